@@ -1,0 +1,50 @@
+"""The sign-in forms of the admin and the browsable API, with the throttle of the REST login."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+from django.contrib.admin.forms import AdminAuthenticationForm
+from django.contrib.auth.forms import AdminPasswordChangeForm, AdminUserCreationForm, AuthenticationForm
+from django.core.exceptions import ValidationError
+from rest_framework.request import Request
+
+from adiuva.accounts import verbs
+from adiuva.accounts.models import Ended, User
+from adiuva.accounts.throttles import address_of, count
+
+
+class _Throttled(AuthenticationForm):
+    def clean(self) -> dict[str, Any]:
+        address = address_of(cast(Request, self.request))
+        email = User.normalize_username(self.cleaned_data.get("username", ""))
+        waits = [count("login_address", address), count("login", address, email)]
+        if any(waits):
+            seconds = math.ceil(max(wait or 0 for wait in waits))
+            raise ValidationError(f"Too many tries. The next is possible in {seconds} s.", code="throttled")
+        return super().clean()
+
+
+class SignIn(_Throttled):
+    """For the browsable API."""
+
+
+class AdminSignIn(_Throttled, AdminAuthenticationForm):
+    """For the admin: staff only."""
+
+
+class NewUser(AdminUserCreationForm):  # type: ignore[type-arg]
+    class Meta:
+        model = User
+        fields = ("email",)
+        field_classes: dict[str, Any] = {}
+
+
+class NewPassword(AdminPasswordChangeForm):  # type: ignore[type-arg]
+    """Staff sets a user's password: that signs the user out everywhere."""
+
+    def save(self, commit: bool = True) -> User:
+        user: User = super().save(commit)
+        verbs.end_sessions(user=user, reason=Ended.PASSWORD)
+        return user

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+
+from adiuva.accounts.models import Session, User
+from adiuva.accounts.verbs import PASSWORD_LENGTH
+
+
+class PasswordField(serializers.CharField):
+    """A password as it was typed, spaces included."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            max_length=PASSWORD_LENGTH,
+            trim_whitespace=False,
+            write_only=True,
+            style={"input_type": "password"},
+            **options,
+        )
+
+
+class CredentialsSerializer(serializers.Serializer[Any]):
+    email = serializers.EmailField(max_length=254, help_text="Upper and lower case are the same.")
+    password = PasswordField()
+
+
+class RefreshSerializer(serializers.Serializer[Any]):
+    refresh_token = serializers.CharField(help_text="The newest one. It can be used once.")
+
+
+class TokensSerializer(serializers.Serializer[Any]):
+    access_token = serializers.CharField(help_text="For `Authorization: Bearer …`.")
+    refresh_token = serializers.CharField(help_text="For /auth/refresh; replaces the one before.")
+    expires_at = serializers.IntegerField(help_text="Unix seconds of the access token's end.")
+
+
+class TicketSerializer(serializers.Serializer[Any]):
+    ticket = serializers.CharField(help_text="For `?ticket=` of the device socket, once.")
+    expires_at = serializers.IntegerField(help_text="Unix seconds.")
+
+
+class PasswordChangeSerializer(serializers.Serializer[Any]):
+    current_password = PasswordField()
+    new_password = PasswordField()
+
+
+class MeSerializer(serializers.ModelSerializer[User]):
+    class Meta:
+        model = User
+        fields = ["id", "email", "tier", "timezone", "locale", "is_staff", "created_at"]
+        read_only_fields = ["id", "email", "tier", "is_staff", "created_at"]
+
+
+class SessionSerializer(serializers.ModelSerializer[Session]):
+    current = serializers.SerializerMethodField(help_text="Whether this request comes from it.")
+
+    class Meta:
+        model = Session
+        fields = ["id", "user_agent", "created_at", "last_used_at", "expires_at", "current"]
+        read_only_fields = fields
+
+    def get_current(self, session: Session) -> bool:
+        return bool(session == self.context["request"].auth)
+
+
+class SessionsEndedSerializer(serializers.Serializer[Any]):
+    ok = serializers.BooleanField(default=True)
+    ended = serializers.IntegerField(help_text="How many devices were signed out.")

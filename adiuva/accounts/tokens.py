@@ -1,0 +1,93 @@
+"""Access and refresh tokens: JSON Web Tokens (RFC 7519), HS256, each kind signed with a key of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Literal
+from uuid import UUID
+
+import jwt
+from django.conf import settings
+from django.utils import timezone
+
+from adiuva import crypto
+from adiuva.accounts.models import Session
+from adiuva.errors import NotAuthenticated
+
+Kind = Literal["access", "refresh"]
+
+_LONGEST = 1024
+_REQUIRED = ["sub", "sid", "iat", "exp", "typ"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a client gets for signing in. `expires_at`: Unix seconds of the access token's end."""
+
+    access_token: str
+    refresh_token: str
+    expires_at: int
+
+
+@dataclass(frozen=True)
+class Claims:
+    user_id: UUID
+    session_id: UUID
+    generation: int
+
+
+@lru_cache(maxsize=32)
+def _key(secret: str, kind: Kind) -> bytes:
+    return crypto.derive(secret.encode(), f"adiuva {kind} token")
+
+
+def _sign(kind: Kind, session: Session, start: datetime, end: datetime, **more: Any) -> str:
+    claims = {
+        "typ": kind,
+        "sub": str(session.user_id),
+        "sid": str(session.pk),
+        "iat": int(start.timestamp()),
+        "exp": int(end.timestamp()),
+        **more,
+    }
+    return jwt.encode(claims, _key(settings.SECRET_KEY, kind), algorithm="HS256")
+
+
+def issue(session: Session) -> Tokens:
+    """Both tokens of a session. The refresh token follows from the row alone: asked twice, it is the same."""
+    now = timezone.now()
+    end = min(now + settings.ACCESS_TOKEN_LIFE, session.expires_at)
+    return Tokens(
+        access_token=_sign("access", session, now, end),
+        refresh_token=_sign(
+            "refresh", session, session.rotated_at, session.expires_at, gen=session.generation
+        ),
+        expires_at=int(end.timestamp()),
+    )
+
+
+def read(token: str, kind: Kind) -> Claims:
+    """The claims of a token of ours that has not expired. Raises NotAuthenticated."""
+    if not token or len(token) > _LONGEST or not token.isascii():
+        raise NotAuthenticated("the token is not valid")
+    for secret in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS):
+        try:
+            claims = jwt.decode(
+                token,
+                _key(secret, kind),
+                algorithms=["HS256"],
+                # `iat` is for people: another server's clock may be ahead of ours.
+                options={"require": _REQUIRED, "verify_iat": False},
+            )
+        except jwt.InvalidSignatureError:
+            continue
+        except jwt.ExpiredSignatureError:
+            raise NotAuthenticated("the token has expired") from None
+        except (jwt.InvalidTokenError, RecursionError):  # PyJWT reads the header before it trusts it
+            break
+        if claims["typ"] != kind:
+            break
+        return Claims(UUID(claims["sub"]), UUID(claims["sid"]), int(claims.get("gen", 0)))
+    raise NotAuthenticated("the token is not valid")

@@ -1,0 +1,27 @@
+"""What counts as a time zone and as a locale."""
+
+from __future__ import annotations
+
+import re
+import zoneinfo
+from functools import cache
+
+from django.core.exceptions import ValidationError
+
+# Language, then script, region and variants: RFC 5646 without the register of what exists.
+_LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
+
+
+@cache
+def _timezones() -> frozenset[str]:
+    return frozenset(zoneinfo.available_timezones())
+
+
+def validate_timezone(value: str) -> None:
+    if value not in _timezones():
+        raise ValidationError("This is not a time zone of the IANA database, such as Europe/Rome.")
+
+
+def validate_locale(value: str) -> None:
+    if not _LOCALE.fullmatch(value):
+        raise ValidationError("This is not a language tag, such as en or pt-BR.")

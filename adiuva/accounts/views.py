@@ -1,0 +1,189 @@
+"""/api/v1/auth/: thin; what happens is in verbs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, cast
+from uuid import UUID
+
+from django.db.models import QuerySet
+from drf_spectacular.utils import extend_schema
+from rest_framework.generics import GenericAPIView, ListAPIView
+from rest_framework.permissions import AllowAny
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from adiuva.accounts import throttles, verbs
+from adiuva.accounts.authentication import BearerAuthentication
+from adiuva.accounts.models import Ended, Session, User
+from adiuva.accounts.serializers import (
+    CredentialsSerializer,
+    MeSerializer,
+    PasswordChangeSerializer,
+    RefreshSerializer,
+    SessionsEndedSerializer,
+    SessionSerializer,
+    TicketSerializer,
+    TokensSerializer,
+)
+from adiuva.api import TOTAL_COUNT, Done, problems
+
+
+def _secret(body: dict[str, Any], status: int = 200) -> Response:
+    return Response(body, status=status, headers={"Cache-Control": "no-store"})
+
+
+class _View(GenericAPIView[Any]):
+    def body(self, request: Request) -> dict[str, Any]:
+        serializer = self.get_serializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        found: dict[str, Any] = serializer.validated_data
+        return found
+
+    @property
+    def me(self) -> User:
+        return cast(User, self.request.user)  # IsAuthenticated let them through
+
+    @property
+    def session(self) -> Session | None:
+        """The session of the bearer token; none for staff in the browser."""
+        return self.request.auth if isinstance(self.request.auth, Session) else None
+
+
+class _OpenView(_View):
+    # No authentication at all: a client whose access token is out of date must get in here.
+    authentication_classes = []
+    permission_classes = [AllowAny]
+
+
+class Register(_OpenView):
+    """Create an account and sign in."""
+
+    serializer_class = CredentialsSerializer
+    throttle_classes = [throttles.PerAddress]
+
+    @extend_schema(auth=[], responses={201: TokensSerializer, **problems(400, 409, 429)})
+    def post(self, request: Request) -> Response:
+        made = verbs.register(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
+        return _secret(asdict(made), 201)
+
+
+class Login(_OpenView):
+    """Sign in. A wrong password, an unknown address and an inactive account get the same answer."""
+
+    serializer_class = CredentialsSerializer
+    throttle_classes = [throttles.PerAddressAndEmail, throttles.PerAddress]
+
+    @extend_schema(auth=[], responses={200: TokensSerializer, **problems(400, 401, 429)})
+    def post(self, request: Request) -> Response:
+        made = verbs.login(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
+        return _secret(asdict(made))
+
+
+class Refresh(_OpenView):
+    """Exchange the newest refresh token for new tokens.
+
+    For half a minute the one before is answered with the same new refresh token, should an answer be lost. An
+    older one ends the session for everybody who holds a token of it (`refresh_reused`).
+    """
+
+    serializer_class = RefreshSerializer
+    throttle_classes = [throttles.Refresh]
+
+    @extend_schema(auth=[], responses={200: TokensSerializer, **problems(400, 401, 429)})
+    def post(self, request: Request) -> Response:
+        return _secret(asdict(verbs.refresh(**self.body(request))))
+
+
+class Logout(_View):
+    """End the session of the token. Its sockets close within seconds."""
+
+    authentication_classes = [BearerAuthentication]
+
+    @extend_schema(request=None, responses={200: Done, **problems(401)})
+    def post(self, request: Request) -> Response:
+        verbs.logout(session=cast(Session, request.auth))
+        return Response({"ok": True})
+
+
+class Me(_View):
+    """The account that is signed in."""
+
+    serializer_class = MeSerializer
+
+    @extend_schema(responses={200: MeSerializer, **problems(401)})
+    def get(self, request: Request) -> Response:
+        return Response(self.get_serializer(self.me).data)
+
+    @extend_schema(responses={200: MeSerializer, **problems(400, 401)})
+    def patch(self, request: Request) -> Response:
+        """Change the time zone or the locale."""
+        serializer = self.get_serializer(self.me, data=request.data, partial=True)
+        serializer.is_valid(raise_exception=True)
+        serializer.save()
+        return Response(serializer.data)
+
+    @extend_schema(responses={200: Done, **problems(401)})
+    def delete(self, request: Request) -> Response:
+        """Delete the account with everything the server holds of it, for ever."""
+        verbs.delete_account(user=self.me)
+        return Response({"ok": True})
+
+
+class Password(_View):
+    """Change the password. All other devices are signed out."""
+
+    serializer_class = PasswordChangeSerializer
+    throttle_classes = [throttles.PerUser]
+
+    @extend_schema(responses={200: Done, **problems(400, 401, 429)})
+    def post(self, request: Request) -> Response:
+        given = self.body(request)
+        verbs.change_password(
+            user=self.me, current=given["current_password"], new=given["new_password"], keep=self.session
+        )
+        return Response({"ok": True})
+
+
+class Ticket(_View):
+    """A one-time ticket for the device socket, for browsers, which cannot send a header there."""
+
+    authentication_classes = [BearerAuthentication]
+
+    @extend_schema(request=None, responses={200: TicketSerializer, **problems(401)})
+    def post(self, request: Request) -> Response:
+        ticket, expires_at = verbs.issue_ticket(session=cast(Session, request.auth))
+        return _secret({"ticket": ticket, "expires_at": expires_at})
+
+
+class Sessions(_View, ListAPIView[Session]):
+    """Where the account is signed in, the last used first."""
+
+    serializer_class = SessionSerializer
+
+    def get_queryset(self) -> QuerySet[Session]:
+        return Session.objects.live().filter(user=self.me).order_by("-last_used_at", "-id")
+
+    @extend_schema(
+        parameters=[TOTAL_COUNT], responses={200: SessionSerializer(many=True), **problems(400, 401)}
+    )
+    def get(self, request: Request) -> Response:
+        return self.list(request)
+
+    @extend_schema(
+        operation_id="auth_sessions_end_others", responses={200: SessionsEndedSerializer, **problems(401)}
+    )
+    def delete(self, request: Request) -> Response:
+        """Sign out all other devices."""
+        ended = verbs.end_sessions(user=self.me, reason=Ended.OTHER_DEVICE, keep=self.session)
+        return Response({"ok": True, "ended": ended})
+
+
+class OneSession(_View):
+    """A device that is signed in."""
+
+    @extend_schema(operation_id="auth_session_end", responses={200: Done, **problems(401, 404)})
+    def delete(self, request: Request, id: UUID) -> Response:
+        """Sign it out."""
+        verbs.end_session(user=self.me, session_id=id)
+        return Response({"ok": True})

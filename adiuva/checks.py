@@ -1,0 +1,90 @@
+"""What production must have.
+
+Django's commands run these checks; processes that run none (ASGI, workers, beat) call refuse_unsafe_start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning, register
+
+from adiuva import env
+
+_SHORTEST_SECRET = 32
+_OFFLINE = "adiuva-offline"
+
+
+@register("adiuva")
+def check_production(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
+    """Nothing in development; in production, what would let strangers in or stop the work."""
+    return list(_problems()) if settings.PRODUCTION else []
+
+
+def refuse_unsafe_start() -> None:
+    """End the process, one line a problem, if production lacks what it must have."""
+    found = [problem for problem in check_production() if problem.is_serious()]
+    if found:
+        raise SystemExit("\n".join(f"{problem.id}: {problem.msg} {problem.hint}" for problem in found))
+
+
+def _problems() -> Iterator[CheckMessage]:
+    secrets = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
+    if settings.DEVELOPMENT_SECRET_KEY in secrets:
+        yield Error(
+            "ADIUVA_SECRET_KEY is missing, or the development one.",
+            hint="Set it to a random text that is kept secret, such as `openssl rand -base64 48` makes.",
+            id="adiuva.E001",
+        )
+    elif any(len(secret) < _SHORTEST_SECRET for secret in secrets):
+        yield Error(
+            f"ADIUVA_SECRET_KEY or a fallback is shorter than {_SHORTEST_SECRET} characters.",
+            hint="Tokens could be forged: use a longer random text.",
+            id="adiuva.E002",
+        )
+    _, _, development = settings.DEVELOPMENT_KEYS.partition(":")
+    if any(entry.partition(":")[2] == development for entry in settings.KEYS):
+        yield Error(
+            "ADIUVA_KEYS is missing, or holds the development key.",
+            hint="Set it to `name:key`, where key is what `openssl rand -base64 32` makes.",
+            id="adiuva.E003",
+        )
+    if not settings.ALLOWED_HOSTS or "*" in settings.ALLOWED_HOSTS:
+        yield Error(
+            "ADIUVA_ALLOWED_HOSTS is empty or allows every host.",
+            hint="List the names under which this server is reached.",
+            id="adiuva.E004",
+        )
+    if settings.DEBUG:
+        yield Error(
+            "ADIUVA_DEBUG is on.",
+            hint="Its error pages show settings and data: turn it off.",
+            id="adiuva.E005",
+        )
+    if env.flag("ADIUVA_EMBEDDED"):
+        yield Error(
+            "ADIUVA_EMBEDDED is on.",
+            hint="The servers of `make run` are for development: set DATABASE_URL and REDIS_URL to your own.",
+            id="adiuva.E006",
+        )
+    if not settings.MODEL["model"]:
+        yield Warning(
+            "ADIUVA_MODEL is not set.",
+            hint="Neither chat nor agents can work without a model.",
+            id="adiuva.W001",
+        )
+    elif _OFFLINE in settings.MODEL["model"]:
+        yield Warning(
+            "ADIUVA_MODEL is the offline model.",
+            hint="It answers by rules and is made for trying Adiuva out.",
+            id="adiuva.W002",
+        )
+    if urlsplit(settings.PUBLIC_URL).scheme != "https":
+        yield Warning(
+            "ADIUVA_PUBLIC_URL does not begin with https.",
+            hint="Sign-in cookies are sent over TLS only, so the admin will not work without.",
+            id="adiuva.W003",
+        )

@@ -1,0 +1,185 @@
+"""Sealing: a key ring wraps one data key a user; the data key seals values bound to their place.
+
+Everything is AES-256-GCM with a random 96-bit nonce (NIST SP 800-38D, 8.2.2: at most 2**32 values a key).
+A sealed value is `version ‖ nonce ‖ ciphertext ‖ tag`; its associated data is the place it belongs to, so a
+value that is moved to another user, table, row or column does not open, and neither does one with a changed bit.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+KEY_BYTES = 32
+_NONCE_BYTES = 12
+_VERSION = b"\x01"
+
+
+class SealBroken(Exception):
+    """The value was altered, moved, or sealed with another key. It says no more on purpose."""
+
+
+def new_key() -> bytes:
+    return os.urandom(KEY_BYTES)
+
+
+def derive(key: bytes, purpose: str) -> bytes:
+    """A key of its own for one purpose (HKDF-SHA256, RFC 5869)."""
+    return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=purpose.encode()).derive(key)
+
+
+def place(*parts: object) -> bytes:
+    """Associated data from parts, each with its length, so that ("ab", "c") is not ("a", "bc")."""
+    return b"".join(len(part).to_bytes(4, "big") + part for part in (str(p).encode() for p in parts))
+
+
+class Cipher:
+    """Seals and unseals with one key, kept so that its schedule is computed once."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._aead = AESGCM(key)
+
+    def seal(self, plain: bytes, where: bytes) -> bytes:
+        nonce = os.urandom(_NONCE_BYTES)
+        return _VERSION + nonce + self._aead.encrypt(nonce, plain, where)
+
+    def unseal(self, sealed: bytes, where: bytes) -> bytes:
+        """Raise SealBroken unless `sealed` is untouched and was sealed for `where`."""
+        if sealed[:1] != _VERSION:
+            raise SealBroken("unknown format")
+        try:
+            return self._aead.decrypt(sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :], where)
+        except (InvalidTag, ValueError):
+            raise SealBroken("the seal is broken") from None
+
+    @cached_property
+    def _index_key(self) -> bytes:
+        return derive(self._key, "adiuva index")
+
+    def fingerprint(self, value: str | bytes, purpose: str) -> bytes:
+        """A keyed hash (HMAC-SHA256, 32 bytes): equal values can be found without being readable."""
+        raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        return hmac.digest(self._index_key, place(purpose) + raw, hashlib.sha256)
+
+
+@dataclass(frozen=True)
+class UserCipher:
+    """A user's data key at work. Places are (table, row, column); the owner is always part of them."""
+
+    owner: str
+    cipher: Cipher
+
+    def seal(self, text: str, table: str, row: object, column: str) -> bytes:
+        return self.cipher.seal(text.encode("utf-8", "surrogatepass"), place(self.owner, table, row, column))
+
+    def unseal(self, sealed: bytes, table: str, row: object, column: str) -> str:
+        plain = self.cipher.unseal(bytes(sealed), place(self.owner, table, row, column))
+        return plain.decode("utf-8", "surrogatepass")
+
+    def fingerprint(self, value: str | bytes, purpose: str) -> bytes:
+        return self.cipher.fingerprint(value, purpose)
+
+
+class Transit:
+    """Seals what passes between processes. Each process writes with a key of its own, named by a salt in front.
+
+    So no key comes near the count that random nonces allow, however many messages all processes send together.
+    """
+
+    _SALT_BYTES = 16
+    _KEPT = 1024
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._keys = keys
+        self._readers: dict[bytes, list[Cipher]] = {}
+        self._pid = 0
+        self._salt, self._writer = b"", Cipher(keys[0])
+
+    def _ciphers(self, salt: bytes) -> list[Cipher]:
+        found = self._readers.get(salt)
+        if found is None:
+            if len(self._readers) >= self._KEPT:
+                self._readers.clear()
+            found = [Cipher(derive(key, f"adiuva transit {salt.hex()}")) for key in self._keys]
+            self._readers[salt] = found
+        return found
+
+    def seal(self, plain: bytes, where: bytes) -> bytes:
+        if self._pid != os.getpid():  # also after a fork
+            self._pid, self._salt = os.getpid(), os.urandom(self._SALT_BYTES)
+            self._writer = self._ciphers(self._salt)[0]
+        return self._salt + self._writer.seal(plain, where)
+
+    def unseal(self, sealed: bytes, where: bytes) -> bytes:
+        """Raise SealBroken unless a process of this ring sealed it for `where`."""
+        for cipher in self._ciphers(sealed[: self._SALT_BYTES]):
+            try:
+                return cipher.unseal(sealed[self._SALT_BYTES :], where)
+            except SealBroken:
+                continue
+        raise SealBroken("no key of the ring opens this message")
+
+
+@dataclass(frozen=True)
+class RingKey:
+    id: str
+    cipher: Cipher
+
+
+class KeyRing:
+    """The keys that wrap data keys, newest first. New wraps use the newest; old ones still open."""
+
+    def __init__(self, keys: Sequence[tuple[str, bytes]]) -> None:
+        if not keys:
+            raise ValueError("the key ring is empty")
+        self._keys = [RingKey(key_id, Cipher(key)) for key_id, key in keys]
+        self._by_id = {key.id: key for key in self._keys}
+        if len(self._by_id) != len(self._keys):
+            raise ValueError("two keys of the ring share an id")
+        # What passes through Redis is sealed for the way; any process of this ring can open it.
+        self.transit = Transit([key for _, key in keys])
+
+    @classmethod
+    def parse(cls, entries: Sequence[str]) -> KeyRing:
+        """From `id:base64` entries of 32 bytes each, newest first. ValueError says which entry is wrong."""
+        keys = []
+        for number, entry in enumerate(entries, 1):
+            key_id, _, encoded = entry.partition(":")
+            try:
+                key = base64.b64decode(encoded, validate=True)
+            except (binascii.Error, ValueError):
+                key = b""
+            if not key_id or len(key) != KEY_BYTES:
+                raise ValueError(f"entry {number} is not of the form id:base64 of {KEY_BYTES} bytes")
+            keys.append((key_id, key))
+        return cls(keys)
+
+    @property
+    def ids(self) -> list[str]:
+        return [key.id for key in self._keys]
+
+    @property
+    def newest(self) -> str:
+        return self._keys[0].id
+
+    def wrap(self, data_key: bytes, owner: str) -> tuple[str, bytes]:
+        """Seal a user's data key; returns the ring key's id and the wrapped key."""
+        return self.newest, self._keys[0].cipher.seal(data_key, place("data key", owner))
+
+    def unwrap(self, key_id: str, wrapped: bytes, owner: str) -> bytes:
+        key = self._by_id.get(key_id)
+        if key is None:
+            raise SealBroken(f"the ring has no key named {key_id!r}")
+        return key.cipher.unseal(wrapped, place("data key", owner))

@@ -1,0 +1,126 @@
+"""Is it alive, and can it work? For load balancers, and for people who wonder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import psycopg
+import redis
+import structlog
+from django.db import connection
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.permissions import AllowAny
+from rest_framework.renderers import JSONRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from adiuva import __version__, heartbeat
+
+_WAIT_S = 2.0
+
+log = structlog.get_logger("adiuva.health")
+
+
+class HealthSerializer(serializers.Serializer[Any]):
+    status = serializers.CharField(default="ok")
+    version = serializers.CharField(default=__version__)
+
+
+class CheckSerializer(serializers.Serializer[Any]):
+    ok = serializers.BooleanField()
+    ms = serializers.FloatField(help_text="How long the check took.")
+    reason = serializers.CharField(required=False, help_text="Why it is not ok, for people.")
+
+
+class ReadySerializer(serializers.Serializer[Any]):
+    status = serializers.CharField(help_text="ok or degraded.")
+    checks = serializers.DictField(child=CheckSerializer())
+
+
+class _Anything(BaseContentNegotiation):
+    """JSON, whatever the asker accepts: a probe is not to be refused over its headers."""
+
+    def select_parser(self, request: Request, parsers: Any) -> Any:
+        return parsers[0]
+
+    def select_renderer(self, request: Request, renderers: Any, format_suffix: Any = None) -> Any:
+        return renderers[0], renderers[0].media_type
+
+
+class _Open(APIView):
+    authentication_classes = []
+    permission_classes = [AllowAny]
+    throttle_classes = []
+    renderer_classes = [JSONRenderer]
+    content_negotiation_class = _Anything
+
+
+class Health(_Open):
+    """This process is alive. Touches neither the database nor Redis."""
+
+    @extend_schema(operation_id="health", responses=HealthSerializer, auth=[])
+    def get(self, request: Request) -> Response:
+        return Response({"status": "ok", "version": __version__})
+
+
+class Ready(_Open):
+    """Everything that users need works: database, Redis, a worker and beat. 503 if something does not."""
+
+    @extend_schema(operation_id="ready", responses={200: ReadySerializer, 503: ReadySerializer}, auth=[])
+    def get(self, request: Request) -> Response:
+        checks = {name: _timed(name, check) for name, check in _CHECKS.items()}
+        ok = all(check["ok"] for check in checks.values())
+        return Response({"status": "ok" if ok else "degraded", "checks": checks}, status=200 if ok else 503)
+
+
+def _timed(name: str, check: Callable[[], str]) -> dict[str, Any]:
+    started = time.perf_counter()
+    reason = check()
+    found: dict[str, Any] = {"ok": not reason, "ms": round((time.perf_counter() - started) * 1000, 1)}
+    if reason:
+        found["reason"] = reason
+        log.warning("not ready", check=name, reason=reason)
+    return found
+
+
+def _database() -> str:
+    pool = cast(Any, connection).pool
+    try:
+        pool.open()
+        # Requests may wait longer for a connection; who asks here does not.
+        with pool.connection(timeout=_WAIT_S) as database:
+            database.execute("SELECT 1")
+    except psycopg.Error as error:
+        # Its message may hold the address and the user; the class says what people need.
+        return f"the database does not answer ({type(error).__name__})"
+    return ""
+
+
+def _redis() -> str:
+    try:
+        heartbeat.ping()
+    except redis.RedisError as error:
+        return f"Redis does not answer ({type(error).__name__})"
+    return ""
+
+
+def _heard(role: heartbeat.Role) -> str:
+    try:
+        if heartbeat.heard(role):
+            return ""
+    except redis.RedisError:
+        return "unknown while Redis does not answer"
+    return f"no {role} was heard in the last {heartbeat.HEARD_S} s"
+
+
+_CHECKS: dict[str, Callable[[], str]] = {
+    "database": _database,
+    "redis": _redis,
+    "worker": lambda: _heard("worker"),
+    "beat": lambda: _heard("beat"),
+}

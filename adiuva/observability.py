@@ -1,0 +1,113 @@
+"""Logs are JSON events with ids. They never hold content, tokens, e-mail addresses or query strings."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from django.http import HttpRequest, HttpResponse
+
+log = structlog.get_logger("adiuva")
+
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
+_QUERY = re.compile(r"\?[^\s\"']*")
+
+
+class HideQueries(logging.Filter):
+    """Take query strings out of records of libraries: old clients put their token there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if "?" in message:
+            record.msg, record.args = _QUERY.sub("?…", message), ()
+        return True
+
+
+_SHARED: list[Any] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+]
+
+
+def configure(level: str, *, as_json: bool) -> dict[str, Any]:
+    """Set structlog up and return Django's LOGGING, so that libraries' records look like ours."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_SHARED,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    renderer: Any = (
+        structlog.processors.JSONRenderer(ensure_ascii=False)
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"hide_queries": {"()": HideQueries}},
+        "formatters": {
+            "event": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": _SHARED,
+                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            }
+        },
+        "handlers": {
+            "out": {"class": "logging.StreamHandler", "formatter": "event", "filters": ["hide_queries"]}
+        },
+        "root": {"handlers": ["out"], "level": level},
+        "loggers": {
+            name: {"level": quiet, "handlers": ["out"], "propagate": False}
+            for name, quiet in {
+                "uvicorn": "WARNING",
+                "uvicorn.access": "ERROR",
+                "daphne": "WARNING",
+                "django.server": "WARNING",
+                "django.channels.server": "WARNING",
+                "celery": "INFO",
+                "celery.worker.strategy": "WARNING",
+                "celery.app.trace": "WARNING",
+                "celery.beat": "WARNING",
+                "django_celery_beat": "WARNING",
+            }.items()
+        },
+    }
+
+
+class RequestLog:
+    """Middleware: gives each request an id, says it back in `X-Request-ID`, logs one event an answer."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        given = request.headers.get("X-Request-ID", "")
+        request_id = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
+        started = time.perf_counter()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            response = self.get_response(request)
+            user = getattr(request, "api_user_id", None) or getattr(
+                getattr(request, "user", None), "pk", None
+            )
+            log.info(
+                "request",
+                method=request.method,
+                path=request.path,
+                status=response.status_code,
+                ms=round((time.perf_counter() - started) * 1000, 1),
+                user_id=str(user) if user else None,
+            )
+        response["X-Request-ID"] = request_id
+        return response

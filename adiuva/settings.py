@@ -1,0 +1,254 @@
+"""Django settings. Every value that differs between installations comes from adiuva.env; see .env.example."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from celery.schedules import schedule
+from django.core.exceptions import ImproperlyConfigured
+
+from adiuva import __version__, env, observability
+from adiuva.crypto import KeyRing
+
+BASE_DIR = env.BASE_DIR
+STATE_DIR = env.state_dir()
+
+# ── What kind of installation this is ───────────────────────────────────────────────────────────────────
+# Without a word on it, an installation with a database of its own is a production one; see adiuva.checks.
+ENVIRONMENT = env.choice(
+    "ADIUVA_ENV",
+    ("development", "production"),
+    "production" if env.text("DATABASE_URL") and not env.flag("ADIUVA_EMBEDDED") else "development",
+)
+PRODUCTION = ENVIRONMENT == "production"
+DEBUG = env.flag("ADIUVA_DEBUG")
+
+# For commands that touch no user's data (makemigrations, schema); production refuses both.
+DEVELOPMENT_SECRET_KEY = "development-only-secret-key-of-no-worth-at-all"  # noqa: S105
+DEVELOPMENT_KEYS = "development:YWRpdXZhLWRldmVsb3BtZW50LW9ubHkta2V5LTAwMSE="
+SECRET_KEY = env.text("ADIUVA_SECRET_KEY", DEVELOPMENT_SECRET_KEY)
+SECRET_KEY_FALLBACKS = env.words("ADIUVA_SECRET_KEY_FALLBACKS")
+KEYS = env.words("ADIUVA_KEYS", (DEVELOPMENT_KEYS,))
+try:
+    KEY_RING = KeyRing.parse(KEYS)
+except ValueError as error:
+    raise ImproperlyConfigured(f"ADIUVA_KEYS: {error}") from None
+
+PORT = env.integer("ADIUVA_PORT", 8000, least=1)
+HOST = env.text("ADIUVA_HOST", "127.0.0.1")
+PUBLIC_URL = env.text("ADIUVA_PUBLIC_URL", f"http://localhost:{PORT}").rstrip("/")
+SERVER = env.choice("ADIUVA_SERVER", ("uvicorn", "daphne"), "uvicorn")
+ALLOWED_HOSTS = env.words("ADIUVA_ALLOWED_HOSTS", () if PRODUCTION else ("localhost", "127.0.0.1", "[::1]"))
+# Origins a browser may open the device socket from; native clients send none.
+ALLOWED_ORIGINS = env.words("ADIUVA_ALLOWED_ORIGINS", (PUBLIC_URL,))
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
+TRUSTED_PROXIES = env.integer("ADIUVA_TRUSTED_PROXIES", 0, least=0)
+
+# ── Applications ────────────────────────────────────────────────────────────────────────────────────────
+INSTALLED_APPS = [
+    *(["daphne"] if "runserver" in sys.argv else []),  # its import brings Twisted: only where it serves
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "django_celery_beat",
+    "channels",
+    "adiuva",
+    "adiuva.accounts",
+    "adiuva.devices",
+    "agents",
+    "chat",
+]
+MIDDLEWARE = [
+    "adiuva.observability.RequestLog",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "adiuva.urls"
+ASGI_APPLICATION = "adiuva.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+STATIC_URL = "static/"
+WHITENOISE_USE_FINDERS = True  # no collectstatic step to forget
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
+
+# ── PostgreSQL ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _database(url: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    if parts.scheme not in {"postgres", "postgresql"} or not parts.path.strip("/"):
+        raise ImproperlyConfigured("DATABASE_URL must look like postgresql://user:password@host:5432/name")
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": unquote(parts.path.lstrip("/")),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": parts.hostname or "",
+        "PORT": str(parts.port or ""),
+        # Under ASGI connections belong to a pool, not to threads.
+        "CONN_MAX_AGE": 0,
+        "CONN_HEALTH_CHECKS": True,  # or each pooled connection would fail once after a restart
+        "OPTIONS": {
+            "pool": {"min_size": 1, "max_size": env.integer("ADIUVA_DB_POOL", 16, least=2), "timeout": 10}
+        },
+    }
+
+
+DATABASES = {"default": _database(env.text("DATABASE_URL", "postgresql://adiuva@127.0.0.1:5432/adiuva"))}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# ── Redis (or Valkey) ───────────────────────────────────────────────────────────────────────────────────
+REDIS_URL = env.text("REDIS_URL", "redis://127.0.0.1:6379/0")
+CHANNEL_LAYERS = {
+    "default": {
+        # socket_timeout: redis-py's own default would end idle subscriptions.
+        "BACKEND": "adiuva.layer.Layer",
+        "CONFIG": {"hosts": [{"address": REDIS_URL, "socket_timeout": None}]},
+    }
+}
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": REDIS_URL,
+        "KEY_PREFIX": "adiuva",
+    }
+}
+
+# ── Celery: a hint to a worker; the row decides ─────────────────────────────────────────────────────────
+CELERY_BROKER_URL = REDIS_URL
+CELERY_RESULT_BACKEND = None
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_WORKER_POOL = "threads"
+CELERY_WORKER_CONCURRENCY = env.integer("ADIUVA_WORKER_CONCURRENCY", 16, least=1)
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_SEND_TASK_EVENTS = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # a worker outlives any restart of Redis
+CELERY_TIMEZONE = "UTC"
+CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_MAX_LOOP_INTERVAL = 5
+CELERY_BEAT_SCHEDULE = {
+    "agents: start what is due": {"task": "agents.tick", "schedule": schedule(timedelta(seconds=30))},
+    "agents: sweep runs": {"task": "agents.sweep", "schedule": schedule(timedelta(seconds=10))},
+    "accounts: end old sessions": {"task": "accounts.prune", "schedule": schedule(timedelta(hours=6))},
+}
+
+# ── Accounts ────────────────────────────────────────────────────────────────────────────────────────────
+AUTH_USER_MODEL = "accounts.User"
+PASSWORD_HASHERS = ["adiuva.accounts.hashers.Argon2id"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+ACCESS_TOKEN_LIFE = timedelta(seconds=env.integer("ADIUVA_ACCESS_TOKEN_S", 900, least=5))
+SESSION_LIFE = timedelta(days=60)  # of a refresh token that is not used
+REFRESH_GRACE = timedelta(seconds=30)  # for an answer that was lost on the way
+TICKET_LIFE = timedelta(seconds=30)
+LOGIN_URL = "rest_framework:login"
+LOGIN_REDIRECT_URL = "/api/v1/"
+
+# ── REST ────────────────────────────────────────────────────────────────────────────────────────────────
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "adiuva.accounts.authentication.BearerAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": [
+        "rest_framework.renderers.JSONRenderer",
+        "rest_framework.renderers.BrowsableAPIRenderer",
+    ],
+    "DEFAULT_PARSER_CLASSES": ["adiuva.parsers.JSONParser", "rest_framework.parsers.FormParser"],
+    "DEFAULT_PAGINATION_CLASS": "adiuva.api.PageLimitPagination",
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_THROTTLE_RATES": {
+        "login": env.text("ADIUVA_LOGIN_RATE", "10/min"),  # an address and an e-mail
+        "login_address": env.text("ADIUVA_LOGIN_ADDRESS_RATE", "60/min"),
+        "refresh": env.text("ADIUVA_REFRESH_RATE", "120/min"),
+    },
+    "EXCEPTION_HANDLER": "adiuva.api.exception_handler",
+    "NUM_PROXIES": TRUSTED_PROXIES,
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Adiuva",
+    "DESCRIPTION": "The server that thinks for a freelancer's data and leaves it on the freelancer's device.",
+    "VERSION": __version__,
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+}
+
+# ── Models ──────────────────────────────────────────────────────────────────────────────────────────────
+MODEL = {
+    "model": env.text("ADIUVA_MODEL"),
+    "api_base": env.text("ADIUVA_MODEL_API_BASE"),
+    "api_key": env.text("ADIUVA_MODEL_API_KEY"),
+}
+EMBEDDING_MODEL = {
+    "model": env.text("ADIUVA_EMBEDDING_MODEL"),
+    "api_base": env.text("ADIUVA_EMBEDDING_MODEL_API_BASE"),
+    "api_key": env.text("ADIUVA_EMBEDDING_MODEL_API_KEY"),
+}
+MODEL_TIMEOUT_S = env.number("ADIUVA_MODEL_TIMEOUT_S", 120.0)
+MODEL_CONCURRENCY = env.integer("ADIUVA_MODEL_CONCURRENCY", 24, least=1)
+
+# ── Device socket: seconds, bytes and counts of the protocol ────────────────────────────────────────────
+SOCKET = {
+    "ping_s": env.number("ADIUVA_PING_S", 30.0),
+    "pong_s": env.number("ADIUVA_PONG_S", 10.0),
+    "hello_s": env.number("ADIUVA_HELLO_S", 10.0),
+    "answer_s": env.number("ADIUVA_ANSWER_S", 30.0),  # of a device, to a tool call
+    "max_inflight": 8,
+}
+
+# ── The rest ────────────────────────────────────────────────────────────────────────────────────────────
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = False
+LOGGING = observability.configure(
+    env.text("ADIUVA_LOG_LEVEL", "INFO"), as_json=env.flag("ADIUVA_LOG_JSON", True)
+)
+
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+if PRODUCTION:
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
+    SECURE_HSTS_SECONDS = env.integer("ADIUVA_HSTS_S", 0, least=0)
+X_FRAME_OPTIONS = "DENY"

@@ -1,0 +1,47 @@
+from django.contrib import admin
+from django.contrib.auth.views import LoginView, LogoutView
+from django.urls import URLPattern, URLResolver, include, path, re_path
+from django.views.generic import RedirectView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from rest_framework.permissions import AllowAny
+
+from adiuva import health, views
+from adiuva.accounts.forms import SignIn
+
+_open = {"authentication_classes": [], "permission_classes": [AllowAny]}
+
+v1: list[URLPattern | URLResolver] = [
+    path("", views.Root.as_view(), name="api-root"),
+    path("health", health.Health.as_view(), name="health"),
+    path("health/ready", health.Ready.as_view(), name="ready"),
+    path("auth/", include("adiuva.accounts.urls")),
+    path("", include("adiuva.devices.urls")),
+    path("", include("agents.urls")),
+    path("", include("adiuva.devices.urls")),
+    path("", include("agents.urls")),
+    path("schema/", SpectacularAPIView.as_view(**_open), name="schema"),
+    path("docs/", SpectacularSwaggerView.as_view(url_name="schema", **_open), name="docs"),
+]
+
+sign_in = [
+    path(
+        "login/",
+        LoginView.as_view(template_name="rest_framework/login.html", authentication_form=SignIn),
+        name="login",
+    ),
+    path("logout/", LogoutView.as_view(), name="logout"),
+]
+
+urlpatterns: list[URLPattern | URLResolver] = [
+    path("", views.index, name="index"),
+    path("admin/", admin.site.urls),
+    path("api-auth/", include((sign_in, "rest_framework"))),  # DRF's name, for the links of its pages
+    path("api/v1", RedirectView.as_view(pattern_name="api-root")),
+    path("api/v1/", include(v1)),
+    re_path("^api/", views.no_endpoint),
+]
+
+handler400 = views.bad_request
+handler403 = views.forbidden
+handler404 = views.not_found
+handler500 = views.server_error

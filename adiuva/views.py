@@ -1,0 +1,96 @@
+"""Pages and answers that belong to no room: what runs here, what the API offers, what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import render
+from django.urls import URLPattern, URLResolver, get_resolver
+from django.views import defaults
+from drf_spectacular.utils import extend_schema
+from rest_framework.permissions import AllowAny
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from adiuva import __version__
+
+_PREFIX = "api/v1/"
+
+
+def index(request: HttpRequest) -> HttpResponse:
+    return render(request, "index.html", {"version": __version__})
+
+
+class Root(APIView):
+    """What this API offers. Sign in with a bearer token, or here in the browser as staff."""
+
+    name = "Adiuva API"
+    permission_classes = [AllowAny]
+
+    @extend_schema(exclude=True)
+    def get(self, request: Request) -> Response:
+        return Response({path: request.build_absolute_uri(f"/{_PREFIX}{path}") for path in _readable()})
+
+
+def _readable() -> list[str]:
+    """The paths under the prefix that take no parameter and answer GET, in the order of the URL conf."""
+    found: dict[str, None] = {}
+
+    def walk(patterns: list[URLPattern | URLResolver], above: str) -> None:
+        for pattern in patterns:
+            # DRF's routers make regular expressions.
+            path = above + str(pattern.pattern).removeprefix("^").removesuffix("$")
+            if isinstance(pattern, URLResolver):
+                walk(pattern.url_patterns, path)
+            elif (
+                path.startswith(_PREFIX)
+                and path != _PREFIX
+                and not set("<(") & set(path)
+                and _has_get(pattern)
+            ):
+                found[path.removeprefix(_PREFIX)] = None
+
+    walk(get_resolver().url_patterns, "")
+    return list(found)
+
+
+def _has_get(pattern: URLPattern) -> bool:
+    actions = getattr(pattern.callback, "actions", None)
+    view = getattr(pattern.callback, "cls", None) or getattr(pattern.callback, "view_class", None)
+    return "get" in actions if actions is not None else hasattr(view, "get")
+
+
+_REFUSALS = {
+    400: ("bad_request", "the server does not understand this request"),
+    403: ("forbidden", "you may not do this"),
+    404: ("not_found", "there is nothing here"),
+    500: ("server_error", "something went wrong on the server, and was logged"),
+}
+
+
+def _refuse(status: int) -> JsonResponse:
+    code, message = _REFUSALS[status]
+    return JsonResponse({"code": code, "message": message}, status=status)
+
+
+def no_endpoint(request: HttpRequest) -> HttpResponse:
+    """Ends the URL conf for /api/, so that an unknown path is JSON whatever DEBUG says."""
+    return _refuse(404)
+
+
+def _handler(status: int, page: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Django's page for people, JSON below /api/. Django has logged the cause; the answer has no detail."""
+
+    def handle(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return _refuse(status) if request.path.startswith("/api/") else page(request, *args, **kwargs)
+
+    return handle
+
+
+bad_request = _handler(400, defaults.bad_request)
+forbidden = _handler(403, defaults.permission_denied)
+not_found = _handler(404, defaults.page_not_found)
+server_error = _handler(500, defaults.server_error)

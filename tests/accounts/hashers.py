@@ -1,0 +1,15 @@
+from adiuva.accounts.hashers import Argon2id
+
+
+class Counting(Argon2id):
+    """Counts how often a password was hashed."""
+
+    hashed = 0
+
+    def encode(self, password: str, salt: str) -> str:
+        Counting.hashed += 1
+        return super().encode(password, salt)
+
+    def verify(self, password: str, encoded: str) -> bool:
+        Counting.hashed += 1
+        return super().verify(password, encoded)

@@ -1,0 +1,112 @@
+"""Production refuses to start on what is for development; real processes show it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.test import override_settings
+
+from adiuva import env
+from adiuva.checks import check_production, refuse_unsafe_start
+
+SAFE: dict[str, Any] = {
+    "PRODUCTION": True,
+    "SECRET_KEY": "s" * 40,
+    "SECRET_KEY_FALLBACKS": [],
+    "KEYS": [f"2026:{base64.b64encode(os.urandom(32)).decode()}"],
+    "ALLOWED_HOSTS": ["adiuva.example"],
+    "DEBUG": False,
+    "MODEL": {"model": "openai/some-model", "api_base": "", "api_key": ""},
+    "PUBLIC_URL": "https://adiuva.example",
+}
+
+
+def found(**changed: Any) -> list[str]:
+    with override_settings(**{**SAFE, **changed}):
+        return [str(problem.id) for problem in check_production()]
+
+
+def test_a_safe_installation_has_nothing_to_complain_about() -> None:
+    assert found() == []
+    with override_settings(**SAFE):
+        refuse_unsafe_start()
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"SECRET_KEY": settings.DEVELOPMENT_SECRET_KEY}, "adiuva.E001"),
+        ({"SECRET_KEY_FALLBACKS": [settings.DEVELOPMENT_SECRET_KEY]}, "adiuva.E001"),
+        ({"SECRET_KEY": "s" * 31}, "adiuva.E002"),
+        ({"SECRET_KEY_FALLBACKS": ["short"]}, "adiuva.E002"),
+        ({"KEYS": [settings.DEVELOPMENT_KEYS]}, "adiuva.E003"),
+        ({"KEYS": [*SAFE["KEYS"], "renamed:" + settings.DEVELOPMENT_KEYS.partition(":")[2]]}, "adiuva.E003"),
+        ({"ALLOWED_HOSTS": []}, "adiuva.E004"),
+        ({"ALLOWED_HOSTS": ["adiuva.example", "*"]}, "adiuva.E004"),
+        ({"DEBUG": True}, "adiuva.E005"),
+        ({"MODEL": {"model": ""}}, "adiuva.W001"),
+        ({"MODEL": {"model": "openai/adiuva-offline"}}, "adiuva.W002"),
+        ({"PUBLIC_URL": "http://adiuva.example"}, "adiuva.W003"),
+    ],
+)
+def test_each_unsafe_setting_is_found_in_production_only(changed: dict[str, Any], expected: str) -> None:
+    assert found(**changed) == [expected]
+    assert found(**changed, PRODUCTION=False) == []
+    with override_settings(**{**SAFE, **changed}):
+        if expected.startswith("adiuva.E"):
+            with pytest.raises(SystemExit, match=expected):
+                refuse_unsafe_start()
+        else:
+            refuse_unsafe_start()
+
+
+def test_servers_for_development_are_refused_in_production(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env, "_values", {"ADIUVA_EMBEDDED": "1"})
+    assert found() == ["adiuva.E006"]
+
+
+# ── Real processes ──────────────────────────────────────────────────────────────────────────────────────
+
+COMMANDS = {
+    "web": ["-m", "uvicorn", "adiuva.asgi:application", "--port", "0"],
+    "worker": ["-m", "celery", "-A", "adiuva", "worker"],
+    "beat": ["-m", "celery", "-A", "adiuva", "beat"],
+    "check": ["manage.py", "check"],
+}
+
+
+def run(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end with a database of its own, where nobody answers, and nothing else."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ADIUVA_")}
+    environment |= {
+        "ADIUVA_ENV_FILE": os.devnull,
+        "ADIUVA_STATE_DIR": str(folder),
+        "DATABASE_URL": "postgresql://adiuva@127.0.0.1:9/adiuva",
+    }
+    return subprocess.run(
+        [sys.executable, *COMMANDS[name]],
+        cwd=settings.BASE_DIR,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_without_secrets_no_process_starts_in_production(name: str, tmp_path: Path) -> None:
+    ended = run(name, tmp_path)
+    said = ended.stdout + ended.stderr
+    assert ended.returncode != 0
+    for problem in ("adiuva.E001", "adiuva.E003", "adiuva.E004"):
+        assert problem in said
+    assert "Traceback" not in said
+    assert settings.DEVELOPMENT_SECRET_KEY not in said
