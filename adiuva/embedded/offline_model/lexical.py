@@ -1,0 +1,45 @@
+"""Embeddings by words and letters: hashed n-grams. They find shared words and their forms, not shared meaning."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from itertools import pairwise
+from zlib import crc32
+
+DIMENSIONS = 512
+_WORD = re.compile(r"\w+")
+_MOST_CHARS = 100_000
+
+
+def embed(text: str) -> list[float]:
+    """A vector of length 1 (of zeros for a text without words), the same in every process."""
+    vector = [0.0] * DIMENSIONS
+    words = _WORD.findall(unicodedata.normalize("NFKC", text[:_MOST_CHARS]).casefold())
+    counts: dict[str, int] = {}
+    for feature in _features(words):
+        counts[feature] = counts.get(feature, 0) + 1
+    for feature, count in counts.items():
+        number = crc32(feature.encode("utf-8", "surrogatepass"))
+        weight = _weight(feature) * (1 + math.log(count))
+        # A sign of the hash keeps features that meet in one place from adding up.
+        vector[number % DIMENSIONS] += weight if number & 0x8000_0000 else -weight
+    length = math.sqrt(sum(x * x for x in vector))
+    return [round(x / length, 7) for x in vector] if length else vector
+
+
+def _features(words: list[str]) -> list[str]:
+    found = [f"w {word}" for word in words]
+    found += [f"p {first} {second}" for first, second in pairwise(words)]
+    for word in words:
+        framed = f"<{word[:40]}>"
+        found += [f"c {framed[start : start + 4]}" for start in range(max(1, len(framed) - 3))]
+    return found
+
+
+def _weight(feature: str) -> float:
+    kind, _, rest = feature.partition(" ")
+    if kind == "w":
+        return 1.0 if len(rest) > 3 else 0.3  # short words are mostly grammar
+    return 0.5 if kind == "p" else 0.35

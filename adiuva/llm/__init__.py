@@ -1,0 +1,115 @@
+"""Language models: one interface for chat, structured output and embeddings.
+
+`openai/<name>` goes through our own client to any endpoint with the OpenAI HTTP API (`api_base`); every other
+name is LiteLLM's, and nothing else in Adiuva imports that. What a model returns is data of an untrusted
+author.
+
+    async for deltas in llm.chat_model().stream(messages, tools=tools):
+        for delta in deltas:
+            match delta:
+                case llm.Text(text): ...
+                case llm.ToolCall(id, name, arguments): ...
+                case llm.Finish(reason, usage): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+from django.conf import settings
+
+from adiuva.llm import openai, through_litellm, transport
+from adiuva.llm.answers import find_json
+from adiuva.llm.errors import (
+    BadOutput,
+    ModelError,
+    ModelGarbled,
+    ModelInterrupted,
+    ModelNotConfigured,
+    ModelRateLimited,
+    ModelRejected,
+    ModelTimeout,
+    ModelUnavailable,
+)
+from adiuva.llm.models import ChatModel, EmbeddingModel
+from adiuva.llm.types import (
+    Delta,
+    Finish,
+    Message,
+    Reply,
+    Schema,
+    Structured,
+    Text,
+    Tool,
+    ToolCall,
+    Usage,
+    WireToolCall,
+)
+
+__all__ = [
+    "BadOutput",
+    "ChatModel",
+    "Delta",
+    "EmbeddingModel",
+    "Finish",
+    "Message",
+    "ModelError",
+    "ModelGarbled",
+    "ModelInterrupted",
+    "ModelNotConfigured",
+    "ModelRateLimited",
+    "ModelRejected",
+    "ModelTimeout",
+    "ModelUnavailable",
+    "Reply",
+    "Schema",
+    "Structured",
+    "Text",
+    "Tool",
+    "ToolCall",
+    "Usage",
+    "WireToolCall",
+    "aclose",
+    "chat_model",
+    "embedding_model",
+    "find_json",
+]
+
+
+def chat_model(configured: Mapping[str, str] | None = None) -> ChatModel:
+    """The model of settings.MODEL, or of a mapping like it, built once. Raise ModelNotConfigured."""
+    return _chat_model(*_named(settings.MODEL if configured is None else configured, "ADIUVA_MODEL"))
+
+
+def embedding_model(configured: Mapping[str, str] | None = None) -> EmbeddingModel:
+    """The model of settings.EMBEDDING_MODEL, or of a mapping like it."""
+    given = settings.EMBEDDING_MODEL if configured is None else configured
+    return _embedding_model(*_named(given, "ADIUVA_EMBEDDING_MODEL"))
+
+
+async def aclose() -> None:
+    """Close the running loop's connections to models. A worker does so at the end of each run's loop."""
+    await transport.aclose()
+    await through_litellm.aclose()
+
+
+def _named(configured: Mapping[str, str], variable: str) -> tuple[str, str, str]:
+    name = configured.get("model", "")
+    if not name or name == "openai/":
+        raise ModelNotConfigured(f"no model is configured: set {variable}")
+    return name, configured.get("api_base", ""), configured.get("api_key", "")
+
+
+@cache
+def _chat_model(name: str, api_base: str, api_key: str) -> ChatModel:
+    if name.startswith("openai/"):
+        return openai.OpenAIChat(name, transport.Endpoint(api_base or openai.DEFAULT_BASE, api_key))
+    return through_litellm.LiteLLMChat(name, api_base, api_key)
+
+
+@cache
+def _embedding_model(name: str, api_base: str, api_key: str) -> EmbeddingModel:
+    if name.startswith("openai/"):
+        return openai.OpenAIEmbeddings(name, transport.Endpoint(api_base or openai.DEFAULT_BASE, api_key))
+    return through_litellm.LiteLLMEmbeddings(name, api_base, api_key)

@@ -1,0 +1,203 @@
+"""HTTP to a model's endpoint: a session and limits for each event loop, bounded answers, errors by name."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import aiohttp
+import orjson
+import structlog
+from django.conf import settings
+from yarl import URL
+
+from adiuva.llm import errors
+from adiuva.llm.wire import loads
+
+MAX_BYTES = 32 * 1024 * 1024
+MAX_REFUSAL_BYTES = 64 * 1024
+CONNECT_S = 10.0
+TRIES = 3
+FIRST_PAUSE_S = 0.5
+LONGEST_WAIT_S = 60.0  # that a provider may ask of us before we tell the caller instead
+
+T = TypeVar("T")
+log = structlog.get_logger("adiuva.llm")
+
+
+class _Loop:
+    """What belongs to one event loop: its HTTP session and its limits by endpoint."""
+
+    def __init__(self) -> None:
+        self.limits: dict[str, asyncio.Semaphore] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=300),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"User-Agent": "adiuva", "Accept-Encoding": "identity"},
+            )
+        return self._session
+
+    async def aclose(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
+_guard = threading.Lock()  # workers run loops in several threads
+
+
+def here() -> _Loop:
+    loop = asyncio.get_running_loop()
+    with _guard:
+        found = _loops.get(loop)
+        if found is None:
+            # A session knows its loop and so keeps it alive: let those go that ended without aclose().
+            for ended in [other for other in _loops if other.is_closed()]:
+                del _loops[ended]
+            found = _loops[loop] = _Loop()
+        return found
+
+
+def limit(endpoint: str) -> asyncio.Semaphore:
+    """How many requests may be under way to an endpoint from this event loop."""
+    limits = here().limits
+    if endpoint not in limits:
+        limits[endpoint] = asyncio.Semaphore(settings.MODEL_CONCURRENCY)
+    return limits[endpoint]
+
+
+async def aclose() -> None:
+    with _guard:
+        found = _loops.pop(asyncio.get_running_loop(), None)
+    if found is not None:
+        await found.aclose()
+
+
+async def pause_before_retry(error: errors.ModelError, tried: int, model: str) -> None:
+    """Wait as long as the provider asks, else with backoff and jitter; raise the error if no retry is due."""
+    if not error.transient or isinstance(error, errors.ModelTimeout) or tried >= TRIES:
+        raise error
+    if error.retry_after is not None and error.retry_after > LONGEST_WAIT_S:
+        raise error
+    seconds = FIRST_PAUSE_S * 2 ** (tried - 1) * random.uniform(0.5, 1.0)
+    if error.retry_after is not None:
+        seconds = error.retry_after + random.uniform(0, 0.1)
+    log.info("model.retry", model=model, code=error.code, tried=tried, pause_s=round(seconds, 2))
+    await asyncio.sleep(seconds)
+
+
+async def patiently(model: str, endpoint: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    """What an attempt returns, with a place at the endpoint for each and pauses, without a place, between."""
+    tried = 0
+    while True:
+        try:
+            async with limit(endpoint):
+                return await attempt()
+        except errors.ModelError as error:
+            failure = error
+        tried += 1
+        await pause_before_retry(failure, tried, model)
+
+
+class Endpoint:
+    """An OpenAI-compatible address and the key for it. The key goes into one header and nowhere else."""
+
+    def __init__(self, api_base: str, api_key: str) -> None:
+        try:
+            url = URL(api_base)
+        except ValueError:
+            url = URL()
+        if url.scheme not in {"http", "https"} or not url.host or url.user or url.password:
+            raise errors.ModelNotConfigured("the model's api_base is not a plain http or https address")
+        self._base = url
+        self.name = str(url.with_query(None)).rstrip("/")
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+
+    @property
+    def host(self) -> str:
+        return self._base.host or ""
+
+    async def ask(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON that the endpoint answers."""
+        timeout = aiohttp.ClientTimeout(total=settings.MODEL_TIMEOUT_S, sock_connect=CONNECT_S)
+        async with self.post(path, body, timeout) as response:
+            return await _json(response)
+
+    @asynccontextmanager
+    async def post(
+        self, path: str, body: dict[str, Any], timeout: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A successful answer, its body unread; leaving the block early closes the connection at once."""
+        url = self._base.joinpath(path).with_query(self._base.query)
+        try:
+            response = await here().session.post(
+                url, data=orjson.dumps(body), headers=self._headers, timeout=timeout, allow_redirects=False
+            )
+            try:
+                if response.status != 200:
+                    raise await _refusal(response)
+                yield response
+            finally:
+                # Back to the pool if it was read to its end, else closed.
+                response.release()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            # Not `from error`: aiohttp's errors can hold the request's headers, and so the key.
+            raise _named(error) from None
+
+
+async def pieces(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+    """What each read of the socket brought, as it comes."""
+    size = 0
+    while piece := await response.content.readany():
+        size += len(piece)
+        if size > MAX_BYTES:
+            raise errors.ModelGarbled("the model's answer is without end")
+        yield piece
+
+
+async def _json(response: aiohttp.ClientResponse) -> Any:
+    try:
+        return loads(b"".join([piece async for piece in pieces(response)]))
+    except ValueError:
+        raise errors.ModelGarbled(
+            "the model's address answers, but not with JSON: check the api_base"
+        ) from None
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> errors.ModelError:
+    raw, body = b"", None
+    try:
+        async for piece in pieces(response):
+            raw += piece
+            if len(raw) > MAX_REFUSAL_BYTES:
+                break
+        body = loads(raw)
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        pass  # the status says enough
+    return errors.from_status(response.status, body, response.headers, text=raw.decode("utf-8", "replace"))
+
+
+def _named(error: Exception) -> errors.ModelError:
+    if isinstance(error, TimeoutError):
+        return errors.ModelTimeout("the model did not answer in time")
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return errors.ModelInterrupted("the model's answer broke off")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return errors.ModelGarbled("the model's address does not answer in HTTP")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return errors.ModelRejected("no secure connection to the model: its certificate is not trusted")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return errors.ModelUnavailable("the model cannot be reached: no connection to its address")
+    return errors.ModelUnavailable(f"the connection to the model broke ({type(error).__name__})")

@@ -1,0 +1,129 @@
+"""What goes to a model and what comes back. Messages and tools have the OpenAI wire shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypedDict
+
+
+class FunctionCall(TypedDict):
+    name: str
+    arguments: str
+
+
+class WireToolCall(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class _Role(TypedDict):
+    role: Literal["system", "user", "assistant", "tool"]
+
+
+class Message(_Role, total=False):
+    content: str | list[dict[str, Any]] | None
+    name: str
+    tool_calls: list[WireToolCall]
+    tool_call_id: str
+
+
+Tool = Mapping[str, Any]
+"""`{"type": "function", "function": {"name", "description", "parameters": JSON Schema}}`"""
+
+
+class Schema(NamedTuple):
+    """A JSON Schema that the answer is to fit, with the name it goes by."""
+
+    name: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens. `cached_tokens` is the part of the input that the provider had in its cache."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """`arguments` is JSON as the model wrote it: untrusted, and perhaps not JSON at all."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def wire(self) -> WireToolCall:
+        return {
+            "id": self.id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The last delta. `reason`: stop, length, tool_calls, content_filter or the provider's own."""
+
+    reason: str
+    usage: Usage
+
+
+Delta = Text | ToolCall | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    text: str
+    tool_calls: tuple[ToolCall, ...]
+    finish: str
+    usage: Usage
+
+    @property
+    def ending(self) -> Finish:
+        return Finish(self.finish, self.usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Structured:
+    """`value` is what `text` holds as JSON: data of an untrusted author, not checked against the schema."""
+
+    value: Any
+    text: str
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to a chat model."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Tool] | None = None
+    schema: Schema | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+
+    @property
+    def response_format(self) -> dict[str, Any] | None:
+        if self.schema is None:
+            return None
+        return {
+            "type": "json_schema",
+            "json_schema": {"name": self.schema.name, "schema": dict(self.schema.body)},
+        }

@@ -1,0 +1,247 @@
+"""The OpenAI wire format read tolerantly: server-sent events, streamed chunks, whole answers.
+
+This is the hot path of every chat: a chunk is split off, parsed and merged in a few microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import orjson
+
+from adiuva.llm import errors
+from adiuva.llm.types import Delta, Finish, Reply, Text, ToolCall, Usage
+
+MAX_EVENT_BYTES = 4 * 1024 * 1024
+DONE = b"[DONE]"
+
+
+def loads(raw: bytes | str) -> Any:
+    """JSON, also with lone surrogates: some providers cut an escaped pair in two. Raise ValueError."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        try:
+            text = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+            return printable(json.loads(text, parse_constant=lambda _: None))
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+
+def printable(value: Any) -> Any:
+    """The JSON value with lone surrogates replaced, so that it can be stored and sent on."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError:
+        return json.loads(text.encode("utf-8", "replace"))
+    return value
+
+
+class EventLines:
+    """Bytes of an event stream in, the data of its events out, however the bytes were split.
+
+    After https://html.spec.whatwg.org/multipage/server-sent-events.html, save that a lone CR ends no line.
+    """
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []  # of a line whose end has not come
+        self._size = 0
+        self._data: list[bytes] = []  # of an event whose end has not come
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        end = piece.rfind(b"\n")
+        if end < 0:
+            self._rest.append(piece)
+            self._bound(len(piece))
+            return []
+        head = piece[:end]
+        if self._rest:
+            self._rest.append(head)
+            head = b"".join(self._rest)
+        self._rest = [piece[end + 1 :]] if end + 1 < len(piece) else []
+        self._size = len(piece) - end - 1
+        return self._lines(head)
+
+    def close(self) -> list[bytes]:
+        """The stream has ended: what its last, perhaps unfinished event holds."""
+        found = self._lines(b"".join(self._rest) + b"\n")
+        self._rest = []
+        return found
+
+    def _lines(self, block: bytes) -> list[bytes]:
+        found: list[bytes] = []
+        data = self._data
+        for line in block.split(b"\n"):
+            if line[:5] == b"data:":
+                data.append(line[5:].strip())
+            elif data and (not line or line == b"\r"):
+                found.append(data[0] if len(data) == 1 else b"\n".join(data))
+                data.clear()
+            # Comments, `event:`, `id:` and `retry:` say nothing that we need.
+        if data:
+            self._bound(sum(map(len, data)))
+        return found
+
+    def _bound(self, more: int) -> None:
+        self._size += more
+        if self._size > MAX_EVENT_BYTES:
+            raise errors.ModelGarbled("the model's stream holds an event without end")
+
+
+class _Call:
+    __slots__ = ("arguments", "id", "name")
+
+    def __init__(self) -> None:
+        self.id, self.name, self.arguments = "", "", [""]
+
+
+class Assembler:
+    """Data of events in, deltas out: text at once, tool calls and the finish when the stream has ended."""
+
+    def __init__(self) -> None:
+        self.done = False  # [DONE] has come
+        self.reason = ""
+        self._usage = Usage()
+        self._calls: list[_Call] = []
+        self._by_index: dict[int, _Call] = {}
+
+    def feed(self, events: list[bytes]) -> list[Delta]:
+        """The text that these events bring, as one delta; raise what an error among them says."""
+        chunks: list[Any] = []
+        for data in events:
+            if data == DONE:
+                self.done = True
+                break
+            try:
+                chunks.append(orjson.loads(data))
+            except orjson.JSONDecodeError:
+                chunks.append(_chunk(data))
+        return self.take(chunks)
+
+    def take(self, chunks: list[Any]) -> list[Delta]:
+        """The same for chunks that are parsed already."""
+        texts: list[str] = []
+        try:
+            for chunk in chunks:
+                choices = chunk.get("choices")
+                if choices:
+                    choice = choices[0]
+                    delta = choice.get("delta")
+                    if delta:
+                        text = delta.get("content")
+                        if text:
+                            texts.append(text)
+                        if delta.get("tool_calls"):
+                            self._take_calls(delta["tool_calls"])
+                    if choice.get("finish_reason"):
+                        self.reason = str(choice["finish_reason"])
+                if chunk.get("usage"):
+                    self._usage = usage(chunk["usage"])
+                if chunk.get("error"):
+                    raise errors.from_event(chunk["error"])
+            return [Text("".join(texts))] if texts else []
+        except (AttributeError, TypeError, LookupError):
+            raise errors.ModelGarbled("the model's stream holds a chunk of an unknown shape") from None
+
+    def finish(self) -> list[Delta]:
+        """The tool calls and the finish; raise ModelInterrupted if the stream broke off before its end."""
+        if not self.reason and not self.done:
+            raise errors.ModelInterrupted("the model's answer broke off")
+        calls = [tool_call(call.id, call.name, "".join(call.arguments)) for call in self._calls]
+        reason = self.reason or ("tool_calls" if calls else "stop")
+        return [*calls, Finish(reason, self._usage)]
+
+    def _take_calls(self, pieces: list[dict[str, Any]]) -> None:
+        for piece in pieces:
+            index, call_id = piece.get("index"), piece.get("id")
+            call = self._calls[-1] if index is None and self._calls else self._by_index.get(index or 0)
+            # Some providers give every call the index 0, or none: a new id begins a new call.
+            if call is None or (call_id and call.id and call_id != call.id):
+                call = _Call()
+                self._calls.append(call)
+                self._by_index[index or 0] = call
+            function = piece.get("function") or {}
+            call.id = call.id or str(call_id or "")
+            call.name = call.name or str(function.get("name") or "")
+            call.arguments.append(_arguments(function.get("arguments")))
+
+
+def reply(body: Any) -> Reply:
+    """A whole chat completion. Raise ModelGarbled if it is none, or what its error object says."""
+    if isinstance(body, dict) and body.get("error"):
+        raise errors.from_event(body["error"])
+    try:
+        choice = body["choices"][0]
+        message = choice["message"]
+        calls = tuple(
+            tool_call(
+                str(call.get("id") or ""),
+                str(call["function"].get("name") or ""),
+                _arguments(call["function"].get("arguments")),
+            )
+            for call in message.get("tool_calls") or ()
+        )
+        text = _content(message.get("content")) or str(message.get("refusal") or "")
+        reason = str(choice.get("finish_reason") or ("tool_calls" if calls else "stop"))
+        return Reply(text, calls, reason, usage(body.get("usage")))
+    except (AttributeError, TypeError, LookupError):
+        raise errors.ModelGarbled("the model's answer is no chat completion") from None
+
+
+def vectors(body: Any, count: int) -> list[list[float]]:
+    """The vectors of an embeddings answer in the order of the texts, all of one length."""
+    if isinstance(body, dict) and body.get("error"):
+        raise errors.from_event(body["error"])
+    try:
+        rows = {row.get("index", place): row["embedding"] for place, row in enumerate(body["data"])}
+        found = [[float(x) for x in rows[place]] for place in range(count)]
+    except (AttributeError, TypeError, ValueError, LookupError):
+        found = []
+    if len(found) != count or len({len(vector) for vector in found}) > 1 or not all(found):
+        raise errors.ModelGarbled("the embedding model's answer does not fit the question")
+    return found
+
+
+def usage(body: Any) -> Usage:
+    if not isinstance(body, dict):
+        return Usage()
+    details = body.get("prompt_tokens_details")
+    return Usage(
+        _count(body.get("prompt_tokens")),
+        _count(body.get("completion_tokens")),
+        _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+    )
+
+
+def tool_call(call_id: str, name: str, arguments: str) -> ToolCall:
+    if not name:
+        raise errors.ModelGarbled("the model called a tool without naming it")
+    return ToolCall(call_id or f"call_{uuid.uuid4().hex}", name, arguments or "{}")
+
+
+def _chunk(data: bytes) -> Any:
+    try:
+        return loads(data)
+    except ValueError:
+        raise errors.ModelGarbled("the model's stream holds a chunk that is no JSON") from None
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(
+            part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
+        )
+    return content if isinstance(content, str) else ""
+
+
+def _arguments(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
