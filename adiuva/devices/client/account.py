@@ -1,0 +1,175 @@
+"""Who the device is to the server: sign-in, tokens, and the one secret that is kept in the workspace."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from adiuva.devices.client.errors import BadAddress, BadWorkspace, SignInRefused
+
+_REST_TIMEOUT: Final = aiohttp.ClientTimeout(total=30)
+_EXPIRY_MARGIN_S: Final = 30
+_FINAL: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+
+
+class ServerAway(Exception):
+    """The server did not answer, or not now. `retry_after` is what it asked for, in seconds."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server is."""
+
+    base: str
+
+    @classmethod
+    def parse(cls, server: str) -> Address:
+        """From `https://host[:port][/path]`. Raise BadAddress, also where secrets would travel in the clear."""
+        parts = urlsplit(server.strip().rstrip("/"))
+        try:
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if parts.scheme not in {"http", "https"} or not host or parts.query or parts.fragment:
+            raise BadAddress("The server's address must look like https://adiuva.example.com.")
+        if parts.username or parts.password:
+            raise BadAddress("The server's address must not hold a password.")
+        if parts.scheme == "http" and not _is_loopback(host):
+            raise BadAddress(
+                "The server's address must begin with https://; http:// shows your password to all."
+            )
+        return cls(f"{parts.scheme}://{parts.netloc}{parts.path}")
+
+    def rest(self, path: str) -> str:
+        return f"{self.base}/api/v1/{path}"
+
+    @property
+    def socket(self) -> str:
+        return "ws" + self.rest("ws/device").removeprefix("http")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Account:
+    """Gives out a valid access token, signing in or refreshing as needed.
+
+    The server gives a new refresh token with each refresh and the old one is of no more use, so the new one
+    is on the disk before anything else happens. Access tokens live in memory only.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        email: str | None = None,
+        password: str | None = None,
+        access_token: str | None = None,
+        refresh_token: str | None = None,
+        file: Path | None = None,
+    ) -> None:
+        self._address = address
+        self._email, self._password, self._file = email, password, file
+        self._access, self._access_until = access_token, float("inf") if access_token else 0.0
+        self._refresh = refresh_token or self._load()
+        if not (self._access or self._refresh or (email and password)):
+            raise SignInRefused("There is no password and no session to sign in with.")
+
+    @property
+    def has_session(self) -> bool:
+        return self._refresh is not None
+
+    def reject_access_token(self) -> None:
+        """The server did not accept it: get another one next time."""
+        self._access = None
+
+    async def access_token(self, http: aiohttp.ClientSession) -> str:
+        """A token to connect with. Raise SignInRefused for good, ServerAway for now."""
+        if self._access and time.time() < self._access_until - _EXPIRY_MARGIN_S:
+            return self._access
+        if self._refresh and await self._post(http, "auth/refresh", {"refresh_token": self._refresh}):
+            return str(self._access)
+        self._refresh = None
+        if not (self._email and self._password):
+            raise SignInRefused("The session has ended; sign in again with your password.")
+        if not await self._post(http, "auth/login", {"email": self._email, "password": self._password}):
+            raise SignInRefused("The server does not accept this e-mail and password.")
+        return str(self._access)
+
+    async def _post(self, http: aiohttp.ClientSession, path: str, body: dict[str, str]) -> bool:
+        """Take the tokens of the answer; False if the server refuses these credentials."""
+        try:
+            async with http.post(
+                self._address.rest(path), json=body, timeout=_REST_TIMEOUT, allow_redirects=False
+            ) as response:
+                if response.status in _FINAL:
+                    return False
+                if response.status != HTTPStatus.OK:
+                    raise ServerAway(
+                        f"the server answered {response.status}",
+                        retry_after(response.headers.get("Retry-After")),
+                    )
+                answer = await response.json()
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise ServerAway(f"the server cannot be reached ({type(error).__name__})") from error
+        self._take(answer)
+        return True
+
+    def _take(self, answer: Any) -> None:
+        try:
+            access, refresh = answer["access_token"], answer["refresh_token"]
+            until = float(answer["expires_at"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServerAway("the server answered something else than tokens") from error
+        self._access, self._access_until, self._refresh = access, until, refresh
+        self._save()
+
+    # ── The session in the workspace ────────────────────────────────────────────────────────────────────
+
+    def _load(self) -> str | None:
+        if self._file is None or not self._file.exists():
+            return None
+        try:
+            kept = json.loads(self._file.read_bytes())
+            is_ours = kept["server"] == self._address.base and self._email in (None, kept["email"])
+            return str(kept["refresh_token"]) if is_ours else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # a torn or foreign file is as good as none: there is the password
+
+    def _save(self) -> None:
+        if self._file is None:
+            return
+        kept = {"server": self._address.base, "email": self._email, "refresh_token": self._refresh}
+        try:
+            # mkstemp makes the file for its owner alone.
+            descriptor, temporary = tempfile.mkstemp(dir=self._file.parent, prefix=f".{self._file.name}.")
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(kept, file)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(self._file)
+        except OSError as error:
+            raise BadWorkspace(f"The session cannot be kept in the workspace ({error.strerror}).") from error
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds from a Retry-After header; its form as a date is not one that our server uses."""
+    return float(value) if value is not None and value.isascii() and value.isdigit() else None

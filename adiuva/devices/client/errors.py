@@ -1,0 +1,53 @@
+"""What a device can be told, or has to tell."""
+
+from __future__ import annotations
+
+from adiuva.errors import AdiuvaError
+
+
+class DeviceError(AdiuvaError):
+    """Something that ends the device, in a sentence for its owner."""
+
+    code = "device_error"
+
+
+class BadAddress(DeviceError):
+    """The server's address is not one to send credentials to."""
+
+    code = "bad_address"
+
+
+class BadWorkspace(DeviceError):
+    """The workspace folder, or a file given to fill it, cannot be used."""
+
+    code = "bad_workspace"
+
+
+class SignInRefused(DeviceError):
+    """The server refused the e-mail and password, or the session ended and there is no password."""
+
+    code, status = "sign_in_refused", 401
+
+
+class Superseded(DeviceError):
+    """The same device connected elsewhere; the newer connection wins."""
+
+    code, status = "superseded", 409
+
+
+class ServerRefused(DeviceError):
+    """The server will not have this client, now or later."""
+
+    code, status = "server_refused", 403
+
+
+class CallRefused(AdiuvaError):
+    """A tool call that cannot be applied. Its message is the `error` of the result."""
+
+    code = "call_refused"
+
+
+class Unreadable(AdiuvaError):
+    """A file that cannot be read. The message is the reason, in a few words, for the run's journal."""
+
+    code = "unreadable"

@@ -1,0 +1,60 @@
+"""What a device tells those who watch it. Only frames, which are passed on as they came, hold content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adiuva.devices.client.files import Problem
+from adiuva.devices.protocol import Sent
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    protocol: int
+    session_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """`retry_in` is None when the device was told to stop."""
+
+    reason: str
+    code: int | None
+    retry_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FrameReceived:
+    """Every frame that is not a tool call: progress, chat, errors."""
+
+    frame: Sent
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """Tool calls that were applied together: how many were writes, and how many writes were refused."""
+
+    ids: tuple[str, ...]
+    writes: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    run_id: str
+    agent_id: str
+    folders: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """`completed` is False for a run that was cancelled or lost its connection."""
+
+    run_id: str
+    completed: bool
+    found: int
+    sent: int
+    problems: tuple[Problem, ...]
+
+
+Event = Connected | Disconnected | FrameReceived | Applied | RunStarted | RunEnded

@@ -1,0 +1,229 @@
+"""What a device may read: files below a folder its owner granted and below a path the agent names.
+
+Links are resolved before anything is compared, and never followed while walking: what a link inside leads to
+is met at its own place, or is outside. Since a folder can be changed between the walk and the reading, an
+opened file is checked again: it must be the very file that its resolved path names now.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Final, TypeVar
+
+from adiuva.devices.client.errors import Unreadable
+
+MAX_FILE_BYTES: Final = 20 * 1024 * 1024
+_PIECE_BYTES: Final = 256 * 1024
+_MAX_PATH_CHARS: Final = 4096  # of the wire
+_MAX_NAME_CHARS: Final = 1024
+# Besides hidden ones: folders that tools fill, where nothing is of the user's own writing.
+_TOOL_FOLDERS: Final = frozenset({"CVS", "_darcs", "node_modules", "__pycache__"})
+# A link in the last place is refused, and a pipe does not keep the reader waiting.
+_OPEN_FLAGS: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_OUTSIDE: Final = "it is not in a folder that was granted on this device"
+_NO_PERMISSION: Final = "there is no permission to read it"
+_NOT_THERE: Final = "it is not there"
+_REASONS: Final = {
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.ENOENT: _NOT_THERE,
+    errno.ENOTDIR: _NOT_THERE,
+    errno.ELOOP: "it is a link",
+}
+
+Problem = dict[str, str]
+T = TypeVar("T")
+
+
+def problem(path: str, reason: str) -> Problem:
+    """How a run tells of what it could not read. A name that is no Unicode is shown as well as can be."""
+    shown = os.fsencode(path).decode("utf-8", "replace")
+    return {"path": shown[:_MAX_PATH_CHARS], "reason": reason}
+
+
+def granted(folder: Path | str) -> Path:
+    """A grant is for the folder that a path leads to when it is granted, whatever becomes of links later."""
+    return Path(os.path.realpath(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file that may be read. `path` is as the agent's config names it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+    @property
+    def mtime_ms(self) -> int:
+        return self.mtime_ns // 1_000_000
+
+
+@dataclass
+class Listing:
+    files: list[Found] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+class Area:
+    """The intersection of granted folders (see `granted`) and an agent's paths."""
+
+    def __init__(self, grants: Sequence[Path], paths: Iterable[str]) -> None:
+        self._grants = list(grants)
+        self._paths = list(paths)
+        self._asked = [Path(os.path.realpath(path)) for path in self._paths if Path(path).is_absolute()]
+
+    def list_files(self, extensions: Iterable[str], readable: frozenset[str]) -> Listing:
+        """Find the files, in a stable order, each once, and what was refused.
+
+        `extensions` may have a dot or not, in any case; without any, all `readable` kinds are meant.
+        """
+        wanted = {f".{extension.strip().lstrip('.').lower()}" for extension in extensions} - {"."}
+        listing = Listing()
+        seen: set[Path] = set()
+        for path in self._paths:
+            for named, real in self._walk(path, wanted or readable, listing):
+                if real not in seen:
+                    seen.add(real)
+                    self._take(named, real, readable, listing)
+        return listing
+
+    def read(self, found: Found) -> bytes:
+        """A file's bytes. Raise Unreadable; nothing outside is read, whatever happened since the walk."""
+        with self._open(found.path) as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise Unreadable(_too_large(len(content)))
+        return content
+
+    def sha256(self, found: Found) -> str:
+        """The hash of a file's bytes, read piece by piece. Raise Unreadable like `read`."""
+        with self._open(found.path) as file:
+            digest = hashlib.sha256()
+            while piece := file.read(_PIECE_BYTES):
+                digest.update(piece)
+            return digest.hexdigest()
+
+    def _allows(self, real: Path) -> bool:
+        return _is_below(real, self._grants) and _is_below(real, self._asked)
+
+    @contextmanager
+    def _open(self, path: str) -> Iterator[BinaryIO]:
+        real = Path(os.path.realpath(path))
+        if not self._allows(real):
+            raise Unreadable(_OUTSIDE)
+        with _reasoned(lambda: os.fdopen(os.open(real, _OPEN_FLAGS), "rb")) as file:
+            status = os.fstat(file.fileno())
+            # A folder on the way may have become a link after the check: what is open must be what is there.
+            now = Path(os.path.realpath(real))
+            if not self._allows(now) or not os.path.samestat(status, _reasoned(now.lstat)):
+                raise Unreadable(_OUTSIDE)
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("it is not a regular file")
+            try:
+                yield file
+            except OSError as error:
+                raise Unreadable(_reason(error)) from error
+
+    def _starts(self, path: str, listing: Listing) -> Iterator[tuple[str, Path]]:
+        """Where to walk for one path of the agent: itself if it is granted, else the grants inside it."""
+        if not Path(path).is_absolute():
+            listing.problems.append(problem(path, "it is not an absolute path"))
+            return
+        real = Path(os.path.realpath(path))
+        if _is_below(real, self._grants):
+            yield path.rstrip("/"), real
+            return
+        inside = sorted(grant for grant in self._grants if grant.is_relative_to(real))
+        if not inside:
+            listing.problems.append(problem(path, _OUTSIDE))
+        for grant in inside:
+            yield f"{path.rstrip('/')}/{grant.relative_to(real)}", grant
+
+    def _walk(self, path: str, wanted: Iterable[str], listing: Listing) -> Iterator[tuple[str, Path]]:
+        """Pairs of the name a file is sent under and its resolved path, depth first, by name."""
+        waiting = list(self._starts(path, listing))[::-1]
+        while waiting:
+            named, real = waiting.pop()
+            if real.is_file():
+                if real.suffix.lower() in wanted:
+                    yield named, real
+                continue
+            try:
+                with os.scandir(real) as scan:
+                    entries = sorted(scan, key=lambda entry: entry.name)
+            except OSError as error:
+                listing.problems.append(problem(named, _reason(error)))
+                continue
+            folders = []
+            for entry in entries:
+                inner, inner_real = f"{named}/{entry.name}", real / entry.name
+                is_wanted = inner_real.suffix.lower() in wanted
+                if entry.name.startswith(".") or entry.name in _TOOL_FOLDERS:
+                    continue
+                if entry.is_symlink():
+                    self._judge_link(inner, inner_real, is_wanted, listing)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append((inner, inner_real))
+                elif is_wanted:
+                    yield inner, inner_real
+            waiting += reversed(folders)
+
+    def _judge_link(self, named: str, link: Path, is_wanted: bool, listing: Listing) -> None:
+        target = Path(os.path.realpath(link))
+        if not self._allows(target):
+            if is_wanted or target.is_dir():
+                listing.problems.append(
+                    problem(named, "it is a link that leads out of the folders this agent may read")
+                )
+        elif is_wanted and not target.exists():
+            listing.problems.append(problem(named, "it is a link that leads nowhere"))
+
+    def _take(self, named: str, real: Path, readable: frozenset[str], listing: Listing) -> None:
+        try:
+            status = _reasoned(real.lstat)
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("it is not a regular file")
+            if real.suffix.lower() not in readable:
+                raise Unreadable("this kind of file cannot be read yet")
+            if status.st_size > MAX_FILE_BYTES:
+                raise Unreadable(_too_large(status.st_size))
+            if len(named) > _MAX_PATH_CHARS or len(real.name) > _MAX_NAME_CHARS:
+                raise Unreadable("its path is too long")
+            if any("\ud800" <= character <= "\udfff" for character in named):
+                raise Unreadable("its name is not valid Unicode")
+        except Unreadable as refused:
+            listing.problems.append(problem(named, refused.message))
+        else:
+            listing.files.append(Found(named, status.st_size, status.st_mtime_ns))
+
+
+def _is_below(path: Path, folders: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
+
+
+def _reasoned(action: Callable[[], T]) -> T:
+    try:
+        return action()
+    except OSError as error:
+        raise Unreadable(_reason(error)) from error
+
+
+def _reason(error: OSError) -> str:
+    known = _REASONS.get(error.errno or 0)
+    return known or f"it cannot be read ({errno.errorcode.get(error.errno or 0, 'unknown error')})"
+
+
+def _too_large(size: int) -> str:
+    return f"it is larger than {MAX_FILE_BYTES // 1024**2} MiB ({size / 1024**2:.1f} MiB)"

@@ -1,0 +1,251 @@
+"""A mail as text: the headers that matter, the best body, forwarded mails, and the names of what is attached.
+
+Mails come from strangers and from forty years of programs. Whatever is wrong with one is noted as a defect;
+reading it never raises anything but Unreadable, and takes time in proportion to its length.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import codecs
+import quopri
+import re
+from dataclasses import dataclass, field
+from email import message_from_bytes
+from email.message import Message
+from email.policy import Compat32, Policy
+from typing import Any, Final
+
+from adiuva.devices.client.errors import Unreadable
+from adiuva.devices.client.markup import html_to_text
+
+_SHOWN_HEADERS: Final = ("Date", "From", "To", "Cc", "Subject")
+_MAX_HEADER_CHARS: Final = 10_000
+_MAX_NESTED: Final = 5  # forwarded in forwarded in …
+_MAX_NESTED_CHARS: Final = 100_000  # of all forwarded mails together
+_MAX_ATTACHMENTS: Final = 100
+_MAX_DEFECTS: Final = 20
+# Limits that keep the standard parser's time and memory in proportion: it holds every line and part as an
+# object, and looks at every line once for each multipart it is in.
+_MAX_LINES: Final = 500_000
+_MAX_PARTS: Final = 5_000
+_MAX_LINE_CHECKS: Final = 50_000_000
+# What the standard parser lets slip on malformed parameters and encodings.
+_PARSER_ERRORS: Final = (LookupError, ValueError, TypeError, AttributeError, AssertionError)
+# Codecs that are no charsets of a mail, some of them slow.
+_NO_CHARSETS: Final = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined"})
+_ENCODED_WORD: Final = re.compile(r"=\?([^?\s*]{1,60})(?:\*[^?\s]{0,40})?\?([bBqQ])\?([^?]*)\?=")
+_BETWEEN_WORDS: Final = re.compile(r"(?<=\?=)\s+(?==\?)")
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+Metadata = dict[str, Any]
+
+
+class _ShortHeaders(Compat32):
+    """Cuts headers as they are read: taking a parameter out of one takes the square of its length."""
+
+    def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
+        name, value = super().header_source_parse(sourcelines)
+        return name, value[:_MAX_HEADER_CHARS]
+
+
+@dataclass
+class _Reading:
+    """What is gathered while the parts of one file are read."""
+
+    defects: list[str] = field(default_factory=list)
+    attachments: list[dict[str, str]] = field(default_factory=list)
+    nested_chars: int = 0
+
+    def note(self, defect: str) -> None:
+        if defect not in self.defects and len(self.defects) < _MAX_DEFECTS:
+            self.defects.append(defect)
+
+
+def mail_to_text(raw: bytes) -> tuple[str, Metadata]:
+    """A mail's text, and its defects and attachments. Raise Unreadable if there is nothing to read."""
+    lines = raw.count(b"\n") + raw.count(b"\r")
+    if lines > _MAX_LINES or lines * raw.lower().count(b"multipart/") > _MAX_LINE_CHECKS:
+        raise Unreadable("it has too many lines or parts")
+    reading = _Reading()
+    try:
+        message = message_from_bytes(raw, _class=_PartFactory(), policy=_ShortHeaders())
+        headers, body = _headers(message), _body(message, reading, depth=0)
+    except RecursionError:
+        raise Unreadable("it has too many parts inside each other") from None
+    except _PARSER_ERRORS as error:
+        raise Unreadable("it is too broken to be taken apart") from error
+    subject = headers.get("Subject", "")
+    if not body.strip() and not subject:
+        raise Unreadable("there is no text in this mail")
+    text = _compose(headers, body)
+    if reading.attachments:
+        names = (f"- {item['name']} ({item['type']})" for item in reading.attachments)
+        text += "\n\nAttachments:\n" + "\n".join(names)
+    metadata: Metadata = {}
+    if reading.defects:
+        metadata["defects"] = reading.defects
+    if reading.attachments:
+        metadata["attachments"] = reading.attachments
+    return text + "\n", metadata
+
+
+class _PartFactory:
+    """Makes the parts of one mail, up to a number."""
+
+    def __init__(self) -> None:
+        self._made = 0
+
+    def __call__(self, policy: Policy = _ShortHeaders()) -> Message:  # noqa: B008  # policies do not change
+        self._made += 1
+        if self._made > _MAX_PARTS:
+            raise Unreadable("it has too many parts")
+        return Message(policy)
+
+
+def _compose(headers: dict[str, str], body: str) -> str:
+    lines = [f"{name}: {value}" for name, value in headers.items()]
+    return "\n".join([*lines, "", body.strip("\n")] if lines else [body.strip("\n")])
+
+
+# ── Parts ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _body(part: Message, reading: _Reading, depth: int) -> str:
+    for defect in part.defects:
+        reading.note(type(defect).__name__)
+    kind = part.get_content_type()
+    payload = part.get_payload() if part.is_multipart() else None
+    if kind == "message/rfc822" and isinstance(payload, list):
+        return "\n\n".join(
+            _forwarded(inner, reading, depth) for inner in payload if isinstance(inner, Message)
+        )
+    if isinstance(payload, list):
+        children = [child for child in payload if isinstance(child, Message)]
+        if kind == "multipart/alternative":
+            return _best(children, reading, depth)
+        if kind.startswith("multipart/"):
+            texts = [_body(child, reading, depth).strip("\n") for child in children]
+            return "\n\n".join(filter(str.strip, texts))
+    # What calls itself a multipart and has no parts is read as the text that it then is.
+    if not kind.startswith(("text/", "multipart/")) or kind == "text/calendar" or _is_attached(part):
+        _list_attachment(part, kind, reading)
+        return ""
+    text = _text(part, reading)
+    return html_to_text(text) if kind == "text/html" else text
+
+
+def _best(children: list[Message], reading: _Reading, depth: int) -> str:
+    """Of one text in several forms the plain one, else the last that says something (RFC 2046, 5.1.4)."""
+    texts = [(child.get_content_type(), _body(child, reading, depth)) for child in children]
+    said = [(kind, text) for kind, text in texts if text.strip()]
+    plain = [text for kind, text in said if kind == "text/plain"]
+    return plain[0] if plain else said[-1][1] if said else ""
+
+
+def _forwarded(message: Message, reading: _Reading, depth: int) -> str:
+    if depth >= _MAX_NESTED:
+        reading.note("a mail forwarded too many times over was left out")
+        return ""
+    room = _MAX_NESTED_CHARS - reading.nested_chars
+    text = _compose(_headers(message), _body(message, reading, depth + 1))
+    if len(text) > room:
+        reading.note("a long forwarded mail was cut")
+        text = text[: max(0, room)].rstrip() + "\n[The rest of the forwarded mail is left out.]"
+    if depth == 0:
+        reading.nested_chars += len(text)
+    return f"Forwarded mail:\n{text}"
+
+
+def _is_attached(part: Message) -> bool:
+    disposition = str(part.get("Content-Disposition", "")).strip().lower()
+    return disposition.startswith("attachment")
+
+
+def _list_attachment(part: Message, kind: str, reading: _Reading) -> None:
+    if len(reading.attachments) >= _MAX_ATTACHMENTS:
+        reading.note("some attachments are not listed")
+        return
+    try:
+        name = _one_line(part.get_filename() or "", reading)
+    except _PARSER_ERRORS:
+        name = ""
+    reading.attachments.append({"name": name[:100] or "unnamed", "type": _one_line(kind)[:100]})
+
+
+def _text(part: Message, reading: _Reading) -> str:
+    try:
+        payload = part.get_payload(decode=True)
+    except _PARSER_ERRORS:
+        reading.note("a part's transfer encoding is broken")
+        payload = b""
+    for defect in part.defects:  # decoding finds more of them
+        reading.note(type(defect).__name__)
+    try:
+        charset = part.get_content_charset()
+    except _PARSER_ERRORS:
+        charset = None
+    text = _decoded(payload if isinstance(payload, bytes) else b"", charset, reading)
+    return _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _decoded(raw: bytes, charset: str | None, reading: _Reading | None) -> str:
+    """Bytes to text by the charset they claim; where that is unknown or untrue, UTF-8, else Windows-1252."""
+    for candidate in (charset or "utf-8", "utf-8"):
+        try:
+            if codecs.lookup(candidate).name in _NO_CHARSETS:
+                raise LookupError(candidate)
+            return raw.decode(candidate)
+        except (LookupError, ValueError):
+            if reading is not None:
+                reading.note("a text's charset is unknown or untrue")
+    return raw.decode("cp1252", "replace")
+
+
+# ── Headers ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _headers(message: Message) -> dict[str, str]:
+    """The first of each header that is shown, decoded, on one line."""
+    found: dict[str, str] = {}
+    wanted = {name.lower(): name for name in _SHOWN_HEADERS}
+    for name, value in message.raw_items():
+        shown = wanted.get(name.lower())
+        if shown and shown not in found and (line := _one_line(str(value))):
+            found[shown] = line
+    return {name: found[name] for name in _SHOWN_HEADERS if name in found}
+
+
+def _one_line(value: str, reading: _Reading | None = None) -> str:
+    """A header's value, its encoded words (RFC 2047) and raw bytes decoded. It cannot start a new line."""
+    value = value[:_MAX_HEADER_CHARS]
+    if not value.isascii():  # raw 8-bit bytes, which the parser keeps as surrogates
+        value = _decoded(value.encode("utf-8", "surrogateescape"), None, reading)
+    if "=?" in value:
+        value = _decode_words(_BETWEEN_WORDS.sub("", value))
+    return " ".join(_CONTROLS.sub(" ", value).split())
+
+
+def _decode_words(value: str) -> str:
+    """Neighbouring words of one charset are joined before they are decoded: a character may be cut in two."""
+    pieces: list[str] = []
+    held, held_charset, position = b"", "", 0
+    for word in _ENCODED_WORD.finditer(value):
+        between, charset = value[position : word.start()], word[1].lower()
+        if between or charset != held_charset:
+            pieces += [_decoded(held, held_charset or None, None), between]
+            held, held_charset = b"", charset
+        held += _word_bytes(word[2], word[3])
+        position = word.end()
+    return "".join([*pieces, _decoded(held, held_charset or None, None), value[position:]])
+
+
+def _word_bytes(encoding: str, encoded: str) -> bytes:
+    raw = encoded.encode()
+    if encoding in "qQ":
+        return quopri.decodestring(raw, header=True)
+    try:
+        return base64.b64decode(raw + b"=" * (-len(raw) % 4))
+    except binascii.Error:
+        return raw

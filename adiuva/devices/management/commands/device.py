@@ -1,0 +1,148 @@
+"""`manage.py device`: this machine takes part in Adiuva as a device of one user."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import os
+import signal
+import sys
+from argparse import ArgumentParser
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from adiuva.devices.client import (
+    Applied,
+    BadWorkspace,
+    Connected,
+    Device,
+    DeviceError,
+    Disconnected,
+    Event,
+    RunEnded,
+    RunStarted,
+)
+
+_SHOWN_PROBLEMS = 10
+_GATHER_S = 1.0  # records come one by one; their lines need not
+
+
+class Command(BaseCommand):
+    help = (
+        "Take part in Adiuva as a device: hold a user's data in a folder of this machine, and let the user's "
+        "agents read the folders that are granted here. The password comes from ADIUVA_DEVICE_PASSWORD, or is "
+        "asked for; after the first sign-in the workspace holds a session, and none is needed. Ends with Ctrl-C."
+    )
+    # Django is only the frame of the command: no settings of a server are needed to be a device.
+    requires_system_checks: list[str] = []
+    _applied = _refused = 0
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--server", required=True, metavar="URL", help="https://adiuva.example.com")
+        parser.add_argument("--email", help="of the account; not needed while the workspace holds a session")
+        parser.add_argument(
+            "--workspace", required=True, type=Path, metavar="FOLDER", help="where the data is kept"
+        )
+        parser.add_argument(
+            "--grant",
+            action="append",
+            default=[],
+            type=Path,
+            metavar="FOLDER",
+            help="a folder whose files the user's agents may read; may be given several times",
+        )
+        parser.add_argument("--protocol", type=int, choices=(1, 2), default=2, help="of the socket (2)")
+        parser.add_argument("--device-id", help="instead of the one that the workspace holds")
+        parser.add_argument("--name", help="how the device is called in lists (this machine's name)")
+        parser.add_argument(
+            "--seed", type=Path, metavar="FILE", help="JSON of rows to put into a workspace that has none yet"
+        )
+
+    def handle(self, *_: object, **options: Any) -> None:
+        try:
+            asyncio.run(self._run(options))
+        except DeviceError as error:
+            raise CommandError(error.message, returncode=1) from error
+        self._say("Stopped.")
+
+    async def _run(self, options: dict[str, Any]) -> None:
+        for grant in options["grant"]:
+            if not grant.is_dir():
+                raise BadWorkspace(f"The granted folder {grant} is not there.")
+        device = Device(
+            server=options["server"],
+            workspace=options["workspace"],
+            grants=options["grant"],
+            email=options["email"],
+            password=_password(options["workspace"], options["email"]),
+            protocol=options["protocol"],
+            device_id=options["device_id"],
+            name=options["name"],
+            on_event=self._tell,
+        )
+        if options["seed"] and (count := device.store.seed(_seed(options["seed"]))):
+            self._say(f"Put {count} rows into the new workspace.")
+        loop = asyncio.get_running_loop()
+        for end in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(end, device.stop)
+        self._say(f"Device {device.device_id}, granted folders: {len(options['grant'])}.")
+        try:
+            await device.run()
+        finally:
+            if self._applied:
+                self._tell_applied()
+
+    def _tell(self, event: Event) -> None:
+        match event:
+            case Connected():
+                self._say(f"Connected (protocol {event.protocol}).")
+            case Disconnected(retry_in=None):
+                pass  # the last line says it
+            case Disconnected():
+                self._say(f"Not connected: {event.reason}; reconnecting in {event.retry_in:.1f} s.")
+            case RunStarted():
+                self._say(f"Run {event.run_id} started: {event.folders} folders.")
+            case RunEnded(completed=False):
+                self._say(f"Run {event.run_id} was broken off: {event.sent} files sent.")
+            case RunEnded():
+                self._say(
+                    f"Run {event.run_id}: {event.found} files found, {event.sent} sent, "
+                    f"{len(event.problems)} not read."
+                )
+                for problem in event.problems[:_SHOWN_PROBLEMS]:
+                    self._say(f"  {problem['path']}: {problem['reason']}")
+            case Applied() if event.writes:
+                if not self._applied:
+                    asyncio.get_running_loop().call_later(_GATHER_S, self._tell_applied)
+                self._applied += event.writes
+                self._refused += event.refused
+
+    def _tell_applied(self) -> None:
+        refused = f", {self._refused} of them refused" if self._refused else ""
+        self._say(f"Records applied: {self._applied}{refused}.")
+        self._applied = self._refused = 0
+
+    def _say(self, line: str) -> None:
+        self.stdout.write(f"{datetime.now().astimezone():%H:%M:%S}  {line}")
+        self.stdout.flush()
+
+
+def _password(workspace: Path, email: str | None) -> str | None:
+    given = os.environ.get("ADIUVA_DEVICE_PASSWORD")
+    if given or email is None or (workspace / "session.json").exists() or not sys.stdin.isatty():
+        return given
+    return getpass.getpass("Password: ")
+
+
+def _seed(file: Path) -> dict[str, Any]:
+    try:
+        rows = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadWorkspace(f"The seed {file} cannot be read ({error}).") from error
+    if not isinstance(rows, dict):
+        raise BadWorkspace(f"The seed {file} must be an object of tables.")
+    return rows

@@ -1,0 +1,103 @@
+"""Devices, and the outbox of records on their way to them."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Self
+
+from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+from django.db.models.functions import Now
+
+
+class DeviceQuerySet(models.QuerySet["Device"]):
+    def of(self, user_id: uuid.UUID) -> Self:
+        return self.filter(user_id=user_id)
+
+    def online(self) -> Self:
+        return self.filter(lease_until__gt=Now())
+
+    def with_online(self) -> Self:
+        return self.annotate(
+            is_online=models.Case(
+                models.When(lease_until__gt=Now(), then=True),
+                default=False,
+                output_field=models.BooleanField(),
+            )
+        )
+
+
+class Device(models.Model):
+    """One of a user's installations. It is online while its lease runs; each connection has an epoch of its own."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="devices")
+    device_id = models.CharField(max_length=200, help_text="the name the device gives itself")
+    name = models.CharField(max_length=200, blank=True)
+    platform = models.CharField(max_length=100, blank=True)
+    app_version = models.CharField(max_length=100, blank=True)
+    protocol = models.PositiveSmallIntegerField(default=1)
+    capabilities = ArrayField(models.CharField(max_length=50), default=list, blank=True)
+    session_id = models.UUIDField(null=True, editable=False, help_text="the session it signed in with")
+    epoch = models.BigIntegerField(default=1, editable=False)
+    channel = models.CharField(max_length=200, blank=True, editable=False)
+    lease_until = models.DateTimeField(null=True, editable=False)
+    last_seen = models.DateTimeField(db_default=Now(), editable=False)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    objects = DeviceQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["user", "device_id"], name="one_row_a_device"),
+        ]
+        indexes = [models.Index(fields=["-last_seen"], name="devices_by_last_seen")]
+
+    def __str__(self) -> str:
+        return self.name or self.device_id
+
+
+class OutboxQuerySet(models.QuerySet["OutboxRecord"]):
+    def waiting(self) -> Self:
+        return self.filter(state__in=(OutboxRecord.State.WAITING, OutboxRecord.State.SENT))
+
+
+class OutboxRecord(models.Model):
+    """A record for a device. It leaves when the device's answer is committed; its id is its call id for ever."""
+
+    class State(models.TextChoices):
+        WAITING = "waiting"
+        SENT = "sent", "sent, no answer yet"
+        DELIVERED = "delivered"
+        REFUSED = "refused", "refused by the device"
+        UNCERTAIN = "uncertain", "sent, outcome unknown"
+
+    id = models.UUIDField(primary_key=True, editable=False, help_text="the dedupe key and call id")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
+    device = models.ForeignKey(Device, models.SET_NULL, null=True, related_name="+")
+    source_run = models.UUIDField(db_index=True, help_text="the run that found it")
+    source = models.BinaryField(help_text="keyed hash of what it was found in")
+    position = models.BigIntegerField(help_text="its place in the order of its run")
+    table = models.CharField(max_length=20)
+    state = models.CharField(max_length=10, choices=State, default=State.WAITING)
+    sealed = models.BinaryField(null=True, editable=False, help_text="the row to insert; gone once delivered")
+    row_id_sealed = models.BinaryField(null=True, editable=False, help_text="the id the device gave it")
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    settled_at = models.DateTimeField(null=True, editable=False)
+
+    objects = OutboxQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["source_run", "position"]
+        indexes = [
+            models.Index(fields=["user", "source"], name="outbox_by_source"),
+            models.Index(
+                fields=["source_run", "position"],
+                condition=models.Q(state__in=["waiting", "sent"]),
+                name="outbox_waiting",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.table} {self.id}"

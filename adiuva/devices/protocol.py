@@ -1,0 +1,501 @@
+"""Every frame of the device socket. This module is the contract: the JSON Schema and the TypeScript types that
+are published for clients are made from it (`manage.py protocol`), and it imports no framework.
+
+Frames the server receives are tolerant (unknown keys are ignored); frames it sends are closed. What is marked with
+`since=2` is for clients whose hello says `"protocol": 2`; `dump(frame, 1)` leaves it out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+MAX_FRAME_BYTES: Final = 1024 * 1024
+MAX_DEPTH: Final = 32
+MAX_BATCH: Final = 64
+PART_BYTES: Final = 512 * 1024
+INT64_MAX: Final = 2**63 - 1
+
+Action = Literal["select", "get", "insert", "update", "delete", "vector_upsert", "vector_search"]
+TableName = Literal["tasks", "projects", "timelines", "notes", "taskComments", "clients"]
+Domain = Literal["tasks", "timelines", "notes", "projects"]
+WRITES: Final[frozenset[str]] = frozenset({"insert", "update", "delete", "vector_upsert"})
+SINCE_2: Final[dict[str, Any]] = {"since": 2}
+_RECEIVED_2: Final = ConfigDict(extra="ignore", frozen=True, json_schema_extra=SINCE_2)
+_SENT_2: Final = ConfigDict(extra="forbid", frozen=True, json_schema_extra=SINCE_2)
+
+Id = Annotated[str, Field(min_length=1, max_length=200)]
+Data = dict[str, Any]
+
+
+class Close:
+    """Close codes of the device socket."""
+
+    NOT_AUTHENTICATED = 4401
+    ORIGIN_REFUSED = 4403
+    TIMEOUT = 4408
+    SUPERSEDED = 4409
+    TOO_LARGE = 4413
+    TOO_MANY = 4429
+    RESTARTING = 1012
+
+
+class BadFrame(ValueError):
+    """A frame that costs its sender one error frame. `ref` is the id or request_id it was about, where known."""
+
+    def __init__(self, code: str, message: str, ref: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.ref = code, message, ref
+
+
+class FrameTooLarge(BadFrame):
+    def __init__(self) -> None:
+        super().__init__("frame_too_large", f"a frame is at most {MAX_FRAME_BYTES} bytes")
+
+
+class Received(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Sent(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ── Client to server ────────────────────────────────────────────────────────────────────────────────────
+
+
+class StreamPosition(Received):
+    request_id: Id
+    after: int = Field(ge=-1)
+
+
+class DeviceHello(Received):
+    type: Literal["device_hello"] = "device_hello"
+    device_id: Id
+    agent_ids: list[Id] = Field(default_factory=list, max_length=10_000)
+    protocol: int = Field(default=1, ge=1, json_schema_extra=SINCE_2)
+    name: str | None = Field(default=None, max_length=200, json_schema_extra=SINCE_2)
+    platform: str | None = Field(default=None, max_length=100, json_schema_extra=SINCE_2)
+    app_version: str | None = Field(default=None, max_length=100, json_schema_extra=SINCE_2)
+    capabilities: list[str] = Field(default_factory=list, max_length=50, json_schema_extra=SINCE_2)
+    streams: list[StreamPosition] | None = Field(default=None, max_length=100, json_schema_extra=SINCE_2)
+
+
+class Pong(Received):
+    type: Literal["pong"] = "pong"
+
+
+class ToolResultBody(Received):
+    id: Id
+    row: Data | None = None
+    rows: list[Data] | None = None
+    results: list[Data] | None = None
+    deleted: bool | None = None
+    ok: bool | None = None
+    error: str | None = None
+
+
+class ToolResult(ToolResultBody):
+    type: Literal["tool_result"] = "tool_result"
+
+
+class ToolBatchResult(Received):
+    model_config = _RECEIVED_2
+    type: Literal["tool_batch_result"] = "tool_batch_result"
+    results: list[ToolResultBody] = Field(max_length=MAX_BATCH)
+
+
+class ManifestFile(Received):
+    path: str = Field(min_length=1, max_length=4096)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+    mtime: int
+
+
+class AgentManifest(Received):
+    """May come in several frames; the final one says `last`. Each is answered with one `agent_fetch`."""
+
+    model_config = _RECEIVED_2
+    type: Literal["agent_manifest"] = "agent_manifest"
+    run_id: Id
+    files: list[ManifestFile]
+    last: bool = True
+
+
+class AgentFile(Received):
+    path: str = Field(min_length=1, max_length=4096)
+    name: str = Field(max_length=1024)
+    content: str
+    metadata: Data = Field(default_factory=dict)
+    part: int | None = Field(default=None, ge=1, json_schema_extra=SINCE_2)
+    parts: int | None = Field(default=None, ge=1, le=10_000, json_schema_extra=SINCE_2)
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", json_schema_extra=SINCE_2)
+
+
+class AgentData(Received):
+    type: Literal["agent_data"] = "agent_data"
+    run_id: Id
+    files: list[AgentFile]
+    batch: int | None = Field(default=None, ge=0, json_schema_extra=SINCE_2)
+
+
+class AgentComplete(Received):
+    """`errors` names what the device could not read: a sentence, or `{path, reason}`."""
+
+    type: Literal["agent_complete"] = "agent_complete"
+    run_id: Id
+    files_read: int = Field(default=0, ge=0)
+    errors: list[str | Data] = Field(default_factory=list)
+    batches: int | None = Field(default=None, ge=0, json_schema_extra=SINCE_2)
+
+
+class HistoryMessage(Received):
+    role: Literal["user", "assistant"]
+    content: str
+
+
+class HomeRequest(Received):
+    type: Literal["home_request"] = "home_request"
+    message: str = Field(min_length=1)
+    conversation_history: list[HistoryMessage] = Field(default_factory=list)
+    request_id: Id | None = None
+    conversation_id: Id | None = Field(default=None, json_schema_extra=SINCE_2)
+
+
+class Scope(Received):
+    type: Literal["task", "project", "note", "timeline", "workspace"]
+    id: Id | None = None
+
+
+class FloatingRequest(Received):
+    type: Literal["floating_request"] = "floating_request"
+    message: str = Field(min_length=1)
+    scope: Scope
+    request_id: Id | None = None
+    conversation_id: Id | None = Field(default=None, json_schema_extra=SINCE_2)
+
+
+class RequestCancel(Received):
+    model_config = _RECEIVED_2
+    type: Literal["request_cancel"] = "request_cancel"
+    request_id: Id
+
+
+class RequestSteer(Received):
+    model_config = _RECEIVED_2
+    type: Literal["request_steer"] = "request_steer"
+    request_id: Id
+    message: str = Field(min_length=1)
+
+
+class StreamResume(Received):
+    model_config = _RECEIVED_2
+    type: Literal["stream_resume"] = "stream_resume"
+    request_id: Id
+    after: int = Field(ge=-1)
+
+
+class ApprovalResponse(Received):
+    model_config = _RECEIVED_2
+    type: Literal["approval_response"] = "approval_response"
+    id: Id
+    approved: bool = Field(strict=True)
+
+
+ClientFrame = Annotated[
+    DeviceHello
+    | Pong
+    | ToolResult
+    | ToolBatchResult
+    | AgentManifest
+    | AgentData
+    | AgentComplete
+    | HomeRequest
+    | FloatingRequest
+    | RequestCancel
+    | RequestSteer
+    | StreamResume
+    | ApprovalResponse,
+    Field(discriminator="type"),
+]
+
+# ── Server to client ────────────────────────────────────────────────────────────────────────────────────
+
+
+class HelloAck(Sent):
+    model_config = _SENT_2
+    type: Literal["hello_ack"] = "hello_ack"
+    session_id: str
+    protocol: int
+    ping_s: float
+    max_frame_bytes: int
+    max_inflight: int
+    server_time: int = Field(description="milliseconds since the epoch")
+
+
+class Ping(Sent):
+    type: Literal["ping"] = "ping"
+
+
+class Error(Sent):
+    model_config = _SENT_2
+    type: Literal["error"] = "error"
+    code: str
+    message: str
+    ref: str | None = None
+
+
+class ToolCallBody(Sent):
+    id: Id
+    action: Action
+    table: TableName | None = None
+    data: Data | None = None
+    filters: Data | None = None
+    vector: list[float] | None = None
+    limit: int | None = None
+    attempt: int | None = Field(default=None, json_schema_extra=SINCE_2)
+    deadline_ms: int | None = Field(
+        default=None, description="milliseconds the server waits for the answer", json_schema_extra=SINCE_2
+    )
+
+
+class ToolCall(ToolCallBody):
+    type: Literal["tool_call"] = "tool_call"
+
+
+class ToolBatch(Sent):
+    model_config = _SENT_2
+    type: Literal["tool_batch"] = "tool_batch"
+    calls: list[ToolCallBody] = Field(max_length=MAX_BATCH)
+
+
+class AgentRunConfig(Sent):
+    paths: list[str]
+    file_extensions: list[str]
+    prompt_template: str
+    data_types: list[str]
+
+
+class AgentRun(Sent):
+    type: Literal["agent_run"] = "agent_run"
+    run_id: str
+    agent_id: str
+    config: AgentRunConfig
+
+
+class AgentFetch(Sent):
+    """The answer to one `agent_manifest`: what of it is to be sent. An empty list asks for nothing."""
+
+    model_config = _SENT_2
+    type: Literal["agent_fetch"] = "agent_fetch"
+    run_id: str
+    paths: list[str]
+
+
+class AgentAck(Sent):
+    model_config = _SENT_2
+    type: Literal["agent_ack"] = "agent_ack"
+    run_id: str
+    batch: int
+
+
+class AgentProgress(Sent):
+    model_config = _SENT_2
+    type: Literal["agent_progress"] = "agent_progress"
+    run_id: str
+    agent_id: str
+    state: str
+    files_seen: int
+    files_done: int
+    records_created: int
+    eta_s: float | None = None
+
+
+class AgentCancel(Sent):
+    model_config = _SENT_2
+    type: Literal["agent_cancel"] = "agent_cancel"
+    run_id: str
+
+
+class FloatingDomain(Sent):
+    type: Literal["floating_domain"] = "floating_domain"
+    request_id: str
+    domain: Domain
+
+
+class StreamStart(Sent):
+    type: Literal["stream_start"] = "stream_start"
+    request_id: str
+    conversation_id: str | None = Field(default=None, json_schema_extra=SINCE_2)
+
+
+class StreamText(Sent):
+    type: Literal["stream_text"] = "stream_text"
+    request_id: str
+    chunk: str
+    seq: int | None = Field(default=None, json_schema_extra=SINCE_2)
+
+
+class StreamStatus(Sent):
+    model_config = _SENT_2
+    type: Literal["stream_status"] = "stream_status"
+    request_id: str
+    seq: int
+    label: str
+
+
+class ApprovalRequest(Sent):
+    model_config = _SENT_2
+    type: Literal["approval_request"] = "approval_request"
+    id: str
+    request_id: str
+    action: str
+    table: str
+    summary: str
+    expires_at: int = Field(description="milliseconds since the epoch")
+
+
+class Mutation(Sent):
+    action: Literal["insert", "update", "delete"]
+    table: TableName
+    data: Data = Field(description="the row as the device returned it")
+
+
+class Usage(Sent):
+    input_tokens: int = 0
+    output_tokens: int = 0
+    model_calls: int = 0
+
+
+class StreamEnd(Sent):
+    type: Literal["stream_end"] = "stream_end"
+    request_id: str
+    mutations: list[Mutation] = Field(default_factory=list)
+    seq: int | None = Field(default=None, json_schema_extra=SINCE_2)
+    finish: Literal["stop", "cancelled", "error", "limit"] | None = Field(
+        default=None, json_schema_extra=SINCE_2
+    )
+    code: str | None = Field(default=None, json_schema_extra=SINCE_2)
+    usage: Usage | None = Field(default=None, json_schema_extra=SINCE_2)
+
+
+ServerFrame = Annotated[
+    HelloAck
+    | Ping
+    | Error
+    | ToolCall
+    | ToolBatch
+    | AgentRun
+    | AgentFetch
+    | AgentAck
+    | AgentProgress
+    | AgentCancel
+    | FloatingDomain
+    | StreamStart
+    | StreamText
+    | StreamStatus
+    | ApprovalRequest
+    | StreamEnd,
+    Field(discriminator="type"),
+]
+
+client_frames: TypeAdapter[ClientFrame] = TypeAdapter(ClientFrame)
+server_frames: TypeAdapter[ServerFrame] = TypeAdapter(ServerFrame)
+
+# ── Text to frame and back ──────────────────────────────────────────────────────────────────────────────
+
+_LONG_NUMBER = re.compile(r"[0-9]{19}")
+
+
+def parse(text: str) -> ClientFrame:
+    """One frame from a client. Raise BadFrame, whose code is `unknown_type` for a type that nobody knows."""
+    content = decode(text)
+    try:
+        return client_frames.validate_python(content)
+    except ValidationError as error:
+        raise _explain(content, error) from None
+
+
+def parse_server(text: str) -> ServerFrame:
+    """One frame from the server, for clients. Raise BadFrame like `parse`."""
+    content = decode(text)
+    try:
+        return server_frames.validate_python(content)
+    except ValidationError as error:
+        raise _explain(content, error) from None
+
+
+def dump(frame: Sent | Received, protocol: int = 2) -> str:
+    """A frame's text for a peer of this protocol. Fields without a value are left out."""
+    left_out = _newer_fields(type(frame)) if protocol < 2 else None
+    return frame.model_dump_json(exclude_none=True, exclude=left_out)
+
+
+def is_for(frame: type[Sent], protocol: int) -> bool:
+    """Whether a client of this protocol knows the frame at all."""
+    return protocol >= 2 or frame.model_config.get("json_schema_extra") is not SINCE_2
+
+
+def decode(text: str) -> Data:
+    """A JSON object within the rules of every frame. Raise BadFrame."""
+    try:
+        if len(text) > MAX_FRAME_BYTES or (not text.isascii() and len(text.encode()) > MAX_FRAME_BYTES):
+            raise FrameTooLarge
+        content = orjson.loads(text)  # refuses NaN, Infinity, lone surrogates and what nests over 1,024 deep
+    except (orjson.JSONDecodeError, UnicodeEncodeError) as error:
+        raise BadFrame("bad_json", f"not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BadFrame("bad_frame", "a frame is a JSON object")
+    if text.count("{") + text.count("[") > MAX_DEPTH and _depth_over(content, MAX_DEPTH):
+        raise BadFrame("too_deep", f"a frame nests at most {MAX_DEPTH} levels", _ref(content))
+    # orjson reads an integer beyond 64 bits as a float, so that it has to be looked for in the text.
+    if _LONG_NUMBER.search(text) and not _integers_fit(text):
+        raise BadFrame("number_too_large", "integers are within 64 bits", _ref(content))
+    return content
+
+
+def _depth_over(value: Any, left: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    if left == 0:
+        return True
+    return any(_depth_over(item, left - 1) for item in (value.values() if isinstance(value, dict) else value))
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not -INT64_MAX - 1 <= int(digits) <= INT64_MAX:
+        raise ValueError
+    return 0
+
+
+def _integers_fit(text: str) -> bool:
+    try:
+        json.loads(text, parse_int=_integer)
+    except ValueError:
+        return False
+    return True
+
+
+def _ref(content: Data) -> str | None:
+    for key in ("request_id", "id", "run_id"):
+        if isinstance(found := content.get(key), str) and len(found) <= 200:
+            return found
+    return None
+
+
+def _explain(content: Data, error: ValidationError) -> BadFrame:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if first["type"] == "union_tag_invalid":
+        return BadFrame("unknown_type", "this type of frame is not known", _ref(content))
+    where = ".".join(str(part) for part in first["loc"]) or "frame"
+    return BadFrame("bad_frame", f"{where}: {first['msg']}", _ref(content))
+
+
+@cache
+def _newer_fields(model: type[BaseModel]) -> set[str]:
+    return {name for name, field in model.model_fields.items() if field.json_schema_extra is SINCE_2}

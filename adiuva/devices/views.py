@@ -1,0 +1,56 @@
+"""A user's devices over REST."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from channels.layers import get_channel_layer
+from drf_spectacular.utils import extend_schema, extend_schema_view
+from rest_framework import mixins, viewsets
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from adiuva.accounts import verbs as accounts
+from adiuva.api import TOTAL_COUNT, Done, problems, user_id
+from adiuva.devices import presence
+from adiuva.devices.consumer import close_message
+from adiuva.devices.models import Device
+from adiuva.devices.protocol import Close
+from adiuva.devices.serializers import DeviceSerializer
+
+
+@extend_schema_view(
+    list=extend_schema(
+        summary="Your devices, the one seen last first",
+        parameters=[TOTAL_COUNT],
+        responses={200: DeviceSerializer(many=True), **problems(400, 401)},
+    ),
+    retrieve=extend_schema(summary="One device", responses={200: DeviceSerializer, **problems(401, 404)}),
+)
+class DeviceViewSet(
+    mixins.ListModelMixin,
+    mixins.RetrieveModelMixin,
+    mixins.DestroyModelMixin,
+    viewsets.GenericViewSet[Device],
+):
+    """The installations you signed in on, online or last seen."""
+
+    serializer_class = DeviceSerializer
+    queryset = Device.objects.none()
+
+    def get_queryset(self) -> Any:
+        return Device.objects.of(user_id(self.request)).with_online().order_by("-last_seen")
+
+    @extend_schema(
+        summary="Forget a device and sign it out; the data on it stays",
+        responses={200: Done, **problems(401, 404)},
+    )
+    def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        device: Device = self.get_object()
+        channel = presence.forget(device)
+        if device.session_id is not None:
+            accounts.end_session(user=device.user, session_id=device.session_id)
+        if channel:
+            async_to_sync(get_channel_layer().send)(channel, close_message(Close.NOT_AUTHENTICATED))
+        return Response({"ok": True})

@@ -1,0 +1,143 @@
+"""The frames: what is taken, what is refused, and that the published contract is the code's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import jsonschema
+import pytest
+from django.conf import settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adiuva.devices import protocol, publish
+from adiuva.devices.protocol import BadFrame
+
+CLIENT_TYPES = {
+    "device_hello", "pong", "tool_result", "tool_batch_result", "agent_manifest", "agent_data", "agent_complete",
+    "home_request", "floating_request", "request_cancel", "request_steer", "stream_resume", "approval_response",
+}  # fmt: skip
+SERVER_TYPES = {
+    "hello_ack", "ping", "error", "tool_call", "tool_batch", "agent_run", "agent_fetch", "agent_ack",
+    "agent_progress", "agent_cancel", "floating_domain", "stream_start", "stream_text", "stream_status",
+    "approval_request", "stream_end",
+}  # fmt: skip
+PROTOCOL_1_SERVER_TYPES = {
+    "ping", "tool_call", "agent_run", "floating_domain", "stream_start", "stream_text", "stream_end",
+}  # fmt: skip
+
+VALIDATOR = jsonschema.Draft202012Validator(publish.json_schema())
+
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=20)
+values = st.recursive(
+    scalars | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+fields = st.sampled_from(
+    ["type", "id", "device_id", "agent_ids", "protocol", "row", "rows", "error", "run_id", "files", "results",
+     "message", "scope", "request_id", "after", "approved", "streams", "conversation_history"]
+)  # fmt: skip
+frames = st.dictionaries(fields, values, max_size=8) | st.builds(
+    lambda kind, rest: {**rest, "type": kind},
+    st.sampled_from(sorted(CLIENT_TYPES)),
+    st.dictionaries(fields, values, max_size=8),
+)
+
+
+def types_of(union: Any) -> dict[str, Any]:
+    return {model.model_fields["type"].default: model for model in publish._members(union)}
+
+
+def test_the_vocabulary_is_that_of_the_contract() -> None:
+    assert set(types_of(protocol.ClientFrame)) == CLIENT_TYPES
+    server = types_of(protocol.ServerFrame)
+    assert set(server) == SERVER_TYPES
+    assert {name for name, model in server.items() if protocol.is_for(model, 1)} == PROTOCOL_1_SERVER_TYPES
+
+
+def test_the_published_contract_is_fresh() -> None:
+    for name, content in publish.files().items():
+        published = (settings.BASE_DIR / "docs" / name).read_text("utf-8")
+        assert published == content, "run `make docs` and commit docs/"
+
+
+def test_the_contract_imports_no_framework() -> None:
+    code = "import sys, adiuva.devices.protocol; print(sorted({m.partition('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"django", "channels", "rest_framework", "celery"} & set(json.loads(loaded.replace("'", '"')))
+
+
+@given(frames | values)
+def test_whatever_comes_is_a_frame_or_is_refused_in_words(content: Any) -> None:
+    try:
+        frame = protocol.parse(json.dumps(content))
+    except BadFrame as bad:
+        assert bad.code and bad.message
+        return
+    # What was taken also fits the published schema, once the keys that are ignored are gone.
+    VALIDATOR.validate(json.loads(protocol.dump(frame)))
+
+
+@given(st.text(max_size=200))
+def test_text_that_is_no_frame_is_refused(text: str) -> None:
+    with pytest.raises(BadFrame):
+        protocol.parse(text)
+
+
+@given(st.dictionaries(st.text(max_size=8), values, max_size=4), st.sampled_from(["insert", "update", "get"]))
+def test_a_tool_call_arrives_as_it_was_sent(data: dict[str, Any], action: Any) -> None:
+    call = protocol.ToolCall(
+        id="call", action=action, table="tasks", data=data, attempt=2, deadline_ms=30_000
+    )
+    assert protocol.parse_server(protocol.dump(call)) == call
+    old = json.loads(protocol.dump(call, 1))
+    assert old == {"type": "tool_call", "id": "call", "action": action, "table": "tasks", "data": data}
+
+
+def test_a_value_that_is_set_to_null_stays_null_on_the_wire() -> None:
+    call = protocol.ToolCall(
+        id="c", action="update", table="tasks", data={"id": "1", "updates": {"dueDate": None}}
+    )
+    assert json.loads(protocol.dump(call))["data"] == {"id": "1", "updates": {"dueDate": None}}
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, -(2**63)])
+def test_integers_within_64_bits_pass(number: int) -> None:
+    frame = protocol.parse(json.dumps({"type": "tool_result", "id": "x", "row": {"n": number}}))
+    assert isinstance(frame, protocol.ToolResult) and frame.row == {"n": number}
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, 10**25, -(2**63) - 1])
+def test_integers_beyond_64_bits_are_refused(number: int) -> None:
+    with pytest.raises(BadFrame) as refused:
+        protocol.parse(json.dumps({"type": "tool_result", "id": "x", "row": {"n": number}}))
+    assert refused.value.ref == "x"
+
+
+@pytest.mark.parametrize(("levels", "fits"), [(30, True), (31, False)])
+def test_frames_nest_at_most_32_levels(levels: int, fits: bool) -> None:
+    text = '{"type": "pong", "x": {"y": ' + "[" * levels + "]" * levels + "}}"
+    if fits:
+        assert protocol.parse(text) == protocol.Pong()
+    else:
+        with pytest.raises(BadFrame):
+            protocol.parse(text)
+
+
+def test_a_yes_to_an_approval_is_a_boolean_and_nothing_like_it() -> None:
+    for word in ("yes", 1, "true", [True]):
+        with pytest.raises(BadFrame):
+            protocol.parse(json.dumps({"type": "approval_response", "id": "a", "approved": word}))
+
+
+def test_only_users_and_assistants_speak_in_a_history() -> None:
+    for role in ("system", "tool", "developer"):
+        history = [{"role": role, "content": "x"}]
+        with pytest.raises(BadFrame):
+            protocol.parse(
+                json.dumps({"type": "home_request", "message": "hi", "conversation_history": history})
+            )
