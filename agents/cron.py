@@ -1,0 +1,182 @@
+"""One cron dialect and one evaluator.
+
+Five fields (minute hour day-of-month month day-of-week) with names, lists, ranges and steps, and `@hourly`, `@daily`
+and friends. As in POSIX crontab, a day matches by either day field when both are restricted. Times are local to an
+IANA zone: one that does not exist (a clock put forward) runs at the first minute that does; one that comes twice
+runs once when the hour field is fixed and each time when it is a wildcard.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+from zoneinfo import ZoneInfo
+
+_NICKNAMES: Final = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+_MONTHS: Final = {
+    "jan": 1, "feb": 2, "mar": 3, "apr": 4, "may": 5, "jun": 6,
+    "jul": 7, "aug": 8, "sep": 9, "oct": 10, "nov": 11, "dec": 12,
+}  # fmt: skip
+_DAYS: Final = {"sun": 0, "mon": 1, "tue": 2, "wed": 3, "thu": 4, "fri": 5, "sat": 6}
+_MOST_DAYS_IN: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_HORIZON_DAYS: Final = 366 * 9  # 29 February may be eight years away
+_MINUTE: Final = dt.timedelta(minutes=1)
+
+
+class BadCron(ValueError):
+    """The message says which field is wrong, and how."""
+
+
+@dataclass(frozen=True)
+class _Field:
+    name: str
+    least: int
+    most: int
+    names: Mapping[str, int]
+
+
+_FIELDS: Final = (
+    _Field("minute", 0, 59, {}),
+    _Field("hour", 0, 23, {}),
+    _Field("day of month", 1, 31, {}),
+    _Field("month", 1, 12, _MONTHS),
+    _Field("day of week", 0, 7, _DAYS),
+)
+
+
+@dataclass(frozen=True)
+class Cron:
+    minutes: tuple[int, ...]
+    hours: tuple[int, ...]
+    days: frozenset[int]
+    months: frozenset[int]
+    weekdays: frozenset[int]  # 0 is Sunday
+    any_hour: bool
+    any_day: bool
+    any_weekday: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Cron:
+        """Raise BadCron."""
+        text = text.strip()
+        if text.startswith("@"):
+            if text.lower() not in _NICKNAMES:
+                raise BadCron(f"{text!r} is not one of {', '.join(_NICKNAMES)}")
+            text = _NICKNAMES[text.lower()]
+        words = text.split()
+        if len(words) != len(_FIELDS):
+            raise BadCron(
+                f"a schedule has five fields (minute hour day month weekday), this one has {len(words)}"
+            )
+        sets = [_values(word, field) for word, field in zip(words, _FIELDS, strict=True)]
+        cron = cls(
+            minutes=tuple(sorted(sets[0])),
+            hours=tuple(sorted(sets[1])),
+            days=frozenset(sets[2]),
+            months=frozenset(sets[3]),
+            weekdays=frozenset(day % 7 for day in sets[4]),
+            any_hour=words[1].startswith("*"),
+            any_day=words[2] == "*",
+            any_weekday=words[4] == "*",
+        )
+        if cron.any_weekday and all(min(cron.days) > _MOST_DAYS_IN[month - 1] for month in cron.months):
+            raise BadCron("this day never comes in these months")
+        return cron
+
+    def after(self, moment: dt.datetime, zone: ZoneInfo) -> Iterator[dt.datetime]:
+        """The slots after a moment, in order, in UTC. It ends when nothing comes for nine years."""
+        # A day earlier: what a clock change moved may belong to the day before.
+        day = moment.astimezone(zone).date() - dt.timedelta(days=1)
+        idle = 0
+        last = moment
+        while idle < _HORIZON_DAYS:
+            idle += 1
+            if self._matches(day):
+                for slot in self._slots(day, zone):
+                    if slot > last:
+                        last, idle = slot, 0
+                        yield slot
+            if day >= dt.date.max - dt.timedelta(days=2):
+                return
+            day += dt.timedelta(days=1)
+
+    def next(self, moment: dt.datetime, zone: ZoneInfo) -> dt.datetime | None:
+        """The first slot after a moment, in UTC."""
+        return next(self.after(moment, zone), None)
+
+    def _matches(self, day: dt.date) -> bool:
+        if day.month not in self.months:
+            return False
+        by_day, by_weekday = day.day in self.days, day.isoweekday() % 7 in self.weekdays
+        if self.any_day or self.any_weekday:
+            return by_day and by_weekday
+        return by_day or by_weekday
+
+    def _slots(self, day: dt.date, zone: ZoneInfo) -> list[dt.datetime]:
+        found: set[dt.datetime] = set()
+        for hour in self.hours:
+            for minute in self.minutes:
+                local = dt.datetime.combine(day, dt.time(hour, minute))
+                first, second = _instants(local, zone)
+                found.add(first)
+                if self.any_hour:
+                    found.add(second)
+        return sorted(found)
+
+
+def _instants(local: dt.datetime, zone: ZoneInfo) -> tuple[dt.datetime, dt.datetime]:
+    """The one or two moments (UTC) at which clocks of the zone show a time; the end of the gap if they never do."""
+    first = local.replace(tzinfo=zone, fold=0)
+    before, after = first.utcoffset(), local.replace(tzinfo=zone, fold=1).utcoffset()
+    assert before is not None and after is not None
+    early, late = (local - before).replace(tzinfo=dt.UTC), (local - after).replace(tzinfo=dt.UTC)
+    if before >= after:
+        return early, late  # once, or twice
+    # In a gap: walk to its end. `late` lies before it and `early` behind it, by the width of the gap.
+    moment = late
+    while moment.astimezone(zone).replace(tzinfo=None) <= local:
+        moment += _MINUTE
+    return moment, moment
+
+
+def _values(word: str, field: _Field) -> set[int]:
+    found: set[int] = set()
+    for item in word.split(","):
+        span, slash, step_text = item.partition("/")
+        step = _number(step_text, field, "step") if slash else 1
+        if step < 1:
+            raise BadCron(f"{field.name}: a step is at least 1")
+        if span == "*":
+            low, high = field.least, field.most if field.name != "day of week" else 6
+        else:
+            start, dash, end = span.partition("-")
+            low = _value(start, field)
+            high = _value(end, field) if dash else (field.most if slash else low)
+            if high < low:
+                raise BadCron(f"{field.name}: {span} runs backwards")
+        found.update(range(low, high + 1, step))
+    return found
+
+
+def _value(text: str, field: _Field) -> int:
+    named = field.names.get(text.lower())
+    value = named if named is not None else _number(text, field, "value")
+    if not field.least <= value <= field.most:
+        raise BadCron(f"{field.name}: {value} is not between {field.least} and {field.most}")
+    return value
+
+
+def _number(text: str, field: _Field, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 4):
+        raise BadCron(f"{field.name}: {text[:20]!r} is not a {what}")
+    return int(text)

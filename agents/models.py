@@ -1,0 +1,236 @@
+"""Agents, their runs, the journal of a run, and the ledger of what was read."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import Self
+
+from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+
+class AgentType(models.TextChoices):
+    LOCAL_DIRECTORY = "local_directory", "Local folders"
+    GMAIL = "gmail", "Gmail"
+    TEAMS = "teams", "Teams"
+    OUTLOOK = "outlook", "Outlook"
+
+
+class AgentQuerySet(models.QuerySet["Agent"]):
+    def of(self, user_id: uuid.UUID) -> Self:
+        return self.filter(user_id=user_id)
+
+    def local(self) -> Self:
+        return self.filter(type=AgentType.LOCAL_DIRECTORY)
+
+
+class Agent(models.Model):
+    """What to read, what to look for in it, and when."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="agents")
+    type = models.CharField(max_length=20, choices=AgentType, default=AgentType.LOCAL_DIRECTORY)
+    name = models.CharField(max_length=200)
+    device_id = models.CharField(max_length=200, blank=True, db_index=True)
+    directory_paths = ArrayField(models.CharField(max_length=4096), default=list, blank=True)
+    file_extensions = ArrayField(models.CharField(max_length=20), default=list, blank=True)
+    data_types = ArrayField(models.CharField(max_length=20), default=list)
+    prompt_template = models.TextField(blank=True)
+    schedule_cron = models.CharField(max_length=200, blank=True)
+    timezone = models.CharField(max_length=64, blank=True, help_text="blank: the user's own")
+    enabled = models.BooleanField(default=True)
+    last_run_at = models.DateTimeField(null=True, editable=False)
+    next_run_at = models.DateTimeField(null=True, editable=False)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    updated_at = models.DateTimeField(auto_now=True, editable=False)
+
+    objects = AgentQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+        indexes = [
+            models.Index(fields=["user", "-created_at"], name="agents_of_user"),
+            models.Index(fields=["-created_at"], name="agents_newest"),
+            models.Index(
+                fields=["next_run_at"],
+                condition=Q(enabled=True, next_run_at__isnull=False),
+                name="agents_due",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def zone(self) -> str:
+        return self.timezone or self.user.timezone
+
+
+class RunQuerySet(models.QuerySet["Run"]):
+    def of(self, user_id: uuid.UUID) -> Self:
+        return self.filter(user_id=user_id)
+
+    def live(self) -> Self:
+        return self.filter(state__in=Run.LIVE)
+
+
+class Run(models.Model):
+    """One execution of an agent. Whoever holds the newest fence may write it, nobody else."""
+
+    class State(models.TextChoices):
+        QUEUED = "queued"
+        WAITING_DEVICE = "waiting_device", "waiting for the device"
+        RUNNING = "running"
+        SUCCESS = "success"
+        PARTIAL = "partial"
+        ERROR = "error"
+        CANCELLED = "cancelled"
+        TIMEOUT = "timeout"
+
+    class Phase(models.TextChoices):
+        COLLECTING = "collecting"
+        EXTRACTING = "extracting"
+        DELIVERING = "delivering"
+
+    class Trigger(models.TextChoices):
+        MANUAL = "manual"
+        SCHEDULE = "schedule"
+
+    LIVE = (State.QUEUED, State.WAITING_DEVICE, State.RUNNING)
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="runs")
+    agent = models.ForeignKey(Agent, models.SET_NULL, null=True, related_name="runs")
+    # The history outlives the agent.
+    agent_ref = models.UUIDField()
+    agent_name = models.CharField(max_length=200)
+    agent_type = models.CharField(max_length=20, choices=AgentType)
+    device_id = models.CharField(max_length=200, blank=True)
+    trigger = models.CharField(max_length=10, choices=Trigger, default=Trigger.MANUAL)
+    slot = models.DateTimeField(null=True, help_text="the scheduled time it is for")
+    slots = models.PositiveIntegerField(default=1, help_text="how many scheduled times it stands for")
+    state = models.CharField(max_length=20, choices=State, default=State.QUEUED)
+    phase = models.CharField(max_length=20, choices=Phase, blank=True)
+    attempt = models.PositiveSmallIntegerField(default=0)
+    fence = models.PositiveIntegerField(default=0)
+    lease_until = models.DateTimeField(null=True)
+    deadline_at = models.DateTimeField(null=True)
+    cancel_requested_at = models.DateTimeField(null=True)
+    files_seen = models.PositiveIntegerField(default=0)
+    files_done = models.PositiveIntegerField(default=0, help_text="read, failed or unchanged")
+    files_unchanged = models.PositiveIntegerField(default=0)
+    files_failed = models.PositiveIntegerField(default=0)
+    problems = models.PositiveIntegerField(default=0)
+    items_created = models.PositiveIntegerField(default=0)
+    model_calls = models.PositiveIntegerField(default=0)
+    created_at = models.DateTimeField(db_default=Now())
+    nudged_at = models.DateTimeField(db_default=Now())
+    started_at = models.DateTimeField(null=True)
+    completed_at = models.DateTimeField(null=True)
+
+    objects = RunQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["agent"],
+                condition=Q(state__in=["queued", "waiting_device", "running"]),
+                name="one_live_run_an_agent",
+            ),
+            models.UniqueConstraint(
+                fields=["agent", "slot"], condition=Q(slot__isnull=False), name="one_run_a_slot"
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["user", "-created_at"], name="runs_of_user"),
+            models.Index(fields=["agent_ref", "-created_at"], name="runs_of_agent"),
+            models.Index(fields=["-created_at"], name="runs_newest"),
+            models.Index(
+                fields=["state", "lease_until"],
+                condition=Q(state__in=["queued", "waiting_device", "running"]),
+                name="runs_live",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.agent_name} {self.created_at:%Y-%m-%d %H:%M}"
+
+    @property
+    def status(self) -> str:
+        """The four values that clients of the first backend know."""
+        if self.state in self.LIVE:
+            return "running"
+        if self.state in (self.State.CANCELLED, self.State.TIMEOUT):
+            return "error"
+        return str(self.state)
+
+    @property
+    def items_processed(self) -> int:
+        """Sources that were read in this run."""
+        return max(0, self.files_done - self.files_unchanged - self.files_failed)
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in self.LIVE
+
+
+class RunEvent(models.Model):
+    """A line of a run's journal. `seq` is given by the database; the sealed part says which file, in whose words."""
+
+    class Kind(models.TextChoices):
+        STARTED = "started"
+        WAITING = "waiting"
+        SOURCE_DONE = "source_done", "a source was read"
+        SOURCE_FAILED = "source_failed", "a source could not be read"
+        RECORD_QUARANTINED = "record_quarantined", "a record was set aside"
+        RECORD_REFUSED = "record_refused", "the device refused a record"
+        RECORD_UNCERTAIN = "record_uncertain", "it is not known whether the device has a record"
+        NOTE = "note"
+        FINISHED = "finished"
+
+    PROBLEMS = (Kind.SOURCE_FAILED, Kind.RECORD_QUARANTINED, Kind.RECORD_REFUSED, Kind.RECORD_UNCERTAIN)
+
+    seq = models.BigAutoField(primary_key=True)
+    run = models.ForeignKey(Run, models.CASCADE, related_name="events")
+    at = models.DateTimeField(db_default=Now())
+    kind = models.CharField(max_length=20, choices=Kind)
+    code = models.CharField(max_length=50, blank=True)
+    count = models.IntegerField(null=True)
+    nonce = models.UUIDField(default=uuid.uuid4, editable=False, help_text="what the sealed part is bound to")
+    sealed = models.BinaryField(null=True, editable=False)
+
+    class Meta:
+        ordering = ["seq"]
+        indexes = [models.Index(fields=["run", "seq"], name="journal_of_run")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.code}".strip()
+
+
+class Source(models.Model):
+    """The ledger: what of a source was read, and how it went. An unchanged one costs nothing."""
+
+    class Outcome(models.TextChoices):
+        DONE = "done"
+        QUARANTINED = "quarantined", "done, with records set aside"
+
+    agent = models.ForeignKey(Agent, models.CASCADE, related_name="sources")
+    key = models.BinaryField(help_text="keyed hash of the path or message id")
+    content_hash = models.BinaryField()
+    config_version = models.BinaryField(help_text="hash of the prompt, the data types and the model")
+    outcome = models.CharField(max_length=12, choices=Outcome)
+    updated_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["agent", "key"], name="one_row_a_source")]
+
+    def __str__(self) -> str:
+        return f"{self.outcome} {self.updated_at:%Y-%m-%d}"
+
+
+RUN_DEADLINE = dt.timedelta(hours=2)

@@ -1,0 +1,248 @@
+"""What a model says it found, checked against the user's tables. The model is an untrusted user.
+
+Only inserts, only the tables that were asked for, only known fields of the right type; the review flags are always
+set here. Whatever is wrong with a record is said in words that hold nothing of the document.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from adiuva.devices.tables import MAX_TEXT, TABLES, Column, Table, is_value
+
+MAX_TITLE: Final = 1_000
+MAX_RECORDS: Final = 500  # a model call
+_EARLIEST: Final = dt.datetime(1970, 1, 2, tzinfo=dt.UTC)
+_LATEST: Final = dt.datetime(2200, 1, 1, tzinfo=dt.UTC)
+_NAMESPACE: Final = uuid.UUID("6b0a6f5e-6f63-4b0e-9f0a-3f7f0c6f2b11")
+# A parent goes out before what may name it.
+_ORDER: Final = {
+    name: place for place, name in enumerate(("clients", "projects", "notes", "timelines", "tasks"))
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row that may be inserted, in the device's own column names."""
+
+    table: str
+    data: dict[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """What makes two finds of one source the same thing: its name, and for a date the date."""
+        name = " ".join(str(self.data[TABLES[self.table].title]).casefold().split())
+        return f"{self.table}\n{name}\n{self.data.get('date', '')}"
+
+    def key(self, agent_id: uuid.UUID, source: bytes) -> uuid.UUID:
+        """The dedupe key: the same thing found again in the same source has the same key."""
+        return uuid.uuid5(_NAMESPACE, f"{agent_id}\n{source.hex()}\n{self.identity}")
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A find that cannot be used. `repairable`: the model could do better if it is told."""
+
+    code: str
+    reason: str
+    repairable: bool = True
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What an agent may take out of documents: tables, the user's projects by id, and the zone of bare dates."""
+
+    tables: tuple[str, ...]
+    projects: Mapping[str, str]
+    zone: ZoneInfo
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of an answer."""
+        branches = [_branch(TABLES[name]) for name in self.tables]
+        return {
+            "type": "object",
+            "properties": {"records": {"type": "array", "items": {"anyOf": branches}}},
+            "required": ["records"],
+            "additionalProperties": False,
+        }
+
+    def check(self, answer: Any) -> tuple[list[Record], list[Rejected]]:
+        """Sort an answer into records (each thing once, parents first) and what cannot be used."""
+        found = answer.get("records") if isinstance(answer, dict) else answer
+        if not isinstance(found, list):
+            return [], [Rejected("no_records", 'the answer has no list named "records"')]
+        records: dict[str, Record] = {}
+        rejected: list[Rejected] = []
+        for item in found[:MAX_RECORDS]:
+            try:
+                record = self._record(item)
+            except _Unusable as unusable:
+                rejected.append(unusable.rejected)
+            else:
+                records.setdefault(record.identity, record)
+        if len(found) > MAX_RECORDS:
+            rejected.append(
+                Rejected("too_many", f"only the first {MAX_RECORDS} records of one answer are taken", False)
+            )
+        return sorted(records.values(), key=lambda record: _ORDER.get(record.table, len(_ORDER))), rejected
+
+    def _record(self, item: Any) -> Record:
+        if not isinstance(item, dict) or not isinstance(item.get("data"), dict):
+            raise _Unusable("bad_record", 'a record is {"table": …, "data": {…}}')
+        name = item.get("table")
+        if name not in self.tables:
+            raise _Unusable("table_not_asked_for", "the table is not one of those asked for")
+        if item.get("action", "insert") != "insert":
+            raise _Unusable("insert_only", "only inserts are taken")
+        table = TABLES[str(name)]
+        data: dict[str, Any] = {}
+        for field, value in item["data"].items():
+            column = table.by_name.get(field) if isinstance(field, str) else None
+            if column is None:
+                raise _Unusable("unknown_field", f"{name} has no such field; it has {_fields(table)}")
+            if column.made_by_device:
+                raise _Unusable("field_of_the_device", f"{name}: the device makes {column.name} itself")
+            if column.kind == "flag" or value is None or value == "":
+                continue
+            data[column.name] = self._value(table, column, value)
+        self._references(table, data)
+        for column in table.columns:
+            if column.required and column.name not in data:
+                raise _Unusable("field_missing", f"{name}: {column.name} is missing")
+        if table.reviewed:
+            data |= {"isAiSuggested": 1, "isApproved": 0}
+        return Record(table.name, data)
+
+    def _references(self, table: Table, data: dict[str, Any]) -> None:
+        project = data.get("projectId")
+        if project is not None and project not in self.projects:
+            wanted = str(project).casefold()
+            named = [key for key, name in self.projects.items() if name.casefold() == wanted]
+            if len(named) != 1:
+                raise _Unusable(
+                    "unknown_project", f"{table.name}: projectId is not the id of a listed project"
+                )
+            data["projectId"] = named[0]
+        if table.name == "timelines" and "projectId" not in data:
+            raise _Unusable("no_project", "timelines: belongs to no project", repairable=bool(self.projects))
+        if table.name == "taskComments":
+            # No task is shown to the model, so whatever it names is made up.
+            raise _Unusable("no_task", "taskComments: belongs to no known task", repairable=False)
+        if "clientId" in data or "parentId" in data:
+            raise _Unusable("unknown_client", f"{table.name}: no client is known by that id")
+
+    def _value(self, table: Table, column: Column, value: Any) -> Any:
+        where = f"{table.name}: {column.name}"
+        if column.kind == "time":
+            return _milliseconds(value, self.zone, where)
+        if column.kind == "names":
+            return _names(value, where)
+        if isinstance(value, str):
+            value = value.strip()
+            _check_text(value, MAX_TITLE if column.name == table.title else MAX_TEXT, where)
+            if column.choices:
+                value = value.casefold().replace(" ", "_").replace("-", "_")
+        if not is_value(column, value):
+            raise _Unusable("bad_value", f"{where} must be {_wanted(column)}")
+        return value
+
+
+class _Unusable(Exception):
+    def __init__(self, code: str, reason: str, *, repairable: bool = True) -> None:
+        super().__init__(reason)
+        self.rejected = Rejected(code, reason, repairable)
+
+
+def _milliseconds(value: Any, zone: ZoneInfo, where: str) -> int:
+    """An ISO date (its first moment in the user's zone) or date and time, or milliseconds."""
+    try:
+        if isinstance(value, int) and not isinstance(value, bool):
+            when = dt.datetime.fromtimestamp(value / 1000, dt.UTC)
+        elif isinstance(value, str):
+            when = dt.datetime.fromisoformat(value.strip())
+            when = when if when.tzinfo else when.replace(tzinfo=zone)
+        else:
+            raise ValueError
+        if not _EARLIEST <= when <= _LATEST:
+            raise ValueError
+    except (ValueError, OverflowError, OSError):
+        raise _Unusable("bad_time", f"{where} must be an ISO 8601 date or date and time") from None
+    return int(when.timestamp() * 1000)
+
+
+def _names(value: Any, where: str) -> str:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > 50:
+        raise _Unusable("bad_value", f"{where} must be a list of names")
+    for name in names:
+        _check_text(name, 200, where)
+    return json.dumps([name.strip() for name in names if name.strip()], ensure_ascii=False)
+
+
+def _check_text(text: str, most: int, where: str) -> None:
+    if len(text) > most:
+        raise _Unusable("too_long", f"{where} may have at most {most} characters")
+    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise _Unusable("bad_text", f"{where} holds characters that are no text")
+
+
+def _fields(table: Table) -> str:
+    return ", ".join(
+        column.name for column in table.columns if not column.made_by_device and column.kind != "flag"
+    )
+
+
+def _wanted(column: Column) -> str:
+    if column.choices:
+        return "one of " + ", ".join(column.choices)
+    return {"text": "a text", "int": "a whole number"}.get(column.kind, column.kind)
+
+
+def _branch(table: Table) -> dict[str, Any]:
+    fields = {
+        column.name: _json_type(column)
+        for column in table.columns
+        if not column.made_by_device and column.kind != "flag" and column.name not in {"clientId", "parentId"}
+    }
+    return {
+        "type": "object",
+        "description": table.about,
+        "properties": {
+            "table": {"const": table.name},
+            "data": {
+                "type": "object",
+                "properties": fields,
+                "required": [column.name for column in table.columns if column.required],
+                "additionalProperties": False,
+            },
+        },
+        "required": ["table", "data"],
+        "additionalProperties": False,
+    }
+
+
+def _json_type(column: Column) -> dict[str, Any]:
+    found: dict[str, Any]
+    if column.kind == "names":
+        found = {"type": "array", "items": {"type": "string"}}
+    elif column.choices:
+        found = {"type": "string", "enum": list(column.choices)}
+    else:
+        found = {"type": "string"}
+    about = column.about + (", ISO 8601" if column.kind == "time" else "")
+    return found | ({"description": about.strip(", ")} if about else {})
+
+
+def merge(answers: Sequence[Sequence[Record]]) -> list[Record]:
+    """The records of several parts of one document, each thing once."""
+    found: dict[str, Record] = {}
+    for records in answers:
+        for record in records:
+            found.setdefault(record.identity, record)
+    return sorted(found.values(), key=lambda record: _ORDER.get(record.table, len(_ORDER)))

@@ -1,0 +1,47 @@
+"""What can be done with an agent's configuration. REST and the admin come here."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+
+from adiuva.errors import NotFound
+from agents import runs, schedules
+from agents.models import Agent, AgentType
+
+
+def of_user(user_id: UUID, agent_id: UUID) -> Agent:
+    """One of a user's agents. Raise NotFound, for another's as for none."""
+    agent = Agent.objects.of(user_id).select_related("user").filter(pk=agent_id).first()
+    if agent is None:
+        raise NotFound("there is no such agent")
+    return agent
+
+
+@transaction.atomic
+def create_local(*, user_id: UUID, values: dict[str, Any]) -> Agent:
+    agent = Agent(user_id=user_id, type=AgentType.LOCAL_DIRECTORY, **values)
+    agent.next_run_at = schedules.next_run_at(agent)
+    agent.save()
+    agent.refresh_from_db(fields=["created_at"])
+    return agent
+
+
+@transaction.atomic
+def change(*, agent: Agent, values: dict[str, Any]) -> Agent:
+    locked = Agent.objects.select_for_update(of=("self",)).select_related("user").get(pk=agent.pk)
+    for name, value in values.items():
+        setattr(locked, name, value)
+    locked.next_run_at = schedules.next_run_at(locked)
+    locked.save()
+    return locked
+
+
+@transaction.atomic
+def delete(*, agent: Agent) -> None:
+    """The configuration goes, its runs stay. One under way is cancelled."""
+    for run in agent.runs.live():
+        runs.cancel(run=run)
+    agent.delete()

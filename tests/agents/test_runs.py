@@ -1,0 +1,391 @@
+"""A folder on a device becomes records on it: real web, worker, device and socket; only the model is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from adiuva import db
+from adiuva.devices.client import Device, FrameReceived
+from adiuva.devices.protocol import AgentProgress
+from agents.extraction import PART_CHARS
+from tests.fakes.provider import Fail, Hold, Provider, Request
+from tests.people import Person, somebody
+
+PATIENCE_S = 30
+ENDED = {"success", "partial", "error", "cancelled", "timeout"}
+
+
+class Desk:
+    """A person with a folder, a device and an agent over it."""
+
+    def __init__(self, web: str, person: Person, folder: Path) -> None:
+        self.web, self.person, self.folder = web, person, folder
+        self.rest = httpx.AsyncClient(
+            base_url=f"{web}/api/v1", headers={"Authorization": f"Bearer {person.access_token}"}, timeout=30
+        )
+        self.progress: list[AgentProgress] = []
+        self.device = self.new_device()
+
+    def new_device(self, **options: Any) -> Device:
+        return Device(
+            server=self.web,
+            workspace=self.folder.parent / "device",
+            grants=[self.folder],
+            email=self.person.email,
+            password=self.person.password,
+            access_token=self.person.access_token,
+            refresh_token=self.person.refresh_token,
+            device_id="desk",
+            on_event=self._notice,
+            **options,
+        )
+
+    def _notice(self, event: object) -> None:
+        if isinstance(event, FrameReceived) and isinstance(event.frame, AgentProgress):
+            self.progress.append(event.frame)
+
+    async def agent(self, **fields: Any) -> str:
+        body = {
+            "name": "Desk",
+            "device_id": "desk",
+            "directory_paths": [str(self.folder)],
+            "data_types": ["tasks", "notes", "timelines", "projects"],
+            "prompt_template": "Find what is to be done.",
+            "file_extensions": [".md", ".txt"],
+            "schedule_cron": "",
+        }
+        answer = await self.rest.post("/agents/local", json=body | fields)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    async def start(self, agent: str) -> str:
+        answer = await self.rest.post(f"/agents/{agent}/run")
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["run_id"])
+
+    async def see(self, run: str) -> dict[str, Any]:
+        answer = await self.rest.get(f"/agents/runs/{run}")
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    async def until(self, run: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        async with asyncio.timeout(PATIENCE_S):
+            while not holds(seen := await self.see(run)):
+                await asyncio.sleep(0.05)
+        return seen
+
+    async def run(self, agent: str) -> dict[str, Any]:
+        """Start a run and wait for its end."""
+        return await self.until(await self.start(agent), lambda seen: seen["state"] in ENDED)
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """What is in a table of the device, whether it runs or not."""
+        file = self.folder.parent / "device" / "data.sqlite3"
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as store:
+            store.row_factory = sqlite3.Row
+            return [dict(row) for row in store.execute(f'SELECT * FROM "{table}"')]
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text, "utf-8")
+
+
+@asynccontextmanager
+async def connected(desk: Desk) -> AsyncIterator[Desk]:
+    async with desk.device:
+        await desk.device.connected()
+        yield desk
+
+
+@pytest.fixture
+async def desk(web: str, worker: None, provider: Provider, tmp_path: Path) -> AsyncIterator[Desk]:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    made = Desk(web, await db.run(somebody, timezone="Europe/Rome"), folder)
+    yield made
+    await made.rest.aclose()
+
+
+def document(request: Request) -> str:
+    """The text of the document in a request to the model."""
+    return str(request.body["messages"][2]["content"]).partition("\n\n")[2]
+
+
+def tasks_of_lines(request: Request) -> dict[str, Any]:
+    """A model that makes a task of each line that starts with "do"."""
+    lines = re.findall(r"^do (.+)$", document(request), re.MULTILINE)
+    return {"records": [{"table": "tasks", "data": {"title": line}} for line in lines]}
+
+
+async def test_what_is_in_a_folder_arrives_on_the_device_for_review(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada\ndo write the offer\n")
+    desk.write("two.md", "nothing here")
+    async with connected(desk):
+        seen = await desk.run(await desk.agent())
+    assert (seen["state"], seen["status"], seen["errors"]) == ("success", "success", [])
+    assert (seen["files_seen"], seen["files_done"], seen["items_processed"]) == (2, 2, 2)
+    assert (seen["items_created"], seen["model_calls"]) == (2, 2)
+    assert {row["title"] for row in desk.rows("tasks")} == {"call Ada", "write the offer"}
+    assert all((row["isAiSuggested"], row["isApproved"]) == (1, 0) for row in desk.rows("tasks"))
+    assert desk.progress[-1].state == "success"
+    assert desk.progress[-1].records_created == 2
+    assert next(event["kind"] for event in seen["journal"]) == "started"
+    assert seen["journal"][-1]["code"] == "completed"
+
+
+async def test_a_second_run_uploads_nothing_asks_no_model_and_creates_nothing(
+    desk: Desk, provider: Provider
+) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    async with connected(desk):
+        agent = await desk.agent()
+        await desk.run(agent)
+        calls = len(provider.calls)
+        seen = await desk.run(agent)
+        assert (seen["state"], seen["files_unchanged"], seen["items_processed"]) == ("success", 1, 0)
+        assert (seen["items_created"], seen["model_calls"]) == (0, 0)
+        assert len(provider.calls) == calls
+        desk.write("one.md", "do call Ada\ndo send the bill")
+        seen = await desk.run(agent)
+    assert (seen["items_created"], seen["items_processed"]) == (1, 1)
+    assert sorted(row["title"] for row in desk.rows("tasks")) == ["call Ada", "send the bill"]
+
+
+async def test_a_changed_prompt_reads_again_and_doubles_nothing(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    async with connected(desk):
+        agent = await desk.agent()
+        await desk.run(agent)
+        await desk.rest.patch(f"/agents/local/{agent}", json={"prompt_template": "Look harder."})
+        seen = await desk.run(agent)
+    assert (seen["items_processed"], seen["items_created"], seen["model_calls"]) == (1, 0, 1)
+    assert len(desk.rows("tasks")) == 1
+
+
+async def test_a_run_waits_for_its_device_and_goes_on_when_it_comes(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    agent = await desk.agent()
+    run = await desk.start(agent)
+    await desk.until(run, lambda seen: seen["state"] == "waiting_device")
+    again = await desk.rest.post(f"/agents/{agent}/run")
+    assert again.status_code == 409
+    assert (again.json()["code"], again.json()["run_id"]) == ("run_is_live", run)
+    async with connected(desk):
+        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+    assert (seen["state"], seen["items_created"]) == ("success", 1)
+
+
+async def test_a_run_that_waits_can_be_cancelled(desk: Desk) -> None:
+    run = await desk.start(await desk.agent())
+    await desk.until(run, lambda seen: seen["state"] == "waiting_device")
+    assert (await desk.rest.post(f"/agents/runs/{run}/cancel")).json()["state"] == "cancelled"
+    assert (await desk.see(run))["status"] == "error"
+
+
+async def test_a_run_under_way_is_cancelled_while_the_model_thinks(desk: Desk, provider: Provider) -> None:
+    hold = Hold()
+    provider.script(hold)
+    desk.write("one.md", "do call Ada")
+    async with connected(desk):
+        run = await desk.start(await desk.agent())
+        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
+        await desk.rest.post(f"/agents/runs/{run}/cancel")
+        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+    assert seen["state"] == "cancelled"
+    assert await asyncio.to_thread(hold.gone.wait, PATIENCE_S)
+    assert desk.rows("tasks") == []
+
+
+async def test_a_long_document_is_extracted_whole(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    lines = [
+        f"do step {number}" if number % 50 == 0 else "some words of no matter" for number in range(2_000)
+    ]
+    desk.write("long.md", "\n".join(lines))
+    async with connected(desk):
+        seen = await desk.run(await desk.agent())
+    assert len("\n".join(lines)) > 4 * PART_CHARS
+    assert seen["state"] == "success"
+    assert {row["title"] for row in desk.rows("tasks")} == {
+        f"step {number}" for number in range(0, 2_000, 50)
+    }
+
+
+async def test_text_of_any_length_and_script_arrives_unharmed(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    body = "äöü 漢字 🎉 " * 150_000
+    desk.write("huge.txt", f"do begin\n{body}\ndo end ✓")
+    async with connected(desk):
+        seen = await desk.run(await desk.agent())
+    assert seen["state"] == "success", seen["errors"]
+    assert {row["title"] for row in desk.rows("tasks")} == {"begin", "end ✓"}
+
+
+async def test_a_project_is_named_by_a_real_id_or_not_at_all(desk: Desk, provider: Provider) -> None:
+    def by_name(request: Request) -> dict[str, Any]:
+        assert "Villa Rossi" in request.body["messages"][1]["content"]
+        rows = [("by name", "villa rossi"), ("made up", "p-77"), ("none", None)]
+        return {"records": [{"table": "tasks", "data": {"title": t, "projectId": p}} for t, p in rows]}
+
+    provider.default = by_name
+    desk.write("one.md", "text")
+    async with connected(desk):
+        desk.device.store.seed({"projects": [{"name": "Villa Rossi"}]})
+        (project,) = desk.rows("projects")
+        seen = await desk.run(await desk.agent())
+    assert {row["title"]: row["projectId"] for row in desk.rows("tasks")} == {
+        "by name": project["id"],
+        "none": None,
+    }
+    assert seen["state"] == "partial"
+    assert seen["model_calls"] == 2  # one repair try
+    assert "projectId is not the id of a listed project" in seen["errors"][0]
+    assert str(desk.folder / "one.md") in seen["errors"][0]
+
+
+async def test_what_the_model_gets_wrong_is_mended_once_or_set_aside(desk: Desk, provider: Provider) -> None:
+    wrong = {"table": "tasks", "data": {"title": "x", "dueDate": "soon"}}
+    mended = {"table": "tasks", "data": {"title": "x", "dueDate": "2026-12-01"}}
+    provider.script({"records": [wrong]}, {"records": [mended]})
+    desk.write("one.md", "text")
+    async with connected(desk):
+        agent = await desk.agent()
+        seen = await desk.run(agent)
+        (task,) = desk.rows("tasks")
+        assert task["dueDate"] == 1_796_079_600_000  # midnight in Rome
+        assert (seen["state"], seen["errors"]) == ("success", [])
+        lonely = {"table": "timelines", "data": {"title": "launch", "date": "2026-12-01"}}
+        provider.default = {"records": [lonely]}
+        desk.write("two.md", "text")
+        seen = await desk.run(agent)
+    assert seen["state"] == "partial"
+    assert [event["code"] for event in seen["journal"] if event["kind"] == "record_quarantined"] == [
+        "no_project"
+    ]
+    assert desk.rows("timelines") == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        'Here you are:\n```json\n{"records": [{"table": "tasks", "data": {"title": "x"}}]}\n```\nAnything else?',
+        '<think>{"records": []}</think>{"records": [{"table": "tasks", "data": {"title": "x"}}]}',
+        '[{"table": "tasks", "data": {"title": "x"}}]',
+    ],
+)
+async def test_fences_prefaces_and_thoughts_around_an_answer_do_no_harm(
+    desk: Desk, provider: Provider, answer: str
+) -> None:
+    provider.script(answer)
+    desk.write("one.md", "text")
+    async with connected(desk):
+        seen = await desk.run(await desk.agent())
+    assert (seen["state"], seen["items_created"]) == ("success", 1)
+
+
+async def test_an_answer_without_json_is_no_empty_success(desk: Desk, provider: Provider) -> None:
+    provider.default = "I would rather talk about the weather."
+    desk.write("one.md", "do call Ada")
+    async with connected(desk):
+        seen = await desk.run(await desk.agent())
+    assert (seen["state"], seen["status"], seen["items_created"]) == ("error", "error", 0)
+    assert seen["journal"][-1]["code"] == "nothing_could_be_read"
+    assert "one.md" in seen["errors"][0]
+
+
+async def test_a_model_that_is_away_is_said_and_tried_again_by_the_next_run(
+    desk: Desk, provider: Provider
+) -> None:
+    provider.default = Fail(401)
+    for number in range(8):
+        desk.write(f"{number}.md", f"do step {number}")
+    async with connected(desk):
+        agent = await desk.agent()
+        seen = await desk.run(agent)
+        assert (seen["state"], seen["journal"][-1]["code"]) == ("error", "model_rejected")
+        provider.default = tasks_of_lines
+        seen = await desk.run(agent)
+    assert (seen["state"], seen["items_created"]) == ("success", 8)
+
+
+async def test_the_models_concurrency_limit_holds(desk: Desk, provider: Provider) -> None:
+    async def slow(request: Request) -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return tasks_of_lines(request)
+
+    provider.default = slow
+    for number in range(60):
+        desk.write(f"{number}.md", f"do step {number}")
+    async with connected(desk):
+        seen = await desk.run(await desk.agent())
+    assert seen["items_created"] == 60
+    assert 1 < provider.peak <= 24
+
+
+async def test_files_that_cannot_be_read_are_listed_with_their_reason(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    desk.write("good.md", "do call Ada")
+    (desk.folder / "bad.md").write_bytes(b"\x00\x01\x02\xff" * 100)
+    async with connected(desk):
+        agent = await desk.agent(directory_paths=[str(desk.folder), "/somewhere/else"])
+        seen = await desk.run(agent)
+    assert (seen["state"], seen["items_created"]) == ("partial", 1)
+    assert any("bad.md" in error for error in seen["errors"])
+    assert any("/somewhere/else" in error for error in seen["errors"])
+
+
+async def test_an_empty_folder_is_a_success_that_says_so(desk: Desk) -> None:
+    async with connected(desk):
+        seen = await desk.run(await desk.agent())
+    assert (seen["state"], seen["journal"][-1]["code"]) == ("success", "empty")
+
+
+async def test_a_device_of_protocol_1_is_served_the_same(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    desk.write("two.md", "do write the offer")
+    desk.device = desk.new_device(protocol=1)
+    async with connected(desk):
+        agent = await desk.agent()
+        seen = await desk.run(agent)
+        assert (seen["state"], seen["items_created"]) == ("success", 2)
+        calls = len(provider.calls)
+        seen = await desk.run(agent)
+        assert (seen["items_created"], seen["files_unchanged"]) == (0, 2)
+    assert len(provider.calls) == calls
+    assert len(desk.rows("tasks")) == 2
+
+
+async def test_deleting_an_agent_keeps_its_run_history(desk: Desk, provider: Provider) -> None:
+    desk.write("one.md", "text")
+    provider.default = {"records": []}
+    async with connected(desk):
+        agent = await desk.agent()
+        run = (await desk.run(agent))["id"]
+    assert (await desk.rest.delete(f"/agents/local/{agent}")).json() == {"ok": True}
+    listed = (await desk.rest.get("/agents/runs", params={"agent_id": agent})).json()
+    assert [item["id"] for item in listed] == [run]
+    assert listed[0]["agent_name"] == "Desk"
+
+
+async def test_a_device_that_refuses_records_is_reported(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    async with connected(desk):
+        with closing(sqlite3.connect(desk.folder.parent / "device" / "data.sqlite3")) as store:
+            store.execute("CREATE TRIGGER no BEFORE INSERT ON tasks BEGIN SELECT RAISE(ABORT, 'full'); END")
+        seen = await desk.run(await desk.agent())
+    assert (seen["state"], seen["items_created"]) == ("partial", 0)
+    assert [event["kind"] for event in seen["journal"] if event["kind"] == "record_refused"]
