@@ -1,0 +1,76 @@
+# `make run` and `make test` install what they need into .venv first, and only when it has changed.
+
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+FOR_RUN := $(VENV)/.installed
+FOR_TEST := $(VENV)/.installed-dev
+SYNC := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip sync --quiet --python $(BIN)/python
+LOCK := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-strip-extras --upgrade
+
+# Bytecode is kept whatever the shell says: without it every process compiles a thousand modules anew, which
+# takes seconds each. It stays inside .venv.
+export PYTHONDONTWRITEBYTECODE :=
+export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench lock clean
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do \
+		printf 'make %-6s %s\n' "$$name" "$$what"; done
+
+run: $(FOR_RUN)  ## start everything on this machine, with a demo, until Ctrl-C
+	@exec $(BIN)/python manage.py up --with-parent
+
+test: lint  ## lint, types, import contracts, then all tests against real servers
+	@echo "── tests"
+	@$(BIN)/python -m pytest
+
+lint: $(FOR_TEST)  ## lint, types and import contracts alone
+	@echo "── ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "── mypy"
+	@$(BIN)/mypy
+	@echo "── import contracts"
+	@$(BIN)/lint-imports
+
+bench: $(FOR_TEST)  ## measure, each bench beside what it compares with
+	@for file in bench/[a-z]*.py; do name=$$(basename $$file .py); [ "$$name" = kit ] || \
+		{ echo "── $$name"; $(BIN)/python -m bench.$$name || exit 1; }; done
+
+lock: $(BIN)/uv  ## pin the newest versions that requirements*.in allow
+	$(LOCK) requirements.in -o requirements.txt
+	$(LOCK) requirements-dev.in -o requirements-dev.txt
+
+clean:  ## remove .venv and caches; the data in .state stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ── What is installed ───────────────────────────────────────────────────────────────────────────────────
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Adiuva needs Python 3.11 or newer: install it, or name it (make PYTHON=...)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make .venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+$(BIN)/uv: | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(FOR_TEST): requirements-dev.txt | $(BIN)/uv
+	@echo "Installing what tests need into $(VENV) ..."
+	@$(SYNC) requirements-dev.txt
+	@touch $(FOR_RUN) $(FOR_TEST)
+
+# What tests need includes what running needs, so it is never taken out again.
+ifneq ($(wildcard $(FOR_TEST)),)
+$(FOR_RUN): $(FOR_TEST)
+	@touch $(FOR_RUN)
+else
+$(FOR_RUN): requirements.txt | $(BIN)/uv
+	@echo "Installing into $(VENV) ..."
+	@$(SYNC) requirements.txt
+	@touch $(FOR_RUN)
+endif

@@ -1,0 +1,204 @@
+"""Child processes: started on a leash, kept alive, ended in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adiuva.embedded import leash
+from adiuva.embedded.leash import Owner
+from adiuva.embedded.ports import free_port
+from adiuva.errors import Unavailable
+
+Say = Callable[[str], None]
+
+
+class StackError(Unavailable):
+    """The stack cannot start or go on, for a reason that one line can tell."""
+
+    code = "stack"
+
+
+def tail(log: Path, lines: int = 1) -> str:
+    """The last lines of a log that say something."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 16_384))
+            found = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join([line.strip() for line in found if line.strip()][-lines:])
+
+
+@dataclass
+class Child:
+    """One program, in a process group of its own, so that Ctrl-C reaches the supervisor alone."""
+
+    name: str
+    argv: Sequence[str | Path]
+    log: Path
+    env: Mapping[str, str] | None = None
+    given: bytes = b""  # what it reads on its standard input
+    owner: Owner | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    # The supervisor's sudden death: whoever has data to write gets a signal that lets it, the rest is killed.
+    death_signal: signal.Signals = signal.SIGKILL
+    grace_s: float = 10.0
+    vital: bool = True  # without it the others are of no use
+    on_leash: bool = not leash.BUILT_IN
+    cwd: Path | None = None
+    keeps: tuple[int, ...] = ()  # file descriptors that stay open in it
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    since: float = field(default=0.0, init=False)
+    _gone: bool = field(default=False, init=False)
+
+    def start(self) -> None:
+        """Start it, from a thread that lives as long as the child is to: the kernel watches the thread."""
+        argv = [str(part) for part in self.argv]
+        owner = self.owner
+        if self.on_leash:
+            argv, owner = leash.command(argv, self.death_signal, owner), None
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.log.open("ab") as out:
+                self.process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.PIPE if self.given else subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    env=dict(self.env) if self.env is not None else None,
+                    cwd=self.cwd,
+                    process_group=0,
+                    pass_fds=self.keeps,
+                    user=owner.uid if owner else None,
+                    group=owner.gid if owner else None,
+                    extra_groups=[] if owner else None,
+                    preexec_fn=None if self.on_leash else leash.at_birth(os.getpid(), self.death_signal),
+                )
+        except OSError as error:
+            raise StackError(f"{self.name} cannot be started: {error}") from None
+        self.since, self._gone = time.monotonic(), False
+        if self.process.stdin:
+            with self.process.stdin as into:
+                into.write(self.given)
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process else None
+
+    def wait(self, *, within_s: float) -> int:
+        """Wait for its end and return its exit code. Raise StackError when it takes longer."""
+        if self.process is None:
+            raise StackError(f"{self.name} was never started")
+        try:
+            return self.process.wait(timeout=within_s)
+        except subprocess.TimeoutExpired:
+            raise StackError(f"{self.name} did not end in {within_s:.0f} s (see {self.log})") from None
+
+    def stop(self) -> None:
+        """Ask it to end; kill it when it has not after its grace. Ends what it left of its group, too."""
+        if self.process is not None and self.alive:
+            self.process.send_signal(self.stop_signal)
+            try:
+                self.process.wait(timeout=self.grace_s)
+            except subprocess.TimeoutExpired:
+                pass
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill it and all of its group, and wait for it."""
+        if self.process is None or self._gone:
+            return
+        self._gone = True  # from now on its id may become another's
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # the group is gone; of one that is all zombies, macOS says that we may not
+        self.process.wait()
+
+    def wait_until(self, ready: Callable[[], bool], *, within_s: float, every_s: float = 0.02) -> None:
+        """Wait until it serves. Raise StackError, with what its log says, when it ends or is too slow."""
+        deadline = time.monotonic() + within_s
+        while not ready():
+            if not self.alive:
+                raise StackError(f"{self.name} ended at once: {tail(self.log)} (see {self.log})")
+            if time.monotonic() > deadline:
+                raise StackError(f"{self.name} was not ready after {within_s:.0f} s (see {self.log})")
+            time.sleep(every_s)
+
+
+def serve(make: Callable[[int], Child], ready: Callable[[int], bool], *, within_s: float = 60) -> tuple[Child, int]:
+    """Start a server on a free port of loopback, on another one if somebody was quicker to take it."""
+    for last in (False, False, True):
+        port = free_port()
+        child = make(port)
+        child.start()
+        try:
+            child.wait_until(lambda port=port: ready(port), within_s=within_s)  # type: ignore[misc]
+            return child, port
+        except BaseException as error:
+            child.stop()
+            if last or not isinstance(error, StackError) or "already in use" not in tail(child.log, 5):
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+@dataclass
+class Supervisor:
+    """Keeps children alive in the order they were started, and ends them in the opposite one."""
+
+    say: Say
+    children: list[Child] = field(default_factory=list)
+    backoff_s: float = 1.0
+    _deaths: dict[str, list[float]] = field(default_factory=dict)
+
+    TRIES = 4
+    WINDOW_S = 120.0
+
+    def start(self, child: Child) -> Child:
+        self.children.append(child)
+        if not child.alive:
+            child.start()
+        return child
+
+    def look(self) -> None:
+        """Restart whoever has ended by itself. Raise StackError about a vital one that keeps ending."""
+        now = time.monotonic()
+        for child in list(self.children):
+            if child.alive:
+                continue
+            deaths = [at for at in self._deaths.get(child.name, []) if now - at < self.WINDOW_S]
+            due = child.since + self.backoff_s * (2 ** len(deaths) - 1)  # at once, then after 1, 3, 7 s
+            if now < due:
+                continue
+            if len(deaths) >= self.TRIES:
+                said = f"{child.name} has ended {len(deaths) + 1} times in {self.WINDOW_S:.0f} s"
+                said = f"{said}: {tail(child.log)} (see {child.log})"
+                if child.vital:
+                    raise StackError(said)
+                self.say(f"{said}; it stays ended")
+                self.children.remove(child)
+                continue
+            self._deaths[child.name] = [*deaths, now]
+            code = child.process.returncode if child.process else None
+            self.say(f"{child.name} ended by itself (code {code}) and is started again; see {child.log}")
+            child.start()
+
+    def stop(self) -> None:
+        """End all children, the last one first."""
+        while self.children:
+            self.children.pop().stop()

@@ -1,0 +1,95 @@
+"""A small REST client for the demo: what any client of the API does, without its comforts."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+from adiuva.embedded.processes import StackError
+
+_TIMEOUT_S = 30.0
+
+
+class RestError(StackError):
+    """The API refused; `status` and `body` say how."""
+
+    def __init__(self, what: str, status: int, body: dict[str, Any]) -> None:
+        super().__init__(f"{what}: {body.get('message') or status}")
+        self.status = status
+        self.answer = body
+
+
+class Rest:
+    """Calls of one account. Signs in again when its access token has run out."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self._credentials: dict[str, str] = {}
+        self._token = ""
+
+    def sign_in(self, email: str, password: str) -> None:
+        self._credentials = {"email": email, "password": password}
+        self._token = self._call("POST", "/auth/login", self._credentials)["access_token"]
+
+    def get(self, path: str) -> Any:
+        return self._again("GET", path, None)
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        return self._again("POST", path, body)
+
+    def _again(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        try:
+            return self._call(method, path, body)
+        except RestError as error:
+            if error.status != 401:
+                raise
+        self.sign_in(**self._credentials)
+        return self._call(method, path, body)
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(  # noqa: S310  # always our own server
+            f"{self.base}/api/v1{path}", data=data, headers=headers, method=method
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise RestError(f"{method} {path}", error.code, _json(error.read())) from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise StackError(f"{method} {path} got no answer ({error})") from None
+
+
+def _json(raw: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_up(base: str) -> bool:
+    """Whether a web process answers."""
+    try:
+        with urllib.request.urlopen(f"{base}/api/v1/health", timeout=_TIMEOUT_S):  # noqa: S310
+            return True
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def what_is_missing(base: str) -> str:
+    """The parts of the stack that do not work, or nothing."""
+    try:
+        with urllib.request.urlopen(f"{base}/api/v1/health/ready", timeout=_TIMEOUT_S):  # noqa: S310
+            return ""
+    except urllib.error.HTTPError as error:
+        checks = _json(error.read()).get("checks", {})
+        return ", ".join(name for name, check in checks.items() if not check["ok"]) or f"HTTP {error.code}"
+    except (OSError, http.client.HTTPException) as error:
+        return str(error)

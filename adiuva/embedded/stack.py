@@ -1,0 +1,262 @@
+"""The whole of Adiuva on one machine: what `make run` starts, keeps up and ends."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from adiuva import env
+from adiuva.embedded.demo import EMAIL, Demo
+from adiuva.embedded.ports import free_port, why_not_free
+from adiuva.embedded.postgres import Postgres
+from adiuva.embedded.prepare import DEMO_EMAIL, DEMO_PASSWORD
+from adiuva.embedded.processes import Child, StackError, Supervisor, python, tail
+from adiuva.embedded.rest import Rest, is_up, what_is_missing
+from adiuva.embedded.state import State
+from adiuva.embedded.terminal import Terminal
+from adiuva.embedded.valkey import Valkey
+
+_LOOK_EVERY_S = 0.25
+_STEP_WITHIN_S = 120.0
+_READY_WITHIN_S = 60.0
+_MODEL = "openai/adiuva-offline"
+_EMBEDDING_MODEL = "openai/adiuva-lexical"
+_MODEL_NAMES = (
+    "ADIUVA_MODEL",
+    "ADIUVA_MODEL_API_BASE",
+    "ADIUVA_EMBEDDING_MODEL",
+    "ADIUVA_EMBEDDING_MODEL_API_BASE",
+)
+_ALONE = ("--without-mingle", "--without-gossip")  # looking for other workers takes a second
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Ended(BaseException):
+    """Somebody asked the stack to end. Not an Exception, so that nothing on the way takes it for a failure."""
+
+
+class Stack:
+    """Start, show, stay, end: `run` does it all and returns the exit code."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.terminal = terminal
+        self.supervisor = Supervisor(say=terminal.say)
+        self.state = State(env.state_dir())
+        self.host = env.given("ADIUVA_HOST", "127.0.0.1")
+        self.port = _port(env.given("ADIUVA_PORT", "8000"))
+        # Bound to all addresses, it is reached at the loopback one.
+        self.base = f"http://{'127.0.0.1' if self.host in {'0.0.0.0', '::'} else self.host}:{self.port}"  # noqa: S104
+        self.env: dict[str, str] = {}
+        self.postgres: Postgres | None = None
+        self.valkey: Valkey | None = None
+        self.demo: Demo | None = None
+
+    def run(self) -> int:
+        for number in _ENDS:
+            signal.signal(number, _end)
+        try:
+            self._start()
+            self._stay()
+        except Ended:
+            self.terminal.end_bar()
+            self.terminal.say("Ending …")
+            return 0
+        finally:
+            for number in _ENDS:
+                signal.signal(number, signal.SIG_IGN)
+            self._end()
+
+    def _start(self) -> None:
+        self.state.acquire(self.base)
+        if reason := why_not_free(self.host, self.port):
+            raise StackError(
+                f"port {self.port} on {self.host} cannot be used ({reason}): choose another, such as "
+                f"`make run ADIUVA_PORT={self.port + 1}`"
+            )
+        self._start_servers()
+        self.state.publish(self.env)
+        self._prepare()
+        self.terminal.say("Web, worker and beat …")
+        self._start_python("beat", "-m", "celery", "-A", "adiuva", "beat", "--pidfile=")
+        self._start_python("worker", "-m", "celery", "-A", "adiuva", "worker", *_ALONE, f"-n{self.port}@%h")
+        web = self._start_python("web", "-m", "adiuva.server")
+        web.wait_until(lambda: is_up(self.base), within_s=_STEP_WITHIN_S, every_s=0.1)
+        self._start_device()
+        self._wait_until_ready(web)
+        threading.Thread(target=self._show, name="show", daemon=True).start()
+
+    def _start_servers(self) -> None:
+        """PostgreSQL, Valkey and the offline model, each unless one is configured."""
+        secrets, keeps = self.state.secrets(), (self.state.lock,)
+        database, redis = env.given("DATABASE_URL"), env.given("REDIS_URL")
+        if not database:
+            self.terminal.say("PostgreSQL …")
+            self.postgres = Postgres(
+                self.state.folder / "postgres",
+                password=secrets.database_password,
+                log=self.state.log("postgres"),
+                say=self.terminal.say,
+                keeps=keeps,
+            )
+            database = self.postgres.start()
+            self._supervise(self.postgres.child)
+        if not redis:
+            self.terminal.say("Valkey …")
+            self.valkey = Valkey(
+                self.state.folder / "valkey",
+                password=secrets.redis_password,
+                log=self.state.log("valkey"),
+                keeps=keeps,
+            )
+            redis = self.valkey.start()
+            self._supervise(self.valkey.child)
+        self.env = {
+            "ADIUVA_EMBEDDED": "1",
+            "ADIUVA_HOST": self.host,
+            "ADIUVA_PORT": str(self.port),
+            "ADIUVA_SECRET_KEY": env.given("ADIUVA_SECRET_KEY", secrets.secret_key),
+            "ADIUVA_KEYS": env.given("ADIUVA_KEYS", secrets.keys),
+            "DATABASE_URL": database,
+            "REDIS_URL": redis,
+            **{name: env.given(name) for name in _MODEL_NAMES if env.given(name)},
+        }
+        if not env.given("ADIUVA_MODEL"):
+            self._start_offline_model()
+        if env.given("ADIUVA_DEMO", "1") not in {"0", "false", "no", "off"}:
+            self.demo = Demo(Rest(self.base), self.state, self.terminal, secrets.demo_password)
+
+    def _start_offline_model(self) -> None:
+        port = free_port()
+        api = f"http://127.0.0.1:{port}/v1"
+        self.env |= {"ADIUVA_MODEL": _MODEL, "ADIUVA_MODEL_API_BASE": api}
+        if not env.given("ADIUVA_EMBEDDING_MODEL"):
+            self.env |= {"ADIUVA_EMBEDDING_MODEL": _EMBEDDING_MODEL, "ADIUVA_EMBEDDING_MODEL_API_BASE": api}
+        self._start_python("offline-model", "-m", "adiuva.embedded.offline_model", "--port", str(port))
+
+    def _start_device(self) -> None:
+        """The demo's device. What goes wrong with it is told, and the rest goes on."""
+        if not self.demo:
+            return
+        try:
+            child = self._python("device", *self.demo.device(), ADIUVA_DEVICE_PASSWORD=self.demo.password)
+            child.vital = False
+            self.supervisor.start(child)
+        except (StackError, OSError) as error:
+            self.terminal.say(self.terminal.styled(f"There will be no demo: {error}", "red"))
+            self.demo = None
+
+    def _start_python(self, name: str, *arguments: str) -> Child:
+        return self.supervisor.start(self._python(name, *arguments))
+
+    def _python(self, name: str, *arguments: str, **more: str) -> Child:
+        return Child(
+            name,
+            python(*arguments),
+            self.state.log(name),
+            env=os.environ | self.env | more,
+            cwd=env.BASE_DIR,
+            keeps=(self.state.lock,),
+        )
+
+    def _supervise(self, child: Child | None) -> None:
+        if child:
+            self.supervisor.start(child)
+
+    def _prepare(self) -> None:
+        self.terminal.say("Database …")
+        account = {DEMO_EMAIL: EMAIL, DEMO_PASSWORD: self.demo.password} if self.demo else {}
+        child = self._python("migrate", "-m", "adiuva.embedded.prepare", **account)
+        child.start()
+        try:
+            if child.wait(within_s=_STEP_WITHIN_S) != 0:
+                raise StackError(f"the database could not be prepared: {tail(child.log)} (see {child.log})")
+        finally:
+            child.kill()
+
+    def _wait_until_ready(self, web: Child) -> None:
+        """All of it is up, or one line says what is not, and the rest goes on."""
+        missing = ""
+
+        def nothing_missing() -> bool:
+            nonlocal missing
+            self.supervisor.look()
+            missing = what_is_missing(self.base)
+            return not missing
+
+        try:
+            web.wait_until(nothing_missing, within_s=_READY_WITHIN_S, every_s=0.1)
+        except StackError:
+            if not web.alive:
+                raise
+            self.terminal.say(
+                f"Not ready after {_READY_WITHIN_S:.0f} s: {missing}; logs are in {self._logs}."
+            )
+
+    def _stay(self) -> NoReturn:
+        while True:
+            self.supervisor.look()
+            time.sleep(_LOOK_EVERY_S)
+
+    @property
+    def _logs(self) -> Path:
+        return self.state.folder / "logs"
+
+    def _show(self) -> None:
+        if self.demo and not self.demo.show():
+            return
+        say, password = self.terminal.say, self.demo.password if self.demo else ""
+        say()
+        say(self.terminal.styled("Adiuva is up.", "bold") + " Ctrl-C ends it; `make run` brings it back.")
+        rows = {
+            "Web": f"{self.base}/",
+            "Admin": f"{self.base}/admin/",
+            "API": f"{self.base}/api/v1/",
+            "API docs": f"{self.base}/api/v1/docs/",
+            "Logs": str(self._logs),
+        }
+        if self.demo:
+            rows["Sign in as"] = f"{EMAIL} with the password {password}"
+            rows["Try this"] = (
+                f"write a task into a file in {self.demo.documents}, then run the agent in the admin"
+            )
+        for name, value in rows.items():
+            say(f"  {self.terminal.styled(f'{name:<11}', 'cyan')} {value}")
+        say()
+        say("To let it read a folder of your own, in another terminal:")
+        say("  " + self._device_command(password))
+
+    def _device_command(self, password: str) -> str:
+        program = Path(sys.executable)
+        if program.is_relative_to(env.BASE_DIR):
+            program = program.relative_to(env.BASE_DIR)
+        command = [str(program), "manage.py", "device", "--server", self.base, "--email"]
+        command += [EMAIL if password else "YOU@EXAMPLE", "--workspace", "WORKSPACE", "--grant", "FOLDER"]
+        return f"ADIUVA_DEVICE_PASSWORD={shlex.quote(password or 'PASSWORD')} {shlex.join(command)}"
+
+    def _end(self) -> None:
+        if self.demo:
+            self.demo.stopping.set()
+        if self.env:  # only what we have published ourselves
+            self.state.withdraw()
+        self.supervisor.stop()
+        for server in (self.valkey, self.postgres):  # those that were starting when we were asked to end
+            if server:
+                server.stop()
+        self.state.release()
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise StackError(f"ADIUVA_PORT must be a port number, not {text!r}")
+    return int(text)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    raise Ended(number)

@@ -1,0 +1,42 @@
+"""The command line of the stack. It needs no Django, whose settings ask for servers that are not up yet."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from adiuva.embedded import leash
+from adiuva.embedded.processes import StackError
+from adiuva.embedded.stack import Stack
+from adiuva.embedded.terminal import Terminal
+
+DESCRIPTION = (
+    "Start everything on this machine: PostgreSQL, Valkey and the offline model unless others are configured, "
+    "then web, worker and beat, and a demo. Stays up until Ctrl-C."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--with-parent", action="store_true", help="end when the process that started this one ends"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Run the stack until it is ended; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="manage.py up", description=DESCRIPTION)
+    add_arguments(parser)
+    return run(with_parent=parser.parse_args(arguments).with_parent)
+
+
+def run(*, with_parent: bool) -> int:
+    """The same with arguments that are read already."""
+    if with_parent:
+        leash.follow_parent()
+    terminal = Terminal(sys.stdout)
+    try:
+        return Stack(terminal).run()
+    except (StackError, OSError) as error:
+        terminal.end_bar()
+        print(f"Adiuva cannot run: {error}", file=sys.stderr)  # noqa: T201
+        return 1

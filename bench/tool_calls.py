@@ -1,0 +1,202 @@
+"""Tool calls: through the consumer in one process beside a plain FastAPI socket, and from a worker over Redis.
+
+`python -m bench.tool_calls`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import orjson
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+
+from bench.kit import Ground, Stopwatch, ground, median, show
+
+AT_ONCE = 100
+CALLS = 10_000
+ROUNDS = 3
+
+Call = Callable[[], Awaitable[Any]]
+
+
+class Peer:
+    """The other end of an ASGI socket, in process: it answers each tool call at once."""
+
+    def __init__(self, app: Any) -> None:
+        self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.inbox.put_nowait({"type": "websocket.connect"})
+        scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b"", "subprotocols": []}
+        self.task = asyncio.create_task(app(scope, self.inbox.get, self.send))
+        self.accepted = asyncio.Event()
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.accept":
+            self.accepted.set()
+        elif message["type"] == "websocket.send":
+            call = orjson.loads(message["text"])
+            answer = {"type": "tool_result", "id": call["id"], "row": {"id": "1", "title": "x"}}
+            self.inbox.put_nowait({"type": "websocket.receive", "text": orjson.dumps(answer).decode()})
+
+    async def ready(self) -> None:
+        """Wait until the socket is accepted; raise what ended the application instead."""
+        accepted = asyncio.create_task(self.accepted.wait())
+        await asyncio.wait({accepted, self.task}, return_when=asyncio.FIRST_COMPLETED)
+        if self.task.done():
+            self.task.result()
+
+    async def end(self) -> None:
+        self.inbox.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await self.task
+
+
+async def rate(call: Call) -> float:
+    """Calls a second with AT_ONCE callers."""
+
+    async def caller() -> None:
+        for _ in range(CALLS // AT_ONCE):
+            await call()
+
+    with Stopwatch() as watch:
+        await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
+    return CALLS / watch.wall
+
+
+async def fastapi() -> float:
+    """What one would write by hand: json both ways, a future a call."""
+    app = FastAPI()
+    waiting: dict[str, asyncio.Future[Any]] = {}
+    sockets: asyncio.Queue[WebSocket] = asyncio.Queue()
+
+    @app.websocket("/ws")
+    async def ws(socket: WebSocket) -> None:
+        await socket.accept()
+        sockets.put_nowait(socket)
+        with contextlib.suppress(WebSocketDisconnect):
+            while True:
+                answer = await socket.receive_json()
+                if (future := waiting.pop(answer["id"], None)) and not future.done():
+                    future.set_result(answer)
+
+    async def call() -> Any:
+        call_id = uuid4().hex
+        future = waiting[call_id] = asyncio.get_running_loop().create_future()
+        await socket.send_json(
+            {"type": "tool_call", "id": call_id, "action": "get", "table": "tasks", "data": {"id": "1"}}
+        )
+        return await asyncio.wait_for(future, 30)
+
+    peer = Peer(app)
+    await peer.ready()
+    socket = await sockets.get()
+    found = await rate(call)
+    await peer.end()
+    return found
+
+
+async def ours() -> float:
+    """The consumer and the link, typed and checked frames both ways, all of their bookkeeping."""
+    from adiuva.devices.consumer import DeviceConsumer
+    from adiuva.devices.link import DeviceLink
+    from adiuva.devices.presence import Target
+
+    pk = uuid4()
+
+    class Greeted(DeviceConsumer):
+        async def opened(self) -> None:
+            await self.accept()
+            self.user_id = self.session_id = uuid4()
+            self.pk, self.epoch, self.protocol = pk, 1, 2
+            self._heart.greeted[pk] = self
+
+        async def ended(self) -> None:
+            self._heart.remove(self)
+
+    peer = Peer(Greeted.as_asgi())
+    await peer.ready()
+    async with DeviceLink(uuid4(), pk) as link:
+        link._target = Target(pk, "bench", 1, "", 2, frozenset({"dedupe", "batch"}))
+        found = await rate(lambda: link.call("get", "tasks", data={"id": "1"}))
+    await peer.end()
+    return found
+
+
+async def in_process() -> None:
+    theirs, mine = [], []
+    for _ in range(ROUNDS):  # by turns, so that both see the same machine
+        theirs.append(await fastapi())
+        mine.append(await ours())
+    show("FastAPI socket with futures, in process", f"{median(theirs):,.0f}/s")
+    show("Adiuva's consumer and link, in process", f"{median(mine):,.0f}/s")
+    show("ratio", f"{median(mine) / median(theirs):.2f}", "aim: at least 1.0")
+
+
+async def over_redis(base: str) -> None:
+    from adiuva import db
+    from adiuva.accounts import verbs
+    from adiuva.devices.link import DeviceLink
+    from adiuva.devices.models import Device
+
+    signed_in = await db.run(verbs.register, email=f"{uuid4().hex}@example.com", password="correct horse")
+    url = base.replace("http", "ws") + "/api/v1/ws/device"
+    command = [sys.executable, "-m", "bench.tool_calls", "device", url, signed_in.access_token]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as device:
+        assert device.stdout is not None
+        assert await asyncio.to_thread(device.stdout.readline) == "ready\n"
+        row = await db.run(Device.objects.select_related(None).get, session_id__isnull=False)
+        rates, lost = [], 0
+        async with DeviceLink(row.user_id, row.pk) as link:
+
+            async def call() -> None:
+                nonlocal lost
+                result = await link.call("get", "tasks", data={"id": "1"})
+                lost += result.row is None
+
+            await call()
+            for _ in range(3):
+                rates.append(await rate(call))
+        device.terminate()
+    show("from a worker, through Redis, to a device and back", f"{median(rates):,.0f}/s", "aim: 4,000/s")
+    show("of these lost", f"{lost} of {3 * CALLS:,}", "aim: 0")
+
+
+async def be_device(url: str, token: str) -> None:
+    """A device in a process of its own that answers at once."""
+    from websockets.asyncio.client import connect
+
+    headers = {"Authorization": f"Bearer {token}"}
+    async with connect(url, additional_headers=headers, compression=None, ping_interval=None) as socket:
+        await socket.send(
+            json.dumps(
+                {"type": "device_hello", "device_id": "bench", "protocol": 2, "capabilities": ["dedupe"]}
+            )
+        )
+        assert orjson.loads(await socket.recv())["type"] == "hello_ack"
+        print("ready", flush=True)
+        async for text in socket:
+            call = orjson.loads(text)
+            if call["type"] == "tool_call":
+                answer = {"type": "tool_result", "id": call["id"], "row": {"id": "1", "title": "x"}}
+                await socket.send(orjson.dumps(answer).decode())
+            elif call["type"] == "ping":
+                await socket.send('{"type":"pong"}')
+
+
+def main(there: Ground) -> None:
+    print(f"Tool calls, {AT_ONCE} at once")
+    asyncio.run(in_process())
+    asyncio.run(over_redis(there.web()))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["device"]:
+        asyncio.run(be_device(*sys.argv[2:4]))
+    else:
+        with ground() as started:
+            main(started)

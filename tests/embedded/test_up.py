@@ -1,0 +1,150 @@
+"""`manage.py up`, as a newcomer meets it: everything starts, shows itself, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from adiuva.embedded.ports import free_port
+from adiuva.embedded.state import State
+from tests.stack import ROOT
+
+_PATIENCE_S = 240.0
+
+
+class Up:
+    """A running `manage.py up`. Reading its lines is how a test waits for it."""
+
+    def __init__(self, folder: Path, port: int, **env: str) -> None:
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("ADIUVA_")}
+        del ours["DATABASE_URL"], ours["REDIS_URL"]
+        self.process = subprocess.Popen(
+            [sys.executable, "manage.py", "up"],
+            cwd=ROOT,
+            env=ours | _environment(folder, port) | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.said: list[str] = []
+        self._patience = threading.Timer(_PATIENCE_S, self.process.kill)
+        self._patience.start()
+
+    def wait_for(self, words: str) -> str:
+        """Read on to the line with these words."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.said.append(line)
+            if words in line:
+                return line
+        raise AssertionError(f"{words!r} was never said:\n{''.join(self.said)}")
+
+    def end(self, how: signal.Signals) -> int:
+        self.process.send_signal(how)
+        return self.wait()
+
+    def wait(self) -> int:
+        assert self.process.stdout
+        self.said += self.process.stdout.readlines()
+        self._patience.cancel()
+        self.process.stdout.close()
+        return self.process.wait()
+
+
+def _environment(folder: Path, port: int) -> Mapping[str, str]:
+    return {
+        "ADIUVA_STATE_DIR": str(folder / "state"),
+        "ADIUVA_PORT": str(port),
+        "ADIUVA_ENV_FILE": os.devnull,
+    }
+
+
+def test_it_starts_shows_the_records_and_comes_back_with_them_after_a_kill(folder: Path) -> None:
+    port = free_port()
+    first = Up(folder, port)
+    assert "15 of 15 files" in first.wait_for("Read ")
+    assert "new" in first.wait_for("Tasks: ")
+    first.wait_for("Adiuva is up")
+    password = first.wait_for("Sign in as").split()[-1]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/health/ready", timeout=30) as answer:
+        assert answer.status == 200
+    assert _elsewhere(folder, port) == "up"
+
+    second = Up(folder, free_port())
+    assert second.wait() == 1
+    assert second.said == [
+        f"Adiuva cannot run: Adiuva is up already on {folder / 'state'}: process {first.process.pid}, at "
+        f"http://127.0.0.1:{port}; end it first (Ctrl-C, or kill {first.process.pid}), or choose another folder "
+        "with ADIUVA_STATE_DIR\n"
+    ]
+
+    first.end(signal.SIGKILL)
+    left = State(folder / "state")
+    left.acquire("a test")  # every child holds the lock while it lives
+    left.release()
+
+    again = Up(folder, port)
+    again.wait_for("nothing was uploaded and nothing made")
+    assert "none new" in again.wait_for("Tasks: ")
+    assert again.wait_for("Sign in as").split()[-1] == password
+    assert again.end(signal.SIGTERM) == 0
+    assert not (folder / "state" / "env").exists()
+    assert "Traceback" not in "".join(first.said + again.said)
+
+
+def _elsewhere(folder: Path, port: int) -> str:
+    """What a command in another terminal finds, which is told nothing but the state folder."""
+    script = (
+        "import django; django.setup(); from adiuva.accounts.models import User; "
+        "print('up' if User.objects.filter(email='demo@adiuva.example', is_staff=True).exists() else 'empty')"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ADIUVA_")}
+    del env["DATABASE_URL"], env["REDIS_URL"]
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=env | _environment(folder, port),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout.strip()
+
+
+def test_a_taken_port_is_told_before_anything_is_started(folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        up = Up(folder, port)
+        assert up.wait() == 1
+    [line] = up.said
+    assert f"port {port}" in line
+    assert f"ADIUVA_PORT={port + 1}" in line
+    assert not (folder / "state" / "postgres").exists()
+
+
+def test_a_half_written_state_folder_is_told_and_left_alone(folder: Path) -> None:
+    (folder / "state").mkdir()
+    (folder / "state" / "secrets.json").write_text('{"secret_key": "cut o')
+    up = Up(folder, free_port())
+    assert up.wait() == 1
+    [line] = up.said
+    assert "nothing was changed" in line
+    assert sorted(path.name for path in (folder / "state").iterdir()) == ["lock", "secrets.json"]
+
+
+@pytest.mark.parametrize("port", ["http", "0", "65536"])
+def test_a_port_that_is_none_is_told(folder: Path, port: str) -> None:
+    up = Up(folder, 0, ADIUVA_PORT=port)
+    assert up.wait() == 1
+    assert up.said == [f"Adiuva cannot run: ADIUVA_PORT must be a port number, not {port!r}\n"]

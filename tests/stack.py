@@ -1,0 +1,73 @@
+"""Real server processes for tests, against the test database."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from adiuva.embedded.ports import free_port
+from adiuva.embedded.processes import Child, python, tail
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Stack:
+    """Starts a process when it is first asked for, waits until it serves, and ends it with the session."""
+
+    def __init__(self, database_url: str, folder: Path) -> None:
+        self.env = {**os.environ, "DATABASE_URL": database_url}
+        self.folder = folder
+        self._children: dict[str, Child] = {}
+
+    def web(self, server: str = "uvicorn", **env: str) -> str:
+        """The base URL of a web process behind this ASGI server, with these settings."""
+        name = "-".join(["web", server, *env.values()])
+        if child := self._children.get(name):
+            return f"http://127.0.0.1:{(child.env or {})['ADIUVA_PORT']}"
+        port = free_port()
+        child = self.run(
+            name, python("-m", "adiuva.server"), ADIUVA_SERVER=server, ADIUVA_PORT=str(port), **env
+        )
+        url = f"http://127.0.0.1:{port}"
+        child.wait_until(lambda: answers(f"{url}/api/v1/health"), within_s=60, every_s=0.1)
+        return url
+
+    def worker(self, **env: str) -> None:
+        """One Celery worker, with these settings."""
+        from adiuva.celery import app
+
+        if "worker" in self._children:
+            return
+        node = f"test-{os.getpid()}@localhost"
+        child = self.run(
+            "worker", python("-m", "celery", "-A", "adiuva", "worker", "--without-mingle", "-n", node), **env
+        )
+        child.wait_until(lambda: bool(app.control.ping([node], timeout=0.5)), within_s=60)
+
+    def run(self, name: str, argv: list[str], **env: str) -> Child:
+        """Any process, with its log kept for the report of a test that fails."""
+        child = Child(name, argv, self.folder / f"{name}.log", env=self.env | env, cwd=ROOT)
+        self._children[name] = child
+        child.start()
+        return child
+
+    def stop(self) -> None:
+        while self._children:
+            self._children.popitem()[1].stop()
+
+    def tails(self, lines: int = 40) -> list[tuple[str, str]]:
+        """The ends of all logs, by name."""
+        return [(name, tail(child.log, lines)) for name, child in self._children.items()]
+
+
+def answers(url: str) -> bool:
+    """Whether something answers there, whatever it says."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
