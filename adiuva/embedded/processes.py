@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from adiuva.embedded import leash
@@ -137,20 +138,21 @@ class Child:
             time.sleep(every_s)
 
 
-def serve(make: Callable[[int], Child], ready: Callable[[int], bool], *, within_s: float = 60) -> tuple[Child, int]:
-    """Start a server on a free port of loopback, on another one if somebody was quicker to take it."""
-    for last in (False, False, True):
-        port = free_port()
+def serve(make: Callable[[int], Child], ready: Callable[[int], bool]) -> tuple[Child, int]:
+    """Start a server on a free port of loopback; on another one if somebody was quicker to take it."""
+    tries_left = 3
+    while True:
+        port, tries_left = free_port(), tries_left - 1
         child = make(port)
         child.start()
         try:
-            child.wait_until(lambda port=port: ready(port), within_s=within_s)  # type: ignore[misc]
+            child.wait_until(partial(ready, port), within_s=60)
             return child, port
-        except BaseException as error:
+        except BaseException as error:  # also when we are asked to end meanwhile
             child.stop()
-            if last or not isinstance(error, StackError) or "already in use" not in tail(child.log, 5):
+            taken = isinstance(error, StackError) and "already in use" in tail(child.log, 5)
+            if not (taken and tries_left):
                 raise
-    raise AssertionError("the last try returns or raises")
 
 
 def python(*arguments: str) -> list[str]:

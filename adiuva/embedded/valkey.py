@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from pathlib import Path
 
-from adiuva.embedded.ports import free_port
-from adiuva.embedded.processes import Child, StackError
+from adiuva.embedded.processes import Child, StackError, serve
 
 _LOOPBACK = "127.0.0.1"
 
@@ -28,19 +28,20 @@ class Valkey:
     def start(self) -> str:
         """Start it and return its URL."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        port = free_port()
-        url = f"redis://:{self._password}@{_LOOPBACK}:{port}/0"
-        self.child = Child(
-            "Valkey",
-            [_binary(), "-"],
-            self.log,
-            given=self._config(port).encode(),  # not as arguments: any user can list those
-            death_signal=Child.stop_signal,
-            keeps=self._keeps,
-        )
-        self.child.start()
-        self.child.wait_until(lambda: _answers(port, self._password), within_s=60)
-        return url
+        binary = _binary()
+
+        def server(port: int) -> Child:
+            return Child(
+                "Valkey",
+                [binary, "-"],
+                self.log,
+                given=self._config(port).encode(),  # not as arguments: any user can list those
+                death_signal=Child.stop_signal,
+                keeps=self._keeps,
+            )
+
+        self.child, port = serve(server, partial(_answers, self._password))
+        return f"redis://:{self._password}@{_LOOPBACK}:{port}/0"
 
     def stop(self) -> None:
         if self.child:
@@ -74,7 +75,7 @@ def _binary() -> Path:
     return found
 
 
-def _answers(port: int, password: str) -> bool:
+def _answers(password: str, port: int) -> bool:
     """Whether it has read its data and serves. Until then it answers with an error, or not at all."""
     try:
         with socket.create_connection((_LOOPBACK, port), timeout=5) as connection:

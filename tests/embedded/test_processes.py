@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from adiuva.embedded.processes import Child, StackError, Supervisor, python
+from adiuva.embedded.processes import Child, StackError, Supervisor, python, serve
 
 _PARENT = """
 import signal, sys, threading
@@ -87,3 +88,18 @@ def test_children_end_in_the_opposite_order_and_a_deaf_one_is_killed(tmp_path: P
 def test_a_program_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="cannot be started"):
         Child("nothing", [tmp_path / "nothing"], tmp_path / "log").start()
+
+
+def test_a_server_whose_port_was_taken_meanwhile_starts_on_another(tmp_path: Path) -> None:
+    listen = "s = socket.create_server(('127.0.0.1', int(sys.argv[1])))"
+    script = f"import socket, sys; {listen}; print('up', flush=True); s.accept()"
+    with socket.create_server(("127.0.0.1", 0)) as quicker:
+        ports = [quicker.getsockname()[1]]
+
+        def server(port: int) -> Child:
+            ports.append(port)
+            return Child("server", python("-c", script, str(ports[-2])), tmp_path / "log")
+
+        child, port = serve(server, lambda port: b"up" in (tmp_path / "log").read_bytes())
+    assert ports[2:] == [port]
+    child.stop()
