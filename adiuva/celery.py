@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from celery import Celery
+from celery import Celery, signals
 
 from adiuva import heartbeat
 
@@ -23,3 +23,8 @@ app.on_configure.connect(_refuse_unsafe_start)
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 heartbeat.connect(app)
+
+
+@signals.setup_logging.connect
+def _keep_our_logging(**_: object) -> None:
+    """Django's LOGGING stands. Without a receiver Celery would put the root logger to WARNING."""

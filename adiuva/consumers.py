@@ -16,22 +16,22 @@ from channels.layers import get_channel_layer
 
 from adiuva.observability import log
 
-# How long a close may wait for a peer that does not read.
-_CLOSE_S = 10.0
-
 
 class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no types
     """Subclasses give `opened`, `received`, `told` and `ended`. What they raise never closes the socket."""
+
+    # How long a close may wait for a peer that does not read.
+    close_s = 10.0
 
     def __init__(self) -> None:
         self.scope: dict[str, Any] = {}
         self.channel_name = ""
         self.closing = False
-        # When the send that has waited longest began, on the loop's clock; 0.0 when none waits.
+        # Since when sends wait and none gets through, on the loop's clock; 0.0 when none waits.
         self.sending_since = 0.0
         self._waiting_sends = 0
         self._asgi_send: Callable[[dict[str, Any]], Awaitable[None]]
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._loop = asyncio.get_running_loop()
 
     async def opened(self) -> None:
@@ -69,17 +69,19 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
                         await self._failed("received")
         finally:
             self.closing = True
-            for task in self._tasks:
-                task.cancel()
+            if tasks := list(self._tasks):
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
             await self._guarded(self.ended)
 
     async def accept(self) -> None:
         await self._asgi_send({"type": "websocket.accept"})
 
-    async def send_text(self, text: str) -> None:
-        """Send one frame; one that the peer is gone for is dropped, as the network would."""
+    async def send_text(self, text: str) -> bool:
+        """Send one frame. False says that it was not: the peer is gone, as it may be on any network."""
         if self.closing:
-            return
+            return False
         if not self._waiting_sends:
             self.sending_since = self._loop.time()
         self._waiting_sends += 1
@@ -87,26 +89,44 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             await self._asgi_send({"type": "websocket.send", "text": text})
         except (OSError, RuntimeError):
             log.info("socket.send_failed", channel=self.channel_name)
+            return False
         finally:
             self._waiting_sends -= 1
-            if not self._waiting_sends:
-                self.sending_since = 0.0
+            self.sending_since = self._loop.time() if self._waiting_sends else 0.0
+        return True
 
     async def close(self, code: int) -> None:
         if self.closing:
             return
         self.closing = True
         try:
-            async with asyncio.timeout(_CLOSE_S):
+            async with asyncio.timeout(self.close_s):
                 await self._asgi_send({"type": "websocket.close", "code": code})
-        except (TimeoutError, OSError, RuntimeError):
+        except TimeoutError:
+            log.info("socket.aborted", code=code)
+            self._abort()
+        except (OSError, RuntimeError):
             log.info("socket.close_failed", code=code)
+
+    def _abort(self) -> None:
+        """Drop the connection of a peer that takes nothing, not even the close. ASGI has no word for it and would
+        wait for ever, with all who are sending; uvicorn's transport has one. daphne never waits for a peer."""
+        transport = getattr(getattr(self._asgi_send, "__self__", None), "transport", None)
+        if transport is not None:
+            transport.abort()
 
     async def subscribe(self) -> None:
         """Take a channel of this socket's own, and hand what comes there to `told`."""
         layer = get_channel_layer()
-        self.channel_name = await layer.new_channel()
+        self.channel_name = await layer.new_channel("socket.")
         self.spawn(self._listen(layer), "listen")
+
+    def unsubscribe(self) -> list[dict[str, Any]]:
+        """Give the channel back; returns the messages that were not handed out any more."""
+        if not self.channel_name:
+            return []
+        left: list[dict[str, Any]] = get_channel_layer().end_channel(self.channel_name)
+        return left
 
     async def _listen(self, layer: Any) -> None:
         while True:
@@ -127,14 +147,14 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
     async def failed(self) -> None:
         """Called after a handler of ours raised."""
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, object], name: str) -> asyncio.Task[object]:
         """Start a task that this socket owns and ends. asyncio itself keeps only weak references."""
         task = self._loop.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
         return task
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("socket.task_failed", task=task.get_name(), exc_info=error)

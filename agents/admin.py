@@ -7,10 +7,14 @@ from typing import Any
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 
 from adiuva.accounts.staff import ReadingAdmin
 from agents import runs
-from agents.models import Agent, Run, RunEvent
+from agents.models import Agent, Run
+
+_MOST_EVENTS = 200
 
 
 @admin.register(Agent)
@@ -37,7 +41,13 @@ class AgentAdmin(ReadingAdmin):
         "updated_at",
     ]
 
-    @admin.action(description="Run now", permissions=["view"])
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_run_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("agents.change_agent")
+
+    @admin.action(description="Run now", permissions=["run"])
     def run_now(self, request: HttpRequest, agents: QuerySet[Agent]) -> None:
         started = 0
         for agent in agents.select_related("user"):
@@ -47,23 +57,6 @@ class AgentAdmin(ReadingAdmin):
             except runs.RunIsLive:
                 self.message_user(request, f"{agent} has a run under way.", messages.WARNING)
         self.message_user(request, f"{started} started.")
-
-
-class JournalInline(admin.TabularInline):  # type: ignore[type-arg]  # not generic at run time
-    model = RunEvent
-    verbose_name_plural = "journal"
-    fields = ["seq", "at", "kind", "code", "count"]
-    extra = 0
-    max_num = 0
-    can_delete = False
-    show_change_link = False
-    ordering = ["seq"]
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[RunEvent]:
-        return super().get_queryset(request).defer("sealed")
 
 
 @admin.register(Run)
@@ -85,7 +78,7 @@ class RunAdmin(ReadingAdmin):
     search_help_text = "A run's or agent's id, or the beginning of its owner's e-mail address"
     ordering = ["-created_at"]
     actions = ["cancel"]
-    inlines = [JournalInline]
+    readonly_fields = ["journal"]
     fields = [
         "id",
         "user",
@@ -108,9 +101,29 @@ class RunAdmin(ReadingAdmin):
         "created_at",
         "started_at",
         "completed_at",
+        "journal",
     ]
 
-    @admin.action(description="Cancel", permissions=["view"])
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_end_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("agents.change_run")
+
+    @admin.display(description="journal")
+    def journal(self, run: Run) -> SafeString:
+        """Its first lines, without what is sealed in them."""
+        events = run.events.defer("sealed")[: _MOST_EVENTS + 1]
+        lines = [
+            (f"{event.at:%Y-%m-%d %H:%M:%S}", event.get_kind_display(), event.code, event.count or "")
+            for event in events
+        ]
+        cells = "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>"
+        more = "<tr><td>… and more</td></tr>" if len(lines) > _MOST_EVENTS else ""
+        rows = format_html_join("", cells, lines[:_MOST_EVENTS])
+        return format_html("<table>{}{}</table>", rows, SafeString(more))
+
+    @admin.action(description="Cancel", permissions=["end"])
     def cancel(self, request: HttpRequest, chosen: QuerySet[Run]) -> None:
         for run in chosen:
             runs.cancel(run=run)

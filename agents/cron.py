@@ -31,6 +31,7 @@ _DAYS: Final = {"sun": 0, "mon": 1, "tue": 2, "wed": 3, "thu": 4, "fri": 5, "sat
 _MOST_DAYS_IN: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _HORIZON_DAYS: Final = 366 * 9  # 29 February may be eight years away
 _MINUTE: Final = dt.timedelta(minutes=1)
+_DAY: Final = dt.timedelta(days=1)
 
 
 class BadCron(ValueError):
@@ -96,7 +97,7 @@ class Cron:
     def after(self, moment: dt.datetime, zone: ZoneInfo) -> Iterator[dt.datetime]:
         """The slots after a moment, in order, in UTC. It ends when nothing comes for nine years."""
         # A day earlier: what a clock change moved may belong to the day before.
-        day = moment.astimezone(zone).date() - dt.timedelta(days=1)
+        day = moment.astimezone(zone).date() - _DAY
         idle = 0
         last = moment
         while idle < _HORIZON_DAYS:
@@ -106,9 +107,9 @@ class Cron:
                     if slot > last:
                         last, idle = slot, 0
                         yield slot
-            if day >= dt.date.max - dt.timedelta(days=2):
+            if day >= dt.date.max - 2 * _DAY:
                 return
-            day += dt.timedelta(days=1)
+            day += _DAY
 
     def next(self, moment: dt.datetime, zone: ZoneInfo) -> dt.datetime | None:
         """The first slot after a moment, in UTC."""
@@ -122,7 +123,16 @@ class Cron:
             return by_day and by_weekday
         return by_day or by_weekday
 
-    def _slots(self, day: dt.date, zone: ZoneInfo) -> list[dt.datetime]:
+    def _slots(self, day: dt.date, zone: ZoneInfo) -> Iterator[dt.datetime]:
+        """A day's slots in order. Time by time is slow, so only days on which the clock changes are walked so."""
+        midnight, night = (dt.datetime.combine(each, dt.time(), zone) for each in (day, day + _DAY))
+        offset = midnight.utcoffset()
+        if offset == night.utcoffset() == night.replace(fold=1).utcoffset() and offset is not None:
+            start = midnight.replace(tzinfo=dt.UTC) - offset
+            for hour in self.hours:
+                for minute in self.minutes:
+                    yield start + dt.timedelta(hours=hour, minutes=minute)
+            return
         found: set[dt.datetime] = set()
         for hour in self.hours:
             for minute in self.minutes:
@@ -131,7 +141,7 @@ class Cron:
                 found.add(first)
                 if self.any_hour:
                     found.add(second)
-        return sorted(found)
+        yield from sorted(found)
 
 
 def _instants(local: dt.datetime, zone: ZoneInfo) -> tuple[dt.datetime, dt.datetime]:

@@ -15,6 +15,7 @@ from agents.records import Record, Rejected, Rules, merge
 
 PART_CHARS: Final = 8_000
 OVERLAP_CHARS: Final = 400
+_MOST_REPEATED: Final = 4 * PART_CHARS  # of an answer that the model is shown again
 
 _PROMPT: Final = (Path(__file__).parent / "prompts" / "extraction.md").read_text("utf-8")
 PROMPT_VERSION: Final = hashlib.sha256(_PROMPT.encode()).hexdigest()
@@ -46,59 +47,60 @@ class Extractor:
     instructions: str
     rules: Rules
 
-    async def extract(self, document: Document) -> Extraction:
-        """All records of a document, however long it is.
+    async def extract(self, document: Document, found: Extraction) -> None:
+        """Add all records of a document, however long it is, to `found`. The calls that it took are counted there
+        also when it fails.
 
         Raise llm.ModelError when the model cannot be reached, llm.BadOutput when it twice gave no JSON.
         """
         parts = split(document.content)
-        if not parts:
-            return Extraction()
-        found = await asyncio.gather(
-            *(self._part(document.name, part, number, len(parts)) for number, part in enumerate(parts, 1))
-        )
-        return Extraction(
-            merge([part.records for part in found]),
-            [rejected for part in found for rejected in part.rejected],
-            sum(part.model_calls for part in found),
-        )
+        tasks = [
+            asyncio.create_task(self._part(document.name, part, number, len(parts), found))
+            for number, part in enumerate(parts, 1)
+        ]
+        try:
+            answers = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()  # when one has failed, the others' answers are of no use
+        found.records = merge([answer.records for answer in answers])
+        found.rejected = [rejected for answer in answers for rejected in answer.rejected]
 
-    async def _part(self, name: str, text: str, number: int, parts: int) -> Extraction:
+    async def _part(self, name: str, text: str, number: int, parts: int, found: Extraction) -> _Answer:
         messages = self._messages(name, text, number, parts)
-        first, complaint = await self._ask(messages)
-        if not complaint:
+        found.model_calls += 1
+        first = await self._ask(messages)
+        if not first.complaint:
             return first
         messages += [
-            {"role": "assistant", "content": complaint.answer},
-            {"role": "user", "content": complaint.text},
+            {"role": "assistant", "content": first.text[:_MOST_REPEATED]},
+            {"role": "user", "content": first.complaint},
         ]
-        second, again = await self._ask(messages)
-        if again and again.cause and complaint.cause:
-            raise again.cause
-        # The second answer may hold everything or only what was mended; what was good the first time stays.
+        found.model_calls += 1
+        second = await self._ask(messages)
+        if first.bad and second.bad:
+            raise second.bad
+        # The second answer may hold everything or only what was mended; what was good the first time stays, and
+        # what was neither mended nor refused again is still missing.
         known = {record.identity for record in first.records}
-        mended = [record for record in second.records if record.identity not in known]
-        left = max(0, len(first.rejected) - len(mended)) if first.rejected else len(second.rejected)
-        return Extraction(
-            merge([first.records, second.records]),
-            (second.rejected or first.rejected)[:left],
-            first.model_calls + second.model_calls,
-        )
+        mended = sum(record.identity not in known for record in second.records)
+        missing = max(0, len(first.rejected) - len(second.rejected) - mended)
+        unmended = sorted(first.rejected, key=lambda rejected: rejected.repairable)[:missing]
+        return _Answer(merge([first.records, second.records]), [*second.rejected, *unmended])
 
-    async def _ask(self, messages: list[llm.Message]) -> tuple[Extraction, _Complaint | None]:
+    async def _ask(self, messages: list[llm.Message]) -> _Answer:
         try:
             answer = await self.model.structured(messages, name="records", schema=self.rules.schema())
         except llm.BadOutput as bad:
-            text = "Repair: the answer is not JSON. Answer with the JSON object alone."
-            return Extraction(model_calls=1), _Complaint(bad.text, text, bad)
+            complaint = "Repair: the answer is not JSON. Answer with the JSON object alone."
+            return _Answer(text=bad.text, complaint=complaint, bad=bad)
         records, rejected = self.rules.check(answer.value)
-        found = Extraction(records, rejected, 1)
-        reasons = [item.reason for item in rejected if item.repairable]
+        reasons = list(dict.fromkeys(item.reason for item in rejected if item.repairable))
         if not reasons:
-            return found, None
-        text = "Repair: some records cannot be used:\n" + "\n".join(f"- {reason}" for reason in reasons[:50])
-        text += "\nAnswer again in full, with these mended; leave out what cannot be mended."
-        return found, _Complaint(answer.text, text)
+            return _Answer(records, rejected)
+        complaint = "Repair: some records cannot be used:\n" + "\n".join(f"- {it}" for it in reasons[:50])
+        complaint += "\nAnswer again in full, with these mended; leave out what cannot be mended."
+        return _Answer(records, rejected, answer.text, complaint)
 
     def _messages(self, name: str, text: str, number: int, parts: int) -> list[llm.Message]:
         """The stable part first, so that providers can cache it; the document alone in the last message."""
@@ -121,12 +123,14 @@ class Extractor:
 
 
 @dataclass(frozen=True)
-class _Complaint:
-    """What to say to the model about an answer; `cause` when there was no JSON in it at all."""
+class _Answer:
+    """One answer, checked. `complaint`: what to say to the model about it; `bad`: there was no JSON in it at all."""
 
-    answer: str
-    text: str
-    cause: llm.BadOutput | None = None
+    records: list[Record] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    text: str = ""
+    complaint: str = ""
+    bad: llm.BadOutput | None = None
 
 
 def split(text: str) -> list[str]:

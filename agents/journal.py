@@ -28,7 +28,7 @@ class Entry:
     message: str = ""
 
 
-def write(run_id: UUID, cipher: UserCipher, entries: Iterable[Entry]) -> None:
+def write(run: Run, entries: Iterable[Entry]) -> None:
     """Append; the database numbers them. Call it in the transaction of what it tells of."""
     rows = []
     for entry in entries:
@@ -36,18 +36,19 @@ def write(run_id: UUID, cipher: UserCipher, entries: Iterable[Entry]) -> None:
         sealed = None
         if entry.source or entry.message:
             text = orjson.dumps([entry.source, entry.message]).decode()
-            sealed = cipher.seal(text, _TABLE, nonce, _COLUMN)
+            sealed = cipher_for(run.user_id).seal(text, _TABLE, nonce, _COLUMN)
         rows.append(
             RunEvent(
-                run_id=run_id, kind=entry.kind, code=entry.code, count=entry.count, nonce=nonce, sealed=sealed
+                run_id=run.pk, kind=entry.kind, code=entry.code, count=entry.count, nonce=nonce, sealed=sealed
             )
         )
-    RunEvent.objects.bulk_create(rows)
+    RunEvent.objects.bulk_create(rows, batch_size=1000)
 
 
 def read(run: Run, *, after: int = 0, most: int = 1000) -> list[dict[str, Any]]:
     """A run's events after a seq, opened for their owner."""
-    return _open(run.events.filter(seq__gt=after)[:most], cipher_for(run.user_id))
+    cipher = cipher_for(run.user_id)
+    return [_open(event, cipher) for event in run.events.filter(seq__gt=after)[:most]]
 
 
 def problems(runs: Sequence[Run], *, most: int = 50) -> dict[UUID, list[dict[str, Any]]]:
@@ -56,26 +57,30 @@ def problems(runs: Sequence[Run], *, most: int = 50) -> dict[UUID, list[dict[str
     troubled = [run for run in runs if run.problems]
     if troubled:
         cipher = cipher_for(troubled[0].user_id)
-        for run in troubled:
-            found[run.pk] = _open(run.events.filter(kind__in=RunEvent.PROBLEMS)[:most], cipher)
+        kinds = [str(kind) for kind in RunEvent.PROBLEMS]
+        for event in RunEvent.objects.raw(_PROBLEMS, [[run.pk for run in troubled], kinds, most]):
+            found[event.run_id].append(_open(event, cipher))
     return found
 
 
-def _open(events: Iterable[RunEvent], cipher: UserCipher) -> list[dict[str, Any]]:
-    opened = []
-    for event in events:
-        source = message = ""
-        if event.sealed is not None:
-            source, message = orjson.loads(cipher.unseal(bytes(event.sealed), _TABLE, event.nonce, _COLUMN))
-        opened.append(
-            {
-                "seq": event.seq,
-                "at": event.at,
-                "kind": event.kind,
-                "code": event.code,
-                "count": event.count,
-                "source": source,
-                "message": message,
-            }
-        )
-    return opened
+# The first of each run, by the index: a window function would read all events of all runs.
+_PROBLEMS = """
+SELECT problem.* FROM unnest(%s::uuid[]) AS wanted (id) CROSS JOIN LATERAL (
+    SELECT * FROM agents_runevent WHERE run_id = wanted.id AND kind = ANY(%s) ORDER BY seq LIMIT %s
+) AS problem ORDER BY problem.seq
+"""
+
+
+def _open(event: RunEvent, cipher: UserCipher) -> dict[str, Any]:
+    source = message = ""
+    if event.sealed is not None:
+        source, message = orjson.loads(cipher.unseal(bytes(event.sealed), _TABLE, event.nonce, _COLUMN))
+    return {
+        "seq": event.seq,
+        "at": event.at,
+        "kind": event.kind,
+        "code": event.code,
+        "count": event.count,
+        "source": source,
+        "message": message,
+    }

@@ -150,6 +150,7 @@ class Run(models.Model):
             models.Index(fields=["user", "-created_at"], name="runs_of_user"),
             models.Index(fields=["agent_ref", "-created_at"], name="runs_of_agent"),
             models.Index(fields=["-created_at"], name="runs_newest"),
+            models.Index(fields=["state", "-created_at"], name="runs_by_state"),
             models.Index(
                 fields=["state", "lease_until"],
                 condition=Q(state__in=["queued", "waiting_device", "running"]),

@@ -108,7 +108,7 @@ class Rules:
                 raise _Unusable("unknown_field", f"{name} has no such field; it has {_fields(table)}")
             if column.made_by_device:
                 raise _Unusable("field_of_the_device", f"{name}: the device makes {column.name} itself")
-            if column.kind == "flag" or value is None or value == "":
+            if column.kind == "flag" or value is None or (isinstance(value, str) and not value.strip()):
                 continue
             data[column.name] = self._value(table, column, value)
         self._references(table, data)
@@ -240,9 +240,10 @@ def _json_type(column: Column) -> dict[str, Any]:
 
 
 def merge(answers: Sequence[Sequence[Record]]) -> list[Record]:
-    """The records of several parts of one document, each thing once."""
+    """The records of several parts of one document, each thing once: what one part cut off, the next may know."""
     found: dict[str, Record] = {}
     for records in answers:
         for record in records:
-            found.setdefault(record.identity, record)
+            known = found.get(record.identity, record)
+            found[record.identity] = Record(known.table, record.data | known.data)
     return sorted(found.values(), key=lambda record: _ORDER.get(record.table, len(_ORDER)))

@@ -150,6 +150,7 @@ class RunSerializer(serializers.ModelSerializer[Run]):
             "files_seen",
             "files_done",
             "files_unchanged",
+            "files_failed",
             "items_processed",
             "items_created",
             "model_calls",
@@ -175,7 +176,9 @@ class EventSerializer(serializers.Serializer[Any]):
 
 
 class RunDetailSerializer(RunSerializer):
-    journal = serializers.SerializerMethodField(help_text="What happened, in order.")
+    journal = serializers.SerializerMethodField(
+        help_text="What happened, in order: at most 1,000 lines, more with `after`."
+    )
 
     class Meta(RunSerializer.Meta):
         fields = [*RunSerializer.Meta.fields, "journal"]
@@ -198,6 +201,9 @@ _WORDS = {
     "damaged_on_the_way": "it arrived damaged",
     "device_refused": "the device refused a record",
     "outcome_unknown": "it is not known whether the device has a record",
+    "lost_on_the_way": "the device sent more files than arrived",
+    "never_read": "it was not read",
+    "and_more": "more files could not be read",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,33 +20,35 @@ from adiuva.devices.protocol import (
     AgentRun,
     AgentRunConfig,
 )
-from agents import runs
+from agents import lease
 from agents.extraction import Document
 from agents.journal import Entry, Kind
 
 MAX_DOCUMENT: Final = 32 * 1024 * 1024
 IDLE_S: Final = 120.0
+_MOST_ENTRIES: Final = 1_000  # about files, from one list; the rest of it is counted
 
 
 class DeviceSilent(Exception):
-    """The device is connected and sends nothing of what it was asked for."""
+    """The device is connected and does not answer what it was asked."""
 
 
 @dataclass
 class _Parts:
     parts: int
     got: dict[int, str] = field(default_factory=dict)
-    size: int = 0
 
 
 class LocalFolders:
     """Folders on a device: a manifest first where the device can, then only what is new or changed."""
 
-    def __init__(self, link: DeviceLink, job: runs.Job, *, idle_s: float = IDLE_S) -> None:
+    def __init__(self, link: DeviceLink, job: lease.Job, *, idle_s: float = IDLE_S) -> None:
         self._link, self._job, self._idle_s = link, job, idle_s
         self._run_id = str(job.run_id)
-        self._asked: dict[str, bytes] = {}  # path → content hash, of what was fetched
+        self._asked: dict[str, bytes] = {}  # path → content hash, of what was fetched and did not come yet
         self._parts: dict[str, _Parts] = {}
+        self._parts_chars = 0
+        self._arrived = 0
         self._has_manifest = False
 
     async def documents(self) -> AsyncIterator[Document]:
@@ -69,9 +71,8 @@ class LocalFolders:
                 case AgentManifest():
                     await self._choose(frame)
                 case AgentData():
-                    for file in frame.files:
-                        if (document := await self._take(file)) is not None:
-                            yield document
+                    for document in await self._take(frame.files):
+                        yield document
                     if frame.batch is not None:
                         await self._link.tell(AgentAck(run_id=self._run_id, batch=frame.batch))
                 case AgentComplete():
@@ -92,75 +93,109 @@ class LocalFolders:
         """Answer a manifest with what of it is new or changed."""
         files = {file.path: bytes.fromhex(file.sha256) for file in manifest.files}
         keyed = [(self._job.source_key(path), content) for path, content in files.items()]
-        due = await db.run(runs.due, self._job, keyed)
+        due = await db.run(lease.due, self._job, keyed)
         wanted = {path: content for (path, content), is_due in zip(files.items(), due, strict=True) if is_due}
         unchanged = len(files) - len(wanted)
+        seen = len(files) - len(wanted.keys() & self._asked.keys())
         self._asked |= wanted
-        await db.run(runs.count, self._job, seen=len(files), done=unchanged, unchanged=unchanged)
+        await db.run(lease.count, self._job, seen=seen, done=unchanged, unchanged=unchanged)
         await self._link.tell(AgentFetch(run_id=self._run_id, paths=list(wanted)))
 
-    async def _take(self, file: AgentFile) -> Document | None:
-        if self._has_manifest and file.path not in self._asked:
-            await self._problem("not_asked_for", file.path, seen=1)
-            return None
-        text = self._assemble(file)
-        if text is None:
-            return None
-        if len(text) > MAX_DOCUMENT:
-            await self._problem("too_large", file.path, seen=0 if self._has_manifest else 1)
-            return None
-        raw = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        if file.sha256 is not None and file.sha256 != raw.hex():
-            await self._problem("damaged_on_the_way", file.path, seen=0 if self._has_manifest else 1)
-            return None
-        document = Document(
-            name=file.name or file.path,
-            path=file.path,
-            content=text,
-            key=self._job.source_key(file.path),
-            content_hash=self._asked.pop(file.path, raw),
-        )
-        if not self._has_manifest:
-            (is_due,) = await db.run(runs.due, self._job, [(document.key, document.content_hash)])
-            unchanged = int(not is_due)
-            await db.run(runs.count, self._job, seen=1, done=unchanged, unchanged=unchanged)
-            if unchanged:
-                return None
-        return document
+    async def _take(self, files: Sequence[AgentFile]) -> list[Document]:
+        """The documents that a batch completes. The others of its files are entered in the counts or the journal."""
+        documents: list[Document] = []
+        entries: list[Entry] = []
+        seen = 0
+        for file in files:
+            asked = file.path in self._asked
+            problem, text = self._assemble(file)
+            if text is None:
+                continue  # not all parts are here
+            if self._has_manifest and not asked:
+                problem = "not_asked_for"
+            self._arrived += 1
+            seen += not asked
+            raw = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+            if not problem and file.sha256 is not None and file.sha256 != raw.hex():
+                problem = "damaged_on_the_way"
+            content_hash = self._asked.pop(file.path, raw)
+            if problem:
+                entries.append(Entry(Kind.SOURCE_FAILED, problem, source=file.path))
+                continue
+            key = self._job.source_key(file.path)
+            documents.append(Document(file.name or file.path, file.path, text, key, content_hash))
+        unchanged = 0
+        if documents and not self._has_manifest:
+            due = await db.run(lease.due, self._job, [(each.key, each.content_hash) for each in documents])
+            unchanged = len(documents) - sum(due)
+            documents = [document for document, is_due in zip(documents, due, strict=True) if is_due]
+        if seen or entries:
+            failed = len(entries)
+            await db.run(
+                lease.count,
+                self._job,
+                seen=seen,
+                done=unchanged + failed,
+                unchanged=unchanged,
+                failed=failed,
+                entries=entries,
+            )
+        return documents
 
-    def _assemble(self, file: AgentFile) -> str | None:
-        """The whole text, once all of its parts are here."""
+    def _assemble(self, file: AgentFile) -> tuple[str, str | None]:
+        """What is wrong with a file, and its whole text once all of its parts are here."""
         if file.part is None or file.parts is None or file.parts == 1:
-            return file.content
+            return ("too_large", "") if len(file.content) > MAX_DOCUMENT else ("", file.content)
         parts = self._parts.setdefault(file.path, _Parts(file.parts))
-        parts.size += len(file.content)
-        # Beyond the limit nothing more is kept; what there is goes on and is refused for its size.
-        if parts.size <= MAX_DOCUMENT:
+        if file.parts != parts.parts or not 1 <= file.part <= parts.parts:
+            self._drop(file.path)
+            return "damaged_on_the_way", ""
+        # The limit is for all unfinished files together: nothing makes a device finish one before it begins another.
+        # Of a file that is beyond it nothing more is kept, and its last part says so.
+        room = self._parts_chars + len(file.content) <= MAX_DOCUMENT and -1 not in parts.got
+        if not room:
+            self._parts_chars -= sum(map(len, parts.got.values()))
+            parts.got = {-1: ""}
+            if file.part < parts.parts:
+                return "", None
+            self._drop(file.path)
+            return "too_large", ""
+        if file.part not in parts.got:
+            self._parts_chars += len(file.content)
             parts.got[file.part] = file.content
-        elif file.part == file.parts:
-            del self._parts[file.path]
-            return " " * (MAX_DOCUMENT + 1)
         if len(parts.got) < parts.parts:
-            return None
-        del self._parts[file.path]
-        return "".join(parts.got[number] for number in sorted(parts.got))
+            return "", None
+        text = "".join(parts.got[number] for number in sorted(parts.got))
+        self._drop(file.path)
+        return "", text
+
+    def _drop(self, path: str) -> None:
+        self._parts_chars -= sum(map(len, self._parts.pop(path).got.values()))
 
     async def _finish(self, complete: AgentComplete) -> None:
-        """What the device could not read, and what it was asked for and never sent, is said."""
+        """What the device could not read, what it was asked for and never sent, and what got lost on the way."""
         entries = []
+        known = 0  # counted as seen already, from the manifest
         for error in complete.errors:
             if isinstance(error, str):
                 entries.append(Entry(Kind.SOURCE_FAILED, "unreadable", message=error[:1000]))
                 continue
             path, reason = str(error.get("path", "")), str(error.get("reason") or error.get("error") or "")
             entries.append(Entry(Kind.SOURCE_FAILED, "unreadable", source=path[:4096], message=reason[:1000]))
-            if self._asked.pop(path, None) is not None:
-                await db.run(runs.count, self._job, seen=-1)  # counted in the manifest already
-        new = len(entries)
-        entries += [Entry(Kind.SOURCE_FAILED, "never_sent", source=path) for path in self._asked]
-        await db.run(runs.count, self._job, seen=new, done=len(entries), failed=len(entries), entries=entries)
-
-    async def _problem(self, code: str, path: str, *, seen: int) -> None:
-        self._asked.pop(path, None)
-        entry = Entry(Kind.SOURCE_FAILED, code, source=path)
-        await db.run(runs.count, self._job, seen=seen, done=1, failed=1, entries=[entry])
+            known += self._asked.pop(path, None) is not None
+        known += len(self._asked)
+        unfinished = [path for path in self._parts if path not in self._asked]
+        entries += [
+            Entry(Kind.SOURCE_FAILED, "never_sent", source=path) for path in [*self._asked, *unfinished]
+        ]
+        failed = len(entries)
+        if failed > _MOST_ENTRIES:
+            entries[_MOST_ENTRIES:] = [Entry(Kind.SOURCE_FAILED, "and_more", count=failed - _MOST_ENTRIES)]
+        lost = 0
+        if not self._has_manifest:
+            # Nobody acknowledges a batch of protocol 1, so only the device's own count tells of one that was lost.
+            lost = max(0, complete.files_read - self._arrived - len(unfinished))
+        if lost:
+            entries.append(Entry(Kind.SOURCE_FAILED, "lost_on_the_way", count=lost))
+        failed += lost
+        await db.run(lease.count, self._job, seen=failed - known, done=failed, failed=failed, entries=entries)

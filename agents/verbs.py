@@ -9,7 +9,7 @@ from django.db import transaction
 
 from adiuva.errors import NotFound
 from agents import runs, schedules
-from agents.models import Agent, AgentType
+from agents.models import Agent, AgentType, Run
 
 
 def of_user(user_id: UUID, agent_id: UUID) -> Agent:
@@ -31,17 +31,43 @@ def create_local(*, user_id: UUID, values: dict[str, Any]) -> Agent:
 
 @transaction.atomic
 def change(*, agent: Agent, values: dict[str, Any]) -> Agent:
-    locked = Agent.objects.select_for_update(of=("self",)).select_related("user").get(pk=agent.pk)
+    """Change a configuration. A run under way goes on with the old one; one that waits for a device that the agent
+    no longer reads is cancelled. Raise NotFound when the agent is gone."""
+    if values.get("device_id", agent.device_id) != agent.device_id:
+        for run in agent.runs.filter(state=Run.State.WAITING_DEVICE):
+            runs.cancel(run=run)
+    locked = (
+        Agent.objects.select_for_update(of=("self",), no_key=True)
+        .select_related("user")
+        .filter(pk=agent.pk)
+        .first()
+    )
+    if locked is None:
+        raise NotFound("there is no such agent")
+    before = locked.schedule_cron, locked.timezone, locked.enabled
     for name, value in values.items():
         setattr(locked, name, value)
-    locked.next_run_at = schedules.next_run_at(locked)
+    if (
+        locked.schedule_cron,
+        locked.timezone,
+        locked.enabled,
+    ) != before:  # else a slot that is due would be lost
+        locked.next_run_at = schedules.next_run_at(locked)
     locked.save()
     return locked
 
 
 @transaction.atomic
 def delete(*, agent: Agent) -> None:
-    """The configuration goes, its runs stay. One under way is cancelled."""
+    """The configuration goes, its runs stay. One under way is cancelled. Raise NotFound when it is gone already."""
+    _cancel_live(agent)
+    locked = Agent.objects.select_for_update().filter(pk=agent.pk).first()
+    if locked is None:
+        raise NotFound("there is no such agent")
+    _cancel_live(locked)  # one that started before we had the agent's lock; now none can
+    locked.delete()
+
+
+def _cancel_live(agent: Agent) -> None:
     for run in agent.runs.live():
         runs.cancel(run=run)
-    agent.delete()

@@ -101,7 +101,13 @@ class StartRunView(APIView):
         responses={200: RunSerializer(many=True), **problems(400, 401)},
     ),
     retrieve=extend_schema(
-        summary="One run with its journal", responses={200: RunDetailSerializer, **problems(401, 404)}
+        summary="One run with its journal",
+        parameters=[
+            OpenApiParameter(
+                "after", int, description="The journal's lines after this `seq`; at most 1,000 come at once."
+            )
+        ],
+        responses={200: RunDetailSerializer, **problems(400, 401, 404)},
     ),
 )
 class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Run]):
@@ -127,7 +133,10 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
 
     def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         run = self.get_object()
-        context = {"problems": journal.problems([run]), "journal": journal.read(run)}
+        after = request.query_params.get("after") or "0"
+        if not (after.isascii() and after.isdigit() and len(after) < 19):
+            raise Invalid("after is not the number of a line", fields={"after": ["Not a whole number."]})
+        context = {"problems": journal.problems([run]), "journal": journal.read(run, after=int(after))}
         return Response(RunDetailSerializer(run, context=context).data)
 
     @extend_schema(summary="Cancel a run", request=None, responses={200: RunSerializer, **problems(401, 404)})

@@ -53,6 +53,12 @@ class Stack:
         child.start()
         return child
 
+    def kill(self, url: str) -> None:
+        """Kill a web process, as a machine that dies does."""
+        for name, child in list(self._children.items()):
+            if name.startswith("web-") and url.endswith(f":{(child.env or {})['ADIUVA_PORT']}"):
+                self._children.pop(name).kill()
+
     def stop(self) -> None:
         while self._children:
             self._children.popitem()[1].stop()

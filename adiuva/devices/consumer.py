@@ -44,7 +44,6 @@ from adiuva.errors import NotAuthenticated
 
 _BAD_FRAMES: Final = 20
 _BAD_FRAMES_S: Final = 60.0
-_STUCK_S: Final = 10.0
 _FORGOTTEN_S: Final = 300.0  # after which nobody waits for an answer any more
 _PING: Final = dump(Ping())
 
@@ -52,9 +51,10 @@ log = structlog.get_logger("adiuva.devices")
 
 
 class Reply(Protocol):
-    """Where a device's answers go. `kind` is result, frame (of a run) or gone (the connection ended)."""
+    """Where a device's answers go; False says that nobody is there. `kind` is result, frame (of a run), unsent (these
+    calls, an id a line, never left) or gone (the connection, whose epoch is the text, has ended)."""
 
-    async def __call__(self, kind: str, text: str, frame: ClientFrame | None) -> None: ...
+    async def __call__(self, kind: str, text: str, frame: ClientFrame | None) -> bool: ...
 
 
 class ChannelReply:
@@ -71,8 +71,13 @@ class ChannelReply:
     def __hash__(self) -> int:
         return hash(self.channel)
 
-    async def __call__(self, kind: str, text: str, frame: ClientFrame | None) -> None:
-        await get_channel_layer().send(self.channel, {"type": kind, "text": text})
+    async def __call__(self, kind: str, text: str, frame: ClientFrame | None) -> bool:
+        try:
+            return bool(await get_channel_layer().send(self.channel, {"type": kind, "text": text}))
+        except ConnectionError:
+            # Whoever waits there is told of the interruption by the layer, and asks again if it may.
+            log.warning("device.answer_lost", kind=kind)
+            return False
 
 
 class DeviceConsumer(SocketConsumer):
@@ -80,6 +85,7 @@ class DeviceConsumer(SocketConsumer):
 
     def __init__(self) -> None:
         super().__init__()
+        self.close_s = settings.SOCKET["pong_s"]
         self.user_id: uuid.UUID
         self.session_id: uuid.UUID
         self.pk: uuid.UUID | None = None
@@ -123,11 +129,13 @@ class DeviceConsumer(SocketConsumer):
 
     async def ended(self) -> None:
         self._heart.remove(self)
+        for message in self.unsubscribe():
+            await self.told(message)  # closed as it is, it says that they were not sent
         waiting = {reply for reply, _ in self._calls.values()} | set(self._runs.values())
         self._calls.clear()
         self._runs.clear()
         for reply in waiting:
-            await reply("gone", "", None)
+            await reply("gone", str(self.epoch), None)
         if self.pk is not None:
             await db.run(presence.leave, pk=self.pk, epoch=self.epoch)
             log.info("device.left", user_id=str(self.user_id), device=str(self.pk), epoch=self.epoch)
@@ -165,9 +173,10 @@ class DeviceConsumer(SocketConsumer):
                 for reply in {waiting[0] for waiting in replies if waiting}:
                     await reply("result", text, frame)
             case AgentManifest() | AgentData() | AgentComplete():
-                if run := self._runs.get(frame.run_id):
-                    await run("frame", text, frame)
-                else:
+                run = self._runs.get(frame.run_id)
+                if run is None or not await run("frame", text, frame):
+                    # A run that has missed a frame must not get the next: it would look whole.
+                    self._runs.pop(frame.run_id, None)
                     await self.stray(frame)
             case Pong():
                 self._pinged_at = 0.0
@@ -188,11 +197,8 @@ class DeviceConsumer(SocketConsumer):
             hello=hello,
             channel=self.channel_name,
         )
-        self.pk, self.epoch = arrival.pk, arrival.epoch
-        self._heart.greeted[arrival.pk] = self
+        older = self._heart.greet(self, arrival.pk, arrival.epoch)
         self._ping_due = self._loop.time() + settings.SOCKET["ping_s"]
-        if arrival.superseded:
-            await get_channel_layer().send(arrival.superseded, close_message(Close.SUPERSEDED))
         await self.send_frame(
             HelloAck(
                 session_id=f"{arrival.pk}:{arrival.epoch}",
@@ -203,6 +209,10 @@ class DeviceConsumer(SocketConsumer):
                 server_time=time.time_ns() // 1_000_000,
             )
         )
+        if older is not None:
+            older.end(Close.SUPERSEDED)
+        elif arrival.superseded:
+            await self._supersede(arrival.superseded)
         log.info(
             "device.arrived",
             user_id=str(self.user_id),
@@ -211,6 +221,12 @@ class DeviceConsumer(SocketConsumer):
             protocol=self.protocol,
         )
         await self.greeted(hello)
+
+    async def _supersede(self, channel: str) -> None:
+        try:
+            await get_channel_layer().send(channel, close_message(Close.SUPERSEDED))
+        except ConnectionError:
+            log.warning("device.not_told", user_id=str(self.user_id))  # it ends when its lease is not renewed
 
     async def greeted(self, hello: DeviceHello) -> None:
         """The device is reachable from now on."""
@@ -251,21 +267,26 @@ class DeviceConsumer(SocketConsumer):
     async def told(self, message: dict[str, Any]) -> None:
         match message["type"]:
             case "frame":
-                reply = ChannelReply(message["reply"])
-                await self.deliver(message["text"], reply, calls=message["calls"], run=message["run"])
+                reply, calls = ChannelReply(message["reply"]), message["calls"]
+                if not await self.deliver(message["text"], reply, calls=calls, run=message["run"]) and calls:
+                    await reply("unsent", "\n".join(calls), None)
             case "run_over":
                 self.run_over(message["run"])
             case "close":
                 await self.close(message["code"])
 
-    async def deliver(self, text: str, reply: Reply, *, calls: list[str], run: str | None) -> None:
-        """Send a frame for somebody and remember whom its answers are for, first."""
+    async def deliver(self, text: str, reply: Reply, *, calls: list[str], run: str | None) -> bool:
+        """Send a frame for somebody and remember whom its answers are for, first. False: it was not sent."""
         now = self._loop.time()
         for call in calls:
             self._calls[call] = (reply, now)
         if run is not None:
             self._runs[run] = reply
-        await self.send_text(text)
+        if await self.send_text(text):
+            return True
+        for call in calls:
+            self._calls.pop(call, None)
+        return False
 
     def run_over(self, run: str) -> None:
         self._runs.pop(run, None)
@@ -274,7 +295,7 @@ class DeviceConsumer(SocketConsumer):
         """What the heart calls twice a second."""
         if self.closing:
             return None
-        if self.sending_since and now - self.sending_since > _STUCK_S:
+        if self.sending_since and now - self.sending_since > self.close_s:
             return Close.TIMEOUT
         if self.pk is None:
             return Close.TIMEOUT if now - self._opened_at > settings.SOCKET["hello_s"] else None

@@ -47,6 +47,13 @@ class Heart:
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="heart")
 
+    def greet(self, connection: Connection, pk: uuid.UUID, epoch: int) -> Connection | None:
+        """Its device said hello; returns this process's older connection of the same device."""
+        connection.pk, connection.epoch = pk, epoch
+        older = self.greeted.get(pk)
+        self.greeted[pk] = connection
+        return older
+
     def remove(self, connection: Connection) -> None:
         self.connections.discard(connection)
         if connection.pk is not None and self.greeted.get(connection.pk) is connection:
@@ -68,8 +75,12 @@ class Heart:
             await asyncio.sleep(_TICK_S)
             now = loop.time()
             for connection in list(self.connections):
-                if (code := connection.beat(now)) is not None:
-                    connection.end(code)
+                try:
+                    if (code := connection.beat(now)) is not None:
+                        connection.end(code)
+                except Exception:
+                    # One connection's fault must not end the leases of all.
+                    log.exception("heart.beat_failed")
             if now >= sessions_due:
                 sessions_due = now + _SESSIONS_S
                 self._chore(self._check_sessions)

@@ -102,9 +102,12 @@ def leave(*, pk: uuid.UUID, epoch: int) -> None:
     Device.objects.filter(pk=pk, epoch=epoch).update(lease_until=None, channel="", last_seen=Now())
 
 
-def find(*, user_id: uuid.UUID, pk: uuid.UUID | None = None) -> Target | None:
-    """Where a user's device can be reached now; without `pk`, the one seen last. None: nothing is connected."""
-    found = Device.objects.of(user_id).online().order_by("-last_seen")
+def find(*, user_id: uuid.UUID, pk: uuid.UUID | None = None, not_at: Collection[str] = ()) -> Target | None:
+    """Where a user's device can be reached now; without `pk`, the one seen last. None: nothing is connected.
+
+    `not_at` are channels on which nobody listened: of a process that was killed, whose leases have not ended yet.
+    """
+    found = Device.objects.of(user_id).online().exclude(channel__in=not_at).order_by("-last_seen")
     if pk is not None:
         found = found.filter(pk=pk)
     row = found.values_list("pk", "device_id", "epoch", "channel", "protocol", "capabilities").first()

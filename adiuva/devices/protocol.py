@@ -13,7 +13,7 @@ from functools import cache
 from typing import Annotated, Any, Final, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 MAX_FRAME_BYTES: Final = 1024 * 1024
 MAX_DEPTH: Final = 32
@@ -69,6 +69,15 @@ class Sent(BaseModel):
 # ── Client to server ────────────────────────────────────────────────────────────────────────────────────
 
 
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("no NUL in it")
+    return text
+
+
+Name = Annotated[str, Field(max_length=200), AfterValidator(_without_nul)]  # PostgreSQL's text has no NUL
+
+
 class StreamPosition(Received):
     request_id: Id
     after: int = Field(ge=-1)
@@ -76,13 +85,17 @@ class StreamPosition(Received):
 
 class DeviceHello(Received):
     type: Literal["device_hello"] = "device_hello"
-    device_id: Id
+    device_id: Annotated[Name, Field(min_length=1)]
     agent_ids: list[Id] = Field(default_factory=list, max_length=10_000)
     protocol: int = Field(default=1, ge=1, json_schema_extra=SINCE_2)
-    name: str | None = Field(default=None, max_length=200, json_schema_extra=SINCE_2)
-    platform: str | None = Field(default=None, max_length=100, json_schema_extra=SINCE_2)
-    app_version: str | None = Field(default=None, max_length=100, json_schema_extra=SINCE_2)
-    capabilities: list[str] = Field(default_factory=list, max_length=50, json_schema_extra=SINCE_2)
+    name: Name | None = Field(default=None, json_schema_extra=SINCE_2)
+    platform: Annotated[Name, Field(max_length=100)] | None = Field(default=None, json_schema_extra=SINCE_2)
+    app_version: Annotated[Name, Field(max_length=100)] | None = Field(
+        default=None, json_schema_extra=SINCE_2
+    )
+    capabilities: list[Annotated[str, AfterValidator(_without_nul)]] = Field(
+        default_factory=list, max_length=50, json_schema_extra=SINCE_2
+    )
     streams: list[StreamPosition] | None = Field(default=None, max_length=100, json_schema_extra=SINCE_2)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
+from django.http import Http404
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import mixins, viewsets
 from rest_framework.request import Request
@@ -48,9 +50,14 @@ class DeviceViewSet(
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         device: Device = self.get_object()
-        channel = presence.forget(device)
+        try:
+            channel = presence.forget(device)
+        except Device.DoesNotExist:
+            raise Http404 from None  # another request was first
         if device.session_id is not None:
             accounts.end_session(user=device.user, session_id=device.session_id)
         if channel:
-            async_to_sync(get_channel_layer().send)(channel, close_message(Close.NOT_AUTHENTICATED))
+            # Only sooner: the session is over, so the socket closes within seconds by itself.
+            with contextlib.suppress(ConnectionError):
+                async_to_sync(get_channel_layer().send)(channel, close_message(Close.NOT_AUTHENTICATED))
         return Response({"ok": True})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import hashlib
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable
@@ -12,13 +14,20 @@ from typing import Any
 
 import httpx
 import pytest
+from django.utils import timezone
 
 from adiuva import db
 from adiuva.devices.client import Device, FrameReceived
 from adiuva.devices.protocol import AgentProgress
+from adiuva.embedded.processes import python
+from agents import runs
 from agents.extraction import PART_CHARS
+from agents.models import Agent, Run
+from tests.agents.build import a_run
 from tests.fakes.provider import Fail, Hold, Provider, Request
 from tests.people import Person, somebody
+from tests.sockets import Socket
+from tests.stack import Stack
 
 PATIENCE_S = 30
 ENDED = {"success", "partial", "error", "cancelled", "timeout"}
@@ -125,6 +134,12 @@ def tasks_of_lines(request: Request) -> dict[str, Any]:
     return {"records": [{"table": "tasks", "data": {"title": line}} for line in lines]}
 
 
+def adds_up(seen: dict[str, Any]) -> bool:
+    """Whether the counts of a run that came to its own end leave no file over."""
+    parts = seen["items_processed"] + seen["files_unchanged"] + seen["files_failed"]
+    return bool(seen["files_seen"] == seen["files_done"] == parts)
+
+
 async def test_what_is_in_a_folder_arrives_on_the_device_for_review(desk: Desk, provider: Provider) -> None:
     provider.default = tasks_of_lines
     desk.write("one.md", "do call Ada\ndo write the offer\n")
@@ -134,6 +149,7 @@ async def test_what_is_in_a_folder_arrives_on_the_device_for_review(desk: Desk, 
     assert (seen["state"], seen["status"], seen["errors"]) == ("success", "success", [])
     assert (seen["files_seen"], seen["files_done"], seen["items_processed"]) == (2, 2, 2)
     assert (seen["items_created"], seen["model_calls"]) == (2, 2)
+    assert adds_up(seen)
     assert {row["title"] for row in desk.rows("tasks")} == {"call Ada", "write the offer"}
     assert all((row["isAiSuggested"], row["isApproved"]) == (1, 0) for row in desk.rows("tasks"))
     assert desk.progress[-1].state == "success"
@@ -342,6 +358,7 @@ async def test_files_that_cannot_be_read_are_listed_with_their_reason(desk: Desk
         agent = await desk.agent(directory_paths=[str(desk.folder), "/somewhere/else"])
         seen = await desk.run(agent)
     assert (seen["state"], seen["items_created"]) == ("partial", 1)
+    assert adds_up(seen) and seen["files_failed"] == 2
     assert any("bad.md" in error for error in seen["errors"])
     assert any("/somewhere/else" in error for error in seen["errors"])
 
@@ -361,8 +378,10 @@ async def test_a_device_of_protocol_1_is_served_the_same(desk: Desk, provider: P
         agent = await desk.agent()
         seen = await desk.run(agent)
         assert (seen["state"], seen["items_created"]) == ("success", 2)
+        assert adds_up(seen)
         calls = len(provider.calls)
         seen = await desk.run(agent)
+        assert adds_up(seen)
         assert (seen["items_created"], seen["files_unchanged"]) == (0, 2)
     assert len(provider.calls) == calls
     assert len(desk.rows("tasks")) == 2
@@ -389,3 +408,161 @@ async def test_a_device_that_refuses_records_is_reported(desk: Desk, provider: P
         seen = await desk.run(await desk.agent())
     assert (seen["state"], seen["items_created"]) == ("partial", 0)
     assert [event["kind"] for event in seen["journal"] if event["kind"] == "record_refused"]
+
+
+async def test_a_device_that_goes_in_the_middle_of_its_upload_goes_on_when_it_is_back(
+    desk: Desk, provider: Provider
+) -> None:
+    hold = Hold()
+    provider.default = tasks_of_lines
+    provider.script(hold)
+    for number in range(80):
+        desk.write(f"{number}.md", f"do step {number}")
+    async with connected(desk):
+        run = await desk.start(await desk.agent())
+        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
+    await desk.until(run, lambda seen: seen["state"] == "waiting_device")
+    assert await asyncio.to_thread(hold.gone.wait, PATIENCE_S)
+    desk.device = desk.new_device()
+    async with connected(desk):
+        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+    assert (seen["state"], seen["items_created"]) == ("success", 80)
+    assert sorted(row["title"] for row in desk.rows("tasks")) == sorted(f"step {n}" for n in range(80))
+    assert adds_up(seen)
+
+
+async def test_records_whose_answer_was_lost_come_again_as_the_same_calls(
+    desk: Desk, provider: Provider
+) -> None:
+    provider.default = tasks_of_lines
+    text = "do call Ada\ndo write the offer"
+    path = f"{desk.folder}/one.md"
+    run = ""
+    batches: list[list[str]] = []
+
+    async def play(socket: Socket, *, answers: bool) -> None:
+        """A device with one file, that answers records or hangs up on them."""
+        while True:
+            frame = await socket.receive()
+            mine = {"run_id": frame.get("run_id")}
+            match frame["type"]:
+                case "tool_call":
+                    await socket.send({"type": "tool_result", "id": frame["id"], "rows": []})
+                case "tool_batch":
+                    batches.append([call["id"] for call in frame["calls"]])
+                    if not answers:
+                        return
+                    rows = [{"id": call, "row": {"id": f"row of {call}"}} for call in batches[-1]]
+                    await socket.send({"type": "tool_batch_result", "results": rows})
+                case "agent_run":
+                    sha256 = hashlib.sha256(text.encode()).hexdigest()
+                    file = {"path": path, "sha256": sha256, "size": len(text), "mtime": 0}
+                    await socket.send({"type": "agent_manifest", **mine, "files": [file]})
+                case "agent_fetch" if frame["paths"]:
+                    file = {"path": path, "name": "one.md", "content": text}
+                    await socket.send({"type": "agent_data", **mine, "files": [file], "batch": 0})
+                case "agent_fetch" | "agent_ack":
+                    await socket.send({"type": "agent_complete", **mine, "files_read": 1})
+                case "agent_progress" if frame["state"] in ENDED:
+                    return
+
+    agent = await desk.agent()
+    async with Socket(desk.web, desk.person.access_token) as socket:
+        await socket.hello(device_id="desk")
+        run = await desk.start(agent)
+        await play(socket, answers=False)
+    await desk.until(run, lambda seen: seen["state"] == "waiting_device")
+    async with Socket(desk.web, desk.person.access_token) as socket:
+        await socket.hello(device_id="desk")
+        await play(socket, answers=True)
+    seen = await desk.see(run)
+    assert (seen["state"], seen["items_created"], seen["files_unchanged"]) == ("success", 2, 1)
+    assert batches[0] == batches[1] and len(batches) == 2
+    assert len(provider.chats) == 1
+
+
+async def test_a_run_whose_worker_is_killed_is_finished_by_another_and_doubles_nothing(
+    desk: Desk, provider: Provider, stack: Stack
+) -> None:
+    hold = Hold()
+    held = [hold]
+
+    def answer(request: Request) -> Any:
+        if "wait" in document(request) and held:
+            return held.pop()
+        return tasks_of_lines(request)
+
+    provider.default = answer
+    desk.write("one.md", "do call Ada")
+    desk.write("two.md", "do write the offer\nand wait")
+    script = (
+        "import asyncio, sys, uuid, django; django.setup(); from agents import runner; "
+        "asyncio.run(runner.execute(uuid.UUID(sys.argv[1])))"
+    )
+    async with connected(desk):
+        agent = await desk.agent()
+        run = str((await db.run(lambda: a_run(Agent.objects.get(pk=agent)))).pk)
+        model = {"ADIUVA_MODEL": "openai/scripted", "ADIUVA_MODEL_API_BASE": provider.url}
+        doomed = await asyncio.to_thread(stack.run, "doomed", python("-c", script, run), **model)
+        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
+        await desk.until(run, lambda seen: seen["items_created"] == 1)
+        assert doomed.process is not None
+        doomed.process.kill()
+        assert await asyncio.to_thread(hold.gone.wait, PATIENCE_S)
+
+        def time_passes() -> None:
+            Run.objects.filter(pk=run).update(lease_until=timezone.now() - dt.timedelta(seconds=1))
+            runs.sweep()
+
+        await db.run(time_passes)
+        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+    assert (seen["state"], seen["items_created"]) == ("success", 2)
+    assert [event["count"] for event in seen["journal"] if event["kind"] == "started"] == [1, 2]
+    assert sorted(row["title"] for row in desk.rows("tasks")) == ["call Ada", "write the offer"]
+    assert (seen["files_unchanged"], seen["items_processed"], adds_up(seen)) == (1, 1, True)
+
+
+async def test_after_a_cancelled_run_the_next_one_brings_the_rest_and_nothing_twice(
+    desk: Desk, provider: Provider
+) -> None:
+    hold = Hold()
+    held = [hold]
+    provider.default = lambda request: (
+        held.pop() if "wait" in document(request) and held else tasks_of_lines(request)
+    )
+    desk.write("one.md", "do call Ada")
+    desk.write("two.md", "do write the offer\nand wait")
+    async with connected(desk):
+        agent = await desk.agent()
+        run = await desk.start(agent)
+        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
+        await desk.until(run, lambda seen: seen["items_created"] == 1)
+        await desk.rest.post(f"/agents/runs/{run}/cancel")
+        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+        assert (seen["state"], seen["items_created"]) == ("cancelled", 1)
+        seen = await desk.run(agent)
+    assert (seen["state"], seen["items_created"], seen["files_unchanged"]) == ("success", 1, 1)
+    assert sorted(row["title"] for row in desk.rows("tasks")) == ["call Ada", "write the offer"]
+
+
+async def test_a_run_reads_no_other_device_than_its_agents(desk: Desk, provider: Provider) -> None:
+    desk.write("one.md", "do call Ada")
+    async with connected(desk):
+        run = await desk.start(await desk.agent(device_id="never-seen"))
+        await desk.until(run, lambda seen: seen["state"] == "waiting_device")
+    assert provider.chats == []
+
+
+async def test_an_agent_that_is_deleted_during_its_run_ends_it(desk: Desk, provider: Provider) -> None:
+    hold = Hold({"records": [{"table": "tasks", "data": {"title": "too late"}}]})
+    provider.script(hold)
+    desk.write("one.md", "text")
+    async with connected(desk):
+        agent = await desk.agent()
+        run = await desk.start(agent)
+        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
+        await desk.rest.delete(f"/agents/local/{agent}")
+        hold.release()
+        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+    assert seen["state"] == "cancelled"
+    assert desk.rows("tasks") == []

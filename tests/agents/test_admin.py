@@ -1,0 +1,185 @@
+"""Staff find agents and runs, start and end them, and read nothing that is the user's."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from agents import journal, lease
+from agents.journal import Entry, Kind
+from agents.models import Agent, Run
+from tests.agents.build import a_device, a_run, an_agent, answered, claimed, kept
+from tests.people import Person, somebody
+
+AGENTS, RUNS = "admin:agents_agent_changelist", "admin:agents_run_changelist"
+
+
+@pytest.fixture
+def staff(db: None) -> Client:
+    from adiuva.accounts.models import User
+
+    browser = Client()
+    browser.force_login(User.objects.get(pk=somebody(is_staff=True, is_superuser=True).id))
+    return browser
+
+
+@pytest.fixture
+def ada(db: None) -> Person:
+    return somebody()
+
+
+def listed(browser: Client, page: str, **query: str) -> set[Any]:
+    answer = browser.get(reverse(page), query)
+    assert answer.status_code == 200
+    return {row.pk for row in answer.context["cl"].result_list}
+
+
+def act(browser: Client, page: str, action: str, *ids: object) -> str:
+    form = {"action": action, "_selected_action": [str(each) for each in ids]}
+    answer = browser.post(reverse(page), form, follow=True)
+    assert answer.status_code == 200
+    return answer.content.decode()
+
+
+def test_agents_and_runs_are_found_by_id_and_address_and_filtered(staff: Client, ada: Person) -> None:
+    agent, other = an_agent(ada.id), an_agent(enabled=False)
+    run, old = a_run(agent), a_run(agent, state=Run.State.ERROR)
+    foreign = a_run(other)
+    assert listed(staff, AGENTS, q=str(agent.pk)) == listed(staff, AGENTS, q=ada.email[:20]) == {agent.pk}
+    assert listed(staff, AGENTS, q=str(other.pk), enabled__exact="1") == set()
+    assert listed(staff, RUNS, q=ada.email) == listed(staff, RUNS, q=str(agent.pk)) == {run.pk, old.pk}
+    assert listed(staff, RUNS, q=str(foreign.pk)) == {foreign.pk}
+    assert listed(staff, RUNS, q=ada.email, state__exact="error") == {old.pk}
+    assert listed(staff, RUNS, q="nobody", state__exact="error") == set()
+
+
+def test_staff_can_run_agents_and_cancel_runs(staff: Client, ada: Person) -> None:
+    agent, busy = an_agent(ada.id), an_agent(ada.id, name="Busy")
+    a_run(busy)
+    said = act(staff, AGENTS, "run_now", agent.pk, busy.pk)
+    assert "1 started" in said and "Busy has a run under way" in said
+    run = Run.objects.get(agent=agent)
+    assert "Asked to end" in act(staff, RUNS, "cancel", run.pk)
+    run.refresh_from_db()
+    assert run.state == "cancelled"
+
+
+def test_who_may_only_look_can_neither_run_nor_cancel(ada: Person) -> None:
+    from django.contrib.auth.models import Permission
+
+    from adiuva.accounts.models import User
+
+    user = User.objects.get(pk=somebody(is_staff=True).id)
+    user.user_permissions.set(Permission.objects.filter(codename__in=["view_agent", "view_run"]))
+    browser = Client()
+    browser.force_login(user)
+    agent = an_agent(ada.id)
+    run = a_run(agent)
+    act(browser, AGENTS, "run_now", agent.pk)
+    act(browser, RUNS, "cancel", run.pk)
+    assert list(Run.objects.filter(agent=agent).values_list("state", flat=True)) == ["queued"]
+
+
+def test_nothing_of_the_users_is_on_any_page(staff: Client, ada: Person) -> None:
+    canary = "canary"
+    agent = an_agent(
+        ada.id,
+        prompt_template=f"{canary}-prompt",
+        directory_paths=[f"/home/{canary}-path"],
+        file_extensions=[".md"],
+        schedule_cron="@daily",
+    )
+    device = a_device(agent)
+    job = claimed(a_run(agent))
+    ids = kept(job, f"{canary}-title", f"{canary}-other", path=f"/home/{canary}-file.md")
+    lease.settle(job, answered(ids[0]), f"/home/{canary}-file.md")
+    failed = Entry(Kind.SOURCE_FAILED, "unreadable", source=f"/{canary}-source", message=f"{canary}-words")
+    lease.count(job, seen=1, done=1, failed=1, entries=[failed])
+    lease.finish(job)
+    assert canary in json.dumps(journal.read(Run.objects.get(pk=job.run_id)), default=str)
+    pages = [
+        *(reverse(page) for page in (AGENTS, RUNS)),
+        reverse("admin:agents_agent_change", args=[agent.pk]),
+        reverse("admin:agents_run_change", args=[job.run_id]),
+        reverse("admin:accounts_user_change", args=[ada.id]),
+        reverse("admin:accounts_user_delete", args=[ada.id]),
+        reverse("admin:devices_device_change", args=[device.pk]),
+        reverse("admin:devices_device_delete", args=[device.pk]),
+        reverse("admin:agents_run_history", args=[job.run_id]),
+        *re.findall(r'href="(/admin/[a-z_]+/[a-z_]+/)"', staff.get("/admin/").content.decode()),
+    ]
+    for page in pages:
+        answer = staff.get(page)
+        assert answer.status_code in (200, 403), page
+        assert canary not in answer.content.decode(), page
+    shown = staff.get(reverse("admin:agents_run_change", args=[job.run_id])).content.decode()
+    assert "unreadable" in shown and "a source could not be read" in shown
+
+
+def test_a_page_of_a_run_with_a_very_long_journal_stays_short(staff: Client, ada: Person) -> None:
+    job = claimed(a_run(an_agent(ada.id)))
+    lease.count(job, entries=[Entry(Kind.NOTE, f"code-{number}") for number in range(5_000)])
+    shown = staff.get(reverse("admin:agents_run_change", args=[job.run_id])).content.decode()
+    assert "code-100" in shown and "code-4000" not in shown
+    assert "and more" in shown
+
+
+def test_agents_and_runs_are_neither_edited_nor_deleted_by_hand(staff: Client, ada: Person) -> None:
+    agent = an_agent(ada.id)
+    run = a_run(agent)
+    for name, key in (("agent", agent.pk), ("run", run.pk)):
+        assert (
+            staff.post(reverse(f"admin:agents_{name}_delete", args=[key]), {"post": "yes"}).status_code == 403
+        )
+        assert (
+            staff.post(reverse(f"admin:agents_{name}_change", args=[key]), {"name": "x"}).status_code == 403
+        )
+    assert Agent.objects.filter(pk=agent.pk).exists() and Run.objects.filter(pk=run.pk).exists()
+
+
+_MANY = """
+INSERT INTO agents_run (id, user_id, agent_id, agent_ref, agent_name, agent_type, device_id, trigger, slots, state,
+    phase, attempt, fence, files_seen, files_done, files_unchanged, files_failed, problems, items_created,
+    model_calls, created_at, nudged_at)
+SELECT gen_random_uuid(), %s, %s, %s, 'Desk', 'local_directory', 'desk', 'schedule', 1,
+    CASE WHEN number %% 1000 = 0 THEN 'error' ELSE 'success' END,
+    '', 1, 1, 1, 1, 0, 0, 0, 1, 1, now() - number * interval '1 minute', now()
+FROM generate_series(1, 100000) AS series (number)
+"""
+
+
+def test_with_100_000_runs_a_list_costs_few_queries_and_reads_by_index(staff: Client, ada: Person) -> None:
+    agent = an_agent(ada.id)
+    with connection.cursor() as cursor:
+        cursor.execute(_MANY, [ada.id, agent.pk, agent.pk])
+        cursor.execute("ANALYZE agents_run")
+    one = Run.objects.filter(user_id=ada.id).latest("created_at")
+    for query in (
+        {},
+        {"p": "7"},
+        {"state__exact": "error"},
+        {"q": ada.email},
+        {"q": str(agent.pk)},
+        {"q": str(one.pk)},
+        {"q": str(uuid.uuid4())},
+    ):
+        with CaptureQueriesContext(connection) as queries:
+            assert len(listed(staff, RUNS, **query)) <= 50
+        statements = [each["sql"] for each in queries if 'FROM "agents_run"' in each["sql"]]
+        assert len(queries) <= 7, query
+        for statement in statements:
+            with connection.cursor() as cursor:
+                cursor.execute(f"EXPLAIN {statement}")
+                plan = "\n".join(row[0] for row in cursor.fetchall())
+            if "COUNT" in statement:
+                assert "Limit" in plan, (query, statement, plan)  # no further than pages are turned
+            else:
+                assert "Index" in plan and "Seq Scan on agents_run" not in plan, (query, plan)

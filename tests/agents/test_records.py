@@ -1,0 +1,171 @@
+"""Whatever a model returns, what passes the check can be inserted on a device, and nothing else passes."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adiuva.devices.client.store import Store
+from adiuva.devices.protocol import ToolCall, dump
+from adiuva.devices.tables import TABLES, is_value
+from agents.records import MAX_RECORDS, MAX_TITLE, Record, Rejected, Rules, merge
+
+ROME = ZoneInfo("Europe/Rome")
+DEVICE = Store()  # the headless device's own, in memory
+RULES = Rules(tuple(TABLES), {"p-1": "Villa Rossi", "p-2": "Twin", "p-3": "Twin"}, ROME)
+
+texts = st.one_of(
+    st.text(max_size=20),
+    st.text(st.characters(categories=["Cs", "Cc", "Lu"]), max_size=5),
+    st.sampled_from(
+        ["", "  ", "todo", "In Progress", "HIGH", "p-1", "villa rossi", "twin", "2026-12-01", "x" * 2000]
+    ),
+    st.sampled_from(
+        ["99999-01-01", "0001-01-01T00:00:00+14:00", "2026-12-01T10:00:00+23:59", "2026-W10-1", "soon"]
+    ),
+)
+numbers = st.one_of(st.integers(), st.integers(-(10**400), 10**400), st.floats(), st.booleans(), st.none())
+values = st.recursive(
+    texts | numbers,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=8,
+)
+columns = sorted({column.name for table in TABLES.values() for column in table.columns})
+datas = st.dictionaries(st.sampled_from(columns) | texts, values, max_size=6)
+items = st.one_of(
+    st.fixed_dictionaries(
+        {"table": st.sampled_from(sorted(TABLES)), "data": datas},
+        optional={"action": st.sampled_from(["insert", "delete", 1])},
+    ),
+    *(
+        st.fixed_dictionaries(
+            {
+                "table": st.just(table.name),
+                "data": st.fixed_dictionaries(
+                    {column.name: values for column in table.columns if column.required},
+                    optional={
+                        c.name: values for c in table.columns if not c.made_by_device and not c.required
+                    },
+                ),
+            }
+        )
+        for table in TABLES.values()
+    ),
+    values,
+)
+lists = st.lists(items, max_size=5)
+answers = st.one_of(st.fixed_dictionaries({"records": lists}), lists, values)
+
+
+@given(answers)
+@settings(max_examples=200)
+def test_whatever_a_model_returns_only_insertable_records_pass(answer: Any) -> None:
+    records, rejected = RULES.check(answer)
+    assert all(isinstance(each, Rejected) and each.reason for each in rejected)
+    for record in records:
+        table = TABLES[record.table]
+        assert all(is_value(table.by_name[name], value) for name, value in record.data.items())
+        assert not any(table.by_name[name].made_by_device for name in record.data)
+        assert {c.name for c in table.columns if c.required} <= record.data.keys()
+        if table.reviewed:
+            assert (record.data["isAiSuggested"], record.data["isApproved"]) == (1, 0)
+        frame = dump(ToolCall(id="1", action="insert", table=record.table, data=record.data))  # type: ignore[arg-type]
+        assert "\\u0000" not in frame
+    calls = [
+        {"id": uuid.uuid4().hex, "action": "insert", "table": record.table, "data": record.data}
+        for record in records
+    ]
+    assert not [result for result in DEVICE.apply(calls) if "error" in result]
+
+
+def one(table: str, **data: Any) -> Record | str:
+    """The record that is made of this, or the code of why none is."""
+    records, rejected = RULES.check({"records": [{"table": table, "data": data}]})
+    return records[0] if records else rejected[0].code
+
+
+@pytest.mark.parametrize(
+    ("table", "data", "code"),
+    [
+        ("tasks", {"title": "x" * (MAX_TITLE + 1)}, "too_long"),
+        ("tasks", {"title": "x" * 1_000_000}, "too_long"),
+        ("tasks", {"title": "a\x00b"}, "bad_text"),
+        ("tasks", {"title": "a\ud800b"}, "bad_text"),
+        ("tasks", {"title": "   "}, "field_missing"),
+        ("tasks", {"title": 7}, "bad_value"),
+        ("tasks", {"title": ["a"]}, "bad_value"),
+        ("tasks", {"title": "a", "dueDate": "99999-01-01"}, "bad_time"),
+        ("tasks", {"title": "a", "dueDate": 10**400}, "bad_time"),
+        ("tasks", {"title": "a", "dueDate": True}, "bad_time"),
+        ("tasks", {"title": "a", "assignee": [["Ada"]]}, "bad_value"),
+        ("tasks", {"title": "a", "assignee": 5}, "bad_value"),
+        ("tasks", {"title": "a", "priority": "urgent"}, "bad_value"),
+        ("tasks", {"title": "a", "id": "mine"}, "field_of_the_device"),
+        ("tasks", {"title": "a", "owner": "me"}, "unknown_field"),
+        ("tasks", {"title": "a", "projectId": "p-9"}, "unknown_project"),
+        ("tasks", {"title": "a", "projectId": "twin"}, "unknown_project"),
+        ("timelines", {"title": "a", "date": "2026-12-01"}, "no_project"),
+        ("taskComments", {"taskId": "t-1", "content": "a"}, "no_task"),
+        ("projects", {"name": "a", "clientId": "c-1"}, "unknown_client"),
+        ("users", {"title": "a"}, "table_not_asked_for"),
+    ],
+)
+def test_a_record_that_cannot_be_used_says_why(table: str, data: dict[str, Any], code: str) -> None:
+    assert one(table, **data) == code
+
+
+def test_the_flags_of_review_are_never_the_models() -> None:
+    found = one("tasks", title="a", isApproved=1, isAiSuggested=0)
+    assert isinstance(found, Record)
+    assert (found.data["isAiSuggested"], found.data["isApproved"]) == (1, 0)
+
+
+def test_only_inserts_are_taken() -> None:
+    item = {"table": "tasks", "action": "delete", "data": {"title": "a"}}
+    assert RULES.check([item])[1][0].code == "insert_only"
+
+
+def test_only_tables_that_were_asked_for_are_taken() -> None:
+    records, rejected = Rules(("notes",), {}, ROME).check([{"table": "tasks", "data": {"title": "a"}}])
+    assert (records, [each.code for each in rejected]) == ([], ["table_not_asked_for"])
+
+
+def test_of_ten_thousand_records_the_first_are_taken_and_the_rest_is_said() -> None:
+    items = [{"table": "tasks", "data": {"title": f"step {number}"}} for number in range(10_000)]
+    records, rejected = RULES.check({"records": items})
+    assert len(records) == MAX_RECORDS
+    assert [each.code for each in rejected] == ["too_many"]
+
+
+def test_no_reason_quotes_what_the_model_said() -> None:
+    secret = "the-contract-is-void"
+    answer = [
+        {"table": secret, "data": {"title": secret}},
+        {"table": "tasks", "data": {secret: 1}},
+        {"table": "tasks", "data": {"title": secret, "dueDate": secret, "priority": secret}},
+        {"table": "tasks", "data": {"title": secret, "projectId": secret}},
+    ]
+    _, rejected = RULES.check(answer)
+    assert len(rejected) == 4
+    assert not any(secret in each.reason for each in rejected)
+
+
+def test_the_same_thing_in_two_parts_is_one_record_that_knows_what_either_knew() -> None:
+    first = Record("tasks", {"title": "Call  Ada", "priority": "high"})
+    second = Record("tasks", {"title": "call ada", "dueDate": 5, "priority": "low"})
+    (found,) = merge([[first], [second]])
+    assert found.data == {"title": "Call  Ada", "priority": "high", "dueDate": 5}
+
+
+def test_projects_come_before_what_may_name_them() -> None:
+    answer = [
+        {"table": "tasks", "data": {"title": "a"}},
+        {"table": "projects", "data": {"name": "b"}},
+        {"table": "clients", "data": {"name": "c"}},
+    ]
+    assert [record.table for record in RULES.check(answer)[0]] == ["clients", "projects", "tasks"]

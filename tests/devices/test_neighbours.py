@@ -1,0 +1,85 @@
+"""What one client does to the others: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from adiuva import db
+from adiuva.devices.link import DeviceLink, OutcomeUnknown
+from bench import fuzz
+from tests.devices.lines import Remote, answering
+from tests.people import Person, somebody
+from tests.stack import Stack
+
+
+@pytest.fixture
+def people(committed_db: str) -> list[Person]:
+    return [somebody() for _ in range(4)]
+
+
+def faults(stack: Stack) -> list[str]:
+    words = ("Traceback", "handler_failed", "task_failed", "beat_failed", "chore_failed")
+    return [
+        line
+        for name, text in stack.tails(100_000)
+        if name.startswith("web-")
+        for line in text.splitlines()
+        if any(word in line for word in words)
+    ]
+
+
+async def test_whatever_clients_send_costs_them_no_more_than_the_protocol_says(
+    stack: Stack, web: str, people: list[Person]
+) -> None:
+    found = await fuzz.fuzz(web, [person.access_token for person in people], 2_000)
+    assert found.frames >= 2_000
+    assert set(found.codes) <= fuzz.ALLOWED
+    assert faults(stack) == []
+
+
+@pytest.mark.parametrize("field", ["device_id", "name", "platform", "app_version", "capabilities"])
+async def test_a_hello_that_no_database_can_hold_is_refused_like_any_bad_frame(
+    web: str, people: list[Person], field: str
+) -> None:
+    value: Any = ["a\0b"] if field == "capabilities" else "a\0b"
+    async with Remote(web, people[0].access_token) as socket:
+        await socket.send({"type": "device_hello", "device_id": "x", "protocol": 2, field: value})
+        error = await socket.receive("error")
+        assert error["code"] == "bad_frame"
+        assert "\0" not in error["message"]
+        await socket.hello()
+
+
+async def test_a_device_that_never_reads_is_dropped_and_the_others_are_served(
+    stack: Stack, people: list[Person]
+) -> None:
+    impatient = stack.web(ADIUVA_PONG_S="0.5")
+    deaf, other = people[:2]
+    async with Remote(impatient, deaf.access_token) as socket, Remote(impatient, other.access_token) as near:
+        await socket.hello(capabilities=[])
+        socket.ws.transport.pause_reading()
+        async with answering(near), DeviceLink(deaf.id) as link, DeviceLink(other.id) as served:
+            large = {"title": "x" * 900_000}
+            calls = [link.call("insert", "notes", data=large) for _ in range(20)]
+            sending = asyncio.gather(*calls, return_exceptions=True)
+            while not sending.done():
+                assert (await served.call("select", "tasks")).row is not None
+            # What lay in the server's hands was not sent, what lay on the network may have been: none is lost.
+            outcomes = await sending
+            assert all(
+                getattr(error, "code", "") in ("device_offline", "outcome_unknown") for error in outcomes
+            )
+            assert any(isinstance(error, OutcomeUnknown) for error in outcomes)
+            assert not await db.run(_online, deaf)
+            assert await db.run(_online, other)
+        await socket.drop()
+    assert faults(stack) == []
+
+
+def _online(person: Person) -> bool:
+    from adiuva.devices.models import Device
+
+    return Device.objects.of(person.id).online().exists()
