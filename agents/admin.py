@@ -61,18 +61,7 @@ class AgentAdmin(ReadingAdmin):
 
 @admin.register(Run)
 class RunAdmin(ReadingAdmin):
-    list_display = [
-        "id",
-        "agent_name",
-        "user",
-        "state",
-        "trigger",
-        "files_done",
-        "items_created",
-        "problems",
-        "created_at",
-        "completed_at",
-    ]
+    list_display = ["__str__", "user", "state", "files_done", "items_created", "problems", "completed_at"]
     list_filter = ["state", "trigger", "agent_type"]
     search_keys = ("id", "agent_ref")
     search_help_text = "A run's or agent's id, or the beginning of its owner's e-mail address"

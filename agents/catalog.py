@@ -31,27 +31,64 @@ def _schema(own: dict[str, Any], required: list[str]) -> dict[str, Any]:
     return {"type": "object", "properties": _COMMON | own, "required": ["name", "data_types", *required]}
 
 
-CATALOG: Final[list[dict[str, Any]]] = [
+_LOCAL: Final = _schema(
     {
-        "type": AgentType.LOCAL_DIRECTORY.value,
-        "name": "Local folders",
-        "description": "Reads files in folders that you granted on one of your devices.",
-        "config_schema": _schema(
-            {
-                "device_id": {"type": "string"},
-                "directory_paths": {
-                    "type": "array",
-                    "items": {"type": "string"},
-                    "minItems": 1,
-                    "description": "absolute paths on the device",
-                },
-                "file_extensions": {
-                    "type": "array",
-                    "items": {"type": "string"},
-                    "description": 'such as ".md"; empty: all that can be read',
+        "device_id": {"type": "string"},
+        "directory_paths": {
+            "type": "array",
+            "items": {"type": "string"},
+            "minItems": 1,
+            "description": "absolute paths on the device",
+        },
+        "file_extensions": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": 'such as ".md"; empty: all that can be read',
+        },
+    },
+    ["device_id", "directory_paths"],
+)
+_CLOUD: Final = _schema(
+    {
+        "filter_config": {
+            "type": "object",
+            "properties": {
+                "labels": {"type": "array", "items": {"type": "string"}},
+                "senders": {"type": "array", "items": {"type": "string"}},
+                "date_range": {
+                    "type": "object",
+                    "properties": {"from": {"type": "string"}, "to": {"type": "string"}},
                 },
             },
-            ["device_id", "directory_paths"],
-        ),
+        }
     },
+    [],
+)
+
+
+def _kind(
+    agent_type: AgentType, description: str, schema: dict[str, Any], *, available: bool
+) -> dict[str, Any]:
+    return {
+        "type": agent_type.value,
+        "name": agent_type.label,
+        "description": description,
+        "config_schema": schema,
+        "available": available,
+    }
+
+
+_NOT_YET: Final = "This server cannot connect to it yet."
+
+# `available` says which of them this server can make; clients know all four names.
+CATALOG: Final = [
+    _kind(
+        AgentType.LOCAL_DIRECTORY,
+        "Reads files in folders that you granted on one of your devices.",
+        _LOCAL,
+        available=True,
+    ),
+    _kind(AgentType.GMAIL, f"Reads mail of a Gmail account. {_NOT_YET}", _CLOUD, available=False),
+    _kind(AgentType.TEAMS, f"Reads messages of Teams channels. {_NOT_YET}", _CLOUD, available=False),
+    _kind(AgentType.OUTLOOK, f"Reads mail of an Outlook account. {_NOT_YET}", _CLOUD, available=False),
 ]

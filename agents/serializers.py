@@ -121,7 +121,8 @@ class CatalogSerializer(serializers.Serializer[Any]):
     type = serializers.CharField()
     name = serializers.CharField()
     description = serializers.CharField()
-    config_schema = serializers.DictField()
+    config_schema = serializers.DictField(help_text="JSON Schema of its configuration.")
+    available = serializers.BooleanField(help_text="Whether this server can make one.")
 
 
 class RunSerializer(serializers.ModelSerializer[Run]):

@@ -30,7 +30,9 @@ class CatalogView(APIView):
     """The kinds of agents there are, each with a JSON Schema of its configuration."""
 
     @extend_schema(
-        responses={200: CatalogSerializer(many=True), **problems(401)}, operation_id="agents_catalog"
+        summary="The kinds of agents there are",
+        responses={200: CatalogSerializer(many=True), **problems(401)},
+        operation_id="agents_catalog",
     )
     def get(self, request: Request) -> Response:
         return Response(CATALOG)

@@ -1,0 +1,37 @@
+"""A run over private papers, and what all logs of the servers say of it: ids and counts, and none of the rest."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from uuid import uuid4
+
+from adiuva import db
+from tests.agents.test_runs import Desk, connected, tasks_of_lines
+from tests.fakes.provider import Provider
+from tests.people import somebody
+from tests.stack import Stack
+
+
+async def test_logs_hold_ids_and_no_content(
+    web: str, worker: None, stack: Stack, provider: Provider, tmp_path: Path
+) -> None:
+    canary = f"canary{uuid4().hex}"
+    provider.script(tasks_of_lines, f"no JSON but {canary}")
+    provider.default = f"no JSON but {canary}"
+    folder = tmp_path / f"of-{canary}"
+    folder.mkdir()
+    desk = Desk(web, await db.run(somebody), folder)
+    desk.write("a.md", f"do whisper {canary}")
+    desk.write(f"b-{canary}.md", f"do hide {canary}")
+    async with connected(desk):
+        agent = await desk.agent(name=canary, prompt_template=f"Look for {canary}.")
+        seen = await desk.run(agent)
+    await desk.rest.aclose()
+    assert seen["state"] == "partial"
+    logs = "".join(text for _, text in stack.tails(100_000))
+    assert f'"run_id": "{seen["id"]}"' in logs
+    assert "run.finished" in logs
+    secrets = [canary, base64.b64encode(canary.encode()).decode(), desk.person.email, desk.person.password]
+    secrets += [desk.person.access_token, desk.person.refresh_token]
+    assert [secret for secret in secrets if secret in logs] == []
