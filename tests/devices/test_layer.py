@@ -100,6 +100,24 @@ async def test_a_message_that_was_moved_or_altered_is_dropped_and_the_next_one_r
     assert await layer.receive(mine) == {"type": "mine"}
 
 
+async def test_groups_work_as_channels_has_them_and_are_sealed_too(layer: Layer, watcher: Redis) -> None:
+    channels = [await layer.new_channel() for _ in range(3)]
+    for channel in channels[:2]:
+        await layer.group_add("people", channel)
+    async with watcher.pubsub() as spy:
+        await spy.psubscribe("*")
+        await spy.get_message(timeout=PATIENCE_S)
+        await layer.group_send("people", {"type": "hello", "text": "the plumber comes on Friday"})
+        seen = await spy.get_message(timeout=PATIENCE_S)
+    assert b"plumber" not in seen["data"]
+    for channel in channels[:2]:
+        assert (await layer.receive(channel))["text"] == "the plumber comes on Friday"
+    await layer.group_discard("people", channels[0])
+    await layer.group_send("people", {"type": "again"})
+    assert await layer.receive(channels[1]) == {"type": "again"}
+    assert [layer.end_channel(channel) for channel in channels] == [[], [], []]
+
+
 async def test_messages_keep_their_order(layer: Layer) -> None:
     channel = await layer.new_channel()
     heard = await asyncio.gather(*(layer.send(channel, {"n": n}) for n in range(2_000)))
