@@ -105,7 +105,8 @@ class Command(BaseCommand):
             case Disconnected():
                 self._say(f"Not connected: {event.reason}; reconnecting in {event.retry_in:.1f} s.")
             case RunStarted():
-                self._say(f"Run {event.run_id} started: {event.folders} folders.")
+                folders = "1 folder" if event.folders == 1 else f"{event.folders} folders"
+                self._say(f"Run {event.run_id} started over {folders}.")
             case RunEnded(completed=False):
                 self._say(f"Run {event.run_id} was broken off: {event.sent} files sent.")
             case RunEnded():
