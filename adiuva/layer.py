@@ -31,7 +31,6 @@ Message = dict[str, Any]
 INTERRUPTED: Final[Message] = {"type": "interrupted"}
 
 _PREFIX: Final = "adiuva."
-_AT_A_STRETCH: Final = 8
 _GROUPS: Final = (
     b"groups"  # what goes to a group is sealed for all of them: its members know no group by name
 )
@@ -90,7 +89,6 @@ class _LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
     def __init__(self, layer: Layer, host: Mapping[str, Any], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(prefix=_PREFIX, channel_layer=layer)
         self._cipher = layer.cipher
-        self._taken = 0
         self._line = _Line(self, host, loop, lambda: layer._layers.pop(loop, None))
         self._shards = [self._line]
 
@@ -112,11 +110,6 @@ class _LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
     async def receive(self, channel: str) -> Message:
         """The next message on a channel that was taken here."""
         queue = self.channels[channel]
-        self._taken += 1
-        if self._taken % _AT_A_STRETCH == 0:
-            # What was answered so far leaves now. Handled whole, a burst moves through all processes as one convoy,
-            # and while one of them works the others wait.
-            await asyncio.sleep(0)
         while True:
             if (message := self._open(channel, await queue.get())) is not None:
                 return message

@@ -80,7 +80,8 @@ def arrive(*, user_id: uuid.UUID, session_id: uuid.UUID, hello: DeviceHello, cha
                 "platform": hello.platform or "",
                 "version": hello.app_version or "",
                 "protocol": min(hello.protocol, 2),
-                "capabilities": sorted({name[:50] for name in hello.capabilities}),
+                # They are protocol 2's: what a client of protocol 1 puts there promises nothing.
+                "capabilities": sorted({name[:50] for name in hello.capabilities if hello.protocol >= 2}),
                 "session": session_id,
                 "channel": channel,
                 "lease": LEASE_S,

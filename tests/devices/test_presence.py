@@ -140,3 +140,12 @@ def test_forgetting_a_device_names_the_channel_of_its_connection(user_id: UUID) 
     assert target is not None
     assert presence.forget(Device.objects.get(pk=arrival.pk)) == target.channel
     assert presence.renew([(arrival.pk, arrival.epoch)]) == set()
+
+
+def test_capabilities_count_for_protocol_2_alone(user_id: UUID) -> None:
+    arrive(user_id, capabilities=["dedupe", "batch"])
+    old = presence.find(user_id=user_id)
+    arrive(user_id, capabilities=["dedupe", "batch"], protocol=2)
+    new = presence.find(user_id=user_id)
+    assert old is not None and new is not None
+    assert (old.capabilities, new.capabilities) == (frozenset(), frozenset({"dedupe", "batch"}))
