@@ -1,0 +1,32 @@
+"""The device tools: what an assistant can do with the user's rows. Static LangChain tools, built at import.
+
+A tool finds its desk in the config it is called with (chat.desk); its metadata says what it does: `table`, `action`,
+`key` (the argument that names the row), `label` (for people).
+"""
+
+from __future__ import annotations
+
+import os
+
+# A user's rows must not leave for a tracing service because a variable is set on the machine. Our own tools call no
+# callbacks, but others may join them; LangChain looks at these once, when it first calls one.
+os.environ |= dict.fromkeys(
+    (
+        "LANGSMITH_TRACING",
+        "LANGSMITH_TRACING_V2",
+        "LANGCHAIN_TRACING",
+        "LANGCHAIN_TRACING_V2",
+        "LANGCHAIN_HANDLER",
+    ),
+    "false",
+)
+
+from chat.tools.clients import CLIENTS
+from chat.tools.notes import NOTES
+from chat.tools.projects import PROJECTS
+from chat.tools.tasks import TASKS
+from chat.tools.timelines import TIMELINES
+
+__all__ = ["CLIENTS", "DEVICE_TOOLS", "NOTES", "PROJECTS", "TASKS", "TIMELINES"]
+
+DEVICE_TOOLS = (*TASKS, *PROJECTS, *TIMELINES, *NOTES, *CLIENTS)

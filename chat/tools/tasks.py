@@ -1,0 +1,223 @@
+"""The user's tasks and the comments on them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from langchain_core.runnables import RunnableConfig
+from pydantic import Field
+
+from adiuva.devices.protocol import Data
+from adiuva.devices.tables import TABLES
+from chat.desk import Desk, desk_of
+from chat.tools import dates, kit, prose
+from chat.tools.kit import Due, From, Names, Nothing, ProjectId, Search, To, device_tool
+
+_MOST: Final = 500
+_OPEN: Final = ("todo", "in_progress")
+_COLUMNS: Final = {"due_date": "dueDate", "priority": "priority", "created": "createdAt", "title": "title"}
+_PRIORITIES: Final = {name: rank for rank, name in enumerate(TABLES["tasks"].by_name["priority"].choices)}
+
+_ID = Annotated[str, Field(description="the task's id")]
+_Status = Literal["todo", "in_progress", "done"]
+_Priority = Literal["high", "medium", "low"]
+_OrderBy = Literal["due_date", "priority", "created", "title"]
+
+
+@device_tool("tasks", "select", "Looking at your tasks")
+async def list_tasks(
+    config: RunnableConfig,
+    project_id: ProjectId = None,
+    status: Annotated[
+        Literal["open", "todo", "in_progress", "done"] | Nothing,
+        Field(description="open: todo and in_progress"),
+    ] = None,
+    search: Search = None,
+    due_from: From = None,
+    due_to: To = None,
+    order_by: _OrderBy | Nothing = None,
+    descending: bool | Nothing = None,
+) -> str:
+    """List the user's tasks of all states, or those that fit what is given; open ones first, by due date, unless
+    order_by says otherwise."""
+    desk = desk_of(config)
+    column = _COLUMNS[order_by or "due_date"]
+    given = kit.filters(
+        projectId=project_id,
+        search=search,
+        dueDateFrom=dates.moment(due_from, desk.zone, "due_from") if due_from else None,
+        dueDateTo=dates.last_moment(due_to, desk.zone, "due_to") if due_to else None,
+        orderBy=f"{column} desc" if descending else column,
+    )
+    rows = await _select(desk, given, status)
+    if order_by is None and status is None and len(rows) == _MOST:
+        # Years of done tasks may have filled what was asked for: the open ones must not be missing.
+        rows = _merged(await _select(desk, given, "open"), rows)
+    rows = _sorted(rows, column, descending=bool(descending), open_first=order_by is None)
+    narrow = "project_id, status, search, due_from or due_to"
+    return prose.listed(desk, "tasks", rows, bound=_MOST, narrow=narrow)
+
+
+@device_tool("tasks", "select", "Looking at what is due")
+async def list_tasks_due_today(config: RunnableConfig) -> str:
+    """List what is due today in the user's time zone and not done, and what is overdue."""
+    desk = desk_of(config)
+    begin, end = dates.start_of(desk.today, desk.zone), dates.end_of(desk.today, desk.zone)
+    found = await _select(desk, {"dueDateTo": end, "orderBy": "dueDate"}, "open")
+    # Looked at once more, lest a device that passes over a filter make everything due.
+    due = [row for row in found if row.get("status") != "done" and _due(row) is not None and _due(row) <= end]
+    due = _sorted(due, "dueDate")
+    today, late = [row for row in due if _due(row) >= begin], [row for row in due if _due(row) < begin]
+    least = "At least " if len(found) >= _MOST else ""
+    parts = []
+    for rows, word in ((today, "due today"), (late, "overdue")):
+        if rows:
+            written = prose.lines(desk, "tasks", rows, bound=0, narrow="list_tasks and due_from or due_to")
+            parts.append(f"{least}{prose.count(len(rows), 'tasks')} {word}:\n{written}")
+    if not today:
+        parts.insert(0, "No tasks are due today.")
+    if not late:
+        parts.append("No tasks are overdue.")
+    return "\n".join(parts)
+
+
+@device_tool("tasks", "insert", "Creating a task")
+async def create_task(
+    config: RunnableConfig,
+    title: str,
+    description: str | Nothing = None,
+    project_id: ProjectId = None,
+    status: _Status | Nothing = None,
+    priority: _Priority | Nothing = None,
+    assignee: Names = None,
+    due_date: Due = None,
+) -> str:
+    """Create a task. Give only what the user said or what follows from it."""
+    desk = desk_of(config)
+    data = kit.new_row(
+        desk,
+        "tasks",
+        title=title,
+        description=description,
+        projectId=project_id,
+        status=status,
+        priority=priority,
+        assignee=assignee,
+        dueDate=due_date,
+    )
+    made = await desk.call("insert", "tasks", data=data)
+    return prose.done(desk, "Created", "tasks", made.row or {})
+
+
+@device_tool("tasks", "update", "Changing a task", key="task_id")
+async def update_task(
+    config: RunnableConfig,
+    task_id: _ID,
+    title: str | Nothing = None,
+    description: str | Nothing = None,
+    project_id: ProjectId = None,
+    status: _Status | Nothing = None,
+    priority: _Priority | Nothing = None,
+    assignee: Names = None,
+    due_date: Due = None,
+) -> str:
+    """Change a task, for example complete it with status done; only what is given changes. "none" clears description,
+    project_id, assignee or due_date."""
+    desk = desk_of(config)
+    changes = kit.updates(
+        desk,
+        "tasks",
+        title=title,
+        description=description,
+        projectId=project_id,
+        status=status,
+        priority=priority,
+        assignee=assignee,
+        dueDate=due_date,
+    )
+    changed = await desk.call("update", "tasks", data={"id": task_id, "updates": changes})
+    return prose.done(desk, "Updated", "tasks", changed.row or {})
+
+
+@device_tool("tasks", "delete", "Deleting a task", key="task_id")
+async def delete_task(config: RunnableConfig, task_id: _ID) -> str:
+    """Delete a task for good. To complete one, update its status instead."""
+    desk = desk_of(config)
+    await desk.call("delete", "tasks", data={"id": task_id})
+    return prose.deleted(desk, "tasks", task_id)
+
+
+@device_tool("taskComments", "select", "Reading comments")
+async def list_task_comments(config: RunnableConfig, task_id: _ID) -> str:
+    """List the comments on a task, oldest first."""
+    desk = desk_of(config)
+    rows = await desk.select("taskComments", {"taskId": task_id, "orderBy": "createdAt"}, limit=_MOST)
+    if not rows:
+        return "There are no comments on this task."
+    return prose.listed(
+        desk, "taskComments", rows, bound=_MOST, narrow="nothing: there is no filter for comments"
+    )
+
+
+@device_tool("taskComments", "insert", "Adding a comment")
+async def add_task_comment(config: RunnableConfig, task_id: _ID, content: str) -> str:
+    """Add a comment to a task."""
+    desk = desk_of(config)
+    data = kit.new_row(desk, "taskComments", taskId=task_id, content=content)
+    made = await desk.call("insert", "taskComments", data=data)
+    return prose.done(desk, "Added", "taskComments", made.row or {})
+
+
+@device_tool("taskComments", "delete", "Deleting a comment", key="comment_id")
+async def delete_task_comment(
+    config: RunnableConfig, comment_id: Annotated[str, Field(description="the comment's id")]
+) -> str:
+    """Delete a comment for good."""
+    desk = desk_of(config)
+    await desk.call("delete", "taskComments", data={"id": comment_id})
+    return prose.deleted(desk, "taskComments", comment_id)
+
+
+async def _select(desk: Desk, given: Data, status: str | None) -> list[Data]:
+    wanted = _OPEN if status == "open" else (status,)
+    each = [given | ({"status": one} if one else {}) for one in wanted]
+    return await desk.select("tasks", *each, limit=_MOST, names_of="projects")
+
+
+def _merged(first: list[Data], second: list[Data]) -> list[Data]:
+    return list({row["id"]: row for row in (*first, *second)}.values())
+
+
+def _sorted(
+    rows: list[Data], column: str, *, descending: bool = False, open_first: bool = False
+) -> list[Data]:
+    """Rows of several selects in one order; what has no value comes last either way."""
+
+    def value(row: Data) -> Any:
+        found = row.get(column)
+        if column == "priority":
+            return _PRIORITIES.get(found) if isinstance(found, str) else None
+        if column == "title":
+            return found.casefold() if isinstance(found, str) else None
+        return found if isinstance(found, int) else None
+
+    have = sorted((row for row in rows if value(row) is not None), key=value, reverse=descending)
+    have += [row for row in rows if value(row) is None]
+    return sorted(have, key=lambda row: row.get("status") == "done") if open_first else have
+
+
+def _due(row: Data) -> Any:
+    found = row.get("dueDate")
+    return found if isinstance(found, int) else None
+
+
+TASKS = (
+    list_tasks,
+    create_task,
+    update_task,
+    delete_task,
+    list_tasks_due_today,
+    list_task_comments,
+    add_task_comment,
+    delete_task_comment,
+)
