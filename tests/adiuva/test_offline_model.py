@@ -466,18 +466,18 @@ class Conversation:
 async def test_a_request_calls_the_tool_for_it_once(
     model: llm.ChatModel, request_: str, calls: list[tuple[str, Any]]
 ) -> None:
-    chat = Conversation(model, {t["function"]["name"]: {"rows": []} for t in TOOLS})
-    await chat.ask(request_)
-    assert chat.calls == calls
+    talk = Conversation(model, {t["function"]["name"]: {"rows": []} for t in TOOLS})
+    await talk.ask(request_)
+    assert talk.calls == calls
 
 
 async def test_rows_are_told_with_their_number_and_ids(model: llm.ChatModel) -> None:
-    said = await Conversation(model, {"list_tasks": {"rows": ROWS}}).ask("How many tasks do I have?")
+    said = await Conversation(model, {"list_tasks": {"rows": ROWS}}).ask("Which tasks do I have?")
     assert said.startswith("2 tasks:")
     assert "- Call Ada (todo, due 2026-03-12)" in said and "<task>[t-1,t-2]</task>" in said
 
 
-async def test_a_result_that_is_text_is_repeated(model: llm.ChatModel) -> None:
+async def test_a_result_that_is_other_text_is_repeated(model: llm.ChatModel) -> None:
     said = await Conversation(model, {"list_tasks": "2 tasks\n[t-1] Call Ada\n[t-2] Send it"}).ask(
         "list my tasks"
     )
@@ -485,11 +485,11 @@ async def test_a_result_that_is_text_is_repeated(model: llm.ChatModel) -> None:
 
 
 async def test_a_task_for_tomorrow_has_that_date(model: llm.ChatModel) -> None:
-    chat = Conversation(model, {"create_task": {"row": {"id": "t-9", "title": "Call Ada"}}})
+    talk = Conversation(model, {"create_task": {"row": {"id": "t-9", "title": "Call Ada"}}})
     before = datetime.now(UTC).date()
-    said = await chat.ask("add a task to call Ada tomorrow, urgent")
+    said = await talk.ask("add a task to call Ada tomorrow, urgent")
     after = datetime.now(UTC).date()
-    ((_, arguments),) = chat.calls
+    ((_, arguments),) = talk.calls
     day = datetime.fromtimestamp(arguments["dueDate"] / 1000, UTC).date()
     assert arguments["title"].startswith("Call Ada") and arguments["priority"] == "high"
     assert before <= day - timedelta(days=1) <= after
@@ -498,28 +498,28 @@ async def test_a_task_for_tomorrow_has_that_date(model: llm.ChatModel) -> None:
 
 @pytest.mark.parametrize("listed", [{"rows": ROWS}, "[t-1] Call Ada\n[t-2] Send the offer to Bo"])
 async def test_a_task_is_completed_in_two_rounds(model: llm.ChatModel, listed: Any) -> None:
-    chat = Conversation(model, {"list_tasks": listed, "update_task": {"row": ROWS[1]}})
-    said = await chat.ask("mark the offer to Bo as done")
-    assert [name for name, _ in chat.calls] == ["list_tasks", "update_task"]
-    assert chat.calls[1][1] == {"id": "t-2", "updates": {"status": "done"}}
+    talk = Conversation(model, {"list_tasks": listed, "update_task": {"row": ROWS[1]}})
+    said = await talk.ask("mark the offer to Bo as done")
+    assert [name for name, _ in talk.calls] == ["list_tasks", "update_task"]
+    assert talk.calls[1][1] == {"id": "t-2", "updates": {"status": "done"}}
     assert said == "Marked “Send the offer to Bo” as done. <task>[t-2]</task>"
 
 
 async def test_a_task_is_deleted_by_its_id(model: llm.ChatModel) -> None:
-    chat = Conversation(model, {"list_tasks": ROWS, "delete_task": {"deleted": True}})
-    assert await chat.ask("delete the task call Ada") == "Deleted “Call Ada”."
-    assert chat.calls[1] == ("delete_task", {"task_id": "t-1"})
+    talk = Conversation(model, {"list_tasks": ROWS, "delete_task": {"deleted": True}})
+    assert await talk.ask("delete the task call Ada") == "Deleted “Call Ada”."
+    assert talk.calls[1] == ("delete_task", {"task_id": "t-1"})
 
 
 async def test_nothing_is_changed_where_nothing_fits(model: llm.ChatModel) -> None:
-    chat = Conversation(model, {"list_tasks": {"rows": ROWS}})
-    assert "changed nothing" in await chat.ask("mark paint the fence as done")
-    assert [name for name, _ in chat.calls] == ["list_tasks"]
+    talk = Conversation(model, {"list_tasks": {"rows": ROWS}})
+    assert "changed nothing" in await talk.ask("mark paint the fence as done")
+    assert [name for name, _ in talk.calls] == ["list_tasks"]
 
 
 async def test_a_failed_tool_is_told(model: llm.ChatModel) -> None:
-    chat = Conversation(model, {"create_task": {"error": "the device is offline"}})
-    assert await chat.ask("add a task to buy paper") == "That did not work: the device is offline"
+    talk = Conversation(model, {"create_task": {"error": "the device is offline"}})
+    assert await talk.ask("add a task to buy paper") == "That did not work: the device is offline"
 
 
 @pytest.mark.parametrize("said", ["hello", "who are you?", "sing me a song", "list my tasks"])

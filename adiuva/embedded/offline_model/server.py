@@ -14,6 +14,7 @@ import orjson
 from aiohttp import web
 
 from adiuva.embedded.offline_model import CHAT_MODEL, EMBEDDING_MODEL, chat, extraction, lexical
+from adiuva.embedded.offline_model.turn import Answer
 
 _MAX_BODY = 32 * 1024 * 1024
 _MOST_TEXTS = 2_048
@@ -169,12 +170,12 @@ async def _stream(
 
 def _answer(
     messages: list[dict[str, Any]], tools: list[dict[str, Any]], schema: tuple[str, Mapping[str, Any]] | None
-) -> chat.Answer:
+) -> Answer:
     if schema is None:
         return chat.answer(messages, tools)
     name, body = schema
     value = extraction.answer(messages, body) if name == "records" else extraction.example(body)
-    return chat.Answer(orjson.dumps(value).decode())
+    return Answer(orjson.dumps(value).decode())
 
 
 def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
