@@ -84,7 +84,7 @@ class UserCipher:
     def seal(self, text: str, table: str, row: object, column: str) -> bytes:
         return self.cipher.seal(text.encode("utf-8", "surrogatepass"), place(self.owner, table, row, column))
 
-    def unseal(self, sealed: bytes, table: str, row: object, column: str) -> str:
+    def unseal(self, sealed: bytes | memoryview, table: str, row: object, column: str) -> str:
         plain = self.cipher.unseal(bytes(sealed), place(self.owner, table, row, column))
         return plain.decode("utf-8", "surrogatepass")
 

@@ -161,6 +161,7 @@ CELERY_BEAT_MAX_LOOP_INTERVAL = 5
 CELERY_BEAT_SCHEDULE = {
     "agents: start what is due": {"task": "agents.tick", "schedule": schedule(timedelta(seconds=30))},
     "agents: sweep runs": {"task": "agents.sweep", "schedule": schedule(timedelta(seconds=10))},
+    "chat: end lost turns": {"task": "chat.sweep", "schedule": schedule(timedelta(seconds=60))},
     "accounts: end old sessions": {"task": "accounts.prune", "schedule": schedule(timedelta(hours=6))},
 }
 
@@ -234,6 +235,23 @@ SOCKET = {
     "hello_s": env.number("ADIUVA_HELLO_S", 10.0),
     "answer_s": env.number("ADIUVA_ANSWER_S", 30.0),  # of a device, to a tool call
     "max_inflight": 8,
+}
+
+# ── Agent runs: seconds ─────────────────────────────────────────────────────────────────────────────────
+RUNS: dict[str, Any] = {
+    "lease_s": env.number("ADIUVA_RUN_LEASE_S", 60.0),  # after which a worker that says nothing is thought dead
+    "idle_s": env.number("ADIUVA_RUN_IDLE_S", 120.0),  # of a device that is connected and sends nothing
+    "retries": env.integer("ADIUVA_RUN_RETRIES", 5, least=0),  # after faults that pass, a run
+    "retry_s": env.number("ADIUVA_RUN_RETRY_S", 30.0),  # at most before the first; it doubles each time
+    "longest_retry_s": env.number("ADIUVA_RUN_LONGEST_RETRY_S", 900.0),
+}
+
+# ── Chat ────────────────────────────────────────────────────────────────────────────────────────────────
+CHAT: dict[str, Any] = {
+    "deadline_s": env.number("ADIUVA_TURN_DEADLINE_S", 300.0),  # of a turn, its tools and approvals included
+    "max_model_calls": env.integer("ADIUVA_TURN_MODEL_CALLS", 16, least=1),  # of a turn, its sub-agents' included
+    "device_wait_s": env.number("ADIUVA_DEVICE_WAIT_S", 60.0),  # for a device that dropped, in a tool call
+    "history_chars": env.integer("ADIUVA_HISTORY_CHARS", 48_000, least=1_000),  # beyond which it is summed up
 }
 
 # ── The rest ────────────────────────────────────────────────────────────────────────────────────────────

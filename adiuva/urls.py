@@ -17,8 +17,7 @@ v1: list[URLPattern | URLResolver] = [
     path("auth/", include("adiuva.accounts.urls")),
     path("", include("adiuva.devices.urls")),
     path("", include("agents.urls")),
-    path("", include("adiuva.devices.urls")),
-    path("", include("agents.urls")),
+    path("", include("chat.urls")),
     path("schema/", SpectacularAPIView.as_view(**_open), name="schema"),
     path("docs/", SpectacularSwaggerView.as_view(url_name="schema", **_open), name="docs"),
 ]

@@ -66,6 +66,13 @@ WHERE known.id = mine.id AND known.epoch = mine.epoch
 RETURNING known.id
 """
 
+_FIND = """
+SELECT id, device_id, epoch, channel, protocol, capabilities FROM devices_device
+WHERE user_id = %(user)s AND lease_until > now() AND channel <> ALL(%(not_at)s::text[])
+    AND (%(device)s::uuid IS NULL OR id = %(device)s)
+ORDER BY last_seen DESC LIMIT 1
+"""
+
 
 def arrive(*, user_id: uuid.UUID, session_id: uuid.UUID, hello: DeviceHello, channel: str) -> Arrival:
     """Enter a connection; the newest of a device wins. One statement, so that two cannot both think so."""
@@ -108,11 +115,19 @@ def find(*, user_id: uuid.UUID, pk: uuid.UUID | None = None, not_at: Collection[
 
     `not_at` are channels on which nobody listened: of a process that was killed, whose leases have not ended yet.
     """
-    found = Device.objects.of(user_id).online().exclude(channel__in=not_at).order_by("-last_seen")
-    if pk is not None:
-        found = found.filter(pk=pk)
-    row = found.values_list("pk", "device_id", "epoch", "channel", "protocol", "capabilities").first()
-    return Target(*row[:5], frozenset(row[5])) if row else None
+    with connection.cursor() as cursor:
+        cursor.execute(_FIND, {"user": user_id, "device": pk, "not_at": list(not_at)})
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    key, device_id, epoch, channel, protocol, capabilities = row
+    return Target(key, device_id, epoch, channel, protocol, frozenset(capabilities))
+
+
+def channels(*, user_id: uuid.UUID, capability: str) -> list[tuple[uuid.UUID, str]]:
+    """The user's connections that can do something: the device's row id and the channel."""
+    found = Device.objects.of(user_id).online().filter(capabilities__contains=[capability])
+    return list(found.values_list("pk", "channel"))
 
 
 @transaction.atomic

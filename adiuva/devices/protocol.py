@@ -46,11 +46,12 @@ class Close:
 
 
 class BadFrame(ValueError):
-    """A frame that costs its sender one error frame. `ref` is the id or request_id it was about, where known."""
+    """A frame that costs its sender one error frame. `ref` is the id or request_id it was about, `kind` its type,
+    where known."""
 
-    def __init__(self, code: str, message: str, ref: str | None = None) -> None:
+    def __init__(self, code: str, message: str, ref: str | None = None, kind: str = "") -> None:
         super().__init__(message)
-        self.code, self.message, self.ref = code, message, ref
+        self.code, self.message, self.ref, self.kind = code, message, ref, kind
 
 
 class FrameTooLarge(BadFrame):
@@ -75,11 +76,13 @@ def _without_nul(text: str) -> str:
     return text
 
 
-Name = Annotated[str, Field(max_length=200), AfterValidator(_without_nul)]  # PostgreSQL's text has no NUL
+# PostgreSQL's text has no NUL, and these are kept.
+Name = Annotated[str, Field(max_length=200), AfterValidator(_without_nul)]
+RequestId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_without_nul)]
 
 
 class StreamPosition(Received):
-    request_id: Id
+    request_id: RequestId
     after: int = Field(ge=-1)
 
 
@@ -176,7 +179,7 @@ class HomeRequest(Received):
     type: Literal["home_request"] = "home_request"
     message: str = Field(min_length=1)
     conversation_history: list[HistoryMessage] = Field(default_factory=list)
-    request_id: Id | None = None
+    request_id: RequestId | None = None
     conversation_id: Id | None = Field(default=None, json_schema_extra=SINCE_2)
 
 
@@ -189,27 +192,27 @@ class FloatingRequest(Received):
     type: Literal["floating_request"] = "floating_request"
     message: str = Field(min_length=1)
     scope: Scope
-    request_id: Id | None = None
+    request_id: RequestId | None = None
     conversation_id: Id | None = Field(default=None, json_schema_extra=SINCE_2)
 
 
 class RequestCancel(Received):
     model_config = _RECEIVED_2
     type: Literal["request_cancel"] = "request_cancel"
-    request_id: Id
+    request_id: RequestId
 
 
 class RequestSteer(Received):
     model_config = _RECEIVED_2
     type: Literal["request_steer"] = "request_steer"
-    request_id: Id
+    request_id: RequestId
     message: str = Field(min_length=1)
 
 
 class StreamResume(Received):
     model_config = _RECEIVED_2
     type: Literal["stream_resume"] = "stream_resume"
-    request_id: Id
+    request_id: RequestId
     after: int = Field(ge=-1)
 
 
@@ -506,7 +509,7 @@ def _explain(content: Data, error: ValidationError) -> BadFrame:
     if first["type"] == "union_tag_invalid":
         return BadFrame("unknown_type", "this type of frame is not known", _ref(content))
     where = ".".join(str(part) for part in first["loc"]) or "frame"
-    return BadFrame("bad_frame", f"{where}: {first['msg']}", _ref(content))
+    return BadFrame("bad_frame", f"{where}: {first['msg']}", _ref(content), str(content.get("type", "")))
 
 
 @cache

@@ -1,0 +1,202 @@
+"""`manage.py chat`: talk to the assistant from a terminal."""
+
+from __future__ import annotations
+
+import getpass
+import http.client
+import json
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from adiuva import env
+from adiuva.devices.client.account import Address
+from adiuva.devices.client.errors import BadAddress
+from adiuva.embedded.demo import EMAIL
+from adiuva.embedded.state import Secrets
+
+_TIMEOUT_S = 900.0  # a turn may take minutes
+_REMEMBERED = 40  # messages that go along as history
+_TAG = re.compile(r"\s?<(task|project|note|timeline)>\[[^\]<>]*\]</\1>")
+_CHART = re.compile(r"<chart>(.*?)</chart>", re.DOTALL)
+_DONE = {"insert": "created", "update": "changed", "delete": "deleted"}
+_ONE = {"timelines": "timeline entry", "taskComments": "comment"}
+
+
+class ChatFailed(Exception):
+    """No answer, and why. `body` is what the server said besides."""
+
+    def __init__(self, why: str, status: int = 0, body: Mapping[str, Any] | None = None) -> None:
+        super().__init__(" ".join(_plain(why).split()))
+        self.status, self.body = status, body or {}
+
+
+class Command(BaseCommand):
+    help = (
+        "Talk to the assistant: one message from the command line, or one after the other until Ctrl-D. Without "
+        "--server and --email it talks to what `make run` has started, with the demo's account. For others the "
+        "password comes from ADIUVA_DEVICE_PASSWORD, or is asked for."
+    )
+    # Django is only the frame of the command: it is a client, of whatever server.
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("message", nargs="*", help="what to say; without it, you are asked")
+        parser.add_argument("--server", metavar="URL", help="https://adiuva.example.com")
+        parser.add_argument("--email", help="of the account")
+
+    def handle(self, *_: object, **options: Any) -> None:
+        try:
+            client = _client(options["server"], options["email"])
+            if options["message"]:
+                self._show(client.ask(" ".join(options["message"])))
+            else:
+                self._talk(client)
+        except ChatFailed as error:
+            self._show(error.body)  # what was said and done before it failed
+            raise CommandError(str(error), returncode=1) from None
+        except KeyboardInterrupt:
+            self.stdout.write("")
+
+    def _talk(self, client: Client) -> None:
+        """A message a line. What fails is told, and the next may be tried."""
+        for message in _lines():
+            try:
+                self._show(client.ask(message))
+            except ChatFailed as error:
+                self._show(error.body)
+                self.stderr.write(str(error))
+
+    def _show(self, answer: Mapping[str, Any]) -> None:
+        if text := _for_people(str(answer.get("response") or "")):
+            self.stdout.write(text)
+        for mutation in answer.get("mutations") or ():
+            self.stdout.write(f"  {_change(mutation)}")
+        self.stdout.flush()
+
+
+class Client:
+    """One account of one server, and what was said so far."""
+
+    def __init__(self, address: Address, email: str, password: str) -> None:
+        self._address = address
+        self._credentials = {"email": email, "password": password}
+        self._token = ""
+        self._said: list[dict[str, str]] = []
+        self._sign_in()
+
+    def ask(self, message: str) -> dict[str, Any]:
+        """The answer, `{response, mutations, …}`. Raise ChatFailed."""
+        body = {"message": message, "context": {"conversation_history": self._said[-_REMEMBERED:]}}
+        try:
+            answer = self._post("chat", body)
+        except ChatFailed as error:
+            if error.status != 401:
+                raise
+            self._sign_in()  # the token has run out
+            answer = self._post("chat", body)
+        said = str(answer.get("response") or "")
+        self._said += [{"role": "user", "content": message}, {"role": "assistant", "content": said}]
+        return answer
+
+    def _sign_in(self) -> None:
+        self._token = ""
+        self._token = str(self._post("auth/login", self._credentials).get("access_token") or "")
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        request = urllib.request.Request(  # noqa: S310  # an http(s) address, as Address checks
+            self._address.rest(path), data=json.dumps(body).encode(), headers=headers, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+                return _object(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                found = _object(error.read())
+            why = found.get("message") or f"the server answered with HTTP {error.code}"
+            raise ChatFailed(f"{why} ({found.get('code', error.code)})", error.code, found) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise ChatFailed(f"{self._address.base} gave no answer: {reason}") from None
+
+
+def _client(server: str | None, email: str | None) -> Client:
+    """Signed in where the options say, or to the demo of this machine."""
+    host = "127.0.0.1" if settings.HOST in {"0.0.0.0", "::"} else settings.HOST  # noqa: S104
+    here = f"http://{host}:{settings.PORT}"
+    try:
+        address = Address.parse(server or here)
+    except BadAddress as error:
+        raise ChatFailed(error.message) from None
+    password = os.environ.get("ADIUVA_DEVICE_PASSWORD")
+    # The demo's password goes to this machine's own server alone.
+    if address.base == here and email in {None, EMAIL} and (demo := _demo_password()):
+        return Client(address, EMAIL, demo)
+    if email is None:
+        raise ChatFailed("say whose account it is with --email, and where with --server")
+    if not password and sys.stdin.isatty():
+        password = getpass.getpass("Password: ")
+    if not password:
+        raise ChatFailed("there is no password: set ADIUVA_DEVICE_PASSWORD")
+    return Client(address, email, password)
+
+
+def _demo_password() -> str:
+    try:
+        return Secrets.parse((env.state_dir() / "secrets.json").read_text()).demo_password
+    except (OSError, ValueError):
+        return ""  # nothing was ever started here, or it is another user's
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, or comes through a pipe."""
+    asked = "› " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(asked).strip()
+        except EOFError:
+            if asked:
+                sys.stdout.write("\n")
+            return
+        if line:
+            yield line
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _for_people(text: str) -> str:
+    """The answer without what only the app can draw, and without what would steer the terminal."""
+    return _plain(_CHART.sub(_named_chart, _TAG.sub("", text))).strip()
+
+
+def _named_chart(match: re.Match[str]) -> str:
+    return f"(a chart: {_object(match[1].encode()).get('title', 'untitled')})"
+
+
+def _change(mutation: Mapping[str, Any]) -> str:
+    table, data = str(mutation.get("table")), mutation.get("data")
+    row = data if isinstance(data, Mapping) else {}
+    name = next((row[key] for key in ("title", "name", "content", "id") if row.get(key)), "")
+    verb = _DONE.get(str(mutation.get("action")), str(mutation.get("action")))
+    return " ".join(_plain(f"{verb} {_ONE.get(table, table.removesuffix('s'))}: {name}").split())[:120]
+
+
+def _plain(text: str) -> str:
+    return "".join(char for char in text if char.isprintable() or char in "\n\t")

@@ -1,0 +1,38 @@
+"""A request to an assistant, wherever it came from."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from adiuva.devices.protocol import HistoryMessage, Scope
+from chat.models import Kind
+
+MAX_MESSAGE_CHARS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What somebody wants, and of which device.
+
+    `device`: the row id of the device whose data it is about; None takes whichever of the user's was seen last.
+    `keeps`: whether a request that names no conversation and brings no history begins one.
+    `approves`: whether the device can show an approval_request.
+    `context`: more that the client knows, as text: data, not instructions.
+    """
+
+    user_id: uuid.UUID
+    request_id: str
+    kind: Kind
+    message: str
+    device: uuid.UUID | None = None
+    history: tuple[HistoryMessage, ...] = ()
+    scope: Scope | None = None
+    conversation_id: str | None = None
+    keeps: bool = False
+    approves: bool = False
+    context: str = ""
+
+    @property
+    def key(self) -> tuple[uuid.UUID, str]:
+        return self.user_id, self.request_id

@@ -1,0 +1,51 @@
+"""Who answers: Home and Floating, and the specialists that they may hand work to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, cast, get_args
+
+from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool, tool
+
+from chat.loop import Assistant, Voice, Work, converse
+from chat.models import Kind
+from chat.prompts import head
+from chat.tools import CLIENTS, DEVICE_TOOLS, NOTES, PROJECTS, TASKS, TIMELINES
+
+Specialist = Literal["tasks", "projects", "timelines", "notes"]
+
+SPECIALISTS: Final[dict[Specialist, Assistant]] = {
+    "tasks": Assistant(head("tasks"), [*TASKS, *PROJECTS[:1]]),
+    "projects": Assistant(head("projects"), [*PROJECTS, *CLIENTS]),
+    "timelines": Assistant(head("timelines"), [*TIMELINES, *PROJECTS[:1]]),
+    "notes": Assistant(head("notes"), [*NOTES, *PROJECTS[:1]]),
+}
+
+
+@tool("task")
+async def hand_over(
+    agent: Annotated[Specialist, "who is to do it"],
+    request: Annotated[str, "what is to be done, with all that one must know to do it: names, ids, dates"],
+    config: RunnableConfig,
+) -> str:
+    """Hand long or wide work to a specialist, who works through it alone and reports. For one or two calls use the
+    tools yourself."""
+    shared = config["configurable"]
+    messages: list[BaseMessage] = [
+        SystemMessage(SPECIALISTS[agent].prompt.text),
+        SystemMessage(shared["tail"]),
+        HumanMessage(request),
+    ]
+    return await converse(SPECIALISTS[agent], messages, cast(Work, shared["work"]), Voice())
+
+
+hand_over.metadata = {"action": "task", "label": "Working through it"}
+
+TOOLS: Final[tuple[BaseTool, ...]] = (*DEVICE_TOOLS, hand_over)
+SUPERVISORS: Final[dict[Kind, Assistant]] = {
+    Kind.HOME: Assistant(head("home"), TOOLS),
+    Kind.FLOATING: Assistant(head("floating"), TOOLS),
+}
+
+assert set(SPECIALISTS) == set(get_args(Specialist))

@@ -1,0 +1,424 @@
+"""The rows of chats: a turn's claim and its end, what was said, and what a user may do with it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import orjson
+from django.db import connection, transaction
+from django.db.models.functions import Now
+
+from adiuva.accounts.keys import NoSuchUser, cipher_for
+from adiuva.crypto import UserCipher
+from adiuva.devices.protocol import Mutation, Usage
+from adiuva.errors import Conflict, Invalid, NotFound
+from chat.asked import Asked
+from chat.models import Conversation, Message, Turn
+
+MAX_TITLE_CHARS = 200
+TURNS_KEPT = dt.timedelta(days=30)
+_TITLE_CHARS = 60
+
+
+class ConversationNotFound(NotFound):
+    code = "conversation_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("there is no such conversation, or it is not yours")
+
+
+class Taken(Conflict):
+    """The request was made before: it runs, or it has ended."""
+
+    code = "request_taken"
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__("this request was made before")
+        self.turn = turn
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A message as the model gets it. `mutations` is what was changed on the device while it was said."""
+
+    role: str
+    text: str
+    mutations: Sequence[Mutation] = ()
+
+
+@dataclass(slots=True)
+class Begun:
+    """A claimed turn with all that its first model call needs. `history` follows the part that `summary` covers,
+    whose last message is `summary_upto`."""
+
+    turn_id: uuid.UUID
+    timezone: str
+    locale: str
+    cipher: UserCipher
+    conversation_id: uuid.UUID | None = None
+    history: list[Said] = field(default_factory=list)
+    summary: str = ""
+    summary_upto: int = 0
+    untitled: bool = False
+
+
+# One round trip: who the user is, the claim, and the conversation that it begins with its first message, if it begins
+# one (`said` is that message). The lock keeps the account until we are done, or waits for its end.
+_CLAIM = """
+WITH asker AS (SELECT id, timezone, locale FROM accounts_user WHERE id = %(user)s FOR KEY SHARE),
+claimed AS (
+    INSERT INTO chat_turn (id, user_id, request_id, kind, state, code, owner, prompt_version, conversation_id,
+        input_tokens, output_tokens, model_calls, tool_calls, mutations)
+    SELECT %(turn)s, id, %(request)s, %(kind)s, 'running', '', %(owner)s, %(prompt)s, %(place)s, 0, 0, 0, 0, 0
+    FROM asker ON CONFLICT (user_id, request_id) DO NOTHING RETURNING id, user_id, kind, conversation_id
+),
+place AS (
+    INSERT INTO chat_conversation (id, user_id, kind, summary_upto, message_count)
+    SELECT conversation_id, user_id, kind, 0, 1 FROM claimed WHERE %(said)s::bytea IS NOT NULL RETURNING id
+),
+said AS (
+    INSERT INTO chat_message (id, conversation_id, seq, role, sealed)
+    SELECT %(message)s, id, 1, 'user', %(said)s FROM place
+)
+SELECT asker.timezone, asker.locale, claimed.id FROM asker LEFT JOIN claimed ON true
+"""
+
+# The account is locked first, as its deletion does: a message never comes between that and its conversation's end.
+_NEXT = """
+WITH owner AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE)
+UPDATE chat_conversation AS place SET message_count = message_count + 1, updated_at = now(),
+    title = COALESCE(title, %(title)s), summary = COALESCE(%(summary)s, summary),
+    summary_upto = GREATEST(summary_upto, %(upto)s)
+FROM owner WHERE place.id = %(id)s AND place.user_id = owner.id
+RETURNING message_count, title, summary, place.summary_upto
+"""
+
+_SAY = """
+INSERT INTO chat_message (id, conversation_id, seq, role, sealed)
+VALUES (%(id)s, %(place)s, %(seq)s, %(role)s, %(sealed)s)
+"""
+
+_END = """
+UPDATE chat_turn SET state = %(state)s, code = %(code)s, ended_at = now(), input_tokens = %(input_tokens)s,
+    output_tokens = %(output_tokens)s, model_calls = %(model_calls)s, tool_calls = %(tool_calls)s,
+    mutations = %(mutations)s
+WHERE id = %(turn)s AND state = 'running'
+"""
+
+
+def begin(*, asked: Asked, owner: str, prompt_version: str) -> Begun:
+    """Claim the request and keep what was asked. Raise Taken, ConversationNotFound, NoSuchUser."""
+    cipher = cipher_for(asked.user_id)
+    claim = partial(_claim, asked, owner, prompt_version, cipher)
+    if asked.conversation_id is not None:
+        place = _key(asked.conversation_id)
+        with transaction.atomic():
+            begun = claim(place)
+            _go_on(begun, asked, place)
+    elif asked.keeps and not asked.history:
+        begun = claim(uuid.uuid4(), begins=True)
+        begun.untitled = True
+    else:
+        begun = claim(None)
+        begun.history = [Said(message.role, message.content) for message in asked.history]
+    return begun
+
+
+def _claim(
+    asked: Asked,
+    owner: str,
+    prompt_version: str,
+    cipher: UserCipher,
+    place: uuid.UUID | None,
+    *,
+    begins: bool = False,
+) -> Begun:
+    turn_id = uuid.uuid4()
+    said = None
+    if begins:
+        assert place is not None
+        said = _seal(cipher, _said_at(place, 1, Message.Role.USER), {"text": asked.message})
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _CLAIM,
+            {
+                "user": asked.user_id,
+                "turn": turn_id,
+                "request": asked.request_id,
+                "kind": asked.kind,
+                "owner": owner,
+                "prompt": prompt_version,
+                "place": place,
+                "said": said,
+                "message": uuid.uuid4(),
+            },
+        )
+        row = cursor.fetchone()
+    if row is None:
+        raise NoSuchUser("this account no longer exists")
+    timezone, locale, claimed = row
+    if claimed is None:
+        raise Taken(Turn.objects.of(asked.user_id).get(request_id=asked.request_id))
+    return Begun(turn_id, timezone, locale, cipher, place)
+
+
+def _go_on(begun: Begun, asked: Asked, place: uuid.UUID) -> None:
+    """Add what was asked to a conversation, and read what it needs of it."""
+    found = _append(begun, asked.user_id, Message.Role.USER, {"text": asked.message})
+    if found is None:
+        raise ConversationNotFound
+    begun.untitled, begun.summary_upto = found.title is None, found.summary_upto
+    if found.summary is not None:
+        begun.summary = begun.cipher.unseal(found.summary, "conversation", place, "summary")
+    rows = Message.objects.filter(conversation_id=place, seq__gt=found.summary_upto, seq__lt=found.seq)
+    begun.history = [
+        _said(role, _open(begun.cipher, _said_at(place, seq, role), sealed))
+        for seq, role, sealed in rows.values_list("seq", "role", "sealed")
+    ]
+
+
+class _Place(NamedTuple):
+    """A conversation as its newest message found it."""
+
+    seq: int
+    title: bytes | None
+    summary: bytes | None
+    summary_upto: int
+
+
+def _append(
+    begun: Begun,
+    user_id: uuid.UUID,
+    role: Message.Role,
+    body: dict[str, Any],
+    *,
+    title: str | None = None,
+    summary: tuple[int, str] | None = None,
+) -> _Place | None:
+    """Add a message at the end of the turn's conversation. None: it is not there, or not the user's."""
+    assert begun.conversation_id is not None
+    cipher, place = begun.cipher, begun.conversation_id
+    upto, text = summary or (0, "")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _NEXT,
+            {
+                "id": place,
+                "user": user_id,
+                "title": None if title is None else cipher.seal(title, "conversation", place, "title"),
+                "summary": cipher.seal(text, "conversation", place, "summary") if summary else None,
+                "upto": upto,
+            },
+        )
+        row = cursor.fetchone()
+        if row is None:
+            return None
+        found = _Place(*row)
+        cursor.execute(
+            _SAY,
+            {
+                "id": uuid.uuid4(),
+                "place": place,
+                "seq": found.seq,
+                "role": role,
+                "sealed": _seal(cipher, _said_at(place, found.seq, role), body),
+            },
+        )
+    return found
+
+
+def finish(
+    *,
+    asked: Asked,
+    begun: Begun,
+    steered: Sequence[str],
+    text: str,
+    mutations: Sequence[Mutation],
+    state: str,
+    code: str,
+    usage: Usage,
+    tool_calls: int,
+    summary: tuple[int, str] | None = None,
+) -> None:
+    """Keep how a turn ended and what was answered; `steered` is what the user said meanwhile. A turn that was given
+    up elsewhere keeps that end."""
+    # The messages first: account and conversation are locked before turns, here as in their deletion.
+    if begun.conversation_id is None:
+        _end(begun, state, code, usage, tool_calls, len(mutations))
+        return
+    body: dict[str, Any] = {"text": text, "finish": state}
+    if code:
+        body["code"] = code
+    if mutations:
+        body["mutations"] = [mutation.model_dump() for mutation in mutations]
+    title = (title_of(asked.message, text) or None) if begun.untitled else None
+    with transaction.atomic():
+        for words in steered:
+            _append(begun, asked.user_id, Message.Role.USER, {"text": words})
+        _append(begun, asked.user_id, Message.Role.ASSISTANT, body, title=title, summary=summary)
+        _end(begun, state, code, usage, tool_calls, len(mutations))
+
+
+def _end(begun: Begun, state: str, code: str, usage: Usage, tool_calls: int, mutations: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _END,
+            {
+                "turn": begun.turn_id,
+                "state": state,
+                "code": code,
+                "tool_calls": tool_calls,
+                "mutations": mutations,
+                **usage.model_dump(),
+            },
+        )
+
+
+def give_up(*, turn: Turn, code: str) -> bool:
+    """End a turn whose process is gone. False: it has ended meanwhile, and keeps that end."""
+    ours = Turn.objects.filter(pk=turn.pk, owner=turn.owner).running()
+    return bool(ours.update(state=Turn.State.ERROR, code=code, ended_at=Now()))
+
+
+def sweep(*, older_than: dt.timedelta) -> int:
+    """End turns that nobody can be running any more, and forget the oldest. Returns how many were ended."""
+    now = dt.datetime.now(dt.UTC)
+    ended = (
+        Turn.objects.running()
+        .filter(started_at__lt=now - older_than)
+        .update(state=Turn.State.ERROR, code="turn_lost", ended_at=Now())
+    )
+    Turn.objects.filter(started_at__lt=now - TURNS_KEPT).exclude(state=Turn.State.RUNNING).delete()
+    return ended
+
+
+# ── What a user sees and does ───────────────────────────────────────────────────────────────────────────
+
+
+def of_user(user_id: uuid.UUID, conversation_id: str | uuid.UUID) -> Conversation:
+    """Raise ConversationNotFound, also for another user's."""
+    found = Conversation.objects.of(user_id).filter(pk=_key(conversation_id)).first()
+    if found is None:
+        raise ConversationNotFound
+    return found
+
+
+def _key(conversation_id: str | uuid.UUID) -> uuid.UUID:
+    try:
+        return uuid.UUID(str(conversation_id))
+    except ValueError:
+        raise ConversationNotFound from None
+
+
+def titles(rows: Iterable[Conversation], cipher: UserCipher) -> dict[uuid.UUID, str]:
+    return {
+        row.pk: cipher.unseal(row.title, "conversation", row.pk, "title") if row.title is not None else ""
+        for row in rows
+    }
+
+
+def messages(conversation: Conversation, *, after: int = 0, most: int = 1000) -> list[dict[str, Any]]:
+    """Messages in order, opened for their owner: `{seq, role, text, mutations, finish?, code?, created_at}`."""
+    cipher = cipher_for(conversation.user_id)
+    return [
+        {
+            "seq": row.seq,
+            "role": row.role,
+            "created_at": row.created_at,
+            "mutations": [],
+            **_open(cipher, _place(row), row.sealed),
+        }
+        for row in conversation.messages.filter(seq__gt=after)[:most]
+    ]
+
+
+def rename(*, conversation: Conversation, title: str) -> str:
+    """Returns the title as it is kept, on one line. Raise Invalid for an empty one, or one that is too long."""
+    title = " ".join(title.split())
+    if not title or len(title) > MAX_TITLE_CHARS:
+        raise Invalid(
+            f"a title has 1 to {MAX_TITLE_CHARS} characters",
+            fields={"title": [f"1 to {MAX_TITLE_CHARS} characters."]},
+        )
+    sealed = cipher_for(conversation.user_id).seal(title, "conversation", conversation.pk, "title")
+    Conversation.objects.filter(pk=conversation.pk).update(title=sealed)
+    return title
+
+
+@transaction.atomic
+def delete(*, conversation: Conversation) -> None:
+    """The messages go with it. A turn that is running ends as it would; nothing of it is kept."""
+    # Locked first: a message that is being added comes before, and goes with the rest, or not at all.
+    Conversation.objects.select_for_update().filter(pk=conversation.pk).only("pk").first()
+    Conversation.objects.filter(pk=conversation.pk).delete()
+
+
+_TITLE_READS = 2_000  # characters of a text
+_POLITE = re.compile(
+    r"^(?:(?:hi|hello|hey|please|can you|could you|would you|i(?:'d| would) like (?:you )?to|bitte|per favore)"
+    r"\b(?!['’-])[\s,!.]*)+",
+    re.IGNORECASE,
+)
+_TAGS = re.compile(r"<(task|project|note|timeline|chart)>.*?</\1>|</?[a-z][^<>]*>", re.IGNORECASE | re.DOTALL)
+_MARKUP = re.compile(r"[*_#`<>|]")
+
+
+def title_of(message: str, answer: str) -> str:
+    """A title from the first exchange: what was asked, in short; a mere greeting takes the answer's words."""
+    message = message.strip()
+    for text in (_POLITE.sub("", message[:_TITLE_READS]), answer, message):
+        if line := _first_words(text.strip()[:_TITLE_READS]):
+            return line[:1].upper() + line[1:]
+    return _plain(message[:_TITLE_CHARS]).capitalize()
+
+
+def _first_words(text: str) -> str:
+    """The first sentence that has at least three letters or digits, without tags and marks; else nothing."""
+    for line in _TAGS.sub(" ", text).splitlines():
+        words = _plain(line).lstrip(" .,:;!?…-–—•)")
+        if sum(map(str.isalnum, words)) < 3:
+            continue
+        end = next(
+            (end for end in _sentence_ends(words) if sum(map(str.isalnum, words[:end])) >= 3), len(words)
+        )
+        short = words[:end].rstrip(" .,:;")
+        if len(short) <= _TITLE_CHARS:
+            return short
+        return short[:_TITLE_CHARS].rsplit(" ", 1)[0].rstrip(" .,:;") + "…"
+    return ""
+
+
+def _plain(text: str) -> str:
+    return " ".join(_MARKUP.sub(" ", _TAGS.sub(" ", text)).split())
+
+
+def _sentence_ends(line: str) -> Iterable[int]:
+    return (found.start() for found in re.finditer(r"(?<=[.!?:;]) ", line))
+
+
+def _said(role: str, body: dict[str, Any]) -> Said:
+    changed = tuple(Mutation.model_validate(mutation) for mutation in body.get("mutations", ()))
+    return Said(role, body["text"], changed)
+
+
+def _said_at(conversation: uuid.UUID, seq: int, role: str) -> str:
+    """What a message is bound to: where it was said, and by whom."""
+    return f"{conversation} {seq} {role}"
+
+
+def _place(row: Message) -> str:
+    return _said_at(row.conversation_id, row.seq, row.role)
+
+
+def _seal(cipher: UserCipher, place: str, body: dict[str, Any]) -> bytes:
+    return cipher.seal(orjson.dumps(body).decode(), "message", place, "sealed")
+
+
+def _open(cipher: UserCipher, place: str, sealed: bytes | memoryview) -> dict[str, Any]:
+    return cast(dict[str, Any], orjson.loads(cipher.unseal(sealed, "message", place, "sealed")))

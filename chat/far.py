@@ -1,0 +1,107 @@
+"""A turn of another process, followed for one socket of this one."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+from adiuva import db
+from adiuva.devices.protocol import ApprovalRequest, StreamEnd, StreamStart, parse_server
+from chat.stream import Entry, Listener
+from chat.switchboard import board, row_of
+
+_LOOK_S: Final = 5.0  # whether the process is still there
+_TRIES: Final = 6  # before it is taken for gone: it may be without Redis for a moment
+_AGAIN_S: Final = 0.5
+
+
+class Far:
+    """`follow()` until the turn has ended. What arrives for it goes through `arrived`."""
+
+    def __init__(
+        self, listener: Listener, *, user_id: uuid.UUID, request_id: str, owner: str, after: int, reply: str
+    ) -> None:
+        self._listener, self._user_id, self._request_id = listener, user_id, request_id
+        self._owner, self._after, self._reply = owner, after, reply
+        self._told: set[type] = set()  # kinds of frames without a seq: each comes once
+        self._anew = True
+        self._look = asyncio.Event()
+        self._ended = self._over = False
+        self._passing_on = asyncio.Lock()
+
+    async def follow(self) -> None:
+        tries = 0
+        while not self._ended:
+            self._look.clear()
+            anew, self._anew = self._anew, False
+            try:
+                if self._over or tries == _TRIES:
+                    await self._replay()
+                    return
+                there = await board().follow_far(
+                    self._owner, self._user_id, self._request_id, self._after, reply=self._reply, anew=anew
+                )
+                tries = 0 if there else tries + 1
+                self._anew = self._anew or not there
+            except ConnectionError:
+                there, self._anew = True, True  # that is about Redis, and says nothing of the process
+            try:
+                async with asyncio.timeout(_AGAIN_S if self._anew else _LOOK_S):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+
+    async def arrived(self, texts: Sequence[str]) -> None:
+        """Frames from the turn's process; some perhaps for the second time, and some lost on the way."""
+        async with self._passing_on:
+            entries = []
+            for text in texts:
+                if self._ended:
+                    break
+                entry = Entry(parse_server(text))
+                if not self._is_next(entry):
+                    continue
+                entries.append(entry)
+                if isinstance(entry.frame, StreamEnd):
+                    self.stop()
+            if entries:
+                await self._listener.hear(self._request_id, entries)
+
+    def _is_next(self, entry: Entry) -> bool:
+        if isinstance(entry.frame, ApprovalRequest):
+            return True
+        if entry.seq is None:
+            kind = type(entry.frame)
+            is_new = self._after < 0 and kind not in self._told
+            self._told.add(kind)
+            return is_new
+        if entry.seq > self._after + 1 or (self._after < 0 and StreamStart not in self._told):
+            self.interrupted()
+            return False
+        is_new = entry.seq > self._after
+        self._after = max(self._after, entry.seq)
+        return is_new or isinstance(entry.frame, StreamEnd)
+
+    def interrupted(self) -> None:
+        """Something may have been lost on the way."""
+        self._anew = True
+        self._look.set()
+
+    def over(self) -> None:
+        """Its process has it no more, since it has ended."""
+        self._over = True
+        self._look.set()
+
+    def stop(self) -> None:
+        """Nothing more is passed on."""
+        self._ended = True
+        self._look.set()
+
+    async def _replay(self) -> None:
+        row = await db.run(row_of, self._user_id, self._request_id)
+        async with self._passing_on:
+            if not self._ended:
+                await board().replay(row, self._after, self._listener)
+                self.stop()

@@ -1,0 +1,125 @@
+"""What was said before, small enough for a model: the older part of a long conversation is summarised, never cut."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+from django.conf import settings
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from redis.exceptions import RedisError
+
+from adiuva.crypto import SealBroken, UserCipher
+from adiuva.observability import log
+from chat.conversations import Begun, Said
+from chat.log import recorder
+from chat.loop import Work
+from chat.prompts import fence, head
+
+_KEPT_S: Final = 3600
+_LEAST: Final = 4  # messages that stay as they were said
+_PIECE_CHARS: Final = 60_000  # that a summary is made of at once
+
+
+@dataclass
+class Fitted:
+    """`summary` stands for what came before `said`. `new` is how many messages it covers that it did not before."""
+
+    said: Sequence[Said]
+    summary: str
+    new: int = 0
+
+    def messages(self) -> list[BaseMessage]:
+        return [
+            AIMessage(said.text) if said.role == "assistant" else HumanMessage(said.text)
+            for said in self.said
+            if said.text
+        ]
+
+
+def needs_summary(begun: Begun) -> bool:
+    return _chars(begun.history) > settings.CHAT["history_chars"] and len(begun.history) > _LEAST
+
+
+async def fit(*, user_id: uuid.UUID, begun: Begun, work: Work) -> Fitted:
+    """The history within the budget. Asks the model only when it has grown over it."""
+    if not needs_summary(begun):
+        return Fitted(begun.history, begun.summary)
+    said, known = begun.history, 0
+    summary = begun.summary
+    if begun.conversation_id is None:  # the client brings it all each time: it was perhaps summarised before
+        known, summary = await _recall(user_id, begun.cipher, said)
+    rest = said[known:]
+    cut = 0
+    if _chars(rest) > settings.CHAT["history_chars"]:
+        while len(rest) - cut > _LEAST and _chars(rest[cut:]) > settings.CHAT["history_chars"] // 2:
+            cut += 1
+    if cut:
+        summary = await _summarise(rest[:cut], summary, work)
+        if begun.conversation_id is None:
+            await _remember(user_id, begun.cipher, said[: known + cut], summary)
+    return Fitted(rest[cut:], summary, cut)
+
+
+async def _summarise(said: Sequence[Said], summary: str, work: Work) -> str:
+    """Piece by piece, each on top of what is known of those before it."""
+    lines = [f"{one.role}: {one.text}" for one in said]
+    pieces: list[str] = [""]
+    for line in lines:
+        for start in range(0, max(1, len(line)), _PIECE_CHARS):
+            part = line[start : start + _PIECE_CHARS]
+            if pieces[-1] and len(pieces[-1]) + len(part) > _PIECE_CHARS:
+                pieces.append("")
+            pieces[-1] += part + "\n\n"
+    for piece in pieces:
+        work.count_model_call()
+        known = fence("summary so far", summary) + "\n\n" if summary else ""
+        reply = await work.model.complete(
+            [
+                {"role": "system", "content": head("summary").text},
+                {"role": "user", "content": known + fence("conversation", piece)},
+            ]
+        )
+        work.usage += reply.usage
+        summary = reply.text.strip() or summary
+    return summary
+
+
+def _chars(said: Sequence[Said]) -> int:
+    return sum(len(one.text) for one in said)
+
+
+# ── Summaries of conversations that the client keeps ────────────────────────────────────────────────────
+
+
+def _keys(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said]) -> list[str]:
+    """A key for each beginning of the conversation, so that the one that was summarised is found again."""
+    found, before = [], b""
+    for one in said:
+        before = cipher.fingerprint(before + orjson.dumps([one.role, one.text]), "history")
+        found.append(f"adiuva:summary:{user_id}:{before.hex()}")
+    return found
+
+
+async def _recall(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said]) -> tuple[int, str]:
+    """How many messages are summarised already, and how."""
+    keys = _keys(user_id, cipher, said[: len(said) - _LEAST])
+    try:
+        found = await recorder().redis.mget(keys)
+        for place in range(len(keys) - 1, -1, -1):
+            if found[place] is not None:
+                return place + 1, cipher.unseal(found[place], "summary", keys[place], "")
+    except (RedisError, OSError, SealBroken) as error:
+        log.warning("chat.summary_not_read", error=type(error).__name__)
+    return 0, ""
+
+
+async def _remember(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said], summary: str) -> None:
+    key = _keys(user_id, cipher, said)[-1]
+    try:
+        await recorder().redis.set(key, cipher.seal(summary, "summary", key, ""), ex=_KEPT_S)
+    except (RedisError, OSError) as error:
+        log.warning("chat.summary_not_kept", error=type(error).__name__)

@@ -1,0 +1,152 @@
+"""The chat's REST forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from adiuva.api import Problem
+from chat.asked import MAX_MESSAGE_CHARS
+from chat.conversations import MAX_TITLE_CHARS
+from chat.models import Conversation, Kind, Message
+
+MAX_CONTEXT_BYTES = 256 * 1024
+
+
+class ConversationSerializer(serializers.ModelSerializer[Conversation]):
+    # Titles come opened, in the context.
+    kind = serializers.ChoiceField(choices=Kind.choices, read_only=True)
+    title = serializers.SerializerMethodField(help_text="Empty until the first answer.")
+
+    class Meta:
+        model = Conversation
+        fields = ["id", "kind", "title", "message_count", "created_at", "updated_at"]
+        read_only_fields = fields
+
+    def get_title(self, conversation: Conversation) -> str:
+        found: str = self.context["titles"][conversation.pk]
+        return found
+
+
+class MutationSerializer(serializers.Serializer[Any]):
+    action = serializers.ChoiceField(choices=["insert", "update", "delete"])
+    table = serializers.CharField()
+    data = serializers.DictField(  # type: ignore[assignment]  # the wire's name; DRF allows it
+        help_text="The row as the device returned it."
+    )
+
+
+class MessageSerializer(serializers.Serializer[Any]):
+    seq = serializers.IntegerField(help_text="From 1, in the order in which they were said.")
+    role = serializers.ChoiceField(choices=Message.Role.choices)
+    text = serializers.CharField()
+    mutations = MutationSerializer(many=True)
+    finish = serializers.CharField(required=False, help_text="How the assistant's turn ended.")
+    code = serializers.CharField(required=False, help_text="Why, where it did not end well.")
+    created_at = serializers.DateTimeField()
+
+
+class ConversationDetailSerializer(ConversationSerializer):
+    messages = serializers.SerializerMethodField(
+        help_text="In order: at most 1,000 at once, more with `after`."
+    )
+
+    class Meta(ConversationSerializer.Meta):
+        fields = [*ConversationSerializer.Meta.fields, "messages"]
+        read_only_fields = fields
+
+    @extend_schema_field(MessageSerializer(many=True))
+    def get_messages(self, conversation: Conversation) -> list[dict[str, Any]]:
+        return list(MessageSerializer(self.context["messages"], many=True).data)
+
+
+class TitleSerializer(serializers.Serializer[Any]):
+    title = serializers.CharField(max_length=MAX_TITLE_CHARS)
+
+
+# ── POST /chat ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Anything(serializers.JSONField):
+    """JSON of any shape. Python's own reader and writer give up on what nests very deep."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        try:
+            return super().to_internal_value(data)
+        except RecursionError:
+            self.fail("invalid")
+
+
+class HistorySerializer(serializers.Serializer[Any]):
+    role = serializers.ChoiceField(choices=["user", "assistant"])
+    content = serializers.CharField(allow_blank=True, trim_whitespace=False)
+
+
+class ChatContextSerializer(serializers.Serializer[Any]):
+    """What the client knows. It is data to the assistant, and of no authority."""
+
+    user_profile = _Anything(required=False, allow_null=True)
+    relevant_documents = _Anything(required=False, allow_null=True)
+    recent_tasks = _Anything(required=False, allow_null=True)
+    conversation_history = HistorySerializer(
+        many=True,
+        required=False,
+        allow_null=True,
+        help_text="What was said before. Not needed, and not read, where a conversation is named.",
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        try:
+            size = len(orjson.dumps(attrs))
+        except orjson.JSONEncodeError:
+            raise serializers.ValidationError("It nests too deep, or holds what is no JSON.") from None
+        if size > MAX_CONTEXT_BYTES:
+            raise serializers.ValidationError(f"It has at most {MAX_CONTEXT_BYTES} bytes as JSON.")
+        return attrs
+
+
+class ChatSerializer(serializers.Serializer[Any]):
+    message = serializers.CharField(max_length=MAX_MESSAGE_CHARS, style={"base_template": "textarea.html"})
+    context = ChatContextSerializer(required=False, allow_null=True)  # type: ignore[assignment]  # the wire's name
+    conversation_id = serializers.CharField(
+        max_length=200,
+        required=False,
+        allow_blank=True,
+        allow_null=True,
+        help_text="A conversation that this continues, and that it is kept in. Without one nothing is kept.",
+    )
+    request_id = serializers.CharField(
+        max_length=200,
+        required=False,
+        allow_blank=True,
+        allow_null=True,
+        help_text="A name of your own: sent again, the request is not carried out twice.",
+    )
+
+
+class UsageSerializer(serializers.Serializer[Any]):
+    input_tokens = serializers.IntegerField()
+    output_tokens = serializers.IntegerField()
+    model_calls = serializers.IntegerField()
+
+
+class AnswerSerializer(serializers.Serializer[Any]):
+    response = serializers.CharField()
+    mutations = MutationSerializer(many=True, help_text="What was changed on the device.")
+    conversation_id = serializers.UUIDField(allow_null=True)
+    finish = serializers.ChoiceField(choices=["stop", "cancelled", "limit"])
+    code = serializers.CharField(required=False, help_text="Which limit it was.")
+    usage = UsageSerializer()
+
+
+class FailedSerializer(Problem):
+    """Why there is no answer, and what was said and changed on the device until then."""
+
+    response = serializers.CharField(required=False)
+    mutations = MutationSerializer(many=True, required=False)
+    conversation_id = serializers.UUIDField(allow_null=True, required=False)
+    finish = serializers.CharField(required=False)
+    usage = UsageSerializer(required=False)

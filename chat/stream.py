@@ -1,0 +1,193 @@
+"""The frames of one turn in their order, and whoever follows them. A listener that is slow delays nobody.
+
+A frame's `seq` counts what a client may resume after: text, status and end. What has none (start, domain, approval) is
+repeated to those who resume from the beginning only; open approvals are repeated to all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import orjson
+
+from adiuva.devices.protocol import (
+    ApprovalRequest,
+    Domain,
+    FloatingDomain,
+    Sent,
+    StreamEnd,
+    StreamStart,
+    StreamStatus,
+    dump,
+    parse_server,
+)
+
+START = -1  # what a client resumes after that has seen nothing
+
+
+class Entry:
+    """A frame and its text, the other of which is made when it is asked for: of a chunk, all but always the text."""
+
+    __slots__ = ("_frame", "_text", "seq")
+
+    def __init__(self, frame: Sent | None, text: str = "", seq: int | None = None) -> None:
+        self._frame, self._text = frame, text
+        self.seq: int | None = seq if frame is None else getattr(frame, "seq", None)
+
+    @property
+    def text(self) -> str:
+        """As protocol 2 has it."""
+        if not self._text:
+            self._text = dump(self.frame)
+        return self._text
+
+    @property
+    def frame(self) -> Sent:
+        if self._frame is None:
+            self._frame = parse_server(self._text)
+        return self._frame
+
+    @property
+    def asks(self) -> bool:
+        return isinstance(self._frame, ApprovalRequest)
+
+
+class Listener(Protocol):
+    """Whoever gets a turn's frames. Two that are equal lead to the same place."""
+
+    async def hear(self, request_id: str, entries: Sequence[Entry]) -> bool:
+        """Pass the frames on, in order. False: there is nobody any more."""
+        ...
+
+
+class Stream:
+    """One turn's frames. Only its turn adds to it, and nothing after the end."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.entries: list[Entry] = []
+        self.seq = -1  # the last one given
+        self.ended = False
+        self.asked = False
+        self.open: dict[str, Entry] = {}  # approvals that wait for a decision
+        self._followers: dict[Listener, _Follower] = {}
+
+    # What the turn says
+
+    def start(self, conversation_id: str | None) -> None:
+        self._add(StreamStart(request_id=self.request_id, conversation_id=conversation_id))
+
+    def domain(self, domain: Domain) -> None:
+        self._add(FloatingDomain(request_id=self.request_id, domain=domain))
+
+    def write(self, chunk: str) -> None:
+        # A StreamText, as the test of it says, without making one: this is done for each token.
+        seq = self._next()
+        frame = {"type": "stream_text", "request_id": self.request_id, "chunk": chunk, "seq": seq}
+        self._enter(Entry(None, orjson.dumps(frame).decode(), seq))
+
+    def status(self, label: str) -> None:
+        self._add(StreamStatus(request_id=self.request_id, seq=self._next(), label=label))
+
+    def ask(self, frame: ApprovalRequest) -> None:
+        self.asked = True
+        self.open[frame.id] = self._add(frame)
+
+    def is_over(self, entry: Entry) -> bool:
+        """Whether it asks for an approval that has been decided."""
+        return entry.asks and entry not in self.open.values()
+
+    def end(self, frame: StreamEnd) -> None:
+        """The last frame; its seq is given here."""
+        self.ended = True
+        self.open.clear()
+        self._add(frame.model_copy(update={"seq": self._next()}))
+
+    def _next(self) -> int:
+        self.seq += 1
+        return self.seq
+
+    def _add(self, frame: Sent) -> Entry:
+        return self._enter(Entry(frame))
+
+    def _enter(self, entry: Entry) -> Entry:
+        self.entries.append(entry)
+        for follower in self._followers.values():
+            follower.wake()
+        return entry
+
+    # Who hears it
+
+    def follow(self, listener: Listener, after: int | None = None) -> None:
+        """Send what comes after `after` (None: all of it) and all that follows. Asked again by the same listener, it
+        begins anew from there."""
+        position = 0 if after is None or after < 0 else self._after(after)
+        if self.ended:  # whoever asks is told that it is over
+            position = min(position, len(self.entries) - 1)
+        seen = self.entries[:position]
+        again = [entry for entry in self.open.values() if entry in seen]
+        if (older := self._followers.pop(listener, None)) is not None:
+            older.stop()
+        self._followers[listener] = _Follower(self, listener, position, again)
+
+    def has(self, listener: Listener) -> bool:
+        return listener in self._followers
+
+    def leave(self, listener: Listener) -> None:
+        if (follower := self._followers.pop(listener, None)) is not None:
+            follower.stop()
+
+    def _after(self, seq: int) -> int:
+        """The place of the first frame that a client has not seen who saw this seq."""
+        for position in range(len(self.entries) - 1, -1, -1):
+            found = self.entries[position].seq
+            if found is not None and found <= seq:
+                return position + 1
+        return 0
+
+
+class _Follower:
+    """One listener's place in a stream."""
+
+    _AT_ONCE = 256
+
+    def __init__(self, stream: Stream, listener: Listener, position: int, first: list[Entry]) -> None:
+        self._stream, self._listener = stream, listener
+        self._position, self._first = position, first
+        self._loop = asyncio.get_running_loop()
+        self._more: asyncio.Future[None] | None = None  # while it waits
+        self.task = self._loop.create_task(self._run(), name="stream follower")
+
+    def wake(self) -> None:
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
+
+    def stop(self) -> None:
+        self.task.cancel()
+
+    async def _run(self) -> None:
+        stream = self._stream
+        try:
+            await self._pass_on()
+        finally:
+            if stream._followers.get(self._listener) is self:
+                del stream._followers[self._listener]
+
+    async def _pass_on(self) -> None:
+        stream = self._stream
+        if self._first and not await self._listener.hear(stream.request_id, self._first):
+            return
+        while True:
+            while self._position < len(stream.entries):
+                entries = stream.entries[self._position : self._position + self._AT_ONCE]
+                self._position += len(entries)
+                if stream.asked:  # a question that was answered is not asked again
+                    entries = [entry for entry in entries if not stream.is_over(entry)]
+                if entries and not await self._listener.hear(stream.request_id, entries):
+                    return
+            if stream.ended:
+                return
+            self._more = self._loop.create_future()
+            await self._more

@@ -1,0 +1,12 @@
+from django.urls import path
+from rest_framework.routers import SimpleRouter
+
+from chat.views import ChatView, ConversationViewSet
+
+router = SimpleRouter(trailing_slash=False)
+router.register("chat/conversations", ConversationViewSet, basename="conversation")
+
+urlpatterns = [
+    path("chat", ChatView.as_view(), name="chat"),
+    *router.urls,
+]

@@ -1,0 +1,211 @@
+"""Conversations over REST, and a whole turn in one request. Every query starts from the request's user."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from asgiref.sync import async_to_sync
+from django.db import close_old_connections
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_view
+from rest_framework import mixins, viewsets
+from rest_framework.generics import GenericAPIView
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from adiuva.accounts.keys import NoSuchUser, cipher_for
+from adiuva.api import TOTAL_COUNT, Done, problems, user_id
+from adiuva.devices.link import DeviceOffline
+from adiuva.devices.protocol import HistoryMessage, StreamEnd
+from adiuva.errors import AdiuvaError, Invalid, Unavailable
+from adiuva.llm.errors import ModelError
+from chat import conversations
+from chat.asked import Asked
+from chat.models import Conversation, Kind
+from chat.serializers import (
+    AnswerSerializer,
+    ChatSerializer,
+    ConversationDetailSerializer,
+    ConversationSerializer,
+    FailedSerializer,
+    TitleSerializer,
+)
+from chat.words import sentence
+
+if TYPE_CHECKING:
+    from chat.switchboard import Answer
+
+
+@extend_schema_view(
+    list=extend_schema(
+        summary="Your conversations, the latest first",
+        parameters=[TOTAL_COUNT],
+        responses={200: ConversationSerializer(many=True), **problems(400, 401)},
+    ),
+    retrieve=extend_schema(
+        summary="One conversation with its messages",
+        parameters=[
+            OpenApiParameter(
+                "after", int, description="The messages after this `seq`; at most 1,000 come at once."
+            )
+        ],
+        responses={200: ConversationDetailSerializer, **problems(400, 401, 404)},
+    ),
+)
+class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Conversation]):
+    """What you and the assistant said, kept under your own key."""
+
+    serializer_class = ConversationSerializer
+    queryset = Conversation.objects.none()
+
+    def get_queryset(self) -> Any:
+        return Conversation.objects.of(user_id(self.request)).defer("summary")
+
+    def get_serializer_class(self) -> Any:
+        return TitleSerializer if self.action == "partial_update" else ConversationSerializer
+
+    def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        page = self.paginate_queryset(self.get_queryset())
+        assert page is not None and self.paginator is not None
+        found = ConversationSerializer(page, many=True, context=_titles(request, page))
+        return self.paginator.get_paginated_response(found.data)
+
+    def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        after = request.query_params.get("after") or "0"
+        if not (after.isascii() and after.isdigit() and len(after) < 19):
+            raise Invalid("after is not the number of a message", fields={"after": ["Not a whole number."]})
+        conversation: Conversation = self.get_object()
+        said = conversations.messages(conversation, after=int(after))
+        context = _titles(request, [conversation]) | {"messages": said}
+        # A plain dict: from DRF's own its pages would fill the form for PATCH with the row's sealed title.
+        return Response(dict(ConversationDetailSerializer(conversation, context=context).data))
+
+    @extend_schema(
+        summary="Rename a conversation",
+        request=TitleSerializer,
+        responses={200: ConversationSerializer, **problems(400, 401, 404)},
+    )
+    def partial_update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        conversation: Conversation = self.get_object()
+        serializer = TitleSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        title = conversations.rename(conversation=conversation, title=serializer.validated_data["title"])
+        context = {"titles": {conversation.pk: title}}
+        return Response(dict(ConversationSerializer(conversation, context=context).data))
+
+    @extend_schema(
+        summary="Delete a conversation and all that was said in it",
+        responses={200: Done, **problems(401, 404)},
+    )
+    def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        conversations.delete(conversation=self.get_object())
+        return Response({"ok": True})
+
+
+def _titles(request: Request, rows: Iterable[Conversation]) -> dict[str, Any]:
+    return {"titles": conversations.titles(rows, cipher_for(user_id(request)))}
+
+
+# ── A whole turn ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class NoDevice(Unavailable):
+    code = DeviceOffline.code
+
+    def __init__(self) -> None:
+        super().__init__(
+            "none of your devices is connected, and your data is there: open Adiuva on one and try again"
+        )
+
+
+class TurnFailed(AdiuvaError):
+    """A turn that ended with an error. What was said and changed before that is told with it."""
+
+    def __init__(self, code: str, message: str, **so_far: Any) -> None:
+        super().__init__(message, **so_far)
+        self.code, self.status = code, _STATUS.get(code, 500)
+
+
+def _statuses(kind: type[ModelError]) -> Iterator[tuple[str, int]]:
+    yield kind.code, kind.status
+    for narrower in kind.__subclasses__():
+        yield from _statuses(narrower)
+
+
+_STATUS: Final = {
+    **dict(_statuses(ModelError)),
+    DeviceOffline.code: DeviceOffline.status,
+    NoSuchUser.code: NoSuchUser.status,
+    "server_restarting": Unavailable.status,
+}
+_FAILED: Final = {
+    500: "The turn broke off on the server.",
+    502: "The model could not answer.",
+    503: "None of your devices is connected, or the model or the server is away for now.",
+    504: "The model did not answer in time.",
+}
+
+
+class ChatView(GenericAPIView[Any]):
+    """Ask the assistant. It works with whichever of your devices was seen last.
+
+    The device socket answers as it goes; here the answer comes in the end, with what was changed on the device.
+    """
+
+    serializer_class = ChatSerializer
+
+    @extend_schema(
+        summary="Ask the assistant, and wait for its whole answer",
+        operation_id="chat",
+        responses={
+            200: AnswerSerializer,
+            **problems(400, 401, 404, 409, 429),
+            **{status: OpenApiResponse(FailedSerializer, words) for status, words in _FAILED.items()},
+        },
+    )
+    def post(self, request: Request) -> Response:
+        from chat import switchboard  # brings LangChain, which commands that load the URLs do without
+
+        serializer = self.get_serializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        asked = _asked(user_id(request), serializer.validated_data)
+        close_old_connections()  # a turn may take minutes, and others wait for the pool's connections
+        try:
+            answer = async_to_sync(switchboard.ask)(asked)
+        except DeviceOffline:
+            raise NoDevice from None
+        return Response(_body(answer))
+
+
+def _body(answer: Answer) -> dict[str, Any]:
+    """Raise TurnFailed for a turn that ended with an error."""
+    so_far: dict[str, Any] = {
+        "response": answer.text,
+        "mutations": [mutation.model_dump() for mutation in answer.mutations],
+        "conversation_id": answer.conversation_id,
+        "finish": answer.finish,
+        "usage": answer.usage.model_dump(),
+    }
+    why = sentence(StreamEnd.model_validate({"request_id": "", "finish": answer.finish, "code": answer.code}))
+    if answer.finish == "error":
+        raise TurnFailed(answer.code, why, **so_far)
+    if why:  # older clients show the response and nothing else
+        so_far["response"] = f"{answer.text}\n\n{why}".lstrip()
+    return so_far | ({"code": answer.code} if answer.code else {})
+
+
+def _asked(asker: uuid.UUID, values: dict[str, Any]) -> Asked:
+    context = dict(values.get("context") or {})
+    history = context.pop("conversation_history", None) or ()
+    known = {name: value for name, value in context.items() if value not in (None, "", [], {})}
+    return Asked(
+        user_id=asker,
+        request_id=values.get("request_id") or uuid.uuid4().hex,
+        kind=Kind.HOME,
+        message=values["message"],
+        history=tuple(HistoryMessage(**message) for message in history),
+        conversation_id=values.get("conversation_id") or None,
+        context=orjson.dumps(known).decode() if known else "",
+    )

@@ -1,0 +1,36 @@
+"""How the end of a turn is put in words, for clients that know no codes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from adiuva.devices.protocol import StreamEnd
+
+_SENTENCES: Final = {
+    "device_offline": "Your device is not connected.",
+    "conversation_not_found": "This conversation is no longer there.",
+    "invalid": "This message cannot be read: it is empty or too long.",
+    "too_many_requests": "Several of your requests are still running. Please wait for one of them to end.",
+    "model_not_configured": "This server has no model configured.",
+    "model_rate_limited": "The model has too much to do right now. Please try again in a minute.",
+    "model_timeout": "The model did not answer in time. Please try again.",
+    "model_interrupted": "The model's answer broke off. Please try again.",
+    "too_many_model_calls": "This took more steps than one request may have, so I stopped. What was done so far stays.",
+    "deadline": "This took too long, so I stopped. What was done so far stays.",
+    "answer_too_long": "The answer grew too long, so I stopped.",
+    "content_filter": "The model's provider refuses to answer this.",
+    "not_saved": "The answer could not be saved.",
+    "unavailable": "The server cannot do this right now. Please try again in a moment.",
+    "server_restarting": "The server is restarting. Please try again in a moment.",
+    "turn_lost": "The server lost this request. Please check what was done, and ask again.",
+}
+_MODEL: Final = "The model cannot be reached right now. Please try again later."
+_ANY: Final = "Something went wrong on the server. Please try again."
+
+
+def sentence(end: StreamEnd) -> str:
+    """Why it ended, where that is not simply that all was said; "" otherwise."""
+    if end.finish not in {"error", "limit"}:
+        return ""
+    code = end.code or ""
+    return _SENTENCES.get(code) or (_MODEL if code.startswith("model_") else _ANY)

@@ -1,0 +1,471 @@
+"""Deletes and bulk updates wait for the user's yes: on any device that can ask, in words elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from adiuva import db
+from chat.approvals import is_yes
+from tests.chat.chats import (
+    Client,
+    Frame,
+    Rows,
+    Stream,
+    chatting,
+    conversation_of,
+    ending,
+    model_of,
+    reached,
+    told,
+)
+from tests.fakes.provider import Call, Hold, Provider, Say
+from tests.people import Person, somebody
+from tests.stack import Stack
+
+CAN_ASK = ["dedupe", "batch", "approval"]
+DELETE = Call("delete_task", {"task_id": "t1"})
+NO = "Failed: the user said no. Do not try it again, nor in another way."
+
+
+@pytest.fixture
+def person(committed_db: str) -> Person:
+    return somebody()
+
+
+@pytest.fixture
+def rows() -> Rows:
+    titles = ["Call Ada", "Call Bob", "Call Cleo", "Call Dan"]
+    return Rows(
+        tasks=[{"id": f"t{place}", "title": title, "status": "todo"} for place, title in enumerate(titles, 1)]
+    )
+
+
+def left(rows: Rows) -> list[str]:
+    return [row["id"] for row in rows.tables["tasks"]]
+
+
+# ── Devices that can ask ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_delete_asks_by_the_rows_name_and_a_yes_does_it_once(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    provider.script(DELETE, "Gone.")
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        key = await client.ask("delete the task about Ada")
+        question = await client.asked_for(key)
+        assert rows.count("delete") == 0
+        await client.decide(question["id"], True)
+        stream = await client.ended(key)
+    assert (question["request_id"], question["action"], question["table"]) == (key, "delete", "tasks")
+    assert question["summary"] == "Delete the task “Call Ada”"
+    assert question["expires_at"] > time.time() * 1000
+    end = ending(stream)
+    assert end["mutations"] == [{"action": "delete", "table": "tasks", "data": {"id": "t1"}}]
+    assert (rows.count("delete"), left(rows)) == (1, ["t2", "t3", "t4"])
+    assert stream.kinds().count("approval_request") == 1
+
+
+async def test_a_no_is_told_to_the_model_and_nothing_is_done(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    provider.script(DELETE, "I left it.")
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        key = await client.ask("delete the task about Ada")
+        await client.decide((await client.asked_for(key))["id"], False)
+        end = ending(await client.ended(key))
+    assert (end["finish"], end["mutations"], rows.count("delete")) == ("stop", [], 0)
+    assert told(provider.last) == [NO]
+
+
+async def test_an_approval_counts_once_and_one_that_is_unknown_not_at_all(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    hold = Hold("Gone.")
+    provider.script(DELETE, hold)
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        key = await client.ask("delete the task about Ada")
+        question = (await client.asked_for(key))["id"]
+        await client.decide(question, True)
+        await reached(hold.reached)
+        await client.decide(question, True)
+        await client.decide("never asked", True)
+        await client.until(lambda: len(client.errors) == 2)
+        hold.release()
+        ending(await client.ended(key))
+    assert {(error["code"], error["ref"]) for error in client.errors} == {
+        ("approval_over", question),
+        ("approval_over", "never asked"),
+    }
+    assert rows.count("delete") == 1
+
+
+async def test_the_same_call_made_again_is_asked_for_again(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    provider.script(DELETE, Call("delete_task", {"task_id": "t2"}), "Both gone.")
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        key = await client.ask("delete the task about Ada")
+        await client.decide((await client.asked_for(key))["id"], True)
+        second = await client.asked_for(key, 1)
+        assert second["summary"] == "Delete the task “Call Bob”"
+        await client.decide(second["id"], False)
+        end = ending(await client.ended(key))
+    assert left(rows) == ["t2", "t3", "t4"]
+    assert len(end["mutations"]) == 1
+
+
+async def test_another_user_cannot_decide(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    provider.script(DELETE, "I left it.")
+    stranger = await db.run(somebody)
+    async with (
+        chatting(chat_web, person, rows, capabilities=CAN_ASK) as client,
+        chatting(chat_web, stranger, capabilities=CAN_ASK) as other,
+    ):
+        key = await client.ask("delete the task about Ada")
+        question = (await client.asked_for(key))["id"]
+        await other.decide(question, True)
+        await other.until(lambda: bool(other.errors))
+        assert (rows.count("delete"), other.streams) == (0, {})
+        await client.decide(question, False)
+        ending(await client.ended(key))
+    assert other.errors[0]["code"] == "approval_over"
+    assert rows.count("delete") == 0
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "daphne"], ids=["same process", "another process"])
+async def test_any_device_of_the_user_is_asked_and_decides(
+    chat_web: str, stack: Stack, person: Person, provider: Provider, rows: Rows, server: str
+) -> None:
+    provider.script(DELETE, "Gone.")
+    elsewhere = stack.web(server, **model_of(provider))
+    async with (
+        chatting(chat_web, person, rows, capabilities=CAN_ASK) as client,
+        chatting(elsewhere, person, device_id="phone", capabilities=CAN_ASK) as phone,
+        chatting(elsewhere, person, device_id="old", capabilities=["dedupe"]) as old,
+    ):
+        key = await client.ask("delete the task about Ada")
+        question = await phone.asked_for(key)
+        await phone.decide(question["id"], True)
+        stream = await client.ended(key)
+        # The first answer counts, wherever the second one comes from.
+        await phone.decide(question["id"], False)
+        await client.decide(question["id"], False)
+        await phone.until(lambda: bool(phone.errors))
+        await client.until(lambda: bool(client.errors))
+    assert question == await client.asked_for(key)
+    assert len(ending(stream)["mutations"]) == 1
+    assert {phone.errors[0]["code"], client.errors[0]["code"]} == {"approval_over"}
+    assert (left(rows), phone.rows.calls, old.streams) == (["t2", "t3", "t4"], [], {})
+
+
+async def test_an_approval_ends_with_its_request(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    provider.script(DELETE)
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        key = await client.ask("delete the task about Ada")
+        question = (await client.asked_for(key))["id"]
+        await client.cancel(key)
+        assert ending(await client.ended(key))["finish"] == "cancelled"
+        await client.decide(question, True)
+        await client.until(lambda: bool(client.errors))
+    assert (client.errors[0]["code"], client.errors[0]["ref"]) == ("approval_over", question)
+    assert rows.count("delete") == 0
+
+
+async def test_an_open_approval_is_repeated_to_a_client_that_comes_back(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    provider.script(Say("One moment.", calls=[DELETE]), "Gone.")
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        key = await client.ask("delete the task about Ada")
+        question = await client.asked_for(key)
+        seen = client.streams[key].seq
+    again = [{"request_id": key, "after": seen}]
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK, streams=again) as client:
+        assert await client.asked_for(key) == question
+        await client.decide(question["id"], True)
+        stream = await client.ended(key)
+    assert (stream.text.strip(), rows.count("delete")) == ("Gone.", 1)
+
+
+async def test_an_approval_that_was_decided_is_not_repeated(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    hold = Hold("Gone.")
+    provider.script(DELETE, hold)
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        key = await client.ask("delete the task about Ada")
+        await client.decide((await client.asked_for(key))["id"], True)
+        await reached(hold.reached)
+    again = [{"request_id": key, "after": -1}]
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK, streams=again) as client:
+        await client.until(lambda: key in client.streams)
+        hold.release()
+        stream = await client.ended(key)
+    assert stream.text == "Gone."
+    assert "approval_request" not in stream.kinds()
+
+
+def done(*keys: str) -> list[Call]:
+    return [Call("update_task", {"task_id": key, "status": "done"}) for key in keys]
+
+
+async def test_three_updates_at_once_are_asked_for_together(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    provider.script(Say(calls=done("t1", "t2", "t3")), "All done.")
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        key = await client.ask("complete Ada, Bob and Cleo")
+        question = await client.asked_for(key)
+        assert rows.count("update") == 0
+        await client.decide(question["id"], True)
+        stream = await client.ended(key)
+    assert question["summary"] == "Update 3 tasks “Call Ada”, “Call Bob”, “Call Cleo”"
+    assert len(ending(stream)["mutations"]) == rows.count("update") == 3
+    assert stream.kinds().count("approval_request") == 1
+
+
+async def test_two_updates_are_not_asked_for_and_a_third_in_the_same_turn_is(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    provider.script(Say(calls=done("t1", "t2")), Say(calls=done("t3")), "Two are done.")
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        key = await client.ask("complete them one by one")
+        question = await client.asked_for(key)
+        assert rows.count("update") == 2
+        await client.decide(question["id"], False)
+        end = ending(await client.ended(key))
+    assert question["summary"] == "Update the task “Call Cleo”"
+    assert len(end["mutations"]) == 2
+    assert told(provider.last)[-1] == NO
+
+
+async def test_a_specialists_delete_is_asked_for_too(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    provider.script(
+        Call("task", {"agent": "tasks", "request": "delete t1"}), DELETE, "The user said no.", "I left it."
+    )
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        key = await client.ask("delete the task about Ada")
+        await client.decide((await client.asked_for(key))["id"], False)
+        ending(await client.ended(key))
+    assert rows.count("delete") == 0
+    assert told(provider.chats[2].body) == [NO]
+
+
+async def test_what_is_not_there_is_not_asked_for(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    provider.script(Call("delete_task", {"task_id": "t9"}), "It is not there.")
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        stream = await client.say("delete it")
+    assert "approval_request" not in stream.kinds()
+    assert (ending(stream)["mutations"], len(left(rows))) == ([], 4)
+    assert told(provider.last) == ["Failed: there is no task with the id t9."]
+
+
+async def test_what_fits_beside_it_is_done_with_a_delete_that_was_refused(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    provider.script(Say(calls=[DELETE, Call("create_task", {"title": "Call Eve"})]), "One of them.")
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        key = await client.ask("delete Ada and create Eve")
+        await client.decide((await client.asked_for(key))["id"], False)
+        end = ending(await client.ended(key))
+    assert [mutation["action"] for mutation in end["mutations"]] == ["insert"]
+    assert told(provider.last)[0] == NO
+
+
+# ── In words ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _wish(client: Client, provider: Provider) -> Stream:
+    """A turn that may not delete, and asks."""
+    provider.script(DELETE, "Shall I delete Call Ada?")
+    stream = await client.say("delete the task about Ada")
+    assert stream.text == "Shall I delete Call Ada?"
+    assert (ending(stream)["mutations"], client.rows.count("delete")) == ([], 0)
+    said = told(provider.last)[0]
+    assert said.startswith("Failed: not done: it needs the user's plain yes.")
+    assert "Delete the task “Call Ada”" in said
+    return stream
+
+
+async def test_without_the_capability_a_plain_yes_carries_out_the_same_call_once(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    async with chatting(chat_web, person, rows) as client:
+        place = conversation_of(await _wish(client, provider))
+        provider.script(DELETE, "Gone.")
+        end = ending(await client.say("Yes, please!", conversation_id=place))
+        assert [mutation["data"] for mutation in end["mutations"]] == [{"id": "t1"}]
+        tail = provider.chats[2].body["messages"][-2]["content"]
+        assert 'Delete the task “Call Ada”: delete_task {"task_id":"t1"}' in tail
+        rows.tables["tasks"].append({"id": "t1", "title": "Call Ada", "status": "todo"})
+        provider.script(DELETE, "Shall I delete Call Ada once more?")
+        end = ending(await client.say("yes", conversation_id=place))
+        assert (end["mutations"], rows.count("delete")) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    "call", [Call("delete_task", {"task_id": "t2"}), Call("delete_note", {"note_id": "t1"})]
+)
+async def test_a_yes_allows_no_other_call(
+    chat_web: str, person: Person, provider: Provider, rows: Rows, call: Call
+) -> None:
+    rows.tables["notes"] = [{"id": "t1", "title": "Minutes", "content": "x"}]
+    async with chatting(chat_web, person, rows) as client:
+        place = conversation_of(await _wish(client, provider))
+        provider.script(call, "That too?")
+        end = ending(await client.say("yes", conversation_id=place))
+    assert (end["mutations"], rows.count("delete")) == ([], 0)
+    assert told(provider.last)[0].startswith("Failed: not done: it needs the user's plain yes.")
+
+
+async def test_a_message_that_is_no_yes_drops_the_wish(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    async with chatting(chat_web, person, rows) as client:
+        place = conversation_of(await _wish(client, provider))
+        provider.script("Then not.")
+        await client.say("wait, what is it about?", conversation_id=place)
+        provider.script(DELETE, "Shall I?")
+        end = ending(await client.say("yes", conversation_id=place))
+    assert (end["mutations"], rows.count("delete")) == ([], 0)
+
+
+async def test_a_yes_in_another_conversation_allows_nothing(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    async with chatting(chat_web, person, rows) as client:
+        await _wish(client, provider)
+        provider.script(DELETE, "Shall I?")
+        end = ending(await client.say("yes"))
+    assert (end["mutations"], rows.count("delete")) == ([], 0)
+
+
+async def test_a_bulk_update_asks_in_words_and_one_yes_allows_all_of_it(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    async with chatting(chat_web, person, rows) as client:
+        provider.script(Say(calls=done("t1", "t2", "t3")), "Shall I complete all three?")
+        first = await client.say("complete Ada, Bob and Cleo")
+        assert (ending(first)["mutations"], rows.count("update")) == ([], 0)
+        provider.script(Say(calls=done("t1", "t2", "t3")), "Done.")
+        end = ending(await client.say("ok, do it", conversation_id=conversation_of(first)))
+    assert len(end["mutations"]) == rows.count("update") == 3
+
+
+async def test_protocol_1_asks_in_words(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    async with chatting(chat_web, person, rows, protocol=1) as client:
+        provider.script(DELETE, "Shall I delete Call Ada?")
+        first = await client.say("delete the task about Ada")
+        assert (first.kinds()[-1], rows.count("delete")) == ("stream_end", 0)
+        assert "approval_request" not in first.kinds()
+        provider.script(DELETE, "Gone.")
+        history = [
+            {"role": "user", "content": "delete the task about Ada"},
+            {"role": "assistant", "content": "Shall I delete Call Ada?"},
+        ]
+        second = await client.say("yes", conversation_history=history)
+    assert second.frames[-1]["mutations"] == [{"action": "delete", "table": "tasks", "data": {"id": "t1"}}]
+    assert rows.count("delete") == 1
+
+
+async def test_rest_asks_in_words(chat_web: str, person: Person, provider: Provider, rows: Rows) -> None:
+    def post(message: str) -> Frame:
+        with person.rest(chat_web) as rest:
+            answer: Frame = rest.post("/chat", json={"message": message}).json()
+            return answer
+
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        provider.script(DELETE, "Shall I delete Call Ada?")
+        first = await asyncio.to_thread(post, "delete the task about Ada")
+        assert (first["mutations"], rows.count("delete"), client.streams) == ([], 0, {})
+        provider.script(DELETE, "Gone.")
+        second = await asyncio.to_thread(post, "yes")
+    assert [mutation["data"] for mutation in second["mutations"]] == [{"id": "t1"}]
+    assert rows.count("delete") == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "yes",
+        "Yes.",
+        "YES!",
+        "yes please",
+        "Yes, please.",
+        "yep",
+        "ok",
+        "okay, do it",
+        "sure",
+        "go ahead",
+        "please do",
+        "yes, delete it",
+        "confirm",
+        "ja",
+        "Ja, bitte",
+        "oui",
+        "sí",
+        "si, por favor",
+        "va bene",
+        "d'accord",
+        "はい",
+        "是的",
+        "да",
+        "yes yes",
+        "y",
+    ],
+)
+def test_a_plain_yes(message: str) -> None:
+    assert is_yes(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "no",
+        "not yet",
+        "yes?",
+        "yes, but not that one",
+        "yes and also delete the others",
+        "okay, and what else is there?",
+        "nope",
+        "don't",
+        "delete the other one",
+        "ok no",
+        "nein",
+        "non",
+        "I said yes to something else",
+        "yesterday",
+        "tak",
+        "hai",
+        "sure?",
+        "no, go ahead with the list",
+        "do it tomorrow",
+        "yes to the first",
+        "is it ok",
+        "👍👎",
+        " ",
+        ".",
+        "the document says: yes",
+    ],
+)
+def test_what_is_no_plain_yes(message: str) -> None:
+    assert not is_yes(message)
+
+
+def test_a_long_message_is_judged_at_once() -> None:
+    assert not is_yes("yes " * 20_000 + "no")
+    assert not is_yes("si" * 40_000 + "x")

@@ -1,0 +1,277 @@
+"""The stream log in Redis: what was written in whatever way reads back in order, and only where it belongs."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.conf import settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from adiuva import db
+from adiuva.accounts.keys import cipher_for
+from adiuva.crypto import UserCipher
+from adiuva.devices.protocol import ApprovalRequest, StreamEnd, dump, parse_server
+from chat import log as stream_log
+from chat.log import Recorder, Recording
+from chat.stream import Stream
+from tests.people import somebody
+
+pytestmark = pytest.mark.usefixtures("committed_db")
+
+HEAD = {"message": "What is new?"}
+CANARY = "zzyzx-4711"
+
+
+@dataclass
+class Turn:
+    """What a turn says, on its way into the log of some user."""
+
+    user_id: uuid.UUID
+    cipher: UserCipher
+    stream: Stream
+    recording: Recording
+    saved: asyncio.Event
+
+    async def read(self, **other: Any) -> stream_log.Replay | None:
+        given = {"user_id": self.user_id, "request_id": self.stream.request_id, "cipher": self.cipher}
+        return await stream_log.read(**given | other)
+
+    def said(self) -> list[str]:
+        return [entry.text for entry in self.stream.entries if not isinstance(entry.frame, ApprovalRequest)]
+
+    def end(self) -> None:
+        self.stream.end(StreamEnd(request_id=self.stream.request_id, finish="stop"))
+
+
+async def a_turn(user_id: uuid.UUID | None = None, request_id: str | None = None) -> Turn:
+    user_id = user_id or (await db.run(somebody)).id
+    cipher, saved = await db.run(cipher_for, user_id), asyncio.Event()
+    stream = Stream(request_id or uuid.uuid4().hex)
+    recording = Recording(stream, user_id=user_id, cipher=cipher, head=HEAD, saved=saved.set)
+    return Turn(user_id, cipher, stream, recording, saved)
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[Redis]:
+    async with Redis.from_url(settings.REDIS_URL) as connection:
+        yield connection
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 4),  # frames that the turn adds
+        st.booleans(),  # and whether it asks for an approval
+        # What becomes of the attempt to write them.
+        st.sampled_from(
+            ["written", "written", "answer lost", "not sent", "none", "forgotten", "ended elsewhere"]
+        ),
+    ),
+    max_size=12,
+)
+
+
+@hypothesis_settings(max_examples=200)
+@given(steps=STEPS)
+async def test_what_was_written_twice_in_part_or_anew_reads_back_in_order(
+    steps: list[tuple[int, bool, str]],
+) -> None:
+    user_id = await _somebody()
+    turn = await a_turn(user_id)
+    key, recording = turn.recording.key, turn.recording
+    over: str | None = None
+
+    async with Redis.from_url(settings.REDIS_URL) as redis:
+
+        async def write(fate: str) -> None:
+            if (part := recording.part()) is None or fate in {"not sent", "none"}:
+                return
+            parts = await redis.rpush(key, part.sealed)
+            if fate == "answer lost":
+                recording.begin_anew()
+            else:
+                recording.wrote(part, parts=parts)
+
+        turn.stream.start(None)
+        for place, (frames, asks, fate) in enumerate(steps):
+            for number in range(frames):
+                turn.stream.write(f"{place}.{number} ")
+            if asks:
+                turn.stream.ask(_approval(turn))
+            if fate == "forgotten":
+                await redis.delete(key)
+            if fate == "ended elsewhere" and over is None and (kept := await turn.read()):
+                over = dump(StreamEnd(request_id=turn.stream.request_id, finish="error", code="turn_lost"))
+                await stream_log.append(
+                    user_id=user_id,
+                    request_id=turn.stream.request_id,
+                    cipher=turn.cipher,
+                    frames=len(kept.frames),
+                    frame=over,
+                )
+            await write(fate)
+            kept = await turn.read()
+            if kept is not None and kept.frames[-1] != over:
+                assert kept.frames == turn.said()[: len(kept.frames)]
+        turn.end()
+        while not recording.is_whole:
+            await write("written")
+        kept = await turn.read()
+        assert kept is not None
+        assert kept.head == HEAD
+        if over in kept.frames:  # the process was only thought dead: what it says after that does not count
+            assert kept.frames == [*turn.said()[: len(kept.frames) - 1], over]
+        else:
+            assert kept.frames == turn.said()
+
+
+_users: list[uuid.UUID] = []
+
+
+async def _somebody() -> uuid.UUID:
+    if not _users:
+        _users.append((await db.run(somebody)).id)
+    return _users[0]
+
+
+def _approval(turn: Turn) -> ApprovalRequest:
+    return ApprovalRequest(
+        id=uuid.uuid4().hex,
+        request_id=turn.stream.request_id,
+        action="delete",
+        table="tasks",
+        summary=f"Delete {CANARY}",
+        expires_at=0,
+    )
+
+
+async def test_a_recorder_writes_many_turns_and_says_when_each_is_whole(redis: Redis) -> None:
+    recorder = stream_log.recorder()
+    turns = [await a_turn() for _ in range(5)]
+    for turn in turns:
+        recorder.add(turn.recording)
+        turn.stream.start(None)
+        turn.stream.write(f"{CANARY} of {turn.user_id}")
+    await stored(redis, *turns)
+    assert not any(turn.saved.is_set() for turn in turns)
+    for turn in turns:
+        turn.stream.write("more")
+        turn.end()
+    recorder.hurry()
+    for turn in turns:
+        async with asyncio.timeout(10):
+            await turn.saved.wait()
+        kept = await turn.read()
+        assert kept is not None
+        assert kept.frames == turn.said()
+        assert [parse_server(text).type for text in kept.frames][-1] == "stream_end"
+        assert 590 < await redis.ttl(turn.recording.key) <= stream_log.KEPT_S
+
+
+async def stored(redis: Redis, *turns: Turn) -> None:
+    """Until the log has something of each."""
+    async with asyncio.timeout(10):
+        while not all([await redis.exists(turn.recording.key) for turn in turns]):
+            await asyncio.sleep(0.02)
+
+
+async def test_a_log_that_redis_forgets_in_mid_turn_is_written_again_from_the_beginning(redis: Redis) -> None:
+    turn = await a_turn()
+    stream_log.recorder().add(turn.recording)
+    turn.stream.start(None)
+    turn.stream.write("said early, ")
+    await stored(redis, turn)
+    await redis.delete(turn.recording.key)
+    turn.stream.write("said late")
+    turn.end()
+    stream_log.recorder().hurry()
+    async with asyncio.timeout(10):
+        await turn.saved.wait()
+    kept = await turn.read()
+    assert kept is not None
+    assert kept.frames == turn.said()
+    assert kept.head == HEAD
+
+
+async def test_nothing_in_redis_can_be_read_without_the_users_key(redis: Redis) -> None:
+    turn = await a_turn(request_id=f"request about {CANARY}")
+    stream_log.recorder().add(turn.recording)
+    turn.recording.head["message"] = CANARY
+    turn.stream.start(None)
+    turn.stream.write(CANARY)
+    turn.stream.status(CANARY)
+    turn.stream.ask(_approval(turn))
+    turn.end()
+    stream_log.recorder().hurry()
+    await turn.saved.wait()
+    assert CANARY.encode() not in await everything(redis)
+    turn.recording.head["message"] = "What is new?"
+
+
+async def everything(redis: Redis) -> bytes:
+    """All keys and values, as Redis keeps them."""
+    found = []
+    async for key in redis.scan_iter():
+        match await redis.type(key):
+            case b"string":
+                found += [key, await redis.get(key)]
+            case b"list":
+                found += [key, *await redis.lrange(key, 0, -1)]
+            case b"hash":
+                found += [key, *[part for pair in (await redis.hgetall(key)).items() for part in pair]]
+            case b"set":
+                found += [key, *await redis.smembers(key)]
+            case b"zset":
+                found += [key, *await redis.zrange(key, 0, -1)]
+            case kind:
+                raise AssertionError(f"what is a {kind!r}?")
+    return b"\n".join(found)
+
+
+async def test_a_part_that_was_moved_to_another_users_or_requests_log_does_not_open(redis: Redis) -> None:
+    mine, same_user, other = await a_turn(), await a_turn(), await a_turn()
+    same_user.user_id, same_user.cipher = mine.user_id, mine.cipher
+    moved = Recording(
+        same_user.stream, user_id=mine.user_id, cipher=mine.cipher, head=HEAD, saved=same_user.saved.set
+    )
+    mine.stream.start(None)
+    mine.stream.write("mine")
+    part = mine.recording.part()
+    assert part is not None
+    for target in (mine.recording, moved, other.recording):
+        await redis.rpush(target.key, part.sealed)
+    assert await mine.read() is not None
+    assert await same_user.read() is None
+    assert await other.read() is None
+    # Nor does it under the other's request id in the one's name, nor at another place of the same log.
+    assert await mine.read(cipher=other.cipher) is None
+    await redis.delete(mine.recording.key)
+    await redis.rpush(mine.recording.key, part.sealed, (2).to_bytes(4, "big") + part.sealed[4:])
+    kept = await mine.read()
+    assert kept is not None
+    assert kept.frames == mine.said()
+
+
+async def test_a_turn_is_let_go_when_redis_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "REDIS_URL", "redis://127.0.0.1:9/0")
+    monkeypatch.setattr(stream_log, "_EVERY_S", 0.001)
+    recorder, turn = Recorder(), await a_turn()
+    recorder.add(turn.recording)
+    turn.stream.start(None)
+    turn.end()
+    async with asyncio.timeout(30):
+        await turn.saved.wait()
+
+
+async def test_a_log_without_redis_raises_what_its_readers_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = await a_turn()
+    monkeypatch.setattr(stream_log.recorder(), "redis", Redis.from_url("redis://127.0.0.1:9/0"))
+    with pytest.raises(ConnectionError):
+        await turn.read()
