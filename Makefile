@@ -45,6 +45,7 @@ bench: $(FOR_TEST)  ## measure, each bench beside what it compares with
 lock: $(BIN)/uv  ## pin the newest versions that requirements*.in allow
 	$(LOCK) requirements.in -o requirements.txt
 	$(LOCK) requirements-dev.in -o requirements-dev.txt
+	$(LOCK) bench/chat/requirements.in -o bench/chat/requirements.txt
 
 clean:  ## remove .venv and caches; the data in .state stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -226,7 +226,8 @@ EMBEDDING_MODEL = {
     "api_key": env.text("ADIUVA_EMBEDDING_MODEL_API_KEY"),
 }
 MODEL_TIMEOUT_S = env.number("ADIUVA_MODEL_TIMEOUT_S", 120.0)
-MODEL_CONCURRENCY = env.integer("ADIUVA_MODEL_CONCURRENCY", 24, least=1)
+MODEL_CONCURRENCY = env.integer("ADIUVA_MODEL_CONCURRENCY", 24, least=1)  # whole answers, for runs
+MODEL_STREAMS = env.integer("ADIUVA_MODEL_STREAMS", 256, least=1)  # streamed ones, for chats
 
 # ── Device socket: seconds, bytes and counts of the protocol ────────────────────────────────────────────
 SOCKET = {
@@ -237,13 +238,15 @@ SOCKET = {
     "max_inflight": 8,
 }
 
-# ── Agent runs: seconds ─────────────────────────────────────────────────────────────────────────────────
+# ── Agent runs ──────────────────────────────────────────────────────────────────────────────────────────
 RUNS: dict[str, Any] = {
     "lease_s": env.number("ADIUVA_RUN_LEASE_S", 60.0),  # after which a worker that says nothing is thought dead
+    "spill_bytes": env.integer("ADIUVA_RUN_SPILL_MB", 512, least=1) * 1024 * 1024,  # of frames that wait in a file
     "idle_s": env.number("ADIUVA_RUN_IDLE_S", 120.0),  # of a device that is connected and sends nothing
     "retries": env.integer("ADIUVA_RUN_RETRIES", 5, least=0),  # after faults that pass, a run
     "retry_s": env.number("ADIUVA_RUN_RETRY_S", 30.0),  # at most before the first; it doubles each time
     "longest_retry_s": env.number("ADIUVA_RUN_LONGEST_RETRY_S", 900.0),
+    "deadly": env.integer("ADIUVA_RUN_DEADLY", 3, least=2),  # workers that a source killed: it is set aside
 }
 
 # ── Chat ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,9 @@ from __future__ import annotations
 import base64
 import os
 import secrets
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,11 +37,21 @@ class Ground:
 
     def web(self, **env: str) -> str:
         """Start a web process; returns its base URL."""
+        return self.web_process(**env)[0]
+
+    def web_process(self, module: str = "adiuva.server", **env: str) -> tuple[str, Child]:
         port = free_port()
         base = f"http://127.0.0.1:{port}"
-        child = self.run(f"web-{port}", "-m", "adiuva.server", ADIUVA_PORT=str(port), **env)
+        child = self.run(f"web-{port}", "-m", module, ADIUVA_PORT=str(port), **env)
         child.wait_until(lambda: is_up(base), within_s=60, every_s=0.1)
-        return base
+        return base, child
+
+    def model(self) -> str:
+        """Start the model of the chat's benches; returns its API base."""
+        port = free_port()
+        child = self.run(f"model-{port}", "-m", "bench.chat.provider", str(port))
+        child.wait_until(lambda: listens(port), within_s=30)
+        return f"http://127.0.0.1:{port}/v1"
 
     def run(self, name: str, *arguments: str, **env: str) -> Child:
         child = Child(name, python(*arguments), self.folder / f"{name}.log", env=os.environ | env, cwd=ROOT)
@@ -84,6 +96,32 @@ def ground() -> Iterator[Ground]:
         finally:
             sys.stdout = shown
         yield Ground(folder, ends)
+
+
+def stock_python() -> str:
+    """The Python of the stock stack that the chat's benches compare with, installed when it is first wanted."""
+    place, wanted = ROOT / ".venv" / "stock", ROOT / "bench" / "chat" / "requirements.txt"
+    found, done = place / "bin" / "python", place / ".installed"
+    if not done.exists() or done.stat().st_mtime < wanted.stat().st_mtime:
+        print("Installing the stock stack into .venv/stock ...", flush=True)
+        uv, env = str(Path(sys.executable).with_name("uv")), os.environ | {"UV_PYTHON_DOWNLOADS": "never"}
+        subprocess.run(
+            [uv, "venv", "--quiet", "--clear", "--python", sys.executable, place], env=env, check=True
+        )
+        subprocess.run([uv, "pip", "sync", "--quiet", "--python", found, wanted], env=env, check=True)
+        done.touch()
+    return str(found)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def cpu_s(child: Child) -> float:
+    """The CPU that a process has used so far, user's and system's, all of its threads."""
+    fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -1,37 +1,43 @@
 """Nothing is deleted, and not much is changed at once, without the user's yes.
 
 A device with the `approval` capability is asked (approval_request); an approval counts once, for exactly the arguments
-it was asked for, until its request ends. For others the assistant asks in words: what it wanted to do is kept for a
-while, and a plain yes in the next message allows exactly that.
+it was asked for, until its request ends. For others the question stands in words at the end of the answer, in our words
+and not the model's, which may have been talked into asking something else; what it is about is kept for a while, and a
+plain yes in the next message of the same chat allows exactly that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, cast
 
 import orjson
 from langchain_core.tools import ToolException
 from redis.exceptions import RedisError
 
 from adiuva.crypto import SealBroken, UserCipher
-from adiuva.devices.protocol import ApprovalRequest
+from adiuva.devices.protocol import ApprovalRequest, TableName, ToolResultBody
 from adiuva.observability import log
-from chat.desk import NOUNS, Desk
+from chat.desk import NOUNS, Desk, is_key, one_line, tool_call
 from chat.log import recorder
 from chat.loop import Call
 
 BULK: Final = 3  # updates in a turn, from which on they are asked for
+_AT_ONCE: Final = 25  # rows that one question is about, all of them named
 _KEPT_S: Final = 900
-_NAMED: Final = 5  # rows that a question calls by name
+_COPY_CHARS: Final = 16
+_VALUE_CHARS: Final = 60  # of a new value, in a question
+_SURVIVES: Final = 0.5  # of an old text's lines; an update that keeps fewer destroys it
+_TEXTS: Final = {"content": "content", "description": "description", "summary": "aiSummary"}
 _ASK: Final = (
-    "not done: it needs the user's plain yes. Tell the user exactly what would be done ({what}) and ask. If the next "
-    "message is a yes, call this again with the same arguments"
+    "not done: it needs the user's plain yes ({what}). The user is asked at the end of your answer: do not ask as "
+    "well, and do not call it again in this turn"
 )
 _NO: Final = "the user said no. Do not try it again, nor in another way"
 # "tak" and "hai" are left out: a yes in one language, a no, thanks or hello in another.
@@ -50,6 +56,14 @@ def is_yes(message: str) -> bool:
     return _YES.fullmatch(message.strip(" \t\n.,!")) is not None
 
 
+def question(wishes: Sequence[Wish]) -> str:
+    """What the user is asked at the end of an answer."""
+    if len(wishes) == 1:
+        return f"**{wishes[0].summary}?** Answer yes, and it will be done."
+    listed = "\n".join(f"- {wish.summary}" for wish in wishes)
+    return f"**Answer yes, and this will be done:**\n{listed}"
+
+
 @dataclass(frozen=True)
 class Wish:
     """A call that waits for a yes in words."""
@@ -61,6 +75,13 @@ class Wish:
     def __str__(self) -> str:
         """For the prompt of the turn that carries it out."""
         return f"{self.summary}: {self.tool} {orjson.dumps(self.arguments).decode()}"
+
+
+class Question(NamedTuple):
+    """A call that needs a yes, and what the row is called that it is about."""
+
+    call: Call
+    title: str
 
 
 @dataclass
@@ -81,27 +102,66 @@ class Approvals:
 
     async def allow(self, calls: Sequence[Call]) -> dict[str, str]:
         """Why a call may not be carried out, by its id. Waits for the user where a device can ask."""
+        self._updates += sum(call.action == "update" for call in calls)
+        asked = [
+            call
+            for call in calls
+            if call.action == "delete" or (call.action == "update" and self._may_ask(call))
+        ]
+        if not asked:
+            return {}
         refused: dict[str, str] = {}
-        for (action, table), group in self._asked_for(calls).items():
-            names: dict[str, str] = {}
-            for call in group:
-                try:
-                    name = await self.desk.title(table, str(call.arguments.get(call.key)))
-                except ToolException as failure:
-                    refused[call.id] = str(failure)
-                    continue
-                if name is not None:  # else there is no such row, as the tool will say
-                    names[call.id] = name
-            group = [call for call in group if call.id in names]
-            if self.ask is not None and group:
-                if not await self._approved(action, table, _summary(action, table, list(names.values()))):
-                    refused |= dict.fromkeys(names, _NO)
-            else:
-                for call in group:
-                    if not self._take_grant(call):
-                        summary = _summary(action, table, [names[call.id]])
-                        self.wishes.append(Wish(call.tool.name, call.arguments, summary))
-                        refused[call.id] = _ASK.format(what=summary)
+        groups: dict[tuple[str, str], list[Question]] = defaultdict(list)
+        for call, row in zip(asked, await self._rows(asked), strict=True):
+            if isinstance(row, ToolException):
+                refused[call.id] = str(row).removeprefix("Failed: ").rstrip(".")
+            elif row is not None and self._must_ask(
+                call, row
+            ):  # a row that is not there the tool will tell of
+                groups[call.action, call.table].append(Question(call, self.desk.seen[row["id"]]))
+        for (action, table), group in groups.items():
+            for start in range(0, len(group), _AT_ONCE):
+                some = group[start : start + _AT_ONCE]
+                if self.ask is None:
+                    refused |= self._ask_in_words(action, table, some)
+                elif not await self._approved(action, table, _summary(action, table, some)):
+                    refused |= {question.call.id: _NO for question in some}
+        return refused
+
+    def _may_ask(self, call: Call) -> bool:
+        return self._updates >= BULK or any(call.arguments.get(name) for name in _TEXTS)
+
+    def _must_ask(self, call: Call, row: dict[str, Any]) -> bool:
+        if call.action == "delete" or self._updates >= BULK:
+            return True
+        return any(
+            _destroys(row.get(column), call.arguments[name])
+            for name, column in _TEXTS.items()
+            if call.arguments.get(name)
+        )
+
+    async def _rows(self, calls: Sequence[Call]) -> list[dict[str, Any] | ToolException | None]:
+        """The row that each call is about, in one round trip."""
+        keys = [call.arguments.get(call.key) for call in calls]
+        wanted = [
+            tool_call("get", cast(TableName, call.table), data={"id": key})
+            for call, key in zip(calls, keys, strict=True)
+            if is_key(key)
+        ]
+        found = iter(await self.desk.calls(wanted) if wanted else [])
+        rows: list[dict[str, Any] | ToolException | None] = []
+        for key in keys:
+            outcome = next(found) if is_key(key) else None
+            rows.append(outcome.row if isinstance(outcome, ToolResultBody) else outcome)
+        return rows
+
+    def _ask_in_words(self, action: str, table: str, questions: Sequence[Question]) -> dict[str, str]:
+        refused = {}
+        for question in questions:
+            if not self._take_grant(question.call):
+                summary = _summary(action, table, [question])
+                self.wishes.append(Wish(question.call.tool.name, question.call.arguments, summary))
+                refused[question.call.id] = _ASK.format(what=summary)
         return refused
 
     def decide(self, key: str, approved: bool) -> bool:
@@ -111,16 +171,6 @@ class Approvals:
             return False
         future.set_result(approved)
         return True
-
-    def _asked_for(self, calls: Sequence[Call]) -> dict[tuple[str, str], list[Call]]:
-        """The calls that need a yes, in groups that are asked for together."""
-        groups: dict[tuple[str, str], list[Call]] = defaultdict(list)
-        updates = [call for call in calls if call.action == "update"]
-        self._updates += len(updates)
-        for call in calls:
-            if call.action == "delete" or (call.action == "update" and self._updates >= BULK):
-                groups[call.action, call.table].append(call)
-        return groups
 
     async def _approved(self, action: str, table: str, summary: str) -> bool:
         assert self.ask is not None
@@ -154,38 +204,83 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _summary(action: str, table: str, names: Sequence[str]) -> str:
+def _summary(action: str, table: str, questions: Sequence[Question]) -> str:
+    """What would be done, with every row by its name, and of an update what it sets."""
     one, many = NOUNS[table]
-    named = ", ".join(f"“{name}”" for name in names[:_NAMED])
-    left = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    noun = one if len(names) == 1 else f"{len(names)} {many}"
-    return f"{action.capitalize()} {'the ' if len(names) == 1 else ''}{noun} {named}{left}"
+    noun = f"the {one}" if len(questions) == 1 else f"{len(questions)} {many}:"
+    changes = [_changes(question.call) if action == "update" else "" for question in questions]
+    alike = len(set(changes)) == 1
+    named = ", ".join(
+        f"“{question.title}”" + ("" if alike or not change else f" ({change})")
+        for question, change in zip(questions, changes, strict=True)
+    )
+    return f"{action.capitalize()} {noun} {named}" + (f": {changes[0]}" if alike and changes[0] else "")
+
+
+def _changes(call: Call) -> str:
+    given = {name: value for name, value in _given(call.arguments).items() if name != call.key}
+    return ", ".join(f"{name.replace('_', ' ')} → {_short(value)}" for name, value in given.items())
+
+
+def _short(value: Any) -> str:
+    text = one_line(value if isinstance(value, str) else orjson.dumps(value).decode(), _VALUE_CHARS)
+    return f"“{text}”" if isinstance(value, str) else text
+
+
+def _destroys(old: object, new: object) -> bool:
+    """Whether most of a text would be gone."""
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    lines = [line for line in map(_words, old.splitlines()) if line]
+    left = _words(new)
+    kept = sum(len(line) for line in lines if line in left)
+    return kept < _SURVIVES * sum(map(len, lines))
+
+
+def _words(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 # ── Wishes in words, between two messages ───────────────────────────────────────────────────────────────
 
 
-async def keep(*, user_id: uuid.UUID, where: str, cipher: UserCipher, wishes: Sequence[Wish]) -> None:
-    """Keep what waits for a yes. `where`: the conversation, or else the device, that the next message comes from."""
+async def keep(
+    *, user_id: uuid.UUID, where: str, cipher: UserCipher, wishes: Sequence[Wish], answer: str
+) -> bool:
+    """Keep what waits for a yes. `where` names the chat; `answer` is what the user was shown with the question."""
     key = _key(user_id, where)
-    body = orjson.dumps([[wish.tool, wish.arguments, wish.summary] for wish in wishes]).decode()
+    body = [answer, [[wish.tool, wish.arguments, wish.summary] for wish in wishes]]
     try:
-        await recorder().redis.set(key, cipher.seal(body, "wishes", key, ""), ex=_KEPT_S)
+        sealed = cipher.seal(orjson.dumps(body).decode(), "wishes", key, "")
+        await recorder().redis.set(key, sealed, ex=_KEPT_S)
     except (RedisError, OSError) as error:
         log.warning("chat.wishes_not_kept", error=type(error).__name__)  # the user is asked once more
+        return False
+    return True
 
 
-async def take(*, user_id: uuid.UUID, where: str, cipher: UserCipher) -> list[Wish]:
-    """What was kept, once: also a message that is no yes lets it go."""
+async def take(*, user_id: uuid.UUID, where: str, cipher: UserCipher, answer: str | None) -> list[Wish]:
+    """What was kept, once: a message that is no yes lets it go as well. `answer` is the last that the client says it
+    was given, None where it does not say: a yes to another answer is no yes to this question."""
     key = _key(user_id, where)
     try:
         sealed: bytes | None = await recorder().redis.getdel(key)
-        kept = orjson.loads(cipher.unseal(sealed, "wishes", key, "")) if sealed else []
+        if sealed is None:
+            return []
+        shown, kept = orjson.loads(cipher.unseal(sealed, "wishes", key, ""))
     except (RedisError, OSError, SealBroken) as error:
         log.warning("chat.wishes_not_read", error=type(error).__name__)
+        return []
+    if answer is not None and not _is_of(answer, shown):
         return []
     return [Wish(*wish) for wish in kept]
 
 
+def _is_of(answer: str, shown: str) -> bool:
+    """Whether a client's copy of an answer is of this one; some keep only a part of it."""
+    copy, whole = " ".join(answer.split()), " ".join(shown.split())
+    return copy == whole or (len(copy) >= _COPY_CHARS and copy in whole)
+
+
 def _key(user_id: uuid.UUID, where: str) -> str:
-    return f"adiuva:wishes:{user_id}:{where}"
+    return f"adiuva:wishes:{user_id}:{hashlib.sha256(where.encode()).hexdigest()[:32]}"

@@ -93,8 +93,9 @@ SELECT asker.timezone, asker.locale, claimed.id FROM asker LEFT JOIN claimed ON 
 _NEXT = """
 WITH owner AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE)
 UPDATE chat_conversation AS place SET message_count = message_count + 1, updated_at = now(),
-    title = COALESCE(title, %(title)s), summary = COALESCE(%(summary)s, summary),
-    summary_upto = GREATEST(summary_upto, %(upto)s)
+    title = COALESCE(title, %(title)s),
+    summary = CASE WHEN %(upto)s > place.summary_upto THEN %(summary)s ELSE place.summary END,
+    summary_upto = GREATEST(place.summary_upto, %(upto)s)
 FROM owner WHERE place.id = %(id)s AND place.user_id = owner.id
 RETURNING message_count, title, summary, place.summary_upto
 """

@@ -20,7 +20,7 @@ from chat.loop import Work
 from chat.prompts import fence, head
 
 _KEPT_S: Final = 3600
-_LEAST: Final = 4  # messages that stay as they were said
+_LEAST: Final = 4  # messages that stay as they were said, if they fit at all
 _PIECE_CHARS: Final = 60_000  # that a summary is made of at once
 
 
@@ -41,7 +41,7 @@ class Fitted:
 
 
 def needs_summary(begun: Begun) -> bool:
-    return _chars(begun.history) > settings.CHAT["history_chars"] and len(begun.history) > _LEAST
+    return _chars(begun.history) > settings.CHAT["history_chars"] and len(begun.history) > 1
 
 
 async def fit(*, user_id: uuid.UUID, begun: Begun, work: Work) -> Fitted:
@@ -55,7 +55,8 @@ async def fit(*, user_id: uuid.UUID, begun: Begun, work: Work) -> Fitted:
     rest = said[known:]
     cut = 0
     if _chars(rest) > settings.CHAT["history_chars"]:
-        while len(rest) - cut > _LEAST and _chars(rest[cut:]) > settings.CHAT["history_chars"] // 2:
+        most = settings.CHAT["history_chars"]
+        while len(rest) - cut > 1 and _chars(rest[cut:]) > (most // 2 if len(rest) - cut > _LEAST else most):
             cut += 1
     if cut:
         summary = await _summarise(rest[:cut], summary, work)
@@ -106,7 +107,7 @@ def _keys(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said]) -> list[
 
 async def _recall(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said]) -> tuple[int, str]:
     """How many messages are summarised already, and how."""
-    keys = _keys(user_id, cipher, said[: len(said) - _LEAST])
+    keys = _keys(user_id, cipher, said[:-1])
     try:
         found = await recorder().redis.mget(keys)
         for place in range(len(keys) - 1, -1, -1):

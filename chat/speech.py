@@ -24,7 +24,6 @@ from chat.stream import Stream
 log = structlog.get_logger("adiuva.chat")
 
 _MAX_CHARS: Final = 200_000
-_SECRET_CHARS: Final = 16  # ids shorter than this may be ordinary words
 
 # What a request about the whole workspace is about, where its answer begins before any tool was used.
 _WORDS: Final[tuple[tuple[re.Pattern[str], Domain], ...]] = (
@@ -33,6 +32,8 @@ _WORDS: Final[tuple[tuple[re.Pattern[str], Domain], ...]] = (
     (re.compile(r"\b(?:projects?|clients?|projekt\w*|progett\w*|client[ei])\b", re.IGNORECASE), "projects"),
 )
 _TAG = re.compile(r"<(task|project|note|timeline)>\[([^\]<>]*)\]</\1>")
+_ID = re.compile(r"\[id ([^\]\s]+)\]")
+_OPAQUE = re.compile(r"[0-9A-Fa-f-]{16,}")  # else a client's request id, which may be ordinary words
 _IDENTIFIER = re.compile(r"\w*_\w*")
 
 
@@ -63,20 +64,22 @@ class Speech:
         """What the user was shown so far."""
         return "".join(self._texts)
 
-    def listen_to(self, desk: Desk) -> None:
-        """What the desk reads from now on is the user's own, and its ids may be shown in tags."""
+    def listen_to(self, desk: Desk, summary: str = "") -> None:
+        """What the desk reads from now on is the user's own, and its ids may be shown in tags, as those may that this
+        conversation has shown before, in `summary` too."""
         asked, begun = self._asked, self._begun
         self._desk = desk
         earlier: dict[str, str] = {}
-        for said in begun.history:
-            for _, ids in _TAG.findall(said.text):
+        earlier |= dict.fromkeys(_ID.findall(summary), "")
+        for text in (summary, *(said.text for said in begun.history)):
+            for _, ids in _TAG.findall(text):
                 earlier |= dict.fromkeys((key.strip(" \"'") for key in ids.split(",")), "")
-            earlier |= {str(mutation.data.get("id")): "" for mutation in said.mutations}
+        earlier |= {str(mutation.data.get("id")): "" for said in begun.history for mutation in said.mutations}
         self._known = ChainMap(desk.seen, earlier)
         texts = (asked.message, asked.context, *(said.text for said in begun.history))
         self._own_words = {word for text in texts for word in _IDENTIFIER.findall(text)}
         secrets = (asked.user_id, asked.device, begun.conversation_id, begun.turn_id, asked.request_id)
-        self._private = {str(secret) for secret in secrets if secret and len(str(secret)) >= _SECRET_CHARS}
+        self._private = {str(secret) for secret in secrets if secret and _OPAQUE.fullmatch(str(secret))}
         self._private |= {secret.hex for secret in secrets if isinstance(secret, uuid.UUID)}
 
     def _is_own(self, word: str) -> bool:
@@ -110,6 +113,11 @@ class Speech:
         self._between = bool(self._texts)
         if sanitizer.removed:
             log.info("chat.text_withheld", turn=str(self._begun.turn_id), **sanitizer.removed)
+
+    def add(self, text: str) -> None:
+        """Words of ours, as a paragraph after the model's."""
+        self._between = bool(self._texts)
+        self._show(text)
 
     def _show(self, text: str) -> None:
         if not text:

@@ -7,7 +7,6 @@ and a limit on model calls, and ends in exactly one stream_end.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
 from collections import deque
@@ -21,6 +20,7 @@ from zoneinfo import ZoneInfo
 import orjson
 import structlog
 from django.conf import settings
+from django.db import Error as DatabaseError
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.tools import ToolException
 
@@ -28,7 +28,6 @@ from adiuva import db, llm
 from adiuva.accounts.keys import NoSuchUser
 from adiuva.devices.link import DeviceLink
 from adiuva.devices.protocol import (
-    MAX_FRAME_BYTES,
     ApprovalRequest,
     Domain,
     HistoryMessage,
@@ -36,12 +35,11 @@ from adiuva.devices.protocol import (
     StreamEnd,
     TableName,
     Usage,
-    dump,
 )
 from adiuva.errors import AdiuvaError
 from chat import approvals, conversations, history
 from chat.approvals import Approvals, Wish
-from chat.asked import Asked
+from chat.asked import MAX_MESSAGE_CHARS, Asked
 from chat.assistants import SUPERVISORS
 from chat.conversations import Begun
 from chat.desk import Desk
@@ -58,6 +56,9 @@ log = structlog.get_logger("adiuva.chat")
 
 Finish = Literal["stop", "cancelled", "error", "limit"]
 _MAX_SCOPE_CHARS: Final = 20_000
+_KEEP_TRIES: Final = 120
+_KEEP_AGAIN_S: Final = 5.0
+_MAX_STEERS: Final = 16  # that the model has not heard yet; together they are as long as one message may be
 _MAX_CHANGED: Final = 20  # earlier changes that the prompt names
 
 _TABLES: Final[dict[str, TableName]] = {
@@ -74,6 +75,13 @@ _DOMAINS: Final[dict[str, Domain]] = {
     "notes": "notes",
     "timelines": "timelines",
 }
+
+
+class TooManySteers(AdiuvaError):
+    code, status = "too_many_requests", 429
+
+    def __init__(self) -> None:
+        super().__init__("the assistant has yet to hear what was said before")
 
 
 class Turn:
@@ -93,11 +101,15 @@ class Turn:
         self.usage = Usage()
         self._announce = announce
         self._approvals: Approvals | None = None
-        self._steers: deque[tuple[str, asyncio.Future[bool]]] = deque()
+        self._steers: deque[tuple[str, asyncio.Future[bool]]] = deque()  # not told to the model yet
+        self._telling: list[
+            tuple[str, asyncio.Future[bool]]
+        ] = []  # told in a call that it has not answered yet
         self._steered: list[str] = []
-        self._ending = self._cancelled = False
+        self._ending = self._cancelled = self._stopped = False
         self._fitted: Fitted | None = None
         self._work: Work | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None]
         self._working: asyncio.Task[None]
 
@@ -113,13 +125,24 @@ class Turn:
         }
         recorder().add(
             Recording(
-                self.stream, user_id=self.asked.user_id, cipher=self.begun.cipher, head=head, saved=saved
+                self.stream,
+                user_id=self.asked.user_id,
+                cipher=self.begun.cipher,
+                head=head,
+                saved=saved,
+                mutations=lambda: self.mutations,
             )
         )
         self._working = loop.create_task(self._converse(), name="turn")
         self._task = loop.create_task(self._run(), name="turn keeper")
 
     # From outside
+
+    def stop(self) -> None:
+        """End it in order, because its process is to end."""
+        if not self._ending and not self._cancelled:
+            self._stopped = True
+            self.cancel()
 
     def cancel(self) -> None:
         # Once: a second one would end the wait for what is happening on the device.
@@ -128,10 +151,14 @@ class Turn:
             self._working.cancel()
 
     async def steer(self, message: str) -> bool:
-        """Say something more. True once the model gets to hear it; False when the turn has `ended` without that."""
+        """Say something more. True once the model gets to hear it; False when the turn has `ended` without that. Raise
+        TooManySteers."""
         if self._ending or self._cancelled:
             await self.ended.wait()
             return False
+        unheard = [text for text, _ in (*self._telling, *self._steers)]
+        if len(unheard) >= _MAX_STEERS or sum(map(len, unheard)) + len(message) > MAX_MESSAGE_CHARS:
+            raise TooManySteers
         heard: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._steers.append((message, heard))
         return await heard
@@ -166,9 +193,7 @@ class Turn:
         try:
             await self._working
         except asyncio.CancelledError:
-            if not self._cancelled:
-                self._working.cancel()
-            self.finish, self.code = ("cancelled", "") if self._cancelled else ("error", "server_restarting")
+            self.finish, self.code = ("error", "server_restarting") if self._stopped else ("cancelled", "")
         except Limit as limit:
             self.finish, self.code = "limit", limit.code
         except AdiuvaError as error:
@@ -226,7 +251,7 @@ class Turn:
                 self.speech.status("Summing up what was said before")
             self._fitted = await history.fit(user_id=asked.user_id, begun=begun, work=work)
             scope = await self._scope(desk)
-            self.speech.listen_to(desk)
+            self.speech.listen_to(desk, self._fitted.summary)
             supervisor = SUPERVISORS[asked.kind]
             messages: list[BaseMessage] = [
                 SystemMessage(supervisor.prompt.text),
@@ -241,7 +266,7 @@ class Turn:
                 ),
                 HumanMessage(asked.message),
             ]
-            await converse(supervisor, messages, work, Voice(self.speech.say, self.speech.pause, self._heard))
+            await converse(supervisor, messages, work, Voice(self.speech.say, self._paused, self._heard))
 
     async def _end(self) -> None:
         """Keep what happened, then say the end. Nothing here may keep the end from being said."""
@@ -253,25 +278,46 @@ class Turn:
                 output_tokens=work.usage.output_tokens,
                 model_calls=work.model_calls,
             )
-        with contextlib.suppress(Limit):
-            self.speech.pause()
         try:
-            await self._keep(work.tool_calls if work else 0)
+            self.speech.pause()
+            if self.finish == "stop":
+                await self._ask_in_words()
+        except Limit as limit:
+            self.finish, self.code = "limit", limit.code
+        except Exception as error:
+            log.error("chat.turn_broke", error=type(error).__name__, **self._ids)
+            self.finish, self.code = "error", "internal_error"
+        keep = partial(
+            conversations.finish,
+            asked=self.asked,
+            begun=self.begun,
+            steered=self._steered,
+            text=self.speech.text,
+            mutations=self.mutations,
+            state=self.finish,
+            code=self.code,
+            usage=self.usage,
+            tool_calls=work.tool_calls if work else 0,
+            summary=self._summary(),
+        )
+        try:
+            await db.run(keep)
         except NoSuchUser:
             self.finish, self.code = "error", "user_gone"
-        except Exception:
-            log.exception("chat.turn_not_saved", **self._ids)
+        except Exception as error:
+            log.error("chat.turn_not_saved", error=type(error).__name__, **self._ids)
             self.finish, self.code = "error", "not_saved"
+            self._keeping = asyncio.get_running_loop().create_task(
+                self._keep_later(keep), name="turn kept later"
+            )
         self.speech.begin()
         self.stream.end(
-            _within_a_frame(
-                StreamEnd(
-                    request_id=self.asked.request_id,
-                    mutations=self.mutations,
-                    finish=self.finish,
-                    code=self.code or None,
-                    usage=self.usage,
-                )
+            StreamEnd(
+                request_id=self.asked.request_id,
+                mutations=self.mutations,
+                finish=self.finish,
+                code=self.code or None,
+                usage=self.usage,
             )
         )
         recorder().hurry()
@@ -284,46 +330,63 @@ class Turn:
             **self._ids,
         )
         self.ended.set()
-        for _, heard in self._steers:
+        for _, heard in (*self._telling, *self._steers):
             if not heard.done():
                 heard.set_result(False)
 
-    async def _keep(self, tool_calls: int) -> None:
-        fitted = self._fitted
-        summary = (self.begun.summary_upto + fitted.new, fitted.summary) if fitted and fitted.new else None
-        if self._approvals is not None and self._approvals.wishes:
-            await approvals.keep(
-                user_id=self.asked.user_id,
-                where=self._where,
-                cipher=self.begun.cipher,
-                wishes=self._approvals.wishes,
-            )
-        await db.run(
-            conversations.finish,
-            asked=self.asked,
-            begun=self.begun,
-            steered=self._steered,
-            text=self.speech.text,
-            mutations=self.mutations,
-            state=self.finish,
-            code=self.code,
-            usage=self.usage,
-            tool_calls=tool_calls,
-            summary=summary,
+    async def _ask_in_words(self) -> None:
+        """What the model wanted and may not do without a yes is asked here: a yes counts for what was shown."""
+        if self._approvals is None or not (wishes := self._approvals.wishes):
+            return
+        self.speech.add(approvals.question(wishes))
+        await approvals.keep(
+            user_id=self.asked.user_id,
+            where=self._where,
+            cipher=self.begun.cipher,
+            wishes=wishes,
+            answer=self.speech.text,
         )
+
+    async def _keep_later(self, keep: Callable[[], None]) -> None:
+        """The database was away: what was answered is kept once it is back."""
+        for _ in range(_KEEP_TRIES):
+            await asyncio.sleep(_KEEP_AGAIN_S)
+            try:
+                await db.run(keep)
+                return
+            except DatabaseError:
+                continue
+            except NoSuchUser:
+                return
+        log.error("chat.turn_never_saved", **self._ids)
+
+    def _summary(self) -> tuple[int, str] | None:
+        fitted = self._fitted
+        return (self.begun.summary_upto + fitted.new, fitted.summary) if fitted and fitted.new else None
 
     # What the model is given
 
     @property
     def _where(self) -> str:
-        return str(self.begun.conversation_id or self.asked.device or "any")
+        """The chat that this is said in, as well as it is known."""
+        if self.begun.conversation_id is not None:
+            return str(self.begun.conversation_id)
+        scope = self.asked.scope
+        return (
+            f"{self.asked.device} {self.asked.kind} {scope.type if scope else ''} {scope.id if scope else ''}"
+        )
 
     async def _granted(self) -> list[Wish]:
-        """What the user has said yes to with this message."""
-        if self.asked.approves:
-            return []
-        kept = await approvals.take(user_id=self.asked.user_id, where=self._where, cipher=self.begun.cipher)
-        return kept if approvals.is_yes(self.asked.message) else []
+        """What the user has said yes to with this message. Any message lets go of what was asked before it."""
+        asked = self.asked
+        said = [message.content for message in asked.history if message.role == "assistant"]
+        kept = await approvals.take(
+            user_id=asked.user_id,
+            where=self._where,
+            cipher=self.begun.cipher,
+            answer=said[-1] if said else None,
+        )
+        return kept if not asked.approves and approvals.is_yes(asked.message) else []
 
     async def _scope(self, desk: Desk) -> str | None:
         """The row that a floating request is about, in words for the model."""
@@ -374,29 +437,19 @@ class Turn:
         await self._announce(question)
 
     def _heard(self) -> list[str]:
-        said = [message for message, _ in self._steers]
-        for _, heard in self._steers:
+        self._telling += self._steers
+        self._steers.clear()
+        return [message for message, _ in self._telling]
+
+    def _paused(self) -> None:
+        """The model has answered, and so has heard what it was told before."""
+        self.speech.pause()
+        for message, heard in self._telling:
+            self._steered.append(message)
             if not heard.done():
                 heard.set_result(True)
-        self._steers.clear()
-        self._steered += said
-        return said
+        self._telling.clear()
 
 
 def _brief(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("id", "title", "name") if key in row}
-
-
-def _within_a_frame(frame: StreamEnd) -> StreamEnd:
-    """Rows that would burst the frame are named by their ids, largest first; the device has them anyway."""
-    mutations = list(frame.mutations)
-    room = MAX_FRAME_BYTES - 2048
-    sizes = [len(dump(mutation).encode()) for mutation in mutations]
-    for place in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
-        if sum(sizes) <= room:
-            break
-        mutations[place] = mutations[place].model_copy(
-            update={"data": {"id": mutations[place].data.get("id")}}
-        )
-        sizes[place] = len(dump(mutations[place]).encode())
-    return frame.model_copy(update={"mutations": mutations})

@@ -31,12 +31,11 @@ class OpenAIChat(ChatModel):
 
     async def _listen(self, request: Request) -> AsyncGenerator[list[Delta], None]:
         body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=transport.CONNECT_S, sock_read=settings.MODEL_TIMEOUT_S
-        )
+        patience = settings.MODEL_TIMEOUT_S
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=transport.CONNECT_S, sock_read=patience)
         async with self._at.post("chat/completions", body, timeout) as response:
             if response.content_type == "application/json":  # it does not stream
-                raw = b"".join([piece async for piece in transport.pieces(response)])
+                raw = b"".join([piece async for piece in transport.pieces(response, patience)])
                 yield _whole(raw)
                 return
             if response.content_type not in _EVENTS:
@@ -44,7 +43,7 @@ class OpenAIChat(ChatModel):
                     "the model's address answers, but not as a model: check the api_base"
                 )
             lines, deltas = wire.EventLines(), wire.Assembler()
-            source = transport.pieces(response)
+            source = transport.pieces(response, patience)
             while not deltas.done:
                 piece = await _next(source, _AFTERWORD_S if deltas.reason else None)
                 if found := deltas.feed(lines.feed(piece) if piece else lines.close()):

@@ -34,7 +34,7 @@ class _Loop:
     """What belongs to one event loop: its HTTP session and its limits by endpoint."""
 
     def __init__(self) -> None:
-        self.limits: dict[str, asyncio.Semaphore] = {}
+        self.limits: dict[tuple[str, bool], asyncio.Semaphore] = {}
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -68,12 +68,14 @@ def here() -> _Loop:
         return found
 
 
-def limit(endpoint: str) -> asyncio.Semaphore:
-    """How many requests may be under way to an endpoint from this event loop."""
+def limit(endpoint: str, *, streams: bool = False) -> asyncio.Semaphore:
+    """How many requests may be under way to an endpoint from this event loop. Streams, for which people wait, have
+    places of their own."""
     limits = here().limits
-    if endpoint not in limits:
-        limits[endpoint] = asyncio.Semaphore(settings.MODEL_CONCURRENCY)
-    return limits[endpoint]
+    if (endpoint, streams) not in limits:
+        most = settings.MODEL_STREAMS if streams else settings.MODEL_CONCURRENCY
+        limits[endpoint, streams] = asyncio.Semaphore(most)
+    return limits[endpoint, streams]
 
 
 async def aclose() -> None:
@@ -157,14 +159,51 @@ class Endpoint:
             raise _named(error) from None
 
 
-async def pieces(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-    """What each read of the socket brought, as it comes."""
+async def pieces(
+    response: aiohttp.ClientResponse, quiet_s: float | None = None
+) -> AsyncGenerator[bytes, None]:
+    """What each read of the socket brought, as it comes. Raise TimeoutError when nothing comes for `quiet_s`."""
+    watch = None if quiet_s is None else _Watch(response, quiet_s)
     size = 0
-    while piece := await response.content.readany():
-        size += len(piece)
-        if size > MAX_BYTES:
-            raise errors.ModelGarbled("the model's answer is without end")
-        yield piece
+    try:
+        while piece := await (watch or response.content).readany():
+            size += len(piece)
+            if size > MAX_BYTES:
+                raise errors.ModelGarbled("the model's answer is without end")
+            yield piece
+    finally:
+        if watch is not None:
+            watch.end()
+
+
+class _Watch:
+    """Ends the wait for a stream that has fallen silent: with one timer, where aiohttp's sock_read makes one a read."""
+
+    def __init__(self, response: aiohttp.ClientResponse, quiet_s: float) -> None:
+        self._content, self._quiet_s = response.content, quiet_s
+        if response.connection is not None and response.connection.protocol is not None:
+            response.connection.protocol.read_timeout = None
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None  # when the wait under way began
+        self._timer = self._loop.call_later(quiet_s, self._look)
+
+    async def readany(self) -> bytes:
+        self._since = self._loop.time()
+        try:
+            return await self._content.readany()
+        finally:
+            self._since = None
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        due = (self._since or now) + self._quiet_s
+        if due > now:
+            self._timer = self._loop.call_at(due, self._look)
+        else:
+            self._content.set_exception(aiohttp.SocketTimeoutError("the model has fallen silent"))
+
+    def end(self) -> None:
+        self._timer.cancel()
 
 
 async def _json(response: aiohttp.ClientResponse) -> Any:

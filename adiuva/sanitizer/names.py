@@ -182,18 +182,20 @@ class Names:
 
     def _before_spaced(self, held: str, cut: int) -> int:
         """The cut, or one before a private string of more than a token that it would divide, or may divide."""
-        lowered, wanted = _lower(held), cut
-        for secret in self._spaced:
-            at = lowered.find(secret, max(0, cut - len(secret) + 1))
-            if 0 <= at < cut < at + len(secret):
-                cut = at
-            for start in range(max(0, len(held) - len(secret) + 1), cut):
-                if secret.startswith(lowered[start:]):
-                    cut = start
-                    break
-        while 0 < cut < len(held) and _token_end(held, cut - 1) > cut:
-            cut -= 1
-        return cut if cut == wanted else self._before_spaced(held, cut)
+        lowered, wanted = _lower(held), -1
+        while cut != wanted:
+            wanted = cut
+            for secret in self._spaced:
+                at = lowered.find(secret, max(0, cut - len(secret) + 1))
+                if 0 <= at < cut < at + len(secret):
+                    cut = at
+                for start in range(max(0, len(held) - len(secret) + 1), cut):
+                    if secret.startswith(lowered[start:]):
+                        cut = start
+                        break
+            while 0 < cut < len(held) and _token_end(held, cut - 1) > cut:
+                cut -= 1
+        return cut
 
     def _without_long_tokens(self, held: str) -> str:
         """Pass on what goes up to the end of the last token that is too long, and return what is left."""

@@ -216,6 +216,19 @@ async def test_a_silent_model_times_out_and_its_request_is_closed(
     assert await asyncio.to_thread(whole.gone.wait, 5) and await asyncio.to_thread(streamed.gone.wait, 5)
 
 
+async def test_a_model_that_falls_silent_in_mid_stream_times_out_and_its_request_is_closed(
+    provider: Provider, model: llm.ChatModel, settings: Settings
+) -> None:
+    settings.MODEL_TIMEOUT_S = 0.2
+    provider.script(Break("text", "Half an ans", now=threading.Event()))
+    texts = []
+    with pytest.raises(llm.ModelTimeout):
+        async for deltas in model.stream(ASK):
+            texts += [delta.text for delta in deltas if isinstance(delta, llm.Text)]
+    assert texts == ["Half an ans"]
+    assert await asyncio.to_thread(provider.calls[-1].gone.wait, 5)
+
+
 async def test_a_redirect_is_not_followed(provider: Provider, model: llm.ChatModel) -> None:
     with Provider() as elsewhere:
         for status in (301, 307, 308):

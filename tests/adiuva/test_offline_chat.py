@@ -30,8 +30,8 @@ HARBOUR = (
 MADE = "Created the task Call Ada [id t-5], todo, due Sat 2026-11-21, project Harbour [id p-1]."
 UPDATED = "Updated the task Call Ada [id t-1], done."
 ASKED = (
-    "Failed: not done: it needs the user's plain yes. Tell the user exactly what would be done (Delete the task "
-    "“Call Ada (old)”) and ask. If the next message is a yes, call this again with the same arguments."
+    "Failed: not done: it needs the user's plain yes (Delete the task “Call Ada (old)”). The user is asked at the end "
+    "of your answer: do not ask as well, and do not call it again in this turn."
 )
 
 
@@ -255,9 +255,7 @@ def test_all_are_changed_in_one_round() -> None:
 
 def test_a_delete_that_needs_a_yes_is_asked_for_and_then_made_with_exactly_these_arguments() -> None:
     asked = Chat(list_tasks=TASKS, delete_task=ASKED)
-    assert asked.ask("delete the task call Ada") == (
-        "Delete the task “Call Ada (old)”? Please answer yes, and I will do it."
-    )
+    assert asked.ask("delete the task call Ada") == "That waits for your yes."
     wish = str(Wish("delete_task", {"task_id": "t-1"}, "Delete the task “x: delete_task {”"))
     asked.results["delete_task"] = "Deleted the task Call Ada [id t-1]."
     assert asked.ask("yes", confirmed=[wish]) == "Deleted the task Call Ada."

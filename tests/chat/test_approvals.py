@@ -19,9 +19,10 @@ from tests.chat.chats import (
     ending,
     model_of,
     reached,
+    tight_web,
     told,
 )
-from tests.fakes.provider import Call, Hold, Provider, Say
+from tests.fakes.provider import Call, Fail, Hold, Provider, Say
 from tests.people import Person, somebody
 from tests.stack import Stack
 
@@ -227,7 +228,7 @@ async def test_three_updates_at_once_are_asked_for_together(
         assert rows.count("update") == 0
         await client.decide(question["id"], True)
         stream = await client.ended(key)
-    assert question["summary"] == "Update 3 tasks “Call Ada”, “Call Bob”, “Call Cleo”"
+    assert question["summary"] == ("Update 3 tasks: “Call Ada”, “Call Bob”, “Call Cleo”: status → “done”")
     assert len(ending(stream)["mutations"]) == rows.count("update") == 3
     assert stream.kinds().count("approval_request") == 1
 
@@ -242,7 +243,7 @@ async def test_two_updates_are_not_asked_for_and_a_third_in_the_same_turn_is(
         assert rows.count("update") == 2
         await client.decide(question["id"], False)
         end = ending(await client.ended(key))
-    assert question["summary"] == "Update the task “Call Cleo”"
+    assert question["summary"] == "Update the task “Call Cleo”: status → “done”"
     assert len(end["mutations"]) == 2
     assert told(provider.last)[-1] == NO
 
@@ -291,10 +292,12 @@ async def _wish(client: Client, provider: Provider) -> Stream:
     """A turn that may not delete, and asks."""
     provider.script(DELETE, "Shall I delete Call Ada?")
     stream = await client.say("delete the task about Ada")
-    assert stream.text == "Shall I delete Call Ada?"
+    assert stream.text == (
+        "Shall I delete Call Ada?\n\n**Delete the task “Call Ada”?** Answer yes, and it will be done."
+    )
     assert (ending(stream)["mutations"], client.rows.count("delete")) == ([], 0)
     said = told(provider.last)[0]
-    assert said.startswith("Failed: not done: it needs the user's plain yes.")
+    assert said.startswith("Failed: not done: it needs the user's plain yes (")
     assert "Delete the task “Call Ada”" in said
     return stream
 
@@ -327,7 +330,7 @@ async def test_a_yes_allows_no_other_call(
         provider.script(call, "That too?")
         end = ending(await client.say("yes", conversation_id=place))
     assert (end["mutations"], rows.count("delete")) == ([], 0)
-    assert told(provider.last)[0].startswith("Failed: not done: it needs the user's plain yes.")
+    assert told(provider.last)[0].startswith("Failed: not done: it needs the user's plain yes (")
 
 
 async def test_a_message_that_is_no_yes_drops_the_wish(
@@ -362,6 +365,114 @@ async def test_a_bulk_update_asks_in_words_and_one_yes_allows_all_of_it(
         provider.script(Say(calls=done("t1", "t2", "t3")), "Done.")
         end = ending(await client.say("ok, do it", conversation_id=conversation_of(first)))
     assert len(end["mutations"]) == rows.count("update") == 3
+
+
+async def test_a_yes_counts_for_the_question_that_was_shown_and_that_is_ours(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    """A note may talk the model into asking something harmless; what a yes would do stands below it all the same."""
+    async with chatting(chat_web, person, rows) as client:
+        provider.script(DELETE, "Shall I show you your tasks for tomorrow?")
+        stream = await client.say("sum up my notes")
+    assert stream.text.endswith("\n\n**Delete the task “Call Ada”?** Answer yes, and it will be done.")
+
+
+async def test_what_was_never_asked_is_not_allowed_by_a_yes(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    async with chatting(chat_web, person, rows) as client:
+        provider.script(DELETE, Fail(400, "bad_request"))
+        broken = await client.say("delete the task about Ada")
+        assert ending(broken)["finish"] == "error"
+        provider.script(DELETE, "Hm.")
+        end = ending(await client.say("ok", conversation_id=conversation_of(broken)))
+    assert (end["mutations"], rows.count("delete")) == ([], 0)
+
+
+async def test_a_message_of_a_device_that_can_ask_lets_go_of_what_was_asked_in_words(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    async with (
+        chatting(chat_web, person, rows) as client,
+        chatting(chat_web, person, rows, device_id="other", capabilities=CAN_ASK) as other,
+    ):
+        place = conversation_of(await _wish(client, provider))
+        provider.script("All right.")
+        await other.say("no, leave it", conversation_id=place)
+        provider.script(DELETE, "Hm.")
+        end = ending(await client.say("yes", conversation_id=place))
+    assert (end["mutations"], rows.count("delete")) == ([], 0)
+
+
+async def test_a_yes_in_another_window_of_a_client_that_keeps_its_own_history_allows_nothing(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    before = [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "How can I help you today?"},
+    ]
+    async with chatting(chat_web, person, rows, protocol=1) as client:
+        provider.script(DELETE, "Shall I?")
+        await client.say("delete the task about Ada")
+        provider.script(DELETE, "Hm.")
+        await client.say("ok", scope={"type": "task", "id": "t2"})
+        provider.script(DELETE, "Hm.")
+        await client.say("yes", conversation_history=before)
+    assert rows.count("delete") == 0
+
+
+async def test_an_update_that_would_wipe_a_text_is_asked_for_and_one_that_adds_to_it_is_not(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    text = "Minutes\n\n- Ada writes the offer\n- Bob pays"
+    rows.tables["notes"] = [{"id": "n1", "title": "Minutes", "content": text}]
+    async with chatting(chat_web, person, rows) as client:
+        more = f"{text}\n- Cleo calls"
+        provider.script(Call("update_note", {"note_id": "n1", "content": more}), "Added.")
+        assert len(ending(await client.say("add that Cleo calls"))["mutations"]) == 1
+        provider.script(Call("update_note", {"note_id": "n1", "content": "."}), "Tidied.")
+        stream = await client.say("tidy up")
+    assert ending(stream)["mutations"] == []
+    assert stream.text.endswith(
+        "**Update the note “Minutes”: content → “.”?** Answer yes, and it will be done."
+    )
+    assert rows.tables["notes"][0]["content"] == more
+
+
+async def test_a_question_names_every_row_and_what_it_gets(
+    chat_web: str, person: Person, provider: Provider, rows: Rows
+) -> None:
+    calls = [
+        Call("update_task", {"task_id": f"t{n}", "title": f"New {n}", "priority": "low"}) for n in (1, 2, 3)
+    ]
+    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+        provider.script(Say(calls=calls), "As you wish.")
+        key = await client.ask("rename them")
+        question = await client.asked_for(key)
+        await client.decide(question["id"], False)
+        await client.ended(key)
+    assert question["summary"] == (
+        "Update 3 tasks: “Call Ada” (title → “New 1”, priority → “low”), "
+        "“Call Bob” (title → “New 2”, priority → “low”), “Call Cleo” (title → “New 3”, priority → “low”)"
+    )
+
+
+async def test_a_device_that_is_gone_is_waited_for_once_however_much_is_to_be_deleted(
+    stack: Stack, person: Person, provider: Provider, rows: Rows
+) -> None:
+    calls = [Call("delete_task", {"task_id": f"t{n}"}) for n in range(1, 7)]
+    hold = Hold(Say(calls=calls))
+    provider.script(hold, "It is offline.")
+    web = tight_web(stack, provider)
+    async with chatting(web, person) as watcher:
+        async with chatting(web, person, rows, device_id="gone") as client:
+            key = await client.ask("delete them all")
+            await reached(hold.reached)
+        hold.release()
+        await watcher.socket.send({"type": "stream_resume", "request_id": key, "after": -1})
+        end = ending(await watcher.ended(key))
+    assert end["finish"] == "stop"
+    assert set(told(provider.last)) == {"Failed: the device is offline, so nothing was read or changed."}
 
 
 async def test_protocol_1_asks_in_words(

@@ -17,6 +17,7 @@ from tests.chat.chats import (
     conversation_of,
     ending,
     kept,
+    model_of,
     reached,
     tight_web,
     told,
@@ -466,6 +467,26 @@ async def test_a_steer_joins_at_the_next_model_call(
         ("user", "and say if they are urgent"),
         ("assistant", "There is one, and it is not urgent."),
     ]
+
+
+async def test_a_steer_that_the_model_never_answered_becomes_a_turn_of_its_own(
+    stack: Stack, person: Person, provider: Provider
+) -> None:
+    """At the limit of model calls, say: it was put in front of the model, which was not asked any more."""
+    hold = Hold("There is one.")
+    provider.script(hold, "It is not urgent.")
+    web = stack.web(**model_of(provider), ADIUVA_TURN_MODEL_CALLS="1")
+    async with chatting(web, person) as client:
+        key = await client.ask("list my tasks")
+        await reached(hold.reached)
+        await client.steer(key, "are they urgent?")
+        await client.settled()
+        hold.release()
+        first = await client.ended(key)
+        await client.until(lambda: len(client.streams) == 2)
+        second = await client.ended(next(other for other in client.streams if other != key))
+    assert (ending(first)["finish"], ending(first)["code"]) == ("limit", "too_many_model_calls")
+    assert second.text == "It is not urgent."
 
 
 async def test_a_steer_during_the_last_answer_is_answered_too(

@@ -279,8 +279,8 @@ def _outcome(
         parts.append(told.format(what))
         if not deleting:
             parts.append(results.tag(kind, (row.id for row, _ in done)))
-    if asked := [what for result in said if (what := results.needs_yes(result))]:
-        parts.append(f"{'; '.join(asked)}? Please answer yes, and I will do it.")
+    if any(map(results.needs_yes, said)):
+        parts.append(results.WAITS)
     if any(map(results.was_declined, said)):
         parts.append(
             "As you wish: nothing more was changed." if done else "As you wish: nothing was changed."

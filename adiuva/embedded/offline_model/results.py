@@ -29,8 +29,8 @@ _NONE = re.compile(r"\ANo (?P<noun>[a-z ]+) match\.")
 _LEFT_OUT = re.compile(r"^(?P<kept>(?:At least )?[\d,]+ more .* (?:is|are) not shown); .*$", re.MULTILINE)
 _BAR = re.compile(r"^\s*\| ?")
 _BAR_WORDS = re.compile(r" Its content(?P<from> from character [\d,]+ on)?, each line behind a bar:")
+WAITS = "That waits for your yes."
 _FAILED = re.compile(r"\A\s*(?:failed|error)\b:?\s*", re.IGNORECASE)
-_PLAIN_YES = re.compile(r"plain yes\b.*?\((?P<what>.+)\) and ask", re.DOTALL)
 _WORD = re.compile(r"\w+")
 _FILLERS = {
     "a",
@@ -99,12 +99,9 @@ def why(result: str) -> str:
     return _ID.sub("", said)[:500].strip()
 
 
-def needs_yes(result: str) -> str:
-    """What a tool wants a plain yes for, or nothing."""
-    if not failed(result) or "plain yes" not in result:
-        return ""
-    found = _PLAIN_YES.search(result)
-    return _ID.sub("", found["what"]) if found else "That"
+def needs_yes(result: str) -> bool:
+    """Whether a tool wants the user's plain yes first. The question itself is put below the answer for us."""
+    return failed(result) and "plain yes" in result
 
 
 def was_declined(result: str) -> bool:
@@ -157,7 +154,7 @@ def tag(kind: str, ids: Iterable[str]) -> str:
 
 def _told(tool: str, result: str) -> str:
     if needs_yes(result):
-        return f"{needs_yes(result)}? Please answer yes, and I will do it."
+        return WAITS
     if was_declined(result):
         return "As you wish: nothing was changed."
     if failed(result):

@@ -1,0 +1,240 @@
+"""The web process, with an account of where its time goes: `python -m bench.chat.profiled`.
+
+SIGUSR1 begins the account; SIGUSR2 writes it to the file that ADIUVA_BENCH_ACCOUNT names, as JSON. The CPU is sampled
+by the kernel's profiling clock, so that what is measured is hardly slowed; each sample goes to the room whose code, or
+whose library's, is innermost. `spans` are waits, in seconds and without those inside of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from bench.kit import cpu_s, show
+
+if TYPE_CHECKING:
+    from bench.kit import Ground
+
+# The first that a frame's file holds names its room.
+ROOMS = {
+    "/adiuva/db.py": "database",
+    "/django/db/": "database",
+    "/psycopg": "database",
+    "/chat/conversations.py": "database",
+    "/adiuva/devices/presence.py": "database",
+    "/adiuva/crypto.py": "sealing",
+    "/chat/tools/": "tools: arguments, prose",
+    "/chat/desk.py": "tools: arguments, prose",
+    "/adiuva/sanitizer/": "sanitizer",
+    "/chat/speech.py": "sanitizer",
+    "/adiuva/llm/": "model client",
+    "/aiohttp/": "model client",
+    "/multidict/": "model client",
+    "/yarl/": "model client",
+    "/aiosignal/": "model client",
+    "/chat/log.py": "stream log",
+    "/redis/": "stream log",
+    "/adiuva/devices/": "socket, frames, tool round trip",
+    "/adiuva/consumers.py": "socket, frames, tool round trip",
+    "/chat/consumer.py": "socket, frames, tool round trip",
+    "/chat/stream.py": "socket, frames, tool round trip",
+    "/channels/": "socket, frames, tool round trip",
+    "/uvicorn/": "socket, frames, tool round trip",
+    "/websockets/": "socket, frames, tool round trip",
+    "/daphne/": "socket, frames, tool round trip",
+    "/autobahn/": "socket, frames, tool round trip",
+    "/twisted/": "socket, frames, tool round trip",
+    "/structlog/": "logging",
+    "/logging/": "logging",
+    "/adiuva/observability.py": "logging",
+    "/chat/": "turn and its loop",
+    "/langchain_core/": "turn and its loop",
+    "/bench/": "the account itself",
+}
+_TIMES_A_S = 500
+
+samples: Counter[str] = Counter()
+places: Counter[str] = Counter()
+spans: Counter[str] = Counter()
+counts: Counter[str] = Counter()
+longest: dict[str, float] = defaultdict(float)
+_inner: ContextVar[list[float]] = ContextVar("inner")
+
+
+def room_of(frame: FrameType | None) -> str:
+    while frame is not None:
+        path = frame.f_code.co_filename
+        for part, room in ROOMS.items():
+            if part in path:
+                return room
+        frame = frame.f_back
+    return "asyncio"
+
+
+def sample(signum: int, frame: FrameType | None) -> None:
+    if frame is not None and frame.f_code.co_name == "select":
+        samples["database"] += 1  # the loop waits: what works is a thread of the database
+        places["a thread of the database"] += 1
+        return
+    samples[room_of(frame)] += 1
+    functions = set()
+    while frame is not None:
+        path = "/".join(frame.f_code.co_filename.rsplit("/", 2)[-2:])
+        functions.add(f"{path}:{frame.f_code.co_name}")
+        frame = frame.f_back
+    places.update(functions)
+
+
+@contextmanager
+def span(name: str) -> Iterator[None]:
+    inner: list[float] = []
+    outer, token, began = _inner.get(None), _inner.set(inner), time.perf_counter()
+    try:
+        yield
+    finally:
+        took = time.perf_counter() - began
+        _inner.reset(token)
+        if outer is not None:
+            outer.append(took)
+        spans[name] += took - sum(inner)
+        counts[name] += 1
+
+
+def watch() -> None:
+    from adiuva import db
+    from adiuva.devices.link import DeviceLink
+    from adiuva.llm.openai import OpenAIChat
+
+    run, listen = db.run, OpenAIChat._listen
+
+    async def timed_run(function: Any, *args: Any, **kwargs: Any) -> Any:
+        with span(f"database: {function.__name__}"):
+            return await run(function, *args, **kwargs)
+
+    db.run = timed_run  # type: ignore[assignment]
+    for name in ("call", "send_calls"):
+
+        def timed(method: Any) -> Any:
+            @functools.wraps(method)
+            async def wrapped(*args: Any, **kwargs: Any) -> Any:
+                with span("tool round trip"):
+                    return await method(*args, **kwargs)
+
+            return wrapped
+
+        setattr(DeviceLink, name, timed(getattr(DeviceLink, name)))
+
+    async def timed_listen(self: Any, request: Any) -> Any:
+        source = listen(self, request)
+        while True:
+            with span("model: waiting for it"):
+                found = await anext(source, None)
+            if found is None:
+                return
+            yield found
+
+    OpenAIChat._listen = timed_listen  # type: ignore[assignment, method-assign]
+
+
+def watch_collector() -> None:
+    began = 0.0
+
+    def collected(phase: str, info: dict[str, int]) -> None:
+        nonlocal began
+        if phase == "start":
+            began = time.perf_counter()
+        else:
+            took = time.perf_counter() - began
+            spans["garbage collector"] += took
+            counts["garbage collector"] += 1
+            longest["garbage collector"] = max(longest["garbage collector"], took)
+
+    gc.callbacks.append(collected)
+
+
+def begin(*_: object) -> None:
+    for counter in (samples, places, spans, counts, longest):
+        counter.clear()
+    signal.setitimer(signal.ITIMER_PROF, 1 / _TIMES_A_S, 1 / _TIMES_A_S)
+
+
+def tell(*_: object) -> None:
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    account = {
+        "samples": samples,
+        "places": dict(places.most_common(60)),
+        "spans": spans,
+        "counts": counts,
+        "longest": longest,
+    }
+    path = os.environ["ADIUVA_BENCH_ACCOUNT"]
+    with open(f"{path}.new", "w") as file:  # noqa: PTH123
+        json.dump(account, file)
+    os.replace(f"{path}.new", path)  # noqa: PTH105
+
+
+# ── The bench's side ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Account:
+    """What a web process does between two moments."""
+
+    def __init__(self, there: Ground, **env: str) -> None:
+        self._path = there.folder / f"account-{time.monotonic_ns()}.json"
+        self.base, self.web = there.web_process(
+            "bench.chat.profiled", ADIUVA_BENCH_ACCOUNT=str(self._path), **env
+        )
+
+    def begin(self) -> None:
+        assert self.web.pid is not None
+        self._cpu = cpu_s(self.web)
+        os.kill(self.web.pid, signal.SIGUSR1)
+
+    def end(self) -> None:
+        assert self.web.pid is not None
+        self._cpu = cpu_s(self.web) - self._cpu
+        os.kill(self.web.pid, signal.SIGUSR2)
+        while not self._path.exists():
+            time.sleep(0.05)
+
+    def tell(self, of: int, unit: str) -> None:
+        """Print it for each of so many; with PLACES in the environment also by function, with all that it calls."""
+        found = json.loads(self._path.read_text())
+        rooms, cpu = Counter(found["samples"]), self._cpu / of * 1e6
+        show(f"CPU of {unit}", f"{cpu:,.0f} µs", f"{rooms.total():,} samples")
+        for room, number in rooms.most_common():
+            show(f"  {room}", f"{number / rooms.total() * cpu:,.0f} µs")
+        for name, seconds in Counter(found["spans"]).most_common():
+            number = found["counts"][name]
+            longest = f"longest {found['longest'][name] * 1000:.0f} ms" if name in found["longest"] else ""
+            show(f"  waits: {name} ({number:,})", f"{seconds / of * 1e6:,.0f} µs", longest)
+        if os.environ.get("PLACES"):
+            for place, number in found["places"].items():
+                print(f"  {number / rooms.total() * cpu:8.1f} µs  {place}")
+
+
+def main() -> None:
+    import adiuva.asgi  # noqa: F401  # sets Django up
+    from adiuva import server
+
+    watch()
+    watch_collector()
+    signal.signal(signal.SIGPROF, sample)
+    signal.signal(signal.SIGUSR1, begin)
+    signal.signal(signal.SIGUSR2, tell)
+    server.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
