@@ -104,8 +104,9 @@ class Transit:
     def __init__(self, keys: Sequence[bytes]) -> None:
         self._keys = keys
         self._readers: dict[bytes, list[Cipher]] = {}
-        self._pid = 0
-        self._salt, self._writer = b"", Cipher(keys[0])
+        self._mine: tuple[int, bytes, Cipher] | None = (
+            None  # process, salt, cipher: read and set as one, by any thread
+        )
 
     def _ciphers(self, salt: bytes) -> list[Cipher]:
         found = self._readers.get(salt)
@@ -117,10 +118,12 @@ class Transit:
         return found
 
     def seal(self, plain: bytes, where: bytes) -> bytes:
-        if self._pid != os.getpid():  # also after a fork
-            self._pid, self._salt = os.getpid(), os.urandom(self._SALT_BYTES)
-            self._writer = self._ciphers(self._salt)[0]
-        return self._salt + self._writer.seal(plain, where)
+        mine = self._mine
+        if mine is None or mine[0] != os.getpid():  # also after a fork
+            salt = os.urandom(self._SALT_BYTES)
+            mine = self._mine = os.getpid(), salt, self._ciphers(salt)[0]
+        _, salt, cipher = mine
+        return salt + cipher.seal(plain, where)
 
     def unseal(self, sealed: bytes, where: bytes) -> bytes:
         """Raise SealBroken unless a process of this ring sealed it for `where`."""

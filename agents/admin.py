@@ -11,6 +11,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from adiuva.accounts.staff import ReadingAdmin
+from adiuva.devices import outbox
+from adiuva.devices.models import OutboxRecord
 from agents import runs
 from agents.models import Agent, Run
 
@@ -34,6 +36,8 @@ class AgentAdmin(ReadingAdmin):
         "file_extensions",
         "schedule_cron",
         "timezone",
+        "catch_up",
+        "catch_up_hours",
         "enabled",
         "last_run_at",
         "next_run_at",
@@ -61,13 +65,24 @@ class AgentAdmin(ReadingAdmin):
 
 @admin.register(Run)
 class RunAdmin(ReadingAdmin):
-    list_display = ["__str__", "user", "state", "files_done", "items_created", "problems", "completed_at"]
+    list_display = [
+        "__str__",
+        "user",
+        "state",
+        "verdict",
+        "dry_run",
+        "files_done",
+        "items_created",
+        "problems",
+        "completed_at",
+        "undone_at",
+    ]
     list_filter = ["state", "trigger", "agent_type"]
     search_keys = ("id", "agent_ref")
     search_help_text = "A run's or agent's id, or the beginning of its owner's e-mail address"
     ordering = ["-created_at"]
     actions = ["cancel"]
-    readonly_fields = ["journal"]
+    readonly_fields = ["records", "journal"]
     fields = [
         "id",
         "user",
@@ -79,7 +94,12 @@ class RunAdmin(ReadingAdmin):
         "slots",
         "state",
         "phase",
+        "verdict",
+        "dry_run",
+        "max_sources",
         "attempt",
+        "retries",
+        "not_before",
         "files_seen",
         "files_done",
         "files_unchanged",
@@ -90,6 +110,8 @@ class RunAdmin(ReadingAdmin):
         "created_at",
         "started_at",
         "completed_at",
+        "undone_at",
+        "records",
         "journal",
     ]
 
@@ -98,6 +120,15 @@ class RunAdmin(ReadingAdmin):
 
     def has_end_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("agents.change_run")
+
+    @admin.display(description="records by state")
+    def records(self, run: Run) -> str:
+        """How many of them there are in the outbox, and nothing of what they say."""
+        counts = outbox.states(run.pk)
+        return (
+            ", ".join(f"{count} {OutboxRecord.State(state).value}" for state, count in counts.items())
+            or "none"
+        )
 
     @admin.display(description="journal")
     def journal(self, run: Run) -> SafeString:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from adiuva.devices.tables import TABLES
-from agents.models import AgentType
+from agents.models import MOST_CATCH_UP_HOURS, AgentType, CatchUp
 
 DATA_TYPES: Final = tuple(TABLES)
 
@@ -23,6 +23,13 @@ _COMMON: Final[dict[str, Any]] = {
         "description": "five cron fields or @daily and friends; empty: by hand",
     },
     "timezone": {"type": "string", "description": "IANA zone of the schedule; empty: your own"},
+    "catch_up": {
+        "type": "string",
+        "enum": [way.value for way in CatchUp],
+        "default": CatchUp.ONCE.value,
+        "description": "what becomes of times that were missed: one run, none, or one run within catch_up_hours",
+    },
+    "catch_up_hours": {"type": "integer", "minimum": 1, "maximum": MOST_CATCH_UP_HOURS},
     "enabled": {"type": "boolean", "default": True},
 }
 

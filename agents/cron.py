@@ -1,16 +1,19 @@
 """One cron dialect and one evaluator.
 
 Five fields (minute hour day-of-month month day-of-week) with names, lists, ranges and steps, and `@hourly`, `@daily`
-and friends. As in POSIX crontab, a day matches by either day field when both are restricted. Times are local to an
-IANA zone: one that does not exist (a clock put forward) runs at the first minute that does; one that comes twice
-runs once when the hour field is fixed and each time when it is a wildcard.
+and friends. As in POSIX crontab, a day matches by either day field when both are restricted; only a plain `*` is not.
+Times are local to an IANA zone: one that does not exist (a clock put forward) runs at the first minute that does; one
+that comes twice runs once, the first time, when the hour field is fixed, and each time when it is a wildcard (it begins
+with `*`, as `*/2` does).
 """
 
 from __future__ import annotations
 
 import datetime as dt
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -29,9 +32,12 @@ _MONTHS: Final = {
 }  # fmt: skip
 _DAYS: Final = {"sun": 0, "mon": 1, "tue": 2, "wed": 3, "thu": 4, "fri": 5, "sat": 6}
 _MOST_DAYS_IN: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-_HORIZON_DAYS: Final = 366 * 9  # 29 February may be eight years away
 _MINUTE: Final = dt.timedelta(minutes=1)
 _DAY: Final = dt.timedelta(days=1)
+_MIDNIGHT: Final = dt.time()
+_MIDNIGHT_AGAIN: Final = dt.time(fold=1)
+_HORIZON: Final = 366 * 9 * _DAY  # 29 February may be eight years away
+_LAST_DAY: Final = dt.date(9990, 1, 1)
 
 
 class BadCron(ValueError):
@@ -98,17 +104,25 @@ class Cron:
         """The slots after a moment, in order, in UTC. It ends when nothing comes for nine years."""
         # A day earlier: what a clock change moved may belong to the day before.
         day = moment.astimezone(zone).date() - _DAY
-        idle = 0
-        last = moment
-        while idle < _HORIZON_DAYS:
-            idle += 1
-            if self._matches(day):
-                for slot in self._slots(day, zone):
-                    if slot > last:
-                        last, idle = slot, 0
-                        yield slot
-            if day >= dt.date.max - 2 * _DAY:
-                return
+        until = day + _HORIZON
+        moved: set[dt.datetime] = set()  # slots of yesterday that come today
+        while day < until and day < _LAST_DAY:
+            matches = self._matches(day)
+            if not matches and not moved:
+                month_over = day.month not in self.months
+                day = (day.replace(day=1) + 31 * _DAY).replace(day=1) if month_over else day + _DAY
+                continue
+            start = None if moved else _start(day, zone)
+            if start is not None:
+                slots = [start + time for time in self._times[bisect_right(self._times, moment - start) :]]
+            else:
+                found = moved | self._walk(day, zone) if matches else moved
+                tomorrow = _instants(dt.datetime.combine(day + _DAY, _MIDNIGHT), zone)[0]
+                moved = {slot for slot in found if slot >= tomorrow}
+                slots = sorted(slot for slot in found - moved if slot > moment)
+            if slots:
+                until = day + _HORIZON
+                yield from slots
             day += _DAY
 
     def next(self, moment: dt.datetime, zone: ZoneInfo) -> dt.datetime | None:
@@ -123,25 +137,32 @@ class Cron:
             return by_day and by_weekday
         return by_day or by_weekday
 
-    def _slots(self, day: dt.date, zone: ZoneInfo) -> Iterator[dt.datetime]:
-        """A day's slots in order. Time by time is slow, so only days on which the clock changes are walked so."""
-        midnight, night = (dt.datetime.combine(each, dt.time(), zone) for each in (day, day + _DAY))
-        offset = midnight.utcoffset()
-        if offset == night.utcoffset() == night.replace(fold=1).utcoffset() and offset is not None:
-            start = midnight.replace(tzinfo=dt.UTC) - offset
-            for hour in self.hours:
-                for minute in self.minutes:
-                    yield start + dt.timedelta(hours=hour, minutes=minute)
-            return
+    @cached_property
+    def _times(self) -> tuple[dt.timedelta, ...]:
+        """The times of a day, in order."""
+        return tuple(
+            dt.timedelta(hours=hour, minutes=minute) for hour in self.hours for minute in self.minutes
+        )
+
+    def _walk(self, day: dt.date, zone: ZoneInfo) -> set[dt.datetime]:
+        """The slots of a day, time by time: slow, and only needed when the clock changes."""
         found: set[dt.datetime] = set()
-        for hour in self.hours:
-            for minute in self.minutes:
-                local = dt.datetime.combine(day, dt.time(hour, minute))
-                first, second = _instants(local, zone)
-                found.add(first)
-                if self.any_hour:
-                    found.add(second)
-        yield from sorted(found)
+        for time in self._times:
+            first, second = _instants(dt.datetime.combine(day, _MIDNIGHT) + time, zone)
+            found.add(first)
+            if self.any_hour:
+                found.add(second)
+        return found
+
+
+def _start(day: dt.date, zone: ZoneInfo) -> dt.datetime | None:
+    """When a day begins, in UTC; None when the clock changes in it."""
+    combine, tomorrow = dt.datetime.combine, day + _DAY
+    offset = combine(day, _MIDNIGHT, zone).utcoffset()
+    night, once_more = combine(tomorrow, _MIDNIGHT, zone), combine(tomorrow, _MIDNIGHT_AGAIN, zone)
+    if offset is not None and offset == night.utcoffset() == once_more.utcoffset():
+        return combine(day, _MIDNIGHT, dt.UTC) - offset
+    return None
 
 
 def _instants(local: dt.datetime, zone: ZoneInfo) -> tuple[dt.datetime, dt.datetime]:
@@ -152,11 +173,14 @@ def _instants(local: dt.datetime, zone: ZoneInfo) -> tuple[dt.datetime, dt.datet
     early, late = (local - before).replace(tzinfo=dt.UTC), (local - after).replace(tzinfo=dt.UTC)
     if before >= after:
         return early, late  # once, or twice
-    # In a gap: walk to its end. `late` lies before it and `early` behind it, by the width of the gap.
-    moment = late
-    while moment.astimezone(zone).replace(tzinfo=None) <= local:
-        moment += _MINUTE
-    return moment, moment
+    # In a gap, which is as wide as `early` lies behind `late`: its end is between them.
+    while early - late > _MINUTE:
+        middle = late + (early - late) // _MINUTE // 2 * _MINUTE
+        if middle.astimezone(zone).replace(tzinfo=None) > local:
+            early = middle
+        else:
+            late = middle
+    return early, early
 
 
 def _values(word: str, field: _Field) -> set[int]:

@@ -1,13 +1,18 @@
-"""The journal of a run: what happened, in order. What names a user's file, or quotes a device, is sealed."""
+"""The journal of a run: what happened, in order. What names a user's file, or quotes a device, is sealed.
+
+The same event twice is one event: a worker that takes up another's work says again what that one had said. Two that
+should be the same and count differently are both kept, with a note that they differ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
+from django.db import connection
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.crypto import UserCipher
@@ -15,34 +20,97 @@ from agents.models import Run, RunEvent
 
 Kind = RunEvent.Kind
 _TABLE, _COLUMN = "agents_runevent", "sealed"
+_ABOUT_SOURCES = (Kind.SOURCE_DONE, Kind.SOURCE_FAILED, Kind.RECORD_QUARANTINED)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """`code` and `count` are for everybody; `source` (a path) and `message` are the user's and get sealed."""
+    """`code` and `count` are for everybody; `source` (a path) and `message` are the user's and get sealed.
+
+    What is said of a source is the same event if kind, code, source, message and `key` are the same. Of other events
+    only those with a `key` are; each of the rest is one of its own.
+    """
 
     kind: RunEvent.Kind
     code: str = ""
     count: int | None = None
     source: str = ""
     message: str = ""
+    key: str = ""
 
 
-def write(run: Run, entries: Iterable[Entry]) -> None:
-    """Append; the database numbers them. Call it in the transaction of what it tells of."""
-    rows = []
+def write(run: Run, entries: Iterable[Entry]) -> list[Entry]:
+    """Append; the database numbers them. Returns those that were not there before.
+
+    Call it in the transaction of what it tells of, with the run's row locked: so a reader who has seen a number has
+    seen all the run's smaller ones.
+    """
+    wanted: dict[UUID, Entry] = {}
+    again: list[tuple[UUID, Entry]] = []
     for entry in entries:
-        nonce = uuid4()
-        sealed = None
-        if entry.source or entry.message:
-            text = orjson.dumps([entry.source, entry.message]).decode()
-            sealed = cipher_for(run.user_id).seal(text, _TABLE, nonce, _COLUMN)
-        rows.append(
-            RunEvent(
-                run_id=run.pk, kind=entry.kind, code=entry.code, count=entry.count, nonce=nonce, sealed=sealed
-            )
-        )
-    RunEvent.objects.bulk_create(rows, batch_size=1000)
+        nonce = _nonce(run, entry)
+        if nonce in wanted:
+            again.append((nonce, entry))
+        else:
+            wanted[nonce] = entry
+    inserted = _insert(run, wanted)
+    again += [(nonce, entry) for nonce, entry in wanted.items() if nonce not in inserted]
+    new = [entry for nonce, entry in wanted.items() if nonce in inserted]
+    if again:
+        new += write(run, _conflicts(run, again))
+    return new
+
+
+def _nonce(run: Run, entry: Entry) -> UUID:
+    if not entry.key and not ((entry.source or entry.message) and entry.kind in _ABOUT_SOURCES):
+        return uuid4()
+    identity = orjson.dumps([entry.kind, entry.code, entry.source, entry.message, entry.key])
+    return UUID(bytes=cipher_for(run.user_id).fingerprint(identity, f"event of {run.pk}")[:16])
+
+
+def _conflicts(run: Run, again: Sequence[tuple[UUID, Entry]]) -> list[Entry]:
+    """Of events that are there already, those that count differently now, as events of their own, each once."""
+    there = RunEvent.objects.filter(run=run, nonce__in=[nonce for nonce, _ in again])
+    counts = dict(there.values_list("nonce", "count"))
+    found = []
+    for nonce, entry in again:
+        if counts[nonce] != entry.count:
+            key = f"{nonce} {entry.count}"
+            found += [replace(entry, key=key), Entry(Kind.NOTE, "event_conflict", key=key)]
+    return found
+
+
+# ORDER BY: the numbers are given in this order.
+_INSERT = """
+INSERT INTO agents_runevent (run_id, nonce, kind, code, count, sealed)
+SELECT %s, nonce, kind, code, count, sealed
+FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::int[], %s::bytea[]) WITH ORDINALITY
+    AS entry (nonce, kind, code, count, sealed, place)
+ORDER BY place
+ON CONFLICT (run_id, nonce) DO NOTHING RETURNING nonce
+"""
+
+
+def _insert(run: Run, entries: Mapping[UUID, Entry]) -> set[UUID]:
+    if not entries:
+        return set()
+    columns: list[list[Any]] = [
+        list(entries),
+        [str(entry.kind) for entry in entries.values()],
+        [entry.code for entry in entries.values()],
+        [entry.count for entry in entries.values()],
+        [_seal(run, nonce, entry) for nonce, entry in entries.items()],
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(_INSERT, [run.pk, *columns])
+        return {nonce for (nonce,) in cursor.fetchall()}
+
+
+def _seal(run: Run, nonce: UUID, entry: Entry) -> bytes | None:
+    if not entry.source and not entry.message:
+        return None
+    text = orjson.dumps([entry.source, entry.message]).decode()
+    return cipher_for(run.user_id).seal(text, _TABLE, nonce, _COLUMN)
 
 
 def read(run: Run, *, after: int = 0, most: int = 1000) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -17,7 +18,7 @@ from zoneinfo import ZoneInfo
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
-from django.utils import timezone
+from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.crypto import UserCipher
@@ -26,14 +27,16 @@ from adiuva.devices.models import Device, OutboxRecord
 from adiuva.devices.outbox import Pending
 from adiuva.devices.protocol import ToolResultBody
 from adiuva.errors import AdiuvaError
-from agents import journal, runs
+from agents import journal, preview, runs
 from agents.extraction import PROMPT_VERSION, Document
 from agents.journal import Entry, Kind
-from agents.models import RUN_DEADLINE, Agent, Run, RunEvent, Source
+from agents.models import RUN_DEADLINE, Agent, Run, RunEvent, Source, SourceInFlight
 from agents.records import Record
 
-LEASE = dt.timedelta(seconds=60)
-RENEW_S = 15.0
+LEASE = runs.LEASE
+RENEW_S = LEASE.total_seconds() / 4
+DEADLY: int = settings.RUNS["deadly"]
+_BREATH_S = 5.0  # before a run goes on whose worker lost what it stands on
 _MOST_WORDS = 1_000  # of a device, on why it refused
 
 
@@ -60,9 +63,13 @@ class Job:
     file_extensions: tuple[str, ...]
     prompt_template: str
     data_types: tuple[str, ...]
+    dry_run: bool  # what is found is shown, and neither kept nor sent
+    max_sources: int | None  # of a dry run
     zone: ZoneInfo
     config_version: bytes
-    deadline_at: dt.datetime
+    seconds_left: float  # to the run's deadline, when it was claimed
+    begun: bool  # before: a worker had reached its device
+    suspects: Mapping[bytes, int]  # keys of sources that workers died over → how many
     # Held for as long as the run: to fetch it anew asks the database, which an event loop must not.
     cipher: UserCipher = field(repr=False)
 
@@ -72,11 +79,11 @@ class Job:
 
 @transaction.atomic
 def claim(run_id: UUID) -> Job | None:
-    """Take a queued run. None: somebody else has it, or it ended."""
+    """Take a queued run. None: somebody else has it, it ended, or its time has not come."""
     run = (
         Run.objects.select_for_update(skip_locked=True, of=("self",))
         .select_related("agent", "user")
-        .filter(pk=run_id, state=Run.State.QUEUED)
+        .filter(runs.due(), pk=run_id, state=Run.State.QUEUED)
         .first()
     )
     if run is None:
@@ -85,8 +92,11 @@ def claim(run_id: UUID) -> Job | None:
     if agent is None or agent.device_id != run.device_id:
         runs.end(run, Run.State.CANCELLED, "agent_deleted" if agent is None else "device_changed")
         return None
-    now = timezone.now()
-    run.state, run.phase = Run.State.RUNNING, Run.Phase.COLLECTING
+    now, begun = runs.clock(), run.started_at is not None
+    if run.deadline_at and run.deadline_at <= now:
+        runs.end(run, Run.State.TIMEOUT, "deadline")
+        return None
+    run.state, run.phase, run.not_before = Run.State.RUNNING, Run.Phase.COLLECTING, None
     run.started_at = run.started_at or now
     run.deadline_at = run.deadline_at or now + RUN_DEADLINE
     run.lease_until = now + LEASE
@@ -94,16 +104,18 @@ def claim(run_id: UUID) -> Job | None:
     run.attempt += 1
     # A run counts its files anew each time; what it created before it was interrupted stays counted.
     run.files_seen = run.files_done = run.files_unchanged = run.files_failed = 0
+    run.preview = None
     run.save()
     # After the commit: a deleter of the agent holds its row and waits for the run's.
-    transaction.on_commit(lambda: Agent.objects.filter(pk=agent.pk).update(last_run_at=now))
+    if not run.dry_run:
+        transaction.on_commit(lambda: Agent.objects.filter(pk=agent.pk).update(last_run_at=now))
     device = (
         Device.objects.of(run.user_id).filter(device_id=run.device_id).values_list("pk", flat=True).first()
     )
     entries = [Entry(Kind.STARTED, count=run.attempt)]
-    if run.slots > 1 and run.fence == 1:
+    if run.slots > 1 and not begun:
         entries.append(Entry(Kind.NOTE, "slots_missed", count=run.slots))
-    if device and (found := _take_over(run, device)):
+    if device and not run.dry_run and (found := _take_over(run, device)):
         entries.append(Entry(Kind.NOTE, "records_taken_over", count=found))
     journal.write(run, entries)
     return Job(
@@ -118,11 +130,25 @@ def claim(run_id: UUID) -> Job | None:
         file_extensions=tuple(agent.file_extensions),
         prompt_template=agent.prompt_template,
         data_types=tuple(agent.data_types),
+        dry_run=run.dry_run,
+        max_sources=run.max_sources,
         zone=ZoneInfo(agent.timezone or run.user.timezone),
         config_version=config_version(agent),
-        deadline_at=run.deadline_at,
+        seconds_left=(run.deadline_at - now).total_seconds(),
+        begun=begun,
+        suspects=_suspects(agent),
         cipher=cipher_for(run.user_id),
     )
+
+
+def _suspects(agent: Agent) -> dict[bytes, int]:
+    """What the last attempt left in hand is in nobody's any more. Where no worker died over it, it is forgotten."""
+    left = list(SourceInFlight.objects.filter(agent=agent))
+    if any(not source.deaths for source in left):
+        SourceInFlight.objects.filter(agent=agent, deaths=0).delete()
+    if any(source.deaths and source.in_hand for source in left):
+        SourceInFlight.objects.filter(agent=agent, in_hand=True).update(in_hand=False)
+    return {bytes(source.key): source.deaths for source in left if source.deaths}
 
 
 def _take_over(run: Run, device: UUID) -> int:
@@ -154,7 +180,7 @@ def _mine(job: Job) -> Run:
 def pulse(job: Job, *, renew: bool) -> bool:
     """Whether the run may go on (False: a cancel was asked for). Raise LeaseLost."""
     mine = Run.objects.filter(pk=job.run_id, fence=job.fence, state=Run.State.RUNNING)
-    if renew and not mine.update(lease_until=timezone.now() + LEASE):
+    if renew and not mine.update(lease_until=Now() + LEASE):
         raise LeaseLost
     asked = mine.values_list("cancel_requested_at", flat=True)
     if not (found := list(asked)):
@@ -182,6 +208,41 @@ def due(job: Job, files: Collection[tuple[bytes, bytes]]) -> list[bool]:
 
 
 @transaction.atomic
+def take(job: Job, keys: Collection[bytes]) -> None:
+    """Enter sources as in hand: should the worker die, it may be over one of them. Raise AgentGone, LeaseLost."""
+    if not keys:
+        return
+    if _mine(job).agent_id is None:
+        raise AgentGone
+    SourceInFlight.objects.bulk_create(
+        [SourceInFlight(agent_id=job.agent_id, key=key) for key in keys],
+        update_conflicts=True,
+        unique_fields=["agent", "key"],
+        update_fields=["in_hand"],
+    )
+
+
+def _let_go(job: Job, key: bytes) -> None:
+    """The worker has come through a source alive."""
+    SourceInFlight.objects.filter(agent_id=job.agent_id, key=key).delete()
+
+
+@transaction.atomic
+def set_aside(job: Job, document: Document) -> None:
+    """Read a source no more, in this form and with this configuration: it killed too many workers."""
+    run = _mine(job)
+    if run.agent_id is None:
+        raise AgentGone
+    _enter(job, document, Source.Outcome.POISON)
+    _let_go(job, document.key)
+    run.files_done += 1
+    run.files_failed += 1
+    run.problems += 1
+    run.save(update_fields=["files_done", "files_failed", "problems"])
+    journal.write(run, [Entry(Kind.SOURCE_FAILED, "killed_workers", source=document.path)])
+
+
+@transaction.atomic
 def count(
     job: Job,
     *,
@@ -192,16 +253,18 @@ def count(
     model_calls: int = 0,
     entries: Iterable[Entry] = (),
     phase: Run.Phase | None = None,
+    through: bytes | None = None,
 ) -> None:
-    """Add to a run's counts and journal."""
+    """Add to a run's counts and journal. `through` is the key of a source that is in hand no more."""
     run = _mine(job)
-    entries = list(entries)
+    if through is not None:
+        _let_go(job, through)
     run.files_seen += seen
     run.files_done += done
     run.files_unchanged += unchanged
     run.files_failed += failed
     run.model_calls += model_calls
-    run.problems += _problems(entries)
+    run.problems += _problems(journal.write(run, entries))
     run.phase = phase or run.phase
     run.save(
         update_fields=[
@@ -214,7 +277,6 @@ def count(
             "phase",
         ]
     )
-    journal.write(run, entries)
 
 
 def _problems(entries: Iterable[Entry]) -> int:
@@ -233,20 +295,43 @@ def keep(
 ) -> list[Pending]:
     """Commit what a document gave: its records to the outbox, its entry to the ledger, both or neither.
 
-    Returns the records that are new. From here on nothing is lost if the worker dies. Raise AgentGone, LeaseLost.
+    Returns the records that are new. From here on nothing is lost if the worker dies. A dry run shows them, and keeps
+    none. Raise AgentGone, LeaseLost.
     """
     run = _mine(job)
     if run.agent_id is None:
         raise AgentGone
-    new = outbox.add(
-        cipher=job.cipher,
-        user_id=job.user_id,
-        device=device,
-        run_id=job.run_id,
-        source=document.key,
-        position=run.files_done * 1000,
-        records={record.key(job.agent_id, document.key): (record.table, record.data) for record in records},
-    )
+    keyed = {record.key(job.agent_id, document.key): record for record in records}
+    new: list[Pending] = []
+    notes = []
+    if job.dry_run:
+        found, room = preview.add(run, job.cipher, document.path, keyed)
+        if not room:
+            notes.append(Entry(Kind.NOTE, "preview_full", key="once"))
+    else:
+        new = outbox.add(
+            cipher=job.cipher,
+            user_id=job.user_id,
+            device=device,
+            run_id=job.run_id,
+            source=document.key,
+            position=run.files_done * 1000,
+            records={key: (record.table, record.data) for key, record in keyed.items()},
+        )
+        found = len(new)
+        _enter(job, document, Source.Outcome.QUARANTINED if entries else Source.Outcome.DONE)
+    _let_go(job, document.key)
+    run.files_done += 1
+    run.model_calls += model_calls
+    # The key: read again after it was changed meanwhile, it is another event.
+    done = Entry(Kind.SOURCE_DONE, count=found, source=document.path, key=document.content_hash.hex())
+    run.problems += _problems(journal.write(run, [*entries, *notes, done]))
+    run.save(update_fields=["files_done", "model_calls", "problems"])
+    return new
+
+
+def _enter(job: Job, document: Document, outcome: Source.Outcome) -> None:
+    """The ledger's row of a source."""
     Source.objects.bulk_create(
         [
             Source(
@@ -254,20 +339,14 @@ def keep(
                 key=document.key,
                 content_hash=document.content_hash,
                 config_version=job.config_version,
-                outcome=Source.Outcome.QUARANTINED if entries else Source.Outcome.DONE,
-                updated_at=timezone.now(),
+                outcome=outcome,
+                updated_at=Now(),
             )
         ],
         update_conflicts=True,
         unique_fields=["agent", "key"],
         update_fields=["content_hash", "config_version", "outcome", "updated_at"],
     )
-    run.files_done += 1
-    run.model_calls += model_calls
-    run.problems += _problems(entries)
-    run.save(update_fields=["files_done", "model_calls", "problems"])
-    journal.write(run, [*entries, Entry(Kind.SOURCE_DONE, count=len(new), source=document.path)])
-    return new
 
 
 @transaction.atomic
@@ -303,7 +382,9 @@ def wait_for_device(job: Job, *, epoch: int | None) -> None:
     run.state, run.phase, run.lease_until = Run.State.WAITING_DEVICE, "", None
     run.deadline_at = None
     run.attempt -= 1
-    run.save(update_fields=["state", "phase", "lease_until", "deadline_at", "attempt"])
+    if epoch is None and not job.begun:
+        run.started_at = None  # so it may stand for more slots, or come too late for its own
+    run.save(update_fields=["state", "phase", "lease_until", "deadline_at", "attempt", "started_at"])
     journal.write(run, [Entry(Kind.WAITING, "device_offline")])
     transaction.on_commit(lambda: _wake_if_back(job, epoch))
 
@@ -314,6 +395,43 @@ def _wake_if_back(job: Job, epoch: int | None) -> None:
         here = here.exclude(epoch=epoch)
     if here.exists():
         runs.wake(user_id=job.user_id, device_id=job.device_id)
+
+
+@transaction.atomic
+def retry(job: Job, code: str, message: str = "", *, retry_after: float | None = None) -> bool:
+    """Put a run back in line that a passing fault has stopped, for a moment that chance picks (full jitter), and not
+    before the provider wants it. What was done stays done. False: its retries or its time are used up."""
+    run = _mine(job)
+    if run.cancel_requested_at:
+        runs.end(run, Run.State.CANCELLED, "cancelled")
+        return True
+    rules = settings.RUNS
+    if run.retries >= rules["retries"]:
+        return False
+    pause = random.uniform(0, min(rules["longest_retry_s"], rules["retry_s"] * 2**run.retries))
+    if retry_after is not None:
+        pause = max(pause, retry_after * random.uniform(1, 1.1))
+    until = runs.clock() + dt.timedelta(seconds=pause)
+    if run.deadline_at and until >= run.deadline_at:
+        return False
+    run.retries += 1
+    runs.requeue(run, not_before=until)
+    when = until.isoformat(timespec="seconds")
+    words = f"{message}; to be tried again at {when}" if message else f"to be tried again at {when}"
+    journal.write(run, [Entry(Kind.WAITING, code, count=run.retries, message=words)])
+    return True
+
+
+@transaction.atomic
+def interrupt(job: Job) -> None:
+    """Put a run back in line whose worker lives and lost what it stands on. Raise LeaseLost."""
+    run = _mine(job)
+    if run.cancel_requested_at:
+        runs.end(run, Run.State.CANCELLED, "cancelled")
+        return
+    pause = dt.timedelta(seconds=random.uniform(0, _BREATH_S))
+    runs.requeue(run, not_before=runs.clock() + pause)
+    journal.write(run, [Entry(Kind.NOTE, "interrupted")])
 
 
 @transaction.atomic
@@ -333,6 +451,7 @@ def finish(job: Job, state: Run.State | None = None, code: str = "", message: st
             state, code = Run.State.PARTIAL, "completed_with_failures"
         else:
             state, code = Run.State.ERROR, "nothing_could_be_read"
+        run.verdict = code if state != Run.State.ERROR else ""
     elif left := outbox.count_waiting(run.pk):
         journal.write(run, [Entry(Kind.NOTE, "records_left_over", count=left)])
     runs.end(run, state, code, message)

@@ -20,6 +20,18 @@ class AgentType(models.TextChoices):
     OUTLOOK = "outlook", "Outlook"
 
 
+class CatchUp(models.TextChoices):
+    """What becomes of scheduled times that passed while nobody could run them."""
+
+    ONCE = "once", "one run for all of them"
+    SKIP = "skip", "none"
+    WITHIN = "within", "one run, if the last of them is not too long ago"
+
+
+ON_TIME = dt.timedelta(minutes=2)  # four ticks of the beat: a restart of it makes nobody miss a slot
+MOST_CATCH_UP_HOURS = 720
+
+
 class AgentQuerySet(models.QuerySet["Agent"]):
     def of(self, user_id: uuid.UUID) -> Self:
         return self.filter(user_id=user_id)
@@ -32,16 +44,22 @@ class Agent(models.Model):
     """What to read, what to look for in it, and when."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="agents")
+    user = models.ForeignKey(  # indexes below begin with it
+        settings.AUTH_USER_MODEL, models.CASCADE, related_name="agents", db_index=False
+    )
     type = models.CharField(max_length=20, choices=AgentType, default=AgentType.LOCAL_DIRECTORY)
     name = models.CharField(max_length=200)
-    device_id = models.CharField(max_length=200, blank=True, db_index=True)
+    device_id = models.CharField(max_length=200, blank=True)
     directory_paths = ArrayField(models.CharField(max_length=4096), default=list, blank=True)
     file_extensions = ArrayField(models.CharField(max_length=20), default=list, blank=True)
     data_types = ArrayField(models.CharField(max_length=20), default=list)
     prompt_template = models.TextField(blank=True)
     schedule_cron = models.CharField(max_length=200, blank=True)
     timezone = models.CharField(max_length=64, blank=True, help_text="blank: the user's own")
+    catch_up = models.CharField(max_length=6, choices=CatchUp, default=CatchUp.ONCE)
+    catch_up_hours = models.PositiveSmallIntegerField(
+        null=True, blank=True, help_text="for within: how long ago"
+    )
     enabled = models.BooleanField(default=True)
     last_run_at = models.DateTimeField(null=True, editable=False)
     next_run_at = models.DateTimeField(null=True, editable=False)
@@ -60,6 +78,22 @@ class Agent(models.Model):
                 condition=Q(enabled=True, next_run_at__isnull=False),
                 name="agents_due",
             ),
+            models.Index(
+                fields=["user", "next_run_at"],
+                condition=Q(enabled=True, next_run_at__isnull=False),
+                name="agents_due_of_user",
+            ),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(
+                    catch_up=CatchUp.WITHIN,
+                    catch_up_hours__isnull=False,
+                    catch_up_hours__range=(1, MOST_CATCH_UP_HOURS),
+                )
+                | (~Q(catch_up=CatchUp.WITHIN) & Q(catch_up_hours__isnull=True)),
+                name="catch_up_hours_with_within",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -69,6 +103,14 @@ class Agent(models.Model):
     def zone(self) -> str:
         return self.timezone or self.user.timezone
 
+    def wants(self, slot: dt.datetime, now: dt.datetime) -> bool:
+        """Whether a scheduled time is still worth a run: always while it is on time, then as `catch_up` says."""
+        late = now - slot
+        if late <= ON_TIME or self.catch_up == CatchUp.ONCE:
+            return True
+        hours = self.catch_up_hours if self.catch_up == CatchUp.WITHIN else None
+        return hours is not None and late <= dt.timedelta(hours=hours)
+
 
 class RunQuerySet(models.QuerySet["Run"]):
     def of(self, user_id: uuid.UUID) -> Self:
@@ -76,6 +118,16 @@ class RunQuerySet(models.QuerySet["Run"]):
 
     def live(self) -> Self:
         return self.filter(state__in=Run.LIVE)
+
+
+_RunManager = models.Manager.from_queryset(RunQuerySet)
+
+
+class RunManager(_RunManager["Run"]):
+    """A preview may be large, and only who shows it reads it."""
+
+    def get_queryset(self) -> RunQuerySet:
+        return RunQuerySet(self.model, using=self._db).defer("preview")
 
 
 class Run(models.Model):
@@ -100,6 +152,13 @@ class Run(models.Model):
         MANUAL = "manual"
         SCHEDULE = "schedule"
 
+    class Verdict(models.TextChoices):
+        """What a run that ended in order was worth."""
+
+        COMPLETED = "completed"
+        WITH_FAILURES = "completed_with_failures", "completed with failures"
+        EMPTY = "empty", "there was nothing to read"
+
     LIVE = (State.QUEUED, State.WAITING_DEVICE, State.RUNNING)
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -115,7 +174,20 @@ class Run(models.Model):
     slots = models.PositiveIntegerField(default=1, help_text="how many scheduled times it stands for")
     state = models.CharField(max_length=20, choices=State, default=State.QUEUED)
     phase = models.CharField(max_length=20, choices=Phase, blank=True)
+    verdict = models.CharField(max_length=30, choices=Verdict, blank=True)
+    dry_run = models.BooleanField(
+        default=False, help_text="it shows what it would create, and creates nothing"
+    )
+    max_sources = models.PositiveIntegerField(
+        null=True, help_text="of a dry run: how many sources it reads at most"
+    )
+    preview = models.BinaryField(null=True, editable=False, help_text="sealed: what a dry run found")
     attempt = models.PositiveSmallIntegerField(default=0)
+    retries = models.PositiveSmallIntegerField(default=0, help_text="after transient faults")
+    not_before = models.DateTimeField(null=True, help_text="when a retry is due")
+    deaths = models.PositiveSmallIntegerField(
+        default=0, help_text="workers lost in a row, with nothing to show for it"
+    )
     fence = models.PositiveIntegerField(default=0)
     lease_until = models.DateTimeField(null=True)
     deadline_at = models.DateTimeField(null=True)
@@ -131,8 +203,9 @@ class Run(models.Model):
     nudged_at = models.DateTimeField(db_default=Now())
     started_at = models.DateTimeField(null=True)
     completed_at = models.DateTimeField(null=True)
+    undone_at = models.DateTimeField(null=True)
 
-    objects = RunQuerySet.as_manager()
+    objects = RunManager()
 
     class Meta:
         ordering = ["-created_at"]
@@ -197,16 +270,21 @@ class RunEvent(models.Model):
     PROBLEMS = (Kind.SOURCE_FAILED, Kind.RECORD_QUARANTINED, Kind.RECORD_REFUSED, Kind.RECORD_UNCERTAIN)
 
     seq = models.BigAutoField(primary_key=True)
-    run = models.ForeignKey(Run, models.CASCADE, related_name="events")
+    run = models.ForeignKey(
+        Run, models.CASCADE, related_name="events", db_index=False
+    )  # the others begin with it
     at = models.DateTimeField(db_default=Now())
     kind = models.CharField(max_length=20, choices=Kind)
     code = models.CharField(max_length=50, blank=True)
     count = models.IntegerField(null=True)
-    nonce = models.UUIDField(default=uuid.uuid4, editable=False, help_text="what the sealed part is bound to")
+    nonce = models.UUIDField(
+        default=uuid.uuid4, editable=False, help_text="which event it is; what the sealed part is bound to"
+    )
     sealed = models.BinaryField(null=True, editable=False)
 
     class Meta:
         ordering = ["seq"]
+        constraints = [models.UniqueConstraint(fields=["run", "nonce"], name="an_event_once")]
         indexes = [models.Index(fields=["run", "seq"], name="journal_of_run")]
 
     def __str__(self) -> str:
@@ -219,6 +297,7 @@ class Source(models.Model):
     class Outcome(models.TextChoices):
         DONE = "done"
         QUARANTINED = "quarantined", "done, with records set aside"
+        POISON = "poison", "set aside: workers died over it"
 
     agent = models.ForeignKey(Agent, models.CASCADE, related_name="sources")
     key = models.BinaryField(help_text="keyed hash of the path or message id")
@@ -232,6 +311,23 @@ class Source(models.Model):
 
     def __str__(self) -> str:
         return f"{self.outcome} {self.updated_at:%Y-%m-%d}"
+
+
+class SourceInFlight(models.Model):
+    """A source that a worker has in hand. What is still here when the worker is dead may be why it died."""
+
+    agent = models.ForeignKey(Agent, models.CASCADE, related_name="+")
+    key = models.BinaryField(help_text="keyed hash of the path or message id")
+    in_hand = models.BooleanField(default=True, help_text="of the attempt under way")
+    deaths = models.PositiveSmallIntegerField(
+        default=0, help_text="workers that died while they had it in hand"
+    )
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["agent", "key"], name="one_row_a_source_in_flight")]
+
+    def __str__(self) -> str:
+        return f"{self.deaths} deaths"
 
 
 RUN_DEADLINE = dt.timedelta(hours=2)

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
+import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Final
 from uuid import UUID
 
 import structlog
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
-from django.utils import timezone
 from redis.exceptions import RedisError
 
 from adiuva import db, llm
 from adiuva.accounts.keys import NoSuchUser
 from adiuva.devices import outbox
+from adiuva.devices.inbox import FlowExceeded
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceRefused, OutcomeUnknown
 from adiuva.devices.outbox import Pending
-from adiuva.devices.protocol import AgentCancel, AgentProgress
+from adiuva.devices.protocol import AgentCancel, AgentProgress, Error
 from adiuva.errors import AdiuvaError
 from agents import lease
 from agents.extraction import Document, Extraction, Extractor
@@ -35,6 +36,9 @@ from agents.sources import DeviceSilent, LocalFolders
 _WATCH_S: Final = 2.0
 _PROGRESS_S: Final = 0.2
 _MODEL_FAILURES: Final = 5  # in a row, after which the rest would fail as well
+_MOST_UNREAD: Final = 1_000  # for reasons that pass, after which it is better to try again later
+_AGAIN_S: Final = 1.0
+_LOOK_AGAIN_S: Final = 0.05
 _MOST_CHARS: Final = 16 * 1024 * 1024  # of documents that are held at once; a longer one is held alone
 # What we stand on is away: the lease ends, and who claims the run next goes on.
 _AWAY: Final = (OperationalError, InterfaceError, RedisError, OSError)
@@ -51,11 +55,11 @@ class _Late(Exception):
 
 
 class _ModelGone(Exception):
-    """The model failed several times in a row. It carries the last failure."""
+    """The model failed several times in a row. It carries the last failure. `is_over`: all else was read."""
 
-    def __init__(self, error: llm.ModelError) -> None:
+    def __init__(self, error: llm.ModelError, *, is_over: bool = False) -> None:
         super().__init__(error.code)
-        self.error = error
+        self.error, self.is_over = error, is_over
 
 
 async def execute(run_id: UUID) -> None:
@@ -70,8 +74,37 @@ async def execute(run_id: UUID) -> None:
             log.info("run.let_go")
         except _AWAY as error:
             log.warning("run.interrupted", error=type(error).__name__)
+            await _interrupt(job)
         finally:
             await llm.aclose()
+
+
+_suspect = threading.Lock()
+
+
+@asynccontextmanager
+async def _one_suspect() -> AsyncIterator[None]:
+    """One at a time of all the runs in this process; each has a thread and an event loop of its own."""
+    # A thread that waited for the lock could not be cancelled, and asyncio's own are for one loop.
+    while not _suspect.acquire(blocking=False):  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_AGAIN_S)
+    try:
+        yield
+    finally:
+        _suspect.release()
+
+
+async def _interrupt(job: Job) -> None:
+    """Give a run back as soon as that can be written: nobody died over it, and nobody need wait for its lease."""
+    until = time.monotonic() + lease.LEASE.total_seconds()
+    while time.monotonic() < until:
+        try:
+            await db.run(lease.interrupt, job)
+            return
+        except LeaseLost:
+            return
+        except _AWAY:
+            await asyncio.sleep(_AGAIN_S)
 
 
 class _Room:
@@ -99,6 +132,8 @@ class _Execution:
         self.epoch: int | None = None
         self.dedupes = False
         self.failures = 0
+        self.unread: list[Entry] = []  # sources that failed for a reason that passes
+        self.last_failure: llm.ModelError | None = None
         self.room = _Room()
         self._shown_at = 0.0
         self._started = time.monotonic()
@@ -114,9 +149,17 @@ class _Execution:
             except _Late:
                 await self._stop(Run.State.TIMEOUT, "deadline")
             except DeviceSilent:
-                await self._stop(Run.State.TIMEOUT, "device_silent")
+                if not await self._later("device_silent"):
+                    await self._stop(Run.State.TIMEOUT, "device_silent")
             except _ModelGone as gone:
-                await self._stop(Run.State.ERROR, gone.error.code, gone.error.message)
+                await self._without_model(gone)
+            except FlowExceeded as exceeded:
+                await self._tell(
+                    Error(code=exceeded.code, message=exceeded.message, ref=str(self.job.run_id))
+                )
+                run = await db.run(lease.see, self.job)
+                state = Run.State.PARTIAL if run.items_processed else Run.State.ERROR
+                await self._stop(state, exceeded.code, exceeded.message)
             except AdiuvaError as error:
                 await self._stop(Run.State.ERROR, error.code, error.message)
             except (LeaseLost, *_AWAY):
@@ -147,7 +190,7 @@ class _Execution:
     async def _watch(self) -> None:
         """Cancel, deadline, lease and a connection that ended unheard, beside the work and not after it."""
         renew_at = time.monotonic() + lease.RENEW_S
-        late_at = time.monotonic() + (self.job.deadline_at - timezone.now()) / dt.timedelta(seconds=1)
+        late_at = self._started + self.job.seconds_left
         while True:
             left = late_at - time.monotonic()
             if left <= 0:
@@ -177,15 +220,37 @@ class _Execution:
         async with asyncio.TaskGroup() as group:
             for lane in range(lanes):
                 group.create_task(self._lane(documents, extractor), name=f"lane {lane}")
-            async for document in LocalFolders(self.link, self.job).documents():
-                await self.room.enter(len(document.content))
-                await documents.put(document)
-                await self._progress()
+            async for batch in LocalFolders(self.link, self.job).batches():
+                for start in range(0, len(batch), lanes):
+                    await self._hand_out(batch[start : start + lanes], documents, extractor)
+                    await self._progress()
             await db.run(lease.count, self.job, phase=Run.Phase.EXTRACTING)
             for _ in range(lanes):
                 await documents.put(None)
         await db.run(lease.count, self.job, phase=Run.Phase.DELIVERING)
         await self._deliver_what_waits()
+        if self.unread and self.last_failure is not None:
+            raise _ModelGone(self.last_failure, is_over=True)
+
+    async def _hand_out(
+        self, batch: list[Document], documents: asyncio.Queue[Document | None], extractor: Extractor
+    ) -> None:
+        """Give documents to the lanes. One over which a worker died is read with no other of its run beside it, and one
+        over which two did with no other such in this process, so that it shows which one it was."""
+        deaths = self.job.suspects
+        for document in [document for document in batch if document.key in deaths]:
+            if deaths[document.key] >= lease.DEADLY:
+                await db.run(lease.set_aside, self.job, document)
+                continue
+            await documents.join()
+            async with _one_suspect() if deaths[document.key] > 1 else nullcontext():
+                await db.run(lease.take, self.job, [document.key])
+                await self._one(document, extractor)
+        others = [document for document in batch if document.key not in deaths]
+        await db.run(lease.take, self.job, [document.key for document in others])
+        for document in others:
+            await self.room.enter(len(document.content))
+            await documents.put(document)
 
     async def _projects(self) -> dict[str, str]:
         """The user's projects, so that what is found can name a real one."""
@@ -205,6 +270,7 @@ class _Execution:
         while (document := await documents.get()) is not None:
             await self._one(document, extractor)
             await self.room.leave(len(document.content))
+            documents.task_done()
             await self._progress()
 
     async def _one(self, document: Document, extractor: Extractor) -> None:
@@ -213,11 +279,22 @@ class _Execution:
             await extractor.extract(document, found)
         except llm.ModelError as error:
             entry = Entry(Kind.SOURCE_FAILED, error.code, source=document.path, message=error.message)
+            final = 0 if error.transient else 1
             await db.run(
-                lease.count, self.job, done=1, failed=1, model_calls=found.model_calls, entries=[entry]
+                lease.count,
+                self.job,
+                done=final,
+                failed=final,
+                model_calls=found.model_calls,
+                entries=[entry] if final else [],
+                through=document.key,
             )
             self.failures += 1
-            if self.failures >= _MODEL_FAILURES and not isinstance(error, llm.BadOutput):
+            if not final:
+                self.unread.append(entry)
+                self.last_failure = error
+            is_gone = self.failures >= _MODEL_FAILURES or len(self.unread) >= _MOST_UNREAD
+            if is_gone and not isinstance(error, llm.BadOutput):
                 raise _ModelGone(error) from None
             return
         self.failures = 0
@@ -286,20 +363,42 @@ class _Execution:
             )
         )
 
-    async def _tell(self, frame: AgentProgress | AgentCancel) -> None:
+    async def _tell(self, frame: AgentProgress | AgentCancel | Error) -> None:
         try:
             await self.link.tell(frame)
         except (OSError, RedisError):
             log.info("run.device_not_told", frame=frame.type)  # the channel layer is away; the row has it all
 
+    async def _without_model(self, gone: _ModelGone) -> None:
+        error = gone.error
+        if error.transient and await self._later(error.code, error.message, error.retry_after):
+            return
+        if gone.is_over:
+            await self._end()
+        else:
+            await self._stop(Run.State.ERROR, error.code, error.message)
+
+    async def _later(self, code: str, message: str = "", retry_after: float | None = None) -> bool:
+        """Put the run off, if it may be tried again."""
+        if not await db.run(lease.retry, self.job, code, message, retry_after=retry_after):
+            return False
+        await self._tell(AgentCancel(run_id=str(self.job.run_id)))
+        await self._progress(last=await db.run(lease.see, self.job))
+        return True
+
     async def _stop(self, state: Run.State, code: str, message: str = "") -> None:
         """End a run before its work is done; the device need not go on."""
+        run = await self._finish(state, code, message)
         await self._tell(AgentCancel(run_id=str(self.job.run_id)))
-        await self._end(state, code, message)
-
-    async def _end(self, state: Run.State | None = None, code: str = "", message: str = "") -> None:
-        run = await db.run(lease.finish, self.job, state, code, message)
         await self._progress(last=run)
+
+    async def _end(self) -> None:
+        await self._progress(last=await self._finish())
+
+    async def _finish(self, state: Run.State | None = None, code: str = "", message: str = "") -> Run:
+        if failed := len(self.unread):
+            await db.run(lease.count, self.job, done=failed, failed=failed, entries=self.unread)
+        return await db.run(lease.finish, self.job, state, code, message)
 
 
 def _worst(group: ExceptionGroup[Exception]) -> Exception:

@@ -1,6 +1,7 @@
 """The verbs of a run from outside: start, cancel, wake, sweep. What its worker may do is in agents.lease.
 
-A nudge through Celery only makes things quick; the row decides. Locks are taken in one order, runs before their agent,
+A nudge through Celery only makes things quick; the row decides. What has to do with time goes by the database's clock:
+those of workers differ. Locks are taken in one order, runs before their agent,
 save by what only inserts runs.
 """
 
@@ -11,23 +12,26 @@ from collections.abc import Iterable
 from uuid import UUID
 
 import structlog
-from django.db import transaction
-from django.db.models import Q
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import F, Q
 from django.db.models.functions import Now
-from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerAway
 from redis.exceptions import RedisError
 
 from adiuva.celery import app
+from adiuva.devices import outbox
 from adiuva.devices.models import Device
 from adiuva.errors import Conflict, NotFound
 from agents import journal
 from agents.journal import Entry, Kind
-from agents.models import Agent, Run
+from agents.models import Agent, Run, SourceInFlight
 
-MOST_ATTEMPTS = 5
+MOST_DEATHS = 5  # of workers in a row that got nothing done, after which a run ends
+LEASE = dt.timedelta(seconds=settings.RUNS["lease_s"])
 _AT_ONCE = 500
 _NUDGE_AGAIN = dt.timedelta(seconds=30)
+_HEED_S = 4.0  # in which a worker that lives ends a run that was cancelled, or came to its deadline
 _WAIT_FOR_DEVICE = dt.timedelta(days=30)
 
 log = structlog.get_logger("agents.runs")
@@ -40,6 +44,14 @@ class RunIsLive(Conflict):
 
     def __init__(self, run_id: UUID) -> None:
         super().__init__("this agent has a run under way", run_id=str(run_id))
+
+
+def clock() -> dt.datetime:
+    """What time it is for the database."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement_timestamp()")
+        now: dt.datetime = cursor.fetchone()[0]
+    return now
 
 
 def nudge(run_ids: Iterable[UUID]) -> None:
@@ -72,8 +84,9 @@ def new(agent: Agent, trigger: Run.Trigger, *, slot: dt.datetime | None = None, 
 
 
 @transaction.atomic
-def start(*, agent: Agent) -> Run:
-    """A new run by hand, queued. Raise RunIsLive when the agent has one already, NotFound when it is gone."""
+def start(*, agent: Agent, dry_run: bool = False, max_sources: int | None = None) -> Run:
+    """A new run by hand, queued. A dry run reads at most `max_sources`, and shows what it would create instead of
+    creating it. Raise RunIsLive when the agent has one already, NotFound when it is gone."""
     locked = Agent.objects.select_for_update(no_key=True).filter(pk=agent.pk).first()
     if locked is None:
         raise NotFound("there is no such agent")
@@ -81,6 +94,7 @@ def start(*, agent: Agent) -> Run:
     if (other := live.values_list("pk", flat=True).first()) is not None:
         raise RunIsLive(other)
     run = new(locked, Run.Trigger.MANUAL)
+    run.dry_run, run.max_sources = dry_run, max_sources
     run.save(force_insert=True)
     nudge([run.pk])
     return run
@@ -88,23 +102,43 @@ def start(*, agent: Agent) -> Run:
 
 @transaction.atomic
 def cancel(*, run: Run) -> Run:
-    """Ask a run to end. One that no worker holds ends at once, one that ended already stays as it is."""
+    """Ask a run to end. One that no worker holds ends at once, one that ended already stays as it is.
+
+    Its worker ends it within seconds, and tells the device. If that one is dead, the sweep does, which is called for.
+    """
     locked = Run.objects.select_for_update().filter(pk=run.pk).first()
     if locked is None:
         raise NotFound("there is no such run")
     if locked.state in (Run.State.QUEUED, Run.State.WAITING_DEVICE):
         end(locked, Run.State.CANCELLED, "cancelled")
     elif locked.state == Run.State.RUNNING and locked.cancel_requested_at is None:
-        locked.cancel_requested_at = timezone.now()
+        locked.cancel_requested_at = clock()
         locked.save(update_fields=["cancel_requested_at"])
+        transaction.on_commit(_sweep_soon)
     return locked
+
+
+def _sweep_soon() -> None:
+    try:
+        app.send_task("agents.sweep", countdown=_HEED_S)
+    except (BrokerAway, RedisError) as error:
+        log.warning("nudge.lost", runs=1, error=type(error).__name__)
 
 
 @transaction.atomic
 def wake(*, user_id: UUID, device_id: str) -> int:
-    """A device is here: its waiting runs are due. Returns how many."""
+    """A device is here: its waiting runs are due, save scheduled ones that come too late. Returns how many."""
     waiting = Run.objects.of(user_id).filter(state=Run.State.WAITING_DEVICE, device_id=device_id)
-    ids = list(waiting.select_for_update(skip_locked=True).values_list("pk", flat=True))
+    found = list(waiting.select_related("agent").select_for_update(skip_locked=True, of=("self",)))
+    if not found:
+        return 0
+    now, ids = clock(), []
+    for run in found:
+        begun = run.started_at is not None
+        if begun or run.slot is None or run.agent is None or run.agent.wants(run.slot, now):
+            ids.append(run.pk)
+        else:
+            end(run, Run.State.CANCELLED, "slot_missed")
     if ids:
         Run.objects.filter(pk__in=ids).update(state=Run.State.QUEUED, nudged_at=Now())
         nudge(ids)
@@ -118,6 +152,7 @@ def sweep() -> dict[str, int]:
         user_id__in=waiting.values("user_id"), device_id__in=waiting.values("device_id")
     )
     return {
+        "unheeded": _end_unheeded(),
         "lost": _take_from_the_dead(),
         "nudged": _nudge_again(),
         "woken": sum(
@@ -125,51 +160,114 @@ def sweep() -> dict[str, int]:
             for user_id, device_id in here.values_list("user_id", "device_id")[:_AT_ONCE]
         ),
         "expired": _expire(),
+        "records_expired": _expire_records(),
     }
 
 
 @transaction.atomic
-def _take_from_the_dead() -> int:
-    now = timezone.now()
-    lost = Run.objects.filter(state=Run.State.RUNNING, lease_until__lt=now)
-    found = list(lost.select_for_update(skip_locked=True)[:_AT_ONCE])
+def _end_unheeded() -> int:
+    """End what was cancelled or is beyond its deadline, and nobody ends: its worker is dead or hangs, or it waits in
+    line. Whoever held it can write it no more."""
+    patience = Now() - dt.timedelta(seconds=_HEED_S - 0.5)
+    cancelled = Q(state=Run.State.RUNNING, cancel_requested_at__lt=patience)
+    late = Q(state=Run.State.RUNNING, deadline_at__lt=patience) | Q(
+        state=Run.State.QUEUED, deadline_at__lt=Now()
+    )
+    found = list(Run.objects.select_for_update(skip_locked=True).filter(cancelled | late)[:_AT_ONCE])
     for run in found:
         if run.cancel_requested_at:
             end(run, Run.State.CANCELLED, "cancelled")
-        elif run.attempt >= MOST_ATTEMPTS:
-            end(run, Run.State.ERROR, "workers_lost")
         else:
-            run.state, run.nudged_at = Run.State.QUEUED, now
-            run.fence += 1  # whoever held it may not write any more
-            run.save(update_fields=["state", "nudged_at", "fence"])
-            nudge([run.pk])
+            end(run, Run.State.TIMEOUT, "deadline")
     return len(found)
 
 
 @transaction.atomic
+def _take_from_the_dead() -> int:
+    lost = Run.objects.filter(state=Run.State.RUNNING, lease_until__lt=Now())
+    found = list(lost.select_for_update(skip_locked=True)[:_AT_ONCE])
+    for run in found:
+        in_hand = SourceInFlight.objects.filter(agent=run.agent_id, in_hand=True)
+        suspects = in_hand.update(deaths=F("deaths") + 1, in_hand=False)
+        # A source that keeps killing is found and set aside; a worker that dies over nothing will do so again.
+        run.deaths = 0 if suspects or run.items_processed else run.deaths + 1
+        journal.write(run, [Entry(Kind.NOTE, "worker_lost", count=suspects)])
+        if run.cancel_requested_at:
+            end(run, Run.State.CANCELLED, "cancelled")
+        elif run.deaths >= MOST_DEATHS:
+            end(run, Run.State.ERROR, "workers_lost")
+        else:
+            requeue(run)
+            nudge([run.pk])
+    return len(found)
+
+
+def requeue(run: Run, *, not_before: dt.datetime | None = None) -> None:
+    """Put a run, whose row is locked, back in line. Whoever held it may not write it any more."""
+    run.state, run.phase, run.lease_until = Run.State.QUEUED, "", None
+    run.not_before, run.nudged_at = not_before, clock()
+    run.fence += 1
+    run.save(
+        update_fields=[
+            "state",
+            "phase",
+            "lease_until",
+            "not_before",
+            "nudged_at",
+            "fence",
+            "retries",
+            "deaths",
+        ]
+    )
+
+
+@transaction.atomic
 def _nudge_again() -> int:
-    queued = Q(state=Run.State.QUEUED, nudged_at__lt=timezone.now() - _NUDGE_AGAIN)
-    rows = Run.objects.select_for_update(skip_locked=True).filter(queued)[:_AT_ONCE]
-    ids = list(rows.values_list("pk", flat=True))
+    """Runs whose nudge was lost, and those whose time to be tried again has come."""
+    forgotten = Q(nudged_at__lt=Now() - _NUDGE_AGAIN) | Q(nudged_at__lt=F("not_before"))
+    queued = Run.objects.filter(due(), forgotten, state=Run.State.QUEUED)
+    ids = list(queued.select_for_update(skip_locked=True).values_list("pk", flat=True)[:_AT_ONCE])
     if ids:
         Run.objects.filter(pk__in=ids).update(nudged_at=Now())
         nudge(ids)
     return len(ids)
 
 
+def due() -> Q:
+    """Of queued runs: those that wait for no moment to come."""
+    return Q(not_before=None) | Q(not_before__lte=Now())
+
+
 @transaction.atomic
 def _expire() -> int:
-    old = Q(state=Run.State.WAITING_DEVICE, created_at__lt=timezone.now() - _WAIT_FOR_DEVICE)
+    old = Q(state=Run.State.WAITING_DEVICE, created_at__lt=Now() - _WAIT_FOR_DEVICE)
     found = list(Run.objects.select_for_update(skip_locked=True).filter(old)[:_AT_ONCE])
     for run in found:
         end(run, Run.State.TIMEOUT, "device_never_came")
     return len(found)
 
 
+@transaction.atomic
+def _expire_records() -> int:
+    """Records that their device did not come for. Their runs' journals say how many; those under way bring theirs."""
+    overdue = Run.objects.filter(pk__in=outbox.overdue(_AT_ONCE)).exclude(state=Run.State.RUNNING)
+    expired = 0
+    for run in overdue.select_for_update(skip_locked=True):
+        gone, unknown = outbox.expire(run.pk, _AT_ONCE)
+        entries = [Entry(Kind.NOTE, "records_expired", count=gone)] if gone else []
+        if unknown:
+            entries.append(Entry(Kind.RECORD_UNCERTAIN, "outcome_unknown", count=unknown))
+            run.problems += unknown
+            run.save(update_fields=["problems"])
+        journal.write(run, entries)
+        expired += gone + unknown
+    return expired
+
+
 def end(run: Run, state: Run.State, code: str, message: str = "") -> None:
     """Bring a run, whose row is locked, to its end. Whoever held it can write it no more."""
-    run.state, run.completed_at, run.lease_until, run.phase = state, timezone.now(), None, ""
+    run.state, run.completed_at, run.lease_until, run.phase = state, clock(), None, ""
     run.fence += 1
-    run.save(update_fields=["state", "completed_at", "lease_until", "phase", "fence"])
+    run.save(update_fields=["state", "verdict", "completed_at", "lease_until", "phase", "fence"])
     journal.write(run, [Entry(Kind.FINISHED, code, message=message)])
     log.info("run.finished", run_id=str(run.pk), user_id=str(run.user_id), state=str(state), code=code)

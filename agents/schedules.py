@@ -1,38 +1,75 @@
-"""When agents are due. One tick claims all of them; a slot that was missed becomes part of the run that is made."""
+"""When agents are due, and what becomes of scheduled times that were missed.
+
+One tick claims all that is due, and a device that says hello what is due for it, by the same code. A slot is missed
+when nobody could run it within `ON_TIME`: the server was away, or the agent's device. `Agent.catch_up` says what then:
+
+- once: missed slots become one run, which says how many it stands for (`Run.slots`);
+- skip: none, as if they had not been;
+- within: one run for all of them, if the last is not older than `catch_up_hours`.
+
+An agent has one live run. While its device is away that run waits, and takes in the slots that come meanwhile; whether
+it is still wanted is judged when the device is back (`runs.wake`). For `skip` none is made before the device is here.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import islice
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import structlog
-from django.db import transaction
+from django.db import connection, transaction
+from django.db.models import DateTimeField, Exists, OuterRef, Prefetch, Q, QuerySet, Value
+from django.db.models.functions import Now
 from django.utils import timezone
 
+from adiuva.accounts.models import User
+from adiuva.devices.models import Device
 from agents import runs
 from agents.cron import BadCron, Cron
-from agents.models import Agent, Run
+from agents.models import ON_TIME, Agent, CatchUp, Run
 
 _AT_ONCE = 500
-_MOST_SLOTS = 10_000
+_MOST_SLOTS = 10_000  # that a run can stand for
 
 log = structlog.get_logger("agents.schedules")
+
+_parsed = lru_cache(10_000)(Cron.parse)  # many agents share a schedule
 
 
 def next_run_at(agent: Agent, after: dt.datetime | None = None) -> dt.datetime | None:
     """The agent's first slot after a moment (now); None when it has no schedule or is switched off."""
     if not agent.schedule_cron or not agent.enabled:
         return None
-    return Cron.parse(agent.schedule_cron).next(after or timezone.now(), ZoneInfo(agent.zone))
+    return _parsed(agent.schedule_cron).next(after or timezone.now(), ZoneInfo(agent.zone))
+
+
+def upcoming(agent: Agent, count: int = 5) -> list[dt.datetime]:
+    """The next slots of an agent's schedule in its zone, whether it is switched on or not. None without a schedule."""
+    if not agent.schedule_cron:
+        return []
+    zone = ZoneInfo(agent.zone)
+    slots = _parsed(agent.schedule_cron).after(timezone.now(), zone)
+    return [slot.astimezone(zone) for slot in islice(slots, count)]
 
 
 def tick(now: dt.datetime | None = None) -> int:
     """Start what is due; how many that is. Any number of beats may call it at once: each agent is claimed by one."""
-    now = now or timezone.now()
+    return _start(Q(), now)
+
+
+def device_is_here(*, user_id: uuid.UUID, device_id: str) -> int:
+    """A device said hello: what is due for it starts now, and what waited for it goes on. Returns how many."""
+    started = _start(Q(user_id=user_id, device_id=device_id), None)
+    return started + runs.wake(user_id=user_id, device_id=device_id)
+
+
+def _start(whose: Q, now: dt.datetime | None) -> int:
     started = 0
-    while claimed := _claim(now):
+    while claimed := _claim(whose, now):
         started += claimed[1]
         if claimed[0] < _AT_ONCE:
             break
@@ -40,45 +77,131 @@ def tick(now: dt.datetime | None = None) -> int:
 
 
 @transaction.atomic
-def _claim(now: dt.datetime) -> tuple[int, int] | None:
-    due = list(
-        Agent.objects.filter(enabled=True, next_run_at__lte=now)
-        .select_related("user")
-        .order_by("next_run_at")
-        .select_for_update(skip_locked=True, no_key=True, of=("self",))[:_AT_ONCE]
-    )
+def _claim(whose: Q, moment: dt.datetime | None) -> tuple[int, int] | None:
+    due = list(_due(whose, Now() if moment is None else Value(moment, DateTimeField())))
     if not due:
         return None
+    now = due[0].now  # type: ignore[attr-defined]  # annotated: the database's clock
     wanted = [run for agent in due if (run := _advance(agent, now)) is not None]
-    Agent.objects.bulk_update(due, ["next_run_at"])
-    # What the unique constraints refuse is covered already: by a run that is under way, or by the slot's own.
-    Run.objects.bulk_create(wanted, ignore_conflicts=True)
-    started = set(Run.objects.filter(pk__in=[run.pk for run in wanted]).values_list("pk", flat=True))
-    for run in wanted:
-        if run.pk not in started:
-            log.info("schedule.covered", agent_id=str(run.agent_ref))
-    runs.nudge(started)
+    with connection.cursor() as cursor:
+        cursor.execute(_MOVE, [[agent.pk for agent in due], [agent.next_run_at for agent in due]])
+    started: set[uuid.UUID] = set()
+    if wanted:
+        # The unique constraints refuse what is covered: by a live run, or because the slot had its own.
+        Run.objects.bulk_create(wanted, ignore_conflicts=True)
+        started = set(Run.objects.filter(pk__in=[run.pk for run in wanted]).values_list("pk", flat=True))
+        _take_in([run for run in wanted if run.pk not in started])
+        runs.nudge(run.pk for run in wanted if run.pk in started and run.state == Run.State.QUEUED)
     return len(due), len(started)
+
+
+def _due(whose: Q, now: Now | Value) -> QuerySet[Agent]:
+    """Agents whose slot has come, locked. Those that skip what they miss stay in line for as long as they are on time
+    and their device, which may say hello any moment, is away."""
+    here = Device.objects.online().filter(user_id=OuterRef("user_id"), device_id=OuterRef("device_id"))
+    return (
+        Agent.objects.filter(whose, enabled=True, next_run_at__lte=now)
+        .annotate(now=now, is_here=Q(device_id="") | Exists(here))
+        .exclude(catch_up=CatchUp.SKIP, next_run_at__gte=now - ON_TIME, is_here=False)
+        # A dry run covers no slot: the agent stays in line until it has ended.
+        .exclude(Exists(Run.objects.live().filter(agent=OuterRef("pk"), dry_run=True)))
+        # Not joined: where few were due when statistics were made, the planner would sort all that are due now.
+        .prefetch_related(Prefetch("user", User.objects.only("timezone")))
+        .only(
+            "user",
+            "type",
+            "name",
+            "device_id",
+            "schedule_cron",
+            "timezone",
+            "catch_up",
+            "catch_up_hours",
+            "enabled",
+            "next_run_at",
+        )
+        .order_by("next_run_at")
+        .select_for_update(skip_locked=True, no_key=True)[:_AT_ONCE]
+    )
 
 
 def _advance(agent: Agent, now: dt.datetime) -> Run | None:
     """Move an agent to its next slot; the run for those that have come. Not saved."""
-    missed = agent.next_run_at
-    assert missed is not None
+    first = agent.next_run_at
+    assert first is not None
     try:
-        agent.next_run_at = next_run_at(agent, now)
-        cron, zone = Cron.parse(agent.schedule_cron), ZoneInfo(agent.zone)
+        cron, zone = _parsed(agent.schedule_cron), ZoneInfo(agent.zone)
     except (BadCron, ZoneInfoNotFoundError) as error:
         # It was right when it was saved. One that no longer is must not stop the others.
         log.error("schedule.unusable", agent_id=str(agent.pk), error=type(error).__name__)
         agent.next_run_at = None
         return None
-    slots = [missed]
-    for slot in islice(cron.after(missed, zone), _MOST_SLOTS - 1):
+    is_here: bool = agent.is_here  # type: ignore[attr-defined]  # annotated
+    if agent.catch_up == CatchUp.SKIP:
+        in_time = cron.next(now - ON_TIME - dt.timedelta.resolution, zone)
+        if not is_here or in_time is None or in_time > now:
+            agent.next_run_at = in_time
+            return None
+        first = max(first, in_time)
+    agent.next_run_at = cron.next(now, zone)
+    slot, slots = _come(cron, zone, first, now)
+    if not agent.wants(slot, now):
+        log.info("schedule.missed", agent_id=str(agent.pk), slots=slots)
+        return None
+    run = runs.new(agent, Run.Trigger.SCHEDULE, slot=slot, slots=slots)
+    if not is_here:
+        # It would find so itself. If the device comes before we commit, the sweep wakes the run.
+        run.state = Run.State.WAITING_DEVICE
+    return run
+
+
+def _come(cron: Cron, zone: ZoneInfo, first: dt.datetime, now: dt.datetime) -> tuple[dt.datetime, int]:
+    """The last slot of those from the first until now, and how many they are, as far as we count."""
+    last, count = first, 1
+    for slot in cron.after(first, zone):
         if slot > now:
+            return last, count
+        if count == _MOST_SLOTS:
             break
-        slots.append(slot)
-    return runs.new(agent, Run.Trigger.SCHEDULE, slot=slots[-1], slots=len(slots))
+        last, count = slot, count + 1
+    back = dt.timedelta(days=1)
+    while not (near := [slot for slot in islice(cron.after(now - back, zone), _MOST_SLOTS) if slot <= now]):
+        back *= 2
+    return near[-1], count
+
+
+def _take_in(covered: Sequence[Run]) -> None:
+    """Slots for which no run could be made: one that has not begun yet stands for them as well."""
+    if not covered:
+        return
+    columns = [[getattr(run, name) for run in covered] for name in ("agent_id", "slot", "slots")]
+    with connection.cursor() as cursor:
+        cursor.execute(_TAKE_IN, columns)
+    for run in covered:
+        log.info("schedule.covered", agent_id=str(run.agent_ref))
+
+
+# ORM's bulk_update makes a CASE of a branch a row.
+_MOVE = """
+UPDATE agents_agent AS agent SET next_run_at = moved.next_run_at
+FROM unnest(%s::uuid[], %s::timestamptz[]) AS moved (id, next_run_at) WHERE agent.id = moved.id
+"""
+
+# Others lock runs before their agent, so we, who hold agents, wait for no run: who has it locked is about to begin or
+# to end it.
+_TAKE_IN = """
+WITH waiting AS (
+    SELECT run.id, later.slot, later.slots
+    FROM unnest(%s::uuid[], %s::timestamptz[], %s::int[]) AS later (agent_id, slot, slots)
+    JOIN agents_run AS run USING (agent_id)
+    WHERE run.state IN ('queued', 'waiting_device') AND run.started_at IS NULL AND run.slot < later.slot
+        AND NOT EXISTS (
+            SELECT FROM agents_run AS other WHERE other.agent_id = later.agent_id AND other.slot = later.slot
+        )
+    FOR UPDATE OF run SKIP LOCKED
+)
+UPDATE agents_run AS run SET slot = waiting.slot, slots = run.slots + waiting.slots
+FROM waiting WHERE run.id = waiting.id
+"""
 
 
 @transaction.atomic

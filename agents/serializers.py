@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from typing import Any
 from zoneinfo import available_timezones
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from agents import preview, schedules
 from agents.catalog import DATA_TYPES
 from agents.cron import BadCron, Cron
-from agents.models import Agent, Run
+from agents.models import MOST_CATCH_UP_HOURS, ON_TIME, Agent, CatchUp, Run
 
 _ABSOLUTE = re.compile(r"^(/|[A-Za-z]:[\\/]|\\\\[^\\/]+[\\/][^\\/]+)")
 _EXTENSION = re.compile(r"^\.?[A-Za-z0-9]{1,15}$")
@@ -51,7 +54,9 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         allow_blank=True,
         allow_null=True,
         required=False,
-        help_text='Five cron fields or "@daily" and friends, such as "0 8 * * 1-5". Empty: only by hand.',
+        help_text='Five cron fields or "@daily" and friends, such as "0 8 * * 1-5". Empty: only by hand. '
+        "A local time that does not exist runs at the first minute that does; one that comes twice runs once if the "
+        "hour is fixed and each time if it is a wildcard.",
     )
     timezone = serializers.CharField(
         max_length=64,
@@ -59,8 +64,26 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         required=False,
         help_text="IANA zone of the schedule, such as Europe/Rome. Empty: your own.",
     )
+    catch_up = serializers.ChoiceField(
+        choices=CatchUp.choices,
+        required=False,
+        help_text="What becomes of scheduled times that passed while the server or the device was away (by more than "
+        f"{ON_TIME // dt.timedelta(minutes=1)} minutes): `once`, one run that stands for all of them (`slots` of the "
+        "run); `skip`, none; `within`, one run if the last of them is at most `catch_up_hours` ago.",
+    )
+    catch_up_hours = serializers.IntegerField(
+        min_value=1,
+        max_value=MOST_CATCH_UP_HOURS,
+        allow_null=True,
+        required=False,
+        help_text="For `within`, and only for it: how many hours ago.",
+    )
     enabled = serializers.BooleanField(
         default=True, help_text="Whether the schedule runs. By hand an agent can always be run."
+    )
+    next_runs = serializers.SerializerMethodField(
+        help_text="The next five times of the schedule, ISO 8601 with the offset of its zone; also while the agent is "
+        "switched off (`next_run_at` is null then). Empty without a schedule.",
     )
 
     class Meta:
@@ -75,9 +98,12 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
             "file_extensions",
             "schedule_cron",
             "timezone",
+            "catch_up",
+            "catch_up_hours",
             "enabled",
             "last_run_at",
             "next_run_at",
+            "next_runs",
             "created_at",
             "updated_at",
         ]
@@ -116,6 +142,22 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
             raise serializers.ValidationError(f"{name!r} is not an IANA time zone.")
         return name
 
+    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Hours belong to `within`; what was set for it goes when another way of catching up is chosen."""
+        before = self.instance if isinstance(self.instance, Agent) else Agent()
+        if values.get("catch_up", before.catch_up) == CatchUp.WITHIN:
+            if values.get("catch_up_hours", before.catch_up_hours) is None:
+                raise serializers.ValidationError({"catch_up_hours": 'Needed for "within".'})
+        elif values.get("catch_up_hours") is not None:
+            raise serializers.ValidationError({"catch_up_hours": 'Only for "within".'})
+        else:
+            values["catch_up_hours"] = None
+        return values
+
+    @extend_schema_field({"type": "array", "items": {"type": "string", "format": "date-time"}, "maxItems": 5})
+    def get_next_runs(self, agent: Agent) -> list[str]:
+        return [slot.isoformat() for slot in schedules.upcoming(agent)]
+
 
 class CatalogSerializer(serializers.Serializer[Any]):
     type = serializers.CharField()
@@ -132,7 +174,18 @@ class RunSerializer(serializers.ModelSerializer[Run]):
     )
     state = serializers.ChoiceField(choices=Run.State.choices)
     phase = serializers.ChoiceField(choices=Run.Phase.choices, allow_blank=True)
+    verdict = serializers.ChoiceField(
+        choices=Run.Verdict.choices,
+        allow_blank=True,
+        help_text="Of a run that ended in order, what it was worth; blank for others.",
+    )
     items_processed = serializers.IntegerField(help_text="Sources that were read in this run.")
+    records_waiting = serializers.SerializerMethodField(
+        help_text="Records that its device has not come for yet. They wait 30 days."
+    )
+    records_expired = serializers.SerializerMethodField(
+        help_text="Records that waited in vain. What is found again is sent again."
+    )
     errors = serializers.SerializerMethodField(  # type: ignore[assignment]  # the wire's name; DRF allows it
         help_text="What went wrong, at most 50; the journal has all."
     )
@@ -148,22 +201,33 @@ class RunSerializer(serializers.ModelSerializer[Run]):
             "status",
             "state",
             "phase",
+            "verdict",
+            "dry_run",
             "files_seen",
             "files_done",
             "files_unchanged",
             "files_failed",
             "items_processed",
             "items_created",
+            "records_waiting",
+            "records_expired",
             "model_calls",
             "errors",
             "created_at",
             "started_at",
             "completed_at",
+            "undone_at",
         ]
         read_only_fields = fields
 
     def get_errors(self, run: Run) -> list[str]:
         return [problem_text(event) for event in self.context["problems"].get(run.pk, [])]
+
+    def get_records_waiting(self, run: Run) -> int:
+        return int(self.context["left"][run.pk]["waiting"])
+
+    def get_records_expired(self, run: Run) -> int:
+        return int(self.context["left"][run.pk]["expired"])
 
 
 class EventSerializer(serializers.Serializer[Any]):
@@ -176,22 +240,85 @@ class EventSerializer(serializers.Serializer[Any]):
     message = serializers.CharField()
 
 
+class PreviewSerializer(serializers.Serializer[Any]):
+    """A record that a dry run found."""
+
+    table = serializers.CharField()
+    data = serializers.DictField()  # type: ignore[assignment]  # the wire's name; DRF allows it
+    source = serializers.CharField(help_text="What it was found in.")  # type: ignore[assignment]  # the same
+    known = serializers.BooleanField(
+        help_text="An earlier run found it: a real one would not create it again."
+    )
+
+
 class RunDetailSerializer(RunSerializer):
     journal = serializers.SerializerMethodField(
         help_text="What happened, in order: at most 1,000 lines, more with `after`."
     )
+    records = serializers.SerializerMethodField(
+        help_text="Of a dry run: the first 1,000 records that it found. Null for others."
+    )
 
     class Meta(RunSerializer.Meta):
-        fields = [*RunSerializer.Meta.fields, "journal"]
+        fields = [*RunSerializer.Meta.fields, "max_sources", "journal", "records"]
         read_only_fields = fields
 
     def get_journal(self, run: Run) -> list[dict[str, Any]]:
         return list(EventSerializer(self.context["journal"], many=True).data)
 
+    @extend_schema_field(PreviewSerializer(many=True, allow_null=True))
+    def get_records(self, run: Run) -> list[dict[str, Any]] | None:
+        return preview.read(run) if run.dry_run else None
+
+
+class StartSerializer(serializers.Serializer[Any]):
+    """The query of a start."""
+
+    dry_run = serializers.BooleanField(
+        required=False, default=False, help_text="Show what the run would create, and create nothing."
+    )
+    max_sources = serializers.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=10_000,
+        help_text="Of a dry run: how many sources it reads at most. All that are due, if it is not given; what is "
+        "there, if nothing is due.",
+    )
+
+    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        if "max_sources" in values and not values["dry_run"]:
+            raise serializers.ValidationError({"max_sources": "Only for a dry run."})
+        return values
+
 
 class StartedSerializer(serializers.Serializer[Any]):
     ok = serializers.BooleanField()
     run_id = serializers.UUIDField()
+
+
+class KeptSerializer(serializers.Serializer[Any]):
+    table = serializers.CharField()
+    id = serializers.CharField(allow_null=True, help_text="Null where the device never said it.")
+    title = serializers.CharField(allow_null=True)
+    reason = serializers.ChoiceField(
+        choices=["edited", "approved", "in_use", "gone", "refused", "unknown"],
+        help_text="`edited` or `approved` by you since; `in_use`: something that stays refers to it; `gone`: it was "
+        "deleted before; `refused` by the device; `unknown`: it is not known whether it is there, or as it was.",
+    )
+
+
+class UndoneSerializer(serializers.Serializer[Any]):
+    deleted = serializers.IntegerField(help_text="Records that were deleted again, in all.")
+    never_sent = serializers.IntegerField(help_text="Records that were still in line and will not be sent.")
+    kept = KeptSerializer(many=True)
+    undone_at = serializers.DateTimeField(allow_null=True, help_text="Null while the undo is not complete.")
+
+
+class UndoStoppedSerializer(UndoneSerializer):
+    """The device went, or does not answer. Asked for again, the undo goes on."""
+
+    code = serializers.CharField(help_text="`device_offline` or `outcome_unknown`, as a rule.")
+    message = serializers.CharField()
 
 
 _WORDS = {
@@ -205,6 +332,7 @@ _WORDS = {
     "lost_on_the_way": "the device sent more files than arrived",
     "never_read": "it was not read",
     "and_more": "more files could not be read",
+    "killed_workers": "reading it broke off several times, so it was set aside",
 }
 
 

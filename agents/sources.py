@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, cast
+
+from django.conf import settings
 
 from adiuva import db
 from adiuva.devices.link import DeviceLink, DeviceOffline
@@ -19,13 +21,17 @@ from adiuva.devices.protocol import (
     AgentManifest,
     AgentRun,
     AgentRunConfig,
+    dump,
+    parse,
 )
-from agents import lease
+from agents import lease, preview
 from agents.extraction import Document
 from agents.journal import Entry, Kind
 
 MAX_DOCUMENT: Final = 32 * 1024 * 1024
-IDLE_S: Final = 120.0
+IDLE_S: Final[float] = settings.RUNS["idle_s"]
+_MOST_ASKED: Final = 2_000  # files that were asked for and did not come, after which manifests are put off
+_LULL_S: Final = 0.5  # without a frame, after which the device has sent what it was asked for
 _MOST_ENTRIES: Final = 1_000  # about files, from one list; the rest of it is counted
 
 
@@ -50,10 +56,15 @@ class LocalFolders:
         self._parts_chars = 0
         self._arrived = 0
         self._has_manifest = False
+        self._sample = preview.Sample(job.max_sources) if job.dry_run else None
+        self._later = (
+            link.frames.later
+        )  # manifests that have to wait, so that not all of a folder is held here
 
-    async def documents(self) -> AsyncIterator[Document]:
+    async def batches(self) -> AsyncIterator[list[Document]]:
         """Documents as they arrive. A batch is acknowledged when all of it was taken, so that a device that sends
-        faster than the model reads has to wait. Raise DeviceOffline when it goes, DeviceSilent when it sleeps."""
+        faster than the model reads has to wait. Raise DeviceOffline when it goes, DeviceSilent when it sleeps,
+        FlowExceeded when it does not wait."""
         job = self._job
         config = AgentRunConfig(
             paths=list(job.paths),
@@ -68,11 +79,15 @@ class LocalFolders:
         while True:
             frame = await self._next()
             match frame:
+                case AgentManifest() if self._later or len(self._asked) >= _MOST_ASKED:
+                    self._later.put(dump(frame))
                 case AgentManifest():
                     await self._choose(frame)
                 case AgentData():
-                    for document in await self._take(frame.files):
-                        yield document
+                    if documents := await self._take(frame.files):
+                        yield documents
+                    if self._later and len(self._asked) < _MOST_ASKED:
+                        await self._choose_later()
                     if frame.batch is not None:
                         await self._link.tell(AgentAck(run_id=self._run_id, batch=frame.batch))
                 case AgentComplete():
@@ -80,14 +95,22 @@ class LocalFolders:
                     return
 
     async def _next(self) -> AgentManifest | AgentData | AgentComplete:
-        try:
-            async with asyncio.timeout(self._idle_s):
-                frame = await self._link.frames.get()
-        except TimeoutError:
-            raise DeviceSilent from None
-        if frame is None:
-            raise DeviceOffline
-        return frame
+        while True:
+            try:
+                async with asyncio.timeout(_LULL_S if self._later else self._idle_s):
+                    frame = await self._link.frames.get()
+            except TimeoutError:
+                if not self._later:
+                    raise DeviceSilent from None
+                # It cannot read all of what it was asked for, and waits to be asked for more.
+                await self._choose_later()
+                continue
+            if frame is None:
+                raise DeviceOffline
+            return frame
+
+    async def _choose_later(self) -> None:
+        await self._choose(cast(AgentManifest, parse(self._later.get())))
 
     async def _choose(self, manifest: AgentManifest) -> None:
         """Answer a manifest with what of it is new or changed."""
@@ -96,6 +119,9 @@ class LocalFolders:
         due = await db.run(lease.due, self._job, keyed)
         wanted = {path: content for (path, content), is_due in zip(files.items(), due, strict=True) if is_due}
         unchanged = len(files) - len(wanted)
+        if self._sample is not None:
+            wanted = self._sample.choose(files, due, last=manifest.last)
+            files, unchanged = wanted, 0
         seen = len(files) - len(wanted.keys() & self._asked.keys())
         self._asked |= wanted
         await db.run(lease.count, self._job, seen=seen, done=unchanged, unchanged=unchanged)
@@ -126,7 +152,12 @@ class LocalFolders:
             documents.append(Document(file.name or file.path, file.path, text, key, content_hash))
         unchanged = 0
         if documents and not self._has_manifest:
-            due = await db.run(lease.due, self._job, [(each.key, each.content_hash) for each in documents])
+            if self._sample is not None:  # it has sent them, due or not
+                due = [self._sample.take(1) == 1 for _ in documents]
+            else:
+                due = await db.run(
+                    lease.due, self._job, [(each.key, each.content_hash) for each in documents]
+                )
             unchanged = len(documents) - sum(due)
             documents = [document for document, is_due in zip(documents, due, strict=True) if is_due]
         if seen or entries:
@@ -197,5 +228,10 @@ class LocalFolders:
             lost = max(0, complete.files_read - self._arrived - len(unfinished))
         if lost:
             entries.append(Entry(Kind.SOURCE_FAILED, "lost_on_the_way", count=lost))
-        failed += lost
+        unasked = 0
+        while self._later:  # it did not wait to be asked for these
+            unasked += len(cast(AgentManifest, parse(self._later.get())).files)
+        if unasked:
+            entries.append(Entry(Kind.SOURCE_FAILED, "never_sent", count=unasked))
+        failed += lost + unasked
         await db.run(lease.count, self._job, seen=failed - known, done=failed, failed=failed, entries=entries)

@@ -7,9 +7,9 @@ from uuid import UUID
 
 from django.db import transaction
 
-from adiuva.errors import NotFound
+from adiuva.errors import Invalid, NotFound
 from agents import runs, schedules
-from agents.models import Agent, AgentType, Run
+from agents.models import Agent, AgentType, CatchUp, Run
 
 
 def of_user(user_id: UUID, agent_id: UUID) -> Agent:
@@ -23,6 +23,7 @@ def of_user(user_id: UUID, agent_id: UUID) -> Agent:
 @transaction.atomic
 def create_local(*, user_id: UUID, values: dict[str, Any]) -> Agent:
     agent = Agent(user_id=user_id, type=AgentType.LOCAL_DIRECTORY, **values)
+    _check_catch_up(agent)
     agent.next_run_at = schedules.next_run_at(agent)
     agent.save()
     agent.refresh_from_db(fields=["created_at"])
@@ -47,6 +48,7 @@ def change(*, agent: Agent, values: dict[str, Any]) -> Agent:
     before = locked.schedule_cron, locked.timezone, locked.enabled
     for name, value in values.items():
         setattr(locked, name, value)
+    _check_catch_up(locked)
     if (
         locked.schedule_cron,
         locked.timezone,
@@ -57,15 +59,23 @@ def change(*, agent: Agent, values: dict[str, Any]) -> Agent:
     return locked
 
 
-@transaction.atomic
+def _check_catch_up(agent: Agent) -> None:
+    """Hours belong to `within`. Raise Invalid; also when two changes at once do not go together."""
+    if agent.catch_up != CatchUp.WITHIN:
+        agent.catch_up_hours = None
+    elif agent.catch_up_hours is None:
+        raise Invalid("within needs hours", fields={"catch_up_hours": ['Needed for "within".']})
+
+
 def delete(*, agent: Agent) -> None:
     """The configuration goes, its runs stay. One under way is cancelled. Raise NotFound when it is gone already."""
-    _cancel_live(agent)
-    locked = Agent.objects.select_for_update().filter(pk=agent.pk).first()
-    if locked is None:
-        raise NotFound("there is no such agent")
-    _cancel_live(locked)  # one that started before we had the agent's lock; now none can
-    locked.delete()
+    _cancel_live(agent)  # in transactions of its own: who holds a run's row must not wait for the agent's
+    with transaction.atomic():
+        locked = Agent.objects.select_for_update().filter(pk=agent.pk).first()
+        if locked is None:
+            raise NotFound("there is no such agent")
+        _cancel_live(locked)  # one that started before we had the agent's lock; now none can
+        locked.delete()
 
 
 def _cancel_live(agent: Agent) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 from uuid import UUID
 
-from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
+from asgiref.sync import async_to_sync
+from django.db import close_old_connections
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_view
 from rest_framework import mixins, viewsets
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -13,17 +16,24 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from adiuva.api import TOTAL_COUNT, Done, problems, user_id
+from adiuva.devices import outbox
 from adiuva.errors import Invalid
-from agents import journal, runs, verbs
+from agents import journal, runs, undo, verbs
 from agents.catalog import CATALOG
 from agents.models import Agent, Run
 from agents.serializers import (
     CatalogSerializer,
+    EventSerializer,
     LocalAgentSerializer,
     RunDetailSerializer,
     RunSerializer,
     StartedSerializer,
+    StartSerializer,
+    UndoneSerializer,
+    UndoStoppedSerializer,
 )
+
+_MOST_EVENTS: Final = 1_000
 
 
 class CatalogView(APIView):
@@ -83,16 +93,23 @@ class LocalAgentViewSet(viewsets.ModelViewSet[Agent]):
 
 
 class StartRunView(APIView):
-    """Run an agent now. If its device is offline, the run waits for it."""
+    """Run an agent now. If its device is offline, the run waits for it.
+
+    A dry run reads, asks the model and creates nothing: the run itself shows what was found.
+    """
 
     @extend_schema(
         summary="Run an agent now",
         request=None,
-        responses={202: StartedSerializer, **problems(401, 404, 409)},
+        parameters=[StartSerializer],
+        responses={202: StartedSerializer, **problems(400, 401, 404, 409)},
         operation_id="agents_run",
     )
     def post(self, request: Request, agent_id: UUID) -> Response:
-        run = runs.start(agent=verbs.of_user(user_id(request), agent_id))
+        agent = verbs.of_user(user_id(request), agent_id)
+        query = StartSerializer(data=request.query_params.dict())
+        query.is_valid(raise_exception=True)
+        run = runs.start(agent=agent, **query.validated_data)
         return Response({"ok": True, "run_id": str(run.pk)}, status=202)
 
 
@@ -130,19 +147,75 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         page = self.paginate_queryset(self.get_queryset())
         assert page is not None and self.paginator is not None
-        context = {"problems": journal.problems(page)}
+        context = _context(page)
         return self.paginator.get_paginated_response(RunSerializer(page, many=True, context=context).data)
 
     def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         run = self.get_object()
-        after = request.query_params.get("after") or "0"
-        if not (after.isascii() and after.isdigit() and len(after) < 19):
-            raise Invalid("after is not the number of a line", fields={"after": ["Not a whole number."]})
-        context = {"problems": journal.problems([run]), "journal": journal.read(run, after=int(after))}
+        after = _number(request, "after", default=0)
+        context = _context([run]) | {"journal": journal.read(run, after=after)}
         return Response(RunDetailSerializer(run, context=context).data)
+
+    @extend_schema(
+        summary="A run's journal: what happened, in order",
+        parameters=[
+            OpenApiParameter(
+                "after", int, description="The events after this `seq`; from the first if not given."
+            ),
+            OpenApiParameter(
+                "limit", int, description=f"How many at most, from 1 to {_MOST_EVENTS}; that is the default."
+            ),
+        ],
+        filters=False,
+        responses={200: EventSerializer(many=True), **problems(400, 401, 404)},
+    )
+    @action(detail=True, methods=["get"], pagination_class=None)
+    def events(self, request: Request, pk: str | None = None) -> Response:
+        """What was read once never changes, and its last `seq` is the next `after`. While a run goes on,
+        `agent_progress` over the socket says that there is more."""
+        run = self.get_object()
+        after = _number(request, "after", default=0)
+        limit = _number(request, "limit", default=_MOST_EVENTS, least=1, most=_MOST_EVENTS)
+        return Response(EventSerializer(journal.read(run, after=after, most=limit), many=True).data)
 
     @extend_schema(summary="Cancel a run", request=None, responses={200: RunSerializer, **problems(401, 404)})
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str | None = None) -> Response:
         run = runs.cancel(run=self.get_object())
-        return Response(RunSerializer(run, context={"problems": journal.problems([run])}).data)
+        return Response(RunSerializer(run, context=_context([run])).data)
+
+    @extend_schema(
+        summary="Undo a run: delete what it created",
+        request=None,
+        responses={
+            200: UndoneSerializer,
+            **problems(401, 404, 409),
+            503: OpenApiResponse(UndoStoppedSerializer, "The device is not connected, or went."),
+            504: OpenApiResponse(UndoStoppedSerializer, "The device did not answer in time."),
+        },
+    )
+    @action(detail=True, methods=["post"])
+    def undo(self, request: Request, pk: str | None = None) -> Response:
+        """Records that you have edited or approved since stay, and so does what something else refers to. The run's
+        device has to be connected. May be asked for again: the answer sums up what has become of all records.
+
+        The sources stay read: the next run brings nothing back, unless a source or the agent's configuration changes.
+        """
+        run = self.get_object()
+        close_old_connections()  # it may take a while, and others wait for the pool's connections
+        done = async_to_sync(undo.undo)(run=run)
+        return Response(UndoneSerializer(done.body()).data)
+
+
+def _context(page: Sequence[Run]) -> dict[str, Any]:
+    """What a page of runs shows beside their rows, in a query or two."""
+    return {"problems": journal.problems(page), "left": outbox.left([run.pk for run in page])}
+
+
+def _number(request: Request, name: str, *, default: int, least: int = 0, most: int = 10**18 - 1) -> int:
+    """A whole number of the query. Raise Invalid."""
+    raw = request.query_params.get(name) or str(default)
+    if not (raw.isascii() and raw.isdigit() and len(raw) < 19 and least <= int(raw) <= most):
+        range_ = f" from {least} to {most}" if least else ""
+        raise Invalid(f"{name} is out of bounds", fields={name: [f"Not a whole number{range_}."]})
+    return int(raw)

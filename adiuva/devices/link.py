@@ -22,12 +22,14 @@ from django.db import Error as DatabaseError
 from adiuva import db
 from adiuva.devices import heart, presence
 from adiuva.devices.consumer import DeviceConsumer
+from adiuva.devices.inbox import Inbox
 from adiuva.devices.presence import Target
 from adiuva.devices.protocol import (
     MAX_BATCH,
     MAX_FRAME_BYTES,
     WRITES,
     Action,
+    AgentAck,
     AgentComplete,
     AgentData,
     AgentManifest,
@@ -49,12 +51,11 @@ from adiuva.devices.protocol import (
 from adiuva.errors import AdiuvaError, Unavailable
 from adiuva.layer import INTERRUPTED, LayerAway
 
-RunFrame = AgentManifest | AgentData | AgentComplete
-
 _ATTEMPTS: Final = 3
 _LOOK_AGAIN_S: Final = 0.5
 _WINDOW: Final = 64
-_BATCH_BYTES: Final = MAX_FRAME_BYTES // 2
+_BATCHES: Final = 4  # under way at once, to a device that dedupes
+_BATCH_BYTES: Final = MAX_FRAME_BYTES // 2 // _BATCHES  # of all that are under way, half a frame
 _ANSWER_S: Final[float] = settings.SOCKET["answer_s"]
 _DEADLINE_MS: Final = int(_ANSWER_S * 1000)
 
@@ -122,7 +123,7 @@ class DeviceLink:
 
     def __init__(self, user_id: uuid.UUID, device: uuid.UUID | None = None, *, wait_s: float = 0.0) -> None:
         self.user_id, self.device, self.wait_s = user_id, device, wait_s
-        self.frames: asyncio.Queue[RunFrame | None] = asyncio.Queue()  # None: the connection ended
+        self.frames = Inbox()
         self._answers: dict[str, _Waiting] = {}  # in the order in which they fall due
         self._target: Target | None = None
         self._channel = ""
@@ -145,6 +146,7 @@ class DeviceLink:
         trace: TracebackType | None,
     ) -> None:
         self._closed = True
+        self.frames.close()
         if self._target is not None:
             for run in self._runs:
                 with contextlib.suppress(ConnectionError):
@@ -210,18 +212,28 @@ class DeviceLink:
         return await self._settle_one(call)
 
     async def send_calls(self, calls: Sequence[ToolCall]) -> list[ToolResultBody | AdiuvaError]:
-        """Many calls, applied in order; an outcome each. In batches to a device that takes them.
+        """Many calls, sent in order; an outcome each. In batches to a device that takes them, some of them under way at
+        once: a device far away costs one round trip and not one a batch.
 
         Raise DeviceOffline when it is not there to begin with. When it goes, what follows is not sent either.
         """
-        await self.target()
-        outcomes: list[ToolResultBody | AdiuvaError] = []
-        for batch in _batches(calls):
-            if outcomes and isinstance(outcomes[-1], DeviceOffline):
-                outcomes += [outcomes[-1]] * len(batch)
-            else:
-                outcomes += await self._settle_batch(batch)
-        return outcomes
+        target = await self.target()
+        # Of what is under way when the connection drops, a device that does not dedupe leaves the outcome unknown.
+        under_way = asyncio.Semaphore(_BATCHES if target.can("dedupe") else 1)
+        gone: DeviceOffline | None = None
+
+        async def settle(batch: Sequence[ToolCall]) -> list[ToolResultBody | AdiuvaError]:
+            nonlocal gone
+            async with under_way:
+                if gone is not None:
+                    return [gone for _ in batch]
+                outcomes = await self._settle_batch(batch)
+                if isinstance(last := outcomes[-1], DeviceOffline):
+                    gone = last
+                return outcomes
+
+        settled = await asyncio.gather(*(settle(batch) for batch in _batches(calls)))
+        return [outcome for outcomes in settled for outcome in outcomes]
 
     async def _settle_one(self, call: ToolCall, attempt: int = 1) -> ToolResultBody:
         """`attempt` is one more than how often the call was sent before."""
@@ -377,6 +389,8 @@ class DeviceLink:
 
     async def tell(self, frame: Sent) -> None:
         """Send a frame that nobody waits for. A device that is gone, or too old for it, hears nothing."""
+        if isinstance(frame, AgentAck):
+            self.frames.acknowledged()  # first: the next batch may be here before this is said
         target = self._target
         if target is None or not is_for(type(frame), target.protocol):
             return
@@ -451,7 +465,7 @@ class DeviceLink:
                 for result in frame.results:
                     self._resolve(result)
             case AgentManifest() | AgentData() | AgentComplete():
-                self.frames.put_nowait(frame)
+                self.frames.put(frame, text)
             case None if kind == "gone":
                 self._lost(int(text))
             case None if kind == "unsent":
@@ -466,13 +480,13 @@ class DeviceLink:
             self._target = None
         self._fail(_Gone, epoch=epoch)
         if epoch in self._runs.values():
-            self.frames.put_nowait(None)
+            self.frames.end()
 
     def _interrupted(self) -> None:
         """Something may have been lost on the way: answers are asked for again, and a run would have holes."""
         self._fail(_Gone)
         if self._runs:
-            self.frames.put_nowait(None)
+            self.frames.end()
 
     def _resolve(self, result: ToolResultBody) -> None:
         waiting = self._answers.get(result.id)

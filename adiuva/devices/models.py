@@ -72,6 +72,8 @@ class OutboxRecord(models.Model):
         DELIVERED = "delivered"
         REFUSED = "refused", "refused by the device"
         UNCERTAIN = "uncertain", "sent, outcome unknown"
+        EXPIRED = "expired", "its device did not come in time"
+        UNDONE = "undone", "deleted again, by an undo of its run"
 
     id = models.UUIDField(primary_key=True, editable=False, help_text="the dedupe key and call id")
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
@@ -83,6 +85,9 @@ class OutboxRecord(models.Model):
     state = models.CharField(max_length=10, choices=State, default=State.WAITING)
     sealed = models.BinaryField(null=True, editable=False, help_text="the row to insert; gone once delivered")
     row_id_sealed = models.BinaryField(null=True, editable=False, help_text="the id the device gave it")
+    row_hash = models.BinaryField(
+        null=True, editable=False, help_text="keyed hash of the row as the device returned it"
+    )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     settled_at = models.DateTimeField(null=True, editable=False)
 
@@ -97,6 +102,12 @@ class OutboxRecord(models.Model):
                 condition=models.Q(state__in=["waiting", "sent"]),
                 name="outbox_waiting",
             ),
+            models.Index(
+                fields=["created_at"],
+                condition=models.Q(state__in=["waiting", "sent"]),
+                name="outbox_by_age",
+            ),
+            models.Index(fields=["source_run"], condition=models.Q(state="expired"), name="outbox_expired"),
         ]
 
     def __str__(self) -> str:

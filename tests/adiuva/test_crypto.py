@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import hmac
 import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -187,6 +190,24 @@ def test_a_process_made_by_a_fork_writes_with_a_key_of_its_own() -> None:
     os.close(read), os.close(write)
     assert here[:16] != there[:16]
     assert transit.unseal(there, b"layer") == b"y"
+
+
+def test_threads_that_begin_to_write_at_once_are_all_understood() -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # let them get in each other's way
+    try:
+        for _ in range(100):
+            transit, start = Transit([KEY]), threading.Barrier(8)
+
+            def write(number: int, transit: Transit = transit, start: threading.Barrier = start) -> bytes:
+                start.wait()
+                return transit.seal(b"%d" % number, b"layer")
+
+            with ThreadPoolExecutor(8) as threads:
+                sent = list(threads.map(write, range(8)))
+            assert [transit.unseal(each, b"layer") for each in sent] == [b"%d" % n for n in range(8)]
+    finally:
+        sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize("noise", [b"", b"x" * 16, b"x" * 100])

@@ -12,10 +12,12 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
 from agents import journal, lease
 from agents.journal import Entry, Kind
 from agents.models import Agent, Run
+from agents.records import Record
 from tests.agents.build import a_device, a_run, an_agent, answered, claimed, kept
 from tests.people import Person, somebody
 
@@ -124,6 +126,29 @@ def test_nothing_of_the_users_is_on_any_page(staff: Client, ada: Person) -> None
     assert "unreadable" in shown and "a source could not be read" in shown
 
 
+def test_a_run_shows_its_verdict_and_its_records_by_state_and_what_a_dry_run_found_to_nobody(
+    staff: Client, ada: Person
+) -> None:
+    agent = an_agent(ada.id)
+    a_device(agent)
+    job = claimed(a_run(agent))
+    ids = kept(job, "a", "b", "c")
+    lease.settle(job, answered(*ids[:2]), "")
+    lease.finish(job)
+    Run.objects.filter(pk=job.run_id).update(undone_at=timezone.now())
+    shown = staff.get(reverse("admin:agents_run_change", args=[job.run_id])).content.decode()
+    assert "2 delivered, 1 waiting" in shown and str(Run.Verdict.COMPLETED.label) in shown
+    dry = claimed(a_run(agent, dry_run=True, max_sources=3))
+    assert dry.device is not None
+    document = lease.Document("a", "/canary", "text", dry.source_key("/canary"), b"hash")
+    found = [Record("tasks", {"title": "canary"})]
+    lease.keep(dry, document, found, [], device=dry.device, model_calls=1)
+    lease.finish(dry)
+    for page in (reverse("admin:agents_run_change", args=[dry.run_id]), reverse(RUNS)):
+        shown = staff.get(page).content.decode()
+        assert "canary" not in shown
+
+
 def test_a_page_of_a_run_with_a_very_long_journal_stays_short(staff: Client, ada: Person) -> None:
     job = claimed(a_run(an_agent(ada.id)))
     lease.count(job, entries=[Entry(Kind.NOTE, f"code-{number}") for number in range(5_000)])
@@ -148,10 +173,10 @@ def test_agents_and_runs_are_neither_edited_nor_deleted_by_hand(staff: Client, a
 _MANY = """
 INSERT INTO agents_run (id, user_id, agent_id, agent_ref, agent_name, agent_type, device_id, trigger, slots, state,
     phase, attempt, fence, files_seen, files_done, files_unchanged, files_failed, problems, items_created,
-    model_calls, created_at, nudged_at)
+    model_calls, verdict, dry_run, retries, deaths, created_at, nudged_at)
 SELECT gen_random_uuid(), %s, %s, %s, 'Desk', 'local_directory', 'desk', 'schedule', 1,
     CASE WHEN number %% 1000 = 0 THEN 'error' ELSE 'success' END,
-    '', 1, 1, 1, 1, 0, 0, 0, 1, 1, now() - number * interval '1 minute', now()
+    '', 1, 1, 1, 1, 0, 0, 0, 1, 1, '', false, 0, 0, now() - number * interval '1 minute', now()
 FROM generate_series(1, 100000) AS series (number)
 """
 

@@ -167,7 +167,8 @@ def test_another_users_is_answered_like_none(rest: APIClient, ada: Person) -> No
         ("get", "local/{agent}", None), ("put", "local/{agent}", GOOD), ("put", "local/{agent}", {}),
         ("patch", "local/{agent}", {"name": "x"}), ("patch", "local/{agent}", {"name": 5}),
         ("delete", "local/{agent}", None), ("post", "{agent}/run", None), ("get", "runs/{run}", None),
-        ("post", "runs/{run}/cancel", None),
+        ("post", "runs/{run}/cancel", None), ("post", "runs/{run}/undo", None), ("get", "runs/{run}/events", None),
+        ("post", "{agent}/run?dry_run=true", None), ("post", "{agent}/run?dry_run=perhaps", None),
     ]:  # fmt: skip
         answers = [
             getattr(rest, method)(f"{API}/{place.format(agent=agent, run=run)}", body)
@@ -251,6 +252,35 @@ def test_an_agent_runs_once_at_a_time_and_its_run_can_be_cancelled(rest: APIClie
     assert rest.post(f"{API}/{agent.pk}/run").status_code == 202
 
 
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("dry_run=perhaps", "dry_run"),
+        ("dry_run=", "dry_run"),
+        ("max_sources=3", "max_sources"),
+        ("dry_run=false&max_sources=3", "max_sources"),
+    ]
+    + [
+        (f"dry_run=true&max_sources={value}", "max_sources") for value in ("0", "-1", "x", "10001", "1.5", "")
+    ],
+)
+def test_a_run_is_not_started_with_a_wrong_query(
+    rest: APIClient, ada: Person, query: str, field: str
+) -> None:
+    answer = rest.post(f"{API}/{an_agent(ada.id).pk}/run?{query}")
+    assert (answer.status_code, list(answer.json()["fields"])) == (400, [field])
+    assert not Run.objects.of(ada.id).exists()
+
+
+def test_a_dry_run_is_started_as_one(rest: APIClient, ada: Person) -> None:
+    started = rest.post(f"{API}/{an_agent(ada.id).pk}/run?dry_run=true&max_sources=3")
+    assert started.status_code == 202
+    seen = rest.get(f"{API}/runs/{started.json()['run_id']}").json()
+    assert (seen["dry_run"], seen["max_sources"], seen["records"], seen["status"]) == (True, 3, [], "running")
+    (listed,) = rest.get(f"{API}/runs").json()
+    assert listed["dry_run"] and "records" not in listed
+
+
 def test_history_stays_when_its_agent_goes(rest: APIClient, ada: Person) -> None:
     agent = an_agent(ada.id)
     run = a_run(agent)
@@ -277,6 +307,8 @@ def test_the_openapi_document_knows_all_of_it(rest: APIClient) -> None:
         f"{API}/runs": {"get"},
         f"{API}/runs/{{id}}": {"get"},
         f"{API}/runs/{{id}}/cancel": {"post"},
+        f"{API}/runs/{{id}}/undo": {"post"},
+        f"{API}/runs/{{id}}/events": {"get"},
     }
     assert {
         place: set(paths[place]) & {"get", "post", "put", "patch", "delete"} for place in wanted

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from adiuva import db
 from adiuva.devices.client import Device, FrameReceived
-from adiuva.devices.protocol import AgentProgress
+from adiuva.devices.protocol import AgentFetch, AgentProgress
 from adiuva.embedded.processes import python
 from agents import runs
 from agents.extraction import PART_CHARS
@@ -42,6 +42,7 @@ class Desk:
             base_url=f"{web}/api/v1", headers={"Authorization": f"Bearer {person.access_token}"}, timeout=30
         )
         self.progress: list[AgentProgress] = []
+        self.fetched: list[str] = []  # names of the files that the device was asked to upload
         self.device = self.new_device()
 
     def new_device(self, **options: Any) -> Device:
@@ -61,6 +62,8 @@ class Desk:
     def _notice(self, event: object) -> None:
         if isinstance(event, FrameReceived) and isinstance(event.frame, AgentProgress):
             self.progress.append(event.frame)
+        if isinstance(event, FrameReceived) and isinstance(event.frame, AgentFetch):
+            self.fetched += [Path(path).name for path in event.frame.paths]
 
     async def agent(self, **fields: Any) -> str:
         body = {

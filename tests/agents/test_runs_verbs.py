@@ -149,11 +149,11 @@ def test_a_lost_run_is_done_by_the_next_worker_and_doubles_nothing(db: None) -> 
 
 def test_workers_that_keep_dying_end_a_run_in_an_error(db: None) -> None:
     run = a_run(an_agent())
-    for _ in range(runs.MOST_ATTEMPTS):
+    for _ in range(runs.MOST_DEATHS):
         claimed(run)
         lose(run)
         runs.sweep()
-    assert (seen(run).state, seen(run).attempt) == (State.ERROR, runs.MOST_ATTEMPTS)
+    assert (seen(run).state, seen(run).attempt) == (State.ERROR, runs.MOST_DEATHS)
     assert codes(run)[-1] == "workers_lost"
     assert lease.claim(run.pk) is None
 
@@ -339,7 +339,7 @@ def test_a_document_costs_few_queries(job: Job) -> None:
             model_calls=1,
         )
     statements = [query["sql"] for query in queries if "SAVEPOINT" not in query["sql"]]
-    assert len(statements) == 4  # the run, the ledger, the run again, the journal
+    assert len(statements) == 5  # the run, the ledger, in hand no more, the run again, the journal
     assert Source.objects.filter(agent_id=job.agent_id).count() == 2
 
 

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
 from threading import Barrier
+from zoneinfo import ZoneInfo
 
 import pytest
-from django.db import connections
+from django.db import IntegrityError, connection, connections, transaction
+from django.db.models import Q
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytest_django.plugin import DjangoDbBlocker
 
 from adiuva.accounts.models import User
-from agents import journal, lease, schedules, verbs
-from agents.models import Agent, Run
-from tests.agents.build import a_device, a_run, an_agent
+from adiuva.devices.models import Device
+from agents import journal, lease, runs, schedules, verbs
+from agents.models import ON_TIME, Agent, Run
+from tests.agents.build import a_run, an_agent, claimed
 from tests.people import somebody
 
-HOUR = dt.timedelta(hours=1)
+SECOND, HOUR, DAY = dt.timedelta(seconds=1), dt.timedelta(hours=1), dt.timedelta(days=1)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def set_due(agent: Agent, ago: dt.timedelta = dt.timedelta(0)) -> dt.datetime:
@@ -25,9 +38,36 @@ def set_due(agent: Agent, ago: dt.timedelta = dt.timedelta(0)) -> dt.datetime:
     return when
 
 
-def local(agent: Agent, zone: str) -> str:
-    from zoneinfo import ZoneInfo
+def online(agent: Agent, *, since: dt.timedelta = HOUR) -> Device:
+    """The agent's device is connected."""
+    device, _ = Device.objects.update_or_create(
+        user_id=agent.user_id,
+        device_id=agent.device_id,
+        defaults={"lease_until": timezone.now() + since, "channel": "nobody"},
+    )
+    return device
 
+
+def notes(run: Run) -> list[tuple[str, int]]:
+    return [(event["code"], event["count"]) for event in journal.read(run) if event["kind"] == "note"]
+
+
+def runs_of(agent: Agent) -> list[tuple[str, int, dt.datetime | None]]:
+    return list(Run.objects.filter(agent=agent).order_by("created_at").values_list("state", "slots", "slot"))
+
+
+def every_hour(**fields: object) -> Agent:
+    return an_agent(schedule_cron="0 * * * *", timezone="UTC", **fields)
+
+
+def ticked(agent: Agent, at: dt.datetime) -> int:
+    """How many runs a tick at a time makes for an agent; others' may be due as well."""
+    before = Run.objects.filter(agent=agent).count()
+    schedules.tick(at)
+    return Run.objects.filter(agent=agent).count() - before
+
+
+def local(agent: Agent, zone: str) -> str:
     agent.refresh_from_db()
     assert agent.next_run_at is not None
     return agent.next_run_at.astimezone(ZoneInfo(zone)).strftime("%H:%M")
@@ -59,14 +99,163 @@ def test_two_ticks_at_once_start_each_agent_once(committed_db: str) -> None:
 
 def test_missed_slots_become_one_run_that_says_how_many(db: None) -> None:
     agent = an_agent(schedule_cron="0 * * * *", timezone="UTC")
-    a_device(agent)
+    online(agent)
     first = set_due(agent, 5 * HOUR)
     assert schedules.tick(first + 5 * HOUR) == 1
     run = Run.objects.get(agent=agent)
-    assert (run.slots, run.slot) == (6, first + 5 * HOUR)
+    assert (run.slots, run.slot, run.state) == (6, first + 5 * HOUR, "queued")
     lease.claim(run.pk)
-    notes = [(event["code"], event["count"]) for event in journal.read(run) if event["kind"] == "note"]
-    assert notes == [("slots_missed", 6)]
+    assert notes(run) == [("slots_missed", 6)]
+
+
+LATE = [  # how catch_up is set, how long after the last of three slots the tick comes, and how many the run stands for
+    ("once", None, 30 * SECOND, 3), ("once", None, 59 * HOUR / 60, 3),
+    ("skip", None, 30 * SECOND, 1), ("skip", None, ON_TIME, 1), ("skip", None, ON_TIME + SECOND, 0),
+    ("within", 1, 30 * SECOND, 3), ("within", 1, 59 * HOUR / 60, 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("way", "hours", "late", "slots"), LATE)
+def test_what_becomes_of_missed_slots_is_the_agents_to_say(
+    db: None, way: str, hours: int | None, late: dt.timedelta, slots: int
+) -> None:
+    agent = every_hour(catch_up=way, catch_up_hours=hours)
+    online(agent)
+    last = set_due(agent, 2 * HOUR) + 2 * HOUR
+    assert ticked(agent, last + late) == bool(slots)
+    assert runs_of(agent) == ([("queued", slots, last)] if slots else [])
+    assert local(agent, "UTC") == f"{last + HOUR:%H:%M}"
+
+
+@pytest.mark.parametrize(("late", "made"), [(6 * HOUR, 1), (6 * HOUR + SECOND, 0)])
+def test_within_hours_counts_from_the_last_missed_slot(db: None, late: dt.timedelta, made: int) -> None:
+    agent = an_agent(schedule_cron="0 8 * * *", timezone="UTC", catch_up="within", catch_up_hours=6)
+    online(agent)
+    last = timezone.now().replace(hour=8, minute=0, second=0, microsecond=0)
+    Agent.objects.filter(pk=agent.pk).update(next_run_at=last - 4 * DAY)
+    assert ticked(agent, last + late) == made
+    assert runs_of(agent) == [("queued", 5, last)] * made
+
+
+def test_of_more_slots_than_are_counted_the_last_one_is_right(db: None) -> None:
+    agent = an_agent(schedule_cron="* * * 1 *", timezone="UTC", catch_up="within", catch_up_hours=48)
+    online(agent)
+    last = dt.datetime(2027, 1, 31, 23, 59, tzinfo=dt.UTC)
+    Agent.objects.filter(pk=agent.pk).update(next_run_at=dt.datetime(2027, 1, 1, tzinfo=dt.UTC))
+    assert ticked(agent, last + 47 * HOUR) == 1
+    assert runs_of(agent) == [("queued", 10_000, last)]
+
+
+def test_a_run_that_waits_for_its_device_takes_in_the_slots_that_come(db: None) -> None:
+    agent = every_hour()
+    first = set_due(agent)
+    assert [ticked(agent, first + number * HOUR) for number in range(4)] == [1, 0, 0, 0]
+    assert runs_of(agent) == [("waiting_device", 4, first + 3 * HOUR)]
+    online(agent)
+    assert schedules.device_is_here(user_id=agent.user_id, device_id=agent.device_id) == 1
+    job = claimed(Run.objects.get(agent=agent))
+    assert notes(Run.objects.get(pk=job.run_id)) == [("slots_missed", 4)]
+
+
+def test_a_run_whose_device_turned_out_to_be_away_takes_them_in_as_well(db: None) -> None:
+    agent = every_hour()
+    online(agent)
+    first = set_due(agent)
+    ticked(agent, first)
+    job = claimed(Run.objects.get(agent=agent))
+    Device.objects.update(lease_until=None)
+    lease.wait_for_device(job, epoch=None)  # it never got through to it
+    ticked(agent, first + HOUR)
+    assert runs_of(agent) == [("waiting_device", 2, first + HOUR)]
+
+
+def test_a_run_that_has_begun_does_not_stand_for_later_slots(db: None) -> None:
+    agent = every_hour()
+    online(agent)
+    first = set_due(agent)
+    ticked(agent, first)
+    job = claimed(Run.objects.get(agent=agent))
+    lease.wait_for_device(job, epoch=1)
+    ticked(agent, first + HOUR)
+    assert runs_of(agent) == [("waiting_device", 1, first)]
+
+
+def test_a_run_by_hand_takes_in_no_slots(db: None) -> None:
+    agent = every_hour()
+    a_run(agent, state=Run.State.WAITING_DEVICE)
+    slot = set_due(agent)
+    assert ticked(agent, slot) == 0
+    assert runs_of(agent) == [("waiting_device", 1, None)]
+
+
+def test_a_slot_that_had_its_run_is_not_taken_in(db: None) -> None:
+    agent = every_hour()
+    slot = set_due(agent)
+    a_run(agent, slot=slot, state=Run.State.SUCCESS)
+    a_run(agent, slot=slot - HOUR, state=Run.State.WAITING_DEVICE)
+    assert ticked(agent, slot) == 0
+    assert runs_of(agent) == [("success", 1, slot), ("waiting_device", 1, slot - HOUR)]
+
+
+@pytest.mark.parametrize(
+    ("hours_ago", "begun", "state"),
+    [(5, False, "queued"), (7, False, "cancelled"), (7, True, "queued")],
+)
+def test_a_waiting_run_that_comes_too_late_ends_when_its_device_is_back(
+    db: None, hours_ago: int, begun: bool, state: str
+) -> None:
+    agent = every_hour(catch_up="within", catch_up_hours=6)
+    now = timezone.now()
+    slot = now - hours_ago * HOUR
+    run = a_run(agent, slot=slot, state=Run.State.WAITING_DEVICE, started_at=slot if begun else None)
+    woken = runs.wake(user_id=agent.user_id, device_id=agent.device_id)
+    assert (runs_of(agent), woken) == ([(state, 1, slot)], int(state == "queued"))
+    ends = [event["code"] for event in journal.read(run)]
+    assert ends == (["slot_missed"] if state == "cancelled" else [])
+
+
+def test_for_one_who_skips_no_run_waits_for_a_device(db: None) -> None:
+    agent = every_hour(catch_up="skip")
+    slot = set_due(agent)
+    for late in (0 * SECOND, 30 * SECOND, ON_TIME - SECOND):
+        assert ticked(agent, slot + late) == 0
+        agent.refresh_from_db()
+        assert agent.next_run_at == slot  # its device may say hello in time
+    assert ticked(agent, slot + ON_TIME + SECOND) == 0
+    agent.refresh_from_db()
+    assert (agent.next_run_at, runs_of(agent)) == (slot + HOUR, [])
+
+
+def test_one_who_skips_and_runs_every_minute_stays_in_line_too(db: None) -> None:
+    agent = an_agent(schedule_cron="* * * * *", timezone="UTC", catch_up="skip")
+    slot = set_due(agent)
+    assert ticked(agent, slot + 5 * ON_TIME) == 0
+    agent.refresh_from_db()
+    assert (agent.next_run_at, runs_of(agent)) == (slot + 4 * ON_TIME, [])
+
+
+@pytest.mark.parametrize("way", ["once", "skip"])
+def test_a_hello_starts_what_is_due_for_its_device_and_nothing_else(db: None, way: str) -> None:
+    person = somebody()
+    here, elsewhere = (
+        an_agent(person.id, schedule_cron="* * * * *", device_id=name, catch_up=way)
+        for name in ("here", "elsewhere")
+    )
+    anothers = an_agent(schedule_cron="* * * * *", device_id="here", catch_up=way)
+    for agent in (here, elsewhere, anothers):
+        Agent.objects.filter(pk=agent.pk).update(next_run_at=timezone.now() - SECOND)
+        online(agent)
+    assert schedules.device_is_here(user_id=person.id, device_id="here") == 1
+    assert [state for state, _, _ in runs_of(here)] == ["queued"]
+    assert runs_of(elsewhere) == runs_of(anothers) == []
+    assert schedules.device_is_here(user_id=person.id, device_id="here") == 0
+
+
+def test_a_hello_for_which_nothing_is_due_costs_two_queries(db: None) -> None:
+    agent = every_hour()
+    with CaptureQueriesContext(connection) as queries:
+        assert schedules.device_is_here(user_id=agent.user_id, device_id=agent.device_id) == 0
+    assert len([query for query in queries if query["sql"].startswith("SELECT")]) == 2
 
 
 def test_a_run_under_way_covers_the_slot(db: None) -> None:
@@ -77,6 +266,15 @@ def test_a_run_under_way_covers_the_slot(db: None) -> None:
     assert list(Run.objects.filter(agent=agent)) == [live]
     agent.refresh_from_db()
     assert agent.next_run_at is not None and agent.next_run_at > timezone.now()
+
+
+def test_a_slot_that_comes_during_a_dry_run_waits_for_its_end(db: None) -> None:
+    agent = every_hour()
+    dry = runs.start(agent=agent, dry_run=True)
+    when = set_due(agent)
+    assert ticked(agent, when + SECOND) == 0
+    runs.cancel(run=dry)
+    assert ticked(agent, when + 2 * SECOND) == 1
 
 
 def test_a_slot_that_had_its_run_gets_no_other(db: None) -> None:
@@ -107,9 +305,6 @@ def test_a_schedule_that_cannot_be_used_does_not_stop_the_others(db: None) -> No
 
 
 def test_a_tick_costs_the_same_queries_for_more_agents(db: None) -> None:
-    from django.db import connection
-    from django.test.utils import CaptureQueriesContext
-
     counts = []
     for number in (1, 20):
         for _ in range(number):
@@ -117,7 +312,106 @@ def test_a_tick_costs_the_same_queries_for_more_agents(db: None) -> None:
         with CaptureQueriesContext(connection) as queries:
             assert schedules.tick() == number
         counts.append(len(queries))
-    assert counts[0] == counts[1] <= 6
+    assert counts[0] == counts[1] <= 7
+
+
+def test_hours_go_with_within_alone(db: None) -> None:
+    for way, hours in [("within", None), ("within", 0), ("within", 721), ("once", 5), ("skip", 5)]:
+        with pytest.raises(IntegrityError), transaction.atomic():
+            Agent.objects.filter(pk=an_agent().pk).update(catch_up=way, catch_up_hours=hours)
+
+
+_TICKS = """
+import sys, django
+django.setup()
+from agents import runs, schedules
+runs.nudge = lambda ids: list(ids)
+print("ready", flush=True)
+sys.stdin.readline()
+print(sum(schedules.tick() for _ in range(5)))
+"""
+
+
+def test_any_number_of_beats_make_one_run_a_due_window(committed_db: str) -> None:
+    person = somebody()
+    agents = [an_agent(person.id, schedule_cron="@hourly", timezone="UTC") for _ in range(60)]
+    first = set_due(agents[0], 3 * HOUR)  # nobody ticked for three hours
+    Agent.objects.of(person.id).update(next_run_at=first)
+    for agent in agents:
+        online(agent)
+    env = os.environ | {"DATABASE_URL": committed_db}
+    beats = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TICKS], env=env, cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    try:
+        for beat in beats:
+            assert beat.stdout is not None and beat.stdout.readline() == "ready\n"
+        for beat in beats:
+            assert beat.stdin is not None
+            beat.stdin.write("\n")
+            beat.stdin.flush()
+        for beat in beats:
+            assert beat.wait(60) == 0
+    finally:
+        for beat in beats:
+            beat.kill()
+            beat.communicate()
+    made = Run.objects.of(person.id)
+    assert sorted(run.agent_ref for run in made) == sorted(agent.pk for agent in agents)
+    assert {run.slots for run in made} == {4}
+
+
+def test_a_tick_and_a_hello_at_once_start_an_agent_once(committed_db: str) -> None:
+    person = somebody()
+    agents = [an_agent(person.id, schedule_cron="@hourly", timezone="UTC") for _ in range(10)]
+    for agent in agents:
+        set_due(agent)
+        online(agent)
+    together = Barrier(4)
+
+    def start(number: int) -> None:
+        try:
+            together.wait(10)
+            if number % 2:
+                schedules.tick()
+            else:
+                schedules.device_is_here(user_id=person.id, device_id="desk")
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(start, range(4)))
+    schedules.tick()
+    made = Run.objects.of(person.id).values_list("agent_ref", flat=True)
+    assert sorted(made) == sorted(agent.pk for agent in agents)
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.booleans())
+@settings(max_examples=25)
+def test_whenever_ticks_come_each_slot_is_counted_once(
+    django_db_blocker: DjangoDbBlocker, committed_db: str, gaps: list[int], away: bool
+) -> None:
+    """Minutes between ticks; each run ends before the next tick, or waits for a device all the time."""
+    with django_db_blocker.unblock(), transaction.atomic():
+        agent = an_agent(schedule_cron="*/10 * * * *", timezone="UTC")
+        if not away:
+            online(agent)
+        start = set_due(agent)
+        now = start
+        for gap in gaps:
+            now += gap * 60 * SECOND
+            schedules._start(Q(pk=agent.pk), now)
+            if not away:
+                Run.objects.filter(agent=agent).update(state=Run.State.SUCCESS)
+        made = Run.objects.filter(agent=agent).order_by("slot")
+        assert sum(run.slots for run in made) == sum(gaps) // 10 + 1
+        assert len(made) == 1 or not away
+        assert all(earlier.slot < later.slot for earlier, later in pairwise(made))  # type: ignore[operator]
+        transaction.set_rollback(True)
 
 
 @pytest.mark.parametrize(

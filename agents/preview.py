@@ -1,0 +1,78 @@
+"""What a dry run would create: kept sealed in its row, shown to its owner, sent to nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+from adiuva.accounts.keys import cipher_for
+from adiuva.crypto import UserCipher
+from adiuva.devices import outbox
+from agents.models import Run
+from agents.records import Record
+
+MOST_RECORDS: Final = 1_000
+_MOST_CHARS: Final = 2 * 1024 * 1024
+_MOST_SPARE: Final = 1_000
+_PLACE: Final = "agents_run", "preview"
+
+
+def add(run: Run, cipher: UserCipher, source: str, records: Mapping[UUID, Record]) -> tuple[int, bool]:
+    """Enter what a source gave, by dedupe key; the run's row is locked. Returns how many of the records a real run
+    would create, and whether there was room to show all."""
+    known = outbox.known(records)
+    text = _open(run, cipher)
+    lines = text.splitlines()
+    room = True
+    for key, record in records.items():
+        shown = {"table": record.table, "data": record.data, "source": source, "known": key in known}
+        line = orjson.dumps(shown).decode()
+        room = len(lines) < MOST_RECORDS and len(text) + len(line) < _MOST_CHARS
+        if not room:
+            break
+        lines.append(line)
+        text += f"{line}\n"
+    if records:
+        run.preview = cipher.seal(text, _PLACE[0], run.pk, _PLACE[1])
+        run.save(update_fields=["preview"])
+    return len(records) - len(known), room
+
+
+def read(run: Run) -> list[dict[str, Any]]:
+    """The records, in the order in which they were found. One that is `known` was found by an earlier run already."""
+    return [orjson.loads(line) for line in _open(run, cipher_for(run.user_id)).splitlines()]
+
+
+def _open(run: Run, cipher: UserCipher) -> str:
+    return cipher.unseal(run.preview, _PLACE[0], run.pk, _PLACE[1]) if run.preview is not None else ""
+
+
+class Sample:
+    """Which sources a dry run reads: what is due, or what is there if nothing is; at most `most` of them."""
+
+    def __init__(self, most: int | None) -> None:
+        self._left = most
+        self._spare: dict[str, bytes] | None = {}  # what is not due, until something is; bounded
+
+    def choose(self, files: Mapping[str, bytes], due: Sequence[bool], *, last: bool) -> dict[str, bytes]:
+        """Of a list of sources (path → content hash), those to be read; `last` says that no other list comes."""
+        wanted = {path: content for (path, content), is_due in zip(files.items(), due, strict=True) if is_due}
+        if wanted:
+            self._spare = None
+        elif self._spare is not None:
+            self._spare |= dict(islice(files.items(), _MOST_SPARE - len(self._spare)))
+            if last:
+                wanted = self._spare
+        return dict(islice(wanted.items(), self.take(len(wanted))))
+
+    def take(self, count: int) -> int:
+        """How many of so many there is still room for."""
+        if self._left is None:
+            return count
+        taken = min(count, self._left)
+        self._left -= taken
+        return taken

@@ -1,0 +1,432 @@
+"""Take a run back: delete on the device what it created there, and leave what the user has made their own since.
+
+A record is deleted if its row still says what the device said when it was inserted, is not approved, and nothing that
+stays refers to it. Each step is written as soon as the device has answered, so an undo that breaks off says how far it
+came, and goes on from there when it is asked for again. The sources stay read: the next run does not bring back what
+was taken back, unless they or the agent's configuration change.
+
+No device deletes on condition, so what the user does between our look and our delete, some milliseconds, is not seen.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal, TypeVar, cast
+from uuid import UUID, uuid4, uuid5
+
+import orjson
+import structlog
+from django.db import transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from adiuva import db
+from adiuva.accounts.keys import cipher_for
+from adiuva.crypto import UserCipher
+from adiuva.devices import outbox
+from adiuva.devices.link import DeviceLink, DeviceOffline
+from adiuva.devices.models import Device, OutboxQuerySet, OutboxRecord
+from adiuva.devices.outbox import Pending
+from adiuva.devices.protocol import MAX_BATCH, Action, Data, TableName, ToolCall, ToolResultBody
+from adiuva.devices.tables import TABLES
+from adiuva.errors import AdiuvaError, Conflict, NotFound
+from agents import journal, runs
+from agents.journal import Entry, Kind
+from agents.models import Run
+
+Reason = Literal["edited", "approved", "in_use", "gone", "refused", "unknown"]
+State = OutboxRecord.State
+T = TypeVar("T")
+
+_LEASE: Final = dt.timedelta(minutes=5)  # renewed with each step
+_AT_ONCE: Final = 500
+_MOST_TITLE: Final = 200
+# What refers goes before what it refers to.
+_ORDER: Final[Sequence[TableName]] = ("taskComments", "tasks", "notes", "timelines", "projects", "clients")
+_REFERRERS: Final[Mapping[str, Sequence[tuple[TableName, str]]]] = {
+    "tasks": [("taskComments", "taskId")],
+    "projects": [("tasks", "projectId"), ("notes", "projectId"), ("timelines", "projectId")],
+    "clients": [("projects", "clientId")],
+}
+
+log = structlog.get_logger("agents.undo")
+
+
+class RunNotOver(Conflict):
+    code = "run_is_live"
+
+    def __init__(self, run_id: UUID) -> None:
+        super().__init__("this run has not ended yet: cancel it first", run_id=str(run_id))
+
+
+class UndoUnderWay(Conflict):
+    code = "undo_under_way"
+
+    def __init__(self) -> None:
+        super().__init__("this run is being undone already")
+
+
+class UndoStopped(AdiuvaError):
+    """The device went, or does not answer. What was deleted until then is told with it."""
+
+    def __init__(self, cause: AdiuvaError, undone: Undone) -> None:
+        words = f"{cause.message}; the undo has stopped, and goes on when it is asked for again"
+        super().__init__(words, **undone.body())
+        self.code, self.status = cause.code, cause.status
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A record that was not deleted. `id` is None where the device never said it."""
+
+    table: str
+    id: str | None
+    title: str | None
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What has become of a run's records, by this undo and those before it."""
+
+    deleted: int
+    never_sent: int
+    kept: list[Kept]
+    undone_at: dt.datetime | None
+
+    def body(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Job:
+    run_id: UUID
+    user_id: UUID
+    fence: int
+    device: UUID | None  # the run's own; None: it is not known any more
+    cipher: UserCipher = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A record that the device has taken."""
+
+    key: UUID
+    table: TableName
+    id: str
+    hash: bytes | None
+
+
+async def undo(*, run: Run) -> Undone:
+    """Undo a run that has ended. Raise RunNotOver, UndoUnderWay, DeviceOffline when nothing was done, UndoStopped."""
+    async with AsyncExitStack() as stack:
+        links: dict[UUID, DeviceLink] = {}
+        for device in await db.run(_devices, run):
+            links[device] = await stack.enter_async_context(DeviceLink(run.user_id, device))
+            await links[device].target()
+        job = await db.run(_begin, run.pk)
+        work = _Undo(job)
+        stopped: AdiuvaError | None = None
+        try:
+            for device, link in links.items():
+                await work.resolve(device, link)
+            for table in _ORDER:
+                for device, link in links.items():
+                    await work.take_back(device, link, table)
+        except AdiuvaError as error:
+            stopped = error
+        undone = await db.run(_finish, job, work.kept, work.deleted, stopped)
+    if stopped is not None:
+        raise UndoStopped(stopped, undone)
+    return undone
+
+
+class _Undo:
+    """One undo while it goes on."""
+
+    def __init__(self, job: _Job) -> None:
+        self.job = job
+        self.deleted = 0
+        self.kept: list[Kept] = []
+        self._parents: set[str] | None = None
+
+    async def resolve(self, device: UUID, link: DeviceLink) -> None:
+        """What is still in line goes no more. What the device may have without our knowing is asked for: to insert it
+        again, as the same call, gives the row that is there."""
+        target = await link.target()
+        left = await db.run(_hold_back, self.job, device, dedupes=target.can("dedupe"))
+        for part in _parts(left, _AT_ONCE):
+            outcomes = await outbox.deliver(link, part, mark_sent=_mark_sent)
+            await db.run(_settle, self.job, outcomes)
+            _stop_at_failure(list(outcomes.values()))
+
+    async def take_back(self, device: UUID, link: DeviceLink, table: TableName) -> None:
+        for rows in _parts(await db.run(_created, self.job, device, table), MAX_BATCH):
+            await self._some(link, table, rows)
+
+    async def _some(self, link: DeviceLink, table: TableName, rows: Sequence[_Row]) -> None:
+        found = await link.send_calls([_call("get", table, {"id": row.id}) for row in rows])
+        _stop_at_failure(found)
+        going: list[_Row] = []
+        there: list[str] = []
+        titles: dict[str, str | None] = {}
+        for row, answer in zip(rows, cast(list[ToolResultBody], found), strict=True):
+            titles[row.id] = _title(table, answer.row)
+            if reason := self._reason(row, answer):
+                self._keep(row, reason, titles)
+                continue
+            going.append(row)
+            if answer.row is not None:
+                there.append(row.id)
+        used = await self._in_use(link, table, there)
+        for row in going:
+            if row.id in used:
+                self._keep(row, "in_use", titles)
+        going = [row for row in going if row.id not in used]
+        # The same call each time: a delete whose answer was lost is told apart from a row that somebody else deleted.
+        calls = [_call("delete", table, {"id": row.id}, key=uuid5(row.key, "undo")) for row in going]
+        answers = await link.send_calls(calls) if calls else []
+        deleted = []
+        for row, outcome in zip(going, answers, strict=True):
+            match outcome:
+                case ToolResultBody(error=None, deleted=True):
+                    deleted.append(row.key)
+                case ToolResultBody(error=None):
+                    self._keep(row, "gone", titles)
+                case ToolResultBody():
+                    self._keep(row, "refused", titles)
+                case DeviceOffline():
+                    pass  # nothing has happened to it
+                case _:
+                    self._keep(row, "unknown", titles)
+        self.deleted += len(deleted)
+        await db.run(_enter_deleted, self.job, deleted)
+        _stop_at_failure(answers)
+
+    def _reason(self, row: _Row, answer: ToolResultBody) -> Reason | None:
+        """Why a row stays. One that is gone is deleted all the same, to learn whether it was us."""
+        if answer.error is not None:
+            return "refused"
+        if answer.row is None:
+            return None
+        if answer.row.get("isApproved") in (1, True):
+            return "approved"
+        if row.hash is None:
+            return "unknown"
+        return None if outbox.row_hash(self.job.cipher, row.table, answer.row) == row.hash else "edited"
+
+    async def _in_use(self, link: DeviceLink, table: TableName, ids: Sequence[str]) -> set[str]:
+        """Of these rows, those that others refer to. What cannot be found out counts as such."""
+        asked = []
+        for row_id in ids:
+            for other, column in _REFERRERS.get(table, ()):
+                filters: Data = {column: row_id}
+                if other == "projects":
+                    filters["includeArchived"] = True
+                asked.append((row_id, _call("select", other, filters=filters, limit=1)))
+        answers = await link.send_calls([call for _, call in asked]) if asked else []
+        _stop_at_failure(answers)
+        used = {
+            row_id
+            for (row_id, _), answer in zip(asked, cast(list[ToolResultBody], answers), strict=True)
+            if answer.rows is None or answer.rows
+        }
+        if table == "clients" and ids:
+            used |= await self._with_children(link, ids)
+        return used
+
+    async def _with_children(self, link: DeviceLink, ids: Sequence[str]) -> set[str]:
+        """Clients that are the parents of others: no filter finds those, so all are asked for, once."""
+        if self._parents is None:
+            answer = await link.call("select", "clients", filters={})
+            if answer.rows is None:
+                return set(ids)
+            self._parents = {str(row.get("parentId")) for row in answer.rows}
+        return self._parents.intersection(ids)
+
+    def _keep(self, row: _Row, reason: Reason, titles: Mapping[str, str | None]) -> None:
+        self.kept.append(Kept(row.table, row.id, titles.get(row.id), reason))
+
+
+async def _mark_sent(keys: list[UUID]) -> None:
+    await db.run(outbox.mark_sent, keys)
+
+
+def _call(
+    action: Action,
+    table: TableName,
+    data: Data | None = None,
+    *,
+    filters: Data | None = None,
+    limit: int | None = None,
+    key: UUID | None = None,
+) -> ToolCall:
+    call_id = str(key) if key else uuid4().hex
+    return ToolCall(id=call_id, action=action, table=table, data=data, filters=filters, limit=limit)
+
+
+def _stop_at_failure(outcomes: Sequence[ToolResultBody | AdiuvaError]) -> None:
+    """A device that went or is silent is asked for nothing more."""
+    for outcome in outcomes:
+        if isinstance(outcome, AdiuvaError):
+            raise outcome
+
+
+def _title(table: str, row: Mapping[str, Any] | None) -> str | None:
+    title = (row or {}).get(TABLES[table].title)
+    return str(title)[:_MOST_TITLE] if title else None
+
+
+def _parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), most):
+        yield items[start : start + most]
+
+
+# ── Rows ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _records(job: _Job) -> OutboxQuerySet:
+    return OutboxRecord.objects.filter(user_id=job.user_id, source_run=job.run_id)
+
+
+def _on(job: _Job, device: UUID) -> OutboxQuerySet:
+    """The records of one device; with them, if it is the run's own, those whose device is not known any more."""
+    return _records(job).filter(Q(device=device) | (Q(device=None) if device == job.device else Q(pk__in=[])))
+
+
+def _own_device(run: Run) -> UUID | None:
+    return Device.objects.of(run.user_id).filter(device_id=run.device_id).values_list("pk", flat=True).first()
+
+
+def _devices(run: Run) -> list[UUID]:
+    """Which devices an undo needs. Raise DeviceOffline when one of them is not known any more."""
+    if run.is_live:
+        raise RunNotOver(run.pk)
+    concerned = OutboxRecord.objects.filter(user_id=run.user_id, source_run=run.pk).exclude(
+        state__in=(State.REFUSED, State.EXPIRED, State.UNDONE)
+    )
+    found = concerned.order_by().values_list("device_id", flat=True).distinct()
+    devices = {device or _own_device(run) for device in found}
+    known = [device for device in devices if device is not None]
+    if len(known) < len(devices):
+        raise DeviceOffline
+    return sorted(known)
+
+
+@transaction.atomic
+def _begin(run_id: UUID) -> _Job:
+    """Claim the undo of a run. Raise RunNotOver, UndoUnderWay, NotFound when the run is gone with its user."""
+    run = Run.objects.select_for_update().filter(pk=run_id).first()
+    if run is None:
+        raise NotFound("there is no such run")
+    if run.is_live:
+        raise RunNotOver(run_id)
+    now = runs.clock()
+    if run.lease_until is not None and run.lease_until > now:
+        raise UndoUnderWay
+    run.fence += 1
+    run.lease_until = now + _LEASE
+    run.save(update_fields=["fence", "lease_until"])
+    return _Job(run_id, run.user_id, run.fence, _own_device(run), cipher_for(run.user_id))
+
+
+def _mine(job: _Job) -> Run:
+    """The run's row, locked, with its lease renewed. Raise UndoUnderWay when another undo has taken over."""
+    run = Run.objects.select_for_update().filter(pk=job.run_id, fence=job.fence).first()
+    if run is None:
+        raise UndoUnderWay
+    run.lease_until = runs.clock() + _LEASE
+    run.save(update_fields=["lease_until"])
+    return run
+
+
+@transaction.atomic
+def _hold_back(job: _Job, device: UUID, *, dedupes: bool) -> list[Pending]:
+    """Take a run's records out of the line, so that no later run delivers them. Returns those that a device that
+    dedupes is to be asked for; with another, what was not sent is done with, and the rest stays uncertain."""
+    _mine(job)
+    left = _on(job, device)
+    if not dedupes:
+        left.filter(state=State.WAITING).update(state=State.UNDONE, sealed=None, settled_at=Now())
+    left.waiting().update(state=State.UNCERTAIN, settled_at=Now())
+    if not dedupes:
+        return []
+    unsure = left.filter(state=State.UNCERTAIN, sealed__isnull=False, created_at__gt=Now() - outbox.KEEPS)
+    return [Pending(row.pk, row.table, _data(job, row), sent_before=True) for row in unsure]
+
+
+def _data(job: _Job, row: OutboxRecord) -> dict[str, Any]:
+    data: dict[str, Any] = orjson.loads(
+        job.cipher.unseal(cast(bytes, row.sealed), "outbox", row.pk, "record")
+    )
+    return data
+
+
+@transaction.atomic
+def _settle(job: _Job, outcomes: Mapping[UUID, ToolResultBody | AdiuvaError]) -> None:
+    _mine(job)
+    outbox.settle(cipher=job.cipher, outcomes=outcomes)
+
+
+def _created(job: _Job, device: UUID, table: str) -> list[_Row]:
+    """What of a table the device has taken from the run, the latest first."""
+    rows = _on(job, device).filter(state=State.DELIVERED, table=table, row_id_sealed__isnull=False)
+    return [
+        _Row(
+            row.pk,
+            cast(TableName, row.table),
+            job.cipher.unseal(cast(bytes, row.row_id_sealed), "outbox", row.pk, "row_id"),
+            bytes(row.row_hash) if row.row_hash is not None else None,
+        )
+        for row in rows.order_by("-position")
+    ]
+
+
+@transaction.atomic
+def _enter_deleted(job: _Job, keys: Sequence[UUID]) -> None:
+    _mine(job)
+    _records(job).filter(pk__in=keys, state=State.DELIVERED).update(
+        state=State.UNDONE, row_hash=None, settled_at=Now()
+    )
+
+
+@transaction.atomic
+def _finish(job: _Job, kept: Sequence[Kept], deleted: int, stopped: AdiuvaError | None) -> Undone:
+    """Write how an undo ended, and sum up what has become of the run's records."""
+    run = _mine(job)
+    unsure = [
+        Kept(row.table, None, _sealed_title(job, row), "unknown")
+        for row in _records(job).filter(state=State.UNCERTAIN)
+    ]
+    undone = _records(job).filter(state=State.UNDONE)
+    result = Undone(
+        deleted=undone.filter(row_id_sealed__isnull=False).count(),
+        never_sent=undone.filter(row_id_sealed=None).count(),
+        kept=[*kept, *unsure],
+        undone_at=run.undone_at if stopped else run.undone_at or timezone.now(),
+    )
+    entries = []
+    if deleted or (not stopped and run.undone_at is None):
+        entries.append(Entry(Kind.NOTE, "undo_stopped" if stopped else "undone", count=deleted))
+        if result.kept and not stopped:
+            entries.append(Entry(Kind.NOTE, "records_kept", count=len(result.kept)))
+    run.lease_until, run.undone_at = None, result.undone_at
+    run.save(update_fields=["lease_until", "undone_at"])
+    journal.write(run, entries)
+    log.info(
+        "run.undone",
+        run_id=str(run.pk),
+        user_id=str(run.user_id),
+        deleted=deleted,
+        kept=len(result.kept),
+        stopped=stopped.code if stopped else "",
+    )
+    return result
+
+
+def _sealed_title(job: _Job, row: OutboxRecord) -> str | None:
+    return _title(row.table, _data(job, row)) if row.sealed is not None else None

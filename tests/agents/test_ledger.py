@@ -1,0 +1,117 @@
+"""What was read before costs nothing, until it, or what is looked for in it, changes; and then nothing comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adiuva import db
+from agents import lease
+from agents.models import Agent
+from tests.agents.build import a_device, a_run, an_agent, claimed, kept
+from tests.agents.test_faults import at_work
+from tests.agents.test_runs import ENDED, Desk, connected, tasks_of_lines
+from tests.fakes.provider import Provider
+from tests.people import somebody
+from tests.stack import Stack
+
+
+@pytest.fixture
+async def desk(web: str, worker: None, provider: Provider, tmp_path: Path) -> AsyncIterator[Desk]:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    made = Desk(web, await db.run(somebody), folder)
+    yield made
+    await made.rest.aclose()
+
+
+async def test_only_what_is_new_or_changed_is_uploaded_and_read(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    desk.write("two.md", "do write the offer")
+    async with connected(desk):
+        agent = await desk.agent()
+        await desk.run(agent)
+        assert sorted(desk.fetched) == ["one.md", "two.md"]
+        desk.fetched.clear()
+        calls = len(provider.chats)
+        seen = await desk.run(agent)
+        assert (desk.fetched, len(provider.chats) - calls) == ([], 0)
+        assert (seen["state"], seen["files_unchanged"], seen["items_created"]) == ("success", 2, 0)
+        desk.write("two.md", "do write the offer\ndo send it")
+        desk.write("three.md", "do rest")
+        seen = await desk.run(agent)
+    assert (sorted(desk.fetched), len(provider.chats) - calls) == (["three.md", "two.md"], 2)
+    assert seen["items_created"] == 2
+    titles = sorted(row["title"] for row in desk.rows("tasks"))
+    assert titles == ["call Ada", "rest", "send it", "write the offer"]
+
+
+@pytest.mark.parametrize("change", [{"prompt_template": "Look harder."}, {"data_types": ["notes", "tasks"]}])
+async def test_another_question_makes_all_sources_due_and_what_was_found_before_does_not_come_again(
+    desk: Desk, provider: Provider, change: dict[str, Any]
+) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    desk.write("two.md", "nothing yet")
+    async with connected(desk):
+        agent = await desk.agent(data_types=["tasks"])
+        await desk.run(agent)
+        more = {"table": "tasks", "data": {"title": "more"}}
+        provider.default = lambda request: {"records": [*tasks_of_lines(request)["records"], more]}
+        answer = await desk.rest.patch(f"/agents/local/{agent}", json=change)
+        assert answer.status_code == 200
+        seen = await desk.run(agent)
+        assert (seen["items_processed"], seen["model_calls"]) == (2, 2)
+        assert seen["items_created"] == 2  # one of each document, as they are two sources
+        calls = len(provider.chats)
+        assert (await desk.run(agent))["files_unchanged"] == 2
+    assert len(provider.chats) == calls
+    assert sorted(row["title"] for row in desk.rows("tasks")) == ["call Ada", "more", "more"]
+
+
+async def test_another_model_makes_all_sources_due_and_what_was_found_before_does_not_come_again(
+    desk: Desk, provider: Provider, stack: Stack
+) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    async with connected(desk):
+        agent = await desk.agent()
+        await desk.run(agent)
+        run = str((await db.run(lambda: a_run(Agent.objects.get(pk=agent)))).pk)
+        other = {"ADIUVA_MODEL": "openai/another", "ADIUVA_MODEL_API_BASE": provider.url}
+        await asyncio.to_thread(at_work, stack, run, **other)
+        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+    assert (seen["state"], seen["model_calls"], seen["items_created"]) == ("success", 1, 0)
+    assert provider.chats[-1].body["model"] == "another"
+    assert len(desk.rows("tasks")) == 1
+
+
+async def test_a_change_that_makes_no_difference_to_what_is_found_costs_nothing(
+    desk: Desk, provider: Provider
+) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    async with connected(desk):
+        agent = await desk.agent(data_types=["tasks", "notes"])
+        await desk.run(agent)
+        await desk.rest.patch(
+            f"/agents/local/{agent}", json={"name": "Another", "data_types": ["notes", "tasks"]}
+        )
+        seen = await desk.run(agent)
+    assert (seen["files_unchanged"], seen["model_calls"]) == (1, 0)
+
+
+def test_the_ledger_of_one_agent_says_nothing_to_another(db: None) -> None:
+    agent = an_agent()
+    a_device(agent)
+    job = claimed(a_run(agent))
+    kept(job, "call Ada", path="/a.md")
+    assert lease.due(job, [(job.source_key("/a.md"), b"hash")]) == [False]
+    other = claimed(a_run(an_agent(agent.user_id)))
+    assert lease.due(other, [(other.source_key("/a.md"), b"hash")]) == [True]
+    assert other.source_key("/a.md") != job.source_key("/a.md")

@@ -1,0 +1,369 @@
+"""A run is taken back: what it created goes, what the user has made their own stays, and each is said."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import pytest
+
+from adiuva import db
+from adiuva.accounts.keys import cipher_for
+from adiuva.devices import outbox
+from adiuva.devices.models import Device
+from adiuva.devices.protocol import ToolResultBody
+from agents import lease
+from agents.models import Agent, Run
+from tests.agents.build import a_run, claimed, kept
+from tests.agents.test_runs import Desk, connected, tasks_of_lines
+from tests.fakes.provider import Provider
+from tests.sockets import Socket
+
+
+async def take_back(desk: Desk, run: str, status: int = 200) -> dict[str, Any]:
+    answer = await desk.rest.post(f"/agents/runs/{run}/undo")
+    assert answer.status_code == status, answer.text
+    return dict(answer.json())
+
+
+def by_hand(desk: Desk, action: str, table: str, **fields: Any) -> dict[str, Any]:
+    """What the user does on the device."""
+    call = {"id": uuid.uuid4().hex, "action": action, "table": table, **fields}
+    (result,) = desk.device.store.apply([call])
+    assert "error" not in result, result
+    return result
+
+
+def titles(desk: Desk, table: str = "tasks") -> set[str]:
+    return {row["title"] for row in desk.rows(table)}
+
+
+def task(desk: Desk, title: str) -> dict[str, Any]:
+    (row,) = [row for row in desk.rows("tasks") if row["title"] == title]
+    return row
+
+
+def reasons(undone: dict[str, Any]) -> dict[str, str]:
+    return {record["title"] or record["table"]: record["reason"] for record in undone["kept"]}
+
+
+async def test_what_a_run_created_goes_and_the_rest_stays(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada\ndo write the offer\n")
+    async with connected(desk):
+        by_hand(desk, "insert", "tasks", data={"title": "my own"})
+        agent = await desk.agent()
+        run = (await desk.run(agent))["id"]
+        undone = await take_back(desk, run)
+        assert (undone["deleted"], undone["never_sent"], undone["kept"]) == (2, 0, [])
+        assert titles(desk) == {"my own"}
+        seen = await desk.see(run)
+        assert seen["undone_at"] == undone["undone_at"] is not None
+        assert (seen["journal"][-1]["code"], seen["journal"][-1]["count"]) == ("undone", 2)
+        assert await take_back(desk, run) == undone  # and again, the same
+        assert (await desk.see(run))["journal"] == seen["journal"]
+        again = await desk.run(agent)
+    assert (again["files_unchanged"], again["items_created"]) == (1, 0)
+    assert titles(desk) == {"my own"}
+
+
+async def test_what_the_user_has_edited_approved_or_deleted_is_left_and_named(
+    desk: Desk, provider: Provider
+) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do edit\ndo approve\ndo delete\ndo leave\ndo look at\n")
+    async with connected(desk):
+        run = (await desk.run(await desk.agent()))["id"]
+        edited, approved, deleted = (task(desk, title)["id"] for title in ("edit", "approve", "delete"))
+        by_hand(desk, "update", "tasks", data={"id": edited, "updates": {"priority": "high"}})
+        by_hand(desk, "update", "tasks", data={"id": approved, "updates": {"isApproved": 1}})
+        by_hand(desk, "delete", "tasks", data={"id": deleted})
+        by_hand(desk, "insert", "taskComments", data={"taskId": task(desk, "look at")["id"], "content": "hm"})
+        undone = await take_back(desk, run)
+        assert undone["deleted"] == 1
+        assert {(each["table"], each["id"], each["title"], each["reason"]) for each in undone["kept"]} == {
+            ("tasks", edited, "edit", "edited"),
+            ("tasks", approved, "approve", "approved"),
+            ("tasks", deleted, None, "gone"),
+            ("tasks", task(desk, "look at")["id"], "look at", "in_use"),
+        }
+        assert titles(desk) == {"edit", "approve", "look at"}
+        assert [event["code"] for event in (await desk.see(run))["journal"]][-2:] == [
+            "undone",
+            "records_kept",
+        ]
+        again = await take_back(desk, run)
+    assert (again["deleted"], reasons(again)) == (undone["deleted"], reasons(undone))
+
+
+async def test_a_row_of_somebody_else_under_the_same_id_is_not_touched(
+    desk: Desk, provider: Provider
+) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    async with connected(desk):
+        run = (await desk.run(await desk.agent()))["id"]
+        row = task(desk, "call Ada")
+        by_hand(desk, "delete", "tasks", data={"id": row["id"]})
+        desk.device.store._db.execute("INSERT INTO tasks (id, title) VALUES (?, 'restored')", (row["id"],))
+        undone = await take_back(desk, run)
+    assert (undone["deleted"], reasons(undone)) == (0, {"restored": "edited"})
+    assert titles(desk) == {"restored"}
+
+
+async def test_a_project_that_the_user_has_filled_stays_and_an_empty_one_goes(
+    desk: Desk, provider: Provider
+) -> None:
+    provider.default = {
+        "records": [
+            {"table": "projects", "data": {"name": "Villa"}},
+            {"table": "projects", "data": {"name": "Harbour"}},
+            {"table": "clients", "data": {"name": "Rossi"}},
+            {"table": "clients", "data": {"name": "Bianchi"}},
+            {"table": "notes", "data": {"title": "remark", "content": "text"}},
+        ]
+    }
+    desk.write("one.md", "text")
+    async with connected(desk):
+        tables = ["tasks", "projects", "clients", "notes"]
+        run = (await desk.run(await desk.agent(data_types=tables)))["id"]
+        villa = next(row["id"] for row in desk.rows("projects") if row["name"] == "Villa")
+        rossi = next(row["id"] for row in desk.rows("clients") if row["name"] == "Rossi")
+        by_hand(desk, "insert", "tasks", data={"title": "mine", "projectId": villa})
+        by_hand(desk, "insert", "clients", data={"name": "Rossi's son", "parentId": rossi})
+        undone = await take_back(desk, run)
+        assert (undone["deleted"], reasons(undone)) == (3, {"Villa": "in_use", "Rossi": "in_use"})
+        assert [row["name"] for row in desk.rows("projects")] == ["Villa"]
+        assert {row["name"] for row in desk.rows("clients")} == {"Rossi", "Rossi's son"}
+        by_hand(desk, "delete", "tasks", data={"id": task(desk, "mine")["id"]})
+        undone = await take_back(desk, run)
+    assert (undone["deleted"], reasons(undone)) == (4, {"Rossi": "in_use"})
+
+
+async def test_without_its_device_nothing_is_undone(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    async with connected(desk):
+        run = (await desk.run(await desk.agent()))["id"]
+    before = await desk.see(run)
+    async with Socket(desk.web, desk.person.access_token) as other:
+        await other.hello(device_id="another")
+        refused = await take_back(desk, run, 503)
+    assert refused["code"] == "device_offline" and "deleted" not in refused
+    assert await desk.see(run) == before
+    assert titles(desk) == {"call Ada"}
+
+
+async def test_a_run_that_goes_on_cannot_be_undone(desk: Desk) -> None:
+    run = await desk.start(await desk.agent())
+    await desk.until(run, lambda seen: seen["state"] == "waiting_device")
+    assert (await take_back(desk, run, 409))["code"] == "run_is_live"
+    await desk.rest.post(f"/agents/runs/{run}/cancel")
+    undone = await take_back(desk, run)  # it created nothing, so no device is needed
+    assert (undone["deleted"], undone["kept"]) == (0, [])
+
+
+async def test_what_was_undone_comes_again_when_its_source_has_changed(
+    desk: Desk, provider: Provider
+) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada\ndo keep this\n")
+    async with connected(desk):
+        agent = await desk.agent()
+        run = (await desk.run(agent))["id"]
+        kept_id = task(desk, "keep this")["id"]
+        by_hand(desk, "update", "tasks", data={"id": kept_id, "updates": {"isApproved": 1}})
+        for number in range(2):
+            desk.write("one.md", f"do call Ada\ndo keep this\nversion {number}\n")
+            await take_back(desk, run)
+            assert titles(desk) == {"keep this"}
+            seen = await desk.run(agent)
+            assert seen["items_created"] == 1  # what stayed is not doubled
+            run = seen["id"]
+            assert sorted(row["title"] for row in desk.rows("tasks")) == ["call Ada", "keep this"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"protocol": 1}, {"capabilities": ["dedupe"]}], ids=["protocol 1", "no batch"]
+)
+async def test_an_older_device_is_served_the_same(
+    desk: Desk, provider: Provider, options: dict[str, Any]
+) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "".join(f"do step {number}\n" for number in range(100)))
+    desk.device = desk.new_device(**options)
+    async with connected(desk):
+        run = (await desk.run(await desk.agent()))["id"]
+        row = task(desk, "step 7")["id"]
+        by_hand(desk, "update", "tasks", data={"id": row, "updates": {"title": "mine"}})
+        undone = await take_back(desk, run)
+    assert (undone["deleted"], reasons(undone)) == (99, {"mine": "edited"})
+
+
+async def test_a_run_of_a_deleted_agent_can_be_undone(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    async with connected(desk):
+        agent = await desk.agent()
+        run = (await desk.run(agent))["id"]
+        await desk.rest.delete(f"/agents/local/{agent}")
+        assert (await take_back(desk, run))["deleted"] == 1
+    assert desk.rows("tasks") == []
+
+
+# ── Where it breaks off ─────────────────────────────────────────────────────────────────────────────────
+
+
+def a_cancelled_run(agent: str, *found: str) -> tuple[str, list[uuid.UUID]]:
+    """A run that found tasks, and was cancelled before anybody wrote what the device said."""
+    job = claimed(a_run(Agent.objects.get(pk=agent)))
+    ids = kept(job, *found)
+    lease.finish(job, Run.State.CANCELLED, "cancelled")
+    return str(job.run_id), ids
+
+
+async def test_what_is_still_in_line_is_not_sent_any_more_and_what_arrived_unheard_is_deleted(
+    desk: Desk, provider: Provider
+) -> None:
+    provider.default = {"records": []}
+    agent = await desk.agent()
+    async with connected(desk):
+        run, (heard, *_) = await db.run(a_cancelled_run, agent, "arrived", "in line")
+        call = {"id": str(heard), "action": "insert", "table": "tasks"}
+        desk.device.store.apply([{**call, "data": {"title": "arrived", "isAiSuggested": 1, "isApproved": 0}}])
+        assert (await desk.see(run))["records_waiting"] == 2
+        undone = await take_back(desk, run)
+        assert (undone["deleted"], undone["kept"]) == (2, [])
+        assert desk.rows("tasks") == []
+        assert (await desk.run(agent))["items_created"] == 0
+    assert desk.rows("tasks") == []
+
+
+async def test_a_device_that_does_not_dedupe_is_not_sent_what_it_may_have(
+    desk: Desk, provider: Provider
+) -> None:
+    agent = await desk.agent()
+    desk.device = desk.new_device(capabilities=["batch", "manifest"])
+    async with connected(desk):
+        run, (sent, *_) = await db.run(a_cancelled_run, agent, "sent", "in line")
+        await db.run(outbox.mark_sent, [sent])
+        undone = await take_back(desk, run)
+        assert (undone["deleted"], undone["never_sent"]) == (0, 1)
+        assert undone["kept"] == [{"table": "tasks", "id": None, "title": "sent", "reason": "unknown"}]
+        assert undone["undone_at"]
+    assert desk.rows("tasks") == []
+
+
+class Answers:
+    """A device played by hand: it knows the rows that it is given, and may go before it answers a delete."""
+
+    def __init__(self, rows: dict[str, dict[str, Any]]) -> None:
+        self.rows = rows
+        self.deletes: list[list[str]] = []
+
+    async def serve(self, socket: Socket, *, until_delete: int | None = None) -> None:
+        while True:
+            frame = await socket.receive("tool_batch")
+            calls = frame["calls"]
+            if calls[0]["action"] == "delete":
+                self.deletes.append([call["id"] for call in calls])
+                if len(self.deletes) == until_delete:
+                    return
+            await socket.send({"type": "tool_batch_result", "results": [self.answer(call) for call in calls]})
+
+    def answer(self, call: dict[str, Any]) -> dict[str, Any]:
+        match call["action"]:
+            case "get":
+                return {"id": call["id"], "row": self.rows.get(call["data"]["id"])}
+            case "delete":
+                return {"id": call["id"], "deleted": self.rows.pop(call["data"]["id"], None) is not None}
+        return {"id": call["id"], "rows": []}
+
+
+def a_run_with_rows(agent: str, *found: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """A run that ended well, and the rows as its device has them."""
+    found_agent = Agent.objects.get(pk=agent)
+    Device.objects.get_or_create(user_id=found_agent.user_id, device_id=found_agent.device_id)
+    job = claimed(a_run(found_agent))
+    rows = {}
+    for key, title in zip(kept(job, *found), found, strict=True):
+        row = {"id": f"row of {title}", "title": title, "isApproved": 0}
+        rows[str(row["id"])] = row
+        lease.settle(job, {key: ToolResultBody(id=str(key), row=row)}, "")
+    lease.finish(job)
+    return str(job.run_id), rows
+
+
+async def test_an_undo_that_breaks_off_says_how_far_it_came_and_goes_on_later(desk: Desk) -> None:
+    run, rows = await db.run(a_run_with_rows, await desk.agent(), *(f"step {n}" for n in range(100)))
+    device = Answers(rows)
+    async with Socket(desk.web, desk.person.access_token) as socket:
+        await socket.hello(device_id="desk")
+        asked = asyncio.create_task(desk.rest.post(f"/agents/runs/{run}/undo"))
+        await device.serve(socket, until_delete=2)
+    answer = await asked
+    assert (answer.status_code, answer.json()["code"]) == (504, "outcome_unknown")
+    assert (answer.json()["deleted"], answer.json()["undone_at"]) == (64, None)
+    assert {record["reason"] for record in answer.json()["kept"]} == {"unknown"}
+    assert len(answer.json()["kept"]) == 36
+    assert (await desk.see(run))["journal"][-1]["code"] == "undo_stopped"
+    async with Socket(desk.web, desk.person.access_token) as socket:
+        await socket.hello(device_id="desk")
+        serving = asyncio.create_task(device.serve(socket))
+        undone = await take_back(desk, run)
+        serving.cancel()
+    assert (undone["deleted"], undone["kept"]) == (100, [])
+    assert device.deletes[1] == device.deletes[2]  # the same calls
+    assert device.rows == {}
+    assert (await desk.see(run))["undone_at"]
+
+
+async def test_two_undos_at_once_do_not_meet(desk: Desk) -> None:
+    run, rows = await db.run(a_run_with_rows, await desk.agent(), "call Ada")
+    device = Answers(rows)
+    async with Socket(desk.web, desk.person.access_token) as socket:
+        await socket.hello(device_id="desk")
+        first = asyncio.create_task(desk.rest.post(f"/agents/runs/{run}/undo"))
+        frame = await socket.receive("tool_batch")
+        assert (await take_back(desk, run, 409))["code"] == "undo_under_way"
+        answers = [device.answer(call) for call in frame["calls"]]
+        await socket.send({"type": "tool_batch_result", "results": answers})
+        serving = asyncio.create_task(device.serve(socket))
+        assert (await first).json()["deleted"] == 1
+        serving.cancel()
+
+
+async def test_a_delete_that_the_device_refuses_is_said(desk: Desk, provider: Provider) -> None:
+    provider.default = tasks_of_lines
+    desk.write("one.md", "do call Ada")
+    async with connected(desk):
+        run = (await desk.run(await desk.agent()))["id"]
+        desk.device.store._db.execute(
+            "CREATE TRIGGER no BEFORE DELETE ON tasks BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+        )
+        undone = await take_back(desk, run)
+    assert (undone["deleted"], reasons(undone)) == (0, {"call Ada": "refused"})
+
+
+# ── What a row says ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_row_is_the_same_however_a_device_writes_it(db: None) -> None:
+    from tests.people import somebody
+
+    cipher = cipher_for(somebody().id)
+    row = {"id": "1", "title": "call Ada", "isAiSuggested": 1, "isApproved": 0, "dueDate": 1_796_079_600_000}
+    same = [
+        {**row, "isAiSuggested": True, "dueDate": 1_796_079_600_000.0},
+        {**row, "isApproved": 1},  # approval is asked for by itself
+        {**row, "assignee": None},
+        {**row, "colour": "red"},  # a column of a newer app
+        dict(reversed(row.items())),
+    ]
+    others = [{**row, "title": "call Eva"}, {**row, "id": "2"}, {**row, "dueDate": None}, {}]
+    told = outbox.row_hash(cipher, "tasks", row)
+    assert all(outbox.row_hash(cipher, "tasks", each) == told for each in same)
+    assert all(outbox.row_hash(cipher, "tasks", each) != told for each in others)
+    assert outbox.row_hash(cipher, "notes", row) != told
+    assert outbox.row_hash(cipher_for(somebody().id), "tasks", row) != told
