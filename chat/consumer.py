@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from adiuva.devices.protocol import (
     ApprovalResponse,
     BadFrame,
     ClientFrame,
+    Close,
     DeviceHello,
     Error,
     FloatingRequest,
@@ -23,16 +24,26 @@ from adiuva.devices.protocol import (
     StreamResume,
     StreamText,
 )
-from adiuva.errors import AdiuvaError, Unavailable
-from agents import runs
+from adiuva.errors import AdiuvaError
+from agents import schedules
 from chat.asked import Asked
 from chat.far import Far
 from chat.models import Kind
-from chat.stream import START, Entry
-from chat.switchboard import ApprovalOver, TurnElsewhere, board
+from chat.replay import follow_up
+from chat.stream import START, Entry, refusal
+from chat.switchboard import TurnElsewhere, board, in_words, refuse
 from chat.words import sentence
 
 _REQUESTS: Final = ("home_request", "floating_request")
+_AT_ONCE: Final = 128  # of a socket's requests, in whatever state; a hello may resume a hundred
+_A_MINUTE: Final = 1200
+
+
+class TooManyRequests(AdiuvaError):
+    code, status = "too_many_requests", 429
+
+    def __init__(self) -> None:
+        super().__init__(f"at most {_AT_ONCE} requests of a connection are under way at once")
 
 
 class ClientConsumer(DeviceConsumer):
@@ -40,6 +51,8 @@ class ClientConsumer(DeviceConsumer):
         super().__init__()
         self._approves = False
         self._far: dict[str, Far] = {}
+        self._under_way = self._this_minute = 0
+        self._minute_ends = 0.0
         self._spoken: set[str] = set()  # requests that a client of protocol 1 has read words of
 
     async def greeted(self, hello: DeviceHello) -> None:
@@ -47,13 +60,20 @@ class ClientConsumer(DeviceConsumer):
         self._approves = self.protocol >= 2 and "approval" in hello.capabilities
         for stream in hello.streams or ():
             self._hand_off(self._resume(stream.request_id, stream.after), stream.request_id)
-        await db.run(runs.wake, user_id=self.user_id, device_id=hello.device_id)
+        await db.run(schedules.device_is_here, user_id=self.user_id, device_id=hello.device_id)
 
     async def request(self, frame: ClientFrame) -> None:
+        now = self._loop.time()
+        if now >= self._minute_ends:
+            self._minute_ends, self._this_minute = now + 60.0, 0
+        self._this_minute += 1
+        if self._this_minute > _A_MINUTE:
+            await self.close(Close.TOO_MANY)
+            return
         match frame:
             case HomeRequest() | FloatingRequest():
                 asked = self._asked(frame)
-                self._hand_off(self._open(asked), asked.request_id)
+                self._hand_off(self._open(asked), asked.request_id, lambda code: refuse(asked, code))
             case RequestCancel(request_id=key):
                 self._hand_off(board().cancel(self.user_id, key), key)
             case RequestSteer(request_id=key):
@@ -72,36 +92,43 @@ class ClientConsumer(DeviceConsumer):
             kind=Kind.HOME if home else Kind.FLOATING,
             message=frame.message,
             device=self.pk,
-            history=tuple(home.conversation_history) if home else (),
+            history=tuple(home.conversation_history or ()) if home else (),
             scope=frame.scope if isinstance(frame, FloatingRequest) else None,
             conversation_id=frame.conversation_id if self.protocol >= 2 else None,
             keeps=self.protocol >= 2,
             approves=self._approves,
         )
 
-    def _hand_off(self, work: Coroutine[Any, Any, None], ref: str) -> None:
-        self.spawn(self._answered(work, ref), "request")
+    def _hand_off(
+        self, work: Coroutine[Any, Any, None], ref: str, ends: Callable[[str], list[Entry]] | None = None
+    ) -> None:
+        """`ends` makes the frames that end a request which failed, of its code; else it is answered with an error."""
+        if self._under_way >= _AT_ONCE:
+            work.close()
+            work = _too_many()
+        self._under_way += 1
+        self.spawn(self._answered(work, ref, ends), "request")
 
-    async def _answered(self, work: Coroutine[Any, Any, None], ref: str) -> None:
+    async def _answered(
+        self, work: Coroutine[Any, Any, None], ref: str, ends: Callable[[str], list[Entry]] | None
+    ) -> None:
         """What cannot be done is said, with the id it is about."""
         try:
             await work
-        except AdiuvaError as error:
-            await self._say_error(error.code, error.message, ref)
-        except ConnectionError:
-            await self._say_error(Unavailable.code, "try again in a moment", ref)
-
-    async def _say_error(self, code: str, message: str, ref: str) -> None:
-        if self.protocol >= 2:
-            await self.send_frame(Error(code=code, message=message, ref=ref))
-        else:  # it knows no error frames, and would wait for the end of its request for ever
-            await self.hear(ref, [Entry(StreamEnd(request_id=ref, finish="error", code=code))])
+        except Exception as error:
+            said = in_words(error)
+            if ends is not None:
+                await self.hear(ref, ends(said.code))
+            else:
+                await self.send_frame(Error(code=said.code, message=said.message, ref=ref))
+        finally:
+            self._under_way -= 1
 
     async def _open(self, asked: Asked) -> None:
         try:
             await board().open(asked, self)
         except TurnElsewhere as elsewhere:
-            self._follow(asked.request_id, elsewhere.owner, START)
+            self._follow(asked.request_id, elsewhere.owner, START, asked)
 
     async def _resume(self, request_id: str, after: int) -> None:
         try:
@@ -115,10 +142,10 @@ class ClientConsumer(DeviceConsumer):
             await self._open(replace(asked, device=self.pk, approves=self._approves))
 
     async def _steer_late(self, request_id: str, message: str) -> None:
-        asked = await board().follow_up(self.user_id, request_id, message)
+        asked = await follow_up(self.user_id, request_id, message)
         await self._open(replace(asked, device=self.pk, approves=self._approves))
 
-    def _follow(self, request_id: str, owner: str, after: int) -> None:
+    def _follow(self, request_id: str, owner: str, after: int, asked: Asked | None = None) -> None:
         if (older := self._far.get(request_id)) is not None:
             older.stop()
         far = self._far[request_id] = Far(
@@ -129,7 +156,11 @@ class ClientConsumer(DeviceConsumer):
             after=after,
             reply=self.channel_name,
         )
-        self._hand_off(self._follow_far(far, request_id), request_id)
+        self._hand_off(
+            self._follow_far(far, request_id),
+            request_id,
+            None if asked is None else lambda code: refuse(asked, code, far.after),
+        )
 
     async def _follow_far(self, far: Far, request_id: str) -> None:
         try:
@@ -141,7 +172,9 @@ class ClientConsumer(DeviceConsumer):
     async def _refuse(self, bad: BadFrame) -> None:
         await super()._refuse(bad)
         if self.pk is not None and self.protocol < 2 and bad.kind in _REQUESTS:
-            await self._say_error("invalid", bad.message, bad.ref or "")
+            # It knows no error frames, and would wait for the end of its request for ever.
+            key = bad.ref or uuid.uuid4().hex
+            await self.hear(key, refusal(key, bad.code, floating=bad.kind == "floating_request"))
 
     async def hear(self, request_id: str, entries: Sequence[Entry]) -> bool:
         """A turn's frames, for this socket."""
@@ -150,14 +183,15 @@ class ClientConsumer(DeviceConsumer):
                 if not await self.send_text(entry.text):
                     return False
                 continue
-            if isinstance(entry.frame, StreamText):
+            frame = entry.frame
+            if isinstance(frame, StreamText):
                 self._spoken.add(request_id)
-            elif isinstance(entry.frame, StreamEnd) and (words := sentence(entry.frame)):
-                chunk = f"\n\n{words}" if request_id in self._spoken else words
-                await self.send_frame(StreamText(request_id=request_id, chunk=chunk))
-            if isinstance(entry.frame, StreamEnd):
+            elif isinstance(frame, StreamEnd):
+                if words := sentence(frame):
+                    chunk = f"\n\n{words}" if request_id in self._spoken else words
+                    await self.send_frame(StreamText(request_id=request_id, chunk=chunk))
                 self._spoken.discard(request_id)
-            await self.send_frame(entry.frame)
+            await self.send_frame(frame)
         return not self.closing
 
     async def told(self, message: dict[str, Any]) -> None:
@@ -170,9 +204,10 @@ class ClientConsumer(DeviceConsumer):
                     far.over()
             case "steer_late":
                 self._hand_off(self._steer_late(message["request"], message["message"]), message["request"])
-            case "approval_over":
-                over = ApprovalOver()
-                await self.send_frame(Error(code=over.code, message=over.message, ref=message["approval"]))
+            case "refused":
+                await self.send_frame(
+                    Error(code=message["code"], message=message["message"], ref=message["ref"])
+                )
             case "notice":
                 await self.send_text(message["text"])
             case "interrupted":
@@ -185,3 +220,7 @@ class ClientConsumer(DeviceConsumer):
         if self.pk is not None:
             board().leave(self.user_id, self)
         await super().ended()
+
+
+async def _too_many() -> None:
+    raise TooManyRequests

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from adiuva import db
-from adiuva.devices.protocol import ApprovalRequest, StreamEnd, StreamStart, parse_server
+from chat.replay import replay, row_of
 from chat.stream import Entry, Listener
-from chat.switchboard import board, row_of
+from chat.switchboard import board
 
 _LOOK_S: Final = 5.0  # whether the process is still there
 _TRIES: Final = 6  # before it is taken for gone: it may be without Redis for a moment
@@ -24,8 +24,8 @@ class Far:
         self, listener: Listener, *, user_id: uuid.UUID, request_id: str, owner: str, after: int, reply: str
     ) -> None:
         self._listener, self._user_id, self._request_id = listener, user_id, request_id
-        self._owner, self._after, self._reply = owner, after, reply
-        self._told: set[type] = set()  # kinds of frames without a seq: each comes once
+        self._owner, self.after, self._reply = owner, after, reply
+        self._told: set[str] = set()  # kinds of frames without a seq: each comes once
         self._anew = True
         self._look = asyncio.Event()
         self._ended = self._over = False
@@ -41,12 +41,12 @@ class Far:
                     await self._replay()
                     return
                 there = await board().follow_far(
-                    self._owner, self._user_id, self._request_id, self._after, reply=self._reply, anew=anew
+                    self._owner, self._user_id, self._request_id, self.after, reply=self._reply, anew=anew
                 )
                 tries = 0 if there else tries + 1
                 self._anew = self._anew or not there
             except ConnectionError:
-                there, self._anew = True, True  # that is about Redis, and says nothing of the process
+                self._anew = True  # that is about Redis, and says nothing of the process
             try:
                 async with asyncio.timeout(_AGAIN_S if self._anew else _LOOK_S):
                     await self._look.wait()
@@ -60,29 +60,28 @@ class Far:
             for text in texts:
                 if self._ended:
                     break
-                entry = Entry(parse_server(text))
+                entry = Entry.read(text)
                 if not self._is_next(entry):
                     continue
                 entries.append(entry)
-                if isinstance(entry.frame, StreamEnd):
+                if entry.ends:
                     self.stop()
             if entries:
                 await self._listener.hear(self._request_id, entries)
 
     def _is_next(self, entry: Entry) -> bool:
-        if isinstance(entry.frame, ApprovalRequest):
+        if entry.asks:
             return True
         if entry.seq is None:
-            kind = type(entry.frame)
-            is_new = self._after < 0 and kind not in self._told
-            self._told.add(kind)
+            is_new = self.after < 0 and entry.kind not in self._told
+            self._told.add(entry.kind)
             return is_new
-        if entry.seq > self._after + 1 or (self._after < 0 and StreamStart not in self._told):
+        if entry.seq > self.after + 1 or (self.after < 0 and "stream_start" not in self._told):
             self.interrupted()
             return False
-        is_new = entry.seq > self._after
-        self._after = max(self._after, entry.seq)
-        return is_new or isinstance(entry.frame, StreamEnd)
+        is_new = entry.seq > self.after
+        self.after = max(self.after, entry.seq)
+        return is_new or entry.ends
 
     def interrupted(self) -> None:
         """Something may have been lost on the way."""
@@ -103,5 +102,5 @@ class Far:
         row = await db.run(row_of, self._user_id, self._request_id)
         async with self._passing_on:
             if not self._ended:
-                await board().replay(row, self._after, self._listener)
+                await replay(row, self.after, self._listener)
                 self.stop()

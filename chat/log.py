@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from adiuva.crypto import SealBroken, UserCipher
+from adiuva.devices.protocol import Mutation
 from adiuva.observability import log
 from chat.stream import Stream
 
@@ -30,11 +31,12 @@ _NUMBER: Final = 4  # bytes in front of a part: how many frames came before it
 
 
 class Part(NamedTuple):
-    """New frames, sealed, and how many entries and frames are written once they are."""
+    """What is new, sealed, and how many entries, frames and mutations are written once it is."""
 
     sealed: bytes
     written: int
     frames: int
+    mutations: int
 
 
 def is_end(text: str) -> bool:
@@ -43,7 +45,8 @@ def is_end(text: str) -> bool:
 
 
 class Recording:
-    """One turn's stream on its way into the log. `head` is what the turn was asked, kept with the first part."""
+    """One turn's stream on its way into the log. `head` is what the turn was asked, kept with the first part;
+    `mutations` gives what it has changed so far, kept as it happens: its end, which tells of it, may never come."""
 
     def __init__(
         self,
@@ -53,34 +56,42 @@ class Recording:
         cipher: UserCipher,
         head: dict[str, Any],
         saved: Callable[[], None],
+        mutations: Callable[[], Sequence[Mutation]] = tuple,
     ) -> None:
         self.stream, self.cipher, self.head, self.saved = stream, cipher, head, saved
+        self._changes = mutations
         self.key = _key(user_id, stream.request_id)
         self.tries = 0
-        self._written = self._frames = self._parts = 0
+        self._written = self._frames = self._mutations = self._parts = 0
 
     def part(self) -> Part | None:
         """What is new; None when there is nothing."""
         new = self.stream.entries[self._written :]
-        if not new:
+        changed = () if self.stream.ended else self._changes()[self._mutations :]
+        if not new and not changed:
             return None
         frames = [entry.text for entry in new if not entry.asks]
         body: dict[str, Any] = {"frames": frames}
         if not self._written:
             body["head"] = self.head
+        if changed:
+            body["mutations"] = [self._mutations, [mutation.model_dump() for mutation in changed]]
         sealed = _seal(self.cipher, self.key, self._frames, body)
-        return Part(sealed, self._written + len(new), self._frames + len(frames))
+        return Part(
+            sealed, self._written + len(new), self._frames + len(frames), self._mutations + len(changed)
+        )
 
     def wrote(self, part: Part, parts: int) -> None:
         """The log has so many parts now. When those before are gone from it, all is written again."""
         if parts <= self._parts:
             self.begin_anew()
         else:
-            self._written, self._frames, self._parts = part.written, part.frames, parts
+            self._written, self._frames, self._mutations = part.written, part.frames, part.mutations
+            self._parts = parts
 
     def begin_anew(self) -> None:
         """It is not known what the log has."""
-        self._written = self._frames = self._parts = 0
+        self._written = self._frames = self._mutations = self._parts = 0
 
     @property
     def is_whole(self) -> bool:
@@ -112,6 +123,11 @@ class Recorder:
     def hurry(self) -> None:
         """A turn has ended: write now."""
         self._ended.set()
+
+    async def flush(self) -> None:
+        """Until all is written of the turns that there are, which have ended."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
 
     async def _run(self) -> None:
         while self._recordings:
@@ -155,10 +171,11 @@ class Recorder:
 
 
 class Replay(NamedTuple):
-    """What the log has of a turn: the frames' texts in order, and what was asked."""
+    """What the log has of a turn: the frames' texts in order, what was asked, and what it changed before its end."""
 
     frames: list[str]
     head: dict[str, Any]
+    mutations: list[Mutation]
 
 
 async def read(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher) -> Replay | None:
@@ -170,6 +187,7 @@ async def read(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher) -> Re
         raise ConnectionError("the stream log cannot be reached") from error
     frames: list[str] = []
     head: dict[str, Any] = {}
+    mutations: list[dict[str, Any]] = []
     for sealed in found:
         place = int.from_bytes(sealed[:_NUMBER], "big")
         if place > len(frames):  # Redis has forgotten what came before; it comes again
@@ -180,10 +198,14 @@ async def read(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher) -> Re
             log.error("chat.log_seal_broken")
             continue
         head = body.get("head", head)
+        known, changed = body.get("mutations", (len(mutations), ()))
+        mutations[known:] = changed
         frames += body["frames"][len(frames) - place :]  # written twice when an answer of Redis was lost
         if frames and is_end(frames[-1]):  # what a process still says that was thought dead does not count
             break
-    return Replay(frames, head) if frames else None
+    if not frames and not mutations:
+        return None
+    return Replay(frames, head, [Mutation.model_validate(mutation) for mutation in mutations])
 
 
 async def append(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher, frames: int, frame: str) -> None:

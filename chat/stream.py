@@ -8,33 +8,47 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol, Self
 
 import orjson
 
 from adiuva.devices.protocol import (
+    MAX_DEPTH,
+    MAX_FRAME_BYTES,
     ApprovalRequest,
     Domain,
     FloatingDomain,
+    Mutation,
     Sent,
     StreamEnd,
     StreamStart,
     StreamStatus,
     dump,
-    parse_server,
+    nests_over,
+    recall,
 )
 
 START = -1  # what a client resumes after that has seen nothing
+_ROW_DEPTH: Final = MAX_DEPTH - 3  # it stands in a mutation, in their list, in the frame
 
 
 class Entry:
     """A frame and its text, the other of which is made when it is asked for: of a chunk, all but always the text."""
 
-    __slots__ = ("_frame", "_text", "seq")
+    __slots__ = ("_frame", "_text", "kind", "seq")
 
-    def __init__(self, frame: Sent | None, text: str = "", seq: int | None = None) -> None:
-        self._frame, self._text = frame, text
-        self.seq: int | None = seq if frame is None else getattr(frame, "seq", None)
+    def __init__(self, frame: Sent | None, text: str, kind: str, seq: int | None) -> None:
+        self._frame, self._text, self.kind, self.seq = frame, text, kind, seq
+
+    @classmethod
+    def of(cls, frame: Sent) -> Self:
+        return cls(frame, "", frame.type, getattr(frame, "seq", None))  # type: ignore[attr-defined]  # all have one
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """A frame of ours that comes back, from the log or another process."""
+        found = orjson.loads(text)
+        return cls(None, text, found["type"], found.get("seq"))
 
     @property
     def text(self) -> str:
@@ -46,12 +60,16 @@ class Entry:
     @property
     def frame(self) -> Sent:
         if self._frame is None:
-            self._frame = parse_server(self._text)
+            self._frame = recall(self._text)
         return self._frame
 
     @property
     def asks(self) -> bool:
-        return isinstance(self._frame, ApprovalRequest)
+        return self.kind == "approval_request"
+
+    @property
+    def ends(self) -> bool:
+        return self.kind == "stream_end"
 
 
 class Listener(Protocol):
@@ -86,7 +104,7 @@ class Stream:
         # A StreamText, as the test of it says, without making one: this is done for each token.
         seq = self._next()
         frame = {"type": "stream_text", "request_id": self.request_id, "chunk": chunk, "seq": seq}
-        self._enter(Entry(None, orjson.dumps(frame).decode(), seq))
+        self._enter(Entry(None, orjson.dumps(frame).decode(), "stream_text", seq))
 
     def status(self, label: str) -> None:
         self._add(StreamStatus(request_id=self.request_id, seq=self._next(), label=label))
@@ -103,14 +121,14 @@ class Stream:
         """The last frame; its seq is given here."""
         self.ended = True
         self.open.clear()
-        self._add(frame.model_copy(update={"seq": self._next()}))
+        self._add(within_a_frame(frame.model_copy(update={"seq": self._next()})))
 
     def _next(self) -> int:
         self.seq += 1
         return self.seq
 
     def _add(self, frame: Sent) -> Entry:
-        return self._enter(Entry(frame))
+        return self._enter(Entry.of(frame))
 
     def _enter(self, entry: Entry) -> Entry:
         self.entries.append(entry)
@@ -139,6 +157,11 @@ class Stream:
         if (follower := self._followers.pop(listener, None)) is not None:
             follower.stop()
 
+    async def heard(self) -> None:
+        """Until all who follow it have heard the end, or are gone."""
+        if tasks := [follower.task for follower in self._followers.values()]:
+            await asyncio.wait(tasks)
+
     def _after(self, seq: int) -> int:
         """The place of the first frame that a client has not seen who saw this seq."""
         for position in range(len(self.entries) - 1, -1, -1):
@@ -146,6 +169,35 @@ class Stream:
             if found is not None and found <= seq:
                 return position + 1
         return 0
+
+
+def within_a_frame(frame: StreamEnd) -> StreamEnd:
+    """Rows that would burst the frame are named by their ids, largest first; the device has them anyway."""
+    mutations = [_named(row) if nests_over(row.data, _ROW_DEPTH) else row for row in frame.mutations]
+    room = MAX_FRAME_BYTES - 2048
+    sizes = [len(dump(mutation).encode()) for mutation in mutations]
+    for place in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        if sum(sizes) <= room:
+            break
+        mutations[place] = _named(mutations[place])
+        sizes[place] = len(dump(mutations[place]).encode())
+    return frame.model_copy(update={"mutations": mutations})
+
+
+def _named(mutation: Mutation) -> Mutation:
+    return mutation.model_copy(update={"data": {"id": mutation.data.get("id")}})
+
+
+def refusal(request_id: str, code: str, *, floating: bool, after: int = START) -> list[Entry]:
+    """All that is said of a request that is not carried out, or cannot be followed after this seq."""
+    stream = Stream(request_id)
+    if after < 0:
+        if floating:
+            stream.domain("tasks")
+        stream.start(None)
+    stream.seq = max(after, START)
+    stream.end(StreamEnd(request_id=request_id, finish="error", code=code))
+    return stream.entries
 
 
 class _Follower:

@@ -1,7 +1,7 @@
 """Who has which turn. A turn lives in one process; a client may come back on another, and finds it all the same.
 
 The row of a turn names its process' channel. While the turn runs, that process is asked, and its memory answers; when
-nobody listens there any more, the turn is lost and ends as that; after the end the stream log answers, from anywhere.
+nobody listens there any more, the turn is lost and ends as that; after the end the stream log answers (chat.replay).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -21,22 +20,10 @@ from django.db import Error as DatabaseError
 from redis.exceptions import RedisError
 
 from adiuva import db
-from adiuva.accounts.keys import cipher_for
-from adiuva.crypto import UserCipher
 from adiuva.devices import presence
 from adiuva.devices.link import DeviceOffline
-from adiuva.devices.protocol import (
-    ApprovalRequest,
-    HistoryMessage,
-    Mutation,
-    Scope,
-    StreamEnd,
-    StreamText,
-    Usage,
-    dump,
-    parse_server,
-)
-from adiuva.errors import AdiuvaError, Conflict, Invalid, NotFound, Unavailable
+from adiuva.devices.protocol import ApprovalRequest, Mutation, Usage, dump
+from adiuva.errors import AdiuvaError, Conflict, Invalid, Unavailable
 from adiuva.layer import INTERRUPTED
 from chat import conversations
 from chat import log as stream_log
@@ -45,31 +32,16 @@ from chat.assistants import SUPERVISORS
 from chat.conversations import Taken
 from chat.models import Kind
 from chat.models import Turn as Row
-from chat.stream import START, Entry, Listener, Stream
-from chat.turn import Turn
+from chat.replay import NotRunning, RequestIdReused, check_same, follow_up, replay, row_of
+from chat.stream import START, Entry, Listener, refusal
+from chat.turn import TooManySteers, Turn
 
 log = structlog.get_logger("adiuva.chat")
 
 MAX_TURNS: Final = 8  # of one user at once, in a process
 _TRIES: Final = 20
 _AGAIN_S: Final = 0.25
-_SETTLED: Final = timedelta(seconds=5)  # after its end the log has all of a turn, unless Redis was away
-
-
-class NotRunning(NotFound):
-    code = "not_running"
-
-    def __init__(self) -> None:
-        super().__init__("there is no such request, or it has ended")
-
-
-class StreamExpired(NotFound):
-    code = "stream_expired"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "what was said is no longer kept as a stream; the conversation has it, if there is one"
-        )
+_STOP_S: Final = 5.0  # for the ends of turns, when the process is to end
 
 
 class ApprovalOver(Conflict):
@@ -84,6 +56,20 @@ class TooManyTurns(AdiuvaError):
 
     def __init__(self) -> None:
         super().__init__(f"at most {MAX_TURNS} requests run at once")
+
+
+class ServerRestarting(Unavailable):
+    code = "server_restarting"
+
+    def __init__(self) -> None:
+        super().__init__("the server is restarting; try again in a moment")
+
+
+class ServerFault(AdiuvaError):
+    code, status = "internal_error", 500
+
+    def __init__(self) -> None:
+        super().__init__("the server failed on this request")
 
 
 class TurnElsewhere(Exception):
@@ -127,6 +113,7 @@ class Switchboard:
     def __init__(self) -> None:
         self._turns: dict[tuple[uuid.UUID, str], Turn] = {}
         self._opening: dict[tuple[uuid.UUID, str], asyncio.Event] = {}
+        self._stopping = False
         self._channel = ""
         self._taking_channel = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -136,20 +123,32 @@ class Switchboard:
     async def open(self, asked: Asked, listener: Listener) -> None:
         """Carry out a request, or join it; one that is refused ends in a stream_end too. Raise TurnElsewhere."""
         try:
-            turn = await self.find(asked.key) or await self.start(asked)
-        except Taken:
-            await self.resume(asked.user_id, asked.request_id, START, listener)
-        except AdiuvaError as error:
-            _refused(asked, error.code).follow(listener)
-        except (DatabaseError, OSError) as error:
-            log.warning("chat.request_failed", error=type(error).__name__, user_id=str(asked.user_id))
-            _refused(asked, Unavailable.code).follow(listener)
-        else:
-            turn.stream.follow(listener)
+            try:
+                turn = await self.find_or_start(asked)
+            except Taken as taken:
+                await check_same(asked, taken.turn)
+                await self.resume(asked.user_id, asked.request_id, START, listener)
+            else:
+                turn.stream.follow(listener)
+        except TurnElsewhere:
+            raise
+        except Exception as error:
+            code = in_words(error).code
+            await listener.hear(asked.request_id, refuse(asked, code))
+
+    async def find_or_start(self, asked: Asked) -> Turn:
+        """Raise what `start` does, and RequestIdReused."""
+        if (turn := await self.find(asked.key)) is None:
+            return await self.start(asked)
+        if turn.asked.message != asked.message:
+            raise RequestIdReused
+        return turn
 
     async def start(self, asked: Asked) -> Turn:
-        """Begin a turn. Raise Taken, TooManyTurns, ConversationNotFound, Invalid, NoSuchUser."""
+        """Begin a turn. Raise Taken, TooManyTurns, ServerRestarting, ConversationNotFound, Invalid, NoSuchUser."""
         _check(asked.message)
+        if self._stopping:
+            raise ServerRestarting
         running = (key for key, turn in self._turns.items() if not turn.ended.is_set())
         if sum(1 for user_id, _ in (*running, *self._opening) if user_id == asked.user_id) >= MAX_TURNS:
             raise TooManyTurns
@@ -157,8 +156,14 @@ class Switchboard:
         # Not by the asker's own task: it may go while the row is being written, and nobody would carry it out then.
         beginning = asyncio.get_running_loop().create_task(self._begin(asked, opened), name="turn begins")
         self._tasks.add(beginning)
-        beginning.add_done_callback(self._tasks.discard)
+        beginning.add_done_callback(self._begun)
         return await asyncio.shield(beginning)
+
+    def _begun(self, task: asyncio.Task[Turn]) -> None:
+        """Hear its error also where the asker is gone, who would have been told."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, AdiuvaError):
+            log.error("chat.turn_not_begun", error=type(error).__name__)
 
     async def _begin(self, asked: Asked, opened: asyncio.Event) -> Turn:
         try:
@@ -174,6 +179,8 @@ class Switchboard:
             del self._opening[asked.key]
             opened.set()
         turn.start(saved=lambda: self._forget(turn))
+        if self._stopping:
+            turn.stop()
         return turn
 
     def _forget(self, turn: Turn) -> None:
@@ -199,35 +206,7 @@ class Switchboard:
                 raise Unavailable("this request cannot be reached for now")
             if row.owner != self._channel:
                 raise TurnElsewhere(row.owner)
-        await self.replay(row, after, listener)
-
-    async def replay(self, row: Row, after: int, listener: Listener) -> None:
-        """From the log. A turn that is still said to run has lost its process. Raise StreamExpired."""
-        cipher = await db.run(cipher_for, row.user_id)
-        kept = await _read(row, cipher)
-        frames = [parse_server(text) for text in kept.frames] if kept else []
-        end = frames[-1] if frames and isinstance(frames[-1], StreamEnd) else None
-        code = (end.code if end else row.code) or "turn_lost"
-        if row.state == Row.State.RUNNING:
-            if not await db.run(conversations.give_up, turn=row, code=code):
-                # It has ended after all, or another process was quicker to say so: there is one end.
-                await self.replay(await db.run(row_of, row.user_id, row.request_id), after, listener)
-                return
-            log.warning("chat.turn_lost", turn=str(row.pk), user_id=str(row.user_id))
-        elif not frames:
-            raise StreamExpired
-        if end is None:
-            seq = 1 + max([after, *(getattr(frame, "seq", None) or 0 for frame in frames)])
-            frames.append(StreamEnd(request_id=row.request_id, seq=seq, finish="error", code=code))
-            await stream_log.append(
-                user_id=row.user_id,
-                request_id=row.request_id,
-                cipher=cipher,
-                frames=len(frames) - 1,
-                frame=dump(frames[-1]),
-            )
-        missed = [Entry(frame) for frame in frames if _is_after(frame, after)]
-        await listener.hear(row.request_id, missed)
+        await replay(row, after, listener)
 
     # While it runs
 
@@ -244,7 +223,8 @@ class Switchboard:
 
     async def steer(self, user_id: uuid.UUID, request_id: str, message: str, *, reply: str) -> Asked | None:
         """Say something more to a turn. One that has ended takes no more: then the request that it becomes is returned,
-        to be opened. `reply` is where another process says that it came too late. Raise NotRunning, Invalid."""
+        to be opened. `reply` is where another process says that it came too late, or is too much. Raise NotRunning,
+        Invalid, TooManySteers."""
         _check(message)
         if (turn := await self.find((user_id, request_id))) is not None:
             hearing = asyncio.get_running_loop().create_task(turn.steer(message), name="steer")
@@ -257,27 +237,11 @@ class Switchboard:
         told = row.state == Row.State.RUNNING and await self._tell(
             row.owner, "steer", user_id, request=request_id, message=message, reply=reply
         )
-        return None if told else await self.follow_up(user_id, request_id, message)
+        return None if told else await follow_up(user_id, request_id, message)
 
     async def _go_on(self, turn: Turn, message: str, hearing: asyncio.Task[bool]) -> None:
         if not await hearing:
             await self.start(turn.follow_up(message))
-
-    async def follow_up(self, user_id: uuid.UUID, request_id: str, message: str) -> Asked:
-        """The request that a message becomes whose turn has ended, here or elsewhere. Raise NotRunning."""
-        row = await db.run(row_of, user_id, request_id)
-        if row.conversation_id is None:
-            kept = await _read(row, await db.run(cipher_for, user_id))
-            if kept is None:
-                raise NotRunning
-            return _asked_again(row, kept, message)
-        return Asked(
-            user_id=user_id,
-            request_id=uuid.uuid4().hex,
-            kind=Kind(row.kind),
-            message=message,
-            conversation_id=str(row.conversation_id),
-        )
 
     async def decide(self, user_id: uuid.UUID, approval: str, approved: bool, reply: str) -> None:
         """Answer an approval_request of any of the user's turns. Raise ApprovalOver."""
@@ -362,7 +326,12 @@ class Switchboard:
                     turn.cancel()
             case "steer":
                 turn = await self.find((user_id, message["request"]))
-                if turn is None or not await turn.steer(message["message"]):
+                try:
+                    heard = turn is not None and await turn.steer(message["message"])
+                except TooManySteers as error:
+                    await layer.send(message["reply"], _error(error, message["request"]))
+                    return
+                if not heard:
                     late = {
                         "type": "steer_late",
                         "request": message["request"],
@@ -372,27 +341,50 @@ class Switchboard:
                         await self.start(
                             turn.follow_up(message["message"])
                             if turn is not None
-                            else await self.follow_up(user_id, message["request"], message["message"])
+                            else await follow_up(user_id, message["request"], message["message"])
                         )
             case "decide":
                 if not self._decide(user_id, message["approval"], message["approved"]):
-                    await layer.send(
-                        message["reply"], {"type": "approval_over", "approval": message["approval"]}
-                    )
+                    await layer.send(message["reply"], _error(ApprovalOver(), message["approval"]))
 
     async def _announce(self, asked: Asked, question: ApprovalRequest) -> None:
         """Let any process decide it, and ask the user's other devices too."""
         life = max(1, int(settings.CHAT["deadline_s"]))
-        layer = get_channel_layer()
         try:
             key = _approval_key(asked.user_id, question.id)
             await stream_log.recorder().redis.set(key, self._channel, ex=life)
+        except (RedisError, OSError) as error:
+            log.warning("chat.others_not_asked", error=type(error).__name__)
+        else:
+            self._spawn(self._ask_others(asked, question))
+
+    async def _ask_others(self, asked: Asked, question: ApprovalRequest) -> None:
+        layer = get_channel_layer()
+        try:
             others = await db.run(presence.channels, user_id=asked.user_id, capability="approval")
             for device, channel in others:
                 if device != asked.device:
                     await layer.send(channel, {"type": "notice", "text": dump(question)})
-        except (RedisError, OSError) as error:
+        except (OSError, DatabaseError) as error:
             log.warning("chat.others_not_asked", error=type(error).__name__)
+
+    # The end of the process
+
+    async def stop(self) -> None:
+        """Take no more requests, and end those that run in order: what they did is kept, and who listens is told."""
+        self._stopping = True
+        for turn in self._turns.values():
+            turn.stop()
+        try:
+            async with asyncio.timeout(_STOP_S):
+                while self._opening:  # what is just beginning ends as well
+                    await next(iter(self._opening.values())).wait()
+                for turn in list(self._turns.values()):
+                    await turn.ended.wait()
+                    await turn.stream.heard()
+                await stream_log.recorder().flush()
+        except TimeoutError:
+            log.warning("chat.turns_cut_off", turns=len(self._turns))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work, name="switchboard")
@@ -407,10 +399,10 @@ class Switchboard:
 
 async def ask(asked: Asked) -> Answer:
     """A whole turn without a socket, on the user's device that was seen last. Raise DeviceOffline when there is none,
-    Taken, ConversationNotFound, TooManyTurns."""
+    Taken, and what `find_or_start` does."""
     if await db.run(presence.find, user_id=asked.user_id, pk=asked.device) is None:
         raise DeviceOffline
-    turn = await board().find(asked.key) or await board().start(asked)
+    turn = await board().find_or_start(asked)
     await turn.ended.wait()
     return Answer(
         turn.speech.text, turn.mutations, turn.finish, turn.code, turn.usage, turn.begun.conversation_id
@@ -424,62 +416,29 @@ def _check(message: str) -> None:
         )
 
 
-def row_of(user_id: uuid.UUID, request_id: str) -> Row:
-    """Raise NotRunning."""
-    found = Row.objects.of(user_id).filter(request_id=request_id).first()
-    if found is None:
-        raise NotRunning
-    return found
+def refuse(asked: Asked, code: str, after: int = START) -> list[Entry]:
+    return refusal(asked.request_id, code, floating=asked.kind == Kind.FLOATING, after=after)
+
+
+def in_words(error: Exception) -> AdiuvaError:
+    """What a client is told of an error. Of one that nobody foresaw the log has the type and no text, which could quote
+    the user."""
+    if isinstance(error, DatabaseError | OSError):  # also what the channel layer raises
+        log.warning("chat.request_failed", error=type(error).__name__)
+        return Unavailable("try again in a moment")
+    if isinstance(error, AdiuvaError):
+        return error
+    log.error("chat.request_broke", error=type(error).__name__)
+    return ServerFault()
+
+
+def _error(error: AdiuvaError, ref: str) -> dict[str, Any]:
+    """For a socket of another process."""
+    return {"type": "refused", "code": error.code, "message": error.message, "ref": ref}
 
 
 def _approval_key(user_id: uuid.UUID, approval: str) -> str:
     return f"adiuva:approval:{user_id}:{approval}"
-
-
-def _refused(asked: Asked, code: str) -> Stream:
-    """The stream of a request that is not carried out."""
-    stream = Stream(asked.request_id)
-    if asked.kind == Kind.FLOATING:
-        stream.domain("tasks")
-    stream.start(None)
-    stream.end(StreamEnd(request_id=asked.request_id, finish="error", code=code))
-    return stream
-
-
-async def _read(row: Row, cipher: UserCipher) -> stream_log.Replay | None:
-    """A turn's log. What is missing of one that has just ended may be on its way: it is waited for."""
-    while True:
-        kept = await stream_log.read(user_id=row.user_id, request_id=row.request_id, cipher=cipher)
-        if kept is not None and stream_log.is_end(kept.frames[-1]):
-            return kept
-        if row.ended_at is None or datetime.now(UTC) - row.ended_at > _SETTLED:
-            return kept
-        await asyncio.sleep(_AGAIN_S)
-
-
-def _is_after(frame: Any, after: int) -> bool:
-    seq = getattr(frame, "seq", None)
-    return isinstance(frame, StreamEnd) or (after < 0 if seq is None else seq > after)
-
-
-def _asked_again(row: Row, kept: stream_log.Replay, message: str) -> Asked:
-    head = kept.head
-    frames = [parse_server(text) for text in kept.frames]
-    answer = "".join(frame.chunk for frame in frames if isinstance(frame, StreamText))
-    before = [HistoryMessage.model_validate(said) for said in head["history"]]
-    return Asked(
-        user_id=row.user_id,
-        request_id=uuid.uuid4().hex,
-        kind=Kind(head["kind"]),
-        message=message,
-        history=(
-            *before,
-            HistoryMessage(role="user", content=head["message"]),
-            HistoryMessage(role="assistant", content=answer),
-        ),
-        scope=Scope.model_validate(head["scope"]) if head["scope"] else None,
-        context=head["context"],
-    )
 
 
 _boards: WeakKeyDictionary[asyncio.AbstractEventLoop, Switchboard] = WeakKeyDictionary()

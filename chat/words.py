@@ -9,7 +9,10 @@ from adiuva.devices.protocol import StreamEnd
 _SENTENCES: Final = {
     "device_offline": "Your device is not connected.",
     "conversation_not_found": "This conversation is no longer there.",
-    "invalid": "This message cannot be read: it is empty or too long.",
+    "invalid": "This message is empty or too long.",
+    "bad_frame": "This request could not be read.",
+    "too_deep": "This request could not be read.",
+    "number_too_large": "This request could not be read.",
     "too_many_requests": "Several of your requests are still running. Please wait for one of them to end.",
     "model_not_configured": "This server has no model configured.",
     "model_rate_limited": "The model has too much to do right now. Please try again in a minute.",
@@ -22,6 +25,8 @@ _SENTENCES: Final = {
     "not_saved": "The answer could not be saved.",
     "unavailable": "The server cannot do this right now. Please try again in a moment.",
     "server_restarting": "The server is restarting. Please try again in a moment.",
+    "request_id_reused": "Another request was made under the same id. Please ask again.",
+    "stream_expired": "What was answered is no longer kept here. Please ask again.",
     "turn_lost": "The server lost this request. Please check what was done, and ask again.",
 }
 _MODEL: Final = "The model cannot be reached right now. Please try again later."

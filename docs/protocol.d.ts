@@ -167,7 +167,7 @@ export interface HistoryMessage {
 export interface HomeRequest {
   type: "home_request";
   message: string;
-  conversation_history?: HistoryMessage[];
+  conversation_history?: HistoryMessage[] | null;
   request_id?: string | null;
   /** (protocol 2) */
   conversation_id?: string | null;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -55,9 +56,23 @@ class Stack:
 
     def kill(self, url: str) -> None:
         """Kill a web process, as a machine that dies does."""
-        for name, child in list(self._children.items()):
-            if name.startswith("web-") and url.endswith(f":{(child.env or {})['ADIUVA_PORT']}"):
-                self._children.pop(name).kill()
+        self._take(url).kill()
+
+    def end(self, url: str, by: signal.Signals = signal.SIGTERM) -> Child:
+        """Ask a web process to end; its end is to be waited for."""
+        child = self._take(url)
+        assert child.process is not None
+        child.process.send_signal(by)
+        return child
+
+    def _take(self, url: str) -> Child:
+        port = url.rpartition(":")[2]
+        name = next(
+            name
+            for name, child in self._children.items()
+            if name.startswith("web-") and (child.env or {})["ADIUVA_PORT"] == port
+        )
+        return self._children.pop(name)
 
     def stop(self) -> None:
         while self._children:

@@ -18,6 +18,7 @@ from adiuva.devices.protocol import Close
 from adiuva.observability import log
 
 _TICK_S = 0.5
+_LOOK_S = 0.02
 _SESSIONS_S = 3.0  # a revoked session's sockets are to close within 5 s
 
 
@@ -66,6 +67,17 @@ class Heart:
         """This process's own connection to a device, if it is the one that is meant."""
         found = self.greeted.get(pk)
         return found if found is not None and found.epoch == epoch else None
+
+    async def close_all(self, code: int, *, within_s: float) -> None:
+        """Close every connection, and wait until they are gone."""
+        try:
+            async with asyncio.timeout(within_s):
+                while self.connections:  # also those that come meanwhile
+                    for connection in list(self.connections):
+                        connection.end(code)
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            log.info("heart.connections_left", count=len(self.connections))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -178,7 +178,7 @@ class HistoryMessage(Received):
 class HomeRequest(Received):
     type: Literal["home_request"] = "home_request"
     message: str = Field(min_length=1)
-    conversation_history: list[HistoryMessage] = Field(default_factory=list)
+    conversation_history: list[HistoryMessage] | None = None
     request_id: RequestId | None = None
     conversation_id: Id | None = Field(default=None, json_schema_extra=SINCE_2)
 
@@ -446,6 +446,11 @@ def parse_server(text: str) -> ServerFrame:
         raise _explain(content, error) from None
 
 
+def recall(text: str) -> ServerFrame:
+    """A frame of our own that comes back, which the limits of what others send do not concern."""
+    return server_frames.validate_json(text)
+
+
 def dump(frame: Sent | Received, protocol: int = 2) -> str:
     """A frame's text for a peer of this protocol. Fields without a value are left out."""
     left_out = _newer_fields(type(frame)) if protocol < 2 else None
@@ -467,20 +472,26 @@ def decode(text: str) -> Data:
         raise BadFrame("bad_json", f"not JSON: {error}") from None
     if not isinstance(content, dict):
         raise BadFrame("bad_frame", "a frame is a JSON object")
-    if text.count("{") + text.count("[") > MAX_DEPTH and _depth_over(content, MAX_DEPTH):
-        raise BadFrame("too_deep", f"a frame nests at most {MAX_DEPTH} levels", _ref(content))
+    if text.count("{") + text.count("[") > MAX_DEPTH and nests_over(content, MAX_DEPTH):
+        raise _refused("too_deep", f"a frame nests at most {MAX_DEPTH} levels", content)
     # orjson reads an integer beyond 64 bits as a float, so that it has to be looked for in the text.
     if _LONG_NUMBER.search(text) and not _integers_fit(text):
-        raise BadFrame("number_too_large", "integers are within 64 bits", _ref(content))
+        raise _refused("number_too_large", "integers are within 64 bits", content)
     return content
 
 
-def _depth_over(value: Any, left: int) -> bool:
+def nests_over(value: Any, levels: int) -> bool:
     if not isinstance(value, dict | list):
         return False
-    if left == 0:
+    if levels == 0:
         return True
-    return any(_depth_over(item, left - 1) for item in (value.values() if isinstance(value, dict) else value))
+    return any(
+        nests_over(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
+
+
+def _refused(code: str, message: str, content: Data) -> BadFrame:
+    return BadFrame(code, message, _ref(content), str(content.get("type", "")))
 
 
 def _integer(digits: str) -> int:
@@ -509,7 +520,7 @@ def _explain(content: Data, error: ValidationError) -> BadFrame:
     if first["type"] == "union_tag_invalid":
         return BadFrame("unknown_type", "this type of frame is not known", _ref(content))
     where = ".".join(str(part) for part in first["loc"]) or "frame"
-    return BadFrame("bad_frame", f"{where}: {first['msg']}", _ref(content), str(content.get("type", "")))
+    return _refused("bad_frame", f"{where}: {first['msg']}", content)
 
 
 @cache

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from redis.asyncio import Redis
+
 from tests.fakes.provider import Call, Provider, Raw, Request, Say
 from tests.fakes.provider import _stream as answer_events
 from tests.people import Person
@@ -298,3 +300,23 @@ class Tap:
             self.gone.set()
             raise
         yield b"".join(events[passed:])
+
+
+async def everything(redis: Redis) -> bytes:
+    """All keys and values of Redis, as it keeps them."""
+    found = []
+    async for key in redis.scan_iter():
+        match await redis.type(key):
+            case b"string":
+                found += [key, await redis.get(key)]
+            case b"list":
+                found += [key, *await redis.lrange(key, 0, -1)]
+            case b"hash":
+                found += [key, *[part for pair in (await redis.hgetall(key)).items() for part in pair]]
+            case b"set":
+                found += [key, *await redis.smembers(key)]
+            case b"zset":
+                found += [key, *await redis.zrange(key, 0, -1)]
+            case kind:
+                raise AssertionError(f"what is a {kind!r}?")
+    return b"\n".join(found)

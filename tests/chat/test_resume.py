@@ -25,6 +25,7 @@ from tests.chat.chats import (
     chatting,
     conversation_of,
     ending,
+    everything,
     kept,
     model_of,
     reached,
@@ -244,7 +245,7 @@ async def test_a_stream_whose_log_is_gone_has_expired(
             async with chatting(base, person, device_id="old", protocol=1) as old:
                 # It knows no error frames: it is told in words, and its request ends.
                 await old.ask("hello", key)
-                assert (await old.ended(key)).kinds() == ["stream_text", "stream_end"]
+                assert (await old.ended(key)).kinds() == ["stream_start", "stream_text", "stream_end"]
     assert len(provider.chats) == 1
 
 
@@ -488,6 +489,34 @@ async def test_the_log_is_written_in_batches(
         await logged(redis, person)
         assert len(stream.frames) > 250
         assert await pushes(redis) - before < len(stream.frames) / 5
+
+
+async def test_redis_holds_nothing_of_a_chat_that_could_be_read(
+    chat_web: str, other_web: str, provider: Provider, person: Person
+) -> None:
+    canary = "zzyzx-4711"
+    rows = Rows(tasks=[{"id": "3f2a9c01d4e54bb0", "title": canary, "status": "todo"}])
+    tap = Tap([f"It is called {canary}, ", "is it not?"])
+    provider.script(
+        Call("create_task", {"title": f"{canary} again"}),
+        Call("delete_task", {"task_id": "3f2a9c01d4e54bb0"}),
+        tap,
+    )
+    async with (
+        chatting(chat_web, person, rows) as client,
+        chatting(other_web, person, device_id="phone") as phone,
+        Redis.from_url(settings.REDIS_URL) as redis,
+    ):
+        key = await client.ask(f"delete {canary}", f"about {canary}")
+        await reached(tap.reached)
+        await resume(phone, key, -1)
+        tap.open()
+        assert canary in (await phone.ended(key)).text
+        assert (await client.ended(key)).end is not None
+        await logged(redis, person)
+        found = await everything(redis)
+        assert str(person.id).encode() in found
+        assert canary.encode() not in found
 
 
 async def pushes(redis: Redis) -> int:

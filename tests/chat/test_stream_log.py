@@ -22,6 +22,7 @@ from adiuva.devices.protocol import ApprovalRequest, StreamEnd, dump, parse_serv
 from chat import log as stream_log
 from chat.log import Recorder, Recording
 from chat.stream import Stream
+from tests.chat.chats import everything
 from tests.people import somebody
 
 pytestmark = pytest.mark.usefixtures("committed_db")
@@ -213,26 +214,6 @@ async def test_nothing_in_redis_can_be_read_without_the_users_key(redis: Redis) 
     await turn.saved.wait()
     assert CANARY.encode() not in await everything(redis)
     turn.recording.head["message"] = "What is new?"
-
-
-async def everything(redis: Redis) -> bytes:
-    """All keys and values, as Redis keeps them."""
-    found = []
-    async for key in redis.scan_iter():
-        match await redis.type(key):
-            case b"string":
-                found += [key, await redis.get(key)]
-            case b"list":
-                found += [key, *await redis.lrange(key, 0, -1)]
-            case b"hash":
-                found += [key, *[part for pair in (await redis.hgetall(key)).items() for part in pair]]
-            case b"set":
-                found += [key, *await redis.smembers(key)]
-            case b"zset":
-                found += [key, *await redis.zrange(key, 0, -1)]
-            case kind:
-                raise AssertionError(f"what is a {kind!r}?")
-    return b"\n".join(found)
 
 
 async def test_a_part_that_was_moved_to_another_users_or_requests_log_does_not_open(redis: Redis) -> None:
