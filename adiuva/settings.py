@@ -240,8 +240,8 @@ SOCKET = {
 
 # ── Agent runs ──────────────────────────────────────────────────────────────────────────────────────────
 RUNS: dict[str, Any] = {
-    "lease_s": env.number("ADIUVA_RUN_LEASE_S", 60.0),  # after which a worker that says nothing is thought dead
-    "spill_bytes": env.integer("ADIUVA_RUN_SPILL_MB", 512, least=1) * 1024 * 1024,  # of frames that wait in a file
+    "lease_s": env.number("ADIUVA_RUN_LEASE_S", 60.0),  # of a worker that says nothing
+    "spill_bytes": env.integer("ADIUVA_RUN_SPILL_MB", 512, least=1) << 20,  # of frames that wait in a file
     "idle_s": env.number("ADIUVA_RUN_IDLE_S", 120.0),  # of a device that is connected and sends nothing
     "retries": env.integer("ADIUVA_RUN_RETRIES", 5, least=0),  # after faults that pass, a run
     "retry_s": env.number("ADIUVA_RUN_RETRY_S", 30.0),  # at most before the first; it doubles each time
@@ -252,7 +252,7 @@ RUNS: dict[str, Any] = {
 # ── Chat ────────────────────────────────────────────────────────────────────────────────────────────────
 CHAT: dict[str, Any] = {
     "deadline_s": env.number("ADIUVA_TURN_DEADLINE_S", 300.0),  # of a turn, its tools and approvals included
-    "max_model_calls": env.integer("ADIUVA_TURN_MODEL_CALLS", 16, least=1),  # of a turn, its sub-agents' included
+    "max_model_calls": env.integer("ADIUVA_TURN_MODEL_CALLS", 16, least=1),  # of a turn
     "device_wait_s": env.number("ADIUVA_DEVICE_WAIT_S", 60.0),  # for a device that dropped, in a tool call
     "history_chars": env.integer("ADIUVA_HISTORY_CHARS", 48_000, least=1_000),  # beyond which it is summed up
 }

@@ -60,7 +60,10 @@ class ChatModel(ABC):
         while True:
             began = False
             try:
-                async with transport.limit(self.endpoint, streams=True), aclosing(self._listen(request)) as source:
+                async with (
+                    transport.limit(self.endpoint, streams=True),
+                    aclosing(self._listen(request)) as source,
+                ):
                     async for deltas in source:
                         began = True
                         yield deltas

@@ -242,8 +242,8 @@ async def test_a_listener_that_fails_is_forgotten_and_the_others_hear_on() -> No
     stream = Stream("r")
     broken, other = Broken("broken"), Full("other", 2)
     stream.follow(broken)
+    (task,) = (task for task in asyncio.all_tasks() if task.get_name() == "stream follower")
     stream.follow(other)
-    task = next(task for task in asyncio.all_tasks() if task.get_name() == "stream follower")
     stream.start(None)
     with pytest.raises(LookupError):
         await task
