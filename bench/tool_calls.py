@@ -21,6 +21,7 @@ from bench.kit import Ground, Stopwatch, ground, median, show
 
 AT_ONCE = 100
 CALLS = 10_000
+ALONE = 1_000
 ROUNDS = 3
 
 Call = Callable[[], Awaitable[Any]]
@@ -137,6 +138,43 @@ async def in_process() -> None:
     show("ratio", f"{median(mine) / median(theirs):.2f}", "aim: at least 1.0")
 
 
+async def alone(call: Call) -> float:
+    """Seconds of one call and its answer, when there is no other."""
+    seconds = []
+    for _ in range(ALONE):
+        with Stopwatch() as watch:
+            await call()
+        seconds.append(watch.wall)
+    return median(seconds)
+
+
+async def bare() -> float:
+    """A round trip over a plain socket to the same device: no link, no Redis, no web process between."""
+    from websockets.asyncio.server import ServerConnection, serve
+
+    found: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+    question = {"type": "tool_call", "id": "1", "action": "get", "table": "tasks", "data": {"id": "1"}}
+
+    async def ask(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send('{"type":"hello_ack"}')
+
+        async def call() -> None:
+            await socket.send(orjson.dumps(question).decode())
+            orjson.loads(await socket.recv())
+
+        await call()
+        found.set_result(await alone(call))
+
+    async with serve(ask, "127.0.0.1", 0, compression=None, ping_interval=None) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        command = [sys.executable, "-m", "bench.tool_calls", "device", f"ws://127.0.0.1:{port}", "-"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as device:
+            seconds = await found
+            device.terminate()
+    return seconds
+
+
 async def over_redis(base: str) -> None:
     from adiuva import db
     from adiuva.accounts import verbs
@@ -161,9 +199,14 @@ async def over_redis(base: str) -> None:
             await call()
             for _ in range(3):
                 rates.append(await rate(call))
+            one = await alone(call)
         device.terminate()
+    plain = await bare()
     show("from a worker, through Redis, to a device and back", f"{median(rates):,.0f}/s", "aim: 4,000/s")
     show("of these lost", f"{lost} of {3 * CALLS:,}", "aim: 0")
+    show("one alone, the same way", f"{one * 1000:.2f} ms")
+    show("one alone, over a bare socket to the same device", f"{plain * 1000:.2f} ms")
+    show("ratio", f"{one / plain:.1f}", "three processes and Redis between")
 
 
 async def be_device(url: str, token: str) -> None:

@@ -179,10 +179,12 @@ class DeviceLink:
 
     async def still_there(self) -> bool:
         """Whether the connection that was found is the device's newest. A killed process says no farewell."""
-        if self._target is None:
+        target = self._target
+        if target is None:
             return False
-        found = await db.run(presence.find, user_id=self.user_id, pk=self._target.pk)
-        return found is not None and found.epoch == self._target.epoch
+        found = await db.run(presence.find, user_id=self.user_id, pk=target.pk)
+        # It may have been lost while we asked.
+        return found is not None and found.epoch == target.epoch and self._target is target
 
     # Calls
 
@@ -499,8 +501,8 @@ def _may_repeat(call: ToolCall, target: Target) -> bool:
 
 
 def _body(call: ToolCall, attempt: int) -> ToolCallBody:
-    fields = {name: getattr(call, name) for name in ToolCallBody.model_fields}
-    return ToolCallBody.model_construct(**fields | {"attempt": attempt, "deadline_ms": _DEADLINE_MS})
+    """In a batch only the fields of the body are written, not the call's own type."""
+    return call.model_copy(update={"attempt": attempt, "deadline_ms": _DEADLINE_MS})
 
 
 def _batches(calls: Sequence[ToolCall]) -> Iterator[list[ToolCall]]:

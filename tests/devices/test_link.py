@@ -13,6 +13,7 @@ from adiuva import db
 from adiuva.devices import link as links
 from adiuva.devices import presence
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
+from adiuva.devices.presence import Target
 from adiuva.devices.protocol import MAX_BATCH, MAX_FRAME_BYTES, ToolCall, ToolResultBody
 from tests.devices.lines import Frame, Local, Open, Remote, answering, result
 from tests.people import Person, somebody
@@ -208,6 +209,42 @@ async def test_what_a_batch_still_lacks_is_sent_as_the_device_takes_it_when_it_i
     assert all(isinstance(outcome, ToolResultBody) for outcome in outcomes)
     assert [(frame["type"], frame["id"], frame["attempt"]) for frame in seen] == [
         ("tool_call", call.id, 2) for call in calls[1:]
+    ]
+
+
+async def test_a_connection_that_ends_while_it_is_asked_about_is_not_there(
+    connect: Open, person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, find = asyncio.get_running_loop(), presence.find
+
+    def lost_meanwhile(**of: Any) -> Target | None:
+        found = find(**of)
+        assert found is not None
+        loop.call_soon_threadsafe(link._lost, found.epoch)
+        return found
+
+    async with connect(person) as socket, DeviceLink(person.id) as link:
+        await socket.hello()
+        await link.target()
+        assert await link.still_there()
+        monkeypatch.setattr(presence, "find", lost_meanwhile)
+        assert not await link.still_there()
+
+
+async def test_batches_to_a_device_that_dedupes_do_not_wait_for_each_other(
+    connect: Open, person: Person
+) -> None:
+    calls = inserts(2 * MAX_BATCH)
+    async with connect(person) as socket, DeviceLink(person.id) as link:
+        await socket.hello(capabilities=["batch", "dedupe"])
+        sending = asyncio.create_task(link.send_calls(calls))
+        batches = [(await socket.receive("tool_batch"))["calls"] for _ in range(2)]
+        assert [call["id"] for batch in batches for call in batch] == [call.id for call in calls]
+        for batch in batches:
+            await socket.send({"type": "tool_batch_result", "results": [result(call) for call in batch]})
+        outcomes = await sending
+    assert [outcome.id for outcome in outcomes if isinstance(outcome, ToolResultBody)] == [
+        call.id for call in calls
     ]
 
 

@@ -1,0 +1,149 @@
+"""200 records on their way to a device that is 20 ms away: `python -m bench.agents_deliver`
+
+Through the link and Redis to a web process and over its socket to a device in a process of its own, which answers each
+frame 20 ms after it came. In batches, as one-by-one calls that do not wait for each other (a device that takes no
+batches), and one after the other, beside a single call's round trip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import orjson
+
+from bench.kit import Ground, Stopwatch, ground, median, show
+
+RECORDS: Final = 200
+AWAY_S: Final = 0.020
+ROUNDS: Final = 9
+
+
+async def timed(work: Callable[[], Awaitable[Any]], rounds: int = ROUNDS) -> float:
+    seconds = []
+    for _ in range(rounds):
+        with Stopwatch() as watch:
+            await work()
+        seconds.append(watch.wall)
+    return median(seconds)
+
+
+async def measure(base: str, *capabilities: str) -> dict[str, float]:
+    from adiuva import db
+    from adiuva.accounts import verbs
+    from adiuva.accounts.models import User
+    from adiuva.devices import outbox
+    from adiuva.devices.link import DeviceLink, OutcomeUnknown
+    from adiuva.devices.outbox import Pending
+
+    email = f"{uuid4().hex}@example.com"
+    signed_in = await db.run(verbs.register, email=email, password="correct horse")
+    user_id: UUID = (await db.run(User.objects.get, email=email)).pk
+    url = base.replace("http", "ws") + "/api/v1/ws/device"
+    command = [
+        sys.executable,
+        "-m",
+        "bench.agents_deliver",
+        "device",
+        url,
+        signed_in.access_token,
+        *capabilities,
+    ]
+
+    def records() -> list[Pending]:
+        return [
+            Pending(uuid4(), "tasks", {"title": f"Task {number}", "isAiSuggested": 1, "isApproved": 0})
+            for number in range(RECORDS)
+        ]
+
+    async def forget(ids: list[UUID]) -> None:
+        pass
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as device:
+        assert device.stdout is not None
+        assert await asyncio.to_thread(device.stdout.readline) == "ready\n"
+        async with DeviceLink(user_id) as link:
+
+            async def one() -> None:
+                await link.call("insert", "tasks", data={"title": "Task"}, call_id=str(uuid4()))
+
+            async def all_at_once() -> None:
+                outcomes = await outbox.deliver(link, records(), mark_sent=forget)
+                assert not any(isinstance(outcome, OutcomeUnknown) for outcome in outcomes.values())
+
+            async def one_by_one() -> None:
+                for _ in range(RECORDS):
+                    await one()
+
+            await all_at_once()
+            found = {
+                "one": await timed(one, 50),
+                "all": await timed(all_at_once),
+                "one by one": await timed(one_by_one, 1),
+            }
+        device.terminate()
+    return found
+
+
+async def be_device(url: str, token: str, *capabilities: str) -> None:
+    """Answers each frame as soon as it is AWAY_S old, however many are on their way."""
+    from websockets.asyncio.client import connect
+
+    loop = asyncio.get_running_loop()
+    headers = {"Authorization": f"Bearer {token}"}
+    hello = {"type": "device_hello", "device_id": "bench", "protocol": 2, "capabilities": list(capabilities)}
+    answers: asyncio.Queue[tuple[float, dict[str, Any]]] = asyncio.Queue()
+    async with connect(url, additional_headers=headers, compression=None, ping_interval=None) as socket:
+        await socket.send(json.dumps(hello))
+        assert orjson.loads(await socket.recv())["type"] == "hello_ack"
+        print("ready", flush=True)
+
+        async def answer() -> None:
+            while True:
+                due, body = await answers.get()
+                await asyncio.sleep(max(0.0, due - loop.time()))
+                await socket.send(orjson.dumps(body).decode())
+
+        answering = asyncio.create_task(answer())
+        async for text in socket:
+            frame = orjson.loads(text)
+            due = loop.time() + AWAY_S
+            if frame["type"] == "tool_call":
+                answers.put_nowait((due, {"type": "tool_result", **_result(frame)}))
+            elif frame["type"] == "tool_batch":
+                results = [_result(call) for call in frame["calls"]]
+                answers.put_nowait((due, {"type": "tool_batch_result", "results": results}))
+            elif frame["type"] == "ping":
+                await socket.send('{"type":"pong"}')
+        answering.cancel()
+
+
+def _result(call: dict[str, Any]) -> dict[str, Any]:
+    return {"id": call["id"], "row": {**call["data"], "id": call["id"]}}
+
+
+def main(there: Ground) -> None:
+    print(f"{RECORDS} records, a device {AWAY_S * 1000:.0f} ms away")
+    base = there.web()
+    batched = asyncio.run(measure(base, "dedupe", "batch"))
+    single = asyncio.run(measure(base, "dedupe"))
+    show("one call and its answer", f"{batched['one'] * 1000:.1f} ms")
+    show("200 in batches", f"{batched['all'] * 1000:.1f} ms")
+    show("of one round trip", f"{batched['all'] / batched['one']:.2f}", "aim: 1.2")
+    show("200 to a device that takes no batches", f"{single['all'] * 1000:.1f} ms")
+    show("of one round trip", f"{single['all'] / single['one']:.2f}")
+    show("200 one after the other", f"{batched['one by one'] * 1000:,.0f} ms")
+    show("in batches that many times faster", f"{batched['one by one'] / batched['all']:.0f}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["device"]:
+        asyncio.run(be_device(*sys.argv[2:]))
+    else:
+        with ground() as started:
+            main(started)

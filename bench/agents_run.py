@@ -1,0 +1,161 @@
+"""A run over 1,000 files, with a model that answers at once and one that takes 200 ms: `python -m bench.agents_run`
+
+Web, worker, device and model are processes of their own; the run is started by REST and its time is the run's own, from
+its row. Beside it the same with one model call at a time, over 40 files.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from adiuva.embedded.ports import free_port
+from adiuva.embedded.processes import Child
+from bench.kit import Ground, cpu_s, ground, listens, show
+
+FILES, FEW = 1_000, 40
+LINES: Final = 3
+SLOW_S: Final = 0.2
+PATIENCE_S: Final = 600
+
+
+class Desk:
+    """A person with a device, whose folders are read by a worker."""
+
+    def __init__(self, there: Ground) -> None:
+        from adiuva.accounts import verbs
+
+        self.there = there
+        self.folder = there.folder / "documents"
+        self.base = there.web()
+        email, password = f"{uuid4().hex}@example.com", "correct horse"
+        self.token = verbs.register(email=email, password=password).access_token
+        arguments = ["--server", self.base, "--email", email, "--workspace", str(there.folder / "device")]
+        self.folder.mkdir()
+        there.run(
+            "device",
+            "manage.py",
+            "device",
+            *arguments,
+            "--grant",
+            str(self.folder),
+            ADIUVA_DEVICE_PASSWORD=password,
+        )
+        self.device = self._device()
+
+    def _device(self) -> str:
+        from adiuva.devices.models import Device
+
+        until = time.monotonic() + 60
+        while (found := Device.objects.online().values_list("device_id", flat=True).first()) is None:
+            if time.monotonic() > until:
+                raise TimeoutError("the device did not come")
+            time.sleep(0.1)
+        return found
+
+    def worker(self, model_s: float, at_once: int) -> Child:
+        port = free_port()
+        model = self.there.run(f"model-{port}", "-m", "bench.chaos.model", str(port), str(model_s))
+        model.wait_until(lambda: listens(port), within_s=30)
+        return self.there.run(
+            f"worker-{port}",
+            *(
+                "-m",
+                "celery",
+                "-A",
+                "adiuva",
+                "worker",
+                "--without-mingle",
+                "--without-gossip",
+                "-n",
+                f"{port}@localhost",
+            ),
+            ADIUVA_MODEL="openai/scripted",
+            ADIUVA_MODEL_API_BASE=f"http://127.0.0.1:{port}/v1",
+            ADIUVA_MODEL_CONCURRENCY=str(at_once),
+        )
+
+    def run(self, files: int) -> float:
+        """Seconds that a new agent's run over so many new files takes."""
+        from agents.models import Run
+
+        folder = self.folder / uuid4().hex
+        write(folder, files)
+        agent = self._post(
+            "agents/local",
+            {
+                "name": "Bench",
+                "device_id": self.device,
+                "directory_paths": [str(folder)],
+                "data_types": ["tasks"],
+                "prompt_template": "Find what is to be done.",
+                "file_extensions": [".md"],
+                "schedule_cron": "",
+            },
+        )
+        run_id = self._post(f"agents/{agent['id']}/run")["run_id"]
+        until = time.monotonic() + PATIENCE_S
+        while (run := Run.objects.get(pk=run_id)).is_live:
+            if time.monotonic() > until:
+                raise TimeoutError("the run did not end")
+            time.sleep(0.05)
+        if (run.state, run.items_created) != (Run.State.SUCCESS, files * LINES):
+            raise AssertionError(f"the run ended as {run.state} with {run.items_created} records")
+        assert run.started_at is not None and run.completed_at is not None
+        return (run.completed_at - run.started_at).total_seconds()
+
+    def _post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        request = urllib.request.Request(
+            f"{self.base}/api/v1/{path}",
+            data=json.dumps(body or {}).encode(),
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
+            method="POST",
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+
+def write(folder: Path, files: int) -> None:
+    folder.mkdir()
+    for number in range(files):
+        lines = "".join(f"task: file {number} line {line}\n" for line in range(LINES))
+        (folder / f"{number:05}.md").write_text(f"# Notes\n\n{lines}", "utf-8")
+
+
+def main(there: Ground) -> None:
+    from django.conf import settings
+
+    at_once: int = settings.MODEL_CONCURRENCY
+    print(f"A run over {FILES:,} files with {LINES} records each, {at_once} model calls at once")
+    desk = Desk(there)
+    worker = desk.worker(0.0, at_once)
+    desk.run(FEW)  # warm
+    before = cpu_s(worker)
+    quick = desk.run(FILES)
+    cpu = cpu_s(worker) - before
+    worker.stop()
+    show("a model that answers at once", f"{quick:.1f} s")
+    show("of it the worker's CPU, a file", f"{cpu / FILES * 1000:.1f} ms")
+    worker = desk.worker(SLOW_S, at_once)
+    desk.run(FEW)
+    slow = desk.run(FILES)
+    worker.stop()
+    show(f"a model that takes {SLOW_S * 1000:.0f} ms", f"{slow:.1f} s")
+    worker = desk.worker(SLOW_S, 1)
+    alone = desk.run(FEW) / FEW
+    worker.stop()
+    show("one after the other, a file", f"{alone * 1000:.0f} ms")
+    show(
+        "times faster than one after the other", f"{alone * FILES / slow:.1f}", f"aim: 16, at most {at_once}"
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    with ground() as started:
+        main(started)

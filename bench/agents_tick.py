@@ -1,0 +1,122 @@
+"""A tick over 100,000 agents of which 100 are due, beside one over 1,000 with as many due: `python -m
+bench.agents_tick`
+
+Database time is what PostgreSQL's answers took, measured around each statement. The tick must not grow with the agents
+that are not due.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable
+from typing import Any, Final
+from uuid import uuid4
+
+from bench.kit import Ground, Stopwatch, ground, median, show
+
+DUE: Final = 100
+FEW, MANY = 1_000, 100_000
+TICKS: Final = 9
+USERS: Final = 1_000
+
+
+class Statements:
+    """Around each statement of a connection: how many there were, and how long they took."""
+
+    def __init__(self) -> None:
+        self.count, self.seconds = 0, 0.0
+
+    def __call__(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return execute(sql, params, many, context)
+        finally:
+            self.seconds += time.perf_counter() - began
+            self.count += 1
+
+
+def fill(agents: int) -> None:
+    """Agents that are due in a year, in addition to those that are there."""
+    from adiuva.accounts.models import User
+    from agents.models import Agent
+
+    users = list(User.objects.values_list("pk", flat=True))
+    if not users:
+        made = [User(email=f"{uuid4().hex}@example.com", password="!") for _ in range(USERS)]
+        users = [user.pk for user in User.objects.bulk_create(made)]
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(days=365)
+    missing = agents - Agent.objects.count()
+    Agent.objects.bulk_create(
+        (
+            Agent(
+                user_id=users[number % len(users)],
+                name="An agent",
+                device_id="desk",
+                directory_paths=["/home/ada"],
+                data_types=["tasks"],
+                schedule_cron="0 9 * * 1-5",
+                timezone="Europe/Rome",
+                next_run_at=later,
+            )
+            for number in range(missing)
+        ),
+        batch_size=2_000,
+    )
+
+
+def tick() -> tuple[float, float, int]:
+    """Make DUE agents due and tick: database seconds, all seconds, statements."""
+    from django.db import connection
+
+    from agents import schedules
+    from agents.models import Agent, Run
+
+    Run.objects.all().delete()
+    ids = list(Agent.objects.order_by("pk").values_list("pk", flat=True)[:DUE])
+    Agent.objects.filter(pk__in=ids).update(next_run_at=dt.datetime.now(dt.UTC) - dt.timedelta(minutes=1))
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE agents_agent")
+    statements = Statements()
+    with connection.execute_wrapper(statements), Stopwatch() as watch:
+        started = schedules.tick()
+    if started != DUE:
+        raise AssertionError(f"{started} runs were started, and {DUE} were due")
+    return statements.seconds, watch.wall, statements.count
+
+
+def nothing_due() -> float:
+    from django.db import connection
+
+    from agents import schedules
+
+    statements = Statements()
+    with connection.execute_wrapper(statements):
+        schedules.tick()
+    return statements.seconds
+
+
+def main(there: Ground) -> None:
+    print(f"A tick, {DUE} agents due")
+    database: dict[int, float] = {}
+    for agents in (FEW, MANY):
+        fill(agents)
+        tick()  # warm: connections, the broker, plans
+        ticks = [tick() for _ in range(TICKS)]
+        database[agents] = median([seconds for seconds, _, _ in ticks])
+        count = ticks[0][2]
+        show(
+            f"of {agents:,} agents: database time, {count} statements",
+            f"{database[agents] * 1000:.1f} ms",
+            "aim: 50 ms",
+        )
+        show("all of the tick, with its nudges", f"{median([wall for _, wall, _ in ticks]) * 1000:.1f} ms")
+        show(
+            "database time with nothing due", f"{median([nothing_due() for _ in range(TICKS)]) * 1000:.2f} ms"
+        )
+    show(f"{MANY:,} beside {FEW:,}", f"{database[MANY] / database[FEW]:.2f}", "aim: flat")
+
+
+if __name__ == "__main__":
+    with ground() as started:
+        main(started)

@@ -1,0 +1,175 @@
+"""5,000 devices connect, stay, and come back after their web process was killed: `python -m bench.devices [N]`
+
+The devices are bare sockets in processes of their own, each with an account, a token and a hello of protocol 2. Memory
+is the web process' own, after they are all there, over what it took without them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import orjson
+
+from adiuva.embedded.processes import Child
+from bench.kit import Ground, Stopwatch, cpu_s, ground, show
+
+DEVICES: Final = 5_000
+USERS: Final = 200  # a password's hash costs more than a connection, so each has many devices
+PROCESSES: Final = 2
+AT_ONCE: Final = 100  # connections that a process has in the making
+WITHIN_S: Final = 300
+
+
+def rss(child: Child) -> int:
+    """Bytes of memory that a process holds."""
+    return int(Path(f"/proc/{child.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def people(count: int) -> list[str]:
+    """Access tokens of new users."""
+    from adiuva.accounts import verbs
+
+    return [
+        verbs.register(email=f"{uuid4().hex}@example.com", password="correct horse").access_token
+        for _ in range(count)
+    ]
+
+
+class Crowd:
+    """Processes that hold devices; told over their standard input, and heard over their output."""
+
+    def __init__(self, base: str, tokens: list[str], devices: int) -> None:
+        url = base.replace("http", "ws") + "/api/v1/ws/device"
+        self._processes = []
+        for number in range(PROCESSES):
+            mine = list(range(number, devices, PROCESSES))
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bench.devices", "crowd", url],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert process.stdin is not None
+            process.stdin.write(
+                json.dumps([[f"device-{place}", tokens[place % len(tokens)]] for place in mine]) + "\n"
+            )
+            process.stdin.flush()
+            self._processes.append(process)
+
+    def connected(self) -> float:
+        """Wait until all of them have been greeted; seconds."""
+        with Stopwatch() as watch:
+            for process in self._processes:
+                assert process.stdout is not None
+                if process.stdout.readline() != "connected\n":
+                    raise RuntimeError("the devices did not all connect")
+        return watch.wall
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.wait()
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.close(), process.stdout.close()
+
+
+async def be_crowd(url: str) -> None:
+    """Connect all, say so, and whenever all are gone connect them again."""
+    devices: list[tuple[str, str]] = json.loads(await asyncio.to_thread(sys.stdin.readline))
+    while True:
+        gate = asyncio.Semaphore(AT_ONCE)
+        sockets = await asyncio.gather(*(connect(url, *device, gate) for device in devices))
+        print("connected", flush=True)
+        await asyncio.gather(*(stay(socket) for socket in sockets))
+
+
+async def connect(url: str, device_id: str, token: str, gate: asyncio.Semaphore) -> Any:
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import WebSocketException
+
+    headers = {"Authorization": f"Bearer {token}"}
+    hello = {
+        "type": "device_hello",
+        "device_id": device_id,
+        "protocol": 2,
+        "capabilities": ["dedupe", "batch"],
+    }
+    until = time.monotonic() + WITHIN_S
+    while True:
+        async with gate:
+            try:
+                socket = await connect(
+                    url, additional_headers=headers, compression=None, ping_interval=None, open_timeout=30
+                )
+                await socket.send(json.dumps(hello))
+                if orjson.loads(await socket.recv())["type"] == "hello_ack":
+                    return socket
+            except (OSError, TimeoutError, WebSocketException):
+                if time.monotonic() > until:
+                    raise
+        await asyncio.sleep(0.2)
+
+
+async def stay(socket: Any) -> None:
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        async for text in socket:
+            if orjson.loads(text)["type"] == "ping":
+                await socket.send('{"type":"pong"}')
+    except ConnectionClosed:
+        return
+
+
+def main(there: Ground, devices: int) -> None:
+    from adiuva.devices.models import Device
+
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = files[1] - 500
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))  # children have it, too
+    if devices > most:
+        print(f"  only {most:,} of {devices:,} devices: a process may have {files[1]:,} files open here")
+        devices = most
+    print(f"{devices:,} devices at one web process")
+    base, web = there.web_process()
+    tokens = people(min(USERS, devices))
+    empty = rss(web)
+    before = cpu_s(web)
+    crowd = Crowd(base, tokens, devices)
+    seconds = crowd.connected()
+    cpu = cpu_s(web) - before
+    full = rss(web)
+    show("all connected and greeted after", f"{seconds:.1f} s", f"{devices / seconds:,.0f}/s")
+    show("the web process' CPU for it, a device", f"{cpu / devices * 1000:.2f} ms")
+    show("memory a device", f"{(full - empty) / devices / 1024:.1f} KiB", f"{empty >> 20} → {full >> 20} MiB")
+    before, began = cpu_s(web), time.monotonic()
+    time.sleep(35)  # each is pinged once and its lease renewed twice
+    show("CPU of a core while they only stay", f"{(cpu_s(web) - before) / (time.monotonic() - began):.1%}")
+    show("still online then", f"{Device.objects.online().count():,}", f"aim: {devices:,}")
+    web.kill()
+    web.start()
+    seconds = crowd.connected()
+    show("killed and started: all are back after", f"{seconds:.1f} s", f"{devices / seconds:,.0f}/s")
+    again = rss(web)
+    show(
+        "memory a device then",
+        f"{(again - empty) / devices / 1024:.1f} KiB",
+        f"{empty >> 20} → {again >> 20} MiB",
+    )
+    crowd.end()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["crowd"]:
+        asyncio.run(be_crowd(sys.argv[2]))
+    else:
+        with ground() as started:
+            main(started, int(sys.argv[1]) if sys.argv[1:] else DEVICES)
