@@ -213,6 +213,8 @@ class Switchboard:
     async def cancel(self, user_id: uuid.UUID, request_id: str) -> None:
         """Raise NotRunning."""
         if (turn := await self.find((user_id, request_id))) is not None:
+            if turn.ended.is_set():  # its log is being written still
+                raise NotRunning
             turn.cancel()
             return
         row = await db.run(row_of, user_id, request_id)
