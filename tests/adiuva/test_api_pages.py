@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import call_command
 from django.test import Client
 
@@ -71,6 +72,25 @@ def test_staff_can_use_the_api_in_the_browser(browser: Client, staff: Person) ->
     token = browser.cookies["csrftoken"].value
     assert browser.patch("/api/v1/auth/me", **change, headers={"X-CSRFToken": token}).status_code == 200
     assert User.objects.get(pk=staff.id).timezone == "Europe/Rome"
+
+
+def test_the_form_of_a_page_is_taken_as_a_browser_sends_it(browser: Client) -> None:
+    browser.get("/api/v1/auth/me", headers=HTML)
+    token = {"X-CSRFToken": browser.cookies["csrftoken"].value}
+    agent = {
+        "name": "Desk",
+        "device_id": "desk",
+        "directory_paths": ["/home/mara/papers"],
+        "data_types": ["tasks"],
+        "file_extensions": [".md"],
+    }
+    made = browser.post(
+        "/api/v1/agents/local", agent, headers=token
+    )  # Django's client sends multipart/form-data
+    assert made.status_code == 201, made.content
+    assert made.json()["directory_paths"] == ["/home/mara/papers"]
+    named = agent | {"name": SimpleUploadedFile("a.txt", b"a file")}
+    assert browser.post("/api/v1/agents/local", named, headers=token).status_code == 400
 
 
 @pytest.mark.parametrize(
