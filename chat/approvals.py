@@ -115,9 +115,7 @@ class Approvals:
         for call, row in zip(asked, await self._rows(asked), strict=True):
             if isinstance(row, ToolException):
                 refused[call.id] = str(row).removeprefix("Failed: ").rstrip(".")
-            elif row is not None and self._must_ask(
-                call, row
-            ):  # a row that is not there the tool will tell of
+            elif row is not None and self._must_ask(call, row):  # of one that is not there the tool tells
                 groups[call.action, call.table].append(Question(call, self.desk.seen[row["id"]]))
         for (action, table), group in groups.items():
             for start in range(0, len(group), _AT_ONCE):
