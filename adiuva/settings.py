@@ -65,6 +65,7 @@ INSTALLED_APPS = [
     "adiuva",
     "adiuva.accounts",
     "adiuva.devices",
+    "memory",
     "agents",
     "chat",
 ]

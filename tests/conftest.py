@@ -78,8 +78,6 @@ def _set_environment(folder: Path) -> None:
         "ADIUVA_KEYS": f"test:{base64.b64encode(secrets.token_bytes(32)).decode()}",
         "ADIUVA_MODEL": "openai/nowhere",
         "ADIUVA_MODEL_API_BASE": "http://127.0.0.1:9/v1",
-        "ADIUVA_EMBEDDING_MODEL": "openai/nowhere",
-        "ADIUVA_EMBEDDING_MODEL_API_BASE": "http://127.0.0.1:9/v1",
         "ADIUVA_LOGIN_ADDRESS_RATE": "100000/min",  # all tests come from one address
         "ADIUVA_LOG_LEVEL": "INFO",
         "DATABASE_URL": given["DATABASE_URL"] or _start_postgres(folder, password),

@@ -32,6 +32,7 @@ from adiuva.llm.errors import (
     ModelTimeout,
     ModelUnavailable,
 )
+from adiuva.llm.in_process import LEXICAL, LexicalEmbeddings
 from adiuva.llm.models import ChatModel, EmbeddingModel
 from adiuva.llm.types import (
     Delta,
@@ -83,8 +84,10 @@ def chat_model(configured: Mapping[str, str] | None = None) -> ChatModel:
 
 
 def embedding_model(configured: Mapping[str, str] | None = None) -> EmbeddingModel:
-    """The model of settings.EMBEDDING_MODEL, or of a mapping like it."""
+    """The model of settings.EMBEDDING_MODEL, or of a mapping like it; the lexical one where none is configured."""
     given = settings.EMBEDDING_MODEL if configured is None else configured
+    if given.get("model", "") in ("", LEXICAL):
+        return LexicalEmbeddings()
     return _embedding_model(*_named(given, "ADIUVA_EMBEDDING_MODEL"))
 
 

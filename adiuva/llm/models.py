@@ -8,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from adiuva.llm import errors, transport
 from adiuva.llm.answers import find_json, with_schema_in_prompt
@@ -19,12 +20,23 @@ BATCH = 64
 _without_schema: set[tuple[str, str]] = set()
 
 
+def provider_of(name: str, endpoint: str) -> str:
+    """Who reads what a model is asked: the host of an endpoint of one's own, else the provider in LiteLLM's name."""
+    host = urlsplit(endpoint.rpartition(" ")[2]).hostname
+    provider, slash, _ = name.partition("/")
+    if host and host != "api.openai.com":
+        return host
+    return provider if slash else "openai"
+
+
 class ChatModel(ABC):
-    """A chat model. `name` is the LiteLLM name it was configured with, `endpoint` where it is asked."""
+    """A chat model. `name` is the LiteLLM name it was configured with, `endpoint` where it is asked, `provider` who
+    gets to read what it is asked."""
 
     def __init__(self, name: str, endpoint: str) -> None:
         self.name = name
         self.endpoint = endpoint
+        self.provider = provider_of(name, endpoint)
 
     async def complete(
         self,
@@ -127,6 +139,7 @@ class EmbeddingModel(ABC):
     def __init__(self, name: str, endpoint: str) -> None:
         self.name = name
         self.endpoint = endpoint
+        self.provider = provider_of(name, endpoint)
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """A vector for each text, in order. Raise a ModelError; transient faults were retried by then."""

@@ -13,7 +13,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from adiuva.embedded.offline_model import CHAT_MODEL, EMBEDDING_MODEL, chat, extraction, lexical
+from adiuva import lexical
+from adiuva.embedded.offline_model import CHAT_MODEL, EMBEDDING_MODEL, chat, extraction
 from adiuva.embedded.offline_model.turn import Answer
 
 _MAX_BODY = 32 * 1024 * 1024

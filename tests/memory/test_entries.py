@@ -1,0 +1,164 @@
+"""What may be done to what is remembered: kept once, changed with history, forgotten whole."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from adiuva.accounts.keys import cipher_for
+from adiuva.errors import AdiuvaError
+from memory import entries
+from memory.entries import BY_HAND, Origin, Outcome
+from memory.models import Embedding, Entry, Source, SourceKind, Tier
+from tests.people import somebody
+
+pytestmark = pytest.mark.django_db(transaction=False)
+
+
+@pytest.fixture
+def user() -> uuid.UUID:
+    return somebody().id
+
+
+def said(place: uuid.UUID, seq: int = 1) -> Origin:
+    return Origin(SourceKind.CONVERSATION, place, seq)
+
+
+def core(user: uuid.UUID, key: str, content: str, origin: Origin = BY_HAND) -> entries.Kept:
+    return entries.remember(user_id=user, tier=Tier.CORE, key=key, content=content, origin=origin)
+
+
+def seen(user: uuid.UUID, content: str, origin: Origin = BY_HAND, **more: object) -> entries.Kept:
+    return entries.remember(
+        user_id=user,
+        tier=Tier.ASSOCIATIVE,
+        content=content,
+        origin=origin,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def says(entry: Entry) -> str:
+    return entries.opened(entry, cipher_for(entry.user_id)).content
+
+
+def test_a_core_key_has_one_value_and_a_history(user: uuid.UUID) -> None:
+    first = core(user, "Favourite drink", "coffee")
+    assert core(user, "favourite  DRINK", "Coffee").outcome is Outcome.KNOWN
+    changed = core(user, "favourite drink", "tea")
+    assert changed.outcome is Outcome.CHANGED
+    assert changed.entry.pk == first.entry.pk
+    core(user, "favourite drink", "water")
+    (now,) = Entry.objects.of(user).current()
+    assert says(now) == "water"
+    past = list(entries.history(now))
+    assert [says(entry) for entry in past] == ["tea", "coffee"]
+    assert all(entry.valid_to is not None for entry in past)
+    assert past[1].valid_to == past[0].valid_from
+    assert Embedding.objects.filter(user_id=user).count() == 1
+
+
+def test_a_past_value_can_hold_again(user: uuid.UUID) -> None:
+    for value in ("coffee", "tea", "coffee"):
+        core(user, "drink", value)
+    (now,) = Entry.objects.of(user).current()
+    assert says(now) == "coffee"
+    assert entries.history(now).count() == 2
+
+
+def test_nothing_is_remembered_twice(user: uuid.UUID) -> None:
+    here, there = uuid.uuid4(), uuid.uuid4()
+    kept = seen(user, "Anna moves to Turin in March.", said(here))
+    again = seen(user, "anna  moves to Turin in march.", said(there))
+    assert (again.outcome, again.entry.pk) == (Outcome.KNOWN, kept.entry.pk)
+    assert seen(user, "Anna moves to Turin in March.", said(here)).outcome is Outcome.KNOWN
+    assert {source.source_id for source in kept.entry.sources.all()} == {here, there}
+
+
+def test_what_one_source_alone_said_goes_with_it(user: uuid.UUID) -> None:
+    here, there = uuid.uuid4(), uuid.uuid4()
+    seen(user, "only here", said(here))
+    both = seen(user, "in both places", said(here)).entry
+    seen(user, "in both places", said(there, 4))
+    made = seen(user, "made of both", said(here), also=[said(there)], derived=True)
+    gone = entries.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=here)
+    assert gone == 2
+    assert [entry.pk for entry in Entry.objects.of(user)] == [both.pk]
+    assert not Embedding.objects.filter(pk=made.entry.pk).exists()
+    assert list(Source.objects.filter(entry__user_id=user).values_list("source_id", "seq")) == [(there, 4)]
+
+
+def test_a_value_that_goes_with_its_source_leaves_what_others_said_as_history(user: uuid.UUID) -> None:
+    here, there = uuid.uuid4(), uuid.uuid4()
+    core(user, "drink", "coffee", said(here))
+    core(user, "drink", "tea", said(there))
+    assert entries.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=there) == 1
+    (left,) = Entry.objects.of(user)
+    assert says(left) == "coffee"
+    assert left.valid_to is not None
+
+
+def test_forgetting_an_entry_takes_its_past_along(user: uuid.UUID) -> None:
+    core(user, "drink", "coffee")
+    entry = core(user, "drink", "tea").entry
+    assert entries.forget(user_id=user, ids=[entry.pk]) == 1
+    assert not Entry.objects.of(user).exists()
+    assert not Embedding.objects.filter(user_id=user).exists()
+
+
+def test_another_users_entries_are_out_of_reach(user: uuid.UUID) -> None:
+    other = somebody().id
+    entry = core(user, "drink", "coffee").entry
+    assert entries.forget(user_id=other, ids=[entry.pk]) == 0
+    assert entries.end(user_id=other, ids=[entry.pk]) == 0
+    with pytest.raises(entries.EntryNotFound):
+        entries.of_user(other, entry.pk)
+    assert core(other, "drink", "coffee").outcome is Outcome.NEW
+
+
+def test_a_corrected_entry_keeps_its_id(user: uuid.UUID) -> None:
+    entry = seen(user, "Anna moves to Turin", said(uuid.uuid4())).entry
+    corrected = entries.correct(entry=entry, content="Anna moves to Milan", origin=BY_HAND)
+    assert corrected.pk == entry.pk
+    assert says(corrected) == "Anna moves to Milan"
+    (past,) = entries.history(corrected)
+    assert [source.kind for source in past.sources.all()] == [SourceKind.CONVERSATION]
+    assert [source.kind for source in corrected.sources.all()] == [SourceKind.USER]
+    with pytest.raises(entries.EntryIsOver):
+        entries.correct(entry=past, content="Anna moves to Rome", origin=BY_HAND)
+
+
+def test_a_correction_does_not_make_two_of_one(user: uuid.UUID) -> None:
+    seen(user, "Anna moves to Milan")
+    entry = seen(user, "Anna moves to Turin").entry
+    with pytest.raises(entries.KnownAlready):
+        entries.correct(entry=entry, content="Anna moves to Milan", origin=BY_HAND)
+    core(user, "drink", "tea")
+    food = core(user, "food", "pasta").entry
+    with pytest.raises(entries.KnownAlready):
+        entries.correct(entry=food, key="Drink", origin=BY_HAND)
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"tier": Tier.CORE, "content": "x"}, "key"),
+        ({"tier": Tier.CORE, "content": "x", "key": "k" * 101}, "key"),
+        ({"tier": Tier.CORE, "content": " ", "key": "k"}, "content"),
+        ({"tier": Tier.ASSOCIATIVE, "content": "x" * 4001}, "content"),
+        ({"tier": Tier.ASSOCIATIVE, "content": "a\0b"}, "content"),
+        ({"tier": Tier.EPISODIC, "content": "x", "key": "k"}, "key"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_by_its_field(user: uuid.UUID, given: dict, field: str) -> None:
+    with pytest.raises(AdiuvaError) as refused:
+        entries.remember(user_id=user, origin=BY_HAND, **given)
+    assert list(refused.value.fields or {}) == [field]
+
+
+def test_ended_entries_are_history_and_can_be_said_anew(user: uuid.UUID) -> None:
+    entry = seen(user, "Anna lives in Turin").entry
+    assert entries.end(user_id=user, ids=[entry.pk]) == 1
+    assert entries.end(user_id=user, ids=[entry.pk]) == 0
+    assert seen(user, "Anna lives in Turin").outcome is Outcome.NEW
