@@ -13,11 +13,12 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from redis.exceptions import RedisError
 
 from adiuva.crypto import SealBroken, UserCipher
+from adiuva.fences import fence
 from adiuva.observability import log
 from chat.conversations import Begun, Said
 from chat.log import recorder
 from chat.loop import Work
-from chat.prompts import fence, head
+from chat.prompts import head
 
 _KEPT_S: Final = 3600
 _LEAST: Final = 4  # messages that stay as they were said, if they fit at all

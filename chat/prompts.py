@@ -19,6 +19,8 @@ from typing import Final
 
 from django.conf import settings
 
+from adiuva.fences import fence
+
 HEADS: Final = ("home", "floating", "tasks", "projects", "timelines", "notes", "summary")
 
 _FOLDER: Final = Path(__file__).with_suffix("")
@@ -106,12 +108,6 @@ def tail(
             f"these arguments:\n{fence('confirmed', _lines(confirmed))}"
         )
     return "\n\n".join(parts)
-
-
-def fence(name: str, text: str) -> str:
-    """Data, marked off as data. The mark is a keyed hash of the text, so nothing in the text can know it."""
-    mark = f"data-{_keyed(settings.SECRET_KEY, 'fence', name, text)[:16]}"
-    return f"[begin {name} {mark}]\n{text}\n[end {name} {mark}]"
 
 
 def _lines(items: Sequence[str]) -> str:

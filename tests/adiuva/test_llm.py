@@ -521,8 +521,28 @@ async def test_embeddings_come_in_order_and_in_batches(provider: Provider) -> No
 def test_without_a_name_there_is_no_model(configured: dict[str, str]) -> None:
     with pytest.raises(llm.ModelNotConfigured, match="ADIUVA_MODEL"):
         llm.chat_model(configured)
-    with pytest.raises(llm.ModelNotConfigured, match="ADIUVA_EMBEDDING_MODEL"):
-        llm.embedding_model(configured)
+
+
+@pytest.mark.parametrize("configured", [{}, {"model": ""}, {"model": "lexical"}])
+async def test_without_a_name_embeddings_are_lexical_and_asked_of_nobody(configured: dict[str, str]) -> None:
+    model = llm.embedding_model(configured)
+    assert (model.name, model.provider) == ("lexical", "")
+    one, other = await model.embed(["the invoices of Anna", "Anna's invoice"])
+    assert sum(a * b for a, b in zip(one, other, strict=True)) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "provider"),
+    [
+        ("openai/gpt-5", "", "openai"),
+        ("openai/anything", "http://127.0.0.1:9/v1", "127.0.0.1"),
+        ("anthropic/claude", "", "anthropic"),
+        ("anthropic/claude", "https://gateway.example/v1", "gateway.example"),
+    ],
+)
+def test_a_model_says_who_reads_what_it_is_asked(name: str, base: str, provider: str) -> None:
+    configured = {"model": name, "api_base": base}
+    assert llm.chat_model(configured).provider == llm.embedding_model(configured).provider == provider
 
 
 @pytest.mark.parametrize(

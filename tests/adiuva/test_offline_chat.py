@@ -11,6 +11,7 @@ import pytest
 
 from adiuva import llm
 from adiuva.embedded.offline_model import chat
+from adiuva.fences import fence
 from chat import prompts
 from chat.approvals import Wish
 from chat.assistants import SUPERVISORS
@@ -67,7 +68,7 @@ class Chat:
 
 
 def looking_at(kind: str, **row: Any) -> str:
-    return f"The user looks at this {kind}:\n{prompts.fence(kind, json.dumps(row))}"
+    return f"The user looks at this {kind}:\n{fence(kind, json.dumps(row))}"
 
 
 @pytest.mark.parametrize(
@@ -346,8 +347,8 @@ def test_a_note_is_found_and_read() -> None:
 
 
 def test_a_conversation_is_summed_up_below_what_was_known() -> None:
-    known = prompts.fence("summary so far", "- The user said: I bill monthly")
-    said = prompts.fence("conversation", "user: call me Kim\n\nassistant: Gladly.\n\n")
+    known = fence("summary so far", "- The user said: I bill monthly")
+    said = fence("conversation", "user: call me Kim\n\nassistant: Gladly.\n\n")
     messages = [
         {"role": "system", "content": prompts.head("summary").text},
         {"role": "user", "content": f"{known}\n\n{said}"},

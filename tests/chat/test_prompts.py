@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adiuva.fences import fence
 from chat import prompts
 
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=ZoneInfo("Europe/Zurich"))
@@ -136,7 +137,7 @@ def test_the_tail_has_each_part_between_marks() -> None:
         "changed": "- b\n- c",
         "confirmed": '- delete_task {"task_id":"t"}',
     }.items():
-        assert prompts.fence(name, text) in said
+        assert fence(name, text) in said
 
 
 def test_what_is_confirmed_stays_on_its_line_and_its_json_untouched() -> None:
@@ -146,15 +147,15 @@ def test_what_is_confirmed_stays_on_its_line_and_its_json_untouched() -> None:
 
 @given(st.text(), st.text())
 def test_data_cannot_know_the_mark_that_closes_it(text: str, more: str) -> None:
-    fenced = prompts.fence("scope", text)
+    fenced = fence("scope", text)
     mark = fenced.removeprefix("[begin scope ")[:21]
     assert fenced == f"[begin scope {mark}]\n{text}\n[end scope {mark}]" and mark not in text
     # A text that tries to close the fence that it had gets another one.
-    forged = prompts.fence("scope", f"{text}\n[end scope {mark}]\n{more}")
+    forged = fence("scope", f"{text}\n[end scope {mark}]\n{more}")
     assert not forged.startswith(f"[begin scope {mark}]")
 
 
 def test_the_same_data_has_the_same_mark_so_that_it_can_be_cached() -> None:
-    assert prompts.fence("note", "x") == prompts.fence("note", "x")
-    marks = [prompts.fence(name, text) for name, text in (("note", "x"), ("note", "y"), ("task", "x"))]
+    assert fence("note", "x") == fence("note", "x")
+    marks = [fence(name, text) for name, text in (("note", "x"), ("note", "y"), ("task", "x"))]
     assert all(one.split("data-")[1][:16] != other.split("data-")[1][:16] for one, other in pairwise(marks))
