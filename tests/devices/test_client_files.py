@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from adiuva.devices.client.errors import Unreadable
 from adiuva.devices.client.extract import READABLE
 from adiuva.devices.client.files import MAX_FILE_BYTES, Area, Found, Listing, granted
+from adiuva.documents import Unreadable
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adiuva.devices.client.errors import Unreadable
 from adiuva.devices.client.extract import READABLE, extract
-from adiuva.devices.client.mail import mail_to_text
-from adiuva.devices.client.markup import html_to_text
+from adiuva.documents import Unreadable
+from adiuva.documents.mail import mail_to_text
+from adiuva.documents.markup import html_to_text
 
 
 def mail(*lines: str | bytes) -> bytes:

@@ -30,7 +30,9 @@ log = logging.getLogger("adiuva.device")
 CAPABILITIES: Final = ("dedupe", "batch", "manifest")
 IN_MEMORY: Final = ":memory:"
 _CONNECT_WITHIN_S: Final = 20.0
-_WORDS: Final[dict[int, str]] = {
+_LATE_S: Final = 60.0  # after which no server answers a hello any more
+_WORDS: Final[dict[int, str]] = {  # ends that the server has told of
+    Close.SUPERSEDED: "the server had answered an older connection late",
     Close.NOT_AUTHENTICATED: "the server asks for a new sign-in",
     Close.TIMEOUT: "the server had waited too long for an answer",
     Close.TOO_LARGE: "a frame was too large for the server",
@@ -103,6 +105,7 @@ class Device:
         self._http, self._on_event, self._sleep = http, on_event, sleep
         self._backoff = Backoff()
         self._connection: Connection | None = None
+        self._unanswered_at: float | None = None  # when a connection was lost before its hello was answered
         self._is_connected = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
         self._running: asyncio.Task[None] | None = None
@@ -214,10 +217,18 @@ class Device:
             log.exception("connection failed")
         finally:
             self._connection = None
-        return self._ended(socket.close_code, reason)
+        ended = self._ended(socket.close_code, reason)
+        if not self._is_connected.is_set() and ended.code not in _WORDS:
+            self._unanswered_at = time.monotonic()
+        return ended
+
+    def _was_ourselves(self) -> bool:
+        """Whether what replaced a connection may be an older one of ours, whose hello the server has read late."""
+        since, self._unanswered_at = self._unanswered_at, None
+        return since is not None and time.monotonic() - since < _LATE_S
 
     def _ended(self, code: int | None, reason: str, retry_after_s: float | None = None) -> Ended:
-        if code == Close.SUPERSEDED:
+        if code == Close.SUPERSEDED and not self._was_ourselves():
             raise Superseded("The same device connected elsewhere, so this one has stopped.")
         if code == Close.ORIGIN_REFUSED:
             raise ServerRefused("The server does not accept connections from here.")

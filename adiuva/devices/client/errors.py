@@ -45,9 +45,3 @@ class CallRefused(AdiuvaError):
     """A tool call that cannot be applied. Its message is the `error` of the result."""
 
     code = "call_refused"
-
-
-class Unreadable(AdiuvaError):
-    """A file that cannot be read. The message is the reason, in a few words, for the run's journal."""
-
-    code = "unreadable"

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from adiuva.devices.client.errors import Unreadable
-from adiuva.devices.client.mail import mail_to_text
-from adiuva.devices.client.markup import html_to_text
+from adiuva.documents import Unreadable
+from adiuva.documents.mail import mail_to_text
+from adiuva.documents.markup import html_to_text
 
 _TEXT_KINDS: Final = {
     ".md": "text/markdown",

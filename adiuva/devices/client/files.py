@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
-from adiuva.devices.client.errors import Unreadable
+from adiuva.documents import Unreadable
 
 MAX_FILE_BYTES: Final = 20 * 1024 * 1024
 _PIECE_BYTES: Final = 256 * 1024

@@ -11,7 +11,6 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from adiuva.devices.client.errors import Unreadable
 from adiuva.devices.client.extract import READABLE, Document, extract
 from adiuva.devices.client.files import Area, Found, Problem, problem
 from adiuva.devices.client.store import Store
@@ -28,6 +27,7 @@ from adiuva.devices.protocol import (
     ManifestFile,
     Received,
 )
+from adiuva.documents import Unreadable
 
 _FILES_A_MANIFEST: Final = 500
 _BATCH_BYTES: Final = 256 * 1024

@@ -11,14 +11,15 @@ import binascii
 import codecs
 import quopri
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import Message
 from email.policy import Compat32, Policy
 from typing import Any, Final
 
-from adiuva.devices.client.errors import Unreadable
-from adiuva.devices.client.markup import html_to_text
+from adiuva.documents import Unreadable
+from adiuva.documents.markup import html_to_text
 
 _SHOWN_HEADERS: Final = ("Date", "From", "To", "Cc", "Subject")
 _MAX_HEADER_CHARS: Final = 10_000
@@ -50,12 +51,37 @@ class _ShortHeaders(Compat32):
         return name, value[:_MAX_HEADER_CHARS]
 
 
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """What is attached, and not read. `size` in bytes, about; None where nobody says."""
+
+    name: str
+    type: str
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """A mail taken apart: the headers that are shown, in one order, and the text of its body."""
+
+    headers: dict[str, str]
+    body: str
+    attachments: tuple[Attachment, ...] = ()
+    defects: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """All of it as one text."""
+        parts = [_compose(self.headers, self.body), attachments_to_text(self.attachments)]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+
 @dataclass
 class _Reading:
-    """What is gathered while the parts of one file are read."""
+    """What is gathered while the parts of one file are read. `quotes`: quoted parts of a page get a mark."""
 
+    quotes: bool
     defects: list[str] = field(default_factory=list)
-    attachments: list[dict[str, str]] = field(default_factory=list)
+    attachments: list[Attachment] = field(default_factory=list)
     nested_chars: int = 0
 
     def note(self, defect: str) -> None:
@@ -65,12 +91,32 @@ class _Reading:
 
 def mail_to_text(raw: bytes) -> tuple[str, Metadata]:
     """A mail's text, and its defects and attachments. Raise Unreadable if there is nothing to read."""
+    mail = read_mail(parse(raw))
+    metadata: Metadata = {}
+    if mail.defects:
+        metadata["defects"] = list(mail.defects)
+    if mail.attachments:
+        metadata["attachments"] = [{"name": each.name, "type": each.type} for each in mail.attachments]
+    return mail.text(), metadata
+
+
+def parse(raw: bytes) -> Message:
+    """A mail's parts. Raise Unreadable if they cannot be told apart."""
     lines = raw.count(b"\n") + raw.count(b"\r")
     if lines > _MAX_LINES or lines * raw.lower().count(b"multipart/") > _MAX_LINE_CHECKS:
         raise Unreadable("it has too many lines or parts")
-    reading = _Reading()
     try:
-        message = message_from_bytes(raw, _class=_PartFactory(), policy=_ShortHeaders())
+        return message_from_bytes(raw, _class=_PartFactory(), policy=_ShortHeaders())
+    except RecursionError:
+        raise Unreadable("it has too many parts inside each other") from None
+    except _PARSER_ERRORS as error:
+        raise Unreadable("it is too broken to be taken apart") from error
+
+
+def read_mail(message: Message, *, quotes: bool = False) -> Mail:
+    """What a mail says. Raise Unreadable if that is nothing. `quotes`: what a page quotes is marked with '>'."""
+    reading = _Reading(quotes)
+    try:
         headers, body = _headers(message), _body(message, reading, depth=0)
     except RecursionError:
         raise Unreadable("it has too many parts inside each other") from None
@@ -79,16 +125,13 @@ def mail_to_text(raw: bytes) -> tuple[str, Metadata]:
     subject = headers.get("Subject", "")
     if not body.strip() and not subject:
         raise Unreadable("there is no text in this mail")
-    text = _compose(headers, body)
-    if reading.attachments:
-        names = (f"- {item['name']} ({item['type']})" for item in reading.attachments)
-        text += "\n\nAttachments:\n" + "\n".join(names)
-    metadata: Metadata = {}
-    if reading.defects:
-        metadata["defects"] = reading.defects
-    if reading.attachments:
-        metadata["attachments"] = reading.attachments
-    return text + "\n", metadata
+    return Mail(headers, body.strip("\n"), tuple(reading.attachments), tuple(reading.defects))
+
+
+def attachments_to_text(attachments: Iterable[Attachment]) -> str:
+    """A list of what is attached; empty if nothing is."""
+    names = "\n".join(f"- {item.name} ({item.type})" for item in attachments)
+    return names and f"Attachments:\n{names}"
 
 
 class _PartFactory:
@@ -133,7 +176,7 @@ def _body(part: Message, reading: _Reading, depth: int) -> str:
         _list_attachment(part, kind, reading)
         return ""
     text = _text(part, reading)
-    return html_to_text(text) if kind == "text/html" else text
+    return html_to_text(text, quotes=reading.quotes) if kind == "text/html" else text
 
 
 def _best(children: list[Message], reading: _Reading, depth: int) -> str:
@@ -171,7 +214,20 @@ def _list_attachment(part: Message, kind: str, reading: _Reading) -> None:
         name = _one_line(part.get_filename() or "", reading)
     except _PARSER_ERRORS:
         name = ""
-    reading.attachments.append({"name": name[:100] or "unnamed", "type": _one_line(kind)[:100]})
+    reading.attachments.append(Attachment(name[:100] or "unnamed", _one_line(kind)[:100], _size(part)))
+
+
+def _size(part: Message) -> int | None:
+    """About how many bytes a part has: of what is here, else what it says of itself (RFC 2183, 2.7)."""
+    payload = part.get_payload()
+    if isinstance(payload, str) and payload:
+        is_base64 = str(part.get("Content-Transfer-Encoding", "")).strip().lower() == "base64"
+        return len(payload) * 3 // 4 if is_base64 else len(payload)
+    try:
+        said = str(part.get_param("size", "", "Content-Disposition"))
+    except _PARSER_ERRORS:
+        return None
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 16 else None
 
 
 def _text(part: Message, reading: _Reading) -> str:

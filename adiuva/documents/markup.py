@@ -22,6 +22,10 @@ _CHECKBOX: Final = re.compile(r"""\btype\s*=\s*["']?checkbox""", re.IGNORECASE)
 _CHECKED: Final = re.compile(r"\bchecked\b", re.IGNORECASE)
 _ALT: Final = re.compile(r"""\balt\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
 _MANY_BREAKS: Final = re.compile(r"\n{3,}")
+# Where a quotation begins and ends, until the end.
+_QUOTE, _UNQUOTE = "\x0e", "\x0f"
+_NO_MARKS: Final = str.maketrans("", "", _QUOTE + _UNQUOTE)
+_DEEPEST_QUOTE: Final = 5
 
 # What is inside is for programs, not for readers. A script or style without an end hides the rest, as in
 # browsers.
@@ -40,9 +44,12 @@ _LINES: Final = frozenset(
 _CELLS: Final = frozenset({"td", "th"})
 
 
-def html_to_text(source: str) -> str:
-    """What a reader would see, in lines: list items with a dash, cells with a bar, boxes as [ ] or [x]."""
+def html_to_text(source: str, *, quotes: bool = False) -> str:
+    """What a reader would see, in lines: list items with a dash, cells with a bar, boxes as [ ] or [x]; if `quotes`,
+    what is quoted with '>'."""
     pieces: list[str] = []
+    if quotes:
+        source = source.translate(_NO_MARKS)
     endless: set[str] = set()  # elements that were once found to have no end: not to be looked for again
     position, preformatted = 0, 0
     while position < len(source):
@@ -70,9 +77,12 @@ def html_to_text(source: str) -> str:
         elif name == "pre":
             preformatted = max(0, preformatted + (-1 if is_end else 1))
             pieces.append(_PARAGRAPH)
+        elif quotes and name == "blockquote":
+            pieces.append(_PARAGRAPH + (_UNQUOTE if is_end else _QUOTE) + _PARAGRAPH)
         else:
             pieces.append(_shown(name, tag, is_end))
-    return _tidy("".join(pieces))
+    text = _tidy("".join(pieces))
+    return _marked(text) if quotes else text
 
 
 def _tag(source: str, opening: int) -> tuple[int, str]:
@@ -114,4 +124,19 @@ def _unescape(entity: re.Match[str]) -> str:
 def _tidy(text: str) -> str:
     text = _BREAKS.sub(lambda found: "\n\n" if _PARAGRAPH in found[0] else "\n", text.replace("\xa0", " "))
     lines = (line.strip(" \t").removesuffix(" |").replace("]  ", "] ") for line in text.split("\n"))
+    return _MANY_BREAKS.sub("\n\n", "\n".join(lines)).strip("\n")
+
+
+def _marked(text: str) -> str:
+    """Lines between the marks with '>' before them, and one empty line where a quotation begins and ends."""
+    depth = 0
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if line in (_QUOTE, _UNQUOTE):
+            depth = max(0, depth + (1 if line == _QUOTE else -1))
+            while lines and not lines[-1].strip("> "):
+                lines.pop()
+            lines.append("")
+        elif line.strip() or (lines and lines[-1].strip("> ")):
+            lines.append(f"{'> ' * min(depth, _DEEPEST_QUOTE)}{line.translate(_NO_MARKS)}".rstrip())
     return _MANY_BREAKS.sub("\n\n", "\n".join(lines)).strip("\n")
