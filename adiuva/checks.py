@@ -88,3 +88,9 @@ def _problems() -> Iterator[CheckMessage]:
             hint="Sign-in cookies are sent over TLS only, so the admin will not work without.",
             id="adiuva.W003",
         )
+    if not settings.KEYS_APART:
+        yield Warning(
+            "ADIUVA_KEYS_DATABASE_URL is not set, or names the main database.",
+            hint="The users' keys are in each dump of the data, which still opens what of deleted accounts is in it.",
+            id="adiuva.W004",
+        )

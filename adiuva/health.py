@@ -9,7 +9,8 @@ from typing import Any, cast
 import psycopg
 import redis
 import structlog
-from django.db import connection
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, connections
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.negotiation import BaseContentNegotiation
@@ -88,8 +89,8 @@ def _timed(name: str, check: Callable[[], str]) -> dict[str, Any]:
     return found
 
 
-def _database() -> str:
-    pool = cast(Any, connection).pool
+def _database(alias: str = DEFAULT_DB_ALIAS) -> str:
+    pool = cast(Any, connections[alias]).pool
     try:
         pool.open()
         # Requests may wait longer for a connection; who asks here does not.
@@ -99,6 +100,10 @@ def _database() -> str:
         # Its message may hold the address and the user; the class says what people need.
         return f"the database does not answer ({type(error).__name__})"
     return ""
+
+
+def _keys() -> str:
+    return _database("keys")
 
 
 def _redis() -> str:
@@ -120,6 +125,7 @@ def _heard(role: heartbeat.Role) -> str:
 
 _CHECKS: dict[str, Callable[[], str]] = {
     "database": _database,
+    **({"keys": _keys} if settings.KEYS_APART else {}),
     "redis": _redis,
     "worker": lambda: _heard("worker"),
     "beat": lambda: _heard("beat"),

@@ -12,10 +12,12 @@ from adiuva.celery import app
 from adiuva.observability import log
 
 
-def nudge(task: str, user_id: UUID) -> None:
+def nudge(task: str, row_id: UUID) -> None:
+    """Start a task that takes the id of a row."""
+
     def send() -> None:
         try:
-            app.send_task(task, [str(user_id)])
+            app.send_task(task, [str(row_id)])
         except (BrokerAway, RedisError) as error:
             log.warning("nudge.lost", task=task, error=type(error).__name__)
 

@@ -81,6 +81,9 @@ def configure(level: str, *, as_json: bool) -> dict[str, Any]:
                 "celery.app.trace": "WARNING",
                 "celery.beat": "WARNING",
                 "django_celery_beat": "WARNING",
+                # They log the address of each request, and addresses hold senders and positions.
+                "httpx": "WARNING",
+                "httpcore": "WARNING",
             }.items()
         },
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import timedelta
 from typing import Any
@@ -66,8 +67,10 @@ INSTALLED_APPS = [
     "adiuva.accounts",
     "adiuva.devices",
     "memory",
+    "integrations",
     "agents",
     "chat",
+    "adiuva.export",
 ]
 MIDDLEWARE = [
     "adiuva.observability.RequestLog",
@@ -104,10 +107,11 @@ DATA_UPLOAD_MAX_NUMBER_FILES = 0  # forms have fields alone
 # ── PostgreSQL ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _database(url: str) -> dict[str, Any]:
+def _database(name: str, url: str, *, connections: tuple[int, int]) -> dict[str, Any]:
     parts = urlsplit(url)
     if parts.scheme not in {"postgres", "postgresql"} or not parts.path.strip("/"):
-        raise ImproperlyConfigured("DATABASE_URL must look like postgresql://user:password@host:5432/name")
+        raise ImproperlyConfigured(f"{name} must look like postgresql://user:password@host:5432/name")
+    least, most = connections
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": unquote(parts.path.lstrip("/")),
@@ -118,13 +122,21 @@ def _database(url: str) -> dict[str, Any]:
         # Under ASGI connections belong to a pool, not to threads.
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,  # or each pooled connection would fail once after a restart
-        "OPTIONS": {
-            "pool": {"min_size": 1, "max_size": env.integer("ADIUVA_DB_POOL", 16, least=2), "timeout": 10}
-        },
+        "OPTIONS": {"pool": {"min_size": least, "max_size": most, "timeout": 10}},
     }
 
 
-DATABASES = {"default": _database(env.text("DATABASE_URL", "postgresql://adiuva@127.0.0.1:5432/adiuva"))}
+DATABASES = {
+    "default": _database(
+        "DATABASE_URL",
+        env.text("DATABASE_URL", "postgresql://adiuva@127.0.0.1:5432/adiuva"),
+        connections=(1, env.integer("ADIUVA_DB_POOL", 16, least=2)),
+    )
+}
+# Users' data keys and nothing else, so that no dump of the main database opens what it holds; see accounts/keys.py.
+if _keys_url := env.text("ADIUVA_KEYS_DATABASE_URL"):
+    DATABASES["keys"] = _database("ADIUVA_KEYS_DATABASE_URL", _keys_url, connections=(0, 4))
+KEYS_APART = len({tuple(each[part] for part in ("HOST", "PORT", "NAME")) for each in DATABASES.values()}) == 2
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # ── Redis (or Valkey) ───────────────────────────────────────────────────────────────────────────────────
@@ -163,7 +175,15 @@ CELERY_BEAT_MAX_LOOP_INTERVAL = 5
 CELERY_BEAT_SCHEDULE = {
     "agents: start what is due": {"task": "agents.tick", "schedule": schedule(timedelta(seconds=30))},
     "agents: sweep runs": {"task": "agents.sweep", "schedule": schedule(timedelta(seconds=10))},
+    "agents: forget journeys": {
+        "task": "agents.forget_journeys",
+        "schedule": schedule(timedelta(minutes=10)),
+    },
     "chat: end lost turns": {"task": "chat.sweep", "schedule": schedule(timedelta(seconds=60))},
+    "memory: record what was said": {"task": "memory.sweep", "schedule": schedule(timedelta(seconds=60))},
+    "memory: tend indexes": {"task": "memory.tend", "schedule": schedule(timedelta(hours=1))},
+    "memory: consolidate": {"task": "memory.consolidate", "schedule": schedule(timedelta(minutes=5))},
+    "exports: sweep archives": {"task": "export.sweep", "schedule": schedule(timedelta(seconds=60))},
     "accounts: end old sessions": {"task": "accounts.prune", "schedule": schedule(timedelta(hours=6))},
 }
 
@@ -219,6 +239,14 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "PARSER_WHITELIST": ["adiuva.parsers.JSONParser", "rest_framework.parsers.FormParser"],
+    "ENUM_NAME_OVERRIDES": {
+        "TierEnum": "adiuva.accounts.models.Tier",
+        "KindEnum": "chat.models.Kind",
+        "StateEnum": "agents.models.Run.State",
+        "MemoryTierEnum": "memory.models.Tier",
+        "MemorySourceKindEnum": "memory.models.SourceKind",
+        "ExportStateEnum": "adiuva.export.models.Export.State",
+    },
 }
 
 # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -262,6 +290,55 @@ CHAT: dict[str, Any] = {
     "max_model_calls": env.integer("ADIUVA_TURN_MODEL_CALLS", 16, least=1),  # of a turn
     "device_wait_s": env.number("ADIUVA_DEVICE_WAIT_S", 60.0),  # for a device that dropped, in a tool call
     "history_chars": env.integer("ADIUVA_HISTORY_CHARS", 48_000, least=1_000),  # beyond which it is summed up
+}
+
+# ── Memory ───────────────────────────────────────────────────────────────────────────────────────────────
+MEMORY: dict[str, Any] = {
+    "quiet_s": env.number("ADIUVA_MEMORY_QUIET_S", 1800.0),  # after which a session is over, and an episode
+    "condense_days": env.integer("ADIUVA_MEMORY_CONDENSE_DAYS", 14, least=1),  # from the end of a week
+    "parts_days": env.integer("ADIUVA_MEMORY_PARTS_DAYS", 90, least=1),  # of what was condensed
+    "unused_days": env.integer("ADIUVA_MEMORY_UNUSED_DAYS", 180, least=1),  # neither needed nor repeated
+    "used_days": env.integer("ADIUVA_MEMORY_USED_DAYS", 365, least=1),  # from its last use
+    "history_days": env.integer("ADIUVA_MEMORY_HISTORY_DAYS", 365, least=1),
+    "receipt_days": env.integer("ADIUVA_MEMORY_RECEIPT_DAYS", 90, least=1),
+}
+
+# ── Integrations: mailboxes and channels that users connect; see docs/connectors.md ─────────────────────
+
+
+def _endpoint(name: str, default: str) -> str:
+    """A base address of a provider: https, or plain http on loopback, where tests put theirs."""
+    url = env.text(name, default).rstrip("/")
+    parts = urlsplit(url)
+    loopback = parts.hostname in {"127.0.0.1", "::1", "localhost"}
+    plain = not (parts.username or parts.password or parts.query or parts.fragment)
+    if not plain or not parts.hostname or parts.scheme not in ({"https", "http"} if loopback else {"https"}):
+        raise ImproperlyConfigured(f"{name} must be a plain https address")
+    return url
+
+
+GOOGLE = {
+    "client_id": env.text("ADIUVA_GOOGLE_CLIENT_ID"),
+    "client_secret": env.text("ADIUVA_GOOGLE_CLIENT_SECRET"),
+    "auth_uri": _endpoint("ADIUVA_GOOGLE_AUTH_URI", "https://accounts.google.com/o/oauth2/v2/auth"),
+    "token_uri": _endpoint("ADIUVA_GOOGLE_TOKEN_URI", "https://oauth2.googleapis.com/token"),
+    "revoke_uri": _endpoint("ADIUVA_GOOGLE_REVOKE_URI", "https://oauth2.googleapis.com/revoke"),
+    "api": _endpoint("ADIUVA_GMAIL_API", "https://gmail.googleapis.com"),
+}
+MICROSOFT = {
+    "client_id": env.text("ADIUVA_MICROSOFT_CLIENT_ID"),
+    "client_secret": env.text("ADIUVA_MICROSOFT_CLIENT_SECRET"),
+    "tenant": env.text("ADIUVA_MICROSOFT_TENANT", "common"),
+    "authority": _endpoint("ADIUVA_MICROSOFT_AUTHORITY", "https://login.microsoftonline.com"),
+    "api": _endpoint("ADIUVA_GRAPH_API", "https://graph.microsoft.com/v1.0"),
+}
+# Where the desktop app is reached from a page in the browser.
+APP_LINK = env.text("ADIUVA_APP_LINK", "adiuva://")
+if not re.fullmatch(r"(?!(?:javascript|data|vbscript|file|https?):)[a-z][a-z0-9+.-]*://", APP_LINK):
+    raise ImproperlyConfigured("ADIUVA_APP_LINK must be a scheme of the app's own, such as adiuva://")
+CELERY_BEAT_SCHEDULE["integrations: sweep connections"] = {
+    "task": "integrations.sweep",
+    "schedule": schedule(timedelta(seconds=60)),
 }
 
 # ── The rest ────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,8 +16,11 @@ v1: list[URLPattern | URLResolver] = [
     path("health/ready", health.Ready.as_view(), name="ready"),
     path("auth/", include("adiuva.accounts.urls")),
     path("", include("adiuva.devices.urls")),
+    path("", include("memory.urls")),
     path("", include("agents.urls")),
+    path("", include("integrations.urls")),
     path("", include("chat.urls")),
+    path("", include("adiuva.export.urls")),
     path("schema/", SpectacularAPIView.as_view(**_open), name="schema"),
     path("docs/", SpectacularSwaggerView.as_view(url_name="schema", **_open), name="docs"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from rest_framework.views import APIView
 from adiuva import __version__
 
 _PREFIX = "api/v1/"
+_CHOICE = re.compile(r"\(\?P<\w+>(\w+(?:\|\w+)+)\)")
 
 
 def index(request: HttpRequest) -> HttpResponse:
@@ -36,7 +38,8 @@ class Root(APIView):
 
 
 def _readable() -> list[str]:
-    """The paths under the prefix that take no parameter and answer GET, in the order of the URL conf."""
+    """The paths under the prefix that take no parameter and answer GET, in the order of the URL conf. One that is a
+    choice of words stands for a path each."""
     found: dict[str, None] = {}
 
     def walk(patterns: list[URLPattern | URLResolver], above: str) -> None:
@@ -45,16 +48,18 @@ def _readable() -> list[str]:
             path = above + str(pattern.pattern).removeprefix("^").removesuffix("$")
             if isinstance(pattern, URLResolver):
                 walk(pattern.url_patterns, path)
-            elif (
-                path.startswith(_PREFIX)
-                and path != _PREFIX
-                and not set("<(") & set(path)
-                and _has_get(pattern)
-            ):
-                found[path.removeprefix(_PREFIX)] = None
+            elif _has_get(pattern):
+                offered = [one for one in _spelled_out(path) if one.startswith(_PREFIX) and one != _PREFIX]
+                found.update({one.removeprefix(_PREFIX): None for one in offered if not set("<(") & set(one)})
 
     walk(get_resolver().url_patterns, "")
     return list(found)
+
+
+def _spelled_out(path: str) -> list[str]:
+    """A path whose parameter is one of some words, with each of them."""
+    choice = _CHOICE.search(path)
+    return [path.replace(choice[0], word) for word in choice[1].split("|")] if choice else [path]
 
 
 def _has_get(pattern: URLPattern) -> bool:

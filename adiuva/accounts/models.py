@@ -146,17 +146,47 @@ class Session(models.Model):
         return f"session {self.pk}"
 
 
-class UserKey(models.Model):
-    """A user's data key, wrapped by a key of the ring. A table of its own, so that it can be kept apart in
-    backups, and because deleting this one row makes all that it sealed unreadable."""
+class WrappedKey(models.Model):
+    """A user's data key, wrapped by a key of the ring. Deleting this one row makes all that it sealed unreadable."""
 
-    user = models.OneToOneField(User, on_delete=models.CASCADE, primary_key=True, related_name="+")
     ring_key = models.CharField(max_length=64, db_index=True)
     wrapped = models.BinaryField()
     created_at = models.DateTimeField(default=now)
 
     class Meta:
-        constraints = [models.CheckConstraint(condition=~Q(ring_key=""), name="userkey_names_its_ring_key")]
+        abstract = True
+        constraints = [
+            models.CheckConstraint(condition=~Q(ring_key=""), name="%(class)s_names_its_ring_key"),
+        ]
 
     def __str__(self) -> str:
         return f"key of {self.pk}"
+
+
+class UserKey(WrappedKey):
+    """The key itself, or, where keys have a database of their own, the word that it is there.
+
+    Who does not find a key there that should be there must not make another one: it would open nothing old.
+    """
+
+    APART = ":apart"  # no id of a ring key has a colon
+
+    user = models.OneToOneField(User, on_delete=models.CASCADE, primary_key=True, related_name="+")
+
+    class Meta(WrappedKey.Meta):
+        pass
+
+    @property
+    def is_apart(self) -> bool:
+        return self.ring_key == self.APART
+
+
+class KeptKey(WrappedKey):
+    """The key, in the database that holds nothing else; keys.py makes the table there."""
+
+    user_id = models.UUIDField(primary_key=True)
+    doomed_at = models.DateTimeField(null=True, help_text="Since when its account is being deleted.")
+
+    class Meta(WrappedKey.Meta):
+        managed = False
+        db_table = "userkey"

@@ -235,7 +235,10 @@ def deactivate(*, users: QuerySet[User]) -> int:
 
 @transaction.atomic
 def delete_account(*, user: User) -> None:
-    """Shred the key, end all sessions and delete every row of the user, all at once and for ever."""
+    """Shred the key, end all sessions and delete every row of the user, all at once and for ever.
+
+    Raises keys.KeyAway where the key cannot be reached: an account whose key stays would not be deleted.
+    """
     User.objects.select_for_update().filter(pk=user.pk).first()
     user_id = user.pk
     keys.shred(user_id)

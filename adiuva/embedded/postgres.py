@@ -54,6 +54,7 @@ class Postgres:
         self.log = log
         self.home = folder  # where the data really is, once started
         self.child: Child | None = None
+        self._port = 0
 
     @property
     def alive(self) -> bool:
@@ -87,8 +88,8 @@ class Postgres:
                 keeps=self._keeps,
             )
 
-        self.child, port = serve(server, partial(_is_ready, data))
-        return self._database(port)
+        self.child, self._port = serve(server, partial(_is_ready, data))
+        return self.database(_ROLE)
 
     def stop(self) -> None:
         if self.child:
@@ -163,25 +164,28 @@ class Postgres:
             raise StackError(f"PostgreSQL could not make its data folder {new}: {said[-1]}")
         new.rename(data)
 
-    def _database(self, port: int) -> str:
-        """See to the role's database; pgvector goes into the template, so that test databases have it too."""
+    def database(self, name: str) -> str:
+        """The URL of a database of the running server, which is made if it is not there.
+
+        pgvector goes into the template, so that test databases have it too.
+        """
 
         def url(database: str) -> str:
-            return f"postgresql://{_ROLE}:{self._password}@{_LOOPBACK}:{port}/{database}"
+            return f"postgresql://{_ROLE}:{self._password}@{_LOOPBACK}:{self._port}/{database}"
 
         try:
             with psycopg.connect(url("postgres"), autocommit=True) as server:
-                known = server.execute("SELECT 1 FROM pg_database WHERE datname = %s", [_ROLE]).fetchone()
+                known = server.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone()
                 if not known:
                     with psycopg.connect(url("template1"), autocommit=True) as template:
                         template.execute("CREATE EXTENSION IF NOT EXISTS vector")
-                    server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(_ROLE)))
+                    server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         except psycopg.OperationalError as error:
             self.stop()
             raise StackError(
                 f"PostgreSQL in {self.home} refuses its password or cannot be reached: {str(error).strip()}"
             ) from None
-        return url(_ROLE)
+        return url(name)
 
 
 def _who_runs_it(places: Sequence[Path]) -> Owner | None:

@@ -1,4 +1,4 @@
-"""The database as the stack needs it: migrated, with the demo account if one is asked for.
+"""The databases as the stack needs them: migrated, keys apart, with the demo account if one is asked for.
 
 A process of its own, because Django reads its settings once and the stack's supervisor started before the database:
 `python -m adiuva.embedded.prepare`, with the account in DEMO_EMAIL and DEMO_PASSWORD.
@@ -21,6 +21,13 @@ def migrate() -> None:
     call_command("migrate", interactive=False, verbosity=1)
 
 
+def separate_keys() -> None:
+    """Data of a time when the keys were with it is taken over."""
+    from adiuva.accounts import keys
+
+    keys.separate()
+
+
 def make_demo_account(email: str, password: str) -> None:
     """Staff and superuser, so that it opens the admin. One that exists keeps what its owner changed."""
     from adiuva.accounts.models import User
@@ -38,6 +45,7 @@ def main() -> None:
     try:
         django.setup()
         migrate()
+        separate_keys()
         if os.environ.get(DEMO_EMAIL):
             make_demo_account(os.environ[DEMO_EMAIL], os.environ[DEMO_PASSWORD])
     except (Error, ImproperlyConfigured) as error:

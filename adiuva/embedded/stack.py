@@ -26,6 +26,7 @@ from adiuva.embedded.valkey import Valkey
 _LOOK_EVERY_S = 0.25
 _STEP_WITHIN_S = 120.0
 _READY_WITHIN_S = 60.0
+_KEYS_DATABASE = "ADIUVA_KEYS_DATABASE_URL"
 _MODEL = "openai/adiuva-offline"
 _EMBEDDING_MODEL = "openai/adiuva-lexical"
 _MODEL_NAMES = (
@@ -96,6 +97,7 @@ class Stack:
         """PostgreSQL, Valkey and the offline model, each unless one is configured."""
         secrets, keeps = self.state.secrets(), (self.state.lock,)
         database, redis = env.given("DATABASE_URL"), env.given("REDIS_URL")
+        keys = env.given(_KEYS_DATABASE)
         if not database:
             self.terminal.say("PostgreSQL …")
             self.postgres = Postgres(
@@ -106,6 +108,7 @@ class Stack:
                 keeps=keeps,
             )
             database = self.postgres.start()
+            keys = keys or self.postgres.database("adiuva_keys")
             self._supervise(self.postgres.child)
         if not redis:
             self.terminal.say("Valkey …")
@@ -125,6 +128,7 @@ class Stack:
             "ADIUVA_KEYS": env.given("ADIUVA_KEYS", secrets.keys),
             "DATABASE_URL": database,
             "REDIS_URL": redis,
+            **({_KEYS_DATABASE: keys} if keys else {}),
             **{name: env.given(name) for name in _MODEL_NAMES if env.given(name)},
         }
         if not env.given("ADIUVA_MODEL"):

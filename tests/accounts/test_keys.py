@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from uuid import uuid4
 
 import pytest
 from django.conf import settings
-from django.db import connections
+from django.db import connections, transaction
 from django.test import override_settings
 
 from adiuva.accounts import keys
 from adiuva.accounts.models import UserKey
-from adiuva.crypto import KeyRing, SealBroken
+from adiuva.crypto import KeyRing, SealBroken, UserCipher
 from tests.people import somebody
 
 
@@ -70,7 +71,9 @@ def test_there_is_no_key_for_nobody(db: None) -> None:
     assert not UserKey.objects.filter(pk=nobody).exists()
 
 
-def test_an_open_key_costs_no_query(db: None, django_assert_num_queries: pytest.FixtureRequest) -> None:
+def test_an_open_key_costs_no_query(
+    committed_db: str, django_assert_num_queries: pytest.FixtureRequest
+) -> None:
     user_id = somebody().id
     keys.cipher_for(user_id)
     with django_assert_num_queries(0):  # type: ignore[operator]
@@ -85,23 +88,65 @@ def test_what_was_shredded_stays_sealed_for_ever(db: None) -> None:
         keys.cipher_for(user_id).unseal(sealed, "notes", 1, "text")
 
 
+def test_a_key_of_a_transaction_that_was_rolled_back_seals_nothing(committed_db: str) -> None:
+    user_id = somebody().id
+    with suppress(KeyError), transaction.atomic():
+        keys.cipher_for(user_id)
+        raise KeyError
+    sealed = keys.cipher_for(user_id).seal("text", "notes", 1, "text")
+    keys.forget()
+    assert keys.cipher_for(user_id).unseal(sealed, "notes", 1, "text") == "text"
+
+
+def test_a_value_that_was_moved_does_not_open(db: None) -> None:
+    ada, bob = keys.cipher_for(somebody().id), keys.cipher_for(somebody().id)
+    sealed = ada.seal("text", "notes", 1, "text")
+    assert ada.unseal(sealed, "notes", 1, "text") == "text"
+    for whose, table, row, column in [
+        (ada, "tasks", 1, "text"),
+        (ada, "notes", 2, "text"),
+        (ada, "notes", 1, "title"),
+        (bob, "notes", 1, "text"),
+        (UserCipher(bob.owner, ada.cipher), "notes", 1, "text"),  # not even under the same key
+    ]:
+        with pytest.raises(SealBroken):
+            whose.unseal(sealed, table, row, column)
+
+
+@pytest.mark.parametrize("what", ["a value", "a wrapped key"])
+def test_each_single_flipped_bit_is_refused(db: None, what: str) -> None:
+    user_id = somebody().id
+    cipher, row = keys.cipher_for(user_id), UserKey.objects.get(pk=user_id)
+    good = cipher.seal("4 o'clock", "notes", 1, "text") if what == "a value" else bytes(row.wrapped)
+    for bit in range(len(good) * 8):
+        changed = bytearray(good)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(SealBroken):
+            if what == "a value":
+                cipher.unseal(bytes(changed), "notes", 1, "text")
+            else:
+                settings.KEY_RING.unwrap(row.ring_key, bytes(changed), str(user_id))
+
+
 def test_keys_are_wrapped_anew_in_batches_until_the_old_ring_key_is_not_needed(db: None) -> None:
     user_ids = [somebody().id for _ in range(3)]
     sealed = [keys.cipher_for(user_id).seal("text", "notes", 1, "text") for user_id in user_ids]
     newest = new_ring_key("newest")
     with override_settings(KEY_RING=KeyRing.parse([newest, *settings.KEYS])):
-        moved = [keys.rewrap(2)]
-        while moved[-1]:
-            moved.append(keys.rewrap(2))
+        moved = [each.done for each in keys.rewrap(2)]
         assert sum(moved) >= 3
         assert max(moved) == 2
+        assert set(keys.wrapped_with()) == {"newest"}
+        assert list(keys.rewrap(2)) == []
     keys.forget()
     with override_settings(KEY_RING=KeyRing.parse([newest])):
         for user_id, value in zip(user_ids, sealed, strict=True):
             assert keys.cipher_for(user_id).unseal(value, "notes", 1, "text") == "text"
 
 
-def test_the_process_keeps_a_bounded_number_of_keys(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_keeps_a_bounded_number_of_keys(
+    committed_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(keys, "_KEPT", 2)
     for _ in range(4):
         keys.cipher_for(somebody().id)

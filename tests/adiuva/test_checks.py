@@ -25,6 +25,7 @@ SAFE: dict[str, Any] = {
     "DEBUG": False,
     "MODEL": {"model": "openai/some-model", "api_base": "", "api_key": ""},
     "PUBLIC_URL": "https://adiuva.example",
+    "KEYS_APART": True,
 }
 
 
@@ -54,6 +55,7 @@ def test_a_safe_installation_has_nothing_to_complain_about() -> None:
         ({"MODEL": {"model": ""}}, "adiuva.W001"),
         ({"MODEL": {"model": "openai/adiuva-offline"}}, "adiuva.W002"),
         ({"PUBLIC_URL": "http://adiuva.example"}, "adiuva.W003"),
+        ({"KEYS_APART": False}, "adiuva.W004"),
     ],
 )
 def test_each_unsafe_setting_is_found_in_production_only(changed: dict[str, Any], expected: str) -> None:

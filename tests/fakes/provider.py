@@ -6,7 +6,9 @@
         ...
         assert provider.calls[0].body["messages"] == …
 
-Each chat request takes the next step of the script; after its end `provider.default` answers, a step too.
+Each chat request takes the next step of the script; after its end `provider.default` answers, a step too. What a worker
+asks after a turn for the memory, at a time of its own, is answered by the step `provider.memory`, and is to be found in
+`provider.memories`.
 A step is one of:
     "text", Say(…)           an answer, streamed where the request asks for that
     {...} or [...]           an answer that is this value as JSON
@@ -33,6 +35,8 @@ from typing import Any
 from aiohttp import web
 
 WAIT_S = 10.0
+_MEMORY = {"memory", "episode"}  # the names of the schemas
+_NOTHING = {"operations": [], "summary": ""}
 
 
 @dataclass
@@ -43,6 +47,12 @@ class Request:
     body: dict[str, Any]
     headers: dict[str, str]
     gone: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def schema(self) -> str:
+        """The name of the schema that the answer is to fit."""
+        wish = self.body.get("response_format") or {}
+        return str(wish.get("json_schema", {}).get("name", ""))
 
 
 @dataclass
@@ -134,6 +144,8 @@ class Provider:
 
     def __init__(self, *steps: Step, default: Step = "ok") -> None:
         self.calls: list[Request] = []
+        self.memories: list[Request] = []
+        self.memory: Step = _NOTHING
         self.peak = 0
         self.default: Step = default
         self.refuses_response_format = False
@@ -146,6 +158,8 @@ class Provider:
     def reset(self) -> None:
         """Forget the script, the counts and the settings, for the next test."""
         self.calls.clear()
+        self.memories.clear()
+        self.memory = _NOTHING
         self._steps.clear()
         self.peak, self.default, self.refuses_response_format = 0, "ok", False
 
@@ -194,11 +208,13 @@ class Provider:
 
     async def _take(self, http: web.Request) -> Request:
         request = Request(http.path_qs, await http.json(), dict(http.headers))
-        self.calls.append(request)
+        (self.memories if request.schema in _MEMORY else self.calls).append(request)
         return request
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         request = await self._take(http)
+        if request.schema in _MEMORY:
+            return await _play(self.memory, request, http)
         self._running += 1
         self.peak = max(self.peak, self._running)
         try:

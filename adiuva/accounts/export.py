@@ -1,0 +1,27 @@
+"""The account, for its archive. No password and no token: only hashes of them are kept, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from uuid import UUID
+
+from adiuva.accounts.models import Session, User
+from adiuva.archive import BATCH, Part, columns
+
+
+def _account(user_id: UUID) -> Iterator[Mapping[str, Any]]:
+    yield from User.objects.filter(pk=user_id).values(
+        "id", "email", "tier", "timezone", "locale", "is_staff", "created_at", "last_login"
+    )
+
+
+def _sessions(user_id: UUID) -> Iterator[dict[str, Any]]:
+    rows = Session.objects.filter(user_id=user_id).order_by("created_at", "id")
+    yield from rows.values(*columns(Session, but=["user", "generation", "rotated_at"])).iterator(BATCH)
+
+
+PARTS: Final = (
+    Part("account.jsonl", "The account.", _account),
+    Part("sessions.jsonl", "Where it is or was signed in, without the tokens.", _sessions),
+)

@@ -1,0 +1,131 @@
+"""`manage.py rotate_keys`: wrap all users' data keys with the ring's newest key, while everything runs."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
+from collections import Counter
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from adiuva.accounts import keys
+from adiuva.accounts.models import UserKey
+
+_HELP = """\
+Wrap all users' data keys anew with the newest key of the ring, ADIUVA_KEYS.
+
+What they seal does not change, so that web and workers go on, and this may be ended or killed at any time and started
+again, also several times at once.
+
+To bring in a new key with no request that fails, in this order:
+  1. Put it at the END of ADIUVA_KEYS everywhere, and restart all processes: all can open it, none uses it yet.
+  2. Move it to the FRONT everywhere, and restart all processes: new keys are wrapped with it.
+  3. Run rotate_keys. It says which keys of the ring are not needed any more.
+  4. Take those out everywhere, and restart all processes.
+A process that does not have the newest key reads nothing of whom it was used for, nor what other processes send it over
+Redis. Those messages are on their way for less than a second and are kept nowhere, so that nothing in Redis needs an
+old key.
+
+Keep an old key for as long as you keep backups that it opens: of the keys' database, or of the main one where there is
+no database of the keys.
+
+Where ADIUVA_KEYS_DATABASE_URL is set, it also moves data keys that are still in the main database, and compares
+accounts and keys. Run it after you have set that, and after a backup of either database was brought back.
+"""
+
+
+class Command(BaseCommand):
+    help = _HELP
+
+    def create_parser(self, prog_name: str, subcommand: str, **options: Any) -> CommandParser:
+        return super().create_parser(
+            prog_name, subcommand, formatter_class=RawDescriptionHelpFormatter, **options
+        )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--batch", type=_positive, default=500, help="keys a transaction (default: 500)")
+        parser.add_argument(
+            "--shred-orphans",
+            action="store_true",
+            help="destroy, for ever, keys whose account is not in the main database: when a backup of the keys "
+            "brought back those of deleted accounts, never while the main database is itself an older backup",
+        )
+
+    def handle(self, *_: object, batch: int, shred_orphans: bool, **options: Any) -> None:
+        if not keys.is_apart() and UserKey.objects.filter(ring_key=UserKey.APART).exists():
+            raise CommandError("The keys are in a database of their own: set ADIUVA_KEYS_DATABASE_URL.")
+        if moved := keys.separate(batch):
+            self.stdout.write(f"Moved {moved:,} data keys into their own database.")
+        broken = self._rotate(batch)
+        wrapped = keys.wrapped_with()
+        problems = [*_problems(wrapped, broken), *self._audit(shred_orphans)]
+        self._conclude(wrapped)
+        if problems:
+            raise CommandError(" ".join(problems))
+
+    def _rotate(self, batch: int) -> int:
+        newest, before = settings.KEY_RING.newest, keys.wrapped_with()
+        self.stdout.write(_table(before))
+        left, done, broken = before.total() - before[newest], 0, set()
+        for each in keys.rewrap(batch):
+            done += each.done
+            broken.update(each.left_alone)
+            # Others may be at it, too, so this may be fewer than it says.
+            self.stdout.write(f"{done:,} wrapped anew with {newest}, {max(left - done, 0):,} left")
+            self.stdout.flush()
+        return len(broken)
+
+    def _audit(self, shred_orphans: bool) -> list[str]:
+        found = keys.audit()
+        if found.lost:
+            self.stdout.write(
+                f"{len(found.lost):,} accounts have lost their key, and nothing opens what it sealed. Either they were "
+                "deleted and a backup of the main database brought them back: delete them again. Or the keys' "
+                "database is not the one it was: bring back its newest backup."
+            )
+        if found.orphans and shred_orphans:
+            self.stdout.write(f"Destroyed {keys.shred_orphans(found.orphans):,} keys without an account.")
+        elif found.orphans:
+            self.stdout.write(f"{len(found.orphans):,} keys have no account; see --shred-orphans.")
+        if found.doubled:
+            return [
+                f"{found.doubled:,} accounts have two data keys, one in each database; neither was changed."
+            ]
+        return []
+
+    def _conclude(self, wrapped: Counter[str]) -> None:
+        ring = settings.KEY_RING
+        self.stdout.write(_table(wrapped))
+        if unused := [key_id for key_id in ring.ids if key_id != ring.newest and not wrapped[key_id]]:
+            self.stdout.write(
+                f"No data key needs {', '.join(unused)} any more: once all processes run with {ring.newest} in "
+                "front, this may be taken out of ADIUVA_KEYS. Backups from before still need it."
+            )
+
+
+def _problems(wrapped: Counter[str], broken: int) -> list[str]:
+    ring = settings.KEY_RING
+    found = [
+        f"{count:,} data keys are wrapped with {key_id}, which is not in ADIUVA_KEYS: bring that key back."
+        for key_id, count in sorted(wrapped.items())
+        if key_id not in ring.ids
+    ]
+    if broken:
+        found.append(
+            f"{broken:,} data keys do not open with the key of the ring that they name; the log says whose. "
+            "Is it another key under the same name?"
+        )
+    return found
+
+
+def _table(wrapped: Counter[str]) -> str:
+    ring = settings.KEY_RING
+    names = [*ring.ids, *sorted(set(wrapped) - set(ring.ids))]
+    return "Data keys by ring key: " + ", ".join(f"{name} {wrapped[name]:,}" for name in names)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise ArgumentTypeError("must be a whole number, and at least 1")
+    return int(text)

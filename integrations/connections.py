@@ -1,0 +1,133 @@
+"""What can be done with a connection. REST, the admin and tasks come here; tokens are in `tokens`."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+import structlog
+from django.db import IntegrityError, transaction
+from django.db.models.functions import Now
+
+from adiuva.accounts.keys import cipher_for
+from adiuva.errors import AdiuvaError, Invalid, NotFound
+from integrations import identity, signals, tokens
+from integrations.models import Connection, Consent, Health, Provider
+
+log = structlog.get_logger("adiuva.integrations")
+
+_TAKE_BACK: Final = {
+    Provider.GMAIL: "https://myaccount.google.com/connections",
+    Provider.OUTLOOK: "https://myapplications.microsoft.com (or https://account.live.com/consent/Manage)",
+    Provider.TEAMS: "https://myapplications.microsoft.com",
+}
+
+
+@dataclass(frozen=True)
+class Parting:
+    """What became of a connection that was deleted. `revoked`: whether the provider took the permission back."""
+
+    revoked: bool
+    message: str
+
+
+def of_user(user_id: UUID, connection_id: UUID) -> Connection:
+    """One of a user's connections. Raise NotFound, for another's as for none."""
+    row = Connection.objects.of(user_id).filter(pk=connection_id).first()
+    if row is None:
+        raise NotFound("there is no such connection")
+    return row
+
+
+def the_one(user_id: UUID, provider: str) -> Connection:
+    """The user's only connection to a provider. Raise NotFound, or Invalid where there are several."""
+    found = list(Connection.objects.of(user_id).filter(provider=provider)[:2])
+    if not found:
+        raise NotFound(f"no {Provider(provider).label} account is connected")
+    if len(found) > 1:
+        raise Invalid("say which", fields={"connection": ["There are several: its id is needed."]})
+    return found[0]
+
+
+def connect(*, user_id: UUID, provider: str, grant: identity.Grant) -> Connection:
+    """Keep what a user granted. The same account again updates its connection, and heals it."""
+    account_hash = cipher_for(user_id).fingerprint(grant.account.lower(), f"account at {provider}")
+    try:
+        row = _connect(user_id, provider, account_hash, grant)
+    except IntegrityError:  # another consent to the same account was first: now it is there
+        row = _connect(user_id, provider, account_hash, grant)
+    log.info("connection.made", connection_id=str(row.pk), user_id=str(user_id), provider=provider)
+    return row
+
+
+@transaction.atomic
+def _connect(user_id: UUID, provider: str, account_hash: bytes, grant: identity.Grant) -> Connection:
+    mine = Connection.objects.of(user_id).filter(provider=provider, account_hash=account_hash)
+    row = mine.select_for_update(no_key=True).first()
+    was = row.health if row else None
+    if row is None:
+        row = Connection(pk=uuid.uuid4(), user_id=user_id, provider=provider, account_hash=account_hash)
+        row.account = row.access_token = b""  # `keep` has the values
+        row.renew_at = row.expires_at = Now()
+        row.save(force_insert=True)
+    tokens.keep(
+        row,
+        grant,
+        account=row.seal("account", grant.account),
+        scopes=sorted(grant.scopes),
+        health=Health.OK,
+        reason="",
+        told_at=None,
+        connected_at=Now(),
+    )
+    if was == Health.NEEDS_REAUTH:
+        sent = {"connection_id": row.pk, "user_id": user_id}
+        transaction.on_commit(lambda: signals.reconnected.send_robust(Connection, **sent), robust=True)
+    row.refresh_from_db()
+    return row
+
+
+def has_refresh_token(*, user_id: UUID, provider: str, account: str) -> bool:
+    """Whether a lasting permission for this account is held already."""
+    account_hash = cipher_for(user_id).fingerprint(account.lower(), f"account at {provider}")
+    mine = Connection.objects.of(user_id).filter(provider=provider, account_hash=account_hash)
+    return mine.filter(refresh_token__isnull=False, health=Health.OK).exists()
+
+
+def disconnect(*, user_id: UUID, connection_id: UUID) -> Parting:
+    """Remove a connection and its tokens, then ask the provider to take the permission back. Blocks. Raise NotFound.
+
+    The tokens go first: whatever the provider says, this server can read the account no more.
+    """
+    with transaction.atomic():
+        row = Connection.objects.of(user_id).filter(pk=connection_id).select_for_update().first()
+        if row is None:
+            raise NotFound("there is no such connection")
+        provider = Provider(row.provider)
+        token = row.unseal("refresh_token" if row.refresh_token is not None else "access_token")
+        row.delete()
+    log.info("connection.removed", connection_id=str(connection_id), user_id=str(user_id))
+    where = f"You can take the permission back yourself at {_TAKE_BACK[provider]}."
+    try:
+        if identity.revoke(provider, token):
+            return Parting(True, f"{provider.label} took the permission back.")
+        said = "Google did not take the permission back"
+        if provider != Provider.GMAIL:
+            said = "Microsoft offers apps no way to take a permission back"
+    except AdiuvaError as error:
+        log.warning("connection.revoke_failed", connection_id=str(connection_id), code=error.code)
+        said = f"{provider.label} could not be asked to take the permission back"
+    return Parting(False, f"The tokens are deleted. {said}. {where}")
+
+
+def sweep() -> None:
+    """Tell what is untold, should the process that lost a connection have died, and forget old consents."""
+    for connection_id in Connection.objects.untold().values_list("pk", flat=True)[:100]:
+        try:
+            tokens.tell(connection_id)
+        except Exception:  # one receiver's fault must not keep the others' news
+            log.exception("connection.not_told", connection_id=str(connection_id))
+    Consent.objects.filter(expires_at__lt=Now() - timedelta(hours=1)).delete()

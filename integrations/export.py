@@ -1,0 +1,24 @@
+"""Connections for the archive of an account: what is connected, never the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+
+from adiuva.archive import BATCH, Part, columns, opened
+from integrations.models import Connection
+
+
+def _connections(user_id: UUID) -> Iterator[dict[str, Any]]:
+    shown = columns(Connection, but=["user"])
+    for row in Connection.objects.of(user_id).order_by("created_at", "id").iterator(BATCH):
+        yield {**{name: getattr(row, name) for name in shown}, **opened(partial(_account, row))}
+
+
+def _account(row: Connection) -> Mapping[str, Any]:
+    return {"account": row.address}
+
+
+PARTS: Final = (Part("connections.jsonl", "The mailboxes that are connected.", _connections),)

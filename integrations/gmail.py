@@ -1,0 +1,304 @@
+"""Gmail through Google's own client: its history since the last reading, or a list of what a bounded time brought.
+
+The client builds the requests and we send them. Its own transport blocks a thread for each, reads an answer of any
+size, and knows nothing of the other requests to the mailbox.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from dataclasses import dataclass
+from email.message import Message
+from functools import cache
+from typing import Any, Final
+
+from googleapiclient.discovery import build
+
+from integrations.mail import letters
+from integrations.mail.cursor import Cursor, since
+from integrations.mail.documents import Item, Skipped, fingerprint
+from integrations.mail.errors import Garbled, NoSuchFolder, NotThere, PageLoop
+from integrations.mail.filters import Filters
+from integrations.mail.reading import Page, Reading, Ref
+from integrations.mail.wire import Wire, api
+from integrations.models import Provider
+
+_PAGE: Final = 500
+# What nobody means by mail. Drafts change under new ids, and chats are another product's.
+_UNWANTED: Final = frozenset({"DRAFT", "SPAM", "TRASH", "CHAT"})
+_FIELDS: Final = "id,labelIds,internalDate,payload"
+_MOST_DEPTH: Final = 30
+_MOST_PARTS: Final = 1_000
+# Codes in which a text looks like ASCII, with what gives them away.
+_SEVEN_BITS: Final = {"iso-2022": b"\x1b", "hz": b"~{", "utf-7": b"+"}
+
+
+@dataclass(frozen=True)
+class _Api:
+    """The library's resources. It makes one anew, with all its methods, whenever it is asked for it."""
+
+    users: Any
+    labels: Any
+    history: Any
+    messages: Any
+    attachments: Any
+
+
+@cache
+def _resources(endpoint: str) -> _Api:
+    # The HTTP object is never used; without one, the library looks for credentials of this machine.
+    service = build(
+        "gmail",
+        "v1",
+        http=object(),
+        static_discovery=True,
+        cache_discovery=False,
+        client_options={"api_endpoint": endpoint},
+    )
+    users = service.users()
+    messages = users.messages()
+    return _Api(users, users.labels(), users.history(), messages, messages.attachments())
+
+
+class Gmail(Reading):
+    """`labels` are names or ids of Gmail's labels; a message with any of them is wanted."""
+
+    provider = Provider.GMAIL
+
+    @property
+    def _api(self) -> _Api:
+        return _resources(api(self.provider))
+
+    async def _pages(self, wire: Wire, cursor: Cursor, filters: Filters) -> AsyncGenerator[Page, None]:
+        self._labels, skipped = await self._label_ids(wire, filters.labels)
+        if skipped:
+            yield Page(skipped=skipped)
+        if position := cursor.state.get("history"):
+            try:
+                async for page in self._history(wire, str(position)):
+                    yield page
+                return
+            except NotThere:
+                pass  # Google keeps a history for some days or weeks
+        async for page in self._backfill(wire, since(filters, cursor.at if position else None), filters):
+            yield page
+
+    async def _label_ids(self, wire: Wire, wanted: Iterable[str]) -> tuple[list[str], list[Skipped]]:
+        """The ids of the labels that were named, and which of them there are not. Raise NoSuchFolder if all."""
+        names = list(wanted)
+        if not names:
+            return [], []
+        listed = await wire.json(self._api.labels.list(userId="me").uri)
+        ids: dict[str, str] = {}
+        for label in _dicts(listed.get("labels")):
+            if isinstance(label.get("id"), str):
+                ids[str(label.get("name", "")).casefold()] = label["id"]
+                ids[label["id"].casefold()] = label["id"]
+        found = [ids[name.casefold()] for name in names if name.casefold() in ids]
+        missing = [name for name in names if name.casefold() not in ids]
+        if not found:
+            raise NoSuchFolder("none of the labels of this agent is in the mailbox")
+        reason = "there is no such label in the mailbox"
+        return found, [Skipped(name, "no_such_folder", reason) for name in missing]
+
+    async def _history(self, wire: Wire, position: str) -> AsyncGenerator[Page, None]:
+        """What was added, or got a wanted label, since a position. Raise NotThere if it has expired."""
+        kinds = ["messageAdded", "labelAdded"] if self._labels else ["messageAdded"]
+        ends: str | None = None
+        async for answer in self._paged(wire, self._api.history, startHistoryId=position, historyTypes=kinds):
+            # The first answer's: what is added while the others are fetched is for the next reading.
+            ends = ends or _number(answer.get("historyId"))
+            refs, last = [], None
+            for record in _dicts(answer.get("history")):
+                last = _number(record.get("id")) or last
+                for kind in ("messagesAdded", "labelsAdded"):
+                    for added in _dicts(record.get(kind)):
+                        message = added.get("message")
+                        if isinstance(message, dict) and self._wants(message.get("labelIds")):
+                            refs += _refs([message])
+            is_last = not answer.get("nextPageToken")
+            now_at = ends if is_last else last
+            yield Page(refs, state=None if now_at is None else {"history": now_at})
+
+    async def _backfill(self, wire: Wire, start: dt.datetime, filters: Filters) -> AsyncGenerator[Page, None]:
+        """What came since a time. The position is taken before: what comes meanwhile is in the history after it."""
+        position = _number((await wire.json(self._api.users.getProfile(userId="me").uri)).get("historyId"))
+        if position is None:
+            raise Garbled("Gmail does not say where its history stands")
+        query = _query(start, filters)
+        # The labels of one request must all be there, and we want any: a list for each.
+        for label in self._labels or [""]:
+            only = {"labelIds": [label]} if label else {}
+            async for answer in self._paged(wire, self._api.messages, q=query, **only):
+                yield Page(_refs(_dicts(answer.get("messages"))))
+        yield Page(state={"history": position})
+
+    async def _paged(
+        self, wire: Wire, resource: Any, **arguments: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        seen: set[str] = set()
+        token: str | None = None
+        while True:
+            request = resource.list(userId="me", maxResults=_PAGE, pageToken=token, **arguments)
+            answer = await wire.json(request.uri)
+            yield answer
+            token = answer.get("nextPageToken")
+            if not token:
+                return
+            if not isinstance(token, str) or token in seen:
+                raise PageLoop("Gmail's list of messages leads back to where it was")
+            seen.add(token)
+
+    async def _fetch(self, wire: Wire, ref: Ref, filters: Filters) -> Item | None:
+        request = self._api.messages.get(userId="me", id=ref.source_id, format="full", fields=_FIELDS)
+        answer = await wire.json(request.uri)
+        sent_at = _moment(answer.get("internalDate"))
+        payload = answer.get("payload")
+        if not self._wants(answer.get("labelIds")) or not filters.admits_time(sent_at):
+            return None
+        if not isinstance(payload, dict):
+            return Skipped(ref.source_id, "unreadable", "Gmail gave no content for this message")
+        await self._complete(wire, ref.source_id, payload)
+        parts = _Parts()
+        message = parts.message(payload)
+        item = await letters.read(
+            message, size=parts.size, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
+        )
+        sender = item.sender if not isinstance(item, Skipped) else str(message.get("From", ""))
+        return item if filters.admits_sender(sender) else None
+
+    async def _complete(self, wire: Wire, source_id: str, payload: dict[str, Any]) -> None:
+        """Fetch the texts that Gmail keeps apart because they are long. What is attached stays where it is."""
+        for part in _walk(payload):
+            body = part.get("body")
+            if (
+                isinstance(body, dict)
+                and isinstance(body.get("attachmentId"), str)
+                and str(part.get("mimeType")) in ("text/plain", "text/html")
+                and not part.get("filename")
+            ):
+                request = self._api.attachments.get(userId="me", messageId=source_id, id=body["attachmentId"])
+                body["data"] = (await wire.json(request.uri)).get("data")
+
+    def _wants(self, labels: object) -> bool:
+        has = {label for label in labels if isinstance(label, str)} if isinstance(labels, list) else set()
+        if has & _UNWANTED - set(self._labels):
+            return False
+        return not self._labels or bool(has & set(self._labels))
+
+
+def _query(start: dt.datetime, filters: Filters) -> str:
+    """Gmail's search. Only numbers and plain addresses get into it."""
+    terms = [f"after:{int(start.timestamp()) - 1}", "-in:drafts", "-in:chats"]
+    if filters.end:
+        terms.append(f"before:{int(filters.end.timestamp()) + 1}")
+    if addresses := filters.addresses():
+        terms.append("{" + " ".join(f"from:{address}" for address in addresses) + "}")
+    return " ".join(terms)
+
+
+def _refs(messages: Iterable[dict[str, Any]]) -> list[Ref]:
+    # A message's content never changes under its id.
+    return [
+        Ref(message["id"], fingerprint("gmail", message["id"]))
+        for message in messages
+        if isinstance(message.get("id"), str)
+    ]
+
+
+def _dicts(value: object) -> Iterator[dict[str, Any]]:
+    return (each for each in value if isinstance(each, dict)) if isinstance(value, list) else iter(())
+
+
+def _number(value: object) -> str | None:
+    text = str(value)
+    return text if text.isascii() and text.isdigit() else None
+
+
+def _moment(milliseconds: object) -> dt.datetime | None:
+    try:
+        return dt.datetime.fromtimestamp(int(str(milliseconds)) / 1000, dt.UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+# ── A message's parts, as Gmail took them apart ─────────────────────────────────────────────────────────
+
+
+def _walk(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    stack = [(payload, 0)]
+    while stack:
+        part, depth = stack.pop()
+        yield part
+        if depth < _MOST_DEPTH:
+            stack += [(child, depth + 1) for child in _dicts(part.get("parts"))]
+
+
+class _Parts:
+    """Puts a message together again, so that it is read as all mails are. `size`: of its texts, in bytes."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._made = 0
+
+    def message(self, part: dict[str, Any], depth: int = 0) -> Message:
+        self._made += 1
+        kind = letters.clean(part.get("mimeType")) or "text/plain"
+        message = Message()
+        for header in _dicts(part.get("headers")):
+            name = letters.clean(header.get("name"))
+            # The body is decoded already.
+            if name and name.lower() != "content-transfer-encoding":
+                message[name] = letters.clean(header.get("value"))
+        if message.get_content_type() != kind.lower():
+            del message["Content-Type"]
+            message["Content-Type"] = kind
+        children = list(_dicts(part.get("parts"))) if depth < _MOST_DEPTH else []
+        if children:
+            message.set_payload(
+                [self.message(child, depth + 1) for child in children if self._made < _MOST_PARTS]
+            )
+            return message
+        body = part.get("body")
+        self._fill(message, body if isinstance(body, dict) else {}, str(part.get("filename") or ""))
+        return message
+
+    def _fill(self, message: Message, body: dict[str, Any], filename: str) -> None:
+        raw = _decoded(body.get("data"))
+        self.size += len(raw)
+        if filename and not message.get_filename():
+            message.add_header("Content-Disposition", "attachment", filename=letters.clean(filename))
+        if not raw and isinstance(body.get("size"), int) and body["size"]:
+            if "Content-Disposition" not in message:
+                message["Content-Disposition"] = "attachment"
+            message.set_param("size", str(body["size"]), "Content-Disposition")
+        charset = str(message.get_param("charset", "")).lower()
+        if not _is_encoded(raw, charset) and _is_utf8(raw):
+            message.set_param(
+                "charset", "utf-8"
+            )  # what Gmail makes of a text, whatever its headers go on to say
+        message.set_payload(raw.decode("ascii", "surrogateescape"))
+
+
+def _is_encoded(raw: bytes, charset: str) -> bool:
+    return any(charset.startswith(code) and mark in raw for code, mark in _SEVEN_BITS.items())
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _decoded(data: object) -> bytes:
+    if not isinstance(data, str):
+        return b""
+    try:
+        return base64.urlsafe_b64decode(data + "=" * (-len(data) % 4))
+    except (binascii.Error, ValueError):
+        return b""

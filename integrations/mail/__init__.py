@@ -1,0 +1,1 @@
+"""A provider's mailbox as a stream of documents: what all providers share."""

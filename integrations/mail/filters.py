@@ -1,0 +1,101 @@
+"""Which messages an agent is to read. What a provider can filter is pushed to it; all is checked here again."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parseaddr
+from typing import Any, Final
+
+from adiuva.errors import Invalid
+
+_MOST: Final = 50
+_MOST_CHARS: Final = 200
+_ADDRESS: Final = re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*")
+_DOMAIN: Final = re.compile(r"@?[a-z0-9-]+(?:\.[a-z0-9-]+)+")
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Labels, folders or channels by name or id (none: all), senders (none: all), and when it was sent: from `start`,
+    up to but not including `end`."""
+
+    labels: tuple[str, ...] = ()
+    senders: tuple[str, ...] = ()
+    start: dt.datetime | None = None
+    end: dt.datetime | None = None
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any], zone: dt.tzinfo = dt.UTC) -> Filters:
+        """From an agent's filter_config. Days are the user's, and the last one is included. Raise Invalid."""
+        span = config.get("date_range") or {}
+        if not isinstance(span, Mapping):
+            raise _invalid("date_range", "it must be an object with from and to")
+        start = _moment(span.get("from"), zone, last=False)
+        end = _moment(span.get("to"), zone, last=True)
+        if start and end and end <= start:
+            raise _invalid("date_range", "it ends before it begins")
+        return cls(_names(config, "labels"), _names(config, "senders"), start, end)
+
+    def admits_time(self, sent_at: dt.datetime | None) -> bool:
+        """A message without a readable date is not held back."""
+        if sent_at is None:
+            return True
+        return not (self.start and sent_at < self.start) and not (self.end and sent_at >= self.end)
+
+    def admits_sender(self, sender: str) -> bool:
+        """By address, by domain (with what is below it), or by a part of the name."""
+        if not self.senders:
+            return True
+        whole, address = sender.casefold(), parseaddr(sender)[1].casefold()
+        host = address.rpartition("@")[2]
+        return any(_matches(wanted.casefold(), whole, address, host) for wanted in self.senders)
+
+    def addresses(self) -> list[str]:
+        """The senders, if all are plain addresses that mean nothing else in a query; else none: they are then
+        checked here alone."""
+        plain = [sender for sender in self.senders if _ADDRESS.fullmatch(sender)]
+        return plain if len(plain) == len(self.senders) else []
+
+
+def _matches(wanted: str, whole: str, address: str, host: str) -> bool:
+    if _ADDRESS.fullmatch(wanted):
+        return address == wanted
+    if _DOMAIN.fullmatch(wanted):
+        domain = wanted.removeprefix("@")
+        return host == domain or host.endswith(f".{domain}")
+    return wanted in whole
+
+
+def _names(config: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    given = config.get(field) or []
+    if not isinstance(given, list | tuple) or len(given) > _MOST:
+        raise _invalid(field, f"it must be a list of at most {_MOST}")
+    names = []
+    for name in given:
+        if not isinstance(name, str) or not name.strip() or len(name) > _MOST_CHARS or _CONTROLS.search(name):
+            raise _invalid(field, f"each must be a text of 1 to {_MOST_CHARS} characters on one line")
+        names.append(name.strip())
+    return tuple(dict.fromkeys(names))
+
+
+def _moment(value: Any, zone: dt.tzinfo, *, last: bool) -> dt.datetime | None:
+    if value in (None, ""):
+        return None
+    try:
+        if len(value) == 10:
+            day = dt.date.fromisoformat(value)
+            if last:
+                day += dt.timedelta(days=1)
+            return dt.datetime.combine(day, dt.time(), zone).astimezone(dt.UTC)
+        moment = dt.datetime.fromisoformat(value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(dt.UTC)
+    except (TypeError, ValueError, OverflowError):
+        raise _invalid("date_range", "a date is YYYY-MM-DD, or a date and time of ISO 8601") from None
+
+
+def _invalid(field: str, why: str) -> Invalid:
+    return Invalid("The filters are not valid.", fields={f"filter_config.{field}": [why]})

@@ -1,0 +1,229 @@
+"""Outlook mail through Microsoft Graph: a delta link for each folder, behind it a list of what a bounded time brought.
+
+A delta link is taken before the list is read, so that what comes meanwhile is in the changes after it. Ids are asked
+for in the form that survives a move to another folder.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncGenerator
+from email.message import Message
+from typing import Any, Final
+
+from adiuva.documents import Unreadable
+from adiuva.documents.mail import parse
+from integrations.graph import Delta, Expired, Links, address, answers, dicts, literal, moment, rows, stamp
+from integrations.mail import letters
+from integrations.mail.cursor import Cursor, since
+from integrations.mail.documents import Item, Skipped, fingerprint
+from integrations.mail.errors import NoSuchFolder, NotThere, ProviderRefused, TooLarge
+from integrations.mail.filters import Filters
+from integrations.mail.reading import Page, Reading, Ref
+from integrations.mail.wire import Wire
+from integrations.models import Provider
+
+_HEADERS: Final = {"Prefer": 'IdType="ImmutableId", odata.maxpagesize=200'}
+_LISTED: Final = "id,receivedDateTime,from,isDraft"
+_READ: Final = "id,subject,from,toRecipients,ccRecipients,receivedDateTime,body,hasAttachments,isDraft"
+_ATTACHED: Final = "attachments($select=id,name,contentType,size)"
+_FOLDER: Final = "id,displayName,childFolderCount"
+# By the names that Graph has for them in any language.
+_UNWANTED: Final = ("drafts", "deleteditems", "junkemail", "outbox")
+_KNOWN: Final = frozenset({"inbox", "archive", "sentitems", *_UNWANTED})
+_MOST_FOLDERS: Final = 1_000
+_MOST_NESTED: Final = 5  # mails attached to a mail that are read
+_MOST_NESTED_BYTES: Final = 5 * 1024 * 1024
+
+
+class Outlook(Reading):
+    """`labels` are folders: by name, by path (Inbox/Clients), by Graph's own name (inbox) or by id."""
+
+    provider = Provider.OUTLOOK
+
+    async def _pages(self, wire: Wire, cursor: Cursor, filters: Filters) -> AsyncGenerator[Page, None]:
+        folders, skipped = await self._folders(wire, filters.labels)
+        if skipped:
+            yield Page(skipped=skipped)
+        links = Links(cursor, self._now, folders)
+        for folder in folders:
+            try:
+                async for page in self._folder(wire, folder, links, filters):
+                    yield page
+            except NotThere:
+                continue  # it was deleted meanwhile, or moved to where nothing is read
+
+    async def _folder(
+        self, wire: Wire, folder: str, links: Links, filters: Filters
+    ) -> AsyncGenerator[Page, None]:
+        """What is new in a folder. Its link moves when all of it was listed."""
+        known = links.get(folder)
+        if known:
+            delta = Delta(wire, known[0], _HEADERS)
+            try:
+                async for found in delta.pages():
+                    yield Page(_refs(found, filters))
+                yield Page(state=links.move(folder, delta.end))
+                return
+            except Expired:
+                pass
+        # From a little before now on: it takes a while until a mail is listed.
+        recent = f"receivedDateTime ge {stamp(self._now - dt.timedelta(hours=1))}"
+        url = address("me", "mailFolders", folder, "messages", "delta", select=_LISTED, filter=recent)
+        delta = Delta(wire, url, _HEADERS)
+        async for found in delta.pages():
+            yield Page(_refs(found, filters))
+        url = _backfill(folder, since(filters, known[1] if known else None), filters)
+        async for answer in answers(wire, url, _HEADERS):
+            yield Page(_refs(dicts(answer.get("value")), filters))
+        yield Page(state=links.move(folder, delta.end))
+
+    async def _folders(self, wire: Wire, wanted: tuple[str, ...]) -> tuple[list[str], list[Skipped]]:
+        """The ids of the folders to read, and which names there are not. Raise NoSuchFolder if there are none."""
+        known: dict[str, str] = {}
+        for name in _UNWANTED if not wanted else sorted(_KNOWN & {name.casefold() for name in wanted}):
+            try:
+                known[name] = str(
+                    (await wire.json(address("me", "mailFolders", name, select="id"))).get("id")
+                )
+            except NotThere:
+                continue  # not every mailbox has all of them
+        listed = await self._tree(wire, skip=set() if wanted else set(known.values()))
+        if not wanted:
+            return list(listed), []
+        found, missing = [], []
+        for name in wanted:
+            plain = name.casefold()
+            of_name = [folder for folder, path in listed.items() if plain in (path, path.rpartition("/")[2])]
+            if plain in known:
+                of_name = [known[plain]]
+            elif name in listed:
+                of_name = [name]
+            found += of_name
+            if not of_name:
+                missing.append(Skipped(name, "no_such_folder", "there is no such folder in the mailbox"))
+        if not found:
+            raise NoSuchFolder("none of the folders of this agent is in the mailbox")
+        return list(dict.fromkeys(found)), missing
+
+    async def _tree(self, wire: Wire, skip: set[str]) -> dict[str, str]:
+        """All folders by id, with their paths in lower case, but for some and what is below them."""
+        found: dict[str, str] = {}
+        pending = [(address("me", "mailFolders", select=_FOLDER, top="100"), "")]
+        while pending:
+            url, above = pending.pop()
+            async for row in rows(wire, url):
+                folder = row.get("id")
+                if not isinstance(folder, str) or folder in skip or folder in found:
+                    continue
+                if len(found) >= _MOST_FOLDERS:
+                    return found
+                found[folder] = path = above + str(row.get("displayName", "")).casefold()
+                if row.get("childFolderCount"):
+                    below = address("me", "mailFolders", folder, "childFolders", select=_FOLDER, top="100")
+                    pending.append((below, f"{path}/"))
+        return found
+
+    async def _fetch(self, wire: Wire, ref: Ref, filters: Filters) -> Item | None:
+        url = address("me", "messages", ref.source_id, select=_READ, expand=_ATTACHED)
+        answer = await wire.json(url, _HEADERS)
+        sent_at = moment(answer.get("receivedDateTime"))
+        if answer.get("isDraft") is True or not filters.admits_time(sent_at):
+            return None
+        message, size = _message(answer)
+        if not filters.admits_sender(str(message.get("From", ""))):
+            return None
+        message.attach(letters.text_part(*_body(answer.get("body"))))
+        for number, attachment in enumerate(dicts(answer.get("attachments"))):
+            message.attach(await self._attached(wire, ref.source_id, attachment, number))
+        return await letters.read(
+            message, size=size, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
+        )
+
+    async def _attached(self, wire: Wire, source_id: str, attachment: dict[str, Any], number: int) -> Message:
+        """A mail that is attached is read too; of all else the name is enough."""
+        name, size = letters.clean(attachment.get("name")), attachment.get("size")
+        is_item = str(attachment.get("@odata.type", "")).endswith("itemAttachment")
+        if (
+            is_item
+            and isinstance(attachment.get("id"), str)
+            and number < _MOST_NESTED
+            and isinstance(size, int)
+            and size <= _MOST_NESTED_BYTES
+        ):
+            try:
+                raw = await wire.read(
+                    address("me", "messages", source_id, "attachments", attachment["id"], "$value"), _HEADERS
+                )
+                inner = parse(raw)
+            except (NotThere, ProviderRefused, TooLarge, Unreadable):
+                pass  # then it is listed like the others
+            else:
+                part = Message()
+                part["Content-Type"] = "message/rfc822"
+                part.set_payload([inner])
+                return part
+        kind = "message/rfc822" if is_item else letters.clean(attachment.get("contentType"))
+        return letters.attached_part(name, kind, size)
+
+
+def _backfill(folder: str, start: dt.datetime, filters: Filters) -> str:
+    terms = [f"receivedDateTime ge {stamp(start)}"]
+    if filters.end:
+        terms.append(f"receivedDateTime le {stamp(filters.end)}")
+    if addresses := filters.addresses():
+        senders = (f"from/emailAddress/address eq {literal(address)}" for address in addresses)
+        terms.append(f"({' or '.join(senders)})")
+    return address(
+        "me", "mailFolders", folder, "messages",
+        select=_LISTED, filter=" and ".join(terms), orderby="receivedDateTime desc", top="200",
+    )  # fmt: skip
+
+
+def _refs(listed: list[dict[str, Any]], filters: Filters) -> list[Ref]:
+    """The messages of a page that the filters admit, as far as the page tells."""
+    refs = []
+    for row in listed:
+        source_id = row.get("id")
+        if not isinstance(source_id, str) or "@removed" in row or row.get("isDraft") is True:
+            continue
+        sender = _person(row["from"]) if isinstance(row.get("from"), dict) else None
+        if sender is not None and not filters.admits_sender(sender):
+            continue
+        if filters.admits_time(moment(row.get("receivedDateTime"))):
+            # What a mail says never changes under its id; what does, is read or flagged.
+            refs.append(Ref(source_id, fingerprint("outlook", source_id)))
+    return refs
+
+
+def _person(recipient: dict[str, Any]) -> str:
+    found = recipient.get("emailAddress")
+    found = found if isinstance(found, dict) else {}
+    name, mailbox = letters.clean(found.get("name")), letters.clean(found.get("address"))
+    if not name or name == mailbox:
+        return mailbox
+    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{quoted}" <{mailbox}>' if any(sign in name for sign in ',;<>"@()') else f"{name} <{mailbox}>"
+
+
+def _message(answer: dict[str, Any]) -> tuple[Message, int]:
+    """The message with its headers, and how long its body is."""
+    message = Message()
+    message["Content-Type"] = "multipart/mixed"
+    if received := moment(answer.get("receivedDateTime")):
+        message["Date"] = received.isoformat()
+    if isinstance(answer.get("from"), dict):
+        message["From"] = _person(answer["from"])
+    for header, field in (("To", "toRecipients"), ("Cc", "ccRecipients")):
+        if people := ", ".join(filter(None, map(_person, dicts(answer.get(field))))):
+            message[header] = people
+    message["Subject"] = letters.clean(answer.get("subject"))
+    body = answer.get("body")
+    content = body.get("content") if isinstance(body, dict) else None
+    return message, len(content) if isinstance(content, str) else 0
+
+
+def _body(body: object) -> tuple[bytes, str]:
+    found = body if isinstance(body, dict) else {}
+    kind = "text/html" if str(found.get("contentType", "")).lower() == "html" else "text/plain"
+    return letters.clean(found.get("content")).encode(), kind

@@ -1,0 +1,212 @@
+"""Access tokens of connections, fresh. However many ask, a connection is refreshed by one at a time.
+
+Within a process, all who want the same refresh share one thread's; between processes, the row's lock decides, and
+who had to wait finds the new token there. The lock is held while the provider is asked (some seconds, bounded), so
+that what it answers is saved before anybody else can ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from django.db import connection as database
+from django.db import connections as databases
+from django.db import transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from adiuva import db
+from adiuva.errors import NotFound
+from integrations import identity, signals
+from integrations.errors import GrantRefused, NeedsReauth, ProviderAway
+from integrations.models import Connection, Health, Reason
+
+log = structlog.get_logger("adiuva.integrations")
+
+_EARLY: Final = timedelta(minutes=5)  # that a token is renewed before its end, so that none ends on its way
+_USED_EVERY: Final = timedelta(minutes=1)
+_PAUSE_S: Final = 5  # after a failure, so that all who wait do not try it one after the other
+_LONGEST_PAUSE_S: Final = 900  # that a provider may ask of us
+# Of their own: whoever waits for a provider must not keep others from the database. A few, as each holds one of the
+# pool's connections meanwhile.
+_threads = ThreadPoolExecutor(4, thread_name_prefix="tokens")
+_under_way: dict[tuple[UUID, str | None], Future[str]] = {}
+_guard = threading.Lock()
+
+_USED = """
+UPDATE integrations_connection SET last_used_at = now() WHERE id = (
+    SELECT id FROM integrations_connection WHERE id = %s FOR NO KEY UPDATE SKIP LOCKED
+)
+"""
+
+
+async def access_token(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) -> str:
+    """The access token of a user's connection, for the `Authorization: Bearer` header of one or more requests.
+
+    It is valid for some minutes at least, by the database's clock: it is refreshed when it is about to expire. Ask
+    for it before each request (it costs one query), and keep it nowhere.
+
+    `rejected`: a token that the provider has just answered 401 to. If it is still the current one, it is refreshed
+    whatever its end; if others have refreshed meanwhile, theirs is returned. Give the request one more try with what
+    comes back, and no second one.
+
+    Raise NotFound (no such connection, or another user's), NeedsReauth (the user has to connect again; from then on
+    at once, without asking the provider), ProviderAway (an Unavailable: try later, after `retry_after_s` if it has
+    one) or ProviderNotConfigured.
+    """
+    token = await db.run(current, connection_id, user_id=user_id, rejected=rejected)
+    if token is not None:
+        return token
+    # Shielded: who is cancelled does not take the refresh from the others who wait for it.
+    return await asyncio.shield(asyncio.wrap_future(_shared(connection_id, user_id, rejected)))
+
+
+def current(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) -> str | None:
+    """The token that is held, or None if it must be refreshed first. Raise as `access_token` does."""
+    row = _timed().of(user_id).filter(pk=connection_id).first()
+    if row is None:
+        raise NotFound("there is no such connection")
+    token = _usable(row, rejected)
+    if token is not None and (row.last_used_at is None or row.now - row.last_used_at > _USED_EVERY):
+        with database.cursor() as cursor:
+            cursor.execute(_USED, [row.pk])  # not waiting for a refresh under way
+    return token
+
+
+def refresh(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) -> str:
+    """Refresh what is due under the row's lock, asking the provider. Blocks. Raise as `access_token` does."""
+    failure: ProviderAway | None = None
+    with transaction.atomic():
+        row = (
+            _timed().of(user_id).select_for_update(of=("self",), no_key=True).filter(pk=connection_id).first()
+        )
+        if row is None:
+            raise NotFound("there is no such connection")
+        token = _usable(row, rejected)
+        if token is not None:
+            return token
+        try:
+            if row.refresh_token is None:
+                raise GrantRefused(Reason.NO_REFRESH)
+            grant = identity.refresh(row.provider, row.unseal("refresh_token"))
+        except GrantRefused as refusal:
+            _lose(row, Reason(refusal.reason))
+        except ProviderAway as error:
+            failure = error
+            pause_s = min(error.retry_after_s or _PAUSE_S, _LONGEST_PAUSE_S)
+            _change(row, retry_at=Now() + timedelta(seconds=pause_s))
+        else:
+            token = keep(row, grant, refreshed_at=Now(), refreshes=F("refreshes") + 1)
+            log.info("connection.refreshed", connection_id=str(row.pk), user_id=str(user_id))
+    if token is not None:
+        return token
+    if failure is None:
+        raise _needs_reauth(row)
+    log.warning("connection.refresh_failed", connection_id=str(row.pk), user_id=str(user_id))
+    held: str = row.unseal("access_token")
+    if held != rejected and row.left > timedelta():
+        return held  # it was early: this one still serves for a while
+    raise failure
+
+
+def renew(connection_id: UUID, *, user_id: UUID) -> None:
+    """Refresh now, due or not. Blocks. Raise as `access_token` does."""
+    row = Connection.objects.of(user_id).filter(pk=connection_id).first()
+    if row is None:
+        raise NotFound("there is no such connection")
+    refresh(connection_id, user_id=user_id, rejected=row.unseal("access_token"))
+
+
+def keep(row: Connection, grant: identity.Grant, **more: Any) -> str:
+    """Save what a provider granted, and more of the row with it; the caller holds its lock. Returns the token."""
+    life = timedelta(seconds=grant.lifetime_s)
+    changes: dict[str, Any] = {
+        "access_token": row.seal("access_token", grant.access_token),
+        "renew_at": Now() + life - min(_EARLY, life / 2),
+        "expires_at": Now() + life,
+        "retry_at": None,
+        **more,
+    }
+    if grant.refresh_token:  # most providers send a new one only now and then
+        changes["refresh_token"] = row.seal("refresh_token", grant.refresh_token)
+    _change(row, **changes)
+    return grant.access_token
+
+
+def tell(connection_id: UUID) -> None:
+    """Send `needs_reauth` for a loss that nobody was told of yet. Of several who try, one does."""
+    with transaction.atomic():
+        lost = Connection.objects.untold().filter(pk=connection_id)
+        user_id = lost.select_for_update(no_key=True).values_list("user_id", flat=True).first()
+        if user_id is None:
+            return
+        signals.needs_reauth.send(Connection, connection_id=connection_id, user_id=user_id)
+        lost.update(told_at=Now())
+
+
+# ── Inside ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _timed() -> Any:
+    """Connections with the database's time: those of our servers need not agree."""
+    return Connection.objects.annotate(
+        now=Now(), left=F("expires_at") - Now(), due=Q(renew_at__lte=Now()), paused=Q(retry_at__gt=Now())
+    )
+
+
+def _usable(row: Any, rejected: str | None) -> str | None:
+    """The token held, if it can be used; None if the provider is to be asked. Raise what stands against both."""
+    if row.health != Health.OK:
+        raise _needs_reauth(row)
+    token: str = row.unseal("access_token")
+    if token != rejected and not row.due:
+        return token
+    if not row.paused:
+        return None
+    if token != rejected and row.left > timedelta():
+        return token
+    wait = max(1, round((row.retry_at - row.now).total_seconds()))
+    raise ProviderAway(f"{row.get_provider_display()} asked to be left alone for a while", retry_after_s=wait)
+
+
+def _shared(connection_id: UUID, user_id: UUID, rejected: str | None) -> Future[str]:
+    """The one refresh of this process that is under way for these, begun if there is none."""
+    key = connection_id, rejected
+    with _guard:
+        found = _under_way.get(key)
+        if found is None:
+            call = contextvars.copy_context().run
+            found = _under_way[key] = _threads.submit(call, _refresh, connection_id, user_id, rejected)
+            found.add_done_callback(lambda _: _under_way.pop(key, None))
+        return found
+
+
+def _refresh(connection_id: UUID, user_id: UUID, rejected: str | None) -> str:
+    try:
+        return refresh(connection_id, user_id=user_id, rejected=rejected)
+    finally:
+        databases.close_all()
+
+
+def _lose(row: Connection, reason: Reason) -> None:
+    _change(row, health=Health.NEEDS_REAUTH, reason=reason)
+    row.health, row.reason = Health.NEEDS_REAUTH, reason
+    log.warning("connection.lost", connection_id=str(row.pk), user_id=str(row.user_id), reason=reason.value)
+    transaction.on_commit(lambda: tell(row.pk), robust=True)
+
+
+def _needs_reauth(row: Connection) -> NeedsReauth:
+    return NeedsReauth(
+        f"connect {row.get_provider_display()} again: {row.get_reason_display()}", connection_id=row.pk
+    )
+
+
+def _change(row: Connection, **values: Any) -> None:
+    Connection.objects.filter(pk=row.pk).update(**values)

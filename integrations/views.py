@@ -1,0 +1,167 @@
+"""Connecting accounts over REST, and the page that people come back to. Every query starts from the request's user."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+import structlog
+from django.conf import settings
+from django.db import close_old_connections
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views import View
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
+from rest_framework import mixins, viewsets
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from adiuva.accounts.models import User
+from adiuva.api import TOTAL_COUNT, problems, user_id
+from adiuva.errors import AdiuvaError, NotFound
+from integrations import connections, oauth, tokens
+from integrations.errors import ConsentFailed
+from integrations.models import Connection, Provider
+from integrations.serializers import (
+    AuthorizationSerializer,
+    AuthorizeSerializer,
+    ConnectionSerializer,
+    PartingSerializer,
+    RefreshConnectionSerializer,
+)
+
+log = structlog.get_logger("adiuva.integrations")
+
+_PROVIDER = OpenApiParameter("provider", str, OpenApiParameter.PATH, enum=Provider.values)
+
+
+class Authorize(APIView):
+    """Connect an account: open the address in the user's browser; the rest happens there."""
+
+    @extend_schema(
+        summary="Connect a Gmail, Outlook or Teams account",
+        parameters=[_PROVIDER, AuthorizeSerializer],
+        responses={200: AuthorizationSerializer, **problems(400, 401, 404, 503)},
+        operation_id="oauth_authorize",
+    )
+    def get(self, request: Request, provider: str) -> Response:
+        _known(provider)
+        query = AuthorizeSerializer(data=request.query_params.dict())
+        query.is_valid(raise_exception=True)
+        again = query.validated_data.get("connection")
+        url = oauth.begin(
+            user_id=user_id(request),
+            provider=provider,
+            connection=_mine(request, provider, again) if again else None,
+        )
+        return Response({"authorization_url": url}, headers={"Cache-Control": "no-store"})
+
+
+class Refresh(APIView):
+    """Get a new access token now. It stays on the server; the answer says how the connection is."""
+
+    @extend_schema(
+        summary="Refresh a connection's token",
+        parameters=[_PROVIDER],
+        request=RefreshConnectionSerializer,
+        responses={200: ConnectionSerializer, **problems(400, 401, 404, 409, 503)},
+        operation_id="oauth_refresh",
+    )
+    def post(self, request: Request, provider: str) -> Response:
+        _known(provider)
+        body = RefreshConnectionSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        mine, chosen = user_id(request), body.validated_data.get("connection")
+        row = _mine(request, provider, chosen) if chosen else connections.the_one(mine, provider)
+        tokens.renew(row.pk, user_id=mine)
+        return Response(ConnectionSerializer(connections.of_user(mine, row.pk)).data)
+
+
+@extend_schema_view(
+    list=extend_schema(
+        summary="Your connected accounts, newest first",
+        parameters=[TOTAL_COUNT],
+        responses={200: ConnectionSerializer(many=True), **problems(400, 401)},
+    ),
+    retrieve=extend_schema(
+        summary="One connected account", responses={200: ConnectionSerializer, **problems(401, 404)}
+    ),
+)
+class ConnectionViewSet(
+    mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Connection]
+):
+    """Accounts at providers that agents of the user may read. Tokens stay on the server, sealed."""
+
+    serializer_class = ConnectionSerializer
+    queryset = Connection.objects.none()
+
+    def get_queryset(self) -> Any:
+        return Connection.objects.of(user_id(self.request))
+
+    @extend_schema(summary="Disconnect an account", responses={200: PartingSerializer, **problems(401, 404)})
+    def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Its tokens are deleted at once; then the provider is asked to take the permission back."""
+        row = self.get_object()
+        parting = connections.disconnect(user_id=user_id(request), connection_id=row.pk)
+        return Response({"ok": True, **asdict(parting)})
+
+
+class Callback(View):
+    """Where a provider sends the user's browser back to. Open: the state says whose consent it is. A page, always."""
+
+    http_method_names = ["get"]  # no HEAD: whoever only looks at a link must not use it up
+
+    def get(self, request: HttpRequest, provider: str) -> HttpResponse:
+        if provider not in Provider.values:
+            raise Http404
+        visitor = request.user.pk if isinstance(request.user, User) else None
+        close_old_connections()  # the provider may take a while, and others wait for the pool's connections
+        try:
+            row = oauth.finish(provider, request.GET.dict(), signed_in=visitor)
+        except AdiuvaError as problem:
+            log.info("consent.failed", provider=provider, code=problem.code)
+            said = problem.message
+            if not isinstance(problem, ConsentFailed):  # what the rest of the product says, as a sentence
+                said = f"{said[:1].upper()}{said[1:]}. Nothing was connected: please try again later."
+            return _page(request, provider, problem=said)
+        return _page(request, provider, row=row)
+
+
+def _page(
+    request: HttpRequest, provider: str, *, row: Connection | None = None, problem: str = ""
+) -> HttpResponse:
+    """What happened, on a page that loads nothing, runs nothing, and tells nobody where it came from."""
+    nonce = secrets.token_urlsafe(16)
+    said = {"status": "connected", "connection": str(row.pk)} if row else {"status": "failed"}
+    context = {
+        "name": Provider(provider).label,
+        "account": row.address if row else "",
+        "owner": row.user.email if row else "",
+        "problem": problem,
+        "back": f"{settings.APP_LINK}oauth/{provider}?{urlencode(said)}",
+        "nonce": nonce,
+    }
+    response = render(request, "integrations/callback.html", context, status=200 if row else 400)
+    response["Cache-Control"] = "no-store"
+    response["Referrer-Policy"] = "no-referrer"
+    response["Content-Security-Policy"] = (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    response["X-Robots-Tag"] = "noindex"
+    return response
+
+
+def _known(provider: str) -> None:
+    if provider not in Provider.values:
+        raise NotFound("there is no such provider")
+
+
+def _mine(request: Request, provider: str, connection_id: UUID) -> Connection:
+    row = connections.of_user(user_id(request), connection_id)
+    if row.provider != provider:
+        raise NotFound("there is no such connection")
+    return row

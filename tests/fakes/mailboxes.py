@@ -1,0 +1,231 @@
+"""What the fakes of Gmail and of Microsoft Graph share: mailboxes on one HTTP server, with faults on order.
+
+    box.fault("/messages/", Fail(503), Fail(429, retry_after=0.2))    # the next two requests for a message
+    box.fault("/messages", Change(lambda answer: {**answer, "nextPageToken": "again"}), times=99)
+    box.every(7, "", Fail(500))                                        # every seventh request of all
+
+A request's bearer token says which box it is for. A box counts what matters: `peak`, the most requests at once;
+`early`, those that came before the time that a Retry-After had named; `asked`, the paths.
+A fault is one of:
+    Fail(status, reason, retry_after)   an error; retry_after in seconds or as a date
+    Slow(seconds)                       the right answer, later
+    Cut()                               the connection breaks off
+    Bytes(body)                         200 with these bytes
+    Change(function)                    the right answer, changed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import orjson
+from aiohttp import web
+
+WAIT_S = 10.0
+# A request over another connection may have been sent when the answer with the Retry-After was still under way.
+_ON_THE_WAY_S = 0.4
+
+
+@dataclass
+class Fail:
+    status: int = 500
+    reason: str = ""
+    retry_after: float | str | None = None
+
+
+@dataclass
+class Slow:
+    seconds: float
+
+
+@dataclass
+class Cut:
+    pass
+
+
+@dataclass
+class Bytes:
+    body: bytes = b"no JSON"
+
+
+@dataclass
+class Change:
+    function: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+Fault = Fail | Slow | Cut | Bytes | Change
+
+
+@dataclass
+class _Rule:
+    part: str
+    steps: list[Fault]
+
+
+@dataclass
+class _Every:
+    number: int
+    part: str
+    step: Fault
+    seen: int = 0
+
+
+@dataclass
+class Box:
+    """One account's mailbox. `access` is the token it takes; `rejected` are those that it was offered in vain."""
+
+    name: str
+    access: str = ""
+    latency_s: float = 0.0
+    page: int = 0  # how many a page holds at most; 0: as many as are asked for
+    asked: list[str] = field(default_factory=list)
+    early: list[str] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
+    peak: int = 0
+    running: int = 0
+    _rules: list[_Rule] = field(default_factory=list)
+    _everies: list[_Every] = field(default_factory=list)
+    _held: list[tuple[object, float, float]] = field(default_factory=list)  # connection, begin, end
+
+    def __post_init__(self) -> None:
+        self.access = self.access or f"{self.name}:1"
+
+    def expire(self) -> None:
+        """The token that was given so far is void."""
+        self.access = f"{self.name}:{int(self.access.rpartition(':')[2]) + 1}"
+
+    async def token(self, rejected: str | None) -> str:
+        """For the readers."""
+        if rejected is not None:
+            self.rejected.append(rejected)
+        return self.access
+
+    def fault(self, part: str, *steps: Fault, times: int = 1) -> None:
+        """The next requests with this in their path take these steps."""
+        self._rules.append(_Rule(part, list(steps) * times))
+
+    def every(self, number: int, part: str, step: Fault) -> None:
+        self._everies.append(_Every(number, part, step))
+
+    def next_fault(self, path: str) -> Fault | None:
+        for rule in self._rules:
+            if rule.steps and rule.part in path:
+                return rule.steps.pop(0)
+        for every in self._everies:
+            if every.part in path:
+                every.seen += 1
+                if every.seen % every.number == 0:
+                    return every.step
+        return None
+
+    def note(self, path: str, connection: object) -> None:
+        self.asked.append(path)
+        now = time.monotonic()
+        for told, begins, ends in self._held:
+            if now < ends and (connection is told or now > begins + _ON_THE_WAY_S):
+                self.early.append(path)
+
+    def held(self, seconds: float, connection: object) -> None:
+        now = time.monotonic()
+        self._held.append((connection, now, now + seconds))
+
+
+class NotHere(Exception):
+    """An error that the provider's own rules ask for."""
+
+    def __init__(self, status: int = 404, reason: str = "notFound") -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Server:
+    """A provider on loopback, in a thread of its own."""
+
+    url: str
+
+    def __init__(self) -> None:
+        self.boxes: dict[str, Any] = {}
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
+        self._ready = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(WAIT_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(WAIT_S)
+
+    async def _main(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        app = web.Application()
+        app.router.add_get("/{path:.*}", self._serve)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        self._ready.set()
+        await self._stop.wait()
+        await runner.cleanup()
+
+    async def _serve(self, http: web.Request) -> web.StreamResponse:
+        access = http.headers.get("Authorization", "").removeprefix("Bearer ")
+        box = self.boxes.get(access.rpartition(":")[0])
+        if box is None:
+            return web.json_response(self.error(401, "authError"), status=401)
+        box.note(http.path_qs, http.transport)
+        box.running += 1
+        box.peak = max(box.peak, box.running)
+        try:
+            response = await self._respond(box, http, access)
+            # Sent while it counts: to the caller, it is under way until then.
+            await response.prepare(http)
+            await response.write_eof()
+            return response
+        finally:
+            box.running -= 1
+
+    async def _respond(self, box: Box, http: web.Request, access: str) -> web.StreamResponse:
+        if access != box.access:
+            return web.json_response(self.error(401, "authError"), status=401)
+        if box.latency_s:
+            await asyncio.sleep(box.latency_s)
+        change: Callable[[Any], Any] | None = None
+        match box.next_fault(http.path_qs):
+            case Fail(status, reason, retry_after):
+                headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+                if isinstance(retry_after, int | float):
+                    box.held(retry_after, http.transport)
+                return web.json_response(self.error(status, reason), status=status, headers=headers)
+            case Cut():
+                assert http.transport is not None
+                http.transport.abort()
+                raise ConnectionResetError
+            case Bytes(body):
+                return web.Response(body=body, content_type="application/json")
+            case Slow(seconds):
+                await asyncio.sleep(seconds)
+            case Change(function):
+                change = function
+        try:
+            answer = self.answer(box, http)
+        except NotHere as error:
+            return web.json_response(self.error(error.status, error.reason), status=error.status)
+        if isinstance(answer, bytes):
+            return web.Response(body=answer, content_type="message/rfc822")
+        return web.Response(
+            body=orjson.dumps(change(answer) if change else answer), content_type="application/json"
+        )
+
+    def error(self, status: int, reason: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def answer(self, box: Any, http: web.Request) -> Any:
+        raise NotImplementedError

@@ -1,0 +1,198 @@
+"""What a mail says: its author's words, then what they quote. Whatever a mail is, it ends in text or a reason."""
+
+from __future__ import annotations
+
+import base64
+import random
+from email import message_from_bytes
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adiuva.documents import Unreadable
+from adiuva.documents.mail import parse, read_mail
+from adiuva.documents.markup import html_to_text
+from integrations.gmail import _Parts
+from integrations.mail import letters, quoted
+from integrations.mail.documents import Document, Skipped
+from tests.fakes.google import _payload
+
+QUOTES = [
+    ("Yes.\n\nOn Mon, 16 Nov 2026 at 10:00, Ann Roe <ann@example.com> wrote:\n> How much?\n> Ann", "Yes."),
+    ("Ja.\n\nAm 16.11.2026 um 10:00 schrieb Ann Roe:\n\n> Wie viel?", "Ja."),
+    ("Oui.\n\nLe lun. 16 nov. 2026 à 10:00, Ann Roe <ann@example.com> a écrit :\n> Combien ?", "Oui."),
+    ("Sí.\n\nEl lun, 16 nov 2026 a las 10:00, Ann (<ann@example.com>) escribió:\n\n> ¿Cuánto?", "Sí."),
+    ("Sì.\n\nIl giorno lun 16 nov 2026 alle ore 10:00 Ann <a@example.com> ha scritto:\n> Quanto?", "Sì."),
+    ("Ja.\n\nOp ma 16 nov 2026 om 10:00 schreef Ann <ann@example.com>:\n> Hoeveel?", "Ja."),
+    ("Yes.\n\nOn Mon, 16 Nov 2026 at 10:00, Ann Roe\n<ann@example.com> wrote:\n\n> How much?", "Yes."),
+    ("Yes.\n\nOn Monday, Ann Roe wrote:\n\nHow much? (not marked)\nAnn", "Yes."),
+    ("Yes.\n\n-----Original Message-----\nFrom: Ann\nHow much?", "Yes."),
+    ("Ja.\n\n-----Ursprüngliche Nachricht-----\nVon: Ann\nWie viel?", "Ja."),
+    ("Yes.\n\nFrom: Ann Roe <ann@example.com>\nSent: Monday\nTo: Bea\nSubject: Offer\n\nHow much?", "Yes."),
+    ("Ja.\n\nVon: Ann\nGesendet: Montag\nAn: Bea\nBetreff: Angebot\n\nWie viel?", "Ja."),
+    ("> How much?\n\nTwelve hundred.\n-- \nBea", "Twelve hundred.\n-- \nBea"),
+    ("Ann wrote:\n> How much?\n\nTwelve hundred.", "Twelve hundred."),
+]
+
+
+@pytest.mark.parametrize(("body", "own"), QUOTES)
+def test_what_the_author_wrote_is_told_from_what_is_quoted(body: str, own: str) -> None:
+    new, old = quoted.set_apart(body, "Re: Offer")
+    assert new == own
+    assert old and all(line.startswith(">") for line in quoted.marked(old).split("\n"))
+    assert sorted(f"{new}\n{old}".split()) == sorted(body.split())
+
+
+@pytest.mark.parametrize(
+    ("body", "subject"),
+    [
+        ("> How much?\nTwelve hundred.\n> When?\nFriday.", "Re: x"),  # the order is the meaning
+        ("See below.\n\nFrom: Ann\nSent: Monday\nSubject: Offer\n\nHow much?", "Fwd: Offer"),
+        ("> all of it is quoted", "Re: x"),
+        ("On Monday we met. I wrote: nothing", ""),
+        ("From: here to there\nit is far", ""),
+        ("no quotes at all", ""),
+        ("", ""),
+    ],
+)
+def test_what_cannot_be_told_apart_stays_as_it_is(body: str, subject: str) -> None:
+    assert quoted.set_apart(body, subject) == (body, "")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["> a", ">", "", "b", "On Mon, Ann wrote:", "From: x", "To: y", "Subject: z", "-- "])
+    )
+)
+def test_no_word_is_lost_when_a_mail_is_taken_apart(lines: list[str]) -> None:
+    body = "\n".join(lines)
+    new, old = quoted.set_apart(body)
+    assert sorted(f"{new}\n{old}".split()) == sorted(body.split())
+
+
+@pytest.mark.parametrize("line", ["On " + "a wrote " * 30, "From: x", "> a\nb", "_" * 300, "On x\n"])
+def test_no_mail_takes_for_ever(line: str) -> None:
+    quoted.set_apart(f"{line}\n" * 3_000)
+
+
+def test_quotations_of_a_page_are_marked() -> None:
+    page = "<p>Yes.</p><blockquote>How<br>much?<blockquote><p>Offer</p></blockquote></blockquote><p>Bea \x0e&#14;</p>"
+    assert html_to_text(page, quotes=True) == "Yes.\n\n> How\n> much?\n\n> > Offer\n\nBea"
+    assert html_to_text(page) == "Yes.\n\nHow\nmuch?\n\nOffer\n\nBea \x0e"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(alphabet="<>/blockquotep \n\x0e\x0f", max_size=150))
+def test_no_page_with_quotations_raises_or_keeps_a_mark(page: str) -> None:
+    assert not {"\x0e", "\x0f"} & set(html_to_text(page, quotes=True))
+
+
+def _mail(charset: str, raw: bytes, encoding: str = "8bit") -> bytes:
+    head = (
+        f"Subject: x\nContent-Type: text/plain; charset={charset}\nContent-Transfer-Encoding: {encoding}\n\n"
+    )
+    return head.encode() + raw
+
+
+SAMPLES = [
+    (_mail("utf-8", "日本語の見積もり".encode()), "日本語の見積もり"),
+    (_mail("iso-2022-jp", "日本語の見積もり".encode("iso-2022-jp")), "日本語の見積もり"),
+    (_mail("shift_jis", "見積もり".encode("shift_jis")), "見積もり"),
+    (_mail("gb18030", "报价单".encode("gb18030")), "报价单"),
+    (_mail("big5", "報價單".encode("big5")), "報價單"),
+    (_mail("euc-kr", "견적서".encode("euc-kr")), "견적서"),
+    (_mail("koi8-r", "Привет, смета".encode("koi8-r")), "Привет, смета"),
+    (_mail("windows-1255", "הצעת מחיר".encode("windows-1255")), "הצעת מחיר"),
+    (_mail("iso-8859-7", "Προσφορά".encode("iso-8859-7")), "Προσφορά"),
+    (_mail("windows-1256", "عرض سعر".encode("windows-1256")), "عرض سعر"),
+    (_mail("tis-620", "ใบเสนอราคา".encode("tis-620")), "ใบเสนอราคา"),
+    (_mail("utf-7", "Angebot für 5 €".encode("utf-7")), "Angebot für 5 €"),
+    (_mail("utf-16", base64.b64encode("breit ü".encode("utf-16")), "base64"), "breit ü"),
+    (_mail("no-such-charset", "Grüße".encode()), "Grüße"),
+    (_mail("us-ascii", "Grüße".encode("iso-8859-1")), "Grüße"),  # untrue
+    (_mail("utf-8", "Grüße".encode("cp1252")), "Grüße"),  # untrue
+    ("Subject: x\n\nGrüße ohne Angabe".encode(), "Grüße ohne Angabe"),
+    (b"Subject: x\nContent-Type: text/html\n\n<p>Gr&uuml;&szlig;e", "Grüße"),
+    (b"Subject: x\nContent-Type: multipart/mixed\n\nno boundary", "no boundary"),
+    (b"Subject: x\nContent-Type: multipart/mixed; boundary=b\n\n--b\n\nnever ends", "never ends"),
+    (b"Subject: x\nContent-Transfer-Encoding: base64\n\n!!!SGFsbG8=", "Hallo"),
+]
+
+
+@pytest.mark.parametrize(("raw", "text"), SAMPLES, ids=range(len(SAMPLES)))
+async def test_a_mail_in_any_language_reads_the_same_from_gmail_and_as_it_was_sent(
+    raw: bytes, text: str
+) -> None:
+    for message in (parse(raw), _Parts().message(_payload(message_from_bytes(raw), iter(range(99))))):
+        item = await letters.read(message, size=0, source_id="1", content_hash=b"", sent_at=None)
+        assert isinstance(item, Document)
+        assert item.title == "x" and text in item.text
+
+
+def test_a_text_that_gmail_did_not_decode_is_decoded_by_its_own_charset() -> None:
+    for charset, text in (("iso-2022-jp", "見積"), ("koi8-r", "Привет"), ("utf-7", "für")):
+        header = {"name": "Content-Type", "value": f"text/plain; charset={charset}"}
+        data = base64.urlsafe_b64encode(text.encode(charset)).decode().rstrip("=")
+        part = {"mimeType": "text/plain", "headers": [header], "body": {"data": data}}
+        assert read_mail(_Parts().message(part)).body == text
+
+
+async def test_whatever_gmail_gives_as_a_payload_ends_in_a_document_or_a_reason() -> None:
+    chance = random.Random(11)
+    header = {"name": "Subject", "value": "a\nb: c"}
+    odd = [None, 3, "x", "\ud800", [], {}, [None], {"name": 5}, header, "a\0b", "=?utf-8?b?//?="]
+    names = [
+        "mimeType",
+        "headers",
+        "body",
+        "parts",
+        "filename",
+        "data",
+        "size",
+        "attachmentId",
+        "name",
+        "value",
+    ]
+
+    def made(depth: int) -> object:
+        if depth == 0 or chance.random() < 0.3:
+            return chance.choice([*odd, "multipart/mixed", "text/html", "message/rfc822", "SGFsbG8"])
+        if chance.random() < 0.3:
+            return [made(depth - 1) for _ in range(chance.randrange(4))]
+        return {name: made(depth - 1) for name in chance.sample(names, chance.randrange(1, 7))}
+
+    for _ in range(1500):
+        payload = made(5)
+        if isinstance(payload, dict):
+            message = _Parts().message(payload)
+            item = await letters.read(message, size=0, source_id="1", content_hash=b"", sent_at=None)
+            assert isinstance(item, Document | Skipped)
+
+
+async def test_what_is_attached_is_listed_with_its_size_and_a_name_can_be_anything() -> None:
+    part = letters.attached_part('a"\r\nX: b\u2028é.pdf', "application/pdf\nX: y", 1234)
+    message = letters.text_part(b"text", "text/plain")
+    whole = message_from_bytes(b"Subject: x\nContent-Type: multipart/mixed\n\n")
+    whole.set_payload([message, part])
+    item = await letters.read(whole, size=0, source_id="1", content_hash=b"", sent_at=None)
+    assert isinstance(item, Document)
+    [attachment] = item.attachments
+    assert (attachment.type, attachment.size) == ("application/octet-stream", 1234)
+    assert "\n" not in attachment.name and "é.pdf" in attachment.name
+
+
+async def test_ten_megabytes_of_a_page_are_read() -> None:
+    line = b"<p>A line of <b>text</b>" + b" in a large mail" * 60 + b"</p>\n"
+    page = b"Subject: large\nContent-Type: text/html\n\n" + line * 10_300
+    assert len(page) > 10_000_000
+    item = await letters.read(parse(page), size=len(page), source_id="1", content_hash=b"", sent_at=None)
+    assert isinstance(item, Document) and item.text.count("A line of text") == 10_300
+
+
+def test_parts_inside_parts_have_an_end() -> None:
+    part = b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n"
+    raw = b"Subject: x\n" + b"".join(part % (number, number) for number in range(99))
+    with pytest.raises(Unreadable):
+        read_mail(parse(raw * 500))

@@ -1,0 +1,330 @@
+"""Connecting an account: to the consent page and back, once, by whom it was begun, and never with a token in sight."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+from datetime import timedelta
+from typing import Any
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+
+import pytest
+import time_machine
+from django.core import signing
+from django.test import Client
+from django.utils import timezone
+
+from integrations import oauth
+from integrations.models import Connection, Consent
+from tests.fakes.identity import Bare, Fail, Identity, Lost, Refuse
+from tests.fakes.provider import Raw
+from tests.integrations.people import Owner, connection_in, reasons, visit
+from tests.people import somebody
+
+SCOPES = {
+    "gmail": {"https://www.googleapis.com/auth/gmail.readonly", "openid", "email"},
+    "outlook": {"Mail.Read", "User.Read", "offline_access", "openid", "profile"},
+    "teams": {
+        "ChannelMessage.Read.All",
+        "Channel.ReadBasic.All",
+        "Team.ReadBasic.All",
+        "User.Read",
+        "offline_access",
+        "openid",
+        "profile",
+    },
+}
+
+
+def changed(address: str, **values: str) -> str:
+    """The address with other values in its query; an empty one takes the name out."""
+    head, _, query = address.partition("?")
+    given = dict(parse_qsl(query)) | values
+    return f"{head}?{urlencode({name: value for name, value in given.items() if value})}"
+
+
+def state_of(address: str) -> str:
+    return parse_qs(urlsplit(address).query)["state"][0]
+
+
+def refused(page: Any, saying: str) -> None:
+    assert page.status_code == 400
+    text = html.unescape(reasons(page))
+    assert saying in text and "is not connected" in text and "status=failed" in text, text
+
+
+@pytest.mark.parametrize("provider", SCOPES)
+def test_an_account_is_connected_through_its_providers_consent_page(
+    owner: Owner, identity: Identity, provider: str
+) -> None:
+    url = owner.authorize(provider)
+    query = parse_qs(urlsplit(url).query)
+    assert set(query["scope"][0].split()) == SCOPES[provider]
+    assert query["redirect_uri"] == [f"http://localhost:8000/api/v1/oauth/{provider}/callback"]
+    assert query["code_challenge_method"] == ["S256"]
+
+    identity.account = "Ada@Example.com"
+    page = visit(owner.agree(provider))
+    assert page.status_code == 200
+    assert "Ada@Example.com" in reasons(page) and owner.person.email in reasons(page)
+    row = Connection.objects.of(owner.id).get()
+    assert connection_in(page) == str(row.pk)
+    assert (row.provider, row.address, row.health, row.reason) == (provider, "Ada@Example.com", "ok", "")
+    assert identity.accepts(row.unseal("access_token"))
+
+    listed = owner.rest.get("/api/v1/connections").json()
+    assert [(one["id"], one["account"], one["health"]) for one in listed] == [
+        (str(row.pk), "Ada@Example.com", "ok")
+    ]
+    assert SCOPES[provider] - {"openid", "profile", "offline_access"} <= set(listed[0]["scopes"])
+
+
+def test_the_page_lets_nothing_in_and_nothing_out(owner: Owner) -> None:
+    for address in (owner.agree(), "/api/v1/oauth/gmail/callback?state=x"):
+        page = visit(address)
+        policy = page["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none';") and "frame-ancestors 'none'" in policy
+        assert page["Cache-Control"] == "no-store"
+        assert page["Referrer-Policy"] == "no-referrer"
+        assert "<script" not in page.content.decode()
+        assert 'href="adiuva://oauth/gmail?status=' in page.content.decode()
+
+
+def test_no_answer_and_no_log_holds_a_token_a_code_or_a_secret(
+    owner: Owner, identity: Identity, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = []
+    for provider in SCOPES:
+        back = owner.agree(provider)
+        seen += [visit(back).content.decode(), visit(back).content.decode()]
+        one = owner.rest.post(f"/api/v1/oauth/{provider}/refresh")
+        assert one.status_code == 200, one.content
+        seen.append(one.content.decode())
+    seen.append(owner.rest.get("/api/v1/connections").content.decode())
+    rows = list(Connection.objects.of(owner.id))
+    seen += [repr(rows), str(rows), caplog.text]
+    hidden = [word for row in rows for word in (row.unseal("access_token"), row.unseal("refresh_token"))]
+    hidden += [
+        request.form[name]
+        for request in identity.requests
+        for name in ("code", "code_verifier")
+        if name in request.form
+    ]
+    hidden.append("client-secret-of-the-tests")
+    assert len(hidden) >= 12
+    assert [word for word in hidden if any(word in text for text in seen)] == []
+    sealed = b"".join(bytes(row.access_token) + bytes(row.refresh_token) + bytes(row.account) for row in rows)
+    assert not any(word.encode() in sealed for word in [*hidden, "ada@example.com"])
+
+
+def test_a_state_lets_one_through_once(owner: Owner, identity: Identity) -> None:
+    back = owner.agree()
+    assert visit(back).status_code == 200
+    refused(visit(back), "used before")
+    # and with a code that was not used yet
+    other = parse_qs(urlsplit(owner.agree()).query)["code"][0]
+    refused(visit(changed(back, code=other)), "used before")
+    assert Connection.objects.of(owner.id).count() == 1
+
+
+def test_looking_at_a_link_does_not_use_it_up(owner: Owner) -> None:
+    back = owner.agree()
+    browser = Client()
+    assert browser.head(back).status_code == 405
+    assert browser.post(back).status_code == 405
+    assert visit(back).status_code == 200
+
+
+def test_a_state_is_good_for_ten_minutes(owner: Owner) -> None:
+    back = owner.agree()
+    with time_machine.travel(timezone.now() + timedelta(minutes=10, seconds=1)):
+        refused(visit(back), "expired")
+    with time_machine.travel(timezone.now() + timedelta(minutes=9)):
+        assert visit(back).status_code == 200
+
+
+def test_a_state_ends_by_the_databases_clock_too(owner: Owner) -> None:
+    back = owner.agree()
+    Consent.objects.filter(user_id=owner.id).update(expires_at=timezone.now())
+    refused(visit(back), "expired")
+
+
+def test_a_state_of_another_provider_is_refused(owner: Owner) -> None:
+    back = owner.agree("gmail")
+    for other in ("outlook", "teams"):
+        refused(visit(back.replace("/gmail/", f"/{other}/")), "not valid")
+    assert visit("/api/v1/oauth/facebook/callback?state=x").status_code == 404
+
+
+def test_a_state_is_bound_to_its_redirect_address(owner: Owner, settings: Any) -> None:
+    back = owner.agree()
+    settings.PUBLIC_URL = "https://elsewhere.example.com"
+    refused(visit(back), "not valid")
+
+
+def test_forged_states_are_refused_before_the_provider_is_asked(owner: Owner, identity: Identity) -> None:
+    back = owner.agree()
+    real, asked = state_of(back), len(identity.requests)
+    word, _, signature = real.partition(":")
+    other = somebody()
+    where = oauth.redirect_uri("gmail")
+    forged = [
+        "",
+        "x",
+        real[:-1],
+        real + "A",
+        real.swapcase(),
+        f"{word[:-1]}0:{signature}",
+        f"{word.partition('.')[0]}.{other.id.hex}:{signature}",  # for another user
+        word,
+        "ünïcode:ünïcode:ünïcode",
+        "\0",
+        "x" * 100_000,
+        signing.TimestampSigner(salt=f"adiuva oauth state gmail {where}", key="another key").sign(word),
+        signing.TimestampSigner(salt="another salt").sign(word),
+    ]
+    for state in forged:
+        refused(visit(changed(back, state=state)), "not valid")
+    # signed by us, but for nobody who was sent there
+    unknown = signing.TimestampSigner(salt=f"adiuva oauth state gmail {where}").sign(f"word.{other.id.hex}")
+    refused(visit(changed(back, state=unknown)), "expired")
+    assert len(identity.requests) == asked
+    assert visit(back).status_code == 200  # the real one was not touched by any of it
+
+
+def test_a_state_is_refused_where_somebody_else_is_signed_in(owner: Owner, identity: Identity) -> None:
+    other, browser = somebody(), Client()
+    browser.post("/api-auth/login/", {"username": other.email, "password": other.password})
+    back, asked = owner.agree(), len(identity.requests)
+    refused(visit(back, browser), "made for another Adiuva account")
+    assert len(identity.requests) == asked
+    assert not Connection.objects.filter(user_id__in=[owner.id, other.id]).exists()
+
+    mine = Client()
+    mine.post("/api-auth/login/", {"username": owner.person.email, "password": owner.person.password})
+    assert visit(owner.agree(), mine).status_code == 200
+
+
+@pytest.mark.parametrize("provider", ["gmail", "outlook"])
+def test_a_code_for_another_redirect_address_is_refused(
+    owner: Owner, identity: Identity, provider: str
+) -> None:
+    theirs = changed(owner.authorize(provider), redirect_uri="https://evil.example.com/callback")
+    sent = parse_qs(urlsplit(identity.consent(theirs)).query)
+    back = f"/api/v1/oauth/{provider}/callback?{urlencode({name: value[0] for name, value in sent.items()})}"
+    refused(visit(back), "made for another address")
+    assert not Connection.objects.of(owner.id).exists()
+
+
+@pytest.mark.parametrize("provider", ["gmail", "outlook"])
+def test_a_code_of_somebody_elses_consent_is_refused(owner: Owner, identity: Identity, provider: str) -> None:
+    """PKCE: a code is of use only with the verifier of the consent that it came from."""
+    theirs = parse_qs(urlsplit(Owner(identity).agree(provider)).query)["code"][0]
+    refused(visit(changed(owner.agree(provider), code=theirs)), "does not accept this code")
+
+
+def test_an_id_token_of_another_consent_or_client_is_refused(owner: Owner, identity: Identity) -> None:
+    lies: list[dict[str, Any]] = [
+        {"nonce": "0" * 64},
+        {"aud": "another-client"},
+        {"email": None},
+        {"email": "a\nb"},
+        {"email": "x" * 400},
+    ]
+    for lie in lies:
+        identity.claims = lie
+        refused(visit(owner.agree("gmail")), "whose account it is")
+    identity.claims = {"nonce": "0" * 64}
+    assert visit(owner.agree("outlook")).status_code == 400
+    assert not Connection.objects.of(owner.id).exists()
+
+
+def test_who_says_no_reads_that_nothing_was_connected(owner: Owner, identity: Identity) -> None:
+    identity.denies = True
+    back = owner.agree()
+    refused(visit(back), "You did not allow")
+    assert "alert(1)" not in visit(back).content.decode()
+    refused(visit(changed(owner.agree(), error="server_error<b>")), "reported an error")
+    refused(visit(changed(owner.agree(), error="", error_description="")), "sent no code")
+
+
+@pytest.mark.parametrize("provider", SCOPES)
+def test_a_consent_with_boxes_unticked_is_not_kept(owner: Owner, identity: Identity, provider: str) -> None:
+    identity.leaves_out = {
+        "https://www.googleapis.com/auth/gmail.readonly",
+        "Mail.Read",
+        "Team.ReadBasic.All",
+    }
+    refused(visit(owner.agree(provider)), "did not allow all")
+    assert not Connection.objects.of(owner.id).exists()
+
+
+def test_a_consent_without_a_lasting_permission_is_not_kept(owner: Owner, identity: Identity) -> None:
+    identity.script(Bare())
+    refused(visit(owner.agree()), "no lasting permission")
+    row = owner.connect()
+    identity.script(Bare())
+    assert visit(owner.agree()).status_code == 200  # the one that is held already serves
+    assert Connection.objects.get(pk=row.pk).unseal("refresh_token") == row.unseal("refresh_token")
+
+
+FAULTS = {
+    "away": Fail(503),
+    "too many": Fail(429, retry_after=30),
+    "broken": Lost(),
+    "not JSON": Raw(b"<html>", content_type="text/html"),
+    "not an object": Raw(b"[1]"),
+    "nothing": Raw(b""),
+    "no token": Raw(b'{"token_type": "Bearer"}'),
+    "odd token": Raw(b'{"access_token": {"a": 1}, "id_token": "a.b.c"}'),
+    "odd ID token": Raw(b'{"access_token": "a", "id_token": 7}'),
+    "refused client": Refuse("invalid_client", 401),
+    "odd error": Raw(b'{"error": ["<b>"]}', status=400),
+    "an error for a header": Raw(b'{"error": "a\\r\\nb"}', status=400),
+    "a redirect": Raw(b"", status=307, headers={"Location": "http://127.0.0.1:9/token"}),
+    "endless": Raw(b'{"a": "' + b"x" * (2 << 20) + b'"}'),
+}
+
+
+@pytest.mark.parametrize("provider", ["gmail", "outlook"])
+def test_whatever_a_token_endpoint_says_the_user_reads_a_page(
+    owner: Owner, identity: Identity, provider: str
+) -> None:
+    for fault, step in FAULTS.items():
+        identity.script(step)
+        page = visit(owner.agree(provider))
+        assert page.status_code == 400 and "is not connected" in page.content.decode(), fault
+        assert len(identity.requests[-1].form["code"]) > 10, fault  # it was the fault that was met
+    assert not Connection.objects.of(owner.id).exists()
+    assert visit(owner.agree(provider)).status_code == 200
+
+
+def test_only_who_is_signed_in_is_sent_to_a_provider(owner: Owner) -> None:
+    owner.rest.credentials()
+    assert owner.rest.get("/api/v1/oauth/gmail/authorize").status_code == 401
+
+
+def test_an_unknown_or_unregistered_provider_is_named(owner: Owner, settings: Any) -> None:
+    assert owner.rest.get("/api/v1/oauth/facebook/authorize").status_code == 404
+    settings.GOOGLE = settings.GOOGLE | {"client_secret": ""}
+    answer = owner.rest.get("/api/v1/oauth/gmail/authorize")
+    assert (answer.status_code, answer.json()["code"]) == (503, "provider_not_configured")
+
+
+def test_of_many_begun_consents_the_newest_are_kept(owner: Owner) -> None:
+    urls = [owner.authorize() for _ in range(23)]
+    assert Consent.objects.filter(user_id=owner.id).count() == 20
+    newest = hashlib.sha256(state_of(urls[-1]).partition(".")[0].encode()).digest()
+    assert Consent.objects.filter(user_id=owner.id, state_hash=newest).exists()
+
+
+def test_a_consent_of_an_account_that_is_locked_or_gone_is_refused(owner: Owner) -> None:
+    from adiuva.accounts import verbs
+    from adiuva.accounts.models import User
+
+    locked, gone = owner.agree(), Owner(owner.identity)
+    back = gone.agree()
+    verbs.deactivate(users=User.objects.filter(pk=owner.id))
+    verbs.delete_account(user=User.objects.get(pk=gone.id))
+    refused(visit(locked), "expired")
+    refused(visit(back), "expired")
