@@ -24,9 +24,10 @@ from redis.exceptions import RedisError
 from adiuva.crypto import SealBroken, UserCipher
 from adiuva.devices.protocol import ApprovalRequest, TableName, ToolResultBody
 from adiuva.observability import log
-from chat.desk import NOUNS, Desk, is_key, one_line, tool_call
+from chat.desk import MAX_TITLE, NOUNS, Desk, is_key, one_line, tool_call
 from chat.log import recorder
 from chat.loop import Call
+from chat.recollection import MEMORY, Recollection, shown
 
 BULK: Final = 3  # updates in a turn, from which on they are asked for
 _AT_ONCE: Final = 25  # rows that one question is about, all of them named
@@ -34,6 +35,7 @@ _KEPT_S: Final = 900
 _COPY_CHARS: Final = 16
 _VALUE_CHARS: Final = 60  # of a new value, in a question
 _SURVIVES: Final = 0.5  # of an old text's lines; an update that keeps fewer destroys it
+_NOUNS: Final = NOUNS | {MEMORY: ("memory", "memories")}
 _TEXTS: Final = {"content": "content", "description": "description", "summary": "aiSummary"}
 _ASK: Final = (
     "not done: it needs the user's plain yes ({what}). The user is asked at the end of your answer: do not ask as "
@@ -93,6 +95,7 @@ class Approvals:
 
     request_id: str
     desk: Desk
+    memory: Recollection
     expires_at: int  # milliseconds since the epoch
     ask: Callable[[ApprovalRequest], Awaitable[None]] | None
     granted: list[Wish] = field(default_factory=list)
@@ -102,11 +105,11 @@ class Approvals:
 
     async def allow(self, calls: Sequence[Call]) -> dict[str, str]:
         """Why a call may not be carried out, by its id. Waits for the user where a device can ask."""
-        self._updates += sum(call.action == "update" for call in calls)
+        # What a memory said before it was corrected stays as its history.
+        updates = [call for call in calls if call.action == "update" and call.table != MEMORY]
+        self._updates += len(updates)
         asked = [
-            call
-            for call in calls
-            if call.action == "delete" or (call.action == "update" and self._may_ask(call))
+            call for call in calls if call.action == "delete" or (call in updates and self._may_ask(call))
         ]
         if not asked:
             return {}
@@ -116,7 +119,8 @@ class Approvals:
             if isinstance(row, ToolException):
                 refused[call.id] = str(row).removeprefix("Failed: ").rstrip(".")
             elif row is not None and self._must_ask(call, row):  # of one that is not there the tool tells
-                groups[call.action, call.table].append(Question(call, self.desk.seen[row["id"]]))
+                title = row["title"] if call.table == MEMORY else self.desk.seen[row["id"]]
+                groups[call.action, call.table].append(Question(call, title))
         for (action, table), group in groups.items():
             for start in range(0, len(group), _AT_ONCE):
                 some = group[start : start + _AT_ONCE]
@@ -144,11 +148,15 @@ class Approvals:
         wanted = [
             tool_call("get", cast(TableName, call.table), data={"id": key})
             for call, key in zip(calls, keys, strict=True)
-            if is_key(key)
+            if is_key(key) and call.table != MEMORY
         ]
         found = iter(await self.desk.calls(wanted) if wanted else [])
         rows: list[dict[str, Any] | ToolException | None] = []
-        for key in keys:
+        for call, key in zip(calls, keys, strict=True):
+            if call.table == MEMORY:
+                known = self.memory.find(key)
+                rows.append({"title": shown(known, MAX_TITLE)} if known else None)
+                continue
             outcome = next(found) if is_key(key) else None
             rows.append(outcome.row if isinstance(outcome, ToolResultBody) else outcome)
         return rows
@@ -158,7 +166,10 @@ class Approvals:
         for question in questions:
             if not self._take_grant(question.call):
                 summary = _summary(action, table, [question])
-                self.wishes.append(Wish(question.call.tool.name, question.call.arguments, summary))
+                arguments = question.call.arguments
+                if table == MEMORY:
+                    arguments = self.memory.lasting(arguments)
+                self.wishes.append(Wish(question.call.tool.name, arguments, summary))
                 refused[question.call.id] = _ASK.format(what=summary)
         return refused
 
@@ -204,7 +215,8 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _summary(action: str, table: str, questions: Sequence[Question]) -> str:
     """What would be done, with every row by its name, and of an update what it sets."""
-    one, many = NOUNS[table]
+    one, many = _NOUNS[table]
+    verb = "Forget" if table == MEMORY else action.capitalize()
     noun = f"the {one}" if len(questions) == 1 else f"{len(questions)} {many}:"
     changes = [_changes(question.call) if action == "update" else "" for question in questions]
     alike = len(set(changes)) == 1
@@ -212,7 +224,7 @@ def _summary(action: str, table: str, questions: Sequence[Question]) -> str:
         f"“{question.title}”" + ("" if alike or not change else f" ({change})")
         for question, change in zip(questions, changes, strict=True)
     )
-    return f"{action.capitalize()} {noun} {named}" + (f": {changes[0]}" if alike and changes[0] else "")
+    return f"{verb} {noun} {named}" + (f": {changes[0]}" if alike and changes[0] else "")
 
 
 def _changes(call: Call) -> str:

@@ -19,6 +19,7 @@ class Asked:
     `keeps`: whether a request that names no conversation and brings no history begins one.
     `approves`: whether the device can show an approval_request.
     `context`: more that the client knows, as text: data, not instructions.
+    `memory`: whether it may be remembered, and what is remembered be recalled for it.
     """
 
     user_id: uuid.UUID
@@ -32,6 +33,7 @@ class Asked:
     keeps: bool = False
     approves: bool = False
     context: str = ""
+    memory: bool = True
 
     @property
     def key(self) -> tuple[uuid.UUID, str]:

@@ -11,7 +11,7 @@ from langchain_core.tools import BaseTool, tool
 from chat.loop import Assistant, Voice, Work, converse
 from chat.models import Kind
 from chat.prompts import head
-from chat.tools import CLIENTS, DEVICE_TOOLS, NOTES, PROJECTS, TASKS, TIMELINES
+from chat.tools import CLIENTS, DEVICE_TOOLS, MEMORY_TOOLS, NOTES, PROJECTS, TASKS, TIMELINES
 
 Specialist = Literal["tasks", "projects", "timelines", "notes"]
 
@@ -42,7 +42,7 @@ async def hand_over(
 
 hand_over.metadata = {"action": "task", "label": "Working through it"}
 
-TOOLS: Final[tuple[BaseTool, ...]] = (*DEVICE_TOOLS, hand_over)
+TOOLS: Final[tuple[BaseTool, ...]] = (*DEVICE_TOOLS, *MEMORY_TOOLS, hand_over)
 SUPERVISORS: Final[dict[Kind, Assistant]] = {
     Kind.HOME: Assistant(head("home"), TOOLS),
     Kind.FLOATING: Assistant(head("floating"), TOOLS),

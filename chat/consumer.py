@@ -97,6 +97,7 @@ class ClientConsumer(DeviceConsumer):
             conversation_id=frame.conversation_id if self.protocol >= 2 else None,
             keeps=self.protocol >= 2,
             approves=self._approves,
+            memory=frame.memory,
         )
 
     def _hand_off(

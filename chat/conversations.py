@@ -20,6 +20,8 @@ from adiuva.devices.protocol import Mutation, Usage
 from adiuva.errors import Conflict, Invalid, NotFound
 from chat.asked import Asked
 from chat.models import Conversation, Message, Turn
+from memory import entries, exchanges
+from memory.models import SourceKind
 
 MAX_TITLE_CHARS = 200
 TURNS_KEPT = dt.timedelta(days=30)
@@ -55,7 +57,9 @@ class Said:
 @dataclass(slots=True)
 class Begun:
     """A claimed turn with all that its first model call needs. `history` follows the part that `summary` covers,
-    whose last message is `summary_upto`."""
+    whose last message is `summary_upto`. `memory`: whether it is on for this user and in this conversation.
+    `has_private`: whether a message before was not to be remembered. `seq`: the place of what was asked in its
+    conversation."""
 
     turn_id: uuid.UUID
     timezone: str
@@ -66,6 +70,9 @@ class Begun:
     summary: str = ""
     summary_upto: int = 0
     untitled: bool = False
+    memory: bool = True
+    has_private: bool = False
+    seq: int | None = None
 
 
 # One round trip: who the user is, the claim, and the conversation that it begins with its first message, if it begins
@@ -74,30 +81,34 @@ _CLAIM = """
 WITH asker AS (SELECT id, timezone, locale FROM accounts_user WHERE id = %(user)s FOR KEY SHARE),
 claimed AS (
     INSERT INTO chat_turn (id, user_id, request_id, kind, state, code, owner, prompt_version, conversation_id,
-        input_tokens, output_tokens, model_calls, tool_calls, mutations)
-    SELECT %(turn)s, id, %(request)s, %(kind)s, 'running', '', %(owner)s, %(prompt)s, %(place)s, 0, 0, 0, 0, 0
+        memory, input_tokens, output_tokens, model_calls, tool_calls, mutations)
+    SELECT %(turn)s, id, %(request)s, %(kind)s, 'running', '', %(owner)s, %(prompt)s, %(place)s, %(memory)s,
+        0, 0, 0, 0, 0
     FROM asker ON CONFLICT (user_id, request_id) DO NOTHING RETURNING id, user_id, kind, conversation_id
 ),
 place AS (
-    INSERT INTO chat_conversation (id, user_id, kind, summary_upto, message_count)
-    SELECT conversation_id, user_id, kind, 0, 1 FROM claimed WHERE %(said)s::bytea IS NOT NULL RETURNING id
+    INSERT INTO chat_conversation (id, user_id, kind, summary_upto, message_count, memory, has_private)
+    SELECT conversation_id, user_id, kind, 0, 1, %(memory)s, NOT %(memory)s
+    FROM claimed WHERE %(said)s::bytea IS NOT NULL
+    RETURNING id
 ),
 said AS (
     INSERT INTO chat_message (id, conversation_id, seq, role, sealed)
     SELECT %(message)s, id, 1, 'user', %(said)s FROM place
 )
-SELECT asker.timezone, asker.locale, claimed.id FROM asker LEFT JOIN claimed ON true
+SELECT asker.timezone, asker.locale, claimed.id, COALESCE(memory.enabled, true)
+FROM asker LEFT JOIN claimed ON true LEFT JOIN memory_memory AS memory ON memory.user_id = asker.id
 """
 
 # The account is locked first, as its deletion does: a message never comes between that and its conversation's end.
 _NEXT = """
 WITH owner AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE)
 UPDATE chat_conversation AS place SET message_count = message_count + 1, updated_at = now(),
-    title = COALESCE(title, %(title)s),
+    has_private = has_private OR NOT %(memory)s, title = COALESCE(title, %(title)s),
     summary = CASE WHEN %(upto)s > place.summary_upto THEN %(summary)s ELSE place.summary END,
     summary_upto = GREATEST(place.summary_upto, %(upto)s)
 FROM owner WHERE place.id = %(id)s AND place.user_id = owner.id
-RETURNING message_count, title, summary, place.summary_upto
+RETURNING message_count, title, summary, place.summary_upto, place.memory, has_private
 """
 
 _SAY = """
@@ -124,7 +135,7 @@ def begin(*, asked: Asked, owner: str, prompt_version: str) -> Begun:
             _go_on(begun, asked, place)
     elif asked.keeps and not asked.history:
         begun = claim(uuid.uuid4(), begins=True)
-        begun.untitled = True
+        begun.untitled, begun.seq = True, 1
     else:
         begun = claim(None)
         begun.history = [Said(message.role, message.content) for message in asked.history]
@@ -158,23 +169,26 @@ def _claim(
                 "place": place,
                 "said": said,
                 "message": uuid.uuid4(),
+                "memory": asked.memory,
             },
         )
         row = cursor.fetchone()
     if row is None:
         raise NoSuchUser("this account no longer exists")
-    timezone, locale, claimed = row
+    timezone, locale, claimed, memory = row
     if claimed is None:
         raise Taken(Turn.objects.of(asked.user_id).get(request_id=asked.request_id))
-    return Begun(turn_id, timezone, locale, cipher, place)
+    return Begun(turn_id, timezone, locale, cipher, place, memory=memory and (asked.memory or not begins))
 
 
 def _go_on(begun: Begun, asked: Asked, place: uuid.UUID) -> None:
     """Add what was asked to a conversation, and read what it needs of it."""
-    found = _append(begun, asked.user_id, Message.Role.USER, {"text": asked.message})
+    found = _append(begun, asked, Message.Role.USER, {"text": asked.message})
     if found is None:
         raise ConversationNotFound
     begun.untitled, begun.summary_upto = found.title is None, found.summary_upto
+    begun.memory, begun.seq = begun.memory and found.memory, found.seq
+    begun.has_private = found.has_private
     if found.summary is not None:
         begun.summary = begun.cipher.unseal(found.summary, "conversation", place, "summary")
     rows = Message.objects.filter(conversation_id=place, seq__gt=found.summary_upto, seq__lt=found.seq)
@@ -191,11 +205,13 @@ class _Place(NamedTuple):
     title: bytes | None
     summary: bytes | None
     summary_upto: int
+    memory: bool
+    has_private: bool
 
 
 def _append(
     begun: Begun,
-    user_id: uuid.UUID,
+    asked: Asked,
     role: Message.Role,
     body: dict[str, Any],
     *,
@@ -211,7 +227,8 @@ def _append(
             _NEXT,
             {
                 "id": place,
-                "user": user_id,
+                "user": asked.user_id,
+                "memory": asked.memory,
                 "title": None if title is None else cipher.seal(title, "conversation", place, "title"),
                 "summary": cipher.seal(text, "conversation", place, "summary") if summary else None,
                 "upto": upto,
@@ -248,10 +265,19 @@ def finish(
     summary: tuple[int, str] | None = None,
 ) -> None:
     """Keep how a turn ended and what was answered; `steered` is what the user said meanwhile. A turn that was given
-    up elsewhere keeps that end."""
+    up elsewhere keeps that end. What was said is kept for the memory, too, where that is on."""
+    keep = partial(
+        exchanges.keep,
+        user_id=asked.user_id,
+        cipher=begun.cipher,
+        said=[asked.message, *steered],
+    )
+    remembers = asked.memory and begun.memory and bool(text.strip())
     # The messages first: account and conversation are locked before turns, here as in their deletion.
     if begun.conversation_id is None:
         _end(begun, state, code, usage, tool_calls, len(mutations))
+        if remembers:
+            keep(kind=SourceKind.REQUEST, source_id=begun.turn_id, seq=None, answer=text)
         return
     body: dict[str, Any] = {"text": text, "finish": state}
     if code:
@@ -261,9 +287,16 @@ def finish(
     title = (title_of(asked.message, text) or None) if begun.untitled else None
     with transaction.atomic():
         for words in steered:
-            _append(begun, asked.user_id, Message.Role.USER, {"text": words})
-        _append(begun, asked.user_id, Message.Role.ASSISTANT, body, title=title, summary=summary)
+            _append(begun, asked, Message.Role.USER, {"text": words})
+        place = _append(begun, asked, Message.Role.ASSISTANT, body, title=title, summary=summary)
         _end(begun, state, code, usage, tool_calls, len(mutations))
+        if remembers and place is not None and place.memory:  # it may have been switched off meanwhile
+            keep(
+                kind=SourceKind.CONVERSATION,
+                source_id=begun.conversation_id,
+                seq=begun.seq,
+                answer="" if place.has_private else text,  # it may tell of what was said in private
+            )
 
 
 def _end(begun: Begun, state: str, code: str, usage: Usage, tool_calls: int, mutations: int) -> None:
@@ -353,11 +386,37 @@ def rename(*, conversation: Conversation, title: str) -> str:
 
 
 @transaction.atomic
+def set_memory(*, conversation: Conversation, on: bool) -> None:
+    """Off: from now on nothing of it is remembered, and what was not read yet never is. What is remembered stays."""
+    _lock(conversation)
+    Conversation.objects.filter(pk=conversation.pk).update(memory=on)
+    if not on:
+        exchanges.drop(user_id=conversation.user_id, kind=SourceKind.CONVERSATION, source_id=conversation.pk)
+
+
+@transaction.atomic
 def delete(*, conversation: Conversation) -> None:
-    """The messages go with it. A turn that is running ends as it would; nothing of it is kept."""
+    """The messages go with it, and what is remembered from it alone. A turn that is running ends as it would; nothing
+    of it is kept. Raise NoSuchUser."""
     # Locked first: a message that is being added comes before, and goes with the rest, or not at all.
-    Conversation.objects.select_for_update().filter(pk=conversation.pk).only("pk").first()
+    _lock(conversation)
     Conversation.objects.filter(pk=conversation.pk).delete()
+    entries.forget_source(
+        user_id=conversation.user_id, kind=SourceKind.CONVERSATION, source_id=conversation.pk
+    )
+
+
+def remembers(*, user_id: uuid.UUID, conversation_id: uuid.UUID) -> bool:
+    """Whether a conversation is there and its memory on. That stays so until the transaction around it ends."""
+    _lock(Conversation(pk=conversation_id, user_id=user_id))
+    return Conversation.objects.of(user_id).filter(pk=conversation_id, memory=True).exists()
+
+
+def _lock(conversation: Conversation) -> None:
+    """The account's row before the conversation's, as its deletion does; the memory's comes after both."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT FROM accounts_user WHERE id = %s FOR KEY SHARE", [conversation.user_id])
+    Conversation.objects.select_for_update().filter(pk=conversation.pk).only("pk").first()
 
 
 _TITLE_READS = 2_000  # characters of a text

@@ -33,6 +33,17 @@ class Conversation(models.Model):
         default=0, help_text="the last message that the summary covers"
     )
     message_count = models.PositiveIntegerField(default=0)
+    memory = models.BooleanField(
+        default=True,
+        db_default=True,
+        help_text="off: nothing of it is remembered, and nothing is recalled for it",
+    )
+    has_private = models.BooleanField(
+        default=False,
+        db_default=False,
+        editable=False,
+        help_text="later answers may tell of a private message, and are not kept in memory",
+    )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     updated_at = models.DateTimeField(db_default=Now(), editable=False, help_text="of the last message")
 
@@ -102,6 +113,9 @@ class Turn(models.Model):
         max_length=200, editable=False, help_text="the channel of the process it runs in"
     )
     prompt_version = models.CharField(max_length=60, blank=True)
+    memory = models.BooleanField(
+        default=True, db_default=True, help_text="off: it was asked to leave nothing in memory"
+    )
     input_tokens = models.PositiveIntegerField(default=0)
     output_tokens = models.PositiveIntegerField(default=0)
     model_calls = models.PositiveIntegerField(default=0)

@@ -82,14 +82,16 @@ def tail(
     locale: str,
     scope: str | None = None,
     context: str | None = None,
+    memory: str | None = None,
     confirmed: Sequence[str] = (),
     changed: Sequence[str] = (),
 ) -> str:
     """What is true of this turn alone. `now` is in the user's zone.
 
-    `scope`: the row that a floating request is about. `context`: more that the client knows. `confirmed`: calls that
-    the user has just said yes to, each ending in `tool_name {"json": "arguments"}`. `changed`: what was changed
-    earlier in this conversation. All of these are data and stand between marks.
+    `scope`: the row that a floating request is about. `context`: more that the client knows. `memory`: what was
+    recalled for it. `confirmed`: calls that the user has just said yes to, each ending in `tool_name {"json":
+    "arguments"}`. `changed`: what was changed earlier in this conversation. All of these are data and stand between
+    marks.
     """
     zone = now.tzinfo
     if zone is None:
@@ -100,6 +102,8 @@ def tail(
         parts.append(f"What this request is about:\n{fence('scope', scope)}")
     if context:
         parts.append(f"What is known besides:\n{fence('context', context)}")
+    if memory:
+        parts.append(f"What you remember of the user, each behind its label:\n{fence('memory', memory)}")
     if changed:
         parts.append(f"Changed earlier in this conversation:\n{fence('changed', _lines(changed))}")
     if confirmed:

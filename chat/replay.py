@@ -127,6 +127,7 @@ async def follow_up(user_id: uuid.UUID, request_id: str, message: str) -> Asked:
         kind=Kind(row.kind),
         message=message,
         conversation_id=str(row.conversation_id),
+        memory=row.memory,
     )
 
 
@@ -158,4 +159,5 @@ def _asked_again(row: Turn, kept: stream_log.Replay, message: str) -> Asked:
         ),
         scope=Scope.model_validate(head["scope"]) if head["scope"] else None,
         context=head["context"],
+        memory=row.memory,
     )

@@ -23,7 +23,7 @@ class ConversationSerializer(serializers.ModelSerializer[Conversation]):
 
     class Meta:
         model = Conversation
-        fields = ["id", "kind", "title", "message_count", "created_at", "updated_at"]
+        fields = ["id", "kind", "title", "memory", "message_count", "created_at", "updated_at"]
         read_only_fields = fields
 
     def get_title(self, conversation: Conversation) -> str:
@@ -63,8 +63,17 @@ class ConversationDetailSerializer(ConversationSerializer):
         return list(MessageSerializer(self.context["messages"], many=True).data)
 
 
-class TitleSerializer(serializers.Serializer[Any]):
-    title = serializers.CharField(max_length=MAX_TITLE_CHARS)
+class ConversationChangesSerializer(serializers.Serializer[Any]):
+    title = serializers.CharField(max_length=MAX_TITLE_CHARS, required=False)
+    memory = serializers.BooleanField(
+        required=False,
+        help_text="false: nothing more of it is remembered, and nothing is recalled for it. What is remembered stays.",
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if not attrs:
+            raise serializers.ValidationError({"title": ["Nothing to change: give a title, or memory."]})
+        return attrs
 
 
 # ── POST /chat ──────────────────────────────────────────────────────────────────────────────────────────
@@ -124,6 +133,11 @@ class ChatSerializer(serializers.Serializer[Any]):
         allow_blank=True,
         allow_null=True,
         help_text="A name of your own: sent again, the request is not carried out twice.",
+    )
+    memory = serializers.BooleanField(
+        default=True,
+        initial=True,
+        help_text="false: nothing of this request is remembered, and nothing is recalled for it.",
     )
 
 

@@ -48,6 +48,7 @@ from chat.log import Recording, recorder
 from chat.loop import Call, Limit, Voice, Work, converse
 from chat.models import Kind
 from chat.prompts import tail
+from chat.recollection import MEMORY, Recollection
 from chat.speech import Speech
 from chat.stream import Stream
 from chat.tools import prose
@@ -109,6 +110,8 @@ class Turn:
         self._ending = self._cancelled = self._stopped = False
         self._fitted: Fitted | None = None
         self._work: Work | None = None
+        self._memory: Recollection | None = None
+        self._recalling: asyncio.Task[str | None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None]
         self._working: asyncio.Task[None]
@@ -227,14 +230,22 @@ class Turn:
             self.speech.begin()
         elif asked.scope is not None and (table := _TABLES.get(asked.scope.type)):
             self.speech.begin(_DOMAINS[table])
-        wishes = await self._granted()
+        zone = ZoneInfo(begun.timezone)
+        now = datetime.now(zone)
+        memory = self._memory = Recollection(
+            asked, begun, model, zone, steered=self._steered, agreed=approvals.is_yes(asked.message)
+        )
+        recalling = self._recalling = asyncio.get_running_loop().create_task(
+            memory.recall(now), name="turn recalls"
+        )
+        wishes = await self._granted(memory)
         async with DeviceLink(asked.user_id, asked.device, wait_s=settings.CHAT["device_wait_s"]) as link:
-            zone = ZoneInfo(begun.timezone)
-            desk = Desk(link, zone=zone, now=datetime.now(zone))
+            desk = Desk(link, zone=zone, now=now)
             self.mutations = desk.mutations
             self._approvals = Approvals(
                 request_id=asked.request_id,
                 desk=desk,
+                memory=memory,
                 expires_at=int((time.time() + settings.CHAT["deadline_s"]) * 1000),
                 ask=self._ask if asked.approves else None,
                 granted=wishes,
@@ -246,7 +257,7 @@ class Turn:
                 used=self._used,
             )
             of_this_turn = partial(tail, now=desk.now, locale=begun.locale)
-            work.config = {"desk": desk, "work": work, "tail": of_this_turn()}
+            work.config = {"desk": desk, "work": work, "tail": of_this_turn(), MEMORY: memory}
             if history.needs_summary(begun):
                 self.speech.status("Summing up what was said before")
             self._fitted = await history.fit(user_id=asked.user_id, begun=begun, work=work)
@@ -260,12 +271,14 @@ class Turn:
                     of_this_turn(
                         scope=scope,
                         context=self._context(),
+                        memory=await recalling,
                         confirmed=[str(wish) for wish in wishes],
                         changed=self._changed(),
                     )
                 ),
                 HumanMessage(asked.message),
             ]
+            memory.leaves()
             await converse(supervisor, messages, work, Voice(self.speech.say, self._paused, self._heard))
 
     async def _end(self) -> None:
@@ -300,6 +313,7 @@ class Turn:
             tool_calls=work.tool_calls if work else 0,
             summary=self._summary(),
         )
+        await self._recalled()
         try:
             await db.run(keep)
         except NoSuchUser:
@@ -347,6 +361,15 @@ class Turn:
             answer=self.speech.text,
         )
 
+    async def _recalled(self) -> None:
+        """Wait for the receipts of what was recalled."""
+        if self._memory is None or self._recalling is None:
+            return
+        if not self._recalling.done():
+            self._recalling.cancel()
+            await asyncio.wait({self._recalling})
+        await self._memory.noted()
+
     async def _keep_later(self, keep: Callable[[], None]) -> None:
         """The database was away: what was answered is kept once it is back."""
         for _ in range(_KEEP_TRIES):
@@ -376,7 +399,7 @@ class Turn:
             f"{self.asked.device} {self.asked.kind} {scope.type if scope else ''} {scope.id if scope else ''}"
         )
 
-    async def _granted(self) -> list[Wish]:
+    async def _granted(self, memory: Recollection) -> list[Wish]:
         """What the user has said yes to with this message. Any message lets go of what was asked before it."""
         asked = self.asked
         said = [message.content for message in asked.history if message.role == "assistant"]
@@ -386,7 +409,14 @@ class Turn:
             cipher=self.begun.cipher,
             answer=said[-1] if said else None,
         )
-        return kept if not asked.approves and approvals.is_yes(asked.message) else []
+        if asked.approves or not memory.agreed:
+            return []
+        return [
+            replace(wish, arguments=await memory.relabelled(wish.arguments))
+            if MEMORY in wish.arguments
+            else wish
+            for wish in kept
+        ]
 
     async def _scope(self, desk: Desk) -> str | None:
         """The row that a floating request is about, in words for the model."""

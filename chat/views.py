@@ -27,10 +27,10 @@ from chat.models import Conversation, Kind
 from chat.serializers import (
     AnswerSerializer,
     ChatSerializer,
+    ConversationChangesSerializer,
     ConversationDetailSerializer,
     ConversationSerializer,
     FailedSerializer,
-    TitleSerializer,
 )
 from chat.words import sentence
 
@@ -64,7 +64,7 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
         return Conversation.objects.of(user_id(self.request)).defer("summary")
 
     def get_serializer_class(self) -> Any:
-        return TitleSerializer if self.action == "partial_update" else ConversationSerializer
+        return ConversationChangesSerializer if self.action == "partial_update" else ConversationSerializer
 
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         page = self.paginate_queryset(self.get_queryset())
@@ -83,17 +83,23 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
         return Response(dict(ConversationDetailSerializer(conversation, context=context).data))
 
     @extend_schema(
-        summary="Rename a conversation",
-        request=TitleSerializer,
+        summary="Rename a conversation, or switch memory on or off for it",
+        request=ConversationChangesSerializer,
         responses={200: ConversationSerializer, **problems(400, 401, 404)},
     )
     def partial_update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         conversation: Conversation = self.get_object()
-        serializer = TitleSerializer(data=request.data)
+        serializer = ConversationChangesSerializer(data=request.data, partial=True)
         serializer.is_valid(raise_exception=True)
-        title = conversations.rename(conversation=conversation, title=serializer.validated_data["title"])
-        context = {"titles": {conversation.pk: title}}
-        return Response(dict(ConversationSerializer(conversation, context=context).data))
+        changes = serializer.validated_data
+        if "title" in changes:
+            conversations.rename(conversation=conversation, title=changes["title"])
+        if "memory" in changes:
+            conversations.set_memory(conversation=conversation, on=changes["memory"])
+        conversation.refresh_from_db()
+        return Response(
+            dict(ConversationSerializer(conversation, context=_titles(request, [conversation])).data)
+        )
 
     @extend_schema(
         summary="Delete a conversation and all that was said in it",
@@ -208,4 +214,5 @@ def _asked(asker: uuid.UUID, values: dict[str, Any]) -> Asked:
         history=tuple(HistoryMessage(**message) for message in history),
         conversation_id=values.get("conversation_id") or None,
         context=orjson.dumps(known).decode() if known else "",
+        memory=values["memory"],
     )

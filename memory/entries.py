@@ -11,7 +11,7 @@ from typing import Final
 
 import orjson
 from django.db import connection, transaction
-from django.db.models import F, QuerySet
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Greatest, Now
 from django.utils import timezone
 
@@ -19,10 +19,10 @@ from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.crypto import UserCipher
 from adiuva.errors import Conflict, Invalid, NotFound
+from adiuva.nudges import nudge
 from memory import spaces
 from memory.models import Embedding, Entry, Exchange, Memory, Source, SourceKind, Tier
-from memory.nudges import nudge
-from memory.words import normal, terms
+from memory.words import is_printable, normal, terms
 
 MAX_CONTENT: Final = 4_000  # characters
 MAX_KEY: Final = 100
@@ -122,11 +122,15 @@ def key_hash(cipher: UserCipher, key: str) -> bytes:
 
 
 def lock(user_id: uuid.UUID) -> Memory:
-    """The user's memory, made on first use and locked until the transaction ends. Raise NoSuchUser."""
+    """The user's memory, made on first use and locked until the transaction ends. Raise NoSuchUser.
+
+    The account is locked before it, as its deletion does: what is written here refers to it, and would wait for it at
+    the commit.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO memory_memory (user_id, enabled, policy) SELECT id, true, '{}' FROM accounts_user"
-            " WHERE id = %s ON CONFLICT DO NOTHING",
+            " WHERE id = %s FOR KEY SHARE ON CONFLICT DO NOTHING",
             [user_id],
         )
     found = Memory.objects.select_for_update(no_key=True).filter(pk=user_id).first()
@@ -158,6 +162,9 @@ def remember(
     mark = _fingerprint(cipher, said)
     if (known := holding.filter(fingerprint=mark).first()) is not None:
         _add_sources(known, [origin, *also])
+        if known.derived and origin.kind == SourceKind.USER:  # no guess any more
+            changed = {"derived": False} | ({} if confidence is None else {"confidence": confidence})
+            Entry.objects.filter(pk=known.pk).update(**changed, updated_at=Now())
         return Kept(known, Outcome.KNOWN)
     if said.key is not None:
         hashed = key_hash(cipher, said.key)
@@ -234,12 +241,23 @@ def end(*, user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> int:
 
 @transaction.atomic
 def forget(*, user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> int:
-    """Delete entries with all that they ever said. Returns how many there were."""
+    """Delete entries with all that they ever said, and episodes that they were condensed into, whose other parts hold
+    again. Patterns that were found in what they are from go, too, and what waits to be read or told of there: it would
+    bring them back. Returns how many there were of those named."""
     lock(user_id)
     found = Entry.objects.of(user_id).filter(pk__in=ids)
-    count = found.count()
-    found.delete()
-    return count
+    named = set(found.values_list("pk", flat=True))
+    _let_go_of_what_was_said(user_id, named)
+    made = set(
+        Entry.objects.filter(history__in=named, derived=True)
+        .exclude(pk__in=named)
+        .values_list("pk", flat=True)
+    )
+    parts = _parts_of(made) - named
+    Entry.objects.filter(pk__in=parts).update(successor=None)
+    Entry.objects.of(user_id).filter(pk__in=named | made).delete()
+    _hold_again(user_id, parts)
+    return len(named)
 
 
 @transaction.atomic
@@ -248,7 +266,8 @@ def forget_source(
 ) -> int:
     """Delete what is known from one source alone, and what was derived from it. Returns how many entries.
 
-    What another source says too stays, without this one. `seq`: one message alone.
+    What another source says too stays, without this one, and episodes that were condensed together with what goes hold
+    again. `seq`: one message alone.
     """
     lock(user_id)
     said: dict[str, object] = {"kind": kind, "source_id": source_id}
@@ -261,9 +280,11 @@ def forget_source(
     sources.delete()
     left = set(Source.objects.filter(entry_id__in=touched).values_list("entry_id", flat=True))
     gone = {entry_id for entry_id in touched if entry_id in derived or entry_id not in left}
+    parts = _parts_of(gone)
     # What these said before came from elsewhere: it stays as history.
     Entry.objects.filter(successor_id__in=gone).update(successor=None)
     Entry.objects.of(user_id).filter(pk__in=gone).delete()
+    _hold_again(user_id, parts)
     return len(gone)
 
 
@@ -299,7 +320,7 @@ def _checked(tier: Tier, content: str, key: str | None) -> Opened:
         problems["content"] = [f"1 to {MAX_CONTENT} characters, none of them NUL."]
     if tier == Tier.CORE:
         key = " ".join((key or "").split())
-        if not key or len(key) > MAX_KEY or not key.isprintable():
+        if not key or len(key) > MAX_KEY or not is_printable(key):
             problems["key"] = [f"1 to {MAX_KEY} characters."]
     elif key is not None:
         problems["key"] = ["Only core entries have one."]
@@ -359,6 +380,40 @@ def _replace(
     _add_sources(entry, origins)
     Embedding.objects.filter(entry=entry).delete()
     _embed(entry, said)
+
+
+def _let_go_of_what_was_said(user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> None:
+    """Where these entries are from, with what they said before."""
+    said = Source.objects.filter(Q(entry__in=ids) | Q(entry__successor__in=ids), source_id__isnull=False)
+    said = said.exclude(entry__tier=Tier.PROACTIVE)  # those were found there, and nobody said them
+    places = Q(pk__in=[])
+    for kind, source_id, seq in said.order_by().values_list("kind", "source_id", "seq").distinct():
+        places |= Q(kind=kind, source_id=source_id, seq=seq)
+    Exchange.objects.filter(places, user_id=user_id).delete()
+    derived = Entry.objects.of(user_id).filter(tier=Tier.PROACTIVE, derived=True)
+    patterns = Source.objects.filter(places, entry__in=derived).values_list("entry_id", flat=True)
+    Entry.objects.filter(pk__in=list(patterns)).exclude(pk__in=ids).delete()
+
+
+def _parts_of(ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
+    """The episodes that these were condensed of."""
+    parts = Entry.objects.filter(successor__in=ids, successor__derived=True, tier=Tier.EPISODIC)
+    return set(parts.values_list("pk", flat=True))
+
+
+def _hold_again(user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> None:
+    """Of these, those that are still there hold. What has been said anew since gets their sources instead."""
+    for part in Entry.objects.of(user_id).filter(pk__in=ids):
+        holding = Entry.objects.of(user_id).current().filter(tier=part.tier)
+        if (same := holding.filter(fingerprint=part.fingerprint).first()) is not None:
+            _add_sources(
+                same, [Origin(SourceKind(it.kind), it.source_id, it.seq, it.at) for it in part.sources.all()]
+            )
+            part.delete()
+        else:
+            Entry.objects.filter(pk=part.pk).update(valid_to=None, successor=None)
+    if ids:
+        nudge("memory.embed", user_id)
 
 
 def _clock() -> dt.datetime:

@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 from uuid import UUID
 
 from celery import shared_task
 
 from adiuva import llm
-from memory import embedding
+from memory import consolidation, embedding, episodes, indexes, recording
+
+
+@shared_task(name="memory.record")
+def record(user_id: str) -> None:
+    _run(recording.record(UUID(user_id)))
+
+
+@shared_task(name="memory.episodes")
+def make_episodes(user_id: str) -> None:
+    _run(episodes.make(UUID(user_id)))
+
+
+@shared_task(name="memory.sweep")
+def sweep() -> None:
+    """What a lost nudge forgot, what is to be tried again, and the sessions that are over."""
+    recording.sweep()
+    episodes.sweep()
 
 
 @shared_task(name="memory.embed")
 def embed(user_id: str) -> None:
-    async def work() -> None:
+    _run(embedding.embed_missing(UUID(user_id)))
+
+
+@shared_task(name="memory.consolidate")
+def consolidate() -> None:
+    _run(consolidation.consolidate_due())
+
+
+@shared_task(name="memory.tend")
+def tend() -> None:
+    indexes.tend()
+
+
+def _run(work: Coroutine[Any, Any, object]) -> None:
+    """On an event loop of its own, whose connections to models end with it."""
+
+    async def whole() -> None:
         try:
-            await embedding.embed_missing(UUID(user_id))
+            await work
         finally:
             await llm.aclose()
 
-    asyncio.run(work())
+    asyncio.run(whole())

@@ -10,7 +10,9 @@ from adiuva.crypto import UserCipher
 
 MAX_TERMS: Final = 300  # of one text
 _READ_CHARS: Final = 20_000
-_WORD = re.compile(r"\w+")
+# With the marks that belong to letters: without its vowel signs, Hindi would be single letters.
+_MARKS: Final = "".join(filter(lambda char: unicodedata.category(char)[0] == "M", map(chr, range(0x10000))))
+_WORD = re.compile(rf"[\w{_MARKS}]+")
 _STEM: Final = 5  # letters that the forms of a longer word mostly share
 # Scripts that are written without spaces: pairs of letters stand for words.
 _UNSPACED = re.compile(
@@ -38,6 +40,11 @@ un una y ya yo
 def normal(text: str) -> str:
     """A text as it is compared with others: case, width and spacing do not matter."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def is_printable(text: str) -> bool:
+    """Also with the joiners that Persian, Hindi and some emoji are written with."""
+    return text.replace("\u200c", "").replace("\u200d", "").isprintable()
 
 
 def terms(text: str, cipher: UserCipher) -> list[int]:

@@ -78,6 +78,14 @@ def _without_nul(text: str) -> str:
 
 # PostgreSQL's text has no NUL, and these are kept.
 Name = Annotated[str, Field(max_length=200), AfterValidator(_without_nul)]
+Remembered = Annotated[
+    bool,
+    Field(
+        strict=True,
+        description="false: nothing of this request is remembered, and nothing is recalled for it",
+        json_schema_extra=SINCE_2,
+    ),
+]
 RequestId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_without_nul)]
 
 
@@ -181,6 +189,7 @@ class HomeRequest(Received):
     conversation_history: list[HistoryMessage] | None = None
     request_id: RequestId | None = None
     conversation_id: Id | None = Field(default=None, json_schema_extra=SINCE_2)
+    memory: Remembered = True
 
 
 class Scope(Received):
@@ -194,6 +203,7 @@ class FloatingRequest(Received):
     scope: Scope
     request_id: RequestId | None = None
     conversation_id: Id | None = Field(default=None, json_schema_extra=SINCE_2)
+    memory: Remembered = True
 
 
 class RequestCancel(Received):
@@ -481,13 +491,18 @@ def decode(text: str) -> Data:
 
 
 def nests_over(value: Any, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    if levels == 0:
-        return True
-    return any(
-        nests_over(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
-    )
+    # Level by level: a frame of many rows is wide, and a call a value would cost more than all else of reading it.
+    layer = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(levels):
+        if not layer:
+            return False
+        layer = [
+            item
+            for each in layer
+            for item in (each.values() if isinstance(each, dict) else each)
+            if isinstance(item, (dict, list))
+        ]
+    return bool(layer)
 
 
 def _refused(code: str, message: str, content: Data) -> BadFrame:

@@ -1,4 +1,5 @@
-"""The device tools: what an assistant can do with the user's rows. Static LangChain tools, built at import.
+"""The tools: what an assistant can do with the user's rows, and with what is remembered of the user. Static LangChain
+tools, built at import.
 
 A tool finds its desk in the config it is called with (chat.desk); its metadata says what it does: `table`, `action`,
 `key` (the argument that names the row), `label` (for people).
@@ -22,11 +23,12 @@ os.environ |= dict.fromkeys(
 )
 
 from chat.tools.clients import CLIENTS
+from chat.tools.memory import MEMORY_TOOLS
 from chat.tools.notes import NOTES
 from chat.tools.projects import PROJECTS
 from chat.tools.tasks import TASKS
 from chat.tools.timelines import TIMELINES
 
-__all__ = ["CLIENTS", "DEVICE_TOOLS", "NOTES", "PROJECTS", "TASKS", "TIMELINES"]
+__all__ = ["CLIENTS", "DEVICE_TOOLS", "MEMORY_TOOLS", "NOTES", "PROJECTS", "TASKS", "TIMELINES"]
 
 DEVICE_TOOLS = (*TASKS, *PROJECTS, *TIMELINES, *NOTES, *CLIENTS)

@@ -133,7 +133,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='entry',
-            index=django.contrib.postgres.indexes.GinIndex(fields=['terms'], name='entries_by_term'),
+            index=django.contrib.postgres.indexes.GinIndex(fastupdate=False, fields=['terms'], name='entries_by_term'),
         ),
         migrations.AddConstraint(
             model_name='entry',

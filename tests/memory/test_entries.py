@@ -8,9 +8,9 @@ import pytest
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.errors import AdiuvaError
-from memory import entries
+from memory import entries, exchanges
 from memory.entries import BY_HAND, Origin, Outcome
-from memory.models import Embedding, Entry, Source, SourceKind, Tier
+from memory.models import Embedding, Entry, Exchange, Source, SourceKind, Tier
 from tests.people import somebody
 
 pytestmark = pytest.mark.django_db(transaction=False)
@@ -105,6 +105,41 @@ def test_forgetting_an_entry_takes_its_past_along(user: uuid.UUID) -> None:
     assert entries.forget(user_id=user, ids=[entry.pk]) == 1
     assert not Entry.objects.of(user).exists()
     assert not Embedding.objects.filter(user_id=user).exists()
+
+
+def test_what_is_forgotten_is_not_brought_back_by_where_it_was_said(user: uuid.UUID) -> None:
+    here = uuid.uuid4()
+    for seq in (1, 3):
+        exchanges.keep(
+            user_id=user, cipher=cipher_for(user), kind=SourceKind.CONVERSATION, source_id=here, seq=seq,
+            said=["My PIN is 1234"], answer="Noted.",
+        )  # fmt: skip
+    entry = core(user, "PIN", "1234", said(here, 1)).entry
+    core(user, "PIN", "4321", said(uuid.uuid4()))
+    patterns = [
+        entries.remember(
+            user_id=user, tier=Tier.PROACTIVE, content=f"Seen in {seq}", origin=said(here, seq),
+            also=[said(uuid.uuid4())], confidence=0.5, derived=True,
+        ).entry
+        for seq in (1, 3)
+    ]  # fmt: skip
+    assert entries.forget(user_id=user, ids=[entry.pk]) == 1
+    assert [row.seq for row in Exchange.objects.filter(user_id=user)] == [3]
+    assert list(Entry.objects.of(user)) == patterns[1:]
+    other = seen(user, "said with it", said(here, 3)).entry
+    entries.forget(user_id=user, ids=[patterns[1].pk])  # it was said nowhere: what it was found in stays
+    assert list(Entry.objects.of(user)) == [other]
+    assert Exchange.objects.filter(user_id=user).exists()
+
+
+def test_a_pattern_that_the_user_says_too_is_no_guess_any_more(user: uuid.UUID) -> None:
+    here = uuid.uuid4()
+    pattern = {"user_id": user, "tier": Tier.PROACTIVE, "content": "Plans on Mondays"}
+    found = entries.remember(**pattern, origin=said(here), confidence=0.4, derived=True)  # type: ignore[arg-type]
+    entries.remember(**pattern, origin=BY_HAND, confidence=0.9)  # type: ignore[arg-type]
+    entries.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=here)
+    (left,) = Entry.objects.of(user)
+    assert (left.pk, left.derived, left.confidence) == (found.entry.pk, False, 0.9)
 
 
 def test_another_users_entries_are_out_of_reach(user: uuid.UUID) -> None:

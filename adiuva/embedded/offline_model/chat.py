@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adiuva.embedded.offline_model import CHAT_MODEL, change, condense, look
+from adiuva.embedded.offline_model import CHAT_MODEL, change, condense, look, recall
 from adiuva.embedded.offline_model.turn import Answer, Turn
 
 WHAT_IT_IS = (
@@ -16,7 +16,7 @@ WHAT_IT_IS = (
 WHAT_IT_CAN = (
     "You can ask me to list or count your tasks, projects, notes, timelines or clients, what is due today, to add "
     'a task ("add a task to call Ada tomorrow"), to mark one as done, rename, move or delete it, to search your '
-    "notes, or to remember something. For anything more, configure a model: set ADIUVA_MODEL."
+    "notes, or to remember something and tell it again. For anything more, configure a model: set ADIUVA_MODEL."
 )
 _NOTHING_TO_CONFIRM = "There is nothing that waits for your yes. Please say again what I should do."
 
@@ -55,6 +55,14 @@ _LEVEL = r"(?P<priority>high|medium|low)"
 _STATUS = (
     r"(?P<status>not done|done|complete|completed|finished|in progress|started|to-?do|to do|open|undone"
     r"|unfinished)"
+)
+_ASKS = (
+    r"(?:how|what|what'?s|when|where|who|which|why|do|did|am|is|are|was|have|should|(?<=tell me )my"
+    r"|wie|wann|wo|wer|wen|welche\w?|warum|bin|habe|come|cosa|che|chi|dove|quando|quanto|quale?|perché)"
+)
+_OF_ME = (
+    r"(?=.*\b(?:i|me|my|mine|ich|mich|mir|mein(?:e\w?)?|mi|mio|mia|miei|mie)\b"
+    r"|(?:come|cosa|dove|quando|quanto|chi) (?:\w{3,}o|sono)\b)"  # Italian leaves out the "I"
 )
 
 
@@ -130,6 +138,7 @@ _INTENTS = _compiled(
         r"\b(?:list|show|what|which|how many|count|number of|any|do i have|give me|tell me|see|my|all)\b",
         look.rows,
     ),
+    (rf"{_ASK}(?:tell me )?{_OF_ME}{_ASKS}\b", recall.recall),  # what no row of the device answers
 )
 _SMALL_TALK = [
     (

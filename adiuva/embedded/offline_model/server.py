@@ -14,7 +14,7 @@ import orjson
 from aiohttp import web
 
 from adiuva import lexical
-from adiuva.embedded.offline_model import CHAT_MODEL, EMBEDDING_MODEL, chat, extraction
+from adiuva.embedded.offline_model import CHAT_MODEL, EMBEDDING_MODEL, chat, extraction, journey, memory
 from adiuva.embedded.offline_model.turn import Answer
 
 _MAX_BODY = 32 * 1024 * 1024
@@ -175,7 +175,21 @@ def _answer(
     if schema is None:
         return chat.answer(messages, tools)
     name, body = schema
-    value = extraction.answer(messages, body) if name == "records" else extraction.example(body)
+    match name:
+        case "records":
+            value = extraction.answer(messages, body)
+        case "journey":
+            value = journey.answer(messages, body)
+        case "memory":
+            value = memory.answer(messages)
+        case "episode":
+            value = memory.summary(messages, "conversation", "user: ")
+        case "condensed":
+            value = memory.summary(messages, "notes", "")
+        case "patterns":
+            value = memory.patterns(messages)
+        case _:
+            value = extraction.example(body)
     return Answer(orjson.dumps(value).decode())
 
 

@@ -36,7 +36,8 @@ class Answer:
 class Turn:
     """The latest request, and what the tools that were called for it have said.
 
-    `scope` is the row that the user has before them, `mentioned` the one that the last answer was about.
+    `scope` is the row that the user has before them, `mentioned` the one that the last answer was about. `memory`
+    has a line for each thing that is remembered of the user.
     """
 
     request: str
@@ -46,6 +47,7 @@ class Turn:
     scope: Row | None = None
     mentioned: Row | None = None
     confirmed: tuple[Wish, ...] = ()
+    memory: str = ""
 
     def call(self, wish: str, given: Mapping[str, Any] | None = None) -> Answer | None:
         """The call of a tool, or None if none is on offer for it."""
@@ -75,12 +77,18 @@ class Turn:
             _scope(fenced(tail, "scope"), _zone(tail)),
             _mentioned(before),
             _confirmed(fenced(tail, "confirmed"), toolbox),
+            fenced(tail, "memory"),
         )
+
+
+def fences(text: str) -> list[tuple[str, str]]:
+    """The names of what stands between marks, and what it is."""
+    return [(match["name"], match["text"]) for match in _FENCE.finditer(text)]
 
 
 def fenced(text: str, name: str) -> str:
     """What stands between the marks of this name."""
-    return next((match["text"] for match in _FENCE.finditer(text) if match["name"] == name), "")
+    return next((said for found, said in fences(text) if found == name), "")
 
 
 def _system(message: Mapping[str, Any]) -> str:

@@ -1,0 +1,19 @@
+"""Celery tasks: each takes ids and calls one function."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from celery import shared_task
+
+from adiuva.export import making, verbs
+
+
+@shared_task(name="export.make")
+def make(export_id: str) -> None:
+    making.make(UUID(export_id))
+
+
+@shared_task(name="export.sweep")
+def sweep() -> None:
+    verbs.sweep()

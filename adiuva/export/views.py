@@ -1,0 +1,100 @@
+"""The archive of an account over REST. Every query starts from the request's user."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.http import StreamingHttpResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiResponse, extend_schema
+from rest_framework.generics import ListAPIView
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.reverse import reverse
+from rest_framework.views import APIView
+
+from adiuva.api import TOTAL_COUNT, Done, Problem, problems, user_id
+from adiuva.export import verbs
+from adiuva.export.models import Export
+from adiuva.export.serializers import ExportSerializer
+
+
+class ExportsView(ListAPIView[Export]):
+    """Archives of all that the server holds of your account."""
+
+    serializer_class = ExportSerializer
+    queryset = Export.objects.none()
+
+    def get_queryset(self) -> Any:
+        return Export.objects.of(user_id(self.request))
+
+    @extend_schema(
+        summary="The exports of the last 30 days, the latest first",
+        parameters=[TOTAL_COUNT],
+        responses={200: ExportSerializer(many=True), **problems(400, 401)},
+    )
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return self.list(request, *args, **kwargs)
+
+    @extend_schema(
+        summary="Export the whole account",
+        operation_id="account_export",
+        request=None,
+        responses={202: ExportSerializer, **problems(401, 409, 429)},
+    )
+    def post(self, request: Request) -> Response:
+        """It is made in the background, one at a time, at most five a day. A new one replaces the archive before."""
+        export = verbs.ask(user_id=user_id(request))
+        place = reverse("account-export", kwargs={"export_id": export.pk}, request=request)
+        return Response(dict(ExportSerializer(export).data), status=202, headers={"Location": place})
+
+
+class ExportView(APIView):
+    """One export: how far it is, and how long its archive can be fetched."""
+
+    @extend_schema(
+        summary="One export",
+        operation_id="account_export_retrieve",
+        responses={200: ExportSerializer, **problems(401, 404)},
+    )
+    def get(self, request: Request, export_id: UUID) -> Response:
+        return Response(ExportSerializer(verbs.of_user(user_id(request), export_id)).data)
+
+    @extend_schema(
+        summary="Delete an archive before its time, or give up one that is being made",
+        operation_id="account_export_delete",
+        responses={200: Done, **problems(401, 404)},
+    )
+    def delete(self, request: Request, export_id: UUID) -> Response:
+        verbs.delete(export=verbs.of_user(user_id(request), export_id))
+        return Response({"ok": True})
+
+
+class ArchiveView(APIView):
+    """The archive itself: a ZIP file of JSON lines, with a README.txt. For 24 hours it can be fetched, again too."""
+
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
+        """Whatever is accepted: the archive is what it is, and refusals are JSON."""
+        return super().perform_content_negotiation(request, force=True)
+
+    @extend_schema(
+        summary="Fetch an archive",
+        operation_id="account_export_archive",
+        responses={
+            (200, "application/zip"): OpenApiTypes.BINARY,
+            **problems(401, 404, 409),
+            410: OpenApiResponse(Problem, "The archive was deleted."),
+        },
+    )
+    def get(self, request: Request, export_id: UUID) -> StreamingHttpResponse:
+        export = verbs.to_fetch(verbs.of_user(user_id(request), export_id))
+        return StreamingHttpResponse(
+            verbs.archive(export),
+            content_type="application/zip",
+            headers={
+                "Content-Disposition": f'attachment; filename="adiuva-{export.created_at:%Y-%m-%d}.zip"',
+                "Content-Length": str(export.size),
+                "Cache-Control": "no-store",
+            },
+        )

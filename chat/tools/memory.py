@@ -1,0 +1,156 @@
+"""What is remembered of the user: kept, looked up, put right and forgotten from within a chat.
+
+The prompt of a turn holds what was recalled for it, each entry behind a label ("m1"), and so do these tools' answers.
+What is kept is to be the user's own: `remember` and `correct` take only what at least half of whose words stand in the
+user's messages of this conversation (Recollection.is_the_users), so that a note or a document that a tool has read
+cannot write itself into the memory. `forget` waits for the user's yes, as all deletions do (chat.approvals).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Annotated, Any, Final
+
+from django.db import transaction
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import ToolException
+from pydantic import Field
+
+from adiuva import db
+from adiuva.devices.protocol import Action
+from adiuva.errors import AdiuvaError
+from chat import conversations
+from chat.desk import one_line
+from chat.recollection import MEMORY, Recollection, recollection_of, shown
+from chat.tools.kit import DeviceTool, Nothing
+from memory import entries
+from memory.choices import MemoryOff
+from memory.entries import Outcome
+from memory.models import Tier
+from memory.recall import Known, known
+
+_Label = Annotated[str, Field(description="its label, such as m3")]
+_NOT_THEIRS: Final = (
+    "Failed: only what the user has said in this conversation is kept, in the user's own words, and this is not in "
+    "their messages."
+)
+
+
+def memory_tool(
+    action: Action, label: str, *, key: str | None = None
+) -> Callable[[Callable[..., Coroutine[Any, Any, str]]], DeviceTool]:
+    """As kit.device_tool makes them, for what the server keeps."""
+
+    def make(function: Callable[..., Coroutine[Any, Any, str]]) -> DeviceTool:
+        made = DeviceTool.from_function(
+            coroutine=function, description=" ".join((inspect.getdoc(function) or "").split())
+        )
+        made.metadata = {"table": MEMORY, "action": action, "label": label} | ({"key": key} if key else {})
+        assert isinstance(made, DeviceTool)
+        return made
+
+    return make
+
+
+@memory_tool("insert", "Keeping it in mind")
+async def remember(
+    config: RunnableConfig,
+    content: Annotated[str, Field(description="one sentence that stands by itself, in the user's words")],
+    key: Annotated[
+        str | Nothing,
+        Field(description="for a preference or a fact that has one value: what it is, in short"),
+    ] = None,
+) -> str:
+    """Remember what the user asks you to keep in mind, or a lasting preference that they state."""
+    memory = recollection_of(config)
+    if not memory.is_the_users(content):
+        raise ToolException(_NOT_THEIRS)
+    key = (key or "").strip() or None
+    kept = await _done(
+        partial(_while_on, memory, entries.remember),
+        user_id=memory.user_id,
+        tier=Tier.CORE if key else Tier.ASSOCIATIVE,
+        content=content,
+        key=key,
+        origin=memory.origin,
+    )
+    line = await _line(memory, kept.entry.pk)
+    match kept.outcome:
+        case Outcome.KNOWN:
+            return f"This was remembered already: {line}"
+        case Outcome.CHANGED:
+            return f"Remembered in place of what it was before: {line}"
+    return f"Remembered: {line}"
+
+
+@memory_tool("select", "Looking into the memory")
+async def recall(
+    config: RunnableConfig, question: Annotated[str, Field(description="what to look for, in a few words")]
+) -> str:
+    """Look for more in what is remembered of the user than what you have been given."""
+    memory = recollection_of(config)
+    return await memory.more(question) or "Nothing that fits is remembered."
+
+
+@memory_tool("update", "Putting it right", key=MEMORY)
+async def correct(config: RunnableConfig, memory: _Label, content: str) -> str:
+    """Replace what a memory says by what the user says instead."""
+    recollection = recollection_of(config)
+    found = _found(recollection, memory)
+    if not recollection.is_the_users(content):
+        raise ToolException(_NOT_THEIRS)
+
+    def change() -> None:
+        entry = entries.of_user(recollection.user_id, found.id)
+        entries.correct(entry=entry, content=content, origin=recollection.origin)
+
+    await _done(partial(_while_on, recollection, change))
+    return f"Corrected: {await _line(recollection, found.id)}"
+
+
+@memory_tool("delete", "Forgetting it", key=MEMORY)
+async def forget(config: RunnableConfig, memory: _Label) -> str:
+    """Forget one memory for good, with all that it ever said, because the user wishes it."""
+    recollection = recollection_of(config)
+    found = _found(recollection, memory)
+    if not await _done(entries.forget, user_id=recollection.user_id, ids=[found.id]):
+        raise _missing(memory)
+    return f"Forgotten: {shown(found)}"
+
+
+@transaction.atomic
+def _while_on(memory: Recollection, verb: Callable[..., Any], **given: Any) -> Any:
+    """Do it, unless the memory was switched off or the conversation deleted since the turn began. Raise MemoryOff."""
+    place = memory.begun.conversation_id
+    there = place is None or conversations.remembers(user_id=memory.user_id, conversation_id=place)
+    if not there or not entries.lock(memory.user_id).enabled:
+        raise MemoryOff
+    return verb(**given)
+
+
+async def _done(verb: Callable[..., Any], **given: Any) -> Any:
+    try:
+        return await db.run(verb, **given)
+    except AdiuvaError as error:
+        raise ToolException(f"Failed: {error.message}.") from None
+
+
+async def _line(memory: Recollection, entry_id: Any) -> str:
+    found: Known | None = await db.run(known, memory.user_id, entry_id)
+    return memory.line(found) if found else "(gone meanwhile)"
+
+
+def _found(memory: Recollection, label: str) -> Known:
+    found = memory.find(label)
+    if found is None:
+        raise _missing(label)
+    return found
+
+
+def _missing(label: str) -> ToolException:
+    return ToolException(f"Failed: there is no memory with the label {one_line(label, 20) or '(none)'}.")
+
+
+MEMORY_TOOLS = (remember, recall, correct, forget)

@@ -1,0 +1,201 @@
+"""The episodes of a week that is well past become one.
+
+A part then holds no more, its successor the episode that stands for it. That one has the sources of all parts and is
+derived: when one of them is forgotten it goes, and its other parts hold again (`entries.forget_source`).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import random
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Exists, F, OuterRef, Q
+from django.db.models.functions import Coalesce, Greatest, Now
+
+from adiuva import db, llm
+from adiuva.accounts.keys import cipher_for
+from adiuva.accounts.models import User
+from adiuva.crypto import SealBroken
+from adiuva.fences import fence
+from adiuva.observability import log
+from memory import asking, entries, policy
+from memory.entries import Origin, Outcome
+from memory.models import Embedding, Entry, Memory, Receipt, Source, SourceKind, Tier
+
+LEAST: Final = 3  # episodes that are worth condensing
+MOST_AT_ONCE: Final = 20
+MOST_CALLS: Final = 8  # of the model, a visit
+MAX_SUMMARY: Final = 3_000  # characters
+
+_SCHEMA: Final = {
+    "type": "object",
+    "properties": {"summary": {"type": "string"}},
+    "required": ["summary"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An episode, and the mark of what it says."""
+
+    id: uuid.UUID
+    mark: bytes
+    began_at: dt.datetime
+    ended_at: dt.datetime
+
+
+class _CannotStand(Exception):
+    """What the model wrote is remembered already, as something else."""
+
+
+def is_condensed() -> Q:
+    """Episodes that stand for others; after `parts_days`, when the parts are gone, they are like any other."""
+    return Q(Exists(Entry.objects.filter(successor=OuterRef("pk"))), derived=True)
+
+
+async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
+    """Condense what is ripe, some of it if it is much. Returns whether to come again soon. Raise a ModelError.
+
+    Each episode that comes of it commits by itself, so this may be killed anywhere and called again.
+    """
+    ripe = await db.run(_ripe, user_id, model.provider)
+    random.shuffle(ripe)  # what the model cannot condense does not keep the rest back
+    done = 0
+    for parts in ripe[:MOST_CALLS]:
+        notes = await db.run(_read, user_id, parts, model)
+        if notes is None:
+            continue
+        summary = await asking.ask(
+            model,
+            prompt="condense",
+            material=fence("notes", notes),
+            name="condensed",
+            schema=_SCHEMA,
+            read=_summary,
+        )
+        if summary is not None:
+            done += await db.run(_keep, user_id, parts, summary)
+    return done == MOST_CALLS < len(ripe)
+
+
+def _ripe(user_id: uuid.UUID, provider: str) -> list[list[Part]]:
+    """What may be condensed, each list into one."""
+    memory = Memory.objects.filter(pk=user_id, enabled=True).first()
+    if memory is None or Tier.EPISODIC not in policy.tiers_for(memory.policy, provider):
+        return []
+    zone = ZoneInfo(User.objects.values_list("timezone", flat=True).get(pk=user_id))
+    last = dt.datetime.now(zone) - dt.timedelta(days=settings.MEMORY["condense_days"])
+    rows = (
+        _candidates(user_id)
+        .annotate(
+            began=Coalesce("began_at", "valid_from"), ended=Coalesce("ended_at", "began_at", "valid_from")
+        )
+        .filter(ended__lt=last)
+        .order_by("began", "pk")
+        .values_list("pk", "fingerprint", "began", "ended")
+    )
+    weeks: dict[dt.date, list[Part]] = defaultdict(list)
+    for pk, mark, began, ended in rows:
+        day = began.astimezone(zone).date()
+        monday = day - dt.timedelta(days=day.weekday())
+        if monday + dt.timedelta(days=7) <= last.date():
+            weeks[monday].append(Part(pk, bytes(mark), began, ended))
+    return [parts for week in weeks.values() if len(week) >= LEAST for parts in _split(week)]
+
+
+def _candidates(user_id: uuid.UUID) -> Any:
+    """Not what is condensed already, nor what the user wrote."""
+    by_hand = Source.objects.filter(entry=OuterRef("pk"), kind=SourceKind.USER)
+    return Entry.objects.of(user_id).current().filter(~Exists(by_hand), ~is_condensed(), tier=Tier.EPISODIC)
+
+
+def _split(week: Sequence[Part]) -> Iterator[list[Part]]:
+    """Lists of much the same length. What is left after the first is split as it would have been with it."""
+    size = math.ceil(len(week) / math.ceil(len(week) / MOST_AT_ONCE))
+    for start in range(0, len(week), size):
+        yield list(week[start : start + size])
+
+
+def _read(user_id: uuid.UUID, parts: Sequence[Part], model: llm.ChatModel) -> str | None:
+    """What the parts say, with a receipt that the model got it. None: they are not what they were."""
+    cipher = cipher_for(user_id)
+    rows = {
+        row.pk: row
+        for row in _candidates(user_id).filter(pk__in=[part.id for part in parts], user__memory__enabled=True)
+    }
+    if not _stand(parts, rows):
+        return None
+    try:
+        notes = [
+            f"{part.began_at:%Y-%m-%d}: {' '.join(entries.opened(rows[part.id], cipher).content.split())}"
+            for part in parts
+        ]
+    except SealBroken:
+        log.error("memory.does_not_open", user_id=str(user_id))
+        return None
+    policy.give_receipt(
+        user_id=user_id, purpose=Receipt.Purpose.CONSOLIDATE, model=model, entries=[part.id for part in parts]
+    )
+    return "\n".join(notes)
+
+
+def _summary(value: Any) -> str:
+    summary = value.get("summary") if isinstance(value, dict) else None
+    if not isinstance(summary, str) or not (summary := summary.replace("\0", "").strip()):
+        raise asking.Unusable("`summary` must be a text.")
+    if len(summary) > MAX_SUMMARY:
+        raise asking.Unusable("`summary` is far too long: at most 150 words.")
+    return summary
+
+
+def _keep(user_id: uuid.UUID, parts: Sequence[Part], summary: str) -> bool:
+    try:
+        return _replace(user_id, parts, summary)
+    except _CannotStand:
+        log.warning("memory.answer_not_usable", asked_for="condensed")
+        return False
+
+
+@transaction.atomic
+def _replace(user_id: uuid.UUID, parts: Sequence[Part], summary: str) -> bool:
+    """Whether they still were what was read; if not, nothing happens."""
+    memory = entries.lock(user_id)
+    held = _candidates(user_id).filter(pk__in=[part.id for part in parts])
+    rows = {row.pk: row for row in held}
+    if not memory.enabled or not _stand(parts, rows):
+        return False
+    origins = [
+        Origin(SourceKind(source.kind), source.source_id, source.seq, source.at)
+        for source in Source.objects.filter(entry_id__in=rows)
+    ]
+    # `updated_at` stays: they say nothing new, neither now nor when they hold again.
+    Entry.objects.filter(pk__in=rows).update(valid_to=Greatest(F("valid_from"), Now()))
+    Embedding.objects.filter(pk__in=rows).delete()
+    kept = entries.remember(
+        user_id=user_id,
+        tier=Tier.EPISODIC,
+        content=summary,
+        origin=origins[0],
+        also=origins[1:],
+        began_at=min(part.began_at for part in parts),
+        ended_at=max(part.ended_at for part in parts),
+        derived=True,
+    )
+    if kept.outcome is not Outcome.NEW:
+        raise _CannotStand
+    Entry.objects.filter(pk__in=rows).update(successor=kept.entry)
+    return True
+
+
+def _stand(parts: Sequence[Part], rows: dict[uuid.UUID, Entry]) -> bool:
+    return all(part.id in rows and bytes(rows[part.id].fingerprint) == part.mark for part in parts)

@@ -1,0 +1,87 @@
+"""All that is remembered of a user, with its history and its sources, for the archive of the account."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+
+from adiuva.accounts.keys import cipher_for
+from adiuva.archive import BATCH, Part, columns, opened
+from adiuva.crypto import UserCipher
+from memory import choices, entries, exchanges
+from memory.models import Entry, Exchange, Receipt
+
+
+def _memory(user_id: UUID) -> Iterator[dict[str, Any]]:
+    memory = choices.of_user(user_id)
+    yield {"enabled": memory.enabled, "tiers": choices.tiers_of(memory)}
+
+
+def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:
+    cipher = cipher_for(user_id)
+    # The vector itself is numbers of its model alone: it can be made again of what the entry says.
+    rows = Entry.objects.of(user_id).defer("terms", "fingerprint", "embedding__vector")
+    rows = rows.select_related("embedding").prefetch_related("sources").order_by("created_at", "id")
+    for entry in rows.iterator(BATCH):
+        embedding = getattr(entry, "embedding", None)
+        yield {
+            "id": entry.pk,
+            "tier": entry.tier,
+            **opened(partial(_said, entry, cipher)),
+            "confidence": entry.confidence,
+            "derived": entry.derived,
+            "began_at": entry.began_at,
+            "ended_at": entry.ended_at,
+            "valid_from": entry.valid_from,
+            "valid_to": entry.valid_to,
+            "replaced_by": entry.successor_id,
+            "uses": entry.uses,
+            "used_at": entry.used_at,
+            "created_at": entry.created_at,
+            "updated_at": entry.updated_at,
+            "embedding_model": embedding.embedding_model if embedding else None,
+            "sources": [
+                {"kind": source.kind, "id": source.source_id, "seq": source.seq, "at": source.at}
+                for source in entry.sources.all()
+            ],
+        }
+
+
+def _said(entry: Entry, cipher: UserCipher) -> Mapping[str, Any]:
+    said = entries.opened(entry, cipher)
+    return {"key": said.key, "content": said.content}
+
+
+def _waiting(user_id: UUID) -> Iterator[dict[str, Any]]:
+    cipher, names = cipher_for(user_id), columns(Exchange, but=["user"])
+    for row in Exchange.objects.filter(user_id=user_id).order_by("said_at", "id").iterator(BATCH):
+        known = {name: getattr(row, name) for name in names}
+        yield {**known, **opened(partial(_heard, row, cipher))}
+
+
+def _heard(row: Exchange, cipher: UserCipher) -> Mapping[str, Any]:
+    heard = exchanges.heard(row, cipher)
+    return {"said": heard.said, "answer": heard.answer}
+
+
+def _receipts(user_id: UUID) -> Iterator[dict[str, Any]]:
+    rows = Receipt.objects.filter(user_id=user_id).order_by("at", "id")
+    yield from rows.values(*columns(Receipt, but=["user"])).iterator(BATCH)
+
+
+PARTS: Final = (
+    Part("memory.jsonl", "Whether anything is remembered, and which model providers may read it.", _memory),
+    Part(
+        "memory_entries.jsonl",
+        "What is remembered, where it is known from, and what was so before (`replaced_by`: what is so instead).",
+        _entries,
+    ),
+    Part(
+        "memory_waiting.jsonl",
+        "What was said lately and is still to be read for what is worth keeping.",
+        _waiting,
+    ),
+    Part("memory_receipts.jsonl", "Which entries left for a model, when, and what for.", _receipts),
+)

@@ -1,0 +1,18 @@
+from django.urls import path
+from rest_framework.routers import SimpleRouter
+
+from memory.models import Tier
+from memory.views import EmbedView, EntryViewSet, ForgetView, PolicyView, ReceiptsView, SearchView
+
+router = SimpleRouter(trailing_slash=False)
+router.register(f"memory/(?P<tier>{'|'.join(Tier.values)})", EntryViewSet, basename="memory")
+
+urlpatterns = [
+    *router.urls,
+    path("memory/search", SearchView.as_view(), name="memory-search"),
+    path("memory/forget", ForgetView.as_view(), name="memory-forget"),
+    path("memory/policy", PolicyView.as_view(), name="memory-policy"),
+    path("memory/receipts", ReceiptsView.as_view(), name="memory-receipts"),
+    # Of /storage, whose other endpoints are a room of their own that must not know models.
+    path("storage/vectors/embed", EmbedView.as_view(), name="storage-vectors-embed"),
+]

@@ -1,0 +1,331 @@
+"""The memory over REST: its owner sees, corrects and forgets all of it. Every query starts from the request's user.
+
+What is remembered, or looked for, is in bodies alone: addresses get into logs and histories.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Final
+
+from asgiref.sync import async_to_sync
+from django.db import close_old_connections
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_view
+from rest_framework import mixins, viewsets
+from rest_framework.decorators import action
+from rest_framework.generics import GenericAPIView, ListAPIView
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from adiuva import llm
+from adiuva.accounts.keys import cipher_for
+from adiuva.api import TOTAL_COUNT, Done, Problem, problems, user_id
+from adiuva.crypto import UserCipher
+from memory import choices, entries, search, spaces
+from memory.entries import BY_HAND, Outcome
+from memory.models import Entry, Memory, Receipt, SourceKind, Tier
+from memory.serializers import (
+    CorrectionSerializer,
+    EntryDetailSerializer,
+    EntryFormSerializer,
+    EntryQuerySerializer,
+    EntrySerializer,
+    ForgetSerializer,
+    ForgottenSerializer,
+    FoundSerializer,
+    PolicySerializer,
+    ReceiptQuerySerializer,
+    ReceiptSerializer,
+    SearchSerializer,
+    SourceSerializer,
+    TextSerializer,
+    VectorSerializer,
+)
+
+_SHOWN: Final = 100  # sources, and rows of history, with an entry
+_TIER: Final = OpenApiParameter("tier", str, OpenApiParameter.PATH, enum=Tier.values)
+
+
+@extend_schema(parameters=[_TIER])
+@extend_schema_view(
+    list=extend_schema(
+        summary="What is remembered in a tier, the latest first",
+        parameters=[EntryQuerySerializer, TOTAL_COUNT],
+        responses={200: EntrySerializer(many=True), **problems(400, 401)},
+    ),
+    retrieve=extend_schema(
+        summary="One entry: why it is known, and what it said before",
+        responses={200: EntryDetailSerializer, **problems(401, 404)},
+    ),
+)
+class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
+    """What Adiuva remembers of you. An entry that is corrected keeps its id; what it said before becomes history."""
+
+    serializer_class = EntrySerializer
+    queryset = Entry.objects.none()
+
+    @cached_property
+    def tier(self) -> Tier:
+        return Tier(self.kwargs.get("tier", Tier.CORE))
+
+    @cached_property
+    def cipher(self) -> UserCipher:
+        return cipher_for(user_id(self.request))
+
+    def get_queryset(self) -> Any:
+        found = Entry.objects.of(user_id(self.request)).filter(tier=self.tier).defer("terms")
+        if self.action != "list":
+            return found
+        current = _query(EntryQuerySerializer, self.request)["current"]
+        return found if current == "all" else found.filter(valid_to__isnull=current == "true")
+
+    def get_serializer_class(self) -> Any:
+        forms = {"create": EntryFormSerializer, "partial_update": CorrectionSerializer}
+        return forms.get(self.action, EntrySerializer)
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {**super().get_serializer_context(), "tier": self.tier}
+
+    def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return self._page(self.get_queryset())
+
+    @extend_schema(
+        summary="Remember something, by hand",
+        request=EntryFormSerializer,
+        responses={
+            201: EntrySerializer,
+            200: OpenApiResponse(EntrySerializer, "It was known, or the key had another value, now history."),
+            **problems(400, 401, 409),
+        },
+    )
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Refused with `memory_off` while the memory is switched off, and with `memory_full` when the tier is."""
+        values = self._body()
+        if self.tier == Tier.PROACTIVE:
+            values.setdefault("confidence", 1.0)
+        me = user_id(request)
+        choices.refuse_if_off(me)
+        kept = entries.remember(user_id=me, tier=self.tier, origin=BY_HAND, **values)
+        return self._row(kept.entry, 201 if kept.outcome is Outcome.NEW else 200)
+
+    def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        entry = self.get_object()
+        context = {
+            "cipher": self.cipher,
+            "sources": entry.sources.order_by("-at", "-id")[:_SHOWN],
+            "history": entries.history(entry).defer("terms")[:_SHOWN],
+        }
+        return Response(EntryDetailSerializer(entry, context=context).data)
+
+    @extend_schema(
+        summary="Correct an entry",
+        request=CorrectionSerializer,
+        responses={200: EntrySerializer, **problems(400, 401, 404, 409)},
+    )
+    def partial_update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """What it said before becomes history. Where another entry says the same already, or has the key, the answer
+        is 409 with its `entry_id`."""
+        entry = self.get_object()
+        return self._row(entries.correct(entry=entry, origin=BY_HAND, **self._body()))
+
+    @extend_schema(
+        summary="Forget an entry with all that it ever said", responses={200: Done, **problems(401, 404)}
+    )
+    def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        entries.forget(user_id=user_id(request), ids=[self.get_object().pk])
+        return Response({"ok": True})
+
+    @extend_schema(
+        summary="Why an entry is known: all its sources, the latest first",
+        parameters=[TOTAL_COUNT],
+        responses={200: SourceSerializer(many=True), **problems(400, 401, 404)},
+    )
+    @action(detail=True, methods=["get"])
+    def sources(self, request: Request, **kwargs: Any) -> Response:
+        sources: Any = self.get_object().sources.order_by("-at", "-id")
+        page: Any = self.paginate_queryset(sources)
+        return self.get_paginated_response(SourceSerializer(page, many=True).data)
+
+    @extend_schema(
+        summary="All that an entry said before, the latest first",
+        parameters=[TOTAL_COUNT],
+        responses={200: EntrySerializer(many=True), **problems(400, 401, 404)},
+    )
+    @action(detail=True, methods=["get"])
+    def history(self, request: Request, **kwargs: Any) -> Response:
+        return self._page(entries.history(self.get_object()).defer("terms"))
+
+    def _body(self) -> dict[str, Any]:
+        serializer = self.get_serializer(data=self.request.data)
+        serializer.is_valid(raise_exception=True)
+        return dict(serializer.validated_data)
+
+    def _page(self, rows: Any) -> Response:
+        page = self.paginate_queryset(rows)
+        found = EntrySerializer(page, many=True, context={"cipher": self.cipher})
+        return self.get_paginated_response(found.data)
+
+    def _row(self, entry: Entry, status: int = 200) -> Response:
+        """As it is now: a row that was just written has times that only the database knows."""
+        now = entries.of_user(user_id(self.request), entry.pk)
+        return Response(dict(EntrySerializer(now, context={"cipher": self.cipher}).data), status=status)
+
+
+class _FormView(GenericAPIView[Any]):
+    def body(self, request: Request) -> dict[str, Any]:
+        serializer = self.get_serializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        found: dict[str, Any] = serializer.validated_data
+        return found
+
+
+class SearchView(_FormView):
+    """Look for something in your memory. The question goes in the body, so that no log and no history has it."""
+
+    serializer_class = SearchSerializer
+
+    @extend_schema(
+        summary="Search your memory",
+        operation_id="memory_search",
+        responses={200: FoundSerializer(many=True), **problems(400, 401)},
+    )
+    def post(self, request: Request) -> Response:
+        asked, me = self.body(request), user_id(request)
+        tiers = (Tier(asked["tier"]),) if "tier" in asked else tuple(Tier)
+        found = search.find(user_id=me, question=asked["q"], tiers=tiers, limit=asked["limit"])
+        context = {"cipher": cipher_for(me)}
+        return Response(
+            [{**EntrySerializer(one.entry, context=context).data, "score": one.score} for one in found]
+        )
+
+
+class ForgetView(_FormView):
+    """Forget what one source said, or everything. One entry is forgotten with DELETE.
+
+    What another source says too stays known from there. What was made of several goes with any of them.
+    """
+
+    serializer_class = ForgetSerializer
+
+    @extend_schema(
+        summary="Forget a source, or everything",
+        operation_id="memory_forget",
+        responses={200: ForgottenSerializer, **problems(400, 401)},
+    )
+    def post(self, request: Request) -> Response:
+        asked, me = self.body(request), user_id(request)
+        if asked["everything"]:
+            count = entries.forget_everything(user_id=me)
+        else:
+            source = asked["source"]
+            count = entries.forget_source(
+                user_id=me,
+                kind=SourceKind(source["kind"]),
+                source_id=source.get("id"),
+                seq=source.get("seq"),
+            )
+        return Response({"ok": True, "forgotten": count})
+
+
+class PolicyView(_FormView):
+    """Whether anything is remembered, and which model providers may read which tier."""
+
+    serializer_class = PolicySerializer
+
+    @extend_schema(
+        summary="Your memory's switch and policy",
+        operation_id="memory_policy",
+        responses={200: PolicySerializer, **problems(401)},
+    )
+    def get(self, request: Request) -> Response:
+        return Response(_policy(choices.of_user(user_id(request))))
+
+    @extend_schema(
+        summary="Set your memory's switch and policy",
+        operation_id="memory_policy_set",
+        responses={200: PolicySerializer, **problems(400, 401)},
+    )
+    def put(self, request: Request) -> Response:
+        """A tier that is not named goes to any provider."""
+        asked = self.body(request)
+        every = {tier: asked["tiers"].get(tier) for tier in Tier}
+        return Response(
+            _policy(choices.choose(user_id=user_id(request), enabled=asked["enabled"], tiers=every))
+        )
+
+    @extend_schema(
+        summary="Change your memory's switch, or the policy of some tiers",
+        operation_id="memory_policy_change",
+        responses={200: PolicySerializer, **problems(400, 401)},
+    )
+    def patch(self, request: Request) -> Response:
+        """A tier that is not named keeps its policy."""
+        serializer = self.get_serializer(data=request.data, partial=True)
+        serializer.is_valid(raise_exception=True)
+        asked = serializer.validated_data
+        tiers = {Tier(name): given for name, given in asked.get("tiers", {}).items()}
+        return Response(
+            _policy(choices.choose(user_id=user_id(request), enabled=asked.get("enabled"), tiers=tiers))
+        )
+
+
+def _policy(memory: Memory) -> dict[str, Any]:
+    return {
+        "enabled": memory.enabled,
+        "tiers": choices.tiers_of(memory),
+        "providers": choices.providers(),
+    }
+
+
+class ReceiptsView(ListAPIView[Receipt]):
+    """What left this server for a model: when, for whom, and which entries. What it said is not kept here again."""
+
+    serializer_class = ReceiptSerializer
+    queryset = Receipt.objects.none()
+
+    def get_queryset(self) -> Any:
+        asked = _query(ReceiptQuerySerializer, self.request)
+        return Receipt.objects.filter(user_id=user_id(self.request), **asked)
+
+    @extend_schema(
+        summary="Which entries left for a model, the latest first",
+        operation_id="memory_receipts",
+        parameters=[ReceiptQuerySerializer, TOTAL_COUNT],
+        responses={200: ReceiptSerializer(many=True), **problems(400, 401)},
+    )
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return self.list(request, *args, **kwargs)
+
+
+def _query(form: type[Any], request: Request) -> dict[str, Any]:
+    serializer = form(data={name: value for name, value in request.query_params.items() if value})
+    serializer.is_valid(raise_exception=True)
+    return dict(serializer.validated_data)
+
+
+# ── Vectors ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class EmbedView(_FormView):
+    """A text's vector, of the configured embedding model or of the lexical one. Nothing of it is kept."""
+
+    serializer_class = TextSerializer
+
+    @extend_schema(
+        summary="The vector of a text",
+        operation_id="storage_vectors_embed",
+        responses={
+            200: VectorSerializer,
+            **problems(400, 401, 503),
+            502: OpenApiResponse(Problem, "The model could not answer."),
+            504: OpenApiResponse(Problem, "The model did not answer in time."),
+        },
+    )
+    def post(self, request: Request) -> Response:
+        text = self.body(request)["text"]
+        model = llm.embedding_model()
+        vector = spaces.vector_now(text)
+        if vector is None:
+            close_old_connections()  # the model may take a while, and others wait for the pool's connections
+            (vector,) = async_to_sync(model.embed)([text])
+        return Response({"vector": vector, "model": model.name})

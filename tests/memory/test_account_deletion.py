@@ -1,0 +1,62 @@
+"""An account that is deleted while its memory is written: one waits for the other, and neither fails."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+
+import pytest
+from django.db import connection, connections, transaction
+
+from adiuva.accounts import verbs
+from adiuva.accounts.models import User
+from memory import entries, recall
+from memory.entries import BY_HAND
+from memory.models import Entry, Memory, Tier
+from memory.recall import Known, Reader, Recalled
+from tests.people import somebody
+
+
+def remembered(user: uuid.UUID, entry: Entry) -> None:
+    entries.remember(user_id=user, tier=Tier.CORE, key="home", content="Turin", origin=BY_HAND)
+
+
+def noted(user: uuid.UUID, entry: Entry) -> None:
+    known = Known(entry.pk, Tier.CORE, "tea", "drink", entry.valid_from)
+    recall.note(Reader(user, "acme", "acme/x", uuid.uuid4(), None), Recalled([known]))
+
+
+@pytest.mark.parametrize("write", [remembered, noted])
+def test_an_account_is_deleted_while_its_memory_is_written(
+    committed_db: str, write: Callable[[uuid.UUID, Entry], None]
+) -> None:
+    user = somebody().id
+    entry = entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="tea", origin=BY_HAND).entry
+    entry.refresh_from_db()
+    failed: list[BaseException] = []
+    backend: list[int] = []
+
+    def delete() -> None:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_backend_pid()")
+                backend.append(cursor.fetchone()[0])
+            verbs.delete_account(user=User.objects.get(pk=user))
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            connections.close_all()
+
+    deleting = threading.Thread(target=delete)
+    with transaction.atomic(), connection.cursor() as cursor:
+        write(user, entry)
+        deleting.start()
+        waits = False
+        while not waits and deleting.is_alive():
+            cursor.execute("SELECT cardinality(pg_blocking_pids(%s)) > 0", [backend[0] if backend else 0])
+            waits = cursor.fetchone()[0]
+    deleting.join()
+    assert failed == []
+    assert not User.objects.filter(pk=user).exists()
+    assert not Memory.objects.filter(pk=user).exists()

@@ -1,0 +1,400 @@
+"""The archive of an account: all of it and nobody else's, made whatever dies, sealed until it is fetched."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import uuid
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.apps import apps
+from django.db import connection
+from django.db.models import Model
+from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from adiuva.accounts.keys import cipher_for
+from adiuva.accounts.models import User
+from adiuva.archive import Part
+from adiuva.crypto import SealBroken
+from adiuva.export import making, verbs
+from adiuva.export.models import Export, ExportChunk
+from agents import lease
+from agents.journal import Entry as Line
+from agents.journal import Kind
+from chat.models import Message
+from integrations.models import Connection
+from memory import entries, exchanges, indexes
+from memory.entries import BY_HAND, Origin
+from memory.models import Embedding, Entry, Receipt, SourceKind, Tier
+from tests.agents.build import a_device, a_run, an_agent, claimed, kept
+from tests.chat.build import CHANGED, asked, begun, finish
+from tests.people import Person, somebody
+
+if TYPE_CHECKING:
+    from rest_framework.test import APIClient
+
+API = "/api/v1/account/export"
+NOBODY = "0b8f1d7e-0f5c-4a57-9f7b-3f6d3b0f6c11"
+State = Export.State
+
+
+def client_of(person: Person) -> APIClient:
+    from rest_framework.test import APIClient
+
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {person.access_token}")
+    return client
+
+
+@pytest.fixture
+def ada(committed_db: str) -> Person:
+    return somebody()
+
+
+def lived(person: Person, word: str) -> None:
+    """Something in every room, each with the word in it."""
+    me = person.id
+    mailbox = Connection(pk=uuid.uuid4(), user_id=me, provider="gmail", renew_at=timezone.now())
+    mailbox.account_hash, mailbox.expires_at = uuid.uuid4().bytes, timezone.now()
+    mailbox.account = mailbox.seal("account", f"{word}@example.com")
+    mailbox.access_token = mailbox.seal("access_token", f"token of {me}")
+    mailbox.save(force_insert=True)
+    agent = an_agent(me, name=f"Desk {word}")
+    a_device(agent)
+    job = claimed(a_run(agent))
+    kept(job, f"Call {word}")
+    failed = Line(Kind.SOURCE_FAILED, "unreadable", source=f"/home/{word}.md", message="a picture")
+    lease.count(job, seen=1, done=1, failed=1, entries=[failed])
+    request = asked(me, f"Add {word}")
+    turn = begun(request)
+    finish(request, turn, f"Added {word}", mutations=[CHANGED], summary=(1, f"Of {word}"))
+    place = Origin(SourceKind.CONVERSATION, turn.conversation_id, 1)
+    for content in (f"tea for {word}", f"water for {word}"):
+        core = entries.remember(user_id=me, tier=Tier.CORE, key="Drink", content=content, origin=place).entry
+    for tier, more in (
+        (Tier.ASSOCIATIVE, {}),
+        (Tier.EPISODIC, {"began_at": timezone.now()}),
+        (Tier.PROACTIVE, {"confidence": 0.7}),
+    ):
+        entries.remember(user_id=me, tier=tier, content=f"{tier} {word}", origin=BY_HAND, **more)  # type: ignore[arg-type]
+    Receipt.objects.create(user_id=me, purpose="turn", provider="openai", model="openai/x", entries=[core.pk])
+    exchanges.keep(
+        user_id=me, cipher=cipher_for(me), kind=SourceKind.REQUEST, source_id=uuid.uuid4(), seq=None,
+        said=[f"Hello {word}"], answer="Hello",
+    )  # fmt: skip
+
+
+def exported(person: Person) -> Export:
+    export = verbs.ask(user_id=person.id)
+    making.make(export.pk)
+    export.refresh_from_db()
+    return export
+
+
+def fetched(export: Export) -> bytes:
+    async def read() -> bytes:
+        return b"".join([chunk async for chunk in verbs.archive(export)])
+
+    return asyncio.run(read())
+
+
+def files(archive: bytes) -> dict[str, list[dict[str, Any]]]:
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        assert opened.testzip() is None
+        return {
+            name: [json.loads(line) for line in opened.read(name).splitlines()]
+            for name in opened.namelist()
+            if name != "README.txt"
+        }
+
+
+# ── What is in it ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_everything_of_the_account_is_in_it_in_clear_and_nothing_of_others(ada: Person) -> None:
+    other = somebody()
+    lived(ada, "heron"), lived(other, "falcon")
+    export = exported(ada)
+    archive = fetched(export)
+    assert (export.state, export.size) == (State.READY, len(archive))
+    found = files(archive)
+    assert found.keys() == {part.name for part in making.PARTS}
+    assert [name for name, rows in found.items() if not rows] == []
+    text = json.dumps(found)
+    assert "falcon" not in text and str(other.id) not in text
+    for name in (
+        "agents",
+        "connections",
+        "outbox",
+        "run_events",
+        "messages",
+        "conversations",
+        "memory_entries",
+        "memory_waiting",
+    ):
+        assert "heron" in json.dumps(found[f"{name}.jsonl"]), name
+    assert found["account.jsonl"][0]["email"] == ada.email
+    assert [message["text"] for message in found["messages.jsonl"]] == ["Add heron", "Added heron"]
+    assert found["messages.jsonl"][1]["mutations"] == [CHANGED.model_dump()]
+    assert (found["conversations.jsonl"][0]["title"], found["conversations.jsonl"][0]["summary"]) == (
+        "Add heron",
+        "Of heron",
+    )
+    assert found["outbox.jsonl"][0]["record"]["title"] == "Call heron"
+    assert "/home/heron.md" in [event["source"] for event in found["run_events.jsonl"]]
+    core = [row for row in found["memory_entries.jsonl"] if row["tier"] == "core"]
+    (now,), (past,) = ([row for row in core if (row["valid_to"] is None) == holds] for holds in (True, False))
+    assert (now["content"], past["content"], past["replaced_by"]) == (
+        "water for heron",
+        "tea for heron",
+        now["id"],
+    )
+    assert (now["embedding_model"], past["embedding_model"]) == ("lexical", None)
+    assert now["sources"][0]["kind"] == "conversation"
+    secrets = [
+        ada.password,
+        ada.access_token,
+        ada.refresh_token,
+        f"token of {ada.id}",
+        "argon2",
+        "fingerprint",
+        "sealed",
+        "key_hash",
+    ]
+    assert [secret for secret in secrets if secret in text] == []
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        readme = opened.read("README.txt").decode()
+    assert all(part.name in readme for part in making.PARTS) and str(ada.id) in readme
+
+
+# Keys and keyed hashes, vectors, and what is about the archive itself; of rooms that are to come, their own parts.
+LEFT_OUT = {
+    "accounts_userkey", "agents_source", "agents_sourceinflight", "export_export", "export_exportchunk",
+    "accounts_user_groups", "accounts_user_user_permissions", "django_admin_log",
+    "integrations_consent", "agents_journeysession", "agents_agentcursor",
+}  # fmt: skip
+
+
+def test_no_table_of_a_user_is_left_out(ada: Person) -> None:
+    lived(ada, "heron")
+    with CaptureQueriesContext(connection) as queries:
+        exported(ada)
+    read = " ".join(each["sql"] for each in queries)
+    theirs = {
+        model._meta.db_table for model in apps.get_models(include_auto_created=True) if _is_theirs(model)
+    }
+    assert {"memory_source", "chat_message", "agents_runevent"} <= theirs
+    assert {
+        table for table in theirs if f'FROM "{table}"' not in read and f'JOIN "{table}"' not in read
+    } <= LEFT_OUT
+
+
+def _is_theirs(model: type[Model]) -> bool:
+    """Whether its rows belong to a user, by whatever way."""
+    owners = {field.related_model for field in model._meta.concrete_fields if field.is_relation} - {model}
+    return any(owner is User or _is_theirs(owner) for owner in owners)
+
+
+def test_a_row_that_does_not_open_says_so_and_keeps_nothing_else_back(ada: Person) -> None:
+    lived(ada, "heron")
+    Message.objects.filter(conversation__user_id=ada.id, seq=1).update(sealed=b"\x01 altered")
+    entry = Entry.objects.of(ada.id).filter(tier=Tier.EPISODIC).get()
+    Entry.objects.filter(pk=entry.pk).update(sealed=Entry.objects.filter(tier=Tier.CORE).latest("pk").sealed)
+    found = files(fetched(exported(ada)))
+    assert [message.get("unreadable") for message in found["messages.jsonl"]] == [True, None]
+    (broken,) = [row for row in found["memory_entries.jsonl"] if row.get("unreadable")]
+    assert (broken["id"], broken["tier"], "content" in broken) == (str(entry.pk), "episodic", False)
+
+
+# ── How it is kept ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_chunks_are_sealed_small_and_bound_to_their_place(
+    ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "_CHUNK", 1024)
+    lived(ada, "heron")
+    export = exported(ada)
+    assert export.chunks > 2 and files(fetched(export))
+    chunks = list(ExportChunk.objects.filter(export=export).order_by("number"))
+    assert [chunk.number for chunk in chunks] == list(range(export.chunks))
+    assert all(len(chunk.sealed) < 1024 + 64 and b"PK\x03\x04" not in bytes(chunk.sealed) for chunk in chunks)
+    first, second = (bytes(chunk.sealed) for chunk in chunks[:2])
+    flipped = first[:40] + bytes([first[40] ^ 1]) + first[41:]
+    for altered in (second, flipped):
+        ExportChunk.objects.filter(pk=chunks[0].pk).update(sealed=altered)
+        with pytest.raises(SealBroken):
+            fetched(export)
+    ExportChunk.objects.filter(pk=chunks[0].pk).update(sealed=first)
+    again = exported(ada)
+    assert not ExportChunk.objects.filter(export=export).exists()  # one archive an account
+    ExportChunk.objects.filter(export=again, number=0).update(sealed=first)
+    with pytest.raises(SealBroken):
+        fetched(again)
+
+
+def test_an_archive_is_fetched_until_its_time_is_over_or_its_owner_deletes_it(ada: Person) -> None:
+    rest, export = client_of(ada), exported(ada)
+    place = f"{API}/{export.pk}"
+    seen = rest.get(place).json()
+    assert (seen["state"], seen["size"]) == ("ready", export.size)
+    assert rest.get(API).json() == [seen]
+    answer = rest.get(f"{place}/archive", HTTP_ACCEPT="application/zip")
+    assert (answer.status_code, answer["Content-Type"], answer["Content-Length"]) == (
+        200,
+        "application/zip",
+        str(export.size),
+    )
+    assert answer["Content-Disposition"].startswith("attachment; filename=")
+    Export.objects.filter(pk=export.pk).update(expires_at=Now())
+    assert rest.get(place).json()["state"] == "expired"  # before any sweep
+    assert rest.get(f"{place}/archive").status_code == 410
+    verbs.sweep()
+    assert not ExportChunk.objects.filter(export=export).exists()
+    other = exported(ada)
+    assert rest.delete(f"{API}/{other.pk}").json() == {"ok": True}
+    gone = rest.get(f"{API}/{other.pk}/archive", HTTP_ACCEPT="application/zip")
+    assert (gone.status_code, gone.json()["code"]) == (410, "export_expired")
+    assert not ExportChunk.objects.filter(export=other).exists()
+
+
+def test_one_export_is_under_way_at_a_time_and_five_a_day(ada: Person) -> None:
+    rest = client_of(ada)
+    made = rest.post(API)
+    assert (made.status_code, made.json()["state"]) == (202, "queued")
+    assert made["Location"].endswith(f"{API}/{made.json()['id']}")
+    again = rest.post(API)
+    assert (again.status_code, again.json()["code"], again.json()["export_id"]) == (
+        409,
+        "export_is_live",
+        made.json()["id"],
+    )
+    early = rest.get(f"{API}/{made.json()['id']}/archive")
+    assert (early.status_code, early.json()["code"], early.json()["state"]) == (
+        409,
+        "export_not_ready",
+        "queued",
+    )
+    for _ in range(verbs.MOST_A_DAY):
+        rest.delete(f"{API}/{rest.get(API).json()[0]['id']}")
+        last = rest.post(API)
+    assert (last.status_code, last.json()["code"]) == (429, "too_many_exports")
+    assert int(last["Retry-After"]) > 80_000
+
+
+def test_another_users_export_is_answered_like_none(ada: Person) -> None:
+    export, rest = exported(somebody()), client_of(ada)
+    for method, more in (("get", ""), ("delete", ""), ("get", "/archive")):
+        answers = [getattr(rest, method)(f"{API}/{key}{more}") for key in (export.pk, NOBODY)]
+        assert [answer.status_code for answer in answers] == [404, 404]
+        assert answers[0].json() == answers[1].json()
+    assert rest.get(API).json() == []
+    export.refresh_from_db()
+    assert export.state == State.READY
+
+
+# ── What dies on the way ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_export_of_a_dead_worker_is_made_by_another_and_that_one_writes_no_more(ada: Person) -> None:
+    lived(ada, "heron")
+    export = verbs.ask(user_id=ada.id)
+    first = making._claim(export.pk)
+    assert first is not None and making._claim(export.pk) is None
+    making._keep(first, 0, b"half an archive")
+    assert verbs.sweep()["nudged"] == 0  # its lease runs
+    Export.objects.filter(pk=export.pk).update(lease_until=Now() - making._LEASE)
+    verbs.sweep()
+    making.make(export.pk)
+    with pytest.raises(making._Lost):
+        making._keep(first, 1, b"the other half")
+    assert not making._end(first, State.FAILED)
+    export.refresh_from_db()
+    assert (export.state, export.attempt) == (State.READY, 2)
+    assert files(fetched(export))["messages.jsonl"]
+
+
+def test_an_export_that_three_workers_died_over_failed(ada: Person) -> None:
+    export = verbs.ask(user_id=ada.id)
+    for _ in range(verbs.MOST_ATTEMPTS):
+        dying = making._claim(export.pk)
+        assert dying is not None
+        making._keep(dying, 0, b"half an archive")
+        Export.objects.filter(pk=export.pk).update(lease_until=Now() - making._LEASE)
+        verbs.sweep()
+    export.refresh_from_db()
+    assert (export.state, export.code) == (State.FAILED, "workers_lost")
+    assert not ExportChunk.objects.filter(export=export).exists()
+    assert client_of(ada).get(f"{API}/{export.pk}/archive").json()["state"] == "failed"
+    assert exported(ada).state == State.READY
+
+
+@pytest.mark.parametrize(("gives_up", "state"), [(True, State.EXPIRED), (False, State.FAILED)])
+def test_what_is_given_up_or_breaks_while_it_is_made_leaves_no_chunk(
+    ada: Person, monkeypatch: pytest.MonkeyPatch, gives_up: bool, state: State
+) -> None:
+    def rows(user_id: uuid.UUID) -> Any:
+        yield {"one": 1}
+        if gives_up:
+            verbs.delete(export=Export.objects.of(user_id).live().get())
+        else:
+            raise ValueError("what a row says")
+
+    monkeypatch.setattr(making, "_CHUNK", 100)
+    monkeypatch.setattr(making, "PARTS", (*making.PARTS, Part("last.jsonl", "", rows)))
+    export = exported(ada)
+    assert (export.state, export.chunks) == (state, 0)
+    assert not ExportChunk.objects.filter(export=export).exists()
+
+
+# ── The account's end ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_deleted_account_leaves_no_row_no_vector_and_no_index(
+    ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexes, "PAYS_FROM", 1), monkeypatch.setattr(indexes, "SHRUNK_BELOW", 1)
+    stays = somebody()
+    lived(ada, "heron"), lived(stays, "falcon")
+    export = exported(ada)
+    ids = {ada.id, export.pk, *Entry.objects.of(ada.id).values_list("pk", flat=True)}
+    indexes.tend()
+    assert any(ada.id.hex in name for name in _indexes())
+    rooms = {table for table, _ in _rows_with(ids)}
+    assert {
+        *(model._meta.db_table for model in (Entry, Embedding, Receipt, Export, ExportChunk)),
+        *("memory_source", "memory_exchange", "memory_memory"),
+    } <= rooms
+    assert client_of(ada).delete("/api/v1/auth/me").json() == {"ok": True}
+    assert _rows_with(ids) == []
+    indexes.tend()
+    assert not any(ada.id.hex in name for name in _indexes())
+    assert Entry.objects.of(stays.id).count() == 5
+    monkeypatch.undo()
+    indexes.tend()
+
+
+def _rows_with(ids: set[uuid.UUID]) -> list[tuple[str, str]]:
+    """Every table and column of the whole database in which one of these ids stands."""
+    found = []
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT table_name, column_name FROM information_schema.columns"
+            " WHERE table_schema = 'public' AND data_type = 'uuid'"
+        )
+        for table, column in cursor.fetchall():
+            cursor.execute(f'SELECT 1 FROM "{table}" WHERE "{column}" = ANY(%s) LIMIT 1', [list(ids)])
+            if cursor.fetchone():
+                found.append((table, column))
+    return found
+
+
+def _indexes() -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT indexname FROM pg_indexes WHERE tablename = 'memory_embedding'")
+        return [name for (name,) in cursor.fetchall()]

@@ -1,0 +1,60 @@
+"""A user with very many vectors gets an index of their own, which goes when they do."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from adiuva.lexical import embed
+from memory import entries, indexes, recall
+from memory.entries import BY_HAND
+from memory.models import Tier
+from tests.people import somebody
+
+
+def indexes_of(user: uuid.UUID) -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT indexname FROM pg_indexes WHERE starts_with(indexname, %s)", [f"memory_near_{user.hex}"]
+        )
+        return [name for (name,) in cursor.fetchall()]
+
+
+def test_a_user_with_many_rows_gets_an_index_that_recall_takes_and_that_goes_with_them(
+    committed_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexes, "PAYS_FROM", 30)
+    monkeypatch.setattr(indexes, "SHRUNK_BELOW", 20)
+    user, few = somebody().id, somebody().id
+    texts = [f"Anna {number} visits place {number * 7}" for number in range(30)]
+    for owner, said in ((user, texts), (few, texts[:29])):
+        for text in said:
+            entries.remember(user_id=owner, tier=Tier.ASSOCIATIVE, content=text, origin=BY_HAND)
+
+    def nearest() -> list[uuid.UUID]:
+        hits = recall.search(
+            user_id=user, question="", vector=embed(texts[3]), now=dt.datetime.now(dt.UTC), limit=10
+        )
+        return [hit.entry.pk for hit in hits]
+
+    exact = nearest()
+    indexes.tend()
+    [name] = indexes_of(user)
+    assert indexes_of(few) == []
+    assert indexes.tend() == (0, 0)
+    with connection.cursor() as cursor:
+        cursor.execute("SET enable_sort = off")  # of so few rows the planner would rather sort all
+        try:
+            with CaptureQueriesContext(connection) as queries:
+                assert nearest() == exact
+            cursor.execute(f"EXPLAIN {queries[0]['sql']}")
+            assert name in str(cursor.fetchall())
+        finally:
+            cursor.execute("RESET enable_sort")
+    entries.forget_everything(user_id=user)
+    indexes.tend()
+    assert indexes_of(user) == []
