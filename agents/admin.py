@@ -21,17 +21,30 @@ _MOST_EVENTS = 200
 
 @admin.register(Agent)
 class AgentAdmin(ReadingAdmin):
-    list_display = ["name", "user", "type", "enabled", "schedule_cron", "last_run_at", "next_run_at"]
-    list_filter = ["type", "enabled"]
+    list_display = [
+        "name",
+        "user",
+        "type",
+        "connection_is",
+        "enabled",
+        "schedule_cron",
+        "last_run_at",
+        "next_run_at",
+    ]
+    list_filter = ["type", "enabled", "connection__health"]
+    list_select_related = ["user", "connection"]
     search_help_text = "An agent's id, or the beginning of its owner's e-mail address"
     ordering = ["-created_at"]
     actions = ["run_now"]
+    readonly_fields = ["connection_is"]
     fields = [
         "id",
         "user",
         "type",
         "name",
         "device_id",
+        "connection",
+        "connection_is",
         "data_types",
         "file_extensions",
         "schedule_cron",
@@ -47,6 +60,11 @@ class AgentAdmin(ReadingAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+    @admin.display(description="connection", ordering="connection__health")
+    def connection_is(self, agent: Agent) -> str:
+        """Whether a cloud agent can read."""
+        return "" if agent.is_local else agent.paused or "ok"
 
     def has_run_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("agents.change_agent")
@@ -71,6 +89,8 @@ class RunAdmin(ReadingAdmin):
         "state",
         "verdict",
         "dry_run",
+        "retries",
+        "not_before",
         "files_done",
         "items_created",
         "problems",

@@ -1,8 +1,11 @@
 from typing import Any
+from uuid import UUID
 
 from django.apps import AppConfig
 from django.conf import settings
 from django.db.models.signals import post_save
+
+from integrations.signals import needs_reauth, reconnected
 
 
 class AgentsConfig(AppConfig):
@@ -10,6 +13,8 @@ class AgentsConfig(AppConfig):
 
     def ready(self) -> None:
         post_save.connect(_user_saved, sender=settings.AUTH_USER_MODEL, dispatch_uid="agents follow users")
+        needs_reauth.connect(_needs_reauth, dispatch_uid="users are told of lost accounts")
+        reconnected.connect(_reconnected, dispatch_uid="agents go on with accounts")
 
 
 def _user_saved(instance: Any, created: bool, raw: bool = False, **_: Any) -> None:
@@ -17,3 +22,15 @@ def _user_saved(instance: Any, created: bool, raw: bool = False, **_: Any) -> No
 
     if not created and not raw:
         schedules.follow_user(user_id=instance.pk)
+
+
+def _needs_reauth(connection_id: UUID, **_: Any) -> None:
+    from agents import runs
+
+    runs.call_for_news(connection_id)
+
+
+def _reconnected(connection_id: UUID, **_: Any) -> None:
+    from agents import schedules
+
+    schedules.connection_is_back(connection_id=connection_id)

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from adiuva.devices.tables import TABLES
 from agents.models import MOST_CATCH_UP_HOURS, AgentType, CatchUp
+from integrations import identity
+from integrations.models import Provider
 
 DATA_TYPES: Final = tuple(TABLES)
 
@@ -55,22 +57,31 @@ _LOCAL: Final = _schema(
     },
     ["device_id", "directory_paths"],
 )
-_CLOUD: Final = _schema(
-    {
-        "filter_config": {
-            "type": "object",
-            "properties": {
-                "labels": {"type": "array", "items": {"type": "string"}},
-                "senders": {"type": "array", "items": {"type": "string"}},
-                "date_range": {
-                    "type": "object",
-                    "properties": {"from": {"type": "string"}, "to": {"type": "string"}},
-                },
+
+
+def _cloud(provider: Provider, labels: str) -> dict[str, Any]:
+    names = {"type": "array", "items": {"type": "string"}, "maxItems": 50}
+    day = {"type": "string", "format": "date"}
+    return _schema(
+        {
+            "provider": {"type": "string", "const": provider.value},
+            "connection": {
+                "type": "string",
+                "format": "uuid",
+                "description": "the account; not needed where only one is connected",
             },
-        }
-    },
-    [],
-)
+            "filter_config": {
+                "type": "object",
+                "properties": {
+                    "labels": names | {"description": labels},
+                    "senders": names | {"description": "addresses, domains or parts of a name; empty: all"},
+                    "date_range": {"type": "object", "properties": {"from": day, "to": day}},
+                },
+                "additionalProperties": False,
+            },
+        },
+        ["provider"],
+    )
 
 
 def _kind(
@@ -86,16 +97,24 @@ def _kind(
 
 
 _NOT_YET: Final = "This server cannot connect to it yet."
+_CLOUD: Final = (
+    (Provider.GMAIL, "Reads mail of a Gmail account.", "labels by name; empty: all mail"),
+    (Provider.TEAMS, "Reads messages of Teams channels.", "channels, as Team/Channel; empty: all"),
+    (Provider.OUTLOOK, "Reads mail of an Outlook account.", "folders by name; empty: the inbox and others"),
+)
 
-# `available` says which of them this server can make; clients know all four names.
-CATALOG: Final = [
-    _kind(
+
+def catalog() -> list[dict[str, Any]]:
+    """All kinds; `available` says which of them this server can make."""
+    local = _kind(
         AgentType.LOCAL_DIRECTORY,
         "Reads files in folders that you granted on one of your devices.",
         _LOCAL,
         available=True,
-    ),
-    _kind(AgentType.GMAIL, f"Reads mail of a Gmail account. {_NOT_YET}", _CLOUD, available=False),
-    _kind(AgentType.TEAMS, f"Reads messages of Teams channels. {_NOT_YET}", _CLOUD, available=False),
-    _kind(AgentType.OUTLOOK, f"Reads mail of an Outlook account. {_NOT_YET}", _CLOUD, available=False),
-]
+    )
+    kinds = [local]
+    for provider, words, labels in _CLOUD:
+        available = identity.is_configured(provider)
+        said = words if available else f"{words} {_NOT_YET}"
+        kinds.append(_kind(AgentType(provider.value), said, _cloud(provider, labels), available=available))
+    return kinds

@@ -20,6 +20,7 @@ from agents.models import Run, RunEvent
 
 Kind = RunEvent.Kind
 _TABLE, _COLUMN = "agents_runevent", "sealed"
+KILLED_WORKERS = "killed_workers"
 _ABOUT_SOURCES = (Kind.SOURCE_DONE, Kind.SOURCE_FAILED, Kind.RECORD_QUARANTINED)
 
 
@@ -40,7 +41,7 @@ class Entry:
 
 
 def write(run: Run, entries: Iterable[Entry]) -> list[Entry]:
-    """Append; the database numbers them. Returns those that were not there before.
+    """Append; the database numbers them. Returns those that were not there before, or were over.
 
     Call it in the transaction of what it tells of, with the run's row locked: so a reader who has seen a number has
     seen all the run's smaller ones.
@@ -82,12 +83,14 @@ def _conflicts(run: Run, again: Sequence[tuple[UUID, Entry]]) -> list[Entry]:
 
 # ORDER BY: the numbers are given in this order.
 _INSERT = """
-INSERT INTO agents_runevent (run_id, nonce, kind, code, count, sealed)
+INSERT INTO agents_runevent AS known (run_id, nonce, kind, code, count, sealed)
 SELECT %s, nonce, kind, code, count, sealed
 FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::int[], %s::bytea[]) WITH ORDINALITY
     AS entry (nonce, kind, code, count, sealed, place)
 ORDER BY place
-ON CONFLICT (run_id, nonce) DO NOTHING RETURNING nonce
+ON CONFLICT (run_id, nonce) DO UPDATE SET is_over = false
+    WHERE known.is_over AND known.count IS NOT DISTINCT FROM excluded.count
+RETURNING nonce
 """
 
 
@@ -113,6 +116,19 @@ def _seal(run: Run, nonce: UUID, entry: Entry) -> bytes | None:
     return cipher_for(run.user_id).seal(text, _TABLE, nonce, _COLUMN)
 
 
+def begin_anew(run: Run) -> int:
+    """An attempt begins, which reads again what the last could not. That is over until it is said again; what was set
+    aside for good, and records, are not. Returns how many problems are over."""
+    if not run.problems:
+        return 0
+    events = RunEvent.objects.filter(run=run, kind=Kind.SOURCE_FAILED, is_over=False).exclude(
+        code=KILLED_WORKERS
+    )
+    counts = list(events.values_list("count", flat=True))
+    events.update(is_over=True)
+    return sum(count or 1 for count in counts)
+
+
 def read(run: Run, *, after: int = 0, most: int = 1000) -> list[dict[str, Any]]:
     """A run's events after a seq, opened for their owner."""
     cipher = cipher_for(run.user_id)
@@ -134,7 +150,7 @@ def problems(runs: Sequence[Run], *, most: int = 50) -> dict[UUID, list[dict[str
 # The first of each run, by the index: a window function would read all events of all runs.
 _PROBLEMS = """
 SELECT problem.* FROM unnest(%s::uuid[]) AS wanted (id) CROSS JOIN LATERAL (
-    SELECT * FROM agents_runevent WHERE run_id = wanted.id AND kind = ANY(%s) ORDER BY seq LIMIT %s
+    SELECT * FROM agents_runevent WHERE run_id = wanted.id AND kind = ANY(%s) AND NOT is_over ORDER BY seq LIMIT %s
 ) AS problem ORDER BY problem.seq
 """
 

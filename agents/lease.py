@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -24,20 +25,17 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.crypto import UserCipher
 from adiuva.devices import outbox
 from adiuva.devices.models import Device, OutboxRecord
-from adiuva.devices.outbox import Pending
-from adiuva.devices.protocol import ToolResultBody
-from adiuva.errors import AdiuvaError
-from agents import journal, preview, runs
+from agents import journal, runs
 from agents.extraction import PROMPT_VERSION, Document
 from agents.journal import Entry, Kind
-from agents.models import RUN_DEADLINE, Agent, Run, RunEvent, Source, SourceInFlight
-from agents.records import Record
+from agents.models import RUN_DEADLINE, Agent, AgentCursor, Run, RunEvent, Source, SourceInFlight
+from integrations.models import Connection, Health, Provider
 
 LEASE = runs.LEASE
 RENEW_S = LEASE.total_seconds() / 4
 DEADLY: int = settings.RUNS["deadly"]
+_CURSORS = "agents_agentcursor"
 _BREATH_S = 5.0  # before a run goes on whose worker lost what it stands on
-_MOST_WORDS = 1_000  # of a device, on why it refused
 
 
 class LeaseLost(Exception):
@@ -46,6 +44,17 @@ class LeaseLost(Exception):
 
 class AgentGone(Exception):
     """The agent was deleted during the run."""
+
+
+@dataclass(frozen=True)
+class MailAccount:
+    """What a cloud agent reads, and from where on."""
+
+    provider: Provider
+    connection: UUID
+    address: str = field(repr=False)
+    filter_config: Mapping[str, Any] = field(repr=False)
+    cursor: str | None = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Job:
     user_id: UUID
     agent_id: UUID
     device_id: str
-    device: UUID | None  # None: the device was never seen
+    device: UUID | None  # None: the device was never seen, or it is a cloud agent, which has none
     paths: tuple[str, ...]
     file_extensions: tuple[str, ...]
     prompt_template: str
@@ -70,6 +79,7 @@ class Job:
     seconds_left: float  # to the run's deadline, when it was claimed
     begun: bool  # before: a worker had reached its device
     suspects: Mapping[bytes, int]  # keys of sources that workers died over → how many
+    account: MailAccount | None  # of a cloud agent
     # Held for as long as the run: to fetch it anew asks the database, which an event loop must not.
     cipher: UserCipher = field(repr=False)
 
@@ -82,7 +92,7 @@ def claim(run_id: UUID) -> Job | None:
     """Take a queued run. None: somebody else has it, it ended, or its time has not come."""
     run = (
         Run.objects.select_for_update(skip_locked=True, of=("self",))
-        .select_related("agent", "user")
+        .select_related("agent__connection", "user")
         .filter(runs.due(), pk=run_id, state=Run.State.QUEUED)
         .first()
     )
@@ -91,6 +101,9 @@ def claim(run_id: UUID) -> Job | None:
     agent = run.agent
     if agent is None or agent.device_id != run.device_id:
         runs.end(run, Run.State.CANCELLED, "agent_deleted" if agent is None else "device_changed")
+        return None
+    if run.is_cloud and agent.connection is None:
+        runs.end(run, Run.State.ERROR, "no_connection", "its account is not connected any more")
         return None
     now, begun = runs.clock(), run.started_at is not None
     if run.deadline_at and run.deadline_at <= now:
@@ -104,20 +117,21 @@ def claim(run_id: UUID) -> Job | None:
     run.attempt += 1
     # A run counts its files anew each time; what it created before it was interrupted stays counted.
     run.files_seen = run.files_done = run.files_unchanged = run.files_failed = 0
+    run.problems = max(0, run.problems - journal.begin_anew(run))
     run.preview = None
     run.save()
     # After the commit: a deleter of the agent holds its row and waits for the run's.
     if not run.dry_run:
         transaction.on_commit(lambda: Agent.objects.filter(pk=agent.pk).update(last_run_at=now))
-    device = (
-        Device.objects.of(run.user_id).filter(device_id=run.device_id).values_list("pk", flat=True).first()
-    )
+    own = Device.objects.of(run.user_id).filter(device_id=run.device_id)
+    device = None if run.is_cloud else own.values_list("pk", flat=True).first()
     entries = [Entry(Kind.STARTED, count=run.attempt)]
     if run.slots > 1 and not begun:
         entries.append(Entry(Kind.NOTE, "slots_missed", count=run.slots))
     if device and not run.dry_run and (found := _take_over(run, device)):
         entries.append(Entry(Kind.NOTE, "records_taken_over", count=found))
     journal.write(run, entries)
+    cipher, version = cipher_for(run.user_id), config_version(agent)
     return Job(
         run_id=run.pk,
         fence=run.fence,
@@ -133,11 +147,37 @@ def claim(run_id: UUID) -> Job | None:
         dry_run=run.dry_run,
         max_sources=run.max_sources,
         zone=ZoneInfo(agent.timezone or run.user.timezone),
-        config_version=config_version(agent),
+        config_version=version,
         seconds_left=(run.deadline_at - now).total_seconds(),
         begun=begun,
         suspects=_suspects(agent),
-        cipher=cipher_for(run.user_id),
+        account=_account(agent, cipher, version),
+        cipher=cipher,
+    )
+
+
+def _account(agent: Agent, cipher: UserCipher, version: bytes) -> MailAccount | None:
+    connection = agent.connection
+    if connection is None:
+        return None
+    kept = AgentCursor.objects.filter(agent=agent, config_version=version).first()
+    cursor = cipher.unseal(bytes(kept.sealed), _CURSORS, agent.pk, "cursor") if kept else None
+    provider = Provider(connection.provider)
+    return MailAccount(provider, connection.pk, connection.address, agent.filter_config, cursor)
+
+
+@transaction.atomic
+def move_cursor(job: Job, cursor: str) -> None:
+    """Where the agent goes on reading, now that all before it is settled. Raise AgentGone, LeaseLost."""
+    if held(job).agent_id is None:
+        raise AgentGone
+    AgentCursor.objects.update_or_create(
+        agent_id=job.agent_id,
+        defaults={
+            "config_version": job.config_version,
+            "sealed": job.cipher.seal(cursor, _CURSORS, job.agent_id, "cursor"),
+            "updated_at": Now(),
+        },
     )
 
 
@@ -165,8 +205,10 @@ def config_version(agent: Agent) -> bytes:
     return hashlib.sha256(json.dumps(what).encode()).digest()
 
 
-def _mine(job: Job) -> Run:
-    """The run's row, locked, if this worker still holds it. Raise LeaseLost otherwise."""
+def held(job: Job) -> Run:
+    """The run's row, locked, if this worker still holds it. Raise LeaseLost otherwise.
+
+    In each transaction, first: so a worker that was thought dead writes nothing."""
     run = (
         Run.objects.select_for_update()
         .filter(pk=job.run_id, fence=job.fence, state=Run.State.RUNNING)
@@ -212,7 +254,7 @@ def take(job: Job, keys: Collection[bytes]) -> None:
     """Enter sources as in hand: should the worker die, it may be over one of them. Raise AgentGone, LeaseLost."""
     if not keys:
         return
-    if _mine(job).agent_id is None:
+    if held(job).agent_id is None:
         raise AgentGone
     SourceInFlight.objects.bulk_create(
         [SourceInFlight(agent_id=job.agent_id, key=key) for key in keys],
@@ -222,24 +264,46 @@ def take(job: Job, keys: Collection[bytes]) -> None:
     )
 
 
-def _let_go(job: Job, key: bytes) -> None:
-    """The worker has come through a source alive."""
-    SourceInFlight.objects.filter(agent_id=job.agent_id, key=key).delete()
+def let_go(job: Job, keys: Collection[bytes]) -> None:
+    """The worker has come through sources alive."""
+    if keys:
+        SourceInFlight.objects.filter(agent_id=job.agent_id, key__in=keys).delete()
+
+
+def enter(job: Job, read: Iterable[tuple[Document, Source.Outcome]]) -> None:
+    """The ledger's rows of sources, in the transaction of what they gave."""
+    rows = {
+        document.key: Source(
+            agent_id=job.agent_id,
+            key=document.key,
+            content_hash=document.content_hash,
+            config_version=job.config_version,
+            outcome=outcome,
+            updated_at=Now(),
+        )
+        for document, outcome in read
+    }
+    Source.objects.bulk_create(
+        rows.values(),
+        update_conflicts=True,
+        unique_fields=["agent", "key"],
+        update_fields=["content_hash", "config_version", "outcome", "updated_at"],
+    )
 
 
 @transaction.atomic
 def set_aside(job: Job, document: Document) -> None:
     """Read a source no more, in this form and with this configuration: it killed too many workers."""
-    run = _mine(job)
+    run = held(job)
     if run.agent_id is None:
         raise AgentGone
-    _enter(job, document, Source.Outcome.POISON)
-    _let_go(job, document.key)
+    enter(job, [(document, Source.Outcome.POISON)])
+    let_go(job, [document.key])
     run.files_done += 1
     run.files_failed += 1
     run.problems += 1
     run.save(update_fields=["files_done", "files_failed", "problems"])
-    journal.write(run, [Entry(Kind.SOURCE_FAILED, "killed_workers", source=document.path)])
+    journal.write(run, [Entry(Kind.SOURCE_FAILED, journal.KILLED_WORKERS, source=document.path)])
 
 
 @transaction.atomic
@@ -250,21 +314,16 @@ def count(
     done: int = 0,
     unchanged: int = 0,
     failed: int = 0,
-    model_calls: int = 0,
     entries: Iterable[Entry] = (),
     phase: Run.Phase | None = None,
-    through: bytes | None = None,
 ) -> None:
-    """Add to a run's counts and journal. `through` is the key of a source that is in hand no more."""
-    run = _mine(job)
-    if through is not None:
-        _let_go(job, through)
+    """Add to a run's counts and journal."""
+    run = held(job)
     run.files_seen += seen
     run.files_done += done
     run.files_unchanged += unchanged
     run.files_failed += failed
-    run.model_calls += model_calls
-    run.problems += _problems(journal.write(run, entries))
+    run.problems += problems(journal.write(run, entries))
     run.phase = phase or run.phase
     run.save(
         update_fields=[
@@ -272,100 +331,15 @@ def count(
             "files_done",
             "files_unchanged",
             "files_failed",
-            "model_calls",
             "problems",
             "phase",
         ]
     )
 
 
-def _problems(entries: Iterable[Entry]) -> int:
+def problems(entries: Iterable[Entry]) -> int:
+    """How much went wrong, of what the journal says."""
     return sum(entry.count or 1 for entry in entries if entry.kind in RunEvent.PROBLEMS)
-
-
-@transaction.atomic
-def keep(
-    job: Job,
-    document: Document,
-    records: list[Record],
-    entries: list[Entry],
-    *,
-    device: UUID,
-    model_calls: int,
-) -> list[Pending]:
-    """Commit what a document gave: its records to the outbox, its entry to the ledger, both or neither.
-
-    Returns the records that are new. From here on nothing is lost if the worker dies. A dry run shows them, and keeps
-    none. Raise AgentGone, LeaseLost.
-    """
-    run = _mine(job)
-    if run.agent_id is None:
-        raise AgentGone
-    keyed = {record.key(job.agent_id, document.key): record for record in records}
-    new: list[Pending] = []
-    notes = []
-    if job.dry_run:
-        found, room = preview.add(run, job.cipher, document.path, keyed)
-        if not room:
-            notes.append(Entry(Kind.NOTE, "preview_full", key="once"))
-    else:
-        new = outbox.add(
-            cipher=job.cipher,
-            user_id=job.user_id,
-            device=device,
-            run_id=job.run_id,
-            source=document.key,
-            position=run.files_done * 1000,
-            records={key: (record.table, record.data) for key, record in keyed.items()},
-        )
-        found = len(new)
-        _enter(job, document, Source.Outcome.QUARANTINED if entries else Source.Outcome.DONE)
-    _let_go(job, document.key)
-    run.files_done += 1
-    run.model_calls += model_calls
-    # The key: read again after it was changed meanwhile, it is another event.
-    done = Entry(Kind.SOURCE_DONE, count=found, source=document.path, key=document.content_hash.hex())
-    run.problems += _problems(journal.write(run, [*entries, *notes, done]))
-    run.save(update_fields=["files_done", "model_calls", "problems"])
-    return new
-
-
-def _enter(job: Job, document: Document, outcome: Source.Outcome) -> None:
-    """The ledger's row of a source."""
-    Source.objects.bulk_create(
-        [
-            Source(
-                agent_id=job.agent_id,
-                key=document.key,
-                content_hash=document.content_hash,
-                config_version=job.config_version,
-                outcome=outcome,
-                updated_at=Now(),
-            )
-        ],
-        update_conflicts=True,
-        unique_fields=["agent", "key"],
-        update_fields=["content_hash", "config_version", "outcome", "updated_at"],
-    )
-
-
-@transaction.atomic
-def settle(job: Job, outcomes: Mapping[UUID, ToolResultBody | AdiuvaError], path: str) -> int:
-    """Write what the device answered for records. Returns how many it has now."""
-    run = _mine(job)
-    counts = outbox.settle(cipher=job.cipher, outcomes=outcomes)
-    refused, uncertain = counts["refused"], counts["uncertain"]
-    entries = []
-    if refused:
-        words = next((o.error for o in outcomes.values() if isinstance(o, ToolResultBody) and o.error), "")
-        entries.append(Entry(Kind.RECORD_REFUSED, "device_refused", refused, path, words[:_MOST_WORDS]))
-    if uncertain:
-        entries.append(Entry(Kind.RECORD_UNCERTAIN, "outcome_unknown", uncertain, path))
-    run.items_created += counts["delivered"]
-    run.problems += refused + uncertain
-    run.save(update_fields=["items_created", "problems"])
-    journal.write(run, entries)
-    return counts["delivered"]
 
 
 @transaction.atomic
@@ -375,7 +349,7 @@ def wait_for_device(job: Job, *, epoch: int | None) -> None:
     `epoch` is that of the connection that was lost. A device that is back already has woken its waiting runs before
     this one was among them.
     """
-    run = _mine(job)
+    run = held(job)
     if run.cancel_requested_at:
         runs.end(run, Run.State.CANCELLED, "cancelled")
         return
@@ -398,10 +372,35 @@ def _wake_if_back(job: Job, epoch: int | None) -> None:
 
 
 @transaction.atomic
+def await_reauth(job: Job) -> bool:
+    """Let go of a run until its user has connected the account again. The attempt does not count. False: the account
+    is as it should be, for all we know."""
+    run = held(job)
+    if run.cancel_requested_at:
+        runs.end(run, Run.State.CANCELLED, "cancelled")
+        return True
+    assert job.account is not None
+    # Locked: who connects again while we write this finds the run.
+    found = Connection.objects.select_for_update(no_key=True).filter(pk=job.account.connection).first()
+    if found is None:
+        runs.end(run, Run.State.ERROR, "no_connection", "its account is not connected any more")
+        return True
+    if found.health == Health.OK:
+        return False
+    run.state, run.phase, run.lease_until = Run.State.AWAITING_REAUTH, "", None
+    run.deadline_at = None
+    run.attempt -= 1
+    run.save(update_fields=["state", "phase", "lease_until", "deadline_at", "attempt"])
+    words = f"connect {found.get_provider_display()} again: {found.get_reason_display()}"
+    journal.write(run, [Entry(Kind.WAITING, "needs_reauth", message=words)])
+    return True
+
+
+@transaction.atomic
 def retry(job: Job, code: str, message: str = "", *, retry_after: float | None = None) -> bool:
     """Put a run back in line that a passing fault has stopped, for a moment that chance picks (full jitter), and not
     before the provider wants it. What was done stays done. False: its retries or its time are used up."""
-    run = _mine(job)
+    run = held(job)
     if run.cancel_requested_at:
         runs.end(run, Run.State.CANCELLED, "cancelled")
         return True
@@ -425,7 +424,7 @@ def retry(job: Job, code: str, message: str = "", *, retry_after: float | None =
 @transaction.atomic
 def interrupt(job: Job) -> None:
     """Put a run back in line whose worker lives and lost what it stands on. Raise LeaseLost."""
-    run = _mine(job)
+    run = held(job)
     if run.cancel_requested_at:
         runs.end(run, Run.State.CANCELLED, "cancelled")
         return
@@ -437,7 +436,7 @@ def interrupt(job: Job) -> None:
 @transaction.atomic
 def finish(job: Job, state: Run.State | None = None, code: str = "", message: str = "") -> Run:
     """End a run. Without a state it is what the counts say: success, partial, or error when nothing went well."""
-    run = _mine(job)
+    run = held(job)
     if state is None:
         if run.files_done < run.files_seen:  # it cannot be, and must not pass as a success if it is
             lost = run.files_seen - run.files_done

@@ -9,8 +9,10 @@ from typing import Self
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
+
+from integrations.models import Connection, Health
 
 
 class AgentType(models.TextChoices):
@@ -39,6 +41,14 @@ class AgentQuerySet(models.QuerySet["Agent"]):
     def local(self) -> Self:
         return self.filter(type=AgentType.LOCAL_DIRECTORY)
 
+    def cloud(self) -> Self:
+        return self.exclude(type=AgentType.LOCAL_DIRECTORY)
+
+    def readable(self) -> Self:
+        """Without those that are paused: they read with a connection that is gone, or that its user has to renew."""
+        healthy = Connection.objects.filter(pk=OuterRef("connection_id"), health=Health.OK)
+        return self.filter(Q(type=AgentType.LOCAL_DIRECTORY) | Exists(healthy))
+
 
 class Agent(models.Model):
     """What to read, what to look for in it, and when."""
@@ -52,6 +62,17 @@ class Agent(models.Model):
     device_id = models.CharField(max_length=200, blank=True)
     directory_paths = ArrayField(models.CharField(max_length=4096), default=list, blank=True)
     file_extensions = ArrayField(models.CharField(max_length=20), default=list, blank=True)
+    connection = models.ForeignKey(
+        Connection,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="agents",
+        help_text="of a cloud agent",
+    )
+    filter_config = models.JSONField(
+        default=dict, blank=True, help_text="of a cloud agent: labels, senders, dates"
+    )
     data_types = ArrayField(models.CharField(max_length=20), default=list)
     prompt_template = models.TextField(blank=True)
     schedule_cron = models.CharField(max_length=200, blank=True)
@@ -103,6 +124,19 @@ class Agent(models.Model):
     def zone(self) -> str:
         return self.timezone or self.user.timezone
 
+    @property
+    def is_local(self) -> bool:
+        return self.type == AgentType.LOCAL_DIRECTORY
+
+    @property
+    def paused(self) -> str:
+        """Why its schedule stands still although it is switched on; empty if it does not."""
+        if self.is_local:
+            return ""
+        if self.connection is None:
+            return "no_connection"
+        return "" if self.connection.health == Health.OK else "needs_reauth"
+
     def wants(self, slot: dt.datetime, now: dt.datetime) -> bool:
         """Whether a scheduled time is still worth a run: always while it is on time, then as `catch_up` says."""
         late = now - slot
@@ -136,6 +170,7 @@ class Run(models.Model):
     class State(models.TextChoices):
         QUEUED = "queued"
         WAITING_DEVICE = "waiting_device", "waiting for the device"
+        AWAITING_REAUTH = "awaiting_reauth", "waiting for its account to be connected again"
         RUNNING = "running"
         SUCCESS = "success"
         PARTIAL = "partial"
@@ -159,7 +194,7 @@ class Run(models.Model):
         WITH_FAILURES = "completed_with_failures", "completed with failures"
         EMPTY = "empty", "there was nothing to read"
 
-    LIVE = (State.QUEUED, State.WAITING_DEVICE, State.RUNNING)
+    LIVE = (State.QUEUED, State.WAITING_DEVICE, State.AWAITING_REAUTH, State.RUNNING)
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="runs")
@@ -204,6 +239,9 @@ class Run(models.Model):
     started_at = models.DateTimeField(null=True)
     completed_at = models.DateTimeField(null=True)
     undone_at = models.DateTimeField(null=True)
+    undelivered = models.BooleanField(
+        db_default=False, help_text="it ended, of a cloud agent, and records of it wait for a device"
+    )
 
     objects = RunManager()
 
@@ -212,7 +250,7 @@ class Run(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["agent"],
-                condition=Q(state__in=["queued", "waiting_device", "running"]),
+                condition=Q(state__in=["queued", "waiting_device", "awaiting_reauth", "running"]),
                 name="one_live_run_an_agent",
             ),
             models.UniqueConstraint(
@@ -226,9 +264,10 @@ class Run(models.Model):
             models.Index(fields=["state", "-created_at"], name="runs_by_state"),
             models.Index(
                 fields=["state", "lease_until"],
-                condition=Q(state__in=["queued", "waiting_device", "running"]),
+                condition=Q(state__in=["queued", "waiting_device", "awaiting_reauth", "running"]),
                 name="runs_live",
             ),
+            models.Index(fields=["user"], condition=Q(undelivered=True), name="runs_undelivered"),
         ]
 
     def __str__(self) -> str:
@@ -251,6 +290,10 @@ class Run(models.Model):
     @property
     def is_live(self) -> bool:
         return self.state in self.LIVE
+
+    @property
+    def is_cloud(self) -> bool:
+        return self.agent_type != AgentType.LOCAL_DIRECTORY
 
 
 class RunEvent(models.Model):
@@ -281,6 +324,9 @@ class RunEvent(models.Model):
         default=uuid.uuid4, editable=False, help_text="which event it is; what the sealed part is bound to"
     )
     sealed = models.BinaryField(null=True, editable=False)
+    is_over = models.BooleanField(
+        db_default=False, help_text="a later attempt of the run began, and has not failed in the same way"
+    )
 
     class Meta:
         ordering = ["seq"]
@@ -331,3 +377,31 @@ class SourceInFlight(models.Model):
 
 
 RUN_DEADLINE = dt.timedelta(hours=2)
+
+
+class JourneySession(models.Model):
+    """A conversation that ends with an agent's configuration. The sealed part is what was said in it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="journeys")
+    agent = models.ForeignKey(Agent, models.SET_NULL, null=True, related_name="+", help_text="to be changed")
+    agent_type = models.CharField(max_length=20, choices=AgentType)
+    sealed = models.BinaryField(editable=False)
+    version = models.PositiveIntegerField(default=1, help_text="one more with each step that was taken")
+    expires_at = models.DateTimeField(db_index=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"{self.agent_type} {self.created_at:%Y-%m-%d %H:%M}"
+
+
+class AgentCursor(models.Model):
+    """Where a cloud agent goes on reading its mailbox. Sealed; of no use for another configuration."""
+
+    agent = models.OneToOneField(Agent, models.CASCADE, primary_key=True, related_name="cursor")
+    config_version = models.BinaryField()
+    sealed = models.BinaryField(editable=False)
+    updated_at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"{self.updated_at:%Y-%m-%d %H:%M}"

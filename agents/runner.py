@@ -8,7 +8,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from typing import Any, Final
 from uuid import UUID
 
@@ -19,19 +19,22 @@ from redis.exceptions import RedisError
 
 from adiuva import db, llm
 from adiuva.accounts.keys import NoSuchUser
-from adiuva.devices import outbox
+from adiuva.devices import outbox, presence
 from adiuva.devices.inbox import FlowExceeded
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceRefused, OutcomeUnknown
 from adiuva.devices.outbox import Pending
 from adiuva.devices.protocol import AgentCancel, AgentProgress, Error
 from adiuva.errors import AdiuvaError
-from agents import lease
+from agents import delivery, lease
 from agents.extraction import Document, Extraction, Extractor
 from agents.journal import Entry, Kind
 from agents.lease import AgentGone, Job, LeaseLost
+from agents.mailbox import Mailbox
 from agents.models import Run
 from agents.records import Rules
+from agents.results import Answered, GroupCommit, Read, Unread
 from agents.sources import DeviceSilent, LocalFolders
+from integrations.errors import NeedsReauth, ProviderAway
 
 _WATCH_S: Final = 2.0
 _PROGRESS_S: Final = 0.2
@@ -126,20 +129,31 @@ class _Room:
 
 
 class _Execution:
+    link: DeviceLink
+    source: LocalFolders | Mailbox
+
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.link = DeviceLink(job.user_id, job.device)
+        self.device = job.device
         self.epoch: int | None = None
-        self.dedupes = False
         self.failures = 0
         self.unread: list[Entry] = []  # sources that failed for a reason that passes
         self.last_failure: llm.ModelError | None = None
         self.room = _Room()
+        self.results = GroupCommit(job)
         self._shown_at = 0.0
         self._started = time.monotonic()
 
+    @property
+    def needs_device(self) -> bool:
+        """Whether nothing can be read without the device. What a mailbox gave waits for one."""
+        return self.job.account is None
+
     async def run(self) -> None:
-        async with self.link:
+        if not self.needs_device:
+            found = await db.run(presence.find, user_id=self.job.user_id)
+            self.device = found.pk if found else None
+        async with DeviceLink(self.job.user_id, self.device) as self.link:
             try:
                 await self._first(self._work(), self._watch())
             except DeviceOffline:
@@ -153,6 +167,12 @@ class _Execution:
                     await self._stop(Run.State.TIMEOUT, "device_silent")
             except _ModelGone as gone:
                 await self._without_model(gone)
+            except NeedsReauth as error:
+                if not await db.run(lease.await_reauth, self.job) and not await self._later(error.code):
+                    await self._stop(Run.State.ERROR, error.code, error.message)
+            except ProviderAway as error:
+                if not await self._later(error.code, error.message, error.retry_after_s):
+                    await self._stop(Run.State.ERROR, error.code, error.message)
             except FlowExceeded as exceeded:
                 await self._tell(
                     Error(code=exceeded.code, message=exceeded.message, ref=str(self.job.run_id))
@@ -201,32 +221,52 @@ class _Execution:
                 renew_at = time.monotonic() + lease.RENEW_S
             if not await db.run(lease.pulse, self.job, renew=renew):
                 raise _Cancelled
-            if not await self.link.still_there():
-                raise DeviceOffline
+            if self.device is not None and not await self.link.still_there():
+                self._without_device()
+
+    def _without_device(self) -> None:
+        """The device went. A run that does not need it goes on, and what it finds waits. Raise DeviceOffline."""
+        if self.needs_device:
+            raise DeviceOffline
+        self.device = None
 
     # The work
 
     async def _work(self) -> None:
-        if self.job.device is None:
+        if self.device is not None:
+            try:
+                self.epoch = (await self.link.target()).epoch
+            except DeviceOffline:
+                self._without_device()
+        elif self.needs_device:
             raise DeviceOffline  # never seen; a link that names no device would take any
-        target = await self.link.target()
-        self.epoch, self.dedupes = target.epoch, target.can("dedupe")
         await self._deliver_what_waits()
         rules = Rules(self.job.data_types, await self._projects(), self.job.zone)
         extractor = Extractor(llm.chat_model(), self.job.prompt_template, rules)
-        lanes = settings.MODEL_CONCURRENCY
+        at_once = settings.MODEL_CONCURRENCY
+        # The client keeps to the limit of calls. As many lanes again commit and deliver, so that none waits for that.
+        lanes = 2 * at_once
         # Bounded: the source acknowledges no batch before its documents found room here.
-        documents: asyncio.Queue[Document | None] = asyncio.Queue(lanes)
+        documents: asyncio.Queue[Document | None] = asyncio.Queue(at_once)
+        self.source = LocalFolders(self.link, self.job) if self.needs_device else Mailbox(self.job)
+        broke: AdiuvaError | None = None
         async with asyncio.TaskGroup() as group:
             for lane in range(lanes):
                 group.create_task(self._lane(documents, extractor), name=f"lane {lane}")
-            async for batch in LocalFolders(self.link, self.job).batches():
-                for start in range(0, len(batch), lanes):
-                    await self._hand_out(batch[start : start + lanes], documents, extractor)
-                    await self._progress()
+            try:
+                async with aclosing(self.source.batches()) as batches:
+                    async for batch in batches:
+                        for start in range(0, len(batch), at_once):
+                            await self._hand_out(batch[start : start + at_once], documents, extractor)
+                            await self._progress()
+            except (NeedsReauth, ProviderAway) as error:
+                broke = error  # what was read before is not read in vain
             await db.run(lease.count, self.job, phase=Run.Phase.EXTRACTING)
             for _ in range(lanes):
                 await documents.put(None)
+        await self.source.finish()
+        if broke is not None:
+            raise broke
         await db.run(lease.count, self.job, phase=Run.Phase.DELIVERING)
         await self._deliver_what_waits()
         if self.unread and self.last_failure is not None:
@@ -241,6 +281,7 @@ class _Execution:
         for document in [document for document in batch if document.key in deaths]:
             if deaths[document.key] >= lease.DEADLY:
                 await db.run(lease.set_aside, self.job, document)
+                await self.source.settled(document)
                 continue
             await documents.join()
             async with _one_suspect() if deaths[document.key] > 1 else nullcontext():
@@ -253,10 +294,17 @@ class _Execution:
             await documents.put(document)
 
     async def _projects(self) -> dict[str, str]:
-        """The user's projects, so that what is found can name a real one."""
+        """The user's projects, so that what is found can name a real one. Without a device, none are known."""
+        if self.device is None:
+            return {}
         try:
             result = await self.link.call("select", "projects", filters={})
-        except OutcomeUnknown:
+        except (DeviceOffline, OutcomeUnknown) as error:
+            if not self.needs_device:
+                self.device = None
+                return {}
+            if isinstance(error, DeviceOffline):
+                raise
             raise DeviceSilent from None  # nothing was written, so nothing is unknown
         if result.error is not None or result.rows is None:
             raise DeviceRefused("the device could not list its projects")
@@ -279,18 +327,10 @@ class _Execution:
             await extractor.extract(document, found)
         except llm.ModelError as error:
             entry = Entry(Kind.SOURCE_FAILED, error.code, source=document.path, message=error.message)
-            final = 0 if error.transient else 1
-            await db.run(
-                lease.count,
-                self.job,
-                done=final,
-                failed=final,
-                model_calls=found.model_calls,
-                entries=[entry] if final else [],
-                through=document.key,
-            )
+            final = None if error.transient else entry
+            await self.results.commit(Unread(document, final, found.model_calls))
             self.failures += 1
-            if not final:
+            if final is None:
                 self.unread.append(entry)
                 self.last_failure = error
             is_gone = self.failures >= _MODEL_FAILURES or len(self.unread) >= _MOST_UNREAD
@@ -304,40 +344,35 @@ class _Execution:
             Entry(Kind.RECORD_QUARANTINED, code, times, document.path, reason)
             for (code, reason), times in rejected.items()
         ]
-        assert self.job.device is not None
-        new = await db.run(
-            lease.keep,
-            self.job,
-            document,
-            found.records,
-            entries,
-            device=self.job.device,
-            model_calls=found.model_calls,
-        )
+        new = await self.results.commit(Read(document, found.records, entries, found.model_calls))
+        await self.source.settled(document)
         if new:
             await self._deliver(new, document.path)
 
     async def _deliver_what_waits(self) -> None:
         """Records that an interruption, of this run or of one before it, left in line."""
-        while waiting := await db.run(
-            outbox.waiting, cipher=self.job.cipher, user_id=self.job.user_id, run_id=self.job.run_id
+        while self.device is not None and (
+            waiting := await db.run(
+                outbox.waiting,
+                cipher=self.job.cipher,
+                user_id=self.job.user_id,
+                run_id=self.job.run_id,
+                device=None if self.needs_device else self.device,
+            )
         ):
             await self._deliver(waiting, "")
 
     async def _deliver(self, records: list[Pending], path: str) -> None:
-        async def mark_sent(ids: list[UUID]) -> None:
-            await db.run(outbox.mark_sent, ids)
+        async def settle(outcomes: delivery.Outcomes) -> None:
+            await self.results.commit(Answered(outcomes, path))
 
-        outcomes = await outbox.deliver(self.link, records, mark_sent=mark_sent)
-        unknown = {key for key, outcome in outcomes.items() if isinstance(outcome, OutcomeUnknown)}
-        if not self.dedupes:
-            unknown.clear()  # it must not get them twice: they are settled as uncertain
-        settled = {key: outcome for key, outcome in outcomes.items() if key not in unknown}
-        await db.run(lease.settle, self.job, settled, path)
-        if unknown:  # they stay in line, and come again as the same calls
-            raise DeviceSilent if await self.link.still_there() else DeviceOffline
-        if any(isinstance(outcome, DeviceOffline) for outcome in outcomes.values()):
-            raise DeviceOffline  # the rest stays in line
+        if self.needs_device:
+            await delivery.bring(self.link, records, settle)
+        elif self.device is not None:
+            try:
+                await delivery.bring_to_one(self.link, self.device, records, settle)
+            except (DeviceOffline, DeviceSilent):
+                self._without_device()
 
     # What others see of it
 

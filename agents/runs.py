@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 from kombu.exceptions import OperationalError as BrokerAway
 from redis.exceptions import RedisError
@@ -26,6 +26,7 @@ from adiuva.errors import Conflict, NotFound
 from agents import journal
 from agents.journal import Entry, Kind
 from agents.models import Agent, Run, SourceInFlight
+from integrations.models import Connection, Health
 
 MOST_DEATHS = 5  # of workers in a row that got nothing done, after which a run ends
 LEASE = dt.timedelta(seconds=settings.RUNS["lease_s"])
@@ -56,16 +57,7 @@ def clock() -> dt.datetime:
 
 def nudge(run_ids: Iterable[UUID]) -> None:
     """Tell the workers once the transaction is in. If a nudge is lost, the sweep finds the run."""
-    ids = [str(run_id) for run_id in run_ids]
-
-    def send() -> None:
-        try:
-            for run_id in ids:
-                app.send_task("agents.execute", [run_id])
-        except (BrokerAway, RedisError) as error:
-            log.warning("nudge.lost", runs=len(ids), error=type(error).__name__)
-
-    transaction.on_commit(send)
+    _call("agents.execute", run_ids)
 
 
 def new(agent: Agent, trigger: Run.Trigger, *, slot: dt.datetime | None = None, slots: int = 1) -> Run:
@@ -109,7 +101,7 @@ def cancel(*, run: Run) -> Run:
     locked = Run.objects.select_for_update().filter(pk=run.pk).first()
     if locked is None:
         raise NotFound("there is no such run")
-    if locked.state in (Run.State.QUEUED, Run.State.WAITING_DEVICE):
+    if locked.state in (Run.State.QUEUED, Run.State.WAITING_DEVICE, Run.State.AWAITING_REAUTH):
         end(locked, Run.State.CANCELLED, "cancelled")
     elif locked.state == Run.State.RUNNING and locked.cancel_requested_at is None:
         locked.cancel_requested_at = clock()
@@ -145,6 +137,40 @@ def wake(*, user_id: UUID, device_id: str) -> int:
     return len(ids)
 
 
+@transaction.atomic
+def go_on(of: QuerySet[Run]) -> int:
+    """An account is connected again: of these runs, those that waited for it are due. Returns how many."""
+    found = of.filter(state=Run.State.AWAITING_REAUTH).order_by("pk").select_for_update(skip_locked=True)
+    if ids := list(found.values_list("pk", flat=True)[:_AT_ONCE]):
+        Run.objects.filter(pk__in=ids).update(state=Run.State.QUEUED, nudged_at=Now())
+        nudge(ids)
+    return len(ids)
+
+
+def call_for_delivery(user_ids: Iterable[UUID]) -> None:
+    """Have a worker bring users' waiting records to their devices. If the call is lost, the sweep calls again."""
+    _call("agents.deliver", user_ids)
+
+
+def call_for_news(connection_id: UUID) -> None:
+    """Have a worker tell a user that an account has to be connected again."""
+    _call("agents.tell_needs_reauth", [connection_id])
+
+
+def _call(task: str, each: Iterable[UUID]) -> None:
+    """Have a worker do something for each, once the transaction is in."""
+    ids = [str(one) for one in each]
+
+    def send() -> None:
+        try:
+            for one in ids:
+                app.send_task(task, [one])
+        except (BrokerAway, RedisError) as error:
+            log.warning("nudge.lost", task=task, count=len(ids), error=type(error).__name__)
+
+    transaction.on_commit(send)
+
+
 def sweep() -> dict[str, int]:
     """Find what a lost nudge or a dead worker left behind. Safe to run any number of times at once."""
     waiting = Run.objects.filter(state=Run.State.WAITING_DEVICE)
@@ -159,9 +185,29 @@ def sweep() -> dict[str, int]:
             wake(user_id=user_id, device_id=device_id)
             for user_id, device_id in here.values_list("user_id", "device_id")[:_AT_ONCE]
         ),
+        "connected": go_on(Run.objects.filter(Q(agent=None) | ~Q(agent__in=_paused()))),
+        "undelivered": _deliver_again(),
         "expired": _expire(),
         "records_expired": _expire_records(),
     }
+
+
+def _paused() -> QuerySet[Agent]:
+    """Agents that wait for their users to connect an account again."""
+    lost = Connection.objects.filter(health=Health.NEEDS_REAUTH)
+    return Agent.objects.filter(connection__in=lost)
+
+
+def _deliver_again() -> int:
+    """Users with records that wait, and a device that is here."""
+    waiting = Run.objects.filter(
+        Q(lease_until=None) | Q(lease_until__lt=Now()),
+        Exists(Device.objects.online().filter(user_id=OuterRef("user_id"))),
+        undelivered=True,
+    )
+    users = set(waiting.order_by().values_list("user_id", flat=True)[:_AT_ONCE])
+    call_for_delivery(users)
+    return len(users)
 
 
 @transaction.atomic
@@ -240,10 +286,12 @@ def due() -> Q:
 
 @transaction.atomic
 def _expire() -> int:
-    old = Q(state=Run.State.WAITING_DEVICE, created_at__lt=Now() - _WAIT_FOR_DEVICE)
+    waiting = (Run.State.WAITING_DEVICE, Run.State.AWAITING_REAUTH)
+    old = Q(state__in=waiting, created_at__lt=Now() - _WAIT_FOR_DEVICE)
     found = list(Run.objects.select_for_update(skip_locked=True).filter(old)[:_AT_ONCE])
     for run in found:
-        end(run, Run.State.TIMEOUT, "device_never_came")
+        device = run.state == Run.State.WAITING_DEVICE
+        end(run, Run.State.TIMEOUT, "device_never_came" if device else "never_connected_again")
     return len(found)
 
 
@@ -267,7 +315,23 @@ def _expire_records() -> int:
 def end(run: Run, state: Run.State, code: str, message: str = "") -> None:
     """Bring a run, whose row is locked, to its end. Whoever held it can write it no more."""
     run.state, run.completed_at, run.lease_until, run.phase = state, clock(), None, ""
+    run.not_before = None
     run.fence += 1
-    run.save(update_fields=["state", "verdict", "completed_at", "lease_until", "phase", "fence"])
+    # A local agent's next run brings what this one did not.
+    run.undelivered = run.is_cloud and outbox.count_waiting(run.pk) > 0
+    run.save(
+        update_fields=[
+            "state",
+            "verdict",
+            "completed_at",
+            "lease_until",
+            "phase",
+            "not_before",
+            "fence",
+            "undelivered",
+        ]
+    )
+    if run.undelivered:
+        call_for_delivery([run.user_id])
     journal.write(run, [Entry(Kind.FINISHED, code, message=message)])
     log.info("run.finished", run_id=str(run.pk), user_id=str(run.user_id), state=str(state), code=code)

@@ -63,8 +63,17 @@ def tick(now: dt.datetime | None = None) -> int:
 
 def device_is_here(*, user_id: uuid.UUID, device_id: str) -> int:
     """A device said hello: what is due for it starts now, and what waited for it goes on. Returns how many."""
+    if Run.objects.of(user_id).filter(undelivered=True).exists():
+        runs.call_for_delivery([user_id])
     started = _start(Q(user_id=user_id, device_id=device_id), None)
     return started + runs.wake(user_id=user_id, device_id=device_id)
+
+
+def connection_is_back(*, connection_id: uuid.UUID) -> int:
+    """A user has connected an account again: its agents' runs go on, and what they missed is caught up. Returns how
+    many."""
+    resumed = runs.go_on(Run.objects.filter(agent__connection=connection_id))
+    return resumed + _start(Q(connection=connection_id), None)
 
 
 def _start(whose: Q, now: dt.datetime | None) -> int:
@@ -100,7 +109,8 @@ def _due(whose: Q, now: Now | Value) -> QuerySet[Agent]:
     and their device, which may say hello any moment, is away."""
     here = Device.objects.online().filter(user_id=OuterRef("user_id"), device_id=OuterRef("device_id"))
     return (
-        Agent.objects.filter(whose, enabled=True, next_run_at__lte=now)
+        Agent.objects.readable()
+        .filter(whose, enabled=True, next_run_at__lte=now)
         .annotate(now=now, is_here=Q(device_id="") | Exists(here))
         .exclude(catch_up=CatchUp.SKIP, next_run_at__gte=now - ON_TIME, is_here=False)
         # A dry run covers no slot: the agent stays in line until it has ended.

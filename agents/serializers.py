@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Mapping
 from typing import Any
 from zoneinfo import available_timezones
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from agents import preview, schedules
+from agents import cloud, preview, schedules
 from agents.catalog import DATA_TYPES
 from agents.cron import BadCron, Cron
-from agents.models import MOST_CATCH_UP_HOURS, ON_TIME, Agent, CatchUp, Run
+from agents.models import MOST_CATCH_UP_HOURS, ON_TIME, Agent, AgentType, CatchUp, Run
+from integrations.errors import OLD_TOKEN_FIELD, refuse_old_token
+from integrations.models import Provider
 
 _ABSOLUTE = re.compile(r"^(/|[A-Za-z]:[\\/]|\\\\[^\\/]+[\\/][^\\/]+)")
 _EXTENSION = re.compile(r"^\.?[A-Za-z0-9]{1,15}$")
@@ -159,6 +162,70 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         return [slot.isoformat() for slot in schedules.upcoming(agent)]
 
 
+class CloudAgentSerializer(LocalAgentSerializer):
+    device_id = directory_paths = file_extensions = None  # type: ignore[assignment]  # DRF's way to leave them out
+    provider = serializers.ChoiceField(
+        choices=Provider.choices,
+        source="type",
+        help_text="Whose mailbox or channels are read. It stays as it is.",
+    )
+    connection = serializers.UUIDField(
+        source="connection_id",
+        required=False,
+        allow_null=True,
+        help_text="The account, from GET /api/v1/connections. Without it, your only one at the provider that works.",
+    )
+    filter_config = serializers.JSONField(
+        required=False,
+        help_text="`labels[]` (labels or folders by name or id; `channels[]` is the same, for Teams), `senders[]` "
+        "(addresses, domains or parts of a name) and `date_range{from, to}` (days of your zone, both included). "
+        "Each may be left out.",
+    )
+    paused = serializers.ChoiceField(
+        choices=["no_connection", "needs_reauth"],
+        allow_blank=True,
+        read_only=True,
+        help_text="Why the schedule stands still although the agent is enabled: its account is disconnected, or has "
+        "to be connected again. Then it goes on, and what was missed is caught up as `catch_up` says. Blank if not.",
+    )
+
+    class Meta(LocalAgentSerializer.Meta):
+        fields = [
+            "id",
+            "provider",
+            "name",
+            "connection",
+            "filter_config",
+            "data_types",
+            "prompt_template",
+            "schedule_cron",
+            "timezone",
+            "catch_up",
+            "catch_up_hours",
+            "enabled",
+            "paused",
+            "last_run_at",
+            "next_run_at",
+            "next_runs",
+            "created_at",
+            "updated_at",
+        ]
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, Mapping) and OLD_TOKEN_FIELD in data:
+            raise refuse_old_token()
+        return super().to_internal_value(data)
+
+    def validate_filter_config(self, given: Any) -> dict[str, Any]:
+        return cloud.clean_filters(given)
+
+    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        values = super().validate(values)
+        if "connection_id" in values:
+            values["connection"] = values.pop("connection_id")
+        return values
+
+
 class CatalogSerializer(serializers.Serializer[Any]):
     type = serializers.CharField()
     name = serializers.CharField()
@@ -186,6 +253,12 @@ class RunSerializer(serializers.ModelSerializer[Run]):
     records_expired = serializers.SerializerMethodField(
         help_text="Records that waited in vain. What is found again is sent again."
     )
+    retries = serializers.IntegerField(
+        help_text="How often it was put off for a fault that passes, such as a model that is away."
+    )
+    not_before = serializers.DateTimeField(
+        allow_null=True, help_text="Of a run that was put off: when it is tried again. Null for others."
+    )
     errors = serializers.SerializerMethodField(  # type: ignore[assignment]  # the wire's name; DRF allows it
         help_text="What went wrong, at most 50; the journal has all."
     )
@@ -212,6 +285,8 @@ class RunSerializer(serializers.ModelSerializer[Run]):
             "records_waiting",
             "records_expired",
             "model_calls",
+            "retries",
+            "not_before",
             "errors",
             "created_at",
             "started_at",
@@ -341,3 +416,91 @@ def problem_text(event: dict[str, Any]) -> str:
     words = event["message"] or _WORDS.get(event["code"], event["code"])
     counted = f" ({event['count']} times)" if (event["count"] or 0) > 1 else ""
     return f"{event['source']}: {words}{counted}" if event["source"] else f"{words}{counted}"
+
+
+class JourneyStartSerializer(serializers.Serializer[Any]):
+    agent_type = serializers.ChoiceField(choices=AgentType.choices)
+    agent_id = serializers.UUIDField(
+        required=False, allow_null=True, help_text="An agent of yours that is to be changed."
+    )
+    data_types = serializers.JSONField(
+        required=False, allow_null=True, help_text="Ignored: they come of what you answer."
+    )
+
+
+class JourneyAnswerSerializer(serializers.Serializer[Any]):
+    session_id = serializers.CharField(max_length=100)
+    message = serializers.CharField(
+        max_length=4_000,
+        allow_blank=True,
+        required=False,
+        default="",
+        help_text="Your answer. May be left out with `back`.",
+        style={"base_template": "textarea.html"},
+    )
+    back = serializers.BooleanField(
+        required=False, default=False, help_text="Return to the question before and drop its answer."
+    )
+    turn = serializers.IntegerField(
+        required=False,
+        allow_null=True,
+        min_value=0,
+        max_value=2**31 - 1,
+        help_text="`turn` of the question that you answer. With it a message that is sent again is taken once.",
+    )
+
+
+class JourneyQuestionSerializer(serializers.Serializer[Any]):
+    session_id = serializers.UUIDField()
+    message = serializers.CharField(help_text="The question; with `done`, what the agent would do.")
+    done = serializers.BooleanField()
+    turn = serializers.IntegerField(help_text="Which step of the conversation it is.")
+
+
+class JourneyFindSerializer(serializers.Serializer[Any]):
+    """A record that the agent would propose."""
+
+    table = serializers.CharField()
+    data = serializers.DictField()  # type: ignore[assignment]  # the wire's name; DRF allows it
+    source = serializers.CharField(help_text="What it was found in.")  # type: ignore[assignment]  # the same
+
+
+class JourneyFoundSerializer(serializers.Serializer[Any]):
+    """What the configuration finds in up to three documents. Nothing of it is created."""
+
+    sources = serializers.ListField(child=serializers.CharField(), help_text="The documents that were read.")
+    records = JourneyFindSerializer(many=True, help_text="At most 100.")
+    counts = serializers.DictField(child=serializers.IntegerField(), help_text="How many, by table.")
+    code = serializers.CharField(
+        allow_blank=True,
+        help_text="Why not all, or nothing, was read: `device_offline`, `device_silent`, `no_folder`, `no_mailbox`, "
+        "`nothing_to_read`, `out_of_time` or the code of an error. Blank if all went well.",
+    )
+    message = serializers.CharField(allow_blank=True, help_text="The same for people.")
+
+
+class JourneySerializer(JourneyQuestionSerializer):
+    """With `done` it has all fields, else the first four."""
+
+    prompt_template = serializers.CharField(required=False)
+    data_types = serializers.ListField(child=serializers.CharField(), required=False)
+    name = serializers.CharField(required=False)
+    schedule_cron = serializers.CharField(required=False, allow_blank=True)
+    filter_config = serializers.DictField(required=False, help_text="Of a cloud agent; empty for others.")
+    file_extensions = serializers.ListField(
+        child=serializers.CharField(), required=False, help_text="Of a local agent; empty for others."
+    )
+    notes = serializers.ListField(
+        child=serializers.CharField(), required=False, help_text="What of the model's proposal was left out."
+    )
+    found = JourneyFoundSerializer(required=False)
+
+
+class JourneyMovedOnSerializer(serializers.Serializer[Any]):
+    """The message came too late: another one was taken. This is where the conversation is now."""
+
+    code = serializers.CharField(help_text="`journey_moved_on`.")
+    message = serializers.CharField()
+    question = serializers.CharField(allow_blank=True)
+    done = serializers.BooleanField()
+    turn = serializers.IntegerField()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -61,7 +61,13 @@ class LocalFolders:
             link.frames.later
         )  # manifests that have to wait, so that not all of a folder is held here
 
-    async def batches(self) -> AsyncIterator[list[Document]]:
+    async def settled(self, document: Document) -> None:
+        """The ledger has it: there is nothing else to remember."""
+
+    async def finish(self) -> None:
+        """The same."""
+
+    async def batches(self) -> AsyncGenerator[list[Document], None]:
         """Documents as they arrive. A batch is acknowledged when all of it was taken, so that a device that sends
         faster than the model reads has to wait. Raise DeviceOffline when it goes, DeviceSilent when it sleeps,
         FlowExceeded when it does not wait."""

@@ -7,13 +7,25 @@ from uuid import UUID
 
 from celery import shared_task
 
-from agents import runner, runs, schedules
+from agents import delivery, notices, runner, runs, schedules
+from agents.journeys import sessions
 
 
 @shared_task(name="agents.execute")
 def execute(run_id: str) -> None:
     """One run on one event loop. The run's lease decides whether this worker may have it."""
     asyncio.run(runner.execute(UUID(run_id)))
+
+
+@shared_task(name="agents.deliver")
+def deliver(user_id: str) -> None:
+    """Bring what a user's cloud agents found to the devices that are here."""
+    asyncio.run(delivery.deliver(UUID(user_id)))
+
+
+@shared_task(name="agents.tell_needs_reauth")
+def tell_needs_reauth(connection_id: str) -> None:
+    asyncio.run(notices.needs_reauth(UUID(connection_id)))
 
 
 @shared_task(name="agents.sweep")
@@ -24,3 +36,8 @@ def sweep() -> None:
 @shared_task(name="agents.tick")
 def tick() -> None:
     schedules.tick()
+
+
+@shared_task(name="agents.forget_journeys")
+def forget_journeys() -> None:
+    sessions.sweep()

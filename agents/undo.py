@@ -309,6 +309,8 @@ def _devices(run: Run) -> list[UUID]:
     concerned = OutboxRecord.objects.filter(user_id=run.user_id, source_run=run.pk).exclude(
         state__in=(State.REFUSED, State.EXPIRED, State.UNDONE)
     )
+    if run.is_cloud:
+        concerned = concerned.exclude(device=None, state=State.WAITING)  # no device has them
     found = concerned.order_by().values_list("device_id", flat=True).distinct()
     devices = {device or _own_device(run) for device in found}
     known = [device for device in devices if device is not None]
@@ -331,6 +333,9 @@ def _begin(run_id: UUID) -> _Job:
     run.fence += 1
     run.lease_until = now + _LEASE
     run.save(update_fields=["fence", "lease_until"])
+    if run.is_cloud:
+        in_line = OutboxRecord.objects.filter(source_run=run.pk, device=None, state=State.WAITING)
+        in_line.update(state=State.UNDONE, sealed=None, settled_at=Now())
     return _Job(run_id, run.user_id, run.fence, _own_device(run), cipher_for(run.user_id))
 
 

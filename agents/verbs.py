@@ -8,7 +8,7 @@ from uuid import UUID
 from django.db import transaction
 
 from adiuva.errors import Invalid, NotFound
-from agents import runs, schedules
+from agents import cloud, runs, schedules
 from agents.models import Agent, AgentType, CatchUp, Run
 
 
@@ -28,6 +28,34 @@ def create_local(*, user_id: UUID, values: dict[str, Any]) -> Agent:
     agent.save()
     agent.refresh_from_db(fields=["created_at"])
     return agent
+
+
+@transaction.atomic
+def create_cloud(*, user_id: UUID, values: dict[str, Any]) -> Agent:
+    """Raise Invalid when there is no connection to read with."""
+    values = values | {
+        "connection": cloud.connection_of(user_id, values["type"], values.pop("connection", None))
+    }
+    agent = Agent(user_id=user_id, **values)
+    _check_catch_up(agent)
+    agent.next_run_at = schedules.next_run_at(agent)
+    agent.save()
+    agent.refresh_from_db(fields=["created_at"])
+    return agent
+
+
+def change_cloud(*, agent: Agent, values: dict[str, Any]) -> Agent:
+    """As `change`. With another connection, a run that awaits the old one goes on. Raise Invalid also when the agent
+    would read from another provider, or with a connection that is not there."""
+    if values.pop("type", agent.type) != agent.type:
+        said = f"This agent reads {AgentType(agent.type).label}: make another one."
+        raise Invalid("the provider stays", fields={"provider": [said]})
+    if "connection" in values:
+        values = values | {"connection": cloud.connection_of(agent.user_id, agent.type, values["connection"])}
+    changed = change(agent=agent, values=values)
+    if "connection" in values:
+        runs.go_on(Run.objects.filter(agent=changed))
+    return changed
 
 
 @transaction.atomic

@@ -11,19 +11,27 @@ from django.db import close_old_connections
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_view
 from rest_framework import mixins, viewsets
 from rest_framework.decorators import action
+from rest_framework.generics import GenericAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from adiuva.api import TOTAL_COUNT, Done, problems, user_id
+from adiuva.api import TOTAL_COUNT, Done, Problem, problems, user_id
 from adiuva.devices import outbox
 from adiuva.errors import Invalid
 from agents import journal, runs, undo, verbs
-from agents.catalog import CATALOG
-from agents.models import Agent, Run
+from agents.catalog import catalog
+from agents.journeys import sessions
+from agents.models import Agent, AgentType, Run
 from agents.serializers import (
     CatalogSerializer,
+    CloudAgentSerializer,
     EventSerializer,
+    JourneyAnswerSerializer,
+    JourneyMovedOnSerializer,
+    JourneyQuestionSerializer,
+    JourneySerializer,
+    JourneyStartSerializer,
     LocalAgentSerializer,
     RunDetailSerializer,
     RunSerializer,
@@ -45,7 +53,7 @@ class CatalogView(APIView):
         operation_id="agents_catalog",
     )
     def get(self, request: Request) -> Response:
-        return Response(CATALOG)
+        return Response(catalog())
 
 
 @extend_schema_view(
@@ -86,6 +94,52 @@ class LocalAgentViewSet(viewsets.ModelViewSet[Agent]):
 
     @extend_schema(
         summary="Delete an agent; its run history stays", responses={200: Done, **problems(401, 404)}
+    )
+    def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        verbs.delete(agent=self.get_object())
+        return Response({"ok": True})
+
+
+@extend_schema_view(
+    list=extend_schema(
+        summary="Your agents over mailboxes and channels, newest first",
+        parameters=[TOTAL_COUNT],
+        responses={200: CloudAgentSerializer(many=True), **problems(400, 401)},
+    ),
+    create=extend_schema(
+        summary="Make a cloud agent", responses={201: CloudAgentSerializer, **problems(400, 401)}
+    ),
+    retrieve=extend_schema(
+        summary="One cloud agent", responses={200: CloudAgentSerializer, **problems(401, 404)}
+    ),
+    update=extend_schema(
+        summary="Replace a cloud agent's configuration",
+        responses={200: CloudAgentSerializer, **problems(400, 401, 404)},
+    ),
+    partial_update=extend_schema(
+        summary="Change some of a cloud agent's configuration",
+        responses={200: CloudAgentSerializer, **problems(400, 401, 404)},
+    ),
+)
+class CloudAgentViewSet(viewsets.ModelViewSet[Agent]):
+    """Agents that read an account you have connected. They run without a device; what they find waits for one."""
+
+    serializer_class = CloudAgentSerializer
+    queryset = Agent.objects.none()
+
+    def get_queryset(self) -> Any:
+        return Agent.objects.of(user_id(self.request)).cloud().select_related("user", "connection")
+
+    def perform_create(self, serializer: Any) -> None:
+        serializer.instance = verbs.create_cloud(
+            user_id=user_id(self.request), values=serializer.validated_data
+        )
+
+    def perform_update(self, serializer: Any) -> None:
+        serializer.instance = verbs.change_cloud(agent=serializer.instance, values=serializer.validated_data)
+
+    @extend_schema(
+        summary="Delete a cloud agent; its run history stays", responses={200: Done, **problems(401, 404)}
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         verbs.delete(agent=self.get_object())
@@ -205,6 +259,66 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         close_old_connections()  # it may take a while, and others wait for the pool's connections
         done = async_to_sync(undo.undo)(run=run)
         return Response(UndoneSerializer(done.body()).data)
+
+
+_NO_ANSWER: Final = {
+    502: OpenApiResponse(Problem, "The model's answer is of no use. Nothing has changed: try again."),
+    **problems(503),
+    504: OpenApiResponse(Problem, "The model did not answer in time. Nothing has changed: try again."),
+}
+
+
+class StartJourneyView(GenericAPIView[Any]):
+    """Make an agent's configuration in a conversation, or change that of an agent you have.
+
+    A few questions are asked, five at most. Send what you answer to `journey/message`.
+    """
+
+    serializer_class = JourneyStartSerializer
+
+    @extend_schema(
+        summary="Begin a conversation about an agent",
+        operation_id="agents_journey_start",
+        responses={200: JourneyQuestionSerializer, **problems(400, 401, 404), **_NO_ANSWER},
+    )
+    def post(self, request: Request) -> Response:
+        serializer = self.get_serializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        asked = serializer.validated_data
+        close_old_connections()  # the model may take a while, and others wait for the pool's connections
+        session = async_to_sync(sessions.start)(
+            user_id=user_id(request),
+            agent_type=AgentType(asked["agent_type"]),
+            agent_id=asked.get("agent_id"),
+        )
+        return Response(session.body())
+
+
+class JourneyMessageView(GenericAPIView[Any]):
+    """Answer the question at hand, or go back to the one before.
+
+    With `done` come the configuration and what it finds in up to three of your documents. Nothing is saved: make an
+    agent of it, or change the one you have. A conversation is forgotten an hour after its last message.
+    """
+
+    serializer_class = JourneyAnswerSerializer
+
+    @extend_schema(
+        summary="Answer a question about an agent",
+        operation_id="agents_journey_message",
+        responses={
+            200: JourneySerializer,
+            **problems(400, 401, 404),
+            409: OpenApiResponse(JourneyMovedOnSerializer, "Another message was taken first."),
+            **_NO_ANSWER,
+        },
+    )
+    def post(self, request: Request) -> Response:
+        serializer = self.get_serializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        close_old_connections()
+        session = async_to_sync(sessions.answer)(user_id=user_id(request), **serializer.validated_data)
+        return Response(session.body())
 
 
 def _context(page: Sequence[Run]) -> dict[str, Any]:

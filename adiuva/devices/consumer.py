@@ -199,7 +199,7 @@ class DeviceConsumer(SocketConsumer):
         )
         older = self._heart.greet(self, arrival.pk, arrival.epoch)
         self._ping_due = self._loop.time() + settings.SOCKET["ping_s"]
-        await self.send_frame(
+        is_here = await self.send_frame(
             HelloAck(
                 session_id=f"{arrival.pk}:{arrival.epoch}",
                 protocol=self.protocol,
@@ -209,10 +209,12 @@ class DeviceConsumer(SocketConsumer):
                 server_time=time.time_ns() // 1_000_000,
             )
         )
+        # One that left while its hello waited here may have replaced its own next connection, which is to come back.
+        code = Close.SUPERSEDED if is_here else Close.RESTARTING
         if older is not None:
-            older.end(Close.SUPERSEDED)
+            older.end(code)
         elif arrival.superseded:
-            await self._supersede(arrival.superseded)
+            await self._supersede(arrival.superseded, code)
         log.info(
             "device.arrived",
             user_id=str(self.user_id),
@@ -222,9 +224,9 @@ class DeviceConsumer(SocketConsumer):
         )
         await self.greeted(hello)
 
-    async def _supersede(self, channel: str) -> None:
+    async def _supersede(self, channel: str, code: int) -> None:
         try:
-            await get_channel_layer().send(channel, close_message(Close.SUPERSEDED))
+            await get_channel_layer().send(channel, close_message(code))
         except ConnectionError:
             log.warning("device.not_told", user_id=str(self.user_id))  # it ends when its lease is not renewed
 
@@ -260,9 +262,9 @@ class DeviceConsumer(SocketConsumer):
 
     # What goes to the device
 
-    async def send_frame(self, frame: Sent) -> None:
-        if is_for(type(frame), self.protocol):
-            await self.send_text(dump(frame, self.protocol))
+    async def send_frame(self, frame: Sent) -> bool:
+        """Send a frame, if the client's protocol has it. False: the client is gone."""
+        return not is_for(type(frame), self.protocol) or await self.send_text(dump(frame, self.protocol))
 
     async def told(self, message: dict[str, Any]) -> None:
         match message["type"]:

@@ -57,7 +57,7 @@ _WINDOW: Final = 64
 _BATCHES: Final = 4  # under way at once, to a device that dedupes
 _BATCH_BYTES: Final = MAX_FRAME_BYTES // 2 // _BATCHES  # of all that are under way, half a frame
 _ANSWER_S: Final[float] = settings.SOCKET["answer_s"]
-_DEADLINE_MS: Final = int(_ANSWER_S * 1000)
+DEADLINE_MS: Final = int(_ANSWER_S * 1000)
 
 
 class DeviceOffline(Unavailable):
@@ -209,7 +209,7 @@ class DeviceLink:
             vector=vector,
             limit=limit,
             attempt=1,
-            deadline_ms=_DEADLINE_MS,
+            deadline_ms=DEADLINE_MS,
         )
         return await self._settle_one(call)
 
@@ -234,8 +234,12 @@ class DeviceLink:
                     gone = last
                 return outcomes
 
-        settled = await asyncio.gather(*(settle(batch) for batch in _batches(calls)))
-        return [outcome for outcomes in settled for outcome in outcomes]
+        settling = []
+        async with asyncio.TaskGroup() as group:
+            for batch in _batches(calls):
+                settling.append(group.create_task(settle(batch)))
+                await asyncio.sleep(0)  # it leaves while the next is made
+        return [outcome for task in settling for outcome in task.result()]
 
     async def _settle_one(self, call: ToolCall, attempt: int = 1) -> ToolResultBody:
         """`attempt` is one more than how often the call was sent before."""
@@ -323,7 +327,8 @@ class DeviceLink:
         frame = ToolBatch.model_construct(calls=[_body(call, attempt) for call in calls])
         try:
             await self._post(target, frame, calls=list(futures))
-            found = await asyncio.gather(*futures.values(), return_exceptions=True)
+            # One after the other: they come together, and a gather costs a callback for each.
+            found = [await _answer(future) for future in futures.values()]
         except DeviceUnreachable:
             raise
         except ConnectionError:
@@ -334,10 +339,7 @@ class DeviceLink:
                 future.cancel()
         if found and all(isinstance(answer, _NotSent) for answer in found):
             raise _NotSent
-        return {
-            call_id: answer if isinstance(answer, ToolResultBody | Exception) else _Gone()
-            for call_id, answer in zip(futures, found, strict=True)
-        }
+        return dict(zip(futures, found, strict=True))
 
     def _await_answer(self, call_id: str, epoch: int) -> asyncio.Future[ToolResultBody]:
         """Registered before the call leaves. It fails with _Silent after the time a device has to answer."""
@@ -500,9 +502,18 @@ def _may_repeat(call: ToolCall, target: Target) -> bool:
     return call.action not in WRITES or target.can("dedupe")
 
 
+async def _answer(future: asyncio.Future[ToolResultBody]) -> ToolResultBody | Exception:
+    try:
+        return await future
+    except (_NotSent, _Gone, _Silent) as error:
+        return error
+
+
 def _body(call: ToolCall, attempt: int) -> ToolCallBody:
     """In a batch only the fields of the body are written, not the call's own type."""
-    return call.model_copy(update={"attempt": attempt, "deadline_ms": _DEADLINE_MS})
+    if call.attempt == attempt and call.deadline_ms == DEADLINE_MS:
+        return call
+    return call.model_copy(update={"attempt": attempt, "deadline_ms": DEADLINE_MS})
 
 
 def _batches(calls: Sequence[ToolCall]) -> Iterator[list[ToolCall]]:

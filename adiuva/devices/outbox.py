@@ -14,24 +14,37 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import orjson
-from django.db import connection
-from django.db.models import Count
+from django.db import connection, transaction
+from django.db.models import Count, Q
 from django.db.models.functions import Now
 
 from adiuva.crypto import UserCipher
-from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
+from adiuva.devices.link import DEADLINE_MS, DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import OutboxRecord
 from adiuva.devices.protocol import TableName, ToolCall, ToolResultBody
 from adiuva.devices.tables import TABLES
 from adiuva.errors import AdiuvaError
 
 State = OutboxRecord.State
+_OPEN: Final = (None, State.EXPIRED)  # of a record that is put in line when it is found
 KEEPS: Final = dt.timedelta(days=30)  # as long as a device keeps the ids that it has applied
 _ANEW: Final = uuid.UUID("1d4c2b0e-7f43-4c7b-8a52-5b1f0e9c6a37")
 _NOT_THE_USERS: Final = ("isApproved", "updatedAt")  # approval is asked for by itself
 
-# Written by hand: an ORM's bulk_update of these costs five times its CPU, for each document of a run. What has arrived
-# need not be kept here any longer.
+# Written by hand: the ORM's bulk_create and bulk_update cost several times their CPU, for each document of a run.
+# What has expired is put in line anew under its old id: a device that has it after all answers with what it has.
+_ADD: Final = """
+INSERT INTO devices_outboxrecord AS known (id, user_id, device_id, source_run, source, position, "table", state, sealed)
+SELECT id, %s, %s, %s, source, position, name, 'waiting', sealed
+FROM unnest(%s::uuid[], %s::bytea[], %s::bigint[], %s::text[], %s::bytea[])
+    AS new (id, source, position, name, sealed)
+ON CONFLICT (id) DO UPDATE SET device_id = excluded.device_id, source_run = excluded.source_run,
+    position = excluded.position, state = excluded.state, sealed = excluded.sealed, created_at = excluded.created_at,
+    settled_at = NULL
+WHERE known.state = 'expired'
+"""
+
+# What has arrived need not be kept here any longer.
 _SETTLE: Final = """
 UPDATE devices_outboxrecord AS record
 SET state = said.state, row_id_sealed = said.row_id, row_hash = said.row_hash, settled_at = statement_timestamp(),
@@ -42,58 +55,59 @@ WHERE record.id = said.id
 
 
 @dataclass(frozen=True)
+class Found:
+    """A record that is to be put in line, by its dedupe key. `position`: its place in the order of its run."""
+
+    key: uuid.UUID
+    source: bytes
+    position: int
+    table: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Pending:
-    """A record that has no outcome yet. `sent_before`: a device that does not dedupe may have it."""
+    """A record that has no outcome yet. `sent_before`: a device that does not dedupe may have it. `key`: the dedupe key
+    of one that was just put in line."""
 
     id: uuid.UUID
     table: str
     data: dict[str, Any]
     sent_before: bool = False
+    key: uuid.UUID | None = None
 
 
 def add(
     *,
     cipher: UserCipher,
     user_id: uuid.UUID,
-    device: uuid.UUID,
+    device: uuid.UUID | None,
     run_id: uuid.UUID,
-    source: bytes,
-    position: int,
-    records: Mapping[uuid.UUID, tuple[str, dict[str, Any]]],
+    records: Sequence[Found],
 ) -> list[Pending]:
-    """Put records in line, in order; returns those that were not there before. Call it in a transaction."""
-    there = _find(records)
-    new = [
-        Pending(there[key][0], table, data) for key, (table, data) in records.items() if _is_open(there[key])
-    ]
-    expired = {key for key, state in there.values() if state == State.EXPIRED}
-    rows = [
-        OutboxRecord(
-            id=record.id,
-            user_id=user_id,
-            device_id=device,
-            source_run=run_id,
-            source=source,
-            position=position + number,
-            table=record.table,
-            state=State.WAITING,
-            sealed=cipher.seal(orjson.dumps(record.data).decode(), "outbox", record.id, "record"),
-            created_at=Now(),
-        )
-        for number, record in enumerate(new)
-    ]
-    OutboxRecord.objects.bulk_create(row for row in rows if row.pk not in expired)
-    if expired:  # under its old id: a device that has it after all answers with what it has
-        OutboxRecord.objects.bulk_update(
-            [row for row in rows if row.pk in expired],
-            ["device", "source_run", "position", "state", "sealed", "created_at"],
-        )
-    return new
+    """Put records in line, in order; returns those that were not there before. Call it in a transaction.
+
+    Without a device they are for whichever of the user's is the first to be given them (`assign`)."""
+    there = _find({record.key for record in records})
+    new: dict[uuid.UUID, Pending] = {}
+    rows = []
+    for record in records:
+        key, state = there[record.key]
+        if key in new or state not in _OPEN:
+            continue
+        new[key] = Pending(key, record.table, record.data, key=record.key)
+        sealed = cipher.seal(orjson.dumps(record.data).decode(), "outbox", key, "record")
+        rows.append((key, record.source, record.position, record.table, sealed))
+    if rows:
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        with connection.cursor() as cursor:
+            cursor.execute(_ADD, [user_id, device, run_id, *columns])
+    return list(new.values())
 
 
 def known(keys: Collection[uuid.UUID]) -> set[uuid.UUID]:
     """Which records would not be put in line, because they were before."""
-    return {key for key, found in _find(keys).items() if not _is_open(found)}
+    return {key for key, (_, state) in _find(keys).items() if state not in _OPEN}
 
 
 def _find(keys: Collection[uuid.UUID]) -> dict[uuid.UUID, tuple[uuid.UUID, str | None]]:
@@ -113,13 +127,37 @@ def _find(keys: Collection[uuid.UUID]) -> dict[uuid.UUID, tuple[uuid.UUID, str |
     return {key: (last, states.get(last)) for key, last in ids.items()}
 
 
-def _is_open(found: tuple[uuid.UUID, str | None]) -> bool:
-    return found[1] in (None, State.EXPIRED)
+@transaction.atomic
+def assign(ids: Collection[uuid.UUID], device: uuid.UUID) -> tuple[set[uuid.UUID], set[uuid.UUID]]:
+    """Give records that have no device to this one, for good once they are sent. Returns which of these are its own
+    now, and which of them have just become so."""
+    rows = OutboxRecord.objects.waiting().filter(pk__in=ids).order_by("pk").select_for_update()
+    found = dict(rows.values_list("pk", "device_id"))
+    new = {key for key, of in found.items() if of is None}
+    if new:
+        OutboxRecord.objects.filter(pk__in=new).update(device=device)
+    return {key for key, of in found.items() if of in (None, device)}, new
 
 
-def waiting(*, cipher: UserCipher, user_id: uuid.UUID, run_id: uuid.UUID, most: int = 500) -> list[Pending]:
-    """What a run has found and its device has not answered for yet, oldest first."""
-    rows = OutboxRecord.objects.waiting().filter(user_id=user_id, source_run=run_id)[:most]
+def release(ids: Collection[uuid.UUID], device: uuid.UUID) -> None:
+    """Take records from a device to which nothing of them was sent: another may have them."""
+    OutboxRecord.objects.filter(pk__in=ids, device=device, state=State.WAITING).update(device=None)
+
+
+def waiting(
+    *,
+    cipher: UserCipher,
+    user_id: uuid.UUID,
+    run_id: uuid.UUID,
+    device: uuid.UUID | None = None,
+    most: int = 500,
+) -> list[Pending]:
+    """What a run has found and its device has not answered for yet, oldest first. With `device`, only what is that
+    one's, or no one's."""
+    found = OutboxRecord.objects.waiting().filter(user_id=user_id, source_run=run_id)
+    if device is not None:
+        found = found.filter(Q(device=device) | Q(device=None))
+    rows = found[:most]
     return [
         Pending(
             row.pk,
@@ -150,7 +188,14 @@ async def deliver(
     if sending and not target.can("dedupe"):
         await mark_sent([record.id for record in sending])
     calls = [
-        ToolCall(id=str(record.id), action="insert", table=cast(TableName, record.table), data=record.data)
+        ToolCall(
+            id=str(record.id),
+            action="insert",
+            table=cast(TableName, record.table),
+            data=record.data,
+            attempt=1,
+            deadline_ms=DEADLINE_MS,
+        )
         for record in sending
     ]
     answers = await link.send_calls(calls) if calls else []
@@ -167,9 +212,9 @@ def mark_sent(ids: Collection[uuid.UUID]) -> None:
 
 def settle(
     *, cipher: UserCipher, outcomes: Mapping[uuid.UUID, ToolResultBody | AdiuvaError]
-) -> dict[str, int]:
-    """Write what became of records; those that were not sent stay in line. Returns a count per state."""
-    tables = dict(OutboxRecord.objects.filter(pk__in=outcomes).values_list("pk", "table"))
+) -> dict[uuid.UUID, State]:
+    """Write what became of records; those that were not sent stay in line. Returns the state of the others."""
+    tables = dict(OutboxRecord.objects.filter(pk__in=outcomes).values_list("pk", "table")) if outcomes else {}
     settled: list[tuple[uuid.UUID, State, bytes | None, bytes | None]] = []
     for key, outcome in outcomes.items():
         if isinstance(outcome, DeviceOffline) or key not in tables:
@@ -185,10 +230,7 @@ def settle(
         keys, states, row_ids, hashes = (list(column) for column in zip(*settled, strict=True))
         with connection.cursor() as cursor:
             cursor.execute(_SETTLE, [keys, [str(state) for state in states], row_ids, hashes])
-    counts = {str(state): 0 for state in State}
-    for _, state, _, _ in settled:
-        counts[str(state)] += 1
-    return counts
+    return {key: state for key, state, _, _ in settled}
 
 
 def row_hash(cipher: UserCipher, table: str, row: Mapping[str, Any]) -> bytes:

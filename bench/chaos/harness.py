@@ -262,7 +262,7 @@ class Harness:
 
     def _look(self) -> list[tuple[UUID, bool, dt.datetime | None]]:
         query = """
-            SELECT agent_ref, bool_or(state IN ('queued', 'waiting_device', 'running')),
+            SELECT agent_ref, bool_or(state IN ('queued', 'waiting_device', 'awaiting_reauth', 'running')),
                 max(started_at) FILTER (WHERE state = 'success')
             FROM agents_run GROUP BY agent_ref
         """

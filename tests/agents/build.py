@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adiuva.devices.models import Device
+from adiuva.devices.outbox import Pending
 from adiuva.devices.protocol import ToolResultBody
-from agents import lease, runs, verbs
+from agents import lease, results, runs, verbs
 from agents.extraction import Document
 from agents.lease import Job
 from agents.models import Agent, Run
 from agents.records import Record
+from agents.results import Answered, Read
 from tests.people import somebody
 
 FOLDER = "/home/ada/documents"
@@ -49,12 +52,18 @@ def claimed(run: Run) -> Job:
 
 def kept(job: Job, *titles: str, path: str = f"{FOLDER}/one.md") -> list[uuid.UUID]:
     """Tasks that were found in a document and are in line for the device; their ids."""
-    assert job.device is not None
     document = Document(path, path, "text", job.source_key(path), b"hash")
     records = [Record("tasks", {"title": title, "isAiSuggested": 1, "isApproved": 0}) for title in titles]
     lease.count(job, seen=1)
-    found = lease.keep(job, document, records, [], device=job.device, model_calls=1)
-    return [record.id for record in found]
+    return [record.id for record in read(job, document, records)]
+
+
+def read(job: Job, document: Document, records: Sequence[Record] = ()) -> list[Pending]:
+    return results.commit(job, [Read(document, records)])[0]
+
+
+def settle(job: Job, outcomes: Mapping[uuid.UUID, Any], path: str = "") -> None:
+    results.commit(job, [Answered(outcomes, path)])
 
 
 def answered(*ids: uuid.UUID) -> dict[uuid.UUID, Any]:

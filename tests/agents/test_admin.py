@@ -18,7 +18,7 @@ from agents import journal, lease
 from agents.journal import Entry, Kind
 from agents.models import Agent, Run
 from agents.records import Record
-from tests.agents.build import a_device, a_run, an_agent, answered, claimed, kept
+from tests.agents.build import a_device, a_run, an_agent, answered, claimed, kept, read, settle
 from tests.people import Person, somebody
 
 AGENTS, RUNS = "admin:agents_agent_changelist", "admin:agents_run_changelist"
@@ -102,7 +102,7 @@ def test_nothing_of_the_users_is_on_any_page(staff: Client, ada: Person) -> None
     device = a_device(agent)
     job = claimed(a_run(agent))
     ids = kept(job, f"{canary}-title", f"{canary}-other", path=f"/home/{canary}-file.md")
-    lease.settle(job, answered(ids[0]), f"/home/{canary}-file.md")
+    settle(job, answered(ids[0]), f"/home/{canary}-file.md")
     failed = Entry(Kind.SOURCE_FAILED, "unreadable", source=f"/{canary}-source", message=f"{canary}-words")
     lease.count(job, seen=1, done=1, failed=1, entries=[failed])
     lease.finish(job)
@@ -133,16 +133,15 @@ def test_a_run_shows_its_verdict_and_its_records_by_state_and_what_a_dry_run_fou
     a_device(agent)
     job = claimed(a_run(agent))
     ids = kept(job, "a", "b", "c")
-    lease.settle(job, answered(*ids[:2]), "")
+    settle(job, answered(*ids[:2]))
     lease.finish(job)
     Run.objects.filter(pk=job.run_id).update(undone_at=timezone.now())
     shown = staff.get(reverse("admin:agents_run_change", args=[job.run_id])).content.decode()
     assert "2 delivered, 1 waiting" in shown and str(Run.Verdict.COMPLETED.label) in shown
     dry = claimed(a_run(agent, dry_run=True, max_sources=3))
-    assert dry.device is not None
     document = lease.Document("a", "/canary", "text", dry.source_key("/canary"), b"hash")
     found = [Record("tasks", {"title": "canary"})]
-    lease.keep(dry, document, found, [], device=dry.device, model_calls=1)
+    read(dry, document, found)
     lease.finish(dry)
     for page in (reverse("admin:agents_run_change", args=[dry.run_id]), reverse(RUNS)):
         shown = staff.get(page).content.decode()

@@ -16,11 +16,13 @@ from django.utils import timezone
 from adiuva import db
 from adiuva.accounts.keys import cipher_for
 from adiuva.embedded.processes import Child, python
-from agents import journal, lease, runs
+from agents import journal, lease, results, runs
 from agents.extraction import Document
+from agents.journal import Entry, Kind
 from agents.lease import Job, LeaseLost
 from agents.models import Agent, Run, Source, SourceInFlight
-from tests.agents.build import a_device, a_run, an_agent, claimed, kept
+from agents.results import Unread
+from tests.agents.build import a_device, a_run, an_agent, claimed, kept, read
 from tests.agents.test_runs import (
     ENDED,
     PATIENCE_S,
@@ -106,9 +108,9 @@ async def test_a_model_that_is_away_puts_a_run_off_and_nothing_is_done_twice(
         assert (seen["state"], seen["status"], seen["errors"]) == ("queued", "running", [])
         (waiting,) = [event for event in seen["journal"] if event["kind"] == "waiting"]
         assert (waiting["code"], waiting["count"]) == ("model_unavailable", 1)
-        row = await db.run(Run.objects.get, pk=run)
-        assert row.retries == 1 and row.not_before is not None
-        assert row.not_before.isoformat(timespec="seconds") in waiting["message"]
+        assert seen["retries"] == 1
+        when = dt.datetime.fromisoformat(seen["not_before"]).astimezone(dt.UTC)
+        assert when.isoformat(timespec="seconds") in waiting["message"]
 
         provider.default = tasks_of_lines
         calls = len(provider.chats)
@@ -120,6 +122,7 @@ async def test_a_model_that_is_away_puts_a_run_off_and_nothing_is_done_twice(
         assert await db.run(time_passes) >= 1
         seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
     assert (seen["state"], seen["errors"], adds_up(seen)) == ("success", [], True)
+    assert (seen["retries"], seen["not_before"]) == (1, None)
     assert len(provider.chats) - calls in (8, 9)  # the ninth may have been cut off when the others failed
     titles = ["call Ada", "write the offer", *(f"step {number}" for number in range(1, 9))]
     assert sorted(row["title"] for row in desk.rows("tasks")) == sorted(titles)
@@ -317,7 +320,7 @@ def test_what_a_dead_worker_had_in_hand_is_suspected_and_what_it_had_done_is_not
     one, two = (a_document(job, name) for name in ("one", "two"))
     lease.take(job, [one.key, two.key])
     lease.count(job, seen=2)
-    lease.keep(job, one, [], [], device=job.device, model_calls=1)  # type: ignore[arg-type]
+    read(job, one)
     assert again(seen(job)).suspects == {two.key: 1}
 
 
@@ -338,7 +341,9 @@ def test_a_suspect_that_was_come_through_is_cleared(job: Job) -> None:
     lease.take(job, [b"one", b"two"])
     job = again(run)
     lease.take(job, [b"one"])
-    lease.count(job, seen=1, done=1, failed=1, through=b"one")
+    document = Document("one", "one", "text", b"one", b"hash")
+    failed = Entry(Kind.SOURCE_FAILED, "model_rejected", source="one")
+    results.commit(job, [Unread(document, failed, 1)])
     assert deaths(Agent.objects.get(pk=job.agent_id)) == {b"two": 1}
 
 

@@ -13,8 +13,8 @@ from agents import journal, lease, runs
 from agents.extraction import Document
 from agents.journal import Entry, Kind
 from agents.lease import Job
-from agents.models import Run
-from tests.agents.build import a_device, a_run, an_agent, claimed, kept
+from agents.models import Run, RunEvent
+from tests.agents.build import a_device, a_run, an_agent, claimed, kept, read
 from tests.agents.test_rest import API, client_of
 from tests.agents.test_runs_verbs import lose
 from tests.people import Person, somebody
@@ -119,11 +119,52 @@ def test_a_worker_that_takes_over_says_nothing_twice(job: Job) -> None:
     assert [event["kind"] for event in journal.read(run_of(job))].count("source_failed") == 1
 
 
+A, B = (Entry(Kind.SOURCE_FAILED, "unreadable", source=f"/{name}.md") for name in "ab")
+UNNAMED = Entry(Kind.SOURCE_FAILED, "never_sent", count=3)
+KILLER = Entry(Kind.SOURCE_FAILED, journal.KILLED_WORKERS, source="/a.md")
+SET_ASIDE = Entry(Kind.RECORD_QUARANTINED, "bad_value", 2, "/a.md", "tasks: status is not one of")
+REFUSED = Entry(Kind.RECORD_REFUSED, "device_refused", 1, "/a.md")
+
+
+@pytest.mark.parametrize(
+    ("attempts", "problems", "errors", "lines"),
+    [
+        ([[A], []], 0, 0, 1),
+        ([[A], [A]], 1, 1, 1),
+        ([[A], [], [A]], 1, 1, 1),
+        ([[A], [B], [A, A]], 1, 1, 2),
+        ([[A, B], [B]], 1, 1, 2),
+        ([[UNNAMED], []], 0, 0, 1),
+        ([[UNNAMED], [UNNAMED]], 3, 1, 2),
+        ([[A, KILLER], []], 1, 1, 2),
+        ([[A, SET_ASIDE], []], 2, 1, 2),
+        ([[REFUSED], [], []], 1, 1, 1),
+        ([[], [A, REFUSED], [B]], 2, 2, 3),
+    ],
+)
+def test_what_a_later_attempt_has_read_is_no_problem_and_what_it_has_not_is_still_one(
+    rest: APIClient, job: Job, attempts: list[list[Entry]], problems: int, errors: int, lines: int
+) -> None:
+    run = run_of(job)
+    for number, entries in enumerate(attempts):
+        if number:
+            lose(run)
+            runs.sweep()
+            job = claimed(run)
+        for entry in entries:
+            lease.count(job, entries=[entry])
+    lease.count(job, seen=1, done=1)
+    ended = lease.finish(job)
+    assert (ended.state, ended.problems) == (Run.State.PARTIAL if problems else Run.State.SUCCESS, problems)
+    assert len(rest.get(f"{API}/runs/{run.pk}").json()["errors"]) == errors
+    kinds = {str(kind) for kind in RunEvent.PROBLEMS}
+    assert sum(event["kind"] in kinds for event in journal.read(run)) == lines
+
+
 def test_a_source_that_was_changed_and_read_again_is_another_event(job: Job) -> None:
-    assert job.device is not None
     for content in (b"one", b"two", b"two"):
         document = Document("a", "/a.md", "text", job.source_key("/a.md"), content)
-        lease.keep(job, document, [], [], device=job.device, model_calls=1)
+        read(job, document)
     assert lines(job) == [("", 0, "/a.md")] * 2
 
 

@@ -14,7 +14,7 @@ from adiuva.devices.models import OutboxRecord
 from agents import journal, lease, runs, verbs
 from agents.lease import Job
 from agents.models import Agent, Run
-from tests.agents.build import a_device, a_run, an_agent, answered, claimed, kept
+from tests.agents.build import a_device, a_run, an_agent, answered, claimed, kept, settle
 from tests.agents.test_rest import API, client_of
 from tests.people import Person, somebody
 
@@ -60,7 +60,7 @@ def cancelled(job: Job) -> None:
 
 def test_what_no_device_came_for_expires_and_is_counted(rest: APIClient, job: Job) -> None:
     old, other, delivered, new = kept(job, "a", "b", "c", "d")
-    lease.settle(job, answered(delivered), "")
+    settle(job, answered(delivered))
     cancelled(job)
     place = f"{API}/runs/{job.run_id}"
     assert rest.get(place).json()["records_waiting"] == 3
@@ -111,7 +111,7 @@ def test_what_a_device_may_have_is_never_sent_again(job: Job) -> None:
 
 def test_what_has_expired_is_sent_when_it_is_found_again_under_its_old_id(job: Job) -> None:
     ids = kept(job, "a", "b")
-    lease.settle(job, answered(ids[1]), "")
+    settle(job, answered(ids[1]))
     cancelled(job)
     a_month_passes(*ids)
     runs.sweep()

@@ -15,7 +15,7 @@ from adiuva.devices.models import Device
 from adiuva.devices.protocol import ToolResultBody
 from agents import lease
 from agents.models import Agent, Run
-from tests.agents.build import a_run, claimed, kept
+from tests.agents.build import a_run, claimed, kept, settle
 from tests.agents.test_runs import Desk, connected, tasks_of_lines
 from tests.fakes.provider import Provider
 from tests.sockets import Socket
@@ -290,7 +290,7 @@ def a_run_with_rows(agent: str, *found: str) -> tuple[str, dict[str, dict[str, A
     for key, title in zip(kept(job, *found), found, strict=True):
         row = {"id": f"row of {title}", "title": title, "isApproved": 0}
         rows[str(row["id"])] = row
-        lease.settle(job, {key: ToolResultBody(id=str(key), row=row)}, "")
+        settle(job, {key: ToolResultBody(id=str(key), row=row)})
     lease.finish(job)
     return str(job.run_id), rows
 

@@ -1,0 +1,45 @@
+"""Devices, and the records that wait for them, for the archive of an account."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Final, cast
+from uuid import UUID
+
+import orjson
+
+from adiuva.accounts.keys import cipher_for
+from adiuva.archive import BATCH, Part, columns, opened
+from adiuva.crypto import UserCipher
+from adiuva.devices.models import Device, OutboxRecord
+
+
+def _devices(user_id: UUID) -> Iterator[dict[str, Any]]:
+    rows = Device.objects.of(user_id).order_by("created_at", "id")
+    yield from rows.values(*columns(Device, but=["user", "epoch", "channel"])).iterator(BATCH)
+
+
+def _outbox(user_id: UUID) -> Iterator[dict[str, Any]]:
+    cipher = cipher_for(user_id)
+    rows = OutboxRecord.objects.filter(user_id=user_id, sealed__isnull=False)
+    for row in rows.order_by("source_run", "position").iterator(BATCH):
+        yield {
+            "id": row.pk,
+            "run_id": row.source_run,
+            "device_id": row.device_id,
+            "table": row.table,
+            "state": row.state,
+            "created_at": row.created_at,
+            **opened(partial(_record, row, cipher)),
+        }
+
+
+def _record(row: OutboxRecord, cipher: UserCipher) -> Mapping[str, Any]:
+    return {"record": orjson.loads(cipher.unseal(cast(bytes, row.sealed), "outbox", row.pk, "record"))}
+
+
+PARTS: Final = (
+    Part("devices.jsonl", "The devices that have connected.", _devices),
+    Part("outbox.jsonl", "Records that agents found and that no device has taken yet.", _outbox),
+)

@@ -1,0 +1,47 @@
+"""Agents, their runs and journals, for the archive of an account."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+
+from adiuva.accounts.keys import cipher_for
+from adiuva.archive import BATCH, Part, columns, opened
+from agents import journal, preview
+from agents.models import Agent, Run, RunEvent
+
+# How workers pass a run on among themselves.
+_NOT_OF_RUNS: Final = ("user", "agent", "fence", "lease_until", "nudged_at")
+
+
+def _agents(user_id: UUID) -> Iterator[dict[str, Any]]:
+    rows = Agent.objects.of(user_id).order_by("created_at", "id")
+    yield from rows.values(*columns(Agent, but=["user"])).iterator(BATCH)
+
+
+def _runs(user_id: UUID) -> Iterator[dict[str, Any]]:
+    names = columns(Run, but=_NOT_OF_RUNS)
+    for run in Run.objects.of(user_id).order_by("created_at", "id").iterator(BATCH):
+        row = {name: getattr(run, name) for name in names}
+        yield {**row, **opened(partial(_found, run))} if run.dry_run else row
+
+
+def _found(run: Run) -> Mapping[str, Any]:
+    return {"records": preview.read(run)}
+
+
+def _events(user_id: UUID) -> Iterator[dict[str, Any]]:
+    cipher, names = cipher_for(user_id), columns(RunEvent, but=["nonce"])
+    rows = RunEvent.objects.filter(run__user_id=user_id).order_by("run_id", "seq")
+    for event in rows.iterator(BATCH):
+        row = {name: getattr(event, name) for name in names}
+        yield {**row, **opened(partial(journal._open, event, cipher))}
+
+
+PARTS: Final = (
+    Part("agents.jsonl", "The agents, as they are configured.", _agents),
+    Part("runs.jsonl", "What they did, with what dry runs found.", _runs),
+    Part("run_events.jsonl", "The journals of the runs.", _events),
+)

@@ -1,0 +1,245 @@
+"""A few real documents of a user's, for a look at what a configuration would find in them.
+
+No run, no rows and no ledger: the device is asked as for a run, and what it sends is read once and let go.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Final
+from zoneinfo import ZoneInfo
+
+from adiuva import db
+from adiuva.accounts.models import User
+from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
+from adiuva.devices.models import Device
+from adiuva.devices.protocol import (
+    AgentAck,
+    AgentCancel,
+    AgentComplete,
+    AgentData,
+    AgentFetch,
+    AgentFile,
+    AgentManifest,
+    AgentRun,
+    AgentRunConfig,
+    ManifestFile,
+)
+from adiuva.errors import AdiuvaError, Invalid
+from agents import mailbox
+from agents.extraction import PART_CHARS, Document
+from agents.journeys.interview import Outcome
+from agents.models import Agent, AgentType
+from agents.sources import DeviceSilent
+from integrations.models import Provider
+
+MOST: Final = 3
+_MOST_CHARS: Final = 2 * PART_CHARS  # of a document: its beginning shows what would be found
+_LARGE: Final = 256 * 1024  # bytes; smaller files are taken first
+_MOST_HELD: Final = 8 * 1024 * 1024  # characters of unfinished files
+_MOST_PATHS: Final = 100
+
+
+class NothingAtHand(AdiuvaError):
+    """There is no document to look into. The message says why, for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Documents, and the user's projects by id."""
+
+    documents: list[Document]
+    projects: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Whose documents, for what configuration. `agent_id`: of the agent that is to be changed, if there is one."""
+
+    user_id: uuid.UUID
+    session_id: uuid.UUID
+    agent_type: AgentType
+    agent_id: uuid.UUID | None
+    outcome: Outcome
+
+
+async def take(wanted: Wanted) -> Sample:
+    """Up to MOST documents that the configuration would read. Raise NothingAtHand, DeviceOffline, DeviceSilent or
+    FlowExceeded. The caller sets the time."""
+    if wanted.agent_type == AgentType.LOCAL_DIRECTORY:
+        return await _of_folders(wanted)
+    return await _of_mailbox(wanted)
+
+
+# ── Mailboxes ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _of_mailbox(wanted: Wanted) -> Sample:
+    """The newest that the filters let through. No device is asked, so no projects are known."""
+    try:
+        documents = await mailbox.sample(
+            user_id=wanted.user_id,
+            provider=Provider(wanted.agent_type.value),
+            connection_id=await db.run(_connection, wanted),
+            filter_config=wanted.outcome.filter_config,
+            zone=ZoneInfo(await db.run(_zone, wanted.user_id)),
+            most=MOST,
+        )
+    except Invalid as error:  # none is connected, or several are
+        words = next(iter((error.fields or {}).values()), [error.message])[0]
+        raise NothingAtHand("no_mailbox", f"Nothing was tried out yet. {words}") from None
+    if not documents:
+        raise NothingAtHand("nothing_to_read", "There are no such messages, so nothing was tried out.")
+    return Sample([replace(each, content=each.content[:_MOST_CHARS]) for each in documents], {})
+
+
+def _connection(wanted: Wanted) -> uuid.UUID | None:
+    if wanted.agent_id is None:
+        return None
+    mine = Agent.objects.of(wanted.user_id).cloud().filter(pk=wanted.agent_id)
+    return mine.values_list("connection_id", flat=True).first()
+
+
+def _zone(user_id: uuid.UUID) -> str:
+    return str(User.objects.values_list("timezone", flat=True).get(pk=user_id))
+
+
+# ── Folders on a device ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Place:
+    device: uuid.UUID
+    paths: list[str]
+    file_extensions: list[str]
+
+
+def _place(wanted: Wanted) -> _Place:
+    """The folders of the agent itself; for a new one those of the user's other agents on the device seen last."""
+    online = Device.objects.of(wanted.user_id).online().order_by("-last_seen")
+    mine = Agent.objects.of(wanted.user_id).local()
+    own = mine.filter(pk=wanted.agent_id).first() if wanted.agent_id else None
+    if own is not None:
+        device = online.filter(device_id=own.device_id).first()
+        agents = [own]
+    else:
+        device = online.filter(device_id__in=mine.values("device_id")).first() or online.first()
+        agents = list(mine.filter(device_id=device.device_id)) if device else []
+    if device is None:
+        raise NothingAtHand("device_offline", "Your device is not connected, so nothing was tried out yet.")
+    paths = list(dict.fromkeys(path for agent in agents for path in agent.directory_paths))[:_MOST_PATHS]
+    if not paths:
+        raise NothingAtHand("no_folder", "No folder is known yet, so nothing was tried out.")
+    extensions = wanted.outcome.file_extensions or (own.file_extensions if own else [])
+    return _Place(device.pk, paths, extensions)
+
+
+async def _of_folders(wanted: Wanted) -> Sample:
+    place = await db.run(_place, wanted)
+    async with DeviceLink(wanted.user_id, place.device) as link:
+        documents = await _Fetch(link).documents(
+            AgentRun(
+                run_id=str(uuid.uuid4()),
+                agent_id=str(wanted.agent_id or wanted.session_id),
+                config=AgentRunConfig(
+                    paths=place.paths,
+                    file_extensions=place.file_extensions,
+                    prompt_template=wanted.outcome.prompt_template,
+                    data_types=wanted.outcome.data_types,
+                ),
+            )
+        )
+        if not documents:
+            raise NothingAtHand("nothing_to_read", "There is nothing in the folders that could be read.")
+        return Sample(documents, await _projects(link))
+
+
+async def _projects(link: DeviceLink) -> dict[str, str]:
+    try:
+        result = await link.call("select", "projects", filters={})
+    except OutcomeUnknown:
+        raise DeviceSilent from None
+    return {
+        str(row["id"]): str(row.get("name") or "")
+        for row in result.rows or ()
+        if row.get("id") and row.get("status") != "archived"
+    }
+
+
+class _Fetch:
+    """A run's frames, for the sake of a few files."""
+
+    def __init__(self, link: DeviceLink) -> None:
+        self._link = link
+        self._asked: set[str] | None = None  # None: the device offers nothing and sends all
+        self._parts: dict[str, dict[int, str]] = {}
+        self._documents: list[Document] = []
+
+    async def documents(self, run: AgentRun) -> list[Document]:
+        """As soon as they are here. The device need not go on then."""
+        target = await self._link.start_run(run)
+        if target.protocol >= 2 and target.can("manifest"):
+            self._asked = set()
+        while True:
+            frame = await self._link.frames.get()
+            match frame:
+                case None:
+                    raise DeviceOffline
+                case AgentManifest():
+                    await self._choose(run.run_id, frame)
+                case AgentData():
+                    self._take(frame.files)
+                    if frame.batch is not None:
+                        await self._link.tell(AgentAck(run_id=run.run_id, batch=frame.batch))
+                case AgentComplete():
+                    return self._documents
+            if self._documents and len(self._documents) == (
+                MOST if self._asked is None else len(self._asked)
+            ):
+                await self._link.tell(AgentCancel(run_id=run.run_id))
+                return self._documents
+
+    async def _choose(self, run_id: str, manifest: AgentManifest) -> None:
+        """Of the first list that has any; each list is answered, also if nothing is wanted of it."""
+        paths = [] if self._asked else _choice(manifest.files)
+        self._asked = (self._asked or set()) | set(paths)
+        await self._link.tell(AgentFetch(run_id=run_id, paths=paths))
+
+    def _take(self, files: Sequence[AgentFile]) -> None:
+        for file in files:
+            if self._asked is not None and file.path not in self._asked:
+                continue
+            if len(self._documents) < MOST and (text := self._whole(file)) is not None:
+                name = file.name or file.path
+                self._documents.append(Document(name, file.path, text[:_MOST_CHARS], b"", b""))
+
+    def _whole(self, file: AgentFile) -> str | None:
+        """Its text, when all of its parts are here."""
+        if file.part is None or file.parts is None:
+            return file.content
+        parts = self._parts.setdefault(file.path, {})
+        held = sum(len(part) for got in self._parts.values() for part in got.values())
+        if held + len(file.content) <= _MOST_HELD:
+            parts[file.part] = file.content
+        if len(parts) < file.parts and file.part < file.parts:
+            return None
+        del self._parts[file.path]
+        return "".join(parts[number] for number in sorted(parts))
+
+
+def _choice(files: Sequence[ManifestFile]) -> list[str]:
+    """The newest of each kind, then the newest of all; what is large or empty only if there is nothing else."""
+    newest = sorted(files, key=lambda file: (not 0 < file.size <= _LARGE, -file.mtime, file.path))
+    kinds: dict[str, ManifestFile] = {}
+    for file in newest:
+        if 0 < file.size <= _LARGE:
+            kinds.setdefault(PurePath(file.path.replace("\\", "/")).suffix.lower(), file)
+    first = list(kinds.values())[:MOST]
+    return [file.path for file in [*first, *(file for file in newest if file not in first)][:MOST]]

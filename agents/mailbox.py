@@ -1,0 +1,218 @@
+"""Mail and channels as a source of documents. What a message is read with is in `integrations`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from adiuva import db
+from agents import lease, preview
+from agents.cloud import connection_of
+from agents.extraction import Document
+from agents.journal import Entry, Kind
+from integrations import tokens
+from integrations.gmail import Gmail
+from integrations.mail.documents import Document as Message
+from integrations.mail.documents import Due, Item
+from integrations.mail.filters import Filters
+from integrations.mail.reading import Reading
+from integrations.mail.wire import Account
+from integrations.models import Provider
+from integrations.outlook import Outlook
+from integrations.teams import Teams
+
+_READERS: Final[Mapping[Provider, type[Reading]]] = {
+    Provider.GMAIL: Gmail,
+    Provider.OUTLOOK: Outlook,
+    Provider.TEAMS: Teams,
+}
+_HELD: Final = 4  # messages that wait here to be handed out
+_STORE_S: Final = 2.0
+_MOST_TITLE: Final = 200
+# A message that could not be read now, and may be later: the cursor stays before it.
+_PASSES: Final = "provider_away"
+
+_Arrived = tuple[
+    Item | None, str | None
+]  # with the checkpoint behind what came before it; last of all, no item
+
+
+class Mailbox:
+    """A run's reading of an account. It needs no device.
+
+    The cursor is stored behind what is settled, and nothing else: whatever a run leaves undone, the next one finds.
+    """
+
+    def __init__(self, job: lease.Job) -> None:
+        assert job.account is not None
+        self._job, self._account = job, job.account
+        self._filters = Filters.parse(job.account.filter_config, job.zone)
+        self._sample = preview.Sample(job.max_sources) if job.dry_run else None
+        self._broke: Exception | None = None
+        self._came = 0
+        self._open: dict[bytes, int] = {}  # what is not settled → its number, in the order in which it came
+        self._marks: deque[tuple[int, str]] = (
+            deque()
+        )  # cursors, each with the number up to which all must be settled
+        self._stored = self._last = job.account.cursor
+        self._stored_at = time.monotonic()
+        self._storing = asyncio.Lock()
+
+    async def batches(self) -> AsyncGenerator[list[Document], None]:
+        """Documents as they arrive, some at a time. Raise NeedsReauth, ProviderAway or another AdiuvaError."""
+        arriving: asyncio.Queue[_Arrived] = asyncio.Queue(_HELD)
+        reading = asyncio.create_task(self._read(arriving), name="mailbox")
+        try:
+            is_over = False
+            while not is_over:
+                arrived = [await arriving.get()]
+                while not arriving.empty():
+                    arrived.append(arriving.get_nowait())
+                is_over = arrived[-1][0] is None
+                if documents := await self._take(arrived):
+                    yield documents
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        if self._broke is not None:
+            raise self._broke
+
+    async def settled(self, document: Document) -> None:
+        """What a document gave is committed: the cursor may move behind it."""
+        self._open.pop(document.key, None)
+        if time.monotonic() - self._stored_at >= _STORE_S:
+            await self._store()
+
+    async def finish(self) -> None:
+        """All that was handed out came to an end, settled or not."""
+        await self._store()
+
+    # Inside
+
+    async def _read(self, arriving: asyncio.Queue[_Arrived]) -> None:
+        checkpoint = None
+        try:
+            if self._sample is None:
+                checkpoint = await self._pass(arriving, self._account.cursor, self._due)
+            else:
+                # What is due; if nothing is, what is there.
+                await self._pass(arriving, None, partial(self._due_in_sample, True))
+                if not self._came and arriving.empty():
+                    await self._pass(arriving, None, partial(self._due_in_sample, False))
+        except Exception as error:  # to be raised where the documents are taken
+            self._broke = error
+        await arriving.put((None, checkpoint))
+
+    async def _pass(self, arriving: asyncio.Queue[_Arrived], cursor: str | None, due: Due) -> str | None:
+        """Read once; returns the cursor to go on from when all of it is settled."""
+        reader = _reader(self._job.user_id, self._account)
+        async with aclosing(reader.messages(cursor=cursor, filters=self._filters, due=due)) as items:
+            async for item in items:
+                await arriving.put((item, reader.checkpoint))
+                del item
+        return reader.checkpoint
+
+    async def _due(self, listed: Sequence[tuple[str, bytes]]) -> list[bool]:
+        job = self._job
+        due = await db.run(lease.due, job, [(job.source_key(name), content) for name, content in listed])
+        if unchanged := due.count(False):
+            await db.run(lease.count, job, seen=unchanged, done=unchanged, unchanged=unchanged)
+        return due
+
+    async def _due_in_sample(self, only_due: bool, listed: Sequence[tuple[str, bytes]]) -> list[bool]:
+        assert self._sample is not None
+        due = [True for _ in listed]
+        if only_due:
+            job = self._job
+            due = await db.run(lease.due, job, [(job.source_key(name), content) for name, content in listed])
+        return [is_due and self._sample.take(1) == 1 for is_due in due]
+
+    async def _take(self, arrived: Sequence[_Arrived]) -> list[Document]:
+        """The documents; what could not be read goes into the journal, with its reason."""
+        documents, entries, before = [], [], self._came
+        for item, checkpoint in arrived:
+            self._came += item is not None
+            if checkpoint is not None and checkpoint != self._last:
+                self._last = checkpoint
+                self._marks.append((self._came, checkpoint))
+            if item is None:
+                break
+            key = self._job.source_key(item.source_id)
+            if isinstance(item, Message):
+                documents.append(_document(item, key))
+                self._open[key] = self._came
+                continue
+            if item.code == _PASSES:
+                self._open[key] = self._came
+            source = f"message {item.source_id}"
+            entries.append(Entry(Kind.SOURCE_FAILED, item.code, source=source, message=item.reason))
+        if seen := self._came - before:
+            failed = len(entries)
+            await db.run(lease.count, self._job, seen=seen, done=failed, failed=failed, entries=entries)
+        return documents
+
+    async def _store(self) -> None:
+        """Store the last cursor behind which all is settled."""
+        self._stored_at = time.monotonic()
+        async with self._storing:  # in their order
+            unsettled = next(iter(self._open.values()), None)
+            found = self._stored
+            while self._marks and (unsettled is None or self._marks[0][0] < unsettled):
+                found = self._marks.popleft()[1]
+            if found is not None and found != self._stored and not self._job.dry_run:
+                await db.run(lease.move_cursor, self._job, found)
+                self._stored = found
+
+
+async def sample(
+    *,
+    user_id: UUID,
+    provider: Provider,
+    filter_config: Mapping[str, Any],
+    zone: ZoneInfo,
+    connection_id: UUID | None = None,
+    most: int = 3,
+) -> list[Document]:
+    """Some messages that such an agent would read, for a look at what it would find. No run, no ledger, no cursor.
+
+    Raise Invalid (no connection, or several and none named), and what reading can meet.
+    """
+    account = await db.run(_account, user_id, provider, filter_config, connection_id)
+    reader = _reader(user_id, account)
+    documents: list[Document] = []
+    async with aclosing(reader.messages(cursor=None, filters=Filters.parse(filter_config, zone))) as items:
+        async for item in items:
+            if isinstance(item, Message):
+                documents.append(_document(item, b""))
+                if len(documents) == most:
+                    break
+    return documents
+
+
+def _account(
+    user_id: UUID, provider: Provider, filter_config: Mapping[str, Any], connection_id: UUID | None
+) -> lease.MailAccount:
+    found = connection_of(user_id, provider, connection_id)
+    return lease.MailAccount(provider, found.pk, found.address, filter_config, None)
+
+
+def _reader(user_id: UUID, account: lease.MailAccount) -> Reading:
+    async def token(rejected: str | None) -> str:
+        return await tokens.access_token(account.connection, user_id=user_id, rejected=rejected)
+
+    return _READERS[account.provider](Account(account.connection, account.address, token))
+
+
+def _document(message: Message, key: bytes) -> Document:
+    title = " ".join(message.title.split())[:_MOST_TITLE] or "Without a subject"
+    about = [" ".join(message.sender.split())[:_MOST_TITLE]]
+    about.append(f"{message.sent_at:%Y-%m-%d %H:%M} UTC" if message.sent_at else "")
+    path = f"{title} ({', '.join(filter(None, about))})" if any(about) else title
+    return Document(title, path, message.text, key, message.content_hash)

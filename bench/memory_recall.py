@@ -1,0 +1,250 @@
+"""Recall for a user with 10,000 entries, and for one with 200, beside 1,000 other users: `python -m
+bench.memory_recall`
+
+All tiers in one query and unsealed, by turns with what four queries through the ORM take; and whether the nearest ten
+are the nearest ten, against a scan that shares no code with the query. The model and the question's vector are made
+before and are not in the figures.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import operator
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+from uuid import UUID, uuid4
+
+from bench.kit import Stopwatch, ground, median, show
+
+OTHERS: Final = 1_000
+ENTRIES_OF_OTHERS: Final = 200
+MANY, FEW = 10_000, 200
+ROUNDS: Final = 100
+QUESTIONS: Final = 10  # that the nearest ten are counted of
+LIMIT_TOKENS: Final = 1_500
+_PATTERNS: Final = 0.005  # of all entries
+_SYLLABLES: Final = [
+    first + second for first in "bdfgklmnprstv" for second in ("a", "e", "i", "o", "u", "an", "el")
+]
+
+
+class Language:
+    """Words by Zipf's law, so that some stand in most entries and most in few."""
+
+    def __init__(self, seed: int, words: int = 6_000) -> None:
+        self.random = random.Random(seed)
+        found: dict[str, None] = {}
+        while len(found) < words:
+            found["".join(self.random.choices(_SYLLABLES, k=self.random.randint(1, 4)))] = None
+        self.words = list(found)
+        self.weights = [1 / (rank + 3) for rank in range(words)]
+
+    def sentence(self, least: int = 6, most: int = 24) -> str:
+        words = self.random.choices(self.words, self.weights, k=self.random.randint(least, most))
+        return f"{' '.join(words)}.".capitalize()
+
+
+def new_user() -> UUID:
+    from adiuva.accounts.models import User
+
+    return User.objects.create(email=f"{uuid4().hex}@example.com", password="!").pk
+
+
+def fill(user_id: UUID, entries: int, language: Language) -> None:
+    """Entries of all tiers as the product keeps them, some of them history."""
+    from django.db import connection
+
+    from adiuva.accounts.keys import cipher_for
+    from adiuva.llm import embedding_model
+    from memory import spaces
+    from memory.entries import Opened, _put, text_of
+    from memory.models import Embedding, Entry, Memory, Tier
+
+    cipher = cipher_for(user_id)
+    Memory.objects.get_or_create(pk=user_id)
+    core, patterns = min(60, entries // 5), max(3, int(entries * _PATTERNS))
+    tiers = [Tier.CORE] * core + [Tier.PROACTIVE] * patterns
+    tiers += [Tier.EPISODIC] * (entries // 10)
+    tiers += [Tier.ASSOCIATIVE] * (entries - len(tiers))
+    now = dt.datetime.now(dt.UTC)
+    made, vectors = [], []
+    for number, tier in enumerate(tiers):
+        said = Opened(language.sentence(), f"key {number}" if tier == Tier.CORE else None)
+        since = now - dt.timedelta(minutes=language.random.randint(1, 500_000))
+        entry = Entry(
+            user_id=user_id,
+            tier=tier,
+            valid_from=since,
+            valid_to=since if tier == Tier.ASSOCIATIVE and number % 50 == 0 else None,
+            confidence=language.random.random() if tier == Tier.PROACTIVE else None,
+            began_at=since if tier == Tier.EPISODIC else None,
+            ended_at=since if tier == Tier.EPISODIC else None,
+            uses=language.random.randint(0, 20),
+        )
+        _put(entry, said, cipher)
+        made.append(entry)
+        if entry.valid_to is None:
+            vector = spaces.vector_now(text_of(said))
+            vectors.append(
+                Embedding(entry=entry, user_id=user_id, embedding_model=embedding_model().name, vector=vector)
+            )
+    language.random.shuffle(made)
+    Entry.objects.bulk_create(made, batch_size=1_000)
+    Embedding.objects.bulk_create(vectors, batch_size=1_000)
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE memory_entry, memory_embedding")
+
+
+# What others have only has to lie there: made in the database, of the vectors of a few hundred sentences.
+_OTHERS: Final = """
+WITH person AS MATERIALIZED (SELECT id FROM accounts_user WHERE email LIKE 'other-%%'),
+made AS (
+    INSERT INTO memory_entry (id, user_id, tier, sealed, fingerprint, terms, derived, uses, valid_from)
+    SELECT gen_random_uuid(), person.id,
+        CASE WHEN number %% 10 = 0 THEN 'episodic' ELSE 'associative' END,
+        decode(repeat(md5(number::text), 8), 'hex'), uuid_send(gen_random_uuid()),
+        ARRAY(SELECT hashtextextended(person.id::text || word, 0)
+              FROM generate_series(number, number + 15) AS word),
+        false, 0, now() - number * interval '1 hour'
+    FROM generate_series(1, %(entries)s) AS number CROSS JOIN person
+    RETURNING id, user_id
+)
+INSERT INTO memory_embedding (entry_id, user_id, embedding_model, vector)
+SELECT made.id, made.user_id, 'lexical', (%(vectors)s::text[])[1 + abs(hashtext(made.id::text)) %% %(count)s]::halfvec
+FROM made
+"""
+
+
+def fill_others(language: Language) -> None:
+    from django.db import connection
+
+    from adiuva.accounts.models import User
+    from memory import spaces
+
+    User.objects.bulk_create(
+        [User(email=f"other-{number}@example.com", password="!") for number in range(OTHERS)]
+    )
+    vectors = [str(spaces.vector_now(language.sentence())) for _ in range(300)]
+    with connection.cursor() as cursor:
+        # Ten at a time to keep what the database holds in memory small.
+        cursor.execute(_OTHERS, {"entries": ENTRIES_OF_OTHERS, "vectors": vectors, "count": len(vectors)})
+
+
+def recalled(
+    user_id: UUID, question: str, vector: list[float], limit_tokens: int = LIMIT_TOKENS
+) -> list[UUID]:
+    from memory.recall import recall
+
+    found = recall(
+        user_id=user_id,
+        question=question,
+        vector=vector,
+        provider="somebody",
+        limit_tokens=limit_tokens,
+        now=dt.datetime.now(dt.UTC),
+    )
+    return [known.id for known in found.entries]
+
+
+def through_the_orm(user_id: UUID, vector: list[float]) -> int:
+    """What the obvious code does: a query a tier, by the vector alone, all that it finds unsealed."""
+    from pgvector.django import CosineDistance
+
+    from adiuva.accounts.keys import cipher_for
+    from memory.entries import opened
+    from memory.models import Entry, Memory, Tier
+
+    Memory.objects.get(pk=user_id)
+    holding = Entry.objects.of(user_id).current()
+    cipher = cipher_for(user_id)
+    found = [
+        *holding.filter(tier=Tier.CORE),
+        *holding.filter(tier=Tier.ASSOCIATIVE, embedding__embedding_model="lexical").order_by(
+            CosineDistance("embedding__vector", vector)
+        )[:12],
+        *holding.filter(tier=Tier.EPISODIC)[:3],
+        *holding.filter(tier=Tier.PROACTIVE, confidence__gte=0.6)[:12],
+    ]
+    return len([opened(entry, cipher) for entry in found])
+
+
+def nearest_ten(user_id: UUID, questions: list[list[float]]) -> list[set[UUID]]:
+    """By comparing all, one after the other, here."""
+    from memory.models import Embedding, Tier
+
+    rows = Embedding.objects.filter(
+        user_id=user_id, entry__tier=Tier.ASSOCIATIVE, entry__valid_to__isnull=True
+    ).values_list("pk", "vector")
+    there = [(key, list(vector)) for key, vector in rows]
+    found = []
+    for asked in questions:
+        products = [(sum(map(operator.mul, asked, vector)), key) for key, vector in there]
+        found.append({key for _, key in sorted(products, reverse=True)[:10]})
+    return found
+
+
+def cpu_of_database() -> Callable[[], float]:
+    """Reads the seconds of CPU that this connection's process of PostgreSQL has used."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        place = Path(f"/proc/{cursor.fetchone()[0]}/schedstat")
+    return lambda: int(place.read_text().split()[0]) / 1e9
+
+
+def measure(user_id: UUID, language: Language, aim: str) -> None:
+    from memory import spaces
+
+    in_database = cpu_of_database()
+    ours, cpu, orm, cpu_of_orm = [], [], [], []
+    for _ in range(ROUNDS):
+        question = language.sentence(6, 12)
+        vector = spaces.vector_now(question)
+        assert vector is not None
+        began = in_database()
+        with Stopwatch() as watch:
+            recalled(user_id, question, vector)
+        ours.append(watch.wall)
+        cpu.append(watch.cpu + in_database() - began)
+        began = in_database()
+        with Stopwatch() as watch:
+            through_the_orm(user_id, vector)
+        orm.append(watch.wall)
+        cpu_of_orm.append(watch.cpu + in_database() - began)
+    for what, wall, used in (
+        ("recall of all tiers, unsealed", ours, cpu),
+        ("four queries of the ORM, without words", orm, cpu_of_orm),
+    ):
+        show(f"{what}: median", f"{median(wall) * 1000:.1f} ms", aim if used is cpu else "")
+        show("of it CPU, here and in PostgreSQL", f"{median(used) * 1000:.1f} ms")
+
+
+def main() -> None:
+    from memory import spaces
+
+    language = Language(1)
+    with Stopwatch() as watch:
+        fill_others(language)
+        many, few = new_user(), new_user()
+        fill(many, MANY, language)
+        fill(few, FEW, language)
+    print(
+        f"Recall beside {OTHERS:,} users with {ENTRIES_OF_OTHERS} entries each (made in {watch.wall:.0f} s)"
+    )
+    for user_id, entries, aim in ((many, MANY, "aim: 10 ms"), (few, FEW, "aim: 3 ms")):
+        print(f"  {entries:,} entries")
+        measure(user_id, language, aim)
+    questions = [spaces.vector_now(language.sentence(6, 12)) or [] for _ in range(QUESTIONS)]
+    hits = sum(
+        len(nearest & set(recalled(many, "", vector, limit_tokens=100_000)))
+        for nearest, vector in zip(nearest_ten(many, questions), questions, strict=True)
+    )
+    show("of the nearest ten, by an exact scan, recalled", f"{hits / (10 * QUESTIONS):.2f}", "aim: 1.00")
+
+
+if __name__ == "__main__":
+    with ground():
+        main()

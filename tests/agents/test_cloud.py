@@ -1,0 +1,438 @@
+"""A mailbox becomes records on a device: real web, device and socket, a provider on loopback; the model is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.utils import timezone
+
+from adiuva import db, llm
+from adiuva.devices.link import DeviceLink
+from agents import delivery, lease, results, runner, runs, schedules, undo
+from agents.journeys import look, samples
+from agents.journeys.interview import Outcome
+from agents.mailbox import sample
+from agents.models import Agent, AgentCursor, AgentType, Run, Source
+from integrations.models import Connection, Health
+from integrations.models import Provider as MailProvider
+from tests.agents.build import a_run
+from tests.agents.mailboxes import (
+    PATIENCE_S,
+    Inbox,
+    an_agent,
+    an_inbox,
+    connect,
+    mail,
+    projects_of,
+    tasks_of_lines,
+)
+from tests.fakes.google import Google
+from tests.fakes.graph import Graph
+from tests.fakes.identity import Identity, Refuse
+from tests.fakes.mailboxes import Change, Cut, Fail
+from tests.fakes.provider import Fail as ModelFail
+from tests.fakes.provider import Hold, Provider
+from tests.people import somebody
+
+State = Run.State
+
+
+@pytest.fixture(scope="module")
+def google() -> Iterator[Google]:
+    with Google() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def _identity() -> Iterator[Identity]:
+    with Identity() as identity:
+        yield identity
+
+
+@pytest.fixture
+def identity(_identity: Identity) -> Identity:
+    _identity.reset()
+    return _identity
+
+
+@pytest.fixture(autouse=True)
+def configured(
+    settings: Any,
+    google: Google,
+    identity: Identity,
+    provider: Provider,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Workers of other tests do not know these providers.
+    monkeypatch.setattr(runs, "nudge", lambda run_ids: None)
+    settings.GOOGLE = {**identity.google(), "api": google.url}
+    settings.MODEL = provider.settings()
+    provider.default = tasks_of_lines
+
+
+@pytest.fixture(scope="module")
+def graph() -> Iterator[Graph]:
+    with Graph() as server:
+        yield server
+
+
+@pytest.fixture
+async def inbox(web: str, google: Google, tmp_path: Path) -> AsyncIterator[Inbox]:
+    made = await an_inbox(web, google, tmp_path, mails=5)
+    yield made
+    await db.run(made.end)
+
+
+class Died(BaseException):
+    """What no handler of a run's takes, as a worker that is killed."""
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+def steps(*numbers: int) -> list[str]:
+    return sorted(f"step {number}" for number in numbers)
+
+
+# ── Each message once ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_each_message_reaches_the_device_once_through_all_faults(
+    web: str, google: Google, tmp_path: Path, provider: Provider
+) -> None:
+    many = 80
+    inbox = await an_inbox(web, google, tmp_path, mails=many)
+    box = inbox.box
+    box.page, box.latency_s = 30, 0.005
+    box.every(41, "", Fail(500))
+    box.every(59, "", Cut())
+    box.fault("", *[Change(dict)] * 60, Fail(429, retry_after=0.2))
+    async with inbox.device():
+        run = await inbox.run()
+        assert (run.state, run.items_created, run.problems) == (State.SUCCESS, many, 0)
+        assert sorted(inbox.titles()) == steps(*range(many))
+        calls, asked = len(provider.chats), len(box.asked)
+        run = await inbox.run()
+        assert (run.state, run.verdict, run.items_created) == (State.SUCCESS, "empty", 0)
+    assert len(provider.chats) == calls == many
+    assert [path.partition("?")[0].rpartition("/")[2] for path in box.asked[asked:]] == ["history"]
+    assert box.peak <= 4
+    assert not box.early
+
+
+async def test_outlook_and_teams_are_read_by_the_same_run(
+    web: str, graph: Graph, settings: Any, identity: Identity, tmp_path: Path
+) -> None:
+    settings.MICROSOFT = {**identity.microsoft(), "api": graph.api}
+    person = await db.run(somebody)
+    box = graph.mailbox(person.email)
+    box.add("Mail", "Hello,\n\ndo step 1\n\nBea")
+    post = box.post("Sales", "General", "<p>do step 2</p>")
+    box.post("Sales", "General", "<p>do step 3</p>", reply_to=post)
+    for provider in ("outlook", "teams"):
+        await db.run(connect, person, box, provider)
+        inbox = Inbox(web, person, box, await db.run(an_agent, person, provider), tmp_path)
+        for _ in range(2):
+            run = await inbox.run()
+            assert run.state == State.SUCCESS, await inbox.codes(run)
+    async with inbox.device():
+        await delivery.deliver(person.id)
+        await until(lambda: len(inbox.titles()) == 3)
+        assert sorted(inbox.titles()) == steps(1, 2, 3)
+
+
+async def test_mail_that_comes_during_a_run_is_found_by_the_next(inbox: Inbox, provider: Provider) -> None:
+    def meanwhile(request: Any) -> dict[str, Any]:
+        if len(inbox.box.messages) < 8:
+            inbox.box.add(mail(len(inbox.box.messages)))
+        return tasks_of_lines(request)
+
+    provider.default = meanwhile
+    async with inbox.device():
+        first = await inbox.run()
+        second = await inbox.run()
+        assert {first.state, second.state} == {State.SUCCESS}
+        assert first.items_created == 5
+        assert sorted(inbox.titles()) == steps(*range(8))
+
+
+@pytest.mark.parametrize("dies_after", [0, 2, 4])
+async def test_a_run_that_dies_half_way_loses_and_doubles_nothing(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, dies_after: int
+) -> None:
+    commits = 0
+
+    def dying(job: lease.Job, found: Any) -> Any:
+        nonlocal commits
+        commits += 1
+        if commits > dies_after:
+            raise Died
+        return results_commit(job, found)
+
+    results_commit = results.commit
+    monkeypatch.setattr(results, "commit", dying)
+    async with inbox.device():
+        made = await db.run(a_run, inbox.agent)
+        with pytest.raises(BaseExceptionGroup):
+            await runner.execute(made.pk)
+        assert (await inbox.see(made)).state == State.RUNNING
+        monkeypatch.setattr(results, "commit", results_commit)
+        inbox.box.add(mail(5))
+        await db.run(
+            Run.objects.filter(pk=made.pk).update, lease_until=timezone.now() - dt.timedelta(seconds=1)
+        )
+        await db.run(runs.sweep)
+        await runner.execute(made.pk)
+        assert (await inbox.see(made)).state == State.SUCCESS
+        assert await inbox.cursor()
+        assert sorted(inbox.titles()) == steps(*range(6))
+
+
+async def test_the_cursor_waits_for_what_the_model_could_not_read(inbox: Inbox, provider: Provider) -> None:
+    inbox.box.page = 2
+    provider.default = lambda request: (
+        ModelFail(400) if "step 2" in str(request.body["messages"][2]) else tasks_of_lines(request)
+    )
+    async with inbox.device():
+        run = await inbox.run()
+        assert (run.state, run.items_created, run.files_failed) == (State.PARTIAL, 4, 1)
+        assert not await inbox.cursor()
+        provider.default = tasks_of_lines
+        run = await inbox.run()
+        assert (run.state, run.items_created, run.files_unchanged) == (State.SUCCESS, 1, 4)
+        assert await inbox.cursor()
+        assert sorted(inbox.titles()) == steps(*range(5))
+
+
+async def test_a_message_that_cannot_be_read_is_listed_and_a_changed_prompt_reads_all_again(
+    inbox: Inbox, provider: Provider
+) -> None:
+    inbox.box.fault("/messages/m000002", Fail(400, "badRequest"))
+    run = await inbox.run()
+    assert (run.state, run.files_failed, run.problems) == (State.PARTIAL, 1, 1)
+    assert "provider_refused" in await inbox.codes(run)
+    await db.run(Agent.objects.filter(pk=inbox.agent.pk).update, prompt_template="Find everything.")
+    calls = len(provider.chats)
+    run = await inbox.run()
+    assert (run.state, len(provider.chats) - calls) == (State.SUCCESS, 5)
+    async with inbox.device():
+        await delivery.deliver(inbox.person.id)
+        await until(lambda: len(inbox.titles()) == 5)
+        assert sorted(inbox.titles()) == steps(*range(5))
+
+
+# ── With and without a device ───────────────────────────────────────────────────────────────────────────
+
+
+async def test_records_wait_for_the_first_device_that_comes_and_go_to_no_other(
+    inbox: Inbox, provider: Provider
+) -> None:
+    run = await inbox.run()
+    assert (run.state, run.items_created, run.undelivered) == (State.SUCCESS, 0, True)
+    assert projects_of(provider.chats[0]) == []
+    async with inbox.device("desk"), inbox.device("phone"):
+        await asyncio.gather(*(delivery.deliver(inbox.person.id) for _ in range(4)))
+        await until(lambda: len(inbox.titles("desk") + inbox.titles("phone")) == 5)
+        assert sorted(inbox.titles("desk") + inbox.titles("phone")) == steps(*range(5))
+        assert [] in (inbox.titles("desk"), inbox.titles("phone"))
+        assert (await inbox.delivered(run)).items_created == 5
+        await db.run(runs.sweep)
+        await delivery.deliver(inbox.person.id)
+        assert len(inbox.titles("desk") + inbox.titles("phone")) == 5
+
+
+async def test_a_hello_has_the_worker_bring_what_waits(inbox: Inbox, worker: None) -> None:
+    await inbox.run()
+    async with inbox.device("desk", capabilities=()):
+        await until(lambda: len(inbox.titles()) == 5)
+
+
+async def test_a_device_that_goes_during_a_run_gets_the_rest_when_it_is_back(
+    inbox: Inbox, provider: Provider
+) -> None:
+    held = Hold(tasks_of_lines)
+    provider.default = lambda request: (
+        held if "step 3" in str(request.body["messages"][2]) else tasks_of_lines(request)
+    )
+    async with inbox.device():
+        work = asyncio.create_task(inbox.run())
+        await until(lambda: len(inbox.titles()) == 4 and held.reached.is_set())
+    held.release()
+    run = await work
+    assert run.state == State.SUCCESS
+    async with inbox.device():
+        await delivery.deliver(inbox.person.id)
+        assert (await inbox.delivered(run)).items_created == 5
+    assert sorted(inbox.titles()) == steps(*range(5))
+
+
+async def test_a_delivery_that_dies_is_taken_up_and_doubles_nothing(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await inbox.run()
+
+    def dying(*_: Any) -> None:
+        raise Died
+
+    waits = Run.objects.filter(pk=run.pk).update
+    await db.run(waits, undelivered=False)  # so that no worker of another test is called
+    async with inbox.device():
+        async with DeviceLink(inbox.person.id) as link:
+            await link.call("select", "projects", filters={})  # its hello is over
+        await db.run(waits, undelivered=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(delivery, "_settle", dying)
+            with pytest.raises(Died):
+                await delivery.deliver(inbox.person.id)
+        assert len(inbox.titles()) == 5  # it has them, and nobody knows
+        await delivery.deliver(inbox.person.id)
+        assert (await inbox.see(run)).items_created == 0  # held by the dead one's lease
+    await db.run(waits, lease_until=timezone.now() - dt.timedelta(seconds=1))
+    async with inbox.device("phone"), inbox.device("desk"):
+        await delivery.deliver(inbox.person.id)
+        assert (await inbox.delivered(run)).items_created == 5
+        assert (sorted(inbox.titles("desk")), inbox.titles("phone")) == (steps(*range(5)), [])
+
+
+async def test_an_undo_takes_back_what_no_device_has_yet(inbox: Inbox) -> None:
+    run = await inbox.run()
+    undone = await undo.undo(run=run)
+    assert (undone.never_sent, undone.deleted, undone.kept) == (5, 0, [])
+    async with inbox.device():
+        await delivery.deliver(inbox.person.id)
+        assert inbox.titles() == []
+
+
+# ── The account ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_lost_account_pauses_its_agents_and_a_new_consent_goes_on(
+    inbox: Inbox, identity: Identity, worker: None
+) -> None:
+    hour = dt.timedelta(hours=1)
+    await db.run(
+        Agent.objects.filter(pk=inbox.agent.pk).update,
+        schedule_cron="@hourly",
+        next_run_at=timezone.now() - hour,
+    )
+    inbox.box.expire()
+    identity.script(Refuse("invalid_grant"))
+    async with inbox.device():
+        run = await inbox.run()
+        assert (run.state, run.status, run.attempt) == (State.AWAITING_REAUTH, "running", 0)
+        assert "needs_reauth" in await inbox.codes(run)
+        agent = await db.run(Agent.objects.select_related("connection").get, pk=inbox.agent.pk)
+        assert agent.paused == "needs_reauth"
+        await until(lambda: bool(inbox.errors))  # a worker says it
+        with pytest.raises(runs.RunIsLive):
+            await db.run(lambda: runs.start(agent=agent))
+        assert (inbox.errors[0].code, inbox.errors[0].ref) == ("needs_reauth", str(agent.connection_id))
+
+        def claimed() -> int:
+            return schedules._start(schedules.Q(user_id=inbox.person.id), None)
+
+        assert await db.run(claimed) == 0
+        await db.run(runs.sweep)
+        assert (await inbox.see(run)).state == State.AWAITING_REAUTH
+        assert len(inbox.errors) == 1
+        await db.run(connect, inbox.person, inbox.box)
+        assert (await inbox.see(run)).state == State.QUEUED
+        await runner.execute(run.pk)
+        assert (await inbox.see(run)).state == State.SUCCESS
+        assert sorted(inbox.titles()) == steps(*range(5))
+        agent = await db.run(Agent.objects.select_related("connection").get, pk=inbox.agent.pk)
+        assert agent.paused == ""
+        assert agent.next_run_at > timezone.now()  # the slot that came meanwhile was this run's
+
+
+async def test_a_reconnection_that_nobody_heard_of_is_found_by_the_sweep(
+    inbox: Inbox, identity: Identity
+) -> None:
+    inbox.box.expire()
+    identity.script(Refuse("invalid_grant"))
+    run = await inbox.run()
+    await db.run(Connection.objects.filter(user_id=inbox.person.id).update, health=Health.OK, reason="")
+    await db.run(runs.sweep)
+    assert (await inbox.see(run)).state == State.QUEUED
+
+
+async def test_a_run_that_awaits_its_account_can_be_cancelled(inbox: Inbox, identity: Identity) -> None:
+    inbox.box.expire()
+    identity.script(Refuse("invalid_grant"))
+    run = await inbox.run()
+    assert run.state == State.AWAITING_REAUTH
+    assert (await db.run(lambda: runs.cancel(run=run))).state == State.CANCELLED
+
+
+async def test_a_provider_that_is_away_puts_the_run_off_until_it_wants(inbox: Inbox) -> None:
+    inbox.box.fault("/messages/m000003", Fail(429, retry_after=600.0))
+    run = await inbox.run()
+    assert (run.state, run.retries) == (State.QUEUED, 1)
+    assert run.not_before is not None
+    assert run.not_before > timezone.now() + dt.timedelta(seconds=590)
+    assert "provider_throttled" in await inbox.codes(run)
+
+
+async def test_without_its_connection_a_run_ends_with_the_reason(inbox: Inbox) -> None:
+    await db.run(Connection.objects.filter(user_id=inbox.person.id).delete)
+    agent = await db.run(Agent.objects.get, pk=inbox.agent.pk)
+    inbox.agent = agent
+    run = await inbox.run()
+    assert (run.state, await inbox.codes(run)) == (State.ERROR, ["no_connection"])
+
+
+# ── Without creating anything ───────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_dry_run_shows_a_few_and_keeps_no_cursor(inbox: Inbox, provider: Provider) -> None:
+    run = await inbox.run(dry_run=True, max_sources=3)
+    assert (run.state, run.files_done, run.undelivered) == (State.SUCCESS, 3, False)
+    assert len(provider.chats) == 3
+    assert not await inbox.cursor()
+    assert not await db.run(Source.objects.filter(agent=inbox.agent).exists)
+    await inbox.run()
+    run = await inbox.run(dry_run=True, max_sources=2)
+    assert (run.state, run.files_done) == (State.SUCCESS, 2)
+
+
+async def test_a_sample_of_a_mailbox_is_the_newest_few(inbox: Inbox) -> None:
+    zone = ZoneInfo("Europe/Rome")
+    found = await sample(
+        user_id=inbox.person.id,
+        provider=MailProvider.GMAIL,
+        filter_config={"senders": ["example.com"]},
+        zone=zone,
+    )
+    assert [document.name for document in found] == ["Mail 4", "Mail 3", "Mail 2"]
+    assert "bea@example.com" in found[0].path
+    assert not await db.run(AgentCursor.objects.filter(agent=inbox.agent).exists)
+
+
+async def test_a_journey_looks_into_the_mailbox_that_is_connected(inbox: Inbox) -> None:
+    def wanted(**filters: Any) -> samples.Wanted:
+        outcome = Outcome(
+            name="Mail",
+            prompt_template="Find what is to be done.",
+            data_types=["tasks"],
+            filter_config=filters,
+        )
+        return samples.Wanted(inbox.person.id, uuid.uuid4(), AgentType.GMAIL, None, outcome)
+
+    found = await look.look(wanted(), ZoneInfo("Europe/Rome"))
+    assert (found.code, found.counts, len(found.sources)) == ("", {"tasks": 3}, 3)
+    assert (
+        await look.look(wanted(senders=["nobody@example.com"]), ZoneInfo("UTC"))
+    ).code == "nothing_to_read"
+    await db.run(Connection.objects.filter(user_id=inbox.person.id).delete)
+    assert (await look.look(wanted(), ZoneInfo("UTC"))).code == "no_mailbox"
+    await llm.aclose()

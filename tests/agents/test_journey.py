@@ -1,0 +1,521 @@
+"""An agent is made in a conversation: real web process, device and socket; a scripted model, or the offline one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from django.utils import timezone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adiuva import db
+from agents.models import Agent, JourneySession, Run
+from tests.fakes.provider import Fail, Hold, Provider, Raw, Request
+from tests.people import somebody
+from tests.stack import ROOT, Stack
+
+if TYPE_CHECKING:
+    from tests.agents.test_runs import Desk
+
+SAMPLE = ROOT / "adiuva" / "embedded" / "sample"
+ASK = {"question": "What should it find?"}
+AGENT = {
+    "prompt_template": "Take out what is to be done.",
+    "data_types": ["tasks"],
+    "name": "Things to do",
+    "schedule_cron": "0 8 * * 1-5",
+    "filters": {},
+}
+DONE = {"agent": AGENT}
+
+
+@pytest.fixture
+async def desk(stack: Stack, provider: Provider, tmp_path: Path) -> AsyncIterator[Desk]:
+    """A person whose web process asks the scripted model."""
+    from tests.agents.test_runs import Desk, tasks_of_lines
+
+    web = stack.web(
+        ADIUVA_MODEL="openai/scripted",
+        ADIUVA_MODEL_API_BASE=provider.url,
+        ADIUVA_EMBEDDING_MODEL="openai/scripted",
+        ADIUVA_EMBEDDING_MODEL_API_BASE=provider.url,
+    )
+    provider.default = tasks_of_lines  # what documents are read with
+    (folder := tmp_path / "documents").mkdir()
+    made = Desk(web, await db.run(somebody, timezone="Europe/Rome"), folder)
+    yield made
+    await made.rest.aclose()
+
+
+def offline(request: Request) -> Any:
+    """What the offline model says to a request."""
+    from adiuva.embedded.offline_model import server
+
+    return server._answer(
+        server._messages(request.body), server._tools(request.body), server._schema(request.body)
+    ).text
+
+
+async def begin(desk: Desk, **body: Any) -> dict[str, Any]:
+    answer = await desk.rest.post("/agents/journey/start", json={"agent_type": "local_directory"} | body)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+async def say(desk: Desk, session: dict[str, Any], message: str = "", **more: Any) -> httpx.Response:
+    body = {"session_id": session["session_id"], "message": message, **more}
+    return await desk.rest.post("/agents/journey/message", json=body)
+
+
+async def said(desk: Desk, session: dict[str, Any], message: str = "", **more: Any) -> dict[str, Any]:
+    answer = await say(desk, session, message, **more)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def told(request: Request) -> str:
+    """What the model was told of the journey."""
+    return str(request.body["messages"][1]["content"])
+
+
+# ── To its end ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_with_the_offline_model_it_ends_with_an_agent_that_extracts_from_the_sample_workspace(
+    desk: Desk, provider: Provider, worker: None
+) -> None:
+    from tests.agents.test_runs import connected
+
+    provider.default = offline
+    shutil.copytree(SAMPLE, desk.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("projects.json"))
+    async with connected(desk):
+        await desk.agent(name="The one that knows the folder")
+        session = await begin(desk, data_types=["whatever"])
+        answers = iter(["Tasks and notes, decisions first", "Meeting notes and mails", "Every morning at 7"])
+        questions = []
+        while not session["done"]:
+            questions.append(session["message"])
+            session = await said(desk, session, next(answers))
+        assert len(set(questions)) == 3 and all(question.endswith("?") for question in questions)
+        found = session["found"]
+        assert len(found["sources"]) == 3 and (found["code"], found["message"]) == ("", "")
+        assert all((SAMPLE / Path(path).relative_to(desk.folder)).is_file() for path in found["sources"])
+        assert sum(found["counts"].values()) == len(found["records"]) >= 3 and found["counts"]["tasks"] >= 3
+        assert {record["source"] for record in found["records"]} <= set(found["sources"])
+        assert (session["data_types"], session["schedule_cron"]) == (["tasks", "notes"], "0 7 * * 1-5")
+        assert desk.rows("tasks") == [] and await db.run(Run.objects.of(desk.person.id).count) == 0
+        made = await desk.agent(**{name: session[name] for name in AGENT if name in session})
+        run = await desk.rest.post(f"/agents/{made}/run", params={"dry_run": "true"})
+        seen = await desk.until(run.json()["run_id"], lambda seen: seen["status"] != "running")
+    assert seen["state"] == "success" and len(seen["records"]) > 10
+
+
+async def test_of_an_agent_it_begins_with_what_that_does_and_changes_nothing_itself(
+    desk: Desk, provider: Provider
+) -> None:
+    from tests.agents.test_runs import connected
+
+    for number in range(5):
+        desk.write(f"{number}.md", f"do step {number}")
+    desk.write("other.log", "do not read this")
+    provider.script(
+        ASK, {"agent": {"prompt_template": "All steps.", "data_types": ["tasks"], "name": "Steps"}}
+    )
+    async with connected(desk):
+        agent = await desk.agent(
+            prompt_template="Heron words", schedule_cron="@daily", file_extensions=[".md"]
+        )
+        session = await said(desk, await begin(desk, agent_id=agent), "The steps")
+    first, second = (told(request) for request in provider.calls[:2])
+    assert "[begin agent data-" in first and "Heron words" in first
+    assert "[begin interview data-" in second and '"answer":"The steps"' in second
+    assert (session["prompt_template"], session["name"]) == ("All steps.", "Steps")
+    assert (session["schedule_cron"], session["file_extensions"]) == ("@daily", [".md"])  # as they were
+    assert session["found"]["counts"] == {"tasks": 3}
+    assert session["message"] == "This is what the agent would do. In 3 documents of yours it finds: 3 tasks."
+    assert len(desk.fetched) == 3 and "All steps." in json.dumps(provider.last["messages"])
+    kept = await db.run(Agent.objects.get, pk=agent)
+    assert kept.prompt_template == "Heron words" and desk.rows("tasks") == []
+
+
+async def test_what_it_ended_with_is_told_again_and_looked_for_once(desk: Desk, provider: Provider) -> None:
+    from tests.agents.test_runs import connected
+
+    desk.write("one.md", "do call Ada")
+    provider.script(ASK, DONE)
+    async with connected(desk):
+        await desk.agent()
+        session = await said(desk, await begin(desk), "Tasks")
+        calls = len(provider.calls)
+        assert await said(desk, session, "Tasks") == session
+        assert await said(desk, session, "Tasks", turn=session["turn"] - 1) == session
+    assert len(provider.calls) == calls and session["found"]["counts"] == {"tasks": 1}
+
+
+async def test_after_five_answers_it_concludes_whatever_the_model_does(
+    desk: Desk, provider: Provider
+) -> None:
+    provider.default = ASK
+    session = await begin(desk)
+    for number in range(5):
+        assert not session["done"] and session["message"] == ASK["question"]
+        session = await said(desk, session, f"answer {number}")
+    assert session["done"] and session["data_types"] == ["tasks", "notes"]
+    assert all(f"answer {number}" in session["prompt_template"] for number in range(5))
+    assert "the model came to no end" in session["message"].casefold()
+    final = provider.chats[-1].body
+    assert "Conclude now" in told(provider.chats[-1])
+    assert "question" not in final["response_format"]["json_schema"]["schema"]["properties"]
+    assert final["messages"][-1]["content"].startswith("Repair: no more questions")
+
+
+OFFLINE: list[tuple[list[str], bool, dict[str, Any]]] = [
+    (
+        ["Deadlines and clients", "all", "weekly"],
+        False,
+        {"data_types": ["timelines", "clients"], "cron": "0 8 * * 1"},
+    ),
+    (["everything", "mails"], False, {"question": True}),
+    (["anything", "go back"], False, {"back": True}),
+    (["all", "mails", "only when I start it"], False, {"data_types": 4, "cron": ""}),
+    (["tasks every hour", "mails"], False, {"data_types": ["tasks"], "cron": "0 * * * *"}),
+    (["notes", "daily at 6"], True, {"data_types": ["notes"], "cron": "0 6 * * *"}),
+    (["a", "b", "c", "d", "e"], False, {"data_types": 4, "cron": ""}),
+    (["one", "two", "three", "four", "back"], False, {"back": True}),
+]
+
+
+@pytest.mark.parametrize(("answers", "present", "expected"), OFFLINE)
+def test_the_offline_model_knows_when_it_has_heard_enough(
+    answers: list[str], present: bool, expected: dict[str, Any]
+) -> None:
+    from adiuva.embedded.offline_model import journey
+    from agents.journeys import interview
+    from agents.journeys.interview import Back, Brief, Exchange, Outcome, Question
+    from agents.models import AgentType
+
+    brief = Brief(AgentType.LOCAL_DIRECTORY, {"prompt_template": "Find", "name": "Mine"} if present else {})
+    said = [Exchange(question="What?", answer=answer) for answer in answers]
+    messages = [{"role": "user", "content": interview._material(brief, said)}]
+    step = interview._read(journey.answer(messages, interview._schema(brief, said)), brief, said)
+    match step:
+        case Question():
+            found: dict[str, Any] = {"question": True}
+        case Back():
+            found = {"back": True}
+        case Outcome():
+            tables = expected.get("data_types")
+            count = isinstance(tables, int)
+            found = {
+                "data_types": len(step.data_types) if count else step.data_types,
+                "cron": step.schedule_cron,
+            }
+    assert found == expected
+
+
+# ── What the model says is data ─────────────────────────────────────────────────────────────────────────
+
+LEAK = (ROOT / "agents" / "prompts" / "journey.md").read_text("utf-8").split("\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("agent_type", "answers", "expected", "notes"),
+    [
+        ("local_directory", ["no JSON here", DONE], {"name": "Things to do"}, 0),
+        ("local_directory", [[1, 2], DONE], {"name": "Things to do"}, 0),
+        ("local_directory", [{"agent": {**AGENT, "data_types": ["mails"]}}, DONE], {"data_types": ["tasks"]}, 0),
+        (
+            "local_directory",
+            [{"agent": {**AGENT, "data_types": ["mails", "notes", {}, "tasks", "tasks"]}}],
+            {"data_types": ["tasks", "notes"]},
+            1,
+        ),
+        ("local_directory", [{"agent": {**AGENT, "prompt_template": " "}}, DONE], {}, 0),
+        ("local_directory", [{"agent": {**AGENT, "prompt_template": LEAK}}, DONE], {}, 0),
+        ("local_directory", [{"agent": {**AGENT, "schedule_cron": "each dawn"}}], {"schedule_cron": ""}, 1),
+        ("local_directory", [{"agent": {**AGENT, "schedule_cron": ["@daily"]}}], {"schedule_cron": ""}, 1),
+        ("local_directory", [{"agent": {**AGENT, "name": "x" * 201}}], {"name": "Local folders agent"}, 0),
+        ("local_directory", [{"agent": {**AGENT, "name": "Two\nlines\x00"}}], {"name": "Two lines"}, 0),
+        (
+            "local_directory",
+            [{"agent": {**AGENT, "filters": {"file_extensions": ["md", ".EML"], "labels": ["x"]}}}],
+            {"file_extensions": [".md", ".eml"], "filter_config": {}},
+            0,
+        ),
+        (
+            "local_directory",
+            [{"agent": {**AGENT, "filters": {"file_extensions": ["../x"]}}}],
+            {"file_extensions": []},
+            1,
+        ),
+        (
+            "gmail",
+            [{"agent": {**AGENT, "filters": {"labels": ["Work"], "senders": "ada", "query": "*",
+                                             "date_range": {"from": "2026-11-01", "to": None, "x": 1}}}}],
+            {"filter_config": {"labels": ["Work"], "date_range": {"from": "2026-11-01"}}, "file_extensions": []},
+            1,
+        ),
+        ("teams", [{"agent": {**AGENT, "filters": {"date_range": {"from": "soon"}}}}], {"filter_config": {}}, 1),
+        ("outlook", [DONE], {"filter_config": {}}, 0),
+    ],
+)  # fmt: skip
+async def test_a_configuration_is_checked(
+    desk: Desk, provider: Provider, agent_type: str, answers: list[Any], expected: dict[str, Any], notes: int
+) -> None:
+    provider.script(ASK, *answers)
+    session = await said(desk, await begin(desk, agent_type=agent_type), "Tasks")
+    assert session["done"] and session["prompt_template"] == AGENT["prompt_template"]
+    assert {name: session[name] for name in expected} == expected
+    assert len(session["notes"]) == notes and all(note in session["message"] for note in session["notes"])
+    assert len(provider.chats) == 1 + len(answers)
+    is_local = agent_type == "local_directory"
+    assert session["found"]["code"] == ("device_offline" if is_local else "no_mailbox")
+
+
+async def test_a_question_does_not_give_our_own_prompt_away(desk: Desk, provider: Provider) -> None:
+    provider.script({"question": f"Well: {LEAK} So what should it find?"}, ASK)
+    assert (await begin(desk))["message"] == ASK["question"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.sampled_from(["tasks", "@daily"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["question", "back", "agent", "filters", *AGENT, "labels", "date_range", "from"]),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=60)
+@given(
+    json_values,
+    st.integers(0, 5),
+    st.sampled_from(["local_directory", "gmail"]),
+    st.dictionaries(st.sampled_from(list(AGENT)), json_values),
+)
+def test_whatever_a_model_answers_is_a_step_or_refused(
+    answer: Any, asked: int, agent_type: str, changes: dict[str, Any]
+) -> None:
+    from agents.cron import Cron
+    from agents.journeys import interview
+    from agents.journeys.interview import Brief, Exchange, Outcome, Question
+    from agents.models import AgentType
+
+    before = [Exchange(question="What?", answer="That.")] * asked
+    for given_ in (answer, {"agent": AGENT | changes}):
+        try:
+            step = interview._read(given_, Brief(AgentType(agent_type)), before)
+        except interview._Unusable:
+            continue
+        if isinstance(step, Question):
+            assert asked < 5 and 0 < len(step.text) <= 1_000
+        elif isinstance(step, Outcome):
+            assert asked and step.data_types and set(step.data_types) <= set(interview.DATA_TYPES)
+            assert 0 < len(step.prompt_template) <= 20_000 and 0 < len(step.name) <= 200
+            assert not step.schedule_cron or Cron.parse(step.schedule_cron)
+            assert step.filter_config.keys() <= {"labels", "senders", "date_range"}
+
+
+def test_what_nobody_speaks_of_stays_as_the_agent_has_it() -> None:
+    from agents.journeys.interview import Brief, _outcome
+    from agents.models import AgentType
+
+    filters = {"labels": ["Work"], "senders": ["ada@example.com"]}
+    brief = Brief(AgentType.GMAIL, {"name": "Mine", "schedule_cron": "@daily", "filter_config": filters})
+    said = {"prompt_template": "All.", "data_types": ["notes"], "filters": {"senders": []}}
+    outcome = _outcome(said, brief)
+    assert (outcome.name, outcome.schedule_cron) == ("Mine", "@daily")
+    assert outcome.filter_config == {"labels": ["Work"]}  # senders were taken out
+    assert _outcome(said | {"schedule_cron": "", "name": "New"}, brief).schedule_cron == ""
+
+
+# ── When it cannot go on ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("faults", "status", "code"),
+    [
+        (["no JSON", {"nothing": 1}], 502, "journey_unclear"),
+        ([{"agent": {**AGENT, "data_types": []}}] * 2, 502, "journey_unclear"),
+        ([Fail(503, retry_after=0)] * 3, 503, "model_unavailable"),
+        ([Fail(401)], 502, "model_rejected"),
+        ([Raw(b"<html>")], 502, "model_garbled"),
+    ],
+)
+async def test_a_fault_of_the_model_leaves_the_journey_as_it_was(
+    desk: Desk, provider: Provider, faults: list[Any], status: int, code: str
+) -> None:
+    provider.script(*faults)
+    refused = await desk.rest.post("/agents/journey/start", json={"agent_type": "gmail"})
+    assert (refused.status_code, refused.json()["code"]) == (status, code)
+    assert not await db.run(JourneySession.objects.filter(user=desk.person.id).exists)
+    provider.script(ASK, *faults, DONE)
+    session = await begin(desk, agent_type="gmail")
+    refused = await say(desk, session, "Tasks")
+    assert (refused.status_code, refused.json()["code"]) == (status, code)
+    again = await said(desk, session, "Tasks", turn=session["turn"])
+    assert again["done"] and again["turn"] == session["turn"] + 1
+
+
+async def test_another_users_an_unknown_and_an_expired_journey_are_not_found(
+    desk: Desk, provider: Provider
+) -> None:
+    from agents.journeys import sessions
+
+    provider.default = ASK
+    mine, old = await begin(desk), await begin(desk)
+    other = await db.run(somebody)
+
+    def expire() -> None:
+        JourneySession.objects.filter(pk=old["session_id"]).update(expires_at=timezone.now())
+
+    await db.run(expire)
+    with other.rest(desk.web) as theirs:
+        answer = theirs.post(
+            "/agents/journey/message", json={"session_id": mine["session_id"], "message": "x"}
+        )
+        assert (answer.status_code, answer.json()["code"]) == (404, "journey_not_found")
+    for session in (old, {"session_id": str(uuid.uuid4())}, {"session_id": "none"}):
+        answer = await say(desk, session, "Tasks")
+        assert (answer.status_code, answer.json()["code"]) == (404, "journey_not_found")
+    assert await db.run(sessions.sweep) >= 1
+    left = JourneySession.objects.filter(user=desk.person.id).values_list("pk", flat=True)
+    assert await db.run(list, left) == [uuid.UUID(mine["session_id"])]
+
+
+async def test_it_is_refused_for_an_agent_of_another_type_or_user_and_for_an_empty_answer(
+    desk: Desk, provider: Provider
+) -> None:
+    provider.default = ASK
+    agent = await desk.agent()
+    other = await db.run(somebody)
+    wrong = await desk.rest.post("/agents/journey/start", json={"agent_type": "gmail", "agent_id": agent})
+    assert (wrong.status_code, list(wrong.json()["fields"])) == (400, ["agent_type"])
+    with other.rest(desk.web) as theirs:
+        body = {"agent_type": "local_directory", "agent_id": agent}
+        assert theirs.post("/agents/journey/start", json=body).status_code == 404
+    assert (await desk.rest.post("/agents/journey/start", json={"agent_type": "fax"})).status_code == 400
+    assert provider.chats == []
+    assert (await say(desk, await begin(desk), " ")).status_code == 400
+
+
+async def test_what_was_said_is_sealed(desk: Desk, provider: Provider) -> None:
+    provider.script({"question": "A heron question?"}, {"question": "More?"})
+    session = await begin(desk)
+    await said(desk, session, "A heron answer")
+    row = await db.run(JourneySession.objects.get, pk=session["session_id"])
+    assert b"heron" not in bytes(row.sealed) and row.expires_at > timezone.now()
+
+
+# ── Back, twice, at once ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_one_goes_back_question_by_question_and_the_answers_are_dropped(
+    desk: Desk, provider: Provider
+) -> None:
+    questions = [{"question": f"Question {number}?"} for number in range(1, 4)]
+    provider.script(*questions, {"back": True}, {"question": "Other?"}, DONE)
+    session = await begin(desk)
+    for words in ("heron", "falcon"):
+        session = await said(desk, session, words)
+    assert session["message"] == "Question 3?"
+    assert (await said(desk, session, back=True))["message"] == "Question 2?"
+    session = await said(desk, session, "No, let us go back")
+    assert session["message"] == "Question 1?"
+    for _ in range(2):  # before the first there is none
+        session = await said(desk, session, back=True)
+        assert (session["message"], session["done"]) == ("Question 1?", False)
+    session = await said(desk, session, "osprey")
+    assert session["message"] == "Other?"
+    assert "osprey" in told(provider.chats[-1]) and "falcon" not in told(provider.chats[-1])
+    assert "heron" not in told(provider.chats[-1])
+    done = await said(desk, session, "kestrel")
+    again = await said(desk, done, back=True)
+    assert (again["message"], again["done"]) == ("Other?", False) and "found" not in again
+
+
+async def test_a_message_that_comes_twice_at_once_takes_one_question(desk: Desk, provider: Provider) -> None:
+    held = Hold({"question": "Second?"})
+    provider.script(ASK, held, {"question": "Other second?"})
+    session = await begin(desk)
+    first = asyncio.create_task(say(desk, session, "Tasks"))
+    assert await asyncio.to_thread(held.reached.wait, 10)
+    second = await said(desk, session, "Tasks")
+    assert second["message"] == "Other second?"
+    held.release()
+    late = await first
+    assert (late.status_code, late.json()["code"]) == (409, "journey_moved_on")
+    now = {"question": "Other second?", "done": False, "turn": second["turn"]}
+    assert {name: late.json()[name] for name in now} == now
+    # And one after the other, if the client says which question it answers.
+    assert await said(desk, session, "Tasks", turn=session["turn"]) == second
+    assert len(provider.chats) == 3
+    for stale in ({"message": "Notes", "turn": session["turn"]}, {"back": True, "turn": session["turn"]}):
+        assert (await say(desk, session, **stale)).status_code == 409
+
+
+# ── What is at hand ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def looked(desk: Desk, provider: Provider, **body: Any) -> dict[str, Any]:
+    provider.script(ASK, DONE)
+    session = await said(desk, await begin(desk, **body), "Tasks")
+    assert session["done"] and session["message"]
+    return dict(session["found"])
+
+
+async def test_when_there_is_nothing_to_look_into_it_says_why(desk: Desk, provider: Provider) -> None:
+    from tests.agents.test_runs import connected
+
+    nothing = {"sources": [], "records": [], "counts": {}}
+    agent = await desk.agent(directory_paths=[str(desk.folder)])
+    away = await looked(desk, provider, agent_id=agent)
+    assert away == nothing | {"code": "device_offline", "message": away["message"]} and away["message"]
+    async with connected(desk):
+        assert (await looked(desk, provider, agent_id=agent))["code"] == "nothing_to_read"
+        await desk.rest.delete(f"/agents/local/{agent}")
+        assert (await looked(desk, provider))["code"] == "no_folder"
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+async def test_it_reads_three_documents_of_whatever_device_and_shows_what_could_be_read(
+    desk: Desk, provider: Provider, protocol: int
+) -> None:
+    from tests.agents.test_runs import connected, document, tasks_of_lines
+
+    provider.default = lambda request: Fail(400) if "step 1" in document(request) else tasks_of_lines(request)
+    for number in range(3):
+        desk.write(f"{number}.md", f"do step {number}\n" + "x" * 200_000)
+    desk.device = desk.new_device(protocol=protocol)
+    async with connected(desk):
+        await desk.agent()
+        found = await looked(desk, provider)
+    assert sorted(record["data"]["title"] for record in found["records"]) == ["step 0", "step 2"]
+    assert len(found["sources"]) == 2 and found["counts"] == {"tasks": 2}
+    assert found["code"] == "model_rejected" and found["message"]
+
+
+def test_the_newest_of_each_kind_is_chosen_and_no_empty_or_huge_file_before_others() -> None:
+    from adiuva.devices.protocol import ManifestFile
+    from agents.journeys.samples import _choice
+
+    def file(path: str, mtime: int, size: int = 10) -> ManifestFile:
+        return ManifestFile(path=path, sha256="0" * 64, size=size, mtime=mtime)
+
+    files = [file("/a.md", 1), file("/b.md", 9), file("/c.eml", 2), file("/d.md", 8), file("/e.txt", 99, 0)]
+    assert _choice(files) == ["/b.md", "/c.eml", "/d.md"]
+    assert _choice([file("/huge.csv", 9, 10**9), file("/small.csv", 1)]) == ["/small.csv", "/huge.csv"]
+    assert _choice([]) == []
