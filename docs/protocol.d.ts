@@ -145,6 +145,8 @@ export interface FloatingRequest {
   request_id?: string | null;
   /** (protocol 2) */
   conversation_id?: string | null;
+  /** false: nothing of this request is remembered, and nothing is recalled for it (protocol 2) */
+  memory?: boolean;
 }
 
 /** (protocol 2) */
@@ -171,6 +173,8 @@ export interface HomeRequest {
   request_id?: string | null;
   /** (protocol 2) */
   conversation_id?: string | null;
+  /** false: nothing of this request is remembered, and nothing is recalled for it (protocol 2) */
+  memory?: boolean;
 }
 
 export interface ManifestFile {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -16,6 +17,9 @@ from chat import prompts
 from chat.approvals import Wish
 from chat.assistants import SUPERVISORS
 from chat.models import Kind
+from chat.recollection import Recollection
+from memory.models import Tier
+from memory.recall import Known
 
 ZURICH = ZoneInfo("Europe/Zurich")
 FRIDAY = datetime(2026, 11, 20, 0, 30, tzinfo=ZURICH)  # in UTC it is still Thursday
@@ -39,7 +43,8 @@ ASKED = (
 class Chat:
     """A conversation as the assistants have it: their tools, and a tail before the last message."""
 
-    def __init__(self, **results: str) -> None:
+    def __init__(self, *without: str, **results: str) -> None:
+        self.without = without
         self.results, self.before = results, list[dict[str, Any]]()
         self.calls: list[tuple[str, Any]] = []
         self.rounds = 0
@@ -49,7 +54,8 @@ class Chat:
         messages = [{"role": "system", "content": prompts.head("home").text}, *self.before]
         messages += [{"role": "system", "content": said}, {"role": "user", "content": text}]
         self.calls, self.rounds = [], 0
-        schemas = SUPERVISORS[Kind.HOME].schemas
+        every = SUPERVISORS[Kind.HOME].schemas
+        schemas = [schema for schema in every if schema["function"]["name"] not in self.without]
         while wishes := (answer := chat.answer(messages, schemas)).wishes:
             self.rounds += 1
             assert self.rounds < 5, "the model calls tools without end"
@@ -92,7 +98,7 @@ def looking_at(kind: str, **row: Any) -> str:
         ("search my notes for the harbour", [("search_notes", {"query": "the harbour"})]),
         (
             "remember that I bill monthly",
-            [("create_note", {"title": "I bill monthly", "content": "I bill monthly"})],
+            [("remember", {"content": "I bill monthly"})],
         ),
         (
             "add a task to call Ada tomorrow at 2pm, high priority",
@@ -330,10 +336,61 @@ def test_it_is_the_row_that_the_last_answer_showed() -> None:
 
 
 def test_a_kept_note_is_said_to_be_one_where_there_is_no_memory() -> None:
-    said = Chat(create_note="Created the note I bill monthly [id n-1], 14 characters.").ask(
-        "remember that I bill monthly"
-    )
+    asked = Chat("remember", create_note="Created the note I bill monthly [id n-1], 14 characters.")
+    said = asked.ask("remember that I bill monthly")
     assert "as a note" in said and said.endswith("<note>[n-1]</note>")
+
+
+def remembered() -> str:
+    """The lines as a turn writes them."""
+    nothing: Any = None
+    turn = Recollection(asked=nothing, begun=nothing, model=nothing, zone=ZURICH)
+    entries = [
+        (Tier.CORE, "Kim", "name"),
+        (Tier.CORE, "90 francs (plus tax)", "rate"),
+        (Tier.ASSOCIATIVE, "I bill monthly", None),
+        (Tier.ASSOCIATIVE, "My accountant (since 2020) is Ada", None),
+        (Tier.ASSOCIATIVE, "My tasks due today are in the red book", None),
+        (Tier.EPISODIC, "how do I bill, and how do I paint a fence?", None),
+    ]
+    known = [Known(uuid.uuid4(), tier, said, key, FRIDAY, began_at=FRIDAY) for tier, said, key in entries]
+    return "\n".join(f"- {turn.line(one)}" for one in known)
+
+
+KNOWN = "Name: Kim\nRate: 90 francs (plus tax)"
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ("how do I bill?", "Rate: 90 francs (plus tax)\nYou told me: I bill monthly"),
+        ("Can you tell me my rate?", "Rate: 90 francs (plus tax)"),
+        ("who is my accountant?", "You told me: My accountant (since 2020) is Ada"),
+        ("what do you know about me?", KNOWN),
+        ("Was weißt du über mich?", KNOWN),
+        ("Wie heiße ich?", "Name: Kim"),
+        ("come mi chiamo?", "Name: Kim"),
+    ],
+)
+def test_what_the_user_asks_about_themself_is_told_from_what_is_remembered(request_: str, said: str) -> None:
+    asked = Chat()
+    assert (asked.ask(request_, memory=remembered()), asked.calls) == (said, [])
+
+
+@pytest.mark.parametrize(
+    "request_", ["how do I paint a fence?", "how do I add a task?", "who bills monthly?"]
+)
+def test_what_nothing_remembered_answers_is_not_understood(request_: str) -> None:
+    assert chat.WHAT_IT_IS in Chat().ask(request_, memory=remembered())
+
+
+@pytest.mark.parametrize(
+    "request_", ["what are my tasks?", "which of my tasks do I bill?", "what is due today?"]
+)
+def test_the_rows_of_the_device_come_before_what_is_remembered(request_: str) -> None:
+    asked = Chat(list_tasks=TASKS, list_tasks_due_today=TASKS)
+    said = asked.ask(request_, memory=remembered())
+    assert asked.rounds == 1 and said.startswith("3 tasks:")
 
 
 def test_a_note_is_found_and_read() -> None:
@@ -357,7 +414,18 @@ def test_a_conversation_is_summed_up_below_what_was_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["mark ", "move to ", "all of my ", "[id ", "add task in the ", "is done ", "list tasks ", "\n| "]
+    "unit",
+    [
+        "mark ",
+        "move to ",
+        "all of my ",
+        "[id ",
+        "add task in the ",
+        "is done ",
+        "list tasks ",
+        "\n| ",
+        "how i ",
+    ],
 )
 def test_a_long_hostile_request_is_answered(unit: str) -> None:
-    Chat(list_tasks=TASKS).ask(unit * 2_000)
+    Chat(list_tasks=TASKS).ask(unit * 2_000, memory=remembered())

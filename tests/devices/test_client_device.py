@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from adiuva.devices.client import (
     Applied,
@@ -315,6 +317,35 @@ async def test_after_some_ends_it_does_not(code: int, error: type[Exception]) ->
         running = asyncio.create_task(server.device().run())
         await (await server.line()).close(code)
         with pytest.raises(error):
+            await running
+
+
+class Late(DeviceServer):
+    """Its first connection is cut before the hello is answered."""
+
+    async def _socket(self, request: web.Request) -> web.WebSocketResponse:
+        if next(self._sockets):
+            return await super()._socket(request)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive()
+        assert request.transport is not None
+        request.transport.abort()
+        return socket
+
+    _sockets = itertools.count()
+
+
+async def test_being_replaced_by_its_own_older_connection_does_not_end_it_and_by_another_does() -> None:
+    async with Late() as server:
+        running = asyncio.create_task(server.device().run())
+        line = await server.line()
+        assert (await server.event(Disconnected)).code in (None, 1006)
+        await line.close(4409)  # the server has read the hello of the one that was cut
+        line = await server.line()
+        assert (await server.event(Disconnected)).code == 4409
+        await line.close(4409)
+        with pytest.raises(Superseded):
             await running
 
 

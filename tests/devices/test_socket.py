@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -10,6 +12,7 @@ import pytest
 
 from adiuva import db
 from adiuva.accounts import verbs
+from adiuva.devices.consumer import DeviceConsumer
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import MAX_FRAME_BYTES
 from tests.people import Person, somebody
@@ -82,6 +85,34 @@ async def test_the_newer_connection_of_a_device_wins(web_on: str, person: Person
             assert await new.is_alive()
             (device,) = (await rest(person, web_on, "GET", "/devices")).json()
             assert device["online"]  # the late farewell of the old one changed nothing
+
+
+async def test_a_hello_that_is_read_after_its_client_has_gone_sends_nobody_away_for_good(
+    web: str, person: Person
+) -> None:
+    """As when the database was away: the client has left and is back before its first hello is answered."""
+
+    async def gone(message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.send":
+            raise OSError
+
+    async with Socket(web, person.access_token) as new:
+        await new.hello(device_id="laptop")
+        hello = {"type": "device_hello", "device_id": "laptop", "protocol": 2}
+        said = asyncio.Queue[dict[str, Any]]()
+        for message in (
+            {"type": "websocket.connect"},
+            {"type": "websocket.receive", "text": json.dumps(hello)},
+            {"type": "websocket.disconnect", "code": 1006},
+        ):
+            said.put_nowait(message)
+        headers = [(b"authorization", f"Bearer {person.access_token}".encode())]
+        scope = {"type": "websocket", "headers": headers, "query_string": b""}
+        await DeviceConsumer.as_asgi()(scope, said.get, gone)
+        assert await new.code() == 1012
+    async with Socket(web, person.access_token) as again:
+        await again.hello(device_id="laptop")
+        assert await again.is_alive()
 
 
 @both_servers
