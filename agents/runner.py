@@ -24,8 +24,9 @@ from adiuva.devices.inbox import FlowExceeded
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceRefused, OutcomeUnknown
 from adiuva.devices.outbox import Pending
 from adiuva.devices.protocol import AgentCancel, AgentProgress, Error
+from adiuva.devices.tables import TABLES
 from adiuva.errors import AdiuvaError
-from agents import delivery, lease
+from agents import delivery, lease, runs
 from agents.extraction import Document, Extraction, Extractor
 from agents.journal import Entry, Kind
 from agents.lease import AgentGone, Job, LeaseLost
@@ -35,12 +36,14 @@ from agents.records import Rules
 from agents.results import Answered, GroupCommit, Read, Unread
 from agents.sources import DeviceSilent, LocalFolders
 from integrations.errors import NeedsReauth, ProviderAway
+from memory import episodes
 
 _WATCH_S: Final = 2.0
 _PROGRESS_S: Final = 0.2
 _MODEL_FAILURES: Final = 5  # in a row, after which the rest would fail as well
 _MOST_UNREAD: Final = 1_000  # for reasons that pass, after which it is better to try again later
 _AGAIN_S: Final = 1.0
+_TOLD: Final = 10  # titles of what was found, in the episode that tells of the run
 _LOOK_AGAIN_S: Final = 0.05
 _MOST_CHARS: Final = 16 * 1024 * 1024  # of documents that are held at once; a longer one is held alone
 # What we stand on is away: the lease ends, and who claims the run next goes on.
@@ -141,6 +144,8 @@ class _Execution:
         self.last_failure: llm.ModelError | None = None
         self.room = _Room()
         self.results = GroupCommit(job)
+        self.found: Counter[str] = Counter()  # records by table, of this attempt
+        self.titles: list[str] = []
         self._shown_at = 0.0
         self._started = time.monotonic()
 
@@ -346,6 +351,9 @@ class _Execution:
         ]
         new = await self.results.commit(Read(document, found.records, entries, found.model_calls))
         await self.source.settled(document)
+        self.found.update(record.table for record in new)
+        self.titles += [str(record.data.get(TABLES[record.table].title) or "") for record in new[:_TOLD]]
+        del self.titles[_TOLD:]
         if new:
             await self._deliver(new, document.path)
 
@@ -428,7 +436,28 @@ class _Execution:
         await self._progress(last=run)
 
     async def _end(self) -> None:
+        await self._remember()
         await self._progress(last=await self._finish())
+
+    async def _remember(self) -> None:
+        """What a run found is an episode of its user's, there before the run can be undone. No run fails over it."""
+        if self.job.dry_run or not self.found:
+            return
+        run = await db.run(lease.see, self.job)
+        now = await db.run(runs.clock)
+        try:
+            await db.run(
+                episodes.of_run,
+                user_id=run.user_id,
+                run_id=run.pk,
+                agent=run.agent_name,
+                found=self.found,
+                titles=self.titles,
+                began_at=run.started_at or now,
+                ended_at=now,
+            )
+        except AdiuvaError as error:
+            log.warning("run.not_remembered", code=error.code)
 
     async def _finish(self, state: Run.State | None = None, code: str = "", message: str = "") -> Run:
         if failed := len(self.unread):

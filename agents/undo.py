@@ -37,6 +37,8 @@ from adiuva.errors import AdiuvaError, Conflict, NotFound
 from agents import journal, runs
 from agents.journal import Entry, Kind
 from agents.models import Run
+from memory.entries import forget_source
+from memory.models import SourceKind
 
 Reason = Literal["edited", "approved", "in_use", "gone", "refused", "unknown"]
 State = OutboxRecord.State
@@ -422,6 +424,8 @@ def _finish(job: _Job, kept: Sequence[Kept], deleted: int, stopped: AdiuvaError 
     run.lease_until, run.undone_at = None, result.undone_at
     run.save(update_fields=["lease_until", "undone_at"])
     journal.write(run, entries)
+    if not stopped:
+        forget_source(user_id=run.user_id, kind=SourceKind.RUN, source_id=run.pk)
     log.info(
         "run.undone",
         run_id=str(run.pk),

@@ -2,7 +2,7 @@
 
 Only the operations of the schema, only on entries that it was shown (by labels that stand for them), only in tiers that
 it may read, and only what the user's own words bear out: what a document that is quoted in an answer wants to be
-remembered shares no word with what the user said.
+remembered shares few words with what the user said.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ MOST: Final = 30  # operations of one answer
 MAX_CHARS: Final = 600  # of what an operation says
 _WRITES: Final = (Tier.CORE, Tier.ASSOCIATIVE)
 _NUMBER: Final = re.compile(r"\d+")
+_OWN: Final = 1 / 3  # of the words of what is kept, at least, must be the user's
 _PIECE: Final = 250  # characters
 _OVERLAP: Final = 50  # in which a word that is cut is whole
 
@@ -122,7 +123,8 @@ class Rules:
 
     def _content(self, item: dict[str, Any], said_in: str) -> str:
         content = self._text(item, "content", MAX_CHARS)
-        if _marks(content, self.cipher).isdisjoint(self._heard[said_in]):
+        wanted = _marks(content, self.cipher)
+        if len(wanted & self._heard[said_in]) < _OWN * len(wanted) or not wanted:
             raise Unusable("the user did not say this; keep to the user's own words")
         return content
 

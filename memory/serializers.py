@@ -9,7 +9,8 @@ from typing import Any, Final
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from adiuva.crypto import UserCipher
+from adiuva.crypto import SealBroken, UserCipher
+from adiuva.observability import log
 from memory import entries
 from memory.entries import MAX_CONTENT, MAX_KEY
 from memory.models import Entry, Receipt, Source, SourceKind, Tier
@@ -30,6 +31,9 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
     tier = serializers.ChoiceField(choices=Tier.choices)
     key = serializers.CharField(required=False, help_text="Of core entries alone: what they are about.")
     content = serializers.CharField()
+    unreadable = serializers.BooleanField(
+        required=False, help_text="True where the row was altered and does not open; `content` is empty then."
+    )
     confidence = serializers.FloatField(required=False, help_text="Of patterns alone, from 0 to 1.")
     began_at = serializers.DateTimeField(required=False, help_text="Of the session that an episode tells of.")
     ended_at = serializers.DateTimeField(required=False)
@@ -48,6 +52,7 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
             "tier",
             "key",
             "content",
+            "unreadable",
             "confidence",
             "began_at",
             "ended_at",
@@ -63,8 +68,14 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
 
     def to_representation(self, entry: Entry) -> dict[str, Any]:
         cipher: UserCipher = self.context["cipher"]
-        said = entries.opened(entry, cipher)
         found: dict[str, Any] = {"id": str(entry.pk), "tier": entry.tier}
+        try:
+            said = entries.opened(entry, cipher)
+        except SealBroken:
+            # The row was altered. Its neighbours can be read, and it can be forgotten.
+            log.error("memory.seal_broken", user_id=str(entry.user_id), entry=str(entry.pk))
+            said = entries.Opened("")
+            found["unreadable"] = True
         if said.key is not None:
             found["key"] = said.key
         found["content"] = said.content

@@ -173,6 +173,16 @@ def worker(stack: Stack, _provider: Provider) -> None:
     stack.worker(ADIUVA_MODEL="openai/scripted", ADIUVA_MODEL_API_BASE=_provider.url)
 
 
+# What takes longest, most of it waiting: begun first, it does not keep all others waiting in the end.
+_LONG = ("agents/test_chaos", "embedded/test_up", "chat/test_shutdown", "chat/test_resume", "agents/test_f")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order is random, and the longest modules are the first of it."""
+    items.sort(key=lambda item: not any(f"tests/{name}" in item.nodeid for name in _LONG))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failed test shows what the server processes said last."""

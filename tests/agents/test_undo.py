@@ -55,8 +55,11 @@ async def test_what_a_run_created_goes_and_the_rest_stays(desk: Desk, provider: 
         by_hand(desk, "insert", "tasks", data={"title": "my own"})
         agent = await desk.agent()
         run = (await desk.run(agent))["id"]
+        (told,) = (await desk.rest.get("/memory/episodic")).json()
+        assert "found 2 tasks: call Ada; write the offer." in told["content"]
         undone = await take_back(desk, run)
         assert (undone["deleted"], undone["never_sent"], undone["kept"]) == (2, 0, [])
+        assert (await desk.rest.get("/memory/episodic")).json() == []
         assert titles(desk) == {"my own"}
         seen = await desk.see(run)
         assert seen["undone_at"] == undone["undone_at"] is not None
