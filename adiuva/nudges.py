@@ -1,7 +1,14 @@
-"""A hint to the workers once the transaction is in. If it is lost, a sweep finds the rows."""
+"""A hint to the workers once the transaction is in. If it is lost, a sweep finds the rows.
+
+Nobody waits for it, or a Redis that hangs would hold up the end of a turn: a thread of its own sends them, in order.
+"""
 
 from __future__ import annotations
 
+import queue
+import threading
+from functools import cache
+from typing import Final
 from uuid import UUID
 
 from django.db import transaction
@@ -11,14 +18,35 @@ from redis.exceptions import RedisError
 from adiuva.celery import app
 from adiuva.observability import log
 
+_MOST: Final = 1_000  # that wait to be sent; while Redis is away the rest is left to the sweep
+
+_waiting: queue.Queue[tuple[str, str]] = queue.Queue(_MOST)
+
 
 def nudge(task: str, row_id: UUID) -> None:
     """Start a task that takes the id of a row."""
+    transaction.on_commit(lambda: _put(task, str(row_id)))
 
-    def send() -> None:
+
+def _put(task: str, row_id: str) -> None:
+    _sender()
+    try:
+        _waiting.put_nowait((task, row_id))
+    except queue.Full:
+        log.warning("nudge.lost", task=task, error="Full")
+
+
+@cache
+def _sender() -> threading.Thread:
+    thread = threading.Thread(target=_send, name="nudges", daemon=True)
+    thread.start()
+    return thread
+
+
+def _send() -> None:
+    while True:
+        task, row_id = _waiting.get()
         try:
-            app.send_task(task, [str(row_id)])
-        except (BrokerAway, RedisError) as error:
+            app.send_task(task, [row_id])
+        except (BrokerAway, RedisError, OSError) as error:
             log.warning("nudge.lost", task=task, error=type(error).__name__)
-
-    transaction.on_commit(send)

@@ -247,12 +247,13 @@ def test_the_sweep_finds_lost_nudges_and_devices_that_nobody_announced(db: None)
     old = timezone.now() - dt.timedelta(minutes=5)
     queued = a_run(an_agent(), nudged_at=old)
     agent = an_agent()
-    a_run(agent, state=State.WAITING_DEVICE)
+    waiting = a_run(agent, state=State.WAITING_DEVICE)
     device = a_device(agent)
     Device.objects.filter(pk=device.pk).update(lease_until=timezone.now() + dt.timedelta(minutes=1))
     found = runs.sweep()
-    assert (found["nudged"], found["woken"]) == (1, 1)
+    assert found["nudged"] >= 1 and found["woken"] >= 1  # other tests leave runs as well
     assert seen(queued).nudged_at > old
+    assert seen(waiting).state == State.QUEUED
 
 
 def test_a_device_that_never_comes_ends_a_run_after_a_month(db: None) -> None:
