@@ -174,7 +174,7 @@ def worker(stack: Stack, _provider: Provider) -> None:
 
 
 # What takes longest, most of it waiting: begun first, it does not keep all others waiting in the end.
-_LONG = ("agents/test_chaos", "embedded/test_up", "chat/test_shutdown", "chat/test_resume", "agents/test_f")
+_LONG = ("agents/test_chaos", "embedded/test_up", "agents/test_flow", "agents/test_faults")
 
 
 @pytest.hookimpl(trylast=True)

@@ -37,7 +37,7 @@ def doomed(stack: Stack, provider: Provider, server: str = "uvicorn", **env: str
 
 
 async def gone(child: Child) -> None:
-    await asyncio.to_thread(child.wait, within_s=15)
+    await asyncio.to_thread(child.wait, within_s=60)
 
 
 async def closed(client: Client) -> int | None:
