@@ -41,7 +41,8 @@ def derive(key: bytes, purpose: str) -> bytes:
 
 def place(*parts: object) -> bytes:
     """Associated data from parts, each with its length, so that ("ab", "c") is not ("a", "bc")."""
-    return b"".join(len(part).to_bytes(4, "big") + part for part in (str(p).encode() for p in parts))
+    texts = [str(part).encode() for part in parts]
+    return b"".join([len(text).to_bytes(4, "big") + text for text in texts])
 
 
 class Cipher:

@@ -18,20 +18,20 @@ from redis.exceptions import RedisError
 from adiuva.celery import app
 from adiuva.observability import log
 
-_MOST: Final = 1_000  # that wait to be sent; while Redis is away the rest is left to the sweep
+_MOST: Final = 10_000  # that wait to be sent; while Redis is away the rest is left to the sweep
 
-_waiting: queue.Queue[tuple[str, str]] = queue.Queue(_MOST)
-
-
-def nudge(task: str, row_id: UUID) -> None:
-    """Start a task that takes the id of a row."""
-    transaction.on_commit(lambda: _put(task, str(row_id)))
+_waiting: queue.Queue[tuple[str, list[str], float]] = queue.Queue(_MOST)
 
 
-def _put(task: str, row_id: str) -> None:
+def nudge(task: str, *ids: UUID, after_s: float = 0.0) -> None:
+    """Start a task that takes the ids of rows."""
+    transaction.on_commit(lambda: _put(task, [str(row_id) for row_id in ids], after_s))
+
+
+def _put(task: str, ids: list[str], after_s: float) -> None:
     _sender()
     try:
-        _waiting.put_nowait((task, row_id))
+        _waiting.put_nowait((task, ids, after_s))
     except queue.Full:
         log.warning("nudge.lost", task=task, error="Full")
 
@@ -45,8 +45,8 @@ def _sender() -> threading.Thread:
 
 def _send() -> None:
     while True:
-        task, row_id = _waiting.get()
+        task, ids, after_s = _waiting.get()
         try:
-            app.send_task(task, [row_id])
+            app.send_task(task, ids, countdown=after_s)
         except (BrokerAway, RedisError, OSError) as error:
             log.warning("nudge.lost", task=task, error=type(error).__name__)

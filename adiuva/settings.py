@@ -122,7 +122,11 @@ def _database(name: str, url: str, *, connections: tuple[int, int]) -> dict[str,
         # Under ASGI connections belong to a pool, not to threads.
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,  # or each pooled connection would fail once after a restart
-        "OPTIONS": {"pool": {"min_size": least, "max_size": most, "timeout": 10}},
+        "OPTIONS": {
+            "pool": {"min_size": least, "max_size": most, "timeout": 10},
+            "options": "-c jit=off",  # what is asked here is short: to compile it would take longer
+            "prepare_threshold": 5,  # psycopg's own default; adiuva.db asks for it, no other statement is prepared
+        },
     }
 
 

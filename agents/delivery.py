@@ -23,7 +23,7 @@ from adiuva.devices.models import Device
 from adiuva.devices.outbox import Pending
 from adiuva.devices.protocol import ToolResultBody
 from adiuva.errors import AdiuvaError
-from agents import journal, lease, results, runs
+from agents import journal, lease, results
 from agents.lease import LeaseLost
 from agents.models import Run
 from agents.results import Answered
@@ -144,7 +144,7 @@ def _undelivered(user_id: UUID) -> list[UUID]:
 @transaction.atomic
 def _hold(run_id: UUID) -> _Held | None:
     run = Run.objects.select_for_update(skip_locked=True).filter(pk=run_id, undelivered=True).first()
-    now = runs.clock()
+    now = db.clock()
     if run is None or (run.lease_until is not None and run.lease_until > now):
         return None
     run.fence += 1
@@ -158,7 +158,7 @@ def _mine(held: _Held) -> Run:
     run = Run.objects.select_for_update().filter(pk=held.run_id, fence=held.fence).first()
     if run is None:
         raise LeaseLost
-    run.lease_until = runs.clock() + lease.LEASE
+    run.lease_until = db.clock() + lease.LEASE
     return run
 
 

@@ -21,6 +21,7 @@ from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from adiuva import db
 from adiuva.accounts.keys import cipher_for
 from adiuva.crypto import UserCipher
 from adiuva.devices import outbox
@@ -105,7 +106,7 @@ def claim(run_id: UUID) -> Job | None:
     if run.is_cloud and agent.connection is None:
         runs.end(run, Run.State.ERROR, "no_connection", "its account is not connected any more")
         return None
-    now, begun = runs.clock(), run.started_at is not None
+    now, begun = db.clock(), run.started_at is not None
     if run.deadline_at and run.deadline_at <= now:
         runs.end(run, Run.State.TIMEOUT, "deadline")
         return None
@@ -410,7 +411,7 @@ def retry(job: Job, code: str, message: str = "", *, retry_after: float | None =
     pause = random.uniform(0, min(rules["longest_retry_s"], rules["retry_s"] * 2**run.retries))
     if retry_after is not None:
         pause = max(pause, retry_after * random.uniform(1, 1.1))
-    until = runs.clock() + dt.timedelta(seconds=pause)
+    until = db.clock() + dt.timedelta(seconds=pause)
     if run.deadline_at and until >= run.deadline_at:
         return False
     run.retries += 1
@@ -429,7 +430,7 @@ def interrupt(job: Job) -> None:
         runs.end(run, Run.State.CANCELLED, "cancelled")
         return
     pause = dt.timedelta(seconds=random.uniform(0, _BREATH_S))
-    runs.requeue(run, not_before=runs.clock() + pause)
+    runs.requeue(run, not_before=db.clock() + pause)
     journal.write(run, [Entry(Kind.NOTE, "interrupted")])
 
 

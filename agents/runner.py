@@ -26,7 +26,7 @@ from adiuva.devices.outbox import Pending
 from adiuva.devices.protocol import AgentCancel, AgentProgress, Error
 from adiuva.devices.tables import TABLES
 from adiuva.errors import AdiuvaError
-from agents import delivery, lease, runs
+from agents import delivery, lease
 from agents.extraction import Document, Extraction, Extractor
 from agents.journal import Entry, Kind
 from agents.lease import AgentGone, Job, LeaseLost
@@ -444,7 +444,7 @@ class _Execution:
         if self.job.dry_run or not self.found:
             return
         run = await db.run(lease.see, self.job)
-        now = await db.run(runs.clock)
+        now = await db.run(db.clock)
         try:
             await db.run(
                 episodes.of_run,

@@ -1,8 +1,8 @@
 """The verbs of a run from outside: start, cancel, wake, sweep. What its worker may do is in agents.lease.
 
 A nudge through Celery only makes things quick; the row decides. What has to do with time goes by the database's clock:
-those of workers differ. Locks are taken in one order, runs before their agent,
-save by what only inserts runs.
+those of workers differ. Locks are taken in one order, runs before their
+agent, save by what only inserts runs.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from uuid import UUID
 
 import structlog
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
-from kombu.exceptions import OperationalError as BrokerAway
-from redis.exceptions import RedisError
 
-from adiuva.celery import app
+from adiuva import db, nudges
 from adiuva.devices import outbox
 from adiuva.devices.models import Device
 from adiuva.errors import Conflict, NotFound
@@ -47,17 +45,10 @@ class RunIsLive(Conflict):
         super().__init__("this agent has a run under way", run_id=str(run_id))
 
 
-def clock() -> dt.datetime:
-    """What time it is for the database."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT statement_timestamp()")
-        now: dt.datetime = cursor.fetchone()[0]
-    return now
-
-
 def nudge(run_ids: Iterable[UUID]) -> None:
     """Tell the workers once the transaction is in. If a nudge is lost, the sweep finds the run."""
-    _call("agents.execute", run_ids)
+    for run_id in run_ids:
+        nudges.nudge("agents.execute", run_id)
 
 
 def new(agent: Agent, trigger: Run.Trigger, *, slot: dt.datetime | None = None, slots: int = 1) -> Run:
@@ -104,17 +95,10 @@ def cancel(*, run: Run) -> Run:
     if locked.state in (Run.State.QUEUED, Run.State.WAITING_DEVICE, Run.State.AWAITING_REAUTH):
         end(locked, Run.State.CANCELLED, "cancelled")
     elif locked.state == Run.State.RUNNING and locked.cancel_requested_at is None:
-        locked.cancel_requested_at = clock()
+        locked.cancel_requested_at = db.clock()
         locked.save(update_fields=["cancel_requested_at"])
-        transaction.on_commit(_sweep_soon)
+        nudges.nudge("agents.sweep", after_s=_HEED_S)
     return locked
-
-
-def _sweep_soon() -> None:
-    try:
-        app.send_task("agents.sweep", countdown=_HEED_S)
-    except (BrokerAway, RedisError) as error:
-        log.warning("nudge.lost", runs=1, error=type(error).__name__)
 
 
 @transaction.atomic
@@ -124,7 +108,7 @@ def wake(*, user_id: UUID, device_id: str) -> int:
     found = list(waiting.select_related("agent").select_for_update(skip_locked=True, of=("self",)))
     if not found:
         return 0
-    now, ids = clock(), []
+    now, ids = db.clock(), []
     for run in found:
         begun = run.started_at is not None
         if begun or run.slot is None or run.agent is None or run.agent.wants(run.slot, now):
@@ -149,26 +133,13 @@ def go_on(of: QuerySet[Run]) -> int:
 
 def call_for_delivery(user_ids: Iterable[UUID]) -> None:
     """Have a worker bring users' waiting records to their devices. If the call is lost, the sweep calls again."""
-    _call("agents.deliver", user_ids)
+    for user_id in user_ids:
+        nudges.nudge("agents.deliver", user_id)
 
 
 def call_for_news(connection_id: UUID) -> None:
     """Have a worker tell a user that an account has to be connected again."""
-    _call("agents.tell_needs_reauth", [connection_id])
-
-
-def _call(task: str, each: Iterable[UUID]) -> None:
-    """Have a worker do something for each, once the transaction is in."""
-    ids = [str(one) for one in each]
-
-    def send() -> None:
-        try:
-            for one in ids:
-                app.send_task(task, [one])
-        except (BrokerAway, RedisError) as error:
-            log.warning("nudge.lost", task=task, count=len(ids), error=type(error).__name__)
-
-    transaction.on_commit(send)
+    nudges.nudge("agents.tell_needs_reauth", connection_id)
 
 
 def sweep() -> dict[str, int]:
@@ -251,7 +222,7 @@ def _take_from_the_dead() -> int:
 def requeue(run: Run, *, not_before: dt.datetime | None = None) -> None:
     """Put a run, whose row is locked, back in line. Whoever held it may not write it any more."""
     run.state, run.phase, run.lease_until = Run.State.QUEUED, "", None
-    run.not_before, run.nudged_at = not_before, clock()
+    run.not_before, run.nudged_at = not_before, db.clock()
     run.fence += 1
     run.save(
         update_fields=[
@@ -314,7 +285,7 @@ def _expire_records() -> int:
 
 def end(run: Run, state: Run.State, code: str, message: str = "") -> None:
     """Bring a run, whose row is locked, to its end. Whoever held it can write it no more."""
-    run.state, run.completed_at, run.lease_until, run.phase = state, clock(), None, ""
+    run.state, run.completed_at, run.lease_until, run.phase = state, db.clock(), None, ""
     run.not_before = None
     run.fence += 1
     # A local agent's next run brings what this one did not.

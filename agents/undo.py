@@ -34,7 +34,7 @@ from adiuva.devices.outbox import Pending
 from adiuva.devices.protocol import MAX_BATCH, Action, Data, TableName, ToolCall, ToolResultBody
 from adiuva.devices.tables import TABLES
 from adiuva.errors import AdiuvaError, Conflict, NotFound
-from agents import journal, runs
+from agents import journal
 from agents.journal import Entry, Kind
 from agents.models import Run
 from memory.entries import forget_source
@@ -329,7 +329,7 @@ def _begin(run_id: UUID) -> _Job:
         raise NotFound("there is no such run")
     if run.is_live:
         raise RunNotOver(run_id)
-    now = runs.clock()
+    now = db.clock()
     if run.lease_until is not None and run.lease_until > now:
         raise UndoUnderWay
     run.fence += 1
@@ -346,7 +346,7 @@ def _mine(job: _Job) -> Run:
     run = Run.objects.select_for_update().filter(pk=job.run_id, fence=job.fence).first()
     if run is None:
         raise UndoUnderWay
-    run.lease_until = runs.clock() + _LEASE
+    run.lease_until = db.clock() + _LEASE
     run.save(update_fields=["lease_until"])
     return run
 

@@ -15,7 +15,7 @@ from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Greatest, Now
 from django.utils import timezone
 
-from adiuva import llm
+from adiuva import db, llm
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.crypto import UserCipher
 from adiuva.errors import Conflict, Invalid, NotFound
@@ -352,7 +352,7 @@ def _replace(
 ) -> None:
     """`entry` is locked and holds. Its row keeps its id; what it said moves to a row of its own, sources and all."""
     before = opened(entry, cipher)
-    since = max(entry.valid_from, origins[0].at or _clock())
+    since = max(entry.valid_from, origins[0].at or db.clock())
     past = Entry(
         user_id=entry.user_id,
         tier=entry.tier,
@@ -414,13 +414,6 @@ def _hold_again(user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> None:
             Entry.objects.filter(pk=part.pk).update(valid_to=None, successor=None)
     if ids:
         nudge("memory.embed", user_id)
-
-
-def _clock() -> dt.datetime:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT statement_timestamp()")
-        now: dt.datetime = cursor.fetchone()[0]
-    return now
 
 
 def _add_sources(entry: Entry, origins: Sequence[Origin]) -> None:

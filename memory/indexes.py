@@ -7,6 +7,8 @@ it is there.
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ SHRUNK_BELOW: Final = 20_000
 MOST: Final = 100  # such indexes: each makes every query on the table a little dearer to plan
 _MOST_DIMENSIONS: Final = 4_000  # that HNSW takes of half-precision vectors
 _PREFIX: Final = "memory_near_"
+_KNOWN_S: Final = 60.0  # that a process goes by what it knows of them
 _LOCK: Final = 0x6D656D6F7279  # "memory"
 
 _LARGE: Final = """
@@ -34,6 +37,21 @@ _THERE: Final = """
 SELECT relname, indisvalid FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
 WHERE indrelid = 'memory_embedding'::regclass AND starts_with(relname, %s)
 """
+
+
+def has_own(user_id: uuid.UUID) -> bool:
+    """Whether a user has an index of their own, as far as this process knows: it looks once a minute."""
+    global _known
+    looked_at, owners = _known
+    if time.monotonic() - looked_at > _KNOWN_S:
+        with connection.cursor() as cursor:
+            cursor.execute(_THERE, [_PREFIX])
+            owners = frozenset(name.removeprefix(_PREFIX).partition("_")[0] for name, _ in cursor.fetchall())
+        _known = time.monotonic(), owners
+    return user_id.hex in owners
+
+
+_known: tuple[float, frozenset[str]] = (-math.inf, frozenset())
 
 
 def tend() -> tuple[int, int]:

@@ -23,8 +23,9 @@ from django.db import connection
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.crypto import SealBroken
+from adiuva.db import prepared_cursor
 from adiuva.observability import log
-from memory import entries, policy, spaces
+from memory import entries, indexes, policy, spaces
 from memory.models import Entry, Memory, Tier
 from memory.words import terms
 
@@ -42,6 +43,7 @@ _DAMPING: Final = 60  # of the reciprocal ranks: the first places differ little 
 _GENTLY: Final = 0.1  # at most so much for being new, and for being used
 _HALF_LIFE: Final = dt.timedelta(days=90)
 _LINE_CHARS: Final = 40  # of an entry's label, date and marks in a prompt
+_MISSES: Final = 8  # entries too long for what is left of a budget, after which no shorter one is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +101,15 @@ def recall(
     `vector` is the question's, of the present space; without one, words alone find. `provider` is who will read it.
     """
     asked = _asked(user_id, question, vector, list(Tier), fit=_FIT, reach=_REACH, now=now)
-    with connection.cursor() as cursor:
+    # One plan for everybody cannot take an index over one user's rows.
+    with connection.cursor() if indexes.has_own(user_id) else prepared_cursor() as cursor:
         cursor.execute(
             _RECALL.format(near=_near(vector)), asked | {"sure": SURE, "recent": _RECENT, "patterns": _FIT}
         )
         rows = cursor.fetchall()
     allowed = policy.tiers_for(orjson.loads(rows[0][1] or b"null"), provider)
     found = [_Row(*row[2:]) for row in rows if row[2] is not None]
-    withheld = {Tier(row.tier) for row in found} - allowed
+    withheld = {Tier(tier) for tier in {row.tier for row in found}} - allowed
     return Recalled(
         _opened(user_id, sorted((row for row in found if row.tier in allowed), key=_first), limit_tokens),
         withheld,
@@ -269,7 +272,7 @@ WITH fits AS ({_LISTS}
      WHERE user_id = %(user)s AND tier = 'proactive' AND valid_to IS NULL AND confidence >= %(sure)s
      ORDER BY confidence DESC LIMIT %(patterns)s)
 )
-SELECT memory.enabled, memory.policy, fit.*
+SELECT memory.enabled, memory.policy::text, fit.*
 FROM (VALUES (1)) AS one
 LEFT JOIN memory_memory AS memory ON memory.user_id = %(user)s
 LEFT JOIN LATERAL (
@@ -317,7 +320,7 @@ def _asked(
 ) -> dict[str, Any]:
     return {
         "user": user_id,
-        "vector": f"[{','.join(map(str, vector))}]" if vector is not None else None,
+        "vector": orjson.dumps(vector).decode() if vector is not None else None,
         "space": spaces.space(),
         "terms": terms(question[:_MOST_CHARS], cipher_for(user_id))[:_WORDS],
         "tiers": [str(tier) for tier in tiers],
@@ -347,7 +350,7 @@ def _first(row: _Row) -> tuple[bool, float, float]:
 def _opened(user_id: uuid.UUID, rows: Iterable[_Row], limit_tokens: int) -> list[Known]:
     """As many as the budget holds, each whole."""
     cipher = cipher_for(user_id)
-    left = limit_tokens * CHARS_A_TOKEN
+    left, misses = limit_tokens * CHARS_A_TOKEN, 0
     found = []
     for row in rows:
         try:
@@ -357,7 +360,10 @@ def _opened(user_id: uuid.UUID, rows: Iterable[_Row], limit_tokens: int) -> list
             continue
         size = len(entries.text_of(said)) + _LINE_CHARS
         if size > left:
-            continue  # a shorter one may still fit
+            misses += 1  # a shorter one may still fit
+            if misses == _MISSES:
+                break
+            continue
         left -= size
         found.append(
             Known(
@@ -371,6 +377,4 @@ def _opened(user_id: uuid.UUID, rows: Iterable[_Row], limit_tokens: int) -> list
                 ended_at=row.ended_at,
             )
         )
-        if left <= _LINE_CHARS:
-            break
     return found

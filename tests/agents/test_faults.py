@@ -172,7 +172,7 @@ async def test_a_device_that_sleeps_is_asked_again_later(desk: Desk, stack: Stac
 def test_a_run_is_put_off_longer_each_time_and_not_for_ever(job: Job) -> None:
     rules = settings.RUNS
     for number in range(rules["retries"]):
-        before = runs.clock()
+        before = db.clock()
         assert lease.retry(job, "model_unavailable", "the model cannot be reached")
         run = seen(job)
         assert (run.state, run.status, run.retries, run.lease_until) == (
@@ -183,8 +183,8 @@ def test_a_run_is_put_off_longer_each_time_and_not_for_ever(job: Job) -> None:
         )
         assert run.not_before is not None
         most = min(rules["longest_retry_s"], rules["retry_s"] * 2**number)
-        assert before <= run.not_before <= runs.clock() + most * SECOND
-        assert lease.claim(run.pk) is None or run.not_before <= runs.clock()
+        assert before <= run.not_before <= db.clock() + most * SECOND
+        assert lease.claim(run.pk) is None or run.not_before <= db.clock()
         change(run, not_before=None, state=State.QUEUED, lease_until=None)
         job = claimed(run)
     assert not lease.retry(job, "model_unavailable")
@@ -194,7 +194,7 @@ def test_a_run_is_put_off_longer_each_time_and_not_for_ever(job: Job) -> None:
 def test_a_provider_is_not_asked_before_it_wants_to_be(job: Job) -> None:
     assert lease.retry(job, "model_rate_limited", retry_after=1_000)
     run = seen(job)
-    assert run.not_before is not None and run.not_before > runs.clock() + 990 * SECOND
+    assert run.not_before is not None and run.not_before > db.clock() + 990 * SECOND
 
 
 def test_no_run_is_put_off_beyond_its_deadline(job: Job) -> None:
@@ -507,7 +507,7 @@ def test_a_worker_whose_clock_is_wrong_neither_loses_a_run_nor_takes_anothers(db
         assert (found["lost"], found["unheeded"]) == (0, 0)
         assert 7_100 < job.seconds_left <= 7_200
         assert lease.pulse(job, renew=True)
-        waiting = a_run(an_agent(), not_before=runs.clock() + 60 * SECOND)
+        waiting = a_run(an_agent(), not_before=db.clock() + 60 * SECOND)
         assert lease.claim(waiting.pk) is None
     now = timezone.now()
     for run in (mine, anothers):

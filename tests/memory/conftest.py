@@ -9,4 +9,4 @@ import pytest
 def _nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     from adiuva.celery import app
 
-    monkeypatch.setattr(app, "send_task", lambda *_: None)
+    monkeypatch.setattr(app, "send_task", lambda *_, **__: None)

@@ -68,11 +68,15 @@ def test_one_query_brings_all_tiers_with_switch_and_policy(user: uuid.UUID) -> N
     put(user, Tier.EPISODIC, "The offer for the harbour was written.", began_at=NOW, ended_at=NOW)
     put(user, Tier.PROACTIVE, "Invoices go out on Fridays.", confidence=0.9)
     put(user, Tier.PROACTIVE, "Mondays are for Anna.", confidence=recall.SURE - 0.1)
-    with CaptureQueriesContext(
-        connection,
-    ) as queries:
+    statements = []
+
+    def listen(execute: Any, sql: str, *args: Any) -> Any:
+        statements.append(sql)
+        return execute(sql, *args)
+
+    with connection.execute_wrapper(listen):
         known = recalled(user, "When does Anna move?", vector=embed("When does Anna move?")).entries
-    assert sum("memory_" in query["sql"] for query in queries) == 1  # another may be for the key
+    assert sum("memory_entry" in sql for sql in statements) == 1  # others may be for the key and the indexes
     assert next(one.tier for one in known) == Tier.CORE
     assert {one.content for one in known} == {
         "tea",
@@ -81,6 +85,26 @@ def test_one_query_brings_all_tiers_with_switch_and_policy(user: uuid.UUID) -> N
         "Invoices go out on Fridays.",
     }
     assert [one.key for one in known if one.tier == Tier.CORE] == ["drink"]
+
+
+def test_it_is_planned_once_for_all_users_and_questions(user: uuid.UUID) -> None:
+    other = somebody().id
+    for owner, said in ((user, "Anna moves to Turin in March."), (other, "Bob likes boats.")):
+        seen(owner, said)
+
+    def planned() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%WITH fits%'")
+            count: int = cursor.fetchone()[0]
+        return count
+
+    assert says(user, "Turin", vector=embed("Turin")) == ["Anna moves to Turin in March."]
+    before = planned()
+    assert before >= 1
+    assert says(other, "boats", vector=embed("boats")) == ["Bob likes boats."]
+    for number in range(8):  # PostgreSQL makes a plan of each for the first five
+        assert says(user, f"Turin {number}", vector=embed(f"Turin {number}")) == ["Anna moves to Turin in March."]
+    assert planned() == before
 
 
 def test_words_find_without_a_vector_and_a_rare_word_before_a_common_one(user: uuid.UUID) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import uuid
 
 import pytest
@@ -55,6 +56,54 @@ def test_a_user_with_many_rows_gets_an_index_that_recall_takes_and_that_goes_wit
             assert name in str(cursor.fetchall())
         finally:
             cursor.execute("RESET enable_sort")
+    monkeypatch.setattr(indexes, "_known", (-math.inf, frozenset()))
+    assert indexes.has_own(user) and not indexes.has_own(few)
     entries.forget_everything(user_id=user)
     indexes.tend()
     assert indexes_of(user) == []
+    assert indexes.has_own(user)  # for a while: who asks is answered without it, too
+    monkeypatch.setattr(indexes, "_known", (-math.inf, frozenset()))
+    assert not indexes.has_own(user)
+
+
+def test_recall_takes_the_index_though_its_statement_is_planned_once_for_the_others(
+    committed_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexes, "PAYS_FROM", 30)
+    monkeypatch.setattr(indexes, "SHRUNK_BELOW", 20)
+    monkeypatch.setattr(indexes, "_known", (-math.inf, frozenset()))
+    user = somebody().id
+    texts = [f"Anna {number} visits place {number * 7}" for number in range(30)]
+    for text in texts:
+        entries.remember(user_id=user, tier=Tier.ASSOCIATIVE, content=text, origin=BY_HAND)
+    indexes.tend()
+    [name] = indexes_of(user)
+
+    def scans() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_stat_force_next_flush()")
+            cursor.execute("SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = %s", [name])
+            count: int = cursor.fetchone()[0]
+        return count
+
+    with connection.cursor() as cursor:
+        cursor.execute("SET enable_sort = off")
+    try:
+        counts = [scans()]
+        for text in texts[:8]:  # more than PostgreSQL plans anew of a prepared statement
+            found = recall.recall(
+                user_id=user,
+                question="",
+                vector=embed(text),
+                provider="acme",
+                limit_tokens=500,
+                now=dt.datetime.now(dt.UTC),
+            )
+            assert text in [known.content for known in found.entries]
+            counts.append(scans())
+        assert counts == sorted(set(counts))
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET enable_sort")
+        entries.forget_everything(user_id=user)
+        indexes.tend()
