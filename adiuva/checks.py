@@ -1,27 +1,37 @@
-"""What production must have.
+"""What production must have, and what PostgreSQL must be.
 
-Django's commands run these checks; processes that run none (ASGI, workers, beat) call refuse_unsafe_start.
+Django's commands run these checks, `migrate` that of the database; processes that run none (ASGI, workers, beat) call
+refuse_unsafe_start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.db import DEFAULT_DB_ALIAS, connection
 
 from adiuva import env
 
 _SHORTEST_SECRET = 32
 _OFFLINE = "adiuva-offline"
+_POSTGRES: Final = (15, 0)  # NULLS NOT DISTINCT
+_PGVECTOR: Final = (0, 7)  # halfvec
 
 
 @register("adiuva")
 def check_production(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     """Nothing in development; in production, what would let strangers in or stop the work."""
     return list(_problems()) if settings.PRODUCTION else []
+
+
+@register(Tags.database)
+def check_postgres(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """Versions that the tables need, before the first of them is made."""
+    return list(_lacks()) if DEFAULT_DB_ALIAS in (databases or ()) else []
 
 
 def refuse_unsafe_start() -> None:
@@ -93,4 +103,22 @@ def _problems() -> Iterator[CheckMessage]:
             "ADIUVA_KEYS_DATABASE_URL is not set, or names the main database.",
             hint="The users' keys are in each dump of the data, which still opens what of deleted accounts is in it.",
             id="adiuva.W004",
+        )
+
+
+def _lacks() -> Iterator[CheckMessage]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT default_version FROM pg_available_extensions WHERE name = 'vector'")
+        found = cursor.fetchone()
+    if (version := connection.get_database_version()) < _POSTGRES:
+        yield Error(
+            f"PostgreSQL is {'.'.join(map(str, version))}.",
+            hint=f"Adiuva needs PostgreSQL {_POSTGRES[0]} or newer.",
+            id="adiuva.E007",
+        )
+    if found is None or tuple(map(int, found[0].split(".")[:2])) < _PGVECTOR:
+        yield Error(
+            f"pgvector is {found[0]}." if found else "PostgreSQL has no pgvector.",
+            hint=f"Install pgvector {'.'.join(map(str, _PGVECTOR))} or newer on the database's server.",
+            id="adiuva.E008",
         )

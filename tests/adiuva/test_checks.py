@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.core.checks import run_checks
 from django.test import override_settings
 
-from adiuva import env
+from adiuva import checks, env
 from adiuva.checks import check_production, refuse_unsafe_start
 
 SAFE: dict[str, Any] = {
@@ -112,3 +113,17 @@ def test_without_secrets_no_process_starts_in_production(name: str, tmp_path: Pa
         assert problem in said
     assert "Traceback" not in said
     assert settings.DEVELOPMENT_SECRET_KEY not in said
+
+
+@pytest.mark.django_db(transaction=False)
+@pytest.mark.parametrize(
+    ("least", "expected"),
+    [({}, []), ({"_POSTGRES": (99, 0)}, ["adiuva.E007"]), ({"_PGVECTOR": (0, 99)}, ["adiuva.E008"])],
+)
+def test_postgresql_is_new_enough_before_it_gets_tables(
+    monkeypatch: pytest.MonkeyPatch, least: dict[str, tuple[int, int]], expected: list[str]
+) -> None:
+    for name, version in least.items():
+        monkeypatch.setattr(checks, name, version)
+    found = run_checks(tags=["database"], databases=["default"])
+    assert [problem.id for problem in found] == expected
