@@ -13,7 +13,7 @@ import datetime as dt
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -155,6 +155,7 @@ class Cron:
         return found
 
 
+@lru_cache(8_192)  # years of days: agents of one zone ask for the same ones
 def _start(day: dt.date, zone: ZoneInfo) -> dt.datetime | None:
     """When a day begins, in UTC; None when the clock changes in it."""
     combine, tomorrow = dt.datetime.combine, day + _DAY

@@ -11,43 +11,52 @@ import os
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import islice, zip_longest
 from multiprocessing import Pool
 from resource import RUSAGE_CHILDREN, getrusage
 from zoneinfo import available_timezones
 
 from bench.kit import show
-from tests.agents.cron_oracle import ODD, RULES, stretches
+from tests.agents.cron_oracle import ODD, RULES, Stretches, stretches
 from tests.agents.test_cron_oracle import COMING, differences
 
+Place = tuple[str, int, Stretches]  # a zone, the first of its ten years, what its clock does in them
 
-def zones(count: int) -> tuple[list[str], int]:
-    """Names of zones, and how many different behaviours over these years are among them."""
-    alike: defaultdict[tuple[tuple[int, int, int], ...], list[str]] = defaultdict(list)
-    for name in sorted(available_timezones() - {"localtime"}):
-        alike[stretches(name, COMING)].append(name)
-    in_turn = (name for names in zip_longest(*alike.values()) for name in names if name)
+
+def chosen(places: Sequence[Place], count: int) -> tuple[list[Place], int]:
+    """Of these, and how many different behaviours are among them."""
+    alike: defaultdict[Stretches, list[Place]] = defaultdict(list)
+    for place in places:
+        alike[place[2]].append(place)
+    in_turn = (place for each in zip_longest(*alike.values()) for place in each if place)
     return list(islice(in_turn, count)), min(count, len(alike))
 
 
-def _ask(place: tuple[str, int]) -> list[tuple[str, list[str]]]:
+def _look(place: tuple[str, int]) -> Place:
+    return *place, stretches(*place)
+
+
+def _ask(place: Place) -> list[tuple[str, list[str]]]:
     return differences(*place)
 
 
 def main() -> None:
     began = time.perf_counter()
-    names, behaviours = zones(int(sys.argv[1]) if len(sys.argv) > 1 else 400)
-    places = [(name, COMING) for name in names] + list(ODD.items())
+    names = sorted(available_timezones() - {"localtime"})
     with Pool(os.cpu_count()) as pool:
+        there = pool.map(_look, [(name, COMING) for name in names] + list(ODD.items()), chunksize=16)
+        coming, behaviours = chosen(there[: len(names)], int(sys.argv[1]) if len(sys.argv) > 1 else 400)
+        places = coming + there[len(names) :]
         answers = pool.map(_ask, places, chunksize=4)
         pool.close()
         pool.join()
     took = time.perf_counter() - began
     spent = time.process_time() + sum(getrusage(RUSAGE_CHILDREN)[:2])
-    wrong = [(*place, *found) for place, answer in zip(places, answers, strict=True) for found in answer]
+    wrong = [(*place[:2], *found) for place, answer in zip(places, answers, strict=True) for found in answer]
     show(
         "zones over the ten years to come",
-        str(len(names)),
+        str(len(coming)),
         f"{behaviours} behaviours, {len(RULES)} expressions",
     )
     show("zones over ten years in which they did something rare", str(len(ODD)))

@@ -24,6 +24,7 @@ _PROBE = (
 )  # minutes between two looks at a zone's clock; it does not change and change back in that time
 Flags = NDArray[np.bool_]
 Minutes = NDArray[np.int64]  # since 1970; by the wall's clock or by UTC's
+Stretches = tuple[tuple[int, int, int], ...]  # from, to (UTC, minutes) and the offset between them
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,8 @@ def bounds(year: int) -> tuple[int, int]:
     return int(first.timestamp()) // 60, int(last.timestamp()) // 60
 
 
-@cache
-def stretches(name: str, year: int) -> tuple[tuple[int, int, int], ...]:
-    """Where a zone's offset stays as it is: from and to (UTC), and the offset, from a day before the ten years on."""
+def stretches(name: str, year: int) -> Stretches:
+    """Where a zone's offset stays as it is, from a day before the ten years on."""
     zone = ZoneInfo(name)
     start, end = bounds(year)
     start -= DAY
@@ -176,8 +176,8 @@ def stretches(name: str, year: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((begin, stop, offset) for (begin, offset), stop in zip(found, ends, strict=True))
 
 
-def slots(rule: Rule, name: str, year: int) -> Minutes:
-    """When a rule is due in a zone, after the first and up to the last minute of ten years, by UTC."""
+def slots(rule: Rule, stays: Stretches, year: int) -> Minutes:
+    """When a rule is due where the clock does this, after the first and up to the last minute of ten years, by UTC."""
     readings = _readings(rule, year)
 
     def between(low: int, high: int) -> Minutes:
@@ -185,7 +185,7 @@ def slots(rule: Rule, name: str, year: int) -> Minutes:
 
     def each() -> Iterator[Minutes]:
         shown = None  # up to which reading the wall's clock has come so far
-        for begin, end, offset in stretches(name, year):
+        for begin, end, offset in stays:
             low, high = begin + offset, end + offset
             if shown is not None and low > shown and len(between(shown, low)):
                 yield np.array([begin])  # what was jumped over
