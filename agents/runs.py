@@ -66,16 +66,29 @@ def new(agent: Agent, trigger: Run.Trigger, *, slot: dt.datetime | None = None, 
     )
 
 
+class NoConnection(Conflict):
+    """The account that the agent read was disconnected."""
+
+    code = "no_connection"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the agent's account is not connected any more: connect it again, and give the agent the new connection"
+        )
+
+
 @transaction.atomic
 def start(*, agent: Agent, dry_run: bool = False, max_sources: int | None = None) -> Run:
     """A new run by hand, queued. A dry run reads at most `max_sources`, and shows what it would create instead of
-    creating it. Raise RunIsLive when the agent has one already, NotFound when it is gone."""
+    creating it. Raise RunIsLive when the agent has one already, NoConnection, and NotFound when it is gone."""
     locked = Agent.objects.select_for_update(no_key=True).filter(pk=agent.pk).first()
     if locked is None:
         raise NotFound("there is no such agent")
     live = Run.objects.live().filter(agent=locked)
     if (other := live.values_list("pk", flat=True).first()) is not None:
         raise RunIsLive(other)
+    if not locked.is_local and locked.connection_id is None:
+        raise NoConnection
     run = new(locked, Run.Trigger.MANUAL)
     run.dry_run, run.max_sources = dry_run, max_sources
     run.save(force_insert=True)

@@ -136,6 +136,8 @@ def test_a_connection_has_to_be_ones_own_of_the_same_provider_and_the_only_one(
     assert (changed.status_code, list(changed.json()["fields"])) == (400, ["provider"])
     first.delete()
     assert rest.get(place).json()["paused"] == "no_connection"
+    started = rest.post(f"{API}/{agent['id']}/run")
+    assert (started.status_code, started.json()["code"]) == (409, "no_connection")
 
 
 @pytest.mark.parametrize("method", ["post", "put", "patch"])
