@@ -13,10 +13,12 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from adiuva import db
+from adiuva.errors import AdiuvaError, NotFound
 from agents import lease, preview
 from agents.cloud import connection_of
 from agents.extraction import Document
 from agents.journal import Entry, Kind
+from agents.runs import NoConnection
 from integrations import tokens
 from integrations.gmail import Gmail
 from integrations.mail.documents import Document as Message
@@ -66,7 +68,8 @@ class Mailbox:
         self._storing = asyncio.Lock()
 
     async def batches(self) -> AsyncGenerator[list[Document], None]:
-        """Documents as they arrive, some at a time. Raise NeedsReauth, ProviderAway or another AdiuvaError."""
+        """Documents as they arrive, some at a time. What the provider has to say against more of them, `finish` raises:
+        what was read before is not read in vain."""
         arriving: asyncio.Queue[_Arrived] = asyncio.Queue(_HELD)
         reading = asyncio.create_task(self._read(arriving), name="mailbox")
         try:
@@ -81,7 +84,7 @@ class Mailbox:
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-        if self._broke is not None:
+        if self._broke is not None and not isinstance(self._broke, AdiuvaError):
             raise self._broke
 
     async def settled(self, document: Document) -> None:
@@ -91,8 +94,11 @@ class Mailbox:
             await self._store()
 
     async def finish(self) -> None:
-        """All that was handed out came to an end, settled or not."""
+        """All that was handed out came to an end, settled or not. Raise what ended the reading before its end:
+        NeedsReauth, ProviderAway or another AdiuvaError."""
         await self._store()
+        if self._broke is not None:
+            raise self._broke
 
     # Inside
 
@@ -106,7 +112,7 @@ class Mailbox:
                 await self._pass(arriving, None, partial(self._due_in_sample, True))
                 if not self._came and arriving.empty():
                     await self._pass(arriving, None, partial(self._due_in_sample, False))
-        except Exception as error:  # to be raised where the documents are taken
+        except Exception as error:  # to be raised where the documents are taken, or behind them
             self._broke = error
         await arriving.put((None, checkpoint))
 
@@ -205,7 +211,10 @@ def _account(
 
 def _reader(user_id: UUID, account: lease.MailAccount) -> Reading:
     async def token(rejected: str | None) -> str:
-        return await tokens.access_token(account.connection, user_id=user_id, rejected=rejected)
+        try:
+            return await tokens.access_token(account.connection, user_id=user_id, rejected=rejected)
+        except NotFound:
+            raise NoConnection from None  # it was disconnected meanwhile
 
     return _READERS[account.provider](Account(account.connection, account.address, token))
 

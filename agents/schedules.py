@@ -41,7 +41,9 @@ SELECT
             WHERE user_id = %(user)s AND device_id = %(device)s AND enabled AND next_run_at <= statement_timestamp()),
     EXISTS (SELECT FROM agents_run
             WHERE user_id = %(user)s AND device_id = %(device)s AND state = 'waiting_device'),
-    EXISTS (SELECT FROM agents_run WHERE user_id = %(user)s AND undelivered)
+    EXISTS (SELECT FROM agents_run WHERE user_id = %(user)s AND undelivered),
+    ARRAY(SELECT id FROM integrations_connection
+          WHERE user_id = %(user)s AND health = 'needs_reauth' AND told_at IS NULL)
 """
 
 log = structlog.get_logger("agents.schedules")
@@ -75,7 +77,9 @@ def device_is_here(*, user_id: uuid.UUID, device_id: str) -> int:
     # Most hellos, thousands at once after a restart, find nothing: that costs one statement.
     with connection.cursor() as cursor:
         cursor.execute(_WAITING, {"user": user_id, "device": device_id})
-        is_due, waits, undelivered = cursor.fetchone()
+        is_due, waits, undelivered, untold = cursor.fetchone()
+    for connection_id in untold:
+        runs.call_for_news(connection_id)
     if undelivered:
         runs.call_for_delivery([user_id])
     started = _start(Q(user_id=user_id, device_id=device_id), None) if is_due else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,9 +11,12 @@ from uuid import UUID
 
 import structlog
 from django.db import IntegrityError, transaction
+from django.db.models import Exists, OuterRef
 from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
+from adiuva.crypto import SealBroken
+from adiuva.devices.models import Device
 from adiuva.errors import AdiuvaError, Invalid, NotFound
 from integrations import identity, signals, tokens
 from integrations.models import Connection, Consent, Health, Provider
@@ -106,13 +110,12 @@ def disconnect(*, user_id: UUID, connection_id: UUID) -> Parting:
         row = Connection.objects.of(user_id).filter(pk=connection_id).select_for_update().first()
         if row is None:
             raise NotFound("there is no such connection")
-        provider = Provider(row.provider)
-        token = row.unseal("refresh_token" if row.refresh_token is not None else "access_token")
+        provider, token = Provider(row.provider), _strongest(row)
         row.delete()
     log.info("connection.removed", connection_id=str(connection_id), user_id=str(user_id))
     where = f"You can take the permission back yourself at {_TAKE_BACK[provider]}."
     try:
-        if identity.revoke(provider, token):
+        if token and identity.revoke(provider, token):
             return Parting(True, f"{provider.label} took the permission back.")
         said = "Google did not take the permission back"
         if provider != Provider.GMAIL:
@@ -123,11 +126,42 @@ def disconnect(*, user_id: UUID, connection_id: UUID) -> Parting:
     return Parting(False, f"The tokens are deleted. {said}. {where}")
 
 
-def sweep() -> None:
-    """Tell what is untold, should the process that lost a connection have died, and forget old consents."""
-    for connection_id in Connection.objects.untold().values_list("pk", flat=True)[:100]:
+def part(user_id: UUID) -> None:
+    """The user's account is being deleted, and its key is still there: once that is committed, Google is asked to take
+    its permissions back. Nobody waits for it, and nothing keeps the tokens should this process die first."""
+    held = [
+        token
+        for row in Connection.objects.of(user_id).filter(provider=Provider.GMAIL)
+        if (token := _strongest(row))
+    ]
+    if held:
+        thread = threading.Thread(target=_take_back, args=(held,), name="take back", daemon=True)
+        transaction.on_commit(thread.start, robust=True)
+
+
+def _take_back(held: list[str]) -> None:
+    for token in held:
         try:
-            tokens.tell(connection_id)
+            identity.revoke(Provider.GMAIL, token)
+        except AdiuvaError as error:
+            log.warning("connection.revoke_failed", code=error.code)
+
+
+def _strongest(row: Connection) -> str:
+    """The token that stands for the whole permission; blank where it cannot be opened."""
+    try:
+        return row.unseal("refresh_token" if row.refresh_token is not None else "access_token")
+    except SealBroken:
+        return ""
+
+
+def sweep() -> None:
+    """Announce losses to users who were not told, as no device of theirs was here or the word was lost, and who can be
+    now; forget old consents."""
+    here = Device.objects.online().filter(user_id=OuterRef("user_id"), protocol__gte=tokens.NEWS_PROTOCOL)
+    for connection_id in Connection.objects.untold().filter(Exists(here)).values_list("pk", flat=True)[:100]:
+        try:
+            tokens.announce(connection_id)
         except Exception:  # one receiver's fault must not keep the others' news
             log.exception("connection.not_told", connection_id=str(connection_id))
     Consent.objects.filter(expires_at__lt=Now() - timedelta(hours=1)).delete()

@@ -29,6 +29,7 @@ from integrations.models import Provider
 _PAGE: Final = 500
 # What nobody means by mail. Drafts change under new ids, and chats are another product's.
 _UNWANTED: Final = frozenset({"DRAFT", "SPAM", "TRASH", "CHAT"})
+_RESCUED: Final = frozenset({"SPAM", "TRASH"})  # what a mail may come back from
 _FIELDS: Final = "id,labelIds,internalDate,payload"
 _MOST_DEPTH: Final = 30
 _MOST_PARTS: Final = 1_000
@@ -78,12 +79,13 @@ class Gmail(Reading):
             yield Page(skipped=skipped)
         if position := cursor.state.get("history"):
             try:
-                async for page in self._history(wire, str(position)):
+                async for page in self._history(wire, str(position), cursor.at):
                     yield page
                 return
             except NotThere:
                 pass  # Google keeps a history for some days or weeks
-        async for page in self._backfill(wire, since(filters, cursor.at if position else None), filters):
+        read_at = cursor.at if position else None
+        async for page in self._backfill(wire, since(filters, read_at), filters):
             yield page
 
     async def _label_ids(self, wire: Wire, wanted: Iterable[str]) -> tuple[list[str], list[Skipped]]:
@@ -104,9 +106,10 @@ class Gmail(Reading):
         reason = "there is no such label in the mailbox"
         return found, [Skipped(name, "no_such_folder", reason) for name in missing]
 
-    async def _history(self, wire: Wire, position: str) -> AsyncGenerator[Page, None]:
-        """What was added, or got a wanted label, since a position. Raise NotThere if it has expired."""
-        kinds = ["messageAdded", "labelAdded"] if self._labels else ["messageAdded"]
+    async def _history(self, wire: Wire, position: str, read_at: dt.datetime) -> AsyncGenerator[Page, None]:
+        """What was added, got a wanted label, or came back from spam or the bin since a position, which was the last
+        reading's at that time. Raise NotThere if it has expired."""
+        kinds = ["messageAdded", "labelRemoved", *(["labelAdded"] if self._labels else [])]
         ends: str | None = None
         async for answer in self._paged(wire, self._api.history, startHistoryId=position, historyTypes=kinds):
             # The first answer's: what is added while the others are fetched is for the next reading.
@@ -114,14 +117,19 @@ class Gmail(Reading):
             refs, last = [], None
             for record in _dicts(answer.get("history")):
                 last = _number(record.get("id")) or last
-                for kind in ("messagesAdded", "labelsAdded"):
-                    for added in _dicts(record.get(kind)):
-                        message = added.get("message")
-                        if isinstance(message, dict) and self._wants(message.get("labelIds")):
+                for kind in ("messagesAdded", "labelsAdded", "labelsRemoved"):
+                    for change in _dicts(record.get(kind)):
+                        message = change.get("message")
+                        if kind == "labelsRemoved" and not _RESCUED & _words(change.get("labelIds")):
+                            continue  # it was read, archived …
+                        # Where its labels are not said, it is fetched, and they are seen then.
+                        labels = message.get("labelIds") if isinstance(message, dict) else None
+                        if isinstance(message, dict) and (labels is None or self._wants(labels)):
                             refs += _refs([message])
             is_last = not answer.get("nextPageToken")
             now_at = ends if is_last else last
-            yield Page(refs, state=None if now_at is None else {"history": now_at})
+            state = None if now_at is None else {"history": now_at}
+            yield Page(refs, state=state, read_at=None if is_last else read_at)
 
     async def _backfill(self, wire: Wire, start: dt.datetime, filters: Filters) -> AsyncGenerator[Page, None]:
         """What came since a time. The position is taken before: what comes meanwhile is in the history after it."""
@@ -132,8 +140,15 @@ class Gmail(Reading):
         # The labels of one request must all be there, and we want any: a list for each.
         for label in self._labels or [""]:
             only = {"labelIds": [label]} if label else {}
-            async for answer in self._paged(wire, self._api.messages, q=query, **only):
-                yield Page(_refs(_dicts(answer.get("messages"))))
+            for _ in range(2):
+                pages = 0
+                async for answer in self._paged(wire, self._api.messages, q=query, **only):
+                    yield Page(_refs(_dicts(answer.get("messages"))))
+                    pages += 1
+                if pages < 2:
+                    break
+                # What left the list while it was read may have moved others onto a page that was read already. The
+                # second time only what is new is fetched, so it is soon over.
         yield Page(state={"history": position})
 
     async def _paged(
@@ -164,6 +179,8 @@ class Gmail(Reading):
         await self._complete(wire, ref.source_id, payload)
         parts = _Parts()
         message = parts.message(payload)
+        if parts.is_cut:
+            return Skipped(ref.source_id, "unreadable", "its parts lie too deep in one another")
         item = await letters.read(
             message, size=parts.size, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
         )
@@ -184,7 +201,7 @@ class Gmail(Reading):
                 body["data"] = (await wire.json(request.uri)).get("data")
 
     def _wants(self, labels: object) -> bool:
-        has = {label for label in labels if isinstance(label, str)} if isinstance(labels, list) else set()
+        has = _words(labels)
         if has & _UNWANTED - set(self._labels):
             return False
         return not self._labels or bool(has & set(self._labels))
@@ -213,6 +230,10 @@ def _dicts(value: object) -> Iterator[dict[str, Any]]:
     return (each for each in value if isinstance(each, dict)) if isinstance(value, list) else iter(())
 
 
+def _words(value: object) -> set[str]:
+    return {each for each in value if isinstance(each, str)} if isinstance(value, list) else set()
+
+
 def _number(value: object) -> str | None:
     text = str(value)
     return text if text.isascii() and text.isdigit() else None
@@ -238,10 +259,12 @@ def _walk(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 class _Parts:
-    """Puts a message together again, so that it is read as all mails are. `size`: of its texts, in bytes."""
+    """Puts a message together again, so that it is read as all mails are. `size`: of its texts, in bytes. `is_cut`:
+    there was more below than is gone into."""
 
     def __init__(self) -> None:
         self.size = 0
+        self.is_cut = False
         self._made = 0
 
     def message(self, part: dict[str, Any], depth: int = 0) -> Message:
@@ -256,7 +279,9 @@ class _Parts:
         if message.get_content_type() != kind.lower():
             del message["Content-Type"]
             message["Content-Type"] = kind
-        children = list(_dicts(part.get("parts"))) if depth < _MOST_DEPTH else []
+        children = list(_dicts(part.get("parts")))
+        if children and depth >= _MOST_DEPTH:
+            self.is_cut, children = True, []
         if children:
             message.set_payload(
                 [self.message(child, depth + 1) for child in children if self._made < _MOST_PARTS]

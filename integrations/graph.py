@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+from integrations.errors import ForbiddenHost
 from integrations.mail.cursor import Cursor
 from integrations.mail.errors import Garbled, PageLoop, ProviderRefused
 from integrations.mail.wire import Wire
@@ -59,9 +60,14 @@ class Delta:
     async def pages(self) -> AsyncGenerator[list[dict[str, Any]], None]:
         """The rows of each page. Raise Expired, or as Wire.json does."""
         try:
+            self.wire.checked(self.url)
+        except ForbiddenHost:  # kept before this server was told of another API
+            raise Expired(f"the last reading of {self.wire.provider} was at another address") from None
+        try:
             async for answer in answers(self.wire, self.url, self.headers):
                 yield dicts(answer.get("value"))
                 if isinstance(link := answer.get("@odata.deltaLink"), str):
+                    self.wire.checked(link)
                     self._link = link
         except ProviderRefused as refused:
             if refused.http_status == 410 or refused.reason.lower() in _EXPIRED:

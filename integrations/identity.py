@@ -258,7 +258,8 @@ def _account(provider: str, id_token: Any, verifier: str) -> str:
 def _refusal(name: str, error: object) -> AdiuvaError:
     word = error if isinstance(error, str) and _WORD.fullmatch(error) else "unknown"
     match word:
-        case "invalid_grant" | "redirect_uri_mismatch":
+        # The last two: an administrator of the user's organisation does not allow this app.
+        case "invalid_grant" | "redirect_uri_mismatch" | "access_denied" | "admin_policy_enforced":
             return GrantRefused(Reason.REFUSED)
         case "interaction_required" | "consent_required" | "login_required":
             return GrantRefused(Reason.SIGN_IN)

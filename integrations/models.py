@@ -12,6 +12,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
+from adiuva.crypto import SealBroken
 
 
 class Provider(models.TextChoices):
@@ -38,7 +39,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return self.filter(user_id=user_id)
 
     def untold(self) -> Self:
-        """Those whose loss nobody was told of."""
+        """Those whose loss their user was not told of."""
         return self.filter(health=Health.NEEDS_REAUTH, told_at__isnull=True)
 
 
@@ -62,7 +63,9 @@ class Connection(models.Model):
     )  # the provider asked to be left alone till then
     health = models.CharField(max_length=12, choices=Health, default=Health.OK)
     reason = models.CharField(max_length=12, choices=Reason, blank=True)
-    told_at = models.DateTimeField(null=True, editable=False)  # when the user was told of the loss
+    told_at = models.DateTimeField(
+        null=True, editable=False
+    )  # when a device of the user's was told of the loss
     last_used_at = models.DateTimeField(null=True, editable=False)
     refreshed_at = models.DateTimeField(null=True, editable=False)
     refreshes = models.PositiveIntegerField(default=0, editable=False)
@@ -104,8 +107,16 @@ class Connection(models.Model):
 
     @property
     def address(self) -> str:
-        """The account's address at the provider, for its owner's eyes."""
+        """The account's address at the provider, for its owner's eyes. Raise SealBroken."""
         return self.unseal("account")
+
+    @property
+    def address_if_known(self) -> str:
+        """The same, or blank where it cannot be opened: such a row can still be listed, mended and removed."""
+        try:
+            return self.address
+        except SealBroken:
+            return ""
 
 
 class Consent(models.Model):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 from uuid import UUID
@@ -50,10 +51,10 @@ def begin(*, user_id: UUID, provider: str, connection: Connection | None = None)
     word, verifier, back = secrets.token_urlsafe(24), secrets.token_urlsafe(48), redirect_uri(provider)
     url = identity.authorization_url(
         provider,
-        state=_signed(word, user_id, provider, back),
+        state=_signed(word, user_id, provider, back, connection.pk if connection else None),
         verifier=verifier,
         redirect_uri=back,
-        hint=connection.address if connection else "",
+        hint=connection.address_if_known if connection else "",
     )
     old = Consent.objects.filter(user_id=user_id).order_by("-expires_at").values("pk")[_PENDING - 1 :]
     Consent.objects.filter(pk__in=list(old.values_list("pk", flat=True))).delete()
@@ -64,18 +65,29 @@ def begin(*, user_id: UUID, provider: str, connection: Connection | None = None)
     return url
 
 
-def finish(provider: str, answer: Mapping[str, str], *, signed_in: UUID | None = None) -> Connection:
+@dataclass(frozen=True)
+class Connected:
+    """`instead_of`: the connection that was to be connected again, where the user chose another account."""
+
+    row: Connection
+    instead_of: Connection | None
+
+
+def finish(provider: str, answer: Mapping[str, str], *, signed_in: UUID | None = None) -> Connected:
     """What a provider sent back becomes a connection. Blocks. Raise AdiuvaError with a message for the user's eyes.
 
     `signed_in`: who is signed in in this browser, if anybody is: they must be whom the state was made for.
     """
-    consent = _redeem(provider, answer.get("state", ""), signed_in)
+    consent, wanted = _redeem(provider, answer.get("state", ""), signed_in)
     name = Provider(provider).label
     if "error" in answer:
         if answer["error"] in {"access_denied", "consent_required"}:
-            raise ConsentFailed(
-                f"You did not allow Adiuva to read this {name} account. Nothing was connected."
-            )
+            refused = f"You did not allow Adiuva to read this {name} account. Nothing was connected."
+            if provider != Provider.GMAIL:
+                refused += (
+                    " If your organisation decides about apps, ask its administrator to allow Adiuva first."
+                )
+            raise ConsentFailed(refused)
         raise ConsentFailed(f"{name}'s sign-in reported an error. Nothing was connected: please try again.")
     code = answer.get("code", "")
     if not code or len(code) > _LONGEST:
@@ -92,36 +104,43 @@ def finish(provider: str, answer: Mapping[str, str], *, signed_in: UUID | None =
     except SealBroken:
         raise _invalid() from None
     _check(provider, consent.user_id, grant)
-    return connections.connect(user_id=consent.user_id, provider=provider, grant=grant)
+    row = connections.connect(user_id=consent.user_id, provider=provider, grant=grant)
+    others = Connection.objects.of(consent.user_id).exclude(pk=row.pk)
+    return Connected(row, others.filter(pk=wanted).first() if wanted else None)
 
 
 # ── Inside ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _redeem(provider: str, state: str, signed_in: UUID | None) -> Consent:
-    """The consent that a state is for, which it lets through this once. Raise ConsentFailed."""
-    word, user_id = _verified(provider, state)
+def _redeem(provider: str, state: str, signed_in: UUID | None) -> tuple[Consent, UUID | None]:
+    """The consent that a state is for, which it lets through this once, and the connection that was to be connected
+    again. Raise ConsentFailed."""
+    word, user_id, wanted = _verified(provider, state)
     mine = Consent.objects.filter(state_hash=_hash(word), user_id=user_id, provider=provider)
     fresh = Q(used_at__isnull=True, expires_at__gt=Now(), redirect_uri=redirect_uri(provider))
-    # Of all who bring it, one changes the row. It counts as used however the rest goes.
-    if not mine.filter(fresh, user__is_active=True).update(used_at=Now()):
+    # Of all who bring it at once, one changes the row. That holds for an UPDATE of one table alone: with a join it has
+    # a subquery, which who waited for the row does not ask again. It counts as used however the rest goes.
+    if not mine.filter(fresh).update(used_at=Now()):
         if mine.filter(used_at__isnull=False).exists():
             raise ConsentFailed(
                 "This link was used before. Go back to the app and connect the account again."
             )
         raise _expired()
+    consent = mine.select_related("user").get()
+    if not consent.user.is_active:
+        raise _expired()
     if signed_in is not None and signed_in != user_id:
         raise ConsentFailed(
             "This link was made for another Adiuva account than the one that is signed in here. Nothing was connected."
         )
-    return mine.select_related("user").get()
+    return consent, wanted
 
 
-def _signed(word: str, user_id: UUID, provider: str, back: str) -> str:
-    return _signer(provider, back).sign(f"{word}.{user_id.hex}")
+def _signed(word: str, user_id: UUID, provider: str, back: str, wanted: UUID | None) -> str:
+    return _signer(provider, back).sign(f"{word}.{user_id.hex}.{wanted.hex if wanted else ''}")
 
 
-def _verified(provider: str, state: str) -> tuple[str, UUID]:
+def _verified(provider: str, state: str) -> tuple[str, UUID, UUID | None]:
     if not state.isascii() or len(state) > _LONGEST:
         raise _invalid()
     try:
@@ -130,8 +149,8 @@ def _verified(provider: str, state: str) -> tuple[str, UUID]:
         raise _expired() from None
     except signing.BadSignature:
         raise _invalid() from None
-    word, _, user = signed.rpartition(".")
-    return word, UUID(user)
+    word, user, wanted = signed.split(".")
+    return word, UUID(user), UUID(wanted) if wanted else None
 
 
 def _signer(provider: str, back: str) -> signing.TimestampSigner:

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from adiuva.documents import Unreadable
 from adiuva.documents.mail import parse
-from integrations.graph import Delta, Expired, Links, address, answers, dicts, literal, moment, rows, stamp
+from integrations.graph import MOST_PAGES, Delta, Expired, Links, address, dicts, literal, moment, rows, stamp
 from integrations.mail import letters
 from integrations.mail.cursor import Cursor, since
 from integrations.mail.documents import Item, Skipped, fingerprint
-from integrations.mail.errors import NoSuchFolder, NotThere, ProviderRefused, TooLarge
+from integrations.mail.errors import NoSuchFolder, NotThere, PageLoop, ProviderRefused, TooLarge
 from integrations.mail.filters import Filters
 from integrations.mail.reading import Page, Reading, Ref
 from integrations.mail.wire import Wire
@@ -32,6 +32,7 @@ _FOLDER: Final = "id,displayName,childFolderCount"
 _UNWANTED: Final = ("drafts", "deleteditems", "junkemail", "outbox")
 _KNOWN: Final = frozenset({"inbox", "archive", "sentitems", *_UNWANTED})
 _MOST_FOLDERS: Final = 1_000
+_MOST_SENDERS: Final = 10  # in one query: Exchange refuses those that it finds too complex
 _MOST_NESTED: Final = 5  # mails attached to a mail that are read
 _MOST_NESTED_BYTES: Final = 5 * 1024 * 1024
 
@@ -46,37 +47,59 @@ class Outlook(Reading):
         if skipped:
             yield Page(skipped=skipped)
         links = Links(cursor, self._now, folders)
+        anew: dict[str, dt.datetime] = {}  # from when on these are to be listed
         for folder in folders:
-            try:
-                async for page in self._folder(wire, folder, links, filters):
-                    yield page
-            except NotThere:
-                continue  # it was deleted meanwhile, or moved to where nothing is read
+            known = links.get(folder)
+            if known is not None:
+                try:
+                    async for page in self._news(wire, folder, known[0], links, filters):
+                        yield page
+                    continue
+                except Expired:
+                    pass
+                except NotThere:
+                    continue  # it was deleted meanwhile, or moved to where nothing is read
+            anew[folder] = since(filters, known[1] if known else None)
+        async for page in self._anew(wire, anew, links, filters):
+            yield page
 
-    async def _folder(
-        self, wire: Wire, folder: str, links: Links, filters: Filters
+    async def _news(
+        self, wire: Wire, folder: str, url: str, links: Links, filters: Filters
     ) -> AsyncGenerator[Page, None]:
-        """What is new in a folder. Its link moves when all of it was listed."""
-        known = links.get(folder)
-        if known:
-            delta = Delta(wire, known[0], _HEADERS)
-            try:
-                async for found in delta.pages():
-                    yield Page(_refs(found, filters))
-                yield Page(state=links.move(folder, delta.end))
-                return
-            except Expired:
-                pass
-        # From a little before now on: it takes a while until a mail is listed.
-        recent = f"receivedDateTime ge {stamp(self._now - dt.timedelta(hours=1))}"
-        url = address("me", "mailFolders", folder, "messages", "delta", select=_LISTED, filter=recent)
+        """What changed in a folder since its link. Raise Expired, NotThere."""
         delta = Delta(wire, url, _HEADERS)
         async for found in delta.pages():
             yield Page(_refs(found, filters))
-        url = _backfill(folder, since(filters, known[1] if known else None), filters)
-        async for answer in answers(wire, url, _HEADERS):
-            yield Page(_refs(dicts(answer.get("value")), filters))
         yield Page(state=links.move(folder, delta.end))
+
+    async def _anew(
+        self, wire: Wire, folders: dict[str, dt.datetime], links: Links, filters: Filters
+    ) -> AsyncGenerator[Page, None]:
+        """What a bounded time brought to folders. Their links move when all of them were listed."""
+        # From a little before now on: it takes a while until a mail is listed.
+        recent = f"receivedDateTime ge {stamp(self._now - dt.timedelta(hours=1))}"
+        ends: dict[str, str] = {}
+        for folder in folders:
+            url = address("me", "mailFolders", folder, "messages", "delta", select=_LISTED, filter=recent)
+            delta = Delta(wire, url, _HEADERS)
+            try:
+                async for found in delta.pages():
+                    yield Page(_refs(found, filters))
+            except NotThere:
+                continue
+            ends[folder] = delta.end
+        # Twice where there are several: to read the mails takes its time, and one that is moved meanwhile from a folder
+        # that is still to come to one that was read is in neither. The second time only such are fetched.
+        for folder in [*ends] * min(2, len(ends)):
+            try:
+                async for found in _listed(wire, folder, folders[folder], filters):
+                    yield Page(_refs(found, filters))
+            except NotThere:
+                ends.pop(folder, None)
+        state = None
+        for folder, link in ends.items():
+            state = links.move(folder, link)
+        yield Page(state=state)
 
     async def _folders(self, wire: Wire, wanted: tuple[str, ...]) -> tuple[list[str], list[Skipped]]:
         """The ids of the folders to read, and which names there are not. Raise NoSuchFolder if there are none."""
@@ -167,11 +190,40 @@ class Outlook(Reading):
         return letters.attached_part(name, kind, size)
 
 
-def _backfill(folder: str, start: dt.datetime, filters: Filters) -> str:
+async def _listed(
+    wire: Wire, folder: str, start: dt.datetime, filters: Filters
+) -> AsyncGenerator[list[dict[str, Any]], None]:
+    """The mails of a folder from a time on, in pages, the newest first.
+
+    A page begins at the time at which the one before ended. Graph's own links begin at its place in the list: whenever
+    a mail leaves the folder, they pass over another one.
+    """
+    oldest: dt.datetime | None = None
+    url, seen = _backfill(folder, start, filters.end, filters), set[str]()
+    while url:
+        if url in seen or len(seen) >= MOST_PAGES:
+            raise PageLoop("the pages of Outlook lead back to where they were")
+        seen.add(url)
+        answer = await wire.json(url, _HEADERS)
+        found = dicts(answer.get("value"))
+        yield found
+        following = answer.get("@odata.nextLink") or ""
+        if not isinstance(following, str):
+            raise PageLoop("the pages of Outlook lead back to where they were")
+        url = following
+        last = moment(found[-1].get("receivedDateTime")) if url and found else None
+        # Else more is of one second than a page holds: on with Graph's own link.
+        if last is not None and (oldest is None or last < oldest):
+            oldest = last.replace(microsecond=0)
+            url = _backfill(folder, start, oldest + dt.timedelta(seconds=1), filters)
+
+
+def _backfill(folder: str, start: dt.datetime, end: dt.datetime | None, filters: Filters) -> str:
     terms = [f"receivedDateTime ge {stamp(start)}"]
-    if filters.end:
-        terms.append(f"receivedDateTime le {stamp(filters.end)}")
-    if addresses := filters.addresses():
+    if end:
+        terms.append(f"receivedDateTime le {stamp(end)}")
+    addresses = filters.addresses()
+    if 0 < len(addresses) <= _MOST_SENDERS:
         senders = (f"from/emailAddress/address eq {literal(address)}" for address in addresses)
         terms.append(f"({' or '.join(senders)})")
     return address(

@@ -12,7 +12,9 @@ from integrations.models import Connection, Health, Provider, Reason
 
 class ConnectionSerializer(serializers.ModelSerializer[Connection]):
     provider = serializers.ChoiceField(choices=Provider.choices)
-    account = serializers.CharField(source="address", help_text="The account's address at the provider.")
+    account = serializers.CharField(
+        source="address_if_known", help_text="The account's address at the provider."
+    )
     scopes = serializers.ListField(child=serializers.CharField(), help_text="What the provider granted.")
     health = serializers.ChoiceField(
         choices=Health.choices, help_text="`needs_reauth`: connect the account again."

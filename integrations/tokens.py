@@ -32,8 +32,10 @@ log = structlog.get_logger("adiuva.integrations")
 
 _EARLY: Final = timedelta(minutes=5)  # that a token is renewed before its end, so that none ends on its way
 _USED_EVERY: Final = timedelta(minutes=1)
+_JUST_NOW: Final = timedelta(seconds=10)
 _PAUSE_S: Final = 5  # after a failure, so that all who wait do not try it one after the other
 _LONGEST_PAUSE_S: Final = 900  # that a provider may ask of us
+NEWS_PROTOCOL: Final = 2  # of devices that can be told something they did not ask for
 # Of their own: whoever waits for a provider must not keep others from the database. A few, as each holds one of the
 # pool's connections meanwhile.
 _threads = ThreadPoolExecutor(4, thread_name_prefix="tokens")
@@ -117,10 +119,13 @@ def refresh(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) 
 
 
 def renew(connection_id: UUID, *, user_id: UUID) -> None:
-    """Refresh now, due or not. Blocks. Raise as `access_token` does."""
-    row = Connection.objects.of(user_id).filter(pk=connection_id).first()
+    """Refresh now, due or not; not again within some seconds, as the provider counts what we ask it. Blocks. Raise as
+    `access_token` does."""
+    row = _timed().of(user_id).filter(pk=connection_id).first()
     if row is None:
         raise NotFound("there is no such connection")
+    if row.health == Health.OK and row.refreshed_at and row.now - row.refreshed_at < _JUST_NOW:
+        return
     refresh(connection_id, user_id=user_id, rejected=row.unseal("access_token"))
 
 
@@ -140,15 +145,22 @@ def keep(row: Connection, grant: identity.Grant, **more: Any) -> str:
     return grant.access_token
 
 
-def tell(connection_id: UUID) -> None:
-    """Send `needs_reauth` for a loss that nobody was told of yet. Of several who try, one does."""
+def announce(connection_id: UUID) -> None:
+    """Send `needs_reauth` for a loss that its user was not told of yet. Who tells them has to `take_news` first."""
     with transaction.atomic():
         lost = Connection.objects.untold().filter(pk=connection_id)
-        user_id = lost.select_for_update(no_key=True).values_list("user_id", flat=True).first()
-        if user_id is None:
-            return
-        signals.needs_reauth.send(Connection, connection_id=connection_id, user_id=user_id)
-        lost.update(told_at=Now())
+        if (user_id := lost.values_list("user_id", flat=True).first()) is not None:
+            signals.needs_reauth.send(Connection, connection_id=connection_id, user_id=user_id)
+
+
+def take_news(connection_id: UUID) -> bool:
+    """Whether the caller is to tell the user of a loss. Of all who ask, one is."""
+    return bool(Connection.objects.untold().filter(pk=connection_id).update(told_at=Now()))
+
+
+def give_news_back(connection_id: UUID) -> None:
+    """Nobody could be told after all."""
+    Connection.objects.filter(pk=connection_id, health=Health.NEEDS_REAUTH).update(told_at=None)
 
 
 # ── Inside ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,7 +211,7 @@ def _lose(row: Connection, reason: Reason) -> None:
     _change(row, health=Health.NEEDS_REAUTH, reason=reason)
     row.health, row.reason = Health.NEEDS_REAUTH, reason
     log.warning("connection.lost", connection_id=str(row.pk), user_id=str(row.user_id), reason=reason.value)
-    transaction.on_commit(lambda: tell(row.pk), robust=True)
+    transaction.on_commit(lambda: announce(row.pk), robust=True)
 
 
 def _needs_reauth(row: Connection) -> NeedsReauth:

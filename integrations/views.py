@@ -121,18 +121,23 @@ class Callback(View):
         visitor = request.user.pk if isinstance(request.user, User) else None
         close_old_connections()  # the provider may take a while, and others wait for the pool's connections
         try:
-            row = oauth.finish(provider, request.GET.dict(), signed_in=visitor)
+            done = oauth.finish(provider, request.GET.dict(), signed_in=visitor)
         except AdiuvaError as problem:
             log.info("consent.failed", provider=provider, code=problem.code)
             said = problem.message
             if not isinstance(problem, ConsentFailed):  # what the rest of the product says, as a sentence
                 said = f"{said[:1].upper()}{said[1:]}. Nothing was connected: please try again later."
             return _page(request, provider, problem=said)
-        return _page(request, provider, row=row)
+        return _page(request, provider, row=done.row, instead_of=done.instead_of)
 
 
 def _page(
-    request: HttpRequest, provider: str, *, row: Connection | None = None, problem: str = ""
+    request: HttpRequest,
+    provider: str,
+    *,
+    row: Connection | None = None,
+    instead_of: Connection | None = None,
+    problem: str = "",
 ) -> HttpResponse:
     """What happened, on a page that loads nothing, runs nothing, and tells nobody where it came from."""
     nonce = secrets.token_urlsafe(16)
@@ -141,6 +146,7 @@ def _page(
         "name": Provider(provider).label,
         "account": row.address if row else "",
         "owner": row.user.email if row else "",
+        "other": instead_of,
         "problem": problem,
         "back": f"{settings.APP_LINK}oauth/{provider}?{urlencode(said)}",
         "nonce": nonce,

@@ -29,8 +29,7 @@ from integrations.mail.filters import Filters
 MOST_QUESTIONS: Final = 5
 _MOST_REPEATED: Final = 8_000  # characters of an answer that the model is shown again
 _QUESTION_CHARS: Final = 1_000
-_PROMPT_CHARS: Final = 8_000
-_MOST_WORDS: Final = 20_000  # of a prompt, as agents take them
+_PROMPT_CHARS: Final = 20_000  # as agents take them: one that is to be changed a little may be as long
 _NAME_CHARS: Final = 200
 _CRON_CHARS: Final = 200
 _MOST_EXTENSIONS: Final = 50
@@ -302,11 +301,10 @@ def _extensions(given: Any, notes: list[str]) -> list[str]:
 def _in_own_words(brief: Brief, said: Sequence[Exchange]) -> Outcome:
     """The configuration where the model makes none: what the user said, in the user's words."""
     lines = "\n".join(f"- {one.question}\n  {one.answer}" for one in said)
-    before = brief.present.get("prompt_template")
-    parts = [str(before)] if before else []
-    parts.append(f"Take out of the document what the freelancer wants, as said in these answers:\n{lines}")
+    words = f"Take out of the document what the freelancer wants, as said in these answers:\n{lines}"
+    before = str(brief.present.get("prompt_template") or "")[: max(0, _PROMPT_CHARS - len(words) - 2)]
     return Outcome(
-        prompt_template="\n\n".join(parts)[:_MOST_WORDS],
+        prompt_template="\n\n".join(filter(None, (before, words)))[:_PROMPT_CHARS],
         data_types=list(brief.present.get("data_types") or _USUAL),
         name=_usual_name(brief),
         schedule_cron=str(brief.present.get("schedule_cron") or ""),

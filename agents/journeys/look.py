@@ -18,6 +18,8 @@ from agents.journeys import samples
 from agents.journeys.samples import NothingAtHand, Wanted
 from agents.records import Rules
 from agents.sources import DeviceSilent
+from integrations.errors import NeedsReauth, ProviderAway
+from integrations.mail.errors import NoSuchFolder
 
 LOOK_S: Final = 40.0
 _MOST_SHOWN: Final = 100  # records
@@ -63,6 +65,12 @@ async def look(wanted: Wanted, zone: ZoneInfo) -> Found:
         found.code, found.message = error.code, _OFFLINE
     except NothingAtHand as error:
         found.code, found.message = error.code, error.message
+    except (
+        NeedsReauth,
+        NoSuchFolder,
+        ProviderAway,
+    ) as error:  # which its user can do something about, or wait for
+        found.code, found.message = error.code, f"Nothing was tried out yet: {error.message}."
     except AdiuvaError as error:
         found.code, found.message = error.code, _FAILED
     except Exception as error:

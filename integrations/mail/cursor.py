@@ -44,7 +44,8 @@ class Cursor:
 def since(filters: Filters, read_at: dt.datetime | None) -> dt.datetime:
     """From when on to list what there is where no position tells: since it was last read, if it ever was."""
     if read_at is None:
-        return filters.start or timezone.now() - BACKFILL
+        now = timezone.now()
+        return filters.start or min(filters.end or now, now) - BACKFILL
     return max(read_at - MARGIN, filters.start) if filters.start else read_at - MARGIN
 
 

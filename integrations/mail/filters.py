@@ -13,8 +13,10 @@ from adiuva.errors import Invalid
 
 _MOST: Final = 50
 _MOST_CHARS: Final = 200
+_FIRST_YEAR, _LAST_YEAR = 1970, 9000
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*")
 _DOMAIN: Final = re.compile(r"@?[a-z0-9-]+(?:\.[a-z0-9-]+)+")
+_BRACKETED: Final = re.compile(r"<([^<>\s]*)>\s*$")
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 
 
@@ -50,7 +52,9 @@ class Filters:
         """By address, by domain (with what is below it), or by a part of the name."""
         if not self.senders:
             return True
-        whole, address = sender.casefold(), parseaddr(sender)[1].casefold()
+        # What stands in front of an address in brackets is a name, even where it looks like another address.
+        bracketed = _BRACKETED.search(sender)
+        whole, address = sender.casefold(), (bracketed[1] if bracketed else parseaddr(sender)[1]).casefold()
         host = address.rpartition("@")[2]
         return any(_matches(wanted.casefold(), whole, address, host) for wanted in self.senders)
 
@@ -86,12 +90,17 @@ def _moment(value: Any, zone: dt.tzinfo, *, last: bool) -> dt.datetime | None:
     if value in (None, ""):
         return None
     try:
-        if len(value) == 10:
+        if len(value) <= 10:
             day = dt.date.fromisoformat(value)
             if last:
                 day += dt.timedelta(days=1)
-            return dt.datetime.combine(day, dt.time(), zone).astimezone(dt.UTC)
-        moment = dt.datetime.fromisoformat(value)
+            moment = dt.datetime.combine(day, dt.time(), zone)
+        else:
+            moment = dt.datetime.fromisoformat(value)
+        if (
+            not _FIRST_YEAR <= moment.year <= _LAST_YEAR
+        ):  # beyond, one zone can tell the time and another cannot
+            raise ValueError
         return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(dt.UTC)
     except (TypeError, ValueError, OverflowError):
         raise _invalid("date_range", "a date is YYYY-MM-DD, or a date and time of ISO 8601") from None

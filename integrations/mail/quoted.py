@@ -15,9 +15,12 @@ _WROTE: Final = re.compile(
     r"\b(?:wrote|schrieb|écrit|escribió|scritto|escreveu|schreef|skrev|napisał)\b.{0,80}:",
     re.IGNORECASE,
 )
-# Enough of a mark where marked lines follow.
+# Enough of a mark where marked lines follow: a word for it, or in any language an address.
 _WROTE_SHORT: Final = re.compile(
-    r".{1,150}\b(?:wrote|writes|schrieb|schreibt|a écrit|escribió)\s?:", re.IGNORECASE
+    r".{1,200}\b(?:wrote|writes|schrieb|schreibt|a écrit|escribió|ha scritto|escreveu|schreef|skrev|napisał(?:\(a\))?"
+    r"|napsal(?:\(a\))?|kirjoitti|написал(?:\(а\)|а)?|пишет|yazdı)\s?:"
+    r"|.{0,200}<[^<>\s]{1,100}@[^<>\s]{1,100}>[^<>]{0,30}[:：]",
+    re.IGNORECASE,
 )
 _WROTE_BEGINS: Final = re.compile(r"(?:on|am|le|el|il|em|op|den|dnia|w dniu)\b.{4,250}", re.IGNORECASE)
 _RULE: Final = re.compile(
@@ -25,15 +28,25 @@ _RULE: Final = re.compile(
     r"|messaggio originale|mensagem original|oorspronkelijk bericht)\s*[-_]{2,}",
     re.IGNORECASE,
 )
+# A mail's headers as Outlook writes them above the mail that is answered, in its user's language.
+_FROM: Final = "from|von|de|da|van|från|fra|od|lähettäjä|от|kimden|από|feladó|发件人|寄件者|差出人"
+_SUBJECT: Final = (
+    "subject|betreff|objet|asunto|oggetto|assunto|onderwerp|ämne|emne|temat|předmět|aihe|тема|konu|θέμα|tárgy"
+    "|主题|主旨|件名"
+)
+_SENT: Final = (
+    "sent|gesendet|envoyé|enviado|inviato|verzonden|skickat|sendt|wysłano|odesláno|lähetetty|отправлено|gönderildi"
+    "|στάλθηκε|elküldve|发送时间|寄件日期|送信日時|date|datum|fecha|data|dato|дата"
+)
+_TO: Final = "to|an|à|para|a|aan|till|til|do|komu|vastaanottaja|кому|kime|προς|címzett|收件人|收件者|宛先"
 _HEADER: Final = re.compile(
-    r"\*?(from|von|de|da|van|sent|gesendet|envoyé|enviado|inviato|verzonden|date|datum|fecha|data|to|an|à|para|a|aan"
-    r"|subject|betreff|objet|asunto|oggetto|assunto|onderwerp)\s?:\*?\s.{0,380}",
+    rf"\*?(?:(?P<from>{_FROM})|(?P<subject>{_SUBJECT})|{_SENT}|{_TO})\s?(?::\*?\s|：).{{0,380}}",
     re.IGNORECASE,
 )
-_FROM: Final = frozenset({"from", "von", "de", "da", "van"})
-_SUBJECT: Final = frozenset({"subject", "betreff", "objet", "asunto", "oggetto", "assunto", "onderwerp"})
 _HEADER_LINES: Final = 8
-_FORWARD: Final = re.compile(r"\s*(?:fwd?|wg|tr|rv|i|enc|doorst)\s*:", re.IGNORECASE)
+_FORWARD: Final = re.compile(
+    r"\s*(?:fwd?|wg|tr|rv|i|enc|doorst|vb|vs|vl|pd|转发|轉寄|転送)\s*[:：]", re.IGNORECASE
+)
 
 
 def set_apart(body: str, subject: str = "") -> tuple[str, str]:
@@ -113,13 +126,13 @@ def _attribution(lines: list[str], number: int) -> int:
 
 def _is_header_block(lines: list[str], number: int) -> bool:
     """The older mail's headers: its sender first, its subject at last, all together."""
-    names = []
+    kinds = []
     for line in lines[number : number + _HEADER_LINES]:
         match = _HEADER.fullmatch(line.strip()) if len(line) <= _LONGEST_LINE else None
         if match is None:
             break
-        names.append(match[1].casefold())
-    return len(names) >= 3 and names[0] in _FROM and any(name in _SUBJECT for name in names)
+        kinds.append(match.lastgroup)
+    return len(kinds) >= 3 and kinds[0] == "from" and "subject" in kinds
 
 
 def _skip_blank(lines: list[str], number: int) -> int:

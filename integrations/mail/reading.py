@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -34,11 +35,13 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a listing brought. `state`: what the cursor may say once this page is settled; None: as before."""
+    """What a listing brought. `state`: what the cursor may say once this page is settled; None: as before. `read_at`:
+    up to when all is known then, where that is not the beginning of this reading."""
 
     refs: list[Ref] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     state: dict[str, Any] | None = None
+    read_at: dt.datetime | None = None
 
 
 class Reading(ABC):
@@ -61,9 +64,9 @@ class Reading(ABC):
     ) -> AsyncGenerator[Item, None]:
         self._now = now = timezone.now()
         self._stored = cursor
-        self._cursor = before = Cursor.load(
-            cursor, identity(self.provider.value, self._account.mailbox, filters), now
-        )
+        # An address comes in the spelling in which it was granted last.
+        of = identity(self.provider.value, self._account.mailbox.casefold(), filters)
+        self._cursor = before = Cursor.load(cursor, of, now)
         seen: set[str] = set()
         async with (
             Wire.open(self.provider, self._account, self._patience) as wire,
@@ -80,10 +83,9 @@ class Reading(ABC):
                 async with aclosing(self._fetched(wire, refs, filters)) as items:
                     async for item in items:
                         yield item
-                if (
-                    page.state is not None
-                ):  # whoever asked for the next one has settled, or holds, the last one
-                    self._cursor, self._moved = Cursor(before.of, now, page.state), True
+                if page.state is not None:
+                    # Whoever asked for the next one has settled, or holds, the last one.
+                    self._cursor, self._moved = Cursor(before.of, page.read_at or now, page.state), True
 
     async def _fetched(self, wire: Wire, refs: list[Ref], filters: Filters) -> AsyncGenerator[Item, None]:
         """The messages in their order, a few fetched ahead."""

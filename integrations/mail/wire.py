@@ -33,8 +33,20 @@ _TRIES: Final = 5
 _BUDGET: Final = 100  # retries in one reading, after which the provider is away
 _CONNECT_S: Final = 10.0
 _LONGEST_PAUSE_S: Final = 20.0
+_LONGEST_ASKED_S: Final = 86_400.0  # that a provider is believed to want to be left alone
+_FRESH_S: Final = (
+    5.0  # that a token is used before it is asked for anew: then a disconnected account is left alone
+)
 # What Google answers with 403 where others say 429.
-_THROTTLES: Final = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
+_THROTTLES: Final = frozenset(
+    {
+        "rateLimitExceeded",
+        "userRateLimitExceeded",
+        "dailyLimitExceeded",
+        "quotaExceeded",
+        "RATE_LIMIT_EXCEEDED",
+    }
+)
 _REASON: Final = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 
 log = structlog.get_logger("integrations.mail")
@@ -82,7 +94,7 @@ class Wire:
         self._account, self._patience = account, patience
         self._gate: Gate = gate(provider.label, account.mailbox)
         self._retries = 0
-        self._access: str | None = None
+        self._access, self._access_until = "", 0.0
         self._signing_in = asyncio.Lock()
 
     @classmethod
@@ -108,12 +120,13 @@ class Wire:
             if isinstance(value, dict):
                 return value
             tried += 1
-            if tried >= 2:  # once may be an answer that was cut
+            if tried >= _TRIES:
                 raise Garbled(f"{self.provider} answered with something that is not a JSON object")
+            await self._pause(_Failed("no JSON object"), tried)  # it may be an answer that was cut
 
     async def read(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
         """The bytes at an address; raises as `json` does."""
-        whole = self._checked(url)
+        whole = self.checked(url)
         tried, rejected = 0, False
         while True:
             access = await self._token()
@@ -134,9 +147,12 @@ class Wire:
                 rejected = True
                 await self._token(access)
 
-    def _checked(self, url: str) -> httpx.URL:
-        """Links come from answers, and cursors from where they were stored. None may lead elsewhere: not even to the
-        provider's other hosts, which are not to see this token."""
+    def checked(self, url: str) -> httpx.URL:
+        """The whole address. Raise ForbiddenHost.
+
+        Links come from answers, and cursors from where they were stored. None may lead elsewhere: not even to the
+        provider's other hosts, which are not to see this token.
+        """
         try:
             whole = httpx.URL(url if "://" in url else f"{self.base}/{url.lstrip('/')}")
         except (httpx.InvalidURL, ValueError):
@@ -147,8 +163,9 @@ class Wire:
 
     async def _token(self, rejected: str | None = None) -> str:
         async with self._signing_in:  # whoever comes later finds the new one
-            if self._access is None or self._access == rejected:
+            if self._access == rejected or time.monotonic() >= self._access_until:
                 self._access = await self._account.token(rejected)
+                self._access_until = time.monotonic() + _FRESH_S
             return self._access
 
     async def _once(self, url: httpx.URL, headers: dict[str, str]) -> bytes | None:
@@ -192,7 +209,7 @@ class Wire:
             reason = ""
         throttled = status == 429 or (status == 403 and reason in _THROTTLES)
         if throttled or status >= 500 or status == 408:
-            if seconds is not None:
+            if seconds:
                 self._gate.hold(seconds)
             return _Failed(f"status {status}", seconds, throttled=throttled)
         if status in (404, 410):
@@ -212,7 +229,7 @@ class Wire:
                 raise Throttled(self.provider, asked)
             raise ProviderAway(f"{self.provider} does not answer ({failed.why})")
         log.info("mail.retry", provider=self.provider, why=failed.why, tried=tried, asked_s=asked)
-        if asked is None:  # else the gate makes us wait
+        if not asked:  # else the gate makes us wait
             longest = min(_LONGEST_PAUSE_S, self._patience.pause_s * 2 ** (tried - 1))
             await asyncio.sleep(longest * random.uniform(0.5, 1.0))
 
@@ -222,24 +239,26 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
 
 
 def _retry_after(value: str) -> float | None:
-    """Seconds, given as a number or as a date (RFC 9110, 10.2.3). None if it says nothing."""
+    """Seconds, given as a number or as a date (RFC 9110, 10.2.3); a day at most. None if it says nothing."""
     value = value.strip()
     try:
         seconds = float(value)
     except ValueError:
         try:
             when = parsedate_to_datetime(value)
-        except (TypeError, ValueError, IndexError):
+            seconds = when.replace(tzinfo=when.tzinfo or dt.UTC).timestamp() - time.time()
+        except (TypeError, ValueError, IndexError, OverflowError):
             return None
-        seconds = when.replace(tzinfo=when.tzinfo or dt.UTC).timestamp() - time.time()
-    return max(0.0, seconds) if seconds == seconds else None
+    return max(0.0, min(seconds, _LONGEST_ASKED_S)) if seconds == seconds else None
 
 
 def _reason(raw: bytes) -> str:
     """The provider's one word for it: never its message, which may quote what was asked for."""
     try:
         error = orjson.loads(raw)["error"]
-        found = error.get("errors", [{}])[0].get("reason") or error.get("code")
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        found = [each.get("reason") for name in ("errors", "details") for each in error.get(name) or ()]
+        found.append(error.get("code"))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return ""
-    return found if isinstance(found, str) and _REASON.fullmatch(found) else ""
+    words = (word for word in found if isinstance(word, str) and _REASON.fullmatch(word))
+    return next(words, "")

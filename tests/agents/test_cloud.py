@@ -20,6 +20,7 @@ from agents.journeys import look, samples
 from agents.journeys.interview import Outcome
 from agents.mailbox import sample
 from agents.models import Agent, AgentCursor, AgentType, Run, Source
+from integrations import connections
 from integrations.models import Connection, Health
 from integrations.models import Provider as MailProvider
 from tests.agents.build import a_run
@@ -355,6 +356,26 @@ async def test_a_lost_account_pauses_its_agents_and_a_new_consent_goes_on(
         assert agent.next_run_at > timezone.now()  # the slot that came meanwhile was this run's
 
 
+async def test_who_was_away_when_an_account_was_lost_is_told_once_by_the_next_device(
+    inbox: Inbox, identity: Identity, worker: None
+) -> None:
+    inbox.box.expire()
+    identity.script(Refuse("invalid_grant"))
+    assert (await inbox.run()).state == State.AWAITING_REAUTH
+    await db.run(connections.sweep)
+    async with inbox.device():
+        await until(lambda: bool(inbox.errors))  # its hello is enough
+        for _ in range(3):
+            await db.run(connections.sweep)
+    async with inbox.device("phone"):
+        await db.run(connections.sweep)
+        async with DeviceLink(inbox.person.id) as link:
+            await link.call("select", "projects", filters={})  # behind whatever else is said
+    assert [(error.code, "1 agent waits" in error.message) for error in inbox.errors] == [
+        ("needs_reauth", True)
+    ]
+
+
 async def test_a_reconnection_that_nobody_heard_of_is_found_by_the_sweep(
     inbox: Inbox, identity: Identity
 ) -> None:
@@ -433,6 +454,8 @@ async def test_a_journey_looks_into_the_mailbox_that_is_connected(inbox: Inbox) 
     assert (
         await look.look(wanted(senders=["nobody@example.com"]), ZoneInfo("UTC"))
     ).code == "nothing_to_read"
+    none = await look.look(wanted(labels=["Clients"]), ZoneInfo("UTC"))
+    assert none.code == "no_such_folder" and "none of the labels" in none.message
     await db.run(Connection.objects.filter(user_id=inbox.person.id).delete)
     assert (await look.look(wanted(), ZoneInfo("UTC"))).code == "no_mailbox"
     await llm.aclose()

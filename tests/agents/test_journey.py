@@ -342,6 +342,17 @@ def test_what_nobody_speaks_of_stays_as_the_agent_has_it() -> None:
     assert _outcome(said | {"schedule_cron": "", "name": "New"}, brief).schedule_cron == ""
 
 
+def test_of_a_long_prompt_and_what_was_said_it_keeps_what_was_said() -> None:
+    from agents.journeys.interview import Brief, Exchange, Outcome, _in_own_words, _outcome
+    from agents.models import AgentType
+
+    long = Brief(AgentType.GMAIL, {"prompt_template": "p" * 20_000, "data_types": ["tasks"]})
+    outcome = _in_own_words(long, [Exchange(question="What?", answer="herons " * 500)])
+    assert outcome.prompt_template.count("herons ") == 500 and len(outcome.prompt_template) == 20_000
+    kept = _outcome({"prompt_template": "p" * 20_000, "data_types": ["tasks"]}, long)
+    assert isinstance(kept, Outcome)  # what agents take, an answer may have
+
+
 # ── When it cannot go on ────────────────────────────────────────────────────────────────────────────────
 
 

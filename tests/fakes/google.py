@@ -114,7 +114,7 @@ class Google(Server):
         start = int(http.query["startHistoryId"])
         if start < box.forgotten:
             raise NotHere
-        kinds = {"messageAdded": "messagesAdded", "labelAdded": "labelsAdded"}
+        kinds = {"messageAdded": "messagesAdded", "labelAdded": "labelsAdded", "labelRemoved": "labelsRemoved"}
         wanted = {kinds[kind] for kind in http.query.getall("historyTypes", [])}
         rows = [row for row in box.history if int(row["id"]) > start and wanted & row.keys()]
         return {**_page(box, http, "history", rows), "historyId": str(box.history_id)}
@@ -133,10 +133,10 @@ class Google(Server):
 
 
 def _page(box: GmailBox, http: web.Request, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    start, size = int(http.query.get("pageToken", 0)), int(http.query.get("maxResults", 100))
-    end = start + min(size, box.page or size)
+    token = http.query.get("pageToken", "")
+    start, end = box.span(token, int(http.query.get("maxResults", 100)))
     answer: dict[str, Any] = {name: rows[start:end]} if rows[start:end] else {}
-    return {**answer, "nextPageToken": str(end)} if end < len(rows) else answer
+    return {**answer, "nextPageToken": box.following(token, end)} if end < len(rows) else answer
 
 
 def _payload(part: Message, places: Any) -> dict[str, Any]:

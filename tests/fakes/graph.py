@@ -179,7 +179,7 @@ class Graph(Server):
         senders = re.findall(r"address eq '([^']*)'", query)
         rows = [
             _listed(each)
-            for each in reversed(box.messages.values())
+            for each in sorted(box.messages.values(), key=lambda each: each["receivedDateTime"], reverse=True)
             if each["folder"] == folder
             and _admits(query, each["receivedDateTime"])
             and (not senders or each["from"]["emailAddress"]["address"] in senders)
@@ -191,15 +191,18 @@ class Graph(Server):
         if posts is None:
             raise NotHere(403, "Forbidden")
         threads = [each for each in posts if not each["replyToId"]]
+        replies_to: dict[str, list[dict[str, Any]]] = {}
+        for each in posts:
+            replies_to.setdefault(each["replyToId"], []).append(each)
         match rest:
             case ["delta"]:
                 rows = {each["id"]: each for each in threads}
                 return self._delta(box, http, "/".join(key), rows, "createdDateTime")
             case [thread, "replies"]:
-                return self._page(box, http, [each for each in posts if each["replyToId"] == thread])
+                return self._page(box, http, replies_to.get(thread, []))
         rows = []
         for thread in reversed(threads):
-            replies = [each for each in posts if each["replyToId"] == thread["id"]]
+            replies = replies_to.get(thread["id"], [])
             row = {**thread, "replies": replies[:3]}
             if len(replies) > 3:
                 more = f"{http.url.origin()}{http.rel_url.raw_path}/{thread['id']}/replies?$skiptoken=3"
@@ -208,11 +211,12 @@ class Graph(Server):
         return self._page(box, http, rows)
 
     def _page(self, box: GraphBox, http: web.Request, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        start, size = int(http.query.get("$skiptoken", 0)), int(http.query.get("$top", 50))
-        end = start + min(size, box.page or size)
+        token = http.query.get("$skiptoken", "")
+        start, end = box.span(token, int(http.query.get("$top", 50)))
         answer: dict[str, Any] = {"value": rows[start:end]}
         if end < len(rows):
-            answer["@odata.nextLink"] = str(http.url.update_query({"$skiptoken": str(end)}))
+            link = http.url.update_query({"$skiptoken": box.following(token, end)})
+            answer["@odata.nextLink"] = str(link)
         return answer
 
     def _delta(

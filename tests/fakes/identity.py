@@ -16,6 +16,7 @@ endpoint takes the next step of the script; without one it answers as the real o
     Rotate()                 a new refresh token, and the old one is void
     Bare()                   no refresh token, whatever was asked
     Hold(step)               waits for `.release()`, then takes the step; `.reached` is an event
+With `script(..., account=...)` they are for the requests of that account alone.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Bare:
 class Request:
     path: str
     form: dict[str, str] = field(default_factory=dict)
+    account: str = ""
 
 
 @dataclass
@@ -91,6 +93,7 @@ class Identity:
     """`requests`: all so far. `refreshes`: those with a refresh token. `peak`: the most token requests at once.
 
     Who consents is `account`; `denies` and `leaves_out` say what they do not allow; `life_s` is of access tokens.
+    For accounts in `rotating` each refresh is a Rotate().
     """
 
     def __init__(self) -> None:
@@ -107,13 +110,15 @@ class Identity:
         self.leaves_out: set[str] = set()
         self.claims: dict[str, Any] = {}  # that an ID token says otherwise
         self.revoke_step: Any = None
-        self._steps: deque[Any] = deque()
+        self.rotating: set[str] = set()
+        self._steps: dict[str, deque[Any]] = {}
+        self._given: dict[str, str] = {}  # access tokens so far → account
         self._codes: dict[str, _Code] = {}
         self._refresh: dict[str, _Grant] = {}
         self._access: dict[str, _Grant] = {}
 
-    def script(self, *steps: Any) -> Identity:
-        self._steps.extend(steps)
+    def script(self, *steps: Any, account: str = "") -> Identity:
+        self._steps.setdefault(account, deque()).extend(steps)
         return self
 
     @property
@@ -170,9 +175,14 @@ class Identity:
         found = self._access.get(access_token)
         return found.account if found else None
 
-    def expire(self) -> None:
-        """All access tokens end before their time, as by the provider's own clock."""
-        self._access.clear()
+    def given_to(self, access_token: str) -> str:
+        """Whose token it is or was."""
+        return self._given.get(access_token, "")
+
+    def expire(self, account: str = "") -> None:
+        """All access tokens, or an account's, end before their time, as by the provider's own clock."""
+        for token in [token for token, grant in self._access.items() if account in ("", grant.account)]:
+            del self._access[token]
 
     def revoke(self, account: str) -> None:
         """The user takes the permission back at the provider."""
@@ -250,11 +260,14 @@ class Identity:
 
     async def _token(self, http: web.Request) -> web.StreamResponse:
         form = {name: str(value) for name, value in (await http.post()).items()}
-        self.requests.append(Request(http.path, form))
+        known = self._refresh.get(form.get("refresh_token", ""))
+        account = known.account if known else ""
+        self.requests.append(Request(http.path, form, account))
         self._running += 1
         self.peak = max(self.peak, self._running)
         try:
-            step = self._steps.popleft() if self._steps else None
+            steps = self._steps.get(account) or self._steps.get("")
+            step = steps.popleft() if steps else None
             if isinstance(step, Hold):
                 await step.wait()
                 step = None if step.step == "released" else step.step
@@ -302,6 +315,8 @@ class Identity:
             grant = found
         access = f"access-{secrets.token_urlsafe(16)}"
         self._access[access] = grant
+        self._given[access] = grant.account
+        rotates = isinstance(step, Rotate) or grant.account in self.rotating
         body: dict[str, Any] = {
             "access_token": access,
             "token_type": "Bearer",
@@ -309,11 +324,11 @@ class Identity:
             "scope": grant.scope,
         }
         # Google sends a refresh token with a consent alone; Microsoft each time, and the old one stays valid.
-        sends = old is None or provider == "microsoft" or isinstance(step, Rotate)
+        sends = old is None or provider == "microsoft" or rotates
         if sends and not isinstance(step, Bare):
             body["refresh_token"] = renewal = f"refresh-{secrets.token_urlsafe(16)}"
             self._refresh[renewal] = grant
-            if isinstance(step, Rotate) and old is not None:
+            if rotates and old is not None:
                 del self._refresh[old]
         if claims is not None:
             body["id_token"] = jwt.encode(claims | self.claims, "k" * 32, algorithm="HS256")

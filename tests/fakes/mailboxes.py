@@ -3,13 +3,17 @@
     box.fault("/messages/", Fail(503), Fail(429, retry_after=0.2))    # the next two requests for a message
     box.fault("/messages", Change(lambda answer: {**answer, "nextPageToken": "again"}), times=99)
     box.every(7, "", Fail(500))                                        # every seventh request of all
+    box.now_and_then(0.1, "", Fail(500), Cut(), seed=3)                # one of these, for a tenth of all
+    box.when(300, box.forget)                                          # as the 300th request comes
 
-A request's bearer token says which box it is for. A box counts what matters: `peak`, the most requests at once;
-`early`, those that came before the time that a Retry-After had named; `asked`, the paths.
+A request's bearer token says which box it is for: a box's own, or, with `Google(identity)`, one that an Identity gave
+for an account whose name is the box's. A box counts what matters: `peak`, the most requests at once; `early`, those
+that came before the time that a Retry-After had named; `asked`, the paths.
 A fault is one of:
-    Fail(status, reason, retry_after)   an error; retry_after in seconds or as a date
+    Fail(status, reason, retry_after)   an error; retry_after in seconds or, with dated=True, as the date in so many
     Slow(seconds)                       the right answer, later
-    Cut()                               the connection breaks off
+    Cut(share)                          the connection breaks off, after this share of the right answer's body
+    Clip(share)                         the first part of the right answer, as if it were all
     Bytes(body)                         200 with these bytes
     Change(function)                    the right answer, changed
 """
@@ -17,14 +21,19 @@ A fault is one of:
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from email.utils import formatdate
+from typing import Any, NoReturn, Self
 
 import orjson
 from aiohttp import web
+
+from tests.fakes.identity import Identity
 
 WAIT_S = 10.0
 # A request over another connection may have been sent when the answer with the Retry-After was still under way.
@@ -36,6 +45,7 @@ class Fail:
     status: int = 500
     reason: str = ""
     retry_after: float | str | None = None
+    dated: bool = False
 
 
 @dataclass
@@ -45,7 +55,12 @@ class Slow:
 
 @dataclass
 class Cut:
-    pass
+    share: float | None = None  # None: not even a status
+
+
+@dataclass
+class Clip:
+    share: float = 0.5
 
 
 @dataclass
@@ -58,7 +73,7 @@ class Change:
     function: Callable[[dict[str, Any]], dict[str, Any]]
 
 
-Fault = Fail | Slow | Cut | Bytes | Change
+Fault = Fail | Slow | Cut | Clip | Bytes | Change
 
 
 @dataclass
@@ -76,6 +91,14 @@ class _Every:
 
 
 @dataclass
+class _NowAndThen:
+    share: float
+    part: str
+    steps: tuple[Fault, ...]
+    chance: random.Random
+
+
+@dataclass
 class Box:
     """One account's mailbox. `access` is the token it takes; `rejected` are those that it was offered in vain."""
 
@@ -83,6 +106,8 @@ class Box:
     access: str = ""
     latency_s: float = 0.0
     page: int = 0  # how many a page holds at most; 0: as many as are asked for
+    overlap: int = 0  # how many of a page the next one has again
+    blanks: bool = False  # before each page but the first comes an empty one
     asked: list[str] = field(default_factory=list)
     early: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
@@ -90,6 +115,8 @@ class Box:
     running: int = 0
     _rules: list[_Rule] = field(default_factory=list)
     _everies: list[_Every] = field(default_factory=list)
+    _chances: list[_NowAndThen] = field(default_factory=list)
+    _whens: dict[int, Callable[[], object]] = field(default_factory=dict)
     _held: list[tuple[object, float, float]] = field(default_factory=list)  # connection, begin, end
 
     def __post_init__(self) -> None:
@@ -112,6 +139,25 @@ class Box:
     def every(self, number: int, part: str, step: Fault) -> None:
         self._everies.append(_Every(number, part, step))
 
+    def now_and_then(self, share: float, part: str, *steps: Fault, seed: int) -> None:
+        self._chances.append(_NowAndThen(share, part, steps, random.Random(seed)))
+
+    def when(self, number: int, act: Callable[[], object]) -> None:
+        """Do something as the request of this number comes."""
+        self._whens[number] = act
+
+    def span(self, token: str, size: int) -> tuple[int, int]:
+        """From where to where the page goes that a token names."""
+        if token.startswith("blank"):
+            start = int(token.removeprefix("blank"))
+            return start, start
+        start = int(token or 0)
+        return max(0, start - self.overlap), start + min(size, self.page or size)
+
+    def following(self, token: str, end: int) -> str:
+        """The token of the page behind one that ends there."""
+        return f"blank{end}" if self.blanks and not token.startswith("blank") else str(end)
+
     def next_fault(self, path: str) -> Fault | None:
         for rule in self._rules:
             if rule.steps and rule.part in path:
@@ -121,14 +167,19 @@ class Box:
                 every.seen += 1
                 if every.seen % every.number == 0:
                     return every.step
+        for each in self._chances:
+            if each.part in path and each.chance.random() < each.share:
+                return each.chance.choice(each.steps)
         return None
 
-    def note(self, path: str, connection: object) -> None:
+    def note(self, path: str, connection: object, on_the_way_s: float) -> None:
         self.asked.append(path)
+        if act := self._whens.pop(len(self.asked), None):
+            act()
         now = time.monotonic()
-        for told, begins, ends in self._held:
-            if now < ends and (connection is told or now > begins + _ON_THE_WAY_S):
-                self.early.append(path)
+        self._held = [held for held in self._held if now < held[2]]
+        if any(connection is told or now > begins + on_the_way_s for told, begins, _ in self._held):
+            self.early.append(path)
 
     def held(self, seconds: float, connection: object) -> None:
         now = time.monotonic()
@@ -147,9 +198,11 @@ class Server:
     """A provider on loopback, in a thread of its own."""
 
     url: str
+    on_the_way_s = _ON_THE_WAY_S
 
-    def __init__(self) -> None:
+    def __init__(self, identity: Identity | None = None) -> None:
         self.boxes: dict[str, Any] = {}
+        self._identity = identity
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
         self._ready = threading.Event()
 
@@ -177,10 +230,10 @@ class Server:
 
     async def _serve(self, http: web.Request) -> web.StreamResponse:
         access = http.headers.get("Authorization", "").removeprefix("Bearer ")
-        box = self.boxes.get(access.rpartition(":")[0])
+        box = self._box_of(access)
         if box is None:
             return web.json_response(self.error(401, "authError"), status=401)
-        box.note(http.path_qs, http.transport)
+        box.note(http.path_qs, http.transport, self.on_the_way_s)
         box.running += 1
         box.peak = max(box.peak, box.running)
         try:
@@ -192,22 +245,38 @@ class Server:
         finally:
             box.running -= 1
 
+    def _box_of(self, access: str) -> Any:
+        name = access.rpartition(":")[0]
+        if self._identity is not None:
+            name = self._identity.given_to(access).partition("@")[0]
+        return self.boxes.get(name)
+
+    def _accepts(self, box: Box, access: str) -> bool:
+        return self._identity.accepts(access) if self._identity is not None else access == box.access
+
     async def _respond(self, box: Box, http: web.Request, access: str) -> web.StreamResponse:
-        if access != box.access:
+        if not self._accepts(box, access):
             return web.json_response(self.error(401, "authError"), status=401)
         if box.latency_s:
             await asyncio.sleep(box.latency_s)
         change: Callable[[Any], Any] | None = None
+        cut = clip = None
         match box.next_fault(http.path_qs):
-            case Fail(status, reason, retry_after):
-                headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+            case Fail(status, reason, retry_after, dated):
                 if isinstance(retry_after, int | float):
-                    box.held(retry_after, http.transport)
+                    at = time.time() + retry_after
+                    if dated:  # in whole seconds
+                        at = math.ceil(at)
+                        retry_after = formatdate(at, usegmt=True)
+                    box.held(at - time.time(), http.transport)
+                headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
                 return web.json_response(self.error(status, reason), status=status, headers=headers)
-            case Cut():
-                assert http.transport is not None
-                http.transport.abort()
-                raise ConnectionResetError
+            case Cut(share):
+                if share is None:
+                    self._break_off(http)
+                cut = share
+            case Clip(share):
+                clip = share
             case Bytes(body):
                 return web.Response(body=body, content_type="application/json")
             case Slow(seconds):
@@ -218,11 +287,19 @@ class Server:
             answer = self.answer(box, http)
         except NotHere as error:
             return web.json_response(self.error(error.status, error.reason), status=error.status)
-        if isinstance(answer, bytes):
-            return web.Response(body=answer, content_type="message/rfc822")
-        return web.Response(
-            body=orjson.dumps(change(answer) if change else answer), content_type="application/json"
-        )
+        kind = "message/rfc822" if isinstance(answer, bytes) else "application/json"
+        body = answer if isinstance(answer, bytes) else orjson.dumps(change(answer) if change else answer)
+        if cut is not None:
+            begun = web.StreamResponse(headers={"Content-Type": kind, "Content-Length": str(len(body))})
+            await begun.prepare(http)
+            await begun.write(body[: int(len(body) * cut)])
+            self._break_off(http)
+        return web.Response(body=body if clip is None else body[: int(len(body) * clip)], content_type=kind)
+
+    def _break_off(self, http: web.Request) -> NoReturn:
+        assert http.transport is not None
+        http.transport.abort()
+        raise ConnectionResetError
 
     def error(self, status: int, reason: str) -> dict[str, Any]:
         raise NotImplementedError

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from django.db import connections as databases
+from django.db import transaction
+from django.db.models.functions import Now
 from django.test import Client
 from django.urls import reverse
 
+from adiuva.accounts import verbs
+from adiuva.accounts.models import User
 from integrations import connections, identity, signals, tokens
 from integrations.errors import NeedsReauth, refuse_old_token
 from integrations.models import Connection, Provider
 from tests.fakes.identity import Fail, Identity, Lost
+from tests.fakes.provider import WAIT_S
 from tests.integrations.people import Owner, visit
 from tests.people import somebody
 
@@ -115,6 +122,14 @@ def test_a_refresh_by_hand_says_how_the_connection_is(
         owner.rest.post(f"/api/v1/oauth/{elsewhere}/refresh", {"connection": str(row.pk)}).status_code == 404
     )
 
+    asked = len(identity.refreshes)
+    for _ in range(5):  # and not again at once, however often it is asked for
+        assert (
+            owner.rest.post(f"/api/v1/oauth/{provider}/refresh", {"connection": str(row.pk)}).status_code
+            == 200
+        )
+    assert len(identity.refreshes) == asked
+    Connection.objects.filter(pk=row.pk).update(refreshed_at=Now() - timedelta(minutes=1))
     identity.script(Fail(503, retry_after=9))
     away = owner.rest.post(f"/api/v1/oauth/{provider}/refresh", {"connection": str(row.pk)})
     assert (away.status_code, away.json()["code"], away["Retry-After"]) == (503, "provider_away", "9")
@@ -154,6 +169,49 @@ def test_the_tokens_go_whatever_the_provider_says_and_the_answer_tells(
     assert not any("revoke" in request.path for request in identity.requests[asked:])
 
 
+def test_a_row_that_does_not_open_is_listed_mended_and_removed(owner: Owner, identity: Identity) -> None:
+    one, other = owner.connect(), owner.connect(account="grace@example.com")
+    broken = bytes(other.account)  # another row's
+    Connection.objects.filter(pk=one.pk).update(account=broken, access_token=broken, refresh_token=broken)
+    shown = {row["id"]: row["account"] for row in owner.rest.get("/api/v1/connections").json()}
+    assert shown == {str(one.pk): "", str(other.pk): "grace@example.com"}
+    assert "login_hint" not in owner.authorize(connection=str(one.pk))
+    assert owner.connect().pk == one.pk and Connection.objects.get(pk=one.pk).address == "ada@example.com"
+    Connection.objects.filter(pk=one.pk).update(account=broken, access_token=broken, refresh_token=broken)
+    answer = owner.rest.delete(f"/api/v1/connections/{one.pk}").json()
+    assert (answer["ok"], answer["revoked"]) == (True, False)
+    assert not Connection.objects.filter(pk=one.pk).exists()
+
+
+def test_with_an_account_of_ours_googles_permissions_are_taken_back(owner: Owner, identity: Identity) -> None:
+    def others_are_over() -> None:
+        for thread in threading.enumerate():
+            if thread.name == "take back":
+                thread.join(WAIT_S)
+
+    for account in ("ada@example.com", "grace@example.com"):
+        owner.connect(account=account)
+    owner.connect("outlook")
+    Owner(identity).connect(account="bea@example.com")
+    me = User.objects.get(pk=owner.id)
+    with pytest.raises(RuntimeError), transaction.atomic():
+        verbs.delete_account(user=me)
+        raise RuntimeError("it was not to be")
+    others_are_over()
+    assert identity.grants("ada@example.com")
+
+    asked = len(identity.requests)
+    assert owner.rest.delete("/api/v1/auth/me").status_code == 200
+    others_are_over()
+    assert not Connection.objects.filter(user_id=owner.id).exists()
+    assert [identity.grants(f"{name}@example.com") for name in ("ada", "grace", "bea")] == [
+        False,
+        False,
+        True,
+    ]
+    assert [request.path for request in identity.requests[asked:]] == ["/google/revoke"] * 2
+
+
 def test_a_connection_that_was_removed_is_refreshed_no_more(owner: Owner, identity: Identity) -> None:
     row = owner.connect()
     connections.disconnect(user_id=owner.id, connection_id=row.pk)
@@ -168,8 +226,6 @@ def test_clients_of_the_first_backend_are_told_which_field_to_send() -> None:
 
 
 def test_the_sweep_forgets_old_consents(owner: Owner) -> None:
-    from datetime import timedelta
-
     from django.utils import timezone
 
     from integrations.models import Consent

@@ -6,16 +6,23 @@ import datetime as dt
 import time
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
+import orjson
 import pytest
+import time_machine
+from django.utils import timezone
 
+from adiuva.errors import NotFound
 from integrations.errors import NeedsReauth, ProviderAway
+from integrations.gmail import Gmail
+from integrations.mail import wire
 from integrations.mail.documents import Document
 from integrations.mail.errors import NoSuchFolder, PageLoop, ProviderRefused, Throttled
-from integrations.mail.wire import Patience
+from integrations.mail.wire import Account, Patience
 from tests.fakes.google import Google
 from tests.fakes.mailboxes import Bytes, Change, Cut, Fail, Slow
-from tests.integrations.readings import Run, gmail, skipped, titles, use
+from tests.integrations.readings import SWIFT, Run, gmail, skipped, titles, use
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +155,89 @@ async def test_a_sender_cannot_become_a_query(google: Google, sender: str) -> No
     assert "from:" not in box.queries[0] and "trash" not in box.queries[0]
 
 
+async def test_a_mail_that_comes_back_from_spam_is_news_and_one_that_is_archived_is_not(
+    google: Google,
+) -> None:
+    box, run = google.mailbox("rescued"), Run()
+    old = box.add(mail("old"), at=time.time() - 200 * 86400)  # before all that is read
+    await run.read(gmail(box))
+    lost = box.add(mail("no spam"), "SPAM")
+    assert await run.read(gmail(box)) == []
+    for key, label, now in ((lost, "SPAM", ["INBOX"]), (old, "UNREAD", ["INBOX"]), (old, "INBOX", [])):
+        box.messages[key].labels = now
+        box._record("labelsRemoved", box.messages[key])
+        box.history[-1]["labelsRemoved"][0]["labelIds"] = [label]
+    assert titles(await run.read(gmail(box))) == ["no spam"]
+
+
+async def test_a_history_that_does_not_say_labels_hides_no_mail(google: Google) -> None:
+    box, run = google.mailbox("silent"), Run()
+    await run.read(gmail(box), labels=["INBOX"])
+    for label in ("INBOX", "SENT"):
+        box.add(mail(label), label)
+        del box.history[-1]["messagesAdded"][0]["message"]["labelIds"]
+    assert titles(await run.read(gmail(box), labels=["INBOX"])) == ["INBOX"]
+
+
+async def test_a_reading_that_dies_in_an_old_history_is_made_good_from_where_that_began(
+    google: Google,
+) -> None:
+    box, run = google.mailbox("old history"), Run()
+    box.page = 3
+    await run.read(gmail(box))
+    begun = timezone.now()
+    for number in range(9):
+        box.add(mail(str(number)), at=begun.timestamp() + 60)
+    with time_machine.travel(begun + dt.timedelta(days=6)):
+        await run.read(gmail(box), most=5)
+    box.forget()
+    with time_machine.travel(begun + dt.timedelta(days=20)):
+        await run.read(gmail(box))
+    assert len(run.settled) == 9 and set(run.settled.values()) == {1}
+
+
+async def test_mails_that_leave_a_list_while_it_is_read_hide_no_others(google: Google) -> None:
+    box, run = google.mailbox("shifts"), Run()
+    box.page = 4
+    keys = [box.add(mail(str(number))) for number in range(12)]
+    gone = iter([keys[-1], keys[-2], keys[-6]])
+
+    def bin_one(answer: dict[str, Any]) -> dict[str, Any]:
+        if key := next(gone, None):
+            box.messages[key].labels = ["TRASH"]
+        return answer
+
+    box.fault("/messages/", Change(bin_one), times=3)
+    await run.read(gmail(box))
+    assert set(keys) - {keys[-1], keys[-2], keys[-6]} <= run.settled.keys()
+
+
+ODD_TIMES = ["Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 01 Jan 0001 00:00:00 +2359"]
+
+
+@pytest.mark.parametrize("after", ["inf", "1e400", "1e300", "1e12", "nan", "-1", "?", *ODD_TIMES])
+async def test_whatever_a_retry_after_says_it_is_a_time_that_can_be_waited_for(
+    google: Google, after: str
+) -> None:
+    box, run = google.mailbox(f"asks {after}"), Run()
+    box.add(mail("x"))
+    box.fault("/profile", Fail(429, "rateLimitExceeded", after))
+    try:
+        assert titles(await run.read(gmail(box))) == ["x"]
+    except Throttled as throttled:
+        assert throttled.retry_after_s == 86_400
+
+
+@pytest.mark.parametrize(
+    "reason", ["rateLimitExceeded", "userRateLimitExceeded", "dailyLimitExceeded", "quotaExceeded"]
+)
+async def test_a_quota_that_is_used_up_is_a_matter_of_time(google: Google, reason: str) -> None:
+    box = google.mailbox(reason)
+    box.fault("/profile", Fail(403, reason), times=9)
+    with pytest.raises(Throttled):
+        await Run().read(gmail(box))
+
+
 async def test_no_label_at_all_is_an_error(google: Google) -> None:
     with pytest.raises(NoSuchFolder):
         await Run().read(gmail(google.mailbox("labels")), labels=["gone"])
@@ -200,6 +290,25 @@ async def test_a_rejected_token_is_renewed_once_for_all_requests(google: Google)
     assert box.rejected == ["token:1"]
 
 
+async def test_a_reading_ends_soon_after_its_account_was_disconnected(
+    google: Google, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the token would serve for an hour: not every provider takes it back."""
+    monkeypatch.setattr(wire, "_FRESH_S", 0.0)
+    box = google.mailbox("disconnected")
+    for number in range(20):
+        box.add(mail(str(number)))
+
+    async def token(rejected: str | None) -> str:
+        if len(box.asked) >= 5:
+            raise NotFound("there is no such connection")
+        return await box.token(rejected)
+
+    with pytest.raises(NotFound):
+        await Run().read(Gmail(Account(uuid4(), box.name, token), patience=SWIFT))
+    assert len(box.asked) < 12
+
+
 async def test_a_token_that_is_rejected_again_needs_the_user(google: Google) -> None:
     box = google.mailbox("revoked")
     box.fault("", Fail(401), times=2)
@@ -233,6 +342,29 @@ async def test_what_cannot_be_overcome_is_an_error_that_quotes_nothing_and_moves
         await run.read(gmail(box))
     assert run.cursor is None
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ({"code": 403, "errors": [{"reason": "rateLimitExceeded"}]}, "rateLimitExceeded"),
+        (
+            {"code": 403, "details": [{"@type": "x"}, {"reason": "RATE_LIMIT_EXCEEDED"}]},
+            "RATE_LIMIT_EXCEEDED",
+        ),
+        (
+            {"code": "SyncStateNotFound", "message": "secret", "innerError": {"date": "x"}},
+            "SyncStateNotFound",
+        ),
+        ({"code": "Forbidden", "errors": [], "details": None}, "Forbidden"),
+        ({"code": "a secret of the mail"}, ""),
+        ({"code": 403, "errors": [7]}, ""),
+        ("invalid_grant", ""),
+        (None, ""),
+    ],
+)
+def test_a_refusals_reason_is_one_word_in_whatever_form_it_comes(error: Any, reason: str) -> None:
+    assert wire._reason(orjson.dumps({"error": error})) == reason
 
 
 async def test_a_slow_answer_is_given_up_and_asked_for_again(google: Google) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adiuva.errors import Invalid
-from integrations.mail.cursor import Cursor, identity
+from integrations.mail.cursor import BACKFILL, MARGIN, Cursor, identity, since
 from integrations.mail.filters import Filters
 
 NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
@@ -25,6 +26,8 @@ def test_days_are_the_users_and_the_last_one_is_included() -> None:
     assert not filters.admits_time(dt.datetime(2026, 11, 11, 23, tzinfo=dt.UTC))
     assert not filters.admits_time(dt.datetime(2026, 11, 9, 22, tzinfo=dt.UTC))
     assert filters.admits_time(None)
+    for day in ("20261111", "2026-W46-3"):  # the same in other forms
+        assert Filters.parse({"date_range": {"to": day}}, ZoneInfo("Europe/Berlin")).end == filters.end
     exact = Filters.parse({"date_range": {"from": "2026-11-10T08:00:00Z"}})
     assert exact.start == dt.datetime(2026, 11, 10, 8, tzinfo=dt.UTC) and exact.end is None
 
@@ -42,6 +45,8 @@ def test_days_are_the_users_and_the_last_one_is_included() -> None:
         {"date_range": {"from": "yesterday"}},
         {"date_range": {"to": 5}},
         {"date_range": {"to": "9999-12-31"}},
+        {"date_range": {"to": "9999-12-31T23:59:59"}},
+        {"date_range": {"from": "0001-01-01"}},
         {"date_range": {"from": "2026-11-11", "to": "2026-11-10"}},
     ],
 )
@@ -57,6 +62,9 @@ def test_filters_that_make_no_sense_name_the_field(config: dict[str, Any]) -> No
         ("bea@example.com", "Bea <BEA@example.com>", True),
         ("bea@example.com", "bea@example.com.evil.org", False),
         ("bea@example.com", '"bea@example.com" <x@evil.org>', False),
+        ("bea@example.com", "bea@example.com <x@evil.org>", False),
+        ("example.com", "<bea@example.com> <x@evil.org>", False),
+        ("x@evil.org", "bea@example.com <x@evil.org>", True),
         ("example.com", "x@mail.example.com", True),
         ("@example.com", "x@example.com", True),
         ("example.com", "x@notexample.com", False),
@@ -68,6 +76,15 @@ def test_a_sender_is_an_address_a_domain_or_a_part_of_the_name(
     wanted: str, sender: str, admitted: bool
 ) -> None:
     assert Filters(senders=(wanted,)).admits_sender(sender) is admitted
+
+
+def test_a_first_reading_goes_back_a_bounded_time_from_the_last_day_that_is_wanted() -> None:
+    start, end = NOW - dt.timedelta(days=900), NOW - dt.timedelta(days=700)
+    assert since(Filters(start=start, end=end), None) == start
+    assert since(Filters(end=end), None) == end - BACKFILL
+    for filters in (Filters(), Filters(end=timezone.now() + dt.timedelta(days=9))):
+        assert abs(since(filters, None) - (timezone.now() - BACKFILL)) < dt.timedelta(minutes=1)
+    assert since(Filters(), NOW) == NOW - MARGIN
 
 
 @given(st.text(max_size=40))

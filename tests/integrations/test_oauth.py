@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import html
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
@@ -11,13 +13,15 @@ from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 import pytest
 import time_machine
 from django.core import signing
+from django.db import connections as databases
 from django.test import Client
 from django.utils import timezone
 
 from integrations import oauth
+from integrations.errors import ConsentFailed
 from integrations.models import Connection, Consent
 from tests.fakes.identity import Bare, Fail, Identity, Lost, Refuse
-from tests.fakes.provider import Raw
+from tests.fakes.provider import WAIT_S, Raw
 from tests.integrations.people import Owner, connection_in, reasons, visit
 from tests.people import somebody
 
@@ -127,6 +131,28 @@ def test_a_state_lets_one_through_once(owner: Owner, identity: Identity) -> None
     assert Connection.objects.of(owner.id).count() == 1
 
 
+def test_of_many_who_bring_a_state_at_once_one_is_let_through(owner: Owner, identity: Identity) -> None:
+    """Each with a code that the provider would take: the state alone decides."""
+    together = threading.Barrier(8)
+
+    def redeem(state: str) -> bool:
+        try:
+            databases["default"].ensure_connection()
+            together.wait(WAIT_S)
+            oauth._redeem("gmail", state, None)
+        except ConsentFailed as refused:
+            assert "used before" in refused.message
+            return False
+        finally:
+            databases.close_all()
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(12):
+            state = state_of(owner.authorize())
+            assert sum(threads.map(redeem, [state] * 8)) == 1
+
+
 def test_looking_at_a_link_does_not_use_it_up(owner: Owner) -> None:
     back = owner.agree()
     browser = Client()
@@ -186,7 +212,7 @@ def test_forged_states_are_refused_before_the_provider_is_asked(owner: Owner, id
     for state in forged:
         refused(visit(changed(back, state=state)), "not valid")
     # signed by us, but for nobody who was sent there
-    unknown = signing.TimestampSigner(salt=f"adiuva oauth state gmail {where}").sign(f"word.{other.id.hex}")
+    unknown = signing.TimestampSigner(salt=f"adiuva oauth state gmail {where}").sign(f"word.{other.id.hex}.")
     refused(visit(changed(back, state=unknown)), "expired")
     assert len(identity.requests) == asked
     assert visit(back).status_code == 200  # the real one was not touched by any of it
@@ -257,6 +283,28 @@ def test_a_consent_with_boxes_unticked_is_not_kept(owner: Owner, identity: Ident
     }
     refused(visit(owner.agree(provider)), "did not allow all")
     assert not Connection.objects.of(owner.id).exists()
+
+
+def test_who_chooses_another_account_than_the_one_to_be_mended_is_told(
+    owner: Owner, identity: Identity
+) -> None:
+    old = owner.connect(account="ada@example.com")
+    identity.account = "grace@example.com"
+    page = visit(owner.agree(connection=str(old.pk)))
+    assert page.status_code == 200 and connection_in(page) != str(old.pk)
+    assert "You wanted to connect ada@example.com again" in reasons(page)
+    identity.account = "ada@example.com"
+    for query in ({"connection": str(old.pk)}, {}):
+        page = visit(owner.agree(**query))
+        assert connection_in(page) == str(old.pk) and "You wanted" not in reasons(page)
+
+
+def test_an_organisation_that_decides_is_named_where_there_may_be_one(
+    owner: Owner, identity: Identity
+) -> None:
+    identity.denies = True
+    assert "administrator" in reasons(visit(owner.agree("teams")))
+    assert "administrator" not in reasons(visit(owner.agree("gmail")))
 
 
 def test_a_consent_without_a_lasting_permission_is_not_kept(owner: Owner, identity: Identity) -> None:

@@ -17,6 +17,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from adiuva.devices.models import Device
 from adiuva.errors import NotFound, Unavailable
 from integrations import connections, signals, tokens
 from integrations.errors import NeedsReauth, ProviderAway, ProviderNotConfigured
@@ -290,23 +291,29 @@ def test_a_permission_that_is_gone_needs_the_user_who_is_told_once(
     assert (shown["health"], shown["reason"]) == ("needs_reauth", "refused")
     assert "taken back" in shown["message"]
 
-    connections.sweep()
-    tokens.tell(row.pk)
+    connections.sweep()  # nobody is here who could be told
     with pytest.raises(NeedsReauth):
         token(owner, row)
     assert len(lost) == 1 and len(identity.refreshes) == 1
 
 
-@pytest.mark.parametrize("word", ["interaction_required", "consent_required"])
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("interaction_required", "sign_in"),
+        ("consent_required", "sign_in"),
+        ("admin_policy_enforced", "refused"),
+    ],
+)
 def test_a_provider_that_wants_to_see_its_user_needs_them(
-    owner: Owner, identity: Identity, word: str, lost: list[dict[str, Any]]
+    owner: Owner, identity: Identity, word: str, reason: str, lost: list[dict[str, Any]]
 ) -> None:
     row = owner.connect("outlook")
     expired(row)
     identity.script(Refuse(word))
     with pytest.raises(NeedsReauth):
         token(owner, row)
-    assert Connection.objects.get(pk=row.pk).reason == "sign_in"
+    assert Connection.objects.get(pk=row.pk).reason == reason
     assert len(lost) == 1
 
 
@@ -320,7 +327,7 @@ def test_without_a_refresh_token_the_end_of_the_token_needs_the_user(
     assert identity.refreshes == []
 
 
-def test_news_that_could_not_be_told_are_told_by_the_sweep(
+def test_news_are_announced_while_somebody_is_here_until_they_are_told(
     owner: Owner, identity: Identity, lost: list[dict[str, Any]]
 ) -> None:
     def fail(**_: Any) -> None:
@@ -333,14 +340,27 @@ def test_news_that_could_not_be_told_are_told_by_the_sweep(
     try:
         with pytest.raises(NeedsReauth):
             token(owner, row)
+        lost.clear()
         connections.sweep()
+        assert lost == []  # no device is here
+        desk = Device.objects.create(
+            user_id=owner.id, device_id="desk", lease_until=Now() + timedelta(hours=1)
+        )
+        connections.sweep()
+        assert lost == []  # one that knows no such frames
+        Device.objects.filter(pk=desk.pk).update(protocol=2)
+        connections.sweep()  # the failing one fails
     finally:
         signals.needs_reauth.disconnect(dispatch_uid="fails")
-    assert Connection.objects.get(pk=row.pk).told_at is None
     lost.clear()
     connections.sweep()
-    connections.sweep()
     assert lost == [{"connection_id": row.pk, "user_id": owner.id}]
+    assert [tokens.take_news(row.pk) for _ in range(3)] == [True, False, False]
+    connections.sweep()
+    assert len(lost) == 1
+    tokens.give_news_back(row.pk)
+    connections.sweep()
+    assert len(lost) == 2 and tokens.take_news(row.pk)
 
 
 def test_a_use_is_noted_without_waiting_for_a_refresh(owner: Owner, identity: Identity) -> None:
