@@ -254,24 +254,18 @@ class _Execution:
         # Bounded: the source acknowledges no batch before its documents found room here.
         documents: asyncio.Queue[Document | None] = asyncio.Queue(at_once)
         self.source = LocalFolders(self.link, self.job) if self.needs_device else Mailbox(self.job)
-        broke: AdiuvaError | None = None
         async with asyncio.TaskGroup() as group:
             for lane in range(lanes):
                 group.create_task(self._lane(documents, extractor), name=f"lane {lane}")
-            try:
-                async with aclosing(self.source.batches()) as batches:
-                    async for batch in batches:
-                        for start in range(0, len(batch), at_once):
-                            await self._hand_out(batch[start : start + at_once], documents, extractor)
-                            await self._progress()
-            except (NeedsReauth, ProviderAway) as error:
-                broke = error  # what was read before is not read in vain
+            async with aclosing(self.source.batches()) as batches:
+                async for batch in batches:
+                    for start in range(0, len(batch), at_once):
+                        await self._hand_out(batch[start : start + at_once], documents, extractor)
+                        await self._progress()
             await db.run(lease.count, self.job, phase=Run.Phase.EXTRACTING)
             for _ in range(lanes):
                 await documents.put(None)
         await self.source.finish()
-        if broke is not None:
-            raise broke
         await db.run(lease.count, self.job, phase=Run.Phase.DELIVERING)
         await self._deliver_what_waits()
         if self.unread and self.last_failure is not None:

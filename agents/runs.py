@@ -19,7 +19,7 @@ from django.db.models.functions import Now
 
 from adiuva import db, nudges
 from adiuva.devices import outbox
-from adiuva.devices.models import Device
+from adiuva.devices.models import Device, OutboxRecord
 from adiuva.errors import Conflict, NotFound
 from agents import journal
 from agents.journal import Entry, Kind
@@ -183,10 +183,14 @@ def _paused() -> QuerySet[Agent]:
 
 
 def _deliver_again() -> int:
-    """Users with records that wait, and a device that is here."""
+    """Users with records that wait for a device which is here: the one they were given to, or any."""
+    here = Device.objects.online()
+    theirs = OutboxRecord.objects.waiting().filter(source_run=OuterRef("pk"))
     waiting = Run.objects.filter(
         Q(lease_until=None) | Q(lease_until__lt=Now()),
-        Exists(Device.objects.online().filter(user_id=OuterRef("user_id"))),
+        Exists(here.filter(user_id=OuterRef("user_id"))),
+        # Nothing waits any more where the last word on it was cut off.
+        Exists(theirs.filter(Q(device=None) | Q(device__in=here))) | ~Exists(theirs),
         undelivered=True,
     )
     users = set(waiting.order_by().values_list("user_id", flat=True)[:_AT_ONCE])

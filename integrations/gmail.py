@@ -15,8 +15,6 @@ from email.message import Message
 from functools import cache
 from typing import Any, Final
 
-from googleapiclient.discovery import build
-
 from integrations.mail import letters
 from integrations.mail.cursor import Cursor, since
 from integrations.mail.documents import Item, Skipped, fingerprint
@@ -50,6 +48,8 @@ class _Api:
 
 @cache
 def _resources(endpoint: str) -> _Api:
+    from googleapiclient.discovery import build  # 0.2 s, which no process pays before its first mailbox
+
     # The HTTP object is never used; without one, the library looks for credentials of this machine.
     service = build(
         "gmail",

@@ -31,7 +31,11 @@ def sweep() -> None:
 
 
 @shared_task(
-    name="memory.embed", autoretry_for=(llm.ModelError,), retry_backoff=30, retry_backoff_max=3_600, max_retries=10
+    name="memory.embed",
+    autoretry_for=(llm.ModelError,),
+    retry_backoff=30,
+    retry_backoff_max=3_600,
+    max_retries=10,
 )
 def embed(user_id: str) -> None:
     _run(embedding.embed_missing(UUID(user_id)))

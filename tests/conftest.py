@@ -7,6 +7,7 @@ conftest files below this one import what needs settings inside their fixtures o
 from __future__ import annotations
 
 import base64
+import gc
 import os
 import secrets
 import shutil
@@ -19,13 +20,15 @@ from urllib.parse import quote, urlsplit
 import django
 import hypothesis
 import pytest
+from django.conf import settings
 from pytest_django.plugin import DjangoDbBlocker
 
 from adiuva.embedded.postgres import Postgres
 from adiuva.embedded.state import is_process
 from adiuva.embedded.valkey import Valkey
+from tests import warm
 from tests.fakes.provider import Provider
-from tests.stack import Stack
+from tests.stack import Stack, model_of
 
 hypothesis.settings.register_profile("no clocks", deadline=None)
 hypothesis.settings.load_profile("no clocks")
@@ -37,9 +40,19 @@ _stacks: list[Stack] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     """Servers first, then Django: pytest-django sees that it is set up, and guards the database."""
+    folder = _make_folder()
+    if started := warm.begin(folder):
+        _servers.callback(started.stop)
     if not _is_controller(config):
-        _set_environment(_make_folder())
+        gc.disable()  # what collecting tests makes is kept: to look through it again and again frees nothing
+        _set_environment(folder)
         django.setup()
+        settings.PASSWORD_HASHERS = ["tests.accounts.hashers.Quick"]
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
@@ -133,9 +146,11 @@ def committed_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> I
 
 
 @pytest.fixture(scope="session")
-def stack(committed_db: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Starts real server processes when asked, on the committed test database."""
-    started = Stack(committed_db, tmp_path_factory.mktemp("logs"))
+def stack(
+    committed_db: str, _provider: Provider, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """Starts real server processes when asked, on the committed test database; their model is the provider."""
+    started = Stack(committed_db, tmp_path_factory.mktemp("logs"), **model_of(_provider))
     _stacks.append(started)
     yield started
     _stacks.remove(started)
@@ -168,9 +183,9 @@ def provider(_provider: Provider) -> Provider:
 
 
 @pytest.fixture(scope="session")
-def worker(stack: Stack, _provider: Provider) -> None:
+def worker(stack: Stack) -> None:
     """A real Celery worker is up, whose model is the scripted provider."""
-    stack.worker(ADIUVA_MODEL="openai/scripted", ADIUVA_MODEL_API_BASE=_provider.url)
+    stack.worker(ADIUVA_EMBEDDING_MODEL="")
 
 
 # What takes longest, most of it waiting: begun first, it does not keep all others waiting in the end.

@@ -22,7 +22,7 @@ class Person:
     def rest(self, base: str) -> httpx.Client:
         """A client of the API that is signed in."""
         headers = {"Authorization": f"Bearer {self.access_token}"}
-        return httpx.Client(base_url=f"{base}/api/v1", headers=headers, timeout=30)
+        return httpx.Client(base_url=f"{base}/api/v1", headers=headers, timeout=60)
 
 
 def somebody(**fields: object) -> Person:

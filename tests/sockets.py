@@ -11,7 +11,7 @@ from uuid import uuid4
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-PATIENCE_S = 15
+PATIENCE_S = 60
 
 
 class Socket:

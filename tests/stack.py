@@ -10,6 +10,8 @@ from pathlib import Path
 
 from adiuva.embedded.ports import free_port
 from adiuva.embedded.processes import Child, python, tail
+from tests.fakes.provider import Provider
+from tests.warm import Warm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,14 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 class Stack:
     """Starts a process when it is first asked for, waits until it serves, and ends it with the session."""
 
-    def __init__(self, database_url: str, folder: Path) -> None:
-        self.env = {**os.environ, "DATABASE_URL": database_url}
+    def __init__(self, database_url: str, folder: Path, **env: str) -> None:
+        self.env = {**os.environ, "DATABASE_URL": database_url, **env}
         self.folder = folder
         self._children: dict[str, Child] = {}
 
     def web(self, server: str = "uvicorn", **env: str) -> str:
-        """The base URL of a web process behind this ASGI server, with these settings."""
-        name = "-".join(["web", server, *env.values()])
+        """The base URL of a web process behind this ASGI server, with these settings: the same for all who ask for
+        the same."""
+        env = {name: value for name, value in env.items() if self.env.get(name) != value}
+        name = "-".join(["web", server, *(f"{name}={value}" for name, value in sorted(env.items()))])
         if child := self._children.get(name):
             return f"http://127.0.0.1:{(child.env or {})['ADIUVA_PORT']}"
         port = free_port()
@@ -32,7 +36,7 @@ class Stack:
             name, python("-m", "adiuva.server"), ADIUVA_SERVER=server, ADIUVA_PORT=str(port), **env
         )
         url = f"http://127.0.0.1:{port}"
-        child.wait_until(lambda: answers(f"{url}/api/v1/health"), within_s=60, every_s=0.1)
+        child.wait_until(lambda: answers(f"{url}/api/v1/health"), within_s=120, every_s=0.05)
         return url
 
     def worker(self, **env: str) -> None:
@@ -45,11 +49,11 @@ class Stack:
         child = self.run(
             "worker", python("-m", "celery", "-A", "adiuva", "worker", "--without-mingle", "-n", node), **env
         )
-        child.wait_until(lambda: bool(app.control.ping([node], timeout=0.5)), within_s=60)
+        child.wait_until(lambda: bool(app.control.ping([node], timeout=0.5)), within_s=120)
 
     def run(self, name: str, argv: list[str], **env: str) -> Child:
-        """Any process, with its log kept for the report of a test that fails."""
-        child = Child(name, argv, self.folder / f"{name}.log", env=self.env | env, cwd=ROOT)
+        """A Python program, with its log kept for the report of a test that fails."""
+        child = Warm(name, argv, self.folder / f"{name}.log", env=self.env | env, cwd=ROOT)
         self._children[name] = child
         child.start()
         return child
@@ -65,14 +69,20 @@ class Stack:
         child.process.send_signal(by)
         return child
 
+    def log(self, url: str) -> Path:
+        """The log of a web process, which all who ask for the same share."""
+        return self._children[self._name(url)].log
+
     def _take(self, url: str) -> Child:
+        return self._children.pop(self._name(url))
+
+    def _name(self, url: str) -> str:
         port = url.rpartition(":")[2]
-        name = next(
+        return next(
             name
             for name, child in self._children.items()
             if name.startswith("web-") and (child.env or {})["ADIUVA_PORT"] == port
         )
-        return self._children.pop(name)
 
     def stop(self) -> None:
         while self._children:
@@ -81,6 +91,16 @@ class Stack:
     def tails(self, lines: int = 40) -> list[tuple[str, str]]:
         """The ends of all logs, by name."""
         return [(name, tail(child.log, lines)) for name, child in self._children.items()]
+
+
+def model_of(provider: Provider) -> dict[str, str]:
+    """Settings of a process whose model is the scripted provider."""
+    return {
+        "ADIUVA_MODEL": "openai/scripted",
+        "ADIUVA_MODEL_API_BASE": provider.url,
+        "ADIUVA_EMBEDDING_MODEL": "openai/scripted",
+        "ADIUVA_EMBEDDING_MODEL_API_BASE": provider.url,
+    }
 
 
 def answers(url: str) -> bool:

@@ -11,6 +11,7 @@ import re
 from typing import Final
 
 _TAG_NAME: Final = re.compile(r"/?([a-zA-Z][a-zA-Z0-9]*)")
+_COMMENT_END: Final = re.compile(r"-->|(?<!<!)--!>")  # also `<!-->`, as browsers have it
 _ENTITY: Final = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});?")
 _SPACE: Final = re.compile(r"[ \t\r\n\v\f]+")
 # Where a block begins or ends there is one break, however many tags say so. These two characters, which no text
@@ -88,8 +89,8 @@ def html_to_text(source: str, *, quotes: bool = False) -> str:
 def _tag(source: str, opening: int) -> tuple[int, str]:
     """Where reading goes on, and what was between the brackets: '<' if it was no tag, '' for a comment."""
     if source.startswith("<!--", opening):
-        end = source.find("-->", opening + 4)
-        return (end + 3 if end >= 0 else len(source)), ""
+        over = _COMMENT_END.search(source, opening + 2)
+        return (over.end() if over else len(source)), ""
     following = source[opening + 1 : opening + 2]
     if not (following.isalpha() or (following and following in "/!?")):
         return opening + 1, "<" if opening < len(source) else ""

@@ -24,6 +24,7 @@ from adiuva.embedded.processes import Child, StackError, python, tail
 from adiuva.embedded.rest import is_up
 from adiuva.embedded.valkey import Valkey
 from bench.kit import ROOT, listens
+from tests.warm import Warm
 
 _LOOK_EVERY_S: Final = 0.2
 _UP_WITHIN_S: Final = 60.0
@@ -88,13 +89,13 @@ class Servers:
 
     def _migrate(self) -> None:
         log = self.folder / "migrate.log"
-        migration = Child("migrate", python("-m", "adiuva.embedded.prepare"), log, env=self.env, cwd=ROOT)
+        migration = Warm("migrate", python("-m", "adiuva.embedded.prepare"), log, env=self.env, cwd=ROOT)
         migration.start()
         if migration.wait(within_s=120):
             raise StackError(f"the database could not be prepared: {tail(log)}")
 
     def add(self, name: str, *arguments: str, **env: str) -> Child:
-        child = Child(name, python(*arguments), self.folder / f"{name}.log", env=self.env | env, cwd=ROOT)
+        child = Warm(name, python(*arguments), self.folder / f"{name}.log", env=self.env | env, cwd=ROOT)
         self.children[name] = child
         child.start()
         return child

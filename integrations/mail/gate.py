@@ -14,6 +14,8 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -26,7 +28,10 @@ from integrations.mail.errors import Throttled
 
 AT_ONCE: Final = 4  # what Outlook allows an app in a mailbox; the others take it well
 LONGEST_WAIT_S: Final = 60.0  # that a provider may ask of us before we tell the caller instead
-_PLACE_S: Final = 90.0  # longer than any request; then the process that took a place counts as dead
+_PLACE_S: Final = (
+    12.0  # that a place is taken for, unless it is renewed: so long a process that was killed blocks it
+)
+_RENEW_S: Final = 4.0
 _LOOK_AGAIN_S: Final = 0.03
 _ALONE_S: Final = 10.0  # that Redis is left alone when it did not answer
 
@@ -42,6 +47,12 @@ redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 0
 """
+_RENEW: Final = """
+local time = redis.call('TIME')
+redis.call('ZADD', KEYS[1], time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+_GIVE_BACK: Final = "redis.call('ZREM', KEYS[1], ARGV[1])"
 _HOLD: Final = """
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], '1', 'PX', ARGV[1]) end
 """
@@ -50,7 +61,7 @@ log = structlog.get_logger("integrations.mail")
 
 
 class Gate:
-    """`async with gate:` holds one of the places. Readers may be on event loops of several threads."""
+    """`async with gate.place():` holds one of the places. Readers may be on event loops of several threads."""
 
     def __init__(self, provider: str, mailbox: str) -> None:
         self._provider = provider
@@ -60,7 +71,6 @@ class Gate:
         self._free = AT_ONCE
         self._not_before = 0.0
         self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
-        self._places: deque[str] = deque()  # taken in Redis, the oldest first
 
     def hold(self, seconds: float) -> None:
         """Let nobody through for so long."""
@@ -74,34 +84,41 @@ class Gate:
                 raise Throttled(self._provider, pause)
             await asyncio.sleep(pause)
 
-    async def __aenter__(self) -> None:
-        """Take a place, once the provider may be asked. Raise Throttled as `wait` does."""
-        while True:
-            await self._enter()
-            if (held_ms := self._take()) == 0:
-                return
+    @asynccontextmanager
+    async def place(self) -> AsyncGenerator[None]:
+        """One of the places, once the provider may be asked. Raise Throttled as `wait` does."""
+        name = await self._taken()
+        renewing = asyncio.create_task(self._renew(name)) if name else None
+        try:
+            yield
+        finally:
+            if renewing is not None:
+                renewing.cancel()
+                _ask(_GIVE_BACK, self._keys[:1], name)
             self._leave()
-            if held_ms > 0:
-                self._hold_here(held_ms / 1000)
-            else:
-                await asyncio.sleep(_LOOK_AGAIN_S * random.uniform(0.5, 1.5))
-
-    async def __aexit__(self, *_: object) -> None:
-        with self._lock:
-            place = self._places.popleft() if self._places else None
-        if place is not None:
-            _ask("return redis.call('ZREM', KEYS[1], ARGV[1])", self._keys[:1], place)
-        self._leave()
 
     # Among all processes
 
-    def _take(self) -> int:
-        place = uuid.uuid4().hex
-        answer = _ask(_TAKE, self._keys, place, AT_ONCE, int(_PLACE_S * 1000))
-        if answer == 0:
-            with self._lock:
-                self._places.append(place)
-        return int(answer or 0)
+    async def _taken(self) -> str:
+        """What a place is called in Redis; empty while that is away."""
+        while True:
+            await self._enter()
+            name = uuid.uuid4().hex
+            answer = _ask(_TAKE, self._keys, name, AT_ONCE, int(_PLACE_S * 1000))
+            if answer is None:
+                return ""
+            if answer == 0:
+                return name
+            self._leave()
+            if answer > 0:
+                self._hold_here(answer / 1000)
+            else:
+                await asyncio.sleep(_LOOK_AGAIN_S * random.uniform(0.5, 1.5))
+
+    async def _renew(self, name: str) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            _ask(_RENEW, self._keys[:1], name, int(_PLACE_S * 1000))
 
     # Within this one
 

@@ -170,7 +170,7 @@ class Wire:
 
     async def _once(self, url: httpx.URL, headers: dict[str, str]) -> bytes | None:
         """One request: what it answers, or None if it wants another token."""
-        async with self._gate:
+        async with self._gate.place():
             try:
                 async with asyncio.timeout(self._patience.answer_s):
                     async with self._client.stream(

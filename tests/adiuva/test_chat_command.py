@@ -1,17 +1,21 @@
-"""`manage.py chat`, run as a program against a server that answers by the contract."""
+"""`manage.py chat` against a server that answers by the contract: once as a program, else in this process."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import execute_from_command_line
 
 from adiuva.embedded.demo import EMAIL
 from adiuva.embedded.state import State
@@ -71,41 +75,59 @@ def server() -> Iterator[Server]:
     made.http.server_close()
 
 
-def chat(
-    *arguments: str, says: str = "", password: str = PASSWORD, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the command with an environment in which nothing is configured."""
-    env = {"ADIUVA_STATE_DIR": "/nowhere", "ADIUVA_ENV_FILE": "/dev/null", "PYTHONUTF8": "1"} | environment
-    if password:
-        env["ADIUVA_DEVICE_PASSWORD"] = password
-    return subprocess.run(
-        [sys.executable, "manage.py", "chat", *arguments],
-        cwd=ROOT,
-        env=env,
-        input=says,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def to(server: Server, *message: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return chat("--server", server.url, "--email", "kim@example.com", *message, **more)
+Chat = Callable[..., Done]
+
+
+@pytest.fixture
+def chat(monkeypatch: pytest.MonkeyPatch, settings: Any, capsys: pytest.CaptureFixture[str]) -> Chat:
+    """Run the command where nothing is configured: a process for each would only be Django's start again."""
+
+    def run(
+        *arguments: str, says: str = "", password: str = PASSWORD, state: str = "/nowhere", port: int = 8000
+    ) -> Done:
+        settings.PORT = port
+        monkeypatch.setenv("ADIUVA_STATE_DIR", state)
+        monkeypatch.delenv("ADIUVA_DEVICE_PASSWORD", raising=False)
+        if password:
+            monkeypatch.setenv("ADIUVA_DEVICE_PASSWORD", password)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(says))
+        code = 0
+        try:
+            execute_from_command_line(["manage.py", "chat", *arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def to(chat: Chat, server: Server) -> Chat:
+    def run(*message: str, **more: str) -> Done:
+        return chat("--server", server.url, "--email", "kim@example.com", *message, **more)
+
+    return run
 
 
 def said(text: str, *mutations: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     return 200, {"response": text, "mutations": list(mutations)}
 
 
-def test_a_message_is_answered_with_the_text_and_what_was_changed(server: Server) -> None:
+def test_a_message_is_answered_with_the_text_and_what_was_changed(server: Server, to: Chat) -> None:
     rows = [
         {"action": "insert", "table": "tasks", "data": {"id": "t-1", "title": "Call Ada"}},
         {"action": "update", "table": "timelines", "data": {"id": "l-1", "title": "Launch"}},
         {"action": "delete", "table": "notes", "data": {"id": "n-1"}},
     ]
     server.answers = [said("Created it. <task>[t-1]</task>", *rows)]
-    done = to(server, "add", "a task")
+    done = to("add", "a task")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "Created it.",
@@ -117,9 +139,26 @@ def test_a_message_is_answered_with_the_text_and_what_was_changed(server: Server
     assert server.asked[1][2] == "Bearer token 1"
 
 
-def test_without_a_message_each_line_is_one_and_the_history_goes_along(server: Server) -> None:
+def test_it_is_a_program_that_needs_nothing_but_a_server(server: Server, tmp_path: Path) -> None:
+    """No database, no keys: what is configured there is nothing to a client."""
+    env = {"ADIUVA_STATE_DIR": str(tmp_path), "ADIUVA_ENV_FILE": os.devnull, "PYTHONUTF8": "1"}
+    server.answers = [said("Hello!"), (503, {"code": "unavailable", "message": "away"})]
+    done = subprocess.run(
+        [sys.executable, "manage.py", "chat", "--server", server.url, "--email", "kim@example.com"],
+        cwd=ROOT,
+        env=env | {"ADIUVA_DEVICE_PASSWORD": PASSWORD},
+        input="hi\nand?\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("Hello!\n", "away (unavailable)\n")
+
+
+def test_without_a_message_each_line_is_one_and_the_history_goes_along(server: Server, to: Chat) -> None:
     server.answers = [said("Hello!"), said("Two.")]
-    done = to(server, says="hi\n\n  how many?  \n")
+    done = to(says="hi\n\n  how many?  \n")
     assert (done.returncode, done.stdout.splitlines()) == (0, ["Hello!", "Two."])
     assert server.chats[1] == {
         "message": "how many?",
@@ -132,37 +171,37 @@ def test_without_a_message_each_line_is_one_and_the_history_goes_along(server: S
     }
 
 
-def test_a_chart_is_named_and_nothing_steers_the_terminal(server: Server) -> None:
+def test_a_chart_is_named_and_nothing_steers_the_terminal(server: Server, to: Chat) -> None:
     chart = json.dumps({"chartType": "bar", "title": "Hours"})
     server.answers = [said(f"See:\n<chart>{chart}</chart>\n\x1b[2Jgone\x07 <note>[a,b]</note>")]
-    assert to(server, "x").stdout == "See:\n(a chart: Hours)\n[2Jgone\n"
+    assert to("x").stdout == "See:\n(a chart: Hours)\n[2Jgone\n"
 
 
-def test_a_refusal_is_one_line_and_a_failure(server: Server) -> None:
+def test_a_refusal_is_one_line_and_a_failure(server: Server, to: Chat) -> None:
     server.answers = [(503, {"code": "device_offline", "message": "none of your devices\nis connected"})]
-    done = to(server, "list my tasks")
+    done = to("list my tasks")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "CommandError: none of your devices is connected (device_offline)\n"
 
 
-def test_what_happened_before_a_failure_is_told(server: Server) -> None:
+def test_what_happened_before_a_failure_is_told(server: Server, to: Chat) -> None:
     row = {"action": "insert", "table": "tasks", "data": {"title": "Call Ada"}}
     problem = {"code": "model_timeout", "message": "the model did not answer", "response": "I"}
     server.answers = [(504, {**problem, "mutations": [row]})]
-    done = to(server, "x")
+    done = to("x")
     assert (done.returncode, done.stdout) == (1, "I\n  created task: Call Ada\n")
 
 
-def test_in_a_conversation_the_next_message_may_be_tried(server: Server) -> None:
+def test_in_a_conversation_the_next_message_may_be_tried(server: Server, to: Chat) -> None:
     server.answers = [(503, {"code": "unavailable", "message": "away"}), (502, b"<html>"), said("Here.")]
-    done = to(server, says="a\nb\nc\n")
+    done = to(says="a\nb\nc\n")
     assert (done.returncode, done.stdout) == (0, "Here.\n")
     assert done.stderr.splitlines() == ["away (unavailable)", "the server answered with HTTP 502 (502)"]
 
 
-def test_a_token_that_has_run_out_is_renewed(server: Server) -> None:
+def test_a_token_that_has_run_out_is_renewed(server: Server, to: Chat) -> None:
     server.answers = [(401, {"code": "not_authenticated", "message": "expired"}), said("Here.")]
-    assert to(server, "x").stdout == "Here.\n"
+    assert to("x").stdout == "Here.\n"
     assert [path.rsplit("/", 1)[1] for path, _, _ in server.asked] == ["login", "chat", "login", "chat"]
 
 
@@ -175,32 +214,32 @@ def test_a_token_that_has_run_out_is_renewed(server: Server) -> None:
         (["x"], "--email"),
     ],
 )
-def test_what_cannot_work_is_one_line(arguments: list[str], words: str) -> None:
+def test_what_cannot_work_is_one_line(chat: Chat, arguments: list[str], words: str) -> None:
     done = chat(*arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert words in done.stderr
 
 
-def test_a_wrong_password_and_none_are_one_line(server: Server) -> None:
-    wrong = to(server, "x", password="another")
+def test_a_wrong_password_and_none_are_one_line(server: Server, to: Chat) -> None:
+    wrong = to("x", password="another")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1) and "wrong e-mail" in wrong.stderr
-    none = to(server, "x", password="")
+    none = to("x", password="")
     assert (none.returncode, none.stderr.count("\n")) == (1, 1) and "ADIUVA_DEVICE_PASSWORD" in none.stderr
 
 
-def test_beside_make_run_it_is_the_demos_account(server: Server, tmp_path: Path) -> None:
+def test_beside_make_run_it_is_the_demos_account(server: Server, tmp_path: Path, chat: Chat) -> None:
     state = State(tmp_path / "state")
     server.password = state.secrets().demo_password
     state.release()
     server.answers = [said("Hello!")]
-    env = {"ADIUVA_STATE_DIR": str(tmp_path / "state"), "ADIUVA_PORT": str(server.port)}
-    assert chat("hello", password="", **env).stdout == "Hello!\n"
+    done = chat("hello", password="", state=str(tmp_path / "state"), port=server.port)
+    assert done.stdout == "Hello!\n"
     assert server.asked[0][1]["email"] == EMAIL
 
 
-def test_the_demos_password_goes_to_no_other_server(server: Server, tmp_path: Path) -> None:
+def test_the_demos_password_goes_to_no_other_server(server: Server, tmp_path: Path, chat: Chat) -> None:
     state = State(tmp_path / "state")
     state.secrets()
     state.release()
-    done = chat("--server", server.url, "x", password="", ADIUVA_STATE_DIR=str(tmp_path / "state"))
+    done = chat("--server", server.url, "x", password="", state=str(tmp_path / "state"))
     assert done.returncode == 1 and server.asked == []

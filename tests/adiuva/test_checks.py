@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from django.test import override_settings
 
 from adiuva import checks, env
 from adiuva.checks import check_production, refuse_unsafe_start
+from adiuva.embedded.processes import python
+from tests.warm import Warm
 
 SAFE: dict[str, Any] = {
     "PRODUCTION": True,
@@ -81,34 +81,31 @@ COMMANDS = {
     "web": ["-m", "uvicorn", "adiuva.asgi:application", "--port", "0"],
     "worker": ["-m", "celery", "-A", "adiuva", "worker"],
     "beat": ["-m", "celery", "-A", "adiuva", "beat"],
-    "check": ["manage.py", "check"],
+    "check": ["-m", "manage", "check"],
 }
 
 
-def run(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end with a database of its own, where nobody answers, and nothing else."""
+def run(name: str, folder: Path) -> tuple[int, str]:
+    """Run a command to its end with a database of its own, where nobody answers, and nothing else: its exit code, and
+    all that it said."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ADIUVA_")}
     environment |= {
         "ADIUVA_ENV_FILE": os.devnull,
         "ADIUVA_STATE_DIR": str(folder),
         "DATABASE_URL": "postgresql://adiuva@127.0.0.1:9/adiuva",
     }
-    return subprocess.run(
-        [sys.executable, *COMMANDS[name]],
-        cwd=settings.BASE_DIR,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    process = Warm(name, python(*COMMANDS[name]), folder / "log", env=environment, cwd=settings.BASE_DIR)
+    process.start()
+    try:
+        return process.wait(within_s=60), process.log.read_text()
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_without_secrets_no_process_starts_in_production(name: str, tmp_path: Path) -> None:
-    ended = run(name, tmp_path)
-    said = ended.stdout + ended.stderr
-    assert ended.returncode != 0
+    code, said = run(name, tmp_path)
+    assert code != 0
     for problem in ("adiuva.E001", "adiuva.E003", "adiuva.E004"):
         assert problem in said
     assert "Traceback" not in said

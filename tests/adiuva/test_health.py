@@ -71,7 +71,7 @@ def test_what_is_away_is_named_without_an_address(stack: Stack) -> None:
         REDIS_URL="redis://:secret@127.0.0.1:9/0",
     )
     server.wait_until(lambda: answers(web + HEALTH), within_s=60, every_s=0.1)
-    answer = httpx.get(web + READY, timeout=30)
+    answer = httpx.get(web + READY, timeout=60)
     assert answer.status_code == 503
     assert [check["ok"] for check in answer.json()["checks"].values()] == [False] * 4
     assert all(check["reason"] for check in answer.json()["checks"].values())
@@ -79,6 +79,6 @@ def test_what_is_away_is_named_without_an_address(stack: Stack) -> None:
     assert "127.0.0.1" not in answer.text
     assert httpx.get(web + HEALTH).json() == {"status": "ok", "version": __version__}
     body = {"email": "a@example.com", "password": "b"}
-    login = httpx.post(f"{web}/api/v1/auth/login", json=body, timeout=30)
+    login = httpx.post(f"{web}/api/v1/auth/login", json=body, timeout=60)
     assert (login.status_code, login.json()["code"]) == (503, "unavailable")
     server.stop()

@@ -121,7 +121,7 @@ def test_another_providers_model_is_asked_through_litellm() -> None:
             Endless(),
         )
         found: dict[str, Any] = json.loads(run(OTHERS, provider, "hosted_vllm/scripted").splitlines()[-1])
-        closed = provider.chats[-2].gone.wait(5)
+        closed = provider.chats[-2].gone.wait(60)
 
     assert found["text"] == "-" * 150
     assert found["calls"] == [["look", {"at": "ü"}]]

@@ -1,4 +1,4 @@
-"""A person at a desk, for tests of runs from end to end."""
+"""A person at a desk, for tests of runs from end to end; nobody, for those that count what there is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ from tests.fakes.provider import Provider
 
 if TYPE_CHECKING:
     from tests.agents.test_runs import Desk
+
+
+@pytest.fixture(autouse=True)
+def _nobody_else(request: pytest.FixtureRequest) -> None:
+    """Where all is rolled back, what others have committed is gone as well: ticks and sweeps count everybody's."""
+    if "db" in request.fixturenames or request.node.get_closest_marker("django_db"):
+        request.getfixturevalue("db")
+        from adiuva.devices.models import OutboxRecord
+        from agents.models import Agent, Run
+
+        Run.objects.live().update(state=Run.State.CANCELLED)  # a worker may still be writing for one
+        OutboxRecord.objects.all().delete()
+        Agent.objects.exclude(next_run_at=None).update(next_run_at=None)
 
 
 @pytest.fixture

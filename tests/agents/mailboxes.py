@@ -25,7 +25,7 @@ from tests.fakes.google import GmailBox, Google
 from tests.fakes.provider import Request
 from tests.people import Person, somebody
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 def connect(person: Person, box: Any, provider: Any = "gmail", refresh: str = "refresh") -> Connection:

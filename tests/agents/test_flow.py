@@ -203,12 +203,12 @@ async def test_a_device_that_can_read_nothing_of_what_it_was_asked_for_is_asked_
 
         async def begin(self) -> None:
             self.seen: list[str] = []
-            for start in range(0, 4_000, 500):
-                await self.offer([f"{n}.md" for n in range(start, start + 500)], last=start == 3_500)
+            for start in range(0, 3_000, 500):
+                await self.offer([f"{n}.md" for n in range(start, start + 500)], last=start == 2_500)
 
         async def asked(self, paths: list[str]) -> None:
             self.seen += paths
-            if len(self.seen) == 4_000:
+            if len(self.seen) == 3_000:
                 await self.complete(0, [{"path": path, "reason": "gone"} for path in self.seen])
 
     agent = await desk.agent()
@@ -216,7 +216,7 @@ async def test_a_device_that_can_read_nothing_of_what_it_was_asked_for_is_asked_
         await socket.hello(device_id="desk")
         run = await desk.start(agent)
         last = await Torn(socket).play()
-    assert (last["state"], last["files_seen"], last["files_done"]) == ("error", 4_000, 4_000)
+    assert (last["state"], last["files_seen"], last["files_done"]) == ("error", 3_000, 3_000)
     assert adds_up(await desk.see(run))
 
 
@@ -225,8 +225,8 @@ async def test_files_that_were_offered_and_never_asked_for_are_missed(desk: Desk
 
     class Impatient(Script):
         async def begin(self) -> None:
-            for start in range(0, 5_000, 500):
-                await self.offer([f"{n}.md" for n in range(start, start + 500)], last=start == 4_500)
+            for start in range(0, 3_000, 500):
+                await self.offer([f"{n}.md" for n in range(start, start + 500)], last=start == 2_500)
             await self.complete(0)
 
         async def asked(self, paths: list[str]) -> None:
@@ -237,5 +237,5 @@ async def test_files_that_were_offered_and_never_asked_for_are_missed(desk: Desk
         await socket.hello(device_id="desk")
         run = await desk.start(agent)
         last = await Impatient(socket).play()
-    assert (last["state"], last["files_seen"]) == ("error", 5_000)
+    assert (last["state"], last["files_seen"]) == ("error", 3_000)
     assert adds_up(await desk.see(run))

@@ -204,7 +204,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=8)
         max_size=12,
     )
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_event_is_lost_whatever_comes_how_often(ada: Person, entries: list[Entry]) -> None:
     run = a_run(an_agent(ada.id))
     for _ in range(2):

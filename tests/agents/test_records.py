@@ -63,7 +63,7 @@ answers = st.one_of(st.fixed_dictionaries({"records": lists}), lists, values)
 
 
 @given(answers)
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_whatever_a_model_returns_only_insertable_records_pass(answer: Any) -> None:
     records, rejected = RULES.check(answer)
     assert all(isinstance(each, Rejected) and each.reason for each in rejected)

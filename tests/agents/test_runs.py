@@ -29,7 +29,7 @@ from tests.people import Person, somebody
 from tests.sockets import Socket
 from tests.stack import Stack
 
-PATIENCE_S = 30
+PATIENCE_S = 60
 ENDED = {"success", "partial", "error", "cancelled", "timeout"}
 
 
@@ -39,7 +39,7 @@ class Desk:
     def __init__(self, web: str, person: Person, folder: Path) -> None:
         self.web, self.person, self.folder = web, person, folder
         self.rest = httpx.AsyncClient(
-            base_url=f"{web}/api/v1", headers={"Authorization": f"Bearer {person.access_token}"}, timeout=30
+            base_url=f"{web}/api/v1", headers={"Authorization": f"Bearer {person.access_token}"}, timeout=60
         )
         self.progress: list[AgentProgress] = []
         self.fetched: list[str] = []  # names of the files that the device was asked to upload

@@ -35,7 +35,7 @@ def at_once(count: int, what: Callable[[], Any]) -> list[Any]:
 
     def one(_: int) -> Any:
         try:
-            together.wait(10)
+            together.wait(60)
             return what()
         except Exception as error:
             return error

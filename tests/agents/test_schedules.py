@@ -82,7 +82,7 @@ def test_two_ticks_at_once_start_each_agent_once(committed_db: str) -> None:
 
     def tick(_: int) -> None:
         try:
-            together.wait(10)
+            together.wait(60)
             schedules.tick()
         finally:
             connections.close_all()
@@ -375,7 +375,7 @@ def test_a_tick_and_a_hello_at_once_start_an_agent_once(committed_db: str) -> No
 
     def start(number: int) -> None:
         try:
-            together.wait(10)
+            together.wait(60)
             if number % 2:
                 schedules.tick()
             else:

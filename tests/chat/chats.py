@@ -205,16 +205,6 @@ async def chatting(
             await asyncio.gather(serving, return_exceptions=True)
 
 
-def model_of(provider: Provider) -> dict[str, str]:
-    """Settings of a web process whose model is the scripted provider."""
-    return {
-        "ADIUVA_MODEL": "openai/scripted",
-        "ADIUVA_MODEL_API_BASE": provider.url,
-        "ADIUVA_EMBEDDING_MODEL": "openai/scripted",
-        "ADIUVA_EMBEDDING_MODEL_API_BASE": provider.url,
-    }
-
-
 async def reached(event: threading.Event) -> None:
     """Wait for what happens in the provider's thread."""
     assert await asyncio.to_thread(event.wait, PATIENCE_S)
@@ -237,7 +227,6 @@ def ending(stream: Stream) -> Frame:
 def tight_web(stack: Stack, provider: Provider) -> str:
     """A web process with little patience and small limits, for tests of what happens at them."""
     return stack.web(
-        **model_of(provider),
         ADIUVA_ANSWER_S="0.5",
         ADIUVA_DEVICE_WAIT_S="0.3",
         ADIUVA_HISTORY_CHARS="1000",

@@ -9,9 +9,4 @@ from tests.stack import Stack
 @pytest.fixture
 def chat_web(stack: Stack, provider: Provider) -> str:
     """A web process whose model is the scripted provider."""
-    return stack.web(
-        ADIUVA_MODEL="openai/scripted",
-        ADIUVA_MODEL_API_BASE=provider.url,
-        ADIUVA_EMBEDDING_MODEL="openai/scripted",
-        ADIUVA_EMBEDDING_MODEL_API_BASE=provider.url,
-    )
+    return stack.web()

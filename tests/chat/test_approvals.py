@@ -17,7 +17,6 @@ from tests.chat.chats import (
     chatting,
     conversation_of,
     ending,
-    model_of,
     reached,
     tight_web,
     told,
@@ -144,7 +143,7 @@ async def test_any_device_of_the_user_is_asked_and_decides(
     chat_web: str, stack: Stack, person: Person, provider: Provider, rows: Rows, server: str
 ) -> None:
     provider.script(DELETE, "Gone.")
-    elsewhere = stack.web(server, **model_of(provider))
+    elsewhere = stack.web(server)
     async with (
         chatting(chat_web, person, rows, capabilities=CAN_ASK) as client,
         chatting(elsewhere, person, device_id="phone", capabilities=CAN_ASK) as phone,

@@ -258,7 +258,7 @@ TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo", "priori
 
 async def post(web: str, person: Person, **body: Any) -> httpx.Response:
     headers = {"Authorization": f"Bearer {person.access_token}"}
-    async with httpx.AsyncClient(base_url=web, headers=headers, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=web, headers=headers, timeout=60) as client:
         return await client.post(CHAT, json=body)
 
 
@@ -473,7 +473,7 @@ async def test_the_form_is_answered(chat_web: str, provider: Provider) -> None:
         "context.recent_tasks": "null",
     }
     headers = {"Authorization": f"Bearer {person.access_token}", "Accept": "text/html"}
-    async with chatting(chat_web, person), httpx.AsyncClient(base_url=chat_web, timeout=30) as client:
+    async with chatting(chat_web, person), httpx.AsyncClient(base_url=chat_web, timeout=60) as client:
         answer = await client.post(CHAT, data=form, headers=headers)
     assert answer.status_code == 200
     assert "Hello from the form" in answer.text

@@ -197,9 +197,9 @@ def test_a_private_message_leaves_nothing(chat_web: str, person: Person, provide
             place = conversation_of(open_)
             await recorded(person)
             await asyncio.to_thread(Exchange.objects.filter(user_id=person.id).delete)
-            await client.say("My name is Ada.", conversation_id=place, memory=False)
+            await client.say("My name is Ada of the harbour.", conversation_id=place, memory=False)
             await client.say("I live in Turin", memory=False, scope={"type": "workspace"})
-            provider.script("You are Ada.")
+            provider.script("You are Ada of the harbour.")
             await client.say("Who am I?", conversation_id=place)
             (row,) = await db.run(list, Exchange.objects.filter(user_id=person.id))
             assert (await db.run(heard, row)).answer == ""
@@ -210,7 +210,9 @@ def test_a_private_message_leaves_nothing(chat_web: str, person: Person, provide
 
     run(conversation())
     assert traces(person) == NOTHING
-    assert all("Ada" not in str(call.body) for call in provider.memories)
+    assert all(
+        "Ada of the harbour" not in str(call.body) for call in provider.memories
+    )  # others' may come late
 
 
 def test_a_conversation_that_began_private_stays_so(chat_web: str, person: Person) -> None:

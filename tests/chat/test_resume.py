@@ -27,12 +27,11 @@ from tests.chat.chats import (
     ending,
     everything,
     kept,
-    model_of,
     reached,
 )
 from tests.fakes.provider import Call, Provider, Say
 from tests.people import Person, somebody
-from tests.stack import Stack
+from tests.stack import Stack, model_of
 
 PIECES = [f"{number} 🌱 wörds,\n" if number % 9 == 0 else f"word {number}, " for number in range(40)] + [
     "end."
@@ -51,7 +50,7 @@ def person(committed_db: str) -> Person:
 
 
 def another(stack: Stack, provider: Provider, server: str = "uvicorn", **env: str) -> str:
-    return stack.web(server, **model_of(provider), ADIUVA_PING_S="29", **env)
+    return stack.web(server, ADIUVA_PING_S="29", **env)
 
 
 async def resume(client: Client, key: str, after: int) -> None:
@@ -251,7 +250,7 @@ async def test_a_stream_whose_log_is_gone_has_expired(
 
 async def logged(redis: Redis, person: Person) -> None:
     """Until the log has the end of the user's streams, as their processes have let them go."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await keys(redis, person):
             await asyncio.sleep(0.02)
 
@@ -313,7 +312,7 @@ async def test_a_turn_whose_process_is_killed_ends_as_lost_for_all_who_follow(
 ) -> None:
     tap = Tap(PIECES)
     provider.script(tap)
-    victim = stack.web(**model_of(provider), ADIUVA_PING_S="28")
+    victim = stack.web(ADIUVA_PING_S="28")
     async with AsyncExitStack() as sockets:
         client = await sockets.enter_async_context(chatting(victim, person))
         key = await flowing(client, tap)
@@ -425,11 +424,11 @@ async def test_a_redis_that_restarts_empty_in_mid_stream_costs_no_byte(
     tmp_path: Path,
 ) -> None:
     server, url = valkey
-    own = Stack(committed_db, tmp_path / "logs")
+    own = Stack(committed_db, tmp_path / "logs", **model_of(provider))
     tap = Tap([f"word {number}, " for number in range(400)])
     provider.script(tap)
     try:
-        bases = [own.web(**model_of(provider), REDIS_URL=url, ADIUVA_PING_S=ping) for ping in ("29", "28")]
+        bases = [own.web(REDIS_URL=url, ADIUVA_PING_S=ping) for ping in ("29", "28")]
         async with (
             chatting(bases[0], person) as client,
             chatting(bases[1], person, device_id="phone") as phone,
@@ -470,7 +469,7 @@ def _answering(server: Valkey, url: str) -> None:
         except redis.RedisError:
             return False
 
-    server.child.wait_until(ready, within_s=15)
+    server.child.wait_until(ready, within_s=60)
 
 
 # ── What it costs ───────────────────────────────────────────────────────────────────────────────────────

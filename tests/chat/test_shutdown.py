@@ -11,7 +11,7 @@ import pytest
 from adiuva import db
 from adiuva.embedded.processes import Child
 from chat.models import Turn
-from tests.chat.chats import Client, Rows, chatting, conversation_of, ending, kept, model_of, reached
+from tests.chat.chats import Client, Rows, chatting, conversation_of, ending, kept, reached
 from tests.fakes.provider import Call, Hold, Provider, Say
 from tests.people import Person, somebody
 from tests.stack import Stack
@@ -28,12 +28,12 @@ def person(committed_db: str) -> Person:
 
 @pytest.fixture
 def other_web(stack: Stack, provider: Provider) -> str:
-    return stack.web(**model_of(provider), ADIUVA_PING_S="29")
+    return stack.web(ADIUVA_PING_S="29")
 
 
 def doomed(stack: Stack, provider: Provider, server: str = "uvicorn", **env: str) -> str:
     """A web process that only this test uses."""
-    return stack.web(server, **model_of(provider), ADIUVA_PING_S="27.5", **env)
+    return stack.web(server, ADIUVA_PING_S="27.5", **env)
 
 
 async def gone(child: Child) -> None:

@@ -28,7 +28,6 @@ from tests.chat.chats import (
     Tap,
     chatting,
     ending,
-    model_of,
     reached,
 )
 from tests.chat.test_resume import age, flowing, forget, logged, resume
@@ -46,7 +45,7 @@ APPROVES = [*CAPABILITIES, "approval"]
 @pytest.fixture
 def other_web(stack: Stack, provider: Provider) -> str:
     """Another web process of the same installation."""
-    return stack.web(**model_of(provider), ADIUVA_PING_S="29")
+    return stack.web(ADIUVA_PING_S="29")
 
 
 @pytest.fixture
@@ -114,7 +113,7 @@ async def test_a_database_that_goes_leaves_nobody_without_an_answer(
     stack: Stack, wire: Wire, provider: Provider, person: Person
 ) -> None:
     url = await wire.start()
-    base = await asyncio.to_thread(lambda: stack.web(**model_of(provider), DATABASE_URL=url))
+    base = await asyncio.to_thread(lambda: stack.web(DATABASE_URL=url))
     rows = Rows(tasks=[dict(TASK)])
     async with (
         chatting(base, person, rows, capabilities=APPROVES) as client,
@@ -195,7 +194,7 @@ async def test_a_turn_that_is_lost_tells_what_it_had_changed(
         key = await desk.ask("rename it")
         await reached(hold.reached)
         cipher = await db.run(cipher_for, person.id)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (
                 kept := await stream_log.read(user_id=person.id, request_id=key, cipher=cipher)
             ) is None or not kept.mutations:

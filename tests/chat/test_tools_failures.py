@@ -184,7 +184,7 @@ ANSWERS = st.fixed_dictionaries(
 NOTHING_THERE = ("No ", "There are no ")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(given_answer=ANSWERS)
 async def test_whatever_a_device_answers_is_never_a_false_empty_list_nor_a_crash(
     committed_db: str, no_embeddings: None, given_answer: Frame

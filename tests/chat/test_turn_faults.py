@@ -17,7 +17,6 @@ from tests.chat.chats import (
     conversation_of,
     ending,
     kept,
-    model_of,
     reached,
     tight_web,
     told,
@@ -475,7 +474,7 @@ async def test_a_steer_that_the_model_never_answered_becomes_a_turn_of_its_own(
     """At the limit of model calls, say: it was put in front of the model, which was not asked any more."""
     hold = Hold("There is one.")
     provider.script(hold, "It is not urgent.")
-    web = stack.web(**model_of(provider), ADIUVA_TURN_MODEL_CALLS="1")
+    web = stack.web(ADIUVA_TURN_MODEL_CALLS="1")
     async with chatting(web, person) as client:
         key = await client.ask("list my tasks")
         await reached(hold.reached)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adiuva import db
-from tests.chat.chats import Frame, Rows, chatting, ending, model_of, told
+from tests.chat.chats import Frame, Rows, chatting, ending, told
 from tests.fakes.provider import Call, Fail, Hold, Provider, Request, Say
 from tests.people import somebody
 from tests.sockets import Socket
@@ -19,7 +19,7 @@ TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo", "priori
 
 @pytest.fixture(params=["uvicorn", "daphne"])
 def any_web(stack: Stack, provider: Provider, request: pytest.FixtureRequest) -> str:
-    return stack.web(request.param, **model_of(provider))
+    return stack.web(request.param)
 
 
 async def test_a_list_of_tasks_takes_two_model_calls(any_web: str, provider: Provider) -> None:

@@ -362,7 +362,7 @@ async def test_a_server_that_is_away_is_tried_again() -> None:
             await asyncio.Event().wait()
 
     async with in_memory(base, sleep=sleep) as device:
-        await asyncio.wait_for(tries.wait(), 15)
+        await asyncio.wait_for(tries.wait(), 60)
         with pytest.raises(NotConnected):
             await device.send(Pong())
 
@@ -380,7 +380,7 @@ async def test_stopping_closes_the_socket_properly() -> None:
         async with server.device() as device:
             line = await server.line()
             device.stop()
-        await asyncio.wait_for(line.closed.wait(), 15)
+        await asyncio.wait_for(line.closed.wait(), 60)
         assert line.socket.close_code == 1000
 
 

@@ -12,7 +12,7 @@ import pytest
 from adiuva.devices.client import IN_MEMORY, Connected, Device, Disconnected, Event, Superseded
 from tests.people import Person, somebody
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def person(committed_db: str) -> Person:
 
 async def devices(web: str, person: Person) -> list[dict[str, object]]:
     headers = {"Authorization": f"Bearer {person.access_token}"}
-    async with httpx.AsyncClient(base_url=f"{web}/api/v1", headers=headers, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=f"{web}/api/v1", headers=headers, timeout=60) as client:
         found: list[dict[str, object]] = (await client.get("/devices")).json()
         return found
 
@@ -75,7 +75,7 @@ async def test_a_device_whose_session_was_ended_signs_in_anew(
         while not isinstance(await seen.get(), Connected):
             pass
         headers = {"Authorization": f"Bearer {person.access_token}"}
-        async with httpx.AsyncClient(base_url=f"{web}/api/v1", headers=headers, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=f"{web}/api/v1", headers=headers, timeout=60) as client:
             for session in (await client.get("/auth/sessions")).json():
                 if not session.get("current"):
                     assert (await client.delete(f"/auth/sessions/{session['id']}")).is_success

@@ -256,6 +256,13 @@ def test_a_page_reads_as_a_reader_sees_it() -> None:
 
 
 @pytest.mark.parametrize(
+    "comment", ["<!-- x -->", "<!-->", "<!--->", "<!-- x --!>", "<!--!> x -->", "<!---->"]
+)
+def test_what_follows_a_comment_is_read_however_it_ends(comment: str) -> None:
+    assert html_to_text(f"before {comment}after") == "before after"
+
+
+@pytest.mark.parametrize(
     "piece", ["<!--", "<a", "<", "<head>", "<script>", "&#9", "<pre> ", "<img alt='", "</p", "\f"]
 )
 def test_malformed_pages_do_not_take_for_ever(piece: str) -> None:

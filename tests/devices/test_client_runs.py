@@ -69,7 +69,7 @@ async def ack(line: Line, batch: int | None) -> None:
 async def take_all(line: Line) -> tuple[list[AgentFile], AgentComplete]:
     """Acknowledge batches as they come, until the end."""
     files: list[AgentFile] = []
-    while isinstance(frame := await asyncio.wait_for(line.frames.get(), 15), AgentData):
+    while isinstance(frame := await asyncio.wait_for(line.frames.get(), 60), AgentData):
         files += frame.files
         if frame.batch is not None:
             await ack(line, frame.batch)
@@ -112,14 +112,14 @@ async def test_never_more_batches_than_allowed_are_unacknowledged(tmp_path: Path
         for number in range(3, 9):
             # A tool call's answer comes behind what the device has sent: no fourth batch was under way.
             await line.send_text(json.dumps({"type": "tool_call", "id": f"c{number}", "action": "select"}))
-            assert (await asyncio.wait_for(line.frames.get(), 15)).id == f"c{number}"  # type: ignore[union-attr]
+            assert (await asyncio.wait_for(line.frames.get(), 60)).id == f"c{number}"  # type: ignore[union-attr]
             await ack(line, waiting.pop(0))
             waiting.append((await line.expect(AgentData)).batch)
         assert waiting == [6, 7, 8]
         for batch in waiting[:-1]:
             await ack(line, batch)
         await line.send_text(json.dumps({"type": "tool_call", "id": "last", "action": "select"}))
-        assert (await asyncio.wait_for(line.frames.get(), 15)).id == "last"  # type: ignore[union-attr]
+        assert (await asyncio.wait_for(line.frames.get(), 60)).id == "last"  # type: ignore[union-attr]
         await ack(line, waiting[-1])
         assert (await line.expect(AgentComplete)).batches == 9
 
@@ -236,7 +236,7 @@ async def test_a_run_that_is_called_off_ends_without_a_word(tmp_path: Path, end:
         assert not (await server.event(RunEnded)).completed
         await fetch(line, manifest.files[0].path)
         await line.send_text(json.dumps({"type": "tool_call", "id": "still there", "action": "select"}))
-        assert (await asyncio.wait_for(line.frames.get(), 15)).id == "still there"  # type: ignore[union-attr]
+        assert (await asyncio.wait_for(line.frames.get(), 60)).id == "still there"  # type: ignore[union-attr]
 
 
 async def test_runs_go_on_beside_each_other(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from adiuva.embedded.valkey import Valkey
 from adiuva.layer import INTERRUPTED, Layer, LayerAway
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def at_once(count: int, work: Callable[[], Arrival]) -> list[Arrival]:
     def one() -> Arrival:
         try:
             connection.ensure_connection()
-            barrier.wait(timeout=15)
+            barrier.wait(timeout=60)
             return work()
         finally:
             connection.close()

@@ -251,7 +251,7 @@ class TestWithShortTimeouts:
     async def test_an_idle_socket_that_answers_pings_stays(self, impatient: str, person: Person) -> None:
         async with Socket(impatient, person.access_token) as socket:
             await socket.hello()
-            for _ in range(5):
+            for _ in range(3):
                 await socket.receive("ping")
                 await socket.send({"type": "pong"})
             assert await socket.is_alive()

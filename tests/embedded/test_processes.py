@@ -19,7 +19,7 @@ from adiuva.embedded.processes import Child, python
 child = Child("child", python("-c", "import signal; print('up', flush=True); signal.pause()"), Path(sys.argv[1]),
               keeps=(int(sys.argv[2]),), on_leash=sys.argv[3] == "leash", death_signal=signal.SIGTERM)
 child.start()
-child.wait_until(lambda: b"up" in child.log.read_bytes(), within_s=30)
+child.wait_until(lambda: b"up" in child.log.read_bytes(), within_s=60)
 print("child is up", flush=True)
 threading.Event().wait()
 """
@@ -49,7 +49,7 @@ def test_the_leash_passes_on_how_a_child_is_asked_to_end_and_how_it_ends(tmp_pat
     script = "import signal, sys; signal.signal(15, lambda *_: sys.exit(7)); print('up', flush=True); signal.pause()"
     child = Child("child", python("-c", script), tmp_path / "log", on_leash=True)
     child.start()
-    child.wait_until(lambda: b"up" in child.log.read_bytes(), within_s=30)
+    child.wait_until(lambda: b"up" in child.log.read_bytes(), within_s=60)
     child.stop()
     assert child.process and child.process.returncode == 7
 
@@ -59,7 +59,7 @@ def test_a_child_that_ends_by_itself_is_started_again_until_it_is_hopeless(tmp_p
     supervisor = Supervisor(say=said.append, backoff_s=0)
     child = supervisor.start(Child("worker", python("-c", "raise SystemExit('no broker')"), tmp_path / "log"))
     with pytest.raises(StackError) as hopeless:
-        while child.wait(within_s=30):
+        while child.wait(within_s=60):
             supervisor.look()
     assert said == [f"worker ended by itself (code 1) and is started again; see {tmp_path / 'log'}"] * 4
     assert "no broker" in hopeless.value.message
@@ -78,7 +78,7 @@ def test_children_end_in_the_opposite_order_and_a_deaf_one_is_killed(tmp_path: P
     }.items():
         ready = f"{script}; print('up', flush=True)\nwhile True: signal.pause()"
         child = Child(name, python("-c", ready, name), tmp_path / f"{name}.log", grace_s=0.5)
-        supervisor.start(child).wait_until(lambda log=child.log: b"up" in log.read_bytes(), within_s=30)
+        supervisor.start(child).wait_until(lambda log=child.log: b"up" in log.read_bytes(), within_s=60)
     children = list(supervisor.children)
     supervisor.stop()
     assert order.read_text() == "ba"

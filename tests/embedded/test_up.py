@@ -75,7 +75,7 @@ def test_it_starts_shows_the_records_and_comes_back_with_them_after_a_kill(folde
     assert "new" in first.wait_for("Tasks: ")
     first.wait_for("Adiuva is up")
     password = first.wait_for("Sign in as").split()[-1]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/health/ready", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/health/ready", timeout=60) as answer:
         assert answer.status == 200
     assert _elsewhere(folder, port) == "up"
 

@@ -32,7 +32,7 @@ from adiuva.devices.protocol import (
     parse,
 )
 
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 EMAIL, PASSWORD = "mara@example.com", "a good password"
 F = TypeVar("F", bound=Received)
 

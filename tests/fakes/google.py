@@ -114,7 +114,11 @@ class Google(Server):
         start = int(http.query["startHistoryId"])
         if start < box.forgotten:
             raise NotHere
-        kinds = {"messageAdded": "messagesAdded", "labelAdded": "labelsAdded", "labelRemoved": "labelsRemoved"}
+        kinds = {
+            "messageAdded": "messagesAdded",
+            "labelAdded": "labelsAdded",
+            "labelRemoved": "labelsRemoved",
+        }
         wanted = {kinds[kind] for kind in http.query.getall("historyTypes", [])}
         rows = [row for row in box.history if int(row["id"]) > start and wanted & row.keys()]
         return {**_page(box, http, "history", rows), "historyId": str(box.history_id)}

@@ -34,7 +34,7 @@ from typing import Any
 
 from aiohttp import web
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 _MEMORY = {"memory", "episode"}  # the names of the schemas
 _NOTHING = {"operations": [], "summary": ""}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ async def test_gates_of_several_processes_let_four_through_together(name: str) -
 
     async def one(at: Gate) -> None:
         nonlocal running, peak, done
-        async with at:
+        async with at.place():
             running += 1
             peak = max(peak, running)
             await asyncio.sleep(0.002)
@@ -49,11 +50,11 @@ async def test_who_was_asked_to_wait_waits_in_every_process_and_after_the_readin
     until = time.monotonic() + 0.1
     one.hold(0.1)
     one.hold(0.01)  # the longer one stands
-    async with other:
+    async with other.place():
         assert time.monotonic() >= until
     one.hold(600)
     with pytest.raises(Throttled):
-        async with other:
+        async with other.place():
             pass
     with Google() as google:
         use(settings, google=google)
@@ -65,26 +66,36 @@ async def test_who_was_asked_to_wait_waits_in_every_process_and_after_the_readin
     assert box.asked == []  # by another gate's word
 
 
-async def test_a_place_of_who_was_cancelled_or_died_is_free_again(
+async def test_a_place_of_who_was_cancelled_is_free_again(name: str) -> None:
+    mine, theirs = Gate("Gmail", name), Gate("Gmail", name)
+    async with AsyncExitStack() as held:
+        for _ in range(4):
+            await held.enter_async_context(mine.place())
+        waiting = asyncio.create_task(AsyncExitStack().enter_async_context(theirs.place()))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert theirs._free == 4
+    async with theirs.place():
+        assert _redis().zcard(mine._keys[0]) == 1
+
+
+async def test_a_place_is_kept_while_it_is_used_and_free_soon_after_its_process_died(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(gates, "_PLACE_S", 0.3)
+    monkeypatch.setattr(gates, "_RENEW_S", 0.05)
     mine, theirs = Gate("Gmail", name), Gate("Gmail", name)
-    for _ in range(4):
-        await mine.__aenter__()
-    waiting = asyncio.create_task(theirs.__aenter__())
-    await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert theirs._free == 4
-    for _ in range(4):
-        await mine.__aexit__()
-    monkeypatch.setattr(gates, "_PLACE_S", 0.05)
-    for _ in range(4):
-        await mine.__aenter__()
-    del mine  # and nobody gives them back
-    async with theirs:
-        pass
+    async with AsyncExitStack() as held:
+        for _ in range(4):
+            await held.enter_async_context(mine.place())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(AsyncExitStack().enter_async_context(theirs.place()), 0.9)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()  # who is killed renews no more, and gives nothing back
+        async with theirs.place():
+            pass
 
 
 async def test_without_redis_each_process_keeps_to_the_limit_alone(
@@ -95,12 +106,12 @@ async def test_without_redis_each_process_keeps_to_the_limit_alone(
     monkeypatch.setattr(gates, "_alone_until", 0.0)
     alone = Gate("Gmail", name)
     alone.hold(0.01)
-    for _ in range(4):
-        await alone.__aenter__()
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(alone.__aenter__(), 0.02)
-    for _ in range(4):
-        await alone.__aexit__()
+    async with AsyncExitStack() as held:
+        for _ in range(4):
+            await held.enter_async_context(alone.place())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(AsyncExitStack().enter_async_context(alone.place()), 0.02)
+    assert alone._free == 4
 
 
 def test_a_mailbox_has_one_gate_however_its_address_is_spelt(name: str) -> None:

@@ -17,6 +17,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from adiuva import nudges
 from adiuva.devices.models import Device
 from adiuva.errors import NotFound, Unavailable
 from integrations import connections, signals, tokens
@@ -58,13 +59,15 @@ def rested(row: Connection) -> None:
 
 
 @pytest.fixture
-def lost() -> Iterator[list[dict[str, Any]]]:
-    """What `needs_reauth` was sent with."""
+def lost(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """What `needs_reauth` was sent with for this user, whom no worker of another test tells."""
     seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(nudges, "_put", lambda *_: None)
 
     def hear(sender: Any, signal: Any, **sent: Any) -> None:
         assert transaction.get_connection().in_atomic_block
-        seen.append(sent)
+        if sent["user_id"] == owner.id:
+            seen.append(sent)
 
     signals.needs_reauth.connect(hear, weak=False, dispatch_uid="test")
     yield seen

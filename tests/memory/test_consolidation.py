@@ -547,7 +547,7 @@ def test_two_workers_do_not_do_one_user(user: uuid.UUID, provider: Provider) -> 
     provider.script(held, finds(("Plans on Mondays", ["Monday"])))
     first = threading.Thread(target=visit, args=[user])
     first.start()
-    assert held.reached.wait(10)
+    assert held.reached.wait(60)
     assert consolidate() == 0
     # The first one is thought dead: its lease has run out. What it says then does not count any more.
     visit(user)

@@ -103,7 +103,9 @@ def test_it_is_planned_once_for_all_users_and_questions(user: uuid.UUID) -> None
     assert before >= 1
     assert says(other, "boats", vector=embed("boats")) == ["Bob likes boats."]
     for number in range(8):  # PostgreSQL makes a plan of each for the first five
-        assert says(user, f"Turin {number}", vector=embed(f"Turin {number}")) == ["Anna moves to Turin in March."]
+        assert says(user, f"Turin {number}", vector=embed(f"Turin {number}")) == [
+            "Anna moves to Turin in March."
+        ]
     assert planned() == before
 
 

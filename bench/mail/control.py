@@ -1,0 +1,57 @@
+"""Celery with a promise taken out, so that it can be seen that the bench notices: `python -m bench.mail.control gate
+-A adiuva worker …`. Nothing of this is in the product.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import django
+
+
+def no_gate() -> None:
+    """As many requests at once as there are messages fetched ahead, and at any time."""
+    from integrations.mail import gate, reading
+
+    reading._AHEAD = 8  # type: ignore[misc]
+    gate.AT_ONCE = 100  # type: ignore[misc]
+    gate.Gate.hold = lambda self, seconds: None  # type: ignore[method-assign]
+
+
+def hasty_ledger() -> None:
+    """A message counts as read as soon as it is listed."""
+    from agents import lease
+
+    due = lease.due
+
+    def due_once(job, files):  # type: ignore[no-untyped-def]
+        from agents.extraction import Document
+        from agents.models import Source
+
+        found = due(job, files)
+        new = [Document("", "", "", *pair) for pair, is_due in zip(files, found, strict=True) if is_due]
+        lease.enter(job, [(document, Source.Outcome.DONE) for document in new])
+        return found
+
+    lease.due = due_once
+
+
+CONTROLS: Final[dict[str, Callable[[], None]]] = {
+    "gate": no_gate,
+    "ledger": hasty_ledger,
+}
+
+
+def main(control: str, arguments: list[str]) -> None:
+    from celery.__main__ import main as celery
+
+    django.setup()
+    CONTROLS[control]()
+    sys.argv = ["celery", *arguments]
+    celery()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
