@@ -12,6 +12,7 @@ a user with so many rows that it pays gets one of their own (memory.indexes), wh
 from __future__ import annotations
 
 import datetime as dt
+import math
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ _RECENT: Final = 3  # episodes
 _REACH: Final = 100  # nearest vectors, of all tiers, that are looked through for a turn
 _LOOK_AT: Final = "200"  # rows, of an index over a user's own vectors
 _SEARCHED: Final = 2_000  # the same for a search
-_OF_A_WORD: Final = 100  # entries that are looked at for one word: one that stands in more tells little
+_OF_A_WORD: Final = 40  # entries that are looked at for one word: one that stands in more tells little
+_COMMON: Final = 0.05  # and weighs so much, where one that stands in a single entry weighs 1
 _WORDS: Final = 60  # hashes of a question that are looked up
 _MOST_CHARS: Final = 4_000  # of a question
 _DAMPING: Final = 60  # of the reciprocal ranks: the first places differ little from each other
@@ -232,12 +234,16 @@ _NOTHING_NEAR: Final = "SELECT NULL::uuid AS id, NULL::varchar AS tier, NULL::bi
 _WORDED: Final = """
     SELECT id, tier, row_number() OVER (PARTITION BY tier ORDER BY sum(rarity) DESC, id) AS place
     FROM (
-        SELECT e.id, e.tier, 1 / sqrt(count(*) OVER (PARTITION BY asked.term)) AS rarity
+        SELECT e.id, e.tier, CASE WHEN e.shared < %(of_a_word)s THEN 1 / sqrt(e.shared) ELSE %(common)s END AS rarity
         FROM unnest(%(terms)s::bigint[]) AS asked(term)
         CROSS JOIN LATERAL (
-            SELECT id, tier
-            FROM (SELECT id, tier, user_id, valid_to FROM memory_entry WHERE terms @> ARRAY[asked.term] OFFSET 0) AS e
-            WHERE user_id = %(user)s AND valid_to IS NULL LIMIT %(of_a_word)s
+            SELECT id, tier, count(*) OVER () AS shared
+            FROM (
+                SELECT id, tier
+                FROM (SELECT id, tier, user_id, valid_to FROM memory_entry WHERE terms @> ARRAY[asked.term] OFFSET 0)
+                    AS listed
+                WHERE user_id = %(user)s AND valid_to IS NULL LIMIT %(of_a_word)s
+            ) AS first
         ) AS e
         WHERE e.tier = ANY(%(tiers)s)
     ) AS hits
@@ -328,6 +334,7 @@ def _asked(
         "reach": reach,
         "look_at": _LOOK_AT,
         "of_a_word": _OF_A_WORD,
+        "common": _COMMON,
         "damping": _DAMPING,
         "gently": _GENTLY,
         "half_life": _HALF_LIFE.total_seconds(),
@@ -337,7 +344,7 @@ def _asked(
 
 def _near(vector: Sequence[float] | None) -> str:
     """A vector of zeros, or one that no half-precision number holds, is near nothing."""
-    if vector is None or not any(vector) or not all(abs(number) < 65_000 for number in vector):
+    if vector is None or not 0 < max(map(abs, vector), default=0) < 65_000 or math.isnan(sum(vector)):
         return _NOTHING_NEAR
     return _NEAR.format(dimensions=len(vector))
 
