@@ -286,6 +286,7 @@ RUNS: dict[str, Any] = {
     "retry_s": env.number("ADIUVA_RUN_RETRY_S", 30.0),  # at most before the first; it doubles each time
     "longest_retry_s": env.number("ADIUVA_RUN_LONGEST_RETRY_S", 900.0),
     "deadly": env.integer("ADIUVA_RUN_DEADLY", 3, least=2),  # workers that a source killed: it is set aside
+    "deadly_s": env.integer("ADIUVA_RUN_DEADLY_S", 86_400, least=1),  # for so long
 }
 
 # ── Chat ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -118,7 +118,7 @@ def _seal(run: Run, nonce: UUID, entry: Entry) -> bytes | None:
 
 def begin_anew(run: Run) -> int:
     """An attempt begins, which reads again what the last could not. That is over until it is said again; what was set
-    aside for good, and records, are not. Returns how many problems are over."""
+    aside, and records, are not. Returns how many problems are over."""
     if not run.problems:
         return 0
     events = RunEvent.objects.filter(run=run, kind=Kind.SOURCE_FAILED, is_over=False).exclude(

@@ -35,6 +35,7 @@ from integrations.models import Connection, Health, Provider
 LEASE = runs.LEASE
 RENEW_S = LEASE.total_seconds() / 4
 DEADLY: int = settings.RUNS["deadly"]
+_ASIDE = dt.timedelta(seconds=settings.RUNS["deadly_s"])
 _CURSORS = "agents_agentcursor"
 _BREATH_S = 5.0  # before a run goes on whose worker lost what it stands on
 
@@ -240,13 +241,12 @@ def see(job: Job) -> Run:
 
 
 def due(job: Job, files: Collection[tuple[bytes, bytes]]) -> list[bool]:
-    """For (source key, content hash) pairs: which were not read before in this form with this configuration."""
-    known = {
-        (bytes(key), bytes(content))
-        for key, content in Source.objects.filter(
-            agent_id=job.agent_id, key__in=[key for key, _ in files], config_version=job.config_version
-        ).values_list("key", "content_hash")
-    }
+    """For (source key, content hash) pairs: which were not read before in this form with this configuration, or were
+    set aside long ago: what killed the workers may have been something else."""
+    ours = Source.objects.filter(
+        agent_id=job.agent_id, key__in=[key for key, _ in files], config_version=job.config_version
+    ).exclude(outcome=Source.Outcome.POISON, updated_at__lt=Now() - _ASIDE)
+    known = {(bytes(key), bytes(content)) for key, content in ours.values_list("key", "content_hash")}
     return [pair not in known for pair in files]
 
 
@@ -294,12 +294,15 @@ def enter(job: Job, read: Iterable[tuple[Document, Source.Outcome]]) -> None:
 
 @transaction.atomic
 def set_aside(job: Job, document: Document) -> None:
-    """Read a source no more, in this form and with this configuration: it killed too many workers."""
+    """Read a source no more for a while, in this form and with this configuration: it killed too many workers. The next
+    time it is read alone, and one more death sets it aside again."""
     run = held(job)
     if run.agent_id is None:
         raise AgentGone
     enter(job, [(document, Source.Outcome.POISON)])
-    let_go(job, [document.key])
+    SourceInFlight.objects.filter(agent_id=job.agent_id, key=document.key).update(
+        in_hand=False, deaths=DEADLY - 1
+    )
     run.files_done += 1
     run.files_failed += 1
     run.problems += 1

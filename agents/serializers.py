@@ -407,7 +407,7 @@ _WORDS = {
     "lost_on_the_way": "the device sent more files than arrived",
     "never_read": "it was not read",
     "and_more": "more files could not be read",
-    "killed_workers": "reading it broke off several times, so it was set aside",
+    "killed_workers": "reading it broke off several times, so it was set aside for a day",
 }
 
 

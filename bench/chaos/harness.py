@@ -95,6 +95,7 @@ class Harness:
             folder,
             control=form.control,
             ADIUVA_RUN_LEASE_S=str(form.lease_s),
+            ADIUVA_RUN_DEADLY_S="2",  # a storm kills as many workers in minutes as others in years
             ADIUVA_ACCESS_TOKEN_S="7200",
             ADIUVA_ANSWER_S="10",
         )
@@ -263,7 +264,8 @@ class Harness:
     def _look(self) -> list[tuple[UUID, bool, dt.datetime | None]]:
         query = """
             SELECT agent_ref, bool_or(state IN ('queued', 'waiting_device', 'awaiting_reauth', 'running')),
-                max(started_at) FILTER (WHERE state = 'success')
+                max(started_at) FILTER (WHERE state = 'success' AND NOT EXISTS (
+                    SELECT FROM agents_source AS source WHERE source.agent_id = agent_ref AND outcome = 'poison'))
             FROM agents_run GROUP BY agent_ref
         """
         try:
@@ -275,7 +277,8 @@ class Harness:
     # Calm
 
     async def _calm(self) -> None:
-        """Wait until each agent has had a run that began after its last document and ended well, and none is live.
+        """Wait until each agent has had a run that began after its last document and ended well, and none is live, nor
+        any document set aside over which three workers died by chance.
 
         An agent whose run ended otherwise in the storm is run again, as its schedule would. What is not there after
         the time that two lost leases take is stuck; the comparison says so.

@@ -283,6 +283,11 @@ async def test_a_document_that_kills_its_workers_is_set_aside_and_the_others_arr
         calls = len(provider.chats)
         assert (await desk.run(agent))["files_unchanged"] == 41
         assert len(provider.chats) == calls
+        # … for a day, after which one death more would be enough …
+        poison = Source.objects.filter(agent=agent, outcome=Source.Outcome.POISON)
+        assert await db.run(poison.update, updated_at=timezone.now() - dt.timedelta(hours=25)) == 1
+        assert await db.run(lambda: SourceInFlight.objects.get(agent=agent).deaths) == 2
+        assert (await desk.run(agent))["items_created"] == 1
         # … and as another it is.
         desk.write("20a.md", "do no harm")
         assert (await desk.run(agent))["items_created"] == 1
