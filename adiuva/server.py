@@ -93,7 +93,8 @@ def _daphne(host: str, port: int) -> None:
                 await asyncio.wait(running, timeout=_REQUESTS_S)
             for one in running:
                 one.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            if running:
+                await asyncio.wait(running, timeout=_REQUESTS_S)  # one that does not heed it ends with the process
 
     _spare_collections()
     Server(
