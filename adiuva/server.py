@@ -93,8 +93,8 @@ def _daphne(host: str, port: int) -> None:
                 await asyncio.wait(running, timeout=_REQUESTS_S)
             for one in running:
                 one.cancel()
-            if running:
-                await asyncio.wait(running, timeout=_REQUESTS_S)  # one that does not heed it ends with the process
+            if running:  # what does not heed it ends with the process
+                await asyncio.wait(running, timeout=_REQUESTS_S)
 
     _spare_collections()
     Server(
