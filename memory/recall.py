@@ -367,7 +367,7 @@ def _opened(user_id: uuid.UUID, rows: Iterable[_Row], limit_tokens: int) -> list
             continue
         size = len(entries.text_of(said)) + _LINE_CHARS
         if size > left:
-            misses += 1  # a shorter one may still fit
+            misses += row.tier != Tier.CORE  # a shorter one may still fit, and of core all that does is given
             if misses == _MISSES:
                 break
             continue

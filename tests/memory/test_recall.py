@@ -109,6 +109,14 @@ def test_it_is_planned_once_for_all_users_and_questions(user: uuid.UUID) -> None
     assert planned() == before
 
 
+def test_of_core_whatever_fits_is_given_however_many_do_not(user: uuid.UUID) -> None:
+    for number in range(12):
+        put(user, Tier.CORE, f"{number} " + "long " * 200, key=f"long {number}")
+    last = put(user, Tier.CORE, "tea", key="drink")  # the oldest is looked at last
+    Entry.objects.filter(pk=last.pk).update(valid_from=NOW - dt.timedelta(days=2))
+    assert says(user, "xyzzy", limit_tokens=50) == ["tea"]
+
+
 def test_words_find_without_a_vector_and_a_rare_word_before_a_common_one(user: uuid.UUID) -> None:
     for number in range(20):
         seen(user, f"Meeting number {number} about the website")
