@@ -6,7 +6,7 @@ import os
 
 from celery import Celery, signals
 
-from adiuva import heartbeat
+from adiuva.core import celery_heartbeat
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
 
@@ -22,7 +22,7 @@ app = Celery("adiuva")
 app.on_configure.connect(_refuse_unsafe_start)
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
-heartbeat.connect(app)
+celery_heartbeat.connect(app)
 
 
 @signals.setup_logging.connect

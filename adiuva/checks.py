@@ -14,7 +14,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DEFAULT_DB_ALIAS, connection
 
-from adiuva import env
+from adiuva.core import env
 
 _SHORTEST_SECRET = 32
 _OFFLINE = "adiuva-offline"

@@ -20,7 +20,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from adiuva import __version__, heartbeat
+from adiuva import __version__
+from adiuva.core import celery_heartbeat
 
 _WAIT_S = 2.0
 
@@ -108,19 +109,19 @@ def _keys() -> str:
 
 def _redis() -> str:
     try:
-        heartbeat.ping()
+        celery_heartbeat.ping()
     except redis.RedisError as error:
         return f"Redis does not answer ({type(error).__name__})"
     return ""
 
 
-def _heard(role: heartbeat.Role) -> str:
+def _heard(role: celery_heartbeat.Role) -> str:
     try:
-        if heartbeat.heard(role):
+        if celery_heartbeat.heard(role):
             return ""
     except redis.RedisError:
         return "unknown while Redis does not answer"
-    return f"no {role} was heard in the last {heartbeat.HEARD_S} s"
+    return f"no {role} was heard in the last {celery_heartbeat.HEARD_S} s"
 
 
 _CHECKS: dict[str, Callable[[], str]] = {

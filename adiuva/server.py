@@ -51,7 +51,7 @@ def _uvicorn(host: str, port: int) -> None:
         ws_ping_interval=None,  # the protocol has its own ping; this one would close with 1011
         lifespan="off",
         log_config=None,
-        access_log=False,  # adiuva.observability logs requests, without their queries
+        access_log=False,  # adiuva.core.logging logs requests, without their queries
         server_header=False,
         proxy_headers=False,  # it would believe the client's own X-Forwarded-For; ADIUVA_TRUSTED_PROXIES counts
         timeout_graceful_shutdown=_REQUESTS_S,
@@ -112,12 +112,12 @@ def _daphne(host: str, port: int) -> None:
 async def _leave() -> None:
     """The process was asked to end. Turns first, while their devices can still answer; then the sockets, which are told
     to come back."""
-    from adiuva.devices import heart
+    from adiuva.devices import connections
     from adiuva.devices.protocol import Close
-    from chat.switchboard import board
+    from chat.turn_registry import board
 
     await board().stop()
-    await heart.of_this_loop().close_all(Close.RESTARTING, within_s=_SOCKETS_S)
+    await connections.of_this_loop().close_all(Close.RESTARTING, within_s=_SOCKETS_S)
 
 
 def _give_large_blocks_back() -> None:

@@ -1,4 +1,4 @@
-"""Django settings. Every value that differs between installations comes from adiuva.env; see .env.example."""
+"""Django settings. Every value that differs between installations comes from adiuva.core.env; see .env.example."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from urllib.parse import unquote, urlsplit
 from celery.schedules import schedule
 from django.core.exceptions import ImproperlyConfigured
 
-from adiuva import __version__, env, observability
-from adiuva.crypto import KeyRing
+from adiuva import __version__
+from adiuva.core import env, logging
+from adiuva.core.crypto import KeyRing
 
 BASE_DIR = env.BASE_DIR
 STATE_DIR = env.state_dir()
@@ -73,7 +74,7 @@ INSTALLED_APPS = [
     "adiuva.export",
 ]
 MIDDLEWARE = [
-    "adiuva.observability.RequestLog",
+    "adiuva.core.logging.RequestLog",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -125,7 +126,7 @@ def _database(name: str, url: str, *, connections: tuple[int, int]) -> dict[str,
         "OPTIONS": {
             "pool": {"min_size": least, "max_size": most, "timeout": 10},
             "options": "-c jit=off",  # what is asked here is short: to compile it would take longer
-            "prepare_threshold": 5,  # psycopg's own default; adiuva.db asks for it, no other statement is prepared
+            "prepare_threshold": 5,  # psycopg's own default; adiuva.core.db asks for it, no other statement is prepared
         },
     }
 
@@ -148,7 +149,7 @@ REDIS_URL = env.text("REDIS_URL", "redis://127.0.0.1:6379/0")
 CHANNEL_LAYERS = {
     "default": {
         # socket_timeout: redis-py's own default would end idle subscriptions.
-        "BACKEND": "adiuva.layer.Layer",
+        "BACKEND": "adiuva.core.channel_layer.Layer",
         "CONFIG": {"hosts": [{"address": REDIS_URL, "socket_timeout": None}]},
     }
 }
@@ -218,18 +219,18 @@ REST_FRAMEWORK = {
         "rest_framework.renderers.BrowsableAPIRenderer",
     ],
     "DEFAULT_PARSER_CLASSES": [
-        "adiuva.parsers.JSONParser",
+        "adiuva.core.parsers.JSONParser",
         "rest_framework.parsers.FormParser",
         "rest_framework.parsers.MultiPartParser",  # what the browsable pages' forms send
     ],
-    "DEFAULT_PAGINATION_CLASS": "adiuva.api.PageLimitPagination",
+    "DEFAULT_PAGINATION_CLASS": "adiuva.core.rest.PageLimitPagination",
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "DEFAULT_THROTTLE_RATES": {
         "login": env.text("ADIUVA_LOGIN_RATE", "10/min"),  # an address and an e-mail
         "login_address": env.text("ADIUVA_LOGIN_ADDRESS_RATE", "60/min"),
         "refresh": env.text("ADIUVA_REFRESH_RATE", "120/min"),
     },
-    "EXCEPTION_HANDLER": "adiuva.api.exception_handler",
+    "EXCEPTION_HANDLER": "adiuva.core.rest.exception_handler",
     "NUM_PROXIES": TRUSTED_PROXIES,
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
@@ -242,7 +243,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
-    "PARSER_WHITELIST": ["adiuva.parsers.JSONParser", "rest_framework.parsers.FormParser"],
+    "PARSER_WHITELIST": ["adiuva.core.parsers.JSONParser", "rest_framework.parsers.FormParser"],
     "ENUM_NAME_OVERRIDES": {
         "TierEnum": "adiuva.accounts.models.Tier",
         "KindEnum": "chat.models.Kind",
@@ -351,9 +352,7 @@ LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
-LOGGING = observability.configure(
-    env.text("ADIUVA_LOG_LEVEL", "INFO"), as_json=env.flag("ADIUVA_LOG_JSON", True)
-)
+LOGGING = logging.configure(env.text("ADIUVA_LOG_LEVEL", "INFO"), as_json=env.flag("ADIUVA_LOG_JSON", True))
 
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
 SECURE_CONTENT_TYPE_NOSNIFF = True

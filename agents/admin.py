@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from adiuva.accounts.staff import ReadingAdmin
+from adiuva.accounts.admin_base import ReadingAdmin
 from adiuva.devices import outbox
 from adiuva.devices.models import OutboxRecord
 from agents import runs

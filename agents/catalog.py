@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from adiuva.devices.tables import TABLES
 from agents.models import MOST_CATCH_UP_HOURS, AgentType, CatchUp
-from integrations import identity
+from integrations import oauth_clients
 from integrations.models import Provider
 
 DATA_TYPES: Final = tuple(TABLES)
@@ -114,7 +114,7 @@ def catalog() -> list[dict[str, Any]]:
     )
     kinds = [local]
     for provider, words, labels in _CLOUD:
-        available = identity.is_configured(provider)
+        available = oauth_clients.is_configured(provider)
         said = words if available else f"{words} {_NOT_YET}"
         kinds.append(_kind(AgentType(provider.value), said, _cloud(provider, labels), available=available))
     return kinds

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
 
-from adiuva.errors import Invalid
+from adiuva.core.errors import Invalid
 from integrations.mail.filters import Filters
 from integrations.models import Connection, Health, Provider
 

@@ -14,19 +14,19 @@ import structlog
 from django.db import OperationalError, transaction
 from redis.exceptions import RedisError
 
-from adiuva import db
 from adiuva.accounts.keys import cipher_for
-from adiuva.crypto import UserCipher
+from adiuva.core import db
+from adiuva.core.crypto import UserCipher
+from adiuva.core.errors import AdiuvaError
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import Device
 from adiuva.devices.outbox import Pending
 from adiuva.devices.protocol import ToolResultBody
-from adiuva.errors import AdiuvaError
-from agents import journal, lease, results
+from agents import journal, lease, result_commits
 from agents.lease import LeaseLost
 from agents.models import Run
-from agents.results import Answered
+from agents.result_commits import Answered
 from agents.sources import DeviceSilent
 
 Outcomes = Mapping[UUID, ToolResultBody | AdiuvaError]
@@ -165,7 +165,7 @@ def _mine(held: _Held) -> Run:
 @transaction.atomic
 def _settle(held: _Held, outcomes: Outcomes) -> None:
     run = _mine(held)
-    entries = results.settle(run, held.cipher, [Answered(outcomes)])
+    entries = result_commits.settle(run, held.cipher, [Answered(outcomes)])
     run.problems += lease.problems(journal.write(run, entries))
     run.save(update_fields=["items_created", "problems", "lease_until"])
 

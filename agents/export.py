@@ -8,7 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.archive import BATCH, Part, columns, opened
+from adiuva.core.archive import BATCH, Part, columns, opened
 from agents import journal, preview
 from agents.models import Agent, Run, RunEvent
 

@@ -15,7 +15,7 @@ import orjson
 from django.db import connection
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.crypto import UserCipher
+from adiuva.core.crypto import UserCipher
 from agents.models import Run, RunEvent
 
 Kind = RunEvent.Kind

@@ -21,9 +21,9 @@ from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from adiuva import db
 from adiuva.accounts.keys import cipher_for
-from adiuva.crypto import UserCipher
+from adiuva.core import db
+from adiuva.core.crypto import UserCipher
 from adiuva.devices import outbox
 from adiuva.devices.models import Device, OutboxRecord
 from agents import journal, runs

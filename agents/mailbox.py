@@ -12,8 +12,8 @@ from typing import Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from adiuva import db
-from adiuva.errors import AdiuvaError, NotFound
+from adiuva.core import db
+from adiuva.core.errors import AdiuvaError, NotFound
 from agents import lease, preview
 from agents.cloud import connection_of
 from agents.extraction import Document
@@ -24,8 +24,8 @@ from integrations.gmail import Gmail
 from integrations.mail.documents import Document as Message
 from integrations.mail.documents import Due, Item
 from integrations.mail.filters import Filters
-from integrations.mail.reading import Reading
-from integrations.mail.wire import Account
+from integrations.mail.provider_client import Account
+from integrations.mail.sync import Reading
 from integrations.models import Provider
 from integrations.outlook import Outlook
 from integrations.teams import Teams

@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.crypto import UserCipher
+from adiuva.core.crypto import UserCipher
 from adiuva.devices import outbox
 from agents.models import Run
 from agents.records import Record

@@ -17,15 +17,16 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError
 from redis.exceptions import RedisError
 
-from adiuva import db, llm
+from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser
+from adiuva.core import db
+from adiuva.core.errors import AdiuvaError
 from adiuva.devices import outbox, presence
-from adiuva.devices.inbox import FlowExceeded
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceRefused, OutcomeUnknown
 from adiuva.devices.outbox import Pending
 from adiuva.devices.protocol import AgentCancel, AgentProgress, Error
+from adiuva.devices.run_frame_buffer import FlowExceeded
 from adiuva.devices.tables import TABLES
-from adiuva.errors import AdiuvaError
 from agents import delivery, lease
 from agents.extraction import Document, Extraction, Extractor
 from agents.journal import Entry, Kind
@@ -33,7 +34,7 @@ from agents.lease import AgentGone, Job, LeaseLost
 from agents.mailbox import Mailbox
 from agents.models import Run
 from agents.records import Rules
-from agents.results import Answered, GroupCommit, Read, Unread
+from agents.result_commits import Answered, GroupCommit, Read, Unread
 from agents.sources import DeviceSilent, LocalFolders
 from integrations.errors import NeedsReauth, ProviderAway
 from memory import episodes

@@ -17,10 +17,10 @@ from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
-from adiuva import db, nudges
+from adiuva.core import db, enqueue
+from adiuva.core.errors import Conflict, NotFound
 from adiuva.devices import outbox
 from adiuva.devices.models import Device, OutboxRecord
-from adiuva.errors import Conflict, NotFound
 from agents import journal
 from agents.journal import Entry, Kind
 from agents.models import Agent, Run, SourceInFlight
@@ -48,7 +48,7 @@ class RunIsLive(Conflict):
 def nudge(run_ids: Iterable[UUID]) -> None:
     """Tell the workers once the transaction is in. If a nudge is lost, the sweep finds the run."""
     for run_id in run_ids:
-        nudges.nudge("agents.execute", run_id)
+        enqueue.nudge("agents.execute", run_id)
 
 
 def new(agent: Agent, trigger: Run.Trigger, *, slot: dt.datetime | None = None, slots: int = 1) -> Run:
@@ -110,7 +110,7 @@ def cancel(*, run: Run) -> Run:
     elif locked.state == Run.State.RUNNING and locked.cancel_requested_at is None:
         locked.cancel_requested_at = db.clock()
         locked.save(update_fields=["cancel_requested_at"])
-        nudges.nudge("agents.sweep", after_s=_HEED_S)
+        enqueue.nudge("agents.sweep", after_s=_HEED_S)
     return locked
 
 
@@ -147,12 +147,12 @@ def go_on(of: QuerySet[Run]) -> int:
 def call_for_delivery(user_ids: Iterable[UUID]) -> None:
     """Have a worker bring users' waiting records to their devices. If the call is lost, the sweep calls again."""
     for user_id in user_ids:
-        nudges.nudge("agents.deliver", user_id)
+        enqueue.nudge("agents.deliver", user_id)
 
 
 def call_for_news(connection_id: UUID) -> None:
     """Have a worker tell a user that an account has to be connected again."""
-    nudges.nudge("agents.tell_needs_reauth", connection_id)
+    enqueue.nudge("agents.tell_needs_reauth", connection_id)
 
 
 def sweep() -> dict[str, int]:

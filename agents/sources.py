@@ -10,7 +10,7 @@ from typing import Final, cast
 
 from django.conf import settings
 
-from adiuva import db
+from adiuva.core import db
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.protocol import (
     AgentAck,

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from celery import shared_task
 
-from agents import delivery, notices, runner, runs, schedules
+from agents import delivery, reauth_notices, runner, runs, schedules
 from agents.journeys import sessions
 
 
@@ -25,7 +25,7 @@ def deliver(user_id: str) -> None:
 
 @shared_task(name="agents.tell_needs_reauth")
 def tell_needs_reauth(connection_id: str) -> None:
-    asyncio.run(notices.needs_reauth(UUID(connection_id)))
+    asyncio.run(reauth_notices.needs_reauth(UUID(connection_id)))
 
 
 @shared_task(name="agents.sweep")

@@ -24,16 +24,16 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from adiuva import db
 from adiuva.accounts.keys import cipher_for
-from adiuva.crypto import UserCipher
+from adiuva.core import db
+from adiuva.core.crypto import UserCipher
+from adiuva.core.errors import AdiuvaError, Conflict, NotFound
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.models import Device, OutboxQuerySet, OutboxRecord
 from adiuva.devices.outbox import Pending
 from adiuva.devices.protocol import MAX_BATCH, Action, Data, TableName, ToolCall, ToolResultBody
 from adiuva.devices.tables import TABLES
-from adiuva.errors import AdiuvaError, Conflict, NotFound
 from agents import journal
 from agents.journal import Entry, Kind
 from agents.models import Run

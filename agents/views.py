@@ -16,10 +16,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from adiuva.api import TOTAL_COUNT, Done, Problem, problems, user_id
+from adiuva.core.errors import Invalid
+from adiuva.core.rest import TOTAL_COUNT, Done, Problem, problems, user_id
 from adiuva.devices import outbox
-from adiuva.errors import Invalid
-from agents import journal, runs, undo, verbs
+from agents import journal, runs, services, undo
 from agents.catalog import catalog
 from agents.journeys import sessions
 from agents.models import Agent, AgentType, Run
@@ -85,18 +85,18 @@ class LocalAgentViewSet(viewsets.ModelViewSet[Agent]):
         return Agent.objects.of(user_id(self.request)).local().select_related("user")
 
     def perform_create(self, serializer: Any) -> None:
-        serializer.instance = verbs.create_local(
+        serializer.instance = services.create_local(
             user_id=user_id(self.request), values=serializer.validated_data
         )
 
     def perform_update(self, serializer: Any) -> None:
-        serializer.instance = verbs.change(agent=serializer.instance, values=serializer.validated_data)
+        serializer.instance = services.change(agent=serializer.instance, values=serializer.validated_data)
 
     @extend_schema(
         summary="Delete an agent; its run history stays", responses={200: Done, **problems(401, 404)}
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        verbs.delete(agent=self.get_object())
+        services.delete(agent=self.get_object())
         return Response({"ok": True})
 
 
@@ -131,18 +131,20 @@ class CloudAgentViewSet(viewsets.ModelViewSet[Agent]):
         return Agent.objects.of(user_id(self.request)).cloud().select_related("user", "connection")
 
     def perform_create(self, serializer: Any) -> None:
-        serializer.instance = verbs.create_cloud(
+        serializer.instance = services.create_cloud(
             user_id=user_id(self.request), values=serializer.validated_data
         )
 
     def perform_update(self, serializer: Any) -> None:
-        serializer.instance = verbs.change_cloud(agent=serializer.instance, values=serializer.validated_data)
+        serializer.instance = services.change_cloud(
+            agent=serializer.instance, values=serializer.validated_data
+        )
 
     @extend_schema(
         summary="Delete a cloud agent; its run history stays", responses={200: Done, **problems(401, 404)}
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        verbs.delete(agent=self.get_object())
+        services.delete(agent=self.get_object())
         return Response({"ok": True})
 
 
@@ -160,7 +162,7 @@ class StartRunView(APIView):
         operation_id="agents_run",
     )
     def post(self, request: Request, agent_id: UUID) -> Response:
-        agent = verbs.of_user(user_id(request), agent_id)
+        agent = services.of_user(user_id(request), agent_id)
         query = StartSerializer(data=request.query_params.dict())
         query.is_valid(raise_exception=True)
         run = runs.start(agent=agent, **query.validated_data)

@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 
 import orjson
 
-from bench.kit import Ground, Stopwatch, ground, median, show
+from bench.harness import Ground, Stopwatch, ground, median, show
 
 RECORDS: Final = 200
 AWAY_S: Final = 0.020
@@ -34,15 +34,15 @@ async def timed(work: Callable[[], Awaitable[Any]], rounds: int = ROUNDS) -> flo
 
 
 async def measure(base: str, *capabilities: str) -> dict[str, float]:
-    from adiuva import db
-    from adiuva.accounts import verbs
+    from adiuva.accounts import services
     from adiuva.accounts.models import User
+    from adiuva.core import db
     from adiuva.devices import outbox
     from adiuva.devices.link import DeviceLink, OutcomeUnknown
     from adiuva.devices.outbox import Pending
 
     email = f"{uuid4().hex}@example.com"
-    signed_in = await db.run(verbs.register, email=email, password="correct horse")
+    signed_in = await db.run(services.register, email=email, password="correct horse")
     user_id: UUID = (await db.run(User.objects.get, email=email)).pk
     url = base.replace("http", "ws") + "/api/v1/ws/device"
     command = [

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from adiuva.embedded.ports import free_port
 from adiuva.embedded.processes import Child
-from bench.kit import Ground, cpu_s, ground, listens, show
+from bench.harness import Ground, cpu_s, ground, listens, show
 
 FILES, FEW = 1_000, 40
 LINES: Final = 3
@@ -28,13 +28,13 @@ class Desk:
     """A person with a device, whose folders are read by a worker."""
 
     def __init__(self, there: Ground) -> None:
-        from adiuva.accounts import verbs
+        from adiuva.accounts import services
 
         self.there = there
         self.folder = there.folder / "documents"
         self.base = there.web()
         email, password = f"{uuid4().hex}@example.com", "correct horse"
-        self.token = verbs.register(email=email, password=password).access_token
+        self.token = services.register(email=email, password=password).access_token
         arguments = ["--server", self.base, "--email", email, "--workspace", str(there.folder / "device")]
         self.folder.mkdir()
         there.run(

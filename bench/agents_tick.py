@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from uuid import uuid4
 
-from bench.kit import Ground, Stopwatch, ground, median, show
+from bench.harness import Ground, Stopwatch, ground, median, show
 
 DUE: Final = 100
 FEW, MANY = 1_000, 100_000

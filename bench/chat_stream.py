@@ -26,7 +26,7 @@ from bench.chat.device import Device, Heard
 from bench.chat.profiled import Account
 from bench.chat.provider import WORDS_A_S, word
 from bench.chat_turn import settings, token
-from bench.kit import ROOT, Ground, cpu_s, ground, listens, percentile, show, stock_python
+from bench.harness import ROOT, Ground, cpu_s, ground, listens, percentile, show, stock_python
 
 CHATS = 100
 STOCK_CHATS = (20, 10)  # under all of them it drops connections

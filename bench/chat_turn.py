@@ -20,7 +20,7 @@ from uuid import uuid4
 from adiuva.embedded.processes import Child
 from bench.chat.device import TASKS, Device
 from bench.chat.profiled import Account
-from bench.kit import ROOT, Ground, cpu_s, ground, median, percentile, show, stock_python
+from bench.harness import ROOT, Ground, cpu_s, ground, median, percentile, show, stock_python
 
 KINDS = {"plain": "an answer", "list": "two model calls, a list of 20"}
 MESSAGES = {"plain": "hello", "list": "list my tasks"}
@@ -64,9 +64,9 @@ def theirs(stock: subprocess.Popen[str], kind: str, number: int, found: Figures)
 
 
 def token() -> str:
-    from adiuva.accounts import verbs
+    from adiuva.accounts import services
 
-    return verbs.register(email=f"{uuid4().hex}@example.com", password="correct horse").access_token
+    return services.register(email=f"{uuid4().hex}@example.com", password="correct horse").access_token
 
 
 def settings(model: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from multiprocessing import Pool
 from resource import RUSAGE_CHILDREN, getrusage
 from zoneinfo import available_timezones
 
-from bench.kit import show
+from bench.harness import show
 from tests.agents.cron_oracle import ODD, RULES, Stretches, stretches
 from tests.agents.test_cron_oracle import COMING, differences
 

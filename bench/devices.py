@@ -19,7 +19,7 @@ from uuid import uuid4
 import orjson
 
 from adiuva.embedded.processes import Child
-from bench.kit import Ground, Stopwatch, cpu_s, ground, show
+from bench.harness import Ground, Stopwatch, cpu_s, ground, show
 
 DEVICES: Final = 5_000
 USERS: Final = 200  # a password's hash costs more than a connection, so each has many devices
@@ -35,10 +35,10 @@ def rss(child: Child) -> int:
 
 def people(count: int) -> list[str]:
     """Access tokens of new users."""
-    from adiuva.accounts import verbs
+    from adiuva.accounts import services
 
     return [
-        verbs.register(email=f"{uuid4().hex}@example.com", password="correct horse").access_token
+        services.register(email=f"{uuid4().hex}@example.com", password="correct horse").access_token
         for _ in range(count)
     ]
 

@@ -21,7 +21,7 @@ from uuid import uuid4
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from bench.kit import ground, percentile, show
+from bench.harness import ground, percentile, show
 
 FUZZERS = 8
 AT_ONCE = 25
@@ -178,10 +178,10 @@ async def _side_by_side(base: str, tokens: list[str], count: int) -> tuple[Findi
 
 def main(count: int) -> bool:
     with ground() as there:
-        from adiuva.accounts import verbs
+        from adiuva.accounts import services
 
         tokens = [
-            verbs.register(email=f"{uuid4().hex}@example.com", password="correct horse").access_token
+            services.register(email=f"{uuid4().hex}@example.com", password="correct horse").access_token
             for _ in range(FUZZERS + 1)
         ]
         base = there.web()

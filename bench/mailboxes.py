@@ -26,10 +26,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Thread
 
-from bench.kit import show
+from bench.harness import show
 from bench.mail.control import CONTROLS
-from bench.mail.scripts import FEW, SCRIPTS, arriving, quiet
-from bench.mail.world import MOST_RUNS, PATIENCE_S, Outcome, World, compare, world
+from bench.mail.fault_scripts import FEW, SCRIPTS, arriving, quiet
+from bench.mail.mailbox_simulation import MOST_RUNS, PATIENCE_S, Outcome, World, compare, world
 from tests.fakes.identity import Hold
 
 AT_ONCE = 8  # mailboxes

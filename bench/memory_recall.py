@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
 
-from bench.kit import Stopwatch, ground, median, show
+from bench.harness import Stopwatch, ground, median, show
 
 OTHERS: Final = 1_000
 ENTRIES_OF_OTHERS: Final = 200
@@ -59,7 +59,7 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
 
     from adiuva.accounts.keys import cipher_for
     from adiuva.llm import embedding_model
-    from memory import spaces
+    from memory import vector_space
     from memory.entries import Opened, _put, text_of
     from memory.models import Embedding, Entry, Memory, Tier
 
@@ -87,7 +87,7 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
         _put(entry, said, cipher)
         made.append(entry)
         if entry.valid_to is None:
-            vector = spaces.vector_now(text_of(said))
+            vector = vector_space.vector_now(text_of(said))
             vectors.append(
                 Embedding(entry=entry, user_id=user_id, embedding_model=embedding_model().name, vector=vector)
             )
@@ -122,12 +122,12 @@ def fill_others(language: Language) -> None:
     from django.db import connection
 
     from adiuva.accounts.models import User
-    from memory import spaces
+    from memory import vector_space
 
     User.objects.bulk_create(
         [User(email=f"other-{number}@example.com", password="!") for number in range(OTHERS)]
     )
-    vectors = [str(spaces.vector_now(language.sentence())) for _ in range(300)]
+    vectors = [str(vector_space.vector_now(language.sentence())) for _ in range(300)]
     with connection.cursor() as cursor:
         # Ten at a time to keep what the database holds in memory small.
         cursor.execute(_OTHERS, {"entries": ENTRIES_OF_OTHERS, "vectors": vectors, "count": len(vectors)})
@@ -197,7 +197,7 @@ def cpu_of_database() -> Callable[[], float]:
 
 
 def measure(user_id: UUID, language: Language, aim: str) -> None:
-    from memory import spaces
+    from memory import vector_space
 
     in_database = cpu_of_database()
     ours, cpu, orm, cpu_of_orm = [], [], [], []
@@ -220,7 +220,7 @@ def measure(user_id: UUID, language: Language, aim: str) -> None:
         questions = [language.sentence(6, 12) for _ in range(AT_A_TIME)]
         for way in (ask, ask_the_orm):
             for question in questions:
-                way(question, spaces.vector_now(question) or [])
+                way(question, vector_space.vector_now(question) or [])
     for what, wall, used in (
         ("recall of all tiers, unsealed", ours, cpu),
         ("four queries of the ORM, without words", orm, cpu_of_orm),
@@ -230,7 +230,7 @@ def measure(user_id: UUID, language: Language, aim: str) -> None:
 
 
 def main() -> None:
-    from memory import spaces
+    from memory import vector_space
 
     language = Language(1)
     with Stopwatch() as watch:
@@ -244,7 +244,7 @@ def main() -> None:
     for user_id, entries, aim in ((many, MANY, "aim: 10 ms"), (few, FEW, "aim: 3 ms")):
         print(f"  {entries:,} entries")
         measure(user_id, language, aim)
-    questions = [spaces.vector_now(language.sentence(6, 12)) or [] for _ in range(QUESTIONS)]
+    questions = [vector_space.vector_now(language.sentence(6, 12)) or [] for _ in range(QUESTIONS)]
     hits = sum(
         len(nearest & set(recalled(many, "", vector, limit_tokens=100_000)))
         for nearest, vector in zip(nearest_ten(many, questions), questions, strict=True)

@@ -15,7 +15,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 
 from adiuva.embedded.ports import free_port
-from bench.kit import Ground, ground, percentile, show
+from bench.harness import Ground, ground, percentile, show
 
 ASKING, WAITING = 50, 5
 PHASE_S = 4.0
@@ -34,8 +34,8 @@ def application() -> Any:
     from django.db import connection
     from django.urls import path
 
-    from adiuva import db
-    from adiuva.consumers import SocketConsumer
+    from adiuva.core import db
+    from adiuva.core.websocket import SocketConsumer
 
     def wait_for_the_database() -> None:
         with connection.cursor() as cursor:

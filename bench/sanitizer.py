@@ -15,7 +15,7 @@ from email import message_from_bytes, policy
 from pathlib import Path
 
 from adiuva.sanitizer import Guard, Sanitizer
-from bench.kit import ROOT, Stopwatch, median, show
+from bench.harness import ROOT, Stopwatch, median, show
 
 SAMPLES = ROOT / "adiuva" / "embedded" / "sample"
 CHATS = 100

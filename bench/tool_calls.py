@@ -17,7 +17,7 @@ from uuid import uuid4
 import orjson
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
-from bench.kit import Ground, Stopwatch, ground, median, show
+from bench.harness import Ground, Stopwatch, ground, median, show
 
 AT_ONCE = 100
 CALLS = 10_000
@@ -176,12 +176,12 @@ async def bare() -> float:
 
 
 async def over_redis(base: str) -> None:
-    from adiuva import db
-    from adiuva.accounts import verbs
+    from adiuva.accounts import services
+    from adiuva.core import db
     from adiuva.devices.link import DeviceLink
     from adiuva.devices.models import Device
 
-    signed_in = await db.run(verbs.register, email=f"{uuid4().hex}@example.com", password="correct horse")
+    signed_in = await db.run(services.register, email=f"{uuid4().hex}@example.com", password="correct horse")
     url = base.replace("http", "ws") + "/api/v1/ws/device"
     command = [sys.executable, "-m", "bench.tool_calls", "device", url, signed_in.access_token]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as device:

@@ -8,7 +8,7 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from adiuva.accounts.staff import ReadingAdmin
+from adiuva.accounts.admin_base import ReadingAdmin
 from chat.models import Conversation, Turn
 
 

@@ -21,13 +21,13 @@ import orjson
 from langchain_core.tools import ToolException
 from redis.exceptions import RedisError
 
-from adiuva.crypto import SealBroken, UserCipher
+from adiuva.core.crypto import SealBroken, UserCipher
+from adiuva.core.logging import log
 from adiuva.devices.protocol import ApprovalRequest, TableName, ToolResultBody
-from adiuva.observability import log
-from chat.desk import MAX_TITLE, NOUNS, Desk, is_key, one_line, tool_call
-from chat.log import recorder
-from chat.loop import Call
-from chat.recollection import MEMORY, Recollection, shown
+from chat.agent_loop import Call
+from chat.device_session import MAX_TITLE, NOUNS, Desk, is_key, one_line, tool_call
+from chat.memory_context import MEMORY, Recollection, shown
+from chat.stream_log import recorder
 
 BULK: Final = 3  # updates in a turn, from which on they are asked for
 _AT_ONCE: Final = 25  # rows that one question is about, all of them named

@@ -8,7 +8,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, tool
 
-from chat.loop import Assistant, Voice, Work, converse
+from chat.agent_loop import Assistant, Voice, Work, converse
 from chat.models import Kind
 from chat.prompts import head
 from chat.tools import CLIENTS, DEVICE_TOOLS, MEMORY_TOOLS, NOTES, PROJECTS, TASKS, TIMELINES

@@ -7,7 +7,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from adiuva import db
+from adiuva.core import db
+from adiuva.core.errors import AdiuvaError
 from adiuva.devices.consumer import DeviceConsumer
 from adiuva.devices.protocol import (
     ApprovalResponse,
@@ -24,15 +25,14 @@ from adiuva.devices.protocol import (
     StreamResume,
     StreamText,
 )
-from adiuva.errors import AdiuvaError
 from agents import schedules
-from chat.asked import Asked
-from chat.far import Far
+from chat.end_messages import sentence
 from chat.models import Kind
-from chat.replay import follow_up
+from chat.remote_stream import Far
+from chat.request import Asked
 from chat.stream import START, Entry, refusal
-from chat.switchboard import TurnElsewhere, board, in_words, refuse
-from chat.words import sentence
+from chat.stream_replay import follow_up
+from chat.turn_registry import TurnElsewhere, board, in_words, refuse
 
 _REQUESTS: Final = ("home_request", "floating_request")
 _AT_ONCE: Final = 128  # of a socket's requests, in whatever state; a hello may resume a hundred

@@ -15,11 +15,11 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from adiuva.accounts.keys import NoSuchUser, cipher_for
-from adiuva.crypto import UserCipher
+from adiuva.core.crypto import UserCipher
+from adiuva.core.errors import Conflict, Invalid, NotFound
 from adiuva.devices.protocol import Mutation, Usage
-from adiuva.errors import Conflict, Invalid, NotFound
-from chat.asked import Asked
 from chat.models import Conversation, Message, Turn
+from chat.request import Asked
 from memory import entries, exchanges
 from memory.models import SourceKind
 

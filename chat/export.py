@@ -8,8 +8,8 @@ from typing import Any, Final
 from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.archive import BATCH, Part, columns, opened
-from adiuva.crypto import UserCipher
+from adiuva.core.archive import BATCH, Part, columns, opened
+from adiuva.core.crypto import UserCipher
 from chat import conversations
 from chat.models import Conversation, Message, Turn
 

@@ -12,13 +12,13 @@ from django.conf import settings
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from redis.exceptions import RedisError
 
-from adiuva.crypto import SealBroken, UserCipher
-from adiuva.fences import fence
-from adiuva.observability import log
+from adiuva.core.crypto import SealBroken, UserCipher
+from adiuva.core.logging import log
+from adiuva.core.prompt_fencing import fence
+from chat.agent_loop import Work
 from chat.conversations import Begun, Said
-from chat.log import recorder
-from chat.loop import Work
 from chat.prompts import head
+from chat.stream_log import recorder
 
 _KEPT_S: Final = 3600
 _LEAST: Final = 4  # messages that stay as they were said, if they fit at all

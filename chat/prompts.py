@@ -19,7 +19,7 @@ from typing import Final
 
 from django.conf import settings
 
-from adiuva.fences import fence
+from adiuva.core.prompt_fencing import fence
 
 HEADS: Final = ("home", "floating", "tasks", "projects", "timelines", "notes", "summary")
 

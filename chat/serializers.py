@@ -8,10 +8,10 @@ import orjson
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from adiuva.api import Problem
-from chat.asked import MAX_MESSAGE_CHARS
+from adiuva.core.rest import Problem
 from chat.conversations import MAX_TITLE_CHARS
 from chat.models import Conversation, Kind, Message
+from chat.request import MAX_MESSAGE_CHARS
 
 MAX_CONTEXT_BYTES = 256 * 1024
 

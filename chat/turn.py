@@ -24,8 +24,10 @@ from django.db import Error as DatabaseError
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.tools import ToolException
 
-from adiuva import db, llm
+from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser
+from adiuva.core import db
+from adiuva.core.errors import AdiuvaError
 from adiuva.devices.link import DeviceLink
 from adiuva.devices.protocol import (
     ApprovalRequest,
@@ -36,22 +38,21 @@ from adiuva.devices.protocol import (
     TableName,
     Usage,
 )
-from adiuva.errors import AdiuvaError
 from chat import approvals, conversations, history
+from chat.agent_loop import Call, Limit, Voice, Work, converse
 from chat.approvals import Approvals, Wish
-from chat.asked import MAX_MESSAGE_CHARS, Asked
 from chat.assistants import SUPERVISORS
 from chat.conversations import Begun
-from chat.desk import Desk
+from chat.device_session import Desk
 from chat.history import Fitted
-from chat.log import Recording, recorder
-from chat.loop import Call, Limit, Voice, Work, converse
+from chat.memory_context import MEMORY, Recollection
 from chat.models import Kind
 from chat.prompts import tail
-from chat.recollection import MEMORY, Recollection
-from chat.speech import Speech
+from chat.request import MAX_MESSAGE_CHARS, Asked
 from chat.stream import Stream
-from chat.tools import prose
+from chat.stream_log import Recording, recorder
+from chat.tools import formatting
+from chat.turn_output import Speech
 
 log = structlog.get_logger("adiuva.chat")
 
@@ -434,9 +435,13 @@ class Turn:
             return f"The user looks at a {scope.type} that is not there any more (id {scope.id})."
         texts = [row.get(column) for column in ("description", "aiSummary", "content")]
         quoted = [
-            prose.quoted(text, _MAX_SCOPE_CHARS) for text in texts if isinstance(text, str) and text.strip()
+            formatting.quoted(text, _MAX_SCOPE_CHARS)
+            for text in texts
+            if isinstance(text, str) and text.strip()
         ]
-        return "\n".join([f"The user looks at this {scope.type}:\n- {prose.row(desk, table, row)}", *quoted])
+        return "\n".join(
+            [f"The user looks at this {scope.type}:\n- {formatting.row(desk, table, row)}", *quoted]
+        )
 
     def _context(self) -> str | None:
         parts = []

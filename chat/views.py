@@ -16,14 +16,15 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from adiuva.accounts.keys import NoSuchUser, cipher_for
-from adiuva.api import TOTAL_COUNT, Done, problems, user_id
+from adiuva.core.errors import AdiuvaError, Invalid, Unavailable
+from adiuva.core.rest import TOTAL_COUNT, Done, problems, user_id
 from adiuva.devices.link import DeviceOffline
 from adiuva.devices.protocol import HistoryMessage, StreamEnd
-from adiuva.errors import AdiuvaError, Invalid, Unavailable
 from adiuva.llm.errors import ModelError
 from chat import conversations
-from chat.asked import Asked
+from chat.end_messages import sentence
 from chat.models import Conversation, Kind
+from chat.request import Asked
 from chat.serializers import (
     AnswerSerializer,
     ChatSerializer,
@@ -32,10 +33,9 @@ from chat.serializers import (
     ConversationSerializer,
     FailedSerializer,
 )
-from chat.words import sentence
 
 if TYPE_CHECKING:
-    from chat.switchboard import Answer
+    from chat.turn_registry import Answer
 
 
 @extend_schema_view(
@@ -172,14 +172,14 @@ class ChatView(GenericAPIView[Any]):
         },
     )
     def post(self, request: Request) -> Response:
-        from chat import switchboard  # brings LangChain, which commands that load the URLs do without
+        from chat import turn_registry  # brings LangChain, which commands that load the URLs do without
 
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
         asked = _asked(user_id(request), serializer.validated_data)
         close_old_connections()  # a turn may take minutes, and others wait for the pool's connections
         try:
-            answer = async_to_sync(switchboard.ask)(asked)
+            answer = async_to_sync(turn_registry.ask)(asked)
         except DeviceOffline:
             raise NoDevice from None
         return Response(_body(answer))

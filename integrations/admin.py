@@ -8,7 +8,7 @@ from django.conf import settings
 from django.contrib import admin
 from django.http import HttpRequest
 
-from adiuva.accounts.staff import ReadingAdmin
+from adiuva.accounts.admin_base import ReadingAdmin
 from integrations.models import Connection, Health
 
 

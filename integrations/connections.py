@@ -15,10 +15,10 @@ from django.db.models import Exists, OuterRef
 from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.crypto import SealBroken
+from adiuva.core.crypto import SealBroken
+from adiuva.core.errors import AdiuvaError, Invalid, NotFound
 from adiuva.devices.models import Device
-from adiuva.errors import AdiuvaError, Invalid, NotFound
-from integrations import identity, signals, tokens
+from integrations import oauth_clients, signals, tokens
 from integrations.models import Connection, Consent, Health, Provider
 
 log = structlog.get_logger("adiuva.integrations")
@@ -56,7 +56,7 @@ def the_one(user_id: UUID, provider: str) -> Connection:
     return found[0]
 
 
-def connect(*, user_id: UUID, provider: str, grant: identity.Grant) -> Connection:
+def connect(*, user_id: UUID, provider: str, grant: oauth_clients.Grant) -> Connection:
     """Keep what a user granted. The same account again updates its connection, and heals it."""
     account_hash = cipher_for(user_id).fingerprint(grant.account.lower(), f"account at {provider}")
     try:
@@ -68,7 +68,7 @@ def connect(*, user_id: UUID, provider: str, grant: identity.Grant) -> Connectio
 
 
 @transaction.atomic
-def _connect(user_id: UUID, provider: str, account_hash: bytes, grant: identity.Grant) -> Connection:
+def _connect(user_id: UUID, provider: str, account_hash: bytes, grant: oauth_clients.Grant) -> Connection:
     mine = Connection.objects.of(user_id).filter(provider=provider, account_hash=account_hash)
     row = mine.select_for_update(no_key=True).first()
     was = row.health if row else None
@@ -115,7 +115,7 @@ def disconnect(*, user_id: UUID, connection_id: UUID) -> Parting:
     log.info("connection.removed", connection_id=str(connection_id), user_id=str(user_id))
     where = f"You can take the permission back yourself at {_TAKE_BACK[provider]}."
     try:
-        if token and identity.revoke(provider, token):
+        if token and oauth_clients.revoke(provider, token):
             return Parting(True, f"{provider.label} took the permission back.")
         said = "Google did not take the permission back"
         if provider != Provider.GMAIL:
@@ -142,7 +142,7 @@ def part(user_id: UUID) -> None:
 def _take_back(held: list[str]) -> None:
     for token in held:
         try:
-            identity.revoke(Provider.GMAIL, token)
+            oauth_clients.revoke(Provider.GMAIL, token)
         except AdiuvaError as error:
             log.warning("connection.revoke_failed", code=error.code)
 

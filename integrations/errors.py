@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 from uuid import UUID
 
-from adiuva.errors import AdiuvaError, Conflict, Invalid, Unavailable
+from adiuva.core.errors import AdiuvaError, Conflict, Invalid, Unavailable
 
 
 class NeedsReauth(Conflict):

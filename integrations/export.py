@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from adiuva.archive import BATCH, Part, columns, opened
+from adiuva.core.archive import BATCH, Part, columns, opened
 from integrations.models import Connection
 
 

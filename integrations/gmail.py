@@ -15,13 +15,13 @@ from email.message import Message
 from functools import cache
 from typing import Any, Final
 
-from integrations.mail import letters
+from integrations.mail import message_parts
 from integrations.mail.cursor import Cursor, since
 from integrations.mail.documents import Item, Skipped, fingerprint
 from integrations.mail.errors import Garbled, NoSuchFolder, NotThere, PageLoop
 from integrations.mail.filters import Filters
-from integrations.mail.reading import Page, Reading, Ref
-from integrations.mail.wire import Wire, api
+from integrations.mail.provider_client import Wire, api
+from integrations.mail.sync import Page, Reading, Ref
 from integrations.models import Provider
 
 _PAGE: Final = 500
@@ -181,7 +181,7 @@ class Gmail(Reading):
         message = parts.message(payload)
         if parts.is_cut:
             return Skipped(ref.source_id, "unreadable", "its parts lie too deep in one another")
-        item = await letters.read(
+        item = await message_parts.read(
             message, size=parts.size, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
         )
         sender = item.sender if not isinstance(item, Skipped) else str(message.get("From", ""))
@@ -269,13 +269,13 @@ class _Parts:
 
     def message(self, part: dict[str, Any], depth: int = 0) -> Message:
         self._made += 1
-        kind = letters.clean(part.get("mimeType")) or "text/plain"
+        kind = message_parts.clean(part.get("mimeType")) or "text/plain"
         message = Message()
         for header in _dicts(part.get("headers")):
-            name = letters.clean(header.get("name"))
+            name = message_parts.clean(header.get("name"))
             # The body is decoded already.
             if name and name.lower() != "content-transfer-encoding":
-                message[name] = letters.clean(header.get("value"))
+                message[name] = message_parts.clean(header.get("value"))
         if message.get_content_type() != kind.lower():
             del message["Content-Type"]
             message["Content-Type"] = kind
@@ -295,7 +295,7 @@ class _Parts:
         raw = _decoded(body.get("data"))
         self.size += len(raw)
         if filename and not message.get_filename():
-            message.add_header("Content-Disposition", "attachment", filename=letters.clean(filename))
+            message.add_header("Content-Disposition", "attachment", filename=message_parts.clean(filename))
         if not raw and isinstance(body.get("size"), int) and body["size"]:
             if "Content-Disposition" not in message:
                 message["Content-Disposition"] = "attachment"

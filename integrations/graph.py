@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 from integrations.errors import ForbiddenHost
 from integrations.mail.cursor import Cursor
 from integrations.mail.errors import Garbled, PageLoop, ProviderRefused
-from integrations.mail.wire import Wire
+from integrations.mail.provider_client import Wire
 
 MOST_PAGES: Final = 20_000
 # What Graph says, with 400 as well as 410, when a delta link leads nowhere any more.

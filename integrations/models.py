@@ -12,7 +12,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.crypto import SealBroken
+from adiuva.core.crypto import SealBroken
 
 
 class Provider(models.TextChoices):

@@ -24,9 +24,9 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.urls import reverse
 
-from adiuva.crypto import SealBroken
-from adiuva.errors import AdiuvaError
-from integrations import connections, identity
+from adiuva.core.crypto import SealBroken
+from adiuva.core.errors import AdiuvaError
+from integrations import connections, oauth_clients
 from integrations.errors import ConsentFailed, GrantRefused
 from integrations.models import Connection, Consent, Provider
 
@@ -49,7 +49,7 @@ def begin(*, user_id: UUID, provider: str, connection: Connection | None = None)
     ProviderNotConfigured.
     """
     word, verifier, back = secrets.token_urlsafe(24), secrets.token_urlsafe(48), redirect_uri(provider)
-    url = identity.authorization_url(
+    url = oauth_clients.authorization_url(
         provider,
         state=_signed(word, user_id, provider, back, connection.pk if connection else None),
         verifier=verifier,
@@ -93,7 +93,7 @@ def finish(provider: str, answer: Mapping[str, str], *, signed_in: UUID | None =
     if not code or len(code) > _LONGEST:
         raise ConsentFailed(f"{name}'s sign-in sent no code. Nothing was connected: please try again.")
     try:
-        grant = identity.exchange(
+        grant = oauth_clients.exchange(
             provider, code=code, verifier=consent.unseal(), redirect_uri=consent.redirect_uri
         )
     except GrantRefused:
@@ -162,7 +162,7 @@ def _hash(word: str) -> bytes:
     return hashlib.sha256(word.encode()).digest()
 
 
-def _check(provider: str, user_id: UUID, grant: identity.Grant) -> None:
+def _check(provider: str, user_id: UUID, grant: oauth_clients.Grant) -> None:
     """A grant that could not be used is not kept. Raise ConsentFailed."""
     name = Provider(provider).label
     if missing := grant.missing(provider):

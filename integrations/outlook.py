@@ -14,13 +14,13 @@ from typing import Any, Final
 from adiuva.documents import Unreadable
 from adiuva.documents.mail import parse
 from integrations.graph import MOST_PAGES, Delta, Expired, Links, address, dicts, literal, moment, rows, stamp
-from integrations.mail import letters
+from integrations.mail import message_parts
 from integrations.mail.cursor import Cursor, since
 from integrations.mail.documents import Item, Skipped, fingerprint
 from integrations.mail.errors import NoSuchFolder, NotThere, PageLoop, ProviderRefused, TooLarge
 from integrations.mail.filters import Filters
-from integrations.mail.reading import Page, Reading, Ref
-from integrations.mail.wire import Wire
+from integrations.mail.provider_client import Wire
+from integrations.mail.sync import Page, Reading, Ref
 from integrations.models import Provider
 
 _HEADERS: Final = {"Prefer": 'IdType="ImmutableId", odata.maxpagesize=200'}
@@ -156,16 +156,16 @@ class Outlook(Reading):
         message, size = _message(answer)
         if not filters.admits_sender(str(message.get("From", ""))):
             return None
-        message.attach(letters.text_part(*_body(answer.get("body"))))
+        message.attach(message_parts.text_part(*_body(answer.get("body"))))
         for number, attachment in enumerate(dicts(answer.get("attachments"))):
             message.attach(await self._attached(wire, ref.source_id, attachment, number))
-        return await letters.read(
+        return await message_parts.read(
             message, size=size, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
         )
 
     async def _attached(self, wire: Wire, source_id: str, attachment: dict[str, Any], number: int) -> Message:
         """A mail that is attached is read too; of all else the name is enough."""
-        name, size = letters.clean(attachment.get("name")), attachment.get("size")
+        name, size = message_parts.clean(attachment.get("name")), attachment.get("size")
         is_item = str(attachment.get("@odata.type", "")).endswith("itemAttachment")
         if (
             is_item
@@ -186,8 +186,8 @@ class Outlook(Reading):
                 part["Content-Type"] = "message/rfc822"
                 part.set_payload([inner])
                 return part
-        kind = "message/rfc822" if is_item else letters.clean(attachment.get("contentType"))
-        return letters.attached_part(name, kind, size)
+        kind = "message/rfc822" if is_item else message_parts.clean(attachment.get("contentType"))
+        return message_parts.attached_part(name, kind, size)
 
 
 async def _listed(
@@ -251,7 +251,7 @@ def _refs(listed: list[dict[str, Any]], filters: Filters) -> list[Ref]:
 def _person(recipient: dict[str, Any]) -> str:
     found = recipient.get("emailAddress")
     found = found if isinstance(found, dict) else {}
-    name, mailbox = letters.clean(found.get("name")), letters.clean(found.get("address"))
+    name, mailbox = message_parts.clean(found.get("name")), message_parts.clean(found.get("address"))
     if not name or name == mailbox:
         return mailbox
     quoted = name.replace("\\", "\\\\").replace('"', '\\"')
@@ -269,7 +269,7 @@ def _message(answer: dict[str, Any]) -> tuple[Message, int]:
     for header, field in (("To", "toRecipients"), ("Cc", "ccRecipients")):
         if people := ", ".join(filter(None, map(_person, dicts(answer.get(field))))):
             message[header] = people
-    message["Subject"] = letters.clean(answer.get("subject"))
+    message["Subject"] = message_parts.clean(answer.get("subject"))
     body = answer.get("body")
     content = body.get("content") if isinstance(body, dict) else None
     return message, len(content) if isinstance(content, str) else 0
@@ -278,4 +278,4 @@ def _message(answer: dict[str, Any]) -> tuple[Message, int]:
 def _body(body: object) -> tuple[bytes, str]:
     found = body if isinstance(body, dict) else {}
     kind = "text/html" if str(found.get("contentType", "")).lower() == "html" else "text/plain"
-    return letters.clean(found.get("content")).encode(), kind
+    return message_parts.clean(found.get("content")).encode(), kind

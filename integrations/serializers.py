@@ -6,7 +6,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from adiuva.api import Done
+from adiuva.core.rest import Done
 from integrations.models import Connection, Health, Provider, Reason
 
 

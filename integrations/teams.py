@@ -11,16 +11,16 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from adiuva.documents.html import html_to_text
 from adiuva.documents.mail import Attachment, attachments_to_text
-from adiuva.documents.markup import html_to_text
 from integrations.graph import MOST_PAGES, Delta, Expired, Links, address, answers, dicts, moment, rows, stamp
-from integrations.mail import letters
+from integrations.mail import message_parts
 from integrations.mail.cursor import Cursor, since
 from integrations.mail.documents import Document, Item, Skipped, fingerprint
 from integrations.mail.errors import NoSuchFolder, ProviderRefused
 from integrations.mail.filters import Filters
-from integrations.mail.reading import Page, Reading, Ref
-from integrations.mail.wire import Wire
+from integrations.mail.provider_client import Wire
+from integrations.mail.sync import Page, Reading, Ref
 from integrations.models import Provider
 
 _PAGE: Final = "50"
@@ -128,18 +128,21 @@ class Teams(Reading):
         """The listing has it all."""
         channel, row, thread = ref.handle
         sender, sent_at = _sender(row), moment(row.get("createdDateTime"))
-        subject = letters.clean(row.get("subject"))
+        subject = message_parts.clean(row.get("subject"))
         headers = {
             "Date": sent_at.isoformat() if sent_at else "",
             "From": sender,
-            "Channel": letters.clean(channel.name),
+            "Channel": message_parts.clean(channel.name),
             "Subject": subject,
         }
         if thread is not None and thread is not row:
-            beginning = " ".join((letters.clean(thread.get("subject")) or _text(thread)).split())
+            beginning = " ".join((message_parts.clean(thread.get("subject")) or _text(thread)).split())
             headers["In reply to"] = beginning[:_MOST_CONTEXT]
         attachments = tuple(
-            Attachment(letters.clean(each.get("name"))[:100], letters.clean(each.get("contentType"))[:100])
+            Attachment(
+                message_parts.clean(each.get("name"))[:100],
+                message_parts.clean(each.get("contentType"))[:100],
+            )
             for each in dicts(row.get("attachments"))
             if each.get("name")
         )
@@ -185,14 +188,14 @@ def _sender(row: dict[str, Any]) -> str:
     for kind in ("user", "application"):
         who = found.get(kind) if isinstance(found, dict) else None
         if isinstance(who, dict):
-            return letters.clean(who.get("displayName")) or letters.clean(who.get("id"))
+            return message_parts.clean(who.get("displayName")) or message_parts.clean(who.get("id"))
     return ""
 
 
 def _text(row: dict[str, Any]) -> str:
     body = row.get("body")
     found = body if isinstance(body, dict) else {}
-    content = letters.clean(found.get("content"))
+    content = message_parts.clean(found.get("content"))
     return (
         html_to_text(content, quotes=True) if str(found.get("contentType", "")).lower() == "html" else content
     )

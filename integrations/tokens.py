@@ -22,9 +22,9 @@ from django.db import transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from adiuva import db
-from adiuva.errors import NotFound
-from integrations import identity, signals
+from adiuva.core import db
+from adiuva.core.errors import NotFound
+from integrations import oauth_clients, signals
 from integrations.errors import GrantRefused, NeedsReauth, ProviderAway
 from integrations.models import Connection, Health, Reason
 
@@ -97,7 +97,7 @@ def refresh(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) 
         try:
             if row.refresh_token is None:
                 raise GrantRefused(Reason.NO_REFRESH)
-            grant = identity.refresh(row.provider, row.unseal("refresh_token"))
+            grant = oauth_clients.refresh(row.provider, row.unseal("refresh_token"))
         except GrantRefused as refusal:
             _lose(row, Reason(refusal.reason))
         except ProviderAway as error:
@@ -129,7 +129,7 @@ def renew(connection_id: UUID, *, user_id: UUID) -> None:
     refresh(connection_id, user_id=user_id, rejected=row.unseal("access_token"))
 
 
-def keep(row: Connection, grant: identity.Grant, **more: Any) -> str:
+def keep(row: Connection, grant: oauth_clients.Grant, **more: Any) -> str:
     """Save what a provider granted, and more of the row with it; the caller holds its lock. Returns the token."""
     life = timedelta(seconds=grant.lifetime_s)
     changes: dict[str, Any] = {

@@ -21,8 +21,8 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from adiuva.accounts.models import User
-from adiuva.api import TOTAL_COUNT, problems, user_id
-from adiuva.errors import AdiuvaError, NotFound
+from adiuva.core.errors import AdiuvaError, NotFound
+from adiuva.core.rest import TOTAL_COUNT, problems, user_id
 from integrations import connections, oauth, tokens
 from integrations.errors import ConsentFailed
 from integrations.models import Connection, Provider

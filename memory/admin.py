@@ -15,7 +15,7 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from adiuva.accounts.staff import ReadingAdmin
+from adiuva.accounts.admin_base import ReadingAdmin
 from memory.models import Embedding, Entry, Exchange, Memory, Receipt
 
 _COUNTED: Final = 10_000  # entries of a user, on a page that shows many users

@@ -21,13 +21,15 @@ from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Coalesce, Greatest, Now
 
-from adiuva import db, llm
+from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
-from adiuva.crypto import SealBroken
-from adiuva.fences import fence
-from adiuva.observability import log
-from memory import asking, entries, policy
+from adiuva.core import db
+from adiuva.core.crypto import SealBroken
+from adiuva.core.logging import log
+from adiuva.core.prompt_fencing import fence
+from adiuva.llm import structured
+from memory import entries, provider_policy
 from memory.entries import Origin, Outcome
 from memory.models import Embedding, Entry, Memory, Receipt, Source, SourceKind, Tier
 
@@ -75,7 +77,7 @@ async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
         notes = await db.run(_read, user_id, parts, model)
         if notes is None:
             continue
-        summary = await asking.ask(
+        summary = await structured.ask(
             model,
             prompt="condense",
             material=fence("notes", notes),
@@ -91,7 +93,7 @@ async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
 def _ripe(user_id: uuid.UUID, provider: str) -> list[list[Part]]:
     """What may be condensed, each list into one."""
     memory = Memory.objects.filter(pk=user_id, enabled=True).first()
-    if memory is None or Tier.EPISODIC not in policy.tiers_for(memory.policy, provider):
+    if memory is None or Tier.EPISODIC not in provider_policy.tiers_for(memory.policy, provider):
         return []
     zone = ZoneInfo(User.objects.values_list("timezone", flat=True).get(pk=user_id))
     last = dt.datetime.now(zone) - dt.timedelta(days=settings.MEMORY["condense_days"])
@@ -143,7 +145,7 @@ def _read(user_id: uuid.UUID, parts: Sequence[Part], model: llm.ChatModel) -> st
     except SealBroken:
         log.error("memory.does_not_open", user_id=str(user_id))
         return None
-    policy.give_receipt(
+    provider_policy.give_receipt(
         user_id=user_id, purpose=Receipt.Purpose.CONSOLIDATE, model=model, entries=[part.id for part in parts]
     )
     return "\n".join(notes)
@@ -152,9 +154,9 @@ def _read(user_id: uuid.UUID, parts: Sequence[Part], model: llm.ChatModel) -> st
 def _summary(value: Any) -> str:
     summary = value.get("summary") if isinstance(value, dict) else None
     if not isinstance(summary, str) or not (summary := summary.replace("\0", "").strip()):
-        raise asking.Unusable("`summary` must be a text.")
+        raise structured.Unusable("`summary` must be a text.")
     if len(summary) > MAX_SUMMARY:
-        raise asking.Unusable("`summary` is far too long: at most 150 words.")
+        raise structured.Unusable("`summary` is far too long: at most 150 words.")
     return summary
 
 

@@ -20,9 +20,10 @@ from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from adiuva import db, llm
+from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser
-from adiuva.observability import log
+from adiuva.core import db
+from adiuva.core.logging import log
 from memory import condensing, entries, fading, patterns
 from memory.models import Memory
 

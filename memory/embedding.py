@@ -8,9 +8,10 @@ from typing import Final
 from django.db import transaction
 from django.db.models import Exists, OuterRef
 
-from adiuva import db, llm
+from adiuva import llm
 from adiuva.accounts.keys import cipher_for
-from memory import entries, policy
+from adiuva.core import db
+from memory import entries, provider_policy
 from memory.models import Embedding, Entry, Memory, Receipt
 
 _BATCH: Final = 64
@@ -43,7 +44,7 @@ def left() -> tuple[int, int]:
     model = llm.embedding_model()
     missing = Entry.objects.current().exclude(embedding__embedding_model=model.name)
     withheld = sum(
-        missing.of(user_id).exclude(tier__in=policy.tiers_for(theirs, model.provider)).count()
+        missing.of(user_id).exclude(tier__in=provider_policy.tiers_for(theirs, model.provider)).count()
         for user_id, theirs in Memory.objects.exclude(policy={}).values_list("pk", "policy").iterator()
     )
     return missing.count() - withheld, withheld
@@ -76,7 +77,7 @@ def _missing(user_id: uuid.UUID, model: llm.EmbeddingModel, most: int) -> list[t
     rows = (
         Entry.objects.of(user_id)
         .current()
-        .filter(tier__in=policy.tiers_for(memory.policy if memory else None, model.provider))
+        .filter(tier__in=provider_policy.tiers_for(memory.policy if memory else None, model.provider))
         .exclude(embedding__embedding_model=model.name)
         .order_by("created_at", "pk")
         .values_list("pk", "tier", "sealed", "fingerprint")[:most]
@@ -86,7 +87,7 @@ def _missing(user_id: uuid.UUID, model: llm.EmbeddingModel, most: int) -> list[t
         (pk, entries.text_of(entries.unsealed(sealed, pk, tier, cipher)), bytes(mark))
         for pk, tier, sealed, mark in rows
     ]
-    policy.give_receipt(
+    provider_policy.give_receipt(
         user_id=user_id, purpose=Receipt.Purpose.EMBED, model=model, entries=[pk for pk, _, _ in batch]
     )
     return batch

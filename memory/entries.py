@@ -15,14 +15,15 @@ from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Greatest, Now
 from django.utils import timezone
 
-from adiuva import db, llm
+from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser, cipher_for
-from adiuva.crypto import UserCipher
-from adiuva.errors import Conflict, Invalid, NotFound
-from adiuva.nudges import nudge
-from memory import spaces
+from adiuva.core import db
+from adiuva.core.crypto import UserCipher
+from adiuva.core.enqueue import nudge
+from adiuva.core.errors import Conflict, Invalid, NotFound
+from memory import vector_space
 from memory.models import Embedding, Entry, Exchange, Memory, Source, SourceKind, Tier
-from memory.words import is_printable, normal, terms
+from memory.terms import is_printable, normal, terms
 
 MAX_CONTENT: Final = 4_000  # characters
 MAX_KEY: Final = 100
@@ -427,7 +428,7 @@ def _add_sources(entry: Entry, origins: Sequence[Origin]) -> None:
 
 
 def _embed(entry: Entry, said: Opened) -> None:
-    vector = spaces.vector_now(text_of(said))
+    vector = vector_space.vector_now(text_of(said))
     if vector is None:
         nudge("memory.embed", entry.user_id)
         return

@@ -19,15 +19,17 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
-from adiuva import db, llm
+from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.accounts.models import User
-from adiuva.crypto import SealBroken
-from adiuva.errors import AdiuvaError
-from adiuva.fences import fence
-from adiuva.nudges import nudge
-from adiuva.observability import log
-from memory import asking, entries, policy
+from adiuva.core import db
+from adiuva.core.crypto import SealBroken
+from adiuva.core.enqueue import nudge
+from adiuva.core.errors import AdiuvaError
+from adiuva.core.logging import log
+from adiuva.core.prompt_fencing import fence
+from adiuva.llm import structured
+from memory import entries, provider_policy
 from memory.entries import Kept, Origin
 from memory.exchanges import Heard, cut, heard
 from memory.models import Exchange, Source, SourceKind, Tier
@@ -123,7 +125,7 @@ def _claim(user_id: uuid.UUID, provider: str) -> Session | None:
             Exchange.objects.filter(pk__in=[row.pk for row in rows]).delete()
             continue
         Exchange.objects.filter(pk__in=[row.pk for row in rows]).update(not_before=Now() + _CLAIM)
-        may_read = Tier.EPISODIC in policy.tiers_for(memory.policy, provider)
+        may_read = Tier.EPISODIC in provider_policy.tiers_for(memory.policy, provider)
         return Session(session, zone, plain=not may_read or rows[-1].said_at < now - _WAITS)
     return None
 
@@ -154,7 +156,7 @@ async def _summary(session: Session) -> str:
     began = session.exchanges[0].at.astimezone(session.zone)
     said = cut("\n".join(lines), _CHARS)
     async with asyncio.timeout(_MODEL_S):
-        summary = await asking.ask(
+        summary = await structured.ask(
             llm.chat_model(),
             prompt="episode",
             material=f"Session of {began:%A %Y-%m-%d %H:%M}\n{fence('conversation', said)}",
@@ -168,10 +170,10 @@ async def _summary(session: Session) -> str:
 def _read(value: Any) -> str:
     summary = value.get("summary") if isinstance(value, dict) else None
     if not isinstance(summary, str):
-        raise asking.Unusable("`summary` must be a text.")
+        raise structured.Unusable("`summary` must be a text.")
     summary = summary.replace("\0", "").strip()
     if len(summary) > MAX_SUMMARY:
-        raise asking.Unusable("`summary` is far too long: at most five short sentences.")
+        raise structured.Unusable("`summary` is far too long: at most five short sentences.")
     return summary
 
 

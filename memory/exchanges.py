@@ -11,8 +11,8 @@ from typing import Any, Final
 import orjson
 from django.db import connection, transaction
 
-from adiuva.crypto import UserCipher
-from adiuva.nudges import nudge
+from adiuva.core.crypto import UserCipher
+from adiuva.core.enqueue import nudge
 from memory import entries
 from memory.entries import Origin
 from memory.models import Exchange, SourceKind

@@ -8,15 +8,15 @@ from typing import Any, Final
 from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.archive import BATCH, Part, columns, opened
-from adiuva.crypto import UserCipher
-from memory import choices, entries, exchanges
+from adiuva.core.archive import BATCH, Part, columns, opened
+from adiuva.core.crypto import UserCipher
+from memory import entries, exchanges, preferences
 from memory.models import Entry, Exchange, Receipt
 
 
 def _memory(user_id: UUID) -> Iterator[dict[str, Any]]:
-    memory = choices.of_user(user_id)
-    yield {"enabled": memory.enabled, "tiers": choices.tiers_of(memory)}
+    memory = preferences.of_user(user_id)
+    yield {"enabled": memory.enabled, "tiers": preferences.tiers_of(memory)}
 
 
 def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal
 
-from adiuva.crypto import UserCipher
-from memory.asking import Unusable
+from adiuva.core.crypto import UserCipher
+from adiuva.llm.structured import Unusable
 from memory.entries import MAX_KEY
 from memory.models import Tier
-from memory.words import is_printable, terms
+from memory.terms import is_printable, terms
 
 MOST: Final = 30  # operations of one answer
 MAX_CHARS: Final = 600  # of what an operation says

@@ -20,16 +20,18 @@ from django.db.models import F, QuerySet
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
 
-from adiuva import db, llm
+from adiuva import llm
 from adiuva.accounts.keys import cipher_for
-from adiuva.crypto import SealBroken, UserCipher
-from adiuva.fences import fence
-from adiuva.observability import log
-from memory import asking, entries, policy
+from adiuva.core import db
+from adiuva.core.crypto import SealBroken, UserCipher
+from adiuva.core.logging import log
+from adiuva.core.prompt_fencing import fence
+from adiuva.llm import structured
+from memory import entries, provider_policy
 from memory.condensing import is_condensed
 from memory.entries import MemoryFull, Origin
 from memory.models import Entry, Memory, Receipt, Source, SourceKind, Tier
-from memory.words import normal
+from memory.terms import normal
 
 FIRST: Final = 0.4
 GAIN: Final = 0.3  # of what is missing to 1
@@ -112,7 +114,7 @@ async def look(
     if found.evidence:
         shown = "\n".join(f"{label}: {read.text}" for label, read in found.patterns.items())
         given = "\n".join(f"{label} {read.day}: {read.text}" for label, read in found.evidence.items())
-        found.answer = await asking.ask(
+        found.answer = await structured.ask(
             model,
             prompt="patterns",
             material=f"{fence('patterns', shown)}\n\n{fence('entries', given)}",
@@ -142,7 +144,7 @@ def _read(user_id: uuid.UUID, model: llm.ChatModel, since: dt.datetime | None, n
     memory = Memory.objects.filter(pk=user_id, enabled=True).first()
     if memory is None:
         return found
-    allowed = policy.tiers_for(memory.policy, model.provider)
+    allowed = provider_policy.tiers_for(memory.policy, model.provider)
     tiers = [tier for tier in _FROM if tier in allowed]
     since = max(since or now - _OLDEST, now - _OLDEST)
     readable = _readable(user_id, tiers)
@@ -164,7 +166,7 @@ def _read(user_id: uuid.UUID, model: llm.ChatModel, since: dt.datetime | None, n
     )
     patterns = Entry.objects.of(user_id).current().filter(tier=Tier.PROACTIVE)
     found.patterns = _labelled("p", patterns.order_by("-confidence", "pk")[:_MOST_PATTERNS], cipher)
-    policy.give_receipt(
+    provider_policy.give_receipt(
         user_id=user_id,
         purpose=Receipt.Purpose.CONSOLIDATE,
         model=model,
@@ -197,13 +199,13 @@ def _labelled(
 def _answer(value: Any) -> Answer:
     """What can be used of an answer. Labels may still be unknown."""
     if not isinstance(value, dict):
-        raise asking.Unusable(
+        raise structured.Unusable(
             "the answer must be one object with the lists `new`, `confirmed`, `contradicted`."
         )
     lists = {name: value.get(name, []) for name in ("new", "confirmed", "contradicted")}
     for name, claims in lists.items():
         if not isinstance(claims, list):
-            raise asking.Unusable(f"`{name}` must be a list.")
+            raise structured.Unusable(f"`{name}` must be a list.")
     return Answer(
         new=_by_what(lists["new"], "content"),
         confirmed=_by_what(lists["confirmed"], "pattern"),

@@ -6,7 +6,7 @@ not be compared, and weighed a little by how new an entry is and how often it wa
 
 Words are looked up by their keyed hashes; one that stands in few of a user's entries counts for more. Vectors are
 compared with all of the user's own: one index over everybody's rows finds half of them (the user is one of many), and
-a user with so many rows that it pays gets one of their own (memory.indexes), which this query then uses by itself.
+a user with so many rows that it pays gets one of their own (memory.vector_indexes), which this query then uses.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from django.db import connection
 
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
-from adiuva.crypto import SealBroken
-from adiuva.db import prepared_cursor
-from adiuva.observability import log
-from memory import entries, indexes, policy, spaces
+from adiuva.core.crypto import SealBroken
+from adiuva.core.db import prepared_cursor
+from adiuva.core.logging import log
+from memory import entries, provider_policy, vector_indexes, vector_space
 from memory.models import Entry, Memory, Tier
-from memory.words import terms
+from memory.terms import terms
 
 SURE: Final = 0.6  # a pattern's confidence from which on it is recalled
 CHARS_A_TOKEN: Final = 4
@@ -104,12 +104,12 @@ def recall(
     """
     asked = _asked(user_id, question, vector, list(Tier), fit=_FIT, reach=_REACH, now=now)
     # One plan for everybody cannot take an index over one user's rows.
-    with connection.cursor() if indexes.has_own(user_id) else prepared_cursor() as cursor:
+    with connection.cursor() if vector_indexes.has_own(user_id) else prepared_cursor() as cursor:
         cursor.execute(
             _RECALL.format(near=_near(vector)), asked | {"sure": SURE, "recent": _RECENT, "patterns": _FIT}
         )
         rows = cursor.fetchall()
-    allowed = policy.tiers_for(orjson.loads(rows[0][1] or b"null"), provider)
+    allowed = provider_policy.tiers_for(orjson.loads(rows[0][1] or b"null"), provider)
     found = [_Row(*row[2:]) for row in rows if row[2] is not None]
     withheld = {Tier(tier) for tier in {row.tier for row in found}} - allowed
     return Recalled(
@@ -152,7 +152,7 @@ def recall_more(
     memory = Memory.objects.filter(pk=user_id).first()
     if memory is None or not memory.enabled:
         return Recalled()
-    allowed = policy.tiers_for(memory.policy, provider)
+    allowed = provider_policy.tiers_for(memory.policy, provider)
     found = search(user_id=user_id, question=question, vector=vector, now=now, limit=limit)
     theirs = (_Row._make([*(getattr(one.entry, name) for name in _COLUMNS), one.score]) for one in found)
     return Recalled(
@@ -171,7 +171,7 @@ def by_vector(user_id: uuid.UUID) -> bool:
     """Whether something can be found by its vector, so that a question is to be shown to the model that makes them: not
     where nothing is remembered, nor where the policy keeps all of it from that model's provider."""
     found = Memory.objects.filter(pk=user_id).values_list("policy", flat=True).first()
-    tiers = policy.tiers_for(found, llm.embedding_model().provider)
+    tiers = provider_policy.tiers_for(found, llm.embedding_model().provider)
     return Entry.objects.of(user_id).current().filter(tier__in=tiers).exists()
 
 
@@ -213,7 +213,7 @@ class _Row(NamedTuple):
 _COLUMNS: Final = _Row._fields[:-1]
 
 
-# The predicates are those of an index that a user may have of their own, word for word (memory.indexes); it looks at
+# The predicates repeat those of a per-user index word for word (memory.vector_indexes); such an index looks at
 # 40 rows if not told otherwise, which finds 8 of 10.
 _NEAR: Final = """
     SELECT e.id, e.tier, row_number() OVER (PARTITION BY e.tier ORDER BY v.distance, e.id) AS place
@@ -327,7 +327,7 @@ def _asked(
     return {
         "user": user_id,
         "vector": orjson.dumps(vector).decode() if vector is not None else None,
-        "space": spaces.space(),
+        "space": vector_space.space(),
         "terms": terms(question[:_MOST_CHARS], cipher_for(user_id))[:_WORDS],
         "tiers": [str(tier) for tier in tiers],
         "fit": fit,

@@ -24,20 +24,22 @@ from django.db import transaction
 from django.db.models import BooleanField, ExpressionWrapper, F, Q
 from django.db.models.functions import Now
 
-from adiuva import db, llm
+from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.accounts.models import User
-from adiuva.crypto import SealBroken, UserCipher
-from adiuva.errors import AdiuvaError
-from adiuva.fences import fence
-from adiuva.nudges import nudge
-from adiuva.observability import log
-from memory import asking, entries, policy, recall, spaces
+from adiuva.core import db
+from adiuva.core.crypto import SealBroken, UserCipher
+from adiuva.core.enqueue import nudge
+from adiuva.core.errors import AdiuvaError
+from adiuva.core.logging import log
+from adiuva.core.prompt_fencing import fence
+from adiuva.llm import structured
+from memory import entries, provider_policy, recall, vector_space
+from memory.apply_operations import Shown, Writing
 from memory.exchanges import Heard, cut, heard
 from memory.models import Entry, Exchange, Receipt, SourceKind, Tier
 from memory.operations import Checked, Operation, Rules
 from memory.prompts import prompt
-from memory.writing import Shown, Writing
 
 TRIES: Final = 8  # after which an exchange counts as read, with nothing found in it
 _ALONE_AFTER: Final = 3  # tries; then one at a time: one that the model refuses takes no others along
@@ -92,14 +94,14 @@ async def _read(user_id: uuid.UUID, batch: list[Heard]) -> None:
     labelled = {f"e{number}": one for number, one in enumerate(batch, 1)}
     vector = None
     if await db.run(recall.by_vector, user_id):
-        vector = await spaces.vector_of("\n".join(one.said for one in batch)[:_QUESTION_CHARS])
+        vector = await vector_space.vector_of("\n".join(one.said for one in batch)[:_QUESTION_CHARS])
     given = await db.run(_prepare, user_id, batch, vector, model)
     checked, vectors = Checked([]), dict[str, list[float]]()
     if given.tiers:
         said = {label: cut(one.said, _SAID_CHARS) for label, one in labelled.items()}
         rules = Rules(said, list(given.known), given.tiers, given.cipher)
         async with asyncio.timeout(_MODEL_S):
-            found = await asking.ask(
+            found = await structured.ask(
                 model,
                 prompt="record",
                 material=_material(labelled, given),
@@ -170,8 +172,8 @@ def _prepare(
     if row is None:
         raise NoSuchUser("this account no longer exists")
     zone, found = row
-    tiers = policy.tiers_for(found, model.provider) & _TIERS
-    embeds = Tier.ASSOCIATIVE in policy.tiers_for(found, llm.embedding_model().provider)
+    tiers = provider_policy.tiers_for(found, model.provider) & _TIERS
+    embeds = Tier.ASSOCIATIVE in provider_policy.tiers_for(found, llm.embedding_model().provider)
     cipher = cipher_for(user_id)
     if not tiers:
         return Given({}, tiers, embeds, ZoneInfo(zone), cipher)
@@ -197,7 +199,7 @@ def _prepare(
             continue
         known[label] = Shown(entry.pk, bytes(entry.fingerprint), line)
     places = {one.source_id for one in batch if one.kind == SourceKind.CONVERSATION}
-    policy.give_receipt(
+    provider_policy.give_receipt(
         user_id=user_id,
         purpose=Receipt.Purpose.RECORD,
         model=model,

@@ -10,7 +10,7 @@ from asgiref.sync import async_to_sync
 from django.db import close_old_connections
 from django.utils import timezone
 
-from memory import recall, spaces
+from memory import recall, vector_space
 from memory.models import Tier
 from memory.recall import Found
 
@@ -19,10 +19,10 @@ MAX_QUESTION: Final = 1_000  # characters
 
 def find(*, user_id: uuid.UUID, question: str, tiers: Collection[Tier], limit: int) -> list[Found]:
     """The entries that hold and fit a question, best first. By words alone where the model gives no vector in time."""
-    vector = spaces.vector_now(question)
+    vector = vector_space.vector_now(question)
     if vector is None and recall.by_vector(user_id):
         close_old_connections()  # the model may take a while, and others wait for the pool's connections
-        vector = async_to_sync(spaces.vector_of)(question)
+        vector = async_to_sync(vector_space.vector_of)(question)
     return recall.search(
         user_id=user_id, question=question, vector=vector, now=timezone.now(), tiers=tiers, limit=limit
     )

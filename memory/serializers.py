@@ -9,8 +9,8 @@ from typing import Any, Final
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from adiuva.crypto import SealBroken, UserCipher
-from adiuva.observability import log
+from adiuva.core.crypto import SealBroken, UserCipher
+from adiuva.core.logging import log
 from memory import entries
 from memory.entries import MAX_CONTENT, MAX_KEY
 from memory.models import Entry, Receipt, Source, SourceKind, Tier

@@ -10,7 +10,7 @@ from uuid import UUID
 from celery import shared_task
 
 from adiuva import llm
-from memory import consolidation, embedding, episodes, indexes, recording
+from memory import consolidation, embedding, episodes, recording, vector_indexes
 
 
 @shared_task(name="memory.record")
@@ -48,7 +48,7 @@ def consolidate() -> None:
 
 @shared_task(name="memory.tend")
 def tend() -> None:
-    indexes.tend()
+    vector_indexes.tend()
 
 
 def _run(work: Coroutine[Any, Any, object]) -> None:

@@ -19,9 +19,9 @@ from rest_framework.response import Response
 
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
-from adiuva.api import TOTAL_COUNT, Done, Problem, problems, user_id
-from adiuva.crypto import UserCipher
-from memory import choices, entries, search, spaces
+from adiuva.core.crypto import UserCipher
+from adiuva.core.rest import TOTAL_COUNT, Done, Problem, problems, user_id
+from memory import entries, preferences, search, vector_space
 from memory.entries import BY_HAND, Outcome
 from memory.models import Entry, Memory, Receipt, SourceKind, Tier
 from memory.serializers import (
@@ -104,7 +104,7 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
         if self.tier == Tier.PROACTIVE:
             values.setdefault("confidence", 1.0)
         me = user_id(request)
-        choices.refuse_if_off(me)
+        preferences.refuse_if_off(me)
         kept = entries.remember(user_id=me, tier=self.tier, origin=BY_HAND, **values)
         return self._row(kept.entry, 201 if kept.outcome is Outcome.NEW else 200)
 
@@ -238,7 +238,7 @@ class PolicyView(_FormView):
         responses={200: PolicySerializer, **problems(401)},
     )
     def get(self, request: Request) -> Response:
-        return Response(_policy(choices.of_user(user_id(request))))
+        return Response(_policy(preferences.of_user(user_id(request))))
 
     @extend_schema(
         summary="Set your memory's switch and policy",
@@ -250,7 +250,7 @@ class PolicyView(_FormView):
         asked = self.body(request)
         every = {tier: asked["tiers"].get(tier) for tier in Tier}
         return Response(
-            _policy(choices.choose(user_id=user_id(request), enabled=asked["enabled"], tiers=every))
+            _policy(preferences.choose(user_id=user_id(request), enabled=asked["enabled"], tiers=every))
         )
 
     @extend_schema(
@@ -265,15 +265,15 @@ class PolicyView(_FormView):
         asked = serializer.validated_data
         tiers = {Tier(name): given for name, given in asked.get("tiers", {}).items()}
         return Response(
-            _policy(choices.choose(user_id=user_id(request), enabled=asked.get("enabled"), tiers=tiers))
+            _policy(preferences.choose(user_id=user_id(request), enabled=asked.get("enabled"), tiers=tiers))
         )
 
 
 def _policy(memory: Memory) -> dict[str, Any]:
     return {
         "enabled": memory.enabled,
-        "tiers": choices.tiers_of(memory),
-        "providers": choices.providers(),
+        "tiers": preferences.tiers_of(memory),
+        "providers": preferences.providers(),
     }
 
 
@@ -324,7 +324,7 @@ class EmbedView(_FormView):
     def post(self, request: Request) -> Response:
         text = self.body(request)["text"]
         model = llm.embedding_model()
-        vector = spaces.vector_now(text)
+        vector = vector_space.vector_now(text)
         if vector is None:
             close_old_connections()  # the model may take a while, and others wait for the pool's connections
             (vector,) = async_to_sync(model.embed)([text])

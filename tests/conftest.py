@@ -1,6 +1,6 @@
 """Every test process gets a PostgreSQL and a Valkey of its own, unless DATABASE_URL and REDIS_URL are given.
 
-They start before adiuva.env and Django's settings are imported, and die with the process that started them. So
+They start before adiuva.core.env and Django's settings are imported, and die with the process that started them. So
 conftest files below this one import what needs settings inside their fixtures only.
 """
 
@@ -24,11 +24,11 @@ from django.conf import settings
 from pytest_django.plugin import DjangoDbBlocker
 
 from adiuva.embedded.postgres import Postgres
-from adiuva.embedded.state import is_process
+from adiuva.embedded.state_folder import is_process
 from adiuva.embedded.valkey import Valkey
-from tests import warm
+from tests import forkserver
 from tests.fakes.provider import Provider
-from tests.stack import Stack, model_of
+from tests.server_processes import Stack, model_of
 
 hypothesis.settings.register_profile("no clocks", deadline=None)
 hypothesis.settings.load_profile("no clocks")
@@ -41,7 +41,7 @@ _stacks: list[Stack] = []
 def pytest_configure(config: pytest.Config) -> None:
     """Servers first, then Django: pytest-django sees that it is set up, and guards the database."""
     folder = _make_folder()
-    if started := warm.begin(folder):
+    if started := forkserver.begin(folder):
         _servers.callback(started.stop)
     if not _is_controller(config):
         gc.disable()  # what collecting tests makes is kept: to look through it again and again frees nothing

@@ -11,10 +11,10 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 
-from adiuva.accounts import verbs
+from adiuva.accounts import services
+from adiuva.accounts.admin_base import ReadingAdmin, matching
 from adiuva.accounts.forms import AdminSignIn, NewPassword, NewUser
 from adiuva.accounts.models import Ended, Session, User
-from adiuva.accounts.staff import ReadingAdmin, matching
 
 admin.site.site_header = "Adiuva"
 admin.site.site_title = "Adiuva"
@@ -59,7 +59,7 @@ class Users(UserAdmin):  # type: ignore[type-arg]  # not generic at run time
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
         if change and "is_active" in form.changed_data and not obj.is_active:
-            verbs.end_sessions(user=obj, reason=Ended.INACTIVE)
+            services.end_sessions(user=obj, reason=Ended.INACTIVE)
 
     def get_deleted_objects(
         self, objs: Any, request: HttpRequest
@@ -69,21 +69,21 @@ class Users(UserAdmin):  # type: ignore[type-arg]  # not generic at run time
         return everything, {"users": len(everything)}, set(), []
 
     def delete_model(self, request: HttpRequest, obj: User) -> None:
-        verbs.delete_account(user=obj)
+        services.delete_account(user=obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         for user in queryset:
-            verbs.delete_account(user=user)
+            services.delete_account(user=user)
 
     @admin.action(description="Sign out everywhere", permissions=["change"])
     def end_all_sessions(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
-        ended = sum(verbs.end_sessions(user=user, reason=Ended.STAFF) for user in queryset)
+        ended = sum(services.end_sessions(user=user, reason=Ended.STAFF) for user in queryset)
         self.message_user(request, f"{ended} sessions ended.", messages.SUCCESS)
 
     @admin.action(description="Deactivate", permissions=["change"])
     def deactivate(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         self.message_user(
-            request, f"{verbs.deactivate(users=queryset)} accounts deactivated.", messages.SUCCESS
+            request, f"{services.deactivate(users=queryset)} accounts deactivated.", messages.SUCCESS
         )
 
 

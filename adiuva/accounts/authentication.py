@@ -6,9 +6,9 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
-from adiuva.accounts import verbs
+from adiuva.accounts import services
 from adiuva.accounts.models import Session, User
-from adiuva.errors import NotAuthenticated
+from adiuva.core.errors import NotAuthenticated
 
 
 class BearerAuthentication(BaseAuthentication):
@@ -19,7 +19,7 @@ class BearerAuthentication(BaseAuthentication):
         if scheme.lower() != "bearer":
             return None
         try:
-            session = verbs.authenticate(access_token=token.strip())
+            session = services.authenticate(access_token=token.strip())
         except NotAuthenticated as error:
             # The browsable API asks again while it renders the refusal; only DRF's own error is remembered.
             raise AuthenticationFailed(error.message) from None

@@ -7,7 +7,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from adiuva.accounts.models import Session, User
-from adiuva.archive import BATCH, Part, columns
+from adiuva.core.archive import BATCH, Part, columns
 
 
 def _account(user_id: UUID) -> Iterator[Mapping[str, Any]]:

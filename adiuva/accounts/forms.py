@@ -10,7 +10,7 @@ from django.contrib.auth.forms import AdminPasswordChangeForm, AdminUserCreation
 from django.core.exceptions import ValidationError
 from rest_framework.request import Request
 
-from adiuva.accounts import verbs
+from adiuva.accounts import services
 from adiuva.accounts.models import Ended, User
 from adiuva.accounts.throttles import address_of, count
 
@@ -46,5 +46,5 @@ class NewPassword(AdminPasswordChangeForm):  # type: ignore[type-arg]
 
     def save(self, commit: bool = True) -> User:
         user: User = super().save(commit)
-        verbs.end_sessions(user=user, reason=Ended.PASSWORD)
+        services.end_sessions(user=user, reason=Ended.PASSWORD)
         return user

@@ -24,9 +24,9 @@ from django.db.models import Count, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from adiuva import crypto
 from adiuva.accounts.models import KeptKey, User, UserKey, WrappedKey
-from adiuva.errors import NotFound, Unavailable
+from adiuva.core import crypto
+from adiuva.core.errors import NotFound, Unavailable
 
 log = structlog.get_logger("adiuva.accounts")
 

@@ -5,7 +5,7 @@ from typing import Any
 from rest_framework import serializers
 
 from adiuva.accounts.models import Session, User
-from adiuva.accounts.verbs import PASSWORD_LENGTH
+from adiuva.accounts.services import PASSWORD_LENGTH
 
 
 class PasswordField(serializers.CharField):

@@ -12,9 +12,9 @@ import jwt
 from django.conf import settings
 from django.utils import timezone
 
-from adiuva import crypto
 from adiuva.accounts.models import Session
-from adiuva.errors import NotAuthenticated
+from adiuva.core import crypto
+from adiuva.core.errors import NotAuthenticated
 
 Kind = Literal["access", "refresh"]
 

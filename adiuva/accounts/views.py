@@ -13,7 +13,7 @@ from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from adiuva.accounts import throttles, verbs
+from adiuva.accounts import services, throttles
 from adiuva.accounts.authentication import BearerAuthentication
 from adiuva.accounts.models import Ended, Session, User
 from adiuva.accounts.serializers import (
@@ -26,7 +26,7 @@ from adiuva.accounts.serializers import (
     TicketSerializer,
     TokensSerializer,
 )
-from adiuva.api import TOTAL_COUNT, Done, problems
+from adiuva.core.rest import TOTAL_COUNT, Done, problems
 
 
 def _secret(body: dict[str, Any], status: int = 200) -> Response:
@@ -64,7 +64,7 @@ class Register(_OpenView):
 
     @extend_schema(auth=[], responses={201: TokensSerializer, **problems(400, 409, 429)})
     def post(self, request: Request) -> Response:
-        made = verbs.register(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
+        made = services.register(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
         return _secret(asdict(made), 201)
 
 
@@ -76,7 +76,7 @@ class Login(_OpenView):
 
     @extend_schema(auth=[], responses={200: TokensSerializer, **problems(400, 401, 429)})
     def post(self, request: Request) -> Response:
-        made = verbs.login(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
+        made = services.login(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
         return _secret(asdict(made))
 
 
@@ -92,7 +92,7 @@ class Refresh(_OpenView):
 
     @extend_schema(auth=[], responses={200: TokensSerializer, **problems(400, 401, 429)})
     def post(self, request: Request) -> Response:
-        return _secret(asdict(verbs.refresh(**self.body(request))))
+        return _secret(asdict(services.refresh(**self.body(request))))
 
 
 class Logout(_View):
@@ -102,7 +102,7 @@ class Logout(_View):
 
     @extend_schema(request=None, responses={200: Done, **problems(401)})
     def post(self, request: Request) -> Response:
-        verbs.logout(session=cast(Session, request.auth))
+        services.logout(session=cast(Session, request.auth))
         return Response({"ok": True})
 
 
@@ -126,7 +126,7 @@ class Me(_View):
     @extend_schema(responses={200: Done, **problems(401)})
     def delete(self, request: Request) -> Response:
         """Delete the account with everything the server holds of it, for ever."""
-        verbs.delete_account(user=self.me)
+        services.delete_account(user=self.me)
         return Response({"ok": True})
 
 
@@ -139,7 +139,7 @@ class Password(_View):
     @extend_schema(responses={200: Done, **problems(400, 401, 429)})
     def post(self, request: Request) -> Response:
         given = self.body(request)
-        verbs.change_password(
+        services.change_password(
             user=self.me, current=given["current_password"], new=given["new_password"], keep=self.session
         )
         return Response({"ok": True})
@@ -152,7 +152,7 @@ class Ticket(_View):
 
     @extend_schema(request=None, responses={200: TicketSerializer, **problems(401)})
     def post(self, request: Request) -> Response:
-        ticket, expires_at = verbs.issue_ticket(session=cast(Session, request.auth))
+        ticket, expires_at = services.issue_ticket(session=cast(Session, request.auth))
         return _secret({"ticket": ticket, "expires_at": expires_at})
 
 
@@ -175,7 +175,7 @@ class Sessions(_View, ListAPIView[Session]):
     )
     def delete(self, request: Request) -> Response:
         """Sign out all other devices."""
-        ended = verbs.end_sessions(user=self.me, reason=Ended.OTHER_DEVICE, keep=self.session)
+        ended = services.end_sessions(user=self.me, reason=Ended.OTHER_DEVICE, keep=self.session)
         return Response({"ok": True, "ended": ended})
 
 
@@ -185,5 +185,5 @@ class OneSession(_View):
     @extend_schema(operation_id="auth_session_end", responses={200: Done, **problems(401, 404)})
     def delete(self, request: Request, id: UUID) -> Response:
         """Sign it out."""
-        verbs.end_session(user=self.me, session_id=id)
+        services.end_session(user=self.me, session_id=id)
         return Response({"ok": True})

@@ -15,10 +15,11 @@ import structlog
 from channels.layers import get_channel_layer
 from django.conf import settings
 
-from adiuva import db
-from adiuva.accounts import verbs as accounts
-from adiuva.consumers import SocketConsumer
-from adiuva.devices import heart, presence
+from adiuva.accounts import services as accounts
+from adiuva.core import db
+from adiuva.core.errors import NotAuthenticated
+from adiuva.core.websocket import SocketConsumer
+from adiuva.devices import connections, presence
 from adiuva.devices.protocol import (
     MAX_FRAME_BYTES,
     AgentComplete,
@@ -40,7 +41,6 @@ from adiuva.devices.protocol import (
     is_for,
     parse,
 )
-from adiuva.errors import NotAuthenticated
 
 _BAD_FRAMES: Final = 20
 _BAD_FRAMES_S: Final = 60.0
@@ -91,7 +91,7 @@ class DeviceConsumer(SocketConsumer):
         self.pk: uuid.UUID | None = None
         self.epoch = 0
         self.protocol = 1
-        self._heart = heart.of_this_loop()
+        self._heart = connections.of_this_loop()
         self._opened_at = self._heard_at = self._loop.time()
         self._ping_due = self._pinged_at = 0.0
         self._bad: deque[float] = deque(maxlen=_BAD_FRAMES)

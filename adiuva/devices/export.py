@@ -10,8 +10,8 @@ from uuid import UUID
 import orjson
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.archive import BATCH, Part, columns, opened
-from adiuva.crypto import UserCipher
+from adiuva.core.archive import BATCH, Part, columns, opened
+from adiuva.core.crypto import UserCipher
 from adiuva.devices.models import Device, OutboxRecord
 
 

@@ -19,10 +19,11 @@ from channels.layers import get_channel_layer
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from adiuva import db
-from adiuva.devices import heart, presence
+from adiuva.core import db
+from adiuva.core.channel_layer import INTERRUPTED, LayerAway
+from adiuva.core.errors import AdiuvaError, Unavailable
+from adiuva.devices import connections, presence
 from adiuva.devices.consumer import DeviceConsumer
-from adiuva.devices.inbox import Inbox
 from adiuva.devices.presence import Target
 from adiuva.devices.protocol import (
     MAX_BATCH,
@@ -48,8 +49,7 @@ from adiuva.devices.protocol import (
     is_for,
     parse,
 )
-from adiuva.errors import AdiuvaError, Unavailable
-from adiuva.layer import INTERRUPTED, LayerAway
+from adiuva.devices.run_frame_buffer import Inbox
 
 _ATTEMPTS: Final = 3
 _LOOK_AGAIN_S: Final = 0.5
@@ -134,7 +134,7 @@ class DeviceLink:
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._heart = heart.of_this_loop()
+        self._heart = connections.of_this_loop()
 
     async def __aenter__(self) -> Self:
         return self

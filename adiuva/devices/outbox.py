@@ -18,12 +18,12 @@ from django.db import connection, transaction
 from django.db.models import Count, Q
 from django.db.models.functions import Now
 
-from adiuva.crypto import UserCipher
+from adiuva.core.crypto import UserCipher
+from adiuva.core.errors import AdiuvaError
 from adiuva.devices.link import DEADLINE_MS, DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import OutboxRecord
 from adiuva.devices.protocol import TableName, ToolCall, ToolResultBody
 from adiuva.devices.tables import TABLES
-from adiuva.errors import AdiuvaError
 
 State = OutboxRecord.State
 _OPEN: Final = (None, State.EXPIRED)  # of a record that is put in line when it is found

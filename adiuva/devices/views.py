@@ -13,8 +13,8 @@ from rest_framework import mixins, viewsets
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from adiuva.accounts import verbs as accounts
-from adiuva.api import TOTAL_COUNT, Done, problems, user_id
+from adiuva.accounts import services as accounts
+from adiuva.core.rest import TOTAL_COUNT, Done, problems, user_id
 from adiuva.devices import presence
 from adiuva.devices.consumer import close_message
 from adiuva.devices.models import Device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adiuva.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError
 
 
 class Unreadable(AdiuvaError):

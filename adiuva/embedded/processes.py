@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from adiuva.embedded import leash
-from adiuva.embedded.leash import Owner
+from adiuva.core.errors import Unavailable
+from adiuva.embedded import parent_death
+from adiuva.embedded.parent_death import Owner
 from adiuva.embedded.ports import free_port
-from adiuva.errors import Unavailable
 
 Say = Callable[[str], None]
 
@@ -52,7 +52,7 @@ class Child:
     death_signal: signal.Signals = signal.SIGKILL
     grace_s: float = 10.0
     vital: bool = True  # without it the others are of no use
-    on_leash: bool = not leash.BUILT_IN
+    on_leash: bool = not parent_death.BUILT_IN
     cwd: Path | None = None
     keeps: tuple[int, ...] = ()  # file descriptors that stay open in it
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -64,7 +64,7 @@ class Child:
         argv = [str(part) for part in self.argv]
         owner = self.owner
         if self.on_leash:
-            argv, owner = leash.command(argv, self.death_signal, owner), None
+            argv, owner = parent_death.command(argv, self.death_signal, owner), None
         self.log.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self.log.open("ab") as out:
@@ -80,7 +80,9 @@ class Child:
                     user=owner.uid if owner else None,
                     group=owner.gid if owner else None,
                     extra_groups=[] if owner else None,
-                    preexec_fn=None if self.on_leash else leash.at_birth(os.getpid(), self.death_signal),
+                    preexec_fn=None
+                    if self.on_leash
+                    else parent_death.at_birth(os.getpid(), self.death_signal),
                 )
         except OSError as error:
             raise StackError(f"{self.name} cannot be started: {error}") from None

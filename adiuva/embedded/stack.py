@@ -12,14 +12,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from adiuva import env
+from adiuva.core import env
+from adiuva.embedded.api_client import Rest, is_up, what_is_missing
 from adiuva.embedded.demo import EMAIL, Demo
+from adiuva.embedded.migrate import DEMO_EMAIL, DEMO_PASSWORD
 from adiuva.embedded.ports import free_port, why_not_free
 from adiuva.embedded.postgres import Postgres
-from adiuva.embedded.prepare import DEMO_EMAIL, DEMO_PASSWORD
 from adiuva.embedded.processes import Child, StackError, Supervisor, python, tail
-from adiuva.embedded.rest import Rest, is_up, what_is_missing
-from adiuva.embedded.state import State
+from adiuva.embedded.state_folder import State
 from adiuva.embedded.terminal import Terminal
 from adiuva.embedded.valkey import Valkey
 
@@ -142,7 +142,7 @@ class Stack:
         self.env |= {"ADIUVA_MODEL": _MODEL, "ADIUVA_MODEL_API_BASE": api}
         if not env.given("ADIUVA_EMBEDDING_MODEL"):
             self.env |= {"ADIUVA_EMBEDDING_MODEL": _EMBEDDING_MODEL, "ADIUVA_EMBEDDING_MODEL_API_BASE": api}
-        self._start_python("offline-model", "-m", "adiuva.embedded.offline_model", "--port", str(port))
+        self._start_python("offline-model", "-m", "adiuva.offline_model", "--port", str(port))
 
     def _start_device(self) -> None:
         """The demo's device. What goes wrong with it is told, and the rest goes on."""
@@ -176,7 +176,7 @@ class Stack:
     def _prepare(self) -> None:
         self.terminal.say("Database …")
         account = {DEMO_EMAIL: EMAIL, DEMO_PASSWORD: self.demo.password} if self.demo else {}
-        child = self._python("migrate", "-m", "adiuva.embedded.prepare", **account)
+        child = self._python("migrate", "-m", "adiuva.embedded.migrate", **account)
         child.start()
         try:
             if child.wait(within_s=_STEP_WITHIN_S) != 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from adiuva.embedded import leash
+from adiuva.embedded import parent_death
 from adiuva.embedded.processes import StackError
 from adiuva.embedded.stack import Stack
 from adiuva.embedded.terminal import Terminal
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
 def run(*, with_parent: bool) -> int:
     """The same with arguments that are read already."""
     if with_parent:
-        leash.follow_parent()
+        parent_death.follow_parent()
     terminal = Terminal(sys.stdout)
     try:
         return Stack(terminal).run()

@@ -7,7 +7,7 @@ from typing import Any
 from django.contrib import admin
 from django.http import HttpRequest
 
-from adiuva.accounts.staff import ReadingAdmin
+from adiuva.accounts.admin_base import ReadingAdmin
 from adiuva.export.models import Export
 
 

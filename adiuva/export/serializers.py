@@ -3,7 +3,7 @@ from __future__ import annotations
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from adiuva.export import verbs
+from adiuva.export import services
 from adiuva.export.models import Export
 
 
@@ -20,4 +20,4 @@ class ExportSerializer(serializers.ModelSerializer[Export]):
 
     @extend_schema_field(serializers.ChoiceField(choices=Export.State.choices))
     def get_state(self, export: Export) -> str:
-        return Export.State.EXPIRED if verbs.is_over(export) else export.state
+        return Export.State.EXPIRED if services.is_over(export) else export.state

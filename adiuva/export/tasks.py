@@ -6,14 +6,14 @@ from uuid import UUID
 
 from celery import shared_task
 
-from adiuva.export import making, verbs
+from adiuva.export import build, services
 
 
 @shared_task(name="export.make")
 def make(export_id: str) -> None:
-    making.make(UUID(export_id))
+    build.make(UUID(export_id))
 
 
 @shared_task(name="export.sweep")
 def sweep() -> None:
-    verbs.sweep()
+    services.sweep()

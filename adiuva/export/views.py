@@ -14,8 +14,8 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 from rest_framework.views import APIView
 
-from adiuva.api import TOTAL_COUNT, Done, Problem, problems, user_id
-from adiuva.export import verbs
+from adiuva.core.rest import TOTAL_COUNT, Done, Problem, problems, user_id
+from adiuva.export import services
 from adiuva.export.models import Export
 from adiuva.export.serializers import ExportSerializer
 
@@ -45,7 +45,7 @@ class ExportsView(ListAPIView[Export]):
     )
     def post(self, request: Request) -> Response:
         """It is made in the background, one at a time, at most five a day. A new one replaces the archive before."""
-        export = verbs.ask(user_id=user_id(request))
+        export = services.ask(user_id=user_id(request))
         place = reverse("account-export", kwargs={"export_id": export.pk}, request=request)
         return Response(dict(ExportSerializer(export).data), status=202, headers={"Location": place})
 
@@ -59,7 +59,7 @@ class ExportView(APIView):
         responses={200: ExportSerializer, **problems(401, 404)},
     )
     def get(self, request: Request, export_id: UUID) -> Response:
-        return Response(ExportSerializer(verbs.of_user(user_id(request), export_id)).data)
+        return Response(ExportSerializer(services.of_user(user_id(request), export_id)).data)
 
     @extend_schema(
         summary="Delete an archive before its time, or give up one that is being made",
@@ -67,7 +67,7 @@ class ExportView(APIView):
         responses={200: Done, **problems(401, 404)},
     )
     def delete(self, request: Request, export_id: UUID) -> Response:
-        verbs.delete(export=verbs.of_user(user_id(request), export_id))
+        services.delete(export=services.of_user(user_id(request), export_id))
         return Response({"ok": True})
 
 
@@ -88,9 +88,9 @@ class ArchiveView(APIView):
         },
     )
     def get(self, request: Request, export_id: UUID) -> StreamingHttpResponse:
-        export = verbs.to_fetch(verbs.of_user(user_id(request), export_id))
+        export = services.to_fetch(services.of_user(user_id(request), export_id))
         return StreamingHttpResponse(
-            verbs.archive(export),
+            services.archive(export),
             content_type="application/zip",
             headers={
                 "Content-Disposition": f'attachment; filename="adiuva-{export.created_at:%Y-%m-%d}.zip"',

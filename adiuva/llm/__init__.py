@@ -19,8 +19,8 @@ from functools import cache
 
 from django.conf import settings
 
-from adiuva.llm import openai, through_litellm, transport
-from adiuva.llm.answers import find_json
+from adiuva.llm import litellm_client, openai_client, transport
+from adiuva.llm.base import ChatModel, EmbeddingModel
 from adiuva.llm.errors import (
     BadOutput,
     ModelError,
@@ -32,8 +32,8 @@ from adiuva.llm.errors import (
     ModelTimeout,
     ModelUnavailable,
 )
-from adiuva.llm.in_process import LEXICAL, LexicalEmbeddings
-from adiuva.llm.models import ChatModel, EmbeddingModel
+from adiuva.llm.json_extraction import find_json
+from adiuva.llm.lexical import LEXICAL, LexicalEmbeddings
 from adiuva.llm.types import (
     Delta,
     Finish,
@@ -94,7 +94,7 @@ def embedding_model(configured: Mapping[str, str] | None = None) -> EmbeddingMod
 async def aclose() -> None:
     """Close the running loop's connections to models. A worker does so at the end of each run's loop."""
     await transport.aclose()
-    await through_litellm.aclose()
+    await litellm_client.aclose()
 
 
 def _named(configured: Mapping[str, str], variable: str) -> tuple[str, str, str]:
@@ -107,12 +107,16 @@ def _named(configured: Mapping[str, str], variable: str) -> tuple[str, str, str]
 @cache
 def _chat_model(name: str, api_base: str, api_key: str) -> ChatModel:
     if name.startswith("openai/"):
-        return openai.OpenAIChat(name, transport.Endpoint(api_base or openai.DEFAULT_BASE, api_key))
-    return through_litellm.LiteLLMChat(name, api_base, api_key)
+        return openai_client.OpenAIChat(
+            name, transport.Endpoint(api_base or openai_client.DEFAULT_BASE, api_key)
+        )
+    return litellm_client.LiteLLMChat(name, api_base, api_key)
 
 
 @cache
 def _embedding_model(name: str, api_base: str, api_key: str) -> EmbeddingModel:
     if name.startswith("openai/"):
-        return openai.OpenAIEmbeddings(name, transport.Endpoint(api_base or openai.DEFAULT_BASE, api_key))
-    return through_litellm.LiteLLMEmbeddings(name, api_base, api_key)
+        return openai_client.OpenAIEmbeddings(
+            name, transport.Endpoint(api_base or openai_client.DEFAULT_BASE, api_key)
+        )
+    return litellm_client.LiteLLMEmbeddings(name, api_base, api_key)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from adiuva.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError
 from adiuva.llm.types import Usage
 
 _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")

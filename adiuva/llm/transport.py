@@ -17,7 +17,7 @@ from django.conf import settings
 from yarl import URL
 
 from adiuva.llm import errors
-from adiuva.llm.wire import loads
+from adiuva.llm.openai_format import loads
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_REFUSAL_BYTES = 64 * 1024

@@ -21,10 +21,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Container
 
-from adiuva.sanitizer.guard import Guard
-from adiuva.sanitizer.leaks import Leaks
-from adiuva.sanitizer.markup import LIMIT, Markup
-from adiuva.sanitizer.names import Names
+from adiuva.sanitizer.entity_tags import LIMIT, Markup
+from adiuva.sanitizer.identifiers import Names
+from adiuva.sanitizer.patterns import Guard
+from adiuva.sanitizer.prompt_leaks import Leaks
 
 __all__ = ["LIMIT", "Guard", "Sanitizer"]
 

@@ -17,9 +17,9 @@ import orjson
 from pydantic import BaseModel
 
 from adiuva import llm
+from adiuva.core.errors import AdiuvaError, Invalid
+from adiuva.core.prompt_fencing import fence
 from adiuva.devices.tables import TABLES
-from adiuva.errors import AdiuvaError, Invalid
-from adiuva.fences import fence
 from adiuva.sanitizer import Guard, Sanitizer
 from agents.catalog import DATA_TYPES
 from agents.cron import BadCron, Cron

@@ -12,8 +12,9 @@ from pathlib import PurePath
 from typing import Final
 from zoneinfo import ZoneInfo
 
-from adiuva import db
 from adiuva.accounts.models import User
+from adiuva.core import db
+from adiuva.core.errors import AdiuvaError, Invalid
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import (
@@ -28,7 +29,6 @@ from adiuva.devices.protocol import (
     AgentRunConfig,
     ManifestFile,
 )
-from adiuva.errors import AdiuvaError, Invalid
 from agents import mailbox
 from agents.extraction import PART_CHARS, Document
 from agents.journeys.interview import Outcome

@@ -18,15 +18,16 @@ from django.db.models import F
 from django.db.models.functions import Now
 from pydantic import BaseModel
 
-from adiuva import db, llm
+from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
-from adiuva.errors import Conflict, Invalid, NotFound
-from agents import verbs
+from adiuva.core import db
+from adiuva.core.errors import Conflict, Invalid, NotFound
+from agents import services
 from agents.journeys import interview
 from agents.journeys.interview import Brief, Exchange, Outcome, Question
-from agents.journeys.look import Found, look
 from agents.journeys.samples import Wanted
+from agents.journeys.trial import Found, look
 from agents.models import Agent, AgentType, JourneySession
 
 LIFE: Final = dt.timedelta(hours=1)  # from the last message
@@ -173,7 +174,7 @@ def _in_words(found: Found) -> str:
 
 
 def _brief_of(user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None) -> Brief:
-    agent = verbs.of_user(user_id, agent_id) if agent_id else None
+    agent = services.of_user(user_id, agent_id) if agent_id else None
     if agent is not None and agent.type != agent_type:
         raise Invalid("this agent is of another type", fields={"agent_type": ["Not the agent's."]})
     return _brief(agent_type, agent)
@@ -189,7 +190,7 @@ def _brief(agent_type: AgentType, agent: Agent | None) -> Brief:
 
 def _create(user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None, state: State) -> Session:
     if agent_id is not None:
-        verbs.of_user(user_id, agent_id)  # it may have gone while the model thought
+        services.of_user(user_id, agent_id)  # it may have gone while the model thought
     row = JourneySession(user_id=user_id, agent_type=agent_type, agent_id=agent_id)
     row.sealed = _sealed(user_id, row.pk, state)
     row.expires_at = Now() + LIFE  # by the database's clock

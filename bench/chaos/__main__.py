@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.chaos.control import CONTROLS
 from bench.chaos.harness import Form, Harness, Outcome
-from bench.kit import median, percentile, show
+from bench.harness import median, percentile, show
 
 
 def _form() -> tuple[Form, Path | None]:

@@ -17,11 +17,11 @@ from uuid import UUID, uuid4
 import aiohttp
 import psycopg
 
-from bench.chaos import audit, documents, storm
+from bench.chaos import audit, documents, schedule
 from bench.chaos.audit import Findings
 from bench.chaos.documents import Agent
-from bench.chaos.front import Front
 from bench.chaos.servers import Servers
+from bench.chaos.tcp_chaos_proxy import Front
 
 WAVES: Final = 6
 _PASSWORD: Final = "correct horse battery"
@@ -232,9 +232,9 @@ class Harness:
 
     async def _storm(self) -> None:
         form = self.form
-        blows = storm.plan(seconds=form.seconds, kills=form.kills, cuts=form.cuts, chance=self.chance)
+        blows = schedule.plan(seconds=form.seconds, kills=form.kills, cuts=form.cuts, chance=self.chance)
         async with asyncio.TaskGroup() as group:
-            group.create_task(storm.rage(blows, self.servers, self.front, self.chance))
+            group.create_task(schedule.rage(blows, self.servers, self.front, self.chance))
             for driven in self.driven:
                 group.create_task(self._write(driven, self.chance.random()))
 

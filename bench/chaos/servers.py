@@ -18,13 +18,13 @@ from typing import Final
 
 import psycopg
 
+from adiuva.embedded.api_client import is_up
 from adiuva.embedded.ports import free_port
 from adiuva.embedded.postgres import Postgres
 from adiuva.embedded.processes import Child, StackError, python, tail
-from adiuva.embedded.rest import is_up
 from adiuva.embedded.valkey import Valkey
-from bench.kit import ROOT, listens
-from tests.warm import Warm
+from bench.harness import ROOT, listens
+from tests.forkserver import Warm
 
 _LOOK_EVERY_S: Final = 0.2
 _UP_WITHIN_S: Final = 60.0
@@ -89,7 +89,7 @@ class Servers:
 
     def _migrate(self) -> None:
         log = self.folder / "migrate.log"
-        migration = Warm("migrate", python("-m", "adiuva.embedded.prepare"), log, env=self.env, cwd=ROOT)
+        migration = Warm("migrate", python("-m", "adiuva.embedded.migrate"), log, env=self.env, cwd=ROOT)
         migration.start()
         if migration.wait(within_s=120):
             raise StackError(f"the database could not be prepared: {tail(log)}")

@@ -21,32 +21,32 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from bench.kit import cpu_s, show
+from bench.harness import cpu_s, show
 
 if TYPE_CHECKING:
-    from bench.kit import Ground
+    from bench.harness import Ground
 
 # The first that a frame's file holds names its room.
 ROOMS = {
-    "/adiuva/db.py": "database",
+    "/adiuva/core/db.py": "database",
     "/django/db/": "database",
     "/psycopg": "database",
     "/chat/conversations.py": "database",
     "/adiuva/devices/presence.py": "database",
-    "/adiuva/crypto.py": "sealing",
+    "/adiuva/core/crypto.py": "sealing",
     "/chat/tools/": "tools: arguments, prose",
-    "/chat/desk.py": "tools: arguments, prose",
+    "/chat/device_session.py": "tools: arguments, prose",
     "/adiuva/sanitizer/": "sanitizer",
-    "/chat/speech.py": "sanitizer",
+    "/chat/turn_output.py": "sanitizer",
     "/adiuva/llm/": "model client",
     "/aiohttp/": "model client",
     "/multidict/": "model client",
     "/yarl/": "model client",
     "/aiosignal/": "model client",
-    "/chat/log.py": "stream log",
+    "/chat/stream_log.py": "stream log",
     "/redis/": "stream log",
     "/adiuva/devices/": "socket, frames, tool round trip",
-    "/adiuva/consumers.py": "socket, frames, tool round trip",
+    "/adiuva/core/websocket.py": "socket, frames, tool round trip",
     "/chat/consumer.py": "socket, frames, tool round trip",
     "/chat/stream.py": "socket, frames, tool round trip",
     "/channels/": "socket, frames, tool round trip",
@@ -57,7 +57,7 @@ ROOMS = {
     "/twisted/": "socket, frames, tool round trip",
     "/structlog/": "logging",
     "/logging/": "logging",
-    "/adiuva/observability.py": "logging",
+    "/adiuva/core/logging.py": "logging",
     "/chat/": "turn and its loop",
     "/langchain_core/": "turn and its loop",
     "/bench/": "the account itself",
@@ -112,9 +112,9 @@ def span(name: str) -> Iterator[None]:
 
 
 def watch() -> None:
-    from adiuva import db
+    from adiuva.core import db
     from adiuva.devices.link import DeviceLink
-    from adiuva.llm.openai import OpenAIChat
+    from adiuva.llm.openai_client import OpenAIChat
 
     run, listen = db.run, OpenAIChat._listen
 

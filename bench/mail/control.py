@@ -13,11 +13,11 @@ import django
 
 def no_gate() -> None:
     """As many requests at once as there are messages fetched ahead, and at any time."""
-    from integrations.mail import gate, reading
+    from integrations.mail import mailbox_limiter, sync
 
-    reading._AHEAD = 8  # type: ignore[misc]
-    gate.AT_ONCE = 100  # type: ignore[misc]
-    gate.Gate.hold = lambda self, seconds: None  # type: ignore[method-assign]
+    sync._AHEAD = 8  # type: ignore[misc]
+    mailbox_limiter.AT_ONCE = 100  # type: ignore[misc]
+    mailbox_limiter.Gate.hold = lambda self, seconds: None  # type: ignore[method-assign]
 
 
 def hasty_ledger() -> None:

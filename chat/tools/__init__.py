@@ -1,8 +1,8 @@
 """The tools: what an assistant can do with the user's rows, and with what is remembered of the user. Static LangChain
 tools, built at import.
 
-A tool finds its desk in the config it is called with (chat.desk); its metadata says what it does: `table`, `action`,
-`key` (the argument that names the row), `label` (for people).
+A tool finds its device session in the config it is called with (chat.device_session). Its metadata says what it does:
+`table`, `action`, `key` (the argument that names the row), `label` (shown to people).
 """
 
 from __future__ import annotations

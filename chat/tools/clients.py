@@ -6,9 +6,9 @@ from typing import Final
 
 from langchain_core.runnables import RunnableConfig
 
-from chat.desk import desk_of
-from chat.tools import kit, prose
-from chat.tools.kit import Search, device_tool
+from chat.device_session import desk_of
+from chat.tools import base, formatting
+from chat.tools.base import Search, device_tool
 
 _MOST: Final = 500
 
@@ -17,8 +17,8 @@ _MOST: Final = 500
 async def list_clients(config: RunnableConfig, search: Search = None) -> str:
     """List the user's clients."""
     desk = desk_of(config)
-    rows = await desk.select("clients", kit.filters(search=search, orderBy="name"), limit=_MOST)
-    return prose.listed(desk, "clients", rows, bound=_MOST, narrow="search")
+    rows = await desk.select("clients", base.filters(search=search, orderBy="name"), limit=_MOST)
+    return formatting.listed(desk, "clients", rows, bound=_MOST, narrow="search")
 
 
 CLIENTS = (list_clients,)

@@ -18,17 +18,17 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import ToolException
 from pydantic import Field
 
-from adiuva import db
+from adiuva.core import db
+from adiuva.core.errors import AdiuvaError
 from adiuva.devices.protocol import Action
-from adiuva.errors import AdiuvaError
 from chat import conversations
-from chat.desk import one_line
-from chat.recollection import MEMORY, Recollection, recollection_of, shown
-from chat.tools.kit import DeviceTool, Nothing
+from chat.device_session import one_line
+from chat.memory_context import MEMORY, Recollection, recollection_of, shown
+from chat.tools.base import DeviceTool, Nothing
 from memory import entries
-from memory.choices import MemoryOff
 from memory.entries import Outcome
 from memory.models import Tier
+from memory.preferences import MemoryOff
 from memory.recall import Known, known
 
 _Label = Annotated[str, Field(description="its label, such as m3")]

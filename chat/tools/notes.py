@@ -15,9 +15,9 @@ from pydantic import Field
 
 from adiuva import llm
 from adiuva.devices.protocol import Data, ToolCall, ToolResultBody
-from chat.desk import Desk, Refused, desk_of, missing, one_line, tool_call
-from chat.tools import kit, prose
-from chat.tools.kit import Nothing, ProjectId, Search, device_tool
+from chat.device_session import Desk, Refused, desk_of, missing, one_line, tool_call
+from chat.tools import base, formatting
+from chat.tools.base import Nothing, ProjectId, Search, device_tool
 
 _MOST: Final = (100, 25, 6)  # rows carry their contents, and one frame must hold them
 _TEXT: Final = 20_000
@@ -37,9 +37,9 @@ _Markdown = Annotated[str, Field(description="Markdown")]
 async def list_notes(config: RunnableConfig, project_id: ProjectId = None, search: Search = None) -> str:
     """List the user's notes by title, newest first, without their contents."""
     desk = desk_of(config)
-    given = kit.filters(projectId=project_id, search=search, orderBy="updatedAt desc")
+    given = base.filters(projectId=project_id, search=search, orderBy="updatedAt desc")
     rows, bound = await _select(desk, given)
-    return prose.listed(desk, "notes", rows, bound=bound, narrow="project_id or search")
+    return formatting.listed(desk, "notes", rows, bound=bound, narrow="project_id or search")
 
 
 @device_tool("notes", "select", "Reading a note", key="note_id")
@@ -54,9 +54,9 @@ async def get_note(
     if found is None:
         raise ToolException(missing("notes", note_id))
     start = max(0, start or 0)
-    text = prose.quoted(found.get("content"), _TEXT, start=start)
+    text = formatting.quoted(found.get("content"), _TEXT, start=start)
     where = f" from character {start:,} on" if start else ""
-    head = f"The note {prose.row(desk, 'notes', found)}."
+    head = f"The note {formatting.row(desk, 'notes', found)}."
     return (
         f"{head} Its content{where}, each line behind a bar:\n{text}"
         if text
@@ -70,9 +70,9 @@ async def create_note(
 ) -> str:
     """Create a note."""
     desk = desk_of(config)
-    data = kit.new_row(desk, "notes", title=title, content=content, projectId=project_id)
+    data = base.new_row(desk, "notes", title=title, content=content, projectId=project_id)
     made = (await desk.call("insert", "notes", data=data)).row or {}
-    return prose.done(desk, "Created", "notes", made) + await _index(desk, made)
+    return formatting.done(desk, "Created", "notes", made) + await _index(desk, made)
 
 
 @device_tool("notes", "update", "Changing a note", key="note_id")
@@ -85,9 +85,9 @@ async def update_note(
 ) -> str:
     """Change a note; only what is given changes. "none" clears project_id."""
     desk = desk_of(config)
-    changes = kit.updates(desk, "notes", title=title, content=content, projectId=project_id)
+    changes = base.updates(desk, "notes", title=title, content=content, projectId=project_id)
     changed = (await desk.call("update", "notes", data={"id": note_id, "updates": changes})).row or {}
-    return prose.done(desk, "Updated", "notes", changed) + await _index(desk, changed)
+    return formatting.done(desk, "Updated", "notes", changed) + await _index(desk, changed)
 
 
 @device_tool("notes", "delete", "Deleting a note", key="note_id")
@@ -95,7 +95,7 @@ async def delete_note(config: RunnableConfig, note_id: _ID) -> str:
     """Delete a note for good."""
     desk = desk_of(config)
     await desk.call("delete", "notes", data={"id": note_id})
-    return prose.deleted(desk, "notes", note_id)
+    return formatting.deleted(desk, "notes", note_id)
 
 
 @device_tool("notes", "select", "Searching your notes")
@@ -127,8 +127,8 @@ async def search_notes(
     found = [rows[key] for key in ranks if key in rows][:_FOUND]
     if not found:
         return "No notes match." + remark
-    shown = "\n".join(f"- {prose.row(desk, 'notes', row)}\n  | {_snippet(row, words)}" for row in found)
-    return f"{prose.count(len(found), 'notes')}, best first:\n{shown}{remark}"
+    shown = "\n".join(f"- {formatting.row(desk, 'notes', row)}\n  | {_snippet(row, words)}" for row in found)
+    return f"{formatting.count(len(found), 'notes')}, best first:\n{shown}{remark}"
 
 
 _UNINDEXED: Final = " It is saved, but not in the semantic index yet: only a search for its words finds it."

@@ -9,9 +9,9 @@ from langchain_core.tools import ToolException
 from pydantic import Field
 
 from adiuva.devices.protocol import Data
-from chat.desk import Desk, desk_of, missing, tool_call
-from chat.tools import kit, prose
-from chat.tools.kit import ClientId, Nothing, Search, device_tool
+from chat.device_session import Desk, desk_of, missing, tool_call
+from chat.tools import base, formatting
+from chat.tools.base import ClientId, Nothing, Search, device_tool
 
 _MOST: Final = 500
 _TEXT: Final = 20_000
@@ -23,7 +23,7 @@ _Summary = Annotated[str | Nothing, Field(description="what the project is, in a
 async def list_projects(config: RunnableConfig, client_id: ClientId = None, search: Search = None) -> str:
     """List the user's active projects."""
     desk = desk_of(config)
-    given = kit.filters(clientId=client_id, search=search, status="active", orderBy="name")
+    given = base.filters(clientId=client_id, search=search, status="active", orderBy="name")
     return await _list(desk, given)
 
 
@@ -31,7 +31,7 @@ async def list_projects(config: RunnableConfig, client_id: ClientId = None, sear
 async def list_all_projects(config: RunnableConfig, client_id: ClientId = None, search: Search = None) -> str:
     """List the user's projects with the archived ones."""
     desk = desk_of(config)
-    given = kit.filters(clientId=client_id, search=search, includeArchived=True, orderBy="name")
+    given = base.filters(clientId=client_id, search=search, includeArchived=True, orderBy="name")
     return await _list(desk, given)
 
 
@@ -49,8 +49,8 @@ async def get_project(config: RunnableConfig, project_id: _ID) -> str:
         raise found
     if found.row is None:
         raise ToolException(missing("projects", project_id))
-    summary = prose.quoted(found.row.get("aiSummary"), _TEXT)
-    return f"The project {prose.row(desk, 'projects', found.row)}." + (f"\n{summary}" if summary else "")
+    summary = formatting.quoted(found.row.get("aiSummary"), _TEXT)
+    return f"The project {formatting.row(desk, 'projects', found.row)}." + (f"\n{summary}" if summary else "")
 
 
 @device_tool("projects", "insert", "Creating a project")
@@ -59,9 +59,9 @@ async def create_project(
 ) -> str:
     """Create a project."""
     desk = desk_of(config)
-    data = kit.new_row(desk, "projects", name=name, clientId=client_id, aiSummary=summary)
+    data = base.new_row(desk, "projects", name=name, clientId=client_id, aiSummary=summary)
     made = await desk.call("insert", "projects", data=data)
-    return prose.done(desk, "Created", "projects", made.row or {})
+    return formatting.done(desk, "Created", "projects", made.row or {})
 
 
 @device_tool("projects", "update", "Changing a project", key="project_id")
@@ -75,9 +75,9 @@ async def update_project(
 ) -> str:
     """Change a project; only what is given changes. "none" clears client_id or summary."""
     desk = desk_of(config)
-    changes = kit.updates(desk, "projects", name=name, status=status, clientId=client_id, aiSummary=summary)
+    changes = base.updates(desk, "projects", name=name, status=status, clientId=client_id, aiSummary=summary)
     changed = await desk.call("update", "projects", data={"id": project_id, "updates": changes})
-    return prose.done(desk, "Updated", "projects", changed.row or {})
+    return formatting.done(desk, "Updated", "projects", changed.row or {})
 
 
 @device_tool("projects", "delete", "Deleting a project", key="project_id")
@@ -85,12 +85,12 @@ async def delete_project(config: RunnableConfig, project_id: _ID) -> str:
     """Delete a project for good. Its tasks, notes and dates stay. To put a project away, archive it instead."""
     desk = desk_of(config)
     await desk.call("delete", "projects", data={"id": project_id})
-    return prose.deleted(desk, "projects", project_id)
+    return formatting.deleted(desk, "projects", project_id)
 
 
 async def _list(desk: Desk, given: Data) -> str:
     rows = await desk.select("projects", given, limit=_MOST, names_of="clients")
-    return prose.listed(desk, "projects", rows, bound=_MOST, narrow="client_id or search")
+    return formatting.listed(desk, "projects", rows, bound=_MOST, narrow="client_id or search")
 
 
 PROJECTS = (list_projects, list_all_projects, get_project, create_project, update_project, delete_project)

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from adiuva.devices.protocol import Data
 from adiuva.devices.tables import TABLES
-from chat.desk import Desk, desk_of
-from chat.tools import dates, kit, prose
-from chat.tools.kit import Due, From, Names, Nothing, ProjectId, Search, To, device_tool
+from chat.device_session import Desk, desk_of
+from chat.tools import base, dates, formatting
+from chat.tools.base import Due, From, Names, Nothing, ProjectId, Search, To, device_tool
 
 _MOST: Final = 500
 _OPEN: Final = ("todo", "in_progress")
@@ -42,7 +42,7 @@ async def list_tasks(
     order_by says otherwise."""
     desk = desk_of(config)
     column = _COLUMNS[order_by or "due_date"]
-    given = kit.filters(
+    given = base.filters(
         projectId=project_id,
         search=search,
         dueDateFrom=dates.moment(due_from, desk.zone, "due_from") if due_from else None,
@@ -55,7 +55,7 @@ async def list_tasks(
         rows = _merged(await _select(desk, given, "open"), rows)
     rows = _sorted(rows, column, descending=bool(descending), open_first=order_by is None)
     narrow = "project_id, status, search, due_from or due_to"
-    return prose.listed(desk, "tasks", rows, bound=_MOST, narrow=narrow)
+    return formatting.listed(desk, "tasks", rows, bound=_MOST, narrow=narrow)
 
 
 @device_tool("tasks", "select", "Looking at what is due")
@@ -72,8 +72,10 @@ async def list_tasks_due_today(config: RunnableConfig) -> str:
     parts = []
     for rows, word in ((today, "due today"), (late, "overdue")):
         if rows:
-            written = prose.lines(desk, "tasks", rows, bound=0, narrow="list_tasks and due_from or due_to")
-            parts.append(f"{least}{prose.count(len(rows), 'tasks')} {word}:\n{written}")
+            written = formatting.lines(
+                desk, "tasks", rows, bound=0, narrow="list_tasks and due_from or due_to"
+            )
+            parts.append(f"{least}{formatting.count(len(rows), 'tasks')} {word}:\n{written}")
     if not today:
         parts.insert(0, "No tasks are due today.")
     if not late:
@@ -94,7 +96,7 @@ async def create_task(
 ) -> str:
     """Create a task. Give only what the user said or what follows from it."""
     desk = desk_of(config)
-    data = kit.new_row(
+    data = base.new_row(
         desk,
         "tasks",
         title=title,
@@ -106,7 +108,7 @@ async def create_task(
         dueDate=due_date,
     )
     made = await desk.call("insert", "tasks", data=data)
-    return prose.done(desk, "Created", "tasks", made.row or {})
+    return formatting.done(desk, "Created", "tasks", made.row or {})
 
 
 @device_tool("tasks", "update", "Changing a task", key="task_id")
@@ -124,7 +126,7 @@ async def update_task(
     """Change a task, for example complete it with status done; only what is given changes. "none" clears description,
     project_id, assignee or due_date."""
     desk = desk_of(config)
-    changes = kit.updates(
+    changes = base.updates(
         desk,
         "tasks",
         title=title,
@@ -136,7 +138,7 @@ async def update_task(
         dueDate=due_date,
     )
     changed = await desk.call("update", "tasks", data={"id": task_id, "updates": changes})
-    return prose.done(desk, "Updated", "tasks", changed.row or {})
+    return formatting.done(desk, "Updated", "tasks", changed.row or {})
 
 
 @device_tool("tasks", "delete", "Deleting a task", key="task_id")
@@ -144,7 +146,7 @@ async def delete_task(config: RunnableConfig, task_id: _ID) -> str:
     """Delete a task for good. To complete one, update its status instead."""
     desk = desk_of(config)
     await desk.call("delete", "tasks", data={"id": task_id})
-    return prose.deleted(desk, "tasks", task_id)
+    return formatting.deleted(desk, "tasks", task_id)
 
 
 @device_tool("taskComments", "select", "Reading comments")
@@ -154,7 +156,7 @@ async def list_task_comments(config: RunnableConfig, task_id: _ID) -> str:
     rows = await desk.select("taskComments", {"taskId": task_id, "orderBy": "createdAt"}, limit=_MOST)
     if not rows:
         return "There are no comments on this task."
-    return prose.listed(
+    return formatting.listed(
         desk, "taskComments", rows, bound=_MOST, narrow="nothing: there is no filter for comments"
     )
 
@@ -163,9 +165,9 @@ async def list_task_comments(config: RunnableConfig, task_id: _ID) -> str:
 async def add_task_comment(config: RunnableConfig, task_id: _ID, content: str) -> str:
     """Add a comment to a task."""
     desk = desk_of(config)
-    data = kit.new_row(desk, "taskComments", taskId=task_id, content=content)
+    data = base.new_row(desk, "taskComments", taskId=task_id, content=content)
     made = await desk.call("insert", "taskComments", data=data)
-    return prose.done(desk, "Added", "taskComments", made.row or {})
+    return formatting.done(desk, "Added", "taskComments", made.row or {})
 
 
 @device_tool("taskComments", "delete", "Deleting a comment", key="comment_id")
@@ -175,7 +177,7 @@ async def delete_task_comment(
     """Delete a comment for good."""
     desk = desk_of(config)
     await desk.call("delete", "taskComments", data={"id": comment_id})
-    return prose.deleted(desk, "taskComments", comment_id)
+    return formatting.deleted(desk, "taskComments", comment_id)
 
 
 async def _select(desk: Desk, given: Data, status: str | None) -> list[Data]:

@@ -7,9 +7,9 @@ from typing import Annotated, Final
 from langchain_core.runnables import RunnableConfig
 from pydantic import Field
 
-from chat.desk import desk_of
-from chat.tools import dates, kit, prose
-from chat.tools.kit import From, Nothing, ProjectId, Search, To, device_tool
+from chat.device_session import desk_of
+from chat.tools import base, dates, formatting
+from chat.tools.base import From, Nothing, ProjectId, Search, To, device_tool
 
 _MOST: Final = 500
 _ID = Annotated[str, Field(description="the entry's id")]
@@ -26,7 +26,7 @@ async def list_timelines(
 ) -> str:
     """List timeline entries (milestones, deadlines, events of projects), earliest first."""
     desk = desk_of(config)
-    given = kit.filters(
+    given = base.filters(
         projectId=project_id,
         search=search,
         dueDateFrom=dates.moment(date_from, desk.zone, "date_from") if date_from else None,
@@ -35,7 +35,7 @@ async def list_timelines(
     )
     rows = await desk.select("timelines", given, limit=_MOST, names_of="projects")
     narrow = "project_id, search, date_from or date_to"
-    return prose.listed(desk, "timelines", rows, bound=_MOST, narrow=narrow)
+    return formatting.listed(desk, "timelines", rows, bound=_MOST, narrow=narrow)
 
 
 @device_tool("timelines", "insert", "Adding to a timeline")
@@ -47,9 +47,9 @@ async def create_timeline(
 ) -> str:
     """Create a timeline entry: a milestone, deadline or event of a project."""
     desk = desk_of(config)
-    data = kit.new_row(desk, "timelines", projectId=project_id, title=title, date=date)
+    data = base.new_row(desk, "timelines", projectId=project_id, title=title, date=date)
     made = await desk.call("insert", "timelines", data=data)
-    return prose.done(desk, "Created", "timelines", made.row or {})
+    return formatting.done(desk, "Created", "timelines", made.row or {})
 
 
 @device_tool("timelines", "update", "Changing a timeline", key="timeline_id")
@@ -62,9 +62,9 @@ async def update_timeline(
 ) -> str:
     """Change a timeline entry; only what is given changes."""
     desk = desk_of(config)
-    changes = kit.updates(desk, "timelines", title=title, date=date, projectId=project_id)
+    changes = base.updates(desk, "timelines", title=title, date=date, projectId=project_id)
     changed = await desk.call("update", "timelines", data={"id": timeline_id, "updates": changes})
-    return prose.done(desk, "Updated", "timelines", changed.row or {})
+    return formatting.done(desk, "Updated", "timelines", changed.row or {})
 
 
 @device_tool("timelines", "delete", "Deleting from a timeline", key="timeline_id")
@@ -72,7 +72,7 @@ async def delete_timeline(config: RunnableConfig, timeline_id: _ID) -> str:
     """Delete a timeline entry for good."""
     desk = desk_of(config)
     await desk.call("delete", "timelines", data={"id": timeline_id})
-    return prose.deleted(desk, "timelines", timeline_id)
+    return formatting.deleted(desk, "timelines", timeline_id)
 
 
 TIMELINES = (list_timelines, create_timeline, update_timeline, delete_timeline)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from adiuva.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError
 from integrations.errors import ProviderAway
 
 

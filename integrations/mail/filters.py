@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from email.utils import parseaddr
 from typing import Any, Final
 
-from adiuva.errors import Invalid
+from adiuva.core.errors import Invalid
 
 _MOST: Final = 50
 _MOST_CHARS: Final = 200

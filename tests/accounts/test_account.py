@@ -13,11 +13,11 @@ from django.db import connections
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from adiuva import errors
-from adiuva.accounts import keys, verbs
+from adiuva.accounts import keys, services
 from adiuva.accounts.models import Ended, Session, User, UserKey
 from adiuva.accounts.tasks import prune
-from tests.people import Person, somebody
+from adiuva.core import errors
+from tests.factories import Person, somebody
 
 AUTH = "/api/v1/auth"
 
@@ -116,7 +116,7 @@ def test_the_last_use_of_a_session_is_written_once_a_minute(me: APIClient, perso
 
 
 def test_sessions_are_listed_with_the_current_one_marked(me: APIClient, person: Person) -> None:
-    verbs.login(email=person.email, password=person.password, user_agent="Firefox\x1b[31m" + "x" * 500)
+    services.login(email=person.email, password=person.password, user_agent="Firefox\x1b[31m" + "x" * 500)
     somebody()
     answer = me.get(f"{AUTH}/sessions")
     assert answer["X-Total-Count"] == "2"
@@ -128,19 +128,19 @@ def test_sessions_are_listed_with_the_current_one_marked(me: APIClient, person: 
 
 def test_a_signed_out_session_opens_nothing(me: APIClient, person: Person) -> None:
     (session,) = Session.objects.filter(user_id=person.id)
-    assert verbs.authenticate_socket(person.access_token) == (person.id, session.pk)
+    assert services.authenticate_socket(person.access_token) == (person.id, session.pk)
     assert me.post(f"{AUTH}/logout").json() == {"ok": True}
     assert me.get(f"{AUTH}/me").status_code == 401
-    assert verbs.live_sessions({session.pk}) == set()
+    assert services.live_sessions({session.pk}) == set()
     with pytest.raises(errors.NotAuthenticated):
-        verbs.authenticate_socket(person.access_token)
+        services.authenticate_socket(person.access_token)
     session.refresh_from_db()
     assert session.revoked_reason == Ended.LOGOUT
 
 
 def test_one_of_my_sessions_can_be_signed_out_and_nobody_elses(me: APIClient, person: Person) -> None:
-    there = verbs.login(email=person.email, password=person.password)
-    session_id = verbs.authenticate(access_token=there.access_token).pk
+    there = services.login(email=person.email, password=person.password)
+    session_id = services.authenticate(access_token=there.access_token).pk
     stranger = Session.objects.get(user_id=somebody().id)
     for wrong in (stranger.pk, uuid4(), "not-an-id"):
         answer = me.delete(f"{AUTH}/sessions/{wrong}")
@@ -149,12 +149,12 @@ def test_one_of_my_sessions_can_be_signed_out_and_nobody_elses(me: APIClient, pe
     assert me.delete(f"{AUTH}/sessions/{session_id}").status_code == 404
     assert client_of(person, there.access_token).get(f"{AUTH}/me").status_code == 401
     assert me.get(f"{AUTH}/me").status_code == 200
-    assert verbs.live_sessions({stranger.pk, session_id}) == {stranger.pk}
+    assert services.live_sessions({stranger.pk, session_id}) == {stranger.pk}
 
 
 def test_all_other_sessions_can_be_signed_out(me: APIClient, person: Person) -> None:
     for _ in range(3):
-        verbs.login(email=person.email, password=person.password)
+        services.login(email=person.email, password=person.password)
     assert me.delete(f"{AUTH}/sessions").json() == {"ok": True, "ended": 3}
     assert len(me.get(f"{AUTH}/sessions").json()) == 1
 
@@ -164,15 +164,15 @@ def test_live_sessions_are_found_in_one_query(
 ) -> None:
     ids = {Session.objects.get(user_id=somebody().id).pk for _ in range(5)}
     with django_assert_num_queries(1):  # type: ignore[operator]
-        assert verbs.live_sessions(ids | {uuid4()}) == ids
+        assert services.live_sessions(ids | {uuid4()}) == ids
 
 
 def test_sessions_of_a_deactivated_user_are_not_live(person: Person) -> None:
     (session,) = Session.objects.filter(user_id=person.id)
-    assert verbs.deactivate(users=User.objects.filter(pk=person.id)) == 1
-    assert verbs.live_sessions({session.pk}) == set()
+    assert services.deactivate(users=User.objects.filter(pk=person.id)) == 1
+    assert services.live_sessions({session.pk}) == set()
     User.objects.filter(pk=person.id).update(is_active=True)
-    assert verbs.live_sessions({session.pk}) == set()  # it does not come back to life
+    assert services.live_sessions({session.pk}) == set()  # it does not come back to life
 
 
 def test_sessions_are_forgotten_a_month_after_their_end(person: Person) -> None:
@@ -205,26 +205,26 @@ def test_a_ticket_opens_a_socket_once(me: APIClient, person: Person) -> None:
     assert sorted(answer.json()) == ["expires_at", "ticket"]
     ticket = answer.json()["ticket"]
     (session,) = Session.objects.filter(user_id=person.id)
-    assert verbs.redeem_ticket(ticket) == (person.id, session.pk)
+    assert services.redeem_ticket(ticket) == (person.id, session.pk)
     for used in (ticket, "", "no ticket", "\ud800", "x" * 10_000):
         with pytest.raises(errors.NotAuthenticated):
-            verbs.redeem_ticket(used)
+            services.redeem_ticket(used)
 
 
 def test_a_ticket_of_an_ended_session_opens_nothing(me: APIClient) -> None:
     ticket = me.post(f"{AUTH}/ws-ticket").json()["ticket"]
     me.post(f"{AUTH}/logout")
     with pytest.raises(errors.NotAuthenticated):
-        verbs.redeem_ticket(ticket)
+        services.redeem_ticket(ticket)
 
 
 def test_of_many_who_redeem_a_ticket_at_once_one_gets_in(committed_db: str) -> None:
-    session = verbs.authenticate(access_token=somebody().access_token)
-    ticket, _ = verbs.issue_ticket(session=session)
+    session = services.authenticate(access_token=somebody().access_token)
+    ticket, _ = services.issue_ticket(session=session)
 
     def redeem(_: int) -> bool:
         try:
-            return bool(verbs.redeem_ticket(ticket))
+            return bool(services.redeem_ticket(ticket))
         except errors.NotAuthenticated:
             return False
         finally:
@@ -238,15 +238,15 @@ def test_of_many_who_redeem_a_ticket_at_once_one_gets_in(committed_db: str) -> N
 
 
 def test_a_new_password_signs_all_other_devices_out(me: APIClient, person: Person) -> None:
-    elsewhere = verbs.login(email=person.email, password=person.password)
+    elsewhere = services.login(email=person.email, password=person.password)
     new = "another quiet afternoon"
     answer = me.post(f"{AUTH}/password", {"current_password": person.password, "new_password": new})
     assert answer.json() == {"ok": True}
     assert me.get(f"{AUTH}/me").status_code == 200
     assert client_of(person, elsewhere.access_token).get(f"{AUTH}/me").status_code == 401
-    with pytest.raises(verbs.InvalidCredentials):
-        verbs.login(email=person.email, password=person.password)
-    assert verbs.login(email=person.email, password=new)
+    with pytest.raises(services.InvalidCredentials):
+        services.login(email=person.email, password=person.password)
+    assert services.login(email=person.email, password=new)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_a_password_is_not_changed_without_the_current_and_a_good_new_one(
 ) -> None:
     answer = me.post(f"{AUTH}/password", body)
     assert (answer.status_code, list(answer.json()["fields"])) == (400, [field])
-    assert verbs.login(email=person.email, password=person.password)
+    assert services.login(email=person.email, password=person.password)
 
 
 def test_a_deleted_account_leaves_no_row_and_no_key(me: APIClient, person: Person) -> None:
@@ -276,12 +276,12 @@ def test_a_deleted_account_leaves_no_row_and_no_key(me: APIClient, person: Perso
         keys.cipher_for(person.id)
     assert b"a secret" not in sealed
     # The address is free again, for an account with another key.
-    assert verbs.register(email=person.email, password=person.password)
+    assert services.register(email=person.email, password=person.password)
 
 
 def test_an_access_token_never_outlives_its_session(person: Person) -> None:
     session = Session.objects.get(user_id=person.id)
     session.expires_at = timezone.now() + timedelta(seconds=30)
-    made = verbs.tokens.issue(session)
+    made = services.tokens.issue(session)
     assert made.expires_at <= session.expires_at.timestamp()
     assert timedelta(seconds=30) < settings.ACCESS_TOKEN_LIFE

@@ -11,9 +11,9 @@ from django.contrib import admin
 from django.test import Client
 from django.urls import reverse
 
-from adiuva.accounts import keys, verbs
+from adiuva.accounts import keys, services
 from adiuva.accounts.models import Session, User, UserKey
-from tests.people import Person, somebody
+from tests.factories import Person, somebody
 
 USERS, SESSIONS = "admin:accounts_user_changelist", "admin:accounts_session_changelist"
 
@@ -100,14 +100,14 @@ def test_a_user_can_be_made_and_given_a_password(staff: Client) -> None:
     }
     assert staff.post(reverse("admin:accounts_user_add"), form).status_code == 302
     user = User.objects.get(email="grace.of.the.admin@example.com")
-    signed_in = verbs.login(email=user.email, password=form["password1"])
+    signed_in = services.login(email=user.email, password=form["password1"])
 
     page = reverse("admin:auth_user_password_change", args=[user.pk])
     new = {"password1": "nanoseconds of wire", "password2": "nanoseconds of wire", "set-password": "1"}
     assert staff.post(page, {**new, "usable_password": "true"}).status_code == 302
-    assert verbs.login(email=user.email, password=new["password1"])
-    with pytest.raises(verbs.NotAuthenticated):
-        verbs.authenticate(access_token=signed_in.access_token)
+    assert services.login(email=user.email, password=new["password1"])
+    with pytest.raises(services.NotAuthenticated):
+        services.authenticate(access_token=signed_in.access_token)
 
 
 def test_saving_a_user_unchecked_as_active_signs_them_out(staff: Client) -> None:
@@ -126,8 +126,8 @@ def test_staff_can_sign_users_out_and_deactivate_them(staff: Client) -> None:
     assert "2 sessions ended" in act(staff, USERS, "end_all_sessions", *ids)
     assert not Session.objects.live().filter(user_id__in=ids).exists()
     assert "2 accounts deactivated" in act(staff, USERS, "deactivate", *ids)
-    with pytest.raises(verbs.InvalidCredentials):
-        verbs.login(email=people[0].email, password=people[0].password)
+    with pytest.raises(services.InvalidCredentials):
+        services.login(email=people[0].email, password=people[0].password)
 
 
 def test_staff_can_end_single_sessions(staff: Client) -> None:

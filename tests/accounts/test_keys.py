@@ -15,8 +15,8 @@ from django.test import override_settings
 
 from adiuva.accounts import keys
 from adiuva.accounts.models import UserKey
-from adiuva.crypto import KeyRing, SealBroken, UserCipher
-from tests.people import somebody
+from adiuva.core.crypto import KeyRing, SealBroken, UserCipher
+from tests.factories import somebody
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ from django.utils import timezone
 from rest_framework.response import Response
 from rest_framework.test import APIClient
 
-from adiuva.accounts import tokens, verbs
+from adiuva.accounts import services, tokens
 from adiuva.accounts.models import Ended, Session
-from tests.people import Person, somebody
+from tests.factories import Person, somebody
 
 REFRESH, ME = "/api/v1/auth/refresh", "/api/v1/auth/me"
 
@@ -74,7 +74,7 @@ def test_an_old_token_that_comes_back_ends_the_session_for_all(rest: APIClient) 
     reused = refresh(rest, person.refresh_token)
     assert (reused.status_code, reused.json()["code"]) == (401, "refresh_reused")
     assert session_of(person).revoked_reason == Ended.REUSE
-    assert verbs.live_sessions([session_of(person).pk]) == set()
+    assert services.live_sessions([session_of(person).pk]) == set()
     for access in (person.access_token, second["access_token"], third["access_token"]):
         assert not works(rest, access)
     after = refresh(rest, third["refresh_token"])
@@ -92,7 +92,7 @@ def test_after_the_grace_even_the_last_token_but_one_ends_the_session(rest: APIC
 
 def test_other_sessions_of_the_user_outlive_a_reuse(rest: APIClient) -> None:
     person = somebody()
-    elsewhere = verbs.login(email=person.email, password=person.password)
+    elsewhere = services.login(email=person.email, password=person.password)
     second = refresh(rest, person.refresh_token).json()
     refresh(rest, second["refresh_token"])
     refresh(rest, person.refresh_token)

@@ -21,11 +21,11 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 from django.test import override_settings
 
-from adiuva.accounts import keys, verbs
+from adiuva.accounts import keys, services
 from adiuva.accounts.models import KeptKey, User, UserKey
-from adiuva.crypto import KeyRing, SealBroken
+from adiuva.core.crypto import KeyRing, SealBroken
 from tests.accounts.installation import Mortal, Told, dump, in_use, new_database, restore, turn_off, turn_on
-from tests.people import somebody
+from tests.factories import somebody
 
 OLD, NEW = (f"{name}:{base64.b64encode(os.urandom(32)).decode()}" for name in ("old", "new"))
 
@@ -136,14 +136,14 @@ def test_a_dump_made_before_a_deletion_does_not_open_what_was_the_users(apart: P
     for person, title in [(ada, "The boat"), (bob, "The harbour")]:
         conversations.rename(conversation=Conversation.objects.create(user_id=person.id), title=title)
     dumped = dump(apart.main)
-    verbs.delete_account(user=User.objects.get(pk=ada.id))
+    services.delete_account(user=User.objects.get(pk=ada.id))
     assert apart.sql("SELECT user_id FROM userkey") == [(bob.id,)]
 
     restored = new_database(apart.main)
     restore(restored, dumped)
     with in_use(restored, apart.keys):
         rows = {row.user_id: row for row in Conversation.objects.all()}
-        assert verbs.login(email=ada.email, password=ada.password)  # the dump has all of her but the key
+        assert services.login(email=ada.email, password=ada.password)  # the dump has all of her but the key
         with pytest.raises(keys.KeyAway):
             conversations.titles([rows[ada.id]], keys.cipher_for(ada.id))
         with pytest.raises(SealBroken):
@@ -152,7 +152,7 @@ def test_a_dump_made_before_a_deletion_does_not_open_what_was_the_users(apart: P
             rows[bob.id].pk: "The harbour"
         }
         assert "1 accounts have lost their key" in rotate()
-        verbs.delete_account(user=User.objects.get(pk=ada.id))  # and she can be deleted again
+        services.delete_account(user=User.objects.get(pk=ada.id))  # and she can be deleted again
         assert "lost" not in rotate()
     turn_on(apart.keys)
 
@@ -207,7 +207,7 @@ def test_a_backup_of_the_keys_does_not_bring_deleted_accounts_back_for_good(apar
     [stays, goes] = people(2)
     sealed = seal(stays), seal(goes)
     backup = dump(apart.keys)
-    verbs.delete_account(user=User.objects.get(pk=goes))
+    services.delete_account(user=User.objects.get(pk=goes))
     restored = new_database(apart.keys)
     restore(restored, backup)
     turn_off(), turn_on(restored)
@@ -227,7 +227,7 @@ def test_who_does_not_know_where_the_keys_are_makes_no_other_and_deletes_no_acco
     with pytest.raises(keys.KeyAway):
         keys.cipher_for(user_id)
     with pytest.raises(keys.KeyAway):
-        verbs.delete_account(user=User.objects.get(pk=user_id))
+        services.delete_account(user=User.objects.get(pk=user_id))
     with pytest.raises(CommandError, match="ADIUVA_KEYS_DATABASE_URL"):
         rotate()
     turn_on(new_database(apart.keys))  # an empty one is not the right one either

@@ -16,7 +16,7 @@ from rest_framework.test import APIClient
 from adiuva.accounts import throttles
 from adiuva.accounts.models import User
 from tests.accounts.hashers import Counting
-from tests.people import somebody
+from tests.factories import somebody
 
 REGISTER, LOGIN, ME = "/api/v1/auth/register", "/api/v1/auth/login", "/api/v1/auth/me"
 PASSWORD = "a long and quiet afternoon"

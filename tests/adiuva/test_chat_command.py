@@ -18,8 +18,8 @@ import pytest
 from django.core.management import execute_from_command_line
 
 from adiuva.embedded.demo import EMAIL
-from adiuva.embedded.state import State
-from tests.stack import ROOT
+from adiuva.embedded.state_folder import State
+from tests.server_processes import ROOT
 
 PASSWORD = "a good password"
 

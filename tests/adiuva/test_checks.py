@@ -12,10 +12,11 @@ from django.conf import settings
 from django.core.checks import run_checks
 from django.test import override_settings
 
-from adiuva import checks, env
+from adiuva import checks
 from adiuva.checks import check_production, refuse_unsafe_start
+from adiuva.core import env
 from adiuva.embedded.processes import python
-from tests.warm import Warm
+from tests.forkserver import Warm
 
 SAFE: dict[str, Any] = {
     "PRODUCTION": True,

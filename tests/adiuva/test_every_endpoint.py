@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
-from tests.people import Person, somebody
-from tests.stack import ROOT
+from tests.factories import Person, somebody
+from tests.server_processes import ROOT
 
 schema = schemathesis.openapi.from_path(str(ROOT / "docs" / "openapi.yaml"))
 OPERATIONS = {found.ok().label: found.ok() for found in schema.get_all_operations()}

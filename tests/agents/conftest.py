@@ -29,9 +29,9 @@ def _nobody_else(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 async def desk(web: str, worker: None, provider: Provider, tmp_path: Path) -> AsyncIterator[Desk]:
-    from adiuva import db
+    from adiuva.core import db
     from tests.agents.test_runs import Desk
-    from tests.people import somebody
+    from tests.factories import somebody
 
     folder = tmp_path / "documents"
     folder.mkdir()

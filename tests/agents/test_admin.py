@@ -18,8 +18,8 @@ from agents import journal, lease
 from agents.journal import Entry, Kind
 from agents.models import Agent, Run
 from agents.records import Record
-from tests.agents.build import a_device, a_run, an_agent, answered, claimed, kept, read, settle
-from tests.people import Person, somebody
+from tests.agents.factories import a_device, a_run, an_agent, answered, claimed, kept, read, settle
+from tests.factories import Person, somebody
 
 AGENTS, RUNS = "admin:agents_agent_changelist", "admin:agents_run_changelist"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.stack import ROOT
+from tests.server_processes import ROOT
 
 FORM = {"minutes": "0.3", "records": "320", "devices": "8", "kills": "8", "cuts": "25", "lease": "5"}
 

@@ -13,18 +13,19 @@ from zoneinfo import ZoneInfo
 import pytest
 from django.utils import timezone
 
-from adiuva import db, llm
+from adiuva import llm
+from adiuva.core import db
 from adiuva.devices.link import DeviceLink
-from agents import delivery, lease, results, runner, runs, schedules, undo
-from agents.journeys import look, samples
+from agents import delivery, lease, result_commits, runner, runs, schedules, undo
+from agents.journeys import samples, trial
 from agents.journeys.interview import Outcome
 from agents.mailbox import sample
 from agents.models import Agent, AgentCursor, AgentType, Run, Source
 from integrations import connections
 from integrations.models import Connection, Health
 from integrations.models import Provider as MailProvider
-from tests.agents.build import a_run
-from tests.agents.mailboxes import (
+from tests.agents.factories import a_run
+from tests.agents.mailbox_scenario import (
     PATIENCE_S,
     Inbox,
     an_agent,
@@ -34,13 +35,13 @@ from tests.agents.mailboxes import (
     projects_of,
     tasks_of_lines,
 )
+from tests.factories import somebody
 from tests.fakes.google import Google
 from tests.fakes.graph import Graph
 from tests.fakes.identity import Identity, Refuse
 from tests.fakes.mailboxes import Change, Cut, Fail
 from tests.fakes.provider import Fail as ModelFail
 from tests.fakes.provider import Hold, Provider
-from tests.people import somebody
 
 State = Run.State
 
@@ -180,14 +181,14 @@ async def test_a_run_that_dies_half_way_loses_and_doubles_nothing(
             raise Died
         return results_commit(job, found)
 
-    results_commit = results.commit
-    monkeypatch.setattr(results, "commit", dying)
+    results_commit = result_commits.commit
+    monkeypatch.setattr(result_commits, "commit", dying)
     async with inbox.device():
         made = await db.run(a_run, inbox.agent)
         with pytest.raises(BaseExceptionGroup):
             await runner.execute(made.pk)
         assert (await inbox.see(made)).state == State.RUNNING
-        monkeypatch.setattr(results, "commit", results_commit)
+        monkeypatch.setattr(result_commits, "commit", results_commit)
         inbox.box.add(mail(5))
         await db.run(
             Run.objects.filter(pk=made.pk).update, lease_until=timezone.now() - dt.timedelta(seconds=1)
@@ -449,13 +450,13 @@ async def test_a_journey_looks_into_the_mailbox_that_is_connected(inbox: Inbox) 
         )
         return samples.Wanted(inbox.person.id, uuid.uuid4(), AgentType.GMAIL, None, outcome)
 
-    found = await look.look(wanted(), ZoneInfo("Europe/Rome"))
+    found = await trial.look(wanted(), ZoneInfo("Europe/Rome"))
     assert (found.code, found.counts, len(found.sources)) == ("", {"tasks": 3}, 3)
     assert (
-        await look.look(wanted(senders=["nobody@example.com"]), ZoneInfo("UTC"))
+        await trial.look(wanted(senders=["nobody@example.com"]), ZoneInfo("UTC"))
     ).code == "nothing_to_read"
-    none = await look.look(wanted(labels=["Clients"]), ZoneInfo("UTC"))
+    none = await trial.look(wanted(labels=["Clients"]), ZoneInfo("UTC"))
     assert none.code == "no_such_folder" and "none of the labels" in none.message
     await db.run(Connection.objects.filter(user_id=inbox.person.id).delete)
-    assert (await look.look(wanted(), ZoneInfo("UTC"))).code == "no_mailbox"
+    assert (await trial.look(wanted(), ZoneInfo("UTC"))).code == "no_mailbox"
     await llm.aclose()

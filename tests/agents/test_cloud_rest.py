@@ -9,11 +9,11 @@ import pytest
 
 from agents.models import Agent
 from integrations.models import Connection, Health
-from tests.agents.build import an_agent as a_local_agent
-from tests.agents.mailboxes import an_agent, connect
+from tests.agents.factories import an_agent as a_local_agent
+from tests.agents.mailbox_scenario import an_agent, connect
 from tests.agents.test_rest import client_of
+from tests.factories import Person, somebody
 from tests.fakes.mailboxes import Box
-from tests.people import Person, somebody
 
 if TYPE_CHECKING:
     from rest_framework.test import APIClient

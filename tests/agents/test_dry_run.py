@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from adiuva import db
+from adiuva.core import db
 from adiuva.devices.models import OutboxRecord
 from agents import lease, preview, runs
 from agents.extraction import Document
 from agents.models import Agent, Run, Source
 from agents.preview import Sample
 from agents.records import Record
-from tests.agents.build import a_device, a_run, an_agent, claimed, kept, read
+from tests.agents.factories import a_device, a_run, an_agent, claimed, kept, read
 from tests.agents.test_runs import ENDED, Desk, adds_up, connected, document, tasks_of_lines
 from tests.fakes.provider import Provider
 

@@ -13,16 +13,16 @@ import time_machine
 from django.conf import settings
 from django.utils import timezone
 
-from adiuva import db
 from adiuva.accounts.keys import cipher_for
+from adiuva.core import db
 from adiuva.embedded.processes import Child, python
-from agents import journal, lease, results, runs
+from agents import journal, lease, result_commits, runs
 from agents.extraction import Document
 from agents.journal import Entry, Kind
 from agents.lease import Job, LeaseLost
 from agents.models import Agent, Run, Source, SourceInFlight
-from agents.results import Unread
-from tests.agents.build import a_device, a_run, an_agent, claimed, kept, read
+from agents.result_commits import Unread
+from tests.agents.factories import a_device, a_run, an_agent, claimed, kept, read
 from tests.agents.test_runs import (
     ENDED,
     PATIENCE_S,
@@ -32,10 +32,10 @@ from tests.agents.test_runs import (
     document,
     tasks_of_lines,
 )
+from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider
-from tests.people import somebody
-from tests.sockets import Socket
-from tests.stack import Stack
+from tests.server_processes import Stack
+from tests.socket_client import Socket
 
 State = Run.State
 SECOND = dt.timedelta(seconds=1)
@@ -351,7 +351,7 @@ def test_a_suspect_that_was_come_through_is_cleared(job: Job) -> None:
     lease.take(job, [b"one"])
     document = Document("one", "one", "text", b"one", b"hash")
     failed = Entry(Kind.SOURCE_FAILED, "model_rejected", source="one")
-    results.commit(job, [Unread(document, failed, 1)])
+    result_commits.commit(job, [Unread(document, failed, 1)])
     assert deaths(Agent.objects.get(pk=job.agent_id)) == {b"two": 1}
 
 

@@ -14,10 +14,10 @@ from agents.extraction import Document
 from agents.journal import Entry, Kind
 from agents.lease import Job
 from agents.models import Run, RunEvent
-from tests.agents.build import a_device, a_run, an_agent, claimed, kept, read
+from tests.agents.factories import a_device, a_run, an_agent, claimed, kept, read
 from tests.agents.test_rest import API, client_of
-from tests.agents.test_runs_verbs import lose
-from tests.people import Person, somebody
+from tests.agents.test_run_services import lose
+from tests.factories import Person, somebody
 
 if TYPE_CHECKING:
     from rest_framework.test import APIClient

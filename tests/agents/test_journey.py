@@ -16,11 +16,11 @@ from django.utils import timezone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adiuva import db
+from adiuva.core import db
 from agents.models import Agent, JourneySession, Run
+from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Raw, Request
-from tests.people import somebody
-from tests.stack import ROOT, Stack
+from tests.server_processes import ROOT, Stack
 
 if TYPE_CHECKING:
     from tests.agents.test_runs import Desk
@@ -57,7 +57,7 @@ async def desk(stack: Stack, provider: Provider, tmp_path: Path) -> AsyncIterato
 
 def offline(request: Request) -> Any:
     """What the offline model says to a request."""
-    from adiuva.embedded.offline_model import server
+    from adiuva.offline_model import server
 
     return server._answer(
         server._messages(request.body), server._tools(request.body), server._schema(request.body)
@@ -197,7 +197,7 @@ OFFLINE: list[tuple[list[str], bool, dict[str, Any]]] = [
 def test_the_offline_model_knows_when_it_has_heard_enough(
     answers: list[str], present: bool, expected: dict[str, Any]
 ) -> None:
-    from adiuva.embedded.offline_model import journey
+    from adiuva.offline_model import journey
     from agents.journeys import interview
     from agents.journeys.interview import Back, Brief, Exchange, Outcome, Question
     from agents.models import AgentType

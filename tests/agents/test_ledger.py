@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from adiuva import db
+from adiuva.core import db
 from agents import lease
 from agents.models import Agent
-from tests.agents.build import a_device, a_run, an_agent, claimed, kept
+from tests.agents.factories import a_device, a_run, an_agent, claimed, kept
 from tests.agents.test_faults import at_work
 from tests.agents.test_runs import ENDED, Desk, connected, tasks_of_lines
+from tests.factories import somebody
 from tests.fakes.provider import Provider
-from tests.people import somebody
-from tests.stack import Stack
+from tests.server_processes import Stack
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from agents import runs
 from agents.models import Run
-from tests.agents.mailboxes import PATIENCE_S, Inbox, an_inbox, tasks_of_lines
+from tests.agents.mailbox_scenario import PATIENCE_S, Inbox, an_inbox, tasks_of_lines
 from tests.fakes.google import Google
 from tests.fakes.identity import Identity
 from tests.fakes.mailboxes import Change, Clip, Fail, Fault

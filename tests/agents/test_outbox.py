@@ -11,12 +11,12 @@ from django.utils import timezone
 
 from adiuva.devices import outbox
 from adiuva.devices.models import OutboxRecord
-from agents import journal, lease, runs, verbs
+from agents import journal, lease, runs, services
 from agents.lease import Job
 from agents.models import Agent, Run
-from tests.agents.build import a_device, a_run, an_agent, answered, claimed, kept, settle
+from tests.agents.factories import a_device, a_run, an_agent, answered, claimed, kept, settle
 from tests.agents.test_rest import API, client_of
-from tests.people import Person, somebody
+from tests.factories import Person, somebody
 
 if TYPE_CHECKING:
     from rest_framework.test import APIClient
@@ -77,7 +77,7 @@ def test_what_no_device_came_for_expires_and_is_counted(rest: APIClient, job: Jo
 def test_records_of_a_deleted_agent_expire_too(job: Job) -> None:
     ids = kept(job, "a", "b")
     cancelled(job)
-    verbs.delete(agent=Agent.objects.get(pk=job.agent_id))
+    services.delete(agent=Agent.objects.get(pk=job.agent_id))
     a_month_passes(*ids)
     assert runs.sweep()["records_expired"] == 2
     assert codes(job)[-1] == ("records_expired", 2)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from agents import lease
 from agents.journal import Entry, Kind
 from agents.models import Agent, Run
-from tests.agents.build import a_run, an_agent, claimed
-from tests.people import Person, somebody
+from tests.agents.factories import a_run, an_agent, claimed
+from tests.factories import Person, somebody
 
 if TYPE_CHECKING:
     from rest_framework.test import APIClient

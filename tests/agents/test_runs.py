@@ -16,18 +16,18 @@ import httpx
 import pytest
 from django.utils import timezone
 
-from adiuva import db
+from adiuva.core import db
 from adiuva.devices.client import Device, FrameReceived
 from adiuva.devices.protocol import AgentFetch, AgentProgress
 from adiuva.embedded.processes import python
 from agents import runs
 from agents.extraction import PART_CHARS
 from agents.models import Agent, Run
-from tests.agents.build import a_run
+from tests.agents.factories import a_run
+from tests.factories import Person, somebody
 from tests.fakes.provider import Fail, Hold, Provider, Request
-from tests.people import Person, somebody
-from tests.sockets import Socket
-from tests.stack import Stack
+from tests.server_processes import Stack
+from tests.socket_client import Socket
 
 PATIENCE_S = 60
 ENDED = {"success", "partial", "error", "cancelled", "timeout"}

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.utils import timezone
 
-from adiuva import db
+from adiuva.core import db
 from agents.models import Agent, Run
-from tests.agents.build import an_agent
-from tests.people import Person, somebody
-from tests.sockets import Socket
+from tests.agents.factories import an_agent
+from tests.factories import Person, somebody
+from tests.socket_client import Socket
 
 if TYPE_CHECKING:
     from rest_framework.test import APIClient

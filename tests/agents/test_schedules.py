@@ -23,10 +23,10 @@ from pytest_django.plugin import DjangoDbBlocker
 
 from adiuva.accounts.models import User
 from adiuva.devices.models import Device
-from agents import journal, lease, runs, schedules, verbs
+from agents import journal, lease, runs, schedules, services
 from agents.models import ON_TIME, Agent, Run
-from tests.agents.build import a_run, an_agent, claimed
-from tests.people import somebody
+from tests.agents.factories import a_run, an_agent, claimed
+from tests.factories import somebody
 
 SECOND, HOUR, DAY = dt.timedelta(seconds=1), dt.timedelta(hours=1), dt.timedelta(days=1)
 ROOT = Path(__file__).resolve().parents[2]
@@ -426,22 +426,22 @@ def test_a_changed_schedule_or_zone_moves_the_next_run(db: None, change: dict[st
     agent = an_agent(schedule_cron="0 8 * * *", timezone="Asia/Tokyo" if "name" in change else "UTC")
     if "timezone" in change:
         assert local(agent, "UTC") == "08:00"
-        assert local(verbs.change(agent=agent, values=change), "UTC") == at
+        assert local(services.change(agent=agent, values=change), "UTC") == at
     else:
         zone = agent.timezone
-        assert local(verbs.change(agent=agent, values=change), zone) == at
+        assert local(services.change(agent=agent, values=change), zone) == at
 
 
 def test_switching_an_agent_off_and_on_takes_and_gives_its_next_run(db: None) -> None:
     agent = an_agent(schedule_cron="@daily")
-    assert verbs.change(agent=agent, values={"enabled": False}).next_run_at is None
-    assert verbs.change(agent=agent, values={"enabled": True}).next_run_at is not None
+    assert services.change(agent=agent, values={"enabled": False}).next_run_at is None
+    assert services.change(agent=agent, values={"enabled": True}).next_run_at is not None
 
 
 def test_a_change_of_something_else_does_not_lose_a_slot_that_is_due(db: None) -> None:
     agent = an_agent(schedule_cron="@hourly")
     slot = set_due(agent)
-    assert verbs.change(agent=agent, values={"name": "New"}).next_run_at == slot
+    assert services.change(agent=agent, values={"name": "New"}).next_run_at == slot
 
 
 def test_agents_without_a_zone_of_their_own_follow_their_user(db: None) -> None:

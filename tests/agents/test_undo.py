@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from adiuva import db
 from adiuva.accounts.keys import cipher_for
+from adiuva.core import db
 from adiuva.devices import outbox
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import ToolResultBody
 from agents import lease
 from agents.models import Agent, Run
-from tests.agents.build import a_run, claimed, kept, settle
+from tests.agents.factories import a_run, claimed, kept, settle
 from tests.agents.test_runs import Desk, connected, tasks_of_lines
 from tests.fakes.provider import Provider
-from tests.sockets import Socket
+from tests.socket_client import Socket
 
 
 async def take_back(desk: Desk, run: str, status: int = 200) -> dict[str, Any]:
@@ -353,7 +353,7 @@ async def test_a_delete_that_the_device_refuses_is_said(desk: Desk, provider: Pr
 
 
 def test_a_row_is_the_same_however_a_device_writes_it(db: None) -> None:
-    from tests.people import somebody
+    from tests.factories import somebody
 
     cipher = cipher_for(somebody().id)
     row = {"id": "1", "title": "call Ada", "isAiSuggested": 1, "isApproved": 0, "dueDate": 1_796_079_600_000}

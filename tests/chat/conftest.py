@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes.provider import Provider
-from tests.stack import Stack
+from tests.server_processes import Stack
 
 
 @pytest.fixture

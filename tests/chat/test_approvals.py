@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from adiuva import db
+from adiuva.core import db
 from chat.approvals import is_yes
-from tests.chat.chats import (
+from tests.chat.chat_client import (
     Client,
     Frame,
     Rows,
@@ -21,9 +21,9 @@ from tests.chat.chats import (
     tight_web,
     told,
 )
+from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Say
-from tests.people import Person, somebody
-from tests.stack import Stack
+from tests.server_processes import Stack
 
 CAN_ASK = ["dedupe", "batch", "approval"]
 DELETE = Call("delete_task", {"task_id": "t1"})

@@ -13,8 +13,8 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from chat.models import Conversation, Turn
-from tests.chat.build import CHANGED, a_conversation, a_turn, asked, begun, finish
-from tests.people import Person, somebody
+from tests.chat.factories import CHANGED, a_conversation, a_turn, asked, begun, finish
+from tests.factories import Person, somebody
 
 CONVERSATIONS, TURNS = "admin:chat_conversation_changelist", "admin:chat_turn_changelist"
 

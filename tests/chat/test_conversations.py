@@ -15,18 +15,18 @@ from django.db import connection, connections, transaction
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from adiuva.accounts import keys, verbs
+from adiuva.accounts import keys, services
 from adiuva.accounts.keys import NoSuchUser
 from adiuva.accounts.models import User
-from adiuva.crypto import SealBroken
+from adiuva.core.crypto import SealBroken
+from adiuva.core.errors import Invalid
 from adiuva.devices.protocol import HistoryMessage
-from adiuva.errors import Invalid
 from chat import conversations
-from chat.asked import MAX_MESSAGE_CHARS
 from chat.conversations import ConversationNotFound, Said, Taken, title_of
 from chat.models import Conversation, Message, Turn
-from tests.chat.build import CHANGED, a_conversation, a_turn, asked, begun, finish
-from tests.people import Person, somebody
+from chat.request import MAX_MESSAGE_CHARS
+from tests.chat.factories import CHANGED, a_conversation, a_turn, asked, begun, finish
+from tests.factories import Person, somebody
 
 R = TypeVar("R")
 
@@ -74,7 +74,7 @@ def test_the_same_request_id_of_another_user_is_another_request(ada: Person) -> 
 @pytest.mark.parametrize("keeps", [True, False])
 def test_an_account_that_is_gone_asks_nothing_and_leaves_nothing(ada: Person, keeps: bool) -> None:
     cipher = keys.cipher_for(ada.id)
-    verbs.delete_account(user=User.objects.get(pk=ada.id))
+    services.delete_account(user=User.objects.get(pk=ada.id))
     with pytest.raises(NoSuchUser):
         begun(asked(ada.id, keeps=keeps))
     keys._opened[ada.id] = cipher, float("inf")  # as in another process, which opened the key before
@@ -346,7 +346,7 @@ def test_deleting_an_account_leaves_nothing_of_its_chats(ada: Person) -> None:
     mine, running = a_conversation(ada.id, ("One", "1"), ("Two", "2")), begun(asked(ada.id))
     foreign = a_conversation(somebody().id)
     a_turn(ada.id, keeps=False)
-    verbs.delete_account(user=User.objects.get(pk=ada.id))
+    services.delete_account(user=User.objects.get(pk=ada.id))
     assert not Conversation.objects.of(ada.id).exists() and not Turn.objects.of(ada.id).exists()
     assert not Message.objects.filter(conversation_id__in=[mine.pk, running.conversation_id]).exists()
     assert len(texts(foreign.pk)) == 2
@@ -448,7 +448,7 @@ def test_twenty_turns_in_one_conversation_at_once_each_keep_their_words(pool: Th
 def test_a_request_of_an_account_that_is_being_deleted_waits_and_is_refused(pool: ThreadPoolExecutor) -> None:
     person = somebody()
     keys.cipher_for(person.id)
-    delete = Halfway(pool, lambda: verbs.delete_account(user=User.objects.get(pk=person.id)))
+    delete = Halfway(pool, lambda: services.delete_account(user=User.objects.get(pk=person.id)))
     with delete:
         outcome = on_thread(pool, lambda: begun(asked(person.id)))
         delete.wait_until_in_the_way(outcome)
@@ -487,7 +487,7 @@ def test_deleting_an_account_while_an_answer_is_being_kept_takes_both(pool: Thre
     turn = begun(request)
     keep = Halfway(pool, lambda: finish(request, turn))
     with keep:
-        outcome = on_thread(pool, lambda: verbs.delete_account(user=User.objects.get(pk=person.id)))
+        outcome = on_thread(pool, lambda: services.delete_account(user=User.objects.get(pk=person.id)))
         keep.wait_until_in_the_way(outcome)
     outcome.result(30)
     assert not Message.objects.filter(conversation_id=turn.conversation_id).exists()
@@ -498,7 +498,7 @@ def test_an_answer_of_an_account_that_is_being_deleted_is_not_kept(pool: ThreadP
     person = somebody()
     request = asked(person.id)
     turn = begun(request)
-    delete = Halfway(pool, lambda: verbs.delete_account(user=User.objects.get(pk=person.id)))
+    delete = Halfway(pool, lambda: services.delete_account(user=User.objects.get(pk=person.id)))
     with delete:
         outcome = on_thread(pool, lambda: finish(request, turn))
         delete.wait_until_in_the_way(outcome)

@@ -16,16 +16,16 @@ from django.db import connection
 from django.test import Client as Browser
 from django.test.utils import CaptureQueriesContext
 
-from adiuva import db
 from adiuva.accounts import keys
 from adiuva.accounts.models import UserKey
+from adiuva.core import db
 from chat import conversations
 from chat.models import Conversation, Message, Turn
-from tests.chat.build import CHANGED, a_conversation, asked, begun, finish
-from tests.chat.chats import Rows, chatting
+from tests.chat.chat_client import Rows, chatting
+from tests.chat.factories import CHANGED, a_conversation, asked, begun, finish
+from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Raw
-from tests.people import Person, somebody
-from tests.stack import Stack
+from tests.server_processes import Stack
 
 if TYPE_CHECKING:
     from rest_framework.test import APIClient

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from chat.prompts import head
-from tests.chat.chats import Frame, Rows, chatting, conversation_of, ending, reached, tight_web, told
+from tests.chat.chat_client import Frame, Rows, chatting, conversation_of, ending, reached, tight_web, told
+from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Say
-from tests.people import Person, somebody
-from tests.stack import Stack
+from tests.server_processes import Stack
 
 FRIDAY = 4_098_816_000_000  # 2099-11-20, midnight in UTC
 ROWS = {

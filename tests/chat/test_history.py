@@ -10,10 +10,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from adiuva import db
+from adiuva.core import db
 from chat.models import Conversation, Turn
 from chat.prompts import head
-from tests.chat.chats import (
+from tests.chat.chat_client import (
     Frame,
     Rows,
     Stream,
@@ -25,9 +25,9 @@ from tests.chat.chats import (
     tight_web,
     told,
 )
+from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Request
-from tests.people import Person, somebody
-from tests.stack import Stack
+from tests.server_processes import Stack
 
 
 @pytest.fixture

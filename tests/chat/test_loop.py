@@ -10,12 +10,12 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.tools import BaseTool, ToolException, tool
 
 from adiuva import llm
-from chat.loop import Assistant, Limit, Voice, Work, converse, to_wire
+from chat.agent_loop import Assistant, Limit, Voice, Work, converse, to_wire
 from chat.prompts import head
-from tests.chat.chats import Rows, chatting, ending, tight_web, told
+from tests.chat.chat_client import Rows, chatting, ending, tight_web, told
+from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Provider, Say
-from tests.people import Person, somebody
-from tests.stack import Stack
+from tests.server_processes import Stack
 
 TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo"}
 HAND_OVER = Call("task", {"agent": "tasks", "request": "Create a task Call Bob, due 2026-12-01"})

@@ -13,18 +13,19 @@ from django.conf import LazySettings
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from adiuva import db, llm
+from adiuva import llm
 from adiuva.accounts.keys import cipher_for
-from adiuva.embedded.offline_model import memory as rules
+from adiuva.core import db
+from adiuva.offline_model import memory as rules
 from chat import conversations
 from chat.models import Conversation
 from memory import entries, exchanges, recall, recording
 from memory.models import Embedding, Entry, Exchange, Memory, Receipt, Source, Tier
-from tests.chat.build import a_conversation, a_turn, asked, begun, finish
-from tests.chat.chats import Client, Stream, chatting, conversation_of
+from tests.chat.chat_client import Client, Stream, chatting, conversation_of
+from tests.chat.factories import a_conversation, a_turn, asked, begun, finish
+from tests.factories import Person, somebody
 from tests.fakes.provider import Fail, Provider, Request
-from tests.people import Person, somebody
-from tests.sockets import PATIENCE_S
+from tests.socket_client import PATIENCE_S
 
 THIRTY = [
     "Hello there",

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from adiuva import db
 from adiuva.accounts.keys import cipher_for
+from adiuva.core import db
 from chat import conversations
 from chat.models import Conversation
-from memory import choices, entries
+from memory import entries, preferences
 from memory.entries import BY_HAND
 from memory.models import Entry, Memory, Receipt, SourceKind, Tier
-from tests.chat.chats import Client, Frame, chatting, conversation_of, ending, reached, told
+from tests.chat.chat_client import Client, Frame, chatting, conversation_of, ending, reached, told
+from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Hold, Provider, Say
-from tests.people import Person, somebody
 
 CAN_ASK = ["dedupe", "batch", "approval"]
 NOT_THEIRS = (
@@ -338,7 +338,7 @@ async def test_a_turn_that_goes_on_keeps_nothing_where_nothing_is_kept_any_more(
         elif meanwhile == "switched off":
             await db.run(conversations.set_memory, conversation=place, on=False)
         else:
-            await db.run(choices.choose, user_id=person.id, enabled=False)
+            await db.run(preferences.choose, user_id=person.id, enabled=False)
         hold.release()
         await client.ended(key)
     off = "Failed: the memory is switched off: nothing new is kept."

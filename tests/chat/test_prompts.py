@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adiuva.fences import fence
+from adiuva.core.prompt_fencing import fence
 from chat import prompts
 
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=ZoneInfo("Europe/Zurich"))

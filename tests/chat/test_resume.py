@@ -13,10 +13,10 @@ import pytest
 from django.conf import settings
 from redis.asyncio import Redis
 
-from adiuva import db
+from adiuva.core import db
 from adiuva.embedded.valkey import Valkey
 from chat.models import Turn
-from tests.chat.chats import (
+from tests.chat.chat_client import (
     Client,
     Frame,
     Rows,
@@ -29,9 +29,9 @@ from tests.chat.chats import (
     kept,
     reached,
 )
+from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Provider, Say
-from tests.people import Person, somebody
-from tests.stack import Stack, model_of
+from tests.server_processes import Stack, model_of
 
 PIECES = [f"{number} 🌱 wörds,\n" if number % 9 == 0 else f"word {number}, " for number in range(40)] + [
     "end."

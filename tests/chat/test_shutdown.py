@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from adiuva import db
+from adiuva.core import db
 from adiuva.embedded.processes import Child
 from chat.models import Turn
-from tests.chat.chats import Client, Rows, chatting, conversation_of, ending, kept, reached
+from tests.chat.chat_client import Client, Rows, chatting, conversation_of, ending, kept, reached
+from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Hold, Provider, Say
-from tests.people import Person, somebody
-from tests.stack import Stack
+from tests.server_processes import Stack
 
 TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo"}
 RENAME = Call("update_task", {"task_id": TASK["id"], "title": "Call Bob"})

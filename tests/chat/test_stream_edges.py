@@ -12,29 +12,19 @@ import pytest
 from django.conf import settings
 from redis.asyncio import Redis
 
-from adiuva import db
 from adiuva.accounts.keys import cipher_for
+from adiuva.core import db
 from adiuva.devices.protocol import INT64_MAX, Mutation, parse_server
-from chat import log as stream_log
-from chat.log import Recording
+from chat import stream_log
 from chat.models import Turn
 from chat.stream import Stream as TurnStream
-from tests.chat.chats import (
-    CAPABILITIES,
-    Client,
-    Frame,
-    Rows,
-    Stream,
-    Tap,
-    chatting,
-    ending,
-    reached,
-)
+from chat.stream_log import Recording
+from tests.chat.chat_client import CAPABILITIES, Client, Frame, Rows, Stream, Tap, chatting, ending, reached
 from tests.chat.test_resume import age, flowing, forget, logged, resume
+from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Hold, Provider
-from tests.people import Person, somebody
-from tests.sockets import Socket
-from tests.stack import Stack
+from tests.server_processes import Stack
+from tests.socket_client import Socket
 
 TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo"}
 RENAME = Call("update_task", {"task_id": TASK["id"], "title": "Call Bob"})

@@ -15,15 +15,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from adiuva import db
 from adiuva.accounts.keys import cipher_for
-from adiuva.crypto import UserCipher
+from adiuva.core import db
+from adiuva.core.crypto import UserCipher
 from adiuva.devices.protocol import ApprovalRequest, StreamEnd, dump, parse_server
-from chat import log as stream_log
-from chat.log import Recorder, Recording
+from chat import stream_log
 from chat.stream import Stream
-from tests.chat.chats import everything
-from tests.people import somebody
+from chat.stream_log import Recorder, Recording
+from tests.chat.chat_client import everything
+from tests.factories import somebody
 
 pytestmark = pytest.mark.usefixtures("committed_db")
 

@@ -16,11 +16,12 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ValidationError
 from pytest_django.fixtures import Settings
 
-from adiuva import db, llm
+from adiuva import llm
+from adiuva.core import db
 from chat.tools import DEVICE_TOOLS
-from tests.chat.desks import Home, at_home, failure, rows, scripted, use
+from tests.chat.device_sessions import Home, at_home, failure, rows, scripted, use
+from tests.factories import somebody
 from tests.fakes.provider import Provider
-from tests.people import somebody
 
 
 def ms(*when: int) -> int:

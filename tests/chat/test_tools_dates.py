@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.tools import ToolException
 
-from adiuva import db
-from chat.desk import Desk
+from adiuva.core import db
+from chat.device_session import Desk
 from chat.tools import dates
-from tests.chat.desks import Home, at_home, use
-from tests.people import somebody
+from tests.chat.device_sessions import Home, at_home, use
+from tests.factories import somebody
 
 ZONES = st.sampled_from(
     [

@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.tools import ToolException
 
-from adiuva import db
+from adiuva.core import db
 from adiuva.devices import link as links
 from adiuva.devices.link import DeviceLink
-from tests.chat.desks import a_desk, failure, rows, scripted, use
-from tests.devices.lines import Answer, Frame
-from tests.people import Person, somebody
+from tests.chat.device_sessions import a_desk, failure, rows, scripted, use
+from tests.devices.link_endpoints import Answer, Frame
+from tests.factories import Person, somebody
 
 READS: dict[str, dict[str, Any]] = {
     "list_tasks": {},

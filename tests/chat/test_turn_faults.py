@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from adiuva import db
-from tests.chat.chats import (
+from adiuva.core import db
+from tests.chat.chat_client import (
     Client,
     Frame,
     Rows,
@@ -21,9 +21,9 @@ from tests.chat.chats import (
     tight_web,
     told,
 )
+from tests.factories import Person, somebody
 from tests.fakes.provider import Break, Call, Endless, Fail, Hold, Provider, Raw, Say
-from tests.people import Person, somebody
-from tests.stack import Stack
+from tests.server_processes import Stack
 
 TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo"}
 CREATE = Call("create_task", {"title": "Call Bob"})

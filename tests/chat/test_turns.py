@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from adiuva import db
-from tests.chat.chats import Frame, Rows, chatting, ending, told
+from adiuva.core import db
+from tests.chat.chat_client import Frame, Rows, chatting, ending, told
+from tests.factories import somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Request, Say
-from tests.people import somebody
-from tests.sockets import Socket
-from tests.stack import Stack
+from tests.server_processes import Stack
+from tests.socket_client import Socket
 
 TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo", "priority": "high"}
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from adiuva.devices.client import IN_MEMORY, Connected, Device, Disconnected, Event, Superseded
-from tests.people import Person, somebody
+from tests.factories import Person, somebody
 
 PATIENCE_S = 60.0
 

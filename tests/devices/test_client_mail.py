@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from adiuva.devices.client.extract import READABLE, extract
 from adiuva.documents import Unreadable
+from adiuva.documents.html import html_to_text
 from adiuva.documents.mail import mail_to_text
-from adiuva.documents.markup import html_to_text
 
 
 def mail(*lines: str | bytes) -> bytes:

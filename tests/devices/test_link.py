@@ -9,15 +9,15 @@ from uuid import uuid4
 
 import pytest
 
-from adiuva import db
+from adiuva.core import db
 from adiuva.devices import link as links
 from adiuva.devices import presence
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.presence import Target
 from adiuva.devices.protocol import MAX_BATCH, MAX_FRAME_BYTES, ToolCall, ToolResultBody
-from tests.devices.lines import Frame, Local, Open, Remote, answering, result
-from tests.people import Person, somebody
-from tests.stack import Stack
+from tests.devices.link_endpoints import Frame, Local, Open, Remote, answering, result
+from tests.factories import Person, somebody
+from tests.server_processes import Stack
 
 # Long enough for a reconnect on a busy machine; no test waits for it.
 BACK_S = 20.0

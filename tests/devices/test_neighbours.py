@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from adiuva import db
+from adiuva.core import db
 from adiuva.devices.link import DeviceLink, OutcomeUnknown
 from bench import fuzz
-from tests.devices.lines import Remote, answering
-from tests.people import Person, somebody
-from tests.stack import Stack
+from tests.devices.link_endpoints import Remote, answering
+from tests.factories import Person, somebody
+from tests.server_processes import Stack
 
 
 @pytest.fixture

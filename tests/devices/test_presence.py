@@ -16,7 +16,7 @@ from adiuva.devices import presence
 from adiuva.devices.models import Device
 from adiuva.devices.presence import Arrival
 from adiuva.devices.protocol import DeviceHello
-from tests.people import somebody
+from tests.factories import somebody
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from django.conf import settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adiuva.devices import protocol, publish
+from adiuva.devices import protocol, schema_export
 from adiuva.devices.protocol import BadFrame
 
 CLIENT_TYPES = {
@@ -29,7 +29,7 @@ PROTOCOL_1_SERVER_TYPES = {
     "ping", "tool_call", "agent_run", "floating_domain", "stream_start", "stream_text", "stream_end",
 }  # fmt: skip
 
-VALIDATOR = jsonschema.Draft202012Validator(publish.json_schema())
+VALIDATOR = jsonschema.Draft202012Validator(schema_export.json_schema())
 
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=20)
 values = st.recursive(
@@ -49,7 +49,7 @@ frames = st.dictionaries(fields, values, max_size=8) | st.builds(
 
 
 def types_of(union: Any) -> dict[str, Any]:
-    return {model.model_fields["type"].default: model for model in publish._members(union)}
+    return {model.model_fields["type"].default: model for model in schema_export._members(union)}
 
 
 def test_the_vocabulary_is_that_of_the_contract() -> None:
@@ -60,7 +60,7 @@ def test_the_vocabulary_is_that_of_the_contract() -> None:
 
 
 def test_the_published_contract_is_fresh() -> None:
-    for name, content in publish.files().items():
+    for name, content in schema_export.files().items():
         published = (settings.BASE_DIR / "docs" / name).read_text("utf-8")
         assert published == content, "run `make docs` and commit docs/"
 

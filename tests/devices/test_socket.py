@@ -10,13 +10,13 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from adiuva import db
-from adiuva.accounts import verbs
+from adiuva.accounts import services
+from adiuva.core import db
 from adiuva.devices.consumer import DeviceConsumer
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import MAX_FRAME_BYTES
-from tests.people import Person, somebody
-from tests.sockets import Socket
+from tests.factories import Person, somebody
+from tests.socket_client import Socket
 
 both_servers = pytest.mark.parametrize("web_on", ["uvicorn", "daphne"], indirect=True)
 
@@ -260,6 +260,6 @@ class TestWithShortTimeouts:
 @pytest.mark.django_db
 def test_live_sessions_are_those_that_let_somebody_in() -> None:
     one, other = somebody(), somebody()
-    sessions = [verbs.authenticate(access_token=person.access_token) for person in (one, other)]
-    verbs.logout(session=sessions[0])
-    assert verbs.live_sessions({session.pk for session in sessions} | {uuid4()}) == {sessions[1].pk}
+    sessions = [services.authenticate(access_token=person.access_token) for person in (one, other)]
+    services.logout(session=sessions[0])
+    assert services.live_sessions({session.pk for session in sessions} | {uuid4()}) == {sessions[1].pk}

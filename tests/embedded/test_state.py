@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 
-from adiuva.crypto import KeyRing
+from adiuva.core.crypto import KeyRing
 from adiuva.embedded.processes import StackError
-from adiuva.embedded.state import State
+from adiuva.embedded.state_folder import State
 
 
 def test_secrets_are_made_once_and_for_our_eyes_only(tmp_path: Path) -> None:

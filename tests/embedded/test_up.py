@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from adiuva.embedded.ports import free_port
-from adiuva.embedded.state import State
-from tests.stack import ROOT
+from adiuva.embedded.state_folder import State
+from tests.server_processes import ROOT
 
 _PATIENCE_S = 240.0
 

@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.identity import Identity
 
 if TYPE_CHECKING:
-    from tests.integrations.people import Owner
+    from tests.integrations.browser_user import Owner
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,6 @@ def identity(_identity: Identity, settings: Any) -> Identity:
 
 @pytest.fixture
 def owner(committed_db: str, identity: Identity) -> Owner:
-    from tests.integrations.people import Owner
+    from tests.integrations.browser_user import Owner
 
     return Owner(identity)

@@ -17,15 +17,15 @@ from django.db.models.functions import Now
 from django.test import Client
 from django.urls import reverse
 
-from adiuva.accounts import verbs
+from adiuva.accounts import services
 from adiuva.accounts.models import User
-from integrations import connections, identity, signals, tokens
+from integrations import connections, oauth_clients, signals, tokens
 from integrations.errors import NeedsReauth, refuse_old_token
 from integrations.models import Connection, Provider
+from tests.factories import somebody
 from tests.fakes.identity import Fail, Identity, Lost
 from tests.fakes.provider import WAIT_S
-from tests.integrations.people import Owner, visit
-from tests.people import somebody
+from tests.integrations.browser_user import Owner, visit
 
 
 def test_a_user_sees_their_own_connections_alone(owner: Owner, identity: Identity) -> None:
@@ -195,7 +195,7 @@ def test_with_an_account_of_ours_googles_permissions_are_taken_back(owner: Owner
     Owner(identity).connect(account="bea@example.com")
     me = User.objects.get(pk=owner.id)
     with pytest.raises(RuntimeError), transaction.atomic():
-        verbs.delete_account(user=me)
+        services.delete_account(user=me)
         raise RuntimeError("it was not to be")
     others_are_over()
     assert identity.grants("ada@example.com")
@@ -239,7 +239,7 @@ def test_the_sweep_forgets_old_consents(owner: Owner) -> None:
 
 
 def test_a_grant_shows_no_secret() -> None:
-    grant = identity.Grant("the-access", "the-refresh", 60, ("a",), "ada@example.com")
+    grant = oauth_clients.Grant("the-access", "the-refresh", 60, ("a",), "ada@example.com")
     assert not re.search("the-|ada@", repr(grant))
 
 

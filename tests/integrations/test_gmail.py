@@ -13,16 +13,16 @@ import pytest
 import time_machine
 from django.utils import timezone
 
-from adiuva.errors import NotFound
+from adiuva.core.errors import NotFound
 from integrations.errors import NeedsReauth, ProviderAway
 from integrations.gmail import Gmail
-from integrations.mail import wire
+from integrations.mail import provider_client
 from integrations.mail.documents import Document
 from integrations.mail.errors import NoSuchFolder, PageLoop, ProviderRefused, Throttled
-from integrations.mail.wire import Account, Patience
+from integrations.mail.provider_client import Account, Patience
 from tests.fakes.google import Google
 from tests.fakes.mailboxes import Bytes, Change, Cut, Fail, Slow
-from tests.integrations.readings import SWIFT, Run, gmail, skipped, titles, use
+from tests.integrations.sync_harness import SWIFT, Run, gmail, skipped, titles, use
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ async def test_a_reading_ends_soon_after_its_account_was_disconnected(
     google: Google, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the token would serve for an hour: not every provider takes it back."""
-    monkeypatch.setattr(wire, "_FRESH_S", 0.0)
+    monkeypatch.setattr(provider_client, "_FRESH_S", 0.0)
     box = google.mailbox("disconnected")
     for number in range(20):
         box.add(mail(str(number)))
@@ -364,7 +364,7 @@ async def test_what_cannot_be_overcome_is_an_error_that_quotes_nothing_and_moves
     ],
 )
 def test_a_refusals_reason_is_one_word_in_whatever_form_it_comes(error: Any, reason: str) -> None:
-    assert wire._reason(orjson.dumps({"error": error})) == reason
+    assert provider_client._reason(orjson.dumps({"error": error})) == reason
 
 
 async def test_a_slow_answer_is_given_up_and_asked_for_again(google: Google) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from adiuva.errors import AdiuvaError
-from integrations.mail.reading import Reading
+from adiuva.core.errors import AdiuvaError
+from integrations.mail.sync import Reading
 from tests.fakes.google import GmailBox, Google
 from tests.fakes.graph import Graph, GraphBox
 from tests.fakes.mailboxes import Box, Bytes, Change, Cut, Fail, Fault, Slow
-from tests.integrations.readings import Run, gmail, outlook, teams, use
+from tests.integrations.sync_harness import Run, gmail, outlook, teams, use
 
 MANY = 600
 FEW = 40

@@ -11,7 +11,7 @@ from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adiuva.errors import Invalid
+from adiuva.core.errors import Invalid
 from integrations.mail.cursor import BACKFILL, MARGIN, Cursor, identity, since
 from integrations.mail.filters import Filters
 

@@ -20,10 +20,10 @@ from django.utils import timezone
 from integrations import oauth
 from integrations.errors import ConsentFailed
 from integrations.models import Connection, Consent
+from tests.factories import somebody
 from tests.fakes.identity import Bare, Fail, Identity, Lost, Refuse
 from tests.fakes.provider import WAIT_S, Raw
-from tests.integrations.people import Owner, connection_in, reasons, visit
-from tests.people import somebody
+from tests.integrations.browser_user import Owner, connection_in, reasons, visit
 
 SCOPES = {
     "gmail": {"https://www.googleapis.com/auth/gmail.readonly", "openid", "email"},
@@ -367,12 +367,12 @@ def test_of_many_begun_consents_the_newest_are_kept(owner: Owner) -> None:
 
 
 def test_a_consent_of_an_account_that_is_locked_or_gone_is_refused(owner: Owner) -> None:
-    from adiuva.accounts import verbs
+    from adiuva.accounts import services
     from adiuva.accounts.models import User
 
     locked, gone = owner.agree(), Owner(owner.identity)
     back = gone.agree()
-    verbs.deactivate(users=User.objects.filter(pk=owner.id))
-    verbs.delete_account(user=User.objects.get(pk=gone.id))
+    services.deactivate(users=User.objects.filter(pk=owner.id))
+    services.delete_account(user=User.objects.get(pk=gone.id))
     refused(visit(locked), "expired")
     refused(visit(back), "expired")

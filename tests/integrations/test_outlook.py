@@ -14,7 +14,7 @@ from integrations.mail.documents import Document
 from integrations.mail.errors import Garbled, NoSuchFolder, PageLoop
 from tests.fakes.graph import Graph
 from tests.fakes.mailboxes import Change, Fail
-from tests.integrations.readings import Run, outlook, skipped, titles, use
+from tests.integrations.sync_harness import Run, outlook, skipped, titles, use
 
 
 @pytest.fixture(scope="module")

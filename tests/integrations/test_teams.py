@@ -11,7 +11,7 @@ from integrations.mail.documents import Document
 from integrations.mail.errors import NoSuchFolder
 from tests.fakes.graph import Graph, stamp
 from tests.fakes.mailboxes import Change, Fail
-from tests.integrations.readings import Run, skipped, teams, use
+from tests.integrations.sync_harness import Run, skipped, teams, use
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,15 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from adiuva import nudges
+from adiuva.core import enqueue
+from adiuva.core.errors import NotFound, Unavailable
 from adiuva.devices.models import Device
-from adiuva.errors import NotFound, Unavailable
 from integrations import connections, signals, tokens
 from integrations.errors import NeedsReauth, ProviderAway, ProviderNotConfigured
 from integrations.models import Connection
 from tests.fakes.identity import Bare, Fail, Identity, Lost, Refuse, Rotate
 from tests.fakes.provider import WAIT_S, Hold
-from tests.integrations.people import Owner
+from tests.integrations.browser_user import Owner
 
 BOTH = pytest.mark.parametrize("provider", ["gmail", "outlook"])
 
@@ -62,7 +62,7 @@ def rested(row: Connection) -> None:
 def lost(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """What `needs_reauth` was sent with for this user, whom no worker of another test tells."""
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(nudges, "_put", lambda *_: None)
+    monkeypatch.setattr(enqueue, "_put", lambda *_: None)
 
     def hear(sender: Any, signal: Any, **sent: Any) -> None:
         assert transaction.get_connection().in_atomic_block
@@ -389,7 +389,7 @@ def test_another_users_connection_is_none(owner: Owner, identity: Identity) -> N
 
 
 def test_a_token_that_was_moved_to_another_row_does_not_open(owner: Owner, identity: Identity) -> None:
-    from adiuva.crypto import SealBroken
+    from adiuva.core.crypto import SealBroken
 
     one, other = owner.connect(), owner.connect(account="grace@example.com")
     Connection.objects.filter(pk=one.pk).update(access_token=other.access_token)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from adiuva import db
-from tests.people import somebody
-from tests.sockets import Socket
+from adiuva.core import db
+from tests.factories import somebody
+from tests.socket_client import Socket
 
 
 @pytest.mark.parametrize("web_on", ["uvicorn", "daphne"], indirect=True)

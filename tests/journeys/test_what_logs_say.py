@@ -6,11 +6,11 @@ import base64
 from pathlib import Path
 from uuid import uuid4
 
-from adiuva import db
+from adiuva.core import db
 from tests.agents.test_runs import Desk, connected, tasks_of_lines
+from tests.factories import somebody
 from tests.fakes.provider import Provider
-from tests.people import somebody
-from tests.stack import Stack
+from tests.server_processes import Stack
 
 
 async def test_logs_hold_ids_and_no_content(

@@ -28,9 +28,9 @@ from adiuva.accounts.models import User
 from memory import entries, exchanges
 from memory.entries import Origin
 from memory.models import Entry, Exchange, SourceKind, Tier
-from tests.chat.build import a_turn
-from tests.people import Person, somebody
-from tests.stack import Stack
+from tests.chat.factories import a_turn
+from tests.factories import Person, somebody
+from tests.server_processes import Stack
 
 WORDS = 500
 _JSON = {"Content-Type": "application/json"}

@@ -11,11 +11,11 @@ from tests.fakes.provider import Provider
 
 @pytest.fixture(autouse=True)
 def _nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    from adiuva import nudges
     from adiuva.celery import app
+    from adiuva.core import enqueue
 
     # Not only what it calls: its thread may send a hint when the test is over.
-    monkeypatch.setattr(nudges, "_put", lambda *_: None)
+    monkeypatch.setattr(enqueue, "_put", lambda *_: None)
     monkeypatch.setattr(app, "send_task", lambda *_, **__: None)
 
 

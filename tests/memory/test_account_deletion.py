@@ -9,13 +9,13 @@ from collections.abc import Callable
 import pytest
 from django.db import connection, connections, transaction
 
-from adiuva.accounts import verbs
+from adiuva.accounts import services
 from adiuva.accounts.models import User
 from memory import entries, recall
 from memory.entries import BY_HAND
 from memory.models import Entry, Memory, Tier
 from memory.recall import Known, Reader, Recalled
-from tests.people import somebody
+from tests.factories import somebody
 
 
 def remembered(user: uuid.UUID, entry: Entry) -> None:
@@ -42,7 +42,7 @@ def test_an_account_is_deleted_while_its_memory_is_written(
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_backend_pid()")
                 backend.append(cursor.fetchone()[0])
-            verbs.delete_account(user=User.objects.get(pk=user))
+            services.delete_account(user=User.objects.get(pk=user))
         except BaseException as error:
             failed.append(error)
         finally:

@@ -18,8 +18,9 @@ from django.db.models.functions import Now
 from memory import consolidation, embedding, entries, patterns
 from memory.entries import BY_HAND
 from memory.models import Embedding, Entry, Memory, Receipt, SourceKind, Tier
+from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Request
-from tests.memory.ages import (
+from tests.memory.factories import (
     asked_for,
     condensed,
     consolidate,
@@ -33,7 +34,6 @@ from tests.memory.ages import (
     seen,
     visit,
 )
-from tests.people import somebody
 
 MONDAY = dt.datetime(2026, 8, 3, 9, tzinfo=dt.UTC)  # of a week long past
 HABIT = "Plans the week on Mondays"

@@ -17,8 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from memory import entries
 from memory.models import Embedding, Entry, Memory, SourceKind, Tier
+from tests.factories import somebody
 from tests.fakes.provider import Provider, Request
-from tests.memory.ages import (
+from tests.memory.factories import (
     asked_for,
     condensed,
     days_pass,
@@ -30,7 +31,6 @@ from tests.memory.ages import (
     visit,
 )
 from tests.memory.test_consolidation import snapshot
-from tests.people import somebody
 
 PLACES = [f"place {number}" for number in range(4)]
 TEXTS = [f"word{number}" for number in range(6)]

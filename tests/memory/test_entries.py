@@ -7,11 +7,11 @@ import uuid
 import pytest
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError
 from memory import entries, exchanges
 from memory.entries import BY_HAND, Origin, Outcome
 from memory.models import Embedding, Entry, Exchange, Source, SourceKind, Tier
-from tests.people import somebody
+from tests.factories import somebody
 
 pytestmark = pytest.mark.django_db(transaction=False)
 

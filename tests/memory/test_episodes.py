@@ -15,11 +15,11 @@ from django.db.models.functions import Now
 
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
-from adiuva.embedded.offline_model import memory as rules
+from adiuva.offline_model import memory as rules
 from memory import entries, episodes
 from memory.models import Embedding, Entry, Exchange, Memory, Source, SourceKind, Tier
+from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Request
-from tests.people import somebody
 
 BEGAN = dt.datetime.now(dt.UTC) - dt.timedelta(hours=3)
 

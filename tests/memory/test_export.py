@@ -19,21 +19,21 @@ from django.utils import timezone
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
-from adiuva.archive import Part
-from adiuva.crypto import SealBroken
-from adiuva.export import making, verbs
+from adiuva.core.archive import Part
+from adiuva.core.crypto import SealBroken
+from adiuva.export import build, services
 from adiuva.export.models import Export, ExportChunk
 from agents import lease
 from agents.journal import Entry as Line
 from agents.journal import Kind
 from chat.models import Message
 from integrations.models import Connection
-from memory import entries, exchanges, indexes
+from memory import entries, exchanges, vector_indexes
 from memory.entries import BY_HAND, Origin
 from memory.models import Embedding, Entry, Receipt, SourceKind, Tier
-from tests.agents.build import a_device, a_run, an_agent, claimed, kept
-from tests.chat.build import CHANGED, asked, begun, finish
-from tests.people import Person, somebody
+from tests.agents.factories import a_device, a_run, an_agent, claimed, kept
+from tests.chat.factories import CHANGED, asked, begun, finish
+from tests.factories import Person, somebody
 
 if TYPE_CHECKING:
     from rest_framework.test import APIClient
@@ -90,15 +90,15 @@ def lived(person: Person, word: str) -> None:
 
 
 def exported(person: Person) -> Export:
-    export = verbs.ask(user_id=person.id)
-    making.make(export.pk)
+    export = services.ask(user_id=person.id)
+    build.make(export.pk)
     export.refresh_from_db()
     return export
 
 
 def fetched(export: Export) -> bytes:
     async def read() -> bytes:
-        return b"".join([chunk async for chunk in verbs.archive(export)])
+        return b"".join([chunk async for chunk in services.archive(export)])
 
     return asyncio.run(read())
 
@@ -123,7 +123,7 @@ def test_everything_of_the_account_is_in_it_in_clear_and_nothing_of_others(ada: 
     archive = fetched(export)
     assert (export.state, export.size) == (State.READY, len(archive))
     found = files(archive)
-    assert found.keys() == {part.name for part in making.PARTS}
+    assert found.keys() == {part.name for part in build.PARTS}
     assert [name for name, rows in found.items() if not rows] == []
     text = json.dumps(found)
     assert "falcon" not in text and str(other.id) not in text
@@ -169,7 +169,7 @@ def test_everything_of_the_account_is_in_it_in_clear_and_nothing_of_others(ada: 
     assert [secret for secret in secrets if secret in text] == []
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         readme = opened.read("README.txt").decode()
-    assert all(part.name in readme for part in making.PARTS) and str(ada.id) in readme
+    assert all(part.name in readme for part in build.PARTS) and str(ada.id) in readme
 
 
 # Keys and keyed hashes, vectors, and what is about the archive itself; of rooms that are to come, their own parts.
@@ -217,7 +217,7 @@ def test_a_row_that_does_not_open_says_so_and_keeps_nothing_else_back(ada: Perso
 def test_chunks_are_sealed_small_and_bound_to_their_place(
     ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(making, "_CHUNK", 1024)
+    monkeypatch.setattr(build, "_CHUNK", 1024)
     lived(ada, "heron")
     export = exported(ada)
     assert export.chunks > 2 and files(fetched(export))
@@ -254,7 +254,7 @@ def test_an_archive_is_fetched_until_its_time_is_over_or_its_owner_deletes_it(ad
     Export.objects.filter(pk=export.pk).update(expires_at=Now())
     assert rest.get(place).json()["state"] == "expired"  # before any sweep
     assert rest.get(f"{place}/archive").status_code == 410
-    verbs.sweep()
+    services.sweep()
     assert not ExportChunk.objects.filter(export=export).exists()
     other = exported(ada)
     assert rest.delete(f"{API}/{other.pk}").json() == {"ok": True}
@@ -280,7 +280,7 @@ def test_one_export_is_under_way_at_a_time_and_five_a_day(ada: Person) -> None:
         "export_not_ready",
         "queued",
     )
-    for _ in range(verbs.MOST_A_DAY):
+    for _ in range(services.MOST_A_DAY):
         rest.delete(f"{API}/{rest.get(API).json()[0]['id']}")
         last = rest.post(API)
     assert (last.status_code, last.json()["code"]) == (429, "too_many_exports")
@@ -303,30 +303,30 @@ def test_another_users_export_is_answered_like_none(ada: Person) -> None:
 
 def test_the_export_of_a_dead_worker_is_made_by_another_and_that_one_writes_no_more(ada: Person) -> None:
     lived(ada, "heron")
-    export = verbs.ask(user_id=ada.id)
-    first = making._claim(export.pk)
-    assert first is not None and making._claim(export.pk) is None
-    making._keep(first, 0, b"half an archive")
-    assert verbs.sweep()["nudged"] == 0  # its lease runs
-    Export.objects.filter(pk=export.pk).update(lease_until=Now() - making._LEASE)
-    verbs.sweep()
-    making.make(export.pk)
-    with pytest.raises(making._Lost):
-        making._keep(first, 1, b"the other half")
-    assert not making._end(first, State.FAILED)
+    export = services.ask(user_id=ada.id)
+    first = build._claim(export.pk)
+    assert first is not None and build._claim(export.pk) is None
+    build._keep(first, 0, b"half an archive")
+    assert services.sweep()["nudged"] == 0  # its lease runs
+    Export.objects.filter(pk=export.pk).update(lease_until=Now() - build._LEASE)
+    services.sweep()
+    build.make(export.pk)
+    with pytest.raises(build._Lost):
+        build._keep(first, 1, b"the other half")
+    assert not build._end(first, State.FAILED)
     export.refresh_from_db()
     assert (export.state, export.attempt) == (State.READY, 2)
     assert files(fetched(export))["messages.jsonl"]
 
 
 def test_an_export_that_three_workers_died_over_failed(ada: Person) -> None:
-    export = verbs.ask(user_id=ada.id)
-    for _ in range(verbs.MOST_ATTEMPTS):
-        dying = making._claim(export.pk)
+    export = services.ask(user_id=ada.id)
+    for _ in range(services.MOST_ATTEMPTS):
+        dying = build._claim(export.pk)
         assert dying is not None
-        making._keep(dying, 0, b"half an archive")
-        Export.objects.filter(pk=export.pk).update(lease_until=Now() - making._LEASE)
-        verbs.sweep()
+        build._keep(dying, 0, b"half an archive")
+        Export.objects.filter(pk=export.pk).update(lease_until=Now() - build._LEASE)
+        services.sweep()
     export.refresh_from_db()
     assert (export.state, export.code) == (State.FAILED, "workers_lost")
     assert not ExportChunk.objects.filter(export=export).exists()
@@ -341,12 +341,12 @@ def test_what_is_given_up_or_breaks_while_it_is_made_leaves_no_chunk(
     def rows(user_id: uuid.UUID) -> Any:
         yield {"one": 1}
         if gives_up:
-            verbs.delete(export=Export.objects.of(user_id).live().get())
+            services.delete(export=Export.objects.of(user_id).live().get())
         else:
             raise ValueError("what a row says")
 
-    monkeypatch.setattr(making, "_CHUNK", 100)
-    monkeypatch.setattr(making, "PARTS", (*making.PARTS, Part("last.jsonl", "", rows)))
+    monkeypatch.setattr(build, "_CHUNK", 100)
+    monkeypatch.setattr(build, "PARTS", (*build.PARTS, Part("last.jsonl", "", rows)))
     export = exported(ada)
     assert (export.state, export.chunks) == (state, 0)
     assert not ExportChunk.objects.filter(export=export).exists()
@@ -358,12 +358,15 @@ def test_what_is_given_up_or_breaks_while_it_is_made_leaves_no_chunk(
 def test_a_deleted_account_leaves_no_row_no_vector_and_no_index(
     ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexes, "PAYS_FROM", 1), monkeypatch.setattr(indexes, "SHRUNK_BELOW", 1)
+    (
+        monkeypatch.setattr(vector_indexes, "PAYS_FROM", 1),
+        monkeypatch.setattr(vector_indexes, "SHRUNK_BELOW", 1),
+    )
     stays = somebody()
     lived(ada, "heron"), lived(stays, "falcon")
     export = exported(ada)
     ids = {ada.id, export.pk, *Entry.objects.of(ada.id).values_list("pk", flat=True)}
-    indexes.tend()
+    vector_indexes.tend()
     assert any(ada.id.hex in name for name in _indexes())
     rooms = {table for table, _ in _rows_with(ids)}
     assert {
@@ -372,11 +375,11 @@ def test_a_deleted_account_leaves_no_row_no_vector_and_no_index(
     } <= rooms
     assert client_of(ada).delete("/api/v1/auth/me").json() == {"ok": True}
     assert _rows_with(ids) == []
-    indexes.tend()
+    vector_indexes.tend()
     assert not any(ada.id.hex in name for name in _indexes())
     assert Entry.objects.of(stays.id).count() == 5
     monkeypatch.undo()
-    indexes.tend()
+    vector_indexes.tend()
 
 
 def _rows_with(ids: set[uuid.UUID]) -> list[tuple[str, str]]:

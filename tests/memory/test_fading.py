@@ -11,8 +11,8 @@ from django.test import override_settings
 from memory import entries, fading
 from memory.entries import BY_HAND
 from memory.models import Entry, Memory, Receipt, Source, Tier
-from tests.memory.ages import days_pass, place, said, says, seen
-from tests.people import somebody
+from tests.factories import somebody
+from tests.memory.factories import days_pass, place, said, says, seen
 
 pytestmark = pytest.mark.django_db(transaction=False)
 

@@ -16,7 +16,7 @@ from adiuva.export.models import Export
 from memory import entries
 from memory.entries import BY_HAND
 from memory.models import Entry, Memory, Receipt, Tier
-from tests.people import Person, somebody
+from tests.factories import Person, somebody
 
 LISTS = {
     "memory_memory": "admin:memory_memory_changelist",

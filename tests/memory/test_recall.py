@@ -11,12 +11,12 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.lexical import embed
+from adiuva.core.lexical_embedding import embed
 from memory import entries, recall
 from memory.entries import BY_HAND
 from memory.models import Embedding, Entry, Memory, Receipt, Tier
 from memory.recall import Reader
-from tests.people import somebody
+from tests.factories import somebody
 
 pytestmark = pytest.mark.django_db(transaction=False)
 

@@ -10,11 +10,11 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from adiuva.lexical import embed
-from memory import entries, indexes, recall
+from adiuva.core.lexical_embedding import embed
+from memory import entries, recall, vector_indexes
 from memory.entries import BY_HAND
 from memory.models import Tier
-from tests.people import somebody
+from tests.factories import somebody
 
 
 def indexes_of(user: uuid.UUID) -> list[str]:
@@ -28,8 +28,8 @@ def indexes_of(user: uuid.UUID) -> list[str]:
 def test_a_user_with_many_rows_gets_an_index_that_recall_takes_and_that_goes_with_them(
     committed_db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexes, "PAYS_FROM", 30)
-    monkeypatch.setattr(indexes, "SHRUNK_BELOW", 20)
+    monkeypatch.setattr(vector_indexes, "PAYS_FROM", 30)
+    monkeypatch.setattr(vector_indexes, "SHRUNK_BELOW", 20)
     user, few = somebody().id, somebody().id
     texts = [f"Anna {number} visits place {number * 7}" for number in range(30)]
     for owner, said in ((user, texts), (few, texts[:29])):
@@ -43,10 +43,10 @@ def test_a_user_with_many_rows_gets_an_index_that_recall_takes_and_that_goes_wit
         return [hit.entry.pk for hit in hits]
 
     exact = nearest()
-    indexes.tend()
+    vector_indexes.tend()
     [name] = indexes_of(user)
     assert indexes_of(few) == []
-    assert indexes.tend() == (0, 0)
+    assert vector_indexes.tend() == (0, 0)
     with connection.cursor() as cursor:
         cursor.execute("SET enable_sort = off")  # of so few rows the planner would rather sort all
         try:
@@ -56,27 +56,27 @@ def test_a_user_with_many_rows_gets_an_index_that_recall_takes_and_that_goes_wit
             assert name in str(cursor.fetchall())
         finally:
             cursor.execute("RESET enable_sort")
-    monkeypatch.setattr(indexes, "_known", (-math.inf, frozenset()))
-    assert indexes.has_own(user) and not indexes.has_own(few)
+    monkeypatch.setattr(vector_indexes, "_known", (-math.inf, frozenset()))
+    assert vector_indexes.has_own(user) and not vector_indexes.has_own(few)
     entries.forget_everything(user_id=user)
-    indexes.tend()
+    vector_indexes.tend()
     assert indexes_of(user) == []
-    assert indexes.has_own(user)  # for a while: who asks is answered without it, too
-    monkeypatch.setattr(indexes, "_known", (-math.inf, frozenset()))
-    assert not indexes.has_own(user)
+    assert vector_indexes.has_own(user)  # for a while: who asks is answered without it, too
+    monkeypatch.setattr(vector_indexes, "_known", (-math.inf, frozenset()))
+    assert not vector_indexes.has_own(user)
 
 
 def test_recall_takes_the_index_though_its_statement_is_planned_once_for_the_others(
     committed_db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexes, "PAYS_FROM", 30)
-    monkeypatch.setattr(indexes, "SHRUNK_BELOW", 20)
-    monkeypatch.setattr(indexes, "_known", (-math.inf, frozenset()))
+    monkeypatch.setattr(vector_indexes, "PAYS_FROM", 30)
+    monkeypatch.setattr(vector_indexes, "SHRUNK_BELOW", 20)
+    monkeypatch.setattr(vector_indexes, "_known", (-math.inf, frozenset()))
     user = somebody().id
     texts = [f"Anna {number} visits place {number * 7}" for number in range(30)]
     for text in texts:
         entries.remember(user_id=user, tier=Tier.ASSOCIATIVE, content=text, origin=BY_HAND)
-    indexes.tend()
+    vector_indexes.tend()
     [name] = indexes_of(user)
 
     def scans() -> int:
@@ -106,4 +106,4 @@ def test_recall_takes_the_index_though_its_statement_is_planned_once_for_the_oth
         with connection.cursor() as cursor:
             cursor.execute("RESET enable_sort")
         entries.forget_everything(user_id=user)
-        indexes.tend()
+        vector_indexes.tend()

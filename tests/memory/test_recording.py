@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
-from adiuva.crypto import Cipher, UserCipher
-from adiuva.embedded.offline_model import memory as rules
+from adiuva.core.crypto import Cipher, UserCipher
+from adiuva.llm.structured import Unusable
+from adiuva.offline_model import memory as rules
 from memory import entries, recall, recording
-from memory.asking import Unusable
 from memory.entries import BY_HAND
 from memory.models import Entry, Exchange, Memory, Receipt, Source, SourceKind, Tier
 from memory.operations import MOST, Rules, may_be_the_same
+from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Request
-from tests.people import somebody
 
 HERE = uuid.UUID("11111111-2222-4333-8444-555555555555")
 

@@ -14,9 +14,9 @@ from adiuva.llm import transport
 from memory import entries
 from memory.entries import BY_HAND
 from memory.models import Embedding, Entry, Memory, Receipt, Tier
+from tests.factories import somebody
 from tests.fakes.provider import Provider
-from tests.memory.ages import says, seen
-from tests.people import somebody
+from tests.memory.factories import says, seen
 
 NEW = "openai/new-vectors"
 

@@ -10,13 +10,14 @@ from django.db import connection
 from django.test import Client as Browser
 from django.test.utils import CaptureQueriesContext
 
-from adiuva import lexical, llm
+from adiuva import llm
 from adiuva.accounts.models import User
+from adiuva.core import lexical_embedding
 from memory import entries
 from memory.entries import Origin
 from memory.models import Embedding, Entry, Exchange, Receipt, SourceKind, Tier
+from tests.factories import Person, somebody
 from tests.fakes.provider import Provider
-from tests.people import Person, somebody
 
 if TYPE_CHECKING:
     from rest_framework.test import APIClient
@@ -390,7 +391,7 @@ def test_receipts_say_what_left_for_whom(rest: APIClient, ada: Person) -> None:
 
 def test_a_text_gets_a_vector_without_any_configuration(rest: APIClient) -> None:
     answer = rest.post("/api/v1/storage/vectors/embed", {"text": "The harbour café"}).json()
-    assert answer == {"vector": lexical.embed("The harbour café"), "model": "lexical"}
+    assert answer == {"vector": lexical_embedding.embed("The harbour café"), "model": "lexical"}
     for text in ("", " ", None, 5, "x" * 20_001):
         refused = rest.post("/api/v1/storage/vectors/embed", {"text": text} if text != 5 else {})
         assert (refused.status_code, list(refused.json()["fields"])) == (400, ["text"])

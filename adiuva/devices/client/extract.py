@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from adiuva.documents import Unreadable
+from adiuva.documents.html import html_to_text
 from adiuva.documents.mail import mail_to_text
-from adiuva.documents.markup import html_to_text
 
 _TEXT_KINDS: Final = {
     ".md": "text/markdown",

@@ -17,11 +17,11 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from adiuva import env
+from adiuva.core import env
 from adiuva.devices.client.account import Address
 from adiuva.devices.client.errors import BadAddress
 from adiuva.embedded.demo import EMAIL
-from adiuva.embedded.state import Secrets
+from adiuva.embedded.state_folder import Secrets
 
 _TIMEOUT_S = 900.0  # a turn may take minutes
 _REMEMBERED = 40  # messages that go along as history

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from adiuva import db, llm
+from adiuva import llm
 from adiuva.accounts.keys import KeyAway, NoSuchUser
-from adiuva.crypto import SealBroken
+from adiuva.core import db
+from adiuva.core.crypto import SealBroken
 from memory import embedding
 
 _FIRST: Final = uuid.UUID(int=0)

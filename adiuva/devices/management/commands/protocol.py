@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
-from adiuva.devices import publish
+from adiuva.devices import schema_export
 
 
 class Command(BaseCommand):
@@ -15,7 +15,7 @@ class Command(BaseCommand):
     requires_system_checks = []
 
     def handle(self, *args: Any, **options: Any) -> None:
-        changed = publish.write(settings.BASE_DIR / "docs")
+        changed = schema_export.write(settings.BASE_DIR / "docs")
         for path in changed:
             self.stdout.write(f"wrote {path.name}")
         if not changed:

@@ -1,0 +1,275 @@
+"""What can happen to an account and its sessions. REST, the admin, the socket and commands all come here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection
+from datetime import timedelta
+from hashlib import sha256
+from uuid import UUID
+
+import structlog
+from django.conf import settings
+from django.contrib.auth.hashers import make_password
+from django.contrib.auth.password_validation import validate_password
+from django.core.cache import cache
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from adiuva.accounts import keys, tokens
+from adiuva.accounts.models import Ended, Session, User
+from adiuva.accounts.tokens import Tokens
+from adiuva.core.errors import Conflict, Invalid, NotAuthenticated, NotFound
+
+log = structlog.get_logger("adiuva.accounts")
+
+PASSWORD_LENGTH = 1000  # more only costs hashing
+_USED_EVERY = timedelta(minutes=1)
+_KEPT_AFTER_END = timedelta(days=30)  # so that people and staff can see how a session ended
+
+
+class InvalidCredentials(NotAuthenticated):
+    code = "invalid_credentials"
+
+    def __init__(self) -> None:
+        super().__init__("the e-mail address or the password is wrong")
+
+
+class EmailTaken(Conflict):
+    code = "email_taken"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "an account with this address exists already",
+            fields={"email": ["An account with this address exists already."]},
+        )
+
+
+class RefreshReused(NotAuthenticated):
+    code = "refresh_reused"
+
+    def __init__(self) -> None:
+        super().__init__("this refresh token was used before, so its session was ended: sign in again")
+
+
+# ── Coming in ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def register(*, email: str, password: str, user_agent: str = "") -> Tokens:
+    """A new account, signed in. Raises Invalid (a weak password or no address) and EmailTaken."""
+    _check_password(password, User(email=email), field="password")
+    try:
+        with transaction.atomic():
+            user = User.objects.create_user(email, password)
+            session = _open_session(user, user_agent)
+    except ValidationError as error:
+        raise Invalid("the account's values are not valid", fields=error.message_dict) from None
+    except IntegrityError:
+        raise EmailTaken from None
+    log.info("registered", user_id=str(user.pk))
+    return tokens.issue(session)
+
+
+def login(*, email: str, password: str, user_agent: str = "") -> Tokens:
+    """A new session. Raises InvalidCredentials, the same and at the same cost whatever is wrong."""
+    user = User.objects.filter(email=User.normalize_username(email)).first()
+    if user is None:
+        make_password(password)
+        raise InvalidCredentials
+    if not user.check_password(password) or not user.is_active:
+        raise InvalidCredentials
+    with transaction.atomic():
+        # This locks the row: no new password and no deactivation comes between the check and the session.
+        unchanged = User.objects.filter(pk=user.pk, password=user.password, is_active=True)
+        if not unchanged.update(last_login=timezone.now()):
+            raise InvalidCredentials
+        session = _open_session(user, user_agent)
+    return tokens.issue(session)
+
+
+def refresh(*, refresh_token: str) -> Tokens:
+    """The next generation's tokens. Raises NotAuthenticated, or RefreshReused when a token came back.
+
+    The generation before the newest is answered again for settings.REFRESH_GRACE: the answer may have been
+    lost, or two of a client's requests raced. Anything older was stolen from somebody, so the whole session
+    ends (RFC 9700, 4.14.2).
+    """
+    claims = tokens.read(refresh_token, "refresh")
+    now = timezone.now()
+    with transaction.atomic():
+        session = (
+            Session.objects.live()
+            .select_for_update(of=("self",))
+            .filter(pk=claims.session_id, user_id=claims.user_id, generation__gte=claims.generation)
+            .first()
+        )
+        if session is None:
+            raise NotAuthenticated("the session is over: sign in again")
+        behind = session.generation - claims.generation
+        reused = behind > 1 or (behind == 1 and now - session.rotated_at > settings.REFRESH_GRACE)
+        if reused:
+            Session.objects.filter(pk=session.pk).end(Ended.REUSE)
+        elif behind == 0:
+            session.generation += 1
+            session.rotated_at = session.last_used_at = now
+            session.expires_at = now + settings.SESSION_LIFE
+            session.save(update_fields=["generation", "rotated_at", "last_used_at", "expires_at"])
+    if reused:
+        log.warning("refresh token reused", user_id=str(session.user_id), session_id=str(session.pk))
+        raise RefreshReused
+    return tokens.issue(session)
+
+
+def authenticate(*, access_token: str) -> Session:
+    """The live session an access token speaks for, with its user, in one query. Raises NotAuthenticated."""
+    claims = tokens.read(access_token, "access")
+    session = (
+        Session.objects.live()
+        .select_related("user")
+        .filter(pk=claims.session_id, user_id=claims.user_id)
+        .first()
+    )
+    if session is None:
+        raise NotAuthenticated("the session is over: sign in again")
+    now = timezone.now()
+    if now - session.last_used_at >= _USED_EVERY:
+        Session.objects.filter(pk=session.pk).update(last_used_at=now)
+    return session
+
+
+# ── The socket's way in ─────────────────────────────────────────────────────────────────────────────────
+
+
+def authenticate_socket(access_token: str) -> tuple[UUID, UUID]:
+    """(user id, session id) of a live session. Raises NotAuthenticated."""
+    session = authenticate(access_token=access_token)
+    return session.user_id, session.pk
+
+
+def issue_ticket(*, session: Session) -> tuple[str, int]:
+    """A one-time ticket for the device socket, for browsers, and its end in Unix seconds."""
+    ticket = secrets.token_urlsafe(32)
+    cache.set(_ticket_key(ticket), f"{session.user_id} {session.pk}", settings.TICKET_LIFE.total_seconds())
+    return ticket, int((timezone.now() + settings.TICKET_LIFE).timestamp())
+
+
+def redeem_ticket(ticket: str) -> tuple[UUID, UUID]:
+    """(user id, session id) for the first who brings the ticket in time. Raises NotAuthenticated."""
+    key = _ticket_key(ticket)
+    found = cache.get(key)
+    # Of several who read it, one deletes it.
+    if not isinstance(found, str) or not cache.delete(key):
+        raise NotAuthenticated("the ticket is not valid, or was used, or has expired")
+    user_id, session_id = (UUID(part) for part in found.split())
+    if not Session.objects.live().filter(pk=session_id, user_id=user_id).exists():
+        raise NotAuthenticated("the session is over: sign in again")
+    return user_id, session_id
+
+
+def live_sessions(ids: Collection[UUID]) -> set[UUID]:
+    """Which of these still let somebody in: one query, for sockets that must close when theirs ends."""
+    if not ids:
+        return set()
+    return set(Session.objects.live().filter(pk__in=ids).values_list("pk", flat=True))
+
+
+# ── Going out ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def logout(*, session: Session) -> None:
+    Session.objects.filter(pk=session.pk).end(Ended.LOGOUT)
+
+
+def end_session(*, user: User, session_id: UUID) -> None:
+    """Sign one of the user's devices out. Raises NotFound for one that is not theirs or is over."""
+    if not Session.objects.live().filter(user=user, pk=session_id).end(Ended.OTHER_DEVICE):
+        raise NotFound("there is no such session")
+
+
+def end_sessions(*, user: User, reason: Ended, keep: Session | None = None) -> int:
+    """Sign all of the user's devices out, but for `keep`. Returns how many."""
+    others = Session.objects.filter(user=user, expires_at__gt=timezone.now())
+    return (others.exclude(pk=keep.pk) if keep else others).end(reason)
+
+
+def prune() -> int:
+    """Delete the rows of sessions that were over a month ago. Returns how many."""
+    before = timezone.now() - _KEPT_AFTER_END
+    expired, _ = Session.objects.filter(expires_at__lt=before).delete()
+    revoked, _ = Session.objects.filter(revoked_at__lt=before).delete()
+    return expired + revoked
+
+
+# ── The account itself ──────────────────────────────────────────────────────────────────────────────────
+
+
+def change_password(*, user: User, current: str, new: str, keep: Session | None = None) -> None:
+    """Set a new password and sign out everywhere but `keep`. Raises Invalid."""
+    if not user.check_password(current):
+        raise Invalid(
+            "the current password is wrong",
+            fields={"current_password": ["This is not the current password."]},
+        )
+    _check_password(new, user, field="new_password")
+    set_password(user=user, password=new, keep=keep)
+
+
+@transaction.atomic
+def set_password(*, user: User, password: str, keep: Session | None = None) -> None:
+    """Set a password that was checked already and sign out everywhere but `keep`."""
+    user.set_password(password)
+    user.save(update_fields=["password"])
+    end_sessions(user=user, reason=Ended.PASSWORD, keep=keep)
+
+
+@transaction.atomic
+def deactivate(*, users: QuerySet[User]) -> int:
+    """Lock accounts without deleting anything. Returns how many were active."""
+    ids = list(users.filter(is_active=True).select_for_update(no_key=True).values_list("pk", flat=True))
+    User.objects.filter(pk__in=ids).update(is_active=False)
+    Session.objects.filter(user_id__in=ids).end(Ended.INACTIVE)
+    return len(ids)
+
+
+@transaction.atomic
+def delete_account(*, user: User) -> None:
+    """Shred the key, end all sessions and delete every row of the user, all at once and for ever.
+
+    Raises keys.KeyAway where the key cannot be reached: an account whose key stays would not be deleted.
+    """
+    User.objects.select_for_update().filter(pk=user.pk).first()
+    user_id = user.pk
+    keys.shred(user_id)
+    user.delete()
+    log.info("account deleted", user_id=str(user_id))
+
+
+def _open_session(user: User, user_agent: str) -> Session:
+    now = timezone.now()
+    return Session.objects.create(
+        user=user,
+        created_at=now,
+        rotated_at=now,
+        last_used_at=now,
+        expires_at=now + settings.SESSION_LIFE,
+        user_agent="".join(filter(str.isprintable, user_agent))[:200],
+    )
+
+
+def _check_password(password: str, user: User, *, field: str) -> None:
+    if len(password) > PASSWORD_LENGTH or "\0" in password:
+        problems = [f"A password has at most {PASSWORD_LENGTH} characters, none of them NUL."]
+    else:
+        try:
+            validate_password(password, user)
+            return
+        except ValidationError as error:
+            problems = error.messages
+    raise Invalid("this password cannot be used", fields={field: problems})
+
+
+def _ticket_key(ticket: str) -> str:
+    # Hashed: who reads Redis cannot redeem what is there, and no input becomes a key of its own making.
+    return f"ticket:{sha256(ticket.encode('utf-8', 'surrogatepass')).hexdigest()}"

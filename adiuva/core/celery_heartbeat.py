@@ -1,0 +1,117 @@
+"""How others know that workers and beat are alive: each says so in Redis, while it works.
+
+One sorted set a role: node → when it was last heard, by Redis' own clock, so that no host's clock matters.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+from functools import cache
+from typing import Any, Literal, cast
+
+import redis
+import structlog
+from celery import Celery, bootsteps, signals
+from django.conf import settings
+
+Role = Literal["worker", "beat"]
+
+EVERY_S = 10.0
+HEARD_S = 30
+
+log = structlog.get_logger("adiuva.core.celery_heartbeat")
+
+
+@cache
+def _redis() -> redis.Redis:
+    return redis.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=2, socket_timeout=2)
+
+
+def _key(role: Role) -> str:
+    return f"adiuva:heartbeat:{role}"
+
+
+def _node() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _now() -> int:
+    seconds, _ = cast("tuple[int, int]", _redis().time())
+    return seconds
+
+
+def tell(role: Role) -> None:
+    """Say that this process is alive. That Redis is away is for the health check to report."""
+    try:
+        now = _now()
+        with _redis().pipeline() as pipe:
+            pipe.zadd(_key(role), {_node(): now})
+            pipe.zremrangebyscore(_key(role), 0, now - HEARD_S)
+            pipe.expire(_key(role), HEARD_S * 2)
+            pipe.execute()
+    except redis.RedisError as error:
+        log.warning("no heartbeat", role=role, error=type(error).__name__)
+
+
+def leave(role: Role) -> None:
+    """Say that this process ends."""
+    try:
+        _redis().zrem(_key(role), _node())
+    except redis.RedisError as error:
+        log.warning("no farewell", role=role, error=type(error).__name__)
+
+
+def ping() -> None:
+    """Raise redis.RedisError unless Redis answers."""
+    _redis().ping()
+
+
+def heard(role: Role) -> int:
+    """How many nodes of the role were heard in the last HEARD_S seconds. Raises redis.RedisError."""
+    return cast(int, _redis().zcount(_key(role), _now() - HEARD_S, "+inf"))
+
+
+class WorkerHeartbeat(bootsteps.StartStopStep):
+    """In the worker's own loop, which is what must be alive.
+
+    A step, because the consumer drops all timers when it connects anew, and starts its steps again.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        tell("worker")
+        self._timer = consumer.timer.call_repeatedly(EVERY_S, tell, ("worker",))
+
+    def stop(self, consumer: Any) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+
+def connect(app: Celery) -> None:
+    """Make the workers and the beat of this application tell that they are alive."""
+    app.steps["consumer"].add(WorkerHeartbeat)
+    signals.worker_shutdown.connect(_worker_ends, weak=False)
+    signals.beat_init.connect(_beat_begins, weak=False)
+
+
+def _worker_ends(**_: Any) -> None:
+    leave("worker")
+
+
+def _beat_begins(**_: Any) -> None:
+    tell("beat")
+    # What the broker has accepted proves that the loop turns; the platform's own jobs come every few seconds.
+    signals.after_task_publish.connect(_beat_published, weak=False)
+    atexit.register(leave, "beat")
+
+
+def _beat_published(**_: Any) -> None:
+    tell("beat")

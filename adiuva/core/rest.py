@@ -1,0 +1,232 @@
+"""What all REST endpoints share: how errors look, how lists are cut, how both are described."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import redis.exceptions
+import structlog
+from django.conf import settings
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.core.exceptions import ValidationError as DjangoValidationError
+from django.core.paginator import Page, Paginator
+from django.db import InterfaceError, OperationalError
+from django.http import Http404
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
+from rest_framework import exceptions, serializers
+from rest_framework.pagination import PageNumberPagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.utils.urls import replace_query_param
+
+from adiuva.core import errors
+
+if TYPE_CHECKING:
+    from rest_framework.views import APIView  # DRF loads this module while it makes that class
+
+log = structlog.get_logger("adiuva.core.rest")
+
+_AWAY = (OperationalError, InterfaceError, redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+_OUR_CODES = {
+    "parse_error": "bad_json",
+    "authentication_failed": "not_authenticated",
+    "permission_denied": "forbidden",
+}
+_WHOLE = "non_field_errors"  # DRF's name for what is wrong with the body as a whole
+
+
+class TooLarge(errors.AdiuvaError):
+    code, status = "too_large", 413
+
+
+# ── Errors ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response | None:
+    """DRF's hook: every refusal as `{code, message, fields?}`. None for the unforeseen, which is a 500."""
+    found = _as_ours(error)
+    if found is None:
+        return None
+    response = Response(found.body(), status=found.status)
+    if found.status == 401:
+        response["WWW-Authenticate"] = "Bearer"
+    if "retry_after_s" in found.extra:
+        response["Retry-After"] = str(found.extra["retry_after_s"])
+    return response
+
+
+def _as_ours(error: Exception) -> errors.AdiuvaError | None:
+    match error:
+        case errors.AdiuvaError():
+            return error
+        case Http404() | exceptions.NotFound():
+            return errors.NotFound("there is nothing here, or it is not yours")
+        case PermissionDenied():
+            return errors.Forbidden("you may not do this")
+        case RequestDataTooBig():
+            return TooLarge(f"a body has at most {settings.DATA_UPLOAD_MAX_MEMORY_SIZE} bytes")
+        case DjangoValidationError():
+            named = hasattr(error, "error_dict")
+            return _invalid(error.message_dict if named else {_WHOLE: error.messages})
+        case exceptions.ValidationError():
+            return _invalid(error.detail)
+        case exceptions.Throttled():
+            return _throttled(error)
+        case exceptions.APIException():
+            return _refusal(error, str(error.detail))
+    if isinstance(error, _AWAY):
+        log.error("a server is away", exc_info=error)
+        return errors.Unavailable("the server cannot reach its database just now: try again", retry_after_s=5)
+    return None
+
+
+def _throttled(error: exceptions.Throttled) -> errors.AdiuvaError:
+    found = _refusal(error, "")
+    seconds = max(1, math.ceil(getattr(error, "wait", None) or 0))
+    found.message = f"too many tries: the next is possible in {seconds} s"
+    found.extra["retry_after_s"] = seconds
+    return found
+
+
+def _refusal(error: exceptions.APIException, message: str) -> errors.AdiuvaError:
+    found = errors.AdiuvaError(message)
+    found.code = _OUR_CODES.get(error.default_code, error.default_code)
+    # DRF makes 401 a 403 where it knows no scheme to name; we always name ours.
+    found.status = type(error).status_code
+    return found
+
+
+def _invalid(detail: Any) -> errors.Invalid:
+    fields = dict(_flat(detail))
+    name, problems = next(iter(fields.items()), (_WHOLE, ["The request is not valid."]))
+    message = problems[0] if name == _WHOLE else f"{name}: {problems[0]}"
+    return errors.Invalid(message, fields=fields)
+
+
+def _flat(detail: Any, name: str = "") -> Iterable[tuple[str, list[str]]]:
+    """Nested error details as dotted names: `files.0.path`."""
+    if isinstance(detail, Mapping):
+        nested: Iterable[tuple[Any, Any]] = detail.items()
+    elif isinstance(detail, Sequence) and any(isinstance(part, Mapping | list) for part in detail):
+        nested = enumerate(detail)
+    else:
+        problems = [detail] if isinstance(detail, str) else list(detail)
+        if problems:
+            yield name or _WHOLE, [str(problem) for problem in problems]
+        return
+    for key, part in nested:
+        inner = name if key == _WHOLE else f"{name}.{key}" if name else str(key)
+        yield from _flat(part, inner)
+
+
+# ── Lists ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class PageLimitPagination(PageNumberPagination):
+    """`page` (from 1) and `limit` (50, at most 100).
+
+    The answer is the plain list; `X-Total-Count` says how many there are in all, `Link` (RFC 8288) where the
+    other pages are. A page past the end is empty.
+    """
+
+    page_size = 50
+    page_size_query_param = "limit"
+    max_page_size = 100
+    page_query_description = "From 1."
+    page_size_query_description = f"How many on a page; 50 if not given, and never more than {max_page_size}."
+
+    def paginate_queryset(self, queryset: Any, request: Request, view: APIView | None = None) -> list[Any]:
+        self.request = request
+        number = _positive(request, "page", 1)
+        limit = min(_positive(request, "limit", self.page_size), self.max_page_size)
+        paginator: Paginator[Any] = Paginator(queryset, limit)
+        start = (number - 1) * limit
+        rows = list(queryset[start : start + limit]) if start < paginator.count else []
+        self.page = Page(rows, number, paginator)
+        self.display_page_controls = 1 < paginator.num_pages >= number
+        self._headers = _page_headers(request.build_absolute_uri(), number, paginator)
+        return rows
+
+    def get_paginated_response(self, data: Any) -> Response:
+        return Response(data, headers=self._headers)
+
+    def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
+        return schema
+
+
+def _page_headers(url: str, number: int, paginator: Paginator[Any]) -> dict[str, str]:
+    others = {"first": 1, "prev": number - 1, "next": number + 1, "last": paginator.num_pages}
+    links = [
+        f'<{replace_query_param(url, "page", other)}>; rel="{rel}"'
+        for rel, other in others.items()
+        if 1 <= other <= paginator.num_pages and other != number
+    ]
+    headers = {"X-Total-Count": str(paginator.count)}
+    return {**headers, "Link": ", ".join(links)} if links else headers
+
+
+def _positive(request: Request, name: str, default: int) -> int:
+    raw = request.query_params.get(name, "")
+    if not raw:
+        return default
+    if not (raw.isascii() and raw.isdigit() and len(raw) < 10 and int(raw)):
+        raise exceptions.ValidationError({name: ["A whole number from 1 is required."]})
+    return int(raw)
+
+
+# ── OpenAPI ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+    target_class = "adiuva.accounts.authentication.BearerAuthentication"
+    name = "bearer"
+
+    def get_security_definition(self, auto_schema: object) -> dict[str, str]:
+        return {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+
+
+class Problem(serializers.Serializer[Any]):
+    """Why a request was refused."""
+
+    code = serializers.CharField(help_text="For programs.")
+    message = serializers.CharField(help_text="For people.")
+    fields = serializers.DictField(  # type: ignore[assignment]  # the wire's word, and DRF's own
+        child=serializers.ListField(child=serializers.CharField()),
+        required=False,
+        help_text="What is wrong, by the names of the body's values.",
+    )
+
+
+class Done(serializers.Serializer[Any]):
+    ok = serializers.BooleanField(default=True)
+
+
+_MEANINGS = {
+    400: "The request is not valid.",
+    401: "Not signed in, or no longer.",
+    403: "Not allowed.",
+    404: "There is none, or it is another user's.",
+    409: "It conflicts with what is there.",
+    429: "Too many tries; see Retry-After.",
+    503: "Something is away for now.",
+}
+
+TOTAL_COUNT = OpenApiParameter(
+    "X-Total-Count", int, OpenApiParameter.HEADER, description="How many there are in all.", response=[200]
+)
+
+
+def problems(*statuses: int) -> dict[int, OpenApiResponse]:
+    """The refusals of an endpoint, for extend_schema's `responses`."""
+    return {status: OpenApiResponse(Problem, _MEANINGS[status]) for status in statuses}
+
+
+def user_id(request: Request) -> UUID:
+    """Whose request it is, for endpoints that let nobody in unknown."""
+    found = request.user.pk
+    assert isinstance(found, UUID)
+    return found

@@ -1,0 +1,174 @@
+"""What may be done to an export from outside: ask for it, fetch it, give it up, sweep. Making it is in making.py."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import AsyncIterator
+from typing import Final
+
+from django.db import transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from adiuva.accounts.keys import NoSuchUser, cipher_for
+from adiuva.accounts.models import User
+from adiuva.core import crypto, db
+from adiuva.core.enqueue import nudge
+from adiuva.core.errors import AdiuvaError, Conflict, NotFound
+from adiuva.export.models import Export, ExportChunk
+
+State = Export.State
+KEPT: Final = dt.timedelta(
+    hours=24
+)  # once it is ready, fetched or not: the owner may fetch it again, or delete it
+MOST_A_DAY: Final = 5
+MOST_ATTEMPTS: Final = 3
+_NUDGE_AGAIN: Final = dt.timedelta(seconds=60)
+_ROWS_KEPT: Final = dt.timedelta(days=30)
+
+
+class ExportNotFound(NotFound):
+    code = "export_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("there is no such export, or it is not yours")
+
+
+class ExportIsLive(Conflict):
+    """The account has an export under way; `export_id` in the answer names it."""
+
+    code = "export_is_live"
+
+    def __init__(self, export_id: uuid.UUID) -> None:
+        super().__init__("an export of this account is under way", export_id=str(export_id))
+
+
+class TooManyExports(AdiuvaError):
+    code, status = "too_many_exports", 429
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"an account is exported at most {MOST_A_DAY} times a day", retry_after_s=seconds)
+
+
+class ExportNotReady(Conflict):
+    code = "export_not_ready"
+
+    def __init__(self, state: str) -> None:
+        super().__init__("there is no archive to fetch yet" if state in Export.LIVE else "the export failed")
+        self.extra["state"] = state
+
+
+class ExportExpired(AdiuvaError):
+    code, status = "export_expired", 410
+
+    def __init__(self) -> None:
+        super().__init__("this archive was deleted: ask for a new one")
+
+
+# ── For its owner ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@transaction.atomic
+def ask(*, user_id: uuid.UUID) -> Export:
+    """A new export, queued. The archive before it goes. Raise ExportIsLive, TooManyExports, NoSuchUser."""
+    if User.objects.select_for_update(no_key=True).filter(pk=user_id).only("pk").first() is None:
+        raise NoSuchUser("this account no longer exists")
+    mine = Export.objects.of(user_id)
+    if (live := mine.live().values_list("pk", flat=True).first()) is not None:
+        raise ExportIsLive(live)
+    day = timezone.now() - dt.timedelta(days=1)
+    lately = list(
+        mine.filter(created_at__gt=day).order_by("-created_at").values_list("created_at", flat=True)
+    )
+    if len(lately) >= MOST_A_DAY:
+        raise TooManyExports(max(1, int((lately[MOST_A_DAY - 1] - day).total_seconds())))
+    _expire(list(mine.ready().values_list("pk", flat=True)))
+    export = Export.objects.create(user_id=user_id)
+    nudge("export.make", export.pk)
+    export.refresh_from_db()
+    return export
+
+
+def of_user(user_id: uuid.UUID, export_id: uuid.UUID) -> Export:
+    """Raise ExportNotFound, also for another user's."""
+    found = Export.objects.of(user_id).filter(pk=export_id).first()
+    if found is None:
+        raise ExportNotFound
+    return found
+
+
+def to_fetch(export: Export) -> Export:
+    """Raise ExportNotReady or ExportExpired where there is no archive."""
+    if is_over(export):
+        raise ExportExpired
+    if export.state != State.READY:
+        raise ExportNotReady(export.state)
+    return export
+
+
+def is_over(export: Export) -> bool:
+    """Whether its archive is gone, or goes with the next sweep."""
+    late = export.expires_at is not None and export.expires_at <= timezone.now()
+    return export.state == State.EXPIRED or (export.state == State.READY and late)
+
+
+async def archive(export: Export) -> AsyncIterator[bytes]:
+    """The archive, chunk by chunk. Raise ExportExpired where it is deleted meanwhile, SealBroken where altered."""
+    for number in range(export.chunks):
+        yield await db.run(_chunk, export, number)
+
+
+def _chunk(export: Export, number: int) -> bytes:
+    found = (
+        ExportChunk.objects.filter(export_id=export.pk, number=number)
+        .values_list("sealed", flat=True)
+        .first()
+    )
+    if found is None:
+        raise ExportExpired
+    cipher = cipher_for(export.user_id)
+    return cipher.cipher.unseal(bytes(found), place_of(cipher, export.pk, number))
+
+
+def place_of(cipher: crypto.UserCipher, export_id: uuid.UUID, number: int) -> bytes:
+    """What a chunk is bound to."""
+    return crypto.place(cipher.owner, "export_chunk", f"{export_id} {number}", "sealed")
+
+
+@transaction.atomic
+def delete(*, export: Export) -> None:
+    """The archive goes; one that is being made is given up. That it was asked for stays known."""
+    locked = Export.objects.select_for_update().filter(pk=export.pk).first()
+    if locked is not None and locked.state != State.FAILED:
+        _expire([locked.pk])
+
+
+def _expire(ids: list[uuid.UUID]) -> None:
+    ExportChunk.objects.filter(export_id__in=ids).delete()
+    Export.objects.filter(pk__in=ids).update(state=State.EXPIRED, lease_until=None)
+
+
+# ── The sweep ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@transaction.atomic
+def sweep() -> dict[str, int]:
+    """Find what a lost nudge or a dead worker left behind, and delete what was kept long enough. Safe at any time."""
+    rows = Export.objects.select_for_update(skip_locked=True)
+    dead = list(rows.filter(state=State.RUNNING, lease_until__lt=Now()))
+    lost = [row.pk for row in dead if row.attempt >= MOST_ATTEMPTS]
+    again = [row.pk for row in dead if row.attempt < MOST_ATTEMPTS]
+    forgotten = rows.filter(state=State.QUEUED, nudged_at__lt=Now() - _NUDGE_AGAIN)
+    again += forgotten.values_list("pk", flat=True)
+    ExportChunk.objects.filter(export_id__in=[row.pk for row in dead]).delete()
+    Export.objects.filter(pk__in=lost).update(
+        state=State.FAILED, code="workers_lost", lease_until=None, ended_at=Now()
+    )
+    Export.objects.filter(pk__in=again).update(state=State.QUEUED, lease_until=None, nudged_at=Now())
+    for export_id in again:
+        nudge("export.make", export_id)
+    late = list(rows.ready().filter(expires_at__lt=Now()).values_list("pk", flat=True))
+    _expire(late)
+    Export.objects.filter(created_at__lt=Now() - _ROWS_KEPT).exclude(state__in=Export.LIVE).delete()
+    return {"lost": len(lost), "nudged": len(again), "expired": len(late)}

@@ -1,0 +1,24 @@
+"""Embeddings without a provider: lexical ones, made here. They find shared words, not shared meaning."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from adiuva.core import lexical_embedding
+from adiuva.llm.base import EmbeddingModel
+
+LEXICAL: Final = "lexical"
+
+
+class LexicalEmbeddings(EmbeddingModel):
+    """What an installation has that configures no embedding model. Its vectors cost a fraction of a millisecond."""
+
+    def __init__(self) -> None:
+        super().__init__(LEXICAL, "")
+        self.provider = ""  # nobody: nothing leaves
+
+    def embed_now(self, text: str) -> list[float]:
+        return lexical_embedding.embed(text)
+
+    async def _embed(self, texts: list[str]) -> list[list[float]]:
+        return [lexical_embedding.embed(text) for text in texts]

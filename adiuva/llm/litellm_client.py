@@ -1,0 +1,151 @@
+"""Every provider but the OpenAI-compatible ones, through LiteLLM, which is imported when one is first asked.
+
+Its import takes seconds and near 200 MB, so it happens in a thread, and only in a process that needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from django.conf import settings
+
+from adiuva.llm import errors, openai_format
+from adiuva.llm.base import ChatModel, EmbeddingModel
+from adiuva.llm.types import Delta, Reply, Request
+
+_module: Any = None
+
+
+async def _litellm() -> Any:
+    global _module
+    if _module is None:
+        _module = await asyncio.to_thread(_import)
+    return _module
+
+
+def _import() -> Any:
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches a price list at import
+    litellm: Any = importlib.import_module("litellm")
+    litellm.suppress_debug_info = True  # it prints advice of its own beside errors
+    litellm.telemetry = False
+    # It takes a repeated chunk for a model gone mad; a table's rule or a row of blanks is no madness.
+    litellm.REPEATED_STREAMING_CHUNK_LIMIT = sys.maxsize
+    return litellm
+
+
+async def aclose() -> None:
+    """Close the running loop's clients. LiteLLM keeps them by the loop's id, which another loop may get."""
+    if _module is None:
+        return
+    cache = _module.in_memory_llm_clients_cache
+    suffix = f"-{id(asyncio.get_running_loop())}"
+    for key in [key for key in cache.cache_dict if str(key).endswith(suffix)]:
+        client = cache.cache_dict.pop(key, None)
+        cache.ttl_dict.pop(key, None)
+        close = getattr(client, "close", None)
+        if close is not None and inspect.isawaitable(closing := close()):
+            await closing
+
+
+class LiteLLMChat(ChatModel):
+    def __init__(self, name: str, api_base: str, api_key: str) -> None:
+        super().__init__(name, _endpoint(name, api_base))
+        self._address = _address(api_base, api_key)
+
+    async def _ask(self, request: Request) -> Reply:
+        litellm = await _litellm()
+        try:
+            async with asyncio.timeout(settings.MODEL_TIMEOUT_S):
+                answer = await litellm.acompletion(**self._arguments(request))
+        except Exception as error:
+            raise _named(error) from None
+        return openai_format.reply(answer.model_dump())
+
+    async def _listen(self, request: Request) -> AsyncGenerator[list[Delta], None]:
+        litellm = await _litellm()
+        arguments = self._arguments(request) | {"stream": True, "stream_options": {"include_usage": True}}
+        deltas, stream, began = openai_format.Assembler(), None, False
+        try:
+            async with asyncio.timeout(settings.MODEL_TIMEOUT_S):
+                stream = await litellm.acompletion(**arguments)
+            while True:
+                async with asyncio.timeout(settings.MODEL_TIMEOUT_S):
+                    chunk = await anext(stream, None)
+                if chunk is None:
+                    break
+                began = True
+                if found := deltas.take([chunk.model_dump(exclude_none=True)]):
+                    yield found
+        except errors.ModelError:
+            raise
+        except Exception as error:
+            named = _named(error)
+            if began and isinstance(named, errors.ModelUnavailable):
+                named = errors.ModelInterrupted("the model's answer broke off")
+            raise named from None
+        finally:
+            if stream is not None:
+                await stream.aclose()
+        yield deltas.finish()
+
+    def _arguments(self, request: Request) -> dict[str, Any]:
+        given: dict[str, Any] = {
+            "model": self.name,
+            "messages": list(request.messages),
+            "tools": list(request.tools) if request.tools else None,
+            "response_format": request.response_format,
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            # Given tools it would import the mcp package, not installed, for a gateway that we do not have.
+            "_skip_mcp_handler": True,
+        }
+        return self._address | {key: value for key, value in given.items() if value is not None}
+
+
+class LiteLLMEmbeddings(EmbeddingModel):
+    def __init__(self, name: str, api_base: str, api_key: str) -> None:
+        super().__init__(name, _endpoint(name, api_base))
+        self._address = _address(api_base, api_key)
+
+    async def _embed(self, texts: list[str]) -> list[list[float]]:
+        litellm = await _litellm()
+        try:
+            async with asyncio.timeout(settings.MODEL_TIMEOUT_S):
+                answer = await litellm.aembedding(model=self.name, input=texts, **self._address)
+        except Exception as error:
+            raise _named(error) from None
+        return openai_format.vectors(answer.model_dump(), len(texts))
+
+
+def _endpoint(name: str, api_base: str) -> str:
+    return f"{name.partition('/')[0]} {api_base}".strip()
+
+
+def _address(api_base: str, api_key: str) -> dict[str, Any]:
+    """Where and how. Its own retries are off: ours know about Retry-After, and two of them multiply."""
+    return {
+        "api_base": api_base or None,
+        "api_key": api_key or None,
+        "timeout": settings.MODEL_TIMEOUT_S,
+        "num_retries": 0,
+        "max_retries": 0,
+    }
+
+
+def _named(error: Exception) -> errors.ModelError:
+    """One of our errors for one of LiteLLM's, whose text may hold the prompt or the key."""
+    kind = type(error).__name__
+    if isinstance(error, TimeoutError) or kind in {"Timeout", "APITimeoutError"}:
+        return errors.ModelTimeout("the model did not answer in time")
+    status = getattr(error, "status_code", None)
+    if not isinstance(status, int):
+        return errors.ModelGarbled(f"LiteLLM could not make sense of the model's answer ({kind})")
+    detail = {key: getattr(error, key, None) for key in ("code", "type", "param")}
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    return errors.from_status(status, {"error": detail}, headers, text=str(error))

@@ -1,0 +1,104 @@
+"""Our own lean client for endpoints that speak the OpenAI HTTP API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import aiohttp
+from django.conf import settings
+
+from adiuva.llm import errors, openai_format, transport
+from adiuva.llm.base import ChatModel, EmbeddingModel
+from adiuva.llm.transport import Endpoint
+from adiuva.llm.types import Delta, Reply, Request, Text
+
+DEFAULT_BASE = "https://api.openai.com/v1"
+_EVENTS = {"text/event-stream", "text/plain", "application/octet-stream"}
+_AFTERWORD_S = 5.0  # for usage and [DONE], once the finish has come
+_REST_S = 0.2
+
+
+class OpenAIChat(ChatModel):
+    def __init__(self, name: str, endpoint: Endpoint) -> None:
+        super().__init__(name, endpoint.name)
+        self._at = endpoint
+        self._model = name.removeprefix("openai/")
+
+    async def _ask(self, request: Request) -> Reply:
+        return openai_format.reply(await self._at.ask("chat/completions", self._body(request)))
+
+    async def _listen(self, request: Request) -> AsyncGenerator[list[Delta], None]:
+        body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
+        patience = settings.MODEL_TIMEOUT_S
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=transport.CONNECT_S, sock_read=patience)
+        async with self._at.post("chat/completions", body, timeout) as response:
+            if response.content_type == "application/json":  # it does not stream
+                raw = b"".join([piece async for piece in transport.pieces(response, patience)])
+                yield _whole(raw)
+                return
+            if response.content_type not in _EVENTS:
+                raise errors.ModelGarbled(
+                    "the model's address answers, but not as a model: check the api_base"
+                )
+            lines, deltas = openai_format.EventLines(), openai_format.Assembler()
+            source = transport.pieces(response, patience)
+            while not deltas.done:
+                piece = await _next(source, _AFTERWORD_S if deltas.reason else None)
+                if found := deltas.feed(lines.feed(piece) if piece else lines.close()):
+                    yield found
+                if not piece:
+                    break
+            yield deltas.finish()
+            # The rest, empty as a rule, is read so that the connection can be used again.
+            await _next(source, _REST_S)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        body: dict[str, Any] = {"model": self._model, "messages": list(request.messages)}
+        if request.tools:
+            body["tools"] = list(request.tools)
+        if request.schema:
+            body["response_format"] = request.response_format
+        if request.max_tokens is not None:
+            # OpenAI's own newer models refuse the old name; most other servers know only that.
+            own = self._at.host == "api.openai.com"
+            body["max_completion_tokens" if own else "max_tokens"] = request.max_tokens
+        if request.temperature is not None:
+            body["temperature"] = request.temperature
+        return body
+
+
+class OpenAIEmbeddings(EmbeddingModel):
+    def __init__(self, name: str, endpoint: Endpoint) -> None:
+        super().__init__(name, endpoint.name)
+        self._at = endpoint
+
+    async def _embed(self, texts: list[str]) -> list[list[float]]:
+        model = self.name.removeprefix("openai/")
+        body = {"model": model, "input": texts, "encoding_format": "float"}
+        return openai_format.vectors(await self._at.ask("embeddings", body), len(texts))
+
+
+def _whole(raw: bytes) -> list[Delta]:
+    """A whole answer in place of a stream, as the deltas it would have been."""
+    try:
+        reply = openai_format.reply(openai_format.loads(raw))
+    except ValueError:
+        raise errors.ModelGarbled("the model's address answers, but not with JSON") from None
+    return [*([Text(reply.text)] if reply.text else []), *reply.tool_calls, reply.ending]
+
+
+async def _next(source: AsyncGenerator[bytes, None], within: float | None = None) -> bytes:
+    """The next read, or nothing at the end of the stream.
+
+    Where only `within` seconds are given the answer is complete: then a stream that stays open, breaks or
+    goes on for ever is at its end.
+    """
+    if within is None:
+        return await anext(source, b"")
+    try:
+        async with asyncio.timeout(within):
+            return await anext(source, b"")
+    except (TimeoutError, aiohttp.ClientError, errors.ModelGarbled):
+        return b""

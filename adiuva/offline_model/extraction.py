@@ -1,0 +1,121 @@
+"""The extraction request as messages and a schema, and its answer as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
+from adiuva.offline_model.rules import Document, find
+
+_HEAD = re.compile(r"Document: ([^\n]*)\n(?:Part: (\d{1,9}) of \d{1,9}\n)?(?:Today: ([\d-]{10})\n)?\n?")
+_MOST_DEPTH = 20
+_PROJECTS = re.compile(r"^Projects: (\[.*\])[ \t]*$", re.MULTILINE)
+
+
+def answer(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"records": […]}` for the last document among the messages, with the tables and fields of the schema."""
+    texts = [text(message) for message in messages if message.get("role") in {"user", "system"}]
+    document = next((said for said in reversed(texts) if said.startswith("Document: ")), "")
+    branches = _branches(schema)
+    records = []
+    for table, data in find(_document(document, texts), set(branches)):
+        fields, required = branches[table]
+        kept = {key: value for key, value in data.items() if key in fields}
+        if required <= kept.keys():
+            records.append({"table": table, "data": kept})
+    return {"records": records}
+
+
+def text(message: Mapping[str, Any]) -> str:
+    """A message's text, also when it comes in parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def example(schema: Any, depth: int = 0) -> Any:
+    """The least value that fits a schema we have no rules for, or None."""
+    if not isinstance(schema, Mapping) or depth > _MOST_DEPTH:
+        return None
+    if "const" in schema:
+        return schema["const"]
+    if options := _list(schema, "enum"):
+        return options[0]
+    for key in ("anyOf", "oneOf", "allOf"):
+        if options := _list(schema, key):
+            return example(options[0], depth + 1)
+    kind = (_list(schema, "type") or [schema.get("type")])[0]
+    fields = schema.get("properties")
+    if isinstance(fields, Mapping):
+        return {
+            key: example(fields.get(key), depth + 1)
+            for key in _list(schema, "required")
+            if isinstance(key, str)
+        }
+    least: dict[str, Any] = {
+        "object": {},
+        "array": [],
+        "string": "",
+        "integer": 0,
+        "number": 0,
+        "boolean": False,
+    }
+    return least.get(str(kind))
+
+
+def _list(schema: Mapping[str, Any], key: str) -> list[Any]:
+    found = schema.get(key)
+    return found if isinstance(found, list) else []
+
+
+def _document(message: str, texts: Sequence[str]) -> Document:
+    head = _HEAD.match(message)
+    if head is None:
+        return Document("", "")
+    return Document(
+        name=head[1],
+        text=message[head.end() :],
+        part=int(head[2] or 1),
+        today=_day(head[3]),
+        projects=next((found for said in texts if (found := _projects(said))), []),
+    )
+
+
+def _day(said: str | None) -> date:
+    try:
+        return date.fromisoformat(said or "")
+    except ValueError:
+        return datetime.now(UTC).date()
+
+
+def _projects(said: str) -> list[tuple[str, str]]:
+    if said.startswith("Document: ") or not (match := _PROJECTS.search(said)):
+        return []
+    try:
+        rows = json.loads(match[1])
+    except (ValueError, RecursionError):
+        return []
+    return [
+        (row["id"], row["name"])
+        for row in rows
+        if isinstance(row, dict) and isinstance(row.get("id"), str) and isinstance(row.get("name"), str)
+    ]
+
+
+def _branches(schema: Mapping[str, Any]) -> dict[str, tuple[set[str], set[str]]]:
+    """By table: the fields that the schema lists, and those that it requires."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    try:
+        items = schema["properties"]["records"]["items"]
+        for branch in items.get("anyOf") or items.get("oneOf") or [items]:
+            table, data = branch["properties"]["table"], branch["properties"]["data"]
+            names = [table["const"]] if "const" in table else table["enum"]
+            for name in names:
+                found[str(name)] = (set(data["properties"]), set(data.get("required") or ()))
+    except (AttributeError, TypeError, LookupError):
+        return {}
+    return found

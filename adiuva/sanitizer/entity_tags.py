@@ -1,0 +1,308 @@
+"""The first stage: what is more than prose. Tags and charts go out whole, tool calls and control tokens not at all.
+
+A construct is decided when its end is seen, or LIMIT characters after its beginning, or at the end of the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from adiuva.sanitizer import charts, tool_calls
+from adiuva.sanitizer.patterns import Guard
+
+LIMIT: Final = 64 * 1024
+"""So many characters are held back at most."""
+
+_ENTITY = r"(?:task|project|note|timeline)"
+_CALLS = r"tool_calls?|function_calls?|tool_responses?|tool_results?|tools"
+_CALL = rf"<(?P<call>{_CALLS})(?:\s[^<>]{{0,200}})?>|<(?P<named>function|invoke)[\s=][^<>]{{0,200}}>"
+_CONTROL = r"<[|｜][^|｜<>\n]{0,64}[|｜]>"
+_ANGLE = re.compile(
+    rf"<(?P<entity>{_ENTITY})>\s{{0,16}}\[|(?P<chart><chart>\s{{0,16}})\{{|(?P<thought><think(?:ing)?>)|{_CALL}"
+    r"|(?P<begin><[|｜]tool[_▁ ]calls?(?:[_▁ ]section)?[_▁ ]begin[|｜]>)"
+    rf"|{_CONTROL}|</?(?:{_CALLS}|invoke|parameter)>|</function>|<parameter[\s=][^<>]{{0,200}}>"
+)
+_ANGLE_BEGUN = re.compile(
+    rf"<(?:/?[a-z_]{{0,16}}|/(?:{_CALLS}|function|invoke|parameter)|(?:{_ENTITY}|chart)>\s{{0,16}}"
+    rf"|(?:{_CALLS})\s[^<>]{{0,200}}|(?:function|invoke|parameter)[\s=][^<>]{{0,200}}|[|｜][^|｜<>\n]{{0,64}}[|｜]?)\Z"
+)
+# The keys with which models begin a tool call or a tool's schema.
+_KEY = r'"(?:type|name|function|tool|tool_name|tool_calls|tool_uses|arguments|parameters|id|index|recipient_name)"'
+_OBJECT = rf"\{{\s{{0,16}}{_KEY}\s{{0,16}}:"
+_OBJECT_BEGUN = r"\{\s{0,16}(?:\"(?:[a-z_]{0,16}(?:\"\s{0,16})?)?)?"
+_BRACE = re.compile(_OBJECT)
+_BRACE_BEGUN = re.compile(rf"{_OBJECT_BEGUN}\Z")
+_SQUARE = re.compile(
+    rf"(?P<list>\[\s{{0,16}}{_OBJECT})"
+    r"|\[TOOL_CALLS\](?P<value>\s{0,16}(?:[\w.-]{1,64}(?:\[CALL_ID\]\w{1,32})?\[ARGS\]\s{0,16})?(?=[\[{]))?"
+    r"|\[/?(?:TOOL_REQUEST|TOOL_RESULTS?|AVAILABLE_TOOLS|INST|ARGS)\]"
+)
+_SQUARE_BEGUN = re.compile(
+    rf"\[(?:/?[A-Z_]{{0,16}}|\s{{0,16}}(?:{_OBJECT_BEGUN})?|TOOL_CALLS\]\s{{0,16}}"
+    r"(?:[\w.-]{1,64}(?:\[[A-Z_]{0,8}(?:\]\w{0,32}(?:\[[A-Z]{0,4}\]?)?\s{0,16})?)?)?)\Z"
+)
+_TRIGGER = re.compile(r"[<\[{]")
+_ENTITY_BODY_END = re.compile(r"[\]<]")
+_ENTITY_CLOSE = re.compile(rf"\s{{0,16}}</{_ENTITY}>")
+_ENTITY_CLOSE_BEGUN = re.compile(r"\s{0,16}(?:</?[a-z]{0,8})?\Z")
+_CHART_END = "</chart>"
+_CHART_CLOSE = re.compile(r"\s{0,16}</chart>")
+_CHART_CLOSE_BEGUN = re.compile(r"\s{0,16}(?:</?[a-z]{0,5})?\Z")
+_TAGS = ("task", "project", "note", "timeline", "chart")
+_UNFINISHED = re.compile(
+    rf"<(?:{'|'.join(sorted({tag[:n] for tag in _TAGS for n in range(2, len(tag) + 1)}))}|(?:{'|'.join(_TAGS)})>\s*)\Z"
+)
+_BLANK_LINE = re.compile(r"\n[ \t]{0,8}\n")
+_JSON_PART = re.compile(r'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)
+
+_THOUGHT_END = re.compile(r"</think(?:ing)?>")
+_CALLS_END = re.compile(r"<[|｜]tool[_▁ ]calls?(?:[_▁ ]section)?[_▁ ]end[|｜]>")
+_QUOTES = " \t\r\n`\"'“”‘’"
+_SKIPPED_TAIL = 32  # longer than what ends a skip
+
+_WAIT: Final = -1
+
+
+class Markup:
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        prose: Callable[[str], None],
+        whole: Callable[[str], None],
+        allowed: Callable[[str], bool],
+        clean: Callable[[str], str],
+        removed: Counter[str],
+    ) -> None:
+        self._tools, self._prose, self._whole = guard.tools, prose, whole
+        self._allowed, self._clean, self._removed = allowed, clean, removed
+        self._held = ""
+        self._scanned: tuple[int, int] | None = (
+            None  # how far a JSON value was read, and how deep it was there
+        )
+        self._skip: re.Pattern[str] | None = None  # what ends something that is too long to be held
+        self._cut = False  # something was taken out here
+        self._last = ""  # the last character of the prose
+        self._spoke = False  # there was more than blanks
+
+    def feed(self, text: str) -> None:
+        if self._held or self._skip:
+            self._held += text
+        elif text and not _TRIGGER.search(text):
+            self._say(text)
+            return
+        else:
+            self._held = text
+        self._go_on(final=False)
+
+    def finish(self) -> None:
+        self._go_on(final=True)
+
+    def _go_on(self, final: bool) -> None:
+        held, at = self._held, 0
+        while at < len(held):
+            if self._skip:
+                at = self._skipped(self._skip, at)
+                if self._skip:
+                    break
+            trigger = _TRIGGER.search(held, at)
+            start = trigger.start() if trigger else len(held)
+            if start > at:
+                self._say(held[at:start])
+                at = start
+            if trigger:
+                following = self._construct(at, final)
+                if following == _WAIT:
+                    break
+                at, self._scanned = following, None
+        self._held = held[at:]
+        if self._scanned:
+            self._scanned = self._scanned[0] - at, self._scanned[1]
+
+    def _construct(self, at: int, final: bool) -> int:
+        """Judge what may begin at `at`; returns where to go on, or _WAIT."""
+        match self._held[at]:
+            case "<":
+                return self._angle(at, final)
+            case "{":
+                if _BRACE.match(self._held, at):
+                    return self._value(at, final)
+                begun = _BRACE_BEGUN
+            case _:
+                begun = _SQUARE_BEGUN
+                if (found := _SQUARE.match(self._held, at)) and (final or not begun.match(self._held, at)):
+                    return self._square(at, found, final)
+        return _WAIT if not final and begun.match(self._held, at) else self._literal(at)
+
+    def _angle(self, at: int, final: bool) -> int:
+        held = self._held
+        found = _ANGLE.match(held, at)
+        if found is None:
+            if not final:
+                return _WAIT if _ANGLE_BEGUN.match(held, at) else self._literal(at)
+            return self._dropped("tag", len(held)) if _UNFINISHED.match(held, at) else self._literal(at)
+        match found.lastgroup:
+            case "entity":
+                return self._entity(at, found, final)
+            case "chart":
+                return self._chart(at, found.end("chart"), final)
+            case "thought":
+                if self._spoke:  # a model that thinks aloud does so first; later it is a word of the text
+                    return self._literal(at)
+                self._skip = _THOUGHT_END
+                return self._dropped("thought", found.end())
+            case "call":
+                return self._call(at, found.end(), re.compile(f"</{found['call']}>"), final)
+            case "named":
+                return self._call(at, found.end(), re.compile(f"</{found['named']}>"), final)
+            case "begin":
+                return self._call(at, found.end(), _CALLS_END, final)
+            case _:
+                return self._dropped("markup", found.end())
+
+    def _entity(self, at: int, opening: re.Match[str], final: bool) -> int:
+        held, start = self._held, opening.end()
+        end = _ENTITY_BODY_END.search(held, start, at + LIMIT)
+        if end is None:
+            if len(held) - at >= LIMIT:
+                return self._dropped("tag", start)  # a list of ids it is not: the rest is prose
+            return self._dropped("tag", _end_of_line(held, start)) if final else _WAIT
+        closed = end[0] == "]"
+        after = end.end() if closed else end.start()
+        closing = _ENTITY_CLOSE.match(held, after)
+        if closing is None and _ENTITY_CLOSE_BEGUN.match(held, after):
+            return self._dropped("tag", len(held)) if final else _WAIT
+        if closing is None and not closed:
+            return self._dropped("tag", start)
+        self._show_entity(opening["entity"], held[start : end.start()])
+        return closing.end() if closing else after
+
+    def _show_entity(self, kind: str, listed: str) -> None:
+        rows: dict[str, None] = {}
+        for item in listed.split(","):
+            row = item.strip(_QUOTES)
+            for word in [row] if self._allowed(row) else [part.strip(_QUOTES) for part in row.split()]:
+                if self._allowed(word):
+                    rows[word] = None
+                else:
+                    self._removed["tag_id"] += 1
+        if rows:
+            self._show(f"<{kind}>[{','.join(rows)}]</{kind}>")
+        else:
+            self._dropped("tag", 0)
+
+    def _chart(self, at: int, start: int, final: bool) -> int:
+        held = self._held
+        close = held.find(_CHART_END, start, at + LIMIT)
+        end = self._end_of_value(start, close if close >= 0 else at + LIMIT)
+        if end == _WAIT:
+            if close >= 0:
+                return self._dropped("chart", close + len(_CHART_END))
+            return self._unended("chart", at, start, _CHART_CLOSE, final)
+        closing = _CHART_CLOSE.match(held, end)
+        if closing is None and _CHART_CLOSE_BEGUN.match(held, end):
+            return self._dropped("chart", len(held)) if final else _WAIT
+        chart = charts.checked(held[start:end], self._clean)
+        if chart is None:
+            return self._dropped("chart", closing.end() if closing else end)
+        self._show(f"<chart>{chart}</chart>")
+        return closing.end() if closing else end
+
+    def _call(self, at: int, start: int, close: re.Pattern[str], final: bool) -> int:
+        closing = close.search(self._held, start, at + LIMIT)
+        if closing:
+            return self._dropped("markup", closing.end())
+        return self._unended("markup", at, start, close, final)
+
+    def _square(self, at: int, found: re.Match[str], final: bool) -> int:
+        if found["list"]:
+            return self._value(at, final)
+        if found["value"] is None:
+            return self._dropped("markup", found.end())
+        end = self._end_of_value(found.end(), at + LIMIT)
+        if end == _WAIT:
+            return self._unended("markup", at, found.end(), _BLANK_LINE, final)
+        return self._dropped("markup", end)
+
+    def _value(self, at: int, final: bool) -> int:
+        """JSON that begins as tool calls and schemas do. A blank line ends it too: nobody waits for a lost brace."""
+        held, stop = self._held, at + LIMIT
+        blank = _BLANK_LINE.search(held, at, stop)
+        end = self._end_of_value(at, blank.start() if blank else stop)
+        if end == _WAIT:
+            if not blank and len(held) < stop and not final:
+                return _WAIT
+            end = blank.start() if blank else min(stop, len(held))
+        if tool_calls.holds_call(held[at:end], self._tools):
+            return self._dropped("markup", end)
+        self._say(held[at:end])
+        return end
+
+    def _end_of_value(self, start: int, stop: int) -> int:
+        """Behind the last bracket of a JSON value; _WAIT if it does not end before `stop`. Reads each part once."""
+        place, depth = self._scanned or (start, 0)
+        for part in _JSON_PART.finditer(self._held, place, stop):
+            match part[0]:
+                case '"':
+                    place = part.start()  # a string without an end
+                    break
+                case "{" | "[":
+                    depth += 1
+                case "}" | "]":
+                    depth -= 1
+                    if depth <= 0:
+                        return part.end()
+            place = part.end()
+        self._scanned = place, depth
+        return _WAIT
+
+    def _unended(self, kind: str, at: int, start: int, close: re.Pattern[str], final: bool) -> int:
+        """Something to be dropped whose end is not there: too long, or cut off, or not yet there."""
+        held = self._held
+        if len(held) - at >= LIMIT:
+            self._skip = (
+                close if close is _BLANK_LINE else re.compile(f"{close.pattern}|{_BLANK_LINE.pattern}")
+            )
+            return self._dropped(kind, at + LIMIT)
+        if not final:
+            return _WAIT
+        blank = _BLANK_LINE.search(held, start)
+        return self._dropped(kind, blank.start() if blank else len(held))
+
+    def _skipped(self, end: re.Pattern[str], at: int) -> int:
+        found = end.search(self._held, at)
+        if found is None:
+            return max(at, len(self._held) - _SKIPPED_TAIL)
+        self._skip = None
+        return found.start() if found[0].isspace() else found.end()
+
+    def _literal(self, at: int) -> int:
+        self._say(self._held[at])
+        return at + 1
+
+    def _dropped(self, kind: str, following: int) -> int:
+        self._removed[kind] += 1
+        self._cut = True
+        return following
+
+    def _say(self, text: str) -> None:
+        if self._cut:
+            # What stood on both sides must not grow together, to a tag perhaps.
+            if text[0].isalnum() and self._last and not self._last.isspace():
+                self._prose(" ")
+            self._cut = False
+        self._last = text[-1]
+        self._spoke = self._spoke or not text.isspace()
+        self._prose(text)
+
+    def _show(self, text: str) -> None:
+        self._cut, self._last, self._spoke = False, "", True
+        self._whole(text)
+
+
+def _end_of_line(text: str, start: int) -> int:
+    end = text.find("\n", start)
+    return len(text) if end < 0 else end

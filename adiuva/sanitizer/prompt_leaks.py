@@ -1,0 +1,150 @@
+"""The last stage: eight words in a row of a prompt, and canaries. It is given whole words.
+
+A run of a prompt goes with the rest of its sentence or line; a mark stays where something was, and keeps what stands on
+both sides from growing together to what was taken out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+
+from adiuva.sanitizer.patterns import RUN, Guard, same, words
+
+# The end of a sentence, seen from between two words.
+_SENTENCE_END = re.compile(r"""[.!?…。！？]+["'”’»)\]*_`]{0,4}(?=\s)|(?=\n)""")
+_APART = 256  # so far apart, words are no longer in a row
+
+
+class Leaks:
+    def __init__(self, guard: Guard, emit: Callable[[str], None], removed: Counter[str]) -> None:
+        self._step, self._canary, self._half = guard.runs.step, guard.canary, guard.half_a_canary
+        self._emit, self._removed = emit, removed
+        # The run under way: its state in the automaton, its length, and the text from its second word on.
+        self._state = self._length = 0
+        self._held = ""
+        self._starts: list[int] = []  # where the words after the run's first begin in the held text
+        self._last = 0  # where its last word ends in the held text
+        self._dropping = False  # the rest of a sentence
+        self._begun = ""  # what may be the beginning of a canary
+        self._marks = 0
+        self._just_marked = False
+
+    def feed(self, text: str) -> None:
+        """Judge a text that neither begins nor ends inside of a word."""
+        seen = len(self._held)
+        held = self._held + text if seen else text
+        shown = 0  # up to where the held text has been shown or dropped
+        state, length, starts, last = self._state, self._length, self._starts, self._last
+        for match in words(held, seen):
+            start, end = match.span()
+            if length >= 2 or self._dropping:
+                if start - last > _APART:
+                    shown = self._stop_dropping(held, last, shown)
+                    state = length = 0
+                elif self._dropping and (stop := _SENTENCE_END.search(held, last, start)):
+                    self._dropping, shown = False, stop.end()
+            state, length = self._step(state, length, same(match[0]))
+            last = end
+            if length < 2:
+                if starts:
+                    starts.clear()
+            else:
+                starts.append(start)
+                del starts[: 1 - min(length, RUN)]
+                if length >= RUN and not self._dropping:
+                    self._removed["prompt"] += 1
+                    self._say(held[shown : max(shown, starts[0])])
+                    self._mark("[…]" if not self._marks else "…")
+                    self._dropping = True
+            if self._dropping:
+                shown = end
+        if (length >= 2 or self._dropping) and len(held) - last > _APART:
+            shown = self._stop_dropping(held, last, shown)
+            state = length = 0
+            starts.clear()
+        if self._dropping:
+            kept = shown
+        elif starts:
+            kept = max(shown, starts[0])
+        else:
+            kept = len(held)
+        if kept > shown:
+            self._say(held[shown:kept])
+        self._state, self._length = state, length
+        self._held = held[kept:]
+        self._last = max(0, last - kept) if self._held else 0
+        if starts:
+            self._starts = [max(0, start - kept) for start in starts]
+
+    def opaque(self, text: str) -> None:
+        """A piece of something without words, like base64: no run goes through it."""
+        self._stop()
+        self._say(text)
+
+    def show(self, text: str) -> None:
+        """Text that was judged elsewhere."""
+        self._just_marked = False
+        self._emit(text)
+
+    def finish(self) -> None:
+        """Decide on all that is held: nothing that follows belongs to it."""
+        self._stop()
+        begun, self._begun = self._begun, ""
+        if not begun:
+            return
+        if sum(map(str.isalnum, begun)) > self._half:
+            self._removed["canary"] += 1
+            self._emit("[…]")
+        else:
+            self._emit(begun)
+
+    def _stop(self) -> None:
+        if self._held:
+            rest = self._held[self._stop_dropping(self._held, self._last, 0) if self._dropping else 0 :]
+            self._held = ""
+            self._say(rest)
+        self._dropping = False
+        self._state = self._length = self._last = 0
+        self._starts = []
+
+    def _stop_dropping(self, held: str, last: int, shown: int) -> int:
+        """Where to go on in what follows the last word, if a sentence was being dropped."""
+        if not self._dropping:
+            return shown
+        self._dropping = False
+        stop = _SENTENCE_END.search(held, last, last + _APART)
+        return stop.end() if stop else min(len(held), last + _APART)
+
+    def _mark(self, mark: str) -> None:
+        if self._just_marked and not self._begun:
+            return
+        self._say(mark)
+        self._marks += 1
+        self._just_marked = True
+
+    def _say(self, text: str) -> None:
+        """Show it, but for canaries and what may be the beginning of one."""
+        if not text:
+            return
+        if self._begun:
+            text, self._begun = self._begun + text, ""
+        shown = 0
+        for match in self._canary.finditer(text) if self._canary else ():
+            self._emit_words(text[shown : match.start()])
+            if match.lastindex is None:
+                self._begun = match[0]
+                return
+            self._removed["canary"] += 1
+            self._emit("[…]")
+            self._marks += 1
+            self._just_marked = True
+            shown = match.end()
+        self._emit_words(text[shown:] if shown else text)
+
+    def _emit_words(self, text: str) -> None:
+        if text:
+            if self._just_marked and not text.isspace():
+                self._just_marked = False
+            self._emit(text)

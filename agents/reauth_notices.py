@@ -1,0 +1,50 @@
+"""What a user is told of an account that has to be connected again."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from redis.exceptions import RedisError
+
+from adiuva.core import db
+from adiuva.devices.link import DeviceLink, DeviceOffline
+from adiuva.devices.models import Device
+from adiuva.devices.protocol import Error
+from agents.models import Agent
+from integrations import tokens
+from integrations.models import Connection, Health
+
+
+async def needs_reauth(connection_id: UUID) -> None:
+    """Say it once, on each of the user's devices that is here. If none is, it waits for the first that comes."""
+    frame, devices, user_id = await db.run(_about, connection_id)
+    if frame is None or not devices or not await db.run(tokens.take_news, connection_id):
+        return
+    if not any([await _told(user_id, device, frame) for device in devices]):
+        await db.run(tokens.give_news_back, connection_id)
+
+
+async def _told(user_id: UUID, device: UUID, frame: Error) -> bool:
+    try:
+        async with DeviceLink(user_id, device) as link:
+            await link.target()
+            await link.tell(frame)
+            return await link.still_there()  # or it went before it heard
+    except (DeviceOffline, OSError, RedisError):
+        return False
+
+
+def _about(connection_id: UUID) -> tuple[Error | None, list[UUID], UUID]:
+    lost = Connection.objects.filter(pk=connection_id, health=Health.NEEDS_REAUTH).first()
+    if lost is None:
+        return None, [], connection_id
+    count = Agent.objects.filter(connection=connection_id, enabled=True).count()
+    agents = "1 agent waits" if count == 1 else f"{count} agents wait"
+    message = f"Connect {lost.get_provider_display()} again: {lost.get_reason_display()}."
+    frame = Error(
+        code="needs_reauth",
+        message=f"{message} {agents} for it." if count else message,
+        ref=str(connection_id),
+    )
+    here = Device.objects.of(lost.user_id).online().filter(protocol__gte=tokens.NEWS_PROTOCOL)
+    return frame, list(here.values_list("pk", flat=True)), lost.user_id

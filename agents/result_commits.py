@@ -1,0 +1,193 @@
+"""What documents gave and what the device answered, committed: all of it or nothing, and never by a worker that lost
+its lease.
+
+A transaction costs much the same for one document as for twenty. So what comes while one runs is committed together in
+the next. No timer: whoever comes when none runs begins one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from django.db import transaction
+
+from adiuva.core import db
+from adiuva.core.crypto import UserCipher
+from adiuva.core.errors import AdiuvaError
+from adiuva.devices import outbox
+from adiuva.devices.models import OutboxRecord
+from adiuva.devices.outbox import Found, Pending
+from adiuva.devices.protocol import ToolResultBody
+from agents import journal, lease, preview
+from agents.extraction import Document
+from agents.journal import Entry, Kind
+from agents.lease import AgentGone, Job
+from agents.models import Run, Source
+from agents.records import Record
+
+_PLACES: Final = 1_000  # in the order of a run's records, for those of a document
+_MOST_WORDS: Final = 1_000  # of a device, on why it refused
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a document gave. `entries` are about finds that were set aside."""
+
+    document: Document
+    records: Sequence[Record]
+    entries: Sequence[Entry] = ()
+    model_calls: int = 1
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A document that the model failed over. Without an entry it is to be tried again."""
+
+    document: Document
+    entry: Entry | None
+    model_calls: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What became of records. `path` is that of the document they were found in."""
+
+    outcomes: Mapping[UUID, ToolResultBody | AdiuvaError]
+    path: str = ""
+
+
+Result = Read | Unread | Answered
+
+
+def commit(job: Job, results: Sequence[Result]) -> list[list[Pending]]:
+    """Enter results in outbox, ledger, journal and counts. Returns for each its records that are new, to be delivered.
+
+    From here on nothing of them is lost if the worker dies. A dry run shows what it found, and keeps none. Raise
+    LeaseLost; AgentGone, after what the device answered was entered all the same.
+    """
+    read = [result for result in results if isinstance(result, Read)]
+    unread = [result for result in results if isinstance(result, Unread)]
+    with transaction.atomic():
+        run = lease.held(job)
+        is_gone = run.agent_id is None
+        if is_gone:
+            read = []
+        new, entries = (_show if job.dry_run else _keep)(run, job, read)
+        entries += [result.entry for result in unread if result.entry is not None]
+        entries += settle(run, job.cipher, [result for result in results if isinstance(result, Answered)])
+        done: list[Read | Unread] = [*read, *unread]
+        lease.let_go(job, [result.document.key for result in done])
+        failed = sum(result.entry is not None for result in unread)
+        run.files_done += len(read) + failed
+        run.files_failed += failed
+        run.model_calls += sum(result.model_calls for result in done)
+        run.problems += lease.problems(journal.write(run, entries))
+        run.save(update_fields=["files_done", "files_failed", "model_calls", "items_created", "problems"])
+    if is_gone and any(isinstance(result, Read) for result in results):
+        raise AgentGone
+    each = iter(new)
+    return [next(each) if isinstance(result, Read) else [] for result in results]
+
+
+def _keep(run: Run, job: Job, read: Sequence[Read]) -> tuple[list[list[Pending]], list[Entry]]:
+    """Put in line what was found and enter in the ledger that it was read, both or neither."""
+    if not read:
+        return [], []
+    assert job.device is not None or job.account is not None  # a cloud agent's get theirs when they are sent
+    found: list[Found] = []
+    bringer: dict[UUID | None, int] = {}  # a device may send a document twice
+    for place, result in enumerate(read):
+        document, start = result.document, (run.files_done + place) * _PLACES
+        for number, record in enumerate(result.records, start):
+            key = record.key(job.agent_id, document.key)
+            bringer.setdefault(key, place)
+            found.append(Found(key, document.key, number, record.table, record.data))
+    new: list[list[Pending]] = [[] for _ in read]
+    added = outbox.add(
+        cipher=job.cipher, user_id=job.user_id, device=job.device, run_id=job.run_id, records=found
+    )
+    for pending in added:
+        new[bringer[pending.key]].append(pending)
+    outcomes = {True: Source.Outcome.QUARANTINED, False: Source.Outcome.DONE}
+    lease.enter(job, [(result.document, outcomes[bool(result.entries)]) for result in read])
+    counted = zip(read, map(len, new), strict=True)
+    return new, [entry for result, count in counted for entry in _about(result, count)]
+
+
+def _show(run: Run, job: Job, read: Sequence[Read]) -> tuple[list[list[Pending]], list[Entry]]:
+    """What a dry run found; nothing of it is new, as nothing is to be delivered."""
+    entries: list[Entry] = []
+    for result in read:
+        keyed = {record.key(job.agent_id, result.document.key): record for record in result.records}
+        count, room = preview.add(run, job.cipher, result.document.path, keyed)
+        entries += _about(result, count)
+        if not room:
+            entries.append(Entry(Kind.NOTE, "preview_full", key="once"))
+    return [[] for _ in read], entries
+
+
+def _about(result: Read, found: int) -> list[Entry]:
+    # The key: read again after it was changed meanwhile, it is another event.
+    key = result.document.content_hash.hex()
+    return [*result.entries, Entry(Kind.SOURCE_DONE, count=found, source=result.document.path, key=key)]
+
+
+def settle(run: Run, cipher: UserCipher, answered: Sequence[Answered]) -> list[Entry]:
+    """Write what the device answered for records, and count it in the run, which is not saved here."""
+    settled = outbox.settle(
+        cipher=cipher, outcomes={key: o for result in answered for key, o in result.outcomes.items()}
+    )
+    run.items_created += sum(state == OutboxRecord.State.DELIVERED for state in settled.values())
+    entries = []
+    for result in answered:
+        states = [settled.get(key) for key in result.outcomes]
+        if refused := states.count(OutboxRecord.State.REFUSED):
+            said = (o.error for o in result.outcomes.values() if isinstance(o, ToolResultBody) and o.error)
+            words = next(said, "")[:_MOST_WORDS]
+            entries.append(Entry(Kind.RECORD_REFUSED, "device_refused", refused, result.path, words))
+        if uncertain := states.count(OutboxRecord.State.UNCERTAIN):
+            entries.append(Entry(Kind.RECORD_UNCERTAIN, "outcome_unknown", uncertain, result.path))
+    return entries
+
+
+class _Place:
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        self.new: list[Pending] | None = None
+        self.error: BaseException | None = None
+
+
+class GroupCommit:
+    """Commits what the lanes of a run bring, together where they come together."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._waiting: list[_Place] = []
+        self._writing = asyncio.Lock()
+
+    async def commit(self, result: Result) -> list[Pending]:
+        """As `commit` for one result. Whoever gets the lock writes for all who wait for it."""
+        place = _Place(result)
+        self._waiting.append(place)
+        async with self._writing:
+            if place.new is None and place.error is None:
+                await self._write()
+        if place.error is not None:
+            raise place.error
+        assert place.new is not None
+        return place.new
+
+    async def _write(self) -> None:
+        places, self._waiting = self._waiting, []
+        try:
+            new = await db.run(commit, self._job, [place.result for place in places])
+        except BaseException as error:
+            for place in places:
+                place.error = error
+            return
+        for place, found in zip(places, new, strict=True):
+            place.new = found

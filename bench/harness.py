@@ -1,0 +1,147 @@
+"""What the benches share: servers of their own on loopback, and a way to print ratios.
+
+A figure of one machine says little; each bench runs what it compares with beside it, in the same run.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from adiuva.embedded.api_client import is_up
+from adiuva.embedded.ports import free_port
+from adiuva.embedded.postgres import Postgres
+from adiuva.embedded.processes import Child, python
+from adiuva.embedded.valkey import Valkey
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Ground:
+    """Started servers; Django is set up on them in this process."""
+
+    folder: Path
+    ends: ExitStack
+
+    def web(self, **env: str) -> str:
+        """Start a web process; returns its base URL."""
+        return self.web_process(**env)[0]
+
+    def web_process(self, module: str = "adiuva.server", **env: str) -> tuple[str, Child]:
+        port = free_port()
+        base = f"http://127.0.0.1:{port}"
+        child = self.run(f"web-{port}", "-m", module, ADIUVA_PORT=str(port), **env)
+        child.wait_until(lambda: is_up(base), within_s=60, every_s=0.1)
+        return base, child
+
+    def model(self) -> str:
+        """Start the model of the chat's benches; returns its API base."""
+        port = free_port()
+        child = self.run(f"model-{port}", "-m", "bench.chat.provider", str(port))
+        child.wait_until(lambda: listens(port), within_s=30)
+        return f"http://127.0.0.1:{port}/v1"
+
+    def run(self, name: str, *arguments: str, **env: str) -> Child:
+        child = Child(name, python(*arguments), self.folder / f"{name}.log", env=os.environ | env, cwd=ROOT)
+        child.start()
+        self.ends.callback(child.stop)
+        return child
+
+
+@contextmanager
+def ground() -> Iterator[Ground]:
+    """PostgreSQL and Valkey in a temporary folder, migrated."""
+    with ExitStack() as ends:
+        folder = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="adiuva-bench-")))
+        folder.chmod(0o711)  # for PostgreSQL's user, where we are root
+        password = secrets.token_hex(16)
+        postgres = Postgres(
+            folder / "postgres", password=password, log=folder / "postgres.log", durable=False
+        )
+        valkey = Valkey(folder / "valkey", password=password, log=folder / "valkey.log", durable=False)
+        ends.callback(postgres.stop)
+        ends.callback(valkey.stop)
+        os.environ |= {
+            "ADIUVA_ENV_FILE": os.devnull,
+            "ADIUVA_ENV": "development",
+            "ADIUVA_STATE_DIR": str(folder / "state"),
+            "ADIUVA_SECRET_KEY": secrets.token_urlsafe(40),
+            "ADIUVA_KEYS": f"bench:{base64.b64encode(secrets.token_bytes(32)).decode()}",
+            "ADIUVA_LOG_LEVEL": "WARNING",
+            "ADIUVA_LOGIN_ADDRESS_RATE": "1000000/min",
+            "DATABASE_URL": postgres.start(),
+            "REDIS_URL": valkey.start(),
+            "DJANGO_SETTINGS_MODULE": "adiuva.settings",
+        }
+        import django
+
+        django.setup()
+        from adiuva.embedded.migrate import migrate
+
+        sys.stdout, shown = open(os.devnull, "w"), sys.stdout  # noqa: SIM115, PTH123
+        try:
+            migrate()
+        finally:
+            sys.stdout = shown
+        yield Ground(folder, ends)
+
+
+def stock_python() -> str:
+    """The Python of the stock stack that the chat's benches compare with, installed when it is first wanted."""
+    place, wanted = ROOT / ".venv" / "stock", ROOT / "bench" / "chat" / "requirements.txt"
+    found, done = place / "bin" / "python", place / ".installed"
+    if not done.exists() or done.stat().st_mtime < wanted.stat().st_mtime:
+        print("Installing the stock stack into .venv/stock ...", flush=True)
+        uv, env = str(Path(sys.executable).with_name("uv")), os.environ | {"UV_PYTHON_DOWNLOADS": "never"}
+        subprocess.run(
+            [uv, "venv", "--quiet", "--clear", "--python", sys.executable, place], env=env, check=True
+        )
+        subprocess.run([uv, "pip", "sync", "--quiet", "--python", found, wanted], env=env, check=True)
+        done.touch()
+    return str(found)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def cpu_s(child: Child) -> float:
+    """The CPU that a process has used so far, user's and system's, all of its threads."""
+    fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+class Stopwatch:
+    def __enter__(self) -> Stopwatch:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall = time.perf_counter() - self._wall
+        self.cpu = time.process_time() - self._cpu
+
+
+def show(what: str, figure: str, aim: str = "") -> None:
+    print(f"  {what:<58} {figure:>14}   {aim}".rstrip(), flush=True)

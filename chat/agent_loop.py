@@ -1,0 +1,304 @@
+"""The turn loop: the model speaks, its tools are carried out together, it speaks again, until it has its answer.
+
+It works on LangChain's messages and tools, so any LangChain tool can join an assistant. What a model asks for is
+untrusted: a tool that does not exist, arguments that do not fit and a tool that fails are told to the model in words,
+and the turn goes on until it has an answer or comes to a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import BaseTool, ToolException
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel, ValidationError
+
+from adiuva import llm
+from adiuva.core.logging import log
+from chat.prompts import Prompt
+
+_GRACE_S: Final = 2.0  # for a write under way when its turn is cancelled, so that what happened is known
+_MAX_CALLS: Final = 64  # in one answer of a model
+_WRITES: Final = frozenset({"insert", "update", "delete"})
+
+
+class Limit(Exception):
+    """The turn came to one of its limits; `code` says which."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Assistant:
+    """A prompt and its tools, built once."""
+
+    def __init__(self, prompt: Prompt, tools: Sequence[BaseTool]) -> None:
+        self.prompt = prompt
+        self.tools = {tool.name: tool for tool in tools}
+        self.schemas: list[dict[str, Any]] = [convert_to_openai_tool(tool) for tool in tools]
+        # LangChain makes these anew each time it is asked.
+        self._checks = {tool.name: tool.tool_call_schema for tool in tools}
+        self._arguments = {
+            schema["function"]["name"]: schema["function"].get("parameters", {}).get("properties", {})
+            for schema in self.schemas
+        }
+
+    def unfit(self, name: str, arguments: dict[str, Any]) -> str:
+        """Why a call cannot be carried out, in words for the model; "" when it can."""
+        if name not in self.tools:
+            return f"there is no such tool; there are {', '.join(self.tools)}"
+        # LangChain would pass over an argument that the tool does not have, and the model believe that it was heeded.
+        if unknown := arguments.keys() - self._arguments[name].keys():
+            known = ", ".join(self._arguments[name]) or "none"
+            return f"there is no argument {', '.join(sorted(unknown))}; there are {known}"
+        check = self._checks[name]
+        if isinstance(check, type) and issubclass(
+            check, BaseModel
+        ):  # else a JSON Schema, which the tool checks
+            try:
+                check.model_validate(arguments)
+            except ValidationError as error:
+                return _explained(error)
+        return ""
+
+
+@dataclass
+class Call:
+    """A tool call that can be carried out. `arguments` are as the model gave them."""
+
+    id: str
+    tool: BaseTool
+    arguments: dict[str, Any]
+
+    @property
+    def action(self) -> str:
+        return str((self.tool.metadata or {}).get("action", ""))
+
+    @property
+    def table(self) -> str:
+        return str((self.tool.metadata or {}).get("table", ""))
+
+    @property
+    def label(self) -> str:
+        """What a person is shown while it runs."""
+        return str((self.tool.metadata or {}).get("label", ""))
+
+    @property
+    def key(self) -> str:
+        """The argument that names the row it is about."""
+        return str((self.tool.metadata or {}).get("key", "id"))
+
+
+async def _allow_all(calls: Sequence[Call]) -> dict[str, str]:
+    return {}
+
+
+@dataclass
+class Work:
+    """What all model calls of a turn share, its sub-agents' too.
+
+    `allow` is asked before calls are carried out and returns, by call id, why one may not be. `used` hears of them.
+    `config` is what tools get. Usage counts what was used so far.
+    """
+
+    model: llm.ChatModel
+    max_model_calls: int
+    config: dict[str, Any] = field(default_factory=dict)
+    allow: Callable[[Sequence[Call]], Awaitable[dict[str, str]]] = _allow_all
+    used: Callable[[Call], None] = lambda call: None
+    usage: llm.Usage = field(default_factory=llm.Usage)
+    model_calls: int = 0
+    tool_calls: int = 0
+
+    def count_model_call(self) -> None:
+        if self.model_calls >= self.max_model_calls:
+            raise Limit("too_many_model_calls")
+        self.model_calls += 1
+
+
+@dataclass
+class Voice:
+    """Where an assistant's words go: `say` gets text as it streams, `pause` the end of each of its answers; `heard`
+    gives what the user has said meanwhile."""
+
+    say: Callable[[str], None] = lambda text: None
+    pause: Callable[[], None] = lambda: None
+    heard: Callable[[], list[str]] = list
+
+
+async def converse(assistant: Assistant, messages: list[BaseMessage], work: Work, voice: Voice) -> str:
+    """The last answer's text; `messages` grows. Raise Limit, or a ModelError."""
+    while True:
+        answer = await _answer(assistant, messages, work, voice)
+        messages.append(answer)
+        results = await _carry_out(assistant, answer, work)
+        messages += results
+        said = voice.heard()
+        messages += [HumanMessage(text) for text in said]
+        if not results and not said:
+            return str(answer.content)
+
+
+async def _answer(
+    assistant: Assistant, messages: Sequence[BaseMessage], work: Work, voice: Voice
+) -> AIMessage:
+    work.count_model_call()
+    texts: list[str] = []
+    calls: list[llm.ToolCall] = []
+    # Closed at once, also when `say` has had enough: the request to the model ends with it.
+    async with aclosing(work.model.stream(to_wire(messages), tools=assistant.schemas)) as source:
+        async for deltas in source:
+            for delta in deltas:
+                match delta:
+                    case llm.Text(text):
+                        texts.append(text)
+                        voice.say(text)
+                    case llm.ToolCall():
+                        calls.append(delta)
+                    case llm.Finish(reason, usage):
+                        work.usage += usage
+                        if reason == "content_filter":
+                            raise Limit("content_filter")
+    voice.pause()
+    answer = AIMessage("".join(texts))
+    seen: set[str] = set()
+    for place, call in enumerate(calls):
+        key = f"{call.id}_{place}" if call.id in seen else call.id  # some providers give an id twice
+        seen.add(key)
+        arguments = _arguments(call.arguments)
+        if arguments is None:
+            answer.invalid_tool_calls.append(
+                {
+                    "type": "invalid_tool_call",
+                    "id": key,
+                    "name": call.name,
+                    "args": call.arguments,
+                    "error": None,
+                }
+            )
+        else:
+            answer.tool_calls.append({"type": "tool_call", "id": key, "name": call.name, "args": arguments})
+    return answer
+
+
+async def _carry_out(assistant: Assistant, answer: AIMessage, work: Work) -> list[ToolMessage]:
+    """The result of each call, in order."""
+    results: dict[str | None, ToolMessage] = {
+        call["id"]: _failed(call["id"], "the arguments are not a JSON object")
+        for call in answer.invalid_tool_calls
+    }
+    ready: list[Call] = []
+    for place, wish in enumerate(answer.tool_calls):
+        key, name, arguments = wish["id"], wish["name"], wish["args"]
+        if place >= _MAX_CALLS:
+            results[key] = _failed(key, f"at most {_MAX_CALLS} tools are called at once; call it again")
+        elif reason := assistant.unfit(name, arguments):
+            results[key] = _failed(key, reason)
+        else:
+            ready.append(Call(str(key), assistant.tools[name], arguments))
+    if ready:
+        refused = await work.allow(ready)
+        results |= {key: _failed(key, reason) for key, reason in refused.items()}
+        allowed = [call for call in ready if call.id not in refused]
+        work.tool_calls += len(allowed)
+        if allowed:
+            results |= await _together(allowed, work)
+    return [results[call["id"]] for call in (*answer.tool_calls, *answer.invalid_tool_calls)]
+
+
+async def _together(calls: Sequence[Call], work: Work) -> dict[str | None, ToolMessage]:
+    if not calls:
+        return {}
+    loop = asyncio.get_running_loop()
+    tasks: dict[asyncio.Task[ToolMessage], Call] = {}
+    for call in calls:
+        work.used(call)
+        tasks[loop.create_task(_invoke(call, work), name=f"tool {call.tool.name}")] = call
+    try:
+        # No gather: that would cancel them all at once.
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        return {call.id: task.result() for task, call in tasks.items() if task.done()}
+    except BaseException:
+        # Cancelled, or a limit in a sub-agent. What may be happening on the device is waited for a little.
+        writing = {task for task, call in tasks.items() if call.action in _WRITES and not task.done()}
+        for task in tasks.keys() - writing:
+            task.cancel()
+        if writing:
+            await asyncio.wait(writing, timeout=_GRACE_S)
+        for task in writing:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def _invoke(call: Call, work: Work) -> ToolMessage:
+    wish = {"name": call.tool.name, "args": call.arguments, "id": call.id, "type": "tool_call"}
+    try:
+        found = await call.tool.ainvoke(wish, {"configurable": work.config})
+    except ToolException as failure:
+        return ToolMessage(str(failure), tool_call_id=call.id, status="error")
+    except ValidationError as error:
+        return _failed(call.id, _explained(error))
+    except (Limit, llm.ModelError):
+        raise  # of a sub-agent: they are the turn's
+    except Exception as error:
+        # No text of it: it could quote the user's data.
+        log.error("chat.tool_broke", tool=call.tool.name, error=type(error).__name__)
+        return _failed(call.id, "the tool broke; it is not known whether anything was changed")
+    return found if isinstance(found, ToolMessage) else ToolMessage(str(found), tool_call_id=call.id)
+
+
+def _arguments(text: str) -> dict[str, Any] | None:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _explained(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:5])
+
+
+def _failed(call_id: str | None, reason: str) -> ToolMessage:
+    return ToolMessage(f"Failed: {reason}.", tool_call_id=call_id, status="error")
+
+
+def to_wire(messages: Sequence[BaseMessage]) -> list[llm.Message]:
+    """LangChain's messages as a model endpoint takes them."""
+    return [_wire(message) for message in messages]
+
+
+def _wire(message: BaseMessage) -> llm.Message:
+    match message:
+        case ToolMessage():
+            return {"role": "tool", "tool_call_id": message.tool_call_id, "content": str(message.content)}
+        case AIMessage(tool_calls=calls, invalid_tool_calls=invalid) if calls or invalid:
+            return {
+                "role": "assistant",
+                "content": str(message.content) or None,
+                "tool_calls": [
+                    *(_call(call["id"], call["name"], orjson.dumps(call["args"]).decode()) for call in calls),
+                    *(_call(call["id"], call["name"], call["args"]) for call in invalid),
+                ],
+            }
+        case AIMessage():
+            return {"role": "assistant", "content": str(message.content)}
+        case SystemMessage():
+            return {"role": "system", "content": str(message.content)}
+    return {"role": "user", "content": str(message.content)}
+
+
+def _call(key: str | None, name: str | None, arguments: str | None) -> llm.WireToolCall:
+    # What is no JSON object goes back as an empty one: providers refuse the whole request for it.
+    return llm.ToolCall(
+        key or "", name or "", arguments if arguments and _arguments(arguments) else "{}"
+    ).wire()

@@ -1,0 +1,231 @@
+"""What a turn knows from the user's memory, under labels that stand for ids; and the receipt of it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from django.db import Error as DatabaseError
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import ToolException
+
+from adiuva import llm
+from adiuva.core import db
+from adiuva.core.logging import log
+from chat.conversations import Begun
+from chat.device_session import one_line
+from chat.request import Asked
+from memory import recall, vector_space
+from memory.entries import MAX_CONTENT, Origin
+from memory.models import SourceKind, Tier
+from memory.recall import Known, Reader, Recalled
+from memory.terms import terms
+
+MEMORY: Final = "memory"  # what tools and questions call it, where device tools name a table
+_TAIL_TOKENS: Final = 1_500
+_MORE: Final = 12  # entries that one call of the tool finds
+_ALONE_CHARS: Final = 60  # a shorter message may need those before it to be understood
+_BEFORE: Final = 2  # of them
+_BEFORE_CHARS: Final = 400  # of each
+_QUESTION_CHARS: Final = 4_000
+_OWN: Final = 0.5  # of what is kept must be the user's words
+_LABEL: Final = re.compile(r"\s*\[?\s*[mM](\d{1,4})\s*\]?\s*")
+_LIKE_A_LABEL: Final = re.compile(r"\[(?=\s*[mM]\d)")
+
+
+@dataclass
+class Recollection:
+    """`steered` is what the user says meanwhile. `agreed`: whether they have just said a plain yes."""
+
+    asked: Asked
+    begun: Begun
+    model: llm.ChatModel
+    zone: ZoneInfo
+    steered: list[str] = field(default_factory=list)
+    agreed: bool = False
+    _recalled: Recalled = field(default_factory=Recalled)
+    _known: list[Known] = field(default_factory=list)
+    _noting: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def on(self) -> bool:
+        """Else nothing is recalled and nothing is kept in this turn."""
+        return self.asked.memory and self.begun.memory
+
+    @property
+    def user_id(self) -> uuid.UUID:
+        return self.asked.user_id
+
+    @property
+    def origin(self) -> Origin:
+        """Where what is said in this turn is known from."""
+        if self.begun.conversation_id is not None:
+            return Origin(SourceKind.CONVERSATION, self.begun.conversation_id, self.begun.seq)
+        return Origin(SourceKind.REQUEST, self.begun.turn_id)
+
+    # What is recalled
+
+    async def recall(self, now: datetime) -> str | None:
+        """What the prompt's tail says of it, if anything. Nothing here fails the turn."""
+        if not self.on:
+            return None
+        try:
+            vector = await self._vector(self._question())
+            self._recalled = await db.run(
+                recall.recall,
+                user_id=self.user_id,
+                question=self._question(),
+                vector=vector,
+                provider=self.model.provider,
+                limit_tokens=_TAIL_TOKENS,
+                now=now,
+            )
+        except Exception as error:
+            # No text of it: it could quote the user.
+            log.error("memory.not_recalled", error=type(error).__name__, user_id=str(self.user_id))
+            return None
+        return self._lines(self._recalled) or None
+
+    def leaves(self) -> None:
+        """What was recalled goes to the model: that is written down while it is read."""
+        if self._recalled.entries or self._recalled.withheld:
+            noting = asyncio.get_running_loop().create_task(self._note(self._recalled), name="receipt")
+            self._noting.append(noting)
+
+    async def more(self, question: str) -> str:
+        """What fits a question of the model's; "" if nothing does."""
+        recalled = await db.run(
+            recall.recall_more,
+            user_id=self.user_id,
+            question=question[:_QUESTION_CHARS],
+            vector=await self._vector(question[:_QUESTION_CHARS]),
+            provider=self.model.provider,
+            limit=_MORE,
+            now=datetime.now(self.zone),
+        )
+        told = {known.id for known in self._known}
+        new = [known for known in recalled.entries if known.id not in told]
+        await self._note(replace(recalled, entries=new))
+        return self._lines(recalled)
+
+    async def noted(self) -> None:
+        """Wait until the receipts are written."""
+        await asyncio.gather(*self._noting)
+
+    async def _vector(self, question: str) -> list[float] | None:
+        """Where it costs a request to somebody, only for those who have something to find that they may read."""
+        if (vector := vector_space.vector_now(question)) is not None:
+            return vector
+        return (
+            await vector_space.vector_of(question) if await db.run(recall.by_vector, self.user_id) else None
+        )
+
+    async def _note(self, recalled: Recalled) -> None:
+        reader = Reader(
+            user_id=self.user_id,
+            provider=self.model.provider,
+            model=self.model.name,
+            turn_id=self.begun.turn_id,
+            conversation_id=self.begun.conversation_id,
+        )
+        try:
+            await db.run(recall.note, reader, recalled)
+        except DatabaseError as error:
+            log.error("memory.no_receipt", error=type(error).__name__, turn=str(self.begun.turn_id))
+
+    def _question(self) -> str:
+        """The message; a short one, such as "and that one?", with what was said right before it."""
+        message = self.asked.message
+        if len(message) >= _ALONE_CHARS:
+            return message[:_QUESTION_CHARS]
+        before = [said.text[-_BEFORE_CHARS:] for said in self.begun.history[-_BEFORE:]]
+        return "\n".join([message, *before])
+
+    # How it is written for a model
+
+    def _lines(self, recalled: Recalled) -> str:
+        return "\n".join(f"- {self.line(known)}" for known in recalled.entries)
+
+    def line(self, known: Known) -> str:
+        """An entry on one line, behind its label; what it says cannot pose as another."""
+        return f"[{self.label(known)}] {shown(known)} ({self._when(known)})"
+
+    def label(self, known: Known) -> str:
+        places = [place for place, one in enumerate(self._known) if one.id == known.id]
+        if places:
+            self._known[places[0]] = known
+            return f"m{places[0] + 1}"
+        self._known.append(known)
+        return f"m{len(self._known)}"
+
+    def _when(self, known: Known) -> str:
+        since = self._day(known.since)
+        match known.tier:
+            case Tier.CORE:
+                return f"since {since}"
+            case Tier.EPISODIC if known.began_at is not None:
+                first, last = self._day(known.began_at), self._day(known.ended_at or known.began_at)
+                return f"happened on {first}" if first == last else f"happened {first} to {last}"
+            case Tier.PROACTIVE:
+                return f"a pattern, {known.confidence or 0:.0%} sure, since {since}"
+        return f"said on {since}"
+
+    def _day(self, when: datetime) -> date:
+        return when.astimezone(self.zone).date()
+
+    # What the model says of it
+
+    def find(self, label: object) -> Known | None:
+        """The entry of a label that this turn has shown, in brackets or not."""
+        found = _LABEL.fullmatch(label) if isinstance(label, str) else None
+        place = int(found[1]) - 1 if found else -1
+        return self._known[place] if 0 <= place < len(self._known) else None
+
+    def is_the_users(self, content: str) -> bool:
+        """Whether at least half of its words stand in what the user has said in this conversation.
+
+        A note, a document or a tool's answer may ask a model to remember something; this keeps it from being kept as
+        if the user had said it. An answer of ours that the user has just said a plain yes to counts as theirs. What
+        uses the user's words to say something else passes: no rule of words can tell that. Where something was said in
+        private before, only what is said now counts.
+        """
+        cipher = self.begun.cipher
+        history = [] if self.begun.has_private else self.begun.history
+        said = [self.asked.message, *self.steered, *(one.text for one in history if one.role == "user")]
+        if self.agreed and history:
+            said.append(history[-1].text)
+        wanted = set(terms(content, cipher))
+        own = set[int]().union(*(terms(text, cipher) for text in said))
+        return bool(wanted) and len(wanted & own) >= _OWN * len(wanted)
+
+    # A wish to forget outlives its turn, and labels do not
+
+    def lasting(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A call's arguments with the entry's id for its label."""
+        known = self.find(arguments.get(MEMORY))
+        return arguments | {MEMORY: str(known.id)} if known else arguments
+
+    async def relabelled(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The same back, with a label of this turn."""
+        known = await db.run(recall.known, self.user_id, uuid.UUID(arguments[MEMORY]))
+        return arguments | {MEMORY: self.label(known) if known else "m0"}
+
+
+def shown(known: Known, most: int = MAX_CONTENT) -> str:
+    """What an entry says, on one line."""
+    text = f"{known.key}: {known.content}" if known.key else known.content
+    return _LIKE_A_LABEL.sub("(", one_line(text, most))
+
+
+def recollection_of(config: RunnableConfig) -> Recollection:
+    """The recollection of the turn that a tool runs in. Raise ToolException where the memory is off."""
+    found = config["configurable"][MEMORY]
+    assert isinstance(found, Recollection)
+    if not found.on:
+        raise ToolException("Failed: the memory is off here: nothing is recalled and nothing is kept.")
+    return found

@@ -1,0 +1,162 @@
+"""Streams whose turn is in no process' memory any more, played back from their log, from anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+
+from adiuva.accounts.keys import cipher_for
+from adiuva.core import db
+from adiuva.core.crypto import UserCipher
+from adiuva.core.errors import Conflict, NotFound
+from adiuva.devices.protocol import INT64_MAX, HistoryMessage, Scope, StreamEnd, StreamText
+from chat import conversations, stream_log
+from chat.models import Kind, Turn
+from chat.request import Asked
+from chat.stream import Entry, Listener, within_a_frame
+
+log = structlog.get_logger("adiuva.chat")
+
+_AGAIN_S: Final = 0.25
+_SETTLED: Final = timedelta(seconds=5)  # after its end the log has all of a turn, unless Redis was away
+
+
+class NotRunning(NotFound):
+    code = "not_running"
+
+    def __init__(self) -> None:
+        super().__init__("there is no such request, or it has ended")
+
+
+class StreamExpired(NotFound):
+    code = "stream_expired"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "what was said is no longer kept as a stream; the conversation has it, if there is one"
+        )
+
+
+class RequestIdReused(Conflict):
+    code = "request_id_reused"
+
+    def __init__(self) -> None:
+        super().__init__("another request was made under this id")
+
+
+def row_of(user_id: uuid.UUID, request_id: str) -> Turn:
+    """Raise NotRunning."""
+    found = Turn.objects.of(user_id).filter(request_id=request_id).first()
+    if found is None:
+        raise NotRunning
+    return found
+
+
+async def replay(row: Turn, after: int, listener: Listener) -> None:
+    """From the log. A turn that is still said to run has lost its process. Raise StreamExpired."""
+    cipher = await db.run(cipher_for, row.user_id)
+    kept = await _read(row, cipher)
+    entries = [Entry.read(text) for text in kept.frames] if kept else []
+    end = entries.pop() if entries and entries[-1].ends else None
+    code = (getattr(end.frame, "code", None) if end else row.code) or "turn_lost"
+    if row.state == Turn.State.RUNNING:
+        if not await db.run(conversations.give_up, turn=row, code=code):
+            # It has ended after all, or another process was quicker to say so: there is one end.
+            await replay(await db.run(row_of, row.user_id, row.request_id), after, listener)
+            return
+        log.warning("chat.turn_lost", turn=str(row.pk), user_id=str(row.user_id))
+    elif kept is None:
+        raise StreamExpired
+    if end is None:
+        last = max((entry.seq for entry in entries if entry.seq is not None), default=-1)
+        end = Entry.of(
+            within_a_frame(
+                StreamEnd(
+                    request_id=row.request_id,
+                    mutations=kept.mutations if kept else [],
+                    seq=last + 1,
+                    finish="error",
+                    code=code,
+                )
+            )
+        )
+        await stream_log.append(
+            user_id=row.user_id,
+            request_id=row.request_id,
+            cipher=cipher,
+            frames=len(entries),
+            frame=end.text,
+        )
+    missed = [entry for entry in entries if (after < 0 if entry.seq is None else entry.seq > after)]
+    await listener.hear(row.request_id, [*missed, _behind(after, end)])
+
+
+def _behind(after: int, end: Entry) -> Entry:
+    """A client may have seen more of a turn that was lost than its log has: the end comes after that."""
+    frame = end.frame
+    if not isinstance(frame, StreamEnd) or frame.finish != "error" or end.seq is None or end.seq > after:
+        return end
+    return Entry.of(frame.model_copy(update={"seq": min(after + 1, INT64_MAX)}))
+
+
+async def check_same(asked: Asked, row: Turn) -> None:
+    """Raise RequestIdReused when something else was asked under this id, as far as the log still knows."""
+    kept = await stream_log.read(
+        user_id=row.user_id, request_id=row.request_id, cipher=await db.run(cipher_for, row.user_id)
+    )
+    if kept is not None and kept.head.get("message", asked.message) != asked.message:
+        raise RequestIdReused
+
+
+async def follow_up(user_id: uuid.UUID, request_id: str, message: str) -> Asked:
+    """The request that a message becomes whose turn has ended, here or elsewhere. Raise NotRunning."""
+    row = await db.run(row_of, user_id, request_id)
+    if row.conversation_id is None:
+        kept = await _read(row, await db.run(cipher_for, user_id))
+        if kept is None or not kept.head:
+            raise NotRunning
+        return _asked_again(row, kept, message)
+    return Asked(
+        user_id=user_id,
+        request_id=uuid.uuid4().hex,
+        kind=Kind(row.kind),
+        message=message,
+        conversation_id=str(row.conversation_id),
+        memory=row.memory,
+    )
+
+
+async def _read(row: Turn, cipher: UserCipher) -> stream_log.Replay | None:
+    """A turn's log. What is missing of one that has just ended may be on its way: it is waited for."""
+    while True:
+        kept = await stream_log.read(user_id=row.user_id, request_id=row.request_id, cipher=cipher)
+        if kept is not None and kept.frames and stream_log.is_end(kept.frames[-1]):
+            return kept
+        if row.ended_at is None or datetime.now(UTC) - row.ended_at > _SETTLED:
+            return kept
+        await asyncio.sleep(_AGAIN_S)
+
+
+def _asked_again(row: Turn, kept: stream_log.Replay, message: str) -> Asked:
+    head = kept.head
+    frames = [Entry.read(text).frame for text in kept.frames]
+    answer = "".join(frame.chunk for frame in frames if isinstance(frame, StreamText))
+    before = [HistoryMessage.model_validate(said) for said in head["history"]]
+    return Asked(
+        user_id=row.user_id,
+        request_id=uuid.uuid4().hex,
+        kind=Kind(head["kind"]),
+        message=message,
+        history=(
+            *before,
+            HistoryMessage(role="user", content=head["message"]),
+            HistoryMessage(role="assistant", content=answer),
+        ),
+        scope=Scope.model_validate(head["scope"]) if head["scope"] else None,
+        context=head["context"],
+        memory=row.memory,
+    )

@@ -1,0 +1,141 @@
+"""What all device tools are made with: their decorator, the kinds of their arguments, arguments to columns."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any, Final, TypeAlias
+
+from langchain_core.messages import ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import StructuredTool, ToolException
+from pydantic import BaseModel, BeforeValidator, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from adiuva.devices.protocol import Action, Data, TableName
+from adiuva.devices.tables import MAX_TEXT, TABLES, Column
+from chat.device_session import Desk
+from chat.tools import dates
+
+MAX_TITLE: Final = 1_000
+CLEAR: Final = "none"
+
+# What may be left out may be null as well, but a model need not read that.
+Nothing: TypeAlias = SkipJsonSchema[None]
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+ProjectId = Annotated[str | Nothing, Field(description="a project's id")]
+ClientId = Annotated[str | Nothing, Field(description="a client's id")]
+Search = Annotated[str | Nothing, Field(description="words that must all occur")]
+Names = Annotated[list[str] | Nothing, BeforeValidator(_listed), Field(description="names of people")]
+Due = Annotated[str | Nothing, Field(description="2026-11-20 or 2026-11-20T14:30")]
+From = Annotated[str | Nothing, Field(description="first date")]
+To = Annotated[str | Nothing, Field(description="last date")]
+
+
+class DeviceTool(StructuredTool):
+    """A LangChain tool that calls its coroutine straight, past LangChain's callbacks: nothing of a user's rows can
+    reach a tracer that way, and a call costs 0.5 ms of CPU less (a list of 20 tasks: 0.2 instead of 0.7)."""
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """`input` is a tool call, which is answered with a ToolMessage, or arguments, which are with a text."""
+        assert self.coroutine is not None and isinstance(self.args_schema, type)
+        assert issubclass(self.args_schema, BaseModel)
+        is_call = input.get("type") == "tool_call"
+        checked = self.args_schema.model_validate(input["args"] if is_call else input)
+        arguments = {name: getattr(checked, name) for name in self.args_schema.model_fields}
+        answer: str = await self.coroutine(config=config or {}, **arguments)
+        return ToolMessage(answer, name=self.name, tool_call_id=input["id"]) if is_call else answer
+
+
+def device_tool(
+    table: TableName, action: Action, label: str, *, key: str | None = None
+) -> Callable[[Callable[..., Coroutine[Any, Any, str]]], DeviceTool]:
+    """A LangChain tool of a coroutine; its docstring is what a model reads.
+
+    `action` is what it does to `table` on the device, `key` the argument that names the row, `label` what a person is
+    shown while it runs.
+    """
+
+    def make(function: Callable[..., Coroutine[Any, Any, str]]) -> DeviceTool:
+        made = DeviceTool.from_function(
+            coroutine=function, description=" ".join((inspect.getdoc(function) or "").split())
+        )
+        made.metadata = {"table": table, "action": action, "label": label} | ({"key": key} if key else {})
+        assert isinstance(made, DeviceTool)
+        return made
+
+    return make
+
+
+def filters(**given: Any) -> Data:
+    """The filters that were given."""
+    return {name: value for name, value in given.items() if value not in (None, "")}
+
+
+def new_row(desk: Desk, table: TableName, **given: Any) -> Data:
+    """An insert's columns. Raise ToolException for one that is missing or cannot be."""
+    data = {name: value for name, value in _columns(desk, table, given).items() if value is not None}
+    for column in TABLES[table].columns:
+        if column.required and column.name not in data:
+            raise ToolException(f"Failed: {_argument(column.name)} must not be empty.")
+    return data
+
+
+def updates(desk: Desk, table: TableName, **given: Any) -> Data:
+    """An update's columns; "none" clears one. Raise ToolException if there is nothing to change."""
+    found = _columns(desk, table, given)
+    if not found:
+        raise ToolException("Failed: no field was given to change, so nothing was changed.")
+    return found
+
+
+def _columns(desk: Desk, table: TableName, given: Mapping[str, Any]) -> Data:
+    """What is None or empty counts as not given: weak models fill in every argument."""
+    found: Data = {}
+    for name, value in given.items():
+        column = TABLES[table].by_name[name]
+        if isinstance(value, str):
+            value = value if column.name == "content" else value.strip()
+        if not value or (isinstance(value, str) and not value.strip()):
+            continue
+        found[name] = None if not column.required and _clears(value) else _value(desk, table, column, value)
+    return found
+
+
+def _clears(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) == 1 and _clears(value[0])
+    return isinstance(value, str) and value.strip().lower() == CLEAR
+
+
+def _value(desk: Desk, table: TableName, column: Column, value: Any) -> Any:
+    argument = _argument(column.name)
+    if column.kind == "time":
+        return dates.moment(value, desk.zone, argument)
+    if column.kind == "names":
+        names = [" ".join(name.split()) for name in value if name.strip()]
+        _bounded(" ".join(names), MAX_TITLE, argument)
+        return json.dumps(names, ensure_ascii=False)
+    if column.name == TABLES[table].title and column.name != "content":
+        value = " ".join(value.split())
+        _bounded(value, MAX_TITLE, argument)
+    _bounded(value, MAX_TEXT, argument)
+    return value
+
+
+def _bounded(text: str, most: int, argument: str) -> None:
+    if len(text) > most:
+        raise ToolException(f"Failed: {argument} may have at most {most:,} characters; it has {len(text):,}.")
+
+
+def _argument(column: str) -> str:
+    """A column's name as the tools' arguments have it: dueDate is due_date."""
+    if column == "aiSummary":
+        return "summary"
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in column)

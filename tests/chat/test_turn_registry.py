@@ -1,0 +1,386 @@
+"""Turns between processes: what one process hears for another's turn, and what happens when things cross."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import uuid
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+from django.conf import settings
+from redis.asyncio import Redis
+
+from adiuva.core import db
+from chat.models import Kind, Turn
+from chat.request import Asked
+from chat.stream import Entry
+from chat.turn_registry import TooManyTurns, board
+from tests.chat.chat_client import (
+    CAPABILITIES,
+    Client,
+    Rows,
+    Stream,
+    Tap,
+    chatting,
+    conversation_of,
+    ending,
+    kept,
+    reached,
+)
+from tests.factories import Person, somebody
+from tests.fakes.provider import Call, Fail, Hold, Provider
+from tests.server_processes import Stack
+from tests.socket_client import PATIENCE_S
+
+TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo"}
+APPROVES = [*CAPABILITIES, "approval"]
+PIECES = [f"word {number}, " for number in range(40)]
+
+
+@pytest.fixture
+def other_web(stack: Stack, provider: Provider) -> str:
+    """Another web process of the same installation."""
+    return stack.web(ADIUVA_PING_S="29")
+
+
+@pytest.fixture
+def person(committed_db: str) -> Person:
+    return somebody()
+
+
+async def turns_of(person: Person) -> list[Turn]:
+    return await db.run(lambda: list(Turn.objects.filter(user_id=person.id)))
+
+
+async def resume(client: Client, key: str, after: int = -1) -> None:
+    client.streams[key] = Stream()
+    await client.socket.send({"type": "stream_resume", "request_id": key, "after": after})
+
+
+async def told_from(client: Client, send: Callable[[], Awaitable[None]]) -> None:
+    """Send something that one process tells another; wait until it is on its way."""
+    async with Redis.from_url(settings.REDIS_URL) as redis, asyncio.timeout(PATIENCE_S):
+
+        async def told() -> int:
+            stats = await redis.info("commandstats")
+            return int(stats.get("cmdstat_publish", {}).get("calls", 0))
+
+        before = await told()
+        await send()
+        while await told() == before:
+            await client.settled()
+
+
+# ── From another process ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_turn_is_cancelled_from_another_process(
+    chat_web: str, other_web: str, provider: Provider, person: Person
+) -> None:
+    hold = Hold()
+    provider.script(hold)
+    async with chatting(chat_web, person) as desk, chatting(other_web, person, device_id="phone") as phone:
+        key = await desk.ask("tell me a lot")
+        await reached(hold.reached)
+        await phone.cancel(key)
+        assert ending(await desk.ended(key))["finish"] == "cancelled"
+        await reached(hold.gone)
+        await phone.cancel(key)  # and once more, when it has ended
+        await phone.until(lambda: phone.errors != [])
+        assert (phone.errors[0]["code"], phone.errors[0]["ref"]) == ("not_running", key)
+
+
+async def test_a_turn_hears_what_is_said_to_it_on_another_process(
+    chat_web: str, other_web: str, provider: Provider, person: Person
+) -> None:
+    tap = Tap(PIECES)
+    provider.script(tap, "In French, then.")
+    async with chatting(chat_web, person) as desk, chatting(other_web, person, device_id="phone") as phone:
+        key = await desk.ask("tell me a lot")
+        await reached(tap.reached)
+        await told_from(phone, lambda: phone.steer(key, "and in French"))
+        await desk.settled()
+        tap.open()
+        stream = await desk.ended(key)
+    assert stream.text.endswith("In French, then.")
+    assert provider.last["messages"][-1]["content"] == "and in French"
+    assert len(await turns_of(person)) == 1
+
+
+@pytest.mark.parametrize("history", [None, [{"role": "user", "content": "I am Ada."}]])
+async def test_what_is_said_after_the_end_on_another_process_becomes_a_new_turn(
+    chat_web: str, other_web: str, provider: Provider, person: Person, history: list[dict[str, str]] | None
+) -> None:
+    provider.script("The first answer.", "The second answer.")
+    fields: dict[str, Any] = {"conversation_history": history} if history else {}
+    async with chatting(chat_web, person) as desk, chatting(other_web, person, device_id="phone") as phone:
+        first = await desk.say("tell me a lot", **fields)
+        await phone.steer(first.frames[0]["request_id"], "and more")
+        await phone.until(lambda: any(stream.end for stream in phone.streams.values()))
+        (second,) = phone.streams.values()
+    ending(second)
+    assert second.text == "The second answer."
+    before = [message["content"] for message in provider.last["messages"] if message["role"] != "system"]
+    assert before == [
+        *([history[0]["content"]] if history else []),
+        "tell me a lot",
+        "The first answer.",
+        "and more",
+    ]
+    if history is None:
+        assert conversation_of(second) == conversation_of(first)
+        said = await kept(chat_web, person, conversation_of(first))
+        assert [message["text"] for message in said] == [
+            "tell me a lot",
+            "The first answer.",
+            "and more",
+            "The second answer.",
+        ]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_what_was_said_to_a_turn_that_fails_is_carried_out_though_who_said_it_has_gone(
+    chat_web: str, other_web: str, provider: Provider, person: Person, elsewhere: bool
+) -> None:
+    hold = Hold(Fail(400))
+    provider.script(hold, "The second answer.")
+    async with chatting(chat_web, person) as desk:
+        key = await desk.ask("tell me a lot")
+        await reached(hold.reached)
+        async with chatting(other_web if elsewhere else chat_web, person, device_id="phone") as phone:
+            if elsewhere:
+                await told_from(phone, lambda: phone.steer(key, "and more"))
+            else:
+                await phone.steer(key, "and more")
+                await phone.settled()
+        await desk.settled()
+        hold.release()
+        assert ending(await desk.ended(key))["finish"] == "error"
+        place = conversation_of(desk.streams[key])
+        async with asyncio.timeout(60):
+            while (said := await kept(chat_web, person, place))[-1]["text"] != "The second answer.":
+                await asyncio.sleep(0.02)
+    assert [message["text"] for message in said] == ["tell me a lot", "", "and more", "The second answer."]
+
+
+@pytest.mark.parametrize("approved", [True, False])
+async def test_an_approval_is_given_on_another_process_and_counts_once(
+    chat_web: str, other_web: str, provider: Provider, person: Person, approved: bool
+) -> None:
+    provider.script(Call("delete_task", {"task_id": TASK["id"]}), "So it is.")
+    rows = Rows(tasks=[dict(TASK)])
+    async with (
+        chatting(chat_web, person, rows, capabilities=APPROVES) as desk,
+        chatting(other_web, person, device_id="phone", capabilities=APPROVES) as phone,
+    ):
+        key = await desk.ask("delete it")
+        asked = await desk.asked_for(key)
+        await phone.until(lambda: key in phone.streams)  # all devices are asked
+        assert phone.streams[key].frames == [asked]
+        await phone.decide(asked["id"], approved)
+        ended = ending(await desk.ended(key))
+        for client in (desk, phone):
+            await client.decide(asked["id"], not approved)
+            await client.until(lambda client=client: client.errors != [])  # type: ignore[misc]
+            assert (client.errors[0]["code"], client.errors[0]["ref"]) == ("approval_over", asked["id"])
+    assert rows.count("delete") == len(ended["mutations"]) == int(approved)
+
+
+async def test_an_open_question_is_asked_again_of_who_resumes_elsewhere(
+    chat_web: str, other_web: str, provider: Provider, person: Person
+) -> None:
+    provider.script(Call("delete_task", {"task_id": TASK["id"]}), "Gone.")
+    rows = Rows(tasks=[dict(TASK)])
+    async with chatting(chat_web, person, rows, capabilities=APPROVES) as desk:
+        key = await desk.ask("delete it")
+        asked = await desk.asked_for(key)
+        seen = desk.streams[key].seq
+        desk.socket.ws.transport.abort()
+    lost = [{"request_id": key, "after": seen}]
+    async with chatting(other_web, person, rows, capabilities=APPROVES, streams=lost) as desk:
+        assert await desk.asked_for(key) == asked
+        await desk.decide(asked["id"], True)
+        assert (await desk.ended(key)).text == "Gone."
+    assert rows.count("delete") == 1
+
+
+# ── What crosses on the way ─────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_request_and_its_cancel_may_be_sent_back_to_back(
+    chat_web: str, provider: Provider, person: Person
+) -> None:
+    provider.default = Hold()
+    async with chatting(chat_web, person) as client:
+        for _ in range(10):
+            key = await client.ask("tell me a lot")
+            await client.cancel(key)
+            assert ending(await client.ended(key))["finish"] == "cancelled"
+    assert client.errors == []
+    assert {turn.state for turn in await turns_of(person)} == {"cancelled"}
+
+
+async def test_a_request_sent_again_at_once_from_everywhere_is_carried_out_once(
+    chat_web: str, other_web: str, provider: Provider, person: Person
+) -> None:
+    tap = Tap(PIECES)
+    provider.script(tap)
+    async with (
+        chatting(chat_web, person) as desk,
+        chatting(other_web, person, device_id="phone") as phone,
+        chatting(other_web, person, device_id="tablet") as tablet,
+    ):
+        clients = (desk, phone, tablet)
+        await asyncio.gather(*(client.ask("tell me a lot", "the request") for client in clients * 2))
+        await reached(tap.reached)
+        for client in clients:
+            await client.until(lambda client=client: "the request" in client.streams)  # type: ignore[misc]
+        tap.open()
+        for client in clients:
+            assert (await client.ended("the request")).text.endswith("word 39, ")
+            assert client.errors == []
+    assert len(provider.chats) == len(await turns_of(person)) == 1
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_device_may_resume_a_stream_and_make_its_request_again_in_one_breath(
+    chat_web: str, other_web: str, provider: Provider, person: Person, elsewhere: bool
+) -> None:
+    """It does not know whether its request had arrived."""
+    base = other_web if elsewhere else chat_web
+    for number in range(5):
+        provider.script("An answer.")
+        key = f"request {number}"
+        if number % 2:
+            async with chatting(chat_web, person) as client:
+                await client.ask("hello", key)
+                client.socket.ws.transport.abort()
+        async with chatting(base, person, streams=[{"request_id": key, "after": -1}]) as client:
+            await client.ask("hello", key)
+            stream = await client.ended(key)
+            await client.settled()
+            ends = [frame for frame in stream.frames if frame["type"] == "stream_end"]
+            # Asked twice it may be told twice, but there is one end and one answer.
+            assert {end["finish"] for end in ends} == {"stop"}, ends
+            told = {frame["seq"]: frame["chunk"] for frame in stream.frames if frame["type"] == "stream_text"}
+            assert "".join(told[seq] for seq in sorted(told)) == "An answer."
+    assert len(provider.chats) == len(await turns_of(person)) == 5
+
+
+async def test_a_request_whose_socket_drops_while_it_begins_is_carried_out_or_was_never_made(
+    chat_web: str, provider: Provider, person: Person
+) -> None:
+    keys = [f"request {number}" for number in range(20)]
+    for number, key in enumerate(keys):
+        async with chatting(chat_web, person) as client:
+            await client.ask("hello", key)
+            for _ in range(number % 5):
+                await asyncio.sleep(0)
+            client.socket.ws.transport.abort()
+    async with chatting(chat_web, person) as client:
+        for key in keys:
+            await resume(client, key)
+            await client.until(
+                lambda key=key: client.streams[key].end or any(e["ref"] == key for e in client.errors)  # type: ignore[misc]
+            )
+    refused = {error["ref"] for error in client.errors}
+    assert {error["code"] for error in client.errors} <= {"not_running"}
+    made = {turn.request_id: turn for turn in await turns_of(person)}
+    assert made.keys() == set(keys) - refused
+    assert {(turn.state, turn.code) for turn in made.values()} <= {("stop", "")}
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_stream_is_resumed_between_its_end_and_its_log(
+    chat_web: str, other_web: str, provider: Provider, person: Person, elsewhere: bool
+) -> None:
+    base = other_web if elsewhere else chat_web
+    async with (
+        chatting(chat_web, person, capabilities=APPROVES) as desk,
+        chatting(base, person, device_id="phone") as phone,
+        Redis.from_url(settings.REDIS_URL) as redis,
+    ):
+        await desk.say("hello")  # what a process needs of Redis it has by now
+        await redis.execute_command("CLIENT", "PAUSE", 10_000, "WRITE")
+        try:
+            stream = await desk.say("hello")
+            key = stream.frames[0]["request_id"]
+            await resume(phone, key)
+            if elsewhere:  # it waits for the log
+                await phone.settled()
+                assert phone.streams[key].frames == []
+            else:
+                await phone.ended(key)
+        finally:
+            await redis.execute_command("CLIENT", "UNPAUSE")
+        assert (await phone.ended(key)).frames == stream.frames
+        assert phone.errors == []
+
+
+# ── In one process ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.heard: list[Entry] = []
+
+    async def hear(self, request_id: str, entries: Sequence[Entry]) -> bool:
+        self.heard += entries
+        return True
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch, provider: Provider) -> Provider:
+    """The scripted model, for turns of the test's own process."""
+    monkeypatch.setattr(settings, "MODEL", {**settings.MODEL, **provider.settings()})
+    return provider
+
+
+def asked(person: Person, **fields: Any) -> Asked:
+    return Asked(user_id=person.id, request_id=uuid.uuid4().hex, kind=Kind.HOME, message="hello", **fields)
+
+
+async def test_nothing_of_a_turn_stays_in_memory_once_it_is_saved(model: Provider, person: Person) -> None:
+    turns = []
+    for _ in range(12):  # more than a user may have at once: those that ended do not count
+        turn = await board().start(asked(person))
+        turn.stream.follow(Ear())
+        await turn.ended.wait()
+        turns.append(weakref.ref(turn))
+        del turn
+    async with asyncio.timeout(60):
+        while any(turn() for turn in turns):
+            gc.collect()
+            await asyncio.sleep(0.02)
+    names = {task.get_name() for task in asyncio.all_tasks()}
+    assert not names & {"turn", "turn keeper", "turn begins", "stream follower", "stream log"}
+
+
+async def test_an_asker_who_goes_while_the_turn_begins_leaves_a_turn_that_runs(
+    model: Provider, person: Person
+) -> None:
+    request = asked(person)
+    asking = asyncio.create_task(board().open(request, Ear()))
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    turn = await board().find(request.key)
+    assert turn is not None
+    await turn.ended.wait()
+    assert (turn.finish, turn.speech.text) == ("stop", "ok")
+
+
+async def test_a_user_has_so_many_turns_at_once_and_no_more(model: Provider, person: Person) -> None:
+    model.default = hold = Hold()
+    turns = [await board().start(asked(person)) for _ in range(8)]
+    with pytest.raises(TooManyTurns):
+        await board().start(asked(person))
+    ear = Ear()
+    await board().open(asked(person), ear)
+    hold.release()
+    for turn in turns:
+        await turn.ended.wait()
+    assert [getattr(entry.frame, "code", None) for entry in ear.heard] == [None, "too_many_requests"]

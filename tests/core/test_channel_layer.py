@@ -1,0 +1,193 @@
+"""The channel layer on a Valkey of its own: what others can see of it, and what it does when Valkey goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from adiuva.core.channel_layer import INTERRUPTED, Layer, LayerAway
+from adiuva.embedded.valkey import Valkey
+
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Valkey, str]]:
+    folder = tmp_path_factory.mktemp("valkey")
+    server = Valkey(folder / "data", password="secret", log=folder / "log", durable=False)
+    url = server.start()
+    yield server, url
+    server.stop()
+
+
+@pytest.fixture
+def url(valkey: tuple[Valkey, str]) -> str:
+    server, url = valkey
+    if not server.alive:
+        restart(server)
+    return url
+
+
+def restart(server: Valkey) -> None:
+    """The same server at the same address; `Valkey.start` would take a new port."""
+    from adiuva.embedded import valkey as module
+
+    child = server.child
+    assert child is not None
+    child.start()
+    port = int(child.given.decode().split("port ")[1].split()[0])
+    child.wait_until(lambda: module._answers("secret", port), within_s=PATIENCE_S)
+
+
+@pytest.fixture
+async def layer(url: str) -> Layer:
+    return Layer([{"address": url, "socket_timeout": None}])
+
+
+@pytest.fixture
+async def watcher(url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(url) as redis:
+        yield redis
+
+
+async def until(asked: Callable[[], Awaitable[Any]]) -> Any:
+    """Ask until it is so."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not (found := await asked()):
+            await asyncio.sleep(0)
+        return found
+
+
+async def test_a_message_arrives_as_it_was_and_its_sender_knows_that_it_was_heard(layer: Layer) -> None:
+    channel = await layer.new_channel("a.")
+    message = {"type": "frame", "text": "日本 ü", "calls": ["1"], "run": None}
+    assert await layer.send(channel, message) == 1
+    assert await layer.receive(channel) == message
+
+
+async def test_what_nobody_listens_for_was_heard_by_none(layer: Layer) -> None:
+    assert await layer.send("adiuva.nobody", {"type": "x"}) == 0
+
+
+async def test_nothing_of_a_message_can_be_read_on_its_way(layer: Layer, watcher: Redis) -> None:
+    channel = await layer.new_channel()
+    async with watcher.monitor() as monitor:
+        await layer.send(channel, {"type": "frame", "text": "the plumber calls on Tuesday"})
+        commands = monitor.listen()
+        while not (seen := (await anext(commands))["command"]).startswith("PUBLISH"):
+            pass
+    assert channel in seen
+    assert all(word not in seen for word in ("plumber", "frame", "text", "type"))
+    assert (await layer.receive(channel))["text"].startswith("the plumber")
+
+
+async def test_a_message_that_was_moved_or_altered_is_dropped_and_the_next_one_read(
+    layer: Layer, watcher: Redis
+) -> None:
+    mine, other = await layer.new_channel(), await layer.new_channel()
+    async with watcher.pubsub() as spy:
+        await spy.subscribe(other)
+        await spy.get_message(timeout=PATIENCE_S)
+        await layer.send(other, {"type": "frame", "text": "of another user"})
+        sealed = (await spy.get_message(timeout=PATIENCE_S))["data"]
+    for forged in (sealed, sealed[:-1] + bytes([sealed[-1] ^ 1]), b"", b"{}"):
+        await watcher.publish(mine, forged)
+    await layer.send(mine, {"type": "mine"})
+    assert await layer.receive(mine) == {"type": "mine"}
+
+
+async def test_groups_work_as_channels_has_them_and_are_sealed_too(layer: Layer, watcher: Redis) -> None:
+    channels = [await layer.new_channel() for _ in range(3)]
+    for channel in channels[:2]:
+        await layer.group_add("people", channel)
+    async with watcher.pubsub() as spy:
+        await spy.psubscribe("*")
+        await spy.get_message(timeout=PATIENCE_S)
+        await layer.group_send("people", {"type": "hello", "text": "the plumber comes on Friday"})
+        seen = await spy.get_message(timeout=PATIENCE_S)
+    assert b"plumber" not in seen["data"]
+    for channel in channels[:2]:
+        assert (await layer.receive(channel))["text"] == "the plumber comes on Friday"
+    await layer.group_discard("people", channels[0])
+    await layer.group_send("people", {"type": "again"})
+    assert await layer.receive(channels[1]) == {"type": "again"}
+    assert [layer.end_channel(channel) for channel in channels] == [[], [], []]
+
+
+async def test_messages_keep_their_order(layer: Layer) -> None:
+    channel = await layer.new_channel()
+    heard = await asyncio.gather(*(layer.send(channel, {"n": n}) for n in range(2_000)))
+    assert heard == [1] * 2_000
+    assert [(await layer.receive(channel))["n"] for _ in range(2_000)] == list(range(2_000))
+
+
+async def test_channels_that_were_given_back_are_forgotten_with_what_was_unread(
+    layer: Layer, watcher: Redis
+) -> None:
+    channel = await layer.new_channel()
+    await layer.send(channel, {"n": 1})
+    assert layer.end_channel(channel) == [{"n": 1}]
+    assert layer.end_channel(channel) == []
+    assert await layer.send(channel, {"n": 2}) == 0
+    assert channel.encode() not in await watcher.pubsub_channels()
+
+
+async def test_what_json_cannot_say_is_refused_when_it_is_sent(layer: Layer) -> None:
+    with pytest.raises(TypeError):
+        await layer.send("adiuva.x", {"type": "x", "value": object()})
+
+
+async def test_a_cancelled_sender_leaves_the_others_their_answers(layer: Layer) -> None:
+    channel = await layer.new_channel()
+    senders = [asyncio.create_task(layer.send(channel, {"n": n})) for n in range(10)]
+    await asyncio.sleep(0)
+    for sender in senders[::2]:
+        sender.cancel()
+    assert await asyncio.gather(*senders[1::2]) == [1] * 5
+    assert await layer.send("adiuva.nobody", {}) == 0
+
+
+async def test_a_restart_of_redis_is_survived_and_listeners_learn_of_it(
+    layer: Layer, valkey: tuple[Valkey, str]
+) -> None:
+    server, _ = valkey
+    channels = [await layer.new_channel() for _ in range(50)]
+    await asyncio.to_thread(server.stop)
+    with pytest.raises(ConnectionError):
+        await layer.send(channels[0], {"n": 0})
+    with pytest.raises(LayerAway):  # and now it is known before anything is sent
+        await layer.send(channels[0], {"n": 0})
+    with pytest.raises(LayerAway):
+        await layer.new_channel()
+    restart(server)  # in this thread, since a child ends with the thread that started it
+    async with asyncio.timeout(PATIENCE_S):
+        assert [await layer.receive(channel) for channel in channels] == [INTERRUPTED] * 50
+    assert await asyncio.gather(*(layer.send(channel, {"n": 1}) for channel in channels)) == [1] * 50
+    assert [await layer.receive(channel) for channel in channels] == [{"n": 1}] * 50
+
+
+async def test_a_connection_that_was_cut_comes_back_by_itself(layer: Layer, watcher: Redis) -> None:
+    channel = await layer.new_channel()
+    await watcher.client_kill_filter(_type="pubsub")
+    async with asyncio.timeout(PATIENCE_S):
+        assert await layer.receive(channel) == INTERRUPTED
+    assert await layer.send(channel, {"n": 1}) == 1
+
+
+def test_the_connection_ends_with_its_loop(url: str) -> None:
+    async def one_loop() -> None:
+        layer = Layer([{"address": url}])
+        await layer.new_channel()
+
+    for _ in range(3):
+        asyncio.run(one_loop())
+
+    async def left() -> bool:
+        async with Redis.from_url(url) as redis:
+            return not await redis.client_list(_type="pubsub")
+
+    assert asyncio.run(until(left))  # type: ignore[arg-type]

@@ -1,0 +1,256 @@
+"""How every endpoint refuses, reads bodies and cuts lists."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.test import Client, override_settings
+from rest_framework.test import APIClient
+
+from adiuva.accounts.models import User
+from tests.factories import somebody
+
+pytestmark = pytest.mark.urls("tests.core.failing_urls")
+
+
+@pytest.fixture
+def rest(db: None) -> APIClient:
+    return APIClient(raise_request_exception=False)
+
+
+# ── Refusals ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "body"),
+    [
+        (
+            "quota",
+            402,
+            {"code": "quota_exceeded", "message": "agents are limited to 3 on this plan", "limit": 3},
+        ),
+        ("conflict", 409, {"code": "conflict", "message": "it runs already", "run_id": "42"}),
+        ("not-found", 404, {"code": "not_found", "message": "there is nothing here, or it is not yours"}),
+        ("forbidden", 403, {"code": "forbidden", "message": "you may not do this"}),
+        (
+            "model",
+            400,
+            {"code": "invalid", "message": "name: Too long.", "fields": {"name": ["Too long."]}},
+        ),
+        (
+            "whole-model",
+            400,
+            {
+                "code": "invalid",
+                "message": "Start must be before end.",
+                "fields": {"non_field_errors": ["Start must be before end."]},
+            },
+        ),
+        (
+            "nested",
+            400,
+            {
+                "code": "invalid",
+                "message": "files.1.path: Bad.",
+                "fields": {"files.1.path": ["Bad."], "filter.date.from": ["Late."]},
+            },
+        ),
+    ],
+)
+def test_a_refusal_is_a_code_a_message_and_fields(
+    rest: APIClient, how: str, status: int, body: dict[str, Any]
+) -> None:
+    answer = rest.get(f"/api/v1/fail/{how}")
+    assert (answer.status_code, answer.json()) == (status, body)
+
+
+@pytest.mark.parametrize("how", ["database", "redis", "later"])
+def test_a_server_that_is_away_is_a_503_that_says_when_to_come_back(rest: APIClient, how: str) -> None:
+    answer = rest.get(f"/api/v1/fail/{how}")
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert answer["Retry-After"] == str(answer.json()["retry_after_s"])
+    assert b"10.0.0" not in answer.content
+
+
+@pytest.mark.parametrize("path", ["/api/v1/fail/bug", "/api/v1/plain-bug"])
+def test_the_unforeseen_is_logged_with_its_request_and_shows_no_detail(
+    rest: APIClient, path: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        answer = rest.get(path, headers={"X-Request-ID": "request-under-test"})
+    assert (answer.status_code, sorted(answer.json())) == (500, ["code", "message"])
+    assert b"secret" not in answer.content
+    assert answer["X-Request-ID"] == "request-under-test"
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert "a secret value" in str(record.exc_info[1])  # type: ignore[index]
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "Traceback" in line]
+    assert [line["request_id"] for line in lines] == ["request-under-test"]
+
+
+def test_pages_for_people_keep_djangos_error_pages(db: None) -> None:
+    browser = Client(raise_request_exception=False)
+    for path, status in [("/page-with-a-bug", 500), ("/nothing-here", 404)]:
+        answer = browser.get(path)
+        assert (answer.status_code, answer["Content-Type"].split(";")[0]) == (status, "text/html")
+
+
+@pytest.mark.parametrize("debug", [True, False])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/",
+        "/api/v2/",
+        "/api/v1/nothing",
+        "/api/v1/auth/me/",
+        "/api/v1/auth/sessions/x",
+        "/api/v1/auth/sessions/%00",
+        "/api/v1/auth/sessions/7d9f3c1e-0f4b-4f0e-9d43-1d1d3b2f5a10/more",
+    ],
+)
+def test_an_unknown_path_is_json_and_404(rest: APIClient, path: str, debug: bool) -> None:
+    with override_settings(DEBUG=debug):
+        answer = rest.delete(path)
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_refusals_of_the_framework_itself_are_json_too(rest: APIClient) -> None:
+    login = "/api/v1/auth/login"
+    answers = {
+        "method_not_allowed": (405, rest.get(login)),
+        "unsupported_media_type": (415, rest.post(login, "<a/>", content_type="application/xml")),
+        "not_acceptable": (406, rest.get("/api/v1/auth/me", headers={"Accept": "image/png"})),
+        "not_authenticated": (401, rest.get("/api/v1/auth/me")),
+        "bad_request": (400, rest.get("/api/v1/fail/suspicious")),
+    }
+    for code, (status, answer) in answers.items():
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+    host = rest.get("/api/v1/auth/me", headers={"Host": "evil.example"})
+    assert (host.status_code, host.json()["code"]) == (400, "bad_request")
+
+
+def test_a_refusal_is_a_page_for_a_browser(rest: APIClient) -> None:
+    for path, status in [("/api/v1/auth/me", 401), ("/api/v1/auth/login", 405), ("/api/v1/fail/nested", 400)]:
+        for headers in ({}, {"Authorization": "Bearer nonsense"}):
+            answer = rest.get(path, headers={"Accept": "text/html", **headers})
+            assert (
+                answer.status_code == status if path.endswith(("me", "login")) else answer.status_code >= 400
+            )
+            assert answer["Content-Type"].startswith("text/html")
+
+
+# ── Bodies ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("raw", ["[]", '"text"', "7", "null", "true", "[{}]", '["a", "b"]'])
+@pytest.mark.parametrize("path", ["/api/v1/echo", "/api/v1/auth/login", "/api/v1/auth/refresh"])
+def test_a_body_that_is_no_object_is_refused(rest: APIClient, path: str, raw: str) -> None:
+    answer = rest.post(path, raw, content_type="application/json")
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"{",
+        b"{'a': 1}",
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": "\xff"}',
+        b'{"a": "\\ud800"}',
+        b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b"[" * 100_000,
+        b"\x00",
+    ],
+)
+def test_a_body_that_is_no_json_is_refused(rest: APIClient, raw: bytes) -> None:
+    answer = rest.post("/api/v1/echo", raw, content_type="application/json")
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_json")
+
+
+@pytest.mark.parametrize("raw", ['{"a": "\\u0000"}', '{"a": [{"b": ["x\\u0000y"]}]}', '{"a\\u0000": 1}'])
+def test_nul_is_refused_wherever_it_is(rest: APIClient, raw: str) -> None:
+    answer = rest.post("/api/v1/echo", raw, content_type="application/json")
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
+
+
+def test_a_backslash_before_u0000_is_text(rest: APIClient) -> None:
+    answer = rest.post("/api/v1/echo", '{"a": "\\\\u0000"}', content_type="application/json")
+    assert answer.json() == {"keys": ["a"]}
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded"])
+def test_a_body_that_is_too_large_is_refused(rest: APIClient, kind: str) -> None:
+    body = b" " * (2 * 1024 * 1024 + 1)
+    answer = rest.post("/api/v1/echo", body, content_type=kind)
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    page = rest.post("/api/v1/echo", body, content_type=kind, headers={"Accept": "text/html"})
+    assert page.status_code == 413
+
+
+# ── Lists ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def five(db: None) -> str:
+    """The beginning of the addresses of five users."""
+    name = uuid4().hex
+    User.objects.bulk_create(User(email=f"{name}-{number}@example.com") for number in range(5))
+    return name
+
+
+def page(rest: APIClient, of: str, query: str) -> tuple[list[int], Any]:
+    answer = rest.get(f"/api/v1/users?of={of}&{query}")
+    assert answer.status_code == 200
+    return [int(row["email"].split("-")[1][0]) for row in answer.json()], answer
+
+
+def test_a_list_is_cut_by_page_and_limit_and_counted_in_a_header(rest: APIClient, five: str) -> None:
+    for query, expected in [
+        ("", [0, 1, 2, 3, 4]),
+        ("limit=2", [0, 1]),
+        ("limit=2&page=2", [2, 3]),
+        ("limit=2&page=3", [4]),
+        ("limit=2&page=4", []),
+        ("page=999999999", []),
+        ("limit=1000", [0, 1, 2, 3, 4]),
+        ("page=&limit=", [0, 1, 2, 3, 4]),
+    ]:
+        rows, answer = page(rest, five, query)
+        assert (rows, answer["X-Total-Count"]) == (expected, "5"), query
+
+
+def test_a_list_links_to_its_other_pages(rest: APIClient, five: str) -> None:
+    _, answer = page(rest, five, "limit=2&page=2")
+    url = f"http://testserver/api/v1/users?limit=2&of={five}&page="
+    assert answer["Link"] == (
+        f'<{url}1>; rel="first", <{url}1>; rel="prev", <{url}3>; rel="next", <{url}3>; rel="last"'
+    )
+    assert "Link" not in page(rest, five, "")[1]
+
+
+@pytest.mark.parametrize(
+    "query", ["page=0", "page=abc", "page=-1", "limit=0", "limit=x", "page=1e3", "page=٣"]
+)
+def test_a_page_that_is_no_number_from_1_is_refused(rest: APIClient, five: str, query: str) -> None:
+    answer = rest.get(f"/api/v1/users?of={five}&{query}")
+    assert (answer.status_code, list(answer.json()["fields"])) == (400, [query.split("=")[0]])
+
+
+def test_a_list_in_the_browser_has_page_controls(rest: APIClient, five: str) -> None:
+    for number, controls in [(1, True), (3, True), (9, False)]:
+        answer = rest.get(f"/api/v1/users?of={five}&limit=2&page={number}", headers={"Accept": "text/html"})
+        assert answer.status_code == 200
+        assert (b"pagination" in answer.content) == controls
+
+
+def test_someone_elses_object_is_like_none_at_all(rest: APIClient) -> None:
+    mine, theirs = somebody(), somebody()
+    rest.credentials(HTTP_AUTHORIZATION=f"Bearer {mine.access_token}")
+    session = User.objects.get(pk=theirs.id).sessions.get()
+    other, none = (rest.delete(f"/api/v1/auth/sessions/{each}") for each in (session.pk, uuid4()))
+    assert other.status_code == none.status_code == 404
+    assert other.content == none.content

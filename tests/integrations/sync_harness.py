@@ -1,0 +1,85 @@
+"""Reading a mailbox as a run does: with a ledger of what is settled, and a cursor that is stored behind it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from integrations.gmail import Gmail
+from integrations.mail.documents import Document, Item, Skipped
+from integrations.mail.filters import Filters
+from integrations.mail.provider_client import Account, Patience
+from integrations.mail.sync import Reading
+from integrations.outlook import Outlook
+from integrations.teams import Teams
+from tests.fakes.google import Google
+from tests.fakes.graph import Graph
+from tests.fakes.mailboxes import Box
+
+SWIFT = Patience(answer_s=5.0, pause_s=0.01)
+
+
+def use(settings: Any, *, google: Google | None = None, graph: Graph | None = None) -> None:
+    """Have the product take these for the providers."""
+    if google is not None:
+        settings.GOOGLE = {**settings.GOOGLE, "api": google.url}
+    if graph is not None:
+        settings.MICROSOFT = {**settings.MICROSOFT, "api": graph.api}
+
+
+def account(box: Box) -> Account:
+    return Account(uuid4(), box.name, box.token)
+
+
+def gmail(box: Box, patience: Patience = SWIFT) -> Reading:
+    return Gmail(account(box), patience=patience)
+
+
+def outlook(box: Box, patience: Patience = SWIFT) -> Reading:
+    return Outlook(account(box), patience=patience)
+
+
+def teams(box: Box, patience: Patience = SWIFT) -> Reading:
+    return Teams(account(box), patience=patience)
+
+
+@dataclass
+class Run:
+    """What an agent keeps between its runs. `settled` counts each message that a run took."""
+
+    cursor: str | None = None
+    known: dict[str, bytes] = field(default_factory=dict)
+    settled: Counter[str] = field(default_factory=Counter)
+
+    async def due(self, listed: Sequence[tuple[str, bytes]]) -> list[bool]:
+        return [self.known.get(source_id) != content_hash for source_id, content_hash in listed]
+
+    async def read(self, reading: Reading, *, most: int | None = None, **config: Any) -> list[Item]:
+        """Read and settle; `most`: die when so many are settled, with one more in hand."""
+        items: list[Item] = []
+        try:
+            async with aclosing(
+                reading.messages(cursor=self.cursor, filters=Filters.parse(config), due=self.due)
+            ) as found:
+                async for item in found:
+                    if most is not None and len(items) == most:
+                        return items
+                    self.settled[item.source_id] += 1
+                    if isinstance(item, Document):
+                        self.known[item.source_id] = item.content_hash
+                    items.append(item)
+        finally:
+            self.cursor = reading.checkpoint
+        return items
+
+
+def titles(items: Sequence[Item]) -> list[str]:
+    return [item.title for item in items if isinstance(item, Document)]
+
+
+def skipped(items: Sequence[Item]) -> list[tuple[str, str]]:
+    return [(item.source_id, item.code) for item in items if isinstance(item, Skipped)]

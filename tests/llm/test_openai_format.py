@@ -1,0 +1,186 @@
+"""The parts of the model client that read untrusted bytes and text, by property."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adiuva import llm
+from adiuva.llm.openai_format import Assembler, EventLines, loads
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9) | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+CONTAINERS = st.lists(VALUES, max_size=4) | st.dictionaries(TEXTS, VALUES, max_size=4)
+PROSE = st.text(st.characters(codec="utf-8", exclude_characters='[]{}<>"'), max_size=60)
+
+# How fast the machine is at the moment is no fact about the code.
+steady = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+
+
+def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+
+def read(pieces: list[bytes]) -> tuple[str, list[llm.Delta]]:
+    """The text of a stream that came in these pieces, and what ended it."""
+    lines, deltas = EventLines(), Assembler()
+    found: list[llm.Delta] = []
+    for piece in pieces:
+        found += deltas.feed(lines.feed(piece))
+    found += deltas.feed(lines.close())
+    return "".join(delta.text for delta in found if isinstance(delta, llm.Text)), deltas.finish()
+
+
+def cut(raw: bytes, places: list[int]) -> list[bytes]:
+    ends = sorted({place % (len(raw) + 1) for place in places} | {len(raw)})
+    return [raw[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+@steady
+@given(
+    texts=st.lists(TEXTS, max_size=8),
+    arguments=TEXTS,
+    newline=st.sampled_from(["\n", "\r\n"]),
+    noise=st.sampled_from([": keep alive", "event: message", "id: 5", "retry: 10", "unknown", ""]),
+    escaped=st.booleans(),
+    places=st.lists(st.integers(0, 4000), max_size=40),
+    ended=st.booleans(),
+)
+def test_a_stream_says_the_same_however_it_is_cut(
+    texts: list[str], arguments: str, newline: str, noise: str, escaped: bool, places: list[int], ended: bool
+) -> None:
+    half = len(arguments) // 2
+    call = {"index": 0, "id": "c1", "function": {"name": "look", "arguments": arguments[:half]}}
+    rest = {"index": 0, "function": {"arguments": arguments[half:]}}
+    events = [
+        *(chunk({"content": text}) for text in texts),
+        chunk({"tool_calls": [call]}),
+        chunk({"tool_calls": [rest]}),
+        chunk({}, "tool_calls"),
+        {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}},
+    ]
+    dumped = [f"data: {json.dumps(event, ensure_ascii=escaped)}{newline}{noise}{newline}" for event in events]
+    raw = newline.join([*dumped, *(["data: [DONE]", "", ""] if ended else [])]).encode()
+
+    assert read(cut(raw, places)) == (
+        "".join(texts),
+        [llm.ToolCall("c1", "look", arguments or "{}"), llm.Finish("tool_calls", llm.Usage(3, 4))],
+    )
+
+
+@steady
+@given(raw=st.binary(max_size=300), places=st.lists(st.integers(0, 300), max_size=10))
+def test_any_bytes_raise_a_model_error_or_nothing(raw: bytes, places: list[int]) -> None:
+    try:
+        read(cut(b"data: " + raw + b"\n\ndata:" + raw, places))
+    except llm.ModelError:
+        pass
+
+
+def test_an_event_of_several_data_lines_is_one() -> None:
+    lines = EventLines()
+    assert lines.feed(b'data: {\ndata:"a": 1}\n\n:x\n\n') == [b'{\n"a": 1}']
+
+
+def test_an_event_without_end_is_garbled() -> None:
+    lines = EventLines()
+    with pytest.raises(llm.ModelGarbled):
+        for _ in range(100):
+            lines.feed(b"x" * 100_000)
+    lines = EventLines()
+    with pytest.raises(llm.ModelGarbled):
+        for _ in range(100):
+            lines.feed(b"data: " + b"x" * 100_000 + b"\n")
+
+
+def test_calls_with_the_same_index_and_other_ids_are_several() -> None:
+    deltas = Assembler()
+    for name in ("one", "two"):
+        deltas.take([chunk({"tool_calls": [{"index": 0, "id": f"id-{name}", "function": {"name": name}}]})])
+    deltas.take([chunk({"tool_calls": [{"function": {"arguments": "{}"}}]}, "tool_calls")])
+    assert [(c.id, c.name) for c in deltas.finish()[:2] if isinstance(c, llm.ToolCall)] == [
+        ("id-one", "one"),
+        ("id-two", "two"),
+    ]
+
+
+def test_half_a_surrogate_pair_is_replaced_not_fatal() -> None:
+    assert loads(b'{"a": "x\\ud83d"}') == {"a": "x?"}
+
+
+# ── JSON in free text ───────────────────────────────────────────────────────────────────────────────────
+
+
+@steady
+@given(value=CONTAINERS, before=PROSE, after=PROSE, fenced=st.booleans(), thought=st.none() | TEXTS)
+def test_json_is_found_in_prose_fences_and_after_thoughts(
+    value: Any, before: str, after: str, fenced: bool, thought: str | None
+) -> None:
+    text = json.dumps(value, ensure_ascii=False)
+    if fenced:
+        text = f"```json\n{text}\n```"
+    thinking = (
+        "" if thought is None else f'<think>{thought.replace("think>", "")} {{"draft": [1, 2, 3]}}</think>'
+    )
+    assert llm.find_json(f"{thinking}{before}\n{text}\n{after}") == value
+
+
+@steady
+@given(value=st.dictionaries(TEXTS, VALUES, min_size=1, max_size=4), data=st.data())
+def test_a_value_that_breaks_off_is_not_found_in_parts(value: Any, data: st.DataObject) -> None:
+    text = json.dumps({"records": [value, value]})
+    short = text[: data.draw(st.integers(0, len(text) - 1))]
+    with pytest.raises(ValueError, match="no JSON"):
+        llm.find_json(short)
+
+
+@steady
+@given(st.text(max_size=200))
+def test_any_text_holds_json_or_raises(text: str) -> None:
+    try:
+        json.dumps(llm.find_json(text), ensure_ascii=False).encode()
+    except ValueError:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('See [1] and [ ] below: {"a": [1, 2]}', {"a": [1, 2]}),
+        ('thinking with the opening tag cut</think>{"a": 1}', {"a": 1}),
+        ('{"a": "a line\nbreak"}', {"a": "a line\nbreak"}),
+        ('Take {this}, [that: {"a": NaN} ok', {"a": None}),
+        ("```\n[1,\n2]\n```", [1, 2]),
+        ("42", 42),
+        ('{"a": "</think>"}', {"a": "</think>"}),
+    ],
+)
+def test_json_is_found(text: str, value: Any) -> None:
+    assert llm.find_json(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no JSON here",
+        '<think>{"a": 1}',
+        "[" * 200_000,
+        '{"a":' * 200_000,
+        "[1,[x " * 200_000,
+        "{  " * 200_000,
+        "[" + "9" * 5_000 + "]",
+        '{"records": [{"a": 1}, {"b": ',
+    ],
+)
+def test_a_text_without_json_is_refused_however_long(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        llm.find_json(text)

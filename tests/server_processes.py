@@ -1,0 +1,114 @@
+"""Real server processes for tests, against the test database."""
+
+from __future__ import annotations
+
+import os
+import signal
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from adiuva.embedded.ports import free_port
+from adiuva.embedded.processes import Child, python, tail
+from tests.fakes.provider import Provider
+from tests.forkserver import Warm
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Stack:
+    """Starts a process when it is first asked for, waits until it serves, and ends it with the session."""
+
+    def __init__(self, database_url: str, folder: Path, **env: str) -> None:
+        self.env = {**os.environ, "DATABASE_URL": database_url, **env}
+        self.folder = folder
+        self._children: dict[str, Child] = {}
+
+    def web(self, server: str = "uvicorn", **env: str) -> str:
+        """The base URL of a web process behind this ASGI server, with these settings: the same for all who ask for
+        the same."""
+        env = {name: value for name, value in env.items() if self.env.get(name) != value}
+        name = "-".join(["web", server, *(f"{name}={value}" for name, value in sorted(env.items()))])
+        if child := self._children.get(name):
+            return f"http://127.0.0.1:{(child.env or {})['ADIUVA_PORT']}"
+        port = free_port()
+        child = self.run(
+            name, python("-m", "adiuva.server"), ADIUVA_SERVER=server, ADIUVA_PORT=str(port), **env
+        )
+        url = f"http://127.0.0.1:{port}"
+        child.wait_until(lambda: answers(f"{url}/api/v1/health"), within_s=120, every_s=0.05)
+        return url
+
+    def worker(self, **env: str) -> None:
+        """One Celery worker, with these settings."""
+        from adiuva.celery import app
+
+        if "worker" in self._children:
+            return
+        node = f"test-{os.getpid()}@localhost"
+        child = self.run(
+            "worker", python("-m", "celery", "-A", "adiuva", "worker", "--without-mingle", "-n", node), **env
+        )
+        child.wait_until(lambda: bool(app.control.ping([node], timeout=0.5)), within_s=120)
+
+    def run(self, name: str, argv: list[str], **env: str) -> Child:
+        """A Python program, with its log kept for the report of a test that fails."""
+        child = Warm(name, argv, self.folder / f"{name}.log", env=self.env | env, cwd=ROOT)
+        self._children[name] = child
+        child.start()
+        return child
+
+    def kill(self, url: str) -> None:
+        """Kill a web process, as a machine that dies does."""
+        self._take(url).kill()
+
+    def end(self, url: str, by: signal.Signals = signal.SIGTERM) -> Child:
+        """Ask a web process to end; its end is to be waited for."""
+        child = self._take(url)
+        assert child.process is not None
+        child.process.send_signal(by)
+        return child
+
+    def log(self, url: str) -> Path:
+        """The log of a web process, which all who ask for the same share."""
+        return self._children[self._name(url)].log
+
+    def _take(self, url: str) -> Child:
+        return self._children.pop(self._name(url))
+
+    def _name(self, url: str) -> str:
+        port = url.rpartition(":")[2]
+        return next(
+            name
+            for name, child in self._children.items()
+            if name.startswith("web-") and (child.env or {})["ADIUVA_PORT"] == port
+        )
+
+    def stop(self) -> None:
+        while self._children:
+            self._children.popitem()[1].stop()
+
+    def tails(self, lines: int = 40) -> list[tuple[str, str]]:
+        """The ends of all logs, by name."""
+        return [(name, tail(child.log, lines)) for name, child in self._children.items()]
+
+
+def model_of(provider: Provider) -> dict[str, str]:
+    """Settings of a process whose model is the scripted provider."""
+    return {
+        "ADIUVA_MODEL": "openai/scripted",
+        "ADIUVA_MODEL_API_BASE": provider.url,
+        "ADIUVA_EMBEDDING_MODEL": "openai/scripted",
+        "ADIUVA_EMBEDDING_MODEL_API_BASE": provider.url,
+    }
+
+
+def answers(url: str) -> bool:
+    """Whether something answers there, whatever it says."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
