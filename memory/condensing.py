@@ -28,8 +28,7 @@ from adiuva.core import db
 from adiuva.core.crypto import SealBroken
 from adiuva.core.logging import log
 from adiuva.core.prompt_fencing import fence
-from adiuva.llm import structured
-from memory import entries, provider_policy
+from memory import entries, provider_policy, structured
 from memory.entries import Origin, Outcome
 from memory.models import Embedding, Entry, Memory, Receipt, Source, SourceKind, Tier
 

@@ -28,8 +28,7 @@ from adiuva.core.enqueue import nudge
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log
 from adiuva.core.prompt_fencing import fence
-from adiuva.llm import structured
-from memory import entries, provider_policy
+from memory import entries, provider_policy, structured
 from memory.entries import Kept, Origin
 from memory.exchanges import Heard, cut, heard
 from memory.models import Exchange, Source, SourceKind, Tier

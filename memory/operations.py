@@ -15,9 +15,9 @@ from functools import cached_property
 from typing import Any, Final, Literal
 
 from adiuva.core.crypto import UserCipher
-from adiuva.llm.structured import Unusable
 from memory.entries import MAX_KEY
 from memory.models import Tier
+from memory.structured import Unusable
 from memory.terms import is_printable, terms
 
 MOST: Final = 30  # operations of one answer

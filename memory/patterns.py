@@ -26,8 +26,7 @@ from adiuva.core import db
 from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.logging import log
 from adiuva.core.prompt_fencing import fence
-from adiuva.llm import structured
-from memory import entries, provider_policy
+from memory import entries, provider_policy, structured
 from memory.condensing import is_condensed
 from memory.entries import MemoryFull, Origin
 from memory.models import Entry, Memory, Receipt, Source, SourceKind, Tier

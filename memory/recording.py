@@ -33,8 +33,7 @@ from adiuva.core.enqueue import nudge
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log
 from adiuva.core.prompt_fencing import fence
-from adiuva.llm import structured
-from memory import entries, provider_policy, recall, vector_space
+from memory import entries, provider_policy, recall, structured, vector_space
 from memory.apply_operations import Shown, Writing
 from memory.exchanges import Heard, cut, heard
 from memory.models import Entry, Exchange, Receipt, SourceKind, Tier

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import Cipher, UserCipher
-from adiuva.llm.structured import Unusable
 from adiuva.offline_model import memory as rules
 from memory import entries, recall, recording
 from memory.entries import BY_HAND
 from memory.models import Entry, Exchange, Memory, Receipt, Source, SourceKind, Tier
 from memory.operations import MOST, Rules, may_be_the_same
+from memory.structured import Unusable
 from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Request
 
