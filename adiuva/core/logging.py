@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import time
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from traceback import walk_tb
+from types import FrameType
+from typing import Any, Final, Literal
 
 import structlog
 from django.http import HttpRequest, HttpResponse
@@ -16,6 +21,66 @@ log = structlog.get_logger("adiuva")
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
 _QUERY = re.compile(r"\?[^\s\"']*")
+_PROJECT_DIR: Final = f"{Path(__file__).resolve().parents[2]}/"
+_MAX_FRAMES: Final = 20  # of one error; the innermost are kept
+_MAX_CAUSES: Final = 5
+
+
+def log_failure(
+    event: str,
+    error: BaseException,
+    *,
+    logger: Any = None,
+    level: Literal["warning", "error"] = "error",
+    **ids: object,
+) -> None:
+    """Log an unexpected error so that its place in the code can be found, without anything a user wrote.
+
+    The entry holds the error's type, the types of what it came from (causes, contexts, members of a group), and for
+    each the frames as `file:line function`, outermost first. It holds no message and no variable: both may quote a
+    document, an answer or a token. Every broad `except Exception` calls this or re-raises.
+
+        except Exception as error:
+            log_failure("turn.failed", error, request_id=str(request_id))
+
+    `logger` is the logger of the calling module unless another is given.
+    """
+    if logger is None:
+        logger = structlog.get_logger(sys._getframe(1).f_globals["__name__"])
+    causes = [
+        {"error": type(cause).__name__, "frames": _frames(cause)}
+        for cause in islice(_causes(error), _MAX_CAUSES)
+    ]
+    found = {"causes": causes} if causes else {}
+    getattr(logger, level)(event, error=type(error).__name__, frames=_frames(error), **found, **ids)
+
+
+def _frames(error: BaseException) -> list[str]:
+    frames = [_frame(frame, line) for frame, line in walk_tb(error.__traceback__)]
+    return frames[-_MAX_FRAMES:]
+
+
+def _frame(frame: FrameType, line: int) -> str:
+    code = frame.f_code
+    file = code.co_filename.rpartition("/site-packages/")[2].removeprefix(_PROJECT_DIR)
+    return f"{file}:{line} {code.co_qualname}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What an error came from, nearest first. Each error once: contexts can be circular."""
+    seen, waiting = {id(error)}, _nearest_causes(error)
+    while waiting:
+        cause = waiting.pop(0)
+        if id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            waiting += _nearest_causes(cause)
+
+
+def _nearest_causes(error: BaseException) -> list[BaseException]:
+    members = list(error.exceptions) if isinstance(error, BaseExceptionGroup) else []
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return [*members, cause] if cause else members
 
 
 class HideQueries(logging.Filter):
