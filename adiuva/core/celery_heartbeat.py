@@ -8,13 +8,13 @@ from __future__ import annotations
 import atexit
 import os
 import socket
-from functools import cache
 from typing import Any, Literal, cast
 
 import redis
 import structlog
 from celery import Celery, bootsteps, signals
-from django.conf import settings
+
+from adiuva.core.redis import sync_redis
 
 Role = Literal["worker", "beat"]
 
@@ -24,9 +24,8 @@ HEARD_S = 30
 log = structlog.get_logger("adiuva.core.celery_heartbeat")
 
 
-@cache
 def _redis() -> redis.Redis:
-    return redis.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=2, socket_timeout=2)
+    return sync_redis("heartbeat")
 
 
 def _key(role: Role) -> str:

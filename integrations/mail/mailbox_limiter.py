@@ -22,8 +22,8 @@ from weakref import WeakValueDictionary
 
 import redis
 import structlog
-from django.conf import settings
 
+from adiuva.core.redis import sync_redis
 from integrations.mail.errors import Throttled
 
 AT_ONCE: Final = 4  # what Outlook allows an app in a mailbox; the others take it well
@@ -190,11 +190,6 @@ def gate(provider: str, mailbox: str) -> Gate:
 _alone_until = 0.0
 
 
-@cache
-def _redis() -> redis.Redis:
-    return redis.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=1, socket_timeout=1)
-
-
 def _ask(script: str, keys: tuple[str, ...], *values: Any) -> Any:
     """What a script answers; None while Redis is away."""
     global _alone_until
@@ -210,4 +205,4 @@ def _ask(script: str, keys: tuple[str, ...], *values: Any) -> Any:
 
 @cache
 def _scripts(script: str) -> Any:
-    return _redis().register_script(script)
+    return sync_redis("mailbox_limiter").register_script(script)
