@@ -27,7 +27,7 @@ from django.db.models.functions import Now
 from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.accounts.models import User
-from adiuva.core import db
+from adiuva.core import db, prompts
 from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.enqueue import nudge
 from adiuva.core.errors import AdiuvaError
@@ -38,7 +38,6 @@ from memory.apply_operations import Shown, Writing
 from memory.exchanges import Heard, cut, heard
 from memory.models import Entry, Exchange, Receipt, SourceKind, Tier
 from memory.operations import Checked, Operation, Rules
-from memory.prompts import prompt
 
 TRIES: Final = 8  # after which an exchange counts as read, with nothing found in it
 _ALONE_AFTER: Final = 3  # tries; then one at a time: one that the model refuses takes no others along
@@ -117,7 +116,7 @@ async def _read(user_id: uuid.UUID, batch: list[Heard]) -> None:
         exchanges=len(batch),
         outcomes=dict(outcomes),
         dropped=checked.dropped,
-        prompt=prompt("record").version,
+        prompt=prompts.load("memory", "record").version,
     )
 
 
