@@ -28,6 +28,7 @@ from adiuva.core import db
 from adiuva.core.crypto import SealBroken
 from adiuva.core.logging import log
 from adiuva.core.prompt_fencing import fence
+from adiuva.llm.structured import UnusableAnswer
 from memory import entries, provider_policy, structured
 from memory.entries import Origin, Outcome
 from memory.models import Embedding, Entry, Memory, Receipt, Source, SourceKind, Tier
@@ -153,9 +154,9 @@ def _read(user_id: uuid.UUID, parts: Sequence[Part], model: llm.ChatModel) -> st
 def _summary(value: Any) -> str:
     summary = value.get("summary") if isinstance(value, dict) else None
     if not isinstance(summary, str) or not (summary := summary.replace("\0", "").strip()):
-        raise structured.Unusable("`summary` must be a text.")
+        raise UnusableAnswer("`summary` must be a text.")
     if len(summary) > MAX_SUMMARY:
-        raise structured.Unusable("`summary` is far too long: at most 150 words.")
+        raise UnusableAnswer("`summary` is far too long: at most 150 words.")
     return summary
 
 

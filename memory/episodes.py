@@ -28,6 +28,7 @@ from adiuva.core.enqueue import nudge
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log
 from adiuva.core.prompt_fencing import fence
+from adiuva.llm.structured import UnusableAnswer
 from memory import entries, provider_policy, structured
 from memory.entries import Kept, Origin
 from memory.exchanges import Heard, cut, heard
@@ -169,10 +170,10 @@ async def _summary(session: Session) -> str:
 def _read(value: Any) -> str:
     summary = value.get("summary") if isinstance(value, dict) else None
     if not isinstance(summary, str):
-        raise structured.Unusable("`summary` must be a text.")
+        raise UnusableAnswer("`summary` must be a text.")
     summary = summary.replace("\0", "").strip()
     if len(summary) > MAX_SUMMARY:
-        raise structured.Unusable("`summary` is far too long: at most five short sentences.")
+        raise UnusableAnswer("`summary` is far too long: at most five short sentences.")
     return summary
 
 

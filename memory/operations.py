@@ -15,9 +15,9 @@ from functools import cached_property
 from typing import Any, Final, Literal
 
 from adiuva.core.crypto import UserCipher
+from adiuva.llm.structured import UnusableAnswer
 from memory.entries import MAX_KEY
 from memory.models import Tier
-from memory.structured import Unusable
 from memory.terms import is_printable, terms
 
 MOST: Final = 30  # operations of one answer
@@ -81,51 +81,51 @@ class Rules:
         }
 
     def check(self, answer: Any) -> Checked:
-        """What of an answer can be used, in the order in which it was said. Raise Unusable if that is nothing."""
+        """What of an answer can be used, in the order in which it was said. Raise UnusableAnswer if that is nothing."""
         found = answer.get("operations") if isinstance(answer, dict) else answer
         if not isinstance(found, list):
-            raise Unusable('the answer has no list named "operations".')
+            raise UnusableAnswer('the answer has no list named "operations".')
         usable: list[Operation] = []
         problems: dict[str, None] = {}
         for item in found[:MOST]:
             try:
                 usable.append(self._operation(item))
-            except Unusable as unusable:
+            except UnusableAnswer as unusable:
                 problems[str(unusable)] = None
         order = list(self.said)
         usable.sort(key=lambda operation: order.index(operation.said_in))
         if problems and not usable:
-            raise Unusable(f"none of the operations can be used: {'; '.join(problems)}.")
+            raise UnusableAnswer(f"none of the operations can be used: {'; '.join(problems)}.")
         return Checked(usable, len(found) - len(usable))
 
     def _operation(self, item: Any) -> Operation:
         if not isinstance(item, dict):
-            raise Unusable("an operation is an object")
+            raise UnusableAnswer("an operation is an object")
         said_in, entry = item.get("said_in"), item.get("entry")
         if not isinstance(said_in, str) or said_in not in self.said:
-            raise Unusable("said_in must name one of the exchanges")
+            raise UnusableAnswer("said_in must name one of the exchanges")
         match item.get("op"):
             case "add":
                 tier = next(
                     (tier for tier in _WRITES if tier == item.get("tier") and tier in self.tiers), None
                 )
                 if tier is None:
-                    raise Unusable("there is no such tier to add to")
+                    raise UnusableAnswer("there is no such tier to add to")
                 key = self._text(item, "key", MAX_KEY) if tier == Tier.CORE else None
                 return Operation("add", said_in, self._content(item, said_in), tier, key)
             case "replace" | "forget" as op:
                 if not isinstance(entry, str) or entry not in self.known:
-                    raise Unusable("entry must name one of the known entries")
+                    raise UnusableAnswer("entry must name one of the known entries")
                 if op == "forget":
                     return Operation(op, said_in, entry=entry, asked=item.get("asked") is True)
                 return Operation(op, said_in, self._content(item, said_in), entry=entry)
-        raise Unusable("op must be add, replace or forget")
+        raise UnusableAnswer("op must be add, replace or forget")
 
     def _content(self, item: dict[str, Any], said_in: str) -> str:
         content = self._text(item, "content", MAX_CHARS)
         wanted = _marks(content, self.cipher)
         if len(wanted & self._heard[said_in]) < _OWN * len(wanted) or not wanted:
-            raise Unusable("the user did not say this; keep to the user's own words")
+            raise UnusableAnswer("the user did not say this; keep to the user's own words")
         return content
 
     @cached_property
@@ -137,7 +137,7 @@ class Rules:
         value = item.get(name)
         text = " ".join(value.split()) if isinstance(value, str) else ""
         if not text or len(text) > most or not is_printable(text):
-            raise Unusable(f"{name} must be a text of 1 to {most} characters")
+            raise UnusableAnswer(f"{name} must be a text of 1 to {most} characters")
         return text
 
 

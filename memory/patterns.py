@@ -26,6 +26,7 @@ from adiuva.core import db
 from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.logging import log
 from adiuva.core.prompt_fencing import fence
+from adiuva.llm.structured import UnusableAnswer
 from memory import entries, provider_policy, structured
 from memory.condensing import is_condensed
 from memory.entries import MemoryFull, Origin
@@ -198,13 +199,13 @@ def _labelled(
 def _answer(value: Any) -> Answer:
     """What can be used of an answer. Labels may still be unknown."""
     if not isinstance(value, dict):
-        raise structured.Unusable(
+        raise UnusableAnswer(
             "the answer must be one object with the lists `new`, `confirmed`, `contradicted`."
         )
     lists = {name: value.get(name, []) for name in ("new", "confirmed", "contradicted")}
     for name, claims in lists.items():
         if not isinstance(claims, list):
-            raise structured.Unusable(f"`{name}` must be a list.")
+            raise UnusableAnswer(f"`{name}` must be a list.")
     return Answer(
         new=_by_what(lists["new"], "content"),
         confirmed=_by_what(lists["confirmed"], "pattern"),

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import Cipher, UserCipher
+from adiuva.llm.structured import UnusableAnswer
 from adiuva.offline_model import memory as rules
 from memory import entries, recall, recording
 from memory.entries import BY_HAND
 from memory.models import Entry, Exchange, Memory, Receipt, Source, SourceKind, Tier
 from memory.operations import MOST, Rules, may_be_the_same
-from memory.structured import Unusable
 from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Request
 
@@ -423,7 +423,7 @@ _FIELDS = st.sampled_from(["op", "tier", "key", "content", "entry", "said_in", "
 )
 def test_whatever_the_model_says_is_checked(found: list[Any]) -> None:
     checker = Rules({"e1": "Bob likes sailing"}, ["m1"], frozenset(Tier), UserCipher("o", Cipher(b"k" * 32)))
-    with contextlib.suppress(Unusable):
+    with contextlib.suppress(UnusableAnswer):
         for operation in checker.check({"operations": found}).operations:
             assert operation.op == "forget" or "Bob" in operation.content
 
