@@ -7,6 +7,7 @@ The check sits in the transport, so no request of these clients gets around it, 
 
 from __future__ import annotations
 
+import math
 import ssl
 import time
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import httpx
 import orjson
 from django.conf import settings
 
+from adiuva.core.http import is_transient, retry_after_s
 from integrations.errors import ForbiddenHost, ProviderAway
 from integrations.models import Provider
 
@@ -115,10 +117,11 @@ def ask(provider: str, method: str, url: str, **request: Any) -> Answer:
     except httpx.HTTPError as error:
         # Not `from error`: it holds the request, and so the tokens.
         raise ProviderAway(f"{name}'s sign-in cannot be reached ({type(error).__name__})") from None
-    if response.status_code == 429 or response.status_code >= 500:
+    if is_transient(response.status_code):
+        wait_s = retry_after_s(response.headers.get("Retry-After"))
         raise ProviderAway(
             f"{name}'s sign-in is not available just now",
-            retry_after_s=retry_after(response.headers.get("Retry-After")),
+            retry_after_s=None if wait_s is None else math.ceil(wait_s),
         )
     if response.status_code >= 300 and response.status_code < 400:
         raise ProviderAway(f"{name}'s sign-in redirects, which is not followed")
@@ -129,14 +132,6 @@ def ask(provider: str, method: str, url: str, **request: Any) -> Answer:
     except ValueError:
         raise ProviderAway(f"{name}'s sign-in does not answer in JSON") from None
     return Answer(response.status_code, text or "{}", dict(response.headers))
-
-
-def retry_after(value: str | None) -> int | None:
-    """Seconds from a Retry-After header, whole ones, a day at most. None for a date, which no identity endpoint
-    sends, and for nonsense."""
-    if value is None or not (value.isascii() and value.isdigit() and len(value) < 10):
-        return None
-    return min(int(value), 86_400)
 
 
 @cache

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from adiuva.core.errors import AdiuvaError
+from adiuva.core.http import is_transient, retry_after_s
 from adiuva.llm.types import Usage
 
 _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
-_TRANSIENT_STATUS = {408, 409, 425}
 
 
 class ModelError(AdiuvaError):
@@ -88,12 +86,12 @@ def from_status(
     detail = detail if isinstance(detail, dict) else {}
     word = next((w for w in (detail.get("code"), detail.get("type")) if _is_code(w)), "")
     said = f"{status} {word}".strip()
-    wait = retry_after((headers or {}).get("Retry-After"))
+    wait = retry_after_s((headers or {}).get("Retry-After"))
     if status == 429:
         if word == "insufficient_quota":
             return ModelRejected("the model's account has no quota left (insufficient_quota)")
         return ModelRateLimited(f"the model's provider limits our requests ({said})", retry_after=wait)
-    if status >= 500 or status in _TRANSIENT_STATUS:
+    if is_transient(status) or status == 409:
         return ModelUnavailable(f"the model is not available ({said})", retry_after=wait)
     if 300 <= status < 400:
         return ModelRejected(f"the model's address redirects elsewhere ({status}): check the api_base")
@@ -119,21 +117,6 @@ def from_event(detail: Any) -> ModelError:
     if word == "rate_limit_exceeded":
         return ModelRateLimited(f"the model's provider limits our requests ({word})")
     return ModelInterrupted(f"the model's provider broke off its answer with an error ({word})")
-
-
-def retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
-    """Seconds of a Retry-After header: a number or an HTTP date (RFC 9110, 10.2.3); else None."""
-    if not value:
-        return None
-    value = value.strip()
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value, re.ASCII):
-        return float(value)
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max(0.0, (when - (now or datetime.now(UTC))).total_seconds())
 
 
 def _is_code(value: Any) -> bool:

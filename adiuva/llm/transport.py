@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import aiohttp
 import orjson
@@ -16,6 +14,8 @@ import structlog
 from django.conf import settings
 from yarl import URL
 
+from adiuva.core.http import BodyTooLarge, backoff_s, read_bounded
+from adiuva.core.per_loop import PerLoop
 from adiuva.llm import errors
 from adiuva.llm.openai_format import loads
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 log = structlog.get_logger("adiuva.llm")
 
 
-class _Loop:
+class _Connections:
     """What belongs to one event loop: its HTTP session and its limits by endpoint."""
 
     def __init__(self) -> None:
@@ -52,26 +52,18 @@ class _Loop:
             await self._session.close()
 
 
-_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
-_guard = threading.Lock()  # workers run loops in several threads
+_connections = PerLoop(_Connections)
 
 
-def here() -> _Loop:
-    loop = asyncio.get_running_loop()
-    with _guard:
-        found = _loops.get(loop)
-        if found is None:
-            # A session knows its loop and so keeps it alive: let those go that ended without aclose().
-            for ended in [other for other in _loops if other.is_closed()]:
-                del _loops[ended]
-            found = _loops[loop] = _Loop()
-        return found
+def session() -> aiohttp.ClientSession:
+    """The running event loop's HTTP session."""
+    return _connections.get().session
 
 
 def limit(endpoint: str, *, streams: bool = False) -> asyncio.Semaphore:
     """How many requests may be under way to an endpoint from this event loop. Streams, for which people wait, have
     places of their own."""
-    limits = here().limits
+    limits = _connections.get().limits
     if (endpoint, streams) not in limits:
         most = settings.MODEL_STREAMS if streams else settings.MODEL_CONCURRENCY
         limits[endpoint, streams] = asyncio.Semaphore(most)
@@ -79,10 +71,8 @@ def limit(endpoint: str, *, streams: bool = False) -> asyncio.Semaphore:
 
 
 async def aclose() -> None:
-    with _guard:
-        found = _loops.pop(asyncio.get_running_loop(), None)
-    if found is not None:
-        await found.aclose()
+    if (connections := _connections.pop()) is not None:
+        await connections.aclose()
 
 
 async def pause_before_retry(error: errors.ModelError, tried: int, model: str) -> None:
@@ -91,7 +81,7 @@ async def pause_before_retry(error: errors.ModelError, tried: int, model: str) -
         raise error
     if error.retry_after is not None and error.retry_after > LONGEST_WAIT_S:
         raise error
-    seconds = FIRST_PAUSE_S * 2 ** (tried - 1) * random.uniform(0.5, 1.0)
+    seconds = backoff_s(tried, first_s=FIRST_PAUSE_S, longest_s=LONGEST_WAIT_S)
     if error.retry_after is not None:
         seconds = error.retry_after + random.uniform(0, 0.1)
     log.info("model.retry", model=model, code=error.code, tried=tried, pause_s=round(seconds, 2))
@@ -144,7 +134,7 @@ class Endpoint:
         """A successful answer, its body unread; leaving the block early closes the connection at once."""
         url = self._base.joinpath(path).with_query(self._base.query)
         try:
-            response = await here().session.post(
+            response = await session().post(
                 url, data=orjson.dumps(body), headers=self._headers, timeout=timeout, allow_redirects=False
             )
             try:
@@ -218,11 +208,10 @@ async def _json(response: aiohttp.ClientResponse) -> Any:
 async def _refusal(response: aiohttp.ClientResponse) -> errors.ModelError:
     raw, body = b"", None
     try:
-        async for piece in pieces(response):
-            raw += piece
-            if len(raw) > MAX_REFUSAL_BYTES:
-                break
+        raw = await read_bounded(pieces(response), MAX_REFUSAL_BYTES)
         body = loads(raw)
+    except BodyTooLarge as large:
+        raw = large.head
     except (aiohttp.ClientError, TimeoutError, ValueError):
         pass  # the status says enough
     return errors.from_status(response.status, body, response.headers, text=raw.decode("utf-8", "replace"))

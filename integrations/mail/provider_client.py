@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
-import random
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, Self
 from uuid import UUID
 
@@ -19,6 +16,7 @@ import orjson
 import structlog
 from django.conf import settings
 
+from adiuva.core.http import BodyTooLarge, backoff_s, is_transient, read_bounded, retry_after_s
 from integrations import egress
 from integrations.errors import ForbiddenHost, NeedsReauth, ProviderAway
 from integrations.mail.documents import Token
@@ -33,7 +31,6 @@ _TRIES: Final = 5
 _BUDGET: Final = 100  # retries in one reading, after which the provider is away
 _CONNECT_S: Final = 10.0
 _LONGEST_PAUSE_S: Final = 20.0
-_LONGEST_ASKED_S: Final = 86_400.0  # that a provider is believed to want to be left alone
 _FRESH_S: Final = (
     5.0  # that a token is used before it is asked for anew: then a disconnected account is left alone
 )
@@ -192,23 +189,22 @@ class Wire:
             await self._gate.wait()
 
     async def _body(self, response: httpx.Response, most: int) -> bytes:
-        pieces, size = [], 0
-        async for piece in response.aiter_bytes():
-            size += len(piece)
-            if size > most:
-                raise TooLarge(f"an answer of {self.provider} is larger than {MAX_BYTES // 1024 // 1024} MB")
-            pieces.append(piece)
-        return b"".join(pieces)
+        try:
+            return await read_bounded(response.aiter_bytes(), most)
+        except BodyTooLarge:
+            raise TooLarge(
+                f"an answer of {self.provider} is larger than {MAX_BYTES // 1024 // 1024} MB"
+            ) from None
 
     async def _refusal(self, response: httpx.Response) -> Exception:
         status = response.status_code
-        seconds = _retry_after(response.headers.get("Retry-After", ""))
+        seconds = retry_after_s(response.headers.get("Retry-After"))
         try:
             reason = _reason(await self._body(response, _MAX_REFUSAL_BYTES))
         except (TooLarge, httpx.HTTPError):
             reason = ""
         throttled = status == 429 or (status == 403 and reason in _THROTTLES)
-        if throttled or status >= 500 or status == 408:
+        if throttled or is_transient(status):
             if seconds:
                 self._gate.hold(seconds)
             return _Failed(f"status {status}", seconds, throttled=throttled)
@@ -230,26 +226,12 @@ class Wire:
             raise ProviderAway(f"{self.provider} does not answer ({failed.why})")
         log.info("mail.retry", provider=self.provider, why=failed.why, tried=tried, asked_s=asked)
         if not asked:  # else the gate makes us wait
-            longest = min(_LONGEST_PAUSE_S, self._patience.pause_s * 2 ** (tried - 1))
-            await asyncio.sleep(longest * random.uniform(0.5, 1.0))
+            pause_s = backoff_s(tried, first_s=self._patience.pause_s, longest_s=_LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
-
-
-def _retry_after(value: str) -> float | None:
-    """Seconds, given as a number or as a date (RFC 9110, 10.2.3); a day at most. None if it says nothing."""
-    value = value.strip()
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            when = parsedate_to_datetime(value)
-            seconds = when.replace(tzinfo=when.tzinfo or dt.UTC).timestamp() - time.time()
-        except (TypeError, ValueError, IndexError, OverflowError):
-            return None
-    return max(0.0, min(seconds, _LONGEST_ASKED_S)) if seconds == seconds else None
 
 
 def _reason(raw: bytes) -> str:

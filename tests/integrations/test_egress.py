@@ -208,9 +208,3 @@ def test_an_endpoint_without_tls_or_with_more_than_an_address_is_refused_at_the_
         _endpoint("ADIUVA_GRAPH_API", "")
     monkeypatch.setattr(env, "text", lambda *_: "http://127.0.0.1:8080/v1.0/")
     assert _endpoint("ADIUVA_GRAPH_API", "") == "http://127.0.0.1:8080/v1.0"
-
-
-def test_retry_after_is_read_in_seconds_alone() -> None:
-    table = {"7": 7, "0": 0, "99999999": 86_400, "-1": None, "1.5": None, "": None, "soon": None, "٣": None}
-    assert {value: egress.retry_after(value) for value in table} == table
-    assert egress.retry_after(None) is None

@@ -8,15 +8,13 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
 
 import pytest
 from pytest_django import Settings
 
 from adiuva import llm
-from adiuva.llm import base, errors, transport
+from adiuva.llm import base, transport
 from tests.fakes.provider import Break, Call, Endless, Fail, Hold, Provider, Raw, Request, Say
 
 ASK: list[llm.Message] = [{"role": "user", "content": "a secret question"}]
@@ -182,16 +180,6 @@ async def test_a_retry_after_is_waited_for(
     monkeypatch.setattr(transport, "LONGEST_WAIT_S", 0.0)
     provider.script(Fail(503, retry_after=0), "there you go")
     assert (await model.complete(ASK)).text == "there you go"
-
-
-def test_retry_after_is_seconds_or_a_date() -> None:
-    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
-    assert errors.retry_after("7") == 7.0
-    assert errors.retry_after(" 1.5 ") == 1.5
-    assert errors.retry_after(format_datetime(now + timedelta(seconds=90), usegmt=True), now=now) == 90.0
-    assert errors.retry_after(format_datetime(now - timedelta(hours=1), usegmt=True), now=now) == 0.0
-    for nothing in (None, "", "soon", "-5", "1e9", "٣", "Tue, 99 Foo 2026"):
-        assert errors.retry_after(nothing) is None
 
 
 async def test_a_port_where_nobody_listens_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +349,7 @@ async def test_a_connection_serves_the_next_request_after_a_stream(
 ) -> None:
     for _ in range(3):
         await everything(model)
-    session = transport.here().session
+    session = transport.session()
     assert session.connector is not None
     assert len(session.connector._conns) == 1  # one idle connection, used three times
 
