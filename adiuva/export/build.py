@@ -11,7 +11,7 @@ import uuid
 from typing import Final
 
 import structlog
-from django.db import DatabaseError, models, transaction
+from django.db import DatabaseError, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -20,10 +20,13 @@ from adiuva import __version__
 from adiuva.accounts import export as accounts
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import archive as archives
+from adiuva.core import leases
 from adiuva.core.errors import Unavailable
+from adiuva.core.leases import Lease, LeaseLost
+from adiuva.core.logging import log_failure
 from adiuva.devices import export as devices
 from adiuva.export.models import Export, ExportChunk
-from adiuva.export.services import KEPT, State, place_of
+from adiuva.export.services import ARCHIVE_KEPT, State, place_of
 from agents import export as agents
 from chat import export as chat
 from integrations import export as integrations
@@ -39,7 +42,7 @@ PARTS: Final = (
 )
 _LEASE: Final = dt.timedelta(minutes=2)
 _RENEW_S: Final = 15.0
-_CHUNK: Final = 1024 * 1024 - 64  # bytes; with its seal it stays below 1 MiB
+_CHUNK_BYTES: Final = 1024 * 1024 - 64  # sealed, a chunk stays below 1 MiB
 
 log = structlog.get_logger("adiuva.export")
 
@@ -57,53 +60,50 @@ Made by Adiuva {version}.
 """
 
 
-class _Lost(Exception):
-    """Another worker has it, or it was given up."""
-
-
 def make(export_id: uuid.UUID) -> None:
-    """Make an export, if nobody else does. What a dead worker or a database that was away leaves, the sweep finds."""
+    """Build an export unless another worker does. What a dead worker leaves, the sweep queues again."""
     export = _claim(export_id)
     if export is None:
         return
+    lease = export.lease(_LEASE)
     try:
-        _write(export)
-    except _Lost:
-        log.info("export.lost", export_id=str(export_id))
+        _build(export, lease)
+    except LeaseLost:
+        log.info("export.lease_lost", export_id=str(export_id))
     except (DatabaseError, Unavailable) as error:
-        log.warning("export.waits", export_id=str(export_id), error=type(error).__name__)
+        log.warning("export.interrupted", export_id=str(export_id), error=type(error).__name__)
     except Exception as error:
-        # Its text may hold what a row says.
-        log.error("export.failed", export_id=str(export_id), error=type(error).__name__)
-        if _end(export, State.FAILED, code="internal"):
-            ExportChunk.objects.filter(export=export).delete()
+        log_failure("export.failed", error, export_id=str(export_id))
+        _fail(lease)
 
 
 @transaction.atomic
 def _claim(export_id: uuid.UUID) -> Export | None:
-    mine = Export.objects.filter(pk=export_id, state=State.QUEUED)
-    if not mine.update(state=State.RUNNING, attempt=F("attempt") + 1, lease_until=Now() + _LEASE):
+    queued = Export.objects.filter(pk=export_id, state=State.QUEUED)
+    found = leases.claim(queued, _LEASE, state=State.RUNNING, attempt=F("attempt") + 1)
+    if not found:
         return None
     ExportChunk.objects.filter(export_id=export_id).delete()
-    return Export.objects.get(pk=export_id)
+    return found[0]
 
 
-def _write(export: Export) -> None:
-    waiting, number, size, renewed = bytearray(), 0, 0, time.monotonic()
+def _build(export: Export, lease: Lease[Export]) -> None:
+    pending, number, size, renewed_at = bytearray(), 0, 0, time.monotonic()
     for piece in archives.pieces(PARTS, export.user_id, readme=_readme(export)):
-        waiting += piece
-        while len(waiting) >= _CHUNK:
-            _keep(export, number, bytes(waiting[:_CHUNK]))
-            number, size, renewed = number + 1, size + _CHUNK, time.monotonic()
-            del waiting[:_CHUNK]
-        if time.monotonic() - renewed > _RENEW_S:
-            _renew(export)
-            renewed = time.monotonic()
-    _keep(export, number, bytes(waiting))
-    size += len(waiting)
-    if not _end(export, State.READY, size=size, chunks=number + 1, expires_at=Now() + KEPT):
-        raise _Lost
-    log.info("export.ready", export_id=str(export.pk), user_id=str(export.user_id), size=size)
+        pending += piece
+        while len(pending) >= _CHUNK_BYTES:
+            _save_chunk(export, lease, number, bytes(pending[:_CHUNK_BYTES]))
+            number, size, renewed_at = number + 1, size + _CHUNK_BYTES, time.monotonic()
+            del pending[:_CHUNK_BYTES]
+        if time.monotonic() - renewed_at > _RENEW_S:
+            lease.renew()
+            renewed_at = time.monotonic()
+    _save_chunk(export, lease, number, bytes(pending))
+    size += len(pending)
+    lease.release(
+        state=State.READY, ended_at=Now(), size=size, chunks=number + 1, expires_at=Now() + ARCHIVE_KEPT
+    )
+    log.info("export.built", export_id=str(export.pk), user_id=str(export.user_id), size=size)
 
 
 def _readme(export: Export) -> str:
@@ -114,21 +114,17 @@ def _readme(export: Export) -> str:
 
 
 @transaction.atomic
-def _keep(export: Export, number: int, plain: bytes) -> None:
-    _renew(export)
+def _save_chunk(export: Export, lease: Lease[Export], number: int, plain: bytes) -> None:
+    lease.renew()
     cipher = cipher_for(export.user_id)
     sealed = cipher.cipher.seal(plain, place_of(cipher, export.pk, number))
     ExportChunk.objects.create(export=export, number=number, sealed=sealed)
 
 
-def _renew(export: Export) -> None:
-    if not _mine(export).update(lease_until=Now() + _LEASE):
-        raise _Lost
-
-
-def _end(export: Export, state: Export.State, **values: object) -> bool:
-    return bool(_mine(export).update(state=state, lease_until=None, ended_at=Now(), **values))
-
-
-def _mine(export: Export) -> models.QuerySet[Export]:
-    return Export.objects.filter(pk=export.pk, state=State.RUNNING, attempt=export.attempt)
+@transaction.atomic
+def _fail(lease: Lease[Export]) -> None:
+    try:
+        lease.release(state=State.FAILED, ended_at=Now(), code="internal")
+    except LeaseLost:
+        return
+    ExportChunk.objects.filter(export_id=lease.pk).delete()

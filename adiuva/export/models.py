@@ -10,6 +10,8 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from adiuva.core.leases import Leased
+
 
 class ExportQuerySet(models.QuerySet["Export"]):
     def of(self, user_id: uuid.UUID) -> Self:
@@ -22,8 +24,8 @@ class ExportQuerySet(models.QuerySet["Export"]):
         return self.filter(state=Export.State.READY)
 
 
-class Export(models.Model):
-    """One archive. Who makes it holds a lease; `attempt` is the fence: of two, the later may write."""
+class Export(Leased):
+    """One archive of an account. The worker that builds it holds the row's lease."""
 
     class State(models.TextChoices):
         QUEUED = "queued"
@@ -41,7 +43,6 @@ class Export(models.Model):
     state = models.CharField(max_length=8, choices=State, default=State.QUEUED)
     code = models.CharField(max_length=50, blank=True, help_text="why it failed")
     attempt = models.PositiveSmallIntegerField(default=0)
-    lease_until = models.DateTimeField(null=True, editable=False)
     nudged_at = models.DateTimeField(db_default=Now(), editable=False)
     size = models.PositiveBigIntegerField(default=0, help_text="bytes")
     chunks = models.PositiveIntegerField(default=0)

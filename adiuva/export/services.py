@@ -13,17 +13,16 @@ from django.utils import timezone
 
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.accounts.models import User
-from adiuva.core import crypto, db
+from adiuva.core import crypto, db, leases
 from adiuva.core.enqueue import nudge
 from adiuva.core.errors import AdiuvaError, Conflict, NotFound
 from adiuva.export.models import Export, ExportChunk
 
 State = Export.State
-KEPT: Final = dt.timedelta(
-    hours=24
-)  # once it is ready, fetched or not: the owner may fetch it again, or delete it
+# From when it is ready, fetched or not: the owner may fetch it again, or delete it earlier.
+ARCHIVE_KEPT: Final = dt.timedelta(hours=24)
 MOST_A_DAY: Final = 5
-MOST_ATTEMPTS: Final = 3
+MAX_ATTEMPTS: Final = 3
 _NUDGE_AGAIN: Final = dt.timedelta(seconds=60)
 _ROWS_KEPT: Final = dt.timedelta(days=30)
 
@@ -146,7 +145,7 @@ def delete(*, export: Export) -> None:
 
 def _expire(ids: list[uuid.UUID]) -> None:
     ExportChunk.objects.filter(export_id__in=ids).delete()
-    Export.objects.filter(pk__in=ids).update(state=State.EXPIRED, lease_until=None)
+    leases.revoke(Export.objects.filter(pk__in=ids), state=State.EXPIRED)
 
 
 # ── The sweep ───────────────────────────────────────────────────────────────────────────────────────────
@@ -156,19 +155,17 @@ def _expire(ids: list[uuid.UUID]) -> None:
 def sweep() -> dict[str, int]:
     """Find what a lost nudge or a dead worker left behind, and delete what was kept long enough. Safe at any time."""
     rows = Export.objects.select_for_update(skip_locked=True)
-    dead = list(rows.filter(state=State.RUNNING, lease_until__lt=Now()))
-    lost = [row.pk for row in dead if row.attempt >= MOST_ATTEMPTS]
-    again = [row.pk for row in dead if row.attempt < MOST_ATTEMPTS]
+    lost = leases.reclaim(Export.objects.filter(state=State.RUNNING))
+    failed = [row.pk for row in lost if row.attempt >= MAX_ATTEMPTS]
+    again = [row.pk for row in lost if row.attempt < MAX_ATTEMPTS]
     forgotten = rows.filter(state=State.QUEUED, nudged_at__lt=Now() - _NUDGE_AGAIN)
     again += forgotten.values_list("pk", flat=True)
-    ExportChunk.objects.filter(export_id__in=[row.pk for row in dead]).delete()
-    Export.objects.filter(pk__in=lost).update(
-        state=State.FAILED, code="workers_lost", lease_until=None, ended_at=Now()
-    )
-    Export.objects.filter(pk__in=again).update(state=State.QUEUED, lease_until=None, nudged_at=Now())
+    ExportChunk.objects.filter(export_id__in=[row.pk for row in lost]).delete()
+    Export.objects.filter(pk__in=failed).update(state=State.FAILED, code="workers_lost", ended_at=Now())
+    Export.objects.filter(pk__in=again).update(state=State.QUEUED, nudged_at=Now())
     for export_id in again:
         nudge("export.make", export_id)
     late = list(rows.ready().filter(expires_at__lt=Now()).values_list("pk", flat=True))
     _expire(late)
     Export.objects.filter(created_at__lt=Now() - _ROWS_KEPT).exclude(state__in=Export.LIVE).delete()
-    return {"lost": len(lost), "nudged": len(again), "expired": len(late)}
+    return {"lost": len(failed), "nudged": len(again), "expired": len(late)}

@@ -21,6 +21,7 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
 from adiuva.core.archive import Part
 from adiuva.core.crypto import SealBroken
+from adiuva.core.leases import LeaseLost
 from adiuva.export import build, services
 from adiuva.export.models import Export, ExportChunk
 from agents import lease
@@ -217,7 +218,7 @@ def test_a_row_that_does_not_open_says_so_and_keeps_nothing_else_back(ada: Perso
 def test_chunks_are_sealed_small_and_bound_to_their_place(
     ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_CHUNK", 1024)
+    monkeypatch.setattr(build, "_CHUNK_BYTES", 1024)
     lived(ada, "heron")
     export = exported(ada)
     assert export.chunks > 2 and files(fetched(export))
@@ -306,14 +307,13 @@ def test_the_export_of_a_dead_worker_is_made_by_another_and_that_one_writes_no_m
     export = services.ask(user_id=ada.id)
     first = build._claim(export.pk)
     assert first is not None and build._claim(export.pk) is None
-    build._keep(first, 0, b"half an archive")
+    build._save_chunk(first, first.lease(build._LEASE), 0, b"half an archive")
     assert services.sweep()["nudged"] == 0  # its lease runs
     Export.objects.filter(pk=export.pk).update(lease_until=Now() - build._LEASE)
     services.sweep()
     build.make(export.pk)
-    with pytest.raises(build._Lost):
-        build._keep(first, 1, b"the other half")
-    assert not build._end(first, State.FAILED)
+    with pytest.raises(LeaseLost):
+        build._save_chunk(first, first.lease(build._LEASE), 1, b"the other half")
     export.refresh_from_db()
     assert (export.state, export.attempt) == (State.READY, 2)
     assert files(fetched(export))["messages.jsonl"]
@@ -321,10 +321,10 @@ def test_the_export_of_a_dead_worker_is_made_by_another_and_that_one_writes_no_m
 
 def test_an_export_that_three_workers_died_over_failed(ada: Person) -> None:
     export = services.ask(user_id=ada.id)
-    for _ in range(services.MOST_ATTEMPTS):
+    for _ in range(services.MAX_ATTEMPTS):
         dying = build._claim(export.pk)
         assert dying is not None
-        build._keep(dying, 0, b"half an archive")
+        build._save_chunk(dying, dying.lease(build._LEASE), 0, b"half an archive")
         Export.objects.filter(pk=export.pk).update(lease_until=Now() - build._LEASE)
         services.sweep()
     export.refresh_from_db()
@@ -345,7 +345,7 @@ def test_what_is_given_up_or_breaks_while_it_is_made_leaves_no_chunk(
         else:
             raise ValueError("what a row says")
 
-    monkeypatch.setattr(build, "_CHUNK", 100)
+    monkeypatch.setattr(build, "_CHUNK_BYTES", 100)
     monkeypatch.setattr(build, "PARTS", (*build.PARTS, Part("last.jsonl", "", rows)))
     export = exported(ada)
     assert (export.state, export.chunks) == (state, 0)

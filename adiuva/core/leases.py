@@ -1,0 +1,187 @@
+"""Leases on rows: one worker at a time works on a row, and one that was thought dead writes nothing.
+
+A row of a `Leased` model is held until `lease_until`, by the clock of PostgreSQL. Each change of holder, also to
+nobody, raises `fence`, and each write of a holder names the fence that it was given (a fencing token). A worker whose
+lease ran out may go on as long as nobody has claimed the row; after that its next write raises LeaseLost.
+
+    class Export(Leased): ...
+
+    found = leases.claim(Export.objects.filter(pk=pk, state="queued"), LEASE, state="running")   # at most one row
+    if not found:
+        return                                      # another worker has it
+    lease = found[0].lease(LEASE)
+
+    lease.renew()                                   # one UPDATE, now and then while the work lasts
+
+    with transaction.atomic():
+        export = lease.held()                       # locks the row, so the holder alone writes what follows
+        ExportChunk.objects.create(export=export, ...)
+
+    lease.release(state="ready", size=size)         # the last write: whoever is late finds LeaseLost
+
+    with transaction.atomic():                      # the sweep
+        for export in leases.reclaim(Export.objects.filter(state="running")):
+            ...                                     # its lease ran out: queue it again, or fail it
+
+Code that changes the state of rows in another way (a cancel, a deadline) calls `revoke(queryset, ...)`, or, for one
+row that it has locked, `row.revoke_lease()` and saves the row with LEASE_FIELDS among its `update_fields`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Any, Final, Generic, Self, TypeVar
+
+from django.db import models, transaction
+from django.db.models import F, Q, QuerySet
+from django.db.models.functions import Now
+
+LEASE_FIELDS: Final = ("lease_until", "fence")
+
+
+class LeaseLost(Exception):
+    """Another worker holds the row, or it was taken from its holder, or it is gone: stop, and write nothing."""
+
+
+class Leased(models.Model):
+    """A row that one worker at a time may hold."""
+
+    lease_until = models.DateTimeField(null=True, editable=False)
+    fence = models.PositiveIntegerField(default=0, editable=False)
+
+    # When `claim` or `reclaim` locked the row, by the clock of PostgreSQL; set by them alone.
+    claimed_at: dt.datetime
+
+    class Meta:
+        abstract = True
+
+    def lease(self, duration: dt.timedelta) -> Lease[Self]:
+        """The lease of the worker that just claimed this row. `duration`: how long each renewal lasts."""
+        return Lease(type(self), self.pk, self.fence, duration)
+
+    def revoke_lease(self) -> None:
+        """Take the row, which must be locked, from its holder, if it has one. The caller saves LEASE_FIELDS."""
+        self.lease_until = None
+        self.fence += 1
+
+
+M = TypeVar("M", bound=Leased)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease(Generic[M]):
+    """What a worker knows of the row that it holds. It can be handed to other threads and tasks of that worker."""
+
+    model: type[M]
+    pk: Any
+    fence: int
+    duration: dt.timedelta
+
+    @property
+    def row(self) -> QuerySet[M]:
+        """The row, if it is still ours: for reads, and for an UPDATE that needs no other row."""
+        return self.model._default_manager.filter(pk=self.pk, fence=self.fence)
+
+    def held(self, queryset: QuerySet[M] | None = None) -> M:
+        """Lock the row until the end of the transaction. Raises LeaseLost.
+
+        Call it first in each transaction that writes. `queryset` may add `select_related` or `only`.
+        """
+        rows = self.row if queryset is None else queryset.filter(pk=self.pk, fence=self.fence)
+        row = rows.select_for_update(of=("self",), no_key=True).first()
+        if row is None:
+            raise LeaseLost
+        return row
+
+    def renew(self, **changes: Any) -> None:
+        """Hold the row for `duration` from now on, and write `changes` into it. One UPDATE. Raises LeaseLost."""
+        self._write(lease_until=Now() + self.duration, **changes)
+
+    def release(self, **changes: Any) -> None:
+        """Let go of the row, and write `changes` into it. One UPDATE. Raises LeaseLost."""
+        self._write(lease_until=None, fence=F("fence") + 1, **changes)
+
+    def _write(self, **changes: Any) -> None:
+        if not self.row.update(**changes):
+            raise LeaseLost
+
+
+def held_among(leases: Collection[Lease[M]]) -> list[M]:
+    """Lock those of several rows of one model that are still held, until the end of the transaction."""
+    if not leases:
+        return []
+    model = next(iter(leases)).model
+    mine = reduce(or_, (Q(pk=lease.pk, fence=lease.fence) for lease in leases))
+    return list(model._default_manager.filter(mine).select_for_update(of=("self",), no_key=True))
+
+
+def release_all(rows: Collection[M], **changes: Any) -> None:
+    """Let go of several locked rows of one model (see `held_among`), and write `changes` into them. One UPDATE."""
+    if rows:
+        _update(rows, lease_until=None, **changes)
+
+
+def revoke(queryset: QuerySet[M], **changes: Any) -> int:
+    """Take all rows of `queryset` from their holders, if they have any, and write `changes`. Returns how many rows."""
+    return queryset.update(lease_until=None, fence=F("fence") + 1, **changes)
+
+
+def is_free() -> Q:
+    """Rows that nobody holds."""
+    return Q(lease_until=None) | Q(lease_until__lt=Now())
+
+
+def is_over() -> Q:
+    """Rows whose holder did not renew its lease in time."""
+    return Q(lease_until__lt=Now())
+
+
+@transaction.atomic
+def claim(
+    queryset: QuerySet[M], duration: dt.timedelta, *, most: int = 1, skip_locked: bool = True, **changes: Any
+) -> list[M]:
+    """Give free rows of `queryset` to the caller, in its order, and write `changes` into them: a SELECT and an UPDATE.
+
+    Returns at most `most` rows as they are after the claim (expressions among `changes` are not evaluated in them);
+    none where others hold them or are claiming them. Without `skip_locked` it waits for those who are.
+    """
+    rows = _lock(queryset.filter(is_free()), most, skip_locked)
+    return _hand_over(rows, duration, changes)
+
+
+@transaction.atomic
+def reclaim(queryset: QuerySet[M], *, most: int = 500, **changes: Any) -> list[M]:
+    """Take rows whose lease ran out from their holders, and write `changes` into them: a SELECT and, if any, an UPDATE.
+
+    Returns at most `most` rows, as `claim` does, now held by nobody. In a transaction around it they stay locked.
+    """
+    rows = _lock(queryset.filter(is_over()), most, skip_locked=True)
+    return _hand_over(rows, None, changes)
+
+
+def _lock(queryset: QuerySet[M], most: int, skip_locked: bool) -> list[M]:
+    locked = queryset.select_for_update(of=("self",), no_key=True, skip_locked=skip_locked)
+    return list(locked.annotate(lease_now=Now())[:most])
+
+
+def _hand_over(rows: list[M], duration: dt.timedelta | None, changes: dict[str, Any]) -> list[M]:
+    if not rows:
+        return []
+    now: dt.datetime = rows[0].lease_now  # type: ignore[attr-defined]  # annotated in `_lock`
+    until = now + duration if duration is not None else None
+    _update(rows, lease_until=until, **changes)
+    for row in rows:
+        row.claimed_at, row.lease_until, row.fence = now, until, row.fence + 1
+        for name, value in changes.items():
+            if not hasattr(value, "resolve_expression"):
+                setattr(row, name, value)
+    return rows
+
+
+def _update(rows: Collection[M], **changes: Any) -> None:
+    model = type(next(iter(rows)))
+    model._default_manager.filter(pk__in=[row.pk for row in rows]).update(fence=F("fence") + 1, **changes)
