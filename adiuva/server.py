@@ -114,10 +114,10 @@ async def _leave() -> None:
     to come back."""
     from adiuva.devices import connections
     from adiuva.devices.protocol import Close
-    from chat.turn_registry import board
+    from chat.turn_registry import registry
 
-    await board().stop()
-    await connections.of_this_loop().close_all(Close.RESTARTING, within_s=_SOCKETS_S)
+    await registry().stop()
+    await connections.current().close_all(Close.RESTARTING, within_s=_SOCKETS_S)
 
 
 def _give_large_blocks_back() -> None:

@@ -144,7 +144,7 @@ class RunAdmin(ReadingAdmin):
     @admin.display(description="records by state")
     def records(self, run: Run) -> str:
         """How many of them there are in the outbox, and nothing of what they say."""
-        counts = outbox.states(run.pk)
+        counts = outbox.count_by_state(run.pk)
         return (
             ", ".join(f"{count} {OutboxRecord.State(state).value}" for state, count in counts.items())
             or "none"

@@ -21,7 +21,7 @@ from adiuva.core.errors import AdiuvaError
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import Device
-from adiuva.devices.outbox import Pending
+from adiuva.devices.outbox import PendingRecord
 from adiuva.devices.protocol import ToolResultBody
 from agents import journal, lease, result_commits
 from agents.lease import LeaseLost
@@ -36,7 +36,7 @@ log = structlog.get_logger("agents.delivery")
 
 
 async def bring(
-    link: DeviceLink, records: Sequence[Pending], settle: Callable[[Outcomes], Awaitable[Any]]
+    link: DeviceLink, records: Sequence[PendingRecord], settle: Callable[[Outcomes], Awaitable[Any]]
 ) -> None:
     """Insert records on a device, and have what it answered settled. Raise DeviceOffline or DeviceSilent when some stay
     in line, after the others were settled."""
@@ -59,7 +59,7 @@ async def bring(
 async def bring_to_one(
     link: DeviceLink,
     device: UUID,
-    records: Sequence[Pending],
+    records: Sequence[PendingRecord],
     settle: Callable[[Outcomes], Awaitable[Any]],
 ) -> None:
     """The same for records that any of the user's devices may have: they become this one's, unless they are another's

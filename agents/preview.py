@@ -24,7 +24,7 @@ _PLACE: Final = "agents_run", "preview"
 def add(run: Run, cipher: UserCipher, source: str, records: Mapping[UUID, Record]) -> tuple[int, bool]:
     """Enter what a source gave, by dedupe key; the run's row is locked. Returns how many of the records a real run
     would create, and whether there was room to show all."""
-    known = outbox.known(records)
+    known = outbox.find_known(records)
     text = _open(run, cipher)
     lines = text.splitlines()
     room = True

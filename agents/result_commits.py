@@ -20,7 +20,7 @@ from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import AdiuvaError
 from adiuva.devices import outbox
 from adiuva.devices.models import OutboxRecord
-from adiuva.devices.outbox import Found, Pending
+from adiuva.devices.outbox import NewRecord, PendingRecord
 from adiuva.devices.protocol import ToolResultBody
 from agents import journal, lease, preview
 from agents.extraction import Document
@@ -63,7 +63,7 @@ class Answered:
 Result = Read | Unread | Answered
 
 
-def commit(job: Job, results: Sequence[Result]) -> list[list[Pending]]:
+def commit(job: Job, results: Sequence[Result]) -> list[list[PendingRecord]]:
     """Enter results in outbox, ledger, journal and counts. Returns for each its records that are new, to be delivered.
 
     From here on nothing of them is lost if the worker dies. A dry run shows what it found, and keeps none. Raise
@@ -93,20 +93,20 @@ def commit(job: Job, results: Sequence[Result]) -> list[list[Pending]]:
     return [next(each) if isinstance(result, Read) else [] for result in results]
 
 
-def _keep(run: Run, job: Job, read: Sequence[Read]) -> tuple[list[list[Pending]], list[Entry]]:
+def _keep(run: Run, job: Job, read: Sequence[Read]) -> tuple[list[list[PendingRecord]], list[Entry]]:
     """Put in line what was found and enter in the ledger that it was read, both or neither."""
     if not read:
         return [], []
     assert job.device is not None or job.account is not None  # a cloud agent's get theirs when they are sent
-    found: list[Found] = []
+    found: list[NewRecord] = []
     bringer: dict[UUID | None, int] = {}  # a device may send a document twice
     for place, result in enumerate(read):
         document, start = result.document, (run.files_done + place) * _PLACES
         for number, record in enumerate(result.records, start):
             key = record.key(job.agent_id, document.key)
             bringer.setdefault(key, place)
-            found.append(Found(key, document.key, number, record.table, record.data))
-    new: list[list[Pending]] = [[] for _ in read]
+            found.append(NewRecord(key, document.key, number, record.table, record.data))
+    new: list[list[PendingRecord]] = [[] for _ in read]
     added = outbox.add(
         cipher=job.cipher, user_id=job.user_id, device=job.device, run_id=job.run_id, records=found
     )
@@ -118,7 +118,7 @@ def _keep(run: Run, job: Job, read: Sequence[Read]) -> tuple[list[list[Pending]]
     return new, [entry for result, count in counted for entry in _about(result, count)]
 
 
-def _show(run: Run, job: Job, read: Sequence[Read]) -> tuple[list[list[Pending]], list[Entry]]:
+def _show(run: Run, job: Job, read: Sequence[Read]) -> tuple[list[list[PendingRecord]], list[Entry]]:
     """What a dry run found; nothing of it is new, as nothing is to be delivered."""
     entries: list[Entry] = []
     for result in read:
@@ -157,7 +157,7 @@ def settle(run: Run, cipher: UserCipher, answered: Sequence[Answered]) -> list[E
 class _Place:
     def __init__(self, result: Result) -> None:
         self.result = result
-        self.new: list[Pending] | None = None
+        self.new: list[PendingRecord] | None = None
         self.error: BaseException | None = None
 
 
@@ -169,7 +169,7 @@ class GroupCommit:
         self._waiting: list[_Place] = []
         self._writing = asyncio.Lock()
 
-    async def commit(self, result: Result) -> list[Pending]:
+    async def commit(self, result: Result) -> list[PendingRecord]:
         """As `commit` for one result. Whoever gets the lock writes for all who wait for it."""
         place = _Place(result)
         self._waiting.append(place)

@@ -23,7 +23,7 @@ from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
 from adiuva.devices import outbox, presence
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceRefused, OutcomeUnknown
-from adiuva.devices.outbox import Pending
+from adiuva.devices.outbox import PendingRecord
 from adiuva.devices.protocol import AgentCancel, AgentProgress, Error
 from adiuva.devices.run_frame_buffer import FlowExceeded
 from adiuva.devices.tables import TABLES
@@ -365,7 +365,7 @@ class _Execution:
         ):
             await self._deliver(waiting, "")
 
-    async def _deliver(self, records: list[Pending], path: str) -> None:
+    async def _deliver(self, records: list[PendingRecord], path: str) -> None:
         async def settle(outcomes: delivery.Outcomes) -> None:
             await self.results.commit(Answered(outcomes, path))
 

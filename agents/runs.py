@@ -286,7 +286,7 @@ def _expire() -> int:
 @transaction.atomic
 def _expire_records() -> int:
     """Records that their device did not come for. Their runs' journals say how many; those under way bring theirs."""
-    overdue = Run.objects.filter(pk__in=outbox.overdue(_AT_ONCE)).exclude(state=Run.State.RUNNING)
+    overdue = Run.objects.filter(pk__in=outbox.overdue_runs(_AT_ONCE)).exclude(state=Run.State.RUNNING)
     expired = 0
     for run in overdue.select_for_update(skip_locked=True):
         gone, unknown = outbox.expire(run.pk, _AT_ONCE)

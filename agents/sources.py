@@ -11,6 +11,7 @@ from typing import Final, cast
 from django.conf import settings
 
 from adiuva.core import db
+from adiuva.devices.codec import dump, parse
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.protocol import (
     AgentAck,
@@ -21,8 +22,6 @@ from adiuva.devices.protocol import (
     AgentManifest,
     AgentRun,
     AgentRunConfig,
-    dump,
-    parse,
 )
 from agents import lease, preview
 from agents.extraction import Document

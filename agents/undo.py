@@ -31,7 +31,7 @@ from adiuva.core.errors import AdiuvaError, Conflict, NotFound
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.models import Device, OutboxQuerySet, OutboxRecord
-from adiuva.devices.outbox import Pending
+from adiuva.devices.outbox import PendingRecord
 from adiuva.devices.protocol import MAX_BATCH, Action, Data, TableName, ToolCall, ToolResultBody
 from adiuva.devices.tables import TABLES
 from agents import journal
@@ -352,7 +352,7 @@ def _mine(job: _Job) -> Run:
 
 
 @transaction.atomic
-def _hold_back(job: _Job, device: UUID, *, dedupes: bool) -> list[Pending]:
+def _hold_back(job: _Job, device: UUID, *, dedupes: bool) -> list[PendingRecord]:
     """Take a run's records out of the line, so that no later run delivers them. Returns those that a device that
     dedupes is to be asked for; with another, what was not sent is done with, and the rest stays uncertain."""
     _mine(job)
@@ -362,8 +362,10 @@ def _hold_back(job: _Job, device: UUID, *, dedupes: bool) -> list[Pending]:
     left.waiting().update(state=State.UNCERTAIN, settled_at=Now())
     if not dedupes:
         return []
-    unsure = left.filter(state=State.UNCERTAIN, sealed__isnull=False, created_at__gt=Now() - outbox.KEEPS)
-    return [Pending(row.pk, row.table, _data(job, row), sent_before=True) for row in unsure]
+    unsure = left.filter(
+        state=State.UNCERTAIN, sealed__isnull=False, created_at__gt=Now() - outbox.KEEP_UNDELIVERED
+    )
+    return [PendingRecord(row.pk, row.table, _data(job, row), sent_before=True) for row in unsure]
 
 
 def _data(job: _Job, row: OutboxRecord) -> dict[str, Any]:

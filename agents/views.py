@@ -325,7 +325,7 @@ class JourneyMessageView(GenericAPIView[Any]):
 
 def _context(page: Sequence[Run]) -> dict[str, Any]:
     """What a page of runs shows beside their rows, in a query or two."""
-    return {"problems": journal.problems(page), "left": outbox.left([run.pk for run in page])}
+    return {"problems": journal.problems(page), "left": outbox.count_outstanding([run.pk for run in page])}
 
 
 def _number(request: Request, name: str, *, default: int, least: int = 0, most: int = 10**18 - 1) -> int:

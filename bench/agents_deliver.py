@@ -39,7 +39,7 @@ async def measure(base: str, *capabilities: str) -> dict[str, float]:
     from adiuva.core import db
     from adiuva.devices import outbox
     from adiuva.devices.link import DeviceLink, OutcomeUnknown
-    from adiuva.devices.outbox import Pending
+    from adiuva.devices.outbox import PendingRecord
 
     email = f"{uuid4().hex}@example.com"
     signed_in = await db.run(services.register, email=email, password="correct horse")
@@ -55,9 +55,9 @@ async def measure(base: str, *capabilities: str) -> dict[str, float]:
         *capabilities,
     ]
 
-    def records() -> list[Pending]:
+    def records() -> list[PendingRecord]:
         return [
-            Pending(uuid4(), "tasks", {"title": f"Task {number}", "isAiSuggested": 1, "isApproved": 0})
+            PendingRecord(uuid4(), "tasks", {"title": f"Task {number}", "isAiSuggested": 1, "isApproved": 0})
             for number in range(RECORDS)
         ]
 

@@ -9,8 +9,6 @@ plain yes in the next message of the same chat allows exactly that.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,20 +17,15 @@ from typing import Any, Final, NamedTuple, cast
 
 import orjson
 from langchain_core.tools import ToolException
-from redis.exceptions import RedisError
 
-from adiuva.core.crypto import SealBroken, UserCipher
-from adiuva.core.logging import log
 from adiuva.devices.protocol import ApprovalRequest, TableName, ToolResultBody
 from chat.agent_loop import Call
+from chat.deferred_calls import DeferredCall
 from chat.device_session import MAX_TITLE, NOUNS, Desk, is_key, one_line, tool_call
 from chat.memory_context import MEMORY, Recollection, shown
-from chat.stream_log import recorder
 
-BULK: Final = 3  # updates in a turn, from which on they are asked for
+BULK_UPDATES: Final = 3  # updates in a turn, from which on they are asked for
 _AT_ONCE: Final = 25  # rows that one question is about, all of them named
-_KEPT_S: Final = 900
-_COPY_CHARS: Final = 16
 _VALUE_CHARS: Final = 60  # of a new value, in a question
 _SURVIVES: Final = 0.5  # of an old text's lines; an update that keeps fewer destroys it
 _NOUNS: Final = NOUNS | {MEMORY: ("memory", "memories")}
@@ -42,44 +35,9 @@ _ASK: Final = (
     "well, and do not call it again in this turn"
 )
 _NO: Final = "the user said no. Do not try it again, nor in another way"
-# "tak" and "hai" are left out: a yes in one language, a no, thanks or hello in another.
-_YES = re.compile(
-    r"(?:(?:yes|yep|yeah|yup|y|ok|okay|sure|certainly|of course|please do|do it|do that|go ahead|confirm(?:ed)?"
-    r"|i confirm|delete (?:it|them|that)|all of them"
-    r"|ja|jawohl|klar|genau|gern|mach das|oui|d'accord|vas-y|sì|si|certo|va bene|procedi|confermo"
-    r"|sí|claro|vale|de acuerdo|sim|ano|da|はい|是|是的|好|好的|да|نعم|evet|joo|kyllä|igen|ναι)"
-    r"(?:,? (?:please|bitte|s'il te plaît|per favore|por favor))?[\s,.!]*)+",
-    re.IGNORECASE,
-)
 
 
-def is_yes(message: str) -> bool:
-    """Whether a message is a plain yes and nothing else."""
-    return _YES.fullmatch(message.strip(" \t\n.,!")) is not None
-
-
-def question(wishes: Sequence[Wish]) -> str:
-    """What the user is asked at the end of an answer."""
-    if len(wishes) == 1:
-        return f"**{wishes[0].summary}?** Answer yes, and it will be done."
-    listed = "\n".join(f"- {wish.summary}" for wish in wishes)
-    return f"**Answer yes, and this will be done:**\n{listed}"
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A call that waits for a yes in words."""
-
-    tool: str
-    arguments: dict[str, Any]
-    summary: str
-
-    def __str__(self) -> str:
-        """For the prompt of the turn that carries it out."""
-        return f"{self.summary}: {self.tool} {orjson.dumps(self.arguments).decode()}"
-
-
-class Question(NamedTuple):
+class CallToApprove(NamedTuple):
     """A call that needs a yes, and what the row is called that it is about."""
 
     call: Call
@@ -98,8 +56,8 @@ class Approvals:
     memory: Recollection
     expires_at: int  # milliseconds since the epoch
     ask: Callable[[ApprovalRequest], Awaitable[None]] | None
-    granted: list[Wish] = field(default_factory=list)
-    wishes: list[Wish] = field(default_factory=list)
+    granted: list[DeferredCall] = field(default_factory=list)
+    wishes: list[DeferredCall] = field(default_factory=list)
     _updates: int = 0
     _open: dict[str, asyncio.Future[bool]] = field(default_factory=dict)
 
@@ -114,13 +72,13 @@ class Approvals:
         if not asked:
             return {}
         refused: dict[str, str] = {}
-        groups: dict[tuple[str, str], list[Question]] = defaultdict(list)
+        groups: dict[tuple[str, str], list[CallToApprove]] = defaultdict(list)
         for call, row in zip(asked, await self._rows(asked), strict=True):
             if isinstance(row, ToolException):
                 refused[call.id] = str(row).removeprefix("Failed: ").rstrip(".")
             elif row is not None and self._must_ask(call, row):  # of one that is not there the tool tells
                 title = row["title"] if call.table == MEMORY else self.desk.seen[row["id"]]
-                groups[call.action, call.table].append(Question(call, title))
+                groups[call.action, call.table].append(CallToApprove(call, title))
         for (action, table), group in groups.items():
             for start in range(0, len(group), _AT_ONCE):
                 some = group[start : start + _AT_ONCE]
@@ -131,10 +89,10 @@ class Approvals:
         return refused
 
     def _may_ask(self, call: Call) -> bool:
-        return self._updates >= BULK or any(call.arguments.get(name) for name in _TEXTS)
+        return self._updates >= BULK_UPDATES or any(call.arguments.get(name) for name in _TEXTS)
 
     def _must_ask(self, call: Call, row: dict[str, Any]) -> bool:
-        if call.action == "delete" or self._updates >= BULK:
+        if call.action == "delete" or self._updates >= BULK_UPDATES:
             return True
         return any(
             _destroys(row.get(column), call.arguments[name])
@@ -161,7 +119,7 @@ class Approvals:
             rows.append(outcome.row if isinstance(outcome, ToolResultBody) else outcome)
         return rows
 
-    def _ask_in_words(self, action: str, table: str, questions: Sequence[Question]) -> dict[str, str]:
+    def _ask_in_words(self, action: str, table: str, questions: Sequence[CallToApprove]) -> dict[str, str]:
         refused = {}
         for question in questions:
             if not self._take_grant(question.call):
@@ -169,7 +127,7 @@ class Approvals:
                 arguments = question.call.arguments
                 if table == MEMORY:
                     arguments = self.memory.lasting(arguments)
-                self.wishes.append(Wish(question.call.tool.name, arguments, summary))
+                self.wishes.append(DeferredCall(question.call.tool.name, arguments, summary))
                 refused[question.call.id] = _ASK.format(what=summary)
         return refused
 
@@ -213,7 +171,7 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _summary(action: str, table: str, questions: Sequence[Question]) -> str:
+def _summary(action: str, table: str, questions: Sequence[CallToApprove]) -> str:
     """What would be done, with every row by its name, and of an update what it sets."""
     one, many = _NOUNS[table]
     verb = "Forget" if table == MEMORY else action.capitalize()
@@ -249,48 +207,3 @@ def _destroys(old: object, new: object) -> bool:
 
 def _words(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-# ── Wishes in words, between two messages ───────────────────────────────────────────────────────────────
-
-
-async def keep(
-    *, user_id: uuid.UUID, where: str, cipher: UserCipher, wishes: Sequence[Wish], answer: str
-) -> bool:
-    """Keep what waits for a yes. `where` names the chat; `answer` is what the user was shown with the question."""
-    key = _key(user_id, where)
-    body = [answer, [[wish.tool, wish.arguments, wish.summary] for wish in wishes]]
-    try:
-        sealed = cipher.seal(orjson.dumps(body).decode(), "wishes", key, "")
-        await recorder().redis.set(key, sealed, ex=_KEPT_S)
-    except (RedisError, OSError) as error:
-        log.warning("chat.wishes_not_kept", error=type(error).__name__)  # the user is asked once more
-        return False
-    return True
-
-
-async def take(*, user_id: uuid.UUID, where: str, cipher: UserCipher, answer: str | None) -> list[Wish]:
-    """What was kept, once: a message that is no yes lets it go as well. `answer` is the last that the client says it
-    was given, None where it does not say: a yes to another answer is no yes to this question."""
-    key = _key(user_id, where)
-    try:
-        sealed: bytes | None = await recorder().redis.getdel(key)
-        if sealed is None:
-            return []
-        shown, kept = orjson.loads(cipher.unseal(sealed, "wishes", key, ""))
-    except (RedisError, OSError, SealBroken) as error:
-        log.warning("chat.wishes_not_read", error=type(error).__name__)
-        return []
-    if answer is not None and not _is_of(answer, shown):
-        return []
-    return [Wish(*wish) for wish in kept]
-
-
-def _is_of(answer: str, shown: str) -> bool:
-    """Whether a client's copy of an answer is of this one; some keep only a part of it."""
-    copy, whole = " ".join(answer.split()), " ".join(shown.split())
-    return copy == whole or (len(copy) >= _COPY_CHARS and copy in whole)
-
-
-def _key(user_id: uuid.UUID, where: str) -> str:
-    return f"adiuva:wishes:{user_id}:{hashlib.sha256(where.encode()).hexdigest()[:32]}"

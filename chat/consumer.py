@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
+from adiuva.devices.codec import BadFrame
 from adiuva.devices.consumer import DeviceConsumer
 from adiuva.devices.protocol import (
     ApprovalResponse,
-    BadFrame,
     ClientFrame,
     Close,
     DeviceHello,
@@ -28,11 +28,12 @@ from adiuva.devices.protocol import (
 from agents import schedules
 from chat.end_messages import sentence
 from chat.models import Kind
-from chat.remote_stream import Far
+from chat.remote_stream import RemoteStream
 from chat.request import Asked
-from chat.stream import START, Entry, refusal
-from chat.stream_replay import follow_up
-from chat.turn_registry import TurnElsewhere, board, in_words, refuse
+from chat.stream import FROM_START, StreamFrame, refusal_frames
+from chat.stream_replay import follow_up_request
+from chat.turn_errors import as_client_error, refusal_of
+from chat.turn_registry import TurnElsewhere, registry
 
 _REQUESTS: Final = ("home_request", "floating_request")
 _AT_ONCE: Final = 128  # of a socket's requests, in whatever state; a hello may resume a hundred
@@ -50,7 +51,7 @@ class ClientConsumer(DeviceConsumer):
     def __init__(self) -> None:
         super().__init__()
         self._approves = False
-        self._far: dict[str, Far] = {}
+        self._far: dict[str, RemoteStream] = {}
         self._under_way = self._this_minute = 0
         self._minute_ends = 0.0
         self._spoken: set[str] = set()  # requests that a client of protocol 1 has read words of
@@ -73,15 +74,15 @@ class ClientConsumer(DeviceConsumer):
         match frame:
             case HomeRequest() | FloatingRequest():
                 asked = self._asked(frame)
-                self._hand_off(self._open(asked), asked.request_id, lambda code: refuse(asked, code))
+                self._hand_off(self._open(asked), asked.request_id, lambda code: refusal_of(asked, code))
             case RequestCancel(request_id=key):
-                self._hand_off(board().cancel(self.user_id, key), key)
+                self._hand_off(registry().cancel(self.user_id, key), key)
             case RequestSteer(request_id=key):
                 self._hand_off(self._steer(frame), key)
             case StreamResume(request_id=key):
                 self._hand_off(self._resume(key, frame.after), key)
             case ApprovalResponse():
-                decision = board().decide(self.user_id, frame.id, frame.approved, reply=self.channel_name)
+                decision = registry().decide(self.user_id, frame.id, frame.approved, reply=self.channel_name)
                 self._hand_off(decision, frame.id)
 
     def _asked(self, frame: HomeRequest | FloatingRequest) -> Asked:
@@ -101,7 +102,10 @@ class ClientConsumer(DeviceConsumer):
         )
 
     def _hand_off(
-        self, work: Coroutine[Any, Any, None], ref: str, ends: Callable[[str], list[Entry]] | None = None
+        self,
+        work: Coroutine[Any, Any, None],
+        ref: str,
+        ends: Callable[[str], list[StreamFrame]] | None = None,
     ) -> None:
         """`ends` makes the frames that end a request which failed, of its code; else it is answered with an error."""
         if self._under_way >= _AT_ONCE:
@@ -111,13 +115,13 @@ class ClientConsumer(DeviceConsumer):
         self.spawn(self._answered(work, ref, ends), "request")
 
     async def _answered(
-        self, work: Coroutine[Any, Any, None], ref: str, ends: Callable[[str], list[Entry]] | None
+        self, work: Coroutine[Any, Any, None], ref: str, ends: Callable[[str], list[StreamFrame]] | None
     ) -> None:
         """What cannot be done is said, with the id it is about."""
         try:
             await work
         except Exception as error:
-            said = in_words(error)
+            said = as_client_error(error)
             if ends is not None:
                 await self.hear(ref, ends(said.code))
             else:
@@ -127,29 +131,29 @@ class ClientConsumer(DeviceConsumer):
 
     async def _open(self, asked: Asked) -> None:
         try:
-            await board().open(asked, self)
+            await registry().open(asked, self)
         except TurnElsewhere as elsewhere:
-            self._follow(asked.request_id, elsewhere.owner, START, asked)
+            self._follow(asked.request_id, elsewhere.owner, FROM_START, asked)
 
     async def _resume(self, request_id: str, after: int) -> None:
         try:
-            await board().resume(self.user_id, request_id, after, self)
+            await registry().resume(self.user_id, request_id, after, self)
         except TurnElsewhere as elsewhere:
             self._follow(request_id, elsewhere.owner, after)
 
     async def _steer(self, frame: RequestSteer) -> None:
-        asked = await board().steer(self.user_id, frame.request_id, frame.message, reply=self.channel_name)
+        asked = await registry().steer(self.user_id, frame.request_id, frame.message, reply=self.channel_name)
         if asked is not None:
             await self._open(replace(asked, device=self.pk, approves=self._approves))
 
     async def _steer_late(self, request_id: str, message: str) -> None:
-        asked = await follow_up(self.user_id, request_id, message)
+        asked = await follow_up_request(self.user_id, request_id, message)
         await self._open(replace(asked, device=self.pk, approves=self._approves))
 
     def _follow(self, request_id: str, owner: str, after: int, asked: Asked | None = None) -> None:
         if (older := self._far.get(request_id)) is not None:
             older.stop()
-        far = self._far[request_id] = Far(
+        far = self._far[request_id] = RemoteStream(
             self,
             user_id=self.user_id,
             request_id=request_id,
@@ -160,10 +164,10 @@ class ClientConsumer(DeviceConsumer):
         self._hand_off(
             self._follow_far(far, request_id),
             request_id,
-            None if asked is None else lambda code: refuse(asked, code, far.after),
+            None if asked is None else lambda code: refusal_of(asked, code, far.after),
         )
 
-    async def _follow_far(self, far: Far, request_id: str) -> None:
+    async def _follow_far(self, far: RemoteStream, request_id: str) -> None:
         try:
             await far.follow()
         finally:
@@ -175,9 +179,9 @@ class ClientConsumer(DeviceConsumer):
         if self.pk is not None and self.protocol < 2 and bad.kind in _REQUESTS:
             # It knows no error frames, and would wait for the end of its request for ever.
             key = bad.ref or uuid.uuid4().hex
-            await self.hear(key, refusal(key, bad.code, floating=bad.kind == "floating_request"))
+            await self.hear(key, refusal_frames(key, bad.code, floating=bad.kind == "floating_request"))
 
-    async def hear(self, request_id: str, entries: Sequence[Entry]) -> bool:
+    async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
         """A turn's frames, for this socket."""
         for entry in entries:
             if self.protocol >= 2:
@@ -219,7 +223,7 @@ class ClientConsumer(DeviceConsumer):
 
     async def ended(self) -> None:
         if self.pk is not None:
-            board().leave(self.user_id, self)
+            registry().leave(self.user_id, self)
         await super().ended()
 
 

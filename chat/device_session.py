@@ -20,17 +20,9 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import ToolException
 
 from adiuva.core.errors import AdiuvaError
+from adiuva.devices.codec import MAX_FRAME_BYTES
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceUnreachable, OutcomeUnknown
-from adiuva.devices.protocol import (
-    MAX_FRAME_BYTES,
-    WRITES,
-    Action,
-    Data,
-    Mutation,
-    TableName,
-    ToolCall,
-    ToolResultBody,
-)
+from adiuva.devices.protocol import WRITES, Action, Data, Mutation, TableName, ToolCall, ToolResultBody
 from adiuva.devices.tables import TABLES
 
 NOUNS: Final[dict[str, tuple[str, str]]] = {

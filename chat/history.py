@@ -18,7 +18,7 @@ from adiuva.core.prompt_fencing import fence
 from chat.agent_loop import Work
 from chat.conversations import Begun, Said
 from chat.prompts import head
-from chat.stream_log import recorder
+from chat.stream_log import log_writer
 
 _KEPT_S: Final = 3600
 _LEAST: Final = 4  # messages that stay as they were said, if they fit at all
@@ -110,7 +110,7 @@ async def _recall(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said]) 
     """How many messages are summarised already, and how."""
     keys = _keys(user_id, cipher, said[:-1])
     try:
-        found = await recorder().redis.mget(keys)
+        found = await log_writer().redis.mget(keys)
         for place in range(len(keys) - 1, -1, -1):
             if found[place] is not None:
                 return place + 1, cipher.unseal(found[place], "summary", keys[place], "")
@@ -122,6 +122,6 @@ async def _recall(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said]) 
 async def _remember(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said], summary: str) -> None:
     key = _keys(user_id, cipher, said)[-1]
     try:
-        await recorder().redis.set(key, cipher.seal(summary, "summary", key, ""), ex=_KEPT_S)
+        await log_writer().redis.set(key, cipher.seal(summary, "summary", key, ""), ex=_KEPT_S)
     except (RedisError, OSError) as error:
         log.warning("chat.summary_not_kept", error=type(error).__name__)

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from typing import Final
 
 from adiuva.core import db
-from chat.stream import Entry, Listener
-from chat.stream_replay import replay, row_of
-from chat.turn_registry import board
+from chat.stream import Listener, StreamFrame
+from chat.stream_replay import find_turn, replay
+from chat.turn_registry import registry
 
 _LOOK_S: Final = 5.0  # whether the process is still there
 _TRIES: Final = 6  # before it is taken for gone: it may be without Redis for a moment
 _AGAIN_S: Final = 0.5
 
 
-class Far:
+class RemoteStream:
     """`follow()` until the turn has ended. What arrives for it goes through `arrived`."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Far:
                 if self._over or tries == _TRIES:
                     await self._replay()
                     return
-                there = await board().follow_far(
+                there = await registry().follow_far(
                     self._owner, self._user_id, self._request_id, self.after, reply=self._reply, anew=anew
                 )
                 tries = 0 if there else tries + 1
@@ -60,7 +60,7 @@ class Far:
             for text in texts:
                 if self._ended:
                     break
-                entry = Entry.read(text)
+                entry = StreamFrame.read(text)
                 if not self._is_next(entry):
                     continue
                 entries.append(entry)
@@ -69,7 +69,7 @@ class Far:
             if entries:
                 await self._listener.hear(self._request_id, entries)
 
-    def _is_next(self, entry: Entry) -> bool:
+    def _is_next(self, entry: StreamFrame) -> bool:
         if entry.asks:
             return True
         if entry.seq is None:
@@ -99,7 +99,7 @@ class Far:
         self._look.set()
 
     async def _replay(self) -> None:
-        row = await db.run(row_of, self._user_id, self._request_id)
+        row = await db.run(find_turn, self._user_id, self._request_id)
         async with self._passing_on:
             if not self._ended:
                 await replay(row, self.after, self._listener)

@@ -12,9 +12,8 @@ from typing import Final, Protocol, Self
 
 import orjson
 
+from adiuva.devices.codec import MAX_DEPTH, MAX_FRAME_BYTES, dump, nests_over, parse_trusted
 from adiuva.devices.protocol import (
-    MAX_DEPTH,
-    MAX_FRAME_BYTES,
     ApprovalRequest,
     Domain,
     FloatingDomain,
@@ -23,16 +22,13 @@ from adiuva.devices.protocol import (
     StreamEnd,
     StreamStart,
     StreamStatus,
-    dump,
-    nests_over,
-    recall,
 )
 
-START = -1  # what a client resumes after that has seen nothing
+FROM_START = -1  # what a client resumes after that has seen nothing
 _ROW_DEPTH: Final = MAX_DEPTH - 3  # it stands in a mutation, in their list, in the frame
 
 
-class Entry:
+class StreamFrame:
     """A frame and its text, the other of which is made when it is asked for: of a chunk, all but always the text."""
 
     __slots__ = ("_frame", "_text", "kind", "seq")
@@ -60,7 +56,7 @@ class Entry:
     @property
     def frame(self) -> Sent:
         if self._frame is None:
-            self._frame = recall(self._text)
+            self._frame = parse_trusted(self._text)
         return self._frame
 
     @property
@@ -75,7 +71,7 @@ class Entry:
 class Listener(Protocol):
     """Whoever gets a turn's frames. Two that are equal lead to the same place."""
 
-    async def hear(self, request_id: str, entries: Sequence[Entry]) -> bool:
+    async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
         """Pass the frames on, in order. False: there is nobody any more."""
         ...
 
@@ -85,11 +81,11 @@ class Stream:
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
-        self.entries: list[Entry] = []
+        self.entries: list[StreamFrame] = []
         self.seq = -1  # the last one given
         self.ended = False
         self.asked = False
-        self.open: dict[str, Entry] = {}  # approvals that wait for a decision
+        self.open: dict[str, StreamFrame] = {}  # approvals that wait for a decision
         self._followers: dict[Listener, _Follower] = {}
 
     # What the turn says
@@ -104,7 +100,7 @@ class Stream:
         # A StreamText, as the test of it says, without making one: this is done for each token.
         seq = self._next()
         frame = {"type": "stream_text", "request_id": self.request_id, "chunk": chunk, "seq": seq}
-        self._enter(Entry(None, orjson.dumps(frame).decode(), "stream_text", seq))
+        self._enter(StreamFrame(None, orjson.dumps(frame).decode(), "stream_text", seq))
 
     def status(self, label: str) -> None:
         self._add(StreamStatus(request_id=self.request_id, seq=self._next(), label=label))
@@ -113,7 +109,7 @@ class Stream:
         self.asked = True
         self.open[frame.id] = self._add(frame)
 
-    def is_over(self, entry: Entry) -> bool:
+    def is_over(self, entry: StreamFrame) -> bool:
         """Whether it asks for an approval that has been decided."""
         return entry.asks and entry not in self.open.values()
 
@@ -121,16 +117,16 @@ class Stream:
         """The last frame; its seq is given here."""
         self.ended = True
         self.open.clear()
-        self._add(within_a_frame(frame.model_copy(update={"seq": self._next()})))
+        self._add(fit_into_frame(frame.model_copy(update={"seq": self._next()})))
 
     def _next(self) -> int:
         self.seq += 1
         return self.seq
 
-    def _add(self, frame: Sent) -> Entry:
-        return self._enter(Entry.of(frame))
+    def _add(self, frame: Sent) -> StreamFrame:
+        return self._enter(StreamFrame.of(frame))
 
-    def _enter(self, entry: Entry) -> Entry:
+    def _enter(self, entry: StreamFrame) -> StreamFrame:
         self.entries.append(entry)
         for follower in self._followers.values():
             follower.wake()
@@ -171,7 +167,7 @@ class Stream:
         return 0
 
 
-def within_a_frame(frame: StreamEnd) -> StreamEnd:
+def fit_into_frame(frame: StreamEnd) -> StreamEnd:
     """Rows that would burst the frame are named by their ids, largest first; the device has them anyway."""
     mutations = [_named(row) if nests_over(row.data, _ROW_DEPTH) else row for row in frame.mutations]
     room = MAX_FRAME_BYTES - 2048
@@ -188,14 +184,16 @@ def _named(mutation: Mutation) -> Mutation:
     return mutation.model_copy(update={"data": {"id": mutation.data.get("id")}})
 
 
-def refusal(request_id: str, code: str, *, floating: bool, after: int = START) -> list[Entry]:
+def refusal_frames(
+    request_id: str, code: str, *, floating: bool, after: int = FROM_START
+) -> list[StreamFrame]:
     """All that is said of a request that is not carried out, or cannot be followed after this seq."""
     stream = Stream(request_id)
     if after < 0:
         if floating:
             stream.domain("tasks")
         stream.start(None)
-    stream.seq = max(after, START)
+    stream.seq = max(after, FROM_START)
     stream.end(StreamEnd(request_id=request_id, finish="error", code=code))
     return stream.entries
 
@@ -205,7 +203,7 @@ class _Follower:
 
     _AT_ONCE = 256
 
-    def __init__(self, stream: Stream, listener: Listener, position: int, first: list[Entry]) -> None:
+    def __init__(self, stream: Stream, listener: Listener, position: int, first: list[StreamFrame]) -> None:
         self._stream, self._listener = stream, listener
         self._position, self._first = position, first
         self._loop = asyncio.get_running_loop()

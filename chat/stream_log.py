@@ -24,13 +24,13 @@ from adiuva.core.logging import log
 from adiuva.devices.protocol import Mutation
 from chat.stream import Stream
 
-KEPT_S: Final = 600
+LOG_TTL_S: Final = 600
 _EVERY_S: Final = 0.5
 _TRIES: Final = 60  # at the end of a turn, before its log is given up
 _NUMBER: Final = 4  # bytes in front of a part: how many frames came before it
 
 
-class Part(NamedTuple):
+class LogPart(NamedTuple):
     """What is new, sealed, and how many entries, frames and mutations are written once it is."""
 
     sealed: bytes
@@ -44,7 +44,7 @@ def is_end(text: str) -> bool:
     return '"type":"stream_end"' in text
 
 
-class Recording:
+class StreamRecording:
     """One turn's stream on its way into the log. `head` is what the turn was asked, kept with the first part;
     `mutations` gives what it has changed so far, kept as it happens: its end, which tells of it, may never come."""
 
@@ -64,7 +64,7 @@ class Recording:
         self.tries = 0
         self._written = self._frames = self._mutations = self._parts = 0
 
-    def part(self) -> Part | None:
+    def part(self) -> LogPart | None:
         """What is new; None when there is nothing."""
         new = self.stream.entries[self._written :]
         changed = () if self.stream.ended else self._changes()[self._mutations :]
@@ -77,11 +77,11 @@ class Recording:
         if changed:
             body["mutations"] = [self._mutations, [mutation.model_dump() for mutation in changed]]
         sealed = _seal(self.cipher, self.key, self._frames, body)
-        return Part(
+        return LogPart(
             sealed, self._written + len(new), self._frames + len(frames), self._mutations + len(changed)
         )
 
-    def wrote(self, part: Part, parts: int) -> None:
+    def wrote(self, part: LogPart, parts: int) -> None:
         """The log has so many parts now. When those before are gone from it, all is written again."""
         if parts <= self._parts:
             self.begin_anew()
@@ -106,16 +106,16 @@ class _Redis(Redis):
         return await asyncio.shield(super().execute_command(*args, **options))  # type: ignore[no-untyped-call]
 
 
-class Recorder:
+class StreamLogWriter:
     """Writes the recordings of one event loop."""
 
     def __init__(self) -> None:
         self.redis: Redis = _Redis.from_url(settings.REDIS_URL, socket_timeout=3, socket_connect_timeout=3)
-        self._recordings: set[Recording] = set()
+        self._recordings: set[StreamRecording] = set()
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, recording: Recording) -> None:
+    def add(self, recording: StreamRecording) -> None:
         self._recordings.add(recording)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run(), name="stream log")
@@ -146,7 +146,7 @@ class Recorder:
                 async with self.redis.pipeline(transaction=False) as pipeline:
                     for recording, part in parts:
                         pipeline.rpush(recording.key, part.sealed)
-                        pipeline.expire(recording.key, KEPT_S)
+                        pipeline.expire(recording.key, LOG_TTL_S)
                     answers = await pipeline.execute()
         except (RedisError, OSError) as error:
             log.warning("chat.log_not_written", streams=len(parts), error=type(error).__name__)
@@ -162,7 +162,7 @@ class Recorder:
         if any(recording.stream.ended for recording in self._recordings):
             self._ended.set()
 
-    def _count_try(self, recording: Recording) -> None:
+    def _count_try(self, recording: StreamRecording) -> None:
         if recording.stream.ended:
             recording.tries += 1
             if recording.tries >= _TRIES:
@@ -170,7 +170,7 @@ class Recorder:
                 recording.saved()
 
 
-class Replay(NamedTuple):
+class LoggedStream(NamedTuple):
     """What the log has of a turn: the frames' texts in order, what was asked, and what it changed before its end."""
 
     frames: list[str]
@@ -178,11 +178,11 @@ class Replay(NamedTuple):
     mutations: list[Mutation]
 
 
-async def read(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher) -> Replay | None:
+async def read(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher) -> LoggedStream | None:
     """None when it is gone, or never was. Raise ConnectionError when Redis is away."""
     key = _key(user_id, request_id)
     try:
-        found: list[bytes] = await recorder().redis.lrange(key, 0, -1)  # type: ignore[misc]  # redis' stubs
+        found: list[bytes] = await log_writer().redis.lrange(key, 0, -1)  # type: ignore[misc]  # redis' stubs
     except (RedisError, OSError) as error:
         raise ConnectionError("the stream log cannot be reached") from error
     frames: list[str] = []
@@ -205,15 +205,15 @@ async def read(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher) -> Re
             break
     if not frames and not mutations:
         return None
-    return Replay(frames, head, [Mutation.model_validate(mutation) for mutation in mutations])
+    return LoggedStream(frames, head, [Mutation.model_validate(mutation) for mutation in mutations])
 
 
 async def append(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher, frames: int, frame: str) -> None:
     """Add an end to the log of a turn whose process is gone, behind so many frames. Done twice, the first counts."""
     key, place = _key(user_id, request_id), frames
     try:
-        await recorder().redis.rpush(key, _seal(cipher, key, place, {"frames": [frame]}))  # type: ignore[misc]
-        await recorder().redis.expire(key, KEPT_S)
+        await log_writer().redis.rpush(key, _seal(cipher, key, place, {"frames": [frame]}))  # type: ignore[misc]
+        await log_writer().redis.expire(key, LOG_TTL_S)
     except (RedisError, OSError) as error:
         log.warning("chat.log_not_written", streams=1, error=type(error).__name__)
 
@@ -229,13 +229,13 @@ def _key(user_id: uuid.UUID, request_id: str) -> str:
     return f"adiuva:stream:{user_id}:{hashlib.sha256(request_id.encode()).hexdigest()[:32]}"
 
 
-_recorders: WeakKeyDictionary[asyncio.AbstractEventLoop, Recorder] = WeakKeyDictionary()
+_recorders: WeakKeyDictionary[asyncio.AbstractEventLoop, StreamLogWriter] = WeakKeyDictionary()
 
 
-def recorder() -> Recorder:
+def log_writer() -> StreamLogWriter:
     """The one of the running loop."""
     loop = asyncio.get_running_loop()
     found = _recorders.get(loop)
     if found is None:
-        found = _recorders[loop] = Recorder()
+        found = _recorders[loop] = StreamLogWriter()
     return found

@@ -13,11 +13,12 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
 from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import Conflict, NotFound
-from adiuva.devices.protocol import INT64_MAX, HistoryMessage, Scope, StreamEnd, StreamText
+from adiuva.devices.codec import INT64_MAX
+from adiuva.devices.protocol import HistoryMessage, Scope, StreamEnd, StreamText
 from chat import conversations, stream_log
 from chat.models import Kind, Turn
 from chat.request import Asked
-from chat.stream import Entry, Listener, within_a_frame
+from chat.stream import Listener, StreamFrame, fit_into_frame
 
 log = structlog.get_logger("adiuva.chat")
 
@@ -48,7 +49,7 @@ class RequestIdReused(Conflict):
         super().__init__("another request was made under this id")
 
 
-def row_of(user_id: uuid.UUID, request_id: str) -> Turn:
+def find_turn(user_id: uuid.UUID, request_id: str) -> Turn:
     """Raise NotRunning."""
     found = Turn.objects.of(user_id).filter(request_id=request_id).first()
     if found is None:
@@ -60,21 +61,21 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
     """From the log. A turn that is still said to run has lost its process. Raise StreamExpired."""
     cipher = await db.run(cipher_for, row.user_id)
     kept = await _read(row, cipher)
-    entries = [Entry.read(text) for text in kept.frames] if kept else []
+    entries = [StreamFrame.read(text) for text in kept.frames] if kept else []
     end = entries.pop() if entries and entries[-1].ends else None
     code = (getattr(end.frame, "code", None) if end else row.code) or "turn_lost"
     if row.state == Turn.State.RUNNING:
         if not await db.run(conversations.give_up, turn=row, code=code):
             # It has ended after all, or another process was quicker to say so: there is one end.
-            await replay(await db.run(row_of, row.user_id, row.request_id), after, listener)
+            await replay(await db.run(find_turn, row.user_id, row.request_id), after, listener)
             return
         log.warning("chat.turn_lost", turn=str(row.pk), user_id=str(row.user_id))
     elif kept is None:
         raise StreamExpired
     if end is None:
         last = max((entry.seq for entry in entries if entry.seq is not None), default=-1)
-        end = Entry.of(
-            within_a_frame(
+        end = StreamFrame.of(
+            fit_into_frame(
                 StreamEnd(
                     request_id=row.request_id,
                     mutations=kept.mutations if kept else [],
@@ -95,15 +96,15 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
     await listener.hear(row.request_id, [*missed, _behind(after, end)])
 
 
-def _behind(after: int, end: Entry) -> Entry:
+def _behind(after: int, end: StreamFrame) -> StreamFrame:
     """A client may have seen more of a turn that was lost than its log has: the end comes after that."""
     frame = end.frame
     if not isinstance(frame, StreamEnd) or frame.finish != "error" or end.seq is None or end.seq > after:
         return end
-    return Entry.of(frame.model_copy(update={"seq": min(after + 1, INT64_MAX)}))
+    return StreamFrame.of(frame.model_copy(update={"seq": min(after + 1, INT64_MAX)}))
 
 
-async def check_same(asked: Asked, row: Turn) -> None:
+async def ensure_same_request(asked: Asked, row: Turn) -> None:
     """Raise RequestIdReused when something else was asked under this id, as far as the log still knows."""
     kept = await stream_log.read(
         user_id=row.user_id, request_id=row.request_id, cipher=await db.run(cipher_for, row.user_id)
@@ -112,9 +113,9 @@ async def check_same(asked: Asked, row: Turn) -> None:
         raise RequestIdReused
 
 
-async def follow_up(user_id: uuid.UUID, request_id: str, message: str) -> Asked:
+async def follow_up_request(user_id: uuid.UUID, request_id: str, message: str) -> Asked:
     """The request that a message becomes whose turn has ended, here or elsewhere. Raise NotRunning."""
-    row = await db.run(row_of, user_id, request_id)
+    row = await db.run(find_turn, user_id, request_id)
     if row.conversation_id is None:
         kept = await _read(row, await db.run(cipher_for, user_id))
         if kept is None or not kept.head:
@@ -130,7 +131,7 @@ async def follow_up(user_id: uuid.UUID, request_id: str, message: str) -> Asked:
     )
 
 
-async def _read(row: Turn, cipher: UserCipher) -> stream_log.Replay | None:
+async def _read(row: Turn, cipher: UserCipher) -> stream_log.LoggedStream | None:
     """A turn's log. What is missing of one that has just ended may be on its way: it is waited for."""
     while True:
         kept = await stream_log.read(user_id=row.user_id, request_id=row.request_id, cipher=cipher)
@@ -141,9 +142,9 @@ async def _read(row: Turn, cipher: UserCipher) -> stream_log.Replay | None:
         await asyncio.sleep(_AGAIN_S)
 
 
-def _asked_again(row: Turn, kept: stream_log.Replay, message: str) -> Asked:
+def _asked_again(row: Turn, kept: stream_log.LoggedStream, message: str) -> Asked:
     head = kept.head
-    frames = [Entry.read(text).frame for text in kept.frames]
+    frames = [StreamFrame.read(text).frame for text in kept.frames]
     answer = "".join(frame.chunk for frame in frames if isinstance(frame, StreamText))
     before = [HistoryMessage.model_validate(said) for said in head["history"]]
     return Asked(

@@ -38,11 +38,12 @@ from adiuva.devices.protocol import (
     TableName,
     Usage,
 )
-from chat import approvals, conversations, history
+from chat import conversations, deferred_calls, history
 from chat.agent_loop import Call, Limit, Voice, Work, converse
-from chat.approvals import Approvals, Wish
+from chat.approvals import Approvals
 from chat.assistants import SUPERVISORS
 from chat.conversations import Begun
+from chat.deferred_calls import DeferredCall
 from chat.device_session import Desk
 from chat.history import Fitted
 from chat.memory_context import MEMORY, Recollection
@@ -50,7 +51,7 @@ from chat.models import Kind
 from chat.prompts import tail
 from chat.request import MAX_MESSAGE_CHARS, Asked
 from chat.stream import Stream
-from chat.stream_log import Recording, recorder
+from chat.stream_log import StreamRecording, log_writer
 from chat.tools import formatting
 from chat.turn_output import Speech
 
@@ -127,8 +128,8 @@ class Turn:
             "scope": self.asked.scope.model_dump() if self.asked.scope else None,
             "context": self.asked.context,
         }
-        recorder().add(
-            Recording(
+        log_writer().add(
+            StreamRecording(
                 self.stream,
                 user_id=self.asked.user_id,
                 cipher=self.begun.cipher,
@@ -234,7 +235,7 @@ class Turn:
         zone = ZoneInfo(begun.timezone)
         now = datetime.now(zone)
         memory = self._memory = Recollection(
-            asked, begun, model, zone, steered=self._steered, agreed=approvals.is_yes(asked.message)
+            asked, begun, model, zone, steered=self._steered, agreed=deferred_calls.is_yes(asked.message)
         )
         recalling = self._recalling = asyncio.get_running_loop().create_task(
             memory.recall(now), name="turn recalls"
@@ -335,7 +336,7 @@ class Turn:
                 usage=self.usage,
             )
         )
-        recorder().hurry()
+        log_writer().hurry()
         log.info(
             "chat.turn_ended",
             finish=self.finish,
@@ -353,8 +354,8 @@ class Turn:
         """What the model wanted and may not do without a yes is asked here: a yes counts for what was shown."""
         if self._approvals is None or not (wishes := self._approvals.wishes):
             return
-        self.speech.add(approvals.question(wishes))
-        await approvals.keep(
+        self.speech.add(deferred_calls.question_text(wishes))
+        await deferred_calls.keep(
             user_id=self.asked.user_id,
             where=self._where,
             cipher=self.begun.cipher,
@@ -400,11 +401,11 @@ class Turn:
             f"{self.asked.device} {self.asked.kind} {scope.type if scope else ''} {scope.id if scope else ''}"
         )
 
-    async def _granted(self, memory: Recollection) -> list[Wish]:
+    async def _granted(self, memory: Recollection) -> list[DeferredCall]:
         """What the user has said yes to with this message. Any message lets go of what was asked before it."""
         asked = self.asked
         said = [message.content for message in asked.history if message.role == "assistant"]
-        kept = await approvals.take(
+        kept = await deferred_calls.take(
             user_id=asked.user_id,
             where=self._where,
             cipher=self.begun.cipher,

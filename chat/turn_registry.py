@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -22,54 +21,39 @@ from redis.exceptions import RedisError
 
 from adiuva.core import db
 from adiuva.core.channel_layer import INTERRUPTED
-from adiuva.core.errors import AdiuvaError, Conflict, Invalid, Unavailable
+from adiuva.core.errors import AdiuvaError, Invalid, Unavailable
 from adiuva.devices import presence
+from adiuva.devices.codec import dump
 from adiuva.devices.link import DeviceOffline
-from adiuva.devices.protocol import ApprovalRequest, Mutation, Usage, dump
+from adiuva.devices.protocol import ApprovalRequest, Mutation, Usage
 from chat import conversations, stream_log
 from chat.assistants import SUPERVISORS
 from chat.conversations import Taken
-from chat.models import Kind
 from chat.models import Turn as Row
 from chat.request import MAX_MESSAGE_CHARS, Asked
-from chat.stream import START, Entry, Listener, refusal
-from chat.stream_replay import NotRunning, RequestIdReused, check_same, follow_up, replay, row_of
+from chat.stream import FROM_START, Listener
+from chat.stream_replay import (
+    NotRunning,
+    RequestIdReused,
+    ensure_same_request,
+    find_turn,
+    follow_up_request,
+    replay,
+)
 from chat.turn import TooManySteers, Turn
+from chat.turn_bus import ChannelListener, error_message
+from chat.turn_errors import (
+    MAX_TURNS,
+    ApprovalOver,
+    ServerRestarting,
+    TooManyTurns,
+    as_client_error,
+    refusal_of,
+)
 
 log = structlog.get_logger("adiuva.chat")
 
-MAX_TURNS: Final = 8  # of one user at once, in a process
-_TRIES: Final = 20
-_AGAIN_S: Final = 0.25
 _STOP_S: Final = 5.0  # for the ends of turns, when the process is to end
-
-
-class ApprovalOver(Conflict):
-    code = "approval_over"
-
-    def __init__(self) -> None:
-        super().__init__("nothing waits for this approval any more")
-
-
-class TooManyTurns(AdiuvaError):
-    code, status = "too_many_requests", 429
-
-    def __init__(self) -> None:
-        super().__init__(f"at most {MAX_TURNS} requests run at once")
-
-
-class ServerRestarting(Unavailable):
-    code = "server_restarting"
-
-    def __init__(self) -> None:
-        super().__init__("the server is restarting; try again in a moment")
-
-
-class ServerFault(AdiuvaError):
-    code, status = "internal_error", 500
-
-    def __init__(self) -> None:
-        super().__init__("the server failed on this request")
 
 
 class TurnElsewhere(Exception):
@@ -80,7 +64,7 @@ class TurnElsewhere(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class TurnResult:
     """A whole turn for who did not listen to it."""
 
     text: str
@@ -91,23 +75,7 @@ class Answer:
     conversation_id: uuid.UUID | None
 
 
-@dataclass(frozen=True)
-class ChannelListener:
-    """A client's socket in another process."""
-
-    channel: str
-
-    async def hear(self, request_id: str, entries: Sequence[Entry]) -> bool:
-        message = {"type": "stream", "request": request_id, "texts": [entry.text for entry in entries]}
-        for _ in range(_TRIES):
-            try:
-                return bool(await get_channel_layer().send(self.channel, message))
-            except ConnectionError:
-                await asyncio.sleep(_AGAIN_S)  # what comes twice is known by its seq
-        return False
-
-
-class Switchboard:
+class TurnRegistry:
     """The turns of one event loop."""
 
     def __init__(self) -> None:
@@ -126,15 +94,15 @@ class Switchboard:
             try:
                 turn = await self.find_or_start(asked)
             except Taken as taken:
-                await check_same(asked, taken.turn)
-                await self.resume(asked.user_id, asked.request_id, START, listener)
+                await ensure_same_request(asked, taken.turn)
+                await self.resume(asked.user_id, asked.request_id, FROM_START, listener)
             else:
                 turn.stream.follow(listener)
         except TurnElsewhere:
             raise
         except Exception as error:
-            code = in_words(error).code
-            await listener.hear(asked.request_id, refuse(asked, code))
+            code = as_client_error(error).code
+            await listener.hear(asked.request_id, refusal_of(asked, code))
 
     async def find_or_start(self, asked: Asked) -> Turn:
         """Raise what `start` does, and RequestIdReused."""
@@ -197,7 +165,7 @@ class Switchboard:
         if (turn := await self.find((user_id, request_id))) is not None:
             turn.stream.follow(listener, after)
             return
-        row = await db.run(row_of, user_id, request_id)
+        row = await db.run(find_turn, user_id, request_id)
         if (turn := await self.find((user_id, request_id))) is not None:  # it has begun meanwhile
             turn.stream.follow(listener, after)
             return
@@ -217,7 +185,7 @@ class Switchboard:
                 raise NotRunning
             turn.cancel()
             return
-        row = await db.run(row_of, user_id, request_id)
+        row = await db.run(find_turn, user_id, request_id)
         if row.state != Row.State.RUNNING or not await self._tell(
             row.owner, "cancel", user_id, request=request_id
         ):
@@ -235,11 +203,11 @@ class Switchboard:
             except asyncio.CancelledError:  # who said it is gone; what was said stays
                 self._spawn(self._go_on(turn, message, hearing))
                 raise
-        row = await db.run(row_of, user_id, request_id)
+        row = await db.run(find_turn, user_id, request_id)
         told = row.state == Row.State.RUNNING and await self._tell(
             row.owner, "steer", user_id, request=request_id, message=message, reply=reply
         )
-        return None if told else await follow_up(user_id, request_id, message)
+        return None if told else await follow_up_request(user_id, request_id, message)
 
     async def _go_on(self, turn: Turn, message: str, hearing: asyncio.Task[bool]) -> None:
         if not await hearing:
@@ -251,7 +219,7 @@ class Switchboard:
             return
         try:
             # It stays there: the turn counts one answer, and this one may not reach it.
-            owner: bytes | None = await stream_log.recorder().redis.get(_approval_key(user_id, approval))
+            owner: bytes | None = await stream_log.log_writer().redis.get(_approval_key(user_id, approval))
         except (RedisError, OSError):
             owner = None
         told = owner is not None and await self._tell(
@@ -331,7 +299,7 @@ class Switchboard:
                 try:
                     heard = turn is not None and await turn.steer(message["message"])
                 except TooManySteers as error:
-                    await layer.send(message["reply"], _error(error, message["request"]))
+                    await layer.send(message["reply"], error_message(error, message["request"]))
                     return
                 if not heard:
                     late = {
@@ -343,18 +311,18 @@ class Switchboard:
                         await self.start(
                             turn.follow_up(message["message"])
                             if turn is not None
-                            else await follow_up(user_id, message["request"], message["message"])
+                            else await follow_up_request(user_id, message["request"], message["message"])
                         )
             case "decide":
                 if not self._decide(user_id, message["approval"], message["approved"]):
-                    await layer.send(message["reply"], _error(ApprovalOver(), message["approval"]))
+                    await layer.send(message["reply"], error_message(ApprovalOver(), message["approval"]))
 
     async def _announce(self, asked: Asked, question: ApprovalRequest) -> None:
         """Let any process decide it, and ask the user's other devices too."""
         life = max(1, int(settings.CHAT["deadline_s"]))
         try:
             key = _approval_key(asked.user_id, question.id)
-            await stream_log.recorder().redis.set(key, self._channel, ex=life)
+            await stream_log.log_writer().redis.set(key, self._channel, ex=life)
         except (RedisError, OSError) as error:
             log.warning("chat.others_not_asked", error=type(error).__name__)
         else:
@@ -363,7 +331,7 @@ class Switchboard:
     async def _ask_others(self, asked: Asked, question: ApprovalRequest) -> None:
         layer = get_channel_layer()
         try:
-            others = await db.run(presence.channels, user_id=asked.user_id, capability="approval")
+            others = await db.run(presence.channels_with, user_id=asked.user_id, capability="approval")
             for device, channel in others:
                 if device != asked.device:
                     await layer.send(channel, {"type": "notice", "text": dump(question)})
@@ -384,7 +352,7 @@ class Switchboard:
                 for turn in list(self._turns.values()):
                     await turn.ended.wait()
                     await turn.stream.heard()
-                await stream_log.recorder().flush()
+                await stream_log.log_writer().flush()
         except TimeoutError:
             log.warning("chat.turns_cut_off", turns=len(self._turns))
 
@@ -399,14 +367,14 @@ class Switchboard:
             log.error("chat.switchboard_failed", error=type(error).__name__)
 
 
-async def ask(asked: Asked) -> Answer:
+async def ask(asked: Asked) -> TurnResult:
     """A whole turn without a socket, on the user's device that was seen last. Raise DeviceOffline when there is none,
     Taken, and what `find_or_start` does."""
     if await db.run(presence.find, user_id=asked.user_id, pk=asked.device) is None:
         raise DeviceOffline
-    turn = await board().find_or_start(asked)
+    turn = await registry().find_or_start(asked)
     await turn.ended.wait()
-    return Answer(
+    return TurnResult(
         turn.speech.text, turn.mutations, turn.finish, turn.code, turn.usage, turn.begun.conversation_id
     )
 
@@ -418,38 +386,17 @@ def _check(message: str) -> None:
         )
 
 
-def refuse(asked: Asked, code: str, after: int = START) -> list[Entry]:
-    return refusal(asked.request_id, code, floating=asked.kind == Kind.FLOATING, after=after)
-
-
-def in_words(error: Exception) -> AdiuvaError:
-    """What a client is told of an error. Of one that nobody foresaw the log has the type and no text, which could quote
-    the user."""
-    if isinstance(error, DatabaseError | OSError):  # also what the channel layer raises
-        log.warning("chat.request_failed", error=type(error).__name__)
-        return Unavailable("try again in a moment")
-    if isinstance(error, AdiuvaError):
-        return error
-    log.error("chat.request_broke", error=type(error).__name__)
-    return ServerFault()
-
-
-def _error(error: AdiuvaError, ref: str) -> dict[str, Any]:
-    """For a socket of another process."""
-    return {"type": "refused", "code": error.code, "message": error.message, "ref": ref}
-
-
 def _approval_key(user_id: uuid.UUID, approval: str) -> str:
     return f"adiuva:approval:{user_id}:{approval}"
 
 
-_boards: WeakKeyDictionary[asyncio.AbstractEventLoop, Switchboard] = WeakKeyDictionary()
+_boards: WeakKeyDictionary[asyncio.AbstractEventLoop, TurnRegistry] = WeakKeyDictionary()
 
 
-def board() -> Switchboard:
+def registry() -> TurnRegistry:
     """The one of the running loop."""
     loop = asyncio.get_running_loop()
     found = _boards.get(loop)
     if found is None:
-        found = _boards[loop] = Switchboard()
+        found = _boards[loop] = TurnRegistry()
     return found

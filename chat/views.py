@@ -35,7 +35,7 @@ from chat.serializers import (
 )
 
 if TYPE_CHECKING:
-    from chat.turn_registry import Answer
+    from chat.turn_registry import TurnResult
 
 
 @extend_schema_view(
@@ -185,7 +185,7 @@ class ChatView(GenericAPIView[Any]):
         return Response(_body(answer))
 
 
-def _body(answer: Answer) -> dict[str, Any]:
+def _body(answer: TurnResult) -> dict[str, Any]:
     """Raise TurnFailed for a turn that ended with an error."""
     so_far: dict[str, Any] = {
         "response": answer.text,

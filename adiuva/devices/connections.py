@@ -36,7 +36,7 @@ class Connection(Protocol):
     def end(self, code: int) -> None: ...
 
 
-class Heart:
+class ConnectionRegistry:
     def __init__(self) -> None:
         self.connections: set[Connection] = set()
         self.greeted: dict[uuid.UUID, Connection] = {}
@@ -125,18 +125,20 @@ class Heart:
 
     async def _renew_leases(self) -> None:
         mine = dict(self.greeted)
-        renewed = await db.run(presence.renew, [(pk, connection.epoch) for pk, connection in mine.items()])
+        renewed = await db.run(
+            presence.renew_leases, [(pk, connection.epoch) for pk, connection in mine.items()]
+        )
         for pk, connection in mine.items():
             if pk not in renewed:
                 connection.end(Close.SUPERSEDED)
 
 
-_hearts: WeakKeyDictionary[asyncio.AbstractEventLoop, Heart] = WeakKeyDictionary()
+_hearts: WeakKeyDictionary[asyncio.AbstractEventLoop, ConnectionRegistry] = WeakKeyDictionary()
 
 
-def of_this_loop() -> Heart:
+def current() -> ConnectionRegistry:
     loop = asyncio.get_running_loop()
     heart = _hearts.get(loop)
     if heart is None:
-        heart = _hearts[loop] = Heart()
+        heart = _hearts[loop] = ConnectionRegistry()
     return heart

@@ -20,26 +20,21 @@ from adiuva.core import db
 from adiuva.core.errors import NotAuthenticated
 from adiuva.core.websocket import SocketConsumer
 from adiuva.devices import connections, presence
+from adiuva.devices.codec import MAX_FRAME_BYTES, BadFrame, FrameTooLarge, dump, is_in_protocol, parse
 from adiuva.devices.protocol import (
-    MAX_FRAME_BYTES,
     AgentComplete,
     AgentData,
     AgentManifest,
-    BadFrame,
     ClientFrame,
     Close,
     DeviceHello,
     Error,
-    FrameTooLarge,
     HelloAck,
     Ping,
     Pong,
     Sent,
     ToolBatchResult,
     ToolResult,
-    dump,
-    is_for,
-    parse,
 )
 
 _BAD_FRAMES: Final = 20
@@ -91,7 +86,7 @@ class DeviceConsumer(SocketConsumer):
         self.pk: uuid.UUID | None = None
         self.epoch = 0
         self.protocol = 1
-        self._heart = connections.of_this_loop()
+        self._heart = connections.current()
         self._opened_at = self._heard_at = self._loop.time()
         self._ping_due = self._pinged_at = 0.0
         self._bad: deque[float] = deque(maxlen=_BAD_FRAMES)
@@ -137,7 +132,7 @@ class DeviceConsumer(SocketConsumer):
         for reply in waiting:
             await reply("gone", str(self.epoch), None)
         if self.pk is not None:
-            await db.run(presence.leave, pk=self.pk, epoch=self.epoch)
+            await db.run(presence.close_connection, pk=self.pk, epoch=self.epoch)
             log.info("device.left", user_id=str(self.user_id), device=str(self.pk), epoch=self.epoch)
 
     def end(self, code: int) -> None:
@@ -191,7 +186,7 @@ class DeviceConsumer(SocketConsumer):
         self.protocol = 2 if hello.protocol >= 2 else 1
         await self.subscribe()
         arrival = await db.run(
-            presence.arrive,
+            presence.open_connection,
             user_id=self.user_id,
             session_id=self.session_id,
             hello=hello,
@@ -264,7 +259,9 @@ class DeviceConsumer(SocketConsumer):
 
     async def send_frame(self, frame: Sent) -> bool:
         """Send a frame, if the client's protocol has it. False: the client is gone."""
-        return not is_for(type(frame), self.protocol) or await self.send_text(dump(frame, self.protocol))
+        return not is_in_protocol(type(frame), self.protocol) or await self.send_text(
+            dump(frame, self.protocol)
+        )
 
     async def told(self, message: dict[str, Any]) -> None:
         match message["type"]:

@@ -23,11 +23,11 @@ from adiuva.core import db
 from adiuva.core.channel_layer import INTERRUPTED, LayerAway
 from adiuva.core.errors import AdiuvaError, Unavailable
 from adiuva.devices import connections, presence
+from adiuva.devices.codec import MAX_FRAME_BYTES, dump, is_in_protocol, parse
 from adiuva.devices.consumer import DeviceConsumer
 from adiuva.devices.presence import Target
 from adiuva.devices.protocol import (
     MAX_BATCH,
-    MAX_FRAME_BYTES,
     WRITES,
     Action,
     AgentAck,
@@ -45,11 +45,8 @@ from adiuva.devices.protocol import (
     ToolCallBody,
     ToolResult,
     ToolResultBody,
-    dump,
-    is_for,
-    parse,
 )
-from adiuva.devices.run_frame_buffer import Inbox
+from adiuva.devices.run_frame_buffer import RunFrameBuffer
 
 _ATTEMPTS: Final = 3
 _LOOK_AGAIN_S: Final = 0.5
@@ -123,7 +120,7 @@ class DeviceLink:
 
     def __init__(self, user_id: uuid.UUID, device: uuid.UUID | None = None, *, wait_s: float = 0.0) -> None:
         self.user_id, self.device, self.wait_s = user_id, device, wait_s
-        self.frames = Inbox()
+        self.frames = RunFrameBuffer()
         self._answers: dict[str, _Waiting] = {}  # in the order in which they fall due
         self._target: Target | None = None
         self._channel = ""
@@ -134,7 +131,7 @@ class DeviceLink:
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._heart = connections.of_this_loop()
+        self._heart = connections.current()
 
     async def __aenter__(self) -> Self:
         return self
@@ -396,7 +393,7 @@ class DeviceLink:
         if isinstance(frame, AgentAck):
             self.frames.acknowledged()  # first: the next batch may be here before this is said
         target = self._target
-        if target is None or not is_for(type(frame), target.protocol):
+        if target is None or not is_in_protocol(type(frame), target.protocol):
             return
         try:
             await self._post(target, frame)

@@ -27,7 +27,7 @@ from adiuva.devices.tables import TABLES
 
 State = OutboxRecord.State
 _OPEN: Final = (None, State.EXPIRED)  # of a record that is put in line when it is found
-KEEPS: Final = dt.timedelta(days=30)  # as long as a device keeps the ids that it has applied
+KEEP_UNDELIVERED: Final = dt.timedelta(days=30)  # as long as a device keeps the ids that it has applied
 _ANEW: Final = uuid.UUID("1d4c2b0e-7f43-4c7b-8a52-5b1f0e9c6a37")
 _NOT_THE_USERS: Final = ("isApproved", "updatedAt")  # approval is asked for by itself
 
@@ -55,7 +55,7 @@ WHERE record.id = said.id
 
 
 @dataclass(frozen=True)
-class Found:
+class NewRecord:
     """A record that is to be put in line, by its dedupe key. `position`: its place in the order of its run."""
 
     key: uuid.UUID
@@ -66,7 +66,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingRecord:
     """A record that has no outcome yet. `sent_before`: a device that does not dedupe may have it. `key`: the dedupe key
     of one that was just put in line."""
 
@@ -83,19 +83,19 @@ def add(
     user_id: uuid.UUID,
     device: uuid.UUID | None,
     run_id: uuid.UUID,
-    records: Sequence[Found],
-) -> list[Pending]:
+    records: Sequence[NewRecord],
+) -> list[PendingRecord]:
     """Put records in line, in order; returns those that were not there before. Call it in a transaction.
 
     Without a device they are for whichever of the user's is the first to be given them (`assign`)."""
     there = _find({record.key for record in records})
-    new: dict[uuid.UUID, Pending] = {}
+    new: dict[uuid.UUID, PendingRecord] = {}
     rows = []
     for record in records:
         key, state = there[record.key]
         if key in new or state not in _OPEN:
             continue
-        new[key] = Pending(key, record.table, record.data, key=record.key)
+        new[key] = PendingRecord(key, record.table, record.data, key=record.key)
         sealed = cipher.seal(orjson.dumps(record.data).decode(), "outbox", key, "record")
         rows.append((key, record.source, record.position, record.table, sealed))
     if rows:
@@ -105,7 +105,7 @@ def add(
     return list(new.values())
 
 
-def known(keys: Collection[uuid.UUID]) -> set[uuid.UUID]:
+def find_known(keys: Collection[uuid.UUID]) -> set[uuid.UUID]:
     """Which records would not be put in line, because they were before."""
     return {key for key, (_, state) in _find(keys).items() if state not in _OPEN}
 
@@ -151,7 +151,7 @@ def waiting(
     run_id: uuid.UUID,
     device: uuid.UUID | None = None,
     most: int = 500,
-) -> list[Pending]:
+) -> list[PendingRecord]:
     """What a run has found and its device has not answered for yet, oldest first. With `device`, only what is that
     one's, or no one's."""
     found = OutboxRecord.objects.waiting().filter(user_id=user_id, source_run=run_id)
@@ -159,7 +159,7 @@ def waiting(
         found = found.filter(Q(device=device) | Q(device=None))
     rows = found[:most]
     return [
-        Pending(
+        PendingRecord(
             row.pk,
             row.table,
             orjson.loads(cipher.unseal(cast(bytes, row.sealed), "outbox", row.pk, "record")),
@@ -170,7 +170,7 @@ def waiting(
 
 
 async def deliver(
-    link: DeviceLink, records: Sequence[Pending], *, mark_sent: Any
+    link: DeviceLink, records: Sequence[PendingRecord], *, mark_sent: Any
 ) -> dict[uuid.UUID, ToolResultBody | AdiuvaError]:
     """Insert records on the device, in order. Raise DeviceOffline when nothing was sent; an outcome each otherwise.
 
@@ -254,7 +254,7 @@ def count_waiting(run_id: uuid.UUID) -> int:
     return int(found["n"])
 
 
-def left(run_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Counter[str]]:
+def count_outstanding(run_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Counter[str]]:
     """How many records of runs still wait for their device, and how many have expired."""
     found = {run_id: Counter[str]() for run_id in run_ids}
     open_states = OutboxRecord.objects.waiting(), OutboxRecord.objects.filter(state=State.EXPIRED)
@@ -268,22 +268,24 @@ def left(run_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Counter[str]]:
     return found
 
 
-def states(run_id: uuid.UUID) -> dict[str, int]:
+def count_by_state(run_id: uuid.UUID) -> dict[str, int]:
     """How many records of a run there are in each state."""
     rows = OutboxRecord.objects.filter(source_run=run_id).order_by("state").values_list("state")
     return dict(rows.annotate(n=Count("pk")))
 
 
-def overdue(most: int) -> set[uuid.UUID]:
+def overdue_runs(most: int) -> set[uuid.UUID]:
     """Runs whose records have waited for their device for too long."""
-    old = OutboxRecord.objects.waiting().filter(created_at__lt=Now() - KEEPS).order_by("created_at")
+    old = (
+        OutboxRecord.objects.waiting().filter(created_at__lt=Now() - KEEP_UNDELIVERED).order_by("created_at")
+    )
     return set(old.values_list("source_run", flat=True)[:most])
 
 
 def expire(run_id: uuid.UUID, most: int) -> tuple[int, int]:
     """Give up what of a run has waited for too long, and drop what is sealed in it. Returns how many records expired,
     and of how many it will never be known whether the device has them."""
-    old = OutboxRecord.objects.waiting().filter(source_run=run_id, created_at__lt=Now() - KEEPS)
+    old = OutboxRecord.objects.waiting().filter(source_run=run_id, created_at__lt=Now() - KEEP_UNDELIVERED)
     chosen = OutboxRecord.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:most]))
     # What was sent to a device that does not dedupe must not be sent again, even if it is found again.
     unknown = chosen.filter(state=State.SENT).update(state=State.UNCERTAIN, sealed=None, settled_at=Now())

@@ -36,7 +36,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class OpenedConnection:
     pk: uuid.UUID
     epoch: int
     superseded: str | None  # the channel of the connection this one replaces
@@ -74,7 +74,9 @@ ORDER BY last_seen DESC LIMIT 1
 """
 
 
-def arrive(*, user_id: uuid.UUID, session_id: uuid.UUID, hello: DeviceHello, channel: str) -> Arrival:
+def open_connection(
+    *, user_id: uuid.UUID, session_id: uuid.UUID, hello: DeviceHello, channel: str
+) -> OpenedConnection:
     """Enter a connection; the newest of a device wins. One statement, so that two cannot both think so."""
     with connection.cursor() as cursor:
         cursor.execute(
@@ -95,17 +97,17 @@ def arrive(*, user_id: uuid.UUID, session_id: uuid.UUID, hello: DeviceHello, cha
             },
         )
         pk, epoch, superseded = cursor.fetchone()
-    return Arrival(pk, epoch, superseded or None)
+    return OpenedConnection(pk, epoch, superseded or None)
 
 
-def renew(mine: Collection[tuple[uuid.UUID, int]]) -> set[uuid.UUID]:
+def renew_leases(mine: Collection[tuple[uuid.UUID, int]]) -> set[uuid.UUID]:
     """Renew the leases of a process's connections in one statement; returns those that are still the newest."""
     with connection.cursor() as cursor:
         cursor.execute(_RENEW, [LEASE_S, [pk for pk, _ in mine], [epoch for _, epoch in mine]])
         return {row[0] for row in cursor.fetchall()}
 
 
-def leave(*, pk: uuid.UUID, epoch: int) -> None:
+def close_connection(*, pk: uuid.UUID, epoch: int) -> None:
     """End a connection. A late word of an older epoch changes nothing."""
     Device.objects.filter(pk=pk, epoch=epoch).update(lease_until=None, channel="", last_seen=Now())
 
@@ -124,14 +126,14 @@ def find(*, user_id: uuid.UUID, pk: uuid.UUID | None = None, not_at: Collection[
     return Target(key, device_id, epoch, channel, protocol, frozenset(capabilities))
 
 
-def channels(*, user_id: uuid.UUID, capability: str) -> list[tuple[uuid.UUID, str]]:
+def channels_with(*, user_id: uuid.UUID, capability: str) -> list[tuple[uuid.UUID, str]]:
     """The user's connections that can do something: the device's row id and the channel."""
     found = Device.objects.of(user_id).online().filter(capabilities__contains=[capability])
     return list(found.values_list("pk", "channel"))
 
 
 @transaction.atomic
-def forget(device: Device) -> str:
+def forget_device(device: Device) -> str:
     """Drop a device's row; returns the channel on which its connection, if any, can be told."""
     locked = Device.objects.select_for_update().get(pk=device.pk)
     channel = locked.channel

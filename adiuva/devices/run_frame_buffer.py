@@ -17,12 +17,13 @@ from django.conf import settings
 
 from adiuva.core.crypto import Cipher, new_key
 from adiuva.core.errors import AdiuvaError
-from adiuva.devices.protocol import AgentComplete, AgentData, AgentManifest, parse
+from adiuva.devices.codec import parse
+from adiuva.devices.protocol import AgentComplete, AgentData, AgentManifest
 
 RunFrame = AgentManifest | AgentData | AgentComplete
 
-MOST_HELD: Final = 4 * 1024 * 1024  # characters of frames in memory
-MOST_FRAMES: Final = 1_000
+MAX_BUFFERED_CHARS: Final = 4 * 1024 * 1024  # characters of frames in memory
+MAX_BUFFERED_FRAMES: Final = 1_000
 _NO_ROOM: Final = "the server has no room for what the device sends"
 _SEALED: Final = b"frame of a run"
 
@@ -36,7 +37,7 @@ class FlowExceeded(AdiuvaError):
         super().__init__(message)
 
 
-class Spill:
+class SpillFile:
     """Texts that wait in a file of bounded size, first in, first out. Whoever makes one closes it."""
 
     def __init__(self, most_bytes: int) -> None:
@@ -94,14 +95,14 @@ class Spill:
             self._file = None
 
 
-class Inbox:
+class RunFrameBuffer:
     """Frames in the order in which they came. `unacknowledged` batches may be as many as a device was told."""
 
     def __init__(self) -> None:
         self._held: deque[tuple[RunFrame, int]] = deque()
         self._size = 0
-        self._spill = Spill(settings.RUNS["spill_bytes"])
-        self.later = Spill(settings.RUNS["spill_bytes"])  # what was taken out and put off
+        self._spill = SpillFile(settings.RUNS["spill_bytes"])
+        self.later = SpillFile(settings.RUNS["spill_bytes"])  # what was taken out and put off
         self._end: FlowExceeded | None = None
         self._ended = False
         self._batches = 0
@@ -119,7 +120,7 @@ class Inbox:
                         f"the device sent more than {settings.SOCKET['max_inflight']} batches unacknowledged"
                     )
             # Whoever follows one in the file waits behind it there.
-            full = self._size + len(text) > MOST_HELD or len(self._held) >= MOST_FRAMES
+            full = self._size + len(text) > MAX_BUFFERED_CHARS or len(self._held) >= MAX_BUFFERED_FRAMES
             if self._spill or (self._held and full):
                 self._spill.put(text)
             else:

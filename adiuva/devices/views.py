@@ -51,7 +51,7 @@ class DeviceViewSet(
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         device: Device = self.get_object()
         try:
-            channel = presence.forget(device)
+            channel = presence.forget_device(device)
         except Device.DoesNotExist:
             raise Http404 from None  # another request was first
         if device.session_id is not None:

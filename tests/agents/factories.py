@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adiuva.devices.models import Device
-from adiuva.devices.outbox import Pending
+from adiuva.devices.outbox import PendingRecord
 from adiuva.devices.protocol import ToolResultBody
 from agents import lease, result_commits, runs, services
 from agents.extraction import Document
@@ -58,7 +58,7 @@ def kept(job: Job, *titles: str, path: str = f"{FOLDER}/one.md") -> list[uuid.UU
     return [record.id for record in read(job, document, records)]
 
 
-def read(job: Job, document: Document, records: Sequence[Record] = ()) -> list[Pending]:
+def read(job: Job, document: Document, records: Sequence[Record] = ()) -> list[PendingRecord]:
     return result_commits.commit(job, [Read(document, records)])[0]
 
 

@@ -134,6 +134,6 @@ def test_the_counts_of_a_page_of_runs_are_one_query(ada: Person) -> None:
         kept(job, *"abc"[:number])
         made.append(job.run_id)
     with CaptureQueriesContext(connection) as queries:
-        left = outbox.left(made)
+        left = outbox.count_outstanding(made)
     assert len(queries) == 1
     assert [left[run]["waiting"] for run in made] == [0, 1, 2]

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adiuva.devices.client.store import Store
-from adiuva.devices.protocol import ToolCall, dump
+from adiuva.devices.codec import dump
+from adiuva.devices.protocol import ToolCall
 from adiuva.devices.tables import TABLES, is_value
 from agents.records import MAX_RECORDS, MAX_TITLE, Record, Rejected, Rules, merge
 

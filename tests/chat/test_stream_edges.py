@@ -14,11 +14,12 @@ from redis.asyncio import Redis
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
-from adiuva.devices.protocol import INT64_MAX, Mutation, parse_server
+from adiuva.devices.codec import INT64_MAX, parse_server
+from adiuva.devices.protocol import Mutation
 from chat import stream_log
 from chat.models import Turn
 from chat.stream import Stream as TurnStream
-from chat.stream_log import Recording
+from chat.stream_log import StreamRecording
 from tests.chat.chat_client import CAPABILITIES, Client, Frame, Rows, Stream, Tap, chatting, ending, reached
 from tests.chat.test_resume import age, flowing, forget, logged, resume
 from tests.factories import Person, somebody
@@ -227,7 +228,7 @@ async def test_the_end_of_a_lost_turn_comes_behind_all_that_anybody_has_seen(
 async def test_what_a_turn_changed_reads_back_once_however_it_was_written(person: Person) -> None:
     cipher = await db.run(cipher_for, person.id)
     stream, changed = TurnStream("a request"), list[Mutation]()
-    recording = Recording(
+    recording = StreamRecording(
         stream,
         user_id=person.id,
         cipher=cipher,

@@ -18,10 +18,11 @@ from redis.asyncio import Redis
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
 from adiuva.core.crypto import UserCipher
-from adiuva.devices.protocol import ApprovalRequest, StreamEnd, dump, parse_server
+from adiuva.devices.codec import dump, parse_server
+from adiuva.devices.protocol import ApprovalRequest, StreamEnd
 from chat import stream_log
 from chat.stream import Stream
-from chat.stream_log import Recorder, Recording
+from chat.stream_log import StreamLogWriter, StreamRecording
 from tests.chat.chat_client import everything
 from tests.factories import somebody
 
@@ -38,10 +39,10 @@ class Turn:
     user_id: uuid.UUID
     cipher: UserCipher
     stream: Stream
-    recording: Recording
+    recording: StreamRecording
     saved: asyncio.Event
 
-    async def read(self, **other: Any) -> stream_log.Replay | None:
+    async def read(self, **other: Any) -> stream_log.LoggedStream | None:
         given = {"user_id": self.user_id, "request_id": self.stream.request_id, "cipher": self.cipher}
         return await stream_log.read(**given | other)
 
@@ -56,7 +57,7 @@ async def a_turn(user_id: uuid.UUID | None = None, request_id: str | None = None
     user_id = user_id or (await db.run(somebody)).id
     cipher, saved = await db.run(cipher_for, user_id), asyncio.Event()
     stream = Stream(request_id or uuid.uuid4().hex)
-    recording = Recording(stream, user_id=user_id, cipher=cipher, head=HEAD, saved=saved.set)
+    recording = StreamRecording(stream, user_id=user_id, cipher=cipher, head=HEAD, saved=saved.set)
     return Turn(user_id, cipher, stream, recording, saved)
 
 
@@ -154,7 +155,7 @@ def _approval(turn: Turn) -> ApprovalRequest:
 
 
 async def test_a_recorder_writes_many_turns_and_says_when_each_is_whole(redis: Redis) -> None:
-    recorder = stream_log.recorder()
+    recorder = stream_log.log_writer()
     turns = [await a_turn() for _ in range(5)]
     for turn in turns:
         recorder.add(turn.recording)
@@ -173,7 +174,7 @@ async def test_a_recorder_writes_many_turns_and_says_when_each_is_whole(redis: R
         assert kept is not None
         assert kept.frames == turn.said()
         assert [parse_server(text).type for text in kept.frames][-1] == "stream_end"
-        assert 590 < await redis.ttl(turn.recording.key) <= stream_log.KEPT_S
+        assert 590 < await redis.ttl(turn.recording.key) <= stream_log.LOG_TTL_S
 
 
 async def stored(redis: Redis, *turns: Turn) -> None:
@@ -185,14 +186,14 @@ async def stored(redis: Redis, *turns: Turn) -> None:
 
 async def test_a_log_that_redis_forgets_in_mid_turn_is_written_again_from_the_beginning(redis: Redis) -> None:
     turn = await a_turn()
-    stream_log.recorder().add(turn.recording)
+    stream_log.log_writer().add(turn.recording)
     turn.stream.start(None)
     turn.stream.write("said early, ")
     await stored(redis, turn)
     await redis.delete(turn.recording.key)
     turn.stream.write("said late")
     turn.end()
-    stream_log.recorder().hurry()
+    stream_log.log_writer().hurry()
     async with asyncio.timeout(60):
         await turn.saved.wait()
     kept = await turn.read()
@@ -203,14 +204,14 @@ async def test_a_log_that_redis_forgets_in_mid_turn_is_written_again_from_the_be
 
 async def test_nothing_in_redis_can_be_read_without_the_users_key(redis: Redis) -> None:
     turn = await a_turn(request_id=f"request about {CANARY}")
-    stream_log.recorder().add(turn.recording)
+    stream_log.log_writer().add(turn.recording)
     turn.recording.head["message"] = CANARY
     turn.stream.start(None)
     turn.stream.write(CANARY)
     turn.stream.status(CANARY)
     turn.stream.ask(_approval(turn))
     turn.end()
-    stream_log.recorder().hurry()
+    stream_log.log_writer().hurry()
     await turn.saved.wait()
     assert CANARY.encode() not in await everything(redis)
     turn.recording.head["message"] = "What is new?"
@@ -219,7 +220,7 @@ async def test_nothing_in_redis_can_be_read_without_the_users_key(redis: Redis) 
 async def test_a_part_that_was_moved_to_another_users_or_requests_log_does_not_open(redis: Redis) -> None:
     mine, same_user, other = await a_turn(), await a_turn(), await a_turn()
     same_user.user_id, same_user.cipher = mine.user_id, mine.cipher
-    moved = Recording(
+    moved = StreamRecording(
         same_user.stream, user_id=mine.user_id, cipher=mine.cipher, head=HEAD, saved=same_user.saved.set
     )
     mine.stream.start(None)
@@ -243,7 +244,7 @@ async def test_a_part_that_was_moved_to_another_users_or_requests_log_does_not_o
 async def test_a_turn_is_let_go_when_redis_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "REDIS_URL", "redis://127.0.0.1:9/0")
     monkeypatch.setattr(stream_log, "_EVERY_S", 0.001)
-    recorder, turn = Recorder(), await a_turn()
+    recorder, turn = StreamLogWriter(), await a_turn()
     recorder.add(turn.recording)
     turn.stream.start(None)
     turn.end()
@@ -253,6 +254,6 @@ async def test_a_turn_is_let_go_when_redis_does_not_come_back(monkeypatch: pytes
 
 async def test_a_log_without_redis_raises_what_its_readers_expect(monkeypatch: pytest.MonkeyPatch) -> None:
     turn = await a_turn()
-    monkeypatch.setattr(stream_log.recorder(), "redis", Redis.from_url("redis://127.0.0.1:9/0"))
+    monkeypatch.setattr(stream_log.log_writer(), "redis", Redis.from_url("redis://127.0.0.1:9/0"))
     with pytest.raises(ConnectionError):
         await turn.read()

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from adiuva.devices.protocol import ApprovalRequest, StreamEnd, StreamText, dump, parse_server
-from chat.stream import Entry, Stream
+from adiuva.devices.codec import dump, parse_server
+from adiuva.devices.protocol import ApprovalRequest, StreamEnd, StreamText
+from chat.stream import Stream, StreamFrame
 
 NAMES = ("ada", "bob", "cy")
 
@@ -21,7 +22,7 @@ class Ear:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.heard: list[Entry] = []
+        self.heard: list[StreamFrame] = []
         self.gone = False
         self._room = asyncio.Semaphore(0)
 
@@ -35,7 +36,7 @@ class Ear:
         for _ in range(frames):
             self._room.release()
 
-    async def hear(self, request_id: str, entries: Sequence[Entry]) -> bool:
+    async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
         for entry in entries:
             await self._room.acquire()
             if self.gone:
@@ -50,7 +51,7 @@ def approval(key: int) -> ApprovalRequest:
     )
 
 
-def frames(entries: Sequence[Entry]) -> list[Entry]:
+def frames(entries: Sequence[StreamFrame]) -> list[StreamFrame]:
     """Without approvals, which are asked again or no more, as they are decided."""
     return [entry for entry in entries if not isinstance(entry.frame, ApprovalRequest)]
 
@@ -62,7 +63,9 @@ class Streams(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.stream = Stream("r")
-        self.due: dict[Ear, list[Entry] | None] = {}  # what each must hear; None: all from the beginning
+        self.due: dict[
+            Ear, list[StreamFrame] | None
+        ] = {}  # what each must hear; None: all from the beginning
         self.ears: dict[str, Ear] = {}
         self.keys = count()
 
@@ -210,7 +213,7 @@ class Full(Ear):
         self.done = asyncio.Event()
         self.until = until
 
-    async def hear(self, request_id: str, entries: Sequence[Entry]) -> bool:
+    async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
         there = await super().hear(request_id, entries)
         if len(self.heard) == self.until:
             self.done.set()
@@ -236,7 +239,7 @@ async def test_a_listener_that_never_takes_anything_delays_nobody() -> None:
 
 async def test_a_listener_that_fails_is_forgotten_and_the_others_hear_on() -> None:
     class Broken(Ear):
-        async def hear(self, request_id: str, entries: Sequence[Entry]) -> bool:
+        async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
             raise LookupError
 
     stream = Stream("r")

@@ -16,8 +16,9 @@ from redis.asyncio import Redis
 from adiuva.core import db
 from chat.models import Kind, Turn
 from chat.request import Asked
-from chat.stream import Entry
-from chat.turn_registry import TooManyTurns, board
+from chat.stream import StreamFrame
+from chat.turn_errors import TooManyTurns
+from chat.turn_registry import registry
 from tests.chat.chat_client import (
     CAPABILITIES,
     Client,
@@ -325,9 +326,9 @@ async def test_a_stream_is_resumed_between_its_end_and_its_log(
 
 class Ear:
     def __init__(self) -> None:
-        self.heard: list[Entry] = []
+        self.heard: list[StreamFrame] = []
 
-    async def hear(self, request_id: str, entries: Sequence[Entry]) -> bool:
+    async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
         self.heard += entries
         return True
 
@@ -346,7 +347,7 @@ def asked(person: Person, **fields: Any) -> Asked:
 async def test_nothing_of_a_turn_stays_in_memory_once_it_is_saved(model: Provider, person: Person) -> None:
     turns = []
     for _ in range(12):  # more than a user may have at once: those that ended do not count
-        turn = await board().start(asked(person))
+        turn = await registry().start(asked(person))
         turn.stream.follow(Ear())
         await turn.ended.wait()
         turns.append(weakref.ref(turn))
@@ -363,11 +364,11 @@ async def test_an_asker_who_goes_while_the_turn_begins_leaves_a_turn_that_runs(
     model: Provider, person: Person
 ) -> None:
     request = asked(person)
-    asking = asyncio.create_task(board().open(request, Ear()))
+    asking = asyncio.create_task(registry().open(request, Ear()))
     await asyncio.sleep(0)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    turn = await board().find(request.key)
+    turn = await registry().find(request.key)
     assert turn is not None
     await turn.ended.wait()
     assert (turn.finish, turn.speech.text) == ("stop", "ok")
@@ -375,11 +376,11 @@ async def test_an_asker_who_goes_while_the_turn_begins_leaves_a_turn_that_runs(
 
 async def test_a_user_has_so_many_turns_at_once_and_no_more(model: Provider, person: Person) -> None:
     model.default = hold = Hold()
-    turns = [await board().start(asked(person)) for _ in range(8)]
+    turns = [await registry().start(asked(person)) for _ in range(8)]
     with pytest.raises(TooManyTurns):
-        await board().start(asked(person))
+        await registry().start(asked(person))
     ear = Ear()
-    await board().open(asked(person), ear)
+    await registry().open(asked(person), ear)
     hold.release()
     for turn in turns:
         await turn.ended.wait()

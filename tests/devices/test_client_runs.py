@@ -15,8 +15,8 @@ import pytest
 
 from adiuva.devices.client import RunEnded, RunStarted
 from adiuva.devices.client.files import Area, Found
+from adiuva.devices.codec import PART_BYTES
 from adiuva.devices.protocol import (
-    PART_BYTES,
     AgentAck,
     AgentCancel,
     AgentComplete,

@@ -12,9 +12,10 @@ import pytest
 from adiuva.core import db
 from adiuva.devices import link as links
 from adiuva.devices import presence
+from adiuva.devices.codec import MAX_FRAME_BYTES
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.presence import Target
-from adiuva.devices.protocol import MAX_BATCH, MAX_FRAME_BYTES, ToolCall, ToolResultBody
+from adiuva.devices.protocol import MAX_BATCH, ToolCall, ToolResultBody
 from tests.devices.link_endpoints import Frame, Local, Open, Remote, answering, result
 from tests.factories import Person, somebody
 from tests.server_processes import Stack

@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from adiuva.devices import presence
 from adiuva.devices.models import Device
-from adiuva.devices.presence import Arrival
+from adiuva.devices.presence import OpenedConnection
 from adiuva.devices.protocol import DeviceHello
 from tests.factories import somebody
 
@@ -24,16 +24,16 @@ def user_id(committed_db: str) -> UUID:
     return somebody().id
 
 
-def arrive(user_id: UUID, device_id: str = "laptop", **fields: object) -> Arrival:
+def arrive(user_id: UUID, device_id: str = "laptop", **fields: object) -> OpenedConnection:
     hello = DeviceHello.model_validate({"device_id": device_id, **fields})
-    return presence.arrive(user_id=user_id, session_id=uuid4(), hello=hello, channel=uuid4().hex)
+    return presence.open_connection(user_id=user_id, session_id=uuid4(), hello=hello, channel=uuid4().hex)
 
 
-def at_once(count: int, work: Callable[[], Arrival]) -> list[Arrival]:
+def at_once(count: int, work: Callable[[], OpenedConnection]) -> list[OpenedConnection]:
     """Calls that begin together, each on a connection of its own."""
     barrier = Barrier(count)
 
-    def one() -> Arrival:
+    def one() -> OpenedConnection:
         try:
             connection.ensure_connection()
             barrier.wait(timeout=60)
@@ -60,7 +60,7 @@ def test_of_racing_connections_only_the_newest_is_renewed(user_id: UUID) -> None
     arrivals = at_once(8, lambda: arrive(user_id))
     newest = max(arrivals, key=lambda arrival: arrival.epoch)
     for arrival in arrivals:
-        renewed = presence.renew([(arrival.pk, arrival.epoch)])
+        renewed = presence.renew_leases([(arrival.pk, arrival.epoch)])
         assert renewed == ({newest.pk} if arrival is newest else set())
     target = presence.find(user_id=user_id)
     assert target is not None
@@ -69,11 +69,11 @@ def test_of_racing_connections_only_the_newest_is_renewed(user_id: UUID) -> None
 
 def test_connections_are_renewed_together_whoevers_they_are(user_id: UUID) -> None:
     mine, other = arrive(user_id), arrive(somebody().id)
-    assert presence.renew([(mine.pk, mine.epoch), (other.pk, other.epoch), (uuid4(), 1)]) == {
+    assert presence.renew_leases([(mine.pk, mine.epoch), (other.pk, other.epoch), (uuid4(), 1)]) == {
         mine.pk,
         other.pk,
     }
-    assert presence.renew([]) == set()
+    assert presence.renew_leases([]) == set()
 
 
 def test_an_arrival_names_the_connection_that_it_replaces(user_id: UUID) -> None:
@@ -86,11 +86,11 @@ def test_an_arrival_names_the_connection_that_it_replaces(user_id: UUID) -> None
 
 def test_a_late_farewell_changes_nothing(user_id: UUID) -> None:
     old, new = arrive(user_id), arrive(user_id)
-    presence.leave(pk=old.pk, epoch=old.epoch)
+    presence.close_connection(pk=old.pk, epoch=old.epoch)
     found = presence.find(user_id=user_id)
     assert found is not None
     assert found.epoch == new.epoch
-    presence.leave(pk=new.pk, epoch=new.epoch)
+    presence.close_connection(pk=new.pk, epoch=new.epoch)
     assert presence.find(user_id=user_id) is None
     # The epoch goes on from where it was, or a very late word would count again.
     assert arrive(user_id).epoch == new.epoch + 1
@@ -110,7 +110,7 @@ def test_a_device_is_online_only_while_its_lease_runs(user_id: UUID) -> None:
 def test_a_renewal_brings_back_what_a_slow_database_let_end(user_id: UUID) -> None:
     arrival = arrive(user_id)
     Device.objects.filter(pk=arrival.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
-    assert presence.renew([(arrival.pk, arrival.epoch)]) == {arrival.pk}
+    assert presence.renew_leases([(arrival.pk, arrival.epoch)]) == {arrival.pk}
     assert presence.find(user_id=user_id, pk=arrival.pk) is not None
 
 
@@ -138,8 +138,8 @@ def test_forgetting_a_device_names_the_channel_of_its_connection(user_id: UUID) 
     arrival = arrive(user_id)
     target = presence.find(user_id=user_id)
     assert target is not None
-    assert presence.forget(Device.objects.get(pk=arrival.pk)) == target.channel
-    assert presence.renew([(arrival.pk, arrival.epoch)]) == set()
+    assert presence.forget_device(Device.objects.get(pk=arrival.pk)) == target.channel
+    assert presence.renew_leases([(arrival.pk, arrival.epoch)]) == set()
 
 
 def test_capabilities_count_for_protocol_2_alone(user_id: UUID) -> None:

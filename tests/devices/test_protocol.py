@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adiuva.devices import protocol, schema_export
-from adiuva.devices.protocol import BadFrame
+from adiuva.devices.codec import BadFrame
 
 CLIENT_TYPES = {
     "device_hello", "pong", "tool_result", "tool_batch_result", "agent_manifest", "agent_data", "agent_complete",
@@ -56,7 +56,9 @@ def test_the_vocabulary_is_that_of_the_contract() -> None:
     assert set(types_of(protocol.ClientFrame)) == CLIENT_TYPES
     server = types_of(protocol.ServerFrame)
     assert set(server) == SERVER_TYPES
-    assert {name for name, model in server.items() if protocol.is_for(model, 1)} == PROTOCOL_1_SERVER_TYPES
+    assert {
+        name for name, model in server.items() if protocol.is_in_protocol(model, 1)
+    } == PROTOCOL_1_SERVER_TYPES
 
 
 def test_the_published_contract_is_fresh() -> None:

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adiuva.devices import run_frame_buffer
-from adiuva.devices.protocol import AgentComplete, AgentData, AgentFile, dump
-from adiuva.devices.run_frame_buffer import FlowExceeded, Inbox, Spill
+from adiuva.devices.codec import dump
+from adiuva.devices.protocol import AgentComplete, AgentData, AgentFile
+from adiuva.devices.run_frame_buffer import FlowExceeded, RunFrameBuffer, SpillFile
 
 _OVERHEAD = 29  # of a seal: version, nonce, tag
 
@@ -24,7 +25,7 @@ def data(number: int, size: int = 10, batch: int | None = None) -> AgentData:
     return AgentData(run_id="r", files=[file], batch=batch)
 
 
-def put(box: Inbox, frame: Any) -> None:
+def put(box: RunFrameBuffer, frame: Any) -> None:
     box.put(frame, dump(frame))
 
 
@@ -34,7 +35,7 @@ def test_a_file_gives_back_what_went_in_in_order_within_its_bounds(
 ) -> None:
     """None takes one out."""
     waiting: deque[str] = deque()
-    with closing(Spill(most)) as spill:
+    with closing(SpillFile(most)) as spill:
         for text in steps:
             if text is None:
                 if waiting:
@@ -55,7 +56,7 @@ def test_a_file_gives_back_what_went_in_in_order_within_its_bounds(
 
 
 def test_a_file_that_never_runs_empty_does_not_grow() -> None:
-    with closing(Spill(1_000)) as spill:
+    with closing(SpillFile(1_000)) as spill:
         spill.put("a" * 100)
         for _ in range(100):
             spill.put("b" * 100)
@@ -72,7 +73,7 @@ def test_what_waits_in_a_file_cannot_be_read_there(monkeypatch: pytest.MonkeyPat
         return made[-1]
 
     monkeypatch.setattr(run_frame_buffer.tempfile, "TemporaryFile", remember)
-    with closing(Spill(1_000)) as spill:
+    with closing(SpillFile(1_000)) as spill:
         spill.put("a secret")
         made[0].seek(0)
         assert b"secret" not in made[0].read()
@@ -80,7 +81,7 @@ def test_what_waits_in_a_file_cannot_be_read_there(monkeypatch: pytest.MonkeyPat
 
 
 async def test_frames_come_in_order_whether_they_waited_in_memory_or_in_a_file() -> None:
-    with closing(Inbox()) as box:
+    with closing(RunFrameBuffer()) as box:
         frames = [data(number, 100_000) for number in range(60)]
         for frame in frames[:50]:
             put(box, frame)
@@ -94,7 +95,7 @@ async def test_frames_come_in_order_whether_they_waited_in_memory_or_in_a_file()
 
 
 async def test_after_the_last_frame_the_end_of_the_connection_is_known() -> None:
-    with closing(Inbox()) as box:
+    with closing(RunFrameBuffer()) as box:
         put(box, data(1))
         box.end()
         put(box, data(2))  # too late
@@ -104,7 +105,7 @@ async def test_after_the_last_frame_the_end_of_the_connection_is_known() -> None
 
 
 async def test_whoever_waits_is_woken() -> None:
-    with closing(Inbox()) as box:
+    with closing(RunFrameBuffer()) as box:
         waiting = asyncio.create_task(box.get())
         await asyncio.sleep(0)
         put(box, data(1))
@@ -116,7 +117,7 @@ async def test_whoever_waits_is_woken() -> None:
 
 
 async def test_more_batches_than_agreed_are_too_many_until_some_are_acknowledged() -> None:
-    with closing(Inbox()) as box:
+    with closing(RunFrameBuffer()) as box:
         for number in range(8):
             put(box, data(number, batch=number))
         await box.get()  # taking one out is not to have done with it
@@ -130,9 +131,9 @@ async def test_more_batches_than_agreed_are_too_many_until_some_are_acknowledged
 
 async def test_a_device_that_knows_no_acknowledgement_may_fill_the_file_and_no_more(settings: Any) -> None:
     settings.RUNS = settings.RUNS | {"spill_bytes": 1_000_000}
-    with closing(Inbox()) as box:
+    with closing(RunFrameBuffer()) as box:
         for number in range(200):
             put(box, data(number, 50_000))
-        assert box._size <= run_frame_buffer.MOST_HELD
+        assert box._size <= run_frame_buffer.MAX_BUFFERED_CHARS
         with pytest.raises(FlowExceeded):
             await box.get()

@@ -12,9 +12,9 @@ import pytest
 
 from adiuva.accounts import services
 from adiuva.core import db
+from adiuva.devices.codec import MAX_FRAME_BYTES
 from adiuva.devices.consumer import DeviceConsumer
 from adiuva.devices.models import Device
-from adiuva.devices.protocol import MAX_FRAME_BYTES
 from tests.factories import Person, somebody
 from tests.socket_client import Socket
 

@@ -21,16 +21,8 @@ from typing import Any, Self, TypeVar
 from aiohttp import WSMsgType, web
 
 from adiuva.devices.client import IN_MEMORY, Device, Event
-from adiuva.devices.protocol import (
-    MAX_FRAME_BYTES,
-    ClientFrame,
-    DeviceHello,
-    HelloAck,
-    Received,
-    Sent,
-    dump,
-    parse,
-)
+from adiuva.devices.codec import MAX_FRAME_BYTES, dump, parse
+from adiuva.devices.protocol import ClientFrame, DeviceHello, HelloAck, Received, Sent
 
 PATIENCE_S = 60.0
 EMAIL, PASSWORD = "mara@example.com", "a good password"

@@ -14,7 +14,7 @@ from adiuva import llm
 from adiuva.core.prompt_fencing import fence
 from adiuva.offline_model import chat
 from chat import prompts
-from chat.approvals import Wish
+from chat.approvals import DeferredCall
 from chat.assistants import SUPERVISORS
 from chat.memory_context import Recollection
 from chat.models import Kind
@@ -263,7 +263,7 @@ def test_all_are_changed_in_one_round() -> None:
 def test_a_delete_that_needs_a_yes_is_asked_for_and_then_made_with_exactly_these_arguments() -> None:
     asked = Chat(list_tasks=TASKS, delete_task=ASKED)
     assert asked.ask("delete the task call Ada") == "That waits for your yes."
-    wish = str(Wish("delete_task", {"task_id": "t-1"}, "Delete the task “x: delete_task {”"))
+    wish = str(DeferredCall("delete_task", {"task_id": "t-1"}, "Delete the task “x: delete_task {”"))
     asked.results["delete_task"] = "Deleted the task Call Ada [id t-1]."
     assert asked.ask("yes", confirmed=[wish]) == "Deleted the task Call Ada."
     assert (asked.calls, asked.rounds) == ([("delete_task", {"task_id": "t-1"})], 1)
@@ -272,7 +272,7 @@ def test_a_delete_that_needs_a_yes_is_asked_for_and_then_made_with_exactly_these
 def test_a_yes_to_many_changes_makes_them_at_once_and_tells_how_many() -> None:
     asked = Chat(update_task="Updated the task Call Ada [id t-1], done, project [id p-1].")
     wishes = [
-        str(Wish("update_task", {"task_id": f"t-{n}", "status": "done"}, "Update the task “x”"))
+        str(DeferredCall("update_task", {"task_id": f"t-{n}", "status": "done"}, "Update the task “x”"))
         for n in range(8)
     ]
     assert asked.ask("yes", confirmed=wishes) == "Changed 8 tasks."

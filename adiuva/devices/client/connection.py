@@ -24,15 +24,14 @@ from adiuva.devices.client.errors import DeviceError
 from adiuva.devices.client.files import Area
 from adiuva.devices.client.store import Call, Row, Store
 from adiuva.devices.client.upload import Upload
+from adiuva.devices.codec import MAX_FRAME_BYTES, BadFrame, decode, dump, server_frames
 from adiuva.devices.protocol import (
-    MAX_FRAME_BYTES,
     WRITES,
     AgentAck,
     AgentCancel,
     AgentComplete,
     AgentFetch,
     AgentRun,
-    BadFrame,
     DeviceHello,
     Error,
     HelloAck,
@@ -40,9 +39,6 @@ from adiuva.devices.protocol import (
     Pong,
     Received,
     Sent,
-    decode,
-    dump,
-    server_frames,
 )
 
 log = logging.getLogger("adiuva.device")

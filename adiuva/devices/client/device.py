@@ -23,7 +23,8 @@ from adiuva.devices.client.errors import BadWorkspace, DeviceError, ServerRefuse
 from adiuva.devices.client.files import granted
 from adiuva.devices.client.reconnect import Backoff, Ended
 from adiuva.devices.client.store import Store
-from adiuva.devices.protocol import MAX_FRAME_BYTES, Close, DeviceHello, Received
+from adiuva.devices.codec import MAX_FRAME_BYTES
+from adiuva.devices.protocol import Close, DeviceHello, Received
 
 log = logging.getLogger("adiuva.device")
 

@@ -14,9 +14,8 @@ import orjson
 from adiuva.devices.client.extract import READABLE, Document, extract
 from adiuva.devices.client.files import Area, Found, Problem, problem
 from adiuva.devices.client.store import Store
+from adiuva.devices.codec import MAX_FRAME_BYTES, PART_BYTES
 from adiuva.devices.protocol import (
-    MAX_FRAME_BYTES,
-    PART_BYTES,
     AgentAck,
     AgentComplete,
     AgentData,

@@ -1,0 +1,145 @@
+"""Reads and writes the frames of adiuva.devices.protocol as JSON text, within the limits of every frame.
+
+Like the frames themselves, this module imports no framework: clients use it too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import Any, Final
+
+import orjson
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from adiuva.devices.protocol import SINCE_2, ClientFrame, Data, Received, Sent, ServerFrame
+
+MAX_FRAME_BYTES: Final = 1024 * 1024
+MAX_DEPTH: Final = 32
+PART_BYTES: Final = 512 * 1024
+INT64_MAX: Final = 2**63 - 1
+
+client_frames: TypeAdapter[ClientFrame] = TypeAdapter(ClientFrame)
+server_frames: TypeAdapter[ServerFrame] = TypeAdapter(ServerFrame)
+
+_LONG_NUMBER = re.compile(r"[0-9]{19}")
+
+
+class BadFrame(ValueError):
+    """A frame that costs its sender one error frame. `ref` is the id or request_id it was about, `kind` its type,
+    where known."""
+
+    def __init__(self, code: str, message: str, ref: str | None = None, kind: str = "") -> None:
+        super().__init__(message)
+        self.code, self.message, self.ref, self.kind = code, message, ref, kind
+
+
+class FrameTooLarge(BadFrame):
+    def __init__(self) -> None:
+        super().__init__("frame_too_large", f"a frame is at most {MAX_FRAME_BYTES} bytes")
+
+
+def parse(text: str) -> ClientFrame:
+    """One frame from a client. Raise BadFrame, whose code is `unknown_type` for a type that nobody knows."""
+    content = decode(text)
+    try:
+        return client_frames.validate_python(content)
+    except ValidationError as error:
+        raise _explain(content, error) from None
+
+
+def parse_server(text: str) -> ServerFrame:
+    """One frame from the server, for clients. Raise BadFrame like `parse`."""
+    content = decode(text)
+    try:
+        return server_frames.validate_python(content)
+    except ValidationError as error:
+        raise _explain(content, error) from None
+
+
+def parse_trusted(text: str) -> ServerFrame:
+    """A frame of our own that comes back, which the limits of what others send do not concern."""
+    return server_frames.validate_json(text)
+
+
+def dump(frame: Sent | Received, protocol: int = 2) -> str:
+    """A frame's text for a peer of this protocol. Fields without a value are left out."""
+    left_out = _newer_fields(type(frame)) if protocol < 2 else None
+    return frame.model_dump_json(exclude_none=True, exclude=left_out)
+
+
+def is_in_protocol(frame: type[Sent], protocol: int) -> bool:
+    """Whether a client of this protocol knows the frame at all."""
+    return protocol >= 2 or frame.model_config.get("json_schema_extra") is not SINCE_2
+
+
+def decode(text: str) -> Data:
+    """A JSON object within the rules of every frame. Raise BadFrame."""
+    try:
+        if len(text) > MAX_FRAME_BYTES or (not text.isascii() and len(text.encode()) > MAX_FRAME_BYTES):
+            raise FrameTooLarge
+        content = orjson.loads(text)  # refuses NaN, Infinity, lone surrogates and what nests over 1,024 deep
+    except (orjson.JSONDecodeError, UnicodeEncodeError) as error:
+        raise BadFrame("bad_json", f"not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BadFrame("bad_frame", "a frame is a JSON object")
+    if text.count("{") + text.count("[") > MAX_DEPTH and nests_over(content, MAX_DEPTH):
+        raise _refused("too_deep", f"a frame nests at most {MAX_DEPTH} levels", content)
+    # orjson reads an integer beyond 64 bits as a float, so that it has to be looked for in the text.
+    if _LONG_NUMBER.search(text) and not _integers_fit(text):
+        raise _refused("number_too_large", "integers are within 64 bits", content)
+    return content
+
+
+def nests_over(value: Any, levels: int) -> bool:
+    # Level by level: a frame of many rows is wide, and a call a value would cost more than all else of reading it.
+    layer = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(levels):
+        if not layer:
+            return False
+        layer = [
+            item
+            for each in layer
+            for item in (each.values() if isinstance(each, dict) else each)
+            if isinstance(item, (dict, list))
+        ]
+    return bool(layer)
+
+
+def _refused(code: str, message: str, content: Data) -> BadFrame:
+    return BadFrame(code, message, _ref(content), str(content.get("type", "")))
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not -INT64_MAX - 1 <= int(digits) <= INT64_MAX:
+        raise ValueError
+    return 0
+
+
+def _integers_fit(text: str) -> bool:
+    try:
+        json.loads(text, parse_int=_integer)
+    except ValueError:
+        return False
+    return True
+
+
+def _ref(content: Data) -> str | None:
+    for key in ("request_id", "id", "run_id"):
+        if isinstance(found := content.get(key), str) and len(found) <= 200:
+            return found
+    return None
+
+
+def _explain(content: Data, error: ValidationError) -> BadFrame:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if first["type"] == "union_tag_invalid":
+        return BadFrame("unknown_type", "this type of frame is not known", _ref(content))
+    where = ".".join(str(part) for part in first["loc"]) or "frame"
+    return _refused("bad_frame", f"{where}: {first['msg']}", content)
+
+
+@cache
+def _newer_fields(model: type[BaseModel]) -> set[str]:
+    return {name for name, field in model.model_fields.items() if field.json_schema_extra is SINCE_2}

@@ -1,0 +1,62 @@
+"""Errors of requests and turns, and how they are told to clients."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+from django.db import Error as DatabaseError
+
+from adiuva.core.errors import AdiuvaError, Conflict, Unavailable
+from adiuva.core.logging import log_failure
+from chat.models import Kind
+from chat.request import Asked
+from chat.stream import FROM_START, StreamFrame, refusal_frames
+
+MAX_TURNS: Final = 8  # running turns of one user in one process
+
+log = structlog.get_logger(__name__)
+
+
+class ApprovalOver(Conflict):
+    code = "approval_over"
+
+    def __init__(self) -> None:
+        super().__init__("nothing waits for this approval any more")
+
+
+class TooManyTurns(AdiuvaError):
+    code, status = "too_many_requests", 429
+
+    def __init__(self) -> None:
+        super().__init__(f"at most {MAX_TURNS} requests run at once")
+
+
+class ServerRestarting(Unavailable):
+    code = "server_restarting"
+
+    def __init__(self) -> None:
+        super().__init__("the server is restarting; try again in a moment")
+
+
+class ServerFault(AdiuvaError):
+    code, status = "internal_error", 500
+
+    def __init__(self) -> None:
+        super().__init__("the server failed on this request")
+
+
+def refusal_of(asked: Asked, code: str, after: int = FROM_START) -> list[StreamFrame]:
+    """The frames that end a request with an error code, for a client that has seen frames up to `after`."""
+    return refusal_frames(asked.request_id, code, floating=asked.kind == Kind.FLOATING, after=after)
+
+
+def as_client_error(error: Exception) -> AdiuvaError:
+    """The error that a client is told. An unexpected one is logged with its frames and reported as ServerFault."""
+    if isinstance(error, DatabaseError | OSError):  # also what the channel layer raises
+        log_failure("request.failed", error, logger=log, level="warning")
+        return Unavailable("try again in a moment")
+    if isinstance(error, AdiuvaError):
+        return error
+    log_failure("request.failed", error, logger=log)
+    return ServerFault()
