@@ -13,7 +13,7 @@ from django.conf import settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adiuva.devices import protocol, schema_export
+from adiuva.devices import codec, protocol, schema_export
 from adiuva.devices.codec import BadFrame
 
 CLIENT_TYPES = {
@@ -76,18 +76,18 @@ def test_the_contract_imports_no_framework() -> None:
 @given(frames | values)
 def test_whatever_comes_is_a_frame_or_is_refused_in_words(content: Any) -> None:
     try:
-        frame = protocol.parse(json.dumps(content))
+        frame = codec.parse(json.dumps(content))
     except BadFrame as bad:
         assert bad.code and bad.message
         return
     # What was taken also fits the published schema, once the keys that are ignored are gone.
-    VALIDATOR.validate(json.loads(protocol.dump(frame)))
+    VALIDATOR.validate(json.loads(codec.dump(frame)))
 
 
 @given(st.text(max_size=200))
 def test_text_that_is_no_frame_is_refused(text: str) -> None:
     with pytest.raises(BadFrame):
-        protocol.parse(text)
+        codec.parse(text)
 
 
 @given(st.dictionaries(st.text(max_size=8), values, max_size=4), st.sampled_from(["insert", "update", "get"]))
@@ -95,8 +95,8 @@ def test_a_tool_call_arrives_as_it_was_sent(data: dict[str, Any], action: Any) -
     call = protocol.ToolCall(
         id="call", action=action, table="tasks", data=data, attempt=2, deadline_ms=30_000
     )
-    assert protocol.parse_server(protocol.dump(call)) == call
-    old = json.loads(protocol.dump(call, 1))
+    assert codec.parse_server(codec.dump(call)) == call
+    old = json.loads(codec.dump(call, 1))
     assert old == {"type": "tool_call", "id": "call", "action": action, "table": "tasks", "data": data}
 
 
@@ -104,19 +104,19 @@ def test_a_value_that_is_set_to_null_stays_null_on_the_wire() -> None:
     call = protocol.ToolCall(
         id="c", action="update", table="tasks", data={"id": "1", "updates": {"dueDate": None}}
     )
-    assert json.loads(protocol.dump(call))["data"] == {"id": "1", "updates": {"dueDate": None}}
+    assert json.loads(codec.dump(call))["data"] == {"id": "1", "updates": {"dueDate": None}}
 
 
 @pytest.mark.parametrize("number", [2**63 - 1, -(2**63)])
 def test_integers_within_64_bits_pass(number: int) -> None:
-    frame = protocol.parse(json.dumps({"type": "tool_result", "id": "x", "row": {"n": number}}))
+    frame = codec.parse(json.dumps({"type": "tool_result", "id": "x", "row": {"n": number}}))
     assert isinstance(frame, protocol.ToolResult) and frame.row == {"n": number}
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64, 10**25, -(2**63) - 1])
 def test_integers_beyond_64_bits_are_refused(number: int) -> None:
     with pytest.raises(BadFrame) as refused:
-        protocol.parse(json.dumps({"type": "tool_result", "id": "x", "row": {"n": number}}))
+        codec.parse(json.dumps({"type": "tool_result", "id": "x", "row": {"n": number}}))
     assert refused.value.ref == "x"
 
 
@@ -124,22 +124,22 @@ def test_integers_beyond_64_bits_are_refused(number: int) -> None:
 def test_frames_nest_at_most_32_levels(levels: int, fits: bool) -> None:
     text = '{"type": "pong", "x": {"y": ' + "[" * levels + "]" * levels + "}}"
     if fits:
-        assert protocol.parse(text) == protocol.Pong()
+        assert codec.parse(text) == protocol.Pong()
     else:
         with pytest.raises(BadFrame):
-            protocol.parse(text)
+            codec.parse(text)
 
 
 def test_a_yes_to_an_approval_is_a_boolean_and_nothing_like_it() -> None:
     for word in ("yes", 1, "true", [True]):
         with pytest.raises(BadFrame):
-            protocol.parse(json.dumps({"type": "approval_response", "id": "a", "approved": word}))
+            codec.parse(json.dumps({"type": "approval_response", "id": "a", "approved": word}))
 
 
 def test_only_users_and_assistants_speak_in_a_history() -> None:
     for role in ("system", "tool", "developer"):
         history = [{"role": role, "content": "x"}]
         with pytest.raises(BadFrame):
-            protocol.parse(
+            codec.parse(
                 json.dumps({"type": "home_request", "message": "hi", "conversation_history": history})
             )
