@@ -77,28 +77,31 @@ class Cipher:
 
 @dataclass(frozen=True)
 class UserCipher:
-    """A user's data key at work. Places are (table, row, column); the owner is always part of them."""
+    """A user's data key, opened. What it seals is bound to its owner, table, row and column.
+
+    Columns are declared with the fields of adiuva.core.sealed, which know their place.
+    """
 
     owner: str
     cipher: Cipher
 
     def seal(self, text: str, table: str, row: object, column: str) -> bytes:
-        return self.cipher.seal(text.encode("utf-8", "surrogatepass"), self._place(table, row, column))
+        return self.cipher.seal(text.encode("utf-8", "surrogatepass"), self.place(table, row, column))
 
     def unseal(self, sealed: bytes | memoryview, table: str, row: object, column: str) -> str:
-        plain = self.cipher.unseal(bytes(sealed), self._place(table, row, column))
+        plain = self.cipher.unseal(bytes(sealed), self.place(table, row, column))
         return plain.decode("utf-8", "surrogatepass")
 
     def fingerprint(self, value: str | bytes, purpose: str) -> bytes:
         return self.cipher.fingerprint(value, purpose)
 
-    def _place(self, table: str, row: object, column: str) -> bytes:
-        return _beginning(self.owner, table) + place(row, column)
+    def place(self, table: str, *parts: object) -> bytes:
+        """The associated data of what this user has at a place."""
+        return _table_place(self.owner, table) + place(*parts)
 
 
-_beginning = lru_cache(1_024)(
-    place
-)  # of the places of a user's table: most of what is unsealed comes by the dozen
+# Most values are unsealed by the dozen, from one table of one user.
+_table_place = lru_cache(1_024)(place)
 
 
 class Transit:

@@ -26,7 +26,7 @@ from adiuva.core.leases import Lease, LeaseLost
 from adiuva.core.logging import log_failure
 from adiuva.devices import export as devices
 from adiuva.export.models import Export, ExportChunk
-from adiuva.export.services import ARCHIVE_KEPT, State, place_of
+from adiuva.export.services import ARCHIVE_KEPT, State
 from agents import export as agents
 from chat import export as chat
 from integrations import export as integrations
@@ -116,9 +116,9 @@ def _readme(export: Export) -> str:
 @transaction.atomic
 def _save_chunk(export: Export, lease: Lease[Export], number: int, plain: bytes) -> None:
     lease.renew()
-    cipher = cipher_for(export.user_id)
-    sealed = cipher.cipher.seal(plain, place_of(cipher, export.pk, number))
-    ExportChunk.objects.create(export=export, number=number, sealed=sealed)
+    chunk = ExportChunk(export=export, number=number)
+    ExportChunk.sealed.seal_into(cipher_for(export.user_id), chunk, plain)
+    chunk.save(force_insert=True)
 
 
 @transaction.atomic

@@ -11,6 +11,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from adiuva.core.leases import Leased
+from adiuva.core.sealed import SealedBytesField
 
 
 class ExportQuerySet(models.QuerySet["Export"]):
@@ -77,11 +78,11 @@ class Export(Leased):
 
 
 class ExportChunk(models.Model):
-    """A part of an archive, bound to its export and its place in it."""
+    """A part of an archive."""
 
     export = models.ForeignKey(Export, models.CASCADE, related_name="parts", db_index=False)
     number = models.PositiveIntegerField(help_text="from 0")
-    sealed = models.BinaryField(editable=False)
+    sealed = SealedBytesField(bound_to=("export_id", "number"))
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["export", "number"], name="one_chunk_a_place")]

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.accounts.models import User
-from adiuva.core import crypto, db, leases
+from adiuva.core import db, leases
 from adiuva.core.enqueue import nudge
 from adiuva.core.errors import AdiuvaError, Conflict, NotFound
 from adiuva.export.models import Export, ExportChunk
@@ -119,20 +119,10 @@ async def archive(export: Export) -> AsyncIterator[bytes]:
 
 
 def _chunk(export: Export, number: int) -> bytes:
-    found = (
-        ExportChunk.objects.filter(export_id=export.pk, number=number)
-        .values_list("sealed", flat=True)
-        .first()
-    )
-    if found is None:
+    chunk = ExportChunk.objects.filter(export_id=export.pk, number=number).first()
+    if chunk is None:
         raise ExportExpired
-    cipher = cipher_for(export.user_id)
-    return cipher.cipher.unseal(bytes(found), place_of(cipher, export.pk, number))
-
-
-def place_of(cipher: crypto.UserCipher, export_id: uuid.UUID, number: int) -> bytes:
-    """What a chunk is bound to."""
-    return crypto.place(cipher.owner, "export_chunk", f"{export_id} {number}", "sealed")
+    return ExportChunk.sealed.unseal_from(cipher_for(export.user_id), chunk)
 
 
 @transaction.atomic
