@@ -14,8 +14,6 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DEFAULT_DB_ALIAS, connection
 
-from adiuva.core import env
-
 _SHORTEST_SECRET = 32
 _OFFLINE = "adiuva-offline"
 _POSTGRES: Final = (15, 0)  # NULLS NOT DISTINCT
@@ -74,7 +72,7 @@ def _problems() -> Iterator[CheckMessage]:
             hint="Its error pages show settings and data: turn it off.",
             id="adiuva.E005",
         )
-    if env.flag("ADIUVA_EMBEDDED"):
+    if settings.EMBEDDED:
         yield Error(
             "ADIUVA_EMBEDDED is on.",
             hint="The servers of `make run` are for development: set DATABASE_URL and REDIS_URL to your own.",

@@ -1,8 +1,7 @@
-"""Django settings. Every value that differs between installations comes from adiuva.core.env; see .env.example."""
+"""Django settings. Every value that differs between installations is declared in adiuva/env_variables.py."""
 
 from __future__ import annotations
 
-import re
 import sys
 from datetime import timedelta
 from typing import Any
@@ -12,46 +11,41 @@ from celery.schedules import schedule
 from django.core.exceptions import ImproperlyConfigured
 
 from adiuva import __version__
-from adiuva.core import env, logging
+from adiuva import env_variables as env
+from adiuva.core import logging
 from adiuva.core.crypto import KeyRing
+from adiuva.core.env import BASE_DIR, Variable
 
-BASE_DIR = env.BASE_DIR
-STATE_DIR = env.state_dir()
-
-# ── What kind of installation this is ───────────────────────────────────────────────────────────────────
-# Without a word on it, an installation with a database of its own is a production one; see adiuva.checks.
-ENVIRONMENT = env.choice(
-    "ADIUVA_ENV",
-    ("development", "production"),
-    "production" if env.text("DATABASE_URL") and not env.flag("ADIUVA_EMBEDDED") else "development",
-)
+# ── Kind of installation, secrets, addresses ────────────────────────────────────────────────────────────
+EMBEDDED = env.EMBEDDED.read()
+# Unless ADIUVA_ENV says otherwise, an installation with a database of its own counts as production; see adiuva.checks.
+ENVIRONMENT = env.ENVIRONMENT.read("production" if env.DATABASE_URL.read() and not EMBEDDED else None)
 PRODUCTION = ENVIRONMENT == "production"
-DEBUG = env.flag("ADIUVA_DEBUG")
+DEBUG = env.DEBUG.read()
 
-# For commands that touch no user's data (makemigrations, schema); production refuses both.
+# For commands that touch no user's data (makemigrations, schema). Production refuses to start with either.
 DEVELOPMENT_SECRET_KEY = "development-only-secret-key-of-no-worth-at-all"  # noqa: S105
 DEVELOPMENT_KEYS = "development:YWRpdXZhLWRldmVsb3BtZW50LW9ubHkta2V5LTAwMSE="
-SECRET_KEY = env.text("ADIUVA_SECRET_KEY", DEVELOPMENT_SECRET_KEY)
-SECRET_KEY_FALLBACKS = env.words("ADIUVA_SECRET_KEY_FALLBACKS")
-KEYS = env.words("ADIUVA_KEYS", (DEVELOPMENT_KEYS,))
+SECRET_KEY = env.SECRET_KEY.read(DEVELOPMENT_SECRET_KEY)
+SECRET_KEY_FALLBACKS = env.SECRET_KEY_FALLBACKS.read()
+KEYS = env.KEYS.read([DEVELOPMENT_KEYS])
 try:
     KEY_RING = KeyRing.parse(KEYS)
 except ValueError as error:
-    raise ImproperlyConfigured(f"ADIUVA_KEYS: {error}") from None
+    raise ImproperlyConfigured(f"{env.KEYS.name}: {error}") from None
 
-PORT = env.integer("ADIUVA_PORT", 8000, least=1)
-HOST = env.text("ADIUVA_HOST", "127.0.0.1")
-PUBLIC_URL = env.text("ADIUVA_PUBLIC_URL", f"http://localhost:{PORT}").rstrip("/")
-SERVER = env.choice("ADIUVA_SERVER", ("uvicorn", "daphne"), "uvicorn")
-ALLOWED_HOSTS = env.words("ADIUVA_ALLOWED_HOSTS", () if PRODUCTION else ("localhost", "127.0.0.1", "[::1]"))
-# Origins a browser may open the device socket from; native clients send none.
-ALLOWED_ORIGINS = env.words("ADIUVA_ALLOWED_ORIGINS", (PUBLIC_URL,))
+HOST = env.HOST.read()
+PORT = env.PORT.read()
+PUBLIC_URL = env.PUBLIC_URL.read(f"http://localhost:{PORT}").rstrip("/")
+SERVER = env.SERVER.read()
+ALLOWED_HOSTS = env.ALLOWED_HOSTS.read([] if PRODUCTION else ["localhost", "127.0.0.1", "[::1]"])
+ALLOWED_ORIGINS = env.ALLOWED_ORIGINS.read([PUBLIC_URL])
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
-TRUSTED_PROXIES = env.integer("ADIUVA_TRUSTED_PROXIES", 0, least=0)
+TRUSTED_PROXIES = env.TRUSTED_PROXIES.read()
 
 # ── Applications ────────────────────────────────────────────────────────────────────────────────────────
 INSTALLED_APPS = [
-    *(["daphne"] if "runserver" in sys.argv else []),  # its import brings Twisted: only where it serves
+    *(["daphne"] if "runserver" in sys.argv else []),  # imports Twisted, so only where it serves
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -103,16 +97,19 @@ TEMPLATES = [
 STATIC_URL = "static/"
 WHITENOISE_USE_FINDERS = True  # no collectstatic step to forget
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
-DATA_UPLOAD_MAX_NUMBER_FILES = 0  # forms have fields alone
+DATA_UPLOAD_MAX_NUMBER_FILES = 0  # no form uploads a file
 
 # ── PostgreSQL ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _database(name: str, url: str, *, connections: tuple[int, int]) -> dict[str, Any]:
+def _database(
+    variable: Variable[str], url: str, *, min_connections: int, max_connections: int
+) -> dict[str, Any]:
     parts = urlsplit(url)
     if parts.scheme not in {"postgres", "postgresql"} or not parts.path.strip("/"):
-        raise ImproperlyConfigured(f"{name} must look like postgresql://user:password@host:5432/name")
-    least, most = connections
+        raise ImproperlyConfigured(
+            f"{variable.name} must look like postgresql://user:password@host:5432/name"
+        )
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": unquote(parts.path.lstrip("/")),
@@ -122,33 +119,34 @@ def _database(name: str, url: str, *, connections: tuple[int, int]) -> dict[str,
         "PORT": str(parts.port or ""),
         # Under ASGI connections belong to a pool, not to threads.
         "CONN_MAX_AGE": 0,
-        "CONN_HEALTH_CHECKS": True,  # or each pooled connection would fail once after a restart
+        "CONN_HEALTH_CHECKS": True,  # else each pooled connection would fail once after a restart
         "OPTIONS": {
-            "pool": {"min_size": least, "max_size": most, "timeout": 10},
-            "options": "-c jit=off",  # what is asked here is short: to compile it would take longer
-            "prepare_threshold": 5,  # psycopg's own default; adiuva.core.db asks for it, no other statement is prepared
+            "pool": {"min_size": min_connections, "max_size": max_connections, "timeout": 10},
+            "options": "-c jit=off",  # our queries are short: compiling one takes longer than running it
+            "prepare_threshold": 5,  # psycopg's default; only statements that adiuva.core.db marks are prepared
         },
     }
 
 
 DATABASES = {
     "default": _database(
-        "DATABASE_URL",
-        env.text("DATABASE_URL", "postgresql://adiuva@127.0.0.1:5432/adiuva"),
-        connections=(1, env.integer("ADIUVA_DB_POOL", 16, least=2)),
+        env.DATABASE_URL,
+        env.DATABASE_URL.read("postgresql://adiuva@127.0.0.1:5432/adiuva"),
+        min_connections=1,
+        max_connections=env.DB_POOL.read(),
     )
 }
-# Users' data keys and nothing else, so that no dump of the main database opens what it holds; see accounts/keys.py.
-if _keys_url := env.text("ADIUVA_KEYS_DATABASE_URL"):
-    DATABASES["keys"] = _database("ADIUVA_KEYS_DATABASE_URL", _keys_url, connections=(0, 4))
+# Users' data keys and nothing else, so that a dump of the main database alone cannot be read; see accounts/keys.py.
+if _keys_url := env.KEYS_DATABASE_URL.read():
+    DATABASES["keys"] = _database(env.KEYS_DATABASE_URL, _keys_url, min_connections=0, max_connections=4)
 KEYS_APART = len({tuple(each[part] for part in ("HOST", "PORT", "NAME")) for each in DATABASES.values()}) == 2
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # ── Redis (or Valkey) ───────────────────────────────────────────────────────────────────────────────────
-REDIS_URL = env.text("REDIS_URL", "redis://127.0.0.1:6379/0")
+REDIS_URL = env.REDIS_URL.read()
 CHANNEL_LAYERS = {
     "default": {
-        # socket_timeout: redis-py's own default would end idle subscriptions.
+        # socket_timeout: redis-py's default would end idle subscriptions.
         "BACKEND": "adiuva.core.channel_layer.Layer",
         "CONFIG": {"hosts": [{"address": REDIS_URL, "socket_timeout": None}]},
     }
@@ -161,14 +159,14 @@ CACHES = {
     }
 }
 
-# ── Celery: a hint to a worker; the row decides ─────────────────────────────────────────────────────────
+# ── Celery: a task is a hint; the row in PostgreSQL decides ─────────────────────────────────────────────────────────
 CELERY_BROKER_URL = REDIS_URL
 CELERY_RESULT_BACKEND = None
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_WORKER_POOL = "threads"
-CELERY_WORKER_CONCURRENCY = env.integer("ADIUVA_WORKER_CONCURRENCY", 16, least=1)
+CELERY_WORKER_CONCURRENCY = env.WORKER_CONCURRENCY.read()
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_SEND_TASK_EVENTS = False
@@ -200,7 +198,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
-ACCESS_TOKEN_LIFE = timedelta(seconds=env.integer("ADIUVA_ACCESS_TOKEN_S", 900, least=5))
+ACCESS_TOKEN_LIFE = timedelta(seconds=env.ACCESS_TOKEN_S.read())
 SESSION_LIFE = timedelta(days=60)  # of a refresh token that is not used
 REFRESH_GRACE = timedelta(seconds=30)  # for an answer that was lost on the way
 TICKET_LIFE = timedelta(seconds=30)
@@ -226,9 +224,9 @@ REST_FRAMEWORK = {
     "DEFAULT_PAGINATION_CLASS": "adiuva.core.rest.PageLimitPagination",
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "DEFAULT_THROTTLE_RATES": {
-        "login": env.text("ADIUVA_LOGIN_RATE", "10/min"),  # an address and an e-mail
-        "login_address": env.text("ADIUVA_LOGIN_ADDRESS_RATE", "60/min"),
-        "refresh": env.text("ADIUVA_REFRESH_RATE", "120/min"),
+        "login": env.LOGIN_RATE.read(),  # an address and an e-mail
+        "login_address": env.LOGIN_ADDRESS_RATE.read(),
+        "refresh": env.REFRESH_RATE.read(),
     },
     "EXCEPTION_HANDLER": "adiuva.core.rest.exception_handler",
     "NUM_PROXIES": TRUSTED_PROXIES,
@@ -256,92 +254,77 @@ SPECTACULAR_SETTINGS = {
 
 # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────
 MODEL = {
-    "model": env.text("ADIUVA_MODEL"),
-    "api_base": env.text("ADIUVA_MODEL_API_BASE"),
-    "api_key": env.text("ADIUVA_MODEL_API_KEY"),
+    "model": env.MODEL.read(),
+    "api_base": env.MODEL_API_BASE.read(),
+    "api_key": env.MODEL_API_KEY.read(),
 }
 EMBEDDING_MODEL = {
-    "model": env.text("ADIUVA_EMBEDDING_MODEL"),
-    "api_base": env.text("ADIUVA_EMBEDDING_MODEL_API_BASE"),
-    "api_key": env.text("ADIUVA_EMBEDDING_MODEL_API_KEY"),
+    "model": env.EMBEDDING_MODEL.read(),
+    "api_base": env.EMBEDDING_MODEL_API_BASE.read(),
+    "api_key": env.EMBEDDING_MODEL_API_KEY.read(),
 }
-MODEL_TIMEOUT_S = env.number("ADIUVA_MODEL_TIMEOUT_S", 120.0)
-MODEL_CONCURRENCY = env.integer("ADIUVA_MODEL_CONCURRENCY", 24, least=1)  # whole answers, for runs
-MODEL_STREAMS = env.integer("ADIUVA_MODEL_STREAMS", 256, least=1)  # streamed ones, for chats
+MODEL_TIMEOUT_S = env.MODEL_TIMEOUT_S.read()
+MODEL_CONCURRENCY = env.MODEL_CONCURRENCY.read()  # whole answers, for runs
+MODEL_STREAMS = env.MODEL_STREAMS.read()  # streamed ones, for chats
 
 # ── Device socket: seconds, bytes and counts of the protocol ────────────────────────────────────────────
 SOCKET = {
-    "ping_s": env.number("ADIUVA_PING_S", 30.0),
-    "pong_s": env.number("ADIUVA_PONG_S", 10.0),
-    "hello_s": env.number("ADIUVA_HELLO_S", 10.0),
-    "answer_s": env.number("ADIUVA_ANSWER_S", 30.0),  # of a device, to a tool call
-    "max_inflight": 8,
+    "ping_interval_s": env.PING_S.read(),
+    "pong_timeout_s": env.PONG_S.read(),
+    "hello_timeout_s": env.HELLO_S.read(),
+    "tool_answer_timeout_s": env.ANSWER_S.read(),
+    "max_batches_in_flight": 8,  # record batches that a device may send before the first is acknowledged
 }
 
 # ── Agent runs ──────────────────────────────────────────────────────────────────────────────────────────
 RUNS: dict[str, Any] = {
-    "lease_s": env.number("ADIUVA_RUN_LEASE_S", 60.0),  # of a worker that says nothing
-    "spill_bytes": env.integer("ADIUVA_RUN_SPILL_MB", 512, least=1) << 20,  # of frames that wait in a file
-    "idle_s": env.number("ADIUVA_RUN_IDLE_S", 120.0),  # of a device that is connected and sends nothing
-    "retries": env.integer("ADIUVA_RUN_RETRIES", 5, least=0),  # after faults that pass, a run
-    "retry_s": env.number("ADIUVA_RUN_RETRY_S", 30.0),  # at most before the first; it doubles each time
-    "longest_retry_s": env.number("ADIUVA_RUN_LONGEST_RETRY_S", 900.0),
-    "deadly": env.integer("ADIUVA_RUN_DEADLY", 3, least=2),  # workers that a source killed: it is set aside
-    "deadly_s": env.integer("ADIUVA_RUN_DEADLY_S", 86_400, least=1),  # for so long
+    "lease_s": env.RUN_LEASE_S.read(),
+    "spill_bytes": env.RUN_SPILL_MB.read() << 20,
+    "idle_s": env.RUN_IDLE_S.read(),
+    "retries": env.RUN_RETRIES.read(),
+    "retry_s": env.RUN_RETRY_S.read(),
+    "longest_retry_s": env.RUN_LONGEST_RETRY_S.read(),
+    "deadly": env.RUN_MAX_WORKER_CRASHES.read(),
+    "deadly_s": env.RUN_QUARANTINE_S.read(),
 }
 
 # ── Chat ────────────────────────────────────────────────────────────────────────────────────────────────
 CHAT: dict[str, Any] = {
-    "deadline_s": env.number("ADIUVA_TURN_DEADLINE_S", 300.0),  # of a turn, its tools and approvals included
-    "max_model_calls": env.integer("ADIUVA_TURN_MODEL_CALLS", 16, least=1),  # of a turn
-    "device_wait_s": env.number("ADIUVA_DEVICE_WAIT_S", 60.0),  # for a device that dropped, in a tool call
-    "history_chars": env.integer("ADIUVA_HISTORY_CHARS", 48_000, least=1_000),  # beyond which it is summed up
+    "turn_deadline_s": env.TURN_DEADLINE_S.read(),
+    "max_model_calls": env.TURN_MODEL_CALLS.read(),
+    "device_reconnect_wait_s": env.DEVICE_WAIT_S.read(),
+    "history_max_chars": env.HISTORY_CHARS.read(),
 }
 
 # ── Memory ───────────────────────────────────────────────────────────────────────────────────────────────
 MEMORY: dict[str, Any] = {
-    "quiet_s": env.number("ADIUVA_MEMORY_QUIET_S", 1800.0),  # after which a session is over, and an episode
-    "condense_days": env.integer("ADIUVA_MEMORY_CONDENSE_DAYS", 14, least=1),  # from the end of a week
-    "parts_days": env.integer("ADIUVA_MEMORY_PARTS_DAYS", 90, least=1),  # of what was condensed
-    "unused_days": env.integer("ADIUVA_MEMORY_UNUSED_DAYS", 180, least=1),  # neither needed nor repeated
-    "used_days": env.integer("ADIUVA_MEMORY_USED_DAYS", 365, least=1),  # from its last use
-    "history_days": env.integer("ADIUVA_MEMORY_HISTORY_DAYS", 365, least=1),
-    "receipt_days": env.integer("ADIUVA_MEMORY_RECEIPT_DAYS", 90, least=1),
+    "session_idle_s": env.MEMORY_QUIET_S.read(),
+    "condense_after_days": env.MEMORY_CONDENSE_DAYS.read(),
+    "keep_condensed_parts_days": env.MEMORY_PARTS_DAYS.read(),
+    "forget_unused_after_days": env.MEMORY_UNUSED_DAYS.read(),
+    "forget_after_last_use_days": env.MEMORY_USED_DAYS.read(),
+    "keep_history_days": env.MEMORY_HISTORY_DAYS.read(),
+    "keep_receipts_days": env.MEMORY_RECEIPT_DAYS.read(),
 }
 
 # ── Integrations: mailboxes and channels that users connect; see docs/connectors.md ─────────────────────
 
-
-def _endpoint(name: str, default: str) -> str:
-    """A base address of a provider: https, or plain http on loopback, where tests put theirs."""
-    url = env.text(name, default).rstrip("/")
-    parts = urlsplit(url)
-    loopback = parts.hostname in {"127.0.0.1", "::1", "localhost"}
-    plain = not (parts.username or parts.password or parts.query or parts.fragment)
-    if not plain or not parts.hostname or parts.scheme not in ({"https", "http"} if loopback else {"https"}):
-        raise ImproperlyConfigured(f"{name} must be a plain https address")
-    return url
-
-
 GOOGLE = {
-    "client_id": env.text("ADIUVA_GOOGLE_CLIENT_ID"),
-    "client_secret": env.text("ADIUVA_GOOGLE_CLIENT_SECRET"),
-    "auth_uri": _endpoint("ADIUVA_GOOGLE_AUTH_URI", "https://accounts.google.com/o/oauth2/v2/auth"),
-    "token_uri": _endpoint("ADIUVA_GOOGLE_TOKEN_URI", "https://oauth2.googleapis.com/token"),
-    "revoke_uri": _endpoint("ADIUVA_GOOGLE_REVOKE_URI", "https://oauth2.googleapis.com/revoke"),
-    "api": _endpoint("ADIUVA_GMAIL_API", "https://gmail.googleapis.com"),
+    "client_id": env.GOOGLE_CLIENT_ID.read(),
+    "client_secret": env.GOOGLE_CLIENT_SECRET.read(),
+    "auth_uri": env.GOOGLE_AUTH_URI.read(),
+    "token_uri": env.GOOGLE_TOKEN_URI.read(),
+    "revoke_uri": env.GOOGLE_REVOKE_URI.read(),
+    "api": env.GMAIL_API.read(),
 }
 MICROSOFT = {
-    "client_id": env.text("ADIUVA_MICROSOFT_CLIENT_ID"),
-    "client_secret": env.text("ADIUVA_MICROSOFT_CLIENT_SECRET"),
-    "tenant": env.text("ADIUVA_MICROSOFT_TENANT", "common"),
-    "authority": _endpoint("ADIUVA_MICROSOFT_AUTHORITY", "https://login.microsoftonline.com"),
-    "api": _endpoint("ADIUVA_GRAPH_API", "https://graph.microsoft.com/v1.0"),
+    "client_id": env.MICROSOFT_CLIENT_ID.read(),
+    "client_secret": env.MICROSOFT_CLIENT_SECRET.read(),
+    "tenant": env.MICROSOFT_TENANT.read(),
+    "authority": env.MICROSOFT_AUTHORITY.read(),
+    "api": env.GRAPH_API.read(),
 }
-# Where the desktop app is reached from a page in the browser.
-APP_LINK = env.text("ADIUVA_APP_LINK", "adiuva://")
-if not re.fullmatch(r"(?!(?:javascript|data|vbscript|file|https?):)[a-z][a-z0-9+.-]*://", APP_LINK):
-    raise ImproperlyConfigured("ADIUVA_APP_LINK must be a scheme of the app's own, such as adiuva://")
+APP_LINK = env.APP_LINK.read()
 CELERY_BEAT_SCHEDULE["integrations: sweep connections"] = {
     "task": "integrations.sweep",
     "schedule": schedule(timedelta(seconds=60)),
@@ -352,12 +335,12 @@ LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
-LOGGING = logging.configure(env.text("ADIUVA_LOG_LEVEL", "INFO"), as_json=env.flag("ADIUVA_LOG_JSON", True))
+LOGGING = logging.configure(env.LOG_LEVEL.read(), as_json=env.LOG_JSON.read())
 
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
 if PRODUCTION:
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
-    SECURE_HSTS_SECONDS = env.integer("ADIUVA_HSTS_S", 0, least=0)
+    SECURE_HSTS_SECONDS = env.HSTS_S.read()
 X_FRAME_OPTIONS = "DENY"

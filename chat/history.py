@@ -42,7 +42,7 @@ class Fitted:
 
 
 def needs_summary(begun: Begun) -> bool:
-    return _chars(begun.history) > settings.CHAT["history_chars"] and len(begun.history) > 1
+    return _chars(begun.history) > settings.CHAT["history_max_chars"] and len(begun.history) > 1
 
 
 async def fit(*, user_id: uuid.UUID, begun: Begun, work: Work) -> Fitted:
@@ -55,8 +55,8 @@ async def fit(*, user_id: uuid.UUID, begun: Begun, work: Work) -> Fitted:
         known, summary = await _recall(user_id, begun.cipher, said)
     rest = said[known:]
     cut = 0
-    if _chars(rest) > settings.CHAT["history_chars"]:
-        most = settings.CHAT["history_chars"]
+    if _chars(rest) > settings.CHAT["history_max_chars"]:
+        most = settings.CHAT["history_max_chars"]
         while len(rest) - cut > 1 and _chars(rest[cut:]) > (most // 2 if len(rest) - cut > _LEAST else most):
             cut += 1
     if cut:

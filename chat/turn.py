@@ -216,7 +216,7 @@ class Turn:
 
     async def _converse(self) -> None:
         """The request to its answer, within the deadline."""
-        limit = asyncio.timeout(settings.CHAT["deadline_s"])
+        limit = asyncio.timeout(settings.CHAT["turn_deadline_s"])
         try:
             async with limit:
                 await self._answer()
@@ -241,14 +241,16 @@ class Turn:
             memory.recall(now), name="turn recalls"
         )
         wishes = await self._granted(memory)
-        async with DeviceLink(asked.user_id, asked.device, wait_s=settings.CHAT["device_wait_s"]) as link:
+        async with DeviceLink(
+            asked.user_id, asked.device, wait_s=settings.CHAT["device_reconnect_wait_s"]
+        ) as link:
             desk = Desk(link, zone=zone, now=now)
             self.mutations = desk.mutations
             self._approvals = Approvals(
                 request_id=asked.request_id,
                 desk=desk,
                 memory=memory,
-                expires_at=int((time.time() + settings.CHAT["deadline_s"]) * 1000),
+                expires_at=int((time.time() + settings.CHAT["turn_deadline_s"]) * 1000),
                 ask=self._ask if asked.approves else None,
                 granted=wishes,
             )

@@ -319,7 +319,7 @@ class TurnRegistry:
 
     async def _announce(self, asked: Asked, question: ApprovalRequest) -> None:
         """Let any process decide it, and ask the user's other devices too."""
-        life = max(1, int(settings.CHAT["deadline_s"]))
+        life = max(1, int(settings.CHAT["turn_deadline_s"]))
         try:
             key = _approval_key(asked.user_id, question.id)
             await stream_log.log_writer().redis.set(key, self._channel, ex=life)

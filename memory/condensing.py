@@ -61,7 +61,7 @@ class _CannotStand(Exception):
 
 
 def is_condensed() -> Q:
-    """Episodes that stand for others; after `parts_days`, when the parts are gone, they are like any other."""
+    """Episodes that stand for others, until `keep_condensed_parts_days` removes those; then they are like any other."""
     return Q(Exists(Entry.objects.filter(successor=OuterRef("pk"))), derived=True)
 
 
@@ -96,7 +96,7 @@ def _ripe(user_id: uuid.UUID, provider: str) -> list[list[Part]]:
     if memory is None or Tier.EPISODIC not in provider_policy.tiers_for(memory.policy, provider):
         return []
     zone = ZoneInfo(User.objects.values_list("timezone", flat=True).get(pk=user_id))
-    last = dt.datetime.now(zone) - dt.timedelta(days=settings.MEMORY["condense_days"])
+    last = dt.datetime.now(zone) - dt.timedelta(days=settings.MEMORY["condense_after_days"])
     rows = (
         _candidates(user_id)
         .annotate(

@@ -96,7 +96,7 @@ def sweep() -> int:
 
 
 def _quiet() -> dt.timedelta:
-    return dt.timedelta(seconds=settings.MEMORY["quiet_s"])
+    return dt.timedelta(seconds=settings.MEMORY["session_idle_s"])
 
 
 @transaction.atomic

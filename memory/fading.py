@@ -41,21 +41,21 @@ def _fade(user_id: uuid.UUID) -> int:
 def _unused() -> Q:
     """What was said and seen once, long ago, and never needed, or not for long. Never what the user wrote."""
     stays = Source.objects.filter(
-        Q(kind=SourceKind.USER) | Q(at__gte=_ago("unused_days")), entry=OuterRef("pk")
+        Q(kind=SourceKind.USER) | Q(at__gte=_ago("forget_unused_after_days")), entry=OuterRef("pk")
     )
     return Q(
-        Q(used_at=None) | Q(used_at__lt=_ago("used_days")),
+        Q(used_at=None) | Q(used_at__lt=_ago("forget_after_last_use_days")),
         ~Exists(stays),
         tier=Tier.ASSOCIATIVE,
         valid_to=None,
-        created_at__lt=_ago("unused_days"),
+        created_at__lt=_ago("forget_unused_after_days"),
     )
 
 
 def _past() -> Q:
     """History, and sooner the parts of condensed episodes."""
-    return Q(valid_to__lt=_ago("history_days")) | Q(
-        tier=Tier.EPISODIC, successor__derived=True, valid_to__lt=_ago("parts_days")
+    return Q(valid_to__lt=_ago("keep_history_days")) | Q(
+        tier=Tier.EPISODIC, successor__derived=True, valid_to__lt=_ago("keep_condensed_parts_days")
     )
 
 
@@ -63,7 +63,7 @@ def prune_receipts() -> int:
     """Delete old receipts of all users, some of them if they are many. Returns how many."""
     gone = 0
     for _ in range(_MOST_BATCHES):
-        old = Receipt.objects.filter(at__lt=_ago("receipt_days")).order_by("at").values("pk")[:_BATCH]
+        old = Receipt.objects.filter(at__lt=_ago("keep_receipts_days")).order_by("at").values("pk")[:_BATCH]
         count = Receipt.objects.filter(pk__in=old).delete()[0]
         gone += count
         if count < _BATCH:

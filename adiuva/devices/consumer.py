@@ -80,7 +80,7 @@ class DeviceConsumer(SocketConsumer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.close_s = settings.SOCKET["pong_s"]
+        self.close_s = settings.SOCKET["pong_timeout_s"]
         self.user_id: uuid.UUID
         self.session_id: uuid.UUID
         self.pk: uuid.UUID | None = None
@@ -193,14 +193,14 @@ class DeviceConsumer(SocketConsumer):
             channel=self.channel_name,
         )
         older = self._heart.greet(self, arrival.pk, arrival.epoch)
-        self._ping_due = self._loop.time() + settings.SOCKET["ping_s"]
+        self._ping_due = self._loop.time() + settings.SOCKET["ping_interval_s"]
         is_here = await self.send_frame(
             HelloAck(
                 session_id=f"{arrival.pk}:{arrival.epoch}",
                 protocol=self.protocol,
-                ping_s=settings.SOCKET["ping_s"],
+                ping_s=settings.SOCKET["ping_interval_s"],
                 max_frame_bytes=MAX_FRAME_BYTES,
-                max_inflight=settings.SOCKET["max_inflight"],
+                max_inflight=settings.SOCKET["max_batches_in_flight"],
                 server_time=time.time_ns() // 1_000_000,
             )
         )
@@ -297,14 +297,14 @@ class DeviceConsumer(SocketConsumer):
         if self.sending_since and now - self.sending_since > self.close_s:
             return Close.TIMEOUT
         if self.pk is None:
-            return Close.TIMEOUT if now - self._opened_at > settings.SOCKET["hello_s"] else None
+            return Close.TIMEOUT if now - self._opened_at > settings.SOCKET["hello_timeout_s"] else None
         if self._pinged_at:
             # A pong may stand behind files that the device was sending already.
-            patience = settings.SOCKET["pong_s"] * (6 if self._heard_at > self._pinged_at else 1)
+            patience = settings.SOCKET["pong_timeout_s"] * (6 if self._heard_at > self._pinged_at else 1)
             if now - self._pinged_at > patience:
                 return Close.TIMEOUT
         elif now >= self._ping_due:
-            self._ping_due, self._pinged_at = now + settings.SOCKET["ping_s"], now
+            self._ping_due, self._pinged_at = now + settings.SOCKET["ping_interval_s"], now
             self.spawn(self.send_text(_PING), "ping")
             self._forget_old_calls(now)
         return None

@@ -53,7 +53,7 @@ _LOOK_AGAIN_S: Final = 0.5
 _WINDOW: Final = 64
 _BATCHES: Final = 4  # under way at once, to a device that dedupes
 _BATCH_BYTES: Final = MAX_FRAME_BYTES // 2 // _BATCHES  # of all that are under way, half a frame
-_ANSWER_S: Final[float] = settings.SOCKET["answer_s"]
+_ANSWER_S: Final[float] = settings.SOCKET["tool_answer_timeout_s"]
 DEADLINE_MS: Final = int(_ANSWER_S * 1000)
 
 

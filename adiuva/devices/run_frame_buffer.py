@@ -115,9 +115,9 @@ class RunFrameBuffer:
         try:
             if isinstance(frame, AgentData) and frame.batch is not None:
                 self._batches += 1
-                if self._batches > settings.SOCKET["max_inflight"]:
+                if self._batches > settings.SOCKET["max_batches_in_flight"]:
                     raise FlowExceeded(
-                        f"the device sent more than {settings.SOCKET['max_inflight']} batches unacknowledged"
+                        f"the device sent more than {settings.SOCKET['max_batches_in_flight']} batches unacknowledged"
                     )
             # Whoever follows one in the file waits behind it there.
             full = self._size + len(text) > MAX_BUFFERED_CHARS or len(self._held) >= MAX_BUFFERED_FRAMES

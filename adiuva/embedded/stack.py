@@ -12,7 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from adiuva.core import env
+from adiuva import env_variables as env
+from adiuva.core.env import BASE_DIR, state_dir
 from adiuva.embedded.api_client import Rest, is_up, what_is_missing
 from adiuva.embedded.demo import EMAIL, Demo
 from adiuva.embedded.migrate import DEMO_EMAIL, DEMO_PASSWORD
@@ -26,15 +27,9 @@ from adiuva.embedded.valkey import Valkey
 _LOOK_EVERY_S = 0.25
 _STEP_WITHIN_S = 120.0
 _READY_WITHIN_S = 60.0
-_KEYS_DATABASE = "ADIUVA_KEYS_DATABASE_URL"
 _MODEL = "openai/adiuva-offline"
 _EMBEDDING_MODEL = "openai/adiuva-lexical"
-_MODEL_NAMES = (
-    "ADIUVA_MODEL",
-    "ADIUVA_MODEL_API_BASE",
-    "ADIUVA_EMBEDDING_MODEL",
-    "ADIUVA_EMBEDDING_MODEL_API_BASE",
-)
+_MODEL_VARIABLES = (env.MODEL, env.MODEL_API_BASE, env.EMBEDDING_MODEL, env.EMBEDDING_MODEL_API_BASE)
 _ALONE = ("--without-mingle", "--without-gossip")  # looking for other workers takes a second
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -49,9 +44,9 @@ class Stack:
     def __init__(self, terminal: Terminal) -> None:
         self.terminal = terminal
         self.supervisor = Supervisor(say=terminal.say)
-        self.state = State(env.state_dir())
-        self.host = env.given("ADIUVA_HOST", "127.0.0.1")
-        self.port = _port(env.given("ADIUVA_PORT", "8000"))
+        self.state = State(state_dir())
+        self.host = env.HOST.read_configured()
+        self.port = env.PORT.read_configured()
         # Bound to all addresses, it is reached at the loopback one.
         self.base = f"http://{'127.0.0.1' if self.host in {'0.0.0.0', '::'} else self.host}:{self.port}"  # noqa: S104
         self.env: dict[str, str] = {}
@@ -96,8 +91,8 @@ class Stack:
     def _start_servers(self) -> None:
         """PostgreSQL, Valkey and the offline model, each unless one is configured."""
         secrets, keeps = self.state.secrets(), (self.state.lock,)
-        database, redis = env.given("DATABASE_URL"), env.given("REDIS_URL")
-        keys = env.given(_KEYS_DATABASE)
+        database, redis = env.DATABASE_URL.read_configured(), env.REDIS_URL.read_configured("")
+        keys = env.KEYS_DATABASE_URL.read_configured()
         if not database:
             self.terminal.say("PostgreSQL …")
             self.postgres = Postgres(
@@ -124,23 +119,23 @@ class Stack:
             "ADIUVA_EMBEDDED": "1",
             "ADIUVA_HOST": self.host,
             "ADIUVA_PORT": str(self.port),
-            "ADIUVA_SECRET_KEY": env.given("ADIUVA_SECRET_KEY", secrets.secret_key),
-            "ADIUVA_KEYS": env.given("ADIUVA_KEYS", secrets.keys),
+            "ADIUVA_SECRET_KEY": env.SECRET_KEY.read_configured(secrets.secret_key),
+            "ADIUVA_KEYS": ",".join(env.KEYS.read_configured([secrets.keys])),
             "DATABASE_URL": database,
             "REDIS_URL": redis,
-            **({_KEYS_DATABASE: keys} if keys else {}),
-            **{name: env.given(name) for name in _MODEL_NAMES if env.given(name)},
+            **({env.KEYS_DATABASE_URL.name: keys} if keys else {}),
+            **{each.name: value for each in _MODEL_VARIABLES if (value := each.read_configured())},
         }
-        if not env.given("ADIUVA_MODEL"):
+        if not env.MODEL.read_configured():
             self._start_offline_model()
-        if env.given("ADIUVA_DEMO", "1") not in {"0", "false", "no", "off"}:
+        if env.DEMO.read_configured():
             self.demo = Demo(Rest(self.base), self.state, self.terminal, secrets.demo_password)
 
     def _start_offline_model(self) -> None:
         port = free_port()
         api = f"http://127.0.0.1:{port}/v1"
         self.env |= {"ADIUVA_MODEL": _MODEL, "ADIUVA_MODEL_API_BASE": api}
-        if not env.given("ADIUVA_EMBEDDING_MODEL"):
+        if not env.EMBEDDING_MODEL.read_configured():
             self.env |= {"ADIUVA_EMBEDDING_MODEL": _EMBEDDING_MODEL, "ADIUVA_EMBEDDING_MODEL_API_BASE": api}
         self._start_python("offline-model", "-m", "adiuva.offline_model", "--port", str(port))
 
@@ -165,7 +160,7 @@ class Stack:
             python(*arguments),
             self.state.log(name),
             env=os.environ | self.env | more,
-            cwd=env.BASE_DIR,
+            cwd=BASE_DIR,
             keeps=(self.state.lock,),
         )
 
@@ -238,8 +233,8 @@ class Stack:
 
     def _device_command(self, password: str) -> str:
         program = Path(sys.executable)
-        if program.is_relative_to(env.BASE_DIR):
-            program = program.relative_to(env.BASE_DIR)
+        if program.is_relative_to(BASE_DIR):
+            program = program.relative_to(BASE_DIR)
         command = [str(program), "manage.py", "device", "--server", self.base, "--email"]
         command += [EMAIL if password else "YOU@EXAMPLE", "--workspace", "WORKSPACE", "--grant", "FOLDER"]
         return f"ADIUVA_DEVICE_PASSWORD={shlex.quote(password or 'PASSWORD')} {shlex.join(command)}"
@@ -254,12 +249,6 @@ class Stack:
             if server:
                 server.stop()
         self.state.release()
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise StackError(f"ADIUVA_PORT must be a port number, not {text!r}")
-    return int(text)
 
 
 def _end(number: int, _: FrameType | None) -> None:

@@ -1,9 +1,11 @@
-"""The command line of the stack. It needs no Django, whose settings ask for servers that are not up yet."""
+"""The command line of the stack. It does not set Django up, whose settings need servers that are not running yet."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+
+from django.core.exceptions import ImproperlyConfigured
 
 from adiuva.embedded import parent_death
 from adiuva.embedded.processes import StackError
@@ -36,7 +38,7 @@ def run(*, with_parent: bool) -> int:
     terminal = Terminal(sys.stdout)
     try:
         return Stack(terminal).run()
-    except (StackError, OSError) as error:
+    except (StackError, OSError, ImproperlyConfigured) as error:
         terminal.end_bar()
         print(f"Adiuva cannot run: {error}", file=sys.stderr)  # noqa: T201
         return 1

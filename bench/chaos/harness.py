@@ -95,7 +95,7 @@ class Harness:
             folder,
             control=form.control,
             ADIUVA_RUN_LEASE_S=str(form.lease_s),
-            ADIUVA_RUN_DEADLY_S="2",  # a storm kills as many workers in minutes as others in years
+            ADIUVA_RUN_QUARANTINE_S="2",  # a storm kills as many workers in minutes as others in years
             ADIUVA_ACCESS_TOKEN_S="7200",
             ADIUVA_ANSWER_S="10",
         )

@@ -332,7 +332,7 @@ def test_beat_sends_a_task_that_sweeps_well_after_a_turns_deadline(ada: Person) 
     from chat.tasks import sweep
 
     assert sweep.name in {entry["task"] for entry in settings.CELERY_BEAT_SCHEDULE.values()}
-    deadline = settings.CHAT["deadline_s"]
+    deadline = settings.CHAT["turn_deadline_s"]
     running, lost = (begun(asked(ada.id, keeps=False)).turn_id for _ in range(2))
     now = dt.datetime.now(dt.UTC)
     for turn_id, seconds in ((running, deadline + 30), (lost, deadline + 90)):

@@ -143,8 +143,15 @@ def test_a_half_written_state_folder_is_told_and_left_alone(folder: Path) -> Non
     assert sorted(path.name for path in (folder / "state").iterdir()) == ["lock", "secrets.json"]
 
 
-@pytest.mark.parametrize("port", ["http", "0", "65536"])
-def test_a_port_that_is_none_is_told(folder: Path, port: str) -> None:
+@pytest.mark.parametrize(
+    ("port", "problem"),
+    [
+        ("http", "must be a whole number, not 'http'"),
+        ("0", "must be at least 1, not 0"),
+        ("65536", "must be at most 65535, not 65536"),
+    ],
+)
+def test_an_impossible_port_is_refused(folder: Path, port: str, problem: str) -> None:
     up = Up(folder, 0, ADIUVA_PORT=port)
     assert up.wait() == 1
-    assert up.said == [f"Adiuva cannot run: ADIUVA_PORT must be a port number, not {port!r}\n"]
+    assert up.said == [f"Adiuva cannot run: ADIUVA_PORT {problem}\n"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
-from django.core.exceptions import ImproperlyConfigured
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adiuva import env_variables
 from integrations import egress, oauth_clients
 from integrations.errors import ForbiddenHost, ProviderAway
 from tests.fakes.identity import Identity
@@ -197,14 +197,7 @@ def test_proxies_and_passwords_of_the_environment_are_not_used(
         "https://",
     ],
 )
-def test_an_endpoint_without_tls_or_with_more_than_an_address_is_refused_at_the_start(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from adiuva.core import env
-    from adiuva.settings import _endpoint
-
-    monkeypatch.setattr(env, "text", lambda *_: url)
-    with pytest.raises(ImproperlyConfigured):
-        _endpoint("ADIUVA_GRAPH_API", "")
-    monkeypatch.setattr(env, "text", lambda *_: "http://127.0.0.1:8080/v1.0/")
-    assert _endpoint("ADIUVA_GRAPH_API", "") == "http://127.0.0.1:8080/v1.0"
+def test_an_endpoint_without_tls_or_with_more_than_an_address_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(ValueError, match="plain https address"):
+        env_variables.GRAPH_API.parse(url)
+    assert env_variables.GRAPH_API.parse("http://127.0.0.1:8080/v1.0/") == "http://127.0.0.1:8080/v1.0"

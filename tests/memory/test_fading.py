@@ -108,7 +108,7 @@ def test_the_days_are_settings(user: uuid.UUID) -> None:
 
     seen(user, "thing", "here")
     days_pass(user, 8)
-    with override_settings(MEMORY={**settings.MEMORY, "unused_days": 7}):
+    with override_settings(MEMORY={**settings.MEMORY, "forget_unused_after_days": 7}):
         assert fading.fade(user) == 1
 
 

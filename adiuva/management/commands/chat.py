@@ -17,7 +17,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from adiuva.core import env
+from adiuva.core.env import state_dir
 from adiuva.devices.client.account import Address
 from adiuva.devices.client.errors import BadAddress
 from adiuva.embedded.demo import EMAIL
@@ -154,7 +154,7 @@ def _client(server: str | None, email: str | None) -> Client:
 
 def _demo_password() -> str:
     try:
-        return Secrets.parse((env.state_dir() / "secrets.json").read_text()).demo_password
+        return Secrets.parse((state_dir() / "secrets.json").read_text()).demo_password
     except (OSError, ValueError):
         return ""  # nothing was ever started here, or it is another user's
 

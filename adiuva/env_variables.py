@@ -1,0 +1,436 @@
+"""Every environment variable that Adiuva reads, declared once: type, default, unit, bounds, meaning.
+
+adiuva/settings.py reads them. `.env.example` and `docs/settings.md` are generated from this table by
+`manage.py settings_docs --write`, and a test fails when they differ. A new variable needs its line here, its use in
+adiuva/settings.py, and that command.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from adiuva.core.env import Section
+
+_RATE: Final = r"\d+/(s|m|h|d)[a-z]*"
+_RATE_FORM: Final = "a number per s, min, hour or day, such as 10/min"
+# A scheme of the desktop app's own: none that a browser would run or open itself.
+_APP_SCHEME: Final = r"(?!(?:javascript|data|vbscript|file|https?):)[a-z][a-z0-9+.-]*://"
+
+# ── Servers ─────────────────────────────────────────────────────────────────────────────────────────────
+_servers = Section("Servers", "Without them, `make run` starts its own.")
+DATABASE_URL = _servers.text(
+    "DATABASE_URL",
+    "",
+    "The PostgreSQL database, as postgresql://user:password@host:5432/name. It needs pgvector, which a superuser adds "
+    "with CREATE EXTENSION vector.",
+    computed="postgresql://adiuva@127.0.0.1:5432/adiuva",
+)
+REDIS_URL = _servers.text("REDIS_URL", "redis://127.0.0.1:6379/0", "The Redis or Valkey server.")
+KEYS_DATABASE_URL = _servers.text(
+    "ADIUVA_KEYS_DATABASE_URL",
+    "",
+    "A second database, for the users' data keys and nothing else: a dump of the main database can then be read only "
+    "together with this one, and data of deleted accounts in old dumps never again. `make run` makes one on its own "
+    "PostgreSQL. Once set, it must stay set.",
+)
+DB_POOL = _servers.integer(
+    "ADIUVA_DB_POOL", 16, "Database connections of each process.", minimum=2, unit="connections"
+)
+
+# ── make run ────────────────────────────────────────────────────────────────────────────────────────────
+_make_run = Section("`make run`")
+STATE_DIR = _make_run.text(
+    "ADIUVA_STATE_DIR",
+    ".state",
+    "The folder in which it keeps database, secrets, logs and the demo workspace, relative to manage.py.",
+)
+DEMO = _make_run.flag(
+    "ADIUVA_DEMO", True, "Whether to make a demo account with a device; 0 starts only the servers."
+)
+
+# ── Web ─────────────────────────────────────────────────────────────────────────────────────────────────
+_web = Section("Web")
+HOST = _web.text("ADIUVA_HOST", "127.0.0.1", "The address that the web server listens on.")
+PORT = _web.integer("ADIUVA_PORT", 8000, "The port that it listens on.", minimum=1, maximum=65535)
+SERVER = _web.choice("ADIUVA_SERVER", ("uvicorn", "daphne"), "uvicorn", "The program that serves.")
+PUBLIC_URL = _web.text(
+    "ADIUVA_PUBLIC_URL",
+    "",
+    "The address that people and clients use; https behind a proxy.",
+    computed="http://localhost:ADIUVA_PORT",
+)
+TRUSTED_PROXIES = _web.integer(
+    "ADIUVA_TRUSTED_PROXIES",
+    0,
+    "How many proxies are in front of the server; their X-Forwarded-For and X-Forwarded-Proto headers are trusted.",
+    minimum=0,
+    unit="proxies",
+)
+ALLOWED_HOSTS = _web.words(
+    "ADIUVA_ALLOWED_HOSTS",
+    (),
+    "The host names under which the server is reached. Production refuses to start without.",
+    computed="localhost,127.0.0.1,[::1] in development",
+)
+ALLOWED_ORIGINS = _web.words(
+    "ADIUVA_ALLOWED_ORIGINS",
+    (),
+    "Origins from which a browser may open the device socket; native clients send none.",
+    computed="ADIUVA_PUBLIC_URL",
+)
+HSTS_S = _web.integer(
+    "ADIUVA_HSTS_S",
+    0,
+    "How long browsers remember to use only https (Strict-Transport-Security); production only.",
+    minimum=0,
+    unit="seconds",
+)
+
+# ── Kind of installation ────────────────────────────────────────────────────────────────────────────────
+_installation = Section("Kind of installation")
+ENVIRONMENT = _installation.choice(
+    "ADIUVA_ENV",
+    ("development", "production"),
+    "development",
+    "Production refuses to start with secrets or options made for development.",
+    computed="production if DATABASE_URL is set, except in `make run`",
+)
+DEBUG = _installation.flag(
+    "ADIUVA_DEBUG", False, "Django's debug mode: error pages show settings and data. Refused in production."
+)
+
+# ── Secrets ─────────────────────────────────────────────────────────────────────────────────────────────
+_secrets = Section("Secrets", "Production refuses to start without them; `make run` makes its own.")
+SECRET_KEY = _secrets.text(
+    "ADIUVA_SECRET_KEY",
+    "",
+    "Signs tokens and sessions: at least 32 random characters, such as `openssl rand -base64 48` makes.",
+)
+SECRET_KEY_FALLBACKS = _secrets.words(
+    "ADIUVA_SECRET_KEY_FALLBACKS", (), "Earlier secret keys whose sessions stay valid."
+)
+KEYS = _secrets.words(
+    "ADIUVA_KEYS",
+    (),
+    "The ring of keys that users' data keys are wrapped with, newest first, as name:key,name:key. A key is what "
+    "`openssl rand -base64 32` makes. If they are lost, everything they seal is lost. `manage.py rotate_keys --help` "
+    "says how to change them while everything runs.",
+)
+
+# ── Models ──────────────────────────────────────────────────────────────────────────────────────────────
+_models = Section("Models")
+MODEL = _models.text(
+    "ADIUVA_MODEL",
+    "",
+    "The language model as LiteLLM names it, such as openai/gpt-4.1-mini or anthropic/claude-sonnet-4-5. openai/… with "
+    "an API base reaches any OpenAI-compatible server. Without it, `make run` starts the offline model, which answers "
+    "by rules.",
+)
+MODEL_API_BASE = _models.text("ADIUVA_MODEL_API_BASE", "", "Base address of the model's API.")
+MODEL_API_KEY = _models.text("ADIUVA_MODEL_API_KEY", "", "API key for the model.")
+MODEL_TIMEOUT_S = _models.number(
+    "ADIUVA_MODEL_TIMEOUT_S", 120.0, "How long one call of the model may take.", minimum=0.1, unit="seconds"
+)
+MODEL_CONCURRENCY = _models.integer(
+    "ADIUVA_MODEL_CONCURRENCY",
+    24,
+    "Calls that are not streamed, under way at once at one endpoint, in each process.",
+    minimum=1,
+    unit="calls",
+)
+MODEL_STREAMS = _models.integer(
+    "ADIUVA_MODEL_STREAMS",
+    256,
+    "Streamed answers, which people wait for, under way at once at one endpoint, in each process.",
+    minimum=1,
+    unit="calls",
+)
+EMBEDDING_MODEL = _models.text(
+    "ADIUVA_EMBEDDING_MODEL",
+    "",
+    "The embedding model as LiteLLM names it. Without it, vectors are computed in the server from words and letters.",
+)
+EMBEDDING_MODEL_API_BASE = _models.text(
+    "ADIUVA_EMBEDDING_MODEL_API_BASE", "", "Base address of the embedding model's API."
+)
+EMBEDDING_MODEL_API_KEY = _models.text(
+    "ADIUVA_EMBEDDING_MODEL_API_KEY", "", "API key for the embedding model."
+)
+
+# ── Accounts ────────────────────────────────────────────────────────────────────────────────────────────
+_accounts = Section("Accounts")
+ACCESS_TOKEN_S = _accounts.integer(
+    "ADIUVA_ACCESS_TOKEN_S", 900, "How long an access token is valid.", minimum=5, unit="seconds"
+)
+LOGIN_RATE = _accounts.text(
+    "ADIUVA_LOGIN_RATE",
+    "10/min",
+    "Sign-in attempts for one e-mail address from one network address.",
+    pattern=_RATE,
+    bounds=_RATE_FORM,
+)
+LOGIN_ADDRESS_RATE = _accounts.text(
+    "ADIUVA_LOGIN_ADDRESS_RATE",
+    "60/min",
+    "Sign-in attempts from one network address.",
+    pattern=_RATE,
+    bounds=_RATE_FORM,
+)
+REFRESH_RATE = _accounts.text(
+    "ADIUVA_REFRESH_RATE",
+    "120/min",
+    "Refreshes of access tokens from one network address.",
+    pattern=_RATE,
+    bounds=_RATE_FORM,
+)
+
+# ── Device socket ───────────────────────────────────────────────────────────────────────────────────────
+_socket = Section("Device socket")
+PING_S = _socket.number(
+    "ADIUVA_PING_S", 30.0, "How often the server pings a device.", minimum=0.1, unit="seconds"
+)
+PONG_S = _socket.number(
+    "ADIUVA_PONG_S", 10.0, "How long a device may take to answer a ping.", minimum=0.1, unit="seconds"
+)
+HELLO_S = _socket.number(
+    "ADIUVA_HELLO_S",
+    10.0,
+    "How long a new connection may take to identify itself.",
+    minimum=0.1,
+    unit="seconds",
+)
+ANSWER_S = _socket.number(
+    "ADIUVA_ANSWER_S",
+    30.0,
+    "How long a device may take to answer a tool call.",
+    minimum=0.1,
+    unit="seconds",
+)
+
+# ── Agent runs ──────────────────────────────────────────────────────────────────────────────────────────
+_runs = Section("Agent runs")
+WORKER_CONCURRENCY = _runs.integer(
+    "ADIUVA_WORKER_CONCURRENCY", 16, "Tasks that one worker process runs at once.", minimum=1, unit="threads"
+)
+RUN_LEASE_S = _runs.number(
+    "ADIUVA_RUN_LEASE_S",
+    60.0,
+    "How long a worker may go without renewing its lease on a run before another worker takes the run over.",
+    minimum=0.1,
+    unit="seconds",
+)
+RUN_IDLE_S = _runs.number(
+    "ADIUVA_RUN_IDLE_S",
+    120.0,
+    "How long a connected device may send nothing before its run is put off.",
+    minimum=0.1,
+    unit="seconds",
+)
+RUN_RETRIES = _runs.integer(
+    "ADIUVA_RUN_RETRIES", 5, "Retries of a run after temporary failures.", minimum=0, unit="retries"
+)
+RUN_RETRY_S = _runs.number(
+    "ADIUVA_RUN_RETRY_S",
+    30.0,
+    "Upper bound of the delay before the first retry; it doubles with each further one.",
+    minimum=0,
+    unit="seconds",
+)
+RUN_LONGEST_RETRY_S = _runs.number(
+    "ADIUVA_RUN_LONGEST_RETRY_S",
+    900.0,
+    "Upper bound of the delay before any retry.",
+    minimum=0,
+    unit="seconds",
+)
+RUN_MAX_WORKER_CRASHES = _runs.integer(
+    "ADIUVA_RUN_MAX_WORKER_CRASHES",
+    3,
+    "Worker crashes while reading one source after which the source is quarantined.",
+    minimum=2,
+    unit="crashes",
+)
+RUN_QUARANTINE_S = _runs.integer(
+    "ADIUVA_RUN_QUARANTINE_S",
+    86_400,
+    "How long a quarantined source is skipped before it is tried again.",
+    minimum=1,
+    unit="seconds",
+)
+RUN_SPILL_MB = _runs.integer(
+    "ADIUVA_RUN_SPILL_MB",
+    512,
+    "How far a device may be ahead of its run; what the run has not read yet waits in an encrypted file of the worker.",
+    minimum=1,
+    unit="megabytes",
+)
+
+# ── Chat ────────────────────────────────────────────────────────────────────────────────────────────────
+_chat = Section("Chat")
+TURN_DEADLINE_S = _chat.number(
+    "ADIUVA_TURN_DEADLINE_S",
+    300.0,
+    "How long a turn may take in all, its tools and approvals included.",
+    minimum=0.1,
+    unit="seconds",
+)
+TURN_MODEL_CALLS = _chat.integer(
+    "ADIUVA_TURN_MODEL_CALLS", 16, "Calls of the model in one turn.", minimum=1, unit="calls"
+)
+DEVICE_WAIT_S = _chat.number(
+    "ADIUVA_DEVICE_WAIT_S",
+    60.0,
+    "How long a tool call waits for a device that lost its connection.",
+    minimum=0,
+    unit="seconds",
+)
+HISTORY_CHARS = _chat.integer(
+    "ADIUVA_HISTORY_CHARS",
+    48_000,
+    "How much of a conversation the model gets word for word; what came before is summarised.",
+    minimum=1_000,
+    unit="characters",
+)
+
+# ── Memory ──────────────────────────────────────────────────────────────────────────────────────────────
+_memory = Section("Memory")
+MEMORY_QUIET_S = _memory.number(
+    "ADIUVA_MEMORY_QUIET_S",
+    1800.0,
+    "Pause in a conversation after which the chat session is over and its episode is written.",
+    minimum=0.1,
+    unit="seconds",
+)
+MEMORY_CONDENSE_DAYS = _memory.integer(
+    "ADIUVA_MEMORY_CONDENSE_DAYS",
+    14,
+    "Time from the end of a week until its episodes are condensed into one.",
+    minimum=1,
+    unit="days",
+)
+MEMORY_PARTS_DAYS = _memory.integer(
+    "ADIUVA_MEMORY_PARTS_DAYS",
+    90,
+    "How long the episodes that were condensed are kept beside the result.",
+    minimum=1,
+    unit="days",
+)
+MEMORY_UNUSED_DAYS = _memory.integer(
+    "ADIUVA_MEMORY_UNUSED_DAYS",
+    180,
+    "An entry that was never used nor repeated is forgotten after this time, unless the user wrote it.",
+    minimum=1,
+    unit="days",
+)
+MEMORY_USED_DAYS = _memory.integer(
+    "ADIUVA_MEMORY_USED_DAYS",
+    365,
+    "A used entry is forgotten this long after its last use, unless the user wrote it.",
+    minimum=1,
+    unit="days",
+)
+MEMORY_HISTORY_DAYS = _memory.integer(
+    "ADIUVA_MEMORY_HISTORY_DAYS",
+    365,
+    "How long entries that no longer hold are kept as history.",
+    minimum=1,
+    unit="days",
+)
+MEMORY_RECEIPT_DAYS = _memory.integer(
+    "ADIUVA_MEMORY_RECEIPT_DAYS",
+    90,
+    "How long receipts are kept, which say which entries were sent to a model.",
+    minimum=1,
+    unit="days",
+)
+
+# ── Integrations ────────────────────────────────────────────────────────────────────────────────────────
+_integrations = Section(
+    "Integrations",
+    "Mailboxes and channels that users connect; docs/connectors.md says how to get the credentials. Without a client "
+    "id and secret, nobody can connect to that provider. No host but the addresses here is ever asked.",
+)
+GOOGLE_CLIENT_ID = _integrations.text("ADIUVA_GOOGLE_CLIENT_ID", "", "OAuth client id at Google.")
+GOOGLE_CLIENT_SECRET = _integrations.text("ADIUVA_GOOGLE_CLIENT_SECRET", "", "OAuth client secret at Google.")
+MICROSOFT_CLIENT_ID = _integrations.text(
+    "ADIUVA_MICROSOFT_CLIENT_ID", "", "Application (client) id at Microsoft."
+)
+MICROSOFT_CLIENT_SECRET = _integrations.text(
+    "ADIUVA_MICROSOFT_CLIENT_SECRET", "", "Client secret at Microsoft: its value, not its id."
+)
+MICROSOFT_TENANT = _integrations.text(
+    "ADIUVA_MICROSOFT_TENANT",
+    "common",
+    "Whose accounts may be connected: common, organizations, consumers, or the id of one tenant.",
+)
+APP_LINK = _integrations.text(
+    "ADIUVA_APP_LINK",
+    "adiuva://",
+    "The scheme of the desktop app, for the link back to it from a page in the browser.",
+    pattern=_APP_SCHEME,
+    bounds="a scheme of the app's own, such as adiuva://",
+)
+GOOGLE_AUTH_URI = _integrations.endpoint(
+    "ADIUVA_GOOGLE_AUTH_URI", "https://accounts.google.com/o/oauth2/v2/auth", "Google's page to sign in."
+)
+GOOGLE_TOKEN_URI = _integrations.endpoint(
+    "ADIUVA_GOOGLE_TOKEN_URI", "https://oauth2.googleapis.com/token", "Google's token endpoint."
+)
+GOOGLE_REVOKE_URI = _integrations.endpoint(
+    "ADIUVA_GOOGLE_REVOKE_URI", "https://oauth2.googleapis.com/revoke", "Google's endpoint to revoke tokens."
+)
+GMAIL_API = _integrations.endpoint("ADIUVA_GMAIL_API", "https://gmail.googleapis.com", "The Gmail API.")
+MICROSOFT_AUTHORITY = _integrations.endpoint(
+    "ADIUVA_MICROSOFT_AUTHORITY", "https://login.microsoftonline.com", "Microsoft's sign-in."
+)
+GRAPH_API = _integrations.endpoint(
+    "ADIUVA_GRAPH_API", "https://graph.microsoft.com/v1.0", "The Microsoft Graph API."
+)
+
+# ── Logs ────────────────────────────────────────────────────────────────────────────────────────────────
+_logs = Section("Logs")
+LOG_LEVEL = _logs.choice(
+    "ADIUVA_LOG_LEVEL",
+    ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+    "INFO",
+    "The lowest level that is logged.",
+)
+LOG_JSON = _logs.flag("ADIUVA_LOG_JSON", True, "Whether logs are JSON; 0 gives lines for people.")
+
+# ── For one process ─────────────────────────────────────────────────────────────────────────────────────
+_process = Section(
+    "For one process",
+    "The first two are read from the process environment only, not from `.env`. The others are set by `make run` for "
+    "the processes that it starts; do not set them yourself.",
+    internal=True,
+)
+ENV_FILE = _process.text("ADIUVA_ENV_FILE", ".env", "The file that is read in place of `.env`.")
+DEVICE_PASSWORD = _process.text(
+    "ADIUVA_DEVICE_PASSWORD",
+    "",
+    "The account's password for `manage.py device` and `manage.py chat`, which else ask for it.",
+)
+EMBEDDED = _process.flag(
+    "ADIUVA_EMBEDDED", False, "Whether the servers were started by `make run`. Refused in production."
+)
+DEMO_EMAIL = _process.text(
+    "ADIUVA_DEMO_EMAIL", "", "E-mail address of the demo account to make when the database is migrated."
+)
+DEMO_PASSWORD = _process.text("ADIUVA_DEMO_PASSWORD", "", "Password of that account.")
+
+SECTIONS: Final = (
+    _servers,
+    _make_run,
+    _web,
+    _installation,
+    _secrets,
+    _models,
+    _accounts,
+    _socket,
+    _runs,
+    _chat,
+    _memory,
+    _integrations,
+    _logs,
+    _process,
+)
