@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from tests.factories import Person
 from tests.fakes.provider import Call, Provider, Raw, Request, Say
-from tests.fakes.provider import _stream as answer_events
+from tests.fakes.provider import stream_events as answer_events
 from tests.server_processes import Stack
 from tests.socket_client import PATIENCE_S, Socket
 

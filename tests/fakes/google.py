@@ -132,7 +132,7 @@ class Google(Server):
             "id": message.id,
             "labelIds": message.labels,
             "internalDate": str(message.milliseconds),
-            "payload": _payload(message_from_bytes(message.raw), parts),
+            "payload": payload_of(message_from_bytes(message.raw), parts),
         }
 
 
@@ -143,14 +143,14 @@ def _page(box: GmailBox, http: web.Request, name: str, rows: list[dict[str, Any]
     return {**answer, "nextPageToken": box.following(token, end)} if end < len(rows) else answer
 
 
-def _payload(part: Message, places: Any) -> dict[str, Any]:
+def payload_of(part: Message, places: Any) -> dict[str, Any]:
     """As Gmail takes a mail apart: texts decoded and in UTF-8, what is attached left out."""
     place, kind, name = next(places), part.get_content_type(), part.get_filename() or ""
     headers = [{"name": key, "value": str(value)} for key, value in part.items()]
     made: dict[str, Any] = {"partId": str(place), "mimeType": kind, "filename": name, "headers": headers}
     children = part.get_payload()
     if part.is_multipart() and isinstance(children, list):
-        return {**made, "body": {"size": 0}, "parts": [_payload(child, places) for child in children]}
+        return {**made, "body": {"size": 0}, "parts": [payload_of(child, places) for child in children]}
     if kind.startswith("multipart/"):
         made["mimeType"] = "text/plain"  # as it is, where a multipart has no parts
     elif name or not kind.startswith("text/"):

@@ -285,7 +285,7 @@ async def _play(step: Step, request: Request, http: web.Request) -> web.StreamRe
             assert http.transport is not None
             http.transport.abort()
         return response
-    raw = b"".join(_stream(step))
+    raw = b"".join(stream_events(step))
     if step.split:
         for start in range(0, len(raw), step.split):
             await response.write(raw[start : start + step.split])
@@ -314,7 +314,7 @@ def _completion(step: Say) -> dict[str, Any]:
     }
 
 
-def _stream(step: Say) -> list[bytes]:
+def stream_events(step: Say) -> list[bytes]:
     pieces = step.pieces if step.pieces is not None else [word for word in _words(step.text) if word]
     events = [_chunk({"role": "assistant", "content": ""}), *(_chunk({"content": piece}) for piece in pieces)]
     for place, call in enumerate(step.calls):

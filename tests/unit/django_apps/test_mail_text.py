@@ -16,7 +16,7 @@ from adiuva.documents.mail import parse, read_mail
 from integrations.gmail import _Parts
 from integrations.mail import message_parts, quotation
 from integrations.mail.documents import Document, Skipped
-from tests.fakes.google import _payload
+from tests.fakes.google import payload_of
 
 QUOTES = [
     ("Yes.\n\nOn Mon, 16 Nov 2026 at 10:00, Ann Roe <ann@example.com> wrote:\n> How much?\n> Ann", "Yes."),
@@ -133,7 +133,7 @@ SAMPLES = [
 async def test_a_mail_in_any_language_reads_the_same_from_gmail_and_as_it_was_sent(
     raw: bytes, text: str
 ) -> None:
-    for message in (parse(raw), _Parts().message(_payload(message_from_bytes(raw), iter(range(99))))):
+    for message in (parse(raw), _Parts().message(payload_of(message_from_bytes(raw), iter(range(99))))):
         item = await message_parts.read(message, size=0, source_id="1", content_hash=b"", sent_at=None)
         assert isinstance(item, Document)
         assert item.title == "x" and text in item.text

@@ -36,7 +36,7 @@ def test_a_failure_names_the_types_and_the_lines_of_an_error_and_its_causes() ->
     assert entry["event"] == "thing.failed" and entry["thing_id"] == "7" and entry["log_level"] == "error"
     assert entry["error"] == "RuntimeError"
     (frame,) = entry["frames"]
-    assert frame.startswith("tests/core/test_logging.py:") and frame.endswith(" failing")
+    assert frame.startswith("tests/unit/test_logging.py:") and frame.endswith(" failing")
     (cause,) = entry["causes"]
     assert cause["error"] == "KeyError"
     assert [frame.rpartition(" ")[2] for frame in cause["frames"]] == ["failing", "deep"]
