@@ -7,4 +7,5 @@ class AdiuvaConfig(AppConfig):
     verbose_name = "Adiuva"
 
     def ready(self) -> None:
-        from adiuva import celery, checks  # noqa: F401  # checks register themselves; tasks find their broker
+        # Importing them registers the system checks and makes our Celery application the default one.
+        from adiuva import celery, checks  # noqa: F401

@@ -1,4 +1,4 @@
-"""The ASGI application: REST, admin and pages over HTTP, devices over the socket."""
+"""The ASGI application: REST, admin and pages over HTTP, devices over the WebSocket."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ http = get_asgi_application()
 from chat.routing import websocket_urlpatterns  # noqa: E402
 
 
-async def no_socket(scope: Any, receive: Any, send: Any) -> None:
-    """Any other path: refused before the handshake, where the router alone would raise an error."""
+async def refuse_websocket(scope: Any, receive: Any, send: Any) -> None:
+    """Refuse any other path before the handshake; the router would raise an error instead."""
     await send({"type": "websocket.close"})
 
 
 application = ProtocolTypeRouter(
     {
         "http": http,
-        "websocket": URLRouter([*websocket_urlpatterns, re_path("", no_socket)]),  # type: ignore[arg-type]
+        "websocket": URLRouter([*websocket_urlpatterns, re_path("", refuse_websocket)]),  # type: ignore[arg-type]
     }
 )

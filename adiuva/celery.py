@@ -1,4 +1,4 @@
-"""The Celery application. Tasks carry ids only: a queue is read by more eyes than the database is."""
+"""The Celery application. Task arguments are ids only: more people and tools can read a queue than the database."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
 
 
 def _refuse_unsafe_start(**_: object) -> None:
-    # Before worker or beat touch anything; Celery runs Django's checks and ignores what they find.
+    # Celery runs Django's system checks too, but starts whatever they find.
     from adiuva.checks import refuse_unsafe_start
 
     refuse_unsafe_start()
 
 
 app = Celery("adiuva")
+app.set_default()  # also for other threads, where Celery knows no current app
 app.on_configure.connect(_refuse_unsafe_start)
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
@@ -27,4 +28,4 @@ celery_heartbeat.connect(app)
 
 @signals.setup_logging.connect
 def _keep_our_logging(**_: object) -> None:
-    """Django's LOGGING stands. Without a receiver Celery would put the root logger to WARNING."""
+    """Keep Django's LOGGING: without a receiver of this signal Celery sets the root logger to WARNING."""

@@ -1,7 +1,7 @@
-"""What production must have, and what PostgreSQL must be.
+"""Django system checks: what production must have configured, and which PostgreSQL and pgvector Adiuva needs.
 
-Django's commands run these checks, `migrate` that of the database; processes that run none (ASGI, workers, beat) call
-refuse_unsafe_start.
+Django's commands run the first kind, `migrate` also the second. ASGI servers, workers and beat run no commands, so they
+call `refuse_unsafe_start`.
 """
 
 from __future__ import annotations
@@ -14,32 +14,35 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DEFAULT_DB_ALIAS, connection
 
-_SHORTEST_SECRET = 32
-_OFFLINE = "adiuva-offline"
-_POSTGRES: Final = (15, 0)  # NULLS NOT DISTINCT
-_PGVECTOR: Final = (0, 7)  # halfvec
+_MIN_SECRET_CHARS = 32
+_OFFLINE_MODEL = "adiuva-offline"
+_MIN_POSTGRES: Final = (15, 0)  # the first with NULLS NOT DISTINCT
+_MIN_PGVECTOR: Final = (0, 7)  # the first with halfvec
 
 
 @register("adiuva")
 def check_production(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
-    """Nothing in development; in production, what would let strangers in or stop the work."""
-    return list(_problems()) if settings.PRODUCTION else []
+    """In production, report settings that would let strangers in or keep Adiuva from working."""
+    return list(_configuration_problems()) if settings.PRODUCTION else []
 
 
 @register(Tags.database)
 def check_postgres(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Versions that the tables need, before the first of them is made."""
-    return list(_lacks()) if DEFAULT_DB_ALIAS in (databases or ()) else []
+    """Report a PostgreSQL or pgvector too old for the tables, before `migrate` creates the first of them."""
+    return list(_database_problems()) if DEFAULT_DB_ALIAS in (databases or ()) else []
 
 
 def refuse_unsafe_start() -> None:
-    """End the process, one line a problem, if production lacks what it must have."""
+    """End the process, with one line per problem, if a check of production fails.
+
+    Raises SystemExit.
+    """
     found = [problem for problem in check_production() if problem.is_serious()]
     if found:
         raise SystemExit("\n".join(f"{problem.id}: {problem.msg} {problem.hint}" for problem in found))
 
 
-def _problems() -> Iterator[CheckMessage]:
+def _configuration_problems() -> Iterator[CheckMessage]:
     secrets = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
     if settings.DEVELOPMENT_SECRET_KEY in secrets:
         yield Error(
@@ -47,9 +50,9 @@ def _problems() -> Iterator[CheckMessage]:
             hint="Set it to a random text that is kept secret, such as `openssl rand -base64 48` makes.",
             id="adiuva.E001",
         )
-    elif any(len(secret) < _SHORTEST_SECRET for secret in secrets):
+    elif any(len(secret) < _MIN_SECRET_CHARS for secret in secrets):
         yield Error(
-            f"ADIUVA_SECRET_KEY or a fallback is shorter than {_SHORTEST_SECRET} characters.",
+            f"ADIUVA_SECRET_KEY or a fallback is shorter than {_MIN_SECRET_CHARS} characters.",
             hint="Tokens could be forged: use a longer random text.",
             id="adiuva.E002",
         )
@@ -63,7 +66,7 @@ def _problems() -> Iterator[CheckMessage]:
     if not settings.ALLOWED_HOSTS or "*" in settings.ALLOWED_HOSTS:
         yield Error(
             "ADIUVA_ALLOWED_HOSTS is empty or allows every host.",
-            hint="List the names under which this server is reached.",
+            hint="List the host names that clients use for this server.",
             id="adiuva.E004",
         )
     if settings.DEBUG:
@@ -81,13 +84,13 @@ def _problems() -> Iterator[CheckMessage]:
     if not settings.MODEL["model"]:
         yield Warning(
             "ADIUVA_MODEL is not set.",
-            hint="Neither chat nor agents can work without a model.",
+            hint="Chat and agents need a model.",
             id="adiuva.W001",
         )
-    elif _OFFLINE in settings.MODEL["model"]:
+    elif _OFFLINE_MODEL in settings.MODEL["model"]:
         yield Warning(
             "ADIUVA_MODEL is the offline model.",
-            hint="It answers by rules and is made for trying Adiuva out.",
+            hint="It answers by fixed rules and is meant for trying Adiuva out.",
             id="adiuva.W002",
         )
     if urlsplit(settings.PUBLIC_URL).scheme != "https":
@@ -99,24 +102,24 @@ def _problems() -> Iterator[CheckMessage]:
     if not settings.KEYS_APART:
         yield Warning(
             "ADIUVA_KEYS_DATABASE_URL is not set, or names the main database.",
-            hint="The users' keys are in each dump of the data, which still opens what of deleted accounts is in it.",
+            hint="Dumps of the data hold the users' keys: an old dump still opens the data of deleted accounts.",
             id="adiuva.W004",
         )
 
 
-def _lacks() -> Iterator[CheckMessage]:
+def _database_problems() -> Iterator[CheckMessage]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT default_version FROM pg_available_extensions WHERE name = 'vector'")
         found = cursor.fetchone()
-    if (version := connection.get_database_version()) < _POSTGRES:
+    if (version := connection.get_database_version()) < _MIN_POSTGRES:
         yield Error(
             f"PostgreSQL is {'.'.join(map(str, version))}.",
-            hint=f"Adiuva needs PostgreSQL {_POSTGRES[0]} or newer.",
+            hint=f"Adiuva needs PostgreSQL {_MIN_POSTGRES[0]} or newer.",
             id="adiuva.E007",
         )
-    if found is None or tuple(map(int, found[0].split(".")[:2])) < _PGVECTOR:
+    if found is None or tuple(map(int, found[0].split(".")[:2])) < _MIN_PGVECTOR:
         yield Error(
             f"pgvector is {found[0]}." if found else "PostgreSQL has no pgvector.",
-            hint=f"Install pgvector {'.'.join(map(str, _PGVECTOR))} or newer on the database's server.",
+            hint=f"Install pgvector {'.'.join(map(str, _MIN_PGVECTOR))} or newer on the database's server.",
             id="adiuva.E008",
         )

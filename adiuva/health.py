@@ -1,4 +1,4 @@
-"""Is it alive, and can it work? For load balancers, and for people who wonder."""
+"""Health checks for load balancers and operators: `/health` (alive) and `/health/ready` (able to work)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from rest_framework.views import APIView
 from adiuva import __version__
 from adiuva.core import celery_heartbeat
 
-_WAIT_S = 2.0
+# How long a check waits for a database connection.
+_CONNECT_TIMEOUT_S = 2.0
 
-log = structlog.get_logger("adiuva.health")
+log = structlog.get_logger(__name__)
 
 
 class HealthSerializer(serializers.Serializer[Any]):
@@ -44,8 +45,8 @@ class ReadySerializer(serializers.Serializer[Any]):
     checks = serializers.DictField(child=CheckSerializer())
 
 
-class _Anything(BaseContentNegotiation):
-    """JSON, whatever the asker accepts: a probe is not to be refused over its headers."""
+class _AlwaysJson(BaseContentNegotiation):
+    """Answer in JSON whatever the Accept header says: a probe must not be refused over its headers."""
 
     def select_parser(self, request: Request, parsers: Any) -> Any:
         return parsers[0]
@@ -54,15 +55,15 @@ class _Anything(BaseContentNegotiation):
         return renderers[0], renderers[0].media_type
 
 
-class _Open(APIView):
+class _PublicView(APIView):
     authentication_classes = []
     permission_classes = [AllowAny]
     throttle_classes = []
     renderer_classes = [JSONRenderer]
-    content_negotiation_class = _Anything
+    content_negotiation_class = _AlwaysJson
 
 
-class Health(_Open):
+class Health(_PublicView):
     """This process is alive. Touches neither the database nor Redis."""
 
     @extend_schema(operation_id="health", responses=HealthSerializer, auth=[])
@@ -70,12 +71,12 @@ class Health(_Open):
         return Response({"status": "ok", "version": __version__})
 
 
-class Ready(_Open):
+class Ready(_PublicView):
     """Everything that users need works: database, Redis, a worker and beat. 503 if something does not."""
 
     @extend_schema(operation_id="ready", responses={200: ReadySerializer, 503: ReadySerializer}, auth=[])
     def get(self, request: Request) -> Response:
-        checks = {name: _timed(name, check) for name, check in _CHECKS.items()}
+        checks = {name: _timed(name, check) for name, check in _checks().items()}
         ok = all(check["ok"] for check in checks.values())
         return Response({"status": "ok" if ok else "degraded", "checks": checks}, status=200 if ok else 503)
 
@@ -83,22 +84,22 @@ class Ready(_Open):
 def _timed(name: str, check: Callable[[], str]) -> dict[str, Any]:
     started = time.perf_counter()
     reason = check()
-    found: dict[str, Any] = {"ok": not reason, "ms": round((time.perf_counter() - started) * 1000, 1)}
+    result: dict[str, Any] = {"ok": not reason, "ms": round((time.perf_counter() - started) * 1000, 1)}
     if reason:
-        found["reason"] = reason
-        log.warning("not ready", check=name, reason=reason)
-    return found
+        result["reason"] = reason
+        log.warning("readiness.check_failed", check=name, reason=reason)
+    return result
 
 
 def _database(alias: str = DEFAULT_DB_ALIAS) -> str:
     pool = cast(Any, connections[alias]).pool
     try:
         pool.open()
-        # Requests may wait longer for a connection; who asks here does not.
-        with pool.connection(timeout=_WAIT_S) as database:
+        # Shorter than what requests wait for a connection: a probe wants an answer now.
+        with pool.connection(timeout=_CONNECT_TIMEOUT_S) as database:
             database.execute("SELECT 1")
     except psycopg.Error as error:
-        # Its message may hold the address and the user; the class says what people need.
+        # The error's message may hold the server's address and user name, so only its class is told.
         return f"the database does not answer ({type(error).__name__})"
     return ""
 
@@ -115,7 +116,7 @@ def _redis() -> str:
     return ""
 
 
-def _heard(role: celery_heartbeat.Role) -> str:
+def _heartbeat(role: celery_heartbeat.Role) -> str:
     try:
         if celery_heartbeat.heard(role):
             return ""
@@ -124,10 +125,12 @@ def _heard(role: celery_heartbeat.Role) -> str:
     return f"no {role} was heard in the last {celery_heartbeat.HEARD_S} s"
 
 
-_CHECKS: dict[str, Callable[[], str]] = {
-    "database": _database,
-    **({"keys": _keys} if settings.KEYS_APART else {}),
-    "redis": _redis,
-    "worker": lambda: _heard("worker"),
-    "beat": lambda: _heard("beat"),
-}
+def _checks() -> dict[str, Callable[[], str]]:
+    """Each check returns why it failed, or an empty string."""
+    return {
+        "database": _database,
+        **({"keys": _keys} if settings.KEYS_APART else {}),
+        "redis": _redis,
+        "worker": lambda: _heartbeat("worker"),
+        "beat": lambda: _heartbeat("beat"),
+    }

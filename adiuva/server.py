@@ -1,4 +1,4 @@
-"""The web server process: `python -m adiuva.server`. uvicorn, or daphne where ADIUVA_SERVER says so."""
+"""The web server process: `python -m adiuva.server`. Runs uvicorn, or daphne if ADIUVA_SERVER says so."""
 
 from __future__ import annotations
 
@@ -7,54 +7,56 @@ import ctypes
 import gc
 import os
 import sys
-from typing import Any
+from typing import Any, Final
 
-# Larger than a frame may be, so that our own answer (4413) and not the server's own meets one that is too large.
-_MAX_MESSAGE = 4 * 1024 * 1024
-_SOCKETS_S = 1.0  # for sockets to close
-_REQUESTS_S = 3  # for what is left to end by itself
-_LARGE = 4 << 20  # bytes: password hashes take 19 MiB each
-_M_MMAP_THRESHOLD = -3  # glibc's malloc.h
+# Above the protocol's limit of 1 MiB, so that our own close code (4413) answers a frame that is too large.
+_MAX_WEBSOCKET_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+# How long requests in progress may take to finish after the shutdown hooks; then they are cancelled.
+_FINISH_REQUESTS_S: Final = 3
+# Blocks of this size and more go back to the system when they are freed. A password hash takes 19 MiB.
+_RETURN_BLOCKS_FROM_BYTES: Final = 4 << 20
+_M_MMAP_THRESHOLD: Final = -3  # mallopt's parameter, from glibc's malloc.h
 
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
     from django.conf import settings
 
-    _give_large_blocks_back()
+    _return_large_blocks()
     if settings.SERVER == "daphne":
-        _daphne(settings.HOST, settings.PORT)
+        _run_daphne(settings.HOST, settings.PORT)
     else:
-        _uvicorn(settings.HOST, settings.PORT)
+        _run_uvicorn(settings.HOST, settings.PORT)
 
 
-def _uvicorn(host: str, port: int) -> None:
+def _run_uvicorn(host: str, port: int) -> None:
     import uvicorn
 
     import adiuva.asgi  # noqa: F401  # uvicorn finds it by name
+    from adiuva.core import shutdown
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: Any = None) -> None:
             for listening in self.servers:
                 listening.close()
-            await _leave()
+            await shutdown.run_hooks()
             await super().shutdown(sockets)
 
-    _spare_collections()
+    _tune_garbage_collector()
     config = uvicorn.Config(
         "adiuva.asgi:application",
         host=host,
         port=port,
         ws="websockets-sansio",
-        ws_per_message_deflate=False,  # 65 KB a socket instead of 19
-        ws_max_size=_MAX_MESSAGE,
-        ws_ping_interval=None,  # the protocol has its own ping; this one would close with 1011
+        ws_per_message_deflate=False,  # a socket costs 19 KB of memory without it, 65 KB with it
+        ws_max_size=_MAX_WEBSOCKET_MESSAGE_BYTES,
+        ws_ping_interval=None,  # the protocol has its own ping; uvicorn's would close with 1011
         lifespan="off",
         log_config=None,
-        access_log=False,  # adiuva.core.logging logs requests, without their queries
+        access_log=False,  # adiuva.core.logging logs requests, without their query strings
         server_header=False,
-        proxy_headers=False,  # it would believe the client's own X-Forwarded-For; ADIUVA_TRUSTED_PROXIES counts
-        timeout_graceful_shutdown=_REQUESTS_S,
+        proxy_headers=False,  # uvicorn would trust any client's X-Forwarded-For; see ADIUVA_TRUSTED_PROXIES
+        timeout_graceful_shutdown=_FINISH_REQUESTS_S,
     )
     server = Server(config)
     try:
@@ -62,77 +64,71 @@ def _uvicorn(host: str, port: int) -> None:
     except KeyboardInterrupt:
         pass
     if not server.started:
-        sys.exit(3)  # as uvicorn's own command does
+        sys.exit(3)  # the exit code of uvicorn's own command
 
 
-def _daphne(host: str, port: int) -> None:
+def _run_daphne(host: str, port: int) -> None:
     from daphne.endpoints import build_endpoint_description_strings
-    from daphne.server import Server as Daphne  # first of all: it installs the reactor
+    from daphne.server import Server as Daphne  # imported before all else of Twisted: it installs the reactor
     from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
     from twisted.internet.defer import Deferred
 
     from adiuva.asgi import application
+    from adiuva.core import shutdown
 
     class Socket(WebSocketProtocol):  # type: ignore[misc]  # daphne has no types
         def serverClose(self, code: int | None = None) -> None:
-            self.sendCloseFrame(code=code or 1000)  # `sendClose` refuses to say 1012
+            self.sendCloseFrame(code=code or 1000)  # Autobahn's `sendClose` refuses code 1012
 
     WebSocketFactory.protocol = Socket
 
     class Server(Daphne):  # type: ignore[misc]
         def kill_all_applications(self) -> Deferred[None]:
-            """What the reactor waits for before it stops."""
-            return Deferred.fromFuture(asyncio.ensure_future(self._end()))
+            """Called by daphne when the reactor is about to stop; the reactor waits for the result."""
+            return Deferred.fromFuture(asyncio.ensure_future(self._end_applications()))
 
-        async def _end(self) -> None:
-            await _leave()
-            running = [
-                found for each in self.connections.values() if (found := each.get("application_instance"))
-            ]
-            if running:
-                await asyncio.wait(running, timeout=_REQUESTS_S)
-            for one in running:
-                one.cancel()
-            if running:  # what does not heed it ends with the process
-                await asyncio.wait(running, timeout=_REQUESTS_S)
+        async def _end_applications(self) -> None:
+            await shutdown.run_hooks()
+            tasks = [task for each in self.connections.values() if (task := each.get("application_instance"))]
+            if tasks:
+                await asyncio.wait(tasks, timeout=_FINISH_REQUESTS_S)
+            for task in tasks:
+                task.cancel()
+            if tasks:  # one that ignores its cancellation must not keep the process alive
+                await asyncio.wait(tasks, timeout=_FINISH_REQUESTS_S)
 
-    _spare_collections()
+    _tune_garbage_collector()
     Server(
         application,
         endpoints=build_endpoint_description_strings(host=host, port=port),
         websocket_timeout=-1,  # a device may stay connected for weeks
-        websocket_max_message_size=_MAX_MESSAGE,
-        websocket_max_frame_size=_MAX_MESSAGE,
+        websocket_max_message_size=_MAX_WEBSOCKET_MESSAGE_BYTES,
+        websocket_max_frame_size=_MAX_WEBSOCKET_MESSAGE_BYTES,
         ping_interval=20,
-        ping_timeout=600,  # the protocol has its own ping
+        ping_timeout=600,  # long, because the protocol has its own ping
         server_name="",
     ).run()
 
 
-async def _leave() -> None:
-    """The process was asked to end. Turns first, while their devices can still answer; then the sockets, which are told
-    to come back."""
-    from adiuva.devices import connections
-    from adiuva.devices.protocol import Close
-    from chat.turn_registry import registry
+def _return_large_blocks() -> None:
+    """Have glibc return large freed blocks to the system.
 
-    await registry().stop()
-    await connections.current().close_all(Close.RESTARTING, within_s=_SOCKETS_S)
-
-
-def _give_large_blocks_back() -> None:
-    """Have glibc return large blocks to the system when they are freed. By itself it learns to keep them, in each
-    thread that ever hashed a password: 240 registrations, 12 at once, took a process from 162 MB to 413, now to 178."""
+    By default glibc learns to keep them, in each thread that ever hashed a password: 240 registrations, 12 at a time,
+    grew a process from 162 MB to 413 MB; with this it stays at 178 MB.
+    """
     try:
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _RETURN_BLOCKS_FROM_BYTES)
     except (OSError, AttributeError):  # another system's allocator
         pass
 
 
-def _spare_collections() -> None:
-    """Keep the garbage collector from what stays. A full collection went through all that is loaded, 0.4 s in which no
-    token moved; and what streams make lives for minutes, so that one every 700 objects finds nothing. Rarer full ones
-    than these let the cycles that REST requests leave pile up: 3,000 of them took a process to 360 MB, now to 250."""
+def _tune_garbage_collector() -> None:
+    """Collect less often, and never look through what was loaded at the start.
+
+    A full collection went through all loaded modules and stopped every stream for 0.4 s. What streams allocate lives
+    for minutes, so a collection every 700 allocations finds nothing. Full collections must not become rarer than this:
+    REST requests leave reference cycles, and 3,000 requests then grew a process to 360 MB instead of 250 MB.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 5)

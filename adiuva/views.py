@@ -1,4 +1,4 @@
-"""Pages and answers that belong to no room: what runs here, what the API offers, what is not there."""
+"""Views that belong to no app: the index page, the API's root, and error responses."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ def index(request: HttpRequest) -> HttpResponse:
 
 
 class Root(APIView):
-    """What this API offers. Sign in with a bearer token, or here in the browser as staff."""
+    """The endpoints of this API. Sign in with a bearer token, or here in the browser as staff."""
 
     name = "Adiuva API"
     permission_classes = [AllowAny]
 
     @extend_schema(exclude=True)
     def get(self, request: Request) -> Response:
-        return Response({path: request.build_absolute_uri(f"/{_PREFIX}{path}") for path in _readable()})
+        return Response({path: request.build_absolute_uri(f"/{_PREFIX}{path}") for path in _listable_paths()})
 
 
-def _readable() -> list[str]:
-    """The paths under the prefix that take no parameter and answer GET, in the order of the URL conf. One that is a
-    choice of words stands for a path each."""
+def _listable_paths() -> list[str]:
+    """Paths under the prefix that answer GET without a parameter, in URLconf order.
+
+    A parameter that is one of a few words, such as `(core|episodic)`, gives one path per word.
+    """
     found: dict[str, None] = {}
 
     def walk(patterns: list[URLPattern | URLResolver], above: str) -> None:
@@ -49,15 +51,15 @@ def _readable() -> list[str]:
             if isinstance(pattern, URLResolver):
                 walk(pattern.url_patterns, path)
             elif _has_get(pattern):
-                offered = [one for one in _spelled_out(path) if one.startswith(_PREFIX) and one != _PREFIX]
+                offered = [one for one in _expand_choice(path) if one.startswith(_PREFIX) and one != _PREFIX]
                 found.update({one.removeprefix(_PREFIX): None for one in offered if not set("<(") & set(one)})
 
     walk(get_resolver().url_patterns, "")
     return list(found)
 
 
-def _spelled_out(path: str) -> list[str]:
-    """A path whose parameter is one of some words, with each of them."""
+def _expand_choice(path: str) -> list[str]:
+    """A path whose parameter is one of a few words, once with each of them."""
     choice = _CHOICE.search(path)
     return [path.replace(choice[0], word) for word in choice[1].split("|")] if choice else [path]
 
@@ -68,7 +70,7 @@ def _has_get(pattern: URLPattern) -> bool:
     return "get" in actions if actions is not None else hasattr(view, "get")
 
 
-_REFUSALS = {
+_ERRORS = {
     400: ("bad_request", "the server does not understand this request"),
     403: ("forbidden", "you may not do this"),
     404: ("not_found", "there is nothing here"),
@@ -76,21 +78,21 @@ _REFUSALS = {
 }
 
 
-def _refuse(status: int) -> JsonResponse:
-    code, message = _REFUSALS[status]
+def _error_response(status: int) -> JsonResponse:
+    code, message = _ERRORS[status]
     return JsonResponse({"code": code, "message": message}, status=status)
 
 
 def no_endpoint(request: HttpRequest) -> HttpResponse:
-    """Ends the URL conf for /api/, so that an unknown path is JSON whatever DEBUG says."""
-    return _refuse(404)
+    """The last pattern below /api/: an unknown path gets JSON, also with DEBUG on."""
+    return _error_response(404)
 
 
 def _handler(status: int, page: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Django's page for people, JSON below /api/. Django has logged the cause; the answer has no detail."""
+    """An error handler: JSON below /api/, Django's page elsewhere. Django logs the cause; nobody is shown it."""
 
     def handle(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        return _refuse(status) if request.path.startswith("/api/") else page(request, *args, **kwargs)
+        return _error_response(status) if request.path.startswith("/api/") else page(request, *args, **kwargs)
 
     return handle
 

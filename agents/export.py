@@ -8,7 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core.archive import BATCH, Part, columns, opened
+from adiuva.core.archive import BATCH, Part, columns, opened, register
 from agents import journal, preview
 from agents.models import Agent, Run, RunEvent
 
@@ -40,7 +40,7 @@ def _events(user_id: UUID) -> Iterator[dict[str, Any]]:
         yield {**row, **opened(partial(journal._open, event, cipher))}
 
 
-PARTS: Final = (
+register(
     Part("agents.jsonl", "The agents, as they are configured.", _agents),
     Part("runs.jsonl", "What they did, with what dry runs found.", _runs),
     Part("run_events.jsonl", "The journals of the runs.", _events),

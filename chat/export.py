@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core.archive import BATCH, Part, columns, opened
+from adiuva.core.archive import BATCH, Part, columns, opened, register
 from adiuva.core.crypto import UserCipher
 from chat import conversations
 from chat.models import Conversation, Message, Turn
@@ -43,7 +43,7 @@ def _turns(user_id: UUID) -> Iterator[dict[str, Any]]:
     yield from rows.values(*columns(Turn, but=["user", "owner"])).iterator(BATCH)
 
 
-PARTS: Final = (
+register(
     Part("conversations.jsonl", "The conversations, with their titles and summaries.", _conversations),
     Part("messages.jsonl", "What was said in them.", _messages),
     Part("turns.jsonl", "How the assistant's turns went, of the last 30 days.", _turns),

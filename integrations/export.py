@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
-from adiuva.core.archive import BATCH, Part, columns, opened
+from adiuva.core.archive import BATCH, Part, columns, opened, register
 from integrations.models import Connection
 
 
@@ -21,4 +21,4 @@ def _account(row: Connection) -> Mapping[str, Any]:
     return {"account": row.address}
 
 
-PARTS: Final = (Part("connections.jsonl", "The mailboxes that are connected.", _connections),)
+register(Part("connections.jsonl", "The mailboxes that are connected.", _connections))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core.archive import BATCH, Part, columns, opened
+from adiuva.core.archive import BATCH, Part, columns, opened, register
 from adiuva.core.crypto import UserCipher
 from memory import entries, exchanges, preferences
 from memory.models import Entry, Exchange, Receipt
@@ -71,7 +71,7 @@ def _receipts(user_id: UUID) -> Iterator[dict[str, Any]]:
     yield from rows.values(*columns(Receipt, but=["user"])).iterator(BATCH)
 
 
-PARTS: Final = (
+register(
     Part("memory.jsonl", "Whether anything is remembered, and which model providers may read it.", _memory),
     Part(
         "memory_entries.jsonl",

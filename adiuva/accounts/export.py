@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from adiuva.accounts.models import Session, User
-from adiuva.core.archive import BATCH, Part, columns
+from adiuva.core.archive import BATCH, Part, columns, register
 
 
 def _account(user_id: UUID) -> Iterator[Mapping[str, Any]]:
@@ -21,7 +21,7 @@ def _sessions(user_id: UUID) -> Iterator[dict[str, Any]]:
     yield from rows.values(*columns(Session, but=["user", "generation", "rotated_at"])).iterator(BATCH)
 
 
-PARTS: Final = (
+register(
     Part("account.jsonl", "The account.", _account),
     Part("sessions.jsonl", "Where it is or was signed in, without the tokens.", _sessions),
 )

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import orjson
 from django.db.models import BinaryField, Model
+from django.utils.module_loading import autodiscover_modules
 
 from adiuva.core.crypto import SealBroken
 
@@ -25,6 +26,20 @@ class Part:
     name: str
     about: str
     rows: Callable[[UUID], Iterator[Mapping[str, Any]]]
+
+
+_parts: list[Part] = []
+
+
+def register(*parts: Part) -> None:
+    """Put these files into every account's archive. An app calls this in its `export` module."""
+    _parts.extend(parts)
+
+
+def registered_parts() -> Sequence[Part]:
+    """The files of an archive, from the `export` module of each installed app."""
+    autodiscover_modules("export")
+    return tuple(_parts)
 
 
 def columns(model: type[Model], *, but: Collection[str] = ()) -> list[str]:

@@ -11,11 +11,11 @@ from functools import cache
 from typing import Final
 from uuid import UUID
 
+from celery import current_app
 from django.db import transaction
 from kombu.exceptions import OperationalError as BrokerAway
 from redis.exceptions import RedisError
 
-from adiuva.celery import app
 from adiuva.core.logging import log
 
 _MOST: Final = 10_000  # that wait to be sent; while Redis is away the rest is left to the sweep
@@ -47,6 +47,6 @@ def _send() -> None:
     while True:
         task, ids, after_s = _waiting.get()
         try:
-            app.send_task(task, ids, countdown=after_s)
+            current_app.send_task(task, ids, countdown=after_s)
         except (BrokerAway, RedisError, OSError) as error:
             log.warning("nudge.lost", task=task, error=type(error).__name__)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, cast
 from uuid import UUID
 
 import orjson
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core.archive import BATCH, Part, columns, opened
+from adiuva.core.archive import BATCH, Part, columns, opened, register
 from adiuva.core.crypto import UserCipher
 from adiuva.devices.models import Device, OutboxRecord
 
@@ -39,7 +39,7 @@ def _record(row: OutboxRecord, cipher: UserCipher) -> Mapping[str, Any]:
     return {"record": orjson.loads(cipher.unseal(cast(bytes, row.sealed), "outbox", row.pk, "record"))}
 
 
-PARTS: Final = (
+register(
     Part("devices.jsonl", "The devices that have connected.", _devices),
     Part("outbox.jsonl", "Records that agents found and that no device has taken yet.", _outbox),
 )

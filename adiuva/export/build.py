@@ -17,29 +17,15 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from adiuva import __version__
-from adiuva.accounts import export as accounts
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import archive as archives
 from adiuva.core import leases
 from adiuva.core.errors import Unavailable
 from adiuva.core.leases import Lease, LeaseLost
 from adiuva.core.logging import log_failure
-from adiuva.devices import export as devices
 from adiuva.export.models import Export, ExportChunk
 from adiuva.export.services import ARCHIVE_KEPT, State
-from agents import export as agents
-from chat import export as chat
-from integrations import export as integrations
-from memory import export as memory
 
-PARTS: Final = (
-    *accounts.PARTS,
-    *devices.PARTS,
-    *integrations.PARTS,
-    *agents.PARTS,
-    *chat.PARTS,
-    *memory.PARTS,
-)
 _LEASE: Final = dt.timedelta(minutes=2)
 _RENEW_S: Final = 15.0
 _CHUNK_BYTES: Final = 1024 * 1024 - 64  # sealed, a chunk stays below 1 MiB
@@ -89,7 +75,7 @@ def _claim(export_id: uuid.UUID) -> Export | None:
 
 def _build(export: Export, lease: Lease[Export]) -> None:
     pending, number, size, renewed_at = bytearray(), 0, 0, time.monotonic()
-    for piece in archives.pieces(PARTS, export.user_id, readme=_readme(export)):
+    for piece in archives.pieces(archives.registered_parts(), export.user_id, readme=_readme(export)):
         pending += piece
         while len(pending) >= _CHUNK_BYTES:
             _save_chunk(export, lease, number, bytes(pending[:_CHUNK_BYTES]))
@@ -107,8 +93,9 @@ def _build(export: Export, lease: Lease[Export]) -> None:
 
 
 def _readme(export: Export) -> str:
-    width = max(len(part.name) for part in PARTS)
-    files = "\n".join(f"{part.name:<{width}}  {part.about}" for part in PARTS)
+    parts = archives.registered_parts()
+    width = max(len(part.name) for part in parts)
+    files = "\n".join(f"{part.name:<{width}}  {part.about}" for part in parts)
     day = f"{timezone.now():%Y-%m-%d %H:%M} UTC"
     return _README.format(user=export.user_id, day=day, files=files, version=__version__)
 

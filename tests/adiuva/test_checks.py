@@ -112,7 +112,7 @@ def test_without_secrets_no_process_starts_in_production(name: str, tmp_path: Pa
 @pytest.mark.django_db(transaction=False)
 @pytest.mark.parametrize(
     ("least", "expected"),
-    [({}, []), ({"_POSTGRES": (99, 0)}, ["adiuva.E007"]), ({"_PGVECTOR": (0, 99)}, ["adiuva.E008"])],
+    [({}, []), ({"_MIN_POSTGRES": (99, 0)}, ["adiuva.E007"]), ({"_MIN_PGVECTOR": (0, 99)}, ["adiuva.E008"])],
 )
 def test_postgresql_is_new_enough_before_it_gets_tables(
     monkeypatch: pytest.MonkeyPatch, least: dict[str, tuple[int, int]], expected: list[str]
