@@ -442,7 +442,7 @@ class _Execution:
         now = await db.run(db.clock)
         try:
             await db.run(
-                episodes.of_run,
+                episodes.remember_run,
                 user_id=run.user_id,
                 run_id=run.pk,
                 agent=run.agent_name,

@@ -60,7 +60,7 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
     from adiuva.accounts.keys import cipher_for
     from adiuva.llm import embedding_model
     from memory import vector_space
-    from memory.entries import Opened, _put, text_of
+    from memory.entries import EntryContent, _set_content, searchable_text
     from memory.models import Embedding, Entry, Memory, Tier
 
     cipher = cipher_for(user_id)
@@ -72,7 +72,7 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
     now = dt.datetime.now(dt.UTC)
     made, vectors = [], []
     for number, tier in enumerate(tiers):
-        said = Opened(language.sentence(), f"key {number}" if tier == Tier.CORE else None)
+        said = EntryContent(language.sentence(), f"key {number}" if tier == Tier.CORE else None)
         since = now - dt.timedelta(minutes=language.random.randint(1, 500_000))
         entry = Entry(
             user_id=user_id,
@@ -84,10 +84,10 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
             ended_at=since if tier == Tier.EPISODIC else None,
             uses=language.random.randint(0, 20),
         )
-        _put(entry, said, cipher)
+        _set_content(entry, said, cipher)
         made.append(entry)
         if entry.valid_to is None:
-            vector = vector_space.vector_now(text_of(said))
+            vector = vector_space.embed_now(searchable_text(said))
             vectors.append(
                 Embedding(entry=entry, user_id=user_id, embedding_model=embedding_model().name, vector=vector)
             )
@@ -127,7 +127,7 @@ def fill_others(language: Language) -> None:
     User.objects.bulk_create(
         [User(email=f"other-{number}@example.com", password="!") for number in range(OTHERS)]
     )
-    vectors = [str(vector_space.vector_now(language.sentence())) for _ in range(300)]
+    vectors = [str(vector_space.embed_now(language.sentence())) for _ in range(300)]
     with connection.cursor() as cursor:
         # Ten at a time to keep what the database holds in memory small.
         cursor.execute(_OTHERS, {"entries": ENTRIES_OF_OTHERS, "vectors": vectors, "count": len(vectors)})
@@ -154,7 +154,7 @@ def through_the_orm(user_id: UUID, vector: list[float]) -> int:
     from pgvector.django import CosineDistance
 
     from adiuva.accounts.keys import cipher_for
-    from memory.entries import opened
+    from memory.entries import unseal_entry
     from memory.models import Entry, Memory, Tier
 
     Memory.objects.get(pk=user_id)
@@ -168,7 +168,7 @@ def through_the_orm(user_id: UUID, vector: list[float]) -> int:
         *holding.filter(tier=Tier.EPISODIC)[:3],
         *holding.filter(tier=Tier.PROACTIVE, confidence__gte=0.6)[:12],
     ]
-    return len([opened(entry, cipher) for entry in found])
+    return len([unseal_entry(entry, cipher) for entry in found])
 
 
 def nearest_ten(user_id: UUID, questions: list[list[float]]) -> list[set[UUID]]:
@@ -220,7 +220,7 @@ def measure(user_id: UUID, language: Language, aim: str) -> None:
         questions = [language.sentence(6, 12) for _ in range(AT_A_TIME)]
         for way in (ask, ask_the_orm):
             for question in questions:
-                way(question, vector_space.vector_now(question) or [])
+                way(question, vector_space.embed_now(question) or [])
     for what, wall, used in (
         ("recall of all tiers, unsealed", ours, cpu),
         ("four queries of the ORM, without words", orm, cpu_of_orm),
@@ -244,7 +244,7 @@ def main() -> None:
     for user_id, entries, aim in ((many, MANY, "aim: 10 ms"), (few, FEW, "aim: 3 ms")):
         print(f"  {entries:,} entries")
         measure(user_id, language, aim)
-    questions = [vector_space.vector_now(language.sentence(6, 12)) or [] for _ in range(QUESTIONS)]
+    questions = [vector_space.embed_now(language.sentence(6, 12)) or [] for _ in range(QUESTIONS)]
     hits = sum(
         len(nearest & set(recalled(many, "", vector, limit_tokens=100_000)))
         for nearest, vector in zip(nearest_ten(many, questions), questions, strict=True)

@@ -267,7 +267,7 @@ def finish(
     """Keep how a turn ended and what was answered; `steered` is what the user said meanwhile. A turn that was given
     up elsewhere keeps that end. What was said is kept for the memory, too, where that is on."""
     keep = partial(
-        exchanges.keep,
+        exchanges.store,
         user_id=asked.user_id,
         cipher=begun.cipher,
         said=[asked.message, *steered],
@@ -391,7 +391,9 @@ def set_memory(*, conversation: Conversation, on: bool) -> None:
     _lock(conversation)
     Conversation.objects.filter(pk=conversation.pk).update(memory=on)
     if not on:
-        exchanges.drop(user_id=conversation.user_id, kind=SourceKind.CONVERSATION, source_id=conversation.pk)
+        exchanges.discard(
+            user_id=conversation.user_id, kind=SourceKind.CONVERSATION, source_id=conversation.pk
+        )
 
 
 @transaction.atomic

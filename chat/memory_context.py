@@ -21,10 +21,10 @@ from chat.conversations import Begun
 from chat.device_session import one_line
 from chat.request import Asked
 from memory import recall, vector_space
-from memory.entries import MAX_CONTENT, Origin
+from memory.entries import MAX_CONTENT_CHARS, SourceRef
 from memory.models import SourceKind, Tier
-from memory.recall import Known, Reader, Recalled
-from memory.terms import terms
+from memory.recall import RecalledEntry, RecallReader, RecallResult
+from memory.terms import hash_terms
 
 MEMORY: Final = "memory"  # what tools and questions call it, where device tools name a table
 _TAIL_TOKENS: Final = 1_500
@@ -48,8 +48,8 @@ class Recollection:
     zone: ZoneInfo
     steered: list[str] = field(default_factory=list)
     agreed: bool = False
-    _recalled: Recalled = field(default_factory=Recalled)
-    _known: list[Known] = field(default_factory=list)
+    _recalled: RecallResult = field(default_factory=RecallResult)
+    _known: list[RecalledEntry] = field(default_factory=list)
     _noting: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
@@ -62,11 +62,11 @@ class Recollection:
         return self.asked.user_id
 
     @property
-    def origin(self) -> Origin:
+    def origin(self) -> SourceRef:
         """Where what is said in this turn is known from."""
         if self.begun.conversation_id is not None:
-            return Origin(SourceKind.CONVERSATION, self.begun.conversation_id, self.begun.seq)
-        return Origin(SourceKind.REQUEST, self.begun.turn_id)
+            return SourceRef(SourceKind.CONVERSATION, self.begun.conversation_id, self.begun.seq)
+        return SourceRef(SourceKind.REQUEST, self.begun.turn_id)
 
     # What is recalled
 
@@ -100,7 +100,7 @@ class Recollection:
     async def more(self, question: str) -> str:
         """What fits a question of the model's; "" if nothing does."""
         recalled = await db.run(
-            recall.recall_more,
+            recall.search_for_model,
             user_id=self.user_id,
             question=question[:_QUESTION_CHARS],
             vector=await self._vector(question[:_QUESTION_CHARS]),
@@ -119,14 +119,16 @@ class Recollection:
 
     async def _vector(self, question: str) -> list[float] | None:
         """Where it costs a request to somebody, only for those who have something to find that they may read."""
-        if (vector := vector_space.vector_now(question)) is not None:
+        if (vector := vector_space.embed_now(question)) is not None:
             return vector
         return (
-            await vector_space.vector_of(question) if await db.run(recall.by_vector, self.user_id) else None
+            await vector_space.embed_question(question)
+            if await db.run(recall.needs_vector, self.user_id)
+            else None
         )
 
-    async def _note(self, recalled: Recalled) -> None:
-        reader = Reader(
+    async def _note(self, recalled: RecallResult) -> None:
+        reader = RecallReader(
             user_id=self.user_id,
             provider=self.model.provider,
             model=self.model.name,
@@ -134,7 +136,7 @@ class Recollection:
             conversation_id=self.begun.conversation_id,
         )
         try:
-            await db.run(recall.note, reader, recalled)
+            await db.run(recall.write_receipt, reader, recalled)
         except DatabaseError as error:
             log.error("memory.no_receipt", error=type(error).__name__, turn=str(self.begun.turn_id))
 
@@ -148,14 +150,14 @@ class Recollection:
 
     # How it is written for a model
 
-    def _lines(self, recalled: Recalled) -> str:
+    def _lines(self, recalled: RecallResult) -> str:
         return "\n".join(f"- {self.line(known)}" for known in recalled.entries)
 
-    def line(self, known: Known) -> str:
+    def line(self, known: RecalledEntry) -> str:
         """An entry on one line, behind its label; what it says cannot pose as another."""
         return f"[{self.label(known)}] {shown(known)} ({self._when(known)})"
 
-    def label(self, known: Known) -> str:
+    def label(self, known: RecalledEntry) -> str:
         places = [place for place, one in enumerate(self._known) if one.id == known.id]
         if places:
             self._known[places[0]] = known
@@ -163,7 +165,7 @@ class Recollection:
         self._known.append(known)
         return f"m{len(self._known)}"
 
-    def _when(self, known: Known) -> str:
+    def _when(self, known: RecalledEntry) -> str:
         since = self._day(known.since)
         match known.tier:
             case Tier.CORE:
@@ -180,7 +182,7 @@ class Recollection:
 
     # What the model says of it
 
-    def find(self, label: object) -> Known | None:
+    def find(self, label: object) -> RecalledEntry | None:
         """The entry of a label that this turn has shown, in brackets or not."""
         found = _LABEL.fullmatch(label) if isinstance(label, str) else None
         place = int(found[1]) - 1 if found else -1
@@ -199,8 +201,8 @@ class Recollection:
         said = [self.asked.message, *self.steered, *(one.text for one in history if one.role == "user")]
         if self.agreed and history:
             said.append(history[-1].text)
-        wanted = set(terms(content, cipher))
-        own = set[int]().union(*(terms(text, cipher) for text in said))
+        wanted = set(hash_terms(content, cipher))
+        own = set[int]().union(*(hash_terms(text, cipher) for text in said))
         return bool(wanted) and len(wanted & own) >= _OWN * len(wanted)
 
     # A wish to forget outlives its turn, and labels do not
@@ -212,11 +214,11 @@ class Recollection:
 
     async def relabelled(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The same back, with a label of this turn."""
-        known = await db.run(recall.known, self.user_id, uuid.UUID(arguments[MEMORY]))
+        known = await db.run(recall.read_entry, self.user_id, uuid.UUID(arguments[MEMORY]))
         return arguments | {MEMORY: self.label(known) if known else "m0"}
 
 
-def shown(known: Known, most: int = MAX_CONTENT) -> str:
+def shown(known: RecalledEntry, most: int = MAX_CONTENT_CHARS) -> str:
     """What an entry says, on one line."""
     text = f"{known.key}: {known.content}" if known.key else known.content
     return _LIKE_A_LABEL.sub("(", one_line(text, most))

@@ -11,11 +11,11 @@ from typing import Final
 
 from adiuva.core.crypto import SealBroken, UserCipher
 from memory import entries, recall, vector_space
-from memory.entries import Kept, KnownAlready
-from memory.exchanges import Heard
+from memory.entries import DuplicateEntry, Remembered
+from memory.exchanges import UnsealedExchange
 from memory.models import Embedding, Entry, Tier
 from memory.operations import Operation, may_be_the_same
-from memory.terms import terms
+from memory.terms import hash_terms
 
 _MOST_DELETED: Final = (
     5  # entries of one answer that go with their past; more than that is history, and can be undone
@@ -25,7 +25,7 @@ _CLOSE: Final = 0.95  # cosine from which on two texts may say the same
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ShownEntry:
     """An entry as the model gets it. `mark` is that of what it said then."""
 
     id: uuid.UUID
@@ -34,17 +34,17 @@ class Shown:
 
 
 @dataclass
-class Writing:
+class OperationWriter:
     """Writes what one answer found. `known`: the entries that the model was shown, by label. `vectors`: where what it
     adds lies, by its text, as far as that is known."""
 
     user_id: uuid.UUID
     cipher: UserCipher
-    known: dict[str, Shown]
+    known: dict[str, ShownEntry]
     vectors: dict[str, list[float]]
     deleted: int = 0
 
-    def apply(self, operation: Operation, one: Heard) -> str:
+    def apply(self, operation: Operation, one: UnsealedExchange) -> str:
         """Returns what came of it, as a word for the log."""
         match operation.op:
             case "add":
@@ -54,10 +54,10 @@ class Writing:
             case "forget":
                 return self._forget(operation, one)
 
-    def _add(self, operation: Operation, one: Heard) -> str:
+    def _add(self, operation: Operation, one: UnsealedExchange) -> str:
         tier, key, content = operation.tier, operation.key, operation.content
         if key is not None:
-            hashed = entries.key_hash(self.cipher, key)
+            hashed = entries.hash_key(self.cipher, key)
             there = Entry.objects.of(self.user_id).current().filter(tier=tier, key_hash=hashed).first()
             if there is not None and there.valid_from > one.at:
                 return "overtaken"
@@ -66,27 +66,27 @@ class Writing:
         kept = self._remember(tier, content, key, one)
         return kept.outcome
 
-    def _remember(self, tier: Tier, content: str, key: str | None, one: Heard) -> Kept:
+    def _remember(self, tier: Tier, content: str, key: str | None, one: UnsealedExchange) -> Remembered:
         return entries.remember(user_id=self.user_id, tier=tier, content=content, key=key, origin=one.origin)
 
-    def _replace(self, operation: Operation, one: Heard) -> str:
+    def _replace(self, operation: Operation, one: UnsealedExchange) -> str:
         entry = self._shown(operation.entry, one)
         if entry is None:
             return "overtaken"
-        before = entries.opened(entry, self.cipher)
+        before = entries.unseal_entry(entry, self.cipher)
         try:
             # What changed once in this answer has another mark now, and may change again.
             changed = entries.correct(entry=entry, content=operation.content, origin=one.origin)
-        except KnownAlready:
-            entries.end(user_id=self.user_id, ids=[entry.pk])
+        except DuplicateEntry:
+            entries.end_validity(user_id=self.user_id, ids=[entry.pk])
             return self._remember(Tier(entry.tier), operation.content, before.key, one).outcome
         shown = self.known[operation.entry]
         if bytes(changed.fingerprint) == shown.mark:
             return self._remember(Tier(entry.tier), before.content, before.key, one).outcome
-        self.known[operation.entry] = Shown(shown.id, bytes(changed.fingerprint), shown.line)
+        self.known[operation.entry] = ShownEntry(shown.id, bytes(changed.fingerprint), shown.line)
         return "replaced"
 
-    def _forget(self, operation: Operation, one: Heard) -> str:
+    def _forget(self, operation: Operation, one: UnsealedExchange) -> str:
         entry = self._shown(operation.entry, one)
         if entry is None:
             return "overtaken"
@@ -94,15 +94,15 @@ class Writing:
             self.deleted += 1
             entries.forget(user_id=self.user_id, ids=[entry.pk])
             return "forgotten"
-        entries.end(user_id=self.user_id, ids=[entry.pk])
+        entries.end_validity(user_id=self.user_id, ids=[entry.pk])
         return "ended"
 
-    def _is_named(self, entry: Entry, one: Heard) -> bool:
+    def _is_named(self, entry: Entry, one: UnsealedExchange) -> bool:
         """Whether a word of it is the user's. What a document wants deleted, or a mere "that", becomes history."""
-        said = entries.text_of(entries.opened(entry, self.cipher))
-        return not set(terms(said, self.cipher)).isdisjoint(terms(one.said, self.cipher))
+        said = entries.searchable_text(entries.unseal_entry(entry, self.cipher))
+        return not set(hash_terms(said, self.cipher)).isdisjoint(hash_terms(one.said, self.cipher))
 
-    def _shown(self, label: str, one: Heard) -> Entry | None:
+    def _shown(self, label: str, one: UnsealedExchange) -> Entry | None:
         """The entry, if it still says what the model was shown, and nobody has said so later than this."""
         shown = self.known[label]
         entry = Entry.objects.of(self.user_id).current().filter(pk=shown.id).first()
@@ -110,7 +110,7 @@ class Writing:
             return None
         return entry
 
-    def _twin(self, content: str, one: Heard) -> str | None:
+    def _twin(self, content: str, one: UnsealedExchange) -> str | None:
         """What an associative entry says that says this already: with the same words in the same order, but for the
         commonest, or next to it in the space of the vectors."""
         vector = self.vectors.get(content)
@@ -122,14 +122,14 @@ class Writing:
             tiers=[Tier.ASSOCIATIVE],
             limit=_LIKE,
         )
-        words = terms(content, self.cipher)
+        words = hash_terms(content, self.cipher)
         near = _next_to(vector, [like.entry.pk for like in found]) if vector else set()
         for like in found:
             try:
-                said = entries.opened(like.entry, self.cipher).content
+                said = entries.unseal_entry(like.entry, self.cipher).content
             except SealBroken:
                 continue  # it keeps nothing else from being remembered
-            is_close = like.entry.pk in near or (words and terms(said, self.cipher) == words)
+            is_close = like.entry.pk in near or (words and hash_terms(said, self.cipher) == words)
             if is_close and may_be_the_same(said, content):
                 return said
         return None
@@ -137,7 +137,7 @@ class Writing:
 
 def _next_to(vector: Sequence[float], ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
     """Those of these entries that lie so close to a vector of the present space that they may say the same."""
-    rows = Embedding.objects.filter(pk__in=ids, embedding_model=vector_space.space()).values_list(
+    rows = Embedding.objects.filter(pk__in=ids, embedding_model=vector_space.current_space()).values_list(
         "pk", "vector"
     )
     return {pk for pk, other in rows if _cosine(vector, other) > _CLOSE}

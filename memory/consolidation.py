@@ -24,7 +24,7 @@ from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser
 from adiuva.core import db
 from adiuva.core.logging import log
-from memory import condensing, entries, fading, patterns
+from memory import entries, episode_condensing, patterns, retention
 from memory.models import Memory
 
 _LANES: Final = 4
@@ -40,7 +40,7 @@ _MODEL_REFUSES: Final = dt.timedelta(hours=24)  # no key, no quota: until somebo
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class ClaimedMemory:
     """A claim. `now` is the database's clock at that time, `since` the `now` of the last one."""
 
     user_id: uuid.UUID
@@ -54,7 +54,7 @@ async def consolidate_due() -> int:
 
     Any number of workers may call it. Old receipts go here, too, of all users.
     """
-    await db.run(fading.prune_receipts)
+    await db.run(retention.delete_expired_receipts)
     until = asyncio.get_running_loop().time() + _NO_MORE_AFTER_S
     visited = 0
 
@@ -74,7 +74,7 @@ async def consolidate_due() -> int:
 
 
 @transaction.atomic
-def _claim() -> Visit | None:
+def _claim() -> ClaimedMemory | None:
     due = Q(consolidate_at__lte=Now()) | Q(consolidate_at=None, consolidated_at__lte=Now() - _REST)
     memory = (
         Memory.objects.select_for_update(skip_locked=True, no_key=True)
@@ -85,12 +85,12 @@ def _claim() -> Visit | None:
     )
     if memory is None:
         return None
-    visit = Visit(memory.pk, memory.now, memory.consolidated_at, memory.now + _LEASE)
+    visit = ClaimedMemory(memory.pk, memory.now, memory.consolidated_at, memory.now + _LEASE)
     Memory.objects.filter(pk=memory.pk).update(consolidate_at=visit.lease)
     return visit
 
 
-async def _visit(visit: Visit) -> None:
+async def _visit(visit: ClaimedMemory) -> None:
     """One user's trouble is no other's: whatever else goes wrong, the memory comes again when its lease has run out."""
     user_id = str(visit.user_id)
     try:
@@ -106,35 +106,35 @@ async def _visit(visit: Visit) -> None:
         log.error("memory.consolidation_failed", user_id=user_id, error=type(error).__name__)
 
 
-async def _consolidate(visit: Visit) -> None:
+async def _consolidate(visit: ClaimedMemory) -> None:
     user_id = visit.user_id
-    await db.run(fading.fade, user_id)
+    await db.run(retention.delete_expired_entries, user_id)
     model = llm.chat_model()
-    more = await condensing.condense(user_id, model)
-    found = await patterns.look(user_id, model, since=visit.since, now=visit.now)
+    more = await episode_condensing.condense(user_id, model)
+    found = await patterns.review(user_id, model, since=visit.since, now=visit.now)
     await db.run(_conclude, visit, found, more)
 
 
 @transaction.atomic
-def _conclude(visit: Visit, found: patterns.Look, more: bool) -> None:
+def _conclude(visit: ClaimedMemory, found: patterns.PatternReview, more: bool) -> None:
     """Keep what was found about patterns, and with it that it was read."""
-    memory = entries.lock(visit.user_id)
+    memory = entries.lock_memory(visit.user_id)
     if memory.consolidate_at != visit.lease or not memory.enabled:
         return  # another worker has it now, or the user wants none of it
-    if not patterns.stands(visit.user_id, found):
+    if not patterns.is_unchanged(visit.user_id, found):
         _put_off(visit, _SOON)
         return
-    patterns.apply(visit.user_id, found)
+    patterns.apply_claims(visit.user_id, found)
     patterns.decay(visit.user_id)
     wait: dt.timedelta | None = None
     if more or found.more:
         wait = _SOON
-    elif patterns.news(visit.user_id, visit.now):
+    elif patterns.has_new_evidence(visit.user_id, visit.now):
         wait = _NEWS
     Memory.objects.filter(pk=visit.user_id).update(
         consolidated_at=found.until, consolidate_at=None if wait is None else Now() + wait
     )
 
 
-def _put_off(visit: Visit, wait: dt.timedelta) -> None:
+def _put_off(visit: ClaimedMemory, wait: dt.timedelta) -> None:
     Memory.objects.filter(pk=visit.user_id, consolidate_at=visit.lease).update(consolidate_at=Now() + wait)

@@ -23,12 +23,12 @@ async def embed_missing(user_id: uuid.UUID) -> int:
     Raise a ModelError; what was done until then stays, and another call goes on from there.
     """
     done = 0
-    while (count := await embed_some(user_id)) is not None:
+    while (count := await embed_batch(user_id)) is not None:
         done += count
     return done
 
 
-async def embed_some(user_id: uuid.UUID, most: int = _BATCH) -> int | None:
+async def embed_batch(user_id: uuid.UUID, most: int = _BATCH) -> int | None:
     """The same for some of them: how many got one, or None when none is left to do."""
     model = llm.embedding_model()
     batch = await db.run(_missing, user_id, model, most)
@@ -38,19 +38,19 @@ async def embed_some(user_id: uuid.UUID, most: int = _BATCH) -> int | None:
     return await db.run(_keep, user_id, model, batch, vectors)
 
 
-def left() -> tuple[int, int]:
+def count_missing() -> tuple[int, int]:
     """How many entries of all users have no vector of the present model: those that may get one, and those that their
     users' policies keep from its provider."""
     model = llm.embedding_model()
     missing = Entry.objects.current().exclude(embedding__embedding_model=model.name)
     withheld = sum(
-        missing.of(user_id).exclude(tier__in=provider_policy.tiers_for(theirs, model.provider)).count()
+        missing.of(user_id).exclude(tier__in=provider_policy.readable_tiers(theirs, model.provider)).count()
         for user_id, theirs in Memory.objects.exclude(policy={}).values_list("pk", "policy").iterator()
     )
     return missing.count() - withheld, withheld
 
 
-def behind(after: uuid.UUID, most: int = 100) -> list[uuid.UUID]:
+def users_to_embed(after: uuid.UUID, most: int = 100) -> list[uuid.UUID]:
     """Users, in the order of their ids, whose vectors are not all of the present model."""
     name = llm.embedding_model().name
     missing = Entry.objects.current().exclude(embedding__embedding_model=name)
@@ -61,7 +61,7 @@ def behind(after: uuid.UUID, most: int = 100) -> list[uuid.UUID]:
     return list(memories.order_by("pk").values_list("pk", flat=True)[:most])
 
 
-def drop_old_history(user_id: uuid.UUID) -> int:
+def delete_old_history_vectors(user_id: uuid.UUID) -> int:
     """Delete the vectors of other models that entries have which hold no more. Returns how many."""
     old = Embedding.objects.filter(user_id=user_id, entry__valid_to__isnull=False)
     return old.exclude(embedding_model=llm.embedding_model().name).delete()[0]
@@ -77,17 +77,17 @@ def _missing(user_id: uuid.UUID, model: llm.EmbeddingModel, most: int) -> list[t
     rows = (
         Entry.objects.of(user_id)
         .current()
-        .filter(tier__in=provider_policy.tiers_for(memory.policy if memory else None, model.provider))
+        .filter(tier__in=provider_policy.readable_tiers(memory.policy if memory else None, model.provider))
         .exclude(embedding__embedding_model=model.name)
         .order_by("created_at", "pk")
         .values_list("pk", "tier", "sealed", "fingerprint")[:most]
     )
     cipher = cipher_for(user_id)
     batch = [
-        (pk, entries.text_of(entries.unsealed(sealed, pk, tier, cipher)), bytes(mark))
+        (pk, entries.searchable_text(entries.unseal_content(sealed, pk, tier, cipher)), bytes(mark))
         for pk, tier, sealed, mark in rows
     ]
-    provider_policy.give_receipt(
+    provider_policy.write_receipt(
         user_id=user_id, purpose=Receipt.Purpose.EMBED, model=model, entries=[pk for pk, _, _ in batch]
     )
     return batch
@@ -100,7 +100,7 @@ def _keep(
     batch: list[tuple[uuid.UUID, str, bytes]],
     vectors: list[list[float]],
 ) -> int:
-    entries.lock(user_id)
+    entries.lock_memory(user_id)
     # What was changed or forgotten meanwhile is not what the vector is of.
     still = dict(
         Entry.objects.of(user_id)

@@ -22,12 +22,12 @@ from adiuva.core.crypto import UserCipher
 from adiuva.core.enqueue import nudge
 from adiuva.core.errors import Conflict, Invalid, NotFound
 from memory import vector_space
-from memory.models import Embedding, Entry, Exchange, Memory, Source, SourceKind, Tier
-from memory.terms import is_printable, normal, terms
+from memory.models import Embedding, Entry, EntrySource, Exchange, Memory, SourceKind, Tier
+from memory.terms import hash_terms, is_printable, normalize
 
-MAX_CONTENT: Final = 4_000  # characters
-MAX_KEY: Final = 100
-MOST: Final = {
+MAX_CONTENT_CHARS: Final = 4_000  # characters
+MAX_KEY_CHARS: Final = 100
+MAX_ENTRIES: Final = {
     Tier.CORE: 500,
     Tier.ASSOCIATIVE: 100_000,
     Tier.EPISODIC: 20_000,
@@ -43,14 +43,14 @@ class EntryNotFound(NotFound):
         super().__init__("there is no such entry, or it is not yours")
 
 
-class EntryIsOver(Conflict):
+class EntryIsHistory(Conflict):
     code = "memory_is_history"
 
     def __init__(self) -> None:
         super().__init__("this entry is history: what it said has been replaced, or has ended")
 
 
-class KnownAlready(Conflict):
+class DuplicateEntry(Conflict):
     """Another entry says this; `entry_id` in the answer names it."""
 
     code = "memory_known_already"
@@ -63,11 +63,13 @@ class MemoryFull(Conflict):
     code = "memory_full"
 
     def __init__(self, tier: str) -> None:
-        super().__init__(f"the {tier} memory holds {MOST[Tier(tier)]} entries and takes no more: forget some")
+        super().__init__(
+            f"the {tier} memory holds {MAX_ENTRIES[Tier(tier)]} entries and takes no more: forget some"
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class SourceRef:
     """Where something is known from: a message (`seq`) of a conversation, a request, a run, or the user's own hand."""
 
     kind: SourceKind
@@ -76,40 +78,42 @@ class Origin:
     at: dt.datetime | None = None
 
 
-BY_HAND: Final = Origin(SourceKind.USER)
+BY_HAND: Final = SourceRef(SourceKind.USER)
 
 
-class Outcome(StrEnum):
+class RememberOutcome(StrEnum):
     NEW = "new"
     KNOWN = "known"
     CHANGED = "changed"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Remembered:
     entry: Entry
-    outcome: Outcome
+    outcome: RememberOutcome
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class EntryContent:
     """What an entry says. Only core entries have a key."""
 
     content: str
     key: str | None = None
 
 
-def opened(entry: Entry, cipher: UserCipher) -> Opened:
+def unseal_entry(entry: Entry, cipher: UserCipher) -> EntryContent:
     """Raise SealBroken for a row that was altered or moved."""
-    return unsealed(entry.sealed, entry.pk, entry.tier, cipher)
+    return unseal_content(entry.sealed, entry.pk, entry.tier, cipher)
 
 
-def unsealed(sealed: bytes | memoryview, entry_id: uuid.UUID, tier: str, cipher: UserCipher) -> Opened:
+def unseal_content(
+    sealed: bytes | memoryview, entry_id: uuid.UUID, tier: str, cipher: UserCipher
+) -> EntryContent:
     body = orjson.loads(cipher.unseal(sealed, "memory_entry", entry_id, tier))
-    return Opened(body["content"], body.get("key"))
+    return EntryContent(body["content"], body.get("key"))
 
 
-def of_user(user_id: uuid.UUID, entry_id: uuid.UUID, tier: str | None = None) -> Entry:
+def get_entry(user_id: uuid.UUID, entry_id: uuid.UUID, tier: str | None = None) -> Entry:
     """Raise EntryNotFound, also for another user's."""
     found = Entry.objects.of(user_id).filter(pk=entry_id, **({"tier": tier} if tier else {})).first()
     if found is None:
@@ -117,12 +121,12 @@ def of_user(user_id: uuid.UUID, entry_id: uuid.UUID, tier: str | None = None) ->
     return found
 
 
-def key_hash(cipher: UserCipher, key: str) -> bytes:
+def hash_key(cipher: UserCipher, key: str) -> bytes:
     """What a core entry's key is found by: spelling differences in case and spacing do not matter."""
-    return cipher.fingerprint(normal(key), "memory key")
+    return cipher.fingerprint(normalize(key), "memory key")
 
 
-def lock(user_id: uuid.UUID) -> Memory:
+def lock_memory(user_id: uuid.UUID) -> Memory:
     """The user's memory, made on first use and locked until the transaction ends. Raise NoSuchUser.
 
     The account is locked before it, as its deletion does: what is written here refers to it, and would wait for it at
@@ -146,19 +150,19 @@ def remember(
     user_id: uuid.UUID,
     tier: Tier,
     content: str,
-    origin: Origin,
+    origin: SourceRef,
     key: str | None = None,
     confidence: float | None = None,
     began_at: dt.datetime | None = None,
     ended_at: dt.datetime | None = None,
-    also: Sequence[Origin] = (),
+    also: Sequence[SourceRef] = (),
     derived: bool = False,
-) -> Kept:
+) -> Remembered:
     """Keep one thing. What is known gets one more source; a core key with another value is changed, its old value kept
     as history. `also`: more sources of the same. Raise Invalid, MemoryFull, NoSuchUser."""
     cipher = cipher_for(user_id)
     said = _checked(tier, content, key)
-    memory = lock(user_id)
+    memory = lock_memory(user_id)
     holding = Entry.objects.of(user_id).current().filter(tier=tier)
     mark = _fingerprint(cipher, said)
     if (known := holding.filter(fingerprint=mark).first()) is not None:
@@ -166,14 +170,14 @@ def remember(
         if known.derived and origin.kind == SourceKind.USER:  # no guess any more
             changed = {"derived": False} | ({} if confidence is None else {"confidence": confidence})
             Entry.objects.filter(pk=known.pk).update(**changed, updated_at=Now())
-        return Kept(known, Outcome.KNOWN)
+        return Remembered(known, RememberOutcome.KNOWN)
     if said.key is not None:
-        hashed = key_hash(cipher, said.key)
+        hashed = hash_key(cipher, said.key)
         if (old := holding.select_for_update().filter(key_hash=hashed).first()) is not None:
             _replace(old, said, cipher, [origin, *also], confidence=None)
             _is_news(memory)
-            return Kept(old, Outcome.CHANGED)
-    if holding.count() >= MOST[tier]:
+            return Remembered(old, RememberOutcome.CHANGED)
+    if holding.count() >= MAX_ENTRIES[tier]:
         raise MemoryFull(tier)
     entry = Entry(
         user_id=user_id,
@@ -184,19 +188,19 @@ def remember(
         derived=derived,
         valid_from=origin.at or Now(),
     )
-    _put(entry, said, cipher)
+    _set_content(entry, said, cipher)
     entry.save(force_insert=True)
     _add_sources(entry, [origin, *also])
     _embed(entry, said)
     _is_news(memory)
-    return Kept(entry, Outcome.NEW)
+    return Remembered(entry, RememberOutcome.NEW)
 
 
 @transaction.atomic
 def correct(
     *,
     entry: Entry,
-    origin: Origin,
+    origin: SourceRef,
     content: str | None = None,
     key: str | None = None,
     confidence: float | None = None,
@@ -204,13 +208,13 @@ def correct(
     """Change what an entry says; what it said before becomes history. Raise Invalid, EntryIsOver, KnownAlready, and
     EntryNotFound if it is gone."""
     cipher = cipher_for(entry.user_id)
-    memory = lock(entry.user_id)
+    memory = lock_memory(entry.user_id)
     current = Entry.objects.select_for_update().filter(pk=entry.pk, user_id=entry.user_id).first()
     if current is None:
         raise EntryNotFound
     if current.valid_to is not None:
-        raise EntryIsOver
-    before = opened(current, cipher)
+        raise EntryIsHistory
+    before = unseal_entry(current, cipher)
     said = _checked(
         Tier(current.tier),
         before.content if content is None else content,
@@ -223,18 +227,18 @@ def correct(
         return current
     others = Entry.objects.of(entry.user_id).current().filter(tier=current.tier).exclude(pk=current.pk)
     if (same := others.filter(fingerprint=_fingerprint(cipher, said)).first()) is not None:
-        raise KnownAlready(same.pk, "says this already")
-    if said.key is not None and (same := others.filter(key_hash=key_hash(cipher, said.key)).first()):
-        raise KnownAlready(same.pk, "has this key")
+        raise DuplicateEntry(same.pk, "says this already")
+    if said.key is not None and (same := others.filter(key_hash=hash_key(cipher, said.key)).first()):
+        raise DuplicateEntry(same.pk, "has this key")
     _replace(current, said, cipher, [origin], confidence=confidence)
     _is_news(memory)
     return current
 
 
 @transaction.atomic
-def end(*, user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> int:
+def end_validity(*, user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> int:
     """These hold no more, and become history. Returns how many held until now."""
-    lock(user_id)
+    lock_memory(user_id)
     return (
         Entry.objects.of(user_id).current().filter(pk__in=ids).update(valid_to=_NOT_BEFORE, updated_at=Now())
     )
@@ -245,7 +249,7 @@ def forget(*, user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> int:
     """Delete entries with all that they ever said, and episodes that they were condensed into, whose other parts hold
     again. Patterns that were found in what they are from go, too, and what waits to be read or told of there: it would
     bring them back. Returns how many there were of those named."""
-    lock(user_id)
+    lock_memory(user_id)
     found = Entry.objects.of(user_id).filter(pk__in=ids)
     named = set(found.values_list("pk", flat=True))
     _let_go_of_what_was_said(user_id, named)
@@ -270,16 +274,16 @@ def forget_source(
     What another source says too stays, without this one, and episodes that were condensed together with what goes hold
     again. `seq`: one message alone.
     """
-    lock(user_id)
+    lock_memory(user_id)
     said: dict[str, object] = {"kind": kind, "source_id": source_id}
     if seq is not None:
         said["seq"] = seq
     Exchange.objects.filter(user_id=user_id, **said).delete()
-    sources = Source.objects.filter(entry__user_id=user_id, **said)
+    sources = EntrySource.objects.filter(entry__user_id=user_id, **said)
     touched = list(sources.values_list("entry_id", flat=True))
     derived = set(Entry.objects.filter(pk__in=touched, derived=True).values_list("pk", flat=True))
     sources.delete()
-    left = set(Source.objects.filter(entry_id__in=touched).values_list("entry_id", flat=True))
+    left = set(EntrySource.objects.filter(entry_id__in=touched).values_list("entry_id", flat=True))
     gone = {entry_id for entry_id in touched if entry_id in derived or entry_id not in left}
     parts = _parts_of(gone)
     # What these said before came from elsewhere: it stays as history.
@@ -295,7 +299,7 @@ def forget_everything(*, user_id: uuid.UUID) -> int:
 
     Returns how many entries there were.
     """
-    lock(user_id)
+    lock_memory(user_id)
     Exchange.objects.filter(user_id=user_id).delete()
     Embedding.objects.filter(user_id=user_id).delete()
     count = Entry.objects.of(user_id).count()
@@ -303,7 +307,7 @@ def forget_everything(*, user_id: uuid.UUID) -> int:
     return count
 
 
-def history(entry: Entry) -> QuerySet[Entry]:
+def history_of(entry: Entry) -> QuerySet[Entry]:
     """What an entry said before, the latest first."""
     return Entry.objects.of(entry.user_id).filter(successor=entry).order_by("-valid_to", "-valid_from")
 
@@ -314,45 +318,50 @@ def history(entry: Entry) -> QuerySet[Entry]:
 _NOT_BEFORE = Greatest(F("valid_from"), Now())
 
 
-def _checked(tier: Tier, content: str, key: str | None) -> Opened:
+def _checked(tier: Tier, content: str, key: str | None) -> EntryContent:
     problems: dict[str, list[str]] = {}
     content = content.strip()
-    if not content or len(content) > MAX_CONTENT or "\0" in content:
-        problems["content"] = [f"1 to {MAX_CONTENT} characters, none of them NUL."]
+    if not content or len(content) > MAX_CONTENT_CHARS or "\0" in content:
+        problems["content"] = [f"1 to {MAX_CONTENT_CHARS} characters, none of them NUL."]
     if tier == Tier.CORE:
         key = " ".join((key or "").split())
-        if not key or len(key) > MAX_KEY or not is_printable(key):
-            problems["key"] = [f"1 to {MAX_KEY} characters."]
+        if not key or len(key) > MAX_KEY_CHARS or not is_printable(key):
+            problems["key"] = [f"1 to {MAX_KEY_CHARS} characters."]
     elif key is not None:
         problems["key"] = ["Only core entries have one."]
     if problems:
         name, (problem, *_) = next(iter(problems.items()))
         raise Invalid(f"{name}: {problem}", fields=problems)
-    return Opened(content, key)
+    return EntryContent(content, key)
 
 
-def _fingerprint(cipher: UserCipher, said: Opened) -> bytes:
-    return cipher.fingerprint(f"{normal(said.key or '')}\0{normal(said.content)}", "memory content")
+def _fingerprint(cipher: UserCipher, said: EntryContent) -> bytes:
+    return cipher.fingerprint(f"{normalize(said.key or '')}\0{normalize(said.content)}", "memory content")
 
 
-def text_of(said: Opened) -> str:
+def searchable_text(said: EntryContent) -> str:
     """What it is found by."""
     return f"{said.key}: {said.content}" if said.key else said.content
 
 
-def _put(entry: Entry, said: Opened, cipher: UserCipher) -> None:
+def _set_content(entry: Entry, said: EntryContent, cipher: UserCipher) -> None:
     body = {"content": said.content} | ({"key": said.key} if said.key is not None else {})
     entry.sealed = cipher.seal(orjson.dumps(body).decode(), "memory_entry", entry.pk, entry.tier)
     entry.fingerprint = _fingerprint(cipher, said)
-    entry.terms = terms(text_of(said), cipher)
-    entry.key_hash = key_hash(cipher, said.key) if said.key is not None else None
+    entry.terms = hash_terms(searchable_text(said), cipher)
+    entry.key_hash = hash_key(cipher, said.key) if said.key is not None else None
 
 
 def _replace(
-    entry: Entry, said: Opened, cipher: UserCipher, origins: Sequence[Origin], *, confidence: float | None
+    entry: Entry,
+    said: EntryContent,
+    cipher: UserCipher,
+    origins: Sequence[SourceRef],
+    *,
+    confidence: float | None,
 ) -> None:
     """`entry` is locked and holds. Its row keeps its id; what it said moves to a row of its own, sources and all."""
-    before = opened(entry, cipher)
+    before = unseal_entry(entry, cipher)
     since = max(entry.valid_from, origins[0].at or db.clock())
     past = Entry(
         user_id=entry.user_id,
@@ -366,11 +375,11 @@ def _replace(
         successor=entry,
         created_at=entry.created_at,
     )
-    _put(past, before, cipher)
+    _set_content(past, before, cipher)
     past.terms = []  # nobody looks for it by its words
     past.save(force_insert=True)
-    Source.objects.filter(entry=entry).update(entry=past)
-    _put(entry, said, cipher)
+    EntrySource.objects.filter(entry=entry).update(entry=past)
+    _set_content(entry, said, cipher)
     entry.valid_from = since
     entry.updated_at = Now()
     entry.derived = False
@@ -385,14 +394,14 @@ def _replace(
 
 def _let_go_of_what_was_said(user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> None:
     """Where these entries are from, with what they said before."""
-    said = Source.objects.filter(Q(entry__in=ids) | Q(entry__successor__in=ids), source_id__isnull=False)
+    said = EntrySource.objects.filter(Q(entry__in=ids) | Q(entry__successor__in=ids), source_id__isnull=False)
     said = said.exclude(entry__tier=Tier.PROACTIVE)  # those were found there, and nobody said them
     places = Q(pk__in=[])
     for kind, source_id, seq in said.order_by().values_list("kind", "source_id", "seq").distinct():
         places |= Q(kind=kind, source_id=source_id, seq=seq)
     Exchange.objects.filter(places, user_id=user_id).delete()
     derived = Entry.objects.of(user_id).filter(tier=Tier.PROACTIVE, derived=True)
-    patterns = Source.objects.filter(places, entry__in=derived).values_list("entry_id", flat=True)
+    patterns = EntrySource.objects.filter(places, entry__in=derived).values_list("entry_id", flat=True)
     Entry.objects.filter(pk__in=list(patterns)).exclude(pk__in=ids).delete()
 
 
@@ -408,7 +417,8 @@ def _hold_again(user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> None:
         holding = Entry.objects.of(user_id).current().filter(tier=part.tier)
         if (same := holding.filter(fingerprint=part.fingerprint).first()) is not None:
             _add_sources(
-                same, [Origin(SourceKind(it.kind), it.source_id, it.seq, it.at) for it in part.sources.all()]
+                same,
+                [SourceRef(SourceKind(it.kind), it.source_id, it.seq, it.at) for it in part.sources.all()],
             )
             part.delete()
         else:
@@ -417,18 +427,20 @@ def _hold_again(user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> None:
         nudge("memory.embed", user_id)
 
 
-def _add_sources(entry: Entry, origins: Sequence[Origin]) -> None:
-    Source.objects.bulk_create(
+def _add_sources(entry: Entry, origins: Sequence[SourceRef]) -> None:
+    EntrySource.objects.bulk_create(
         [
-            Source(entry=entry, kind=origin.kind, source_id=origin.id, seq=origin.seq, at=origin.at or Now())
+            EntrySource(
+                entry=entry, kind=origin.kind, source_id=origin.id, seq=origin.seq, at=origin.at or Now()
+            )
             for origin in origins
         ],
         ignore_conflicts=True,
     )
 
 
-def _embed(entry: Entry, said: Opened) -> None:
-    vector = vector_space.vector_now(text_of(said))
+def _embed(entry: Entry, said: EntryContent) -> None:
+    vector = vector_space.embed_now(searchable_text(said))
     if vector is None:
         nudge("memory.embed", entry.user_id)
         return

@@ -30,11 +30,11 @@ from adiuva.core.logging import log
 from adiuva.core.prompt_fencing import fence
 from adiuva.llm.structured import UnusableAnswer
 from memory import entries, provider_policy, structured
-from memory.entries import Kept, Origin
-from memory.exchanges import Heard, cut, heard
-from memory.models import Exchange, Source, SourceKind, Tier
+from memory.entries import Remembered, SourceRef
+from memory.exchanges import UnsealedExchange, shorten, unseal_exchange
+from memory.models import EntrySource, Exchange, SourceKind, Tier
 
-MAX_SUMMARY: Final = 2_000  # characters
+MAX_SUMMARY_CHARS: Final = 2_000  # characters
 _CHARS: Final = 48_000  # of a session that the model gets to see
 _CLAIM: Final = dt.timedelta(minutes=10)
 _MODEL_S: Final = 120.0
@@ -53,15 +53,15 @@ _SCHEMA: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class EpisodeDraft:
     """Exchanges that belong together, in order. `plain`: no model is to be asked about it."""
 
-    exchanges: Sequence[Heard]
+    exchanges: Sequence[UnsealedExchange]
     zone: ZoneInfo
     plain: bool
 
 
-async def make(user_id: uuid.UUID) -> int:
+async def write_due(user_id: uuid.UUID) -> int:
     """Tell of a user's sessions that are over. Returns of how many.
 
     What the model cannot be asked about now is tried again later.
@@ -84,7 +84,7 @@ async def make(user_id: uuid.UUID) -> int:
     return done
 
 
-def sweep() -> int:
+def enqueue_due() -> int:
     """Tell the workers of whose sessions are over. Returns of how many users."""
     ready = Exchange.objects.filter(not_before__lte=Now(), said_at__lt=Now() - _quiet()).exclude(
         recorded_at=None
@@ -100,10 +100,10 @@ def _quiet() -> dt.timedelta:
 
 
 @transaction.atomic
-def _claim(user_id: uuid.UUID, provider: str) -> Session | None:
+def _claim(user_id: uuid.UUID, provider: str) -> EpisodeDraft | None:
     """The user's oldest session that is over and has been read for facts, taken for a while."""
     try:
-        memory = entries.lock(user_id)
+        memory = entries.lock_memory(user_id)
         cipher = cipher_for(user_id)
         zone = ZoneInfo(User.objects.values_list("timezone", flat=True).get(pk=user_id))
     except (NoSuchUser, User.DoesNotExist):
@@ -119,14 +119,14 @@ def _claim(user_id: uuid.UUID, provider: str) -> Session | None:
         if any(row.recorded_at is None or row.not_before > now for row in rows):
             continue
         try:
-            session = [heard(row, cipher) for row in rows]
+            session = [unseal_exchange(row, cipher) for row in rows]
         except SealBroken:
             log.error("memory.exchange_broken", user_id=str(user_id))
             Exchange.objects.filter(pk__in=[row.pk for row in rows]).delete()
             continue
         Exchange.objects.filter(pk__in=[row.pk for row in rows]).update(not_before=Now() + _CLAIM)
-        may_read = Tier.EPISODIC in provider_policy.tiers_for(memory.policy, provider)
-        return Session(session, zone, plain=not may_read or rows[-1].said_at < now - _WAITS)
+        may_read = Tier.EPISODIC in provider_policy.readable_tiers(memory.policy, provider)
+        return EpisodeDraft(session, zone, plain=not may_read or rows[-1].said_at < now - _WAITS)
     return None
 
 
@@ -144,19 +144,19 @@ def _sessions(rows: Iterable[Any]) -> list[list[Any]]:
     return found
 
 
-async def _summary(session: Session) -> str:
+async def _summary(session: EpisodeDraft) -> str:
     """Empty: nothing happened that is worth a line. Raise a ModelError."""
     if session.plain:
         return _in_the_users_words(session)
     each = max(200, _CHARS // len(session.exchanges))
     lines = [
-        f"user: {cut(one.said, each * 2 // 3)}\nassistant: {cut(one.answer, each // 3)}"
+        f"user: {shorten(one.said, each * 2 // 3)}\nassistant: {shorten(one.answer, each // 3)}"
         for one in session.exchanges
     ]
     began = session.exchanges[0].at.astimezone(session.zone)
-    said = cut("\n".join(lines), _CHARS)
+    said = shorten("\n".join(lines), _CHARS)
     async with asyncio.timeout(_MODEL_S):
-        summary = await structured.ask(
+        summary = await structured.ask_or_none(
             llm.chat_model(),
             prompt="episode",
             material=f"Session of {began:%A %Y-%m-%d %H:%M}\n{fence('conversation', said)}",
@@ -172,12 +172,12 @@ def _read(value: Any) -> str:
     if not isinstance(summary, str):
         raise UnusableAnswer("`summary` must be a text.")
     summary = summary.replace("\0", "").strip()
-    if len(summary) > MAX_SUMMARY:
+    if len(summary) > MAX_SUMMARY_CHARS:
         raise UnusableAnswer("`summary` is far too long: at most five short sentences.")
     return summary
 
 
-def _in_the_users_words(session: Session) -> str:
+def _in_the_users_words(session: EpisodeDraft) -> str:
     """What stands for a summary where no model makes one."""
     lines = [_line(one.said) for one in session.exchanges]
     more = [f"(and {len(lines) - _MOST_LINES} more)"] if len(lines) > _MOST_LINES else []
@@ -190,9 +190,9 @@ def _line(text: str) -> str:
 
 
 @transaction.atomic
-def _keep(user_id: uuid.UUID, session: Session, summary: str) -> bool:
+def _keep(user_id: uuid.UUID, session: EpisodeDraft, summary: str) -> bool:
     """Whether it was still there as it was read. If not, nothing happens, and what is left is told of anew."""
-    memory = entries.lock(user_id)
+    memory = entries.lock_memory(user_id)
     rows = Exchange.objects.filter(user_id=user_id, pk__in=[one.id for one in session.exchanges])
     if not memory.enabled or rows.count() != len(session.exchanges):
         rows.update(not_before=Now())
@@ -217,7 +217,7 @@ def _keep(user_id: uuid.UUID, session: Session, summary: str) -> bool:
 
 
 @transaction.atomic
-def of_run(
+def remember_run(
     *,
     user_id: uuid.UUID,
     run_id: uuid.UUID,
@@ -226,15 +226,15 @@ def of_run(
     titles: Sequence[str],
     began_at: dt.datetime,
     ended_at: dt.datetime,
-) -> Kept | None:
+) -> Remembered | None:
     """Keep what a run of an agent found: how many records by table, and titles of some. Without a model, once a run.
 
     None where it found nothing, where it is kept already, or where the user's memory is off. Raise MemoryFull.
     """
     counts = [f"{count} {table}" for table, count in found.items() if count]
-    if not counts or not entries.lock(user_id).enabled:
+    if not counts or not entries.lock_memory(user_id).enabled:
         return None
-    if Source.objects.filter(entry__user_id=user_id, kind=SourceKind.RUN, source_id=run_id).exists():
+    if EntrySource.objects.filter(entry__user_id=user_id, kind=SourceKind.RUN, source_id=run_id).exists():
         return None
     shown = [_line(title) for title in titles[:_MOST_TITLES]]
     more = sum(found.values()) - len(shown)
@@ -243,7 +243,7 @@ def of_run(
         user_id=user_id,
         tier=Tier.EPISODIC,
         content=f"The agent “{_line(agent)}” found {', '.join(counts)}{named}.",
-        origin=Origin(SourceKind.RUN, run_id, at=ended_at),
+        origin=SourceRef(SourceKind.RUN, run_id, at=ended_at),
         began_at=began_at,
         ended_at=ended_at,
     )

@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from adiuva.core.crypto import UserCipher
 from adiuva.core.enqueue import nudge
 from memory import entries
-from memory.entries import Origin
+from memory.entries import SourceRef
 from memory.models import Exchange, SourceKind
 
 _KEEP: Final = """
@@ -27,7 +27,7 @@ ON CONFLICT DO NOTHING
 """
 
 
-def keep(
+def store(
     *,
     user_id: uuid.UUID,
     cipher: UserCipher,
@@ -58,14 +58,14 @@ def keep(
 
 
 @transaction.atomic
-def drop(*, user_id: uuid.UUID, kind: SourceKind, source_id: uuid.UUID) -> None:
+def discard(*, user_id: uuid.UUID, kind: SourceKind, source_id: uuid.UUID) -> None:
     """Let go of what was said somewhere and has not been read, or not been told of in an episode yet."""
-    entries.lock(user_id)
+    entries.lock_memory(user_id)
     Exchange.objects.filter(user_id=user_id, kind=kind, source_id=source_id).delete()
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class UnsealedExchange:
     """An exchange, opened. `tries`: with the one that it was claimed for."""
 
     id: uuid.UUID
@@ -78,17 +78,19 @@ class Heard:
     answer: str
 
     @property
-    def origin(self) -> Origin:
-        return Origin(self.kind, self.source_id, self.seq, self.at)
+    def origin(self) -> SourceRef:
+        return SourceRef(self.kind, self.source_id, self.seq, self.at)
 
 
-def heard(row: Exchange, cipher: UserCipher) -> Heard:
+def unseal_exchange(row: Exchange, cipher: UserCipher) -> UnsealedExchange:
     """Raise SealBroken for a row that was altered or moved."""
     body: dict[str, Any] = orjson.loads(cipher.unseal(row.sealed, "memory_exchange", row.pk, "sealed"))
     said, kind = "\n\n".join(body["said"]), SourceKind(row.kind)
-    return Heard(row.pk, kind, row.source_id, row.seq, row.said_at, row.attempts, said, body["answer"])
+    return UnsealedExchange(
+        row.pk, kind, row.source_id, row.seq, row.said_at, row.attempts, said, body["answer"]
+    )
 
 
-def cut(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
     """A text's beginning and its end, where it is too long."""
     return text if len(text) <= most else f"{text[: most * 2 // 3]}\n[…]\n{text[-(most // 3) :]}"

@@ -15,8 +15,8 @@ from memory.models import Entry, Exchange, Receipt
 
 
 def _memory(user_id: UUID) -> Iterator[dict[str, Any]]:
-    memory = preferences.of_user(user_id)
-    yield {"enabled": memory.enabled, "tiers": preferences.tiers_of(memory)}
+    memory = preferences.get_memory(user_id)
+    yield {"enabled": memory.enabled, "tiers": preferences.providers_by_tier(memory)}
 
 
 def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:
@@ -50,7 +50,7 @@ def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 
 def _said(entry: Entry, cipher: UserCipher) -> Mapping[str, Any]:
-    said = entries.opened(entry, cipher)
+    said = entries.unseal_entry(entry, cipher)
     return {"key": said.key, "content": said.content}
 
 
@@ -62,7 +62,7 @@ def _waiting(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 
 def _heard(row: Exchange, cipher: UserCipher) -> Mapping[str, Any]:
-    heard = exchanges.heard(row, cipher)
+    heard = exchanges.unseal_exchange(row, cipher)
     return {"said": heard.said, "answer": heard.answer}
 
 

@@ -153,7 +153,7 @@ class SourceKind(models.TextChoices):
     USER = "user", "the user, by hand"
 
 
-class Source(models.Model):
+class EntrySource(models.Model):
     """Where an entry is from. One that was said in several places has several."""
 
     entry = models.ForeignKey(Entry, models.CASCADE, related_name="sources", db_index=False)

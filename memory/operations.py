@@ -16,12 +16,12 @@ from typing import Any, Final, Literal
 
 from adiuva.core.crypto import UserCipher
 from adiuva.llm.structured import UnusableAnswer
-from memory.entries import MAX_KEY
+from memory.entries import MAX_KEY_CHARS
 from memory.models import Tier
-from memory.terms import is_printable, terms
+from memory.terms import hash_terms, is_printable
 
-MOST: Final = 30  # operations of one answer
-MAX_CHARS: Final = 600  # of what an operation says
+MAX_OPERATIONS: Final = 30  # operations of one answer
+MAX_CONTENT_CHARS: Final = 600  # of what an operation says
 _WRITES: Final = (Tier.CORE, Tier.ASSOCIATIVE)
 _NUMBER: Final = re.compile(r"\d+")
 _OWN: Final = 1 / 3  # of the words of what is kept, at least, must be the user's
@@ -43,7 +43,7 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class ValidOperations:
     """What of an answer can be used; the rest was `dropped`."""
 
     operations: Sequence[Operation] = ()
@@ -51,7 +51,7 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Rules:
+class OperationValidator:
     """`said`: the user's words by their exchange's label. `known`: the labels of the entries that were shown. `tiers`:
     those that the model's provider may read."""
 
@@ -62,8 +62,8 @@ class Rules:
 
     def schema(self) -> dict[str, Any]:
         said_in = {"enum": list(self.said)}
-        content = {"type": "string", "minLength": 1, "maxLength": MAX_CHARS}
-        key = {"type": "string", "minLength": 1, "maxLength": MAX_KEY}
+        content = {"type": "string", "minLength": 1, "maxLength": MAX_CONTENT_CHARS}
+        key = {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS}
         branches = []
         if Tier.CORE in self.tiers:
             branches.append(_branch("add", tier={"const": "core"}, key=key, content=content, said_in=said_in))
@@ -75,19 +75,21 @@ class Rules:
             branches.append(_branch("forget", entry=entry, asked={"type": "boolean"}, said_in=said_in))
         return {
             "type": "object",
-            "properties": {"operations": {"type": "array", "maxItems": MOST, "items": {"anyOf": branches}}},
+            "properties": {
+                "operations": {"type": "array", "maxItems": MAX_OPERATIONS, "items": {"anyOf": branches}}
+            },
             "required": ["operations"],
             "additionalProperties": False,
         }
 
-    def check(self, answer: Any) -> Checked:
+    def check(self, answer: Any) -> ValidOperations:
         """What of an answer can be used, in the order in which it was said. Raise UnusableAnswer if that is nothing."""
         found = answer.get("operations") if isinstance(answer, dict) else answer
         if not isinstance(found, list):
             raise UnusableAnswer('the answer has no list named "operations".')
         usable: list[Operation] = []
         problems: dict[str, None] = {}
-        for item in found[:MOST]:
+        for item in found[:MAX_OPERATIONS]:
             try:
                 usable.append(self._operation(item))
             except UnusableAnswer as unusable:
@@ -96,7 +98,7 @@ class Rules:
         usable.sort(key=lambda operation: order.index(operation.said_in))
         if problems and not usable:
             raise UnusableAnswer(f"none of the operations can be used: {'; '.join(problems)}.")
-        return Checked(usable, len(found) - len(usable))
+        return ValidOperations(usable, len(found) - len(usable))
 
     def _operation(self, item: Any) -> Operation:
         if not isinstance(item, dict):
@@ -111,7 +113,7 @@ class Rules:
                 )
                 if tier is None:
                     raise UnusableAnswer("there is no such tier to add to")
-                key = self._text(item, "key", MAX_KEY) if tier == Tier.CORE else None
+                key = self._text(item, "key", MAX_KEY_CHARS) if tier == Tier.CORE else None
                 return Operation("add", said_in, self._content(item, said_in), tier, key)
             case "replace" | "forget" as op:
                 if not isinstance(entry, str) or entry not in self.known:
@@ -122,7 +124,7 @@ class Rules:
         raise UnusableAnswer("op must be add, replace or forget")
 
     def _content(self, item: dict[str, Any], said_in: str) -> str:
-        content = self._text(item, "content", MAX_CHARS)
+        content = self._text(item, "content", MAX_CONTENT_CHARS)
         wanted = _marks(content, self.cipher)
         if len(wanted & self._heard[said_in]) < _OWN * len(wanted) or not wanted:
             raise UnusableAnswer("the user did not say this; keep to the user's own words")
@@ -154,7 +156,7 @@ def _marks(text: str, cipher: UserCipher) -> set[object]:
     """The words of a text that are not the commonest, by the forms in which they are found, and its numbers."""
     found: set[object] = set(_NUMBER.findall(unicodedata.normalize("NFKC", text)))
     for start in range(0, len(text), _PIECE - _OVERLAP):  # of one text, `terms` gives so many and no more
-        found.update(terms(text[start : start + _PIECE], cipher))
+        found.update(hash_terms(text[start : start + _PIECE], cipher))
     return found
 
 

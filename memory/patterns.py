@@ -28,19 +28,19 @@ from adiuva.core.logging import log
 from adiuva.core.prompt_fencing import fence
 from adiuva.llm.structured import UnusableAnswer
 from memory import entries, provider_policy, structured
-from memory.condensing import is_condensed
-from memory.entries import MemoryFull, Origin
-from memory.models import Entry, Memory, Receipt, Source, SourceKind, Tier
-from memory.terms import normal
+from memory.entries import MemoryFull, SourceRef
+from memory.episode_condensing import is_condensed
+from memory.models import Entry, EntrySource, Memory, Receipt, SourceKind, Tier
+from memory.terms import normalize
 
-FIRST: Final = 0.4
-GAIN: Final = 0.3  # of what is missing to 1
-LOSS: Final = 0.5
-WEEKLY: Final = 0.9
-LEAST: Final = 0.15
+INITIAL_CONFIDENCE: Final = 0.4
+CONFIRMATION_GAIN: Final = 0.3  # of what is missing to 1
+CONTRADICTION_FACTOR: Final = 0.5
+WEEKLY_FACTOR: Final = 0.9
+MIN_CONFIDENCE: Final = 0.15
 
-MOST_NEW: Final = 10  # patterns, a visit
-MAX_PATTERN: Final = 300  # characters
+MAX_NEW_PATTERNS: Final = 10  # patterns, a visit
+MAX_PATTERN_CHARS: Final = 300  # characters
 _MOST_FRESH: Final = 80  # entries that are read at once
 _MOST_BEFORE: Final = 40  # that were read before, so that what is new is seen beside them
 _MOST_PATTERNS: Final = 60
@@ -75,7 +75,7 @@ _SCHEMA: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class ShownText:
     """An entry as the model got it, the mark of what it says, and whether it is new since the last visit."""
 
     id: uuid.UUID
@@ -87,7 +87,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PatternClaims:
     """By content and by label: the labels of the evidence."""
 
     new: Mapping[str, Collection[str]]
@@ -96,25 +96,25 @@ class Answer:
 
 
 @dataclass
-class Look:
+class PatternReview:
     """What was read, by label, and what the model said to it. `until`: what is newer was not read yet."""
 
     until: dt.datetime
     more: bool = False
-    evidence: dict[str, Read] = field(default_factory=dict)
-    patterns: dict[str, Read] = field(default_factory=dict)
-    answer: Answer | None = None
+    evidence: dict[str, ShownText] = field(default_factory=dict)
+    patterns: dict[str, ShownText] = field(default_factory=dict)
+    answer: PatternClaims | None = None
 
 
-async def look(
+async def review(
     user_id: uuid.UUID, model: llm.ChatModel, *, since: dt.datetime | None, now: dt.datetime
-) -> Look:
+) -> PatternReview:
     """What the model makes of what is new between the two; it is not asked when that is nothing. Raise a ModelError."""
     found = await db.run(_read, user_id, model, since, now)
     if found.evidence:
         shown = "\n".join(f"{label}: {read.text}" for label, read in found.patterns.items())
         given = "\n".join(f"{label} {read.day}: {read.text}" for label, read in found.evidence.items())
-        found.answer = await structured.ask(
+        found.answer = await structured.ask_or_none(
             model,
             prompt="patterns",
             material=f"{fence('patterns', shown)}\n\n{fence('entries', given)}",
@@ -125,7 +125,7 @@ async def look(
     return found
 
 
-def news(user_id: uuid.UUID, after: dt.datetime) -> bool:
+def has_new_evidence(user_id: uuid.UUID, after: dt.datetime) -> bool:
     """Whether there is something that patterns could be found in since."""
     return _readable(user_id, _FROM).filter(updated_at__gt=after).exists()
 
@@ -138,13 +138,15 @@ def _readable(user_id: uuid.UUID, tiers: Iterable[str]) -> QuerySet[Entry]:
     return Entry.objects.of(user_id).current().filter(~is_condensed(), tier__in=tiers)
 
 
-def _read(user_id: uuid.UUID, model: llm.ChatModel, since: dt.datetime | None, now: dt.datetime) -> Look:
+def _read(
+    user_id: uuid.UUID, model: llm.ChatModel, since: dt.datetime | None, now: dt.datetime
+) -> PatternReview:
     """What the model is to get, with a receipt for it."""
-    found = Look(until=now)
+    found = PatternReview(until=now)
     memory = Memory.objects.filter(pk=user_id, enabled=True).first()
     if memory is None:
         return found
-    allowed = provider_policy.tiers_for(memory.policy, model.provider)
+    allowed = provider_policy.readable_tiers(memory.policy, model.provider)
     tiers = [tier for tier in _FROM if tier in allowed]
     since = max(since or now - _OLDEST, now - _OLDEST)
     readable = _readable(user_id, tiers)
@@ -166,7 +168,7 @@ def _read(user_id: uuid.UUID, model: llm.ChatModel, since: dt.datetime | None, n
     )
     patterns = Entry.objects.of(user_id).current().filter(tier=Tier.PROACTIVE)
     found.patterns = _labelled("p", patterns.order_by("-confidence", "pk")[:_MOST_PATTERNS], cipher)
-    provider_policy.give_receipt(
+    provider_policy.write_receipt(
         user_id=user_id,
         purpose=Receipt.Purpose.CONSOLIDATE,
         model=model,
@@ -178,25 +180,25 @@ def _read(user_id: uuid.UUID, model: llm.ChatModel, since: dt.datetime | None, n
 
 def _labelled(
     letter: str, rows: Iterable[Entry], cipher: UserCipher, *, first: int = 1, fresh: bool = False
-) -> dict[str, Read]:
+) -> dict[str, ShownText]:
     found = {}
     for number, row in enumerate(rows, first):
         try:
-            content = entries.opened(row, cipher).content
+            content = entries.unseal_entry(row, cipher).content
         except SealBroken:
             log.error("memory.does_not_open", user_id=str(row.user_id), entry_id=str(row.pk))
             continue
         # In one line, so that no text can pass for a line of another entry.
         text = " ".join(content.split())[:_ENTRY_CHARS]
         day = (row.began_at or row.valid_from).date()
-        found[f"{letter}{number}"] = Read(row.pk, bytes(row.fingerprint), text, day, fresh, row.derived)
+        found[f"{letter}{number}"] = ShownText(row.pk, bytes(row.fingerprint), text, day, fresh, row.derived)
     return found
 
 
 # ── What is answered ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _answer(value: Any) -> Answer:
+def _answer(value: Any) -> PatternClaims:
     """What can be used of an answer. Labels may still be unknown."""
     if not isinstance(value, dict):
         raise UnusableAnswer(
@@ -206,7 +208,7 @@ def _answer(value: Any) -> Answer:
     for name, claims in lists.items():
         if not isinstance(claims, list):
             raise UnusableAnswer(f"`{name}` must be a list.")
-    return Answer(
+    return PatternClaims(
         new=_by_what(lists["new"], "content"),
         confirmed=_by_what(lists["confirmed"], "pattern"),
         contradicted=_by_what(lists["contradicted"], "pattern"),
@@ -219,7 +221,7 @@ def _by_what(claims: list[Any], what: str) -> dict[str, set[str]]:
         if not isinstance(claim, dict) or not isinstance(claim.get("evidence"), list):
             continue
         said = claim.get(what)
-        if isinstance(said, str) and "\0" not in said and 0 < len(said.strip()) <= MAX_PATTERN:
+        if isinstance(said, str) and "\0" not in said and 0 < len(said.strip()) <= MAX_PATTERN_CHARS:
             found[said.strip()].update(
                 label for label in claim["evidence"][:_MOST_CLAIMS] if isinstance(label, str)
             )
@@ -229,7 +231,7 @@ def _by_what(claims: list[Any], what: str) -> dict[str, set[str]]:
 # ── What becomes of it: in one transaction, the memory locked ───────────────────────────────────────────
 
 
-def stands(user_id: uuid.UUID, found: Look) -> bool:
+def is_unchanged(user_id: uuid.UUID, found: PatternReview) -> bool:
     """Whether all that the model read still says the same. If not, its answer may tell of what is forgotten."""
     reads = [*found.evidence.values(), *found.patterns.values()]
     marks = Entry.objects.of(user_id).current().filter(pk__in=[read.id for read in reads])
@@ -237,16 +239,16 @@ def stands(user_id: uuid.UUID, found: Look) -> bool:
     return all(now.get(read.id) == read.mark for read in reads)
 
 
-def apply(user_id: uuid.UUID, found: Look) -> None:
+def apply_claims(user_id: uuid.UUID, found: PatternReview) -> None:
     """Raise nothing for what the model made up: it is left out."""
     if found.answer is None:
         return
     against = found.answer.contradicted
     confirmed = {label: set(labels) for label, labels in found.answer.confirmed.items()}
-    known = {normal(read.text): label for label, read in found.patterns.items()}
+    known = {normalize(read.text): label for label, read in found.patterns.items()}
     new = {}
     for content, labels in found.answer.new.items():
-        if (label := known.get(normal(content))) is not None:
+        if (label := known.get(normalize(content))) is not None:
             confirmed.setdefault(label, set()).update(labels)
         else:
             new[content] = labels
@@ -255,33 +257,33 @@ def apply(user_id: uuid.UUID, found: Look) -> None:
             continue
         if label in against:
             if _evidence(found, against[label]):
-                _weigh(read.id, F("confidence") * LOSS)
+                _weigh(read.id, F("confidence") * CONTRADICTION_FACTOR)
         elif label in confirmed and (evidence := _evidence(found, confirmed[label])):
             _confirm(read.id, evidence)
-    for content, labels in list(new.items())[:MOST_NEW]:
+    for content, labels in list(new.items())[:MAX_NEW_PATTERNS]:
         if evidence := _evidence(found, labels):
             _begin(user_id, content, evidence)
 
 
-def _evidence(found: Look, labels: Collection[str]) -> list[uuid.UUID]:
+def _evidence(found: PatternReview, labels: Collection[str]) -> list[uuid.UUID]:
     """The entries of labels that exist; none if none of them is new."""
     reads = [found.evidence[label] for label in labels if label in found.evidence]
     return [read.id for read in reads] if any(read.fresh for read in reads) else []
 
 
 def _confirm(pattern: uuid.UUID, evidence: list[uuid.UUID]) -> None:
-    before = Source.objects.filter(entry_id=pattern).count()
-    Source.objects.bulk_create(
+    before = EntrySource.objects.filter(entry_id=pattern).count()
+    EntrySource.objects.bulk_create(
         [
-            Source(
+            EntrySource(
                 entry_id=pattern, kind=source.kind, source_id=source.source_id, seq=source.seq, at=source.at
             )
-            for source in Source.objects.filter(entry_id__in=evidence)
+            for source in EntrySource.objects.filter(entry_id__in=evidence)
         ],
         ignore_conflicts=True,
     )
-    if Source.objects.filter(entry_id=pattern).count() > before:
-        _weigh(pattern, F("confidence") + (1 - F("confidence")) * GAIN)
+    if EntrySource.objects.filter(entry_id=pattern).count() > before:
+        _weigh(pattern, F("confidence") + (1 - F("confidence")) * CONFIRMATION_GAIN)
 
 
 def _weigh(pattern: uuid.UUID, confidence: Combinable) -> None:
@@ -291,8 +293,8 @@ def _weigh(pattern: uuid.UUID, confidence: Combinable) -> None:
 
 def _begin(user_id: uuid.UUID, content: str, evidence: list[uuid.UUID]) -> None:
     origins = [
-        Origin(SourceKind(source.kind), source.source_id, source.seq, source.at)
-        for source in Source.objects.filter(entry_id__in=evidence)
+        SourceRef(SourceKind(source.kind), source.source_id, source.seq, source.at)
+        for source in EntrySource.objects.filter(entry_id__in=evidence)
     ]
     if len({(origin.kind, origin.id) for origin in origins}) < 2:
         return
@@ -303,7 +305,7 @@ def _begin(user_id: uuid.UUID, content: str, evidence: list[uuid.UUID]) -> None:
             content=content,
             origin=origins[0],
             also=origins[1:],
-            confidence=FIRST,
+            confidence=INITIAL_CONFIDENCE,
             derived=True,
         )
     except MemoryFull:
@@ -323,5 +325,7 @@ WHERE memory_entry.id = found.id AND weeks BETWEEN 1 AND 5000
 def decay(user_id: uuid.UUID) -> None:
     """Take from each pattern for the whole weeks in which nothing spoke for or against it; the weakest go."""
     with connection.cursor() as cursor:
-        cursor.execute(_DECAY, [WEEKLY, user_id])
-    Entry.objects.of(user_id).filter(tier=Tier.PROACTIVE, derived=True, confidence__lt=LEAST).delete()
+        cursor.execute(_DECAY, [WEEKLY_FACTOR, user_id])
+    Entry.objects.of(user_id).filter(
+        tier=Tier.PROACTIVE, derived=True, confidence__lt=MIN_CONFIDENCE
+    ).delete()

@@ -21,7 +21,7 @@ class MemoryOff(Conflict):
         super().__init__("the memory is switched off: nothing new is kept")
 
 
-def of_user(user_id: uuid.UUID) -> Memory:
+def get_memory(user_id: uuid.UUID) -> Memory:
     """What the user chose, or, where they never did, what holds then."""
     return Memory.objects.filter(pk=user_id).first() or Memory(user_id=user_id)
 
@@ -32,13 +32,13 @@ def refuse_if_off(user_id: uuid.UUID) -> None:
         raise MemoryOff
 
 
-def tiers_of(memory: Memory) -> dict[str, list[str] | None]:
+def providers_by_tier(memory: Memory) -> dict[str, list[str] | None]:
     """By tier, the providers that may read it; None: any."""
     return {str(tier): memory.policy.get(tier) for tier in Tier}
 
 
 @transaction.atomic
-def choose(
+def set_preferences(
     *,
     user_id: uuid.UUID,
     enabled: bool | None = None,
@@ -48,7 +48,7 @@ def choose(
 
     Switched off, what is remembered stays; what was said and waits to be read is dropped.
     """
-    memory = entries.lock(user_id)
+    memory = entries.lock_memory(user_id)
     if enabled is not None:
         memory.enabled = enabled
     for tier, providers in (tiers or {}).items():
@@ -64,7 +64,7 @@ def choose(
     return memory
 
 
-def providers() -> dict[str, str | None]:
+def configured_providers() -> dict[str, str | None]:
     """Who gets to read, as things are configured: of a chat and of what is looked for. None: nobody outside."""
     try:
         chat: str | None = llm.chat_model().provider

@@ -9,16 +9,16 @@ from typing import Final
 from adiuva.llm import ChatModel, EmbeddingModel
 from memory.models import Receipt, Tier
 
-ALL: Final = frozenset(Tier)
+ALL_TIERS: Final = frozenset(Tier)
 
 
-def tiers_for(policy: Mapping[str, object] | None, provider: str) -> frozenset[Tier]:
+def readable_tiers(policy: Mapping[str, object] | None, provider: str) -> frozenset[Tier]:
     """The tiers that a provider may read. No provider (`""`: it is done in this process) may read all.
 
     A policy names, by tier, the providers that may; a tier that it does not name goes to any.
     """
     if not provider or not policy:
-        return ALL
+        return ALL_TIERS
     return frozenset(tier for tier in Tier if _may_read(policy.get(tier), provider))
 
 
@@ -26,7 +26,7 @@ def _may_read(providers: object, provider: str) -> bool:
     return providers is None or (isinstance(providers, list) and provider in providers)
 
 
-def give_receipt(
+def write_receipt(
     *,
     user_id: uuid.UUID,
     purpose: Receipt.Purpose,

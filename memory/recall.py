@@ -28,10 +28,10 @@ from adiuva.core.db import prepared_cursor
 from adiuva.core.logging import log
 from memory import entries, provider_policy, vector_indexes, vector_space
 from memory.models import Entry, Memory, Tier
-from memory.terms import terms
+from memory.terms import hash_terms
 
-SURE: Final = 0.6  # a pattern's confidence from which on it is recalled
-CHARS_A_TOKEN: Final = 4
+MIN_PATTERN_CONFIDENCE: Final = 0.6  # a pattern's confidence from which on it is recalled
+CHARS_PER_TOKEN: Final = 4
 _FIT: Final = 12  # entries of a tier that each list brings into a turn
 _RECENT: Final = 3  # episodes
 _REACH: Final = 100  # nearest vectors, of all tiers, that are looked through for a turn
@@ -49,7 +49,7 @@ _MISSES: Final = 8  # entries too long for what is left of a budget, after which
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class RecalledEntry:
     """An entry as a turn gets it. `since`: from when on it holds."""
 
     id: uuid.UUID
@@ -63,15 +63,15 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Recalled:
+class RecallResult:
     """`withheld`: tiers that hold something for this question and that the policy keeps from this provider."""
 
-    entries: Sequence[Known] = ()
+    entries: Sequence[RecalledEntry] = ()
     withheld: Collection[Tier] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class RecallReader:
     """Who gets to read what is recalled, and in which turn: what a receipt says."""
 
     user_id: uuid.UUID
@@ -82,7 +82,7 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchHit:
     """An entry that fits, still sealed. Scores order what one search found; they mean nothing beside another's."""
 
     entry: Entry
@@ -97,22 +97,23 @@ def recall(
     provider: str,
     limit_tokens: int,
     now: dt.datetime,
-) -> Recalled:
+) -> RecallResult:
     """What a turn is to know: all that is core, then what fits best. Nothing where the memory is off.
 
     `vector` is the question's, of the present space; without one, words alone find. `provider` is who will read it.
     """
     asked = _asked(user_id, question, vector, list(Tier), fit=_FIT, reach=_REACH, now=now)
     # One plan for everybody cannot take an index over one user's rows.
-    with connection.cursor() if vector_indexes.has_own(user_id) else prepared_cursor() as cursor:
+    with connection.cursor() if vector_indexes.has_index(user_id) else prepared_cursor() as cursor:
         cursor.execute(
-            _RECALL.format(near=_near(vector)), asked | {"sure": SURE, "recent": _RECENT, "patterns": _FIT}
+            _RECALL.format(near=_near(vector)),
+            asked | {"sure": MIN_PATTERN_CONFIDENCE, "recent": _RECENT, "patterns": _FIT},
         )
         rows = cursor.fetchall()
-    allowed = provider_policy.tiers_for(orjson.loads(rows[0][1] or b"null"), provider)
+    allowed = provider_policy.readable_tiers(orjson.loads(rows[0][1] or b"null"), provider)
     found = [_Row(*row[2:]) for row in rows if row[2] is not None]
     withheld = {Tier(tier) for tier in {row.tier for row in found}} - allowed
-    return Recalled(
+    return RecallResult(
         _opened(user_id, sorted((row for row in found if row.tier in allowed), key=_first), limit_tokens),
         withheld,
     )
@@ -126,7 +127,7 @@ def search(
     now: dt.datetime,
     tiers: Collection[Tier] = tuple(Tier),
     limit: int = 20,
-) -> list[Found]:
+) -> list[SearchHit]:
     """The entries that hold and fit a question, by its words and its vector (of the present space), best first.
 
     It does not look at the memory's switch nor at its policy: what leaves for a model goes through `recall`.
@@ -136,10 +137,10 @@ def search(
         cursor.execute(_SEARCH.format(near=_near(vector)), asked)
         scores = dict(cursor.fetchmany(limit))
     found = Entry.objects.of(user_id).current().in_bulk(list(scores))
-    return [Found(found[key], score) for key, score in scores.items() if key in found]
+    return [SearchHit(found[key], score) for key, score in scores.items() if key in found]
 
 
-def recall_more(
+def search_for_model(
     *,
     user_id: uuid.UUID,
     question: str,
@@ -147,35 +148,35 @@ def recall_more(
     provider: str,
     limit: int,
     now: dt.datetime,
-) -> Recalled:
+) -> RecallResult:
     """What fits a question of the model's own, whatever its tier, best first. Nothing where the memory is off."""
     memory = Memory.objects.filter(pk=user_id).first()
     if memory is None or not memory.enabled:
-        return Recalled()
-    allowed = provider_policy.tiers_for(memory.policy, provider)
+        return RecallResult()
+    allowed = provider_policy.readable_tiers(memory.policy, provider)
     found = search(user_id=user_id, question=question, vector=vector, now=now, limit=limit)
     theirs = (_Row._make([*(getattr(one.entry, name) for name in _COLUMNS), one.score]) for one in found)
-    return Recalled(
+    return RecallResult(
         _opened(user_id, (row for row in theirs if row.tier in allowed), limit * _MOST_CHARS),
         {Tier(one.entry.tier) for one in found} - allowed,
     )
 
 
-def known(user_id: uuid.UUID, entry_id: uuid.UUID) -> Known | None:
+def read_entry(user_id: uuid.UUID, entry_id: uuid.UUID) -> RecalledEntry | None:
     """One entry, opened; None if it is not there, is another's or does not open."""
     rows = Entry.objects.of(user_id).filter(pk=entry_id).values_list(*_COLUMNS)
     return next(iter(_opened(user_id, (_Row._make([*row, 0.0]) for row in rows), _MOST_CHARS)), None)
 
 
-def by_vector(user_id: uuid.UUID) -> bool:
+def needs_vector(user_id: uuid.UUID) -> bool:
     """Whether something can be found by its vector, so that a question is to be shown to the model that makes them: not
     where nothing is remembered, nor where the policy keeps all of it from that model's provider."""
     found = Memory.objects.filter(pk=user_id).values_list("policy", flat=True).first()
-    tiers = provider_policy.tiers_for(found, llm.embedding_model().provider)
+    tiers = provider_policy.readable_tiers(found, llm.embedding_model().provider)
     return Entry.objects.of(user_id).current().filter(tier__in=tiers).exists()
 
 
-def note(reader: Reader, recalled: Recalled) -> None:
+def write_receipt(reader: RecallReader, recalled: RecallResult) -> None:
     """Write down that these left for a model, and that they were of use; in one round trip."""
     ids = [known.id for known in recalled.entries]
     if not ids and not recalled.withheld:
@@ -327,8 +328,8 @@ def _asked(
     return {
         "user": user_id,
         "vector": orjson.dumps(vector).decode() if vector is not None else None,
-        "space": vector_space.space(),
-        "terms": terms(question[:_MOST_CHARS], cipher_for(user_id))[:_WORDS],
+        "space": vector_space.current_space(),
+        "terms": hash_terms(question[:_MOST_CHARS], cipher_for(user_id))[:_WORDS],
         "tiers": [str(tier) for tier in tiers],
         "fit": fit,
         "reach": reach,
@@ -354,18 +355,18 @@ def _first(row: _Row) -> tuple[bool, float, float]:
     return row.tier != Tier.CORE, -row.score, -row.valid_from.timestamp()
 
 
-def _opened(user_id: uuid.UUID, rows: Iterable[_Row], limit_tokens: int) -> list[Known]:
+def _opened(user_id: uuid.UUID, rows: Iterable[_Row], limit_tokens: int) -> list[RecalledEntry]:
     """As many as the budget holds, each whole."""
     cipher = cipher_for(user_id)
-    left, misses = limit_tokens * CHARS_A_TOKEN, 0
+    left, misses = limit_tokens * CHARS_PER_TOKEN, 0
     found = []
     for row in rows:
         try:
-            said = entries.unsealed(row.sealed, row.id, row.tier, cipher)
+            said = entries.unseal_content(row.sealed, row.id, row.tier, cipher)
         except SealBroken:
             log.error("memory.seal_broken", user_id=str(user_id), entry=str(row.id))
             continue
-        size = len(entries.text_of(said)) + _LINE_CHARS
+        size = len(entries.searchable_text(said)) + _LINE_CHARS
         if size > left:
             misses += row.tier != Tier.CORE  # a shorter one may still fit, and of core all that does is given
             if misses == _MISSES:
@@ -373,7 +374,7 @@ def _opened(user_id: uuid.UUID, rows: Iterable[_Row], limit_tokens: int) -> list
             continue
         left -= size
         found.append(
-            Known(
+            RecalledEntry(
                 id=row.id,
                 tier=Tier(row.tier),
                 content=said.content,

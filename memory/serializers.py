@@ -12,13 +12,13 @@ from rest_framework import serializers
 from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.logging import log
 from memory import entries
-from memory.entries import MAX_CONTENT, MAX_KEY
-from memory.models import Entry, Receipt, Source, SourceKind, Tier
-from memory.search import MAX_QUESTION
+from memory.entries import MAX_CONTENT_CHARS, MAX_KEY_CHARS
+from memory.models import Entry, EntrySource, Receipt, SourceKind, Tier
+from memory.search import MAX_QUESTION_CHARS
 
-MAX_TEXT: Final = 20_000  # characters of a text that a vector is asked for
-EVERYTHING: Final = "forget everything"
-MOST_FOUND: Final = 100
+MAX_TEXT_CHARS: Final = 20_000  # characters of a text that a vector is asked for
+FORGET_EVERYTHING_PHRASE: Final = "forget everything"
+MAX_SEARCH_RESULTS: Final = 100
 _PROVIDER = re.compile(r"[a-z0-9](?:[a-z0-9._:-]{0,253}[a-z0-9])?")
 
 
@@ -70,11 +70,11 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
         cipher: UserCipher = self.context["cipher"]
         found: dict[str, Any] = {"id": str(entry.pk), "tier": entry.tier}
         try:
-            said = entries.opened(entry, cipher)
+            said = entries.unseal_entry(entry, cipher)
         except SealBroken:
             # The row was altered. Its neighbours can be read, and it can be forgotten.
             log.error("memory.seal_broken", user_id=str(entry.user_id), entry=str(entry.pk))
-            said = entries.Opened("")
+            said = entries.EntryContent("")
             found["unreadable"] = True
         if said.key is not None:
             found["key"] = said.key
@@ -94,7 +94,7 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
         }
 
 
-class SourceSerializer(serializers.ModelSerializer[Source]):
+class SourceSerializer(serializers.ModelSerializer[EntrySource]):
     kind = serializers.ChoiceField(choices=SourceKind.choices)
     id = serializers.UUIDField(
         source="source_id",
@@ -104,7 +104,7 @@ class SourceSerializer(serializers.ModelSerializer[Source]):
     seq = serializers.IntegerField(allow_null=True, help_text="Of the message in the conversation.")
 
     class Meta:
-        model = Source
+        model = EntrySource
         fields = ["kind", "id", "seq", "at"]
         read_only_fields = fields
 
@@ -150,10 +150,12 @@ class CorrectionSerializer(serializers.Serializer[Any]):
     """What may be corrected of an entry: what it says. The tier is in the context."""
 
     key = serializers.CharField(
-        max_length=MAX_KEY, required=False, help_text="Of core entries: what it is about. One value a key."
+        max_length=MAX_KEY_CHARS,
+        required=False,
+        help_text="Of core entries: what it is about. One value a key.",
     )
     content = serializers.CharField(
-        max_length=MAX_CONTENT, required=False, style={"base_template": "textarea.html"}
+        max_length=MAX_CONTENT_CHARS, required=False, style={"base_template": "textarea.html"}
     )
     confidence = serializers.FloatField(
         min_value=0, max_value=1, required=False, help_text="Of patterns; 1 if not given."
@@ -173,10 +175,10 @@ class CorrectionSerializer(serializers.Serializer[Any]):
         return values
 
 
-class EntryFormSerializer(CorrectionSerializer):
+class NewEntrySerializer(CorrectionSerializer):
     """What is written by hand."""
 
-    content = serializers.CharField(max_length=MAX_CONTENT, style={"base_template": "textarea.html"})
+    content = serializers.CharField(max_length=MAX_CONTENT_CHARS, style={"base_template": "textarea.html"})
     began_at = serializers.DateTimeField(
         required=False, allow_null=True, help_text="Of the session that an episode tells of."
     )
@@ -198,12 +200,14 @@ class EntryFormSerializer(CorrectionSerializer):
 
 
 class SearchSerializer(serializers.Serializer[Any]):
-    q = serializers.CharField(max_length=MAX_QUESTION, help_text="What is looked for, in your own words.")
+    q = serializers.CharField(
+        max_length=MAX_QUESTION_CHARS, help_text="What is looked for, in your own words."
+    )
     tier = serializers.ChoiceField(choices=Tier.choices, required=False, help_text="Only in this tier.")
-    limit = serializers.IntegerField(min_value=1, max_value=MOST_FOUND, default=20)
+    limit = serializers.IntegerField(min_value=1, max_value=MAX_SEARCH_RESULTS, default=20)
 
 
-class FoundSerializer(EntrySerializer):
+class SearchHitSerializer(EntrySerializer):
     score = serializers.FloatField(help_text="Orders what one search found; means nothing beside another's.")
 
     class Meta(EntrySerializer.Meta):
@@ -211,7 +215,7 @@ class FoundSerializer(EntrySerializer):
         read_only_fields = fields
 
 
-class SourceNameSerializer(serializers.Serializer[Any]):
+class SourceRefSerializer(serializers.Serializer[Any]):
     kind = serializers.ChoiceField(choices=SourceKind.choices)
     id = serializers.UUIDField(
         required=False, allow_null=True, help_text="Of the conversation, the request or the run."
@@ -233,19 +237,22 @@ class SourceNameSerializer(serializers.Serializer[Any]):
 
 
 class ForgetSerializer(serializers.Serializer[Any]):
-    source = SourceNameSerializer(  # type: ignore[assignment]  # the wire's word, and DRF's own
+    source = SourceRefSerializer(  # type: ignore[assignment]  # the wire's word, and DRF's own
         required=False, help_text="Forget what is known from there alone."
     )
     everything = serializers.BooleanField(default=False)
     confirm = serializers.CharField(
-        required=False, help_text=f'With `everything`: the words "{EVERYTHING}", lest it be an accident.'
+        required=False,
+        help_text=f'With `everything`: the words "{FORGET_EVERYTHING_PHRASE}", lest it be an accident.',
     )
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         if values["everything"] == ("source" in values):
             raise serializers.ValidationError("Either a source or everything is to be forgotten.")
-        if values["everything"] and values.get("confirm") != EVERYTHING:
-            raise serializers.ValidationError({"confirm": f'To forget everything, say "{EVERYTHING}".'})
+        if values["everything"] and values.get("confirm") != FORGET_EVERYTHING_PHRASE:
+            raise serializers.ValidationError(
+                {"confirm": f'To forget everything, say "{FORGET_EVERYTHING_PHRASE}".'}
+            )
         return values
 
 
@@ -346,7 +353,7 @@ class EntryQuerySerializer(serializers.Serializer[Any]):
 
 
 class TextSerializer(serializers.Serializer[Any]):
-    text = serializers.CharField(max_length=MAX_TEXT, style={"base_template": "textarea.html"})
+    text = serializers.CharField(max_length=MAX_TEXT_CHARS, style={"base_template": "textarea.html"})
 
 
 class VectorSerializer(serializers.Serializer[Any]):

@@ -13,7 +13,7 @@ from adiuva.llm.structured import UnusableAnswer, ask_structured
 T = TypeVar("T")
 
 
-async def ask(
+async def ask_or_none(
     model: llm.ChatModel,
     *,
     prompt: str,

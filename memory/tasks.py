@@ -10,24 +10,24 @@ from uuid import UUID
 from celery import shared_task
 
 from adiuva import llm
-from memory import consolidation, embedding, episodes, recording, vector_indexes
+from memory import consolidation, embedding, episodes, fact_extraction, vector_indexes
 
 
 @shared_task(name="memory.record")
 def record(user_id: str) -> None:
-    _run(recording.record(UUID(user_id)))
+    _run(fact_extraction.extract_facts(UUID(user_id)))
 
 
 @shared_task(name="memory.episodes")
 def make_episodes(user_id: str) -> None:
-    _run(episodes.make(UUID(user_id)))
+    _run(episodes.write_due(UUID(user_id)))
 
 
 @shared_task(name="memory.sweep")
 def sweep() -> None:
     """What a lost nudge forgot, what is to be tried again, and the sessions that are over."""
-    recording.sweep()
-    episodes.sweep()
+    fact_extraction.enqueue_due()
+    episodes.enqueue_due()
 
 
 @shared_task(
@@ -47,8 +47,8 @@ def consolidate() -> None:
 
 
 @shared_task(name="memory.tend")
-def tend() -> None:
-    vector_indexes.tend()
+def maintain_vector_indexes() -> None:
+    vector_indexes.maintain()
 
 
 def _run(work: Coroutine[Any, Any, object]) -> None:

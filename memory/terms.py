@@ -37,7 +37,7 @@ un una y ya yo
 )
 
 
-def normal(text: str) -> str:
+def normalize(text: str) -> str:
     """A text as it is compared with others: case, width and spacing do not matter."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
@@ -47,7 +47,7 @@ def is_printable(text: str) -> bool:
     return text.replace("\u200c", "").replace("\u200d", "").isprintable()
 
 
-def terms(text: str, cipher: UserCipher) -> list[int]:
+def hash_terms(text: str, cipher: UserCipher) -> list[int]:
     """Keyed hashes (64 bits, signed as PostgreSQL has them) of a text's words, each once, at most MAX_TERMS.
 
     A long word stands for itself and for its first letters, so that its other forms are found too.

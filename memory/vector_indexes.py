@@ -21,9 +21,9 @@ from psycopg import sql
 from adiuva.core.logging import log
 from memory import vector_space
 
-PAYS_FROM: Final = 30_000  # vectors of a user
-SHRUNK_BELOW: Final = 20_000
-MOST: Final = 100  # such indexes: each makes every query on the table a little dearer to plan
+CREATE_FROM_ROWS: Final = 30_000  # vectors of a user
+DROP_BELOW_ROWS: Final = 20_000
+MAX_INDEXES: Final = 100  # such indexes: each makes every query on the table a little dearer to plan
 _MOST_DIMENSIONS: Final = 4_000  # that HNSW takes of half-precision vectors
 _PREFIX: Final = "memory_near_"
 _KNOWN_S: Final = 60.0  # that a process goes by what it knows of them
@@ -39,7 +39,7 @@ WHERE indrelid = 'memory_embedding'::regclass AND starts_with(relname, %s)
 """
 
 
-def has_own(user_id: uuid.UUID) -> bool:
+def has_index(user_id: uuid.UUID) -> bool:
     """Whether a user has an index of their own, as far as this process knows: it looks once a minute."""
     global _known
     looked_at, owners = _known
@@ -54,23 +54,23 @@ def has_own(user_id: uuid.UUID) -> bool:
 _known: tuple[float, frozenset[str]] = (-math.inf, frozenset())
 
 
-def tend() -> tuple[int, int]:
+def maintain() -> tuple[int, int]:
     """Make the indexes that pay and drop those that do not, of users who are gone too. Returns how many of each.
 
     Call it outside of transactions, now and then. Reading and writing go on meanwhile. Where another process is at it,
     nothing is done.
     """
-    space = vector_space.space()
+    space = vector_space.current_space()
     with connection.cursor() as cursor, _alone(cursor) as alone:
         if not alone:
             return 0, 0
-        cursor.execute(_LARGE, [space, SHRUNK_BELOW, MOST])
+        cursor.execute(_LARGE, [space, DROP_BELOW_ROWS, MAX_INDEXES])
         large = {
             _name(user_id, space, dimensions): (user_id, dimensions)
             for user_id, dimensions in cursor.fetchall()
             if dimensions <= _MOST_DIMENSIONS
         }
-        cursor.execute(_LARGE, [space, PAYS_FROM, MOST])
+        cursor.execute(_LARGE, [space, CREATE_FROM_ROWS, MAX_INDEXES])
         pays = {_name(user_id, space, dimensions) for user_id, dimensions in cursor.fetchall()} & large.keys()
         cursor.execute(_THERE, [_PREFIX])
         there = dict(cursor.fetchall())

@@ -12,18 +12,18 @@ from adiuva.llm.lexical import LexicalEmbeddings
 _QUERY_S: Final = 2.0  # that a turn waits for the vector of its question; words alone find much, too
 
 
-def space() -> str:
+def current_space() -> str:
     """The name of the model whose vectors can be compared with those of `vector_of`."""
     return llm.embedding_model().name
 
 
-def vector_now(text: str) -> list[float] | None:
+def embed_now(text: str) -> list[float] | None:
     """A vector that costs no request to anybody; None where one must be asked for."""
     model = llm.embedding_model()
     return model.embed_now(text) if isinstance(model, LexicalEmbeddings) else None
 
 
-async def vector_of(text: str) -> list[float] | None:
+async def embed_question(text: str) -> list[float] | None:
     """The vector of a question. None, and a line in the log, when the model does not give one in time."""
     model = llm.embedding_model()
     if isinstance(model, LexicalEmbeddings):

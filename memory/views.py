@@ -22,20 +22,20 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
 from adiuva.core.rest import TOTAL_COUNT, Done, Problem, problems, user_id
 from memory import entries, preferences, search, vector_space
-from memory.entries import BY_HAND, Outcome
+from memory.entries import BY_HAND, RememberOutcome
 from memory.models import Entry, Memory, Receipt, SourceKind, Tier
 from memory.serializers import (
     CorrectionSerializer,
     EntryDetailSerializer,
-    EntryFormSerializer,
     EntryQuerySerializer,
     EntrySerializer,
     ForgetSerializer,
     ForgottenSerializer,
-    FoundSerializer,
+    NewEntrySerializer,
     PolicySerializer,
     ReceiptQuerySerializer,
     ReceiptSerializer,
+    SearchHitSerializer,
     SearchSerializer,
     SourceSerializer,
     TextSerializer,
@@ -80,7 +80,7 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
         return found if current == "all" else found.filter(valid_to__isnull=current == "true")
 
     def get_serializer_class(self) -> Any:
-        forms = {"create": EntryFormSerializer, "partial_update": CorrectionSerializer}
+        forms = {"create": NewEntrySerializer, "partial_update": CorrectionSerializer}
         return forms.get(self.action, EntrySerializer)
 
     def get_serializer_context(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
 
     @extend_schema(
         summary="Remember something, by hand",
-        request=EntryFormSerializer,
+        request=NewEntrySerializer,
         responses={
             201: EntrySerializer,
             200: OpenApiResponse(EntrySerializer, "It was known, or the key had another value, now history."),
@@ -106,14 +106,14 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
         me = user_id(request)
         preferences.refuse_if_off(me)
         kept = entries.remember(user_id=me, tier=self.tier, origin=BY_HAND, **values)
-        return self._row(kept.entry, 201 if kept.outcome is Outcome.NEW else 200)
+        return self._row(kept.entry, 201 if kept.outcome is RememberOutcome.NEW else 200)
 
     def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         entry = self.get_object()
         context = {
             "cipher": self.cipher,
             "sources": entry.sources.order_by("-at", "-id")[:_SHOWN],
-            "history": entries.history(entry).defer("terms")[:_SHOWN],
+            "history": entries.history_of(entry).defer("terms")[:_SHOWN],
         }
         return Response(EntryDetailSerializer(entry, context=context).data)
 
@@ -153,7 +153,7 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
     )
     @action(detail=True, methods=["get"])
     def history(self, request: Request, **kwargs: Any) -> Response:
-        return self._page(entries.history(self.get_object()).defer("terms"))
+        return self._page(entries.history_of(self.get_object()).defer("terms"))
 
     def _body(self) -> dict[str, Any]:
         serializer = self.get_serializer(data=self.request.data)
@@ -167,7 +167,7 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
 
     def _row(self, entry: Entry, status: int = 200) -> Response:
         """As it is now: a row that was just written has times that only the database knows."""
-        now = entries.of_user(user_id(self.request), entry.pk)
+        now = entries.get_entry(user_id(self.request), entry.pk)
         return Response(dict(EntrySerializer(now, context={"cipher": self.cipher}).data), status=status)
 
 
@@ -187,12 +187,12 @@ class SearchView(_FormView):
     @extend_schema(
         summary="Search your memory",
         operation_id="memory_search",
-        responses={200: FoundSerializer(many=True), **problems(400, 401)},
+        responses={200: SearchHitSerializer(many=True), **problems(400, 401)},
     )
     def post(self, request: Request) -> Response:
         asked, me = self.body(request), user_id(request)
         tiers = (Tier(asked["tier"]),) if "tier" in asked else tuple(Tier)
-        found = search.find(user_id=me, question=asked["q"], tiers=tiers, limit=asked["limit"])
+        found = search.embed_and_search(user_id=me, question=asked["q"], tiers=tiers, limit=asked["limit"])
         context = {"cipher": cipher_for(me)}
         return Response(
             [{**EntrySerializer(one.entry, context=context).data, "score": one.score} for one in found]
@@ -238,7 +238,7 @@ class PolicyView(_FormView):
         responses={200: PolicySerializer, **problems(401)},
     )
     def get(self, request: Request) -> Response:
-        return Response(_policy(preferences.of_user(user_id(request))))
+        return Response(_policy(preferences.get_memory(user_id(request))))
 
     @extend_schema(
         summary="Set your memory's switch and policy",
@@ -250,7 +250,9 @@ class PolicyView(_FormView):
         asked = self.body(request)
         every = {tier: asked["tiers"].get(tier) for tier in Tier}
         return Response(
-            _policy(preferences.choose(user_id=user_id(request), enabled=asked["enabled"], tiers=every))
+            _policy(
+                preferences.set_preferences(user_id=user_id(request), enabled=asked["enabled"], tiers=every)
+            )
         )
 
     @extend_schema(
@@ -265,15 +267,19 @@ class PolicyView(_FormView):
         asked = serializer.validated_data
         tiers = {Tier(name): given for name, given in asked.get("tiers", {}).items()}
         return Response(
-            _policy(preferences.choose(user_id=user_id(request), enabled=asked.get("enabled"), tiers=tiers))
+            _policy(
+                preferences.set_preferences(
+                    user_id=user_id(request), enabled=asked.get("enabled"), tiers=tiers
+                )
+            )
         )
 
 
 def _policy(memory: Memory) -> dict[str, Any]:
     return {
         "enabled": memory.enabled,
-        "tiers": preferences.tiers_of(memory),
-        "providers": preferences.providers(),
+        "tiers": preferences.providers_by_tier(memory),
+        "providers": preferences.configured_providers(),
     }
 
 
@@ -324,7 +330,7 @@ class EmbedView(_FormView):
     def post(self, request: Request) -> Response:
         text = self.body(request)["text"]
         model = llm.embedding_model()
-        vector = vector_space.vector_now(text)
+        vector = vector_space.embed_now(text)
         if vector is None:
             close_old_connections()  # the model may take a while, and others wait for the pool's connections
             (vector,) = async_to_sync(model.embed)([text])

@@ -26,10 +26,10 @@ from chat.device_session import one_line
 from chat.memory_context import MEMORY, Recollection, recollection_of, shown
 from chat.tools.base import DeviceTool, Nothing
 from memory import entries
-from memory.entries import Outcome
+from memory.entries import RememberOutcome
 from memory.models import Tier
 from memory.preferences import MemoryOff
-from memory.recall import Known, known
+from memory.recall import RecalledEntry, read_entry
 
 _Label = Annotated[str, Field(description="its label, such as m3")]
 _NOT_THEIRS: Final = (
@@ -78,9 +78,9 @@ async def remember(
     )
     line = await _line(memory, kept.entry.pk)
     match kept.outcome:
-        case Outcome.KNOWN:
+        case RememberOutcome.KNOWN:
             return f"This was remembered already: {line}"
-        case Outcome.CHANGED:
+        case RememberOutcome.CHANGED:
             return f"Remembered in place of what it was before: {line}"
     return f"Remembered: {line}"
 
@@ -103,7 +103,7 @@ async def correct(config: RunnableConfig, memory: _Label, content: str) -> str:
         raise ToolException(_NOT_THEIRS)
 
     def change() -> None:
-        entry = entries.of_user(recollection.user_id, found.id)
+        entry = entries.get_entry(recollection.user_id, found.id)
         entries.correct(entry=entry, content=content, origin=recollection.origin)
 
     await _done(partial(_while_on, recollection, change))
@@ -125,7 +125,7 @@ def _while_on(memory: Recollection, verb: Callable[..., Any], **given: Any) -> A
     """Do it, unless the memory was switched off or the conversation deleted since the turn began. Raise MemoryOff."""
     place = memory.begun.conversation_id
     there = place is None or conversations.remembers(user_id=memory.user_id, conversation_id=place)
-    if not there or not entries.lock(memory.user_id).enabled:
+    if not there or not entries.lock_memory(memory.user_id).enabled:
         raise MemoryOff
     return verb(**given)
 
@@ -138,11 +138,11 @@ async def _done(verb: Callable[..., Any], **given: Any) -> Any:
 
 
 async def _line(memory: Recollection, entry_id: Any) -> str:
-    found: Known | None = await db.run(known, memory.user_id, entry_id)
+    found: RecalledEntry | None = await db.run(read_entry, memory.user_id, entry_id)
     return memory.line(found) if found else "(gone meanwhile)"
 
 
-def _found(memory: Recollection, label: str) -> Known:
+def _found(memory: Recollection, label: str) -> RecalledEntry:
     found = memory.find(label)
     if found is None:
         raise _missing(label)

@@ -101,7 +101,7 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name='Source',
+            name='EntrySource',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('kind', models.CharField(choices=[('conversation', 'a message in a conversation'), ('request', 'a request of a chat that the device keeps'), ('run', 'a run of an agent'), ('user', 'the user, by hand')], max_length=12)),
@@ -188,15 +188,15 @@ class Migration(migrations.Migration):
             index=models.Index(fields=['at'], name='receipts_by_age'),
         ),
         migrations.AddIndex(
-            model_name='source',
+            model_name='entrysource',
             index=models.Index(fields=['source_id'], name='memory_sources_by_id'),
         ),
         migrations.AddConstraint(
-            model_name='source',
+            model_name='entrysource',
             constraint=models.UniqueConstraint(fields=('entry', 'kind', 'source_id', 'seq'), name='one_row_a_memory_source', nulls_distinct=False),
         ),
         migrations.AddConstraint(
-            model_name='source',
+            model_name='entrysource',
             constraint=models.CheckConstraint(condition=models.Q(('kind', 'user'), ('source_id__isnull', False), _connector='OR'), name='source_is_named'),
         ),
         migrations.AddIndex(

@@ -19,8 +19,8 @@ from adiuva.core import db
 from adiuva.offline_model import memory as rules
 from chat import conversations
 from chat.models import Conversation
-from memory import entries, exchanges, recall, recording
-from memory.models import Embedding, Entry, Exchange, Memory, Receipt, Source, Tier
+from memory import entries, exchanges, fact_extraction, recall
+from memory.models import Embedding, Entry, EntrySource, Exchange, Memory, Receipt, Tier
 from tests.chat.chat_client import Client, Stream, chatting, conversation_of
 from tests.chat.factories import a_conversation, a_turn, asked, begun, finish
 from tests.factories import Person, somebody
@@ -86,7 +86,7 @@ async def recorded(person: Person) -> None:
     """Read what waits; a worker that other tests have started may be quicker."""
     async with asyncio.timeout(PATIENCE_S):
         while await db.run(waiting, person.id):
-            await recording.record(person.id)
+            await fact_extraction.extract_facts(person.id)
             await asyncio.sleep(0.01)
 
 
@@ -113,12 +113,12 @@ def run(work: Any) -> Any:
     return asyncio.run(whole())
 
 
-def heard(row: Exchange) -> exchanges.Heard:
-    return exchanges.heard(row, cipher_for(row.user_id))
+def heard(row: Exchange) -> exchanges.UnsealedExchange:
+    return exchanges.unseal_exchange(row, cipher_for(row.user_id))
 
 
 def says(entry: Entry) -> str:
-    return entries.opened(entry, cipher_for(entry.user_id)).content
+    return entries.unseal_entry(entry, cipher_for(entry.user_id)).content
 
 
 def traces(person: Person) -> dict[str, int]:
@@ -128,7 +128,7 @@ def traces(person: Person) -> dict[str, int]:
         "entries": Entry.objects.filter(**mine).count(),
         "embeddings": Embedding.objects.filter(**mine).count(),
         "exchanges": Exchange.objects.filter(**mine).count(),
-        "sources": Source.objects.filter(entry__user_id=person.id).count(),
+        "sources": EntrySource.objects.filter(entry__user_id=person.id).count(),
         "receipts": Receipt.objects.filter(**mine).count(),
     }
 
@@ -144,7 +144,8 @@ def test_what_changes_in_thirty_turns_is_known_as_it_is_and_as_it_was(chat_web: 
     place = run(conversation())
     holding = Entry.objects.of(person.id).current()
     core = {
-        entries.opened(entry, cipher_for(person.id)).key: entry for entry in holding.filter(tier=Tier.CORE)
+        entries.unseal_entry(entry, cipher_for(person.id)).key: entry
+        for entry in holding.filter(tier=Tier.CORE)
     }
     assert {key: says(entry) for key, entry in core.items()} == {
         "name": "Ada",
@@ -163,7 +164,7 @@ def test_what_changes_in_thirty_turns_is_known_as_it_is_and_as_it_was(chat_web: 
         ("home", ["Milan", "Turin"], [4, 11, 22]),
         ("rate", ["95 euros an hour", "80 euros an hour"], [7, 16, 26]),
     ):
-        past = list(entries.history(core[key]))
+        past = list(entries.history_of(core[key]))
         assert [says(entry) for entry in past] == before
         first, second, third = (said_at[2 * turn + 1] for turn in turns)
         assert [(entry.valid_from, entry.valid_to) for entry in past] == [(second, third), (first, second)]
@@ -280,7 +281,7 @@ def test_requests_whose_chat_the_device_keeps_are_remembered_too(chat_web: str, 
 
     run(conversation())
     assert sorted(says(entry) for entry in Entry.objects.of(person.id)) == ["80 euros", "Ada", "Turin"]
-    assert set(Source.objects.filter(entry__user_id=person.id).values_list("kind", "seq")) == {
+    assert set(EntrySource.objects.filter(entry__user_id=person.id).values_list("kind", "seq")) == {
         ("request", None)
     }
 
@@ -326,11 +327,11 @@ def test_deleting_and_recording_at_once_leave_nothing_and_wait_for_nobody(person
     async def work() -> None:
         more = [db.run(a_turn, person.id, "I bill 80 euros", conversation_id=None) for _ in range(4)]
         gone = [db.run(conversations.delete, conversation=place) for place in places]
-        await asyncio.gather(recording.record(person.id), *more, *gone)
+        await asyncio.gather(fact_extraction.extract_facts(person.id), *more, *gone)
         await recorded(person)
 
     run(work())
     left = {str(pk) for pk in Conversation.objects.of(person.id).values_list("pk", flat=True)}
     assert len(left) == 4
-    assert {str(source.source_id) for source in Source.objects.filter(entry__user_id=person.id)} <= left
+    assert {str(source.source_id) for source in EntrySource.objects.filter(entry__user_id=person.id)} <= left
     assert {str(row.source_id) for row in Exchange.objects.filter(user_id=person.id)} <= left

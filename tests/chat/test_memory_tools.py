@@ -43,7 +43,8 @@ async def kept(person: Person) -> dict[str, Entry]:
     def read() -> dict[str, Entry]:
         cipher = cipher_for(person.id)
         return {
-            entries.opened(entry, cipher).content: entry for entry in Entry.objects.of(person.id).current()
+            entries.unseal_entry(entry, cipher).content: entry
+            for entry in Entry.objects.of(person.id).current()
         }
 
     return await db.run(read)
@@ -338,7 +339,7 @@ async def test_a_turn_that_goes_on_keeps_nothing_where_nothing_is_kept_any_more(
         elif meanwhile == "switched off":
             await db.run(conversations.set_memory, conversation=place, on=False)
         else:
-            await db.run(preferences.choose, user_id=person.id, enabled=False)
+            await db.run(preferences.set_preferences, user_id=person.id, enabled=False)
         hold.release()
         await client.ended(key)
     off = "Failed: the memory is switched off: nothing new is kept."

@@ -26,7 +26,7 @@ from django.test import Client
 from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
 from memory import entries, exchanges
-from memory.entries import Origin
+from memory.entries import SourceRef
 from memory.models import Entry, Exchange, SourceKind, Tier
 from tests.chat.factories import a_turn
 from tests.factories import Person, somebody
@@ -121,7 +121,7 @@ def told_in_turns(person: Person, canaries: Canaries) -> None:
     me, cipher = person.id, cipher_for(person.id)
     for _ in range(4):
         a_turn(me, canaries.words(5), canaries.words(5))
-        exchanges.keep(
+        exchanges.store(
             user_id=me, cipher=cipher, kind=SourceKind.REQUEST, source_id=uuid.uuid4(), seq=None,
             said=[canaries.words(5)], answer=canaries.words(5),
         )  # fmt: skip
@@ -130,7 +130,7 @@ def told_in_turns(person: Person, canaries: Canaries) -> None:
     for tier in Tier:
         more = {"confidence": 0.7} if tier == Tier.PROACTIVE else {}
         for _ in range(3):
-            origin = Origin(SourceKind.RUN, uuid.uuid4())
+            origin = SourceRef(SourceKind.RUN, uuid.uuid4())
             key = canaries.words(1) if tier == Tier.CORE else None
             kept = entries.remember(
                 user_id=me, tier=tier, key=key, content=canaries.words(5), origin=origin, **more

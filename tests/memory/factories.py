@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from memory import consolidation, entries
-from memory.entries import Origin
+from memory.entries import SourceRef
 from memory.models import Entry, Memory, SourceKind, Tier
 from tests.fakes.provider import Request
 
@@ -30,8 +30,8 @@ def place(name: str) -> uuid.UUID:
     return uuid.uuid5(uuid.NAMESPACE_OID, name)
 
 
-def said(where: str, seq: int = 1, at: dt.datetime | None = None) -> Origin:
-    return Origin(SourceKind.CONVERSATION, place(where), seq, at)
+def said(where: str, seq: int = 1, at: dt.datetime | None = None) -> SourceRef:
+    return SourceRef(SourceKind.CONVERSATION, place(where), seq, at)
 
 
 def seen(user: uuid.UUID, content: str, where: str, seq: int = 1) -> Entry:
@@ -54,7 +54,7 @@ def episode(user: uuid.UUID, content: str, where: str, at: dt.datetime | None = 
 
 
 def says(entry: Entry) -> str:
-    return entries.opened(entry, cipher_for(entry.user_id)).content
+    return entries.unseal_entry(entry, cipher_for(entry.user_id)).content
 
 
 def holding(user: uuid.UUID, tier: Tier) -> dict[str, Entry]:
@@ -71,7 +71,7 @@ def days_pass(user: uuid.UUID, days: float) -> None:
                 f"UPDATE {table} SET {changes} WHERE user_id = %(user)s", {"ago": ago, "user": user}
             )
         cursor.execute(
-            "UPDATE memory_source SET at = at - %(ago)s FROM memory_entry"
+            "UPDATE memory_entrysource SET at = at - %(ago)s FROM memory_entry"
             " WHERE memory_entry.id = entry_id AND user_id = %(user)s",
             {"ago": ago, "user": user},
         )

@@ -14,7 +14,7 @@ from adiuva.accounts.models import User
 from memory import entries, recall
 from memory.entries import BY_HAND
 from memory.models import Entry, Memory, Tier
-from memory.recall import Known, Reader, Recalled
+from memory.recall import RecalledEntry, RecallReader, RecallResult
 from tests.factories import somebody
 
 
@@ -23,8 +23,8 @@ def remembered(user: uuid.UUID, entry: Entry) -> None:
 
 
 def noted(user: uuid.UUID, entry: Entry) -> None:
-    known = Known(entry.pk, Tier.CORE, "tea", "drink", entry.valid_from)
-    recall.note(Reader(user, "acme", "acme/x", uuid.uuid4(), None), Recalled([known]))
+    known = RecalledEntry(entry.pk, Tier.CORE, "tea", "drink", entry.valid_from)
+    recall.write_receipt(RecallReader(user, "acme", "acme/x", uuid.uuid4(), None), RecallResult([known]))
 
 
 @pytest.mark.parametrize("write", [remembered, noted])

@@ -129,8 +129,8 @@ def test_the_episodes_of_a_past_week_become_one(user: uuid.UUID, provider: Provi
     assert {it.source_id for it in one.sources.all()} == {
         place(name) for name in ("one", "two", "three", "five")
     }
-    assert {entry.pk for entry in entries.history(one)} == {part.pk for part in parts}
-    assert all(part.valid_to for part in entries.history(one))
+    assert {entry.pk for entry in entries.history_of(one)} == {part.pk for part in parts}
+    assert all(part.valid_to for part in entries.history_of(one))
     assert len(holding(user, Tier.EPISODIC)) == 1 + 1 + 3 + 1
     assert hand.pk in {entry.pk for entry in holding(user, Tier.EPISODIC).values()}
     assert set(Embedding.objects.filter(user_id=user).values_list("pk", flat=True)) == {
@@ -150,7 +150,7 @@ def test_a_long_week_becomes_several(user: uuid.UUID) -> None:
     for number in range(18):
         episode(user, f"call {number}", "there", MONDAY + dt.timedelta(hours=number))
     visit(user)
-    assert sorted(entries.history(entry).count() for entry in holding(user, Tier.EPISODIC).values()) == [
+    assert sorted(entries.history_of(entry).count() for entry in holding(user, Tier.EPISODIC).values()) == [
         11,
         12,
     ]
@@ -385,7 +385,7 @@ def test_many_patterns_at_once_are_too_many(user: uuid.UUID, provider: Provider)
     seen(user, "two", "second")
     provider.script({"new": [{"content": f"x{n}", "evidence": ["e1", "e2"]} for n in range(50)]})
     visit(user)
-    assert len(holding(user, Tier.PROACTIVE)) == patterns.MOST_NEW
+    assert len(holding(user, Tier.PROACTIVE)) == patterns.MAX_NEW_PATTERNS
 
 
 def test_no_entry_can_pass_for_another(user: uuid.UUID, provider: Provider) -> None:

@@ -9,8 +9,8 @@ import pytest
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.errors import AdiuvaError
 from memory import entries, exchanges
-from memory.entries import BY_HAND, Origin, Outcome
-from memory.models import Embedding, Entry, Exchange, Source, SourceKind, Tier
+from memory.entries import BY_HAND, RememberOutcome, SourceRef
+from memory.models import Embedding, Entry, EntrySource, Exchange, SourceKind, Tier
 from tests.factories import somebody
 
 pytestmark = pytest.mark.django_db(transaction=False)
@@ -21,15 +21,15 @@ def user() -> uuid.UUID:
     return somebody().id
 
 
-def said(place: uuid.UUID, seq: int = 1) -> Origin:
-    return Origin(SourceKind.CONVERSATION, place, seq)
+def said(place: uuid.UUID, seq: int = 1) -> SourceRef:
+    return SourceRef(SourceKind.CONVERSATION, place, seq)
 
 
-def core(user: uuid.UUID, key: str, content: str, origin: Origin = BY_HAND) -> entries.Kept:
+def core(user: uuid.UUID, key: str, content: str, origin: SourceRef = BY_HAND) -> entries.Remembered:
     return entries.remember(user_id=user, tier=Tier.CORE, key=key, content=content, origin=origin)
 
 
-def seen(user: uuid.UUID, content: str, origin: Origin = BY_HAND, **more: object) -> entries.Kept:
+def seen(user: uuid.UUID, content: str, origin: SourceRef = BY_HAND, **more: object) -> entries.Remembered:
     return entries.remember(
         user_id=user,
         tier=Tier.ASSOCIATIVE,
@@ -40,19 +40,19 @@ def seen(user: uuid.UUID, content: str, origin: Origin = BY_HAND, **more: object
 
 
 def says(entry: Entry) -> str:
-    return entries.opened(entry, cipher_for(entry.user_id)).content
+    return entries.unseal_entry(entry, cipher_for(entry.user_id)).content
 
 
 def test_a_core_key_has_one_value_and_a_history(user: uuid.UUID) -> None:
     first = core(user, "Favourite drink", "coffee")
-    assert core(user, "favourite  DRINK", "Coffee").outcome is Outcome.KNOWN
+    assert core(user, "favourite  DRINK", "Coffee").outcome is RememberOutcome.KNOWN
     changed = core(user, "favourite drink", "tea")
-    assert changed.outcome is Outcome.CHANGED
+    assert changed.outcome is RememberOutcome.CHANGED
     assert changed.entry.pk == first.entry.pk
     core(user, "favourite drink", "water")
     (now,) = Entry.objects.of(user).current()
     assert says(now) == "water"
-    past = list(entries.history(now))
+    past = list(entries.history_of(now))
     assert [says(entry) for entry in past] == ["tea", "coffee"]
     assert all(entry.valid_to is not None for entry in past)
     assert past[1].valid_to == past[0].valid_from
@@ -64,15 +64,15 @@ def test_a_past_value_can_hold_again(user: uuid.UUID) -> None:
         core(user, "drink", value)
     (now,) = Entry.objects.of(user).current()
     assert says(now) == "coffee"
-    assert entries.history(now).count() == 2
+    assert entries.history_of(now).count() == 2
 
 
 def test_nothing_is_remembered_twice(user: uuid.UUID) -> None:
     here, there = uuid.uuid4(), uuid.uuid4()
     kept = seen(user, "Anna moves to Turin in March.", said(here))
     again = seen(user, "anna  moves to Turin in march.", said(there))
-    assert (again.outcome, again.entry.pk) == (Outcome.KNOWN, kept.entry.pk)
-    assert seen(user, "Anna moves to Turin in March.", said(here)).outcome is Outcome.KNOWN
+    assert (again.outcome, again.entry.pk) == (RememberOutcome.KNOWN, kept.entry.pk)
+    assert seen(user, "Anna moves to Turin in March.", said(here)).outcome is RememberOutcome.KNOWN
     assert {source.source_id for source in kept.entry.sources.all()} == {here, there}
 
 
@@ -86,7 +86,9 @@ def test_what_one_source_alone_said_goes_with_it(user: uuid.UUID) -> None:
     assert gone == 2
     assert [entry.pk for entry in Entry.objects.of(user)] == [both.pk]
     assert not Embedding.objects.filter(pk=made.entry.pk).exists()
-    assert list(Source.objects.filter(entry__user_id=user).values_list("source_id", "seq")) == [(there, 4)]
+    assert list(EntrySource.objects.filter(entry__user_id=user).values_list("source_id", "seq")) == [
+        (there, 4)
+    ]
 
 
 def test_a_value_that_goes_with_its_source_leaves_what_others_said_as_history(user: uuid.UUID) -> None:
@@ -110,7 +112,7 @@ def test_forgetting_an_entry_takes_its_past_along(user: uuid.UUID) -> None:
 def test_what_is_forgotten_is_not_brought_back_by_where_it_was_said(user: uuid.UUID) -> None:
     here = uuid.uuid4()
     for seq in (1, 3):
-        exchanges.keep(
+        exchanges.store(
             user_id=user, cipher=cipher_for(user), kind=SourceKind.CONVERSATION, source_id=here, seq=seq,
             said=["My PIN is 1234"], answer="Noted.",
         )  # fmt: skip
@@ -146,10 +148,10 @@ def test_another_users_entries_are_out_of_reach(user: uuid.UUID) -> None:
     other = somebody().id
     entry = core(user, "drink", "coffee").entry
     assert entries.forget(user_id=other, ids=[entry.pk]) == 0
-    assert entries.end(user_id=other, ids=[entry.pk]) == 0
+    assert entries.end_validity(user_id=other, ids=[entry.pk]) == 0
     with pytest.raises(entries.EntryNotFound):
-        entries.of_user(other, entry.pk)
-    assert core(other, "drink", "coffee").outcome is Outcome.NEW
+        entries.get_entry(other, entry.pk)
+    assert core(other, "drink", "coffee").outcome is RememberOutcome.NEW
 
 
 def test_a_corrected_entry_keeps_its_id(user: uuid.UUID) -> None:
@@ -157,21 +159,21 @@ def test_a_corrected_entry_keeps_its_id(user: uuid.UUID) -> None:
     corrected = entries.correct(entry=entry, content="Anna moves to Milan", origin=BY_HAND)
     assert corrected.pk == entry.pk
     assert says(corrected) == "Anna moves to Milan"
-    (past,) = entries.history(corrected)
+    (past,) = entries.history_of(corrected)
     assert [source.kind for source in past.sources.all()] == [SourceKind.CONVERSATION]
     assert [source.kind for source in corrected.sources.all()] == [SourceKind.USER]
-    with pytest.raises(entries.EntryIsOver):
+    with pytest.raises(entries.EntryIsHistory):
         entries.correct(entry=past, content="Anna moves to Rome", origin=BY_HAND)
 
 
 def test_a_correction_does_not_make_two_of_one(user: uuid.UUID) -> None:
     seen(user, "Anna moves to Milan")
     entry = seen(user, "Anna moves to Turin").entry
-    with pytest.raises(entries.KnownAlready):
+    with pytest.raises(entries.DuplicateEntry):
         entries.correct(entry=entry, content="Anna moves to Milan", origin=BY_HAND)
     core(user, "drink", "tea")
     food = core(user, "food", "pasta").entry
-    with pytest.raises(entries.KnownAlready):
+    with pytest.raises(entries.DuplicateEntry):
         entries.correct(entry=food, key="Drink", origin=BY_HAND)
 
 
@@ -194,6 +196,6 @@ def test_what_cannot_be_kept_is_refused_by_its_field(user: uuid.UUID, given: dic
 
 def test_ended_entries_are_history_and_can_be_said_anew(user: uuid.UUID) -> None:
     entry = seen(user, "Anna lives in Turin").entry
-    assert entries.end(user_id=user, ids=[entry.pk]) == 1
-    assert entries.end(user_id=user, ids=[entry.pk]) == 0
-    assert seen(user, "Anna lives in Turin").outcome is Outcome.NEW
+    assert entries.end_validity(user_id=user, ids=[entry.pk]) == 1
+    assert entries.end_validity(user_id=user, ids=[entry.pk]) == 0
+    assert seen(user, "Anna lives in Turin").outcome is RememberOutcome.NEW

@@ -17,7 +17,7 @@ from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.offline_model import memory as rules
 from memory import entries, episodes
-from memory.models import Embedding, Entry, Exchange, Memory, Source, SourceKind, Tier
+from memory.models import Embedding, Entry, EntrySource, Exchange, Memory, SourceKind, Tier
 from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Request
 
@@ -67,7 +67,7 @@ def said(
 def make(user: uuid.UUID) -> int:
     async def work() -> int:
         try:
-            return await episodes.make(user)
+            return await episodes.write_due(user)
         finally:
             await llm.aclose()
 
@@ -77,7 +77,7 @@ def make(user: uuid.UUID) -> int:
 def told(user: uuid.UUID) -> list[str]:
     cipher = cipher_for(user)
     found = Entry.objects.of(user).filter(tier=Tier.EPISODIC).order_by("began_at", "valid_from")
-    return [entries.opened(entry, cipher).content for entry in found]
+    return [entries.unseal_entry(entry, cipher).content for entry in found]
 
 
 def anew(user: uuid.UUID) -> None:
@@ -142,12 +142,12 @@ def test_of_two_workers_one_tells(user: uuid.UUID, provider: Provider) -> None:
 
     async def both() -> None:
         provider.memory = hold
-        late = asyncio.create_task(episodes.make(user))
+        late = asyncio.create_task(episodes.write_due(user))
         await asyncio.to_thread(hold.reached.wait, 10)
         provider.memory = by_rules
-        assert await episodes.make(user) == 0
+        assert await episodes.write_due(user) == 0
         await asyncio.to_thread(anew, user)  # as if the first had hung for long
-        assert await episodes.make(user) == 1
+        assert await episodes.write_due(user) == 1
         hold.release()
         assert await late == 0
         await llm.aclose()
@@ -163,7 +163,7 @@ def test_what_is_forgotten_while_the_model_writes_is_not_told(user: uuid.UUID, p
 
     async def work() -> None:
         provider.memory = hold
-        task = asyncio.create_task(episodes.make(user))
+        task = asyncio.create_task(episodes.write_due(user))
         await asyncio.to_thread(hold.reached.wait, 10)
         await asyncio.to_thread(entries.forget_source, user_id=user, kind=SourceKind.REQUEST, source_id=gone)
         provider.memory = by_rules
@@ -215,22 +215,22 @@ def test_a_provider_that_may_not_read_episodes_writes_none(user: uuid.UUID, prov
 
 
 def test_the_sweep_finds_whose_sessions_are_over(user: uuid.UUID) -> None:
-    before = episodes.sweep()
+    before = episodes.enqueue_due()
     said(user, "Plan", 0)
     said(user, "Plan more", 1)
-    assert episodes.sweep() == before + 1
+    assert episodes.enqueue_due() == before + 1
 
 
 def test_a_run_is_told_of_once(user: uuid.UUID) -> None:
     run = {"user_id": user, "run_id": uuid.uuid4(), "began_at": BEGAN, "ended_at": BEGAN}
     found = {"found": {"tasks": 12, "notes": 0}, "titles": [f"Call\n{number}" for number in range(11)]}
     another = run | {"run_id": uuid.uuid4()}
-    kept = episodes.of_run(agent="Mail", **found, **run)
+    kept = episodes.remember_run(agent="Mail", **found, **run)
     assert kept is not None
-    assert episodes.of_run(agent="Mail", **found, **run) is None
-    assert episodes.of_run(agent="Mail", found={"tasks": 0}, titles=[], **another) is None
+    assert episodes.remember_run(agent="Mail", **found, **run) is None
+    assert episodes.remember_run(agent="Mail", found={"tasks": 0}, titles=[], **another) is None
     named = "; ".join(f"Call {number}" for number in range(10))
     assert told(user) == [f"The agent “Mail” found 12 tasks: {named} and 2 more."]
-    assert Source.objects.get(entry=kept.entry).kind == SourceKind.RUN
+    assert EntrySource.objects.get(entry=kept.entry).kind == SourceKind.RUN
     Memory.objects.filter(pk=user).update(enabled=False)
-    assert episodes.of_run(agent="Mail", **found, **another) is None
+    assert episodes.remember_run(agent="Mail", **found, **another) is None

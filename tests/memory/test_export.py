@@ -31,7 +31,7 @@ from agents.journal import Kind
 from chat.models import Message
 from integrations.models import Connection
 from memory import entries, exchanges, vector_indexes
-from memory.entries import BY_HAND, Origin
+from memory.entries import BY_HAND, SourceRef
 from memory.models import Embedding, Entry, Receipt, SourceKind, Tier
 from tests.agents.factories import a_device, a_run, an_agent, claimed, kept
 from tests.chat.factories import CHANGED, asked, begun, finish
@@ -75,7 +75,7 @@ def lived(person: Person, word: str) -> None:
     request = asked(me, f"Add {word}")
     turn = begun(request)
     finish(request, turn, f"Added {word}", mutations=[CHANGED], summary=(1, f"Of {word}"))
-    place = Origin(SourceKind.CONVERSATION, turn.conversation_id, 1)
+    place = SourceRef(SourceKind.CONVERSATION, turn.conversation_id, 1)
     for content in (f"tea for {word}", f"water for {word}"):
         core = entries.remember(user_id=me, tier=Tier.CORE, key="Drink", content=content, origin=place).entry
     for tier, more in (
@@ -85,7 +85,7 @@ def lived(person: Person, word: str) -> None:
     ):
         entries.remember(user_id=me, tier=tier, content=f"{tier} {word}", origin=BY_HAND, **more)  # type: ignore[arg-type]
     Receipt.objects.create(user_id=me, purpose="turn", provider="openai", model="openai/x", entries=[core.pk])
-    exchanges.keep(
+    exchanges.store(
         user_id=me, cipher=cipher_for(me), kind=SourceKind.REQUEST, source_id=uuid.uuid4(), seq=None,
         said=[f"Hello {word}"], answer="Hello",
     )  # fmt: skip
@@ -190,7 +190,7 @@ def test_no_table_of_a_user_is_left_out(ada: Person) -> None:
     theirs = {
         model._meta.db_table for model in apps.get_models(include_auto_created=True) if _is_theirs(model)
     }
-    assert {"memory_source", "chat_message", "agents_runevent"} <= theirs
+    assert {"memory_entrysource", "chat_message", "agents_runevent"} <= theirs
     assert {
         table for table in theirs if f'FROM "{table}"' not in read and f'JOIN "{table}"' not in read
     } <= LEFT_OUT
@@ -367,20 +367,20 @@ def test_a_deleted_account_leaves_no_row_no_vector_and_no_index(
     lived(ada, "heron"), lived(stays, "falcon")
     export = exported(ada)
     ids = {ada.id, export.pk, *Entry.objects.of(ada.id).values_list("pk", flat=True)}
-    vector_indexes.tend()
+    vector_indexes.maintain()
     assert any(ada.id.hex in name for name in _indexes())
     rooms = {table for table, _ in _rows_with(ids)}
     assert {
         *(model._meta.db_table for model in (Entry, Embedding, Receipt, Export, ExportChunk)),
-        *("memory_source", "memory_exchange", "memory_memory"),
+        *("memory_entrysource", "memory_exchange", "memory_memory"),
     } <= rooms
     assert client_of(ada).delete("/api/v1/auth/me").json() == {"ok": True}
     assert _rows_with(ids) == []
-    vector_indexes.tend()
+    vector_indexes.maintain()
     assert not any(ada.id.hex in name for name in _indexes())
     assert Entry.objects.of(stays.id).count() == 5
     monkeypatch.undo()
-    vector_indexes.tend()
+    vector_indexes.maintain()
 
 
 def _rows_with(ids: set[uuid.UUID]) -> list[tuple[str, str]]:

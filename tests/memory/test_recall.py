@@ -15,7 +15,7 @@ from adiuva.core.lexical_embedding import embed
 from memory import entries, recall
 from memory.entries import BY_HAND
 from memory.models import Embedding, Entry, Memory, Receipt, Tier
-from memory.recall import Reader
+from memory.recall import RecallReader
 from tests.factories import somebody
 
 pytestmark = pytest.mark.django_db(transaction=False)
@@ -43,7 +43,7 @@ def recalled(
     vector: list[float] | None = None,
     provider: str = "acme",
     limit_tokens: int = 1_000,
-) -> recall.Recalled:
+) -> recall.RecallResult:
     return recall.recall(
         user_id=user, question=question, vector=vector, provider=provider, limit_tokens=limit_tokens, now=NOW
     )
@@ -56,7 +56,7 @@ def says(user: uuid.UUID, question: str, **more: Any) -> list[str]:
 def found(user: uuid.UUID, question: str, **more: Any) -> list[str]:
     more.setdefault("vector", None)
     hits = recall.search(user_id=user, question=question, now=NOW, **more)
-    return [entries.opened(hit.entry, cipher_for(user)).content for hit in hits]
+    return [entries.unseal_entry(hit.entry, cipher_for(user)).content for hit in hits]
 
 
 # ── What is found ───────────────────────────────────────────────────────────────────────────────────────
@@ -67,7 +67,7 @@ def test_one_query_brings_all_tiers_with_switch_and_policy(user: uuid.UUID) -> N
     seen(user, "Anna moves to Turin in March.")
     put(user, Tier.EPISODIC, "The offer for the harbour was written.", began_at=NOW, ended_at=NOW)
     put(user, Tier.PROACTIVE, "Invoices go out on Fridays.", confidence=0.9)
-    put(user, Tier.PROACTIVE, "Mondays are for Anna.", confidence=recall.SURE - 0.1)
+    put(user, Tier.PROACTIVE, "Mondays are for Anna.", confidence=recall.MIN_PATTERN_CONFIDENCE - 0.1)
     statements = []
 
     def listen(execute: Any, sql: str, *args: Any) -> Any:
@@ -170,7 +170,7 @@ def test_history_is_never_found(user: uuid.UUID) -> None:
     entry = seen(user, "Anna moves to Turin")
     entries.correct(entry=entry, content="Anna moves to Milan", origin=BY_HAND)
     over = seen(user, "Anna lives in Turin")
-    entries.end(user_id=user, ids=[over.pk])
+    entries.end_validity(user_id=user, ids=[over.pk])
     put(user, Tier.CORE, "coffee", key="drink")
     put(user, Tier.CORE, "tea", key="drink")
     question = "Anna Turin coffee"
@@ -208,7 +208,7 @@ def test_the_budget_holds_and_no_entry_is_cut(user: uuid.UUID) -> None:
     for tokens in (0, 10, 40, 100, 300):
         given = says(user, "Anna", limit_tokens=tokens)
         assert set(given) <= {text.strip() for text in texts}
-        assert sum(map(len, given)) <= tokens * recall.CHARS_A_TOKEN
+        assert sum(map(len, given)) <= tokens * recall.CHARS_PER_TOKEN
     assert len(says(user, "Anna", limit_tokens=100)) > 1
 
 
@@ -231,10 +231,10 @@ def test_withheld_tiers_do_not_leave_and_are_named_only_where_they_hold_somethin
 
 
 def test_a_memory_that_is_off_or_empty_gives_nothing(user: uuid.UUID) -> None:
-    assert recalled(user, "Anna") == recall.Recalled([], set())
+    assert recalled(user, "Anna") == recall.RecallResult([], set())
     seen(user, "Anna moves")
     Memory.objects.filter(pk=user).update(enabled=False)
-    assert recalled(user, "Anna", vector=embed("Anna")) == recall.Recalled([], set())
+    assert recalled(user, "Anna", vector=embed("Anna")) == recall.RecallResult([], set())
 
 
 def test_a_row_with_a_broken_seal_is_passed_over_and_named_by_its_id(
@@ -254,13 +254,13 @@ def test_a_receipt_says_what_left_and_counts_its_use(user: uuid.UUID) -> None:
     given = recalled(user, "Anna")
     turn, place = uuid.uuid4(), uuid.uuid4()
     with CaptureQueriesContext(connection) as queries:
-        recall.note(Reader(user, "acme", "openai/large", turn, place), given)
+        recall.write_receipt(RecallReader(user, "acme", "openai/large", turn, place), given)
     assert len(queries) == 1
     receipt = Receipt.objects.get(user_id=user)
     assert (receipt.entries, receipt.withheld, receipt.purpose) == ([entry.pk], [], Receipt.Purpose.TURN)
     assert (receipt.provider, receipt.model) == ("acme", "openai/large")
     assert (receipt.turn_id, receipt.conversation_id) == (turn, place)
-    recall.note(Reader(user, "", "in-process", turn, None), given)
+    recall.write_receipt(RecallReader(user, "", "in-process", turn, None), given)
     assert Receipt.objects.filter(user_id=user).count() == 1
     entry.refresh_from_db()
     assert entry.uses == 2 and entry.used_at is not None

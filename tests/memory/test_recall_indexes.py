@@ -43,10 +43,10 @@ def test_a_user_with_many_rows_gets_an_index_that_recall_takes_and_that_goes_wit
         return [hit.entry.pk for hit in hits]
 
     exact = nearest()
-    vector_indexes.tend()
+    vector_indexes.maintain()
     [name] = indexes_of(user)
     assert indexes_of(few) == []
-    assert vector_indexes.tend() == (0, 0)
+    assert vector_indexes.maintain() == (0, 0)
     with connection.cursor() as cursor:
         cursor.execute("SET enable_sort = off")  # of so few rows the planner would rather sort all
         try:
@@ -57,13 +57,13 @@ def test_a_user_with_many_rows_gets_an_index_that_recall_takes_and_that_goes_wit
         finally:
             cursor.execute("RESET enable_sort")
     monkeypatch.setattr(vector_indexes, "_known", (-math.inf, frozenset()))
-    assert vector_indexes.has_own(user) and not vector_indexes.has_own(few)
+    assert vector_indexes.has_index(user) and not vector_indexes.has_index(few)
     entries.forget_everything(user_id=user)
-    vector_indexes.tend()
+    vector_indexes.maintain()
     assert indexes_of(user) == []
-    assert vector_indexes.has_own(user)  # for a while: who asks is answered without it, too
+    assert vector_indexes.has_index(user)  # for a while: who asks is answered without it, too
     monkeypatch.setattr(vector_indexes, "_known", (-math.inf, frozenset()))
-    assert not vector_indexes.has_own(user)
+    assert not vector_indexes.has_index(user)
 
 
 def test_recall_takes_the_index_though_its_statement_is_planned_once_for_the_others(
@@ -76,7 +76,7 @@ def test_recall_takes_the_index_though_its_statement_is_planned_once_for_the_oth
     texts = [f"Anna {number} visits place {number * 7}" for number in range(30)]
     for text in texts:
         entries.remember(user_id=user, tier=Tier.ASSOCIATIVE, content=text, origin=BY_HAND)
-    vector_indexes.tend()
+    vector_indexes.maintain()
     [name] = indexes_of(user)
 
     def scans() -> int:
@@ -106,4 +106,4 @@ def test_recall_takes_the_index_though_its_statement_is_planned_once_for_the_oth
         with connection.cursor() as cursor:
             cursor.execute("RESET enable_sort")
         entries.forget_everything(user_id=user)
-        vector_indexes.tend()
+        vector_indexes.maintain()

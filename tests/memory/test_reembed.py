@@ -44,7 +44,7 @@ def users() -> list[uuid.UUID]:
             seen(user, f"secret {number}", "here")
         ended = Entry.objects.of(user).current().filter(tier=Tier.ASSOCIATIVE).first()
         assert ended
-        entries.end(user_id=user, ids=[ended.pk])
+        entries.end_validity(user_id=user, ids=[ended.pk])
     return found
 
 
@@ -72,7 +72,7 @@ def test_every_entry_that_holds_gets_a_vector_of_the_new_model(
     said = reembed("--batch", "4")
     assert models(*users) == {(NEW, True)}
     for row in Embedding.objects.filter(user_id__in=users).select_related("entry"):
-        text = entries.text_of(entries.opened(row.entry, entries.cipher_for(row.user_id)))
+        text = entries.searchable_text(entries.unseal_entry(row.entry, entries.cipher_for(row.user_id)))
         assert row.vector == pytest.approx(provider.vector(text))
     assert Embedding.objects.count() == 15
     assert max(len(call.body["input"]) for call in provider.calls) == 4

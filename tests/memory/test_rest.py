@@ -14,7 +14,7 @@ from adiuva import llm
 from adiuva.accounts.models import User
 from adiuva.core import lexical_embedding
 from memory import entries
-from memory.entries import Origin
+from memory.entries import SourceRef
 from memory.models import Embedding, Entry, Exchange, Receipt, SourceKind, Tier
 from tests.factories import Person, somebody
 from tests.fakes.provider import Provider
@@ -129,7 +129,7 @@ def test_an_entry_says_where_it_is_known_from(rest: APIClient, ada: Person) -> N
             user_id=ada.id,
             tier=Tier.ASSOCIATIVE,
             content="Anna likes tea",
-            origin=Origin(SourceKind.CONVERSATION, place, seq),
+            origin=SourceRef(SourceKind.CONVERSATION, place, seq),
         ).entry
     page = rest.get(f"{API}/associative/{entry.pk}/sources", {"limit": 2})
     assert page["X-Total-Count"] == "3"
@@ -266,7 +266,7 @@ def test_a_source_is_forgotten_with_what_it_alone_said(rest: APIClient, ada: Per
     here = uuid.uuid4()
 
     def told(content: str, seq: int, place: uuid.UUID = here) -> Entry:
-        origin = Origin(SourceKind.CONVERSATION, place, seq)
+        origin = SourceRef(SourceKind.CONVERSATION, place, seq)
         return entries.remember(user_id=ada.id, tier=Tier.ASSOCIATIVE, content=content, origin=origin).entry
 
     told("one", 1), told("two", 2), told("three", 3)

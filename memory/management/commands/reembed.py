@@ -44,7 +44,7 @@ class Command(BaseCommand):
         try:
             await self._all(user, batch)
         except llm.ModelError as error:
-            left, _ = await db.run(embedding.left)
+            left, _ = await db.run(embedding.count_missing)
             raise CommandError(
                 f"The embedding model gave no vectors ({error.code}). What is done stays; {left:,} entries are left. "
                 "Run this again when the model is back."
@@ -54,21 +54,21 @@ class Command(BaseCommand):
 
     async def _all(self, user: uuid.UUID | None, batch: int) -> None:
         model = llm.embedding_model()
-        todo, withheld = await db.run(embedding.left)
+        todo, withheld = await db.run(embedding.count_missing)
         self._say(f"{todo:,} entries of all users have no vector of {model.name}.")
         if withheld:
             self._say(f"{withheld:,} more get none: their users' policies keep them from {model.provider}.")
         done = dropped = 0
         closed: list[uuid.UUID] = []
         after = _FIRST
-        while users := [user] if user else await db.run(embedding.behind, after):
+        while users := [user] if user else await db.run(embedding.users_to_embed, after):
             for each in users:
                 try:
-                    while (count := await embedding.embed_some(each, batch)) is not None:
+                    while (count := await embedding.embed_batch(each, batch)) is not None:
                         done += count
                         # New entries come meanwhile, with their vectors, so this may be fewer than it says.
                         self._say(f"{done:,} entries embedded, {max(todo - done, 0):,} left")
-                    dropped += await db.run(embedding.drop_old_history, each)
+                    dropped += await db.run(embedding.delete_old_history_vectors, each)
                 except NoSuchUser:
                     pass  # deleted meanwhile
                 except (SealBroken, KeyAway):

@@ -19,7 +19,7 @@ from chat.assistants import SUPERVISORS
 from chat.memory_context import Recollection
 from chat.models import Kind
 from memory.models import Tier
-from memory.recall import Known
+from memory.recall import RecalledEntry
 
 ZURICH = ZoneInfo("Europe/Zurich")
 FRIDAY = datetime(2026, 11, 20, 0, 30, tzinfo=ZURICH)  # in UTC it is still Thursday
@@ -353,7 +353,9 @@ def remembered() -> str:
         (Tier.ASSOCIATIVE, "My tasks due today are in the red book", None),
         (Tier.EPISODIC, "how do I bill, and how do I paint a fence?", None),
     ]
-    known = [Known(uuid.uuid4(), tier, said, key, FRIDAY, began_at=FRIDAY) for tier, said, key in entries]
+    known = [
+        RecalledEntry(uuid.uuid4(), tier, said, key, FRIDAY, began_at=FRIDAY) for tier, said, key in entries
+    ]
     return "\n".join(f"- {turn.line(one)}" for one in known)
 
 

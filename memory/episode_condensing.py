@@ -30,13 +30,13 @@ from adiuva.core.logging import log
 from adiuva.core.prompt_fencing import fence
 from adiuva.llm.structured import UnusableAnswer
 from memory import entries, provider_policy, structured
-from memory.entries import Origin, Outcome
-from memory.models import Embedding, Entry, Memory, Receipt, Source, SourceKind, Tier
+from memory.entries import RememberOutcome, SourceRef
+from memory.models import Embedding, Entry, EntrySource, Memory, Receipt, SourceKind, Tier
 
-LEAST: Final = 3  # episodes that are worth condensing
-MOST_AT_ONCE: Final = 20
-MOST_CALLS: Final = 8  # of the model, a visit
-MAX_SUMMARY: Final = 3_000  # characters
+MIN_EPISODES: Final = 3  # episodes that are worth condensing
+MAX_EPISODES: Final = 20
+MAX_MODEL_CALLS: Final = 8  # of the model, a visit
+MAX_SUMMARY_CHARS: Final = 3_000  # characters
 
 _SCHEMA: Final = {
     "type": "object",
@@ -47,7 +47,7 @@ _SCHEMA: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class EpisodePart:
     """An episode, and the mark of what it says."""
 
     id: uuid.UUID
@@ -56,7 +56,7 @@ class Part:
     ended_at: dt.datetime
 
 
-class _CannotStand(Exception):
+class _SummaryAlreadyKnown(Exception):
     """What the model wrote is remembered already, as something else."""
 
 
@@ -73,11 +73,11 @@ async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
     ripe = await db.run(_ripe, user_id, model.provider)
     random.shuffle(ripe)  # what the model cannot condense does not keep the rest back
     done = 0
-    for parts in ripe[:MOST_CALLS]:
+    for parts in ripe[:MAX_MODEL_CALLS]:
         notes = await db.run(_read, user_id, parts, model)
         if notes is None:
             continue
-        summary = await structured.ask(
+        summary = await structured.ask_or_none(
             model,
             prompt="condense",
             material=fence("notes", notes),
@@ -87,13 +87,13 @@ async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
         )
         if summary is not None:
             done += await db.run(_keep, user_id, parts, summary)
-    return done == MOST_CALLS < len(ripe)
+    return done == MAX_MODEL_CALLS < len(ripe)
 
 
-def _ripe(user_id: uuid.UUID, provider: str) -> list[list[Part]]:
+def _ripe(user_id: uuid.UUID, provider: str) -> list[list[EpisodePart]]:
     """What may be condensed, each list into one."""
     memory = Memory.objects.filter(pk=user_id, enabled=True).first()
-    if memory is None or Tier.EPISODIC not in provider_policy.tiers_for(memory.policy, provider):
+    if memory is None or Tier.EPISODIC not in provider_policy.readable_tiers(memory.policy, provider):
         return []
     zone = ZoneInfo(User.objects.values_list("timezone", flat=True).get(pk=user_id))
     last = dt.datetime.now(zone) - dt.timedelta(days=settings.MEMORY["condense_after_days"])
@@ -106,29 +106,29 @@ def _ripe(user_id: uuid.UUID, provider: str) -> list[list[Part]]:
         .order_by("began", "pk")
         .values_list("pk", "fingerprint", "began", "ended")
     )
-    weeks: dict[dt.date, list[Part]] = defaultdict(list)
+    weeks: dict[dt.date, list[EpisodePart]] = defaultdict(list)
     for pk, mark, began, ended in rows:
         day = began.astimezone(zone).date()
         monday = day - dt.timedelta(days=day.weekday())
         if monday + dt.timedelta(days=7) <= last.date():
-            weeks[monday].append(Part(pk, bytes(mark), began, ended))
-    return [parts for week in weeks.values() if len(week) >= LEAST for parts in _split(week)]
+            weeks[monday].append(EpisodePart(pk, bytes(mark), began, ended))
+    return [parts for week in weeks.values() if len(week) >= MIN_EPISODES for parts in _split(week)]
 
 
 def _candidates(user_id: uuid.UUID) -> Any:
     """Not what is condensed already, nor what the user wrote."""
-    by_hand = Source.objects.filter(entry=OuterRef("pk"), kind=SourceKind.USER)
+    by_hand = EntrySource.objects.filter(entry=OuterRef("pk"), kind=SourceKind.USER)
     return Entry.objects.of(user_id).current().filter(~Exists(by_hand), ~is_condensed(), tier=Tier.EPISODIC)
 
 
-def _split(week: Sequence[Part]) -> Iterator[list[Part]]:
+def _split(week: Sequence[EpisodePart]) -> Iterator[list[EpisodePart]]:
     """Lists of much the same length. What is left after the first is split as it would have been with it."""
-    size = math.ceil(len(week) / math.ceil(len(week) / MOST_AT_ONCE))
+    size = math.ceil(len(week) / math.ceil(len(week) / MAX_EPISODES))
     for start in range(0, len(week), size):
         yield list(week[start : start + size])
 
 
-def _read(user_id: uuid.UUID, parts: Sequence[Part], model: llm.ChatModel) -> str | None:
+def _read(user_id: uuid.UUID, parts: Sequence[EpisodePart], model: llm.ChatModel) -> str | None:
     """What the parts say, with a receipt that the model got it. None: they are not what they were."""
     cipher = cipher_for(user_id)
     rows = {
@@ -139,13 +139,13 @@ def _read(user_id: uuid.UUID, parts: Sequence[Part], model: llm.ChatModel) -> st
         return None
     try:
         notes = [
-            f"{part.began_at:%Y-%m-%d}: {' '.join(entries.opened(rows[part.id], cipher).content.split())}"
+            f"{part.began_at:%Y-%m-%d}: {' '.join(entries.unseal_entry(rows[part.id], cipher).content.split())}"
             for part in parts
         ]
     except SealBroken:
         log.error("memory.does_not_open", user_id=str(user_id))
         return None
-    provider_policy.give_receipt(
+    provider_policy.write_receipt(
         user_id=user_id, purpose=Receipt.Purpose.CONSOLIDATE, model=model, entries=[part.id for part in parts]
     )
     return "\n".join(notes)
@@ -155,30 +155,30 @@ def _summary(value: Any) -> str:
     summary = value.get("summary") if isinstance(value, dict) else None
     if not isinstance(summary, str) or not (summary := summary.replace("\0", "").strip()):
         raise UnusableAnswer("`summary` must be a text.")
-    if len(summary) > MAX_SUMMARY:
+    if len(summary) > MAX_SUMMARY_CHARS:
         raise UnusableAnswer("`summary` is far too long: at most 150 words.")
     return summary
 
 
-def _keep(user_id: uuid.UUID, parts: Sequence[Part], summary: str) -> bool:
+def _keep(user_id: uuid.UUID, parts: Sequence[EpisodePart], summary: str) -> bool:
     try:
         return _replace(user_id, parts, summary)
-    except _CannotStand:
+    except _SummaryAlreadyKnown:
         log.warning("memory.answer_not_usable", asked_for="condensed")
         return False
 
 
 @transaction.atomic
-def _replace(user_id: uuid.UUID, parts: Sequence[Part], summary: str) -> bool:
+def _replace(user_id: uuid.UUID, parts: Sequence[EpisodePart], summary: str) -> bool:
     """Whether they still were what was read; if not, nothing happens."""
-    memory = entries.lock(user_id)
+    memory = entries.lock_memory(user_id)
     held = _candidates(user_id).filter(pk__in=[part.id for part in parts])
     rows = {row.pk: row for row in held}
     if not memory.enabled or not _stand(parts, rows):
         return False
     origins = [
-        Origin(SourceKind(source.kind), source.source_id, source.seq, source.at)
-        for source in Source.objects.filter(entry_id__in=rows)
+        SourceRef(SourceKind(source.kind), source.source_id, source.seq, source.at)
+        for source in EntrySource.objects.filter(entry_id__in=rows)
     ]
     # `updated_at` stays: they say nothing new, neither now nor when they hold again.
     Entry.objects.filter(pk__in=rows).update(valid_to=Greatest(F("valid_from"), Now()))
@@ -193,11 +193,11 @@ def _replace(user_id: uuid.UUID, parts: Sequence[Part], summary: str) -> bool:
         ended_at=max(part.ended_at for part in parts),
         derived=True,
     )
-    if kept.outcome is not Outcome.NEW:
-        raise _CannotStand
+    if kept.outcome is not RememberOutcome.NEW:
+        raise _SummaryAlreadyKnown
     Entry.objects.filter(pk__in=rows).update(successor=kept.entry)
     return True
 
 
-def _stand(parts: Sequence[Part], rows: dict[uuid.UUID, Entry]) -> bool:
+def _stand(parts: Sequence[EpisodePart], rows: dict[uuid.UUID, Entry]) -> bool:
     return all(part.id in rows and bytes(rows[part.id].fingerprint) == part.mark for part in parts)

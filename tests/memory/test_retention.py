@@ -8,9 +8,9 @@ import pytest
 from django.db.models.functions import Now
 from django.test import override_settings
 
-from memory import entries, fading
+from memory import entries, retention
 from memory.entries import BY_HAND
-from memory.models import Entry, Memory, Receipt, Source, Tier
+from memory.models import Entry, EntrySource, Memory, Receipt, Tier
 from tests.factories import somebody
 from tests.memory.factories import days_pass, place, said, says, seen
 
@@ -47,26 +47,26 @@ def test_what_was_never_needed_goes(user: uuid.UUID, then: str, days: int, stays
     if then == "said again":
         seen(user, "Anna moves to Turin", "there")
     other = seen(user, "what is new", "here")
-    assert fading.fade(user) == (0 if stays else 1)
-    assert fading.fade(user) == 0
+    assert retention.delete_expired_entries(user) == (0 if stays else 1)
+    assert retention.delete_expired_entries(user) == 0
     assert left(user) == {"what is new"} | ({"Anna moves to Turin"} if stays else set())
-    assert Source.objects.filter(entry__user_id=user).exclude(entry=other).exists() is stays
+    assert EntrySource.objects.filter(entry__user_id=user).exclude(entry=other).exists() is stays
 
 
 def test_only_what_was_said_and_seen_fades(user: uuid.UUID) -> None:
     entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="tea", origin=said("here"))
     entries.remember(user_id=user, tier=Tier.EPISODIC, content="we spoke", origin=said("here"))
     days_pass(user, 3000)
-    assert fading.fade(user) == 0
+    assert retention.delete_expired_entries(user) == 0
     assert left(user) == {"tea", "we spoke"}
 
 
 def test_old_news_are_not_taken_for_old_knowledge(user: uuid.UUID) -> None:
     days_pass(user, 0)
     old = seen(user, "from a mail of long ago", "there")
-    Source.objects.filter(entry=old).update(at="2020-01-01T00:00Z")
+    EntrySource.objects.filter(entry=old).update(at="2020-01-01T00:00Z")
     Entry.objects.filter(pk=old.pk).update(valid_from="2020-01-01T00:00Z")
-    assert fading.fade(user) == 0
+    assert retention.delete_expired_entries(user) == 0
 
 
 def test_history_goes_after_a_year_and_what_holds_stays(user: uuid.UUID) -> None:
@@ -74,25 +74,25 @@ def test_history_goes_after_a_year_and_what_holds_stays(user: uuid.UUID) -> None
         entries.remember(user_id=user, tier=Tier.CORE, key="drink", content=drink, origin=said(drink))
         days_pass(user, 200)
     gone = seen(user, "moved away", "here")
-    entries.end(user_id=user, ids=[gone.pk])
-    assert fading.fade(user) == 1  # coffee, until 400 days ago
+    entries.end_validity(user_id=user, ids=[gone.pk])
+    assert retention.delete_expired_entries(user) == 1  # coffee, until 400 days ago
     assert left(user) == {"tea", "water", "moved away"}
     days_pass(user, 366)
-    assert fading.fade(user) == 2
+    assert retention.delete_expired_entries(user) == 2
     assert left(user) == {"water"}
 
 
 def test_it_goes_batch_by_batch_and_takes_nobody_elses(
     user: uuid.UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fading, "_BATCH", 2)
+    monkeypatch.setattr(retention, "_BATCH", 2)
     other = somebody().id
     for number in range(5):
         seen(user, f"thing {number}", "here")
         seen(other, f"thing {number}", "here")
     days_pass(user, 200)
     days_pass(other, 200)
-    assert fading.fade(user) == 5
+    assert retention.delete_expired_entries(user) == 5
     assert len(left(other)) == 5
 
 
@@ -100,7 +100,7 @@ def test_nothing_fades_where_the_memory_is_off(user: uuid.UUID) -> None:
     seen(user, "thing", "here")
     days_pass(user, 200)
     Memory.objects.filter(pk=user).update(enabled=False)
-    assert fading.fade(user) == 0
+    assert retention.delete_expired_entries(user) == 0
 
 
 def test_the_days_are_settings(user: uuid.UUID) -> None:
@@ -109,15 +109,15 @@ def test_the_days_are_settings(user: uuid.UUID) -> None:
     seen(user, "thing", "here")
     days_pass(user, 8)
     with override_settings(MEMORY={**settings.MEMORY, "forget_unused_after_days": 7}):
-        assert fading.fade(user) == 1
+        assert retention.delete_expired_entries(user) == 1
 
 
 def test_old_receipts_go(user: uuid.UUID, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fading, "_BATCH", 2)
+    monkeypatch.setattr(retention, "_BATCH", 2)
     fields = {"user_id": user, "provider": "openai", "model": "m", "entries": [place("entry")]}
     for _ in range(5):
         Receipt.objects.create(purpose=Receipt.Purpose.TURN, **fields)
     days_pass(user, 91)
     new = Receipt.objects.create(purpose=Receipt.Purpose.TURN, **fields)
-    assert fading.prune_receipts() == 5
+    assert retention.delete_expired_receipts() == 5
     assert Receipt.objects.get(user_id=user) == new

@@ -22,10 +22,10 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import Cipher, UserCipher
 from adiuva.llm.structured import UnusableAnswer
 from adiuva.offline_model import memory as rules
-from memory import entries, recall, recording
+from memory import entries, fact_extraction, recall
 from memory.entries import BY_HAND
-from memory.models import Entry, Exchange, Memory, Receipt, Source, SourceKind, Tier
-from memory.operations import MOST, Rules, may_be_the_same
+from memory.models import Entry, EntrySource, Exchange, Memory, Receipt, SourceKind, Tier
+from memory.operations import MAX_OPERATIONS, OperationValidator, may_be_the_same
 from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Request
 
@@ -65,7 +65,7 @@ def say(user: uuid.UUID, *messages: str, answer: str = "Noted.", place: uuid.UUI
 def record(user: uuid.UUID) -> int:
     async def work() -> int:
         try:
-            return await recording.record(user)
+            return await fact_extraction.extract_facts(user)
         finally:
             await llm.aclose()
 
@@ -75,14 +75,14 @@ def record(user: uuid.UUID) -> int:
 def known(user: uuid.UUID) -> dict[str, str]:
     """What holds: by key, or by itself."""
     cipher = cipher_for(user)
-    said = [entries.opened(entry, cipher) for entry in Entry.objects.of(user).current()]
+    said = [entries.unseal_entry(entry, cipher) for entry in Entry.objects.of(user).current()]
     return {one.key or one.content: one.content for one in said}
 
 
 def past(user: uuid.UUID) -> list[str]:
     cipher = cipher_for(user)
     over = Entry.objects.of(user).filter(valid_to__isnull=False).order_by("valid_to")
-    return [entries.opened(entry, cipher).content for entry in over]
+    return [entries.unseal_entry(entry, cipher).content for entry in over]
 
 
 def due(user: uuid.UUID) -> None:
@@ -107,7 +107,7 @@ def test_what_was_said_together_is_read_in_one_call(user: uuid.UUID, provider: P
 def test_entries_know_the_message_and_its_time(user: uuid.UUID) -> None:
     say(user, "hello", "My name is Ada.")
     record(user)
-    (source,) = Source.objects.filter(entry__user_id=user)
+    (source,) = EntrySource.objects.filter(entry__user_id=user)
     exchange = Exchange.objects.get(user_id=user, seq=3)
     assert (source.source_id, source.seq, source.at) == (exchange.source_id, 3, exchange.said_at)
     assert source.entry.valid_from == exchange.said_at
@@ -161,7 +161,7 @@ def test_a_worker_that_dies_between_model_and_commit_leaves_it_to_the_next(
 
     async def dies() -> None:
         provider.memory = hold
-        task = asyncio.create_task(recording.record(user))
+        task = asyncio.create_task(fact_extraction.extract_facts(user))
         await asyncio.to_thread(hold.reached.wait, 10)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -174,7 +174,7 @@ def test_a_worker_that_dies_between_model_and_commit_leaves_it_to_the_next(
     due(user)
     assert record(user) == 2
     assert len(known(user)) == 2
-    assert Source.objects.filter(entry__user_id=user).count() == 2
+    assert EntrySource.objects.filter(entry__user_id=user).count() == 2
 
 
 def test_an_entry_that_does_not_open_keeps_nothing_else_from_being_remembered(user: uuid.UUID) -> None:
@@ -192,12 +192,12 @@ def test_of_two_workers_one_records(user: uuid.UUID, provider: Provider) -> None
 
     async def both() -> None:
         provider.memory = hold
-        late = asyncio.create_task(recording.record(user))
+        late = asyncio.create_task(fact_extraction.extract_facts(user))
         await asyncio.to_thread(hold.reached.wait, 10)
         provider.memory = by_rules
-        assert await recording.record(user) == 0
+        assert await fact_extraction.extract_facts(user) == 0
         await asyncio.to_thread(due, user)  # as if the first had hung for long
-        assert await recording.record(user) == 2
+        assert await fact_extraction.extract_facts(user) == 2
         hold.release()
         await late
         await llm.aclose()
@@ -214,7 +214,7 @@ def test_what_was_let_go_while_the_model_thought_leaves_nothing(user: uuid.UUID,
 
     async def work() -> None:
         provider.memory = hold
-        task = asyncio.create_task(recording.record(user))
+        task = asyncio.create_task(fact_extraction.extract_facts(user))
         await asyncio.to_thread(hold.reached.wait, 10)
         await asyncio.to_thread(
             entries.forget_source, user_id=user, kind=SourceKind.CONVERSATION, source_id=gone.source_id
@@ -230,7 +230,7 @@ def test_what_was_let_go_while_the_model_thought_leaves_nothing(user: uuid.UUID,
 def test_a_model_that_is_away_is_asked_again_and_not_for_ever(user: uuid.UUID, provider: Provider) -> None:
     say(user, "My name is Ada.")
     provider.memory = Fail(401)
-    for tries in range(1, recording.TRIES + 1):
+    for tries in range(1, fact_extraction.MAX_ATTEMPTS + 1):
         assert record(user) == 0
         row = Exchange.objects.get(user_id=user)
         assert (row.attempts, row.recorded_at) == (tries, None)
@@ -239,8 +239,8 @@ def test_a_model_that_is_away_is_asked_again_and_not_for_ever(user: uuid.UUID, p
     assert record(user) == 0
     row = Exchange.objects.get(user_id=user)
     assert row.recorded_at is not None
-    assert row.attempts == recording.TRIES
-    assert len(provider.memories) == recording.TRIES
+    assert row.attempts == fact_extraction.MAX_ATTEMPTS
+    assert len(provider.memories) == fact_extraction.MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_an_answer_without_end_is_bounded(user: uuid.UUID, provider: Provider) -
     say(user, "Bob has numbers " + " ".join(map(str, range(100))))
     provider.memory = {"operations": [add(f"Bob has the number {number}") for number in range(10_000)]}
     record(user)
-    assert 0 < Entry.objects.of(user).count() <= MOST
+    assert 0 < Entry.objects.of(user).count() <= MAX_OPERATIONS
 
 
 def test_what_a_document_wants_remembered_is_not(user: uuid.UUID, provider: Provider) -> None:
@@ -387,9 +387,9 @@ def test_a_memory_that_is_off_lets_go_of_what_waited(user: uuid.UUID, provider: 
 
 def test_the_sweep_finds_what_a_lost_nudge_forgot(user: uuid.UUID) -> None:
     say(user, "My name is Ada.")
-    before = recording.sweep()  # what has just been said is on its way
+    before = fact_extraction.enqueue_due()  # what has just been said is on its way
     due(user)
-    assert recording.sweep() == before + 1
+    assert fact_extraction.enqueue_due() == before + 1
 
 
 def test_an_exchange_that_was_altered_is_left_out(user: uuid.UUID) -> None:
@@ -422,7 +422,9 @@ _FIELDS = st.sampled_from(["op", "tier", "key", "content", "entry", "said_in", "
     st.lists(st.one_of(_VALUES, st.dictionaries(_FIELDS, st.one_of(_VALUES, st.lists(_VALUES, max_size=2)))))
 )
 def test_whatever_the_model_says_is_checked(found: list[Any]) -> None:
-    checker = Rules({"e1": "Bob likes sailing"}, ["m1"], frozenset(Tier), UserCipher("o", Cipher(b"k" * 32)))
+    checker = OperationValidator(
+        {"e1": "Bob likes sailing"}, ["m1"], frozenset(Tier), UserCipher("o", Cipher(b"k" * 32))
+    )
     with contextlib.suppress(UnusableAnswer):
         for operation in checker.check({"operations": found}).operations:
             assert operation.op == "forget" or "Bob" in operation.content

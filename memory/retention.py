@@ -13,13 +13,13 @@ from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
 
 from memory import entries
-from memory.models import Entry, Receipt, Source, SourceKind, Tier
+from memory.models import Entry, EntrySource, Receipt, SourceKind, Tier
 
 _BATCH: Final = 500  # rows a transaction
 _MOST_BATCHES: Final = 20
 
 
-def fade(user_id: uuid.UUID) -> int:
+def delete_expired_entries(user_id: uuid.UUID) -> int:
     """Delete what of a user's memory has had its time. Returns how many entries. Raise NoSuchUser."""
     gone = 0
     while count := _fade(user_id):
@@ -29,7 +29,7 @@ def fade(user_id: uuid.UUID) -> int:
 
 @transaction.atomic
 def _fade(user_id: uuid.UUID) -> int:
-    if not entries.lock(user_id).enabled:
+    if not entries.lock_memory(user_id).enabled:
         return 0
     ids = list(
         Entry.objects.of(user_id).filter(_unused() | _past()).order_by().values_list("pk", flat=True)[:_BATCH]
@@ -40,7 +40,7 @@ def _fade(user_id: uuid.UUID) -> int:
 
 def _unused() -> Q:
     """What was said and seen once, long ago, and never needed, or not for long. Never what the user wrote."""
-    stays = Source.objects.filter(
+    stays = EntrySource.objects.filter(
         Q(kind=SourceKind.USER) | Q(at__gte=_ago("forget_unused_after_days")), entry=OuterRef("pk")
     )
     return Q(
@@ -59,7 +59,7 @@ def _past() -> Q:
     )
 
 
-def prune_receipts() -> int:
+def delete_expired_receipts() -> int:
     """Delete old receipts of all users, some of them if they are many. Returns how many."""
     gone = 0
     for _ in range(_MOST_BATCHES):

@@ -34,12 +34,12 @@ from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log
 from adiuva.core.prompt_fencing import fence
 from memory import entries, provider_policy, recall, structured, vector_space
-from memory.apply_operations import Shown, Writing
-from memory.exchanges import Heard, cut, heard
+from memory.apply_operations import OperationWriter, ShownEntry
+from memory.exchanges import UnsealedExchange, shorten, unseal_exchange
 from memory.models import Entry, Exchange, Receipt, SourceKind, Tier
-from memory.operations import Checked, Operation, Rules
+from memory.operations import Operation, OperationValidator, ValidOperations
 
-TRIES: Final = 8  # after which an exchange counts as read, with nothing found in it
+MAX_ATTEMPTS: Final = 8  # after which an exchange counts as read, with nothing found in it
 _ALONE_AFTER: Final = 3  # tries; then one at a time: one that the model refuses takes no others along
 _AT_ONCE: Final = 8  # exchanges
 _CHARS: Final = 24_000  # of them together, in one model call
@@ -57,18 +57,18 @@ _TIERS: Final = frozenset({Tier.CORE, Tier.ASSOCIATIVE})
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class ExtractionContext:
     """What the model is given: entries by label, and the tiers that it may read. `embeds`: whether the embedding model
     may read what it adds."""
 
-    known: dict[str, Shown]
+    known: dict[str, ShownEntry]
     tiers: frozenset[Tier]
     embeds: bool
     zone: ZoneInfo
     cipher: UserCipher
 
 
-async def record(user_id: uuid.UUID) -> int:
+async def extract_facts(user_id: uuid.UUID) -> int:
     """Read what waits of a user's exchanges. Returns how many were read.
 
     What the model cannot be asked about now is tried again later.
@@ -87,19 +87,19 @@ async def record(user_id: uuid.UUID) -> int:
     return done
 
 
-async def _read(user_id: uuid.UUID, batch: list[Heard]) -> None:
+async def _read(user_id: uuid.UUID, batch: list[UnsealedExchange]) -> None:
     model = llm.chat_model()
     labelled = {f"e{number}": one for number, one in enumerate(batch, 1)}
     vector = None
-    if await db.run(recall.by_vector, user_id):
-        vector = await vector_space.vector_of("\n".join(one.said for one in batch)[:_QUESTION_CHARS])
+    if await db.run(recall.needs_vector, user_id):
+        vector = await vector_space.embed_question("\n".join(one.said for one in batch)[:_QUESTION_CHARS])
     given = await db.run(_prepare, user_id, batch, vector, model)
-    checked, vectors = Checked([]), dict[str, list[float]]()
+    checked, vectors = ValidOperations([]), dict[str, list[float]]()
     if given.tiers:
-        said = {label: cut(one.said, _SAID_CHARS) for label, one in labelled.items()}
-        rules = Rules(said, list(given.known), given.tiers, given.cipher)
+        said = {label: shorten(one.said, _SAID_CHARS) for label, one in labelled.items()}
+        rules = OperationValidator(said, list(given.known), given.tiers, given.cipher)
         async with asyncio.timeout(_MODEL_S):
-            found = await structured.ask(
+            found = await structured.ask_or_none(
                 model,
                 prompt="record",
                 material=_material(labelled, given),
@@ -121,11 +121,11 @@ async def _read(user_id: uuid.UUID, batch: list[Heard]) -> None:
 
 
 @transaction.atomic
-def _claim(user_id: uuid.UUID) -> list[Heard]:
+def _claim(user_id: uuid.UUID) -> list[UnsealedExchange]:
     """The next exchanges to read, taken for a while. None while others of the user's are being read or are to be tried
     again: what was said later must not be overtaken by what was said before."""
     try:
-        memory = entries.lock(user_id)
+        memory = entries.lock_memory(user_id)
         cipher = cipher_for(user_id)
     except NoSuchUser:
         return []
@@ -133,17 +133,19 @@ def _claim(user_id: uuid.UUID) -> list[Heard]:
         Exchange.objects.filter(user_id=user_id).delete()
         return []
     waiting = Exchange.objects.filter(user_id=user_id, recorded_at=None).order_by("said_at", "pk")
-    if given_up := waiting.filter(attempts__gte=TRIES, not_before__lte=Now()).update(recorded_at=Now()):
+    if given_up := waiting.filter(attempts__gte=MAX_ATTEMPTS, not_before__lte=Now()).update(
+        recorded_at=Now()
+    ):
         log.error("memory.never_recorded", user_id=str(user_id), exchanges=given_up)
     busy = ExpressionWrapper(Q(not_before__gt=Now()), output_field=BooleanField())
-    batch: list[Heard] = []
+    batch: list[UnsealedExchange] = []
     chars = 0
     for row in waiting.annotate(busy=busy)[:_AT_ONCE]:
         if row.busy:
             break
         row.attempts += 1
         try:
-            one = heard(row, cipher)
+            one = unseal_exchange(row, cipher)
         except SealBroken:
             log.error("memory.exchange_broken", user_id=str(user_id))
             row.delete()
@@ -162,19 +164,19 @@ def _claim(user_id: uuid.UUID) -> list[Heard]:
 
 @transaction.atomic
 def _prepare(
-    user_id: uuid.UUID, batch: list[Heard], vector: list[float] | None, model: llm.ChatModel
-) -> Given:
+    user_id: uuid.UUID, batch: list[UnsealedExchange], vector: list[float] | None, model: llm.ChatModel
+) -> ExtractionContext:
     """Choose what the model is shown, and give a receipt for it. Who may not read a tier does not write it either, so a
     model that may read neither is not asked at all."""
     row = User.objects.filter(pk=user_id).values_list("timezone", "memory__policy").first()
     if row is None:
         raise NoSuchUser("this account no longer exists")
     zone, found = row
-    tiers = provider_policy.tiers_for(found, model.provider) & _TIERS
-    embeds = Tier.ASSOCIATIVE in provider_policy.tiers_for(found, llm.embedding_model().provider)
+    tiers = provider_policy.readable_tiers(found, model.provider) & _TIERS
+    embeds = Tier.ASSOCIATIVE in provider_policy.readable_tiers(found, llm.embedding_model().provider)
     cipher = cipher_for(user_id)
     if not tiers:
-        return Given({}, tiers, embeds, ZoneInfo(zone), cipher)
+        return ExtractionContext({}, tiers, embeds, ZoneInfo(zone), cipher)
     holding = Entry.objects.of(user_id).current()
     rows = list(holding.filter(tier=Tier.CORE)) if Tier.CORE in tiers else []
     if Tier.ASSOCIATIVE in tiers:
@@ -188,16 +190,16 @@ def _prepare(
             limit=_FITTING,
         )
         rows += [found.entry for found in fitting]
-    known: dict[str, Shown] = {}
+    known: dict[str, ShownEntry] = {}
     room = _KNOWN_CHARS
     for entry in rows:
         label = f"m{len(known) + 1}"
         line = _line(label, entry, cipher)
         if line is None or (room := room - len(line)) < 0:
             continue
-        known[label] = Shown(entry.pk, bytes(entry.fingerprint), line)
+        known[label] = ShownEntry(entry.pk, bytes(entry.fingerprint), line)
     places = {one.source_id for one in batch if one.kind == SourceKind.CONVERSATION}
-    provider_policy.give_receipt(
+    provider_policy.write_receipt(
         user_id=user_id,
         purpose=Receipt.Purpose.RECORD,
         model=model,
@@ -207,31 +209,36 @@ def _prepare(
         ),
         conversation_id=places.pop() if len(places) == 1 else None,
     )
-    return Given(known, tiers, embeds, ZoneInfo(zone), cipher)
+    return ExtractionContext(known, tiers, embeds, ZoneInfo(zone), cipher)
 
 
 def _line(label: str, entry: Entry, cipher: UserCipher) -> str | None:
     try:
-        said = entries.opened(entry, cipher)
+        said = entries.unseal_entry(entry, cipher)
     except SealBroken:
         log.error("memory.entry_broken", user_id=str(entry.user_id))
         return None
-    fields = {"entry": label, "tier": entry.tier, "key": said.key, "content": cut(said.content, _ENTRY_CHARS)}
+    fields = {
+        "entry": label,
+        "tier": entry.tier,
+        "key": said.key,
+        "content": shorten(said.content, _ENTRY_CHARS),
+    }
     return orjson.dumps({name: value for name, value in fields.items() if value is not None}).decode()
 
 
-def _material(labelled: dict[str, Heard], given: Given) -> str:
+def _material(labelled: dict[str, UnsealedExchange], given: ExtractionContext) -> str:
     parts = [fence("known", "\n".join(shown.line for shown in given.known.values()))]
     for label, one in labelled.items():
         parts.append(
             f"Exchange {label}, {one.at.astimezone(given.zone):%A %Y-%m-%d %H:%M}\n"
-            f"{fence(f'{label} user', cut(one.said, _SAID_CHARS))}\n"
-            f"{fence(f'{label} assistant', cut(one.answer, _ANSWER_CHARS))}"
+            f"{fence(f'{label} user', shorten(one.said, _SAID_CHARS))}\n"
+            f"{fence(f'{label} assistant', shorten(one.answer, _ANSWER_CHARS))}"
         )
     return "\n\n".join(parts)
 
 
-async def _vectors(operations: Sequence[Operation], given: Given) -> dict[str, list[float]]:
+async def _vectors(operations: Sequence[Operation], given: ExtractionContext) -> dict[str, list[float]]:
     """Where what is to be added lies. Nothing while the embedding model is away: then words alone are compared."""
     texts = [one.content for one in operations if one.op == "add" and one.tier == Tier.ASSOCIATIVE]
     if not texts or not given.embeds:
@@ -249,14 +256,14 @@ async def _vectors(operations: Sequence[Operation], given: Given) -> dict[str, l
 @transaction.atomic
 def _apply(
     user_id: uuid.UUID,
-    labelled: dict[str, Heard],
-    given: Given,
+    labelled: dict[str, UnsealedExchange],
+    given: ExtractionContext,
     operations: Sequence[Operation],
     vectors: dict[str, list[float]],
 ) -> Counter[str]:
     """Write what was found, and that the exchanges were read. What was let go of meanwhile, or taken by another worker,
     leaves nothing. Returns how many operations came to what."""
-    memory = entries.lock(user_id)
+    memory = entries.lock_memory(user_id)
     rows = Exchange.objects.filter(pk__in=[one.id for one in labelled.values()], recorded_at=None)
     tries = dict(rows.values_list("pk", "attempts"))
     ours = {label: one for label, one in labelled.items() if tries.get(one.id) == one.tries}
@@ -264,7 +271,7 @@ def _apply(
     outcomes: Counter[str] = Counter()
     if not memory.enabled:
         return outcomes
-    writing = Writing(user_id, given.cipher, dict(given.known), vectors)
+    writing = OperationWriter(user_id, given.cipher, dict(given.known), vectors)
     for operation in operations:
         if (one := ours.get(operation.said_in)) is None:
             continue
@@ -278,7 +285,7 @@ def _apply(
 # ── The sweep ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def sweep() -> int:
+def enqueue_due() -> int:
     """Tell the workers again of what waits to be read, where a nudge was lost or a try is due. Returns of how many
     users."""
     late = Exchange.objects.filter(recorded_at=None, not_before__lte=Now() - _CLAIM / 4)
