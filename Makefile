@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 FOR_RUN := $(VENV)/.installed
 FOR_TEST := $(VENV)/.installed-dev
 SYNC := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip sync --quiet --python $(BIN)/python
+UPGRADE ?= --upgrade
 LOCK := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-	--generate-hashes --no-strip-extras --upgrade
+	--generate-hashes --no-strip-extras --custom-compile-command "make lock" $(UPGRADE)
 
 # Bytecode is kept whatever the shell says: without it every process compiles a thousand modules anew, which
 # takes seconds each. It stays inside .venv.
@@ -42,10 +43,18 @@ bench: $(FOR_TEST)  ## measure, each bench beside what it compares with
 	@for file in bench/[a-z]*.py; do name=$$(basename $$file .py); [ "$$name" = kit ] || \
 		{ echo "── $$name"; $(BIN)/python -m bench.$$name || exit 1; }; done
 
-lock: $(BIN)/uv  ## pin the newest versions that requirements*.in allow
-	$(LOCK) requirements.in -o requirements.txt
-	$(LOCK) requirements-dev.in -o requirements-dev.txt
-	$(LOCK) bench/chat/requirements.in -o bench/chat/requirements.txt
+# The locks of the groups hold what they add to requirements.txt: it constrains them, and what it pins is left out.
+# The bench group replaces BENCH_OWN, of which it needs another version. UPGRADE= keeps the versions that are locked.
+BENCH_OWN := tenacity
+PINNED := $(VENV)/pinned.txt
+lock: $(BIN)/uv  ## pin the newest versions that pyproject.toml allows
+	$(LOCK) pyproject.toml -o requirements.txt
+	sed -n 's/ \\$$//; s/\[[^]]*\]//; /^[a-z0-9]/p' requirements.txt > $(PINNED)
+	$(LOCK) --group dev -c $(PINNED) $$(sed 's/==.*//; s/^/--no-emit-package /' $(PINNED)) -o requirements-dev.txt
+	sed -i.old '/^$(BENCH_OWN)==/d' $(PINNED)
+	$(LOCK) --group bench -c $(PINNED) $$(sed 's/==.*//; s/^/--no-emit-package /' $(PINNED)) -o bench/chat/requirements.txt
+	sed -i.old '/^# The following packages were excluded/,$$d' requirements-dev.txt bench/chat/requirements.txt
+	rm -f $(PINNED) $(PINNED).old requirements-dev.txt.old bench/chat/requirements.txt.old
 
 clean:  ## remove .venv and caches; the data in .state stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -60,9 +69,9 @@ $(BIN)/python:
 $(BIN)/uv: | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
-$(FOR_TEST): requirements-dev.txt | $(BIN)/uv
+$(FOR_TEST): requirements.txt requirements-dev.txt | $(BIN)/uv
 	@echo "Installing what tests need into $(VENV) ..."
-	@$(SYNC) requirements-dev.txt
+	@$(SYNC) requirements.txt requirements-dev.txt
 	@touch $(FOR_RUN) $(FOR_TEST)
 
 # What tests need includes what running needs, so it is never taken out again.

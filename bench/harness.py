@@ -100,15 +100,21 @@ def ground() -> Iterator[Ground]:
 
 def stock_python() -> str:
     """The Python of the stock stack that the chat's benches compare with, installed when it is first wanted."""
-    place, wanted = ROOT / ".venv" / "stock", ROOT / "bench" / "chat" / "requirements.txt"
+    place, ours, theirs = (
+        ROOT / ".venv" / "stock",
+        ROOT / "requirements.txt",
+        ROOT / "bench/chat/requirements.txt",
+    )
     found, done = place / "bin" / "python", place / ".installed"
-    if not done.exists() or done.stat().st_mtime < wanted.stat().st_mtime:
+    if not done.exists() or done.stat().st_mtime < max(ours.stat().st_mtime, theirs.stat().st_mtime):
         print("Installing the stock stack into .venv/stock ...", flush=True)
         uv, env = str(Path(sys.executable).with_name("uv")), os.environ | {"UV_PYTHON_DOWNLOADS": "never"}
         subprocess.run(
             [uv, "venv", "--quiet", "--clear", "--python", sys.executable, place], env=env, check=True
         )
-        subprocess.run([uv, "pip", "sync", "--quiet", "--python", found, wanted], env=env, check=True)
+        install = [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", found, "-r"]
+        for lock in (ours, theirs):  # the second adds its own, and replaces what it needs in another version
+            subprocess.run([*install, lock], env=env, check=True)
         done.touch()
     return str(found)
 
