@@ -20,20 +20,20 @@ from agents.extraction import Document
 from agents.journal import Entry, Kind
 from agents.runs import NoConnection
 from integrations import tokens
-from integrations.gmail import Gmail
-from integrations.mail.documents import Document as Message
-from integrations.mail.documents import Due, Item
+from integrations.gmail import GmailSync
+from integrations.mail.documents import DueFilter, MailItem
+from integrations.mail.documents import MailDocument as Message
 from integrations.mail.filters import Filters
-from integrations.mail.provider_client import Account
-from integrations.mail.sync import Reading
+from integrations.mail.provider_client import MailboxAccount
+from integrations.mail.sync import MailboxSync
 from integrations.models import Provider
-from integrations.outlook import Outlook
-from integrations.teams import Teams
+from integrations.outlook import OutlookSync
+from integrations.teams import TeamsSync
 
-_READERS: Final[Mapping[Provider, type[Reading]]] = {
-    Provider.GMAIL: Gmail,
-    Provider.OUTLOOK: Outlook,
-    Provider.TEAMS: Teams,
+_READERS: Final[Mapping[Provider, type[MailboxSync]]] = {
+    Provider.GMAIL: GmailSync,
+    Provider.OUTLOOK: OutlookSync,
+    Provider.TEAMS: TeamsSync,
 }
 _HELD: Final = 4  # messages that wait here to be handed out
 _STORE_S: Final = 2.0
@@ -42,7 +42,7 @@ _MOST_TITLE: Final = 200
 _PASSES: Final = "provider_away"
 
 _Arrived = tuple[
-    Item | None, str | None
+    MailItem | None, str | None
 ]  # with the checkpoint behind what came before it; last of all, no item
 
 
@@ -95,7 +95,7 @@ class Mailbox:
 
     async def finish(self) -> None:
         """All that was handed out came to an end, settled or not. Raise what ended the reading before its end:
-        NeedsReauth, ProviderAway or another AdiuvaError."""
+        NeedsReauth, ProviderUnavailable or another AdiuvaError."""
         await self._store()
         if self._broke is not None:
             raise self._broke
@@ -116,7 +116,9 @@ class Mailbox:
             self._broke = error
         await arriving.put((None, checkpoint))
 
-    async def _pass(self, arriving: asyncio.Queue[_Arrived], cursor: str | None, due: Due) -> str | None:
+    async def _pass(
+        self, arriving: asyncio.Queue[_Arrived], cursor: str | None, due: DueFilter
+    ) -> str | None:
         """Read once; returns the cursor to go on from when all of it is settled."""
         reader = _reader(self._job.user_id, self._account)
         async with aclosing(reader.messages(cursor=cursor, filters=self._filters, due=due)) as items:
@@ -209,14 +211,14 @@ def _account(
     return lease.MailAccount(provider, found.pk, found.address, filter_config, None)
 
 
-def _reader(user_id: UUID, account: lease.MailAccount) -> Reading:
+def _reader(user_id: UUID, account: lease.MailAccount) -> MailboxSync:
     async def token(rejected: str | None) -> str:
         try:
             return await tokens.access_token(account.connection, user_id=user_id, rejected=rejected)
         except NotFound:
             raise NoConnection from None  # it was disconnected meanwhile
 
-    return _READERS[account.provider](Account(account.connection, account.address, token))
+    return _READERS[account.provider](MailboxAccount(account.connection, account.address, token))
 
 
 def _document(message: Message, key: bytes) -> Document:

@@ -18,10 +18,10 @@ from integrations.models import Connection, Health
 async def needs_reauth(connection_id: UUID) -> None:
     """Say it once, on each of the user's devices that is here. If none is, it waits for the first that comes."""
     frame, devices, user_id = await db.run(_about, connection_id)
-    if frame is None or not devices or not await db.run(tokens.take_news, connection_id):
+    if frame is None or not devices or not await db.run(tokens.claim_notice, connection_id):
         return
     if not any([await _told(user_id, device, frame) for device in devices]):
-        await db.run(tokens.give_news_back, connection_id)
+        await db.run(tokens.release_notice, connection_id)
 
 
 async def _told(user_id: UUID, device: UUID, frame: Error) -> bool:
@@ -46,5 +46,5 @@ def _about(connection_id: UUID) -> tuple[Error | None, list[UUID], UUID]:
         message=f"{message} {agents} for it." if count else message,
         ref=str(connection_id),
     )
-    here = Device.objects.of(lost.user_id).online().filter(protocol__gte=tokens.NEWS_PROTOCOL)
+    here = Device.objects.of(lost.user_id).online().filter(protocol__gte=tokens.NOTICE_PROTOCOL)
     return frame, list(here.values_list("pk", flat=True)), lost.user_id

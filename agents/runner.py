@@ -36,7 +36,7 @@ from agents.models import Run
 from agents.records import Rules
 from agents.result_commits import Answered, GroupCommit, Read, Unread
 from agents.sources import DeviceSilent, LocalFolders
-from integrations.errors import NeedsReauth, ProviderAway
+from integrations.errors import NeedsReauth, ProviderUnavailable
 from memory import episodes
 
 _WATCH_S: Final = 2.0
@@ -176,7 +176,7 @@ class _Execution:
             except NeedsReauth as error:
                 if not await db.run(lease.await_reauth, self.job) and not await self._later(error.code):
                     await self._stop(Run.State.ERROR, error.code, error.message)
-            except ProviderAway as error:
+            except ProviderUnavailable as error:
                 if not await self._later(error.code, error.message, error.retry_after_s):
                     await self._stop(Run.State.ERROR, error.code, error.message)
             except FlowExceeded as exceeded:

@@ -15,7 +15,7 @@ from agents import cloud, preview, schedules
 from agents.catalog import DATA_TYPES
 from agents.cron import BadCron, Cron
 from agents.models import MOST_CATCH_UP_HOURS, ON_TIME, Agent, AgentType, CatchUp, Run
-from integrations.errors import OLD_TOKEN_FIELD, refuse_old_token
+from integrations.errors import OLD_TOKEN_FIELD, old_token_error
 from integrations.models import Provider
 
 _ABSOLUTE = re.compile(r"^(/|[A-Za-z]:[\\/]|\\\\[^\\/]+[\\/][^\\/]+)")
@@ -213,7 +213,7 @@ class CloudAgentSerializer(LocalAgentSerializer):
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, Mapping) and OLD_TOKEN_FIELD in data:
-            raise refuse_old_token()
+            raise old_token_error()
         return super().to_internal_value(data)
 
     def validate_filter_config(self, given: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from email import message_from_bytes, policy
 from pathlib import Path
 
-from adiuva.sanitizer import Guard, Sanitizer
+from adiuva.sanitizer import LeakPatterns, Sanitizer
 from bench.harness import ROOT, Stopwatch, median, show
 
 SAMPLES = ROOT / "adiuva" / "embedded" / "sample"
@@ -72,14 +72,14 @@ and the contract, `v2_final.pdf`, EUR 1,250.00 <project>[5d11aa54e0b1c9f2]</proj
 """
 
 
-def guard() -> Guard:
+def guard() -> LeakPatterns:
     prompts = [path.read_text() for path in sorted((ROOT / "chat" / "prompts").glob("*.md"))]
-    return Guard(
+    return LeakPatterns(
         prompts=prompts or [PROMPT], canaries=["larkenmoor-58-quint", "vossholm-31-teedle"], tool_names=TOOLS
     )
 
 
-def answer(filters: Guard) -> Sanitizer:
+def answer(filters: LeakPatterns) -> Sanitizer:
     private = [f"{number:08d}-5d11-4c53-9d07-aa54e0b1c9f2" for number in range(8)]
     known = {"3f2a9c77b0d14e22", "88b1c0de77aa4f10", "5d11aa54e0b1c9f2"}
     return Sanitizer(filters, known=known, private=private)
@@ -111,7 +111,7 @@ def microseconds(filters: Sequence[Sanitizer | Bare], pieces: Sequence[str]) -> 
     return watch.cpu / (len(pieces) * len(filters)) * 1e6
 
 
-def lateness(filters: Guard, text: str) -> tuple[float, float, int]:
+def lateness(filters: LeakPatterns, text: str) -> tuple[float, float, int]:
     """How many characters are held back after a chunk on average, and how many chunks show nothing, of how many."""
     one = answer(filters)
     fed = shown = held = silent = 0
@@ -142,7 +142,7 @@ def texts(folder: Path) -> dict[str, str]:
     return found
 
 
-def wrong(filters: Guard, folder: Path) -> None:
+def wrong(filters: LeakPatterns, folder: Path) -> None:
     found = texts(folder)
     changed: list[str] = []
     kinds: Counter[str] = Counter()

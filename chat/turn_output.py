@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from adiuva.devices.protocol import Domain
-from adiuva.sanitizer import Guard, Sanitizer
+from adiuva.sanitizer import LeakPatterns, Sanitizer
 from chat.agent_loop import Limit
 from chat.assistants import TOOLS
 from chat.conversations import Begun
@@ -38,9 +38,9 @@ _IDENTIFIER = re.compile(r"\w*_\w*")
 
 
 @cache
-def _guard() -> Guard:
+def _guard() -> LeakPatterns:
     heads = all_heads()
-    return Guard(
+    return LeakPatterns(
         prompts=[*(head.text for head in heads), *(tool.description for tool in TOOLS)],
         canaries=[head.canary for head in heads],
         tool_names=[tool.name for tool in TOOLS],

@@ -17,4 +17,4 @@ class IntegrationsConfig(AppConfig):
 def _key_goes(instance: Any, **_: Any) -> None:
     from integrations import connections
 
-    connections.part(instance.pk)
+    connections.revoke_for_deleted_user(instance.pk)

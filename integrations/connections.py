@@ -23,7 +23,7 @@ from integrations.models import Connection, Consent, Health, Provider
 
 log = structlog.get_logger("adiuva.integrations")
 
-_TAKE_BACK: Final = {
+_REVOKE_PAGES: Final = {
     Provider.GMAIL: "https://myaccount.google.com/connections",
     Provider.OUTLOOK: "https://myapplications.microsoft.com (or https://account.live.com/consent/Manage)",
     Provider.TEAMS: "https://myapplications.microsoft.com",
@@ -31,14 +31,14 @@ _TAKE_BACK: Final = {
 
 
 @dataclass(frozen=True)
-class Parting:
+class Disconnection:
     """What became of a connection that was deleted. `revoked`: whether the provider took the permission back."""
 
     revoked: bool
     message: str
 
 
-def of_user(user_id: UUID, connection_id: UUID) -> Connection:
+def get_connection(user_id: UUID, connection_id: UUID) -> Connection:
     """One of a user's connections. Raise NotFound, for another's as for none."""
     row = Connection.objects.of(user_id).filter(pk=connection_id).first()
     if row is None:
@@ -46,7 +46,7 @@ def of_user(user_id: UUID, connection_id: UUID) -> Connection:
     return row
 
 
-def the_one(user_id: UUID, provider: str) -> Connection:
+def get_only_connection(user_id: UUID, provider: str) -> Connection:
     """The user's only connection to a provider. Raise NotFound, or Invalid where there are several."""
     found = list(Connection.objects.of(user_id).filter(provider=provider)[:2])
     if not found:
@@ -77,7 +77,7 @@ def _connect(user_id: UUID, provider: str, account_hash: bytes, grant: oauth_cli
         row.account = row.access_token = b""  # `keep` has the values
         row.renew_at = row.expires_at = Now()
         row.save(force_insert=True)
-    tokens.keep(
+    tokens.store_grant(
         row,
         grant,
         account=row.seal("account", grant.account),
@@ -101,7 +101,7 @@ def has_refresh_token(*, user_id: UUID, provider: str, account: str) -> bool:
     return mine.filter(refresh_token__isnull=False, health=Health.OK).exists()
 
 
-def disconnect(*, user_id: UUID, connection_id: UUID) -> Parting:
+def disconnect(*, user_id: UUID, connection_id: UUID) -> Disconnection:
     """Remove a connection and its tokens, then ask the provider to take the permission back. Blocks. Raise NotFound.
 
     The tokens go first: whatever the provider says, this server can read the account no more.
@@ -110,36 +110,36 @@ def disconnect(*, user_id: UUID, connection_id: UUID) -> Parting:
         row = Connection.objects.of(user_id).filter(pk=connection_id).select_for_update().first()
         if row is None:
             raise NotFound("there is no such connection")
-        provider, token = Provider(row.provider), _strongest(row)
+        provider, token = Provider(row.provider), _token_to_revoke(row)
         row.delete()
     log.info("connection.removed", connection_id=str(connection_id), user_id=str(user_id))
-    where = f"You can take the permission back yourself at {_TAKE_BACK[provider]}."
+    where = f"You can take the permission back yourself at {_REVOKE_PAGES[provider]}."
     try:
         if token and oauth_clients.revoke(provider, token):
-            return Parting(True, f"{provider.label} took the permission back.")
+            return Disconnection(True, f"{provider.label} took the permission back.")
         said = "Google did not take the permission back"
         if provider != Provider.GMAIL:
             said = "Microsoft offers apps no way to take a permission back"
     except AdiuvaError as error:
         log.warning("connection.revoke_failed", connection_id=str(connection_id), code=error.code)
         said = f"{provider.label} could not be asked to take the permission back"
-    return Parting(False, f"The tokens are deleted. {said}. {where}")
+    return Disconnection(False, f"The tokens are deleted. {said}. {where}")
 
 
-def part(user_id: UUID) -> None:
+def revoke_for_deleted_user(user_id: UUID) -> None:
     """The user's account is being deleted, and its key is still there: once that is committed, Google is asked to take
     its permissions back. Nobody waits for it, and nothing keeps the tokens should this process die first."""
     held = [
         token
         for row in Connection.objects.of(user_id).filter(provider=Provider.GMAIL)
-        if (token := _strongest(row))
+        if (token := _token_to_revoke(row))
     ]
     if held:
-        thread = threading.Thread(target=_take_back, args=(held,), name="take back", daemon=True)
+        thread = threading.Thread(target=_revoke_tokens, args=(held,), name="take back", daemon=True)
         transaction.on_commit(thread.start, robust=True)
 
 
-def _take_back(held: list[str]) -> None:
+def _revoke_tokens(held: list[str]) -> None:
     for token in held:
         try:
             oauth_clients.revoke(Provider.GMAIL, token)
@@ -147,7 +147,7 @@ def _take_back(held: list[str]) -> None:
             log.warning("connection.revoke_failed", code=error.code)
 
 
-def _strongest(row: Connection) -> str:
+def _token_to_revoke(row: Connection) -> str:
     """The token that stands for the whole permission; blank where it cannot be opened."""
     try:
         return row.unseal("refresh_token" if row.refresh_token is not None else "access_token")
@@ -158,10 +158,10 @@ def _strongest(row: Connection) -> str:
 def sweep() -> None:
     """Announce losses to users who were not told, as no device of theirs was here or the word was lost, and who can be
     now; forget old consents."""
-    here = Device.objects.online().filter(user_id=OuterRef("user_id"), protocol__gte=tokens.NEWS_PROTOCOL)
+    here = Device.objects.online().filter(user_id=OuterRef("user_id"), protocol__gte=tokens.NOTICE_PROTOCOL)
     for connection_id in Connection.objects.untold().filter(Exists(here)).values_list("pk", flat=True)[:100]:
         try:
-            tokens.announce(connection_id)
+            tokens.announce_loss(connection_id)
         except Exception:  # one receiver's fault must not keep the others' news
             log.exception("connection.not_told", connection_id=str(connection_id))
     Consent.objects.filter(expires_at__lt=Now() - timedelta(hours=1)).delete()

@@ -17,7 +17,7 @@ class NeedsReauth(Conflict):
         super().__init__(message, connection=str(connection_id))
 
 
-class ProviderAway(Unavailable):
+class ProviderUnavailable(Unavailable):
     """The provider did not answer, or not in a way that can be used. `retry_after_s` where it named a time."""
 
     code = "provider_away"
@@ -64,7 +64,7 @@ class ConsentFailed(AdiuvaError):
 OLD_TOKEN_FIELD: Final = "oauth_token_encrypted"  # noqa: S105
 
 
-def refuse_old_token() -> Invalid:
+def old_token_error() -> Invalid:
     """What such a client is told: where tokens are now, and what to send instead."""
     message = (
         "Tokens are no longer sent by clients: connect the account with GET /api/v1/oauth/{provider}/authorize, then "

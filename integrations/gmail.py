@@ -16,23 +16,23 @@ from functools import cache
 from typing import Any, Final
 
 from integrations.mail import message_parts
-from integrations.mail.cursor import Cursor, since
-from integrations.mail.documents import Item, Skipped, fingerprint
-from integrations.mail.errors import Garbled, NoSuchFolder, NotThere, PageLoop
+from integrations.mail.cursor import Cursor, sync_start
+from integrations.mail.documents import MailItem, SkippedMessage, fingerprint
+from integrations.mail.errors import InvalidResponse, NoSuchFolder, PageLoop, ResourceGone
 from integrations.mail.filters import Filters
-from integrations.mail.provider_client import Wire, api
-from integrations.mail.sync import Page, Reading, Ref
+from integrations.mail.provider_client import ProviderClient, api_base
+from integrations.mail.sync import ListedPage, MailboxSync, MessageRef
 from integrations.models import Provider
 
-_PAGE: Final = 500
+_PAGE_SIZE: Final = 500
 # What nobody means by mail. Drafts change under new ids, and chats are another product's.
 _UNWANTED: Final = frozenset({"DRAFT", "SPAM", "TRASH", "CHAT"})
-_RESCUED: Final = frozenset({"SPAM", "TRASH"})  # what a mail may come back from
+_TRASH_LABELS: Final = frozenset({"SPAM", "TRASH"})  # what a mail may come back from
 _FIELDS: Final = "id,labelIds,internalDate,payload"
-_MOST_DEPTH: Final = 30
-_MOST_PARTS: Final = 1_000
+_MAX_PART_DEPTH: Final = 30
+_MAX_PARTS: Final = 1_000
 # Codes in which a text looks like ASCII, with what gives them away.
-_SEVEN_BITS: Final = {"iso-2022": b"\x1b", "hz": b"~{", "utf-7": b"+"}
+_SEVEN_BIT_CHARSETS: Final = {"iso-2022": b"\x1b", "hz": b"~{", "utf-7": b"+"}
 
 
 @dataclass(frozen=True)
@@ -64,36 +64,40 @@ def _resources(endpoint: str) -> _Api:
     return _Api(users, users.labels(), users.history(), messages, messages.attachments())
 
 
-class Gmail(Reading):
+class GmailSync(MailboxSync):
     """`labels` are names or ids of Gmail's labels; a message with any of them is wanted."""
 
     provider = Provider.GMAIL
 
     @property
     def _api(self) -> _Api:
-        return _resources(api(self.provider))
+        return _resources(api_base(self.provider))
 
-    async def _pages(self, wire: Wire, cursor: Cursor, filters: Filters) -> AsyncGenerator[Page, None]:
-        self._labels, skipped = await self._label_ids(wire, filters.labels)
+    async def _pages(
+        self, client: ProviderClient, cursor: Cursor, filters: Filters
+    ) -> AsyncGenerator[ListedPage, None]:
+        self._labels, skipped = await self._label_ids(client, filters.labels)
         if skipped:
-            yield Page(skipped=skipped)
+            yield ListedPage(skipped=skipped)
         if position := cursor.state.get("history"):
             try:
-                async for page in self._history(wire, str(position), cursor.at):
+                async for page in self._history(client, str(position), cursor.at):
                     yield page
                 return
-            except NotThere:
+            except ResourceGone:
                 pass  # Google keeps a history for some days or weeks
         read_at = cursor.at if position else None
-        async for page in self._backfill(wire, since(filters, read_at), filters):
+        async for page in self._backfill(client, sync_start(filters, read_at), filters):
             yield page
 
-    async def _label_ids(self, wire: Wire, wanted: Iterable[str]) -> tuple[list[str], list[Skipped]]:
+    async def _label_ids(
+        self, client: ProviderClient, wanted: Iterable[str]
+    ) -> tuple[list[str], list[SkippedMessage]]:
         """The ids of the labels that were named, and which of them there are not. Raise NoSuchFolder if all."""
         names = list(wanted)
         if not names:
             return [], []
-        listed = await wire.json(self._api.labels.list(userId="me").uri)
+        listed = await client.get_json(self._api.labels.list(userId="me").uri)
         ids: dict[str, str] = {}
         for label in _dicts(listed.get("labels")):
             if isinstance(label.get("id"), str):
@@ -104,23 +108,27 @@ class Gmail(Reading):
         if not found:
             raise NoSuchFolder("none of the labels of this agent is in the mailbox")
         reason = "there is no such label in the mailbox"
-        return found, [Skipped(name, "no_such_folder", reason) for name in missing]
+        return found, [SkippedMessage(name, "no_such_folder", reason) for name in missing]
 
-    async def _history(self, wire: Wire, position: str, read_at: dt.datetime) -> AsyncGenerator[Page, None]:
+    async def _history(
+        self, client: ProviderClient, position: str, read_at: dt.datetime
+    ) -> AsyncGenerator[ListedPage, None]:
         """What was added, got a wanted label, or came back from spam or the bin since a position, which was the last
-        reading's at that time. Raise NotThere if it has expired."""
+        reading's at that time. Raise ResourceGone if it has expired."""
         kinds = ["messageAdded", "labelRemoved", *(["labelAdded"] if self._labels else [])]
         ends: str | None = None
-        async for answer in self._paged(wire, self._api.history, startHistoryId=position, historyTypes=kinds):
+        async for answer in self._paged(
+            client, self._api.history, startHistoryId=position, historyTypes=kinds
+        ):
             # The first answer's: what is added while the others are fetched is for the next reading.
-            ends = ends or _number(answer.get("historyId"))
+            ends = ends or _digits(answer.get("historyId"))
             refs, last = [], None
             for record in _dicts(answer.get("history")):
-                last = _number(record.get("id")) or last
+                last = _digits(record.get("id")) or last
                 for kind in ("messagesAdded", "labelsAdded", "labelsRemoved"):
                     for change in _dicts(record.get(kind)):
                         message = change.get("message")
-                        if kind == "labelsRemoved" and not _RESCUED & _words(change.get("labelIds")):
+                        if kind == "labelsRemoved" and not _TRASH_LABELS & _strings(change.get("labelIds")):
                             continue  # it was read, archived …
                         # Where its labels are not said, it is fetched, and they are seen then.
                         labels = message.get("labelIds") if isinstance(message, dict) else None
@@ -129,36 +137,40 @@ class Gmail(Reading):
             is_last = not answer.get("nextPageToken")
             now_at = ends if is_last else last
             state = None if now_at is None else {"history": now_at}
-            yield Page(refs, state=state, read_at=None if is_last else read_at)
+            yield ListedPage(refs, state=state, read_at=None if is_last else read_at)
 
-    async def _backfill(self, wire: Wire, start: dt.datetime, filters: Filters) -> AsyncGenerator[Page, None]:
+    async def _backfill(
+        self, client: ProviderClient, start: dt.datetime, filters: Filters
+    ) -> AsyncGenerator[ListedPage, None]:
         """What came since a time. The position is taken before: what comes meanwhile is in the history after it."""
-        position = _number((await wire.json(self._api.users.getProfile(userId="me").uri)).get("historyId"))
+        position = _digits(
+            (await client.get_json(self._api.users.getProfile(userId="me").uri)).get("historyId")
+        )
         if position is None:
-            raise Garbled("Gmail does not say where its history stands")
+            raise InvalidResponse("Gmail does not say where its history stands")
         query = _query(start, filters)
         # The labels of one request must all be there, and we want any: a list for each.
         for label in self._labels or [""]:
             only = {"labelIds": [label]} if label else {}
             for _ in range(2):
                 pages = 0
-                async for answer in self._paged(wire, self._api.messages, q=query, **only):
-                    yield Page(_refs(_dicts(answer.get("messages"))))
+                async for answer in self._paged(client, self._api.messages, q=query, **only):
+                    yield ListedPage(_refs(_dicts(answer.get("messages"))))
                     pages += 1
                 if pages < 2:
                     break
                 # What left the list while it was read may have moved others onto a page that was read already. The
                 # second time only what is new is fetched, so it is soon over.
-        yield Page(state={"history": position})
+        yield ListedPage(state={"history": position})
 
     async def _paged(
-        self, wire: Wire, resource: Any, **arguments: Any
+        self, client: ProviderClient, resource: Any, **arguments: Any
     ) -> AsyncGenerator[dict[str, Any], None]:
         seen: set[str] = set()
         token: str | None = None
         while True:
-            request = resource.list(userId="me", maxResults=_PAGE, pageToken=token, **arguments)
-            answer = await wire.json(request.uri)
+            request = resource.list(userId="me", maxResults=_PAGE_SIZE, pageToken=token, **arguments)
+            answer = await client.get_json(request.uri)
             yield answer
             token = answer.get("nextPageToken")
             if not token:
@@ -167,27 +179,27 @@ class Gmail(Reading):
                 raise PageLoop("Gmail's list of messages leads back to where it was")
             seen.add(token)
 
-    async def _fetch(self, wire: Wire, ref: Ref, filters: Filters) -> Item | None:
+    async def _fetch(self, client: ProviderClient, ref: MessageRef, filters: Filters) -> MailItem | None:
         request = self._api.messages.get(userId="me", id=ref.source_id, format="full", fields=_FIELDS)
-        answer = await wire.json(request.uri)
+        answer = await client.get_json(request.uri)
         sent_at = _moment(answer.get("internalDate"))
         payload = answer.get("payload")
         if not self._wants(answer.get("labelIds")) or not filters.admits_time(sent_at):
             return None
         if not isinstance(payload, dict):
-            return Skipped(ref.source_id, "unreadable", "Gmail gave no content for this message")
-        await self._complete(wire, ref.source_id, payload)
-        parts = _Parts()
+            return SkippedMessage(ref.source_id, "unreadable", "Gmail gave no content for this message")
+        await self._complete(client, ref.source_id, payload)
+        parts = _MessageBuilder()
         message = parts.message(payload)
         if parts.is_cut:
-            return Skipped(ref.source_id, "unreadable", "its parts lie too deep in one another")
-        item = await message_parts.read(
+            return SkippedMessage(ref.source_id, "unreadable", "its parts lie too deep in one another")
+        item = await message_parts.read_document(
             message, size=parts.size, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
         )
-        sender = item.sender if not isinstance(item, Skipped) else str(message.get("From", ""))
+        sender = item.sender if not isinstance(item, SkippedMessage) else str(message.get("From", ""))
         return item if filters.admits_sender(sender) else None
 
-    async def _complete(self, wire: Wire, source_id: str, payload: dict[str, Any]) -> None:
+    async def _complete(self, client: ProviderClient, source_id: str, payload: dict[str, Any]) -> None:
         """Fetch the texts that Gmail keeps apart because they are long. What is attached stays where it is."""
         for part in _walk(payload):
             body = part.get("body")
@@ -198,10 +210,10 @@ class Gmail(Reading):
                 and not part.get("filename")
             ):
                 request = self._api.attachments.get(userId="me", messageId=source_id, id=body["attachmentId"])
-                body["data"] = (await wire.json(request.uri)).get("data")
+                body["data"] = (await client.get_json(request.uri)).get("data")
 
     def _wants(self, labels: object) -> bool:
-        has = _words(labels)
+        has = _strings(labels)
         if has & _UNWANTED - set(self._labels):
             return False
         return not self._labels or bool(has & set(self._labels))
@@ -217,10 +229,10 @@ def _query(start: dt.datetime, filters: Filters) -> str:
     return " ".join(terms)
 
 
-def _refs(messages: Iterable[dict[str, Any]]) -> list[Ref]:
+def _refs(messages: Iterable[dict[str, Any]]) -> list[MessageRef]:
     # A message's content never changes under its id.
     return [
-        Ref(message["id"], fingerprint("gmail", message["id"]))
+        MessageRef(message["id"], fingerprint("gmail", message["id"]))
         for message in messages
         if isinstance(message.get("id"), str)
     ]
@@ -230,11 +242,11 @@ def _dicts(value: object) -> Iterator[dict[str, Any]]:
     return (each for each in value if isinstance(each, dict)) if isinstance(value, list) else iter(())
 
 
-def _words(value: object) -> set[str]:
+def _strings(value: object) -> set[str]:
     return {each for each in value if isinstance(each, str)} if isinstance(value, list) else set()
 
 
-def _number(value: object) -> str | None:
+def _digits(value: object) -> str | None:
     text = str(value)
     return text if text.isascii() and text.isdigit() else None
 
@@ -254,11 +266,11 @@ def _walk(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     while stack:
         part, depth = stack.pop()
         yield part
-        if depth < _MOST_DEPTH:
+        if depth < _MAX_PART_DEPTH:
             stack += [(child, depth + 1) for child in _dicts(part.get("parts"))]
 
 
-class _Parts:
+class _MessageBuilder:
     """Puts a message together again, so that it is read as all mails are. `size`: of its texts, in bytes. `is_cut`:
     there was more below than is gone into."""
 
@@ -269,22 +281,22 @@ class _Parts:
 
     def message(self, part: dict[str, Any], depth: int = 0) -> Message:
         self._made += 1
-        kind = message_parts.clean(part.get("mimeType")) or "text/plain"
+        kind = message_parts.clean_text(part.get("mimeType")) or "text/plain"
         message = Message()
         for header in _dicts(part.get("headers")):
-            name = message_parts.clean(header.get("name"))
+            name = message_parts.clean_text(header.get("name"))
             # The body is decoded already.
             if name and name.lower() != "content-transfer-encoding":
-                message[name] = message_parts.clean(header.get("value"))
+                message[name] = message_parts.clean_text(header.get("value"))
         if message.get_content_type() != kind.lower():
             del message["Content-Type"]
             message["Content-Type"] = kind
         children = list(_dicts(part.get("parts")))
-        if children and depth >= _MOST_DEPTH:
+        if children and depth >= _MAX_PART_DEPTH:
             self.is_cut, children = True, []
         if children:
             message.set_payload(
-                [self.message(child, depth + 1) for child in children if self._made < _MOST_PARTS]
+                [self.message(child, depth + 1) for child in children if self._made < _MAX_PARTS]
             )
             return message
         body = part.get("body")
@@ -295,7 +307,9 @@ class _Parts:
         raw = _decoded(body.get("data"))
         self.size += len(raw)
         if filename and not message.get_filename():
-            message.add_header("Content-Disposition", "attachment", filename=message_parts.clean(filename))
+            message.add_header(
+                "Content-Disposition", "attachment", filename=message_parts.clean_text(filename)
+            )
         if not raw and isinstance(body.get("size"), int) and body["size"]:
             if "Content-Disposition" not in message:
                 message["Content-Disposition"] = "attachment"
@@ -309,7 +323,7 @@ class _Parts:
 
 
 def _is_encoded(raw: bytes, charset: str) -> bool:
-    return any(charset.startswith(code) and mark in raw for code, mark in _SEVEN_BITS.items())
+    return any(charset.startswith(code) and mark in raw for code, mark in _SEVEN_BIT_CHARSETS.items())
 
 
 def _is_utf8(raw: bytes) -> bool:

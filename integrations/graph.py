@@ -10,21 +10,21 @@ from urllib.parse import quote, urlencode
 
 from integrations.errors import ForbiddenHost
 from integrations.mail.cursor import Cursor
-from integrations.mail.errors import Garbled, PageLoop, ProviderRefused
-from integrations.mail.provider_client import Wire
+from integrations.mail.errors import InvalidResponse, PageLoop, ProviderRefused
+from integrations.mail.provider_client import ProviderClient
 
-MOST_PAGES: Final = 20_000
+MAX_PAGES: Final = 20_000
 # What Graph says, with 400 as well as 410, when a delta link leads nowhere any more.
-_EXPIRED: Final = frozenset(
+_EXPIRED_CODES: Final = frozenset(
     {"resyncrequired", "syncstatenotfound", "syncstateinvalid", "badrequest.invaliddeltatoken"}
 )
 
 
-class Expired(Garbled):
+class DeltaLinkExpired(InvalidResponse):
     """A delta link is of no use any more: all of a bounded time has to be read again."""
 
 
-class Links:
+class DeltaLinks:
     """Where the next reading of each folder or channel goes on, and when the one began that found that."""
 
     def __init__(self, cursor: Cursor, now: dt.datetime, keys: Collection[str]) -> None:
@@ -43,10 +43,10 @@ class Links:
 
 
 @dataclass
-class Delta:
+class DeltaQuery:
     """What changed since a delta link, or from an address on that begins one."""
 
-    wire: Wire
+    client: ProviderClient
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     _link: str | None = field(default=None, init=False)
@@ -58,67 +58,71 @@ class Delta:
         return self._link
 
     async def pages(self) -> AsyncGenerator[list[dict[str, Any]], None]:
-        """The rows of each page. Raise Expired, or as Wire.json does."""
+        """The rows of each page. Raise Expired, or as ProviderClient.get_json does."""
         try:
-            self.wire.checked(self.url)
+            self.client.checked_url(self.url)
         except ForbiddenHost:  # kept before this server was told of another API
-            raise Expired(f"the last reading of {self.wire.provider} was at another address") from None
+            raise DeltaLinkExpired(
+                f"the last reading of {self.client.provider} was at another address"
+            ) from None
         try:
-            async for answer in answers(self.wire, self.url, self.headers):
+            async for answer in pages(self.client, self.url, self.headers):
                 yield dicts(answer.get("value"))
                 if isinstance(link := answer.get("@odata.deltaLink"), str):
-                    self.wire.checked(link)
+                    self.client.checked_url(link)
                     self._link = link
         except ProviderRefused as refused:
-            if refused.http_status == 410 or refused.reason.lower() in _EXPIRED:
-                raise Expired(f"{self.wire.provider} does not know how far the last reading got") from None
+            if refused.http_status == 410 or refused.reason.lower() in _EXPIRED_CODES:
+                raise DeltaLinkExpired(
+                    f"{self.client.provider} does not know how far the last reading got"
+                ) from None
             raise
         if self._link is None:
-            raise Garbled(f"{self.wire.provider} does not say where the next reading is to go on")
+            raise InvalidResponse(f"{self.client.provider} does not say where the next reading is to go on")
 
 
-async def answers(
-    wire: Wire, url: str, headers: Mapping[str, str] | None = None, *, most: int = MOST_PAGES
+async def pages(
+    client: ProviderClient, url: str, headers: Mapping[str, str] | None = None, *, most: int = MAX_PAGES
 ) -> AsyncGenerator[dict[str, Any], None]:
     """The pages from an address on. Raise PageLoop if they lead back, ForbiddenHost if they lead away."""
     seen: set[str] = set()
     while url:
         seen.add(url)
-        answer = await wire.json(url, headers)
+        answer = await client.get_json(url, headers)
         yield answer
         following = answer.get("@odata.nextLink") or ""
-        if not isinstance(following, str) or following in seen or len(seen) >= MOST_PAGES:
-            raise PageLoop(f"the pages of {wire.provider} lead back to where they were")
+        if not isinstance(following, str) or following in seen or len(seen) >= MAX_PAGES:
+            raise PageLoop(f"the pages of {client.provider} lead back to where they were")
         if len(seen) >= most:
             return
         url = following
 
 
 async def rows(
-    wire: Wire, url: str, headers: Mapping[str, str] | None = None
+    client: ProviderClient, url: str, headers: Mapping[str, str] | None = None
 ) -> AsyncGenerator[dict[str, Any], None]:
     """All that the pages from an address on list."""
-    async for answer in answers(wire, url, headers):
+    async for answer in pages(client, url, headers):
         for row in dicts(answer.get("value")):
             yield row
 
 
-def address(*path: str, **options: str) -> str:
+def graph_url(*path: str, **options: str) -> str:
     """An address below the API's, whatever is in the ids and values. An option `top` is Graph's `$top`."""
     query = urlencode({f"${name}": value for name, value in options.items() if value}, quote_via=quote)
     return "/".join(quote(part, safe="") for part in path) + (f"?{query}" if query else "")
 
 
-def literal(text: str) -> str:
+def odata_literal(text: str) -> str:
     """A text within an OData filter."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def stamp(moment: dt.datetime) -> str:
+def odata_time(moment: dt.datetime) -> str:
     return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def moment(value: object) -> dt.datetime | None:
+def parse_time(value: object) -> dt.datetime | None:
     """A time of Graph's, which may be in tenths of microseconds."""
     if not isinstance(value, str):
         return None

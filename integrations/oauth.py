@@ -32,9 +32,9 @@ from integrations.models import Connection, Consent, Provider
 
 log = structlog.get_logger("adiuva.integrations")
 
-LIFE: Final = timedelta(minutes=10)
-_LONGEST: Final = 4_096  # of what a provider sends back
-_PENDING: Final = 20  # consents of a user that may be under way; older ones are given up
+CONSENT_LIFETIME: Final = timedelta(minutes=10)
+_MAX_PARAMETER_CHARS: Final = 4_096  # of what a provider sends back
+_MAX_PENDING_CONSENTS: Final = 20  # consents of a user that may be under way; older ones are given up
 
 
 def redirect_uri(provider: str) -> str:
@@ -42,7 +42,7 @@ def redirect_uri(provider: str) -> str:
     return settings.PUBLIC_URL + reverse("oauth-callback", kwargs={"provider": provider})
 
 
-def begin(*, user_id: UUID, provider: str, connection: Connection | None = None) -> str:
+def start_consent(*, user_id: UUID, provider: str, connection: Connection | None = None) -> str:
     """The address of the provider's consent page, for this user, once, within ten minutes.
 
     `connection`: one to be connected again; the provider is told which account that is. Raise
@@ -56,11 +56,15 @@ def begin(*, user_id: UUID, provider: str, connection: Connection | None = None)
         redirect_uri=back,
         hint=connection.address_if_known if connection else "",
     )
-    old = Consent.objects.filter(user_id=user_id).order_by("-expires_at").values("pk")[_PENDING - 1 :]
+    old = (
+        Consent.objects.filter(user_id=user_id)
+        .order_by("-expires_at")
+        .values("pk")[_MAX_PENDING_CONSENTS - 1 :]
+    )
     Consent.objects.filter(pk__in=list(old.values_list("pk", flat=True))).delete()
-    consent = Consent(user_id=user_id, provider=provider, state_hash=_hash(word), redirect_uri=back)
+    consent = Consent(user_id=user_id, provider=provider, state_hash=_state_hash(word), redirect_uri=back)
     consent.verifier = consent.seal(verifier)
-    consent.expires_at = Now() + LIFE
+    consent.expires_at = Now() + CONSENT_LIFETIME
     consent.save(force_insert=True)
     return url
 
@@ -73,7 +77,7 @@ class Connected:
     instead_of: Connection | None
 
 
-def finish(provider: str, answer: Mapping[str, str], *, signed_in: UUID | None = None) -> Connected:
+def complete_consent(provider: str, answer: Mapping[str, str], *, signed_in: UUID | None = None) -> Connected:
     """What a provider sent back becomes a connection. Blocks. Raise AdiuvaError with a message for the user's eyes.
 
     `signed_in`: who is signed in in this browser, if anybody is: they must be whom the state was made for.
@@ -90,10 +94,10 @@ def finish(provider: str, answer: Mapping[str, str], *, signed_in: UUID | None =
             raise ConsentFailed(refused)
         raise ConsentFailed(f"{name}'s sign-in reported an error. Nothing was connected: please try again.")
     code = answer.get("code", "")
-    if not code or len(code) > _LONGEST:
+    if not code or len(code) > _MAX_PARAMETER_CHARS:
         raise ConsentFailed(f"{name}'s sign-in sent no code. Nothing was connected: please try again.")
     try:
-        grant = oauth_clients.exchange(
+        grant = oauth_clients.exchange_code(
             provider, code=code, verifier=consent.unseal(), redirect_uri=consent.redirect_uri
         )
     except GrantRefused:
@@ -103,7 +107,7 @@ def finish(provider: str, answer: Mapping[str, str], *, signed_in: UUID | None =
         ) from None
     except SealBroken:
         raise _invalid() from None
-    _check(provider, consent.user_id, grant)
+    _require_usable(provider, consent.user_id, grant)
     row = connections.connect(user_id=consent.user_id, provider=provider, grant=grant)
     others = Connection.objects.of(consent.user_id).exclude(pk=row.pk)
     return Connected(row, others.filter(pk=wanted).first() if wanted else None)
@@ -116,7 +120,7 @@ def _redeem(provider: str, state: str, signed_in: UUID | None) -> tuple[Consent,
     """The consent that a state is for, which it lets through this once, and the connection that was to be connected
     again. Raise ConsentFailed."""
     word, user_id, wanted = _verified(provider, state)
-    mine = Consent.objects.filter(state_hash=_hash(word), user_id=user_id, provider=provider)
+    mine = Consent.objects.filter(state_hash=_state_hash(word), user_id=user_id, provider=provider)
     fresh = Q(used_at__isnull=True, expires_at__gt=Now(), redirect_uri=redirect_uri(provider))
     # Of all who bring it at once, one changes the row. That holds for an UPDATE of one table alone: with a join it has
     # a subquery, which who waited for the row does not ask again. It counts as used however the rest goes.
@@ -141,10 +145,10 @@ def _signed(word: str, user_id: UUID, provider: str, back: str, wanted: UUID | N
 
 
 def _verified(provider: str, state: str) -> tuple[str, UUID, UUID | None]:
-    if not state.isascii() or len(state) > _LONGEST:
+    if not state.isascii() or len(state) > _MAX_PARAMETER_CHARS:
         raise _invalid()
     try:
-        signed = _signer(provider, redirect_uri(provider)).unsign(state, max_age=LIFE)
+        signed = _signer(provider, redirect_uri(provider)).unsign(state, max_age=CONSENT_LIFETIME)
     except signing.SignatureExpired:
         raise _expired() from None
     except signing.BadSignature:
@@ -158,11 +162,11 @@ def _signer(provider: str, back: str) -> signing.TimestampSigner:
     return signing.TimestampSigner(salt=f"adiuva oauth state {provider} {back}")
 
 
-def _hash(word: str) -> bytes:
+def _state_hash(word: str) -> bytes:
     return hashlib.sha256(word.encode()).digest()
 
 
-def _check(provider: str, user_id: UUID, grant: oauth_clients.Grant) -> None:
+def _require_usable(provider: str, user_id: UUID, grant: oauth_clients.Grant) -> None:
     """A grant that could not be used is not kept. Raise ConsentFailed."""
     name = Provider(provider).label
     if missing := grant.missing(provider):

@@ -19,7 +19,7 @@ from django.conf import settings
 
 from adiuva.core.errors import AdiuvaError
 from integrations import egress
-from integrations.errors import GrantRefused, ProviderAway, ProviderNotConfigured
+from integrations.errors import GrantRefused, ProviderNotConfigured, ProviderUnavailable
 from integrations.models import Provider, Reason
 
 log = structlog.get_logger("adiuva.integrations")
@@ -30,17 +30,17 @@ SCOPES: Final = {
     Provider.OUTLOOK: ("Mail.Read",),
     Provider.TEAMS: ("ChannelMessage.Read.All", "Channel.ReadBasic.All", "Team.ReadBasic.All"),
 }
-_WHO: Final = {  # and what says whose account it is
+_IDENTITY_SCOPES: Final = {  # and what says whose account it is
     Provider.GMAIL: ("openid", "email"),
     Provider.OUTLOOK: ("User.Read",),
     Provider.TEAMS: ("User.Read",),
 }
-_MICROSOFTS_OWN: Final = ("openid", "profile", "offline_access")  # MSAL adds them to what it asks for
-_LIFE_S: Final = 3600  # of a token whose provider does not say
-_SHORTEST_S: Final = 60
-_LONGEST_S: Final = 86_400
-_SEEN: Final = "seen"  # MSAL compares states; ours was checked when it came
-_WORD: Final = re.compile(r"[a-z_]{1,40}")
+_MSAL_SCOPES: Final = ("openid", "profile", "offline_access")  # MSAL adds them to what it asks for
+_DEFAULT_LIFETIME_S: Final = 3600  # of a token whose provider does not say
+_MIN_LIFETIME_S: Final = 60
+_MAX_LIFETIME_S: Final = 86_400
+_CHECKED_STATE: Final = "seen"  # MSAL compares states; ours was checked when it came
+_ERROR_CODE: Final = re.compile(r"[a-z_]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Grant:
 
     def missing(self, provider: str) -> list[str]:
         """The scopes that are needed and were not granted. Microsoft names them with or without its host."""
-        granted = {_short(scope) for scope in self.scopes}
-        return [scope for scope in SCOPES[Provider(provider)] if _short(scope) not in granted]
+        granted = {_short_scope(scope) for scope in self.scopes}
+        return [scope for scope in SCOPES[Provider(provider)] if _short_scope(scope) not in granted]
 
 
 def is_configured(provider: str) -> bool:
-    kept = _settings(provider)
+    kept = _registration(provider)
     return bool(kept["client_id"] and kept["client_secret"])
 
 
@@ -73,9 +73,9 @@ def authorization_url(provider: str, *, state: str, verifier: str, redirect_uri:
     if not is_configured(provider):
         raise ProviderNotConfigured(f"this server is not registered for {Provider(provider).label}")
     digest = hashlib.sha256(verifier.encode()).digest()
-    asked = SCOPES[Provider(provider)] + _WHO[Provider(provider)]
+    asked = SCOPES[Provider(provider)] + _IDENTITY_SCOPES[Provider(provider)]
     query = {
-        "client_id": _settings(provider)["client_id"],
+        "client_id": _registration(provider)["client_id"],
         "redirect_uri": redirect_uri,
         "response_type": "code",
         "state": state,
@@ -88,44 +88,46 @@ def authorization_url(provider: str, *, state: str, verifier: str, redirect_uri:
         query |= {"scope": " ".join(asked), "access_type": "offline", "prompt": "consent select_account"}
         base = settings.GOOGLE["auth_uri"]
     else:
-        query |= {"scope": " ".join(asked + _MICROSOFTS_OWN), "prompt": "select_account"}
+        query |= {"scope": " ".join(asked + _MSAL_SCOPES), "prompt": "select_account"}
         base = f"{settings.MICROSOFT['authority']}/{settings.MICROSOFT['tenant']}/oauth2/v2.0/authorize"
     if hint:
         query["login_hint"] = hint
     return f"{base}?{urlencode(query)}"
 
 
-def exchange(provider: str, *, code: str, verifier: str, redirect_uri: str) -> Grant:
-    """Tokens for a code. Raise GrantRefused, ProviderAway and ProviderNotConfigured."""
+def exchange_code(provider: str, *, code: str, verifier: str, redirect_uri: str) -> Grant:
+    """Tokens for a code. Raise GrantRefused, ProviderUnavailable and ProviderNotConfigured."""
     if provider == Provider.GMAIL:
-        body = _google("authorization_code", code=code, code_verifier=verifier, redirect_uri=redirect_uri)
+        body = _google_tokens(
+            "authorization_code", code=code, code_verifier=verifier, redirect_uri=redirect_uri
+        )
     else:
         flow = {  # what MSAL's own first half would have made
-            "state": _SEEN,
+            "state": _CHECKED_STATE,
             "redirect_uri": redirect_uri,
-            "scope": [*SCOPES[Provider(provider)], *_WHO[Provider(provider)], *_MICROSOFTS_OWN],
+            "scope": [*SCOPES[Provider(provider)], *_IDENTITY_SCOPES[Provider(provider)], *_MSAL_SCOPES],
             "code_verifier": verifier,
             "nonce": verifier,
         }
-        body = _microsoft("acquire_token_by_auth_code_flow", flow, {"state": _SEEN, "code": code})
-    return _granted(provider, body, verifier)
+        body = _call_msal("acquire_token_by_auth_code_flow", flow, {"state": _CHECKED_STATE, "code": code})
+    return _parse_grant(provider, body, verifier)
 
 
 def refresh(provider: str, refresh_token: str) -> Grant:
-    """New tokens for an old one. Raise GrantRefused with a Reason, ProviderAway and ProviderNotConfigured."""
+    """New tokens for an old one. Raise GrantRefused with a Reason, ProviderUnavailable and ProviderNotConfigured."""
     if provider == Provider.GMAIL:
-        body = _google("refresh_token", refresh_token=refresh_token)
+        body = _google_tokens("refresh_token", refresh_token=refresh_token)
     else:
-        asked = [*SCOPES[Provider(provider)], *_WHO[Provider(provider)]]
-        body = _microsoft("acquire_token_by_refresh_token", refresh_token, asked)
-    return _granted(provider, body)
+        asked = [*SCOPES[Provider(provider)], *_IDENTITY_SCOPES[Provider(provider)]]
+        body = _call_msal("acquire_token_by_refresh_token", refresh_token, asked)
+    return _parse_grant(provider, body)
 
 
 def revoke(provider: str, token: str) -> bool:
-    """Whether the provider took the grant back. Microsoft offers apps no way to. Raise ProviderAway."""
+    """Whether the provider took the grant back. Microsoft offers apps no way to. Raise ProviderUnavailable."""
     if provider != Provider.GMAIL:
         return False
-    answer = egress.ask(provider, "POST", settings.GOOGLE["revoke_uri"], data={"token": token})
+    answer = egress.request_json(provider, "POST", settings.GOOGLE["revoke_uri"], data={"token": token})
     # A token that is not valid any more has nothing left to take back.
     return answer.status_code == 200 or answer.json().get("error") == "invalid_token"
 
@@ -133,7 +135,7 @@ def revoke(provider: str, token: str) -> bool:
 # ── Google: three requests of plain OAuth 2 ─────────────────────────────────────────────────────────────
 
 
-def _google(grant_type: str, **fields: str) -> dict[str, Any]:
+def _google_tokens(grant_type: str, **fields: str) -> dict[str, Any]:
     kept = settings.GOOGLE
     data = {
         "grant_type": grant_type,
@@ -141,30 +143,30 @@ def _google(grant_type: str, **fields: str) -> dict[str, Any]:
         "client_secret": kept["client_secret"],
         **fields,
     }
-    return egress.ask(Provider.GMAIL, "POST", kept["token_uri"], data=data).json()
+    return egress.request_json(Provider.GMAIL, "POST", kept["token_uri"], data=data).json()
 
 
 # ── Microsoft: through MSAL ─────────────────────────────────────────────────────────────────────────────
 
 
-def _microsoft(method: str, *args: Any) -> dict[str, Any]:
+def _call_msal(method: str, *args: Any) -> dict[str, Any]:
     kept = settings.MICROSOFT
     if not is_configured(Provider.OUTLOOK):
         raise ProviderNotConfigured("this server is not registered for Microsoft")
     try:
-        app = _application(kept["client_id"], kept["client_secret"], kept["authority"], kept["tenant"])
+        app = _msal_application(kept["client_id"], kept["client_secret"], kept["authority"], kept["tenant"])
         found: dict[str, Any] = getattr(app, method)(*args)
     except AdiuvaError:
         raise
     except Exception as error:
         # MSAL raises what it likes for an answer that is not as it should be, with the answer in it.
         log.error("msal.failed", method=method, error=type(error).__name__)
-        raise ProviderAway("Microsoft's sign-in answers in a way that cannot be used") from None
+        raise ProviderUnavailable("Microsoft's sign-in answers in a way that cannot be used") from None
     return found
 
 
 @lru_cache(maxsize=4)
-def _application(client_id: str, client_secret: str, authority: str, tenant: str) -> Any:
+def _msal_application(client_id: str, client_secret: str, authority: str, tenant: str) -> Any:
     """MSAL's application, one a process: it asks the authority once where its token endpoint is."""
     import msal  # type: ignore[import-untyped]  # late: only who uses it pays for it
 
@@ -181,31 +183,33 @@ def _application(client_id: str, client_secret: str, authority: str, tenant: str
         authority=f"https://{authority.partition('://')[2]}/{tenant}",
         validate_authority=False,  # or it would ask another host whether this one is Microsoft's
         instance_discovery=False,
-        http_client=_ForMsal(authority),
+        http_client=_MsalHttpClient(authority),
         token_cache=NothingKept(),
     )
 
 
-class _ForMsal:
+class _MsalHttpClient:
     """MSAL's HTTP, as it wants it: by our rules, and on loopback without TLS where that is configured."""
 
     def __init__(self, authority: str) -> None:
         self._plain = authority if authority.startswith("http://") else ""
         self._secure = f"https://{self._plain.removeprefix('http://')}"
 
-    def get(self, url: str, params: Any = None, headers: Any = None, **_: Any) -> egress.Answer:
-        return egress.ask(Provider.OUTLOOK, "GET", self._address(url), params=params, headers=headers)
+    def get(self, url: str, params: Any = None, headers: Any = None, **_: Any) -> egress.IdentityResponse:
+        return egress.request_json(
+            Provider.OUTLOOK, "GET", self._address(url), params=params, headers=headers
+        )
 
     def post(
         self, url: str, params: Any = None, data: Any = None, headers: Any = None, **_: Any
-    ) -> egress.Answer:
-        answer = egress.ask(
+    ) -> egress.IdentityResponse:
+        answer = egress.request_json(
             Provider.OUTLOOK, "POST", self._address(url), params=params, data=data, headers=headers
         )
         error = answer.json().get("error", "none")
-        if not (isinstance(error, str) and _WORD.fullmatch(error)):
+        if not (isinstance(error, str) and _ERROR_CODE.fullmatch(error)):
             # MSAL would put it into the headers of its next requests, and fail over it from then on.
-            raise ProviderAway("Microsoft's sign-in answers in a way that cannot be used")
+            raise ProviderUnavailable("Microsoft's sign-in answers in a way that cannot be used")
         return answer
 
     def close(self) -> None:
@@ -220,25 +224,25 @@ class _ForMsal:
 # ── What came back ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _granted(provider: str, body: dict[str, Any], verifier: str = "") -> Grant:
+def _parse_grant(provider: str, body: dict[str, Any], verifier: str = "") -> Grant:
     """The grant in a token endpoint's answer. With a verifier it was the first, and must say whose account it is."""
     name = Provider(provider).label
     if "error" in body:
-        raise _refusal(name, body["error"])
+        raise _token_error(name, body["error"])
     access, renewal, scope = body.get("access_token"), body.get("refresh_token"), body.get("scope")
     if not (isinstance(access, str) and access) or not isinstance(renewal, str | None):
-        raise ProviderAway(f"{name}'s sign-in answers without a token")
+        raise ProviderUnavailable(f"{name}'s sign-in answers without a token")
     return Grant(
         access,
         renewal or None,
-        _seconds(body.get("expires_in")),
+        _lifetime_s(body.get("expires_in")),
         # Left out, it is what was asked for (RFC 6749, 5.1).
         tuple(scope.split()) if isinstance(scope, str) else SCOPES[Provider(provider)],
-        _account(provider, body.get("id_token"), verifier) if verifier else "",
+        _account_address(provider, body.get("id_token"), verifier) if verifier else "",
     )
 
 
-def _account(provider: str, id_token: Any, verifier: str) -> str:
+def _account_address(provider: str, id_token: Any, verifier: str) -> str:
     """Whose account it is. The token came from the provider itself over TLS, so its signature says no more (OpenID
     Connect Core, 3.1.3.7); whom it is for, and that it belongs to this very consent, does."""
     claims: dict[str, Any] = {}
@@ -246,17 +250,17 @@ def _account(provider: str, id_token: Any, verifier: str) -> str:
         claims = jwt.decode(str(id_token), options={"verify_signature": False})
     except (jwt.InvalidTokenError, RecursionError, ValueError):
         pass
-    mine = claims.get("aud") == _settings(provider)["client_id"]
+    mine = claims.get("aud") == _registration(provider)["client_id"]
     asked = claims.get("nonce") == hashlib.sha256(verifier.encode()).hexdigest()
     names = ("email",) if provider == Provider.GMAIL else ("preferred_username", "email", "upn")
     address = next((claims[name] for name in names if isinstance(claims.get(name), str)), "").strip()
     if not (mine and asked and 0 < len(address) <= 320 and address.isprintable()):
-        raise ProviderAway(f"{Provider(provider).label}'s sign-in does not say whose account it is")
+        raise ProviderUnavailable(f"{Provider(provider).label}'s sign-in does not say whose account it is")
     return address
 
 
-def _refusal(name: str, error: object) -> AdiuvaError:
-    word = error if isinstance(error, str) and _WORD.fullmatch(error) else "unknown"
+def _token_error(name: str, error: object) -> AdiuvaError:
+    word = error if isinstance(error, str) and _ERROR_CODE.fullmatch(error) else "unknown"
     match word:
         # The last two: an administrator of the user's organisation does not allow this app.
         case "invalid_grant" | "redirect_uri_mismatch" | "access_denied" | "admin_policy_enforced":
@@ -264,23 +268,23 @@ def _refusal(name: str, error: object) -> AdiuvaError:
         case "interaction_required" | "consent_required" | "login_required":
             return GrantRefused(Reason.SIGN_IN)
         case "temporarily_unavailable" | "server_error" | "slow_down":
-            return ProviderAway(f"{name}'s sign-in is not available just now")
+            return ProviderUnavailable(f"{name}'s sign-in is not available just now")
     log.error("oauth.refused", provider=name, error=word)
     return ProviderNotConfigured(f"{name}'s sign-in refuses this server's requests ({word})")
 
 
-def _seconds(value: Any) -> int:
+def _lifetime_s(value: Any) -> int:
     """`expires_in`, within bounds: a token that seems to end at once would be refreshed at every request."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        return _LIFE_S
-    return max(_SHORTEST_S, min(value, _LONGEST_S))
+        return _DEFAULT_LIFETIME_S
+    return max(_MIN_LIFETIME_S, min(value, _MAX_LIFETIME_S))
 
 
-def _short(scope: str) -> str:
+def _short_scope(scope: str) -> str:
     return scope.rpartition("/")[2].lower()
 
 
-def _settings(provider: str) -> dict[str, str]:
+def _registration(provider: str) -> dict[str, str]:
     return settings.GOOGLE if provider == Provider.GMAIL else settings.MICROSOFT

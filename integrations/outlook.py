@@ -12,15 +12,26 @@ from email.message import Message
 from typing import Any, Final
 
 from adiuva.documents import Unreadable
-from adiuva.documents.mail import parse
-from integrations.graph import MOST_PAGES, Delta, Expired, Links, address, dicts, literal, moment, rows, stamp
+from adiuva.documents.mail import parse_message
+from integrations.graph import (
+    MAX_PAGES,
+    DeltaLinkExpired,
+    DeltaLinks,
+    DeltaQuery,
+    dicts,
+    graph_url,
+    odata_literal,
+    odata_time,
+    parse_time,
+    rows,
+)
 from integrations.mail import message_parts
-from integrations.mail.cursor import Cursor, since
-from integrations.mail.documents import Item, Skipped, fingerprint
-from integrations.mail.errors import NoSuchFolder, NotThere, PageLoop, ProviderRefused, TooLarge
+from integrations.mail.cursor import Cursor, sync_start
+from integrations.mail.documents import MailItem, SkippedMessage, fingerprint
+from integrations.mail.errors import NoSuchFolder, PageLoop, ProviderRefused, ResourceGone, ResponseTooLarge
 from integrations.mail.filters import Filters
-from integrations.mail.provider_client import Wire
-from integrations.mail.sync import Page, Reading, Ref
+from integrations.mail.provider_client import ProviderClient
+from integrations.mail.sync import ListedPage, MailboxSync, MessageRef
 from integrations.models import Provider
 
 _HEADERS: Final = {"Prefer": 'IdType="ImmutableId", odata.maxpagesize=200'}
@@ -31,87 +42,91 @@ _FOLDER: Final = "id,displayName,childFolderCount"
 # By the names that Graph has for them in any language.
 _UNWANTED: Final = ("drafts", "deleteditems", "junkemail", "outbox")
 _KNOWN: Final = frozenset({"inbox", "archive", "sentitems", *_UNWANTED})
-_MOST_FOLDERS: Final = 1_000
-_MOST_SENDERS: Final = 10  # in one query: Exchange refuses those that it finds too complex
-_MOST_NESTED: Final = 5  # mails attached to a mail that are read
-_MOST_NESTED_BYTES: Final = 5 * 1024 * 1024
+_MAX_FOLDERS: Final = 1_000
+_MAX_SENDERS_IN_QUERY: Final = 10  # in one query: Exchange refuses those that it finds too complex
+_MAX_NESTED_MAILS: Final = 5  # mails attached to a mail that are read
+_MAX_NESTED_BYTES: Final = 5 * 1024 * 1024
 
 
-class Outlook(Reading):
+class OutlookSync(MailboxSync):
     """`labels` are folders: by name, by path (Inbox/Clients), by Graph's own name (inbox) or by id."""
 
     provider = Provider.OUTLOOK
 
-    async def _pages(self, wire: Wire, cursor: Cursor, filters: Filters) -> AsyncGenerator[Page, None]:
-        folders, skipped = await self._folders(wire, filters.labels)
+    async def _pages(
+        self, client: ProviderClient, cursor: Cursor, filters: Filters
+    ) -> AsyncGenerator[ListedPage, None]:
+        folders, skipped = await self._folders(client, filters.labels)
         if skipped:
-            yield Page(skipped=skipped)
-        links = Links(cursor, self._now, folders)
+            yield ListedPage(skipped=skipped)
+        links = DeltaLinks(cursor, self._now, folders)
         anew: dict[str, dt.datetime] = {}  # from when on these are to be listed
         for folder in folders:
             known = links.get(folder)
             if known is not None:
                 try:
-                    async for page in self._news(wire, folder, known[0], links, filters):
+                    async for page in self._news(client, folder, known[0], links, filters):
                         yield page
                     continue
-                except Expired:
+                except DeltaLinkExpired:
                     pass
-                except NotThere:
+                except ResourceGone:
                     continue  # it was deleted meanwhile, or moved to where nothing is read
-            anew[folder] = since(filters, known[1] if known else None)
-        async for page in self._anew(wire, anew, links, filters):
+            anew[folder] = sync_start(filters, known[1] if known else None)
+        async for page in self._anew(client, anew, links, filters):
             yield page
 
     async def _news(
-        self, wire: Wire, folder: str, url: str, links: Links, filters: Filters
-    ) -> AsyncGenerator[Page, None]:
-        """What changed in a folder since its link. Raise Expired, NotThere."""
-        delta = Delta(wire, url, _HEADERS)
+        self, client: ProviderClient, folder: str, url: str, links: DeltaLinks, filters: Filters
+    ) -> AsyncGenerator[ListedPage, None]:
+        """What changed in a folder since its link. Raise Expired, ResourceGone."""
+        delta = DeltaQuery(client, url, _HEADERS)
         async for found in delta.pages():
-            yield Page(_refs(found, filters))
-        yield Page(state=links.move(folder, delta.end))
+            yield ListedPage(_refs(found, filters))
+        yield ListedPage(state=links.move(folder, delta.end))
 
     async def _anew(
-        self, wire: Wire, folders: dict[str, dt.datetime], links: Links, filters: Filters
-    ) -> AsyncGenerator[Page, None]:
+        self, client: ProviderClient, folders: dict[str, dt.datetime], links: DeltaLinks, filters: Filters
+    ) -> AsyncGenerator[ListedPage, None]:
         """What a bounded time brought to folders. Their links move when all of them were listed."""
         # From a little before now on: it takes a while until a mail is listed.
-        recent = f"receivedDateTime ge {stamp(self._now - dt.timedelta(hours=1))}"
+        recent = f"receivedDateTime ge {odata_time(self._now - dt.timedelta(hours=1))}"
         ends: dict[str, str] = {}
         for folder in folders:
-            url = address("me", "mailFolders", folder, "messages", "delta", select=_LISTED, filter=recent)
-            delta = Delta(wire, url, _HEADERS)
+            url = graph_url("me", "mailFolders", folder, "messages", "delta", select=_LISTED, filter=recent)
+            delta = DeltaQuery(client, url, _HEADERS)
             try:
                 async for found in delta.pages():
-                    yield Page(_refs(found, filters))
-            except NotThere:
+                    yield ListedPage(_refs(found, filters))
+            except ResourceGone:
                 continue
             ends[folder] = delta.end
         # Twice where there are several: to read the mails takes its time, and one that is moved meanwhile from a folder
         # that is still to come to one that was read is in neither. The second time only such are fetched.
         for folder in [*ends] * min(2, len(ends)):
             try:
-                async for found in _listed(wire, folder, folders[folder], filters):
-                    yield Page(_refs(found, filters))
-            except NotThere:
+                async for found in _pages_newest_first(client, folder, folders[folder], filters):
+                    yield ListedPage(_refs(found, filters))
+            except ResourceGone:
                 ends.pop(folder, None)
         state = None
         for folder, link in ends.items():
             state = links.move(folder, link)
-        yield Page(state=state)
+        yield ListedPage(state=state)
 
-    async def _folders(self, wire: Wire, wanted: tuple[str, ...]) -> tuple[list[str], list[Skipped]]:
+    async def _folders(
+        self, client: ProviderClient, wanted: tuple[str, ...]
+    ) -> tuple[list[str], list[SkippedMessage]]:
         """The ids of the folders to read, and which names there are not. Raise NoSuchFolder if there are none."""
         known: dict[str, str] = {}
         for name in _UNWANTED if not wanted else sorted(_KNOWN & {name.casefold() for name in wanted}):
             try:
                 known[name] = str(
-                    (await wire.json(address("me", "mailFolders", name, select="id"))).get("id")
+                    (await client.get_json(graph_url("me", "mailFolders", name, select="id"))).get("id")
                 )
-            except NotThere:
+            except ResourceGone:
                 continue  # not every mailbox has all of them
-        listed = await self._tree(wire, skip=set() if wanted else set(known.values()))
+        listed = await self._tree(client, skip=set() if wanted else set(known.values()))
         if not wanted:
             return list(listed), []
         found, missing = [], []
@@ -124,33 +139,35 @@ class Outlook(Reading):
                 of_name = [name]
             found += of_name
             if not of_name:
-                missing.append(Skipped(name, "no_such_folder", "there is no such folder in the mailbox"))
+                missing.append(
+                    SkippedMessage(name, "no_such_folder", "there is no such folder in the mailbox")
+                )
         if not found:
             raise NoSuchFolder("none of the folders of this agent is in the mailbox")
         return list(dict.fromkeys(found)), missing
 
-    async def _tree(self, wire: Wire, skip: set[str]) -> dict[str, str]:
+    async def _tree(self, client: ProviderClient, skip: set[str]) -> dict[str, str]:
         """All folders by id, with their paths in lower case, but for some and what is below them."""
         found: dict[str, str] = {}
-        pending = [(address("me", "mailFolders", select=_FOLDER, top="100"), "")]
+        pending = [(graph_url("me", "mailFolders", select=_FOLDER, top="100"), "")]
         while pending:
             url, above = pending.pop()
-            async for row in rows(wire, url):
+            async for row in rows(client, url):
                 folder = row.get("id")
                 if not isinstance(folder, str) or folder in skip or folder in found:
                     continue
-                if len(found) >= _MOST_FOLDERS:
+                if len(found) >= _MAX_FOLDERS:
                     return found
                 found[folder] = path = above + str(row.get("displayName", "")).casefold()
                 if row.get("childFolderCount"):
-                    below = address("me", "mailFolders", folder, "childFolders", select=_FOLDER, top="100")
+                    below = graph_url("me", "mailFolders", folder, "childFolders", select=_FOLDER, top="100")
                     pending.append((below, f"{path}/"))
         return found
 
-    async def _fetch(self, wire: Wire, ref: Ref, filters: Filters) -> Item | None:
-        url = address("me", "messages", ref.source_id, select=_READ, expand=_ATTACHED)
-        answer = await wire.json(url, _HEADERS)
-        sent_at = moment(answer.get("receivedDateTime"))
+    async def _fetch(self, client: ProviderClient, ref: MessageRef, filters: Filters) -> MailItem | None:
+        url = graph_url("me", "messages", ref.source_id, select=_READ, expand=_ATTACHED)
+        answer = await client.get_json(url, _HEADERS)
+        sent_at = parse_time(answer.get("receivedDateTime"))
         if answer.get("isDraft") is True or not filters.admits_time(sent_at):
             return None
         message, size = _message(answer)
@@ -158,40 +175,43 @@ class Outlook(Reading):
             return None
         message.attach(message_parts.text_part(*_body(answer.get("body"))))
         for number, attachment in enumerate(dicts(answer.get("attachments"))):
-            message.attach(await self._attached(wire, ref.source_id, attachment, number))
-        return await message_parts.read(
+            message.attach(await self._attached(client, ref.source_id, attachment, number))
+        return await message_parts.read_document(
             message, size=size, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
         )
 
-    async def _attached(self, wire: Wire, source_id: str, attachment: dict[str, Any], number: int) -> Message:
+    async def _attached(
+        self, client: ProviderClient, source_id: str, attachment: dict[str, Any], number: int
+    ) -> Message:
         """A mail that is attached is read too; of all else the name is enough."""
-        name, size = message_parts.clean(attachment.get("name")), attachment.get("size")
+        name, size = message_parts.clean_text(attachment.get("name")), attachment.get("size")
         is_item = str(attachment.get("@odata.type", "")).endswith("itemAttachment")
         if (
             is_item
             and isinstance(attachment.get("id"), str)
-            and number < _MOST_NESTED
+            and number < _MAX_NESTED_MAILS
             and isinstance(size, int)
-            and size <= _MOST_NESTED_BYTES
+            and size <= _MAX_NESTED_BYTES
         ):
             try:
-                raw = await wire.read(
-                    address("me", "messages", source_id, "attachments", attachment["id"], "$value"), _HEADERS
+                raw = await client.get_bytes(
+                    graph_url("me", "messages", source_id, "attachments", attachment["id"], "$value"),
+                    _HEADERS,
                 )
-                inner = parse(raw)
-            except (NotThere, ProviderRefused, TooLarge, Unreadable):
+                inner = parse_message(raw)
+            except (ResourceGone, ProviderRefused, ResponseTooLarge, Unreadable):
                 pass  # then it is listed like the others
             else:
                 part = Message()
                 part["Content-Type"] = "message/rfc822"
                 part.set_payload([inner])
                 return part
-        kind = "message/rfc822" if is_item else message_parts.clean(attachment.get("contentType"))
-        return message_parts.attached_part(name, kind, size)
+        kind = "message/rfc822" if is_item else message_parts.clean_text(attachment.get("contentType"))
+        return message_parts.attachment_part(name, kind, size)
 
 
-async def _listed(
-    wire: Wire, folder: str, start: dt.datetime, filters: Filters
+async def _pages_newest_first(
+    client: ProviderClient, folder: str, start: dt.datetime, filters: Filters
 ) -> AsyncGenerator[list[dict[str, Any]], None]:
     """The mails of a folder from a time on, in pages, the newest first.
 
@@ -199,59 +219,62 @@ async def _listed(
     a mail leaves the folder, they pass over another one.
     """
     oldest: dt.datetime | None = None
-    url, seen = _backfill(folder, start, filters.end, filters), set[str]()
+    url, seen = _backfill_url(folder, start, filters.end, filters), set[str]()
     while url:
-        if url in seen or len(seen) >= MOST_PAGES:
+        if url in seen or len(seen) >= MAX_PAGES:
             raise PageLoop("the pages of Outlook lead back to where they were")
         seen.add(url)
-        answer = await wire.json(url, _HEADERS)
+        answer = await client.get_json(url, _HEADERS)
         found = dicts(answer.get("value"))
         yield found
         following = answer.get("@odata.nextLink") or ""
         if not isinstance(following, str):
             raise PageLoop("the pages of Outlook lead back to where they were")
         url = following
-        last = moment(found[-1].get("receivedDateTime")) if url and found else None
+        last = parse_time(found[-1].get("receivedDateTime")) if url and found else None
         # Else more is of one second than a page holds: on with Graph's own link.
         if last is not None and (oldest is None or last < oldest):
             oldest = last.replace(microsecond=0)
-            url = _backfill(folder, start, oldest + dt.timedelta(seconds=1), filters)
+            url = _backfill_url(folder, start, oldest + dt.timedelta(seconds=1), filters)
 
 
-def _backfill(folder: str, start: dt.datetime, end: dt.datetime | None, filters: Filters) -> str:
-    terms = [f"receivedDateTime ge {stamp(start)}"]
+def _backfill_url(folder: str, start: dt.datetime, end: dt.datetime | None, filters: Filters) -> str:
+    terms = [f"receivedDateTime ge {odata_time(start)}"]
     if end:
-        terms.append(f"receivedDateTime le {stamp(end)}")
+        terms.append(f"receivedDateTime le {odata_time(end)}")
     addresses = filters.addresses()
-    if 0 < len(addresses) <= _MOST_SENDERS:
-        senders = (f"from/emailAddress/address eq {literal(address)}" for address in addresses)
+    if 0 < len(addresses) <= _MAX_SENDERS_IN_QUERY:
+        senders = (f"from/emailAddress/address eq {odata_literal(address)}" for address in addresses)
         terms.append(f"({' or '.join(senders)})")
-    return address(
+    return graph_url(
         "me", "mailFolders", folder, "messages",
         select=_LISTED, filter=" and ".join(terms), orderby="receivedDateTime desc", top="200",
     )  # fmt: skip
 
 
-def _refs(listed: list[dict[str, Any]], filters: Filters) -> list[Ref]:
+def _refs(listed: list[dict[str, Any]], filters: Filters) -> list[MessageRef]:
     """The messages of a page that the filters admit, as far as the page tells."""
     refs = []
     for row in listed:
         source_id = row.get("id")
         if not isinstance(source_id, str) or "@removed" in row or row.get("isDraft") is True:
             continue
-        sender = _person(row["from"]) if isinstance(row.get("from"), dict) else None
+        sender = _mailbox_address(row["from"]) if isinstance(row.get("from"), dict) else None
         if sender is not None and not filters.admits_sender(sender):
             continue
-        if filters.admits_time(moment(row.get("receivedDateTime"))):
+        if filters.admits_time(parse_time(row.get("receivedDateTime"))):
             # What a mail says never changes under its id; what does, is read or flagged.
-            refs.append(Ref(source_id, fingerprint("outlook", source_id)))
+            refs.append(MessageRef(source_id, fingerprint("outlook", source_id)))
     return refs
 
 
-def _person(recipient: dict[str, Any]) -> str:
+def _mailbox_address(recipient: dict[str, Any]) -> str:
     found = recipient.get("emailAddress")
     found = found if isinstance(found, dict) else {}
-    name, mailbox = message_parts.clean(found.get("name")), message_parts.clean(found.get("address"))
+    name, mailbox = (
+        message_parts.clean_text(found.get("name")),
+        message_parts.clean_text(found.get("address")),
+    )
     if not name or name == mailbox:
         return mailbox
     quoted = name.replace("\\", "\\\\").replace('"', '\\"')
@@ -262,14 +285,14 @@ def _message(answer: dict[str, Any]) -> tuple[Message, int]:
     """The message with its headers, and how long its body is."""
     message = Message()
     message["Content-Type"] = "multipart/mixed"
-    if received := moment(answer.get("receivedDateTime")):
+    if received := parse_time(answer.get("receivedDateTime")):
         message["Date"] = received.isoformat()
     if isinstance(answer.get("from"), dict):
-        message["From"] = _person(answer["from"])
+        message["From"] = _mailbox_address(answer["from"])
     for header, field in (("To", "toRecipients"), ("Cc", "ccRecipients")):
-        if people := ", ".join(filter(None, map(_person, dicts(answer.get(field))))):
+        if people := ", ".join(filter(None, map(_mailbox_address, dicts(answer.get(field))))):
             message[header] = people
-    message["Subject"] = message_parts.clean(answer.get("subject"))
+    message["Subject"] = message_parts.clean_text(answer.get("subject"))
     body = answer.get("body")
     content = body.get("content") if isinstance(body, dict) else None
     return message, len(content) if isinstance(content, str) else 0
@@ -278,4 +301,4 @@ def _message(answer: dict[str, Any]) -> tuple[Message, int]:
 def _body(body: object) -> tuple[bytes, str]:
     found = body if isinstance(body, dict) else {}
     kind = "text/html" if str(found.get("contentType", "")).lower() == "html" else "text/plain"
-    return message_parts.clean(found.get("content")).encode(), kind
+    return message_parts.clean_text(found.get("content")).encode(), kind

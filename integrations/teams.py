@@ -13,19 +13,30 @@ from typing import Any, Final
 
 from adiuva.documents.html import html_to_text
 from adiuva.documents.mail import Attachment, attachments_to_text
-from integrations.graph import MOST_PAGES, Delta, Expired, Links, address, answers, dicts, moment, rows, stamp
+from integrations.graph import (
+    MAX_PAGES,
+    DeltaLinkExpired,
+    DeltaLinks,
+    DeltaQuery,
+    dicts,
+    graph_url,
+    odata_time,
+    pages,
+    parse_time,
+    rows,
+)
 from integrations.mail import message_parts
-from integrations.mail.cursor import Cursor, since
-from integrations.mail.documents import Document, Item, Skipped, fingerprint
+from integrations.mail.cursor import Cursor, sync_start
+from integrations.mail.documents import MailDocument, MailItem, SkippedMessage, fingerprint
 from integrations.mail.errors import NoSuchFolder, ProviderRefused
 from integrations.mail.filters import Filters
-from integrations.mail.provider_client import Wire
-from integrations.mail.sync import Page, Reading, Ref
+from integrations.mail.provider_client import ProviderClient
+from integrations.mail.sync import ListedPage, MailboxSync, MessageRef
 from integrations.models import Provider
 
-_PAGE: Final = "50"
-_LATEST: Final = 4  # pages of threads whose replies are read each time
-_MOST_CONTEXT: Final = 300  # characters of a thread's beginning, shown with a reply
+_PAGE_SIZE: Final = "50"
+_REPLY_PAGES: Final = 4  # pages of threads whose replies are read each time
+_MAX_CONTEXT_CHARS: Final = 300  # characters of a thread's beginning, shown with a reply
 _HEADERS: Final = {"Prefer": "odata.maxpagesize=50"}
 
 
@@ -40,38 +51,42 @@ class _Channel:
         return f"{self.team}/{self.id}"
 
     def at(self, *path: str, **options: str) -> str:
-        return address("teams", self.team, "channels", self.id, "messages", *path, **options)
+        return graph_url("teams", self.team, "channels", self.id, "messages", *path, **options)
 
 
-class Teams(Reading):
+class TeamsSync(MailboxSync):
     """`labels` are channels: by name, as Team/Channel, or by id; or a team, for all of its channels."""
 
     provider = Provider.TEAMS
 
-    async def _pages(self, wire: Wire, cursor: Cursor, filters: Filters) -> AsyncGenerator[Page, None]:
-        channels, skipped = await self._channels(wire, filters.labels)
+    async def _pages(
+        self, client: ProviderClient, cursor: Cursor, filters: Filters
+    ) -> AsyncGenerator[ListedPage, None]:
+        channels, skipped = await self._channels(client, filters.labels)
         if skipped:
-            yield Page(skipped=skipped)
-        links = Links(cursor, self._now, {channel.key for channel in channels})
+            yield ListedPage(skipped=skipped)
+        links = DeltaLinks(cursor, self._now, {channel.key for channel in channels})
         for channel in channels:
             try:
-                async for page in self._channel(wire, channel, links, filters):
+                async for page in self._channel(client, channel, links, filters):
                     yield page
             except ProviderRefused as refused:
                 if refused.http_status not in (403, 404):
                     raise
                 # One that the user may no longer see does not keep the others from being read.
                 reason = "this channel cannot be read by the connected account"
-                yield Page(skipped=[Skipped(channel.key, refused.code, reason)])
+                yield ListedPage(skipped=[SkippedMessage(channel.key, refused.code, reason)])
 
-    async def _channels(self, wire: Wire, wanted: tuple[str, ...]) -> tuple[list[_Channel], list[Skipped]]:
+    async def _channels(
+        self, client: ProviderClient, wanted: tuple[str, ...]
+    ) -> tuple[list[_Channel], list[SkippedMessage]]:
         found: list[_Channel] = []
         missing = {name.casefold(): name for name in wanted}
-        async for team in rows(wire, address("me", "joinedTeams", select="id,displayName")):
+        async for team in rows(client, graph_url("me", "joinedTeams", select="id,displayName")):
             if not isinstance(team_id := team.get("id"), str):
                 continue
             team_name = str(team.get("displayName", ""))
-            async for row in rows(wire, address("teams", team_id, "channels", select="id,displayName")):
+            async for row in rows(client, graph_url("teams", team_id, "channels", select="id,displayName")):
                 if not isinstance(channel_id := row.get("id"), str):
                     continue
                 name = str(row.get("displayName", ""))
@@ -84,31 +99,31 @@ class Teams(Reading):
         if wanted and not found:
             raise NoSuchFolder("none of the channels of this agent can be seen by the connected account")
         reason = "there is no such channel, or the connected account cannot see it"
-        return found, [Skipped(name, "no_such_folder", reason) for name in missing.values()]
+        return found, [SkippedMessage(name, "no_such_folder", reason) for name in missing.values()]
 
     async def _channel(
-        self, wire: Wire, channel: _Channel, links: Links, filters: Filters
-    ) -> AsyncGenerator[Page, None]:
+        self, client: ProviderClient, channel: _Channel, links: DeltaLinks, filters: Filters
+    ) -> AsyncGenerator[ListedPage, None]:
         """What is new in a channel. Its link moves when all of it was listed."""
         threads: dict[str, dict[str, Any]] = {}  # that the delta link named
         known = links.get(channel.key)
-        start = since(filters, known[1] if known else None)
+        start = sync_start(filters, known[1] if known else None)
         if known:
-            delta = Delta(wire, known[0], _HEADERS)
+            delta = DeltaQuery(client, known[0], _HEADERS)
             try:
                 async for found in delta.pages():
                     threads.update((row["id"], row) for row in found if _is_thread(row))
-                    yield Page(_refs(channel, found, filters))
-            except Expired:
+                    yield ListedPage(_refs(channel, found, filters))
+            except DeltaLinkExpired:
                 known = None
         if not known:
-            recent = f"lastModifiedDateTime gt {stamp(self._now - dt.timedelta(hours=1))}"
-            delta = Delta(wire, channel.at("delta", filter=recent), _HEADERS)
+            recent = f"lastModifiedDateTime gt {odata_time(self._now - dt.timedelta(hours=1))}"
+            delta = DeltaQuery(client, channel.at("delta", filter=recent), _HEADERS)
             async for found in delta.pages():
-                yield Page(_refs(channel, found, filters))
+                yield ListedPage(_refs(channel, found, filters))
         listed = replace(filters, start=start)
-        url = channel.at(top=_PAGE, expand="replies")
-        async for answer in answers(wire, url, most=_LATEST if known else MOST_PAGES):
+        url = channel.at(top=_PAGE_SIZE, expand="replies")
+        async for answer in pages(client, url, most=_REPLY_PAGES if known else MAX_PAGES):
             refs = []
             for thread in dicts(answer.get("value")):
                 if not isinstance(thread.get("id"), str):
@@ -116,32 +131,32 @@ class Teams(Reading):
                 threads.pop(thread["id"], None)
                 refs += _refs(channel, [thread, *dicts(thread.get("replies"))], listed, thread)
                 if isinstance(more := thread.get("replies@odata.nextLink"), str):
-                    async for replies in answers(wire, more):
-                        yield Page(_refs(channel, dicts(replies.get("value")), listed, thread))
-            yield Page(refs)
+                    async for replies in pages(client, more):
+                        yield ListedPage(_refs(channel, dicts(replies.get("value")), listed, thread))
+            yield ListedPage(refs)
         for thread_id, thread in threads.items():
-            async for answer in answers(wire, channel.at(thread_id, "replies", top=_PAGE)):
-                yield Page(_refs(channel, dicts(answer.get("value")), listed, thread))
-        yield Page(state=links.move(channel.key, delta.end))
+            async for answer in pages(client, channel.at(thread_id, "replies", top=_PAGE_SIZE)):
+                yield ListedPage(_refs(channel, dicts(answer.get("value")), listed, thread))
+        yield ListedPage(state=links.move(channel.key, delta.end))
 
-    async def _fetch(self, wire: Wire, ref: Ref, filters: Filters) -> Item | None:
+    async def _fetch(self, client: ProviderClient, ref: MessageRef, filters: Filters) -> MailItem | None:
         """The listing has it all."""
         channel, row, thread = ref.handle
-        sender, sent_at = _sender(row), moment(row.get("createdDateTime"))
-        subject = message_parts.clean(row.get("subject"))
+        sender, sent_at = _sender(row), parse_time(row.get("createdDateTime"))
+        subject = message_parts.clean_text(row.get("subject"))
         headers = {
             "Date": sent_at.isoformat() if sent_at else "",
             "From": sender,
-            "Channel": message_parts.clean(channel.name),
+            "Channel": message_parts.clean_text(channel.name),
             "Subject": subject,
         }
         if thread is not None and thread is not row:
-            beginning = " ".join((message_parts.clean(thread.get("subject")) or _text(thread)).split())
-            headers["In reply to"] = beginning[:_MOST_CONTEXT]
+            beginning = " ".join((message_parts.clean_text(thread.get("subject")) or _text(thread)).split())
+            headers["In reply to"] = beginning[:_MAX_CONTEXT_CHARS]
         attachments = tuple(
             Attachment(
-                message_parts.clean(each.get("name"))[:100],
-                message_parts.clean(each.get("contentType"))[:100],
+                message_parts.clean_text(each.get("name"))[:100],
+                message_parts.clean_text(each.get("contentType"))[:100],
             )
             for each in dicts(row.get("attachments"))
             if each.get("name")
@@ -151,7 +166,7 @@ class Teams(Reading):
             return None  # a sticker, a call that ended
         lines = "\n".join(f"{name}: {' '.join(value.split())}" for name, value in headers.items() if value)
         parts = [lines, body.strip("\n"), attachments_to_text(attachments)]
-        return Document(
+        return MailDocument(
             source_id=ref.source_id,
             content_hash=ref.content_hash,
             title=subject or headers.get("In reply to", "") or channel.name,
@@ -169,17 +184,19 @@ def _is_thread(row: dict[str, Any]) -> bool:
 
 def _refs(
     channel: _Channel, listed: list[dict[str, Any]], filters: Filters, thread: dict[str, Any] | None = None
-) -> list[Ref]:
+) -> list[MessageRef]:
     refs = []
     for row in listed:
         if not isinstance(row.get("id"), str) or "@removed" in row or row.get("deletedDateTime"):
             continue
         if row.get("messageType", "message") != "message":
             continue  # who joined, who renamed what
-        if filters.admits_sender(_sender(row)) and filters.admits_time(moment(row.get("createdDateTime"))):
+        if filters.admits_sender(_sender(row)) and filters.admits_time(
+            parse_time(row.get("createdDateTime"))
+        ):
             source_id = f"{channel.key}/{row['id']}"
             version = fingerprint("teams", source_id, str(row.get("lastEditedDateTime") or ""))
-            refs.append(Ref(source_id, version, (channel, row, thread)))
+            refs.append(MessageRef(source_id, version, (channel, row, thread)))
     return refs
 
 
@@ -188,14 +205,14 @@ def _sender(row: dict[str, Any]) -> str:
     for kind in ("user", "application"):
         who = found.get(kind) if isinstance(found, dict) else None
         if isinstance(who, dict):
-            return message_parts.clean(who.get("displayName")) or message_parts.clean(who.get("id"))
+            return message_parts.clean_text(who.get("displayName")) or message_parts.clean_text(who.get("id"))
     return ""
 
 
 def _text(row: dict[str, Any]) -> str:
     body = row.get("body")
     found = body if isinstance(body, dict) else {}
-    content = message_parts.clean(found.get("content"))
+    content = message_parts.clean_text(found.get("content"))
     return (
         html_to_text(content, quotes=True) if str(found.get("contentType", "")).lower() == "html" else content
     )

@@ -25,24 +25,26 @@ from django.db.models.functions import Now
 from adiuva.core import db
 from adiuva.core.errors import NotFound
 from integrations import oauth_clients, signals
-from integrations.errors import GrantRefused, NeedsReauth, ProviderAway
+from integrations.errors import GrantRefused, NeedsReauth, ProviderUnavailable
 from integrations.models import Connection, Health, Reason
 
 log = structlog.get_logger("adiuva.integrations")
 
-_EARLY: Final = timedelta(minutes=5)  # that a token is renewed before its end, so that none ends on its way
-_USED_EVERY: Final = timedelta(minutes=1)
-_JUST_NOW: Final = timedelta(seconds=10)
-_PAUSE_S: Final = 5  # after a failure, so that all who wait do not try it one after the other
-_LONGEST_PAUSE_S: Final = 900  # that a provider may ask of us
-NEWS_PROTOCOL: Final = 2  # of devices that can be told something they did not ask for
+_RENEW_BEFORE_EXPIRY: Final = timedelta(
+    minutes=5
+)  # that a token is renewed before its end, so that none ends on its way
+_LAST_USED_PRECISION: Final = timedelta(minutes=1)
+_MIN_REFRESH_INTERVAL: Final = timedelta(seconds=10)
+_FAILURE_PAUSE_S: Final = 5  # after a failure, so that all who wait do not try it one after the other
+_MAX_PAUSE_S: Final = 900  # that a provider may ask of us
+NOTICE_PROTOCOL: Final = 2  # of devices that can be told something they did not ask for
 # Of their own: whoever waits for a provider must not keep others from the database. A few, as each holds one of the
 # pool's connections meanwhile.
 _threads = ThreadPoolExecutor(4, thread_name_prefix="tokens")
-_under_way: dict[tuple[UUID, str | None], Future[str]] = {}
-_guard = threading.Lock()
+_running_refreshes: dict[tuple[UUID, str | None], Future[str]] = {}
+_lock = threading.Lock()
 
-_USED = """
+_TOUCH_LAST_USED = """
 UPDATE integrations_connection SET last_used_at = now() WHERE id = (
     SELECT id FROM integrations_connection WHERE id = %s FOR NO KEY UPDATE SKIP LOCKED
 )
@@ -59,39 +61,43 @@ async def access_token(connection_id: UUID, *, user_id: UUID, rejected: str | No
     whatever its end; if others have refreshed meanwhile, theirs is returned. Give the request one more try with what
     comes back, and no second one.
 
-    Raise NotFound (no such connection, or another user's), NeedsReauth (the user has to connect again; from then on
-    at once, without asking the provider), ProviderAway (an Unavailable: try later, after `retry_after_s` if it has
-    one) or ProviderNotConfigured.
+    Raises NotFound (no such connection, or another user's), NeedsReauth (the user has to connect again; until then it
+    is raised without asking the provider), ProviderUnavailable (try again later, after `retry_after_s` if it is set)
+    or ProviderNotConfigured.
     """
-    token = await db.run(current, connection_id, user_id=user_id, rejected=rejected)
+    token = await db.run(current_token, connection_id, user_id=user_id, rejected=rejected)
     if token is not None:
         return token
     # Shielded: who is cancelled does not take the refresh from the others who wait for it.
-    return await asyncio.shield(asyncio.wrap_future(_shared(connection_id, user_id, rejected)))
+    return await asyncio.shield(asyncio.wrap_future(_shared_refresh(connection_id, user_id, rejected)))
 
 
-def current(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) -> str | None:
+def current_token(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) -> str | None:
     """The token that is held, or None if it must be refreshed first. Raise as `access_token` does."""
-    row = _timed().of(user_id).filter(pk=connection_id).first()
+    row = _with_database_time().of(user_id).filter(pk=connection_id).first()
     if row is None:
         raise NotFound("there is no such connection")
-    token = _usable(row, rejected)
-    if token is not None and (row.last_used_at is None or row.now - row.last_used_at > _USED_EVERY):
+    token = _usable_token(row, rejected)
+    if token is not None and (row.last_used_at is None or row.now - row.last_used_at > _LAST_USED_PRECISION):
         with database.cursor() as cursor:
-            cursor.execute(_USED, [row.pk])  # not waiting for a refresh under way
+            cursor.execute(_TOUCH_LAST_USED, [row.pk])  # not waiting for a refresh under way
     return token
 
 
 def refresh(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) -> str:
     """Refresh what is due under the row's lock, asking the provider. Blocks. Raise as `access_token` does."""
-    failure: ProviderAway | None = None
+    failure: ProviderUnavailable | None = None
     with transaction.atomic():
         row = (
-            _timed().of(user_id).select_for_update(of=("self",), no_key=True).filter(pk=connection_id).first()
+            _with_database_time()
+            .of(user_id)
+            .select_for_update(of=("self",), no_key=True)
+            .filter(pk=connection_id)
+            .first()
         )
         if row is None:
             raise NotFound("there is no such connection")
-        token = _usable(row, rejected)
+        token = _usable_token(row, rejected)
         if token is not None:
             return token
         try:
@@ -99,13 +105,13 @@ def refresh(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) 
                 raise GrantRefused(Reason.NO_REFRESH)
             grant = oauth_clients.refresh(row.provider, row.unseal("refresh_token"))
         except GrantRefused as refusal:
-            _lose(row, Reason(refusal.reason))
-        except ProviderAway as error:
+            _mark_lost(row, Reason(refusal.reason))
+        except ProviderUnavailable as error:
             failure = error
-            pause_s = min(error.retry_after_s or _PAUSE_S, _LONGEST_PAUSE_S)
-            _change(row, retry_at=Now() + timedelta(seconds=pause_s))
+            pause_s = min(error.retry_after_s or _FAILURE_PAUSE_S, _MAX_PAUSE_S)
+            _update(row, retry_at=Now() + timedelta(seconds=pause_s))
         else:
-            token = keep(row, grant, refreshed_at=Now(), refreshes=F("refreshes") + 1)
+            token = store_grant(row, grant, refreshed_at=Now(), refreshes=F("refreshes") + 1)
             log.info("connection.refreshed", connection_id=str(row.pk), user_id=str(user_id))
     if token is not None:
         return token
@@ -118,34 +124,34 @@ def refresh(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) 
     raise failure
 
 
-def renew(connection_id: UUID, *, user_id: UUID) -> None:
+def refresh_now(connection_id: UUID, *, user_id: UUID) -> None:
     """Refresh now, due or not; not again within some seconds, as the provider counts what we ask it. Blocks. Raise as
     `access_token` does."""
-    row = _timed().of(user_id).filter(pk=connection_id).first()
+    row = _with_database_time().of(user_id).filter(pk=connection_id).first()
     if row is None:
         raise NotFound("there is no such connection")
-    if row.health == Health.OK and row.refreshed_at and row.now - row.refreshed_at < _JUST_NOW:
+    if row.health == Health.OK and row.refreshed_at and row.now - row.refreshed_at < _MIN_REFRESH_INTERVAL:
         return
     refresh(connection_id, user_id=user_id, rejected=row.unseal("access_token"))
 
 
-def keep(row: Connection, grant: oauth_clients.Grant, **more: Any) -> str:
+def store_grant(row: Connection, grant: oauth_clients.Grant, **more: Any) -> str:
     """Save what a provider granted, and more of the row with it; the caller holds its lock. Returns the token."""
     life = timedelta(seconds=grant.lifetime_s)
     changes: dict[str, Any] = {
         "access_token": row.seal("access_token", grant.access_token),
-        "renew_at": Now() + life - min(_EARLY, life / 2),
+        "renew_at": Now() + life - min(_RENEW_BEFORE_EXPIRY, life / 2),
         "expires_at": Now() + life,
         "retry_at": None,
         **more,
     }
     if grant.refresh_token:  # most providers send a new one only now and then
         changes["refresh_token"] = row.seal("refresh_token", grant.refresh_token)
-    _change(row, **changes)
+    _update(row, **changes)
     return grant.access_token
 
 
-def announce(connection_id: UUID) -> None:
+def announce_loss(connection_id: UUID) -> None:
     """Send `needs_reauth` for a loss that its user was not told of yet. Who tells them has to `take_news` first."""
     with transaction.atomic():
         lost = Connection.objects.untold().filter(pk=connection_id)
@@ -153,12 +159,12 @@ def announce(connection_id: UUID) -> None:
             signals.needs_reauth.send(Connection, connection_id=connection_id, user_id=user_id)
 
 
-def take_news(connection_id: UUID) -> bool:
+def claim_notice(connection_id: UUID) -> bool:
     """Whether the caller is to tell the user of a loss. Of all who ask, one is."""
     return bool(Connection.objects.untold().filter(pk=connection_id).update(told_at=Now()))
 
 
-def give_news_back(connection_id: UUID) -> None:
+def release_notice(connection_id: UUID) -> None:
     """Nobody could be told after all."""
     Connection.objects.filter(pk=connection_id, health=Health.NEEDS_REAUTH).update(told_at=None)
 
@@ -166,14 +172,14 @@ def give_news_back(connection_id: UUID) -> None:
 # ── Inside ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _timed() -> Any:
+def _with_database_time() -> Any:
     """Connections with the database's time: those of our servers need not agree."""
     return Connection.objects.annotate(
         now=Now(), left=F("expires_at") - Now(), due=Q(renew_at__lte=Now()), paused=Q(retry_at__gt=Now())
     )
 
 
-def _usable(row: Any, rejected: str | None) -> str | None:
+def _usable_token(row: Any, rejected: str | None) -> str | None:
     """The token held, if it can be used; None if the provider is to be asked. Raise what stands against both."""
     if row.health != Health.OK:
         raise _needs_reauth(row)
@@ -185,33 +191,37 @@ def _usable(row: Any, rejected: str | None) -> str | None:
     if token != rejected and row.left > timedelta():
         return token
     wait = max(1, round((row.retry_at - row.now).total_seconds()))
-    raise ProviderAway(f"{row.get_provider_display()} asked to be left alone for a while", retry_after_s=wait)
+    raise ProviderUnavailable(
+        f"{row.get_provider_display()} asked to be left alone for a while", retry_after_s=wait
+    )
 
 
-def _shared(connection_id: UUID, user_id: UUID, rejected: str | None) -> Future[str]:
+def _shared_refresh(connection_id: UUID, user_id: UUID, rejected: str | None) -> Future[str]:
     """The one refresh of this process that is under way for these, begun if there is none."""
     key = connection_id, rejected
-    with _guard:
-        found = _under_way.get(key)
+    with _lock:
+        found = _running_refreshes.get(key)
         if found is None:
             call = contextvars.copy_context().run
-            found = _under_way[key] = _threads.submit(call, _refresh, connection_id, user_id, rejected)
-            found.add_done_callback(lambda _: _under_way.pop(key, None))
+            found = _running_refreshes[key] = _threads.submit(
+                call, _refresh_in_thread, connection_id, user_id, rejected
+            )
+            found.add_done_callback(lambda _: _running_refreshes.pop(key, None))
         return found
 
 
-def _refresh(connection_id: UUID, user_id: UUID, rejected: str | None) -> str:
+def _refresh_in_thread(connection_id: UUID, user_id: UUID, rejected: str | None) -> str:
     try:
         return refresh(connection_id, user_id=user_id, rejected=rejected)
     finally:
         databases.close_all()
 
 
-def _lose(row: Connection, reason: Reason) -> None:
-    _change(row, health=Health.NEEDS_REAUTH, reason=reason)
+def _mark_lost(row: Connection, reason: Reason) -> None:
+    _update(row, health=Health.NEEDS_REAUTH, reason=reason)
     row.health, row.reason = Health.NEEDS_REAUTH, reason
     log.warning("connection.lost", connection_id=str(row.pk), user_id=str(row.user_id), reason=reason.value)
-    transaction.on_commit(lambda: announce(row.pk), robust=True)
+    transaction.on_commit(lambda: announce_loss(row.pk), robust=True)
 
 
 def _needs_reauth(row: Connection) -> NeedsReauth:
@@ -220,5 +230,5 @@ def _needs_reauth(row: Connection) -> NeedsReauth:
     )
 
 
-def _change(row: Connection, **values: Any) -> None:
+def _update(row: Connection, **values: Any) -> None:
     Connection.objects.filter(pk=row.pk).update(**values)

@@ -1,14 +1,14 @@
 from django.urls import path
 from rest_framework.routers import SimpleRouter
 
-from integrations.views import Authorize, Callback, ConnectionViewSet, Refresh
+from integrations.views import AuthorizeView, CallbackView, ConnectionViewSet, RefreshView
 
 router = SimpleRouter(trailing_slash=False)
 router.register("connections", ConnectionViewSet, basename="connection")
 
 urlpatterns = [
-    path("oauth/<str:provider>/authorize", Authorize.as_view(), name="oauth-authorize"),
-    path("oauth/<str:provider>/callback", Callback.as_view(), name="oauth-callback"),
-    path("oauth/<str:provider>/refresh", Refresh.as_view(), name="oauth-refresh"),
+    path("oauth/<str:provider>/authorize", AuthorizeView.as_view(), name="oauth-authorize"),
+    path("oauth/<str:provider>/callback", CallbackView.as_view(), name="oauth-callback"),
+    path("oauth/<str:provider>/refresh", RefreshView.as_view(), name="oauth-refresh"),
     *router.urls,
 ]

@@ -39,7 +39,7 @@ log = structlog.get_logger("adiuva.integrations")
 _PROVIDER = OpenApiParameter("provider", str, OpenApiParameter.PATH, enum=Provider.values)
 
 
-class Authorize(APIView):
+class AuthorizeView(APIView):
     """Connect an account: open the address in the user's browser; the rest happens there."""
 
     @extend_schema(
@@ -53,7 +53,7 @@ class Authorize(APIView):
         query = AuthorizeSerializer(data=request.query_params.dict())
         query.is_valid(raise_exception=True)
         again = query.validated_data.get("connection")
-        url = oauth.begin(
+        url = oauth.start_consent(
             user_id=user_id(request),
             provider=provider,
             connection=_mine(request, provider, again) if again else None,
@@ -61,7 +61,7 @@ class Authorize(APIView):
         return Response({"authorization_url": url}, headers={"Cache-Control": "no-store"})
 
 
-class Refresh(APIView):
+class RefreshView(APIView):
     """Get a new access token now. It stays on the server; the answer says how the connection is."""
 
     @extend_schema(
@@ -76,9 +76,9 @@ class Refresh(APIView):
         body = RefreshConnectionSerializer(data=request.data)
         body.is_valid(raise_exception=True)
         mine, chosen = user_id(request), body.validated_data.get("connection")
-        row = _mine(request, provider, chosen) if chosen else connections.the_one(mine, provider)
-        tokens.renew(row.pk, user_id=mine)
-        return Response(ConnectionSerializer(connections.of_user(mine, row.pk)).data)
+        row = _mine(request, provider, chosen) if chosen else connections.get_only_connection(mine, provider)
+        tokens.refresh_now(row.pk, user_id=mine)
+        return Response(ConnectionSerializer(connections.get_connection(mine, row.pk)).data)
 
 
 @extend_schema_view(
@@ -110,7 +110,7 @@ class ConnectionViewSet(
         return Response({"ok": True, **asdict(parting)})
 
 
-class Callback(View):
+class CallbackView(View):
     """Where a provider sends the user's browser back to. Open: the state says whose consent it is. A page, always."""
 
     http_method_names = ["get"]  # no HEAD: whoever only looks at a link must not use it up
@@ -121,7 +121,7 @@ class Callback(View):
         visitor = request.user.pk if isinstance(request.user, User) else None
         close_old_connections()  # the provider may take a while, and others wait for the pool's connections
         try:
-            done = oauth.finish(provider, request.GET.dict(), signed_in=visitor)
+            done = oauth.complete_consent(provider, request.GET.dict(), signed_in=visitor)
         except AdiuvaError as problem:
             log.info("consent.failed", provider=provider, code=problem.code)
             said = problem.message
@@ -167,7 +167,7 @@ def _known(provider: str) -> None:
 
 
 def _mine(request: Request, provider: str, connection_id: UUID) -> Connection:
-    row = connections.of_user(user_id(request), connection_id)
+    row = connections.get_connection(user_id(request), connection_id)
     if row.provider != provider:
         raise NotFound("there is no such connection")
     return row

@@ -76,7 +76,7 @@ class Mail:
 
 
 @dataclass
-class _Reading:
+class _ReadState:
     """What is gathered while the parts of one file are read. `quotes`: quoted parts of a page get a mark."""
 
     quotes: bool
@@ -91,7 +91,7 @@ class _Reading:
 
 def mail_to_text(raw: bytes) -> tuple[str, Metadata]:
     """A mail's text, and its defects and attachments. Raise Unreadable if there is nothing to read."""
-    mail = read_mail(parse(raw))
+    mail = read_mail(parse_message(raw))
     metadata: Metadata = {}
     if mail.defects:
         metadata["defects"] = list(mail.defects)
@@ -100,7 +100,7 @@ def mail_to_text(raw: bytes) -> tuple[str, Metadata]:
     return mail.text(), metadata
 
 
-def parse(raw: bytes) -> Message:
+def parse_message(raw: bytes) -> Message:
     """A mail's parts. Raise Unreadable if they cannot be told apart."""
     lines = raw.count(b"\n") + raw.count(b"\r")
     if lines > _MAX_LINES or lines * raw.lower().count(b"multipart/") > _MAX_LINE_CHECKS:
@@ -115,7 +115,7 @@ def parse(raw: bytes) -> Message:
 
 def read_mail(message: Message, *, quotes: bool = False) -> Mail:
     """What a mail says. Raise Unreadable if that is nothing. `quotes`: what a page quotes is marked with '>'."""
-    reading = _Reading(quotes)
+    reading = _ReadState(quotes)
     try:
         headers, body = _headers(message), _body(message, reading, depth=0)
     except RecursionError:
@@ -155,7 +155,7 @@ def _compose(headers: dict[str, str], body: str) -> str:
 # ── Parts ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _body(part: Message, reading: _Reading, depth: int) -> str:
+def _body(part: Message, reading: _ReadState, depth: int) -> str:
     for defect in part.defects:
         reading.note(type(defect).__name__)
     kind = part.get_content_type()
@@ -179,7 +179,7 @@ def _body(part: Message, reading: _Reading, depth: int) -> str:
     return html_to_text(text, quotes=reading.quotes) if kind == "text/html" else text
 
 
-def _best(children: list[Message], reading: _Reading, depth: int) -> str:
+def _best(children: list[Message], reading: _ReadState, depth: int) -> str:
     """Of one text in several forms the plain one, else the last that says something (RFC 2046, 5.1.4)."""
     texts = [(child.get_content_type(), _body(child, reading, depth)) for child in children]
     said = [(kind, text) for kind, text in texts if text.strip()]
@@ -187,7 +187,7 @@ def _best(children: list[Message], reading: _Reading, depth: int) -> str:
     return plain[0] if plain else said[-1][1] if said else ""
 
 
-def _forwarded(message: Message, reading: _Reading, depth: int) -> str:
+def _forwarded(message: Message, reading: _ReadState, depth: int) -> str:
     if depth >= _MAX_NESTED:
         reading.note("a mail forwarded too many times over was left out")
         return ""
@@ -206,7 +206,7 @@ def _is_attached(part: Message) -> bool:
     return disposition.startswith("attachment")
 
 
-def _list_attachment(part: Message, kind: str, reading: _Reading) -> None:
+def _list_attachment(part: Message, kind: str, reading: _ReadState) -> None:
     if len(reading.attachments) >= _MAX_ATTACHMENTS:
         reading.note("some attachments are not listed")
         return
@@ -230,7 +230,7 @@ def _size(part: Message) -> int | None:
     return int(said) if said.isascii() and said.isdigit() and len(said) < 16 else None
 
 
-def _text(part: Message, reading: _Reading) -> str:
+def _text(part: Message, reading: _ReadState) -> str:
     try:
         payload = part.get_payload(decode=True)
     except _PARSER_ERRORS:
@@ -246,7 +246,7 @@ def _text(part: Message, reading: _Reading) -> str:
     return _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def _decoded(raw: bytes, charset: str | None, reading: _Reading | None) -> str:
+def _decoded(raw: bytes, charset: str | None, reading: _ReadState | None) -> str:
     """Bytes to text by the charset they claim; where that is unknown or untrue, UTF-8, else Windows-1252."""
     for candidate in (charset or "utf-8", "utf-8"):
         try:
@@ -273,7 +273,7 @@ def _headers(message: Message) -> dict[str, str]:
     return {name: found[name] for name in _SHOWN_HEADERS if name in found}
 
 
-def _one_line(value: str, reading: _Reading | None = None) -> str:
+def _one_line(value: str, reading: _ReadState | None = None) -> str:
     """A header's value, its encoded words (RFC 2047) and raw bytes decoded. It cannot start a new line."""
     value = value[:_MAX_HEADER_CHARS]
     if not value.isascii():  # raw 8-bit bytes, which the parser keeps as surrogates

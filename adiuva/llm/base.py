@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 from adiuva.llm import errors, transport
 from adiuva.llm.json_extraction import find_json, with_schema_in_prompt
-from adiuva.llm.types import Delta, Message, Reply, Request, Schema, Structured, Tool
+from adiuva.llm.types import ChatRequest, Delta, Message, Reply, Schema, StructuredReply, Tool
 
-BATCH = 64
+EMBEDDING_BATCH_SIZE = 64
 
 # Models at endpoints that take no response_format, learnt from their refusals. For the life of the process.
-_without_schema: set[tuple[str, str]] = set()
+_schema_unsupported: set[tuple[str, str]] = set()
 
 
 def provider_of(name: str, endpoint: str) -> str:
@@ -51,7 +51,9 @@ class ChatModel(ABC):
 
         settings.MODEL_TIMEOUT_S is for each try; waiting for a place at the endpoint does not count.
         """
-        return await self._patiently(Request(messages, tools, schema, max_tokens, temperature))
+        return await self._complete_with_retries(
+            ChatRequest(messages, tools, schema, max_tokens, temperature)
+        )
 
     async def stream(
         self,
@@ -67,14 +69,14 @@ class ChatModel(ABC):
         raises ModelInterrupted. Closing the generator, or cancelling who reads it, closes the HTTP request
         at once.
         """
-        request = Request(messages, tools, None, max_tokens, temperature)
+        request = ChatRequest(messages, tools, None, max_tokens, temperature)
         tried = 0
         while True:
             began = False
             try:
                 async with (
-                    transport.limit(self.endpoint, streams=True),
-                    aclosing(self._listen(request)) as source,
+                    transport.concurrency_limit(self.endpoint, streams=True),
+                    aclosing(self._stream_once(request)) as source,
                 ):
                     async for deltas in source:
                         began = True
@@ -95,41 +97,41 @@ class ChatModel(ABC):
         schema: Mapping[str, Any],
         max_tokens: int | None = None,
         temperature: float | None = None,
-    ) -> Structured:
+    ) -> StructuredReply:
         """An answer that is JSON, asked for by schema. Raise BadOutput if no JSON is in it.
 
         The value is not checked against the schema: that is for the caller, who knows what to do about it.
         """
         asked = Schema(name, schema)
-        request = Request(messages, None, asked, max_tokens, temperature)
+        request = ChatRequest(messages, None, asked, max_tokens, temperature)
         in_prompt = replace(request, messages=with_schema_in_prompt(list(messages), asked), schema=None)
         place = (self.endpoint, self.name)
-        if place in _without_schema:
-            reply = await self._patiently(in_prompt)
+        if place in _schema_unsupported:
+            reply = await self._complete_with_retries(in_prompt)
         else:
             try:
-                reply = await self._patiently(request)
+                reply = await self._complete_with_retries(request)
             except errors.ModelRejected as refusal:
                 if not refusal.refuses_schema:
                     raise
-                reply = await self._patiently(in_prompt)
-                _without_schema.add(place)  # now it is sure that the schema was the reason
+                reply = await self._complete_with_retries(in_prompt)
+                _schema_unsupported.add(place)  # now it is sure that the schema was the reason
         try:
             value = find_json(reply.text)
         except ValueError:
             why = "was cut at the length limit" if reply.finish == "length" else "holds no JSON value"
             raise errors.BadOutput(f"the model's answer {why}", text=reply.text, usage=reply.usage) from None
-        return Structured(value, reply.text, reply.usage)
+        return StructuredReply(value, reply.text, reply.usage)
 
-    async def _patiently(self, request: Request) -> Reply:
-        return await transport.patiently(self.name, self.endpoint, partial(self._ask, request))
+    async def _complete_with_retries(self, request: ChatRequest) -> Reply:
+        return await transport.with_retries(self.name, self.endpoint, partial(self._complete_once, request))
 
     @abstractmethod
-    async def _ask(self, request: Request) -> Reply:
+    async def _complete_once(self, request: ChatRequest) -> Reply:
         """One try at a whole answer."""
 
     @abstractmethod
-    def _listen(self, request: Request) -> AsyncGenerator[list[Delta], None]:
+    def _stream_once(self, request: ChatRequest) -> AsyncGenerator[list[Delta], None]:
         """One try at a stream."""
 
 
@@ -144,12 +146,12 @@ class EmbeddingModel(ABC):
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """A vector for each text, in order. Raise a ModelError; transient faults were retried by then."""
         found: list[list[float]] = []
-        for start in range(0, len(texts), BATCH):
+        for start in range(0, len(texts), EMBEDDING_BATCH_SIZE):
             # Providers refuse a whole batch for one empty text.
-            batch = [text or " " for text in texts[start : start + BATCH]]
-            found += await transport.patiently(self.name, self.endpoint, partial(self._embed, batch))
+            batch = [text or " " for text in texts[start : start + EMBEDDING_BATCH_SIZE]]
+            found += await transport.with_retries(self.name, self.endpoint, partial(self._embed_batch, batch))
         return found
 
     @abstractmethod
-    async def _embed(self, texts: list[str]) -> list[list[float]]:
+    async def _embed_batch(self, texts: list[str]) -> list[list[float]]:
         """One try at a batch."""

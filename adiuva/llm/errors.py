@@ -105,7 +105,7 @@ def from_status(
     )
 
 
-def from_event(detail: Any) -> ModelError:
+def from_error_object(detail: Any) -> ModelError:
     """The error for an error object inside an answer that began as a success."""
     detail = detail if isinstance(detail, dict) else {}
     status = detail.get("code", detail.get("status"))

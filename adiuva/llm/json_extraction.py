@@ -8,14 +8,14 @@ from typing import Any
 
 import orjson
 
-from adiuva.llm.openai_format import loads, printable
+from adiuva.llm.openai_format import loads, replace_lone_surrogates
 from adiuva.llm.types import Message, Schema
 
 # NaN and Infinity are no JSON; a model that writes them means "nothing". Nor are line breaks in strings, but
 # models write those too, and mean what they write.
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None, strict=False)
 _OPENING = re.compile(r"""\{\s*["}]|\[\s*[\[{"\dtfn\]-]""")
-_TRIES = 2_000  # a failed try costs a pass over what lies before it
+_MAX_ATTEMPTS = 2_000  # a failed try costs a pass over what lies before it
 
 
 def find_json(text: str) -> Any:
@@ -27,9 +27,9 @@ def find_json(text: str) -> Any:
     try:
         return loads(text)
     except ValueError:
-        text = _said(text)
+        text = _without_thinking(text)
     length, best, place = 0, None, 0
-    for _ in range(_TRIES):
+    for _ in range(_MAX_ATTEMPTS):
         opening = _OPENING.search(text, place)
         if opening is None:
             break
@@ -48,7 +48,7 @@ def find_json(text: str) -> Any:
                 length, best = place - start, value
     if not length:
         raise ValueError("there is no JSON value in the text")
-    return printable(best)
+    return replace_lone_surrogates(best)
 
 
 def with_schema_in_prompt(messages: list[Message], schema: Schema) -> list[Message]:
@@ -62,7 +62,7 @@ def with_schema_in_prompt(messages: list[Message], schema: Schema) -> list[Messa
     return [{"role": "system", "content": wish}, *messages]
 
 
-def _said(text: str) -> str:
+def _without_thinking(text: str) -> str:
     """Without the part that a reasoning model thinks aloud. Some templates send only the closing tag."""
     thought, tag, said = text.rpartition("</think>")
     if tag:

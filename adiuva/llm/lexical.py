@@ -20,5 +20,5 @@ class LexicalEmbeddings(EmbeddingModel):
     def embed_now(self, text: str) -> list[float]:
         return lexical_embedding.embed(text)
 
-    async def _embed(self, texts: list[str]) -> list[list[float]]:
+    async def _embed_batch(self, texts: list[str]) -> list[list[float]]:
         return [lexical_embedding.embed(text) for text in texts]

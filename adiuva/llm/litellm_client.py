@@ -17,7 +17,7 @@ from django.conf import settings
 
 from adiuva.llm import errors, openai_format
 from adiuva.llm.base import ChatModel, EmbeddingModel
-from adiuva.llm.types import Delta, Reply, Request
+from adiuva.llm.types import ChatRequest, Delta, Reply
 
 _module: Any = None
 
@@ -56,21 +56,21 @@ async def aclose() -> None:
 class LiteLLMChat(ChatModel):
     def __init__(self, name: str, api_base: str, api_key: str) -> None:
         super().__init__(name, _endpoint(name, api_base))
-        self._address = _address(api_base, api_key)
+        self._address = _connection_options(api_base, api_key)
 
-    async def _ask(self, request: Request) -> Reply:
+    async def _complete_once(self, request: ChatRequest) -> Reply:
         litellm = await _litellm()
         try:
             async with asyncio.timeout(settings.MODEL_TIMEOUT_S):
                 answer = await litellm.acompletion(**self._arguments(request))
         except Exception as error:
-            raise _named(error) from None
-        return openai_format.reply(answer.model_dump())
+            raise _model_error(error) from None
+        return openai_format.parse_completion(answer.model_dump())
 
-    async def _listen(self, request: Request) -> AsyncGenerator[list[Delta], None]:
+    async def _stream_once(self, request: ChatRequest) -> AsyncGenerator[list[Delta], None]:
         litellm = await _litellm()
         arguments = self._arguments(request) | {"stream": True, "stream_options": {"include_usage": True}}
-        deltas, stream, began = openai_format.Assembler(), None, False
+        deltas, stream, began = openai_format.DeltaAssembler(), None, False
         try:
             async with asyncio.timeout(settings.MODEL_TIMEOUT_S):
                 stream = await litellm.acompletion(**arguments)
@@ -80,12 +80,12 @@ class LiteLLMChat(ChatModel):
                 if chunk is None:
                     break
                 began = True
-                if found := deltas.take([chunk.model_dump(exclude_none=True)]):
+                if found := deltas.feed_chunks([chunk.model_dump(exclude_none=True)]):
                     yield found
         except errors.ModelError:
             raise
         except Exception as error:
-            named = _named(error)
+            named = _model_error(error)
             if began and isinstance(named, errors.ModelUnavailable):
                 named = errors.ModelInterrupted("the model's answer broke off")
             raise named from None
@@ -94,7 +94,7 @@ class LiteLLMChat(ChatModel):
                 await stream.aclose()
         yield deltas.finish()
 
-    def _arguments(self, request: Request) -> dict[str, Any]:
+    def _arguments(self, request: ChatRequest) -> dict[str, Any]:
         given: dict[str, Any] = {
             "model": self.name,
             "messages": list(request.messages),
@@ -111,23 +111,23 @@ class LiteLLMChat(ChatModel):
 class LiteLLMEmbeddings(EmbeddingModel):
     def __init__(self, name: str, api_base: str, api_key: str) -> None:
         super().__init__(name, _endpoint(name, api_base))
-        self._address = _address(api_base, api_key)
+        self._address = _connection_options(api_base, api_key)
 
-    async def _embed(self, texts: list[str]) -> list[list[float]]:
+    async def _embed_batch(self, texts: list[str]) -> list[list[float]]:
         litellm = await _litellm()
         try:
             async with asyncio.timeout(settings.MODEL_TIMEOUT_S):
                 answer = await litellm.aembedding(model=self.name, input=texts, **self._address)
         except Exception as error:
-            raise _named(error) from None
-        return openai_format.vectors(answer.model_dump(), len(texts))
+            raise _model_error(error) from None
+        return openai_format.parse_embeddings(answer.model_dump(), len(texts))
 
 
 def _endpoint(name: str, api_base: str) -> str:
     return f"{name.partition('/')[0]} {api_base}".strip()
 
 
-def _address(api_base: str, api_key: str) -> dict[str, Any]:
+def _connection_options(api_base: str, api_key: str) -> dict[str, Any]:
     """Where and how. Its own retries are off: ours know about Retry-After, and two of them multiply."""
     return {
         "api_base": api_base or None,
@@ -138,7 +138,7 @@ def _address(api_base: str, api_key: str) -> dict[str, Any]:
     }
 
 
-def _named(error: Exception) -> errors.ModelError:
+def _model_error(error: Exception) -> errors.ModelError:
     """One of our errors for one of LiteLLM's, whose text may hold the prompt or the key."""
     kind = type(error).__name__
     if isinstance(error, TimeoutError) or kind in {"Timeout", "APITimeoutError"}:

@@ -12,49 +12,53 @@ from django.conf import settings
 from adiuva.llm import errors, openai_format, transport
 from adiuva.llm.base import ChatModel, EmbeddingModel
 from adiuva.llm.transport import Endpoint
-from adiuva.llm.types import Delta, Reply, Request, Text
+from adiuva.llm.types import ChatRequest, Delta, Reply, Text
 
 DEFAULT_BASE = "https://api.openai.com/v1"
-_EVENTS = {"text/event-stream", "text/plain", "application/octet-stream"}
-_AFTERWORD_S = 5.0  # for usage and [DONE], once the finish has come
-_REST_S = 0.2
+_STREAM_CONTENT_TYPES = {"text/event-stream", "text/plain", "application/octet-stream"}
+_AFTER_FINISH_TIMEOUT_S = 5.0  # for usage and [DONE], once the finish has come
+_DRAIN_TIMEOUT_S = 0.2
 
 
 class OpenAIChat(ChatModel):
     def __init__(self, name: str, endpoint: Endpoint) -> None:
         super().__init__(name, endpoint.name)
-        self._at = endpoint
+        self._endpoint = endpoint
         self._model = name.removeprefix("openai/")
 
-    async def _ask(self, request: Request) -> Reply:
-        return openai_format.reply(await self._at.ask("chat/completions", self._body(request)))
+    async def _complete_once(self, request: ChatRequest) -> Reply:
+        return openai_format.parse_completion(
+            await self._endpoint.post_json("chat/completions", self._body(request))
+        )
 
-    async def _listen(self, request: Request) -> AsyncGenerator[list[Delta], None]:
+    async def _stream_once(self, request: ChatRequest) -> AsyncGenerator[list[Delta], None]:
         body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
-        patience = settings.MODEL_TIMEOUT_S
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=transport.CONNECT_S, sock_read=patience)
-        async with self._at.post("chat/completions", body, timeout) as response:
+        timeout_s = settings.MODEL_TIMEOUT_S
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=transport.CONNECT_TIMEOUT_S, sock_read=timeout_s
+        )
+        async with self._endpoint.post("chat/completions", body, timeout) as response:
             if response.content_type == "application/json":  # it does not stream
-                raw = b"".join([piece async for piece in transport.pieces(response, patience)])
-                yield _whole(raw)
+                raw = b"".join([piece async for piece in transport.chunks(response, timeout_s)])
+                yield _deltas_of_whole_answer(raw)
                 return
-            if response.content_type not in _EVENTS:
+            if response.content_type not in _STREAM_CONTENT_TYPES:
                 raise errors.ModelGarbled(
                     "the model's address answers, but not as a model: check the api_base"
                 )
-            lines, deltas = openai_format.EventLines(), openai_format.Assembler()
-            source = transport.pieces(response, patience)
+            lines, deltas = openai_format.EventStreamParser(), openai_format.DeltaAssembler()
+            source = transport.chunks(response, timeout_s)
             while not deltas.done:
-                piece = await _next(source, _AFTERWORD_S if deltas.reason else None)
+                piece = await _next_chunk(source, _AFTER_FINISH_TIMEOUT_S if deltas.reason else None)
                 if found := deltas.feed(lines.feed(piece) if piece else lines.close()):
                     yield found
                 if not piece:
                     break
             yield deltas.finish()
             # The rest, empty as a rule, is read so that the connection can be used again.
-            await _next(source, _REST_S)
+            await _next_chunk(source, _DRAIN_TIMEOUT_S)
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self._model, "messages": list(request.messages)}
         if request.tools:
             body["tools"] = list(request.tools)
@@ -62,7 +66,7 @@ class OpenAIChat(ChatModel):
             body["response_format"] = request.response_format
         if request.max_tokens is not None:
             # OpenAI's own newer models refuse the old name; most other servers know only that.
-            own = self._at.host == "api.openai.com"
+            own = self._endpoint.host == "api.openai.com"
             body["max_completion_tokens" if own else "max_tokens"] = request.max_tokens
         if request.temperature is not None:
             body["temperature"] = request.temperature
@@ -72,24 +76,24 @@ class OpenAIChat(ChatModel):
 class OpenAIEmbeddings(EmbeddingModel):
     def __init__(self, name: str, endpoint: Endpoint) -> None:
         super().__init__(name, endpoint.name)
-        self._at = endpoint
+        self._endpoint = endpoint
 
-    async def _embed(self, texts: list[str]) -> list[list[float]]:
+    async def _embed_batch(self, texts: list[str]) -> list[list[float]]:
         model = self.name.removeprefix("openai/")
         body = {"model": model, "input": texts, "encoding_format": "float"}
-        return openai_format.vectors(await self._at.ask("embeddings", body), len(texts))
+        return openai_format.parse_embeddings(await self._endpoint.post_json("embeddings", body), len(texts))
 
 
-def _whole(raw: bytes) -> list[Delta]:
+def _deltas_of_whole_answer(raw: bytes) -> list[Delta]:
     """A whole answer in place of a stream, as the deltas it would have been."""
     try:
-        reply = openai_format.reply(openai_format.loads(raw))
+        reply = openai_format.parse_completion(openai_format.loads(raw))
     except ValueError:
         raise errors.ModelGarbled("the model's address answers, but not with JSON") from None
-    return [*([Text(reply.text)] if reply.text else []), *reply.tool_calls, reply.ending]
+    return [*([Text(reply.text)] if reply.text else []), *reply.tool_calls, reply.finish_delta]
 
 
-async def _next(source: AsyncGenerator[bytes, None], within: float | None = None) -> bytes:
+async def _next_chunk(source: AsyncGenerator[bytes, None], within: float | None = None) -> bytes:
     """The next read, or nothing at the end of the stream.
 
     Where only `within` seconds are given the answer is complete: then a stream that stays open, breaks or

@@ -25,12 +25,12 @@ def loads(raw: bytes | str) -> Any:
     except orjson.JSONDecodeError:
         try:
             text = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
-            return printable(json.loads(text, parse_constant=lambda _: None))
+            return replace_lone_surrogates(json.loads(text, parse_constant=lambda _: None))
         except RecursionError:
             raise ValueError("nested too deeply") from None
 
 
-def printable(value: Any) -> Any:
+def replace_lone_surrogates(value: Any) -> Any:
     """The JSON value with lone surrogates replaced, so that it can be stored and sent on."""
     try:
         text = json.dumps(value, ensure_ascii=False)
@@ -40,7 +40,7 @@ def printable(value: Any) -> Any:
     return value
 
 
-class EventLines:
+class EventStreamParser:
     """Bytes of an event stream in, the data of its events out, however the bytes were split.
 
     After https://html.spec.whatwg.org/multipage/server-sent-events.html, save that a lone CR ends no line.
@@ -91,22 +91,22 @@ class EventLines:
             raise errors.ModelGarbled("the model's stream holds an event without end")
 
 
-class _Call:
+class _PartialToolCall:
     __slots__ = ("arguments", "id", "name")
 
     def __init__(self) -> None:
         self.id, self.name, self.arguments = "", "", [""]
 
 
-class Assembler:
+class DeltaAssembler:
     """Data of events in, deltas out: text at once, tool calls and the finish when the stream has ended."""
 
     def __init__(self) -> None:
         self.done = False  # [DONE] has come
         self.reason = ""
         self._usage = Usage()
-        self._calls: list[_Call] = []
-        self._by_index: dict[int, _Call] = {}
+        self._calls: list[_PartialToolCall] = []
+        self._by_index: dict[int, _PartialToolCall] = {}
 
     def feed(self, events: list[bytes]) -> list[Delta]:
         """The text that these events bring, as one delta; raise what an error among them says."""
@@ -118,10 +118,10 @@ class Assembler:
             try:
                 chunks.append(orjson.loads(data))
             except orjson.JSONDecodeError:
-                chunks.append(_chunk(data))
-        return self.take(chunks)
+                chunks.append(_parse_chunk(data))
+        return self.feed_chunks(chunks)
 
-    def take(self, chunks: list[Any]) -> list[Delta]:
+    def feed_chunks(self, chunks: list[Any]) -> list[Delta]:
         """The same for chunks that are parsed already."""
         texts: list[str] = []
         try:
@@ -139,9 +139,9 @@ class Assembler:
                     if choice.get("finish_reason"):
                         self.reason = str(choice["finish_reason"])
                 if chunk.get("usage"):
-                    self._usage = usage(chunk["usage"])
+                    self._usage = parse_usage(chunk["usage"])
                 if chunk.get("error"):
-                    raise errors.from_event(chunk["error"])
+                    raise errors.from_error_object(chunk["error"])
             return [Text("".join(texts))] if texts else []
         except (AttributeError, TypeError, LookupError):
             raise errors.ModelGarbled("the model's stream holds a chunk of an unknown shape") from None
@@ -150,7 +150,7 @@ class Assembler:
         """The tool calls and the finish; raise ModelInterrupted if the stream broke off before its end."""
         if not self.reason and not self.done:
             raise errors.ModelInterrupted("the model's answer broke off")
-        calls = [tool_call(call.id, call.name, "".join(call.arguments)) for call in self._calls]
+        calls = [make_tool_call(call.id, call.name, "".join(call.arguments)) for call in self._calls]
         reason = self.reason or ("tool_calls" if calls else "stop")
         return [*calls, Finish(reason, self._usage)]
 
@@ -160,7 +160,7 @@ class Assembler:
             call = self._calls[-1] if index is None and self._calls else self._by_index.get(index or 0)
             # Some providers give every call the index 0, or none: a new id begins a new call.
             if call is None or (call_id and call.id and call_id != call.id):
-                call = _Call()
+                call = _PartialToolCall()
                 self._calls.append(call)
                 self._by_index[index or 0] = call
             function = piece.get("function") or {}
@@ -169,15 +169,15 @@ class Assembler:
             call.arguments.append(_arguments(function.get("arguments")))
 
 
-def reply(body: Any) -> Reply:
+def parse_completion(body: Any) -> Reply:
     """A whole chat completion. Raise ModelGarbled if it is none, or what its error object says."""
     if isinstance(body, dict) and body.get("error"):
-        raise errors.from_event(body["error"])
+        raise errors.from_error_object(body["error"])
     try:
         choice = body["choices"][0]
         message = choice["message"]
         calls = tuple(
-            tool_call(
+            make_tool_call(
                 str(call.get("id") or ""),
                 str(call["function"].get("name") or ""),
                 _arguments(call["function"].get("arguments")),
@@ -186,15 +186,15 @@ def reply(body: Any) -> Reply:
         )
         text = _content(message.get("content")) or str(message.get("refusal") or "")
         reason = str(choice.get("finish_reason") or ("tool_calls" if calls else "stop"))
-        return Reply(text, calls, reason, usage(body.get("usage")))
+        return Reply(text, calls, reason, parse_usage(body.get("usage")))
     except (AttributeError, TypeError, LookupError):
         raise errors.ModelGarbled("the model's answer is no chat completion") from None
 
 
-def vectors(body: Any, count: int) -> list[list[float]]:
+def parse_embeddings(body: Any, count: int) -> list[list[float]]:
     """The vectors of an embeddings answer in the order of the texts, all of one length."""
     if isinstance(body, dict) and body.get("error"):
-        raise errors.from_event(body["error"])
+        raise errors.from_error_object(body["error"])
     try:
         rows = {row.get("index", place): row["embedding"] for place, row in enumerate(body["data"])}
         found = [[float(x) for x in rows[place]] for place in range(count)]
@@ -205,7 +205,7 @@ def vectors(body: Any, count: int) -> list[list[float]]:
     return found
 
 
-def usage(body: Any) -> Usage:
+def parse_usage(body: Any) -> Usage:
     if not isinstance(body, dict):
         return Usage()
     details = body.get("prompt_tokens_details")
@@ -216,13 +216,13 @@ def usage(body: Any) -> Usage:
     )
 
 
-def tool_call(call_id: str, name: str, arguments: str) -> ToolCall:
+def make_tool_call(call_id: str, name: str, arguments: str) -> ToolCall:
     if not name:
         raise errors.ModelGarbled("the model called a tool without naming it")
     return ToolCall(call_id or f"call_{uuid.uuid4().hex}", name, arguments or "{}")
 
 
-def _chunk(data: bytes) -> Any:
+def _parse_chunk(data: bytes) -> Any:
     try:
         return loads(data)
     except ValueError:

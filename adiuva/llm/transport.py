@@ -19,12 +19,12 @@ from adiuva.core.per_loop import PerLoop
 from adiuva.llm import errors
 from adiuva.llm.openai_format import loads
 
-MAX_BYTES = 32 * 1024 * 1024
-MAX_REFUSAL_BYTES = 64 * 1024
-CONNECT_S = 10.0
-TRIES = 3
-FIRST_PAUSE_S = 0.5
-LONGEST_WAIT_S = 60.0  # that a provider may ask of us before we tell the caller instead
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+MAX_ERROR_BODY_BYTES = 64 * 1024
+CONNECT_TIMEOUT_S = 10.0
+MAX_ATTEMPTS = 3
+FIRST_BACKOFF_S = 0.5
+MAX_RETRY_AFTER_S = 60.0  # that a provider may ask of us before we tell the caller instead
 
 T = TypeVar("T")
 log = structlog.get_logger("adiuva.llm")
@@ -60,7 +60,7 @@ def session() -> aiohttp.ClientSession:
     return _connections.get().session
 
 
-def limit(endpoint: str, *, streams: bool = False) -> asyncio.Semaphore:
+def concurrency_limit(endpoint: str, *, streams: bool = False) -> asyncio.Semaphore:
     """How many requests may be under way to an endpoint from this event loop. Streams, for which people wait, have
     places of their own."""
     limits = _connections.get().limits
@@ -77,23 +77,23 @@ async def aclose() -> None:
 
 async def pause_before_retry(error: errors.ModelError, tried: int, model: str) -> None:
     """Wait as long as the provider asks, else with backoff and jitter; raise the error if no retry is due."""
-    if not error.transient or isinstance(error, errors.ModelTimeout) or tried >= TRIES:
+    if not error.transient or isinstance(error, errors.ModelTimeout) or tried >= MAX_ATTEMPTS:
         raise error
-    if error.retry_after is not None and error.retry_after > LONGEST_WAIT_S:
+    if error.retry_after is not None and error.retry_after > MAX_RETRY_AFTER_S:
         raise error
-    seconds = backoff_s(tried, first_s=FIRST_PAUSE_S, longest_s=LONGEST_WAIT_S)
+    seconds = backoff_s(tried, first_s=FIRST_BACKOFF_S, longest_s=MAX_RETRY_AFTER_S)
     if error.retry_after is not None:
         seconds = error.retry_after + random.uniform(0, 0.1)
     log.info("model.retry", model=model, code=error.code, tried=tried, pause_s=round(seconds, 2))
     await asyncio.sleep(seconds)
 
 
-async def patiently(model: str, endpoint: str, attempt: Callable[[], Awaitable[T]]) -> T:
+async def with_retries(model: str, endpoint: str, attempt: Callable[[], Awaitable[T]]) -> T:
     """What an attempt returns, with a place at the endpoint for each and pauses, without a place, between."""
     tried = 0
     while True:
         try:
-            async with limit(endpoint):
+            async with concurrency_limit(endpoint):
                 return await attempt()
         except errors.ModelError as error:
             failure = error
@@ -121,9 +121,9 @@ class Endpoint:
     def host(self) -> str:
         return self._base.host or ""
 
-    async def ask(self, path: str, body: dict[str, Any]) -> Any:
+    async def post_json(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON that the endpoint answers."""
-        timeout = aiohttp.ClientTimeout(total=settings.MODEL_TIMEOUT_S, sock_connect=CONNECT_S)
+        timeout = aiohttp.ClientTimeout(total=settings.MODEL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         async with self.post(path, body, timeout) as response:
             return await _json(response)
 
@@ -139,26 +139,26 @@ class Endpoint:
             )
             try:
                 if response.status != 200:
-                    raise await _refusal(response)
+                    raise await _error_response(response)
                 yield response
             finally:
                 # Back to the pool if it was read to its end, else closed.
                 response.release()
         except (aiohttp.ClientError, TimeoutError) as error:
             # Not `from error`: aiohttp's errors can hold the request's headers, and so the key.
-            raise _named(error) from None
+            raise _model_error(error) from None
 
 
-async def pieces(
-    response: aiohttp.ClientResponse, quiet_s: float | None = None
+async def chunks(
+    response: aiohttp.ClientResponse, silence_s: float | None = None
 ) -> AsyncGenerator[bytes, None]:
-    """What each read of the socket brought, as it comes. Raise TimeoutError when nothing comes for `quiet_s`."""
-    watch = None if quiet_s is None else _Watch(response, quiet_s)
+    """What each read of the socket brought, as it comes. Raise TimeoutError when nothing comes for `silence_s`."""
+    watch = None if silence_s is None else _SilenceTimer(response, silence_s)
     size = 0
     try:
         while piece := await (watch or response.content).readany():
             size += len(piece)
-            if size > MAX_BYTES:
+            if size > MAX_ANSWER_BYTES:
                 raise errors.ModelGarbled("the model's answer is without end")
             yield piece
     finally:
@@ -166,16 +166,16 @@ async def pieces(
             watch.end()
 
 
-class _Watch:
+class _SilenceTimer:
     """Ends the wait for a stream that has fallen silent: with one timer, where aiohttp's sock_read makes one a read."""
 
-    def __init__(self, response: aiohttp.ClientResponse, quiet_s: float) -> None:
-        self._content, self._quiet_s = response.content, quiet_s
+    def __init__(self, response: aiohttp.ClientResponse, silence_s: float) -> None:
+        self._content, self._quiet_s = response.content, silence_s
         if response.connection is not None and response.connection.protocol is not None:
             response.connection.protocol.read_timeout = None
         self._loop = asyncio.get_running_loop()
         self._since: float | None = None  # when the wait under way began
-        self._timer = self._loop.call_later(quiet_s, self._look)
+        self._timer = self._loop.call_later(silence_s, self._look)
 
     async def readany(self) -> bytes:
         self._since = self._loop.time()
@@ -198,17 +198,17 @@ class _Watch:
 
 async def _json(response: aiohttp.ClientResponse) -> Any:
     try:
-        return loads(b"".join([piece async for piece in pieces(response)]))
+        return loads(b"".join([piece async for piece in chunks(response)]))
     except ValueError:
         raise errors.ModelGarbled(
             "the model's address answers, but not with JSON: check the api_base"
         ) from None
 
 
-async def _refusal(response: aiohttp.ClientResponse) -> errors.ModelError:
+async def _error_response(response: aiohttp.ClientResponse) -> errors.ModelError:
     raw, body = b"", None
     try:
-        raw = await read_bounded(pieces(response), MAX_REFUSAL_BYTES)
+        raw = await read_bounded(chunks(response), MAX_ERROR_BODY_BYTES)
         body = loads(raw)
     except BodyTooLarge as large:
         raw = large.head
@@ -217,7 +217,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> errors.ModelError:
     return errors.from_status(response.status, body, response.headers, text=raw.decode("utf-8", "replace"))
 
 
-def _named(error: Exception) -> errors.ModelError:
+def _model_error(error: Exception) -> errors.ModelError:
     if isinstance(error, TimeoutError):
         return errors.ModelTimeout("the model did not answer in time")
     if isinstance(error, aiohttp.ClientPayloadError):

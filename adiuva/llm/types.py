@@ -96,12 +96,12 @@ class Reply:
     usage: Usage
 
     @property
-    def ending(self) -> Finish:
+    def finish_delta(self) -> Finish:
         return Finish(self.finish, self.usage)
 
 
 @dataclass(frozen=True, slots=True)
-class Structured:
+class StructuredReply:
     """`value` is what `text` holds as JSON: data of an untrusted author, not checked against the schema."""
 
     value: Any
@@ -110,7 +110,7 @@ class Structured:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ChatRequest:
     """One question to a chat model."""
 
     messages: Sequence[Message]

@@ -1,19 +1,19 @@
-"""What a model says → what its user may see, while it streams.
+"""Filter of a model's streamed answer: removes everything that its user must not see.
 
-    sanitizer = Sanitizer(guard, known=desk.seen, private={user_id, request_id})
+    sanitizer = Sanitizer(patterns, known=session.seen_ids, private={user_id, request_id})
     async for text in model:
-        show(sanitizer.feed(text))   # "" while it is held back
+        show(sanitizer.feed(text))   # "" while the text is held back
     show(sanitizer.finish())
 
-Text passes through three stages, each of which holds back what it cannot judge yet:
+Text passes through three stages. Each holds back what it cannot judge yet:
 
-    markup.py   entity tags, charts, and the tool-call markup that models leak; whole, or not at all
-    names.py    names of tools become words; ids of rows and of the request go
-    leaks.py    eight words in a row of a prompt, and canaries
+    entity_tags.py    entity tags and charts pass only whole; tool-call markup that models leak is removed
+    identifiers.py    names of tools become ordinary words; ids of rows and of the request are removed
+    prompt_leaks.py   eight consecutive words of a prompt, and canaries, are removed
 
-What comes out does not depend on how the text was cut into pieces: each decision is made at a place in the text,
-never at the end of a piece. At most LIMIT characters are held back. Every name here is of a kind of thing; content
-is never counted or logged.
+The result does not depend on how the text was cut into pieces: every decision is made at a position in the text, never
+at the end of a piece. At most MAX_HELD_CHARS characters are held back. Counters name kinds of findings; content is
+never counted or logged.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Container
 
-from adiuva.sanitizer.entity_tags import LIMIT, Markup
-from adiuva.sanitizer.identifiers import Names
-from adiuva.sanitizer.patterns import Guard
-from adiuva.sanitizer.prompt_leaks import Leaks
+from adiuva.sanitizer.entity_tags import MAX_HELD_CHARS, MarkupStage
+from adiuva.sanitizer.identifiers import IdentifierStage
+from adiuva.sanitizer.patterns import LeakPatterns
+from adiuva.sanitizer.prompt_leaks import PromptLeakStage
 
-__all__ = ["LIMIT", "Guard", "Sanitizer"]
+__all__ = ["MAX_HELD_CHARS", "LeakPatterns", "Sanitizer"]
 
 
 class Sanitizer:
@@ -39,7 +39,7 @@ class Sanitizer:
 
     def __init__(
         self,
-        guard: Guard,
+        patterns: LeakPatterns,
         *,
         known: Container[str],
         private: Collection[str] = (),
@@ -47,12 +47,14 @@ class Sanitizer:
     ) -> None:
         self.removed: Counter[str] = Counter()
         """How often what kind was taken out, for logs."""
-        self._guard, self._known, self._private, self._own = guard, known, private, own
+        self._patterns, self._known, self._private, self._own = patterns, known, private, own
         self._out: list[str] = []
-        self._leaks = Leaks(guard, self._out.append, self.removed)
-        self._names = Names(guard, self._leaks, known=known, private=private, own=own, removed=self.removed)
-        self._markup = Markup(
-            guard,
+        self._leaks = PromptLeakStage(patterns, self._out.append, self.removed)
+        self._names = IdentifierStage(
+            patterns, self._leaks, known=known, private=private, own=own, removed=self.removed
+        )
+        self._markup = MarkupStage(
+            patterns,
             prose=self._names.feed,
             whole=self._show_whole,
             allowed=lambda row: row in known and row not in private,
@@ -89,9 +91,14 @@ class Sanitizer:
     def _clean(self, text: str) -> str:
         """A text inside of a chart, as prose would come out."""
         out: list[str] = []
-        leaks = Leaks(self._guard, out.append, self.removed)
-        names = Names(
-            self._guard, leaks, known=self._known, private=self._private, own=self._own, removed=self.removed
+        leaks = PromptLeakStage(self._patterns, out.append, self.removed)
+        names = IdentifierStage(
+            self._patterns,
+            leaks,
+            known=self._known,
+            private=self._private,
+            own=self._own,
+            removed=self.removed,
         )
         names.feed(text)
         names.finish()

@@ -23,7 +23,7 @@ class _Invalid(Exception):
     pass
 
 
-def checked(text: str, clean: Callable[[str], str]) -> str | None:
+def validated_json(text: str, clean: Callable[[str], str]) -> str | None:
     """The chart's JSON, written again from what was checked, or None.
 
     Keys that a chart does not have are left out. Texts come out as `clean` leaves them, and if it finds something in

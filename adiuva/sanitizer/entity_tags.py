@@ -1,6 +1,6 @@
-"""The first stage: what is more than prose. Tags and charts go out whole, tool calls and control tokens not at all.
+"""First stage: markup. Entity tags and charts pass whole; tool calls and control tokens are removed.
 
-A construct is decided when its end is seen, or LIMIT characters after its beginning, or at the end of the answer.
+A construct is judged when its end is seen, MAX_HELD_CHARS characters after its start, or at the end of the answer.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Final
 
 from adiuva.sanitizer import charts, tool_calls
-from adiuva.sanitizer.patterns import Guard
+from adiuva.sanitizer.patterns import LeakPatterns
 
-LIMIT: Final = 64 * 1024
+MAX_HELD_CHARS: Final = 64 * 1024
 """So many characters are held back at most."""
 
 _ENTITY = r"(?:task|project|note|timeline)"
@@ -66,10 +66,10 @@ _SKIPPED_TAIL = 32  # longer than what ends a skip
 _WAIT: Final = -1
 
 
-class Markup:
+class MarkupStage:
     def __init__(
         self,
-        guard: Guard,
+        patterns: LeakPatterns,
         *,
         prose: Callable[[str], None],
         whole: Callable[[str], None],
@@ -77,7 +77,7 @@ class Markup:
         clean: Callable[[str], str],
         removed: Counter[str],
     ) -> None:
-        self._tools, self._prose, self._whole = guard.tools, prose, whole
+        self._tools, self._prose, self._whole = patterns.tool_names, prose, whole
         self._allowed, self._clean, self._removed = allowed, clean, removed
         self._held = ""
         self._scanned: tuple[int, int] | None = (
@@ -165,9 +165,9 @@ class Markup:
 
     def _entity(self, at: int, opening: re.Match[str], final: bool) -> int:
         held, start = self._held, opening.end()
-        end = _ENTITY_BODY_END.search(held, start, at + LIMIT)
+        end = _ENTITY_BODY_END.search(held, start, at + MAX_HELD_CHARS)
         if end is None:
-            if len(held) - at >= LIMIT:
+            if len(held) - at >= MAX_HELD_CHARS:
                 return self._dropped("tag", start)  # a list of ids it is not: the rest is prose
             return self._dropped("tag", _end_of_line(held, start)) if final else _WAIT
         closed = end[0] == "]"
@@ -196,8 +196,8 @@ class Markup:
 
     def _chart(self, at: int, start: int, final: bool) -> int:
         held = self._held
-        close = held.find(_CHART_END, start, at + LIMIT)
-        end = self._end_of_value(start, close if close >= 0 else at + LIMIT)
+        close = held.find(_CHART_END, start, at + MAX_HELD_CHARS)
+        end = self._end_of_value(start, close if close >= 0 else at + MAX_HELD_CHARS)
         if end == _WAIT:
             if close >= 0:
                 return self._dropped("chart", close + len(_CHART_END))
@@ -205,14 +205,14 @@ class Markup:
         closing = _CHART_CLOSE.match(held, end)
         if closing is None and _CHART_CLOSE_BEGUN.match(held, end):
             return self._dropped("chart", len(held)) if final else _WAIT
-        chart = charts.checked(held[start:end], self._clean)
+        chart = charts.validated_json(held[start:end], self._clean)
         if chart is None:
             return self._dropped("chart", closing.end() if closing else end)
         self._show(f"<chart>{chart}</chart>")
         return closing.end() if closing else end
 
     def _call(self, at: int, start: int, close: re.Pattern[str], final: bool) -> int:
-        closing = close.search(self._held, start, at + LIMIT)
+        closing = close.search(self._held, start, at + MAX_HELD_CHARS)
         if closing:
             return self._dropped("markup", closing.end())
         return self._unended("markup", at, start, close, final)
@@ -222,21 +222,21 @@ class Markup:
             return self._value(at, final)
         if found["value"] is None:
             return self._dropped("markup", found.end())
-        end = self._end_of_value(found.end(), at + LIMIT)
+        end = self._end_of_value(found.end(), at + MAX_HELD_CHARS)
         if end == _WAIT:
             return self._unended("markup", at, found.end(), _BLANK_LINE, final)
         return self._dropped("markup", end)
 
     def _value(self, at: int, final: bool) -> int:
         """JSON that begins as tool calls and schemas do. A blank line ends it too: nobody waits for a lost brace."""
-        held, stop = self._held, at + LIMIT
+        held, stop = self._held, at + MAX_HELD_CHARS
         blank = _BLANK_LINE.search(held, at, stop)
         end = self._end_of_value(at, blank.start() if blank else stop)
         if end == _WAIT:
             if not blank and len(held) < stop and not final:
                 return _WAIT
             end = blank.start() if blank else min(stop, len(held))
-        if tool_calls.holds_call(held[at:end], self._tools):
+        if tool_calls.contains_tool_call(held[at:end], self._tools):
             return self._dropped("markup", end)
         self._say(held[at:end])
         return end
@@ -262,11 +262,11 @@ class Markup:
     def _unended(self, kind: str, at: int, start: int, close: re.Pattern[str], final: bool) -> int:
         """Something to be dropped whose end is not there: too long, or cut off, or not yet there."""
         held = self._held
-        if len(held) - at >= LIMIT:
+        if len(held) - at >= MAX_HELD_CHARS:
             self._skip = (
                 close if close is _BLANK_LINE else re.compile(f"{close.pattern}|{_BLANK_LINE.pattern}")
             )
-            return self._dropped(kind, at + LIMIT)
+            return self._dropped(kind, at + MAX_HELD_CHARS)
         if not final:
             return _WAIT
         blank = _BLANK_LINE.search(held, start)

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Container
 from typing import Protocol
 
-from adiuva.sanitizer.patterns import UNSPACED, Guard
+from adiuva.sanitizer.patterns import UNSPACED, LeakPatterns
 
-TOKEN = 256
+MAX_TOKEN_CHARS = 256
 """A longer token is nothing that a person reads."""
-_PRIVATE = 8
+_MIN_PRIVATE_CHARS = 8
 """A shorter string cannot be told from an ordinary word or number."""
 
 # What ids, identifiers and addresses are made of; a token has no such character on either side.
@@ -48,31 +48,33 @@ _TAIL = re.compile(
 # Text in which no unit can have begun, but for its last token and for the word "id".
 _PLAIN = re.compile(rf"[^\d_`(\[\\{UNSPACED}]*\Z")
 _ID = re.compile(r"(?<![A-Za-z])[Ii][Dd]s?(?![A-Za-z])")
-_LONG = re.compile(rf"{_T}{{{TOKEN + 1},}}")
+_LONG = re.compile(rf"{_T}{{{MAX_TOKEN_CHARS + 1},}}")
 _TOKEN_CHARACTERS = re.compile(rf"{_T}*")
 _TELLING = re.compile(r"[_0-9]")
 
 
-class _Next(Protocol):
+class _NextStage(Protocol):
     def feed(self, text: str) -> None: ...
     def opaque(self, text: str) -> None: ...
 
 
-class Names:
+class IdentifierStage:
     def __init__(
         self,
-        guard: Guard,
-        following: _Next,
+        patterns: LeakPatterns,
+        following: _NextStage,
         *,
         known: Container[str],
         private: Collection[str],
         own: Callable[[str], bool],
         removed: Counter[str],
     ) -> None:
-        self._spoken, self._known, self._own, self._removed = guard.spoken, known, own, removed
+        self._spoken, self._known, self._own, self._removed = patterns.spoken_tool_names, known, own, removed
         self._say, self._say_opaque = following.feed, following.opaque
         # Longest first, so that of two that begin at one place the longer goes.
-        self._private = sorted({_lower(p) for p in private if len(p) >= _PRIVATE}, key=len, reverse=True)
+        self._private = sorted(
+            {_lower(p) for p in private if len(p) >= _MIN_PRIVATE_CHARS}, key=len, reverse=True
+        )
         self._shortest = min(map(len, self._private), default=0)
         self._longest = max(map(len, self._private), default=1)
         # Those that do not look like a row's id; and of them those that are more than one token.
@@ -83,7 +85,7 @@ class Names:
 
     def feed(self, text: str) -> None:
         held = self._held + text
-        if len(held) > TOKEN or self._in_long:
+        if len(held) > MAX_TOKEN_CHARS or self._in_long:
             held = self._without_long_tokens(held)
             if self._in_long:
                 self._held = held

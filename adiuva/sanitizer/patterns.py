@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-RUN = 8
+MIN_LEAKED_WORDS = 8
 """So many words of a prompt in a row are the prompt, and no longer a coincidence."""
 
 # Scripts that are written without spaces: each character is a word, so that nobody waits for the end of a clause.
@@ -25,28 +25,30 @@ def words(text: str, start: int = 0) -> Iterator[re.Match[str]]:
     return (_ASCII_WORD if text.isascii() else _WORD).finditer(text, start)
 
 
-def same(word: str) -> str:
+def normalized(word: str) -> str:
     """The form in which words are compared."""
     if word.isascii():
         return word.lower()
     return unicodedata.normalize("NFKC", _INVISIBLE.sub("", word)).casefold()
 
 
-class Guard:
+class LeakPatterns:
     """Texts that models are given and users are not: `prompts` (the descriptions of tools may be among them), the
     `canaries` in them, which are to have 8 to 64 letters and digits, and the names of tools."""
 
     def __init__(self, *, prompts: Iterable[str], canaries: Iterable[str], tool_names: Iterable[str]) -> None:
-        self.runs = Runs(prompts)
-        self.tools = frozenset(tool_names)
-        self.spoken = {name.lower(): name.replace("_", " ") for name in self.tools if "_" in name}
+        self.prompt_runs = WordRuns(prompts)
+        self.tool_names = frozenset(tool_names)
+        self.spoken_tool_names = {
+            name.lower(): name.replace("_", " ") for name in self.tool_names if "_" in name
+        }
         """Names that cannot be ordinary words, and how they are said."""
         letters = sorted({_letters(canary) for canary in canaries})
         self.canary = re.compile("|".join(_whole_or_begun(word) for word in letters)) if letters else None
-        self.half_a_canary = min(map(len, letters), default=0) // 2
+        self.half_canary_chars = min(map(len, letters), default=0) // 2
 
 
-class Runs:
+class WordRuns:
     """All runs of words of some texts: a suffix automaton, with words for letters (Blumer et al., 1985).
 
     A step costs a dictionary look-up or two, and the whole takes memory in proportion to the texts.
@@ -59,7 +61,7 @@ class Runs:
         last = 0
         for number, text in enumerate(texts):
             for match in words(text):
-                last = self._extended(last, same(match[0]))
+                last = self._extended(last, normalized(match[0]))
             last = self._extended(last, f"\0{number}")  # no run goes from one text into the next
 
     def step(self, state: int, length: int, word: str) -> tuple[int, int]:

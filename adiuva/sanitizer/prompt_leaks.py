@@ -10,16 +10,20 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
-from adiuva.sanitizer.patterns import RUN, Guard, same, words
+from adiuva.sanitizer.patterns import MIN_LEAKED_WORDS, LeakPatterns, normalized, words
 
 # The end of a sentence, seen from between two words.
 _SENTENCE_END = re.compile(r"""[.!?…。！？]+["'”’»)\]*_`]{0,4}(?=\s)|(?=\n)""")
 _APART = 256  # so far apart, words are no longer in a row
 
 
-class Leaks:
-    def __init__(self, guard: Guard, emit: Callable[[str], None], removed: Counter[str]) -> None:
-        self._step, self._canary, self._half = guard.runs.step, guard.canary, guard.half_a_canary
+class PromptLeakStage:
+    def __init__(self, patterns: LeakPatterns, emit: Callable[[str], None], removed: Counter[str]) -> None:
+        self._step, self._canary, self._half = (
+            patterns.prompt_runs.step,
+            patterns.canary,
+            patterns.half_canary_chars,
+        )
         self._emit, self._removed = emit, removed
         # The run under way: its state in the automaton, its length, and the text from its second word on.
         self._state = self._length = 0
@@ -45,15 +49,15 @@ class Leaks:
                     state = length = 0
                 elif self._dropping and (stop := _SENTENCE_END.search(held, last, start)):
                     self._dropping, shown = False, stop.end()
-            state, length = self._step(state, length, same(match[0]))
+            state, length = self._step(state, length, normalized(match[0]))
             last = end
             if length < 2:
                 if starts:
                     starts.clear()
             else:
                 starts.append(start)
-                del starts[: 1 - min(length, RUN)]
-                if length >= RUN and not self._dropping:
+                del starts[: 1 - min(length, MIN_LEAKED_WORDS)]
+                if length >= MIN_LEAKED_WORDS and not self._dropping:
                     self._removed["prompt"] += 1
                     self._say(held[shown : max(shown, starts[0])])
                     self._mark("[…]" if not self._marks else "…")

@@ -16,7 +16,7 @@ _WITH_ARGUMENTS = re.compile(rf'"(?:{"|".join(_ARGUMENTS)})"\s*:')
 _FUNCTION = re.compile(r'"type"\s*:\s*"function"')
 
 
-def holds_call(text: str, tools: Collection[str]) -> bool:
+def contains_tool_call(text: str, tools: Collection[str]) -> bool:
     """Whether a JSON text is a tool call or a tool's schema, or has one inside; also if the JSON is broken."""
     try:
         waiting = [orjson.loads(text)]

@@ -20,7 +20,7 @@ from adiuva import llm
 from adiuva.core.errors import AdiuvaError, Invalid
 from adiuva.core.prompt_fencing import fence
 from adiuva.devices.tables import TABLES
-from adiuva.sanitizer import Guard, Sanitizer
+from adiuva.sanitizer import LeakPatterns, Sanitizer
 from agents.catalog import DATA_TYPES
 from agents.cron import BadCron, Cron
 from agents.models import AgentType
@@ -315,5 +315,5 @@ def _in_own_words(brief: Brief, said: Sequence[Exchange]) -> Outcome:
 
 
 @cache
-def _guard() -> Guard:
-    return Guard(prompts=[_PROMPT], canaries=[], tool_names=[])
+def _guard() -> LeakPatterns:
+    return LeakPatterns(prompts=[_PROMPT], canaries=[], tool_names=[])

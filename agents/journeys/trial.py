@@ -18,7 +18,7 @@ from agents.journeys import samples
 from agents.journeys.samples import NothingAtHand, Wanted
 from agents.records import Rules
 from agents.sources import DeviceSilent
-from integrations.errors import NeedsReauth, ProviderAway
+from integrations.errors import NeedsReauth, ProviderUnavailable
 from integrations.mail.errors import NoSuchFolder
 
 LOOK_S: Final = 40.0
@@ -68,7 +68,7 @@ async def look(wanted: Wanted, zone: ZoneInfo) -> Found:
     except (
         NeedsReauth,
         NoSuchFolder,
-        ProviderAway,
+        ProviderUnavailable,
     ) as error:  # which its user can do something about, or wait for
         found.code, found.message = error.code, f"Nothing was tried out yet: {error.message}."
     except AdiuvaError as error:

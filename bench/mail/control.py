@@ -15,9 +15,9 @@ def no_gate() -> None:
     """As many requests at once as there are messages fetched ahead, and at any time."""
     from integrations.mail import mailbox_limiter, sync
 
-    sync._AHEAD = 8  # type: ignore[misc]
-    mailbox_limiter.AT_ONCE = 100  # type: ignore[misc]
-    mailbox_limiter.Gate.hold = lambda self, seconds: None  # type: ignore[method-assign]
+    sync._PREFETCHED_MESSAGES = 8  # type: ignore[misc]
+    mailbox_limiter.MAX_CONCURRENT_REQUESTS = 100  # type: ignore[misc]
+    mailbox_limiter.MailboxLimiter.hold = lambda self, seconds: None  # type: ignore[method-assign]
 
 
 def hasty_ledger() -> None:

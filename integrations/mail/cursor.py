@@ -14,7 +14,7 @@ from django.utils import timezone
 from integrations.mail.filters import Filters
 
 BACKFILL: Final = dt.timedelta(days=90)  # how far back a first reading goes, if the filters name no day
-MARGIN: Final = dt.timedelta(days=2)  # of overlap, when a position has expired: providers' clocks, late mail
+OVERLAP: Final = dt.timedelta(days=2)  # of overlap, when a position has expired: providers' clocks, late mail
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Cursor:
         return orjson.dumps({"of": self.of, "at": self.at.isoformat(), "state": self.state}).decode()
 
 
-def since(filters: Filters, read_at: dt.datetime | None) -> dt.datetime:
+def sync_start(filters: Filters, read_at: dt.datetime | None) -> dt.datetime:
     """From when on to list what there is where no position tells: since it was last read, if it ever was."""
     if read_at is None:
         now = timezone.now()
         return filters.start or min(filters.end or now, now) - BACKFILL
-    return max(read_at - MARGIN, filters.start) if filters.start else read_at - MARGIN
+    return max(read_at - OVERLAP, filters.start) if filters.start else read_at - OVERLAP
 
 
-def identity(provider: str, mailbox: str, filters: Filters) -> str:
+def cursor_owner(provider: str, mailbox: str, filters: Filters) -> str:
     """What a cursor belongs to: with another account or other filters, what was passed over may be wanted now."""
     whole = json.dumps([provider, mailbox, asdict(filters)], default=str, sort_keys=True)
     return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:32]

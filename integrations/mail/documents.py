@@ -11,15 +11,15 @@ from typing import Protocol
 from adiuva.documents.mail import Attachment
 from integrations.mail.filters import Filters
 
-Token = Callable[[str | None], Awaitable[str]]
+TokenSource = Callable[[str | None], Awaitable[str]]
 """Gives an access token. Called with the one that was rejected, a new one."""
 
-Due = Callable[[Sequence[tuple[str, bytes]]], Awaitable[Sequence[bool]]]
+DueFilter = Callable[[Sequence[tuple[str, bytes]]], Awaitable[Sequence[bool]]]
 """Of (source id, content hash), which are new or changed. The others are not even fetched."""
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class MailDocument:
     """A message. `text` is what is read by the model: headers, what its author wrote, then what is quoted in it.
 
     `source_id` is the provider's, and stays the same for ever. `content_hash` changes when the message is edited,
@@ -38,7 +38,7 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SkippedMessage:
     """A message, or a whole folder, that could not be read. The reason is for the user."""
 
     source_id: str
@@ -46,7 +46,7 @@ class Skipped:
     reason: str
 
 
-Item = Document | Skipped
+MailItem = MailDocument | SkippedMessage
 
 
 class Mailbox(Protocol):
@@ -57,12 +57,12 @@ class Mailbox(Protocol):
         """The cursor that may be stored once all that was yielded so far is settled; None if there is none yet."""
 
     def messages(
-        self, *, cursor: str | None, filters: Filters, due: Due | None = None
-    ) -> AsyncIterator[Item]:
-        """What came since the cursor, or all of a bounded time if there is none; each message once.
+        self, *, cursor: str | None, filters: Filters, due: DueFilter | None = None
+    ) -> AsyncIterator[MailItem]:
+        """Yield what arrived since the cursor, or within a bounded time if there is none; each message once.
 
-        What arrives while this is read is found by the next reading, from the checkpoint. Raise NeedsReauth,
-        Throttled, ProviderAway or another AdiuvaError with the reason; the checkpoint then stands where it was safe.
+        What arrives during this sync is found by the next one, from the checkpoint. Raises NeedsReauth,
+        ProviderThrottled, ProviderUnavailable or another AdiuvaError; the checkpoint stays at the last safe position.
         """
 
 

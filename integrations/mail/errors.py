@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from adiuva.core.errors import AdiuvaError
-from integrations.errors import ProviderAway
+from integrations.errors import ProviderUnavailable
 
 
-class Throttled(ProviderAway):
+class ProviderThrottled(ProviderUnavailable):
     """The provider wants to be left alone for longer than a reading should wait (`retry_after_s`)."""
 
     code = "provider_throttled"
@@ -20,7 +20,7 @@ class Throttled(ProviderAway):
         )
 
 
-class Unsteady(ProviderAway):
+class ProviderUnstable(ProviderUnavailable):
     """The provider answers now and then: with too many failures between, in one reading, to go on."""
 
 
@@ -35,19 +35,19 @@ class ProviderRefused(AdiuvaError):
         self.http_status, self.reason = http_status, reason
 
 
-class NotThere(ProviderRefused):
+class ResourceGone(ProviderRefused):
     """What was asked for is gone: a message that was deleted, a position that has expired."""
 
     code, status = "not_there", 404
 
 
-class Garbled(AdiuvaError):
+class InvalidResponse(AdiuvaError):
     """The provider's answer is not what its documentation says."""
 
     code, status = "provider_garbled", 502
 
 
-class TooLarge(AdiuvaError):
+class ResponseTooLarge(AdiuvaError):
     """An answer is beyond what is read into memory."""
 
     code, status = "too_large", 502

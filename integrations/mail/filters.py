@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from adiuva.core.errors import Invalid
 
-_MOST: Final = 50
-_MOST_CHARS: Final = 200
+_MAX_NAMES: Final = 50
+_MAX_NAME_CHARS: Final = 200
 _FIRST_YEAR, _LAST_YEAR = 1970, 9000
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*")
 _DOMAIN: Final = re.compile(r"@?[a-z0-9-]+(?:\.[a-z0-9-]+)+")
@@ -76,12 +76,17 @@ def _matches(wanted: str, whole: str, address: str, host: str) -> bool:
 
 def _names(config: Mapping[str, Any], field: str) -> tuple[str, ...]:
     given = config.get(field) or []
-    if not isinstance(given, list | tuple) or len(given) > _MOST:
-        raise _invalid(field, f"it must be a list of at most {_MOST}")
+    if not isinstance(given, list | tuple) or len(given) > _MAX_NAMES:
+        raise _invalid(field, f"it must be a list of at most {_MAX_NAMES}")
     names = []
     for name in given:
-        if not isinstance(name, str) or not name.strip() or len(name) > _MOST_CHARS or _CONTROLS.search(name):
-            raise _invalid(field, f"each must be a text of 1 to {_MOST_CHARS} characters on one line")
+        if (
+            not isinstance(name, str)
+            or not name.strip()
+            or len(name) > _MAX_NAME_CHARS
+            or _CONTROLS.search(name)
+        ):
+            raise _invalid(field, f"each must be a text of 1 to {_MAX_NAME_CHARS} characters on one line")
         names.append(name.strip())
     return tuple(dict.fromkeys(names))
 

@@ -24,19 +24,19 @@ import redis
 import structlog
 
 from adiuva.core.redis import sync_redis
-from integrations.mail.errors import Throttled
+from integrations.mail.errors import ProviderThrottled
 
-AT_ONCE: Final = 4  # what Outlook allows an app in a mailbox; the others take it well
-LONGEST_WAIT_S: Final = 60.0  # that a provider may ask of us before we tell the caller instead
-_PLACE_S: Final = (
+MAX_CONCURRENT_REQUESTS: Final = 4  # what Outlook allows an app in a mailbox; the others take it well
+MAX_WAIT_S: Final = 60.0  # that a provider may ask of us before we tell the caller instead
+_PERMIT_TTL_S: Final = (
     12.0  # that a place is taken for, unless it is renewed: so long a process that was killed blocks it
 )
 _RENEW_S: Final = 4.0
-_LOOK_AGAIN_S: Final = 0.03
-_ALONE_S: Final = 10.0  # that Redis is left alone when it did not answer
+_POLL_S: Final = 0.03
+_REDIS_RETRY_S: Final = 10.0  # that Redis is left alone when it did not answer
 
 # A place: the milliseconds to wait if it is too early, -1 if all are taken, else 0.
-_TAKE: Final = """
+_ACQUIRE: Final = """
 local wait = redis.call('PTTL', KEYS[2])
 if wait > 0 then return wait end
 local time = redis.call('TIME')
@@ -52,81 +52,83 @@ local time = redis.call('TIME')
 redis.call('ZADD', KEYS[1], time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
-_GIVE_BACK: Final = "redis.call('ZREM', KEYS[1], ARGV[1])"
-_HOLD: Final = """
+_RELEASE: Final = "redis.call('ZREM', KEYS[1], ARGV[1])"
+_BLOCK: Final = """
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], '1', 'PX', ARGV[1]) end
 """
 
 log = structlog.get_logger("integrations.mail")
 
 
-class Gate:
-    """`async with gate.place():` holds one of the places. Readers may be on event loops of several threads."""
+class MailboxLimiter:
+    """`async with gate.permit():` holds one of the places. Readers may be on event loops of several threads."""
 
     def __init__(self, provider: str, mailbox: str) -> None:
         self._provider = provider
         name = hashlib.sha256(f"{provider}\n{mailbox}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
         self._keys = f"adiuva:mailbox:{name}:places", f"adiuva:mailbox:{name}:held"
         self._lock = threading.Lock()
-        self._free = AT_ONCE
+        self._free = MAX_CONCURRENT_REQUESTS
         self._not_before = 0.0
         self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
 
-    def hold(self, seconds: float) -> None:
+    def block(self, seconds: float) -> None:
         """Let nobody through for so long."""
-        self._hold_here(seconds)
-        _ask(_HOLD, self._keys[1:], int(seconds * 1000) + 1)
+        self._block_locally(seconds)
+        _run_script(_BLOCK, self._keys[1:], int(seconds * 1000) + 1)
 
     async def wait(self) -> None:
-        """Until the provider may be asked. Raise Throttled if that is too long to wait."""
+        """Until the provider may be asked. Raise ProviderThrottled if that is too long to wait."""
         while (pause := self._not_before - time.monotonic()) > 0:
-            if pause > LONGEST_WAIT_S:
-                raise Throttled(self._provider, pause)
+            if pause > MAX_WAIT_S:
+                raise ProviderThrottled(self._provider, pause)
             await asyncio.sleep(pause)
 
     @asynccontextmanager
-    async def place(self) -> AsyncGenerator[None]:
-        """One of the places, once the provider may be asked. Raise Throttled as `wait` does."""
-        name = await self._taken()
+    async def permit(self) -> AsyncGenerator[None]:
+        """One of the places, once the provider may be asked. Raise ProviderThrottled as `wait` does."""
+        name = await self._acquire()
         renewing = asyncio.create_task(self._renew(name)) if name else None
         try:
             yield
         finally:
             if renewing is not None:
                 renewing.cancel()
-                _ask(_GIVE_BACK, self._keys[:1], name)
-            self._leave()
+                _run_script(_RELEASE, self._keys[:1], name)
+            self._leave_process_queue()
 
     # Among all processes
 
-    async def _taken(self) -> str:
+    async def _acquire(self) -> str:
         """What a place is called in Redis; empty while that is away."""
         while True:
-            await self._enter()
+            await self._enter_process_queue()
             name = uuid.uuid4().hex
-            answer = _ask(_TAKE, self._keys, name, AT_ONCE, int(_PLACE_S * 1000))
+            answer = _run_script(
+                _ACQUIRE, self._keys, name, MAX_CONCURRENT_REQUESTS, int(_PERMIT_TTL_S * 1000)
+            )
             if answer is None:
                 return ""
             if answer == 0:
                 return name
-            self._leave()
+            self._leave_process_queue()
             if answer > 0:
-                self._hold_here(answer / 1000)
+                self._block_locally(answer / 1000)
             else:
-                await asyncio.sleep(_LOOK_AGAIN_S * random.uniform(0.5, 1.5))
+                await asyncio.sleep(_POLL_S * random.uniform(0.5, 1.5))
 
     async def _renew(self, name: str) -> None:
         while True:
             await asyncio.sleep(_RENEW_S)
-            _ask(_RENEW, self._keys[:1], name, int(_PLACE_S * 1000))
+            _run_script(_RENEW, self._keys[:1], name, int(_PERMIT_TTL_S * 1000))
 
     # Within this one
 
-    def _hold_here(self, seconds: float) -> None:
+    def _block_locally(self, seconds: float) -> None:
         with self._lock:
             self._not_before = max(self._not_before, time.monotonic() + seconds)
 
-    async def _enter(self) -> None:
+    async def _enter_process_queue(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self.wait()
@@ -146,7 +148,7 @@ class Gate:
         if more:
             self._wake()  # several places may have become free while all had to wait
 
-    def _leave(self) -> None:
+    def _leave_process_queue(self) -> None:
         with self._lock:
             self._free += 1
         self._wake()
@@ -166,43 +168,43 @@ class Gate:
                 continue  # its loop has ended
 
 
-def _offer(gate: Gate, turn: asyncio.Future[None]) -> None:
+def _offer(gate: MailboxLimiter, turn: asyncio.Future[None]) -> None:
     if turn.done():
         gate._wake()
     else:
         turn.set_result(None)
 
 
-_gates: WeakValueDictionary[tuple[str, str], Gate] = WeakValueDictionary()
-_guard = threading.Lock()
+_limiters: WeakValueDictionary[tuple[str, str], MailboxLimiter] = WeakValueDictionary()
+_lock = threading.Lock()
 
 
-def gate(provider: str, mailbox: str) -> Gate:
+def limiter_of(provider: str, mailbox: str) -> MailboxLimiter:
     """The one gate of a mailbox in this process."""
     key = provider, mailbox.casefold()  # addresses come in the spelling in which they were granted
-    with _guard:
-        found = _gates.get(key)
+    with _lock:
+        found = _limiters.get(key)
         if found is None:
-            found = _gates[key] = Gate(*key)
+            found = _limiters[key] = MailboxLimiter(*key)
         return found
 
 
-_alone_until = 0.0
+_redis_down_until = 0.0
 
 
-def _ask(script: str, keys: tuple[str, ...], *values: Any) -> Any:
+def _run_script(script: str, keys: tuple[str, ...], *values: Any) -> Any:
     """What a script answers; None while Redis is away."""
-    global _alone_until
-    if time.monotonic() < _alone_until:
+    global _redis_down_until
+    if time.monotonic() < _redis_down_until:
         return None
     try:
-        return _scripts(script)(keys=keys, args=values)
+        return _registered_script(script)(keys=keys, args=values)
     except redis.RedisError as error:
-        _alone_until = time.monotonic() + _ALONE_S
+        _redis_down_until = time.monotonic() + _REDIS_RETRY_S
         log.warning("mail.gate_alone", error=type(error).__name__)
         return None
 
 
 @cache
-def _scripts(script: str) -> Any:
+def _registered_script(script: str) -> Any:
     return sync_redis("mailbox_limiter").register_script(script)

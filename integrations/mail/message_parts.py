@@ -9,34 +9,34 @@ from email.message import Message
 from adiuva.documents import Unreadable
 from adiuva.documents.mail import attachments_to_text, read_mail
 from integrations.mail import quotation
-from integrations.mail.documents import Document, Skipped
+from integrations.mail.documents import MailDocument, SkippedMessage
 
-_LARGE = 64 * 1024  # characters, beyond which a mail is read off the event loop
+_LARGE_CHARS = 64 * 1024  # characters, beyond which a mail is read off the event loop
 
 
-async def read(
+async def read_document(
     message: Message, *, size: int, source_id: str, content_hash: bytes, sent_at: dt.datetime | None
-) -> Document | Skipped:
+) -> MailDocument | SkippedMessage:
     """A message of about `size` characters. It never raises for what is in the message."""
-    if size > _LARGE:
+    if size > _LARGE_CHARS:
         return await asyncio.to_thread(_read, message, source_id, content_hash, sent_at)
     return _read(message, source_id, content_hash, sent_at)
 
 
 def _read(
     message: Message, source_id: str, content_hash: bytes, sent_at: dt.datetime | None
-) -> Document | Skipped:
+) -> MailDocument | SkippedMessage:
     try:
         mail = read_mail(message, quotes=True)
     except Unreadable as unreadable:
-        return Skipped(source_id, unreadable.code, unreadable.message)
+        return SkippedMessage(source_id, unreadable.code, unreadable.message)
     title = mail.headers.get("Subject", "")
-    own, old = quotation.set_apart(mail.body, title)
+    own, old = quotation.split_quotation(mail.body, title)
     parts = ["\n".join(f"{name}: {value}" for name, value in mail.headers.items()), own]
     if old:
-        parts.append(f"Quoted from earlier messages:\n{quotation.marked(old)}")
+        parts.append(f"Quoted from earlier messages:\n{quotation.mark_quoted(old)}")
     parts.append(attachments_to_text(mail.attachments))
-    return Document(
+    return MailDocument(
         source_id=source_id,
         content_hash=content_hash,
         title=title,
@@ -58,7 +58,7 @@ def text_part(text: bytes, kind: str, charset: str = "utf-8") -> Message:
     return part
 
 
-def attached_part(name: str, kind: str, size: object) -> Message:
+def attachment_part(name: str, kind: str, size: object) -> Message:
     """A part that is not here, by what is known of it."""
     part = Message()
     part["Content-Type"] = (
@@ -71,6 +71,6 @@ def attached_part(name: str, kind: str, size: object) -> Message:
     return part
 
 
-def clean(value: object) -> str:
+def clean_text(value: object) -> str:
     """A text of an answer, without what cannot be encoded: JSON may hold half a character."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""

@@ -1,4 +1,4 @@
-"""HTTP to a provider's API: one host, a few requests at once, patience where it is asked for, and an end to it."""
+"""HTTP to a provider's API: one host, a few requests at once, timeouts where it is asked for, and an end to it."""
 
 from __future__ import annotations
 
@@ -18,24 +18,31 @@ from django.conf import settings
 
 from adiuva.core.http import BodyTooLarge, backoff_s, is_transient, read_bounded, retry_after_s
 from integrations import egress
-from integrations.errors import ForbiddenHost, NeedsReauth, ProviderAway
-from integrations.mail.documents import Token
-from integrations.mail.errors import Garbled, NotThere, ProviderRefused, Throttled, TooLarge, Unsteady
-from integrations.mail.mailbox_limiter import LONGEST_WAIT_S, Gate, gate
+from integrations.errors import ForbiddenHost, NeedsReauth, ProviderUnavailable
+from integrations.mail.documents import TokenSource
+from integrations.mail.errors import (
+    InvalidResponse,
+    ProviderRefused,
+    ProviderThrottled,
+    ProviderUnstable,
+    ResourceGone,
+    ResponseTooLarge,
+)
+from integrations.mail.mailbox_limiter import MAX_WAIT_S, MailboxLimiter, limiter_of
 from integrations.models import Provider
 
-MAX_BYTES: Final = 24 * 1024 * 1024  # of one answer: a text of 16 MB, as Gmail writes it
-_MAX_REFUSAL_BYTES: Final = 64 * 1024
-_LARGE: Final = 256 * 1024  # an answer that is parsed off the event loop
-_TRIES: Final = 5
-_BUDGET: Final = 100  # retries in one reading, after which the provider is away
-_CONNECT_S: Final = 10.0
-_LONGEST_PAUSE_S: Final = 20.0
-_FRESH_S: Final = (
+MAX_ANSWER_BYTES: Final = 24 * 1024 * 1024  # of one answer: a text of 16 MB, as Gmail writes it
+_MAX_ERROR_BODY_BYTES: Final = 64 * 1024
+_LARGE_BYTES: Final = 256 * 1024  # an answer that is parsed off the event loop
+_MAX_ATTEMPTS: Final = 5
+_MAX_RETRIES_PER_SYNC: Final = 100  # retries in one reading, after which the provider is away
+_CONNECT_TIMEOUT_S: Final = 10.0
+_MAX_BACKOFF_S: Final = 20.0
+_TOKEN_REUSE_S: Final = (
     5.0  # that a token is used before it is asked for anew: then a disconnected account is left alone
 )
 # What Google answers with 403 where others say 429.
-_THROTTLES: Final = frozenset(
+_THROTTLING_REASONS: Final = frozenset(
     {
         "rateLimitExceeded",
         "userRateLimitExceeded",
@@ -50,24 +57,24 @@ log = structlog.get_logger("integrations.mail")
 
 
 @dataclass(frozen=True)
-class Account:
+class MailboxAccount:
     """Whose mailbox is read, and by which connection. `mailbox` is the provider's name of it: all readers of one
     mailbox share its gate."""
 
     connection: UUID
     mailbox: str
-    token: Token
+    token: TokenSource
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """How long an answer may take, and the first pause before a retry; the pauses after it are longer."""
 
-    answer_s: float = 60.0
-    pause_s: float = 0.5
+    response_s: float = 60.0
+    first_backoff_s: float = 0.5
 
 
-class _Failed(Exception):
+class _AttemptFailed(Exception):
     """An attempt that may be made again: after a pause, or after `seconds` if the provider named a time."""
 
     def __init__(self, why: str, seconds: float | None = None, *, throttled: bool = False) -> None:
@@ -75,61 +82,70 @@ class _Failed(Exception):
         self.why, self.seconds, self.throttled = why, seconds, throttled
 
 
-def api(provider: Provider) -> str:
+def api_base(provider: Provider) -> str:
     """Where a provider's API is."""
     configured = settings.GOOGLE if provider is Provider.GMAIL else settings.MICROSOFT
     return str(configured["api"]).rstrip("/")
 
 
-class Wire:
+class ProviderClient:
     """Requests to one provider for one account. `answered` counts the answers that could be used."""
 
-    def __init__(self, provider: Provider, account: Account, patience: Patience) -> None:
-        self.provider, self.base = provider.label, api(provider)
+    def __init__(self, provider: Provider, account: MailboxAccount, timeouts: Timeouts) -> None:
+        self.provider, self.base = provider.label, api_base(provider)
         self.answered = 0
         self._origin = _origin(httpx.URL(self.base))
-        self._account, self._patience = account, patience
-        self._gate: Gate = gate(provider.label, account.mailbox)
+        self._account, self._timeouts = account, timeouts
+        self._limiter: MailboxLimiter = limiter_of(provider.label, account.mailbox)
         self._retries = 0
         self._access, self._access_until = "", 0.0
         self._signing_in = asyncio.Lock()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, provider: Provider, account: Account, patience: Patience) -> AsyncIterator[Self]:
-        wire = cls(provider, account, patience)
-        timeout = httpx.Timeout(patience.answer_s, connect=min(_CONNECT_S, patience.answer_s))
-        async with egress.async_client(provider.value, timeout=timeout) as wire._client:
-            yield wire
+    async def open(
+        cls, provider: Provider, account: MailboxAccount, timeouts: Timeouts
+    ) -> AsyncIterator[Self]:
+        client = cls(provider, account, timeouts)
+        timeout = httpx.Timeout(timeouts.response_s, connect=min(_CONNECT_TIMEOUT_S, timeouts.response_s))
+        async with egress.async_client(provider.value, timeout=timeout) as client._client:
+            yield client
 
     _client: httpx.AsyncClient
 
-    async def json(self, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """The object at an address, which may be relative to the base. Raise NotThere, ProviderRefused, NeedsReauth,
-        ProviderAway, Throttled, TooLarge, Garbled or ForbiddenHost."""
+    async def get_json(self, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The JSON object at a URL, which may be relative to the API's base.
+
+        Raises ResourceGone, ProviderRefused, NeedsReauth, ProviderUnavailable, ProviderThrottled, ResponseTooLarge,
+        InvalidResponse or ForbiddenHost.
+        """
         tried = 0
         while True:
-            raw = await self.read(url, headers)
+            raw = await self.get_bytes(url, headers)
             try:
-                value = await asyncio.to_thread(orjson.loads, raw) if len(raw) > _LARGE else orjson.loads(raw)
+                value = (
+                    await asyncio.to_thread(orjson.loads, raw)
+                    if len(raw) > _LARGE_BYTES
+                    else orjson.loads(raw)
+                )
             except ValueError:
                 value = None
             if isinstance(value, dict):
                 return value
             tried += 1
-            if tried >= _TRIES:
-                raise Garbled(f"{self.provider} answered with something that is not a JSON object")
-            await self._pause(_Failed("no JSON object"), tried)  # it may be an answer that was cut
+            if tried >= _MAX_ATTEMPTS:
+                raise InvalidResponse(f"{self.provider} answered with something that is not a JSON object")
+            await self._pause(_AttemptFailed("no JSON object"), tried)  # it may be an answer that was cut
 
-    async def read(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
+    async def get_bytes(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
         """The bytes at an address; raises as `json` does."""
-        whole = self.checked(url)
+        whole = self.checked_url(url)
         tried, rejected = 0, False
         while True:
             access = await self._token()
             try:
                 raw = await self._once(whole, {**(headers or {}), "Authorization": f"Bearer {access}"})
-            except _Failed as failed:
+            except _AttemptFailed as failed:
                 tried += 1
                 await self._pause(failed, tried)
             else:
@@ -144,7 +160,7 @@ class Wire:
                 rejected = True
                 await self._token(access)
 
-    def checked(self, url: str) -> httpx.URL:
+    def checked_url(self, url: str) -> httpx.URL:
         """The whole address. Raise ForbiddenHost.
 
         Links come from answers, and cursors from where they were stored. None may lead elsewhere: not even to the
@@ -162,71 +178,71 @@ class Wire:
         async with self._signing_in:  # whoever comes later finds the new one
             if self._access == rejected or time.monotonic() >= self._access_until:
                 self._access = await self._account.token(rejected)
-                self._access_until = time.monotonic() + _FRESH_S
+                self._access_until = time.monotonic() + _TOKEN_REUSE_S
             return self._access
 
     async def _once(self, url: httpx.URL, headers: dict[str, str]) -> bytes | None:
         """One request: what it answers, or None if it wants another token."""
-        async with self._gate.place():
+        async with self._limiter.permit():
             try:
-                async with asyncio.timeout(self._patience.answer_s):
+                async with asyncio.timeout(self._timeouts.response_s):
                     async with self._client.stream(
                         "GET", url, headers=headers, extensions={"trace": self._at_last}
                     ) as response:
                         if response.status_code == 200:
-                            return await self._body(response, MAX_BYTES)
+                            return await self._body(response, MAX_ANSWER_BYTES)
                         if response.status_code == 401:
                             return None
                         # While the place is held: nobody may go in between.
                         raise await self._refusal(response)
             except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
-                raise _Failed(type(error).__name__) from None
+                raise _AttemptFailed(type(error).__name__) from None
 
     async def _at_last(self, event: str, _: object) -> None:
         """Since it got its place, a request may have waited for a connection, and the provider may have asked to be
         left alone: this is right before it is sent."""
         if event == "http11.send_request_headers.started":
-            await self._gate.wait()
+            await self._limiter.wait()
 
     async def _body(self, response: httpx.Response, most: int) -> bytes:
         try:
             return await read_bounded(response.aiter_bytes(), most)
         except BodyTooLarge:
-            raise TooLarge(
-                f"an answer of {self.provider} is larger than {MAX_BYTES // 1024 // 1024} MB"
+            raise ResponseTooLarge(
+                f"an answer of {self.provider} is larger than {MAX_ANSWER_BYTES // 1024 // 1024} MB"
             ) from None
 
     async def _refusal(self, response: httpx.Response) -> Exception:
         status = response.status_code
         seconds = retry_after_s(response.headers.get("Retry-After"))
         try:
-            reason = _reason(await self._body(response, _MAX_REFUSAL_BYTES))
-        except (TooLarge, httpx.HTTPError):
+            reason = _error_reason(await self._body(response, _MAX_ERROR_BODY_BYTES))
+        except (ResponseTooLarge, httpx.HTTPError):
             reason = ""
-        throttled = status == 429 or (status == 403 and reason in _THROTTLES)
+        throttled = status == 429 or (status == 403 and reason in _THROTTLING_REASONS)
         if throttled or is_transient(status):
             if seconds:
-                self._gate.hold(seconds)
-            return _Failed(f"status {status}", seconds, throttled=throttled)
+                self._limiter.block(seconds)
+            return _AttemptFailed(f"status {status}", seconds, throttled=throttled)
         if status in (404, 410):
-            return NotThere(self.provider, status, reason)
+            return ResourceGone(self.provider, status, reason)
         return ProviderRefused(self.provider, status, reason)
 
-    async def _pause(self, failed: _Failed, tried: int) -> None:
+    async def _pause(self, failed: _AttemptFailed, tried: int) -> None:
         """Wait before the next try, or say that there is none."""
         self._retries += 1
         asked = failed.seconds
-        if asked is not None and asked > LONGEST_WAIT_S:
-            raise Throttled(self.provider, asked)
-        if self._retries > _BUDGET:
-            raise Unsteady(f"{self.provider} fails too often ({failed.why})")
-        if tried >= _TRIES:
+        if asked is not None and asked > MAX_WAIT_S:
+            raise ProviderThrottled(self.provider, asked)
+        if self._retries > _MAX_RETRIES_PER_SYNC:
+            raise ProviderUnstable(f"{self.provider} fails too often ({failed.why})")
+        if tried >= _MAX_ATTEMPTS:
             if failed.throttled:
-                raise Throttled(self.provider, asked)
-            raise ProviderAway(f"{self.provider} does not answer ({failed.why})")
+                raise ProviderThrottled(self.provider, asked)
+            raise ProviderUnavailable(f"{self.provider} does not answer ({failed.why})")
         log.info("mail.retry", provider=self.provider, why=failed.why, tried=tried, asked_s=asked)
         if not asked:  # else the gate makes us wait
-            pause_s = backoff_s(tried, first_s=self._patience.pause_s, longest_s=_LONGEST_PAUSE_S)
+            pause_s = backoff_s(tried, first_s=self._timeouts.first_backoff_s, longest_s=_MAX_BACKOFF_S)
             await asyncio.sleep(pause_s)
 
 
@@ -234,7 +250,7 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
-def _reason(raw: bytes) -> str:
+def _error_reason(raw: bytes) -> str:
     """The provider's one word for it: never its message, which may quote what was asked for."""
     try:
         error = orjson.loads(raw)["error"]

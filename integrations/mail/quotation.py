@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_LONGEST_LINE: Final = 400  # of what can be such a mark
+_MAX_MARK_CHARS: Final = 400  # of what can be such a mark
 _WROTE: Final = re.compile(
     r"(?:on|am|le|el|il|em|op|den|dnia|w dniu)\b.{4,250}"
     r"\b(?:wrote|schrieb|écrit|escribió|scritto|escreveu|schreef|skrev|napisał)\b.{0,80}:",
@@ -49,7 +49,7 @@ _FORWARD: Final = re.compile(
 )
 
 
-def set_apart(body: str, subject: str = "") -> tuple[str, str]:
+def split_quotation(body: str, subject: str = "") -> tuple[str, str]:
     """The author's own words, and what they quote (empty if nothing, or if it cannot be taken apart). A mail that is
     forwarded is what its sender wants to be read: nothing in it counts as quoted."""
     lines = body.split("\n")
@@ -63,7 +63,7 @@ def set_apart(body: str, subject: str = "") -> tuple[str, str]:
     return own, "\n".join(lines[begin:end]).strip("\n")
 
 
-def marked(quoted: str) -> str:
+def mark_quoted(quoted: str) -> str:
     """Quoted text with '>' before each line that has none yet."""
     return "\n".join(line if line.startswith(">") else f"> {line}".rstrip() for line in quoted.split("\n"))
 
@@ -71,7 +71,7 @@ def marked(quoted: str) -> str:
 def _quotation(lines: list[str]) -> tuple[int, int]:
     """The first and the last line (exclusive) of the one quotation; the same if there is none, or several."""
     for number, line in enumerate(lines):
-        if len(line) > _LONGEST_LINE or line.startswith(">"):
+        if len(line) > _MAX_MARK_CHARS or line.startswith(">"):
             continue
         text = line.strip()
         if _RULE.fullmatch(text) or _is_header_block(lines, number):
@@ -114,12 +114,12 @@ def _with_attribution(lines: list[str], begin: int) -> int:
 def _attribution(lines: list[str], number: int) -> int:
     """How many lines say who wrote when: one, or two where the line was broken; else none."""
     line = lines[number].strip()
-    if len(line) > _LONGEST_LINE or not _WROTE_BEGINS.match(line):
+    if len(line) > _MAX_MARK_CHARS or not _WROTE_BEGINS.match(line):
         return 0
     if _WROTE.fullmatch(line):
         return 1
     following = lines[number + 1].strip() if number + 1 < len(lines) else ""
-    if following and len(following) <= _LONGEST_LINE and _WROTE.fullmatch(f"{line} {following}"):
+    if following and len(following) <= _MAX_MARK_CHARS and _WROTE.fullmatch(f"{line} {following}"):
         return 2
     return 0
 
@@ -128,7 +128,7 @@ def _is_header_block(lines: list[str], number: int) -> bool:
     """The older mail's headers: its sender first, its subject at last, all together."""
     kinds = []
     for line in lines[number : number + _HEADER_LINES]:
-        match = _HEADER.fullmatch(line.strip()) if len(line) <= _LONGEST_LINE else None
+        match = _HEADER.fullmatch(line.strip()) if len(line) <= _MAX_MARK_CHARS else None
         if match is None:
             break
         kinds.append(match.lastgroup)

@@ -13,19 +13,26 @@ from typing import Any, ClassVar, Final
 
 from django.utils import timezone
 
-from integrations.errors import ProviderAway
-from integrations.mail.cursor import Cursor, identity
-from integrations.mail.documents import Due, Item, Skipped
-from integrations.mail.errors import Garbled, NotThere, ProviderRefused, Throttled, TooLarge, Unsteady
+from integrations.errors import ProviderUnavailable
+from integrations.mail.cursor import Cursor, cursor_owner
+from integrations.mail.documents import DueFilter, MailItem, SkippedMessage
+from integrations.mail.errors import (
+    InvalidResponse,
+    ProviderRefused,
+    ProviderThrottled,
+    ProviderUnstable,
+    ResourceGone,
+    ResponseTooLarge,
+)
 from integrations.mail.filters import Filters
-from integrations.mail.provider_client import Account, Patience, Wire
+from integrations.mail.provider_client import MailboxAccount, ProviderClient, Timeouts
 from integrations.models import Provider
 
-_AHEAD: Final = 4  # messages that are fetched before they are asked for
+_PREFETCHED_MESSAGES: Final = 4  # messages that are fetched before they are asked for
 
 
 @dataclass(frozen=True, slots=True)
-class Ref:
+class MessageRef:
     """A message that was listed. `handle`: what the provider's reader needs to fetch it."""
 
     source_id: str
@@ -34,23 +41,23 @@ class Ref:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ListedPage:
     """What a listing brought. `state`: what the cursor may say once this page is settled; None: as before. `read_at`:
     up to when all is known then, where that is not the beginning of this reading."""
 
-    refs: list[Ref] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    refs: list[MessageRef] = field(default_factory=list)
+    skipped: list[SkippedMessage] = field(default_factory=list)
     state: dict[str, Any] | None = None
     read_at: dt.datetime | None = None
 
 
-class Reading(ABC):
+class MailboxSync(ABC):
     """One reading of one mailbox; see documents.Mailbox. A reader is used once."""
 
     provider: ClassVar[Provider]
 
-    def __init__(self, account: Account, *, patience: Patience | None = None) -> None:
-        self._account, self._patience = account, patience or Patience()
+    def __init__(self, account: MailboxAccount, *, timeouts: Timeouts | None = None) -> None:
+        self._account, self._timeouts = account, timeouts or Timeouts()
         self._cursor: Cursor | None = None
         self._stored: str | None = None
         self._moved = False
@@ -60,17 +67,17 @@ class Reading(ABC):
         return self._cursor.dump() if self._cursor is not None and self._moved else self._stored
 
     async def messages(
-        self, *, cursor: str | None, filters: Filters, due: Due | None = None
-    ) -> AsyncGenerator[Item, None]:
+        self, *, cursor: str | None, filters: Filters, due: DueFilter | None = None
+    ) -> AsyncGenerator[MailItem, None]:
         self._now = now = timezone.now()
         self._stored = cursor
         # An address comes in the spelling in which it was granted last.
-        of = identity(self.provider.value, self._account.mailbox.casefold(), filters)
+        of = cursor_owner(self.provider.value, self._account.mailbox.casefold(), filters)
         self._cursor = before = Cursor.load(cursor, of, now)
         seen: set[str] = set()
         async with (
-            Wire.open(self.provider, self._account, self._patience) as wire,
-            aclosing(self._pages(wire, before, filters)) as pages,
+            ProviderClient.open(self.provider, self._account, self._timeouts) as client,
+            aclosing(self._pages(client, before, filters)) as pages,
         ):
             async for page in pages:
                 refs = list({ref.source_id: ref for ref in page.refs if ref.source_id not in seen}.values())
@@ -80,20 +87,22 @@ class Reading(ABC):
                     refs = [ref for ref, is_due in zip(refs, wanted, strict=True) if is_due]
                 for skipped in page.skipped:
                     yield skipped
-                async with aclosing(self._fetched(wire, refs, filters)) as items:
+                async with aclosing(self._fetched(client, refs, filters)) as items:
                     async for item in items:
                         yield item
                 if page.state is not None:
                     # Whoever asked for the next one has settled, or holds, the last one.
                     self._cursor, self._moved = Cursor(before.of, page.read_at or now, page.state), True
 
-    async def _fetched(self, wire: Wire, refs: list[Ref], filters: Filters) -> AsyncGenerator[Item, None]:
+    async def _fetched(
+        self, client: ProviderClient, refs: list[MessageRef], filters: Filters
+    ) -> AsyncGenerator[MailItem, None]:
         """The messages in their order, a few fetched ahead."""
-        ahead: deque[asyncio.Task[Item | None]] = deque()
+        ahead: deque[asyncio.Task[MailItem | None]] = deque()
         try:
             for ref in refs:
-                ahead.append(asyncio.create_task(self._one(wire, ref, filters), name="fetch"))
-                if len(ahead) >= _AHEAD and (item := await ahead.popleft()) is not None:
+                ahead.append(asyncio.create_task(self._one(client, ref, filters), name="fetch"))
+                if len(ahead) >= _PREFETCHED_MESSAGES and (item := await ahead.popleft()) is not None:
                     yield item
                     del item  # nobody holds it here while the next one is awaited
             while ahead:
@@ -105,31 +114,33 @@ class Reading(ABC):
                 task.cancel()
             await asyncio.gather(*ahead, return_exceptions=True)
 
-    async def _one(self, wire: Wire, ref: Ref, filters: Filters) -> Item | None:
+    async def _one(self, client: ProviderClient, ref: MessageRef, filters: Filters) -> MailItem | None:
         """A message; None if it is gone, or not wanted. What is wrong with it alone does not end the reading."""
-        answered = wire.answered
+        answered = client.answered
         try:
-            return await self._fetch(wire, ref, filters)
-        except NotThere:
+            return await self._fetch(client, ref, filters)
+        except ResourceGone:
             return None
-        except (TooLarge, Garbled) as error:
-            return Skipped(ref.source_id, error.code, error.message)
+        except (ResponseTooLarge, InvalidResponse) as error:
+            return SkippedMessage(ref.source_id, error.code, error.message)
         except ProviderRefused as refused:
             if refused.http_status in (401, 403):
                 raise
-            return Skipped(ref.source_id, refused.code, refused.message)
-        except (Throttled, Unsteady):
+            return SkippedMessage(ref.source_id, refused.code, refused.message)
+        except (ProviderThrottled, ProviderUnstable):
             raise
-        except ProviderAway as away:
+        except ProviderUnavailable as away:
             # If others were answered while this one failed again and again, it is this message.
-            if wire.answered == answered:
+            if client.answered == answered:
                 raise
-            return Skipped(ref.source_id, away.code, away.message)
+            return SkippedMessage(ref.source_id, away.code, away.message)
 
     @abstractmethod
-    def _pages(self, wire: Wire, cursor: Cursor, filters: Filters) -> AsyncGenerator[Page, None]:
+    def _pages(
+        self, client: ProviderClient, cursor: Cursor, filters: Filters
+    ) -> AsyncGenerator[ListedPage, None]:
         """What there is since the cursor. An empty state: nothing is known yet. It may have been expired for long."""
 
     @abstractmethod
-    async def _fetch(self, wire: Wire, ref: Ref, filters: Filters) -> Item | None:
+    async def _fetch(self, client: ProviderClient, ref: MessageRef, filters: Filters) -> MailItem | None:
         """A listed message; None if the filters do not admit it."""

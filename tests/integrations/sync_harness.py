@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from integrations.gmail import Gmail
-from integrations.mail.documents import Document, Item, Skipped
+from integrations.gmail import GmailSync
+from integrations.mail.documents import MailDocument, MailItem, SkippedMessage
 from integrations.mail.filters import Filters
-from integrations.mail.provider_client import Account, Patience
-from integrations.mail.sync import Reading
-from integrations.outlook import Outlook
-from integrations.teams import Teams
+from integrations.mail.provider_client import MailboxAccount, Timeouts
+from integrations.mail.sync import MailboxSync
+from integrations.outlook import OutlookSync
+from integrations.teams import TeamsSync
 from tests.fakes.google import Google
 from tests.fakes.graph import Graph
 from tests.fakes.mailboxes import Box
 
-SWIFT = Patience(answer_s=5.0, pause_s=0.01)
+SWIFT = Timeouts(response_s=5.0, pause_s=0.01)
 
 
 def use(settings: Any, *, google: Google | None = None, graph: Graph | None = None) -> None:
@@ -31,20 +31,20 @@ def use(settings: Any, *, google: Google | None = None, graph: Graph | None = No
         settings.MICROSOFT = {**settings.MICROSOFT, "api": graph.api}
 
 
-def account(box: Box) -> Account:
-    return Account(uuid4(), box.name, box.token)
+def account(box: Box) -> MailboxAccount:
+    return MailboxAccount(uuid4(), box.name, box.token)
 
 
-def gmail(box: Box, patience: Patience = SWIFT) -> Reading:
-    return Gmail(account(box), patience=patience)
+def gmail(box: Box, timeouts: Timeouts = SWIFT) -> MailboxSync:
+    return GmailSync(account(box), timeouts=timeouts)
 
 
-def outlook(box: Box, patience: Patience = SWIFT) -> Reading:
-    return Outlook(account(box), patience=patience)
+def outlook(box: Box, timeouts: Timeouts = SWIFT) -> MailboxSync:
+    return OutlookSync(account(box), timeouts=timeouts)
 
 
-def teams(box: Box, patience: Patience = SWIFT) -> Reading:
-    return Teams(account(box), patience=patience)
+def teams(box: Box, timeouts: Timeouts = SWIFT) -> MailboxSync:
+    return TeamsSync(account(box), timeouts=timeouts)
 
 
 @dataclass
@@ -58,9 +58,9 @@ class Run:
     async def due(self, listed: Sequence[tuple[str, bytes]]) -> list[bool]:
         return [self.known.get(source_id) != content_hash for source_id, content_hash in listed]
 
-    async def read(self, reading: Reading, *, most: int | None = None, **config: Any) -> list[Item]:
+    async def read(self, reading: MailboxSync, *, most: int | None = None, **config: Any) -> list[MailItem]:
         """Read and settle; `most`: die when so many are settled, with one more in hand."""
-        items: list[Item] = []
+        items: list[MailItem] = []
         try:
             async with aclosing(
                 reading.messages(cursor=self.cursor, filters=Filters.parse(config), due=self.due)
@@ -69,7 +69,7 @@ class Run:
                     if most is not None and len(items) == most:
                         return items
                     self.settled[item.source_id] += 1
-                    if isinstance(item, Document):
+                    if isinstance(item, MailDocument):
                         self.known[item.source_id] = item.content_hash
                     items.append(item)
         finally:
@@ -77,9 +77,9 @@ class Run:
         return items
 
 
-def titles(items: Sequence[Item]) -> list[str]:
-    return [item.title for item in items if isinstance(item, Document)]
+def titles(items: Sequence[MailItem]) -> list[str]:
+    return [item.title for item in items if isinstance(item, MailDocument)]
 
 
-def skipped(items: Sequence[Item]) -> list[tuple[str, str]]:
-    return [(item.source_id, item.code) for item in items if isinstance(item, Skipped)]
+def skipped(items: Sequence[MailItem]) -> list[tuple[str, str]]:
+    return [(item.source_id, item.code) for item in items if isinstance(item, SkippedMessage)]

@@ -20,7 +20,7 @@ from django.urls import reverse
 from adiuva.accounts import services
 from adiuva.accounts.models import User
 from integrations import connections, oauth_clients, signals, tokens
-from integrations.errors import NeedsReauth, refuse_old_token
+from integrations.errors import NeedsReauth, old_token_error
 from integrations.models import Connection, Provider
 from tests.factories import somebody
 from tests.fakes.identity import Fail, Identity, Lost
@@ -220,7 +220,7 @@ def test_a_connection_that_was_removed_is_refreshed_no_more(owner: Owner, identi
 
 
 def test_clients_of_the_first_backend_are_told_which_field_to_send() -> None:
-    told = refuse_old_token()
+    told = old_token_error()
     assert told.status == 400 and told.fields is not None
     assert set(told.fields) == {"oauth_token_encrypted", "connection"}
 
@@ -258,7 +258,7 @@ def test_staff_see_health_and_a_link_for_the_user_and_nothing_sealed(
 
     identity.revoke("secret.mailbox@example.com")
     with pytest.raises(NeedsReauth):
-        tokens.renew(row.pk, user_id=owner.id)
+        tokens.refresh_now(row.pk, user_id=owner.id)
     shown = browser.get(one).content.decode() + browser.get(pages, {"q": str(row.pk)}).content.decode()
     assert f"adiuva://oauth/gmail/connect?connection={row.pk}" in shown
     assert "needs_reauth" in shown and owner.person.email in shown

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adiuva import env_variables
 from integrations import egress, oauth_clients
-from integrations.errors import ForbiddenHost, ProviderAway
+from integrations.errors import ForbiddenHost, ProviderUnavailable
 from tests.fakes.identity import Identity
 from tests.fakes.provider import Raw
 
@@ -86,7 +86,7 @@ FORBIDDEN = [
 
 @pytest.mark.parametrize("url", ALLOWED)
 def test_a_providers_own_addresses_are_followed(url: str) -> None:
-    assert egress.check(url, "outlook").host in {"graph.microsoft.com", "login.microsoftonline.com"}
+    assert egress.checked_url(url, "outlook").host in {"graph.microsoft.com", "login.microsoftonline.com"}
 
 
 def test_no_other_address_is_and_no_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +98,9 @@ def test_no_other_address_is_and_no_name_is_looked_up(monkeypatch: pytest.Monkey
 
     for url in FORBIDDEN:
         with pytest.raises(ForbiddenHost):
-            egress.check(url, "outlook")
+            egress.checked_url(url, "outlook")
         with pytest.raises(ForbiddenHost):
-            egress.ask("outlook", "GET", url)
+            egress.request_json("outlook", "GET", url)
 
     with egress.client("outlook") as client:
         for url in FORBIDDEN:
@@ -125,7 +125,7 @@ def test_whatever_stands_around_a_host_the_one_reached_is_it(text: str, mark: st
         text,
     ):
         try:
-            parsed = egress.check(url, "outlook")
+            parsed = egress.checked_url(url, "outlook")
         except ForbiddenHost:
             continue
         assert (parsed.scheme, parsed.raw_host, parsed.port) == ("https", b"graph.microsoft.com", None)
@@ -139,7 +139,7 @@ def test_a_redirect_is_not_followed(identity: Identity, status: int) -> None:
     with Identity() as elsewhere:
         for target in (f"{elsewhere.url}/google/token", f"{identity.url}/google/token"):
             identity.script(Raw(b"", status=status, headers={"Location": target}))
-            with pytest.raises(ProviderAway, match="redirects"):
+            with pytest.raises(ProviderUnavailable, match="redirects"):
                 identity_refresh()
         assert elsewhere.requests == []
     assert len(identity.requests) == 2
@@ -153,7 +153,7 @@ def test_a_discovery_that_names_another_token_endpoint_is_refused(settings: Any)
     """MSAL believes what the authority says of itself; the transport does not."""
     with Identity() as elsewhere, _Liar(elsewhere.url) as liar:
         settings.MICROSOFT = liar.microsoft()
-        with pytest.raises((ForbiddenHost, ProviderAway)):
+        with pytest.raises((ForbiddenHost, ProviderUnavailable)):
             oauth_clients.refresh("outlook", "a refresh token")
         assert elsewhere.requests == [] and liar.requests
 

@@ -14,12 +14,12 @@ import time_machine
 from django.utils import timezone
 
 from adiuva.core.errors import NotFound
-from integrations.errors import NeedsReauth, ProviderAway
-from integrations.gmail import Gmail
+from integrations.errors import NeedsReauth, ProviderUnavailable
+from integrations.gmail import GmailSync
 from integrations.mail import provider_client
-from integrations.mail.documents import Document
-from integrations.mail.errors import NoSuchFolder, PageLoop, ProviderRefused, Throttled
-from integrations.mail.provider_client import Account, Patience
+from integrations.mail.documents import MailDocument
+from integrations.mail.errors import NoSuchFolder, PageLoop, ProviderRefused, ProviderThrottled
+from integrations.mail.provider_client import MailboxAccount, Timeouts
 from tests.fakes.google import Google
 from tests.fakes.mailboxes import Bytes, Change, Cut, Fail, Slow
 from tests.integrations.sync_harness import SWIFT, Run, gmail, skipped, titles, use
@@ -52,7 +52,7 @@ async def test_a_message_becomes_a_document(google: Google) -> None:
         at=sent.timestamp(),
     )  # fmt: skip
     [item] = await Run().read(gmail(box))
-    assert isinstance(item, Document)
+    assert isinstance(item, MailDocument)
     assert (item.source_id, item.title, item.sent_at) == (source_id, "Re: Angebot", sent)
     assert (item.sender, item.recipients) == ("Jürgen <j@example.com>", "a@example.com, b@example.com")
     assert [(each.name, each.type, each.size) for each in item.attachments] == [
@@ -224,7 +224,7 @@ async def test_whatever_a_retry_after_says_it_is_a_time_that_can_be_waited_for(
     box.fault("/profile", Fail(429, "rateLimitExceeded", after))
     try:
         assert titles(await run.read(gmail(box))) == ["x"]
-    except Throttled as throttled:
+    except ProviderThrottled as throttled:
         assert throttled.retry_after_s == 86_400
 
 
@@ -234,7 +234,7 @@ async def test_whatever_a_retry_after_says_it_is_a_time_that_can_be_waited_for(
 async def test_a_quota_that_is_used_up_is_a_matter_of_time(google: Google, reason: str) -> None:
     box = google.mailbox(reason)
     box.fault("/profile", Fail(403, reason), times=9)
-    with pytest.raises(Throttled):
+    with pytest.raises(ProviderThrottled):
         await Run().read(gmail(box))
 
 
@@ -252,7 +252,7 @@ async def test_a_text_that_google_keeps_apart_is_fetched_and_a_deleted_message_i
     box.add(b"")
     box.delete(gone)
     [item] = await Run().read(gmail(box))
-    assert isinstance(item, Document) and item.text.count("A line of text") == 320_000
+    assert isinstance(item, MailDocument) and item.text.count("A line of text") == 320_000
 
 
 async def test_what_is_wrong_with_one_message_is_listed_and_the_others_are_read(google: Google) -> None:
@@ -305,7 +305,7 @@ async def test_a_reading_ends_soon_after_its_account_was_disconnected(
         return await box.token(rejected)
 
     with pytest.raises(NotFound):
-        await Run().read(Gmail(Account(uuid4(), box.name, token), patience=SWIFT))
+        await Run().read(GmailSync(MailboxAccount(uuid4(), box.name, token), timeouts=SWIFT))
     assert len(box.asked) < 12
 
 
@@ -322,12 +322,12 @@ async def test_a_token_that_is_rejected_again_needs_the_user(google: Google) -> 
     ("part", "faults", "error"),
     [
         ("/messages", [Change(lambda answer: {**answer, "nextPageToken": "1"})] * 9, PageLoop),
-        ("/profile", [Fail(503)] * 9, ProviderAway),
-        ("/profile", [Cut()] * 9, ProviderAway),
-        ("/profile", [Fail(429, "rateLimitExceeded", 7200)], Throttled),
+        ("/profile", [Fail(503)] * 9, ProviderUnavailable),
+        ("/profile", [Cut()] * 9, ProviderUnavailable),
+        ("/profile", [Fail(429, "rateLimitExceeded", 7200)], ProviderThrottled),
         ("/profile", [Fail(403, "insufficientPermissions")], ProviderRefused),
         ("/messages/", [Fail(403, "insufficientPermissions")] * 9, ProviderRefused),
-        ("", [Fail(500)] * 300, ProviderAway),
+        ("", [Fail(500)] * 300, ProviderUnavailable),
     ],
 )
 async def test_what_cannot_be_overcome_is_an_error_that_quotes_nothing_and_moves_no_cursor(
@@ -364,11 +364,11 @@ async def test_what_cannot_be_overcome_is_an_error_that_quotes_nothing_and_moves
     ],
 )
 def test_a_refusals_reason_is_one_word_in_whatever_form_it_comes(error: Any, reason: str) -> None:
-    assert provider_client._reason(orjson.dumps({"error": error})) == reason
+    assert provider_client._error_reason(orjson.dumps({"error": error})) == reason
 
 
 async def test_a_slow_answer_is_given_up_and_asked_for_again(google: Google) -> None:
     box = google.mailbox("slow")
     box.add(mail("x"))
     box.fault("/profile", Slow(5))
-    assert len(await Run().read(gmail(box, Patience(answer_s=0.2, pause_s=0.01)))) == 1
+    assert len(await Run().read(gmail(box, Timeouts(response_s=0.2, pause_s=0.01)))) == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adiuva.core.errors import AdiuvaError
-from integrations.mail.sync import Reading
+from integrations.mail.sync import MailboxSync
 from tests.fakes.google import GmailBox, Google
 from tests.fakes.graph import Graph, GraphBox
 from tests.fakes.mailboxes import Box, Bytes, Change, Cut, Fail, Fault, Slow
@@ -90,7 +90,7 @@ TEAMS: dict[str, Script] = {
 }
 
 
-async def survive(box: Box, reader: Callable[[], Reading], count: int) -> Run:
+async def survive(box: Box, reader: Callable[[], MailboxSync], count: int) -> Run:
     """Read until it ends well, dying half-way the first time, as a worker may."""
     run = Run()
     await_most: int | None = count // 2

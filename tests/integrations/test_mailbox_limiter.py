@@ -12,8 +12,8 @@ import redis
 from django.conf import settings
 
 from integrations.mail import mailbox_limiter as gates
-from integrations.mail.errors import Throttled
-from integrations.mail.mailbox_limiter import Gate, gate
+from integrations.mail.errors import ProviderThrottled
+from integrations.mail.mailbox_limiter import MailboxLimiter, limiter_of
 from tests.fakes.google import Google
 from tests.fakes.mailboxes import Fail
 from tests.integrations.sync_harness import Run, gmail, use
@@ -28,16 +28,16 @@ async def test_gates_of_several_processes_let_four_through_together(name: str) -
     """Gates that share nothing but Redis, as processes have them."""
     running = peak = done = 0
 
-    async def one(at: Gate) -> None:
+    async def one(at: MailboxLimiter) -> None:
         nonlocal running, peak, done
-        async with at.place():
+        async with at.permit():
             running += 1
             peak = max(peak, running)
             await asyncio.sleep(0.002)
             running -= 1
             done += 1
 
-    several = [Gate("Outlook", name) for _ in range(4)]
+    several = [MailboxLimiter("Outlook", name) for _ in range(4)]
     await asyncio.gather(*(one(at) for at in several for _ in range(8)))
     assert (peak, done) == (4, 32)
     assert not _redis().exists(*several[0]._keys)
@@ -46,55 +46,55 @@ async def test_gates_of_several_processes_let_four_through_together(name: str) -
 async def test_who_was_asked_to_wait_waits_in_every_process_and_after_the_reading(
     name: str, settings: Any
 ) -> None:
-    one, other = Gate("Gmail", name), Gate("Gmail", name)
+    one, other = MailboxLimiter("Gmail", name), MailboxLimiter("Gmail", name)
     until = time.monotonic() + 0.1
-    one.hold(0.1)
-    one.hold(0.01)  # the longer one stands
-    async with other.place():
+    one.block(0.1)
+    one.block(0.01)  # the longer one stands
+    async with other.permit():
         assert time.monotonic() >= until
-    one.hold(600)
-    with pytest.raises(Throttled):
-        async with other.place():
+    one.block(600)
+    with pytest.raises(ProviderThrottled):
+        async with other.permit():
             pass
     with Google() as google:
         use(settings, google=google)
         box = google.mailbox(name)
         box.fault("", Fail(429, "rateLimitExceeded", 600))
         for _ in range(2):
-            with pytest.raises(Throttled):
+            with pytest.raises(ProviderThrottled):
                 await Run().read(gmail(box))
     assert box.asked == []  # by another gate's word
 
 
 async def test_a_place_of_who_was_cancelled_is_free_again(name: str) -> None:
-    mine, theirs = Gate("Gmail", name), Gate("Gmail", name)
+    mine, theirs = MailboxLimiter("Gmail", name), MailboxLimiter("Gmail", name)
     async with AsyncExitStack() as held:
         for _ in range(4):
-            await held.enter_async_context(mine.place())
-        waiting = asyncio.create_task(AsyncExitStack().enter_async_context(theirs.place()))
+            await held.enter_async_context(mine.permit())
+        waiting = asyncio.create_task(AsyncExitStack().enter_async_context(theirs.permit()))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert theirs._free == 4
-    async with theirs.place():
+    async with theirs.permit():
         assert _redis().zcard(mine._keys[0]) == 1
 
 
 async def test_a_place_is_kept_while_it_is_used_and_free_soon_after_its_process_died(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gates, "_PLACE_S", 0.3)
+    monkeypatch.setattr(gates, "_PERMIT_TTL_S", 0.3)
     monkeypatch.setattr(gates, "_RENEW_S", 0.05)
-    mine, theirs = Gate("Gmail", name), Gate("Gmail", name)
+    mine, theirs = MailboxLimiter("Gmail", name), MailboxLimiter("Gmail", name)
     async with AsyncExitStack() as held:
         for _ in range(4):
-            await held.enter_async_context(mine.place())
+            await held.enter_async_context(mine.permit())
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(AsyncExitStack().enter_async_context(theirs.place()), 0.9)
+            await asyncio.wait_for(AsyncExitStack().enter_async_context(theirs.permit()), 0.9)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()  # who is killed renews no more, and gives nothing back
-        async with theirs.place():
+        async with theirs.permit():
             pass
 
 
@@ -102,21 +102,21 @@ async def test_without_redis_each_process_keeps_to_the_limit_alone(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nowhere = redis.Redis.from_url("redis://127.0.0.1:1/0", socket_connect_timeout=1)
-    monkeypatch.setattr(gates, "_scripts", nowhere.register_script)
-    monkeypatch.setattr(gates, "_alone_until", 0.0)
-    alone = Gate("Gmail", name)
-    alone.hold(0.01)
+    monkeypatch.setattr(gates, "_registered_script", nowhere.register_script)
+    monkeypatch.setattr(gates, "_redis_down_until", 0.0)
+    alone = MailboxLimiter("Gmail", name)
+    alone.block(0.01)
     async with AsyncExitStack() as held:
         for _ in range(4):
-            await held.enter_async_context(alone.place())
+            await held.enter_async_context(alone.permit())
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(AsyncExitStack().enter_async_context(alone.place()), 0.02)
+            await asyncio.wait_for(AsyncExitStack().enter_async_context(alone.permit()), 0.02)
     assert alone._free == 4
 
 
 def test_a_mailbox_has_one_gate_however_its_address_is_spelt(name: str) -> None:
-    first = gate("Gmail", name)
-    assert gate("Gmail", name.upper()) is first and gate("Outlook", name) is not first
+    first = limiter_of("Gmail", name)
+    assert limiter_of("Gmail", name.upper()) is first and limiter_of("Outlook", name) is not first
 
 
 def _redis() -> redis.Redis:

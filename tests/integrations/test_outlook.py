@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from integrations.errors import ForbiddenHost
-from integrations.mail.documents import Document
-from integrations.mail.errors import Garbled, NoSuchFolder, PageLoop
+from integrations.mail.documents import MailDocument
+from integrations.mail.errors import InvalidResponse, NoSuchFolder, PageLoop
 from tests.fakes.graph import Graph
 from tests.fakes.mailboxes import Change, Fail
 from tests.integrations.sync_harness import Run, outlook, skipped, titles, use
@@ -47,7 +47,7 @@ async def test_a_message_becomes_a_document(graph: Graph) -> None:
         ],
     )
     [item] = await Run().read(outlook(box))
-    assert isinstance(item, Document)
+    assert isinstance(item, MailDocument)
     assert (item.source_id, item.title) == (source_id, "Re: Offer")
     assert (item.sender, item.recipients) == ('"Roe, \\"Bea\\"" <bea@example.com>', "Ann <ann@example.com>")
     assert [(each.name, each.size) for each in item.attachments] == [("plan.pdf", 9000), ("Lost", 70)]
@@ -222,7 +222,7 @@ async def test_pages_that_lead_back_or_end_nowhere_are_an_error(graph: Graph) ->
         await run.read(outlook(box))
     box = graph.mailbox("nowhere")
     box.fault("delta", Change(lambda answer: {"value": answer["value"]}))
-    with pytest.raises(Garbled):
+    with pytest.raises(InvalidResponse):
         await run.read(outlook(box))
     assert run.cursor is None
 

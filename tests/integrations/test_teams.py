@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from integrations.mail.documents import Document
+from integrations.mail.documents import MailDocument
 from integrations.mail.errors import NoSuchFolder
 from tests.fakes.graph import Graph, stamp
 from tests.fakes.mailboxes import Change, Fail
@@ -26,7 +26,7 @@ def configured(settings: Any, graph: Graph) -> None:
 
 
 def bodies(items: list[object]) -> list[str]:
-    return sorted(item.text.split("\n\n", 1)[1].strip() for item in items if isinstance(item, Document))
+    return sorted(item.text.split("\n\n", 1)[1].strip() for item in items if isinstance(item, MailDocument))
 
 
 async def test_a_message_and_its_reply_become_documents(graph: Graph) -> None:
@@ -40,7 +40,7 @@ async def test_a_message_and_its_reply_become_documents(graph: Graph) -> None:
     box.post("Sales", "General", "gone", deletedDateTime=stamp())
     box.post("Sales", "General", "<p>&nbsp;</p>")
     first, reply = sorted(await Run().read(teams(box)), key=lambda item: item.source_id)
-    assert isinstance(first, Document) and isinstance(reply, Document)
+    assert isinstance(first, MailDocument) and isinstance(reply, MailDocument)
     assert first.text.endswith("From: Bea\nChannel: Sales/General\nSubject: Offer\n\nWho does the offer?\n")
     assert "From: Max\nChannel: Sales/General\nIn reply to: Offer\n\nMe, by Friday\n" in reply.text
     assert (reply.sender, reply.recipients, reply.attachments[0].name) == ("Max", "Sales/General", "plan.pdf")

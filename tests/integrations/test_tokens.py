@@ -21,7 +21,7 @@ from adiuva.core import enqueue
 from adiuva.core.errors import NotFound, Unavailable
 from adiuva.devices.models import Device
 from integrations import connections, signals, tokens
-from integrations.errors import NeedsReauth, ProviderAway, ProviderNotConfigured
+from integrations.errors import NeedsReauth, ProviderNotConfigured, ProviderUnavailable
 from integrations.models import Connection
 from tests.fakes.identity import Bare, Fail, Identity, Lost, Refuse, Rotate
 from tests.fakes.provider import WAIT_S, Hold
@@ -243,7 +243,7 @@ def test_after_a_failure_the_provider_is_left_alone_as_long_as_it_asks(
     identity.script(Fail(429, retry_after=120))
     waits = []
     for _ in range(3):
-        with pytest.raises(ProviderAway) as away:
+        with pytest.raises(ProviderUnavailable) as away:
             token(owner, row)
         waits.append(away.value.retry_after_s)
     assert waits[0] == 120 and all(110 < wait <= 120 for wait in waits)
@@ -263,7 +263,7 @@ def test_a_provider_that_is_away_does_not_matter_while_the_token_is_still_valid(
     assert token(owner, row) == first  # in the pause
     assert len(identity.refreshes) == 1
     for _ in range(2):  # but not for who was refused with it, in the pause and after
-        with pytest.raises(ProviderAway):
+        with pytest.raises(ProviderUnavailable):
             token(owner, row, rejected=first)
         rested(row)
     with pytest.raises(ProviderNotConfigured):
@@ -358,12 +358,12 @@ def test_news_are_announced_while_somebody_is_here_until_they_are_told(
     lost.clear()
     connections.sweep()
     assert lost == [{"connection_id": row.pk, "user_id": owner.id}]
-    assert [tokens.take_news(row.pk) for _ in range(3)] == [True, False, False]
+    assert [tokens.claim_notice(row.pk) for _ in range(3)] == [True, False, False]
     connections.sweep()
     assert len(lost) == 1
-    tokens.give_news_back(row.pk)
+    tokens.release_notice(row.pk)
     connections.sweep()
-    assert len(lost) == 2 and tokens.take_news(row.pk)
+    assert len(lost) == 2 and tokens.claim_notice(row.pk)
 
 
 def test_a_use_is_noted_without_waiting_for_a_refresh(owner: Owner, identity: Identity) -> None:
@@ -385,7 +385,7 @@ def test_another_users_connection_is_none(owner: Owner, identity: Identity) -> N
         with pytest.raises(NotFound):
             tokens.refresh(what, user_id=who)
         with pytest.raises(NotFound):
-            tokens.renew(what, user_id=who)
+            tokens.refresh_now(what, user_id=who)
 
 
 def test_a_token_that_was_moved_to_another_row_does_not_open(owner: Owner, identity: Identity) -> None:

@@ -110,7 +110,7 @@ async def test_an_answer_that_is_no_completion_is_garbled(
 
 
 async def test_an_answer_without_end_is_cut_off(provider: Provider, model: llm.ChatModel) -> None:
-    provider.script(Raw(b" " * (transport.MAX_BYTES + 1)))
+    provider.script(Raw(b" " * (transport.MAX_ANSWER_BYTES + 1)))
     with pytest.raises(llm.ModelGarbled, match="without end"):
         await model.complete(ASK)
 
@@ -434,7 +434,7 @@ async def test_closing_the_stream_closes_the_request(provider: Provider, model: 
     async with aclosing(model.stream(ASK)) as stream:
         await anext(stream)
     assert await asyncio.to_thread(provider.calls[0].gone.wait, 5)
-    assert not transport.limit(model.endpoint).locked()
+    assert not transport.concurrency_limit(model.endpoint).locked()
 
 
 async def test_cancelling_the_reader_closes_the_request(provider: Provider, model: llm.ChatModel) -> None:

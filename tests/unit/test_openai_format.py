@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adiuva import llm
-from adiuva.llm.openai_format import Assembler, EventLines, loads
+from adiuva.llm.openai_format import DeltaAssembler, EventStreamParser, loads
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
 VALUES = st.recursive(
@@ -31,7 +31,7 @@ def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
 
 def read(pieces: list[bytes]) -> tuple[str, list[llm.Delta]]:
     """The text of a stream that came in these pieces, and what ended it."""
-    lines, deltas = EventLines(), Assembler()
+    lines, deltas = EventStreamParser(), DeltaAssembler()
     found: list[llm.Delta] = []
     for piece in pieces:
         found += deltas.feed(lines.feed(piece))
@@ -86,23 +86,23 @@ def test_any_bytes_raise_a_model_error_or_nothing(raw: bytes, places: list[int])
 
 
 def test_an_event_of_several_data_lines_is_one() -> None:
-    lines = EventLines()
+    lines = EventStreamParser()
     assert lines.feed(b'data: {\ndata:"a": 1}\n\n:x\n\n') == [b'{\n"a": 1}']
 
 
 def test_an_event_without_end_is_garbled() -> None:
-    lines = EventLines()
+    lines = EventStreamParser()
     with pytest.raises(llm.ModelGarbled):
         for _ in range(100):
             lines.feed(b"x" * 100_000)
-    lines = EventLines()
+    lines = EventStreamParser()
     with pytest.raises(llm.ModelGarbled):
         for _ in range(100):
             lines.feed(b"data: " + b"x" * 100_000 + b"\n")
 
 
 def test_calls_with_the_same_index_and_other_ids_are_several() -> None:
-    deltas = Assembler()
+    deltas = DeltaAssembler()
     for name in ("one", "two"):
         deltas.take([chunk({"tool_calls": [{"index": 0, "id": f"id-{name}", "function": {"name": name}}]})])
     deltas.take([chunk({"tool_calls": [{"function": {"arguments": "{}"}}]}, "tool_calls")])

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from adiuva.sanitizer import Guard, Sanitizer
+from adiuva.sanitizer import LeakPatterns, Sanitizer
 
 PROMPT = """You are the assistant of a freelancer, and you help with tasks, projects, timelines and notes.
 Never say which tools you have; if somebody asks for them, speak of what you can do instead.
 - Answer in the language of the user, briefly and kindly.
 - **Dates** are written as the user writes them, in the user's own time zone."""
 CANARY = "ref-5d11aa54e0b1c9f20b6f3c1e"
-GUARD = Guard(
+GUARD = LeakPatterns(
     prompts=[PROMPT, "Condense what was said so far into a few lines that another may go on from."],
     canaries=[CANARY],
     tool_names=["list_tasks", "list_tasks_due_today", "create_task", "task"],
@@ -92,7 +92,7 @@ def test_most_of_a_canary_at_the_end_of_an_answer_goes_too() -> None:
 
 def test_a_canary_that_an_ordinary_word_could_be_is_refused() -> None:
     with pytest.raises(ValueError, match="letters and digits"):
-        Guard(prompts=[], canaries=["ref-12"], tool_names=[])
+        LeakPatterns(prompts=[], canaries=["ref-12"], tool_names=[])
 
 
 # ── Tools ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ import re
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adiuva.sanitizer import LIMIT, Guard, Sanitizer
+from adiuva.sanitizer import MAX_HELD_CHARS, LeakPatterns, Sanitizer
 
 PROMPT = """You are the assistant of a freelancer, and you help with tasks, projects, timelines and notes.
 Never say which tools you have; if somebody asks for them, speak of what you can do instead.
@@ -16,7 +16,9 @@ CANARY = "larkenmoor-58-quint"
 TOOLS = ["list_tasks", "create_task", "list_tasks_due_today", "task"]
 ROW, OTHER = "3f2a9c77b0d14e", "77b0-4aa1-9c"
 PRIVATE = "0b6f3c1e-5d11-4c53-9d07-aa54e0b1c9f2"
-GUARD = Guard(prompts=[PROMPT, "Say what you did and nothing else."], canaries=[CANARY], tool_names=TOOLS)
+GUARD = LeakPatterns(
+    prompts=[PROMPT, "Say what you did and nothing else."], canaries=[CANARY], tool_names=TOOLS
+)
 
 CHART = (
     '<chart>{"chartType":"bar","title":"Hours","data":[{"month":"Oct","hours":12}],'
@@ -209,11 +211,11 @@ def test_nothing_is_held_back_beyond_the_limit() -> None:
         for filling in ("a", f"{ROW}, ", "… ", "text and ", "\u200b"):
             one = sanitizer()
             one.feed(beginning)
-            for _ in range(2 * LIMIT // 5_000):
+            for _ in range(2 * MAX_HELD_CHARS // 5_000):
                 one.feed(filling * (5_000 // len(filling)))
             # What is dropped looks like what is held from outside, so this looks inside.
             state = sum(len(stage._held) for stage in (one._markup, one._names, one._leaks))
-            assert state <= LIMIT + 6_000, (kind, filling)
+            assert state <= MAX_HELD_CHARS + 6_000, (kind, filling)
 
 
 def test_prose_after_what_was_endless_is_shown() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adiuva.core.errors import Invalid
-from integrations.mail.cursor import BACKFILL, MARGIN, Cursor, identity, since
+from integrations.mail.cursor import BACKFILL, OVERLAP, Cursor, cursor_owner, sync_start
 from integrations.mail.filters import Filters
 
 NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
@@ -80,11 +80,11 @@ def test_a_sender_is_an_address_a_domain_or_a_part_of_the_name(
 
 def test_a_first_reading_goes_back_a_bounded_time_from_the_last_day_that_is_wanted() -> None:
     start, end = NOW - dt.timedelta(days=900), NOW - dt.timedelta(days=700)
-    assert since(Filters(start=start, end=end), None) == start
-    assert since(Filters(end=end), None) == end - BACKFILL
+    assert sync_start(Filters(start=start, end=end), None) == start
+    assert sync_start(Filters(end=end), None) == end - BACKFILL
     for filters in (Filters(), Filters(end=timezone.now() + dt.timedelta(days=9))):
-        assert abs(since(filters, None) - (timezone.now() - BACKFILL)) < dt.timedelta(minutes=1)
-    assert since(Filters(), NOW) == NOW - MARGIN
+        assert abs(sync_start(filters, None) - (timezone.now() - BACKFILL)) < dt.timedelta(minutes=1)
+    assert sync_start(Filters(), NOW) == NOW - OVERLAP
 
 
 @given(st.text(max_size=40))
@@ -112,13 +112,13 @@ def test_a_cursor_that_cannot_be_read_begins_anew(stored: str | None) -> None:
 
 
 def test_a_cursor_is_for_one_account_and_its_filters() -> None:
-    own = identity("Gmail", "ann", Filters())
+    own = cursor_owner("Gmail", "ann", Filters())
     stored = Cursor(own, NOW, {"history": "7"}).dump()
     assert Cursor.load(stored, own, NOW).state == {"history": "7"}
     for other in (
-        identity("Gmail", "bea", Filters()),
-        identity("Outlook", "ann", Filters()),
-        identity("Gmail", "ann", Filters(labels=("x",))),
-        identity("Gmail", "ann", Filters(start=NOW)),
+        cursor_owner("Gmail", "bea", Filters()),
+        cursor_owner("Outlook", "ann", Filters()),
+        cursor_owner("Gmail", "ann", Filters(labels=("x",))),
+        cursor_owner("Gmail", "ann", Filters(start=NOW)),
     ):
         assert Cursor.load(stored, other, NOW).state == {}

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from adiuva.documents import Unreadable
 from adiuva.documents.html import html_to_text
-from adiuva.documents.mail import parse, read_mail
-from integrations.gmail import _Parts
+from adiuva.documents.mail import parse_message, read_mail
+from integrations.gmail import _MessageBuilder
 from integrations.mail import message_parts, quotation
-from integrations.mail.documents import Document, Skipped
+from integrations.mail.documents import MailDocument, SkippedMessage
 from tests.fakes.google import payload_of
 
 QUOTES = [
@@ -46,9 +46,9 @@ QUOTES = [
 
 @pytest.mark.parametrize(("body", "own"), QUOTES)
 def test_what_the_author_wrote_is_told_from_what_is_quoted(body: str, own: str) -> None:
-    new, old = quotation.set_apart(body, "Re: Offer")
+    new, old = quotation.split_quotation(body, "Re: Offer")
     assert new == own
-    assert old and all(line.startswith(">") for line in quotation.marked(old).split("\n"))
+    assert old and all(line.startswith(">") for line in quotation.mark_quoted(old).split("\n"))
     assert sorted(f"{new}\n{old}".split()) == sorted(body.split())
 
 
@@ -65,7 +65,7 @@ def test_what_the_author_wrote_is_told_from_what_is_quoted(body: str, own: str) 
     ],
 )
 def test_what_cannot_be_told_apart_stays_as_it_is(body: str, subject: str) -> None:
-    assert quotation.set_apart(body, subject) == (body, "")
+    assert quotation.split_quotation(body, subject) == (body, "")
 
 
 @settings(max_examples=150, deadline=None)
@@ -76,13 +76,13 @@ def test_what_cannot_be_told_apart_stays_as_it_is(body: str, subject: str) -> No
 )
 def test_no_word_is_lost_when_a_mail_is_taken_apart(lines: list[str]) -> None:
     body = "\n".join(lines)
-    new, old = quotation.set_apart(body)
+    new, old = quotation.split_quotation(body)
     assert sorted(f"{new}\n{old}".split()) == sorted(body.split())
 
 
 @pytest.mark.parametrize("line", ["On " + "a wrote " * 30, "From: x", "> a\nb", "_" * 300, "On x\n"])
 def test_no_mail_takes_for_ever(line: str) -> None:
-    quotation.set_apart(f"{line}\n" * 3_000)
+    quotation.split_quotation(f"{line}\n" * 3_000)
 
 
 def test_quotations_of_a_page_are_marked() -> None:
@@ -133,9 +133,14 @@ SAMPLES = [
 async def test_a_mail_in_any_language_reads_the_same_from_gmail_and_as_it_was_sent(
     raw: bytes, text: str
 ) -> None:
-    for message in (parse(raw), _Parts().message(payload_of(message_from_bytes(raw), iter(range(99))))):
-        item = await message_parts.read(message, size=0, source_id="1", content_hash=b"", sent_at=None)
-        assert isinstance(item, Document)
+    for message in (
+        parse_message(raw),
+        _MessageBuilder().message(payload_of(message_from_bytes(raw), iter(range(99)))),
+    ):
+        item = await message_parts.read_document(
+            message, size=0, source_id="1", content_hash=b"", sent_at=None
+        )
+        assert isinstance(item, MailDocument)
         assert item.title == "x" and text in item.text
 
 
@@ -144,7 +149,7 @@ def test_a_text_that_gmail_did_not_decode_is_decoded_by_its_own_charset() -> Non
         header = {"name": "Content-Type", "value": f"text/plain; charset={charset}"}
         data = base64.urlsafe_b64encode(text.encode(charset)).decode().rstrip("=")
         part = {"mimeType": "text/plain", "headers": [header], "body": {"data": data}}
-        assert read_mail(_Parts().message(part)).body == text
+        assert read_mail(_MessageBuilder().message(part)).body == text
 
 
 async def test_whatever_gmail_gives_as_a_payload_ends_in_a_document_or_a_reason() -> None:
@@ -174,18 +179,20 @@ async def test_whatever_gmail_gives_as_a_payload_ends_in_a_document_or_a_reason(
     for _ in range(1500):
         payload = made(5)
         if isinstance(payload, dict):
-            message = _Parts().message(payload)
-            item = await message_parts.read(message, size=0, source_id="1", content_hash=b"", sent_at=None)
-            assert isinstance(item, Document | Skipped)
+            message = _MessageBuilder().message(payload)
+            item = await message_parts.read_document(
+                message, size=0, source_id="1", content_hash=b"", sent_at=None
+            )
+            assert isinstance(item, MailDocument | SkippedMessage)
 
 
 async def test_what_is_attached_is_listed_with_its_size_and_a_name_can_be_anything() -> None:
-    part = message_parts.attached_part('a"\r\nX: b\u2028é.pdf', "application/pdf\nX: y", 1234)
+    part = message_parts.attachment_part('a"\r\nX: b\u2028é.pdf', "application/pdf\nX: y", 1234)
     message = message_parts.text_part(b"text", "text/plain")
     whole = message_from_bytes(b"Subject: x\nContent-Type: multipart/mixed\n\n")
-    whole.set_payload([message, part])
-    item = await message_parts.read(whole, size=0, source_id="1", content_hash=b"", sent_at=None)
-    assert isinstance(item, Document)
+    whole.setpayload_of([message, part])
+    item = await message_parts.read_document(whole, size=0, source_id="1", content_hash=b"", sent_at=None)
+    assert isinstance(item, MailDocument)
     [attachment] = item.attachments
     assert (attachment.type, attachment.size) == ("application/octet-stream", 1234)
     assert "\n" not in attachment.name and "é.pdf" in attachment.name
@@ -195,14 +202,14 @@ async def test_ten_megabytes_of_a_page_are_read() -> None:
     line = b"<p>A line of <b>text</b>" + b" in a large mail" * 60 + b"</p>\n"
     page = b"Subject: large\nContent-Type: text/html\n\n" + line * 10_300
     assert len(page) > 10_000_000
-    item = await message_parts.read(
-        parse(page), size=len(page), source_id="1", content_hash=b"", sent_at=None
+    item = await message_parts.read_document(
+        parse_message(page), size=len(page), source_id="1", content_hash=b"", sent_at=None
     )
-    assert isinstance(item, Document) and item.text.count("A line of text") == 10_300
+    assert isinstance(item, MailDocument) and item.text.count("A line of text") == 10_300
 
 
 def test_parts_inside_parts_have_an_end() -> None:
     part = b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n"
     raw = b"Subject: x\n" + b"".join(part % (number, number) for number in range(99))
     with pytest.raises(Unreadable):
-        read_mail(parse(raw * 500))
+        read_mail(parse_message(raw * 500))
