@@ -118,11 +118,11 @@ def _redis() -> str:
 
 def _heartbeat(role: celery_heartbeat.Role) -> str:
     try:
-        if celery_heartbeat.heard(role):
+        if celery_heartbeat.count_alive(role):
             return ""
     except redis.RedisError:
         return "unknown while Redis does not answer"
-    return f"no {role} was heard in the last {celery_heartbeat.HEARD_S} s"
+    return f"no {role} was heard in the last {celery_heartbeat.ALIVE_FOR_S} s"
 
 
 def _checks() -> dict[str, Callable[[], str]]:

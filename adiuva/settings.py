@@ -147,7 +147,7 @@ REDIS_URL = env.REDIS_URL.read()
 CHANNEL_LAYERS = {
     "default": {
         # socket_timeout: redis-py's default would end idle subscriptions.
-        "BACKEND": "adiuva.core.channel_layer.Layer",
+        "BACKEND": "adiuva.core.channel_layer.SealedPubSubLayer",
         "CONFIG": {"hosts": [{"address": REDIS_URL, "socket_timeout": None}]},
     }
 }
@@ -243,7 +243,7 @@ SPECTACULAR_SETTINGS = {
     "COMPONENT_SPLIT_REQUEST": True,
     "PARSER_WHITELIST": ["adiuva.core.parsers.JSONParser", "rest_framework.parsers.FormParser"],
     "ENUM_NAME_OVERRIDES": {
-        "TierEnum": "adiuva.accounts.models.Tier",
+        "TierEnum": "adiuva.accounts.models.Plan",
         "KindEnum": "chat.models.Kind",
         "StateEnum": "agents.models.Run.State",
         "MemoryTierEnum": "memory.models.Tier",

@@ -6,7 +6,7 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 from rest_framework.permissions import AllowAny
 
 from adiuva import health, views
-from adiuva.accounts.forms import SignIn
+from adiuva.accounts.forms import SignInForm
 
 _open = {"authentication_classes": [], "permission_classes": [AllowAny]}
 
@@ -28,7 +28,7 @@ v1: list[URLPattern | URLResolver] = [
 sign_in = [
     path(
         "login/",
-        LoginView.as_view(template_name="rest_framework/login.html", authentication_form=SignIn),
+        LoginView.as_view(template_name="rest_framework/login.html", authentication_form=SignInForm),
         name="login",
     ),
     path("logout/", LogoutView.as_view(), name="logout"),

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from adiuva.accounts.admin_base import ReadingAdmin
+from adiuva.accounts.admin_base import ReadOnlyAdmin
 from adiuva.devices import outbox
 from adiuva.devices.models import OutboxRecord
 from agents import runs
@@ -20,7 +20,7 @@ _MOST_EVENTS = 200
 
 
 @admin.register(Agent)
-class AgentAdmin(ReadingAdmin):
+class AgentAdmin(ReadOnlyAdmin):
     list_display = [
         "name",
         "user",
@@ -82,7 +82,7 @@ class AgentAdmin(ReadingAdmin):
 
 
 @admin.register(Run)
-class RunAdmin(ReadingAdmin):
+class RunAdmin(ReadOnlyAdmin):
     list_display = [
         "__str__",
         "user",

@@ -8,7 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core.archive import BATCH, Part, columns, opened, register
+from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from agents import journal, preview
 from agents.models import Agent, Run, RunEvent
 
@@ -18,14 +18,14 @@ _NOT_OF_RUNS: Final = ("user", "agent", "fence", "lease_until", "nudged_at")
 
 def _agents(user_id: UUID) -> Iterator[dict[str, Any]]:
     rows = Agent.objects.of(user_id).order_by("created_at", "id")
-    yield from rows.values(*columns(Agent, but=["user"])).iterator(BATCH)
+    yield from rows.values(*exported_columns(Agent, but=["user"])).iterator(ROWS_PER_BATCH)
 
 
 def _runs(user_id: UUID) -> Iterator[dict[str, Any]]:
-    names = columns(Run, but=_NOT_OF_RUNS)
-    for run in Run.objects.of(user_id).order_by("created_at", "id").iterator(BATCH):
+    names = exported_columns(Run, but=_NOT_OF_RUNS)
+    for run in Run.objects.of(user_id).order_by("created_at", "id").iterator(ROWS_PER_BATCH):
         row = {name: getattr(run, name) for name in names}
-        yield {**row, **opened(partial(_found, run))} if run.dry_run else row
+        yield {**row, **readable(partial(_found, run))} if run.dry_run else row
 
 
 def _found(run: Run) -> Mapping[str, Any]:
@@ -33,15 +33,15 @@ def _found(run: Run) -> Mapping[str, Any]:
 
 
 def _events(user_id: UUID) -> Iterator[dict[str, Any]]:
-    cipher, names = cipher_for(user_id), columns(RunEvent, but=["nonce"])
+    cipher, names = cipher_for(user_id), exported_columns(RunEvent, but=["nonce"])
     rows = RunEvent.objects.filter(run__user_id=user_id).order_by("run_id", "seq")
-    for event in rows.iterator(BATCH):
+    for event in rows.iterator(ROWS_PER_BATCH):
         row = {name: getattr(event, name) for name in names}
-        yield {**row, **opened(partial(journal._open, event, cipher))}
+        yield {**row, **readable(partial(journal._open, event, cipher))}
 
 
 register(
-    Part("agents.jsonl", "The agents, as they are configured.", _agents),
-    Part("runs.jsonl", "What they did, with what dry runs found.", _runs),
-    Part("run_events.jsonl", "The journals of the runs.", _events),
+    ArchivePart("agents.jsonl", "The agents, as they are configured.", _agents),
+    ArchivePart("runs.jsonl", "What they did, with what dry runs found.", _runs),
+    ArchivePart("run_events.jsonl", "The journals of the runs.", _events),
 )

@@ -48,7 +48,7 @@ class RunIsLive(Conflict):
 def nudge(run_ids: Iterable[UUID]) -> None:
     """Tell the workers once the transaction is in. If a nudge is lost, the sweep finds the run."""
     for run_id in run_ids:
-        enqueue.nudge("agents.execute", run_id)
+        enqueue.enqueue_on_commit("agents.execute", run_id)
 
 
 def new(agent: Agent, trigger: Run.Trigger, *, slot: dt.datetime | None = None, slots: int = 1) -> Run:
@@ -110,7 +110,7 @@ def cancel(*, run: Run) -> Run:
     elif locked.state == Run.State.RUNNING and locked.cancel_requested_at is None:
         locked.cancel_requested_at = db.clock()
         locked.save(update_fields=["cancel_requested_at"])
-        enqueue.nudge("agents.sweep", after_s=_HEED_S)
+        enqueue.enqueue_on_commit("agents.sweep", after_s=_HEED_S)
     return locked
 
 
@@ -147,12 +147,12 @@ def go_on(of: QuerySet[Run]) -> int:
 def call_for_delivery(user_ids: Iterable[UUID]) -> None:
     """Have a worker bring users' waiting records to their devices. If the call is lost, the sweep calls again."""
     for user_id in user_ids:
-        enqueue.nudge("agents.deliver", user_id)
+        enqueue.enqueue_on_commit("agents.deliver", user_id)
 
 
 def call_for_news(connection_id: UUID) -> None:
     """Have a worker tell a user that an account has to be connected again."""
-    enqueue.nudge("agents.tell_needs_reauth", connection_id)
+    enqueue.enqueue_on_commit("agents.tell_needs_reauth", connection_id)
 
 
 def sweep() -> dict[str, int]:

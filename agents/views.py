@@ -17,7 +17,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from adiuva.core.errors import Invalid
-from adiuva.core.rest import TOTAL_COUNT, Done, Problem, problems, user_id
+from adiuva.core.rest import TOTAL_COUNT, Done, Problem, error_responses, user_id
 from adiuva.devices import outbox
 from agents import journal, runs, services, undo
 from agents.catalog import catalog
@@ -49,7 +49,7 @@ class CatalogView(APIView):
 
     @extend_schema(
         summary="The kinds of agents there are",
-        responses={200: CatalogSerializer(many=True), **problems(401)},
+        responses={200: CatalogSerializer(many=True), **error_responses(401)},
         operation_id="agents_catalog",
     )
     def get(self, request: Request) -> Response:
@@ -60,19 +60,21 @@ class CatalogView(APIView):
     list=extend_schema(
         summary="Your agents over local folders, newest first",
         parameters=[TOTAL_COUNT],
-        responses={200: LocalAgentSerializer(many=True), **problems(400, 401)},
+        responses={200: LocalAgentSerializer(many=True), **error_responses(400, 401)},
     ),
     create=extend_schema(
-        summary="Make an agent", responses={201: LocalAgentSerializer, **problems(400, 401)}
+        summary="Make an agent", responses={201: LocalAgentSerializer, **error_responses(400, 401)}
     ),
-    retrieve=extend_schema(summary="One agent", responses={200: LocalAgentSerializer, **problems(401, 404)}),
+    retrieve=extend_schema(
+        summary="One agent", responses={200: LocalAgentSerializer, **error_responses(401, 404)}
+    ),
     update=extend_schema(
         summary="Replace an agent's configuration",
-        responses={200: LocalAgentSerializer, **problems(400, 401, 404)},
+        responses={200: LocalAgentSerializer, **error_responses(400, 401, 404)},
     ),
     partial_update=extend_schema(
         summary="Change some of an agent's configuration",
-        responses={200: LocalAgentSerializer, **problems(400, 401, 404)},
+        responses={200: LocalAgentSerializer, **error_responses(400, 401, 404)},
     ),
 )
 class LocalAgentViewSet(viewsets.ModelViewSet[Agent]):
@@ -93,7 +95,7 @@ class LocalAgentViewSet(viewsets.ModelViewSet[Agent]):
         serializer.instance = services.change(agent=serializer.instance, values=serializer.validated_data)
 
     @extend_schema(
-        summary="Delete an agent; its run history stays", responses={200: Done, **problems(401, 404)}
+        summary="Delete an agent; its run history stays", responses={200: Done, **error_responses(401, 404)}
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         services.delete(agent=self.get_object())
@@ -104,21 +106,21 @@ class LocalAgentViewSet(viewsets.ModelViewSet[Agent]):
     list=extend_schema(
         summary="Your agents over mailboxes and channels, newest first",
         parameters=[TOTAL_COUNT],
-        responses={200: CloudAgentSerializer(many=True), **problems(400, 401)},
+        responses={200: CloudAgentSerializer(many=True), **error_responses(400, 401)},
     ),
     create=extend_schema(
-        summary="Make a cloud agent", responses={201: CloudAgentSerializer, **problems(400, 401)}
+        summary="Make a cloud agent", responses={201: CloudAgentSerializer, **error_responses(400, 401)}
     ),
     retrieve=extend_schema(
-        summary="One cloud agent", responses={200: CloudAgentSerializer, **problems(401, 404)}
+        summary="One cloud agent", responses={200: CloudAgentSerializer, **error_responses(401, 404)}
     ),
     update=extend_schema(
         summary="Replace a cloud agent's configuration",
-        responses={200: CloudAgentSerializer, **problems(400, 401, 404)},
+        responses={200: CloudAgentSerializer, **error_responses(400, 401, 404)},
     ),
     partial_update=extend_schema(
         summary="Change some of a cloud agent's configuration",
-        responses={200: CloudAgentSerializer, **problems(400, 401, 404)},
+        responses={200: CloudAgentSerializer, **error_responses(400, 401, 404)},
     ),
 )
 class CloudAgentViewSet(viewsets.ModelViewSet[Agent]):
@@ -141,7 +143,8 @@ class CloudAgentViewSet(viewsets.ModelViewSet[Agent]):
         )
 
     @extend_schema(
-        summary="Delete a cloud agent; its run history stays", responses={200: Done, **problems(401, 404)}
+        summary="Delete a cloud agent; its run history stays",
+        responses={200: Done, **error_responses(401, 404)},
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         services.delete(agent=self.get_object())
@@ -158,7 +161,7 @@ class StartRunView(APIView):
         summary="Run an agent now",
         request=None,
         parameters=[StartSerializer],
-        responses={202: StartedSerializer, **problems(400, 401, 404, 409)},
+        responses={202: StartedSerializer, **error_responses(400, 401, 404, 409)},
         operation_id="agents_run",
     )
     def post(self, request: Request, agent_id: UUID) -> Response:
@@ -173,7 +176,7 @@ class StartRunView(APIView):
     list=extend_schema(
         summary="Your runs, newest first",
         parameters=[OpenApiParameter("agent_id", UUID, description="only this agent's"), TOTAL_COUNT],
-        responses={200: RunSerializer(many=True), **problems(400, 401)},
+        responses={200: RunSerializer(many=True), **error_responses(400, 401)},
     ),
     retrieve=extend_schema(
         summary="One run with its journal",
@@ -182,7 +185,7 @@ class StartRunView(APIView):
                 "after", int, description="The journal's lines after this `seq`; at most 1,000 come at once."
             )
         ],
-        responses={200: RunDetailSerializer, **problems(400, 401, 404)},
+        responses={200: RunDetailSerializer, **error_responses(400, 401, 404)},
     ),
 )
 class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Run]):
@@ -223,7 +226,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
             ),
         ],
         filters=False,
-        responses={200: EventSerializer(many=True), **problems(400, 401, 404)},
+        responses={200: EventSerializer(many=True), **error_responses(400, 401, 404)},
     )
     @action(detail=True, methods=["get"], pagination_class=None)
     def events(self, request: Request, pk: str | None = None) -> Response:
@@ -234,7 +237,9 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         limit = _number(request, "limit", default=_MOST_EVENTS, least=1, most=_MOST_EVENTS)
         return Response(EventSerializer(journal.read(run, after=after, most=limit), many=True).data)
 
-    @extend_schema(summary="Cancel a run", request=None, responses={200: RunSerializer, **problems(401, 404)})
+    @extend_schema(
+        summary="Cancel a run", request=None, responses={200: RunSerializer, **error_responses(401, 404)}
+    )
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str | None = None) -> Response:
         run = runs.cancel(run=self.get_object())
@@ -245,7 +250,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         request=None,
         responses={
             200: UndoneSerializer,
-            **problems(401, 404, 409),
+            **error_responses(401, 404, 409),
             503: OpenApiResponse(UndoStoppedSerializer, "The device is not connected, or went."),
             504: OpenApiResponse(UndoStoppedSerializer, "The device did not answer in time."),
         },
@@ -265,7 +270,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
 
 _NO_ANSWER: Final = {
     502: OpenApiResponse(Problem, "The model's answer is of no use. Nothing has changed: try again."),
-    **problems(503),
+    **error_responses(503),
     504: OpenApiResponse(Problem, "The model did not answer in time. Nothing has changed: try again."),
 }
 
@@ -281,7 +286,7 @@ class StartJourneyView(GenericAPIView[Any]):
     @extend_schema(
         summary="Begin a conversation about an agent",
         operation_id="agents_journey_start",
-        responses={200: JourneyQuestionSerializer, **problems(400, 401, 404), **_NO_ANSWER},
+        responses={200: JourneyQuestionSerializer, **error_responses(400, 401, 404), **_NO_ANSWER},
     )
     def post(self, request: Request) -> Response:
         serializer = self.get_serializer(data=request.data)
@@ -310,7 +315,7 @@ class JourneyMessageView(GenericAPIView[Any]):
         operation_id="agents_journey_message",
         responses={
             200: JourneySerializer,
-            **problems(400, 401, 404),
+            **error_responses(400, 401, 404),
             409: OpenApiResponse(JourneyMovedOnSerializer, "Another message was taken first."),
             **_NO_ANSWER,
         },

@@ -8,11 +8,11 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from adiuva.accounts.admin_base import ReadingAdmin
+from adiuva.accounts.admin_base import ReadOnlyAdmin
 from chat.models import Conversation, Turn
 
 
-class _ChatAdmin(ReadingAdmin):
+class _ChatAdmin(ReadOnlyAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 

@@ -8,17 +8,17 @@ from typing import Any
 from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core.archive import BATCH, Part, columns, opened, register
+from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from adiuva.core.crypto import UserCipher
 from chat import conversations
 from chat.models import Conversation, Message, Turn
 
 
 def _conversations(user_id: UUID) -> Iterator[dict[str, Any]]:
-    cipher, names = cipher_for(user_id), columns(Conversation, but=["user"])
-    for row in Conversation.objects.of(user_id).order_by("created_at", "id").iterator(BATCH):
+    cipher, names = cipher_for(user_id), exported_columns(Conversation, but=["user"])
+    for row in Conversation.objects.of(user_id).order_by("created_at", "id").iterator(ROWS_PER_BATCH):
         known = {name: getattr(row, name) for name in names}
-        yield {**known, **opened(partial(_said_of, row, cipher))}
+        yield {**known, **readable(partial(_said_of, row, cipher))}
 
 
 def _said_of(row: Conversation, cipher: UserCipher) -> Mapping[str, Any]:
@@ -30,21 +30,21 @@ def _said_of(row: Conversation, cipher: UserCipher) -> Mapping[str, Any]:
 
 
 def _messages(user_id: UUID) -> Iterator[dict[str, Any]]:
-    cipher, names = cipher_for(user_id), columns(Message, but=["id"])
+    cipher, names = cipher_for(user_id), exported_columns(Message, but=["id"])
     rows = Message.objects.filter(conversation__user_id=user_id).order_by("conversation_id", "seq")
-    for row in rows.iterator(BATCH):
+    for row in rows.iterator(ROWS_PER_BATCH):
         known = {name: getattr(row, name) for name in names}
         body = partial(conversations._open, cipher, conversations._place(row), row.sealed)
-        yield {**known, **opened(body)}
+        yield {**known, **readable(body)}
 
 
 def _turns(user_id: UUID) -> Iterator[dict[str, Any]]:
     rows = Turn.objects.of(user_id).order_by("started_at", "id")
-    yield from rows.values(*columns(Turn, but=["user", "owner"])).iterator(BATCH)
+    yield from rows.values(*exported_columns(Turn, but=["user", "owner"])).iterator(ROWS_PER_BATCH)
 
 
 register(
-    Part("conversations.jsonl", "The conversations, with their titles and summaries.", _conversations),
-    Part("messages.jsonl", "What was said in them.", _messages),
-    Part("turns.jsonl", "How the assistant's turns went, of the last 30 days.", _turns),
+    ArchivePart("conversations.jsonl", "The conversations, with their titles and summaries.", _conversations),
+    ArchivePart("messages.jsonl", "What was said in them.", _messages),
+    ArchivePart("turns.jsonl", "How the assistant's turns went, of the last 30 days.", _turns),
 )

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.logging import log
-from adiuva.core.prompt_fencing import fence
+from adiuva.core.prompt_delimiting import delimit_untrusted
 from chat.agent_loop import Work
 from chat.conversations import Begun, Said
 from chat.prompts import head
@@ -78,11 +78,11 @@ async def _summarise(said: Sequence[Said], summary: str, work: Work) -> str:
             pieces[-1] += part + "\n\n"
     for piece in pieces:
         work.count_model_call()
-        known = fence("summary so far", summary) + "\n\n" if summary else ""
+        known = delimit_untrusted("summary so far", summary) + "\n\n" if summary else ""
         reply = await work.model.complete(
             [
                 {"role": "system", "content": head("summary").text},
-                {"role": "user", "content": known + fence("conversation", piece)},
+                {"role": "user", "content": known + delimit_untrusted("conversation", piece)},
             ]
         )
         work.usage += reply.usage

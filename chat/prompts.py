@@ -19,7 +19,7 @@ from typing import Final
 
 from django.conf import settings
 
-from adiuva.core.prompt_fencing import fence
+from adiuva.core.prompt_delimiting import delimit_untrusted
 
 HEADS: Final = ("home", "floating", "tasks", "projects", "timelines", "notes", "summary")
 
@@ -99,17 +99,21 @@ def tail(
     where = _NOT_IN_A_LOCALE.sub("", locale)[:35] or "en"
     parts = [f"Now: {_DAYS[now.weekday()]} {now:%Y-%m-%d %H:%M} ({zone}). The user's locale: {where}."]
     if scope is not None:
-        parts.append(f"What this request is about:\n{fence('scope', scope)}")
+        parts.append(f"What this request is about:\n{delimit_untrusted('scope', scope)}")
     if context:
-        parts.append(f"What is known besides:\n{fence('context', context)}")
+        parts.append(f"What is known besides:\n{delimit_untrusted('context', context)}")
     if memory:
-        parts.append(f"What you remember of the user, each behind its label:\n{fence('memory', memory)}")
+        parts.append(
+            f"What you remember of the user, each behind its label:\n{delimit_untrusted('memory', memory)}"
+        )
     if changed:
-        parts.append(f"Changed earlier in this conversation:\n{fence('changed', _lines(changed))}")
+        parts.append(
+            f"Changed earlier in this conversation:\n{delimit_untrusted('changed', _lines(changed))}"
+        )
     if confirmed:
         parts.append(
             "The user has just said yes to these calls. Make each of them once, now, all in one answer, with exactly "
-            f"these arguments:\n{fence('confirmed', _lines(confirmed))}"
+            f"these arguments:\n{delimit_untrusted('confirmed', _lines(confirmed))}"
         )
     return "\n\n".join(parts)
 

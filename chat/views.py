@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.core.errors import AdiuvaError, Invalid, Unavailable
-from adiuva.core.rest import TOTAL_COUNT, Done, problems, user_id
+from adiuva.core.rest import TOTAL_COUNT, Done, error_responses, user_id
 from adiuva.devices.link import DeviceOffline
 from adiuva.devices.protocol import HistoryMessage, StreamEnd
 from adiuva.llm.errors import ModelError
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     list=extend_schema(
         summary="Your conversations, the latest first",
         parameters=[TOTAL_COUNT],
-        responses={200: ConversationSerializer(many=True), **problems(400, 401)},
+        responses={200: ConversationSerializer(many=True), **error_responses(400, 401)},
     ),
     retrieve=extend_schema(
         summary="One conversation with its messages",
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
                 "after", int, description="The messages after this `seq`; at most 1,000 come at once."
             )
         ],
-        responses={200: ConversationDetailSerializer, **problems(400, 401, 404)},
+        responses={200: ConversationDetailSerializer, **error_responses(400, 401, 404)},
     ),
 )
 class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Conversation]):
@@ -85,7 +85,7 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
     @extend_schema(
         summary="Rename a conversation, or switch memory on or off for it",
         request=ConversationChangesSerializer,
-        responses={200: ConversationSerializer, **problems(400, 401, 404)},
+        responses={200: ConversationSerializer, **error_responses(400, 401, 404)},
     )
     def partial_update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         conversation: Conversation = self.get_object()
@@ -103,7 +103,7 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
 
     @extend_schema(
         summary="Delete a conversation and all that was said in it",
-        responses={200: Done, **problems(401, 404)},
+        responses={200: Done, **error_responses(401, 404)},
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         conversations.delete(conversation=self.get_object())
@@ -167,7 +167,7 @@ class ChatView(GenericAPIView[Any]):
         operation_id="chat",
         responses={
             200: AnswerSerializer,
-            **problems(400, 401, 404, 409, 429),
+            **error_responses(400, 401, 404, 409, 429),
             **{status: OpenApiResponse(FailedSerializer, words) for status, words in _FAILED.items()},
         },
     )

@@ -8,12 +8,12 @@ from django.conf import settings
 from django.contrib import admin
 from django.http import HttpRequest
 
-from adiuva.accounts.admin_base import ReadingAdmin
+from adiuva.accounts.admin_base import ReadOnlyAdmin
 from integrations.models import Connection, Health
 
 
 @admin.register(Connection)
-class ConnectionAdmin(ReadingAdmin):
+class ConnectionAdmin(ReadOnlyAdmin):
     list_display = [
         "id",
         "user",

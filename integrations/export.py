@@ -7,18 +7,18 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from adiuva.core.archive import BATCH, Part, columns, opened, register
+from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from integrations.models import Connection
 
 
 def _connections(user_id: UUID) -> Iterator[dict[str, Any]]:
-    shown = columns(Connection, but=["user"])
-    for row in Connection.objects.of(user_id).order_by("created_at", "id").iterator(BATCH):
-        yield {**{name: getattr(row, name) for name in shown}, **opened(partial(_account, row))}
+    shown = exported_columns(Connection, but=["user"])
+    for row in Connection.objects.of(user_id).order_by("created_at", "id").iterator(ROWS_PER_BATCH):
+        yield {**{name: getattr(row, name) for name in shown}, **readable(partial(_account, row))}
 
 
 def _account(row: Connection) -> Mapping[str, Any]:
     return {"account": row.address}
 
 
-register(Part("connections.jsonl", "The mailboxes that are connected.", _connections))
+register(ArchivePart("connections.jsonl", "The mailboxes that are connected.", _connections))

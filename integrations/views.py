@@ -22,7 +22,7 @@ from rest_framework.views import APIView
 
 from adiuva.accounts.models import User
 from adiuva.core.errors import AdiuvaError, NotFound
-from adiuva.core.rest import TOTAL_COUNT, problems, user_id
+from adiuva.core.rest import TOTAL_COUNT, error_responses, user_id
 from integrations import connections, oauth, tokens
 from integrations.errors import ConsentFailed
 from integrations.models import Connection, Provider
@@ -45,7 +45,7 @@ class AuthorizeView(APIView):
     @extend_schema(
         summary="Connect a Gmail, Outlook or Teams account",
         parameters=[_PROVIDER, AuthorizeSerializer],
-        responses={200: AuthorizationSerializer, **problems(400, 401, 404, 503)},
+        responses={200: AuthorizationSerializer, **error_responses(400, 401, 404, 503)},
         operation_id="oauth_authorize",
     )
     def get(self, request: Request, provider: str) -> Response:
@@ -68,7 +68,7 @@ class RefreshView(APIView):
         summary="Refresh a connection's token",
         parameters=[_PROVIDER],
         request=RefreshConnectionSerializer,
-        responses={200: ConnectionSerializer, **problems(400, 401, 404, 409, 503)},
+        responses={200: ConnectionSerializer, **error_responses(400, 401, 404, 409, 503)},
         operation_id="oauth_refresh",
     )
     def post(self, request: Request, provider: str) -> Response:
@@ -85,10 +85,10 @@ class RefreshView(APIView):
     list=extend_schema(
         summary="Your connected accounts, newest first",
         parameters=[TOTAL_COUNT],
-        responses={200: ConnectionSerializer(many=True), **problems(400, 401)},
+        responses={200: ConnectionSerializer(many=True), **error_responses(400, 401)},
     ),
     retrieve=extend_schema(
-        summary="One connected account", responses={200: ConnectionSerializer, **problems(401, 404)}
+        summary="One connected account", responses={200: ConnectionSerializer, **error_responses(401, 404)}
     ),
 )
 class ConnectionViewSet(
@@ -102,7 +102,9 @@ class ConnectionViewSet(
     def get_queryset(self) -> Any:
         return Connection.objects.of(user_id(self.request))
 
-    @extend_schema(summary="Disconnect an account", responses={200: PartingSerializer, **problems(401, 404)})
+    @extend_schema(
+        summary="Disconnect an account", responses={200: PartingSerializer, **error_responses(401, 404)}
+    )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Its tokens are deleted at once; then the provider is asked to take the permission back."""
         row = self.get_object()

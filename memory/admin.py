@@ -15,14 +15,14 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from adiuva.accounts.admin_base import ReadingAdmin
+from adiuva.accounts.admin_base import ReadOnlyAdmin
 from memory.models import Embedding, Entry, Exchange, Memory, Receipt
 
 _COUNTED: Final = 10_000  # entries of a user, on a page that shows many users
 _HELP: Final = "The beginning of its owner's e-mail address, or an id"
 
 
-class _MemoryAdmin(ReadingAdmin):
+class _MemoryAdmin(ReadOnlyAdmin):
     search_help_text = _HELP
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:

@@ -19,7 +19,7 @@ from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.core import db
 from adiuva.core.crypto import UserCipher
-from adiuva.core.enqueue import nudge
+from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import Conflict, Invalid, NotFound
 from memory import vector_space
 from memory.models import Embedding, Entry, EntrySource, Exchange, Memory, SourceKind, Tier
@@ -424,7 +424,7 @@ def _hold_again(user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> None:
         else:
             Entry.objects.filter(pk=part.pk).update(valid_to=None, successor=None)
     if ids:
-        nudge("memory.embed", user_id)
+        enqueue_on_commit("memory.embed", user_id)
 
 
 def _add_sources(entry: Entry, origins: Sequence[SourceRef]) -> None:
@@ -442,7 +442,7 @@ def _add_sources(entry: Entry, origins: Sequence[SourceRef]) -> None:
 def _embed(entry: Entry, said: EntryContent) -> None:
     vector = vector_space.embed_now(searchable_text(said))
     if vector is None:
-        nudge("memory.embed", entry.user_id)
+        enqueue_on_commit("memory.embed", entry.user_id)
         return
     Embedding.objects.create(
         entry=entry, user_id=entry.user_id, embedding_model=llm.embedding_model().name, vector=vector

@@ -27,7 +27,7 @@ from adiuva.accounts.models import User
 from adiuva.core import db
 from adiuva.core.crypto import SealBroken
 from adiuva.core.logging import log
-from adiuva.core.prompt_fencing import fence
+from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.llm.structured import UnusableAnswer
 from memory import entries, provider_policy, structured
 from memory.entries import RememberOutcome, SourceRef
@@ -80,7 +80,7 @@ async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
         summary = await structured.ask_or_none(
             model,
             prompt="condense",
-            material=fence("notes", notes),
+            material=delimit_untrusted("notes", notes),
             name="condensed",
             schema=_SCHEMA,
             read=_summary,

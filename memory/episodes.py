@@ -24,10 +24,10 @@ from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.accounts.models import User
 from adiuva.core import db
 from adiuva.core.crypto import SealBroken
-from adiuva.core.enqueue import nudge
+from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log
-from adiuva.core.prompt_fencing import fence
+from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.llm.structured import UnusableAnswer
 from memory import entries, provider_policy, structured
 from memory.entries import Remembered, SourceRef
@@ -91,7 +91,7 @@ def enqueue_due() -> int:
     )
     users = list(ready.values_list("user_id", flat=True).order_by().distinct()[:_SWEPT_AT_ONCE])
     for user_id in users:
-        nudge("memory.episodes", user_id)
+        enqueue_on_commit("memory.episodes", user_id)
     return len(users)
 
 
@@ -159,7 +159,7 @@ async def _summary(session: EpisodeDraft) -> str:
         summary = await structured.ask_or_none(
             llm.chat_model(),
             prompt="episode",
-            material=f"Session of {began:%A %Y-%m-%d %H:%M}\n{fence('conversation', said)}",
+            material=f"Session of {began:%A %Y-%m-%d %H:%M}\n{delimit_untrusted('conversation', said)}",
             name="episode",
             schema=_SCHEMA,
             read=_read,

@@ -12,7 +12,7 @@ import orjson
 from django.db import connection, transaction
 
 from adiuva.core.crypto import UserCipher
-from adiuva.core.enqueue import nudge
+from adiuva.core.enqueue import enqueue_on_commit
 from memory import entries
 from memory.entries import SourceRef
 from memory.models import Exchange, SourceKind
@@ -54,7 +54,7 @@ def store(
             },
         )
         if cursor.rowcount:
-            nudge("memory.record", user_id)
+            enqueue_on_commit("memory.record", user_id)
 
 
 @transaction.atomic

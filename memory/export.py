@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core.archive import BATCH, Part, columns, opened, register
+from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from adiuva.core.crypto import UserCipher
 from memory import entries, exchanges, preferences
 from memory.models import Entry, Exchange, Receipt
@@ -24,12 +24,12 @@ def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:
     # The vector itself is numbers of its model alone: it can be made again of what the entry says.
     rows = Entry.objects.of(user_id).defer("terms", "fingerprint", "embedding__vector")
     rows = rows.select_related("embedding").prefetch_related("sources").order_by("created_at", "id")
-    for entry in rows.iterator(BATCH):
+    for entry in rows.iterator(ROWS_PER_BATCH):
         embedding = getattr(entry, "embedding", None)
         yield {
             "id": entry.pk,
             "tier": entry.tier,
-            **opened(partial(_said, entry, cipher)),
+            **readable(partial(_said, entry, cipher)),
             "confidence": entry.confidence,
             "derived": entry.derived,
             "began_at": entry.began_at,
@@ -55,10 +55,10 @@ def _said(entry: Entry, cipher: UserCipher) -> Mapping[str, Any]:
 
 
 def _waiting(user_id: UUID) -> Iterator[dict[str, Any]]:
-    cipher, names = cipher_for(user_id), columns(Exchange, but=["user"])
-    for row in Exchange.objects.filter(user_id=user_id).order_by("said_at", "id").iterator(BATCH):
+    cipher, names = cipher_for(user_id), exported_columns(Exchange, but=["user"])
+    for row in Exchange.objects.filter(user_id=user_id).order_by("said_at", "id").iterator(ROWS_PER_BATCH):
         known = {name: getattr(row, name) for name in names}
-        yield {**known, **opened(partial(_heard, row, cipher))}
+        yield {**known, **readable(partial(_heard, row, cipher))}
 
 
 def _heard(row: Exchange, cipher: UserCipher) -> Mapping[str, Any]:
@@ -68,20 +68,22 @@ def _heard(row: Exchange, cipher: UserCipher) -> Mapping[str, Any]:
 
 def _receipts(user_id: UUID) -> Iterator[dict[str, Any]]:
     rows = Receipt.objects.filter(user_id=user_id).order_by("at", "id")
-    yield from rows.values(*columns(Receipt, but=["user"])).iterator(BATCH)
+    yield from rows.values(*exported_columns(Receipt, but=["user"])).iterator(ROWS_PER_BATCH)
 
 
 register(
-    Part("memory.jsonl", "Whether anything is remembered, and which model providers may read it.", _memory),
-    Part(
+    ArchivePart(
+        "memory.jsonl", "Whether anything is remembered, and which model providers may read it.", _memory
+    ),
+    ArchivePart(
         "memory_entries.jsonl",
         "What is remembered, where it is known from, and what was so before (`replaced_by`: what is so instead).",
         _entries,
     ),
-    Part(
+    ArchivePart(
         "memory_waiting.jsonl",
         "What was said lately and is still to be read for what is worth keeping.",
         _waiting,
     ),
-    Part("memory_receipts.jsonl", "Which entries left for a model, when, and what for.", _receipts),
+    ArchivePart("memory_receipts.jsonl", "Which entries left for a model, when, and what for.", _receipts),
 )

@@ -29,10 +29,10 @@ from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.accounts.models import User
 from adiuva.core import db, prompts
 from adiuva.core.crypto import SealBroken, UserCipher
-from adiuva.core.enqueue import nudge
+from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log
-from adiuva.core.prompt_fencing import fence
+from adiuva.core.prompt_delimiting import delimit_untrusted
 from memory import entries, provider_policy, recall, structured, vector_space
 from memory.apply_operations import OperationWriter, ShownEntry
 from memory.exchanges import UnsealedExchange, shorten, unseal_exchange
@@ -228,12 +228,12 @@ def _line(label: str, entry: Entry, cipher: UserCipher) -> str | None:
 
 
 def _material(labelled: dict[str, UnsealedExchange], given: ExtractionContext) -> str:
-    parts = [fence("known", "\n".join(shown.line for shown in given.known.values()))]
+    parts = [delimit_untrusted("known", "\n".join(shown.line for shown in given.known.values()))]
     for label, one in labelled.items():
         parts.append(
             f"Exchange {label}, {one.at.astimezone(given.zone):%A %Y-%m-%d %H:%M}\n"
-            f"{fence(f'{label} user', shorten(one.said, _SAID_CHARS))}\n"
-            f"{fence(f'{label} assistant', shorten(one.answer, _ANSWER_CHARS))}"
+            f"{delimit_untrusted(f'{label} user', shorten(one.said, _SAID_CHARS))}\n"
+            f"{delimit_untrusted(f'{label} assistant', shorten(one.answer, _ANSWER_CHARS))}"
         )
     return "\n\n".join(parts)
 
@@ -291,5 +291,5 @@ def enqueue_due() -> int:
     late = Exchange.objects.filter(recorded_at=None, not_before__lte=Now() - _CLAIM / 4)
     users = list(late.values_list("user_id", flat=True).order_by().distinct()[:_SWEPT_AT_ONCE])
     for user_id in users:
-        nudge("memory.record", user_id)
+        enqueue_on_commit("memory.record", user_id)
     return len(users)

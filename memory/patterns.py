@@ -25,7 +25,7 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
 from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.logging import log
-from adiuva.core.prompt_fencing import fence
+from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.llm.structured import UnusableAnswer
 from memory import entries, provider_policy, structured
 from memory.entries import MemoryFull, SourceRef
@@ -117,7 +117,7 @@ async def review(
         found.answer = await structured.ask_or_none(
             model,
             prompt="patterns",
-            material=f"{fence('patterns', shown)}\n\n{fence('entries', given)}",
+            material=f"{delimit_untrusted('patterns', shown)}\n\n{delimit_untrusted('entries', given)}",
             name="patterns",
             schema=_SCHEMA,
             read=_answer,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from django.db import transaction
 
 from adiuva import llm
-from adiuva.core.enqueue import nudge
+from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import Conflict
 from memory import entries
 from memory.models import Exchange, Memory, Tier
@@ -60,7 +60,7 @@ def set_preferences(
     if not memory.enabled:
         Exchange.objects.filter(user_id=user_id).delete()
     if tiers or enabled:
-        nudge("memory.embed", user_id)  # for what may be read now and was not before
+        enqueue_on_commit("memory.embed", user_id)  # for what may be read now and was not before
     return memory
 
 

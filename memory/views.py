@@ -20,7 +20,7 @@ from rest_framework.response import Response
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
-from adiuva.core.rest import TOTAL_COUNT, Done, Problem, problems, user_id
+from adiuva.core.rest import TOTAL_COUNT, Done, Problem, error_responses, user_id
 from memory import entries, preferences, search, vector_space
 from memory.entries import BY_HAND, RememberOutcome
 from memory.models import Entry, Memory, Receipt, SourceKind, Tier
@@ -51,11 +51,11 @@ _TIER: Final = OpenApiParameter("tier", str, OpenApiParameter.PATH, enum=Tier.va
     list=extend_schema(
         summary="What is remembered in a tier, the latest first",
         parameters=[EntryQuerySerializer, TOTAL_COUNT],
-        responses={200: EntrySerializer(many=True), **problems(400, 401)},
+        responses={200: EntrySerializer(many=True), **error_responses(400, 401)},
     ),
     retrieve=extend_schema(
         summary="One entry: why it is known, and what it said before",
-        responses={200: EntryDetailSerializer, **problems(401, 404)},
+        responses={200: EntryDetailSerializer, **error_responses(401, 404)},
     ),
 )
 class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
@@ -95,7 +95,7 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
         responses={
             201: EntrySerializer,
             200: OpenApiResponse(EntrySerializer, "It was known, or the key had another value, now history."),
-            **problems(400, 401, 409),
+            **error_responses(400, 401, 409),
         },
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
@@ -120,7 +120,7 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
     @extend_schema(
         summary="Correct an entry",
         request=CorrectionSerializer,
-        responses={200: EntrySerializer, **problems(400, 401, 404, 409)},
+        responses={200: EntrySerializer, **error_responses(400, 401, 404, 409)},
     )
     def partial_update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """What it said before becomes history. Where another entry says the same already, or has the key, the answer
@@ -129,7 +129,8 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
         return self._row(entries.correct(entry=entry, origin=BY_HAND, **self._body()))
 
     @extend_schema(
-        summary="Forget an entry with all that it ever said", responses={200: Done, **problems(401, 404)}
+        summary="Forget an entry with all that it ever said",
+        responses={200: Done, **error_responses(401, 404)},
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         entries.forget(user_id=user_id(request), ids=[self.get_object().pk])
@@ -138,7 +139,7 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
     @extend_schema(
         summary="Why an entry is known: all its sources, the latest first",
         parameters=[TOTAL_COUNT],
-        responses={200: SourceSerializer(many=True), **problems(400, 401, 404)},
+        responses={200: SourceSerializer(many=True), **error_responses(400, 401, 404)},
     )
     @action(detail=True, methods=["get"])
     def sources(self, request: Request, **kwargs: Any) -> Response:
@@ -149,7 +150,7 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
     @extend_schema(
         summary="All that an entry said before, the latest first",
         parameters=[TOTAL_COUNT],
-        responses={200: EntrySerializer(many=True), **problems(400, 401, 404)},
+        responses={200: EntrySerializer(many=True), **error_responses(400, 401, 404)},
     )
     @action(detail=True, methods=["get"])
     def history(self, request: Request, **kwargs: Any) -> Response:
@@ -187,7 +188,7 @@ class SearchView(_FormView):
     @extend_schema(
         summary="Search your memory",
         operation_id="memory_search",
-        responses={200: SearchHitSerializer(many=True), **problems(400, 401)},
+        responses={200: SearchHitSerializer(many=True), **error_responses(400, 401)},
     )
     def post(self, request: Request) -> Response:
         asked, me = self.body(request), user_id(request)
@@ -210,7 +211,7 @@ class ForgetView(_FormView):
     @extend_schema(
         summary="Forget a source, or everything",
         operation_id="memory_forget",
-        responses={200: ForgottenSerializer, **problems(400, 401)},
+        responses={200: ForgottenSerializer, **error_responses(400, 401)},
     )
     def post(self, request: Request) -> Response:
         asked, me = self.body(request), user_id(request)
@@ -235,7 +236,7 @@ class PolicyView(_FormView):
     @extend_schema(
         summary="Your memory's switch and policy",
         operation_id="memory_policy",
-        responses={200: PolicySerializer, **problems(401)},
+        responses={200: PolicySerializer, **error_responses(401)},
     )
     def get(self, request: Request) -> Response:
         return Response(_policy(preferences.get_memory(user_id(request))))
@@ -243,7 +244,7 @@ class PolicyView(_FormView):
     @extend_schema(
         summary="Set your memory's switch and policy",
         operation_id="memory_policy_set",
-        responses={200: PolicySerializer, **problems(400, 401)},
+        responses={200: PolicySerializer, **error_responses(400, 401)},
     )
     def put(self, request: Request) -> Response:
         """A tier that is not named goes to any provider."""
@@ -258,7 +259,7 @@ class PolicyView(_FormView):
     @extend_schema(
         summary="Change your memory's switch, or the policy of some tiers",
         operation_id="memory_policy_change",
-        responses={200: PolicySerializer, **problems(400, 401)},
+        responses={200: PolicySerializer, **error_responses(400, 401)},
     )
     def patch(self, request: Request) -> Response:
         """A tier that is not named keeps its policy."""
@@ -297,7 +298,7 @@ class ReceiptsView(ListAPIView[Receipt]):
         summary="Which entries left for a model, the latest first",
         operation_id="memory_receipts",
         parameters=[ReceiptQuerySerializer, TOTAL_COUNT],
-        responses={200: ReceiptSerializer(many=True), **problems(400, 401)},
+        responses={200: ReceiptSerializer(many=True), **error_responses(400, 401)},
     )
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         return self.list(request, *args, **kwargs)
@@ -322,7 +323,7 @@ class EmbedView(_FormView):
         operation_id="storage_vectors_embed",
         responses={
             200: VectorSerializer,
-            **problems(400, 401, 503),
+            **error_responses(400, 401, 503),
             502: OpenApiResponse(Problem, "The model could not answer."),
             504: OpenApiResponse(Problem, "The model did not answer in time."),
         },

@@ -12,18 +12,18 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from adiuva.accounts import services
-from adiuva.accounts.admin_base import ReadingAdmin, matching
-from adiuva.accounts.forms import AdminSignIn, NewPassword, NewUser
-from adiuva.accounts.models import Ended, Session, User
+from adiuva.accounts.admin_base import ReadOnlyAdmin, search_filter
+from adiuva.accounts.forms import AdminSignInForm, NewPasswordForm, NewUserForm
+from adiuva.accounts.models import RevokedReason, Session, User
 
 admin.site.site_header = "Adiuva"
 admin.site.site_title = "Adiuva"
 admin.site.index_title = "What runs here"
-admin.site.login_form = AdminSignIn
+admin.site.login_form = AdminSignInForm
 
 
 @admin.register(User)
-class Users(UserAdmin):  # type: ignore[type-arg]  # not generic at run time
+class AccountAdmin(UserAdmin):  # type: ignore[type-arg]  # not generic at run time
     list_display = ["email", "tier", "is_staff", "is_active", "last_login", "created_at"]
     list_filter = ["tier", "is_staff", "is_active"]
     search_fields = ["email"]  # the box is shown for it; get_search_results says how
@@ -41,8 +41,8 @@ class Users(UserAdmin):  # type: ignore[type-arg]  # not generic at run time
     add_fieldsets = [
         (None, {"classes": ["wide"], "fields": ["email", "usable_password", "password1", "password2"]})
     ]
-    add_form = NewUser
-    change_password_form = NewPassword
+    add_form = NewUserForm
+    change_password_form = NewPasswordForm
 
     @admin.display(description="password")
     def new_password(self, user: User) -> str:
@@ -54,12 +54,12 @@ class Users(UserAdmin):  # type: ignore[type-arg]  # not generic at run time
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[User], search_term: str
     ) -> tuple[QuerySet[User], bool]:
-        return queryset.filter(matching(search_term.strip(), keys=("id",), email="email")), False
+        return queryset.filter(search_filter(search_term.strip(), keys=("id",), email="email")), False
 
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
         if change and "is_active" in form.changed_data and not obj.is_active:
-            services.end_sessions(user=obj, reason=Ended.INACTIVE)
+            services.end_sessions(user=obj, reason=RevokedReason.INACTIVE)
 
     def get_deleted_objects(
         self, objs: Any, request: HttpRequest
@@ -77,7 +77,7 @@ class Users(UserAdmin):  # type: ignore[type-arg]  # not generic at run time
 
     @admin.action(description="Sign out everywhere", permissions=["change"])
     def end_all_sessions(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
-        ended = sum(services.end_sessions(user=user, reason=Ended.STAFF) for user in queryset)
+        ended = sum(services.end_sessions(user=user, reason=RevokedReason.STAFF) for user in queryset)
         self.message_user(request, f"{ended} sessions ended.", messages.SUCCESS)
 
     @admin.action(description="Deactivate", permissions=["change"])
@@ -88,7 +88,7 @@ class Users(UserAdmin):  # type: ignore[type-arg]  # not generic at run time
 
 
 @admin.register(Session)
-class Sessions(ReadingAdmin):
+class SessionAdmin(ReadOnlyAdmin):
     list_display = ["id", "user", "user_agent", "created_at", "last_used_at", "expires_at", "revoked_reason"]
     list_filter = ["revoked_reason"]
     search_keys = ("id", "user_id")
@@ -104,5 +104,5 @@ class Sessions(ReadingAdmin):
 
     @admin.action(description="End", permissions=["end"])
     def end_sessions(self, request: HttpRequest, queryset: QuerySet[Session]) -> None:
-        ended = Session.objects.filter(pk__in=queryset.values("pk")).end(Ended.STAFF)
+        ended = Session.objects.filter(pk__in=queryset.values("pk")).end(RevokedReason.STAFF)
         self.message_user(request, f"{ended} sessions ended.", messages.SUCCESS)

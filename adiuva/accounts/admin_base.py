@@ -14,7 +14,7 @@ from django.utils.functional import cached_property
 from adiuva.accounts.models import User
 
 
-def matching(term: str, *, keys: tuple[str, ...], email: str) -> Q:
+def search_filter(term: str, *, keys: tuple[str, ...], email: str) -> Q:
     """Rows by one of their ids, or by the beginning of an e-mail address. No term matches all."""
     try:
         wanted = UUID(term)
@@ -26,7 +26,7 @@ def matching(term: str, *, keys: tuple[str, ...], email: str) -> Q:
     return found
 
 
-class FirstPages(Paginator):  # type: ignore[type-arg]  # not generic at run time
+class CappedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
     """Counts no further than anybody turns pages: the rest of a large table is found by search and filters."""
 
     MOST = 10_000
@@ -37,21 +37,21 @@ class FirstPages(Paginator):  # type: ignore[type-arg]  # not generic at run tim
         return self.object_list[: self.MOST].count()
 
 
-class ReadingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic at run time
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic at run time
     """Staff look and act through the app's verbs; nothing is edited here."""
 
     search_fields = ["user__email"]  # the box is shown for it; get_search_results says how
     search_keys: tuple[str, ...] = ("id",)
     list_select_related = ["user"]
     show_full_result_count = False
-    paginator = FirstPages
+    paginator = CappedPaginator
     list_per_page = 50
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
         return queryset.filter(
-            matching(search_term.strip(), keys=self.search_keys, email="user__email")
+            search_filter(search_term.strip(), keys=self.search_keys, email="user__email")
         ), False
 
     def has_add_permission(self, request: HttpRequest) -> bool:

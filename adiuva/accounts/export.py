@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from adiuva.accounts.models import Session, User
-from adiuva.core.archive import BATCH, Part, columns, register
+from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, register
 
 
 def _account(user_id: UUID) -> Iterator[Mapping[str, Any]]:
@@ -18,10 +18,12 @@ def _account(user_id: UUID) -> Iterator[Mapping[str, Any]]:
 
 def _sessions(user_id: UUID) -> Iterator[dict[str, Any]]:
     rows = Session.objects.filter(user_id=user_id).order_by("created_at", "id")
-    yield from rows.values(*columns(Session, but=["user", "generation", "rotated_at"])).iterator(BATCH)
+    yield from rows.values(*exported_columns(Session, but=["user", "generation", "rotated_at"])).iterator(
+        ROWS_PER_BATCH
+    )
 
 
 register(
-    Part("account.jsonl", "The account.", _account),
-    Part("sessions.jsonl", "Where it is or was signed in, without the tokens.", _sessions),
+    ArchivePart("account.jsonl", "The account.", _account),
+    ArchivePart("sessions.jsonl", "Where it is or was signed in, without the tokens.", _sessions),
 )

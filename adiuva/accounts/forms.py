@@ -11,40 +11,40 @@ from django.core.exceptions import ValidationError
 from rest_framework.request import Request
 
 from adiuva.accounts import services
-from adiuva.accounts.models import Ended, User
-from adiuva.accounts.throttles import address_of, count
+from adiuva.accounts.models import RevokedReason, User
+from adiuva.accounts.throttles import client_address, count_attempt
 
 
-class _Throttled(AuthenticationForm):
+class _ThrottledSignInForm(AuthenticationForm):
     def clean(self) -> dict[str, Any]:
-        address = address_of(cast(Request, self.request))
+        address = client_address(cast(Request, self.request))
         email = User.normalize_username(self.cleaned_data.get("username", ""))
-        waits = [count("login_address", address), count("login", address, email)]
+        waits = [count_attempt("login_address", address), count_attempt("login", address, email)]
         if any(waits):
             seconds = math.ceil(max(wait or 0 for wait in waits))
             raise ValidationError(f"Too many tries. The next is possible in {seconds} s.", code="throttled")
         return super().clean()
 
 
-class SignIn(_Throttled):
+class SignInForm(_ThrottledSignInForm):
     """For the browsable API."""
 
 
-class AdminSignIn(_Throttled, AdminAuthenticationForm):
+class AdminSignInForm(_ThrottledSignInForm, AdminAuthenticationForm):
     """For the admin: staff only."""
 
 
-class NewUser(AdminUserCreationForm):  # type: ignore[type-arg]
+class NewUserForm(AdminUserCreationForm):  # type: ignore[type-arg]
     class Meta:
         model = User
         fields = ("email",)
         field_classes: dict[str, Any] = {}
 
 
-class NewPassword(AdminPasswordChangeForm):  # type: ignore[type-arg]
+class NewPasswordForm(AdminPasswordChangeForm):  # type: ignore[type-arg]
     """Staff sets a user's password: that signs the user out everywhere."""
 
     def save(self, commit: bool = True) -> User:
         user: User = super().save(commit)
-        services.end_sessions(user=user, reason=Ended.PASSWORD)
+        services.end_sessions(user=user, reason=RevokedReason.PASSWORD)
         return user

@@ -24,7 +24,7 @@ from django.db.models import Count, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from adiuva.accounts.models import KeptKey, User, UserKey, WrappedKey
+from adiuva.accounts.models import SeparateKey, User, UserKey, WrappedKey
 from adiuva.core import crypto
 from adiuva.core.errors import NotFound, Unavailable
 
@@ -50,7 +50,7 @@ class NoSuchUser(NotFound):
     code = "user_gone"
 
 
-class KeyAway(Unavailable):
+class KeyUnavailable(Unavailable):
     """The user has a key, and it is not where it should be. Making another would lose what the first one sealed."""
 
     code = "key_away"
@@ -91,7 +91,7 @@ def shred(user_id: UUID) -> None:
     if here:
         _refuse_strange(here)
         here.delete()
-    if is_apart():
+    if has_own_database():
         with _kept() as kept:  # should we die after the commit, the sweep knows that it was meant
             kept.filter(pk=user_id).update(doomed_at=Now())
     forget(user_id)
@@ -107,13 +107,13 @@ def forget(user_id: UUID | None = None) -> None:
             _opened.pop(user_id, None)
 
 
-def is_apart() -> bool:
+def has_own_database() -> bool:
     """Whether the keys have a database of their own."""
     return _APART in connections
 
 
 def _find(user_id: UUID) -> WrappedKey | None:
-    if is_apart():
+    if has_own_database():
         with _kept() as kept:
             return kept.filter(pk=user_id).first()
     here = UserKey.objects.filter(pk=user_id).first()
@@ -126,16 +126,16 @@ def _make(user_id: UUID) -> WrappedKey:
     if User.objects.select_for_update(no_key=True).filter(pk=user_id).only("pk").first() is None:
         raise NoSuchUser("this account no longer exists")
     here = UserKey.objects.select_for_update().filter(pk=user_id).first()
-    if not is_apart():
+    if not has_own_database():
         return _refuse_strange(here) if here else UserKey.objects.create(user_id=user_id, **_new(user_id))
     with _kept() as kept:
         if here is None:
-            kept.bulk_create([KeptKey(user_id=user_id, **_new(user_id))], ignore_conflicts=True)
+            kept.bulk_create([SeparateKey(user_id=user_id, **_new(user_id))], ignore_conflicts=True)
         elif not here.is_apart:
             kept.bulk_create([_copy(here)], ignore_conflicts=True)
         found = kept.filter(pk=user_id).first()
     if found is None:
-        raise KeyAway
+        raise KeyUnavailable
     if here is None:
         UserKey.objects.create(user_id=user_id, ring_key=UserKey.APART, wrapped=b"")
     elif _is_same(here, found):
@@ -148,8 +148,8 @@ def _new(user_id: UUID) -> dict[str, Any]:
     return {"ring_key": ring_key, "wrapped": wrapped}
 
 
-def _copy(row: UserKey) -> KeptKey:
-    return KeptKey(user_id=row.pk, ring_key=row.ring_key, wrapped=row.wrapped, created_at=row.created_at)
+def _copy(row: UserKey) -> SeparateKey:
+    return SeparateKey(user_id=row.pk, ring_key=row.ring_key, wrapped=row.wrapped, created_at=row.created_at)
 
 
 def _unwrap(row: WrappedKey) -> bytes:
@@ -169,21 +169,21 @@ def _is_same(one: WrappedKey, other: WrappedKey) -> bool:
 
 def _is_committed(row: WrappedKey) -> bool:
     """False for a key that may go with the transaction we are in: nobody else may use it before it is sure."""
-    if isinstance(row, KeptKey) or not transaction.get_connection().in_atomic_block:
+    if isinstance(row, SeparateKey) or not transaction.get_connection().in_atomic_block:
         return True
     return row.created_at < timezone.now() - _LONGER_THAN_A_TRANSACTION
 
 
 def _refuse_strange(here: UserKey) -> UserKey:
     """Raise KeyAway for a key in a database of its own when we were not told of it."""
-    if here.is_apart and not is_apart():
-        raise KeyAway
+    if here.is_apart and not has_own_database():
+        raise KeyUnavailable
     return here
 
 
 def _finish_shredding(user_id: UUID) -> None:
     try:
-        if is_apart():
+        if has_own_database():
             with _kept() as kept:
                 kept.filter(pk=user_id).delete()
     except DatabaseError as error:
@@ -196,7 +196,7 @@ def _finish_shredding(user_id: UUID) -> None:
 
 
 @dataclass(frozen=True)
-class Batch:
+class KeyBatch:
     """What one transaction did."""
 
     last: UUID
@@ -204,7 +204,7 @@ class Batch:
     left_alone: list[UUID]
 
 
-def rewrap(batch: int = 500) -> Iterator[Batch]:
+def rewrap(batch: int = 500) -> Iterator[KeyBatch]:
     """Wrap all data keys anew with the ring's newest key, `batch` of them a transaction.
 
     May run anywhere, any number of times at once, while the keys are in use: what is sealed does not change. One
@@ -226,7 +226,7 @@ def rewrap(batch: int = 500) -> Iterator[Batch]:
         patient = True
 
 
-def _rewrap(older: list[str], after: UUID, batch: int, patient: bool) -> Batch | None:
+def _rewrap(older: list[str], after: UUID, batch: int, patient: bool) -> KeyBatch | None:
     with _table() as table, transaction.atomic(using=table.db):
         rows = list(
             table.select_for_update(skip_locked=not patient)
@@ -242,15 +242,15 @@ def _rewrap(older: list[str], after: UUID, batch: int, patient: bool) -> Batch |
                 broken.append(row.pk)
         done = [row for row in rows if row.pk not in broken]
         table.bulk_update(done, ["ring_key", "wrapped"])
-    return Batch(rows[-1].pk, len(done), broken) if rows else None
+    return KeyBatch(rows[-1].pk, len(done), broken) if rows else None
 
 
-def wrapped_with() -> Counter[str]:
+def count_by_ring_key() -> Counter[str]:
     """How many data keys each key of the ring wraps, wherever they are."""
     found: Counter[str] = Counter()
     with _table() as table:
         found.update(_by_ring_key(table))
-    if is_apart():  # those that are still to be moved
+    if has_own_database():  # those that are still to be moved
         found.update(_by_ring_key(UserKey.objects.all()))
     del found[UserKey.APART]
     return found
@@ -264,7 +264,7 @@ def _by_ring_key(table: QuerySet[Any]) -> dict[str, int]:
 
 
 @dataclass
-class Audit:
+class KeyAudit:
     """Where accounts and keys do not fit, as after a backup of one of the two databases was brought back."""
 
     doubled: int = 0  # accounts with two different keys
@@ -272,9 +272,9 @@ class Audit:
     orphans: list[UUID] = field(default_factory=list)  # keys without their account
 
 
-def separate(batch: int = 500) -> int:
+def move_to_own_database(batch: int = 500) -> int:
     """Move what the main database still holds into the keys' own; returns how many. May be cut off and repeated."""
-    if not is_apart():
+    if not has_own_database():
         return 0
     moved, after = 0, _FIRST
     while found := _separate(after, batch):
@@ -284,7 +284,7 @@ def separate(batch: int = 500) -> int:
 
 
 @transaction.atomic
-def _separate(after: UUID, batch: int) -> Batch | None:
+def _separate(after: UUID, batch: int) -> KeyBatch | None:
     here = list(
         UserKey.objects.select_for_update(skip_locked=True)
         .exclude(ring_key=UserKey.APART)
@@ -299,17 +299,17 @@ def _separate(after: UUID, batch: int) -> Batch | None:
     doubled = [row.pk for row in here if not _is_same(row, there[row.pk])]
     same = [row.pk for row in here if row.pk not in doubled]
     UserKey.objects.filter(pk__in=same).update(ring_key=UserKey.APART, wrapped=b"")
-    return Batch(here[-1].pk, len(same), doubled)
+    return KeyBatch(here[-1].pk, len(same), doubled)
 
 
-def sweep() -> int:
+def finish_interrupted() -> int:
     """Finish what was cut off between two databases. Returns how many keys of deleted accounts it destroyed.
 
     A key goes only if its account's deletion had begun: an account that is not there may be in a backup.
     """
-    if not is_apart():
+    if not has_own_database():
         return 0
-    separate()
+    move_to_own_database()
     before = timezone.now() - _DOOMED
     with _kept() as kept:
         doomed = set(kept.filter(doomed_at__lt=before).values_list("pk", flat=True))
@@ -319,14 +319,14 @@ def sweep() -> int:
         return kept.filter(pk__in=doomed - alive).delete()[0]
 
 
-def audit(batch: int = 1000) -> Audit:
+def audit(batch: int = 1000) -> KeyAudit:
     """Compare accounts and keys, where they are apart. A key whose account does not say that it has one is noted."""
-    found = Audit()
-    if not is_apart():
+    found = KeyAudit()
+    if not has_own_database():
         return found
     found.doubled = UserKey.objects.exclude(ring_key=UserKey.APART).count()
     after = _FIRST
-    while page := _next(KeptKey, after, batch):
+    while page := _next(SeparateKey, after, batch):
         users = set(User.objects.filter(pk__in=page).values_list("pk", flat=True))
         _note(users)
         with _kept() as kept:
@@ -358,16 +358,16 @@ def shred_orphans(user_ids: list[UUID]) -> int:
         return kept.filter(pk__in=gone).delete()[0]
 
 
-def _next(model: type[KeptKey | UserKey], after: UUID, batch: int) -> list[UUID]:
+def _next(model: type[SeparateKey | UserKey], after: UUID, batch: int) -> list[UUID]:
     with _kept() as kept:
-        table: QuerySet[Any] = kept if model is KeptKey else UserKey.objects.all()
+        table: QuerySet[Any] = kept if model is SeparateKey else UserKey.objects.all()
         return list(table.filter(pk__gt=after).order_by("pk").values_list("pk", flat=True)[:batch])
 
 
 @contextmanager
 def _table() -> Iterator[QuerySet[Any]]:
     """The table that the keys are used from."""
-    if is_apart():
+    if has_own_database():
         with _kept() as kept:
             yield kept
     else:
@@ -375,12 +375,12 @@ def _table() -> Iterator[QuerySet[Any]]:
 
 
 @contextmanager
-def _kept() -> Iterator[QuerySet[KeptKey]]:
+def _kept() -> Iterator[QuerySet[SeparateKey]]:
     """The table in the keys' own database. The connection goes back to its pool at once: with one in hand nobody
     may wait for another."""
     try:
         _prepare()
-        yield KeptKey.objects.using(_APART)
+        yield SeparateKey.objects.using(_APART)
     finally:
         connections[_APART].close()
 
@@ -393,9 +393,9 @@ def _prepare() -> None:
         return
     with transaction.atomic(using=_APART), connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext('adiuva userkey'))")
-        if KeptKey._meta.db_table not in connection.introspection.table_names(cursor):
+        if SeparateKey._meta.db_table not in connection.introspection.table_names(cursor):
             with connection.schema_editor() as editor:
-                editor.create_model(KeptKey)
+                editor.create_model(SeparateKey)
             # Django makes no index of a table that it does not manage.
             cursor.execute("CREATE INDEX userkey_ring_key ON userkey (ring_key)")
     _prepared.add(name)

@@ -16,7 +16,7 @@ from django.utils.timezone import now
 from adiuva.accounts.validators import validate_locale, validate_timezone
 
 
-class Tier(models.TextChoices):
+class Plan(models.TextChoices):
     FREE = "free"
     PRO = "pro"
     POWER = "power"
@@ -44,7 +44,7 @@ class User(AbstractBaseUser, PermissionsMixin):
     email = models.EmailField(
         "e-mail", unique=True, error_messages={"unique": "An account with this address exists already."}
     )
-    tier = models.CharField(max_length=8, choices=Tier, default=Tier.FREE)
+    tier = models.CharField(max_length=8, choices=Plan, default=Plan.FREE)
     timezone = models.CharField(
         "time zone",
         max_length=64,
@@ -75,7 +75,7 @@ class User(AbstractBaseUser, PermissionsMixin):
         constraints = [
             # With the unique index on the column: no two accounts differ in case alone.
             models.CheckConstraint(condition=Q(email=Lower("email")), name="user_email_lower"),
-            models.CheckConstraint(condition=Q(tier__in=Tier.values), name="user_tier_known"),
+            models.CheckConstraint(condition=Q(tier__in=Plan.values), name="user_tier_known"),
         ]
 
     @classmethod
@@ -84,7 +84,7 @@ class User(AbstractBaseUser, PermissionsMixin):
         return unicodedata.normalize("NFKC", username).strip().lower()
 
 
-class Ended(models.TextChoices):
+class RevokedReason(models.TextChoices):
     """Why a session is over before its time."""
 
     LOGOUT = "logout", "signed out"
@@ -103,7 +103,7 @@ class SessionQuerySet(models.QuerySet["Session"]):
         """Those that still let somebody in."""
         return self.unrevoked().filter(expires_at__gt=now(), user__is_active=True)
 
-    def end(self, reason: Ended) -> int:
+    def end(self, reason: RevokedReason) -> int:
         """Revoke them all; what is over already keeps its reason. Returns how many it ended."""
         return self.unrevoked().update(revoked_at=Now(), revoked_reason=reason)
 
@@ -123,7 +123,7 @@ class Session(models.Model):
     expires_at = models.DateTimeField()
     user_agent = models.CharField(max_length=200, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
-    revoked_reason = models.CharField(max_length=16, choices=Ended, blank=True)
+    revoked_reason = models.CharField(max_length=16, choices=RevokedReason, blank=True)
 
     objects = SessionQuerySet.as_manager()
 
@@ -137,7 +137,7 @@ class Session(models.Model):
             models.CheckConstraint(condition=Q(expires_at__gt=F("created_at")), name="session_ends_later"),
             models.CheckConstraint(
                 condition=Q(revoked_at__isnull=True, revoked_reason="")
-                | Q(revoked_at__isnull=False, revoked_reason__in=Ended.values),
+                | Q(revoked_at__isnull=False, revoked_reason__in=RevokedReason.values),
                 name="session_revoked_with_reason",
             ),
         ]
@@ -181,7 +181,7 @@ class UserKey(WrappedKey):
         return self.ring_key == self.APART
 
 
-class KeptKey(WrappedKey):
+class SeparateKey(WrappedKey):
     """The key, in the database that holds nothing else; keys.py makes the table there."""
 
     user_id = models.UUIDField(primary_key=True)

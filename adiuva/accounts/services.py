@@ -19,8 +19,8 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from adiuva.accounts import keys, tokens
-from adiuva.accounts.models import Ended, Session, User
-from adiuva.accounts.tokens import Tokens
+from adiuva.accounts.models import RevokedReason, Session, User
+from adiuva.accounts.tokens import TokenPair
 from adiuva.core.errors import Conflict, Invalid, NotAuthenticated, NotFound
 
 log = structlog.get_logger("adiuva.accounts")
@@ -47,7 +47,7 @@ class EmailTaken(Conflict):
         )
 
 
-class RefreshReused(NotAuthenticated):
+class RefreshTokenReused(NotAuthenticated):
     code = "refresh_reused"
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class RefreshReused(NotAuthenticated):
 # ── Coming in ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def register(*, email: str, password: str, user_agent: str = "") -> Tokens:
+def register(*, email: str, password: str, user_agent: str = "") -> TokenPair:
     """A new account, signed in. Raises Invalid (a weak password or no address) and EmailTaken."""
     _check_password(password, User(email=email), field="password")
     try:
@@ -72,7 +72,7 @@ def register(*, email: str, password: str, user_agent: str = "") -> Tokens:
     return tokens.issue(session)
 
 
-def login(*, email: str, password: str, user_agent: str = "") -> Tokens:
+def login(*, email: str, password: str, user_agent: str = "") -> TokenPair:
     """A new session. Raises InvalidCredentials, the same and at the same cost whatever is wrong."""
     user = User.objects.filter(email=User.normalize_username(email)).first()
     if user is None:
@@ -89,14 +89,14 @@ def login(*, email: str, password: str, user_agent: str = "") -> Tokens:
     return tokens.issue(session)
 
 
-def refresh(*, refresh_token: str) -> Tokens:
+def refresh(*, refresh_token: str) -> TokenPair:
     """The next generation's tokens. Raises NotAuthenticated, or RefreshReused when a token came back.
 
     The generation before the newest is answered again for settings.REFRESH_GRACE: the answer may have been
     lost, or two of a client's requests raced. Anything older was stolen from somebody, so the whole session
     ends (RFC 9700, 4.14.2).
     """
-    claims = tokens.read(refresh_token, "refresh")
+    claims = tokens.verify(refresh_token, "refresh")
     now = timezone.now()
     with transaction.atomic():
         session = (
@@ -110,7 +110,7 @@ def refresh(*, refresh_token: str) -> Tokens:
         behind = session.generation - claims.generation
         reused = behind > 1 or (behind == 1 and now - session.rotated_at > settings.REFRESH_GRACE)
         if reused:
-            Session.objects.filter(pk=session.pk).end(Ended.REUSE)
+            Session.objects.filter(pk=session.pk).end(RevokedReason.REUSE)
         elif behind == 0:
             session.generation += 1
             session.rotated_at = session.last_used_at = now
@@ -118,13 +118,13 @@ def refresh(*, refresh_token: str) -> Tokens:
             session.save(update_fields=["generation", "rotated_at", "last_used_at", "expires_at"])
     if reused:
         log.warning("refresh token reused", user_id=str(session.user_id), session_id=str(session.pk))
-        raise RefreshReused
+        raise RefreshTokenReused
     return tokens.issue(session)
 
 
 def authenticate(*, access_token: str) -> Session:
     """The live session an access token speaks for, with its user, in one query. Raises NotAuthenticated."""
-    claims = tokens.read(access_token, "access")
+    claims = tokens.verify(access_token, "access")
     session = (
         Session.objects.live()
         .select_related("user")
@@ -179,22 +179,22 @@ def live_sessions(ids: Collection[UUID]) -> set[UUID]:
 
 
 def logout(*, session: Session) -> None:
-    Session.objects.filter(pk=session.pk).end(Ended.LOGOUT)
+    Session.objects.filter(pk=session.pk).end(RevokedReason.LOGOUT)
 
 
 def end_session(*, user: User, session_id: UUID) -> None:
     """Sign one of the user's devices out. Raises NotFound for one that is not theirs or is over."""
-    if not Session.objects.live().filter(user=user, pk=session_id).end(Ended.OTHER_DEVICE):
+    if not Session.objects.live().filter(user=user, pk=session_id).end(RevokedReason.OTHER_DEVICE):
         raise NotFound("there is no such session")
 
 
-def end_sessions(*, user: User, reason: Ended, keep: Session | None = None) -> int:
+def end_sessions(*, user: User, reason: RevokedReason, keep: Session | None = None) -> int:
     """Sign all of the user's devices out, but for `keep`. Returns how many."""
     others = Session.objects.filter(user=user, expires_at__gt=timezone.now())
     return (others.exclude(pk=keep.pk) if keep else others).end(reason)
 
 
-def prune() -> int:
+def delete_old_sessions() -> int:
     """Delete the rows of sessions that were over a month ago. Returns how many."""
     before = timezone.now() - _KEPT_AFTER_END
     expired, _ = Session.objects.filter(expires_at__lt=before).delete()
@@ -221,7 +221,7 @@ def set_password(*, user: User, password: str, keep: Session | None = None) -> N
     """Set a password that was checked already and sign out everywhere but `keep`."""
     user.set_password(password)
     user.save(update_fields=["password"])
-    end_sessions(user=user, reason=Ended.PASSWORD, keep=keep)
+    end_sessions(user=user, reason=RevokedReason.PASSWORD, keep=keep)
 
 
 @transaction.atomic
@@ -229,7 +229,7 @@ def deactivate(*, users: QuerySet[User]) -> int:
     """Lock accounts without deleting anything. Returns how many were active."""
     ids = list(users.filter(is_active=True).select_for_update(no_key=True).values_list("pk", flat=True))
     User.objects.filter(pk__in=ids).update(is_active=False)
-    Session.objects.filter(user_id__in=ids).end(Ended.INACTIVE)
+    Session.objects.filter(user_id__in=ids).end(RevokedReason.INACTIVE)
     return len(ids)
 
 

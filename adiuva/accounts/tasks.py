@@ -9,6 +9,6 @@ from adiuva.accounts import keys, services
 @shared_task(name="accounts.prune")
 def prune() -> None:
     """Forget sessions that ended long ago, the admin's cookies that expired, and keys whose deletion was cut off."""
-    services.prune()
+    services.delete_old_sessions()
     import_module(settings.SESSION_ENGINE).SessionStore.clear_expired()
-    keys.sweep()
+    keys.finish_interrupted()

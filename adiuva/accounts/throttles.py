@@ -19,7 +19,7 @@ from rest_framework.views import APIView
 from adiuva.accounts.models import User
 
 
-def count(scope: str, *who: str) -> float | None:
+def count_attempt(scope: str, *who: str) -> float | None:
     """Count one try. None: go on; else the seconds until the next is allowed."""
     allowed, period = _rate(scope)
     window, into = divmod(time.time(), period)
@@ -36,7 +36,7 @@ def _rate(scope: str) -> tuple[int, int]:
     return int(allowed), {"s": 1, "m": 60, "h": 3600, "d": 86400}[period[0]]
 
 
-def address_of(request: Request) -> str:
+def client_address(request: Request) -> str:
     """What counts as one address: an IPv6 host has a whole /64 to choose from."""
     remote = BaseThrottle().get_ident(request) or ""
     try:
@@ -56,24 +56,24 @@ class _Throttle(BaseThrottle):
 
     def who(self, request: Request) -> tuple[str, ...] | None:
         """What is counted together, or None for what is not counted."""
-        return (address_of(request),)
+        return (client_address(request),)
 
     def allow_request(self, request: Request, view: APIView) -> bool:
         who = self.who(request)
-        self._wait = count(self.scope, *who) if who else None
+        self._wait = count_attempt(self.scope, *who) if who else None
         return self._wait is None
 
     def wait(self) -> float | None:
         return self._wait
 
 
-class PerAddress(_Throttle):
+class AddressThrottle(_Throttle):
     """All that one address does at the open doors, so that it cannot try many accounts."""
 
     scope = "login_address"
 
 
-class PerAddressAndEmail(_Throttle):
+class AddressAndEmailThrottle(_Throttle):
     """One account from one address. Not per account alone: nobody can lock its owner out from elsewhere."""
 
     scope = "login"
@@ -82,10 +82,10 @@ class PerAddressAndEmail(_Throttle):
         email = request.data.get("email") if isinstance(request.data, dict) else None
         if not isinstance(email, str):
             return None  # such a body is refused
-        return address_of(request), User.normalize_username(email)
+        return client_address(request), User.normalize_username(email)
 
 
-class PerUser(_Throttle):
+class UserThrottle(_Throttle):
     """Guesses at the current password by whoever holds a session."""
 
     scope = "login"
@@ -94,5 +94,5 @@ class PerUser(_Throttle):
         return "user", str(request.user.pk)
 
 
-class Refresh(_Throttle):
+class RefreshThrottle(_Throttle):
     scope = "refresh"

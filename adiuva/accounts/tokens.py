@@ -23,7 +23,7 @@ _REQUIRED = ["sub", "sid", "iat", "exp", "typ"]
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenPair:
     """What a client gets for signing in. `expires_at`: Unix seconds of the access token's end."""
 
     access_token: str
@@ -40,7 +40,7 @@ class Claims:
 
 @lru_cache(maxsize=32)
 def _key(secret: str, kind: Kind) -> bytes:
-    return crypto.derive(secret.encode(), f"adiuva {kind} token")
+    return crypto.derive_key(secret.encode(), f"adiuva {kind} token")
 
 
 def _sign(kind: Kind, session: Session, start: datetime, end: datetime, **more: Any) -> str:
@@ -55,11 +55,11 @@ def _sign(kind: Kind, session: Session, start: datetime, end: datetime, **more: 
     return jwt.encode(claims, _key(settings.SECRET_KEY, kind), algorithm="HS256")
 
 
-def issue(session: Session) -> Tokens:
+def issue(session: Session) -> TokenPair:
     """Both tokens of a session. The refresh token follows from the row alone: asked twice, it is the same."""
     now = timezone.now()
     end = min(now + settings.ACCESS_TOKEN_LIFE, session.expires_at)
-    return Tokens(
+    return TokenPair(
         access_token=_sign("access", session, now, end),
         refresh_token=_sign(
             "refresh", session, session.rotated_at, session.expires_at, gen=session.generation
@@ -68,7 +68,7 @@ def issue(session: Session) -> Tokens:
     )
 
 
-def read(token: str, kind: Kind) -> Claims:
+def verify(token: str, kind: Kind) -> Claims:
     """The claims of a token of ours that has not expired. Raises NotAuthenticated."""
     if not token or len(token) > _LONGEST or not token.isascii():
         raise NotAuthenticated("the token is not valid")

@@ -15,7 +15,7 @@ from rest_framework.response import Response
 
 from adiuva.accounts import services, throttles
 from adiuva.accounts.authentication import BearerAuthentication
-from adiuva.accounts.models import Ended, Session, User
+from adiuva.accounts.models import RevokedReason, Session, User
 from adiuva.accounts.serializers import (
     CredentialsSerializer,
     MeSerializer,
@@ -26,14 +26,14 @@ from adiuva.accounts.serializers import (
     TicketSerializer,
     TokensSerializer,
 )
-from adiuva.core.rest import TOTAL_COUNT, Done, problems
+from adiuva.core.rest import TOTAL_COUNT, Done, error_responses
 
 
 def _secret(body: dict[str, Any], status: int = 200) -> Response:
     return Response(body, status=status, headers={"Cache-Control": "no-store"})
 
 
-class _View(GenericAPIView[Any]):
+class _AuthView(GenericAPIView[Any]):
     def body(self, request: Request) -> dict[str, Any]:
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
@@ -50,37 +50,37 @@ class _View(GenericAPIView[Any]):
         return self.request.auth if isinstance(self.request.auth, Session) else None
 
 
-class _OpenView(_View):
+class _AnonymousView(_AuthView):
     # No authentication at all: a client whose access token is out of date must get in here.
     authentication_classes = []
     permission_classes = [AllowAny]
 
 
-class Register(_OpenView):
+class RegisterView(_AnonymousView):
     """Create an account and sign in."""
 
     serializer_class = CredentialsSerializer
-    throttle_classes = [throttles.PerAddress]
+    throttle_classes = [throttles.AddressThrottle]
 
-    @extend_schema(auth=[], responses={201: TokensSerializer, **problems(400, 409, 429)})
+    @extend_schema(auth=[], responses={201: TokensSerializer, **error_responses(400, 409, 429)})
     def post(self, request: Request) -> Response:
         made = services.register(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
         return _secret(asdict(made), 201)
 
 
-class Login(_OpenView):
+class LoginView(_AnonymousView):
     """Sign in. A wrong password, an unknown address and an inactive account get the same answer."""
 
     serializer_class = CredentialsSerializer
-    throttle_classes = [throttles.PerAddressAndEmail, throttles.PerAddress]
+    throttle_classes = [throttles.AddressAndEmailThrottle, throttles.AddressThrottle]
 
-    @extend_schema(auth=[], responses={200: TokensSerializer, **problems(400, 401, 429)})
+    @extend_schema(auth=[], responses={200: TokensSerializer, **error_responses(400, 401, 429)})
     def post(self, request: Request) -> Response:
         made = services.login(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
         return _secret(asdict(made))
 
 
-class Refresh(_OpenView):
+class RefreshView(_AnonymousView):
     """Exchange the newest refresh token for new tokens.
 
     For half a minute the one before is answered with the same new refresh token, should an answer be lost. An
@@ -88,34 +88,34 @@ class Refresh(_OpenView):
     """
 
     serializer_class = RefreshSerializer
-    throttle_classes = [throttles.Refresh]
+    throttle_classes = [throttles.RefreshThrottle]
 
-    @extend_schema(auth=[], responses={200: TokensSerializer, **problems(400, 401, 429)})
+    @extend_schema(auth=[], responses={200: TokensSerializer, **error_responses(400, 401, 429)})
     def post(self, request: Request) -> Response:
         return _secret(asdict(services.refresh(**self.body(request))))
 
 
-class Logout(_View):
+class LogoutView(_AuthView):
     """End the session of the token. Its sockets close within seconds."""
 
     authentication_classes = [BearerAuthentication]
 
-    @extend_schema(request=None, responses={200: Done, **problems(401)})
+    @extend_schema(request=None, responses={200: Done, **error_responses(401)})
     def post(self, request: Request) -> Response:
         services.logout(session=cast(Session, request.auth))
         return Response({"ok": True})
 
 
-class Me(_View):
+class MeView(_AuthView):
     """The account that is signed in."""
 
     serializer_class = MeSerializer
 
-    @extend_schema(responses={200: MeSerializer, **problems(401)})
+    @extend_schema(responses={200: MeSerializer, **error_responses(401)})
     def get(self, request: Request) -> Response:
         return Response(self.get_serializer(self.me).data)
 
-    @extend_schema(responses={200: MeSerializer, **problems(400, 401)})
+    @extend_schema(responses={200: MeSerializer, **error_responses(400, 401)})
     def patch(self, request: Request) -> Response:
         """Change the time zone or the locale."""
         serializer = self.get_serializer(self.me, data=request.data, partial=True)
@@ -123,20 +123,20 @@ class Me(_View):
         serializer.save()
         return Response(serializer.data)
 
-    @extend_schema(responses={200: Done, **problems(401)})
+    @extend_schema(responses={200: Done, **error_responses(401)})
     def delete(self, request: Request) -> Response:
         """Delete the account with everything the server holds of it, for ever."""
         services.delete_account(user=self.me)
         return Response({"ok": True})
 
 
-class Password(_View):
+class PasswordView(_AuthView):
     """Change the password. All other devices are signed out."""
 
     serializer_class = PasswordChangeSerializer
-    throttle_classes = [throttles.PerUser]
+    throttle_classes = [throttles.UserThrottle]
 
-    @extend_schema(responses={200: Done, **problems(400, 401, 429)})
+    @extend_schema(responses={200: Done, **error_responses(400, 401, 429)})
     def post(self, request: Request) -> Response:
         given = self.body(request)
         services.change_password(
@@ -145,18 +145,18 @@ class Password(_View):
         return Response({"ok": True})
 
 
-class Ticket(_View):
+class TicketView(_AuthView):
     """A one-time ticket for the device socket, for browsers, which cannot send a header there."""
 
     authentication_classes = [BearerAuthentication]
 
-    @extend_schema(request=None, responses={200: TicketSerializer, **problems(401)})
+    @extend_schema(request=None, responses={200: TicketSerializer, **error_responses(401)})
     def post(self, request: Request) -> Response:
         ticket, expires_at = services.issue_ticket(session=cast(Session, request.auth))
         return _secret({"ticket": ticket, "expires_at": expires_at})
 
 
-class Sessions(_View, ListAPIView[Session]):
+class SessionsView(_AuthView, ListAPIView[Session]):
     """Where the account is signed in, the last used first."""
 
     serializer_class = SessionSerializer
@@ -165,24 +165,25 @@ class Sessions(_View, ListAPIView[Session]):
         return Session.objects.live().filter(user=self.me).order_by("-last_used_at", "-id")
 
     @extend_schema(
-        parameters=[TOTAL_COUNT], responses={200: SessionSerializer(many=True), **problems(400, 401)}
+        parameters=[TOTAL_COUNT], responses={200: SessionSerializer(many=True), **error_responses(400, 401)}
     )
     def get(self, request: Request) -> Response:
         return self.list(request)
 
     @extend_schema(
-        operation_id="auth_sessions_end_others", responses={200: SessionsEndedSerializer, **problems(401)}
+        operation_id="auth_sessions_end_others",
+        responses={200: SessionsEndedSerializer, **error_responses(401)},
     )
     def delete(self, request: Request) -> Response:
         """Sign out all other devices."""
-        ended = services.end_sessions(user=self.me, reason=Ended.OTHER_DEVICE, keep=self.session)
+        ended = services.end_sessions(user=self.me, reason=RevokedReason.OTHER_DEVICE, keep=self.session)
         return Response({"ok": True, "ended": ended})
 
 
-class OneSession(_View):
+class SessionView(_AuthView):
     """A device that is signed in."""
 
-    @extend_schema(operation_id="auth_session_end", responses={200: Done, **problems(401, 404)})
+    @extend_schema(operation_id="auth_session_end", responses={200: Done, **error_responses(401, 404)})
     def delete(self, request: Request, id: UUID) -> Response:
         """Sign it out."""
         services.end_session(user=self.me, session_id=id)

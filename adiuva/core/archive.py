@@ -14,13 +14,13 @@ from django.utils.module_loading import autodiscover_modules
 
 from adiuva.core.crypto import SealBroken
 
-BATCH: Final = 200  # rows that are in memory at once
+ROWS_PER_BATCH: Final = 200  # rows that are in memory at once
 _PIECE: Final = 64 * 1024
 _LINES: Final = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
 
 
 @dataclass(frozen=True)
-class Part:
+class ArchivePart:
     """A file of the archive, one JSON object a line: its name, what README.txt says of it, and a user's rows."""
 
     name: str
@@ -28,27 +28,27 @@ class Part:
     rows: Callable[[UUID], Iterator[Mapping[str, Any]]]
 
 
-_parts: list[Part] = []
+_parts: list[ArchivePart] = []
 
 
-def register(*parts: Part) -> None:
+def register(*parts: ArchivePart) -> None:
     """Put these files into every account's archive. An app calls this in its `export` module."""
     _parts.extend(parts)
 
 
-def registered_parts() -> Sequence[Part]:
+def registered_parts() -> Sequence[ArchivePart]:
     """The files of an archive, from the `export` module of each installed app."""
     autodiscover_modules("export")
     return tuple(_parts)
 
 
-def columns(model: type[Model], *, but: Collection[str] = ()) -> list[str]:
+def exported_columns(model: type[Model], *, but: Collection[str] = ()) -> list[str]:
     """The columns of a model, those included that it will have one day: save what is sealed or hashed, and `but`."""
     fields = (field for field in model._meta.concrete_fields if not isinstance(field, BinaryField))
     return [field.attname for field in fields if field.name not in but]
 
 
-def opened(unseal: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+def readable(unseal: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
     """What was sealed in a row. A broken one says so in its place, and does not keep the rest from its owner."""
     try:
         return unseal()
@@ -56,7 +56,7 @@ def opened(unseal: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         return {"unreadable": True}
 
 
-def pieces(parts: Sequence[Part], user_id: UUID, *, readme: str) -> Iterator[bytes]:
+def zip_pieces(parts: Sequence[ArchivePart], user_id: UUID, *, readme: str) -> Iterator[bytes]:
     """A ZIP archive in pieces of some 64 KiB. It also gives an empty piece now and then, while it goes on."""
     sink = _Sink()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:  # type: ignore[call-overload]
@@ -65,7 +65,7 @@ def pieces(parts: Sequence[Part], user_id: UUID, *, readme: str) -> Iterator[byt
             with archive.open(part.name, "w", force_zip64=True) as file:
                 for number, row in enumerate(part.rows(user_id), 1):
                     file.write(orjson.dumps(row, default=str, option=_LINES))
-                    if number % BATCH == 0 or len(sink.waiting) >= _PIECE:
+                    if number % ROWS_PER_BATCH == 0 or len(sink.waiting) >= _PIECE:
                         yield sink.take()
             yield sink.take()
     yield sink.take()

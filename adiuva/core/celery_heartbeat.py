@@ -18,8 +18,8 @@ from adiuva.core.redis import sync_redis
 
 Role = Literal["worker", "beat"]
 
-EVERY_S = 10.0
-HEARD_S = 30
+INTERVAL_S = 10.0
+ALIVE_FOR_S = 30
 
 log = structlog.get_logger("adiuva.core.celery_heartbeat")
 
@@ -41,20 +41,20 @@ def _now() -> int:
     return seconds
 
 
-def tell(role: Role) -> None:
+def beat(role: Role) -> None:
     """Say that this process is alive. That Redis is away is for the health check to report."""
     try:
         now = _now()
         with _redis().pipeline() as pipe:
             pipe.zadd(_key(role), {_node(): now})
-            pipe.zremrangebyscore(_key(role), 0, now - HEARD_S)
-            pipe.expire(_key(role), HEARD_S * 2)
+            pipe.zremrangebyscore(_key(role), 0, now - ALIVE_FOR_S)
+            pipe.expire(_key(role), ALIVE_FOR_S * 2)
             pipe.execute()
     except redis.RedisError as error:
         log.warning("no heartbeat", role=role, error=type(error).__name__)
 
 
-def leave(role: Role) -> None:
+def sign_off(role: Role) -> None:
     """Say that this process ends."""
     try:
         _redis().zrem(_key(role), _node())
@@ -67,9 +67,9 @@ def ping() -> None:
     _redis().ping()
 
 
-def heard(role: Role) -> int:
+def count_alive(role: Role) -> int:
     """How many nodes of the role were heard in the last HEARD_S seconds. Raises redis.RedisError."""
-    return cast(int, _redis().zcount(_key(role), _now() - HEARD_S, "+inf"))
+    return cast(int, _redis().zcount(_key(role), _now() - ALIVE_FOR_S, "+inf"))
 
 
 class WorkerHeartbeat(bootsteps.StartStopStep):
@@ -85,8 +85,8 @@ class WorkerHeartbeat(bootsteps.StartStopStep):
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
-        tell("worker")
-        self._timer = consumer.timer.call_repeatedly(EVERY_S, tell, ("worker",))
+        beat("worker")
+        self._timer = consumer.timer.call_repeatedly(INTERVAL_S, beat, ("worker",))
 
     def stop(self, consumer: Any) -> None:
         if self._timer:
@@ -102,15 +102,15 @@ def connect(app: Celery) -> None:
 
 
 def _worker_ends(**_: Any) -> None:
-    leave("worker")
+    sign_off("worker")
 
 
 def _beat_begins(**_: Any) -> None:
-    tell("beat")
+    beat("beat")
     # What the broker has accepted proves that the loop turns; the platform's own jobs come every few seconds.
     signals.after_task_publish.connect(_beat_published, weak=False)
-    atexit.register(leave, "beat")
+    atexit.register(sign_off, "beat")
 
 
 def _beat_published(**_: Any) -> None:
-    tell("beat")
+    beat("beat")

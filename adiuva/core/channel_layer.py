@@ -40,7 +40,7 @@ _QUIET_S: Final = 10.0  # without a word from Redis, after which it is asked whe
 _PATIENCE_S: Final = 10.0  # for an answer of Redis
 
 
-class LayerAway(Unavailable, ConnectionError):
+class ChannelLayerUnavailable(Unavailable, ConnectionError):
     """Redis cannot be reached: nothing was sent. A plain ConnectionError says that it is not known."""
 
     code = "channel_layer_away"
@@ -49,7 +49,7 @@ class LayerAway(Unavailable, ConnectionError):
         super().__init__("the servers cannot reach each other for now")
 
 
-class Layer(RedisPubSubChannelLayer):  # type: ignore[misc]  # channels_redis has no types
+class SealedPubSubLayer(RedisPubSubChannelLayer):  # type: ignore[misc]  # channels_redis has no types
     """Whoever takes a channel with `new_channel` gives it back with `end_channel`."""
 
     def __init__(self, hosts: Sequence[Mapping[str, Any]]) -> None:
@@ -86,10 +86,12 @@ class Layer(RedisPubSubChannelLayer):  # type: ignore[misc]  # channels_redis ha
 class _LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
     """One event loop's channels and groups, on one line to Redis instead of channels_redis' shards."""
 
-    def __init__(self, layer: Layer, host: Mapping[str, Any], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, layer: SealedPubSubLayer, host: Mapping[str, Any], loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(prefix=_PREFIX, channel_layer=layer)
         self._cipher = layer.cipher
-        self._line = _Line(self, host, loop, lambda: layer._layers.pop(loop, None))
+        self._line = _RedisConnection(self, host, loop, lambda: layer._layers.pop(loop, None))
         self._shards = [self._line]
 
     async def send(self, channel: str, message: Message) -> int:
@@ -147,7 +149,7 @@ class _LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
         return None
 
 
-class _Line(asyncio.Protocol):
+class _RedisConnection(asyncio.Protocol):
     """One event loop's connection. It comes back by itself while a channel is open, and ends with the loop."""
 
     def __init__(
@@ -233,7 +235,9 @@ class _Line(asyncio.Protocol):
                 if future.done():
                     continue  # who asked was cancelled meanwhile
                 if isinstance(said, Exception):
-                    future.set_exception(LayerAway())  # refused: read only, out of memory, still loading
+                    future.set_exception(
+                        ChannelLayerUnavailable()
+                    )  # refused: read only, out of memory, still loading
                 else:
                     future.set_result(said)
             elif said[0] == b"message":
@@ -264,7 +268,7 @@ class _Line(asyncio.Protocol):
                 async with asyncio.timeout(_PATIENCE_S):
                     await connection.connect()  # type: ignore[no-untyped-call]
             except (RedisError, OSError) as error:
-                raise LayerAway from error
+                raise ChannelLayerUnavailable from error
             assert connection._writer is not None
             self._reader = hiredis.Reader()
             self._heard_at = self._loop.time()
@@ -298,7 +302,7 @@ class _Line(asyncio.Protocol):
     async def _come_back(self) -> None:
         try:
             await self._connect()
-        except LayerAway:
+        except ChannelLayerUnavailable:
             log.warning("layer.redis_away", channels=len(self._layer.names()))
             await asyncio.sleep(_AGAIN_S)
         else:

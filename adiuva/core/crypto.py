@@ -34,12 +34,12 @@ def new_key() -> bytes:
     return os.urandom(KEY_BYTES)
 
 
-def derive(key: bytes, purpose: str) -> bytes:
+def derive_key(key: bytes, purpose: str) -> bytes:
     """A key of its own for one purpose (HKDF-SHA256, RFC 5869)."""
     return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=purpose.encode()).derive(key)
 
 
-def place(*parts: object) -> bytes:
+def associated_data(*parts: object) -> bytes:
     """Associated data from parts, each with its length, so that ("ab", "c") is not ("a", "bc")."""
     texts = [str(part).encode() for part in parts]
     return b"".join([len(text).to_bytes(4, "big") + text for text in texts])
@@ -67,12 +67,12 @@ class Cipher:
 
     @cached_property
     def _index_key(self) -> bytes:
-        return derive(self._key, "adiuva index")
+        return derive_key(self._key, "adiuva index")
 
     def fingerprint(self, value: str | bytes, purpose: str) -> bytes:
         """A keyed hash (HMAC-SHA256, 32 bytes): equal values can be found without being readable."""
         raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
-        return hmac.digest(self._index_key, place(purpose) + raw, hashlib.sha256)
+        return hmac.digest(self._index_key, associated_data(purpose) + raw, hashlib.sha256)
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class UserCipher:
 
     def place(self, table: str, *parts: object) -> bytes:
         """The associated data of what this user has at a place."""
-        return _table_place(self.owner, table) + place(*parts)
+        return _table_place(self.owner, table) + associated_data(*parts)
 
 
 # Most values are unsealed by the dozen, from one table of one user.
-_table_place = lru_cache(1_024)(place)
+_table_place = lru_cache(1_024)(associated_data)
 
 
-class Transit:
+class TransitCipher:
     """Seals what passes between processes. Each process writes with a key of its own, named by a salt in front.
 
     So no key comes near the count that random nonces allow, however many messages all processes send together.
@@ -125,7 +125,7 @@ class Transit:
         if found is None:
             if len(self._readers) >= self._KEPT:
                 self._readers.clear()
-            found = [Cipher(derive(key, f"adiuva transit {salt.hex()}")) for key in self._keys]
+            found = [Cipher(derive_key(key, f"adiuva transit {salt.hex()}")) for key in self._keys]
             self._readers[salt] = found
         return found
 
@@ -164,7 +164,7 @@ class KeyRing:
         if len(self._by_id) != len(self._keys):
             raise ValueError("two keys of the ring share an id")
         # What passes through Redis is sealed for the way; any process of this ring can open it.
-        self.transit = Transit([key for _, key in keys])
+        self.transit = TransitCipher([key for _, key in keys])
 
     @classmethod
     def parse(cls, entries: Sequence[str]) -> KeyRing:
@@ -191,10 +191,10 @@ class KeyRing:
 
     def wrap(self, data_key: bytes, owner: str) -> tuple[str, bytes]:
         """Seal a user's data key; returns the ring key's id and the wrapped key."""
-        return self.newest, self._keys[0].cipher.seal(data_key, place("data key", owner))
+        return self.newest, self._keys[0].cipher.seal(data_key, associated_data("data key", owner))
 
     def unwrap(self, key_id: str, wrapped: bytes, owner: str) -> bytes:
         key = self._by_id.get(key_id)
         if key is None:
             raise SealBroken(f"the ring has no key named {key_id!r}")
-        return key.cipher.unseal(wrapped, place("data key", owner))
+        return key.cipher.unseal(wrapped, associated_data("data key", owner))

@@ -23,7 +23,7 @@ _MOST: Final = 10_000  # that wait to be sent; while Redis is away the rest is l
 _waiting: queue.Queue[tuple[str, list[str], float]] = queue.Queue(_MOST)
 
 
-def nudge(task: str, *ids: UUID, after_s: float = 0.0) -> None:
+def enqueue_on_commit(task: str, *ids: UUID, after_s: float = 0.0) -> None:
     """Start a task that takes the ids of rows."""
     transaction.on_commit(lambda: _put(task, [str(row_id) for row_id in ids], after_s))
 

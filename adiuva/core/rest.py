@@ -220,7 +220,7 @@ TOTAL_COUNT = OpenApiParameter(
 )
 
 
-def problems(*statuses: int) -> dict[int, OpenApiResponse]:
+def error_responses(*statuses: int) -> dict[int, OpenApiResponse]:
     """The refusals of an endpoint, for extend_schema's `responses`."""
     return {status: OpenApiResponse(Problem, _MEANINGS[status]) for status in statuses}
 

@@ -6,12 +6,12 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from adiuva.accounts.admin_base import ReadingAdmin
+from adiuva.accounts.admin_base import ReadOnlyAdmin
 from adiuva.devices.models import Device
 
 
 @admin.register(Device)
-class DeviceAdmin(ReadingAdmin):
+class DeviceAdmin(ReadOnlyAdmin):
     list_display = ["__str__", "user", "online", "protocol", "platform", "app_version", "last_seen"]
     list_filter = ["protocol", "platform"]
     search_help_text = "A device's id, or the beginning of its owner's e-mail address"

@@ -10,20 +10,22 @@ from uuid import UUID
 import orjson
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core.archive import BATCH, Part, columns, opened, register
+from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from adiuva.core.crypto import UserCipher
 from adiuva.devices.models import Device, OutboxRecord
 
 
 def _devices(user_id: UUID) -> Iterator[dict[str, Any]]:
     rows = Device.objects.of(user_id).order_by("created_at", "id")
-    yield from rows.values(*columns(Device, but=["user", "epoch", "channel"])).iterator(BATCH)
+    yield from rows.values(*exported_columns(Device, but=["user", "epoch", "channel"])).iterator(
+        ROWS_PER_BATCH
+    )
 
 
 def _outbox(user_id: UUID) -> Iterator[dict[str, Any]]:
     cipher = cipher_for(user_id)
     rows = OutboxRecord.objects.filter(user_id=user_id, sealed__isnull=False)
-    for row in rows.order_by("source_run", "position").iterator(BATCH):
+    for row in rows.order_by("source_run", "position").iterator(ROWS_PER_BATCH):
         yield {
             "id": row.pk,
             "run_id": row.source_run,
@@ -31,7 +33,7 @@ def _outbox(user_id: UUID) -> Iterator[dict[str, Any]]:
             "table": row.table,
             "state": row.state,
             "created_at": row.created_at,
-            **opened(partial(_record, row, cipher)),
+            **readable(partial(_record, row, cipher)),
         }
 
 
@@ -40,6 +42,6 @@ def _record(row: OutboxRecord, cipher: UserCipher) -> Mapping[str, Any]:
 
 
 register(
-    Part("devices.jsonl", "The devices that have connected.", _devices),
-    Part("outbox.jsonl", "Records that agents found and that no device has taken yet.", _outbox),
+    ArchivePart("devices.jsonl", "The devices that have connected.", _devices),
+    ArchivePart("outbox.jsonl", "Records that agents found and that no device has taken yet.", _outbox),
 )

@@ -20,7 +20,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 
 from adiuva.core import db
-from adiuva.core.channel_layer import INTERRUPTED, LayerAway
+from adiuva.core.channel_layer import INTERRUPTED, ChannelLayerUnavailable
 from adiuva.core.errors import AdiuvaError, Unavailable
 from adiuva.devices import connections, presence
 from adiuva.devices.codec import MAX_FRAME_BYTES, dump, is_in_protocol, parse
@@ -425,7 +425,7 @@ class DeviceLink:
                     "reply": self._channel,
                 }
                 heard = await get_channel_layer().send(target.channel, message)
-            except LayerAway:
+            except ChannelLayerUnavailable:
                 raise DeviceUnreachable from None
         if not heard:
             raise _NotSent

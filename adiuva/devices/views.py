@@ -14,7 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from adiuva.accounts import services as accounts
-from adiuva.core.rest import TOTAL_COUNT, Done, problems, user_id
+from adiuva.core.rest import TOTAL_COUNT, Done, error_responses, user_id
 from adiuva.devices import presence
 from adiuva.devices.consumer import close_message
 from adiuva.devices.models import Device
@@ -26,9 +26,11 @@ from adiuva.devices.serializers import DeviceSerializer
     list=extend_schema(
         summary="Your devices, the one seen last first",
         parameters=[TOTAL_COUNT],
-        responses={200: DeviceSerializer(many=True), **problems(400, 401)},
+        responses={200: DeviceSerializer(many=True), **error_responses(400, 401)},
     ),
-    retrieve=extend_schema(summary="One device", responses={200: DeviceSerializer, **problems(401, 404)}),
+    retrieve=extend_schema(
+        summary="One device", responses={200: DeviceSerializer, **error_responses(401, 404)}
+    ),
 )
 class DeviceViewSet(
     mixins.ListModelMixin,
@@ -46,7 +48,7 @@ class DeviceViewSet(
 
     @extend_schema(
         summary="Forget a device and sign it out; the data on it stays",
-        responses={200: Done, **problems(401, 404)},
+        responses={200: Done, **error_responses(401, 404)},
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         device: Device = self.get_object()

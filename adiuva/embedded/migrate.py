@@ -25,7 +25,7 @@ def separate_keys() -> None:
     """Data of a time when the keys were with it is taken over."""
     from adiuva.accounts import keys
 
-    keys.separate()
+    keys.move_to_own_database()
 
 
 def make_demo_account(email: str, password: str) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 from django.contrib import admin
 from django.http import HttpRequest
 
-from adiuva.accounts.admin_base import ReadingAdmin
+from adiuva.accounts.admin_base import ReadOnlyAdmin
 from adiuva.export.models import Export
 
 
 @admin.register(Export)
-class ExportAdmin(ReadingAdmin):
+class ExportAdmin(ReadOnlyAdmin):
     list_display = ["id", "user", "state", "code", "size", "attempt", "created_at", "ended_at", "expires_at"]
     search_help_text = "An export's id, or the beginning of its owner's e-mail address"
     ordering = ["-created_at", "-id"]

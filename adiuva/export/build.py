@@ -46,7 +46,7 @@ Made by Adiuva {version}.
 """
 
 
-def make(export_id: uuid.UUID) -> None:
+def build_export(export_id: uuid.UUID) -> None:
     """Build an export unless another worker does. What a dead worker leaves, the sweep queues again."""
     export = _claim(export_id)
     if export is None:
@@ -75,7 +75,7 @@ def _claim(export_id: uuid.UUID) -> Export | None:
 
 def _build(export: Export, lease: Lease[Export]) -> None:
     pending, number, size, renewed_at = bytearray(), 0, 0, time.monotonic()
-    for piece in archives.pieces(archives.registered_parts(), export.user_id, readme=_readme(export)):
+    for piece in archives.zip_pieces(archives.registered_parts(), export.user_id, readme=_readme(export)):
         pending += piece
         while len(pending) >= _CHUNK_BYTES:
             _save_chunk(export, lease, number, bytes(pending[:_CHUNK_BYTES]))

@@ -20,4 +20,4 @@ class ExportSerializer(serializers.ModelSerializer[Export]):
 
     @extend_schema_field(serializers.ChoiceField(choices=Export.State.choices))
     def get_state(self, export: Export) -> str:
-        return Export.State.EXPIRED if services.is_over(export) else export.state
+        return Export.State.EXPIRED if services.is_expired(export) else export.state

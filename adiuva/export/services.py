@@ -14,14 +14,14 @@ from django.utils import timezone
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.accounts.models import User
 from adiuva.core import db, leases
-from adiuva.core.enqueue import nudge
+from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import AdiuvaError, Conflict, NotFound
 from adiuva.export.models import Export, ExportChunk
 
 State = Export.State
 # From when it is ready, fetched or not: the owner may fetch it again, or delete it earlier.
 ARCHIVE_KEPT: Final = dt.timedelta(hours=24)
-MOST_A_DAY: Final = 5
+MAX_PER_DAY: Final = 5
 MAX_ATTEMPTS: Final = 3
 _NUDGE_AGAIN: Final = dt.timedelta(seconds=60)
 _ROWS_KEPT: Final = dt.timedelta(days=30)
@@ -34,7 +34,7 @@ class ExportNotFound(NotFound):
         super().__init__("there is no such export, or it is not yours")
 
 
-class ExportIsLive(Conflict):
+class ExportInProgress(Conflict):
     """The account has an export under way; `export_id` in the answer names it."""
 
     code = "export_is_live"
@@ -47,7 +47,7 @@ class TooManyExports(AdiuvaError):
     code, status = "too_many_exports", 429
 
     def __init__(self, seconds: int) -> None:
-        super().__init__(f"an account is exported at most {MOST_A_DAY} times a day", retry_after_s=seconds)
+        super().__init__(f"an account is exported at most {MAX_PER_DAY} times a day", retry_after_s=seconds)
 
 
 class ExportNotReady(Conflict):
@@ -69,27 +69,27 @@ class ExportExpired(AdiuvaError):
 
 
 @transaction.atomic
-def ask(*, user_id: uuid.UUID) -> Export:
+def request_export(*, user_id: uuid.UUID) -> Export:
     """A new export, queued. The archive before it goes. Raise ExportIsLive, TooManyExports, NoSuchUser."""
     if User.objects.select_for_update(no_key=True).filter(pk=user_id).only("pk").first() is None:
         raise NoSuchUser("this account no longer exists")
     mine = Export.objects.of(user_id)
     if (live := mine.live().values_list("pk", flat=True).first()) is not None:
-        raise ExportIsLive(live)
+        raise ExportInProgress(live)
     day = timezone.now() - dt.timedelta(days=1)
     lately = list(
         mine.filter(created_at__gt=day).order_by("-created_at").values_list("created_at", flat=True)
     )
-    if len(lately) >= MOST_A_DAY:
-        raise TooManyExports(max(1, int((lately[MOST_A_DAY - 1] - day).total_seconds())))
+    if len(lately) >= MAX_PER_DAY:
+        raise TooManyExports(max(1, int((lately[MAX_PER_DAY - 1] - day).total_seconds())))
     _expire(list(mine.ready().values_list("pk", flat=True)))
     export = Export.objects.create(user_id=user_id)
-    nudge("export.make", export.pk)
+    enqueue_on_commit("export.make", export.pk)
     export.refresh_from_db()
     return export
 
 
-def of_user(user_id: uuid.UUID, export_id: uuid.UUID) -> Export:
+def get_export(user_id: uuid.UUID, export_id: uuid.UUID) -> Export:
     """Raise ExportNotFound, also for another user's."""
     found = Export.objects.of(user_id).filter(pk=export_id).first()
     if found is None:
@@ -97,22 +97,22 @@ def of_user(user_id: uuid.UUID, export_id: uuid.UUID) -> Export:
     return found
 
 
-def to_fetch(export: Export) -> Export:
+def require_ready(export: Export) -> Export:
     """Raise ExportNotReady or ExportExpired where there is no archive."""
-    if is_over(export):
+    if is_expired(export):
         raise ExportExpired
     if export.state != State.READY:
         raise ExportNotReady(export.state)
     return export
 
 
-def is_over(export: Export) -> bool:
+def is_expired(export: Export) -> bool:
     """Whether its archive is gone, or goes with the next sweep."""
     late = export.expires_at is not None and export.expires_at <= timezone.now()
     return export.state == State.EXPIRED or (export.state == State.READY and late)
 
 
-async def archive(export: Export) -> AsyncIterator[bytes]:
+async def stream_archive(export: Export) -> AsyncIterator[bytes]:
     """The archive, chunk by chunk. Raise ExportExpired where it is deleted meanwhile, SealBroken where altered."""
     for number in range(export.chunks):
         yield await db.run(_chunk, export, number)
@@ -126,7 +126,7 @@ def _chunk(export: Export, number: int) -> bytes:
 
 
 @transaction.atomic
-def delete(*, export: Export) -> None:
+def delete_archive(*, export: Export) -> None:
     """The archive goes; one that is being made is given up. That it was asked for stays known."""
     locked = Export.objects.select_for_update().filter(pk=export.pk).first()
     if locked is not None and locked.state != State.FAILED:
@@ -142,7 +142,7 @@ def _expire(ids: list[uuid.UUID]) -> None:
 
 
 @transaction.atomic
-def sweep() -> dict[str, int]:
+def sweep_exports() -> dict[str, int]:
     """Find what a lost nudge or a dead worker left behind, and delete what was kept long enough. Safe at any time."""
     rows = Export.objects.select_for_update(skip_locked=True)
     lost = leases.reclaim(Export.objects.filter(state=State.RUNNING))
@@ -154,7 +154,7 @@ def sweep() -> dict[str, int]:
     Export.objects.filter(pk__in=failed).update(state=State.FAILED, code="workers_lost", ended_at=Now())
     Export.objects.filter(pk__in=again).update(state=State.QUEUED, nudged_at=Now())
     for export_id in again:
-        nudge("export.make", export_id)
+        enqueue_on_commit("export.make", export_id)
     late = list(rows.ready().filter(expires_at__lt=Now()).values_list("pk", flat=True))
     _expire(late)
     Export.objects.filter(created_at__lt=Now() - _ROWS_KEPT).exclude(state__in=Export.LIVE).delete()

@@ -11,9 +11,9 @@ from adiuva.export import build, services
 
 @shared_task(name="export.make")
 def make(export_id: str) -> None:
-    build.make(UUID(export_id))
+    build.build_export(UUID(export_id))
 
 
 @shared_task(name="export.sweep")
 def sweep() -> None:
-    services.sweep()
+    services.sweep_exports()

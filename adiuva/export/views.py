@@ -14,7 +14,7 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 from rest_framework.views import APIView
 
-from adiuva.core.rest import TOTAL_COUNT, Done, Problem, problems, user_id
+from adiuva.core.rest import TOTAL_COUNT, Done, Problem, error_responses, user_id
 from adiuva.export import services
 from adiuva.export.models import Export
 from adiuva.export.serializers import ExportSerializer
@@ -32,7 +32,7 @@ class ExportsView(ListAPIView[Export]):
     @extend_schema(
         summary="The exports of the last 30 days, the latest first",
         parameters=[TOTAL_COUNT],
-        responses={200: ExportSerializer(many=True), **problems(400, 401)},
+        responses={200: ExportSerializer(many=True), **error_responses(400, 401)},
     )
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         return self.list(request, *args, **kwargs)
@@ -41,11 +41,11 @@ class ExportsView(ListAPIView[Export]):
         summary="Export the whole account",
         operation_id="account_export",
         request=None,
-        responses={202: ExportSerializer, **problems(401, 409, 429)},
+        responses={202: ExportSerializer, **error_responses(401, 409, 429)},
     )
     def post(self, request: Request) -> Response:
         """It is made in the background, one at a time, at most five a day. A new one replaces the archive before."""
-        export = services.ask(user_id=user_id(request))
+        export = services.request_export(user_id=user_id(request))
         place = reverse("account-export", kwargs={"export_id": export.pk}, request=request)
         return Response(dict(ExportSerializer(export).data), status=202, headers={"Location": place})
 
@@ -56,18 +56,18 @@ class ExportView(APIView):
     @extend_schema(
         summary="One export",
         operation_id="account_export_retrieve",
-        responses={200: ExportSerializer, **problems(401, 404)},
+        responses={200: ExportSerializer, **error_responses(401, 404)},
     )
     def get(self, request: Request, export_id: UUID) -> Response:
-        return Response(ExportSerializer(services.of_user(user_id(request), export_id)).data)
+        return Response(ExportSerializer(services.get_export(user_id(request), export_id)).data)
 
     @extend_schema(
         summary="Delete an archive before its time, or give up one that is being made",
         operation_id="account_export_delete",
-        responses={200: Done, **problems(401, 404)},
+        responses={200: Done, **error_responses(401, 404)},
     )
     def delete(self, request: Request, export_id: UUID) -> Response:
-        services.delete(export=services.of_user(user_id(request), export_id))
+        services.delete_archive(export=services.get_export(user_id(request), export_id))
         return Response({"ok": True})
 
 
@@ -83,14 +83,14 @@ class ArchiveView(APIView):
         operation_id="account_export_archive",
         responses={
             (200, "application/zip"): OpenApiTypes.BINARY,
-            **problems(401, 404, 409),
+            **error_responses(401, 404, 409),
             410: OpenApiResponse(Problem, "The archive was deleted."),
         },
     )
     def get(self, request: Request, export_id: UUID) -> StreamingHttpResponse:
-        export = services.to_fetch(services.of_user(user_id(request), export_id))
+        export = services.require_ready(services.get_export(user_id(request), export_id))
         return StreamingHttpResponse(
-            services.archive(export),
+            services.stream_archive(export),
             content_type="application/zip",
             headers={
                 "Content-Disposition": f'attachment; filename="adiuva-{export.created_at:%Y-%m-%d}.zip"',

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from adiuva import llm
 from adiuva.core.errors import AdiuvaError, Invalid
-from adiuva.core.prompt_fencing import fence
+from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.devices.tables import TABLES
 from adiuva.sanitizer import LeakPatterns, Sanitizer
 from agents.catalog import DATA_TYPES
@@ -138,9 +138,11 @@ def _material(brief: Brief, said: Sequence[Exchange]) -> str:
         "The tables:\n" + "\n".join(f"- {table.name}: {table.about}" for table in TABLES.values()),
     ]
     if brief.present:
-        parts.append(f"The agent as it is now:\n{fence('agent', _json(brief.present))}")
+        parts.append(f"The agent as it is now:\n{delimit_untrusted('agent', _json(brief.present))}")
     if said:
-        parts.append(f"The interview:\n{fence('interview', _json([one.model_dump() for one in said]))}")
+        parts.append(
+            f"The interview:\n{delimit_untrusted('interview', _json([one.model_dump() for one in said]))}"
+        )
     if not said:
         parts.append("Nothing was asked yet. Ask the first question.")
     elif len(said) >= MOST_QUESTIONS:

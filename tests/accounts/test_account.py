@@ -14,7 +14,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from adiuva.accounts import keys, services
-from adiuva.accounts.models import Ended, Session, User, UserKey
+from adiuva.accounts.models import RevokedReason, Session, User, UserKey
 from adiuva.accounts.tasks import prune
 from adiuva.core import errors
 from tests.factories import Person, somebody
@@ -135,7 +135,7 @@ def test_a_signed_out_session_opens_nothing(me: APIClient, person: Person) -> No
     with pytest.raises(errors.NotAuthenticated):
         services.authenticate_socket(person.access_token)
     session.refresh_from_db()
-    assert session.revoked_reason == Ended.LOGOUT
+    assert session.revoked_reason == RevokedReason.LOGOUT
 
 
 def test_one_of_my_sessions_can_be_signed_out_and_nobody_elses(me: APIClient, person: Person) -> None:

@@ -136,7 +136,7 @@ def test_keys_are_wrapped_anew_in_batches_until_the_old_ring_key_is_not_needed(d
         moved = [each.done for each in keys.rewrap(2)]
         assert sum(moved) >= 3
         assert max(moved) == 2
-        assert set(keys.wrapped_with()) == {"newest"}
+        assert set(keys.count_by_ring_key()) == {"newest"}
         assert list(keys.rewrap(2)) == []
     keys.forget()
     with override_settings(KEY_RING=KeyRing.parse([newest])):

@@ -16,7 +16,7 @@ from rest_framework.response import Response
 from rest_framework.test import APIClient
 
 from adiuva.accounts import services, tokens
-from adiuva.accounts.models import Ended, Session
+from adiuva.accounts.models import RevokedReason, Session
 from tests.factories import Person, somebody
 
 REFRESH, ME = "/api/v1/auth/refresh", "/api/v1/auth/me"
@@ -73,7 +73,7 @@ def test_an_old_token_that_comes_back_ends_the_session_for_all(rest: APIClient) 
 
     reused = refresh(rest, person.refresh_token)
     assert (reused.status_code, reused.json()["code"]) == (401, "refresh_reused")
-    assert session_of(person).revoked_reason == Ended.REUSE
+    assert session_of(person).revoked_reason == RevokedReason.REUSE
     assert services.live_sessions([session_of(person).pk]) == set()
     for access in (person.access_token, second["access_token"], third["access_token"]):
         assert not works(rest, access)

@@ -22,7 +22,7 @@ from django.db import connections
 from django.test import override_settings
 
 from adiuva.accounts import keys, services
-from adiuva.accounts.models import KeptKey, User, UserKey
+from adiuva.accounts.models import SeparateKey, User, UserKey
 from adiuva.core.crypto import KeyRing, SealBroken
 from tests.accounts.installation import Mortal, Told, dump, in_use, new_database, restore, turn_off, turn_on
 from tests.factories import somebody
@@ -144,7 +144,7 @@ def test_a_dump_made_before_a_deletion_does_not_open_what_was_the_users(apart: P
     with in_use(restored, apart.keys):
         rows = {row.user_id: row for row in Conversation.objects.all()}
         assert services.login(email=ada.email, password=ada.password)  # the dump has all of her but the key
-        with pytest.raises(keys.KeyAway):
+        with pytest.raises(keys.KeyUnavailable):
             conversations.titles([rows[ada.id]], keys.cipher_for(ada.id))
         with pytest.raises(SealBroken):
             keys.cipher_for(bob.id).unseal(rows[ada.id].title, "conversation", rows[ada.id].pk, "title")
@@ -172,16 +172,16 @@ def test_an_account_whose_deletion_is_killed_anywhere_is_whole_or_gone_with_its_
                 assert (code, said) == (-9, "")
                 assert opens(user_id, sealed)
                 ends.add("whole")
-            elif KeptKey.objects.using("keys").filter(pk=user_id).exists():
+            elif SeparateKey.objects.using("keys").filter(pk=user_id).exists():
                 ends.add("its key left")
             else:
                 ends.add("done" if code == 0 else "killed when all was done")
     assert ends >= {"whole", "its key left", "done"}
     kept = {row[0] for row in apart.sql("SELECT user_id FROM userkey")}
-    keys.sweep()
+    keys.finish_interrupted()
     assert {row[0] for row in apart.sql("SELECT user_id FROM userkey")} == kept  # it may still be going on
     apart.sql("UPDATE userkey SET doomed_at = doomed_at - interval '2 hours'")
-    assert keys.sweep() == len(kept - set(User.objects.values_list("pk", flat=True))) > 0
+    assert keys.finish_interrupted() == len(kept - set(User.objects.values_list("pk", flat=True))) > 0
     assert {row[0] for row in apart.sql("SELECT user_id FROM userkey WHERE doomed_at IS NULL")} == set(
         User.objects.values_list("pk", flat=True)
     )
@@ -196,7 +196,7 @@ def test_a_main_database_that_is_an_older_backup_costs_nobody_the_key(apart: Pla
     older = new_database(apart.main)
     restore(older, before)
     with in_use(older, apart.keys):
-        assert keys.sweep() == 0
+        assert keys.finish_interrupted() == 0
         assert "1 keys have no account" in rotate()
     turn_on(apart.keys)
     assert opens(user_id, sealed)
@@ -224,14 +224,14 @@ def test_who_does_not_know_where_the_keys_are_makes_no_other_and_deletes_no_acco
     sealed = seal(user_id)
     turn_off()
     keys.forget()
-    with pytest.raises(keys.KeyAway):
+    with pytest.raises(keys.KeyUnavailable):
         keys.cipher_for(user_id)
-    with pytest.raises(keys.KeyAway):
+    with pytest.raises(keys.KeyUnavailable):
         services.delete_account(user=User.objects.get(pk=user_id))
     with pytest.raises(CommandError, match="ADIUVA_KEYS_DATABASE_URL"):
         rotate()
     turn_on(new_database(apart.keys))  # an empty one is not the right one either
-    with pytest.raises(keys.KeyAway):
+    with pytest.raises(keys.KeyUnavailable):
         keys.cipher_for(user_id)
     assert "1 accounts have lost their key" in rotate()
     turn_off(), turn_on(apart.keys)
@@ -309,7 +309,7 @@ def test_a_rotation_under_load_that_is_killed_at_twenty_points_fails_no_read_and
         told = Told("rotate", "2", place.main, place.keys if moved else None, [NEW, OLD])
         ended = [mortal.do(replace(told, dies=point)) for point in points]
         assert [code for code, _ in ended] == [-9] * len(points), ended
-        seen = keys.wrapped_with()
+        seen = keys.count_by_ring_key()
         assert seen["old"] and seen["new"]  # they were all killed on the way
         code, said = mortal.do(replace(told, argument="50"))
         assert code == 0, said
@@ -317,7 +317,7 @@ def test_a_rotation_under_load_that_is_killed_at_twenty_points_fails_no_read_and
     assert load.failed == []
     assert load.read > 0
     with override_settings(KEY_RING=KeyRing.parse([NEW])):
-        assert keys.wrapped_with() == {"new": len(values | load.values)}
+        assert keys.count_by_ring_key() == {"new": len(values | load.values)}
         assert all(opens(*each) for each in (values | load.values).items())
 
 
@@ -349,7 +349,7 @@ def test_a_key_that_the_ring_does_not_open_is_told_and_the_others_are_done(place
             rotate(batch=1)
         assert "1 data keys are wrapped with 2019, which is not in ADIUVA_KEYS" in str(told.value)
         assert "1 data keys do not open" in str(told.value)
-        assert keys.wrapped_with() == {"2019": 1, "old": 1, "new": 2}
+        assert keys.count_by_ring_key() == {"2019": 1, "old": 1, "new": 2}
         assert all(opens(user_id, values[user_id]) for user_id in users[2:])
 
 

@@ -168,7 +168,7 @@ def test_the_neighbours_of_an_ipv6_network_count_as_one_address(rest: APIClient,
 def test_a_throttle_lets_no_more_through_when_all_come_at_once(one_minute: None) -> None:
     who = uuid4().hex
     with ThreadPoolExecutor(20) as threads:
-        waits = list(threads.map(lambda _: throttles.count("login", who), range(60)))
+        waits = list(threads.map(lambda _: throttles.count_attempt("login", who), range(60)))
     assert sum(wait is None for wait in waits) == 10
 
 

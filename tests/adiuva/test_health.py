@@ -32,33 +32,33 @@ def test_alive_needs_nothing(django_assert_num_queries: pytest.FixtureRequest, d
 
 
 def test_worker_and_beat_are_heard_while_they_live(stack: Stack) -> None:
-    before = celery_heartbeat.heard("worker")  # other tests' worker, perhaps
+    before = celery_heartbeat.count_alive("worker")  # other tests' worker, perhaps
     assert not ready()["checks"]["beat"]["ok"]
 
     worker = stack.run("worker-of-health", python("-m", "celery", "-A", "adiuva", "worker", "-Q", "health"))
     beat = stack.run("beat-of-health", python("-m", "celery", "-A", "adiuva", "beat"))
-    worker.wait_until(lambda: celery_heartbeat.heard("worker") > before, within_s=60)
-    beat.wait_until(lambda: celery_heartbeat.heard("beat") == 1, within_s=60)
+    worker.wait_until(lambda: celery_heartbeat.count_alive("worker") > before, within_s=60)
+    beat.wait_until(lambda: celery_heartbeat.count_alive("beat") == 1, within_s=60)
     assert ready()["status"] == "ok"
 
     # Who ends in order says so; nobody waits for a heartbeat to be missed.
     worker.stop()
     beat.stop()
-    assert (celery_heartbeat.heard("worker"), celery_heartbeat.heard("beat")) == (before, 0)
+    assert (celery_heartbeat.count_alive("worker"), celery_heartbeat.count_alive("beat")) == (before, 0)
 
 
 def test_who_died_without_a_word_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     redis, key = celery_heartbeat._redis(), celery_heartbeat._key("beat")
     redis.delete(key)
-    celery_heartbeat.tell("beat")
-    assert celery_heartbeat.heard("beat") == 1
-    redis.zincrby(key, -(celery_heartbeat.HEARD_S + 1), celery_heartbeat._node())
-    assert celery_heartbeat.heard("beat") == 0
+    celery_heartbeat.beat("beat")
+    assert celery_heartbeat.count_alive("beat") == 1
+    redis.zincrby(key, -(celery_heartbeat.ALIVE_FOR_S + 1), celery_heartbeat._node())
+    assert celery_heartbeat.count_alive("beat") == 0
     monkeypatch.setattr(celery_heartbeat, "_node", lambda: "another")
-    celery_heartbeat.tell("beat")
+    celery_heartbeat.beat("beat")
     assert redis.zcard(key) == 1  # and the dead one's entry is gone
-    celery_heartbeat.leave("beat")
-    assert celery_heartbeat.heard("beat") == 0
+    celery_heartbeat.sign_off("beat")
+    assert celery_heartbeat.count_alive("beat") == 0
 
 
 def test_what_is_away_is_named_without_an_address(stack: Stack) -> None:

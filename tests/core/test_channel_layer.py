@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from adiuva.core.channel_layer import INTERRUPTED, Layer, LayerAway
+from adiuva.core.channel_layer import INTERRUPTED, ChannelLayerUnavailable, SealedPubSubLayer
 from adiuva.embedded.valkey import Valkey
 
 PATIENCE_S = 60
@@ -44,8 +44,8 @@ def restart(server: Valkey) -> None:
 
 
 @pytest.fixture
-async def layer(url: str) -> Layer:
-    return Layer([{"address": url, "socket_timeout": None}])
+async def layer(url: str) -> SealedPubSubLayer:
+    return SealedPubSubLayer([{"address": url, "socket_timeout": None}])
 
 
 @pytest.fixture
@@ -62,18 +62,20 @@ async def until(asked: Callable[[], Awaitable[Any]]) -> Any:
         return found
 
 
-async def test_a_message_arrives_as_it_was_and_its_sender_knows_that_it_was_heard(layer: Layer) -> None:
+async def test_a_message_arrives_as_it_was_and_its_sender_knows_that_it_was_heard(
+    layer: SealedPubSubLayer,
+) -> None:
     channel = await layer.new_channel("a.")
     message = {"type": "frame", "text": "日本 ü", "calls": ["1"], "run": None}
     assert await layer.send(channel, message) == 1
     assert await layer.receive(channel) == message
 
 
-async def test_what_nobody_listens_for_was_heard_by_none(layer: Layer) -> None:
+async def test_what_nobody_listens_for_was_heard_by_none(layer: SealedPubSubLayer) -> None:
     assert await layer.send("adiuva.nobody", {"type": "x"}) == 0
 
 
-async def test_nothing_of_a_message_can_be_read_on_its_way(layer: Layer, watcher: Redis) -> None:
+async def test_nothing_of_a_message_can_be_read_on_its_way(layer: SealedPubSubLayer, watcher: Redis) -> None:
     channel = await layer.new_channel()
     async with watcher.monitor() as monitor:
         await layer.send(channel, {"type": "frame", "text": "the plumber calls on Tuesday"})
@@ -86,7 +88,7 @@ async def test_nothing_of_a_message_can_be_read_on_its_way(layer: Layer, watcher
 
 
 async def test_a_message_that_was_moved_or_altered_is_dropped_and_the_next_one_read(
-    layer: Layer, watcher: Redis
+    layer: SealedPubSubLayer, watcher: Redis
 ) -> None:
     mine, other = await layer.new_channel(), await layer.new_channel()
     async with watcher.pubsub() as spy:
@@ -100,7 +102,9 @@ async def test_a_message_that_was_moved_or_altered_is_dropped_and_the_next_one_r
     assert await layer.receive(mine) == {"type": "mine"}
 
 
-async def test_groups_work_as_channels_has_them_and_are_sealed_too(layer: Layer, watcher: Redis) -> None:
+async def test_groups_work_as_channels_has_them_and_are_sealed_too(
+    layer: SealedPubSubLayer, watcher: Redis
+) -> None:
     channels = [await layer.new_channel() for _ in range(3)]
     for channel in channels[:2]:
         await layer.group_add("people", channel)
@@ -118,7 +122,7 @@ async def test_groups_work_as_channels_has_them_and_are_sealed_too(layer: Layer,
     assert [layer.end_channel(channel) for channel in channels] == [[], [], []]
 
 
-async def test_messages_keep_their_order(layer: Layer) -> None:
+async def test_messages_keep_their_order(layer: SealedPubSubLayer) -> None:
     channel = await layer.new_channel()
     heard = await asyncio.gather(*(layer.send(channel, {"n": n}) for n in range(2_000)))
     assert heard == [1] * 2_000
@@ -126,7 +130,7 @@ async def test_messages_keep_their_order(layer: Layer) -> None:
 
 
 async def test_channels_that_were_given_back_are_forgotten_with_what_was_unread(
-    layer: Layer, watcher: Redis
+    layer: SealedPubSubLayer, watcher: Redis
 ) -> None:
     channel = await layer.new_channel()
     await layer.send(channel, {"n": 1})
@@ -136,12 +140,12 @@ async def test_channels_that_were_given_back_are_forgotten_with_what_was_unread(
     assert channel.encode() not in await watcher.pubsub_channels()
 
 
-async def test_what_json_cannot_say_is_refused_when_it_is_sent(layer: Layer) -> None:
+async def test_what_json_cannot_say_is_refused_when_it_is_sent(layer: SealedPubSubLayer) -> None:
     with pytest.raises(TypeError):
         await layer.send("adiuva.x", {"type": "x", "value": object()})
 
 
-async def test_a_cancelled_sender_leaves_the_others_their_answers(layer: Layer) -> None:
+async def test_a_cancelled_sender_leaves_the_others_their_answers(layer: SealedPubSubLayer) -> None:
     channel = await layer.new_channel()
     senders = [asyncio.create_task(layer.send(channel, {"n": n})) for n in range(10)]
     await asyncio.sleep(0)
@@ -152,16 +156,16 @@ async def test_a_cancelled_sender_leaves_the_others_their_answers(layer: Layer) 
 
 
 async def test_a_restart_of_redis_is_survived_and_listeners_learn_of_it(
-    layer: Layer, valkey: tuple[Valkey, str]
+    layer: SealedPubSubLayer, valkey: tuple[Valkey, str]
 ) -> None:
     server, _ = valkey
     channels = [await layer.new_channel() for _ in range(50)]
     await asyncio.to_thread(server.stop)
     with pytest.raises(ConnectionError):
         await layer.send(channels[0], {"n": 0})
-    with pytest.raises(LayerAway):  # and now it is known before anything is sent
+    with pytest.raises(ChannelLayerUnavailable):  # and now it is known before anything is sent
         await layer.send(channels[0], {"n": 0})
-    with pytest.raises(LayerAway):
+    with pytest.raises(ChannelLayerUnavailable):
         await layer.new_channel()
     restart(server)  # in this thread, since a child ends with the thread that started it
     async with asyncio.timeout(PATIENCE_S):
@@ -170,7 +174,9 @@ async def test_a_restart_of_redis_is_survived_and_listeners_learn_of_it(
     assert [await layer.receive(channel) for channel in channels] == [{"n": 1}] * 50
 
 
-async def test_a_connection_that_was_cut_comes_back_by_itself(layer: Layer, watcher: Redis) -> None:
+async def test_a_connection_that_was_cut_comes_back_by_itself(
+    layer: SealedPubSubLayer, watcher: Redis
+) -> None:
     channel = await layer.new_channel()
     await watcher.client_kill_filter(_type="pubsub")
     async with asyncio.timeout(PATIENCE_S):
@@ -180,7 +186,7 @@ async def test_a_connection_that_was_cut_comes_back_by_itself(layer: Layer, watc
 
 def test_the_connection_ends_with_its_loop(url: str) -> None:
     async def one_loop() -> None:
-        layer = Layer([{"address": url}])
+        layer = SealedPubSubLayer([{"address": url}])
         await layer.new_channel()
 
     for _ in range(3):

@@ -20,7 +20,7 @@ from django.utils import timezone
 from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
 from adiuva.core import archive
-from adiuva.core.archive import Part, registered_parts
+from adiuva.core.archive import ArchivePart, registered_parts
 from adiuva.core.crypto import SealBroken
 from adiuva.core.leases import LeaseLost
 from adiuva.export import build, services
@@ -92,15 +92,15 @@ def lived(person: Person, word: str) -> None:
 
 
 def exported(person: Person) -> Export:
-    export = services.ask(user_id=person.id)
-    build.make(export.pk)
+    export = services.request_export(user_id=person.id)
+    build.build_export(export.pk)
     export.refresh_from_db()
     return export
 
 
 def fetched(export: Export) -> bytes:
     async def read() -> bytes:
-        return b"".join([chunk async for chunk in services.archive(export)])
+        return b"".join([chunk async for chunk in services.stream_archive(export)])
 
     return asyncio.run(read())
 
@@ -256,7 +256,7 @@ def test_an_archive_is_fetched_until_its_time_is_over_or_its_owner_deletes_it(ad
     Export.objects.filter(pk=export.pk).update(expires_at=Now())
     assert rest.get(place).json()["state"] == "expired"  # before any sweep
     assert rest.get(f"{place}/archive").status_code == 410
-    services.sweep()
+    services.sweep_exports()
     assert not ExportChunk.objects.filter(export=export).exists()
     other = exported(ada)
     assert rest.delete(f"{API}/{other.pk}").json() == {"ok": True}
@@ -282,7 +282,7 @@ def test_one_export_is_under_way_at_a_time_and_five_a_day(ada: Person) -> None:
         "export_not_ready",
         "queued",
     )
-    for _ in range(services.MOST_A_DAY):
+    for _ in range(services.MAX_PER_DAY):
         rest.delete(f"{API}/{rest.get(API).json()[0]['id']}")
         last = rest.post(API)
     assert (last.status_code, last.json()["code"]) == (429, "too_many_exports")
@@ -305,14 +305,14 @@ def test_another_users_export_is_answered_like_none(ada: Person) -> None:
 
 def test_the_export_of_a_dead_worker_is_made_by_another_and_that_one_writes_no_more(ada: Person) -> None:
     lived(ada, "heron")
-    export = services.ask(user_id=ada.id)
+    export = services.request_export(user_id=ada.id)
     first = build._claim(export.pk)
     assert first is not None and build._claim(export.pk) is None
     build._save_chunk(first, first.lease(build._LEASE), 0, b"half an archive")
-    assert services.sweep()["nudged"] == 0  # its lease runs
+    assert services.sweep_exports()["nudged"] == 0  # its lease runs
     Export.objects.filter(pk=export.pk).update(lease_until=Now() - build._LEASE)
-    services.sweep()
-    build.make(export.pk)
+    services.sweep_exports()
+    build.build_export(export.pk)
     with pytest.raises(LeaseLost):
         build._save_chunk(first, first.lease(build._LEASE), 1, b"the other half")
     export.refresh_from_db()
@@ -321,13 +321,13 @@ def test_the_export_of_a_dead_worker_is_made_by_another_and_that_one_writes_no_m
 
 
 def test_an_export_that_three_workers_died_over_failed(ada: Person) -> None:
-    export = services.ask(user_id=ada.id)
+    export = services.request_export(user_id=ada.id)
     for _ in range(services.MAX_ATTEMPTS):
         dying = build._claim(export.pk)
         assert dying is not None
         build._save_chunk(dying, dying.lease(build._LEASE), 0, b"half an archive")
         Export.objects.filter(pk=export.pk).update(lease_until=Now() - build._LEASE)
-        services.sweep()
+        services.sweep_exports()
     export.refresh_from_db()
     assert (export.state, export.code) == (State.FAILED, "workers_lost")
     assert not ExportChunk.objects.filter(export=export).exists()
@@ -342,12 +342,12 @@ def test_what_is_given_up_or_breaks_while_it_is_made_leaves_no_chunk(
     def rows(user_id: uuid.UUID) -> Any:
         yield {"one": 1}
         if gives_up:
-            services.delete(export=Export.objects.of(user_id).live().get())
+            services.delete_archive(export=Export.objects.of(user_id).live().get())
         else:
             raise ValueError("what a row says")
 
     monkeypatch.setattr(build, "_CHUNK_BYTES", 100)
-    monkeypatch.setattr(archive, "_parts", [*registered_parts(), Part("last.jsonl", "", rows)])
+    monkeypatch.setattr(archive, "_parts", [*registered_parts(), ArchivePart("last.jsonl", "", rows)])
     export = exported(ada)
     assert (export.state, export.chunks) == (state, 0)
     assert not ExportChunk.objects.filter(export=export).exists()

@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adiuva.core.crypto import Cipher, KeyRing, SealBroken, Transit, UserCipher, derive, new_key, place
+from adiuva.core.crypto import (
+    Cipher,
+    KeyRing,
+    SealBroken,
+    TransitCipher,
+    UserCipher,
+    associated_data,
+    derive_key,
+    new_key,
+)
 
 part = st.text(max_size=12)
 parts = st.lists(part, max_size=5)
@@ -29,7 +38,7 @@ def ring_entry(name: str, key: bytes = KEY) -> str:
 
 @given(parts, parts)
 def test_two_places_are_the_same_only_if_all_their_parts_are(one: list[str], other: list[str]) -> None:
-    assert (place(*one) == place(*other)) == (one == other)
+    assert (associated_data(*one) == associated_data(*other)) == (one == other)
 
 
 @given(parts, st.integers(min_value=0, max_value=100))
@@ -37,9 +46,9 @@ def test_no_way_of_joining_parts_makes_another_place(names: list[str], at: int) 
     if len(names) >= 2:
         at %= len(names) - 1
         joined = [*names[:at], names[at] + names[at + 1], *names[at + 2 :]]
-        assert place(*joined) != place(*names)
+        assert associated_data(*joined) != associated_data(*names)
         moved = [*names[:at], names[at] + names[at + 1][:1], names[at + 1][1:], *names[at + 2 :]]
-        assert (place(*moved) == place(*names)) == (moved == names)
+        assert (associated_data(*moved) == associated_data(*names)) == (moved == names)
 
 
 # ── Seals ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -118,10 +127,10 @@ def test_fingerprints_are_equal_for_equal_values_of_one_purpose_only(
 
 
 def test_keys_of_different_purposes_differ_and_stay_the_same() -> None:
-    assert len({derive(KEY, purpose) for purpose in ("a", "b", "")}) == 3
+    assert len({derive_key(KEY, purpose) for purpose in ("a", "b", "")}) == 3
     # HKDF as RFC 5869 (2.2, 2.3) writes it, for one block.
     extracted = hmac.digest(bytes(32), KEY, "sha256")
-    assert derive(KEY, "a") == hmac.digest(extracted, b"a\x01", "sha256")
+    assert derive_key(KEY, "a") == hmac.digest(extracted, b"a\x01", "sha256")
 
 
 # ── The key ring ────────────────────────────────────────────────────────────────────────────────────────
@@ -170,15 +179,15 @@ def test_a_ring_that_is_not_well_formed_is_refused_without_showing_a_key(entries
 @given(st.binary(max_size=100))
 def test_any_process_of_the_ring_opens_what_another_sent(plain: bytes) -> None:
     old, new = bytes(range(32)), bytes(range(1, 33))
-    sent = Transit([old]).seal(plain, b"layer")
-    assert Transit([new, old]).unseal(sent, b"layer") == plain
-    for transit, where in [(Transit([new]), b"layer"), (Transit([old]), b"elsewhere")]:
+    sent = TransitCipher([old]).seal(plain, b"layer")
+    assert TransitCipher([new, old]).unseal(sent, b"layer") == plain
+    for transit, where in [(TransitCipher([new]), b"layer"), (TransitCipher([old]), b"elsewhere")]:
         with pytest.raises(SealBroken):
             transit.unseal(sent, where)
 
 
 def test_a_process_made_by_a_fork_writes_with_a_key_of_its_own() -> None:
-    transit = Transit([KEY])
+    transit = TransitCipher([KEY])
     here = transit.seal(b"x", b"layer")
     read, write = os.pipe()
     child = os.fork()
@@ -197,9 +206,11 @@ def test_threads_that_begin_to_write_at_once_are_all_understood() -> None:
     sys.setswitchinterval(1e-6)  # let them get in each other's way
     try:
         for _ in range(100):
-            transit, start = Transit([KEY]), threading.Barrier(8)
+            transit, start = TransitCipher([KEY]), threading.Barrier(8)
 
-            def write(number: int, transit: Transit = transit, start: threading.Barrier = start) -> bytes:
+            def write(
+                number: int, transit: TransitCipher = transit, start: threading.Barrier = start
+            ) -> bytes:
                 start.wait()
                 return transit.seal(b"%d" % number, b"layer")
 
@@ -213,4 +224,4 @@ def test_threads_that_begin_to_write_at_once_are_all_understood() -> None:
 @pytest.mark.parametrize("noise", [b"", b"x" * 16, b"x" * 100])
 def test_noise_between_processes_is_refused(noise: bytes) -> None:
     with pytest.raises(SealBroken):
-        Transit([KEY]).unseal(noise, b"layer")
+        TransitCipher([KEY]).unseal(noise, b"layer")

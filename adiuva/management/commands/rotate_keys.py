@@ -53,19 +53,19 @@ class Command(BaseCommand):
         )
 
     def handle(self, *_: object, batch: int, shred_orphans: bool, **options: Any) -> None:
-        if not keys.is_apart() and UserKey.objects.filter(ring_key=UserKey.APART).exists():
+        if not keys.has_own_database() and UserKey.objects.filter(ring_key=UserKey.APART).exists():
             raise CommandError("The keys are in a database of their own: set ADIUVA_KEYS_DATABASE_URL.")
-        if moved := keys.separate(batch):
+        if moved := keys.move_to_own_database(batch):
             self.stdout.write(f"Moved {moved:,} data keys into their own database.")
         broken = self._rotate(batch)
-        wrapped = keys.wrapped_with()
+        wrapped = keys.count_by_ring_key()
         problems = [*_problems(wrapped, broken), *self._audit(shred_orphans)]
         self._conclude(wrapped)
         if problems:
             raise CommandError(" ".join(problems))
 
     def _rotate(self, batch: int) -> int:
-        newest, before = settings.KEY_RING.newest, keys.wrapped_with()
+        newest, before = settings.KEY_RING.newest, keys.count_by_ring_key()
         self.stdout.write(_table(before))
         left, done, broken = before.total() - before[newest], 0, set()
         for each in keys.rewrap(batch):

@@ -10,7 +10,7 @@ from typing import Any, Final
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from adiuva import llm
-from adiuva.accounts.keys import KeyAway, NoSuchUser
+from adiuva.accounts.keys import KeyUnavailable, NoSuchUser
 from adiuva.core import db
 from adiuva.core.crypto import SealBroken
 from memory import embedding
@@ -71,7 +71,7 @@ class Command(BaseCommand):
                     dropped += await db.run(embedding.delete_old_history_vectors, each)
                 except NoSuchUser:
                     pass  # deleted meanwhile
-                except (SealBroken, KeyAway):
+                except (SealBroken, KeyUnavailable):
                     closed.append(each)
             if user:
                 break

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from adiuva import llm
-from adiuva.core.prompt_fencing import fence
+from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.offline_model import chat
 from chat import prompts
 from chat.approvals import DeferredCall
@@ -74,7 +74,7 @@ class Chat:
 
 
 def looking_at(kind: str, **row: Any) -> str:
-    return f"The user looks at this {kind}:\n{fence(kind, json.dumps(row))}"
+    return f"The user looks at this {kind}:\n{delimit_untrusted(kind, json.dumps(row))}"
 
 
 @pytest.mark.parametrize(
@@ -406,8 +406,8 @@ def test_a_note_is_found_and_read() -> None:
 
 
 def test_a_conversation_is_summed_up_below_what_was_known() -> None:
-    known = fence("summary so far", "- The user said: I bill monthly")
-    said = fence("conversation", "user: call me Kim\n\nassistant: Gladly.\n\n")
+    known = delimit_untrusted("summary so far", "- The user said: I bill monthly")
+    said = delimit_untrusted("conversation", "user: call me Kim\n\nassistant: Gladly.\n\n")
     messages = [
         {"role": "system", "content": prompts.head("summary").text},
         {"role": "user", "content": f"{known}\n\n{said}"},
