@@ -244,7 +244,7 @@ SPECTACULAR_SETTINGS = {
     "PARSER_WHITELIST": ["adiuva.core.parsers.JSONParser", "rest_framework.parsers.FormParser"],
     "ENUM_NAME_OVERRIDES": {
         "TierEnum": "adiuva.accounts.models.Plan",
-        "KindEnum": "chat.models.Kind",
+        "KindEnum": "chat.models.AssistantKind",
         "StateEnum": "agents.models.Run.State",
         "MemoryTierEnum": "memory.models.Tier",
         "MemorySourceKindEnum": "memory.models.SourceKind",

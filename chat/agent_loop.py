@@ -23,12 +23,14 @@ from adiuva import llm
 from adiuva.core.logging import log
 from chat.prompts import Prompt
 
-_GRACE_S: Final = 2.0  # for a write under way when its turn is cancelled, so that what happened is known
-_MAX_CALLS: Final = 64  # in one answer of a model
+_WRITE_GRACE_S: Final = (
+    2.0  # for a write under way when its turn is cancelled, so that what happened is known
+)
+_MAX_CALLS_PER_ANSWER: Final = 64  # in one answer of a model
 _WRITES: Final = frozenset({"insert", "update", "delete"})
 
 
-class Limit(Exception):
+class LimitReached(Exception):
     """The turn came to one of its limits; `code` says which."""
 
     def __init__(self, code: str) -> None:
@@ -50,7 +52,7 @@ class Assistant:
             for schema in self.schemas
         }
 
-    def unfit(self, name: str, arguments: dict[str, Any]) -> str:
+    def call_problem(self, name: str, arguments: dict[str, Any]) -> str:
         """Why a call cannot be carried out, in words for the model; "" when it can."""
         if name not in self.tools:
             return f"there is no such tool; there are {', '.join(self.tools)}"
@@ -65,12 +67,12 @@ class Assistant:
             try:
                 check.model_validate(arguments)
             except ValidationError as error:
-                return _explained(error)
+                return _validation_text(error)
         return ""
 
 
 @dataclass
-class Call:
+class ToolInvocation:
     """A tool call that can be carried out. `arguments` are as the model gave them."""
 
     id: str
@@ -91,17 +93,17 @@ class Call:
         return str((self.tool.metadata or {}).get("label", ""))
 
     @property
-    def key(self) -> str:
+    def row_argument(self) -> str:
         """The argument that names the row it is about."""
         return str((self.tool.metadata or {}).get("key", "id"))
 
 
-async def _allow_all(calls: Sequence[Call]) -> dict[str, str]:
+async def _allow_all(calls: Sequence[ToolInvocation]) -> dict[str, str]:
     return {}
 
 
 @dataclass
-class Work:
+class TurnContext:
     """What all model calls of a turn share, its sub-agents' too.
 
     `allow` is asked before calls are carried out and returns, by call id, why one may not be. `used` hears of them.
@@ -110,69 +112,71 @@ class Work:
 
     model: llm.ChatModel
     max_model_calls: int
-    config: dict[str, Any] = field(default_factory=dict)
-    allow: Callable[[Sequence[Call]], Awaitable[dict[str, str]]] = _allow_all
-    used: Callable[[Call], None] = lambda call: None
+    tool_config: dict[str, Any] = field(default_factory=dict)
+    authorize: Callable[[Sequence[ToolInvocation]], Awaitable[dict[str, str]]] = _allow_all
+    on_tool_start: Callable[[ToolInvocation], None] = lambda call: None
     usage: llm.Usage = field(default_factory=llm.Usage)
     model_calls: int = 0
     tool_calls: int = 0
 
     def count_model_call(self) -> None:
         if self.model_calls >= self.max_model_calls:
-            raise Limit("too_many_model_calls")
+            raise LimitReached("too_many_model_calls")
         self.model_calls += 1
 
 
 @dataclass
-class Voice:
+class OutputHooks:
     """Where an assistant's words go: `say` gets text as it streams, `pause` the end of each of its answers; `heard`
     gives what the user has said meanwhile."""
 
-    say: Callable[[str], None] = lambda text: None
-    pause: Callable[[], None] = lambda: None
-    heard: Callable[[], list[str]] = list
+    on_text: Callable[[str], None] = lambda text: None
+    on_answer_end: Callable[[], None] = lambda: None
+    take_steers: Callable[[], list[str]] = list
 
 
-async def converse(assistant: Assistant, messages: list[BaseMessage], work: Work, voice: Voice) -> str:
+async def run_agent_loop(
+    assistant: Assistant, messages: list[BaseMessage], context: TurnContext, hooks: OutputHooks
+) -> str:
     """The last answer's text; `messages` grows. Raise Limit, or a ModelError."""
     while True:
-        answer = await _answer(assistant, messages, work, voice)
+        answer = await _call_model(assistant, messages, context, hooks)
         messages.append(answer)
-        results = await _carry_out(assistant, answer, work)
+        results = await _run_tool_calls(assistant, answer, context)
         messages += results
-        said = voice.heard()
+        said = hooks.take_steers()
         messages += [HumanMessage(text) for text in said]
         if not results and not said:
             return str(answer.content)
 
 
-async def _answer(
-    assistant: Assistant, messages: Sequence[BaseMessage], work: Work, voice: Voice
+async def _call_model(
+    assistant: Assistant, messages: Sequence[BaseMessage], context: TurnContext, hooks: OutputHooks
 ) -> AIMessage:
-    work.count_model_call()
+    context.count_model_call()
     texts: list[str] = []
     calls: list[llm.ToolCall] = []
     # Closed at once, also when `say` has had enough: the request to the model ends with it.
-    async with aclosing(work.model.stream(to_wire(messages), tools=assistant.schemas)) as source:
+    async with aclosing(context.model.stream(to_wire(messages), tools=assistant.schemas)) as source:
         async for deltas in source:
             for delta in deltas:
                 match delta:
                     case llm.Text(text):
                         texts.append(text)
-                        voice.say(text)
+                        hooks.on_text(text)
                     case llm.ToolCall():
                         calls.append(delta)
                     case llm.Finish(reason, usage):
-                        work.usage += usage
+                        context.usage += usage
                         if reason == "content_filter":
-                            raise Limit("content_filter")
-    voice.pause()
+                            raise LimitReached("content_filter")
+    hooks.on_answer_end()
     answer = AIMessage("".join(texts))
     seen: set[str] = set()
     for place, call in enumerate(calls):
         key = f"{call.id}_{place}" if call.id in seen else call.id  # some providers give an id twice
         seen.add(key)
-        arguments = _arguments(call.arguments)
+        arguments = _parse_arguments(call.arguments)
         if arguments is None:
             answer.invalid_tool_calls.append(
                 {
@@ -188,39 +192,43 @@ async def _answer(
     return answer
 
 
-async def _carry_out(assistant: Assistant, answer: AIMessage, work: Work) -> list[ToolMessage]:
+async def _run_tool_calls(assistant: Assistant, answer: AIMessage, context: TurnContext) -> list[ToolMessage]:
     """The result of each call, in order."""
     results: dict[str | None, ToolMessage] = {
-        call["id"]: _failed(call["id"], "the arguments are not a JSON object")
+        call["id"]: _failure_message(call["id"], "the arguments are not a JSON object")
         for call in answer.invalid_tool_calls
     }
-    ready: list[Call] = []
+    ready: list[ToolInvocation] = []
     for place, wish in enumerate(answer.tool_calls):
         key, name, arguments = wish["id"], wish["name"], wish["args"]
-        if place >= _MAX_CALLS:
-            results[key] = _failed(key, f"at most {_MAX_CALLS} tools are called at once; call it again")
-        elif reason := assistant.unfit(name, arguments):
-            results[key] = _failed(key, reason)
+        if place >= _MAX_CALLS_PER_ANSWER:
+            results[key] = _failure_message(
+                key, f"at most {_MAX_CALLS_PER_ANSWER} tools are called at once; call it again"
+            )
+        elif reason := assistant.call_problem(name, arguments):
+            results[key] = _failure_message(key, reason)
         else:
-            ready.append(Call(str(key), assistant.tools[name], arguments))
+            ready.append(ToolInvocation(str(key), assistant.tools[name], arguments))
     if ready:
-        refused = await work.allow(ready)
-        results |= {key: _failed(key, reason) for key, reason in refused.items()}
+        refused = await context.authorize(ready)
+        results |= {key: _failure_message(key, reason) for key, reason in refused.items()}
         allowed = [call for call in ready if call.id not in refused]
-        work.tool_calls += len(allowed)
+        context.tool_calls += len(allowed)
         if allowed:
-            results |= await _together(allowed, work)
+            results |= await _run_concurrently(allowed, context)
     return [results[call["id"]] for call in (*answer.tool_calls, *answer.invalid_tool_calls)]
 
 
-async def _together(calls: Sequence[Call], work: Work) -> dict[str | None, ToolMessage]:
+async def _run_concurrently(
+    calls: Sequence[ToolInvocation], context: TurnContext
+) -> dict[str | None, ToolMessage]:
     if not calls:
         return {}
     loop = asyncio.get_running_loop()
-    tasks: dict[asyncio.Task[ToolMessage], Call] = {}
+    tasks: dict[asyncio.Task[ToolMessage], ToolInvocation] = {}
     for call in calls:
-        work.used(call)
-        tasks[loop.create_task(_invoke(call, work), name=f"tool {call.tool.name}")] = call
+        context.on_tool_start(call)
+        tasks[loop.create_task(_run_tool(call, context), name=f"tool {call.tool.name}")] = call
     try:
         # No gather: that would cancel them all at once.
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -231,31 +239,31 @@ async def _together(calls: Sequence[Call], work: Work) -> dict[str | None, ToolM
         for task in tasks.keys() - writing:
             task.cancel()
         if writing:
-            await asyncio.wait(writing, timeout=_GRACE_S)
+            await asyncio.wait(writing, timeout=_WRITE_GRACE_S)
         for task in writing:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
 
 
-async def _invoke(call: Call, work: Work) -> ToolMessage:
+async def _run_tool(call: ToolInvocation, context: TurnContext) -> ToolMessage:
     wish = {"name": call.tool.name, "args": call.arguments, "id": call.id, "type": "tool_call"}
     try:
-        found = await call.tool.ainvoke(wish, {"configurable": work.config})
+        found = await call.tool.ainvoke(wish, {"configurable": context.tool_config})
     except ToolException as failure:
         return ToolMessage(str(failure), tool_call_id=call.id, status="error")
     except ValidationError as error:
-        return _failed(call.id, _explained(error))
-    except (Limit, llm.ModelError):
+        return _failure_message(call.id, _validation_text(error))
+    except (LimitReached, llm.ModelError):
         raise  # of a sub-agent: they are the turn's
     except Exception as error:
         # No text of it: it could quote the user's data.
         log.error("chat.tool_broke", tool=call.tool.name, error=type(error).__name__)
-        return _failed(call.id, "the tool broke; it is not known whether anything was changed")
+        return _failure_message(call.id, "the tool broke; it is not known whether anything was changed")
     return found if isinstance(found, ToolMessage) else ToolMessage(str(found), tool_call_id=call.id)
 
 
-def _arguments(text: str) -> dict[str, Any] | None:
+def _parse_arguments(text: str) -> dict[str, Any] | None:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -263,21 +271,21 @@ def _arguments(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _explained(error: ValidationError) -> str:
+def _validation_text(error: ValidationError) -> str:
     found = error.errors(include_url=False, include_input=False, include_context=False)
     return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:5])
 
 
-def _failed(call_id: str | None, reason: str) -> ToolMessage:
+def _failure_message(call_id: str | None, reason: str) -> ToolMessage:
     return ToolMessage(f"Failed: {reason}.", tool_call_id=call_id, status="error")
 
 
 def to_wire(messages: Sequence[BaseMessage]) -> list[llm.Message]:
     """LangChain's messages as a model endpoint takes them."""
-    return [_wire(message) for message in messages]
+    return [_wire_message(message) for message in messages]
 
 
-def _wire(message: BaseMessage) -> llm.Message:
+def _wire_message(message: BaseMessage) -> llm.Message:
     match message:
         case ToolMessage():
             return {"role": "tool", "tool_call_id": message.tool_call_id, "content": str(message.content)}
@@ -286,8 +294,11 @@ def _wire(message: BaseMessage) -> llm.Message:
                 "role": "assistant",
                 "content": str(message.content) or None,
                 "tool_calls": [
-                    *(_call(call["id"], call["name"], orjson.dumps(call["args"]).decode()) for call in calls),
-                    *(_call(call["id"], call["name"], call["args"]) for call in invalid),
+                    *(
+                        _wire_tool_call(call["id"], call["name"], orjson.dumps(call["args"]).decode())
+                        for call in calls
+                    ),
+                    *(_wire_tool_call(call["id"], call["name"], call["args"]) for call in invalid),
                 ],
             }
         case AIMessage():
@@ -297,8 +308,8 @@ def _wire(message: BaseMessage) -> llm.Message:
     return {"role": "user", "content": str(message.content)}
 
 
-def _call(key: str | None, name: str | None, arguments: str | None) -> llm.WireToolCall:
+def _wire_tool_call(key: str | None, name: str | None, arguments: str | None) -> llm.WireToolCall:
     # What is no JSON object goes back as an empty one: providers refuse the whole request for it.
     return llm.ToolCall(
-        key or "", name or "", arguments if arguments and _arguments(arguments) else "{}"
+        key or "", name or "", arguments if arguments and _parse_arguments(arguments) else "{}"
     ).wire()

@@ -19,10 +19,10 @@ import orjson
 from langchain_core.tools import ToolException
 
 from adiuva.devices.protocol import ApprovalRequest, TableName, ToolResultBody
-from chat.agent_loop import Call
+from chat.agent_loop import ToolInvocation
 from chat.deferred_calls import DeferredCall
-from chat.device_session import MAX_TITLE, NOUNS, Desk, is_key, one_line, tool_call
-from chat.memory_context import MEMORY, Recollection, shown
+from chat.device_session import MAX_TITLE_CHARS, NOUNS, DeviceSession, is_row_id, make_tool_call, one_line
+from chat.memory_context import MEMORY, MemoryContext, entry_text
 
 BULK_UPDATES: Final = 3  # updates in a turn, from which on they are asked for
 _AT_ONCE: Final = 25  # rows that one question is about, all of them named
@@ -40,7 +40,7 @@ _NO: Final = "the user said no. Do not try it again, nor in another way"
 class CallToApprove(NamedTuple):
     """A call that needs a yes, and what the row is called that it is about."""
 
-    call: Call
+    call: ToolInvocation
     title: str
 
 
@@ -52,8 +52,8 @@ class Approvals:
     """
 
     request_id: str
-    desk: Desk
-    memory: Recollection
+    session: DeviceSession
+    memory: MemoryContext
     expires_at: int  # milliseconds since the epoch
     ask: Callable[[ApprovalRequest], Awaitable[None]] | None
     granted: list[DeferredCall] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Approvals:
     _updates: int = 0
     _open: dict[str, asyncio.Future[bool]] = field(default_factory=dict)
 
-    async def allow(self, calls: Sequence[Call]) -> dict[str, str]:
+    async def allow(self, calls: Sequence[ToolInvocation]) -> dict[str, str]:
         """Why a call may not be carried out, by its id. Waits for the user where a device can ask."""
         # What a memory said before it was corrected stays as its history.
         updates = [call for call in calls if call.action == "update" and call.table != MEMORY]
@@ -77,7 +77,7 @@ class Approvals:
             if isinstance(row, ToolException):
                 refused[call.id] = str(row).removeprefix("Failed: ").rstrip(".")
             elif row is not None and self._must_ask(call, row):  # of one that is not there the tool tells
-                title = row["title"] if call.table == MEMORY else self.desk.seen[row["id"]]
+                title = row["title"] if call.table == MEMORY else self.session.titles[row["id"]]
                 groups[call.action, call.table].append(CallToApprove(call, title))
         for (action, table), group in groups.items():
             for start in range(0, len(group), _AT_ONCE):
@@ -88,10 +88,10 @@ class Approvals:
                     refused |= {question.call.id: _NO for question in some}
         return refused
 
-    def _may_ask(self, call: Call) -> bool:
+    def _may_ask(self, call: ToolInvocation) -> bool:
         return self._updates >= BULK_UPDATES or any(call.arguments.get(name) for name in _TEXTS)
 
-    def _must_ask(self, call: Call, row: dict[str, Any]) -> bool:
+    def _must_ask(self, call: ToolInvocation, row: dict[str, Any]) -> bool:
         if call.action == "delete" or self._updates >= BULK_UPDATES:
             return True
         return any(
@@ -100,22 +100,22 @@ class Approvals:
             if call.arguments.get(name)
         )
 
-    async def _rows(self, calls: Sequence[Call]) -> list[dict[str, Any] | ToolException | None]:
+    async def _rows(self, calls: Sequence[ToolInvocation]) -> list[dict[str, Any] | ToolException | None]:
         """The row that each call is about, in one round trip."""
-        keys = [call.arguments.get(call.key) for call in calls]
+        keys = [call.arguments.get(call.row_argument) for call in calls]
         wanted = [
-            tool_call("get", cast(TableName, call.table), data={"id": key})
+            make_tool_call("get", cast(TableName, call.table), data={"id": key})
             for call, key in zip(calls, keys, strict=True)
-            if is_key(key) and call.table != MEMORY
+            if is_row_id(key) and call.table != MEMORY
         ]
-        found = iter(await self.desk.calls(wanted) if wanted else [])
+        found = iter(await self.session.call_many(wanted) if wanted else [])
         rows: list[dict[str, Any] | ToolException | None] = []
         for call, key in zip(calls, keys, strict=True):
             if call.table == MEMORY:
-                known = self.memory.find(key)
-                rows.append({"title": shown(known, MAX_TITLE)} if known else None)
+                known = self.memory.entry_by_label(key)
+                rows.append({"title": entry_text(known, MAX_TITLE_CHARS)} if known else None)
                 continue
-            outcome = next(found) if is_key(key) else None
+            outcome = next(found) if is_row_id(key) else None
             rows.append(outcome.row if isinstance(outcome, ToolResultBody) else outcome)
         return rows
 
@@ -126,7 +126,7 @@ class Approvals:
                 summary = _summary(action, table, [question])
                 arguments = question.call.arguments
                 if table == MEMORY:
-                    arguments = self.memory.lasting(arguments)
+                    arguments = self.memory.with_entry_id(arguments)
                 self.wishes.append(DeferredCall(question.call.tool.name, arguments, summary))
                 refused[question.call.id] = _ASK.format(what=summary)
         return refused
@@ -159,7 +159,7 @@ class Approvals:
         finally:
             self._open.pop(key, None)
 
-    def _take_grant(self, call: Call) -> bool:
+    def _take_grant(self, call: ToolInvocation) -> bool:
         for place, wish in enumerate(self.granted):
             if wish.tool == call.tool.name and _given(wish.arguments) == _given(call.arguments):
                 del self.granted[place]
@@ -185,8 +185,8 @@ def _summary(action: str, table: str, questions: Sequence[CallToApprove]) -> str
     return f"{verb} {noun} {named}" + (f": {changes[0]}" if alike and changes[0] else "")
 
 
-def _changes(call: Call) -> str:
-    given = {name: value for name, value in _given(call.arguments).items() if name != call.key}
+def _changes(call: ToolInvocation) -> str:
+    given = {name: value for name, value in _given(call.arguments).items() if name != call.row_argument}
     return ", ".join(f"{name.replace('_', ' ')} → {_short(value)}" for name, value in given.items())
 
 

@@ -8,23 +8,23 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, tool
 
-from chat.agent_loop import Assistant, Voice, Work, converse
-from chat.models import Kind
-from chat.prompts import head
+from chat.agent_loop import Assistant, OutputHooks, TurnContext, run_agent_loop
+from chat.models import AssistantKind
+from chat.prompts import system_prompt
 from chat.tools import CLIENTS, DEVICE_TOOLS, MEMORY_TOOLS, NOTES, PROJECTS, TASKS, TIMELINES
 
 Specialist = Literal["tasks", "projects", "timelines", "notes"]
 
 SPECIALISTS: Final[dict[Specialist, Assistant]] = {
-    "tasks": Assistant(head("tasks"), [*TASKS, *PROJECTS[:1]]),
-    "projects": Assistant(head("projects"), [*PROJECTS, *CLIENTS]),
-    "timelines": Assistant(head("timelines"), [*TIMELINES, *PROJECTS[:1]]),
-    "notes": Assistant(head("notes"), [*NOTES, *PROJECTS[:1]]),
+    "tasks": Assistant(system_prompt("tasks"), [*TASKS, *PROJECTS[:1]]),
+    "projects": Assistant(system_prompt("projects"), [*PROJECTS, *CLIENTS]),
+    "timelines": Assistant(system_prompt("timelines"), [*TIMELINES, *PROJECTS[:1]]),
+    "notes": Assistant(system_prompt("notes"), [*NOTES, *PROJECTS[:1]]),
 }
 
 
 @tool("task")
-async def hand_over(
+async def delegate(
     agent: Annotated[Specialist, "who is to do it"],
     request: Annotated[str, "what is to be done, with all that one must know to do it: names, ids, dates"],
     config: RunnableConfig,
@@ -37,15 +37,17 @@ async def hand_over(
         SystemMessage(shared["tail"]),
         HumanMessage(request),
     ]
-    return await converse(SPECIALISTS[agent], messages, cast(Work, shared["work"]), Voice())
+    return await run_agent_loop(
+        SPECIALISTS[agent], messages, cast(TurnContext, shared["work"]), OutputHooks()
+    )
 
 
-hand_over.metadata = {"action": "task", "label": "Working through it"}
+delegate.metadata = {"action": "task", "label": "Working through it"}
 
-TOOLS: Final[tuple[BaseTool, ...]] = (*DEVICE_TOOLS, *MEMORY_TOOLS, hand_over)
-SUPERVISORS: Final[dict[Kind, Assistant]] = {
-    Kind.HOME: Assistant(head("home"), TOOLS),
-    Kind.FLOATING: Assistant(head("floating"), TOOLS),
+TOOLS: Final[tuple[BaseTool, ...]] = (*DEVICE_TOOLS, *MEMORY_TOOLS, delegate)
+SUPERVISORS: Final[dict[AssistantKind, Assistant]] = {
+    AssistantKind.HOME: Assistant(system_prompt("home"), TOOLS),
+    AssistantKind.FLOATING: Assistant(system_prompt("floating"), TOOLS),
 }
 
 assert set(SPECIALISTS) == set(get_args(Specialist))

@@ -26,10 +26,10 @@ from adiuva.devices.protocol import (
     StreamText,
 )
 from agents import schedules
-from chat.end_messages import sentence
-from chat.models import Kind
+from chat.end_messages import end_message
+from chat.models import AssistantKind
 from chat.remote_stream import RemoteStream
-from chat.request import Asked
+from chat.request import ChatRequest
 from chat.stream import FROM_START, StreamFrame, refusal_frames
 from chat.stream_replay import follow_up_request
 from chat.turn_errors import as_client_error, refusal_of
@@ -73,8 +73,10 @@ class ClientConsumer(DeviceConsumer):
             return
         match frame:
             case HomeRequest() | FloatingRequest():
-                asked = self._asked(frame)
-                self._hand_off(self._open(asked), asked.request_id, lambda code: refusal_of(asked, code))
+                request = self._chat_request(frame)
+                self._hand_off(
+                    self._open(request), request.request_id, lambda code: refusal_of(request, code)
+                )
             case RequestCancel(request_id=key):
                 self._hand_off(registry().cancel(self.user_id, key), key)
             case RequestSteer(request_id=key):
@@ -85,19 +87,19 @@ class ClientConsumer(DeviceConsumer):
                 decision = registry().decide(self.user_id, frame.id, frame.approved, reply=self.channel_name)
                 self._hand_off(decision, frame.id)
 
-    def _asked(self, frame: HomeRequest | FloatingRequest) -> Asked:
+    def _chat_request(self, frame: HomeRequest | FloatingRequest) -> ChatRequest:
         home = frame if isinstance(frame, HomeRequest) else None
-        return Asked(
+        return ChatRequest(
             user_id=self.user_id,
             request_id=frame.request_id or uuid.uuid4().hex,
-            kind=Kind.HOME if home else Kind.FLOATING,
+            kind=AssistantKind.HOME if home else AssistantKind.FLOATING,
             message=frame.message,
-            device=self.pk,
+            device_id=self.pk,
             history=tuple(home.conversation_history or ()) if home else (),
             scope=frame.scope if isinstance(frame, FloatingRequest) else None,
             conversation_id=frame.conversation_id if self.protocol >= 2 else None,
-            keeps=self.protocol >= 2,
-            approves=self._approves,
+            starts_conversation=self.protocol >= 2,
+            can_ask_approval=self._approves,
             memory=frame.memory,
         )
 
@@ -129,11 +131,11 @@ class ClientConsumer(DeviceConsumer):
         finally:
             self._under_way -= 1
 
-    async def _open(self, asked: Asked) -> None:
+    async def _open(self, request: ChatRequest) -> None:
         try:
-            await registry().open(asked, self)
+            await registry().open(request, self)
         except TurnElsewhere as elsewhere:
-            self._follow(asked.request_id, elsewhere.owner, FROM_START, asked)
+            self._follow(request.request_id, elsewhere.owner, FROM_START, request)
 
     async def _resume(self, request_id: str, after: int) -> None:
         try:
@@ -142,15 +144,17 @@ class ClientConsumer(DeviceConsumer):
             self._follow(request_id, elsewhere.owner, after)
 
     async def _steer(self, frame: RequestSteer) -> None:
-        asked = await registry().steer(self.user_id, frame.request_id, frame.message, reply=self.channel_name)
-        if asked is not None:
-            await self._open(replace(asked, device=self.pk, approves=self._approves))
+        request = await registry().steer(
+            self.user_id, frame.request_id, frame.message, reply=self.channel_name
+        )
+        if request is not None:
+            await self._open(replace(request, device_id=self.pk, can_ask_approval=self._approves))
 
     async def _steer_late(self, request_id: str, message: str) -> None:
-        asked = await follow_up_request(self.user_id, request_id, message)
-        await self._open(replace(asked, device=self.pk, approves=self._approves))
+        request = await follow_up_request(self.user_id, request_id, message)
+        await self._open(replace(request, device_id=self.pk, can_ask_approval=self._approves))
 
-    def _follow(self, request_id: str, owner: str, after: int, asked: Asked | None = None) -> None:
+    def _follow(self, request_id: str, owner: str, after: int, request: ChatRequest | None = None) -> None:
         if (older := self._far.get(request_id)) is not None:
             older.stop()
         far = self._far[request_id] = RemoteStream(
@@ -164,7 +168,7 @@ class ClientConsumer(DeviceConsumer):
         self._hand_off(
             self._follow_far(far, request_id),
             request_id,
-            None if asked is None else lambda code: refusal_of(asked, code, far.after),
+            None if request is None else lambda code: refusal_of(request, code, far.after),
         )
 
     async def _follow_far(self, far: RemoteStream, request_id: str) -> None:
@@ -192,7 +196,7 @@ class ClientConsumer(DeviceConsumer):
             if isinstance(frame, StreamText):
                 self._spoken.add(request_id)
             elif isinstance(frame, StreamEnd):
-                if words := sentence(frame):
+                if words := end_message(frame):
                     chunk = f"\n\n{words}" if request_id in self._spoken else words
                     await self.send_frame(StreamText(request_id=request_id, chunk=chunk))
                 self._spoken.discard(request_id)

@@ -19,13 +19,13 @@ from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import Conflict, Invalid, NotFound
 from adiuva.devices.protocol import Mutation, Usage
 from chat.models import Conversation, Message, Turn
-from chat.request import Asked
+from chat.request import ChatRequest
 from memory import entries, exchanges
 from memory.models import SourceKind
 
 MAX_TITLE_CHARS = 200
 TURNS_KEPT = dt.timedelta(days=30)
-_TITLE_CHARS = 60
+_DERIVED_TITLE_CHARS = 60
 
 
 class ConversationNotFound(NotFound):
@@ -35,7 +35,7 @@ class ConversationNotFound(NotFound):
         super().__init__("there is no such conversation, or it is not yours")
 
 
-class Taken(Conflict):
+class AlreadyClaimed(Conflict):
     """The request was made before: it runs, or it has ended."""
 
     code = "request_taken"
@@ -46,7 +46,7 @@ class Taken(Conflict):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ChatMessage:
     """A message as the model gets it. `mutations` is what was changed on the device while it was said."""
 
     role: str
@@ -55,7 +55,7 @@ class Said:
 
 
 @dataclass(slots=True)
-class Begun:
+class ClaimedTurn:
     """A claimed turn with all that its first model call needs. `history` follows the part that `summary` covers,
     whose last message is `summary_upto`. `memory`: whether it is on for this user and in this conversation.
     `has_private`: whether a message before was not to be remembered. `seq`: the place of what was asked in its
@@ -66,7 +66,7 @@ class Begun:
     locale: str
     cipher: UserCipher
     conversation_id: uuid.UUID | None = None
-    history: list[Said] = field(default_factory=list)
+    history: list[ChatMessage] = field(default_factory=list)
     summary: str = ""
     summary_upto: int = 0
     untitled: bool = False
@@ -77,7 +77,7 @@ class Begun:
 
 # One round trip: who the user is, the claim, and the conversation that it begins with its first message, if it begins
 # one (`said` is that message). The lock keeps the account until we are done, or waits for its end.
-_CLAIM = """
+_CLAIM_SQL = """
 WITH asker AS (SELECT id, timezone, locale FROM accounts_user WHERE id = %(user)s FOR KEY SHARE),
 claimed AS (
     INSERT INTO chat_turn (id, user_id, request_id, kind, state, code, owner, prompt_version, conversation_id,
@@ -101,7 +101,7 @@ FROM asker LEFT JOIN claimed ON true LEFT JOIN memory_memory AS memory ON memory
 """
 
 # The account is locked first, as its deletion does: a message never comes between that and its conversation's end.
-_NEXT = """
+_ADVANCE_SQL = """
 WITH owner AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE)
 UPDATE chat_conversation AS place SET message_count = message_count + 1, updated_at = now(),
     has_private = has_private OR NOT %(memory)s, title = COALESCE(title, %(title)s),
@@ -111,12 +111,12 @@ FROM owner WHERE place.id = %(id)s AND place.user_id = owner.id
 RETURNING message_count, title, summary, place.summary_upto, place.memory, has_private
 """
 
-_SAY = """
+_INSERT_MESSAGE_SQL = """
 INSERT INTO chat_message (id, conversation_id, seq, role, sealed)
 VALUES (%(id)s, %(place)s, %(seq)s, %(role)s, %(sealed)s)
 """
 
-_END = """
+_END_SQL = """
 UPDATE chat_turn SET state = %(state)s, code = %(code)s, ended_at = now(), input_tokens = %(input_tokens)s,
     output_tokens = %(output_tokens)s, model_calls = %(model_calls)s, tool_calls = %(tool_calls)s,
     mutations = %(mutations)s
@@ -124,52 +124,52 @@ WHERE id = %(turn)s AND state = 'running'
 """
 
 
-def begin(*, asked: Asked, owner: str, prompt_version: str) -> Begun:
+def claim_turn(*, request: ChatRequest, owner: str, prompt_version: str) -> ClaimedTurn:
     """Claim the request and keep what was asked. Raise Taken, ConversationNotFound, NoSuchUser."""
-    cipher = cipher_for(asked.user_id)
-    claim = partial(_claim, asked, owner, prompt_version, cipher)
-    if asked.conversation_id is not None:
-        place = _key(asked.conversation_id)
+    cipher = cipher_for(request.user_id)
+    claim = partial(_insert_claim, request, owner, prompt_version, cipher)
+    if request.conversation_id is not None:
+        place = parse_id(request.conversation_id)
         with transaction.atomic():
-            begun = claim(place)
-            _go_on(begun, asked, place)
-    elif asked.keeps and not asked.history:
-        begun = claim(uuid.uuid4(), begins=True)
-        begun.untitled, begun.seq = True, 1
+            claimed = claim(place)
+            _continue_conversation(claimed, request, place)
+    elif request.starts_conversation and not request.history:
+        claimed = claim(uuid.uuid4(), begins=True)
+        claimed.untitled, claimed.seq = True, 1
     else:
-        begun = claim(None)
-        begun.history = [Said(message.role, message.content) for message in asked.history]
-    return begun
+        claimed = claim(None)
+        claimed.history = [ChatMessage(message.role, message.content) for message in request.history]
+    return claimed
 
 
-def _claim(
-    asked: Asked,
+def _insert_claim(
+    request: ChatRequest,
     owner: str,
     prompt_version: str,
     cipher: UserCipher,
     place: uuid.UUID | None,
     *,
     begins: bool = False,
-) -> Begun:
+) -> ClaimedTurn:
     turn_id = uuid.uuid4()
     said = None
     if begins:
         assert place is not None
-        said = _seal(cipher, _said_at(place, 1, Message.Role.USER), {"text": asked.message})
+        said = _seal(cipher, _said_at(place, 1, Message.Role.USER), {"text": request.message})
     with connection.cursor() as cursor:
         cursor.execute(
-            _CLAIM,
+            _CLAIM_SQL,
             {
-                "user": asked.user_id,
+                "user": request.user_id,
                 "turn": turn_id,
-                "request": asked.request_id,
-                "kind": asked.kind,
+                "request": request.request_id,
+                "kind": request.kind,
                 "owner": owner,
                 "prompt": prompt_version,
                 "place": place,
                 "said": said,
                 "message": uuid.uuid4(),
-                "memory": asked.memory,
+                "memory": request.memory,
             },
         )
         row = cursor.fetchone()
@@ -177,28 +177,30 @@ def _claim(
         raise NoSuchUser("this account no longer exists")
     timezone, locale, claimed, memory = row
     if claimed is None:
-        raise Taken(Turn.objects.of(asked.user_id).get(request_id=asked.request_id))
-    return Begun(turn_id, timezone, locale, cipher, place, memory=memory and (asked.memory or not begins))
+        raise AlreadyClaimed(Turn.objects.of(request.user_id).get(request_id=request.request_id))
+    return ClaimedTurn(
+        turn_id, timezone, locale, cipher, place, memory=memory and (request.memory or not begins)
+    )
 
 
-def _go_on(begun: Begun, asked: Asked, place: uuid.UUID) -> None:
+def _continue_conversation(claimed: ClaimedTurn, request: ChatRequest, place: uuid.UUID) -> None:
     """Add what was asked to a conversation, and read what it needs of it."""
-    found = _append(begun, asked, Message.Role.USER, {"text": asked.message})
+    found = _append_message(claimed, request, Message.Role.USER, {"text": request.message})
     if found is None:
         raise ConversationNotFound
-    begun.untitled, begun.summary_upto = found.title is None, found.summary_upto
-    begun.memory, begun.seq = begun.memory and found.memory, found.seq
-    begun.has_private = found.has_private
+    claimed.untitled, claimed.summary_upto = found.title is None, found.summary_upto
+    claimed.memory, claimed.seq = claimed.memory and found.memory, found.seq
+    claimed.has_private = found.has_private
     if found.summary is not None:
-        begun.summary = begun.cipher.unseal(found.summary, "conversation", place, "summary")
+        claimed.summary = claimed.cipher.unseal(found.summary, "conversation", place, "summary")
     rows = Message.objects.filter(conversation_id=place, seq__gt=found.summary_upto, seq__lt=found.seq)
-    begun.history = [
-        _said(role, _open(begun.cipher, _said_at(place, seq, role), sealed))
+    claimed.history = [
+        _chat_message(role, _open(claimed.cipher, _said_at(place, seq, role), sealed))
         for seq, role, sealed in rows.values_list("seq", "role", "sealed")
     ]
 
 
-class _Place(NamedTuple):
+class _ConversationState(NamedTuple):
     """A conversation as its newest message found it."""
 
     seq: int
@@ -209,26 +211,26 @@ class _Place(NamedTuple):
     has_private: bool
 
 
-def _append(
-    begun: Begun,
-    asked: Asked,
+def _append_message(
+    claimed: ClaimedTurn,
+    request: ChatRequest,
     role: Message.Role,
     body: dict[str, Any],
     *,
     title: str | None = None,
     summary: tuple[int, str] | None = None,
-) -> _Place | None:
+) -> _ConversationState | None:
     """Add a message at the end of the turn's conversation. None: it is not there, or not the user's."""
-    assert begun.conversation_id is not None
-    cipher, place = begun.cipher, begun.conversation_id
+    assert claimed.conversation_id is not None
+    cipher, place = claimed.cipher, claimed.conversation_id
     upto, text = summary or (0, "")
     with connection.cursor() as cursor:
         cursor.execute(
-            _NEXT,
+            _ADVANCE_SQL,
             {
                 "id": place,
-                "user": asked.user_id,
-                "memory": asked.memory,
+                "user": request.user_id,
+                "memory": request.memory,
                 "title": None if title is None else cipher.seal(title, "conversation", place, "title"),
                 "summary": cipher.seal(text, "conversation", place, "summary") if summary else None,
                 "upto": upto,
@@ -237,9 +239,9 @@ def _append(
         row = cursor.fetchone()
         if row is None:
             return None
-        found = _Place(*row)
+        found = _ConversationState(*row)
         cursor.execute(
-            _SAY,
+            _INSERT_MESSAGE_SQL,
             {
                 "id": uuid.uuid4(),
                 "place": place,
@@ -251,10 +253,10 @@ def _append(
     return found
 
 
-def finish(
+def finish_turn(
     *,
-    asked: Asked,
-    begun: Begun,
+    request: ChatRequest,
+    claimed: ClaimedTurn,
     steered: Sequence[str],
     text: str,
     mutations: Sequence[Mutation],
@@ -268,43 +270,45 @@ def finish(
     up elsewhere keeps that end. What was said is kept for the memory, too, where that is on."""
     keep = partial(
         exchanges.store,
-        user_id=asked.user_id,
-        cipher=begun.cipher,
-        said=[asked.message, *steered],
+        user_id=request.user_id,
+        cipher=claimed.cipher,
+        said=[request.message, *steered],
     )
-    remembers = asked.memory and begun.memory and bool(text.strip())
+    remembers = request.memory and claimed.memory and bool(text.strip())
     # The messages first: account and conversation are locked before turns, here as in their deletion.
-    if begun.conversation_id is None:
-        _end(begun, state, code, usage, tool_calls, len(mutations))
+    if claimed.conversation_id is None:
+        _end_row(claimed, state, code, usage, tool_calls, len(mutations))
         if remembers:
-            keep(kind=SourceKind.REQUEST, source_id=begun.turn_id, seq=None, answer=text)
+            keep(kind=SourceKind.REQUEST, source_id=claimed.turn_id, seq=None, answer=text)
         return
     body: dict[str, Any] = {"text": text, "finish": state}
     if code:
         body["code"] = code
     if mutations:
         body["mutations"] = [mutation.model_dump() for mutation in mutations]
-    title = (title_of(asked.message, text) or None) if begun.untitled else None
+    title = (derive_title(request.message, text) or None) if claimed.untitled else None
     with transaction.atomic():
         for words in steered:
-            _append(begun, asked, Message.Role.USER, {"text": words})
-        place = _append(begun, asked, Message.Role.ASSISTANT, body, title=title, summary=summary)
-        _end(begun, state, code, usage, tool_calls, len(mutations))
+            _append_message(claimed, request, Message.Role.USER, {"text": words})
+        place = _append_message(claimed, request, Message.Role.ASSISTANT, body, title=title, summary=summary)
+        _end_row(claimed, state, code, usage, tool_calls, len(mutations))
         if remembers and place is not None and place.memory:  # it may have been switched off meanwhile
             keep(
                 kind=SourceKind.CONVERSATION,
-                source_id=begun.conversation_id,
-                seq=begun.seq,
+                source_id=claimed.conversation_id,
+                seq=claimed.seq,
                 answer="" if place.has_private else text,  # it may tell of what was said in private
             )
 
 
-def _end(begun: Begun, state: str, code: str, usage: Usage, tool_calls: int, mutations: int) -> None:
+def _end_row(
+    claimed: ClaimedTurn, state: str, code: str, usage: Usage, tool_calls: int, mutations: int
+) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
-            _END,
+            _END_SQL,
             {
-                "turn": begun.turn_id,
+                "turn": claimed.turn_id,
                 "state": state,
                 "code": code,
                 "tool_calls": tool_calls,
@@ -314,13 +318,13 @@ def _end(begun: Begun, state: str, code: str, usage: Usage, tool_calls: int, mut
         )
 
 
-def give_up(*, turn: Turn, code: str) -> bool:
+def mark_lost(*, turn: Turn, code: str) -> bool:
     """End a turn whose process is gone. False: it has ended meanwhile, and keeps that end."""
     ours = Turn.objects.filter(pk=turn.pk, owner=turn.owner).running()
     return bool(ours.update(state=Turn.State.ERROR, code=code, ended_at=Now()))
 
 
-def sweep(*, older_than: dt.timedelta) -> int:
+def end_lost_turns(*, older_than: dt.timedelta) -> int:
     """End turns that nobody can be running any more, and forget the oldest. Returns how many were ended."""
     now = dt.datetime.now(dt.UTC)
     ended = (
@@ -335,29 +339,29 @@ def sweep(*, older_than: dt.timedelta) -> int:
 # ── What a user sees and does ───────────────────────────────────────────────────────────────────────────
 
 
-def of_user(user_id: uuid.UUID, conversation_id: str | uuid.UUID) -> Conversation:
+def get_conversation(user_id: uuid.UUID, conversation_id: str | uuid.UUID) -> Conversation:
     """Raise ConversationNotFound, also for another user's."""
-    found = Conversation.objects.of(user_id).filter(pk=_key(conversation_id)).first()
+    found = Conversation.objects.of(user_id).filter(pk=parse_id(conversation_id)).first()
     if found is None:
         raise ConversationNotFound
     return found
 
 
-def _key(conversation_id: str | uuid.UUID) -> uuid.UUID:
+def parse_id(conversation_id: str | uuid.UUID) -> uuid.UUID:
     try:
         return uuid.UUID(str(conversation_id))
     except ValueError:
         raise ConversationNotFound from None
 
 
-def titles(rows: Iterable[Conversation], cipher: UserCipher) -> dict[uuid.UUID, str]:
+def open_titles(rows: Iterable[Conversation], cipher: UserCipher) -> dict[uuid.UUID, str]:
     return {
         row.pk: cipher.unseal(row.title, "conversation", row.pk, "title") if row.title is not None else ""
         for row in rows
     }
 
 
-def messages(conversation: Conversation, *, after: int = 0, most: int = 1000) -> list[dict[str, Any]]:
+def read_messages(conversation: Conversation, *, after: int = 0, most: int = 1000) -> list[dict[str, Any]]:
     """Messages in order, opened for their owner: `{seq, role, text, mutations, finish?, code?, created_at}`."""
     cipher = cipher_for(conversation.user_id)
     return [
@@ -408,7 +412,7 @@ def delete(*, conversation: Conversation) -> None:
     )
 
 
-def remembers(*, user_id: uuid.UUID, conversation_id: uuid.UUID) -> bool:
+def lock_and_check_memory(*, user_id: uuid.UUID, conversation_id: uuid.UUID) -> bool:
     """Whether a conversation is there and its memory on. That stays so until the transaction around it ends."""
     _lock(Conversation(pk=conversation_id, user_id=user_id))
     return Conversation.objects.of(user_id).filter(pk=conversation_id, memory=True).exists()
@@ -421,8 +425,8 @@ def _lock(conversation: Conversation) -> None:
     Conversation.objects.select_for_update().filter(pk=conversation.pk).only("pk").first()
 
 
-_TITLE_READS = 2_000  # characters of a text
-_POLITE = re.compile(
+_MAX_TEXT_READ_CHARS = 2_000  # characters of a text
+_GREETING = re.compile(
     r"^(?:(?:hi|hello|hey|please|can you|could you|would you|i(?:'d| would) like (?:you )?to|bitte|per favore)"
     r"\b(?!['’-])[\s,!.]*)+",
     re.IGNORECASE,
@@ -431,32 +435,32 @@ _TAGS = re.compile(r"<(task|project|note|timeline|chart)>.*?</\1>|</?[a-z][^<>]*
 _MARKUP = re.compile(r"[*_#`<>|]")
 
 
-def title_of(message: str, answer: str) -> str:
+def derive_title(message: str, answer: str) -> str:
     """A title from the first exchange: what was asked, in short; a mere greeting takes the answer's words."""
     message = message.strip()
-    for text in (_POLITE.sub("", message[:_TITLE_READS]), answer, message):
-        if line := _first_words(text.strip()[:_TITLE_READS]):
+    for text in (_GREETING.sub("", message[:_MAX_TEXT_READ_CHARS]), answer, message):
+        if line := _first_sentence(text.strip()[:_MAX_TEXT_READ_CHARS]):
             return line[:1].upper() + line[1:]
-    return _plain(message[:_TITLE_CHARS]).capitalize()
+    return _without_markup(message[:_DERIVED_TITLE_CHARS]).capitalize()
 
 
-def _first_words(text: str) -> str:
+def _first_sentence(text: str) -> str:
     """The first sentence that has at least three letters or digits, without tags and marks; else nothing."""
     for line in _TAGS.sub(" ", text).splitlines():
-        words = _plain(line).lstrip(" .,:;!?…-–—•)")
+        words = _without_markup(line).lstrip(" .,:;!?…-–—•)")
         if sum(map(str.isalnum, words)) < 3:
             continue
         end = next(
             (end for end in _sentence_ends(words) if sum(map(str.isalnum, words[:end])) >= 3), len(words)
         )
         short = words[:end].rstrip(" .,:;")
-        if len(short) <= _TITLE_CHARS:
+        if len(short) <= _DERIVED_TITLE_CHARS:
             return short
-        return short[:_TITLE_CHARS].rsplit(" ", 1)[0].rstrip(" .,:;") + "…"
+        return short[:_DERIVED_TITLE_CHARS].rsplit(" ", 1)[0].rstrip(" .,:;") + "…"
     return ""
 
 
-def _plain(text: str) -> str:
+def _without_markup(text: str) -> str:
     return " ".join(_MARKUP.sub(" ", _TAGS.sub(" ", text)).split())
 
 
@@ -464,9 +468,9 @@ def _sentence_ends(line: str) -> Iterable[int]:
     return (found.start() for found in re.finditer(r"(?<=[.!?:;]) ", line))
 
 
-def _said(role: str, body: dict[str, Any]) -> Said:
+def _chat_message(role: str, body: dict[str, Any]) -> ChatMessage:
     changed = tuple(Mutation.model_validate(mutation) for mutation in body.get("mutations", ()))
-    return Said(role, body["text"], changed)
+    return ChatMessage(role, body["text"], changed)
 
 
 def _said_at(conversation: uuid.UUID, seq: int, role: str) -> str:

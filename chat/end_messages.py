@@ -6,7 +6,7 @@ from typing import Final
 
 from adiuva.devices.protocol import StreamEnd
 
-_SENTENCES: Final = {
+_MESSAGES: Final = {
     "device_offline": "Your device is not connected.",
     "conversation_not_found": "This conversation is no longer there.",
     "invalid": "This message is empty or too long.",
@@ -29,13 +29,13 @@ _SENTENCES: Final = {
     "stream_expired": "What was answered is no longer kept here. Please ask again.",
     "turn_lost": "The server lost this request. Please check what was done, and ask again.",
 }
-_MODEL: Final = "The model cannot be reached right now. Please try again later."
-_ANY: Final = "Something went wrong on the server. Please try again."
+_MODEL_FAILED: Final = "The model cannot be reached right now. Please try again later."
+_UNKNOWN_CODE: Final = "Something went wrong on the server. Please try again."
 
 
-def sentence(end: StreamEnd) -> str:
+def end_message(end: StreamEnd) -> str:
     """Why it ended, where that is not simply that all was said; "" otherwise."""
     if end.finish not in {"error", "limit"}:
         return ""
     code = end.code or ""
-    return _SENTENCES.get(code) or (_MODEL if code.startswith("model_") else _ANY)
+    return _MESSAGES.get(code) or (_MODEL_FAILED if code.startswith("model_") else _UNKNOWN_CODE)

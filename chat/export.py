@@ -18,10 +18,10 @@ def _conversations(user_id: UUID) -> Iterator[dict[str, Any]]:
     cipher, names = cipher_for(user_id), exported_columns(Conversation, but=["user"])
     for row in Conversation.objects.of(user_id).order_by("created_at", "id").iterator(ROWS_PER_BATCH):
         known = {name: getattr(row, name) for name in names}
-        yield {**known, **readable(partial(_said_of, row, cipher))}
+        yield {**known, **readable(partial(_open_texts, row, cipher))}
 
 
-def _said_of(row: Conversation, cipher: UserCipher) -> Mapping[str, Any]:
+def _open_texts(row: Conversation, cipher: UserCipher) -> Mapping[str, Any]:
     def unseal(column: str) -> str:
         sealed = getattr(row, column)
         return cipher.unseal(sealed, "conversation", row.pk, column) if sealed is not None else ""

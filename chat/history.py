@@ -15,21 +15,21 @@ from redis.exceptions import RedisError
 from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.logging import log
 from adiuva.core.prompt_delimiting import delimit_untrusted
-from chat.agent_loop import Work
-from chat.conversations import Begun, Said
-from chat.prompts import head
+from chat.agent_loop import TurnContext
+from chat.conversations import ChatMessage, ClaimedTurn
+from chat.prompts import system_prompt
 from chat.stream_log import log_writer
 
-_KEPT_S: Final = 3600
-_LEAST: Final = 4  # messages that stay as they were said, if they fit at all
-_PIECE_CHARS: Final = 60_000  # that a summary is made of at once
+_CACHE_TTL_S: Final = 3600
+_MIN_VERBATIM_MESSAGES: Final = 4  # messages that stay as they were said, if they fit at all
+_CHUNK_CHARS: Final = 60_000  # that a summary is made of at once
 
 
 @dataclass
-class Fitted:
+class FittedHistory:
     """`summary` stands for what came before `said`. `new` is how many messages it covers that it did not before."""
 
-    said: Sequence[Said]
+    said: Sequence[ChatMessage]
     summary: str
     new: int = 0
 
@@ -41,63 +41,67 @@ class Fitted:
         ]
 
 
-def needs_summary(begun: Begun) -> bool:
-    return _chars(begun.history) > settings.CHAT["history_max_chars"] and len(begun.history) > 1
+def needs_summary(claimed: ClaimedTurn) -> bool:
+    return _total_chars(claimed.history) > settings.CHAT["history_max_chars"] and len(claimed.history) > 1
 
 
-async def fit(*, user_id: uuid.UUID, begun: Begun, work: Work) -> Fitted:
+async def fit_history(*, user_id: uuid.UUID, claimed: ClaimedTurn, context: TurnContext) -> FittedHistory:
     """The history within the budget. Asks the model only when it has grown over it."""
-    if not needs_summary(begun):
-        return Fitted(begun.history, begun.summary)
-    said, known = begun.history, 0
-    summary = begun.summary
-    if begun.conversation_id is None:  # the client brings it all each time: it was perhaps summarised before
-        known, summary = await _recall(user_id, begun.cipher, said)
+    if not needs_summary(claimed):
+        return FittedHistory(claimed.history, claimed.summary)
+    said, known = claimed.history, 0
+    summary = claimed.summary
+    if (
+        claimed.conversation_id is None
+    ):  # the client brings it all each time: it was perhaps summarised before
+        known, summary = await _read_cached_summary(user_id, claimed.cipher, said)
     rest = said[known:]
     cut = 0
-    if _chars(rest) > settings.CHAT["history_max_chars"]:
+    if _total_chars(rest) > settings.CHAT["history_max_chars"]:
         most = settings.CHAT["history_max_chars"]
-        while len(rest) - cut > 1 and _chars(rest[cut:]) > (most // 2 if len(rest) - cut > _LEAST else most):
+        while len(rest) - cut > 1 and _total_chars(rest[cut:]) > (
+            most // 2 if len(rest) - cut > _MIN_VERBATIM_MESSAGES else most
+        ):
             cut += 1
     if cut:
-        summary = await _summarise(rest[:cut], summary, work)
-        if begun.conversation_id is None:
-            await _remember(user_id, begun.cipher, said[: known + cut], summary)
-    return Fitted(rest[cut:], summary, cut)
+        summary = await _summarise(rest[:cut], summary, context)
+        if claimed.conversation_id is None:
+            await _cache_summary(user_id, claimed.cipher, said[: known + cut], summary)
+    return FittedHistory(rest[cut:], summary, cut)
 
 
-async def _summarise(said: Sequence[Said], summary: str, work: Work) -> str:
+async def _summarise(said: Sequence[ChatMessage], summary: str, context: TurnContext) -> str:
     """Piece by piece, each on top of what is known of those before it."""
     lines = [f"{one.role}: {one.text}" for one in said]
     pieces: list[str] = [""]
     for line in lines:
-        for start in range(0, max(1, len(line)), _PIECE_CHARS):
-            part = line[start : start + _PIECE_CHARS]
-            if pieces[-1] and len(pieces[-1]) + len(part) > _PIECE_CHARS:
+        for start in range(0, max(1, len(line)), _CHUNK_CHARS):
+            part = line[start : start + _CHUNK_CHARS]
+            if pieces[-1] and len(pieces[-1]) + len(part) > _CHUNK_CHARS:
                 pieces.append("")
             pieces[-1] += part + "\n\n"
     for piece in pieces:
-        work.count_model_call()
+        context.count_model_call()
         known = delimit_untrusted("summary so far", summary) + "\n\n" if summary else ""
-        reply = await work.model.complete(
+        reply = await context.model.complete(
             [
-                {"role": "system", "content": head("summary").text},
+                {"role": "system", "content": system_prompt("summary").text},
                 {"role": "user", "content": known + delimit_untrusted("conversation", piece)},
             ]
         )
-        work.usage += reply.usage
+        context.usage += reply.usage
         summary = reply.text.strip() or summary
     return summary
 
 
-def _chars(said: Sequence[Said]) -> int:
+def _total_chars(said: Sequence[ChatMessage]) -> int:
     return sum(len(one.text) for one in said)
 
 
 # ── Summaries of conversations that the client keeps ────────────────────────────────────────────────────
 
 
-def _keys(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said]) -> list[str]:
+def _cache_keys(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[ChatMessage]) -> list[str]:
     """A key for each beginning of the conversation, so that the one that was summarised is found again."""
     found, before = [], b""
     for one in said:
@@ -106,9 +110,11 @@ def _keys(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said]) -> list[
     return found
 
 
-async def _recall(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said]) -> tuple[int, str]:
+async def _read_cached_summary(
+    user_id: uuid.UUID, cipher: UserCipher, said: Sequence[ChatMessage]
+) -> tuple[int, str]:
     """How many messages are summarised already, and how."""
-    keys = _keys(user_id, cipher, said[:-1])
+    keys = _cache_keys(user_id, cipher, said[:-1])
     try:
         found = await log_writer().redis.mget(keys)
         for place in range(len(keys) - 1, -1, -1):
@@ -119,9 +125,11 @@ async def _recall(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said]) 
     return 0, ""
 
 
-async def _remember(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[Said], summary: str) -> None:
-    key = _keys(user_id, cipher, said)[-1]
+async def _cache_summary(
+    user_id: uuid.UUID, cipher: UserCipher, said: Sequence[ChatMessage], summary: str
+) -> None:
+    key = _cache_keys(user_id, cipher, said)[-1]
     try:
-        await log_writer().redis.set(key, cipher.seal(summary, "summary", key, ""), ex=_KEPT_S)
+        await log_writer().redis.set(key, cipher.seal(summary, "summary", key, ""), ex=_CACHE_TTL_S)
     except (RedisError, OSError) as error:
         log.warning("chat.summary_not_kept", error=type(error).__name__)

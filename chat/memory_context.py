@@ -17,9 +17,9 @@ from langchain_core.tools import ToolException
 from adiuva import llm
 from adiuva.core import db
 from adiuva.core.logging import log
-from chat.conversations import Begun
+from chat.conversations import ClaimedTurn
 from chat.device_session import one_line
-from chat.request import Asked
+from chat.request import ChatRequest
 from memory import recall, vector_space
 from memory.entries import MAX_CONTENT_CHARS, SourceRef
 from memory.models import SourceKind, Tier
@@ -27,52 +27,52 @@ from memory.recall import RecalledEntry, RecallReader, RecallResult
 from memory.terms import hash_terms
 
 MEMORY: Final = "memory"  # what tools and questions call it, where device tools name a table
-_TAIL_TOKENS: Final = 1_500
-_MORE: Final = 12  # entries that one call of the tool finds
-_ALONE_CHARS: Final = 60  # a shorter message may need those before it to be understood
-_BEFORE: Final = 2  # of them
-_BEFORE_CHARS: Final = 400  # of each
-_QUESTION_CHARS: Final = 4_000
-_OWN: Final = 0.5  # of what is kept must be the user's words
+_MAX_RECALL_TOKENS: Final = 1_500
+_MAX_SEARCH_RESULTS: Final = 12  # entries that one call of the tool finds
+_SHORT_MESSAGE_CHARS: Final = 60  # a shorter message may need those before it to be understood
+_PRECEDING_MESSAGES: Final = 2  # of them
+_PRECEDING_CHARS: Final = 400  # of each
+_MAX_QUESTION_CHARS: Final = 4_000
+_MIN_USER_SHARE: Final = 0.5  # of what is kept must be the user's words
 _LABEL: Final = re.compile(r"\s*\[?\s*[mM](\d{1,4})\s*\]?\s*")
-_LIKE_A_LABEL: Final = re.compile(r"\[(?=\s*[mM]\d)")
+_LABEL_START: Final = re.compile(r"\[(?=\s*[mM]\d)")
 
 
 @dataclass
-class Recollection:
-    """`steered` is what the user says meanwhile. `agreed`: whether they have just said a plain yes."""
+class MemoryContext:
+    """`steered` is what the user says meanwhile. `said_yes`: whether they have just said a plain yes."""
 
-    asked: Asked
-    begun: Begun
+    request: ChatRequest
+    claimed: ClaimedTurn
     model: llm.ChatModel
     zone: ZoneInfo
     steered: list[str] = field(default_factory=list)
-    agreed: bool = False
+    said_yes: bool = False
     _recalled: RecallResult = field(default_factory=RecallResult)
     _known: list[RecalledEntry] = field(default_factory=list)
     _noting: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
-    def on(self) -> bool:
+    def enabled(self) -> bool:
         """Else nothing is recalled and nothing is kept in this turn."""
-        return self.asked.memory and self.begun.memory
+        return self.request.memory and self.claimed.memory
 
     @property
     def user_id(self) -> uuid.UUID:
-        return self.asked.user_id
+        return self.request.user_id
 
     @property
     def origin(self) -> SourceRef:
         """Where what is said in this turn is known from."""
-        if self.begun.conversation_id is not None:
-            return SourceRef(SourceKind.CONVERSATION, self.begun.conversation_id, self.begun.seq)
-        return SourceRef(SourceKind.REQUEST, self.begun.turn_id)
+        if self.claimed.conversation_id is not None:
+            return SourceRef(SourceKind.CONVERSATION, self.claimed.conversation_id, self.claimed.seq)
+        return SourceRef(SourceKind.REQUEST, self.claimed.turn_id)
 
     # What is recalled
 
     async def recall(self, now: datetime) -> str | None:
         """What the prompt's tail says of it, if anything. Nothing here fails the turn."""
-        if not self.on:
+        if not self.enabled:
             return None
         try:
             vector = await self._vector(self._question())
@@ -82,7 +82,7 @@ class Recollection:
                 question=self._question(),
                 vector=vector,
                 provider=self.model.provider,
-                limit_tokens=_TAIL_TOKENS,
+                limit_tokens=_MAX_RECALL_TOKENS,
                 now=now,
             )
         except Exception as error:
@@ -91,21 +91,21 @@ class Recollection:
             return None
         return self._lines(self._recalled) or None
 
-    def leaves(self) -> None:
+    def start_receipt(self) -> None:
         """What was recalled goes to the model: that is written down while it is read."""
         if self._recalled.entries or self._recalled.withheld:
             noting = asyncio.get_running_loop().create_task(self._note(self._recalled), name="receipt")
             self._noting.append(noting)
 
-    async def more(self, question: str) -> str:
+    async def search(self, question: str) -> str:
         """What fits a question of the model's; "" if nothing does."""
         recalled = await db.run(
             recall.search_for_model,
             user_id=self.user_id,
-            question=question[:_QUESTION_CHARS],
-            vector=await self._vector(question[:_QUESTION_CHARS]),
+            question=question[:_MAX_QUESTION_CHARS],
+            vector=await self._vector(question[:_MAX_QUESTION_CHARS]),
             provider=self.model.provider,
-            limit=_MORE,
+            limit=_MAX_SEARCH_RESULTS,
             now=datetime.now(self.zone),
         )
         told = {known.id for known in self._known}
@@ -113,7 +113,7 @@ class Recollection:
         await self._note(replace(recalled, entries=new))
         return self._lines(recalled)
 
-    async def noted(self) -> None:
+    async def wait_for_receipts(self) -> None:
         """Wait until the receipts are written."""
         await asyncio.gather(*self._noting)
 
@@ -132,30 +132,30 @@ class Recollection:
             user_id=self.user_id,
             provider=self.model.provider,
             model=self.model.name,
-            turn_id=self.begun.turn_id,
-            conversation_id=self.begun.conversation_id,
+            turn_id=self.claimed.turn_id,
+            conversation_id=self.claimed.conversation_id,
         )
         try:
             await db.run(recall.write_receipt, reader, recalled)
         except DatabaseError as error:
-            log.error("memory.no_receipt", error=type(error).__name__, turn=str(self.begun.turn_id))
+            log.error("memory.no_receipt", error=type(error).__name__, turn=str(self.claimed.turn_id))
 
     def _question(self) -> str:
         """The message; a short one, such as "and that one?", with what was said right before it."""
-        message = self.asked.message
-        if len(message) >= _ALONE_CHARS:
-            return message[:_QUESTION_CHARS]
-        before = [said.text[-_BEFORE_CHARS:] for said in self.begun.history[-_BEFORE:]]
+        message = self.request.message
+        if len(message) >= _SHORT_MESSAGE_CHARS:
+            return message[:_MAX_QUESTION_CHARS]
+        before = [said.text[-_PRECEDING_CHARS:] for said in self.claimed.history[-_PRECEDING_MESSAGES:]]
         return "\n".join([message, *before])
 
     # How it is written for a model
 
     def _lines(self, recalled: RecallResult) -> str:
-        return "\n".join(f"- {self.line(known)}" for known in recalled.entries)
+        return "\n".join(f"- {self.entry_line(known)}" for known in recalled.entries)
 
-    def line(self, known: RecalledEntry) -> str:
+    def entry_line(self, known: RecalledEntry) -> str:
         """An entry on one line, behind its label; what it says cannot pose as another."""
-        return f"[{self.label(known)}] {shown(known)} ({self._when(known)})"
+        return f"[{self.label(known)}] {entry_text(known)} ({self._when(known)})"
 
     def label(self, known: RecalledEntry) -> str:
         places = [place for place, one in enumerate(self._known) if one.id == known.id]
@@ -182,13 +182,13 @@ class Recollection:
 
     # What the model says of it
 
-    def find(self, label: object) -> RecalledEntry | None:
+    def entry_by_label(self, label: object) -> RecalledEntry | None:
         """The entry of a label that this turn has shown, in brackets or not."""
         found = _LABEL.fullmatch(label) if isinstance(label, str) else None
         place = int(found[1]) - 1 if found else -1
         return self._known[place] if 0 <= place < len(self._known) else None
 
-    def is_the_users(self, content: str) -> bool:
+    def is_from_user(self, content: str) -> bool:
         """Whether at least half of its words stand in what the user has said in this conversation.
 
         A note, a document or a tool's answer may ask a model to remember something; this keeps it from being kept as
@@ -196,38 +196,38 @@ class Recollection:
         uses the user's words to say something else passes: no rule of words can tell that. Where something was said in
         private before, only what is said now counts.
         """
-        cipher = self.begun.cipher
-        history = [] if self.begun.has_private else self.begun.history
-        said = [self.asked.message, *self.steered, *(one.text for one in history if one.role == "user")]
-        if self.agreed and history:
+        cipher = self.claimed.cipher
+        history = [] if self.claimed.has_private else self.claimed.history
+        said = [self.request.message, *self.steered, *(one.text for one in history if one.role == "user")]
+        if self.said_yes and history:
             said.append(history[-1].text)
         wanted = set(hash_terms(content, cipher))
         own = set[int]().union(*(hash_terms(text, cipher) for text in said))
-        return bool(wanted) and len(wanted & own) >= _OWN * len(wanted)
+        return bool(wanted) and len(wanted & own) >= _MIN_USER_SHARE * len(wanted)
 
     # A wish to forget outlives its turn, and labels do not
 
-    def lasting(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def with_entry_id(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """A call's arguments with the entry's id for its label."""
-        known = self.find(arguments.get(MEMORY))
+        known = self.entry_by_label(arguments.get(MEMORY))
         return arguments | {MEMORY: str(known.id)} if known else arguments
 
-    async def relabelled(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def with_label(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The same back, with a label of this turn."""
         known = await db.run(recall.read_entry, self.user_id, uuid.UUID(arguments[MEMORY]))
         return arguments | {MEMORY: self.label(known) if known else "m0"}
 
 
-def shown(known: RecalledEntry, most: int = MAX_CONTENT_CHARS) -> str:
+def entry_text(known: RecalledEntry, most: int = MAX_CONTENT_CHARS) -> str:
     """What an entry says, on one line."""
     text = f"{known.key}: {known.content}" if known.key else known.content
-    return _LIKE_A_LABEL.sub("(", one_line(text, most))
+    return _LABEL_START.sub("(", one_line(text, most))
 
 
-def recollection_of(config: RunnableConfig) -> Recollection:
+def memory_context_of(config: RunnableConfig) -> MemoryContext:
     """The recollection of the turn that a tool runs in. Raise ToolException where the memory is off."""
     found = config["configurable"][MEMORY]
-    assert isinstance(found, Recollection)
-    if not found.on:
+    assert isinstance(found, MemoryContext)
+    if not found.enabled:
         raise ToolException("Failed: the memory is off here: nothing is recalled and nothing is kept.")
     return found

@@ -11,7 +11,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 
-class Kind(models.TextChoices):
+class AssistantKind(models.TextChoices):
     HOME = "home"
     FLOATING = "floating"
 
@@ -26,7 +26,7 @@ class Conversation(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="conversations")
-    kind = models.CharField(max_length=8, choices=Kind, default=Kind.HOME)
+    kind = models.CharField(max_length=8, choices=AssistantKind, default=AssistantKind.HOME)
     title = models.BinaryField(null=True, editable=False, help_text="sealed")
     summary = models.BinaryField(null=True, editable=False, help_text="sealed: what the older messages said")
     summary_upto = models.PositiveIntegerField(
@@ -106,7 +106,7 @@ class Turn(models.Model):
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="turns")
     request_id = models.CharField(max_length=200)
     conversation = models.ForeignKey(Conversation, models.SET_NULL, null=True, related_name="turns")
-    kind = models.CharField(max_length=8, choices=Kind)
+    kind = models.CharField(max_length=8, choices=AssistantKind)
     state = models.CharField(max_length=10, choices=State, default=State.RUNNING)
     code = models.CharField(max_length=50, blank=True)
     owner = models.CharField(

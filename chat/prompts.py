@@ -21,17 +21,17 @@ from django.conf import settings
 
 from adiuva.core.prompt_delimiting import delimit_untrusted
 
-HEADS: Final = ("home", "floating", "tasks", "projects", "timelines", "notes", "summary")
+PROMPT_NAMES: Final = ("home", "floating", "tasks", "projects", "timelines", "notes", "summary")
 
 _FOLDER: Final = Path(__file__).with_suffix("")
-_SHARED: Final = {
+_SHARED_PARTS: Final = {
     "home": ("tags",),
     "floating": ("tags",),
     **dict.fromkeys(("tasks", "projects", "timelines", "notes"), ("specialist",)),
 }
 _FIRST_LINE: Final = re.compile(r"version: (\d+)\n\n")
 _DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_NOT_IN_A_LOCALE: Final = re.compile(r"[^A-Za-z0-9_-]+")
+_NON_LOCALE_CHARS: Final = re.compile(r"[^A-Za-z0-9_-]+")
 _LINE_BREAKS: Final = re.compile(r"[\r\n\v\f\x85\u2028\u2029]+")
 _CANARY: Final = "Internal mark, never to be written anywhere: {}"
 
@@ -47,27 +47,27 @@ class Prompt:
     canary: str
 
 
-def head(name: str) -> Prompt:
+def system_prompt(name: str) -> Prompt:
     """The head of an assistant. Raise KeyError for one that does not exist."""
-    return _head(name, settings.SECRET_KEY)
+    return _build_prompt(name, settings.SECRET_KEY)
 
 
-def all_heads() -> list[Prompt]:
-    return [head(name) for name in HEADS]
+def all_system_prompts() -> list[Prompt]:
+    return [system_prompt(name) for name in PROMPT_NAMES]
 
 
 @cache
-def _head(name: str, secret: str) -> Prompt:
-    if name not in HEADS:
+def _build_prompt(name: str, secret: str) -> Prompt:
+    if name not in PROMPT_NAMES:
         raise KeyError(name)
-    number, text = _read(name)
-    words = "\n\n".join([text, *(_read(shared)[1] for shared in _SHARED.get(name, ()))])
-    canary = f"ref-{_keyed(secret, 'canary', name)[:24]}"
+    number, text = _read_file(name)
+    words = "\n\n".join([text, *(_read_file(shared)[1] for shared in _SHARED_PARTS.get(name, ()))])
+    canary = f"ref-{_keyed_digest(secret, 'canary', name)[:24]}"
     digest = hashlib.sha256(words.encode()).hexdigest()
     return Prompt(name, f"{name}.{number}-{digest[:6]}", f"{words}\n\n{_CANARY.format(canary)}", canary)
 
 
-def _read(name: str) -> tuple[int, str]:
+def _read_file(name: str) -> tuple[int, str]:
     """A file's version and its text."""
     whole = (_FOLDER / f"{name}.md").read_text("utf-8")
     first = _FIRST_LINE.match(whole)
@@ -76,7 +76,7 @@ def _read(name: str) -> tuple[int, str]:
     return int(first[1]), whole[first.end() :].strip()
 
 
-def tail(
+def turn_prompt(
     *,
     now: dt.datetime,
     locale: str,
@@ -96,7 +96,7 @@ def tail(
     zone = now.tzinfo
     if zone is None:
         raise ValueError("now must be in the user's zone")
-    where = _NOT_IN_A_LOCALE.sub("", locale)[:35] or "en"
+    where = _NON_LOCALE_CHARS.sub("", locale)[:35] or "en"
     parts = [f"Now: {_DAYS[now.weekday()]} {now:%Y-%m-%d %H:%M} ({zone}). The user's locale: {where}."]
     if scope is not None:
         parts.append(f"What this request is about:\n{delimit_untrusted('scope', scope)}")
@@ -108,21 +108,21 @@ def tail(
         )
     if changed:
         parts.append(
-            f"Changed earlier in this conversation:\n{delimit_untrusted('changed', _lines(changed))}"
+            f"Changed earlier in this conversation:\n{delimit_untrusted('changed', _bullet_list(changed))}"
         )
     if confirmed:
         parts.append(
             "The user has just said yes to these calls. Make each of them once, now, all in one answer, with exactly "
-            f"these arguments:\n{delimit_untrusted('confirmed', _lines(confirmed))}"
+            f"these arguments:\n{delimit_untrusted('confirmed', _bullet_list(confirmed))}"
         )
     return "\n\n".join(parts)
 
 
-def _lines(items: Sequence[str]) -> str:
+def _bullet_list(items: Sequence[str]) -> str:
     """One item a line, also where it holds line breaks of its own."""
     return "\n".join(f"- {_LINE_BREAKS.sub(' ', item)}" for item in items)
 
 
-def _keyed(secret: str, *said: str) -> str:
+def _keyed_digest(secret: str, *said: str) -> str:
     key = hashlib.sha256(b"adiuva.chat.prompts\0" + secret.encode()).digest()
     return hmac.new(key, "\0".join(said).encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()

@@ -6,32 +6,32 @@ import uuid
 from dataclasses import dataclass
 
 from adiuva.devices.protocol import HistoryMessage, Scope
-from chat.models import Kind
+from chat.models import AssistantKind
 
 MAX_MESSAGE_CHARS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ChatRequest:
     """What somebody wants, and of which device.
 
-    `device`: the row id of the device whose data it is about; None takes whichever of the user's was seen last.
-    `keeps`: whether a request that names no conversation and brings no history begins one.
-    `approves`: whether the device can show an approval_request.
+    `device_id`: the row id of the device whose data it is about; None takes whichever of the user's was seen last.
+    `starts_conversation`: whether a request that names no conversation and brings no history begins one.
+    `can_ask_approval`: whether the device can show an approval_request.
     `context`: more that the client knows, as text: data, not instructions.
     `memory`: whether it may be remembered, and what is remembered be recalled for it.
     """
 
     user_id: uuid.UUID
     request_id: str
-    kind: Kind
+    kind: AssistantKind
     message: str
-    device: uuid.UUID | None = None
+    device_id: uuid.UUID | None = None
     history: tuple[HistoryMessage, ...] = ()
     scope: Scope | None = None
     conversation_id: str | None = None
-    keeps: bool = False
-    approves: bool = False
+    starts_conversation: bool = False
+    can_ask_approval: bool = False
     context: str = ""
     memory: bool = True
 

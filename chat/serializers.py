@@ -10,7 +10,7 @@ from rest_framework import serializers
 
 from adiuva.core.rest import Problem
 from chat.conversations import MAX_TITLE_CHARS
-from chat.models import Conversation, Kind, Message
+from chat.models import AssistantKind, Conversation, Message
 from chat.request import MAX_MESSAGE_CHARS
 
 MAX_CONTEXT_BYTES = 256 * 1024
@@ -18,7 +18,7 @@ MAX_CONTEXT_BYTES = 256 * 1024
 
 class ConversationSerializer(serializers.ModelSerializer[Conversation]):
     # Titles come opened, in the context.
-    kind = serializers.ChoiceField(choices=Kind.choices, read_only=True)
+    kind = serializers.ChoiceField(choices=AssistantKind.choices, read_only=True)
     title = serializers.SerializerMethodField(help_text="Empty until the first answer.")
 
     class Meta:
@@ -79,7 +79,7 @@ class ConversationChangesSerializer(serializers.Serializer[Any]):
 # ── POST /chat ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Anything(serializers.JSONField):
+class _AnyJSONField(serializers.JSONField):
     """JSON of any shape. Python's own reader and writer give up on what nests very deep."""
 
     def to_internal_value(self, data: Any) -> Any:
@@ -97,9 +97,9 @@ class HistorySerializer(serializers.Serializer[Any]):
 class ChatContextSerializer(serializers.Serializer[Any]):
     """What the client knows. It is data to the assistant, and of no authority."""
 
-    user_profile = _Anything(required=False, allow_null=True)
-    relevant_documents = _Anything(required=False, allow_null=True)
-    recent_tasks = _Anything(required=False, allow_null=True)
+    user_profile = _AnyJSONField(required=False, allow_null=True)
+    relevant_documents = _AnyJSONField(required=False, allow_null=True)
+    recent_tasks = _AnyJSONField(required=False, allow_null=True)
     conversation_history = HistorySerializer(
         many=True,
         required=False,

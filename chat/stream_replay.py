@@ -16,8 +16,8 @@ from adiuva.core.errors import Conflict, NotFound
 from adiuva.devices.codec import INT64_MAX
 from adiuva.devices.protocol import HistoryMessage, Scope, StreamEnd, StreamText
 from chat import conversations, stream_log
-from chat.models import Kind, Turn
-from chat.request import Asked
+from chat.models import AssistantKind, Turn
+from chat.request import ChatRequest
 from chat.stream import Listener, StreamFrame, fit_into_frame
 
 log = structlog.get_logger("adiuva.chat")
@@ -65,7 +65,7 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
     end = entries.pop() if entries and entries[-1].ends else None
     code = (getattr(end.frame, "code", None) if end else row.code) or "turn_lost"
     if row.state == Turn.State.RUNNING:
-        if not await db.run(conversations.give_up, turn=row, code=code):
+        if not await db.run(conversations.mark_lost, turn=row, code=code):
             # It has ended after all, or another process was quicker to say so: there is one end.
             await replay(await db.run(find_turn, row.user_id, row.request_id), after, listener)
             return
@@ -104,16 +104,16 @@ def _behind(after: int, end: StreamFrame) -> StreamFrame:
     return StreamFrame.of(frame.model_copy(update={"seq": min(after + 1, INT64_MAX)}))
 
 
-async def ensure_same_request(asked: Asked, row: Turn) -> None:
+async def ensure_same_request(request: ChatRequest, row: Turn) -> None:
     """Raise RequestIdReused when something else was asked under this id, as far as the log still knows."""
     kept = await stream_log.read(
         user_id=row.user_id, request_id=row.request_id, cipher=await db.run(cipher_for, row.user_id)
     )
-    if kept is not None and kept.head.get("message", asked.message) != asked.message:
+    if kept is not None and kept.head.get("message", request.message) != request.message:
         raise RequestIdReused
 
 
-async def follow_up_request(user_id: uuid.UUID, request_id: str, message: str) -> Asked:
+async def follow_up_request(user_id: uuid.UUID, request_id: str, message: str) -> ChatRequest:
     """The request that a message becomes whose turn has ended, here or elsewhere. Raise NotRunning."""
     row = await db.run(find_turn, user_id, request_id)
     if row.conversation_id is None:
@@ -121,10 +121,10 @@ async def follow_up_request(user_id: uuid.UUID, request_id: str, message: str) -
         if kept is None or not kept.head:
             raise NotRunning
         return _asked_again(row, kept, message)
-    return Asked(
+    return ChatRequest(
         user_id=user_id,
         request_id=uuid.uuid4().hex,
-        kind=Kind(row.kind),
+        kind=AssistantKind(row.kind),
         message=message,
         conversation_id=str(row.conversation_id),
         memory=row.memory,
@@ -142,15 +142,15 @@ async def _read(row: Turn, cipher: UserCipher) -> stream_log.LoggedStream | None
         await asyncio.sleep(_AGAIN_S)
 
 
-def _asked_again(row: Turn, kept: stream_log.LoggedStream, message: str) -> Asked:
+def _asked_again(row: Turn, kept: stream_log.LoggedStream, message: str) -> ChatRequest:
     head = kept.head
     frames = [StreamFrame.read(text).frame for text in kept.frames]
     answer = "".join(frame.chunk for frame in frames if isinstance(frame, StreamText))
     before = [HistoryMessage.model_validate(said) for said in head["history"]]
-    return Asked(
+    return ChatRequest(
         user_id=row.user_id,
         request_id=uuid.uuid4().hex,
-        kind=Kind(head["kind"]),
+        kind=AssistantKind(head["kind"]),
         message=message,
         history=(
             *before,

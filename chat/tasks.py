@@ -15,4 +15,6 @@ _AFTER_DEADLINE_S = 60.0
 @shared_task(name="chat.sweep")
 def sweep() -> None:
     """A turn ends itself at its deadline: whatever still runs well after it has lost its process."""
-    conversations.sweep(older_than=dt.timedelta(seconds=settings.CHAT["turn_deadline_s"] + _AFTER_DEADLINE_S))
+    conversations.end_lost_turns(
+        older_than=dt.timedelta(seconds=settings.CHAT["turn_deadline_s"] + _AFTER_DEADLINE_S)
+    )

@@ -39,32 +39,34 @@ from adiuva.devices.protocol import (
     Usage,
 )
 from chat import conversations, deferred_calls, history
-from chat.agent_loop import Call, Limit, Voice, Work, converse
+from chat.agent_loop import LimitReached, OutputHooks, ToolInvocation, TurnContext, run_agent_loop
 from chat.approvals import Approvals
 from chat.assistants import SUPERVISORS
-from chat.conversations import Begun
+from chat.conversations import ClaimedTurn
 from chat.deferred_calls import DeferredCall
-from chat.device_session import Desk
-from chat.history import Fitted
-from chat.memory_context import MEMORY, Recollection
-from chat.models import Kind
-from chat.prompts import tail
-from chat.request import MAX_MESSAGE_CHARS, Asked
+from chat.device_session import DeviceSession
+from chat.history import FittedHistory
+from chat.memory_context import MEMORY, MemoryContext
+from chat.models import AssistantKind
+from chat.prompts import turn_prompt
+from chat.request import MAX_MESSAGE_CHARS, ChatRequest
 from chat.stream import Stream
 from chat.stream_log import StreamRecording, log_writer
 from chat.tools import formatting
-from chat.turn_output import Speech
+from chat.turn_output import TurnOutput
 
 log = structlog.get_logger("adiuva.chat")
 
 Finish = Literal["stop", "cancelled", "error", "limit"]
 _MAX_SCOPE_CHARS: Final = 20_000
-_KEEP_TRIES: Final = 120
-_KEEP_AGAIN_S: Final = 5.0
-_MAX_STEERS: Final = 16  # that the model has not heard yet; together they are as long as one message may be
-_MAX_CHANGED: Final = 20  # earlier changes that the prompt names
+_SAVE_ATTEMPTS: Final = 120
+_SAVE_RETRY_S: Final = 5.0
+_MAX_PENDING_STEERS: Final = (
+    16  # that the model has not heard yet; together they are as long as one message may be
+)
+_MAX_EARLIER_CHANGES: Final = 20  # earlier changes that the prompt names
 
-_TABLES: Final[dict[str, TableName]] = {
+_SCOPE_TABLES: Final[dict[str, TableName]] = {
     "task": "tasks",
     "project": "projects",
     "note": "notes",
@@ -91,12 +93,16 @@ class Turn:
     """`start()` it, then listen to its `stream`. `ended` is set when all of it is over and kept."""
 
     def __init__(
-        self, asked: Asked, begun: Begun, *, announce: Callable[[ApprovalRequest], Awaitable[None]]
+        self,
+        request: ChatRequest,
+        claimed: ClaimedTurn,
+        *,
+        announce: Callable[[ApprovalRequest], Awaitable[None]],
     ) -> None:
         """`announce` brings a question to the user's other devices."""
-        self.asked, self.begun = asked, begun
-        self.stream = Stream(asked.request_id)
-        self.speech = Speech(self.stream, asked, begun)
+        self.request, self.claimed = request, claimed
+        self.stream = Stream(request.request_id)
+        self.output = TurnOutput(self.stream, request, claimed)
         self.ended = asyncio.Event()
         self.finish: Finish = "stop"
         self.code = ""
@@ -110,9 +116,9 @@ class Turn:
         ] = []  # told in a call that it has not answered yet
         self._steered: list[str] = []
         self._ending = self._cancelled = self._stopped = False
-        self._fitted: Fitted | None = None
-        self._work: Work | None = None
-        self._memory: Recollection | None = None
+        self._fitted: FittedHistory | None = None
+        self._work: TurnContext | None = None
+        self._memory: MemoryContext | None = None
         self._recalling: asyncio.Task[str | None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None]
@@ -122,17 +128,17 @@ class Turn:
         """`saved` is called once the log holds all of it, so that this process need not."""
         loop = asyncio.get_running_loop()
         head = {
-            "message": self.asked.message,
-            "kind": self.asked.kind,
-            "history": [said.model_dump() for said in self.asked.history],
-            "scope": self.asked.scope.model_dump() if self.asked.scope else None,
-            "context": self.asked.context,
+            "message": self.request.message,
+            "kind": self.request.kind,
+            "history": [said.model_dump() for said in self.request.history],
+            "scope": self.request.scope.model_dump() if self.request.scope else None,
+            "context": self.request.context,
         }
         log_writer().add(
             StreamRecording(
                 self.stream,
-                user_id=self.asked.user_id,
-                cipher=self.begun.cipher,
+                user_id=self.request.user_id,
+                cipher=self.claimed.cipher,
                 head=head,
                 saved=saved,
                 mutations=lambda: self.mutations,
@@ -162,7 +168,7 @@ class Turn:
             await self.ended.wait()
             return False
         unheard = [text for text, _ in (*self._telling, *self._steers)]
-        if len(unheard) >= _MAX_STEERS or sum(map(len, unheard)) + len(message) > MAX_MESSAGE_CHARS:
+        if len(unheard) >= _MAX_PENDING_STEERS or sum(map(len, unheard)) + len(message) > MAX_MESSAGE_CHARS:
             raise TooManySteers
         heard: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._steers.append((message, heard))
@@ -175,21 +181,21 @@ class Turn:
         self.stream.open.pop(approval, None)
         return True
 
-    def follow_up(self, message: str) -> Asked:
+    def follow_up(self, message: str) -> ChatRequest:
         """The request of a message that came too late for this turn. Ask it when this one has `ended`."""
-        asked = self.asked
-        if self.begun.conversation_id is not None:
+        request = self.request
+        if self.claimed.conversation_id is not None:
             return replace(
-                asked,
+                request,
                 request_id=uuid.uuid4().hex,
                 message=message,
                 history=(),
-                conversation_id=str(self.begun.conversation_id),
+                conversation_id=str(self.claimed.conversation_id),
             )
-        said = [HistoryMessage(role="user", content=text) for text in (asked.message, *self._steered)]
-        answer = HistoryMessage(role="assistant", content=self.speech.text)
+        said = [HistoryMessage(role="user", content=text) for text in (request.message, *self._steered)]
+        answer = HistoryMessage(role="assistant", content=self.output.text)
         return replace(
-            asked, request_id=uuid.uuid4().hex, message=message, history=(*asked.history, *said, answer)
+            request, request_id=uuid.uuid4().hex, message=message, history=(*request.history, *said, answer)
         )
 
     # Life
@@ -199,7 +205,7 @@ class Turn:
             await self._working
         except asyncio.CancelledError:
             self.finish, self.code = ("error", "server_restarting") if self._stopped else ("cancelled", "")
-        except Limit as limit:
+        except LimitReached as limit:
             self.finish, self.code = "limit", limit.code
         except AdiuvaError as error:
             self.finish, self.code = "error", error.code
@@ -212,7 +218,7 @@ class Turn:
 
     @property
     def _ids(self) -> dict[str, str]:
-        return {"user_id": str(self.asked.user_id), "turn": str(self.begun.turn_id)}
+        return {"user_id": str(self.request.user_id), "turn": str(self.claimed.turn_id)}
 
     async def _converse(self) -> None:
         """The request to its answer, within the deadline."""
@@ -223,51 +229,56 @@ class Turn:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise Limit("deadline") from None
+            raise LimitReached("deadline") from None
 
     async def _answer(self) -> None:
-        asked, begun = self.asked, self.begun
+        request, claimed = self.request, self.claimed
         model = llm.chat_model()
-        if asked.kind == Kind.HOME:
-            self.speech.begin()
-        elif asked.scope is not None and (table := _TABLES.get(asked.scope.type)):
-            self.speech.begin(_DOMAINS[table])
-        zone = ZoneInfo(begun.timezone)
+        if request.kind == AssistantKind.HOME:
+            self.output.start()
+        elif request.scope is not None and (table := _SCOPE_TABLES.get(request.scope.type)):
+            self.output.start(_DOMAINS[table])
+        zone = ZoneInfo(claimed.timezone)
         now = datetime.now(zone)
-        memory = self._memory = Recollection(
-            asked, begun, model, zone, steered=self._steered, agreed=deferred_calls.is_yes(asked.message)
+        memory = self._memory = MemoryContext(
+            request,
+            claimed,
+            model,
+            zone,
+            steered=self._steered,
+            said_yes=deferred_calls.is_yes(request.message),
         )
         recalling = self._recalling = asyncio.get_running_loop().create_task(
             memory.recall(now), name="turn recalls"
         )
         wishes = await self._granted(memory)
         async with DeviceLink(
-            asked.user_id, asked.device, wait_s=settings.CHAT["device_reconnect_wait_s"]
+            request.user_id, request.device_id, wait_s=settings.CHAT["device_reconnect_wait_s"]
         ) as link:
-            desk = Desk(link, zone=zone, now=now)
-            self.mutations = desk.mutations
+            session = DeviceSession(link, zone=zone, now=now)
+            self.mutations = session.mutations
             self._approvals = Approvals(
-                request_id=asked.request_id,
-                desk=desk,
+                request_id=request.request_id,
+                session=session,
                 memory=memory,
                 expires_at=int((time.time() + settings.CHAT["turn_deadline_s"]) * 1000),
-                ask=self._ask if asked.approves else None,
+                ask=self._ask if request.can_ask_approval else None,
                 granted=wishes,
             )
-            work = self._work = Work(
+            work = self._work = TurnContext(
                 model=model,
                 max_model_calls=settings.CHAT["max_model_calls"],
-                allow=self._approvals.allow,
-                used=self._used,
+                authorize=self._approvals.allow,
+                on_tool_start=self._used,
             )
-            of_this_turn = partial(tail, now=desk.now, locale=begun.locale)
-            work.config = {"desk": desk, "work": work, "tail": of_this_turn(), MEMORY: memory}
-            if history.needs_summary(begun):
-                self.speech.status("Summing up what was said before")
-            self._fitted = await history.fit(user_id=asked.user_id, begun=begun, work=work)
-            scope = await self._scope(desk)
-            self.speech.listen_to(desk, self._fitted.summary)
-            supervisor = SUPERVISORS[asked.kind]
+            of_this_turn = partial(turn_prompt, now=session.now, locale=claimed.locale)
+            work.tool_config = {"session": session, "work": work, "tail": of_this_turn(), MEMORY: memory}
+            if history.needs_summary(claimed):
+                self.output.status("Summing up what was said before")
+            self._fitted = await history.fit_history(user_id=request.user_id, claimed=claimed, context=work)
+            scope = await self._scope(session)
+            self.output.set_known_ids(session, self._fitted.summary)
+            supervisor = SUPERVISORS[request.kind]
             messages: list[BaseMessage] = [
                 SystemMessage(supervisor.prompt.text),
                 *self._fitted.messages(),
@@ -280,10 +291,12 @@ class Turn:
                         changed=self._changed(),
                     )
                 ),
-                HumanMessage(asked.message),
+                HumanMessage(request.message),
             ]
-            memory.leaves()
-            await converse(supervisor, messages, work, Voice(self.speech.say, self._paused, self._heard))
+            memory.start_receipt()
+            await run_agent_loop(
+                supervisor, messages, work, OutputHooks(self.output.write, self._paused, self._heard)
+            )
 
     async def _end(self) -> None:
         """Keep what happened, then say the end. Nothing here may keep the end from being said."""
@@ -296,20 +309,20 @@ class Turn:
                 model_calls=work.model_calls,
             )
         try:
-            self.speech.pause()
+            self.output.end_answer()
             if self.finish == "stop":
                 await self._ask_in_words()
-        except Limit as limit:
+        except LimitReached as limit:
             self.finish, self.code = "limit", limit.code
         except Exception as error:
             log.error("chat.turn_broke", error=type(error).__name__, **self._ids)
             self.finish, self.code = "error", "internal_error"
         keep = partial(
-            conversations.finish,
-            asked=self.asked,
-            begun=self.begun,
+            conversations.finish_turn,
+            request=self.request,
+            claimed=self.claimed,
             steered=self._steered,
-            text=self.speech.text,
+            text=self.output.text,
             mutations=self.mutations,
             state=self.finish,
             code=self.code,
@@ -328,10 +341,10 @@ class Turn:
             self._keeping = asyncio.get_running_loop().create_task(
                 self._keep_later(keep), name="turn kept later"
             )
-        self.speech.begin()
+        self.output.start()
         self.stream.end(
             StreamEnd(
-                request_id=self.asked.request_id,
+                request_id=self.request.request_id,
                 mutations=self.mutations,
                 finish=self.finish,
                 code=self.code or None,
@@ -356,13 +369,13 @@ class Turn:
         """What the model wanted and may not do without a yes is asked here: a yes counts for what was shown."""
         if self._approvals is None or not (wishes := self._approvals.wishes):
             return
-        self.speech.add(deferred_calls.question_text(wishes))
+        self.output.append_paragraph(deferred_calls.question_text(wishes))
         await deferred_calls.keep(
-            user_id=self.asked.user_id,
+            user_id=self.request.user_id,
             where=self._where,
-            cipher=self.begun.cipher,
+            cipher=self.claimed.cipher,
             wishes=wishes,
-            answer=self.speech.text,
+            answer=self.output.text,
         )
 
     async def _recalled(self) -> None:
@@ -372,12 +385,12 @@ class Turn:
         if not self._recalling.done():
             self._recalling.cancel()
             await asyncio.wait({self._recalling})
-        await self._memory.noted()
+        await self._memory.wait_for_receipts()
 
     async def _keep_later(self, keep: Callable[[], None]) -> None:
         """The database was away: what was answered is kept once it is back."""
-        for _ in range(_KEEP_TRIES):
-            await asyncio.sleep(_KEEP_AGAIN_S)
+        for _ in range(_SAVE_ATTEMPTS):
+            await asyncio.sleep(_SAVE_RETRY_S)
             try:
                 await db.run(keep)
                 return
@@ -389,88 +402,86 @@ class Turn:
 
     def _summary(self) -> tuple[int, str] | None:
         fitted = self._fitted
-        return (self.begun.summary_upto + fitted.new, fitted.summary) if fitted and fitted.new else None
+        return (self.claimed.summary_upto + fitted.new, fitted.summary) if fitted and fitted.new else None
 
     # What the model is given
 
     @property
     def _where(self) -> str:
         """The chat that this is said in, as well as it is known."""
-        if self.begun.conversation_id is not None:
-            return str(self.begun.conversation_id)
-        scope = self.asked.scope
-        return (
-            f"{self.asked.device} {self.asked.kind} {scope.type if scope else ''} {scope.id if scope else ''}"
-        )
+        if self.claimed.conversation_id is not None:
+            return str(self.claimed.conversation_id)
+        scope = self.request.scope
+        return f"{self.request.device_id} {self.request.kind} {scope.type if scope else ''} {scope.id if scope else ''}"
 
-    async def _granted(self, memory: Recollection) -> list[DeferredCall]:
+    async def _granted(self, memory: MemoryContext) -> list[DeferredCall]:
         """What the user has said yes to with this message. Any message lets go of what was asked before it."""
-        asked = self.asked
-        said = [message.content for message in asked.history if message.role == "assistant"]
+        request = self.request
+        said = [message.content for message in request.history if message.role == "assistant"]
         kept = await deferred_calls.take(
-            user_id=asked.user_id,
+            user_id=request.user_id,
             where=self._where,
-            cipher=self.begun.cipher,
+            cipher=self.claimed.cipher,
             answer=said[-1] if said else None,
         )
-        if asked.approves or not memory.agreed:
+        if request.can_ask_approval or not memory.said_yes:
             return []
         return [
-            replace(wish, arguments=await memory.relabelled(wish.arguments))
+            replace(wish, arguments=await memory.with_label(wish.arguments))
             if MEMORY in wish.arguments
             else wish
             for wish in kept
         ]
 
-    async def _scope(self, desk: Desk) -> str | None:
+    async def _scope(self, session: DeviceSession) -> str | None:
         """The row that a floating request is about, in words for the model."""
-        scope = self.asked.scope
+        scope = self.request.scope
         if scope is None:
             return None
-        table = _TABLES.get(scope.type)
+        table = _SCOPE_TABLES.get(scope.type)
         if table is None or scope.id is None:
             return f"The user looks at the {scope.type}{'s' if scope.type != 'workspace' else ' as a whole'}."
         try:
-            row = (await desk.call("get", table, data={"id": scope.id})).row
+            row = (await session.call("get", table, data={"id": scope.id})).row
         except ToolException as failure:
             return f"The user looks at the {scope.type} with the id {scope.id}. {failure}"
         if row is None:
             return f"The user looks at a {scope.type} that is not there any more (id {scope.id})."
         texts = [row.get(column) for column in ("description", "aiSummary", "content")]
         quoted = [
-            formatting.quoted(text, _MAX_SCOPE_CHARS)
+            formatting.quote(text, _MAX_SCOPE_CHARS)
             for text in texts
             if isinstance(text, str) and text.strip()
         ]
         return "\n".join(
-            [f"The user looks at this {scope.type}:\n- {formatting.row(desk, table, row)}", *quoted]
+            [f"The user looks at this {scope.type}:\n- {formatting.row_text(session, table, row)}", *quoted]
         )
 
     def _context(self) -> str | None:
         parts = []
         if self._fitted is not None and self._fitted.summary:
             parts.append(f"Summary of what was said before:\n{self._fitted.summary}")
-        if self.asked.context:
-            parts.append(self.asked.context)
+        if self.request.context:
+            parts.append(self.request.context)
         return "\n\n".join(parts) or None
 
     def _changed(self) -> list[str]:
         """What earlier turns of the conversation did, so that "undo that" can be understood."""
         found = [
-            f"{mutation.action} in {mutation.table}: {orjson.dumps(_brief(mutation.data)).decode()}"
-            for said in self.begun.history
+            f"{mutation.action} in {mutation.table}: {orjson.dumps(_identifying_fields(mutation.data)).decode()}"
+            for said in self.claimed.history
             for mutation in said.mutations
         ]
-        return found[-_MAX_CHANGED:]
+        return found[-_MAX_EARLIER_CHANGES:]
 
     # Between the user and the loop
 
-    def _used(self, call: Call) -> None:
-        self.speech.begin(_DOMAINS.get(call.table) or _DOMAINS.get(str(call.arguments.get("agent"))))
-        self.speech.status(call.label)
+    def _used(self, call: ToolInvocation) -> None:
+        self.output.start(_DOMAINS.get(call.table) or _DOMAINS.get(str(call.arguments.get("agent"))))
+        self.output.status(call.label)
 
     async def _ask(self, question: ApprovalRequest) -> None:
-        self.speech.begin(_DOMAINS.get(question.table))
+        self.output.start(_DOMAINS.get(question.table))
         self.stream.ask(question)
         await self._announce(question)
 
@@ -481,7 +492,7 @@ class Turn:
 
     def _paused(self) -> None:
         """The model has answered, and so has heard what it was told before."""
-        self.speech.pause()
+        self.output.end_answer()
         for message, heard in self._telling:
             self._steered.append(message)
             if not heard.done():
@@ -489,5 +500,5 @@ class Turn:
         self._telling.clear()
 
 
-def _brief(row: dict[str, Any]) -> dict[str, Any]:
+def _identifying_fields(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("id", "title", "name") if key in row}

@@ -9,8 +9,8 @@ from django.db import Error as DatabaseError
 
 from adiuva.core.errors import AdiuvaError, Conflict, Unavailable
 from adiuva.core.logging import log_failure
-from chat.models import Kind
-from chat.request import Asked
+from chat.models import AssistantKind
+from chat.request import ChatRequest
 from chat.stream import FROM_START, StreamFrame, refusal_frames
 
 MAX_TURNS: Final = 8  # running turns of one user in one process
@@ -46,9 +46,11 @@ class ServerFault(AdiuvaError):
         super().__init__("the server failed on this request")
 
 
-def refusal_of(asked: Asked, code: str, after: int = FROM_START) -> list[StreamFrame]:
+def refusal_of(request: ChatRequest, code: str, after: int = FROM_START) -> list[StreamFrame]:
     """The frames that end a request with an error code, for a client that has seen frames up to `after`."""
-    return refusal_frames(asked.request_id, code, floating=asked.kind == Kind.FLOATING, after=after)
+    return refusal_frames(
+        request.request_id, code, floating=request.kind == AssistantKind.FLOATING, after=after
+    )
 
 
 def as_client_error(error: Exception) -> AdiuvaError:

@@ -28,9 +28,9 @@ from adiuva.devices.link import DeviceOffline
 from adiuva.devices.protocol import ApprovalRequest, Mutation, Usage
 from chat import conversations, stream_log
 from chat.assistants import SUPERVISORS
-from chat.conversations import Taken
+from chat.conversations import AlreadyClaimed
 from chat.models import Turn as Row
-from chat.request import MAX_MESSAGE_CHARS, Asked
+from chat.request import MAX_MESSAGE_CHARS, ChatRequest
 from chat.stream import FROM_START, Listener
 from chat.stream_replay import (
     NotRunning,
@@ -88,63 +88,63 @@ class TurnRegistry:
 
     # Requests
 
-    async def open(self, asked: Asked, listener: Listener) -> None:
+    async def open(self, request: ChatRequest, listener: Listener) -> None:
         """Carry out a request, or join it; one that is refused ends in a stream_end too. Raise TurnElsewhere."""
         try:
             try:
-                turn = await self.find_or_start(asked)
-            except Taken as taken:
-                await ensure_same_request(asked, taken.turn)
-                await self.resume(asked.user_id, asked.request_id, FROM_START, listener)
+                turn = await self.find_or_start(request)
+            except AlreadyClaimed as taken:
+                await ensure_same_request(request, taken.turn)
+                await self.resume(request.user_id, request.request_id, FROM_START, listener)
             else:
                 turn.stream.follow(listener)
         except TurnElsewhere:
             raise
         except Exception as error:
             code = as_client_error(error).code
-            await listener.hear(asked.request_id, refusal_of(asked, code))
+            await listener.hear(request.request_id, refusal_of(request, code))
 
-    async def find_or_start(self, asked: Asked) -> Turn:
+    async def find_or_start(self, request: ChatRequest) -> Turn:
         """Raise what `start` does, and RequestIdReused."""
-        if (turn := await self.find(asked.key)) is None:
-            return await self.start(asked)
-        if turn.asked.message != asked.message:
+        if (turn := await self.find(request.key)) is None:
+            return await self.start(request)
+        if turn.request.message != request.message:
             raise RequestIdReused
         return turn
 
-    async def start(self, asked: Asked) -> Turn:
+    async def start(self, request: ChatRequest) -> Turn:
         """Begin a turn. Raise Taken, TooManyTurns, ServerRestarting, ConversationNotFound, Invalid, NoSuchUser."""
-        _check(asked.message)
+        _check(request.message)
         if self._stopping:
             raise ServerRestarting
         running = (key for key, turn in self._turns.items() if not turn.ended.is_set())
-        if sum(1 for user_id, _ in (*running, *self._opening) if user_id == asked.user_id) >= MAX_TURNS:
+        if sum(1 for user_id, _ in (*running, *self._opening) if user_id == request.user_id) >= MAX_TURNS:
             raise TooManyTurns
-        opened = self._opening[asked.key] = asyncio.Event()
+        opened = self._opening[request.key] = asyncio.Event()
         # Not by the asker's own task: it may go while the row is being written, and nobody would carry it out then.
-        beginning = asyncio.get_running_loop().create_task(self._begin(asked, opened), name="turn begins")
+        beginning = asyncio.get_running_loop().create_task(self._begin(request, opened), name="turn begins")
         self._tasks.add(beginning)
-        beginning.add_done_callback(self._begun)
+        beginning.add_done_callback(self._claimed)
         return await asyncio.shield(beginning)
 
-    def _begun(self, task: asyncio.Task[Turn]) -> None:
+    def _claimed(self, task: asyncio.Task[Turn]) -> None:
         """Hear its error also where the asker is gone, who would have been told."""
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, AdiuvaError):
             log.error("chat.turn_not_begun", error=type(error).__name__)
 
-    async def _begin(self, asked: Asked, opened: asyncio.Event) -> Turn:
+    async def _begin(self, request: ChatRequest, opened: asyncio.Event) -> Turn:
         try:
-            begun = await db.run(
-                conversations.begin,
-                asked=asked,
+            claimed = await db.run(
+                conversations.claim_turn,
+                request=request,
                 owner=await self._own_channel(),
-                prompt_version=SUPERVISORS[asked.kind].prompt.version,
+                prompt_version=SUPERVISORS[request.kind].prompt.version,
             )
-            turn = Turn(asked, begun, announce=lambda question: self._announce(asked, question))
-            self._turns[asked.key] = turn
+            turn = Turn(request, claimed, announce=lambda question: self._announce(request, question))
+            self._turns[request.key] = turn
         finally:
-            del self._opening[asked.key]
+            del self._opening[request.key]
             opened.set()
         turn.start(saved=lambda: self._forget(turn))
         if self._stopping:
@@ -152,7 +152,7 @@ class TurnRegistry:
         return turn
 
     def _forget(self, turn: Turn) -> None:
-        self._turns.pop(turn.asked.key, None)
+        self._turns.pop(turn.request.key, None)
 
     async def find(self, key: tuple[uuid.UUID, str]) -> Turn | None:
         """This process' turn; one that is just beginning is waited for."""
@@ -191,7 +191,9 @@ class TurnRegistry:
         ):
             raise NotRunning
 
-    async def steer(self, user_id: uuid.UUID, request_id: str, message: str, *, reply: str) -> Asked | None:
+    async def steer(
+        self, user_id: uuid.UUID, request_id: str, message: str, *, reply: str
+    ) -> ChatRequest | None:
         """Say something more to a turn. One that has ended takes no more: then the request that it becomes is returned,
         to be opened. `reply` is where another process says that it came too late, or is too much. Raise NotRunning,
         Invalid, TooManySteers."""
@@ -317,23 +319,23 @@ class TurnRegistry:
                 if not self._decide(user_id, message["approval"], message["approved"]):
                     await layer.send(message["reply"], error_message(ApprovalOver(), message["approval"]))
 
-    async def _announce(self, asked: Asked, question: ApprovalRequest) -> None:
+    async def _announce(self, request: ChatRequest, question: ApprovalRequest) -> None:
         """Let any process decide it, and ask the user's other devices too."""
         life = max(1, int(settings.CHAT["turn_deadline_s"]))
         try:
-            key = _approval_key(asked.user_id, question.id)
+            key = _approval_key(request.user_id, question.id)
             await stream_log.log_writer().redis.set(key, self._channel, ex=life)
         except (RedisError, OSError) as error:
             log.warning("chat.others_not_asked", error=type(error).__name__)
         else:
-            self._spawn(self._ask_others(asked, question))
+            self._spawn(self._ask_others(request, question))
 
-    async def _ask_others(self, asked: Asked, question: ApprovalRequest) -> None:
+    async def _ask_others(self, request: ChatRequest, question: ApprovalRequest) -> None:
         layer = get_channel_layer()
         try:
-            others = await db.run(presence.channels_with, user_id=asked.user_id, capability="approval")
+            others = await db.run(presence.channels_with, user_id=request.user_id, capability="approval")
             for device, channel in others:
-                if device != asked.device:
+                if device != request.device_id:
                     await layer.send(channel, {"type": "notice", "text": dump(question)})
         except (OSError, DatabaseError) as error:
             log.warning("chat.others_not_asked", error=type(error).__name__)
@@ -367,15 +369,15 @@ class TurnRegistry:
             log.error("chat.switchboard_failed", error=type(error).__name__)
 
 
-async def ask(asked: Asked) -> TurnResult:
+async def ask(request: ChatRequest) -> TurnResult:
     """A whole turn without a socket, on the user's device that was seen last. Raise DeviceOffline when there is none,
     Taken, and what `find_or_start` does."""
-    if await db.run(presence.find, user_id=asked.user_id, pk=asked.device) is None:
+    if await db.run(presence.find, user_id=request.user_id, pk=request.device_id) is None:
         raise DeviceOffline
-    turn = await registry().find_or_start(asked)
+    turn = await registry().find_or_start(request)
     await turn.ended.wait()
     return TurnResult(
-        turn.speech.text, turn.mutations, turn.finish, turn.code, turn.usage, turn.begun.conversation_id
+        turn.output.text, turn.mutations, turn.finish, turn.code, turn.usage, turn.claimed.conversation_id
     )
 
 

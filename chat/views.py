@@ -22,9 +22,9 @@ from adiuva.devices.link import DeviceOffline
 from adiuva.devices.protocol import HistoryMessage, StreamEnd
 from adiuva.llm.errors import ModelError
 from chat import conversations
-from chat.end_messages import sentence
-from chat.models import Conversation, Kind
-from chat.request import Asked
+from chat.end_messages import end_message
+from chat.models import AssistantKind, Conversation
+from chat.request import ChatRequest
 from chat.serializers import (
     AnswerSerializer,
     ChatSerializer,
@@ -69,7 +69,7 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         page = self.paginate_queryset(self.get_queryset())
         assert page is not None and self.paginator is not None
-        found = ConversationSerializer(page, many=True, context=_titles(request, page))
+        found = ConversationSerializer(page, many=True, context=_title_context(request, page))
         return self.paginator.get_paginated_response(found.data)
 
     def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
@@ -77,8 +77,8 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
         if not (after.isascii() and after.isdigit() and len(after) < 19):
             raise Invalid("after is not the number of a message", fields={"after": ["Not a whole number."]})
         conversation: Conversation = self.get_object()
-        said = conversations.messages(conversation, after=int(after))
-        context = _titles(request, [conversation]) | {"messages": said}
+        said = conversations.read_messages(conversation, after=int(after))
+        context = _title_context(request, [conversation]) | {"messages": said}
         # A plain dict: from DRF's own its pages would fill the form for PATCH with the row's sealed title.
         return Response(dict(ConversationDetailSerializer(conversation, context=context).data))
 
@@ -98,7 +98,7 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
             conversations.set_memory(conversation=conversation, on=changes["memory"])
         conversation.refresh_from_db()
         return Response(
-            dict(ConversationSerializer(conversation, context=_titles(request, [conversation])).data)
+            dict(ConversationSerializer(conversation, context=_title_context(request, [conversation])).data)
         )
 
     @extend_schema(
@@ -110,8 +110,8 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
         return Response({"ok": True})
 
 
-def _titles(request: Request, rows: Iterable[Conversation]) -> dict[str, Any]:
-    return {"titles": conversations.titles(rows, cipher_for(user_id(request)))}
+def _title_context(request: Request, rows: Iterable[Conversation]) -> dict[str, Any]:
+    return {"titles": conversations.open_titles(rows, cipher_for(user_id(request)))}
 
 
 # ── A whole turn ────────────────────────────────────────────────────────────────────────────────────────
@@ -131,7 +131,7 @@ class TurnFailed(AdiuvaError):
 
     def __init__(self, code: str, message: str, **so_far: Any) -> None:
         super().__init__(message, **so_far)
-        self.code, self.status = code, _STATUS.get(code, 500)
+        self.code, self.status = code, _STATUS_BY_CODE.get(code, 500)
 
 
 def _statuses(kind: type[ModelError]) -> Iterator[tuple[str, int]]:
@@ -140,13 +140,13 @@ def _statuses(kind: type[ModelError]) -> Iterator[tuple[str, int]]:
         yield from _statuses(narrower)
 
 
-_STATUS: Final = {
+_STATUS_BY_CODE: Final = {
     **dict(_statuses(ModelError)),
     DeviceOffline.code: DeviceOffline.status,
     NoSuchUser.code: NoSuchUser.status,
     "server_restarting": Unavailable.status,
 }
-_FAILED: Final = {
+_FAILURE_TEXTS: Final = {
     500: "The turn broke off on the server.",
     502: "The model could not answer.",
     503: "None of your devices is connected, or the model or the server is away for now.",
@@ -168,7 +168,7 @@ class ChatView(GenericAPIView[Any]):
         responses={
             200: AnswerSerializer,
             **error_responses(400, 401, 404, 409, 429),
-            **{status: OpenApiResponse(FailedSerializer, words) for status, words in _FAILED.items()},
+            **{status: OpenApiResponse(FailedSerializer, words) for status, words in _FAILURE_TEXTS.items()},
         },
     )
     def post(self, request: Request) -> Response:
@@ -176,16 +176,16 @@ class ChatView(GenericAPIView[Any]):
 
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        asked = _asked(user_id(request), serializer.validated_data)
+        chat_request = _chat_request(user_id(request), serializer.validated_data)
         close_old_connections()  # a turn may take minutes, and others wait for the pool's connections
         try:
-            answer = async_to_sync(turn_registry.ask)(asked)
+            answer = async_to_sync(turn_registry.ask)(chat_request)
         except DeviceOffline:
             raise NoDevice from None
-        return Response(_body(answer))
+        return Response(_response_body(answer))
 
 
-def _body(answer: TurnResult) -> dict[str, Any]:
+def _response_body(answer: TurnResult) -> dict[str, Any]:
     """Raise TurnFailed for a turn that ended with an error."""
     so_far: dict[str, Any] = {
         "response": answer.text,
@@ -194,7 +194,9 @@ def _body(answer: TurnResult) -> dict[str, Any]:
         "finish": answer.finish,
         "usage": answer.usage.model_dump(),
     }
-    why = sentence(StreamEnd.model_validate({"request_id": "", "finish": answer.finish, "code": answer.code}))
+    why = end_message(
+        StreamEnd.model_validate({"request_id": "", "finish": answer.finish, "code": answer.code})
+    )
     if answer.finish == "error":
         raise TurnFailed(answer.code, why, **so_far)
     if why:  # older clients show the response and nothing else
@@ -202,14 +204,14 @@ def _body(answer: TurnResult) -> dict[str, Any]:
     return so_far | ({"code": answer.code} if answer.code else {})
 
 
-def _asked(asker: uuid.UUID, values: dict[str, Any]) -> Asked:
+def _chat_request(user_id: uuid.UUID, values: dict[str, Any]) -> ChatRequest:
     context = dict(values.get("context") or {})
     history = context.pop("conversation_history", None) or ()
     known = {name: value for name, value in context.items() if value not in (None, "", [], {})}
-    return Asked(
-        user_id=asker,
+    return ChatRequest(
+        user_id=user_id,
         request_id=values.get("request_id") or uuid.uuid4().hex,
-        kind=Kind.HOME,
+        kind=AssistantKind.HOME,
         message=values["message"],
         history=tuple(HistoryMessage(**message) for message in history),
         conversation_id=values.get("conversation_id") or None,

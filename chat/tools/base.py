@@ -15,27 +15,27 @@ from pydantic.json_schema import SkipJsonSchema
 
 from adiuva.devices.protocol import Action, Data, TableName
 from adiuva.devices.tables import MAX_TEXT, TABLES, Column
-from chat.device_session import Desk
+from chat.device_session import DeviceSession
 from chat.tools import dates
 
-MAX_TITLE: Final = 1_000
-CLEAR: Final = "none"
+MAX_TITLE_CHARS: Final = 1_000
+CLEAR_WORD: Final = "none"
 
 # What may be left out may be null as well, but a model need not read that.
-Nothing: TypeAlias = SkipJsonSchema[None]
+OrNull: TypeAlias = SkipJsonSchema[None]
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-ProjectId = Annotated[str | Nothing, Field(description="a project's id")]
-ClientId = Annotated[str | Nothing, Field(description="a client's id")]
-Search = Annotated[str | Nothing, Field(description="words that must all occur")]
-Names = Annotated[list[str] | Nothing, BeforeValidator(_listed), Field(description="names of people")]
-Due = Annotated[str | Nothing, Field(description="2026-11-20 or 2026-11-20T14:30")]
-From = Annotated[str | Nothing, Field(description="first date")]
-To = Annotated[str | Nothing, Field(description="last date")]
+ProjectId = Annotated[str | OrNull, Field(description="a project's id")]
+ClientId = Annotated[str | OrNull, Field(description="a client's id")]
+SearchWords = Annotated[str | OrNull, Field(description="words that must all occur")]
+PersonNames = Annotated[list[str] | OrNull, BeforeValidator(_as_list), Field(description="names of people")]
+DueDate = Annotated[str | OrNull, Field(description="2026-11-20 or 2026-11-20T14:30")]
+FirstDate = Annotated[str | OrNull, Field(description="first date")]
+LastDate = Annotated[str | OrNull, Field(description="last date")]
 
 
 class DeviceTool(StructuredTool):
@@ -73,29 +73,29 @@ def device_tool(
     return make
 
 
-def filters(**given: Any) -> Data:
+def given_filters(**given: Any) -> Data:
     """The filters that were given."""
     return {name: value for name, value in given.items() if value not in (None, "")}
 
 
-def new_row(desk: Desk, table: TableName, **given: Any) -> Data:
+def insert_columns(session: DeviceSession, table: TableName, **given: Any) -> Data:
     """An insert's columns. Raise ToolException for one that is missing or cannot be."""
-    data = {name: value for name, value in _columns(desk, table, given).items() if value is not None}
+    data = {name: value for name, value in _given_columns(session, table, given).items() if value is not None}
     for column in TABLES[table].columns:
         if column.required and column.name not in data:
-            raise ToolException(f"Failed: {_argument(column.name)} must not be empty.")
+            raise ToolException(f"Failed: {_argument_name(column.name)} must not be empty.")
     return data
 
 
-def updates(desk: Desk, table: TableName, **given: Any) -> Data:
+def update_columns(session: DeviceSession, table: TableName, **given: Any) -> Data:
     """An update's columns; "none" clears one. Raise ToolException if there is nothing to change."""
-    found = _columns(desk, table, given)
+    found = _given_columns(session, table, given)
     if not found:
         raise ToolException("Failed: no field was given to change, so nothing was changed.")
     return found
 
 
-def _columns(desk: Desk, table: TableName, given: Mapping[str, Any]) -> Data:
+def _given_columns(session: DeviceSession, table: TableName, given: Mapping[str, Any]) -> Data:
     """What is None or empty counts as not given: weak models fill in every argument."""
     found: Data = {}
     for name, value in given.items():
@@ -104,37 +104,39 @@ def _columns(desk: Desk, table: TableName, given: Mapping[str, Any]) -> Data:
             value = value if column.name == "content" else value.strip()
         if not value or (isinstance(value, str) and not value.strip()):
             continue
-        found[name] = None if not column.required and _clears(value) else _value(desk, table, column, value)
+        found[name] = (
+            None if not column.required and _is_clear(value) else _column_value(session, table, column, value)
+        )
     return found
 
 
-def _clears(value: Any) -> bool:
+def _is_clear(value: Any) -> bool:
     if isinstance(value, list):
-        return len(value) == 1 and _clears(value[0])
-    return isinstance(value, str) and value.strip().lower() == CLEAR
+        return len(value) == 1 and _is_clear(value[0])
+    return isinstance(value, str) and value.strip().lower() == CLEAR_WORD
 
 
-def _value(desk: Desk, table: TableName, column: Column, value: Any) -> Any:
-    argument = _argument(column.name)
+def _column_value(session: DeviceSession, table: TableName, column: Column, value: Any) -> Any:
+    argument = _argument_name(column.name)
     if column.kind == "time":
-        return dates.moment(value, desk.zone, argument)
+        return dates.parse_start_ms(value, session.zone, argument)
     if column.kind == "names":
         names = [" ".join(name.split()) for name in value if name.strip()]
-        _bounded(" ".join(names), MAX_TITLE, argument)
+        _check_length(" ".join(names), MAX_TITLE_CHARS, argument)
         return json.dumps(names, ensure_ascii=False)
     if column.name == TABLES[table].title and column.name != "content":
         value = " ".join(value.split())
-        _bounded(value, MAX_TITLE, argument)
-    _bounded(value, MAX_TEXT, argument)
+        _check_length(value, MAX_TITLE_CHARS, argument)
+    _check_length(value, MAX_TEXT, argument)
     return value
 
 
-def _bounded(text: str, most: int, argument: str) -> None:
+def _check_length(text: str, most: int, argument: str) -> None:
     if len(text) > most:
         raise ToolException(f"Failed: {argument} may have at most {most:,} characters; it has {len(text):,}.")
 
 
-def _argument(column: str) -> str:
+def _argument_name(column: str) -> str:
     """A column's name as the tools' arguments have it: dueDate is due_date."""
     if column == "aiSummary":
         return "summary"

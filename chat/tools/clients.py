@@ -6,19 +6,19 @@ from typing import Final
 
 from langchain_core.runnables import RunnableConfig
 
-from chat.device_session import desk_of
+from chat.device_session import device_session_of
 from chat.tools import base, formatting
-from chat.tools.base import Search, device_tool
+from chat.tools.base import SearchWords, device_tool
 
-_MOST: Final = 500
+_MAX_ROWS: Final = 500
 
 
 @device_tool("clients", "select", "Looking at your clients")
-async def list_clients(config: RunnableConfig, search: Search = None) -> str:
+async def list_clients(config: RunnableConfig, search: SearchWords = None) -> str:
     """List the user's clients."""
-    desk = desk_of(config)
-    rows = await desk.select("clients", base.filters(search=search, orderBy="name"), limit=_MOST)
-    return formatting.listed(desk, "clients", rows, bound=_MOST, narrow="search")
+    session = device_session_of(config)
+    rows = await session.select("clients", base.given_filters(search=search, orderBy="name"), limit=_MAX_ROWS)
+    return formatting.list_text(session, "clients", rows, bound=_MAX_ROWS, narrow="search")
 
 
 CLIENTS = (list_clients,)

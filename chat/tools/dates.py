@@ -13,34 +13,34 @@ from zoneinfo import ZoneInfo
 from langchain_core.tools import ToolException
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_FIRST: Final = datetime(1970, 1, 2, tzinfo=UTC)
-_LAST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+_EARLIEST: Final = datetime(1970, 1, 2, tzinfo=UTC)
+_LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 
 
 @lru_cache(maxsize=512)
-def start_of(day: date, zone: ZoneInfo) -> int:
+def day_start_ms(day: date, zone: ZoneInfo) -> int:
     """A day's first moment. Where clocks skip midnight, the moment after the gap."""
     return int(datetime.combine(day, time(), zone).timestamp()) * 1000
 
 
-def end_of(day: date, zone: ZoneInfo) -> int:
+def day_end_ms(day: date, zone: ZoneInfo) -> int:
     """A day's last millisecond."""
-    return start_of(day + timedelta(days=1), zone) - 1
+    return day_start_ms(day + timedelta(days=1), zone) - 1
 
 
-def moment(text: str, zone: ZoneInfo, argument: str) -> int:
+def parse_start_ms(text: str, zone: ZoneInfo, argument: str) -> int:
     """What an argument says: a date or a date and time, ISO 8601. Raise ToolException."""
-    found = _read(text, zone, argument)
-    return found if isinstance(found, int) else start_of(found, zone)
+    found = _parse(text, zone, argument)
+    return found if isinstance(found, int) else day_start_ms(found, zone)
 
 
-def last_moment(text: str, zone: ZoneInfo, argument: str) -> int:
+def parse_end_ms(text: str, zone: ZoneInfo, argument: str) -> int:
     """The same for the end of a span: a date means the whole of that day."""
-    found = _read(text, zone, argument)
-    return found if isinstance(found, int) else end_of(found, zone)
+    found = _parse(text, zone, argument)
+    return found if isinstance(found, int) else day_end_ms(found, zone)
 
 
-def spoken(value: object, zone: ZoneInfo) -> str | None:
+def format_date(value: object, zone: ZoneInfo) -> str | None:
     """`Fri 2026-11-20`, with the time where the day does not begin then; None for what is no time."""
     if not isinstance(value, int) or isinstance(value, bool):
         return None
@@ -49,18 +49,18 @@ def spoken(value: object, zone: ZoneInfo) -> str | None:
     except (ValueError, OverflowError, OSError):
         return None
     day = f"{_DAYS[when.weekday()]} {when.date().isoformat()}"
-    if (when.hour == when.minute == 0) or value == start_of(when.date(), zone):
+    if (when.hour == when.minute == 0) or value == day_start_ms(when.date(), zone):
         return day
     return f"{day} {when.hour:02}:{when.minute:02}"
 
 
-def _read(text: str, zone: ZoneInfo, argument: str) -> date | int:
+def _parse(text: str, zone: ZoneInfo, argument: str) -> date | int:
     """A date as it is, a date and time in milliseconds. What names no offset is in the user's zone."""
     text = text.strip()
     try:
         when = datetime.fromisoformat(text)
         local = when if when.tzinfo else when.replace(tzinfo=zone)
-        if not _FIRST <= local <= _LAST:
+        if not _EARLIEST <= local <= _LATEST:
             raise ValueError
     except (ValueError, OverflowError):
         raise ToolException(

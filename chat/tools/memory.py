@@ -23,8 +23,8 @@ from adiuva.core.errors import AdiuvaError
 from adiuva.devices.protocol import Action
 from chat import conversations
 from chat.device_session import one_line
-from chat.memory_context import MEMORY, Recollection, recollection_of, shown
-from chat.tools.base import DeviceTool, Nothing
+from chat.memory_context import MEMORY, MemoryContext, entry_text, memory_context_of
+from chat.tools.base import DeviceTool, OrNull
 from memory import entries
 from memory.entries import RememberOutcome
 from memory.models import Tier
@@ -32,7 +32,7 @@ from memory.preferences import MemoryOff
 from memory.recall import RecalledEntry, read_entry
 
 _Label = Annotated[str, Field(description="its label, such as m3")]
-_NOT_THEIRS: Final = (
+_NOT_USERS_WORDS: Final = (
     "Failed: only what the user has said in this conversation is kept, in the user's own words, and this is not in "
     "their messages."
 )
@@ -59,24 +59,24 @@ async def remember(
     config: RunnableConfig,
     content: Annotated[str, Field(description="one sentence that stands by itself, in the user's words")],
     key: Annotated[
-        str | Nothing,
+        str | OrNull,
         Field(description="for a preference or a fact that has one value: what it is, in short"),
     ] = None,
 ) -> str:
     """Remember what the user asks you to keep in mind, or a lasting preference that they state."""
-    memory = recollection_of(config)
-    if not memory.is_the_users(content):
-        raise ToolException(_NOT_THEIRS)
+    memory = memory_context_of(config)
+    if not memory.is_from_user(content):
+        raise ToolException(_NOT_USERS_WORDS)
     key = (key or "").strip() or None
-    kept = await _done(
-        partial(_while_on, memory, entries.remember),
+    kept = await _run_service(
+        partial(_if_memory_on, memory, entries.remember),
         user_id=memory.user_id,
         tier=Tier.CORE if key else Tier.ASSOCIATIVE,
         content=content,
         key=key,
         origin=memory.origin,
     )
-    line = await _line(memory, kept.entry.pk)
+    line = await _entry_line(memory, kept.entry.pk)
     match kept.outcome:
         case RememberOutcome.KNOWN:
             return f"This was remembered already: {line}"
@@ -90,66 +90,68 @@ async def recall(
     config: RunnableConfig, question: Annotated[str, Field(description="what to look for, in a few words")]
 ) -> str:
     """Look for more in what is remembered of the user than what you have been given."""
-    memory = recollection_of(config)
-    return await memory.more(question) or "Nothing that fits is remembered."
+    memory = memory_context_of(config)
+    return await memory.search(question) or "Nothing that fits is remembered."
 
 
 @memory_tool("update", "Putting it right", key=MEMORY)
 async def correct(config: RunnableConfig, memory: _Label, content: str) -> str:
     """Replace what a memory says by what the user says instead."""
-    recollection = recollection_of(config)
-    found = _found(recollection, memory)
-    if not recollection.is_the_users(content):
-        raise ToolException(_NOT_THEIRS)
+    context = memory_context_of(config)
+    found = _require_entry(context, memory)
+    if not context.is_from_user(content):
+        raise ToolException(_NOT_USERS_WORDS)
 
     def change() -> None:
-        entry = entries.get_entry(recollection.user_id, found.id)
-        entries.correct(entry=entry, content=content, origin=recollection.origin)
+        entry = entries.get_entry(context.user_id, found.id)
+        entries.correct(entry=entry, content=content, origin=context.origin)
 
-    await _done(partial(_while_on, recollection, change))
-    return f"Corrected: {await _line(recollection, found.id)}"
+    await _run_service(partial(_if_memory_on, context, change))
+    return f"Corrected: {await _entry_line(context, found.id)}"
 
 
 @memory_tool("delete", "Forgetting it", key=MEMORY)
 async def forget(config: RunnableConfig, memory: _Label) -> str:
     """Forget one memory for good, with all that it ever said, because the user wishes it."""
-    recollection = recollection_of(config)
-    found = _found(recollection, memory)
-    if not await _done(entries.forget, user_id=recollection.user_id, ids=[found.id]):
-        raise _missing(memory)
-    return f"Forgotten: {shown(found)}"
+    context = memory_context_of(config)
+    found = _require_entry(context, memory)
+    if not await _run_service(entries.forget, user_id=context.user_id, ids=[found.id]):
+        raise _no_such_label(memory)
+    return f"Forgotten: {entry_text(found)}"
 
 
 @transaction.atomic
-def _while_on(memory: Recollection, verb: Callable[..., Any], **given: Any) -> Any:
+def _if_memory_on(memory: MemoryContext, verb: Callable[..., Any], **given: Any) -> Any:
     """Do it, unless the memory was switched off or the conversation deleted since the turn began. Raise MemoryOff."""
-    place = memory.begun.conversation_id
-    there = place is None or conversations.remembers(user_id=memory.user_id, conversation_id=place)
+    place = memory.claimed.conversation_id
+    there = place is None or conversations.lock_and_check_memory(
+        user_id=memory.user_id, conversation_id=place
+    )
     if not there or not entries.lock_memory(memory.user_id).enabled:
         raise MemoryOff
     return verb(**given)
 
 
-async def _done(verb: Callable[..., Any], **given: Any) -> Any:
+async def _run_service(verb: Callable[..., Any], **given: Any) -> Any:
     try:
         return await db.run(verb, **given)
     except AdiuvaError as error:
         raise ToolException(f"Failed: {error.message}.") from None
 
 
-async def _line(memory: Recollection, entry_id: Any) -> str:
+async def _entry_line(memory: MemoryContext, entry_id: Any) -> str:
     found: RecalledEntry | None = await db.run(read_entry, memory.user_id, entry_id)
-    return memory.line(found) if found else "(gone meanwhile)"
+    return memory.entry_line(found) if found else "(gone meanwhile)"
 
 
-def _found(memory: Recollection, label: str) -> RecalledEntry:
-    found = memory.find(label)
+def _require_entry(memory: MemoryContext, label: str) -> RecalledEntry:
+    found = memory.entry_by_label(label)
     if found is None:
-        raise _missing(label)
+        raise _no_such_label(label)
     return found
 
 
-def _missing(label: str) -> ToolException:
+def _no_such_label(label: str) -> ToolException:
     return ToolException(f"Failed: there is no memory with the label {one_line(label, 20) or '(none)'}.")
 
 

@@ -9,16 +9,25 @@ from pydantic import Field
 
 from adiuva.devices.protocol import Data
 from adiuva.devices.tables import TABLES
-from chat.device_session import Desk, desk_of
+from chat.device_session import DeviceSession, device_session_of
 from chat.tools import base, dates, formatting
-from chat.tools.base import Due, From, Names, Nothing, ProjectId, Search, To, device_tool
+from chat.tools.base import (
+    DueDate,
+    FirstDate,
+    LastDate,
+    OrNull,
+    PersonNames,
+    ProjectId,
+    SearchWords,
+    device_tool,
+)
 
-_MOST: Final = 500
-_OPEN: Final = ("todo", "in_progress")
+_MAX_ROWS: Final = 500
+_OPEN_STATUSES: Final = ("todo", "in_progress")
 _COLUMNS: Final = {"due_date": "dueDate", "priority": "priority", "created": "createdAt", "title": "title"}
 _PRIORITIES: Final = {name: rank for rank, name in enumerate(TABLES["tasks"].by_name["priority"].choices)}
 
-_ID = Annotated[str, Field(description="the task's id")]
+_TaskId = Annotated[str, Field(description="the task's id")]
 _Status = Literal["todo", "in_progress", "done"]
 _Priority = Literal["high", "medium", "low"]
 _OrderBy = Literal["due_date", "priority", "created", "title"]
@@ -29,53 +38,56 @@ async def list_tasks(
     config: RunnableConfig,
     project_id: ProjectId = None,
     status: Annotated[
-        Literal["open", "todo", "in_progress", "done"] | Nothing,
+        Literal["open", "todo", "in_progress", "done"] | OrNull,
         Field(description="open: todo and in_progress"),
     ] = None,
-    search: Search = None,
-    due_from: From = None,
-    due_to: To = None,
-    order_by: _OrderBy | Nothing = None,
-    descending: bool | Nothing = None,
+    search: SearchWords = None,
+    due_from: FirstDate = None,
+    due_to: LastDate = None,
+    order_by: _OrderBy | OrNull = None,
+    descending: bool | OrNull = None,
 ) -> str:
     """List the user's tasks of all states, or those that fit what is given; open ones first, by due date, unless
     order_by says otherwise."""
-    desk = desk_of(config)
+    session = device_session_of(config)
     column = _COLUMNS[order_by or "due_date"]
-    given = base.filters(
+    given = base.given_filters(
         projectId=project_id,
         search=search,
-        dueDateFrom=dates.moment(due_from, desk.zone, "due_from") if due_from else None,
-        dueDateTo=dates.last_moment(due_to, desk.zone, "due_to") if due_to else None,
+        dueDateFrom=dates.parse_start_ms(due_from, session.zone, "due_from") if due_from else None,
+        dueDateTo=dates.parse_end_ms(due_to, session.zone, "due_to") if due_to else None,
         orderBy=f"{column} desc" if descending else column,
     )
-    rows = await _select(desk, given, status)
-    if order_by is None and status is None and len(rows) == _MOST:
+    rows = await _select(session, given, status)
+    if order_by is None and status is None and len(rows) == _MAX_ROWS:
         # Years of done tasks may have filled what was asked for: the open ones must not be missing.
-        rows = _merged(await _select(desk, given, "open"), rows)
+        rows = _merged(await _select(session, given, "open"), rows)
     rows = _sorted(rows, column, descending=bool(descending), open_first=order_by is None)
     narrow = "project_id, status, search, due_from or due_to"
-    return formatting.listed(desk, "tasks", rows, bound=_MOST, narrow=narrow)
+    return formatting.list_text(session, "tasks", rows, bound=_MAX_ROWS, narrow=narrow)
 
 
 @device_tool("tasks", "select", "Looking at what is due")
 async def list_tasks_due_today(config: RunnableConfig) -> str:
     """List what is due today in the user's time zone and not done, and what is overdue."""
-    desk = desk_of(config)
-    begin, end = dates.start_of(desk.today, desk.zone), dates.end_of(desk.today, desk.zone)
-    found = await _select(desk, {"dueDateTo": end, "orderBy": "dueDate"}, "open")
+    session = device_session_of(config)
+    begin, end = (
+        dates.day_start_ms(session.today, session.zone),
+        dates.day_end_ms(session.today, session.zone),
+    )
+    found = await _select(session, {"dueDateTo": end, "orderBy": "dueDate"}, "open")
     # Looked at once more, lest a device that passes over a filter make everything due.
     due = [row for row in found if row.get("status") != "done" and _due(row) is not None and _due(row) <= end]
     due = _sorted(due, "dueDate")
     today, late = [row for row in due if _due(row) >= begin], [row for row in due if _due(row) < begin]
-    least = "At least " if len(found) >= _MOST else ""
+    least = "At least " if len(found) >= _MAX_ROWS else ""
     parts = []
     for rows, word in ((today, "due today"), (late, "overdue")):
         if rows:
-            written = formatting.lines(
-                desk, "tasks", rows, bound=0, narrow="list_tasks and due_from or due_to"
+            written = formatting.row_lines(
+                session, "tasks", rows, bound=0, narrow="list_tasks and due_from or due_to"
             )
-            parts.append(f"{least}{formatting.count(len(rows), 'tasks')} {word}:\n{written}")
+            parts.append(f"{least}{formatting.count_text(len(rows), 'tasks')} {word}:\n{written}")
     if not today:
         parts.insert(0, "No tasks are due today.")
     if not late:
@@ -87,17 +99,17 @@ async def list_tasks_due_today(config: RunnableConfig) -> str:
 async def create_task(
     config: RunnableConfig,
     title: str,
-    description: str | Nothing = None,
+    description: str | OrNull = None,
     project_id: ProjectId = None,
-    status: _Status | Nothing = None,
-    priority: _Priority | Nothing = None,
-    assignee: Names = None,
-    due_date: Due = None,
+    status: _Status | OrNull = None,
+    priority: _Priority | OrNull = None,
+    assignee: PersonNames = None,
+    due_date: DueDate = None,
 ) -> str:
     """Create a task. Give only what the user said or what follows from it."""
-    desk = desk_of(config)
-    data = base.new_row(
-        desk,
+    session = device_session_of(config)
+    data = base.insert_columns(
+        session,
         "tasks",
         title=title,
         description=description,
@@ -107,27 +119,27 @@ async def create_task(
         assignee=assignee,
         dueDate=due_date,
     )
-    made = await desk.call("insert", "tasks", data=data)
-    return formatting.done(desk, "Created", "tasks", made.row or {})
+    made = await session.call("insert", "tasks", data=data)
+    return formatting.change_text(session, "Created", "tasks", made.row or {})
 
 
 @device_tool("tasks", "update", "Changing a task", key="task_id")
 async def update_task(
     config: RunnableConfig,
-    task_id: _ID,
-    title: str | Nothing = None,
-    description: str | Nothing = None,
+    task_id: _TaskId,
+    title: str | OrNull = None,
+    description: str | OrNull = None,
     project_id: ProjectId = None,
-    status: _Status | Nothing = None,
-    priority: _Priority | Nothing = None,
-    assignee: Names = None,
-    due_date: Due = None,
+    status: _Status | OrNull = None,
+    priority: _Priority | OrNull = None,
+    assignee: PersonNames = None,
+    due_date: DueDate = None,
 ) -> str:
     """Change a task, for example complete it with status done; only what is given changes. "none" clears description,
     project_id, assignee or due_date."""
-    desk = desk_of(config)
-    changes = base.updates(
-        desk,
+    session = device_session_of(config)
+    changes = base.update_columns(
+        session,
         "tasks",
         title=title,
         description=description,
@@ -137,37 +149,37 @@ async def update_task(
         assignee=assignee,
         dueDate=due_date,
     )
-    changed = await desk.call("update", "tasks", data={"id": task_id, "updates": changes})
-    return formatting.done(desk, "Updated", "tasks", changed.row or {})
+    changed = await session.call("update", "tasks", data={"id": task_id, "updates": changes})
+    return formatting.change_text(session, "Updated", "tasks", changed.row or {})
 
 
 @device_tool("tasks", "delete", "Deleting a task", key="task_id")
-async def delete_task(config: RunnableConfig, task_id: _ID) -> str:
+async def delete_task(config: RunnableConfig, task_id: _TaskId) -> str:
     """Delete a task for good. To complete one, update its status instead."""
-    desk = desk_of(config)
-    await desk.call("delete", "tasks", data={"id": task_id})
-    return formatting.deleted(desk, "tasks", task_id)
+    session = device_session_of(config)
+    await session.call("delete", "tasks", data={"id": task_id})
+    return formatting.deletion_text(session, "tasks", task_id)
 
 
 @device_tool("taskComments", "select", "Reading comments")
-async def list_task_comments(config: RunnableConfig, task_id: _ID) -> str:
+async def list_task_comments(config: RunnableConfig, task_id: _TaskId) -> str:
     """List the comments on a task, oldest first."""
-    desk = desk_of(config)
-    rows = await desk.select("taskComments", {"taskId": task_id, "orderBy": "createdAt"}, limit=_MOST)
+    session = device_session_of(config)
+    rows = await session.select("taskComments", {"taskId": task_id, "orderBy": "createdAt"}, limit=_MAX_ROWS)
     if not rows:
         return "There are no comments on this task."
-    return formatting.listed(
-        desk, "taskComments", rows, bound=_MOST, narrow="nothing: there is no filter for comments"
+    return formatting.list_text(
+        session, "taskComments", rows, bound=_MAX_ROWS, narrow="nothing: there is no filter for comments"
     )
 
 
 @device_tool("taskComments", "insert", "Adding a comment")
-async def add_task_comment(config: RunnableConfig, task_id: _ID, content: str) -> str:
+async def add_task_comment(config: RunnableConfig, task_id: _TaskId, content: str) -> str:
     """Add a comment to a task."""
-    desk = desk_of(config)
-    data = base.new_row(desk, "taskComments", taskId=task_id, content=content)
-    made = await desk.call("insert", "taskComments", data=data)
-    return formatting.done(desk, "Added", "taskComments", made.row or {})
+    session = device_session_of(config)
+    data = base.insert_columns(session, "taskComments", taskId=task_id, content=content)
+    made = await session.call("insert", "taskComments", data=data)
+    return formatting.change_text(session, "Added", "taskComments", made.row or {})
 
 
 @device_tool("taskComments", "delete", "Deleting a comment", key="comment_id")
@@ -175,15 +187,15 @@ async def delete_task_comment(
     config: RunnableConfig, comment_id: Annotated[str, Field(description="the comment's id")]
 ) -> str:
     """Delete a comment for good."""
-    desk = desk_of(config)
-    await desk.call("delete", "taskComments", data={"id": comment_id})
-    return formatting.deleted(desk, "taskComments", comment_id)
+    session = device_session_of(config)
+    await session.call("delete", "taskComments", data={"id": comment_id})
+    return formatting.deletion_text(session, "taskComments", comment_id)
 
 
-async def _select(desk: Desk, given: Data, status: str | None) -> list[Data]:
-    wanted = _OPEN if status == "open" else (status,)
+async def _select(session: DeviceSession, given: Data, status: str | None) -> list[Data]:
+    wanted = _OPEN_STATUSES if status == "open" else (status,)
     each = [given | ({"status": one} if one else {}) for one in wanted]
-    return await desk.select("tasks", *each, limit=_MOST, names_of="projects")
+    return await session.select("tasks", *each, limit=_MAX_ROWS, names_of="projects")
 
 
 def _merged(first: list[Data], second: list[Data]) -> list[Data]:

@@ -7,12 +7,12 @@ from typing import Annotated, Final
 from langchain_core.runnables import RunnableConfig
 from pydantic import Field
 
-from chat.device_session import desk_of
+from chat.device_session import device_session_of
 from chat.tools import base, dates, formatting
-from chat.tools.base import From, Nothing, ProjectId, Search, To, device_tool
+from chat.tools.base import FirstDate, LastDate, OrNull, ProjectId, SearchWords, device_tool
 
-_MOST: Final = 500
-_ID = Annotated[str, Field(description="the entry's id")]
+_MAX_ROWS: Final = 500
+_TimelineId = Annotated[str, Field(description="the entry's id")]
 _Date = Annotated[str, Field(description="2026-11-20 or 2026-11-20T14:30")]
 
 
@@ -20,22 +20,22 @@ _Date = Annotated[str, Field(description="2026-11-20 or 2026-11-20T14:30")]
 async def list_timelines(
     config: RunnableConfig,
     project_id: ProjectId = None,
-    search: Search = None,
-    date_from: From = None,
-    date_to: To = None,
+    search: SearchWords = None,
+    date_from: FirstDate = None,
+    date_to: LastDate = None,
 ) -> str:
     """List timeline entries (milestones, deadlines, events of projects), earliest first."""
-    desk = desk_of(config)
-    given = base.filters(
+    session = device_session_of(config)
+    given = base.given_filters(
         projectId=project_id,
         search=search,
-        dueDateFrom=dates.moment(date_from, desk.zone, "date_from") if date_from else None,
-        dueDateTo=dates.last_moment(date_to, desk.zone, "date_to") if date_to else None,
+        dueDateFrom=dates.parse_start_ms(date_from, session.zone, "date_from") if date_from else None,
+        dueDateTo=dates.parse_end_ms(date_to, session.zone, "date_to") if date_to else None,
         orderBy="date",
     )
-    rows = await desk.select("timelines", given, limit=_MOST, names_of="projects")
+    rows = await session.select("timelines", given, limit=_MAX_ROWS, names_of="projects")
     narrow = "project_id, search, date_from or date_to"
-    return formatting.listed(desk, "timelines", rows, bound=_MOST, narrow=narrow)
+    return formatting.list_text(session, "timelines", rows, bound=_MAX_ROWS, narrow=narrow)
 
 
 @device_tool("timelines", "insert", "Adding to a timeline")
@@ -46,33 +46,33 @@ async def create_timeline(
     date: _Date,
 ) -> str:
     """Create a timeline entry: a milestone, deadline or event of a project."""
-    desk = desk_of(config)
-    data = base.new_row(desk, "timelines", projectId=project_id, title=title, date=date)
-    made = await desk.call("insert", "timelines", data=data)
-    return formatting.done(desk, "Created", "timelines", made.row or {})
+    session = device_session_of(config)
+    data = base.insert_columns(session, "timelines", projectId=project_id, title=title, date=date)
+    made = await session.call("insert", "timelines", data=data)
+    return formatting.change_text(session, "Created", "timelines", made.row or {})
 
 
 @device_tool("timelines", "update", "Changing a timeline", key="timeline_id")
 async def update_timeline(
     config: RunnableConfig,
-    timeline_id: _ID,
-    title: str | Nothing = None,
-    date: _Date | Nothing = None,
+    timeline_id: _TimelineId,
+    title: str | OrNull = None,
+    date: _Date | OrNull = None,
     project_id: ProjectId = None,
 ) -> str:
     """Change a timeline entry; only what is given changes."""
-    desk = desk_of(config)
-    changes = base.updates(desk, "timelines", title=title, date=date, projectId=project_id)
-    changed = await desk.call("update", "timelines", data={"id": timeline_id, "updates": changes})
-    return formatting.done(desk, "Updated", "timelines", changed.row or {})
+    session = device_session_of(config)
+    changes = base.update_columns(session, "timelines", title=title, date=date, projectId=project_id)
+    changed = await session.call("update", "timelines", data={"id": timeline_id, "updates": changes})
+    return formatting.change_text(session, "Updated", "timelines", changed.row or {})
 
 
 @device_tool("timelines", "delete", "Deleting from a timeline", key="timeline_id")
-async def delete_timeline(config: RunnableConfig, timeline_id: _ID) -> str:
+async def delete_timeline(config: RunnableConfig, timeline_id: _TimelineId) -> str:
     """Delete a timeline entry for good."""
-    desk = desk_of(config)
-    await desk.call("delete", "timelines", data={"id": timeline_id})
-    return formatting.deleted(desk, "timelines", timeline_id)
+    session = device_session_of(config)
+    await session.call("delete", "timelines", data={"id": timeline_id})
+    return formatting.deletion_text(session, "timelines", timeline_id)
 
 
 TIMELINES = (list_timelines, create_timeline, update_timeline, delete_timeline)

@@ -22,7 +22,7 @@ Frame = dict[str, Any]
 CAPABILITIES = ["dedupe", "batch", "manifest"]
 
 
-class Rows:
+class DeviceRows:
     """A device's tables, as much of them as a chat needs. `calls` is all that was asked, in order."""
 
     def __init__(self, **tables: list[Frame]) -> None:
@@ -68,7 +68,7 @@ class Rows:
 
 
 @dataclass
-class Stream:
+class ClientStream:
     """What came of one request."""
 
     frames: list[Frame] = field(default_factory=list)
@@ -90,12 +90,12 @@ class Stream:
         return [frame["type"] for frame in self.frames]
 
 
-class Client:
+class ChatClient:
     """One connection of a device that chats. `answer` None leaves tool calls unanswered (they are in `unanswered`)."""
 
-    def __init__(self, socket: Socket, rows: Rows) -> None:
+    def __init__(self, socket: Socket, rows: DeviceRows) -> None:
         self.socket, self.rows = socket, rows
-        self.streams: dict[str, Stream] = {}
+        self.streams: dict[str, ClientStream] = {}
         self.errors: list[Frame] = []
         self.others: list[Frame] = []
         self.silent = False
@@ -109,11 +109,11 @@ class Client:
         await self.socket.send({"type": kind, "message": message, "request_id": key, **fields})
         return key
 
-    async def ended(self, key: str) -> Stream:
+    async def ended(self, key: str) -> ClientStream:
         await self.until(lambda: key in self.streams and self.streams[key].end is not None)
         return self.streams[key]
 
-    async def say(self, message: str, **fields: Any) -> Stream:
+    async def say(self, message: str, **fields: Any) -> ClientStream:
         """Ask and wait for the end."""
         return await self.ended(await self.ask(message, **fields))
 
@@ -157,7 +157,7 @@ class Client:
         """The approval_request of a turn, the first one if not said otherwise."""
 
         def asked() -> list[Frame]:
-            stream = self.streams.get(key, Stream())
+            stream = self.streams.get(key, ClientStream())
             return [frame for frame in stream.frames if frame["type"] == "approval_request"]
 
         await self.until(lambda: len(asked()) > place)
@@ -174,29 +174,29 @@ class Client:
                 case "error":
                     self.errors.append(frame)
                 case _ if "request_id" in frame:
-                    self.streams.setdefault(frame["request_id"], Stream()).frames.append(frame)
+                    self.streams.setdefault(frame["request_id"], ClientStream()).frames.append(frame)
                 case _:
                     self.others.append(frame)
             self._news.set()
 
 
 @asynccontextmanager
-async def chatting(
+async def connect(
     base: str,
     person: Person,
-    rows: Rows | None = None,
+    rows: DeviceRows | None = None,
     *,
     protocol: int = 2,
     device_id: str = "desk",
     capabilities: list[str] | None = None,
     **hello: Any,
-) -> AsyncIterator[Client]:
+) -> AsyncIterator[ChatClient]:
     """A connected device that chats."""
     async with Socket(base, person.access_token) as socket:
         if protocol >= 2:
             hello["capabilities"] = CAPABILITIES if capabilities is None else capabilities
         await socket.hello(protocol, device_id, **hello)
-        client = Client(socket, rows or Rows())
+        client = ChatClient(socket, rows or DeviceRows())
         serving = asyncio.create_task(client.serve())
         try:
             yield client
@@ -205,17 +205,17 @@ async def chatting(
             await asyncio.gather(serving, return_exceptions=True)
 
 
-async def reached(event: threading.Event) -> None:
+async def wait_for(event: threading.Event) -> None:
     """Wait for what happens in the provider's thread."""
     assert await asyncio.to_thread(event.wait, PATIENCE_S)
 
 
-def told(body: Frame) -> list[str]:
+def prompt_messages(body: Frame) -> list[str]:
     """What the tools answered, as a request to the model has it."""
     return [message["content"] for message in body["messages"] if message["role"] == "tool"]
 
 
-def ending(stream: Stream) -> Frame:
+def end_frame(stream: ClientStream) -> Frame:
     """The one end of a request, behind all else, its frames counted without a gap."""
     assert stream.kinds().count("stream_end") == 1
     assert stream.kinds()[-1] == "stream_end"
@@ -224,7 +224,7 @@ def ending(stream: Stream) -> Frame:
     return stream.frames[-1]
 
 
-def tight_web(stack: Stack, provider: Provider) -> str:
+def small_limits_web(stack: Stack, provider: Provider) -> str:
     """A web process with little patience and small limits, for tests of what happens at them."""
     return stack.web(
         ADIUVA_ANSWER_S="0.5",
@@ -235,7 +235,7 @@ def tight_web(stack: Stack, provider: Provider) -> str:
     )
 
 
-async def kept(base: str, person: Person, conversation_id: str) -> list[Frame]:
+async def stored_messages(base: str, person: Person, conversation_id: str) -> list[Frame]:
     """The messages of a conversation, as its user reads them."""
 
     def read() -> list[Frame]:
@@ -246,11 +246,11 @@ async def kept(base: str, person: Person, conversation_id: str) -> list[Frame]:
     return await asyncio.to_thread(read)
 
 
-def conversation_of(stream: Stream) -> str:
+def conversation_of(stream: ClientStream) -> str:
     return next(str(frame["conversation_id"]) for frame in stream.frames if frame["type"] == "stream_start")
 
 
-class Tap:
+class FrameTap:
     """A step of the provider: an answer in these pieces that flows as far as the test opens it. What was open when
     the provider looked comes in one write."""
 
@@ -291,7 +291,7 @@ class Tap:
         yield b"".join(events[passed:])
 
 
-async def everything(redis: Redis) -> bytes:
+async def dump_redis(redis: Redis) -> bytes:
     """All keys and values of Redis, as it keeps them."""
     found = []
     async for key in redis.scan_iter():

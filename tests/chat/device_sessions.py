@@ -12,7 +12,7 @@ from langchain_core.tools import ToolException
 
 from adiuva.devices.client import IN_MEMORY, Device
 from adiuva.devices.link import DeviceLink
-from chat.device_session import Desk
+from chat.device_session import DeviceSession
 from chat.tools import DEVICE_TOOLS
 from tests.devices.link_endpoints import Answer, Frame, Local, answering
 from tests.factories import Person
@@ -21,37 +21,37 @@ TOOLS = {tool.name: tool for tool in DEVICE_TOOLS}
 NOW = datetime(2026, 11, 18, 9, 30, tzinfo=UTC)  # a Wednesday
 
 
-def a_desk(link: DeviceLink, zone: str = "Europe/Rome", now: datetime = NOW) -> Desk:
-    return Desk(link, zone=ZoneInfo(zone), now=now)
+def make_session(link: DeviceLink, zone: str = "Europe/Rome", now: datetime = NOW) -> DeviceSession:
+    return DeviceSession(link, zone=ZoneInfo(zone), now=now)
 
 
-async def use(desk: Desk, name: str, /, **arguments: Any) -> str:
+async def call_tool(session: DeviceSession, name: str, /, **arguments: Any) -> str:
     """What a tool answers, called as the turn loop calls it."""
     call = {"name": name, "args": arguments, "id": "call-1", "type": "tool_call"}
-    answer = await TOOLS[name].ainvoke(call, {"configurable": {"desk": desk}})
+    answer = await TOOLS[name].ainvoke(call, {"configurable": {"session": session}})
     assert (answer.tool_call_id, answer.status) == ("call-1", "success")
     return str(answer.content)
 
 
-async def failure(desk: Desk, name: str, /, **arguments: Any) -> str:
+async def tool_failure(session: DeviceSession, name: str, /, **arguments: Any) -> str:
     """The sentence with which a tool says that it could not."""
     try:
-        answer = await use(desk, name, **arguments)
+        answer = await call_tool(session, name, **arguments)
     except ToolException as failed:
         return str(failed)
     raise AssertionError(f"it answered: {answer}")
 
 
-class Home:
+class ConnectedDevice:
     """A person's device with its rows, and the desk of a turn that works on it."""
 
     def __init__(self, device: Device, link: DeviceLink) -> None:
         self.device, self.link = device, link
-        self.desk = a_desk(link)
+        self.session = make_session(link)
 
-    def at(self, zone: str, now: datetime = NOW) -> Desk:
+    def at(self, zone: str, now: datetime = NOW) -> DeviceSession:
         """A desk of another turn."""
-        return a_desk(self.link, zone, now)
+        return make_session(self.link, zone, now)
 
     def put(self, table: str, /, **row: Any) -> str:
         """A row that was there before; its id."""
@@ -67,11 +67,11 @@ class Home:
         return self.device.store.select(TABLES[table], {"includeArchived": True})
 
     async def use(self, name: str, /, **arguments: Any) -> str:
-        return await use(self.desk, name, **arguments)
+        return await call_tool(self.session, name, **arguments)
 
 
 @asynccontextmanager
-async def at_home(web: str, person: Person, **options: Any) -> AsyncIterator[Home]:
+async def connected_device(web: str, person: Person, **options: Any) -> AsyncIterator[ConnectedDevice]:
     device = Device(
         server=web,
         workspace=IN_MEMORY,
@@ -83,18 +83,20 @@ async def at_home(web: str, person: Person, **options: Any) -> AsyncIterator[Hom
     )
     async with device, DeviceLink(person.id) as link:
         await device.connected()
-        yield Home(device, link)
+        yield ConnectedDevice(device, link)
 
 
 @asynccontextmanager
-async def scripted(person: Person, answer: Answer, **hello: Any) -> AsyncIterator[tuple[Desk, list[Frame]]]:
+async def scripted_device(
+    person: Person, answer: Answer, **hello: Any
+) -> AsyncIterator[tuple[DeviceSession, list[Frame]]]:
     """A desk, and the frames that its device was sent."""
     async with (
         Local("http://local", person.access_token) as socket,
         answering(socket, answer=answer, **hello) as frames,
         DeviceLink(person.id, wait_s=20.0) as link,  # a hello of protocol 1 is not acknowledged
     ):
-        yield a_desk(link), frames
+        yield make_session(link), frames
 
 
 def rows(*found: dict[str, Any]) -> Answer:

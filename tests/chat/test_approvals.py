@@ -10,16 +10,16 @@ import pytest
 from adiuva.core import db
 from chat.approvals import is_yes
 from tests.chat.chat_client import (
-    Client,
+    ChatClient,
+    ClientStream,
+    DeviceRows,
     Frame,
-    Rows,
-    Stream,
-    chatting,
+    connect,
     conversation_of,
-    ending,
-    reached,
-    tight_web,
-    told,
+    end_frame,
+    prompt_messages,
+    small_limits_web,
+    wait_for,
 )
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Say
@@ -36,14 +36,14 @@ def person(committed_db: str) -> Person:
 
 
 @pytest.fixture
-def rows() -> Rows:
+def rows() -> DeviceRows:
     titles = ["Call Ada", "Call Bob", "Call Cleo", "Call Dan"]
-    return Rows(
+    return DeviceRows(
         tasks=[{"id": f"t{place}", "title": title, "status": "todo"} for place, title in enumerate(titles, 1)]
     )
 
 
-def left(rows: Rows) -> list[str]:
+def left(rows: DeviceRows) -> list[str]:
     return [row["id"] for row in rows.tables["tasks"]]
 
 
@@ -51,10 +51,10 @@ def left(rows: Rows) -> list[str]:
 
 
 async def test_a_delete_asks_by_the_rows_name_and_a_yes_does_it_once(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(DELETE, "Gone.")
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("delete the task about Ada")
         question = await client.asked_for(key)
         assert rows.count("delete") == 0
@@ -63,39 +63,39 @@ async def test_a_delete_asks_by_the_rows_name_and_a_yes_does_it_once(
     assert (question["request_id"], question["action"], question["table"]) == (key, "delete", "tasks")
     assert question["summary"] == "Delete the task “Call Ada”"
     assert question["expires_at"] > time.time() * 1000
-    end = ending(stream)
+    end = end_frame(stream)
     assert end["mutations"] == [{"action": "delete", "table": "tasks", "data": {"id": "t1"}}]
     assert (rows.count("delete"), left(rows)) == (1, ["t2", "t3", "t4"])
     assert stream.kinds().count("approval_request") == 1
 
 
 async def test_a_no_is_told_to_the_model_and_nothing_is_done(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(DELETE, "I left it.")
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("delete the task about Ada")
         await client.decide((await client.asked_for(key))["id"], False)
-        end = ending(await client.ended(key))
+        end = end_frame(await client.ended(key))
     assert (end["finish"], end["mutations"], rows.count("delete")) == ("stop", [], 0)
-    assert told(provider.last) == [NO]
+    assert prompt_messages(provider.last) == [NO]
 
 
 async def test_an_approval_counts_once_and_one_that_is_unknown_not_at_all(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     hold = Hold("Gone.")
     provider.script(DELETE, hold)
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("delete the task about Ada")
         question = (await client.asked_for(key))["id"]
         await client.decide(question, True)
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         await client.decide(question, True)
         await client.decide("never asked", True)
         await client.until(lambda: len(client.errors) == 2)
         hold.release()
-        ending(await client.ended(key))
+        end_frame(await client.ended(key))
     assert {(error["code"], error["ref"]) for error in client.errors} == {
         ("approval_over", question),
         ("approval_over", "never asked"),
@@ -104,28 +104,28 @@ async def test_an_approval_counts_once_and_one_that_is_unknown_not_at_all(
 
 
 async def test_the_same_call_made_again_is_asked_for_again(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(DELETE, Call("delete_task", {"task_id": "t2"}), "Both gone.")
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("delete the task about Ada")
         await client.decide((await client.asked_for(key))["id"], True)
         second = await client.asked_for(key, 1)
         assert second["summary"] == "Delete the task “Call Bob”"
         await client.decide(second["id"], False)
-        end = ending(await client.ended(key))
+        end = end_frame(await client.ended(key))
     assert left(rows) == ["t2", "t3", "t4"]
     assert len(end["mutations"]) == 1
 
 
 async def test_another_user_cannot_decide(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(DELETE, "I left it.")
     stranger = await db.run(somebody)
     async with (
-        chatting(chat_web, person, rows, capabilities=CAN_ASK) as client,
-        chatting(chat_web, stranger, capabilities=CAN_ASK) as other,
+        connect(chat_web, person, rows, capabilities=CAN_ASK) as client,
+        connect(chat_web, stranger, capabilities=CAN_ASK) as other,
     ):
         key = await client.ask("delete the task about Ada")
         question = (await client.asked_for(key))["id"]
@@ -133,21 +133,21 @@ async def test_another_user_cannot_decide(
         await other.until(lambda: bool(other.errors))
         assert (rows.count("delete"), other.streams) == (0, {})
         await client.decide(question, False)
-        ending(await client.ended(key))
+        end_frame(await client.ended(key))
     assert other.errors[0]["code"] == "approval_over"
     assert rows.count("delete") == 0
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "daphne"], ids=["same process", "another process"])
 async def test_any_device_of_the_user_is_asked_and_decides(
-    chat_web: str, stack: Stack, person: Person, provider: Provider, rows: Rows, server: str
+    chat_web: str, stack: Stack, person: Person, provider: Provider, rows: DeviceRows, server: str
 ) -> None:
     provider.script(DELETE, "Gone.")
     elsewhere = stack.web(server)
     async with (
-        chatting(chat_web, person, rows, capabilities=CAN_ASK) as client,
-        chatting(elsewhere, person, device_id="phone", capabilities=CAN_ASK) as phone,
-        chatting(elsewhere, person, device_id="old", capabilities=["dedupe"]) as old,
+        connect(chat_web, person, rows, capabilities=CAN_ASK) as client,
+        connect(elsewhere, person, device_id="phone", capabilities=CAN_ASK) as phone,
+        connect(elsewhere, person, device_id="old", capabilities=["dedupe"]) as old,
     ):
         key = await client.ask("delete the task about Ada")
         question = await phone.asked_for(key)
@@ -159,20 +159,20 @@ async def test_any_device_of_the_user_is_asked_and_decides(
         await phone.until(lambda: bool(phone.errors))
         await client.until(lambda: bool(client.errors))
     assert question == await client.asked_for(key)
-    assert len(ending(stream)["mutations"]) == 1
+    assert len(end_frame(stream)["mutations"]) == 1
     assert {phone.errors[0]["code"], client.errors[0]["code"]} == {"approval_over"}
     assert (left(rows), phone.rows.calls, old.streams) == (["t2", "t3", "t4"], [], {})
 
 
 async def test_an_approval_ends_with_its_request(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(DELETE)
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("delete the task about Ada")
         question = (await client.asked_for(key))["id"]
         await client.cancel(key)
-        assert ending(await client.ended(key))["finish"] == "cancelled"
+        assert end_frame(await client.ended(key))["finish"] == "cancelled"
         await client.decide(question, True)
         await client.until(lambda: bool(client.errors))
     assert (client.errors[0]["code"], client.errors[0]["ref"]) == ("approval_over", question)
@@ -180,15 +180,15 @@ async def test_an_approval_ends_with_its_request(
 
 
 async def test_an_open_approval_is_repeated_to_a_client_that_comes_back(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(Say("One moment.", calls=[DELETE]), "Gone.")
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("delete the task about Ada")
         question = await client.asked_for(key)
         seen = client.streams[key].seq
     again = [{"request_id": key, "after": seen}]
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK, streams=again) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK, streams=again) as client:
         assert await client.asked_for(key) == question
         await client.decide(question["id"], True)
         stream = await client.ended(key)
@@ -196,16 +196,16 @@ async def test_an_open_approval_is_repeated_to_a_client_that_comes_back(
 
 
 async def test_an_approval_that_was_decided_is_not_repeated(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     hold = Hold("Gone.")
     provider.script(DELETE, hold)
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("delete the task about Ada")
         await client.decide((await client.asked_for(key))["id"], True)
-        await reached(hold.reached)
+        await wait_for(hold.reached)
     again = [{"request_id": key, "after": -1}]
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK, streams=again) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK, streams=again) as client:
         await client.until(lambda: key in client.streams)
         hold.release()
         stream = await client.ended(key)
@@ -218,102 +218,102 @@ def done(*keys: str) -> list[Call]:
 
 
 async def test_three_updates_at_once_are_asked_for_together(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(Say(calls=done("t1", "t2", "t3")), "All done.")
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("complete Ada, Bob and Cleo")
         question = await client.asked_for(key)
         assert rows.count("update") == 0
         await client.decide(question["id"], True)
         stream = await client.ended(key)
     assert question["summary"] == ("Update 3 tasks: “Call Ada”, “Call Bob”, “Call Cleo”: status → “done”")
-    assert len(ending(stream)["mutations"]) == rows.count("update") == 3
+    assert len(end_frame(stream)["mutations"]) == rows.count("update") == 3
     assert stream.kinds().count("approval_request") == 1
 
 
 async def test_two_updates_are_not_asked_for_and_a_third_in_the_same_turn_is(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(Say(calls=done("t1", "t2")), Say(calls=done("t3")), "Two are done.")
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("complete them one by one")
         question = await client.asked_for(key)
         assert rows.count("update") == 2
         await client.decide(question["id"], False)
-        end = ending(await client.ended(key))
+        end = end_frame(await client.ended(key))
     assert question["summary"] == "Update the task “Call Cleo”: status → “done”"
     assert len(end["mutations"]) == 2
-    assert told(provider.last)[-1] == NO
+    assert prompt_messages(provider.last)[-1] == NO
 
 
 async def test_a_specialists_delete_is_asked_for_too(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(
         Call("task", {"agent": "tasks", "request": "delete t1"}), DELETE, "The user said no.", "I left it."
     )
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("delete the task about Ada")
         await client.decide((await client.asked_for(key))["id"], False)
-        ending(await client.ended(key))
+        end_frame(await client.ended(key))
     assert rows.count("delete") == 0
-    assert told(provider.chats[2].body) == [NO]
+    assert prompt_messages(provider.chats[2].body) == [NO]
 
 
 async def test_what_is_not_there_is_not_asked_for(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(Call("delete_task", {"task_id": "t9"}), "It is not there.")
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         stream = await client.say("delete it")
     assert "approval_request" not in stream.kinds()
-    assert (ending(stream)["mutations"], len(left(rows))) == ([], 4)
-    assert told(provider.last) == ["Failed: there is no task with the id t9."]
+    assert (end_frame(stream)["mutations"], len(left(rows))) == ([], 4)
+    assert prompt_messages(provider.last) == ["Failed: there is no task with the id t9."]
 
 
 async def test_what_fits_beside_it_is_done_with_a_delete_that_was_refused(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(Say(calls=[DELETE, Call("create_task", {"title": "Call Eve"})]), "One of them.")
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("delete Ada and create Eve")
         await client.decide((await client.asked_for(key))["id"], False)
-        end = ending(await client.ended(key))
+        end = end_frame(await client.ended(key))
     assert [mutation["action"] for mutation in end["mutations"]] == ["insert"]
-    assert told(provider.last)[0] == NO
+    assert prompt_messages(provider.last)[0] == NO
 
 
 # ── In words ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _wish(client: Client, provider: Provider) -> Stream:
+async def _wish(client: ChatClient, provider: Provider) -> ClientStream:
     """A turn that may not delete, and asks."""
     provider.script(DELETE, "Shall I delete Call Ada?")
     stream = await client.say("delete the task about Ada")
     assert stream.text == (
         "Shall I delete Call Ada?\n\n**Delete the task “Call Ada”?** Answer yes, and it will be done."
     )
-    assert (ending(stream)["mutations"], client.rows.count("delete")) == ([], 0)
-    said = told(provider.last)[0]
+    assert (end_frame(stream)["mutations"], client.rows.count("delete")) == ([], 0)
+    said = prompt_messages(provider.last)[0]
     assert said.startswith("Failed: not done: it needs the user's plain yes (")
     assert "Delete the task “Call Ada”" in said
     return stream
 
 
 async def test_without_the_capability_a_plain_yes_carries_out_the_same_call_once(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         place = conversation_of(await _wish(client, provider))
         provider.script(DELETE, "Gone.")
-        end = ending(await client.say("Yes, please!", conversation_id=place))
+        end = end_frame(await client.say("Yes, please!", conversation_id=place))
         assert [mutation["data"] for mutation in end["mutations"]] == [{"id": "t1"}]
         tail = provider.chats[2].body["messages"][-2]["content"]
         assert 'Delete the task “Call Ada”: delete_task {"task_id":"t1"}' in tail
         rows.tables["tasks"].append({"id": "t1", "title": "Call Ada", "status": "todo"})
         provider.script(DELETE, "Shall I delete Call Ada once more?")
-        end = ending(await client.say("yes", conversation_id=place))
+        end = end_frame(await client.say("yes", conversation_id=place))
         assert (end["mutations"], rows.count("delete")) == ([], 1)
 
 
@@ -321,96 +321,96 @@ async def test_without_the_capability_a_plain_yes_carries_out_the_same_call_once
     "call", [Call("delete_task", {"task_id": "t2"}), Call("delete_note", {"note_id": "t1"})]
 )
 async def test_a_yes_allows_no_other_call(
-    chat_web: str, person: Person, provider: Provider, rows: Rows, call: Call
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows, call: Call
 ) -> None:
     rows.tables["notes"] = [{"id": "t1", "title": "Minutes", "content": "x"}]
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         place = conversation_of(await _wish(client, provider))
         provider.script(call, "That too?")
-        end = ending(await client.say("yes", conversation_id=place))
+        end = end_frame(await client.say("yes", conversation_id=place))
     assert (end["mutations"], rows.count("delete")) == ([], 0)
-    assert told(provider.last)[0].startswith("Failed: not done: it needs the user's plain yes (")
+    assert prompt_messages(provider.last)[0].startswith("Failed: not done: it needs the user's plain yes (")
 
 
 async def test_a_message_that_is_no_yes_drops_the_wish(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         place = conversation_of(await _wish(client, provider))
         provider.script("Then not.")
         await client.say("wait, what is it about?", conversation_id=place)
         provider.script(DELETE, "Shall I?")
-        end = ending(await client.say("yes", conversation_id=place))
+        end = end_frame(await client.say("yes", conversation_id=place))
     assert (end["mutations"], rows.count("delete")) == ([], 0)
 
 
 async def test_a_yes_in_another_conversation_allows_nothing(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         await _wish(client, provider)
         provider.script(DELETE, "Shall I?")
-        end = ending(await client.say("yes"))
+        end = end_frame(await client.say("yes"))
     assert (end["mutations"], rows.count("delete")) == ([], 0)
 
 
 async def test_a_bulk_update_asks_in_words_and_one_yes_allows_all_of_it(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         provider.script(Say(calls=done("t1", "t2", "t3")), "Shall I complete all three?")
         first = await client.say("complete Ada, Bob and Cleo")
-        assert (ending(first)["mutations"], rows.count("update")) == ([], 0)
+        assert (end_frame(first)["mutations"], rows.count("update")) == ([], 0)
         provider.script(Say(calls=done("t1", "t2", "t3")), "Done.")
-        end = ending(await client.say("ok, do it", conversation_id=conversation_of(first)))
+        end = end_frame(await client.say("ok, do it", conversation_id=conversation_of(first)))
     assert len(end["mutations"]) == rows.count("update") == 3
 
 
 async def test_a_yes_counts_for_the_question_that_was_shown_and_that_is_ours(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     """A note may talk the model into asking something harmless; what a yes would do stands below it all the same."""
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         provider.script(DELETE, "Shall I show you your tasks for tomorrow?")
         stream = await client.say("sum up my notes")
     assert stream.text.endswith("\n\n**Delete the task “Call Ada”?** Answer yes, and it will be done.")
 
 
 async def test_what_was_never_asked_is_not_allowed_by_a_yes(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         provider.script(DELETE, Fail(400, "bad_request"))
         broken = await client.say("delete the task about Ada")
-        assert ending(broken)["finish"] == "error"
+        assert end_frame(broken)["finish"] == "error"
         provider.script(DELETE, "Hm.")
-        end = ending(await client.say("ok", conversation_id=conversation_of(broken)))
+        end = end_frame(await client.say("ok", conversation_id=conversation_of(broken)))
     assert (end["mutations"], rows.count("delete")) == ([], 0)
 
 
 async def test_a_message_of_a_device_that_can_ask_lets_go_of_what_was_asked_in_words(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     async with (
-        chatting(chat_web, person, rows) as client,
-        chatting(chat_web, person, rows, device_id="other", capabilities=CAN_ASK) as other,
+        connect(chat_web, person, rows) as client,
+        connect(chat_web, person, rows, device_id="other", capabilities=CAN_ASK) as other,
     ):
         place = conversation_of(await _wish(client, provider))
         provider.script("All right.")
         await other.say("no, leave it", conversation_id=place)
         provider.script(DELETE, "Hm.")
-        end = ending(await client.say("yes", conversation_id=place))
+        end = end_frame(await client.say("yes", conversation_id=place))
     assert (end["mutations"], rows.count("delete")) == ([], 0)
 
 
 async def test_a_yes_in_another_window_of_a_client_that_keeps_its_own_history_allows_nothing(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     before = [
         {"role": "user", "content": "Hello."},
         {"role": "assistant", "content": "How can I help you today?"},
     ]
-    async with chatting(chat_web, person, rows, protocol=1) as client:
+    async with connect(chat_web, person, rows, protocol=1) as client:
         provider.script(DELETE, "Shall I?")
         await client.say("delete the task about Ada")
         provider.script(DELETE, "Hm.")
@@ -421,17 +421,17 @@ async def test_a_yes_in_another_window_of_a_client_that_keeps_its_own_history_al
 
 
 async def test_an_update_that_would_wipe_a_text_is_asked_for_and_one_that_adds_to_it_is_not(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     text = "Minutes\n\n- Ada writes the offer\n- Bob pays"
     rows.tables["notes"] = [{"id": "n1", "title": "Minutes", "content": text}]
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         more = f"{text}\n- Cleo calls"
         provider.script(Call("update_note", {"note_id": "n1", "content": more}), "Added.")
-        assert len(ending(await client.say("add that Cleo calls"))["mutations"]) == 1
+        assert len(end_frame(await client.say("add that Cleo calls"))["mutations"]) == 1
         provider.script(Call("update_note", {"note_id": "n1", "content": "."}), "Tidied.")
         stream = await client.say("tidy up")
-    assert ending(stream)["mutations"] == []
+    assert end_frame(stream)["mutations"] == []
     assert stream.text.endswith(
         "**Update the note “Minutes”: content → “.”?** Answer yes, and it will be done."
     )
@@ -439,12 +439,12 @@ async def test_an_update_that_would_wipe_a_text_is_asked_for_and_one_that_adds_t
 
 
 async def test_a_question_names_every_row_and_what_it_gets(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     calls = [
         Call("update_task", {"task_id": f"t{n}", "title": f"New {n}", "priority": "low"}) for n in (1, 2, 3)
     ]
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         provider.script(Say(calls=calls), "As you wish.")
         key = await client.ask("rename them")
         question = await client.asked_for(key)
@@ -457,27 +457,29 @@ async def test_a_question_names_every_row_and_what_it_gets(
 
 
 async def test_a_device_that_is_gone_is_waited_for_once_however_much_is_to_be_deleted(
-    stack: Stack, person: Person, provider: Provider, rows: Rows
+    stack: Stack, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     calls = [Call("delete_task", {"task_id": f"t{n}"}) for n in range(1, 7)]
     hold = Hold(Say(calls=calls))
     provider.script(hold, "It is offline.")
-    web = tight_web(stack, provider)
-    async with chatting(web, person) as watcher:
-        async with chatting(web, person, rows, device_id="gone") as client:
+    web = small_limits_web(stack, provider)
+    async with connect(web, person) as watcher:
+        async with connect(web, person, rows, device_id="gone") as client:
             key = await client.ask("delete them all")
-            await reached(hold.reached)
+            await wait_for(hold.reached)
         hold.release()
         await watcher.socket.send({"type": "stream_resume", "request_id": key, "after": -1})
-        end = ending(await watcher.ended(key))
+        end = end_frame(await watcher.ended(key))
     assert end["finish"] == "stop"
-    assert set(told(provider.last)) == {"Failed: the device is offline, so nothing was read or changed."}
+    assert set(prompt_messages(provider.last)) == {
+        "Failed: the device is offline, so nothing was read or changed."
+    }
 
 
 async def test_protocol_1_asks_in_words(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
-    async with chatting(chat_web, person, rows, protocol=1) as client:
+    async with connect(chat_web, person, rows, protocol=1) as client:
         provider.script(DELETE, "Shall I delete Call Ada?")
         first = await client.say("delete the task about Ada")
         assert (first.kinds()[-1], rows.count("delete")) == ("stream_end", 0)
@@ -492,13 +494,15 @@ async def test_protocol_1_asks_in_words(
     assert rows.count("delete") == 1
 
 
-async def test_rest_asks_in_words(chat_web: str, person: Person, provider: Provider, rows: Rows) -> None:
+async def test_rest_asks_in_words(
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
+) -> None:
     def post(message: str) -> Frame:
         with person.rest(chat_web) as rest:
             answer: Frame = rest.post("/chat", json={"message": message}).json()
             return answer
 
-    async with chatting(chat_web, person, rows, capabilities=CAN_ASK) as client:
+    async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         provider.script(DELETE, "Shall I delete Call Ada?")
         first = await asyncio.to_thread(post, "delete the task about Ada")
         assert (first["mutations"], rows.count("delete"), client.streams) == ([], 0, {})

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from chat.models import Conversation, Turn
-from tests.chat.factories import CHANGED, a_conversation, a_turn, asked, begun, finish
+from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request, make_turn
 from tests.factories import Person, somebody
 
 CONVERSATIONS, TURNS = "admin:chat_conversation_changelist", "admin:chat_turn_changelist"
@@ -40,8 +40,11 @@ def listed(browser: Client, page: str, **query: str) -> set[Any]:
 
 
 def test_conversations_and_turns_are_found_by_id_and_address_and_filtered(staff: Client, ada: Person) -> None:
-    place, foreign = a_conversation(ada.id), a_conversation(somebody().id)
-    alone, floating = a_turn(ada.id, keeps=False), begun(asked(ada.id, keeps=False, kind="floating"))
+    place, foreign = make_conversation(ada.id), make_conversation(somebody().id)
+    alone, floating = (
+        make_turn(ada.id, starts_conversation=False),
+        claim(make_request(ada.id, starts_conversation=False, kind="floating")),
+    )
     kept = Turn.objects.get(conversation=place)
     assert listed(staff, CONVERSATIONS, q=str(place.pk)) == listed(staff, CONVERSATIONS, q=ada.email[:20])
     assert listed(staff, CONVERSATIONS, q=ada.email) == {place.pk}
@@ -54,10 +57,10 @@ def test_conversations_and_turns_are_found_by_id_and_address_and_filtered(staff:
 
 
 def test_nothing_of_what_was_said_is_on_any_page(staff: Client, ada: Person) -> None:
-    request = asked(ada.id, "The canary asks")
-    turn = begun(request)
-    changed = CHANGED.model_copy(update={"data": {"title": "canary"}})
-    finish(request, turn, "The canary answers", mutations=[changed], summary=(1, "The canary, in short"))
+    request = make_request(ada.id, "The canary asks")
+    turn = claim(request)
+    changed = TASK_INSERTED.model_copy(update={"data": {"title": "canary"}})
+    finish_turn(request, turn, "The canary answers", mutations=[changed], summary=(1, "The canary, in short"))
     place = Conversation.objects.get(pk=turn.conversation_id)
     assert place.title is not None and place.summary is not None
     pages = [
@@ -81,9 +84,9 @@ def test_nothing_of_what_was_said_is_on_any_page(staff: Client, ada: Person) -> 
 
 
 def test_a_turns_page_says_how_it_went(staff: Client, ada: Person) -> None:
-    request = asked(ada.id)
-    turn = begun(request)
-    finish(request, turn, state="error", code="model_timeout")
+    request = make_request(ada.id)
+    turn = claim(request)
+    finish_turn(request, turn, state="error", code="model_timeout")
     shown = staff.get(reverse("admin:chat_turn_change", args=[turn.turn_id])).content.decode()
     for value in ("model_timeout", request.request_id, str(turn.conversation_id), "a-process", "home-1"):
         assert value in shown
@@ -93,7 +96,7 @@ def test_a_turns_page_says_how_it_went(staff: Client, ada: Person) -> None:
 def test_conversations_and_turns_are_neither_made_nor_edited_nor_deleted_by_hand(
     staff: Client, ada: Person, action: str
 ) -> None:
-    place = a_conversation(ada.id)
+    place = make_conversation(ada.id)
     turn = Turn.objects.get(conversation=place)
     for name, key in (("conversation", place.pk), ("turn", turn.pk)):
         page = reverse(f"admin:chat_{name}_{action}", args=[] if action == "add" else [key])
@@ -122,7 +125,7 @@ FROM generate_series(1, 50000) AS series (number)
 
 
 def test_with_50_000_of_each_a_list_costs_few_queries_and_reads_by_index(staff: Client, ada: Person) -> None:
-    place = a_conversation(ada.id)
+    place = make_conversation(ada.id)
     with connection.cursor() as cursor:
         cursor.execute(_MANY_CONVERSATIONS, [ada.id])
         cursor.execute(_MANY_TURNS, [ada.id, place.pk])

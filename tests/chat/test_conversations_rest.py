@@ -21,8 +21,8 @@ from adiuva.accounts.models import UserKey
 from adiuva.core import db
 from chat import conversations
 from chat.models import Conversation, Message, Turn
-from tests.chat.chat_client import Rows, chatting
-from tests.chat.factories import CHANGED, a_conversation, asked, begun, finish
+from tests.chat.chat_client import DeviceRows, connect
+from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Raw
 from tests.server_processes import Stack
@@ -57,10 +57,10 @@ def rest(ada: Person) -> APIClient:
 
 def test_conversations_are_listed_with_their_titles_the_latest_first(rest: APIClient, ada: Person) -> None:
     old, new = (
-        a_conversation(ada.id),
-        a_conversation(ada.id, ("Which notes are there?", "Two."), ("And?", ".")),
+        make_conversation(ada.id),
+        make_conversation(ada.id, ("Which notes are there?", "Two."), ("And?", ".")),
     )
-    unanswered = begun(asked(ada.id, kind="floating")).conversation_id
+    unanswered = claim(make_request(ada.id, kind="floating")).conversation_id
     for place, days in ((unanswered, 0), (new.pk, 1), (old.pk, 2)):
         when = datetime.now(UTC) - timedelta(days=days)
         Conversation.objects.filter(pk=place).update(updated_at=when)
@@ -80,9 +80,9 @@ def test_conversations_are_listed_with_their_titles_the_latest_first(rest: APICl
 
 
 def test_a_conversation_is_read_with_its_messages(rest: APIClient, ada: Person) -> None:
-    request = asked(ada.id, "Add a task")
-    turn = begun(request)
-    finish(request, turn, "Added, then", state="error", code="model_timeout", mutations=[CHANGED])
+    request = make_request(ada.id, "Add a task")
+    turn = claim(request)
+    finish_turn(request, turn, "Added, then", state="error", code="model_timeout", mutations=[TASK_INSERTED])
     found = rest.get(f"{API}/{turn.conversation_id}").json()
     assert (found["title"], found["message_count"]) == ("Add a task", 2)
     first, second = found["messages"]
@@ -92,14 +92,14 @@ def test_a_conversation_is_read_with_its_messages(rest: APIClient, ada: Person) 
         "seq": 2,
         "role": "assistant",
         "text": "Added, then",
-        "mutations": [CHANGED.model_dump()],
+        "mutations": [TASK_INSERTED.model_dump()],
         "finish": "error",
         "code": "model_timeout",
     }
 
 
 def test_a_long_conversation_comes_in_parts(rest: APIClient, ada: Person) -> None:
-    place = a_conversation(ada.id)
+    place = make_conversation(ada.id)
     cipher = keys.cipher_for(ada.id)
     rows = [Message(conversation=place, seq=seq, role="user") for seq in range(3, 1203)]
     for row in rows:
@@ -116,12 +116,12 @@ def test_a_long_conversation_comes_in_parts(rest: APIClient, ada: Person) -> Non
 
 @pytest.mark.parametrize("after", ["-1", "x", "1.5", "9" * 30, "٣"])
 def test_a_wrong_after_is_refused(rest: APIClient, ada: Person, after: str) -> None:
-    answer = rest.get(f"{API}/{a_conversation(ada.id).pk}", {"after": after})
+    answer = rest.get(f"{API}/{make_conversation(ada.id).pk}", {"after": after})
     assert (answer.status_code, list(answer.json()["fields"])) == (400, ["after"])
 
 
 def test_a_conversation_is_named_and_named_anew(rest: APIClient, ada: Person) -> None:
-    place = a_conversation(ada.id)
+    place = make_conversation(ada.id)
     answer = rest.patch(f"{API}/{place.pk}", {"title": "  The harbour\ncafé "})
     assert (answer.status_code, answer.json()["title"]) == (200, "The harbour café")
     assert "messages" not in answer.json()
@@ -133,14 +133,14 @@ def test_a_conversation_is_named_and_named_anew(rest: APIClient, ada: Person) ->
     "wrong", [{}, {"title": ""}, {"title": " \n"}, {"title": None}, {"title": ["a"]}, {"title": "x" * 201}]
 )
 def test_a_wrong_title_is_refused_by_its_name(rest: APIClient, ada: Person, wrong: dict[str, Any]) -> None:
-    place = a_conversation(ada.id)
+    place = make_conversation(ada.id)
     answer = rest.patch(f"{API}/{place.pk}", wrong)
     assert (answer.status_code, list(answer.json()["fields"])) == (400, ["title"])
     assert rest.get(f"{API}/{place.pk}").json()["title"] == "Which tasks are open?"
 
 
 def test_a_deleted_conversation_is_gone_with_its_messages(rest: APIClient, ada: Person) -> None:
-    place, other = a_conversation(ada.id), a_conversation(ada.id)
+    place, other = make_conversation(ada.id), make_conversation(ada.id)
     assert rest.delete(f"{API}/{place.pk}").json() == {"ok": True}
     assert rest.get(f"{API}/{place.pk}").status_code == rest.delete(f"{API}/{place.pk}").status_code == 404
     assert not Message.objects.filter(conversation_id=place.pk).exists()
@@ -150,7 +150,7 @@ def test_a_deleted_conversation_is_gone_with_its_messages(rest: APIClient, ada: 
 
 @pytest.mark.parametrize("method", ["get", "patch", "delete"])
 def test_anothers_conversation_is_a_404_like_none_at_all(rest: APIClient, method: str) -> None:
-    foreign = a_conversation(somebody().id)
+    foreign = make_conversation(somebody().id)
     answers = [
         getattr(rest, method)(f"{API}/{key}", {"title": "Mine"} if method == "patch" else None)
         for key in (foreign.pk, uuid.uuid4(), "no-uuid")
@@ -170,7 +170,7 @@ def test_who_is_not_signed_in_gets_nothing(db: None, way: tuple[str, str]) -> No
 
 def test_few_queries_however_much_there_is(rest: APIClient, ada: Person) -> None:
     for _ in range(3):
-        place = a_conversation(ada.id, *[(f"Question {number}", "Yes.") for number in range(5)])
+        place = make_conversation(ada.id, *[(f"Question {number}", "Yes.") for number in range(5)])
     rest.get("/api/v1/auth/me")  # the session notes once a minute that it is used
     # A key as young as this test's transaction might go with it, and is not kept in hand.
     UserKey.objects.filter(pk=ada.id).update(created_at=datetime.now(UTC) - timedelta(days=1))
@@ -187,7 +187,7 @@ def test_few_queries_however_much_there_is(rest: APIClient, ada: Person) -> None
 
 
 def test_a_list_does_not_fetch_summaries(rest: APIClient, ada: Person) -> None:
-    a_conversation(ada.id)
+    make_conversation(ada.id)
     with CaptureQueriesContext(connection) as queries:
         rest.get(API)
     assert not any('"summary"' in each["sql"] for each in queries)
@@ -262,9 +262,9 @@ async def post(web: str, person: Person, **body: Any) -> httpx.Response:
         return await client.post(CHAT, json=body)
 
 
-async def ask(web: str, person: Person, rows: Rows | None = None, **body: Any) -> httpx.Response:
+async def ask(web: str, person: Person, rows: DeviceRows | None = None, **body: Any) -> httpx.Response:
     """With a device connected whose rows these are."""
-    async with chatting(web, person, rows):
+    async with connect(web, person, rows):
         return await post(web, person, **body)
 
 
@@ -274,7 +274,7 @@ def prompt(provider: Provider) -> str:
 
 
 async def test_a_request_is_answered_with_what_it_changed(chat_web: str, provider: Provider) -> None:
-    person, rows = await db.run(somebody), Rows(tasks=[TASK])
+    person, rows = await db.run(somebody), DeviceRows(tasks=[TASK])
     provider.script(Call("create_task", {"title": "Call the bank"}), "Created it.")
     answer = await ask(chat_web, person, rows, message="Add a task: call the bank")
     assert answer.status_code == 200
@@ -315,7 +315,7 @@ async def test_what_the_client_knows_reaches_the_model_as_data(chat_web: str, pr
 
 async def test_a_conversation_goes_on_over_rest(chat_web: str, provider: Provider) -> None:
     person = await db.run(somebody)
-    place = await db.run(a_conversation, person.id, ("Which tasks are open?", "Three of them."))
+    place = await db.run(make_conversation, person.id, ("Which tasks are open?", "Three of them."))
     brought = [{"role": "assistant", "content": "An invention"}]
     answer = await ask(
         chat_web,
@@ -336,7 +336,7 @@ async def test_a_conversation_that_is_not_yours_is_a_404(
     chat_web: str, provider: Provider, which: str
 ) -> None:
     person = await db.run(somebody)
-    foreign = (await db.run(a_conversation, (await db.run(somebody)).id)).pk
+    foreign = (await db.run(make_conversation, (await db.run(somebody)).id)).pk
     key = {"another's": str(foreign), "none": str(uuid.uuid4()), "no id": "x"}[which]
     answer = await ask(chat_web, person, message="Hi", conversation_id=key)
     assert (answer.status_code, answer.json()["code"]) == (404, "conversation_not_found")
@@ -347,7 +347,7 @@ async def test_without_a_device_nothing_is_asked_and_the_answer_says_so(
     chat_web: str, provider: Provider
 ) -> None:
     person, other = await db.run(somebody), await db.run(somebody)
-    async with chatting(chat_web, other):
+    async with connect(chat_web, other):
         answer = await post(chat_web, person, message="Hi", request_id="r1")
     assert (answer.status_code, answer.json()["code"]) == (503, "device_offline")
     assert "none of your devices is connected" in answer.json()["message"]
@@ -357,7 +357,7 @@ async def test_without_a_device_nothing_is_asked_and_the_answer_says_so(
 
 
 async def test_the_same_request_again_is_not_carried_out_again(chat_web: str, provider: Provider) -> None:
-    person, rows = await db.run(somebody), Rows()
+    person, rows = await db.run(somebody), DeviceRows()
     provider.script(Call("create_task", {"title": "Call the bank"}), "Created it.")
     body = {"message": "Add a task", "request_id": "r1"}
     first = await ask(chat_web, person, rows, **body)
@@ -378,7 +378,7 @@ async def test_the_same_request_again_is_not_carried_out_again(chat_web: str, pr
 async def test_a_turn_that_fails_says_why_and_what_it_had_changed(
     chat_web: str, provider: Provider, failure: Any, status: int, code: str
 ) -> None:
-    person, rows = await db.run(somebody), Rows()
+    person, rows = await db.run(somebody), DeviceRows()
     provider.script(Call("create_task", {"title": "Call the bank"}))
     provider.default = failure
     answer = await ask(chat_web, person, rows, message="Add a task")
@@ -405,10 +405,10 @@ async def test_a_turn_that_comes_to_a_limit_is_an_answer_that_says_so(
 
 
 async def test_a_turn_goes_on_when_its_client_hangs_up(chat_web: str, provider: Provider) -> None:
-    person, rows = await db.run(somebody), Rows()
+    person, rows = await db.run(somebody), DeviceRows()
     held = Hold(Call("create_task", {"title": "Call the bank"}))
     provider.script(held, "Created it.")
-    async with chatting(chat_web, person, rows) as device:
+    async with connect(chat_web, person, rows) as device:
         asking = asyncio.create_task(post(chat_web, person, message="Add a task", request_id="r1"))
         assert await asyncio.to_thread(held.reached.wait, 15)
         asking.cancel()
@@ -473,7 +473,7 @@ async def test_the_form_is_answered(chat_web: str, provider: Provider) -> None:
         "context.recent_tasks": "null",
     }
     headers = {"Authorization": f"Bearer {person.access_token}", "Accept": "text/html"}
-    async with chatting(chat_web, person), httpx.AsyncClient(base_url=chat_web, timeout=60) as client:
+    async with connect(chat_web, person), httpx.AsyncClient(base_url=chat_web, timeout=60) as client:
         answer = await client.post(CHAT, data=form, headers=headers)
     assert answer.status_code == 200
     assert "Hello from the form" in answer.text
@@ -481,7 +481,7 @@ async def test_the_form_is_answered(chat_web: str, provider: Provider) -> None:
 
 
 def test_conversations_have_pages_without_what_is_sealed(browser: Browser) -> None:
-    place = a_conversation(uuid.UUID(str(browser.session["_auth_user_id"])))
+    place = make_conversation(uuid.UUID(str(browser.session["_auth_user_id"])))
     page = browser.get(f"{API}/{place.pk}", headers={"Accept": "text/html"})
     assert page.status_code == 200
     shown = page.content.decode()

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from chat.prompts import head
-from tests.chat.chat_client import Frame, Rows, chatting, conversation_of, ending, reached, tight_web, told
+from chat.prompts import system_prompt
+from tests.chat.chat_client import (
+    DeviceRows,
+    Frame,
+    connect,
+    conversation_of,
+    end_frame,
+    prompt_messages,
+    small_limits_web,
+    wait_for,
+)
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Say
 from tests.server_processes import Stack
@@ -34,8 +43,8 @@ def person(committed_db: str) -> Person:
 
 
 @pytest.fixture
-def rows() -> Rows:
-    return Rows(**{table: [dict(row) for row in found] for table, found in ROWS.items()})
+def rows() -> DeviceRows:
+    return DeviceRows(**{table: [dict(row) for row in found] for table, found in ROWS.items()})
 
 
 def domain(frames: list[Frame]) -> str:
@@ -75,15 +84,21 @@ def domain(frames: list[Frame]) -> str:
     ids=["task", "project", "note", "timeline"],
 )
 async def test_the_scopes_row_is_read_and_given_to_the_model(
-    chat_web: str, person: Person, provider: Provider, rows: Rows, scope: Frame, about: str, shown: list[str]
+    chat_web: str,
+    person: Person,
+    provider: Provider,
+    rows: DeviceRows,
+    scope: Frame,
+    about: str,
+    shown: list[str],
 ) -> None:
     provider.script("Here it is.")
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         stream = await client.say("what is this?", scope=scope)
     assert domain(stream.frames) == about
-    assert (stream.text, ending(stream)["usage"]["model_calls"]) == ("Here it is.", 1)
+    assert (stream.text, end_frame(stream)["usage"]["model_calls"]) == ("Here it is.", 1)
     messages = provider.last["messages"]
-    assert messages[0]["content"] == head("floating").text
+    assert messages[0]["content"] == system_prompt("floating").text
     assert messages[-1] == {"role": "user", "content": "what is this?"}
     for part in shown:
         assert part in messages[-2]["content"]
@@ -91,18 +106,18 @@ async def test_the_scopes_row_is_read_and_given_to_the_model(
 
 
 async def test_the_domain_is_said_before_the_device_and_the_model_answer(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     hold = Hold("Here it is.")
     provider.script(hold)
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         client.silent = True
         key = await client.ask("what is this?", scope={"type": "note", "id": "n1"})
         await client.until(lambda: key in client.streams and len(client.streams[key].frames) == 2)
         await client.until(lambda: bool(client.unanswered))
         assert provider.calls == []
         await client.catch_up()
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         hold.release()
         assert domain((await client.ended(key)).frames) == "notes"
 
@@ -119,11 +134,11 @@ async def test_the_domain_is_said_before_the_device_and_the_model_answer(
     ids=["notes", "comments", "clients", "timelines", "hand-over"],
 )
 async def test_of_the_whole_workspace_the_first_tool_says_what_it_is_about(
-    chat_web: str, person: Person, provider: Provider, rows: Rows, call: Call, about: str
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows, call: Call, about: str
 ) -> None:
     provider.script(Say(calls=[call, Call("list_tasks")]))
     provider.default = "All of it."
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         stream = await client.say("what about milestones?", scope=WORKSPACE)
     assert domain(stream.frames) == about
     assert stream.text.endswith("All of it.")
@@ -140,42 +155,42 @@ async def test_of_the_whole_workspace_the_first_tool_says_what_it_is_about(
     ],
 )
 async def test_where_text_comes_first_the_question_says_what_it_is_about(
-    chat_web: str, person: Person, provider: Provider, rows: Rows, message: str, about: str
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows, message: str, about: str
 ) -> None:
     provider.script(Say("Let me see.", calls=[Call("list_tasks")]), "Done.")
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         stream = await client.say(message, scope=WORKSPACE)
     assert domain(stream.frames) == about
     assert stream.text == "Let me see.\n\nDone."
 
 
 async def test_an_approval_comes_after_what_the_request_is_about(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(Call("delete_note", {"note_id": "n1"}), "I left it.")
-    async with chatting(chat_web, person, rows, capabilities=["dedupe", "approval"]) as client:
+    async with connect(chat_web, person, rows, capabilities=["dedupe", "approval"]) as client:
         key = await client.ask("delete the minutes", scope=WORKSPACE)
         await client.decide((await client.asked_for(key))["id"], False)
         stream = await client.ended(key)
     assert domain(stream.frames) == "notes"
-    ending(stream)
+    end_frame(stream)
 
 
 async def test_a_row_that_is_not_there_is_said_to_be_gone(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script("It is gone.")
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         stream = await client.say("what is this?", scope={"type": "task", "id": "t9"})
-    assert (stream.text, ending(stream)["finish"]) == ("It is gone.", "stop")
+    assert (stream.text, end_frame(stream)["finish"]) == ("It is gone.", "stop")
     assert "a task that is not there any more (id t9)" in provider.last["messages"][-2]["content"]
 
 
 async def test_a_scope_without_an_id_is_a_kind_of_rows(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script("Which one?")
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         stream = await client.say("what is this?", scope={"type": "timeline"})
     assert domain(stream.frames) == "timelines"
     assert "The user looks at the timelines." in provider.last["messages"][-2]["content"]
@@ -183,40 +198,42 @@ async def test_a_scope_without_an_id_is_a_kind_of_rows(
 
 
 async def test_a_row_that_cannot_be_read_is_said_to_be_that(
-    stack: Stack, person: Person, provider: Provider, rows: Rows
+    stack: Stack, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
-    web = tight_web(stack, provider)
+    web = small_limits_web(stack, provider)
     provider.script("I cannot see it.")
-    async with chatting(web, person, rows) as client:
+    async with connect(web, person, rows) as client:
         client.silent = True
         stream = await client.say("what is this?", scope={"type": "task", "id": "t1"})
-    assert (stream.text, ending(stream)["finish"]) == ("I cannot see it.", "stop")
+    assert (stream.text, end_frame(stream)["finish"]) == ("I cannot see it.", "stop")
     tail = provider.last["messages"][-2]["content"]
     assert "The user looks at the task with the id t1. Failed: the device did not answer in time." in tail
 
 
 async def test_a_device_that_went_away_does_not_end_a_floating_request(
-    stack: Stack, person: Person, provider: Provider, rows: Rows
+    stack: Stack, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
-    web = tight_web(stack, provider)
+    web = small_limits_web(stack, provider)
     hold = Hold(Call("list_tasks"))
     provider.script(hold, "Your device is offline.")
-    async with chatting(web, person, rows) as client:
+    async with connect(web, person, rows) as client:
         key = await client.ask("what is open?", scope=WORKSPACE)
-        await reached(hold.reached)
+        await wait_for(hold.reached)
     hold.release()
-    async with chatting(web, person, device_id="phone", streams=[{"request_id": key, "after": -1}]) as phone:
+    async with connect(web, person, device_id="phone", streams=[{"request_id": key, "after": -1}]) as phone:
         stream = await phone.ended(key)
     assert (domain(stream.frames), stream.text) == ("tasks", "Your device is offline.")
-    assert told(provider.last) == ["Failed: the device is offline, so nothing was read or changed."]
+    assert prompt_messages(provider.last) == [
+        "Failed: the device is offline, so nothing was read or changed."
+    ]
 
 
 @pytest.mark.parametrize("protocol", [1, 2])
 async def test_a_floating_request_that_fails_is_about_something_all_the_same(
-    chat_web: str, person: Person, provider: Provider, rows: Rows, protocol: int
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows, protocol: int
 ) -> None:
     provider.script(Fail(400))
-    async with chatting(chat_web, person, rows, protocol=protocol) as client:
+    async with connect(chat_web, person, rows, protocol=protocol) as client:
         failed = await client.say("any notes?", scope=WORKSPACE)
         refused = await client.say(" ", scope=WORKSPACE)
     assert (domain(failed.frames), domain(refused.frames)) == ("notes", "tasks")
@@ -224,11 +241,11 @@ async def test_a_floating_request_that_fails_is_about_something_all_the_same(
 
 
 async def test_a_floating_conversation_goes_on(
-    chat_web: str, person: Person, provider: Provider, rows: Rows
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     scope = {"type": "task", "id": "t1"}
     provider.script("It is about the menu.", "On Friday.")
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         first = await client.say("what is this?", scope=scope)
         await client.say("and when?", scope=scope, conversation_id=conversation_of(first))
     words = [message["content"] for message in provider.last["messages"] if message["role"] != "system"]

@@ -12,18 +12,18 @@ import pytest
 
 from adiuva.core import db
 from chat.models import Conversation, Turn
-from chat.prompts import head
+from chat.prompts import system_prompt
 from tests.chat.chat_client import (
+    ClientStream,
+    DeviceRows,
     Frame,
-    Rows,
-    Stream,
-    chatting,
+    connect,
     conversation_of,
-    ending,
-    kept,
-    reached,
-    tight_web,
-    told,
+    end_frame,
+    prompt_messages,
+    small_limits_web,
+    stored_messages,
+    wait_for,
 )
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Request
@@ -37,7 +37,7 @@ def person(committed_db: str) -> Person:
 
 @pytest.fixture
 def tight(stack: Stack, provider: Provider) -> str:
-    return tight_web(stack, provider)
+    return small_limits_web(stack, provider)
 
 
 def spoken(body: Frame) -> list[tuple[str, str]]:
@@ -64,7 +64,7 @@ async def test_now_is_in_the_users_zone(
 ) -> None:
     person = await db.run(somebody, timezone=zone, locale="it-IT")
     before = datetime.now(ZoneInfo(zone))
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         await client.say("what day is it?")
     said = re.match(r"Now: (\w+) (\S+ \S+) \((\S+)\)\. The user's locale: (\S+)\.", tail(provider.last))
     assert said is not None
@@ -77,13 +77,13 @@ async def test_dates_go_to_the_device_and_come_back_in_the_users_zone(
     chat_web: str, committed_db: str, provider: Provider
 ) -> None:
     person = await db.run(somebody, timezone="Asia/Tokyo")
-    rows = Rows()
+    rows = DeviceRows()
     provider.script(Call("create_task", {"title": "Call Bob", "due_date": "2026-12-01T14:30"}), "Done.")
-    async with chatting(chat_web, person, rows) as client:
-        ending(await client.say("remind me to call Bob"))
+    async with connect(chat_web, person, rows) as client:
+        end_frame(await client.say("remind me to call Bob"))
     due = datetime(2026, 12, 1, 5, 30, tzinfo=UTC)
     assert rows.tables["tasks"][0]["dueDate"] == int(due.timestamp() * 1000)
-    assert "due Tue 2026-12-01 14:30" in told(provider.last)[0]
+    assert "due Tue 2026-12-01 14:30" in prompt_messages(provider.last)[0]
 
 
 # ── Which conversation ──────────────────────────────────────────────────────────────────────────────────
@@ -93,7 +93,7 @@ async def test_a_request_that_names_no_conversation_begins_one_and_the_next_cont
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     provider.script("Hello Ada.", "Your name is Ada.")
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         first = await client.say("my name is Ada")
         place = conversation_of(first)
         second = await client.say("what is my name?", conversation_id=place)
@@ -103,7 +103,7 @@ async def test_a_request_that_names_no_conversation_begins_one_and_the_next_cont
         ("assistant", "Hello Ada."),
         ("user", "what is my name?"),
     ]
-    assert [message["text"] for message in await kept(chat_web, person, place)] == [
+    assert [message["text"] for message in await stored_messages(chat_web, person, place)] == [
         "my name is Ada",
         "Hello Ada.",
         "what is my name?",
@@ -115,9 +115,9 @@ async def test_a_request_that_names_no_conversation_begins_one_and_the_next_cont
 async def test_what_was_changed_earlier_is_in_the_prompt(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
-    rows = Rows()
+    rows = DeviceRows()
     provider.script(Call("create_task", {"title": "Call Bob"}), "Done.", "Undone.")
-    async with chatting(chat_web, person, rows) as client:
+    async with connect(chat_web, person, rows) as client:
         first = await client.say("remind me to call Bob")
         await client.say("undo that", conversation_id=conversation_of(first))
     made = rows.tables["tasks"][0]["id"]
@@ -132,7 +132,7 @@ async def test_the_history_that_a_client_brings_is_given_to_the_model_and_not_ke
         {"role": "assistant", "content": "Hello Ada."},
         {"role": "assistant", "content": ""},
     ]
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         stream = await client.say("what is my name?", conversation_history=history)
     assert spoken(provider.last) == [
         ("user", "my name is Ada"),
@@ -146,9 +146,9 @@ async def test_the_history_that_a_client_brings_is_given_to_the_model_and_not_ke
 async def test_protocol_1_keeps_no_conversation_and_names_none(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
-    async with chatting(chat_web, person) as newer:
+    async with connect(chat_web, person) as newer:
         place = conversation_of(await newer.say("a secret of protocol 2"))
-    async with chatting(chat_web, person, protocol=1, device_id="old") as client:
+    async with connect(chat_web, person, protocol=1, device_id="old") as client:
         await client.say("hello")
         stream = await client.say("what did I say?", conversation_id=place)
     assert stream.kinds()[-1] == "stream_end"
@@ -163,14 +163,14 @@ async def test_a_conversation_that_is_not_there_ends_the_request(
     place = {"unknown": str(uuid4()), "no id at all": "x' OR 1=1"}.get(which)
     if place is None:
         owner = person if which == "deleted" else await db.run(somebody)
-        async with chatting(chat_web, owner) as client:
+        async with connect(chat_web, owner) as client:
             place = conversation_of(await client.say("a secret"))
         if which == "deleted":
             await db.run(lambda: Conversation.objects.of(person.id).delete())
     provider.reset()
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         stream = await client.say("go on", conversation_id=place)
-    end = ending(stream)
+    end = end_frame(stream)
     assert (end["finish"], end["code"], stream.text) == ("error", "conversation_not_found", "")
     assert provider.calls == []
     assert await conversations_of(person) == 0
@@ -181,15 +181,15 @@ async def test_a_conversation_that_is_deleted_during_its_turn_does_not_keep_it_f
 ) -> None:
     hold = Hold("Gone with the wind.")
     provider.script("Hello.", hold)
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         place = conversation_of(await client.say("hello"))
         key = await client.ask("go on", conversation_id=place)
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         with person.rest(chat_web) as rest:
             assert rest.delete(f"/chat/conversations/{place}").status_code == 200
         hold.release()
         stream = await client.ended(key)
-    assert (stream.text, ending(stream)["finish"]) == ("Gone with the wind.", "stop")
+    assert (stream.text, end_frame(stream)["finish"]) == ("Gone with the wind.", "stop")
     state = await db.run(lambda: Turn.objects.of(person.id).get(request_id=key).state)
     assert (state, await conversations_of(person)) == ("stop", 0)
 
@@ -210,7 +210,7 @@ class Model:
         provider.default = self
 
     def __call__(self, request: Request) -> Any:
-        if request.body["messages"][0]["content"] == head("summary").text:
+        if request.body["messages"][0]["content"] == system_prompt("summary").text:
             self.summaries.append(request.body)
             return f"SUMMARY {len(self.summaries)}"
         self.answers.append(request.body)
@@ -227,8 +227,8 @@ async def test_a_long_conversation_is_summarised_once_and_nothing_is_lost(
     tight: str, person: Person, provider: Provider
 ) -> None:
     model = Model(provider)
-    streams: list[Stream] = []
-    async with chatting(tight, person) as client:
+    streams: list[ClientStream] = []
+    async with connect(tight, person) as client:
         place = None
         for number in range(12):
             named = {"conversation_id": place} if place else {}
@@ -239,7 +239,7 @@ async def test_a_long_conversation_is_summarised_once_and_nothing_is_lost(
             }
             assert covered(model, model.answers[-1]) == everything
     assert 1 < len(model.summaries) < 4
-    assert all(ending(stream)["finish"] == "stop" for stream in streams)
+    assert all(end_frame(stream)["finish"] == "stop" for stream in streams)
     made = f"SUMMARY {len(model.summaries)}"
     assert made in tail(model.answers[-1])
     assert model.answers[-1]["messages"][-1]["content"].startswith("fact q11")
@@ -248,7 +248,7 @@ async def test_a_long_conversation_is_summarised_once_and_nothing_is_lost(
     assert "SUMMARY 1" in str(model.summaries[1])
     facts = [fact for body in model.summaries for fact in re.findall(r"fact (?:q?\d+)", str(body))]
     assert len(facts) == len(set(facts))
-    summing = next(stream for stream in streams if ending(stream)["usage"]["model_calls"] == 2)
+    summing = next(stream for stream in streams if end_frame(stream)["usage"]["model_calls"] == 2)
     assert "Summing up what was said before" in [
         frame.get("label") for frame in summing.frames if frame["type"] == "stream_status"
     ]
@@ -262,7 +262,7 @@ async def test_a_long_history_that_a_client_brings_is_summarised_once(
         {"role": "user" if place % 2 == 0 else "assistant", "content": f"fact q{place}: " + "y" * 100}
         for place in range(12)
     ]
-    async with chatting(tight, person) as client:
+    async with connect(tight, person) as client:
         first = await client.say("and then?", conversation_history=history)
         assert covered(model, model.answers[-1]) == {f"fact q{place}" for place in range(12)}
         more = [
@@ -271,7 +271,7 @@ async def test_a_long_history_that_a_client_brings_is_summarised_once(
         ]
         second = await client.say("and now?", conversation_history=history + more)
     assert len(model.summaries) == 1
-    assert (ending(first)["usage"]["model_calls"], ending(second)["usage"]["model_calls"]) == (2, 1)
+    assert (end_frame(first)["usage"]["model_calls"], end_frame(second)["usage"]["model_calls"]) == (2, 1)
     assert "SUMMARY 1" in tail(model.answers[0])
     assert "SUMMARY 1" in tail(model.answers[1])
     assert spoken(model.answers[1])[-3:] == [
@@ -285,7 +285,7 @@ async def test_one_users_summary_is_not_anothers(tight: str, person: Person, pro
     model = Model(provider)
     history = [{"role": "user", "content": long(place)} for place in range(12)]
     for someone in (person, await db.run(somebody)):
-        async with chatting(tight, someone) as client:
+        async with connect(tight, someone) as client:
             await client.say("and then?", conversation_history=history)
     assert len(model.summaries) == 2
 
@@ -294,16 +294,16 @@ async def test_a_history_that_cannot_be_summarised_ends_the_turn_and_is_kept(
     tight: str, person: Person, provider: Provider
 ) -> None:
     model = Model(provider)
-    async with chatting(tight, person) as client:
+    async with connect(tight, person) as client:
         place = conversation_of(await client.say(long(1)))
         for number in range(2, 6):
             await client.say(long(number), conversation_id=place)
         provider.script(Fail(400))
-        failed = ending(await client.say("and then?", conversation_id=place))
+        failed = end_frame(await client.say("and then?", conversation_id=place))
         assert (failed["finish"], failed["code"]) == ("error", "model_rejected")
         assert model.summaries == []
         # The next turn tries again.
-        assert ending(await client.say("and now?", conversation_id=place))["finish"] == "stop"
+        assert end_frame(await client.say("and now?", conversation_id=place))["finish"] == "stop"
     assert len(model.summaries) == 1
     assert "fact 1" in str(model.summaries)
     assert "and then?" in str(spoken(model.answers[-1]))

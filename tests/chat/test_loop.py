@@ -10,9 +10,9 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.tools import BaseTool, ToolException, tool
 
 from adiuva import llm
-from chat.agent_loop import Assistant, Limit, Voice, Work, converse, to_wire
-from chat.prompts import head
-from tests.chat.chat_client import Rows, chatting, ending, tight_web, told
+from chat.agent_loop import Assistant, LimitReached, OutputHooks, TurnContext, run_agent_loop, to_wire
+from chat.prompts import system_prompt
+from tests.chat.chat_client import DeviceRows, connect, end_frame, prompt_messages, small_limits_web
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Provider, Say
 from tests.server_processes import Stack
@@ -42,16 +42,16 @@ async def test_a_specialist_works_with_its_own_prompt_and_without_the_conversati
         {"role": "user", "content": "my cat is called Tiger"},
         {"role": "assistant", "content": "A fine name."},
     ]
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         stream = await client.say("remind me to call Bob", conversation_history=history)
-    end = ending(stream)
+    end = end_frame(stream)
 
     assert stream.text == "One moment.\n\nIt is on your list."
     assert end["usage"] == {"input_tokens": 28, "output_tokens": 20, "model_calls": 4}
     assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["Call Bob"]
     home, specialist, again, last = (call.body for call in provider.chats)
-    assert home["messages"][0]["content"] == head("home").text
-    assert specialist["messages"][0] == {"role": "system", "content": head("tasks").text}
+    assert home["messages"][0]["content"] == system_prompt("home").text
+    assert specialist["messages"][0] == {"role": "system", "content": system_prompt("tasks").text}
     assert [message["role"] for message in specialist["messages"]] == ["system", "system", "user"]
     assert specialist["messages"][1]["content"].startswith("Now: ")
     assert specialist["messages"][2]["content"] == "Create a task Call Bob, due 2026-12-01"
@@ -61,31 +61,35 @@ async def test_a_specialist_works_with_its_own_prompt_and_without_the_conversati
     names = {schema["function"]["name"] for schema in specialist["tools"]}
     assert "create_task" in names
     assert names.isdisjoint({"task", "create_note"})
-    assert told(again)[0].startswith("Created the task Call Bob [id ")
-    assert told(last) == ["Created Call Bob [id 1]."]
+    assert prompt_messages(again)[0].startswith("Created the task Call Bob [id ")
+    assert prompt_messages(last) == ["Created Call Bob [id 1]."]
 
 
 async def test_specialists_work_side_by_side(chat_web: str, person: Person, provider: Provider) -> None:
     def answer(request: Any) -> Any:
         messages = request.body["messages"]
-        if messages[0]["content"] == head("home").text:
-            if told(request.body):
-                return f"Both: {told(request.body)}"
+        if messages[0]["content"] == system_prompt("home").text:
+            if prompt_messages(request.body):
+                return f"Both: {prompt_messages(request.body)}"
             return Say(
                 calls=[
                     Call("task", {"agent": "tasks", "request": "list"}),
                     Call("task", {"agent": "notes", "request": "list"}),
                 ]
             )
-        mine = "tasks" if messages[0]["content"] == head("tasks").text else "notes"
-        return f"{mine} say {told(request.body)[0]}" if told(request.body) else Call(f"list_{mine}")
+        mine = "tasks" if messages[0]["content"] == system_prompt("tasks").text else "notes"
+        return (
+            f"{mine} say {prompt_messages(request.body)[0]}"
+            if prompt_messages(request.body)
+            else Call(f"list_{mine}")
+        )
 
     provider.default = answer
-    rows = Rows(tasks=[TASK], notes=[{"id": "n1", "title": "Minutes", "content": "x"}])
-    async with chatting(chat_web, person, rows) as client:
+    rows = DeviceRows(tasks=[TASK], notes=[{"id": "n1", "title": "Minutes", "content": "x"}])
+    async with connect(chat_web, person, rows) as client:
         stream = await client.say("what is there?")
-    assert ending(stream)["usage"]["model_calls"] == 6
-    tasks, notes = told(provider.last)
+    assert end_frame(stream)["usage"]["model_calls"] == 6
+    tasks, notes = prompt_messages(provider.last)
     assert tasks.startswith("tasks say 1 task:")
     assert notes.startswith("notes say 1 note:")
 
@@ -95,9 +99,9 @@ async def test_a_specialists_calls_count_against_the_turns_limit(
 ) -> None:
     provider.script(Say("I hand it over.", calls=[HAND_OVER]))
     provider.default = Call("list_tasks")
-    async with chatting(tight_web(stack, provider), person) as client:
+    async with connect(small_limits_web(stack, provider), person) as client:
         stream = await client.say("remind me to call Bob")
-    end = ending(stream)
+    end = end_frame(stream)
     assert (end["finish"], end["code"], end["usage"]["model_calls"]) == ("limit", "too_many_model_calls", 4)
     assert len(provider.chats) == 4
     assert stream.text == "I hand it over."
@@ -107,14 +111,14 @@ async def test_a_specialists_write_is_waited_for_when_its_turn_is_cancelled(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     provider.script(HAND_OVER, Call("create_task", {"title": "Call Bob"}))
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         client.silent = True
         key = await client.ask("remind me to call Bob")
         await client.until(lambda: bool(client.unanswered))
         await client.cancel(key)
         await client.settled()
         await client.catch_up()
-        end = ending(await client.ended(key))
+        end = end_frame(await client.ended(key))
     assert end["finish"] == "cancelled"
     assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["Call Bob"]
 
@@ -143,7 +147,7 @@ def decline() -> str:
 @tool
 def exhaust() -> str:
     """Come to a limit."""
-    raise Limit("deadline")
+    raise LimitReached("deadline")
 
 
 class Talk:
@@ -151,12 +155,14 @@ class Talk:
 
     def __init__(self, provider: Provider, *tools: BaseTool, max_model_calls: int = 16) -> None:
         self.said: list[str] = []
-        self.work = Work(llm.chat_model(provider.settings()), max_model_calls)
-        self.assistant = Assistant(head("home"), tools)
+        self.work = TurnContext(llm.chat_model(provider.settings()), max_model_calls)
+        self.assistant = Assistant(system_prompt("home"), tools)
         self.messages: list[BaseMessage] = [SystemMessage("Be brief."), HumanMessage("Do it.")]
 
     async def run(self) -> str:
-        return await converse(self.assistant, self.messages, self.work, Voice(say=self.said.append))
+        return await run_agent_loop(
+            self.assistant, self.messages, self.work, OutputHooks(on_text=self.said.append)
+        )
 
     @property
     def results(self) -> list[tuple[str, str]]:
@@ -194,7 +200,7 @@ async def test_a_tool_that_breaks_is_told_without_its_words(model: Provider) -> 
 
 async def test_a_limit_inside_of_a_tool_is_the_turns(model: Provider) -> None:
     model.script(Say(calls=[Call("add", {"a": 1, "b": 1}), Call("exhaust")]))
-    with pytest.raises(Limit, match="deadline"):
+    with pytest.raises(LimitReached, match="deadline"):
         await Talk(model, add, exhaust).run()
 
 
@@ -236,7 +242,7 @@ async def test_more_calls_than_may_be_made_at_once_are_refused_one_by_one(model:
 
 async def test_the_model_is_called_so_often_and_no_more(model: Provider) -> None:
     model.default = Call("add", {"a": 1, "b": 1})
-    with pytest.raises(Limit, match="too_many_model_calls"):
+    with pytest.raises(LimitReached, match="too_many_model_calls"):
         await Talk(model, add, max_model_calls=3).run()
     assert len(model.chats) == 3
 

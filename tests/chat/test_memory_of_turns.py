@@ -21,8 +21,8 @@ from chat import conversations
 from chat.models import Conversation
 from memory import entries, exchanges, fact_extraction, recall
 from memory.models import Embedding, Entry, EntrySource, Exchange, Memory, Receipt, Tier
-from tests.chat.chat_client import Client, Stream, chatting, conversation_of
-from tests.chat.factories import a_conversation, a_turn, asked, begun, finish
+from tests.chat.chat_client import ChatClient, ClientStream, connect, conversation_of
+from tests.chat.factories import claim, finish_turn, make_conversation, make_request, make_turn
 from tests.factories import Person, somebody
 from tests.fakes.provider import Fail, Provider, Request
 from tests.socket_client import PATIENCE_S
@@ -90,7 +90,7 @@ async def recorded(person: Person) -> None:
             await asyncio.sleep(0.01)
 
 
-async def talk(client: Client, person: Person, messages: list[str]) -> Stream:
+async def talk(client: ChatClient, person: Person, messages: list[str]) -> ClientStream:
     """All in one conversation; what was said is read now and then."""
     fields: dict[str, Any] = {}
     for place, message in enumerate(messages):
@@ -138,7 +138,7 @@ NOTHING = dict.fromkeys(("entries", "embeddings", "exchanges", "sources", "recei
 
 def test_what_changes_in_thirty_turns_is_known_as_it_is_and_as_it_was(chat_web: str, person: Person) -> None:
     async def conversation() -> str:
-        async with chatting(chat_web, person) as client:
+        async with connect(chat_web, person) as client:
             return conversation_of(await talk(client, person, THIRTY))
 
     place = run(conversation())
@@ -194,7 +194,7 @@ def test_what_changes_in_thirty_turns_is_known_as_it_is_and_as_it_was(chat_web: 
 
 def test_a_private_message_leaves_nothing(chat_web: str, person: Person, provider: Provider) -> None:
     async def conversation() -> None:
-        async with chatting(chat_web, person) as client:
+        async with connect(chat_web, person) as client:
             open_ = await client.say("Hello")
             place = conversation_of(open_)
             await recorded(person)
@@ -207,7 +207,7 @@ def test_a_private_message_leaves_nothing(chat_web: str, person: Person, provide
             assert (await db.run(heard, row)).answer == ""
             await recorded(person)
             await asyncio.to_thread(Exchange.objects.filter(user_id=person.id).delete)
-        async with chatting(chat_web, person, protocol=1, device_id="old") as client:
+        async with connect(chat_web, person, protocol=1, device_id="old") as client:
             await client.say("I bill 80 euros", memory=False)
 
     run(conversation())
@@ -219,7 +219,7 @@ def test_a_private_message_leaves_nothing(chat_web: str, person: Person, provide
 
 def test_a_conversation_that_began_private_stays_so(chat_web: str, person: Person) -> None:
     async def conversation() -> str:
-        async with chatting(chat_web, person) as client:
+        async with connect(chat_web, person) as client:
             stream = await client.say("My name is Ada.", memory=False)
             await client.say("I live in Turin", conversation_id=conversation_of(stream))
             return conversation_of(stream)
@@ -234,7 +234,7 @@ def test_a_conversation_that_began_private_stays_so(chat_web: str, person: Perso
         assert rest.patch(f"/chat/conversations/{place}", json={"memory": "perhaps"}).status_code == 400
 
     async def more() -> None:
-        async with chatting(chat_web, person) as client:
+        async with connect(chat_web, person) as client:
             await client.say("I live in Milan", conversation_id=place)
             await recorded(person)
 
@@ -246,7 +246,7 @@ def test_a_conversation_that_is_switched_off_lets_go_of_what_was_not_read(
     chat_web: str, person: Person
 ) -> None:
     Memory.objects.create(pk=person.id)
-    place = a_conversation(person.id, ("My name is Ada.", "Hello Ada."))
+    place = make_conversation(person.id, ("My name is Ada.", "Hello Ada."))
     with person.rest(chat_web) as rest:
         rest.patch(f"/chat/conversations/{place.pk}", json={"memory": False})
     assert not Conversation.objects.get(pk=place.pk).memory
@@ -257,9 +257,9 @@ def test_a_memory_that_is_off_keeps_nothing(chat_web: str, person: Person) -> No
     Memory.objects.create(pk=person.id, enabled=False)
 
     async def conversation() -> None:
-        async with chatting(chat_web, person) as client:
+        async with connect(chat_web, person) as client:
             await client.say("My name is Ada.")
-        async with chatting(chat_web, person, protocol=1, device_id="old") as client:
+        async with connect(chat_web, person, protocol=1, device_id="old") as client:
             await client.say("I live in Turin")
 
     run(conversation())
@@ -268,7 +268,7 @@ def test_a_memory_that_is_off_keeps_nothing(chat_web: str, person: Person) -> No
 
 def test_requests_whose_chat_the_device_keeps_are_remembered_too(chat_web: str, person: Person) -> None:
     async def conversation() -> None:
-        async with chatting(chat_web, person, protocol=1, device_id="old") as client:
+        async with connect(chat_web, person, protocol=1, device_id="old") as client:
             await client.say("My name is Ada.")
             await client.say("I live in Turin", conversation_history=[{"role": "user", "content": "Hello"}])
             with person.rest(chat_web) as rest:
@@ -290,7 +290,7 @@ def test_a_turn_that_answered_nothing_is_not_kept(chat_web: str, person: Person,
     provider.script(Fail(401))
 
     async def conversation() -> None:
-        async with chatting(chat_web, person) as client:
+        async with connect(chat_web, person) as client:
             await client.say("My name is Ada.")
 
     run(conversation())
@@ -298,14 +298,19 @@ def test_a_turn_that_answered_nothing_is_not_kept(chat_web: str, person: Person,
 
 
 def test_it_costs_a_turn_one_statement(person: Person) -> None:
-    first = a_turn(person.id)
+    first = make_turn(person.id)
     counts = []
-    for fields in ({}, {"memory": False}, {"keeps": False}, {"keeps": False, "memory": False}):
-        place = None if "keeps" in fields else str(first.conversation_id)
-        request = asked(person.id, "My name is Ada.", conversation_id=place, **fields)
-        turn = begun(request)
+    for fields in (
+        {},
+        {"memory": False},
+        {"starts_conversation": False},
+        {"starts_conversation": False, "memory": False},
+    ):
+        place = None if "starts_conversation" in fields else str(first.conversation_id)
+        request = make_request(person.id, "My name is Ada.", conversation_id=place, **fields)
+        turn = claim(request)
         with CaptureQueriesContext(connection) as queries:
-            finish(request, turn, steered=["And I live in Turin."])
+            finish_turn(request, turn, steered=["And I live in Turin."])
         counts.append(len(queries))
     assert counts[0] - counts[1] == counts[2] - counts[3] == 1
     assert counts[2] == 2
@@ -320,12 +325,12 @@ def test_it_costs_a_turn_one_statement(person: Person) -> None:
 def test_deleting_and_recording_at_once_leave_nothing_and_wait_for_nobody(person: Person) -> None:
     """Locks are taken in one order: conversations are deleted while they are read and written."""
     places = [
-        a_conversation(person.id, ("My name is Ada.", "Hello."), ("I live in Turin", "Fine."))
+        make_conversation(person.id, ("My name is Ada.", "Hello."), ("I live in Turin", "Fine."))
         for _ in range(8)
     ]
 
     async def work() -> None:
-        more = [db.run(a_turn, person.id, "I bill 80 euros", conversation_id=None) for _ in range(4)]
+        more = [db.run(make_turn, person.id, "I bill 80 euros", conversation_id=None) for _ in range(4)]
         gone = [db.run(conversations.delete, conversation=place) for place in places]
         await asyncio.gather(fact_extraction.extract_facts(person.id), *more, *gone)
         await recorded(person)

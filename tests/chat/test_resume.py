@@ -17,17 +17,17 @@ from adiuva.core import db
 from adiuva.embedded.valkey import Valkey
 from chat.models import Turn
 from tests.chat.chat_client import (
-    Client,
+    ChatClient,
+    ClientStream,
+    DeviceRows,
     Frame,
-    Rows,
-    Stream,
-    Tap,
-    chatting,
+    FrameTap,
+    connect,
     conversation_of,
-    ending,
-    everything,
-    kept,
-    reached,
+    dump_redis,
+    end_frame,
+    stored_messages,
+    wait_for,
 )
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Provider, Say
@@ -53,12 +53,12 @@ def another(stack: Stack, provider: Provider, server: str = "uvicorn", **env: st
     return stack.web(server, ADIUVA_PING_S="29", **env)
 
 
-async def resume(client: Client, key: str, after: int) -> None:
-    client.streams[key] = Stream()
+async def resume(client: ChatClient, key: str, after: int) -> None:
+    client.streams[key] = ClientStream()
     await client.socket.send({"type": "stream_resume", "request_id": key, "after": after})
 
 
-async def heard_to(client: Client, key: str, seq: int) -> list[Frame]:
+async def heard_to(client: ChatClient, key: str, seq: int) -> list[Frame]:
     """All frames of a request, up to this one."""
     await client.until(lambda: key in client.streams and client.streams[key].seq >= seq)
     return client.streams[key].frames
@@ -73,10 +73,10 @@ async def row_of(person: Person, key: str) -> Turn:
     return await db.run(Turn.objects.get, user_id=person.id, request_id=key)
 
 
-async def flowing(client: Client, tap: Tap, pieces: int = 20) -> str:
+async def flowing(client: ChatClient, tap: FrameTap, pieces: int = 20) -> str:
     """A turn that has said something and waits for its model to go on."""
     key = await client.ask("tell me a lot")
-    await reached(tap.reached)
+    await wait_for(tap.reached)
     for _ in range(pieces):
         seq = client.streams[key].seq if key in client.streams else -1
         tap.open(1)
@@ -93,23 +93,23 @@ async def test_an_answer_survives_fifty_drops_between_two_processes(
 ) -> None:
     other_web = another(stack, provider, server)
     words = [f"{number} 🌱 wörds,\n" if number % 50 == 0 else f"word {number}, " for number in range(5000)]
-    first = Tap([*words[:2500], "half."], calls=[Call("create_task", {"title": "Second"})])
-    second = Tap([*words[2500:], "end."])
+    first = FrameTap([*words[:2500], "half."], calls=[Call("create_task", {"title": "Second"})])
+    second = FrameTap([*words[2500:], "end."])
     provider.script(Call("create_task", {"title": "First"}), first, second)
-    rows, heard, key = Rows(), Stream(), "a request"
+    rows, heard, key = DeviceRows(), ClientStream(), "a request"
     places = 0
 
     for drop in range(51):
         position = [] if drop == 0 else [{"request_id": key, "after": heard.seq}]
         base = (chat_web, other_web)[drop % 2]
-        async with chatting(base, person, rows, streams=position) as client:
+        async with connect(base, person, rows, streams=position) as client:
             client.streams[key] = heard
             if drop == 0:
                 client.silent = True
                 await client.ask("tell me a lot", key)
                 await client.until(lambda: client.unanswered != [])  # it drops with a call in its hands
             elif drop == 1:
-                await reached(first.reached)  # the call was answered on the other process
+                await wait_for(first.reached)  # the call was answered on the other process
             elif drop == 50:
                 for tap in (first, second):
                     tap.open()
@@ -121,17 +121,17 @@ async def test_an_answer_survives_fifty_drops_between_two_processes(
                 places += 25
                 if places == 2500:
                     first.open()
-                    await reached(second.reached)
+                    await wait_for(second.reached)
                 await heard_to(client, key, seq + 1)
             client.socket.ws.transport.abort()
-    end = ending(heard)
+    end = end_frame(heard)
     assert heard.text == "".join(first.pieces) + "\n\n" + "".join(second.pieces)
     assert end["finish"] == "stop"
     assert heard.kinds().count("stream_start") == 1
     assert [row["title"] for row in rows.tables["tasks"]] == ["First", "Second"]
     assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["First", "Second"]
     assert len(provider.chats) == 3
-    said = await kept(chat_web, person, conversation_of(heard))
+    said = await stored_messages(chat_web, person, conversation_of(heard))
     assert [message["text"] for message in said] == ["tell me a lot", heard.text]
 
 
@@ -142,20 +142,20 @@ async def test_an_answer_survives_fifty_drops_between_two_processes(
 async def test_a_running_stream_is_resumed_after_every_frame(
     chat_web: str, other_web: str, provider: Provider, person: Person, elsewhere: bool
 ) -> None:
-    tap = Tap(PIECES)
+    tap = FrameTap(PIECES)
     provider.script(tap)
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         key = await flowing(client, tap)
         frames = list(client.streams[key].frames)
         last = client.streams[key].seq
         assert last > 5
         base = other_web if elsewhere else chat_web
-        async with chatting(base, person, device_id="phone") as phone:
+        async with connect(base, person, device_id="phone") as phone:
             for seq in range(-1, last):
                 await resume(phone, key, seq)
                 assert await heard_to(phone, key, last) == after(frames, seq)
             tap.open()
-            end = ending(await client.ended(key))
+            end = end_frame(await client.ended(key))
             assert await heard_to(phone, key, end["seq"]) == after(client.streams[key].frames, last - 1)
     assert client.streams[key].text == "".join(PIECES)
 
@@ -164,14 +164,14 @@ async def test_a_running_stream_is_resumed_after_every_frame(
 async def test_an_ended_stream_is_resumed_from_the_log_after_every_frame(
     chat_web: str, other_web: str, provider: Provider, person: Person, elsewhere: bool
 ) -> None:
-    tap = Tap(PIECES)
+    tap = FrameTap(PIECES)
     provider.script(tap)
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         key = await flowing(client, tap)
         tap.open()
-        end = ending(await client.ended(key))
+        end = end_frame(await client.ended(key))
         frames = client.streams[key].frames
-    async with chatting(other_web if elsewhere else chat_web, person) as client:
+    async with connect(other_web if elsewhere else chat_web, person) as client:
         for seq in range(-1, end["seq"]):
             await resume(client, key, seq)
             assert await heard_to(client, key, end["seq"]) == after(frames, seq)
@@ -183,9 +183,9 @@ async def test_an_ended_stream_is_resumed_from_the_log_after_every_frame(
 async def test_a_hello_brings_all_streams_back(
     chat_web: str, other_web: str, provider: Provider, person: Person, elsewhere: bool
 ) -> None:
-    tap = Tap(PIECES)
+    tap = FrameTap(PIECES)
     provider.script("A short answer.", tap)
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         done = await client.say("hello")
         ended = done.frames[0]["request_id"]
         running = await flowing(client, tap)
@@ -196,7 +196,7 @@ async def test_a_hello_brings_all_streams_back(
         {"request_id": running, "after": seen},
         {"request_id": "never made", "after": 3},
     ]
-    async with chatting(other_web if elsewhere else chat_web, person, streams=lost) as client:
+    async with connect(other_web if elsewhere else chat_web, person, streams=lost) as client:
         await client.until(lambda: client.errors != [])
         assert (client.errors[0]["code"], client.errors[0]["ref"]) == ("not_running", "never made")
         assert (await client.ended(ended)).frames == done.frames
@@ -209,13 +209,13 @@ async def test_a_hello_brings_all_streams_back(
 async def test_a_stream_that_is_not_ones_own_or_was_never_made_is_not_running(
     chat_web: str, other_web: str, provider: Provider, person: Person
 ) -> None:
-    tap = Tap(PIECES)
+    tap = FrameTap(PIECES)
     provider.script(tap)
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         key = await flowing(client, tap)
         stranger = await db.run(somebody)
         for base in (chat_web, other_web):
-            async with chatting(base, stranger) as other:
+            async with connect(base, stranger) as other:
                 for wanted in (key, "never made"):
                     await resume(other, wanted, -1)
                     await other.until(lambda: other.errors != [])
@@ -230,18 +230,18 @@ async def test_a_stream_whose_log_is_gone_has_expired(
     chat_web: str, other_web: str, provider: Provider, person: Person
 ) -> None:
     provider.script("Hello.")
-    async with chatting(chat_web, person) as client, Redis.from_url(settings.REDIS_URL) as redis:
+    async with connect(chat_web, person) as client, Redis.from_url(settings.REDIS_URL) as redis:
         stream = await client.say("hello")
         key = stream.frames[0]["request_id"]
         await logged(redis, person)
         await age(person, key)
         await forget(redis, person)
         for base in (chat_web, other_web):
-            async with chatting(base, person, device_id="phone") as phone:
+            async with connect(base, person, device_id="phone") as phone:
                 await resume(phone, key, -1)
                 await phone.until(lambda: phone.errors != [])
                 assert (phone.errors[0]["code"], phone.errors[0]["ref"]) == ("stream_expired", key)
-            async with chatting(base, person, device_id="old", protocol=1) as old:
+            async with connect(base, person, device_id="old", protocol=1) as old:
                 # It knows no error frames: it is told in words, and its request ends.
                 await old.ask("hello", key)
                 assert (await old.ended(key)).kinds() == ["stream_start", "stream_text", "stream_end"]
@@ -279,21 +279,21 @@ async def age(person: Person, key: str) -> None:
 async def test_a_request_that_is_made_again_joins_its_turn(
     chat_web: str, other_web: str, provider: Provider, person: Person, elsewhere: bool, protocol: int
 ) -> None:
-    tap = Tap(PIECES)
+    tap = FrameTap(PIECES)
     provider.script(tap)
     base = other_web if elsewhere else chat_web
-    async with chatting(chat_web, person, protocol=protocol) as client:
+    async with connect(chat_web, person, protocol=protocol) as client:
         key = await client.ask("tell me a lot")
-        await reached(tap.reached)
+        await wait_for(tap.reached)
         tap.open(20)
         await client.until(lambda: key in client.streams and client.streams[key].text != "")
-        async with chatting(base, person, protocol=protocol, device_id="phone") as phone:
+        async with connect(base, person, protocol=protocol, device_id="phone") as phone:
             await phone.ask("tell me a lot", key)
             await phone.until(lambda: key in phone.streams and phone.streams[key].text != "")
             tap.open()
             await client.ended(key)
             await phone.ended(key)
-        async with chatting(base, person, protocol=protocol, device_id="tablet") as tablet:
+        async with connect(base, person, protocol=protocol, device_id="tablet") as tablet:
             await tablet.ask("tell me a lot", key)
             await tablet.ended(key)
     said = client.streams[key].frames
@@ -310,14 +310,14 @@ async def test_a_request_that_is_made_again_joins_its_turn(
 async def test_a_turn_whose_process_is_killed_ends_as_lost_for_all_who_follow(
     stack: Stack, other_web: str, provider: Provider, person: Person
 ) -> None:
-    tap = Tap(PIECES)
+    tap = FrameTap(PIECES)
     provider.script(tap)
     victim = stack.web(ADIUVA_PING_S="28")
     async with AsyncExitStack() as sockets:
-        client = await sockets.enter_async_context(chatting(victim, person))
+        client = await sockets.enter_async_context(connect(victim, person))
         key = await flowing(client, tap)
         followers = [
-            await sockets.enter_async_context(chatting(other_web, person, device_id=f"phone {number}"))
+            await sockets.enter_async_context(connect(other_web, person, device_id=f"phone {number}"))
             for number in range(2)
         ]
         for follower in followers:
@@ -326,12 +326,12 @@ async def test_a_turn_whose_process_is_killed_ends_as_lost_for_all_who_follow(
         async with Redis.from_url(settings.REDIS_URL) as redis:
             await logged(redis, person)
         stack.kill(victim)
-        late = await sockets.enter_async_context(chatting(other_web, person, device_id="tablet"))
+        late = await sockets.enter_async_context(connect(other_web, person, device_id="tablet"))
         await resume(late, key, -1)
-        ends = [ending(await one.ended(key)) for one in (*followers, late)]
-        later = await sockets.enter_async_context(chatting(other_web, person, device_id="desk"))
+        ends = [end_frame(await one.ended(key)) for one in (*followers, late)]
+        later = await sockets.enter_async_context(connect(other_web, person, device_id="desk"))
         await resume(later, key, -1)
-        ends.append(ending(await later.ended(key)))
+        ends.append(end_frame(await later.ended(key)))
     assert {(end["finish"], end["code"]) for end in ends} == {("error", "turn_lost")}
     for follower in followers:
         assert follower.streams[key].frames[:-1] == client.streams[key].frames
@@ -346,29 +346,29 @@ async def test_a_turn_whose_process_is_killed_ends_as_lost_for_all_who_follow(
 async def test_the_late_end_of_a_process_that_was_thought_dead_does_no_harm(
     chat_web: str, other_web: str, provider: Provider, person: Person
 ) -> None:
-    tap = Tap(PIECES)
+    tap = FrameTap(PIECES)
     provider.script(tap)
     async with AsyncExitStack() as sockets:
-        client = await sockets.enter_async_context(chatting(chat_web, person))
+        client = await sockets.enter_async_context(connect(chat_web, person))
         key = await flowing(client, tap)
         await db.run(Turn.objects.filter(user_id=person.id).update, owner="turns.nobody")
         phones = [
-            await sockets.enter_async_context(chatting(other_web, person, device_id=f"phone {number}"))
+            await sockets.enter_async_context(connect(other_web, person, device_id=f"phone {number}"))
             for number in range(3)
         ]
         for phone in phones:  # all say at once that it is lost
             await resume(phone, key, -1)
-        ends = [ending(await phone.ended(key)) for phone in phones]
+        ends = [end_frame(await phone.ended(key)) for phone in phones]
         assert {(end["finish"], end["code"]) for end in ends} == {("error", "turn_lost")}
         tap.open()
-        assert ending(await client.ended(key))["finish"] == "stop"  # who was there hears all of it
+        assert end_frame(await client.ended(key))["finish"] == "stop"  # who was there hears all of it
         assert client.streams[key].text == "".join(PIECES)
         async with Redis.from_url(settings.REDIS_URL) as redis:
             parts = -1
             while parts != (parts := sum([await redis.llen(log) for log in await keys(redis, person)])):
                 await client.settled()
         await resume(phones[0], key, -1)
-        assert ending(await phones[0].ended(key))["code"] == "turn_lost"
+        assert end_frame(await phones[0].ended(key))["code"] == "turn_lost"
         assert "".join(PIECES).startswith(phones[0].streams[key].text)
     row = await row_of(person, key)
     assert (row.state, row.code) == ("error", "turn_lost")
@@ -381,11 +381,11 @@ async def test_the_late_end_of_a_process_that_was_thought_dead_does_no_harm(
 async def test_connections_to_redis_that_are_killed_cost_no_byte(
     chat_web: str, other_web: str, provider: Provider, person: Person, kind: str
 ) -> None:
-    tap = Tap([f"word {number}, " for number in range(400)])
+    tap = FrameTap([f"word {number}, " for number in range(400)])
     provider.script(tap)
     async with (
-        chatting(chat_web, person) as client,
-        chatting(other_web, person, device_id="phone") as phone,
+        connect(chat_web, person) as client,
+        connect(other_web, person, device_id="phone") as phone,
         Redis.from_url(settings.REDIS_URL) as redis,
     ):
         key = await flowing(client, tap)
@@ -398,8 +398,8 @@ async def test_connections_to_redis_that_are_killed_cost_no_byte(
             tap.open(10)
             await heard_to(client, key, seq + 1)
         tap.open()
-        end = ending(await client.ended(key))
-        ending(await phone.ended(key))
+        end = end_frame(await client.ended(key))
+        end_frame(await phone.ended(key))
         assert phone.streams[key].frames == client.streams[key].frames
         assert phone.streams[key].text == "".join(tap.pieces)
         await resume(phone, key, -1)
@@ -425,13 +425,13 @@ async def test_a_redis_that_restarts_empty_in_mid_stream_costs_no_byte(
 ) -> None:
     server, url = valkey
     own = Stack(committed_db, tmp_path / "logs", **model_of(provider))
-    tap = Tap([f"word {number}, " for number in range(400)])
+    tap = FrameTap([f"word {number}, " for number in range(400)])
     provider.script(tap)
     try:
         bases = [own.web(REDIS_URL=url, ADIUVA_PING_S=ping) for ping in ("29", "28")]
         async with (
-            chatting(bases[0], person) as client,
-            chatting(bases[1], person, device_id="phone") as phone,
+            connect(bases[0], person) as client,
+            connect(bases[1], person, device_id="phone") as phone,
             Redis.from_url(url) as redis,
         ):
             key = await flowing(client, tap)
@@ -446,8 +446,8 @@ async def test_a_redis_that_restarts_empty_in_mid_stream_costs_no_byte(
             server.child.start()
             await asyncio.to_thread(_answering, server, url)
             tap.open()
-            end = ending(await client.ended(key))
-            ending(await phone.ended(key))
+            end = end_frame(await client.ended(key))
+            end_frame(await phone.ended(key))
             assert phone.streams[key].frames == client.streams[key].frames
             assert phone.streams[key].text == "".join(tap.pieces)
             await logged(redis, person)
@@ -478,9 +478,9 @@ def _answering(server: Valkey, url: str) -> None:
 async def test_the_log_is_written_in_batches(
     chat_web: str, other_web: str, provider: Provider, person: Person
 ) -> None:
-    tap = Tap([f"word {number}, " for number in range(300)])
+    tap = FrameTap([f"word {number}, " for number in range(300)])
     provider.script(tap)
-    async with chatting(chat_web, person) as client, Redis.from_url(settings.REDIS_URL) as redis:
+    async with connect(chat_web, person) as client, Redis.from_url(settings.REDIS_URL) as redis:
         before = await pushes(redis)
         key = await flowing(client, tap, pieces=299)
         tap.open()
@@ -494,26 +494,26 @@ async def test_redis_holds_nothing_of_a_chat_that_could_be_read(
     chat_web: str, other_web: str, provider: Provider, person: Person
 ) -> None:
     canary = "zzyzx-4711"
-    rows = Rows(tasks=[{"id": "3f2a9c01d4e54bb0", "title": canary, "status": "todo"}])
-    tap = Tap([f"It is called {canary}, ", "is it not?"])
+    rows = DeviceRows(tasks=[{"id": "3f2a9c01d4e54bb0", "title": canary, "status": "todo"}])
+    tap = FrameTap([f"It is called {canary}, ", "is it not?"])
     provider.script(
         Call("create_task", {"title": f"{canary} again"}),
         Call("delete_task", {"task_id": "3f2a9c01d4e54bb0"}),
         tap,
     )
     async with (
-        chatting(chat_web, person, rows) as client,
-        chatting(other_web, person, device_id="phone") as phone,
+        connect(chat_web, person, rows) as client,
+        connect(other_web, person, device_id="phone") as phone,
         Redis.from_url(settings.REDIS_URL) as redis,
     ):
         key = await client.ask(f"delete {canary}", f"about {canary}")
-        await reached(tap.reached)
+        await wait_for(tap.reached)
         await resume(phone, key, -1)
         tap.open()
         assert canary in (await phone.ended(key)).text
         assert (await client.ended(key)).end is not None
         await logged(redis, person)
-        found = await everything(redis)
+        found = await dump_redis(redis)
         assert str(person.id).encode() in found
         assert canary.encode() not in found
 
@@ -528,7 +528,7 @@ async def test_tokens_of_one_read_come_as_one_frame(
 ) -> None:
     words = [f"word {number}, " for number in range(50)]
     provider.script(Say(pieces=words))
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         stream = await client.say("tell me a lot")
     assert stream.text == "".join(words)
     assert stream.kinds().count("stream_text") <= 2  # what is held back for a moment may come behind
@@ -537,13 +537,13 @@ async def test_tokens_of_one_read_come_as_one_frame(
 async def test_a_client_that_does_not_read_slows_neither_its_turn_nor_others(
     chat_web: str, provider: Provider, person: Person
 ) -> None:
-    tap = Tap([f"word {number} of many, " for number in range(8000)])
+    tap = FrameTap([f"word {number} of many, " for number in range(8000)])
     provider.script(tap, "Hello.")
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         key = await client.ask("tell me a lot")
-        await reached(tap.reached)
+        await wait_for(tap.reached)
         client.socket.ws.transport.pause_reading()
-        async with chatting(chat_web, person, device_id="phone") as phone:
+        async with connect(chat_web, person, device_id="phone") as phone:
             await resume(phone, key, -1)
             for _ in range(40):
                 seq = phone.streams[key].seq
@@ -553,6 +553,6 @@ async def test_a_client_that_does_not_read_slows_neither_its_turn_nor_others(
             stream = await phone.ended(key)
             assert stream.text == "".join(tap.pieces)
             assert (await phone.say("hello")).text == "Hello."
-        assert client.streams.get(key, Stream()).end is None
+        assert client.streams.get(key, ClientStream()).end is None
         client.socket.ws.transport.resume_reading()
         assert (await client.ended(key)).frames == stream.frames

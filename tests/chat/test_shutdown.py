@@ -11,7 +11,15 @@ import pytest
 from adiuva.core import db
 from adiuva.embedded.processes import Child
 from chat.models import Turn
-from tests.chat.chat_client import Client, Rows, chatting, conversation_of, ending, kept, reached
+from tests.chat.chat_client import (
+    ChatClient,
+    DeviceRows,
+    connect,
+    conversation_of,
+    end_frame,
+    stored_messages,
+    wait_for,
+)
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Hold, Provider, Say
 from tests.server_processes import Stack
@@ -40,7 +48,7 @@ async def gone(child: Child) -> None:
     await asyncio.to_thread(child.wait, within_s=60)
 
 
-async def closed(client: Client) -> int | None:
+async def closed(client: ChatClient) -> int | None:
     await client.socket.ws.wait_closed()
     return client.socket.ws.close_code
 
@@ -52,29 +60,29 @@ async def test_a_running_turn_ends_in_order_and_nothing_of_it_is_lost(
 ) -> None:
     hold = Hold("never said")
     provider.script(RENAME, Say("I renamed it, and", calls=[Call("list_tasks")]), hold)
-    rows = Rows(tasks=[dict(TASK)])
+    rows = DeviceRows(tasks=[dict(TASK)])
     base = doomed(stack, provider, server)
     async with (
-        chatting(base, person, rows) as desk,
-        chatting(other_web, person, device_id="phone") as phone,
-        chatting(base, person, device_id="idle") as idle,
+        connect(base, person, rows) as session,
+        connect(other_web, person, device_id="phone") as phone,
+        connect(base, person, device_id="idle") as idle,
     ):
-        key = await desk.ask("rename it")
-        await reached(hold.reached)
+        key = await session.ask("rename it")
+        await wait_for(hold.reached)
         await phone.socket.send({"type": "stream_resume", "request_id": key, "after": -1})
         await phone.until(lambda: key in phone.streams and phone.streams[key].text != "")
         child = stack.end(base, by)
-        end = ending(await desk.ended(key))
-        assert ending(await phone.ended(key)) == end
-        assert (await closed(desk), await closed(idle)) == (1012, 1012)
+        end = end_frame(await session.ended(key))
+        assert end_frame(await phone.ended(key)) == end
+        assert (await closed(session), await closed(idle)) == (1012, 1012)
         await gone(child)
     assert (end["finish"], end["code"]) == ("error", "server_restarting")
     assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["Call Bob"]
-    async with chatting(other_web, person, rows, streams=[{"request_id": key, "after": -1}]) as desk:
-        assert (await desk.ended(key)).frames == phone.streams[key].frames
+    async with connect(other_web, person, rows, streams=[{"request_id": key, "after": -1}]) as session:
+        assert (await session.ended(key)).frames == phone.streams[key].frames
     row = await db.run(Turn.objects.get, request_id=key, user_id=person.id)
     assert (row.state, row.code, row.mutations) == ("error", "server_restarting", 1)
-    said = await kept(other_web, person, conversation_of(phone.streams[key]))
+    said = await stored_messages(other_web, person, conversation_of(phone.streams[key]))
     assert [message["text"] for message in said] == ["rename it", "I renamed it, and"]
     assert [mutation["table"] for mutation in said[-1]["mutations"]] == ["tasks"]
 
@@ -84,23 +92,23 @@ async def test_a_write_that_is_under_way_is_waited_for(
     stack: Stack, other_web: str, provider: Provider, person: Person, server: str
 ) -> None:
     provider.script(RENAME)
-    rows = Rows(tasks=[dict(TASK)])
+    rows = DeviceRows(tasks=[dict(TASK)])
     base = doomed(stack, provider, server)
-    async with chatting(base, person, rows) as desk:
-        desk.silent = True
-        key = await desk.ask("rename it")
-        await desk.until(lambda: desk.unanswered != [])
+    async with connect(base, person, rows) as session:
+        session.silent = True
+        key = await session.ask("rename it")
+        await session.until(lambda: session.unanswered != [])
         child = stack.end(base)
-        refused = await desk.say("and another thing")
-        while ending(refused)["finish"] == "stop":  # it has not heard yet that it is to end
-            refused = await desk.say("and another thing")
-        await desk.catch_up()
-        end = ending(await desk.ended(key))
-        assert await closed(desk) == 1012
+        refused = await session.say("and another thing")
+        while end_frame(refused)["finish"] == "stop":  # it has not heard yet that it is to end
+            refused = await session.say("and another thing")
+        await session.catch_up()
+        end = end_frame(await session.ended(key))
+        assert await closed(session) == 1012
         await gone(child)
     assert (end["finish"], end["code"]) == ("error", "server_restarting")
     assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["Call Bob"]
-    assert ending(refused)["code"] == "server_restarting"
+    assert end_frame(refused)["code"] == "server_restarting"
 
 
 @SERVERS
@@ -110,9 +118,9 @@ async def test_an_old_client_is_told_in_words(
     hold = Hold("never said")
     provider.script(hold)
     base = doomed(stack, provider, server)
-    async with chatting(base, person, protocol=1) as old:
+    async with connect(base, person, protocol=1) as old:
         key = await old.ask("tell me a lot")
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         child = stack.end(base)
         stream = await old.ended(key)
         assert await closed(old) == 1012
@@ -142,9 +150,9 @@ async def test_a_question_that_waits_for_a_whole_chat_over_rest_is_answered_with
             answer = rest.post("/chat", json={"message": "hello"})
             return answer.status_code, answer.json()
 
-    async with chatting(base, person):
+    async with connect(base, person):
         asking = asyncio.create_task(asyncio.to_thread(post))
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         child = stack.end(base)
         status, body = await asking
         await gone(child)

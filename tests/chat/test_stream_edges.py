@@ -20,7 +20,17 @@ from chat import stream_log
 from chat.models import Turn
 from chat.stream import Stream as TurnStream
 from chat.stream_log import StreamRecording
-from tests.chat.chat_client import CAPABILITIES, Client, Frame, Rows, Stream, Tap, chatting, ending, reached
+from tests.chat.chat_client import (
+    CAPABILITIES,
+    ChatClient,
+    ClientStream,
+    DeviceRows,
+    Frame,
+    FrameTap,
+    connect,
+    end_frame,
+    wait_for,
+)
 from tests.chat.test_resume import age, flowing, forget, logged, resume
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Hold, Provider
@@ -44,7 +54,7 @@ def person(committed_db: str) -> Person:
     return somebody()
 
 
-async def answer(client: Client, frame: Frame) -> Frame:
+async def answer(client: ChatClient, frame: Frame) -> Frame:
     """The error that a frame is answered with."""
     key = frame.get("request_id") or frame["id"]
     await client.socket.send(frame)
@@ -105,17 +115,17 @@ async def test_a_database_that_goes_leaves_nobody_without_an_answer(
 ) -> None:
     url = await wire.start()
     base = await asyncio.to_thread(lambda: stack.web(DATABASE_URL=url))
-    rows = Rows(tasks=[dict(TASK)])
+    rows = DeviceRows(tasks=[dict(TASK)])
     async with (
-        chatting(base, person, rows, capabilities=APPROVES) as client,
-        chatting(base, person, protocol=1, device_id="old") as old,
+        connect(base, person, rows, capabilities=APPROVES) as client,
+        connect(base, person, protocol=1, device_id="old") as old,
     ):
         provider.script("Hello.")
         await client.say("hello", request_id="over")
         hold = Hold(Call("delete_task", {"task_id": TASK["id"]}))
         provider.script(Call("list_tasks"), hold, "Done.")
         key = await client.ask("delete it")
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         wire.cut()
         # A turn that runs goes on: it is asked and answered, and only what it said is not kept.
         hold.release()
@@ -127,10 +137,10 @@ async def test_a_database_that_goes_leaves_nobody_without_an_answer(
             answer(client, {"type": "request_cancel", "request_id": "none 2"}),
             answer(client, {"type": "request_steer", "request_id": "none 3", "message": "more"}),
         )
-        end = ending(await client.ended(key))
+        end = end_frame(await client.ended(key))
         assert (client.streams[key].text, end["code"]) == ("Done.", "not_saved")
         assert [mutation["action"] for mutation in end["mutations"]] == ["delete"]
-        assert {error["code"] for error in errors} == {ending(again)["code"]} == {"unavailable"}
+        assert {error["code"] for error in errors} == {end_frame(again)["code"]} == {"unavailable"}
         assert told.kinds() == ["stream_start", "stream_text", "stream_end"]
         assert told.text == "The server cannot do this right now. Please try again in a moment."
 
@@ -144,25 +154,25 @@ async def test_a_row_that_nests_as_deep_as_a_frame_may_ends_up_in_an_end_that_ca
     deep: dict[str, Any] = {"x": 1}
     for _ in range(28):
         deep = {"x": deep}
-    rows = Rows(tasks=[{**TASK, "deep": deep}])
+    rows = DeviceRows(tasks=[{**TASK, "deep": deep}])
     hold = Hold("Done.")
     provider.script(RENAME, hold)
     async with (
-        chatting(chat_web, person, rows) as desk,
-        chatting(other_web, person, device_id="phone") as phone,
+        connect(chat_web, person, rows) as session,
+        connect(other_web, person, device_id="phone") as phone,
     ):
-        key = await desk.ask("rename it")
-        await reached(hold.reached)
+        key = await session.ask("rename it")
+        await wait_for(hold.reached)
         await resume(phone, key, -1)
         await phone.until(lambda: phone.streams[key].frames != [])
         hold.release()
-        end = ending(await desk.ended(key))
-        assert ending(await phone.ended(key)) == end
+        end = end_frame(await session.ended(key))
+        assert end_frame(await phone.ended(key)) == end
         async with Redis.from_url(settings.REDIS_URL) as redis:
             await logged(redis, person)
-        for client in (desk, phone):
+        for client in (session, phone):
             await resume(client, key, -1)
-            assert ending(await client.ended(key)) == end
+            assert end_frame(await client.ended(key)) == end
     assert [mutation["data"] for mutation in end["mutations"]] == [{"id": TASK["id"]}]
     assert parse_server(json.dumps(end)).type == "stream_end"
 
@@ -177,40 +187,40 @@ async def test_a_turn_that_is_lost_tells_what_it_had_changed(
 ) -> None:
     hold = Hold("never said")
     provider.script(RENAME, hold)
-    rows = Rows(tasks=[dict(TASK)])
+    rows = DeviceRows(tasks=[dict(TASK)])
     async with (
-        chatting(chat_web, person, rows) as desk,
-        chatting(other_web, person, device_id="phone") as phone,
+        connect(chat_web, person, rows) as session,
+        connect(other_web, person, device_id="phone") as phone,
     ):
-        key = await desk.ask("rename it")
-        await reached(hold.reached)
+        key = await session.ask("rename it")
+        await wait_for(hold.reached)
         cipher = await db.run(cipher_for, person.id)
         async with asyncio.timeout(60):
             while (
                 kept := await stream_log.read(user_id=person.id, request_id=key, cipher=cipher)
             ) is None or not kept.mutations:
-                await desk.settled()
+                await session.settled()
         await lost(person)
         for _ in range(2):
             await resume(phone, key, -1)
-            end = ending(await phone.ended(key))
+            end = end_frame(await phone.ended(key))
             assert (end["finish"], end["code"]) == ("error", "turn_lost")
             assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["Call Bob"]
         hold.release()
-        await desk.ended(key)
+        await session.ended(key)
 
 
 async def test_the_end_of_a_lost_turn_comes_behind_all_that_anybody_has_seen(
     chat_web: str, other_web: str, provider: Provider, person: Person
 ) -> None:
-    tap = Tap(PIECES)
+    tap = FrameTap(PIECES)
     provider.script(tap)
     async with (
-        chatting(chat_web, person) as desk,
-        chatting(other_web, person, device_id="phone") as phone,
+        connect(chat_web, person) as session,
+        connect(other_web, person, device_id="phone") as phone,
         Redis.from_url(settings.REDIS_URL) as redis,
     ):
-        key = await flowing(desk, tap, pieces=5)
+        key = await flowing(session, tap, pieces=5)
         await logged(redis, person)
         await lost(person)
         for after, seq in ((1000, 1001), (INT64_MAX, INT64_MAX), (500, 501)):
@@ -220,9 +230,9 @@ async def test_the_end_of_a_lost_turn_comes_behind_all_that_anybody_has_seen(
                 ("stream_end", seq)
             ]
         await resume(phone, key, -1)
-        assert ending(await phone.ended(key))["seq"] < 1000  # and its log counts by itself
+        assert end_frame(await phone.ended(key))["seq"] < 1000  # and its log counts by itself
         tap.open()
-        await desk.ended(key)
+        await session.ended(key)
 
 
 async def test_what_a_turn_changed_reads_back_once_however_it_was_written(person: Person) -> None:
@@ -271,21 +281,21 @@ async def test_a_turn_is_told_so_much_before_it_listens_and_no_more(
     hold = Hold("The first answer.")
     provider.script(hold, "The second answer.")
     base = other_web if elsewhere else chat_web
-    async with chatting(chat_web, person) as desk, chatting(base, person, device_id="phone") as phone:
-        key = await desk.ask("tell me a lot")
-        await reached(hold.reached)
-        await desk.steer(key, "x" * 90_000)
-        await desk.settled()
+    async with connect(chat_web, person) as session, connect(base, person, device_id="phone") as phone:
+        key = await session.ask("tell me a lot")
+        await wait_for(hold.reached)
+        await session.steer(key, "x" * 90_000)
+        await session.settled()
         too_long = {"type": "request_steer", "request_id": key, "message": "y" * 20_000}
         assert (await answer(phone, too_long))["code"] == "too_many_requests"
         phone.errors.clear()
         for number in range(15):
-            await desk.steer(key, f"and {number}")
-        await desk.settled()
+            await session.steer(key, f"and {number}")
+        await session.settled()
         one_more = {"type": "request_steer", "request_id": key, "message": "and more"}
         assert (await answer(phone, one_more))["code"] == "too_many_requests"
         hold.release()
-        stream = await desk.ended(key)
+        stream = await session.ended(key)
     assert stream.text.endswith("The second answer.")
     heard = [message["content"] for message in provider.last["messages"][-16:]]
     assert heard == ["x" * 90_000, *(f"and {number}" for number in range(15))]
@@ -295,7 +305,7 @@ async def test_a_connection_has_so_many_requests_under_way_and_no_more(
     chat_web: str, provider: Provider, person: Person
 ) -> None:
     provider.default = hold = Hold()
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         keys = [await client.ask("tell me a lot", f"request {number}") for number in range(8)]
         await client.settled()
         for key in keys:
@@ -303,11 +313,11 @@ async def test_a_connection_has_so_many_requests_under_way_and_no_more(
                 await client.steer(key, f"and {number}")
         frame = {"type": "stream_resume", "request_id": "another", "after": -1}
         assert (await answer(client, frame))["code"] == "too_many_requests"
-        assert ending(await client.say("and this"))["code"] == "too_many_requests"
+        assert end_frame(await client.say("and this"))["code"] == "too_many_requests"
         provider.default = "ok"
         hold.release()
         for key in keys:
-            assert ending(await client.ended(key))["finish"] == "stop"
+            assert end_frame(await client.ended(key))["finish"] == "stop"
         await client.settled()
 
 
@@ -334,18 +344,18 @@ async def test_a_request_made_again_when_its_log_is_gone_ends_as_expired(
     chat_web: str, other_web: str, provider: Provider, person: Person
 ) -> None:
     provider.script("Hello.")
-    async with chatting(chat_web, person) as client, Redis.from_url(settings.REDIS_URL) as redis:
+    async with connect(chat_web, person) as client, Redis.from_url(settings.REDIS_URL) as redis:
         key = (await client.say("hello")).frames[0]["request_id"]
         await logged(redis, person)
         await age(person, key)
         await forget(redis, person)
     for base in (chat_web, other_web):
-        async with chatting(base, person, device_id="phone") as phone:
+        async with connect(base, person, device_id="phone") as phone:
             stream = await phone.say("hello", request_id=key)
             assert stream.kinds() == ["stream_start", "stream_end"]
-            end = ending(stream)
+            end = end_frame(stream)
             assert (end["finish"], end["code"], phone.errors) == ("error", "stream_expired", [])
-        async with chatting(base, person, device_id="old", protocol=1) as old:
+        async with connect(base, person, device_id="old", protocol=1) as old:
             stream = await old.say("hello", request_id=key)
             assert stream.kinds() == ["stream_start", "stream_text", "stream_end"]
             assert stream.text == "What was answered is no longer kept here. Please ask again."
@@ -355,23 +365,23 @@ async def test_a_request_made_again_when_its_log_is_gone_ends_as_expired(
 async def test_another_message_under_an_id_that_was_used_is_not_answered_with_the_old_answer(
     chat_web: str, other_web: str, provider: Provider, person: Person
 ) -> None:
-    tap = Tap(PIECES)
+    tap = FrameTap(PIECES)
     provider.script(tap)
     async with (
-        chatting(chat_web, person) as desk,
-        chatting(other_web, person, device_id="phone") as phone,
-        chatting(chat_web, person, device_id="tablet") as tablet,
+        connect(chat_web, person) as session,
+        connect(other_web, person, device_id="phone") as phone,
+        connect(chat_web, person, device_id="tablet") as tablet,
         Redis.from_url(settings.REDIS_URL) as redis,
     ):
-        key = await flowing(desk, tap, pieces=2)
+        key = await flowing(session, tap, pieces=2)
         await logged(redis, person)
         for _ in ("while it runs", "after its end"):
             for client in (phone, tablet):
-                client.streams[key] = Stream()
-                end = ending(await client.say("something else", request_id=key))
+                client.streams[key] = ClientStream()
+                end = end_frame(await client.say("something else", request_id=key))
                 assert (end["finish"], end["code"]) == ("error", "request_id_reused")
             tap.open()
-            assert ending(await desk.ended(key))["finish"] == "stop"
+            assert end_frame(await session.ended(key))["finish"] == "stop"
     assert len(provider.chats) == 1
 
 
@@ -393,7 +403,7 @@ async def test_an_old_client_whose_request_cannot_be_read_is_told_so_in_order(
     chat_web: str, person: Person, wrong: Frame
 ) -> None:
     frame = {"message": "x", "scope": {"type": "workspace"}, "request_id": "r"} | wrong
-    async with chatting(chat_web, person, protocol=1) as old:
+    async with connect(chat_web, person, protocol=1) as old:
         await old.socket.send({"type": "floating_request", **frame})
         stream = await old.ended("r")
         assert stream.kinds() == ["floating_domain", "stream_start", "stream_text", "stream_end"]
@@ -408,5 +418,5 @@ async def test_an_old_client_may_send_no_history_as_null(
     chat_web: str, provider: Provider, person: Person
 ) -> None:
     provider.script("Hello.")
-    async with chatting(chat_web, person, protocol=1) as old:
+    async with connect(chat_web, person, protocol=1) as old:
         assert (await old.say("hello", conversation_history=None)).text == "Hello."

@@ -23,7 +23,7 @@ from adiuva.devices.protocol import ApprovalRequest, StreamEnd
 from chat import stream_log
 from chat.stream import Stream
 from chat.stream_log import StreamLogWriter, StreamRecording
-from tests.chat.chat_client import everything
+from tests.chat.chat_client import dump_redis
 from tests.factories import somebody
 
 pytestmark = pytest.mark.usefixtures("committed_db")
@@ -213,7 +213,7 @@ async def test_nothing_in_redis_can_be_read_without_the_users_key(redis: Redis) 
     turn.end()
     stream_log.log_writer().hurry()
     await turn.saved.wait()
-    assert CANARY.encode() not in await everything(redis)
+    assert CANARY.encode() not in await dump_redis(redis)
     turn.recording.head["message"] = "What is new?"
 
 

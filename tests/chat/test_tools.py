@@ -19,7 +19,14 @@ from pytest_django.fixtures import Settings
 from adiuva import llm
 from adiuva.core import db
 from chat.tools import DEVICE_TOOLS
-from tests.chat.device_sessions import Home, at_home, failure, rows, scripted, use
+from tests.chat.device_sessions import (
+    ConnectedDevice,
+    call_tool,
+    connected_device,
+    rows,
+    scripted_device,
+    tool_failure,
+)
 from tests.factories import somebody
 from tests.fakes.provider import Provider
 
@@ -29,9 +36,9 @@ def ms(*when: int) -> int:
 
 
 @pytest.fixture
-async def home(web: str, provider: Provider, settings: Settings) -> AsyncIterator[Home]:
+async def home(web: str, provider: Provider, settings: Settings) -> AsyncIterator[ConnectedDevice]:
     settings.EMBEDDING_MODEL = provider.settings("embedder")
-    async with at_home(web, await db.run(somebody)) as home:
+    async with connected_device(web, await db.run(somebody)) as home:
         yield home
     await llm.aclose()
 
@@ -85,7 +92,7 @@ def test_no_variable_of_the_machine_sends_rows_to_a_tracing_service() -> None:
 # ── Tasks ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_tasks_are_listed_open_ones_first_with_their_projects(home: Home) -> None:
+async def test_tasks_are_listed_open_ones_first_with_their_projects(home: ConnectedDevice) -> None:
     project = home.put("projects", name="Harbour Café")
     old = home.put("tasks", title="Sign", status="done", dueDate=ms(2026, 1, 5))
     new = home.put(
@@ -103,11 +110,11 @@ async def test_tasks_are_listed_open_ones_first_with_their_projects(home: Home) 
         f" project Harbour Café [id {project}]\n  | About\n  | the menu\n"
         f"- Sign [id {old}], done, medium priority, due Mon 2026-01-05 01:00"
     )
-    assert home.desk.seen == {project: "Harbour Café", new: "Call Ada", old: "Sign"}
-    assert home.desk.mutations == []
+    assert home.session.titles == {project: "Harbour Café", new: "Call Ada", old: "Sign"}
+    assert home.session.mutations == []
 
 
-async def test_tasks_are_filtered_and_ordered(home: Home) -> None:
+async def test_tasks_are_filtered_and_ordered(home: ConnectedDevice) -> None:
     project = home.put("projects", name="Harbour")
     given: dict[str, dict[str, Any]] = {
         "low": {"priority": "low", "dueDate": ms(2026, 11, 20)},
@@ -134,7 +141,7 @@ async def test_tasks_are_filtered_and_ordered(home: Home) -> None:
     assert await home.use("list_tasks", search="nowhere") == "No tasks match."
 
 
-async def test_a_task_is_created_as_the_user_said_and_not_as_a_suggestion(home: Home) -> None:
+async def test_a_task_is_created_as_the_user_said_and_not_as_a_suggestion(home: ConnectedDevice) -> None:
     said = await home.use(
         "create_task",
         title=" Call\nAda ",
@@ -150,11 +157,11 @@ async def test_a_task_is_created_as_the_user_said_and_not_as_a_suggestion(home: 
     assert (row["title"], row["assignee"], row["description"]) == ("Call Ada", '["Ada"]', None)
     assert row["dueDate"] == ms(2026, 11, 19, 23)  # midnight in Rome
     assert row["isAiSuggested"] == 0
-    [mutation] = home.desk.mutations
+    [mutation] = home.session.mutations
     assert (mutation.action, mutation.table, mutation.data) == ("insert", "tasks", row)
 
 
-async def test_an_update_changes_what_is_given_and_clears_what_is_none(home: Home) -> None:
+async def test_an_update_changes_what_is_given_and_clears_what_is_none(home: ConnectedDevice) -> None:
     key = home.put("tasks", title="Call", description="Soon", assignee='["Ada"]', dueDate=ms(2026, 11, 20))
     said = await home.use(
         "update_task", task_id=key, status="done", due_date="none", assignee=["none"], title=""
@@ -162,34 +169,35 @@ async def test_an_update_changes_what_is_given_and_clears_what_is_none(home: Hom
     assert said == f"Updated the task Call [id {key}], done, medium priority."
     [row] = home.rows("tasks")
     assert (row["title"], row["description"], row["dueDate"], row["assignee"]) == ("Call", "Soon", None, None)
-    [mutation] = home.desk.mutations
+    [mutation] = home.session.mutations
     assert (mutation.action, mutation.data) == ("update", row)
 
 
-async def test_an_update_that_names_nothing_or_nobody_fails(home: Home) -> None:
+async def test_an_update_that_names_nothing_or_nobody_fails(home: ConnectedDevice) -> None:
     key = home.put("tasks", title="Call")
-    assert "no field was given" in await failure(home.desk, "update_task", task_id=key)
-    assert "no field was given" in await failure(
-        home.desk, "update_task", task_id=key, title=" ", assignee=[]
+    assert "no field was given" in await tool_failure(home.session, "update_task", task_id=key)
+    assert "no field was given" in await tool_failure(
+        home.session, "update_task", task_id=key, title=" ", assignee=[]
     )
-    refused = await failure(home.desk, "update_task", task_id="gone", status="done")
+    refused = await tool_failure(home.session, "update_task", task_id="gone", status="done")
     assert refused == "Failed: the device refused: there is no row with this id in tasks."
-    assert home.desk.mutations == []
+    assert home.session.mutations == []
 
 
-async def test_a_delete_says_what_it_deleted_or_that_there_was_nothing(home: Home) -> None:
+async def test_a_delete_says_what_it_deleted_or_that_there_was_nothing(home: ConnectedDevice) -> None:
     key = home.put("tasks", title="Call")
-    assert await home.desk.title("tasks", key) == "Call"
+    assert await home.session.title_of("tasks", key) == "Call"
     assert await home.use("delete_task", task_id=key) == f"Deleted the task Call [id {key}]."
     assert (
-        await failure(home.desk, "delete_task", task_id=key) == f"Failed: there is no task with the id {key}."
+        await tool_failure(home.session, "delete_task", task_id=key)
+        == f"Failed: there is no task with the id {key}."
     )
     assert home.rows("tasks") == []
-    [mutation] = home.desk.mutations
+    [mutation] = home.session.mutations
     assert (mutation.action, mutation.table, mutation.data) == ("delete", "tasks", {"id": key})
 
 
-async def test_comments_are_added_listed_and_deleted(home: Home) -> None:
+async def test_comments_are_added_listed_and_deleted(home: ConnectedDevice) -> None:
     task = home.put("tasks", title="Call")
     assert await home.use("list_task_comments", task_id=task) == "There are no comments on this task."
     await home.use("add_task_comment", task_id=task, content="She is away.\nTry again.")
@@ -199,13 +207,13 @@ async def test_comments_are_added_listed_and_deleted(home: Home) -> None:
     assert listed.endswith("\n  | She is away.\n  | Try again.")
     await home.use("delete_task_comment", comment_id=row["id"])
     assert home.rows("taskComments") == []
-    assert [mutation.table for mutation in home.desk.mutations] == ["taskComments"] * 2
+    assert [mutation.table for mutation in home.session.mutations] == ["taskComments"] * 2
 
 
 # ── Projects, timelines, clients ────────────────────────────────────────────────────────────────────────
 
 
-async def test_projects_are_listed_with_and_without_the_archived(home: Home) -> None:
+async def test_projects_are_listed_with_and_without_the_archived(home: ConnectedDevice) -> None:
     client = home.put("clients", name="Ada & Co", industry="Food")
     one = home.put("projects", name="Harbour", clientId=client, aiSummary="A menu.")
     two = home.put("projects", name="Attic", status="archived")
@@ -216,7 +224,7 @@ async def test_projects_are_listed_with_and_without_the_archived(home: Home) -> 
     assert await home.use("list_clients") == f"1 client:\n- Ada & Co [id {client}], Food"
 
 
-async def test_a_project_is_created_read_changed_and_deleted(home: Home) -> None:
+async def test_a_project_is_created_read_changed_and_deleted(home: ConnectedDevice) -> None:
     client = home.put("clients", name="Ada & Co")
     await home.use("create_project", name="Harbour", client_id=client, summary="A menu.")
     [row] = home.rows("projects")
@@ -230,12 +238,12 @@ async def test_a_project_is_created_read_changed_and_deleted(home: Home) -> None
     assert said == f"Updated the project Harbour [id {key}], archived."
     assert home.rows("projects")[0]["aiSummary"] is None
     assert await home.use("delete_project", project_id=key) == f"Deleted the project Harbour [id {key}]."
-    missing = await failure(home.desk, "get_project", project_id=key)
+    missing = await tool_failure(home.session, "get_project", project_id=key)
     assert missing == f"Failed: there is no project with the id {key}."
-    assert [mutation.action for mutation in home.desk.mutations] == ["insert", "update", "delete"]
+    assert [mutation.action for mutation in home.session.mutations] == ["insert", "update", "delete"]
 
 
-async def test_a_timeline_entry_is_created_listed_changed_and_deleted(home: Home) -> None:
+async def test_a_timeline_entry_is_created_listed_changed_and_deleted(home: ConnectedDevice) -> None:
     project = home.put("projects", name="Harbour")
     await home.use("create_timeline", project_id=project, title="Launch", date="2026-11-20T14:30")
     [row] = home.rows("timelines")
@@ -255,7 +263,7 @@ async def test_a_timeline_entry_is_created_listed_changed_and_deleted(home: Home
 
 
 async def test_a_note_is_written_with_its_vector_and_read_behind_a_bar(
-    home: Home, provider: Provider
+    home: ConnectedDevice, provider: Provider
 ) -> None:
     said = await home.use("create_note", title="Menu", content="# Menu\n\nSoup")
     [row] = home.rows("notes")
@@ -263,7 +271,9 @@ async def test_a_note_is_written_with_its_vector_and_read_behind_a_bar(
     assert said.startswith(f"Created the note Menu [id {key}], updated ")
     assert "index" not in said
     assert provider.last["input"] == ["Menu\n\n# Menu\n\nSoup"]
-    [found] = (await home.desk.call("vector_search", vector=provider.vector("Soup"), limit=5)).results or []
+    [found] = (
+        await home.session.call("vector_search", vector=provider.vector("Soup"), limit=5)
+    ).results or []
     assert found["id"] == key
     assert (await home.use("get_note", note_id=key)).endswith("each line behind a bar:\n| # Menu\n|\n| Soup")
     await home.use("update_note", note_id=key, content="Fish")
@@ -272,21 +282,21 @@ async def test_a_note_is_written_with_its_vector_and_read_behind_a_bar(
     await home.use("delete_note", note_id=key)
     assert home.rows("notes") == []
     # Vectors are no rows of the user's.
-    assert [mutation.action for mutation in home.desk.mutations] == ["insert", "update", "delete"]
+    assert [mutation.action for mutation in home.session.mutations] == ["insert", "update", "delete"]
 
 
 @pytest.mark.parametrize("model", ["openai/", "openai/nowhere"])
 async def test_a_note_without_a_vector_stays_and_the_answer_says_so(
-    home: Home, settings: Settings, model: str
+    home: ConnectedDevice, settings: Settings, model: str
 ) -> None:
     settings.EMBEDDING_MODEL = {"model": model, "api_base": "http://127.0.0.1:9/v1"}
     said = await home.use("create_note", title="Menu", content="Soup")
     assert "It is saved, but not in the semantic index yet" in said
-    assert len(home.rows("notes")) == len(home.desk.mutations) == 1
+    assert len(home.rows("notes")) == len(home.session.mutations) == 1
 
 
 async def test_a_search_finds_notes_by_meaning_and_those_that_agents_delivered_by_their_words(
-    home: Home,
+    home: ConnectedDevice,
 ) -> None:
     await home.use("create_note", title="Menu", content="Soup of the day")
     await home.use("create_note", title="Zzz", content="Zzzzzzzz zzzzzz zzzz")
@@ -300,7 +310,9 @@ async def test_a_search_finds_notes_by_meaning_and_those_that_agents_delivered_b
     assert re.search(rf"\[id {delivered}\].*\n  \| ….*Soup for every day", said)
 
 
-async def test_a_search_without_a_model_for_vectors_is_one_for_words(home: Home, settings: Settings) -> None:
+async def test_a_search_without_a_model_for_vectors_is_one_for_words(
+    home: ConnectedDevice, settings: Settings
+) -> None:
     settings.EMBEDDING_MODEL = {"model": ""}
     key = home.put("notes", title="Menu", content="Soup")
     assert re.fullmatch(
@@ -310,7 +322,7 @@ async def test_a_search_without_a_model_for_vectors_is_one_for_words(home: Home,
     assert await home.use("search_notes", query="fish") == "No notes match."
 
 
-async def test_a_search_whose_vectors_fail_says_so(home: Home, provider: Provider) -> None:
+async def test_a_search_whose_vectors_fail_says_so(home: ConnectedDevice, provider: Provider) -> None:
     await home.use("create_note", title="Menu", content="Soup")
     provider.dimensions = 4  # as after another model was configured: the device refuses
     try:
@@ -321,20 +333,22 @@ async def test_a_search_whose_vectors_fail_says_so(home: Home, provider: Provide
     assert said.endswith("The search by meaning failed; these are the notes in which all of the words occur.")
 
 
-async def test_a_vector_that_outlived_its_note_is_not_found(home: Home, provider: Provider) -> None:
+async def test_a_vector_that_outlived_its_note_is_not_found(
+    home: ConnectedDevice, provider: Provider
+) -> None:
     data = {"id": "gone", "projectId": None, "content": "Soup"}
-    await home.desk.call("vector_upsert", data=data, vector=provider.vector("Soup"))
+    await home.session.call("vector_upsert", data=data, vector=provider.vector("Soup"))
     assert await home.use("search_notes", query="soup") == "No notes match."
 
 
-async def test_notes_that_fill_more_than_a_frame_are_listed_a_few_at_a_time(home: Home) -> None:
+async def test_notes_that_fill_more_than_a_frame_are_listed_a_few_at_a_time(home: ConnectedDevice) -> None:
     for number in range(30):
         home.put("notes", title=f"Note {number}", content="x" * 40_000)
     said = await home.use("list_notes")
     assert said.startswith("At least 25 notes:\n")
 
 
-async def test_a_long_note_is_cut_with_a_count_and_can_be_read_on(home: Home) -> None:
+async def test_a_long_note_is_cut_with_a_count_and_can_be_read_on(home: ConnectedDevice) -> None:
     key = home.put("notes", title="Long", content="a" * 20_000 + "b" * 1_234)
     first = await home.use("get_note", note_id=key)
     assert first.endswith("a\n(1,234 more characters are not shown.)")
@@ -358,15 +372,15 @@ async def test_a_long_note_is_cut_with_a_count_and_can_be_read_on(home: Home) ->
     ],
 )
 async def test_arguments_that_cannot_be_are_said_to_be_so(
-    home: Home, name: str, arguments: dict[str, Any], said: str
+    home: ConnectedDevice, name: str, arguments: dict[str, Any], said: str
 ) -> None:
-    failed = await failure(home.desk, name, **arguments)
+    failed = await tool_failure(home.session, name, **arguments)
     assert failed.startswith("Failed: ")
     assert said in failed
-    assert home.desk.mutations == []
+    assert home.session.mutations == []
 
 
-async def test_a_value_that_is_no_choice_is_refused_before_the_device_is_asked(home: Home) -> None:
+async def test_a_value_that_is_no_choice_is_refused_before_the_device_is_asked(home: ConnectedDevice) -> None:
     with pytest.raises(ValidationError):
         await home.use("create_task", title="x", priority="urgent")
 
@@ -374,33 +388,36 @@ async def test_a_value_that_is_no_choice_is_refused_before_the_device_is_asked(h
 # ── The desk ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_desk_knows_what_rows_are_called_by_their_table(home: Home) -> None:
+async def test_the_desk_knows_what_rows_are_called_by_their_table(home: ConnectedDevice) -> None:
     project = home.put("projects", name="Harbour")
-    assert await home.desk.title("projects", project) == "Harbour"
-    assert await home.desk.title("tasks", project) is None
-    assert await home.desk.title("tasks", "no such id") is None
+    assert await home.session.title_of("projects", project) == "Harbour"
+    assert await home.session.title_of("tasks", project) is None
+    assert await home.session.title_of("tasks", "no such id") is None
 
 
-async def test_the_desk_knows_which_words_are_the_users_own(home: Home) -> None:
+async def test_the_desk_knows_which_words_are_the_users_own(home: ConnectedDevice) -> None:
     home.put("tasks", title="Rename list_tasks to ListTasks")
-    assert not home.desk.said("list_tasks")
+    assert not home.session.has_recent_word("list_tasks")
     await home.use("list_tasks")
-    assert home.desk.said("list_tasks")
-    assert home.desk.said("listtasks")
-    assert not home.desk.said("list")
-    assert not home.desk.said("")
+    assert home.session.has_recent_word("list_tasks")
+    assert home.session.has_recent_word("listtasks")
+    assert not home.session.has_recent_word("list")
+    assert not home.session.has_recent_word("")
 
 
 async def test_names_of_projects_are_read_once_a_turn_and_along_with_the_tasks(committed_db: str) -> None:
-    async with scripted(await db.run(somebody), rows({"id": "t", "title": "Call"})) as (desk, frames):
+    async with scripted_device(await db.run(somebody), rows({"id": "t", "title": "Call"})) as (
+        session,
+        frames,
+    ):
         for _ in range(2):
-            await use(desk, "list_tasks")
+            await call_tool(session, "list_tasks")
     first, second = frames
     assert [call["table"] for call in first["calls"]] == ["tasks", "projects"]
     assert (second["type"], second["table"]) == ("tool_call", "tasks")
 
 
-async def test_the_tools_of_a_turn_work_in_the_users_zone(home: Home) -> None:
+async def test_the_tools_of_a_turn_work_in_the_users_zone(home: ConnectedDevice) -> None:
     home.put("tasks", title="Call", dueDate=ms(2026, 11, 20, 13, 30))
-    assert "due Sat 2026-11-21 02:30" in await use(home.at("Pacific/Auckland"), "list_tasks")
-    assert "due Fri 2026-11-20 05:30" in await use(home.at("America/Los_Angeles"), "list_tasks")
+    assert "due Sat 2026-11-21 02:30" in await call_tool(home.at("Pacific/Auckland"), "list_tasks")
+    assert "due Fri 2026-11-20 05:30" in await call_tool(home.at("America/Los_Angeles"), "list_tasks")

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from langchain_core.tools import ToolException
 
 from adiuva.core import db
-from chat.device_session import Desk
+from chat.device_session import DeviceSession
 from chat.tools import dates
-from tests.chat.device_sessions import Home, at_home, use
+from tests.chat.device_sessions import ConnectedDevice, call_tool, connected_device
 from tests.factories import somebody
 
 ZONES = st.sampled_from(
@@ -37,57 +37,66 @@ DAYS = st.dates(date(1990, 1, 1), date(2099, 12, 31)).filter(lambda day: day != 
 
 @given(DAYS, ZONES)
 def test_a_date_goes_in_and_comes_out_as_the_same_date(day: date, zone: ZoneInfo) -> None:
-    said = dates.spoken(dates.moment(day.isoformat(), zone, "due_date"), zone)
+    said = dates.format_date(dates.parse_start_ms(day.isoformat(), zone, "due_date"), zone)
     assert said == f"{day:%a} {day.isoformat()}"
 
 
 @given(DAYS, ZONES)
 def test_days_follow_each_other_without_a_gap(day: date, zone: ZoneInfo) -> None:
-    end = dates.end_of(day, zone)
-    assert end + 1 == dates.start_of(day + timedelta(days=1), zone)
+    end = dates.day_end_ms(day, zone)
+    assert end + 1 == dates.day_start_ms(day + timedelta(days=1), zone)
     assert datetime.fromtimestamp(end / 1000, zone).date() == day
-    assert dates.last_moment(day.isoformat(), zone, "due_to") == end
+    assert dates.parse_end_ms(day.isoformat(), zone, "due_to") == end
 
 
 @given(st.text() | st.dates().map(str) | st.datetimes().map(str), ZONES)
 def test_what_is_no_date_of_our_times_is_a_failure_in_words(text: str, zone: ZoneInfo) -> None:
     try:
-        found = dates.moment(text, zone, "due_date")
+        found = dates.parse_start_ms(text, zone, "due_date")
     except ToolException as failed:
         assert str(failed).startswith("Failed: due_date must be a date such as 2026-11-20")
     else:
-        assert dates.spoken(found, zone) is not None
+        assert dates.format_date(found, zone) is not None
 
 
 @given(st.integers(-(2**63), 2**63 - 1) | st.text() | st.booleans() | st.none() | st.floats())
 def test_whatever_a_device_holds_for_a_time_is_spoken_or_not(value: object) -> None:
-    said = dates.spoken(value, ZoneInfo("Europe/Rome"))
+    said = dates.format_date(value, ZoneInfo("Europe/Rome"))
     assert said is None or re.fullmatch(r"[A-Z][a-z]{2} \d{4}-\d\d-\d\d( \d\d:\d\d)?", said)
 
 
 def test_an_offset_that_is_given_counts() -> None:
     rome = ZoneInfo("Europe/Rome")
-    assert dates.spoken(dates.moment("2026-11-20T14:30Z", rome, "due_date"), rome) == "Fri 2026-11-20 15:30"
-    assert dates.spoken(dates.moment("2026-11-20T14:30", rome, "due_date"), rome) == "Fri 2026-11-20 14:30"
+    assert (
+        dates.format_date(dates.parse_start_ms("2026-11-20T14:30Z", rome, "due_date"), rome)
+        == "Fri 2026-11-20 15:30"
+    )
+    assert (
+        dates.format_date(dates.parse_start_ms("2026-11-20T14:30", rome, "due_date"), rome)
+        == "Fri 2026-11-20 14:30"
+    )
 
 
 def test_a_time_that_clocks_skip_is_the_one_after_it() -> None:
     rome = ZoneInfo("Europe/Rome")
-    assert dates.spoken(dates.moment("2026-03-29T02:30", rome, "due_date"), rome) == "Sun 2026-03-29 03:30"
+    assert (
+        dates.format_date(dates.parse_start_ms("2026-03-29T02:30", rome, "due_date"), rome)
+        == "Sun 2026-03-29 03:30"
+    )
 
 
 # ── Due today ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
-async def home(web: str) -> AsyncIterator[Home]:
-    async with at_home(web, await db.run(somebody)) as home:
+async def home(web: str) -> AsyncIterator[ConnectedDevice]:
+    async with connected_device(web, await db.run(somebody)) as home:
         yield home
 
 
-async def due_today(desk: Desk) -> tuple[list[str], list[str]]:
+async def due_today(session: DeviceSession) -> tuple[list[str], list[str]]:
     """The titles of what is due today, and of what is overdue."""
-    said = await use(desk, "list_tasks_due_today")
+    said = await call_tool(session, "list_tasks_due_today")
     today, _, late = said.partition("overdue:")
     return re.findall(r"^- (\w+)", today, re.MULTILINE), re.findall(r"^- (\w+)", late, re.MULTILINE)
 
@@ -110,7 +119,7 @@ def border(zone: str, *day: int) -> int:
     ],
 )
 async def test_what_is_due_today_ends_at_the_users_own_midnight(
-    home: Home, zone: str, now: datetime, day: tuple[int, ...], next_day: tuple[int, ...]
+    home: ConnectedDevice, zone: str, now: datetime, day: tuple[int, ...], next_day: tuple[int, ...]
 ) -> None:
     begin, end = border(zone, *day), border(zone, *next_day)
     home.put("tasks", title="before", dueDate=begin - 1)
@@ -122,7 +131,9 @@ async def test_what_is_due_today_ends_at_the_users_own_midnight(
     assert await due_today(home.at(zone, now)) == (["first", "last"], ["before"])
 
 
-async def test_overdue_tasks_are_marked_as_such_and_nothing_due_is_said_plainly(home: Home) -> None:
+async def test_overdue_tasks_are_marked_as_such_and_nothing_due_is_said_plainly(
+    home: ConnectedDevice,
+) -> None:
     said = await home.use("list_tasks_due_today")
     assert said == "No tasks are due today.\nNo tasks are overdue."
     key = home.put("tasks", title="Call", dueDate=border("Europe/Rome", 2026, 11, 16))

@@ -12,7 +12,7 @@ from langchain_core.tools import ToolException
 from adiuva.core import db
 from adiuva.devices import link as links
 from adiuva.devices.link import DeviceLink
-from tests.chat.device_sessions import a_desk, failure, rows, scripted, use
+from tests.chat.device_sessions import call_tool, make_session, rows, scripted_device, tool_failure
 from tests.devices.link_endpoints import Answer, Frame
 from tests.factories import Person, somebody
 
@@ -55,10 +55,10 @@ def no_embeddings(settings: Any) -> None:
 @pytest.mark.parametrize("name", [*READS, *WRITES])
 async def test_without_a_device_nothing_happened(person: Person, name: str) -> None:
     async with DeviceLink(person.id) as link:
-        desk = a_desk(link)
-        failed = await failure(desk, name, **(READS | WRITES)[name])
+        session = make_session(link)
+        failed = await tool_failure(session, name, **(READS | WRITES)[name])
         assert failed == "Failed: the device is offline, so nothing was read or changed."
-        assert desk.mutations == []
+        assert session.mutations == []
 
 
 @pytest.mark.parametrize("capabilities", [["dedupe", "batch"], []])
@@ -66,14 +66,14 @@ async def test_a_silent_device_may_have_written_and_has_told_nothing(
     person: Person, monkeypatch: pytest.MonkeyPatch, capabilities: list[str]
 ) -> None:
     monkeypatch.setattr(links, "_ANSWER_S", 0.2)
-    async with scripted(person, lambda call: None, capabilities=capabilities) as (desk, _):
-        assert await failure(desk, "list_tasks") == (
+    async with scripted_device(person, lambda call: None, capabilities=capabilities) as (session, _):
+        assert await tool_failure(session, "list_tasks") == (
             "Failed: the device did not answer in time. Nothing was changed."
         )
-        assert (await failure(desk, "create_task", title="Call")).startswith(
+        assert (await tool_failure(session, "create_task", title="Call")).startswith(
             "Failed: the device did not answer in time; it may have happened all the same."
         )
-        assert desk.mutations == []
+        assert session.mutations == []
 
 
 @pytest.mark.parametrize("name", [*READS, *WRITES])
@@ -81,10 +81,10 @@ async def test_the_devices_own_error_is_passed_on_as_its_word(person: Person, na
     def refuse(call: Frame) -> Frame:
         return {"id": call["id"], "error": "the disk\nis full."}
 
-    async with scripted(person, refuse) as (desk, _):
-        failed = await failure(desk, name, **(READS | WRITES)[name])
+    async with scripted_device(person, refuse) as (session, _):
+        failed = await tool_failure(session, name, **(READS | WRITES)[name])
         assert failed == "Failed: the device refused: the disk is full."
-        assert desk.mutations == []
+        assert session.mutations == []
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,17 @@ async def test_the_devices_own_error_is_passed_on_as_its_word(person: Person, na
 async def test_an_answer_of_the_wrong_shape_cannot_be_read_and_is_no_mutation(
     person: Person, name: str, answer: Frame
 ) -> None:
-    async with scripted(person, lambda call: {"id": call["id"], **answer}) as (desk, _):
-        assert (await failure(desk, name, **(READS | WRITES)[name])).startswith(GARBAGE)
-        assert desk.mutations == []
+    async with scripted_device(person, lambda call: {"id": call["id"], **answer}) as (session, _):
+        assert (await tool_failure(session, name, **(READS | WRITES)[name])).startswith(GARBAGE)
+        assert session.mutations == []
 
 
 async def test_a_deleted_that_is_false_means_that_there_was_no_such_row(person: Person) -> None:
-    async with scripted(person, lambda call: {"id": call["id"], "deleted": False}) as (desk, _):
-        assert await failure(desk, "delete_task", task_id="t") == "Failed: there is no task with the id t."
+    async with scripted_device(person, lambda call: {"id": call["id"], "deleted": False}) as (session, _):
+        assert (
+            await tool_failure(session, "delete_task", task_id="t")
+            == "Failed: there is no task with the id t."
+        )
 
 
 async def test_names_that_cannot_be_read_leave_the_list_as_good(person: Person) -> None:
@@ -124,13 +127,13 @@ async def test_names_that_cannot_be_read_leave_the_list_as_good(person: Person) 
             return {"id": call["id"], "error": "locked"}
         return {"id": call["id"], "rows": [{"id": "t", "title": "Call", "projectId": "p"}]}
 
-    async with scripted(person, answer) as (desk, _):
-        assert await use(desk, "list_tasks") == "1 task:\n- Call [id t], project [id p]"
+    async with scripted_device(person, answer) as (session, _):
+        assert await call_tool(session, "list_tasks") == "1 task:\n- Call [id t], project [id p]"
 
 
 async def test_a_device_of_protocol_1_is_asked_call_by_call(person: Person) -> None:
-    async with scripted(person, rows({"id": "t", "title": "Call"}), protocol=1) as (desk, frames):
-        assert await use(desk, "list_tasks", status="todo") == "1 task:\n- Call [id t]"
+    async with scripted_device(person, rows({"id": "t", "title": "Call"}), protocol=1) as (session, frames):
+        assert await call_tool(session, "list_tasks", status="todo") == "1 task:\n- Call [id t]"
     assert [(frame["type"], frame["table"]) for frame in frames] == [
         ("tool_call", "tasks"),
         ("tool_call", "projects"),
@@ -147,11 +150,11 @@ async def test_a_note_stays_when_the_device_refuses_its_vector(
             return {"id": call["id"], "error": "no room"}
         return {"id": call["id"], "row": {"id": "n", **call["data"]}}
 
-    async with scripted(person, answer) as (desk, _):
-        said = await use(desk, "create_note", title="Menu", content="Soup")
+    async with scripted_device(person, answer) as (session, _):
+        said = await call_tool(session, "create_note", title="Menu", content="Soup")
         assert said.startswith("Created the note Menu [id n]")
         assert "not in the semantic index yet" in said
-        assert [mutation.action for mutation in desk.mutations] == ["insert"]
+        assert [mutation.action for mutation in session.mutations] == ["insert"]
 
 
 # ── Whatever comes ──────────────────────────────────────────────────────────────────────────────────────
@@ -191,15 +194,15 @@ async def test_whatever_a_device_answers_is_never_a_false_empty_list_nor_a_crash
 ) -> None:
     answer: Answer = lambda call: {"id": call["id"], **given_answer}  # noqa: E731
     is_empty = given_answer.get("rows") == [] and given_answer.get("error") is None
-    async with scripted(await db.run(somebody), answer) as (desk, _):
+    async with scripted_device(await db.run(somebody), answer) as (session, _):
         for name, arguments in {**READS, **WRITES}.items():
-            before = len(desk.mutations)
+            before = len(session.mutations)
             try:
-                said = await use(desk, name, **arguments)
+                said = await call_tool(session, name, **arguments)
             except ToolException as failed:
                 assert str(failed).startswith("Failed: ")
-                assert len(desk.mutations) == before
+                assert len(session.mutations) == before
                 continue
             if said.startswith(NOTHING_THERE) and name != "list_tasks_due_today":
                 assert is_empty
-            assert (len(desk.mutations) - before) == (name in WRITES)
+            assert (len(session.mutations) - before) == (name in WRITES)

@@ -10,16 +10,16 @@ import pytest
 
 from adiuva.core import db
 from tests.chat.chat_client import (
-    Client,
+    ChatClient,
+    DeviceRows,
     Frame,
-    Rows,
-    chatting,
+    connect,
     conversation_of,
-    ending,
-    kept,
-    reached,
-    tight_web,
-    told,
+    end_frame,
+    prompt_messages,
+    small_limits_web,
+    stored_messages,
+    wait_for,
 )
 from tests.factories import Person, somebody
 from tests.fakes.provider import Break, Call, Endless, Fail, Hold, Provider, Raw, Say
@@ -31,7 +31,7 @@ CREATE = Call("create_task", {"title": "Call Bob"})
 
 @pytest.fixture
 def tight(stack: Stack, provider: Provider) -> str:
-    return tight_web(stack, provider)
+    return small_limits_web(stack, provider)
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ def person(committed_db: str) -> Person:
 
 async def test_a_busy_model_is_asked_again(chat_web: str, person: Person, provider: Provider) -> None:
     provider.script(Fail(429, retry_after=0), Fail(500, retry_after=0), "Hello.")
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         stream = await client.say("hello")
     assert stream.text == "Hello."
-    assert ending(stream)["usage"]["model_calls"] == 1
+    assert end_frame(stream)["usage"]["model_calls"] == 1
     assert len(provider.chats) == 3
 
 
@@ -65,9 +65,9 @@ async def test_a_model_that_does_not_answer_ends_the_turn_with_its_error(
     chat_web: str, person: Person, provider: Provider, step: Any, requests: int, code: str
 ) -> None:
     provider.default = step
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         stream = await client.say("hello")
-    end = ending(stream)
+    end = end_frame(stream)
     assert (end["finish"], end["code"], stream.text) == ("error", code, "")
     assert len(provider.chats) == requests
 
@@ -76,9 +76,9 @@ async def test_a_model_that_refuses_ends_the_turn_as_a_limit(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     provider.script(Say("I would", finish="content_filter"))
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         stream = await client.say("hello")
-    end = ending(stream)
+    end = end_frame(stream)
     assert (end["finish"], end["code"], stream.text) == ("limit", "content_filter", "I would")
 
 
@@ -94,11 +94,11 @@ async def test_what_a_model_said_before_it_broke_off_is_kept(
     chat_web: str, person: Person, provider: Provider, step: Any
 ) -> None:
     provider.script(step)
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         stream = await client.say("hello")
-    end = ending(stream)
+    end = end_frame(stream)
     assert (end["finish"], end["code"], stream.text) == ("error", "model_interrupted", "Half an ans")
-    answer = (await kept(chat_web, person, conversation_of(stream)))[-1]
+    answer = (await stored_messages(chat_web, person, conversation_of(stream)))[-1]
     assert (answer["text"], answer["finish"], answer["code"]) == ("Half an ans", "error", "model_interrupted")
 
 
@@ -106,8 +106,8 @@ async def test_what_was_changed_before_the_model_failed_is_told(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     provider.script(CREATE, Fail(400))
-    async with chatting(chat_web, person) as client:
-        end = ending(await client.say("remind me to call Bob"))
+    async with connect(chat_web, person) as client:
+        end = end_frame(await client.say("remind me to call Bob"))
     assert end["finish"] == "error"
     assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["Call Bob"]
 
@@ -133,12 +133,12 @@ async def test_a_call_that_cannot_be_carried_out_is_explained_to_the_model(
     chat_web: str, person: Person, provider: Provider, call: Call, sentence: str
 ) -> None:
     provider.script(call, "Sorry.")
-    rows = Rows()
-    async with chatting(chat_web, person, rows) as client:
+    rows = DeviceRows()
+    async with connect(chat_web, person, rows) as client:
         stream = await client.say("do something")
-    end = ending(stream)
+    end = end_frame(stream)
     assert (stream.text, end["finish"], end["mutations"]) == ("Sorry.", "stop", [])
-    assert told(provider.last)[0].startswith(sentence)
+    assert prompt_messages(provider.last)[0].startswith(sentence)
     assert rows.calls == []
 
 
@@ -146,9 +146,9 @@ async def test_a_model_that_calls_tools_for_ever_comes_to_a_limit(
     tight: str, person: Person, provider: Provider
 ) -> None:
     provider.default = Say("And again.", calls=[Call("list_tasks")])
-    async with chatting(tight, person) as client:
+    async with connect(tight, person) as client:
         stream = await client.say("list my tasks")
-    end = ending(stream)
+    end = end_frame(stream)
     assert (end["finish"], end["code"]) == ("limit", "too_many_model_calls")
     assert len(provider.chats) == end["usage"]["model_calls"] == 4
     assert stream.text.count("And again.") == 4
@@ -158,28 +158,28 @@ async def test_a_model_that_answers_without_end_is_stopped(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     provider.script(Endless())
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         stream = await client.say("hello")
-    end = ending(stream)
+    end = end_frame(stream)
     assert (end["finish"], end["code"]) == ("limit", "answer_too_long")
     assert 150_000 < len(stream.text) <= 200_000
-    await reached(provider.chats[0].gone)
+    await wait_for(provider.chats[0].gone)
 
 
 async def test_a_turn_has_a_deadline(tight: str, person: Person, provider: Provider) -> None:
     hold = Hold()
     provider.script(CREATE, hold)
-    async with chatting(tight, person) as client:
-        end = ending(await client.say("remind me to call Bob"))
+    async with connect(tight, person) as client:
+        end = end_frame(await client.say("remind me to call Bob"))
     assert (end["finish"], end["code"]) == ("limit", "deadline")
     assert len(end["mutations"]) == 1
-    await reached(hold.gone)
+    await wait_for(hold.gone)
 
 
 # ── The device ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Odd(Rows):
+class Odd(DeviceRows):
     """A device that answers what it likes."""
 
     def __init__(self, **answer: Any) -> None:
@@ -214,11 +214,11 @@ async def test_a_device_that_refuses_or_talks_nonsense_is_told_as_that(
     tight: str, person: Person, provider: Provider, call: Call, answer: Frame, sentence: str
 ) -> None:
     provider.script(call, "Sorry.")
-    async with chatting(tight, person, Odd(**answer)) as client:
+    async with connect(tight, person, Odd(**answer)) as client:
         stream = await client.say("do something")
-    end = ending(stream)
+    end = end_frame(stream)
     assert (end["finish"], end["mutations"], stream.text) == ("stop", [], "Sorry.")
-    assert told(provider.last) == [sentence]
+    assert prompt_messages(provider.last) == [sentence]
 
 
 @pytest.mark.parametrize(
@@ -235,11 +235,11 @@ async def test_a_silent_device_is_told_as_that(
     tight: str, person: Person, provider: Provider, call: Call, sentence: str
 ) -> None:
     provider.script(call, "Sorry.")
-    async with chatting(tight, person) as client:
+    async with connect(tight, person) as client:
         client.silent = True
-        end = ending(await client.say("do something"))
+        end = end_frame(await client.say("do something"))
     assert (end["finish"], end["mutations"]) == ("stop", [])
-    assert told(provider.last) == [sentence]
+    assert prompt_messages(provider.last) == [sentence]
 
 
 @pytest.mark.parametrize("call", [Call("list_tasks"), Call("list_tasks_due_today"), CREATE])
@@ -248,16 +248,16 @@ async def test_a_device_that_went_away_before_the_call_is_told_as_offline(
 ) -> None:
     hold = Hold(call)
     provider.script(hold, "Sorry.")
-    async with chatting(tight, person) as client:
+    async with connect(tight, person) as client:
         key = await client.ask("do something")
-        await reached(hold.reached)
+        await wait_for(hold.reached)
     hold.release()
-    async with chatting(
-        tight, person, device_id="phone", streams=[{"request_id": key, "after": -1}]
-    ) as phone:
+    async with connect(tight, person, device_id="phone", streams=[{"request_id": key, "after": -1}]) as phone:
         stream = await phone.ended(key)
-    assert (ending(stream)["finish"], stream.text) == ("stop", "Sorry.")
-    assert told(provider.last) == ["Failed: the device is offline, so nothing was read or changed."]
+    assert (end_frame(stream)["finish"], stream.text) == ("stop", "Sorry.")
+    assert prompt_messages(provider.last) == [
+        "Failed: the device is offline, so nothing was read or changed."
+    ]
     assert phone.rows.calls == []  # it was asked of the other
 
 
@@ -275,16 +275,14 @@ async def test_a_device_that_goes_away_during_the_call_leaves_the_model_no_wrong
     tight: str, person: Person, provider: Provider, call: Call, sentence: str
 ) -> None:
     provider.script(call, "Sorry.")
-    async with chatting(tight, person) as client:
+    async with connect(tight, person) as client:
         client.silent = True
         key = await client.ask("do something")
         await client.until(lambda: bool(client.unanswered))
-    async with chatting(
-        tight, person, device_id="phone", streams=[{"request_id": key, "after": -1}]
-    ) as phone:
-        end = ending(await phone.ended(key))
+    async with connect(tight, person, device_id="phone", streams=[{"request_id": key, "after": -1}]) as phone:
+        end = end_frame(await phone.ended(key))
     assert (end["finish"], end["mutations"]) == ("stop", [])
-    assert told(provider.last) == [sentence]
+    assert prompt_messages(provider.last) == [sentence]
 
 
 # ── The socket drops ────────────────────────────────────────────────────────────────────────────────────
@@ -295,8 +293,8 @@ async def test_a_write_waits_for_the_device_to_come_back_and_is_done_once(
     chat_web: str, person: Person, provider: Provider, applied: bool
 ) -> None:
     provider.script(Say("I am at it.", calls=[CREATE]), "Done.")
-    rows = Rows()
-    async with chatting(chat_web, person, rows) as client:
+    rows = DeviceRows()
+    async with connect(chat_web, person, rows) as client:
         client.silent = True
         key = await client.ask("remind me to call Bob")
         await client.until(lambda: bool(client.unanswered) and client.streams[key].seq >= 0)
@@ -305,11 +303,11 @@ async def test_a_write_waits_for_the_device_to_come_back_and_is_done_once(
             rows.answer(client.unanswered[0])
         client.socket.ws.transport.abort()
     again = [{"request_id": key, "after": before.seq}]
-    async with chatting(chat_web, person, rows, streams=again) as client:
+    async with connect(chat_web, person, rows, streams=again) as client:
         after = await client.ended(key)
     after.frames[:0] = before.frames
     assert after.text == "I am at it.\n\nDone."
-    assert [mutation["data"] for mutation in ending(after)["mutations"]] == rows.tables["tasks"]
+    assert [mutation["data"] for mutation in end_frame(after)["mutations"]] == rows.tables["tasks"]
     assert len(rows.tables["tasks"]) == 1
     assert len({call["id"] for call in rows.calls}) == 1
     assert len(provider.chats) == 2
@@ -320,18 +318,18 @@ async def test_a_turn_goes_on_when_the_socket_drops(
 ) -> None:
     hold, end = Hold(Call("list_tasks")), Hold("There is one.")
     provider.script(hold, end)
-    async with chatting(chat_web, person, Rows(tasks=[TASK])) as client:
+    async with connect(chat_web, person, DeviceRows(tasks=[TASK])) as client:
         key = await client.ask("list my tasks")
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         client.socket.ws.transport.abort()
     hold.release()
-    async with chatting(chat_web, person, Rows(tasks=[TASK])) as client:
-        await reached(end.reached)  # the tool call found the new connection
+    async with connect(chat_web, person, DeviceRows(tasks=[TASK])) as client:
+        await wait_for(end.reached)  # the tool call found the new connection
         end.release()
         await client.socket.send({"type": "stream_resume", "request_id": key, "after": -1})
         stream = await client.ended(key)
-    assert (stream.text, ending(stream)["finish"]) == ("There is one.", "stop")
-    assert "Call Ada" in told(provider.last)[0]
+    assert (stream.text, end_frame(stream)["finish"]) == ("There is one.", "stop")
+    assert "Call Ada" in prompt_messages(provider.last)[0]
 
 
 # ── Cancelling ──────────────────────────────────────────────────────────────────────────────────────────
@@ -340,12 +338,12 @@ async def test_a_turn_goes_on_when_the_socket_drops(
 async def test_a_cancel_ends_the_models_request(chat_web: str, person: Person, provider: Provider) -> None:
     hold = Hold()
     provider.script(hold)
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         key = await client.ask("hello")
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         await client.cancel(key)
-        await reached(hold.gone)
-        end = ending(await client.ended(key))
+        await wait_for(hold.gone)
+        end = end_frame(await client.ended(key))
     assert end["finish"] == "cancelled"
     assert "code" not in end
     assert len(provider.chats) == 1
@@ -355,14 +353,14 @@ async def test_what_was_said_before_a_cancel_is_kept(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     provider.script(Break(at="text", text="Half an ans", now=threading.Event()))
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         key = await client.ask("hello")
         await client.until(lambda: key in client.streams and bool(client.streams[key].text))
         await client.cancel(key)
         stream = await client.ended(key)
-    await reached(provider.chats[0].gone)
-    assert (stream.text, ending(stream)["finish"]) == ("Half an ans", "cancelled")
-    asked, answer = await kept(chat_web, person, conversation_of(stream))
+    await wait_for(provider.chats[0].gone)
+    assert (stream.text, end_frame(stream)["finish"]) == ("Half an ans", "cancelled")
+    asked, answer = await stored_messages(chat_web, person, conversation_of(stream))
     assert (asked["text"], answer["text"], answer["finish"]) == ("hello", "Half an ans", "cancelled")
 
 
@@ -371,15 +369,17 @@ async def test_what_was_changed_before_a_cancel_is_told(
 ) -> None:
     hold = Hold()
     provider.script(CREATE, hold)
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         key = await client.ask("remind me to call Bob")
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         await client.cancel(key)
         stream = await client.ended(key)
-    end = ending(stream)
+    end = end_frame(stream)
     assert end["finish"] == "cancelled"
     assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["Call Bob"]
-    assert (await kept(chat_web, person, conversation_of(stream)))[-1]["mutations"] == end["mutations"]
+    assert (await stored_messages(chat_web, person, conversation_of(stream)))[-1]["mutations"] == end[
+        "mutations"
+    ]
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -387,7 +387,7 @@ async def test_a_cancel_waits_for_the_write_that_is_under_way(
     chat_web: str, person: Person, provider: Provider, times: int
 ) -> None:
     provider.script(CREATE)
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         client.silent = True
         key = await client.ask("remind me to call Bob")
         await client.until(lambda: bool(client.unanswered))
@@ -395,7 +395,7 @@ async def test_a_cancel_waits_for_the_write_that_is_under_way(
             await client.cancel(key)
             await client.settled()
         await client.catch_up()
-        end = ending(await client.ended(key))
+        end = end_frame(await client.ended(key))
         assert client.errors == []
     assert end["finish"] == "cancelled"
     assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["Call Bob"]
@@ -404,16 +404,16 @@ async def test_a_cancel_waits_for_the_write_that_is_under_way(
 
 async def test_a_cancel_does_not_wait_for_a_read(chat_web: str, person: Person, provider: Provider) -> None:
     provider.script(Call("list_tasks"))
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         client.silent = True
         key = await client.ask("list my tasks")
         await client.until(lambda: bool(client.unanswered))
         await client.cancel(key)
-        assert ending(await client.ended(key))["finish"] == "cancelled"
+        assert end_frame(await client.ended(key))["finish"] == "cancelled"
 
 
 async def test_a_cancel_of_nothing_is_an_error(chat_web: str, person: Person, provider: Provider) -> None:
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         over = await client.ask("hello")
         await client.ended(over)
         for key in ("never heard of", over):
@@ -427,16 +427,16 @@ async def test_nobody_cancels_or_steers_anothers_turn(
 ) -> None:
     hold = Hold("Hello.")
     provider.script(hold)
-    async with chatting(chat_web, person) as client, chatting(chat_web, await db.run(somebody)) as other:
+    async with connect(chat_web, person) as client, connect(chat_web, await db.run(somebody)) as other:
         key = await client.ask("hello")
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         await other.cancel(key)
         await other.steer(key, "and tell me all")
         await other.socket.send({"type": "stream_resume", "request_id": key, "after": -1})
         await other.until(lambda: len(other.errors) == 3)
         hold.release()
         stream = await client.ended(key)
-    assert (stream.text, ending(stream)["finish"]) == ("Hello.", "stop")
+    assert (stream.text, end_frame(stream)["finish"]) == ("Hello.", "stop")
     assert {error["code"] for error in other.errors} == {"not_running"}
     assert other.streams == {}
     assert len(provider.chats) == 1
@@ -450,17 +450,17 @@ async def test_a_steer_joins_at_the_next_model_call(
 ) -> None:
     hold = Hold(Call("list_tasks"))
     provider.script(hold, "There is one, and it is not urgent.")
-    async with chatting(chat_web, person, Rows(tasks=[TASK])) as client:
+    async with connect(chat_web, person, DeviceRows(tasks=[TASK])) as client:
         key = await client.ask("list my tasks")
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         await client.steer(key, "and say if they are urgent")
         await client.settled()
         hold.release()
         stream = await client.ended(key)
-    end = ending(stream)
+    end = end_frame(stream)
     assert end["usage"]["model_calls"] == len(provider.chats) == 2
     assert provider.last["messages"][-1] == {"role": "user", "content": "and say if they are urgent"}
-    said = await kept(chat_web, person, conversation_of(stream))
+    said = await stored_messages(chat_web, person, conversation_of(stream))
     assert [(message["role"], message["text"]) for message in said] == [
         ("user", "list my tasks"),
         ("user", "and say if they are urgent"),
@@ -475,16 +475,16 @@ async def test_a_steer_that_the_model_never_answered_becomes_a_turn_of_its_own(
     hold = Hold("There is one.")
     provider.script(hold, "It is not urgent.")
     web = stack.web(ADIUVA_TURN_MODEL_CALLS="1")
-    async with chatting(web, person) as client:
+    async with connect(web, person) as client:
         key = await client.ask("list my tasks")
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         await client.steer(key, "are they urgent?")
         await client.settled()
         hold.release()
         first = await client.ended(key)
         await client.until(lambda: len(client.streams) == 2)
         second = await client.ended(next(other for other in client.streams if other != key))
-    assert (ending(first)["finish"], ending(first)["code"]) == ("limit", "too_many_model_calls")
+    assert (end_frame(first)["finish"], end_frame(first)["code"]) == ("limit", "too_many_model_calls")
     assert second.text == "It is not urgent."
 
 
@@ -493,29 +493,29 @@ async def test_a_steer_during_the_last_answer_is_answered_too(
 ) -> None:
     hold = Hold("There is one.")
     provider.script(hold, "It is not urgent.")
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         key = await client.ask("list my tasks")
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         await client.steer(key, "are they urgent?")
         await client.settled()
         hold.release()
         stream = await client.ended(key)
     assert stream.text == "There is one.\n\nIt is not urgent."
-    assert ending(stream)["usage"]["model_calls"] == 2
+    assert end_frame(stream)["usage"]["model_calls"] == 2
 
 
 async def test_a_steer_after_the_end_becomes_a_turn_of_its_own(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     provider.script("There is one.", "It is not urgent.")
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         first = await client.ask("list my tasks")
         await client.ended(first)
         await client.steer(first, "are they urgent?")
         second = await _another(client, first)
     assert second.text == "It is not urgent."
     assert conversation_of(second) == conversation_of(client.streams[first])
-    ending(client.streams[first])
+    end_frame(client.streams[first])
     words = [m["content"] for m in provider.last["messages"] if m["role"] != "system"]
     assert words == ["list my tasks", "There is one.", "are they urgent?"]
 
@@ -525,7 +525,7 @@ async def test_a_steer_after_the_end_of_a_turn_that_is_not_kept_knows_what_was_s
 ) -> None:
     provider.script("There is one.", "It is not urgent.")
     history = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hello."}]
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         first = await client.ask("list my tasks", conversation_history=history)
         await client.ended(first)
         await client.steer(first, "are they urgent?")
@@ -540,9 +540,9 @@ async def test_a_steer_that_its_turn_did_not_live_to_hear_becomes_a_turn_of_its_
 ) -> None:
     hold = Hold(Fail(400))
     provider.script(hold, "It is not urgent.")
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         first = await client.ask("list my tasks")
-        await reached(hold.reached)
+        await wait_for(hold.reached)
         await client.steer(first, "are they urgent?")
         await client.settled()
         if how == "it is cancelled":
@@ -550,20 +550,20 @@ async def test_a_steer_that_its_turn_did_not_live_to_hear_becomes_a_turn_of_its_
         else:
             hold.release()
         second = await _another(client, first)
-        ended = ending(await client.ended(first))
+        ended = end_frame(await client.ended(first))
     assert ended["finish"] in {"error", "cancelled"}
     assert second.text == "It is not urgent."
     assert conversation_of(second) == conversation_of(client.streams[first])
 
 
-async def _another(client: Client, first: str) -> Any:
+async def _another(client: ChatClient, first: str) -> Any:
     """The stream of the turn that a message became."""
     await client.until(lambda: len(client.streams) == 2)
     return await client.ended(next(key for key in client.streams if key != first))
 
 
 async def test_a_steer_of_nothing_is_an_error(chat_web: str, person: Person, provider: Provider) -> None:
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         await client.steer("never heard of", "hello")
         await client.until(lambda: bool(client.errors))
     assert (client.errors[0]["code"], client.errors[0]["ref"]) == ("not_running", "never heard of")
@@ -576,10 +576,10 @@ async def test_several_turns_can_be_steered_at_once(
     holds = [Hold(Call("list_tasks")) for _ in range(4)]
     provider.script(*holds)
     provider.default = lambda request: f"heard {request.body['messages'][-1]['content']}"
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         keys = [await client.ask(f"number {number}") for number in range(4)]
         for hold in holds:
-            await reached(hold.reached)
+            await wait_for(hold.reached)
         for number, key in enumerate(keys):
             await client.steer(key, f"and {number}")
         await client.settled()

@@ -14,22 +14,22 @@ from django.conf import settings
 from redis.asyncio import Redis
 
 from adiuva.core import db
-from chat.models import Kind, Turn
-from chat.request import Asked
+from chat.models import AssistantKind, Turn
+from chat.request import ChatRequest
 from chat.stream import StreamFrame
 from chat.turn_errors import TooManyTurns
 from chat.turn_registry import registry
 from tests.chat.chat_client import (
     CAPABILITIES,
-    Client,
-    Rows,
-    Stream,
-    Tap,
-    chatting,
+    ChatClient,
+    ClientStream,
+    DeviceRows,
+    FrameTap,
+    connect,
     conversation_of,
-    ending,
-    kept,
-    reached,
+    end_frame,
+    stored_messages,
+    wait_for,
 )
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider
@@ -56,12 +56,12 @@ async def turns_of(person: Person) -> list[Turn]:
     return await db.run(lambda: list(Turn.objects.filter(user_id=person.id)))
 
 
-async def resume(client: Client, key: str, after: int = -1) -> None:
-    client.streams[key] = Stream()
+async def resume(client: ChatClient, key: str, after: int = -1) -> None:
+    client.streams[key] = ClientStream()
     await client.socket.send({"type": "stream_resume", "request_id": key, "after": after})
 
 
-async def told_from(client: Client, send: Callable[[], Awaitable[None]]) -> None:
+async def told_from(client: ChatClient, send: Callable[[], Awaitable[None]]) -> None:
     """Send something that one process tells another; wait until it is on its way."""
     async with Redis.from_url(settings.REDIS_URL) as redis, asyncio.timeout(PATIENCE_S):
 
@@ -83,12 +83,12 @@ async def test_a_turn_is_cancelled_from_another_process(
 ) -> None:
     hold = Hold()
     provider.script(hold)
-    async with chatting(chat_web, person) as desk, chatting(other_web, person, device_id="phone") as phone:
-        key = await desk.ask("tell me a lot")
-        await reached(hold.reached)
+    async with connect(chat_web, person) as session, connect(other_web, person, device_id="phone") as phone:
+        key = await session.ask("tell me a lot")
+        await wait_for(hold.reached)
         await phone.cancel(key)
-        assert ending(await desk.ended(key))["finish"] == "cancelled"
-        await reached(hold.gone)
+        assert end_frame(await session.ended(key))["finish"] == "cancelled"
+        await wait_for(hold.gone)
         await phone.cancel(key)  # and once more, when it has ended
         await phone.until(lambda: phone.errors != [])
         assert (phone.errors[0]["code"], phone.errors[0]["ref"]) == ("not_running", key)
@@ -97,15 +97,15 @@ async def test_a_turn_is_cancelled_from_another_process(
 async def test_a_turn_hears_what_is_said_to_it_on_another_process(
     chat_web: str, other_web: str, provider: Provider, person: Person
 ) -> None:
-    tap = Tap(PIECES)
+    tap = FrameTap(PIECES)
     provider.script(tap, "In French, then.")
-    async with chatting(chat_web, person) as desk, chatting(other_web, person, device_id="phone") as phone:
-        key = await desk.ask("tell me a lot")
-        await reached(tap.reached)
+    async with connect(chat_web, person) as session, connect(other_web, person, device_id="phone") as phone:
+        key = await session.ask("tell me a lot")
+        await wait_for(tap.reached)
         await told_from(phone, lambda: phone.steer(key, "and in French"))
-        await desk.settled()
+        await session.settled()
         tap.open()
-        stream = await desk.ended(key)
+        stream = await session.ended(key)
     assert stream.text.endswith("In French, then.")
     assert provider.last["messages"][-1]["content"] == "and in French"
     assert len(await turns_of(person)) == 1
@@ -117,12 +117,12 @@ async def test_what_is_said_after_the_end_on_another_process_becomes_a_new_turn(
 ) -> None:
     provider.script("The first answer.", "The second answer.")
     fields: dict[str, Any] = {"conversation_history": history} if history else {}
-    async with chatting(chat_web, person) as desk, chatting(other_web, person, device_id="phone") as phone:
-        first = await desk.say("tell me a lot", **fields)
+    async with connect(chat_web, person) as session, connect(other_web, person, device_id="phone") as phone:
+        first = await session.say("tell me a lot", **fields)
         await phone.steer(first.frames[0]["request_id"], "and more")
         await phone.until(lambda: any(stream.end for stream in phone.streams.values()))
         (second,) = phone.streams.values()
-    ending(second)
+    end_frame(second)
     assert second.text == "The second answer."
     before = [message["content"] for message in provider.last["messages"] if message["role"] != "system"]
     assert before == [
@@ -133,7 +133,7 @@ async def test_what_is_said_after_the_end_on_another_process_becomes_a_new_turn(
     ]
     if history is None:
         assert conversation_of(second) == conversation_of(first)
-        said = await kept(chat_web, person, conversation_of(first))
+        said = await stored_messages(chat_web, person, conversation_of(first))
         assert [message["text"] for message in said] == [
             "tell me a lot",
             "The first answer.",
@@ -148,21 +148,23 @@ async def test_what_was_said_to_a_turn_that_fails_is_carried_out_though_who_said
 ) -> None:
     hold = Hold(Fail(400))
     provider.script(hold, "The second answer.")
-    async with chatting(chat_web, person) as desk:
-        key = await desk.ask("tell me a lot")
-        await reached(hold.reached)
-        async with chatting(other_web if elsewhere else chat_web, person, device_id="phone") as phone:
+    async with connect(chat_web, person) as session:
+        key = await session.ask("tell me a lot")
+        await wait_for(hold.reached)
+        async with connect(other_web if elsewhere else chat_web, person, device_id="phone") as phone:
             if elsewhere:
                 await told_from(phone, lambda: phone.steer(key, "and more"))
             else:
                 await phone.steer(key, "and more")
                 await phone.settled()
-        await desk.settled()
+        await session.settled()
         hold.release()
-        assert ending(await desk.ended(key))["finish"] == "error"
-        place = conversation_of(desk.streams[key])
+        assert end_frame(await session.ended(key))["finish"] == "error"
+        place = conversation_of(session.streams[key])
         async with asyncio.timeout(60):
-            while (said := await kept(chat_web, person, place))[-1]["text"] != "The second answer.":
+            while (said := await stored_messages(chat_web, person, place))[-1][
+                "text"
+            ] != "The second answer.":
                 await asyncio.sleep(0.02)
     assert [message["text"] for message in said] == ["tell me a lot", "", "and more", "The second answer."]
 
@@ -172,18 +174,18 @@ async def test_an_approval_is_given_on_another_process_and_counts_once(
     chat_web: str, other_web: str, provider: Provider, person: Person, approved: bool
 ) -> None:
     provider.script(Call("delete_task", {"task_id": TASK["id"]}), "So it is.")
-    rows = Rows(tasks=[dict(TASK)])
+    rows = DeviceRows(tasks=[dict(TASK)])
     async with (
-        chatting(chat_web, person, rows, capabilities=APPROVES) as desk,
-        chatting(other_web, person, device_id="phone", capabilities=APPROVES) as phone,
+        connect(chat_web, person, rows, capabilities=APPROVES) as session,
+        connect(other_web, person, device_id="phone", capabilities=APPROVES) as phone,
     ):
-        key = await desk.ask("delete it")
-        asked = await desk.asked_for(key)
+        key = await session.ask("delete it")
+        asked = await session.asked_for(key)
         await phone.until(lambda: key in phone.streams)  # all devices are asked
         assert phone.streams[key].frames == [asked]
         await phone.decide(asked["id"], approved)
-        ended = ending(await desk.ended(key))
-        for client in (desk, phone):
+        ended = end_frame(await session.ended(key))
+        for client in (session, phone):
             await client.decide(asked["id"], not approved)
             await client.until(lambda client=client: client.errors != [])  # type: ignore[misc]
             assert (client.errors[0]["code"], client.errors[0]["ref"]) == ("approval_over", asked["id"])
@@ -194,17 +196,17 @@ async def test_an_open_question_is_asked_again_of_who_resumes_elsewhere(
     chat_web: str, other_web: str, provider: Provider, person: Person
 ) -> None:
     provider.script(Call("delete_task", {"task_id": TASK["id"]}), "Gone.")
-    rows = Rows(tasks=[dict(TASK)])
-    async with chatting(chat_web, person, rows, capabilities=APPROVES) as desk:
-        key = await desk.ask("delete it")
-        asked = await desk.asked_for(key)
-        seen = desk.streams[key].seq
-        desk.socket.ws.transport.abort()
+    rows = DeviceRows(tasks=[dict(TASK)])
+    async with connect(chat_web, person, rows, capabilities=APPROVES) as session:
+        key = await session.ask("delete it")
+        asked = await session.asked_for(key)
+        seen = session.streams[key].seq
+        session.socket.ws.transport.abort()
     lost = [{"request_id": key, "after": seen}]
-    async with chatting(other_web, person, rows, capabilities=APPROVES, streams=lost) as desk:
-        assert await desk.asked_for(key) == asked
-        await desk.decide(asked["id"], True)
-        assert (await desk.ended(key)).text == "Gone."
+    async with connect(other_web, person, rows, capabilities=APPROVES, streams=lost) as session:
+        assert await session.asked_for(key) == asked
+        await session.decide(asked["id"], True)
+        assert (await session.ended(key)).text == "Gone."
     assert rows.count("delete") == 1
 
 
@@ -215,11 +217,11 @@ async def test_a_request_and_its_cancel_may_be_sent_back_to_back(
     chat_web: str, provider: Provider, person: Person
 ) -> None:
     provider.default = Hold()
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         for _ in range(10):
             key = await client.ask("tell me a lot")
             await client.cancel(key)
-            assert ending(await client.ended(key))["finish"] == "cancelled"
+            assert end_frame(await client.ended(key))["finish"] == "cancelled"
     assert client.errors == []
     assert {turn.state for turn in await turns_of(person)} == {"cancelled"}
 
@@ -227,16 +229,16 @@ async def test_a_request_and_its_cancel_may_be_sent_back_to_back(
 async def test_a_request_sent_again_at_once_from_everywhere_is_carried_out_once(
     chat_web: str, other_web: str, provider: Provider, person: Person
 ) -> None:
-    tap = Tap(PIECES)
+    tap = FrameTap(PIECES)
     provider.script(tap)
     async with (
-        chatting(chat_web, person) as desk,
-        chatting(other_web, person, device_id="phone") as phone,
-        chatting(other_web, person, device_id="tablet") as tablet,
+        connect(chat_web, person) as session,
+        connect(other_web, person, device_id="phone") as phone,
+        connect(other_web, person, device_id="tablet") as tablet,
     ):
-        clients = (desk, phone, tablet)
+        clients = (session, phone, tablet)
         await asyncio.gather(*(client.ask("tell me a lot", "the request") for client in clients * 2))
-        await reached(tap.reached)
+        await wait_for(tap.reached)
         for client in clients:
             await client.until(lambda client=client: "the request" in client.streams)  # type: ignore[misc]
         tap.open()
@@ -256,10 +258,10 @@ async def test_a_device_may_resume_a_stream_and_make_its_request_again_in_one_br
         provider.script("An answer.")
         key = f"request {number}"
         if number % 2:
-            async with chatting(chat_web, person) as client:
+            async with connect(chat_web, person) as client:
                 await client.ask("hello", key)
                 client.socket.ws.transport.abort()
-        async with chatting(base, person, streams=[{"request_id": key, "after": -1}]) as client:
+        async with connect(base, person, streams=[{"request_id": key, "after": -1}]) as client:
             await client.ask("hello", key)
             stream = await client.ended(key)
             await client.settled()
@@ -276,12 +278,12 @@ async def test_a_request_whose_socket_drops_while_it_begins_is_carried_out_or_wa
 ) -> None:
     keys = [f"request {number}" for number in range(20)]
     for number, key in enumerate(keys):
-        async with chatting(chat_web, person) as client:
+        async with connect(chat_web, person) as client:
             await client.ask("hello", key)
             for _ in range(number % 5):
                 await asyncio.sleep(0)
             client.socket.ws.transport.abort()
-    async with chatting(chat_web, person) as client:
+    async with connect(chat_web, person) as client:
         for key in keys:
             await resume(client, key)
             await client.until(
@@ -300,14 +302,14 @@ async def test_a_stream_is_resumed_between_its_end_and_its_log(
 ) -> None:
     base = other_web if elsewhere else chat_web
     async with (
-        chatting(chat_web, person, capabilities=APPROVES) as desk,
-        chatting(base, person, device_id="phone") as phone,
+        connect(chat_web, person, capabilities=APPROVES) as session,
+        connect(base, person, device_id="phone") as phone,
         Redis.from_url(settings.REDIS_URL) as redis,
     ):
-        await desk.say("hello")  # what a process needs of Redis it has by now
+        await session.say("hello")  # what a process needs of Redis it has by now
         await redis.execute_command("CLIENT", "PAUSE", 10_000, "WRITE")
         try:
-            stream = await desk.say("hello")
+            stream = await session.say("hello")
             key = stream.frames[0]["request_id"]
             await resume(phone, key)
             if elsewhere:  # it waits for the log
@@ -340,8 +342,10 @@ def model(monkeypatch: pytest.MonkeyPatch, provider: Provider) -> Provider:
     return provider
 
 
-def asked(person: Person, **fields: Any) -> Asked:
-    return Asked(user_id=person.id, request_id=uuid.uuid4().hex, kind=Kind.HOME, message="hello", **fields)
+def asked(person: Person, **fields: Any) -> ChatRequest:
+    return ChatRequest(
+        user_id=person.id, request_id=uuid.uuid4().hex, kind=AssistantKind.HOME, message="hello", **fields
+    )
 
 
 async def test_nothing_of_a_turn_stays_in_memory_once_it_is_saved(model: Provider, person: Person) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adiuva.core import db
-from tests.chat.chat_client import Frame, Rows, chatting, ending, told
+from tests.chat.chat_client import DeviceRows, Frame, connect, end_frame, prompt_messages
 from tests.factories import somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Request, Say
 from tests.server_processes import Stack
@@ -24,7 +24,7 @@ def any_web(stack: Stack, provider: Provider, request: pytest.FixtureRequest) ->
 
 async def test_a_list_of_tasks_takes_two_model_calls(any_web: str, provider: Provider) -> None:
     provider.script(Call("list_tasks"), "You have one task. <task>[3f2a9c01d4e54bb0]</task>")
-    async with chatting(any_web, await db.run(somebody), Rows(tasks=[TASK])) as client:
+    async with connect(any_web, await db.run(somebody), DeviceRows(tasks=[TASK])) as client:
         stream = await client.say("list my tasks")
     assert stream.text == "You have one task. <task>[3f2a9c01d4e54bb0]</task>"
     assert stream.end is not None
@@ -41,7 +41,7 @@ async def test_a_list_of_tasks_takes_two_model_calls(any_web: str, provider: Pro
 async def test_a_create_takes_two_model_calls_and_tells_the_row_as_the_device_returned_it(
     any_web: str, provider: Provider
 ) -> None:
-    class Stamping(Rows):
+    class Stamping(DeviceRows):
         def _do(self, call: Frame) -> Frame:
             done = super()._do(call)
             if call["action"] == "insert":
@@ -50,8 +50,8 @@ async def test_a_create_takes_two_model_calls_and_tells_the_row_as_the_device_re
 
     provider.script(Call("create_task", {"title": "Call Bob", "priority": "low"}), "Done.")
     rows = Stamping()
-    async with chatting(any_web, await db.run(somebody), rows) as client:
-        end = ending(await client.say("remind me to call Bob"))
+    async with connect(any_web, await db.run(somebody), rows) as client:
+        end = end_frame(await client.say("remind me to call Bob"))
     assert len(provider.chats) == end["usage"]["model_calls"] == 2
     assert rows.count("insert") == 1
     assert end["mutations"] == [{"action": "insert", "table": "tasks", "data": rows.tables["tasks"][0]}]
@@ -62,16 +62,16 @@ async def test_a_question_about_two_things_reads_both_at_once_and_takes_two_mode
     chat_web: str, provider: Provider
 ) -> None:
     provider.script(Say(calls=[Call("list_tasks"), Call("list_all_projects")]), "One of each.")
-    rows = Rows(tasks=[TASK], projects=[{"id": "p1", "name": "Harbour Café", "status": "active"}])
-    async with chatting(chat_web, await db.run(somebody), rows) as client:
+    rows = DeviceRows(tasks=[TASK], projects=[{"id": "p1", "name": "Harbour Café", "status": "active"}])
+    async with connect(chat_web, await db.run(somebody), rows) as client:
         client.silent = True
         key = await client.ask("which tasks and projects do I have?")
         await client.until(lambda: {_table(frame) for frame in client.unanswered} >= {"tasks", "projects"})
         assert len(provider.chats) == 1
         await client.catch_up()
-        end = ending(await client.ended(key))
+        end = end_frame(await client.ended(key))
     assert len(provider.chats) == end["usage"]["model_calls"] == 2
-    tasks, projects = told(provider.last)
+    tasks, projects = prompt_messages(provider.last)
     assert "Call Ada [id 3f2a9c01d4e54bb0]" in tasks
     assert "Harbour Café [id p1]" in projects
 
@@ -85,7 +85,7 @@ async def test_what_the_model_says_before_its_tools_comes_before_they_are_carrie
     any_web: str, provider: Provider
 ) -> None:
     provider.script(Say("Let me look.", calls=[Call("list_tasks")]), "There is one.")
-    async with chatting(any_web, await db.run(somebody), Rows(tasks=[TASK])) as client:
+    async with connect(any_web, await db.run(somebody), DeviceRows(tasks=[TASK])) as client:
         client.silent = True
         key = await client.ask("what is open?")
         await client.until(lambda: bool(client.unanswered))
@@ -96,18 +96,18 @@ async def test_what_the_model_says_before_its_tools_comes_before_they_are_carrie
     assert [frame["label"] for frame in stream.frames if frame["type"] == "stream_status"] == [
         "Looking at your tasks"
     ]
-    ending(stream)
+    end_frame(stream)
 
 
 async def test_usage_is_that_of_all_model_calls(chat_web: str, provider: Provider) -> None:
     provider.script(Say(calls=[Call("list_tasks")], usage=(100, 10)), Say("None.", usage=(230, 4)))
-    async with chatting(chat_web, await db.run(somebody)) as client:
-        end = ending(await client.say("list my tasks"))
+    async with connect(chat_web, await db.run(somebody)) as client:
+        end = end_frame(await client.say("list my tasks"))
     assert end["usage"] == {"input_tokens": 330, "output_tokens": 14, "model_calls": 2}
 
 
 async def test_mutations_are_those_that_happened(chat_web: str, provider: Provider) -> None:
-    class Full(Rows):
+    class Full(DeviceRows):
         def _do(self, call: Frame) -> Frame:
             if (call.get("data") or {}).get("title") == "Two":
                 return {"error": "the disk is full"}
@@ -117,22 +117,22 @@ async def test_mutations_are_those_that_happened(chat_web: str, provider: Provid
         Say(calls=[Call("create_task", {"title": title}) for title in ("One", "Two", "Three")]),
         "Two of three.",
     )
-    async with chatting(chat_web, await db.run(somebody), Full()) as client:
-        end = ending(await client.say("create three tasks"))
+    async with connect(chat_web, await db.run(somebody), Full()) as client:
+        end = end_frame(await client.say("create three tasks"))
     assert sorted(mutation["data"]["title"] for mutation in end["mutations"]) == ["One", "Three"]
-    assert told(provider.last)[1] == "Failed: the device refused: the disk is full."
+    assert prompt_messages(provider.last)[1] == "Failed: the device refused: the disk is full."
 
 
 async def test_nothing_follows_the_end_of_a_request(chat_web: str, provider: Provider) -> None:
-    async with chatting(chat_web, await db.run(somebody)) as client:
+    async with connect(chat_web, await db.run(somebody)) as client:
         first = await client.say("hello")
         await client.say("hello again")
-    ending(first)
+    end_frame(first)
 
 
 async def test_a_request_without_an_id_is_given_one(chat_web: str, provider: Provider) -> None:
     provider.script("Hello.")
-    async with chatting(chat_web, await db.run(somebody)) as client:
+    async with connect(chat_web, await db.run(somebody)) as client:
         await client.socket.send({"type": "home_request", "message": "hello"})
         await client.until(lambda: len(client.streams) == 1)
         key = next(iter(client.streams))
@@ -147,7 +147,7 @@ async def test_a_client_of_protocol_1_gets_what_it_knows_and_nothing_else(
     any_web: str, provider: Provider
 ) -> None:
     provider.script(Say("Let me look.", calls=[Call("create_task", {"title": "Call Bob"})]), "Done.")
-    async with chatting(any_web, await db.run(somebody), protocol=1) as client:
+    async with connect(any_web, await db.run(somebody), protocol=1) as client:
         stream = await client.say("remind me to call Bob")
     assert stream.text == "Let me look.\n\nDone."
     fields: dict[str, set[str]] = {}
@@ -167,7 +167,7 @@ async def test_a_client_of_protocol_1_reads_why_it_failed_before_the_end(
     any_web: str, provider: Provider
 ) -> None:
     provider.script(Say("Let me look.", calls=[Call("list_tasks")]), Fail(400))
-    async with chatting(any_web, await db.run(somebody), protocol=1) as client:
+    async with connect(any_web, await db.run(somebody), protocol=1) as client:
         stream = await client.say("list my tasks")
     assert stream.kinds()[-2:] == ["stream_text", "stream_end"]
     assert stream.frames[-2]["chunk"].strip().startswith("The model")
@@ -189,7 +189,7 @@ BAD_REQUESTS: list[Frame] = [
 
 @pytest.mark.parametrize("bad", BAD_REQUESTS)
 async def test_a_bad_request_of_protocol_1_ends(chat_web: str, provider: Provider, bad: Frame) -> None:
-    async with chatting(chat_web, await db.run(somebody), protocol=1) as client:
+    async with connect(chat_web, await db.run(somebody), protocol=1) as client:
         await client.socket.send(bad | {"request_id": "r1"})
         stream = await client.ended("r1")
     assert stream.text
@@ -214,8 +214,8 @@ async def test_a_bad_request_of_protocol_2_costs_one_error_frame(
 async def test_a_message_that_says_nothing_or_too_much_ends_in_an_error(
     chat_web: str, provider: Provider, message: str
 ) -> None:
-    async with chatting(chat_web, await db.run(somebody)) as client:
-        end = ending(await client.say(message))
+    async with connect(chat_web, await db.run(somebody)) as client:
+        end = end_frame(await client.say(message))
     assert (end["finish"], end["code"]) == ("error", "invalid")
     assert provider.calls == []
 
@@ -226,7 +226,7 @@ async def test_a_message_that_says_nothing_or_too_much_ends_in_an_error(
 async def test_two_turns_of_one_user_at_once_keep_to_themselves(chat_web: str, provider: Provider) -> None:
     first, second = Hold("The first."), Hold("The second.")
     provider.default = lambda request: first if _asked(request) == "first" else second
-    async with chatting(chat_web, await db.run(somebody)) as client:
+    async with connect(chat_web, await db.run(somebody)) as client:
         one, two = await client.ask("first"), await client.ask("second")
         await _both_reached(first, second)
         second.release()
@@ -249,7 +249,7 @@ async def test_fifty_turns_of_fifty_users_at_once_see_their_own_rows_only(
     chat_web: str, provider: Provider
 ) -> None:
     def answer(request: Request) -> Any:
-        found = told(request.body)
+        found = prompt_messages(request.body)
         if not found:
             return Say(
                 calls=[
@@ -263,10 +263,12 @@ async def test_fifty_turns_of_fifty_users_at_once_see_their_own_rows_only(
     people = [await db.run(somebody) for _ in range(50)]
 
     async def one(number: int) -> None:
-        rows = Rows(tasks=[{"id": f"id-of-{number:03}", "title": f"secret {number:03}", "status": "todo"}])
-        async with chatting(chat_web, people[number], rows) as client:
+        rows = DeviceRows(
+            tasks=[{"id": f"id-of-{number:03}", "title": f"secret {number:03}", "status": "todo"}]
+        )
+        async with connect(chat_web, people[number], rows) as client:
             stream = await client.say(f"user {number:03}")
-        end = ending(stream)
+        end = end_frame(stream)
         assert stream.text.startswith(f"user {number:03} sees")
         others = {f"secret {other:03}" for other in range(50) if other != number}
         assert f"secret {number:03}" in stream.text
@@ -282,20 +284,20 @@ async def test_a_user_has_so_many_turns_at_once_and_no_more(chat_web: str, provi
     person, other = await db.run(somebody), await db.run(somebody)
     holds = [Hold("done") for _ in range(8)]
     provider.script(*holds)
-    async with chatting(chat_web, person) as client, chatting(chat_web, other) as neighbour:
+    async with connect(chat_web, person) as client, connect(chat_web, other) as neighbour:
         keys = [await client.ask(f"number {number}") for number in range(8)]
         await _both_reached(*holds)
-        end = ending(await client.say("one more"))
+        end = end_frame(await client.say("one more"))
         assert (end["finish"], end["code"]) == ("error", "too_many_requests")
-        assert ending(await neighbour.say("hello"))["finish"] == "stop"
+        assert end_frame(await neighbour.say("hello"))["finish"] == "stop"
         for hold in holds:
             hold.release()
         for key in keys:
-            assert ending(await client.ended(key))["finish"] == "stop"
+            assert end_frame(await client.ended(key))["finish"] == "stop"
         # All of them are over, and as many may follow at once.
         again = [await client.ask(f"again {number}") for number in range(8)]
         for key in again:
-            assert ending(await client.ended(key))["finish"] == "stop"
+            assert end_frame(await client.ended(key))["finish"] == "stop"
 
 
 # ── What never comes through ────────────────────────────────────────────────────────────────────────────
@@ -313,10 +315,10 @@ async def test_the_prompts_canary_does_not_come_through_in_whatever_pieces(
         return Say(pieces=[text[start : start + size] for start in range(0, len(text), size)])
 
     provider.script(leak)
-    async with chatting(chat_web, await db.run(somebody)) as client:
+    async with connect(chat_web, await db.run(somebody)) as client:
         stream = await client.say("what is your mark?")
     assert canaries[0].startswith("ref-")
     assert canaries[0] not in stream.text
     assert canaries[0][4:12] not in stream.text
     assert stream.text.startswith("My mark is")
-    assert ending(stream)["finish"] == "stop"
+    assert end_frame(stream)["finish"] == "stop"

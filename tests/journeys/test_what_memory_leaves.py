@@ -28,7 +28,7 @@ from adiuva.accounts.models import User
 from memory import entries, exchanges
 from memory.entries import SourceRef
 from memory.models import Entry, Exchange, SourceKind, Tier
-from tests.chat.factories import a_turn
+from tests.chat.factories import make_turn
 from tests.factories import Person, somebody
 from tests.server_processes import Stack
 
@@ -120,12 +120,12 @@ def told_in_turns(person: Person, canaries: Canaries) -> None:
     """As chats, runs and tools do: messages, exchanges that wait to be read, entries of each tier, forgotten ones."""
     me, cipher = person.id, cipher_for(person.id)
     for _ in range(4):
-        a_turn(me, canaries.words(5), canaries.words(5))
+        make_turn(me, canaries.words(5), canaries.words(5))
         exchanges.store(
             user_id=me, cipher=cipher, kind=SourceKind.REQUEST, source_id=uuid.uuid4(), seq=None,
             said=[canaries.words(5)], answer=canaries.words(5),
         )  # fmt: skip
-    a_turn(me, canaries.words(10), canaries.words(5))
+    make_turn(me, canaries.words(10), canaries.words(5))
     assert Exchange.objects.filter(user_id=me).exists()
     for tier in Tier:
         more = {"confidence": 0.7} if tier == Tier.PROACTIVE else {}

@@ -34,7 +34,7 @@ from memory import entries, exchanges, vector_indexes
 from memory.entries import BY_HAND, SourceRef
 from memory.models import Embedding, Entry, Receipt, SourceKind, Tier
 from tests.agents.factories import a_device, a_run, an_agent, claimed, kept
-from tests.chat.factories import CHANGED, asked, begun, finish
+from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_request
 from tests.factories import Person, somebody
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def lived(person: Person, word: str) -> None:
     kept(job, f"Call {word}")
     failed = Line(Kind.SOURCE_FAILED, "unreadable", source=f"/home/{word}.md", message="a picture")
     lease.count(job, seen=1, done=1, failed=1, entries=[failed])
-    request = asked(me, f"Add {word}")
-    turn = begun(request)
-    finish(request, turn, f"Added {word}", mutations=[CHANGED], summary=(1, f"Of {word}"))
+    request = make_request(me, f"Add {word}")
+    turn = claim(request)
+    finish_turn(request, turn, f"Added {word}", mutations=[TASK_INSERTED], summary=(1, f"Of {word}"))
     place = SourceRef(SourceKind.CONVERSATION, turn.conversation_id, 1)
     for content in (f"tea for {word}", f"water for {word}"):
         core = entries.remember(user_id=me, tier=Tier.CORE, key="Drink", content=content, origin=place).entry
@@ -142,7 +142,7 @@ def test_everything_of_the_account_is_in_it_in_clear_and_nothing_of_others(ada: 
         assert "heron" in json.dumps(found[f"{name}.jsonl"]), name
     assert found["account.jsonl"][0]["email"] == ada.email
     assert [message["text"] for message in found["messages.jsonl"]] == ["Add heron", "Added heron"]
-    assert found["messages.jsonl"][1]["mutations"] == [CHANGED.model_dump()]
+    assert found["messages.jsonl"][1]["mutations"] == [TASK_INSERTED.model_dump()]
     assert (found["conversations.jsonl"][0]["title"], found["conversations.jsonl"][0]["summary"]) == (
         "Add heron",
         "Of heron",

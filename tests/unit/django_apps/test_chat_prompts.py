@@ -43,7 +43,7 @@ Finished projects are archived, so that you can still look at them later. Shall 
 
 
 def tail(**more: object) -> str:
-    return prompts.tail(**{"now": NOW, "locale": "de-CH", **more})  # type: ignore[arg-type]
+    return prompts.turn_prompt(**{"now": NOW, "locale": "de-CH", **more})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -52,20 +52,20 @@ def test_a_prompt_file_begins_with_its_version_and_an_empty_line(file: Path) -> 
 
 
 def test_every_file_is_a_head_or_part_of_one() -> None:
-    parts = {part for some in prompts._SHARED.values() for part in some}
-    assert {file.stem for file in FILES} == set(prompts.HEADS) | parts
+    parts = {part for some in prompts._SHARED_PARTS.values() for part in some}
+    assert {file.stem for file in FILES} == set(prompts.PROMPT_NAMES) | parts
 
 
-@pytest.mark.parametrize("name", prompts.HEADS)
+@pytest.mark.parametrize("name", prompts.PROMPT_NAMES)
 def test_a_head_names_its_version_and_holds_its_canary_once(name: str) -> None:
-    head = prompts.head(name)
+    head = prompts.system_prompt(name)
     assert re.fullmatch(rf"{name}\.\d+-[0-9a-f]{{6}}", head.version) and head.name == name
     assert re.fullmatch(r"ref-[0-9a-f]{24}", head.canary) and head.text.count(head.canary) == 1
     assert not head.text.startswith("version")
 
 
 def test_each_head_has_a_canary_and_a_version_of_its_own() -> None:
-    heads = prompts.all_heads()
+    heads = prompts.all_system_prompts()
     assert len({head.canary for head in heads}) == len({head.version for head in heads}) == len(heads) == 7
 
 
@@ -74,36 +74,39 @@ def test_a_head_is_the_same_bytes_in_every_process(settings: Any) -> None:
         "import os, django; os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'adiuva.settings'); django.setup();"
         "from django.conf import settings; settings.SECRET_KEY = 'one and the same';"
         "from chat import prompts; import hashlib;"
-        "print(hashlib.sha256(''.join(h.text for h in prompts.all_heads()).encode()).hexdigest())"
+        "print(hashlib.sha256(''.join(h.text for h in prompts.all_system_prompts()).encode()).hexdigest())"
     )
     there = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     settings.SECRET_KEY = "one and the same"
-    here = hashlib.sha256("".join(head.text for head in prompts.all_heads()).encode()).hexdigest()
+    here = hashlib.sha256("".join(head.text for head in prompts.all_system_prompts()).encode()).hexdigest()
     assert there.stdout.strip().splitlines()[-1] == here
 
 
 def test_another_installation_has_other_canaries_and_the_same_versions(settings: object) -> None:
-    here = prompts.all_heads()
+    here = prompts.all_system_prompts()
     settings.SECRET_KEY = "that of another installation"  # type: ignore[attr-defined]
-    there = prompts.all_heads()
+    there = prompts.all_system_prompts()
     assert not {head.canary for head in here} & {head.canary for head in there}
     assert [head.version for head in here] == [head.version for head in there]
 
 
 def test_only_the_two_that_speak_with_the_user_know_of_tags() -> None:
-    assert {head.name for head in prompts.all_heads() if "<chart>" in head.text} == {"home", "floating"}
+    assert {head.name for head in prompts.all_system_prompts() if "<chart>" in head.text} == {
+        "home",
+        "floating",
+    }
 
 
 def test_homes_head_is_short() -> None:
-    assert len(prompts.head("home").text) < 4_500
+    assert len(prompts.system_prompt("home").text) < 4_500
 
 
 def test_there_is_no_head_for_another_name() -> None:
     for name in ("tags", "specialist", "../settings", ""):
         with pytest.raises(KeyError):
-            prompts.head(name)
+            prompts.system_prompt(name)
 
 
 def test_ordinary_answers_share_no_eight_words_in_a_row_with_a_head() -> None:
@@ -111,7 +114,7 @@ def test_ordinary_answers_share_no_eight_words_in_a_row_with_a_head() -> None:
         words = re.findall(r"\w+", text.casefold())
         return {tuple(words[place : place + 8]) for place in range(len(words) - 7)}
 
-    told = {run for head in prompts.all_heads() for run in runs(head.text)}
+    told = {run for head in prompts.all_system_prompts() for run in runs(head.text)}
     assert not told & runs(ORDINARY)
 
 

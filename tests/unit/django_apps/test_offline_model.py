@@ -16,8 +16,8 @@ from adiuva.offline_model import chat
 from chat import prompts
 from chat.approvals import DeferredCall
 from chat.assistants import SUPERVISORS
-from chat.memory_context import Recollection
-from chat.models import Kind
+from chat.memory_context import MemoryContext
+from chat.models import AssistantKind
 from memory.models import Tier
 from memory.recall import RecalledEntry
 
@@ -50,11 +50,11 @@ class Chat:
         self.rounds = 0
 
     def ask(self, text: str, **tail: Any) -> str:
-        said = prompts.tail(now=FRIDAY, locale="en-GB", **tail)
-        messages = [{"role": "system", "content": prompts.head("home").text}, *self.before]
+        said = prompts.turn_prompt(now=FRIDAY, locale="en-GB", **tail)
+        messages = [{"role": "system", "content": prompts.system_prompt("home").text}, *self.before]
         messages += [{"role": "system", "content": said}, {"role": "user", "content": text}]
         self.calls, self.rounds = [], 0
-        every = SUPERVISORS[Kind.HOME].schemas
+        every = SUPERVISORS[AssistantKind.HOME].schemas
         schemas = [schema for schema in every if schema["function"]["name"] not in self.without]
         while wishes := (answer := chat.answer(messages, schemas)).wishes:
             self.rounds += 1
@@ -65,7 +65,7 @@ class Chat:
             ]
             messages.append({"role": "assistant", "content": None, "tool_calls": [c.wire() for c in calls]})
             for call, wish in zip(calls, wishes, strict=True):
-                assert not SUPERVISORS[Kind.HOME].unfit(wish.name, wish.arguments)
+                assert not SUPERVISORS[AssistantKind.HOME].call_problem(wish.name, wish.arguments)
                 self.calls.append((wish.name, wish.arguments))
                 result = self.results.get(wish.name, "No rows match.")
                 messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
@@ -344,7 +344,7 @@ def test_a_kept_note_is_said_to_be_one_where_there_is_no_memory() -> None:
 def remembered() -> str:
     """The lines as a turn writes them."""
     nothing: Any = None
-    turn = Recollection(asked=nothing, begun=nothing, model=nothing, zone=ZURICH)
+    turn = MemoryContext(request=nothing, claimed=nothing, model=nothing, zone=ZURICH)
     entries = [
         (Tier.CORE, "Kim", "name"),
         (Tier.CORE, "90 francs (plus tax)", "rate"),
@@ -356,7 +356,7 @@ def remembered() -> str:
     known = [
         RecalledEntry(uuid.uuid4(), tier, said, key, FRIDAY, began_at=FRIDAY) for tier, said, key in entries
     ]
-    return "\n".join(f"- {turn.line(one)}" for one in known)
+    return "\n".join(f"- {turn.entry_line(one)}" for one in known)
 
 
 KNOWN = "Name: Kim\nRate: 90 francs (plus tax)"
@@ -409,7 +409,7 @@ def test_a_conversation_is_summed_up_below_what_was_known() -> None:
     known = delimit_untrusted("summary so far", "- The user said: I bill monthly")
     said = delimit_untrusted("conversation", "user: call me Kim\n\nassistant: Gladly.\n\n")
     messages = [
-        {"role": "system", "content": prompts.head("summary").text},
+        {"role": "system", "content": prompts.system_prompt("summary").text},
         {"role": "user", "content": f"{known}\n\n{said}"},
     ]
     assert chat.answer(messages, []).text == "- The user said: I bill monthly\n- The user said: call me Kim"
