@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench lock clean
+.PHONY: help run test unit check lint bench lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do \
@@ -28,7 +28,14 @@ run: $(FOR_RUN)  ## start everything on this machine, with a demo, until Ctrl-C
 
 test: lint  ## lint, types, import contracts, then all tests against real servers
 	@echo "── tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder
+
+unit: $(FOR_TEST)  ## tests that need no server, in seconds
+	@$(BIN)/python -m pytest tests/unit
+
+check: $(FOR_TEST)  ## one test, file or folder: make check T=tests/unit/test_cron.py
+	@test -n "$(T)" || { echo "Say which: make check T=tests/unit/test_cron.py" >&2; exit 1; }
+	@$(BIN)/python -m pytest "$(T)"
 
 lint: $(FOR_TEST)  ## lint, types and import contracts alone
 	@echo "── ruff"

@@ -1,7 +1,12 @@
-"""Every test process gets a PostgreSQL and a Valkey of its own, unless DATABASE_URL and REDIS_URL are given.
+"""Nothing is set up, and no server starts, before a test needs it.
 
-They start before adiuva.core.env and Django's settings are imported, and die with the process that started them. So
-conftest files below this one import what needs settings inside their fixtures only.
+- Django is set up when the first module that needs it is collected: any but those directly in tests/unit.
+- Each test process has its own Valkey, which starts with the first test outside tests/unit, and its own PostgreSQL,
+  which starts with the first test that uses the database. DATABASE_URL and REDIS_URL name other servers to use.
+- The server that forks processes for tests starts with the first test that starts one.
+
+Django is not set up when conftest files are imported. So they import what needs it inside their fixtures, and what
+costs much time to import, too.
 """
 
 from __future__ import annotations
@@ -10,44 +15,38 @@ import base64
 import gc
 import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-import django
-import hypothesis
 import pytest
-from django.conf import settings
-from pytest_django.plugin import DjangoDbBlocker
 
-from adiuva.embedded.postgres import Postgres
-from adiuva.embedded.state_folder import is_process
-from adiuva.embedded.valkey import Valkey
-from tests import forkserver
-from tests.fakes.provider import Provider
-from tests.server_processes import Stack, model_of
+if TYPE_CHECKING:
+    from pytest_django.plugin import DjangoDbBlocker
 
-hypothesis.settings.register_profile("no clocks", deadline=None)
-hypothesis.settings.load_profile("no clocks")
+    from tests.fakes.provider import Provider
+    from tests.lazy_servers import LazyServers
+    from tests.server_processes import Stack
 
-_FOLDERS = "adiuva-test-"
-_servers = ExitStack()
+_UNIT = Path(__file__).parent / "unit"
 _stacks: list[Stack] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Servers first, then Django: pytest-django sees that it is set up, and guards the database."""
-    folder = _make_folder()
-    if started := forkserver.begin(folder):
-        _servers.callback(started.stop)
-    if not _is_controller(config):
-        gc.disable()  # what collecting tests makes is kept: to look through it again and again frees nothing
-        _set_environment(folder)
-        django.setup()
-        settings.PASSWORD_HASHERS = ["tests.accounts.hashers.Quick"]
+    if _is_controller(config):
+        _start_forkserver()  # the workers share it
+    else:
+        gc.disable()  # collecting tests makes objects that stay: walking over them again and again frees nothing
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> None:
+    """Prepare what a test module needs when it is imported."""
+    if module_path.parent != _UNIT:
+        _set_up_django(parent.config)
+    if b"hypothesis" in module_path.read_bytes():
+        _set_up_hypothesis()
 
 
 def pytest_collection_finish() -> None:
@@ -56,36 +55,38 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    _servers.close()
+    if _servers.cache_info().currsize:
+        _servers().close()
 
 
 def _is_controller(config: pytest.Config) -> bool:
-    """Whether this process hands the tests to others and runs none."""
+    """Whether this process hands the tests to workers of pytest-xdist and runs none."""
     return not hasattr(config, "workerinput") and config.getoption("dist", "no") != "no"
 
 
-def _make_folder() -> Path:
-    """The folder of this process, named by its id; those of processes that were killed are removed."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
-        pid = left.name.removeprefix(_FOLDERS).partition("-")[0]
-        if pid.isdigit() and not is_process(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-"))
-    folder.chmod(0o711)  # for PostgreSQL's user, where we are root
-    _servers.callback(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+@cache
+def _servers() -> LazyServers:
+    from tests.lazy_servers import LazyServers
+
+    return LazyServers()
 
 
-def _set_environment(folder: Path) -> None:
+def _start_forkserver() -> None:
+    from tests import forkserver
+
+    if started := forkserver.start(_servers().folder):
+        _servers().at_close(started.stop)
+
+
+@cache
+def _set_up_django(config: pytest.Config) -> None:
     """What a developer has configured must not reach the tests, nor the processes that they start."""
-    given = {name: os.environ.get(name) for name in ("DATABASE_URL", "REDIS_URL")}
     for name in [name for name in os.environ if name.startswith("ADIUVA_")]:
         del os.environ[name]
-    password = secrets.token_hex(16)
     os.environ |= {
         "DJANGO_SETTINGS_MODULE": "adiuva.settings",
         "ADIUVA_ENV_FILE": os.devnull,
-        "ADIUVA_STATE_DIR": str(folder / "state"),
+        "ADIUVA_STATE_DIR": str(_servers().folder / "state"),
         "ADIUVA_ENV": "development",
         "ADIUVA_SECRET_KEY": secrets.token_urlsafe(40),
         "ADIUVA_KEYS": f"test:{base64.b64encode(secrets.token_bytes(32)).decode()}",
@@ -93,23 +94,43 @@ def _set_environment(folder: Path) -> None:
         "ADIUVA_MODEL_API_BASE": "http://127.0.0.1:9/v1",
         "ADIUVA_LOGIN_ADDRESS_RATE": "100000/min",  # all tests come from one address
         "ADIUVA_LOG_LEVEL": "INFO",
-        "DATABASE_URL": given["DATABASE_URL"] or _start_postgres(folder, password),
-        "REDIS_URL": given["REDIS_URL"] or _start_valkey(folder, password),
+        "DATABASE_URL": _servers().database_url,
+        "REDIS_URL": _servers().redis_url,
     }
+    import django
+    from django.conf import settings
+    from pytest_django.plugin import blocking_manager_key
+
+    django.setup()
+    settings.PASSWORD_HASHERS = ["tests.accounts.hashers.FastArgon2id"]
+    config.stash[blocking_manager_key].block()  # as pytest-django does when it sets Django up itself
 
 
-def _start_postgres(folder: Path, password: str) -> str:
-    server = Postgres(folder / "postgres", password=password, log=folder / "postgres.log", durable=False)
-    url = server.start()
-    _servers.callback(lambda: shutil.rmtree(server.home, ignore_errors=True))  # not always below our folder
-    _servers.callback(server.stop)
-    return url
+@cache
+def _set_up_hypothesis() -> None:
+    """Before the first module that uses it is imported: its decorators read the profile."""
+    import hypothesis
+
+    hypothesis.settings.register_profile("no deadline", deadline=None)
+    hypothesis.settings.load_profile("no deadline")
 
 
-def _start_valkey(folder: Path, password: str) -> str:
-    server = Valkey(folder / "valkey", password=password, log=folder / "valkey.log", durable=False)
-    _servers.callback(server.stop)
-    return server.start()
+@pytest.fixture(autouse=True, scope="session")
+def valkey() -> None:
+    """Valkey runs. Every test outside tests/unit has it, because much of the code uses it implicitly."""
+    _servers().start_valkey()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> None:
+    """PostgreSQL runs. Tests ask for `db` or `committed_db` instead, which also make the test database."""
+    _servers().start_postgres()
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> None:
+    """The server that forks processes runs: they start faster. A `ForkedChild` starts without it, too, but slower."""
+    _start_forkserver()
 
 
 # ── The database ────────────────────────────────────────────────────────────────────────────────────────
@@ -117,11 +138,14 @@ def _start_valkey(folder: Path, password: str) -> str:
 
 @pytest.fixture(scope="session")
 def django_db_setup(
-    django_test_environment: None, django_db_modify_db_settings: None, django_db_blocker: DjangoDbBlocker
+    postgres: None,
+    django_test_environment: None,
+    django_db_modify_db_settings: None,
+    django_db_blocker: DjangoDbBlocker,
 ) -> None:
-    """The test database, also where no test asks for `db`: pytest-django would leave it out then.
+    """Create the test database. pytest-django's own fixture creates it only where a test asks for `db`.
 
-    It is never torn down: the whole server goes in the end, and processes may still be connected to it.
+    Nothing tears it down: processes may still be connected to it, and the whole server is removed at the end.
     """
     from django.test.utils import setup_databases
 
@@ -131,9 +155,9 @@ def django_db_setup(
 
 @pytest.fixture(scope="session")
 def committed_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
-    """The test database with its address, for tests whose data other processes are to see.
+    """The URL of the test database, for tests that commit rows so that other processes see them.
 
-    Nothing is rolled back or truncated: each test makes users of its own, and counts only what is theirs.
+    Nothing is rolled back or truncated: each test makes its own users and counts only their rows.
     """
     from django.db import connection
 
@@ -147,9 +171,11 @@ def committed_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> I
 
 @pytest.fixture(scope="session")
 def stack(
-    committed_db: str, _provider: Provider, tmp_path_factory: pytest.TempPathFactory
+    committed_db: str, forkserver: None, _provider: Provider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """Starts real server processes when asked, on the committed test database; their model is the provider."""
+    """Starts real server processes on request. They use the test database, and the fake provider as their model."""
+    from tests.server_processes import Stack, model_of
+
     started = Stack(committed_db, tmp_path_factory.mktemp("logs"), **model_of(_provider))
     _stacks.append(started)
     yield started
@@ -165,42 +191,44 @@ def web(stack: Stack) -> str:
 
 @pytest.fixture
 def web_on(stack: Stack, request: pytest.FixtureRequest) -> str:
-    """The same behind the ASGI server that the test is parametrised with, indirectly."""
+    """The base URL of a web process behind the ASGI server named by the test's (indirect) parameter."""
     return stack.web(request.param)
 
 
 @pytest.fixture(scope="session")
 def _provider() -> Iterator[Provider]:
+    from tests.fakes.provider import Provider
+
     with Provider() as provider:
         yield provider
 
 
 @pytest.fixture
 def provider(_provider: Provider) -> Provider:
-    """The model that the worker asks, with nothing scripted and nothing counted yet."""
+    """The fake model provider that server processes use. Its script and its counts are empty."""
     _provider.reset()
     return _provider
 
 
 @pytest.fixture(scope="session")
 def worker(stack: Stack) -> None:
-    """A real Celery worker is up, whose model is the scripted provider."""
+    """A real Celery worker runs, with the fake provider as its model."""
     stack.worker(ADIUVA_EMBEDDING_MODEL="")
 
 
-# What takes longest, most of it waiting: begun first, it does not keep all others waiting in the end.
-_LONG = ("agents/test_chaos", "embedded/test_up", "agents/test_flow", "agents/test_faults")
+# These take longest, and mostly wait. They start first, so that no worker is left alone with one at the end.
+_LONG = ("agents/test_chaos", "embedded/test_up", "agents/test_end_to_end", "agents/test_faults")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order is random, and the longest modules are the first of it."""
+    """The longest modules come first. pytest-randomly has shuffled the rest."""
     items.sort(key=lambda item: not any(f"tests/{name}" in item.nodeid for name in _LONG))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failed test shows what the server processes said last."""
+    """Show the last log lines of the server processes beside a test that failed."""
     report = yield
     if report.failed:
         report.sections += [(f"log of {name}", text) for stack in _stacks for name, text in stack.tails()]

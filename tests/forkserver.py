@@ -31,8 +31,8 @@ from typing import Any
 from adiuva.embedded import parent_death
 from adiuva.embedded.processes import Child, python
 
-_WHERE = "TESTS_WARM_PROCESS"
-_PID, _LENGTH = 10, 8  # digits
+_SOCKET_VARIABLE = "TESTS_FORKSERVER_SOCKET"
+_PID_DIGITS, _LENGTH_DIGITS = 10, 8
 _ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = (
     "aiohttp",
@@ -69,7 +69,7 @@ _LIBRARIES = (
 # ── Whoever wants a process ─────────────────────────────────────────────────────────────────────────────
 
 
-class Fork:
+class ForkedProcess:
     """A process that was forked for us. To be used as a `subprocess.Popen`: not ours to wait for, it is waited for
     by the one that forked it, which tells us."""
 
@@ -78,7 +78,7 @@ class Fork:
     def __init__(self, line: socket.socket) -> None:
         self._line = line
         self.returncode: int | None = None
-        self.pid = int(line.recv(_PID, socket.MSG_WAITALL))
+        self.pid = int(line.recv(_PID_DIGITS, socket.MSG_WAITALL))
 
     def poll(self) -> int | None:
         with suppress(subprocess.TimeoutExpired):
@@ -105,41 +105,45 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-class Warm(Child):
+class ForkedChild(Child):
     """A child that starts quickly: `argv` is what `python()` made. Where it cannot be, it starts as any other."""
 
     def start(self) -> None:
-        where = os.environ.get(_WHERE)
+        where = os.environ.get(_SOCKET_VARIABLE)
         if not where:
             super().start()
             return
         self.log.parent.mkdir(parents=True, exist_ok=True)
         line = socket.socket(socket.AF_UNIX)
         line.connect(where)
-        wish = {"argv": [str(part) for part in self.argv], "env": dict(self.env or os.environ)}
-        body = json.dumps(wish).encode()
+        request = {"argv": [str(part) for part in self.argv], "env": dict(self.env or os.environ)}
+        body = json.dumps(request).encode()
         with self.log.open("ab") as out:
-            socket.send_fds(line, [b"%0*d" % (_LENGTH, len(body))], [out.fileno()])
+            socket.send_fds(line, [b"%0*d" % (_LENGTH_DIGITS, len(body))], [out.fileno()])
             line.sendall(body)
-            self.process = Fork(line)  # type: ignore[assignment]  # as good as one
+            self.process = ForkedProcess(line)  # type: ignore[assignment]  # as good as one
         self.since, self._gone = time.monotonic(), False
 
 
-def begin(folder: Path) -> Child | None:
+def start(folder: Path) -> Child | None:
     """Start the process that forks, for us and all that we start; not where there is one, or no Linux."""
-    if _WHERE in os.environ or not parent_death.BUILT_IN:
+    if _SOCKET_VARIABLE in os.environ or not parent_death.BUILT_IN:
         return None
-    where = str(folder / "warm")
+    where = str(folder / "forkserver")
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(where)
     listening.listen(64)
     number = listening.fileno()
     child = Child(
-        "warm", python("-m", "tests.forkserver", str(number)), folder / "warm.log", cwd=_ROOT, keeps=(number,)
+        "forkserver",
+        python("-m", "tests.forkserver", str(number)),
+        folder / "forkserver.log",
+        cwd=_ROOT,
+        keeps=(number,),
     )
     child.start()
     listening.close()
-    os.environ[_WHERE] = where
+    os.environ[_SOCKET_VARIABLE] = where
     return child
 
 
@@ -147,13 +151,13 @@ def begin(folder: Path) -> Child | None:
 
 
 @dataclass
-class _Wish:
+class _ForkRequest:
     argv: Sequence[str]
     env: Mapping[str, str]
     out: int
 
 
-def _serve(listening: socket.socket) -> _Wish:
+def _serve(listening: socket.socket) -> _ForkRequest:
     """Fork for whoever asks. Returns in the forks only, with what each is to be."""
     wakes, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -167,17 +171,17 @@ def _serve(listening: socket.socket) -> _Wish:
                     os.killpg(pid, signal.SIGKILL)
         if wakes in ready:
             os.read(wakes, 4096)
-        _tell_of_the_dead(lines)
+        _report_ended(lines)
         if listening in ready:
             line, _ = listening.accept()
-            wish = _read(line)
+            request = _read(line)
             me = os.getpid()
             if pid := os.fork():
                 with suppress(ProcessLookupError, PermissionError):
                     os.setpgid(pid, pid)  # in both: whoever is first
-                os.close(wish.out)
+                os.close(request.out)
                 lines[pid] = line
-                line.sendall(b"%0*d" % (_PID, pid))
+                line.sendall(b"%0*d" % (_PID_DIGITS, pid))
                 continue
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -187,10 +191,10 @@ def _serve(listening: socket.socket) -> _Wish:
                 end.close()
             os.close(wakes)
             os.close(wake)
-            return wish
+            return request
 
 
-def _tell_of_the_dead(lines: dict[int, socket.socket]) -> None:
+def _report_ended(lines: dict[int, socket.socket]) -> None:
     for pid in list(lines):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -198,22 +202,22 @@ def _tell_of_the_dead(lines: dict[int, socket.socket]) -> None:
                 line.sendall(b"%d" % os.waitstatus_to_exitcode(status))
 
 
-def _read(line: socket.socket) -> _Wish:
-    length, [out], _, _ = socket.recv_fds(line, _LENGTH, 1)
+def _read(line: socket.socket) -> _ForkRequest:
+    length, [out], _, _ = socket.recv_fds(line, _LENGTH_DIGITS, 1)
     with line.makefile("rb") as file:
-        wish = json.loads(file.read(int(length)))
-    return _Wish(wish["argv"], wish["env"], out)
+        request = json.loads(file.read(int(length)))
+    return _ForkRequest(request["argv"], request["env"], out)
 
 
-def _become(wish: _Wish) -> None:
+def _run_as_requested(request: _ForkRequest) -> None:
     """What a new interpreter would do with these arguments, from here to its end."""
-    os.dup2(wish.out, 1)
-    os.dup2(wish.out, 2)
-    os.close(wish.out)
+    os.dup2(request.out, 1)
+    os.dup2(request.out, 2)
+    os.close(request.out)
     os.environ.clear()
-    os.environ.update(wish.env)
+    os.environ.update(request.env)
     time.tzset()
-    _, kind, what, *arguments = wish.argv
+    _, kind, what, *arguments = request.argv
     if kind == "-m":
         sys.argv = [what, *arguments]
         runpy.run_module(what, run_name="__main__", alter_sys=True)
@@ -224,7 +228,7 @@ def _become(wish: _Wish) -> None:
         exec(compile(what, "<string>", "exec"), main.__dict__)  # as `python -c` does
 
 
-def _warm_up() -> None:
+def _import_libraries() -> None:
     for name in _LIBRARIES:
         importlib.import_module(name)
     ours: Any = [
@@ -236,5 +240,5 @@ def _warm_up() -> None:
 
 
 if __name__ == "__main__":
-    _warm_up()
-    _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    _import_libraries()
+    _run_as_requested(_serve(socket.socket(fileno=int(sys.argv[1]))))

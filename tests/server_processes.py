@@ -11,7 +11,7 @@ from pathlib import Path
 from adiuva.embedded.ports import free_port
 from adiuva.embedded.processes import Child, python, tail
 from tests.fakes.provider import Provider
-from tests.forkserver import Warm
+from tests.forkserver import ForkedChild
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,7 +53,7 @@ class Stack:
 
     def run(self, name: str, argv: list[str], **env: str) -> Child:
         """A Python program, with its log kept for the report of a test that fails."""
-        child = Warm(name, argv, self.folder / f"{name}.log", env=self.env | env, cwd=ROOT)
+        child = ForkedChild(name, argv, self.folder / f"{name}.log", env=self.env | env, cwd=ROOT)
         self._children[name] = child
         child.start()
         return child

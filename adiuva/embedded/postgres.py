@@ -48,9 +48,10 @@ class Postgres:
         say: Say = lambda line: None,
         durable: bool = True,
         keeps: tuple[int, ...] = (),
+        port: int = 0,  # any free one
     ) -> None:
         self._asked, self._password, self._say, self._durable = folder, password, say, durable
-        self._keeps = keeps
+        self._keeps, self._fixed_port = keeps, port
         self.log = log
         self.home = folder  # where the data really is, once started
         self.child: Child | None = None
@@ -88,7 +89,7 @@ class Postgres:
                 keeps=self._keeps,
             )
 
-        self.child, self._port = serve(server, partial(_is_ready, data))
+        self.child, self._port = serve(server, partial(_is_ready, data), port=self._fixed_port)
         return self.database(_ROLE)
 
     def stop(self) -> None:

@@ -140,11 +140,11 @@ class Child:
             time.sleep(every_s)
 
 
-def serve(make: Callable[[int], Child], ready: Callable[[int], bool]) -> tuple[Child, int]:
-    """Start a server on a free port of loopback; on another one if somebody was quicker to take it."""
-    tries_left = 3
+def serve(make: Callable[[int], Child], ready: Callable[[int], bool], *, port: int = 0) -> tuple[Child, int]:
+    """Start a server on this port of loopback. 0 is any free one, and another if somebody was quicker to take it."""
+    fixed, tries_left = port, 1 if port else 3
     while True:
-        port, tries_left = free_port(), tries_left - 1
+        port, tries_left = fixed or free_port(), tries_left - 1
         child = make(port)
         child.start()
         try:

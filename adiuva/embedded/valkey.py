@@ -15,9 +15,17 @@ class Valkey:
     """A server whose data lives in `folder`. The append-only file keeps queued tasks over a kill -9."""
 
     def __init__(
-        self, folder: Path, *, password: str, log: Path, durable: bool = True, keeps: tuple[int, ...] = ()
+        self,
+        folder: Path,
+        *,
+        password: str,
+        log: Path,
+        durable: bool = True,
+        keeps: tuple[int, ...] = (),
+        port: int = 0,  # any free one
     ) -> None:
         self._folder, self._password, self._durable, self._keeps = folder, password, durable, keeps
+        self._fixed_port = port
         self.log = log
         self.child: Child | None = None
 
@@ -40,7 +48,7 @@ class Valkey:
                 keeps=self._keeps,
             )
 
-        self.child, port = serve(server, partial(_answers, self._password))
+        self.child, port = serve(server, partial(_answers, self._password), port=self._fixed_port)
         return f"redis://:{self._password}@{_LOOPBACK}:{port}/0"
 
     def stop(self) -> None:

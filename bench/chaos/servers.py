@@ -24,7 +24,7 @@ from adiuva.embedded.postgres import Postgres
 from adiuva.embedded.processes import Child, StackError, python, tail
 from adiuva.embedded.valkey import Valkey
 from bench.harness import ROOT, listens
-from tests.forkserver import Warm
+from tests.forkserver import ForkedChild
 
 _LOOK_EVERY_S: Final = 0.2
 _UP_WITHIN_S: Final = 60.0
@@ -89,13 +89,17 @@ class Servers:
 
     def _migrate(self) -> None:
         log = self.folder / "migrate.log"
-        migration = Warm("migrate", python("-m", "adiuva.embedded.migrate"), log, env=self.env, cwd=ROOT)
+        migration = ForkedChild(
+            "migrate", python("-m", "adiuva.embedded.migrate"), log, env=self.env, cwd=ROOT
+        )
         migration.start()
         if migration.wait(within_s=120):
             raise StackError(f"the database could not be prepared: {tail(log)}")
 
     def add(self, name: str, *arguments: str, **env: str) -> Child:
-        child = Warm(name, python(*arguments), self.folder / f"{name}.log", env=self.env | env, cwd=ROOT)
+        child = ForkedChild(
+            name, python(*arguments), self.folder / f"{name}.log", env=self.env | env, cwd=ROOT
+        )
         self.children[name] = child
         child.start()
         return child

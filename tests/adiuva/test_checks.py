@@ -15,7 +15,7 @@ from django.test import override_settings
 from adiuva import checks
 from adiuva.checks import check_production, refuse_unsafe_start
 from adiuva.embedded.processes import python
-from tests.forkserver import Warm
+from tests.forkserver import ForkedChild
 
 SAFE: dict[str, Any] = {
     "PRODUCTION": True,
@@ -91,7 +91,9 @@ def run(name: str, folder: Path) -> tuple[int, str]:
         "ADIUVA_STATE_DIR": str(folder),
         "DATABASE_URL": "postgresql://adiuva@127.0.0.1:9/adiuva",
     }
-    process = Warm(name, python(*COMMANDS[name]), folder / "log", env=environment, cwd=settings.BASE_DIR)
+    process = ForkedChild(
+        name, python(*COMMANDS[name]), folder / "log", env=environment, cwd=settings.BASE_DIR
+    )
     process.start()
     try:
         return process.wait(within_s=60), process.log.read_text()
@@ -99,6 +101,7 @@ def run(name: str, folder: Path) -> tuple[int, str]:
         process.kill()
 
 
+@pytest.mark.usefixtures("forkserver")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_without_secrets_no_process_starts_in_production(name: str, tmp_path: Path) -> None:
     code, said = run(name, tmp_path)

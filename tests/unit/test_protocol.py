@@ -58,7 +58,7 @@ def test_the_vocabulary_is_that_of_the_contract() -> None:
     server = types_of(protocol.ServerFrame)
     assert set(server) == SERVER_TYPES
     assert {
-        name for name, model in server.items() if protocol.is_in_protocol(model, 1)
+        name for name, model in server.items() if codec.is_in_protocol(model, 1)
     } == PROTOCOL_1_SERVER_TYPES
 
 

@@ -1,0 +1,100 @@
+"""PostgreSQL and Valkey for the tests of one process: their addresses are known at once, and they start when needed.
+
+Django's settings hold the addresses from the start. So each server's port is chosen, and reserved, before the server
+runs. Where DATABASE_URL or REDIS_URL is given, that server is used and none starts.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+
+from adiuva.embedded.postgres import Postgres
+from adiuva.embedded.state_folder import is_process
+from adiuva.embedded.valkey import Valkey
+
+_PREFIX = "adiuva-test-"
+_LOOPBACK = "127.0.0.1"
+
+
+class LazyServers:
+    """The servers of this process. `close()` ends what was started and removes its folder."""
+
+    def __init__(self) -> None:
+        self._closing = ExitStack()
+        self._password = secrets.token_hex(16)
+        self._reserved: dict[str, socket.socket] = {}
+        self.close = self._closing.close
+        self.at_close = self._closing.callback
+
+    @cached_property
+    def folder(self) -> Path:
+        """A folder named by our process id. Folders of test processes that were killed are removed first."""
+        for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            pid = left.name.removeprefix(_PREFIX).partition("-")[0]
+            if pid.isdigit() and not is_process(int(pid)):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+        folder.chmod(0o711)  # PostgreSQL runs as another user when we are root
+        self.at_close(shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
+    @cached_property
+    def database_url(self) -> str:
+        return os.environ.get("DATABASE_URL") or (
+            f"postgresql://adiuva:{self._password}@{_LOOPBACK}:{self._reserve('postgres')}/adiuva"
+        )
+
+    @cached_property
+    def redis_url(self) -> str:
+        return os.environ.get("REDIS_URL") or (
+            f"redis://:{self._password}@{_LOOPBACK}:{self._reserve('valkey')}/0"
+        )
+
+    def start_postgres(self) -> None:
+        if port := self._take("postgres"):
+            log = self.folder / "postgres.log"
+            server = Postgres(
+                self.folder / "postgres", password=self._password, log=log, durable=False, port=port
+            )
+            # Its data is not always below our folder.
+            self.at_close(lambda: shutil.rmtree(server.home, ignore_errors=True))
+            self.at_close(server.stop)
+            server.start()
+
+    def start_valkey(self) -> None:
+        if port := self._take("valkey"):
+            log = self.folder / "valkey.log"
+            server = Valkey(
+                self.folder / "valkey", password=self._password, log=log, durable=False, port=port
+            )
+            self.at_close(server.stop)
+            server.start()
+
+    def _reserve(self, name: str) -> int:
+        """A free port that the kernel gives to nobody else: a socket stays bound to it and does not listen."""
+        held = socket.socket()
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((_LOOPBACK, 0))
+        self._reserved[name] = held
+        port: int = held.getsockname()[1]
+        return port
+
+    def _take(self, name: str) -> int:
+        """The reserved port, for a server to listen on. 0 if the server was started before, or is not ours."""
+        held = self._reserved.pop(name, None)
+        if held is None:
+            return 0
+        port: int = held.getsockname()[1]
+        if sys.platform == "linux":
+            self.at_close(held.close)  # Linux lets a server listen beside it
+        else:
+            held.close()
+        return port
