@@ -284,8 +284,8 @@ RUNS: dict[str, Any] = {
     "retries": env.RUN_RETRIES.read(),
     "retry_s": env.RUN_RETRY_S.read(),
     "longest_retry_s": env.RUN_LONGEST_RETRY_S.read(),
-    "deadly": env.RUN_MAX_WORKER_CRASHES.read(),
-    "deadly_s": env.RUN_QUARANTINE_S.read(),
+    "max_worker_crashes": env.RUN_MAX_WORKER_CRASHES.read(),
+    "quarantine_s": env.RUN_QUARANTINE_S.read(),
 }
 
 # ── Chat ────────────────────────────────────────────────────────────────────────────────────────────────

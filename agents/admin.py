@@ -16,7 +16,7 @@ from adiuva.devices.models import OutboxRecord
 from agents import runs
 from agents.models import Agent, Run
 
-_MOST_EVENTS = 200
+_MAX_EVENTS = 200
 
 
 @admin.register(Agent)
@@ -153,14 +153,14 @@ class RunAdmin(ReadOnlyAdmin):
     @admin.display(description="journal")
     def journal(self, run: Run) -> SafeString:
         """Its first lines, without what is sealed in them."""
-        events = run.events.defer("sealed")[: _MOST_EVENTS + 1]
+        events = run.events.defer("sealed")[: _MAX_EVENTS + 1]
         lines = [
             (f"{event.at:%Y-%m-%d %H:%M:%S}", event.get_kind_display(), event.code, event.count or "")
             for event in events
         ]
         cells = "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>"
-        more = "<tr><td>… and more</td></tr>" if len(lines) > _MOST_EVENTS else ""
-        rows = format_html_join("", cells, lines[:_MOST_EVENTS])
+        more = "<tr><td>… and more</td></tr>" if len(lines) > _MAX_EVENTS else ""
+        rows = format_html_join("", cells, lines[:_MAX_EVENTS])
         return format_html("<table>{}{}</table>", rows, SafeString(more))
 
     @admin.action(description="Cancel", permissions=["end"])

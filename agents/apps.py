@@ -21,16 +21,16 @@ def _user_saved(instance: Any, created: bool, raw: bool = False, **_: Any) -> No
     from agents import schedules
 
     if not created and not raw:
-        schedules.follow_user(user_id=instance.pk)
+        schedules.reschedule_for_user(user_id=instance.pk)
 
 
 def _needs_reauth(connection_id: UUID, **_: Any) -> None:
     from agents import runs
 
-    runs.call_for_news(connection_id)
+    runs.enqueue_reauth_notice(connection_id)
 
 
 def _reconnected(connection_id: UUID, **_: Any) -> None:
     from agents import schedules
 
-    schedules.connection_is_back(connection_id=connection_id)
+    schedules.connection_restored(connection_id=connection_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from adiuva.devices.tables import TABLES
-from agents.models import MOST_CATCH_UP_HOURS, AgentType, CatchUp
+from agents.models import MAX_CATCH_UP_HOURS, AgentType, CatchUp
 from integrations import oauth_clients
 from integrations.models import Provider
 
@@ -31,7 +31,7 @@ _COMMON: Final[dict[str, Any]] = {
         "default": CatchUp.ONCE.value,
         "description": "what becomes of times that were missed: one run, none, or one run within catch_up_hours",
     },
-    "catch_up_hours": {"type": "integer", "minimum": 1, "maximum": MOST_CATCH_UP_HOURS},
+    "catch_up_hours": {"type": "integer", "minimum": 1, "maximum": MAX_CATCH_UP_HOURS},
     "enabled": {"type": "boolean", "default": True},
 }
 
@@ -84,7 +84,7 @@ def _cloud(provider: Provider, labels: str) -> dict[str, Any]:
     )
 
 
-def _kind(
+def _entry(
     agent_type: AgentType, description: str, schema: dict[str, Any], *, available: bool
 ) -> dict[str, Any]:
     return {
@@ -106,7 +106,7 @@ _CLOUD: Final = (
 
 def catalog() -> list[dict[str, Any]]:
     """All kinds; `available` says which of them this server can make."""
-    local = _kind(
+    local = _entry(
         AgentType.LOCAL_DIRECTORY,
         "Reads files in folders that you granted on one of your devices.",
         _LOCAL,
@@ -116,5 +116,5 @@ def catalog() -> list[dict[str, Any]]:
     for provider, words, labels in _CLOUD:
         available = oauth_clients.is_configured(provider)
         said = words if available else f"{words} {_NOT_YET}"
-        kinds.append(_kind(AgentType(provider.value), said, _cloud(provider, labels), available=available))
+        kinds.append(_entry(AgentType(provider.value), said, _cloud(provider, labels), available=available))
     return kinds

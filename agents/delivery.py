@@ -15,27 +15,27 @@ from django.db import OperationalError, transaction
 from redis.exceptions import RedisError
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core import db
+from adiuva.core import db, leases
 from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import AdiuvaError
+from adiuva.core.leases import Lease, LeaseLost
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import Device
 from adiuva.devices.outbox import PendingRecord
 from adiuva.devices.protocol import ToolResultBody
-from agents import journal, lease, result_commits
-from agents.lease import LeaseLost
+from agents import claimed_runs, journal, result_commits
+from agents.local_folders import DeviceSilent
 from agents.models import Run
-from agents.result_commits import Answered
-from agents.sources import DeviceSilent
+from agents.result_commits import DeviceAnswered
 
 Outcomes = Mapping[UUID, ToolResultBody | AdiuvaError]
-_MOST_RUNS = 1_000  # of a user's, that are delivered at a call
+_MAX_RUNS = 1_000  # of a user's, that are delivered at a call
 
 log = structlog.get_logger("agents.delivery")
 
 
-async def bring(
+async def deliver_records(
     link: DeviceLink, records: Sequence[PendingRecord], settle: Callable[[Outcomes], Awaitable[Any]]
 ) -> None:
     """Insert records on a device, and have what it answered settled. Raise DeviceOffline or DeviceSilent when some stay
@@ -56,7 +56,7 @@ async def bring(
         raise DeviceOffline  # the rest stays in line
 
 
-async def bring_to_one(
+async def deliver_unassigned(
     link: DeviceLink,
     device: UUID,
     records: Sequence[PendingRecord],
@@ -75,7 +75,7 @@ async def bring_to_one(
         await settle(outcomes)
 
     try:
-        await bring(link, sending, told)
+        await deliver_records(link, sending, told)
     except DeviceOffline:
         await db.run(outbox.release, unsent, device)
         raise
@@ -85,23 +85,23 @@ async def bring_to_one(
 
 
 @dataclass(frozen=True)
-class _Held:
+class _ClaimedDelivery:
+    lease: Lease[Run]
     run_id: UUID
     user_id: UUID
-    fence: int
     cipher: UserCipher = field(repr=False)
 
 
-async def deliver(user_id: UUID) -> None:
+async def deliver_waiting(user_id: UUID) -> None:
     """Bring a user's waiting records to the devices that are here. Each record goes to one of them."""
     devices = await db.run(_devices, user_id)
     for run_id in await db.run(_undelivered, user_id) if devices else []:
-        held = await db.run(_hold, run_id)
-        if held is None:
+        claimed = await db.run(_claim, run_id)
+        if claimed is None:
             continue  # another worker has it
         try:
-            is_silent = any([await _to(held, device) for device in devices])
-            await db.run(_let_go, held, pause=is_silent)
+            is_silent = any([await _to(claimed, device) for device in devices])
+            await db.run(_release, claimed, pause=is_silent)
         except LeaseLost:
             log.info("delivery.let_go", run_id=str(run_id))
         except (OperationalError, RedisError, OSError) as error:
@@ -109,22 +109,22 @@ async def deliver(user_id: UUID) -> None:
             return
 
 
-async def _to(held: _Held, device: UUID) -> bool:
+async def _to(claimed: _ClaimedDelivery, device: UUID) -> bool:
     """Bring a run's records to a device, as far as they are its own or nobody's. True: it does not answer."""
 
     async def settle(outcomes: Outcomes) -> None:
-        await db.run(_settle, held, outcomes)
+        await db.run(_settle, claimed, outcomes)
 
-    async with DeviceLink(held.user_id, device) as link:
+    async with DeviceLink(claimed.user_id, device) as link:
         try:
             while waiting := await db.run(
                 outbox.waiting,
-                cipher=held.cipher,
-                user_id=held.user_id,
-                run_id=held.run_id,
+                cipher=claimed.cipher,
+                user_id=claimed.user_id,
+                run_id=claimed.run_id,
                 device=device,
             ):
-                await bring_to_one(link, device, waiting, settle)
+                await deliver_unassigned(link, device, waiting, settle)
         except DeviceOffline:
             return False
         except DeviceSilent:
@@ -138,43 +138,32 @@ def _devices(user_id: UUID) -> list[UUID]:
 
 def _undelivered(user_id: UUID) -> list[UUID]:
     found = Run.objects.of(user_id).filter(undelivered=True).order_by("completed_at")
-    return list(found.values_list("pk", flat=True)[:_MOST_RUNS])
+    return list(found.values_list("pk", flat=True)[:_MAX_RUNS])
 
 
 @transaction.atomic
-def _hold(run_id: UUID) -> _Held | None:
-    run = Run.objects.select_for_update(skip_locked=True).filter(pk=run_id, undelivered=True).first()
-    now = db.clock()
-    if run is None or (run.lease_until is not None and run.lease_until > now):
+def _claim(run_id: UUID) -> _ClaimedDelivery | None:
+    found = leases.claim(Run.objects.filter(pk=run_id, undelivered=True), claimed_runs.lease_duration())
+    if not found:
         return None
-    run.fence += 1
-    run.lease_until = now + lease.LEASE
-    run.save(update_fields=["fence", "lease_until"])
-    return _Held(run.pk, run.user_id, run.fence, cipher_for(run.user_id))
-
-
-def _mine(held: _Held) -> Run:
-    """The run's row, locked, with its lease renewed. Raise LeaseLost: an undo, or another worker, has it."""
-    run = Run.objects.select_for_update().filter(pk=held.run_id, fence=held.fence).first()
-    if run is None:
-        raise LeaseLost
-    run.lease_until = db.clock() + lease.LEASE
-    return run
+    run = found[0]
+    lease = run.lease(claimed_runs.lease_duration())
+    return _ClaimedDelivery(lease, run.pk, run.user_id, cipher_for(run.user_id))
 
 
 @transaction.atomic
-def _settle(held: _Held, outcomes: Outcomes) -> None:
-    run = _mine(held)
-    entries = result_commits.settle(run, held.cipher, [Answered(outcomes)])
-    run.problems += lease.problems(journal.write(run, entries))
-    run.save(update_fields=["items_created", "problems", "lease_until"])
+def _settle(claimed: _ClaimedDelivery, outcomes: Outcomes) -> None:
+    run = claimed.lease.held()
+    created, entries = result_commits.settle_answers(claimed.cipher, [DeviceAnswered(outcomes)])
+    claimed.lease.renew(
+        items_created=run.items_created + created,
+        problems=run.problems + claimed_runs.count_problems(journal.write(run, entries)),
+    )
 
 
 @transaction.atomic
-def _let_go(held: _Held, *, pause: bool) -> None:
-    """`pause`: a device does not answer; it is tried again when the lease has ended."""
-    run = _mine(held)
-    run.undelivered = outbox.count_waiting(run.pk) > 0
-    if not pause:
-        run.lease_until = None
-    run.save(update_fields=["undelivered", "lease_until"])
+def _release(claimed: _ClaimedDelivery, *, pause: bool) -> None:
+    """`pause`: a device does not answer, so nobody tries again before the lease has run out."""
+    claimed.lease.held()
+    release = claimed.lease.renew if pause else claimed.lease.release
+    release(undelivered=outbox.count_waiting(claimed.run_id) > 0)

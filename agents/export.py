@@ -13,7 +13,7 @@ from agents import journal, preview
 from agents.models import Agent, Run, RunEvent
 
 # How workers pass a run on among themselves.
-_NOT_OF_RUNS: Final = ("user", "agent", "fence", "lease_until", "nudged_at")
+_NOT_OF_RUNS: Final = ("user", "agent", "fence", "lease_until", "enqueued_at")
 
 
 def _agents(user_id: UUID) -> Iterator[dict[str, Any]]:
@@ -29,7 +29,7 @@ def _runs(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 
 def _found(run: Run) -> Mapping[str, Any]:
-    return {"records": preview.read(run)}
+    return {"records": preview.read_records(run)}
 
 
 def _events(user_id: UUID) -> Iterator[dict[str, Any]]:

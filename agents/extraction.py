@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Final
 
 from adiuva import llm
-from agents.records import Record, Rejected, Rules, merge
+from agents.records import Record, RecordRules, RejectedRecord, merge_records
 
 PART_CHARS: Final = 8_000
 OVERLAP_CHARS: Final = 400
-_MOST_REPEATED: Final = 4 * PART_CHARS  # of an answer that the model is shown again
+_REPEATED_CHARS: Final = 4 * PART_CHARS  # of an answer that the model is shown again
 
 _PROMPT: Final = (Path(__file__).parent / "prompts" / "extraction.md").read_text("utf-8")
 PROMPT_VERSION: Final = hashlib.sha256(_PROMPT.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class Document:
+class SourceDocument:
     """A text to extract from. `key` is the keyed hash of its path or message id."""
 
     name: str
@@ -35,7 +35,7 @@ class Document:
 @dataclass
 class Extraction:
     records: list[Record] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: list[RejectedRecord] = field(default_factory=list)
     model_calls: int = 0
 
 
@@ -45,15 +45,15 @@ class Extractor:
 
     model: llm.ChatModel
     instructions: str
-    rules: Rules
+    rules: RecordRules
 
-    async def extract(self, document: Document, found: Extraction) -> None:
+    async def extract(self, document: SourceDocument, found: Extraction) -> None:
         """Add all records of a document, however long it is, to `found`. The calls that it took are counted there
         also when it fails.
 
         Raise llm.ModelError when the model cannot be reached, llm.BadOutput when it twice gave no JSON.
         """
-        parts = split(document.content)
+        parts = split_text(document.content)
         tasks = [
             asyncio.create_task(self._part(document.name, part, number, len(parts), found))
             for number, part in enumerate(parts, 1)
@@ -63,17 +63,17 @@ class Extractor:
         finally:
             for task in tasks:
                 task.cancel()  # when one has failed, the others' answers are of no use
-        found.records = merge([answer.records for answer in answers])
+        found.records = merge_records([answer.records for answer in answers])
         found.rejected = [rejected for answer in answers for rejected in answer.rejected]
 
-    async def _part(self, name: str, text: str, number: int, parts: int, found: Extraction) -> _Answer:
+    async def _part(self, name: str, text: str, number: int, parts: int, found: Extraction) -> _CheckedAnswer:
         messages = self._messages(name, text, number, parts)
         found.model_calls += 1
         first = await self._ask(messages)
         if not first.complaint:
             return first
         messages += [
-            {"role": "assistant", "content": first.text[:_MOST_REPEATED]},
+            {"role": "assistant", "content": first.text[:_REPEATED_CHARS]},
             {"role": "user", "content": first.complaint},
         ]
         found.model_calls += 1
@@ -86,21 +86,21 @@ class Extractor:
         mended = sum(record.identity not in known for record in second.records)
         missing = max(0, len(first.rejected) - len(second.rejected) - mended)
         unmended = sorted(first.rejected, key=lambda rejected: rejected.repairable)[:missing]
-        return _Answer(merge([first.records, second.records]), [*second.rejected, *unmended])
+        return _CheckedAnswer(merge_records([first.records, second.records]), [*second.rejected, *unmended])
 
-    async def _ask(self, messages: list[llm.Message]) -> _Answer:
+    async def _ask(self, messages: list[llm.Message]) -> _CheckedAnswer:
         try:
             answer = await self.model.structured(messages, name="records", schema=self.rules.schema())
         except llm.BadOutput as bad:
             complaint = "Repair: the answer is not JSON. Answer with the JSON object alone."
-            return _Answer(text=bad.text, complaint=complaint, bad=bad)
+            return _CheckedAnswer(text=bad.text, complaint=complaint, bad=bad)
         records, rejected = self.rules.check(answer.value)
         reasons = list(dict.fromkeys(item.reason for item in rejected if item.repairable))
         if not reasons:
-            return _Answer(records, rejected)
+            return _CheckedAnswer(records, rejected)
         complaint = "Repair: some records cannot be used:\n" + "\n".join(f"- {it}" for it in reasons[:50])
         complaint += "\nAnswer again in full, with these mended; leave out what cannot be mended."
-        return _Answer(records, rejected, answer.text, complaint)
+        return _CheckedAnswer(records, rejected, answer.text, complaint)
 
     def _messages(self, name: str, text: str, number: int, parts: int) -> list[llm.Message]:
         """The stable part first, so that providers can cache it; the document alone in the last message."""
@@ -123,17 +123,17 @@ class Extractor:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _CheckedAnswer:
     """One answer, checked. `complaint`: what to say to the model about it; `bad`: there was no JSON in it at all."""
 
     records: list[Record] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: list[RejectedRecord] = field(default_factory=list)
     text: str = ""
     complaint: str = ""
     bad: llm.BadOutput | None = None
 
 
-def split(text: str) -> list[str]:
+def split_text(text: str) -> list[str]:
     """Parts of at most PART_CHARS that overlap, cut at the end of a paragraph, line or word where there is one."""
     if not text.strip():
         return []

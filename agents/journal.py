@@ -18,14 +18,14 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
 from agents.models import Run, RunEvent
 
-Kind = RunEvent.Kind
+EventKind = RunEvent.Kind
 _TABLE, _COLUMN = "agents_runevent", "sealed"
 KILLED_WORKERS = "killed_workers"
-_ABOUT_SOURCES = (Kind.SOURCE_DONE, Kind.SOURCE_FAILED, Kind.RECORD_QUARANTINED)
+_ABOUT_SOURCES = (EventKind.SOURCE_DONE, EventKind.SOURCE_FAILED, EventKind.RECORD_QUARANTINED)
 
 
 @dataclass(frozen=True)
-class Entry:
+class JournalEntry:
     """`code` and `count` are for everybody; `source` (a path) and `message` are the user's and get sealed.
 
     What is said of a source is the same event if kind, code, source, message and `key` are the same. Of other events
@@ -40,14 +40,14 @@ class Entry:
     key: str = ""
 
 
-def write(run: Run, entries: Iterable[Entry]) -> list[Entry]:
+def write(run: Run, entries: Iterable[JournalEntry]) -> list[JournalEntry]:
     """Append; the database numbers them. Returns those that were not there before, or were over.
 
     Call it in the transaction of what it tells of, with the run's row locked: so a reader who has seen a number has
     seen all the run's smaller ones.
     """
-    wanted: dict[UUID, Entry] = {}
-    again: list[tuple[UUID, Entry]] = []
+    wanted: dict[UUID, JournalEntry] = {}
+    again: list[tuple[UUID, JournalEntry]] = []
     for entry in entries:
         nonce = _nonce(run, entry)
         if nonce in wanted:
@@ -62,14 +62,14 @@ def write(run: Run, entries: Iterable[Entry]) -> list[Entry]:
     return new
 
 
-def _nonce(run: Run, entry: Entry) -> UUID:
+def _nonce(run: Run, entry: JournalEntry) -> UUID:
     if not entry.key and not ((entry.source or entry.message) and entry.kind in _ABOUT_SOURCES):
         return uuid4()
     identity = orjson.dumps([entry.kind, entry.code, entry.source, entry.message, entry.key])
     return UUID(bytes=cipher_for(run.user_id).fingerprint(identity, f"event of {run.pk}")[:16])
 
 
-def _conflicts(run: Run, again: Sequence[tuple[UUID, Entry]]) -> list[Entry]:
+def _conflicts(run: Run, again: Sequence[tuple[UUID, JournalEntry]]) -> list[JournalEntry]:
     """Of events that are there already, those that count differently now, as events of their own, each once."""
     there = RunEvent.objects.filter(run=run, nonce__in=[nonce for nonce, _ in again])
     counts = dict(there.values_list("nonce", "count"))
@@ -77,7 +77,7 @@ def _conflicts(run: Run, again: Sequence[tuple[UUID, Entry]]) -> list[Entry]:
     for nonce, entry in again:
         if counts[nonce] != entry.count:
             key = f"{nonce} {entry.count}"
-            found += [replace(entry, key=key), Entry(Kind.NOTE, "event_conflict", key=key)]
+            found += [replace(entry, key=key), JournalEntry(EventKind.NOTE, "event_conflict", key=key)]
     return found
 
 
@@ -94,7 +94,7 @@ RETURNING nonce
 """
 
 
-def _insert(run: Run, entries: Mapping[UUID, Entry]) -> set[UUID]:
+def _insert(run: Run, entries: Mapping[UUID, JournalEntry]) -> set[UUID]:
     if not entries:
         return set()
     columns: list[list[Any]] = [
@@ -109,19 +109,19 @@ def _insert(run: Run, entries: Mapping[UUID, Entry]) -> set[UUID]:
         return {nonce for (nonce,) in cursor.fetchall()}
 
 
-def _seal(run: Run, nonce: UUID, entry: Entry) -> bytes | None:
+def _seal(run: Run, nonce: UUID, entry: JournalEntry) -> bytes | None:
     if not entry.source and not entry.message:
         return None
     text = orjson.dumps([entry.source, entry.message]).decode()
     return cipher_for(run.user_id).seal(text, _TABLE, nonce, _COLUMN)
 
 
-def begin_anew(run: Run) -> int:
+def resolve_failures(run: Run) -> int:
     """An attempt begins, which reads again what the last could not. That is over until it is said again; what was set
     aside, and records, are not. Returns how many problems are over."""
     if not run.problems:
         return 0
-    events = RunEvent.objects.filter(run=run, kind=Kind.SOURCE_FAILED, is_over=False).exclude(
+    events = RunEvent.objects.filter(run=run, kind=EventKind.SOURCE_FAILED, is_over=False).exclude(
         code=KILLED_WORKERS
     )
     counts = list(events.values_list("count", flat=True))
@@ -135,7 +135,7 @@ def read(run: Run, *, after: int = 0, most: int = 1000) -> list[dict[str, Any]]:
     return [_open(event, cipher) for event in run.events.filter(seq__gt=after)[:most]]
 
 
-def problems(runs: Sequence[Run], *, most: int = 50) -> dict[UUID, list[dict[str, Any]]]:
+def problems_of(runs: Sequence[Run], *, most: int = 50) -> dict[UUID, list[dict[str, Any]]]:
     """What went wrong, for several runs of one user in one query."""
     found: dict[UUID, list[dict[str, Any]]] = {run.pk: [] for run in runs}
     troubled = [run for run in runs if run.problems]

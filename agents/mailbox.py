@@ -14,11 +14,11 @@ from zoneinfo import ZoneInfo
 
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError, NotFound
-from agents import lease, preview
-from agents.cloud import connection_of
-from agents.extraction import Document
-from agents.journal import Entry, Kind
+from agents import claimed_runs, ledger, preview
+from agents.extraction import SourceDocument
+from agents.journal import EventKind, JournalEntry
 from agents.runs import NoConnection
+from agents.services import connection_for
 from integrations import tokens
 from integrations.gmail import GmailSync
 from integrations.mail.documents import DueFilter, MailItem
@@ -35,11 +35,11 @@ _READERS: Final[Mapping[Provider, type[MailboxSync]]] = {
     Provider.OUTLOOK: OutlookSync,
     Provider.TEAMS: TeamsSync,
 }
-_HELD: Final = 4  # messages that wait here to be handed out
-_STORE_S: Final = 2.0
-_MOST_TITLE: Final = 200
+_QUEUE_SIZE: Final = 4  # messages that wait here to be handed out
+_SAVE_CURSOR_EVERY_S: Final = 2.0
+_TITLE_CHARS: Final = 200
 # A message that could not be read now, and may be later: the cursor stays before it.
-_PASSES: Final = "provider_away"
+_TRANSIENT_CODE: Final = "provider_away"
 
 _Arrived = tuple[
     MailItem | None, str | None
@@ -52,25 +52,25 @@ class Mailbox:
     The cursor is stored behind what is settled, and nothing else: whatever a run leaves undone, the next one finds.
     """
 
-    def __init__(self, job: lease.Job) -> None:
-        assert job.account is not None
-        self._job, self._account = job, job.account
-        self._filters = Filters.parse(job.account.filter_config, job.zone)
-        self._sample = preview.Sample(job.max_sources) if job.dry_run else None
+    def __init__(self, claimed: claimed_runs.ClaimedRun) -> None:
+        assert claimed.account is not None
+        self._claimed, self._account = claimed, claimed.account
+        self._filters = Filters.parse(claimed.account.filter_config, claimed.zone)
+        self._sample = preview.SourceSample(claimed.max_sources) if claimed.dry_run else None
         self._broke: Exception | None = None
         self._came = 0
         self._open: dict[bytes, int] = {}  # what is not settled → its number, in the order in which it came
         self._marks: deque[tuple[int, str]] = (
             deque()
         )  # cursors, each with the number up to which all must be settled
-        self._stored = self._last = job.account.cursor
+        self._stored = self._last = claimed.account.cursor
         self._stored_at = time.monotonic()
         self._storing = asyncio.Lock()
 
-    async def batches(self) -> AsyncGenerator[list[Document], None]:
+    async def batches(self) -> AsyncGenerator[list[SourceDocument], None]:
         """Documents as they arrive, some at a time. What the provider has to say against more of them, `finish` raises:
         what was read before is not read in vain."""
-        arriving: asyncio.Queue[_Arrived] = asyncio.Queue(_HELD)
+        arriving: asyncio.Queue[_Arrived] = asyncio.Queue(_QUEUE_SIZE)
         reading = asyncio.create_task(self._read(arriving), name="mailbox")
         try:
             is_over = False
@@ -87,10 +87,10 @@ class Mailbox:
         if self._broke is not None and not isinstance(self._broke, AdiuvaError):
             raise self._broke
 
-    async def settled(self, document: Document) -> None:
+    async def settled(self, document: SourceDocument) -> None:
         """What a document gave is committed: the cursor may move behind it."""
         self._open.pop(document.key, None)
-        if time.monotonic() - self._stored_at >= _STORE_S:
+        if time.monotonic() - self._stored_at >= _SAVE_CURSOR_EVERY_S:
             await self._store()
 
     async def finish(self) -> None:
@@ -120,7 +120,7 @@ class Mailbox:
         self, arriving: asyncio.Queue[_Arrived], cursor: str | None, due: DueFilter
     ) -> str | None:
         """Read once; returns the cursor to go on from when all of it is settled."""
-        reader = _reader(self._job.user_id, self._account)
+        reader = _reader(self._claimed.user_id, self._account)
         async with aclosing(reader.messages(cursor=cursor, filters=self._filters, due=due)) as items:
             async for item in items:
                 await arriving.put((item, reader.checkpoint))
@@ -128,21 +128,29 @@ class Mailbox:
         return reader.checkpoint
 
     async def _due(self, listed: Sequence[tuple[str, bytes]]) -> list[bool]:
-        job = self._job
-        due = await db.run(lease.due, job, [(job.source_key(name), content) for name, content in listed])
+        claimed = self._claimed
+        due = await db.run(
+            ledger.needs_reading, claimed, [(claimed.source_key(name), content) for name, content in listed]
+        )
         if unchanged := due.count(False):
-            await db.run(lease.count, job, seen=unchanged, done=unchanged, unchanged=unchanged)
+            await db.run(
+                claimed_runs.add_counts, claimed, seen=unchanged, done=unchanged, unchanged=unchanged
+            )
         return due
 
     async def _due_in_sample(self, only_due: bool, listed: Sequence[tuple[str, bytes]]) -> list[bool]:
         assert self._sample is not None
         due = [True for _ in listed]
         if only_due:
-            job = self._job
-            due = await db.run(lease.due, job, [(job.source_key(name), content) for name, content in listed])
+            claimed = self._claimed
+            due = await db.run(
+                ledger.needs_reading,
+                claimed,
+                [(claimed.source_key(name), content) for name, content in listed],
+            )
         return [is_due and self._sample.take(1) == 1 for is_due in due]
 
-    async def _take(self, arrived: Sequence[_Arrived]) -> list[Document]:
+    async def _take(self, arrived: Sequence[_Arrived]) -> list[SourceDocument]:
         """The documents; what could not be read goes into the journal, with its reason."""
         documents, entries, before = [], [], self._came
         for item, checkpoint in arrived:
@@ -152,18 +160,22 @@ class Mailbox:
                 self._marks.append((self._came, checkpoint))
             if item is None:
                 break
-            key = self._job.source_key(item.source_id)
+            key = self._claimed.source_key(item.source_id)
             if isinstance(item, Message):
                 documents.append(_document(item, key))
                 self._open[key] = self._came
                 continue
-            if item.code == _PASSES:
+            if item.code == _TRANSIENT_CODE:
                 self._open[key] = self._came
             source = f"message {item.source_id}"
-            entries.append(Entry(Kind.SOURCE_FAILED, item.code, source=source, message=item.reason))
+            entries.append(
+                JournalEntry(EventKind.SOURCE_FAILED, item.code, source=source, message=item.reason)
+            )
         if seen := self._came - before:
             failed = len(entries)
-            await db.run(lease.count, self._job, seen=seen, done=failed, failed=failed, entries=entries)
+            await db.run(
+                claimed_runs.add_counts, self._claimed, seen=seen, done=failed, failed=failed, entries=entries
+            )
         return documents
 
     async def _store(self) -> None:
@@ -174,12 +186,12 @@ class Mailbox:
             found = self._stored
             while self._marks and (unsettled is None or self._marks[0][0] < unsettled):
                 found = self._marks.popleft()[1]
-            if found is not None and found != self._stored and not self._job.dry_run:
-                await db.run(lease.move_cursor, self._job, found)
+            if found is not None and found != self._stored and not self._claimed.dry_run:
+                await db.run(claimed_runs.save_cursor, self._claimed, found)
                 self._stored = found
 
 
-async def sample(
+async def sample_messages(
     *,
     user_id: UUID,
     provider: Provider,
@@ -187,14 +199,14 @@ async def sample(
     zone: ZoneInfo,
     connection_id: UUID | None = None,
     most: int = 3,
-) -> list[Document]:
+) -> list[SourceDocument]:
     """Some messages that such an agent would read, for a look at what it would find. No run, no ledger, no cursor.
 
     Raise Invalid (no connection, or several and none named), and what reading can meet.
     """
     account = await db.run(_account, user_id, provider, filter_config, connection_id)
     reader = _reader(user_id, account)
-    documents: list[Document] = []
+    documents: list[SourceDocument] = []
     async with aclosing(reader.messages(cursor=None, filters=Filters.parse(filter_config, zone))) as items:
         async for item in items:
             if isinstance(item, Message):
@@ -206,12 +218,12 @@ async def sample(
 
 def _account(
     user_id: UUID, provider: Provider, filter_config: Mapping[str, Any], connection_id: UUID | None
-) -> lease.MailAccount:
-    found = connection_of(user_id, provider, connection_id)
-    return lease.MailAccount(provider, found.pk, found.address, filter_config, None)
+) -> claimed_runs.MailAccount:
+    found = connection_for(user_id, provider, connection_id)
+    return claimed_runs.MailAccount(provider, found.pk, found.address, filter_config, None)
 
 
-def _reader(user_id: UUID, account: lease.MailAccount) -> MailboxSync:
+def _reader(user_id: UUID, account: claimed_runs.MailAccount) -> MailboxSync:
     async def token(rejected: str | None) -> str:
         try:
             return await tokens.access_token(account.connection, user_id=user_id, rejected=rejected)
@@ -221,9 +233,9 @@ def _reader(user_id: UUID, account: lease.MailAccount) -> MailboxSync:
     return _READERS[account.provider](MailboxAccount(account.connection, account.address, token))
 
 
-def _document(message: Message, key: bytes) -> Document:
-    title = " ".join(message.title.split())[:_MOST_TITLE] or "Without a subject"
-    about = [" ".join(message.sender.split())[:_MOST_TITLE]]
+def _document(message: Message, key: bytes) -> SourceDocument:
+    title = " ".join(message.title.split())[:_TITLE_CHARS] or "Without a subject"
+    about = [" ".join(message.sender.split())[:_TITLE_CHARS]]
     about.append(f"{message.sent_at:%Y-%m-%d %H:%M} UTC" if message.sent_at else "")
     path = f"{title} ({', '.join(filter(None, about))})" if any(about) else title
-    return Document(title, path, message.text, key, message.content_hash)
+    return SourceDocument(title, path, message.text, key, message.content_hash)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from typing import Self
+from collections.abc import Collection, Mapping
+from typing import Any, Self
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
@@ -12,6 +13,7 @@ from django.db import models
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
+from adiuva.core.leases import LEASE_FIELDS, Leased
 from integrations.models import Connection, Health
 
 
@@ -30,8 +32,8 @@ class CatchUp(models.TextChoices):
     WITHIN = "within", "one run, if the last of them is not too long ago"
 
 
-ON_TIME = dt.timedelta(minutes=2)  # four ticks of the beat: a restart of it makes nobody miss a slot
-MOST_CATCH_UP_HOURS = 720
+ON_TIME_WINDOW = dt.timedelta(minutes=2)  # four ticks of the beat: a restart of it makes nobody miss a slot
+MAX_CATCH_UP_HOURS = 720
 
 
 class AgentQuerySet(models.QuerySet["Agent"]):
@@ -44,7 +46,7 @@ class AgentQuerySet(models.QuerySet["Agent"]):
     def cloud(self) -> Self:
         return self.exclude(type=AgentType.LOCAL_DIRECTORY)
 
-    def readable(self) -> Self:
+    def with_usable_account(self) -> Self:
         """Without those that are paused: they read with a connection that is gone, or that its user has to renew."""
         healthy = Connection.objects.filter(pk=OuterRef("connection_id"), health=Health.OK)
         return self.filter(Q(type=AgentType.LOCAL_DIRECTORY) | Exists(healthy))
@@ -110,7 +112,7 @@ class Agent(models.Model):
                 condition=Q(
                     catch_up=CatchUp.WITHIN,
                     catch_up_hours__isnull=False,
-                    catch_up_hours__range=(1, MOST_CATCH_UP_HOURS),
+                    catch_up_hours__range=(1, MAX_CATCH_UP_HOURS),
                 )
                 | (~Q(catch_up=CatchUp.WITHIN) & Q(catch_up_hours__isnull=True)),
                 name="catch_up_hours_with_within",
@@ -137,10 +139,10 @@ class Agent(models.Model):
             return "no_connection"
         return "" if self.connection.health == Health.OK else "needs_reauth"
 
-    def wants(self, slot: dt.datetime, now: dt.datetime) -> bool:
+    def accepts_slot(self, slot: dt.datetime, now: dt.datetime) -> bool:
         """Whether a scheduled time is still worth a run: always while it is on time, then as `catch_up` says."""
         late = now - slot
-        if late <= ON_TIME or self.catch_up == CatchUp.ONCE:
+        if late <= ON_TIME_WINDOW or self.catch_up == CatchUp.ONCE:
             return True
         hours = self.catch_up_hours if self.catch_up == CatchUp.WITHIN else None
         return hours is not None and late <= dt.timedelta(hours=hours)
@@ -164,8 +166,8 @@ class RunManager(_RunManager["Run"]):
         return RunQuerySet(self.model, using=self._db).defer("preview")
 
 
-class Run(models.Model):
-    """One execution of an agent. Whoever holds the newest fence may write it, nobody else."""
+class Run(Leased):
+    """One execution of an agent. A worker holds its lease while it runs; an undo or a delivery does once it ended."""
 
     class State(models.TextChoices):
         QUEUED = "queued"
@@ -220,11 +222,9 @@ class Run(models.Model):
     attempt = models.PositiveSmallIntegerField(default=0)
     retries = models.PositiveSmallIntegerField(default=0, help_text="after transient faults")
     not_before = models.DateTimeField(null=True, help_text="when a retry is due")
-    deaths = models.PositiveSmallIntegerField(
-        default=0, help_text="workers lost in a row, with nothing to show for it"
+    workers_lost = models.PositiveSmallIntegerField(
+        default=0, help_text="workers lost in a row without any progress"
     )
-    fence = models.PositiveIntegerField(default=0)
-    lease_until = models.DateTimeField(null=True)
     deadline_at = models.DateTimeField(null=True)
     cancel_requested_at = models.DateTimeField(null=True)
     files_seen = models.PositiveIntegerField(default=0)
@@ -235,7 +235,7 @@ class Run(models.Model):
     items_created = models.PositiveIntegerField(default=0)
     model_calls = models.PositiveIntegerField(default=0)
     created_at = models.DateTimeField(db_default=Now())
-    nudged_at = models.DateTimeField(db_default=Now())
+    enqueued_at = models.DateTimeField(db_default=Now())
     started_at = models.DateTimeField(null=True)
     completed_at = models.DateTimeField(null=True)
     undone_at = models.DateTimeField(null=True)
@@ -272,6 +272,20 @@ class Run(models.Model):
 
     def __str__(self) -> str:
         return f"{self.agent_name} {self.created_at:%Y-%m-%d %H:%M}"
+
+    def set(self, **fields: Any) -> None:
+        """Set fields and save these alone. The row must be locked."""
+        self._set(fields)
+
+    def revoke(self, **fields: Any) -> None:
+        """As `set`, and take the run from whoever holds it."""
+        self.revoke_lease()
+        self._set(fields, LEASE_FIELDS)
+
+    def _set(self, fields: Mapping[str, Any], others: Collection[str] = ()) -> None:
+        for name, value in fields.items():
+            setattr(self, name, value)
+        self.save(update_fields=[*fields, *others])
 
     @property
     def status(self) -> str:
@@ -364,16 +378,16 @@ class SourceInFlight(models.Model):
 
     agent = models.ForeignKey(Agent, models.CASCADE, related_name="+")
     key = models.BinaryField(help_text="keyed hash of the path or message id")
-    in_hand = models.BooleanField(default=True, help_text="of the attempt under way")
-    deaths = models.PositiveSmallIntegerField(
-        default=0, help_text="workers that died while they had it in hand"
+    in_flight = models.BooleanField(default=True, help_text="of the attempt under way")
+    crashes = models.PositiveSmallIntegerField(
+        default=0, help_text="workers that died while they were reading it"
     )
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["agent", "key"], name="one_row_a_source_in_flight")]
 
     def __str__(self) -> str:
-        return f"{self.deaths} deaths"
+        return f"{self.crashes} crashes"
 
 
 RUN_DEADLINE = dt.timedelta(hours=2)

@@ -15,13 +15,15 @@ from adiuva.devices import outbox
 from agents.models import Run
 from agents.records import Record
 
-MOST_RECORDS: Final = 1_000
-_MOST_CHARS: Final = 2 * 1024 * 1024
-_MOST_SPARE: Final = 1_000
+MAX_RECORDS: Final = 1_000
+_MAX_CHARS: Final = 2 * 1024 * 1024
+_MAX_SPARE: Final = 1_000
 _PLACE: Final = "agents_run", "preview"
 
 
-def add(run: Run, cipher: UserCipher, source: str, records: Mapping[UUID, Record]) -> tuple[int, bool]:
+def append_records(
+    run: Run, cipher: UserCipher, source: str, records: Mapping[UUID, Record]
+) -> tuple[int, bool]:
     """Enter what a source gave, by dedupe key; the run's row is locked. Returns how many of the records a real run
     would create, and whether there was room to show all."""
     known = outbox.find_known(records)
@@ -31,18 +33,17 @@ def add(run: Run, cipher: UserCipher, source: str, records: Mapping[UUID, Record
     for key, record in records.items():
         shown = {"table": record.table, "data": record.data, "source": source, "known": key in known}
         line = orjson.dumps(shown).decode()
-        room = len(lines) < MOST_RECORDS and len(text) + len(line) < _MOST_CHARS
+        room = len(lines) < MAX_RECORDS and len(text) + len(line) < _MAX_CHARS
         if not room:
             break
         lines.append(line)
         text += f"{line}\n"
     if records:
-        run.preview = cipher.seal(text, _PLACE[0], run.pk, _PLACE[1])
-        run.save(update_fields=["preview"])
+        run.set(preview=cipher.seal(text, _PLACE[0], run.pk, _PLACE[1]))
     return len(records) - len(known), room
 
 
-def read(run: Run) -> list[dict[str, Any]]:
+def read_records(run: Run) -> list[dict[str, Any]]:
     """The records, in the order in which they were found. One that is `known` was found by an earlier run already."""
     return [orjson.loads(line) for line in _open(run, cipher_for(run.user_id)).splitlines()]
 
@@ -51,7 +52,7 @@ def _open(run: Run, cipher: UserCipher) -> str:
     return cipher.unseal(run.preview, _PLACE[0], run.pk, _PLACE[1]) if run.preview is not None else ""
 
 
-class Sample:
+class SourceSample:
     """Which sources a dry run reads: what is due, or what is there if nothing is; at most `most` of them."""
 
     def __init__(self, most: int | None) -> None:
@@ -64,7 +65,7 @@ class Sample:
         if wanted:
             self._spare = None
         elif self._spare is not None:
-            self._spare |= dict(islice(files.items(), _MOST_SPARE - len(self._spare)))
+            self._spare |= dict(islice(files.items(), _MAX_SPARE - len(self._spare)))
             if last:
                 wanted = self._spare
         return dict(islice(wanted.items(), self.take(len(wanted))))

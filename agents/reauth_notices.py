@@ -15,16 +15,16 @@ from integrations import tokens
 from integrations.models import Connection, Health
 
 
-async def needs_reauth(connection_id: UUID) -> None:
+async def send_reauth_notice(connection_id: UUID) -> None:
     """Say it once, on each of the user's devices that is here. If none is, it waits for the first that comes."""
-    frame, devices, user_id = await db.run(_about, connection_id)
+    frame, devices, user_id = await db.run(_notice, connection_id)
     if frame is None or not devices or not await db.run(tokens.claim_notice, connection_id):
         return
-    if not any([await _told(user_id, device, frame) for device in devices]):
+    if not any([await _send(user_id, device, frame) for device in devices]):
         await db.run(tokens.release_notice, connection_id)
 
 
-async def _told(user_id: UUID, device: UUID, frame: Error) -> bool:
+async def _send(user_id: UUID, device: UUID, frame: Error) -> bool:
     try:
         async with DeviceLink(user_id, device) as link:
             await link.target()
@@ -34,7 +34,7 @@ async def _told(user_id: UUID, device: UUID, frame: Error) -> bool:
         return False
 
 
-def _about(connection_id: UUID) -> tuple[Error | None, list[UUID], UUID]:
+def _notice(connection_id: UUID) -> tuple[Error | None, list[UUID], UUID]:
     lost = Connection.objects.filter(pk=connection_id, health=Health.NEEDS_REAUTH).first()
     if lost is None:
         return None, [], connection_id

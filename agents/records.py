@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from adiuva.devices.tables import MAX_TEXT, TABLES, Column, Table, is_value
 
-MAX_TITLE: Final = 1_000
+MAX_TITLE_CHARS: Final = 1_000
 MAX_RECORDS: Final = 500  # a model call
 _EARLIEST: Final = dt.datetime(1970, 1, 2, tzinfo=dt.UTC)
 _LATEST: Final = dt.datetime(2200, 1, 1, tzinfo=dt.UTC)
@@ -46,7 +46,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Rejected:
+class RejectedRecord:
     """A find that cannot be used. `repairable`: the model could do better if it is told."""
 
     code: str
@@ -55,7 +55,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Rules:
+class RecordRules:
     """What an agent may take out of documents: tables, the user's projects by id, and the zone of bare dates."""
 
     tables: tuple[str, ...]
@@ -72,49 +72,51 @@ class Rules:
             "additionalProperties": False,
         }
 
-    def check(self, answer: Any) -> tuple[list[Record], list[Rejected]]:
+    def check(self, answer: Any) -> tuple[list[Record], list[RejectedRecord]]:
         """Sort an answer into records (each thing once, parents first) and what cannot be used."""
         found = answer.get("records") if isinstance(answer, dict) else answer
         if not isinstance(found, list):
-            return [], [Rejected("no_records", 'the answer has no list named "records"')]
+            return [], [RejectedRecord("no_records", 'the answer has no list named "records"')]
         records: dict[str, Record] = {}
-        rejected: list[Rejected] = []
+        rejected: list[RejectedRecord] = []
         for item in found[:MAX_RECORDS]:
             try:
                 record = self._record(item)
-            except _Unusable as unusable:
+            except _UnusableRecord as unusable:
                 rejected.append(unusable.rejected)
             else:
                 records.setdefault(record.identity, record)
         if len(found) > MAX_RECORDS:
             rejected.append(
-                Rejected("too_many", f"only the first {MAX_RECORDS} records of one answer are taken", False)
+                RejectedRecord(
+                    "too_many", f"only the first {MAX_RECORDS} records of one answer are taken", False
+                )
             )
         return sorted(records.values(), key=lambda record: _ORDER.get(record.table, len(_ORDER))), rejected
 
     def _record(self, item: Any) -> Record:
         if not isinstance(item, dict) or not isinstance(item.get("data"), dict):
-            raise _Unusable("bad_record", 'a record is {"table": …, "data": {…}}')
+            raise _UnusableRecord("bad_record", 'a record is {"table": …, "data": {…}}')
         name = item.get("table")
         if name not in self.tables:
-            raise _Unusable("table_not_asked_for", "the table is not one of those asked for")
+            raise _UnusableRecord("table_not_asked_for", "the table is not one of those asked for")
         if item.get("action", "insert") != "insert":
-            raise _Unusable("insert_only", "only inserts are taken")
+            raise _UnusableRecord("insert_only", "only inserts are taken")
         table = TABLES[str(name)]
         data: dict[str, Any] = {}
         for field, value in item["data"].items():
             column = table.by_name.get(field) if isinstance(field, str) else None
             if column is None:
-                raise _Unusable("unknown_field", f"{name} has no such field; it has {_fields(table)}")
+                raise _UnusableRecord("unknown_field", f"{name} has no such field; it has {_fields(table)}")
             if column.made_by_device:
-                raise _Unusable("field_of_the_device", f"{name}: the device makes {column.name} itself")
+                raise _UnusableRecord("field_of_the_device", f"{name}: the device makes {column.name} itself")
             if column.kind == "flag" or value is None or (isinstance(value, str) and not value.strip()):
                 continue
             data[column.name] = self._value(table, column, value)
         self._references(table, data)
         for column in table.columns:
             if column.required and column.name not in data:
-                raise _Unusable("field_missing", f"{name}: {column.name} is missing")
+                raise _UnusableRecord("field_missing", f"{name}: {column.name} is missing")
         if table.reviewed:
             data |= {"isAiSuggested": 1, "isApproved": 0}
         return Record(table.name, data)
@@ -125,17 +127,19 @@ class Rules:
             wanted = str(project).casefold()
             named = [key for key, name in self.projects.items() if name.casefold() == wanted]
             if len(named) != 1:
-                raise _Unusable(
+                raise _UnusableRecord(
                     "unknown_project", f"{table.name}: projectId is not the id of a listed project"
                 )
             data["projectId"] = named[0]
         if table.name == "timelines" and "projectId" not in data:
-            raise _Unusable("no_project", "timelines: belongs to no project", repairable=bool(self.projects))
+            raise _UnusableRecord(
+                "no_project", "timelines: belongs to no project", repairable=bool(self.projects)
+            )
         if table.name == "taskComments":
             # No task is shown to the model, so whatever it names is made up.
-            raise _Unusable("no_task", "taskComments: belongs to no known task", repairable=False)
+            raise _UnusableRecord("no_task", "taskComments: belongs to no known task", repairable=False)
         if "clientId" in data or "parentId" in data:
-            raise _Unusable("unknown_client", f"{table.name}: no client is known by that id")
+            raise _UnusableRecord("unknown_client", f"{table.name}: no client is known by that id")
 
     def _value(self, table: Table, column: Column, value: Any) -> Any:
         where = f"{table.name}: {column.name}"
@@ -145,18 +149,18 @@ class Rules:
             return _names(value, where)
         if isinstance(value, str):
             value = value.strip()
-            _check_text(value, MAX_TITLE if column.name == table.title else MAX_TEXT, where)
+            _check_text(value, MAX_TITLE_CHARS if column.name == table.title else MAX_TEXT, where)
             if column.choices:
                 value = value.casefold().replace(" ", "_").replace("-", "_")
         if not is_value(column, value):
-            raise _Unusable("bad_value", f"{where} must be {_wanted(column)}")
+            raise _UnusableRecord("bad_value", f"{where} must be {_wanted(column)}")
         return value
 
 
-class _Unusable(Exception):
+class _UnusableRecord(Exception):
     def __init__(self, code: str, reason: str, *, repairable: bool = True) -> None:
         super().__init__(reason)
-        self.rejected = Rejected(code, reason, repairable)
+        self.rejected = RejectedRecord(code, reason, repairable)
 
 
 def _milliseconds(value: Any, zone: ZoneInfo, where: str) -> int:
@@ -172,14 +176,14 @@ def _milliseconds(value: Any, zone: ZoneInfo, where: str) -> int:
         if not _EARLIEST <= when <= _LATEST:
             raise ValueError
     except (ValueError, OverflowError, OSError):
-        raise _Unusable("bad_time", f"{where} must be an ISO 8601 date or date and time") from None
+        raise _UnusableRecord("bad_time", f"{where} must be an ISO 8601 date or date and time") from None
     return int(when.timestamp() * 1000)
 
 
 def _names(value: Any, where: str) -> str:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > 50:
-        raise _Unusable("bad_value", f"{where} must be a list of names")
+        raise _UnusableRecord("bad_value", f"{where} must be a list of names")
     for name in names:
         _check_text(name, 200, where)
     return json.dumps([name.strip() for name in names if name.strip()], ensure_ascii=False)
@@ -187,9 +191,9 @@ def _names(value: Any, where: str) -> str:
 
 def _check_text(text: str, most: int, where: str) -> None:
     if len(text) > most:
-        raise _Unusable("too_long", f"{where} may have at most {most} characters")
+        raise _UnusableRecord("too_long", f"{where} may have at most {most} characters")
     if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise _Unusable("bad_text", f"{where} holds characters that are no text")
+        raise _UnusableRecord("bad_text", f"{where} holds characters that are no text")
 
 
 def _fields(table: Table) -> str:
@@ -239,7 +243,7 @@ def _json_type(column: Column) -> dict[str, Any]:
     return found | ({"description": about.strip(", ")} if about else {})
 
 
-def merge(answers: Sequence[Sequence[Record]]) -> list[Record]:
+def merge_records(answers: Sequence[Sequence[Record]]) -> list[Record]:
     """The records of several parts of one document, each thing once: what one part cut off, the next may know."""
     found: dict[str, Record] = {}
     for records in answers:

@@ -22,139 +22,160 @@ from adiuva.devices import outbox
 from adiuva.devices.models import OutboxRecord
 from adiuva.devices.outbox import NewRecord, PendingRecord
 from adiuva.devices.protocol import ToolResultBody
-from agents import journal, lease, preview
-from agents.extraction import Document
-from agents.journal import Entry, Kind
-from agents.lease import AgentGone, Job
+from agents import claimed_runs, journal, ledger, preview
+from agents.claimed_runs import AgentGone, ClaimedRun
+from agents.extraction import SourceDocument
+from agents.journal import EventKind, JournalEntry
 from agents.models import Run, Source
 from agents.records import Record
 
-_PLACES: Final = 1_000  # in the order of a run's records, for those of a document
-_MOST_WORDS: Final = 1_000  # of a device, on why it refused
+_POSITIONS_PER_DOCUMENT: Final = 1_000  # in the order of a run's records, for those of a document
+_REASON_CHARS: Final = 1_000  # of a device, on why it refused
 
 
 @dataclass(frozen=True)
-class Read:
+class Extracted:
     """What a document gave. `entries` are about finds that were set aside."""
 
-    document: Document
+    document: SourceDocument
     records: Sequence[Record]
-    entries: Sequence[Entry] = ()
+    entries: Sequence[JournalEntry] = ()
     model_calls: int = 1
 
 
 @dataclass(frozen=True)
-class Unread:
+class ExtractionFailed:
     """A document that the model failed over. Without an entry it is to be tried again."""
 
-    document: Document
-    entry: Entry | None
+    document: SourceDocument
+    entry: JournalEntry | None
     model_calls: int
 
 
 @dataclass(frozen=True)
-class Answered:
+class DeviceAnswered:
     """What became of records. `path` is that of the document they were found in."""
 
     outcomes: Mapping[UUID, ToolResultBody | AdiuvaError]
     path: str = ""
 
 
-Result = Read | Unread | Answered
+Result = Extracted | ExtractionFailed | DeviceAnswered
 
 
-def commit(job: Job, results: Sequence[Result]) -> list[list[PendingRecord]]:
+def commit_results(claimed: ClaimedRun, results: Sequence[Result]) -> list[list[PendingRecord]]:
     """Enter results in outbox, ledger, journal and counts. Returns for each its records that are new, to be delivered.
 
     From here on nothing of them is lost if the worker dies. A dry run shows what it found, and keeps none. Raise
     LeaseLost; AgentGone, after what the device answered was entered all the same.
     """
-    read = [result for result in results if isinstance(result, Read)]
-    unread = [result for result in results if isinstance(result, Unread)]
+    read = [result for result in results if isinstance(result, Extracted)]
+    unread = [result for result in results if isinstance(result, ExtractionFailed)]
     with transaction.atomic():
-        run = lease.held(job)
+        run = claimed_runs.held(claimed)
         is_gone = run.agent_id is None
         if is_gone:
             read = []
-        new, entries = (_show if job.dry_run else _keep)(run, job, read)
+        new, entries = (_show if claimed.dry_run else _keep)(run, claimed, read)
         entries += [result.entry for result in unread if result.entry is not None]
-        entries += settle(run, job.cipher, [result for result in results if isinstance(result, Answered)])
-        done: list[Read | Unread] = [*read, *unread]
-        lease.let_go(job, [result.document.key for result in done])
+        answered = [result for result in results if isinstance(result, DeviceAnswered)]
+        created, answer_entries = settle_answers(claimed.cipher, answered)
+        entries += answer_entries
+        done: list[Extracted | ExtractionFailed] = [*read, *unread]
+        ledger.clear_in_flight(claimed, [result.document.key for result in done])
         failed = sum(result.entry is not None for result in unread)
-        run.files_done += len(read) + failed
-        run.files_failed += failed
-        run.model_calls += sum(result.model_calls for result in done)
-        run.problems += lease.problems(journal.write(run, entries))
-        run.save(update_fields=["files_done", "files_failed", "model_calls", "items_created", "problems"])
-    if is_gone and any(isinstance(result, Read) for result in results):
+        run.set(
+            files_done=run.files_done + len(read) + failed,
+            files_failed=run.files_failed + failed,
+            model_calls=run.model_calls + sum(result.model_calls for result in done),
+            items_created=run.items_created + created,
+            problems=run.problems + claimed_runs.count_problems(journal.write(run, entries)),
+        )
+    if is_gone and any(isinstance(result, Extracted) for result in results):
         raise AgentGone
     each = iter(new)
-    return [next(each) if isinstance(result, Read) else [] for result in results]
+    return [next(each) if isinstance(result, Extracted) else [] for result in results]
 
 
-def _keep(run: Run, job: Job, read: Sequence[Read]) -> tuple[list[list[PendingRecord]], list[Entry]]:
+def _keep(
+    run: Run, claimed: ClaimedRun, read: Sequence[Extracted]
+) -> tuple[list[list[PendingRecord]], list[JournalEntry]]:
     """Put in line what was found and enter in the ledger that it was read, both or neither."""
     if not read:
         return [], []
-    assert job.device is not None or job.account is not None  # a cloud agent's get theirs when they are sent
+    assert (
+        claimed.device is not None or claimed.account is not None
+    )  # a cloud agent's get theirs when they are sent
     found: list[NewRecord] = []
     bringer: dict[UUID | None, int] = {}  # a device may send a document twice
     for place, result in enumerate(read):
-        document, start = result.document, (run.files_done + place) * _PLACES
+        document, start = result.document, (run.files_done + place) * _POSITIONS_PER_DOCUMENT
         for number, record in enumerate(result.records, start):
-            key = record.key(job.agent_id, document.key)
+            key = record.key(claimed.agent_id, document.key)
             bringer.setdefault(key, place)
             found.append(NewRecord(key, document.key, number, record.table, record.data))
     new: list[list[PendingRecord]] = [[] for _ in read]
     added = outbox.add(
-        cipher=job.cipher, user_id=job.user_id, device=job.device, run_id=job.run_id, records=found
+        cipher=claimed.cipher,
+        user_id=claimed.user_id,
+        device=claimed.device,
+        run_id=claimed.run_id,
+        records=found,
     )
     for pending in added:
         new[bringer[pending.key]].append(pending)
     outcomes = {True: Source.Outcome.QUARANTINED, False: Source.Outcome.DONE}
-    lease.enter(job, [(result.document, outcomes[bool(result.entries)]) for result in read])
+    ledger.record_outcomes(claimed, [(result.document, outcomes[bool(result.entries)]) for result in read])
     counted = zip(read, map(len, new), strict=True)
     return new, [entry for result, count in counted for entry in _about(result, count)]
 
 
-def _show(run: Run, job: Job, read: Sequence[Read]) -> tuple[list[list[PendingRecord]], list[Entry]]:
+def _show(
+    run: Run, claimed: ClaimedRun, read: Sequence[Extracted]
+) -> tuple[list[list[PendingRecord]], list[JournalEntry]]:
     """What a dry run found; nothing of it is new, as nothing is to be delivered."""
-    entries: list[Entry] = []
+    entries: list[JournalEntry] = []
     for result in read:
-        keyed = {record.key(job.agent_id, result.document.key): record for record in result.records}
-        count, room = preview.add(run, job.cipher, result.document.path, keyed)
+        keyed = {record.key(claimed.agent_id, result.document.key): record for record in result.records}
+        count, room = preview.append_records(run, claimed.cipher, result.document.path, keyed)
         entries += _about(result, count)
         if not room:
-            entries.append(Entry(Kind.NOTE, "preview_full", key="once"))
+            entries.append(JournalEntry(EventKind.NOTE, "preview_full", key="once"))
     return [[] for _ in read], entries
 
 
-def _about(result: Read, found: int) -> list[Entry]:
+def _about(result: Extracted, found: int) -> list[JournalEntry]:
     # The key: read again after it was changed meanwhile, it is another event.
     key = result.document.content_hash.hex()
-    return [*result.entries, Entry(Kind.SOURCE_DONE, count=found, source=result.document.path, key=key)]
+    return [
+        *result.entries,
+        JournalEntry(EventKind.SOURCE_DONE, count=found, source=result.document.path, key=key),
+    ]
 
 
-def settle(run: Run, cipher: UserCipher, answered: Sequence[Answered]) -> list[Entry]:
-    """Write what the device answered for records, and count it in the run, which is not saved here."""
+def settle_answers(cipher: UserCipher, answered: Sequence[DeviceAnswered]) -> tuple[int, list[JournalEntry]]:
+    """Write what the device answered for records. Returns how many it created, and the journal entries to write."""
     settled = outbox.settle(
         cipher=cipher, outcomes={key: o for result in answered for key, o in result.outcomes.items()}
     )
-    run.items_created += sum(state == OutboxRecord.State.DELIVERED for state in settled.values())
+    created = sum(state == OutboxRecord.State.DELIVERED for state in settled.values())
     entries = []
     for result in answered:
         states = [settled.get(key) for key in result.outcomes]
         if refused := states.count(OutboxRecord.State.REFUSED):
             said = (o.error for o in result.outcomes.values() if isinstance(o, ToolResultBody) and o.error)
-            words = next(said, "")[:_MOST_WORDS]
-            entries.append(Entry(Kind.RECORD_REFUSED, "device_refused", refused, result.path, words))
+            words = next(said, "")[:_REASON_CHARS]
+            entries.append(
+                JournalEntry(EventKind.RECORD_REFUSED, "device_refused", refused, result.path, words)
+            )
         if uncertain := states.count(OutboxRecord.State.UNCERTAIN):
-            entries.append(Entry(Kind.RECORD_UNCERTAIN, "outcome_unknown", uncertain, result.path))
-    return entries
+            entries.append(
+                JournalEntry(EventKind.RECORD_UNCERTAIN, "outcome_unknown", uncertain, result.path)
+            )
+    return created, entries
 
 
-class _Place:
+class _PendingResult:
     def __init__(self, result: Result) -> None:
         self.result = result
         self.new: list[PendingRecord] | None = None
@@ -164,14 +185,14 @@ class _Place:
 class GroupCommit:
     """Commits what the lanes of a run bring, together where they come together."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._waiting: list[_Place] = []
+    def __init__(self, claimed: ClaimedRun) -> None:
+        self._claimed = claimed
+        self._waiting: list[_PendingResult] = []
         self._writing = asyncio.Lock()
 
     async def commit(self, result: Result) -> list[PendingRecord]:
         """As `commit` for one result. Whoever gets the lock writes for all who wait for it."""
-        place = _Place(result)
+        place = _PendingResult(result)
         self._waiting.append(place)
         async with self._writing:
             if place.new is None and place.error is None:
@@ -184,7 +205,7 @@ class GroupCommit:
     async def _write(self) -> None:
         places, self._waiting = self._waiting, []
         try:
-            new = await db.run(commit, self._job, [place.result for place in places])
+            new = await db.run(commit_results, self._claimed, [place.result for place in places])
         except BaseException as error:
             for place in places:
                 place.error = error

@@ -1,4 +1,4 @@
-"""The verbs of a run from outside: start, cancel, wake, sweep. What its worker may do is in agents.lease.
+"""The verbs of a run from outside: start, cancel, wake, sweep. What its worker may do is in agents.claimed_runs.
 
 A nudge through Celery only makes things quick; the row decides. What has to do with time goes by the database's clock:
 those of workers differ. Locks are taken in one order, runs before their
@@ -9,29 +9,28 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
+from typing import Any
 from uuid import UUID
 
 import structlog
-from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
-from adiuva.core import db, enqueue
+from adiuva.core import db, enqueue, leases
 from adiuva.core.errors import Conflict, NotFound
 from adiuva.devices import outbox
 from adiuva.devices.models import Device, OutboxRecord
 from agents import journal
-from agents.journal import Entry, Kind
+from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, SourceInFlight
 from integrations.models import Connection, Health
 
-MOST_DEATHS = 5  # of workers in a row that got nothing done, after which a run ends
-LEASE = dt.timedelta(seconds=settings.RUNS["lease_s"])
-_AT_ONCE = 500
-_NUDGE_AGAIN = dt.timedelta(seconds=30)
-_HEED_S = 4.0  # in which a worker that lives ends a run that was cancelled, or came to its deadline
-_WAIT_FOR_DEVICE = dt.timedelta(days=30)
+MAX_WORKERS_LOST = 5  # of workers in a row that got nothing done, after which a run ends
+_BATCH_SIZE = 500
+_ENQUEUE_AGAIN_AFTER = dt.timedelta(seconds=30)
+CANCEL_GRACE_S = 4.0  # in which a worker that lives ends a run that was cancelled, or came to its deadline
+_MAX_WAIT = dt.timedelta(days=30)
 
 log = structlog.get_logger("agents.runs")
 
@@ -45,13 +44,13 @@ class RunIsLive(Conflict):
         super().__init__("this agent has a run under way", run_id=str(run_id))
 
 
-def nudge(run_ids: Iterable[UUID]) -> None:
+def enqueue_runs(run_ids: Iterable[UUID]) -> None:
     """Tell the workers once the transaction is in. If a nudge is lost, the sweep finds the run."""
     for run_id in run_ids:
         enqueue.enqueue_on_commit("agents.execute", run_id)
 
 
-def new(agent: Agent, trigger: Run.Trigger, *, slot: dt.datetime | None = None, slots: int = 1) -> Run:
+def build_run(agent: Agent, trigger: Run.Trigger, *, slot: dt.datetime | None = None, slots: int = 1) -> Run:
     """A run of an agent as it is now, queued and not saved yet."""
     return Run(
         user_id=agent.user_id,
@@ -89,10 +88,10 @@ def start(*, agent: Agent, dry_run: bool = False, max_sources: int | None = None
         raise RunIsLive(other)
     if not locked.is_local and locked.connection_id is None:
         raise NoConnection
-    run = new(locked, Run.Trigger.MANUAL)
+    run = build_run(locked, Run.Trigger.MANUAL)
     run.dry_run, run.max_sources = dry_run, max_sources
     run.save(force_insert=True)
-    nudge([run.pk])
+    enqueue_runs([run.pk])
     return run
 
 
@@ -108,14 +107,13 @@ def cancel(*, run: Run) -> Run:
     if locked.state in (Run.State.QUEUED, Run.State.WAITING_DEVICE, Run.State.AWAITING_REAUTH):
         end(locked, Run.State.CANCELLED, "cancelled")
     elif locked.state == Run.State.RUNNING and locked.cancel_requested_at is None:
-        locked.cancel_requested_at = db.clock()
-        locked.save(update_fields=["cancel_requested_at"])
-        enqueue.enqueue_on_commit("agents.sweep", after_s=_HEED_S)
+        locked.set(cancel_requested_at=db.clock())
+        enqueue.enqueue_on_commit("agents.sweep", after_s=CANCEL_GRACE_S)
     return locked
 
 
 @transaction.atomic
-def wake(*, user_id: UUID, device_id: str) -> int:
+def resume_waiting(*, user_id: UUID, device_id: str) -> int:
     """A device is here: its waiting runs are due, save scheduled ones that come too late. Returns how many."""
     waiting = Run.objects.of(user_id).filter(state=Run.State.WAITING_DEVICE, device_id=device_id)
     found = list(waiting.select_related("agent").select_for_update(skip_locked=True, of=("self",)))
@@ -124,33 +122,33 @@ def wake(*, user_id: UUID, device_id: str) -> int:
     now, ids = db.clock(), []
     for run in found:
         begun = run.started_at is not None
-        if begun or run.slot is None or run.agent is None or run.agent.wants(run.slot, now):
+        if begun or run.slot is None or run.agent is None or run.agent.accepts_slot(run.slot, now):
             ids.append(run.pk)
         else:
             end(run, Run.State.CANCELLED, "slot_missed")
     if ids:
-        Run.objects.filter(pk__in=ids).update(state=Run.State.QUEUED, nudged_at=Now())
-        nudge(ids)
+        Run.objects.filter(pk__in=ids).update(state=Run.State.QUEUED, enqueued_at=Now())
+        enqueue_runs(ids)
     return len(ids)
 
 
 @transaction.atomic
-def go_on(of: QuerySet[Run]) -> int:
+def resume_after_reauth(of: QuerySet[Run]) -> int:
     """An account is connected again: of these runs, those that waited for it are due. Returns how many."""
     found = of.filter(state=Run.State.AWAITING_REAUTH).order_by("pk").select_for_update(skip_locked=True)
-    if ids := list(found.values_list("pk", flat=True)[:_AT_ONCE]):
-        Run.objects.filter(pk__in=ids).update(state=Run.State.QUEUED, nudged_at=Now())
-        nudge(ids)
+    if ids := list(found.values_list("pk", flat=True)[:_BATCH_SIZE]):
+        Run.objects.filter(pk__in=ids).update(state=Run.State.QUEUED, enqueued_at=Now())
+        enqueue_runs(ids)
     return len(ids)
 
 
-def call_for_delivery(user_ids: Iterable[UUID]) -> None:
+def enqueue_delivery(user_ids: Iterable[UUID]) -> None:
     """Have a worker bring users' waiting records to their devices. If the call is lost, the sweep calls again."""
     for user_id in user_ids:
         enqueue.enqueue_on_commit("agents.deliver", user_id)
 
 
-def call_for_news(connection_id: UUID) -> None:
+def enqueue_reauth_notice(connection_id: UUID) -> None:
     """Have a worker tell a user that an account has to be connected again."""
     enqueue.enqueue_on_commit("agents.tell_needs_reauth", connection_id)
 
@@ -162,52 +160,54 @@ def sweep() -> dict[str, int]:
         user_id__in=waiting.values("user_id"), device_id__in=waiting.values("device_id")
     )
     return {
-        "unheeded": _end_unheeded(),
-        "lost": _take_from_the_dead(),
-        "nudged": _nudge_again(),
-        "woken": sum(
-            wake(user_id=user_id, device_id=device_id)
-            for user_id, device_id in here.values_list("user_id", "device_id")[:_AT_ONCE]
+        "overdue": _end_overdue(),
+        "lost": _reclaim_lost(),
+        "enqueued": _enqueue_again(),
+        "resumed": sum(
+            resume_waiting(user_id=user_id, device_id=device_id)
+            for user_id, device_id in here.values_list("user_id", "device_id")[:_BATCH_SIZE]
         ),
-        "connected": go_on(Run.objects.filter(Q(agent=None) | ~Q(agent__in=_paused()))),
-        "undelivered": _deliver_again(),
-        "expired": _expire(),
+        "reauthenticated": resume_after_reauth(
+            Run.objects.filter(Q(agent=None) | ~Q(agent__in=_agents_without_account()))
+        ),
+        "deliveries": _enqueue_deliveries(),
+        "expired": _expire_waiting(),
         "records_expired": _expire_records(),
     }
 
 
-def _paused() -> QuerySet[Agent]:
+def _agents_without_account() -> QuerySet[Agent]:
     """Agents that wait for their users to connect an account again."""
     lost = Connection.objects.filter(health=Health.NEEDS_REAUTH)
     return Agent.objects.filter(connection__in=lost)
 
 
-def _deliver_again() -> int:
+def _enqueue_deliveries() -> int:
     """Users with records that wait for a device which is here: the one they were given to, or any."""
     here = Device.objects.online()
     theirs = OutboxRecord.objects.waiting().filter(source_run=OuterRef("pk"))
     waiting = Run.objects.filter(
-        Q(lease_until=None) | Q(lease_until__lt=Now()),
+        leases.is_free(),
         Exists(here.filter(user_id=OuterRef("user_id"))),
         # Nothing waits any more where the last word on it was cut off.
         Exists(theirs.filter(Q(device=None) | Q(device__in=here))) | ~Exists(theirs),
         undelivered=True,
     )
-    users = set(waiting.order_by().values_list("user_id", flat=True)[:_AT_ONCE])
-    call_for_delivery(users)
+    users = set(waiting.order_by().values_list("user_id", flat=True)[:_BATCH_SIZE])
+    enqueue_delivery(users)
     return len(users)
 
 
 @transaction.atomic
-def _end_unheeded() -> int:
+def _end_overdue() -> int:
     """End what was cancelled or is beyond its deadline, and nobody ends: its worker is dead or hangs, or it waits in
     line. Whoever held it can write it no more."""
-    patience = Now() - dt.timedelta(seconds=_HEED_S - 0.5)
+    patience = Now() - dt.timedelta(seconds=CANCEL_GRACE_S - 0.5)
     cancelled = Q(state=Run.State.RUNNING, cancel_requested_at__lt=patience)
     late = Q(state=Run.State.RUNNING, deadline_at__lt=patience) | Q(
         state=Run.State.QUEUED, deadline_at__lt=Now()
     )
-    found = list(Run.objects.select_for_update(skip_locked=True).filter(cancelled | late)[:_AT_ONCE])
+    found = list(Run.objects.select_for_update(skip_locked=True).filter(cancelled | late)[:_BATCH_SIZE])
     for run in found:
         if run.cancel_requested_at:
             end(run, Run.State.CANCELLED, "cancelled")
@@ -217,66 +217,52 @@ def _end_unheeded() -> int:
 
 
 @transaction.atomic
-def _take_from_the_dead() -> int:
-    lost = Run.objects.filter(state=Run.State.RUNNING, lease_until__lt=Now())
-    found = list(lost.select_for_update(skip_locked=True)[:_AT_ONCE])
-    for run in found:
-        in_hand = SourceInFlight.objects.filter(agent=run.agent_id, in_hand=True)
-        suspects = in_hand.update(deaths=F("deaths") + 1, in_hand=False)
-        # A source that keeps killing is found and set aside; a worker that dies over nothing will do so again.
-        run.deaths = 0 if suspects or run.items_processed else run.deaths + 1
-        journal.write(run, [Entry(Kind.NOTE, "worker_lost", count=suspects)])
+def _reclaim_lost() -> int:
+    """Queue runs again whose worker stopped renewing its lease."""
+    lost = leases.reclaim(Run.objects.filter(state=Run.State.RUNNING), most=_BATCH_SIZE)
+    for run in lost:
+        in_flight = SourceInFlight.objects.filter(agent=run.agent_id, in_flight=True)
+        suspects = in_flight.update(crashes=F("crashes") + 1, in_flight=False)
+        # A source that keeps crashing workers gets quarantined; a worker that crashes over nothing will do so again.
+        workers_lost = 0 if suspects or run.items_processed else run.workers_lost + 1
+        journal.write(run, [JournalEntry(EventKind.NOTE, "worker_lost", count=suspects)])
         if run.cancel_requested_at:
             end(run, Run.State.CANCELLED, "cancelled")
-        elif run.deaths >= MOST_DEATHS:
+        elif workers_lost >= MAX_WORKERS_LOST:
             end(run, Run.State.ERROR, "workers_lost")
         else:
-            requeue(run)
-            nudge([run.pk])
-    return len(found)
+            requeue(run, workers_lost=workers_lost)
+            enqueue_runs([run.pk])
+    return len(lost)
 
 
-def requeue(run: Run, *, not_before: dt.datetime | None = None) -> None:
-    """Put a run, whose row is locked, back in line. Whoever held it may not write it any more."""
-    run.state, run.phase, run.lease_until = Run.State.QUEUED, "", None
-    run.not_before, run.nudged_at = not_before, db.clock()
-    run.fence += 1
-    run.save(
-        update_fields=[
-            "state",
-            "phase",
-            "lease_until",
-            "not_before",
-            "nudged_at",
-            "fence",
-            "retries",
-            "deaths",
-        ]
-    )
+def requeue(run: Run, *, not_before: dt.datetime | None = None, **changes: Any) -> None:
+    """Queue a run, whose row is locked, again, and save `changes` to it. Its holder cannot write it any more."""
+    run.revoke(state=Run.State.QUEUED, phase="", not_before=not_before, enqueued_at=db.clock(), **changes)
 
 
 @transaction.atomic
-def _nudge_again() -> int:
+def _enqueue_again() -> int:
     """Runs whose nudge was lost, and those whose time to be tried again has come."""
-    forgotten = Q(nudged_at__lt=Now() - _NUDGE_AGAIN) | Q(nudged_at__lt=F("not_before"))
-    queued = Run.objects.filter(due(), forgotten, state=Run.State.QUEUED)
-    ids = list(queued.select_for_update(skip_locked=True).values_list("pk", flat=True)[:_AT_ONCE])
+    forgotten = Q(enqueued_at__lt=Now() - _ENQUEUE_AGAIN_AFTER) | Q(enqueued_at__lt=F("not_before"))
+    queued = Run.objects.filter(retry_is_due(), forgotten, state=Run.State.QUEUED)
+    ids = list(queued.select_for_update(skip_locked=True).values_list("pk", flat=True)[:_BATCH_SIZE])
     if ids:
-        Run.objects.filter(pk__in=ids).update(nudged_at=Now())
-        nudge(ids)
+        Run.objects.filter(pk__in=ids).update(enqueued_at=Now())
+        enqueue_runs(ids)
     return len(ids)
 
 
-def due() -> Q:
+def retry_is_due() -> Q:
     """Of queued runs: those that wait for no moment to come."""
     return Q(not_before=None) | Q(not_before__lte=Now())
 
 
 @transaction.atomic
-def _expire() -> int:
+def _expire_waiting() -> int:
     waiting = (Run.State.WAITING_DEVICE, Run.State.AWAITING_REAUTH)
-    old = Q(state__in=waiting, created_at__lt=Now() - _WAIT_FOR_DEVICE)
-    found = list(Run.objects.select_for_update(skip_locked=True).filter(old)[:_AT_ONCE])
+    old = Q(state__in=waiting, created_at__lt=Now() - _MAX_WAIT)
+    found = list(Run.objects.select_for_update(skip_locked=True).filter(old)[:_BATCH_SIZE])
     for run in found:
         device = run.state == Run.State.WAITING_DEVICE
         end(run, Run.State.TIMEOUT, "device_never_came" if device else "never_connected_again")
@@ -286,40 +272,31 @@ def _expire() -> int:
 @transaction.atomic
 def _expire_records() -> int:
     """Records that their device did not come for. Their runs' journals say how many; those under way bring theirs."""
-    overdue = Run.objects.filter(pk__in=outbox.overdue_runs(_AT_ONCE)).exclude(state=Run.State.RUNNING)
+    overdue = Run.objects.filter(pk__in=outbox.overdue_runs(_BATCH_SIZE)).exclude(state=Run.State.RUNNING)
     expired = 0
     for run in overdue.select_for_update(skip_locked=True):
-        gone, unknown = outbox.expire(run.pk, _AT_ONCE)
-        entries = [Entry(Kind.NOTE, "records_expired", count=gone)] if gone else []
+        gone, unknown = outbox.expire(run.pk, _BATCH_SIZE)
+        entries = [JournalEntry(EventKind.NOTE, "records_expired", count=gone)] if gone else []
         if unknown:
-            entries.append(Entry(Kind.RECORD_UNCERTAIN, "outcome_unknown", count=unknown))
-            run.problems += unknown
-            run.save(update_fields=["problems"])
+            entries.append(JournalEntry(EventKind.RECORD_UNCERTAIN, "outcome_unknown", count=unknown))
+            run.set(problems=run.problems + unknown)
         journal.write(run, entries)
         expired += gone + unknown
     return expired
 
 
 def end(run: Run, state: Run.State, code: str, message: str = "") -> None:
-    """Bring a run, whose row is locked, to its end. Whoever held it can write it no more."""
-    run.state, run.completed_at, run.lease_until, run.phase = state, db.clock(), None, ""
-    run.not_before = None
-    run.fence += 1
-    # A local agent's next run brings what this one did not.
-    run.undelivered = run.is_cloud and outbox.count_waiting(run.pk) > 0
-    run.save(
-        update_fields=[
-            "state",
-            "verdict",
-            "completed_at",
-            "lease_until",
-            "phase",
-            "not_before",
-            "fence",
-            "undelivered",
-        ]
+    """End a run, whose row is locked. Its holder cannot write it any more."""
+    run.revoke(
+        state=state,
+        verdict=run.verdict,
+        completed_at=db.clock(),
+        phase="",
+        not_before=None,
+        # What a local agent's run could not deliver, the agent's next run does.
+        undelivered=run.is_cloud and outbox.count_waiting(run.pk) > 0,
     )
     if run.undelivered:
-        call_for_delivery([run.user_id])
-    journal.write(run, [Entry(Kind.FINISHED, code, message=message)])
+        enqueue_delivery([run.user_id])
+    journal.write(run, [JournalEntry(EventKind.FINISHED, code, message=message)])
     log.info("run.finished", run_id=str(run.pk), user_id=str(run.user_id), state=str(state), code=code)

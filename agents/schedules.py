@@ -30,12 +30,12 @@ from adiuva.accounts.models import User
 from adiuva.devices.models import Device
 from agents import runs
 from agents.cron import BadCron, Cron
-from agents.models import ON_TIME, Agent, CatchUp, Run
+from agents.models import ON_TIME_WINDOW, Agent, CatchUp, Run
 
-_AT_ONCE = 500
-_MOST_SLOTS = 10_000  # that a run can stand for
+_BATCH_SIZE = 500
+_MAX_SLOTS = 10_000  # that a run can stand for
 
-_WAITING = """
+_PENDING_WORK = """
 SELECT
     EXISTS (SELECT FROM agents_agent
             WHERE user_id = %(user)s AND device_id = %(device)s AND enabled AND next_run_at <= statement_timestamp()),
@@ -58,7 +58,7 @@ def next_run_at(agent: Agent, after: dt.datetime | None = None) -> dt.datetime |
     return _parsed(agent.schedule_cron).next(after or timezone.now(), ZoneInfo(agent.zone))
 
 
-def upcoming(agent: Agent, count: int = 5) -> list[dt.datetime]:
+def upcoming_slots(agent: Agent, count: int = 5) -> list[dt.datetime]:
     """The next slots of an agent's schedule in its zone, whether it is switched on or not. None without a schedule."""
     if not agent.schedule_cron:
         return []
@@ -69,35 +69,35 @@ def upcoming(agent: Agent, count: int = 5) -> list[dt.datetime]:
 
 def tick(now: dt.datetime | None = None) -> int:
     """Start what is due; how many that is. Any number of beats may call it at once: each agent is claimed by one."""
-    return _start(Q(), now)
+    return _start_due(Q(), now)
 
 
-def device_is_here(*, user_id: uuid.UUID, device_id: str) -> int:
+def device_connected(*, user_id: uuid.UUID, device_id: str) -> int:
     """A device said hello: what is due for it starts now, and what waited for it goes on. Returns how many."""
     # Most hellos, thousands at once after a restart, find nothing: that costs one statement.
     with connection.cursor() as cursor:
-        cursor.execute(_WAITING, {"user": user_id, "device": device_id})
+        cursor.execute(_PENDING_WORK, {"user": user_id, "device": device_id})
         is_due, waits, undelivered, untold = cursor.fetchone()
     for connection_id in untold:
-        runs.call_for_news(connection_id)
+        runs.enqueue_reauth_notice(connection_id)
     if undelivered:
-        runs.call_for_delivery([user_id])
-    started = _start(Q(user_id=user_id, device_id=device_id), None) if is_due else 0
-    return started + (runs.wake(user_id=user_id, device_id=device_id) if waits or started else 0)
+        runs.enqueue_delivery([user_id])
+    started = _start_due(Q(user_id=user_id, device_id=device_id), None) if is_due else 0
+    return started + (runs.resume_waiting(user_id=user_id, device_id=device_id) if waits or started else 0)
 
 
-def connection_is_back(*, connection_id: uuid.UUID) -> int:
+def connection_restored(*, connection_id: uuid.UUID) -> int:
     """A user has connected an account again: its agents' runs go on, and what they missed is caught up. Returns how
     many."""
-    resumed = runs.go_on(Run.objects.filter(agent__connection=connection_id))
-    return resumed + _start(Q(connection=connection_id), None)
+    resumed = runs.resume_after_reauth(Run.objects.filter(agent__connection=connection_id))
+    return resumed + _start_due(Q(connection=connection_id), None)
 
 
-def _start(whose: Q, now: dt.datetime | None) -> int:
+def _start_due(whose: Q, now: dt.datetime | None) -> int:
     started = 0
     while claimed := _claim(whose, now):
         started += claimed[1]
-        if claimed[0] < _AT_ONCE:
+        if claimed[0] < _BATCH_SIZE:
             break
     return started
 
@@ -110,14 +110,14 @@ def _claim(whose: Q, moment: dt.datetime | None) -> tuple[int, int] | None:
     now = due[0].now  # type: ignore[attr-defined]  # annotated: the database's clock
     wanted = [run for agent in due if (run := _advance(agent, now)) is not None]
     with connection.cursor() as cursor:
-        cursor.execute(_MOVE, [[agent.pk for agent in due], [agent.next_run_at for agent in due]])
+        cursor.execute(_SET_NEXT_RUNS, [[agent.pk for agent in due], [agent.next_run_at for agent in due]])
     started: set[uuid.UUID] = set()
     if wanted:
         # The unique constraints refuse what is covered: by a live run, or because the slot had its own.
         Run.objects.bulk_create(wanted, ignore_conflicts=True)
         started = set(Run.objects.filter(pk__in=[run.pk for run in wanted]).values_list("pk", flat=True))
-        _take_in([run for run in wanted if run.pk not in started])
-        runs.nudge(run.pk for run in wanted if run.pk in started and run.state == Run.State.QUEUED)
+        _absorb_slots([run for run in wanted if run.pk not in started])
+        runs.enqueue_runs(run.pk for run in wanted if run.pk in started and run.state == Run.State.QUEUED)
     return len(due), len(started)
 
 
@@ -126,10 +126,10 @@ def _due(whose: Q, now: Now | Value) -> QuerySet[Agent]:
     and their device, which may say hello any moment, is away."""
     here = Device.objects.online().filter(user_id=OuterRef("user_id"), device_id=OuterRef("device_id"))
     return (
-        Agent.objects.readable()
+        Agent.objects.with_usable_account()
         .filter(whose, enabled=True, next_run_at__lte=now)
         .annotate(now=now, is_here=Q(device_id="") | Exists(here))
-        .exclude(catch_up=CatchUp.SKIP, next_run_at__gte=now - ON_TIME, is_here=False)
+        .exclude(catch_up=CatchUp.SKIP, next_run_at__gte=now - ON_TIME_WINDOW, is_here=False)
         # A dry run covers no slot: the agent stays in line until it has ended.
         .exclude(Exists(Run.objects.live().filter(agent=OuterRef("pk"), dry_run=True)))
         # Not joined: where few were due when statistics were made, the planner would sort all that are due now.
@@ -147,7 +147,7 @@ def _due(whose: Q, now: Now | Value) -> QuerySet[Agent]:
             "next_run_at",
         )
         .order_by("next_run_at")
-        .select_for_update(skip_locked=True, no_key=True)[:_AT_ONCE]
+        .select_for_update(skip_locked=True, no_key=True)[:_BATCH_SIZE]
     )
 
 
@@ -164,58 +164,60 @@ def _advance(agent: Agent, now: dt.datetime) -> Run | None:
         return None
     is_here: bool = agent.is_here  # type: ignore[attr-defined]  # annotated
     if agent.catch_up == CatchUp.SKIP:
-        in_time = cron.next(now - ON_TIME - dt.timedelta.resolution, zone)
+        in_time = cron.next(now - ON_TIME_WINDOW - dt.timedelta.resolution, zone)
         if not is_here or in_time is None or in_time > now:
             agent.next_run_at = in_time
             return None
         first = max(first, in_time)
     agent.next_run_at = cron.next(now, zone)
-    slot, slots = _come(cron, zone, first, now)
-    if not agent.wants(slot, now):
+    slot, slots = _elapsed_slots(cron, zone, first, now)
+    if not agent.accepts_slot(slot, now):
         log.info("schedule.missed", agent_id=str(agent.pk), slots=slots)
         return None
-    run = runs.new(agent, Run.Trigger.SCHEDULE, slot=slot, slots=slots)
+    run = runs.build_run(agent, Run.Trigger.SCHEDULE, slot=slot, slots=slots)
     if not is_here:
         # It would find so itself. If the device comes before we commit, the sweep wakes the run.
         run.state = Run.State.WAITING_DEVICE
     return run
 
 
-def _come(cron: Cron, zone: ZoneInfo, first: dt.datetime, now: dt.datetime) -> tuple[dt.datetime, int]:
+def _elapsed_slots(
+    cron: Cron, zone: ZoneInfo, first: dt.datetime, now: dt.datetime
+) -> tuple[dt.datetime, int]:
     """The last slot of those from the first until now, and how many they are, as far as we count."""
     last, count = first, 1
     for slot in cron.after(first, zone):
         if slot > now:
             return last, count
-        if count == _MOST_SLOTS:
+        if count == _MAX_SLOTS:
             break
         last, count = slot, count + 1
     back = dt.timedelta(days=1)
-    while not (near := [slot for slot in islice(cron.after(now - back, zone), _MOST_SLOTS) if slot <= now]):
+    while not (near := [slot for slot in islice(cron.after(now - back, zone), _MAX_SLOTS) if slot <= now]):
         back *= 2
     return near[-1], count
 
 
-def _take_in(covered: Sequence[Run]) -> None:
+def _absorb_slots(covered: Sequence[Run]) -> None:
     """Slots for which no run could be made: one that has not begun yet stands for them as well."""
     if not covered:
         return
     columns = [[getattr(run, name) for run in covered] for name in ("agent_id", "slot", "slots")]
     with connection.cursor() as cursor:
-        cursor.execute(_TAKE_IN, columns)
+        cursor.execute(_ABSORB_SLOTS, columns)
     for run in covered:
         log.info("schedule.covered", agent_id=str(run.agent_ref))
 
 
 # ORM's bulk_update makes a CASE of a branch a row.
-_MOVE = """
+_SET_NEXT_RUNS = """
 UPDATE agents_agent AS agent SET next_run_at = moved.next_run_at
 FROM unnest(%s::uuid[], %s::timestamptz[]) AS moved (id, next_run_at) WHERE agent.id = moved.id
 """
 
 # Others lock runs before their agent, so we, who hold agents, wait for no run: who has it locked is about to begin or
 # to end it.
-_TAKE_IN = """
+_ABSORB_SLOTS = """
 WITH waiting AS (
     SELECT run.id, later.slot, later.slots
     FROM unnest(%s::uuid[], %s::timestamptz[], %s::int[]) AS later (agent_id, slot, slots)
@@ -232,7 +234,7 @@ FROM waiting WHERE run.id = waiting.id
 
 
 @transaction.atomic
-def follow_user(*, user_id: uuid.UUID) -> None:
+def reschedule_for_user(*, user_id: uuid.UUID) -> None:
     """The user may have moved: agents without a zone of their own keep their local times.
 
     What is due already stays so; the next tick reads the new zone.

@@ -11,10 +11,10 @@ from zoneinfo import available_timezones
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from agents import cloud, preview, schedules
+from agents import preview, schedules, services
 from agents.catalog import DATA_TYPES
 from agents.cron import BadCron, Cron
-from agents.models import MOST_CATCH_UP_HOURS, ON_TIME, Agent, AgentType, CatchUp, Run
+from agents.models import MAX_CATCH_UP_HOURS, ON_TIME_WINDOW, Agent, AgentType, CatchUp, Run
 from integrations.errors import OLD_TOKEN_FIELD, old_token_error
 from integrations.models import Provider
 
@@ -70,13 +70,13 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
     catch_up = serializers.ChoiceField(
         choices=CatchUp.choices,
         required=False,
-        help_text="What becomes of scheduled times that passed while the server or the device was away (by more than "
-        f"{ON_TIME // dt.timedelta(minutes=1)} minutes): `once`, one run that stands for all of them (`slots` of the "
-        "run); `skip`, none; `within`, one run if the last of them is at most `catch_up_hours` ago.",
+        help_text="What becomes of scheduled times that passed while the server or the device was away (by more than"
+        f" {ON_TIME_WINDOW // dt.timedelta(minutes=1)} minutes): `once`, one run that stands for all of them (`slots` "
+        "of the run); `skip`, none; `within`, one run if the last of them is at most `catch_up_hours` ago.",
     )
     catch_up_hours = serializers.IntegerField(
         min_value=1,
-        max_value=MOST_CATCH_UP_HOURS,
+        max_value=MAX_CATCH_UP_HOURS,
         allow_null=True,
         required=False,
         help_text="For `within`, and only for it: how many hours ago.",
@@ -159,7 +159,7 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
 
     @extend_schema_field({"type": "array", "items": {"type": "string", "format": "date-time"}, "maxItems": 5})
     def get_next_runs(self, agent: Agent) -> list[str]:
-        return [slot.isoformat() for slot in schedules.upcoming(agent)]
+        return [slot.isoformat() for slot in schedules.upcoming_slots(agent)]
 
 
 class CloudAgentSerializer(LocalAgentSerializer):
@@ -217,7 +217,7 @@ class CloudAgentSerializer(LocalAgentSerializer):
         return super().to_internal_value(data)
 
     def validate_filter_config(self, given: Any) -> dict[str, Any]:
-        return cloud.clean_filters(given)
+        return services.clean_filter_config(given)
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         values = super().validate(values)
@@ -343,7 +343,7 @@ class RunDetailSerializer(RunSerializer):
 
     @extend_schema_field(PreviewSerializer(many=True, allow_null=True))
     def get_records(self, run: Run) -> list[dict[str, Any]] | None:
-        return preview.read(run) if run.dry_run else None
+        return preview.read_records(run) if run.dry_run else None
 
 
 class StartSerializer(serializers.Serializer[Any]):

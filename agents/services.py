@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 from uuid import UUID
 
 from django.db import transaction
 
 from adiuva.core.errors import Invalid, NotFound
-from agents import cloud, runs, schedules
+from agents import runs, schedules
 from agents.models import Agent, AgentType, CatchUp, Run
+from integrations.mail.filters import Filters
+from integrations.models import Connection, Health, Provider
+
+_FILTERS: Final = ("labels", "channels", "senders", "date_range")
+_SPAN: Final = ("from", "to")
 
 
-def of_user(user_id: UUID, agent_id: UUID) -> Agent:
+def get_agent(user_id: UUID, agent_id: UUID) -> Agent:
     """One of a user's agents. Raise NotFound, for another's as for none."""
     agent = Agent.objects.of(user_id).select_related("user").filter(pk=agent_id).first()
     if agent is None:
@@ -33,9 +39,7 @@ def create_local(*, user_id: UUID, values: dict[str, Any]) -> Agent:
 @transaction.atomic
 def create_cloud(*, user_id: UUID, values: dict[str, Any]) -> Agent:
     """Raise Invalid when there is no connection to read with."""
-    values = values | {
-        "connection": cloud.connection_of(user_id, values["type"], values.pop("connection", None))
-    }
+    values = values | {"connection": connection_for(user_id, values["type"], values.pop("connection", None))}
     agent = Agent(user_id=user_id, **values)
     _check_catch_up(agent)
     agent.next_run_at = schedules.next_run_at(agent)
@@ -44,22 +48,22 @@ def create_cloud(*, user_id: UUID, values: dict[str, Any]) -> Agent:
     return agent
 
 
-def change_cloud(*, agent: Agent, values: dict[str, Any]) -> Agent:
+def update_cloud(*, agent: Agent, values: dict[str, Any]) -> Agent:
     """As `change`. With another connection, a run that awaits the old one goes on. Raise Invalid also when the agent
     would read from another provider, or with a connection that is not there."""
     if values.pop("type", agent.type) != agent.type:
         said = f"This agent reads {AgentType(agent.type).label}: make another one."
         raise Invalid("the provider stays", fields={"provider": [said]})
     if "connection" in values:
-        values = values | {"connection": cloud.connection_of(agent.user_id, agent.type, values["connection"])}
-    changed = change(agent=agent, values=values)
+        values = values | {"connection": connection_for(agent.user_id, agent.type, values["connection"])}
+    changed = update(agent=agent, values=values)
     if "connection" in values:
-        runs.go_on(Run.objects.filter(agent=changed))
+        runs.resume_after_reauth(Run.objects.filter(agent=changed))
     return changed
 
 
 @transaction.atomic
-def change(*, agent: Agent, values: dict[str, Any]) -> Agent:
+def update(*, agent: Agent, values: dict[str, Any]) -> Agent:
     """Change a configuration. A run under way goes on with the old one; one that waits for a device that the agent
     no longer reads is cancelled. Raise NotFound when the agent is gone."""
     if values.get("device_id", agent.device_id) != agent.device_id:
@@ -109,3 +113,53 @@ def delete(*, agent: Agent) -> None:
 def _cancel_live(agent: Agent) -> None:
     for run in agent.runs.live():
         runs.cancel(run=run)
+
+
+def connection_for(user_id: UUID, provider: str, connection_id: UUID | None) -> Connection:
+    """A user's connection to a provider; if none is named, the only one that works. Raise Invalid, with the field."""
+    mine, label = Connection.objects.of(user_id), Provider(provider).label
+    if connection_id is not None:
+        found = mine.filter(pk=connection_id).first()
+        if found is None:
+            raise _no_connection("There is no such connection.")
+        if found.provider != provider:
+            raise _no_connection(f"It is a connection to {found.get_provider_display()}, not to {label}.")
+        return found
+    healthy = list(mine.filter(provider=provider, health=Health.OK)[:2])
+    if not healthy:
+        where = f"/api/v1/oauth/{provider}/authorize"
+        raise _no_connection(f"No {label} account is connected: begin with {where}.")
+    if len(healthy) > 1:
+        raise _no_connection(f"Several {label} accounts are connected: the id of one is needed.")
+    return healthy[0]
+
+
+def _no_connection(why: str) -> Invalid:
+    return Invalid("The connection cannot be used.", fields={"connection": [why]})
+
+
+def clean_filter_config(given: Any) -> dict[str, Any]:
+    """A filter_config as it is kept: what says something, with channels as labels. Raise Invalid, with the fields."""
+    if not isinstance(given, Mapping):
+        raise _bad_filter("", "Not an object.")
+    span = given.get("date_range") or {}
+    unknown = [str(name) for name in given if name not in _FILTERS]
+    if isinstance(span, Mapping):
+        unknown += [f"date_range.{name}" for name in span if name not in _SPAN]
+    if unknown:
+        raise _bad_filter(f".{unknown[0][:50]}", f"Unknown; there are {', '.join(_FILTERS)}.")
+    channels = given.get("channels") or []
+    try:
+        found = Filters.parse({"labels": channels})
+    except Invalid as error:
+        raise _bad_filter(".channels", *(error.fields or {"": []}).popitem()[1]) from None
+    labels = given.get("labels") or []
+    both = [*labels, *found.labels] if isinstance(labels, list) else labels
+    found = Filters.parse({**given, "labels": both})
+    kept: dict[str, Any] = {"labels": list(found.labels), "senders": list(found.senders)}
+    kept["date_range"] = {name: span[name] for name in _SPAN if span.get(name)}
+    return {name: value for name, value in kept.items() if value}
+
+
+def _bad_filter(place: str, *why: str) -> Invalid:
+    return Invalid("The filters are not valid.", fields={f"filter_config{place}": list(why)})

@@ -8,7 +8,7 @@ from uuid import UUID
 from celery import shared_task
 
 from agents import delivery, reauth_notices, runner, runs, schedules
-from agents.journeys import sessions
+from agents.journeys import services as journeys
 
 
 @shared_task(name="agents.execute")
@@ -20,12 +20,12 @@ def execute(run_id: str) -> None:
 @shared_task(name="agents.deliver")
 def deliver(user_id: str) -> None:
     """Bring what a user's cloud agents found to the devices that are here."""
-    asyncio.run(delivery.deliver(UUID(user_id)))
+    asyncio.run(delivery.deliver_waiting(UUID(user_id)))
 
 
 @shared_task(name="agents.tell_needs_reauth")
 def tell_needs_reauth(connection_id: str) -> None:
-    asyncio.run(reauth_notices.needs_reauth(UUID(connection_id)))
+    asyncio.run(reauth_notices.send_reauth_notice(UUID(connection_id)))
 
 
 @shared_task(name="agents.sweep")
@@ -40,4 +40,4 @@ def tick() -> None:
 
 @shared_task(name="agents.forget_journeys")
 def forget_journeys() -> None:
-    sessions.sweep()
+    journeys.delete_expired()

@@ -25,9 +25,10 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core import db
+from adiuva.core import db, leases
 from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import AdiuvaError, Conflict, NotFound
+from adiuva.core.leases import Lease, LeaseLost
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.models import Device, OutboxQuerySet, OutboxRecord
@@ -35,7 +36,7 @@ from adiuva.devices.outbox import PendingRecord
 from adiuva.devices.protocol import MAX_BATCH, Action, Data, TableName, ToolCall, ToolResultBody
 from adiuva.devices.tables import TABLES
 from agents import journal
-from agents.journal import Entry, Kind
+from agents.journal import EventKind, JournalEntry
 from agents.models import Run
 from memory.entries import forget_source
 from memory.models import SourceKind
@@ -45,8 +46,8 @@ State = OutboxRecord.State
 T = TypeVar("T")
 
 _LEASE: Final = dt.timedelta(minutes=5)  # renewed with each step
-_AT_ONCE: Final = 500
-_MOST_TITLE: Final = 200
+_BATCH_SIZE: Final = 500
+_TITLE_CHARS: Final = 200
 # What refers goes before what it refers to.
 _ORDER: Final[Sequence[TableName]] = ("taskComments", "tasks", "notes", "timelines", "projects", "clients")
 _REFERRERS: Final[Mapping[str, Sequence[tuple[TableName, str]]]] = {
@@ -58,14 +59,14 @@ _REFERRERS: Final[Mapping[str, Sequence[tuple[TableName, str]]]] = {
 log = structlog.get_logger("agents.undo")
 
 
-class RunNotOver(Conflict):
+class RunNotEnded(Conflict):
     code = "run_is_live"
 
     def __init__(self, run_id: UUID) -> None:
         super().__init__("this run has not ended yet: cancel it first", run_id=str(run_id))
 
 
-class UndoUnderWay(Conflict):
+class UndoInProgress(Conflict):
     code = "undo_under_way"
 
     def __init__(self) -> None:
@@ -75,14 +76,14 @@ class UndoUnderWay(Conflict):
 class UndoStopped(AdiuvaError):
     """The device went, or does not answer. What was deleted until then is told with it."""
 
-    def __init__(self, cause: AdiuvaError, undone: Undone) -> None:
+    def __init__(self, cause: AdiuvaError, undone: UndoResult) -> None:
         words = f"{cause.message}; the undo has stopped, and goes on when it is asked for again"
         super().__init__(words, **undone.body())
         self.code, self.status = cause.code, cause.status
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptRecord:
     """A record that was not deleted. `id` is None where the device never said it."""
 
     table: str
@@ -92,12 +93,12 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Undone:
+class UndoResult:
     """What has become of a run's records, by this undo and those before it."""
 
     deleted: int
     never_sent: int
-    kept: list[Kept]
+    kept: list[KeptRecord]
     undone_at: dt.datetime | None
 
     def body(self) -> dict[str, Any]:
@@ -105,10 +106,10 @@ class Undone:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ClaimedUndo:
+    lease: Lease[Run]
     run_id: UUID
     user_id: UUID
-    fence: int
     device: UUID | None  # the run's own; None: it is not known any more
     cipher: UserCipher = field(repr=False)
 
@@ -123,15 +124,15 @@ class _Row:
     hash: bytes | None
 
 
-async def undo(*, run: Run) -> Undone:
+async def undo(*, run: Run) -> UndoResult:
     """Undo a run that has ended. Raise RunNotOver, UndoUnderWay, DeviceOffline when nothing was done, UndoStopped."""
     async with AsyncExitStack() as stack:
         links: dict[UUID, DeviceLink] = {}
         for device in await db.run(_devices, run):
             links[device] = await stack.enter_async_context(DeviceLink(run.user_id, device))
             await links[device].target()
-        job = await db.run(_begin, run.pk)
-        work = _Undo(job)
+        claimed = await db.run(_begin, run.pk)
+        work = _Undo(claimed)
         stopped: AdiuvaError | None = None
         try:
             for device, link in links.items():
@@ -141,7 +142,7 @@ async def undo(*, run: Run) -> Undone:
                     await work.take_back(device, link, table)
         except AdiuvaError as error:
             stopped = error
-        undone = await db.run(_finish, job, work.kept, work.deleted, stopped)
+        undone = await db.run(_finish, claimed, work.kept, work.deleted, stopped)
     if stopped is not None:
         raise UndoStopped(stopped, undone)
     return undone
@@ -150,24 +151,24 @@ async def undo(*, run: Run) -> Undone:
 class _Undo:
     """One undo while it goes on."""
 
-    def __init__(self, job: _Job) -> None:
-        self.job = job
+    def __init__(self, claimed: _ClaimedUndo) -> None:
+        self.claimed = claimed
         self.deleted = 0
-        self.kept: list[Kept] = []
+        self.kept: list[KeptRecord] = []
         self._parents: set[str] | None = None
 
     async def resolve(self, device: UUID, link: DeviceLink) -> None:
         """What is still in line goes no more. What the device may have without our knowing is asked for: to insert it
         again, as the same call, gives the row that is there."""
         target = await link.target()
-        left = await db.run(_hold_back, self.job, device, dedupes=target.can("dedupe"))
-        for part in _parts(left, _AT_ONCE):
+        left = await db.run(_hold_back, self.claimed, device, dedupes=target.can("dedupe"))
+        for part in _parts(left, _BATCH_SIZE):
             outcomes = await outbox.deliver(link, part, mark_sent=_mark_sent)
-            await db.run(_settle, self.job, outcomes)
+            await db.run(_settle, self.claimed, outcomes)
             _stop_at_failure(list(outcomes.values()))
 
     async def take_back(self, device: UUID, link: DeviceLink, table: TableName) -> None:
-        for rows in _parts(await db.run(_created, self.job, device, table), MAX_BATCH):
+        for rows in _parts(await db.run(_created, self.claimed, device, table), MAX_BATCH):
             await self._some(link, table, rows)
 
     async def _some(self, link: DeviceLink, table: TableName, rows: Sequence[_Row]) -> None:
@@ -206,7 +207,7 @@ class _Undo:
                 case _:
                     self._keep(row, "unknown", titles)
         self.deleted += len(deleted)
-        await db.run(_enter_deleted, self.job, deleted)
+        await db.run(_enter_deleted, self.claimed, deleted)
         _stop_at_failure(answers)
 
     def _reason(self, row: _Row, answer: ToolResultBody) -> Reason | None:
@@ -219,7 +220,7 @@ class _Undo:
             return "approved"
         if row.hash is None:
             return "unknown"
-        return None if outbox.row_hash(self.job.cipher, row.table, answer.row) == row.hash else "edited"
+        return None if outbox.row_hash(self.claimed.cipher, row.table, answer.row) == row.hash else "edited"
 
     async def _in_use(self, link: DeviceLink, table: TableName, ids: Sequence[str]) -> set[str]:
         """Of these rows, those that others refer to. What cannot be found out counts as such."""
@@ -251,7 +252,7 @@ class _Undo:
         return self._parents.intersection(ids)
 
     def _keep(self, row: _Row, reason: Reason, titles: Mapping[str, str | None]) -> None:
-        self.kept.append(Kept(row.table, row.id, titles.get(row.id), reason))
+        self.kept.append(KeptRecord(row.table, row.id, titles.get(row.id), reason))
 
 
 async def _mark_sent(keys: list[UUID]) -> None:
@@ -280,7 +281,7 @@ def _stop_at_failure(outcomes: Sequence[ToolResultBody | AdiuvaError]) -> None:
 
 def _title(table: str, row: Mapping[str, Any] | None) -> str | None:
     title = (row or {}).get(TABLES[table].title)
-    return str(title)[:_MOST_TITLE] if title else None
+    return str(title)[:_TITLE_CHARS] if title else None
 
 
 def _parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
@@ -291,13 +292,15 @@ def _parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
 # ── Rows ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _records(job: _Job) -> OutboxQuerySet:
-    return OutboxRecord.objects.filter(user_id=job.user_id, source_run=job.run_id)
+def _records(claimed: _ClaimedUndo) -> OutboxQuerySet:
+    return OutboxRecord.objects.filter(user_id=claimed.user_id, source_run=claimed.run_id)
 
 
-def _on(job: _Job, device: UUID) -> OutboxQuerySet:
+def _on(claimed: _ClaimedUndo, device: UUID) -> OutboxQuerySet:
     """The records of one device; with them, if it is the run's own, those whose device is not known any more."""
-    return _records(job).filter(Q(device=device) | (Q(device=None) if device == job.device else Q(pk__in=[])))
+    return _records(claimed).filter(
+        Q(device=device) | (Q(device=None) if device == claimed.device else Q(pk__in=[]))
+    )
 
 
 def _own_device(run: Run) -> UUID | None:
@@ -307,7 +310,7 @@ def _own_device(run: Run) -> UUID | None:
 def _devices(run: Run) -> list[UUID]:
     """Which devices an undo needs. Raise DeviceOffline when one of them is not known any more."""
     if run.is_live:
-        raise RunNotOver(run.pk)
+        raise RunNotEnded(run.pk)
     concerned = OutboxRecord.objects.filter(user_id=run.user_id, source_run=run.pk).exclude(
         state__in=(State.REFUSED, State.EXPIRED, State.UNDONE)
     )
@@ -322,41 +325,37 @@ def _devices(run: Run) -> list[UUID]:
 
 
 @transaction.atomic
-def _begin(run_id: UUID) -> _Job:
+def _begin(run_id: UUID) -> _ClaimedUndo:
     """Claim the undo of a run. Raise RunNotOver, UndoUnderWay, NotFound when the run is gone with its user."""
-    run = Run.objects.select_for_update().filter(pk=run_id).first()
-    if run is None:
-        raise NotFound("there is no such run")
-    if run.is_live:
-        raise RunNotOver(run_id)
-    now = db.clock()
-    if run.lease_until is not None and run.lease_until > now:
-        raise UndoUnderWay
-    run.fence += 1
-    run.lease_until = now + _LEASE
-    run.save(update_fields=["fence", "lease_until"])
+    found = leases.claim(Run.objects.exclude(state__in=Run.LIVE).filter(pk=run_id), _LEASE, skip_locked=False)
+    if not found:
+        run = Run.objects.filter(pk=run_id).first()
+        if run is None:
+            raise NotFound("there is no such run")
+        raise RunNotEnded(run_id) if run.is_live else UndoInProgress
+    run = found[0]
     if run.is_cloud:
-        in_line = OutboxRecord.objects.filter(source_run=run.pk, device=None, state=State.WAITING)
-        in_line.update(state=State.UNDONE, sealed=None, settled_at=Now())
-    return _Job(run_id, run.user_id, run.fence, _own_device(run), cipher_for(run.user_id))
+        queued = OutboxRecord.objects.filter(source_run=run.pk, device=None, state=State.WAITING)
+        queued.update(state=State.UNDONE, sealed=None, settled_at=Now())
+    return _ClaimedUndo(run.lease(_LEASE), run_id, run.user_id, _own_device(run), cipher_for(run.user_id))
 
 
-def _mine(job: _Job) -> Run:
-    """The run's row, locked, with its lease renewed. Raise UndoUnderWay when another undo has taken over."""
-    run = Run.objects.select_for_update().filter(pk=job.run_id, fence=job.fence).first()
-    if run is None:
-        raise UndoUnderWay
-    run.lease_until = db.clock() + _LEASE
-    run.save(update_fields=["lease_until"])
+def _held(claimed: _ClaimedUndo) -> Run:
+    """Lock the run's row and renew its lease. Raises UndoInProgress if another undo has taken over."""
+    try:
+        run = claimed.lease.held()
+        claimed.lease.renew()
+    except LeaseLost:
+        raise UndoInProgress from None
     return run
 
 
 @transaction.atomic
-def _hold_back(job: _Job, device: UUID, *, dedupes: bool) -> list[PendingRecord]:
+def _hold_back(claimed: _ClaimedUndo, device: UUID, *, dedupes: bool) -> list[PendingRecord]:
     """Take a run's records out of the line, so that no later run delivers them. Returns those that a device that
     dedupes is to be asked for; with another, what was not sent is done with, and the rest stays uncertain."""
-    _mine(job)
-    left = _on(job, device)
+    _held(claimed)
+    left = _on(claimed, device)
     if not dedupes:
         left.filter(state=State.WAITING).update(state=State.UNDONE, sealed=None, settled_at=Now())
     left.waiting().update(state=State.UNCERTAIN, settled_at=Now())
@@ -365,30 +364,30 @@ def _hold_back(job: _Job, device: UUID, *, dedupes: bool) -> list[PendingRecord]
     unsure = left.filter(
         state=State.UNCERTAIN, sealed__isnull=False, created_at__gt=Now() - outbox.KEEP_UNDELIVERED
     )
-    return [PendingRecord(row.pk, row.table, _data(job, row), sent_before=True) for row in unsure]
+    return [PendingRecord(row.pk, row.table, _data(claimed, row), sent_before=True) for row in unsure]
 
 
-def _data(job: _Job, row: OutboxRecord) -> dict[str, Any]:
+def _data(claimed: _ClaimedUndo, row: OutboxRecord) -> dict[str, Any]:
     data: dict[str, Any] = orjson.loads(
-        job.cipher.unseal(cast(bytes, row.sealed), "outbox", row.pk, "record")
+        claimed.cipher.unseal(cast(bytes, row.sealed), "outbox", row.pk, "record")
     )
     return data
 
 
 @transaction.atomic
-def _settle(job: _Job, outcomes: Mapping[UUID, ToolResultBody | AdiuvaError]) -> None:
-    _mine(job)
-    outbox.settle(cipher=job.cipher, outcomes=outcomes)
+def _settle(claimed: _ClaimedUndo, outcomes: Mapping[UUID, ToolResultBody | AdiuvaError]) -> None:
+    _held(claimed)
+    outbox.settle(cipher=claimed.cipher, outcomes=outcomes)
 
 
-def _created(job: _Job, device: UUID, table: str) -> list[_Row]:
+def _created(claimed: _ClaimedUndo, device: UUID, table: str) -> list[_Row]:
     """What of a table the device has taken from the run, the latest first."""
-    rows = _on(job, device).filter(state=State.DELIVERED, table=table, row_id_sealed__isnull=False)
+    rows = _on(claimed, device).filter(state=State.DELIVERED, table=table, row_id_sealed__isnull=False)
     return [
         _Row(
             row.pk,
             cast(TableName, row.table),
-            job.cipher.unseal(cast(bytes, row.row_id_sealed), "outbox", row.pk, "row_id"),
+            claimed.cipher.unseal(cast(bytes, row.row_id_sealed), "outbox", row.pk, "row_id"),
             bytes(row.row_hash) if row.row_hash is not None else None,
         )
         for row in rows.order_by("-position")
@@ -396,23 +395,25 @@ def _created(job: _Job, device: UUID, table: str) -> list[_Row]:
 
 
 @transaction.atomic
-def _enter_deleted(job: _Job, keys: Sequence[UUID]) -> None:
-    _mine(job)
-    _records(job).filter(pk__in=keys, state=State.DELIVERED).update(
+def _enter_deleted(claimed: _ClaimedUndo, keys: Sequence[UUID]) -> None:
+    _held(claimed)
+    _records(claimed).filter(pk__in=keys, state=State.DELIVERED).update(
         state=State.UNDONE, row_hash=None, settled_at=Now()
     )
 
 
 @transaction.atomic
-def _finish(job: _Job, kept: Sequence[Kept], deleted: int, stopped: AdiuvaError | None) -> Undone:
+def _finish(
+    claimed: _ClaimedUndo, kept: Sequence[KeptRecord], deleted: int, stopped: AdiuvaError | None
+) -> UndoResult:
     """Write how an undo ended, and sum up what has become of the run's records."""
-    run = _mine(job)
+    run = _held(claimed)
     unsure = [
-        Kept(row.table, None, _sealed_title(job, row), "unknown")
-        for row in _records(job).filter(state=State.UNCERTAIN)
+        KeptRecord(row.table, None, _sealed_title(claimed, row), "unknown")
+        for row in _records(claimed).filter(state=State.UNCERTAIN)
     ]
-    undone = _records(job).filter(state=State.UNDONE)
-    result = Undone(
+    undone = _records(claimed).filter(state=State.UNDONE)
+    result = UndoResult(
         deleted=undone.filter(row_id_sealed__isnull=False).count(),
         never_sent=undone.filter(row_id_sealed=None).count(),
         kept=[*kept, *unsure],
@@ -420,11 +421,10 @@ def _finish(job: _Job, kept: Sequence[Kept], deleted: int, stopped: AdiuvaError 
     )
     entries = []
     if deleted or (not stopped and run.undone_at is None):
-        entries.append(Entry(Kind.NOTE, "undo_stopped" if stopped else "undone", count=deleted))
+        entries.append(JournalEntry(EventKind.NOTE, "undo_stopped" if stopped else "undone", count=deleted))
         if result.kept and not stopped:
-            entries.append(Entry(Kind.NOTE, "records_kept", count=len(result.kept)))
-    run.lease_until, run.undone_at = None, result.undone_at
-    run.save(update_fields=["lease_until", "undone_at"])
+            entries.append(JournalEntry(EventKind.NOTE, "records_kept", count=len(result.kept)))
+    claimed.lease.release(undone_at=result.undone_at)
     journal.write(run, entries)
     if not stopped:
         forget_source(user_id=run.user_id, kind=SourceKind.RUN, source_id=run.pk)
@@ -439,5 +439,5 @@ def _finish(job: _Job, kept: Sequence[Kept], deleted: int, stopped: AdiuvaError 
     return result
 
 
-def _sealed_title(job: _Job, row: OutboxRecord) -> str | None:
-    return _title(row.table, _data(job, row)) if row.sealed is not None else None
+def _sealed_title(claimed: _ClaimedUndo, row: OutboxRecord) -> str | None:
+    return _title(row.table, _data(claimed, row)) if row.sealed is not None else None

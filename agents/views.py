@@ -21,7 +21,7 @@ from adiuva.core.rest import TOTAL_COUNT, Done, Problem, error_responses, user_i
 from adiuva.devices import outbox
 from agents import journal, runs, services, undo
 from agents.catalog import catalog
-from agents.journeys import sessions
+from agents.journeys import services as journeys
 from agents.models import Agent, AgentType, Run
 from agents.serializers import (
     CatalogSerializer,
@@ -41,7 +41,7 @@ from agents.serializers import (
     UndoStoppedSerializer,
 )
 
-_MOST_EVENTS: Final = 1_000
+_MAX_EVENTS: Final = 1_000
 
 
 class CatalogView(APIView):
@@ -92,7 +92,7 @@ class LocalAgentViewSet(viewsets.ModelViewSet[Agent]):
         )
 
     def perform_update(self, serializer: Any) -> None:
-        serializer.instance = services.change(agent=serializer.instance, values=serializer.validated_data)
+        serializer.instance = services.update(agent=serializer.instance, values=serializer.validated_data)
 
     @extend_schema(
         summary="Delete an agent; its run history stays", responses={200: Done, **error_responses(401, 404)}
@@ -138,7 +138,7 @@ class CloudAgentViewSet(viewsets.ModelViewSet[Agent]):
         )
 
     def perform_update(self, serializer: Any) -> None:
-        serializer.instance = services.change_cloud(
+        serializer.instance = services.update_cloud(
             agent=serializer.instance, values=serializer.validated_data
         )
 
@@ -165,7 +165,7 @@ class StartRunView(APIView):
         operation_id="agents_run",
     )
     def post(self, request: Request, agent_id: UUID) -> Response:
-        agent = services.of_user(user_id(request), agent_id)
+        agent = services.get_agent(user_id(request), agent_id)
         query = StartSerializer(data=request.query_params.dict())
         query.is_valid(raise_exception=True)
         run = runs.start(agent=agent, **query.validated_data)
@@ -206,13 +206,13 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         page = self.paginate_queryset(self.get_queryset())
         assert page is not None and self.paginator is not None
-        context = _context(page)
+        context = _run_context(page)
         return self.paginator.get_paginated_response(RunSerializer(page, many=True, context=context).data)
 
     def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         run = self.get_object()
-        after = _number(request, "after", default=0)
-        context = _context([run]) | {"journal": journal.read(run, after=after)}
+        after = _whole_number(request, "after", default=0)
+        context = _run_context([run]) | {"journal": journal.read(run, after=after)}
         return Response(RunDetailSerializer(run, context=context).data)
 
     @extend_schema(
@@ -222,7 +222,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
                 "after", int, description="The events after this `seq`; from the first if not given."
             ),
             OpenApiParameter(
-                "limit", int, description=f"How many at most, from 1 to {_MOST_EVENTS}; that is the default."
+                "limit", int, description=f"How many at most, from 1 to {_MAX_EVENTS}; that is the default."
             ),
         ],
         filters=False,
@@ -233,8 +233,8 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         """What was read once never changes, and its last `seq` is the next `after`. While a run goes on,
         `agent_progress` over the socket says that there is more."""
         run = self.get_object()
-        after = _number(request, "after", default=0)
-        limit = _number(request, "limit", default=_MOST_EVENTS, least=1, most=_MOST_EVENTS)
+        after = _whole_number(request, "after", default=0)
+        limit = _whole_number(request, "limit", default=_MAX_EVENTS, least=1, most=_MAX_EVENTS)
         return Response(EventSerializer(journal.read(run, after=after, most=limit), many=True).data)
 
     @extend_schema(
@@ -243,7 +243,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str | None = None) -> Response:
         run = runs.cancel(run=self.get_object())
-        return Response(RunSerializer(run, context=_context([run])).data)
+        return Response(RunSerializer(run, context=_run_context([run])).data)
 
     @extend_schema(
         summary="Undo a run: delete what it created",
@@ -293,7 +293,7 @@ class StartJourneyView(GenericAPIView[Any]):
         serializer.is_valid(raise_exception=True)
         asked = serializer.validated_data
         close_old_connections()  # the model may take a while, and others wait for the pool's connections
-        session = async_to_sync(sessions.start)(
+        session = async_to_sync(journeys.start)(
             user_id=user_id(request),
             agent_type=AgentType(asked["agent_type"]),
             agent_id=asked.get("agent_id"),
@@ -324,16 +324,18 @@ class JourneyMessageView(GenericAPIView[Any]):
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
         close_old_connections()
-        session = async_to_sync(sessions.answer)(user_id=user_id(request), **serializer.validated_data)
+        session = async_to_sync(journeys.answer)(user_id=user_id(request), **serializer.validated_data)
         return Response(session.body())
 
 
-def _context(page: Sequence[Run]) -> dict[str, Any]:
+def _run_context(page: Sequence[Run]) -> dict[str, Any]:
     """What a page of runs shows beside their rows, in a query or two."""
-    return {"problems": journal.problems(page), "left": outbox.count_outstanding([run.pk for run in page])}
+    return {"problems": journal.problems_of(page), "left": outbox.count_outstanding([run.pk for run in page])}
 
 
-def _number(request: Request, name: str, *, default: int, least: int = 0, most: int = 10**18 - 1) -> int:
+def _whole_number(
+    request: Request, name: str, *, default: int, least: int = 0, most: int = 10**18 - 1
+) -> int:
     """A whole number of the query. Raise Invalid."""
     raw = request.query_params.get(name) or str(default)
     if not (raw.isascii() and raw.isdigit() and len(raw) < 19 and least <= int(raw) <= most):

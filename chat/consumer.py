@@ -61,7 +61,7 @@ class ClientConsumer(DeviceConsumer):
         self._approves = self.protocol >= 2 and "approval" in hello.capabilities
         for stream in hello.streams or ():
             self._hand_off(self._resume(stream.request_id, stream.after), stream.request_id)
-        await db.run(schedules.device_is_here, user_id=self.user_id, device_id=hello.device_id)
+        await db.run(schedules.device_connected, user_id=self.user_id, device_id=hello.device_id)
 
     async def request(self, frame: ClientFrame) -> None:
         now = self._loop.time()

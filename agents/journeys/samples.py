@@ -30,20 +30,20 @@ from adiuva.devices.protocol import (
     ManifestFile,
 )
 from agents import mailbox
-from agents.extraction import PART_CHARS, Document
-from agents.journeys.interview import Outcome
+from agents.extraction import PART_CHARS, SourceDocument
+from agents.journeys.interview import AgentProposal
+from agents.local_folders import DeviceSilent
 from agents.models import Agent, AgentType
-from agents.sources import DeviceSilent
 from integrations.models import Provider
 
-MOST: Final = 3
-_MOST_CHARS: Final = 2 * PART_CHARS  # of a document: its beginning shows what would be found
-_LARGE: Final = 256 * 1024  # bytes; smaller files are taken first
-_MOST_HELD: Final = 8 * 1024 * 1024  # characters of unfinished files
-_MOST_PATHS: Final = 100
+MAX_DOCUMENTS: Final = 3
+_DOCUMENT_CHARS: Final = 2 * PART_CHARS  # of a document: its beginning shows what would be found
+_LARGE_BYTES: Final = 256 * 1024  # bytes; smaller files are taken first
+_MAX_UNFINISHED_CHARS: Final = 8 * 1024 * 1024  # characters of unfinished files
+_MAX_PATHS: Final = 100
 
 
-class NothingAtHand(AdiuvaError):
+class NothingToSample(AdiuvaError):
     """There is no document to look into. The message says why, for people."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -52,55 +52,55 @@ class NothingAtHand(AdiuvaError):
 
 
 @dataclass(frozen=True)
-class Sample:
+class DocumentSample:
     """Documents, and the user's projects by id."""
 
-    documents: list[Document]
+    documents: list[SourceDocument]
     projects: dict[str, str]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SampleRequest:
     """Whose documents, for what configuration. `agent_id`: of the agent that is to be changed, if there is one."""
 
     user_id: uuid.UUID
     session_id: uuid.UUID
     agent_type: AgentType
     agent_id: uuid.UUID | None
-    outcome: Outcome
+    outcome: AgentProposal
 
 
-async def take(wanted: Wanted) -> Sample:
+async def collect(wanted: SampleRequest) -> DocumentSample:
     """Up to MOST documents that the configuration would read. Raise NothingAtHand, DeviceOffline, DeviceSilent or
     FlowExceeded. The caller sets the time."""
     if wanted.agent_type == AgentType.LOCAL_DIRECTORY:
-        return await _of_folders(wanted)
-    return await _of_mailbox(wanted)
+        return await _from_folders(wanted)
+    return await _from_mailbox(wanted)
 
 
 # ── Mailboxes ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _of_mailbox(wanted: Wanted) -> Sample:
+async def _from_mailbox(wanted: SampleRequest) -> DocumentSample:
     """The newest that the filters let through. No device is asked, so no projects are known."""
     try:
-        documents = await mailbox.sample(
+        documents = await mailbox.sample_messages(
             user_id=wanted.user_id,
             provider=Provider(wanted.agent_type.value),
             connection_id=await db.run(_connection, wanted),
             filter_config=wanted.outcome.filter_config,
             zone=ZoneInfo(await db.run(_zone, wanted.user_id)),
-            most=MOST,
+            most=MAX_DOCUMENTS,
         )
     except Invalid as error:  # none is connected, or several are
         words = next(iter((error.fields or {}).values()), [error.message])[0]
-        raise NothingAtHand("no_mailbox", f"Nothing was tried out yet. {words}") from None
+        raise NothingToSample("no_mailbox", f"Nothing was tried out yet. {words}") from None
     if not documents:
-        raise NothingAtHand("nothing_to_read", "There are no such messages, so nothing was tried out.")
-    return Sample([replace(each, content=each.content[:_MOST_CHARS]) for each in documents], {})
+        raise NothingToSample("nothing_to_read", "There are no such messages, so nothing was tried out.")
+    return DocumentSample([replace(each, content=each.content[:_DOCUMENT_CHARS]) for each in documents], {})
 
 
-def _connection(wanted: Wanted) -> uuid.UUID | None:
+def _connection(wanted: SampleRequest) -> uuid.UUID | None:
     if wanted.agent_id is None:
         return None
     mine = Agent.objects.of(wanted.user_id).cloud().filter(pk=wanted.agent_id)
@@ -115,13 +115,13 @@ def _zone(user_id: uuid.UUID) -> str:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Folders:
     device: uuid.UUID
     paths: list[str]
     file_extensions: list[str]
 
 
-def _place(wanted: Wanted) -> _Place:
+def _folders(wanted: SampleRequest) -> _Folders:
     """The folders of the agent itself; for a new one those of the user's other agents on the device seen last."""
     online = Device.objects.of(wanted.user_id).online().order_by("-last_seen")
     mine = Agent.objects.of(wanted.user_id).local()
@@ -133,16 +133,16 @@ def _place(wanted: Wanted) -> _Place:
         device = online.filter(device_id__in=mine.values("device_id")).first() or online.first()
         agents = list(mine.filter(device_id=device.device_id)) if device else []
     if device is None:
-        raise NothingAtHand("device_offline", "Your device is not connected, so nothing was tried out yet.")
-    paths = list(dict.fromkeys(path for agent in agents for path in agent.directory_paths))[:_MOST_PATHS]
+        raise NothingToSample("device_offline", "Your device is not connected, so nothing was tried out yet.")
+    paths = list(dict.fromkeys(path for agent in agents for path in agent.directory_paths))[:_MAX_PATHS]
     if not paths:
-        raise NothingAtHand("no_folder", "No folder is known yet, so nothing was tried out.")
+        raise NothingToSample("no_folder", "No folder is known yet, so nothing was tried out.")
     extensions = wanted.outcome.file_extensions or (own.file_extensions if own else [])
-    return _Place(device.pk, paths, extensions)
+    return _Folders(device.pk, paths, extensions)
 
 
-async def _of_folders(wanted: Wanted) -> Sample:
-    place = await db.run(_place, wanted)
+async def _from_folders(wanted: SampleRequest) -> DocumentSample:
+    place = await db.run(_folders, wanted)
     async with DeviceLink(wanted.user_id, place.device) as link:
         documents = await _Fetch(link).documents(
             AgentRun(
@@ -157,8 +157,8 @@ async def _of_folders(wanted: Wanted) -> Sample:
             )
         )
         if not documents:
-            raise NothingAtHand("nothing_to_read", "There is nothing in the folders that could be read.")
-        return Sample(documents, await _projects(link))
+            raise NothingToSample("nothing_to_read", "There is nothing in the folders that could be read.")
+        return DocumentSample(documents, await _projects(link))
 
 
 async def _projects(link: DeviceLink) -> dict[str, str]:
@@ -180,9 +180,9 @@ class _Fetch:
         self._link = link
         self._asked: set[str] | None = None  # None: the device offers nothing and sends all
         self._parts: dict[str, dict[int, str]] = {}
-        self._documents: list[Document] = []
+        self._documents: list[SourceDocument] = []
 
-    async def documents(self, run: AgentRun) -> list[Document]:
+    async def documents(self, run: AgentRun) -> list[SourceDocument]:
         """As soon as they are here. The device need not go on then."""
         target = await self._link.start_run(run)
         if target.protocol >= 2 and target.can("manifest"):
@@ -201,14 +201,14 @@ class _Fetch:
                 case AgentComplete():
                     return self._documents
             if self._documents and len(self._documents) == (
-                MOST if self._asked is None else len(self._asked)
+                MAX_DOCUMENTS if self._asked is None else len(self._asked)
             ):
                 await self._link.tell(AgentCancel(run_id=run.run_id))
                 return self._documents
 
     async def _choose(self, run_id: str, manifest: AgentManifest) -> None:
         """Of the first list that has any; each list is answered, also if nothing is wanted of it."""
-        paths = [] if self._asked else _choice(manifest.files)
+        paths = [] if self._asked else _choose_paths(manifest.files)
         self._asked = (self._asked or set()) | set(paths)
         await self._link.tell(AgentFetch(run_id=run_id, paths=paths))
 
@@ -216,9 +216,9 @@ class _Fetch:
         for file in files:
             if self._asked is not None and file.path not in self._asked:
                 continue
-            if len(self._documents) < MOST and (text := self._whole(file)) is not None:
+            if len(self._documents) < MAX_DOCUMENTS and (text := self._whole(file)) is not None:
                 name = file.name or file.path
-                self._documents.append(Document(name, file.path, text[:_MOST_CHARS], b"", b""))
+                self._documents.append(SourceDocument(name, file.path, text[:_DOCUMENT_CHARS], b"", b""))
 
     def _whole(self, file: AgentFile) -> str | None:
         """Its text, when all of its parts are here."""
@@ -226,7 +226,7 @@ class _Fetch:
             return file.content
         parts = self._parts.setdefault(file.path, {})
         held = sum(len(part) for got in self._parts.values() for part in got.values())
-        if held + len(file.content) <= _MOST_HELD:
+        if held + len(file.content) <= _MAX_UNFINISHED_CHARS:
             parts[file.part] = file.content
         if len(parts) < file.parts and file.part < file.parts:
             return None
@@ -234,12 +234,12 @@ class _Fetch:
         return "".join(parts[number] for number in sorted(parts))
 
 
-def _choice(files: Sequence[ManifestFile]) -> list[str]:
+def _choose_paths(files: Sequence[ManifestFile]) -> list[str]:
     """The newest of each kind, then the newest of all; what is large or empty only if there is nothing else."""
-    newest = sorted(files, key=lambda file: (not 0 < file.size <= _LARGE, -file.mtime, file.path))
+    newest = sorted(files, key=lambda file: (not 0 < file.size <= _LARGE_BYTES, -file.mtime, file.path))
     kinds: dict[str, ManifestFile] = {}
     for file in newest:
-        if 0 < file.size <= _LARGE:
+        if 0 < file.size <= _LARGE_BYTES:
             kinds.setdefault(PurePath(file.path.replace("\\", "/")).suffix.lower(), file)
-    first = list(kinds.values())[:MOST]
-    return [file.path for file in [*first, *(file for file in newest if file not in first)][:MOST]]
+    first = list(kinds.values())[:MAX_DOCUMENTS]
+    return [file.path for file in [*first, *(file for file in newest if file not in first)][:MAX_DOCUMENTS]]

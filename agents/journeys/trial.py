@@ -13,16 +13,16 @@ from pydantic import BaseModel
 from adiuva import llm
 from adiuva.core.errors import AdiuvaError
 from adiuva.devices.link import DeviceOffline
-from agents.extraction import Document, Extraction, Extractor
+from agents.extraction import Extraction, Extractor, SourceDocument
 from agents.journeys import samples
-from agents.journeys.samples import NothingAtHand, Wanted
-from agents.records import Rules
-from agents.sources import DeviceSilent
+from agents.journeys.samples import NothingToSample, SampleRequest
+from agents.local_folders import DeviceSilent
+from agents.records import RecordRules
 from integrations.errors import NeedsReauth, ProviderUnavailable
 from integrations.mail.errors import NoSuchFolder
 
-LOOK_S: Final = 40.0
-_MOST_SHOWN: Final = 100  # records
+TRIAL_TIMEOUT_S: Final = 40.0
+_MAX_RECORDS: Final = 100  # records
 
 _OFFLINE: Final = "Your device is not connected, so nothing was tried out yet."
 _SILENT: Final = "Your device did not answer, so nothing was tried out yet."
@@ -33,7 +33,7 @@ _FAILED: Final = "It could not be tried out for now."
 log = structlog.get_logger("agents.journeys")
 
 
-class Find(BaseModel):
+class TrialRecord(BaseModel):
     """A record that would be proposed, and what it was found in."""
 
     table: str
@@ -41,21 +41,21 @@ class Find(BaseModel):
     source: str
 
 
-class Found(BaseModel):
+class TrialResult(BaseModel):
     """`code` and `message` say why not all, or nothing, was looked into; both are empty if all went well."""
 
     sources: list[str] = []
-    records: list[Find] = []
+    records: list[TrialRecord] = []
     counts: dict[str, int] = {}
     code: str = ""
     message: str = ""
 
 
-async def look(wanted: Wanted, zone: ZoneInfo) -> Found:
+async def run_trial(wanted: SampleRequest, zone: ZoneInfo) -> TrialResult:
     """Read a sample and show what would come of it, within LOOK_S. It always answers."""
-    found = Found()
+    found = TrialResult()
     try:
-        async with asyncio.timeout(LOOK_S):
+        async with asyncio.timeout(TRIAL_TIMEOUT_S):
             await _read(wanted, zone, found)
     except TimeoutError:
         found.code, found.message = "out_of_time", _LATE
@@ -63,7 +63,7 @@ async def look(wanted: Wanted, zone: ZoneInfo) -> Found:
         found.code, found.message = "device_silent", _SILENT
     except DeviceOffline as error:
         found.code, found.message = error.code, _OFFLINE
-    except NothingAtHand as error:
+    except NothingToSample as error:
         found.code, found.message = error.code, error.message
     except (
         NeedsReauth,
@@ -78,21 +78,21 @@ async def look(wanted: Wanted, zone: ZoneInfo) -> Found:
         log.error("journey.look_failed", session=str(wanted.session_id), error=type(error).__name__)
         found.code, found.message = "internal_error", _FAILED
     found.counts = dict(Counter(record.table for record in found.records))
-    found.records = found.records[:_MOST_SHOWN]
+    found.records = found.records[:_MAX_RECORDS]
     return found
 
 
-async def _read(wanted: Wanted, zone: ZoneInfo, found: Found) -> None:
+async def _read(wanted: SampleRequest, zone: ZoneInfo, found: TrialResult) -> None:
     """Each document's finds are entered as they come: what was found before the time is over is shown."""
-    sample = await samples.take(wanted)
-    rules = Rules(tuple(wanted.outcome.data_types), sample.projects, zone)
+    sample = await samples.collect(wanted)
+    rules = RecordRules(tuple(wanted.outcome.data_types), sample.projects, zone)
     extractor = Extractor(llm.chat_model(), wanted.outcome.prompt_template, rules)
     async with asyncio.TaskGroup() as group:
         for document in sample.documents:
             group.create_task(_one(document, extractor, found))
 
 
-async def _one(document: Document, extractor: Extractor, found: Found) -> None:
+async def _one(document: SourceDocument, extractor: Extractor, found: TrialResult) -> None:
     extraction = Extraction()
     try:
         await extractor.extract(document, extraction)
@@ -101,5 +101,6 @@ async def _one(document: Document, extractor: Extractor, found: Found) -> None:
         return
     found.sources.append(document.path)
     found.records += [
-        Find(table=record.table, data=record.data, source=document.path) for record in extraction.records
+        TrialRecord(table=record.table, data=record.data, source=document.path)
+        for record in extraction.records
     ]

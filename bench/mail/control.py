@@ -22,20 +22,20 @@ def no_gate() -> None:
 
 def hasty_ledger() -> None:
     """A message counts as read as soon as it is listed."""
-    from agents import lease
+    from agents import ledger
 
-    due = lease.due
+    due = ledger.needs_reading
 
     def due_once(job, files):  # type: ignore[no-untyped-def]
-        from agents.extraction import Document
+        from agents.extraction import SourceDocument
         from agents.models import Source
 
         found = due(job, files)
-        new = [Document("", "", "", *pair) for pair, is_due in zip(files, found, strict=True) if is_due]
-        lease.enter(job, [(document, Source.Outcome.DONE) for document in new])
+        new = [SourceDocument("", "", "", *pair) for pair, is_due in zip(files, found, strict=True) if is_due]
+        ledger.record_outcomes(job, [(document, Source.Outcome.DONE) for document in new])
         return found
 
-    lease.due = due_once
+    ledger.needs_reading = due_once
 
 
 CONTROLS: Final[dict[str, Callable[[], None]]] = {

@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.provider import Provider
 
 if TYPE_CHECKING:
-    from tests.agents.test_runs import Desk
+    from tests.agents.device_owner import DeviceOwner
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +28,13 @@ def _nobody_else(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-async def desk(web: str, worker: None, provider: Provider, tmp_path: Path) -> AsyncIterator[Desk]:
+async def desk(web: str, worker: None, provider: Provider, tmp_path: Path) -> AsyncIterator[DeviceOwner]:
     from adiuva.core import db
-    from tests.agents.test_runs import Desk
+    from tests.agents.device_owner import DeviceOwner
     from tests.factories import somebody
 
     folder = tmp_path / "documents"
     folder.mkdir()
-    made = Desk(web, await db.run(somebody, timezone="Europe/Rome"), folder)
+    made = DeviceOwner(web, await db.run(somebody, timezone="Europe/Rome"), folder)
     yield made
     await made.rest.aclose()

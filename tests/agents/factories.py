@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from django.utils import timezone
 
 from adiuva.devices.models import Device
 from adiuva.devices.outbox import PendingRecord
 from adiuva.devices.protocol import ToolResultBody
-from agents import lease, result_commits, runs, services
-from agents.extraction import Document
-from agents.lease import Job
+from agents import claimed_runs, result_commits, runs, services
+from agents.claimed_runs import ClaimedRun
+from agents.extraction import SourceDocument
 from agents.models import Agent, Run
 from agents.records import Record
-from agents.result_commits import Answered, Read
-from tests.factories import somebody
+from agents.result_commits import DeviceAnswered, Extracted
+from tests.factories import Person, somebody
+
+if TYPE_CHECKING:
+    from rest_framework.test import APIClient
 
 FOLDER = "/home/ada/documents"
 
 
-def an_agent(user_id: uuid.UUID | None = None, **fields: Any) -> Agent:
+def create_agent(user_id: uuid.UUID | None = None, **fields: Any) -> Agent:
     values = {
         "name": "Desk",
         "device_id": "desk",
@@ -31,41 +37,59 @@ def an_agent(user_id: uuid.UUID | None = None, **fields: Any) -> Agent:
     return services.create_local(user_id=user_id or somebody().id, values=values | fields)
 
 
-def a_device(agent: Agent) -> Device:
+def create_device(agent: Agent) -> Device:
     return Device.objects.create(user_id=agent.user_id, device_id=agent.device_id)
 
 
-def a_run(agent: Agent, **fields: Any) -> Run:
+def create_run(agent: Agent, **fields: Any) -> Run:
     """A queued run that no worker is told of."""
-    run = runs.new(agent, Run.Trigger.MANUAL)
+    run = runs.build_run(agent, Run.Trigger.MANUAL)
     for name, value in fields.items():
         setattr(run, name, value)
     run.save(force_insert=True)
     return run
 
 
-def claimed(run: Run) -> Job:
-    job = lease.claim(run.pk)
-    assert job is not None
-    return job
+def claim_run(run: Run) -> ClaimedRun:
+    claimed = claimed_runs.claim(run.pk)
+    assert claimed is not None
+    return claimed
 
 
-def kept(job: Job, *titles: str, path: str = f"{FOLDER}/one.md") -> list[uuid.UUID]:
+def commit_tasks(claimed: ClaimedRun, *titles: str, path: str = f"{FOLDER}/one.md") -> list[uuid.UUID]:
     """Tasks that were found in a document and are in line for the device; their ids."""
-    document = Document(path, path, "text", job.source_key(path), b"hash")
+    document = SourceDocument(path, path, "text", claimed.source_key(path), b"hash")
     records = [Record("tasks", {"title": title, "isAiSuggested": 1, "isApproved": 0}) for title in titles]
-    lease.count(job, seen=1)
-    return [record.id for record in read(job, document, records)]
+    claimed_runs.add_counts(claimed, seen=1)
+    return [record.id for record in commit_document(claimed, document, records)]
 
 
-def read(job: Job, document: Document, records: Sequence[Record] = ()) -> list[PendingRecord]:
-    return result_commits.commit(job, [Read(document, records)])[0]
+def commit_document(
+    claimed: ClaimedRun, document: SourceDocument, records: Sequence[Record] = ()
+) -> list[PendingRecord]:
+    return result_commits.commit_results(claimed, [Extracted(document, records)])[0]
 
 
-def settle(job: Job, outcomes: Mapping[uuid.UUID, Any], path: str = "") -> None:
-    result_commits.commit(job, [Answered(outcomes, path)])
+def commit_answers(claimed: ClaimedRun, outcomes: Mapping[uuid.UUID, Any], path: str = "") -> None:
+    result_commits.commit_results(claimed, [DeviceAnswered(outcomes, path)])
 
 
-def answered(*ids: uuid.UUID) -> dict[uuid.UUID, Any]:
+def accepted_by_device(*ids: uuid.UUID) -> dict[uuid.UUID, Any]:
     """What a device says that took these records."""
     return {key: ToolResultBody(id=str(key), row={"id": "a-row"}) for key in ids}
+
+
+API = "/api/v1/agents"
+
+
+def rest_client(person: Person) -> APIClient:
+    from rest_framework.test import APIClient
+
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {person.access_token}")
+    return client
+
+
+def lose_worker(run: Run) -> None:
+    """Time passes, and its worker does not renew the lease."""
+    Run.objects.filter(pk=run.pk).update(lease_until=timezone.now() - dt.timedelta(seconds=1))

@@ -20,21 +20,23 @@ from agents.models import Agent, AgentCursor, Run
 from integrations import connections
 from integrations.models import Connection
 from integrations.oauth_clients import SCOPES, Grant
-from tests.agents.factories import a_run
+from tests.agents.factories import create_run
 from tests.factories import Person, somebody
 from tests.fakes.google import GmailBox, Google
 from tests.fakes.provider import Request
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
-def connect(person: Person, box: Any, provider: Any = "gmail", refresh: str = "refresh") -> Connection:
+def connect_account(
+    person: Person, box: Any, provider: Any = "gmail", refresh: str = "refresh"
+) -> Connection:
     """What a consent leaves behind: a connection whose token the box takes."""
     grant = Grant(box.access, refresh, 3600, SCOPES[provider], f"{box.name}@example.com")
     return connections.connect(user_id=person.id, provider=provider, grant=grant)
 
 
-def an_agent(person: Person, provider: Any = "gmail", **fields: Any) -> Agent:
+def create_mail_agent(person: Person, provider: Any = "gmail", **fields: Any) -> Agent:
     values = {
         "type": provider,
         "name": "Mail",
@@ -44,18 +46,18 @@ def an_agent(person: Person, provider: Any = "gmail", **fields: Any) -> Agent:
     return services.create_cloud(user_id=person.id, values=values | fields)
 
 
-def mail(number: int | str) -> bytes:
+def raw_mail(number: int | str) -> bytes:
     sender = f"From: Bea <bea@example.com>\nTo: ann@example.com\nSubject: Mail {number}\n\n"
     return f"{sender}Hello,\n\ndo step {number}\n\nBea\n".encode()
 
 
-def tasks_of_lines(request: Request) -> dict[str, Any]:
+def tasks_from_lines(request: Request) -> dict[str, Any]:
     """A model that makes a task of each line that starts with "do"."""
     lines = re.findall(r"^do (.+)$", str(request.body["messages"][2]["content"]), re.MULTILINE)
     return {"records": [{"table": "tasks", "data": {"title": line}} for line in lines]}
 
 
-def projects_of(request: Request) -> Any:
+def listed_projects(request: Request) -> Any:
     context = str(request.body["messages"][1]["content"])
     return json.loads(context.partition("Projects: ")[2].partition("\n")[0])
 
@@ -69,7 +71,7 @@ class Inbox:
 
     async def run(self, **fields: Any) -> Run:
         """One run, executed here, as far as it comes."""
-        made = await db.run(lambda: a_run(self.agent, **fields))
+        made = await db.run(lambda: create_run(self.agent, **fields))
         await runner.execute(made.pk)
         return await self.see(made)
 
@@ -83,7 +85,7 @@ class Inbox:
 
     async def delivered(self, run: Run) -> Run:
         """The run, once nothing of it waits any more, whichever worker brings it."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while (seen := await self.see(run)).undelivered or seen.lease_until:
                 await asyncio.sleep(0.02)
         return seen
@@ -121,10 +123,10 @@ class Inbox:
             return [row[0] for row in store.execute("SELECT title FROM tasks ORDER BY rowid")]
 
 
-async def an_inbox(web: str, google: Google, folder: Path, mails: int = 0, **fields: Any) -> Inbox:
+async def create_inbox(web: str, google: Google, folder: Path, mails: int = 0, **fields: Any) -> Inbox:
     box = google.mailbox(uuid.uuid4().hex)
     for number in range(mails):
-        box.add(mail(number))
+        box.add(raw_mail(number))
     person = await db.run(somebody, timezone="Europe/Rome")
-    await db.run(connect, person, box)
-    return Inbox(web, person, box, await db.run(lambda: an_agent(person, **fields)), folder)
+    await db.run(connect_account, person, box)
+    return Inbox(web, person, box, await db.run(lambda: create_mail_agent(person, **fields)), folder)

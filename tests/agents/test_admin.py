@@ -14,11 +14,21 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from agents import journal, lease
-from agents.journal import Entry, Kind
+from agents import claimed_runs, journal, outcomes
+from agents.extraction import SourceDocument
+from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run
 from agents.records import Record
-from tests.agents.factories import a_device, a_run, an_agent, answered, claimed, kept, read, settle
+from tests.agents.factories import (
+    accepted_by_device,
+    claim_run,
+    commit_answers,
+    commit_document,
+    commit_tasks,
+    create_agent,
+    create_device,
+    create_run,
+)
 from tests.factories import Person, somebody
 
 AGENTS, RUNS = "admin:agents_agent_changelist", "admin:agents_run_changelist"
@@ -52,9 +62,9 @@ def act(browser: Client, page: str, action: str, *ids: object) -> str:
 
 
 def test_agents_and_runs_are_found_by_id_and_address_and_filtered(staff: Client, ada: Person) -> None:
-    agent, other = an_agent(ada.id), an_agent(enabled=False)
-    run, old = a_run(agent), a_run(agent, state=Run.State.ERROR)
-    foreign = a_run(other)
+    agent, other = create_agent(ada.id), create_agent(enabled=False)
+    run, old = create_run(agent), create_run(agent, state=Run.State.ERROR)
+    foreign = create_run(other)
     assert listed(staff, AGENTS, q=str(agent.pk)) == listed(staff, AGENTS, q=ada.email[:20]) == {agent.pk}
     assert listed(staff, AGENTS, q=str(other.pk), enabled__exact="1") == set()
     assert listed(staff, RUNS, q=ada.email) == listed(staff, RUNS, q=str(agent.pk)) == {run.pk, old.pk}
@@ -64,8 +74,8 @@ def test_agents_and_runs_are_found_by_id_and_address_and_filtered(staff: Client,
 
 
 def test_staff_can_run_agents_and_cancel_runs(staff: Client, ada: Person) -> None:
-    agent, busy = an_agent(ada.id), an_agent(ada.id, name="Busy")
-    a_run(busy)
+    agent, busy = create_agent(ada.id), create_agent(ada.id, name="Busy")
+    create_run(busy)
     said = act(staff, AGENTS, "run_now", agent.pk, busy.pk)
     assert "1 started" in said and "Busy has a run under way" in said
     run = Run.objects.get(agent=agent)
@@ -83,8 +93,8 @@ def test_who_may_only_look_can_neither_run_nor_cancel(ada: Person) -> None:
     user.user_permissions.set(Permission.objects.filter(codename__in=["view_agent", "view_run"]))
     browser = Client()
     browser.force_login(user)
-    agent = an_agent(ada.id)
-    run = a_run(agent)
+    agent = create_agent(ada.id)
+    run = create_run(agent)
     act(browser, AGENTS, "run_now", agent.pk)
     act(browser, RUNS, "cancel", run.pk)
     assert list(Run.objects.filter(agent=agent).values_list("state", flat=True)) == ["queued"]
@@ -92,73 +102,77 @@ def test_who_may_only_look_can_neither_run_nor_cancel(ada: Person) -> None:
 
 def test_nothing_of_the_users_is_on_any_page(staff: Client, ada: Person) -> None:
     canary = "canary"
-    agent = an_agent(
+    agent = create_agent(
         ada.id,
         prompt_template=f"{canary}-prompt",
         directory_paths=[f"/home/{canary}-path"],
         file_extensions=[".md"],
         schedule_cron="@daily",
     )
-    device = a_device(agent)
-    job = claimed(a_run(agent))
-    ids = kept(job, f"{canary}-title", f"{canary}-other", path=f"/home/{canary}-file.md")
-    settle(job, answered(ids[0]), f"/home/{canary}-file.md")
-    failed = Entry(Kind.SOURCE_FAILED, "unreadable", source=f"/{canary}-source", message=f"{canary}-words")
-    lease.count(job, seen=1, done=1, failed=1, entries=[failed])
-    lease.finish(job)
-    assert canary in json.dumps(journal.read(Run.objects.get(pk=job.run_id)), default=str)
+    device = create_device(agent)
+    claimed = claim_run(create_run(agent))
+    ids = commit_tasks(claimed, f"{canary}-title", f"{canary}-other", path=f"/home/{canary}-file.md")
+    commit_answers(claimed, accepted_by_device(ids[0]), f"/home/{canary}-file.md")
+    failed = JournalEntry(
+        EventKind.SOURCE_FAILED, "unreadable", source=f"/{canary}-source", message=f"{canary}-words"
+    )
+    claimed_runs.add_counts(claimed, seen=1, done=1, failed=1, entries=[failed])
+    outcomes.finish(claimed)
+    assert canary in json.dumps(journal.read(Run.objects.get(pk=claimed.run_id)), default=str)
     pages = [
         *(reverse(page) for page in (AGENTS, RUNS)),
         reverse("admin:agents_agent_change", args=[agent.pk]),
-        reverse("admin:agents_run_change", args=[job.run_id]),
+        reverse("admin:agents_run_change", args=[claimed.run_id]),
         reverse("admin:accounts_user_change", args=[ada.id]),
         reverse("admin:accounts_user_delete", args=[ada.id]),
         reverse("admin:devices_device_change", args=[device.pk]),
         reverse("admin:devices_device_delete", args=[device.pk]),
-        reverse("admin:agents_run_history", args=[job.run_id]),
+        reverse("admin:agents_run_history", args=[claimed.run_id]),
         *re.findall(r'href="(/admin/[a-z_]+/[a-z_]+/)"', staff.get("/admin/").content.decode()),
     ]
     for page in pages:
         answer = staff.get(page)
         assert answer.status_code in (200, 403), page
         assert canary not in answer.content.decode(), page
-    shown = staff.get(reverse("admin:agents_run_change", args=[job.run_id])).content.decode()
+    shown = staff.get(reverse("admin:agents_run_change", args=[claimed.run_id])).content.decode()
     assert "unreadable" in shown and "a source could not be read" in shown
 
 
 def test_a_run_shows_its_verdict_and_its_records_by_state_and_what_a_dry_run_found_to_nobody(
     staff: Client, ada: Person
 ) -> None:
-    agent = an_agent(ada.id)
-    a_device(agent)
-    job = claimed(a_run(agent))
-    ids = kept(job, "a", "b", "c")
-    settle(job, answered(*ids[:2]))
-    lease.finish(job)
-    Run.objects.filter(pk=job.run_id).update(undone_at=timezone.now())
-    shown = staff.get(reverse("admin:agents_run_change", args=[job.run_id])).content.decode()
+    agent = create_agent(ada.id)
+    create_device(agent)
+    claimed = claim_run(create_run(agent))
+    ids = commit_tasks(claimed, "a", "b", "c")
+    commit_answers(claimed, accepted_by_device(*ids[:2]))
+    outcomes.finish(claimed)
+    Run.objects.filter(pk=claimed.run_id).update(undone_at=timezone.now())
+    shown = staff.get(reverse("admin:agents_run_change", args=[claimed.run_id])).content.decode()
     assert "2 delivered, 1 waiting" in shown and str(Run.Verdict.COMPLETED.label) in shown
-    dry = claimed(a_run(agent, dry_run=True, max_sources=3))
-    document = lease.Document("a", "/canary", "text", dry.source_key("/canary"), b"hash")
+    dry = claim_run(create_run(agent, dry_run=True, max_sources=3))
+    document = SourceDocument("a", "/canary", "text", dry.source_key("/canary"), b"hash")
     found = [Record("tasks", {"title": "canary"})]
-    read(dry, document, found)
-    lease.finish(dry)
+    commit_document(dry, document, found)
+    outcomes.finish(dry)
     for page in (reverse("admin:agents_run_change", args=[dry.run_id]), reverse(RUNS)):
         shown = staff.get(page).content.decode()
         assert "canary" not in shown
 
 
 def test_a_page_of_a_run_with_a_very_long_journal_stays_short(staff: Client, ada: Person) -> None:
-    job = claimed(a_run(an_agent(ada.id)))
-    lease.count(job, entries=[Entry(Kind.NOTE, f"code-{number}") for number in range(5_000)])
-    shown = staff.get(reverse("admin:agents_run_change", args=[job.run_id])).content.decode()
+    claimed = claim_run(create_run(create_agent(ada.id)))
+    claimed_runs.add_counts(
+        claimed, entries=[JournalEntry(EventKind.NOTE, f"code-{number}") for number in range(5_000)]
+    )
+    shown = staff.get(reverse("admin:agents_run_change", args=[claimed.run_id])).content.decode()
     assert "code-100" in shown and "code-4000" not in shown
     assert "and more" in shown
 
 
 def test_agents_and_runs_are_neither_edited_nor_deleted_by_hand(staff: Client, ada: Person) -> None:
-    agent = an_agent(ada.id)
-    run = a_run(agent)
+    agent = create_agent(ada.id)
+    run = create_run(agent)
     for name, key in (("agent", agent.pk), ("run", run.pk)):
         assert (
             staff.post(reverse(f"admin:agents_{name}_delete", args=[key]), {"post": "yes"}).status_code == 403
@@ -172,7 +186,7 @@ def test_agents_and_runs_are_neither_edited_nor_deleted_by_hand(staff: Client, a
 _MANY = """
 INSERT INTO agents_run (id, user_id, agent_id, agent_ref, agent_name, agent_type, device_id, trigger, slots, state,
     phase, attempt, fence, files_seen, files_done, files_unchanged, files_failed, problems, items_created,
-    model_calls, verdict, dry_run, retries, deaths, created_at, nudged_at)
+    model_calls, verdict, dry_run, retries, workers_lost, created_at, enqueued_at)
 SELECT gen_random_uuid(), %s, %s, %s, 'Desk', 'local_directory', 'desk', 'schedule', 1,
     CASE WHEN number %% 1000 = 0 THEN 'error' ELSE 'success' END,
     '', 1, 1, 1, 1, 0, 0, 0, 1, 1, '', false, 0, 0, now() - number * interval '1 minute', now()
@@ -181,7 +195,7 @@ FROM generate_series(1, 100000) AS series (number)
 
 
 def test_with_100_000_runs_a_list_costs_few_queries_and_reads_by_index(staff: Client, ada: Person) -> None:
-    agent = an_agent(ada.id)
+    agent = create_agent(ada.id)
     with connection.cursor() as cursor:
         cursor.execute(_MANY, [ada.id, agent.pk, agent.pk])
         cursor.execute("ANALYZE agents_run")

@@ -16,24 +16,24 @@ from django.utils import timezone
 from adiuva import llm
 from adiuva.core import db
 from adiuva.devices.link import DeviceLink
-from agents import delivery, lease, result_commits, runner, runs, schedules, undo
+from agents import claimed_runs, delivery, result_commits, runner, runs, schedules, undo
 from agents.journeys import samples, trial
-from agents.journeys.interview import Outcome
-from agents.mailbox import sample
+from agents.journeys.interview import AgentProposal
+from agents.mailbox import sample_messages
 from agents.models import Agent, AgentCursor, AgentType, Run, Source
 from integrations import connections
 from integrations.models import Connection, Health
 from integrations.models import Provider as MailProvider
-from tests.agents.factories import a_run
+from tests.agents.factories import create_run
 from tests.agents.mailbox_scenario import (
-    PATIENCE_S,
+    TIMEOUT_S,
     Inbox,
-    an_agent,
-    an_inbox,
-    connect,
-    mail,
-    projects_of,
-    tasks_of_lines,
+    connect_account,
+    create_inbox,
+    create_mail_agent,
+    listed_projects,
+    raw_mail,
+    tasks_from_lines,
 )
 from tests.factories import somebody
 from tests.fakes.google import Google
@@ -73,10 +73,10 @@ def configured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Workers of other tests do not know these providers.
-    monkeypatch.setattr(runs, "nudge", lambda run_ids: None)
+    monkeypatch.setattr(runs, "enqueue_runs", lambda run_ids: None)
     settings.GOOGLE = {**identity.google(), "api": google.url}
     settings.MODEL = provider.settings()
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def graph() -> Iterator[Graph]:
 
 @pytest.fixture
 async def inbox(web: str, google: Google, tmp_path: Path) -> AsyncIterator[Inbox]:
-    made = await an_inbox(web, google, tmp_path, mails=5)
+    made = await create_inbox(web, google, tmp_path, mails=5)
     yield made
     await db.run(made.end)
 
@@ -97,7 +97,7 @@ class Died(BaseException):
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not holds():
             await asyncio.sleep(0.02)
 
@@ -113,7 +113,7 @@ async def test_each_message_reaches_the_device_once_through_all_faults(
     web: str, google: Google, tmp_path: Path, provider: Provider
 ) -> None:
     many = 80
-    inbox = await an_inbox(web, google, tmp_path, mails=many)
+    inbox = await create_inbox(web, google, tmp_path, mails=many)
     box = inbox.box
     box.page, box.latency_s = 30, 0.005
     box.every(41, "", Fail(500))
@@ -142,13 +142,13 @@ async def test_outlook_and_teams_are_read_by_the_same_run(
     post = box.post("Sales", "General", "<p>do step 2</p>")
     box.post("Sales", "General", "<p>do step 3</p>", reply_to=post)
     for provider in ("outlook", "teams"):
-        await db.run(connect, person, box, provider)
-        inbox = Inbox(web, person, box, await db.run(an_agent, person, provider), tmp_path)
+        await db.run(connect_account, person, box, provider)
+        inbox = Inbox(web, person, box, await db.run(create_mail_agent, person, provider), tmp_path)
         for _ in range(2):
             run = await inbox.run()
             assert run.state == State.SUCCESS, await inbox.codes(run)
     async with inbox.device():
-        await delivery.deliver(person.id)
+        await delivery.deliver_waiting(person.id)
         await until(lambda: len(inbox.titles()) == 3)
         assert sorted(inbox.titles()) == steps(1, 2, 3)
 
@@ -156,8 +156,8 @@ async def test_outlook_and_teams_are_read_by_the_same_run(
 async def test_mail_that_comes_during_a_run_is_found_by_the_next(inbox: Inbox, provider: Provider) -> None:
     def meanwhile(request: Any) -> dict[str, Any]:
         if len(inbox.box.messages) < 8:
-            inbox.box.add(mail(len(inbox.box.messages)))
-        return tasks_of_lines(request)
+            inbox.box.add(raw_mail(len(inbox.box.messages)))
+        return tasks_from_lines(request)
 
     provider.default = meanwhile
     async with inbox.device():
@@ -174,22 +174,22 @@ async def test_a_run_that_dies_half_way_loses_and_doubles_nothing(
 ) -> None:
     commits = 0
 
-    def dying(job: lease.Job, found: Any) -> Any:
+    def dying(claimed: claimed_runs.ClaimedRun, found: Any) -> Any:
         nonlocal commits
         commits += 1
         if commits > dies_after:
             raise Died
-        return results_commit(job, found)
+        return results_commit(claimed, found)
 
-    results_commit = result_commits.commit
-    monkeypatch.setattr(result_commits, "commit", dying)
+    results_commit = result_commits.commit_results
+    monkeypatch.setattr(result_commits, "commit_results", dying)
     async with inbox.device():
-        made = await db.run(a_run, inbox.agent)
+        made = await db.run(create_run, inbox.agent)
         with pytest.raises(BaseExceptionGroup):
             await runner.execute(made.pk)
         assert (await inbox.see(made)).state == State.RUNNING
-        monkeypatch.setattr(result_commits, "commit", results_commit)
-        inbox.box.add(mail(5))
+        monkeypatch.setattr(result_commits, "commit_results", results_commit)
+        inbox.box.add(raw_mail(5))
         await db.run(
             Run.objects.filter(pk=made.pk).update, lease_until=timezone.now() - dt.timedelta(seconds=1)
         )
@@ -203,13 +203,13 @@ async def test_a_run_that_dies_half_way_loses_and_doubles_nothing(
 async def test_the_cursor_waits_for_what_the_model_could_not_read(inbox: Inbox, provider: Provider) -> None:
     inbox.box.page = 2
     provider.default = lambda request: (
-        ModelFail(400) if "step 2" in str(request.body["messages"][2]) else tasks_of_lines(request)
+        ModelFail(400) if "step 2" in str(request.body["messages"][2]) else tasks_from_lines(request)
     )
     async with inbox.device():
         run = await inbox.run()
         assert (run.state, run.items_created, run.files_failed) == (State.PARTIAL, 4, 1)
         assert not await inbox.cursor()
-        provider.default = tasks_of_lines
+        provider.default = tasks_from_lines
         run = await inbox.run()
         assert (run.state, run.items_created, run.files_unchanged) == (State.SUCCESS, 1, 4)
         assert await inbox.cursor()
@@ -228,7 +228,7 @@ async def test_a_message_that_cannot_be_read_is_listed_and_a_changed_prompt_read
     run = await inbox.run()
     assert (run.state, len(provider.chats) - calls) == (State.SUCCESS, 5)
     async with inbox.device():
-        await delivery.deliver(inbox.person.id)
+        await delivery.deliver_waiting(inbox.person.id)
         await until(lambda: len(inbox.titles()) == 5)
         assert sorted(inbox.titles()) == steps(*range(5))
 
@@ -241,15 +241,15 @@ async def test_records_wait_for_the_first_device_that_comes_and_go_to_no_other(
 ) -> None:
     run = await inbox.run()
     assert (run.state, run.items_created, run.undelivered) == (State.SUCCESS, 0, True)
-    assert projects_of(provider.chats[0]) == []
+    assert listed_projects(provider.chats[0]) == []
     async with inbox.device("desk"), inbox.device("phone"):
-        await asyncio.gather(*(delivery.deliver(inbox.person.id) for _ in range(4)))
+        await asyncio.gather(*(delivery.deliver_waiting(inbox.person.id) for _ in range(4)))
         await until(lambda: len(inbox.titles("desk") + inbox.titles("phone")) == 5)
         assert sorted(inbox.titles("desk") + inbox.titles("phone")) == steps(*range(5))
         assert [] in (inbox.titles("desk"), inbox.titles("phone"))
         assert (await inbox.delivered(run)).items_created == 5
         await db.run(runs.sweep)
-        await delivery.deliver(inbox.person.id)
+        await delivery.deliver_waiting(inbox.person.id)
         assert len(inbox.titles("desk") + inbox.titles("phone")) == 5
 
 
@@ -262,9 +262,9 @@ async def test_a_hello_has_the_worker_bring_what_waits(inbox: Inbox, worker: Non
 async def test_a_device_that_goes_during_a_run_gets_the_rest_when_it_is_back(
     inbox: Inbox, provider: Provider
 ) -> None:
-    held = Hold(tasks_of_lines)
+    held = Hold(tasks_from_lines)
     provider.default = lambda request: (
-        held if "step 3" in str(request.body["messages"][2]) else tasks_of_lines(request)
+        held if "step 3" in str(request.body["messages"][2]) else tasks_from_lines(request)
     )
     async with inbox.device():
         work = asyncio.create_task(inbox.run())
@@ -273,7 +273,7 @@ async def test_a_device_that_goes_during_a_run_gets_the_rest_when_it_is_back(
     run = await work
     assert run.state == State.SUCCESS
     async with inbox.device():
-        await delivery.deliver(inbox.person.id)
+        await delivery.deliver_waiting(inbox.person.id)
         assert (await inbox.delivered(run)).items_created == 5
     assert sorted(inbox.titles()) == steps(*range(5))
 
@@ -295,13 +295,13 @@ async def test_a_delivery_that_dies_is_taken_up_and_doubles_nothing(
         with monkeypatch.context() as patch:
             patch.setattr(delivery, "_settle", dying)
             with pytest.raises(Died):
-                await delivery.deliver(inbox.person.id)
+                await delivery.deliver_waiting(inbox.person.id)
         assert len(inbox.titles()) == 5  # it has them, and nobody knows
-        await delivery.deliver(inbox.person.id)
+        await delivery.deliver_waiting(inbox.person.id)
         assert (await inbox.see(run)).items_created == 0  # held by the dead one's lease
     await db.run(waits, lease_until=timezone.now() - dt.timedelta(seconds=1))
     async with inbox.device("phone"), inbox.device("desk"):
-        await delivery.deliver(inbox.person.id)
+        await delivery.deliver_waiting(inbox.person.id)
         assert (await inbox.delivered(run)).items_created == 5
         assert (sorted(inbox.titles("desk")), inbox.titles("phone")) == (steps(*range(5)), [])
 
@@ -311,7 +311,7 @@ async def test_an_undo_takes_back_what_no_device_has_yet(inbox: Inbox) -> None:
     undone = await undo.undo(run=run)
     assert (undone.never_sent, undone.deleted, undone.kept) == (5, 0, [])
     async with inbox.device():
-        await delivery.deliver(inbox.person.id)
+        await delivery.deliver_waiting(inbox.person.id)
         assert inbox.titles() == []
 
 
@@ -341,13 +341,13 @@ async def test_a_lost_account_pauses_its_agents_and_a_new_consent_goes_on(
         assert (inbox.errors[0].code, inbox.errors[0].ref) == ("needs_reauth", str(agent.connection_id))
 
         def claimed() -> int:
-            return schedules._start(schedules.Q(user_id=inbox.person.id), None)
+            return schedules._start_due(schedules.Q(user_id=inbox.person.id), None)
 
         assert await db.run(claimed) == 0
         await db.run(runs.sweep)
         assert (await inbox.see(run)).state == State.AWAITING_REAUTH
         assert len(inbox.errors) == 1
-        await db.run(connect, inbox.person, inbox.box)
+        await db.run(connect_account, inbox.person, inbox.box)
         assert (await inbox.see(run)).state == State.QUEUED
         await runner.execute(run.pk)
         assert (await inbox.see(run)).state == State.SUCCESS
@@ -429,7 +429,7 @@ async def test_a_dry_run_shows_a_few_and_keeps_no_cursor(inbox: Inbox, provider:
 
 async def test_a_sample_of_a_mailbox_is_the_newest_few(inbox: Inbox) -> None:
     zone = ZoneInfo("Europe/Rome")
-    found = await sample(
+    found = await sample_messages(
         user_id=inbox.person.id,
         provider=MailProvider.GMAIL,
         filter_config={"senders": ["example.com"]},
@@ -441,22 +441,22 @@ async def test_a_sample_of_a_mailbox_is_the_newest_few(inbox: Inbox) -> None:
 
 
 async def test_a_journey_looks_into_the_mailbox_that_is_connected(inbox: Inbox) -> None:
-    def wanted(**filters: Any) -> samples.Wanted:
-        outcome = Outcome(
+    def wanted(**filters: Any) -> samples.SampleRequest:
+        outcome = AgentProposal(
             name="Mail",
             prompt_template="Find what is to be done.",
             data_types=["tasks"],
             filter_config=filters,
         )
-        return samples.Wanted(inbox.person.id, uuid.uuid4(), AgentType.GMAIL, None, outcome)
+        return samples.SampleRequest(inbox.person.id, uuid.uuid4(), AgentType.GMAIL, None, outcome)
 
-    found = await trial.look(wanted(), ZoneInfo("Europe/Rome"))
+    found = await trial.run_trial(wanted(), ZoneInfo("Europe/Rome"))
     assert (found.code, found.counts, len(found.sources)) == ("", {"tasks": 3}, 3)
     assert (
-        await trial.look(wanted(senders=["nobody@example.com"]), ZoneInfo("UTC"))
+        await trial.run_trial(wanted(senders=["nobody@example.com"]), ZoneInfo("UTC"))
     ).code == "nothing_to_read"
-    none = await trial.look(wanted(labels=["Clients"]), ZoneInfo("UTC"))
+    none = await trial.run_trial(wanted(labels=["Clients"]), ZoneInfo("UTC"))
     assert none.code == "no_such_folder" and "none of the labels" in none.message
     await db.run(Connection.objects.filter(user_id=inbox.person.id).delete)
-    assert (await trial.look(wanted(), ZoneInfo("UTC"))).code == "no_mailbox"
+    assert (await trial.run_trial(wanted(), ZoneInfo("UTC"))).code == "no_mailbox"
     await llm.aclose()

@@ -9,9 +9,9 @@ import pytest
 
 from agents.models import Agent
 from integrations.models import Connection, Health
-from tests.agents.factories import an_agent as a_local_agent
-from tests.agents.mailbox_scenario import an_agent, connect
-from tests.agents.test_rest import client_of
+from tests.agents.factories import create_agent as a_local_agent
+from tests.agents.factories import rest_client
+from tests.agents.mailbox_scenario import connect_account, create_mail_agent
 from tests.factories import Person, somebody
 from tests.fakes.mailboxes import Box
 
@@ -40,11 +40,11 @@ def ada(db: None) -> Person:
 
 @pytest.fixture
 def rest(ada: Person) -> APIClient:
-    return client_of(ada)
+    return rest_client(ada)
 
 
 def test_a_cloud_agent_is_made_read_changed_and_deleted(rest: APIClient, ada: Person) -> None:
-    connection = connect(ada, Box("ada"))
+    connection = connect_account(ada, Box("ada"))
     made = rest.post(f"{API}/cloud", GOOD)
     assert made.status_code == 201, made.content
     agent = made.json()
@@ -69,7 +69,7 @@ def test_a_cloud_agent_is_made_read_changed_and_deleted(rest: APIClient, ada: Pe
 
 
 def test_channels_are_labels_to_teams(rest: APIClient, ada: Person) -> None:
-    connect(ada, Box("ada"), "teams")
+    connect_account(ada, Box("ada"), "teams")
     body = {**GOOD, "provider": "teams", "filter_config": {"channels": ["Sales/General"], "labels": ["Ops"]}}
     made = rest.post(f"{API}/cloud", body)
     assert made.json()["filter_config"] == {"labels": ["Ops", "Sales/General"]}
@@ -92,8 +92,8 @@ BAD = [
 
 
 def test_a_wrong_value_is_refused_by_its_name(rest: APIClient, ada: Person) -> None:
-    connect(ada, Box("ada"))
-    place = f"{API}/cloud/{an_agent(ada).pk}"
+    connect_account(ada, Box("ada"))
+    place = f"{API}/cloud/{create_mail_agent(ada).pk}"
     before = rest.get(place).json()
     for field, value in BAD:
         for answer in (
@@ -119,11 +119,13 @@ def test_a_connection_has_to_be_ones_own_of_the_same_provider_and_the_only_one(
         return str(problem)
 
     assert "/api/v1/oauth/gmail/authorize" in refused()
-    assert refused(connection=str(connect(somebody(), Box("bea")).pk)) == "There is no such connection."
-    teams = connect(ada, Box("ada"), "teams")
+    assert (
+        refused(connection=str(connect_account(somebody(), Box("bea")).pk)) == "There is no such connection."
+    )
+    teams = connect_account(ada, Box("ada"), "teams")
     assert "Teams" in refused(connection=str(teams.pk))
-    first = connect(ada, Box("ada"))
-    second = connect(ada, Box("second"))
+    first = connect_account(ada, Box("ada"))
+    second = connect_account(ada, Box("second"))
     assert "Several" in refused()
     Connection.objects.filter(pk=first.pk).update(health=Health.NEEDS_REAUTH, reason="refused")
     agent = rest.post(f"{API}/cloud", GOOD).json()
@@ -144,8 +146,8 @@ def test_a_connection_has_to_be_ones_own_of_the_same_provider_and_the_only_one(
 def test_a_client_that_sends_a_token_is_told_of_connections(
     rest: APIClient, ada: Person, method: str
 ) -> None:
-    connect(ada, Box("ada"))
-    place = f"{API}/cloud" if method == "post" else f"{API}/cloud/{an_agent(ada).pk}"
+    connect_account(ada, Box("ada"))
+    place = f"{API}/cloud" if method == "post" else f"{API}/cloud/{create_mail_agent(ada).pk}"
     secret = "ya29.a-token"
     answer = getattr(rest, method)(place, {**GOOD, "oauth_token_encrypted": secret})
     assert answer.status_code == 400
@@ -155,9 +157,9 @@ def test_a_client_that_sends_a_token_is_told_of_connections(
 
 def test_anothers_agent_and_one_of_the_other_kind_are_not_there(rest: APIClient, ada: Person) -> None:
     bea = somebody()
-    connect(bea, Box("bea"))
-    connect(ada, Box("ada"))
-    for agent in (an_agent(bea), a_local_agent(ada.id)):
+    connect_account(bea, Box("bea"))
+    connect_account(ada, Box("ada"))
+    for agent in (create_mail_agent(bea), a_local_agent(ada.id)):
         place = f"{API}/cloud/{agent.pk}"
         for answer in (
             rest.get(place),
@@ -166,7 +168,7 @@ def test_anothers_agent_and_one_of_the_other_kind_are_not_there(rest: APIClient,
             rest.delete(place),
         ):
             assert answer.status_code == 404
-    assert rest.get(f"{API}/local/{an_agent(ada).pk}").status_code == 404
+    assert rest.get(f"{API}/local/{create_mail_agent(ada).pk}").status_code == 404
 
 
 def test_the_catalog_offers_what_this_server_is_registered_for(rest: APIClient, settings: Any) -> None:

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from adiuva.core import db
-from tests.agents.test_runs import ENDED, Desk, adds_up, document, tasks_of_lines
-from tests.factories import somebody
+from tests.agents.device_owner import END_STATES, DeviceOwner, counts_add_up, document_text, tasks_from_lines
 from tests.fakes.provider import Hold, Provider, Request
 from tests.socket_client import Socket
 
 Frame = dict[str, Any]
-
-
-@pytest.fixture
-async def desk(web: str, worker: None, provider: Provider, tmp_path: Path) -> AsyncIterator[Desk]:
-    folder = tmp_path / "documents"
-    folder.mkdir()
-    made = Desk(web, await db.run(somebody), folder)
-    yield made
-    await made.rest.aclose()
 
 
 class Script:
@@ -56,7 +41,7 @@ class Script:
                     await self.acknowledged(frame["batch"])
                 case "error":
                     self.errors.append(frame)
-                case "agent_progress" if frame["state"] in ENDED:
+                case "agent_progress" if frame["state"] in END_STATES:
                     return frame
 
     def apply(self, call: Frame) -> Frame:
@@ -95,7 +80,9 @@ def _hash(path: str) -> str:
     return hashlib.sha256(path.encode()).hexdigest()
 
 
-async def test_a_device_that_waits_for_no_acknowledgement_is_stopped(desk: Desk, provider: Provider) -> None:
+async def test_a_device_that_waits_for_no_acknowledgement_is_stopped(
+    desk: DeviceOwner, provider: Provider
+) -> None:
     hold = Hold({"records": []})
     provider.default = hold
 
@@ -122,7 +109,7 @@ async def test_a_device_that_waits_for_no_acknowledgement_is_stopped(desk: Desk,
 
 
 async def test_a_device_that_cannot_wait_is_read_whole_and_answers_meanwhile(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
     """Protocol 1 has no acknowledgement: 200 files of 100 KB are here before the first is read."""
     hold = Hold()
@@ -130,10 +117,10 @@ async def test_a_device_that_cannot_wait_is_read_whole_and_answers_meanwhile(
     loop = asyncio.get_running_loop()
 
     def answer(request: Request) -> Any:
-        return tasks_of_lines(request) if sent.is_set() or "do 0.md" in document(request) else hold
+        return tasks_from_lines(request) if sent.is_set() or "do 0.md" in document_text(request) else hold
 
     provider.default = answer
-    hold.step = tasks_of_lines
+    hold.step = tasks_from_lines
 
     class Old(Script):
         async def begin(self) -> None:
@@ -149,13 +136,13 @@ async def test_a_device_that_cannot_wait_is_read_whole_and_answers_meanwhile(
         run = await desk.start(agent)
         device = Old(socket)
         playing = asyncio.create_task(device.play())  # it is told of no progress
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
         playing.cancel()
-    assert (seen["state"], seen["items_created"], adds_up(seen)) == ("success", 200, True)
+    assert (seen["state"], seen["items_created"], counts_add_up(seen)) == ("success", 200, True)
     assert sorted(device.titles) == sorted(f"{number}.md" for number in range(200))
 
 
-async def test_a_device_is_asked_for_a_large_folder_bit_by_bit(desk: Desk, provider: Provider) -> None:
+async def test_a_device_is_asked_for_a_large_folder_bit_by_bit(desk: DeviceOwner, provider: Provider) -> None:
     provider.default = {"records": []}
     most = 0
 
@@ -190,11 +177,11 @@ async def test_a_device_is_asked_for_a_large_folder_bit_by_bit(desk: Desk, provi
         last = await asyncio.wait_for(Large(socket).play(), 120)
     assert (last["state"], last["files_seen"], last["files_done"]) == ("success", 3_000, 3_000)
     assert most <= 2_500
-    assert adds_up(await desk.see(run))
+    assert counts_add_up(await desk.see(run))
 
 
 async def test_a_device_that_can_read_nothing_of_what_it_was_asked_for_is_asked_for_the_rest(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = {"records": []}
 
@@ -217,10 +204,12 @@ async def test_a_device_that_can_read_nothing_of_what_it_was_asked_for_is_asked_
         run = await desk.start(agent)
         last = await Torn(socket).play()
     assert (last["state"], last["files_seen"], last["files_done"]) == ("error", 3_000, 3_000)
-    assert adds_up(await desk.see(run))
+    assert counts_add_up(await desk.see(run))
 
 
-async def test_files_that_were_offered_and_never_asked_for_are_missed(desk: Desk, provider: Provider) -> None:
+async def test_files_that_were_offered_and_never_asked_for_are_missed(
+    desk: DeviceOwner, provider: Provider
+) -> None:
     provider.default = {"records": []}
 
     class Impatient(Script):
@@ -238,4 +227,4 @@ async def test_files_that_were_offered_and_never_asked_for_are_missed(desk: Desk
         run = await desk.start(agent)
         last = await Impatient(socket).play()
     assert (last["state"], last["files_seen"]) == ("error", 3_000)
-    assert adds_up(await desk.see(run))
+    assert counts_add_up(await desk.see(run))

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adiuva import llm
-from agents.extraction import OVERLAP_CHARS, PART_CHARS, Document, Extraction, Extractor, split
-from agents.records import Rules
+from agents.extraction import OVERLAP_CHARS, PART_CHARS, Extraction, Extractor, SourceDocument, split_text
+from agents.records import RecordRules
 from tests.fakes.provider import Fail, Hold, Provider, Request
 
 GOOD = {"table": "tasks", "data": {"title": "call Ada"}}
@@ -27,7 +27,7 @@ def test_every_part_is_short_enough_and_nothing_is_left_out(pieces: list[str]) -
     text = "".join(
         f"{number}{piece}" for number, piece in enumerate(pieces)
     )  # no long part of it comes twice
-    parts = split(text)
+    parts = split_text(text)
     assert bool(parts) == bool(text.strip())
     assert all(0 < len(part) <= PART_CHARS for part in parts)
     end = 0
@@ -41,10 +41,10 @@ def test_every_part_is_short_enough_and_nothing_is_left_out(pieces: list[str]) -
 
 async def extracted(provider: Provider, content: str = "text", **rules: Any) -> Extraction:
     given = {"tables": ("tasks", "taskComments"), "projects": {}, "zone": ZoneInfo("Europe/Rome")} | rules
-    extractor = Extractor(llm.chat_model(provider.settings()), "Find.", Rules(**given))
+    extractor = Extractor(llm.chat_model(provider.settings()), "Find.", RecordRules(**given))
     found = Extraction()
     try:
-        await extractor.extract(Document("a.md", "/a.md", content, b"key", b"hash"), found)
+        await extractor.extract(SourceDocument("a.md", "/a.md", content, b"key", b"hash"), found)
     finally:
         await llm.aclose()
     return found
@@ -111,12 +111,12 @@ async def test_a_thing_that_two_parts_show_is_found_once(provider: Provider) -> 
     text = "words " * 3_000
     provider.default = {"records": [GOOD]}
     found = await extracted(provider, text)
-    assert (len(found.records), found.model_calls) == (1, len(split(text)))
+    assert (len(found.records), found.model_calls) == (1, len(split_text(text)))
 
 
 async def test_when_one_part_fails_the_others_are_given_up(provider: Provider) -> None:
     text = "words " * 3_000
-    holds = [Hold() for _ in split(text)[1:]]
+    holds = [Hold() for _ in split_text(text)[1:]]
     provider.script(*holds, Fail(401))
     with pytest.raises(llm.ModelRejected):
         await extracted(provider, text)

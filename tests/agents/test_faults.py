@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,24 +14,31 @@ from django.utils import timezone
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
-from adiuva.embedded.processes import Child, python
-from agents import journal, lease, result_commits, runs
-from agents.extraction import Document
-from agents.journal import Entry, Kind
-from agents.lease import Job, LeaseLost
+from adiuva.core.leases import LeaseLost
+from agents import claimed_runs, journal, ledger, outcomes, result_commits, runs
+from agents.claimed_runs import ClaimedRun
+from agents.extraction import SourceDocument
+from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, Source, SourceInFlight
-from agents.result_commits import Unread
-from tests.agents.factories import a_device, a_run, an_agent, claimed, kept, read
-from tests.agents.test_runs import (
-    ENDED,
-    PATIENCE_S,
-    Desk,
-    adds_up,
+from agents.result_commits import ExtractionFailed
+from tests.agents.device_owner import (
+    END_STATES,
+    TIMEOUT_S,
+    DeviceOwner,
     connected,
-    document,
-    tasks_of_lines,
+    counts_add_up,
+    document_text,
+    tasks_from_lines,
 )
-from tests.factories import somebody
+from tests.agents.factories import (
+    claim_run,
+    commit_document,
+    commit_tasks,
+    create_agent,
+    create_device,
+    create_run,
+)
+from tests.agents.worker_processes import CRASHING_SCRIPT, start_worker
 from tests.fakes.provider import Fail, Hold, Provider
 from tests.server_processes import Stack
 from tests.socket_client import Socket
@@ -42,23 +48,14 @@ SECOND = dt.timedelta(seconds=1)
 
 
 @pytest.fixture
-async def desk(web: str, worker: None, provider: Provider, tmp_path: Path) -> AsyncIterator[Desk]:
-    folder = tmp_path / "documents"
-    folder.mkdir()
-    made = Desk(web, await db.run(somebody), folder)
-    yield made
-    await made.rest.aclose()
+def claimed(db: None) -> ClaimedRun:
+    agent = create_agent()
+    create_device(agent)
+    return claim_run(create_run(agent))
 
 
-@pytest.fixture
-def job(db: None) -> Job:
-    agent = an_agent()
-    a_device(agent)
-    return claimed(a_run(agent))
-
-
-def seen(job: Job | Run) -> Run:
-    return Run.objects.get(pk=job.run_id if isinstance(job, Job) else job.pk)
+def seen(claimed: ClaimedRun | Run) -> Run:
+    return Run.objects.get(pk=claimed.run_id if isinstance(claimed, ClaimedRun) else claimed.pk)
 
 
 def codes(run: Run) -> list[str]:
@@ -69,19 +66,19 @@ def change(run: Run | str, **fields: Any) -> None:
     Run.objects.filter(pk=run if isinstance(run, str) else run.pk).update(**fields)
 
 
-def again(run: Run) -> Job:
+def again(run: Run) -> ClaimedRun:
     """The next attempt, after the worker of the last has died."""
     change(run, lease_until=timezone.now() - SECOND)
     runs.sweep()
-    return claimed(run)
+    return claim_run(run)
 
 
-def a_document(job: Job, name: str, content_hash: bytes = b"hash") -> Document:
-    return Document(name, name, "text", job.source_key(name), content_hash)
+def source_document(claimed: ClaimedRun, name: str, content_hash: bytes = b"hash") -> SourceDocument:
+    return SourceDocument(name, name, "text", claimed.source_key(name), content_hash)
 
 
-def deaths(agent: Agent) -> dict[bytes, int]:
-    return {bytes(each.key): each.deaths for each in SourceInFlight.objects.filter(agent=agent)}
+def crashes(agent: Agent) -> dict[bytes, int]:
+    return {bytes(each.key): each.crashes for each in SourceInFlight.objects.filter(agent=agent)}
 
 
 # ── What passes is tried again ──────────────────────────────────────────────────────────────────────────
@@ -93,15 +90,17 @@ def is_put_off(seen: dict[str, Any]) -> bool:
 
 
 async def test_a_model_that_is_away_puts_a_run_off_and_nothing_is_done_twice(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
-    provider.default = lambda request: Fail(503) if "later" in document(request) else tasks_of_lines(request)
+    provider.default = lambda request: (
+        Fail(503) if "later" in document_text(request) else tasks_from_lines(request)
+    )
     desk.write("0.md", "do call Ada")
     async with connected(desk):
         agent = await desk.agent()
         run = await desk.start(agent)
-        await desk.until(run, lambda seen: seen["items_created"] == 1 or seen["state"] in ENDED)
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+        await desk.until(run, lambda seen: seen["items_created"] == 1 or seen["state"] in END_STATES)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
         assert seen["state"] == "success"
         for number in range(1, 9):
             desk.write(f"{number}.md", f"do step {number}\nlater")
@@ -115,16 +114,16 @@ async def test_a_model_that_is_away_puts_a_run_off_and_nothing_is_done_twice(
         when = dt.datetime.fromisoformat(seen["not_before"]).astimezone(dt.UTC)
         assert when.isoformat(timespec="seconds") in waiting["message"]
 
-        provider.default = tasks_of_lines
+        provider.default = tasks_from_lines
         calls = len(provider.chats)
 
         def time_passes() -> int:
-            change(run, not_before=timezone.now() - SECOND, nudged_at=timezone.now() - 2 * SECOND)
-            return runs.sweep()["nudged"]
+            change(run, not_before=timezone.now() - SECOND, enqueued_at=timezone.now() - 2 * SECOND)
+            return runs.sweep()["enqueued"]
 
         assert await db.run(time_passes) >= 1
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
-    assert (seen["state"], seen["errors"], adds_up(seen)) == ("success", [], True)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
+    assert (seen["state"], seen["errors"], counts_add_up(seen)) == ("success", [], True)
     assert (seen["retries"], seen["not_before"]) == (1, None)
     assert len(provider.chats) - calls in (8, 9)  # the ninth may have been cut off when the others failed
     titles = ["call Ada", "write the offer", *(f"step {number}" for number in range(1, 9))]
@@ -132,10 +131,10 @@ async def test_a_model_that_is_away_puts_a_run_off_and_nothing_is_done_twice(
 
 
 async def test_a_few_documents_for_which_the_model_was_away_are_read_by_the_next_attempt(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = lambda request: (
-        Fail(429, retry_after=100) if "later" in document(request) else tasks_of_lines(request)
+        Fail(429, retry_after=100) if "later" in document_text(request) else tasks_from_lines(request)
     )
     desk.write("one.md", "do call Ada")
     desk.write("two.md", "do write the offer\nlater")
@@ -151,30 +150,30 @@ async def test_a_few_documents_for_which_the_model_was_away_are_read_by_the_next
             run,
             not_before=None,
             retries=settings.RUNS["retries"],
-            nudged_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+            enqueued_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
         )
         await db.run(runs.sweep)
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
-    assert (seen["state"], seen["items_created"], adds_up(seen)) == ("partial", 1, True)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
+    assert (seen["state"], seen["items_created"], counts_add_up(seen)) == ("partial", 1, True)
     assert len(seen["errors"]) == 1 and "two.md" in seen["errors"][0]
 
 
-async def test_a_device_that_sleeps_is_asked_again_later(desk: Desk, stack: Stack) -> None:
+async def test_a_device_that_sleeps_is_asked_again_later(desk: DeviceOwner, stack: Stack) -> None:
     agent = await desk.agent()
     async with Socket(desk.web, desk.person.access_token) as socket:
         await socket.hello(device_id="desk")
-        run = str((await db.run(lambda: a_run(Agent.objects.get(pk=agent)))).pk)
-        await asyncio.to_thread(at_work, stack, run, ADIUVA_ANSWER_S="0.5")
+        run = str((await db.run(lambda: create_run(Agent.objects.get(pk=agent)))).pk)
+        await asyncio.to_thread(start_worker, stack, run, ADIUVA_ANSWER_S="0.5")
         seen = await desk.until(run, is_put_off)
     assert (seen["state"], seen["journal"][-1]["code"]) == ("queued", "device_silent")
 
 
-def test_a_run_is_put_off_longer_each_time_and_not_for_ever(job: Job) -> None:
+def test_a_run_is_put_off_longer_each_time_and_not_for_ever(claimed: ClaimedRun) -> None:
     rules = settings.RUNS
     for number in range(rules["retries"]):
         before = db.clock()
-        assert lease.retry(job, "model_unavailable", "the model cannot be reached")
-        run = seen(job)
+        assert outcomes.retry_later(claimed, "model_unavailable", "the model cannot be reached")
+        run = seen(claimed)
         assert (run.state, run.status, run.retries, run.lease_until) == (
             State.QUEUED,
             "running",
@@ -184,81 +183,57 @@ def test_a_run_is_put_off_longer_each_time_and_not_for_ever(job: Job) -> None:
         assert run.not_before is not None
         most = min(rules["longest_retry_s"], rules["retry_s"] * 2**number)
         assert before <= run.not_before <= db.clock() + most * SECOND
-        assert lease.claim(run.pk) is None or run.not_before <= db.clock()
+        assert claimed_runs.claim(run.pk) is None or run.not_before <= db.clock()
         change(run, not_before=None, state=State.QUEUED, lease_until=None)
-        job = claimed(run)
-    assert not lease.retry(job, "model_unavailable")
-    assert lease.finish(job, State.ERROR, "model_unavailable").state == State.ERROR
+        claimed = claim_run(run)
+    assert not outcomes.retry_later(claimed, "model_unavailable")
+    assert outcomes.finish(claimed, State.ERROR, "model_unavailable").state == State.ERROR
 
 
-def test_a_provider_is_not_asked_before_it_wants_to_be(job: Job) -> None:
-    assert lease.retry(job, "model_rate_limited", retry_after=1_000)
-    run = seen(job)
+def test_a_provider_is_not_asked_before_it_wants_to_be(claimed: ClaimedRun) -> None:
+    assert outcomes.retry_later(claimed, "model_rate_limited", retry_after=1_000)
+    run = seen(claimed)
     assert run.not_before is not None and run.not_before > db.clock() + 990 * SECOND
 
 
-def test_no_run_is_put_off_beyond_its_deadline(job: Job) -> None:
-    assert not lease.retry(job, "model_rate_limited", retry_after=3 * 3600)
-    assert seen(job).state == State.RUNNING
+def test_no_run_is_put_off_beyond_its_deadline(claimed: ClaimedRun) -> None:
+    assert not outcomes.retry_later(claimed, "model_rate_limited", retry_after=3 * 3600)
+    assert seen(claimed).state == State.RUNNING
 
 
 def test_a_run_that_was_put_off_is_nobodys_before_its_time_and_nudged_when_it_comes(db: None) -> None:
-    run = a_run(an_agent(), not_before=timezone.now() + 60 * SECOND)
-    change(run, nudged_at=timezone.now() - 300 * SECOND)
-    assert lease.claim(run.pk) is None
-    assert runs.sweep()["nudged"] == 0
-    change(run, not_before=timezone.now() - SECOND, nudged_at=timezone.now() - 2 * SECOND)
-    assert runs.sweep()["nudged"] == 1
-    assert runs.sweep()["nudged"] == 0
-    assert isinstance(lease.claim(run.pk), Job)
+    run = create_run(create_agent(), not_before=timezone.now() + 60 * SECOND)
+    change(run, enqueued_at=timezone.now() - 300 * SECOND)
+    assert claimed_runs.claim(run.pk) is None
+    assert runs.sweep()["enqueued"] == 0
+    change(run, not_before=timezone.now() - SECOND, enqueued_at=timezone.now() - 2 * SECOND)
+    assert runs.sweep()["enqueued"] == 1
+    assert runs.sweep()["enqueued"] == 0
+    assert isinstance(claimed_runs.claim(run.pk), ClaimedRun)
     assert seen(run).not_before is None
 
 
-def test_a_worker_that_lost_its_database_gives_its_run_back_and_nobody_is_blamed(job: Job) -> None:
-    lease.take(job, [b"one", b"two"])
-    lease.interrupt(job)
-    run = seen(job)
-    assert (run.state, run.deaths, codes(run)[-1]) == (State.QUEUED, 0, "interrupted")
+def test_a_worker_that_lost_its_database_gives_its_run_back_and_nobody_is_blamed(claimed: ClaimedRun) -> None:
+    ledger.mark_in_flight(claimed, [b"one", b"two"])
+    outcomes.requeue_interrupted(claimed)
+    run = seen(claimed)
+    assert (run.state, run.workers_lost, codes(run)[-1]) == (State.QUEUED, 0, "interrupted")
     with pytest.raises(LeaseLost):
-        lease.interrupt(job)
+        outcomes.requeue_interrupted(claimed)
     change(run, not_before=None)
-    assert claimed(run).suspects == {}
+    assert claim_run(run).crash_counts == {}
     assert runs.sweep()["lost"] == 0
 
 
 # ── A source that kills ─────────────────────────────────────────────────────────────────────────────────
 
 # Its own lease's end comes with its own sweep: another test's, between the two, would give the run to another worker.
-_DEADLY = """
-import asyncio, datetime, os, sys, uuid, django
-django.setup()
-from django.utils import timezone
-from agents import extraction, models, runner, runs
-split = extraction.split
-extraction.split = lambda text: os._exit(9) if "deadly" in text else split(text)
-held = models.Run.objects.filter(pk=sys.argv[1], lease_until__isnull=False)
-held.update(lease_until=timezone.now() - datetime.timedelta(seconds=1))
-runs.sweep()
-asyncio.run(runner.execute(uuid.UUID(sys.argv[1])))
-"""
-_WORK = """
-import asyncio, sys, uuid, django
-django.setup()
-from agents import runner
-asyncio.run(runner.execute(uuid.UUID(sys.argv[1])))
-"""
-
-
-def at_work(stack: Stack, run: str, script: str = _WORK, **env: str) -> Child:
-    """A worker of its own for a run. Its broker is one that nobody listens to, so that no other is nudged."""
-    broker = stack.env["REDIS_URL"].rsplit("/", 1)[0] + "/7"
-    return stack.run("of one run", python("-c", script, run), REDIS_URL=broker, **env)
 
 
 async def test_a_document_that_kills_its_workers_is_set_aside_and_the_others_arrive_once(
-    desk: Desk, provider: Provider, stack: Stack
+    desk: DeviceOwner, provider: Provider, stack: Stack
 ) -> None:
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
     for number in range(40):
         desk.write(f"{number}.md", f"do step {number}")
     desk.write("20a.md", "do harm\ndeadly")
@@ -266,15 +241,15 @@ async def test_a_document_that_kills_its_workers_is_set_aside_and_the_others_arr
     agent = await desk.agent()
 
     async def attempt(run: str) -> int:
-        worker = await asyncio.to_thread(at_work, stack, run, _DEADLY, **model)
+        worker = await asyncio.to_thread(start_worker, stack, run, CRASHING_SCRIPT, **model)
         assert worker.process is not None
-        return await asyncio.to_thread(worker.process.wait, PATIENCE_S)
+        return await asyncio.to_thread(worker.process.wait, TIMEOUT_S)
 
     async with connected(desk):
-        run = str((await db.run(lambda: a_run(Agent.objects.get(pk=agent)))).pk)
+        run = str((await db.run(lambda: create_run(Agent.objects.get(pk=agent)))).pk)
         assert [await attempt(run) for _ in range(4)] == [9, 9, 9, 0]
         seen = await desk.see(run)
-        assert (seen["state"], seen["items_created"], adds_up(seen)) == ("partial", 40, True)
+        assert (seen["state"], seen["items_created"], counts_add_up(seen)) == ("partial", 40, True)
         assert [
             (event["code"], event["source"]) for event in seen["journal"] if event["kind"] == "source_failed"
         ] == [("killed_workers", str(desk.folder / "20a.md"))]
@@ -286,7 +261,7 @@ async def test_a_document_that_kills_its_workers_is_set_aside_and_the_others_arr
         # … for a day, after which one death more would be enough …
         poison = Source.objects.filter(agent=agent, outcome=Source.Outcome.POISON)
         assert await db.run(poison.update, updated_at=timezone.now() - dt.timedelta(hours=25)) == 1
-        assert await db.run(lambda: SourceInFlight.objects.get(agent=agent).deaths) == 2
+        assert await db.run(lambda: SourceInFlight.objects.get(agent=agent).crashes) == 2
         assert (await desk.run(agent))["items_created"] == 1
         # … and as another it is.
         desk.write("20a.md", "do no harm")
@@ -295,9 +270,9 @@ async def test_a_document_that_kills_its_workers_is_set_aside_and_the_others_arr
 
 
 async def test_of_the_sources_over_which_workers_died_twice_a_worker_reads_one_at_a_time(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
-    hold = Hold(tasks_of_lines)
+    hold = Hold(tasks_from_lines)
     provider.default = hold
     desk.write("one.md", "do call Ada")
     desk.write("two.md", "do write the offer")
@@ -306,87 +281,94 @@ async def test_of_the_sources_over_which_workers_died_twice_a_worker_reads_one_a
         fingerprint = cipher_for(desk.person.id).fingerprint
         for name in ("one.md", "two.md"):
             key = fingerprint(str(desk.folder / name), f"source of {agent}")
-            SourceInFlight.objects.create(agent_id=agent, key=key, deaths=2)
+            SourceInFlight.objects.create(agent_id=agent, key=key, crashes=2)
 
     async with connected(desk):
         agents = [await desk.agent(name=name) for name in ("a", "b")]
         for agent in agents:
             await db.run(suspect, agent)
         begun = [await desk.start(agent) for agent in agents]
-        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
+        await asyncio.to_thread(hold.reached.wait, TIMEOUT_S)
         for run in begun:
             await desk.until(run, lambda seen: seen["files_seen"] == 2)
         hold.release()
         for run in begun:
-            seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+            seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
             assert (seen["state"], seen["items_created"]) == ("success", 2)
     assert provider.peak == 1
     assert await db.run(lambda: SourceInFlight.objects.filter(agent__in=agents).count()) == 0
 
 
-def test_what_a_dead_worker_had_in_hand_is_suspected_and_what_it_had_done_is_not(job: Job) -> None:
-    one, two = (a_document(job, name) for name in ("one", "two"))
-    lease.take(job, [one.key, two.key])
-    lease.count(job, seen=2)
-    read(job, one)
-    assert again(seen(job)).suspects == {two.key: 1}
+def test_what_a_dead_worker_had_in_hand_is_suspected_and_what_it_had_done_is_not(claimed: ClaimedRun) -> None:
+    one, two = (source_document(claimed, name) for name in ("one", "two"))
+    ledger.mark_in_flight(claimed, [one.key, two.key])
+    claimed_runs.add_counts(claimed, seen=2)
+    commit_document(claimed, one)
+    assert again(seen(claimed)).crash_counts == {two.key: 1}
 
 
-def test_a_suspect_that_was_not_in_hand_when_the_next_worker_died_has_no_part_in_it(job: Job) -> None:
-    run = seen(job)
-    lease.take(job, [b"one", b"two"])
-    job = again(run)
-    lease.take(job, [b"one"])
-    job = again(run)
-    assert job.suspects == {b"one": 2, b"two": 1}
-    lease.finish(job, State.CANCELLED, "cancelled")
+def test_a_suspect_that_was_not_in_hand_when_the_next_worker_died_has_no_part_in_it(
+    claimed: ClaimedRun,
+) -> None:
+    run = seen(claimed)
+    ledger.mark_in_flight(claimed, [b"one", b"two"])
+    claimed = again(run)
+    ledger.mark_in_flight(claimed, [b"one"])
+    claimed = again(run)
+    assert claimed.crash_counts == {b"one": 2, b"two": 1}
+    outcomes.finish(claimed, State.CANCELLED, "cancelled")
     # Nor does the next run forget.
-    assert claimed(a_run(Agent.objects.get(pk=job.agent_id))).suspects == {b"one": 2, b"two": 1}
+    assert claim_run(create_run(Agent.objects.get(pk=claimed.agent_id))).crash_counts == {
+        b"one": 2,
+        b"two": 1,
+    }
 
 
-def test_a_suspect_that_was_come_through_is_cleared(job: Job) -> None:
-    run = seen(job)
-    lease.take(job, [b"one", b"two"])
-    job = again(run)
-    lease.take(job, [b"one"])
-    document = Document("one", "one", "text", b"one", b"hash")
-    failed = Entry(Kind.SOURCE_FAILED, "model_rejected", source="one")
-    result_commits.commit(job, [Unread(document, failed, 1)])
-    assert deaths(Agent.objects.get(pk=job.agent_id)) == {b"two": 1}
+def test_a_suspect_that_was_come_through_is_cleared(claimed: ClaimedRun) -> None:
+    run = seen(claimed)
+    ledger.mark_in_flight(claimed, [b"one", b"two"])
+    claimed = again(run)
+    ledger.mark_in_flight(claimed, [b"one"])
+    document = SourceDocument("one", "one", "text", b"one", b"hash")
+    failed = JournalEntry(EventKind.SOURCE_FAILED, "model_rejected", source="one")
+    result_commits.commit_results(claimed, [ExtractionFailed(document, failed, 1)])
+    assert crashes(Agent.objects.get(pk=claimed.agent_id)) == {b"two": 1}
 
 
-def test_a_source_that_was_set_aside_is_due_when_it_or_the_configuration_changes(job: Job) -> None:
-    poison = a_document(job, "poison")
-    lease.count(job, seen=1)
-    lease.set_aside(job, poison)
-    source = Source.objects.get(agent_id=job.agent_id)
+def test_a_source_that_was_set_aside_is_due_when_it_or_the_configuration_changes(claimed: ClaimedRun) -> None:
+    poison = source_document(claimed, "poison")
+    claimed_runs.add_counts(claimed, seen=1)
+    ledger.quarantine(claimed, poison)
+    source = Source.objects.get(agent_id=claimed.agent_id)
     assert (source.outcome, bytes(source.content_hash)) == (Source.Outcome.POISON, b"hash")
-    assert lease.due(job, [(poison.key, b"hash"), (poison.key, b"other")]) == [False, True]
-    assert lease.finish(job).state == State.ERROR  # there was nothing else
-    Agent.objects.filter(pk=job.agent_id).update(prompt_template="Other.")
-    assert lease.due(claimed(a_run(Agent.objects.get(pk=job.agent_id))), [(poison.key, b"hash")]) == [True]
+    assert ledger.needs_reading(claimed, [(poison.key, b"hash"), (poison.key, b"other")]) == [False, True]
+    assert outcomes.finish(claimed).state == State.ERROR  # there was nothing else
+    Agent.objects.filter(pk=claimed.agent_id).update(prompt_template="Other.")
+    assert ledger.needs_reading(
+        claim_run(create_run(Agent.objects.get(pk=claimed.agent_id))), [(poison.key, b"hash")]
+    ) == [True]
 
 
-def test_workers_that_die_over_sources_do_not_end_a_run_however_many(job: Job) -> None:
-    run = seen(job)
-    for number in range(2 * runs.MOST_DEATHS):
-        lease.take(job, [bytes([number])])
-        job = again(run)
-    assert (seen(run).state, seen(run).deaths) == (State.RUNNING, 0)
+def test_workers_that_die_over_sources_do_not_end_a_run_however_many(claimed: ClaimedRun) -> None:
+    run = seen(claimed)
+    for number in range(2 * runs.MAX_WORKERS_LOST):
+        ledger.mark_in_flight(claimed, [bytes([number])])
+        claimed = again(run)
+    assert (seen(run).state, seen(run).workers_lost) == (State.RUNNING, 0)
 
 
-def test_workers_that_die_and_still_get_something_done_do_not_end_a_run(job: Job) -> None:
-    run = seen(job)
-    for number in range(2 * runs.MOST_DEATHS):
-        kept(job, f"step {number}", path=f"{number}.md")
-        job = again(run)
-    assert (seen(run).state, seen(run).deaths) == (State.RUNNING, 0)
+def test_workers_that_die_and_still_get_something_done_do_not_end_a_run(claimed: ClaimedRun) -> None:
+    run = seen(claimed)
+    for number in range(2 * runs.MAX_WORKERS_LOST):
+        commit_tasks(claimed, f"step {number}", path=f"{number}.md")
+        claimed = again(run)
+    assert (seen(run).state, seen(run).workers_lost) == (State.RUNNING, 0)
 
 
 # ── Cancel and deadline, also when nothing moves ────────────────────────────────────────────────────────
 
 
-async def test_a_run_whose_device_sleeps_is_cancelled(desk: Desk) -> None:
+async def test_a_run_whose_device_sleeps_is_cancelled(desk: DeviceOwner) -> None:
     agent = await desk.agent()
     async with Socket(desk.web, desk.person.access_token) as socket:
         await socket.hello(device_id="desk")
@@ -397,7 +379,7 @@ async def test_a_run_whose_device_sleeps_is_cancelled(desk: Desk) -> None:
         assert (await desk.see(run))["state"] == "cancelled"
 
 
-async def test_a_run_whose_device_never_sends_what_it_was_asked_for_is_cancelled(desk: Desk) -> None:
+async def test_a_run_whose_device_never_sends_what_it_was_asked_for_is_cancelled(desk: DeviceOwner) -> None:
     agent = await desk.agent()
     async with Socket(desk.web, desk.person.access_token) as socket:
         await socket.hello(device_id="desk")
@@ -411,16 +393,16 @@ async def test_a_run_whose_device_never_sends_what_it_was_asked_for_is_cancelled
 
 
 @pytest.mark.parametrize("put_off", [False, True])
-async def test_a_run_that_no_worker_has_is_cancelled_at_once(desk: Desk, put_off: bool) -> None:
+async def test_a_run_that_no_worker_has_is_cancelled_at_once(desk: DeviceOwner, put_off: bool) -> None:
     agent = await desk.agent()
     not_before = timezone.now() + 600 * SECOND if put_off else None
-    run = await db.run(lambda: a_run(Agent.objects.get(pk=agent), not_before=not_before))
+    run = await db.run(lambda: create_run(Agent.objects.get(pk=agent), not_before=not_before))
     answer = await desk.rest.post(f"/agents/runs/{run.pk}/cancel")
     assert (answer.json()["state"], answer.json()["status"]) == ("cancelled", "error")
 
 
 async def test_a_run_whose_worker_was_killed_is_cancelled_before_its_lease_ends(
-    desk: Desk, provider: Provider, stack: Stack
+    desk: DeviceOwner, provider: Provider, stack: Stack
 ) -> None:
     hold = Hold()
     provider.script(hold)
@@ -428,32 +410,34 @@ async def test_a_run_whose_worker_was_killed_is_cancelled_before_its_lease_ends(
     model = {"ADIUVA_MODEL": "openai/scripted", "ADIUVA_MODEL_API_BASE": provider.url}
     async with connected(desk):
         agent = await desk.agent()
-        run = str((await db.run(lambda: a_run(Agent.objects.get(pk=agent)))).pk)
-        doomed = await asyncio.to_thread(at_work, stack, run, **model)
-        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
+        run = str((await db.run(lambda: create_run(Agent.objects.get(pk=agent)))).pk)
+        doomed = await asyncio.to_thread(start_worker, stack, run, **model)
+        await asyncio.to_thread(hold.reached.wait, TIMEOUT_S)
         assert doomed.process is not None
         doomed.process.kill()
         await desk.rest.post(f"/agents/runs/{run}/cancel")
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
         assert seen["state"] == "cancelled"
         # With a minute's lease it would have had it still.
         assert timezone.now() < (await db.run(Run.objects.get, pk=run)).created_at + 40 * SECOND
 
 
-async def test_a_run_ends_at_its_deadline_while_the_model_thinks(desk: Desk, provider: Provider) -> None:
+async def test_a_run_ends_at_its_deadline_while_the_model_thinks(
+    desk: DeviceOwner, provider: Provider
+) -> None:
     hold = Hold()
     provider.script(hold)
     desk.write("one.md", "do call Ada")
     async with connected(desk):
         agent = await desk.agent()
         run = await _with_deadline(agent)
-        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+        await asyncio.to_thread(hold.reached.wait, TIMEOUT_S)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
     assert (seen["state"], seen["journal"][-1]["code"]) == ("timeout", "deadline")
-    assert await asyncio.to_thread(hold.gone.wait, PATIENCE_S)
+    assert await asyncio.to_thread(hold.gone.wait, TIMEOUT_S)
 
 
-async def test_a_run_ends_at_its_deadline_while_its_device_sleeps(desk: Desk) -> None:
+async def test_a_run_ends_at_its_deadline_while_its_device_sleeps(desk: DeviceOwner) -> None:
     agent = await desk.agent()
     async with Socket(desk.web, desk.person.access_token) as socket:
         await socket.hello(device_id="desk")
@@ -465,40 +449,40 @@ async def test_a_run_ends_at_its_deadline_while_its_device_sleeps(desk: Desk) ->
 
 async def _with_deadline(agent: str) -> str:
     def make() -> str:
-        run = a_run(Agent.objects.get(pk=agent), deadline_at=timezone.now() + 3 * SECOND)
-        runs.nudge([run.pk])
+        run = create_run(Agent.objects.get(pk=agent), deadline_at=timezone.now() + 3 * SECOND)
+        runs.enqueue_runs([run.pk])
         return str(run.pk)
 
     return await db.run(make)
 
 
 def _put_off(run: Run) -> None:
-    assert lease.retry(claimed(run), "model_unavailable")
+    assert outcomes.retry_later(claim_run(run), "model_unavailable")
 
 
 def _hanging(run: Run) -> None:
-    claimed(run)
+    claim_run(run)
 
 
 @pytest.mark.parametrize("how", [_put_off, _hanging])
 def test_the_sweep_ends_what_nobody_ends_at_its_deadline(db: None, how: Callable[[Run], None]) -> None:
-    run = a_run(an_agent())
+    run = create_run(create_agent())
     how(run)
     change(run, deadline_at=timezone.now() - 10 * SECOND)
-    assert runs.sweep()["unheeded"] == 1
+    assert runs.sweep()["overdue"] == 1
     assert (seen(run).state, codes(run)[-1]) == (State.TIMEOUT, "deadline")
-    assert lease.claim(run.pk) is None
+    assert claimed_runs.claim(run.pk) is None
 
 
-def test_a_cancel_that_no_worker_heeds_is_carried_out_by_the_sweep(job: Job) -> None:
-    run = seen(job)
+def test_a_cancel_that_no_worker_heeds_is_carried_out_by_the_sweep(claimed: ClaimedRun) -> None:
+    run = seen(claimed)
     runs.cancel(run=run)
-    assert runs.sweep()["unheeded"] == 0  # its worker is given a moment
+    assert runs.sweep()["overdue"] == 0  # its worker is given a moment
     change(run, cancel_requested_at=timezone.now() - 5 * SECOND)
-    assert runs.sweep()["unheeded"] == 1
+    assert runs.sweep()["overdue"] == 1
     assert seen(run).state == State.CANCELLED
     with pytest.raises(LeaseLost):
-        lease.pulse(job, renew=True)
+        claimed_runs.heartbeat(claimed, renew=True)
 
 
 # ── Whose clock ─────────────────────────────────────────────────────────────────────────────────────────
@@ -507,18 +491,18 @@ def test_a_cancel_that_no_worker_heeds_is_carried_out_by_the_sweep(job: Job) -> 
 @pytest.mark.django_db
 @pytest.mark.parametrize("hours", [-2, 2])
 def test_a_worker_whose_clock_is_wrong_neither_loses_a_run_nor_takes_anothers(hours: int) -> None:
-    mine, anothers = a_run(an_agent()), a_run(an_agent())
-    claimed(anothers)
+    mine, anothers = create_run(create_agent()), create_run(create_agent())
+    claim_run(anothers)
     with time_machine.travel(timezone.now() + dt.timedelta(hours=hours)):
-        job = claimed(mine)
+        claimed = claim_run(mine)
         found = runs.sweep()
-        assert (found["lost"], found["unheeded"]) == (0, 0)
-        assert 7_100 < job.seconds_left <= 7_200
-        assert lease.pulse(job, renew=True)
-        waiting = a_run(an_agent(), not_before=db.clock() + 60 * SECOND)
-        assert lease.claim(waiting.pk) is None
+        assert (found["lost"], found["overdue"]) == (0, 0)
+        assert 7_100 < claimed.seconds_to_deadline <= 7_200
+        assert claimed_runs.heartbeat(claimed, renew=True)
+        waiting = create_run(create_agent(), not_before=db.clock() + 60 * SECOND)
+        assert claimed_runs.claim(waiting.pk) is None
     now = timezone.now()
     for run in (mine, anothers):
         until = seen(run).lease_until
-        assert until is not None and abs(until - now - lease.LEASE) < 30 * SECOND
+        assert until is not None and abs(until - now - claimed_runs.lease_duration()) < 30 * SECOND
     assert runs.sweep()["lost"] == 0

@@ -23,7 +23,7 @@ from tests.fakes.provider import Fail, Hold, Provider, Raw, Request
 from tests.server_processes import ROOT, Stack
 
 if TYPE_CHECKING:
-    from tests.agents.test_runs import Desk
+    from tests.agents.device_owner import DeviceOwner
 
 SAMPLE = ROOT / "adiuva" / "embedded" / "sample"
 ASK = {"question": "What should it find?"}
@@ -38,9 +38,9 @@ DONE = {"agent": AGENT}
 
 
 @pytest.fixture
-async def desk(stack: Stack, provider: Provider, tmp_path: Path) -> AsyncIterator[Desk]:
+async def desk(stack: Stack, provider: Provider, tmp_path: Path) -> AsyncIterator[DeviceOwner]:
     """A person whose web process asks the scripted model."""
-    from tests.agents.test_runs import Desk, tasks_of_lines
+    from tests.agents.device_owner import DeviceOwner, tasks_from_lines
 
     web = stack.web(
         ADIUVA_MODEL="openai/scripted",
@@ -48,9 +48,9 @@ async def desk(stack: Stack, provider: Provider, tmp_path: Path) -> AsyncIterato
         ADIUVA_EMBEDDING_MODEL="openai/scripted",
         ADIUVA_EMBEDDING_MODEL_API_BASE=provider.url,
     )
-    provider.default = tasks_of_lines  # what documents are read with
+    provider.default = tasks_from_lines  # what documents are read with
     (folder := tmp_path / "documents").mkdir()
-    made = Desk(web, await db.run(somebody, timezone="Europe/Rome"), folder)
+    made = DeviceOwner(web, await db.run(somebody, timezone="Europe/Rome"), folder)
     yield made
     await made.rest.aclose()
 
@@ -64,18 +64,18 @@ def offline(request: Request) -> Any:
     ).text
 
 
-async def begin(desk: Desk, **body: Any) -> dict[str, Any]:
+async def begin(desk: DeviceOwner, **body: Any) -> dict[str, Any]:
     answer = await desk.rest.post("/agents/journey/start", json={"agent_type": "local_directory"} | body)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
 
-async def say(desk: Desk, session: dict[str, Any], message: str = "", **more: Any) -> httpx.Response:
+async def say(desk: DeviceOwner, session: dict[str, Any], message: str = "", **more: Any) -> httpx.Response:
     body = {"session_id": session["session_id"], "message": message, **more}
     return await desk.rest.post("/agents/journey/message", json=body)
 
 
-async def said(desk: Desk, session: dict[str, Any], message: str = "", **more: Any) -> dict[str, Any]:
+async def said(desk: DeviceOwner, session: dict[str, Any], message: str = "", **more: Any) -> dict[str, Any]:
     answer = await say(desk, session, message, **more)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
@@ -90,9 +90,9 @@ def told(request: Request) -> str:
 
 
 async def test_with_the_offline_model_it_ends_with_an_agent_that_extracts_from_the_sample_workspace(
-    desk: Desk, provider: Provider, worker: None
+    desk: DeviceOwner, provider: Provider, worker: None
 ) -> None:
-    from tests.agents.test_runs import connected
+    from tests.agents.device_owner import connected
 
     provider.default = offline
     shutil.copytree(SAMPLE, desk.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("projects.json"))
@@ -119,9 +119,9 @@ async def test_with_the_offline_model_it_ends_with_an_agent_that_extracts_from_t
 
 
 async def test_of_an_agent_it_begins_with_what_that_does_and_changes_nothing_itself(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
-    from tests.agents.test_runs import connected
+    from tests.agents.device_owner import connected
 
     for number in range(5):
         desk.write(f"{number}.md", f"do step {number}")
@@ -146,8 +146,10 @@ async def test_of_an_agent_it_begins_with_what_that_does_and_changes_nothing_its
     assert kept.prompt_template == "Heron words" and desk.rows("tasks") == []
 
 
-async def test_what_it_ended_with_is_told_again_and_looked_for_once(desk: Desk, provider: Provider) -> None:
-    from tests.agents.test_runs import connected
+async def test_what_it_ended_with_is_told_again_and_looked_for_once(
+    desk: DeviceOwner, provider: Provider
+) -> None:
+    from tests.agents.device_owner import connected
 
     desk.write("one.md", "do call Ada")
     provider.script(ASK, DONE)
@@ -161,7 +163,7 @@ async def test_what_it_ended_with_is_told_again_and_looked_for_once(desk: Desk, 
 
 
 async def test_after_five_answers_it_concludes_whatever_the_model_does(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = ASK
     session = await begin(desk)
@@ -199,19 +201,21 @@ def test_the_offline_model_knows_when_it_has_heard_enough(
 ) -> None:
     from adiuva.offline_model import journey
     from agents.journeys import interview
-    from agents.journeys.interview import Back, Brief, Exchange, Outcome, Question
+    from agents.journeys.interview import AgentProposal, AnsweredQuestion, GoBack, InterviewBrief, Question
     from agents.models import AgentType
 
-    brief = Brief(AgentType.LOCAL_DIRECTORY, {"prompt_template": "Find", "name": "Mine"} if present else {})
-    said = [Exchange(question="What?", answer=answer) for answer in answers]
+    brief = InterviewBrief(
+        AgentType.LOCAL_DIRECTORY, {"prompt_template": "Find", "name": "Mine"} if present else {}
+    )
+    said = [AnsweredQuestion(question="What?", answer=answer) for answer in answers]
     messages = [{"role": "user", "content": interview._material(brief, said)}]
     step = interview._read(journey.answer(messages, interview._schema(brief, said)), brief, said)
     match step:
         case Question():
             found: dict[str, Any] = {"question": True}
-        case Back():
+        case GoBack():
             found = {"back": True}
-        case Outcome():
+        case AgentProposal():
             tables = expected.get("data_types")
             count = isinstance(tables, int)
             found = {
@@ -268,7 +272,12 @@ LEAK = (ROOT / "agents" / "prompts" / "journey.md").read_text("utf-8").split("\n
     ],
 )  # fmt: skip
 async def test_a_configuration_is_checked(
-    desk: Desk, provider: Provider, agent_type: str, answers: list[Any], expected: dict[str, Any], notes: int
+    desk: DeviceOwner,
+    provider: Provider,
+    agent_type: str,
+    answers: list[Any],
+    expected: dict[str, Any],
+    notes: int,
 ) -> None:
     provider.script(ASK, *answers)
     session = await said(desk, await begin(desk, agent_type=agent_type), "Tasks")
@@ -280,7 +289,7 @@ async def test_a_configuration_is_checked(
     assert session["found"]["code"] == ("device_offline" if is_local else "no_mailbox")
 
 
-async def test_a_question_does_not_give_our_own_prompt_away(desk: Desk, provider: Provider) -> None:
+async def test_a_question_does_not_give_our_own_prompt_away(desk: DeviceOwner, provider: Provider) -> None:
     provider.script({"question": f"Well: {LEAK} So what should it find?"}, ASK)
     assert (await begin(desk))["message"] == ASK["question"]
 
@@ -311,18 +320,18 @@ def test_whatever_a_model_answers_is_a_step_or_refused(
 ) -> None:
     from agents.cron import Cron
     from agents.journeys import interview
-    from agents.journeys.interview import Brief, Exchange, Outcome, Question
+    from agents.journeys.interview import AgentProposal, AnsweredQuestion, InterviewBrief, Question
     from agents.models import AgentType
 
-    before = [Exchange(question="What?", answer="That.")] * asked
+    before = [AnsweredQuestion(question="What?", answer="That.")] * asked
     for given_ in (answer, {"agent": AGENT | changes}):
         try:
-            step = interview._read(given_, Brief(AgentType(agent_type)), before)
-        except interview._Unusable:
+            step = interview._read(given_, InterviewBrief(AgentType(agent_type)), before)
+        except interview._UnusableAnswer:
             continue
         if isinstance(step, Question):
             assert asked < 5 and 0 < len(step.text) <= 1_000
-        elif isinstance(step, Outcome):
+        elif isinstance(step, AgentProposal):
             assert asked and step.data_types and set(step.data_types) <= set(interview.DATA_TYPES)
             assert 0 < len(step.prompt_template) <= 20_000 and 0 < len(step.name) <= 200
             assert not step.schedule_cron or Cron.parse(step.schedule_cron)
@@ -330,11 +339,13 @@ def test_whatever_a_model_answers_is_a_step_or_refused(
 
 
 def test_what_nobody_speaks_of_stays_as_the_agent_has_it() -> None:
-    from agents.journeys.interview import Brief, _outcome
+    from agents.journeys.interview import InterviewBrief, _outcome
     from agents.models import AgentType
 
     filters = {"labels": ["Work"], "senders": ["ada@example.com"]}
-    brief = Brief(AgentType.GMAIL, {"name": "Mine", "schedule_cron": "@daily", "filter_config": filters})
+    brief = InterviewBrief(
+        AgentType.GMAIL, {"name": "Mine", "schedule_cron": "@daily", "filter_config": filters}
+    )
     said = {"prompt_template": "All.", "data_types": ["notes"], "filters": {"senders": []}}
     outcome = _outcome(said, brief)
     assert (outcome.name, outcome.schedule_cron) == ("Mine", "@daily")
@@ -343,14 +354,20 @@ def test_what_nobody_speaks_of_stays_as_the_agent_has_it() -> None:
 
 
 def test_of_a_long_prompt_and_what_was_said_it_keeps_what_was_said() -> None:
-    from agents.journeys.interview import Brief, Exchange, Outcome, _in_own_words, _outcome
+    from agents.journeys.interview import (
+        AgentProposal,
+        AnsweredQuestion,
+        InterviewBrief,
+        _fallback_proposal,
+        _outcome,
+    )
     from agents.models import AgentType
 
-    long = Brief(AgentType.GMAIL, {"prompt_template": "p" * 20_000, "data_types": ["tasks"]})
-    outcome = _in_own_words(long, [Exchange(question="What?", answer="herons " * 500)])
+    long = InterviewBrief(AgentType.GMAIL, {"prompt_template": "p" * 20_000, "data_types": ["tasks"]})
+    outcome = _fallback_proposal(long, [AnsweredQuestion(question="What?", answer="herons " * 500)])
     assert outcome.prompt_template.count("herons ") == 500 and len(outcome.prompt_template) == 20_000
     kept = _outcome({"prompt_template": "p" * 20_000, "data_types": ["tasks"]}, long)
-    assert isinstance(kept, Outcome)  # what agents take, an answer may have
+    assert isinstance(kept, AgentProposal)  # what agents take, an answer may have
 
 
 # ── When it cannot go on ────────────────────────────────────────────────────────────────────────────────
@@ -367,7 +384,7 @@ def test_of_a_long_prompt_and_what_was_said_it_keeps_what_was_said() -> None:
     ],
 )
 async def test_a_fault_of_the_model_leaves_the_journey_as_it_was(
-    desk: Desk, provider: Provider, faults: list[Any], status: int, code: str
+    desk: DeviceOwner, provider: Provider, faults: list[Any], status: int, code: str
 ) -> None:
     provider.script(*faults)
     refused = await desk.rest.post("/agents/journey/start", json={"agent_type": "gmail"})
@@ -382,9 +399,9 @@ async def test_a_fault_of_the_model_leaves_the_journey_as_it_was(
 
 
 async def test_another_users_an_unknown_and_an_expired_journey_are_not_found(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
-    from agents.journeys import sessions
+    from agents.journeys import services
 
     provider.default = ASK
     mine, old = await begin(desk), await begin(desk)
@@ -402,13 +419,13 @@ async def test_another_users_an_unknown_and_an_expired_journey_are_not_found(
     for session in (old, {"session_id": str(uuid.uuid4())}, {"session_id": "none"}):
         answer = await say(desk, session, "Tasks")
         assert (answer.status_code, answer.json()["code"]) == (404, "journey_not_found")
-    assert await db.run(sessions.sweep) >= 1
+    assert await db.run(services.delete_expired) >= 1
     left = JourneySession.objects.filter(user=desk.person.id).values_list("pk", flat=True)
     assert await db.run(list, left) == [uuid.UUID(mine["session_id"])]
 
 
 async def test_it_is_refused_for_an_agent_of_another_type_or_user_and_for_an_empty_answer(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = ASK
     agent = await desk.agent()
@@ -423,7 +440,7 @@ async def test_it_is_refused_for_an_agent_of_another_type_or_user_and_for_an_emp
     assert (await say(desk, await begin(desk), " ")).status_code == 400
 
 
-async def test_what_was_said_is_sealed(desk: Desk, provider: Provider) -> None:
+async def test_what_was_said_is_sealed(desk: DeviceOwner, provider: Provider) -> None:
     provider.script({"question": "A heron question?"}, {"question": "More?"})
     session = await begin(desk)
     await said(desk, session, "A heron answer")
@@ -435,7 +452,7 @@ async def test_what_was_said_is_sealed(desk: Desk, provider: Provider) -> None:
 
 
 async def test_one_goes_back_question_by_question_and_the_answers_are_dropped(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
     questions = [{"question": f"Question {number}?"} for number in range(1, 4)]
     provider.script(*questions, {"back": True}, {"question": "Other?"}, DONE)
@@ -458,7 +475,9 @@ async def test_one_goes_back_question_by_question_and_the_answers_are_dropped(
     assert (again["message"], again["done"]) == ("Other?", False) and "found" not in again
 
 
-async def test_a_message_that_comes_twice_at_once_takes_one_question(desk: Desk, provider: Provider) -> None:
+async def test_a_message_that_comes_twice_at_once_takes_one_question(
+    desk: DeviceOwner, provider: Provider
+) -> None:
     held = Hold({"question": "Second?"})
     provider.script(ASK, held, {"question": "Other second?"})
     session = await begin(desk)
@@ -481,15 +500,15 @@ async def test_a_message_that_comes_twice_at_once_takes_one_question(desk: Desk,
 # ── What is at hand ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def looked(desk: Desk, provider: Provider, **body: Any) -> dict[str, Any]:
+async def looked(desk: DeviceOwner, provider: Provider, **body: Any) -> dict[str, Any]:
     provider.script(ASK, DONE)
     session = await said(desk, await begin(desk, **body), "Tasks")
     assert session["done"] and session["message"]
     return dict(session["found"])
 
 
-async def test_when_there_is_nothing_to_look_into_it_says_why(desk: Desk, provider: Provider) -> None:
-    from tests.agents.test_runs import connected
+async def test_when_there_is_nothing_to_look_into_it_says_why(desk: DeviceOwner, provider: Provider) -> None:
+    from tests.agents.device_owner import connected
 
     nothing = {"sources": [], "records": [], "counts": {}}
     agent = await desk.agent(directory_paths=[str(desk.folder)])
@@ -503,11 +522,13 @@ async def test_when_there_is_nothing_to_look_into_it_says_why(desk: Desk, provid
 
 @pytest.mark.parametrize("protocol", [1, 2])
 async def test_it_reads_three_documents_of_whatever_device_and_shows_what_could_be_read(
-    desk: Desk, provider: Provider, protocol: int
+    desk: DeviceOwner, provider: Provider, protocol: int
 ) -> None:
-    from tests.agents.test_runs import connected, document, tasks_of_lines
+    from tests.agents.device_owner import connected, document_text, tasks_from_lines
 
-    provider.default = lambda request: Fail(400) if "step 1" in document(request) else tasks_of_lines(request)
+    provider.default = lambda request: (
+        Fail(400) if "step 1" in document_text(request) else tasks_from_lines(request)
+    )
     for number in range(3):
         desk.write(f"{number}.md", f"do step {number}\n" + "x" * 200_000)
     desk.device = desk.new_device(protocol=protocol)
@@ -521,12 +542,12 @@ async def test_it_reads_three_documents_of_whatever_device_and_shows_what_could_
 
 def test_the_newest_of_each_kind_is_chosen_and_no_empty_or_huge_file_before_others() -> None:
     from adiuva.devices.protocol import ManifestFile
-    from agents.journeys.samples import _choice
+    from agents.journeys.samples import _choose_paths
 
     def file(path: str, mtime: int, size: int = 10) -> ManifestFile:
         return ManifestFile(path=path, sha256="0" * 64, size=size, mtime=mtime)
 
     files = [file("/a.md", 1), file("/b.md", 9), file("/c.eml", 2), file("/d.md", 8), file("/e.txt", 99, 0)]
-    assert _choice(files) == ["/b.md", "/c.eml", "/d.md"]
-    assert _choice([file("/huge.csv", 9, 10**9), file("/small.csv", 1)]) == ["/small.csv", "/huge.csv"]
-    assert _choice([]) == []
+    assert _choose_paths(files) == ["/b.md", "/c.eml", "/d.md"]
+    assert _choose_paths([file("/huge.csv", 9, 10**9), file("/small.csv", 1)]) == ["/small.csv", "/huge.csv"]
+    assert _choose_paths([]) == []

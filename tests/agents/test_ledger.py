@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adiuva.core import db
-from agents import lease
+from agents import ledger
 from agents.models import Agent
-from tests.agents.factories import a_device, a_run, an_agent, claimed, kept
-from tests.agents.test_faults import at_work
-from tests.agents.test_runs import ENDED, Desk, connected, tasks_of_lines
-from tests.factories import somebody
+from tests.agents.device_owner import END_STATES, DeviceOwner, connected, tasks_from_lines
+from tests.agents.factories import claim_run, commit_tasks, create_agent, create_device, create_run
+from tests.agents.worker_processes import start_worker
 from tests.fakes.provider import Provider
 from tests.server_processes import Stack
 
 
-@pytest.fixture
-async def desk(web: str, worker: None, provider: Provider, tmp_path: Path) -> AsyncIterator[Desk]:
-    folder = tmp_path / "documents"
-    folder.mkdir()
-    made = Desk(web, await db.run(somebody), folder)
-    yield made
-    await made.rest.aclose()
-
-
-async def test_only_what_is_new_or_changed_is_uploaded_and_read(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_only_what_is_new_or_changed_is_uploaded_and_read(
+    desk: DeviceOwner, provider: Provider
+) -> None:
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     desk.write("two.md", "do write the offer")
     async with connected(desk):
@@ -53,16 +43,16 @@ async def test_only_what_is_new_or_changed_is_uploaded_and_read(desk: Desk, prov
 
 @pytest.mark.parametrize("change", [{"prompt_template": "Look harder."}, {"data_types": ["notes", "tasks"]}])
 async def test_another_question_makes_all_sources_due_and_what_was_found_before_does_not_come_again(
-    desk: Desk, provider: Provider, change: dict[str, Any]
+    desk: DeviceOwner, provider: Provider, change: dict[str, Any]
 ) -> None:
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     desk.write("two.md", "nothing yet")
     async with connected(desk):
         agent = await desk.agent(data_types=["tasks"])
         await desk.run(agent)
         more = {"table": "tasks", "data": {"title": "more"}}
-        provider.default = lambda request: {"records": [*tasks_of_lines(request)["records"], more]}
+        provider.default = lambda request: {"records": [*tasks_from_lines(request)["records"], more]}
         answer = await desk.rest.patch(f"/agents/local/{agent}", json=change)
         assert answer.status_code == 200
         seen = await desk.run(agent)
@@ -75,26 +65,26 @@ async def test_another_question_makes_all_sources_due_and_what_was_found_before_
 
 
 async def test_another_model_makes_all_sources_due_and_what_was_found_before_does_not_come_again(
-    desk: Desk, provider: Provider, stack: Stack
+    desk: DeviceOwner, provider: Provider, stack: Stack
 ) -> None:
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     async with connected(desk):
         agent = await desk.agent()
         await desk.run(agent)
-        run = str((await db.run(lambda: a_run(Agent.objects.get(pk=agent)))).pk)
+        run = str((await db.run(lambda: create_run(Agent.objects.get(pk=agent)))).pk)
         other = {"ADIUVA_MODEL": "openai/another", "ADIUVA_MODEL_API_BASE": provider.url}
-        await asyncio.to_thread(at_work, stack, run, **other)
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+        await asyncio.to_thread(start_worker, stack, run, **other)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
     assert (seen["state"], seen["model_calls"], seen["items_created"]) == ("success", 1, 0)
     assert provider.chats[-1].body["model"] == "another"
     assert len(desk.rows("tasks")) == 1
 
 
 async def test_a_change_that_makes_no_difference_to_what_is_found_costs_nothing(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     async with connected(desk):
         agent = await desk.agent(data_types=["tasks", "notes"])
@@ -107,11 +97,11 @@ async def test_a_change_that_makes_no_difference_to_what_is_found_costs_nothing(
 
 
 def test_the_ledger_of_one_agent_says_nothing_to_another(db: None) -> None:
-    agent = an_agent()
-    a_device(agent)
-    job = claimed(a_run(agent))
-    kept(job, "call Ada", path="/a.md")
-    assert lease.due(job, [(job.source_key("/a.md"), b"hash")]) == [False]
-    other = claimed(a_run(an_agent(agent.user_id)))
-    assert lease.due(other, [(other.source_key("/a.md"), b"hash")]) == [True]
-    assert other.source_key("/a.md") != job.source_key("/a.md")
+    agent = create_agent()
+    create_device(agent)
+    claimed = claim_run(create_run(agent))
+    commit_tasks(claimed, "call Ada", path="/a.md")
+    assert ledger.needs_reading(claimed, [(claimed.source_key("/a.md"), b"hash")]) == [False]
+    other = claim_run(create_run(create_agent(agent.user_id)))
+    assert ledger.needs_reading(other, [(other.source_key("/a.md"), b"hash")]) == [True]
+    assert other.source_key("/a.md") != claimed.source_key("/a.md")

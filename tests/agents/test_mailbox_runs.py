@@ -11,7 +11,7 @@ import pytest
 
 from agents import runs
 from agents.models import Run
-from tests.agents.mailbox_scenario import PATIENCE_S, Inbox, an_inbox, tasks_of_lines
+from tests.agents.mailbox_scenario import TIMEOUT_S, Inbox, create_inbox, tasks_from_lines
 from tests.fakes.google import Google
 from tests.fakes.identity import Identity
 from tests.fakes.mailboxes import Change, Clip, Fail, Fault
@@ -37,14 +37,14 @@ def configured(
     settings: Any, google: Google, identity: Identity, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Workers of other tests do not know these providers.
-    monkeypatch.setattr(runs, "nudge", lambda run_ids: None)
+    monkeypatch.setattr(runs, "enqueue_runs", lambda run_ids: None)
     settings.GOOGLE = {**identity.google(), "api": google.url}
     settings.MODEL = provider.settings()
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not holds():
             await asyncio.sleep(0.02)
 
@@ -61,10 +61,10 @@ BREAKS: list[tuple[Fault, str]] = [(Change(loop), "page_loop"), (Fail(403, "forb
 async def test_what_was_read_before_a_reading_broke_off_is_not_read_in_vain(
     web: str, google: Google, tmp_path: Path, provider: Provider, fault: Fault, code: str
 ) -> None:
-    inbox: Inbox = await an_inbox(web, google, tmp_path, mails=4)
+    inbox: Inbox = await create_inbox(web, google, tmp_path, mails=4)
     inbox.box.page = 2
     inbox.box.fault("pageToken=", fault)
-    held = Hold(tasks_of_lines)
+    held = Hold(tasks_from_lines)
     provider.default = held
     async with inbox.device():
         work = asyncio.create_task(inbox.run())
@@ -73,7 +73,7 @@ async def test_what_was_read_before_a_reading_broke_off_is_not_read_in_vain(
         run = await work
         assert (run.state, run.items_created) == (State.ERROR, 2)
         assert code in await inbox.codes(run)
-        provider.default = tasks_of_lines
+        provider.default = tasks_from_lines
         again = await inbox.run()
         assert (again.state, again.items_created, again.files_unchanged) == (State.SUCCESS, 2, 2)
         assert len(inbox.titles()) == 4
@@ -82,7 +82,7 @@ async def test_what_was_read_before_a_reading_broke_off_is_not_read_in_vain(
 async def test_a_message_whose_answer_was_cut_several_times_in_a_row_is_read_all_the_same(
     web: str, google: Google, tmp_path: Path
 ) -> None:
-    inbox = await an_inbox(web, google, tmp_path, mails=2)
+    inbox = await create_inbox(web, google, tmp_path, mails=2)
     inbox.box.fault("/messages/m000001", Clip(), Clip(0.9))
     async with inbox.device():
         run = await inbox.run()

@@ -11,11 +11,20 @@ from django.utils import timezone
 
 from adiuva.devices import outbox
 from adiuva.devices.models import OutboxRecord
-from agents import journal, lease, runs, services
-from agents.lease import Job
+from agents import journal, outcomes, runs, services
+from agents.claimed_runs import ClaimedRun
 from agents.models import Agent, Run
-from tests.agents.factories import a_device, a_run, an_agent, answered, claimed, kept, settle
-from tests.agents.test_rest import API, client_of
+from tests.agents.factories import (
+    API,
+    accepted_by_device,
+    claim_run,
+    commit_answers,
+    commit_tasks,
+    create_agent,
+    create_device,
+    create_run,
+    rest_client,
+)
 from tests.factories import Person, somebody
 
 if TYPE_CHECKING:
@@ -31,14 +40,14 @@ def ada(db: None) -> Person:
 
 @pytest.fixture
 def rest(ada: Person) -> APIClient:
-    return client_of(ada)
+    return rest_client(ada)
 
 
 @pytest.fixture
-def job(ada: Person) -> Job:
-    agent = an_agent(ada.id)
-    a_device(agent)
-    return claimed(a_run(agent))
+def claimed(ada: Person) -> ClaimedRun:
+    agent = create_agent(ada.id)
+    create_device(agent)
+    return claim_run(create_run(agent))
 
 
 def a_month_passes(*ids: uuid.UUID) -> None:
@@ -50,73 +59,73 @@ def states(*ids: uuid.UUID) -> list[str]:
     return [found[key] for key in ids]
 
 
-def codes(job: Job) -> list[tuple[str, int]]:
-    return [(event["code"], event["count"]) for event in journal.read(Run.objects.get(pk=job.run_id))]
+def codes(claimed: ClaimedRun) -> list[tuple[str, int]]:
+    return [(event["code"], event["count"]) for event in journal.read(Run.objects.get(pk=claimed.run_id))]
 
 
-def cancelled(job: Job) -> None:
-    lease.finish(job, Run.State.CANCELLED, "cancelled")
+def cancelled(claimed: ClaimedRun) -> None:
+    outcomes.finish(claimed, Run.State.CANCELLED, "cancelled")
 
 
-def test_what_no_device_came_for_expires_and_is_counted(rest: APIClient, job: Job) -> None:
-    old, other, delivered, new = kept(job, "a", "b", "c", "d")
-    settle(job, answered(delivered))
-    cancelled(job)
-    place = f"{API}/runs/{job.run_id}"
+def test_what_no_device_came_for_expires_and_is_counted(rest: APIClient, claimed: ClaimedRun) -> None:
+    old, other, delivered, new = commit_tasks(claimed, "a", "b", "c", "d")
+    commit_answers(claimed, accepted_by_device(delivered))
+    cancelled(claimed)
+    place = f"{API}/runs/{claimed.run_id}"
     assert rest.get(place).json()["records_waiting"] == 3
     a_month_passes(old, other, delivered)
     assert runs.sweep()["records_expired"] == 2
     assert states(old, other, delivered, new) == ["expired", "expired", "delivered", "waiting"]
     assert OutboxRecord.objects.get(pk=old).sealed is None
-    assert codes(job)[-1] == ("records_expired", 2)
+    assert codes(claimed)[-1] == ("records_expired", 2)
     for seen in (rest.get(place).json(), rest.get(f"{API}/runs").json()[0]):
         assert (seen["records_waiting"], seen["records_expired"]) == (1, 2)
     assert runs.sweep()["records_expired"] == 0
 
 
-def test_records_of_a_deleted_agent_expire_too(job: Job) -> None:
-    ids = kept(job, "a", "b")
-    cancelled(job)
-    services.delete(agent=Agent.objects.get(pk=job.agent_id))
+def test_records_of_a_deleted_agent_expire_too(claimed: ClaimedRun) -> None:
+    ids = commit_tasks(claimed, "a", "b")
+    cancelled(claimed)
+    services.delete(agent=Agent.objects.get(pk=claimed.agent_id))
     a_month_passes(*ids)
     assert runs.sweep()["records_expired"] == 2
-    assert codes(job)[-1] == ("records_expired", 2)
+    assert codes(claimed)[-1] == ("records_expired", 2)
 
 
-def test_a_run_under_way_is_left_to_bring_its_own(job: Job) -> None:
-    a_month_passes(*kept(job, "a"))
+def test_a_run_under_way_is_left_to_bring_its_own(claimed: ClaimedRun) -> None:
+    a_month_passes(*commit_tasks(claimed, "a"))
     assert runs.sweep()["records_expired"] == 0
-    cancelled(job)
+    cancelled(claimed)
     assert runs.sweep()["records_expired"] == 1
 
 
-def test_many_expire_in_batches(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_AT_ONCE", 2)
-    ids = kept(job, *"abcde")
-    cancelled(job)
+def test_many_expire_in_batches(claimed: ClaimedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_BATCH_SIZE", 2)
+    ids = commit_tasks(claimed, *"abcde")
+    cancelled(claimed)
     a_month_passes(*ids)
     assert [runs.sweep()["records_expired"] for _ in range(4)] == [2, 2, 1, 0]
 
 
-def test_what_a_device_may_have_is_never_sent_again(job: Job) -> None:
-    (sent,) = kept(job, "a")
+def test_what_a_device_may_have_is_never_sent_again(claimed: ClaimedRun) -> None:
+    (sent,) = commit_tasks(claimed, "a")
     outbox.mark_sent([sent])  # to a device that does not dedupe
-    cancelled(job)
+    cancelled(claimed)
     a_month_passes(sent)
     runs.sweep()
-    assert (states(sent), codes(job)[-1]) == (["uncertain"], ("outcome_unknown", 1))
-    again = claimed(a_run(Agent.objects.get(pk=job.agent_id)))
-    assert kept(again, "a") == []
+    assert (states(sent), codes(claimed)[-1]) == (["uncertain"], ("outcome_unknown", 1))
+    again = claim_run(create_run(Agent.objects.get(pk=claimed.agent_id)))
+    assert commit_tasks(again, "a") == []
 
 
-def test_what_has_expired_is_sent_when_it_is_found_again_under_its_old_id(job: Job) -> None:
-    ids = kept(job, "a", "b")
-    settle(job, answered(ids[1]))
-    cancelled(job)
+def test_what_has_expired_is_sent_when_it_is_found_again_under_its_old_id(claimed: ClaimedRun) -> None:
+    ids = commit_tasks(claimed, "a", "b")
+    commit_answers(claimed, accepted_by_device(ids[1]))
+    cancelled(claimed)
     a_month_passes(*ids)
     runs.sweep()
-    again = claimed(a_run(Agent.objects.get(pk=job.agent_id)))
-    assert kept(again, "a", "b") == ids[:1]
+    again = claim_run(create_run(Agent.objects.get(pk=claimed.agent_id)))
+    assert commit_tasks(again, "a", "b") == ids[:1]
     (pending,) = outbox.waiting(cipher=again.cipher, user_id=again.user_id, run_id=again.run_id)
     assert (pending.id, pending.data["title"]) == (ids[0], "a")
     assert runs.sweep()["records_expired"] == 0  # it waits anew
@@ -128,11 +137,11 @@ def test_the_counts_of_a_page_of_runs_are_one_query(ada: Person) -> None:
 
     made = []
     for number in range(3):
-        agent = an_agent(ada.id)
-        a_device(agent) if not number else None
-        job = claimed(a_run(agent))
-        kept(job, *"abc"[:number])
-        made.append(job.run_id)
+        agent = create_agent(ada.id)
+        create_device(agent) if not number else None
+        claimed = claim_run(create_run(agent))
+        commit_tasks(claimed, *"abc"[:number])
+        made.append(claimed.run_id)
     with CaptureQueriesContext(connection) as queries:
         left = outbox.count_outstanding(made)
     assert len(queries) == 1

@@ -10,16 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents import lease
-from agents.journal import Entry, Kind
+from agents import claimed_runs, outcomes
+from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run
-from tests.agents.factories import a_run, an_agent, claimed
+from tests.agents.factories import API, claim_run, create_agent, create_run, rest_client
 from tests.factories import Person, somebody
 
 if TYPE_CHECKING:
     from rest_framework.test import APIClient
 
-API = "/api/v1/agents"
 NOBODY = "0b8f1d7e-0f5c-4a57-9f7b-3f6d3b0f6c11"
 GOOD: dict[str, Any] = {
     "name": "Desk",
@@ -32,14 +31,6 @@ GOOD: dict[str, Any] = {
 }
 
 
-def client_of(person: Person) -> APIClient:
-    from rest_framework.test import APIClient
-
-    client = APIClient()
-    client.credentials(HTTP_AUTHORIZATION=f"Bearer {person.access_token}")
-    return client
-
-
 @pytest.fixture
 def ada(db: None) -> Person:
     return somebody(timezone="Europe/Rome")
@@ -47,7 +38,7 @@ def ada(db: None) -> Person:
 
 @pytest.fixture
 def rest(ada: Person) -> APIClient:
-    return client_of(ada)
+    return rest_client(ada)
 
 
 def test_an_agent_is_made_read_changed_and_deleted(rest: APIClient) -> None:
@@ -94,7 +85,7 @@ BAD = [
 
 @pytest.mark.parametrize(("field", "value"), BAD)
 def test_a_wrong_value_is_refused_by_its_name(rest: APIClient, ada: Person, field: str, value: Any) -> None:
-    agent = an_agent(ada.id)
+    agent = create_agent(ada.id)
     place = f"{API}/local/{agent.pk}"
     before = rest.get(place).json()
     for answer in (
@@ -121,7 +112,7 @@ def test_a_missing_value_is_named(rest: APIClient, missing: str) -> None:
 )
 @pytest.mark.parametrize("method", ["post", "put", "patch"])
 def test_a_body_of_the_wrong_type_is_refused(rest: APIClient, ada: Person, method: str, raw: bytes) -> None:
-    place = f"{API}/local" if method == "post" else f"{API}/local/{an_agent(ada.id).pk}"
+    place = f"{API}/local" if method == "post" else f"{API}/local/{create_agent(ada.id).pk}"
     answer = rest.generic(method.upper(), place, raw, content_type="application/json")
     if raw == b"" and method == "patch":
         return  # nothing to change
@@ -160,8 +151,8 @@ def test_what_the_server_decides_cannot_be_set(rest: APIClient, ada: Person) -> 
 
 
 def test_another_users_is_answered_like_none(rest: APIClient, ada: Person) -> None:
-    theirs = an_agent()
-    their_run = a_run(theirs)
+    theirs = create_agent()
+    their_run = create_run(theirs)
     nothing = uuid.uuid4()
     for method, place, body in [
         ("get", "local/{agent}", None), ("put", "local/{agent}", GOOD), ("put", "local/{agent}", {}),
@@ -200,9 +191,9 @@ def test_runs_come_in_pages_newest_first_for_few_queries(rest: APIClient, ada: P
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
-    agent = an_agent(ada.id)
-    made = [str(a_run(agent, state=Run.State.ERROR, problems=1).pk) for _ in range(7)]
-    elsewhere = a_run(an_agent(ada.id))
+    agent = create_agent(ada.id)
+    made = [str(create_run(agent, state=Run.State.ERROR, problems=1).pk) for _ in range(7)]
+    elsewhere = create_run(create_agent(ada.id))
     with CaptureQueriesContext(connection) as queries:
         first = rest.get(f"{API}/runs", {"agent_id": str(agent.pk), "limit": 5})
     assert (
@@ -219,12 +210,16 @@ def test_runs_come_in_pages_newest_first_for_few_queries(rest: APIClient, ada: P
 
 
 def test_a_run_shows_what_the_contract_names(rest: APIClient, ada: Person) -> None:
-    job = claimed(a_run(an_agent(ada.id)))
-    entries = [Entry(Kind.SOURCE_FAILED, "unreadable", source="/home/ada/a.md", message="it is a picture")]
-    lease.count(job, seen=1, done=1, failed=1, entries=entries)
-    lease.finish(job)
+    claimed = claim_run(create_run(create_agent(ada.id)))
+    entries = [
+        JournalEntry(
+            EventKind.SOURCE_FAILED, "unreadable", source="/home/ada/a.md", message="it is a picture"
+        )
+    ]
+    claimed_runs.add_counts(claimed, seen=1, done=1, failed=1, entries=entries)
+    outcomes.finish(claimed)
     (run,) = rest.get(f"{API}/runs").json()
-    assert (run["agent_id"], run["agent_type"]) == (str(job.agent_id), "local_directory")
+    assert (run["agent_id"], run["agent_type"]) == (str(claimed.agent_id), "local_directory")
     assert (run["status"], run["state"], run["items_processed"], run["items_created"]) == (
         "error",
         "error",
@@ -241,7 +236,7 @@ def test_a_run_shows_what_the_contract_names(rest: APIClient, ada: Person) -> No
 
 
 def test_an_agent_runs_once_at_a_time_and_its_run_can_be_cancelled(rest: APIClient, ada: Person) -> None:
-    agent = an_agent(ada.id, enabled=False)  # by hand it can always be run
+    agent = create_agent(ada.id, enabled=False)  # by hand it can always be run
     started = rest.post(f"{API}/{agent.pk}/run")
     assert (started.status_code, started.json()["ok"]) == (202, True)
     again = rest.post(f"{API}/{agent.pk}/run")
@@ -267,13 +262,13 @@ def test_an_agent_runs_once_at_a_time_and_its_run_can_be_cancelled(rest: APIClie
 def test_a_run_is_not_started_with_a_wrong_query(
     rest: APIClient, ada: Person, query: str, field: str
 ) -> None:
-    answer = rest.post(f"{API}/{an_agent(ada.id).pk}/run?{query}")
+    answer = rest.post(f"{API}/{create_agent(ada.id).pk}/run?{query}")
     assert (answer.status_code, list(answer.json()["fields"])) == (400, [field])
     assert not Run.objects.of(ada.id).exists()
 
 
 def test_a_dry_run_is_started_as_one(rest: APIClient, ada: Person) -> None:
-    started = rest.post(f"{API}/{an_agent(ada.id).pk}/run?dry_run=true&max_sources=3")
+    started = rest.post(f"{API}/{create_agent(ada.id).pk}/run?dry_run=true&max_sources=3")
     assert started.status_code == 202
     seen = rest.get(f"{API}/runs/{started.json()['run_id']}").json()
     assert (seen["dry_run"], seen["max_sources"], seen["records"], seen["status"]) == (True, 3, [], "running")
@@ -282,8 +277,8 @@ def test_a_dry_run_is_started_as_one(rest: APIClient, ada: Person) -> None:
 
 
 def test_history_stays_when_its_agent_goes(rest: APIClient, ada: Person) -> None:
-    agent = an_agent(ada.id)
-    run = a_run(agent)
+    agent = create_agent(ada.id)
+    run = create_run(agent)
     rest.delete(f"{API}/local/{agent.pk}")
     (listed,) = rest.get(f"{API}/runs", {"agent_id": str(agent.pk)}).json()
     assert (listed["id"], listed["agent_name"], listed["state"]) == (str(run.pk), "Desk", "cancelled")

@@ -5,146 +5,37 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import hashlib
-import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
-import httpx
 import pytest
 from django.utils import timezone
 
 from adiuva.core import db
-from adiuva.devices.client import Device, FrameReceived
-from adiuva.devices.protocol import AgentFetch, AgentProgress
 from adiuva.embedded.processes import python
 from agents import runs
 from agents.extraction import PART_CHARS
 from agents.models import Agent, Run
-from tests.agents.factories import a_run
-from tests.factories import Person, somebody
+from tests.agents.device_owner import (
+    END_STATES,
+    TIMEOUT_S,
+    DeviceOwner,
+    connected,
+    counts_add_up,
+    document_text,
+    tasks_from_lines,
+)
+from tests.agents.factories import create_run
 from tests.fakes.provider import Fail, Hold, Provider, Request
 from tests.server_processes import Stack
 from tests.socket_client import Socket
 
-PATIENCE_S = 60
-ENDED = {"success", "partial", "error", "cancelled", "timeout"}
 
-
-class Desk:
-    """A person with a folder, a device and an agent over it."""
-
-    def __init__(self, web: str, person: Person, folder: Path) -> None:
-        self.web, self.person, self.folder = web, person, folder
-        self.rest = httpx.AsyncClient(
-            base_url=f"{web}/api/v1", headers={"Authorization": f"Bearer {person.access_token}"}, timeout=60
-        )
-        self.progress: list[AgentProgress] = []
-        self.fetched: list[str] = []  # names of the files that the device was asked to upload
-        self.device = self.new_device()
-
-    def new_device(self, **options: Any) -> Device:
-        return Device(
-            server=self.web,
-            workspace=self.folder.parent / "device",
-            grants=[self.folder],
-            email=self.person.email,
-            password=self.person.password,
-            access_token=self.person.access_token,
-            refresh_token=self.person.refresh_token,
-            device_id="desk",
-            on_event=self._notice,
-            **options,
-        )
-
-    def _notice(self, event: object) -> None:
-        if isinstance(event, FrameReceived) and isinstance(event.frame, AgentProgress):
-            self.progress.append(event.frame)
-        if isinstance(event, FrameReceived) and isinstance(event.frame, AgentFetch):
-            self.fetched += [Path(path).name for path in event.frame.paths]
-
-    async def agent(self, **fields: Any) -> str:
-        body = {
-            "name": "Desk",
-            "device_id": "desk",
-            "directory_paths": [str(self.folder)],
-            "data_types": ["tasks", "notes", "timelines", "projects"],
-            "prompt_template": "Find what is to be done.",
-            "file_extensions": [".md", ".txt"],
-            "schedule_cron": "",
-        }
-        answer = await self.rest.post("/agents/local", json=body | fields)
-        assert answer.status_code == 201, answer.text
-        return str(answer.json()["id"])
-
-    async def start(self, agent: str) -> str:
-        answer = await self.rest.post(f"/agents/{agent}/run")
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["run_id"])
-
-    async def see(self, run: str) -> dict[str, Any]:
-        answer = await self.rest.get(f"/agents/runs/{run}")
-        assert answer.status_code == 200, answer.text
-        return dict(answer.json())
-
-    async def until(self, run: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        async with asyncio.timeout(PATIENCE_S):
-            while not holds(seen := await self.see(run)):
-                await asyncio.sleep(0.05)
-        return seen
-
-    async def run(self, agent: str) -> dict[str, Any]:
-        """Start a run and wait for its end."""
-        return await self.until(await self.start(agent), lambda seen: seen["state"] in ENDED)
-
-    def rows(self, table: str) -> list[dict[str, Any]]:
-        """What is in a table of the device, whether it runs or not."""
-        file = self.folder.parent / "device" / "data.sqlite3"
-        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as store:
-            store.row_factory = sqlite3.Row
-            return [dict(row) for row in store.execute(f'SELECT * FROM "{table}"')]
-
-    def write(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text, "utf-8")
-
-
-@asynccontextmanager
-async def connected(desk: Desk) -> AsyncIterator[Desk]:
-    async with desk.device:
-        await desk.device.connected()
-        yield desk
-
-
-@pytest.fixture
-async def desk(web: str, worker: None, provider: Provider, tmp_path: Path) -> AsyncIterator[Desk]:
-    folder = tmp_path / "documents"
-    folder.mkdir()
-    made = Desk(web, await db.run(somebody, timezone="Europe/Rome"), folder)
-    yield made
-    await made.rest.aclose()
-
-
-def document(request: Request) -> str:
-    """The text of the document in a request to the model."""
-    return str(request.body["messages"][2]["content"]).partition("\n\n")[2]
-
-
-def tasks_of_lines(request: Request) -> dict[str, Any]:
-    """A model that makes a task of each line that starts with "do"."""
-    lines = re.findall(r"^do (.+)$", document(request), re.MULTILINE)
-    return {"records": [{"table": "tasks", "data": {"title": line}} for line in lines]}
-
-
-def adds_up(seen: dict[str, Any]) -> bool:
-    """Whether the counts of a run that came to its own end leave no file over."""
-    parts = seen["items_processed"] + seen["files_unchanged"] + seen["files_failed"]
-    return bool(seen["files_seen"] == seen["files_done"] == parts)
-
-
-async def test_what_is_in_a_folder_arrives_on_the_device_for_review(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_what_is_in_a_folder_arrives_on_the_device_for_review(
+    desk: DeviceOwner, provider: Provider
+) -> None:
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada\ndo write the offer\n")
     desk.write("two.md", "nothing here")
     async with connected(desk):
@@ -152,7 +43,7 @@ async def test_what_is_in_a_folder_arrives_on_the_device_for_review(desk: Desk, 
     assert (seen["state"], seen["status"], seen["errors"]) == ("success", "success", [])
     assert (seen["files_seen"], seen["files_done"], seen["items_processed"]) == (2, 2, 2)
     assert (seen["items_created"], seen["model_calls"]) == (2, 2)
-    assert adds_up(seen)
+    assert counts_add_up(seen)
     assert {row["title"] for row in desk.rows("tasks")} == {"call Ada", "write the offer"}
     assert all((row["isAiSuggested"], row["isApproved"]) == (1, 0) for row in desk.rows("tasks"))
     assert desk.progress[-1].state == "success"
@@ -162,9 +53,9 @@ async def test_what_is_in_a_folder_arrives_on_the_device_for_review(desk: Desk, 
 
 
 async def test_a_second_run_uploads_nothing_asks_no_model_and_creates_nothing(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     async with connected(desk):
         agent = await desk.agent()
@@ -180,8 +71,10 @@ async def test_a_second_run_uploads_nothing_asks_no_model_and_creates_nothing(
     assert sorted(row["title"] for row in desk.rows("tasks")) == ["call Ada", "send the bill"]
 
 
-async def test_a_changed_prompt_reads_again_and_doubles_nothing(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_a_changed_prompt_reads_again_and_doubles_nothing(
+    desk: DeviceOwner, provider: Provider
+) -> None:
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     async with connected(desk):
         agent = await desk.agent()
@@ -192,8 +85,10 @@ async def test_a_changed_prompt_reads_again_and_doubles_nothing(desk: Desk, prov
     assert len(desk.rows("tasks")) == 1
 
 
-async def test_a_run_waits_for_its_device_and_goes_on_when_it_comes(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_a_run_waits_for_its_device_and_goes_on_when_it_comes(
+    desk: DeviceOwner, provider: Provider
+) -> None:
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     agent = await desk.agent()
     run = await desk.start(agent)
@@ -202,33 +97,35 @@ async def test_a_run_waits_for_its_device_and_goes_on_when_it_comes(desk: Desk, 
     assert again.status_code == 409
     assert (again.json()["code"], again.json()["run_id"]) == ("run_is_live", run)
     async with connected(desk):
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
     assert (seen["state"], seen["items_created"]) == ("success", 1)
 
 
-async def test_a_run_that_waits_can_be_cancelled(desk: Desk) -> None:
+async def test_a_run_that_waits_can_be_cancelled(desk: DeviceOwner) -> None:
     run = await desk.start(await desk.agent())
     await desk.until(run, lambda seen: seen["state"] == "waiting_device")
     assert (await desk.rest.post(f"/agents/runs/{run}/cancel")).json()["state"] == "cancelled"
     assert (await desk.see(run))["status"] == "error"
 
 
-async def test_a_run_under_way_is_cancelled_while_the_model_thinks(desk: Desk, provider: Provider) -> None:
+async def test_a_run_under_way_is_cancelled_while_the_model_thinks(
+    desk: DeviceOwner, provider: Provider
+) -> None:
     hold = Hold()
     provider.script(hold)
     desk.write("one.md", "do call Ada")
     async with connected(desk):
         run = await desk.start(await desk.agent())
-        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
+        await asyncio.to_thread(hold.reached.wait, TIMEOUT_S)
         await desk.rest.post(f"/agents/runs/{run}/cancel")
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
     assert seen["state"] == "cancelled"
-    assert await asyncio.to_thread(hold.gone.wait, PATIENCE_S)
+    assert await asyncio.to_thread(hold.gone.wait, TIMEOUT_S)
     assert desk.rows("tasks") == []
 
 
-async def test_a_long_document_is_extracted_whole(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_a_long_document_is_extracted_whole(desk: DeviceOwner, provider: Provider) -> None:
+    provider.default = tasks_from_lines
     lines = [
         f"do step {number}" if number % 50 == 0 else "some words of no matter" for number in range(2_000)
     ]
@@ -242,8 +139,8 @@ async def test_a_long_document_is_extracted_whole(desk: Desk, provider: Provider
     }
 
 
-async def test_text_of_any_length_and_script_arrives_unharmed(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_text_of_any_length_and_script_arrives_unharmed(desk: DeviceOwner, provider: Provider) -> None:
+    provider.default = tasks_from_lines
     body = "äöü 漢字 🎉 " * 150_000
     desk.write("huge.txt", f"do begin\n{body}\ndo end ✓")
     async with connected(desk):
@@ -252,7 +149,7 @@ async def test_text_of_any_length_and_script_arrives_unharmed(desk: Desk, provid
     assert {row["title"] for row in desk.rows("tasks")} == {"begin", "end ✓"}
 
 
-async def test_a_project_is_named_by_a_real_id_or_not_at_all(desk: Desk, provider: Provider) -> None:
+async def test_a_project_is_named_by_a_real_id_or_not_at_all(desk: DeviceOwner, provider: Provider) -> None:
     def by_name(request: Request) -> dict[str, Any]:
         assert "Villa Rossi" in request.body["messages"][1]["content"]
         rows = [("by name", "villa rossi"), ("made up", "p-77"), ("none", None)]
@@ -274,7 +171,9 @@ async def test_a_project_is_named_by_a_real_id_or_not_at_all(desk: Desk, provide
     assert str(desk.folder / "one.md") in seen["errors"][0]
 
 
-async def test_what_the_model_gets_wrong_is_mended_once_or_set_aside(desk: Desk, provider: Provider) -> None:
+async def test_what_the_model_gets_wrong_is_mended_once_or_set_aside(
+    desk: DeviceOwner, provider: Provider
+) -> None:
     wrong = {"table": "tasks", "data": {"title": "x", "dueDate": "soon"}}
     mended = {"table": "tasks", "data": {"title": "x", "dueDate": "2026-12-01"}}
     provider.script({"records": [wrong]}, {"records": [mended]})
@@ -305,7 +204,7 @@ async def test_what_the_model_gets_wrong_is_mended_once_or_set_aside(desk: Desk,
     ],
 )
 async def test_fences_prefaces_and_thoughts_around_an_answer_do_no_harm(
-    desk: Desk, provider: Provider, answer: str
+    desk: DeviceOwner, provider: Provider, answer: str
 ) -> None:
     provider.script(answer)
     desk.write("one.md", "text")
@@ -314,7 +213,7 @@ async def test_fences_prefaces_and_thoughts_around_an_answer_do_no_harm(
     assert (seen["state"], seen["items_created"]) == ("success", 1)
 
 
-async def test_an_answer_without_json_is_no_empty_success(desk: Desk, provider: Provider) -> None:
+async def test_an_answer_without_json_is_no_empty_success(desk: DeviceOwner, provider: Provider) -> None:
     provider.default = "I would rather talk about the weather."
     desk.write("one.md", "do call Ada")
     async with connected(desk):
@@ -325,7 +224,7 @@ async def test_an_answer_without_json_is_no_empty_success(desk: Desk, provider: 
 
 
 async def test_a_model_that_is_away_is_said_and_tried_again_by_the_next_run(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = Fail(401)
     for number in range(8):
@@ -334,15 +233,15 @@ async def test_a_model_that_is_away_is_said_and_tried_again_by_the_next_run(
         agent = await desk.agent()
         seen = await desk.run(agent)
         assert (seen["state"], seen["journal"][-1]["code"]) == ("error", "model_rejected")
-        provider.default = tasks_of_lines
+        provider.default = tasks_from_lines
         seen = await desk.run(agent)
     assert (seen["state"], seen["items_created"]) == ("success", 8)
 
 
-async def test_the_models_concurrency_limit_holds(desk: Desk, provider: Provider) -> None:
+async def test_the_models_concurrency_limit_holds(desk: DeviceOwner, provider: Provider) -> None:
     async def slow(request: Request) -> dict[str, Any]:
         await asyncio.sleep(0.01)
-        return tasks_of_lines(request)
+        return tasks_from_lines(request)
 
     provider.default = slow
     for number in range(60):
@@ -353,27 +252,29 @@ async def test_the_models_concurrency_limit_holds(desk: Desk, provider: Provider
     assert 1 < provider.peak <= 24
 
 
-async def test_files_that_cannot_be_read_are_listed_with_their_reason(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_files_that_cannot_be_read_are_listed_with_their_reason(
+    desk: DeviceOwner, provider: Provider
+) -> None:
+    provider.default = tasks_from_lines
     desk.write("good.md", "do call Ada")
     (desk.folder / "bad.md").write_bytes(b"\x00\x01\x02\xff" * 100)
     async with connected(desk):
         agent = await desk.agent(directory_paths=[str(desk.folder), "/somewhere/else"])
         seen = await desk.run(agent)
     assert (seen["state"], seen["items_created"]) == ("partial", 1)
-    assert adds_up(seen) and seen["files_failed"] == 2
+    assert counts_add_up(seen) and seen["files_failed"] == 2
     assert any("bad.md" in error for error in seen["errors"])
     assert any("/somewhere/else" in error for error in seen["errors"])
 
 
-async def test_an_empty_folder_is_a_success_that_says_so(desk: Desk) -> None:
+async def test_an_empty_folder_is_a_success_that_says_so(desk: DeviceOwner) -> None:
     async with connected(desk):
         seen = await desk.run(await desk.agent())
     assert (seen["state"], seen["journal"][-1]["code"]) == ("success", "empty")
 
 
-async def test_a_device_of_protocol_1_is_served_the_same(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_a_device_of_protocol_1_is_served_the_same(desk: DeviceOwner, provider: Provider) -> None:
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     desk.write("two.md", "do write the offer")
     desk.device = desk.new_device(protocol=1)
@@ -381,16 +282,16 @@ async def test_a_device_of_protocol_1_is_served_the_same(desk: Desk, provider: P
         agent = await desk.agent()
         seen = await desk.run(agent)
         assert (seen["state"], seen["items_created"]) == ("success", 2)
-        assert adds_up(seen)
+        assert counts_add_up(seen)
         calls = len(provider.calls)
         seen = await desk.run(agent)
-        assert adds_up(seen)
+        assert counts_add_up(seen)
         assert (seen["items_created"], seen["files_unchanged"]) == (0, 2)
     assert len(provider.calls) == calls
     assert len(desk.rows("tasks")) == 2
 
 
-async def test_deleting_an_agent_keeps_its_run_history(desk: Desk, provider: Provider) -> None:
+async def test_deleting_an_agent_keeps_its_run_history(desk: DeviceOwner, provider: Provider) -> None:
     desk.write("one.md", "text")
     provider.default = {"records": []}
     async with connected(desk):
@@ -402,8 +303,8 @@ async def test_deleting_an_agent_keeps_its_run_history(desk: Desk, provider: Pro
     assert listed[0]["agent_name"] == "Desk"
 
 
-async def test_a_device_that_refuses_records_is_reported(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_a_device_that_refuses_records_is_reported(desk: DeviceOwner, provider: Provider) -> None:
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     async with connected(desk):
         with closing(sqlite3.connect(desk.folder.parent / "device" / "data.sqlite3")) as store:
@@ -414,30 +315,30 @@ async def test_a_device_that_refuses_records_is_reported(desk: Desk, provider: P
 
 
 async def test_a_device_that_goes_in_the_middle_of_its_upload_goes_on_when_it_is_back(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
     hold = Hold()
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
     provider.script(hold)
     for number in range(80):
         desk.write(f"{number}.md", f"do step {number}")
     async with connected(desk):
         run = await desk.start(await desk.agent())
-        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
+        await asyncio.to_thread(hold.reached.wait, TIMEOUT_S)
     await desk.until(run, lambda seen: seen["state"] == "waiting_device")
-    assert await asyncio.to_thread(hold.gone.wait, PATIENCE_S)
+    assert await asyncio.to_thread(hold.gone.wait, TIMEOUT_S)
     desk.device = desk.new_device()
     async with connected(desk):
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
     assert (seen["state"], seen["items_created"]) == ("success", 80)
     assert sorted(row["title"] for row in desk.rows("tasks")) == sorted(f"step {n}" for n in range(80))
-    assert adds_up(seen)
+    assert counts_add_up(seen)
 
 
 async def test_records_whose_answer_was_lost_come_again_as_the_same_calls(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
     text = "do call Ada\ndo write the offer"
     path = f"{desk.folder}/one.md"
     run = ""
@@ -466,7 +367,7 @@ async def test_records_whose_answer_was_lost_come_again_as_the_same_calls(
                     await socket.send({"type": "agent_data", **mine, "files": [file], "batch": 0})
                 case "agent_fetch" | "agent_ack":
                     await socket.send({"type": "agent_complete", **mine, "files_read": 1})
-                case "agent_progress" if frame["state"] in ENDED:
+                case "agent_progress" if frame["state"] in END_STATES:
                     return
 
     agent = await desk.agent()
@@ -485,15 +386,15 @@ async def test_records_whose_answer_was_lost_come_again_as_the_same_calls(
 
 
 async def test_a_run_whose_worker_is_killed_is_finished_by_another_and_doubles_nothing(
-    desk: Desk, provider: Provider, stack: Stack
+    desk: DeviceOwner, provider: Provider, stack: Stack
 ) -> None:
     hold = Hold()
     held = [hold]
 
     def answer(request: Request) -> Any:
-        if "wait" in document(request) and held:
+        if "wait" in document_text(request) and held:
             return held.pop()
-        return tasks_of_lines(request)
+        return tasks_from_lines(request)
 
     provider.default = answer
     desk.write("one.md", "do call Ada")
@@ -504,51 +405,51 @@ async def test_a_run_whose_worker_is_killed_is_finished_by_another_and_doubles_n
     )
     async with connected(desk):
         agent = await desk.agent()
-        run = str((await db.run(lambda: a_run(Agent.objects.get(pk=agent)))).pk)
+        run = str((await db.run(lambda: create_run(Agent.objects.get(pk=agent)))).pk)
         model = {"ADIUVA_MODEL": "openai/scripted", "ADIUVA_MODEL_API_BASE": provider.url}
         doomed = await asyncio.to_thread(stack.run, "doomed", python("-c", script, run), **model)
-        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
+        await asyncio.to_thread(hold.reached.wait, TIMEOUT_S)
         await desk.until(run, lambda seen: seen["items_created"] == 1)
         assert doomed.process is not None
         doomed.process.kill()
-        assert await asyncio.to_thread(hold.gone.wait, PATIENCE_S)
+        assert await asyncio.to_thread(hold.gone.wait, TIMEOUT_S)
 
         def time_passes() -> None:
             Run.objects.filter(pk=run).update(lease_until=timezone.now() - dt.timedelta(seconds=1))
             runs.sweep()
 
         await db.run(time_passes)
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
     assert (seen["state"], seen["items_created"]) == ("success", 2)
     assert [event["count"] for event in seen["journal"] if event["kind"] == "started"] == [1, 2]
     assert sorted(row["title"] for row in desk.rows("tasks")) == ["call Ada", "write the offer"]
-    assert (seen["files_unchanged"], seen["items_processed"], adds_up(seen)) == (1, 1, True)
+    assert (seen["files_unchanged"], seen["items_processed"], counts_add_up(seen)) == (1, 1, True)
 
 
 async def test_after_a_cancelled_run_the_next_one_brings_the_rest_and_nothing_twice(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
     hold = Hold()
     held = [hold]
     provider.default = lambda request: (
-        held.pop() if "wait" in document(request) and held else tasks_of_lines(request)
+        held.pop() if "wait" in document_text(request) and held else tasks_from_lines(request)
     )
     desk.write("one.md", "do call Ada")
     desk.write("two.md", "do write the offer\nand wait")
     async with connected(desk):
         agent = await desk.agent()
         run = await desk.start(agent)
-        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
+        await asyncio.to_thread(hold.reached.wait, TIMEOUT_S)
         await desk.until(run, lambda seen: seen["items_created"] == 1)
         await desk.rest.post(f"/agents/runs/{run}/cancel")
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
         assert (seen["state"], seen["items_created"]) == ("cancelled", 1)
         seen = await desk.run(agent)
     assert (seen["state"], seen["items_created"], seen["files_unchanged"]) == ("success", 1, 1)
     assert sorted(row["title"] for row in desk.rows("tasks")) == ["call Ada", "write the offer"]
 
 
-async def test_a_run_reads_no_other_device_than_its_agents(desk: Desk, provider: Provider) -> None:
+async def test_a_run_reads_no_other_device_than_its_agents(desk: DeviceOwner, provider: Provider) -> None:
     desk.write("one.md", "do call Ada")
     async with connected(desk):
         run = await desk.start(await desk.agent(device_id="never-seen"))
@@ -556,16 +457,16 @@ async def test_a_run_reads_no_other_device_than_its_agents(desk: Desk, provider:
     assert provider.chats == []
 
 
-async def test_an_agent_that_is_deleted_during_its_run_ends_it(desk: Desk, provider: Provider) -> None:
+async def test_an_agent_that_is_deleted_during_its_run_ends_it(desk: DeviceOwner, provider: Provider) -> None:
     hold = Hold({"records": [{"table": "tasks", "data": {"title": "too late"}}]})
     provider.script(hold)
     desk.write("one.md", "text")
     async with connected(desk):
         agent = await desk.agent()
         run = await desk.start(agent)
-        await asyncio.to_thread(hold.reached.wait, PATIENCE_S)
+        await asyncio.to_thread(hold.reached.wait, TIMEOUT_S)
         await desk.rest.delete(f"/agents/local/{agent}")
         hold.release()
-        seen = await desk.until(run, lambda seen: seen["state"] in ENDED)
+        seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
     assert seen["state"] == "cancelled"
     assert desk.rows("tasks") == []

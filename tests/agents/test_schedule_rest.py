@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from adiuva.core import db
 from agents.models import Agent, Run
-from tests.agents.factories import an_agent
+from tests.agents.factories import create_agent
 from tests.factories import Person, somebody
 from tests.socket_client import Socket
 
@@ -93,7 +93,7 @@ def test_catching_up_is_once_unless_said_otherwise(rest: APIClient) -> None:
 def test_a_wrong_way_of_catching_up_is_refused_by_its_name(
     rest: APIClient, ada: Person, values: dict[str, Any], field: str
 ) -> None:
-    agent = an_agent(ada.id)
+    agent = create_agent(ada.id)
     for answer in (rest.post(API, {**GOOD, **values}), rest.patch(f"{API}/{agent.pk}", values)):
         assert (answer.status_code, list(answer.json()["fields"])) == (400, [field])
     (left,) = Agent.objects.of(ada.id)
@@ -111,7 +111,9 @@ def test_the_openapi_document_names_what_a_schedule_takes_and_gives(rest: APICli
 async def test_a_device_that_says_hello_gets_at_once_what_fell_due_while_it_was_away(web: str) -> None:
     def prepare() -> tuple[Person, list[Agent]]:
         person = somebody()
-        agents = [an_agent(person.id, schedule_cron="@hourly", device_id=name) for name in ("desk", "other")]
+        agents = [
+            create_agent(person.id, schedule_cron="@hourly", device_id=name) for name in ("desk", "other")
+        ]
         long_ago = timezone.now().replace(minute=0, second=0, microsecond=0) - dt.timedelta(hours=2)
         Agent.objects.of(person.id).update(next_run_at=long_ago)
         return person, agents

@@ -23,9 +23,9 @@ from pytest_django.plugin import DjangoDbBlocker
 
 from adiuva.accounts.models import User
 from adiuva.devices.models import Device
-from agents import journal, lease, runs, schedules, services
-from agents.models import ON_TIME, Agent, Run
-from tests.agents.factories import a_run, an_agent, claimed
+from agents import claimed_runs, journal, outcomes, runs, schedules, services
+from agents.models import ON_TIME_WINDOW, Agent, Run
+from tests.agents.factories import claim_run, create_agent, create_run
 from tests.factories import somebody
 
 SECOND, HOUR, DAY = dt.timedelta(seconds=1), dt.timedelta(hours=1), dt.timedelta(days=1)
@@ -57,7 +57,7 @@ def runs_of(agent: Agent) -> list[tuple[str, int, dt.datetime | None]]:
 
 
 def every_hour(**fields: object) -> Agent:
-    return an_agent(schedule_cron="0 * * * *", timezone="UTC", **fields)
+    return create_agent(schedule_cron="0 * * * *", timezone="UTC", **fields)
 
 
 def ticked(agent: Agent, at: dt.datetime) -> int:
@@ -75,7 +75,7 @@ def local(agent: Agent, zone: str) -> str:
 
 def test_two_ticks_at_once_start_each_agent_once(committed_db: str) -> None:
     person = somebody()
-    agents = [an_agent(person.id, schedule_cron="@hourly", timezone="UTC") for _ in range(30)]
+    agents = [create_agent(person.id, schedule_cron="@hourly", timezone="UTC") for _ in range(30)]
     for agent in agents:
         set_due(agent)
     together = Barrier(4)
@@ -98,19 +98,19 @@ def test_two_ticks_at_once_start_each_agent_once(committed_db: str) -> None:
 
 
 def test_missed_slots_become_one_run_that_says_how_many(db: None) -> None:
-    agent = an_agent(schedule_cron="0 * * * *", timezone="UTC")
+    agent = create_agent(schedule_cron="0 * * * *", timezone="UTC")
     online(agent)
     first = set_due(agent, 5 * HOUR)
     assert schedules.tick(first + 5 * HOUR) == 1
     run = Run.objects.get(agent=agent)
     assert (run.slots, run.slot, run.state) == (6, first + 5 * HOUR, "queued")
-    lease.claim(run.pk)
+    claimed_runs.claim(run.pk)
     assert notes(run) == [("slots_missed", 6)]
 
 
 LATE = [  # how catch_up is set, how long after the last of three slots the tick comes, and how many the run stands for
     ("once", None, 30 * SECOND, 3), ("once", None, 59 * HOUR / 60, 3),
-    ("skip", None, 30 * SECOND, 1), ("skip", None, ON_TIME, 1), ("skip", None, ON_TIME + SECOND, 0),
+    ("skip", None, 30 * SECOND, 1), ("skip", None, ON_TIME_WINDOW, 1), ("skip", None, ON_TIME_WINDOW + SECOND, 0),
     ("within", 1, 30 * SECOND, 3), ("within", 1, 59 * HOUR / 60, 3),
 ]  # fmt: skip
 
@@ -129,7 +129,7 @@ def test_what_becomes_of_missed_slots_is_the_agents_to_say(
 
 @pytest.mark.parametrize(("late", "made"), [(6 * HOUR, 1), (6 * HOUR + SECOND, 0)])
 def test_within_hours_counts_from_the_last_missed_slot(db: None, late: dt.timedelta, made: int) -> None:
-    agent = an_agent(schedule_cron="0 8 * * *", timezone="UTC", catch_up="within", catch_up_hours=6)
+    agent = create_agent(schedule_cron="0 8 * * *", timezone="UTC", catch_up="within", catch_up_hours=6)
     online(agent)
     last = timezone.now().replace(hour=8, minute=0, second=0, microsecond=0)
     Agent.objects.filter(pk=agent.pk).update(next_run_at=last - 4 * DAY)
@@ -138,7 +138,7 @@ def test_within_hours_counts_from_the_last_missed_slot(db: None, late: dt.timede
 
 
 def test_of_more_slots_than_are_counted_the_last_one_is_right(db: None) -> None:
-    agent = an_agent(schedule_cron="* * * 1 *", timezone="UTC", catch_up="within", catch_up_hours=48)
+    agent = create_agent(schedule_cron="* * * 1 *", timezone="UTC", catch_up="within", catch_up_hours=48)
     online(agent)
     last = dt.datetime(2027, 1, 31, 23, 59, tzinfo=dt.UTC)
     Agent.objects.filter(pk=agent.pk).update(next_run_at=dt.datetime(2027, 1, 1, tzinfo=dt.UTC))
@@ -152,9 +152,9 @@ def test_a_run_that_waits_for_its_device_takes_in_the_slots_that_come(db: None) 
     assert [ticked(agent, first + number * HOUR) for number in range(4)] == [1, 0, 0, 0]
     assert runs_of(agent) == [("waiting_device", 4, first + 3 * HOUR)]
     online(agent)
-    assert schedules.device_is_here(user_id=agent.user_id, device_id=agent.device_id) == 1
-    job = claimed(Run.objects.get(agent=agent))
-    assert notes(Run.objects.get(pk=job.run_id)) == [("slots_missed", 4)]
+    assert schedules.device_connected(user_id=agent.user_id, device_id=agent.device_id) == 1
+    claimed = claim_run(Run.objects.get(agent=agent))
+    assert notes(Run.objects.get(pk=claimed.run_id)) == [("slots_missed", 4)]
 
 
 def test_a_run_whose_device_turned_out_to_be_away_takes_them_in_as_well(db: None) -> None:
@@ -162,9 +162,9 @@ def test_a_run_whose_device_turned_out_to_be_away_takes_them_in_as_well(db: None
     online(agent)
     first = set_due(agent)
     ticked(agent, first)
-    job = claimed(Run.objects.get(agent=agent))
+    claimed = claim_run(Run.objects.get(agent=agent))
     Device.objects.update(lease_until=None)
-    lease.wait_for_device(job, epoch=None)  # it never got through to it
+    outcomes.wait_for_device(claimed, epoch=None)  # it never got through to it
     ticked(agent, first + HOUR)
     assert runs_of(agent) == [("waiting_device", 2, first + HOUR)]
 
@@ -174,15 +174,15 @@ def test_a_run_that_has_begun_does_not_stand_for_later_slots(db: None) -> None:
     online(agent)
     first = set_due(agent)
     ticked(agent, first)
-    job = claimed(Run.objects.get(agent=agent))
-    lease.wait_for_device(job, epoch=1)
+    claimed = claim_run(Run.objects.get(agent=agent))
+    outcomes.wait_for_device(claimed, epoch=1)
     ticked(agent, first + HOUR)
     assert runs_of(agent) == [("waiting_device", 1, first)]
 
 
 def test_a_run_by_hand_takes_in_no_slots(db: None) -> None:
     agent = every_hour()
-    a_run(agent, state=Run.State.WAITING_DEVICE)
+    create_run(agent, state=Run.State.WAITING_DEVICE)
     slot = set_due(agent)
     assert ticked(agent, slot) == 0
     assert runs_of(agent) == [("waiting_device", 1, None)]
@@ -191,8 +191,8 @@ def test_a_run_by_hand_takes_in_no_slots(db: None) -> None:
 def test_a_slot_that_had_its_run_is_not_taken_in(db: None) -> None:
     agent = every_hour()
     slot = set_due(agent)
-    a_run(agent, slot=slot, state=Run.State.SUCCESS)
-    a_run(agent, slot=slot - HOUR, state=Run.State.WAITING_DEVICE)
+    create_run(agent, slot=slot, state=Run.State.SUCCESS)
+    create_run(agent, slot=slot - HOUR, state=Run.State.WAITING_DEVICE)
     assert ticked(agent, slot) == 0
     assert runs_of(agent) == [("success", 1, slot), ("waiting_device", 1, slot - HOUR)]
 
@@ -207,8 +207,8 @@ def test_a_waiting_run_that_comes_too_late_ends_when_its_device_is_back(
     agent = every_hour(catch_up="within", catch_up_hours=6)
     now = timezone.now()
     slot = now - hours_ago * HOUR
-    run = a_run(agent, slot=slot, state=Run.State.WAITING_DEVICE, started_at=slot if begun else None)
-    woken = runs.wake(user_id=agent.user_id, device_id=agent.device_id)
+    run = create_run(agent, slot=slot, state=Run.State.WAITING_DEVICE, started_at=slot if begun else None)
+    woken = runs.resume_waiting(user_id=agent.user_id, device_id=agent.device_id)
     assert (runs_of(agent), woken) == ([(state, 1, slot)], int(state == "queued"))
     ends = [event["code"] for event in journal.read(run)]
     assert ends == (["slot_missed"] if state == "cancelled" else [])
@@ -217,50 +217,50 @@ def test_a_waiting_run_that_comes_too_late_ends_when_its_device_is_back(
 def test_for_one_who_skips_no_run_waits_for_a_device(db: None) -> None:
     agent = every_hour(catch_up="skip")
     slot = set_due(agent)
-    for late in (0 * SECOND, 30 * SECOND, ON_TIME - SECOND):
+    for late in (0 * SECOND, 30 * SECOND, ON_TIME_WINDOW - SECOND):
         assert ticked(agent, slot + late) == 0
         agent.refresh_from_db()
         assert agent.next_run_at == slot  # its device may say hello in time
-    assert ticked(agent, slot + ON_TIME + SECOND) == 0
+    assert ticked(agent, slot + ON_TIME_WINDOW + SECOND) == 0
     agent.refresh_from_db()
     assert (agent.next_run_at, runs_of(agent)) == (slot + HOUR, [])
 
 
 def test_one_who_skips_and_runs_every_minute_stays_in_line_too(db: None) -> None:
-    agent = an_agent(schedule_cron="* * * * *", timezone="UTC", catch_up="skip")
+    agent = create_agent(schedule_cron="* * * * *", timezone="UTC", catch_up="skip")
     slot = set_due(agent)
-    assert ticked(agent, slot + 5 * ON_TIME) == 0
+    assert ticked(agent, slot + 5 * ON_TIME_WINDOW) == 0
     agent.refresh_from_db()
-    assert (agent.next_run_at, runs_of(agent)) == (slot + 4 * ON_TIME, [])
+    assert (agent.next_run_at, runs_of(agent)) == (slot + 4 * ON_TIME_WINDOW, [])
 
 
 @pytest.mark.parametrize("way", ["once", "skip"])
 def test_a_hello_starts_what_is_due_for_its_device_and_nothing_else(db: None, way: str) -> None:
     person = somebody()
     here, elsewhere = (
-        an_agent(person.id, schedule_cron="* * * * *", device_id=name, catch_up=way)
+        create_agent(person.id, schedule_cron="* * * * *", device_id=name, catch_up=way)
         for name in ("here", "elsewhere")
     )
-    anothers = an_agent(schedule_cron="* * * * *", device_id="here", catch_up=way)
+    anothers = create_agent(schedule_cron="* * * * *", device_id="here", catch_up=way)
     for agent in (here, elsewhere, anothers):
         Agent.objects.filter(pk=agent.pk).update(next_run_at=timezone.now() - SECOND)
         online(agent)
-    assert schedules.device_is_here(user_id=person.id, device_id="here") == 1
+    assert schedules.device_connected(user_id=person.id, device_id="here") == 1
     assert [state for state, _, _ in runs_of(here)] == ["queued"]
     assert runs_of(elsewhere) == runs_of(anothers) == []
-    assert schedules.device_is_here(user_id=person.id, device_id="here") == 0
+    assert schedules.device_connected(user_id=person.id, device_id="here") == 0
 
 
 def test_a_hello_for_which_nothing_is_due_costs_one_query(db: None) -> None:
     agent = every_hour()
     with CaptureQueriesContext(connection) as queries:
-        assert schedules.device_is_here(user_id=agent.user_id, device_id=agent.device_id) == 0
+        assert schedules.device_connected(user_id=agent.user_id, device_id=agent.device_id) == 0
     assert len(queries) == 1
 
 
 def test_a_run_under_way_covers_the_slot(db: None) -> None:
-    agent = an_agent(schedule_cron="@hourly", timezone="UTC")
-    live = a_run(agent)
+    agent = create_agent(schedule_cron="@hourly", timezone="UTC")
+    live = create_run(agent)
     set_due(agent)
     assert schedules.tick() == 0
     assert list(Run.objects.filter(agent=agent)) == [live]
@@ -278,16 +278,16 @@ def test_a_slot_that_comes_during_a_dry_run_waits_for_its_end(db: None) -> None:
 
 
 def test_a_slot_that_had_its_run_gets_no_other(db: None) -> None:
-    agent = an_agent(schedule_cron="@hourly", timezone="UTC")
+    agent = create_agent(schedule_cron="@hourly", timezone="UTC")
     slot = set_due(agent)
-    a_run(agent, slot=slot, state=Run.State.SUCCESS)
+    create_run(agent, slot=slot, state=Run.State.SUCCESS)
     assert schedules.tick(slot) == 0
     assert Run.objects.filter(agent=agent).count() == 1
 
 
 def test_what_is_switched_off_or_has_no_schedule_never_starts(db: None) -> None:
-    off = an_agent(schedule_cron="@hourly", enabled=False)
-    by_hand = an_agent()
+    off = create_agent(schedule_cron="@hourly", enabled=False)
+    by_hand = create_agent()
     assert off.next_run_at is by_hand.next_run_at is None
     Agent.objects.filter(pk=off.pk).update(next_run_at=timezone.now() - HOUR)
     schedules.tick()
@@ -295,7 +295,7 @@ def test_what_is_switched_off_or_has_no_schedule_never_starts(db: None) -> None:
 
 
 def test_a_schedule_that_cannot_be_used_does_not_stop_the_others(db: None) -> None:
-    broken, good = an_agent(schedule_cron="@hourly"), an_agent(schedule_cron="@hourly")
+    broken, good = create_agent(schedule_cron="@hourly"), create_agent(schedule_cron="@hourly")
     set_due(broken), set_due(good)
     Agent.objects.filter(pk=broken.pk).update(schedule_cron="no schedule at all")
     assert schedules.tick() == 1
@@ -308,7 +308,7 @@ def test_a_tick_costs_the_same_queries_for_more_agents(db: None) -> None:
     counts = []
     for number in (1, 20):
         for _ in range(number):
-            set_due(an_agent(schedule_cron="@hourly"))
+            set_due(create_agent(schedule_cron="@hourly"))
         with CaptureQueriesContext(connection) as queries:
             assert schedules.tick() == number
         counts.append(len(queries))
@@ -318,7 +318,7 @@ def test_a_tick_costs_the_same_queries_for_more_agents(db: None) -> None:
 def test_hours_go_with_within_alone(db: None) -> None:
     for way, hours in [("within", None), ("within", 0), ("within", 721), ("once", 5), ("skip", 5)]:
         with pytest.raises(IntegrityError), transaction.atomic():
-            Agent.objects.filter(pk=an_agent().pk).update(catch_up=way, catch_up_hours=hours)
+            Agent.objects.filter(pk=create_agent().pk).update(catch_up=way, catch_up_hours=hours)
 
 
 _TICKS = """
@@ -334,7 +334,7 @@ print(sum(schedules.tick() for _ in range(5)))
 
 def test_any_number_of_beats_make_one_run_a_due_window(committed_db: str) -> None:
     person = somebody()
-    agents = [an_agent(person.id, schedule_cron="@hourly", timezone="UTC") for _ in range(60)]
+    agents = [create_agent(person.id, schedule_cron="@hourly", timezone="UTC") for _ in range(60)]
     first = set_due(agents[0], 3 * HOUR)  # nobody ticked for three hours
     Agent.objects.of(person.id).update(next_run_at=first)
     for agent in agents:
@@ -367,7 +367,7 @@ def test_any_number_of_beats_make_one_run_a_due_window(committed_db: str) -> Non
 
 def test_a_tick_and_a_hello_at_once_start_an_agent_once(committed_db: str) -> None:
     person = somebody()
-    agents = [an_agent(person.id, schedule_cron="@hourly", timezone="UTC") for _ in range(10)]
+    agents = [create_agent(person.id, schedule_cron="@hourly", timezone="UTC") for _ in range(10)]
     for agent in agents:
         set_due(agent)
         online(agent)
@@ -379,7 +379,7 @@ def test_a_tick_and_a_hello_at_once_start_an_agent_once(committed_db: str) -> No
             if number % 2:
                 schedules.tick()
             else:
-                schedules.device_is_here(user_id=person.id, device_id="desk")
+                schedules.device_connected(user_id=person.id, device_id="desk")
         finally:
             connections.close_all()
 
@@ -397,14 +397,14 @@ def test_whenever_ticks_come_each_slot_is_counted_once(
 ) -> None:
     """Minutes between ticks; each run ends before the next tick, or waits for a device all the time."""
     with django_db_blocker.unblock(), transaction.atomic():
-        agent = an_agent(schedule_cron="*/10 * * * *", timezone="UTC")
+        agent = create_agent(schedule_cron="*/10 * * * *", timezone="UTC")
         if not away:
             online(agent)
         start = set_due(agent)
         now = start
         for gap in gaps:
             now += gap * 60 * SECOND
-            schedules._start(Q(pk=agent.pk), now)
+            schedules._start_due(Q(pk=agent.pk), now)
             if not away:
                 Run.objects.filter(agent=agent).update(state=Run.State.SUCCESS)
         made = Run.objects.filter(agent=agent).order_by("slot")
@@ -423,32 +423,32 @@ def test_whenever_ticks_come_each_slot_is_counted_once(
     ],
 )
 def test_a_changed_schedule_or_zone_moves_the_next_run(db: None, change: dict[str, str], at: str) -> None:
-    agent = an_agent(schedule_cron="0 8 * * *", timezone="Asia/Tokyo" if "name" in change else "UTC")
+    agent = create_agent(schedule_cron="0 8 * * *", timezone="Asia/Tokyo" if "name" in change else "UTC")
     if "timezone" in change:
         assert local(agent, "UTC") == "08:00"
-        assert local(services.change(agent=agent, values=change), "UTC") == at
+        assert local(services.update(agent=agent, values=change), "UTC") == at
     else:
         zone = agent.timezone
-        assert local(services.change(agent=agent, values=change), zone) == at
+        assert local(services.update(agent=agent, values=change), zone) == at
 
 
 def test_switching_an_agent_off_and_on_takes_and_gives_its_next_run(db: None) -> None:
-    agent = an_agent(schedule_cron="@daily")
-    assert services.change(agent=agent, values={"enabled": False}).next_run_at is None
-    assert services.change(agent=agent, values={"enabled": True}).next_run_at is not None
+    agent = create_agent(schedule_cron="@daily")
+    assert services.update(agent=agent, values={"enabled": False}).next_run_at is None
+    assert services.update(agent=agent, values={"enabled": True}).next_run_at is not None
 
 
 def test_a_change_of_something_else_does_not_lose_a_slot_that_is_due(db: None) -> None:
-    agent = an_agent(schedule_cron="@hourly")
+    agent = create_agent(schedule_cron="@hourly")
     slot = set_due(agent)
-    assert services.change(agent=agent, values={"name": "New"}).next_run_at == slot
+    assert services.update(agent=agent, values={"name": "New"}).next_run_at == slot
 
 
 def test_agents_without_a_zone_of_their_own_follow_their_user(db: None) -> None:
     person = somebody(timezone="Europe/Rome")
-    follows = an_agent(person.id, schedule_cron="0 8 * * *")
-    stays = an_agent(person.id, schedule_cron="0 8 * * *", timezone="Europe/Rome")
-    due = an_agent(person.id, schedule_cron="0 8 * * *")
+    follows = create_agent(person.id, schedule_cron="0 8 * * *")
+    stays = create_agent(person.id, schedule_cron="0 8 * * *", timezone="Europe/Rome")
+    due = create_agent(person.id, schedule_cron="0 8 * * *")
     slot = set_due(due)
     user = User.objects.get(pk=person.id)
     user.timezone = "Asia/Tokyo"

@@ -13,21 +13,21 @@ from adiuva.core import db
 from adiuva.devices import outbox
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import ToolResultBody
-from agents import lease
+from agents import outcomes
 from agents.models import Agent, Run
-from tests.agents.factories import a_run, claimed, kept, settle
-from tests.agents.test_runs import Desk, connected, tasks_of_lines
+from tests.agents.device_owner import DeviceOwner, connected, tasks_from_lines
+from tests.agents.factories import claim_run, commit_answers, commit_tasks, create_run
 from tests.fakes.provider import Provider
 from tests.socket_client import Socket
 
 
-async def take_back(desk: Desk, run: str, status: int = 200) -> dict[str, Any]:
+async def take_back(desk: DeviceOwner, run: str, status: int = 200) -> dict[str, Any]:
     answer = await desk.rest.post(f"/agents/runs/{run}/undo")
     assert answer.status_code == status, answer.text
     return dict(answer.json())
 
 
-def by_hand(desk: Desk, action: str, table: str, **fields: Any) -> dict[str, Any]:
+def by_hand(desk: DeviceOwner, action: str, table: str, **fields: Any) -> dict[str, Any]:
     """What the user does on the device."""
     call = {"id": uuid.uuid4().hex, "action": action, "table": table, **fields}
     (result,) = desk.device.store.apply([call])
@@ -35,11 +35,11 @@ def by_hand(desk: Desk, action: str, table: str, **fields: Any) -> dict[str, Any
     return result
 
 
-def titles(desk: Desk, table: str = "tasks") -> set[str]:
+def titles(desk: DeviceOwner, table: str = "tasks") -> set[str]:
     return {row["title"] for row in desk.rows(table)}
 
 
-def task(desk: Desk, title: str) -> dict[str, Any]:
+def task(desk: DeviceOwner, title: str) -> dict[str, Any]:
     (row,) = [row for row in desk.rows("tasks") if row["title"] == title]
     return row
 
@@ -48,8 +48,8 @@ def reasons(undone: dict[str, Any]) -> dict[str, str]:
     return {record["title"] or record["table"]: record["reason"] for record in undone["kept"]}
 
 
-async def test_what_a_run_created_goes_and_the_rest_stays(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_what_a_run_created_goes_and_the_rest_stays(desk: DeviceOwner, provider: Provider) -> None:
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada\ndo write the offer\n")
     async with connected(desk):
         by_hand(desk, "insert", "tasks", data={"title": "my own"})
@@ -72,9 +72,9 @@ async def test_what_a_run_created_goes_and_the_rest_stays(desk: Desk, provider: 
 
 
 async def test_what_the_user_has_edited_approved_or_deleted_is_left_and_named(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
     desk.write("one.md", "do edit\ndo approve\ndo delete\ndo leave\ndo look at\n")
     async with connected(desk):
         run = (await desk.run(await desk.agent()))["id"]
@@ -101,9 +101,9 @@ async def test_what_the_user_has_edited_approved_or_deleted_is_left_and_named(
 
 
 async def test_a_row_of_somebody_else_under_the_same_id_is_not_touched(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     async with connected(desk):
         run = (await desk.run(await desk.agent()))["id"]
@@ -116,7 +116,7 @@ async def test_a_row_of_somebody_else_under_the_same_id_is_not_touched(
 
 
 async def test_a_project_that_the_user_has_filled_stays_and_an_empty_one_goes(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = {
         "records": [
@@ -144,8 +144,8 @@ async def test_a_project_that_the_user_has_filled_stays_and_an_empty_one_goes(
     assert (undone["deleted"], reasons(undone)) == (4, {"Rossi": "in_use"})
 
 
-async def test_without_its_device_nothing_is_undone(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_without_its_device_nothing_is_undone(desk: DeviceOwner, provider: Provider) -> None:
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     async with connected(desk):
         run = (await desk.run(await desk.agent()))["id"]
@@ -158,7 +158,7 @@ async def test_without_its_device_nothing_is_undone(desk: Desk, provider: Provid
     assert titles(desk) == {"call Ada"}
 
 
-async def test_a_run_that_goes_on_cannot_be_undone(desk: Desk) -> None:
+async def test_a_run_that_goes_on_cannot_be_undone(desk: DeviceOwner) -> None:
     run = await desk.start(await desk.agent())
     await desk.until(run, lambda seen: seen["state"] == "waiting_device")
     assert (await take_back(desk, run, 409))["code"] == "run_is_live"
@@ -168,9 +168,9 @@ async def test_a_run_that_goes_on_cannot_be_undone(desk: Desk) -> None:
 
 
 async def test_what_was_undone_comes_again_when_its_source_has_changed(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada\ndo keep this\n")
     async with connected(desk):
         agent = await desk.agent()
@@ -191,9 +191,9 @@ async def test_what_was_undone_comes_again_when_its_source_has_changed(
     "options", [{"protocol": 1}, {"capabilities": ["dedupe"]}], ids=["protocol 1", "no batch"]
 )
 async def test_an_older_device_is_served_the_same(
-    desk: Desk, provider: Provider, options: dict[str, Any]
+    desk: DeviceOwner, provider: Provider, options: dict[str, Any]
 ) -> None:
-    provider.default = tasks_of_lines
+    provider.default = tasks_from_lines
     desk.write("one.md", "".join(f"do step {number}\n" for number in range(100)))
     desk.device = desk.new_device(**options)
     async with connected(desk):
@@ -204,8 +204,8 @@ async def test_an_older_device_is_served_the_same(
     assert (undone["deleted"], reasons(undone)) == (99, {"mine": "edited"})
 
 
-async def test_a_run_of_a_deleted_agent_can_be_undone(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_a_run_of_a_deleted_agent_can_be_undone(desk: DeviceOwner, provider: Provider) -> None:
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     async with connected(desk):
         agent = await desk.agent()
@@ -218,21 +218,21 @@ async def test_a_run_of_a_deleted_agent_can_be_undone(desk: Desk, provider: Prov
 # ── Where it breaks off ─────────────────────────────────────────────────────────────────────────────────
 
 
-def a_cancelled_run(agent: str, *found: str) -> tuple[str, list[uuid.UUID]]:
+def create_cancelled_run(agent: str, *found: str) -> tuple[str, list[uuid.UUID]]:
     """A run that found tasks, and was cancelled before anybody wrote what the device said."""
-    job = claimed(a_run(Agent.objects.get(pk=agent)))
-    ids = kept(job, *found)
-    lease.finish(job, Run.State.CANCELLED, "cancelled")
-    return str(job.run_id), ids
+    claimed = claim_run(create_run(Agent.objects.get(pk=agent)))
+    ids = commit_tasks(claimed, *found)
+    outcomes.finish(claimed, Run.State.CANCELLED, "cancelled")
+    return str(claimed.run_id), ids
 
 
 async def test_what_is_still_in_line_is_not_sent_any_more_and_what_arrived_unheard_is_deleted(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = {"records": []}
     agent = await desk.agent()
     async with connected(desk):
-        run, (heard, *_) = await db.run(a_cancelled_run, agent, "arrived", "in line")
+        run, (heard, *_) = await db.run(create_cancelled_run, agent, "arrived", "in line")
         call = {"id": str(heard), "action": "insert", "table": "tasks"}
         desk.device.store.apply([{**call, "data": {"title": "arrived", "isAiSuggested": 1, "isApproved": 0}}])
         assert (await desk.see(run))["records_waiting"] == 2
@@ -244,12 +244,12 @@ async def test_what_is_still_in_line_is_not_sent_any_more_and_what_arrived_unhea
 
 
 async def test_a_device_that_does_not_dedupe_is_not_sent_what_it_may_have(
-    desk: Desk, provider: Provider
+    desk: DeviceOwner, provider: Provider
 ) -> None:
     agent = await desk.agent()
     desk.device = desk.new_device(capabilities=["batch", "manifest"])
     async with connected(desk):
-        run, (sent, *_) = await db.run(a_cancelled_run, agent, "sent", "in line")
+        run, (sent, *_) = await db.run(create_cancelled_run, agent, "sent", "in line")
         await db.run(outbox.mark_sent, [sent])
         undone = await take_back(desk, run)
         assert (undone["deleted"], undone["never_sent"]) == (0, 1)
@@ -284,22 +284,22 @@ class Answers:
         return {"id": call["id"], "rows": []}
 
 
-def a_run_with_rows(agent: str, *found: str) -> tuple[str, dict[str, dict[str, Any]]]:
+def create_run_with_rows(agent: str, *found: str) -> tuple[str, dict[str, dict[str, Any]]]:
     """A run that ended well, and the rows as its device has them."""
     found_agent = Agent.objects.get(pk=agent)
     Device.objects.get_or_create(user_id=found_agent.user_id, device_id=found_agent.device_id)
-    job = claimed(a_run(found_agent))
+    claimed = claim_run(create_run(found_agent))
     rows = {}
-    for key, title in zip(kept(job, *found), found, strict=True):
+    for key, title in zip(commit_tasks(claimed, *found), found, strict=True):
         row = {"id": f"row of {title}", "title": title, "isApproved": 0}
         rows[str(row["id"])] = row
-        settle(job, {key: ToolResultBody(id=str(key), row=row)})
-    lease.finish(job)
-    return str(job.run_id), rows
+        commit_answers(claimed, {key: ToolResultBody(id=str(key), row=row)})
+    outcomes.finish(claimed)
+    return str(claimed.run_id), rows
 
 
-async def test_an_undo_that_breaks_off_says_how_far_it_came_and_goes_on_later(desk: Desk) -> None:
-    run, rows = await db.run(a_run_with_rows, await desk.agent(), *(f"step {n}" for n in range(100)))
+async def test_an_undo_that_breaks_off_says_how_far_it_came_and_goes_on_later(desk: DeviceOwner) -> None:
+    run, rows = await db.run(create_run_with_rows, await desk.agent(), *(f"step {n}" for n in range(100)))
     device = Answers(rows)
     async with Socket(desk.web, desk.person.access_token) as socket:
         await socket.hello(device_id="desk")
@@ -322,8 +322,8 @@ async def test_an_undo_that_breaks_off_says_how_far_it_came_and_goes_on_later(de
     assert (await desk.see(run))["undone_at"]
 
 
-async def test_two_undos_at_once_do_not_meet(desk: Desk) -> None:
-    run, rows = await db.run(a_run_with_rows, await desk.agent(), "call Ada")
+async def test_two_undos_at_once_do_not_meet(desk: DeviceOwner) -> None:
+    run, rows = await db.run(create_run_with_rows, await desk.agent(), "call Ada")
     device = Answers(rows)
     async with Socket(desk.web, desk.person.access_token) as socket:
         await socket.hello(device_id="desk")
@@ -337,8 +337,8 @@ async def test_two_undos_at_once_do_not_meet(desk: Desk) -> None:
         serving.cancel()
 
 
-async def test_a_delete_that_the_device_refuses_is_said(desk: Desk, provider: Provider) -> None:
-    provider.default = tasks_of_lines
+async def test_a_delete_that_the_device_refuses_is_said(desk: DeviceOwner, provider: Provider) -> None:
+    provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     async with connected(desk):
         run = (await desk.run(await desk.agent()))["id"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from adiuva.core import db
-from tests.agents.test_runs import Desk, connected, tasks_of_lines
+from tests.agents.device_owner import DeviceOwner, connected, tasks_from_lines
 from tests.factories import somebody
 from tests.fakes.provider import Provider
 from tests.server_processes import Stack
@@ -17,11 +17,11 @@ async def test_logs_hold_ids_and_no_content(
     web: str, worker: None, stack: Stack, provider: Provider, tmp_path: Path
 ) -> None:
     canary = f"canary{uuid4().hex}"
-    provider.script(tasks_of_lines, f"no JSON but {canary}")
+    provider.script(tasks_from_lines, f"no JSON but {canary}")
     provider.default = f"no JSON but {canary}"
     folder = tmp_path / f"of-{canary}"
     folder.mkdir()
-    desk = Desk(web, await db.run(somebody), folder)
+    desk = DeviceOwner(web, await db.run(somebody), folder)
     desk.write("a.md", f"do whisper {canary}")
     desk.write(f"b-{canary}.md", f"do hide {canary}")
     async with connected(desk):

@@ -25,15 +25,15 @@ from adiuva.core.crypto import SealBroken
 from adiuva.core.leases import LeaseLost
 from adiuva.export import build, services
 from adiuva.export.models import Export, ExportChunk
-from agents import lease
-from agents.journal import Entry as Line
-from agents.journal import Kind
+from agents import claimed_runs
+from agents.journal import EventKind
+from agents.journal import JournalEntry as Line
 from chat.models import Message
 from integrations.models import Connection
 from memory import entries, exchanges, vector_indexes
 from memory.entries import BY_HAND, SourceRef
 from memory.models import Embedding, Entry, Receipt, SourceKind, Tier
-from tests.agents.factories import a_device, a_run, an_agent, claimed, kept
+from tests.agents.factories import claim_run, commit_tasks, create_agent, create_device, create_run
 from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_request
 from tests.factories import Person, somebody
 
@@ -66,12 +66,12 @@ def lived(person: Person, word: str) -> None:
     mailbox.account = mailbox.seal("account", f"{word}@example.com")
     mailbox.access_token = mailbox.seal("access_token", f"token of {me}")
     mailbox.save(force_insert=True)
-    agent = an_agent(me, name=f"Desk {word}")
-    a_device(agent)
-    job = claimed(a_run(agent))
-    kept(job, f"Call {word}")
-    failed = Line(Kind.SOURCE_FAILED, "unreadable", source=f"/home/{word}.md", message="a picture")
-    lease.count(job, seen=1, done=1, failed=1, entries=[failed])
+    agent = create_agent(me, name=f"Desk {word}")
+    create_device(agent)
+    claimed = claim_run(create_run(agent))
+    commit_tasks(claimed, f"Call {word}")
+    failed = Line(EventKind.SOURCE_FAILED, "unreadable", source=f"/home/{word}.md", message="a picture")
+    claimed_runs.add_counts(claimed, seen=1, done=1, failed=1, entries=[failed])
     request = make_request(me, f"Add {word}")
     turn = claim(request)
     finish_turn(request, turn, f"Added {word}", mutations=[TASK_INSERTED], summary=(1, f"Of {word}"))

@@ -14,11 +14,11 @@ from adiuva.devices.client.store import Store
 from adiuva.devices.codec import dump
 from adiuva.devices.protocol import ToolCall
 from adiuva.devices.tables import TABLES, is_value
-from agents.records import MAX_RECORDS, MAX_TITLE, Record, Rejected, Rules, merge
+from agents.records import MAX_RECORDS, MAX_TITLE_CHARS, Record, RecordRules, RejectedRecord, merge_records
 
 ROME = ZoneInfo("Europe/Rome")
 DEVICE = Store()  # the headless device's own, in memory
-RULES = Rules(tuple(TABLES), {"p-1": "Villa Rossi", "p-2": "Twin", "p-3": "Twin"}, ROME)
+RULES = RecordRules(tuple(TABLES), {"p-1": "Villa Rossi", "p-2": "Twin", "p-3": "Twin"}, ROME)
 
 texts = st.one_of(
     st.text(max_size=20),
@@ -67,7 +67,7 @@ answers = st.one_of(st.fixed_dictionaries({"records": lists}), lists, values)
 @settings(max_examples=100)
 def test_whatever_a_model_returns_only_insertable_records_pass(answer: Any) -> None:
     records, rejected = RULES.check(answer)
-    assert all(isinstance(each, Rejected) and each.reason for each in rejected)
+    assert all(isinstance(each, RejectedRecord) and each.reason for each in rejected)
     for record in records:
         table = TABLES[record.table]
         assert all(is_value(table.by_name[name], value) for name, value in record.data.items())
@@ -93,7 +93,7 @@ def one(table: str, **data: Any) -> Record | str:
 @pytest.mark.parametrize(
     ("table", "data", "code"),
     [
-        ("tasks", {"title": "x" * (MAX_TITLE + 1)}, "too_long"),
+        ("tasks", {"title": "x" * (MAX_TITLE_CHARS + 1)}, "too_long"),
         ("tasks", {"title": "x" * 1_000_000}, "too_long"),
         ("tasks", {"title": "a\x00b"}, "bad_text"),
         ("tasks", {"title": "a\ud800b"}, "bad_text"),
@@ -132,7 +132,7 @@ def test_only_inserts_are_taken() -> None:
 
 
 def test_only_tables_that_were_asked_for_are_taken() -> None:
-    records, rejected = Rules(("notes",), {}, ROME).check([{"table": "tasks", "data": {"title": "a"}}])
+    records, rejected = RecordRules(("notes",), {}, ROME).check([{"table": "tasks", "data": {"title": "a"}}])
     assert (records, [each.code for each in rejected]) == ([], ["table_not_asked_for"])
 
 
@@ -159,7 +159,7 @@ def test_no_reason_quotes_what_the_model_said() -> None:
 def test_the_same_thing_in_two_parts_is_one_record_that_knows_what_either_knew() -> None:
     first = Record("tasks", {"title": "Call  Ada", "priority": "high"})
     second = Record("tasks", {"title": "call ada", "dueDate": 5, "priority": "low"})
-    (found,) = merge([[first], [second]])
+    (found,) = merge_records([[first], [second]])
     assert found.data == {"title": "Call  Ada", "priority": "high", "dueDate": 5}
 
 

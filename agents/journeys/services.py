@@ -25,42 +25,42 @@ from adiuva.core import db
 from adiuva.core.errors import Conflict, Invalid, NotFound
 from agents import services
 from agents.journeys import interview
-from agents.journeys.interview import Brief, Exchange, Outcome, Question
-from agents.journeys.samples import Wanted
-from agents.journeys.trial import Found, look
+from agents.journeys.interview import AgentProposal, AnsweredQuestion, InterviewBrief, Question
+from agents.journeys.samples import SampleRequest
+from agents.journeys.trial import TrialResult, run_trial
 from agents.models import Agent, AgentType, JourneySession
 
-LIFE: Final = dt.timedelta(hours=1)  # from the last message
-_ASK_S: Final = 40.0  # for the model, a repair included
+JOURNEY_LIFETIME: Final = dt.timedelta(hours=1)  # from the last message
+_MODEL_TIMEOUT_S: Final = 40.0  # for the model, a repair included
 _CLOSING: Final = "This is what the agent would do."
 
 log = structlog.get_logger("agents.journeys")
 
 
-class State(BaseModel):
+class JourneyState(BaseModel):
     """What is sealed. `asked` was answered, `question` was not yet; there is none once there is an outcome."""
 
-    asked: list[Exchange] = []
+    asked: list[AnsweredQuestion] = []
     question: str = ""
-    outcome: Outcome | None = None
-    found: Found | None = None
+    outcome: AgentProposal | None = None
+    found: TrialResult | None = None
 
-    def back(self) -> State:
+    def back(self) -> JourneyState:
         """At the question before, its answer dropped. The first one has none before it."""
         if not self.asked:
             return self
-        return State(asked=self.asked[:-1], question=self.asked[-1].question)
+        return JourneyState(asked=self.asked[:-1], question=self.asked[-1].question)
 
 
 @dataclass(frozen=True)
-class Session:
+class Journey:
     """A row, opened. `turn` is its version: each step that is taken has the next."""
 
     id: uuid.UUID
     user_id: uuid.UUID
     turn: int
-    state: State
-    brief: Brief
+    state: JourneyState
+    brief: InterviewBrief
     agent_id: uuid.UUID | None
     zone: ZoneInfo
 
@@ -70,8 +70,8 @@ class Session:
         body: dict[str, Any] = {"session_id": str(self.id), "turn": self.turn}
         if state.outcome is None:
             return body | {"message": state.question, "done": False}
-        found = state.found or Found()
-        message = " ".join([_CLOSING, *state.outcome.notes, _in_words(found)])
+        found = state.found or TrialResult()
+        message = " ".join([_CLOSING, *state.outcome.notes, _summary(found)])
         return body | {
             "message": message,
             "done": True,
@@ -87,12 +87,12 @@ class NoSuchJourney(NotFound):
         super().__init__("there is no such journey, or it is over: begin a new one")
 
 
-class MovedOn(Conflict):
+class JourneyMovedOn(Conflict):
     """Another message was taken first. The answer says where the journey is now."""
 
     code = "journey_moved_on"
 
-    def __init__(self, now: Session) -> None:
+    def __init__(self, now: Journey) -> None:
         super().__init__(
             "this journey has moved on: answer the present question",
             question=now.state.question,
@@ -101,18 +101,18 @@ class MovedOn(Conflict):
         )
 
 
-async def start(*, user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None = None) -> Session:
+async def start(*, user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None = None) -> Journey:
     """Ask the first question. Raise NotFound for an agent that is not the user's, Invalid for one of another type, a
     ModelError or JourneyUnclear when the model asks nothing; then there is no session."""
     brief = await db.run(_brief_of, user_id, agent_type, agent_id)
-    step = await _ask(brief, [])
+    step = await _next_step(brief, [])
     assert isinstance(step, Question)
-    return await db.run(_create, user_id, agent_type, agent_id, State(question=step.text))
+    return await db.run(_create, user_id, agent_type, agent_id, JourneyState(question=step.text))
 
 
 async def answer(
     *, user_id: uuid.UUID, session_id: str, message: str, back: bool = False, turn: int | None = None
-) -> Session:
+) -> Journey:
     """Take an answer to the present question, or go back to the one before. `turn` is that of the question that is
     answered; an answer that was taken already is not taken again, and what it led to is told once more.
 
@@ -122,46 +122,46 @@ async def answer(
     state = session.state
     if turn is not None and turn != session.turn:
         if turn != session.turn - 1 or back or not state.asked or state.asked[-1].answer != message:
-            raise MovedOn(session)
+            raise JourneyMovedOn(session)
     elif back:
         return await db.run(_write, session, state.back())
     elif state.outcome is None:
         if not message:
             raise Invalid("there is no answer in the message", fields={"message": ["This may not be blank."]})
-        asked = [*state.asked, Exchange(question=state.question, answer=message)]
-        match await _ask(session.brief, asked):
+        asked = [*state.asked, AnsweredQuestion(question=state.question, answer=message)]
+        match await _next_step(session.brief, asked):
             case Question(text):
-                state = State(asked=asked, question=text)
-            case Outcome() as outcome:
-                state = State(asked=asked, outcome=outcome)
+                state = JourneyState(asked=asked, question=text)
+            case AgentProposal() as outcome:
+                state = JourneyState(asked=asked, outcome=outcome)
             case _:
                 state = state.back()
         session = await db.run(_write, session, state)
         log.info("journey.step", session=str(session.id), turn=session.turn, questions=len(state.asked))
-    return await _with_a_look(session)
+    return await _with_trial(session)
 
 
-async def _ask(brief: Brief, said: list[Exchange]) -> interview.Step:
+async def _next_step(brief: InterviewBrief, said: list[AnsweredQuestion]) -> interview.InterviewStep:
     try:
-        async with asyncio.timeout(_ASK_S):
-            return await interview.ask(llm.chat_model(), brief, said)
+        async with asyncio.timeout(_MODEL_TIMEOUT_S):
+            return await interview.next_step(llm.chat_model(), brief, said)
     except TimeoutError:
         raise llm.ModelTimeout("the model did not answer in time") from None
 
 
-async def _with_a_look(session: Session) -> Session:
+async def _with_trial(session: Journey) -> Journey:
     """With what the configuration finds, once there is one. It is looked for once, unless nobody wrote it down."""
     state = session.state
     if state.outcome is None or state.found is not None:
         return session
-    wanted = Wanted(
+    wanted = SampleRequest(
         session.user_id, session.id, session.brief.agent_type, session.agent_id, outcome=state.outcome
     )
-    found = await look(wanted, session.zone)
-    return await db.run(_keep_found, session, state.model_copy(update={"found": found}))
+    found = await run_trial(wanted, session.zone)
+    return await db.run(_save_trial, session, state.model_copy(update={"found": found}))
 
 
-def _in_words(found: Found) -> str:
+def _summary(found: TrialResult) -> str:
     """What the look found, in a sentence."""
     if not found.sources and found.message:
         return found.message
@@ -173,32 +173,34 @@ def _in_words(found: Found) -> str:
 # ── Rows ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _brief_of(user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None) -> Brief:
-    agent = services.of_user(user_id, agent_id) if agent_id else None
+def _brief_of(user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None) -> InterviewBrief:
+    agent = services.get_agent(user_id, agent_id) if agent_id else None
     if agent is not None and agent.type != agent_type:
         raise Invalid("this agent is of another type", fields={"agent_type": ["Not the agent's."]})
     return _brief(agent_type, agent)
 
 
-def _brief(agent_type: AgentType, agent: Agent | None) -> Brief:
+def _brief(agent_type: AgentType, agent: Agent | None) -> InterviewBrief:
     if agent is None:
-        return Brief(agent_type)
+        return InterviewBrief(agent_type)
     own = "file_extensions" if agent_type == AgentType.LOCAL_DIRECTORY else "filter_config"
     names = ("name", "data_types", "prompt_template", "schedule_cron", own)
-    return Brief(agent_type, {name: getattr(agent, name) for name in names})
+    return InterviewBrief(agent_type, {name: getattr(agent, name) for name in names})
 
 
-def _create(user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None, state: State) -> Session:
+def _create(
+    user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None, state: JourneyState
+) -> Journey:
     if agent_id is not None:
-        services.of_user(user_id, agent_id)  # it may have gone while the model thought
+        services.get_agent(user_id, agent_id)  # it may have gone while the model thought
     row = JourneySession(user_id=user_id, agent_type=agent_type, agent_id=agent_id)
     row.sealed = _sealed(user_id, row.pk, state)
-    row.expires_at = Now() + LIFE  # by the database's clock
+    row.expires_at = Now() + JOURNEY_LIFETIME  # by the database's clock
     row.save(force_insert=True)
     return _read(user_id, str(row.pk))
 
 
-def _read(user_id: uuid.UUID, session_id: str) -> Session:
+def _read(user_id: uuid.UUID, session_id: str) -> Journey:
     """Raise NoSuchJourney, for another's as for none."""
     try:
         key = uuid.UUID(session_id)
@@ -211,33 +213,35 @@ def _read(user_id: uuid.UUID, session_id: str) -> Session:
     opened = cipher_for(user_id).unseal(row.sealed, *_place(row.pk))
     zone = User.objects.values_list("timezone", flat=True).get(pk=user_id)
     brief = _brief(AgentType(row.agent_type), row.agent)
-    state = State.model_validate_json(opened)
-    return Session(row.pk, user_id, row.version, state, brief, row.agent_id, ZoneInfo(zone))
+    state = JourneyState.model_validate_json(opened)
+    return Journey(row.pk, user_id, row.version, state, brief, row.agent_id, ZoneInfo(zone))
 
 
-def _write(session: Session, state: State) -> Session:
+def _write(session: Journey, state: JourneyState) -> Journey:
     """Take a step, if nobody took one meanwhile. Raise MovedOn, NoSuchJourney."""
     if not _unmoved(session).update(
-        sealed=_sealed(session.user_id, session.id, state), version=F("version") + 1, expires_at=Now() + LIFE
+        sealed=_sealed(session.user_id, session.id, state),
+        version=F("version") + 1,
+        expires_at=Now() + JOURNEY_LIFETIME,
     ):
-        raise MovedOn(_read(session.user_id, str(session.id)))
+        raise JourneyMovedOn(_read(session.user_id, str(session.id)))
     return _read(session.user_id, str(session.id))
 
 
-def _keep_found(session: Session, state: State) -> Session:
+def _save_trial(session: Journey, state: JourneyState) -> Journey:
     """It is no step: a message that was taken meanwhile counts. Raise MovedOn, NoSuchJourney."""
     if not _unmoved(session).update(sealed=_sealed(session.user_id, session.id, state)):
-        raise MovedOn(_read(session.user_id, str(session.id)))
+        raise JourneyMovedOn(_read(session.user_id, str(session.id)))
     return _read(session.user_id, str(session.id))
 
 
-def _unmoved(session: Session) -> Any:
+def _unmoved(session: Journey) -> Any:
     return JourneySession.objects.filter(
         user_id=session.user_id, pk=session.id, version=session.turn, expires_at__gt=Now()
     )
 
 
-def _sealed(user_id: uuid.UUID, key: uuid.UUID, state: State) -> bytes:
+def _sealed(user_id: uuid.UUID, key: uuid.UUID, state: JourneyState) -> bytes:
     return cipher_for(user_id).seal(state.model_dump_json(), *_place(key))
 
 
@@ -245,6 +249,6 @@ def _place(key: uuid.UUID) -> tuple[str, uuid.UUID, str]:
     return "agents_journeysession", key, "sealed"
 
 
-def sweep() -> int:
+def delete_expired() -> int:
     """Forget journeys that ended. Returns how many."""
     return JourneySession.objects.filter(expires_at__lte=Now()).delete()[0]

@@ -23,15 +23,14 @@ from adiuva.devices.protocol import (
     AgentRun,
     AgentRunConfig,
 )
-from agents import lease, preview
-from agents.extraction import Document
-from agents.journal import Entry, Kind
+from agents import claimed_runs, ledger, preview
+from agents.extraction import SourceDocument
+from agents.journal import EventKind, JournalEntry
 
-MAX_DOCUMENT: Final = 32 * 1024 * 1024
-IDLE_S: Final[float] = settings.RUNS["idle_s"]
-_MOST_ASKED: Final = 2_000  # files that were asked for and did not come, after which manifests are put off
+MAX_DOCUMENT_CHARS: Final = 32 * 1024 * 1024
+_MAX_REQUESTED: Final = 2_000  # files that were asked for and did not come, after which manifests are put off
 _LULL_S: Final = 0.5  # without a frame, after which the device has sent what it was asked for
-_MOST_ENTRIES: Final = 1_000  # about files, from one list; the rest of it is counted
+_MAX_ENTRIES: Final = 1_000  # about files, from one list; the rest of it is counted
 
 
 class DeviceSilent(Exception):
@@ -47,51 +46,51 @@ class _Parts:
 class LocalFolders:
     """Folders on a device: a manifest first where the device can, then only what is new or changed."""
 
-    def __init__(self, link: DeviceLink, job: lease.Job, *, idle_s: float = IDLE_S) -> None:
-        self._link, self._job, self._idle_s = link, job, idle_s
-        self._run_id = str(job.run_id)
+    def __init__(self, link: DeviceLink, claimed: claimed_runs.ClaimedRun) -> None:
+        self._link, self._claimed = link, claimed
+        self._run_id = str(claimed.run_id)
         self._asked: dict[str, bytes] = {}  # path → content hash, of what was fetched and did not come yet
         self._parts: dict[str, _Parts] = {}
         self._parts_chars = 0
         self._arrived = 0
         self._has_manifest = False
-        self._sample = preview.Sample(job.max_sources) if job.dry_run else None
+        self._sample = preview.SourceSample(claimed.max_sources) if claimed.dry_run else None
         self._later = (
             link.frames.later
         )  # manifests that have to wait, so that not all of a folder is held here
 
-    async def settled(self, document: Document) -> None:
+    async def settled(self, document: SourceDocument) -> None:
         """The ledger has it: there is nothing else to remember."""
 
     async def finish(self) -> None:
         """The same."""
 
-    async def batches(self) -> AsyncGenerator[list[Document], None]:
+    async def batches(self) -> AsyncGenerator[list[SourceDocument], None]:
         """Documents as they arrive. A batch is acknowledged when all of it was taken, so that a device that sends
         faster than the model reads has to wait. Raise DeviceOffline when it goes, DeviceSilent when it sleeps,
         FlowExceeded when it does not wait."""
-        job = self._job
+        claimed = self._claimed
         config = AgentRunConfig(
-            paths=list(job.paths),
-            file_extensions=list(job.file_extensions),
-            prompt_template=job.prompt_template,
-            data_types=list(job.data_types),
+            paths=list(claimed.paths),
+            file_extensions=list(claimed.file_extensions),
+            prompt_template=claimed.prompt_template,
+            data_types=list(claimed.data_types),
         )
         target = await self._link.start_run(
-            AgentRun(run_id=self._run_id, agent_id=str(job.agent_id), config=config)
+            AgentRun(run_id=self._run_id, agent_id=str(claimed.agent_id), config=config)
         )
         self._has_manifest = target.protocol >= 2 and target.can("manifest")
         while True:
             frame = await self._next()
             match frame:
-                case AgentManifest() if self._later or len(self._asked) >= _MOST_ASKED:
+                case AgentManifest() if self._later or len(self._asked) >= _MAX_REQUESTED:
                     self._later.put(dump(frame))
                 case AgentManifest():
                     await self._choose(frame)
                 case AgentData():
                     if documents := await self._take(frame.files):
                         yield documents
-                    if self._later and len(self._asked) < _MOST_ASKED:
+                    if self._later and len(self._asked) < _MAX_REQUESTED:
                         await self._choose_later()
                     if frame.batch is not None:
                         await self._link.tell(AgentAck(run_id=self._run_id, batch=frame.batch))
@@ -102,7 +101,7 @@ class LocalFolders:
     async def _next(self) -> AgentManifest | AgentData | AgentComplete:
         while True:
             try:
-                async with asyncio.timeout(_LULL_S if self._later else self._idle_s):
+                async with asyncio.timeout(_LULL_S if self._later else settings.RUNS["idle_s"]):
                     frame = await self._link.frames.get()
             except TimeoutError:
                 if not self._later:
@@ -120,8 +119,8 @@ class LocalFolders:
     async def _choose(self, manifest: AgentManifest) -> None:
         """Answer a manifest with what of it is new or changed."""
         files = {file.path: bytes.fromhex(file.sha256) for file in manifest.files}
-        keyed = [(self._job.source_key(path), content) for path, content in files.items()]
-        due = await db.run(lease.due, self._job, keyed)
+        keyed = [(self._claimed.source_key(path), content) for path, content in files.items()]
+        due = await db.run(ledger.needs_reading, self._claimed, keyed)
         wanted = {path: content for (path, content), is_due in zip(files.items(), due, strict=True) if is_due}
         unchanged = len(files) - len(wanted)
         if self._sample is not None:
@@ -129,13 +128,13 @@ class LocalFolders:
             files, unchanged = wanted, 0
         seen = len(files) - len(wanted.keys() & self._asked.keys())
         self._asked |= wanted
-        await db.run(lease.count, self._job, seen=seen, done=unchanged, unchanged=unchanged)
+        await db.run(claimed_runs.add_counts, self._claimed, seen=seen, done=unchanged, unchanged=unchanged)
         await self._link.tell(AgentFetch(run_id=self._run_id, paths=list(wanted)))
 
-    async def _take(self, files: Sequence[AgentFile]) -> list[Document]:
+    async def _take(self, files: Sequence[AgentFile]) -> list[SourceDocument]:
         """The documents that a batch completes. The others of its files are entered in the counts or the journal."""
-        documents: list[Document] = []
-        entries: list[Entry] = []
+        documents: list[SourceDocument] = []
+        entries: list[JournalEntry] = []
         seen = 0
         for file in files:
             asked = file.path in self._asked
@@ -151,25 +150,25 @@ class LocalFolders:
                 problem = "damaged_on_the_way"
             content_hash = self._asked.pop(file.path, raw)
             if problem:
-                entries.append(Entry(Kind.SOURCE_FAILED, problem, source=file.path))
+                entries.append(JournalEntry(EventKind.SOURCE_FAILED, problem, source=file.path))
                 continue
-            key = self._job.source_key(file.path)
-            documents.append(Document(file.name or file.path, file.path, text, key, content_hash))
+            key = self._claimed.source_key(file.path)
+            documents.append(SourceDocument(file.name or file.path, file.path, text, key, content_hash))
         unchanged = 0
         if documents and not self._has_manifest:
             if self._sample is not None:  # it has sent them, due or not
                 due = [self._sample.take(1) == 1 for _ in documents]
             else:
                 due = await db.run(
-                    lease.due, self._job, [(each.key, each.content_hash) for each in documents]
+                    ledger.needs_reading, self._claimed, [(each.key, each.content_hash) for each in documents]
                 )
             unchanged = len(documents) - sum(due)
             documents = [document for document, is_due in zip(documents, due, strict=True) if is_due]
         if seen or entries:
             failed = len(entries)
             await db.run(
-                lease.count,
-                self._job,
+                claimed_runs.add_counts,
+                self._claimed,
                 seen=seen,
                 done=unchanged + failed,
                 unchanged=unchanged,
@@ -181,14 +180,14 @@ class LocalFolders:
     def _assemble(self, file: AgentFile) -> tuple[str, str | None]:
         """What is wrong with a file, and its whole text once all of its parts are here."""
         if file.part is None or file.parts is None or file.parts == 1:
-            return ("too_large", "") if len(file.content) > MAX_DOCUMENT else ("", file.content)
+            return ("too_large", "") if len(file.content) > MAX_DOCUMENT_CHARS else ("", file.content)
         parts = self._parts.setdefault(file.path, _Parts(file.parts))
         if file.parts != parts.parts or not 1 <= file.part <= parts.parts:
             self._drop(file.path)
             return "damaged_on_the_way", ""
         # The limit is for all unfinished files together: nothing makes a device finish one before it begins another.
         # Of a file that is beyond it nothing more is kept, and its last part says so.
-        room = self._parts_chars + len(file.content) <= MAX_DOCUMENT and -1 not in parts.got
+        room = self._parts_chars + len(file.content) <= MAX_DOCUMENT_CHARS and -1 not in parts.got
         if not room:
             self._parts_chars -= sum(map(len, parts.got.values()))
             parts.got = {-1: ""}
@@ -214,29 +213,41 @@ class LocalFolders:
         known = 0  # counted as seen already, from the manifest
         for error in complete.errors:
             if isinstance(error, str):
-                entries.append(Entry(Kind.SOURCE_FAILED, "unreadable", message=error[:1000]))
+                entries.append(JournalEntry(EventKind.SOURCE_FAILED, "unreadable", message=error[:1000]))
                 continue
             path, reason = str(error.get("path", "")), str(error.get("reason") or error.get("error") or "")
-            entries.append(Entry(Kind.SOURCE_FAILED, "unreadable", source=path[:4096], message=reason[:1000]))
+            entries.append(
+                JournalEntry(EventKind.SOURCE_FAILED, "unreadable", source=path[:4096], message=reason[:1000])
+            )
             known += self._asked.pop(path, None) is not None
         known += len(self._asked)
         unfinished = [path for path in self._parts if path not in self._asked]
         entries += [
-            Entry(Kind.SOURCE_FAILED, "never_sent", source=path) for path in [*self._asked, *unfinished]
+            JournalEntry(EventKind.SOURCE_FAILED, "never_sent", source=path)
+            for path in [*self._asked, *unfinished]
         ]
         failed = len(entries)
-        if failed > _MOST_ENTRIES:
-            entries[_MOST_ENTRIES:] = [Entry(Kind.SOURCE_FAILED, "and_more", count=failed - _MOST_ENTRIES)]
+        if failed > _MAX_ENTRIES:
+            entries[_MAX_ENTRIES:] = [
+                JournalEntry(EventKind.SOURCE_FAILED, "and_more", count=failed - _MAX_ENTRIES)
+            ]
         lost = 0
         if not self._has_manifest:
             # Nobody acknowledges a batch of protocol 1, so only the device's own count tells of one that was lost.
             lost = max(0, complete.files_read - self._arrived - len(unfinished))
         if lost:
-            entries.append(Entry(Kind.SOURCE_FAILED, "lost_on_the_way", count=lost))
+            entries.append(JournalEntry(EventKind.SOURCE_FAILED, "lost_on_the_way", count=lost))
         unasked = 0
         while self._later:  # it did not wait to be asked for these
             unasked += len(cast(AgentManifest, parse(self._later.get())).files)
         if unasked:
-            entries.append(Entry(Kind.SOURCE_FAILED, "never_sent", count=unasked))
+            entries.append(JournalEntry(EventKind.SOURCE_FAILED, "never_sent", count=unasked))
         failed += lost + unasked
-        await db.run(lease.count, self._job, seen=failed - known, done=failed, failed=failed, entries=entries)
+        await db.run(
+            claimed_runs.add_counts,
+            self._claimed,
+            seen=failed - known,
+            done=failed,
+            failed=failed,
+            entries=entries,
+        )

@@ -1,0 +1,270 @@
+"""A run in a worker's hands: claim it, keep its lease, and write to it.
+
+A claim gives the worker a lease with a new fence (`adiuva.core.leases`). Every later write goes through that lease, so
+a worker that was thought dead cannot overwrite its successor. How a worker lets go of a run is in `agents.outcomes`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from adiuva.accounts.keys import cipher_for
+from adiuva.core import leases
+from adiuva.core.crypto import UserCipher
+from adiuva.core.leases import Lease, LeaseLost
+from adiuva.devices.models import Device, OutboxRecord
+from agents import journal, runs
+from agents.extraction import PROMPT_VERSION
+from agents.journal import EventKind, JournalEntry
+from agents.models import RUN_DEADLINE, Agent, AgentCursor, Run, RunEvent, SourceInFlight
+from integrations.models import Provider
+
+_CURSORS = "agents_agentcursor"
+
+
+class AgentGone(Exception):
+    """The agent was deleted during the run."""
+
+
+@dataclass(frozen=True)
+class MailAccount:
+    """The account that a cloud agent reads. `cursor`: where reading continues; None reads from the beginning."""
+
+    provider: Provider
+    connection: UUID
+    address: str = field(repr=False)
+    filter_config: Mapping[str, Any] = field(repr=False)
+    cursor: str | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ClaimedRun:
+    """A claimed run with all that its worker needs, read once: later changes of the agent count from the next run.
+
+    `device` is None for a cloud agent, and for a device that never connected. `started_before`: an earlier attempt got
+    as far as reading. `crash_counts`: how many workers crashed while they read a source, by source key.
+    """
+
+    lease: Lease[Run]
+    run_id: UUID
+    attempt: int
+    user_id: UUID
+    agent_id: UUID
+    device_id: str
+    device: UUID | None
+    paths: tuple[str, ...]
+    file_extensions: tuple[str, ...]
+    prompt_template: str
+    data_types: tuple[str, ...]
+    dry_run: bool
+    max_sources: int | None
+    zone: ZoneInfo
+    config_version: bytes
+    seconds_to_deadline: float
+    started_before: bool
+    crash_counts: Mapping[bytes, int]
+    account: MailAccount | None
+    # Kept for the whole run: fetching it again asks the database, which an event loop must not.
+    cipher: UserCipher = field(repr=False)
+
+    def source_key(self, name: str) -> bytes:
+        """The ledger's keyed hash of a path or message id."""
+        return self.cipher.fingerprint(name, f"source of {self.agent_id}")
+
+
+def lease_duration() -> dt.timedelta:
+    """How long a run stays with a worker that does not renew its lease."""
+    return dt.timedelta(seconds=settings.RUNS["lease_s"])
+
+
+@transaction.atomic
+def claim(run_id: UUID) -> ClaimedRun | None:
+    """Take a queued run. None: another worker has it, it ended, or it is not to be tried again yet."""
+    queued = Run.objects.filter(runs.retry_is_due(), pk=run_id, state=Run.State.QUEUED)
+    found = leases.claim(queued.select_related("agent__connection", "user"), lease_duration())
+    if not found:
+        return None
+    run, now = found[0], found[0].claimed_at
+    started_before = run.started_at is not None
+    agent = run.agent
+    if agent is None or agent.device_id != run.device_id:
+        runs.end(run, Run.State.CANCELLED, "agent_deleted" if agent is None else "device_changed")
+        return None
+    if run.is_cloud and agent.connection is None:
+        runs.end(run, Run.State.ERROR, "no_connection", "its account is not connected any more")
+        return None
+    if run.deadline_at and run.deadline_at <= now:
+        runs.end(run, Run.State.TIMEOUT, "deadline")
+        return None
+    deadline = run.deadline_at or now + RUN_DEADLINE
+    run.set(
+        state=Run.State.RUNNING,
+        phase=Run.Phase.COLLECTING,
+        not_before=None,
+        started_at=run.started_at or now,
+        deadline_at=deadline,
+        attempt=run.attempt + 1,
+        # Each attempt counts its files anew; records created before an interruption stay counted.
+        files_seen=0,
+        files_done=0,
+        files_unchanged=0,
+        files_failed=0,
+        problems=max(0, run.problems - journal.resolve_failures(run)),
+        preview=None,
+    )
+    # After the commit: whoever deletes the agent holds its row and waits for the run's.
+    if not run.dry_run:
+        transaction.on_commit(lambda: Agent.objects.filter(pk=agent.pk).update(last_run_at=now))
+    same_device = Device.objects.of(run.user_id).filter(device_id=run.device_id)
+    device = None if run.is_cloud else same_device.values_list("pk", flat=True).first()
+    entries = [JournalEntry(EventKind.STARTED, count=run.attempt)]
+    if run.slots > 1 and not started_before:
+        entries.append(JournalEntry(EventKind.NOTE, "slots_missed", count=run.slots))
+    if device and not run.dry_run and (adopted := _adopt_records(run, device)):
+        entries.append(JournalEntry(EventKind.NOTE, "records_taken_over", count=adopted))
+    journal.write(run, entries)
+    cipher, version = cipher_for(run.user_id), config_version(agent)
+    return ClaimedRun(
+        lease=run.lease(lease_duration()),
+        run_id=run.pk,
+        attempt=run.attempt,
+        user_id=run.user_id,
+        agent_id=agent.pk,
+        device_id=run.device_id,
+        device=device,
+        paths=tuple(agent.directory_paths),
+        file_extensions=tuple(agent.file_extensions),
+        prompt_template=agent.prompt_template,
+        data_types=tuple(agent.data_types),
+        dry_run=run.dry_run,
+        max_sources=run.max_sources,
+        zone=ZoneInfo(agent.timezone or run.user.timezone),
+        config_version=version,
+        seconds_to_deadline=(deadline - now).total_seconds(),
+        started_before=started_before,
+        crash_counts=_clear_previous_attempt(agent),
+        account=_account(agent, cipher, version),
+        cipher=cipher,
+    )
+
+
+def _adopt_records(run: Run, device: UUID) -> int:
+    """Take over records that an earlier run of the agent, cancelled or lost, found and did not deliver: their sources
+    are in the ledger and will not be read again."""
+    others = Run.objects.filter(agent_ref=run.agent_ref).exclude(pk=run.pk).values("pk")
+    left = OutboxRecord.objects.waiting().filter(user_id=run.user_id, source_run__in=others)
+    return left.filter(Q(device=device) | Q(device=None)).update(source_run=run.pk, device=device)
+
+
+def config_version(agent: Agent) -> bytes:
+    """A hash of everything that could make an unchanged source give other records."""
+    what = [agent.prompt_template, sorted(agent.data_types), settings.MODEL["model"], PROMPT_VERSION]
+    return hashlib.sha256(json.dumps(what).encode()).digest()
+
+
+def _clear_previous_attempt(agent: Agent) -> dict[bytes, int]:
+    """Clear the previous attempt's in-flight marks, and return the sources with recorded crashes."""
+    left = list(SourceInFlight.objects.filter(agent=agent))
+    if any(not source.crashes for source in left):
+        SourceInFlight.objects.filter(agent=agent, crashes=0).delete()
+    if any(source.crashes and source.in_flight for source in left):
+        SourceInFlight.objects.filter(agent=agent, in_flight=True).update(in_flight=False)
+    return {bytes(source.key): source.crashes for source in left if source.crashes}
+
+
+def _account(agent: Agent, cipher: UserCipher, version: bytes) -> MailAccount | None:
+    connection = agent.connection
+    if connection is None:
+        return None
+    stored = AgentCursor.objects.filter(agent=agent, config_version=version).first()
+    cursor = cipher.unseal(bytes(stored.sealed), _CURSORS, agent.pk, "cursor") if stored else None
+    provider = Provider(connection.provider)
+    return MailAccount(provider, connection.pk, connection.address, agent.filter_config, cursor)
+
+
+def held(claimed: ClaimedRun) -> Run:
+    """Lock the run's row. Raises LeaseLost if this worker does not hold it any more.
+
+    Comes first in each transaction that writes, so that a worker that was thought dead writes nothing.
+    """
+    return claimed.lease.held()
+
+
+def held_with_agent(claimed: ClaimedRun) -> Run:
+    """Lock the run's row. Raises LeaseLost as `held` does, and AgentGone if the agent was deleted."""
+    run = claimed.lease.held()
+    if run.agent_id is None:
+        raise AgentGone
+    return run
+
+
+def heartbeat(claimed: ClaimedRun, *, renew: bool) -> bool:
+    """Whether the run may continue; False: its user asked to cancel it. Raises LeaseLost."""
+    if renew:
+        claimed.lease.renew()
+    requested = list(claimed.lease.row.values_list("cancel_requested_at", flat=True))
+    if not requested:
+        raise LeaseLost
+    return requested[0] is None
+
+
+def current_run(claimed: ClaimedRun) -> Run:
+    """The run as it is now, whoever holds it. Raises LeaseLost if it was deleted with its user."""
+    run = Run.objects.filter(pk=claimed.run_id).first()
+    if run is None:
+        raise LeaseLost
+    return run
+
+
+@transaction.atomic
+def add_counts(
+    claimed: ClaimedRun,
+    *,
+    seen: int = 0,
+    done: int = 0,
+    unchanged: int = 0,
+    failed: int = 0,
+    entries: Iterable[JournalEntry] = (),
+    phase: Run.Phase | None = None,
+) -> None:
+    """Add to a run's counts and journal. Raises LeaseLost."""
+    run = held(claimed)
+    run.set(
+        files_seen=run.files_seen + seen,
+        files_done=run.files_done + done,
+        files_unchanged=run.files_unchanged + unchanged,
+        files_failed=run.files_failed + failed,
+        problems=run.problems + count_problems(journal.write(run, entries)),
+        phase=phase or run.phase,
+    )
+
+
+def count_problems(entries: Iterable[JournalEntry]) -> int:
+    """How many problems these journal entries stand for."""
+    return sum(entry.count or 1 for entry in entries if entry.kind in RunEvent.PROBLEMS)
+
+
+@transaction.atomic
+def save_cursor(claimed: ClaimedRun, cursor: str) -> None:
+    """Store where the agent continues reading; everything before it is settled. Raises AgentGone, LeaseLost."""
+    held_with_agent(claimed)
+    AgentCursor.objects.update_or_create(
+        agent_id=claimed.agent_id,
+        defaults={
+            "config_version": claimed.config_version,
+            "sealed": claimed.cipher.seal(cursor, _CURSORS, claimed.agent_id, "cursor"),
+            "updated_at": Now(),
+        },
+    )
