@@ -42,16 +42,16 @@ def application() -> Any:
             cursor.execute("SELECT pg_sleep(0.2)")
 
     class Ours(SocketConsumer):
-        async def opened(self) -> None:
+        async def connect(self) -> None:
             await self.accept()
             await self.subscribe()
 
-        async def received(self, text: str | None) -> None:
+        async def receive(self, text: str | None) -> None:
             if text == "sleep":
                 await db.run(wait_for_the_database)
             await self.send_text(text or "")
 
-        async def ended(self) -> None:
+        async def disconnect(self) -> None:
             pass
 
     class Stock(AsyncWebsocketConsumer):

@@ -110,13 +110,13 @@ async def ours() -> float:
     pk = uuid4()
 
     class Greeted(DeviceConsumer):
-        async def opened(self) -> None:
+        async def connect(self) -> None:
             await self.accept()
             self.user_id = self.session_id = uuid4()
             self.pk, self.epoch, self.protocol = pk, 1, 2
             self._heart.greeted[pk] = self
 
-        async def ended(self) -> None:
+        async def disconnect(self) -> None:
             self._heart.remove(self)
 
     peer = Peer(Greeted.as_asgi())

@@ -203,7 +203,7 @@ class ClientConsumer(DeviceConsumer):
             await self.send_frame(frame)
         return not self.closing
 
-    async def told(self, message: dict[str, Any]) -> None:
+    async def channel_message(self, message: dict[str, Any]) -> None:
         match message["type"]:
             case "stream":
                 if (far := self._far.get(message["request"])) is not None:
@@ -223,12 +223,12 @@ class ClientConsumer(DeviceConsumer):
                 for far in self._far.values():
                     far.interrupted()
             case _:
-                await super().told(message)
+                await super().channel_message(message)
 
-    async def ended(self) -> None:
+    async def disconnect(self) -> None:
         if self.pk is not None:
             registry().leave(self.user_id, self)
-        await super().ended()
+        await super().disconnect()
 
 
 async def _too_many() -> None:

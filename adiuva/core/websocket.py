@@ -1,8 +1,8 @@
-"""A WebSocket consumer base without the stock one's cost a frame.
+"""A WebSocket consumer base class that costs less per frame than Channels' own.
 
 Channels' AsyncConsumer hops to a shared thread before each message to tend database connections, and waits on two
 sources with `asyncio.wait`. One socket's slow query then stalls every other. Here a frame is one `await receive()`
-and one call; the channel layer is a task of its own, and the database is reached through adiuva.core.db.
+and one call; a task of its own reads the channel layer, and the database is reached through adiuva.core.db.
 """
 
 from __future__ import annotations
@@ -11,44 +11,57 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import structlog
 from channels.consumer import AsyncConsumer
 from channels.layers import get_channel_layer
 
-from adiuva.core.logging import log
+from adiuva.core.logging import log_failure
+
+log = structlog.get_logger(__name__)
 
 
 class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no types
-    """Subclasses give `opened`, `received`, `told` and `ended`. What they raise never closes the socket."""
+    """Subclasses define `connect`, `receive`, `channel_message` and `disconnect`.
+
+    An error in one of them is logged and never closes the socket.
+    """
 
     # How long a close may wait for a peer that does not read.
-    close_s = 10.0
+    close_timeout_s = 10.0
 
     def __init__(self) -> None:
         self.scope: dict[str, Any] = {}
         self.channel_name = ""
         self.closing = False
-        # Since when sends wait and none gets through, on the loop's clock; 0.0 when none waits.
+        # Since when no send has got through although some wait, on the loop's clock; 0.0 when none waits.
         self.sending_since = 0.0
         self._waiting_sends = 0
         self._asgi_send: Callable[[dict[str, Any]], Awaitable[None]]
         self._tasks: set[asyncio.Task[object]] = set()
         self._loop = asyncio.get_running_loop()
 
-    async def opened(self) -> None:
-        """The handshake came; accept or close."""
+    # ── For subclasses to define ────────────────────────────────────────────────────────────────────────
+
+    async def connect(self) -> None:
+        """The handshake has arrived: accept or close."""
         raise NotImplementedError
 
-    async def received(self, text: str | None) -> None:
-        """One frame; None stands for a binary one."""
+    async def receive(self, text: str | None) -> None:
+        """A frame has arrived; None stands for a binary one."""
         raise NotImplementedError
 
-    async def told(self, message: dict[str, Any]) -> None:
-        """One message from the channel layer."""
+    async def channel_message(self, message: dict[str, Any]) -> None:
+        """A message has arrived on this socket's channel."""
         raise NotImplementedError
 
-    async def ended(self) -> None:
-        """The socket is gone. Nothing may rely on this being called: a killed process calls nothing."""
+    async def disconnect(self) -> None:
+        """The socket is gone. Nothing may rely on this call: a process that is killed makes none."""
         raise NotImplementedError
+
+    async def handler_failed(self) -> None:
+        """One of the methods above has raised. The error has been logged."""
+
+    # ── The socket's life ───────────────────────────────────────────────────────────────────────────────
 
     async def __call__(
         self,
@@ -60,26 +73,36 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         if (await receive())["type"] != "websocket.connect":
             return
         try:
-            await self._guarded(self.opened)
+            await self._run_handler(self.connect)
             while (message := await receive())["type"] == "websocket.receive":
                 if not self.closing:
-                    try:
-                        await self.received(message.get("text"))
-                    except Exception:
-                        await self._failed("received")
+                    try:  # not `_run_handler`: this is the hot path
+                        await self.receive(message.get("text"))
+                    except Exception as error:
+                        log_failure("socket.handler_failed", error, logger=log, handler="receive")
+                        await self.handler_failed()
         finally:
             self.closing = True
             if tasks := list(self._tasks):
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
-            await self._guarded(self.ended)
+            await self._run_handler(self.disconnect)
+
+    async def _run_handler(self, handler: Callable[..., Awaitable[None]], *args: object) -> None:
+        try:
+            await handler(*args)
+        except Exception as error:  # a fault of ours must not cost the peer its connection
+            log_failure("socket.handler_failed", error, logger=log, handler=handler.__name__)
+            await self.handler_failed()
+
+    # ── The peer ────────────────────────────────────────────────────────────────────────────────────────
 
     async def accept(self) -> None:
         await self._asgi_send({"type": "websocket.accept"})
 
     async def send_text(self, text: str) -> bool:
-        """Send one frame. False says that it was not: the peer is gone, as it may be on any network."""
+        """Send one frame. False if it was not sent because the peer is gone."""
         if self.closing:
             return False
         if not self._waiting_sends:
@@ -100,7 +123,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             return
         self.closing = True
         try:
-            async with asyncio.timeout(self.close_s):
+            async with asyncio.timeout(self.close_timeout_s):
                 await self._asgi_send({"type": "websocket.close", "code": code})
         except TimeoutError:
             log.info("socket.aborted", code=code)
@@ -109,20 +132,25 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             log.info("socket.close_failed", code=code)
 
     def _abort(self) -> None:
-        """Drop the connection of a peer that takes nothing, not even the close. ASGI has no word for it and would
-        wait for ever, with all who are sending; uvicorn's transport has one. daphne never waits for a peer."""
+        """Drop the connection of a peer that reads nothing, not even the close frame.
+
+        ASGI has no message for this and would wait forever, together with everyone who is sending. uvicorn's
+        transport has a method for it; daphne never waits for a peer.
+        """
         transport = getattr(getattr(self._asgi_send, "__self__", None), "transport", None)
         if transport is not None:
             transport.abort()
 
+    # ── The channel layer ───────────────────────────────────────────────────────────────────────────────
+
     async def subscribe(self) -> None:
-        """Take a channel of this socket's own, and hand what comes there to `told`."""
+        """Open a channel for this socket, whose messages go to `channel_message`."""
         layer = get_channel_layer()
         self.channel_name = await layer.new_channel("socket.")
         self.spawn(self._listen(layer), "listen")
 
     def unsubscribe(self) -> list[dict[str, Any]]:
-        """Give the channel back; returns the messages that were not handed out any more."""
+        """Close the socket's channel. Returns the messages that had arrived and were not handled."""
         if not self.channel_name:
             return []
         left: list[dict[str, Any]] = get_channel_layer().end_channel(self.channel_name)
@@ -131,30 +159,18 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
     async def _listen(self, layer: Any) -> None:
         while True:
             message = await layer.receive(self.channel_name)
-            await self._guarded(self.told, message)
+            await self._run_handler(self.channel_message, message)
 
-    async def _guarded(self, handler: Callable[..., Awaitable[None]], *args: object) -> None:
-        try:
-            await handler(*args)
-        except Exception:
-            await self._failed(handler.__name__)
-
-    async def _failed(self, handler: str) -> None:
-        # A fault of ours must not cost the peer its connection; the log has it.
-        log.exception("socket.handler_failed", handler=handler)
-        await self.failed()
-
-    async def failed(self) -> None:
-        """Called after a handler of ours raised."""
+    # ── Tasks ───────────────────────────────────────────────────────────────────────────────────────────
 
     def spawn(self, work: Coroutine[Any, Any, object], name: str) -> asyncio.Task[object]:
-        """Start a task that this socket owns and ends. asyncio itself keeps only weak references."""
+        """Start a task that ends with this socket. The socket keeps it alive: asyncio holds only weak references."""
         task = self._loop.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._finished)
+        task.add_done_callback(self._task_done)
         return task
 
-    def _finished(self, task: asyncio.Task[object]) -> None:
+    def _task_done(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.error("socket.task_failed", task=task.get_name(), exc_info=error)
+            log_failure("socket.task_failed", error, logger=log, task=task.get_name())

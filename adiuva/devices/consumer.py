@@ -80,7 +80,7 @@ class DeviceConsumer(SocketConsumer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.close_s = settings.SOCKET["pong_timeout_s"]
+        self.close_timeout_s = settings.SOCKET["pong_timeout_s"]
         self.user_id: uuid.UUID
         self.session_id: uuid.UUID
         self.pk: uuid.UUID | None = None
@@ -96,7 +96,7 @@ class DeviceConsumer(SocketConsumer):
 
     # Opening and ending
 
-    async def opened(self) -> None:
+    async def connect(self) -> None:
         headers = {name: value.decode("latin-1") for name, value in self.scope["headers"]}
         await self.accept()  # a close code can only be told to a peer that was let in
         origin = headers.get(b"origin")
@@ -122,10 +122,10 @@ class DeviceConsumer(SocketConsumer):
             return await db.run(accounts.authenticate_socket, old[0])
         raise NotAuthenticated("no credentials")
 
-    async def ended(self) -> None:
+    async def disconnect(self) -> None:
         self._heart.remove(self)
         for message in self.unsubscribe():
-            await self.told(message)  # closed as it is, it says that they were not sent
+            await self.channel_message(message)  # closed as it is, it says that they were not sent
         waiting = {reply for reply, _ in self._calls.values()} | set(self._runs.values())
         self._calls.clear()
         self._runs.clear()
@@ -142,7 +142,7 @@ class DeviceConsumer(SocketConsumer):
 
     # What comes from the device
 
-    async def received(self, text: str | None) -> None:
+    async def receive(self, text: str | None) -> None:
         self._heard_at = self._loop.time()
         try:
             if text is None:
@@ -249,7 +249,7 @@ class DeviceConsumer(SocketConsumer):
         if self.pk is None or self.protocol >= 2:
             await self.send_text(dump(Error(code=bad.code, message=bad.message, ref=bad.ref)))
 
-    async def failed(self) -> None:
+    async def handler_failed(self) -> None:
         if self.pk is None:
             await self.close(Close.RESTARTING)  # it could not be let in; it comes back with jitter
         else:
@@ -263,7 +263,7 @@ class DeviceConsumer(SocketConsumer):
             dump(frame, self.protocol)
         )
 
-    async def told(self, message: dict[str, Any]) -> None:
+    async def channel_message(self, message: dict[str, Any]) -> None:
         match message["type"]:
             case "frame":
                 reply, calls = ChannelReply(message["reply"]), message["calls"]
@@ -294,7 +294,7 @@ class DeviceConsumer(SocketConsumer):
         """What the heart calls twice a second."""
         if self.closing:
             return None
-        if self.sending_since and now - self.sending_since > self.close_s:
+        if self.sending_since and now - self.sending_since > self.close_timeout_s:
             return Close.TIMEOUT
         if self.pk is None:
             return Close.TIMEOUT if now - self._opened_at > settings.SOCKET["hello_timeout_s"] else None
