@@ -51,7 +51,7 @@ async def deliver_records(
         unknown.clear()  # it must not get them twice: they are settled as uncertain
     await settle({key: outcome for key, outcome in outcomes.items() if key not in unknown})
     if unknown:  # they stay in line, and come again as the same calls
-        raise DeviceSilent if await link.still_there() else DeviceOffline
+        raise DeviceSilent if await link.is_current() else DeviceOffline
     if any(isinstance(outcome, DeviceOffline) for outcome in outcomes.values()):
         raise DeviceOffline  # the rest stays in line
 

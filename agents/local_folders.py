@@ -93,7 +93,7 @@ class LocalFolders:
                     if self._later and len(self._asked) < _MAX_REQUESTED:
                         await self._choose_later()
                     if frame.batch is not None:
-                        await self._link.tell(AgentAck(run_id=self._run_id, batch=frame.batch))
+                        await self._link.notify(AgentAck(run_id=self._run_id, batch=frame.batch))
                 case AgentComplete():
                     await self._finish(frame)
                     return
@@ -129,7 +129,7 @@ class LocalFolders:
         seen = len(files) - len(wanted.keys() & self._asked.keys())
         self._asked |= wanted
         await db.run(claimed_runs.add_counts, self._claimed, seen=seen, done=unchanged, unchanged=unchanged)
-        await self._link.tell(AgentFetch(run_id=self._run_id, paths=list(wanted)))
+        await self._link.notify(AgentFetch(run_id=self._run_id, paths=list(wanted)))
 
     async def _take(self, files: Sequence[AgentFile]) -> list[SourceDocument]:
         """The documents that a batch completes. The others of its files are entered in the counts or the journal."""

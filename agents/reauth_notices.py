@@ -28,8 +28,8 @@ async def _send(user_id: UUID, device: UUID, frame: Error) -> bool:
     try:
         async with DeviceLink(user_id, device) as link:
             await link.target()
-            await link.tell(frame)
-            return await link.still_there()  # or it went before it heard
+            await link.notify(frame)
+            return await link.is_current()  # or it went before it heard
     except (DeviceOffline, OSError, RedisError):
         return False
 

@@ -23,6 +23,7 @@ from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.leases import LeaseLost
 from adiuva.devices import outbox, presence
+from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceRefused, OutcomeUnknown
 from adiuva.devices.outbox import PendingRecord
 from adiuva.devices.protocol import AgentCancel, AgentProgress, Error
@@ -234,7 +235,7 @@ class _Execution:
                 renew_at = time.monotonic() + _renew_every_s()
             if not await db.run(claimed_runs.heartbeat, self.claimed, renew=renew):
                 raise _Cancelled
-            if self.device is not None and not await self.link.still_there():
+            if self.device is not None and not await self.link.is_current():
                 self._without_device()
 
     def _without_device(self) -> None:
@@ -308,7 +309,7 @@ class _Execution:
         if self.device is None:
             return {}
         try:
-            result = await self.link.call("select", "projects", filters={})
+            result = await self.link.call(new_call("select", "projects", filters={}))
         except (DeviceOffline, OutcomeUnknown) as error:
             if not self.needs_device:
                 self.device = None
@@ -417,7 +418,7 @@ class _Execution:
 
     async def _tell(self, frame: AgentProgress | AgentCancel | Error) -> None:
         try:
-            await self.link.tell(frame)
+            await self.link.notify(frame)
         except (OSError, RedisError):
             log.info("run.device_not_told", frame=frame.type)  # the channel layer is away; the row has it all
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeVar, cast
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid5
 
 import orjson
 import structlog
@@ -30,10 +30,11 @@ from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import AdiuvaError, Conflict, NotFound
 from adiuva.core.leases import Lease, LeaseLost
 from adiuva.devices import outbox
+from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.models import Device, OutboxQuerySet, OutboxRecord
 from adiuva.devices.outbox import PendingRecord
-from adiuva.devices.protocol import MAX_BATCH, Action, Data, TableName, ToolCall, ToolResultBody
+from adiuva.devices.protocol import MAX_BATCH, Data, TableName, ToolResultBody
 from adiuva.devices.tables import TABLES
 from agents import journal
 from agents.journal import EventKind, JournalEntry
@@ -172,7 +173,7 @@ class _Undo:
             await self._some(link, table, rows)
 
     async def _some(self, link: DeviceLink, table: TableName, rows: Sequence[_Row]) -> None:
-        found = await link.send_calls([_call("get", table, {"id": row.id}) for row in rows])
+        found = await link.send_calls([new_call("get", table, data={"id": row.id}) for row in rows])
         _stop_at_failure(found)
         going: list[_Row] = []
         there: list[str] = []
@@ -191,7 +192,10 @@ class _Undo:
                 self._keep(row, "in_use", titles)
         going = [row for row in going if row.id not in used]
         # The same call each time: a delete whose answer was lost is told apart from a row that somebody else deleted.
-        calls = [_call("delete", table, {"id": row.id}, key=uuid5(row.key, "undo")) for row in going]
+        calls = [
+            new_call("delete", table, data={"id": row.id}, call_id=str(uuid5(row.key, "undo")))
+            for row in going
+        ]
         answers = await link.send_calls(calls) if calls else []
         deleted = []
         for row, outcome in zip(going, answers, strict=True):
@@ -230,7 +234,7 @@ class _Undo:
                 filters: Data = {column: row_id}
                 if other == "projects":
                     filters["includeArchived"] = True
-                asked.append((row_id, _call("select", other, filters=filters, limit=1)))
+                asked.append((row_id, new_call("select", other, filters=filters, limit=1)))
         answers = await link.send_calls([call for _, call in asked]) if asked else []
         _stop_at_failure(answers)
         used = {
@@ -245,7 +249,7 @@ class _Undo:
     async def _with_children(self, link: DeviceLink, ids: Sequence[str]) -> set[str]:
         """Clients that are the parents of others: no filter finds those, so all are asked for, once."""
         if self._parents is None:
-            answer = await link.call("select", "clients", filters={})
+            answer = await link.call(new_call("select", "clients", filters={}))
             if answer.rows is None:
                 return set(ids)
             self._parents = {str(row.get("parentId")) for row in answer.rows}
@@ -257,19 +261,6 @@ class _Undo:
 
 async def _mark_sent(keys: list[UUID]) -> None:
     await db.run(outbox.mark_sent, keys)
-
-
-def _call(
-    action: Action,
-    table: TableName,
-    data: Data | None = None,
-    *,
-    filters: Data | None = None,
-    limit: int | None = None,
-    key: UUID | None = None,
-) -> ToolCall:
-    call_id = str(key) if key else uuid4().hex
-    return ToolCall(id=call_id, action=action, table=table, data=data, filters=filters, limit=limit)
 
 
 def _stop_at_failure(outcomes: Sequence[ToolResultBody | AdiuvaError]) -> None:

@@ -38,6 +38,7 @@ async def measure(base: str, *capabilities: str) -> dict[str, float]:
     from adiuva.accounts.models import User
     from adiuva.core import db
     from adiuva.devices import outbox
+    from adiuva.devices.calls import new_call
     from adiuva.devices.link import DeviceLink, OutcomeUnknown
     from adiuva.devices.outbox import PendingRecord
 
@@ -72,7 +73,7 @@ async def measure(base: str, *capabilities: str) -> dict[str, float]:
         async with DeviceLink(user_id) as link:
 
             async def one() -> None:
-                await link.call("insert", "tasks", data={"title": "Task"}, call_id=str(uuid4()))
+                await link.call(new_call("insert", "tasks", data={"title": "Task"}, call_id=str(uuid4())))
 
             async def all_at_once() -> None:
                 outcomes = await outbox.deliver(link, made.pop(), mark_sent=forget)

@@ -103,27 +103,39 @@ async def fastapi() -> float:
 
 async def ours() -> float:
     """The consumer and the link, typed and checked frames both ways, all of their bookkeeping."""
-    from adiuva.devices.consumer import DeviceConsumer
+    from adiuva.core.websocket import SocketConsumer
+    from adiuva.devices import connections
+    from adiuva.devices.calls import new_call
+    from adiuva.devices.device_handler import DeviceHandler
     from adiuva.devices.link import DeviceLink
     from adiuva.devices.presence import Target
 
     pk = uuid4()
 
-    class Greeted(DeviceConsumer):
+    class Registered(SocketConsumer):
+        """A device's socket that is registered as if it had said hello."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.device = DeviceHandler(self)
+
         async def connect(self) -> None:
             await self.accept()
-            self.user_id = self.session_id = uuid4()
-            self.pk, self.epoch, self.protocol = pk, 1, 2
-            self._heart.greeted[pk] = self
+            self.device.user_id = self.device.session_id = uuid4()
+            self.device.protocol = 2
+            connections.current().register(self.device, pk, 1)
+
+        async def receive(self, text: str | None) -> None:
+            await self.device.receive(text)
 
         async def disconnect(self) -> None:
-            self._heart.remove(self)
+            self.device.unregister()
 
-    peer = Peer(Greeted.as_asgi())
+    peer = Peer(Registered.as_asgi())
     await peer.ready()
     async with DeviceLink(uuid4(), pk) as link:
         link._target = Target(pk, "bench", 1, "", 2, frozenset({"dedupe", "batch"}))
-        found = await rate(lambda: link.call("get", "tasks", data={"id": "1"}))
+        found = await rate(lambda: link.call(new_call("get", "tasks", data={"id": "1"})))
     await peer.end()
     return found
 
@@ -178,6 +190,7 @@ async def bare() -> float:
 async def over_redis(base: str) -> None:
     from adiuva.accounts import services
     from adiuva.core import db
+    from adiuva.devices.calls import new_call
     from adiuva.devices.link import DeviceLink
     from adiuva.devices.models import Device
 
@@ -193,7 +206,7 @@ async def over_redis(base: str) -> None:
 
             async def call() -> None:
                 nonlocal lost
-                result = await link.call("get", "tasks", data={"id": "1"})
+                result = await link.call(new_call("get", "tasks", data={"id": "1"}))
                 lost += result.row is None
 
             await call()

@@ -18,10 +18,11 @@ from typing import Any, Final, NamedTuple, cast
 import orjson
 from langchain_core.tools import ToolException
 
+from adiuva.devices.calls import new_call
 from adiuva.devices.protocol import ApprovalRequest, TableName, ToolResultBody
 from chat.agent_loop import ToolInvocation
 from chat.deferred_calls import DeferredCall
-from chat.device_session import MAX_TITLE_CHARS, NOUNS, DeviceSession, is_row_id, make_tool_call, one_line
+from chat.device_session import MAX_TITLE_CHARS, NOUNS, DeviceSession, is_row_id, one_line
 from chat.memory_context import MEMORY, MemoryContext, entry_text
 
 BULK_UPDATES: Final = 3  # updates in a turn, from which on they are asked for
@@ -104,7 +105,7 @@ class Approvals:
         """The row that each call is about, in one round trip."""
         keys = [call.arguments.get(call.row_argument) for call in calls]
         wanted = [
-            make_tool_call("get", cast(TableName, call.table), data={"id": key})
+            new_call("get", cast(TableName, call.table), data={"id": key})
             for call, key in zip(calls, keys, strict=True)
             if is_row_id(key) and call.table != MEMORY
         ]

@@ -8,11 +8,10 @@ same plain sentences as a device that is away, and never looks like an empty lis
 from __future__ import annotations
 
 import re
-import uuid
 from collections import deque
 from collections.abc import Sequence
 from datetime import date, datetime
-from typing import Any, Final
+from typing import Any, Final, Unpack
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -20,6 +19,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import ToolException
 
 from adiuva.core.errors import AdiuvaError
+from adiuva.devices.calls import CallFields, new_call
 from adiuva.devices.codec import MAX_FRAME_BYTES
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceUnreachable, OutcomeUnknown
 from adiuva.devices.protocol import WRITES, Action, Data, Mutation, TableName, ToolCall, ToolResultBody
@@ -73,27 +73,6 @@ def one_line(text: object, most: int = MAX_TITLE_CHARS) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def make_tool_call(
-    action: Action,
-    table: TableName | None = None,
-    *,
-    data: Data | None = None,
-    filters: Data | None = None,
-    vector: list[float] | None = None,
-    limit: int | None = None,
-) -> ToolCall:
-    """A call with an id of its own, for `Desk.calls`."""
-    return ToolCall(
-        id=uuid.uuid4().hex,
-        action=action,
-        table=table,
-        data=data,
-        filters=filters,
-        vector=vector,
-        limit=limit,
-    )
-
-
 class DeviceSession:
     """`mutations` holds what happened, each row as the device returned it; a delete has its id.
 
@@ -110,23 +89,15 @@ class DeviceSession:
         self._rows: deque[Data] = deque(maxlen=_MAX_RECENT_ROWS)
 
     async def call(
-        self,
-        action: Action,
-        table: TableName | None = None,
-        *,
-        data: Data | None = None,
-        filters: Data | None = None,
-        vector: list[float] | None = None,
-        limit: int | None = None,
+        self, action: Action, table: TableName | None = None, **fields: Unpack[CallFields]
     ) -> ToolResultBody:
-        """The device's answer, which fits what was asked. Raise ToolException, in words for the model."""
-        call = make_tool_call(action, table, data=data, filters=filters, vector=vector, limit=limit)
+        """Send one call; returns the device's answer, which fits what was asked. Raises ToolException in words for the
+        model."""
+        call = new_call(action, table, **fields)
         if (unfit := _check_sendable(call)) is not None:
             raise unfit
         try:
-            answer = await self.link.call(
-                action, table, data=data, filters=filters, vector=vector, limit=limit, call_id=call.id
-            )
+            answer = await self.link.call(call)
         except AdiuvaError as error:
             raise _tool_error(error, action) from None
         outcome = self._judge(call, answer)
@@ -161,10 +132,10 @@ class DeviceSession:
         The names of the rows that they belong to (`names_of`) are read along, in the same frame and once a turn;
         without them the rows are as good.
         """
-        calls = [make_tool_call("select", table, filters=given, limit=limit) for given in filters]
+        calls = [new_call("select", table, filters=given, limit=limit) for given in filters]
         if names_of is not None and names_of not in self._named:
             everything: Data = {"includeArchived": True} if names_of == "projects" else {}
-            calls.append(make_tool_call("select", names_of, filters=everything, limit=_MAX_NAME_ROWS))
+            calls.append(new_call("select", names_of, filters=everything, limit=_MAX_NAME_ROWS))
         if len(calls) == 1:
             outcomes: Sequence[ToolResultBody | ToolException] = [
                 await self.call("select", table, filters=filters[0], limit=limit)

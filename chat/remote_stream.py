@@ -1,102 +1,119 @@
-"""A turn of another process, followed for one socket of this one."""
+"""Streams of turns that run in other processes, followed for listeners in this one."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from adiuva.core import db
 from chat.stream import Listener, StreamFrame
 from chat.stream_replay import find_turn, replay
-from chat.turn_registry import registry
+from chat.turn_bus import TurnBus
 
-_LOOK_S: Final = 5.0  # whether the process is still there
-_TRIES: Final = 6  # before it is taken for gone: it may be without Redis for a moment
-_AGAIN_S: Final = 0.5
+# How often a follower checks that the owning process is still there.
+_CHECK_S: Final = 5.0
+# An owner that does not listen on its channel is asked this often, at this interval, before its turn is replayed from
+# the log as lost: the owner may be without Redis for a moment.
+_MAX_ATTEMPTS: Final = 6
+_RETRY_S: Final = 0.5
+
+
+class RemoteStreams:
+    """The remote streams that listeners of this process follow: at most one for each listener and request."""
+
+    def __init__(self, bus: TurnBus) -> None:
+        self._bus = bus
+        self._streams: dict[tuple[Listener, str], RemoteStream] = {}
+
+    def add(
+        self, listener: Listener, *, user_id: uuid.UUID, request_id: str, owner: str, after: int
+    ) -> RemoteStream:
+        """Prepare to follow the turn that the process with the channel `owner` runs. Ends an older follower."""
+        if (older := self._streams.get((listener, request_id))) is not None:
+            older.stop()
+        stream = RemoteStream(
+            self._bus, listener, user_id=user_id, request_id=request_id, owner=owner, after=after
+        )
+        self._streams[listener, request_id] = stream
+        return stream
+
+    async def follow(self, stream: RemoteStream) -> None:
+        """Pass a stream's frames on until its turn has ended. Raises what `replay` does."""
+        try:
+            await stream.follow()
+        finally:
+            if self._streams.get(stream.key) is stream:
+                del self._streams[stream.key]
+
+    async def channel_message(self, listener: Listener, message: dict[str, Any]) -> None:
+        """Handle a message about remote streams that arrived on a listener's channel."""
+        if message["type"] == "interrupted":
+            for (follower, _), stream in self._streams.items():
+                if follower is listener:
+                    stream.interrupted()
+            return
+        if (found := self._streams.get((listener, message["request"]))) is None:
+            return
+        if message["type"] == "stream":
+            await found.receive(message["texts"])
+        else:
+            found.over()
 
 
 class RemoteStream:
-    """`follow()` until the turn has ended. What arrives for it goes through `arrived`."""
+    """One listener's view of a turn in another process. `after` is the seq that the listener has seen."""
 
     def __init__(
-        self, listener: Listener, *, user_id: uuid.UUID, request_id: str, owner: str, after: int, reply: str
+        self,
+        bus: TurnBus,
+        listener: Listener,
+        *,
+        user_id: uuid.UUID,
+        request_id: str,
+        owner: str,
+        after: int,
     ) -> None:
-        self._listener, self._user_id, self._request_id = listener, user_id, request_id
-        self._owner, self.after, self._reply = owner, after, reply
-        self._told: set[str] = set()  # kinds of frames without a seq: each comes once
+        self.key = listener, request_id
+        self.after = after
+        self._bus, self._listener, self._user_id = bus, listener, user_id
+        self._request_id, self._owner = request_id, owner
+        # Types of frames without a seq that were passed on: each comes once.
+        self._passed_on: set[str] = set()
+        # Whether the owner is to begin again after `after`, even if it believes that it sends to us already.
         self._anew = True
-        self._look = asyncio.Event()
+        self._check = asyncio.Event()
         self._ended = self._over = False
         self._passing_on = asyncio.Lock()
 
     async def follow(self) -> None:
-        tries = 0
+        attempts = 0
         while not self._ended:
-            self._look.clear()
+            self._check.clear()
             anew, self._anew = self._anew, False
             try:
-                if self._over or tries == _TRIES:
+                if self._over or attempts == _MAX_ATTEMPTS:
                     await self._replay()
                     return
-                there = await registry().follow_far(
-                    self._owner, self._user_id, self._request_id, self.after, reply=self._reply, anew=anew
+                is_there = await self._bus.send(
+                    self._owner,
+                    "follow",
+                    self._user_id,
+                    request=self._request_id,
+                    after=self.after,
+                    reply=self._listener.channel,
+                    anew=anew,
                 )
-                tries = 0 if there else tries + 1
-                self._anew = self._anew or not there
+                attempts = 0 if is_there else attempts + 1
+                self._anew = self._anew or not is_there
             except ConnectionError:
-                self._anew = True  # that is about Redis, and says nothing of the process
+                self._anew = True  # Redis is away, which says nothing about the owner
             try:
-                async with asyncio.timeout(_AGAIN_S if self._anew else _LOOK_S):
-                    await self._look.wait()
+                async with asyncio.timeout(_RETRY_S if self._anew else _CHECK_S):
+                    await self._check.wait()
             except TimeoutError:
                 pass
-
-    async def arrived(self, texts: Sequence[str]) -> None:
-        """Frames from the turn's process; some perhaps for the second time, and some lost on the way."""
-        async with self._passing_on:
-            entries = []
-            for text in texts:
-                if self._ended:
-                    break
-                entry = StreamFrame.read(text)
-                if not self._is_next(entry):
-                    continue
-                entries.append(entry)
-                if entry.ends:
-                    self.stop()
-            if entries:
-                await self._listener.hear(self._request_id, entries)
-
-    def _is_next(self, entry: StreamFrame) -> bool:
-        if entry.asks:
-            return True
-        if entry.seq is None:
-            is_new = self.after < 0 and entry.kind not in self._told
-            self._told.add(entry.kind)
-            return is_new
-        if entry.seq > self.after + 1 or (self.after < 0 and "stream_start" not in self._told):
-            self.interrupted()
-            return False
-        is_new = entry.seq > self.after
-        self.after = max(self.after, entry.seq)
-        return is_new or entry.ends
-
-    def interrupted(self) -> None:
-        """Something may have been lost on the way."""
-        self._anew = True
-        self._look.set()
-
-    def over(self) -> None:
-        """Its process has it no more, since it has ended."""
-        self._over = True
-        self._look.set()
-
-    def stop(self) -> None:
-        """Nothing more is passed on."""
-        self._ended = True
-        self._look.set()
 
     async def _replay(self) -> None:
         row = await db.run(find_turn, self._user_id, self._request_id)
@@ -104,3 +121,48 @@ class RemoteStream:
             if not self._ended:
                 await replay(row, self.after, self._listener)
                 self.stop()
+
+    async def receive(self, texts: Sequence[str]) -> None:
+        """Pass on frames from the owner. Some may be repeats, and some may have been lost on the way."""
+        async with self._passing_on:
+            frames = []
+            for text in texts:
+                if self._ended:
+                    break
+                frame = StreamFrame.read(text)
+                if not self._is_next(frame):
+                    continue
+                frames.append(frame)
+                if frame.ends:
+                    self.stop()
+            if frames:
+                await self._listener.hear(self._request_id, frames)
+
+    def _is_next(self, frame: StreamFrame) -> bool:
+        if frame.asks:
+            return True
+        if frame.seq is None:
+            is_new = self.after < 0 and frame.kind not in self._passed_on
+            self._passed_on.add(frame.kind)
+            return is_new
+        if frame.seq > self.after + 1 or (self.after < 0 and "stream_start" not in self._passed_on):
+            self.interrupted()
+            return False
+        is_new = frame.seq > self.after
+        self.after = max(self.after, frame.seq)
+        return is_new or frame.ends
+
+    def interrupted(self) -> None:
+        """Frames may have been lost: ask the owner to send again."""
+        self._anew = True
+        self._check.set()
+
+    def over(self) -> None:
+        """The owner no longer has the turn, since it has ended."""
+        self._over = True
+        self._check.set()
+
+    def stop(self) -> None:
+        """Pass nothing more on."""
+        self._ended = True
+        self._check.set()

@@ -69,7 +69,12 @@ class StreamFrame:
 
 
 class Listener(Protocol):
-    """Whoever gets a turn's frames. Two that are equal lead to the same place."""
+    """Gets a turn's frames. Listeners that are equal lead to the same client."""
+
+    @property
+    def channel(self) -> str:
+        """Where another process that runs the turn sends its frames."""
+        ...
 
     async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
         """Pass the frames on, in order. False: there is nobody any more."""

@@ -1,19 +1,77 @@
-"""Messages between processes about running turns."""
+"""Messages between processes about running turns.
+
+Each process that runs turns has a channel, which the rows of its turns name. Requests about a turn go to the channel of
+its owner; what it answers goes to the channel of the socket that asked.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
 from channels.layers import get_channel_layer
 
+from adiuva.core.background import BackgroundTasks
+from adiuva.core.channel_layer import INTERRUPTED
 from adiuva.core.errors import AdiuvaError
 from chat.stream import StreamFrame
 
-_TRIES: Final = 20
-_AGAIN_S: Final = 0.25
+# A listener's frames are sent this often while Redis is away, at this interval; then the listener is given up.
+_SEND_ATTEMPTS: Final = 20
+_RETRY_S: Final = 0.25
+
+log = structlog.get_logger(__name__)
+
+Message = dict[str, Any]
+
+
+class TurnBus:
+    """This process's channel, and the way to the channels of other processes.
+
+    `handle` is called with each message that arrives, in a task of its own.
+    """
+
+    def __init__(self, handle: Callable[[Message], Coroutine[Any, Any, None]]) -> None:
+        self.channel = ""
+        self._handle = handle
+        self._tasks = BackgroundTasks("turn_bus.task_failed", log)
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> str:
+        """The channel on which other processes reach this one's turns; "" while Redis is away, when none can."""
+        async with self._opening:
+            if not self.channel:
+                layer = get_channel_layer()
+                try:
+                    self.channel = await layer.new_channel("turns.")
+                except ConnectionError:
+                    log.warning("turn_bus.open_failed")
+                    return ""
+                self._tasks.spawn(self._listen(layer), "turn bus")
+        return self.channel
+
+    async def send(self, owner: str, kind: str, user_id: uuid.UUID, **fields: Any) -> bool:
+        """Send a message to the process that owns a turn. Returns False if nobody listens there.
+
+        Raises ConnectionError if Redis is away.
+        """
+        if not owner:
+            return False
+        try:
+            return bool(await get_channel_layer().send(owner, {"type": kind, "user": str(user_id), **fields}))
+        except ConnectionError:
+            log.warning("turn_bus.send_failed", kind=kind)
+            raise
+
+    async def _listen(self, layer: Any) -> None:
+        while True:
+            message = await layer.receive(self.channel)
+            if message is not INTERRUPTED:  # a process whose message was lost sends it again
+                self._tasks.spawn(self._handle(message), "turn bus message")
 
 
 @dataclass(frozen=True)
@@ -22,16 +80,31 @@ class ChannelListener:
 
     channel: str
 
-    async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
-        message = {"type": "stream", "request": request_id, "texts": [entry.text for entry in entries]}
-        for _ in range(_TRIES):
+    async def hear(self, request_id: str, frames: Sequence[StreamFrame]) -> bool:
+        message = {"type": "stream", "request": request_id, "texts": [frame.text for frame in frames]}
+        for _ in range(_SEND_ATTEMPTS):
             try:
                 return bool(await get_channel_layer().send(self.channel, message))
             except ConnectionError:
-                await asyncio.sleep(_AGAIN_S)  # what comes twice is known by its seq
+                await asyncio.sleep(_RETRY_S)  # frames that arrive twice are recognised by their seq
         return False
 
 
-def error_message(error: AdiuvaError, ref: str) -> dict[str, Any]:
-    """For a socket of another process."""
+def stream_over_message(request_id: str) -> Message:
+    """For a socket of another process: this process no longer has the turn, since it has ended."""
+    return {"type": "stream_over", "request": request_id}
+
+
+def steer_late_message(request_id: str, message: str) -> Message:
+    """For a socket of another process: the turn ended before it could take the message."""
+    return {"type": "steer_late", "request": request_id, "message": message}
+
+
+def refused_message(error: AdiuvaError, ref: str) -> Message:
+    """For a socket of another process: what it asked for was refused."""
     return {"type": "refused", "code": error.code, "message": error.message, "ref": ref}
+
+
+def notice_message(text: str) -> Message:
+    """For any socket: send this frame to the client."""
+    return {"type": "notice", "text": text}

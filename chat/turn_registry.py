@@ -1,8 +1,9 @@
 """The registry of running turns and of the process that owns each.
 
 A turn runs in one process; a client may reconnect to another. The turn's row names the channel of its owner. While the
-turn runs, its owner answers from memory. If nobody listens on that channel any more, the turn is lost and ends as
-such. After the end, the stream log answers (chat.stream_replay).
+turn runs, its owner answers from memory, and other processes follow it over that channel (chat.remote_stream). If
+nobody listens on the channel any more, the turn is lost and ends as such. After the end, the stream log answers
+(chat.stream_replay).
 """
 
 from __future__ import annotations
@@ -10,26 +11,23 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass
-from typing import Any, Final
-from weakref import WeakKeyDictionary
+from functools import partial
+from typing import Final
 
 import structlog
-from channels.layers import get_channel_layer
-from django.conf import settings
-from django.db import Error as DatabaseError
-from redis.exceptions import RedisError
 
 from adiuva.core import db
-from adiuva.core.channel_layer import INTERRUPTED
-from adiuva.core.errors import AdiuvaError, Invalid, Unavailable
+from adiuva.core.background import BackgroundTasks
+from adiuva.core.errors import Invalid, Unavailable
+from adiuva.core.per_loop import PerLoop
 from adiuva.devices import presence
-from adiuva.devices.codec import dump
 from adiuva.devices.link import DeviceOffline
 from adiuva.devices.protocol import ApprovalRequest, Mutation, Usage
-from chat import conversations, stream_log
+from chat import approval_routing, conversations, peer_requests, stream_log
 from chat.assistants import SUPERVISORS
 from chat.conversations import AlreadyClaimed
 from chat.models import Turn as Row
+from chat.remote_stream import RemoteStream, RemoteStreams
 from chat.request import MAX_MESSAGE_CHARS, ChatRequest
 from chat.stream import FROM_START, Listener
 from chat.stream_replay import (
@@ -40,8 +38,8 @@ from chat.stream_replay import (
     follow_up_request,
     replay,
 )
-from chat.turn import TooManySteers, Turn
-from chat.turn_bus import ChannelListener, error_message
+from chat.turn import Turn
+from chat.turn_bus import TurnBus
 from chat.turn_errors import (
     MAX_TURNS,
     ApprovalOver,
@@ -51,21 +49,237 @@ from chat.turn_errors import (
     refusal_of,
 )
 
-log = structlog.get_logger("adiuva.chat")
+# How long turns may take to end when the process stops.
+_STOP_S: Final = 5.0
 
-_STOP_S: Final = 5.0  # for the ends of turns, when the process is to end
+log = structlog.get_logger(__name__)
 
 
-class TurnElsewhere(Exception):
-    """The turn runs in another process; `owner` is its channel."""
+class TurnRegistry:
+    """The turns of one event loop, and the way to those of other processes."""
 
-    def __init__(self, owner: str) -> None:
-        self.owner = owner
+    def __init__(self) -> None:
+        self._turns: dict[tuple[uuid.UUID, str], Turn] = {}
+        # Turns whose rows are being written; the event is set when that is done.
+        self._starting: dict[tuple[uuid.UUID, str], asyncio.Event] = {}
+        self._stopping = False
+        self._tasks = BackgroundTasks("turn_registry.task_failed", log)
+        self._bus = TurnBus(partial(peer_requests.handle, self))
+        self.remote_streams = RemoteStreams(self._bus)
+
+    # Starting and following
+
+    async def open(self, request: ChatRequest, listener: Listener) -> None:
+        """Carry out a request, or join its turn if it was made before.
+
+        Returns once the listener follows the turn; a turn of another process, once its end was passed on. A request
+        that is refused ends in a stream_end for the listener.
+        """
+        remote: RemoteStream | None = None
+        try:
+            try:
+                turn = await self.find_or_start(request)
+            except AlreadyClaimed as claimed:
+                await ensure_same_request(request, claimed.turn)
+                remote = await self._join(request.user_id, request.request_id, FROM_START, listener)
+                if remote is not None:
+                    await self.remote_streams.follow(remote)
+            else:
+                turn.stream.follow(listener)
+        except Exception as error:
+            after = FROM_START if remote is None else remote.after
+            await listener.hear(request.request_id, refusal_of(request, as_client_error(error).code, after))
+
+    async def resume(self, user_id: uuid.UUID, request_id: str, after: int, listener: Listener) -> None:
+        """Send a listener the frames after seq `after` and those that follow; returns as `open` does.
+
+        Raises NotRunning or StreamExpired.
+        """
+        remote = await self._join(user_id, request_id, after, listener)
+        if remote is not None:
+            await self.remote_streams.follow(remote)
+
+    async def _join(
+        self, user_id: uuid.UUID, request_id: str, after: int, listener: Listener
+    ) -> RemoteStream | None:
+        """Follow a turn of this process, replay one that has ended, or return the stream of one that runs elsewhere."""
+        key = (user_id, request_id)
+        if (turn := await self.find(key)) is None:
+            row = await db.run(find_turn, user_id, request_id)
+            turn = await self.find(key)  # it may have started during the query
+        if turn is not None:
+            turn.stream.follow(listener, after)
+            return None
+        if row.state == Row.State.RUNNING:
+            if not row.owner:  # it was started while Redis was away, so no other process can reach it
+                raise Unavailable("this request cannot be reached for now")
+            if row.owner != self._bus.channel:
+                return self.remote_streams.add(
+                    listener, user_id=user_id, request_id=request_id, owner=row.owner, after=after
+                )
+        await replay(row, after, listener)
+        return None
+
+    async def find_or_start(self, request: ChatRequest) -> Turn:
+        """This process's turn for a request, started if need be. Raises what `start` does, and RequestIdReused."""
+        if (turn := await self.find(request.key)) is None:
+            return await self.start(request)
+        if turn.request.message != request.message:
+            raise RequestIdReused
+        return turn
+
+    async def find(self, key: tuple[uuid.UUID, str]) -> Turn | None:
+        """This process's turn of a user and request id. Waits for one that is being started."""
+        while (starting := self._starting.get(key)) is not None:
+            await starting.wait()
+        return self._turns.get(key)
+
+    async def start(self, request: ChatRequest) -> Turn:
+        """Start a turn.
+
+        Raises AlreadyClaimed, TooManyTurns, ServerRestarting, ConversationNotFound, Invalid or NoSuchUser.
+        """
+        _check_length(request.message)
+        if self._stopping:
+            raise ServerRestarting
+        running = (key for key, turn in self._turns.items() if not turn.ended.is_set())
+        mine = sum(1 for user_id, _ in (*running, *self._starting) if user_id == request.user_id)
+        if mine >= MAX_TURNS:
+            raise TooManyTurns
+        started = self._starting[request.key] = asyncio.Event()
+        # In a task of its own: if the caller is cancelled while the row is written, the turn still has to run.
+        return await asyncio.shield(self._tasks.spawn(self._start(request, started), "start turn"))
+
+    async def _start(self, request: ChatRequest, started: asyncio.Event) -> Turn:
+        try:
+            claimed = await db.run(
+                conversations.claim_turn,
+                request=request,
+                owner=await self._bus.open(),
+                prompt_version=SUPERVISORS[request.kind].prompt.version,
+            )
+            turn = Turn(request, claimed, announce=partial(self._announce, request))
+            self._turns[request.key] = turn
+        finally:
+            del self._starting[request.key]
+            started.set()
+        turn.start(saved=partial(self._forget, request))
+        if self._stopping:
+            turn.stop()
+        return turn
+
+    def _forget(self, request: ChatRequest) -> None:
+        self._turns.pop(request.key, None)
+
+    async def _announce(self, request: ChatRequest, question: ApprovalRequest) -> None:
+        """Let any of the user's devices answer a turn's approval_request, through any process."""
+        if await approval_routing.remember_owner(request.user_id, question.id, self._bus.channel):
+            self._tasks.spawn(approval_routing.ask_other_devices(request, question), "ask other devices")
+
+    # While a turn runs
+
+    async def cancel(self, user_id: uuid.UUID, request_id: str) -> None:
+        """Cancel a turn, wherever it runs. Raises NotRunning."""
+        if (turn := await self.find((user_id, request_id))) is not None:
+            if turn.ended.is_set():  # it is only still here because its log is being written
+                raise NotRunning
+            turn.cancel()
+            return
+        row = await db.run(find_turn, user_id, request_id)
+        if row.state != Row.State.RUNNING or not await self._bus.send(
+            row.owner, "cancel", user_id, request=request_id
+        ):
+            raise NotRunning
+
+    async def steer(
+        self, user_id: uuid.UUID, request_id: str, message: str, *, reply: str
+    ) -> ChatRequest | None:
+        """Give a running turn another message. If it has ended, returns the request that the message becomes, for the
+        caller to open. A turn of another process answers on the channel `reply` if it has ended or takes no more.
+
+        Raises NotRunning, Invalid or TooManySteers.
+        """
+        _check_length(message)
+        if (turn := await self.find((user_id, request_id))) is not None:
+            steering = asyncio.get_running_loop().create_task(turn.steer(message), name="steer")
+            try:
+                return None if await asyncio.shield(steering) else turn.follow_up(message)
+            except asyncio.CancelledError:
+                # The client is gone, but what the user said still counts.
+                self._tasks.spawn(self._finish_steering(turn, message, steering), "finish steering")
+                raise
+        row = await db.run(find_turn, user_id, request_id)
+        sent = row.state == Row.State.RUNNING and await self._bus.send(
+            row.owner, "steer", user_id, request=request_id, message=message, reply=reply
+        )
+        return None if sent else await follow_up_request(user_id, request_id, message)
+
+    async def _finish_steering(self, turn: Turn, message: str, steering: asyncio.Task[bool]) -> None:
+        if not await steering:
+            await self.start(turn.follow_up(message))
+
+    async def decide(self, user_id: uuid.UUID, approval: str, approved: bool, *, reply: str) -> None:
+        """Answer an approval_request of any of the user's turns. If a turn of another process no longer waits for it,
+        that process says so on the channel `reply`. Raises ApprovalOver."""
+        if self.decide_here(user_id, approval, approved):
+            return
+        owner = await approval_routing.find_owner(user_id, approval)
+        if not await self._bus.send(
+            owner, "decide", user_id, approval=approval, approved=approved, reply=reply
+        ):
+            raise ApprovalOver
+
+    def decide_here(self, user_id: uuid.UUID, approval: str, approved: bool) -> bool:
+        """Answer an approval_request of a turn in this process. Returns False if none waits for it."""
+        return any(
+            turn.decide(approval, approved)
+            for (turn_user, _), turn in self._turns.items()
+            if turn_user == user_id
+        )
+
+    def leave(self, user_id: uuid.UUID, listener: Listener) -> None:
+        """Stop sending to a listener that is gone."""
+        for (turn_user, _), turn in self._turns.items():
+            if turn_user == user_id:
+                turn.stream.leave(listener)
+
+    # The end of the process
+
+    async def stop(self) -> None:
+        """Take no more requests and end the running turns in order: results are saved and listeners are told."""
+        self._stopping = True
+        for turn in self._turns.values():
+            turn.stop()
+        try:
+            async with asyncio.timeout(_STOP_S):
+                while self._starting:  # turns that are being started end as well
+                    await next(iter(self._starting.values())).wait()
+                for turn in list(self._turns.values()):
+                    await turn.ended.wait()
+                    await turn.stream.heard()
+                await stream_log.log_writer().flush()
+        except TimeoutError:
+            log.warning("turn_registry.stop_timed_out", turns=len(self._turns))
+
+
+def _check_length(message: str) -> None:
+    if not message.strip() or len(message) > MAX_MESSAGE_CHARS:
+        raise Invalid(
+            f"a message has 1 to {MAX_MESSAGE_CHARS} characters", fields={"message": ["Its length."]}
+        )
+
+
+_registries = PerLoop(TurnRegistry)
+
+
+def registry() -> TurnRegistry:
+    """The running event loop's registry."""
+    return _registries.get()
 
 
 @dataclass(frozen=True)
 class TurnResult:
-    """A whole turn for who did not listen to it."""
+    """A whole turn, for a caller that did not listen to it."""
 
     text: str
     mutations: list[Mutation]
@@ -75,303 +289,11 @@ class TurnResult:
     conversation_id: uuid.UUID | None
 
 
-class TurnRegistry:
-    """The turns of one event loop."""
+async def run_to_end(request: ChatRequest) -> TurnResult:
+    """Run a whole turn without a socket, on the user's device that was seen last.
 
-    def __init__(self) -> None:
-        self._turns: dict[tuple[uuid.UUID, str], Turn] = {}
-        self._opening: dict[tuple[uuid.UUID, str], asyncio.Event] = {}
-        self._stopping = False
-        self._channel = ""
-        self._taking_channel = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    # Requests
-
-    async def open(self, request: ChatRequest, listener: Listener) -> None:
-        """Carry out a request, or join it; one that is refused ends in a stream_end too. Raise TurnElsewhere."""
-        try:
-            try:
-                turn = await self.find_or_start(request)
-            except AlreadyClaimed as taken:
-                await ensure_same_request(request, taken.turn)
-                await self.resume(request.user_id, request.request_id, FROM_START, listener)
-            else:
-                turn.stream.follow(listener)
-        except TurnElsewhere:
-            raise
-        except Exception as error:
-            code = as_client_error(error).code
-            await listener.hear(request.request_id, refusal_of(request, code))
-
-    async def find_or_start(self, request: ChatRequest) -> Turn:
-        """Raise what `start` does, and RequestIdReused."""
-        if (turn := await self.find(request.key)) is None:
-            return await self.start(request)
-        if turn.request.message != request.message:
-            raise RequestIdReused
-        return turn
-
-    async def start(self, request: ChatRequest) -> Turn:
-        """Begin a turn. Raise Taken, TooManyTurns, ServerRestarting, ConversationNotFound, Invalid, NoSuchUser."""
-        _check(request.message)
-        if self._stopping:
-            raise ServerRestarting
-        running = (key for key, turn in self._turns.items() if not turn.ended.is_set())
-        if sum(1 for user_id, _ in (*running, *self._opening) if user_id == request.user_id) >= MAX_TURNS:
-            raise TooManyTurns
-        opened = self._opening[request.key] = asyncio.Event()
-        # Not by the asker's own task: it may go while the row is being written, and nobody would carry it out then.
-        beginning = asyncio.get_running_loop().create_task(self._begin(request, opened), name="turn begins")
-        self._tasks.add(beginning)
-        beginning.add_done_callback(self._claimed)
-        return await asyncio.shield(beginning)
-
-    def _claimed(self, task: asyncio.Task[Turn]) -> None:
-        """Hear its error also where the asker is gone, who would have been told."""
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) and not isinstance(error, AdiuvaError):
-            log.error("chat.turn_not_begun", error=type(error).__name__)
-
-    async def _begin(self, request: ChatRequest, opened: asyncio.Event) -> Turn:
-        try:
-            claimed = await db.run(
-                conversations.claim_turn,
-                request=request,
-                owner=await self._own_channel(),
-                prompt_version=SUPERVISORS[request.kind].prompt.version,
-            )
-            turn = Turn(request, claimed, announce=lambda question: self._announce(request, question))
-            self._turns[request.key] = turn
-        finally:
-            del self._opening[request.key]
-            opened.set()
-        turn.start(saved=lambda: self._forget(turn))
-        if self._stopping:
-            turn.stop()
-        return turn
-
-    def _forget(self, turn: Turn) -> None:
-        self._turns.pop(turn.request.key, None)
-
-    async def find(self, key: tuple[uuid.UUID, str]) -> Turn | None:
-        """This process' turn; one that is just beginning is waited for."""
-        while (opening := self._opening.get(key)) is not None:
-            await opening.wait()
-        return self._turns.get(key)
-
-    async def resume(self, user_id: uuid.UUID, request_id: str, after: int, listener: Listener) -> None:
-        """Send a listener what it missed and what follows. Raise NotRunning, StreamExpired, TurnElsewhere."""
-        if (turn := await self.find((user_id, request_id))) is not None:
-            turn.stream.follow(listener, after)
-            return
-        row = await db.run(find_turn, user_id, request_id)
-        if (turn := await self.find((user_id, request_id))) is not None:  # it has begun meanwhile
-            turn.stream.follow(listener, after)
-            return
-        if row.state == Row.State.RUNNING:
-            if not row.owner:  # it began while Redis was away, so nobody can ask for it
-                raise Unavailable("this request cannot be reached for now")
-            if row.owner != self._channel:
-                raise TurnElsewhere(row.owner)
-        await replay(row, after, listener)
-
-    # While it runs
-
-    async def cancel(self, user_id: uuid.UUID, request_id: str) -> None:
-        """Raise NotRunning."""
-        if (turn := await self.find((user_id, request_id))) is not None:
-            if turn.ended.is_set():  # its log is being written still
-                raise NotRunning
-            turn.cancel()
-            return
-        row = await db.run(find_turn, user_id, request_id)
-        if row.state != Row.State.RUNNING or not await self._tell(
-            row.owner, "cancel", user_id, request=request_id
-        ):
-            raise NotRunning
-
-    async def steer(
-        self, user_id: uuid.UUID, request_id: str, message: str, *, reply: str
-    ) -> ChatRequest | None:
-        """Say something more to a turn. One that has ended takes no more: then the request that it becomes is returned,
-        to be opened. `reply` is where another process says that it came too late, or is too much. Raise NotRunning,
-        Invalid, TooManySteers."""
-        _check(message)
-        if (turn := await self.find((user_id, request_id))) is not None:
-            hearing = asyncio.get_running_loop().create_task(turn.steer(message), name="steer")
-            try:
-                return None if await asyncio.shield(hearing) else turn.follow_up(message)
-            except asyncio.CancelledError:  # who said it is gone; what was said stays
-                self._spawn(self._go_on(turn, message, hearing))
-                raise
-        row = await db.run(find_turn, user_id, request_id)
-        told = row.state == Row.State.RUNNING and await self._tell(
-            row.owner, "steer", user_id, request=request_id, message=message, reply=reply
-        )
-        return None if told else await follow_up_request(user_id, request_id, message)
-
-    async def _go_on(self, turn: Turn, message: str, hearing: asyncio.Task[bool]) -> None:
-        if not await hearing:
-            await self.start(turn.follow_up(message))
-
-    async def decide(self, user_id: uuid.UUID, approval: str, approved: bool, reply: str) -> None:
-        """Answer an approval_request of any of the user's turns. Raise ApprovalOver."""
-        if self._decide(user_id, approval, approved):
-            return
-        try:
-            # It stays there: the turn counts one answer, and this one may not reach it.
-            owner: bytes | None = await stream_log.log_writer().redis.get(_approval_key(user_id, approval))
-        except (RedisError, OSError):
-            owner = None
-        told = owner is not None and await self._tell(
-            owner.decode(), "decide", user_id, approval=approval, approved=approved, reply=reply
-        )
-        if not told:
-            raise ApprovalOver
-
-    def _decide(self, user_id: uuid.UUID, approval: str, approved: bool) -> bool:
-        return any(
-            turn.decide(approval, approved)
-            for (turn_user, _), turn in self._turns.items()
-            if turn_user == user_id
-        )
-
-    def leave(self, user_id: uuid.UUID, listener: Listener) -> None:
-        """A listener is gone."""
-        for (turn_user, _), turn in self._turns.items():
-            if turn_user == user_id:
-                turn.stream.leave(listener)
-
-    # Between processes
-
-    async def follow_far(
-        self, owner: str, user_id: uuid.UUID, request_id: str, after: int, *, reply: str, anew: bool
-    ) -> bool:
-        """Ask the process that has a turn for what comes after `after`, if it does not send it already or if that is
-        wanted `anew`. False: nobody is there. Raise ConnectionError."""
-        return await self._tell(
-            owner, "follow", user_id, request=request_id, after=after, reply=reply, anew=anew
-        )
-
-    async def _tell(self, owner: str, kind: str, user_id: uuid.UUID, **fields: Any) -> bool:
-        if not owner:
-            return False
-        try:
-            return bool(await get_channel_layer().send(owner, {"type": kind, "user": str(user_id), **fields}))
-        except ConnectionError:
-            log.warning("chat.owner_not_reached", kind=kind)
-            raise
-
-    async def _own_channel(self) -> str:
-        """Where other processes reach this one's turns; "" while Redis is away, when nobody can."""
-        async with self._taking_channel:
-            if not self._channel:
-                layer = get_channel_layer()
-                try:
-                    self._channel = await layer.new_channel("turns.")
-                except ConnectionError:
-                    log.warning("chat.no_channel")
-                    return ""
-                self._spawn(self._listen(layer))
-        return self._channel
-
-    async def _listen(self, layer: Any) -> None:
-        while True:
-            message = await layer.receive(self._channel)
-            if message is not INTERRUPTED:  # who asked and heard nothing asks again
-                self._spawn(self._told(message))
-
-    async def _told(self, message: dict[str, Any]) -> None:
-        user_id = uuid.UUID(message["user"])
-        layer = get_channel_layer()
-        match message["type"]:
-            case "follow":
-                listener = ChannelListener(message["reply"])
-                turn = await self.find((user_id, message["request"]))
-                if turn is None:
-                    await layer.send(listener.channel, {"type": "stream_over", "request": message["request"]})
-                elif not turn.stream.has(listener) or message["anew"]:
-                    turn.stream.follow(listener, message["after"])
-            case "cancel":
-                if (turn := await self.find((user_id, message["request"]))) is not None:
-                    turn.cancel()
-            case "steer":
-                turn = await self.find((user_id, message["request"]))
-                try:
-                    heard = turn is not None and await turn.steer(message["message"])
-                except TooManySteers as error:
-                    await layer.send(message["reply"], error_message(error, message["request"]))
-                    return
-                if not heard:
-                    late = {
-                        "type": "steer_late",
-                        "request": message["request"],
-                        "message": message["message"],
-                    }
-                    if not await layer.send(message["reply"], late):  # who said it is gone
-                        await self.start(
-                            turn.follow_up(message["message"])
-                            if turn is not None
-                            else await follow_up_request(user_id, message["request"], message["message"])
-                        )
-            case "decide":
-                if not self._decide(user_id, message["approval"], message["approved"]):
-                    await layer.send(message["reply"], error_message(ApprovalOver(), message["approval"]))
-
-    async def _announce(self, request: ChatRequest, question: ApprovalRequest) -> None:
-        """Let any process decide it, and ask the user's other devices too."""
-        life = max(1, int(settings.CHAT["turn_deadline_s"]))
-        try:
-            key = _approval_key(request.user_id, question.id)
-            await stream_log.log_writer().redis.set(key, self._channel, ex=life)
-        except (RedisError, OSError) as error:
-            log.warning("chat.others_not_asked", error=type(error).__name__)
-        else:
-            self._spawn(self._ask_others(request, question))
-
-    async def _ask_others(self, request: ChatRequest, question: ApprovalRequest) -> None:
-        layer = get_channel_layer()
-        try:
-            others = await db.run(presence.channels_with, user_id=request.user_id, capability="approval")
-            for device, channel in others:
-                if device != request.device_id:
-                    await layer.send(channel, {"type": "notice", "text": dump(question)})
-        except (OSError, DatabaseError) as error:
-            log.warning("chat.others_not_asked", error=type(error).__name__)
-
-    # The end of the process
-
-    async def stop(self) -> None:
-        """Take no more requests, and end those that run in order: what they did is kept, and who listens is told."""
-        self._stopping = True
-        for turn in self._turns.values():
-            turn.stop()
-        try:
-            async with asyncio.timeout(_STOP_S):
-                while self._opening:  # what is just beginning ends as well
-                    await next(iter(self._opening.values())).wait()
-                for turn in list(self._turns.values()):
-                    await turn.ended.wait()
-                    await turn.stream.heard()
-                await stream_log.log_writer().flush()
-        except TimeoutError:
-            log.warning("chat.turns_cut_off", turns=len(self._turns))
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work, name="switchboard")
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("chat.switchboard_failed", error=type(error).__name__)
-
-
-async def ask(request: ChatRequest) -> TurnResult:
-    """A whole turn without a socket, on the user's device that was seen last. Raise DeviceOffline when there is none,
-    Taken, and what `find_or_start` does."""
+    Raises DeviceOffline if there is none, AlreadyClaimed, and what `find_or_start` does.
+    """
     if await db.run(presence.find, user_id=request.user_id, pk=request.device_id) is None:
         raise DeviceOffline
     turn = await registry().find_or_start(request)
@@ -379,26 +301,3 @@ async def ask(request: ChatRequest) -> TurnResult:
     return TurnResult(
         turn.output.text, turn.mutations, turn.finish, turn.code, turn.usage, turn.claimed.conversation_id
     )
-
-
-def _check(message: str) -> None:
-    if not message.strip() or len(message) > MAX_MESSAGE_CHARS:
-        raise Invalid(
-            f"a message has 1 to {MAX_MESSAGE_CHARS} characters", fields={"message": ["Its length."]}
-        )
-
-
-def _approval_key(user_id: uuid.UUID, approval: str) -> str:
-    return f"adiuva:approval:{user_id}:{approval}"
-
-
-_boards: WeakKeyDictionary[asyncio.AbstractEventLoop, TurnRegistry] = WeakKeyDictionary()
-
-
-def registry() -> TurnRegistry:
-    """The one of the running loop."""
-    loop = asyncio.get_running_loop()
-    found = _boards.get(loop)
-    if found is None:
-        found = _boards[loop] = TurnRegistry()
-    return found

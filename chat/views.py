@@ -179,7 +179,7 @@ class ChatView(GenericAPIView[Any]):
         chat_request = _chat_request(user_id(request), serializer.validated_data)
         close_old_connections()  # a turn may take minutes, and others wait for the pool's connections
         try:
-            answer = async_to_sync(turn_registry.ask)(chat_request)
+            answer = async_to_sync(turn_registry.run_to_end)(chat_request)
         except DeviceOffline:
             raise NoDevice from None
         return Response(_response_body(answer))

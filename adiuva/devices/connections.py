@@ -1,144 +1,163 @@
-"""One timer a process for all of its sockets: hello and pong deadlines, pings, stuck readers, leases, sessions.
+"""The registry of this process's device connections, with one timer for all of them.
 
-A task a socket would cost memory and wake-ups by the thousand; a pass over 5,000 connections costs a millisecond.
+The timer checks deadlines for hello and pong, sends pings, ends connections whose peer does not read, renews leases
+and closes connections of revoked sessions. One task per socket would cost memory and wake-ups by the thousand; one pass
+over 5,000 connections takes a millisecond.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
-from typing import Protocol
-from weakref import WeakKeyDictionary
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+import structlog
 
 from adiuva.accounts import services as accounts
 from adiuva.core import db
-from adiuva.core.logging import log
+from adiuva.core.logging import log_failure
+from adiuva.core.per_loop import PerLoop
 from adiuva.devices import presence
 from adiuva.devices.protocol import Close
+from adiuva.devices.replies import Reply
 
-_TICK_S = 0.5
-_LOOK_S = 0.02
-_SESSIONS_S = 3.0  # a revoked session's sockets are to close within 5 s
+_TICK_S: Final = 0.5
+# How often `close_all` looks whether all connections are closed.
+_CLOSE_POLL_S: Final = 0.02
+# A revoked session's sockets have to close within 5 s.
+_SESSION_CHECK_S: Final = 3.0
+
+log = structlog.get_logger(__name__)
 
 
 class Connection(Protocol):
-    """What the heart needs of a socket."""
+    """One device's socket in this process."""
 
     pk: uuid.UUID | None
     epoch: int
     session_id: uuid.UUID
 
-    def beat(self, now: float) -> int | None:
-        """Do what is due by now; a close code says that the connection has to end."""
+    async def deliver(self, text: str, reply: Reply, *, calls: list[str], run: str | None) -> bool:
+        """Send a frame. Answers to `calls` and frames of `run` go to `reply`. Returns False if nothing was sent."""
         ...
 
-    def end(self, code: int) -> None: ...
+    def run_over(self, run: str) -> None:
+        """Forget the reply for a run's frames."""
+        ...
+
+    def tick(self, now: float) -> int | None:
+        """Do what is due at `now` (the loop's clock). Returns a close code if the connection has to end."""
+        ...
+
+    def end(self, code: int) -> None:
+        """Start to close the socket, unless it is closing already."""
+        ...
 
 
 class ConnectionRegistry:
+    """The connections of one event loop. The timer runs while there are any."""
+
     def __init__(self) -> None:
-        self.connections: set[Connection] = set()
-        self.greeted: dict[uuid.UUID, Connection] = {}
+        self._connections: set[Connection] = set()
+        # Device → its newest connection, once the device has said hello.
+        self._by_device: dict[uuid.UUID, Connection] = {}
         self._task: asyncio.Task[None] | None = None
-        self._chores: set[asyncio.Task[None]] = set()
+        self._jobs: set[asyncio.Task[None]] = set()
 
     def add(self, connection: Connection) -> None:
-        self.connections.add(connection)
+        self._connections.add(connection)
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="heart")
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="connection timer")
 
-    def greet(self, connection: Connection, pk: uuid.UUID, epoch: int) -> Connection | None:
-        """Its device said hello; returns this process's older connection of the same device."""
+    def register(self, connection: Connection, pk: uuid.UUID, epoch: int) -> Connection | None:
+        """Make a connection its device's newest; returns the one in this process that it replaces."""
         connection.pk, connection.epoch = pk, epoch
-        older = self.greeted.get(pk)
-        self.greeted[pk] = connection
+        older = self._by_device.get(pk)
+        self._by_device[pk] = connection
         return older
 
     def remove(self, connection: Connection) -> None:
-        self.connections.discard(connection)
-        if connection.pk is not None and self.greeted.get(connection.pk) is connection:
-            del self.greeted[connection.pk]
-        if not self.connections and self._task is not None:
+        self._connections.discard(connection)
+        if connection.pk is not None and self._by_device.get(connection.pk) is connection:
+            del self._by_device[connection.pk]
+        if not self._connections and self._task is not None:
             self._task.cancel()
             self._task = None
 
     def find(self, pk: uuid.UUID, epoch: int) -> Connection | None:
-        """This process's own connection to a device, if it is the one that is meant."""
-        found = self.greeted.get(pk)
+        """Return a device's connection of this epoch, if it is in this process."""
+        found = self._by_device.get(pk)
         return found if found is not None and found.epoch == epoch else None
 
     async def close_all(self, code: int, *, within_s: float) -> None:
-        """Close every connection, and wait until they are gone."""
+        """Close every connection and wait until they are gone, those that are opened meanwhile included."""
         try:
             async with asyncio.timeout(within_s):
-                while self.connections:  # also those that come meanwhile
-                    for connection in list(self.connections):
+                while self._connections:
+                    for connection in list(self._connections):
                         connection.end(code)
-                    await asyncio.sleep(_LOOK_S)
+                    await asyncio.sleep(_CLOSE_POLL_S)
         except TimeoutError:
-            log.info("heart.connections_left", count=len(self.connections))
+            log.info("connections.close_timed_out", count=len(self._connections))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        sessions_due = loop.time() + _SESSIONS_S
+        sessions_due = loop.time() + _SESSION_CHECK_S
         leases_due = loop.time() + presence.RENEW_S
         while True:
             await asyncio.sleep(_TICK_S)
             now = loop.time()
-            for connection in list(self.connections):
+            for connection in list(self._connections):
                 try:
-                    if (code := connection.beat(now)) is not None:
+                    if (code := connection.tick(now)) is not None:
                         connection.end(code)
-                except Exception:
-                    # One connection's fault must not end the leases of all.
-                    log.exception("heart.beat_failed")
+                except Exception as error:
+                    # One connection's error must not end the leases of all.
+                    log_failure("connection.tick_failed", error)
             if now >= sessions_due:
-                sessions_due = now + _SESSIONS_S
-                self._chore(self._check_sessions)
+                sessions_due = now + _SESSION_CHECK_S
+                self._start_job(self._check_sessions)
             if now >= leases_due:
                 leases_due = now + presence.RENEW_S
-                self._chore(self._renew_leases)
+                self._start_job(self._renew_leases)
 
-    def _chore(self, work: Callable[[], object]) -> None:
-        """Start database work unless the same is still under way: the beat itself never waits."""
-        name = work.__name__
-        if any(task.get_name() == name for task in self._chores):
+    def _start_job(self, job: Callable[[], Awaitable[None]]) -> None:
+        """Start a database job unless it is still running from last time. The timer itself never waits."""
+        name = getattr(job, "__name__", "")
+        if any(task.get_name() == name for task in self._jobs):
             return
-        task = asyncio.get_running_loop().create_task(self._logged(work), name=name)
-        self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
+        task = asyncio.get_running_loop().create_task(self._run_job(job, name), name=name)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
 
-    async def _logged(self, work: Callable[[], object]) -> None:
+    async def _run_job(self, job: Callable[[], Awaitable[None]], name: str) -> None:
         try:
-            await work()  # type: ignore[misc]
-        except Exception:
-            # The database is away: connections stay, and the next round asks again.
-            log.exception("heart.chore_failed", chore=work.__name__)
+            await job()
+        except Exception as error:
+            # While the database is away, connections stay open and the next round asks again.
+            log_failure("connections.job_failed", error, job=name)
 
     async def _check_sessions(self) -> None:
-        mine = list(self.connections)
-        live = await db.run(accounts.live_sessions, {connection.session_id for connection in mine})
-        for connection in mine:
+        connections = list(self._connections)
+        live = await db.run(accounts.live_sessions, {connection.session_id for connection in connections})
+        for connection in connections:
             if connection.session_id not in live:
                 connection.end(Close.NOT_AUTHENTICATED)
 
     async def _renew_leases(self) -> None:
-        mine = dict(self.greeted)
+        connections = dict(self._by_device)
         renewed = await db.run(
-            presence.renew_leases, [(pk, connection.epoch) for pk, connection in mine.items()]
+            presence.renew_leases, [(pk, connection.epoch) for pk, connection in connections.items()]
         )
-        for pk, connection in mine.items():
+        for pk, connection in connections.items():
             if pk not in renewed:
                 connection.end(Close.SUPERSEDED)
 
 
-_hearts: WeakKeyDictionary[asyncio.AbstractEventLoop, ConnectionRegistry] = WeakKeyDictionary()
+_registries = PerLoop(ConnectionRegistry)
 
 
 def current() -> ConnectionRegistry:
-    loop = asyncio.get_running_loop()
-    heart = _hearts.get(loop)
-    if heart is None:
-        heart = _hearts[loop] = ConnectionRegistry()
-    return heart
+    """The running event loop's registry."""
+    return _registries.get()

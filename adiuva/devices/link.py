@@ -1,8 +1,8 @@
-"""A turn's or run's line to one device. One reply channel a link, and its reader always drains it.
+"""A link sends a turn's or run's calls to one device and collects the answers.
 
-Every call ends in one of three ways, and they are never confused: a result (or the device's own error), DeviceOffline
-(nothing was sent, nothing happened), OutcomeUnknown (sent, no answer). The call's id is its idempotency key: to a
-device that dedupes, a write whose connection dropped is sent again with the same id.
+Every call has one of three outcomes, which are never confused: a result (or the device's own error), DeviceOffline
+(nothing was sent, so nothing happened) or OutcomeUnknown (it was sent and no answer came). A call's id is its
+idempotency key: if the connection drops, a write is repeated with the same id on devices that dedupe.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 
 from channels.layers import get_channel_layer
 from django.conf import settings
@@ -23,42 +23,41 @@ from adiuva.core import db
 from adiuva.core.channel_layer import INTERRUPTED, ChannelLayerUnavailable
 from adiuva.core.errors import AdiuvaError, Unavailable
 from adiuva.devices import connections, presence
+from adiuva.devices.calls import batch_item, may_repeat, split_into_batches
 from adiuva.devices.codec import MAX_FRAME_BYTES, dump, is_in_protocol, parse
-from adiuva.devices.consumer import DeviceConsumer
 from adiuva.devices.presence import Target
 from adiuva.devices.protocol import (
-    MAX_BATCH,
     WRITES,
-    Action,
     AgentAck,
     AgentComplete,
     AgentData,
     AgentManifest,
     AgentRun,
     ClientFrame,
-    Data,
     Sent,
-    TableName,
     ToolBatch,
     ToolBatchResult,
     ToolCall,
-    ToolCallBody,
     ToolResult,
     ToolResultBody,
 )
+from adiuva.devices.replies import frame_message, run_over_message
 from adiuva.devices.run_frame_buffer import RunFrameBuffer
 
-_ATTEMPTS: Final = 3
-_LOOK_AGAIN_S: Final = 0.5
-_WINDOW: Final = 64
-_BATCHES: Final = 4  # under way at once, to a device that dedupes
-_BATCH_BYTES: Final = MAX_FRAME_BYTES // 2 // _BATCHES  # of all that are under way, half a frame
-_ANSWER_S: Final[float] = settings.SOCKET["tool_answer_timeout_s"]
-DEADLINE_MS: Final = int(_ANSWER_S * 1000)
+# How often a call is sent before its outcome is unknown.
+_MAX_ATTEMPTS: Final = 3
+# How often a link looks whether a device that it waits for has connected.
+_POLL_S: Final = 0.5
+# Single calls in flight at once to a device that takes no batches.
+_MAX_CALLS_IN_FLIGHT: Final = 64
+# Batches in flight at once to a device that dedupes.
+_MAX_BATCHES_IN_FLIGHT: Final = 4
+# All batches in flight together take half a frame's bytes.
+_MAX_BATCH_BYTES: Final = MAX_FRAME_BYTES // 2 // _MAX_BATCHES_IN_FLIGHT
 
 
 class DeviceOffline(Unavailable):
-    """Nothing was sent, so nothing happened."""
+    """The device is not connected: nothing was sent, so nothing happened."""
 
     code = "device_offline"
 
@@ -67,7 +66,7 @@ class DeviceOffline(Unavailable):
 
 
 class OutcomeUnknown(AdiuvaError):
-    """It was sent and no answer came: it may have happened."""
+    """A write was sent and no answer came: it may have happened."""
 
     code, status = "outcome_unknown", 504
 
@@ -76,7 +75,7 @@ class OutcomeUnknown(AdiuvaError):
 
 
 class DeviceUnreachable(DeviceOffline):
-    """What leads to the device is away. Nothing was sent all the same."""
+    """The channel layer or the database is unavailable. Nothing was sent."""
 
     code = "device_unreachable"
 
@@ -85,53 +84,55 @@ class DeviceUnreachable(DeviceOffline):
 
 
 class DeviceRefused(AdiuvaError):
-    """The device's own error."""
+    """The device answered a call with an error of its own."""
 
     code, status = "device_refused", 422
 
 
 class _NotSent(Exception):
-    """Nobody listens where the device was last connected, or its connection was ending."""
+    """Nobody listens on the device's last known channel, or its connection was closing."""
 
 
 class _Gone(Exception):
-    """The connection, or the way to it, was lost while an answer was owed."""
+    """The connection, or the channel layer between us and it, was lost while an answer was pending."""
 
 
 class _Silent(Exception):
-    """No answer came in the time that a device has."""
+    """The device did not answer in time."""
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """A call that an answer is owed for."""
+class _PendingCall:
+    """A call whose answer is pending. `due` is on the loop's clock, `epoch` that of the connection used."""
 
     future: asyncio.Future[ToolResultBody]
     due: float
-    epoch: int  # of the connection that it was sent over
+    epoch: int
 
 
 class DeviceLink:
-    """Use as an async context manager.
+    """An async context manager. Each link has one reply channel, and a task that always drains it.
 
-    `device` names one of the user's devices; None takes whichever was seen last, and stays with it once something was
-    sent. A call waits up to `wait_s` for the device to be connected.
+    `device` is the row id of one of the user's devices; None chooses the one seen last, and the link stays with it once
+    something was sent. A call waits up to `wait_s` seconds for the device to connect.
     """
 
     def __init__(self, user_id: uuid.UUID, device: uuid.UUID | None = None, *, wait_s: float = 0.0) -> None:
         self.user_id, self.device, self.wait_s = user_id, device, wait_s
         self.frames = RunFrameBuffer()
-        self._answers: dict[str, _Waiting] = {}  # in the order in which they fall due
+        # Call id → pending call, in the order in which they fall due.
+        self._pending: dict[str, _PendingCall] = {}
         self._target: Target | None = None
         self._channel = ""
         self._reader: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
-        self._runs: dict[str, int] = {}  # run id → epoch of its connection
-        self._window = asyncio.Semaphore(_WINDOW)
+        # Run id → epoch of the connection that it was started over.
+        self._runs: dict[str, int] = {}
+        self._window = asyncio.Semaphore(_MAX_CALLS_IN_FLIGHT)
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._heart = connections.current()
+        self._connections = connections.current()
 
     async def __aenter__(self) -> Self:
         return self
@@ -147,10 +148,10 @@ class DeviceLink:
         if self._target is not None:
             for run in self._runs:
                 with contextlib.suppress(ConnectionError):
-                    await self._tell_run_over(run, self._target)
+                    await self._end_run(run, self._target)
         if self._timer is not None:
             self._timer.cancel()
-        self._fail(_Silent)  # whoever still waits on a link that closed
+        self._fail(_Silent)  # calls that are still pending on the closed link
         if self._reader is not None:
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -158,7 +159,7 @@ class DeviceLink:
             get_channel_layer().end_channel(self._channel)
 
     async def target(self, wait_s: float | None = None, *, not_at: Sequence[str] = ()) -> Target:
-        """Where the device is connected. Raise DeviceOffline if it is not within the wait."""
+        """Where the device is connected, except on the channels `not_at`. Raises DeviceOffline after the wait."""
         if self._target is not None and self._target.channel not in not_at:
             return self._target
         until = self._loop.time() + (self.wait_s if wait_s is None else wait_s)
@@ -172,58 +173,37 @@ class DeviceLink:
                 return found
             if self._loop.time() >= until:
                 raise DeviceOffline
-            await asyncio.sleep(_LOOK_AGAIN_S)
+            await asyncio.sleep(_POLL_S)
 
-    async def still_there(self) -> bool:
-        """Whether the connection that was found is the device's newest. A killed process says no farewell."""
+    async def is_current(self) -> bool:
+        """Whether the connection in use is the device's newest. A killed process never sends a disconnect."""
         target = self._target
         if target is None:
             return False
         found = await db.run(presence.find, user_id=self.user_id, pk=target.pk)
-        # It may have been lost while we asked.
+        # The target may have changed during the query.
         return found is not None and found.epoch == target.epoch and self._target is target
 
     # Calls
 
-    async def call(
-        self,
-        action: Action,
-        table: TableName | None = None,
-        *,
-        data: Data | None = None,
-        filters: Data | None = None,
-        vector: list[float] | None = None,
-        limit: int | None = None,
-        call_id: str | None = None,
-    ) -> ToolResultBody:
-        """One tool call. Raise DeviceOffline or OutcomeUnknown; the device's own error is in the result."""
-        call = ToolCall(
-            id=call_id or uuid.uuid4().hex,
-            action=action,
-            table=table,
-            data=data,
-            filters=filters,
-            vector=vector,
-            limit=limit,
-            attempt=1,
-            deadline_ms=DEADLINE_MS,
-        )
+    async def call(self, call: ToolCall) -> ToolResultBody:
+        """Send one call. Raises DeviceOffline or OutcomeUnknown; an error of the device's own is in the result."""
         return await self._settle_one(call)
 
     async def send_calls(self, calls: Sequence[ToolCall]) -> list[ToolResultBody | AdiuvaError]:
-        """Many calls, sent in order; an outcome each. In batches to a device that takes them, some of them under way at
-        once: a device far away costs one round trip and not one a batch.
+        """Send calls in order; returns an outcome for each. A device that takes batches gets several at once, so that a
+        distant device costs one round trip in all and not one per batch.
 
-        Raise DeviceOffline when it is not there to begin with. When it goes, what follows is not sent either.
+        Raises DeviceOffline if the device is offline at the start. If it disconnects later, the rest is not sent.
         """
         target = await self.target()
-        # Of what is under way when the connection drops, a device that does not dedupe leaves the outcome unknown.
-        under_way = asyncio.Semaphore(_BATCHES if target.can("dedupe") else 1)
+        # A device that does not dedupe gets few at once: if the connection drops, their outcome is unknown.
+        in_flight = asyncio.Semaphore(_MAX_BATCHES_IN_FLIGHT if target.can("dedupe") else 1)
         gone: DeviceOffline | None = None
 
         async def settle(batch: Sequence[ToolCall]) -> list[ToolResultBody | AdiuvaError]:
             nonlocal gone
-            async with under_way:
+            async with in_flight:
                 if gone is not None:
                     return [gone for _ in batch]
                 outcomes = await self._settle_batch(batch)
@@ -233,13 +213,13 @@ class DeviceLink:
 
         settling = []
         async with asyncio.TaskGroup() as group:
-            for batch in _batches(calls):
+            for batch in split_into_batches(calls, max_bytes=_MAX_BATCH_BYTES):
                 settling.append(group.create_task(settle(batch)))
-                await asyncio.sleep(0)  # it leaves while the next is made
+                await asyncio.sleep(0)  # send this batch while the next is prepared
         return [outcome for task in settling for outcome in task.result()]
 
     async def _settle_one(self, call: ToolCall, attempt: int = 1) -> ToolResultBody:
-        """`attempt` is one more than how often the call was sent before."""
+        """Send a call until it has an outcome. `attempt` is 1 for a call that was never sent."""
         silent_at: list[str] = []
         while True:
             try:
@@ -249,7 +229,7 @@ class DeviceLink:
                     raise OutcomeUnknown from None
                 raise
             if attempt > 1:
-                if not _may_repeat(call, target):
+                if not may_repeat(call, target):
                     raise OutcomeUnknown
                 call = call.model_copy(update={"attempt": attempt})
             future = self._await_answer(call.id, target.epoch)
@@ -264,13 +244,13 @@ class DeviceLink:
                     raise OutcomeUnknown from None
                 raise
             except (_Gone, ConnectionError):
-                if attempt == _ATTEMPTS or not _may_repeat(call, target):
+                if attempt == _MAX_ATTEMPTS or not may_repeat(call, target):
                     raise OutcomeUnknown from None
                 attempt += 1
             except _Silent:
-                raise OutcomeUnknown from None  # connected and silent: once more would not help
+                raise OutcomeUnknown from None  # the device is connected but silent: repeating would not help
             finally:
-                self._answers.pop(call.id, None)
+                self._pending.pop(call.id, None)
                 future.cancel()
 
     async def _outcome(self, call: ToolCall, attempt: int) -> ToolResultBody | AdiuvaError:
@@ -281,7 +261,7 @@ class DeviceLink:
                 return error
 
     async def _settle_batch(self, calls: Sequence[ToolCall]) -> list[ToolResultBody | AdiuvaError]:
-        """Send a batch until each call has an outcome. What may not be repeated is not."""
+        """Send a batch until each call has an outcome. Only calls that may be repeated are."""
         outcomes: dict[str, ToolResultBody | AdiuvaError] = {}
         left, attempt, silent_at = list(calls), 1, list[str]()
         while left:
@@ -292,7 +272,7 @@ class DeviceLink:
                     outcomes |= {call.id: outcome for call, outcome in zip(left, found, strict=True)}
                     break
                 if attempt > 1:
-                    outcomes |= {call.id: OutcomeUnknown() for call in left if not _may_repeat(call, target)}
+                    outcomes |= {call.id: OutcomeUnknown() for call in left if not may_repeat(call, target)}
                     left = [call for call in left if call.id not in outcomes]
                 answers = await self._send_batch(target, left, attempt)
             except DeviceOffline as offline:
@@ -309,7 +289,7 @@ class DeviceLink:
                 match answers[call.id]:
                     case ToolResultBody() as result:
                         outcomes[call.id] = result
-                    case _Gone() if attempt < _ATTEMPTS and _may_repeat(call, target):
+                    case _Gone() if attempt < _MAX_ATTEMPTS and may_repeat(call, target):
                         again.append(call)
                     case _:
                         outcomes[call.id] = OutcomeUnknown()
@@ -319,12 +299,12 @@ class DeviceLink:
     async def _send_batch(
         self, target: Target, calls: Sequence[ToolCall], attempt: int
     ) -> dict[str, ToolResultBody | Exception]:
-        """The answer to each, or why there is none. Raise _NotSent or DeviceUnreachable when nothing was sent."""
+        """Each call's answer, or why there is none. Raises _NotSent or DeviceUnreachable if nothing was sent."""
         futures = {call.id: self._await_answer(call.id, target.epoch) for call in calls}
-        frame = ToolBatch.model_construct(calls=[_body(call, attempt) for call in calls])
+        frame = ToolBatch.model_construct(calls=[batch_item(call, attempt) for call in calls])
         try:
             await self._post(target, frame, calls=list(futures))
-            # One after the other: they come together, and a gather costs a callback for each.
+            # One after the other: the answers arrive together, and a gather would cost a callback for each.
             found = [await _answer(future) for future in futures.values()]
         except DeviceUnreachable:
             raise
@@ -332,38 +312,38 @@ class DeviceLink:
             return dict.fromkeys(futures, _Gone())
         finally:
             for call_id, future in futures.items():
-                self._answers.pop(call_id, None)
+                self._pending.pop(call_id, None)
                 future.cancel()
         if found and all(isinstance(answer, _NotSent) for answer in found):
             raise _NotSent
         return dict(zip(futures, found, strict=True))
 
     def _await_answer(self, call_id: str, epoch: int) -> asyncio.Future[ToolResultBody]:
-        """Registered before the call leaves. It fails with _Silent after the time a device has to answer."""
-        if call_id in self._answers:
-            raise ValueError("a call with this id is under way")
+        """Register a call before it is sent. The future fails with _Silent if the answer takes too long."""
+        if call_id in self._pending:
+            raise ValueError("a call with this id is in flight")
         future: asyncio.Future[ToolResultBody] = self._loop.create_future()
-        # All have the same time, so they fall due in order, and one timer serves them all.
-        due = self._loop.time() + _ANSWER_S
-        self._answers[call_id] = _Waiting(future, due, epoch)
+        # All calls have the same time to answer, so they fall due in order and one timer serves them all.
+        due = self._loop.time() + settings.SOCKET["tool_answer_timeout_s"]
+        self._pending[call_id] = _PendingCall(future, due, epoch)
         if self._timer is None:
-            self._timer = self._loop.call_at(due, self._give_up)
+            self._timer = self._loop.call_at(due, self._expire_calls)
         return future
 
-    def _give_up(self) -> None:
+    def _expire_calls(self) -> None:
         now, self._timer = self._loop.time(), None
-        for waiting in self._answers.values():
-            if waiting.due > now:
-                self._timer = self._loop.call_at(waiting.due, self._give_up)
+        for pending in self._pending.values():
+            if pending.due > now:
+                self._timer = self._loop.call_at(pending.due, self._expire_calls)
                 break
-            if not waiting.future.done():
-                waiting.future.set_exception(_Silent())
+            if not pending.future.done():
+                pending.future.set_exception(_Silent())
 
     def _fail(self, reason: type[Exception], *, epoch: int | None = None) -> None:
-        """End the waiting of those whose connection it was; of all, when none is named."""
-        for waiting in self._answers.values():
-            if epoch in (None, waiting.epoch) and not waiting.future.done():
-                waiting.future.set_exception(reason())
+        """Fail the calls that were sent over the connection `epoch`; without it, all pending calls."""
+        for pending in self._pending.values():
+            if epoch in (None, pending.epoch) and not pending.future.done():
+                pending.future.set_exception(reason())
 
     def _forget(self, target: Target) -> None:
         if self._target is target:
@@ -372,7 +352,7 @@ class DeviceLink:
     # Frames of a run
 
     async def start_run(self, frame: AgentRun) -> Target:
-        """Ask the device for a run's files; what it answers comes in `frames`. Raise DeviceOffline."""
+        """Ask the device for a run's files; its answers arrive in `frames`. Raises DeviceOffline."""
         silent_at: list[str] = []
         while True:
             target = await self.target(not_at=silent_at)
@@ -386,12 +366,12 @@ class DeviceLink:
             except DeviceUnreachable:
                 raise
             except ConnectionError:
-                raise DeviceUnreachable from None  # should it hear of it: nobody will take its files
+                raise DeviceUnreachable from None  # if the device got the frame after all, its files are refused
 
-    async def tell(self, frame: Sent) -> None:
-        """Send a frame that nobody waits for. A device that is gone, or too old for it, hears nothing."""
+    async def notify(self, frame: Sent) -> None:
+        """Send a frame that has no answer. Does nothing if the device is gone, or too old for the frame."""
         if isinstance(frame, AgentAck):
-            self.frames.acknowledged()  # first: the next batch may be here before this is said
+            self.frames.acknowledged()  # before sending: the next batch may arrive during it
         target = self._target
         if target is None or not is_in_protocol(type(frame), target.protocol):
             return
@@ -400,46 +380,40 @@ class DeviceLink:
         except _NotSent:
             self._lost(target.epoch)
         except (DeviceUnreachable, ConnectionError):
-            self._interrupted()  # the device may wait for this frame for ever
+            self._interrupted()  # the device may wait for this frame forever
 
     # The way there and back
 
     async def _post(
         self, target: Target, frame: Sent, *, calls: list[str] | None = None, run: str | None = None
     ) -> None:
-        """Raise _NotSent when it did not leave, DeviceUnreachable when nothing can, ConnectionError if it may have."""
+        """Send a frame. Raises _NotSent if nobody took it, DeviceUnreachable if it cannot be sent, ConnectionError if
+        it may have been sent."""
         text = dump(frame, target.protocol)
-        near = self._heart.find(target.pk, target.epoch)
-        if near is not None:
-            consumer = cast(DeviceConsumer, near)
-            heard: int = await consumer.deliver(text, self._answered, calls=calls or [], run=run)
+        local = self._connections.find(target.pk, target.epoch)
+        if local is not None:
+            sent: int = await local.deliver(text, self._on_reply, calls=calls or [], run=run)
         else:
             try:
                 if self._reader is None:
-                    await self._listen()
-                message = {
-                    "type": "frame",
-                    "text": text,
-                    "calls": calls or [],
-                    "run": run,
-                    "reply": self._channel,
-                }
-                heard = await get_channel_layer().send(target.channel, message)
+                    await self._open_reply_channel()
+                message = frame_message(text, calls=calls or [], run=run, reply=self._channel)
+                sent = await get_channel_layer().send(target.channel, message)
             except ChannelLayerUnavailable:
                 raise DeviceUnreachable from None
-        if not heard:
+        if not sent:
             raise _NotSent
         self.device = target.pk
 
-    async def _tell_run_over(self, run: str, target: Target) -> None:
-        near = self._heart.find(target.pk, target.epoch)
-        if near is not None:
-            cast(DeviceConsumer, near).run_over(run)
+    async def _end_run(self, run: str, target: Target) -> None:
+        local = self._connections.find(target.pk, target.epoch)
+        if local is not None:
+            local.run_over(run)
         else:
-            await get_channel_layer().send(target.channel, {"type": "run_over", "run": run})
+            await get_channel_layer().send(target.channel, run_over_message(run))
 
-    async def _listen(self) -> None:
-        """Take the reply channel before the first frame that may be answered on it."""
+    async def _open_reply_channel(self) -> None:
+        """Open the reply channel before the first frame that may be answered on it."""
         async with self._opening:
             if self._reader is None:
                 layer = get_channel_layer()
@@ -456,9 +430,9 @@ class DeviceLink:
                 self._interrupted()
                 continue
             kind, text = message["type"], message["text"]
-            await self._answered(kind, text, parse(text) if kind in ("result", "frame") else None)
+            await self._on_reply(kind, text, parse(text) if kind in ("result", "frame") else None)
 
-    async def _answered(self, kind: str, text: str, frame: ClientFrame | None) -> bool:
+    async def _on_reply(self, kind: str, text: str, frame: ClientFrame | None) -> bool:
         match frame:
             case ToolResult():
                 self._resolve(frame)
@@ -471,12 +445,12 @@ class DeviceLink:
                 self._lost(int(text))
             case None if kind == "unsent":
                 for call_id in text.split("\n"):
-                    if (waiting := self._answers.get(call_id)) and not waiting.future.done():
-                        waiting.future.set_exception(_NotSent())
+                    if (pending := self._pending.get(call_id)) and not pending.future.done():
+                        pending.future.set_exception(_NotSent())
         return not self._closed
 
     def _lost(self, epoch: int) -> None:
-        """The connection ended. A late word about an older one disturbs nothing on the new one."""
+        """The connection ended. Ignores late notices about a superseded connection."""
         if self._target is not None and self._target.epoch == epoch:
             self._target = None
         self._fail(_Gone, epoch=epoch)
@@ -484,19 +458,15 @@ class DeviceLink:
             self.frames.end()
 
     def _interrupted(self) -> None:
-        """Something may have been lost on the way: answers are asked for again, and a run would have holes."""
+        """Messages may have been lost: repeat the pending calls that may be, and end runs, as frames may be missing."""
         self._fail(_Gone)
         if self._runs:
             self.frames.end()
 
     def _resolve(self, result: ToolResultBody) -> None:
-        waiting = self._answers.get(result.id)
-        if waiting is not None and not waiting.future.done():
-            waiting.future.set_result(result)
-
-
-def _may_repeat(call: ToolCall, target: Target) -> bool:
-    return call.action not in WRITES or target.can("dedupe")
+        pending = self._pending.get(result.id)
+        if pending is not None and not pending.future.done():
+            pending.future.set_result(result)
 
 
 async def _answer(future: asyncio.Future[ToolResultBody]) -> ToolResultBody | Exception:
@@ -504,25 +474,3 @@ async def _answer(future: asyncio.Future[ToolResultBody]) -> ToolResultBody | Ex
         return await future
     except (_NotSent, _Gone, _Silent) as error:
         return error
-
-
-def _body(call: ToolCall, attempt: int) -> ToolCallBody:
-    """In a batch only the fields of the body are written, not the call's own type."""
-    if call.attempt == attempt and call.deadline_ms == DEADLINE_MS:
-        return call
-    return call.model_copy(update={"attempt": attempt, "deadline_ms": DEADLINE_MS})
-
-
-def _batches(calls: Sequence[ToolCall]) -> Iterator[list[ToolCall]]:
-    """In order, each small enough for a frame."""
-    batch: list[ToolCall] = []
-    size = 0
-    for call in calls:
-        weight = len(dump(call).encode())
-        if batch and (len(batch) == MAX_BATCH or size + weight > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(call)
-        size += weight
-    if batch:
-        yield batch

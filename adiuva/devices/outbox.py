@@ -20,9 +20,10 @@ from django.db.models.functions import Now
 
 from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import AdiuvaError
-from adiuva.devices.link import DEADLINE_MS, DeviceLink, DeviceOffline, OutcomeUnknown
+from adiuva.devices.calls import new_call
+from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import OutboxRecord
-from adiuva.devices.protocol import TableName, ToolCall, ToolResultBody
+from adiuva.devices.protocol import TableName, ToolResultBody
 from adiuva.devices.tables import TABLES
 
 State = OutboxRecord.State
@@ -188,14 +189,7 @@ async def deliver(
     if sending and not target.can("dedupe"):
         await mark_sent([record.id for record in sending])
     calls = [
-        ToolCall(
-            id=str(record.id),
-            action="insert",
-            table=cast(TableName, record.table),
-            data=record.data,
-            attempt=1,
-            deadline_ms=DEADLINE_MS,
-        )
+        new_call("insert", cast(TableName, record.table), data=record.data, call_id=str(record.id))
         for record in sending
     ]
     answers = await link.send_calls(calls) if calls else []

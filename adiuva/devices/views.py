@@ -16,9 +16,9 @@ from rest_framework.response import Response
 from adiuva.accounts import services as accounts
 from adiuva.core.rest import TOTAL_COUNT, Done, error_responses, user_id
 from adiuva.devices import presence
-from adiuva.devices.consumer import close_message
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import Close
+from adiuva.devices.replies import close_message
 from adiuva.devices.serializers import DeviceSerializer
 
 

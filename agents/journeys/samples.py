@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 from adiuva.accounts.models import User
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError, Invalid
+from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import (
@@ -163,7 +164,7 @@ async def _from_folders(wanted: SampleRequest) -> DocumentSample:
 
 async def _projects(link: DeviceLink) -> dict[str, str]:
     try:
-        result = await link.call("select", "projects", filters={})
+        result = await link.call(new_call("select", "projects", filters={}))
     except OutcomeUnknown:
         raise DeviceSilent from None
     return {
@@ -197,20 +198,20 @@ class _Fetch:
                 case AgentData():
                     self._take(frame.files)
                     if frame.batch is not None:
-                        await self._link.tell(AgentAck(run_id=run.run_id, batch=frame.batch))
+                        await self._link.notify(AgentAck(run_id=run.run_id, batch=frame.batch))
                 case AgentComplete():
                     return self._documents
             if self._documents and len(self._documents) == (
                 MAX_DOCUMENTS if self._asked is None else len(self._asked)
             ):
-                await self._link.tell(AgentCancel(run_id=run.run_id))
+                await self._link.notify(AgentCancel(run_id=run.run_id))
                 return self._documents
 
     async def _choose(self, run_id: str, manifest: AgentManifest) -> None:
         """Of the first list that has any; each list is answered, also if nothing is wanted of it."""
         paths = [] if self._asked else _choose_paths(manifest.files)
         self._asked = (self._asked or set()) | set(paths)
-        await self._link.tell(AgentFetch(run_id=run_id, paths=paths))
+        await self._link.notify(AgentFetch(run_id=run_id, paths=paths))
 
     def _take(self, files: Sequence[AgentFile]) -> None:
         for file in files:

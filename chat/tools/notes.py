@@ -14,12 +14,12 @@ from langchain_core.tools import ToolException
 from pydantic import Field
 
 from adiuva import llm
+from adiuva.devices.calls import new_call
 from adiuva.devices.protocol import Data, ToolCall, ToolResultBody
 from chat.device_session import (
     DeviceRefused,
     DeviceSession,
     device_session_of,
-    make_tool_call,
     missing_row_text,
     one_line,
 )
@@ -115,11 +115,11 @@ async def search_notes(
     if not words:
         raise ToolException("Failed: query must not be empty.")
     vector, remark = await _query_vector(words)
-    by_words = make_tool_call("select", "notes", filters={"search": words}, limit=_MAX_RESULTS)
+    by_words = new_call("select", "notes", filters={"search": words}, limit=_MAX_RESULTS)
     calls = (
         [by_words]
         if vector is None
-        else [by_words, make_tool_call("vector_search", vector=vector, limit=_MAX_RESULTS)]
+        else [by_words, new_call("vector_search", vector=vector, limit=_MAX_RESULTS)]
     )
     told, *meant = await session.call_many(calls)
     if isinstance(told, ToolException):
@@ -194,7 +194,7 @@ async def _embed(model: llm.EmbeddingModel, text: str) -> list[float]:
 
 async def _read_notes(session: DeviceSession, keys: list[str]) -> dict[str, Data]:
     """Notes by id. A vector may have outlived its note."""
-    calls: list[ToolCall] = [make_tool_call("get", "notes", data={"id": key}) for key in keys]
+    calls: list[ToolCall] = [new_call("get", "notes", data={"id": key}) for key in keys]
     outcomes = await session.call_many(calls)
     for outcome in outcomes:
         if isinstance(outcome, ToolException) and not isinstance(outcome, DeviceRefused):

@@ -8,8 +8,9 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import ToolException
 from pydantic import Field
 
+from adiuva.devices.calls import new_call
 from adiuva.devices.protocol import Data
-from chat.device_session import DeviceSession, device_session_of, make_tool_call, missing_row_text
+from chat.device_session import DeviceSession, device_session_of, missing_row_text
 from chat.tools import base, formatting
 from chat.tools.base import ClientId, OrNull, SearchWords, device_tool
 
@@ -45,8 +46,8 @@ async def get_project(config: RunnableConfig, project_id: _ProjectId) -> str:
     session = device_session_of(config)
     found, _clients = await session.call_many(
         [
-            make_tool_call("get", "projects", data={"id": project_id}),
-            make_tool_call("select", "clients", limit=_MAX_ROWS),  # for the client's name
+            new_call("get", "projects", data={"id": project_id}),
+            new_call("select", "clients", limit=_MAX_ROWS),  # for the client's name
         ]
     )
     if isinstance(found, ToolException):

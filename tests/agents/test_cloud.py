@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from adiuva import llm
 from adiuva.core import db
+from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink
 from agents import claimed_runs, delivery, result_commits, runner, runs, schedules, undo
 from agents.journeys import samples, trial
@@ -290,7 +291,7 @@ async def test_a_delivery_that_dies_is_taken_up_and_doubles_nothing(
     await db.run(waits, undelivered=False)  # so that no worker of another test is called
     async with inbox.device():
         async with DeviceLink(inbox.person.id) as link:
-            await link.call("select", "projects", filters={})  # its hello is over
+            await link.call(new_call("select", "projects", filters={}))  # its hello is over
         await db.run(waits, undelivered=True)
         with monkeypatch.context() as patch:
             patch.setattr(delivery, "_settle", dying)
@@ -371,7 +372,7 @@ async def test_who_was_away_when_an_account_was_lost_is_told_once_by_the_next_de
     async with inbox.device("phone"):
         await db.run(connections.sweep)
         async with DeviceLink(inbox.person.id) as link:
-            await link.call("select", "projects", filters={})  # behind whatever else is said
+            await link.call(new_call("select", "projects", filters={}))  # behind whatever else is said
     assert [(error.code, "1 agent waits" in error.message) for error in inbox.errors] == [
         ("needs_reauth", True)
     ]

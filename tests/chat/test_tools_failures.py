@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.tools import ToolException
 
 from adiuva.core import db
-from adiuva.devices import link as links
 from adiuva.devices.link import DeviceLink
 from tests.chat.device_sessions import call_tool, make_session, rows, scripted_device, tool_failure
 from tests.devices.link_endpoints import Answer, Frame
@@ -65,7 +65,7 @@ async def test_without_a_device_nothing_happened(person: Person, name: str) -> N
 async def test_a_silent_device_may_have_written_and_has_told_nothing(
     person: Person, monkeypatch: pytest.MonkeyPatch, capabilities: list[str]
 ) -> None:
-    monkeypatch.setattr(links, "_ANSWER_S", 0.2)
+    monkeypatch.setitem(django_settings.SOCKET, "tool_answer_timeout_s", 0.2)
     async with scripted_device(person, lambda call: None, capabilities=capabilities) as (session, _):
         assert await tool_failure(session, "list_tasks") == (
             "Failed: the device did not answer in time. Nothing was changed."

@@ -327,6 +327,8 @@ async def test_a_stream_is_resumed_between_its_end_and_its_log(
 
 
 class Ear:
+    channel = ""
+
     def __init__(self) -> None:
         self.heard: list[StreamFrame] = []
 
@@ -361,7 +363,7 @@ async def test_nothing_of_a_turn_stays_in_memory_once_it_is_saved(model: Provide
             gc.collect()
             await asyncio.sleep(0.02)
     names = {task.get_name() for task in asyncio.all_tasks()}
-    assert not names & {"turn", "turn keeper", "turn begins", "stream follower", "stream log"}
+    assert not names & {"turn", "turn keeper", "start turn", "stream follower", "stream log"}
 
 
 async def test_an_asker_who_goes_while_the_turn_begins_leaves_a_turn_that_runs(

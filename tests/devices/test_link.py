@@ -8,10 +8,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.conf import settings
 
 from adiuva.core import db
-from adiuva.devices import link as links
 from adiuva.devices import presence
+from adiuva.devices.calls import new_call
 from adiuva.devices.codec import MAX_FRAME_BYTES
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.presence import Target
@@ -52,7 +53,7 @@ def inserts(count: int, **data: Any) -> list[ToolCall]:
 
 async def test_a_call_brings_the_devices_row(connect: Open, person: Person) -> None:
     async with connect(person) as socket, answering(socket) as seen, DeviceLink(person.id) as link:
-        found = await link.call("get", "tasks", data={"id": "7"})
+        found = await link.call(new_call("get", "tasks", data={"id": "7"}))
         assert found.row == {"id": seen[0]["id"]}
         assert (seen[0]["action"], seen[0]["table"], seen[0]["data"]) == ("get", "tasks", {"id": "7"})
         assert (seen[0]["attempt"], seen[0]["deadline_ms"]) == (1, 30_000)
@@ -63,20 +64,20 @@ async def test_the_devices_own_error_is_a_result(connect: Open, person: Person) 
         return {"id": call["id"], "error": "no such table"}
 
     async with connect(person) as socket, answering(socket, answer=refuse), DeviceLink(person.id) as link:
-        assert (await link.call("delete", "tasks", data={"id": "7"})).error == "no such table"
+        assert (await link.call(new_call("delete", "tasks", data={"id": "7"}))).error == "no such table"
 
 
 async def test_without_a_device_nothing_is_sent(committed_db: str, person: Person) -> None:
     async with DeviceLink(person.id) as link:
         with pytest.raises(DeviceOffline):
-            await link.call("insert", "tasks", data={"title": "x"})
+            await link.call(new_call("insert", "tasks", data={"title": "x"}))
         with pytest.raises(DeviceOffline):
             await link.send_calls(inserts(3))
 
 
 async def test_a_call_may_wait_for_the_device(connect: Open, person: Person) -> None:
     async with DeviceLink(person.id, wait_s=BACK_S) as link:
-        calling = asyncio.create_task(link.call("select", "tasks"))
+        calling = asyncio.create_task(link.call(new_call("select", "tasks")))
         async with connect(person) as socket, answering(socket):
             assert (await calling).row is not None
 
@@ -87,13 +88,13 @@ async def test_a_silent_device_leaves_the_outcome_unknown_and_a_late_answer_hurt
     async with connect(person) as socket, DeviceLink(person.id) as link:
         await socket.hello()
         with monkeypatch.context() as patch:
-            patch.setattr(links, "_ANSWER_S", 0.2)
-            calling = asyncio.create_task(link.call("insert", "tasks", data={"title": "x"}))
+            patch.setitem(settings.SOCKET, "tool_answer_timeout_s", 0.2)
+            calling = asyncio.create_task(link.call(new_call("insert", "tasks", data={"title": "x"})))
             late = await socket.receive("tool_call")
             with pytest.raises(OutcomeUnknown):
                 await calling
         await socket.send({"type": "tool_result", **result(late)})
-        calling = asyncio.create_task(link.call("get", "tasks", data={"id": "1"}))
+        calling = asyncio.create_task(link.call(new_call("get", "tasks", data={"id": "1"})))
         await socket.send({"type": "tool_result", **result(await socket.receive("tool_call"))})
         assert (await calling).row is not None
         assert await socket.is_alive()
@@ -105,7 +106,7 @@ async def test_a_device_that_dedupes_gets_the_same_call_again_when_it_is_back(
     async with DeviceLink(person.id, wait_s=BACK_S) as link:
         async with connect(person) as socket:
             await socket.hello(device_id="laptop")
-            calling = asyncio.create_task(link.call("insert", "tasks", data={"title": "x"}))
+            calling = asyncio.create_task(link.call(new_call("insert", "tasks", data={"title": "x"})))
             first = await socket.receive("tool_call")
             await socket.drop()
         async with connect(person) as socket, answering(socket, device_id="laptop") as seen:
@@ -119,9 +120,9 @@ async def test_a_write_is_never_sent_twice_to_a_device_that_does_not_dedupe(
     async with DeviceLink(person.id, wait_s=BACK_S) as link:
         async with connect(person) as socket:
             await socket.hello(device_id="laptop", capabilities=[])
-            writing = asyncio.create_task(link.call("insert", "tasks", data={"title": "x"}))
+            writing = asyncio.create_task(link.call(new_call("insert", "tasks", data={"title": "x"})))
             await socket.receive("tool_call")
-            reading = asyncio.create_task(link.call("select", "tasks"))
+            reading = asyncio.create_task(link.call(new_call("select", "tasks")))
             read = await socket.receive("tool_call")
             await socket.drop()
         # Not even when it has learned to dedupe meanwhile: it did not keep the first one's result.
@@ -137,7 +138,7 @@ async def test_a_repeat_goes_to_the_same_device_only(connect: Open, person: Pers
         await other.hello()
         await socket.hello(device_id="laptop")
         link.device = (await db.run(presence.find, user_id=person.id)).pk  # type: ignore[union-attr]
-        calling = asyncio.create_task(link.call("insert", "tasks", data={"title": "x"}))
+        calling = asyncio.create_task(link.call(new_call("insert", "tasks", data={"title": "x"})))
         await socket.receive("tool_call")
         await socket.drop()
         with pytest.raises(OutcomeUnknown):
@@ -227,9 +228,9 @@ async def test_a_connection_that_ends_while_it_is_asked_about_is_not_there(
     async with connect(person) as socket, DeviceLink(person.id) as link:
         await socket.hello()
         await link.target()
-        assert await link.still_there()
+        assert await link.is_current()
         monkeypatch.setattr(presence, "find", lost_meanwhile)
-        assert not await link.still_there()
+        assert not await link.is_current()
 
 
 async def test_batches_to_a_device_that_dedupes_do_not_wait_for_each_other(
@@ -266,7 +267,7 @@ async def test_calls_of_many_links_at_once_do_not_mix(connect: Open, person: Per
     async def one(number: int) -> bool:
         async with DeviceLink(person.id) as link:
             found = await asyncio.gather(
-                *(link.call("insert", "notes", data={"title": f"{number}.{n}"}) for n in range(3))
+                *(link.call(new_call("insert", "notes", data={"title": f"{number}.{n}"})) for n in range(3))
             )
         return [row["title"] for each in found if (row := each.row)] == [f"{number}.{n}" for n in range(3)]
 
@@ -284,7 +285,7 @@ async def test_each_of_a_users_devices_is_reached_by_its_id(connect: Open, perso
         for device_id, seen in (("laptop", laptop), ("server", server)):
             target = await db.run(_find, person, device_id)
             async with DeviceLink(person.id, target.pk) as link:
-                await link.call("select", "tasks")
+                await link.call(new_call("select", "tasks"))
             assert len(seen) == 1
 
 
@@ -303,18 +304,18 @@ async def test_another_users_device_is_never_found(connect: Open, person: Person
         target = await db.run(_find, person, "laptop")
         for link in (DeviceLink(other.id, target.pk), DeviceLink(other.id)):
             with pytest.raises(DeviceOffline):
-                await link.call("select", "tasks")
+                await link.call(new_call("select", "tasks"))
         assert seen == []
 
 
 async def test_what_a_cancelled_caller_asked_disturbs_no_other(connect: Open, person: Person) -> None:
     async with connect(person) as socket, DeviceLink(person.id) as link:
         await socket.hello()
-        calling = asyncio.create_task(link.call("select", "tasks"))
+        calling = asyncio.create_task(link.call(new_call("select", "tasks")))
         asked = await socket.receive("tool_call")
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
-        again = asyncio.create_task(link.call("select", "tasks"))
+        again = asyncio.create_task(link.call(new_call("select", "tasks")))
         await socket.send({"type": "tool_result", **result(asked)})
         await socket.send({"type": "tool_result", **result(await socket.receive("tool_call"))})
         assert (await again).id != asked["id"]
@@ -326,7 +327,7 @@ async def test_whoever_waits_on_a_link_that_closes_is_told_that_the_outcome_is_u
     async with connect(person) as socket:
         await socket.hello()
         async with DeviceLink(person.id) as link:
-            calling = asyncio.create_task(link.call("insert", "tasks", data={"title": "x"}))
+            calling = asyncio.create_task(link.call(new_call("insert", "tasks", data={"title": "x"})))
             await socket.receive("tool_call")
         with pytest.raises(OutcomeUnknown):
             await calling
@@ -336,7 +337,7 @@ async def test_ended_sockets_and_links_listen_to_nothing(
     through_redis: Open, person: Person, listening: Callable[[], Any]
 ) -> None:
     async with through_redis(person) as socket, answering(socket), DeviceLink(person.id) as link:
-        await link.call("select", "tasks")
+        await link.call(new_call("select", "tasks"))
         target = await link.target()
         channels = {target.channel, link._channel}
         assert channels <= await listening()
@@ -368,20 +369,20 @@ async def test_a_killed_servers_device_is_offline_at_once_for_calls_and_comes_ba
     async with DeviceLink(person.id) as link:
         async with Remote(doomed, person.access_token) as socket:
             await socket.hello(device_id="laptop")
-            calling = asyncio.create_task(link.call("select", "tasks"))
+            calling = asyncio.create_task(link.call(new_call("select", "tasks")))
             await socket.send({"type": "tool_result", **result(await socket.receive("tool_call"))})
             await calling
             stack.kill(doomed)
             # Its lease still runs; but nobody listens there any more, so nothing is sent, and nobody waits.
             with pytest.raises(DeviceOffline):
-                await link.call("insert", "tasks", data={"title": "x"})
+                await link.call(new_call("insert", "tasks", data={"title": "x"}))
         device = await db.run(Device.objects.get, user_id=person.id)
         assert device.lease_until is not None
         await db.run(Device.objects.filter(pk=device.pk).update, lease_until=timezone.now())
         (shown,) = await db.run(_listed, person, web)
         assert not shown["online"]
         async with Remote(web, person.access_token) as socket, answering(socket, device_id="laptop"):
-            assert (await link.call("insert", "tasks", data={"title": "x"})).row is not None
+            assert (await link.call(new_call("insert", "tasks", data={"title": "x"}))).row is not None
             (shown,) = await db.run(_listed, person, web)
             assert shown["online"]
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from adiuva.core import db
+from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, OutcomeUnknown
 from bench import fuzz
 from tests.devices.link_endpoints import Remote, answering
@@ -70,7 +71,7 @@ async def test_a_device_that_never_reads_is_dropped_and_the_others_are_served(
         socket.ws.transport.pause_reading()
         async with answering(near), DeviceLink(deaf.id) as link, DeviceLink(other.id) as served:
             large = {"title": "x" * 900_000}
-            calls = [link.call("insert", "notes", data=large) for _ in range(20)]
+            calls = [link.call(new_call("insert", "notes", data=large)) for _ in range(20)]
             sending = asyncio.gather(*calls, return_exceptions=True)
             while not sending.done():
                 assert (await served.call("select", "tasks")).row is not None

@@ -13,8 +13,8 @@ import pytest
 from adiuva.accounts import services
 from adiuva.core import db
 from adiuva.devices.codec import MAX_FRAME_BYTES
-from adiuva.devices.consumer import DeviceConsumer
 from adiuva.devices.models import Device
+from chat.consumer import ClientConsumer
 from tests.factories import Person, somebody
 from tests.socket_client import Socket
 
@@ -108,7 +108,7 @@ async def test_a_hello_that_is_read_after_its_client_has_gone_sends_nobody_away_
             said.put_nowait(message)
         headers = [(b"authorization", f"Bearer {person.access_token}".encode())]
         scope = {"type": "websocket", "headers": headers, "query_string": b""}
-        await DeviceConsumer.as_asgi()(scope, said.get, gone)
+        await ClientConsumer.as_asgi()(scope, said.get, gone)
         assert await new.code() == 1012
     async with Socket(web, person.access_token) as again:
         await again.hello(device_id="laptop")

@@ -20,6 +20,8 @@ NAMES = ("ada", "bob", "cy")
 class Ear:
     """A listener that takes as many frames as it is let, and may be gone. Equal by name, as channels are."""
 
+    channel = ""
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.heard: list[StreamFrame] = []

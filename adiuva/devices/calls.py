@@ -1,0 +1,79 @@
+"""Tool calls on their way to a device: making one, putting several into batches, and whether one may be repeated."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import TypedDict, Unpack
+
+from django.conf import settings
+
+from adiuva.devices.codec import dump
+from adiuva.devices.presence import Target
+from adiuva.devices.protocol import (
+    MAX_BATCH,
+    WRITES,
+    Action,
+    Data,
+    TableName,
+    ToolCall,
+    ToolCallBody,
+)
+
+
+class CallFields(TypedDict, total=False):
+    """What a call is about; which fields it needs depends on its action."""
+
+    data: Data | None
+    filters: Data | None
+    vector: list[float] | None
+    limit: int | None
+
+
+def new_call(
+    action: Action,
+    table: TableName | None = None,
+    *,
+    call_id: str | None = None,
+    **fields: Unpack[CallFields],
+) -> ToolCall:
+    """A call for a DeviceLink. Its id is new unless `call_id` is given."""
+    return ToolCall(
+        id=call_id or uuid.uuid4().hex,
+        action=action,
+        table=table,
+        attempt=1,
+        deadline_ms=_deadline_ms(),
+        **fields,
+    )
+
+
+def may_repeat(call: ToolCall, target: Target) -> bool:
+    """Whether a call whose outcome is unknown may be sent again."""
+    return call.action not in WRITES or target.can("dedupe")
+
+
+def split_into_batches(calls: Sequence[ToolCall], *, max_bytes: int) -> Iterator[list[ToolCall]]:
+    """Split calls into batches, in order, of at most MAX_BATCH calls and `max_bytes` (one larger call is a batch)."""
+    batch: list[ToolCall] = []
+    size = 0
+    for call in calls:
+        call_bytes = len(dump(call).encode())
+        if batch and (len(batch) == MAX_BATCH or size + call_bytes > max_bytes):
+            yield batch
+            batch, size = [], 0
+        batch.append(call)
+        size += call_bytes
+    if batch:
+        yield batch
+
+
+def batch_item(call: ToolCall, attempt: int) -> ToolCallBody:
+    """A call as an item of a batch."""
+    if call.attempt == attempt and call.deadline_ms is not None:
+        return call
+    return call.model_copy(update={"attempt": attempt, "deadline_ms": call.deadline_ms or _deadline_ms()})
+
+
+def _deadline_ms() -> int:
+    return int(settings.SOCKET["tool_answer_timeout_s"] * 1000)

@@ -1,0 +1,309 @@
+"""The device half of a socket: who the device is, whether it is alive, and the answers it owes.
+
+Nothing here waits for a device's answer: the link that sent the call waits, and is told through its reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+import structlog
+from channels.layers import get_channel_layer
+from django.conf import settings
+
+from adiuva.accounts import services as accounts
+from adiuva.core import db
+from adiuva.core.errors import NotAuthenticated
+from adiuva.core.websocket import SocketConsumer
+from adiuva.devices import connections, presence
+from adiuva.devices.codec import MAX_FRAME_BYTES, BadFrame, dump, is_in_protocol, parse
+from adiuva.devices.protocol import (
+    AgentComplete,
+    AgentData,
+    AgentManifest,
+    ClientFrame,
+    Close,
+    DeviceHello,
+    Error,
+    HelloAck,
+    Ping,
+    Pong,
+    Sent,
+    ToolBatchResult,
+    ToolResult,
+)
+from adiuva.devices.replies import ChannelReply, Reply, close_message
+
+# A socket that sends this many bad frames within this time is closed.
+_MAX_BAD_FRAMES: Final = 20
+_BAD_FRAMES_WINDOW_S: Final = 60.0
+# Nobody waits for the answer to a call that is older than this.
+_CALL_EXPIRES_S: Final = 300.0
+# How much longer a pong may take while other frames arrive: it may queue behind files that the device is sending.
+_BUSY_PONG_FACTOR: Final = 6
+_PING: Final = dump(Ping())
+
+log = structlog.get_logger(__name__)
+
+
+class DeviceHandler:
+    """Handles the handshake, the hello, pings, tool results and frames of runs for `socket`.
+
+    It is the connection (adiuva.devices.connections) through which links reach the device. The consumer passes on
+    `connect`, `receive`, `disconnect` and the channel messages in `channel_handlers`.
+    """
+
+    def __init__(self, socket: SocketConsumer) -> None:
+        self.socket = socket
+        socket.close_timeout_s = settings.SOCKET["pong_timeout_s"]
+        self.user_id: uuid.UUID
+        self.session_id: uuid.UUID
+        self.pk: uuid.UUID | None = None  # set by the hello
+        self.epoch = 0
+        self.protocol = 1
+        self.channel_handlers = {
+            "frame": self._on_frame_message,
+            "run_over": self._on_run_over_message,
+            "close": self._on_close_message,
+        }
+        self._loop = asyncio.get_running_loop()
+        self._registry = connections.current()
+        self._opened_at = self._heard_at = self._loop.time()
+        self._ping_due = self._pinged_at = 0.0
+        self._bad_frames_at: deque[float] = deque(maxlen=_MAX_BAD_FRAMES)
+        # Call id → the reply for its answer, and when it was sent.
+        self._calls: dict[str, tuple[Reply, float]] = {}
+        # Run id → the reply for its frames.
+        self._runs: dict[str, Reply] = {}
+
+    # Opening
+
+    async def connect(self) -> None:
+        headers = {name: value.decode("latin-1") for name, value in self.socket.scope["headers"]}
+        await self.socket.accept()  # a close code reaches only a peer that was accepted
+        origin = headers.get(b"origin")
+        if origin is not None and origin not in settings.ALLOWED_ORIGINS:
+            await self.socket.close(Close.ORIGIN_REFUSED)
+            return
+        try:
+            self.user_id, self.session_id = await self._authenticate(headers.get(b"authorization", ""))
+        except NotAuthenticated:
+            await self.socket.close(Close.NOT_AUTHENTICATED)
+            return
+        self._opened_at = self._loop.time()
+        self._registry.add(self)
+
+    async def _authenticate(self, authorization: str) -> tuple[uuid.UUID, uuid.UUID]:
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() == "bearer" and token:
+            return await db.run(accounts.authenticate_socket, token.strip())
+        query = parse_qs(self.socket.scope.get("query_string", b"").decode("latin-1"))
+        if ticket := query.get("ticket"):
+            return await db.run(accounts.redeem_ticket, ticket[0])
+        if token_in_url := query.get("token"):
+            return await db.run(accounts.authenticate_socket, token_in_url[0])
+        raise NotAuthenticated("no credentials")
+
+    # Frames from the device
+
+    async def receive(self, text: str | None) -> ClientFrame | None:
+        """Handle a frame about the device. Returns any other frame, and the hello once it is acknowledged.
+
+        Raises BadFrame.
+        """
+        self._heard_at = self._loop.time()
+        if text is None:
+            raise BadFrame("bad_json", "frames are text")
+        frame = parse(text)
+        # Tool results are the most frequent frames, so they are matched first.
+        if type(frame) is ToolResult and (waiting := self._calls.pop(frame.id, None)):
+            await waiting[0]("result", text, frame)
+            return None
+        if self.pk is None and not isinstance(frame, DeviceHello | Pong):
+            raise BadFrame("hello_first", "the first frame is device_hello", _ref(frame))
+        match frame:
+            case ToolResult():
+                return None  # nobody waits for it any more, or it is a repeat
+            case ToolBatchResult():
+                replies = [self._calls.pop(result.id, None) for result in frame.results]
+                for reply in {waiting[0] for waiting in replies if waiting}:
+                    await reply("result", text, frame)
+                return None
+            case AgentManifest() | AgentData() | AgentComplete():
+                await self._pass_to_run(frame, text)
+                return None
+            case Pong():
+                self._pinged_at = 0.0
+                return None
+            case DeviceHello():
+                await self._greet(frame)
+        return frame
+
+    async def _pass_to_run(self, frame: AgentManifest | AgentData | AgentComplete, text: str) -> None:
+        reply = self._runs.get(frame.run_id)
+        if reply is not None and await reply("frame", text, frame):
+            return
+        # A run that has missed a frame must not get later ones: it would look complete.
+        self._runs.pop(frame.run_id, None)
+        if not isinstance(frame, AgentComplete):
+            await self.send_frame(
+                Error(code="run_not_active", message="this run takes no files now", ref=frame.run_id)
+            )
+
+    async def _greet(self, hello: DeviceHello) -> None:
+        if self.pk is not None:
+            raise BadFrame("hello_twice", "this connection has said hello")
+        self.protocol = 2 if hello.protocol >= 2 else 1
+        await self.socket.subscribe()
+        opened = await db.run(
+            presence.open_connection,
+            user_id=self.user_id,
+            session_id=self.session_id,
+            hello=hello,
+            channel=self.socket.channel_name,
+        )
+        older = self._registry.register(self, opened.pk, opened.epoch)
+        self._ping_due = self._loop.time() + settings.SOCKET["ping_interval_s"]
+        is_open = await self.send_frame(
+            HelloAck(
+                session_id=f"{opened.pk}:{opened.epoch}",
+                protocol=self.protocol,
+                ping_s=settings.SOCKET["ping_interval_s"],
+                max_frame_bytes=MAX_FRAME_BYTES,
+                max_inflight=settings.SOCKET["max_batches_in_flight"],
+                server_time=time.time_ns() // 1_000_000,
+            )
+        )
+        # A device that left while its hello was queued may have replaced its own newer connection, which must return.
+        code = Close.SUPERSEDED if is_open else Close.RESTARTING
+        if older is not None:
+            older.end(code)
+        elif opened.superseded:
+            await self._supersede(opened.superseded, code)
+        log.info(
+            "device.connected",
+            user_id=str(self.user_id),
+            device=str(opened.pk),
+            epoch=opened.epoch,
+            protocol=self.protocol,
+        )
+
+    async def _supersede(self, channel: str, code: int) -> None:
+        try:
+            await get_channel_layer().send(channel, close_message(code))
+        except ConnectionError:
+            # The older connection ends all the same, once its lease is not renewed.
+            log.warning("device.supersede_failed", user_id=str(self.user_id))
+
+    async def refuse(self, bad: BadFrame) -> None:
+        """Answer a bad frame with an error frame, or close the socket after too many of them."""
+        if bad.code != "unknown_type":
+            now = self._loop.time()
+            self._bad_frames_at.append(now)
+            if (
+                len(self._bad_frames_at) == _MAX_BAD_FRAMES
+                and now - self._bad_frames_at[0] < _BAD_FRAMES_WINDOW_S
+            ):
+                await self.socket.close(Close.TOO_MANY)
+                return
+        # Before its hello it is not known whether a client knows error frames; they do no harm if it does not.
+        if self.pk is None or self.protocol >= 2:
+            await self.socket.send_text(dump(Error(code=bad.code, message=bad.message, ref=bad.ref)))
+
+    async def handler_failed(self) -> None:
+        """Tell the device that one of our handlers raised."""
+        if self.pk is None:
+            await self.socket.close(Close.RESTARTING)  # it reconnects with jitter
+        else:
+            await self.send_frame(Error(code="internal_error", message="the server failed on this frame"))
+
+    # Frames to the device
+
+    async def send_frame(self, frame: Sent) -> bool:
+        """Send a frame unless the client's protocol lacks it. Returns False if the client is gone."""
+        return not is_in_protocol(type(frame), self.protocol) or await self.socket.send_text(
+            dump(frame, self.protocol)
+        )
+
+    async def deliver(self, text: str, reply: Reply, *, calls: list[str], run: str | None) -> bool:
+        # Replies are registered before the frame leaves: the answer may be faster than this coroutine.
+        now = self._loop.time()
+        for call in calls:
+            self._calls[call] = (reply, now)
+        if run is not None:
+            self._runs[run] = reply
+        if await self.socket.send_text(text):
+            return True
+        for call in calls:
+            self._calls.pop(call, None)
+        return False
+
+    def run_over(self, run: str) -> None:
+        self._runs.pop(run, None)
+
+    async def _on_frame_message(self, message: dict[str, Any]) -> None:
+        reply, calls = ChannelReply(message["reply"]), message["calls"]
+        if not await self.deliver(message["text"], reply, calls=calls, run=message["run"]) and calls:
+            await reply("unsent", "\n".join(calls), None)
+
+    async def _on_run_over_message(self, message: dict[str, Any]) -> None:
+        self.run_over(message["run"])
+
+    async def _on_close_message(self, message: dict[str, Any]) -> None:
+        await self.socket.close(message["code"])
+
+    # The timer
+
+    def tick(self, now: float) -> int | None:
+        if self.socket.closing:
+            return None
+        if self.socket.sending_since and now - self.socket.sending_since > self.socket.close_timeout_s:
+            return Close.TIMEOUT
+        if self.pk is None:
+            return Close.TIMEOUT if now - self._opened_at > settings.SOCKET["hello_timeout_s"] else None
+        if self._pinged_at:
+            patience_s = settings.SOCKET["pong_timeout_s"]
+            if self._heard_at > self._pinged_at:
+                patience_s *= _BUSY_PONG_FACTOR
+            if now - self._pinged_at > patience_s:
+                return Close.TIMEOUT
+        elif now >= self._ping_due:
+            self._ping_due, self._pinged_at = now + settings.SOCKET["ping_interval_s"], now
+            self.socket.spawn(self.socket.send_text(_PING), "ping")
+            self._drop_expired_calls(now)
+        return None
+
+    def _drop_expired_calls(self, now: float) -> None:
+        expired = [call for call, (_, since) in self._calls.items() if now - since > _CALL_EXPIRES_S]
+        for call in expired:
+            del self._calls[call]
+
+    # Closing
+
+    def end(self, code: int) -> None:
+        if not self.socket.closing:
+            self.socket.spawn(self.socket.close(code), "close")
+
+    def unregister(self) -> None:
+        """Take the connection out of the registry, so that links of this process no longer find it."""
+        self._registry.remove(self)
+
+    async def disconnect(self) -> None:
+        """Tell all who wait for this device that it is gone."""
+        replies = {reply for reply, _ in self._calls.values()} | set(self._runs.values())
+        self._calls.clear()
+        self._runs.clear()
+        for reply in replies:
+            await reply("gone", str(self.epoch), None)
+        if self.pk is not None:
+            await db.run(presence.close_connection, pk=self.pk, epoch=self.epoch)
+            log.info("device.disconnected", user_id=str(self.user_id), device=str(self.pk), epoch=self.epoch)
+
+
+def _ref(frame: ClientFrame) -> str | None:
+    return getattr(frame, "request_id", None) or getattr(frame, "id", None) or getattr(frame, "run_id", None)
