@@ -8,7 +8,7 @@ import time
 import pytest
 
 from adiuva.core import db
-from chat.approvals import is_yes
+from chat.deferred_calls import is_yes
 from tests.chat.chat_client import (
     ChatClient,
     ClientStream,

@@ -221,7 +221,7 @@ async def test_a_token_in_the_query_is_in_no_log(web: str, stack: object, person
     async with Socket(web, query=f"?token={person.access_token}") as socket:
         await socket.hello(protocol=1)
     logs = "".join(text for _, text in stack.tails(10_000))  # type: ignore[attr-defined]
-    assert "device.arrived" in logs
+    assert "device.connected" in logs
     assert person.access_token not in logs
 
 

@@ -14,8 +14,8 @@ from adiuva import llm
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.offline_model import chat
 from chat import prompts
-from chat.approvals import DeferredCall
 from chat.assistants import SUPERVISORS
+from chat.deferred_calls import DeferredCall
 from chat.memory_context import MemoryContext
 from chat.models import AssistantKind
 from memory.models import Tier
