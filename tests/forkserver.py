@@ -127,7 +127,7 @@ class ForkedChild(Child):
 
 def start(folder: Path) -> Child | None:
     """Start the process that forks, for us and all that we start; not where there is one, or no Linux."""
-    if _SOCKET_VARIABLE in os.environ or not parent_death.BUILT_IN:
+    if _SOCKET_VARIABLE in os.environ or not parent_death.HAS_KERNEL_SUPPORT:
         return None
     where = str(folder / "forkserver")
     listening = socket.socket(socket.AF_UNIX)
@@ -186,7 +186,7 @@ def _serve(listening: socket.socket) -> _ForkRequest:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.setpgid(0, 0)
-            parent_death.at_birth(me, signal.SIGKILL)()
+            parent_death.request_death_signal(me, signal.SIGKILL)()
             for end in (listening, line, *lines.values()):
                 end.close()
             os.close(wakes)

@@ -13,7 +13,7 @@ from adiuva.embedded.processes import StackError
 _TIMEOUT_S = 30.0
 
 
-class RestError(StackError):
+class ApiError(StackError):
     """The API refused; `status` and `body` say how."""
 
     def __init__(self, what: str, status: int, body: dict[str, Any]) -> None:
@@ -22,7 +22,7 @@ class RestError(StackError):
         self.answer = body
 
 
-class Rest:
+class ApiClient:
     """Calls of one account. Signs in again when its access token has run out."""
 
     def __init__(self, base: str) -> None:
@@ -43,7 +43,7 @@ class Rest:
     def _again(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         try:
             return self._call(method, path, body)
-        except RestError as error:
+        except ApiError as error:
             if error.status != 401:
                 raise
         self.sign_in(**self._credentials)
@@ -61,7 +61,7 @@ class Rest:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            raise RestError(f"{method} {path}", error.code, _json(error.read())) from None
+            raise ApiError(f"{method} {path}", error.code, _json(error.read())) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise StackError(f"{method} {path} got no answer ({error})") from None
 
@@ -83,7 +83,7 @@ def is_up(base: str) -> bool:
         return False
 
 
-def what_is_missing(base: str) -> str:
+def failing_checks(base: str) -> str:
     """The parts of the stack that do not work, or nothing."""
     try:
         with urllib.request.urlopen(f"{base}/api/v1/health/ready", timeout=_TIMEOUT_S):  # noqa: S310

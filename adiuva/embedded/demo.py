@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adiuva.embedded import demo_report
-from adiuva.embedded.api_client import Rest, RestError
+from adiuva.embedded.api_client import ApiClient, ApiError
 from adiuva.embedded.processes import StackError
-from adiuva.embedded.state_folder import State
+from adiuva.embedded.state_folder import StateFolder
 from adiuva.embedded.terminal import Terminal
 
-EMAIL = "demo@adiuva.example"
+DEMO_EMAIL = "demo@adiuva.example"
 AGENT_NAME = "Sample workspace"
 _SAMPLE = Path(__file__).parent / "sample"
 _SEED = _SAMPLE / "projects.json"  # clients and projects that the device knows from the start
@@ -46,8 +46,8 @@ class DemoStopped(Exception):
 class Demo:
     """`device` is what the stack runs for it; `show` is for a thread beside."""
 
-    rest: Rest
-    state: State
+    rest: ApiClient
+    state: StateFolder
     terminal: Terminal
     password: str
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -77,7 +77,7 @@ class Demo:
         """Lay the folders out; returns Python's arguments for the headless device on them."""
         self._lay_out()
         self.workspace.mkdir(mode=0o700, exist_ok=True)
-        arguments = ["manage.py", "device", "--server", self.rest.base, "--email", EMAIL]
+        arguments = ["manage.py", "device", "--server", self.rest.base, "--email", DEMO_EMAIL]
         arguments += ["--workspace", str(self.workspace), "--grant", str(self.documents)]
         arguments += ["--seed", str(_SEED), "--name", "Sample device"]
         return arguments
@@ -88,14 +88,14 @@ class Demo:
         Trouble is one line, and the stack stays up.
         """
         try:
-            self.rest.sign_in(EMAIL, self.password)
+            self.rest.sign_in(DEMO_EMAIL, self.password)
             device_id = self._device()
             run = self._run(self._agent(device_id))
             self.terminal.say(_summary(run))
             for problem in run["errors"][:_PROBLEMS_SHOWN]:
                 self.terminal.say(f"  {problem}")
             began = datetime.fromisoformat(run["created_at"])
-            demo_report.show(
+            demo_report.print_report(
                 self.workspace / "data.sqlite3", self.terminal, since_ms=int(began.timestamp() * 1000)
             )
         except DemoStopped:
@@ -143,7 +143,7 @@ class Demo:
         """Run the agent, with a bar, and return the run when it has ended."""
         try:
             run_id = self.rest.post(f"/agents/{agent_id}/run")["run_id"]
-        except RestError as error:
+        except ApiError as error:
             if error.status != 409 or "run_id" not in error.answer:
                 raise
             run_id = error.answer["run_id"]  # its schedule came first

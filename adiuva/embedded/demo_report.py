@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 Projects = Mapping[str, str]
 
 
-class View(NamedTuple):
+class TableView(NamedTuple):
     """How one table is shown: the columns with what each says of a row."""
 
     table: str
@@ -50,7 +50,7 @@ def _project(row: Row, projects: Projects) -> str:
 
 
 _VIEWS = (
-    View(
+    TableView(
         "tasks",
         "dueDate IS NULL, dueDate, title",
         {
@@ -61,17 +61,17 @@ _VIEWS = (
             "Project": _project,
         },
     ),
-    View(
+    TableView(
         "timelines",
         "date, title",
         {"Date that matters": _text("title"), "On": _day("date"), "Project": _project},
     ),
-    View("projects", "name", {"Project": _text("name"), "Status": _text("status")}),
-    View("notes", "title", {"Note": _text("title"), "Says": _text("content"), "Project": _project}),
+    TableView("projects", "name", {"Project": _text("name"), "Status": _text("status")}),
+    TableView("notes", "title", {"Note": _text("title"), "Says": _text("content"), "Project": _project}),
 )
 
 
-def show(database: Path, terminal: Terminal, *, since_ms: int) -> None:
+def print_report(database: Path, terminal: Terminal, *, since_ms: int) -> None:
     """Print what the device holds, and mark what it got since then. Raise StackError without a database."""
     if not database.exists():
         raise StackError(f"the device has no data in {database}")
@@ -85,7 +85,9 @@ def show(database: Path, terminal: Terminal, *, since_ms: int) -> None:
                 _show(view, rows, projects, terminal, since_ms)
 
 
-def _show(view: View, rows: Sequence[Row], projects: Projects, terminal: Terminal, since_ms: int) -> None:
+def _show(
+    view: TableView, rows: Sequence[Row], projects: Projects, terminal: Terminal, since_ms: int
+) -> None:
     new = sum(row["createdAt"] >= since_ms for row in rows)
     cells = [
         [

@@ -1,7 +1,7 @@
-"""The databases as the stack needs them: migrated, keys apart, with the demo account if one is asked for.
+"""Prepares the databases for the stack: migrates them, separates the keys, makes the demo account if one is wanted.
 
-A process of its own, because Django reads its settings once and the stack's supervisor started before the database:
-`python -m adiuva.embedded.migrate`, with the account in DEMO_EMAIL and DEMO_PASSWORD.
+It runs as a process of its own (`python -m adiuva.embedded.migrate`), because Django reads its settings once and the
+stack's supervisor has started before the database. ADIUVA_DEMO_EMAIL and ADIUVA_DEMO_PASSWORD name the account.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-DEMO_EMAIL, DEMO_PASSWORD = "ADIUVA_DEMO_EMAIL", "ADIUVA_DEMO_PASSWORD"
+from adiuva import env_variables as env
 
 
 def migrate() -> None:
@@ -22,14 +22,14 @@ def migrate() -> None:
 
 
 def separate_keys() -> None:
-    """Data of a time when the keys were with it is taken over."""
+    """Move data keys that are still in the main database into their own."""
     from adiuva.accounts import keys
 
     keys.move_to_own_database()
 
 
 def make_demo_account(email: str, password: str) -> None:
-    """Staff and superuser, so that it opens the admin. One that exists keeps what its owner changed."""
+    """Make it a superuser, so that it can open the admin. An existing account keeps what its owner changed."""
     from adiuva.accounts.models import User
 
     if not User.objects.filter(email=email).exists():
@@ -46,8 +46,8 @@ def main() -> None:
         django.setup()
         migrate()
         separate_keys()
-        if os.environ.get(DEMO_EMAIL):
-            make_demo_account(os.environ[DEMO_EMAIL], os.environ[DEMO_PASSWORD])
+        if email := env.DEMO_EMAIL.read():
+            make_demo_account(email, env.DEMO_PASSWORD.read())
     except (Error, ImproperlyConfigured) as error:
         sys.exit(" ".join(str(error).split()))
 

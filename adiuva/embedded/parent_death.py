@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-BUILT_IN = sys.platform == "linux"
+HAS_KERNEL_SUPPORT = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
 _LOOK_EVERY_S = 0.2
 _GRACE_S = 10.0
-_libc = ctypes.CDLL(None, use_errno=True) if BUILT_IN else None
+_libc = ctypes.CDLL(None, use_errno=True) if HAS_KERNEL_SUPPORT else None
 
 
 class Owner(NamedTuple):
@@ -31,7 +31,7 @@ class Owner(NamedTuple):
     gid: int
 
 
-def at_birth(parent: int, at_death: signal.Signals) -> Callable[[], None]:
+def request_death_signal(parent: int, at_death: signal.Signals) -> Callable[[], None]:
     """For `subprocess`' preexec_fn: runs in the child, after its change of user, which would undo it."""
     libc = _libc or ctypes.CDLL(None)
 
@@ -60,7 +60,7 @@ def follow_parent() -> None:
     threading.Thread(target=watch, name="follow parent", daemon=True).start()
 
 
-def command(argv: list[str], at_death: signal.Signals, owner: Owner | None) -> list[str]:
+def watched_command(argv: list[str], at_death: signal.Signals, owner: Owner | None) -> list[str]:
     """The same command, on a leash of whoever starts it."""
     as_user = ["--owner", f"{owner.uid}:{owner.gid}"] if owner else []
     name = at_death.name.removeprefix("SIG")

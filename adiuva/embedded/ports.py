@@ -13,7 +13,7 @@ def free_port() -> int:
         return port
 
 
-def why_not_free(host: str, port: int) -> str:
+def why_unavailable(host: str, port: int) -> str:
     """Why a server cannot listen there, or nothing."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:

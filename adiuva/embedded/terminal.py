@@ -50,7 +50,7 @@ class Terminal:
             filled = _BAR_CELLS * done // total if total else 0
             cells = "█" * filled + "░" * (_BAR_CELLS - filled)
             self._clear_bar()
-            self._write(cut(f"{label} {cells} {words}", self.width - 1))
+            self._write(truncate(f"{label} {cells} {words}", self.width - 1))
             self._bar_shown = True
 
     def end_bar(self) -> None:
@@ -85,7 +85,9 @@ class Terminal:
 
 
 def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(pad(cut(cell, width), width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    return "  ".join(
+        pad(truncate(cell, width), width) for cell, width in zip(cells, widths, strict=True)
+    ).rstrip()
 
 
 def display_width(text: str) -> int:
@@ -103,7 +105,7 @@ def pad(text: str, width: int) -> str:
     return text + " " * (width - display_width(text))
 
 
-def cut(text: str, width: int) -> str:
+def truncate(text: str, width: int) -> str:
     """The text on one line, without control characters, with an ellipsis where it was longer."""
     text = "".join(char if char.isprintable() else " " for char in text)
     if display_width(text) <= width:

@@ -6,7 +6,7 @@ import socket
 from functools import partial
 from pathlib import Path
 
-from adiuva.embedded.processes import Child, StackError, serve
+from adiuva.embedded.processes import Child, StackError, start_server
 
 _LOOPBACK = "127.0.0.1"
 
@@ -48,7 +48,7 @@ class Valkey:
                 keeps=self._keeps,
             )
 
-        self.child, port = serve(server, partial(_answers, self._password), port=self._fixed_port)
+        self.child, port = start_server(server, partial(_answers, self._password), port=self._fixed_port)
         return f"redis://:{self._password}@{_LOOPBACK}:{port}/0"
 
     def stop(self) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from django.core.management import execute_from_command_line
 
-from adiuva.embedded.demo import EMAIL
-from adiuva.embedded.state_folder import State
+from adiuva.embedded.demo import DEMO_EMAIL
+from adiuva.embedded.state_folder import StateFolder
 from tests.server_processes import ROOT
 
 PASSWORD = "a good password"
@@ -228,17 +228,17 @@ def test_a_wrong_password_and_none_are_one_line(server: Server, to: Chat) -> Non
 
 
 def test_beside_make_run_it_is_the_demos_account(server: Server, tmp_path: Path, chat: Chat) -> None:
-    state = State(tmp_path / "state")
+    state = StateFolder(tmp_path / "state")
     server.password = state.secrets().demo_password
     state.release()
     server.answers = [said("Hello!")]
     done = chat("hello", password="", state=str(tmp_path / "state"), port=server.port)
     assert done.stdout == "Hello!\n"
-    assert server.asked[0][1]["email"] == EMAIL
+    assert server.asked[0][1]["email"] == DEMO_EMAIL
 
 
 def test_the_demos_password_goes_to_no_other_server(server: Server, tmp_path: Path, chat: Chat) -> None:
-    state = State(tmp_path / "state")
+    state = StateFolder(tmp_path / "state")
     state.secrets()
     state.release()
     done = chat("--server", server.url, "x", password="", state=str(tmp_path / "state"))

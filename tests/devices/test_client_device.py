@@ -28,8 +28,8 @@ from adiuva.devices.client import (
     SignInRefused,
     Superseded,
 )
-from adiuva.devices.client.account import Address
-from adiuva.devices.client.reconnect import Backoff, Ended
+from adiuva.devices.client.account import ServerAddress
+from adiuva.devices.client.reconnect import Backoff, ConnectionEnd
 from adiuva.devices.protocol import (
     HomeRequest,
     Ping,
@@ -259,14 +259,16 @@ def test_no_password_is_sent_in_the_clear_except_to_this_machine(server: str) ->
 )
 def test_an_address_that_is_none_is_refused(server: str) -> None:
     with pytest.raises(BadAddress):
-        Address.parse(server)
+        ServerAddress.parse(server)
 
 
 def test_an_address_gives_the_places_of_rest_and_socket() -> None:
     for given in ("http://localhost:8000/", "http://127.0.0.1:8000", "http://[::1]:8000"):
-        assert Address.parse(given).socket == given.rstrip("/").replace("http", "ws") + "/api/v1/ws/device"
+        assert (
+            ServerAddress.parse(given).socket == given.rstrip("/").replace("http", "ws") + "/api/v1/ws/device"
+        )
     assert (
-        Address.parse("https://example.com/adiuva").rest("health")
+        ServerAddress.parse("https://example.com/adiuva").rest("health")
         == "https://example.com/adiuva/api/v1/health"
     )
 
@@ -276,24 +278,24 @@ def test_an_address_gives_the_places_of_rest_and_socket() -> None:
 
 def test_waits_double_up_to_a_bound_with_full_jitter() -> None:
     most = Backoff(chance=lambda: 1.0)
-    assert [most.after(Ended("lost")) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+    assert [most.after(ConnectionEnd("lost")) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
     least = Backoff(chance=lambda: 0.0)
-    assert [least.after(Ended("lost")) for _ in range(3)] == [0, 0, 0]
+    assert [least.after(ConnectionEnd("lost")) for _ in range(3)] == [0, 0, 0]
 
 
 def test_waits_begin_anew_after_a_stable_minute() -> None:
     backoff = Backoff(chance=lambda: 1.0)
     for _ in range(5):
-        backoff.after(Ended("lost", lasted_s=59.9))
-    assert backoff.after(Ended("lost", lasted_s=60.0)) == 1
-    assert backoff.after(Ended("lost")) == 2
+        backoff.after(ConnectionEnd("lost", lasted_s=59.9))
+    assert backoff.after(ConnectionEnd("lost", lasted_s=60.0)) == 1
+    assert backoff.after(ConnectionEnd("lost")) == 2
 
 
 def test_a_restarting_server_is_met_at_once_and_one_that_is_asked_too_much_late() -> None:
     backoff = Backoff(chance=lambda: 0.5)
-    assert backoff.after(Ended("restart", code=1012)) == 1.0
-    assert backoff.after(Ended("too many", code=4429)) == 90.0
-    assert backoff.after(Ended("busy", retry_after_s=7.0)) == 7.5
+    assert backoff.after(ConnectionEnd("restart", code=1012)) == 1.0
+    assert backoff.after(ConnectionEnd("too many", code=4429)) == 90.0
+    assert backoff.after(ConnectionEnd("busy", retry_after_s=7.0)) == 7.5
 
 
 @pytest.mark.parametrize("code", [1000, 1011, 1012, 4408, 4413, 4429])

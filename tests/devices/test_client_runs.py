@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from adiuva.devices.client import RunEnded, RunStarted
-from adiuva.devices.client.files import Area, Found
+from adiuva.devices.client.files import FoundFile, ReadableArea
 from adiuva.devices.codec import PART_BYTES
 from adiuva.devices.protocol import (
     AgentAck,
@@ -205,13 +205,13 @@ async def test_an_unchanged_file_is_hashed_once(tmp_path: Path, monkeypatch: pyt
     folder = write(tmp_path / "docs", old="alpha", new="beta")
     os.utime(folder / "old.md", (1_700_000_000, 1_700_000_000))
     hashed: list[str] = []
-    original = Area.sha256
+    original = ReadableArea.sha256
 
-    def counted(area: Area, file: Found) -> str:
+    def counted(area: ReadableArea, file: FoundFile) -> str:
         hashed.append(file.name)
         return original(area, file)
 
-    monkeypatch.setattr(Area, "sha256", counted)
+    monkeypatch.setattr(ReadableArea, "sha256", counted)
     server = DeviceServer()
     async with server, server.device(grants=[folder]):
         line = await server.line()

@@ -10,12 +10,12 @@ from dotenv import dotenv_values
 
 from adiuva.core.crypto import KeyRing
 from adiuva.embedded.processes import StackError
-from adiuva.embedded.state_folder import State
+from adiuva.embedded.state_folder import StateFolder
 
 
 def test_secrets_are_made_once_and_for_our_eyes_only(tmp_path: Path) -> None:
-    made = State(tmp_path / "state").secrets()
-    assert State(tmp_path / "state").secrets() == made
+    made = StateFolder(tmp_path / "state").secrets()
+    assert StateFolder(tmp_path / "state").secrets() == made
     assert KeyRing.parse([made.keys]).newest == "k1"
     assert (tmp_path / "state" / "secrets.json").stat().st_mode & 0o777 == 0o600
     assert made.demo_password not in repr(made)
@@ -25,19 +25,19 @@ def test_secrets_are_made_once_and_for_our_eyes_only(tmp_path: Path) -> None:
 def test_half_written_secrets_are_told_and_left_alone(tmp_path: Path, left: str) -> None:
     (tmp_path / "secrets.json").write_text(left)
     with pytest.raises(StackError, match="nothing was changed"):
-        State(tmp_path).secrets()
+        StateFolder(tmp_path).secrets()
     assert (tmp_path / "secrets.json").read_text() == left
 
 
 def test_data_without_its_secrets_gets_no_new_ones(tmp_path: Path) -> None:
     (tmp_path / "postgres").mkdir()
     with pytest.raises(StackError, match="is missing"):
-        State(tmp_path).secrets()
+        StateFolder(tmp_path).secrets()
     assert not (tmp_path / "secrets.json").exists()
 
 
 def test_a_second_stack_learns_who_has_the_folder(tmp_path: Path) -> None:
-    first, second = State(tmp_path), State(tmp_path)
+    first, second = StateFolder(tmp_path), StateFolder(tmp_path)
     first.acquire("http://127.0.0.1:8000")
     with pytest.raises(StackError) as refused:
         second.acquire("http://127.0.0.1:8001")
@@ -54,7 +54,7 @@ def test_what_is_published_reads_as_it_was_written(tmp_path: Path) -> None:
         "ODD": "a 'quoted' \\ # \"value\" =",
         "EMPTY": "",
     }
-    State(tmp_path).publish(values)
+    StateFolder(tmp_path).publish(values)
     assert dotenv_values(tmp_path / "env") == values
     assert (tmp_path / "env").stat().st_mode & 0o777 == 0o600
 
@@ -62,4 +62,4 @@ def test_what_is_published_reads_as_it_was_written(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_one_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StackError, match="ADIUVA_STATE_DIR"):
-        State(tmp_path / "file")
+        StateFolder(tmp_path / "file")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from adiuva.embedded.ports import free_port
-from adiuva.embedded.state_folder import State
+from adiuva.embedded.state_folder import StateFolder
 from tests.server_processes import ROOT
 
 _PATIENCE_S = 240.0
@@ -88,7 +88,7 @@ def test_it_starts_shows_the_records_and_comes_back_with_them_after_a_kill(folde
     ]
 
     first.end(signal.SIGKILL)
-    left = State(folder / "state")
+    left = StateFolder(folder / "state")
     left.acquire("a test")  # every child holds the lock while it lives
     left.release()
 

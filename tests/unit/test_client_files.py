@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adiuva.devices.client.extract import READABLE
-from adiuva.devices.client.files import MAX_FILE_BYTES, Area, Found, Listing, granted
+from adiuva.devices.client.files import MAX_FILE_BYTES, FoundFile, Listing, ReadableArea, resolve_grant
 from adiuva.documents import Unreadable
 
 
@@ -25,7 +25,7 @@ def home(tmp_path: Path) -> Path:
 def listed(
     home: Path, *paths: Path | str, grants: tuple[str, ...] = ("granted",), kinds: str = ""
 ) -> Listing:
-    area = Area([granted(home / grant) for grant in grants], [str(path) for path in paths])
+    area = ReadableArea([resolve_grant(home / grant) for grant in grants], [str(path) for path in paths])
     return area.list_files(kinds.split(), READABLE)
 
 
@@ -79,16 +79,16 @@ def test_a_grant_may_be_reached_by_a_link_and_keeps_its_name(home: Path) -> None
     (home / "link").symlink_to(home / "granted")
     listing = listed(home, home / "link", grants=("link",))
     assert [file.path for file in listing.files] == [f"{home}/link/a.md", f"{home}/link/deep/b.TXT"]
-    area = Area([granted(home / "link")], [str(home / "link")])
+    area = ReadableArea([resolve_grant(home / "link")], [str(home / "link")])
     assert area.read(listing.files[0]) == b"text of granted/a.md"
 
 
 def test_a_grant_does_not_follow_when_its_link_is_turned(home: Path) -> None:
     (home / "link").symlink_to(home / "granted")
-    grant = granted(home / "link")
+    grant = resolve_grant(home / "link")
     (home / "link").unlink()
     (home / "link").symlink_to(home / "granted-not")
-    listing = Area([grant], [str(home / "link")]).list_files([], READABLE)
+    listing = ReadableArea([grant], [str(home / "link")]).list_files([], READABLE)
     assert listing.files == []
     assert "granted" in reasons(listing)[0]
 
@@ -159,7 +159,7 @@ def test_a_name_that_is_no_unicode_is_said_and_not_sent(home: Path) -> None:
 
 
 def test_a_file_that_became_a_link_after_the_walk_is_not_read(home: Path) -> None:
-    area = Area([granted(home / "granted")], [str(home / "granted")])
+    area = ReadableArea([resolve_grant(home / "granted")], [str(home / "granted")])
     first, second = area.list_files([], READABLE).files
     (home / "granted" / "a.md").unlink()
     (home / "granted" / "a.md").symlink_to(home / "granted-not" / "secret.md")
@@ -174,12 +174,12 @@ def test_a_file_that_became_a_link_after_the_walk_is_not_read(home: Path) -> Non
 
 
 def test_a_file_that_is_gone_or_became_a_pipe_is_said(home: Path) -> None:
-    area = Area([granted(home / "granted")], [str(home / "granted")])
+    area = ReadableArea([resolve_grant(home / "granted")], [str(home / "granted")])
     os.mkfifo(home / "granted" / "pipe.md")
     with pytest.raises(Unreadable, match="not a regular file"):
-        area.read(Found(f"{home}/granted/pipe.md", 0, 0))
+        area.read(FoundFile(f"{home}/granted/pipe.md", 0, 0))
     with pytest.raises(Unreadable, match="not there"):
-        area.read(Found(f"{home}/granted/gone.md", 0, 0))
+        area.read(FoundFile(f"{home}/granted/gone.md", 0, 0))
 
 
 def test_nothing_is_read_without_a_grant(home: Path) -> None:

@@ -22,7 +22,7 @@ _EXPIRY_MARGIN_S: Final = 30
 _FINAL: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
 
-class ServerAway(Exception):
+class ServerUnavailable(Exception):
     """The server did not answer, or not now. `retry_after` is what it asked for, in seconds."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
@@ -31,13 +31,13 @@ class ServerAway(Exception):
 
 
 @dataclass(frozen=True)
-class Address:
+class ServerAddress:
     """Where the server is."""
 
     base: str
 
     @classmethod
-    def parse(cls, server: str) -> Address:
+    def parse(cls, server: str) -> ServerAddress:
         """From `https://host[:port][/path]`. Raise BadAddress, also where secrets would travel in the clear."""
         parts = urlsplit(server.strip().rstrip("/"))
         try:
@@ -78,7 +78,7 @@ class Account:
 
     def __init__(
         self,
-        address: Address,
+        address: ServerAddress,
         *,
         email: str | None = None,
         password: str | None = None,
@@ -123,13 +123,13 @@ class Account:
                 if response.status in _FINAL:
                     return False
                 if response.status != HTTPStatus.OK:
-                    raise ServerAway(
+                    raise ServerUnavailable(
                         f"the server answered {response.status}",
                         retry_after(response.headers.get("Retry-After")),
                     )
                 answer = await response.json()
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise ServerAway(f"the server cannot be reached ({type(error).__name__})") from error
+            raise ServerUnavailable(f"the server cannot be reached ({type(error).__name__})") from error
         self._take(answer)
         return True
 
@@ -138,7 +138,7 @@ class Account:
             access, refresh = answer["access_token"], answer["refresh_token"]
             until = float(answer["expires_at"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ServerAway("the server answered something else than tokens") from error
+            raise ServerUnavailable("the server answered something else than tokens") from error
         self._access, self._access_until, self._refresh = access, until, refresh
         self._save()
 

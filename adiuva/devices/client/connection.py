@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from adiuva.devices.client import events
 from adiuva.devices.client.errors import DeviceError
-from adiuva.devices.client.files import Area
+from adiuva.devices.client.files import ReadableArea
 from adiuva.devices.client.store import Call, Row, Store
 from adiuva.devices.client.upload import Upload
 from adiuva.devices.codec import MAX_FRAME_BYTES, BadFrame, decode, dump, server_frames
@@ -43,8 +43,8 @@ from adiuva.devices.protocol import (
 
 log = logging.getLogger("adiuva.device")
 
-ACK_WITHIN_S: Final = 15.0
-SILENCE_S: Final = 75.0  # when the server did not say how often it pings
+HELLO_ACK_TIMEOUT_S: Final = 15.0
+DEFAULT_SILENCE_S: Final = 75.0  # when the server did not say how often it pings
 _PINGS_MISSED: Final = 2.5
 _RESULT_ROOM: Final = MAX_FRAME_BYTES - 1024
 
@@ -67,7 +67,7 @@ class Connection:
         self._socket, self._hello, self._store, self._grants, self._emit = socket, hello, store, grants, emit
         self._protocol = hello.protocol
         self._max_inflight = 1
-        self._silence_s = SILENCE_S if self._protocol == 1 else ACK_WITHIN_S
+        self._silence_s = DEFAULT_SILENCE_S if self._protocol == 1 else HELLO_ACK_TIMEOUT_S
         self._calls: asyncio.Queue[tuple[bool, Sequence[Call]]] = asyncio.Queue()
         self._uploads: dict[str, tuple[Upload, asyncio.Task[None]]] = {}
         self._tasks = asyncio.TaskGroup()
@@ -183,7 +183,7 @@ class Connection:
             running[1].cancel()  # the server begins again
         upload = Upload(
             frame,
-            Area(self._grants, frame.config.paths),
+            ReadableArea(self._grants, frame.config.paths),
             self._store,
             self.send,
             with_manifest=self._protocol > 1 and "manifest" in self._hello.capabilities,

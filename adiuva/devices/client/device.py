@@ -17,11 +17,11 @@ import aiohttp
 
 from adiuva import __version__
 from adiuva.devices.client import events
-from adiuva.devices.client.account import Account, Address, ServerAway, retry_after
+from adiuva.devices.client.account import Account, ServerAddress, ServerUnavailable, retry_after
 from adiuva.devices.client.connection import Connection
 from adiuva.devices.client.errors import BadWorkspace, DeviceError, ServerRefused, Superseded
-from adiuva.devices.client.files import granted
-from adiuva.devices.client.reconnect import Backoff, Ended
+from adiuva.devices.client.files import resolve_grant
+from adiuva.devices.client.reconnect import Backoff, ConnectionEnd
 from adiuva.devices.client.store import Store
 from adiuva.devices.codec import MAX_FRAME_BYTES
 from adiuva.devices.protocol import Close, DeviceHello, Received
@@ -80,7 +80,7 @@ class Device:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Open the workspace. Raise a DeviceError if that, the address or the credentials cannot do."""
-        self._address = Address.parse(server)
+        self._address = ServerAddress.parse(server)
         folder = None if workspace == IN_MEMORY else _folder(Path(workspace))
         self._account = Account(
             self._address,
@@ -93,7 +93,7 @@ class Device:
         self.store = Store(folder and folder / "data.sqlite3")
         self.device_id = device_id or self.store.about("device_id") or uuid.uuid4().hex
         self.store.set_about("device_id", self.device_id)
-        self._grants = [granted(grant) for grant in grants]
+        self._grants = [resolve_grant(grant) for grant in grants]
         self._hello = DeviceHello(
             device_id=self.device_id,
             agent_ids=list(agent_ids),
@@ -180,12 +180,12 @@ class Device:
             except asyncio.CancelledError:
                 self._emit(events.Disconnected("the device was stopped", None, None))
                 raise
-            ended = Ended(ended.reason, ended.code, time.monotonic() - started, ended.retry_after_s)
+            ended = ConnectionEnd(ended.reason, ended.code, time.monotonic() - started, ended.retry_after_s)
             delay = self._backoff.after(ended)
             self._emit(events.Disconnected(ended.reason, ended.code, delay))
             await self._sleep(delay)
 
-    async def _connect_once(self, http: aiohttp.ClientSession) -> Ended:
+    async def _connect_once(self, http: aiohttp.ClientSession) -> ConnectionEnd:
         """One connection from sign-in to end. Raise what no further try would change."""
         try:
             token = await self._account.access_token(http)
@@ -200,13 +200,13 @@ class Device:
             code = _HANDSHAKE_CODES.get(refused.status)
             wait = retry_after(refused.headers.get("Retry-After") if refused.headers else None)
             return self._ended(code, f"the server answered {refused.status}", wait)
-        except ServerAway as away:
-            return Ended(str(away), retry_after_s=away.retry_after)
+        except ServerUnavailable as away:
+            return ConnectionEnd(str(away), retry_after_s=away.retry_after)
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-            return Ended(f"the server cannot be reached ({type(error).__name__})")
+            return ConnectionEnd(f"the server cannot be reached ({type(error).__name__})")
         return await self._serve(socket)
 
-    async def _serve(self, socket: aiohttp.ClientWebSocketResponse) -> Ended:
+    async def _serve(self, socket: aiohttp.ClientWebSocketResponse) -> ConnectionEnd:
         reason = "an error in the device itself"
         try:
             async with socket:
@@ -228,14 +228,14 @@ class Device:
         since, self._unanswered_at = self._unanswered_at, None
         return since is not None and time.monotonic() - since < _LATE_S
 
-    def _ended(self, code: int | None, reason: str, retry_after_s: float | None = None) -> Ended:
+    def _ended(self, code: int | None, reason: str, retry_after_s: float | None = None) -> ConnectionEnd:
         if code == Close.SUPERSEDED and not self._was_ourselves():
             raise Superseded("The same device connected elsewhere, so this one has stopped.")
         if code == Close.ORIGIN_REFUSED:
             raise ServerRefused("The server does not accept connections from here.")
         if code == Close.NOT_AUTHENTICATED:
             self._account.reject_access_token()
-        return Ended(_WORDS.get(code or 0, reason), code, retry_after_s=retry_after_s)
+        return ConnectionEnd(_WORDS.get(code or 0, reason), code, retry_after_s=retry_after_s)
 
     def _emit(self, event: events.Event) -> None:
         if isinstance(event, events.Connected):

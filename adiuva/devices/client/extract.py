@@ -51,12 +51,12 @@ _META_CHARSET: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class ExtractedText:
     content: str
     metadata: dict[str, Any]
 
 
-def extract(suffix: str, raw: bytes) -> Document:
+def extract(suffix: str, raw: bytes) -> ExtractedText:
     """The text of a file of this kind (a suffix of READABLE). Raise Unreadable with the reason."""
     suffix = suffix.lower()
     if suffix in _MAIL_KINDS:
@@ -73,7 +73,7 @@ def extract(suffix: str, raw: bytes) -> Document:
     raise Unreadable("this kind of file cannot be read yet")
 
 
-def _document(content: str, metadata: dict[str, Any]) -> Document:
+def _document(content: str, metadata: dict[str, Any]) -> ExtractedText:
     """Lines end in a newline alone; what JSON cannot carry is replaced; what is no text is refused."""
     lines = content.replace("\r\n", "\n").replace("\r", "\n")
     sendable = lines.encode("utf-8", "replace").decode()
@@ -81,7 +81,7 @@ def _document(content: str, metadata: dict[str, Any]) -> Document:
     controls = len(raw) - len(raw.translate(None, _CONTROL_BYTES))
     if controls > _MOST_CONTROLS * len(raw) or b"\0" in raw:
         raise Unreadable("it is not text")
-    return Document(sendable, metadata)
+    return ExtractedText(sendable, metadata)
 
 
 def _decode(raw: bytes, charset: str) -> str:

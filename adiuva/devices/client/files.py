@@ -42,19 +42,19 @@ Problem = dict[str, str]
 T = TypeVar("T")
 
 
-def problem(path: str, reason: str) -> Problem:
+def unreadable_file(path: str, reason: str) -> Problem:
     """How a run tells of what it could not read. A name that is no Unicode is shown as well as can be."""
     shown = os.fsencode(path).decode("utf-8", "replace")
     return {"path": shown[:_MAX_PATH_CHARS], "reason": reason}
 
 
-def granted(folder: Path | str) -> Path:
+def resolve_grant(folder: Path | str) -> Path:
     """A grant is for the folder that a path leads to when it is granted, whatever becomes of links later."""
     return Path(os.path.realpath(folder))
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFile:
     """A file that may be read. `path` is as the agent's config names it."""
 
     path: str
@@ -72,11 +72,11 @@ class Found:
 
 @dataclass
 class Listing:
-    files: list[Found] = field(default_factory=list)
+    files: list[FoundFile] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
-class Area:
+class ReadableArea:
     """The intersection of granted folders (see `granted`) and an agent's paths."""
 
     def __init__(self, grants: Sequence[Path], paths: Iterable[str]) -> None:
@@ -99,7 +99,7 @@ class Area:
                     self._take(named, real, readable, listing)
         return listing
 
-    def read(self, found: Found) -> bytes:
+    def read(self, found: FoundFile) -> bytes:
         """A file's bytes. Raise Unreadable; nothing outside is read, whatever happened since the walk."""
         with self._open(found.path) as file:
             content = file.read(MAX_FILE_BYTES + 1)
@@ -107,7 +107,7 @@ class Area:
             raise Unreadable(_too_large(len(content)))
         return content
 
-    def sha256(self, found: Found) -> str:
+    def sha256(self, found: FoundFile) -> str:
         """The hash of a file's bytes, read piece by piece. Raise Unreadable like `read`."""
         with self._open(found.path) as file:
             digest = hashlib.sha256()
@@ -139,7 +139,7 @@ class Area:
     def _starts(self, path: str, listing: Listing) -> Iterator[tuple[str, Path]]:
         """Where to walk for one path of the agent: itself if it is granted, else the grants inside it."""
         if not Path(path).is_absolute():
-            listing.problems.append(problem(path, "it is not an absolute path"))
+            listing.problems.append(unreadable_file(path, "it is not an absolute path"))
             return
         real = Path(os.path.realpath(path))
         if _is_below(real, self._grants):
@@ -147,7 +147,7 @@ class Area:
             return
         inside = sorted(grant for grant in self._grants if grant.is_relative_to(real))
         if not inside:
-            listing.problems.append(problem(path, _OUTSIDE))
+            listing.problems.append(unreadable_file(path, _OUTSIDE))
         for grant in inside:
             yield f"{path.rstrip('/')}/{grant.relative_to(real)}", grant
 
@@ -164,7 +164,7 @@ class Area:
                 with os.scandir(real) as scan:
                     entries = sorted(scan, key=lambda entry: entry.name)
             except OSError as error:
-                listing.problems.append(problem(named, _reason(error)))
+                listing.problems.append(unreadable_file(named, _reason(error)))
                 continue
             folders = []
             for entry in entries:
@@ -185,10 +185,10 @@ class Area:
         if not self._allows(target):
             if is_wanted or target.is_dir():
                 listing.problems.append(
-                    problem(named, "it is a link that leads out of the folders this agent may read")
+                    unreadable_file(named, "it is a link that leads out of the folders this agent may read")
                 )
         elif is_wanted and not target.exists():
-            listing.problems.append(problem(named, "it is a link that leads nowhere"))
+            listing.problems.append(unreadable_file(named, "it is a link that leads nowhere"))
 
     def _take(self, named: str, real: Path, readable: frozenset[str], listing: Listing) -> None:
         try:
@@ -204,9 +204,9 @@ class Area:
             if any("\ud800" <= character <= "\udfff" for character in named):
                 raise Unreadable("its name is not valid Unicode")
         except Unreadable as refused:
-            listing.problems.append(problem(named, refused.message))
+            listing.problems.append(unreadable_file(named, refused.message))
         else:
-            listing.files.append(Found(named, status.st_size, status.st_mtime_ns))
+            listing.files.append(FoundFile(named, status.st_size, status.st_mtime_ns))
 
 
 def _is_below(path: Path, folders: Iterable[Path]) -> bool:

@@ -9,7 +9,7 @@ from typing import Final
 
 from adiuva.devices.protocol import Close
 
-STABLE_S: Final = 60.0
+STABLE_AFTER_S: Final = 60.0
 _FIRST_S: Final = 1.0
 _LONGEST_S: Final = 30.0
 _RESTART_WITHIN_S: Final = 2.0
@@ -17,7 +17,7 @@ _TOO_MANY_S: Final = 60.0
 
 
 @dataclass(frozen=True)
-class Ended:
+class ConnectionEnd:
     """How a connection ended: in words, by which close code if any, and after how long."""
 
     reason: str
@@ -33,9 +33,9 @@ class Backoff:
         self._chance = chance
         self._failures = 0
 
-    def after(self, ended: Ended) -> float:
+    def after(self, ended: ConnectionEnd) -> float:
         """Seconds to wait."""
-        if ended.lasted_s >= STABLE_S:
+        if ended.lasted_s >= STABLE_AFTER_S:
             self._failures = 0
         if ended.code == Close.RESTARTING:
             return self._chance() * _RESTART_WITHIN_S

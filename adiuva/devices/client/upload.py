@@ -11,8 +11,8 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from adiuva.devices.client.extract import READABLE, Document, extract
-from adiuva.devices.client.files import Area, Found, Problem, problem
+from adiuva.devices.client.extract import READABLE, ExtractedText, extract
+from adiuva.devices.client.files import FoundFile, Problem, ReadableArea, unreadable_file
 from adiuva.devices.client.store import Store
 from adiuva.devices.codec import MAX_FRAME_BYTES, PART_BYTES
 from adiuva.devices.protocol import (
@@ -47,7 +47,7 @@ class Upload:
     def __init__(
         self,
         frame: AgentRun,
-        area: Area,
+        area: ReadableArea,
         store: Store,
         send: Send,
         *,
@@ -66,7 +66,7 @@ class Upload:
         self._batch_bytes = 0
         self._batches = 0
         self._hashes: dict[str, str] = {}
-        self.found: dict[str, Found] = {}
+        self.found: dict[str, FoundFile] = {}
         self.sent: set[str] = set()
         self.problems: list[Problem] = []
         self.completed = False
@@ -109,12 +109,12 @@ class Upload:
 
     # ── Offering ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _offer(self, groups: list[list[Found]]) -> None:
+    async def _offer(self, groups: list[list[FoundFile]]) -> None:
         for place, group in enumerate(groups):
             files = await asyncio.to_thread(self._hashed, group)
             await self._send(AgentManifest(run_id=self.run_id, files=files, last=place == len(groups) - 1))
 
-    def _hashed(self, group: list[Found]) -> list[ManifestFile]:
+    def _hashed(self, group: list[FoundFile]) -> list[ManifestFile]:
         """A manifest's entries. What was hashed before and looks unchanged is not read again."""
         entries, fresh = [], []
         for file in group:
@@ -122,7 +122,7 @@ class Upload:
             try:
                 sha256 = known or self._area.sha256(file)
             except Unreadable as refused:
-                self.problems.append(problem(file.path, refused.message))
+                self.problems.append(unreadable_file(file.path, refused.message))
                 continue
             if known is None and time.time() - file.mtime_ns / 1e9 > _FRESH_S:
                 fresh.append((file.path, file.size, file.mtime_ns, sha256))
@@ -138,19 +138,19 @@ class Upload:
         for path in paths:
             file = self.found.get(path)
             if file is None:
-                self.problems.append(problem(path, "it was asked for and had not been offered"))
+                self.problems.append(unreadable_file(path, "it was asked for and had not been offered"))
             elif path not in self.sent:
                 await self._send_file(file)
         await self._flush()
 
-    async def _send_file(self, file: Found) -> None:
+    async def _send_file(self, file: FoundFile) -> None:
         try:
             document = await asyncio.to_thread(self._read, file)
             pieces = _pieces(document.content) if self._numbered else [document.content]
             if not self._numbered and _json_bytes(document.content) > _FRAME_ROOM:
                 raise Unreadable("it is too large for one frame of protocol 1")
         except Unreadable as refused:
-            self.problems.append(problem(file.path, refused.message))
+            self.problems.append(unreadable_file(file.path, refused.message))
             return
         metadata = {**document.metadata, "size": file.size, "mtime": file.mtime_ms}
         if len(pieces) == 1:
@@ -171,7 +171,7 @@ class Upload:
                 )
         self.sent.add(file.path)
 
-    def _read(self, file: Found) -> Document:
+    def _read(self, file: FoundFile) -> ExtractedText:
         raw = self._area.read(file)
         offered = self._hashes.get(file.path)
         if offered is not None and hashlib.sha256(raw).hexdigest() != offered:
@@ -204,7 +204,7 @@ def _json_bytes(value: Any) -> int:
     return len(orjson.dumps(value))
 
 
-def _manifest_bytes(file: Found) -> int:
+def _manifest_bytes(file: FoundFile) -> int:
     return _json_bytes(file.path) + 200
 
 

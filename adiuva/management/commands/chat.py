@@ -18,9 +18,9 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from adiuva.core.env import state_dir
-from adiuva.devices.client.account import Address
+from adiuva.devices.client.account import ServerAddress
 from adiuva.devices.client.errors import BadAddress
-from adiuva.embedded.demo import EMAIL
+from adiuva.embedded.demo import DEMO_EMAIL
 from adiuva.embedded.state_folder import Secrets
 
 _TIMEOUT_S = 900.0  # a turn may take minutes
@@ -86,7 +86,7 @@ class Command(BaseCommand):
 class Client:
     """One account of one server, and what was said so far."""
 
-    def __init__(self, address: Address, email: str, password: str) -> None:
+    def __init__(self, address: ServerAddress, email: str, password: str) -> None:
         self._address = address
         self._credentials = {"email": email, "password": password}
         self._token = ""
@@ -136,13 +136,13 @@ def _client(server: str | None, email: str | None) -> Client:
     host = "127.0.0.1" if settings.HOST in {"0.0.0.0", "::"} else settings.HOST  # noqa: S104
     here = f"http://{host}:{settings.PORT}"
     try:
-        address = Address.parse(server or here)
+        address = ServerAddress.parse(server or here)
     except BadAddress as error:
         raise ChatFailed(error.message) from None
     password = os.environ.get("ADIUVA_DEVICE_PASSWORD")
     # The demo's password goes to this machine's own server alone.
-    if address.base == here and email in {None, EMAIL} and (demo := _demo_password()):
-        return Client(address, EMAIL, demo)
+    if address.base == here and email in {None, DEMO_EMAIL} and (demo := _demo_password()):
+        return Client(address, DEMO_EMAIL, demo)
     if email is None:
         raise ChatFailed("say whose account it is with --email, and where with --server")
     if not password and sys.stdin.isatty():
