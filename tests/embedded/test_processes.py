@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adiuva.embedded.processes import Child, StackError, Supervisor, python, start_on_free_port
+from adiuva.embedded.processes import Child, StackError, Supervisor, python, start_server
 
 _PARENT = """
 import signal, sys, threading
@@ -100,6 +100,6 @@ def test_a_server_whose_port_was_taken_meanwhile_starts_on_another(tmp_path: Pat
             ports.append(port)
             return Child("server", python("-c", script, str(ports[-2])), tmp_path / "log")
 
-        child, port = start_on_free_port(server, lambda port: b"up" in (tmp_path / "log").read_bytes())
+        child, port = start_server(server, lambda port: b"up" in (tmp_path / "log").read_bytes())
     assert ports[2:] == [port]
     child.stop()

@@ -102,7 +102,7 @@ class Account:
         self._access = None
 
     async def access_token(self, http: aiohttp.ClientSession) -> str:
-        """A token to connect with. Raise SignInRefused for good, ServerAway for now."""
+        """A token to connect with. Raise SignInRefused for good, ServerUnavailable for now."""
         if self._access and time.time() < self._access_until - _EXPIRY_MARGIN_S:
             return self._access
         if self._refresh and await self._post(http, "auth/refresh", {"refresh_token": self._refresh}):
