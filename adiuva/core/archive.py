@@ -1,4 +1,4 @@
-"""What each room gives for an account's archive, and the archive made of it, piece by piece."""
+"""The ZIP archive of an account: the parts that apps register, written piece by piece."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from django.utils.module_loading import autodiscover_modules
 
 from adiuva.core.crypto import SealBroken
 
-ROWS_PER_BATCH: Final = 200  # rows that are in memory at once
-_PIECE: Final = 64 * 1024
-_LINES: Final = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
+ROWS_PER_BATCH: Final = 200  # read from the database, and kept in memory, at once
+_PIECE_BYTES: Final = 64 * 1024
+_JSON_LINES: Final = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
 
 
 @dataclass(frozen=True)
 class ArchivePart:
-    """A file of the archive, one JSON object a line: its name, what README.txt says of it, and a user's rows."""
+    """A file of the archive, with one JSON object on each line.
+
+    `about` is its line in README.txt; `rows` reads the objects of a user.
+    """
 
     name: str
     about: str
@@ -32,7 +35,7 @@ _parts: list[ArchivePart] = []
 
 
 def register(*parts: ArchivePart) -> None:
-    """Put these files into every account's archive. An app calls this in its `export` module."""
+    """Add these files to every account's archive. An app calls this in its `export` module."""
     _parts.extend(parts)
 
 
@@ -43,13 +46,13 @@ def registered_parts() -> Sequence[ArchivePart]:
 
 
 def exported_columns(model: type[Model], *, but: Collection[str] = ()) -> list[str]:
-    """The columns of a model, those included that it will have one day: save what is sealed or hashed, and `but`."""
+    """All columns of a model, also future ones, except binary ones (sealed or hashed) and those named in `but`."""
     fields = (field for field in model._meta.concrete_fields if not isinstance(field, BinaryField))
     return [field.attname for field in fields if field.name not in but]
 
 
 def readable(unseal: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What was sealed in a row. A broken one says so in its place, and does not keep the rest from its owner."""
+    """What `unseal` returns, or `{"unreadable": true}` where the seal is broken: the owner still gets the rest."""
     try:
         return unseal()
     except SealBroken:
@@ -57,34 +60,34 @@ def readable(unseal: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def zip_pieces(parts: Sequence[ArchivePart], user_id: UUID, *, readme: str) -> Iterator[bytes]:
-    """A ZIP archive in pieces of some 64 KiB. It also gives an empty piece now and then, while it goes on."""
-    sink = _Sink()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:  # type: ignore[call-overload]
+    """A ZIP archive in pieces of about 64 KiB. Some are empty, so that the caller can act between batches of rows."""
+    buffer = _Buffer()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:  # type: ignore[call-overload]
         archive.writestr("README.txt", readme)
         for part in parts:
             with archive.open(part.name, "w", force_zip64=True) as file:
                 for number, row in enumerate(part.rows(user_id), 1):
-                    file.write(orjson.dumps(row, default=str, option=_LINES))
-                    if number % ROWS_PER_BATCH == 0 or len(sink.waiting) >= _PIECE:
-                        yield sink.take()
-            yield sink.take()
-    yield sink.take()
+                    file.write(orjson.dumps(row, default=str, option=_JSON_LINES))
+                    if number % ROWS_PER_BATCH == 0 or len(buffer.pending) >= _PIECE_BYTES:
+                        yield buffer.take()
+            yield buffer.take()
+    yield buffer.take()
 
 
-class _Sink:
-    """A file for zipfile that cannot seek: it keeps what was written until that is taken."""
+class _Buffer:
+    """A file that zipfile cannot seek in. `take` returns what has been written since the last call."""
 
     def __init__(self) -> None:
-        self.waiting = bytearray()
+        self.pending = bytearray()
 
     def write(self, data: bytes) -> int:
-        self.waiting += data
+        self.pending += data
         return len(data)
 
     def flush(self) -> None:
         pass
 
     def take(self) -> bytes:
-        taken = bytes(self.waiting)
-        self.waiting.clear()
+        taken = bytes(self.pending)
+        self.pending.clear()
         return taken

@@ -1,6 +1,6 @@
-"""How others know that workers and beat are alive: each says so in Redis, while it works.
+"""Heartbeats of Celery's workers and beat in Redis, for the health check.
 
-One sorted set a role: node → when it was last heard, by Redis' own clock, so that no host's clock matters.
+One sorted set for each role: node → when its last heartbeat came, by Redis' clock, so that no host's clock matters.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from adiuva.core.redis import sync_redis
 
 Role = Literal["worker", "beat"]
 
-INTERVAL_S = 10.0
-ALIVE_FOR_S = 30
+INTERVAL_S = 10.0  # between a worker's heartbeats
+ALIVE_FOR_S = 30  # after its last heartbeat a node counts as dead
 
-log = structlog.get_logger("adiuva.core.celery_heartbeat")
+log = structlog.get_logger(__name__)
 
 
 def _redis() -> redis.Redis:
@@ -42,7 +42,7 @@ def _now() -> int:
 
 
 def beat(role: Role) -> None:
-    """Say that this process is alive. That Redis is away is for the health check to report."""
+    """Record that this process is alive. Redis errors are only logged: the health check reports them."""
     try:
         now = _now()
         with _redis().pipeline() as pipe:
@@ -51,15 +51,15 @@ def beat(role: Role) -> None:
             pipe.expire(_key(role), ALIVE_FOR_S * 2)
             pipe.execute()
     except redis.RedisError as error:
-        log.warning("no heartbeat", role=role, error=type(error).__name__)
+        log.warning("heartbeat.not_sent", role=role, error=type(error).__name__)
 
 
 def sign_off(role: Role) -> None:
-    """Say that this process ends."""
+    """Record that this process ends, so that it does not count as alive until its heartbeat expires."""
     try:
         _redis().zrem(_key(role), _node())
     except redis.RedisError as error:
-        log.warning("no farewell", role=role, error=type(error).__name__)
+        log.warning("heartbeat.sign_off_failed", role=role, error=type(error).__name__)
 
 
 def ping() -> None:
@@ -73,9 +73,9 @@ def count_alive(role: Role) -> int:
 
 
 class WorkerHeartbeat(bootsteps.StartStopStep):
-    """In the worker's own loop, which is what must be alive.
+    """Sends heartbeats from the worker's own event loop, since that is what must be alive.
 
-    A step, because the consumer drops all timers when it connects anew, and starts its steps again.
+    It is a bootstep because the consumer drops all timers when it reconnects, and then starts its steps again.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -95,19 +95,19 @@ class WorkerHeartbeat(bootsteps.StartStopStep):
 
 
 def connect(app: Celery) -> None:
-    """Make the workers and the beat of this application tell that they are alive."""
+    """Make the workers and the beat of this application send heartbeats."""
     app.steps["consumer"].add(WorkerHeartbeat)
-    signals.worker_shutdown.connect(_worker_ends, weak=False)
-    signals.beat_init.connect(_beat_begins, weak=False)
+    signals.worker_shutdown.connect(_worker_stopped, weak=False)
+    signals.beat_init.connect(_beat_started, weak=False)
 
 
-def _worker_ends(**_: Any) -> None:
+def _worker_stopped(**_: Any) -> None:
     sign_off("worker")
 
 
-def _beat_begins(**_: Any) -> None:
+def _beat_started(**_: Any) -> None:
     beat("beat")
-    # What the broker has accepted proves that the loop turns; the platform's own jobs come every few seconds.
+    # A task that the broker has accepted proves that beat's loop runs; some job is due every few seconds.
     signals.after_task_publish.connect(_beat_published, weak=False)
     atexit.register(sign_off, "beat")
 

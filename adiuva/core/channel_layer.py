@@ -1,9 +1,15 @@
-"""The channel layer: channels_redis' pub/sub layer, each message sealed for its channel, on a connection of our own.
+"""The channel layer: channels_redis' pub/sub layer with sealed messages, on a Redis connection of its own.
 
-A frame that crosses Redis holds a user's rows, and whoever reads or writes Redis must neither read it nor move it to
-another's channel. And the stock connection waits for Redis once a message, does not say whether anybody was listening,
-and cannot tell a listener that it has missed something. Here a connection that redis-py has opened is read by hiredis
-where the bytes arrive, and what is to be sent in one turn of the loop is one write.
+Why it is ours and not channels_redis' own:
+
+- Messages are sealed for their channel. A frame that crosses Redis holds a user's rows; someone who can read or write
+  Redis must be able neither to read it nor to move it to another user's channel.
+- `send` returns how many subscribers received the message, so a caller knows at once that nobody did.
+- A subscriber receives INTERRUPTED when the connection was lost and messages may have been missed.
+
+Speed alone would not justify it. It takes over a connection that redis-py has opened and signed in (its private
+`_writer` and `_reader`), parses what arrives with hiredis, and writes everything sent in one turn of the event loop
+at once. After an upgrade of redis-py or channels_redis run tests/core/test_channel_layer.py.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from typing import Any, Final, cast
 
 import hiredis
 import orjson
+import structlog
 from channels_redis.pubsub import RedisPubSubChannelLayer, RedisPubSubLoopLayer
 from django.conf import settings
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
@@ -23,25 +30,25 @@ from redis.exceptions import RedisError
 
 from adiuva.core.crypto import SealBroken
 from adiuva.core.errors import Unavailable
-from adiuva.core.logging import log
+
+log = structlog.get_logger(__name__)
 
 Message = dict[str, Any]
 
-# What a listener gets when the connection was lost and is back: messages may have passed meanwhile.
+# What a subscriber receives once the connection is back after a loss: messages may have been missed.
 INTERRUPTED: Final[Message] = {"type": "interrupted"}
 
 _PREFIX: Final = "adiuva."
-_GROUPS: Final = (
-    b"groups"  # what goes to a group is sealed for all of them: its members know no group by name
-)
-_TEND_S: Final = 0.25
-_AGAIN_S: Final = 1.0
-_QUIET_S: Final = 10.0  # without a word from Redis, after which it is asked whether it is there
-_PATIENCE_S: Final = 10.0  # for an answer of Redis
+# The associated data of messages to a group: its members do not know the group's name.
+_GROUPS: Final = b"groups"
+_CHECK_INTERVAL_S: Final = 0.25  # how often the connection is looked after
+_RECONNECT_PAUSE_S: Final = 1.0
+_PING_AFTER_S: Final = 10.0  # of silence; the PING shows whether Redis still answers
+_ANSWER_TIMEOUT_S: Final = 10.0
 
 
 class ChannelLayerUnavailable(Unavailable, ConnectionError):
-    """Redis cannot be reached: nothing was sent. A plain ConnectionError says that it is not known."""
+    """Redis cannot be reached, and nothing was sent. After a plain ConnectionError the message may have been sent."""
 
     code = "channel_layer_away"
 
@@ -50,7 +57,7 @@ class ChannelLayerUnavailable(Unavailable, ConnectionError):
 
 
 class SealedPubSubLayer(RedisPubSubChannelLayer):  # type: ignore[misc]  # channels_redis has no types
-    """Whoever takes a channel with `new_channel` gives it back with `end_channel`."""
+    """Each channel made with `new_channel` must be ended with `end_channel`."""
 
     def __init__(self, hosts: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
@@ -63,15 +70,15 @@ class SealedPubSubLayer(RedisPubSubChannelLayer):  # type: ignore[misc]  # chann
         return await self._get_layer().send(channel, message)
 
     async def new_channel(self, prefix: str = "") -> str:
-        """A channel of one's own. What is sent to it from now on arrives. Raise ConnectionError."""
+        """The name of a new channel, which is subscribed to already. Raises ConnectionError."""
         return await self._get_layer().new_channel(prefix)
 
     def end_channel(self, channel: str) -> list[Message]:
-        """Give a channel back; returns what has arrived on it and was not read."""
+        """Unsubscribe from a channel; returns the messages that had arrived and were not received."""
         return self._get_layer().end_channel(channel)
 
     def serialize(self, message: Message) -> bytes:
-        """What channels_redis sends to groups."""
+        """The bytes that channels_redis sends to a group."""
         sealed: bytes = self.cipher.seal(orjson.dumps(message), _GROUPS)
         return sealed
 
@@ -84,47 +91,51 @@ class SealedPubSubLayer(RedisPubSubChannelLayer):  # type: ignore[misc]  # chann
 
 
 class _LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
-    """One event loop's channels and groups, on one line to Redis instead of channels_redis' shards."""
+    """One event loop's channels and groups, on one connection instead of channels_redis' shards."""
 
     def __init__(
         self, layer: SealedPubSubLayer, host: Mapping[str, Any], loop: asyncio.AbstractEventLoop
     ) -> None:
         super().__init__(prefix=_PREFIX, channel_layer=layer)
         self._cipher = layer.cipher
-        self._line = _RedisConnection(self, host, loop, lambda: layer._layers.pop(loop, None))
-        self._shards = [self._line]
+        self._connection = _RedisConnection(self, host, loop, lambda: layer._layers.pop(loop, None))
+        self._shards = [self._connection]
 
     async def send(self, channel: str, message: Message) -> int:
-        return await self._line.publish(channel, self._cipher.seal(orjson.dumps(message), channel.encode()))
+        return await self._connection.publish(
+            channel, self._cipher.seal(orjson.dumps(message), channel.encode())
+        )
 
     async def new_channel(self, prefix: str = "") -> str:
         return cast(str, await super().new_channel(prefix))
 
     async def _subscribe_to_channel(self, channel: str) -> None:
-        await self._line.ready()  # first, or it would be told that the connection had been away
+        await (
+            self._connection.ready()
+        )  # before it is registered, or it would receive INTERRUPTED for this connect
         self.channels[channel] = Queue()
         try:
-            await self._line.subscribe(channel)
+            await self._connection.subscribe(channel)
         except BaseException:
             self.end_channel(channel)
             raise
 
     async def receive(self, channel: str) -> Message:
-        """The next message on a channel that was taken here."""
+        """The next message on a channel of this loop."""
         queue = self.channels[channel]
         while True:
-            if (message := self._open(channel, await queue.get())) is not None:
+            if (message := self._unseal(channel, await queue.get())) is not None:
                 return message
 
     def end_channel(self, channel: str) -> list[Message]:
         queue: Queue[bytes | None] | None = self.channels.pop(channel, None)
         if queue is None:
             return []
-        self._line.unsubscribe_soon(channel)
-        left = [self._open(channel, queue.get_nowait()) for _ in range(queue.qsize())]
+        self._connection.unsubscribe_soon(channel)
+        left = [self._unseal(channel, queue.get_nowait()) for _ in range(queue.qsize())]
         return [message for message in left if message is not None]
 
-    def arrived(self, name: str, sealed: bytes) -> None:
+    def message_arrived(self, name: str, sealed: bytes) -> None:
         for channel in (name, *self.groups.get(name, ())):
             if (queue := self.channels.get(channel)) is not None:
                 queue.put_nowait(sealed)
@@ -134,10 +145,10 @@ class _LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
             queue.put_nowait(None)
 
     def names(self) -> list[str]:
-        """All that Redis is to send us."""
+        """The names to subscribe to after a reconnect."""
         return [*self.channels, *self.groups]
 
-    def _open(self, channel: str, sealed: bytes | None) -> Message | None:
+    def _unseal(self, channel: str, sealed: bytes | None) -> Message | None:
         if sealed is None:
             return INTERRUPTED
         for where in (channel.encode(), _GROUPS):
@@ -145,38 +156,38 @@ class _LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
                 return cast(Message, orjson.loads(self._cipher.unseal(sealed, where)))
             except SealBroken:
                 continue
-        log.error("layer.seal_broken", channel=channel)
+        log.error("channel_layer.seal_broken", channel=channel)
         return None
 
 
 class _RedisConnection(asyncio.Protocol):
-    """One event loop's connection. It comes back by itself while a channel is open, and ends with the loop."""
+    """One event loop's connection. It reconnects while a channel is open, and closes with the loop's tasks."""
 
     def __init__(
         self,
         layer: _LoopLayer,
         host: Mapping[str, Any],
         loop: asyncio.AbstractEventLoop,
-        ended: Callable[[], object],
+        on_close: Callable[[], object],
     ) -> None:
-        # RESP3: answers and what is published can share a connection.
+        # With RESP3 a connection can both subscribe and send commands.
         options = {name: value for name, value in host.items() if name != "address"}
         self._pool: ConnectionPool = ConnectionPool.from_url(host["address"], protocol=3, **options)
         self._layer, self._loop = layer, loop
         self._transport: Transport | None = None
-        self._stream: asyncio.StreamWriter  # kept, since it closes the transport when it goes
+        self._stream: asyncio.StreamWriter  # kept: it closes the transport when it is garbage-collected
         self._connecting = asyncio.Lock()
         self._reader = hiredis.Reader()
         self._outgoing: list[bytes] = []
         self._unanswered: deque[tuple[Future[int], float]] = deque()
         self._subscribing: dict[bytes, Future[None]] = {}
-        self._heard_at = 0.0
-        self._tending = loop.create_task(self._tend(ended), name="channel layer")
+        self._last_read_at = 0.0
+        self._maintenance = loop.create_task(self._maintain(on_close), name="channel layer")
 
     async def publish(self, channel: str, message: bytes) -> int:
         if self._transport is None:
             await self._connect()
-        return await self._ask("PUBLISH", channel, message)
+        return await self._command("PUBLISH", channel, message)
 
     async def ready(self) -> None:
         """Raise LayerAway."""
@@ -185,7 +196,7 @@ class _RedisConnection(asyncio.Protocol):
 
     async def subscribe(self, name: str) -> None:
         await self.ready()
-        await self._confirmed(name)
+        await self._confirm_subscription(name)
 
     async def unsubscribe(self, name: str) -> None:
         self.unsubscribe_soon(name)
@@ -195,21 +206,21 @@ class _RedisConnection(asyncio.Protocol):
             self._write("UNSUBSCRIBE", name)
 
     async def flush(self) -> None:
-        """End the connection; the next use makes a new one."""
+        """Close the connection; the next use opens a new one."""
         if self._transport is not None:
             self._transport.abort()
 
-    def _ask(self, *command: str | bytes) -> Future[int]:
+    def _command(self, *command: str | bytes) -> Future[int]:
         future: Future[int] = self._loop.create_future()
         self._unanswered.append((future, self._loop.time()))
         self._write(*command)
         return future
 
-    async def _confirmed(self, channel: str) -> None:
+    async def _confirm_subscription(self, channel: str) -> None:
         future = self._subscribing[channel.encode()] = self._loop.create_future()
         self._write("SUBSCRIBE", channel)
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 await future
         except TimeoutError:
             raise ConnectionError("Redis did not confirm a subscription") from None
@@ -224,28 +235,26 @@ class _RedisConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(b"".join(batch))
 
-    # What Redis says
+    # ── What Redis sends ────────────────────────────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._loop.time()
+        self._last_read_at = self._loop.time()
         self._reader.feed(data)
-        while (said := self._reader.gets()) is not False:
-            if type(said) is not hiredis.PushNotification:
+        while (reply := self._reader.gets()) is not False:
+            if type(reply) is not hiredis.PushNotification:
                 future, _ = self._unanswered.popleft()
                 if future.done():
-                    continue  # who asked was cancelled meanwhile
-                if isinstance(said, Exception):
-                    future.set_exception(
-                        ChannelLayerUnavailable()
-                    )  # refused: read only, out of memory, still loading
+                    continue  # its caller was cancelled
+                if isinstance(reply, Exception):
+                    future.set_exception(ChannelLayerUnavailable())  # read only, out of memory, loading
                 else:
-                    future.set_result(said)
-            elif said[0] == b"message":
-                self._layer.arrived(said[1].decode(), said[2])
-            elif said[0] == b"subscribe":
-                waiting = self._subscribing.pop(said[1], None)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(None)
+                    future.set_result(reply)
+            elif reply[0] == b"message":
+                self._layer.message_arrived(reply[1].decode(), reply[2])
+            elif reply[0] == b"subscribe":
+                confirmed = self._subscribing.pop(reply[1], None)
+                if confirmed is not None and not confirmed.done():
+                    confirmed.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -257,7 +266,7 @@ class _RedisConnection(asyncio.Protocol):
             if not future.done():
                 future.set_exception(ConnectionError("the connection to Redis was lost"))
 
-    # Coming and going
+    # ── Connecting and reconnecting ─────────────────────────────────────────────────────────────────────
 
     async def _connect(self) -> None:
         async with self._connecting:
@@ -265,14 +274,14 @@ class _RedisConnection(asyncio.Protocol):
                 return
             connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
-                async with asyncio.timeout(_PATIENCE_S):
+                async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                     await connection.connect()  # type: ignore[no-untyped-call]
             except (RedisError, OSError) as error:
                 raise ChannelLayerUnavailable from error
             assert connection._writer is not None
             self._reader = hiredis.Reader()
-            self._heard_at = self._loop.time()
-            # It has signed in and nothing is under way, so what comes from here on is ours to read.
+            self._last_read_at = self._loop.time()
+            # redis-py has signed in and awaits no reply, so this protocol can take over the transport.
             self._stream = connection._writer
             connection._reader = connection._writer = None
             self._transport = cast(Transport, self._stream.transport)
@@ -281,29 +290,29 @@ class _RedisConnection(asyncio.Protocol):
                 self._write("SUBSCRIBE", *names)
                 self._layer.interrupted()
 
-    async def _tend(self, ended: Callable[[], object]) -> None:
-        """Bring subscriptions back, notice a Redis that hangs, and close when the loop ends its tasks."""
+    async def _maintain(self, on_close: Callable[[], object]) -> None:
+        """Reconnect while there are subscriptions, detect a Redis that hangs, close when this task is cancelled."""
         try:
             while True:
-                await asyncio.sleep(_TEND_S)
+                await asyncio.sleep(_CHECK_INTERVAL_S)
                 if self._transport is None:
                     if self._layer.names():
-                        await self._come_back()
-                elif self._unanswered and self._loop.time() - self._unanswered[0][1] > _PATIENCE_S:
-                    log.warning("layer.redis_hangs")
+                        await self._reconnect()
+                elif self._unanswered and self._loop.time() - self._unanswered[0][1] > _ANSWER_TIMEOUT_S:
+                    log.warning("channel_layer.redis_hung")
                     self._transport.abort()
-                elif not self._unanswered and self._loop.time() - self._heard_at > _QUIET_S:
-                    self._ask("PING").add_done_callback(Future.exception)
+                elif not self._unanswered and self._loop.time() - self._last_read_at > _PING_AFTER_S:
+                    self._command("PING").add_done_callback(Future.exception)
         finally:
-            ended()
+            on_close()
             if self._transport is not None:
                 self._transport.close()
 
-    async def _come_back(self) -> None:
+    async def _reconnect(self) -> None:
         try:
             await self._connect()
         except ChannelLayerUnavailable:
-            log.warning("layer.redis_away", channels=len(self._layer.names()))
-            await asyncio.sleep(_AGAIN_S)
+            log.warning("channel_layer.disconnected", channels=len(self._layer.names()))
+            await asyncio.sleep(_RECONNECT_PAUSE_S)
         else:
-            log.info("layer.redis_back", channels=len(self._layer.names()))
+            log.info("channel_layer.reconnected", channels=len(self._layer.names()))

@@ -1,7 +1,7 @@
-"""The database as the rooms use it: the ORM from async code on threads of our own, and statements planned once.
+"""Database access: the ORM from async code, the database's clock, and prepared statements.
 
-Channels' and Django's own bridges run all database work of a process on one thread, so that one slow query holds up
-every socket. Here a few threads share Django's connection pool, and each call gives its connection back.
+Django's and Channels' own bridges run all database work of a process on one thread, so that one slow query delays
+every socket. Here a pool of threads shares Django's connection pool, and each call returns its connection.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    # Half of the pool: the other half is for REST and admin in the same process.
+    # Half of the connections: the other half is for REST and the admin in the same process.
     size = max(2, settings.DATABASES["default"]["OPTIONS"]["pool"]["max_size"] // 2)
     return ThreadPoolExecutor(size, thread_name_prefix="db")
 
@@ -38,13 +38,13 @@ def _call(function: Callable[[], R]) -> R:
 
 
 async def run(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function that uses the ORM, off the event loop. Its transaction ends before this returns."""
+    """Call a function that uses the ORM in a thread. Returns after its transaction has ended."""
     call = partial(contextvars.copy_context().run, partial(function, *args, **kwargs))
     return await asyncio.get_running_loop().run_in_executor(_threads(), _call, call)
 
 
 def clock() -> dt.datetime:
-    """What time it is for PostgreSQL: processes' clocks differ."""
+    """The current time of PostgreSQL. Deadlines go by it, since the clocks of processes differ."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT statement_timestamp()")
         now: dt.datetime = cursor.fetchone()[0]
@@ -52,14 +52,15 @@ def clock() -> dt.datetime:
 
 
 def prepared_cursor() -> CursorWrapper:
-    """A cursor for a long statement that is run often: PostgreSQL parses and plans it once a connection.
+    """A cursor, to be used with `with`, for a long statement that runs often.
 
-    Django's own cursors write the values into the text, so that each statement is a new one. Values go as they are,
-    so the text must say their types where PostgreSQL cannot tell. For use with `with`.
+    PostgreSQL parses and plans the statement once for each connection, while Django's own cursors write the values
+    into the text, which makes each a new statement. Where PostgreSQL cannot infer a parameter's type, the statement
+    must cast it.
     """
     connection.ensure_connection()
     wrap = connection.make_debug_cursor if connection.queries_logged else connection.make_cursor
-    return wrap(_Prepared(connection.connection))  # type: ignore[arg-type]  # it wraps psycopg's, as Django's own do
+    return wrap(_Prepared(connection.connection))  # type: ignore[arg-type]  # Django wraps psycopg's cursors as well
 
 
 class _Prepared(psycopg.Cursor[Any]):

@@ -1,6 +1,7 @@
-"""A hint to the workers once the transaction is in. If it is lost, a sweep finds the rows.
+"""Start Celery tasks once the current transaction has committed.
 
-Nobody waits for it, or a Redis that hangs would hold up the end of a turn: a thread of its own sends them, in order.
+A task that is lost (Redis is away, the process dies) costs only time: a periodic sweep finds the rows. Tasks are sent
+in order by a separate thread, so that a Redis that hangs cannot delay the end of a turn or a request.
 """
 
 from __future__ import annotations
@@ -11,42 +12,47 @@ from functools import cache
 from typing import Final
 from uuid import UUID
 
+import structlog
 from celery import current_app
 from django.db import transaction
-from kombu.exceptions import OperationalError as BrokerAway
+from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 
-from adiuva.core.logging import log
+# Tasks waiting to be sent. While Redis is away, more are dropped and left to the sweeps.
+_MAX_QUEUED: Final = 10_000
 
-_MOST: Final = 10_000  # that wait to be sent; while Redis is away the rest is left to the sweep
+_queue: queue.Queue[tuple[str, list[str], float]] = queue.Queue(_MAX_QUEUED)
 
-_waiting: queue.Queue[tuple[str, list[str], float]] = queue.Queue(_MOST)
+log = structlog.get_logger(__name__)
 
 
 def enqueue_on_commit(task: str, *ids: UUID, after_s: float = 0.0) -> None:
-    """Start a task that takes the ids of rows."""
+    """Start the task of this name with the ids of rows, `after_s` seconds after the commit.
+
+    It never raises: a task that cannot be sent is logged, and its rows are left to the sweep.
+    """
     transaction.on_commit(lambda: _put(task, [str(row_id) for row_id in ids], after_s))
 
 
 def _put(task: str, ids: list[str], after_s: float) -> None:
     _sender()
     try:
-        _waiting.put_nowait((task, ids, after_s))
+        _queue.put_nowait((task, ids, after_s))
     except queue.Full:
-        log.warning("nudge.lost", task=task, error="Full")
+        log.warning("task.not_enqueued", task=task, error="Full")
 
 
 @cache
 def _sender() -> threading.Thread:
-    thread = threading.Thread(target=_send, name="nudges", daemon=True)
+    thread = threading.Thread(target=_send, name="enqueue", daemon=True)
     thread.start()
     return thread
 
 
 def _send() -> None:
     while True:
-        task, ids, after_s = _waiting.get()
+        task, ids, after_s = _queue.get()
         try:
             current_app.send_task(task, ids, countdown=after_s)
-        except (BrokerAway, RedisError, OSError) as error:
-            log.warning("nudge.lost", task=task, error=type(error).__name__)
+        except (BrokerError, RedisError, OSError) as error:
+            log.warning("task.not_enqueued", task=task, error=type(error).__name__)

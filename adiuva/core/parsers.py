@@ -1,4 +1,4 @@
-"""What a body may be. DRF loads this with its first view class, so this module imports none of those."""
+"""The parser of request bodies. DRF loads it with its first view class, so this module must not import views."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rest_framework import exceptions, parsers
 
 
 class JSONParser(parsers.JSONParser):
-    """A JSON object as PostgreSQL can keep it: no NaN, no lone surrogates, no NUL, not endlessly deep.
+    """Accepts JSON objects that PostgreSQL can store: no NaN, no lone surrogates, no NUL, at most 1,024 levels deep.
 
-    DRF hands it at most settings.DATA_UPLOAD_MAX_MEMORY_SIZE bytes.
+    DRF passes it at most settings.DATA_UPLOAD_MAX_MEMORY_SIZE bytes.
     """
 
     def parse(
@@ -31,14 +31,14 @@ class JSONParser(parsers.JSONParser):
 
 
 def _has_nul(value: Any) -> bool:
-    # Up to 1,024 levels come from orjson: a list of our own is safer than Python's stack.
-    waiting = [value]
-    while waiting:
-        match waiting.pop():
+    # Not recursive: orjson parses up to 1,024 levels, which is too deep for Python's stack.
+    pending = [value]
+    while pending:
+        match pending.pop():
             case str() as text if "\0" in text:
                 return True
             case dict() as inner:
-                waiting += [*inner.keys(), *inner.values()]
+                pending += [*inner.keys(), *inner.values()]
             case list() as inner:
-                waiting += inner
+                pending += inner
     return False

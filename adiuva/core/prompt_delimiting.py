@@ -1,4 +1,4 @@
-"""Data in a prompt, marked off as data."""
+"""Delimiters around untrusted data in a prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from django.conf import settings
 
 
 def delimit_untrusted(name: str, text: str) -> str:
-    """A text between marks. The mark is a keyed hash of the text, so nothing in the text can know it."""
+    """The text between a begin and an end line that name it.
+
+    Both lines carry a keyed hash of the text, so that nothing in the text can contain or forge them.
+    """
     key = hashlib.sha256(b"adiuva.core.prompt_delimiting\0" + settings.SECRET_KEY.encode()).digest()
     said = f"{name}\0{text}".encode("utf-8", "surrogatepass")
     mark = f"data-{hmac.new(key, said, hashlib.sha256).hexdigest()[:16]}"
