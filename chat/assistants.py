@@ -34,11 +34,11 @@ async def delegate(
     shared = config["configurable"]
     messages: list[BaseMessage] = [
         SystemMessage(SPECIALISTS[agent].prompt.text),
-        SystemMessage(shared["tail"]),
+        SystemMessage(shared["turn_prompt"]),
         HumanMessage(request),
     ]
     return await run_agent_loop(
-        SPECIALISTS[agent], messages, cast(TurnContext, shared["work"]), OutputHooks()
+        SPECIALISTS[agent], messages, cast(TurnContext, shared["context"]), OutputHooks()
     )
 
 

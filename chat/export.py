@@ -1,4 +1,4 @@
-"""Conversations with all that was said, for the archive of an account."""
+"""Puts a user's conversations, messages and turns into the archive of their account."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from uuid import UUID
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from adiuva.core.crypto import UserCipher
-from chat import conversations
 from chat.models import Conversation, Message, Turn
 
 
@@ -18,15 +17,14 @@ def _conversations(user_id: UUID) -> Iterator[dict[str, Any]]:
     cipher, names = cipher_for(user_id), exported_columns(Conversation, but=["user"])
     for row in Conversation.objects.of(user_id).order_by("created_at", "id").iterator(ROWS_PER_BATCH):
         known = {name: getattr(row, name) for name in names}
-        yield {**known, **readable(partial(_open_texts, row, cipher))}
+        yield {**known, **readable(partial(_texts, row, cipher))}
 
 
-def _open_texts(row: Conversation, cipher: UserCipher) -> Mapping[str, Any]:
-    def unseal(column: str) -> str:
-        sealed = getattr(row, column)
-        return cipher.unseal(sealed, "conversation", row.pk, column) if sealed is not None else ""
-
-    return {"title": unseal("title"), "summary": unseal("summary")}
+def _texts(row: Conversation, cipher: UserCipher) -> Mapping[str, Any]:
+    return {
+        "title": Conversation.title.unseal_from(cipher, row) if row.title is not None else "",
+        "summary": Conversation.summary.unseal_from(cipher, row) if row.summary is not None else "",
+    }
 
 
 def _messages(user_id: UUID) -> Iterator[dict[str, Any]]:
@@ -34,8 +32,7 @@ def _messages(user_id: UUID) -> Iterator[dict[str, Any]]:
     rows = Message.objects.filter(conversation__user_id=user_id).order_by("conversation_id", "seq")
     for row in rows.iterator(ROWS_PER_BATCH):
         known = {name: getattr(row, name) for name in names}
-        body = partial(conversations._open, cipher, conversations._place(row), row.sealed)
-        yield {**known, **readable(body)}
+        yield {**known, **readable(partial(Message.sealed.unseal_from, cipher, row))}
 
 
 def _turns(user_id: UUID) -> Iterator[dict[str, Any]]:

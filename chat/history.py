@@ -16,9 +16,9 @@ from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.logging import log
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from chat.agent_loop import TurnContext
-from chat.conversations import ChatMessage, ClaimedTurn
 from chat.prompts import system_prompt
 from chat.stream_log import log_writer
+from chat.turn_rows import ChatMessage, ClaimedTurn
 
 _CACHE_TTL_S: Final = 3600
 _MIN_VERBATIM_MESSAGES: Final = 4  # messages that stay as they were said, if they fit at all

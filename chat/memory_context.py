@@ -17,9 +17,9 @@ from langchain_core.tools import ToolException
 from adiuva import llm
 from adiuva.core import db
 from adiuva.core.logging import log
-from chat.conversations import ClaimedTurn
 from chat.device_session import one_line
 from chat.request import ChatRequest
+from chat.turn_rows import ClaimedTurn
 from memory import recall, vector_space
 from memory.entries import MAX_CONTENT_CHARS, SourceRef
 from memory.models import SourceKind, Tier

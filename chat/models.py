@@ -10,6 +10,8 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from adiuva.core.sealed import SealedJSONField, SealedTextField
+
 
 class AssistantKind(models.TextChoices):
     HOME = "home"
@@ -27,8 +29,8 @@ class Conversation(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="conversations")
     kind = models.CharField(max_length=8, choices=AssistantKind, default=AssistantKind.HOME)
-    title = models.BinaryField(null=True, editable=False, help_text="sealed")
-    summary = models.BinaryField(null=True, editable=False, help_text="sealed: what the older messages said")
+    title = SealedTextField(null=True, help_text="sealed")
+    summary = SealedTextField(null=True, help_text="sealed: what the older messages said")
     summary_upto = models.PositiveIntegerField(
         default=0, help_text="the last message that the summary covers"
     )
@@ -71,7 +73,7 @@ class Message(models.Model):
     conversation = models.ForeignKey(Conversation, models.CASCADE, related_name="messages")
     seq = models.PositiveIntegerField(help_text="from 1, in the order in which they were said")
     role = models.CharField(max_length=9, choices=Role)
-    sealed = models.BinaryField(editable=False)
+    sealed = SealedJSONField(bound_to=("conversation_id", "seq", "role"))
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     class Meta:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from channels.layers import get_channel_layer
 
+from chat.steering import TooManySteers
 from chat.stream_replay import follow_up_request
-from chat.turn import TooManySteers
 from chat.turn_bus import (
     ChannelListener,
     Message,

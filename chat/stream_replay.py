@@ -15,7 +15,7 @@ from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import Conflict, NotFound
 from adiuva.devices.codec import INT64_MAX
 from adiuva.devices.protocol import HistoryMessage, Scope, StreamEnd, StreamText
-from chat import conversations, stream_log
+from chat import stream_log, turn_rows
 from chat.models import AssistantKind, Turn
 from chat.request import ChatRequest
 from chat.stream import Listener, StreamFrame, fit_into_frame
@@ -65,7 +65,7 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
     end = entries.pop() if entries and entries[-1].ends else None
     code = (getattr(end.frame, "code", None) if end else row.code) or "turn_lost"
     if row.state == Turn.State.RUNNING:
-        if not await db.run(conversations.mark_lost, turn=row, code=code):
+        if not await db.run(turn_rows.mark_lost, turn=row, code=code):
             # It has ended after all, or another process was quicker to say so: there is one end.
             await replay(await db.run(find_turn, row.user_id, row.request_id), after, listener)
             return

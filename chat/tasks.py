@@ -7,7 +7,7 @@ import datetime as dt
 from celery import shared_task
 from django.conf import settings
 
-from chat import conversations
+from chat import turn_rows
 
 _AFTER_DEADLINE_S = 60.0
 
@@ -15,6 +15,6 @@ _AFTER_DEADLINE_S = 60.0
 @shared_task(name="chat.sweep")
 def sweep() -> None:
     """A turn ends itself at its deadline: whatever still runs well after it has lost its process."""
-    conversations.end_lost_turns(
+    turn_rows.end_lost_turns(
         older_than=dt.timedelta(seconds=settings.CHAT["turn_deadline_s"] + _AFTER_DEADLINE_S)
     )

@@ -1,7 +1,7 @@
-"""One turn: a request carried out to its end, by a task of this process, whoever listens.
+"""One turn: carries out a request to its end in a task of this process, whether or not anybody listens.
 
-It goes on when the socket drops, waits for the device inside a tool call, can be cancelled and steered, has a deadline
-and a limit on model calls, and ends in exactly one stream_end.
+A turn continues when the socket drops, waits for the device inside tool calls, can be cancelled and steered, has a
+deadline and a limit on model calls, and ends in exactly one stream_end.
 """
 
 from __future__ import annotations
@@ -9,69 +9,42 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from typing import Any, Final, Literal
 from zoneinfo import ZoneInfo
 
-import orjson
 import structlog
 from django.conf import settings
-from django.db import Error as DatabaseError
-from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
-from langchain_core.tools import ToolException
 
 from adiuva import llm
-from adiuva.accounts.keys import NoSuchUser
-from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
+from adiuva.core.logging import log_failure
 from adiuva.devices.link import DeviceLink
-from adiuva.devices.protocol import (
-    ApprovalRequest,
-    Domain,
-    HistoryMessage,
-    Mutation,
-    StreamEnd,
-    TableName,
-    Usage,
-)
-from chat import conversations, deferred_calls, history
+from adiuva.devices.protocol import ApprovalRequest, Domain, HistoryMessage, Mutation, StreamEnd, Usage
+from chat import deferred_calls, history, turn_saving
 from chat.agent_loop import LimitReached, OutputHooks, ToolInvocation, TurnContext, run_agent_loop
 from chat.approvals import Approvals
 from chat.assistants import SUPERVISORS
-from chat.conversations import ClaimedTurn
 from chat.deferred_calls import DeferredCall
 from chat.device_session import DeviceSession
 from chat.history import FittedHistory
 from chat.memory_context import MEMORY, MemoryContext
 from chat.models import AssistantKind
 from chat.prompts import turn_prompt
-from chat.request import MAX_MESSAGE_CHARS, ChatRequest
+from chat.request import ChatRequest
+from chat.steering import SteerQueue
 from chat.stream import Stream
 from chat.stream_log import StreamRecording, log_writer
-from chat.tools import formatting
+from chat.turn_messages import SCOPE_TABLES, describe_scope, first_messages
 from chat.turn_output import TurnOutput
+from chat.turn_rows import ClaimedTurn, NewSummary, TurnResult
 
-log = structlog.get_logger("adiuva.chat")
+log = structlog.get_logger(__name__)
 
 Finish = Literal["stop", "cancelled", "error", "limit"]
-_MAX_SCOPE_CHARS: Final = 20_000
-_SAVE_ATTEMPTS: Final = 120
-_SAVE_RETRY_S: Final = 5.0
-_MAX_PENDING_STEERS: Final = (
-    16  # that the model has not heard yet; together they are as long as one message may be
-)
-_MAX_EARLIER_CHANGES: Final = 20  # earlier changes that the prompt names
 
-_SCOPE_TABLES: Final[dict[str, TableName]] = {
-    "task": "tasks",
-    "project": "projects",
-    "note": "notes",
-    "timeline": "timelines",
-}
 _DOMAINS: Final[dict[str, Domain]] = {
     "tasks": "tasks",
     "taskComments": "tasks",
@@ -82,15 +55,12 @@ _DOMAINS: Final[dict[str, Domain]] = {
 }
 
 
-class TooManySteers(AdiuvaError):
-    code, status = "too_many_requests", 429
-
-    def __init__(self) -> None:
-        super().__init__("the assistant has yet to hear what was said before")
-
-
 class Turn:
-    """`start()` it, then listen to its `stream`. `ended` is set when all of it is over and kept."""
+    """`start()` it, then listen to its `stream`. `ended` is set once the turn is over and stored.
+
+    It has more than 15 methods because a client's four ways to reach a running turn and the hooks of the agent loop all
+    act on the same state.
+    """
 
     def __init__(
         self,
@@ -99,7 +69,7 @@ class Turn:
         *,
         announce: Callable[[ApprovalRequest], Awaitable[None]],
     ) -> None:
-        """`announce` brings a question to the user's other devices."""
+        """`announce` brings an approval request to the user's other devices."""
         self.request, self.claimed = request, claimed
         self.stream = Stream(request.request_id)
         self.output = TurnOutput(self.stream, request, claimed)
@@ -109,80 +79,73 @@ class Turn:
         self.mutations: list[Mutation] = []
         self.usage = Usage()
         self._announce = announce
-        self._approvals: Approvals | None = None
-        self._steers: deque[tuple[str, asyncio.Future[bool]]] = deque()  # not told to the model yet
-        self._telling: list[
-            tuple[str, asyncio.Future[bool]]
-        ] = []  # told in a call that it has not answered yet
-        self._steered: list[str] = []
+        self._steers = SteerQueue()
         self._ending = self._cancelled = self._stopped = False
-        self._fitted: FittedHistory | None = None
-        self._work: TurnContext | None = None
+        # Set as the turn proceeds; None if it ended before.
+        self._approvals: Approvals | None = None
+        self._history: FittedHistory | None = None
+        self._context: TurnContext | None = None
         self._memory: MemoryContext | None = None
-        self._recalling: asyncio.Task[str | None] | None = None
-        self._keeping: asyncio.Task[None] | None = None
+        self._recall: asyncio.Task[str | None] | None = None
+        self._work: asyncio.Task[None]
         self._task: asyncio.Task[None]
-        self._working: asyncio.Task[None]
 
     def start(self, saved: Callable[[], None]) -> None:
-        """`saved` is called once the log holds all of it, so that this process need not."""
-        loop = asyncio.get_running_loop()
+        """`saved` is called once the stream log holds all of the turn, so that this process need not."""
+        request, loop = self.request, asyncio.get_running_loop()
         head = {
-            "message": self.request.message,
-            "kind": self.request.kind,
-            "history": [said.model_dump() for said in self.request.history],
-            "scope": self.request.scope.model_dump() if self.request.scope else None,
-            "context": self.request.context,
+            "message": request.message,
+            "kind": request.kind,
+            "history": [message.model_dump() for message in request.history],
+            "scope": request.scope.model_dump() if request.scope else None,
+            "context": request.context,
         }
         log_writer().add(
             StreamRecording(
                 self.stream,
-                user_id=self.request.user_id,
+                user_id=request.user_id,
                 cipher=self.claimed.cipher,
                 head=head,
                 saved=saved,
                 mutations=lambda: self.mutations,
             )
         )
-        self._working = loop.create_task(self._converse(), name="turn")
+        self._work = loop.create_task(self._answer_within_deadline(), name="turn")
         self._task = loop.create_task(self._run(), name="turn keeper")
 
-    # From outside
+    # ── What clients and the registry ask of a running turn ─────────────────────────────────────────────
 
     def stop(self) -> None:
-        """End it in order, because its process is to end."""
+        """End the turn in order because its process is about to exit."""
         if not self._ending and not self._cancelled:
             self._stopped = True
             self.cancel()
 
     def cancel(self) -> None:
-        # Once: a second one would end the wait for what is happening on the device.
+        # Only once: a second cancellation would end the wait for a write that is under way on the device.
         if not self._ending and not self._cancelled:
             self._cancelled = True
-            self._working.cancel()
+            self._work.cancel()
 
     async def steer(self, message: str) -> bool:
-        """Say something more. True once the model gets to hear it; False when the turn has `ended` without that. Raise
-        TooManySteers."""
+        """Add a message for the model. True once it has read it; False if the turn `ended` before.
+
+        Raises TooManySteers.
+        """
         if self._ending or self._cancelled:
             await self.ended.wait()
             return False
-        unheard = [text for text, _ in (*self._telling, *self._steers)]
-        if len(unheard) >= _MAX_PENDING_STEERS or sum(map(len, unheard)) + len(message) > MAX_MESSAGE_CHARS:
-            raise TooManySteers
-        heard: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._steers.append((message, heard))
-        return await heard
+        return await self._steers.add(message)
 
-    def decide(self, approval: str, approved: bool) -> bool:
-        """False: this turn does not ask that, or no more."""
-        if self._approvals is None or not self._approvals.decide(approval, approved):
+    def decide(self, approval_id: str, approved: bool) -> bool:
+        """Answer an approval request. False if this turn does not wait for it."""
+        if self._approvals is None or not self._approvals.decide(approval_id, approved):
             return False
-        self.stream.open.pop(approval, None)
+        self.stream.open.pop(approval_id, None)
         return True
 
     def follow_up(self, message: str) -> ChatRequest:
-        """The request of a message that came too late for this turn. Ask it when this one has `ended`."""
+        """The request that a message becomes if it came too late for this turn. For use once this turn has `ended`."""
         request = self.request
         if self.claimed.conversation_id is not None:
             return replace(
@@ -192,42 +155,38 @@ class Turn:
                 history=(),
                 conversation_id=str(self.claimed.conversation_id),
             )
-        said = [HistoryMessage(role="user", content=text) for text in (request.message, *self._steered)]
+        asked = [HistoryMessage(role="user", content=text) for text in (request.message, *self._steers.read)]
         answer = HistoryMessage(role="assistant", content=self.output.text)
         return replace(
-            request, request_id=uuid.uuid4().hex, message=message, history=(*request.history, *said, answer)
+            request,
+            request_id=uuid.uuid4().hex,
+            message=message,
+            history=(*request.history, *asked, answer),
         )
 
-    # Life
+    # ── Run ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _run(self) -> None:
         try:
-            await self._working
+            await self._work
         except asyncio.CancelledError:
             self.finish, self.code = ("error", "server_restarting") if self._stopped else ("cancelled", "")
         except LimitReached as limit:
             self.finish, self.code = "limit", limit.code
         except AdiuvaError as error:
             self.finish, self.code = "error", error.code
-            log.info("chat.turn_failed", code=error.code, **self._ids)
+            log.info("turn.failed", code=error.code, **self._ids)
         except Exception as error:
-            # No text of it: it could quote the user.
-            self.finish, self.code = "error", "internal_error"
-            log.error("chat.turn_broke", error=type(error).__name__, **self._ids)
+            self._fail(error)
         await self._end()
 
-    @property
-    def _ids(self) -> dict[str, str]:
-        return {"user_id": str(self.request.user_id), "turn": str(self.claimed.turn_id)}
-
-    async def _converse(self) -> None:
-        """The request to its answer, within the deadline."""
-        limit = asyncio.timeout(settings.CHAT["turn_deadline_s"])
+    async def _answer_within_deadline(self) -> None:
+        deadline = asyncio.timeout(settings.CHAT["turn_deadline_s"])
         try:
-            async with limit:
+            async with deadline:
                 await self._answer()
         except TimeoutError:
-            if not limit.expired():
+            if not deadline.expired():
                 raise
             raise LimitReached("deadline") from None
 
@@ -236,7 +195,7 @@ class Turn:
         model = llm.chat_model()
         if request.kind == AssistantKind.HOME:
             self.output.start()
-        elif request.scope is not None and (table := _SCOPE_TABLES.get(request.scope.type)):
+        elif request.scope is not None and (table := SCOPE_TABLES.get(request.scope.type)):
             self.output.start(_DOMAINS[table])
         zone = ZoneInfo(claimed.timezone)
         now = datetime.now(zone)
@@ -245,13 +204,11 @@ class Turn:
             claimed,
             model,
             zone,
-            steered=self._steered,
+            steered=self._steers.read,
             said_yes=deferred_calls.is_yes(request.message),
         )
-        recalling = self._recalling = asyncio.get_running_loop().create_task(
-            memory.recall(now), name="turn recalls"
-        )
-        wishes = await self._granted(memory)
+        recall = self._recall = asyncio.get_running_loop().create_task(memory.recall(now), name="turn recall")
+        granted = await self._take_granted_calls(memory)
         async with DeviceLink(
             request.user_id, request.device_id, wait_s=settings.CHAT["device_reconnect_wait_s"]
         ) as link:
@@ -263,84 +220,115 @@ class Turn:
                 memory=memory,
                 expires_at=int((time.time() + settings.CHAT["turn_deadline_s"]) * 1000),
                 ask=self._ask if request.can_ask_approval else None,
-                granted=wishes,
+                granted=granted,
             )
-            work = self._work = TurnContext(
+            context = self._context = TurnContext(
                 model=model,
                 max_model_calls=settings.CHAT["max_model_calls"],
                 authorize=self._approvals.allow,
-                on_tool_start=self._used,
+                on_tool_start=self._show_tool,
             )
-            of_this_turn = partial(turn_prompt, now=session.now, locale=claimed.locale)
-            work.tool_config = {"session": session, "work": work, "tail": of_this_turn(), MEMORY: memory}
+            context.tool_config = {
+                "session": session,
+                "context": context,
+                "turn_prompt": turn_prompt(now=now, locale=claimed.locale),
+                MEMORY: memory,
+            }
             if history.needs_summary(claimed):
                 self.output.status("Summing up what was said before")
-            self._fitted = await history.fit_history(user_id=request.user_id, claimed=claimed, context=work)
-            scope = await self._scope(session)
-            self.output.set_known_ids(session, self._fitted.summary)
-            supervisor = SUPERVISORS[request.kind]
-            messages: list[BaseMessage] = [
-                SystemMessage(supervisor.prompt.text),
-                *self._fitted.messages(),
-                SystemMessage(
-                    of_this_turn(
-                        scope=scope,
-                        context=self._context(),
-                        memory=await recalling,
-                        confirmed=[str(wish) for wish in wishes],
-                        changed=self._changed(),
-                    )
-                ),
-                HumanMessage(request.message),
-            ]
-            memory.start_receipt()
-            await run_agent_loop(
-                supervisor, messages, work, OutputHooks(self.output.write, self._paused, self._heard)
+            fitted = self._history = await history.fit_history(
+                user_id=request.user_id, claimed=claimed, context=context
             )
+            scope = await describe_scope(request.scope, session)
+            self.output.set_known_ids(session, fitted.summary)
+            assistant = SUPERVISORS[request.kind]
+            messages = first_messages(
+                assistant,
+                request,
+                claimed,
+                session=session,
+                history=fitted,
+                scope=scope,
+                memory=await recall,
+                confirmed=[str(call) for call in granted],
+            )
+            memory.start_receipt()
+            hooks = OutputHooks(self.output.write, self._end_model_answer, self._steers.take)
+            await run_agent_loop(assistant, messages, context, hooks)
+
+    async def _take_granted_calls(self, memory: MemoryContext) -> list[DeferredCall]:
+        """The deferred calls that this message says yes to. Any message discards what was deferred before it."""
+        request = self.request
+        answers = [message.content for message in request.history if message.role == "assistant"]
+        deferred = await deferred_calls.take(
+            user_id=request.user_id,
+            where=self._chat_key,
+            cipher=self.claimed.cipher,
+            answer=answers[-1] if answers else None,
+        )
+        if request.can_ask_approval or not memory.said_yes:
+            return []
+        return [
+            replace(call, arguments=await memory.with_label(call.arguments))
+            if MEMORY in call.arguments
+            else call
+            for call in deferred
+        ]
+
+    @property
+    def _chat_key(self) -> str:
+        """Names the chat as well as the server knows it: the conversation, else the device and what it shows."""
+        if self.claimed.conversation_id is not None:
+            return str(self.claimed.conversation_id)
+        request, scope = self.request, self.request.scope
+        return f"{request.device_id} {request.kind} {scope.type if scope else ''} {scope.id if scope else ''}"
+
+    async def _ask(self, question: ApprovalRequest) -> None:
+        self.output.start(_DOMAINS.get(question.table))
+        self.stream.ask(question)
+        await self._announce(question)
+
+    def _show_tool(self, call: ToolInvocation) -> None:
+        self.output.start(_DOMAINS.get(call.table) or _DOMAINS.get(str(call.arguments.get("agent"))))
+        self.output.status(call.label)
+
+    def _end_model_answer(self) -> None:
+        self.output.end_answer()
+        self._steers.mark_read()
+
+    # ── End ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _end(self) -> None:
-        """Keep what happened, then say the end. Nothing here may keep the end from being said."""
+        """Store what happened, then send the end. No failure in here may keep the end from being sent."""
         self._ending = True
-        work = self._work
-        if work is not None:
+        context = self._context
+        if context is not None:
             self.usage = Usage(
-                input_tokens=work.usage.input_tokens,
-                output_tokens=work.usage.output_tokens,
-                model_calls=work.model_calls,
+                input_tokens=context.usage.input_tokens,
+                output_tokens=context.usage.output_tokens,
+                model_calls=context.model_calls,
             )
         try:
             self.output.end_answer()
             if self.finish == "stop":
-                await self._ask_in_words()
+                await self._ask_for_deferred_calls()
         except LimitReached as limit:
             self.finish, self.code = "limit", limit.code
         except Exception as error:
-            log.error("chat.turn_broke", error=type(error).__name__, **self._ids)
-            self.finish, self.code = "error", "internal_error"
-        keep = partial(
-            conversations.finish_turn,
-            request=self.request,
-            claimed=self.claimed,
-            steered=self._steered,
-            text=self.output.text,
-            mutations=self.mutations,
+            self._fail(error)
+        result = TurnResult(
             state=self.finish,
+            text=self.output.text,
             code=self.code,
+            steered=self._steers.read,
+            mutations=self.mutations,
             usage=self.usage,
-            tool_calls=work.tool_calls if work else 0,
-            summary=self._summary(),
+            tool_calls=context.tool_calls if context else 0,
+            summary=self._new_summary(),
         )
-        await self._recalled()
-        try:
-            await db.run(keep)
-        except NoSuchUser:
-            self.finish, self.code = "error", "user_gone"
-        except Exception as error:
-            log.error("chat.turn_not_saved", error=type(error).__name__, **self._ids)
-            self.finish, self.code = "error", "not_saved"
-            self._keeping = asyncio.get_running_loop().create_task(
-                self._keep_later(keep), name="turn kept later"
-            )
+        await self._wait_for_receipts()
+        if code := await turn_saving.save(self.request, self.claimed, result):
+            self.finish, self.code = "error", code
         self.output.start()
         self.stream.end(
             StreamEnd(
@@ -353,7 +341,7 @@ class Turn:
         )
         log_writer().hurry()
         log.info(
-            "chat.turn_ended",
+            "turn.ended",
             finish=self.finish,
             code=self.code,
             model_calls=self.usage.model_calls,
@@ -361,144 +349,39 @@ class Turn:
             **self._ids,
         )
         self.ended.set()
-        for _, heard in (*self._telling, *self._steers):
-            if not heard.done():
-                heard.set_result(False)
+        self._steers.close()
 
-    async def _ask_in_words(self) -> None:
-        """What the model wanted and may not do without a yes is asked here: a yes counts for what was shown."""
+    async def _ask_for_deferred_calls(self) -> None:
+        """Ask, below the answer, for the yes that the model's calls need. A yes counts for exactly what was shown."""
         if self._approvals is None or not (wishes := self._approvals.wishes):
             return
         self.output.append_paragraph(deferred_calls.question_text(wishes))
         await deferred_calls.keep(
             user_id=self.request.user_id,
-            where=self._where,
+            where=self._chat_key,
             cipher=self.claimed.cipher,
             wishes=wishes,
             answer=self.output.text,
         )
 
-    async def _recalled(self) -> None:
-        """Wait for the receipts of what was recalled."""
-        if self._memory is None or self._recalling is None:
+    def _new_summary(self) -> NewSummary | None:
+        fitted = self._history
+        if fitted is None or not fitted.new:
+            return None
+        return NewSummary(self.claimed.summary_upto + fitted.new, fitted.summary)
+
+    async def _wait_for_receipts(self) -> None:
+        if self._memory is None or self._recall is None:
             return
-        if not self._recalling.done():
-            self._recalling.cancel()
-            await asyncio.wait({self._recalling})
+        if not self._recall.done():
+            self._recall.cancel()
+            await asyncio.wait({self._recall})
         await self._memory.wait_for_receipts()
 
-    async def _keep_later(self, keep: Callable[[], None]) -> None:
-        """The database was away: what was answered is kept once it is back."""
-        for _ in range(_SAVE_ATTEMPTS):
-            await asyncio.sleep(_SAVE_RETRY_S)
-            try:
-                await db.run(keep)
-                return
-            except DatabaseError:
-                continue
-            except NoSuchUser:
-                return
-        log.error("chat.turn_never_saved", **self._ids)
-
-    def _summary(self) -> tuple[int, str] | None:
-        fitted = self._fitted
-        return (self.claimed.summary_upto + fitted.new, fitted.summary) if fitted and fitted.new else None
-
-    # What the model is given
+    def _fail(self, error: Exception) -> None:
+        self.finish, self.code = "error", "internal_error"
+        log_failure("turn.broke", error, **self._ids)
 
     @property
-    def _where(self) -> str:
-        """The chat that this is said in, as well as it is known."""
-        if self.claimed.conversation_id is not None:
-            return str(self.claimed.conversation_id)
-        scope = self.request.scope
-        return f"{self.request.device_id} {self.request.kind} {scope.type if scope else ''} {scope.id if scope else ''}"
-
-    async def _granted(self, memory: MemoryContext) -> list[DeferredCall]:
-        """What the user has said yes to with this message. Any message lets go of what was asked before it."""
-        request = self.request
-        said = [message.content for message in request.history if message.role == "assistant"]
-        kept = await deferred_calls.take(
-            user_id=request.user_id,
-            where=self._where,
-            cipher=self.claimed.cipher,
-            answer=said[-1] if said else None,
-        )
-        if request.can_ask_approval or not memory.said_yes:
-            return []
-        return [
-            replace(wish, arguments=await memory.with_label(wish.arguments))
-            if MEMORY in wish.arguments
-            else wish
-            for wish in kept
-        ]
-
-    async def _scope(self, session: DeviceSession) -> str | None:
-        """The row that a floating request is about, in words for the model."""
-        scope = self.request.scope
-        if scope is None:
-            return None
-        table = _SCOPE_TABLES.get(scope.type)
-        if table is None or scope.id is None:
-            return f"The user looks at the {scope.type}{'s' if scope.type != 'workspace' else ' as a whole'}."
-        try:
-            row = (await session.call("get", table, data={"id": scope.id})).row
-        except ToolException as failure:
-            return f"The user looks at the {scope.type} with the id {scope.id}. {failure}"
-        if row is None:
-            return f"The user looks at a {scope.type} that is not there any more (id {scope.id})."
-        texts = [row.get(column) for column in ("description", "aiSummary", "content")]
-        quoted = [
-            formatting.quote(text, _MAX_SCOPE_CHARS)
-            for text in texts
-            if isinstance(text, str) and text.strip()
-        ]
-        return "\n".join(
-            [f"The user looks at this {scope.type}:\n- {formatting.row_text(session, table, row)}", *quoted]
-        )
-
-    def _context(self) -> str | None:
-        parts = []
-        if self._fitted is not None and self._fitted.summary:
-            parts.append(f"Summary of what was said before:\n{self._fitted.summary}")
-        if self.request.context:
-            parts.append(self.request.context)
-        return "\n\n".join(parts) or None
-
-    def _changed(self) -> list[str]:
-        """What earlier turns of the conversation did, so that "undo that" can be understood."""
-        found = [
-            f"{mutation.action} in {mutation.table}: {orjson.dumps(_identifying_fields(mutation.data)).decode()}"
-            for said in self.claimed.history
-            for mutation in said.mutations
-        ]
-        return found[-_MAX_EARLIER_CHANGES:]
-
-    # Between the user and the loop
-
-    def _used(self, call: ToolInvocation) -> None:
-        self.output.start(_DOMAINS.get(call.table) or _DOMAINS.get(str(call.arguments.get("agent"))))
-        self.output.status(call.label)
-
-    async def _ask(self, question: ApprovalRequest) -> None:
-        self.output.start(_DOMAINS.get(question.table))
-        self.stream.ask(question)
-        await self._announce(question)
-
-    def _heard(self) -> list[str]:
-        self._telling += self._steers
-        self._steers.clear()
-        return [message for message, _ in self._telling]
-
-    def _paused(self) -> None:
-        """The model has answered, and so has heard what it was told before."""
-        self.output.end_answer()
-        for message, heard in self._telling:
-            self._steered.append(message)
-            if not heard.done():
-                heard.set_result(True)
-        self._telling.clear()
-
-
-def _identifying_fields(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in ("id", "title", "name") if key in row}
+    def _ids(self) -> dict[str, Any]:
+        return {"user_id": str(self.request.user_id), "turn": str(self.claimed.turn_id)}

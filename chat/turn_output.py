@@ -14,12 +14,12 @@ from adiuva.devices.protocol import Domain
 from adiuva.sanitizer import LeakPatterns, Sanitizer
 from chat.agent_loop import LimitReached
 from chat.assistants import TOOLS
-from chat.conversations import ClaimedTurn
 from chat.device_session import DeviceSession
 from chat.models import AssistantKind
 from chat.prompts import all_system_prompts
 from chat.request import ChatRequest
 from chat.stream import Stream
+from chat.turn_rows import ClaimedTurn
 
 log = structlog.get_logger("adiuva.chat")
 

@@ -23,9 +23,8 @@ from adiuva.core.per_loop import PerLoop
 from adiuva.devices import presence
 from adiuva.devices.link import DeviceOffline
 from adiuva.devices.protocol import ApprovalRequest, Mutation, Usage
-from chat import approval_routing, conversations, peer_requests, stream_log
+from chat import approval_routing, peer_requests, stream_log, turn_rows
 from chat.assistants import SUPERVISORS
-from chat.conversations import AlreadyClaimed
 from chat.models import Turn as Row
 from chat.remote_stream import RemoteStream, RemoteStreams
 from chat.request import MAX_MESSAGE_CHARS, ChatRequest
@@ -48,6 +47,7 @@ from chat.turn_errors import (
     as_client_error,
     refusal_of,
 )
+from chat.turn_rows import AlreadyClaimed
 
 # How long turns may take to end when the process stops.
 _STOP_S: Final = 5.0
@@ -153,7 +153,7 @@ class TurnRegistry:
     async def _start(self, request: ChatRequest, started: asyncio.Event) -> Turn:
         try:
             claimed = await db.run(
-                conversations.claim_turn,
+                turn_rows.claim_turn,
                 request=request,
                 owner=await self._bus.open(),
                 prompt_version=SUPERVISORS[request.kind].prompt.version,

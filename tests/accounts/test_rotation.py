@@ -147,7 +147,7 @@ def test_a_dump_made_before_a_deletion_does_not_open_what_was_the_users(apart: P
         with pytest.raises(keys.KeyUnavailable):
             conversations.open_titles([rows[ada.id]], keys.cipher_for(ada.id))
         with pytest.raises(SealBroken):
-            keys.cipher_for(bob.id).unseal(rows[ada.id].title, "conversation", rows[ada.id].pk, "title")
+            Conversation.title.unseal_from(keys.cipher_for(bob.id), rows[ada.id])
         assert conversations.open_titles([rows[bob.id]], keys.cipher_for(bob.id)) == {
             rows[bob.id].pk: "The harbour"
         }

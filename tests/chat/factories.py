@@ -6,10 +6,10 @@ import uuid
 from typing import Any
 
 from adiuva.devices.protocol import Mutation, Usage
-from chat import conversations
-from chat.conversations import ClaimedTurn
+from chat import turn_rows
 from chat.models import AssistantKind, Conversation
 from chat.request import ChatRequest
+from chat.turn_rows import ClaimedTurn, TurnResult
 
 TASK_ROW = {"id": "t1", "title": "Call the harbour office", "status": "todo"}
 TASK_INSERTED = Mutation(action="insert", table="tasks", data=TASK_ROW)
@@ -21,21 +21,19 @@ def make_request(user_id: uuid.UUID, message: str = "Which tasks are open?", **f
 
 
 def claim(request: ChatRequest, owner: str = "a-process") -> ClaimedTurn:
-    return conversations.claim_turn(request=request, owner=owner, prompt_version="home-1")
+    return turn_rows.claim_turn(request=request, owner=owner, prompt_version="home-1")
 
 
 def finish_turn(
     request: ChatRequest, claimed: ClaimedTurn, text: str = "Three tasks are open.", **fields: Any
 ) -> None:
     values = {
-        "steered": [],
-        "mutations": [],
         "state": "stop",
-        "code": "",
         "usage": Usage(input_tokens=70, output_tokens=9, model_calls=2),
         "tool_calls": 1,
     }
-    conversations.finish_turn(request=request, claimed=claimed, text=text, **(values | fields))
+    result = TurnResult(text=text, **(values | fields))
+    turn_rows.finish_turn(request=request, claimed=claimed, result=result)
 
 
 def make_turn(

@@ -13,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from chat.models import Conversation, Turn
+from chat.turn_rows import NewSummary
 from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request, make_turn
 from tests.factories import Person, somebody
 
@@ -60,7 +61,13 @@ def test_nothing_of_what_was_said_is_on_any_page(staff: Client, ada: Person) -> 
     request = make_request(ada.id, "The canary asks")
     turn = claim(request)
     changed = TASK_INSERTED.model_copy(update={"data": {"title": "canary"}})
-    finish_turn(request, turn, "The canary answers", mutations=[changed], summary=(1, "The canary, in short"))
+    finish_turn(
+        request,
+        turn,
+        "The canary answers",
+        mutations=[changed],
+        summary=NewSummary(1, "The canary, in short"),
+    )
     place = Conversation.objects.get(pk=turn.conversation_id)
     assert place.title is not None and place.summary is not None
     pages = [

@@ -21,10 +21,12 @@ from adiuva.accounts.models import User
 from adiuva.core.crypto import SealBroken
 from adiuva.core.errors import Invalid
 from adiuva.devices.protocol import HistoryMessage
-from chat import conversations
-from chat.conversations import AlreadyClaimed, ChatMessage, ConversationNotFound, derive_title
+from chat import conversations, turn_rows
+from chat.conversations import ConversationNotFound
 from chat.models import Conversation, Message, Turn
 from chat.request import MAX_MESSAGE_CHARS
+from chat.titles import derive_title
+from chat.turn_rows import AlreadyClaimed, ChatMessage, NewSummary
 from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request, make_turn
 from tests.factories import Person, somebody
 
@@ -150,7 +152,7 @@ def test_messages_are_numbered_in_order_and_counted(ada: Person) -> None:
     assert [message["seq"] for message in found] == [1, 2, 3, 4, 5, 6]
     assert [message["text"] for message in found] == ["One", "1", "Two", "2", "Three", "3"]
     assert place.message_count == 6
-    assert [message["seq"] for message in conversations.read_messages(place, after=2, most=3)] == [3, 4, 5]
+    assert [message["seq"] for message in conversations.read_messages(place, after=2, limit=3)] == [3, 4, 5]
 
 
 def test_an_answer_is_kept_with_what_it_changed_and_how_it_ended(ada: Person) -> None:
@@ -183,7 +185,7 @@ def test_what_was_said_to_a_running_turn_stands_before_its_answer(ada: Person) -
 def test_what_a_summary_covers_is_not_handed_on_again(ada: Person) -> None:
     place = make_conversation(ada.id, ("One", "1"), ("Two", "2"))
     request = make_request(ada.id, "Three", conversation_id=str(place.pk))
-    finish_turn(request, claim(request), "3", summary=(3, "They counted."))
+    finish_turn(request, claim(request), "3", summary=NewSummary(3, "They counted."))
     turn = claim(make_request(ada.id, "Four", conversation_id=str(place.pk)))
     assert (turn.summary, turn.summary_upto) == ("They counted.", 3)
     assert [said.text for said in turn.history] == ["2", "Three", "3"]
@@ -216,7 +218,11 @@ def test_the_tables_hold_no_word_of_what_was_said(ada: Person) -> None:
     turn = claim(request)
     changed = TASK_INSERTED.model_copy(update={"data": {"title": "canary"}})
     finish_turn(
-        request, turn, "A canary in the answer", mutations=[changed], summary=(1, "A canary, in short")
+        request,
+        turn,
+        "A canary in the answer",
+        mutations=[changed],
+        summary=NewSummary(1, "A canary, in short"),
     )
     assert turn.conversation_id is not None
     held = rows_of(turn.conversation_id)
@@ -297,7 +303,7 @@ def test_a_turn_that_was_given_up_keeps_that_end_and_what_was_answered_is_kept_a
     request = make_request(ada.id)
     turn = claim(request)
     row = Turn.objects.get(pk=turn.turn_id)
-    conversations.mark_lost(turn=row, code="turn_lost")
+    turn_rows.mark_lost(turn=row, code="turn_lost")
     ended = Turn.objects.get(pk=row.pk)
     assert (ended.state, ended.code) == ("error", "turn_lost")
     finish_turn(request, turn, "Late")
@@ -311,7 +317,7 @@ def test_giving_up_a_turn_that_has_ended_changes_nothing(ada: Person) -> None:
     turn = claim(request)
     row = Turn.objects.get(pk=turn.turn_id)
     finish_turn(request, turn)
-    conversations.mark_lost(turn=row, code="turn_lost")
+    turn_rows.mark_lost(turn=row, code="turn_lost")
     assert Turn.objects.get(pk=row.pk).state == "stop"
 
 
@@ -323,7 +329,7 @@ def test_a_sweep_ends_what_runs_too_long_and_forgets_what_is_old(ada: Person) ->
         turns[name] = claim(make_request(ada.id, starts_conversation=False)).turn_id
         Turn.objects.filter(pk=turns[name]).update(started_at=now - dt.timedelta(minutes=minutes))
     Turn.objects.filter(pk__in=[turns["ended"], turns["forgotten"]]).update(state="stop", ended_at=now)
-    conversations.end_lost_turns(older_than=dt.timedelta(minutes=6))
+    turn_rows.end_lost_turns(older_than=dt.timedelta(minutes=6))
     left = {row.pk: (row.state, row.code) for row in Turn.objects.of(ada.id)}
     assert left == {
         turns["young"]: ("running", ""),
@@ -523,7 +529,7 @@ def test_a_turn_that_ends_and_is_given_up_at_once_ends_once(
     request = make_request(somebody().id)
     turn = claim(request)
     row = Turn.objects.get(pk=turn.turn_id)
-    ways = [lambda: finish_turn(request, turn), lambda: conversations.mark_lost(turn=row, code="turn_lost")]
+    ways = [lambda: finish_turn(request, turn), lambda: turn_rows.mark_lost(turn=row, code="turn_lost")]
     first, second = ways if finishes_first else ways[::-1]
     one = Halfway(pool, first)
     with one:

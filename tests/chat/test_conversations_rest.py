@@ -19,7 +19,6 @@ from django.test.utils import CaptureQueriesContext
 from adiuva.accounts import keys
 from adiuva.accounts.models import UserKey
 from adiuva.core import db
-from chat import conversations
 from chat.models import Conversation, Message, Turn
 from tests.chat.chat_client import DeviceRows, connect
 from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request
@@ -103,8 +102,7 @@ def test_a_long_conversation_comes_in_parts(rest: APIClient, ada: Person) -> Non
     cipher = keys.cipher_for(ada.id)
     rows = [Message(conversation=place, seq=seq, role="user") for seq in range(3, 1203)]
     for row in rows:
-        text = json.dumps({"text": f"message {row.seq}"})
-        row.sealed = cipher.seal(text, "message", conversations._place(row), "sealed")
+        Message.sealed.seal_into(cipher, row, {"text": f"message {row.seq}"})
     Message.objects.bulk_create(rows)
     first = rest.get(f"{API}/{place.pk}").json()["messages"]
     assert [message["seq"] for message in first] == list(range(1, 1001))

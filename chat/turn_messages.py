@@ -1,0 +1,101 @@
+"""Assembles the messages of a turn's first model call: system prompt, history, what is true of this turn, request."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+from langchain_core.tools import ToolException
+
+from adiuva.devices.protocol import Scope, TableName
+from chat.agent_loop import Assistant
+from chat.device_session import DeviceSession
+from chat.history import FittedHistory
+from chat.prompts import turn_prompt
+from chat.request import ChatRequest
+from chat.tools import formatting
+from chat.turn_rows import ClaimedTurn
+
+_MAX_SCOPE_CHARS: Final = 20_000
+_MAX_EARLIER_CHANGES: Final = 20
+
+SCOPE_TABLES: Final[dict[str, TableName]] = {
+    "task": "tasks",
+    "project": "projects",
+    "note": "notes",
+    "timeline": "timelines",
+}
+
+
+def first_messages(
+    assistant: Assistant,
+    request: ChatRequest,
+    claimed: ClaimedTurn,
+    *,
+    session: DeviceSession,
+    history: FittedHistory,
+    scope: str | None,
+    memory: str | None,
+    confirmed: list[str],
+) -> list[BaseMessage]:
+    """`scope` is from `describe_scope`, `memory` what was recalled, `confirmed` the calls that the user said yes to."""
+    return [
+        SystemMessage(assistant.prompt.text),
+        *history.messages(),
+        SystemMessage(
+            turn_prompt(
+                now=session.now,
+                locale=claimed.locale,
+                scope=scope,
+                context=_context(history.summary, request.context),
+                memory=memory,
+                confirmed=confirmed,
+                changed=_earlier_changes(claimed),
+            )
+        ),
+        HumanMessage(request.message),
+    ]
+
+
+async def describe_scope(scope: Scope | None, session: DeviceSession) -> str | None:
+    """What a floating request is about, in words for the model; reads the row from the device."""
+    if scope is None:
+        return None
+    table = SCOPE_TABLES.get(scope.type)
+    if table is None or scope.id is None:
+        return f"The user looks at the {scope.type}{'s' if scope.type != 'workspace' else ' as a whole'}."
+    try:
+        row = (await session.call("get", table, data={"id": scope.id})).row
+    except ToolException as failure:
+        return f"The user looks at the {scope.type} with the id {scope.id}. {failure}"
+    if row is None:
+        return f"The user looks at a {scope.type} that is not there any more (id {scope.id})."
+    texts = [row.get(column) for column in ("description", "aiSummary", "content")]
+    quoted = [
+        formatting.quote(text, _MAX_SCOPE_CHARS) for text in texts if isinstance(text, str) and text.strip()
+    ]
+    return "\n".join(
+        [f"The user looks at this {scope.type}:\n- {formatting.row_text(session, table, row)}", *quoted]
+    )
+
+
+def _context(summary: str, client_context: str) -> str | None:
+    parts = [f"Summary of what was said before:\n{summary}"] if summary else []
+    if client_context:
+        parts.append(client_context)
+    return "\n\n".join(parts) or None
+
+
+def _earlier_changes(claimed: ClaimedTurn) -> list[str]:
+    """What earlier turns of the conversation changed, so that the model understands "undo that"."""
+    changes = [
+        f"{mutation.action} in {mutation.table}: {orjson.dumps(_identifying_fields(mutation.data)).decode()}"
+        for message in claimed.history
+        for mutation in message.mutations
+    ]
+    return changes[-_MAX_EARLIER_CHANGES:]
+
+
+def _identifying_fields(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("id", "title", "name") if key in row}
