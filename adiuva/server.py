@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import logging
 import os
 import sys
 from typing import Any, Final
@@ -27,6 +28,7 @@ def main() -> None:
         _run_daphne(settings.HOST, settings.PORT)
     else:
         _run_uvicorn(settings.HOST, settings.PORT)
+    _exit_without_finalizing()
 
 
 def _run_uvicorn(host: str, port: int) -> None:
@@ -108,6 +110,19 @@ def _run_daphne(host: str, port: int) -> None:
         ping_timeout=600,  # long, because the protocol has its own ping
         server_name="",
     ).run()
+
+
+def _exit_without_finalizing() -> None:
+    """End the process now that everything has been closed in order.
+
+    While the interpreter finalizes, redis-py's connection pools import a module in `__del__`. If a daemon thread was
+    stopped while it held the import lock, that import waits for ever. On a busy machine most ends of a process under
+    daphne hung there.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _return_large_blocks() -> None:
