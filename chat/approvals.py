@@ -1,9 +1,9 @@
-"""Nothing is deleted, and not much is changed at once, without the user's yes.
+"""Approvals: deletions and large changes need the user's yes.
 
-A device with the `approval` capability is asked (approval_request); an approval counts once, for exactly the arguments
-it was asked for, until its request ends. For others the question stands in words at the end of the answer, in our words
-and not the model's, which may have been talked into asking something else; what it is about is kept for a while, and a
-plain yes in the next message of the same chat allows exactly that.
+A device with the `approval` capability gets an approval_request; an approval counts once, for exactly the arguments in
+question, until its request ends. For other devices the question is added to the end of the answer. It is in our words,
+not the model's, since a note may have talked the model into asking something else. The call is kept for a while, and a
+plain yes in the next message of the same chat allows exactly that call (chat.deferred_calls).
 """
 
 from __future__ import annotations
@@ -25,21 +25,25 @@ from chat.deferred_calls import DeferredCall
 from chat.device_session import MAX_TITLE_CHARS, NOUNS, DeviceSession, is_row_id, one_line
 from chat.memory_context import MEMORY, MemoryContext, entry_text
 
-BULK_UPDATES: Final = 3  # updates in a turn, from which on they are asked for
-_AT_ONCE: Final = 25  # rows that one question is about, all of them named
-_VALUE_CHARS: Final = 60  # of a new value, in a question
-_SURVIVES: Final = 0.5  # of an old text's lines; an update that keeps fewer destroys it
+# From this many updates in a turn on, updates need approval.
+BULK_UPDATES: Final = 3
+# Rows in one question; all of them are named.
+_MAX_ROWS: Final = 25
+# Length of a new value in a question.
+_MAX_VALUE_CHARS: Final = 60
+# An update that keeps a smaller share of a text's lines needs approval.
+_MIN_KEPT_SHARE: Final = 0.5
 _NOUNS: Final = NOUNS | {MEMORY: ("memory", "memories")}
-_TEXTS: Final = {"content": "content", "description": "description", "summary": "aiSummary"}
-_ASK: Final = (
+_TEXT_COLUMNS: Final = {"content": "content", "description": "description", "summary": "aiSummary"}
+_ASK_USER: Final = (
     "not done: it needs the user's plain yes ({what}). The user is asked at the end of your answer: do not ask as "
     "well, and do not call it again in this turn"
 )
-_NO: Final = "the user said no. Do not try it again, nor in another way"
+_REFUSED: Final = "the user said no. Do not try it again, nor in another way"
 
 
 class CallToApprove(NamedTuple):
-    """A call that needs a yes, and what the row is called that it is about."""
+    """A call that needs approval, and the title of the row that it changes."""
 
     call: ToolInvocation
     title: str
@@ -47,9 +51,10 @@ class CallToApprove(NamedTuple):
 
 @dataclass
 class Approvals:
-    """What one turn may do. `ask` puts a question to the user's devices; without it the assistant asks in words.
+    """Decides what one turn may do.
 
-    `granted` are the wishes that the user has just said yes to; `wishes` those that this turn leaves open.
+    `ask` sends an approval_request to the user's devices; None if the assistant has to ask in words. `granted` are the
+    deferred calls that the user has just said yes to; `deferred` are those that this turn defers.
     """
 
     request_id: str
@@ -58,13 +63,13 @@ class Approvals:
     expires_at: int  # milliseconds since the epoch
     ask: Callable[[ApprovalRequest], Awaitable[None]] | None
     granted: list[DeferredCall] = field(default_factory=list)
-    wishes: list[DeferredCall] = field(default_factory=list)
+    deferred: list[DeferredCall] = field(default_factory=list)
     _updates: int = 0
     _open: dict[str, asyncio.Future[bool]] = field(default_factory=dict)
 
     async def allow(self, calls: Sequence[ToolInvocation]) -> dict[str, str]:
-        """Why a call may not be carried out, by its id. Waits for the user where a device can ask."""
-        # What a memory said before it was corrected stays as its history.
+        """The reasons why calls may not be carried out, by call id. Waits for the user if a device can ask."""
+        # A correction of a memory destroys nothing: the older text stays as its history.
         updates = [call for call in calls if call.action == "update" and call.table != MEMORY]
         self._updates += len(updates)
         asked = [
@@ -77,32 +82,32 @@ class Approvals:
         for call, row in zip(asked, await self._rows(asked), strict=True):
             if isinstance(row, ToolException):
                 refused[call.id] = str(row).removeprefix("Failed: ").rstrip(".")
-            elif row is not None and self._must_ask(call, row):  # of one that is not there the tool tells
+            elif row is not None and self._must_ask(call, row):  # if there is no row, the tool says so
                 title = row["title"] if call.table == MEMORY else self.session.titles[row["id"]]
                 groups[call.action, call.table].append(CallToApprove(call, title))
         for (action, table), group in groups.items():
-            for start in range(0, len(group), _AT_ONCE):
-                some = group[start : start + _AT_ONCE]
+            for start in range(0, len(group), _MAX_ROWS):
+                some = group[start : start + _MAX_ROWS]
                 if self.ask is None:
                     refused |= self._ask_in_words(action, table, some)
                 elif not await self._approved(action, table, _summary(action, table, some)):
-                    refused |= {question.call.id: _NO for question in some}
+                    refused |= {question.call.id: _REFUSED for question in some}
         return refused
 
     def _may_ask(self, call: ToolInvocation) -> bool:
-        return self._updates >= BULK_UPDATES or any(call.arguments.get(name) for name in _TEXTS)
+        return self._updates >= BULK_UPDATES or any(call.arguments.get(name) for name in _TEXT_COLUMNS)
 
     def _must_ask(self, call: ToolInvocation, row: dict[str, Any]) -> bool:
         if call.action == "delete" or self._updates >= BULK_UPDATES:
             return True
         return any(
             _destroys(row.get(column), call.arguments[name])
-            for name, column in _TEXTS.items()
+            for name, column in _TEXT_COLUMNS.items()
             if call.arguments.get(name)
         )
 
     async def _rows(self, calls: Sequence[ToolInvocation]) -> list[dict[str, Any] | ToolException | None]:
-        """The row that each call is about, in one round trip."""
+        """The row that each call changes, all read in one round trip."""
         keys = [call.arguments.get(call.row_argument) for call in calls]
         wanted = [
             new_call("get", cast(TableName, call.table), data={"id": key})
@@ -128,12 +133,12 @@ class Approvals:
                 arguments = question.call.arguments
                 if table == MEMORY:
                     arguments = self.memory.with_entry_id(arguments)
-                self.wishes.append(DeferredCall(question.call.tool.name, arguments, summary))
-                refused[question.call.id] = _ASK.format(what=summary)
+                self.deferred.append(DeferredCall(question.call.tool.name, arguments, summary))
+                refused[question.call.id] = _ASK_USER.format(what=summary)
         return refused
 
     def decide(self, key: str, approved: bool) -> bool:
-        """False: there is no such question, or it was answered."""
+        """Answer an approval_request. Returns False if it does not exist or was answered before."""
         future = self._open.pop(key, None)
         if future is None or future.done():
             return False
@@ -161,8 +166,8 @@ class Approvals:
             self._open.pop(key, None)
 
     def _take_grant(self, call: ToolInvocation) -> bool:
-        for place, wish in enumerate(self.granted):
-            if wish.tool == call.tool.name and _given(wish.arguments) == _given(call.arguments):
+        for place, granted in enumerate(self.granted):
+            if granted.tool == call.tool.name and _given(granted.arguments) == _given(call.arguments):
                 del self.granted[place]
                 return True
         return False
@@ -173,7 +178,7 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(action: str, table: str, questions: Sequence[CallToApprove]) -> str:
-    """What would be done, with every row by its name, and of an update what it sets."""
+    """What the calls would do: every row's title, and the new values of updates."""
     one, many = _NOUNS[table]
     verb = "Forget" if table == MEMORY else action.capitalize()
     noun = f"the {one}" if len(questions) == 1 else f"{len(questions)} {many}:"
@@ -192,18 +197,18 @@ def _changes(call: ToolInvocation) -> str:
 
 
 def _short(value: Any) -> str:
-    text = one_line(value if isinstance(value, str) else orjson.dumps(value).decode(), _VALUE_CHARS)
+    text = one_line(value if isinstance(value, str) else orjson.dumps(value).decode(), _MAX_VALUE_CHARS)
     return f"“{text}”" if isinstance(value, str) else text
 
 
 def _destroys(old: object, new: object) -> bool:
-    """Whether most of a text would be gone."""
+    """Whether an update would remove most of a text."""
     if not isinstance(old, str) or not isinstance(new, str):
         return False
     lines = [line for line in map(_words, old.splitlines()) if line]
     left = _words(new)
     kept = sum(len(line) for line in lines if line in left)
-    return kept < _SURVIVES * sum(map(len, lines))
+    return kept < _MIN_KEPT_SHARE * sum(map(len, lines))
 
 
 def _words(text: str) -> str:

@@ -13,12 +13,14 @@ import orjson
 from redis.exceptions import RedisError
 
 from adiuva.core.crypto import SealBroken, UserCipher
-from adiuva.core.logging import log
-from chat.stream_log import log_writer
+from adiuva.core.logging import log_failure
+from adiuva.core.redis import async_redis
+from adiuva.core.sealed import seal_for_redis, unseal_from_redis
 
 _KEPT_S: Final = 900
-_COPY_CHARS: Final = 16
-# "tak" and "hai" are left out: a yes in one language, a no, thanks or hello in another.
+# A part of an answer is recognised if it has at least this length.
+_MIN_COPY_CHARS: Final = 16
+# Without "tak" and "hai", which mean yes in one language and thanks, hello or no in another.
 _YES = re.compile(
     r"(?:(?:yes|yep|yeah|yup|y|ok|okay|sure|certainly|of course|please do|do it|do that|go ahead|confirm(?:ed)?"
     r"|i confirm|delete (?:it|them|that)|all of them"
@@ -31,14 +33,14 @@ _YES = re.compile(
 
 @dataclass(frozen=True)
 class DeferredCall:
-    """A call that waits for a yes in words."""
+    """A tool call that waits for the user's yes. `summary` says in words what it would do."""
 
     tool: str
     arguments: dict[str, Any]
     summary: str
 
     def __str__(self) -> str:
-        """For the prompt of the turn that carries it out."""
+        """The call as it is shown in the prompt of the turn that carries it out."""
         return f"{self.summary}: {self.tool} {orjson.dumps(self.arguments).decode()}"
 
 
@@ -47,25 +49,26 @@ def is_yes(message: str) -> bool:
     return _YES.fullmatch(message.strip(" \t\n.,!")) is not None
 
 
-def question_text(wishes: Sequence[DeferredCall]) -> str:
-    """What the user is asked at the end of an answer."""
-    if len(wishes) == 1:
-        return f"**{wishes[0].summary}?** Answer yes, and it will be done."
-    listed = "\n".join(f"- {wish.summary}" for wish in wishes)
+def question_text(calls: Sequence[DeferredCall]) -> str:
+    """The question that is put to the user at the end of an answer."""
+    if len(calls) == 1:
+        return f"**{calls[0].summary}?** Answer yes, and it will be done."
+    listed = "\n".join(f"- {call.summary}" for call in calls)
     return f"**Answer yes, and this will be done:**\n{listed}"
 
 
 async def keep(
-    *, user_id: uuid.UUID, where: str, cipher: UserCipher, wishes: Sequence[DeferredCall], answer: str
+    *, user_id: uuid.UUID, where: str, cipher: UserCipher, calls: Sequence[DeferredCall], answer: str
 ) -> bool:
-    """Keep what waits for a yes. `where` names the chat; `answer` is what the user was shown with the question."""
+    """Keep calls until the user's next message. `where` names the chat; `answer` is the text that the user was shown
+    with the question. Returns False if Redis is away."""
     key = _key(user_id, where)
-    body = [answer, [[wish.tool, wish.arguments, wish.summary] for wish in wishes]]
+    body = [answer, [[call.tool, call.arguments, call.summary] for call in calls]]
     try:
-        sealed = cipher.seal(orjson.dumps(body).decode(), "wishes", key, "")
-        await log_writer().redis.set(key, sealed, ex=_KEPT_S)
+        await async_redis("chat").set(key, seal_for_redis(cipher, key, body), ex=_KEPT_S)
     except (RedisError, OSError) as error:
-        log.warning("chat.wishes_not_kept", error=type(error).__name__)  # the user is asked once more
+        # The user will be asked once more.
+        log_failure("deferred_calls.keep_failed", error, level="warning")
         return False
     return True
 
@@ -73,27 +76,30 @@ async def keep(
 async def take(
     *, user_id: uuid.UUID, where: str, cipher: UserCipher, answer: str | None
 ) -> list[DeferredCall]:
-    """What was kept, once: a message that is no yes lets it go as well. `answer` is the last that the client says it
-    was given, None where it does not say: a yes to another answer is no yes to this question."""
+    """Take the calls that were kept, once: a message that is no yes drops them as well.
+
+    `answer` is the last answer that the client says it was given, or None. A yes to another answer is not a yes to this
+    question.
+    """
     key = _key(user_id, where)
     try:
-        sealed: bytes | None = await log_writer().redis.getdel(key)
+        sealed: bytes | None = await async_redis("chat").getdel(key)
         if sealed is None:
             return []
-        shown, kept = orjson.loads(cipher.unseal(sealed, "wishes", key, ""))
+        shown, kept = unseal_from_redis(cipher, key, sealed)
     except (RedisError, OSError, SealBroken) as error:
-        log.warning("chat.wishes_not_read", error=type(error).__name__)
+        log_failure("deferred_calls.read_failed", error, level="warning")
         return []
     if answer is not None and not _is_of(answer, shown):
         return []
-    return [DeferredCall(*wish) for wish in kept]
+    return [DeferredCall(*call) for call in kept]
 
 
 def _is_of(answer: str, shown: str) -> bool:
-    """Whether a client's copy of an answer is of this one; some keep only a part of it."""
+    """Whether a client's copy of an answer is of this one. Some clients keep only a part of it."""
     copy, whole = " ".join(answer.split()), " ".join(shown.split())
-    return copy == whole or (len(copy) >= _COPY_CHARS and copy in whole)
+    return copy == whole or (len(copy) >= _MIN_COPY_CHARS and copy in whole)
 
 
 def _key(user_id: uuid.UUID, where: str) -> str:
-    return f"adiuva:wishes:{user_id}:{hashlib.sha256(where.encode()).hexdigest()[:32]}"
+    return f"adiuva:calls:{user_id}:{hashlib.sha256(where.encode()).hexdigest()[:32]}"

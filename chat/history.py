@@ -15,9 +15,9 @@ from redis.exceptions import RedisError
 from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.logging import log
 from adiuva.core.prompt_delimiting import delimit_untrusted
+from adiuva.core.redis import async_redis
 from chat.agent_loop import TurnContext
 from chat.prompts import system_prompt
-from chat.stream_log import log_writer
 from chat.turn_rows import ChatMessage, ClaimedTurn
 
 _CACHE_TTL_S: Final = 3600
@@ -116,7 +116,7 @@ async def _read_cached_summary(
     """How many messages are summarised already, and how."""
     keys = _cache_keys(user_id, cipher, said[:-1])
     try:
-        found = await log_writer().redis.mget(keys)
+        found = await async_redis("chat").mget(keys)
         for place in range(len(keys) - 1, -1, -1):
             if found[place] is not None:
                 return place + 1, cipher.unseal(found[place], "summary", keys[place], "")
@@ -130,6 +130,6 @@ async def _cache_summary(
 ) -> None:
     key = _cache_keys(user_id, cipher, said)[-1]
     try:
-        await log_writer().redis.set(key, cipher.seal(summary, "summary", key, ""), ex=_CACHE_TTL_S)
+        await async_redis("chat").set(key, cipher.seal(summary, "summary", key, ""), ex=_CACHE_TTL_S)
     except (RedisError, OSError) as error:
         log.warning("chat.summary_not_kept", error=type(error).__name__)

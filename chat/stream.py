@@ -1,7 +1,7 @@
-"""The frames of one turn in their order, and whoever follows them. A listener that is slow delays nobody.
+"""The stream of one turn: its frames in order, and the listeners that follow them. A slow listener delays nobody.
 
-A frame's `seq` counts what a client may resume after: text, status and end. What has none (start, domain, approval) is
-repeated to those who resume from the beginning only; open approvals are repeated to all.
+Frames that a client may resume after (text, status, end) are counted by `seq`. Frames without a `seq` (start, domain,
+approval) are repeated only to clients that resume from the beginning; open approvals are repeated to all.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from adiuva.devices.protocol import (
     StreamStatus,
 )
 
-FROM_START = -1  # what a client resumes after that has seen nothing
-_ROW_DEPTH: Final = MAX_DEPTH - 3  # it stands in a mutation, in their list, in the frame
+# The seq that a client resumes after if it has seen nothing.
+FROM_START = -1
+# How deep a row may nest: it is inside a mutation, a list of mutations and the frame.
+_MAX_ROW_DEPTH: Final = MAX_DEPTH - 3
 
 
 class StreamFrame:
-    """A frame and its text, the other of which is made when it is asked for: of a chunk, all but always the text."""
+    """A frame with lazily built text, or a text with a lazily parsed frame. Chunks almost always need only the text."""
 
     __slots__ = ("_frame", "_text", "kind", "seq")
 
@@ -38,17 +40,17 @@ class StreamFrame:
 
     @classmethod
     def of(cls, frame: Sent) -> Self:
-        return cls(frame, "", frame.type, getattr(frame, "seq", None))  # type: ignore[attr-defined]  # all have one
+        return cls(frame, "", frame.type, getattr(frame, "seq", None))  # type: ignore[attr-defined]  # all frames of a stream have a type
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """A frame of ours that comes back, from the log or another process."""
+        """A frame of ours, read back from the log or from another process."""
         found = orjson.loads(text)
         return cls(None, text, found["type"], found.get("seq"))
 
     @property
     def text(self) -> str:
-        """As protocol 2 has it."""
+        """The frame's text for clients of protocol 2."""
         if not self._text:
             self._text = dump(self.frame)
         return self._text
@@ -77,23 +79,25 @@ class Listener(Protocol):
         ...
 
     async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
-        """Pass the frames on, in order. False: there is nobody any more."""
+        """Pass frames on, in order. Returns False if the client is gone."""
         ...
 
 
 class Stream:
-    """One turn's frames. Only its turn adds to it, and nothing after the end."""
+    """One turn's frames. Only the turn adds to it, and nothing after the end."""
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.entries: list[StreamFrame] = []
-        self.seq = -1  # the last one given
+        # The last seq that was assigned.
+        self.seq = -1
         self.ended = False
         self.asked = False
-        self.open: dict[str, StreamFrame] = {}  # approvals that wait for a decision
+        # Approval id → the frame that asks for it, until it is decided.
+        self.open: dict[str, StreamFrame] = {}
         self._followers: dict[Listener, _Follower] = {}
 
-    # What the turn says
+    # Frames of the turn
 
     def start(self, conversation_id: str | None) -> None:
         self._add(StreamStart(request_id=self.request_id, conversation_id=conversation_id))
@@ -102,7 +106,7 @@ class Stream:
         self._add(FloatingDomain(request_id=self.request_id, domain=domain))
 
     def write(self, chunk: str) -> None:
-        # A StreamText, as the test of it says, without making one: this is done for each token.
+        # The text of a StreamText, without creating one, since this runs for each token. A test compares the two.
         seq = self._next()
         frame = {"type": "stream_text", "request_id": self.request_id, "chunk": chunk, "seq": seq}
         self._enter(StreamFrame(None, orjson.dumps(frame).decode(), "stream_text", seq))
@@ -115,11 +119,11 @@ class Stream:
         self.open[frame.id] = self._add(frame)
 
     def is_over(self, entry: StreamFrame) -> bool:
-        """Whether it asks for an approval that has been decided."""
+        """Whether a frame asks for an approval that has been decided."""
         return entry.asks and entry not in self.open.values()
 
     def end(self, frame: StreamEnd) -> None:
-        """The last frame; its seq is given here."""
+        """Add the last frame, with the next seq."""
         self.ended = True
         self.open.clear()
         self._add(fit_into_frame(frame.model_copy(update={"seq": self._next()})))
@@ -137,13 +141,13 @@ class Stream:
             follower.wake()
         return entry
 
-    # Who hears it
+    # Listeners
 
     def follow(self, listener: Listener, after: int | None = None) -> None:
-        """Send what comes after `after` (None: all of it) and all that follows. Asked again by the same listener, it
-        begins anew from there."""
+        """Send a listener the frames after seq `after` (None: all of them), and those to come. A listener that follows
+        already starts again from there."""
         position = 0 if after is None or after < 0 else self._after(after)
-        if self.ended:  # whoever asks is told that it is over
+        if self.ended:  # the end is repeated to everybody
             position = min(position, len(self.entries) - 1)
         seen = self.entries[:position]
         again = [entry for entry in self.open.values() if entry in seen]
@@ -159,12 +163,12 @@ class Stream:
             follower.stop()
 
     async def heard(self) -> None:
-        """Until all who follow it have heard the end, or are gone."""
+        """Wait until all listeners have got the end, or are gone."""
         if tasks := [follower.task for follower in self._followers.values()]:
             await asyncio.wait(tasks)
 
     def _after(self, seq: int) -> int:
-        """The place of the first frame that a client has not seen who saw this seq."""
+        """The position of the first frame that a client has not seen if it has seen this seq."""
         for position in range(len(self.entries) - 1, -1, -1):
             found = self.entries[position].seq
             if found is not None and found <= seq:
@@ -173,26 +177,26 @@ class Stream:
 
 
 def fit_into_frame(frame: StreamEnd) -> StreamEnd:
-    """Rows that would burst the frame are named by their ids, largest first; the device has them anyway."""
-    mutations = [_named(row) if nests_over(row.data, _ROW_DEPTH) else row for row in frame.mutations]
+    """Reduce rows to their ids, largest first, until the frame is within its limits; the device has the rows anyway."""
+    mutations = [_id_only(row) if nests_over(row.data, _MAX_ROW_DEPTH) else row for row in frame.mutations]
     room = MAX_FRAME_BYTES - 2048
     sizes = [len(dump(mutation).encode()) for mutation in mutations]
     for place in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
         if sum(sizes) <= room:
             break
-        mutations[place] = _named(mutations[place])
+        mutations[place] = _id_only(mutations[place])
         sizes[place] = len(dump(mutations[place]).encode())
     return frame.model_copy(update={"mutations": mutations})
 
 
-def _named(mutation: Mutation) -> Mutation:
+def _id_only(mutation: Mutation) -> Mutation:
     return mutation.model_copy(update={"data": {"id": mutation.data.get("id")}})
 
 
 def refusal_frames(
     request_id: str, code: str, *, floating: bool, after: int = FROM_START
 ) -> list[StreamFrame]:
-    """All that is said of a request that is not carried out, or cannot be followed after this seq."""
+    """The frames that end a request that is not carried out, or that cannot be followed after this seq."""
     stream = Stream(request_id)
     if after < 0:
         if floating:
@@ -204,15 +208,17 @@ def refusal_frames(
 
 
 class _Follower:
-    """One listener's place in a stream."""
+    """The task that sends a stream's frames to one listener."""
 
-    _AT_ONCE = 256
+    # Frames that are passed to the listener in one call.
+    _MAX_FRAMES = 256
 
     def __init__(self, stream: Stream, listener: Listener, position: int, first: list[StreamFrame]) -> None:
         self._stream, self._listener = stream, listener
         self._position, self._first = position, first
         self._loop = asyncio.get_running_loop()
-        self._more: asyncio.Future[None] | None = None  # while it waits
+        # Set while it waits for more frames.
+        self._more: asyncio.Future[None] | None = None
         self.task = self._loop.create_task(self._run(), name="stream follower")
 
     def wake(self) -> None:
@@ -236,9 +242,9 @@ class _Follower:
             return
         while True:
             while self._position < len(stream.entries):
-                entries = stream.entries[self._position : self._position + self._AT_ONCE]
+                entries = stream.entries[self._position : self._position + self._MAX_FRAMES]
                 self._position += len(entries)
-                if stream.asked:  # a question that was answered is not asked again
+                if stream.asked:  # do not repeat approvals that have been decided
                     entries = [entry for entry in entries if not stream.is_over(entry)]
                 if entries and not await self._listener.hear(stream.request_id, entries):
                     return

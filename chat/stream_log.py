@@ -1,8 +1,8 @@
-"""The stream log: what a turn has said, sealed, in Redis, for ten minutes after its last word.
+"""The stream log keeps the frames of each turn in Redis, sealed, for ten minutes after the last one.
 
-While a turn runs, its process has all of it in memory and answers for it; the log is for what comes after, and for
-turns whose process was killed. It is written for all turns of a process together, once in a while and when one ends,
-and never in the way of a token.
+While a turn runs, its process answers from memory; the log serves clients that come after the end, and turns whose
+process was killed. One pipeline writes the new frames of all turns of a process, every half second and when a turn
+ends, so that no token waits for Redis.
 """
 
 from __future__ import annotations
@@ -12,26 +12,30 @@ import hashlib
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
-from weakref import WeakKeyDictionary
 
-import orjson
-from django.conf import settings
-from redis.asyncio import Redis
+import structlog
 from redis.exceptions import RedisError
 
 from adiuva.core.crypto import SealBroken, UserCipher
-from adiuva.core.logging import log
+from adiuva.core.logging import log_failure
+from adiuva.core.per_loop import PerLoop
+from adiuva.core.redis import async_redis
+from adiuva.core.sealed import seal_for_redis, unseal_from_redis
 from adiuva.devices.protocol import Mutation
 from chat.stream import Stream
 
+log = structlog.get_logger(__name__)
+
 LOG_TTL_S: Final = 600
-_EVERY_S: Final = 0.5
-_TRIES: Final = 60  # at the end of a turn, before its log is given up
-_NUMBER: Final = 4  # bytes in front of a part: how many frames came before it
+_WRITE_INTERVAL_S: Final = 0.5
+# How often the log of a turn that has ended is tried to be written before it is given up.
+_MAX_ATTEMPTS: Final = 60
+# A part starts with this many bytes, the number of frames before it.
+_COUNT_BYTES: Final = 4
 
 
 class LogPart(NamedTuple):
-    """What is new, sealed, and how many entries, frames and mutations are written once it is."""
+    """The new frames, sealed, and how many entries, frames and mutations the log has once they are written."""
 
     sealed: bytes
     written: int
@@ -40,13 +44,16 @@ class LogPart(NamedTuple):
 
 
 def is_end(text: str) -> bool:
-    """Whether a frame is the last of its stream, by its text: quotes inside of one are escaped."""
+    """Whether a frame's text is that of a stream_end. Safe, since quotes inside of strings are escaped."""
     return '"type":"stream_end"' in text
 
 
 class StreamRecording:
-    """One turn's stream on its way into the log. `head` is what the turn was asked, kept with the first part;
-    `mutations` gives what it has changed so far, kept as it happens: its end, which tells of it, may never come."""
+    """One turn's stream on its way into the log.
+
+    `head` is the request, kept with the first part. `mutations` returns what the turn has changed so far; it is kept as
+    it happens, since the end that lists it may never come. `saved` is called once the log has the whole stream.
+    """
 
     def __init__(
         self,
@@ -65,7 +72,7 @@ class StreamRecording:
         self._written = self._frames = self._mutations = self._parts = 0
 
     def part(self) -> LogPart | None:
-        """What is new; None when there is nothing."""
+        """What is not in the log yet; None if there is nothing."""
         new = self.stream.entries[self._written :]
         changed = () if self.stream.ended else self._changes()[self._mutations :]
         if not new and not changed:
@@ -82,15 +89,15 @@ class StreamRecording:
         )
 
     def wrote(self, part: LogPart, parts: int) -> None:
-        """The log has so many parts now. When those before are gone from it, all is written again."""
+        """Note that a part was written and that the log has `parts` parts now. If older ones are gone, start again."""
         if parts <= self._parts:
-            self.begin_anew()
+            self.start_again()
         else:
             self._written, self._frames, self._mutations = part.written, part.frames, part.mutations
             self._parts = parts
 
-    def begin_anew(self) -> None:
-        """It is not known what the log has."""
+    def start_again(self) -> None:
+        """Write everything again, since it is not known what the log has."""
         self._written = self._frames = self._mutations = self._parts = 0
 
     @property
@@ -98,19 +105,10 @@ class StreamRecording:
         return self.stream.ended and self._written == len(self.stream.entries)
 
 
-class _Redis(Redis):
-    """redis-py 7.4 swallows a cancel that comes while it waits for an answer. A turn that is cancelled just then, or at
-    its deadline, would go on; so the wait is cancelled, and the command is not."""
-
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        return await asyncio.shield(super().execute_command(*args, **options))  # type: ignore[no-untyped-call]
-
-
 class StreamLogWriter:
-    """Writes the recordings of one event loop."""
+    """Writes the log of all turns of one event loop."""
 
     def __init__(self) -> None:
-        self.redis: Redis = _Redis.from_url(settings.REDIS_URL, socket_timeout=3, socket_connect_timeout=3)
         self._recordings: set[StreamRecording] = set()
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -121,18 +119,18 @@ class StreamLogWriter:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="stream log")
 
     def hurry(self) -> None:
-        """A turn has ended: write now."""
+        """Write now, because a turn has ended."""
         self._ended.set()
 
     async def flush(self) -> None:
-        """Until all is written of the turns that there are, which have ended."""
+        """Wait until the log has all turns. Call it when they have ended."""
         if self._task is not None:
             await asyncio.shield(self._task)
 
     async def _run(self) -> None:
         while self._recordings:
             try:
-                async with asyncio.timeout(_EVERY_S):
+                async with asyncio.timeout(_WRITE_INTERVAL_S):
                     await self._ended.wait()
             except TimeoutError:
                 pass
@@ -143,15 +141,15 @@ class StreamLogWriter:
         parts = [(recording, part) for recording in self._recordings if (part := recording.part())]
         try:
             if parts:
-                async with self.redis.pipeline(transaction=False) as pipeline:
+                async with async_redis("chat").pipeline(transaction=False) as pipeline:
                     for recording, part in parts:
                         pipeline.rpush(recording.key, part.sealed)
                         pipeline.expire(recording.key, LOG_TTL_S)
                     answers = await pipeline.execute()
         except (RedisError, OSError) as error:
-            log.warning("chat.log_not_written", streams=len(parts), error=type(error).__name__)
+            log_failure("stream_log.write_failed", error, level="warning", streams=len(parts))
             for recording, _ in parts:
-                recording.begin_anew()
+                recording.start_again()
                 self._count_try(recording)
             return
         for place, (recording, part) in enumerate(parts):
@@ -165,13 +163,13 @@ class StreamLogWriter:
     def _count_try(self, recording: StreamRecording) -> None:
         if recording.stream.ended:
             recording.tries += 1
-            if recording.tries >= _TRIES:
+            if recording.tries >= _MAX_ATTEMPTS:
                 self._recordings.discard(recording)
                 recording.saved()
 
 
 class LoggedStream(NamedTuple):
-    """What the log has of a turn: the frames' texts in order, what was asked, and what it changed before its end."""
+    """A turn's log: its frames' texts in order, its request, and what it changed before its end."""
 
     frames: list[str]
     head: dict[str, Any]
@@ -179,29 +177,29 @@ class LoggedStream(NamedTuple):
 
 
 async def read(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher) -> LoggedStream | None:
-    """None when it is gone, or never was. Raise ConnectionError when Redis is away."""
+    """A turn's log; None if there is none any more. Raises ConnectionError if Redis is away."""
     key = _key(user_id, request_id)
     try:
-        found: list[bytes] = await log_writer().redis.lrange(key, 0, -1)  # type: ignore[misc]  # redis' stubs
+        found: list[bytes] = await async_redis("chat").lrange(key, 0, -1)  # type: ignore[misc]  # redis' stubs
     except (RedisError, OSError) as error:
         raise ConnectionError("the stream log cannot be reached") from error
     frames: list[str] = []
     head: dict[str, Any] = {}
     mutations: list[dict[str, Any]] = []
     for sealed in found:
-        place = int.from_bytes(sealed[:_NUMBER], "big")
-        if place > len(frames):  # Redis has forgotten what came before; it comes again
+        place = int.from_bytes(sealed[:_COUNT_BYTES], "big")
+        if place > len(frames):  # Redis has lost the parts before; the writer starts again
             continue
         try:
-            body = orjson.loads(cipher.unseal(sealed[_NUMBER:], "stream", key, str(place)))
+            body = unseal_from_redis(cipher, key, sealed[_COUNT_BYTES:], part=place)
         except SealBroken:
-            log.error("chat.log_seal_broken")
+            log.error("stream_log.seal_broken")
             continue
         head = body.get("head", head)
         known, changed = body.get("mutations", (len(mutations), ()))
         mutations[known:] = changed
-        frames += body["frames"][len(frames) - place :]  # written twice when an answer of Redis was lost
-        if frames and is_end(frames[-1]):  # what a process still says that was thought dead does not count
+        frames += body["frames"][len(frames) - place :]  # a part is repeated if Redis' answer was lost
+        if frames and is_end(frames[-1]):  # ignore what a process that was taken for dead still writes
             break
     if not frames and not mutations:
         return None
@@ -209,33 +207,27 @@ async def read(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher) -> Lo
 
 
 async def append(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher, frames: int, frame: str) -> None:
-    """Add an end to the log of a turn whose process is gone, behind so many frames. Done twice, the first counts."""
+    """Add an end to the log of a turn whose process is gone, after `frames` frames. If done twice, the first counts."""
     key, place = _key(user_id, request_id), frames
     try:
-        await log_writer().redis.rpush(key, _seal(cipher, key, place, {"frames": [frame]}))  # type: ignore[misc]
-        await log_writer().redis.expire(key, LOG_TTL_S)
+        await async_redis("chat").rpush(key, _seal(cipher, key, place, {"frames": [frame]}))  # type: ignore[misc]
+        await async_redis("chat").expire(key, LOG_TTL_S)
     except (RedisError, OSError) as error:
-        log.warning("chat.log_not_written", streams=1, error=type(error).__name__)
+        log_failure("stream_log.write_failed", error, level="warning", streams=1)
 
 
 def _seal(cipher: UserCipher, key: str, place: int, body: dict[str, Any]) -> bytes:
-    return place.to_bytes(_NUMBER, "big") + cipher.seal(
-        orjson.dumps(body).decode(), "stream", key, str(place)
-    )
+    return place.to_bytes(_COUNT_BYTES, "big") + seal_for_redis(cipher, key, body, part=place)
 
 
 def _key(user_id: uuid.UUID, request_id: str) -> str:
-    # Hashed, since a client may call its requests what it likes.
+    # Hashed, since request ids are chosen by clients.
     return f"adiuva:stream:{user_id}:{hashlib.sha256(request_id.encode()).hexdigest()[:32]}"
 
 
-_recorders: WeakKeyDictionary[asyncio.AbstractEventLoop, StreamLogWriter] = WeakKeyDictionary()
+_writers = PerLoop(StreamLogWriter)
 
 
 def log_writer() -> StreamLogWriter:
-    """The one of the running loop."""
-    loop = asyncio.get_running_loop()
-    found = _recorders.get(loop)
-    if found is None:
-        found = _recorders[loop] = StreamLogWriter()
-    return found
+    """The running event loop's writer."""
+    return _writers.get()

@@ -1,4 +1,4 @@
-"""Streams whose turn is in no process' memory any more, played back from their log, from anywhere."""
+"""Replays the streams of turns that no process has in memory any more, from the stream log."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from chat.models import AssistantKind, Turn
 from chat.request import ChatRequest
 from chat.stream import Listener, StreamFrame, fit_into_frame
 
-log = structlog.get_logger("adiuva.chat")
+log = structlog.get_logger(__name__)
 
-_AGAIN_S: Final = 0.25
-_SETTLED: Final = timedelta(seconds=5)  # after its end the log has all of a turn, unless Redis was away
+_POLL_S: Final = 0.25
+# The log of a turn that ended longer ago than this is complete, unless Redis was away.
+_LOG_COMPLETE_AFTER: Final = timedelta(seconds=5)
 
 
 class NotRunning(NotFound):
@@ -38,7 +39,7 @@ class StreamExpired(NotFound):
 
     def __init__(self) -> None:
         super().__init__(
-            "what was said is no longer kept as a stream; the conversation has it, if there is one"
+            "the stream is no longer kept; if the request belongs to a conversation, read the answer there"
         )
 
 
@@ -50,7 +51,7 @@ class RequestIdReused(Conflict):
 
 
 def find_turn(user_id: uuid.UUID, request_id: str) -> Turn:
-    """Raise NotRunning."""
+    """The row of a user's turn. Raises NotRunning if there is none."""
     found = Turn.objects.of(user_id).filter(request_id=request_id).first()
     if found is None:
         raise NotRunning
@@ -58,7 +59,8 @@ def find_turn(user_id: uuid.UUID, request_id: str) -> Turn:
 
 
 async def replay(row: Turn, after: int, listener: Listener) -> None:
-    """From the log. A turn that is still said to run has lost its process. Raise StreamExpired."""
+    """Send a listener a turn's frames after seq `after` from the log. A turn whose row still says that it runs has lost
+    its process, and is ended. Raises StreamExpired if the log is gone."""
     cipher = await db.run(cipher_for, row.user_id)
     kept = await _read(row, cipher)
     entries = [StreamFrame.read(text) for text in kept.frames] if kept else []
@@ -66,10 +68,10 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
     code = (getattr(end.frame, "code", None) if end else row.code) or "turn_lost"
     if row.state == Turn.State.RUNNING:
         if not await db.run(turn_rows.mark_lost, turn=row, code=code):
-            # It has ended after all, or another process was quicker to say so: there is one end.
+            # It has ended after all, or another process has ended it: there is only one end.
             await replay(await db.run(find_turn, row.user_id, row.request_id), after, listener)
             return
-        log.warning("chat.turn_lost", turn=str(row.pk), user_id=str(row.user_id))
+        log.warning("turn.lost", turn=str(row.pk), user_id=str(row.user_id))
     elif kept is None:
         raise StreamExpired
     if end is None:
@@ -93,11 +95,11 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
             frame=end.text,
         )
     missed = [entry for entry in entries if (after < 0 if entry.seq is None else entry.seq > after)]
-    await listener.hear(row.request_id, [*missed, _behind(after, end)])
+    await listener.hear(row.request_id, [*missed, _put_after(after, end)])
 
 
-def _behind(after: int, end: StreamFrame) -> StreamFrame:
-    """A client may have seen more of a turn that was lost than its log has: the end comes after that."""
+def _put_after(after: int, end: StreamFrame) -> StreamFrame:
+    """The end of a lost turn, numbered after all that the client has seen, which may be more than the log has."""
     frame = end.frame
     if not isinstance(frame, StreamEnd) or frame.finish != "error" or end.seq is None or end.seq > after:
         return end
@@ -105,7 +107,7 @@ def _behind(after: int, end: StreamFrame) -> StreamFrame:
 
 
 async def ensure_same_request(request: ChatRequest, row: Turn) -> None:
-    """Raise RequestIdReused when something else was asked under this id, as far as the log still knows."""
+    """Raises RequestIdReused if this id was used for another message, as far as the log still knows."""
     kept = await stream_log.read(
         user_id=row.user_id, request_id=row.request_id, cipher=await db.run(cipher_for, row.user_id)
     )
@@ -114,13 +116,13 @@ async def ensure_same_request(request: ChatRequest, row: Turn) -> None:
 
 
 async def follow_up_request(user_id: uuid.UUID, request_id: str, message: str) -> ChatRequest:
-    """The request that a message becomes whose turn has ended, here or elsewhere. Raise NotRunning."""
+    """The request that a message becomes if the turn that it was meant for has ended. Raises NotRunning."""
     row = await db.run(find_turn, user_id, request_id)
     if row.conversation_id is None:
         kept = await _read(row, await db.run(cipher_for, user_id))
         if kept is None or not kept.head:
             raise NotRunning
-        return _asked_again(row, kept, message)
+        return _continue_without_conversation(row, kept, message)
     return ChatRequest(
         user_id=user_id,
         request_id=uuid.uuid4().hex,
@@ -132,17 +134,17 @@ async def follow_up_request(user_id: uuid.UUID, request_id: str, message: str) -
 
 
 async def _read(row: Turn, cipher: UserCipher) -> stream_log.LoggedStream | None:
-    """A turn's log. What is missing of one that has just ended may be on its way: it is waited for."""
+    """A turn's log. If the turn has just ended, waits for the part that may still be on its way."""
     while True:
         kept = await stream_log.read(user_id=row.user_id, request_id=row.request_id, cipher=cipher)
         if kept is not None and kept.frames and stream_log.is_end(kept.frames[-1]):
             return kept
-        if row.ended_at is None or datetime.now(UTC) - row.ended_at > _SETTLED:
+        if row.ended_at is None or datetime.now(UTC) - row.ended_at > _LOG_COMPLETE_AFTER:
             return kept
-        await asyncio.sleep(_AGAIN_S)
+        await asyncio.sleep(_POLL_S)
 
 
-def _asked_again(row: Turn, kept: stream_log.LoggedStream, message: str) -> ChatRequest:
+def _continue_without_conversation(row: Turn, kept: stream_log.LoggedStream, message: str) -> ChatRequest:
     head = kept.head
     frames = [StreamFrame.read(text).frame for text in kept.frames]
     answer = "".join(frame.chunk for frame in frames if isinstance(frame, StreamText))

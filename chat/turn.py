@@ -353,14 +353,14 @@ class Turn:
 
     async def _ask_for_deferred_calls(self) -> None:
         """Ask, below the answer, for the yes that the model's calls need. A yes counts for exactly what was shown."""
-        if self._approvals is None or not (wishes := self._approvals.wishes):
+        if self._approvals is None or not (deferred := self._approvals.deferred):
             return
-        self.output.append_paragraph(deferred_calls.question_text(wishes))
+        self.output.append_paragraph(deferred_calls.question_text(deferred))
         await deferred_calls.keep(
             user_id=self.request.user_id,
             where=self._chat_key,
             cipher=self.claimed.cipher,
-            wishes=wishes,
+            calls=deferred,
             answer=self.output.text,
         )
 

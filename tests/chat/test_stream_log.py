@@ -254,6 +254,7 @@ async def test_a_turn_is_let_go_when_redis_does_not_come_back(monkeypatch: pytes
 
 async def test_a_log_without_redis_raises_what_its_readers_expect(monkeypatch: pytest.MonkeyPatch) -> None:
     turn = await a_turn()
-    monkeypatch.setattr(stream_log.log_writer(), "redis", Redis.from_url("redis://127.0.0.1:9/0"))
+    unreachable = Redis.from_url("redis://127.0.0.1:9/0")
+    monkeypatch.setattr(stream_log, "async_redis", lambda purpose: unreachable)
     with pytest.raises(ConnectionError):
         await turn.read()
