@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeVar, cast
 from uuid import UUID, uuid5
 
-import orjson
 import structlog
 from django.db import transaction
 from django.db.models import Q
@@ -359,9 +358,7 @@ def _hold_back(claimed: _ClaimedUndo, device: UUID, *, dedupes: bool) -> list[Pe
 
 
 def _data(claimed: _ClaimedUndo, row: OutboxRecord) -> dict[str, Any]:
-    data: dict[str, Any] = orjson.loads(
-        claimed.cipher.unseal(cast(bytes, row.sealed), "outbox", row.pk, "record")
-    )
+    data: dict[str, Any] = OutboxRecord.sealed.unseal_from(claimed.cipher, row)
     return data
 
 
@@ -378,7 +375,7 @@ def _created(claimed: _ClaimedUndo, device: UUID, table: str) -> list[_Row]:
         _Row(
             row.pk,
             cast(TableName, row.table),
-            claimed.cipher.unseal(cast(bytes, row.row_id_sealed), "outbox", row.pk, "row_id"),
+            OutboxRecord.row_id_sealed.unseal_from(claimed.cipher, row),
             bytes(row.row_hash) if row.row_hash is not None else None,
         )
         for row in rows.order_by("-position")

@@ -27,8 +27,8 @@ _LONG_NUMBER = re.compile(r"[0-9]{19}")
 
 
 class BadFrame(ValueError):
-    """A frame that costs its sender one error frame. `ref` is the id or request_id it was about, `kind` its type,
-    where known."""
+    """A frame that cannot be accepted; its sender gets an error frame. `ref` is the id, request_id or run_id in it and
+    `kind` its type, as far as they are known."""
 
     def __init__(self, code: str, message: str, ref: str | None = None, kind: str = "") -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class FrameTooLarge(BadFrame):
 
 
 def parse(text: str) -> ClientFrame:
-    """One frame from a client. Raise BadFrame, whose code is `unknown_type` for a type that nobody knows."""
+    """One frame from a client. Raises BadFrame, with the code `unknown_type` if its type is not known."""
     content = decode(text)
     try:
         return client_frames.validate_python(content)
@@ -50,7 +50,7 @@ def parse(text: str) -> ClientFrame:
 
 
 def parse_server(text: str) -> ServerFrame:
-    """One frame from the server, for clients. Raise BadFrame like `parse`."""
+    """One frame from the server, for clients. Raises BadFrame like `parse`."""
     content = decode(text)
     try:
         return server_frames.validate_python(content)
@@ -59,23 +59,23 @@ def parse_server(text: str) -> ServerFrame:
 
 
 def parse_trusted(text: str) -> ServerFrame:
-    """A frame of our own that comes back, which the limits of what others send do not concern."""
+    """One frame that the server wrote itself, without the limits on what clients send."""
     return server_frames.validate_json(text)
 
 
 def dump(frame: Sent | Received, protocol: int = 2) -> str:
-    """A frame's text for a peer of this protocol. Fields without a value are left out."""
+    """A frame's text for a peer of this protocol version. Fields without a value are left out."""
     left_out = _newer_fields(type(frame)) if protocol < 2 else None
     return frame.model_dump_json(exclude_none=True, exclude=left_out)
 
 
 def is_in_protocol(frame: type[Sent], protocol: int) -> bool:
-    """Whether a client of this protocol knows the frame at all."""
+    """Whether this protocol version has the type of frame."""
     return protocol >= 2 or frame.model_config.get("json_schema_extra") is not SINCE_2
 
 
 def decode(text: str) -> Data:
-    """A JSON object within the rules of every frame. Raise BadFrame."""
+    """A JSON object within the limits of every frame. Raises BadFrame."""
     try:
         if len(text) > MAX_FRAME_BYTES or (not text.isascii() and len(text.encode()) > MAX_FRAME_BYTES):
             raise FrameTooLarge
@@ -86,14 +86,15 @@ def decode(text: str) -> Data:
         raise BadFrame("bad_frame", "a frame is a JSON object")
     if text.count("{") + text.count("[") > MAX_DEPTH and nests_over(content, MAX_DEPTH):
         raise _refused("too_deep", f"a frame nests at most {MAX_DEPTH} levels", content)
-    # orjson reads an integer beyond 64 bits as a float, so that it has to be looked for in the text.
+    # orjson reads integers beyond 64 bits as floats, so they can only be found in the text.
     if _LONG_NUMBER.search(text) and not _integers_fit(text):
         raise _refused("number_too_large", "integers are within 64 bits", content)
     return content
 
 
 def nests_over(value: Any, levels: int) -> bool:
-    # Level by level: a frame of many rows is wide, and a call a value would cost more than all else of reading it.
+    """Whether lists and objects nest more than `levels` deep."""
+    # Level by level: a frame of many rows is wide, and one call per value would cost more than the rest of parsing.
     layer = [value] if isinstance(value, (dict, list)) else []
     for _ in range(levels):
         if not layer:

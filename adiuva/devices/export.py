@@ -1,13 +1,11 @@
-"""Devices, and the records that wait for them, for the archive of an account."""
+"""The parts of an account's archive about devices and the outbox."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
-
-import orjson
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
@@ -38,7 +36,7 @@ def _outbox(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 
 def _record(row: OutboxRecord, cipher: UserCipher) -> Mapping[str, Any]:
-    return {"record": orjson.loads(cipher.unseal(cast(bytes, row.sealed), "outbox", row.pk, "record"))}
+    return {"record": OutboxRecord.sealed.unseal_from(cipher, row)}
 
 
 register(

@@ -1,4 +1,4 @@
-"""Devices, and the outbox of records on their way to them."""
+"""Models of devices, and of the outbox: records on their way to a device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models.functions import Now
+
+from adiuva.core.sealed import SealedJSONField, SealedTextField
 
 
 class DeviceQuerySet(models.QuerySet["Device"]):
@@ -29,17 +31,17 @@ class DeviceQuerySet(models.QuerySet["Device"]):
 
 
 class Device(models.Model):
-    """One of a user's installations. It is online while its lease runs; each connection has an epoch of its own."""
+    """One of a user's installations. It is online while its lease runs; each connection raises the epoch."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="devices")
-    device_id = models.CharField(max_length=200, help_text="the name the device gives itself")
+    device_id = models.CharField(max_length=200, help_text="the id that the device chose for itself")
     name = models.CharField(max_length=200, blank=True)
     platform = models.CharField(max_length=100, blank=True)
     app_version = models.CharField(max_length=100, blank=True)
     protocol = models.PositiveSmallIntegerField(default=1)
     capabilities = ArrayField(models.CharField(max_length=50), default=list, blank=True)
-    session_id = models.UUIDField(null=True, editable=False, help_text="the session it signed in with")
+    session_id = models.UUIDField(null=True, editable=False, help_text="the session that it signed in with")
     epoch = models.BigIntegerField(default=1, editable=False)
     channel = models.CharField(max_length=200, blank=True, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
@@ -64,7 +66,8 @@ class OutboxQuerySet(models.QuerySet["OutboxRecord"]):
 
 
 class OutboxRecord(models.Model):
-    """A record for a device. It leaves when the device's answer is committed; its id is its call id for ever."""
+    """A record for a device, with the outcome of its delivery. Its id is its dedupe key, and the id of every call that
+    delivers it."""
 
     class State(models.TextChoices):
         WAITING = "waiting"
@@ -72,19 +75,19 @@ class OutboxRecord(models.Model):
         DELIVERED = "delivered"
         REFUSED = "refused", "refused by the device"
         UNCERTAIN = "uncertain", "sent, outcome unknown"
-        EXPIRED = "expired", "its device did not come in time"
-        UNDONE = "undone", "deleted again, by an undo of its run"
+        EXPIRED = "expired", "its device did not connect in time"
+        UNDONE = "undone", "deleted by an undo of its run"
 
     id = models.UUIDField(primary_key=True, editable=False, help_text="the dedupe key and call id")
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
     device = models.ForeignKey(Device, models.SET_NULL, null=True, related_name="+")
-    source_run = models.UUIDField(db_index=True, help_text="the run that found it")
-    source = models.BinaryField(help_text="keyed hash of what it was found in")
-    position = models.BigIntegerField(help_text="its place in the order of its run")
+    source_run = models.UUIDField(db_index=True, help_text="the run that produced it")
+    source = models.BinaryField(help_text="keyed hash of the source that it was found in")
+    position = models.BigIntegerField(help_text="its order within its run")
     table = models.CharField(max_length=20)
     state = models.CharField(max_length=10, choices=State, default=State.WAITING)
-    sealed = models.BinaryField(null=True, editable=False, help_text="the row to insert; gone once delivered")
-    row_id_sealed = models.BinaryField(null=True, editable=False, help_text="the id the device gave it")
+    sealed = SealedJSONField(null=True, help_text="the row to insert; NULL once delivered")
+    row_id_sealed = SealedTextField(null=True, help_text="the id that the device gave the row")
     row_hash = models.BinaryField(
         null=True, editable=False, help_text="keyed hash of the row as the device returned it"
     )

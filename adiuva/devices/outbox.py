@@ -1,7 +1,8 @@
-"""Records on their way to a device: sealed rows that leave when the device's answer is committed.
+"""The outbox: records on their way to a device, sealed until the device's answer is committed.
 
-A record's id is its dedupe key and its call id for ever. So a second attempt, by whichever worker, is the same call,
-and a thing that was found before in the same source is not sent again. What expired or was undone may be found anew.
+A record's id is its dedupe key and the id of every call that delivers it. So a second attempt, by any worker, is the
+same call, and something that was found before in the same source is not sent again. Records that expired or were undone
+may be found again.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ from adiuva.devices.protocol import TableName, ToolResultBody
 from adiuva.devices.tables import TABLES
 
 State = OutboxRecord.State
-_OPEN: Final = (None, State.EXPIRED)  # of a record that is put in line when it is found
-KEEP_UNDELIVERED: Final = dt.timedelta(days=30)  # as long as a device keeps the ids that it has applied
-_ANEW: Final = uuid.UUID("1d4c2b0e-7f43-4c7b-8a52-5b1f0e9c6a37")
-_NOT_THE_USERS: Final = ("isApproved", "updatedAt")  # approval is asked for by itself
+# States in which a found record is queued; None: it is not in the outbox.
+_QUEUED_IF: Final = (None, State.EXPIRED)
+# Undelivered records expire after this time, which is how long a device keeps the ids that it has applied.
+KEEP_UNDELIVERED: Final = dt.timedelta(days=30)
+# Namespace of the ids of records that are found again after an undo.
+_FOUND_AGAIN: Final = uuid.UUID("1d4c2b0e-7f43-4c7b-8a52-5b1f0e9c6a37")
+# Columns whose change does not count as an edit by the user.
+_NOT_EDITED_BY_USER: Final = ("isApproved", "updatedAt")
 
-# Written by hand: the ORM's bulk_create and bulk_update cost several times their CPU, for each document of a run.
-# What has expired is put in line anew under its old id: a device that has it after all answers with what it has.
+# SQL by hand: the ORM's bulk_create and bulk_update take several times the CPU, for each document of a run. An expired
+# record is queued again under its old id: a device that has it after all answers with the row that it has.
 _ADD: Final = """
 INSERT INTO devices_outboxrecord AS known (id, user_id, device_id, source_run, source, position, "table", state, sealed)
 SELECT id, %s, %s, %s, source, position, name, 'waiting', sealed
@@ -45,7 +50,7 @@ ON CONFLICT (id) DO UPDATE SET device_id = excluded.device_id, source_run = excl
 WHERE known.state = 'expired'
 """
 
-# What has arrived need not be kept here any longer.
+# A delivered record is no longer kept here.
 _SETTLE: Final = """
 UPDATE devices_outboxrecord AS record
 SET state = said.state, row_id_sealed = said.row_id, row_hash = said.row_hash, settled_at = statement_timestamp(),
@@ -57,7 +62,7 @@ WHERE record.id = said.id
 
 @dataclass(frozen=True)
 class NewRecord:
-    """A record that is to be put in line, by its dedupe key. `position`: its place in the order of its run."""
+    """A record to queue, with its dedupe key. `position` is its order within its run."""
 
     key: uuid.UUID
     source: bytes
@@ -68,8 +73,11 @@ class NewRecord:
 
 @dataclass(frozen=True)
 class PendingRecord:
-    """A record that has no outcome yet. `sent_before`: a device that does not dedupe may have it. `key`: the dedupe key
-    of one that was just put in line."""
+    """A record that has no outcome yet.
+
+    `sent_before`: it was sent, so a device that does not dedupe may have it. `key`: the dedupe key, if it was just
+    queued.
+    """
 
     id: uuid.UUID
     table: str
@@ -86,18 +94,19 @@ def add(
     run_id: uuid.UUID,
     records: Sequence[NewRecord],
 ) -> list[PendingRecord]:
-    """Put records in line, in order; returns those that were not there before. Call it in a transaction.
+    """Queue records, in order; returns those that were not in the outbox before. Call it in a transaction.
 
-    Without a device they are for whichever of the user's is the first to be given them (`assign`)."""
+    Without a device, the records are for the first of the user's devices that they are assigned to (`assign`).
+    """
     there = _find({record.key for record in records})
     new: dict[uuid.UUID, PendingRecord] = {}
     rows = []
     for record in records:
         key, state = there[record.key]
-        if key in new or state not in _OPEN:
+        if key in new or state not in _QUEUED_IF:
             continue
         new[key] = PendingRecord(key, record.table, record.data, key=record.key)
-        sealed = cipher.seal(orjson.dumps(record.data).decode(), "outbox", key, "record")
+        sealed = OutboxRecord.sealed.seal(cipher, record.data, key)
         rows.append((key, record.source, record.position, record.table, sealed))
     if rows:
         columns = [list(column) for column in zip(*rows, strict=True)]
@@ -108,7 +117,7 @@ def add(
 
 def find_known(keys: Collection[uuid.UUID]) -> set[uuid.UUID]:
     """Which records would not be put in line, because they were before."""
-    return {key for key, (_, state) in _find(keys).items() if state not in _OPEN}
+    return {key for key, (_, state) in _find(keys).items() if state not in _QUEUED_IF}
 
 
 def _find(keys: Collection[uuid.UUID]) -> dict[uuid.UUID, tuple[uuid.UUID, str | None]]:
@@ -122,7 +131,9 @@ def _find(keys: Collection[uuid.UUID]) -> dict[uuid.UUID, tuple[uuid.UUID, str |
     while asked:
         found = dict(OutboxRecord.objects.filter(pk__in=asked).values_list("pk", "state"))
         states |= found
-        anew = {key: uuid.uuid5(_ANEW, str(key)) for key, state in found.items() if state == State.UNDONE}
+        anew = {
+            key: uuid.uuid5(_FOUND_AGAIN, str(key)) for key, state in found.items() if state == State.UNDONE
+        }
         ids = {key: anew.get(last, last) for key, last in ids.items()}
         asked = set(anew.values())
     return {key: (last, states.get(last)) for key, last in ids.items()}
@@ -130,8 +141,8 @@ def _find(keys: Collection[uuid.UUID]) -> dict[uuid.UUID, tuple[uuid.UUID, str |
 
 @transaction.atomic
 def assign(ids: Collection[uuid.UUID], device: uuid.UUID) -> tuple[set[uuid.UUID], set[uuid.UUID]]:
-    """Give records that have no device to this one, for good once they are sent. Returns which of these are its own
-    now, and which of them have just become so."""
+    """Assign records that have no device to this one, permanently once they are sent. Returns the records that are now
+    assigned to it, and those of them that were assigned by this call."""
     rows = OutboxRecord.objects.waiting().filter(pk__in=ids).order_by("pk").select_for_update()
     found = dict(rows.values_list("pk", "device_id"))
     new = {key for key, of in found.items() if of is None}
@@ -141,7 +152,7 @@ def assign(ids: Collection[uuid.UUID], device: uuid.UUID) -> tuple[set[uuid.UUID
 
 
 def release(ids: Collection[uuid.UUID], device: uuid.UUID) -> None:
-    """Take records from a device to which nothing of them was sent: another may have them."""
+    """Take records back from a device to which they were not sent, so that another may have them."""
     OutboxRecord.objects.filter(pk__in=ids, device=device, state=State.WAITING).update(device=None)
 
 
@@ -153,8 +164,8 @@ def waiting(
     device: uuid.UUID | None = None,
     most: int = 500,
 ) -> list[PendingRecord]:
-    """What a run has found and its device has not answered for yet, oldest first. With `device`, only what is that
-    one's, or no one's."""
+    """A run's records that no device has answered yet, in order. With `device`, only those assigned to it or to
+    none."""
     found = OutboxRecord.objects.waiting().filter(user_id=user_id, source_run=run_id)
     if device is not None:
         found = found.filter(Q(device=device) | Q(device=None))
@@ -163,7 +174,7 @@ def waiting(
         PendingRecord(
             row.pk,
             row.table,
-            orjson.loads(cipher.unseal(cast(bytes, row.sealed), "outbox", row.pk, "record")),
+            OutboxRecord.sealed.unseal_from(cipher, row),
             row.state == State.SENT,
         )
         for row in rows
@@ -173,7 +184,7 @@ def waiting(
 async def deliver(
     link: DeviceLink, records: Sequence[PendingRecord], *, mark_sent: Any
 ) -> dict[uuid.UUID, ToolResultBody | AdiuvaError]:
-    """Insert records on the device, in order. Raise DeviceOffline when nothing was sent; an outcome each otherwise.
+    """Insert records on the device, in order; returns an outcome for each. Raises DeviceOffline if nothing was sent.
 
     `mark_sent(ids)` is awaited before records leave for a device that does not dedupe: if the answer is lost, they
     must not be sent again.
@@ -207,7 +218,7 @@ def mark_sent(ids: Collection[uuid.UUID]) -> None:
 def settle(
     *, cipher: UserCipher, outcomes: Mapping[uuid.UUID, ToolResultBody | AdiuvaError]
 ) -> dict[uuid.UUID, State]:
-    """Write what became of records; those that were not sent stay in line. Returns the state of the others."""
+    """Write the outcomes of records; those that were not sent stay queued. Returns the new states of the others."""
     tables = dict(OutboxRecord.objects.filter(pk__in=outcomes).values_list("pk", "table")) if outcomes else {}
     settled: list[tuple[uuid.UUID, State, bytes | None, bytes | None]] = []
     for key, outcome in outcomes.items():
@@ -218,7 +229,7 @@ def settle(
         elif outcome.error is not None or outcome.row is None:
             settled.append((key, State.REFUSED, None, None))
         else:
-            row_id = cipher.seal(str(outcome.row.get("id", "")), "outbox", key, "row_id")
+            row_id = OutboxRecord.row_id_sealed.seal(cipher, str(outcome.row.get("id", "")), key)
             settled.append((key, State.DELIVERED, row_id, row_hash(cipher, tables[key], outcome.row)))
     if settled:
         keys, states, row_ids, hashes = (list(column) for column in zip(*settled, strict=True))
@@ -228,16 +239,16 @@ def settle(
 
 
 def row_hash(cipher: UserCipher, table: str, row: Mapping[str, Any]) -> bytes:
-    """A keyed hash of what a row says, by which it is known whether somebody has changed it since.
+    """A keyed hash of a row's content, to find out later whether somebody has edited it.
 
-    Columns that our tables do not know are left out: an update of the app that adds one has edited nothing.
+    Ignores columns that our tables do not know: an app update that adds one has edited nothing.
     """
-    said = [_plain(row.get(name)) for name in TABLES[table].by_name if name not in _NOT_THE_USERS]
+    said = [_plain(row.get(name)) for name in TABLES[table].by_name if name not in _NOT_EDITED_BY_USER]
     return cipher.fingerprint(orjson.dumps(said), f"row of {table}")
 
 
 def _plain(value: Any) -> Any:
-    """One form for what devices write as 1, 1.0 and true."""
+    """One form for the values that devices write as 1, 1.0 or true."""
     return (
         int(value) if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()) else value
     )
@@ -249,7 +260,7 @@ def count_waiting(run_id: uuid.UUID) -> int:
 
 
 def count_outstanding(run_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Counter[str]]:
-    """How many records of runs still wait for their device, and how many have expired."""
+    """For each run, how many records wait for their device ("waiting") and how many have "expired"."""
     found = {run_id: Counter[str]() for run_id in run_ids}
     open_states = OutboxRecord.objects.waiting(), OutboxRecord.objects.filter(state=State.EXPIRED)
     waiting, expired = (
@@ -263,13 +274,13 @@ def count_outstanding(run_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Counter
 
 
 def count_by_state(run_id: uuid.UUID) -> dict[str, int]:
-    """How many records of a run there are in each state."""
+    """How many records of a run are in each state."""
     rows = OutboxRecord.objects.filter(source_run=run_id).order_by("state").values_list("state")
     return dict(rows.annotate(n=Count("pk")))
 
 
 def overdue_runs(most: int) -> set[uuid.UUID]:
-    """Runs whose records have waited for their device for too long."""
+    """At most `most` runs with records that have waited for their device for too long."""
     old = (
         OutboxRecord.objects.waiting().filter(created_at__lt=Now() - KEEP_UNDELIVERED).order_by("created_at")
     )
@@ -277,11 +288,11 @@ def overdue_runs(most: int) -> set[uuid.UUID]:
 
 
 def expire(run_id: uuid.UUID, most: int) -> tuple[int, int]:
-    """Give up what of a run has waited for too long, and drop what is sealed in it. Returns how many records expired,
-    and of how many it will never be known whether the device has them."""
+    """Expire a run's records that have waited for too long, and delete their content. Returns how many expired, and of
+    how many it will never be known whether the device has them."""
     old = OutboxRecord.objects.waiting().filter(source_run=run_id, created_at__lt=Now() - KEEP_UNDELIVERED)
     chosen = OutboxRecord.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:most]))
-    # What was sent to a device that does not dedupe must not be sent again, even if it is found again.
+    # A record that was sent to a device that does not dedupe must not be sent again, even if it is found again.
     unknown = chosen.filter(state=State.SENT).update(state=State.UNCERTAIN, sealed=None, settled_at=Now())
     expired = chosen.filter(state=State.WAITING).update(state=State.EXPIRED, sealed=None, settled_at=Now())
     return expired, unknown

@@ -1,7 +1,7 @@
-"""Who is connected, and where. A connection is (device, epoch); it lasts as long as its lease is renewed.
+"""Presence: which devices are connected, and on which channel. A connection is a device and its epoch.
 
-A process that is killed calls nothing, so a device is online only while somebody renews its lease. A newer
-connection of the same device raises the epoch, and whatever an older one still says no longer counts.
+A killed process never reports a disconnect, so a device counts as online only while its lease is renewed. A newer
+connection of the same device raises the epoch, and updates of an older connection are ignored.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Final
 
 from django.db import connection, transaction
 from django.db.models.functions import Now
@@ -16,13 +17,14 @@ from django.db.models.functions import Now
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import DeviceHello
 
-LEASE_S = 45
-RENEW_S = 15
+# How long a connection counts as online without renewal, and how often leases are renewed.
+LEASE_S: Final = 45
+RENEW_S: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A connection that frames can be sent to."""
+    """A device's current connection, to which frames can be sent."""
 
     pk: uuid.UUID
     device_id: str
@@ -39,7 +41,7 @@ class Target:
 class OpenedConnection:
     pk: uuid.UUID
     epoch: int
-    superseded: str | None  # the channel of the connection this one replaces
+    superseded: str | None  # channel of the connection that this one replaces
 
 
 _ARRIVE = """
@@ -77,7 +79,7 @@ ORDER BY last_seen DESC LIMIT 1
 def open_connection(
     *, user_id: uuid.UUID, session_id: uuid.UUID, hello: DeviceHello, channel: str
 ) -> OpenedConnection:
-    """Enter a connection; the newest of a device wins. One statement, so that two cannot both think so."""
+    """Record a connection as its device's newest. One statement, so that of two connections only one is."""
     with connection.cursor() as cursor:
         cursor.execute(
             _ARRIVE,
@@ -89,7 +91,7 @@ def open_connection(
                 "platform": hello.platform or "",
                 "version": hello.app_version or "",
                 "protocol": min(hello.protocol, 2),
-                # They are protocol 2's: what a client of protocol 1 puts there promises nothing.
+                # Capabilities belong to protocol 2; those of a protocol 1 client are ignored.
                 "capabilities": sorted({name[:50] for name in hello.capabilities if hello.protocol >= 2}),
                 "session": session_id,
                 "channel": channel,
@@ -101,21 +103,21 @@ def open_connection(
 
 
 def renew_leases(mine: Collection[tuple[uuid.UUID, int]]) -> set[uuid.UUID]:
-    """Renew the leases of a process's connections in one statement; returns those that are still the newest."""
+    """Renew the leases of connections in one statement; returns the devices whose connection is still the newest."""
     with connection.cursor() as cursor:
         cursor.execute(_RENEW, [LEASE_S, [pk for pk, _ in mine], [epoch for _, epoch in mine]])
         return {row[0] for row in cursor.fetchall()}
 
 
 def close_connection(*, pk: uuid.UUID, epoch: int) -> None:
-    """End a connection. A late word of an older epoch changes nothing."""
+    """Record that a connection has ended. Does nothing if the device has a newer one."""
     Device.objects.filter(pk=pk, epoch=epoch).update(lease_until=None, channel="", last_seen=Now())
 
 
 def find(*, user_id: uuid.UUID, pk: uuid.UUID | None = None, not_at: Collection[str] = ()) -> Target | None:
-    """Where a user's device can be reached now; without `pk`, the one seen last. None: nothing is connected.
+    """The connection of a user's device, or, without `pk`, of the one seen last. None if it is not connected.
 
-    `not_at` are channels on which nobody listened: of a process that was killed, whose leases have not ended yet.
+    `not_at` are channels to ignore because nobody listens there: their process was killed and the lease still runs.
     """
     with connection.cursor() as cursor:
         cursor.execute(_FIND, {"user": user_id, "device": pk, "not_at": list(not_at)})
@@ -127,14 +129,14 @@ def find(*, user_id: uuid.UUID, pk: uuid.UUID | None = None, not_at: Collection[
 
 
 def channels_with(*, user_id: uuid.UUID, capability: str) -> list[tuple[uuid.UUID, str]]:
-    """The user's connections that can do something: the device's row id and the channel."""
+    """The user's connected devices with a capability: row id and channel of each."""
     found = Device.objects.of(user_id).online().filter(capabilities__contains=[capability])
     return list(found.values_list("pk", "channel"))
 
 
 @transaction.atomic
 def forget_device(device: Device) -> str:
-    """Drop a device's row; returns the channel on which its connection, if any, can be told."""
+    """Delete a device's row; returns the channel of its connection, or "" if it has none."""
     locked = Device.objects.select_for_update().get(pk=device.pk)
     channel = locked.channel
     locked.delete()

@@ -1,8 +1,8 @@
-"""Every frame of the device socket. This module is the contract: the JSON Schema and the TypeScript types that
-are published for clients are made from it (`manage.py protocol`), and it imports no framework.
+"""Every frame of the device socket. This module is the contract: `manage.py protocol` generates the published JSON
+Schema and TypeScript types from it, and it imports no framework. adiuva.devices.codec reads and writes the frames.
 
-Frames the server receives are tolerant (unknown keys are ignored); frames it sends are closed. What is marked with
-`since=2` is for clients whose hello says `"protocol": 2`; `dump(frame, 1)` leaves it out.
+Frames that the server receives are tolerant (unknown keys are ignored); frames that it sends are closed. Fields and
+frames marked with `since=2` are for clients whose hello says `"protocol": 2`.
 """
 
 from __future__ import annotations

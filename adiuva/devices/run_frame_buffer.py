@@ -1,9 +1,9 @@
-"""A run's frames from the device, between their arrival and their turn. Memory stays bounded, whatever a device sends.
+"""Buffers a run's frames from the device until the runner reads them. Memory stays bounded, whatever a device sends.
 
-A device of protocol 2 waits for acknowledgements; one that does not is told so. One of protocol 1 knows none and sends
-a folder as fast as the line takes it, and its socket cannot be left unread meanwhile: the answers to tool calls come
-over it too. So what is beyond a few frames goes to a file, sealed with a key that nobody else has and that ends with
-the run. The file is bounded as well.
+A device of protocol 2 has to wait for acknowledgements; if it does not, the run fails. A device of protocol 1 knows
+none: it sends a folder as fast as the network allows, and its socket must be read meanwhile, since answers to tool
+calls come over it too. So frames beyond the first megabytes go to a file of bounded size, sealed with a key that exists
+only in this process and only as long as the run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from adiuva.devices.protocol import AgentComplete, AgentData, AgentManifest
 
 RunFrame = AgentManifest | AgentData | AgentComplete
 
-MAX_BUFFERED_CHARS: Final = 4 * 1024 * 1024  # characters of frames in memory
+# Frames in memory at once; the rest goes to the file.
+MAX_BUFFERED_CHARS: Final = 4 * 1024 * 1024
 MAX_BUFFERED_FRAMES: Final = 1_000
 _NO_ROOM: Final = "the server has no room for what the device sends"
 _SEALED: Final = b"frame of a run"
@@ -38,20 +39,20 @@ class FlowExceeded(AdiuvaError):
 
 
 class SpillFile:
-    """Texts that wait in a file of bounded size, first in, first out. Whoever makes one closes it."""
+    """A first-in, first-out queue of texts in a sealed temporary file of bounded size. Close it after use."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
         self._file: IO[bytes] | None = None
-        self._places: deque[tuple[int, int]] = deque()  # offset and length
+        self._places: deque[tuple[int, int]] = deque()  # offset and length of each text
         self._end = 0
-        self._wrapped = False  # what was written last is before what is read next
+        self._wrapped = False  # whether the newest text is before the oldest in the file
 
     def __len__(self) -> int:
         return len(self._places)
 
     def put(self, text: str) -> None:
-        """Raise FlowExceeded when there is no room for it."""
+        """Add a text. Raises FlowExceeded if there is no room for it."""
         if self._file is None:
             self._open()
         assert self._file is not None
@@ -80,7 +81,7 @@ class SpillFile:
         self._cipher = Cipher(new_key())
 
     def get(self) -> str:
-        """The text that has waited longest."""
+        """Remove and return the oldest text."""
         assert self._file is not None
         at, length = self._places.popleft()
         if self._places and self._places[0][0] < at:
@@ -96,20 +97,20 @@ class SpillFile:
 
 
 class RunFrameBuffer:
-    """Frames in the order in which they came. `unacknowledged` batches may be as many as a device was told."""
+    """Frames in the order of their arrival, a few in memory and the rest in a file. Counts unacknowledged batches."""
 
     def __init__(self) -> None:
         self._held: deque[tuple[RunFrame, int]] = deque()
         self._size = 0
         self._spill = SpillFile(settings.RUNS["spill_bytes"])
-        self.later = SpillFile(settings.RUNS["spill_bytes"])  # what was taken out and put off
+        self.later = SpillFile(settings.RUNS["spill_bytes"])  # frames that the reader has taken and put off
         self._end: FlowExceeded | None = None
         self._ended = False
         self._batches = 0
         self._arrived = asyncio.Event()
 
     def put(self, frame: RunFrame, text: str) -> None:
-        """Never waits. What is beyond the bounds is dropped, and with it all that follows."""
+        """Add a frame, without waiting. A frame beyond the limits is dropped, and so are all later ones."""
         if self._ended:
             return
         try:
@@ -119,7 +120,7 @@ class RunFrameBuffer:
                     raise FlowExceeded(
                         f"the device sent more than {settings.SOCKET['max_batches_in_flight']} batches unacknowledged"
                     )
-            # Whoever follows one in the file waits behind it there.
+            # A frame that follows one in the file goes there too, to keep the order.
             full = self._size + len(text) > MAX_BUFFERED_CHARS or len(self._held) >= MAX_BUFFERED_FRAMES
             if self._spill or (self._held and full):
                 self._spill.put(text)
@@ -134,13 +135,14 @@ class RunFrameBuffer:
         self._batches -= 1
 
     def end(self, error: FlowExceeded | None = None) -> None:
-        """No more will come: the connection is gone, or the device is to send no more."""
+        """Accept no more frames: the connection is gone, or the device has exceeded its limits."""
         if not self._ended:
             self._ended, self._end = True, error
             self._arrived.set()
 
     async def get(self) -> RunFrame | None:
-        """The next frame; None when the connection ended. Raise FlowExceeded, at once: what waits is dropped."""
+        """The next frame; None after the last one of a connection that ended. Raises FlowExceeded at once if the device
+        has exceeded its limits; buffered frames are dropped."""
         while True:
             if self._end is not None:
                 raise self._end

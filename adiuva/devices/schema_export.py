@@ -1,4 +1,4 @@
-"""The socket's contract for client developers: JSON Schema and TypeScript types, made from the typed frames."""
+"""Generates the published JSON Schema and TypeScript types of the device socket from the typed frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNIONS: Final = {"ClientFrame": protocol.ClientFrame, "ServerFrame": protocol.S
 
 
 def files() -> dict[str, str]:
-    """File name → content of everything that is published in `docs/`."""
+    """File name → content of the files that are published in `docs/`."""
     schema = json_schema()
     return {
         SCHEMA_FILE: json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
@@ -40,7 +40,7 @@ def write(folder: Path) -> list[Path]:
 def json_schema() -> dict[str, Any]:
     """One document whose `$defs` hold every frame, and a union for each direction.
 
-    What clients send is described as the server reads it, what it sends as the server writes it.
+    Frames from clients are described as the server reads them, frames from the server as it writes them.
     """
     sent = list(_members(protocol.ServerFrame))
     received = list(_members(protocol.ClientFrame))
@@ -68,7 +68,7 @@ def _members(union: Any) -> tuple[type[Any], ...]:
 
 
 def _tidy(definition: dict[str, Any]) -> None:
-    """Titles repeat the names; a frame's type is always there; a field that may be null is one that may be absent."""
+    """Drop titles, which repeat the names, and null defaults; make a frame's type required."""
     definition.pop("title", None)
     properties = definition.get("properties", {})
     for field in properties.values():
@@ -81,7 +81,7 @@ def _tidy(definition: dict[str, Any]) -> None:
 
 
 def typescript(schema: dict[str, Any]) -> str:
-    """The same as TypeScript declarations."""
+    """The schema as TypeScript declarations."""
     lines = [f"// {_MADE}", ""]
     for name, definition in schema["$defs"].items():
         if about := _about(definition):

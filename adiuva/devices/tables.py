@@ -1,7 +1,7 @@
-"""The user's tables, as every device has them. Column names are the device's own, in camelCase.
+"""The user's tables, which every device has. Column names are the device's own, in camelCase.
 
-One description serves the headless device's SQLite, the check of what a model returns, and the JSON Schema that
-the model is given. Times are integer milliseconds since the epoch; flags are 0 or 1.
+This description serves the headless device's SQLite schema, the validation of what a model returns, and the JSON Schema
+that the model is given. Times are integer milliseconds since the epoch; flags are 0 or 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ INT64: Final = 2**63
 
 @dataclass(frozen=True)
 class Column:
-    """`names` is a list of names that travels as a JSON array in a string."""
+    """A column. The kind `names` is a list of names, sent as a JSON array in a string."""
 
     name: str
     kind: Kind = "text"
@@ -33,7 +33,7 @@ class Table:
     name: str
     about: str
     columns: tuple[Column, ...]
-    title: str  # the column that names a row for people
+    title: str  # the column that is shown as a row's title
 
     @property
     def by_name(self) -> Mapping[str, Column]:
@@ -41,7 +41,7 @@ class Table:
 
     @property
     def reviewed(self) -> bool:
-        """Whether rows carry the flags that put an assistant's find up for approval."""
+        """Whether rows have the flags that mark an assistant's suggestion for the user's approval."""
         return "isAiSuggested" in self.by_name
 
 
@@ -138,7 +138,7 @@ TABLES: Final[Mapping[str, Table]] = {
 
 
 def is_value(column: Column, value: Any) -> bool:
-    """Whether a value may stand in a column, as the wire has it. None stands for no value."""
+    """Whether a value is valid for a column in the form of the wire. None means no value."""
     if value is None:
         return not column.required
     if column.kind in {"int", "time"}:
