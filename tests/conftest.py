@@ -41,11 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
         gc.disable()  # collecting tests makes objects that stay: walking over them again and again frees nothing
 
 
-def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> None:
+def pytest_collectstart(collector: pytest.Collector) -> None:
     """Prepare what a test module needs when it is imported."""
-    if module_path.parent != _UNIT:
-        _set_up_django(parent.config)
-    if b"hypothesis" in module_path.read_bytes():
+    if not isinstance(collector, pytest.Module):
+        return
+    if collector.path.parent != _UNIT:
+        _set_up_django(collector.config)
+    if b"hypothesis" in collector.path.read_bytes():
         _set_up_hypothesis()
 
 
