@@ -104,8 +104,10 @@ def test_an_event_without_end_is_garbled() -> None:
 def test_calls_with_the_same_index_and_other_ids_are_several() -> None:
     deltas = DeltaAssembler()
     for name in ("one", "two"):
-        deltas.take([chunk({"tool_calls": [{"index": 0, "id": f"id-{name}", "function": {"name": name}}]})])
-    deltas.take([chunk({"tool_calls": [{"function": {"arguments": "{}"}}]}, "tool_calls")])
+        deltas.feed_chunks(
+            [chunk({"tool_calls": [{"index": 0, "id": f"id-{name}", "function": {"name": name}}]})]
+        )
+    deltas.feed_chunks([chunk({"tool_calls": [{"function": {"arguments": "{}"}}]}, "tool_calls")])
     assert [(c.id, c.name) for c in deltas.finish()[:2] if isinstance(c, llm.ToolCall)] == [
         ("id-one", "one"),
         ("id-two", "two"),

@@ -190,7 +190,7 @@ async def test_what_is_attached_is_listed_with_its_size_and_a_name_can_be_anythi
     part = message_parts.attachment_part('a"\r\nX: b\u2028é.pdf', "application/pdf\nX: y", 1234)
     message = message_parts.text_part(b"text", "text/plain")
     whole = message_from_bytes(b"Subject: x\nContent-Type: multipart/mixed\n\n")
-    whole.setpayload_of([message, part])
+    whole.set_payload([message, part])
     item = await message_parts.read_document(whole, size=0, source_id="1", content_hash=b"", sent_at=None)
     assert isinstance(item, MailDocument)
     [attachment] = item.attachments

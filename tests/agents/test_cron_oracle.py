@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from agents.cron import Cron
-from tests.unit.cron_oracle import ODD, RULES, Rule, Stretches, bounds, slots, stretches
+from tests.agents.cron_oracle import ODD, RULES, Rule, Stretches, bounds, slots, stretches
 
 COMING = 2026
 USUAL = [
