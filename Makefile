@@ -47,7 +47,7 @@ lint: $(FOR_TEST)  ## lint, types and import contracts alone
 	@$(BIN)/lint-imports
 
 bench: $(FOR_TEST)  ## measure, each bench beside what it compares with
-	@for file in bench/[a-z]*.py; do name=$$(basename $$file .py); [ "$$name" = kit ] || \
+	@for file in bench/[a-z]*.py; do name=$$(basename $$file .py); [ "$$name" = harness ] || \
 		{ echo "── $$name"; $(BIN)/python -m bench.$$name || exit 1; }; done
 
 # The locks of the groups hold what they add to requirements.txt: it constrains them, and what it pins is left out.
