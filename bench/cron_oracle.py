@@ -18,8 +18,8 @@ from resource import RUSAGE_CHILDREN, getrusage
 from zoneinfo import available_timezones
 
 from bench.harness import show
+from tests.agents.cron_comparison import COMING, differences
 from tests.agents.cron_oracle import ODD, RULES, Stretches, stretches
-from tests.agents.test_cron_oracle import COMING, differences
 
 Place = tuple[str, int, Stretches]  # a zone, the first of its ten years, what its clock does in them
 

@@ -5,17 +5,11 @@
 
 from __future__ import annotations
 
-import datetime as dt
-from itertools import takewhile
-from zoneinfo import ZoneInfo
-
-import numpy as np
 import pytest
 
-from agents.cron import Cron
-from tests.agents.cron_oracle import ODD, RULES, Rule, Stretches, bounds, slots, stretches
+from tests.agents.cron_comparison import COMING, differences
+from tests.agents.cron_oracle import ODD, stretches
 
-COMING = 2026
 USUAL = [
     "UTC", "Europe/Rome", "Europe/London", "Europe/Lisbon", "Europe/Helsinki", "Europe/Chisinau", "Europe/Moscow",
     "Atlantic/Azores", "America/New_York", "America/Los_Angeles", "America/St_Johns", "America/Santiago",
@@ -24,25 +18,6 @@ USUAL = [
     "Antarctica/Troll", "Australia/Lord_Howe", "Australia/Sydney", "Pacific/Auckland", "Pacific/Chatham",
     "Pacific/Norfolk",
 ]  # fmt: skip
-
-
-def evaluated(rule: Rule, name: str, year: int) -> np.ndarray:
-    """What the evaluator says, in minutes since 1970."""
-    start, last = (dt.datetime.fromtimestamp(minute * 60, dt.UTC) for minute in bounds(year))
-    found = takewhile(last.__ge__, Cron.parse(rule.text).after(start, ZoneInfo(name)))
-    seconds = np.fromiter(map(dt.datetime.timestamp, found), np.float64)
-    return seconds / 60
-
-
-def differences(name: str, year: int, stays: Stretches) -> list[tuple[str, list[str]]]:
-    """Rules on which the two disagree, with the first moments that only one of them has."""
-    found = []
-    for rule in RULES:
-        ours, theirs = evaluated(rule, name, year), slots(rule, stays, year)
-        if not np.array_equal(ours, theirs):
-            odd = np.setxor1d(ours, theirs)[:5]
-            found.append((rule.text, [f"{dt.datetime.fromtimestamp(each * 60, dt.UTC)}" for each in odd]))
-    return found
 
 
 class TestTheYearsToCome:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from adiuva.core import db
 from adiuva.embedded.valkey import Valkey
 from chat.models import Turn
 from tests.chat.chat_client import (
-    ChatClient,
     ClientStream,
     DeviceRows,
     Frame,
@@ -29,6 +27,7 @@ from tests.chat.chat_client import (
     stored_messages,
     wait_for,
 )
+from tests.chat.lost_streams import age, flowing, forget, heard_to, keys, logged, resume, row_of
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Provider, Say
 from tests.server_processes import Stack, model_of
@@ -53,35 +52,9 @@ def another(stack: Stack, provider: Provider, server: str = "uvicorn", **env: st
     return stack.web(server, ADIUVA_PING_S="29", **env)
 
 
-async def resume(client: ChatClient, key: str, after: int) -> None:
-    client.streams[key] = ClientStream()
-    await client.socket.send({"type": "stream_resume", "request_id": key, "after": after})
-
-
-async def heard_to(client: ChatClient, key: str, seq: int) -> list[Frame]:
-    """All frames of a request, up to this one."""
-    await client.until(lambda: key in client.streams and client.streams[key].seq >= seq)
-    return client.streams[key].frames
-
-
 def after(frames: list[Frame], seq: int) -> list[Frame]:
     """What is missing to a client that has seen so much."""
     return [frame for frame in frames if frame.get("seq", -1) > seq] if seq >= 0 else list(frames)
-
-
-async def row_of(person: Person, key: str) -> Turn:
-    return await db.run(Turn.objects.get, user_id=person.id, request_id=key)
-
-
-async def flowing(client: ChatClient, tap: FrameTap, pieces: int = 20) -> str:
-    """A turn that has said something and waits for its model to go on."""
-    key = await client.ask("tell me a lot")
-    await wait_for(tap.reached)
-    for _ in range(pieces):
-        seq = client.streams[key].seq if key in client.streams else -1
-        tap.open(1)
-        await heard_to(client, key, seq + 1)
-    return key
 
 
 # ── Drops ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -246,29 +219,6 @@ async def test_a_stream_whose_log_is_gone_has_expired(
                 await old.ask("hello", key)
                 assert (await old.ended(key)).kinds() == ["stream_start", "stream_text", "stream_end"]
     assert len(provider.chats) == 1
-
-
-async def logged(redis: Redis, person: Person) -> None:
-    """Until the log has the end of the user's streams, as their processes have let them go."""
-    async with asyncio.timeout(60):
-        while not await keys(redis, person):
-            await asyncio.sleep(0.02)
-
-
-async def keys(redis: Redis, person: Person) -> list[bytes]:
-    return [key async for key in redis.scan_iter(f"adiuva:stream:{person.id}:*")]
-
-
-async def forget(redis: Redis, person: Person) -> None:
-    for key in await keys(redis, person):
-        await redis.delete(key)
-
-
-async def age(person: Person, key: str) -> None:
-    """Let a turn have ended a while ago."""
-    row = await row_of(person, key)
-    assert row.ended_at is not None
-    await db.run(Turn.objects.filter(pk=row.pk).update, ended_at=row.ended_at - timedelta(minutes=11))
 
 
 # ── Requests that are made again ────────────────────────────────────────────────────────────────────────

@@ -31,7 +31,7 @@ from tests.chat.chat_client import (
     end_frame,
     wait_for,
 )
-from tests.chat.test_resume import age, flowing, forget, logged, resume
+from tests.chat.lost_streams import age, flowing, forget, logged, resume
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Hold, Provider
 from tests.server_processes import Stack

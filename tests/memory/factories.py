@@ -123,3 +123,19 @@ def condensed(request: Request) -> dict[str, Any]:
 
 def nothing_found() -> dict[str, Any]:
     return {"new": [], "confirmed": [], "contradicted": []}
+
+
+def snapshot(user: uuid.UUID) -> list[Any]:
+    """All entries of a user in a form that compares."""
+    return sorted(
+        (
+            entry.tier,
+            says(entry),
+            entry.derived,
+            round(entry.confidence or 0, 6),
+            entry.valid_to is None,
+            says(entry.successor) if entry.successor else "",
+            sorted((str(it.source_id), it.seq or 0) for it in entry.sources.all()),
+        )
+        for entry in Entry.objects.of(user)
+    )

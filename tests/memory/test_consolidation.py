@@ -32,6 +32,7 @@ from tests.memory.factories import (
     place,
     says,
     seen,
+    snapshot,
     visit,
 )
 
@@ -648,18 +649,3 @@ def test_killed_at_any_commit_it_comes_to_the_same(
     assert commits >= 5
     for kill in range(1, commits + 1):
         assert end_state(kill) == expected, kill
-
-
-def snapshot(user: uuid.UUID) -> list[Any]:
-    return sorted(
-        (
-            entry.tier,
-            says(entry),
-            entry.derived,
-            round(entry.confidence or 0, 6),
-            entry.valid_to is None,
-            says(entry.successor) if entry.successor else "",
-            sorted((str(it.source_id), it.seq or 0) for it in entry.sources.all()),
-        )
-        for entry in Entry.objects.of(user)
-    )

@@ -28,9 +28,9 @@ from tests.memory.factories import (
     place,
     says,
     seen,
+    snapshot,
     visit,
 )
-from tests.memory.test_consolidation import snapshot
 
 PLACES = [f"place {number}" for number in range(4)]
 TEXTS = [f"word{number}" for number in range(6)]
