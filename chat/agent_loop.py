@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from adiuva import llm
 from adiuva.core.logging import log
-from chat.prompts import Prompt
+from chat.prompts import SystemPrompt
 
 _WRITE_GRACE_S: Final = (
     2.0  # for a write under way when its turn is cancelled, so that what happened is known
@@ -41,7 +41,7 @@ class LimitReached(Exception):
 class Assistant:
     """A prompt and its tools, built once."""
 
-    def __init__(self, prompt: Prompt, tools: Sequence[BaseTool]) -> None:
+    def __init__(self, prompt: SystemPrompt, tools: Sequence[BaseTool]) -> None:
         self.prompt = prompt
         self.tools = {tool.name: tool for tool in tools}
         self.schemas: list[dict[str, Any]] = [convert_to_openai_tool(tool) for tool in tools]

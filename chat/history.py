@@ -1,4 +1,4 @@
-"""What was said before, small enough for a model: the older part of a long conversation is summarised, never cut."""
+"""Fits a conversation's history into the model's budget: older messages are summarised, never cut off."""
 
 from __future__ import annotations
 
@@ -8,36 +8,41 @@ from dataclasses import dataclass
 from typing import Final
 
 import orjson
+import structlog
 from django.conf import settings
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from redis.exceptions import RedisError
 
 from adiuva.core.crypto import SealBroken, UserCipher
-from adiuva.core.logging import log
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.core.redis import async_redis
+from adiuva.core.sealed import seal_for_redis, unseal_from_redis
 from chat.agent_loop import TurnContext
 from chat.prompts import system_prompt
 from chat.turn_rows import ChatMessage, ClaimedTurn
 
+log = structlog.get_logger(__name__)
+
 _CACHE_TTL_S: Final = 3600
-_MIN_VERBATIM_MESSAGES: Final = 4  # messages that stay as they were said, if they fit at all
-_CHUNK_CHARS: Final = 60_000  # that a summary is made of at once
+# The newest messages stay verbatim, as long as they fit the budget at all.
+_MIN_VERBATIM_MESSAGES: Final = 4
+# One call of the model summarises at most this much; a longer part is summarised chunk by chunk.
+_CHUNK_CHARS: Final = 60_000
 
 
 @dataclass
 class FittedHistory:
-    """`summary` stands for what came before `said`. `new` is how many messages it covers that it did not before."""
+    """`summary` stands for what came before `recent`; `new` is how many more messages it covers than before."""
 
-    said: Sequence[ChatMessage]
+    recent: Sequence[ChatMessage]
     summary: str
     new: int = 0
 
     def messages(self) -> list[BaseMessage]:
         return [
-            AIMessage(said.text) if said.role == "assistant" else HumanMessage(said.text)
-            for said in self.said
-            if said.text
+            AIMessage(message.text) if message.role == "assistant" else HumanMessage(message.text)
+            for message in self.recent
+            if message.text
         ]
 
 
@@ -46,47 +51,52 @@ def needs_summary(claimed: ClaimedTurn) -> bool:
 
 
 async def fit_history(*, user_id: uuid.UUID, claimed: ClaimedTurn, context: TurnContext) -> FittedHistory:
-    """The history within the budget. Asks the model only when it has grown over it."""
+    """The history within its budget. Asks the model for a summary only when it exceeds that."""
     if not needs_summary(claimed):
         return FittedHistory(claimed.history, claimed.summary)
-    said, known = claimed.history, 0
-    summary = claimed.summary
+    history, covered, summary = claimed.history, 0, claimed.summary
     if (
         claimed.conversation_id is None
-    ):  # the client brings it all each time: it was perhaps summarised before
-        known, summary = await _read_cached_summary(user_id, claimed.cipher, said)
-    rest = said[known:]
-    cut = 0
-    if _total_chars(rest) > settings.CHAT["history_max_chars"]:
-        most = settings.CHAT["history_max_chars"]
-        while len(rest) - cut > 1 and _total_chars(rest[cut:]) > (
-            most // 2 if len(rest) - cut > _MIN_VERBATIM_MESSAGES else most
-        ):
-            cut += 1
+    ):  # the client sends all of it each time, perhaps summarised by us before
+        covered, summary = await _read_cached_summary(user_id, claimed.cipher, history)
+    rest = history[covered:]
+    cut = _messages_to_summarise(rest)
     if cut:
         summary = await _summarise(rest[:cut], summary, context)
         if claimed.conversation_id is None:
-            await _cache_summary(user_id, claimed.cipher, said[: known + cut], summary)
+            await _cache_summary(user_id, claimed.cipher, history[: covered + cut], summary)
     return FittedHistory(rest[cut:], summary, cut)
 
 
-async def _summarise(said: Sequence[ChatMessage], summary: str, context: TurnContext) -> str:
-    """Piece by piece, each on top of what is known of those before it."""
-    lines = [f"{one.role}: {one.text}" for one in said]
-    pieces: list[str] = [""]
-    for line in lines:
+def _messages_to_summarise(messages: Sequence[ChatMessage]) -> int:
+    """How many of the oldest to summarise: down to half the budget, so that not every turn needs a summary."""
+    budget = settings.CHAT["history_max_chars"]
+    if _total_chars(messages) <= budget:
+        return 0
+    cut = 0
+    while (left := len(messages) - cut) > 1:
+        if _total_chars(messages[cut:]) <= (budget // 2 if left > _MIN_VERBATIM_MESSAGES else budget):
+            break
+        cut += 1
+    return cut
+
+
+async def _summarise(messages: Sequence[ChatMessage], summary: str, context: TurnContext) -> str:
+    """Summarise chunk by chunk, each on top of the summary so far."""
+    chunks: list[str] = [""]
+    for line in (f"{message.role}: {message.text}" for message in messages):
         for start in range(0, max(1, len(line)), _CHUNK_CHARS):
             part = line[start : start + _CHUNK_CHARS]
-            if pieces[-1] and len(pieces[-1]) + len(part) > _CHUNK_CHARS:
-                pieces.append("")
-            pieces[-1] += part + "\n\n"
-    for piece in pieces:
+            if chunks[-1] and len(chunks[-1]) + len(part) > _CHUNK_CHARS:
+                chunks.append("")
+            chunks[-1] += part + "\n\n"
+    for chunk in chunks:
         context.count_model_call()
-        known = delimit_untrusted("summary so far", summary) + "\n\n" if summary else ""
+        so_far = delimit_untrusted("summary so far", summary) + "\n\n" if summary else ""
         reply = await context.model.complete(
             [
                 {"role": "system", "content": system_prompt("summary").text},
-                {"role": "user", "content": known + delimit_untrusted("conversation", piece)},
+                {"role": "user", "content": so_far + delimit_untrusted("conversation", chunk)},
             ]
         )
         context.usage += reply.usage
@@ -94,42 +104,42 @@ async def _summarise(said: Sequence[ChatMessage], summary: str, context: TurnCon
     return summary
 
 
-def _total_chars(said: Sequence[ChatMessage]) -> int:
-    return sum(len(one.text) for one in said)
+def _total_chars(messages: Sequence[ChatMessage]) -> int:
+    return sum(len(message.text) for message in messages)
 
 
-# ── Summaries of conversations that the client keeps ────────────────────────────────────────────────────
-
-
-def _cache_keys(user_id: uuid.UUID, cipher: UserCipher, said: Sequence[ChatMessage]) -> list[str]:
-    """A key for each beginning of the conversation, so that the one that was summarised is found again."""
-    found, before = [], b""
-    for one in said:
-        before = cipher.fingerprint(before + orjson.dumps([one.role, one.text]), "history")
-        found.append(f"adiuva:summary:{user_id}:{before.hex()}")
-    return found
+# ── Cached summaries of histories that the client sends ─────────────────────────────────────────────────
 
 
 async def _read_cached_summary(
-    user_id: uuid.UUID, cipher: UserCipher, said: Sequence[ChatMessage]
+    user_id: uuid.UUID, cipher: UserCipher, messages: Sequence[ChatMessage]
 ) -> tuple[int, str]:
-    """How many messages are summarised already, and how."""
-    keys = _cache_keys(user_id, cipher, said[:-1])
+    """How many messages are already summarised, and their summary; (0, "") if none are."""
+    keys = _cache_keys(user_id, cipher, messages[:-1])
     try:
         found = await async_redis("chat").mget(keys)
-        for place in range(len(keys) - 1, -1, -1):
-            if found[place] is not None:
-                return place + 1, cipher.unseal(found[place], "summary", keys[place], "")
+        for index in range(len(keys) - 1, -1, -1):
+            if found[index] is not None:
+                return index + 1, unseal_from_redis(cipher, keys[index], found[index])
     except (RedisError, OSError, SealBroken) as error:
-        log.warning("chat.summary_not_read", error=type(error).__name__)
+        log.warning("summary.read_failed", error=type(error).__name__)
     return 0, ""
 
 
 async def _cache_summary(
-    user_id: uuid.UUID, cipher: UserCipher, said: Sequence[ChatMessage], summary: str
+    user_id: uuid.UUID, cipher: UserCipher, messages: Sequence[ChatMessage], summary: str
 ) -> None:
-    key = _cache_keys(user_id, cipher, said)[-1]
+    key = _cache_keys(user_id, cipher, messages)[-1]
     try:
-        await async_redis("chat").set(key, cipher.seal(summary, "summary", key, ""), ex=_CACHE_TTL_S)
+        await async_redis("chat").set(key, seal_for_redis(cipher, key, summary), ex=_CACHE_TTL_S)
     except (RedisError, OSError) as error:
-        log.warning("chat.summary_not_kept", error=type(error).__name__)
+        log.warning("summary.cache_failed", error=type(error).__name__)
+
+
+def _cache_keys(user_id: uuid.UUID, cipher: UserCipher, messages: Sequence[ChatMessage]) -> list[str]:
+    """A key for each prefix of the history, so that the longest prefix that was summarised is found."""
+    keys, prefix = [], b""
+    for message in messages:
+        prefix = cipher.fingerprint(prefix + orjson.dumps([message.role, message.text]), "history")
+        keys.append(f"adiuva:summary:{user_id}:{prefix.hex()}")
+    return keys

@@ -1,4 +1,4 @@
-"""Conversations, their messages, and the turns that were asked for. What was said is sealed with the user's key."""
+"""Models of conversations, their messages, and turns. Texts are sealed with the user's key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ConversationQuerySet(models.QuerySet["Conversation"]):
 
 
 class Conversation(models.Model):
-    """A thread of messages. Its title and the summary of its older part are sealed."""
+    """A thread of messages. Its title and the summary of its older messages are sealed."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="conversations")
@@ -63,7 +63,7 @@ class Conversation(models.Model):
 
 
 class Message(models.Model):
-    """One message. The sealed part is `{text, mutations?, finish?, code?}`."""
+    """One message. `sealed` holds `{text, mutations?, finish?, code?}`."""
 
     class Role(models.TextChoices):
         USER = "user"
@@ -95,7 +95,7 @@ class TurnQuerySet(models.QuerySet["Turn"]):
 
 
 class Turn(models.Model):
-    """One request and how it went. The row is the claim: a request id is carried out once."""
+    """One request and how it ended. The row is the claim: a request id is carried out only once."""
 
     class State(models.TextChoices):
         RUNNING = "running"

@@ -1,8 +1,8 @@
-"""What the assistants are told: a stable head from a file, which providers can cache, and a tail for each turn.
+"""Builds the assistants' prompts: a stable system prompt, which providers can cache, and a turn prompt for each turn.
 
-A head is `chat/prompts/<name>.md` with the parts it shares and its canary. It is the same bytes for all users and
-turns, in every process. What changes (the time, the row it is about, what was confirmed) is in the tail, a system
-message right before the last message of the user.
+A system prompt is `chat/prompts/<name>.md` with the parts it shares with others and its canary. It is the same bytes
+for all users and turns, in every process. Whatever changes (the time, the row in question, what was confirmed) is in
+the turn prompt, a system message right before the user's last message.
 """
 
 from __future__ import annotations
@@ -14,22 +14,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 from django.conf import settings
 
+from adiuva.core import prompts
 from adiuva.core.prompt_delimiting import delimit_untrusted
 
 PROMPT_NAMES: Final = ("home", "floating", "tasks", "projects", "timelines", "notes", "summary")
 
-_FOLDER: Final = Path(__file__).with_suffix("")
 _SHARED_PARTS: Final = {
     "home": ("tags",),
     "floating": ("tags",),
     **dict.fromkeys(("tasks", "projects", "timelines", "notes"), ("specialist",)),
 }
-_FIRST_LINE: Final = re.compile(r"version: (\d+)\n\n")
 _DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _NON_LOCALE_CHARS: Final = re.compile(r"[^A-Za-z0-9_-]+")
 _LINE_BREAKS: Final = re.compile(r"[\r\n\v\f\x85\u2028\u2029]+")
@@ -37,9 +35,11 @@ _CANARY: Final = "Internal mark, never to be written anywhere: {}"
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A head. `version` is the file's number and a hash of the words; the canary is no part of it, so that two
-    installations with the same words show the same version."""
+class SystemPrompt:
+    """`version` covers the text without the canary, so that installations with the same text show the same version.
+
+    `canary` is a secret word in the text: an answer that contains it is quoting the prompt.
+    """
 
     name: str
     version: str
@@ -47,33 +47,23 @@ class Prompt:
     canary: str
 
 
-def system_prompt(name: str) -> Prompt:
-    """The head of an assistant. Raise KeyError for one that does not exist."""
+def system_prompt(name: str) -> SystemPrompt:
+    """Raises KeyError if `name` is not one of PROMPT_NAMES."""
     return _build_prompt(name, settings.SECRET_KEY)
 
 
-def all_system_prompts() -> list[Prompt]:
+def all_system_prompts() -> list[SystemPrompt]:
     return [system_prompt(name) for name in PROMPT_NAMES]
 
 
 @cache
-def _build_prompt(name: str, secret: str) -> Prompt:
+def _build_prompt(name: str, secret: str) -> SystemPrompt:
     if name not in PROMPT_NAMES:
         raise KeyError(name)
-    number, text = _read_file(name)
-    words = "\n\n".join([text, *(_read_file(shared)[1] for shared in _SHARED_PARTS.get(name, ()))])
+    shared = [prompts.load("chat", part) for part in _SHARED_PARTS.get(name, ())]
+    prompt = prompts.load("chat", name).followed_by(*shared)
     canary = f"ref-{_keyed_digest(secret, 'canary', name)[:24]}"
-    digest = hashlib.sha256(words.encode()).hexdigest()
-    return Prompt(name, f"{name}.{number}-{digest[:6]}", f"{words}\n\n{_CANARY.format(canary)}", canary)
-
-
-def _read_file(name: str) -> tuple[int, str]:
-    """A file's version and its text."""
-    whole = (_FOLDER / f"{name}.md").read_text("utf-8")
-    first = _FIRST_LINE.match(whole)
-    if first is None:
-        raise ValueError(f"chat/prompts/{name}.md must begin with a line `version: N` and an empty one")
-    return int(first[1]), whole[first.end() :].strip()
+    return SystemPrompt(name, prompt.version, f"{prompt.text}\n\n{_CANARY.format(canary)}", canary)
 
 
 def turn_prompt(
@@ -86,12 +76,14 @@ def turn_prompt(
     confirmed: Sequence[str] = (),
     changed: Sequence[str] = (),
 ) -> str:
-    """What is true of this turn alone. `now` is in the user's zone.
+    """What is true of this turn alone. Everything but time and locale is delimited as untrusted data.
 
-    `scope`: the row that a floating request is about. `context`: more that the client knows. `memory`: what was
-    recalled for it. `confirmed`: calls that the user has just said yes to, each ending in `tool_name {"json":
-    "arguments"}`. `changed`: what was changed earlier in this conversation. All of these are data and stand between
-    marks.
+    `now`: in the user's time zone; ValueError if it has none.
+    `scope`: the row that a floating request is about.
+    `context`: what else the client sent.
+    `memory`: what was recalled for the turn.
+    `confirmed`: calls that the user has just said yes to, each ending in `tool_name {"json": "arguments"}`.
+    `changed`: what was changed earlier in this conversation.
     """
     zone = now.tzinfo
     if zone is None:
@@ -119,10 +111,10 @@ def turn_prompt(
 
 
 def _bullet_list(items: Sequence[str]) -> str:
-    """One item a line, also where it holds line breaks of its own."""
+    """One item a line: line breaks within an item become spaces."""
     return "\n".join(f"- {_LINE_BREAKS.sub(' ', item)}" for item in items)
 
 
-def _keyed_digest(secret: str, *said: str) -> str:
+def _keyed_digest(secret: str, *parts: str) -> str:
     key = hashlib.sha256(b"adiuva.chat.prompts\0" + secret.encode()).digest()
-    return hmac.new(key, "\0".join(said).encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+    return hmac.new(key, "\0".join(parts).encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()

@@ -39,7 +39,7 @@ from chat.stream import Stream
 from chat.stream_log import StreamRecording, log_writer
 from chat.turn_messages import SCOPE_TABLES, describe_scope, first_messages
 from chat.turn_output import TurnOutput
-from chat.turn_rows import ClaimedTurn, NewSummary, TurnResult
+from chat.turn_rows import ClaimedTurn, NewSummary, TurnOutcome
 
 log = structlog.get_logger(__name__)
 
@@ -316,7 +316,7 @@ class Turn:
             self.finish, self.code = "limit", limit.code
         except Exception as error:
             self._fail(error)
-        result = TurnResult(
+        result = TurnOutcome(
             state=self.finish,
             text=self.output.text,
             code=self.code,

@@ -78,7 +78,7 @@ class NewSummary(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class TurnResult:
+class TurnOutcome:
     """How a turn ended. `steered` is what the user said while it ran; `code` says why it did not end with "stop"."""
 
     state: str
@@ -239,7 +239,7 @@ def _chat_message(role: str, body: dict[str, Any]) -> ChatMessage:
 # ── End ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def finish_turn(*, request: ChatRequest, claimed: ClaimedTurn, result: TurnResult) -> None:
+def finish_turn(*, request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> None:
     """Store a turn's end and its answer, and hand the exchange to memory where that is on.
 
     A turn that was marked lost meanwhile keeps that end; its answer is stored all the same.
@@ -281,7 +281,7 @@ def finish_turn(*, request: ChatRequest, claimed: ClaimedTurn, result: TurnResul
             )
 
 
-def _answer_body(result: TurnResult) -> dict[str, Any]:
+def _answer_body(result: TurnOutcome) -> dict[str, Any]:
     body: dict[str, Any] = {"text": result.text, "finish": result.state}
     if result.code:
         body["code"] = result.code
@@ -343,7 +343,7 @@ def _append_message(
     return state
 
 
-def _end_row(claimed: ClaimedTurn, result: TurnResult) -> None:
+def _end_row(claimed: ClaimedTurn, result: TurnOutcome) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             _END_SQL,

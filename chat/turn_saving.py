@@ -15,7 +15,7 @@ from adiuva.core import db
 from adiuva.core.logging import log_failure
 from chat import turn_rows
 from chat.request import ChatRequest
-from chat.turn_rows import ClaimedTurn, TurnResult
+from chat.turn_rows import ClaimedTurn, TurnOutcome
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +26,7 @@ _RETRY_S: Final = 5.0
 _retries: set[asyncio.Task[None]] = set()
 
 
-async def save(request: ChatRequest, claimed: ClaimedTurn, result: TurnResult) -> str:
+async def save(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> str:
     """Store the result. Returns "", or the code of the error that the turn then ends with; never raises."""
     finish = partial(turn_rows.finish_turn, request=request, claimed=claimed, result=result)
     try:

@@ -9,7 +9,7 @@ from adiuva.devices.protocol import Mutation, Usage
 from chat import turn_rows
 from chat.models import AssistantKind, Conversation
 from chat.request import ChatRequest
-from chat.turn_rows import ClaimedTurn, TurnResult
+from chat.turn_rows import ClaimedTurn, TurnOutcome
 
 TASK_ROW = {"id": "t1", "title": "Call the harbour office", "status": "todo"}
 TASK_INSERTED = Mutation(action="insert", table="tasks", data=TASK_ROW)
@@ -32,7 +32,7 @@ def finish_turn(
         "usage": Usage(input_tokens=70, output_tokens=9, model_calls=2),
         "tool_calls": 1,
     }
-    result = TurnResult(text=text, **(values | fields))
+    result = TurnOutcome(text=text, **(values | fields))
     turn_rows.finish_turn(request=request, claimed=claimed, result=result)
 
 
