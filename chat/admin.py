@@ -1,4 +1,4 @@
-"""Staff see that and when somebody chatted, and how turns ended. What was said stays sealed, titles too."""
+"""Admin of conversations and turns: when somebody chatted and how turns ended; texts and titles stay sealed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The turn loop: the model speaks, its tools are carried out together, it speaks again, until it has its answer.
+"""The agent loop: the model answers, its tool calls run concurrently, it answers again, until it calls no more tools.
 
 It works on LangChain's messages and tools, so any LangChain tool can join an assistant. What a model asks for is
-untrusted: a tool that does not exist, arguments that do not fit and a tool that fails are told to the model in words,
-and the turn goes on until it has an answer or comes to a limit.
+untrusted: if a tool does not exist, its arguments do not fit or it fails, the model is told so in words, and the loop
+continues until there is an answer or a limit is reached.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ValidationError
 
 from adiuva import llm
-from adiuva.core.logging import log
+from adiuva.core.logging import log_failure
 from chat.prompts import SystemPrompt
 
-_WRITE_GRACE_S: Final = (
-    2.0  # for a write under way when its turn is cancelled, so that what happened is known
-)
-_MAX_CALLS_PER_ANSWER: Final = 64  # in one answer of a model
+# How long a cancelled turn waits for a write that is under way, so that it knows what happened.
+_WRITE_GRACE_S: Final = 2.0
+_MAX_CALLS_PER_ANSWER: Final = 64
 _WRITES: Final = frozenset({"insert", "update", "delete"})
 
 
 class LimitReached(Exception):
-    """The turn came to one of its limits; `code` says which."""
+    """The turn reached one of its limits; `code` says which."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -45,7 +44,7 @@ class Assistant:
         self.prompt = prompt
         self.tools = {tool.name: tool for tool in tools}
         self.schemas: list[dict[str, Any]] = [convert_to_openai_tool(tool) for tool in tools]
-        # LangChain makes these anew each time it is asked.
+        # Built once because LangChain builds them again at each access.
         self._checks = {tool.name: tool.tool_call_schema for tool in tools}
         self._arguments = {
             schema["function"]["name"]: schema["function"].get("parameters", {}).get("properties", {})
@@ -53,10 +52,10 @@ class Assistant:
         }
 
     def call_problem(self, name: str, arguments: dict[str, Any]) -> str:
-        """Why a call cannot be carried out, in words for the model; "" when it can."""
+        """Why a call cannot be carried out, in words for the model; "" if it can."""
         if name not in self.tools:
             return f"there is no such tool; there are {', '.join(self.tools)}"
-        # LangChain would pass over an argument that the tool does not have, and the model believe that it was heeded.
+        # LangChain would drop an unknown argument, and the model would believe that it had an effect.
         if unknown := arguments.keys() - self._arguments[name].keys():
             known = ", ".join(self._arguments[name]) or "none"
             return f"there is no argument {', '.join(sorted(unknown))}; there are {known}"
@@ -89,12 +88,12 @@ class ToolInvocation:
 
     @property
     def label(self) -> str:
-        """What a person is shown while it runs."""
+        """What the user is shown while it runs."""
         return str((self.tool.metadata or {}).get("label", ""))
 
     @property
     def row_argument(self) -> str:
-        """The argument that names the row it is about."""
+        """The argument that names the row that the call is about."""
         return str((self.tool.metadata or {}).get("key", "id"))
 
 
@@ -104,10 +103,12 @@ async def _allow_all(calls: Sequence[ToolInvocation]) -> dict[str, str]:
 
 @dataclass
 class TurnContext:
-    """What all model calls of a turn share, its sub-agents' too.
+    """What all model calls of a turn share, those of its sub-agents included.
 
-    `allow` is asked before calls are carried out and returns, by call id, why one may not be. `used` hears of them.
-    `config` is what tools get. Usage counts what was used so far.
+    `tool_config`: what tools find in their config.
+    `authorize`: called before tools run; returns by call id why a call may not run.
+    `on_tool_start`: called for each call that runs.
+    `usage`, `model_calls`, `tool_calls`: counted so far.
     """
 
     model: llm.ChatModel
@@ -127,8 +128,11 @@ class TurnContext:
 
 @dataclass
 class OutputHooks:
-    """Where an assistant's words go: `say` gets text as it streams, `pause` the end of each of its answers; `heard`
-    gives what the user has said meanwhile."""
+    """What the loop does with an assistant's text.
+
+    `on_text` gets it as it streams, `on_answer_end` is called after each answer of the model, and `take_steers` returns
+    what the user has said meanwhile.
+    """
 
     on_text: Callable[[str], None] = lambda text: None
     on_answer_end: Callable[[], None] = lambda: None
@@ -138,7 +142,7 @@ class OutputHooks:
 async def run_agent_loop(
     assistant: Assistant, messages: list[BaseMessage], context: TurnContext, hooks: OutputHooks
 ) -> str:
-    """The last answer's text; `messages` grows. Raise Limit, or a ModelError."""
+    """Returns the last answer's text; appends to `messages`. Raises LimitReached or a ModelError."""
     while True:
         answer = await _call_model(assistant, messages, context, hooks)
         messages.append(answer)
@@ -156,7 +160,7 @@ async def _call_model(
     context.count_model_call()
     texts: list[str] = []
     calls: list[llm.ToolCall] = []
-    # Closed at once, also when `say` has had enough: the request to the model ends with it.
+    # Closed at once, also when `on_text` raises, so that the request to the model ends.
     async with aclosing(context.model.stream(to_wire(messages), tools=assistant.schemas)) as source:
         async for deltas in source:
             for delta in deltas:
@@ -230,11 +234,11 @@ async def _run_concurrently(
         context.on_tool_start(call)
         tasks[loop.create_task(_run_tool(call, context), name=f"tool {call.tool.name}")] = call
     try:
-        # No gather: that would cancel them all at once.
+        # Not gather, which would cancel all of them at once.
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         return {call.id: task.result() for task, call in tasks.items() if task.done()}
     except BaseException:
-        # Cancelled, or a limit in a sub-agent. What may be happening on the device is waited for a little.
+        # Cancelled, or a sub-agent reached a limit. Writes may be under way on the device: wait a little for them.
         writing = {task for task, call in tasks.items() if call.action in _WRITES and not task.done()}
         for task in tasks.keys() - writing:
             task.cancel()
@@ -255,10 +259,9 @@ async def _run_tool(call: ToolInvocation, context: TurnContext) -> ToolMessage:
     except ValidationError as error:
         return _failure_message(call.id, _validation_text(error))
     except (LimitReached, llm.ModelError):
-        raise  # of a sub-agent: they are the turn's
+        raise  # raised in a sub-agent; they end the whole turn
     except Exception as error:
-        # No text of it: it could quote the user's data.
-        log.error("chat.tool_broke", tool=call.tool.name, error=type(error).__name__)
+        log_failure("tool.broke", error, tool=call.tool.name)
         return _failure_message(call.id, "the tool broke; it is not known whether anything was changed")
     return found if isinstance(found, ToolMessage) else ToolMessage(str(found), tool_call_id=call.id)
 
@@ -281,7 +284,7 @@ def _failure_message(call_id: str | None, reason: str) -> ToolMessage:
 
 
 def to_wire(messages: Sequence[BaseMessage]) -> list[llm.Message]:
-    """LangChain's messages as a model endpoint takes them."""
+    """LangChain's messages in the format of a model endpoint."""
     return [_wire_message(message) for message in messages]
 
 
@@ -309,7 +312,7 @@ def _wire_message(message: BaseMessage) -> llm.Message:
 
 
 def _wire_tool_call(key: str | None, name: str | None, arguments: str | None) -> llm.WireToolCall:
-    # What is no JSON object goes back as an empty one: providers refuse the whole request for it.
+    # Arguments that are not a JSON object are sent back as an empty one: providers reject the whole request otherwise.
     return llm.ToolCall(
         key or "", name or "", arguments if arguments and _parse_arguments(arguments) else "{}"
     ).wire()

@@ -1,4 +1,4 @@
-"""Who answers: Home and Floating, and the specialists that they may hand work to."""
+"""The assistants: the supervisors Home and Floating, and the specialists that they delegate to."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What a turn's tools work with: the line to the user's device, the user's clock, the account of what was read and
-changed.
+"""What a turn's tools work with: the link to the user's device, the user's clock, and what was read and changed.
 
-A device's answer is data of an untrusted author: what is not an answer to what was asked is said to be that, in the
-same plain sentences as a device that is away, and never looks like an empty list.
+A device's answer is untrusted data. If it does not fit the call, the model is told so in plain words, as it is when the
+device is away; such an answer never looks like an empty list.
 """
 
 from __future__ import annotations
@@ -33,13 +32,17 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
     "taskComments": ("comment", "comments"),
     "clients": ("client", "clients"),
 }
-MAX_TITLE_CHARS: Final = 200  # characters of a title, as it is shown
-_MAX_RECENT_ROWS: Final = 1_000  # rows that `said` looks into
-_MAX_NAME_ROWS: Final = 1_000  # projects or clients that are read for their names
-_MAX_CALL_BYTES: Final = MAX_FRAME_BYTES - 16 * 1024  # leaves room for the envelope
-# An id is written between brackets and commas, and a client finds it between tags.
+# A title is shown to the model up to this length.
+MAX_TITLE_CHARS: Final = 200
+# `has_recent_word` searches the last rows that the device returned.
+_MAX_RECENT_ROWS: Final = 1_000
+# Projects or clients that are read along for their names.
+_MAX_NAME_ROWS: Final = 1_000
+# A call's data and filters; the rest of the frame is left for its envelope.
+_MAX_CALL_BYTES: Final = MAX_FRAME_BYTES - 16 * 1024
+# Ids are written between brackets and commas, and clients look for them between tags.
 _ROW_ID = re.compile(r"[^\s\[\]<>,\"]{1,200}")
-# Marks without a width: they hide text, turn it around or carry some that nobody sees. Joiners belong to scripts.
+# Zero-width characters that hide, reverse or smuggle text. Joiners are not among them: some scripts need them.
 _INVISIBLE = re.compile(
     "[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
@@ -57,11 +60,11 @@ _UNREADABLE: Final = "Failed: the device gave an answer that cannot be read"
 
 
 class DeviceRefused(ToolException):
-    """The device's own error."""
+    """The device answered with an error of its own."""
 
 
 def one_line(text: object, most: int = MAX_TITLE_CHARS) -> str:
-    """A text of the user's data on one line, so that it cannot pose as a line, or as a row's id, of ours."""
+    """A text from the user's data on one line, so that it cannot pose as another line, or as a row's id."""
     if not isinstance(text, str):
         return ""
     text = text[: 4 * most]
@@ -74,9 +77,9 @@ def one_line(text: object, most: int = MAX_TITLE_CHARS) -> str:
 
 
 class DeviceSession:
-    """`mutations` holds what happened, each row as the device returned it; a delete has its id.
+    """`mutations`: the changes of this turn, each row as the device returned it; of a deleted row, its id.
 
-    `titles` says what every row is called, by id, that a tool returned or changed in this turn.
+    `titles`: the title, by id, of every row that a tool returned or changed in this turn.
     """
 
     def __init__(self, link: DeviceLink, *, zone: ZoneInfo, now: datetime) -> None:
@@ -84,8 +87,8 @@ class DeviceSession:
         self.today: date = now.astimezone(zone).date()
         self.mutations: list[Mutation] = []
         self.titles: dict[str, str] = {}
-        self._tables: dict[str, str] = {}  # id → table, for all that is in `titles`
-        self._named: set[str] = set()  # tables whose names were read
+        self._tables: dict[str, str] = {}  # by row id, for all rows in `titles`
+        self._named: set[str] = set()  # tables whose rows were read for their names
         self._rows: deque[Data] = deque(maxlen=_MAX_RECENT_ROWS)
 
     async def call(
@@ -100,13 +103,13 @@ class DeviceSession:
             answer = await self.link.call(call)
         except AdiuvaError as error:
             raise _tool_error(error, action) from None
-        outcome = self._judge(call, answer)
+        outcome = self._check_answer(call, answer)
         if isinstance(outcome, ToolException):
             raise outcome
         return outcome
 
     async def call_many(self, calls: Sequence[ToolCall]) -> list[ToolResultBody | ToolException]:
-        """An outcome for each call, in one frame where the device takes several at once."""
+        """An outcome for each call; sent in one frame if the device accepts batches."""
         outcomes: dict[str, ToolResultBody | ToolException] = {}
         for call in calls:
             if (unfit := _check_sendable(call)) is not None:
@@ -121,16 +124,16 @@ class DeviceSession:
                 if isinstance(answer, AdiuvaError):
                     outcomes[call.id] = _tool_error(answer, call.action)
                 else:
-                    outcomes[call.id] = self._judge(call, answer)
+                    outcomes[call.id] = self._check_answer(call, answer)
         return [outcomes[call.id] for call in calls]
 
     async def select(
         self, table: TableName, *filters: Data, limit: int, names_of: TableName | None = None
     ) -> list[Data]:
-        """Rows of one select for each of `filters`, each row once.
+        """The rows that match any of `filters`, each row once.
 
-        The names of the rows that they belong to (`names_of`) are read along, in the same frame and once a turn;
-        without them the rows are as good.
+        The names of the rows they refer to, in the table `names_of`, are read in the same frame, once a turn. If that
+        fails, the rows are returned without them.
         """
         calls = [new_call("select", table, filters=given, limit=limit) for given in filters]
         if names_of is not None and names_of not in self._named:
@@ -153,7 +156,7 @@ class DeviceSession:
         return list(found.values())
 
     async def title_of(self, table: str, key: str) -> str | None:
-        """What a row is called, asked of the device if it has not been seen yet; None: there is no such row."""
+        """A row's title, read from the device if this turn has not seen it yet; None if there is no such row."""
         if key in self.titles and self._tables[key] == table:
             return self.titles[key]
         if table not in TABLES or not is_row_id(key):
@@ -162,7 +165,7 @@ class DeviceSession:
         return self.titles[key] if answer.row is not None else None
 
     def has_recent_word(self, word: str) -> bool:
-        """Whether a word stands in one of the last rows that were returned, so that it is the user's own."""
+        """Whether one of the last rows that were returned contains the word, so that it comes from the user's data."""
         if not word:
             return False
         pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
@@ -170,25 +173,25 @@ class DeviceSession:
             isinstance(value, str) and pattern.search(value) for row in self._rows for value in row.values()
         )
 
-    def _judge(self, call: ToolCall, answer: ToolResultBody) -> ToolResultBody | ToolException:
-        """The answer, and what it says entered in the books; or why it is none."""
+    def _check_answer(self, call: ToolCall, answer: ToolResultBody) -> ToolResultBody | ToolException:
+        """The answer, after recording its rows and changes; or an exception that says why it does not fit."""
         if answer.error is not None:
             reason = one_line(answer.error, 300).rstrip(".") or "it gave no reason"
             return DeviceRefused(f"Failed: the device refused: {reason}.")
         key = (call.data or {}).get("id")
         match call.action, answer:
             case "select", ToolResultBody(rows=list() as rows) if all(_is_valid_row(row) for row in rows):
-                self._see(call.table, rows)
+                self._record_rows(call.table, rows)
             case "get", ToolResultBody(row=None) if _is_empty_result(answer):
                 pass
             case "get", ToolResultBody(row=dict() as row) if _is_valid_row(row, key):
-                self._see(call.table, [row])
+                self._record_rows(call.table, [row])
             case ("insert", ToolResultBody(row=dict() as row)) if _is_valid_row(row):
-                self._changed("insert", call.table, row)
+                self._record_change("insert", call.table, row)
             case ("update", ToolResultBody(row=dict() as row)) if _is_valid_row(row, key):
-                self._changed("update", call.table, row)
+                self._record_change("update", call.table, row)
             case "delete", ToolResultBody(deleted=True):
-                self._changed("delete", call.table, {"id": key})
+                self._record_change("delete", call.table, {"id": key})
             case "delete", ToolResultBody(deleted=False):
                 return ToolException(missing_row_text(call.table, key))
             case "vector_upsert", ToolResultBody(ok=True):
@@ -203,7 +206,7 @@ class DeviceSession:
                 return ToolException(f"{_UNREADABLE}.")
         return answer
 
-    def _see(self, table: TableName | None, rows: Sequence[Data]) -> None:
+    def _record_rows(self, table: TableName | None, rows: Sequence[Data]) -> None:
         assert table is not None
         column = TABLES[table].title
         for row in rows:
@@ -212,32 +215,32 @@ class DeviceSession:
             self._tables[key] = table
         self._rows.extend(rows)
 
-    def _changed(self, action: Any, table: TableName | None, data: Data) -> None:
+    def _record_change(self, action: Any, table: TableName | None, data: Data) -> None:
         assert table is not None
         self.mutations.append(Mutation(action=action, table=table, data=data))
         if action != "delete":
-            self._see(table, [data])
+            self._record_rows(table, [data])
 
 
 def device_session_of(config: RunnableConfig) -> DeviceSession:
-    """The desk of the turn that a tool runs in."""
+    """The device session of the turn that a tool runs in."""
     session = config["configurable"]["session"]
     assert isinstance(session, DeviceSession)
     return session
 
 
 def missing_row_text(table: str | None, key: object) -> str:
-    """The sentence for a row that is not there."""
+    """What the model is told about a row that does not exist."""
     return f"Failed: there is no {NOUNS[table or ''][0]} with the id {one_line(key) or '(none)'}."
 
 
 def is_row_id(key: object) -> bool:
-    """Whether an id can be written among ours."""
+    """Whether an id can be written in the texts that the model gets."""
     return isinstance(key, str) and key.isprintable() and _ROW_ID.fullmatch(key) is not None
 
 
 def _is_valid_row(row: Data, key: object = None) -> bool:
-    """Whether it can be spoken of, and is the one that was asked for."""
+    """Whether its id can be written, and is the one that was asked for, if one was."""
     return is_row_id(row.get("id")) and key in (None, row["id"])
 
 
@@ -246,13 +249,13 @@ def _is_empty_result(answer: ToolResultBody) -> bool:
 
 
 def _check_sendable(call: ToolCall) -> ToolException | None:
-    """Why a call cannot be put into a frame: what a model wrote may be anything."""
+    """Why a call cannot be put into a frame, if it cannot: a model may have written anything."""
     try:
         size = len(orjson.dumps([call.data, call.filters]))
     except orjson.JSONEncodeError:
-        return ToolException("Failed: what was given holds characters that are no text.")
+        return ToolException("Failed: the arguments contain characters that are not valid text.")
     if size > _MAX_CALL_BYTES:
-        return ToolException("Failed: what was given is too long for the device.")
+        return ToolException("Failed: the arguments are too long for the device.")
     return None
 
 

@@ -1,4 +1,4 @@
-"""How the end of a turn is put in words, for clients that know no codes."""
+"""Messages for how a turn ended, for clients that do not know the codes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from adiuva.devices.protocol import StreamEnd
 
 _MESSAGES: Final = {
     "device_offline": "Your device is not connected.",
-    "conversation_not_found": "This conversation is no longer there.",
+    "conversation_not_found": "This conversation no longer exists.",
     "invalid": "This message is empty or too long.",
     "bad_frame": "This request could not be read.",
     "too_deep": "This request could not be read.",
     "number_too_large": "This request could not be read.",
     "too_many_requests": "Several of your requests are still running. Please wait for one of them to end.",
     "model_not_configured": "This server has no model configured.",
-    "model_rate_limited": "The model has too much to do right now. Please try again in a minute.",
+    "model_rate_limited": "The model is overloaded right now. Please try again in a minute.",
     "model_timeout": "The model did not answer in time. Please try again.",
     "model_interrupted": "The model's answer broke off. Please try again.",
     "too_many_model_calls": "This took more steps than one request may have, so I stopped. What was done so far stays.",
@@ -26,7 +26,7 @@ _MESSAGES: Final = {
     "unavailable": "The server cannot do this right now. Please try again in a moment.",
     "server_restarting": "The server is restarting. Please try again in a moment.",
     "request_id_reused": "Another request was made under the same id. Please ask again.",
-    "stream_expired": "What was answered is no longer kept here. Please ask again.",
+    "stream_expired": "The answer is no longer stored here. Please ask again.",
     "turn_lost": "The server lost this request. Please check what was done, and ask again.",
 }
 _MODEL_FAILED: Final = "The model cannot be reached right now. Please try again later."
@@ -34,7 +34,7 @@ _UNKNOWN_CODE: Final = "Something went wrong on the server. Please try again."
 
 
 def end_message(end: StreamEnd) -> str:
-    """Why it ended, where that is not simply that all was said; "" otherwise."""
+    """Why a turn ended, if it did not end with a complete answer; "" otherwise."""
     if end.finish not in {"error", "limit"}:
         return ""
     code = end.code or ""

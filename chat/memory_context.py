@@ -1,4 +1,4 @@
-"""What a turn knows from the user's memory, under labels that stand for ids; and the receipt of it."""
+"""What a turn recalls from the user's memory, under labels that stand for ids, and the receipts of that."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from langchain_core.tools import ToolException
 
 from adiuva import llm
 from adiuva.core import db
-from adiuva.core.logging import log
+from adiuva.core.logging import log_failure
 from chat.device_session import one_line
 from chat.request import ChatRequest
 from chat.turn_rows import ClaimedTurn
@@ -26,21 +26,24 @@ from memory.models import SourceKind, Tier
 from memory.recall import RecalledEntry, RecallReader, RecallResult
 from memory.terms import hash_terms
 
-MEMORY: Final = "memory"  # what tools and questions call it, where device tools name a table
+# Where device tools name a table, memory tools and approval questions name this.
+MEMORY: Final = "memory"
 _MAX_RECALL_TOKENS: Final = 1_500
-_MAX_SEARCH_RESULTS: Final = 12  # entries that one call of the tool finds
-_SHORT_MESSAGE_CHARS: Final = 60  # a shorter message may need those before it to be understood
-_PRECEDING_MESSAGES: Final = 2  # of them
-_PRECEDING_CHARS: Final = 400  # of each
+_MAX_SEARCH_RESULTS: Final = 12
+# A shorter message may only be understood with those before it: that many, and of each the last so many characters.
+_SHORT_MESSAGE_CHARS: Final = 60
+_PRECEDING_MESSAGES: Final = 2
+_PRECEDING_CHARS: Final = 400
 _MAX_QUESTION_CHARS: Final = 4_000
-_MIN_USER_SHARE: Final = 0.5  # of what is kept must be the user's words
+# The share of the words to remember that the user must have said.
+_MIN_USER_SHARE: Final = 0.5
 _LABEL: Final = re.compile(r"\s*\[?\s*[mM](\d{1,4})\s*\]?\s*")
 _LABEL_START: Final = re.compile(r"\[(?=\s*[mM]\d)")
 
 
 @dataclass
 class MemoryContext:
-    """`steered` is what the user says meanwhile. `said_yes`: whether they have just said a plain yes."""
+    """`steered`: what the user says while the turn runs. `said_yes`: whether the request is a plain yes."""
 
     request: ChatRequest
     claimed: ClaimedTurn
@@ -50,11 +53,11 @@ class MemoryContext:
     said_yes: bool = False
     _recalled: RecallResult = field(default_factory=RecallResult)
     _known: list[RecalledEntry] = field(default_factory=list)
-    _noting: list[asyncio.Task[None]] = field(default_factory=list)
+    _receipts: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
     def enabled(self) -> bool:
-        """Else nothing is recalled and nothing is kept in this turn."""
+        """If False, nothing is recalled and nothing is remembered in this turn."""
         return self.request.memory and self.claimed.memory
 
     @property
@@ -63,15 +66,15 @@ class MemoryContext:
 
     @property
     def origin(self) -> SourceRef:
-        """Where what is said in this turn is known from."""
+        """The source of what is remembered in this turn."""
         if self.claimed.conversation_id is not None:
             return SourceRef(SourceKind.CONVERSATION, self.claimed.conversation_id, self.claimed.seq)
         return SourceRef(SourceKind.REQUEST, self.claimed.turn_id)
 
-    # What is recalled
+    # ── Recall ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def recall(self, now: datetime) -> str | None:
-        """What the prompt's tail says of it, if anything. Nothing here fails the turn."""
+        """What the turn prompt says of it; None if nothing was. A failure is logged and does not end the turn."""
         if not self.enabled:
             return None
         try:
@@ -86,19 +89,20 @@ class MemoryContext:
                 now=now,
             )
         except Exception as error:
-            # No text of it: it could quote the user.
-            log.error("memory.not_recalled", error=type(error).__name__, user_id=str(self.user_id))
+            log_failure("memory.recall_failed", error, user_id=str(self.user_id))
             return None
         return self._lines(self._recalled) or None
 
     def start_receipt(self) -> None:
-        """What was recalled goes to the model: that is written down while it is read."""
+        """Write the receipt of what was recalled, while the model reads it."""
         if self._recalled.entries or self._recalled.withheld:
-            noting = asyncio.get_running_loop().create_task(self._note(self._recalled), name="receipt")
-            self._noting.append(noting)
+            receipt = asyncio.get_running_loop().create_task(
+                self._write_receipt(self._recalled), name="receipt"
+            )
+            self._receipts.append(receipt)
 
     async def search(self, question: str) -> str:
-        """What fits a question of the model's; "" if nothing does."""
+        """What matches a question of the model's; "" if nothing does."""
         recalled = await db.run(
             recall.search_for_model,
             user_id=self.user_id,
@@ -110,15 +114,15 @@ class MemoryContext:
         )
         told = {known.id for known in self._known}
         new = [known for known in recalled.entries if known.id not in told]
-        await self._note(replace(recalled, entries=new))
+        await self._write_receipt(replace(recalled, entries=new))
         return self._lines(recalled)
 
     async def wait_for_receipts(self) -> None:
         """Wait until the receipts are written."""
-        await asyncio.gather(*self._noting)
+        await asyncio.gather(*self._receipts)
 
     async def _vector(self, question: str) -> list[float] | None:
-        """Where it costs a request to somebody, only for those who have something to find that they may read."""
+        """The question's embedding. Where that costs a request, only for users who have embedded entries to find."""
         if (vector := vector_space.embed_now(question)) is not None:
             return vector
         return (
@@ -127,7 +131,7 @@ class MemoryContext:
             else None
         )
 
-    async def _note(self, recalled: RecallResult) -> None:
+    async def _write_receipt(self, recalled: RecallResult) -> None:
         reader = RecallReader(
             user_id=self.user_id,
             provider=self.model.provider,
@@ -138,23 +142,23 @@ class MemoryContext:
         try:
             await db.run(recall.write_receipt, reader, recalled)
         except DatabaseError as error:
-            log.error("memory.no_receipt", error=type(error).__name__, turn=str(self.claimed.turn_id))
+            log_failure("receipt.write_failed", error, turn=str(self.claimed.turn_id))
 
     def _question(self) -> str:
-        """The message; a short one, such as "and that one?", with what was said right before it."""
+        """The message; a short one, such as "and that one?", with the messages right before it."""
         message = self.request.message
         if len(message) >= _SHORT_MESSAGE_CHARS:
             return message[:_MAX_QUESTION_CHARS]
         before = [said.text[-_PRECEDING_CHARS:] for said in self.claimed.history[-_PRECEDING_MESSAGES:]]
         return "\n".join([message, *before])
 
-    # How it is written for a model
+    # ── How entries are written for a model ─────────────────────────────────────────────────────────────
 
     def _lines(self, recalled: RecallResult) -> str:
         return "\n".join(f"- {self.entry_line(known)}" for known in recalled.entries)
 
     def entry_line(self, known: RecalledEntry) -> str:
-        """An entry on one line, behind its label; what it says cannot pose as another."""
+        """An entry on one line, behind its label. Its text cannot pose as another entry."""
         return f"[{self.label(known)}] {entry_text(known)} ({self._when(known)})"
 
     def label(self, known: RecalledEntry) -> str:
@@ -180,21 +184,21 @@ class MemoryContext:
     def _day(self, when: datetime) -> date:
         return when.astimezone(self.zone).date()
 
-    # What the model says of it
+    # ── What the model wants to do with entries ─────────────────────────────────────────────────────────
 
     def entry_by_label(self, label: object) -> RecalledEntry | None:
-        """The entry of a label that this turn has shown, in brackets or not."""
+        """The entry of a label that this turn has shown; the label may be in brackets."""
         found = _LABEL.fullmatch(label) if isinstance(label, str) else None
         place = int(found[1]) - 1 if found else -1
         return self._known[place] if 0 <= place < len(self._known) else None
 
     def is_from_user(self, content: str) -> bool:
-        """Whether at least half of its words stand in what the user has said in this conversation.
+        """Whether the user has said at least half of its words in this conversation.
 
-        A note, a document or a tool's answer may ask a model to remember something; this keeps it from being kept as
-        if the user had said it. An answer of ours that the user has just said a plain yes to counts as theirs. What
-        uses the user's words to say something else passes: no rule of words can tell that. Where something was said in
-        private before, only what is said now counts.
+        A note, a document or a tool's answer may ask a model to remember something; this check keeps it from being
+        stored as if the user had said it. An answer of ours that the user has just said a plain yes to counts as
+        theirs. Content that uses the user's words to say something else passes: no comparison of words can tell. After
+        a private message, only what is said in this turn counts.
         """
         cipher = self.claimed.cipher
         history = [] if self.claimed.has_private else self.claimed.history
@@ -205,27 +209,27 @@ class MemoryContext:
         own = set[int]().union(*(hash_terms(text, cipher) for text in said))
         return bool(wanted) and len(wanted & own) >= _MIN_USER_SHARE * len(wanted)
 
-    # A wish to forget outlives its turn, and labels do not
+    # ── Deferred calls outlive their turn, and labels do not ────────────────────────────────────────────
 
     def with_entry_id(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """A call's arguments with the entry's id for its label."""
+        """A call's arguments, with the entry's id in place of its label."""
         known = self.entry_by_label(arguments.get(MEMORY))
         return arguments | {MEMORY: str(known.id)} if known else arguments
 
     async def with_label(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The same back, with a label of this turn."""
+        """The arguments of `with_entry_id`, with a label of this turn in place of the id."""
         known = await db.run(recall.read_entry, self.user_id, uuid.UUID(arguments[MEMORY]))
         return arguments | {MEMORY: self.label(known) if known else "m0"}
 
 
 def entry_text(known: RecalledEntry, most: int = MAX_CONTENT_CHARS) -> str:
-    """What an entry says, on one line."""
+    """An entry's text, on one line."""
     text = f"{known.key}: {known.content}" if known.key else known.content
     return _LABEL_START.sub("(", one_line(text, most))
 
 
 def memory_context_of(config: RunnableConfig) -> MemoryContext:
-    """The recollection of the turn that a tool runs in. Raise ToolException where the memory is off."""
+    """The memory context of the turn that a tool runs in. Raises ToolException if memory is off."""
     found = config["configurable"][MEMORY]
     assert isinstance(found, MemoryContext)
     if not found.enabled:

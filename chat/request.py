@@ -1,4 +1,4 @@
-"""A request to an assistant, wherever it came from."""
+"""A chat request, from the socket or from REST."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MAX_MESSAGE_CHARS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What somebody wants, and of which device.
+    """What a user asks an assistant, and with the data of which device.
 
-    `device_id`: the row id of the device whose data it is about; None takes whichever of the user's was seen last.
-    `starts_conversation`: whether a request that names no conversation and brings no history begins one.
+    `device_id`: the row id of the device whose data it is about; None for the user's device that was seen last.
+    `starts_conversation`: whether a request without conversation and history starts a conversation.
     `can_ask_approval`: whether the device can show an approval_request.
-    `context`: more that the client knows, as text: data, not instructions.
-    `memory`: whether it may be remembered, and what is remembered be recalled for it.
+    `context`: what else the client knows, as text. The model gets it as data, not as instructions.
+    `memory`: whether the request may be remembered, and memories recalled for it.
     """
 
     user_id: uuid.UUID

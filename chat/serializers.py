@@ -1,4 +1,4 @@
-"""The chat's REST forms."""
+"""REST serializers of conversations and of POST /chat."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_CONTEXT_BYTES = 256 * 1024
 
 
 class ConversationSerializer(serializers.ModelSerializer[Conversation]):
-    # Titles come opened, in the context.
+    # Decrypted titles come in the context.
     kind = serializers.ChoiceField(choices=AssistantKind.choices, read_only=True)
     title = serializers.SerializerMethodField(help_text="Empty until the first answer.")
 
@@ -80,7 +80,7 @@ class ConversationChangesSerializer(serializers.Serializer[Any]):
 
 
 class _AnyJSONField(serializers.JSONField):
-    """JSON of any shape. Python's own reader and writer give up on what nests very deep."""
+    """JSON of any shape. Python's own JSON module raises RecursionError if it nests too deep."""
 
     def to_internal_value(self, data: Any) -> Any:
         try:

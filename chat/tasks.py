@@ -9,12 +9,12 @@ from django.conf import settings
 
 from chat import turn_rows
 
-_AFTER_DEADLINE_S = 60.0
+_DEADLINE_MARGIN_S = 60.0
 
 
 @shared_task(name="chat.sweep")
 def sweep() -> None:
-    """A turn ends itself at its deadline: whatever still runs well after it has lost its process."""
+    """End turns that run well past their deadline: a turn ends itself there, so they have lost their process."""
     turn_rows.end_lost_turns(
-        older_than=dt.timedelta(seconds=settings.CHAT["turn_deadline_s"] + _AFTER_DEADLINE_S)
+        older_than=dt.timedelta(seconds=settings.CHAT["turn_deadline_s"] + _DEADLINE_MARGIN_S)
     )

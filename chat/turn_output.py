@@ -1,4 +1,4 @@
-"""What a turn says to its user: sanitized, begun once, in paragraphs."""
+"""A turn's text on its way to the user: sanitized, announced once, and in paragraphs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from chat.request import ChatRequest
 from chat.stream import Stream
 from chat.turn_rows import ClaimedTurn
 
-log = structlog.get_logger("adiuva.chat")
+log = structlog.get_logger(__name__)
 
 _MAX_CHARS: Final = 200_000
 
-# What a request about the whole workspace is about, where its answer begins before any tool was used.
+# Guesses the domain of a floating request about the whole workspace, if its answer begins before any tool was called.
 _DOMAIN_WORDS: Final[tuple[tuple[re.Pattern[str], Domain], ...]] = (
     (re.compile(r"\b(?:notes?|notiz\w*|appunt\w*)\b", re.IGNORECASE), "notes"),
     (re.compile(r"\b(?:timelines?|milestones?|meilenstein\w*|scadenz\w*)\b", re.IGNORECASE), "timelines"),
@@ -33,22 +33,23 @@ _DOMAIN_WORDS: Final[tuple[tuple[re.Pattern[str], Domain], ...]] = (
 )
 _TAG = re.compile(r"<(task|project|note|timeline)>\[([^\]<>]*)\]</\1>")
 _ID = re.compile(r"\[id ([^\]\s]+)\]")
-_OPAQUE_ID = re.compile(r"[0-9A-Fa-f-]{16,}")  # else a client's request id, which may be ordinary words
+# A request id that does not look like this was chosen by the client and may be an ordinary word: it is not withheld.
+_OPAQUE_ID = re.compile(r"[0-9A-Fa-f-]{16,}")
 _IDENTIFIER = re.compile(r"\w*_\w*")
 
 
 @cache
-def _guard() -> LeakPatterns:
-    heads = all_system_prompts()
+def _leak_patterns() -> LeakPatterns:
+    prompts = all_system_prompts()
     return LeakPatterns(
-        prompts=[*(head.text for head in heads), *(tool.description for tool in TOOLS)],
-        canaries=[head.canary for head in heads],
+        prompts=[*(prompt.text for prompt in prompts), *(tool.description for tool in TOOLS)],
+        canaries=[prompt.canary for prompt in prompts],
         tool_names=[tool.name for tool in TOOLS],
     )
 
 
 class TurnOutput:
-    """`begin` it, then `say` what the model says; `pause` ends one of the model's answers."""
+    """`start` it, then `write` the model's text; `end_answer` ends one of the model's answers."""
 
     def __init__(self, stream: Stream, request: ChatRequest, claimed: ClaimedTurn) -> None:
         self._stream, self._request, self._claimed = stream, request, claimed
@@ -56,17 +57,19 @@ class TurnOutput:
         self._sanitizer: Sanitizer | None = None
         self._texts: list[str] = []
         self._chars = 0
-        self._begun_to_speak = self._between = False
+        self._started = self._between = False
         self._label = ""
 
     @property
     def text(self) -> str:
-        """What the user was shown so far."""
+        """What the user has been shown so far."""
         return "".join(self._texts)
 
     def set_known_ids(self, session: DeviceSession, summary: str = "") -> None:
-        """What the desk reads from now on is the user's own, and its ids may be shown in tags, as those may that this
-        conversation has shown before, in `summary` too."""
+        """Set which row ids may appear in tags: those that `session` has read, and those shown before.
+
+        Ids were shown before in this conversation's messages and in `summary`, which stands for older ones.
+        """
         request, claimed = self._request, self._claimed
         self._session = session
         earlier: dict[str, str] = {}
@@ -94,38 +97,40 @@ class TurnOutput:
         return word in self._own_words or (self._session is not None and self._session.has_recent_word(word))
 
     def start(self, domain: Domain | None = None) -> None:
-        """Say, once, that the answer begins; of a floating request first what it is about."""
-        if self._begun_to_speak:
+        """Announce, once, that the answer begins; of a floating request, its domain first."""
+        if self._started:
             return
-        self._begun_to_speak = True
+        self._started = True
         if self._request.kind == AssistantKind.FLOATING:
-            self._stream.domain(domain or self._guess())
+            self._stream.domain(domain or self._guess_domain())
         conversation = self._claimed.conversation_id
         self._stream.start(str(conversation) if conversation else None)
 
-    def _guess(self) -> Domain:
+    def _guess_domain(self) -> Domain:
         return next(
             (domain for pattern, domain in _DOMAIN_WORDS if pattern.search(self._request.message)), "tasks"
         )
 
     def write(self, text: str) -> None:
-        """Raise Limit when it is too much."""
+        """Raises LimitReached if the answer grows too long."""
         if self._sanitizer is None:
-            self._sanitizer = Sanitizer(_guard(), known=self._known, private=self._private, own=self._is_own)
+            self._sanitizer = Sanitizer(
+                _leak_patterns(), known=self._known, private=self._private, own=self._is_own
+            )
         self._show(self._sanitizer.feed(text))
 
     def end_answer(self) -> None:
-        """The model has ended one of its answers: nothing is held back any longer."""
+        """Show what the sanitizer still holds back, because the model has ended one of its answers."""
         if (sanitizer := self._sanitizer) is None:
             return
         self._sanitizer = None
         self._show(sanitizer.finish())
         self._between = bool(self._texts)
         if sanitizer.removed:
-            log.info("chat.text_withheld", turn=str(self._claimed.turn_id), **sanitizer.removed)
+            log.info("turn.text_withheld", turn=str(self._claimed.turn_id), **sanitizer.removed)
 
     def append_paragraph(self, text: str) -> None:
-        """Words of ours, as a paragraph after the model's."""
+        """Add a text of the server's as a paragraph after the model's."""
         self._between = bool(self._texts)
         self._show(text)
 
@@ -133,7 +138,7 @@ class TurnOutput:
         if not text:
             return
         self.start()
-        if self._between:  # what the model says after its tools is another paragraph
+        if self._between:  # the text after a tool call is another paragraph
             self._between = False
             text = text if self._texts[-1].endswith("\n") else f"\n\n{text}"
         self._chars += len(text)
@@ -143,7 +148,7 @@ class TurnOutput:
         self._stream.write(text)
 
     def status(self, label: str) -> None:
-        """What is being done, for people; each once in a row."""
-        if label and self._begun_to_speak and label != self._label:
+        """Show the user what is being done, unless that is shown already."""
+        if label and self._started and label != self._label:
             self._label = label
             self._stream.status(label)

@@ -1,4 +1,4 @@
-"""Conversations over REST, and a whole turn in one request. Every query starts from the request's user."""
+"""REST views of conversations, and of a whole turn in one request. Every query starts from the request's user."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class NoDevice(Unavailable):
 
 
 class TurnFailed(AdiuvaError):
-    """A turn that ended with an error. What was said and changed before that is told with it."""
+    """A turn ended with an error. The response holds what was said and changed until then."""
 
     def __init__(self, code: str, message: str, **so_far: Any) -> None:
         super().__init__(message, **so_far)
@@ -172,7 +172,9 @@ class ChatView(GenericAPIView[Any]):
         },
     )
     def post(self, request: Request) -> Response:
-        from chat import turn_registry  # brings LangChain, which commands that load the URLs do without
+        from chat import (
+            turn_registry,
+        )  # imports LangChain, which commands that only load the URLs do not need
 
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
@@ -186,7 +188,7 @@ class ChatView(GenericAPIView[Any]):
 
 
 def _response_body(answer: TurnResult) -> dict[str, Any]:
-    """Raise TurnFailed for a turn that ended with an error."""
+    """Raises TurnFailed if the turn ended with an error."""
     so_far: dict[str, Any] = {
         "response": answer.text,
         "mutations": [mutation.model_dump() for mutation in answer.mutations],

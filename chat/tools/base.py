@@ -1,4 +1,4 @@
-"""What all device tools are made with: their decorator, the kinds of their arguments, arguments to columns."""
+"""Shared parts of the device tools: their decorator, argument types, and the way from arguments to columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from chat.tools import dates
 MAX_TITLE_CHARS: Final = 1_000
 CLEAR_WORD: Final = "none"
 
-# What may be left out may be null as well, but a model need not read that.
+# Optional arguments may also be null; that is left out of the schema that a model reads.
 OrNull: TypeAlias = SkipJsonSchema[None]
 
 
@@ -39,11 +39,14 @@ LastDate = Annotated[str | OrNull, Field(description="last date")]
 
 
 class DeviceTool(StructuredTool):
-    """A LangChain tool that calls its coroutine straight, past LangChain's callbacks: nothing of a user's rows can
-    reach a tracer that way, and a call costs 0.5 ms of CPU less (a list of 20 tasks: 0.2 instead of 0.7)."""
+    """A LangChain tool that calls its coroutine directly, past LangChain's callbacks.
+
+    Nothing of a user's rows can reach a tracer that way, and a call costs 0.5 ms of CPU less (a list of 20 tasks: 0.2
+    instead of 0.7).
+    """
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """`input` is a tool call, which is answered with a ToolMessage, or arguments, which are with a text."""
+        """Returns a ToolMessage if `input` is a tool call, and a text if it is the arguments alone."""
         assert self.coroutine is not None and isinstance(self.args_schema, type)
         assert issubclass(self.args_schema, BaseModel)
         is_call = input.get("type") == "tool_call"
@@ -56,10 +59,10 @@ class DeviceTool(StructuredTool):
 def device_tool(
     table: TableName, action: Action, label: str, *, key: str | None = None
 ) -> Callable[[Callable[..., Coroutine[Any, Any, str]]], DeviceTool]:
-    """A LangChain tool of a coroutine; its docstring is what a model reads.
+    """Makes a LangChain tool of a coroutine, whose docstring is what a model reads.
 
-    `action` is what it does to `table` on the device, `key` the argument that names the row, `label` what a person is
-    shown while it runs.
+    `action` is what it does to `table` on the device, `key` the argument that names the row, and `label` what the user
+    is shown while it runs.
     """
 
     def make(function: Callable[..., Coroutine[Any, Any, str]]) -> DeviceTool:
@@ -74,12 +77,12 @@ def device_tool(
 
 
 def given_filters(**given: Any) -> Data:
-    """The filters that were given."""
+    """The filters without those that are None or empty."""
     return {name: value for name, value in given.items() if value not in (None, "")}
 
 
 def insert_columns(session: DeviceSession, table: TableName, **given: Any) -> Data:
-    """An insert's columns. Raise ToolException for one that is missing or cannot be."""
+    """An insert's columns. Raises ToolException if a required one is missing or a value is invalid."""
     data = {name: value for name, value in _given_columns(session, table, given).items() if value is not None}
     for column in TABLES[table].columns:
         if column.required and column.name not in data:
@@ -88,7 +91,7 @@ def insert_columns(session: DeviceSession, table: TableName, **given: Any) -> Da
 
 
 def update_columns(session: DeviceSession, table: TableName, **given: Any) -> Data:
-    """An update's columns; "none" clears one. Raise ToolException if there is nothing to change."""
+    """An update's columns; the value "none" clears one. Raises ToolException if there is nothing to change."""
     found = _given_columns(session, table, given)
     if not found:
         raise ToolException("Failed: no field was given to change, so nothing was changed.")
@@ -96,7 +99,7 @@ def update_columns(session: DeviceSession, table: TableName, **given: Any) -> Da
 
 
 def _given_columns(session: DeviceSession, table: TableName, given: Mapping[str, Any]) -> Data:
-    """What is None or empty counts as not given: weak models fill in every argument."""
+    """The columns without those that are None or empty, because weak models fill in every argument."""
     found: Data = {}
     for name, value in given.items():
         column = TABLES[table].by_name[name]
@@ -137,7 +140,7 @@ def _check_length(text: str, most: int, argument: str) -> None:
 
 
 def _argument_name(column: str) -> str:
-    """A column's name as the tools' arguments have it: dueDate is due_date."""
+    """The name of a column's argument: due_date for dueDate."""
     if column == "aiSummary":
         return "summary"
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in column)

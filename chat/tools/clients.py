@@ -1,4 +1,4 @@
-"""The user's clients."""
+"""Tools for the user's clients."""
 
 from __future__ import annotations
 

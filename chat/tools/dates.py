@@ -1,6 +1,6 @@
-"""Dates in and out: people and models speak of the user's zone, the device holds milliseconds.
+"""Converts dates: people and models write them in the user's time zone, the device stores milliseconds.
 
-A date alone stands for its first moment in the user's zone, which is not midnight everywhere.
+A date alone stands for its first moment in the user's zone, which is not always midnight.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 
 @lru_cache(maxsize=512)
 def day_start_ms(day: date, zone: ZoneInfo) -> int:
-    """A day's first moment. Where clocks skip midnight, the moment after the gap."""
+    """A day's first moment, in milliseconds. Where clocks skip midnight, the moment after the gap."""
     return int(datetime.combine(day, time(), zone).timestamp()) * 1000
 
 
@@ -29,19 +29,19 @@ def day_end_ms(day: date, zone: ZoneInfo) -> int:
 
 
 def parse_start_ms(text: str, zone: ZoneInfo, argument: str) -> int:
-    """What an argument says: a date or a date and time, ISO 8601. Raise ToolException."""
+    """An argument in milliseconds: a date, or a date and time, ISO 8601. Raises ToolException if it is neither."""
     found = _parse(text, zone, argument)
     return found if isinstance(found, int) else day_start_ms(found, zone)
 
 
 def parse_end_ms(text: str, zone: ZoneInfo, argument: str) -> int:
-    """The same for the end of a span: a date means the whole of that day."""
+    """Like `parse_start_ms`, for the end of a span: a date includes the whole day."""
     found = _parse(text, zone, argument)
     return found if isinstance(found, int) else day_end_ms(found, zone)
 
 
 def format_date(value: object, zone: ZoneInfo) -> str | None:
-    """`Fri 2026-11-20`, with the time where the day does not begin then; None for what is no time."""
+    """`Fri 2026-11-20`, with the time unless it is the day's first moment; None if `value` is not a valid time."""
     if not isinstance(value, int) or isinstance(value, bool):
         return None
     try:
@@ -55,7 +55,7 @@ def format_date(value: object, zone: ZoneInfo) -> str | None:
 
 
 def _parse(text: str, zone: ZoneInfo, argument: str) -> date | int:
-    """A date as it is, a date and time in milliseconds. What names no offset is in the user's zone."""
+    """A date, or a date and time in milliseconds. A time without offset is in the user's zone."""
     text = text.strip()
     try:
         when = datetime.fromisoformat(text)

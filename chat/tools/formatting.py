@@ -1,7 +1,7 @@
-"""How rows and lists are written for a model.
+"""Formats rows and lists for a model.
 
-What a row says is the user's data, or a stranger's that an agent brought: titles are put on one line, longer texts
-behind a bar on each line, so that neither can pose as a row or a word of ours.
+A row's texts come from the user, or from a stranger if an agent delivered them. Titles are put on one line, and each
+line of a longer text gets a bar in front, so that neither can pose as a row or a message of ours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from chat.tools import dates
 
 MAX_ROWS: Final = 50
 MAX_CHARS: Final = 8_000
-_FEW_ROWS: Final = 5  # so few rows are shown with their texts
+# Up to this many rows are shown with long excerpts of their texts.
+_FEW_ROWS: Final = 5
 _LONG_EXCERPT_CHARS: Final = 2_000
 _SHORT_EXCERPT_CHARS: Final = 120
 _STATUS_WORDS: Final = {status: status.replace("_", " ") for status in ("todo", "in_progress", "done")}
@@ -55,7 +56,10 @@ def deletion_text(session: DeviceSession, table: TableName, key: str) -> str:
 def list_text(
     session: DeviceSession, table: TableName, rows: Sequence[Data], *, bound: int, narrow: str
 ) -> str:
-    """A list with its count. `bound` is how many rows the device was asked for at most, `narrow` how to see fewer."""
+    """A list with its count.
+
+    `bound` is the limit that the device was asked with, `narrow` the arguments that narrow the list.
+    """
     if not rows:
         return f"No {NOUNS[table][1]} match."
     most = "At least " if len(rows) == bound else ""
@@ -65,7 +69,7 @@ def list_text(
 def row_lines(
     session: DeviceSession, table: TableName, rows: Sequence[Data], *, bound: int, narrow: str
 ) -> str:
-    """As many rows as may be shown, a line each, and how many are left out."""
+    """A line for each row, up to MAX_ROWS and MAX_CHARS, and how many are left out."""
     shown: list[str] = []
     size = 0
     for found in rows[:MAX_ROWS]:
@@ -83,7 +87,7 @@ def row_lines(
 
 
 def quote(text: object, most: int, *, start: int = 0, indent: str = "") -> str:
-    """A longer text, each of its lines behind a bar, and how much of it is left out."""
+    """A longer text with a bar in front of each line, and how much of it is left out."""
     whole = text if isinstance(text, str) else ""
     part = whole[start : start + most]
     shown = [f"{indent}| {_printable(line)}".rstrip() for line in part.splitlines()]
@@ -93,7 +97,7 @@ def quote(text: object, most: int, *, start: int = 0, indent: str = "") -> str:
 
 
 def _printable(line: str) -> str:
-    """A line of a text as it is, but for characters that are no text."""
+    """A line without its control and other unprintable characters."""
     if line.isprintable():
         return line
     return "".join(letter if letter.isprintable() or letter in "\t\u200c\u200d" else " " for letter in line)
@@ -174,7 +178,7 @@ def _reference(session: DeviceSession, found: Data, column: str, word: str) -> l
 
 
 def _person_names(value: object) -> str:
-    """Names that travel as a JSON array in a string; what is none is shown as it is."""
+    """Names from a JSON array in a string. Any other string is shown as it is."""
     if not isinstance(value, str):
         return ""
     try:

@@ -1,9 +1,9 @@
-"""What is remembered of the user: kept, looked up, put right and forgotten from within a chat.
+"""Tools that remember, recall, correct and forget what is known about the user.
 
-The prompt of a turn holds what was recalled for it, each entry behind a label ("m1"), and so do these tools' answers.
-What is kept is to be the user's own: `remember` and `correct` take only what at least half of whose words stand in the
-user's messages of this conversation (Recollection.is_the_users), so that a note or a document that a tool has read
-cannot write itself into the memory. `forget` waits for the user's yes, as all deletions do (chat.approvals).
+The turn prompt shows what was recalled, each entry behind a label ("m1"), as do the answers of these tools. Only the
+user's own words are remembered: `remember` and `correct` accept a text only if the user has said at least half of its
+words in this conversation (MemoryContext.is_from_user), so that a note or a document that a tool has read cannot write
+itself into the memory. `forget` waits for the user's yes, as all deletions do (chat.approvals).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NOT_USERS_WORDS: Final = (
 def memory_tool(
     action: Action, label: str, *, key: str | None = None
 ) -> Callable[[Callable[..., Coroutine[Any, Any, str]]], DeviceTool]:
-    """As kit.device_tool makes them, for what the server keeps."""
+    """Like base.device_tool, for what the server stores."""
 
     def make(function: Callable[..., Coroutine[Any, Any, str]]) -> DeviceTool:
         made = DeviceTool.from_function(
@@ -121,20 +121,20 @@ async def forget(config: RunnableConfig, memory: _Label) -> str:
 
 
 @transaction.atomic
-def _if_memory_on(memory: MemoryContext, verb: Callable[..., Any], **given: Any) -> Any:
-    """Do it, unless the memory was switched off or the conversation deleted since the turn began. Raise MemoryOff."""
+def _if_memory_on(memory: MemoryContext, service: Callable[..., Any], **given: Any) -> Any:
+    """Call `service`. Raises MemoryOff if memory was switched off or the conversation deleted since the turn began."""
     place = memory.claimed.conversation_id
     there = place is None or conversations.lock_and_check_memory(
         user_id=memory.user_id, conversation_id=place
     )
     if not there or not entries.lock_memory(memory.user_id).enabled:
         raise MemoryOff
-    return verb(**given)
+    return service(**given)
 
 
-async def _run_service(verb: Callable[..., Any], **given: Any) -> Any:
+async def _run_service(service: Callable[..., Any], **given: Any) -> Any:
     try:
-        return await db.run(verb, **given)
+        return await db.run(service, **given)
     except AdiuvaError as error:
         raise ToolException(f"Failed: {error.message}.") from None
 

@@ -1,7 +1,7 @@
-"""The user's notes: rows, and their vectors for the search by meaning.
+"""Tools for the user's notes and their vectors, which semantic search needs.
 
-A note is kept whatever becomes of its vector; the answer says when there is none. Notes that agents delivered have
-no vector, so a search looks for words too.
+A note is stored even if its vector is not; the answer then says so. Notes that agents delivered have no vector, so a
+search also looks for words.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_EMBEDDED_CHARS: Final = (
 _EMBED_TIMEOUT_S: Final = 15.0  # a turn does not wait longer for a vector that it can do without
 _MAX_RESULTS: Final = 10
 _SNIPPET_CHARS: Final = 240
-_FUSION_K: Final = 60  # of reciprocal rank fusion, as its authors chose it
+_FUSION_K: Final = 60  # the constant of reciprocal rank fusion, as its authors chose it
 
 _NoteId = Annotated[str, Field(description="the note's id")]
 _Markdown = Annotated[str, Field(description="Markdown")]
@@ -147,7 +147,7 @@ _WORDS_ONLY: Final = "\nThe search by meaning failed; these are the notes in whi
 
 
 async def _select(session: DeviceSession, given: Data) -> tuple[list[Data], int]:
-    """Notes, and how many were asked for: fewer, where the device cannot send as many in one frame."""
+    """Notes, and the limit they were read with: lower if the device cannot send more in one frame."""
     for most in _ROW_LIMITS[:-1]:
         try:
             return await session.select("notes", given, limit=most, names_of="projects"), most
@@ -157,7 +157,7 @@ async def _select(session: DeviceSession, given: Data) -> tuple[list[Data], int]
 
 
 async def _index_note(session: DeviceSession, note: Data) -> str:
-    """Put a note's vector on the device. The remark for the answer, when that failed."""
+    """Store a note's vector on the device. Returns the remark for the answer if that failed, else ""."""
     title, content, project = note.get("title"), note.get("content"), note.get("projectId")
     text = f"{title or ''}\n\n{content or ''}"[:_MAX_EMBEDDED_CHARS]
     try:
@@ -174,7 +174,7 @@ async def _index_note(session: DeviceSession, note: Data) -> str:
 
 
 async def _query_vector(words: str) -> tuple[list[float] | None, str]:
-    """The vector of a query, or None and the remark that the answer needs. Without a model, none is missed."""
+    """A query's vector, or None and the remark for the answer. If no model is configured, no remark is needed."""
     try:
         model = llm.embedding_model()
     except llm.ModelNotConfigured:
@@ -186,7 +186,7 @@ async def _query_vector(words: str) -> tuple[list[float] | None, str]:
 
 
 async def _embed(model: llm.EmbeddingModel, text: str) -> list[float]:
-    """Raise a ModelError or TimeoutError."""
+    """Raises a ModelError or TimeoutError."""
     async with asyncio.timeout(_EMBED_TIMEOUT_S):
         [vector] = await model.embed([text])
     return vector

@@ -1,4 +1,4 @@
-"""The user's projects."""
+"""Tools for the user's projects."""
 
 from __future__ import annotations
 

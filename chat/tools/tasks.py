@@ -1,4 +1,4 @@
-"""The user's tasks and the comments on them."""
+"""Tools for the user's tasks and the comments on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dates that matter to the user's projects."""
+"""Tools for timeline entries: the dates that matter to the user's projects."""
 
 from __future__ import annotations
 

@@ -358,7 +358,7 @@ async def test_a_request_made_again_when_its_log_is_gone_ends_as_expired(
         async with connect(base, person, device_id="old", protocol=1) as old:
             stream = await old.say("hello", request_id=key)
             assert stream.kinds() == ["stream_start", "stream_text", "stream_end"]
-            assert stream.text == "What was answered is no longer kept here. Please ask again."
+            assert stream.text == "The answer is no longer stored here. Please ask again."
     assert len(provider.chats) == 1
 
 

@@ -364,7 +364,7 @@ async def test_a_long_note_is_cut_with_a_count_and_can_be_read_on(home: Connecte
         ("create_task", {"title": " "}, "title must not be empty"),
         ("create_task", {"title": "x" * 1_001}, "title may have at most 1,000 characters; it has 1,001"),
         ("create_task", {"title": "x", "due_date": "friday"}, "due_date must be a date such as"),
-        ("create_task", {"title": "\ud800"}, "characters that are no text"),
+        ("create_task", {"title": "\ud800"}, "characters that are not valid text"),
         ("create_note", {"title": "x", "content": "x" * 100_001}, "content may have at most 100,000"),
         ("create_timeline", {"project_id": "p", "title": "x", "date": "9999-12-31"}, "date must be a date"),
         ("search_notes", {"query": "\n"}, "query must not be empty"),
