@@ -1,4 +1,4 @@
-"""Builders: users with committed rows, and REST clients that speak for them."""
+"""Users for tests, and REST clients signed in as them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Person:
     id: uuid.UUID
 
     def rest(self, base: str) -> httpx.Client:
-        """A client of the API that is signed in."""
+        """An HTTP client that is signed in as this user."""
         headers = {"Authorization": f"Bearer {self.access_token}"}
         return httpx.Client(base_url=f"{base}/api/v1", headers=headers, timeout=60)
 
 
 def somebody(**fields: object) -> Person:
-    """A new user with a session. Needs `committed_db` (or `db`)."""
+    """Create a user who is signed in. Needs the fixture `committed_db` or `db`."""
     email, password = f"{uuid.uuid4().hex}@example.com", "correct horse battery"
     signed_in = services.register(email=email, password=password)
     user = User.objects.get(email=email)

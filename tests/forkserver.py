@@ -1,11 +1,11 @@
-"""Starts `python -m …` and `python -c …` as forks of one process that has imported the libraries they need already.
+"""A server that runs `python -m …` and `python -c …` as forks of itself, after it has imported the libraries they need.
 
-A web process of ours costs 2.5 s of CPU before it serves, most of it for importing libraries, and the suite starts more
-than a hundred processes. What is imported here reads no settings and no environment, and nothing of ours that does: a
-fork reads its own environment and runs the same code as a new interpreter would.
+One of our web processes takes 2.5 s of CPU before it serves, mostly to import libraries, and the suite starts more than
+a hundred processes. The server imports only modules that read neither settings nor the environment. So a fork reads its
+own environment and runs the same code as a new interpreter.
 
-The one process is started by whoever comes first, and the others are told where it listens by an environment variable.
-A fork ends with whoever asked for it, and all of them end with the process that started the first.
+An environment variable tells other processes where the server listens. A fork ends with the process that asked for it,
+and all forks end with the process that started the server.
 """
 
 from __future__ import annotations
@@ -66,19 +66,21 @@ _LIBRARIES = (
 )
 
 
-# ── Whoever wants a process ─────────────────────────────────────────────────────────────────────────────
+# ── The client ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 class ForkedProcess:
-    """A process that was forked for us. To be used as a `subprocess.Popen`: not ours to wait for, it is waited for
-    by the one that forked it, which tells us."""
+    """A process that the server forked for us, with the interface of `subprocess.Popen`.
+
+    It is not our child, so the server waits for it and reports its exit code.
+    """
 
     stdin = None
 
-    def __init__(self, line: socket.socket) -> None:
-        self._line = line
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
         self.returncode: int | None = None
-        self.pid = int(line.recv(_PID_DIGITS, socket.MSG_WAITALL))
+        self.pid = int(connection.recv(_PID_DIGITS, socket.MSG_WAITALL))
 
     def poll(self) -> int | None:
         with suppress(subprocess.TimeoutExpired):
@@ -87,10 +89,10 @@ class ForkedProcess:
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
-            if not select.select([self._line], [], [], timeout)[0]:
+            if not select.select([self._connection], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
-            self.returncode = int(self._line.recv(64) or -signal.SIGKILL)
-            self._line.close()
+            self.returncode = int(self._connection.recv(64) or -signal.SIGKILL)
+            self._connection.close()
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -106,32 +108,32 @@ class ForkedProcess:
 
 
 class ForkedChild(Child):
-    """A child that starts quickly: `argv` is what `python()` made. Where it cannot be, it starts as any other."""
+    """A child that the server forks, if one runs; otherwise it starts as any other. `argv` comes from `python()`."""
 
     def start(self) -> None:
-        where = os.environ.get(_SOCKET_VARIABLE)
-        if not where:
+        path = os.environ.get(_SOCKET_VARIABLE)
+        if not path:
             super().start()
             return
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        line = socket.socket(socket.AF_UNIX)
-        line.connect(where)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(path)
         request = {"argv": [str(part) for part in self.argv], "env": dict(self.env or os.environ)}
         body = json.dumps(request).encode()
         with self.log.open("ab") as out:
-            socket.send_fds(line, [b"%0*d" % (_LENGTH_DIGITS, len(body))], [out.fileno()])
-            line.sendall(body)
-            self.process = ForkedProcess(line)  # type: ignore[assignment]  # as good as one
+            socket.send_fds(connection, [b"%0*d" % (_LENGTH_DIGITS, len(body))], [out.fileno()])
+            connection.sendall(body)
+            self.process = ForkedProcess(connection)  # type: ignore[assignment]  # as good as one
         self.since, self._gone = time.monotonic(), False
 
 
 def start(folder: Path) -> Child | None:
-    """Start the process that forks, for us and all that we start; not where there is one, or no Linux."""
+    """Start the server for this process and those that it starts. None if one runs already, or outside Linux."""
     if _SOCKET_VARIABLE in os.environ or not parent_death.HAS_KERNEL_SUPPORT:
         return None
-    where = str(folder / "forkserver")
+    path = str(folder / "forkserver")
     listening = socket.socket(socket.AF_UNIX)
-    listening.bind(where)
+    listening.bind(path)
     listening.listen(64)
     number = listening.fileno()
     child = Child(
@@ -143,11 +145,11 @@ def start(folder: Path) -> Child | None:
     )
     child.start()
     listening.close()
-    os.environ[_SOCKET_VARIABLE] = where
+    os.environ[_SOCKET_VARIABLE] = path
     return child
 
 
-# ── The process that forks ──────────────────────────────────────────────────────────────────────────────
+# ── The server ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
@@ -158,59 +160,59 @@ class _ForkRequest:
 
 
 def _serve(listening: socket.socket) -> _ForkRequest:
-    """Fork for whoever asks. Returns in the forks only, with what each is to be."""
-    wakes, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    """Fork for each request. Returns only in the forks, with the request to carry out."""
+    wakeup_read, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    lines: dict[int, socket.socket] = {}
+    connections: dict[int, socket.socket] = {}
     while True:
-        ready = select.select([listening, wakes, *lines.values()], [], [])[0]
-        for pid, line in list(lines.items()):
-            if line in ready:  # it asks for nothing more: it has gone
+        ready = select.select([listening, wakeup_read, *connections.values()], [], [])[0]
+        for pid, connection in list(connections.items()):
+            if connection in ready:  # the client closed it: it has ended
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
-        if wakes in ready:
-            os.read(wakes, 4096)
-        _report_ended(lines)
+        if wakeup_read in ready:
+            os.read(wakeup_read, 4096)
+        _report_ended(connections)
         if listening in ready:
-            line, _ = listening.accept()
-            request = _read(line)
-            me = os.getpid()
+            connection, _ = listening.accept()
+            request = _read(connection)
+            server = os.getpid()
             if pid := os.fork():
                 with suppress(ProcessLookupError, PermissionError):
-                    os.setpgid(pid, pid)  # in both: whoever is first
+                    os.setpgid(pid, pid)  # in parent and child, because either may run first
                 os.close(request.out)
-                lines[pid] = line
-                line.sendall(b"%0*d" % (_PID_DIGITS, pid))
+                connections[pid] = connection
+                connection.sendall(b"%0*d" % (_PID_DIGITS, pid))
                 continue
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.setpgid(0, 0)
-            parent_death.request_death_signal(me, signal.SIGKILL)()
-            for end in (listening, line, *lines.values()):
+            parent_death.request_death_signal(server, signal.SIGKILL)()
+            for end in (listening, connection, *connections.values()):
                 end.close()
-            os.close(wakes)
-            os.close(wake)
+            os.close(wakeup_read)
+            os.close(wakeup_write)
             return request
 
 
-def _report_ended(lines: dict[int, socket.socket]) -> None:
-    for pid in list(lines):
+def _report_ended(connections: dict[int, socket.socket]) -> None:
+    for pid in list(connections):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            with lines.pop(pid) as line, suppress(OSError):
-                line.sendall(b"%d" % os.waitstatus_to_exitcode(status))
+            with connections.pop(pid) as connection, suppress(OSError):
+                connection.sendall(b"%d" % os.waitstatus_to_exitcode(status))
 
 
-def _read(line: socket.socket) -> _ForkRequest:
-    length, [out], _, _ = socket.recv_fds(line, _LENGTH_DIGITS, 1)
-    with line.makefile("rb") as file:
+def _read(connection: socket.socket) -> _ForkRequest:
+    length, [out], _, _ = socket.recv_fds(connection, _LENGTH_DIGITS, 1)
+    with connection.makefile("rb") as file:
         request = json.loads(file.read(int(length)))
     return _ForkRequest(request["argv"], request["env"], out)
 
 
 def _run_as_requested(request: _ForkRequest) -> None:
-    """What a new interpreter would do with these arguments, from here to its end."""
+    """Do what a new interpreter would do with these arguments."""
     os.dup2(request.out, 1)
     os.dup2(request.out, 2)
     os.close(request.out)

@@ -1,4 +1,4 @@
-"""Real server processes for tests, against the test database."""
+"""Real server processes that use the test database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Stack:
-    """Starts a process when it is first asked for, waits until it serves, and ends it with the session."""
+    """Starts each process on first request, waits until it serves, and ends it with the test session."""
 
     def __init__(self, database_url: str, folder: Path, **env: str) -> None:
         self.env = {**os.environ, "DATABASE_URL": database_url, **env}
@@ -25,8 +25,10 @@ class Stack:
         self._children: dict[str, Child] = {}
 
     def web(self, server: str = "uvicorn", **env: str) -> str:
-        """The base URL of a web process behind this ASGI server, with these settings: the same for all who ask for
-        the same."""
+        """The base URL of a web process behind this ASGI server, with these environment variables.
+
+        Callers that ask for the same share one process.
+        """
         env = {name: value for name, value in env.items() if self.env.get(name) != value}
         name = "-".join(["web", server, *(f"{name}={value}" for name, value in sorted(env.items()))])
         if child := self._children.get(name):
@@ -40,7 +42,7 @@ class Stack:
         return url
 
     def worker(self, **env: str) -> None:
-        """One Celery worker, with these settings."""
+        """Start one Celery worker with these environment variables, unless it runs already."""
         from adiuva.celery import app
 
         if "worker" in self._children:
@@ -52,25 +54,25 @@ class Stack:
         child.wait_until(lambda: bool(app.control.ping([node], timeout=0.5)), within_s=120)
 
     def run(self, name: str, argv: list[str], **env: str) -> Child:
-        """A Python program, with its log kept for the report of a test that fails."""
+        """Start a Python program. Its log is part of the report of a failed test."""
         child = ForkedChild(name, argv, self.folder / f"{name}.log", env=self.env | env, cwd=ROOT)
         self._children[name] = child
         child.start()
         return child
 
     def kill(self, url: str) -> None:
-        """Kill a web process, as a machine that dies does."""
+        """Kill a web process with SIGKILL."""
         self._take(url).kill()
 
     def end(self, url: str, by: signal.Signals = signal.SIGTERM) -> Child:
-        """Ask a web process to end; its end is to be waited for."""
+        """Send a web process a signal that ends it, and return it so that the caller can wait for its end."""
         child = self._take(url)
         assert child.process is not None
         child.process.send_signal(by)
         return child
 
     def log(self, url: str) -> Path:
-        """The log of a web process, which all who ask for the same share."""
+        """The log of a web process. Tests that share the process share its log."""
         return self._children[self._name(url)].log
 
     def _take(self, url: str) -> Child:
@@ -89,12 +91,12 @@ class Stack:
             self._children.popitem()[1].stop()
 
     def tails(self, lines: int = 40) -> list[tuple[str, str]]:
-        """The ends of all logs, by name."""
+        """The last lines of each log, with the name of its process."""
         return [(name, tail(child.log, lines)) for name, child in self._children.items()]
 
 
 def model_of(provider: Provider) -> dict[str, str]:
-    """Settings of a process whose model is the scripted provider."""
+    """Environment variables for a process whose model is the fake provider."""
     return {
         "ADIUVA_MODEL": "openai/scripted",
         "ADIUVA_MODEL_API_BASE": provider.url,
@@ -104,7 +106,7 @@ def model_of(provider: Provider) -> dict[str, str]:
 
 
 def answers(url: str) -> bool:
-    """Whether something answers there, whatever it says."""
+    """Whether an HTTP server answers there, with any status."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True

@@ -1,4 +1,4 @@
-"""A bare client of the device socket, for what a well-behaved device would never do."""
+"""A minimal client of the device socket. It can do what a well-behaved device never does."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Socket:
         await self.ws.send(json.dumps(frame))
 
     async def receive(self, kind: str | None = None) -> dict[str, Any]:
-        """The next frame that is no ping; of this type, if one is named."""
+        """The next frame that is not a ping, or the next of type `kind`."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 frame: dict[str, Any] = json.loads(await self.ws.recv())
@@ -62,7 +62,7 @@ class Socket:
                     return frame
 
     async def code(self) -> int:
-        """Read on until the server closes; the close code."""
+        """Read until the server closes the socket; returns the close code."""
         async with asyncio.timeout(PATIENCE_S):
             try:
                 while True:

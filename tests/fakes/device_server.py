@@ -46,7 +46,7 @@ class Line:
         await self.socket.send_str(text)
 
     async def expect(self, kind: type[F]) -> F:
-        """The next frame, which must be of this kind."""
+        """The next frame. Fails if it is of another kind."""
         async with asyncio.timeout(PATIENCE_S):
             frame = await self.frames.get()
         assert isinstance(frame, kind), frame
@@ -66,7 +66,7 @@ class Line:
 
 
 class DeviceServer:
-    """Counts what it was asked. `refuses` holds access tokens that the socket closes with 4401."""
+    """Records its requests. The socket closes with 4401 for an access token in `refuses`."""
 
     def __init__(self, *, token_life_s: float = 900.0, max_inflight: int = 4, ping_s: float = 30.0) -> None:
         self.token_life_s, self.max_inflight, self.ping_s = token_life_s, max_inflight, ping_s
@@ -101,7 +101,7 @@ class DeviceServer:
     def device(
         self, *, grants: Sequence[Path] = (), workspace: Path | str = IN_MEMORY, **options: Any
     ) -> Device:
-        """A device of this server; its events go to `events`, and it does not wait between connections."""
+        """A device of this server. Its events go to `events`, and it reconnects without delay."""
         credentials: dict[str, Any] = {"email": EMAIL, "password": PASSWORD}
         return Device(
             server=self.base,
@@ -116,7 +116,7 @@ class DeviceServer:
             return await self._lines.get()
 
     async def line_from(self, process: asyncio.subprocess.Process) -> Line:
-        """The connection of a device in a process, however long that takes to start; its end is an error."""
+        """The next connection from a device in this process. Fails if the process ends first."""
         waiting, ended = asyncio.create_task(self._lines.get()), asyncio.create_task(process.wait())
         await asyncio.wait({waiting, ended}, return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()

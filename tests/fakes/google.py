@@ -53,11 +53,11 @@ class GmailBox(Box):
         self._record("labelsAdded", self.messages[message_id])
 
     def delete(self, message_id: str) -> None:
-        """Gone, though lists that were made before still name it."""
+        """Delete a message. Lists made before still name it."""
         self.messages[message_id].raw = b""
 
     def forget(self) -> None:
-        """Its history is too old for Google to keep."""
+        """Drop the history, as Google does with old history."""
         self.forgotten = self.history_id
 
     def _record(self, kind: str, message: Stored) -> None:
@@ -144,7 +144,7 @@ def _page(box: GmailBox, http: web.Request, name: str, rows: list[dict[str, Any]
 
 
 def payload_of(part: Message, places: Any) -> dict[str, Any]:
-    """As Gmail takes a mail apart: texts decoded and in UTF-8, what is attached left out."""
+    """A mail in parts, as Gmail returns it: texts decoded and in UTF-8, attachments left out."""
     place, kind, name = next(places), part.get_content_type(), part.get_filename() or ""
     headers = [{"name": key, "value": str(value)} for key, value in part.items()]
     made: dict[str, Any] = {"partId": str(place), "mimeType": kind, "filename": name, "headers": headers}

@@ -82,11 +82,11 @@ class GraphBox(Box):
         self.changes.setdefault(folder, []).append(key)
 
     def delete(self, key: str) -> None:
-        """Gone, though lists still name it."""
+        """Delete a message. Lists still name it."""
         self.messages[key]["gone"] = True
 
     def forget(self) -> None:
-        """Its delta links are too old for Graph to know."""
+        """Invalidate all delta links, as Graph does with old ones."""
         self.age += 1
 
     def post(
@@ -247,7 +247,7 @@ def _listed(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _admits(query: str, moment: str) -> bool:
-    """The comparisons of a time in a filter, which is all that is understood of one."""
+    """Evaluate a filter. Only comparisons of a time are supported."""
     for sign, bound in re.findall(r"DateTime (ge|gt|le) (\S+?Z)", query):
         if (moment[:19] < bound[:19]) if sign in ("ge", "gt") else (moment[:19] > bound[:19]):
             return False

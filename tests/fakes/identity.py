@@ -1,22 +1,22 @@
-"""Google's and Microsoft's sign-in: an HTTP server on loopback with their endpoints, that misbehaves on order.
+"""Fake sign-in at Google and Microsoft: an HTTP server on loopback with their endpoints that follows a script.
 
-    with Identity() as identity:                     # in a thread of its own: any process may call it
+    with Identity() as identity:                     # runs in a thread; any process may call it
         settings.GOOGLE, settings.MICROSOFT = identity.google(), identity.microsoft()
-        back = identity.consent(authorization_url)   # what a browser does: the address it is sent back to
+        back = identity.consent(authorization_url)   # acts as the browser; returns the redirect address
         identity.script(Refuse("invalid_grant"), Hold())
         ...
         assert len(identity.refreshes) == 1 and identity.accepts(access_token)
 
-It checks what the real ones check: client, redirect address, PKCE, a code's single use. Each request to a token
-endpoint takes the next step of the script; without one it answers as the real ones do. A step is one of:
+It checks what the real providers check: client, redirect address, PKCE, and that a code is used once. Each request to a
+token endpoint takes the next step of the script, or succeeds if there is none. A step is one of:
     Refuse("invalid_grant")  an OAuth error
-    Fail(503, retry_after=7) an error status without a word
-    Raw(body, …)             these bytes
-    Lost()                   does its work, but the answer breaks off
-    Rotate()                 a new refresh token, and the old one is void
-    Bare()                   no refresh token, whatever was asked
+    Fail(503, retry_after=7) an error status with an empty body
+    Raw(body, …)             exactly these bytes
+    Lost()                   grants the tokens, then breaks the connection
+    Rotate()                 a new refresh token; the old one becomes invalid
+    Bare()                   no refresh token in the answer
     Hold(step)               waits for `.release()`, then takes the step; `.reached` is an event
-With `script(..., account=...)` they are for the requests of that account alone.
+`script(..., account=...)` limits steps to the requests of that account.
 """
 
 from __future__ import annotations
@@ -90,10 +90,11 @@ class _Grant:
 
 
 class Identity:
-    """`requests`: all so far. `refreshes`: those with a refresh token. `peak`: the most token requests at once.
+    """`requests` holds all requests so far, `refreshes` those with a refresh token. `peak` is the largest number of
+    token requests at the same time.
 
-    Who consents is `account`; `denies` and `leaves_out` say what they do not allow; `life_s` is of access tokens.
-    For accounts in `rotating` each refresh is a Rotate().
+    `account` is the one who consents; `denies` and `leaves_out` name what they do not allow. `life_s` is the lifetime
+    of access tokens. For accounts in `rotating` each refresh is a Rotate().
     """
 
     def __init__(self) -> None:
@@ -148,7 +149,7 @@ class Identity:
         }
 
     def env(self) -> dict[str, str]:
-        """The same for processes."""
+        """The same as environment variables, for processes."""
         at = f"{self.url}/google"
         return {
             "ADIUVA_GOOGLE_CLIENT_ID": CLIENT,
@@ -162,13 +163,13 @@ class Identity:
         }
 
     def consent(self, authorization_url: str) -> str:
-        """What the user's browser does: open the page, press the button. Returns where it is sent back to."""
+        """Open the consent page and press its button, as a browser does. Returns the redirect address."""
         answer = self._browser.get(authorization_url)
         assert answer.status_code == 302, answer.text
         return answer.headers["Location"]
 
     def accepts(self, access_token: str) -> bool:
-        """Whether the provider's API would take it: 401 otherwise."""
+        """Whether the provider's API accepts the token. Otherwise it would answer 401."""
         return access_token in self._access
 
     def account_of(self, access_token: str) -> str | None:
@@ -176,16 +177,16 @@ class Identity:
         return found.account if found else None
 
     def given_to(self, access_token: str) -> str:
-        """Whose token it is or was."""
+        """The account that the token was issued to."""
         return self._given.get(access_token, "")
 
     def expire(self, account: str = "") -> None:
-        """All access tokens, or an account's, end before their time, as by the provider's own clock."""
+        """Let all access tokens, or those of one account, expire early."""
         for token in [token for token, grant in self._access.items() if account in ("", grant.account)]:
             del self._access[token]
 
     def revoke(self, account: str) -> None:
-        """The user takes the permission back at the provider."""
+        """The user revokes the permission at the provider."""
         for kept in (self._refresh, self._access):
             for token in [token for token, grant in kept.items() if grant.account == account]:
                 del kept[token]
@@ -243,7 +244,7 @@ class Identity:
         )
 
     async def _ask(self, http: web.Request) -> web.StreamResponse:
-        """The consent page, its button pressed."""
+        """The consent page after its button was pressed."""
         query = dict(http.query)
         self.requests.append(Request(http.path, query))
         assert query["client_id"] == CLIENT and query["response_type"] == "code"

@@ -1,21 +1,21 @@
-"""What the fakes of Gmail and of Microsoft Graph share: mailboxes on one HTTP server, with faults on order.
+"""The base of the fake Gmail and the fake Microsoft Graph: mailboxes on one HTTP server, and scripted faults.
 
     box.fault("/messages/", Fail(503), Fail(429, retry_after=0.2))    # the next two requests for a message
     box.fault("/messages", Change(lambda answer: {**answer, "nextPageToken": "again"}), times=99)
-    box.every(7, "", Fail(500))                                        # every seventh request of all
-    box.now_and_then(0.1, "", Fail(500), Cut(), seed=3)                # one of these, for a tenth of all
-    box.when(300, box.forget)                                          # as the 300th request comes
+    box.every(7, "", Fail(500))                                        # every seventh request
+    box.now_and_then(0.1, "", Fail(500), Cut(), seed=3)                # one of these, for a tenth of the requests
+    box.when(300, box.forget)                                          # just before the 300th request
 
-A request's bearer token says which box it is for: a box's own, or, with `Google(identity)`, one that an Identity gave
-for an account whose name is the box's. A box counts what matters: `peak`, the most requests at once; `early`, those
-that came before the time that a Retry-After had named; `asked`, the paths.
+A request's bearer token selects the box: either the box's own token or, with `Google(identity)`, one that the Identity
+issued for the account of the same name. A box records `peak`, the largest number of requests at the same time; `early`,
+requests that came before the time that a Retry-After had named; and `asked`, the paths.
 A fault is one of:
-    Fail(status, reason, retry_after)   an error; retry_after in seconds or, with dated=True, as the date in so many
-    Slow(seconds)                       the right answer, later
-    Cut(share)                          the connection breaks off, after this share of the right answer's body
-    Clip(share)                         the first part of the right answer, as if it were all
+    Fail(status, reason, retry_after)   an error; retry_after is in seconds, or sent as a date with dated=True
+    Slow(seconds)                       the correct answer, later
+    Cut(share)                          the connection breaks after this share of the correct body
+    Clip(share)                         the first part of the correct body, sent as if complete
     Bytes(body)                         200 with these bytes
-    Change(function)                    the right answer, changed
+    Change(function)                    the correct answer, changed
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _NowAndThen:
 
 @dataclass
 class Box:
-    """One account's mailbox. `access` is the token it takes; `rejected` are those that it was offered in vain."""
+    """One account's mailbox. `access` is the token it accepts; `rejected` lists the tokens that it refused."""
 
     name: str
     access: str = ""
@@ -123,17 +123,17 @@ class Box:
         self.access = self.access or f"{self.name}:1"
 
     def expire(self) -> None:
-        """The token that was given so far is void."""
+        """Make the current token invalid."""
         self.access = f"{self.name}:{int(self.access.rpartition(':')[2]) + 1}"
 
     async def token(self, rejected: str | None) -> str:
-        """For the readers."""
+        """The current token, as the product's token callback returns it."""
         if rejected is not None:
             self.rejected.append(rejected)
         return self.access
 
     def fault(self, part: str, *steps: Fault, times: int = 1) -> None:
-        """The next requests with this in their path take these steps."""
+        """The next requests whose path contains `part` take these steps."""
         self._rules.append(_Rule(part, list(steps) * times))
 
     def every(self, number: int, part: str, step: Fault) -> None:
@@ -143,11 +143,11 @@ class Box:
         self._chances.append(_NowAndThen(share, part, steps, random.Random(seed)))
 
     def when(self, number: int, act: Callable[[], object]) -> None:
-        """Do something as the request of this number comes."""
+        """Call `act` when the request of this number arrives."""
         self._whens[number] = act
 
     def span(self, token: str, size: int) -> tuple[int, int]:
-        """From where to where the page goes that a token names."""
+        """The start and end of the page that a token names."""
         if token.startswith("blank"):
             start = int(token.removeprefix("blank"))
             return start, start
@@ -155,7 +155,7 @@ class Box:
         return max(0, start - self.overlap), start + min(size, self.page or size)
 
     def following(self, token: str, end: int) -> str:
-        """The token of the page behind one that ends there."""
+        """The token of the page after one that ends at `end`."""
         return f"blank{end}" if self.blanks and not token.startswith("blank") else str(end)
 
     def next_fault(self, path: str) -> Fault | None:
@@ -187,7 +187,7 @@ class Box:
 
 
 class NotHere(Exception):
-    """An error that the provider's own rules ask for."""
+    """An error that the provider's own rules demand."""
 
     def __init__(self, status: int = 404, reason: str = "notFound") -> None:
         super().__init__(reason)
@@ -195,7 +195,7 @@ class NotHere(Exception):
 
 
 class Server:
-    """A provider on loopback, in a thread of its own."""
+    """A fake provider on loopback. It runs in a thread."""
 
     url: str
     on_the_way_s = _ON_THE_WAY_S

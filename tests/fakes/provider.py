@@ -1,24 +1,24 @@
-"""A scripted model provider: an HTTP server on loopback with the OpenAI API, that misbehaves on order.
+"""A fake model provider: an HTTP server on loopback that speaks the OpenAI API and follows a script.
 
-    with Provider() as provider:                       # in a thread of its own: any process may call it
+    with Provider() as provider:                       # runs in a thread; any process may call it
         provider.script("Hello", Fail(429, retry_after=0), Call("list_tasks", {"status": "todo"}))
         model = llm.chat_model(provider.settings())    # or ADIUVA_MODEL_API_BASE=provider.url
         ...
         assert provider.calls[0].body["messages"] == …
 
-Each chat request takes the next step of the script; after its end `provider.default` answers, a step too. What a worker
-asks after a turn for the memory, at a time of its own, is answered by the step `provider.memory`, and is to be found in
-`provider.memories`.
+Each chat request takes the next step of the script, and the step `provider.default` once the script has ended. A worker
+asks on behalf of memory after a turn, at an unpredictable time: these requests get the step `provider.memory`, and are
+recorded in `provider.memories`.
 A step is one of:
     "text", Say(…)           an answer, streamed where the request asks for that
     {...} or [...]           an answer that is this value as JSON
     Call(name, arguments)    an answer that calls a tool; Say(calls=[…]) for several
     Fail(status, …)          an error status
-    Raw(body, …)             these bytes
+    Raw(body, …)             exactly these bytes
     Break(…)                 a connection that breaks off
     Endless()                a stream that never ends
     Hold(step)               waits for `.release()`, then takes the step; `.reached`, `.gone` are events
-    a function               is given the Request, returns a step (or an awaitable of one)
+    a function               gets the Request and returns a step (or an awaitable of one)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NOTHING = {"operations": [], "summary": ""}
 
 @dataclass
 class Request:
-    """What came, and whether the caller hung up before it had its answer (`gone` can be waited for)."""
+    """A request, and the event `gone`: the caller hung up before it had its answer."""
 
     path: str
     body: dict[str, Any]
@@ -50,7 +50,7 @@ class Request:
 
     @property
     def schema(self) -> str:
-        """The name of the schema that the answer is to fit."""
+        """The name of the schema that the answer must fit."""
         wish = self.body.get("response_format") or {}
         return str(wish.get("json_schema", {}).get("name", ""))
 
@@ -140,7 +140,7 @@ async def _set(event: threading.Event) -> None:
 
 
 class Provider:
-    """`calls`: all requests so far. `peak`: the most chat requests that were under way at once."""
+    """`calls` holds all requests so far. `peak` is the largest number of chat requests at the same time."""
 
     def __init__(self, *steps: Step, default: Step = "ok") -> None:
         self.calls: list[Request] = []
@@ -241,7 +241,7 @@ class Provider:
         )
 
     def vector(self, text: str) -> list[float]:
-        """The embedding of a text: made of its length and letters, the same every time."""
+        """The embedding of a text, computed from its length and letters: equal texts have equal embeddings."""
         letters = [float(text.count(chr(97 + place))) for place in range(self.dimensions - 1)]
         return [float(len(text)), *letters]
 
@@ -337,7 +337,7 @@ def stream_events(step: Say) -> list[bytes]:
 
 
 def _words(text: str) -> list[str]:
-    """The text in pieces of a word each, the blanks kept."""
+    """The text cut into words that keep their blanks."""
     return [word + " " for word in text.split(" ")[:-1]] + [text.split(" ")[-1]]
 
 
