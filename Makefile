@@ -30,7 +30,7 @@ test: lint  ## lint, types, import contracts, then all tests against real server
 	@echo "── tests"
 	@$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder
 
-unit: $(FOR_TEST)  ## tests that need no server, in seconds
+unit: $(FOR_TEST)  ## tests that need no server, in less than a minute
 	@$(BIN)/python -m pytest tests/unit
 
 check: $(FOR_TEST)  ## one test, file or folder: make check T=tests/unit/test_cron.py
