@@ -1,0 +1,32 @@
+"""The documents for people name files that exist and link to pages that do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").rglob("*.md")])
+_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+_CODE = re.compile(r"`([\w./-]+)`")
+_FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+
+
+def text_of(page: Path) -> str:
+    return _FENCED.sub("", page.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_that_exist(page: Path) -> None:
+    targets = [target for target in _LINK.findall(text_of(page)) if "://" not in target]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_in_code_spans_exist(page: Path) -> None:
+    """Only spans that begin with a folder of the project are paths."""
+    folders = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
+    paths = [span for span in _CODE.findall(text_of(page)) if span.startswith(folders)]
+    assert [path for path in paths if not (ROOT / path).exists() and not (page.parent / path).exists()] == []
