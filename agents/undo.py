@@ -38,7 +38,7 @@ from adiuva.devices.tables import TABLES
 from agents import journal
 from agents.journal import EventKind, JournalEntry
 from agents.models import Run
-from memory.entries import forget_source
+from memory.forgetting import forget_source
 from memory.models import SourceKind
 
 Reason = Literal["edited", "approved", "in_use", "gone", "refused", "unknown"]

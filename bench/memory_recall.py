@@ -60,7 +60,7 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
     from adiuva.accounts.keys import cipher_for
     from adiuva.llm import embedding_model
     from memory import vector_space
-    from memory.entries import EntryContent, _set_content, searchable_text
+    from memory.entries import EntryContent, set_content
     from memory.models import Embedding, Entry, Memory, Tier
 
     cipher = cipher_for(user_id)
@@ -84,10 +84,10 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
             ended_at=since if tier == Tier.EPISODIC else None,
             uses=language.random.randint(0, 20),
         )
-        _set_content(entry, said, cipher)
+        set_content(entry, said, cipher)
         made.append(entry)
         if entry.valid_to is None:
-            vector = vector_space.embed_now(searchable_text(said))
+            vector = vector_space.embed_now(said.searchable_text)
             vectors.append(
                 Embedding(entry=entry, user_id=user_id, embedding_model=embedding_model().name, vector=vector)
             )

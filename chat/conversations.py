@@ -12,7 +12,7 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import Invalid, NotFound
 from chat.models import Conversation, Message
-from memory import entries, exchanges
+from memory import exchanges, forgetting
 from memory.models import SourceKind
 
 MAX_TITLE_CHARS = 200
@@ -93,7 +93,7 @@ def delete(*, conversation: Conversation) -> None:
     # With the lock, a message that is being added is either stored before and deleted here, or not stored at all.
     _lock(conversation)
     Conversation.objects.filter(pk=conversation.pk).delete()
-    entries.forget_source(
+    forgetting.forget_source(
         user_id=conversation.user_id, kind=SourceKind.CONVERSATION, source_id=conversation.pk
     )
 

@@ -20,10 +20,11 @@ from adiuva.core.logging import log_failure
 from chat.device_session import one_line
 from chat.request import ChatRequest
 from chat.turn_rows import ClaimedTurn
-from memory import recall, vector_space
+from memory import recall, search, vector_space
 from memory.entries import MAX_CONTENT_CHARS, SourceRef
 from memory.models import SourceKind, Tier
-from memory.recall import RecalledEntry, RecallReader, RecallResult
+from memory.recall import RecalledEntry, RecallResult
+from memory.receipts import TurnReader, write_turn_receipt
 from memory.terms import hash_terms
 
 # Where device tools name a table, memory tools and approval questions name this.
@@ -127,12 +128,12 @@ class MemoryContext:
             return vector
         return (
             await vector_space.embed_question(question)
-            if await db.run(recall.needs_vector, self.user_id)
+            if await db.run(search.needs_vector, self.user_id)
             else None
         )
 
     async def _write_receipt(self, recalled: RecallResult) -> None:
-        reader = RecallReader(
+        reader = TurnReader(
             user_id=self.user_id,
             provider=self.model.provider,
             model=self.model.name,
@@ -140,7 +141,9 @@ class MemoryContext:
             conversation_id=self.claimed.conversation_id,
         )
         try:
-            await db.run(recall.write_receipt, reader, recalled)
+            await db.run(
+                write_turn_receipt, reader, [known.id for known in recalled.entries], recalled.withheld
+            )
         except DatabaseError as error:
             log_failure("receipt.write_failed", error, turn=str(self.claimed.turn_id))
 

@@ -1,1 +1,1 @@
-"""What Adiuva remembers of a user, in four sealed tiers that the user can see and correct."""
+"""Memory: what Adiuva remembers of a user, in four sealed tiers that the user can read and correct."""

@@ -1,4 +1,4 @@
-"""Staff see that there is a memory, how large it is and who read of it. What it says is sealed, for everybody."""
+"""Admin of memory: how large it is and which providers read it. Content is sealed and never shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from django.utils.safestring import SafeString
 from adiuva.accounts.admin_base import ReadOnlyAdmin
 from memory.models import Embedding, Entry, Exchange, Memory, Receipt
 
-_COUNTED: Final = 10_000  # entries of a user, on a page that shows many users
+# Entries of one user are counted up to here on a page that shows many users.
+_MAX_COUNTED: Final = 10_000
 _HELP: Final = "The beginning of its owner's e-mail address, or an id"
 
 
@@ -56,9 +57,9 @@ class MemoryAdmin(_MemoryAdmin):
 
     @admin.display(description="entries")
     def entries(self, memory: Any) -> str:
-        """With their history, counted no further than it is of use here."""
+        """Including history."""
         count: int = memory.entry_count
-        return str(count) if count < _COUNTED else f"{_COUNTED} or more"
+        return str(count) if count < _MAX_COUNTED else f"{_MAX_COUNTED} or more"
 
     @admin.display(description="entries by tier")
     def tiers(self, memory: Memory) -> SafeString:
@@ -67,11 +68,13 @@ class MemoryAdmin(_MemoryAdmin):
             .order_by("tier")
             .values_list("tier")
             .annotate(
-                hold=Count("pk", filter=Q(valid_to=None)), every=Count("pk"), size=Sum(Length("sealed"))
+                current=Count("pk", filter=Q(valid_to=None)), total=Count("pk"), size=Sum(Length("sealed"))
             )
         )
-        lines = [(tier, hold, every - hold, filesizeformat(size)) for tier, hold, every, size in rows]
-        head = "<tr><th>tier</th><th>hold</th><th>history</th><th>sealed</th></tr>"
+        lines = [
+            (tier, current, total - current, filesizeformat(size)) for tier, current, total, size in rows
+        ]
+        head = "<tr><th>tier</th><th>current</th><th>history</th><th>sealed</th></tr>"
         cells = "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>"
         return format_html("<table>{}{}</table>", SafeString(head), format_html_join("", cells, lines))
 
@@ -88,7 +91,7 @@ class MemoryAdmin(_MemoryAdmin):
 
 def _counts(user_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
     with connection.cursor() as cursor:
-        cursor.execute(_COUNT, [_COUNTED, list(user_ids)])
+        cursor.execute(_COUNT, [_MAX_COUNTED, list(user_ids)])
         return dict(cursor.fetchall())
 
 
@@ -103,7 +106,7 @@ class EntryAdmin(_MemoryAdmin):
     list_display = ["id", "user", "tier", "bytes", "valid_from", "valid_to", "uses", "used_at"]
     list_filter = ["tier"]
     search_keys = ("id", "user_id")
-    ordering = ["id"]  # of no meaning, but there is an index for it
+    ordering = ["id"]  # not meaningful, but there is an index for it
     sortable_by = ()
     fields = [
         "id",

@@ -1,4 +1,7 @@
-"""What a model found is compared with what is there, and written: nothing twice, nothing over what was said later."""
+"""Apply the operations that a model proposed: compare them with current entries, and write them.
+
+Nothing is remembered twice, and nothing overwrites what was said later.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,37 @@ from operator import mul
 from typing import Final
 
 from adiuva.core.crypto import SealBroken, UserCipher
-from memory import entries, recall, vector_space
+from memory import entries, forgetting, vector_space
 from memory.entries import DuplicateEntry, Remembered
 from memory.exchanges import UnsealedExchange
 from memory.models import Embedding, Entry, Tier
 from memory.operations import Operation, may_be_the_same
+from memory.search import search
 from memory.terms import hash_terms
 
-_MOST_DELETED: Final = (
-    5  # entries of one answer that go with their past; more than that is history, and can be undone
-)
-_LIKE: Final = 5  # entries that something new is compared with
-_CLOSE: Final = 0.95  # cosine from which on two texts may say the same
+# Deletions that one answer may cause. Beyond that, entries only become history, which can be undone.
+_MAX_DELETIONS: Final = 5
+# Similar entries that a new text is compared with.
+_MAX_SIMILAR: Final = 5
+# Texts whose vectors have at least this cosine may say the same.
+_SAME_COSINE: Final = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class ShownEntry:
-    """An entry as the model gets it. `mark` is that of what it said then."""
+    """An entry as the model was shown it, with the fingerprint of its content then."""
 
     id: uuid.UUID
-    mark: bytes
+    fingerprint: bytes
     line: str
 
 
 @dataclass
 class OperationWriter:
-    """Writes what one answer found. `known`: the entries that the model was shown, by label. `vectors`: where what it
-    adds lies, by its text, as far as that is known."""
+    """Writes the operations of one answer.
+
+    `known` holds the entries that the model was shown, by label; `vectors` those of new texts, as far as computed.
+    """
 
     user_id: uuid.UUID
     cipher: UserCipher
@@ -44,103 +51,106 @@ class OperationWriter:
     vectors: dict[str, list[float]]
     deleted: int = 0
 
-    def apply(self, operation: Operation, one: UnsealedExchange) -> str:
-        """Returns what came of it, as a word for the log."""
+    def apply(self, operation: Operation, exchange: UnsealedExchange) -> str:
+        """Returns the outcome as a word for the log."""
         match operation.op:
             case "add":
-                return self._add(operation, one)
+                return self._add(operation, exchange)
             case "replace":
-                return self._replace(operation, one)
+                return self._replace(operation, exchange)
             case "forget":
-                return self._forget(operation, one)
+                return self._forget(operation, exchange)
 
-    def _add(self, operation: Operation, one: UnsealedExchange) -> str:
+    def _add(self, operation: Operation, exchange: UnsealedExchange) -> str:
         tier, key, content = operation.tier, operation.key, operation.content
         if key is not None:
             hashed = entries.hash_key(self.cipher, key)
-            there = Entry.objects.of(self.user_id).current().filter(tier=tier, key_hash=hashed).first()
-            if there is not None and there.valid_from > one.at:
+            known = Entry.objects.of(self.user_id).current().filter(tier=tier, key_hash=hashed).first()
+            if known is not None and known.valid_from > exchange.at:
                 return "overtaken"
         else:
-            content = self._twin(content, one) or content
-        kept = self._remember(tier, content, key, one)
-        return kept.outcome
+            content = self._same_content(content, exchange) or content
+        return self._remember(tier, content, key, exchange).outcome
 
-    def _remember(self, tier: Tier, content: str, key: str | None, one: UnsealedExchange) -> Remembered:
-        return entries.remember(user_id=self.user_id, tier=tier, content=content, key=key, origin=one.origin)
+    def _remember(self, tier: Tier, content: str, key: str | None, exchange: UnsealedExchange) -> Remembered:
+        return entries.remember(
+            user_id=self.user_id, tier=tier, content=content, key=key, source=exchange.source
+        )
 
-    def _replace(self, operation: Operation, one: UnsealedExchange) -> str:
-        entry = self._shown(operation.entry, one)
+    def _replace(self, operation: Operation, exchange: UnsealedExchange) -> str:
+        entry = self._shown(operation.entry, exchange)
         if entry is None:
             return "overtaken"
         before = entries.unseal_entry(entry, self.cipher)
         try:
-            # What changed once in this answer has another mark now, and may change again.
-            changed = entries.correct(entry=entry, content=operation.content, origin=one.origin)
+            # `known` is updated below, since an answer may change an entry twice.
+            changed = entries.correct(entry=entry, content=operation.content, source=exchange.source)
         except DuplicateEntry:
             entries.end_validity(user_id=self.user_id, ids=[entry.pk])
-            return self._remember(Tier(entry.tier), operation.content, before.key, one).outcome
+            return self._remember(Tier(entry.tier), operation.content, before.key, exchange).outcome
         shown = self.known[operation.entry]
-        if bytes(changed.fingerprint) == shown.mark:
-            return self._remember(Tier(entry.tier), before.content, before.key, one).outcome
+        if bytes(changed.fingerprint) == shown.fingerprint:
+            return self._remember(Tier(entry.tier), before.content, before.key, exchange).outcome
         self.known[operation.entry] = ShownEntry(shown.id, bytes(changed.fingerprint), shown.line)
         return "replaced"
 
-    def _forget(self, operation: Operation, one: UnsealedExchange) -> str:
-        entry = self._shown(operation.entry, one)
+    def _forget(self, operation: Operation, exchange: UnsealedExchange) -> str:
+        entry = self._shown(operation.entry, exchange)
         if entry is None:
             return "overtaken"
-        if operation.asked and self.deleted < _MOST_DELETED and self._is_named(entry, one):
+        if operation.asked and self.deleted < _MAX_DELETIONS and self._user_mentions(entry, exchange):
             self.deleted += 1
-            entries.forget(user_id=self.user_id, ids=[entry.pk])
+            forgetting.forget(user_id=self.user_id, ids=[entry.pk])
             return "forgotten"
         entries.end_validity(user_id=self.user_id, ids=[entry.pk])
         return "ended"
 
-    def _is_named(self, entry: Entry, one: UnsealedExchange) -> bool:
-        """Whether a word of it is the user's. What a document wants deleted, or a mere "that", becomes history."""
-        said = entries.searchable_text(entries.unseal_entry(entry, self.cipher))
-        return not set(hash_terms(said, self.cipher)).isdisjoint(hash_terms(one.said, self.cipher))
+    def _user_mentions(self, entry: Entry, exchange: UnsealedExchange) -> bool:
+        """Whether the user said a word of it. If not (a quoted document, a mere "that"), it only becomes history."""
+        text = entries.unseal_entry(entry, self.cipher).searchable_text
+        return not set(hash_terms(text, self.cipher)).isdisjoint(hash_terms(exchange.said, self.cipher))
 
-    def _shown(self, label: str, one: UnsealedExchange) -> Entry | None:
-        """The entry, if it still says what the model was shown, and nobody has said so later than this."""
+    def _shown(self, label: str, exchange: UnsealedExchange) -> Entry | None:
+        """The entry, if it is unchanged since the model was shown it and no newer than the exchange."""
         shown = self.known[label]
         entry = Entry.objects.of(self.user_id).current().filter(pk=shown.id).first()
-        if entry is None or bytes(entry.fingerprint) != shown.mark or entry.valid_from > one.at:
+        if entry is None or bytes(entry.fingerprint) != shown.fingerprint or entry.valid_from > exchange.at:
             return None
         return entry
 
-    def _twin(self, content: str, one: UnsealedExchange) -> str | None:
-        """What an associative entry says that says this already: with the same words in the same order, but for the
-        commonest, or next to it in the space of the vectors."""
+    def _same_content(self, content: str, exchange: UnsealedExchange) -> str | None:
+        """The content of an associative entry that already says this, if there is one.
+
+        It has the same words in the same order, except the most common, or a vector very close by.
+        """
         vector = self.vectors.get(content)
-        found = recall.search(
+        hits = search(
             user_id=self.user_id,
             question=content,
             vector=vector,
-            now=one.at,
+            now=exchange.at,
             tiers=[Tier.ASSOCIATIVE],
-            limit=_LIKE,
+            limit=_MAX_SIMILAR,
         )
         words = hash_terms(content, self.cipher)
-        near = _next_to(vector, [like.entry.pk for like in found]) if vector else set()
-        for like in found:
+        near = _nearest(vector, [hit.entry.pk for hit in hits]) if vector else set()
+        for hit in hits:
             try:
-                said = entries.unseal_entry(like.entry, self.cipher).content
+                known = entries.unseal_entry(hit.entry, self.cipher).content
             except SealBroken:
-                continue  # it keeps nothing else from being remembered
-            is_close = like.entry.pk in near or (words and hash_terms(said, self.cipher) == words)
-            if is_close and may_be_the_same(said, content):
-                return said
+                continue
+            is_close = hit.entry.pk in near or (words and hash_terms(known, self.cipher) == words)
+            if is_close and may_be_the_same(known, content):
+                return known
         return None
 
 
-def _next_to(vector: Sequence[float], ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-    """Those of these entries that lie so close to a vector of the present space that they may say the same."""
+def _nearest(vector: Sequence[float], ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """Those entries whose vectors are so close to a vector of the current space that they may say the same."""
     rows = Embedding.objects.filter(pk__in=ids, embedding_model=vector_space.current_space()).values_list(
         "pk", "vector"
     )
-    return {pk for pk, other in rows if _cosine(vector, other) > _CLOSE}
+    return {pk for pk, other in rows if _cosine(vector, other) > _SAME_COSINE}
 
 
 def _cosine(one: Sequence[float], other: Sequence[float]) -> float:

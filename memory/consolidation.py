@@ -1,11 +1,10 @@
-"""Consolidation: what fades goes, past weeks are condensed, patterns are found.
+"""Consolidation: delete expired entries, condense past weeks and find patterns, in a worker.
 
-Workers claim memories that are due one by one, by moving `consolidate_at` into the future: it is a lease, and when its
-worker dies the memory comes again. `consolidated_at` says up to when entries were read for patterns. It is moved in the
-transaction that keeps what was found, so that none is read twice or left out: who writes an entry holds the lock that a
-claim skips, so an entry that a claim does not see yet is also newer.
+A worker leases one due memory at a time. `consolidated_at` says up to when entries were read for patterns. It moves in
+the transaction that writes what was found, so that no entry is read twice or left out: writers of entries hold the lock
+that a claim skips, so an entry that a claim does not see yet is also newer than the claim.
 
-Each step commits by itself and finds nothing to do a second time. The model is never asked inside a transaction.
+Each step commits by itself and can be repeated. The model is never asked inside a transaction.
 """
 
 from __future__ import annotations
@@ -16,125 +15,129 @@ import uuid
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
 from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
 from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser
-from adiuva.core import db
-from adiuva.core.logging import log
-from memory import entries, episode_condensing, patterns, retention
+from adiuva.core import db, leases
+from adiuva.core.leases import Lease, LeaseLost
+from adiuva.core.logging import log_failure
+from memory import entries, episode_condensing, pattern_review, patterns, retention
 from memory.models import Memory
 
-_LANES: Final = 4
-_MOST: Final = 200  # memories a call
-_NO_MORE_AFTER_S: Final = 60.0
+_CONCURRENCY: Final = 4
+_MAX_MEMORIES: Final = 200
+_CLAIM_FOR_S: Final = 60.0
 _LEASE: Final = dt.timedelta(hours=1)
-_LONGEST_S: Final = 45 * 60.0  # of a visit: well below the lease
-_REST: Final = dt.timedelta(days=7)  # where nothing is new: patterns lose their weight, and entries fade
-_NEWS: Final = dt.timedelta(hours=24)  # that something new waits for more
+# Of one memory; well below the lease.
+_TIMEOUT_S: Final = 45 * 60.0
+# Where nothing is new: patterns lose confidence with time, and entries expire.
+_IDLE_INTERVAL: Final = dt.timedelta(days=7)
+# How long something new waits for more.
+_NEWS_INTERVAL: Final = dt.timedelta(hours=24)
 _SOON: Final = dt.timedelta(minutes=2)
-_MODEL_AWAY: Final = dt.timedelta(minutes=30)
-_MODEL_REFUSES: Final = dt.timedelta(hours=24)  # no key, no quota: until somebody sees to it
+_RETRY_TRANSIENT: Final = dt.timedelta(minutes=30)
+# The model refuses (no key, no quota) until an operator changes something.
+_RETRY_PERMANENT: Final = dt.timedelta(hours=24)
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedMemory:
-    """A claim. `now` is the database's clock at that time, `since` the `now` of the last one."""
+    """`now` is the database's clock at the claim, `since` that of the last consolidation."""
 
     user_id: uuid.UUID
     now: dt.datetime
     since: dt.datetime | None
-    lease: dt.datetime
+    lease: Lease[Memory]
 
 
 async def consolidate_due() -> int:
-    """Visit memories that are due, a few at once and for about a minute. Returns how many.
+    """Consolidate due memories, a few at once, for about a minute. Returns how many.
 
-    Any number of workers may call it. Old receipts go here, too, of all users.
+    Any number of workers may call it. It also deletes expired receipts of all users.
     """
     await db.run(retention.delete_expired_receipts)
-    until = asyncio.get_running_loop().time() + _NO_MORE_AFTER_S
-    visited = 0
+    until = asyncio.get_running_loop().time() + _CLAIM_FOR_S
+    count = 0
 
-    async def lane() -> None:
-        nonlocal visited
-        while visited < _MOST and asyncio.get_running_loop().time() < until:
-            visit = await db.run(_claim)
-            if visit is None:
+    async def work() -> None:
+        nonlocal count
+        while count < _MAX_MEMORIES and asyncio.get_running_loop().time() < until:
+            claimed = await db.run(_claim)
+            if claimed is None:
                 return
-            visited += 1
-            await _visit(visit)
+            count += 1
+            await _consolidate(claimed)
 
-    async with asyncio.TaskGroup() as lanes:
-        for _ in range(_LANES):
-            lanes.create_task(lane())
-    return visited
+    async with asyncio.TaskGroup() as workers:
+        for _ in range(_CONCURRENCY):
+            workers.create_task(work())
+    return count
 
 
-@transaction.atomic
 def _claim() -> ClaimedMemory | None:
-    due = Q(consolidate_at__lte=Now()) | Q(consolidate_at=None, consolidated_at__lte=Now() - _REST)
-    memory = (
-        Memory.objects.select_for_update(skip_locked=True, no_key=True)
-        .filter(due, enabled=True)
-        .order_by("consolidate_at", "pk")
-        .annotate(now=Now())
-        .first()
-    )
-    if memory is None:
+    due = Q(consolidate_at__lte=Now()) | Q(consolidate_at=None, consolidated_at__lte=Now() - _IDLE_INTERVAL)
+    rows = leases.claim(Memory.objects.filter(due, enabled=True).order_by("consolidate_at", "pk"), _LEASE)
+    if not rows:
         return None
-    visit = ClaimedMemory(memory.pk, memory.now, memory.consolidated_at, memory.now + _LEASE)
-    Memory.objects.filter(pk=memory.pk).update(consolidate_at=visit.lease)
-    return visit
+    memory = rows[0]
+    return ClaimedMemory(memory.pk, memory.claimed_at, memory.consolidated_at, memory.lease(_LEASE))
 
 
-async def _visit(visit: ClaimedMemory) -> None:
-    """One user's trouble is no other's: whatever else goes wrong, the memory comes again when its lease has run out."""
-    user_id = str(visit.user_id)
+async def _consolidate(claimed: ClaimedMemory) -> None:
+    """One user's failure does not affect others: the memory is due again when its lease has ended."""
+    user_id = str(claimed.user_id)
     try:
-        async with asyncio.timeout(_LONGEST_S):
-            await _consolidate(visit)
+        async with asyncio.timeout(_TIMEOUT_S):
+            await _run_steps(claimed)
     except llm.ModelError as error:
-        log.warning("memory.consolidation_put_off", user_id=user_id, error=error.code)
-        wait = _MODEL_AWAY if error.transient else _MODEL_REFUSES
-        await db.run(_put_off, visit, max(wait, dt.timedelta(seconds=error.retry_after or 0)))
-    except NoSuchUser:
-        pass  # and with the user all that there was to do
+        log.warning("consolidation.deferred", user_id=user_id, code=error.code)
+        wait = _RETRY_TRANSIENT if error.transient else _RETRY_PERMANENT
+        wait = max(wait, dt.timedelta(seconds=error.retry_after or 0))
+        await db.run(_defer, claimed, wait)
+    except (NoSuchUser, LeaseLost):
+        pass
     except Exception as error:
-        log.error("memory.consolidation_failed", user_id=user_id, error=type(error).__name__)
+        log_failure("consolidation.failed", error, user_id=user_id)
 
 
-async def _consolidate(visit: ClaimedMemory) -> None:
-    user_id = visit.user_id
+async def _run_steps(claimed: ClaimedMemory) -> None:
+    user_id = claimed.user_id
     await db.run(retention.delete_expired_entries, user_id)
     model = llm.chat_model()
     more = await episode_condensing.condense(user_id, model)
-    found = await patterns.review(user_id, model, since=visit.since, now=visit.now)
-    await db.run(_conclude, visit, found, more)
+    review = await pattern_review.review(user_id, model, since=claimed.since, now=claimed.now)
+    await db.run(_finish, claimed, review, more)
 
 
 @transaction.atomic
-def _conclude(visit: ClaimedMemory, found: patterns.PatternReview, more: bool) -> None:
-    """Keep what was found about patterns, and with it that it was read."""
-    memory = entries.lock_memory(visit.user_id)
-    if memory.consolidate_at != visit.lease or not memory.enabled:
-        return  # another worker has it now, or the user wants none of it
-    if not patterns.is_unchanged(visit.user_id, found):
-        _put_off(visit, _SOON)
+def _finish(claimed: ClaimedMemory, review: pattern_review.PatternReview, more: bool) -> None:
+    """Write what was found about patterns, and up to when entries were read. Writes nothing if it raises LeaseLost."""
+    user_id = claimed.user_id
+    memory = entries.lock_memory(user_id)
+    if not memory.enabled:
+        claimed.lease.release()
         return
-    patterns.apply_claims(visit.user_id, found)
-    patterns.decay(visit.user_id)
+    if not patterns.is_unchanged(user_id, review):
+        claimed.lease.release(consolidate_at=Now() + _SOON)
+        return
+    patterns.apply_claims(user_id, review)
+    patterns.decay(user_id)
     wait: dt.timedelta | None = None
-    if more or found.more:
+    if more or review.more:
         wait = _SOON
-    elif patterns.has_new_evidence(visit.user_id, visit.now):
-        wait = _NEWS
-    Memory.objects.filter(pk=visit.user_id).update(
-        consolidated_at=found.until, consolidate_at=None if wait is None else Now() + wait
-    )
+    elif pattern_review.has_new_evidence(user_id, claimed.now):
+        wait = _NEWS_INTERVAL
+    claimed.lease.release(consolidated_at=review.until, consolidate_at=None if wait is None else Now() + wait)
 
 
-def _put_off(visit: ClaimedMemory, wait: dt.timedelta) -> None:
-    Memory.objects.filter(pk=visit.user_id, consolidate_at=visit.lease).update(consolidate_at=Now() + wait)
+def _defer(claimed: ClaimedMemory, wait: dt.timedelta) -> None:
+    try:
+        claimed.lease.release(consolidate_at=Now() + wait)
+    except LeaseLost:
+        pass

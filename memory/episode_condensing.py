@@ -1,7 +1,7 @@
-"""The episodes of a week that is well past become one.
+"""Condense the episodes of a past week into one.
 
-A part then holds no more, its successor the episode that stands for it. That one has the sources of all parts and is
-derived: when one of them is forgotten it goes, and its other parts hold again (`entries.forget_source`).
+The parts become history with the condensed episode as their successor. It has the sources of all parts and is derived:
+when one of them is forgotten it is deleted, and its other parts become current again (memory.forgetting).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+import structlog
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q
@@ -26,17 +27,20 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
 from adiuva.core import db
 from adiuva.core.crypto import SealBroken
-from adiuva.core.logging import log
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.llm.structured import UnusableAnswer
-from memory import entries, provider_policy, structured
-from memory.entries import RememberOutcome, SourceRef
+from memory import entries, structured
+from memory.entries import EntryDetails, RememberOutcome, SourceRef
 from memory.models import Embedding, Entry, EntrySource, Memory, Receipt, SourceKind, Tier
+from memory.preferences import readable_tiers
+from memory.receipts import write_receipt
 
-MIN_EPISODES: Final = 3  # episodes that are worth condensing
+# Weeks with fewer episodes are left as they are; those with more than the maximum become several.
+MIN_EPISODES: Final = 3
 MAX_EPISODES: Final = 20
-MAX_MODEL_CALLS: Final = 8  # of the model, a visit
-MAX_SUMMARY_CHARS: Final = 3_000  # characters
+# In one consolidation.
+MAX_MODEL_CALLS: Final = 8
+MAX_SUMMARY_CHARS: Final = 3_000
 
 _SCHEMA: Final = {
     "type": "object",
@@ -46,18 +50,21 @@ _SCHEMA: Final = {
 }
 
 
+log = structlog.get_logger(__name__)
+
+
 @dataclass(frozen=True, slots=True)
 class EpisodePart:
-    """An episode, and the mark of what it says."""
+    """An episode to condense. `fingerprint` is that of its content when it was read."""
 
     id: uuid.UUID
-    mark: bytes
+    fingerprint: bytes
     began_at: dt.datetime
     ended_at: dt.datetime
 
 
 class _SummaryAlreadyKnown(Exception):
-    """What the model wrote is remembered already, as something else."""
+    """Another current entry says exactly what the model wrote."""
 
 
 def is_condensed() -> Q:
@@ -66,15 +73,15 @@ def is_condensed() -> Q:
 
 
 async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
-    """Condense what is ripe, some of it if it is much. Returns whether to come again soon. Raise a ModelError.
+    """Condense what can be, up to MAX_MODEL_CALLS. Returns whether to call again soon. Raises ModelError.
 
-    Each episode that comes of it commits by itself, so this may be killed anywhere and called again.
+    Each condensed episode commits by itself, so this may be killed anywhere and called again.
     """
-    ripe = await db.run(_ripe, user_id, model.provider)
-    random.shuffle(ripe)  # what the model cannot condense does not keep the rest back
+    groups = await db.run(_find_groups, user_id, model.provider)
+    random.shuffle(groups)  # so that those that the model cannot condense do not hold up the rest
     done = 0
-    for parts in ripe[:MAX_MODEL_CALLS]:
-        notes = await db.run(_read, user_id, parts, model)
+    for parts in groups[:MAX_MODEL_CALLS]:
+        notes = await db.run(_read_notes, user_id, parts, model)
         if notes is None:
             continue
         summary = await structured.ask_or_none(
@@ -83,59 +90,59 @@ async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
             material=delimit_untrusted("notes", notes),
             name="condensed",
             schema=_SCHEMA,
-            read=_summary,
+            read=_read_summary,
         )
         if summary is not None:
-            done += await db.run(_keep, user_id, parts, summary)
-    return done == MAX_MODEL_CALLS < len(ripe)
+            done += await db.run(_save, user_id, parts, summary)
+    return done == MAX_MODEL_CALLS < len(groups)
 
 
-def _ripe(user_id: uuid.UUID, provider: str) -> list[list[EpisodePart]]:
-    """What may be condensed, each list into one."""
+def _find_groups(user_id: uuid.UUID, provider: str) -> list[list[EpisodePart]]:
+    """Groups of episodes, each of which may be condensed into one."""
     memory = Memory.objects.filter(pk=user_id, enabled=True).first()
-    if memory is None or Tier.EPISODIC not in provider_policy.readable_tiers(memory.policy, provider):
+    if memory is None or Tier.EPISODIC not in readable_tiers(memory.policy, provider):
         return []
     zone = ZoneInfo(User.objects.values_list("timezone", flat=True).get(pk=user_id))
-    last = dt.datetime.now(zone) - dt.timedelta(days=settings.MEMORY["condense_after_days"])
+    end = dt.datetime.now(zone) - dt.timedelta(days=settings.MEMORY["condense_after_days"])
     rows = (
         _candidates(user_id)
         .annotate(
             began=Coalesce("began_at", "valid_from"), ended=Coalesce("ended_at", "began_at", "valid_from")
         )
-        .filter(ended__lt=last)
+        .filter(ended__lt=end)
         .order_by("began", "pk")
         .values_list("pk", "fingerprint", "began", "ended")
     )
     weeks: dict[dt.date, list[EpisodePart]] = defaultdict(list)
-    for pk, mark, began, ended in rows:
+    for pk, fingerprint, began, ended in rows:
         day = began.astimezone(zone).date()
         monday = day - dt.timedelta(days=day.weekday())
-        if monday + dt.timedelta(days=7) <= last.date():
-            weeks[monday].append(EpisodePart(pk, bytes(mark), began, ended))
+        if monday + dt.timedelta(days=7) <= end.date():
+            weeks[monday].append(EpisodePart(pk, bytes(fingerprint), began, ended))
     return [parts for week in weeks.values() if len(week) >= MIN_EPISODES for parts in _split(week)]
 
 
 def _candidates(user_id: uuid.UUID) -> Any:
-    """Not what is condensed already, nor what the user wrote."""
+    """Current episodes that are not condensed yet and that the user did not write."""
     by_hand = EntrySource.objects.filter(entry=OuterRef("pk"), kind=SourceKind.USER)
     return Entry.objects.of(user_id).current().filter(~Exists(by_hand), ~is_condensed(), tier=Tier.EPISODIC)
 
 
 def _split(week: Sequence[EpisodePart]) -> Iterator[list[EpisodePart]]:
-    """Lists of much the same length. What is left after the first is split as it would have been with it."""
+    """Split into lists of about equal length, so that the rest is split the same way once the first is condensed."""
     size = math.ceil(len(week) / math.ceil(len(week) / MAX_EPISODES))
     for start in range(0, len(week), size):
         yield list(week[start : start + size])
 
 
-def _read(user_id: uuid.UUID, parts: Sequence[EpisodePart], model: llm.ChatModel) -> str | None:
-    """What the parts say, with a receipt that the model got it. None: they are not what they were."""
+def _read_notes(user_id: uuid.UUID, parts: Sequence[EpisodePart], model: llm.ChatModel) -> str | None:
+    """The text of the parts, with a receipt written for it. None if they were changed since."""
     cipher = cipher_for(user_id)
     rows = {
         row.pk: row
         for row in _candidates(user_id).filter(pk__in=[part.id for part in parts], user__memory__enabled=True)
     }
-    if not _stand(parts, rows):
+    if not _unchanged(parts, rows):
         return None
     try:
         notes = [
@@ -143,15 +150,15 @@ def _read(user_id: uuid.UUID, parts: Sequence[EpisodePart], model: llm.ChatModel
             for part in parts
         ]
     except SealBroken:
-        log.error("memory.does_not_open", user_id=str(user_id))
+        log.error("memory.seal_broken", user_id=str(user_id))
         return None
-    provider_policy.write_receipt(
+    write_receipt(
         user_id=user_id, purpose=Receipt.Purpose.CONSOLIDATE, model=model, entries=[part.id for part in parts]
     )
     return "\n".join(notes)
 
 
-def _summary(value: Any) -> str:
+def _read_summary(value: Any) -> str:
     summary = value.get("summary") if isinstance(value, dict) else None
     if not isinstance(summary, str) or not (summary := summary.replace("\0", "").strip()):
         raise UnusableAnswer("`summary` must be a text.")
@@ -160,38 +167,37 @@ def _summary(value: Any) -> str:
     return summary
 
 
-def _keep(user_id: uuid.UUID, parts: Sequence[EpisodePart], summary: str) -> bool:
+def _save(user_id: uuid.UUID, parts: Sequence[EpisodePart], summary: str) -> bool:
     try:
         return _replace(user_id, parts, summary)
     except _SummaryAlreadyKnown:
-        log.warning("memory.answer_not_usable", asked_for="condensed")
+        log.warning("memory.answer_unusable", asked_for="condensed")
         return False
 
 
 @transaction.atomic
 def _replace(user_id: uuid.UUID, parts: Sequence[EpisodePart], summary: str) -> bool:
-    """Whether they still were what was read; if not, nothing happens."""
+    """Replace the parts by one episode if they are unchanged. Returns whether they were."""
     memory = entries.lock_memory(user_id)
-    held = _candidates(user_id).filter(pk__in=[part.id for part in parts])
-    rows = {row.pk: row for row in held}
-    if not memory.enabled or not _stand(parts, rows):
+    candidates = _candidates(user_id).filter(pk__in=[part.id for part in parts])
+    rows = {row.pk: row for row in candidates}
+    if not memory.enabled or not _unchanged(parts, rows):
         return False
-    origins = [
-        SourceRef(SourceKind(source.kind), source.source_id, source.seq, source.at)
-        for source in EntrySource.objects.filter(entry_id__in=rows)
-    ]
-    # `updated_at` stays: they say nothing new, neither now nor when they hold again.
+    first, *more = map(SourceRef.of, EntrySource.objects.filter(entry_id__in=rows))
+    # `updated_at` stays: they say nothing new, neither now nor if they become current again.
     Entry.objects.filter(pk__in=rows).update(valid_to=Greatest(F("valid_from"), Now()))
     Embedding.objects.filter(pk__in=rows).delete()
     kept = entries.remember(
         user_id=user_id,
         tier=Tier.EPISODIC,
         content=summary,
-        origin=origins[0],
-        also=origins[1:],
-        began_at=min(part.began_at for part in parts),
-        ended_at=max(part.ended_at for part in parts),
-        derived=True,
+        source=first,
+        details=EntryDetails(
+            began_at=min(part.began_at for part in parts),
+            ended_at=max(part.ended_at for part in parts),
+            derived=True,
+            more_sources=more,
+        ),
     )
     if kept.outcome is not RememberOutcome.NEW:
         raise _SummaryAlreadyKnown
@@ -199,5 +205,5 @@ def _replace(user_id: uuid.UUID, parts: Sequence[EpisodePart], summary: str) -> 
     return True
 
 
-def _stand(parts: Sequence[EpisodePart], rows: dict[uuid.UUID, Entry]) -> bool:
-    return all(part.id in rows and bytes(rows[part.id].fingerprint) == part.mark for part in parts)
+def _unchanged(parts: Sequence[EpisodePart], rows: dict[uuid.UUID, Entry]) -> bool:
+    return all(part.id in rows and bytes(rows[part.id].fingerprint) == part.fingerprint for part in parts)

@@ -1,8 +1,8 @@
-"""What happened in a session, once it has been quiet for a while: its exchanges become one entry, and go.
+"""Episodes: short accounts of what happened, written from exchanges once a conversation has been idle, or from a run.
 
-A conversation is a session until it pauses; so are a user's requests that belong to no conversation. Exchanges are
-claimed for a while before the model is asked, outside of any transaction. The entry is written and the exchanges are
-deleted in one: so a session is told of once, whoever else tried.
+Exchanges of one conversation without a long pause make one episode; so do requests outside of conversations. A worker
+leases the exchanges before it asks the model, outside of any transaction. The episode is written and its exchanges are
+deleted in one transaction, so that each is written once, whoever else tried.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+import structlog
 from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
@@ -22,27 +23,31 @@ from django.db.models.functions import Now
 from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.accounts.models import User
-from adiuva.core import db
+from adiuva.core import db, leases
 from adiuva.core.crypto import SealBroken
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import AdiuvaError
-from adiuva.core.logging import log
+from adiuva.core.leases import Lease
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.llm.structured import UnusableAnswer
-from memory import entries, provider_policy, structured
-from memory.entries import Remembered, SourceRef
+from memory import entries, structured
+from memory.entries import EntryDetails, Remembered, SourceRef
 from memory.exchanges import UnsealedExchange, shorten, unseal_exchange
 from memory.models import EntrySource, Exchange, SourceKind, Tier
+from memory.preferences import readable_tiers
 
-MAX_SUMMARY_CHARS: Final = 2_000  # characters
-_CHARS: Final = 48_000  # of a session that the model gets to see
-_CLAIM: Final = dt.timedelta(minutes=10)
-_MODEL_S: Final = 120.0
-_WAITS: Final = dt.timedelta(hours=24)  # for the model; then it is told of in the user's own words
+MAX_SUMMARY_CHARS: Final = 2_000
+# Of the exchanges that the model is shown.
+_MATERIAL_CHARS: Final = 48_000
+_LEASE: Final = dt.timedelta(minutes=10)
+# Well below the lease.
+_MODEL_TIMEOUT_S: Final = 120.0
+# After so long without an answer of the model, the episode is written in the user's own words.
+_MODEL_PATIENCE: Final = dt.timedelta(hours=24)
 _LINE_CHARS: Final = 160
-_MOST_LINES: Final = 8
-_MOST_TITLES: Final = 10
-_SWEPT_AT_ONCE: Final = 500
+_MAX_LINES: Final = 8
+_MAX_TITLES: Final = 10
+_MAX_USERS_ENQUEUED: Final = 500
 
 _SCHEMA: Final = {
     "type": "object",
@@ -51,57 +56,61 @@ _SCHEMA: Final = {
     "additionalProperties": False,
 }
 
+log = structlog.get_logger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class EpisodeDraft:
-    """Exchanges that belong together, in order. `plain`: no model is to be asked about it."""
+    """Leased exchanges that make one episode, in order. With `without_model` the model is not asked."""
 
     exchanges: Sequence[UnsealedExchange]
+    leases: Sequence[Lease[Exchange]]
     zone: ZoneInfo
-    plain: bool
+    without_model: bool
 
 
 async def write_due(user_id: uuid.UUID) -> int:
-    """Tell of a user's sessions that are over. Returns of how many.
+    """Write the episodes of a user whose exchanges are complete. Returns how many.
 
-    What the model cannot be asked about now is tried again later.
+    Those that the model fails on are tried again when their lease has ended.
     """
-    done = 0
+    written = 0
     try:
         provider = llm.chat_model().provider
-    except llm.ModelNotConfigured:  # none is asked: it is told of in the user's own words, when it has waited
+    except llm.ModelNotConfigured:  # after _MODEL_PATIENCE, episodes are written without one
         provider = ""
-    while session := await db.run(_claim, user_id, provider):
+    while draft := await db.run(_claim, user_id, provider):
         try:
-            summary = await _summary(session)
-            done += await db.run(_keep, user_id, session, summary)
+            summary = await _summarize(draft)
+            written += await db.run(_save, user_id, draft, summary)
         except (llm.ModelError, TimeoutError) as error:
-            why = error.code if isinstance(error, AdiuvaError) else "timeout"
-            log.warning("memory.no_episode", user_id=str(user_id), code=why)
+            code = error.code if isinstance(error, AdiuvaError) else "timeout"
+            log.warning("episode.deferred", user_id=str(user_id), code=code)
             break
         except NoSuchUser:
             break
-    return done
+    return written
 
 
 def enqueue_due() -> int:
-    """Tell the workers of whose sessions are over. Returns of how many users."""
-    ready = Exchange.objects.filter(not_before__lte=Now(), said_at__lt=Now() - _quiet()).exclude(
-        recorded_at=None
+    """Enqueue tasks for users with exchanges that may be complete. Returns for how many users."""
+    idle = Exchange.objects.filter(
+        leases.is_free(), said_at__lt=Now() - _max_pause(), recorded_at__isnull=False
     )
-    users = list(ready.values_list("user_id", flat=True).order_by().distinct()[:_SWEPT_AT_ONCE])
+    users = list(idle.values_list("user_id", flat=True).order_by().distinct()[:_MAX_USERS_ENQUEUED])
     for user_id in users:
         enqueue_on_commit("memory.episodes", user_id)
     return len(users)
 
 
-def _quiet() -> dt.timedelta:
+def _max_pause() -> dt.timedelta:
+    """A longer pause ends an episode."""
     return dt.timedelta(seconds=settings.MEMORY["session_idle_s"])
 
 
 @transaction.atomic
 def _claim(user_id: uuid.UUID, provider: str) -> EpisodeDraft | None:
-    """The user's oldest session that is over and has been read for facts, taken for a while."""
+    """Lease the exchanges of the user's oldest episode to write: those that all facts were extracted from."""
     try:
         memory = entries.lock_memory(user_id)
         cipher = cipher_for(user_id)
@@ -111,63 +120,69 @@ def _claim(user_id: uuid.UUID, provider: str) -> EpisodeDraft | None:
     if not memory.enabled:
         Exchange.objects.filter(user_id=user_id).delete()
         return None
-    kept = Exchange.objects.filter(user_id=user_id).order_by("said_at", "pk").annotate(now=Now())
-    for rows in _sessions(kept):
+    stored = Exchange.objects.filter(user_id=user_id).order_by("said_at", "pk")
+    for rows in _by_episode(stored.annotate(now=Now())):
         now = rows[0].now
-        if rows[-1].said_at >= now - _quiet():
+        if rows[-1].said_at >= now - _max_pause():
             continue
-        if any(row.recorded_at is None or row.not_before > now for row in rows):
+        if any(row.recorded_at is None or (row.lease_until and row.lease_until > now) for row in rows):
             continue
+        of_episode = stored.filter(pk__in=[row.pk for row in rows])
         try:
-            session = [unseal_exchange(row, cipher) for row in rows]
+            exchanges = [unseal_exchange(row, cipher) for row in rows]
         except SealBroken:
-            log.error("memory.exchange_broken", user_id=str(user_id))
-            Exchange.objects.filter(pk__in=[row.pk for row in rows]).delete()
+            log.error("memory.exchange_seal_broken", user_id=str(user_id))
+            of_episode.delete()
             continue
-        Exchange.objects.filter(pk__in=[row.pk for row in rows]).update(not_before=Now() + _CLAIM)
-        may_read = Tier.EPISODIC in provider_policy.readable_tiers(memory.policy, provider)
-        return EpisodeDraft(session, zone, plain=not may_read or rows[-1].said_at < now - _WAITS)
+        claimed = leases.claim(of_episode, _LEASE, most=len(rows))
+        may_read = Tier.EPISODIC in readable_tiers(memory.policy, provider)
+        return EpisodeDraft(
+            exchanges,
+            [row.lease(_LEASE) for row in claimed],
+            zone,
+            without_model=not may_read or rows[-1].said_at < now - _MODEL_PATIENCE,
+        )
     return None
 
 
-def _sessions(rows: Iterable[Any]) -> list[list[Any]]:
-    """By conversation, and requests by the pauses between them."""
-    found: list[list[Any]] = []
+def _by_episode(rows: Iterable[Any]) -> list[list[Any]]:
+    """Group exchanges by conversation (requests outside of conversations are one group) and by the pauses in them."""
+    episodes: list[list[Any]] = []
     latest: dict[tuple[str, uuid.UUID | None], list[Any]] = {}
     for row in rows:
-        place = (row.kind, row.source_id if row.kind == SourceKind.CONVERSATION else None)
-        session = latest.get(place)
-        if session is None or row.said_at - session[-1].said_at >= _quiet():
-            session = latest[place] = []
-            found.append(session)
-        session.append(row)
-    return found
+        group = (row.kind, row.source_id if row.kind == SourceKind.CONVERSATION else None)
+        episode = latest.get(group)
+        if episode is None or row.said_at - episode[-1].said_at >= _max_pause():
+            episode = latest[group] = []
+            episodes.append(episode)
+        episode.append(row)
+    return episodes
 
 
-async def _summary(session: EpisodeDraft) -> str:
-    """Empty: nothing happened that is worth a line. Raise a ModelError."""
-    if session.plain:
-        return _in_the_users_words(session)
-    each = max(200, _CHARS // len(session.exchanges))
+async def _summarize(draft: EpisodeDraft) -> str:
+    """The episode's text; empty if nothing happened that is worth one. Raises ModelError and TimeoutError."""
+    if draft.without_model:
+        return _in_the_users_words(draft)
+    each = max(200, _MATERIAL_CHARS // len(draft.exchanges))
     lines = [
         f"user: {shorten(one.said, each * 2 // 3)}\nassistant: {shorten(one.answer, each // 3)}"
-        for one in session.exchanges
+        for one in draft.exchanges
     ]
-    began = session.exchanges[0].at.astimezone(session.zone)
-    said = shorten("\n".join(lines), _CHARS)
-    async with asyncio.timeout(_MODEL_S):
+    began = draft.exchanges[0].at.astimezone(draft.zone)
+    said = shorten("\n".join(lines), _MATERIAL_CHARS)
+    async with asyncio.timeout(_MODEL_TIMEOUT_S):
         summary = await structured.ask_or_none(
             llm.chat_model(),
             prompt="episode",
             material=f"Session of {began:%A %Y-%m-%d %H:%M}\n{delimit_untrusted('conversation', said)}",
             name="episode",
             schema=_SCHEMA,
-            read=_read,
+            read=_read_summary,
         )
-    return _in_the_users_words(session) if summary is None else summary
+    return _in_the_users_words(draft) if summary is None else summary
 
 
-def _read(value: Any) -> str:
+def _read_summary(value: Any) -> str:
     summary = value.get("summary") if isinstance(value, dict) else None
     if not isinstance(summary, str):
         raise UnusableAnswer("`summary` must be a text.")
@@ -177,11 +192,10 @@ def _read(value: Any) -> str:
     return summary
 
 
-def _in_the_users_words(session: EpisodeDraft) -> str:
-    """What stands for a summary where no model makes one."""
-    lines = [_line(one.said) for one in session.exchanges]
-    more = [f"(and {len(lines) - _MOST_LINES} more)"] if len(lines) > _MOST_LINES else []
-    return "\n".join(["The user said:", *(f"- {line}" for line in lines[:_MOST_LINES]), *more])
+def _in_the_users_words(draft: EpisodeDraft) -> str:
+    lines = [_line(one.said) for one in draft.exchanges]
+    more = [f"(and {len(lines) - _MAX_LINES} more)"] if len(lines) > _MAX_LINES else []
+    return "\n".join(["The user said:", *(f"- {line}" for line in lines[:_MAX_LINES]), *more])
 
 
 def _line(text: str) -> str:
@@ -190,29 +204,31 @@ def _line(text: str) -> str:
 
 
 @transaction.atomic
-def _keep(user_id: uuid.UUID, session: EpisodeDraft, summary: str) -> bool:
-    """Whether it was still there as it was read. If not, nothing happens, and what is left is told of anew."""
+def _save(user_id: uuid.UUID, draft: EpisodeDraft, summary: str) -> bool:
+    """Write the episode if all its exchanges are still leased, else release them. Returns whether it was written."""
     memory = entries.lock_memory(user_id)
-    rows = Exchange.objects.filter(user_id=user_id, pk__in=[one.id for one in session.exchanges])
-    if not memory.enabled or rows.count() != len(session.exchanges):
-        rows.update(not_before=Now())
+    held = leases.held_among(draft.leases)
+    if not memory.enabled or len(held) != len(draft.exchanges):
+        leases.release_all(held)
         return False
-    rows.delete()
-    first, *others = (one.origin for one in session.exchanges)
+    Exchange.objects.filter(pk__in=[row.pk for row in held]).delete()
+    first, *more = (exchange.source for exchange in draft.exchanges)
     if summary:
         try:
             entries.remember(
                 user_id=user_id,
                 tier=Tier.EPISODIC,
                 content=summary,
-                origin=first,
-                also=others,
-                began_at=session.exchanges[0].at,
-                ended_at=session.exchanges[-1].at,
-                derived=True,
+                source=first,
+                details=EntryDetails(
+                    began_at=draft.exchanges[0].at,
+                    ended_at=draft.exchanges[-1].at,
+                    derived=True,
+                    more_sources=more,
+                ),
             )
-        except AdiuvaError as error:  # it is full; consolidation makes room
-            log.warning("memory.no_episode", user_id=str(user_id), code=error.code)
+        except AdiuvaError as error:  # the tier is full; consolidation makes room
+            log.warning("episode.dropped", user_id=str(user_id), code=error.code)
     return True
 
 
@@ -227,23 +243,22 @@ def remember_run(
     began_at: dt.datetime,
     ended_at: dt.datetime,
 ) -> Remembered | None:
-    """Keep what a run of an agent found: how many records by table, and titles of some. Without a model, once a run.
+    """Write an episode of what an agent's run found: how many records by table, and some titles. No model is asked.
 
-    None where it found nothing, where it is kept already, or where the user's memory is off. Raise MemoryFull.
+    None if it found nothing, has its episode already, or the user's memory is off. Raises MemoryFull.
     """
     counts = [f"{count} {table}" for table, count in found.items() if count]
     if not counts or not entries.lock_memory(user_id).enabled:
         return None
     if EntrySource.objects.filter(entry__user_id=user_id, kind=SourceKind.RUN, source_id=run_id).exists():
         return None
-    shown = [_line(title) for title in titles[:_MOST_TITLES]]
+    shown = [_line(title) for title in titles[:_MAX_TITLES]]
     more = sum(found.values()) - len(shown)
     named = f": {'; '.join(shown)}{f' and {more} more' if more > 0 else ''}" if shown else ""
     return entries.remember(
         user_id=user_id,
         tier=Tier.EPISODIC,
         content=f"The agent “{_line(agent)}” found {', '.join(counts)}{named}.",
-        origin=SourceRef(SourceKind.RUN, run_id, at=ended_at),
-        began_at=began_at,
-        ended_at=ended_at,
+        source=SourceRef(SourceKind.RUN, run_id, at=ended_at),
+        details=EntryDetails(began_at=began_at, ended_at=ended_at),
     )

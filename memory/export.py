@@ -1,4 +1,4 @@
-"""All that is remembered of a user, with its history and its sources, for the archive of the account."""
+"""Memory's files in the archive of an account: entries with history and sources, exchanges, receipts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _memory(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:
     cipher = cipher_for(user_id)
-    # The vector itself is numbers of its model alone: it can be made again of what the entry says.
+    # Not the vector: it means something only to its model, and can be computed again from the content.
     rows = Entry.objects.of(user_id).defer("terms", "fingerprint", "embedding__vector")
     rows = rows.select_related("embedding").prefetch_related("sources").order_by("created_at", "id")
     for entry in rows.iterator(ROWS_PER_BATCH):
@@ -29,7 +29,7 @@ def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:
         yield {
             "id": entry.pk,
             "tier": entry.tier,
-            **readable(partial(_said, entry, cipher)),
+            **readable(partial(_content, entry, cipher)),
             "confidence": entry.confidence,
             "derived": entry.derived,
             "began_at": entry.began_at,
@@ -49,21 +49,23 @@ def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:
         }
 
 
-def _said(entry: Entry, cipher: UserCipher) -> Mapping[str, Any]:
-    said = entries.unseal_entry(entry, cipher)
-    return {"key": said.key, "content": said.content}
+def _content(entry: Entry, cipher: UserCipher) -> Mapping[str, Any]:
+    content = entries.unseal_entry(entry, cipher)
+    return {"key": content.key, "content": content.content}
 
 
-def _waiting(user_id: UUID) -> Iterator[dict[str, Any]]:
+def _exchanges(user_id: UUID) -> Iterator[dict[str, Any]]:
     cipher, names = cipher_for(user_id), exported_columns(Exchange, but=["user"])
     for row in Exchange.objects.filter(user_id=user_id).order_by("said_at", "id").iterator(ROWS_PER_BATCH):
-        known = {name: getattr(row, name) for name in names}
-        yield {**known, **readable(partial(_heard, row, cipher))}
+        yield {
+            **{name: getattr(row, name) for name in names},
+            **readable(partial(_exchange_texts, row, cipher)),
+        }
 
 
-def _heard(row: Exchange, cipher: UserCipher) -> Mapping[str, Any]:
-    heard = exchanges.unseal_exchange(row, cipher)
-    return {"said": heard.said, "answer": heard.answer}
+def _exchange_texts(row: Exchange, cipher: UserCipher) -> Mapping[str, Any]:
+    exchange = exchanges.unseal_exchange(row, cipher)
+    return {"said": exchange.said, "answer": exchange.answer}
 
 
 def _receipts(user_id: UUID) -> Iterator[dict[str, Any]]:
@@ -72,18 +74,20 @@ def _receipts(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 
 register(
-    ArchivePart(
-        "memory.jsonl", "Whether anything is remembered, and which model providers may read it.", _memory
-    ),
+    ArchivePart("memory.jsonl", "Whether your memory is on, and which model providers may read it.", _memory),
     ArchivePart(
         "memory_entries.jsonl",
-        "What is remembered, where it is known from, and what was so before (`replaced_by`: what is so instead).",
+        "What is remembered, its sources, and its history (`replaced_by` names the entry that replaced it).",
         _entries,
     ),
     ArchivePart(
         "memory_waiting.jsonl",
-        "What was said lately and is still to be read for what is worth keeping.",
-        _waiting,
+        "Recent messages and answers from which facts or an episode are still to be extracted.",
+        _exchanges,
     ),
-    ArchivePart("memory_receipts.jsonl", "Which entries left for a model, when, and what for.", _receipts),
+    ArchivePart(
+        "memory_receipts.jsonl",
+        "Which entries were sent to a model provider, when, and for what purpose.",
+        _receipts,
+    ),
 )

@@ -1,4 +1,7 @@
-"""What is remembered of a user. What an entry says is sealed; words to find it by are kept as keyed hashes."""
+"""Models of a user's memory: entries of four tiers with their sources and vectors, exchanges to read, receipts.
+
+The content of entries and exchanges is sealed; the words by which entries are found are kept as keyed hashes.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,33 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from pgvector.django import HalfVectorField
 
+from adiuva.core.leases import Leased
+from adiuva.core.sealed import SealedJSONField
+
 
 class Tier(models.TextChoices):
-    CORE = "core", "preferences and facts, by key"
-    ASSOCIATIVE = "associative", "what was said and seen"
-    EPISODIC = "episodic", "what happened in a session"
-    PROACTIVE = "proactive", "patterns, with a confidence"
+    CORE = "core", "preferences and facts by key"
+    ASSOCIATIVE = "associative", "statements, one sentence each"
+    EPISODIC = "episodic", "accounts of what happened"
+    PROACTIVE = "proactive", "patterns with a confidence"
 
 
-class Memory(models.Model):
-    """A user's memory as a whole: its switch, its policy, and the row that its writers lock."""
+class Memory(Leased):
+    """A user's memory as a whole: its switch, its policy, and the row that writers lock. A consolidation leases it."""
 
     user = models.OneToOneField(
         settings.AUTH_USER_MODEL, models.CASCADE, primary_key=True, related_name="memory"
     )
-    enabled = models.BooleanField(default=True, help_text="off: nothing is recalled and nothing is kept")
+    enabled = models.BooleanField(
+        default=True, help_text="if off, nothing is recalled and nothing new is remembered"
+    )
     policy = models.JSONField(
         default=dict,
         blank=True,
-        help_text="by tier, the model providers that may read it; a tier that is not named goes to any",
+        help_text="by tier, the model providers that may read it; any provider may read a tier not listed here",
     )
     consolidate_at = models.DateTimeField(
-        null=True, editable=False, help_text="when it is due to be consolidated; none: nothing is new"
+        null=True, editable=False, help_text="when consolidation is due; empty if nothing is new"
     )
     consolidated_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
@@ -57,41 +65,51 @@ class EntryQuerySet(models.QuerySet["Entry"]):
         return self.filter(user_id=user_id)
 
     def current(self) -> Self:
-        """What holds now, without what it replaced."""
+        """Entries that are true now, without history."""
         return self.filter(valid_to__isnull=True)
 
 
 class Entry(models.Model):
-    """One thing that is remembered. The sealed part is `{content, key?}`, bound to owner, row and tier.
+    """One remembered thing. The sealed value is `{content, key?}`; only core entries have a key.
 
-    An entry keeps its id when it changes; what it said before becomes a row of its own, its `successor` this one.
+    An entry keeps its id when it is changed. Its former content moves to a new row, whose `successor` is this entry.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    user = models.ForeignKey(  # indexes below begin with it
+    user = models.ForeignKey(  # no index of its own: the indexes below begin with this column
         settings.AUTH_USER_MODEL, models.CASCADE, related_name="memories", db_index=False
     )
     tier = models.CharField(max_length=11, choices=Tier)
-    sealed = models.BinaryField(editable=False)
-    key_hash = models.BinaryField(null=True, editable=False, help_text="of a core entry's key")
-    fingerprint = models.BinaryField(editable=False, help_text="keyed hash of what it says")
+    sealed = SealedJSONField(bound_to=("id", "tier"))
+    key_hash = models.BinaryField(null=True, editable=False, help_text="keyed hash of a core entry's key")
+    fingerprint = models.BinaryField(editable=False, help_text="keyed hash of key and content")
     terms = ArrayField(
-        models.BigIntegerField(), default=list, editable=False, help_text="keyed hashes of its words"
+        models.BigIntegerField(),
+        default=list,
+        editable=False,
+        help_text="keyed hashes of the words in key and content",
     )
-    confidence = models.FloatField(null=True, blank=True, help_text="of a pattern, from 0 to 1")
+    confidence = models.FloatField(null=True, blank=True, help_text="of patterns only, from 0 to 1")
     derived = models.BooleanField(
-        default=False, help_text="made of other entries: it goes when any of its sources does"
+        default=False,
+        help_text="made from other entries or exchanges: deleted when any of its sources is forgotten",
     )
-    began_at = models.DateTimeField(null=True, blank=True, help_text="of the session that it tells of")
+    began_at = models.DateTimeField(
+        null=True, blank=True, help_text="of episodes: when the first exchange took place"
+    )
     ended_at = models.DateTimeField(null=True, blank=True)
     valid_from = models.DateTimeField(db_default=Now())
     valid_to = models.DateTimeField(
-        null=True, blank=True, help_text="when it stopped being so; none: it is so"
+        null=True, blank=True, help_text="when it stopped being true; empty while it is true"
     )
     successor = models.ForeignKey(
-        "self", models.CASCADE, null=True, related_name="history", help_text="the entry that said this before"
+        "self",
+        models.CASCADE,
+        null=True,
+        related_name="history",
+        help_text="the entry that replaced this one",
     )
-    uses = models.PositiveIntegerField(default=0, help_text="turns that it was recalled for")
+    uses = models.PositiveIntegerField(default=0, help_text="number of turns that recalled it")
     used_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     updated_at = models.DateTimeField(db_default=Now(), editable=False)
@@ -137,8 +155,8 @@ class Entry(models.Model):
                 condition=Q(valid_to__isnull=True),
                 name="entries_current",
             ),
-            # Terms are keyed hashes of the user's own, so each posting list holds one user's rows alone. Without
-            # fastupdate: what waits to be sorted in is read for every word, and 100 pages of it cost 12 ms a recall.
+            # Terms are hashed with the user's own key, so each posting list holds rows of one user only. fastupdate is
+            # off because its pending list is read for every word: 100 pages of it cost 12 ms per recall.
             GinIndex(fields=["terms"], name="entries_by_term", fastupdate=False),
         ]
 
@@ -148,18 +166,18 @@ class Entry(models.Model):
 
 class SourceKind(models.TextChoices):
     CONVERSATION = "conversation", "a message in a conversation"
-    REQUEST = "request", "a request of a chat that the device keeps"
+    REQUEST = "request", "a request in a chat that the device stores"
     RUN = "run", "a run of an agent"
     USER = "user", "the user, by hand"
 
 
 class EntrySource(models.Model):
-    """Where an entry is from. One that was said in several places has several."""
+    """Where an entry comes from. An entry that was said in several places has several sources."""
 
     entry = models.ForeignKey(Entry, models.CASCADE, related_name="sources", db_index=False)
     kind = models.CharField(max_length=12, choices=SourceKind)
-    source_id = models.UUIDField(null=True, help_text="of the conversation, the turn or the run")
-    seq = models.PositiveIntegerField(null=True, help_text="of the message")
+    source_id = models.UUIDField(null=True, help_text="id of the conversation, request or run")
+    seq = models.PositiveIntegerField(null=True, help_text="number of the message in the conversation")
     at = models.DateTimeField(db_default=Now())
 
     class Meta:
@@ -181,15 +199,16 @@ class EntrySource(models.Model):
 
 
 class Embedding(models.Model):
-    """Where an entry lies in the space of one model. Vectors of two models are never compared.
+    """The vector of an entry, made by one model. Vectors of different models are never compared.
 
-    It is not encrypted: a vector tells what a text is about to those who have the model.
+    It is not encrypted: whoever has the model can tell from a vector what a text is about.
     """
 
     entry = models.OneToOneField(Entry, models.CASCADE, primary_key=True, related_name="embedding")
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+", db_index=False)
     embedding_model = models.CharField(max_length=200)
-    vector = HalfVectorField()  # of the model's own length
+    # Without a fixed length: each model has its own.
+    vector = HalfVectorField()
 
     class Meta:
         indexes = [models.Index(fields=["user", "embedding_model"], name="embeddings_of_user")]
@@ -198,9 +217,11 @@ class Embedding(models.Model):
         return f"embedding of {self.pk}"
 
 
-class Exchange(models.Model):
-    """What was said in a turn, kept sealed until it has been read for what is worth remembering, and an episode was
-    made of it. The sealed part is `{said: [...], answer}`."""
+class Exchange(Leased):
+    """What the user said in a turn and what was answered, kept until facts were extracted and an episode was written.
+
+    The sealed value is `{said: [...], answer}`. Workers lease exchanges before they ask the model about them.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(
@@ -208,12 +229,15 @@ class Exchange(models.Model):
     )
     kind = models.CharField(max_length=12, choices=SourceKind)
     source_id = models.UUIDField()
-    seq = models.PositiveIntegerField(null=True, help_text="of the user's message")
-    sealed = models.BinaryField(editable=False)
+    seq = models.PositiveIntegerField(null=True, help_text="number of the user's message in the conversation")
+    sealed = SealedJSONField()
     said_at = models.DateTimeField(db_default=Now())
-    recorded_at = models.DateTimeField(null=True, editable=False, help_text="when it was read for facts")
-    attempts = models.PositiveSmallIntegerField(default=0)
-    not_before = models.DateTimeField(db_default=Now())
+    recorded_at = models.DateTimeField(
+        null=True, editable=False, help_text="when facts were extracted from it"
+    )
+    attempts = models.PositiveSmallIntegerField(
+        default=0, help_text="times that a worker claimed it to extract facts"
+    )
 
     class Meta:
         ordering = ["said_at", "id"]
@@ -225,7 +249,7 @@ class Exchange(models.Model):
         indexes = [
             models.Index(fields=["user", "said_at"], name="exchanges_of_user"),
             models.Index(
-                fields=["not_before"], condition=Q(recorded_at__isnull=True), name="exchanges_to_record"
+                fields=["said_at"], condition=Q(recorded_at__isnull=True), name="exchanges_to_record"
             ),
             models.Index(fields=["source_id"], name="exchanges_by_source"),
         ]
@@ -235,13 +259,13 @@ class Exchange(models.Model):
 
 
 class Receipt(models.Model):
-    """Which entries left for a model, when, and what for."""
+    """Which entries were sent to a model provider, when, and for what purpose."""
 
     class Purpose(models.TextChoices):
         TURN = "turn", "to answer in a chat"
-        RECORD = "record", "to compare with what was said"
-        CONSOLIDATE = "consolidate", "to condense, and to find patterns"
-        EMBED = "embed", "to make vectors"
+        RECORD = "record", "to extract facts"
+        CONSOLIDATE = "consolidate", "to condense episodes and find patterns"
+        EMBED = "embed", "to compute vectors"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(
@@ -250,11 +274,11 @@ class Receipt(models.Model):
     purpose = models.CharField(max_length=11, choices=Purpose)
     turn_id = models.UUIDField(null=True)
     conversation_id = models.UUIDField(null=True)
-    provider = models.CharField(max_length=255, help_text="who got to read them")
+    provider = models.CharField(max_length=255, help_text="who received the entries")
     model = models.CharField(max_length=200)
-    entries = ArrayField(models.UUIDField(), help_text="ids of what left")
+    entries = ArrayField(models.UUIDField(), help_text="ids of the entries sent")
     withheld = ArrayField(
-        models.CharField(max_length=11), default=list, help_text="tiers that the policy kept back"
+        models.CharField(max_length=11), default=list, help_text="tiers that the policy withheld"
     )
     at = models.DateTimeField(db_default=Now())
 

@@ -1,8 +1,8 @@
-"""What a model says is worth remembering, checked. The model is an untrusted user.
+"""Validate what a model proposes to remember. The model is treated as an untrusted user.
 
-Only the operations of the schema, only on entries that it was shown (by labels that stand for them), only in tiers that
-it may read, and only what the user's own words bear out: what a document that is quoted in an answer wants to be
-remembered shares few words with what the user said.
+It may use only the operations of the schema, only on entries that it was shown (by label), only in tiers that it may
+read, and only for what the user's own words support: what a quoted document wants remembered shares few words with what
+the user said.
 """
 
 from __future__ import annotations
@@ -20,18 +20,22 @@ from memory.entries import MAX_KEY_CHARS
 from memory.models import Tier
 from memory.terms import hash_terms, is_printable
 
-MAX_OPERATIONS: Final = 30  # operations of one answer
-MAX_CONTENT_CHARS: Final = 600  # of what an operation says
-_WRITES: Final = (Tier.CORE, Tier.ASSOCIATIVE)
+# Of one answer.
+MAX_OPERATIONS: Final = 30
+MAX_CONTENT_CHARS: Final = 600
+_WRITABLE_TIERS: Final = (Tier.CORE, Tier.ASSOCIATIVE)
 _NUMBER: Final = re.compile(r"\d+")
-_OWN: Final = 1 / 3  # of the words of what is kept, at least, must be the user's
-_PIECE: Final = 250  # characters
-_OVERLAP: Final = 50  # in which a word that is cut is whole
+# At least this fraction of the words of an operation must be the user's.
+_MIN_USER_WORDS: Final = 1 / 3
+# Texts are hashed in pieces, since hash_terms returns a limited number of terms. A word cut at the end of one piece is
+# whole in the overlap with the next.
+_PIECE_CHARS: Final = 250
+_OVERLAP_CHARS: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`said_in` and `entry` are labels. `asked`: the user wants it gone altogether, its past with it."""
+    """`said_in` and `entry` are labels. `asked`: the user asked to delete the entry with its history."""
 
     op: Literal["add", "replace", "forget"]
     said_in: str
@@ -44,7 +48,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class ValidOperations:
-    """What of an answer can be used; the rest was `dropped`."""
+    """The operations of an answer that can be used, and the number of those that were dropped."""
 
     operations: Sequence[Operation] = ()
     dropped: int = 0
@@ -52,8 +56,11 @@ class ValidOperations:
 
 @dataclass(frozen=True)
 class OperationValidator:
-    """`said`: the user's words by their exchange's label. `known`: the labels of the entries that were shown. `tiers`:
-    those that the model's provider may read."""
+    """Checks answers against what the model was shown.
+
+    `said` holds the user's words by exchange label, `known` the labels of shown entries, `tiers` those that the model's
+    provider may read.
+    """
 
     said: Mapping[str, str]
     known: Collection[str]
@@ -83,7 +90,7 @@ class OperationValidator:
         }
 
     def check(self, answer: Any) -> ValidOperations:
-        """What of an answer can be used, in the order in which it was said. Raise UnusableAnswer if that is nothing."""
+        """The usable operations of an answer, ordered by exchange. Raises UnusableAnswer if none of them is usable."""
         found = answer.get("operations") if isinstance(answer, dict) else answer
         if not isinstance(found, list):
             raise UnusableAnswer('the answer has no list named "operations".')
@@ -109,7 +116,8 @@ class OperationValidator:
         match item.get("op"):
             case "add":
                 tier = next(
-                    (tier for tier in _WRITES if tier == item.get("tier") and tier in self.tiers), None
+                    (tier for tier in _WRITABLE_TIERS if tier == item.get("tier") and tier in self.tiers),
+                    None,
                 )
                 if tier is None:
                     raise UnusableAnswer("there is no such tier to add to")
@@ -125,21 +133,21 @@ class OperationValidator:
 
     def _content(self, item: dict[str, Any], said_in: str) -> str:
         content = self._text(item, "content", MAX_CONTENT_CHARS)
-        wanted = _marks(content, self.cipher)
-        if len(wanted & self._heard[said_in]) < _OWN * len(wanted) or not wanted:
+        words = _words_and_numbers(content, self.cipher)
+        if len(words & self._user_words[said_in]) < _MIN_USER_WORDS * len(words) or not words:
             raise UnusableAnswer("the user did not say this; keep to the user's own words")
         return content
 
     @cached_property
-    def _heard(self) -> dict[str, set[object]]:
-        return {label: _marks(said, self.cipher) for label, said in self.said.items()}
+    def _user_words(self) -> dict[str, set[object]]:
+        return {label: _words_and_numbers(said, self.cipher) for label, said in self.said.items()}
 
     @staticmethod
-    def _text(item: dict[str, Any], name: str, most: int) -> str:
+    def _text(item: dict[str, Any], name: str, max_chars: int) -> str:
         value = item.get(name)
         text = " ".join(value.split()) if isinstance(value, str) else ""
-        if not text or len(text) > most or not is_printable(text):
-            raise UnusableAnswer(f"{name} must be a text of 1 to {most} characters")
+        if not text or len(text) > max_chars or not is_printable(text):
+            raise UnusableAnswer(f"{name} must be a text of 1 to {max_chars} characters")
         return text
 
 
@@ -152,18 +160,16 @@ def _branch(op: str, **fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _marks(text: str, cipher: UserCipher) -> set[object]:
-    """The words of a text that are not the commonest, by the forms in which they are found, and its numbers."""
+def _words_and_numbers(text: str, cipher: UserCipher) -> set[object]:
+    """The hashed words of a text, except the most common, and its numbers."""
     found: set[object] = set(_NUMBER.findall(unicodedata.normalize("NFKC", text)))
-    for start in range(0, len(text), _PIECE - _OVERLAP):  # of one text, `terms` gives so many and no more
-        found.update(hash_terms(text[start : start + _PIECE], cipher))
+    for start in range(0, len(text), _PIECE_CHARS - _OVERLAP_CHARS):
+        found.update(hash_terms(text[start : start + _PIECE_CHARS], cipher))
     return found
 
 
-# ── Whether two texts say the same ──────────────────────────────────────────────────────────────────────
-
 _WORD: Final = re.compile(r"\w+")
-_DENIALS: Final = frozenset(
+_NEGATIONS: Final = frozenset(
     """
 not no never none without nothing isn doesn don didn won can cannot nicht kein keine keinen nie ohne nichts non mai
 senza niente pas jamais sans rien nunca sin nada
@@ -172,10 +178,10 @@ senza niente pas jamais sans rien nunca sin nada
 
 
 def may_be_the_same(one: str, other: str) -> bool:
-    """Whether two texts that are close otherwise could say the same: they differ in no number and in no denial."""
+    """Whether two otherwise similar texts could say the same: they differ in no number and no negation."""
     first, second = _words(one), _words(other)
     return not any(
-        word in _DENIALS or any(letter.isdigit() for letter in word)
+        word in _NEGATIONS or any(letter.isdigit() for letter in word)
         for word in first.symmetric_difference(second)
     )
 

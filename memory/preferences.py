@@ -1,17 +1,20 @@
-"""What users choose about their memory: whether anything is remembered, and which model providers may read what."""
+"""A user's choices about their memory: its switch, and the policy of which model providers may read which tier."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from django.db import transaction
 
 from adiuva import llm
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import Conflict
-from memory import entries
+from memory.entries import lock_memory
 from memory.models import Exchange, Memory, Tier
+
+ALL_TIERS: Final = frozenset(Tier)
 
 
 class MemoryOff(Conflict):
@@ -22,19 +25,14 @@ class MemoryOff(Conflict):
 
 
 def get_memory(user_id: uuid.UUID) -> Memory:
-    """What the user chose, or, where they never did, what holds then."""
+    """The user's choices, or the defaults, unsaved, for a user who never made one."""
     return Memory.objects.filter(pk=user_id).first() or Memory(user_id=user_id)
 
 
 def refuse_if_off(user_id: uuid.UUID) -> None:
-    """Raise MemoryOff."""
+    """Raises MemoryOff if the user has switched the memory off."""
     if Memory.objects.filter(pk=user_id, enabled=False).exists():
         raise MemoryOff
-
-
-def providers_by_tier(memory: Memory) -> dict[str, list[str] | None]:
-    """By tier, the providers that may read it; None: any."""
-    return {str(tier): memory.policy.get(tier) for tier in Tier}
 
 
 @transaction.atomic
@@ -44,11 +42,11 @@ def set_preferences(
     enabled: bool | None = None,
     tiers: Mapping[Tier, Sequence[str] | None] | None = None,
 ) -> Memory:
-    """Change the switch, and the policy of the tiers that are named. Raise NoSuchUser.
+    """Set the switch and the policy of the given tiers. Raises NoSuchUser.
 
-    Switched off, what is remembered stays; what was said and waits to be read is dropped.
+    Switching off keeps the entries and deletes the exchanges that wait to be read.
     """
-    memory = entries.lock_memory(user_id)
+    memory = lock_memory(user_id)
     if enabled is not None:
         memory.enabled = enabled
     for tier, providers in (tiers or {}).items():
@@ -60,14 +58,38 @@ def set_preferences(
     if not memory.enabled:
         Exchange.objects.filter(user_id=user_id).delete()
     if tiers or enabled:
-        enqueue_on_commit("memory.embed", user_id)  # for what may be read now and was not before
+        enqueue_on_commit(
+            "memory.embed", user_id
+        )  # the embedding model may read entries now that it could not read before
     return memory
 
 
+def providers_by_tier(memory: Memory) -> dict[str, list[str] | None]:
+    """The providers that may read each tier. None: any provider."""
+    return {str(tier): memory.policy.get(tier) for tier in Tier}
+
+
 def configured_providers() -> dict[str, str | None]:
-    """Who gets to read, as things are configured: of a chat and of what is looked for. None: nobody outside."""
+    """The providers that this server sends entries to: of the chat model and of the embedding model.
+
+    None: no model is configured, or it runs on this server.
+    """
     try:
         chat: str | None = llm.chat_model().provider
     except llm.ModelNotConfigured:
         chat = None
     return {"chat": chat, "embedding": llm.embedding_model().provider or None}
+
+
+def readable_tiers(policy: Mapping[str, object] | None, provider: str) -> frozenset[Tier]:
+    """The tiers that a provider may read. A model in this process (provider `""`) may read all.
+
+    A policy maps tiers to the providers that may read them; any provider may read a tier that is not in it.
+    """
+    if not provider or not policy:
+        return ALL_TIERS
+    return frozenset(tier for tier in Tier if _may_read(policy.get(tier), provider))
+
+
+def _may_read(providers: object, provider: str) -> bool:
+    return providers is None or (isinstance(providers, list) and provider in providers)

@@ -1,4 +1,4 @@
-"""The memory's REST forms."""
+"""REST serializers of memory."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import math
 import re
 from typing import Any, Final
 
+import structlog
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from adiuva.core.crypto import SealBroken, UserCipher
-from adiuva.core.logging import log
 from memory import entries
 from memory.entries import MAX_CONTENT_CHARS, MAX_KEY_CHARS
 from memory.models import Entry, EntrySource, Receipt, SourceKind, Tier
 from memory.search import MAX_QUESTION_CHARS
 
-MAX_TEXT_CHARS: Final = 20_000  # characters of a text that a vector is asked for
+# Of a text to embed.
+MAX_TEXT_CHARS: Final = 20_000
 FORGET_EVERYTHING_PHRASE: Final = "forget everything"
 MAX_SEARCH_RESULTS: Final = 100
+log = structlog.get_logger(__name__)
+
 _PROVIDER = re.compile(r"[a-z0-9](?:[a-z0-9._:-]{0,253}[a-z0-9])?")
 
 
@@ -26,24 +29,25 @@ _PROVIDER = re.compile(r"[a-z0-9](?:[a-z0-9._:-]{0,253}[a-z0-9])?")
 
 
 class EntrySerializer(serializers.ModelSerializer[Entry]):
-    """An entry, opened with the cipher in the context."""
+    """An entry, unsealed with the cipher in the context."""
 
     tier = serializers.ChoiceField(choices=Tier.choices)
-    key = serializers.CharField(required=False, help_text="Of core entries alone: what they are about.")
+    key = serializers.CharField(required=False, help_text="Only of core entries: what the entry is about.")
     content = serializers.CharField()
     unreadable = serializers.BooleanField(
-        required=False, help_text="True where the row was altered and does not open; `content` is empty then."
+        required=False,
+        help_text="True if the stored entry was altered and cannot be decrypted; `content` is empty then.",
     )
-    confidence = serializers.FloatField(required=False, help_text="Of patterns alone, from 0 to 1.")
-    began_at = serializers.DateTimeField(required=False, help_text="Of the session that an episode tells of.")
-    ended_at = serializers.DateTimeField(required=False)
+    confidence = serializers.FloatField(required=False, help_text="Only of patterns, from 0 to 1.")
+    began_at = serializers.DateTimeField(required=False, help_text="Only of episodes: when it began.")
+    ended_at = serializers.DateTimeField(required=False, help_text="Only of episodes: when it ended.")
     valid_to = serializers.DateTimeField(
-        allow_null=True, help_text="When it stopped being so. None: it is so."
+        allow_null=True, help_text="When it stopped being true; null while it is true."
     )
     replaced_by = serializers.UUIDField(
-        required=False, help_text="Of history alone: the entry that said this before."
+        required=False, help_text="Only of history: the entry that replaced this one."
     )
-    uses = serializers.IntegerField(help_text="How many turns it was recalled for.")
+    uses = serializers.IntegerField(help_text="How many turns recalled it.")
 
     class Meta:
         model = Entry
@@ -70,15 +74,15 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
         cipher: UserCipher = self.context["cipher"]
         found: dict[str, Any] = {"id": str(entry.pk), "tier": entry.tier}
         try:
-            said = entries.unseal_entry(entry, cipher)
+            content = entries.unseal_entry(entry, cipher)
         except SealBroken:
-            # The row was altered. Its neighbours can be read, and it can be forgotten.
-            log.error("memory.seal_broken", user_id=str(entry.user_id), entry=str(entry.pk))
-            said = entries.EntryContent("")
+            # The row was altered. Other entries can still be read, and this one can be forgotten.
+            log.error("memory.seal_broken", user_id=str(entry.user_id), entry_id=str(entry.pk))
+            content = entries.EntryContent("")
             found["unreadable"] = True
-        if said.key is not None:
-            found["key"] = said.key
-        found["content"] = said.content
+        if content.key is not None:
+            found["key"] = content.key
+        found["content"] = content.content
         if entry.tier == Tier.PROACTIVE:
             found["confidence"] = entry.confidence
         if entry.tier == Tier.EPISODIC:
@@ -99,9 +103,9 @@ class SourceSerializer(serializers.ModelSerializer[EntrySource]):
     id = serializers.UUIDField(
         source="source_id",
         allow_null=True,
-        help_text="Of the conversation, the request or the run; none for what you wrote yourself.",
+        help_text="Of the conversation, request or run; null for what you wrote yourself.",
     )
-    seq = serializers.IntegerField(allow_null=True, help_text="Of the message in the conversation.")
+    seq = serializers.IntegerField(allow_null=True, help_text="Number of the message in the conversation.")
 
     class Meta:
         model = EntrySource
@@ -110,13 +114,13 @@ class SourceSerializer(serializers.ModelSerializer[EntrySource]):
 
 
 class EntryDetailSerializer(EntrySerializer):
-    """With the latest sources and the latest history in the context."""
+    """An entry with its latest sources and its latest history, from the context."""
 
     sources = serializers.SerializerMethodField(
-        help_text="Why this is known, the latest first: at most 100; all are at `sources`."
+        help_text="Where this comes from, latest first, at most 100; the full list is at `sources`."
     )
     history = serializers.SerializerMethodField(
-        help_text="What it said before, the latest first: at most 100; all is at `history`."
+        help_text="Former versions, latest first, at most 100; the full list is at `history`."
     )
 
     class Meta(EntrySerializer.Meta):
@@ -138,7 +142,7 @@ class EntryDetailSerializer(EntrySerializer):
         }
 
 
-_OWNERS: Final = {
+_TIER_BY_FIELD: Final = {
     "key": Tier.CORE,
     "confidence": Tier.PROACTIVE,
     "began_at": Tier.EPISODIC,
@@ -147,52 +151,54 @@ _OWNERS: Final = {
 
 
 class CorrectionSerializer(serializers.Serializer[Any]):
-    """What may be corrected of an entry: what it says. The tier is in the context."""
+    """Changes to an entry. The tier is in the context."""
 
     key = serializers.CharField(
         max_length=MAX_KEY_CHARS,
         required=False,
-        help_text="Of core entries: what it is about. One value a key.",
+        help_text="Of core entries: what the entry is about. Each key has one value.",
     )
     content = serializers.CharField(
         max_length=MAX_CONTENT_CHARS, required=False, style={"base_template": "textarea.html"}
     )
     confidence = serializers.FloatField(
-        min_value=0, max_value=1, required=False, help_text="Of patterns; 1 if not given."
+        min_value=0, max_value=1, required=False, help_text="Of patterns; 1 if omitted."
     )
 
     def validate_confidence(self, confidence: float) -> float:
         if not math.isfinite(confidence):
-            raise serializers.ValidationError("A number from 0 to 1.")
+            raise serializers.ValidationError("Must be a number from 0 to 1.")
         return confidence
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
-        for name, owner in _OWNERS.items():
+        for name, tier in _TIER_BY_FIELD.items():
             if name in self.initial_data and name not in self.fields:
-                raise serializers.ValidationError({name: "It cannot be changed."})
-            if values.get(name) is not None and self.context["tier"] != owner:
-                raise serializers.ValidationError({name: f"Only {owner} entries have one."})
+                raise serializers.ValidationError({name: "This field cannot be changed."})
+            if values.get(name) is not None and self.context["tier"] != tier:
+                raise serializers.ValidationError({name: f"Only {tier} entries have this field."})
         return values
 
 
 class NewEntrySerializer(CorrectionSerializer):
-    """What is written by hand."""
+    """An entry that the user writes by hand."""
 
     content = serializers.CharField(max_length=MAX_CONTENT_CHARS, style={"base_template": "textarea.html"})
     began_at = serializers.DateTimeField(
-        required=False, allow_null=True, help_text="Of the session that an episode tells of."
+        required=False, allow_null=True, help_text="Only of episodes: when it began."
     )
-    ended_at = serializers.DateTimeField(required=False, allow_null=True)
+    ended_at = serializers.DateTimeField(
+        required=False, allow_null=True, help_text="Only of episodes: when it ended."
+    )
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         if self.context["tier"] == Tier.CORE and "key" not in values:
-            raise serializers.ValidationError({"key": "Core entries need one."})
+            raise serializers.ValidationError({"key": "Core entries need a key."})
         began, ended = values.get("began_at"), values.get("ended_at")
         for name, when in (("began_at", began), ("ended_at", ended)):
-            if when and not 1900 <= when.year < 2200:  # the outermost are in no year at all elsewhere
-                raise serializers.ValidationError({name: "From 1900 to 2199."})
+            if when and not 1900 <= when.year < 2200:  # dates at the limits have no year in other time zones
+                raise serializers.ValidationError({name: "Must be between 1900 and 2199."})
         if began and ended and ended < began:
-            raise serializers.ValidationError({"ended_at": "It is before the beginning."})
+            raise serializers.ValidationError({"ended_at": "Must not be before `began_at`."})
         return super().validate(values)
 
 
@@ -200,15 +206,15 @@ class NewEntrySerializer(CorrectionSerializer):
 
 
 class SearchSerializer(serializers.Serializer[Any]):
-    q = serializers.CharField(
-        max_length=MAX_QUESTION_CHARS, help_text="What is looked for, in your own words."
-    )
-    tier = serializers.ChoiceField(choices=Tier.choices, required=False, help_text="Only in this tier.")
+    q = serializers.CharField(max_length=MAX_QUESTION_CHARS, help_text="What to look for, in your own words.")
+    tier = serializers.ChoiceField(choices=Tier.choices, required=False, help_text="Search only this tier.")
     limit = serializers.IntegerField(min_value=1, max_value=MAX_SEARCH_RESULTS, default=20)
 
 
 class SearchHitSerializer(EntrySerializer):
-    score = serializers.FloatField(help_text="Orders what one search found; means nothing beside another's.")
+    score = serializers.FloatField(
+        help_text="Orders the results of one search; not comparable between searches."
+    )
 
     class Meta(EntrySerializer.Meta):
         fields = [*EntrySerializer.Meta.fields, "score"]
@@ -218,47 +224,47 @@ class SearchHitSerializer(EntrySerializer):
 class SourceRefSerializer(serializers.Serializer[Any]):
     kind = serializers.ChoiceField(choices=SourceKind.choices)
     id = serializers.UUIDField(
-        required=False, allow_null=True, help_text="Of the conversation, the request or the run."
+        required=False, allow_null=True, help_text="Id of the conversation, request or run."
     )
     seq = serializers.IntegerField(
         required=False,
         allow_null=True,
         min_value=1,
         max_value=2**31 - 1,
-        help_text="One message of the conversation alone.",
+        help_text="Only this message of the conversation.",
     )
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         by_hand = values["kind"] == SourceKind.USER
         if by_hand == (values.get("id") is not None):
-            what = "What you wrote yourself has none." if by_hand else "Which one?"
-            raise serializers.ValidationError({"id": what})
+            problem = "Must be omitted for kind `user`." if by_hand else "This field is required."
+            raise serializers.ValidationError({"id": problem})
         return values
 
 
 class ForgetSerializer(serializers.Serializer[Any]):
     source = SourceRefSerializer(  # type: ignore[assignment]  # the wire's word, and DRF's own
-        required=False, help_text="Forget what is known from there alone."
+        required=False, help_text="Forget what is known only from this source."
     )
     everything = serializers.BooleanField(default=False)
     confirm = serializers.CharField(
         required=False,
-        help_text=f'With `everything`: the words "{FORGET_EVERYTHING_PHRASE}", lest it be an accident.',
+        help_text=f'Required with `everything`: "{FORGET_EVERYTHING_PHRASE}".',
     )
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         if values["everything"] == ("source" in values):
-            raise serializers.ValidationError("Either a source or everything is to be forgotten.")
+            raise serializers.ValidationError("Name either a source or everything.")
         if values["everything"] and values.get("confirm") != FORGET_EVERYTHING_PHRASE:
             raise serializers.ValidationError(
-                {"confirm": f'To forget everything, say "{FORGET_EVERYTHING_PHRASE}".'}
+                {"confirm": f'To forget everything, send "{FORGET_EVERYTHING_PHRASE}".'}
             )
         return values
 
 
 class ForgottenSerializer(serializers.Serializer[Any]):
     ok = serializers.BooleanField(default=True)
-    forgotten = serializers.IntegerField(help_text="How many entries, history included.")
+    forgotten = serializers.IntegerField(help_text="How many entries were deleted, including history.")
 
 
 # ── Policy and receipts ─────────────────────────────────────────────────────────────────────────────────
@@ -279,12 +285,12 @@ class ProvidersField(serializers.ListField):
     def to_internal_value(self, data: Any) -> list[str]:
         names = [name.lower() for name in super().to_internal_value(data)]
         if any(not _PROVIDER.fullmatch(name) for name in names):
-            raise serializers.ValidationError("Not the name of a provider, nor a host.")
+            raise serializers.ValidationError("Must be the name of a provider, or a host.")
         return names
 
 
 class TiersSerializer(serializers.Serializer[Any]):
-    """By tier, who may read it. None: any provider; an empty list: none."""
+    """The providers that may read each tier. null: any provider; an empty list: none."""
 
     core = ProvidersField()
     associative = ProvidersField()
@@ -295,28 +301,30 @@ class TiersSerializer(serializers.Serializer[Any]):
 class ProvidersSerializer(serializers.Serializer[Any]):
     chat = serializers.CharField(allow_null=True)
     embedding = serializers.CharField(
-        allow_null=True, help_text="None: vectors are made on this server, and nothing leaves it."
+        allow_null=True, help_text="null: vectors are computed on this server, and nothing is sent elsewhere."
     )
 
 
 class PolicySerializer(serializers.Serializer[Any]):
     enabled = serializers.BooleanField(
-        help_text="Off: nothing is recalled and nothing new is kept. What is remembered stays, yours to see and to "
-        "forget; what was said and waits to be read is dropped."
+        help_text="If off, nothing is recalled and nothing new is remembered. Existing entries stay, and you can read "
+        "and forget them; recent messages that were not read for facts yet are dropped."
     )
     tiers = TiersSerializer(
-        help_text="Which model providers may read what. What you see here does not change."
+        help_text="Which model providers may read which tier. You can always read all tiers yourself."
     )
     providers = ProvidersSerializer(
-        read_only=True, help_text="Who gets to read, as this server is configured now."
+        read_only=True, help_text="The model providers that this server is configured to use."
     )
 
 
 class ReceiptSerializer(serializers.ModelSerializer[Receipt]):
     purpose = serializers.ChoiceField(choices=Receipt.Purpose.choices)
-    entries = serializers.ListField(child=serializers.UUIDField(), help_text="What left, by id.")
+    entries = serializers.ListField(
+        child=serializers.UUIDField(), help_text="Ids of the entries that were sent."
+    )
     withheld = serializers.ListField(
-        child=serializers.ChoiceField(choices=Tier.choices), help_text="Tiers that your policy kept back."
+        child=serializers.ChoiceField(choices=Tier.choices), help_text="Tiers that your policy withheld."
     )
 
     class Meta:
@@ -336,8 +344,8 @@ class ReceiptSerializer(serializers.ModelSerializer[Receipt]):
 
 
 class ReceiptQuerySerializer(serializers.Serializer[Any]):
-    turn_id = serializers.UUIDField(required=False, help_text="Only of this turn.")
-    conversation_id = serializers.UUIDField(required=False, help_text="Only of this conversation.")
+    turn_id = serializers.UUIDField(required=False, help_text="Only receipts of this turn.")
+    conversation_id = serializers.UUIDField(required=False, help_text="Only receipts of this conversation.")
     purpose = serializers.ChoiceField(choices=Receipt.Purpose.choices, required=False)
 
 
@@ -345,7 +353,7 @@ class EntryQuerySerializer(serializers.Serializer[Any]):
     current = serializers.ChoiceField(
         choices=["true", "false", "all"],
         default="true",
-        help_text="What holds now, what does so no more (history), or both.",
+        help_text="`true`: entries that are true now; `false`: history; `all`: both.",
     )
 
 
@@ -359,6 +367,6 @@ class TextSerializer(serializers.Serializer[Any]):
 class VectorSerializer(serializers.Serializer[Any]):
     vector = serializers.ListField(child=serializers.FloatField())
     model = serializers.CharField(
-        help_text="Whose vector it is. Vectors of models with different names are not to be compared; `lexical` finds "
+        help_text="The model that computed the vector. Do not compare vectors of different models; `lexical` finds "
         "shared words, not shared meaning."
     )

@@ -1,16 +1,19 @@
-"""Questions of the memory to the model, answered with data; a question without a usable answer is done without."""
+"""Ask the model for data with one of memory's prompts, and do without it if no answer is usable."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import structlog
+
 from adiuva import llm
 from adiuva.core import prompts
-from adiuva.core.logging import log
 from adiuva.llm.structured import UnusableAnswer, ask_structured
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 async def ask_or_none(
@@ -22,7 +25,7 @@ async def ask_or_none(
     schema: Mapping[str, Any],
     read: Callable[[Any], T],
 ) -> T | None:
-    """What `read` makes of the answer. None, and a log event, if neither the first answer nor its repair was usable.
+    """What `read` makes of the answer. None, and a log event, if neither the answer nor its repair was usable.
 
     `prompt` names a file in memory/prompts; `material` is delimited; `read` raises UnusableAnswer. Raises ModelError
     when there was no answer.
@@ -34,5 +37,5 @@ async def ask_or_none(
     try:
         return await ask_structured(model, messages, name=name, schema=schema, read=read)
     except (llm.BadOutput, UnusableAnswer):
-        log.warning("memory.answer_not_usable", asked_for=name)
+        log.warning("memory.answer_unusable", asked_for=name)
         return None

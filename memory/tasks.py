@@ -1,4 +1,4 @@
-"""Celery tasks of the memory: each takes ids and calls one function."""
+"""Celery tasks of memory. Each takes ids and calls one function."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_episodes(user_id: str) -> None:
 
 @shared_task(name="memory.sweep")
 def sweep() -> None:
-    """What a lost nudge forgot, what is to be tried again, and the sessions that are over."""
+    """Enqueue work whose task was lost or failed, and episodes whose conversation is idle."""
     fact_extraction.enqueue_due()
     episodes.enqueue_due()
 
@@ -52,12 +52,12 @@ def maintain_vector_indexes() -> None:
 
 
 def _run(work: Coroutine[Any, Any, object]) -> None:
-    """On an event loop of its own, whose connections to models end with it."""
+    """Run on a new event loop, and close the connections to models that belong to it."""
 
-    async def whole() -> None:
+    async def run_and_close() -> None:
         try:
             await work
         finally:
             await llm.aclose()
 
-    asyncio.run(whole())
+    asyncio.run(run_and_close())

@@ -1,4 +1,4 @@
-"""The words of a text as they are compared and looked up, in any language, without a dictionary."""
+"""Split texts into words that can be compared and looked up by keyed hash, in any language, without a dictionary."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Final
 
 from adiuva.core.crypto import UserCipher
 
-MAX_TERMS: Final = 300  # of one text
+# Of one text.
+MAX_TERMS: Final = 300
 _READ_CHARS: Final = 20_000
-# With the marks that belong to letters: without its vowel signs, Hindi would be single letters.
+# Combining marks belong to words: without its vowel signs, Hindi would fall apart into single letters.
 _MARKS: Final = "".join(filter(lambda char: unicodedata.category(char)[0] == "M", map(chr, range(0x10000))))
 _WORD = re.compile(rf"[\w{_MARKS}]+")
-_STEM: Final = 5  # letters that the forms of a longer word mostly share
-# Scripts that are written without spaces: pairs of letters stand for words.
+# The first letters, which the forms of a longer word mostly share.
+_STEM_CHARS: Final = 5
+# Scripts written without spaces. Pairs of their letters are used in place of words.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+"
 )
-# The commonest words of some languages. They would find everything.
+# The most common words of some languages, which would match everything.
 _COMMON: Final = frozenset(
     """
 a about after all also am an and any are as at be been but by can could did do does for from had has have he her
@@ -38,19 +40,19 @@ un una y ya yo
 
 
 def normalize(text: str) -> str:
-    """A text as it is compared with others: case, width and spacing do not matter."""
+    """Normalize a text for comparison: case, width and spacing do not matter."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def is_printable(text: str) -> bool:
-    """Also with the joiners that Persian, Hindi and some emoji are written with."""
+    """Like str.isprintable, but allows the joiners that Persian, Hindi and some emoji need."""
     return text.replace("\u200c", "").replace("\u200d", "").isprintable()
 
 
 def hash_terms(text: str, cipher: UserCipher) -> list[int]:
     """Keyed hashes (64 bits, signed as PostgreSQL has them) of a text's words, each once, at most MAX_TERMS.
 
-    A long word stands for itself and for its first letters, so that its other forms are found too.
+    A long word gives two terms, itself and its first letters, so that its other forms are found too.
     """
     found = dict.fromkeys(_words(unicodedata.normalize("NFKC", text[:_READ_CHARS]).casefold()))
     return [
@@ -74,11 +76,11 @@ def _words(text: str) -> list[str]:
 def _forms(word: str) -> list[str]:
     if len(word) < 2 or word in _COMMON:
         return []
-    # The mark keeps a stem from being taken for the word of the same letters.
+    # The asterisk tells a stem from a word of the same letters.
     return (
-        [word, f"{word[:_STEM]}*"]
-        if len(word) > _STEM
+        [word, f"{word[:_STEM_CHARS]}*"]
+        if len(word) > _STEM_CHARS
         else [word, f"{word}*"]
-        if len(word) == _STEM
+        if len(word) == _STEM_CHARS
         else [word]
     )

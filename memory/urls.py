@@ -13,6 +13,6 @@ urlpatterns = [
     path("memory/forget", ForgetView.as_view(), name="memory-forget"),
     path("memory/policy", PolicyView.as_view(), name="memory-policy"),
     path("memory/receipts", ReceiptsView.as_view(), name="memory-receipts"),
-    # Of /storage, whose other endpoints are a room of their own that must not know models.
+    # Here although it is under /storage: the other endpoints there must not depend on models.
     path("storage/vectors/embed", EmbedView.as_view(), name="storage-vectors-embed"),
 ]

@@ -1,6 +1,6 @@
-"""The memory over REST: its owner sees, corrects and forgets all of it. Every query starts from the request's user.
+"""REST API of memory: its owner reads, corrects and forgets all of it. Every query starts from the request's user.
 
-What is remembered, or looked for, is in bodies alone: addresses get into logs and histories.
+Content and questions are sent in bodies only, since URLs end up in logs and browser histories.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
 from adiuva.core.rest import TOTAL_COUNT, Done, Problem, error_responses, user_id
-from memory import entries, preferences, search, vector_space
-from memory.entries import BY_HAND, RememberOutcome
+from memory import entries, forgetting, preferences, search, vector_space
+from memory.entries import BY_HAND, EntryDetails, RememberOutcome
 from memory.models import Entry, Memory, Receipt, SourceKind, Tier
 from memory.serializers import (
     CorrectionSerializer,
@@ -42,24 +42,25 @@ from memory.serializers import (
     VectorSerializer,
 )
 
-_SHOWN: Final = 100  # sources, and rows of history, with an entry
+# Sources, and former versions, that are shown with an entry.
+_MAX_SHOWN: Final = 100
 _TIER: Final = OpenApiParameter("tier", str, OpenApiParameter.PATH, enum=Tier.values)
 
 
 @extend_schema(parameters=[_TIER])
 @extend_schema_view(
     list=extend_schema(
-        summary="What is remembered in a tier, the latest first",
+        summary="List the entries of a tier, latest first",
         parameters=[EntryQuerySerializer, TOTAL_COUNT],
         responses={200: EntrySerializer(many=True), **error_responses(400, 401)},
     ),
     retrieve=extend_schema(
-        summary="One entry: why it is known, and what it said before",
+        summary="Get an entry with its sources and history",
         responses={200: EntryDetailSerializer, **error_responses(401, 404)},
     ),
 )
 class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
-    """What Adiuva remembers of you. An entry that is corrected keeps its id; what it said before becomes history."""
+    """What Adiuva remembers of you. A corrected entry keeps its id; its former content becomes history."""
 
     serializer_class = EntrySerializer
     queryset = Entry.objects.none()
@@ -90,30 +91,39 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
         return self._page(self.get_queryset())
 
     @extend_schema(
-        summary="Remember something, by hand",
+        summary="Add an entry by hand",
         request=NewEntrySerializer,
         responses={
             201: EntrySerializer,
-            200: OpenApiResponse(EntrySerializer, "It was known, or the key had another value, now history."),
+            200: OpenApiResponse(
+                EntrySerializer, "It was known already, or the key's former value became history."
+            ),
             **error_responses(400, 401, 409),
         },
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Refused with `memory_off` while the memory is switched off, and with `memory_full` when the tier is."""
+        """Fails with `memory_off` while the memory is switched off, and with `memory_full` if the tier is full."""
         values = self._body()
+        content, key = values.pop("content"), values.pop("key", None)
         if self.tier == Tier.PROACTIVE:
             values.setdefault("confidence", 1.0)
-        me = user_id(request)
-        preferences.refuse_if_off(me)
-        kept = entries.remember(user_id=me, tier=self.tier, origin=BY_HAND, **values)
-        return self._row(kept.entry, 201 if kept.outcome is RememberOutcome.NEW else 200)
+        preferences.refuse_if_off(user_id(request))
+        remembered = entries.remember(
+            user_id=user_id(request),
+            tier=self.tier,
+            content=content,
+            key=key,
+            source=BY_HAND,
+            details=EntryDetails(**values),
+        )
+        return self._row(remembered.entry, 201 if remembered.outcome is RememberOutcome.NEW else 200)
 
     def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         entry = self.get_object()
         context = {
             "cipher": self.cipher,
-            "sources": entry.sources.order_by("-at", "-id")[:_SHOWN],
-            "history": entries.history_of(entry).defer("terms")[:_SHOWN],
+            "sources": entry.sources.order_by("-at", "-id")[:_MAX_SHOWN],
+            "history": entries.history_of(entry).defer("terms")[:_MAX_SHOWN],
         }
         return Response(EntryDetailSerializer(entry, context=context).data)
 
@@ -123,21 +133,20 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
         responses={200: EntrySerializer, **error_responses(400, 401, 404, 409)},
     )
     def partial_update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """What it said before becomes history. Where another entry says the same already, or has the key, the answer
-        is 409 with its `entry_id`."""
+        """The former content becomes history. If another entry already has the content or the key, the answer is 409
+        and `entry_id` names that entry."""
         entry = self.get_object()
-        return self._row(entries.correct(entry=entry, origin=BY_HAND, **self._body()))
+        return self._row(entries.correct(entry=entry, source=BY_HAND, **self._body()))
 
     @extend_schema(
-        summary="Forget an entry with all that it ever said",
-        responses={200: Done, **error_responses(401, 404)},
+        summary="Forget an entry with its history", responses={200: Done, **error_responses(401, 404)}
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        entries.forget(user_id=user_id(request), ids=[self.get_object().pk])
+        forgetting.forget(user_id=user_id(request), ids=[self.get_object().pk])
         return Response({"ok": True})
 
     @extend_schema(
-        summary="Why an entry is known: all its sources, the latest first",
+        summary="List the sources of an entry, latest first",
         parameters=[TOTAL_COUNT],
         responses={200: SourceSerializer(many=True), **error_responses(400, 401, 404)},
     )
@@ -148,7 +157,7 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
         return self.get_paginated_response(SourceSerializer(page, many=True).data)
 
     @extend_schema(
-        summary="All that an entry said before, the latest first",
+        summary="List the former versions of an entry, latest first",
         parameters=[TOTAL_COUNT],
         responses={200: EntrySerializer(many=True), **error_responses(400, 401, 404)},
     )
@@ -167,9 +176,9 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
         return self.get_paginated_response(found.data)
 
     def _row(self, entry: Entry, status: int = 200) -> Response:
-        """As it is now: a row that was just written has times that only the database knows."""
-        now = entries.get_entry(user_id(self.request), entry.pk)
-        return Response(dict(EntrySerializer(now, context={"cipher": self.cipher}).data), status=status)
+        """Answer with the entry as it is stored: the database has set some of its times."""
+        stored = entries.get_entry(user_id(self.request), entry.pk)
+        return Response(dict(EntrySerializer(stored, context={"cipher": self.cipher}).data), status=status)
 
 
 class _FormView(GenericAPIView[Any]):
@@ -181,7 +190,7 @@ class _FormView(GenericAPIView[Any]):
 
 
 class SearchView(_FormView):
-    """Look for something in your memory. The question goes in the body, so that no log and no history has it."""
+    """Search your memory. The question is sent in the body, so that it is in no log and no browser history."""
 
     serializer_class = SearchSerializer
 
@@ -191,19 +200,19 @@ class SearchView(_FormView):
         responses={200: SearchHitSerializer(many=True), **error_responses(400, 401)},
     )
     def post(self, request: Request) -> Response:
-        asked, me = self.body(request), user_id(request)
-        tiers = (Tier(asked["tier"]),) if "tier" in asked else tuple(Tier)
-        found = search.embed_and_search(user_id=me, question=asked["q"], tiers=tiers, limit=asked["limit"])
+        form, me = self.body(request), user_id(request)
+        tiers = (Tier(form["tier"]),) if "tier" in form else tuple(Tier)
+        hits = search.embed_and_search(user_id=me, question=form["q"], tiers=tiers, limit=form["limit"])
         context = {"cipher": cipher_for(me)}
         return Response(
-            [{**EntrySerializer(one.entry, context=context).data, "score": one.score} for one in found]
+            [{**EntrySerializer(hit.entry, context=context).data, "score": hit.score} for hit in hits]
         )
 
 
 class ForgetView(_FormView):
-    """Forget what one source said, or everything. One entry is forgotten with DELETE.
+    """Forget what is known from one source, or everything. To forget one entry, DELETE it.
 
-    What another source says too stays known from there. What was made of several goes with any of them.
+    Entries that have other sources as well stay. Entries made from several sources are deleted with any of them.
     """
 
     serializer_class = ForgetSerializer
@@ -214,12 +223,12 @@ class ForgetView(_FormView):
         responses={200: ForgottenSerializer, **error_responses(400, 401)},
     )
     def post(self, request: Request) -> Response:
-        asked, me = self.body(request), user_id(request)
-        if asked["everything"]:
-            count = entries.forget_everything(user_id=me)
+        form, me = self.body(request), user_id(request)
+        if form["everything"]:
+            count = forgetting.forget_everything(user_id=me)
         else:
-            source = asked["source"]
-            count = entries.forget_source(
+            source = form["source"]
+            count = forgetting.forget_source(
                 user_id=me,
                 kind=SourceKind(source["kind"]),
                 source_id=source.get("id"),
@@ -229,12 +238,12 @@ class ForgetView(_FormView):
 
 
 class PolicyView(_FormView):
-    """Whether anything is remembered, and which model providers may read which tier."""
+    """Whether your memory is on, and which model providers may read which tier."""
 
     serializer_class = PolicySerializer
 
     @extend_schema(
-        summary="Your memory's switch and policy",
+        summary="Get your memory's switch and policy",
         operation_id="memory_policy",
         responses={200: PolicySerializer, **error_responses(401)},
     )
@@ -247,12 +256,12 @@ class PolicyView(_FormView):
         responses={200: PolicySerializer, **error_responses(400, 401)},
     )
     def put(self, request: Request) -> Response:
-        """A tier that is not named goes to any provider."""
-        asked = self.body(request)
-        every = {tier: asked["tiers"].get(tier) for tier in Tier}
+        """Any provider may read a tier that is omitted."""
+        form = self.body(request)
+        tiers = {tier: form["tiers"].get(tier) for tier in Tier}
         return Response(
             _policy(
-                preferences.set_preferences(user_id=user_id(request), enabled=asked["enabled"], tiers=every)
+                preferences.set_preferences(user_id=user_id(request), enabled=form["enabled"], tiers=tiers)
             )
         )
 
@@ -262,15 +271,15 @@ class PolicyView(_FormView):
         responses={200: PolicySerializer, **error_responses(400, 401)},
     )
     def patch(self, request: Request) -> Response:
-        """A tier that is not named keeps its policy."""
+        """A tier that is omitted keeps its policy."""
         serializer = self.get_serializer(data=request.data, partial=True)
         serializer.is_valid(raise_exception=True)
-        asked = serializer.validated_data
-        tiers = {Tier(name): given for name, given in asked.get("tiers", {}).items()}
+        form = serializer.validated_data
+        tiers = {Tier(name): providers for name, providers in form.get("tiers", {}).items()}
         return Response(
             _policy(
                 preferences.set_preferences(
-                    user_id=user_id(request), enabled=asked.get("enabled"), tiers=tiers
+                    user_id=user_id(request), enabled=form.get("enabled"), tiers=tiers
                 )
             )
         )
@@ -285,17 +294,17 @@ def _policy(memory: Memory) -> dict[str, Any]:
 
 
 class ReceiptsView(ListAPIView[Receipt]):
-    """What left this server for a model: when, for whom, and which entries. What it said is not kept here again."""
+    """What was sent to model providers: when, to whom, and which entries. Their content is not stored a second time."""
 
     serializer_class = ReceiptSerializer
     queryset = Receipt.objects.none()
 
     def get_queryset(self) -> Any:
-        asked = _query(ReceiptQuerySerializer, self.request)
-        return Receipt.objects.filter(user_id=user_id(self.request), **asked)
+        filters = _query(ReceiptQuerySerializer, self.request)
+        return Receipt.objects.filter(user_id=user_id(self.request), **filters)
 
     @extend_schema(
-        summary="Which entries left for a model, the latest first",
+        summary="List receipts of entries sent to model providers, latest first",
         operation_id="memory_receipts",
         parameters=[ReceiptQuerySerializer, TOTAL_COUNT],
         responses={200: ReceiptSerializer(many=True), **error_responses(400, 401)},
@@ -314,12 +323,12 @@ def _query(form: type[Any], request: Request) -> dict[str, Any]:
 
 
 class EmbedView(_FormView):
-    """A text's vector, of the configured embedding model or of the lexical one. Nothing of it is kept."""
+    """Compute a text's vector with the configured embedding model or the lexical one. Nothing is stored."""
 
     serializer_class = TextSerializer
 
     @extend_schema(
-        summary="The vector of a text",
+        summary="Compute the vector of a text",
         operation_id="storage_vectors_embed",
         responses={
             200: VectorSerializer,
@@ -333,6 +342,6 @@ class EmbedView(_FormView):
         model = llm.embedding_model()
         vector = vector_space.embed_now(text)
         if vector is None:
-            close_old_connections()  # the model may take a while, and others wait for the pool's connections
+            close_old_connections()  # the model may take a while, and other threads wait for the pool's connections
             (vector,) = async_to_sync(model.embed)([text])
         return Response({"vector": vector, "model": model.name})

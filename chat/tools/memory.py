@@ -25,7 +25,7 @@ from chat import conversations
 from chat.device_session import one_line
 from chat.memory_context import MEMORY, MemoryContext, entry_text, memory_context_of
 from chat.tools.base import DeviceTool, OrNull
-from memory import entries
+from memory import entries, forgetting
 from memory.entries import RememberOutcome
 from memory.models import Tier
 from memory.preferences import MemoryOff
@@ -74,7 +74,7 @@ async def remember(
         tier=Tier.CORE if key else Tier.ASSOCIATIVE,
         content=content,
         key=key,
-        origin=memory.origin,
+        source=memory.origin,
     )
     line = await _entry_line(memory, kept.entry.pk)
     match kept.outcome:
@@ -104,7 +104,7 @@ async def correct(config: RunnableConfig, memory: _Label, content: str) -> str:
 
     def change() -> None:
         entry = entries.get_entry(context.user_id, found.id)
-        entries.correct(entry=entry, content=content, origin=context.origin)
+        entries.correct(entry=entry, content=content, source=context.origin)
 
     await _run_service(partial(_if_memory_on, context, change))
     return f"Corrected: {await _entry_line(context, found.id)}"
@@ -115,7 +115,7 @@ async def forget(config: RunnableConfig, memory: _Label) -> str:
     """Forget one memory for good, with all that it ever said, because the user wishes it."""
     context = memory_context_of(config)
     found = _require_entry(context, memory)
-    if not await _run_service(entries.forget, user_id=context.user_id, ids=[found.id]):
+    if not await _run_service(forgetting.forget, user_id=context.user_id, ids=[found.id]):
         raise _no_such_label(memory)
     return f"Forgotten: {entry_text(found)}"
 

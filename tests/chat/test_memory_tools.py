@@ -38,9 +38,14 @@ def person(committed_db: str) -> Person:
     return somebody()
 
 
-async def put(person: Person, tier: Tier, content: str, **more: Any) -> Entry:
+async def put(person: Person, tier: Tier, content: str, *, key: str | None = None) -> Entry:
     found = await db.run(
-        entries.remember, user_id=person.id, tier=tier, content=content, origin=BY_HAND, **more
+        entries.remember,
+        user_id=person.id,
+        tier=tier,
+        content=content,
+        source=BY_HAND,
+        key=key,
     )
     return found.entry
 

@@ -25,8 +25,8 @@ from django.test import Client
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
-from memory import entries, exchanges
-from memory.entries import SourceRef
+from memory import entries, exchanges, forgetting
+from memory.entries import EntryDetails, SourceRef
 from memory.models import Entry, Exchange, SourceKind, Tier
 from tests.chat.factories import make_turn
 from tests.factories import Person, somebody
@@ -133,10 +133,15 @@ def told_in_turns(person: Person, canaries: Canaries) -> None:
             origin = SourceRef(SourceKind.RUN, uuid.uuid4())
             key = canaries.words(1) if tier == Tier.CORE else None
             kept = entries.remember(
-                user_id=me, tier=tier, key=key, content=canaries.words(5), origin=origin, **more
+                user_id=me,
+                tier=tier,
+                key=key,
+                content=canaries.words(5),
+                source=origin,
+                details=EntryDetails(**more),
             ).entry
-            entries.correct(entry=kept, content=canaries.words(5), origin=origin)
-        entries.forget(user_id=me, ids=[kept.pk])
+            entries.correct(entry=kept, content=canaries.words(5), source=origin)
+        forgetting.forget(user_id=me, ids=[kept.pk])
 
 
 def waited_for(done: Callable[[], bool]) -> None:
@@ -281,7 +286,7 @@ def test_one_that_lies_open_is_found_wherever_it_is(stack: Stack, web: str, comm
     canaries, person = Canaries(4), somebody()
     in_table, in_redis, in_log, in_page = canaries.all
     entry = entries.remember(
-        user_id=person.id, tier=Tier.ASSOCIATIVE, content="x", origin=entries.BY_HAND
+        user_id=person.id, tier=Tier.ASSOCIATIVE, content="x", source=entries.BY_HAND
     ).entry
     Entry.objects.filter(pk=entry.pk).update(fingerprint=in_table.encode())
     User.objects.filter(pk=person.id).update(timezone=in_page)
@@ -294,7 +299,7 @@ def test_one_that_lies_open_is_found_wherever_it_is(stack: Stack, web: str, comm
         finally:
             server.delete("planted")
             log.unlink()
-            entries.forget(user_id=person.id, ids=[entry.pk])
+            forgetting.forget(user_id=person.id, ids=[entry.pk])
             User.objects.filter(pk=person.id).update(timezone="UTC")
     assert {"redis b'planted'", log.name} <= set(found)
     assert "pg_dump" in found or {"memory_entry", "accounts_user"} <= set(found)

@@ -14,13 +14,13 @@ from django.db.models.functions import Now
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from memory import consolidation, entries
-from memory.entries import SourceRef
+from memory.entries import EntryDetails, SourceRef
 from memory.models import Entry, Memory, SourceKind, Tier
 from tests.fakes.provider import Request
 
 _TIMES = {
     "memory_entry": "valid_from valid_to created_at updated_at used_at began_at ended_at",
-    "memory_memory": "consolidate_at consolidated_at",
+    "memory_memory": "consolidate_at consolidated_at lease_until",
     "memory_receipt": "at",
 }
 
@@ -36,7 +36,7 @@ def said(where: str, seq: int = 1, at: dt.datetime | None = None) -> SourceRef:
 
 def seen(user: uuid.UUID, content: str, where: str, seq: int = 1) -> Entry:
     return entries.remember(
-        user_id=user, tier=Tier.ASSOCIATIVE, content=content, origin=said(where, seq)
+        user_id=user, tier=Tier.ASSOCIATIVE, content=content, source=said(where, seq)
     ).entry
 
 
@@ -47,9 +47,8 @@ def episode(user: uuid.UUID, content: str, where: str, at: dt.datetime | None = 
         user_id=user,
         tier=Tier.EPISODIC,
         content=content,
-        origin=said(where, at=at),
-        began_at=at,
-        ended_at=at + dt.timedelta(hours=1),
+        source=said(where, at=at),
+        details=EntryDetails(began_at=at, ended_at=at + dt.timedelta(hours=1)),
     ).entry
 
 
@@ -90,8 +89,8 @@ def consolidate() -> int:
 
 
 def visit(user: uuid.UUID) -> None:
-    """The user's memory is due, and consolidated."""
-    Memory.objects.filter(pk=user).update(consolidate_at=Now())
+    """The user's memory is due and leased by nobody, and is consolidated."""
+    Memory.objects.filter(pk=user).update(consolidate_at=Now(), lease_until=None)
     assert consolidate() == 1
 
 

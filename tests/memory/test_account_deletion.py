@@ -11,20 +11,21 @@ from django.db import connection, connections, transaction
 
 from adiuva.accounts import services
 from adiuva.accounts.models import User
-from memory import entries, recall
+from memory import entries
 from memory.entries import BY_HAND
 from memory.models import Entry, Memory, Tier
-from memory.recall import RecalledEntry, RecallReader, RecallResult
+from memory.recall import RecalledEntry
+from memory.receipts import TurnReader, write_turn_receipt
 from tests.factories import somebody
 
 
 def remembered(user: uuid.UUID, entry: Entry) -> None:
-    entries.remember(user_id=user, tier=Tier.CORE, key="home", content="Turin", origin=BY_HAND)
+    entries.remember(user_id=user, tier=Tier.CORE, key="home", content="Turin", source=BY_HAND)
 
 
 def noted(user: uuid.UUID, entry: Entry) -> None:
     known = RecalledEntry(entry.pk, Tier.CORE, "tea", "drink", entry.valid_from)
-    recall.write_receipt(RecallReader(user, "acme", "acme/x", uuid.uuid4(), None), RecallResult([known]))
+    write_turn_receipt(TurnReader(user, "acme", "acme/x", uuid.uuid4(), None), [known.id], [])
 
 
 @pytest.mark.parametrize("write", [remembered, noted])
@@ -32,7 +33,7 @@ def test_an_account_is_deleted_while_its_memory_is_written(
     committed_db: str, write: Callable[[uuid.UUID, Entry], None]
 ) -> None:
     user = somebody().id
-    entry = entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="tea", origin=BY_HAND).entry
+    entry = entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="tea", source=BY_HAND).entry
     entry.refresh_from_db()
     failed: list[BaseException] = []
     backend: list[int] = []

@@ -15,8 +15,8 @@ from django.conf import LazySettings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Now
 
-from memory import consolidation, embedding, entries, patterns
-from memory.entries import BY_HAND
+from memory import consolidation, embedding, entries, forgetting, patterns
+from memory.entries import BY_HAND, EntryDetails
 from memory.models import Embedding, Entry, Memory, Receipt, SourceKind, Tier
 from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Request
@@ -45,9 +45,9 @@ def model(committed_db: str, provider: Provider, settings: LazySettings) -> Iter
     """It condenses, and sees no patterns."""
     settings.MODEL = provider.settings()
     provider.default = answers()
-    Memory.objects.update(consolidate_at=None, consolidated_at=None)
+    Memory.objects.update(consolidate_at=None, consolidated_at=None, lease_until=None)
     yield provider
-    Memory.objects.update(consolidate_at=None, consolidated_at=None)
+    Memory.objects.update(consolidate_at=None, consolidated_at=None, lease_until=None)
 
 
 @pytest.fixture
@@ -117,7 +117,11 @@ def test_the_episodes_of_a_past_week_become_one(user: uuid.UUID, provider: Provi
     parts = a_week(user, "five", monday=MONDAY - dt.timedelta(hours=10, minutes=30)) + parts  # Monday there
     a_week(user, "six", "seven", "eight", monday=dt.datetime.now(dt.UTC) - dt.timedelta(days=9))
     hand = entries.remember(
-        user_id=user, tier=Tier.EPISODIC, content="mine", origin=BY_HAND, began_at=MONDAY, ended_at=MONDAY
+        user_id=user,
+        tier=Tier.EPISODIC,
+        content="mine",
+        source=BY_HAND,
+        details=EntryDetails(began_at=MONDAY, ended_at=MONDAY),
     ).entry
     visit(user)
     one = next(entry for text, entry in holding(user, Tier.EPISODIC).items() if text.startswith("In all"))
@@ -162,7 +166,7 @@ def test_what_was_condensed_with_what_is_forgotten_holds_again(user: uuid.UUID) 
     again = says(parts[2])
     visit(user)
     anew = episode(user, again, "four")
-    assert entries.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=place("one")) == 2
+    assert forgetting.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=place("one")) == 2
     now = holding(user, Tier.EPISODIC)
     assert set(now) == {says(part) for part in parts[1:]}
     assert now[says(parts[1])].pk == parts[1].pk
@@ -176,7 +180,7 @@ def test_what_was_condensed_with_what_is_forgotten_holds_again(user: uuid.UUID) 
 def test_forgetting_a_part_by_itself_unravels_the_whole(user: uuid.UUID) -> None:
     parts = a_week(user, "one", "two", "three")
     visit(user)
-    assert entries.forget(user_id=user, ids=[parts[0].pk]) == 1
+    assert forgetting.forget(user_id=user, ids=[parts[0].pk]) == 1
     assert set(holding(user, Tier.EPISODIC)) == {says(part) for part in parts[1:]}
     assert Entry.objects.of(user).count() == 2
 
@@ -185,7 +189,7 @@ def test_forgetting_a_condensed_episode_takes_its_parts_along(user: uuid.UUID) -
     a_week(user, "one", "two", "three")
     visit(user)
     (one,) = holding(user, Tier.EPISODIC).values()
-    assert entries.forget(user_id=user, ids=[one.pk]) == 1
+    assert forgetting.forget(user_id=user, ids=[one.pk]) == 1
     assert not Entry.objects.of(user).exists()
 
 
@@ -193,8 +197,8 @@ def test_a_condensed_episode_that_the_user_corrects_is_the_users(user: uuid.UUID
     parts = a_week(user, "one", "two", "three")
     visit(user)
     (one,) = holding(user, Tier.EPISODIC).values()
-    entries.correct(entry=one, content="a quiet week", origin=BY_HAND)
-    entries.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=place("one"))
+    entries.correct(entry=one, content="a quiet week", source=BY_HAND)
+    forgetting.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=place("one"))
     assert set(holding(user, Tier.EPISODIC)) == {"a quiet week"}
     texts = {says(entry) for entry in Entry.objects.of(user)}
     assert texts == {"a quiet week", says(parts[1]), says(parts[2])}
@@ -291,7 +295,7 @@ def test_a_pattern_without_evidence_loses_weight_by_the_week(user: uuid.UUID, pr
 
 def test_a_pattern_that_is_gone_needs_something_new(user: uuid.UUID, provider: Provider) -> None:
     found = a_habit(user, provider)
-    entries.forget(user_id=user, ids=[found.pk])
+    forgetting.forget(user_id=user, ids=[found.pk])
     seen(user, "likes tea", "third")
     provider.script(finds((HABIT, ["Monday"])))
     visit(user)
@@ -299,7 +303,9 @@ def test_a_pattern_that_is_gone_needs_something_new(user: uuid.UUID, provider: P
 
 
 def test_patterns_of_the_users_own_are_not_touched(user: uuid.UUID, provider: Provider) -> None:
-    entries.remember(user_id=user, tier=Tier.PROACTIVE, content=HABIT, origin=BY_HAND, confidence=1.0)
+    entries.remember(
+        user_id=user, tier=Tier.PROACTIVE, content=HABIT, source=BY_HAND, details=EntryDetails(confidence=1.0)
+    )
     seen(user, "planned on Monday", "first")
     provider.script(finds((HABIT, ["Monday"]), confirmed=["Monday"], contradicted=["Monday"]))
     visit(user)
@@ -312,7 +318,7 @@ def test_patterns_of_the_users_own_are_not_touched(user: uuid.UUID, provider: Pr
 
 def test_a_pattern_goes_with_what_showed_it(user: uuid.UUID, provider: Provider) -> None:
     a_habit(user, provider)
-    entries.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=place("second"))
+    forgetting.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=place("second"))
     assert confidence(user) is None
     assert set(holding(user, Tier.ASSOCIATIVE)) == {"planned on Monday the 2nd"}
 
@@ -416,8 +422,10 @@ def test_tiers_go_only_where_they_may(
     days_pass(user, 40)
     episode(user, "met today", "five")
     seen(user, "likes tea", "four")
-    entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="tea", origin=BY_HAND)
-    entries.remember(user_id=user, tier=Tier.PROACTIVE, content=HABIT, origin=BY_HAND, confidence=1.0)
+    entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="tea", source=BY_HAND)
+    entries.remember(
+        user_id=user, tier=Tier.PROACTIVE, content=HABIT, source=BY_HAND, details=EntryDetails(confidence=1.0)
+    )
     Memory.objects.filter(pk=user).update(policy=policy)
     visit(user)
     assert [asked_for(call) for call in provider.chats] == asked
@@ -464,7 +472,7 @@ def test_what_is_forgotten_while_the_model_thinks_is_not_kept_in_other_words(
     def forget(where: str, answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
         def step(request: Request) -> Any:
             in_a_thread(
-                lambda: entries.forget_source(
+                lambda: forgetting.forget_source(
                     user_id=user, kind=SourceKind.CONVERSATION, source_id=place(where)
                 )
             )
@@ -601,7 +609,7 @@ def test_killed_at_any_commit_it_comes_to_the_same(
 ) -> None:
     """What a commit would have kept is lost; the state is that which the commits before it left."""
     provider.default = answers(rises_and_falls)
-    monkeypatch.setattr(consolidation, "_LANES", 1)
+    monkeypatch.setattr(consolidation, "_CONCURRENCY", 1)
     commit = BaseDatabaseWrapper._commit  # type: ignore[attr-defined]
     done, kill_at = 0, 0
 
@@ -626,7 +634,7 @@ def test_killed_at_any_commit_it_comes_to_the_same(
         old.sources.update(at=MONDAY - dt.timedelta(days=400))
         for weeks in range(2):
             a_week(user, "one", "two", "three", monday=MONDAY - dt.timedelta(days=7 * weeks))
-        Memory.objects.filter(pk=user).update(consolidate_at=Now())
+        Memory.objects.filter(pk=user).update(consolidate_at=Now(), lease_until=None)
         done, kill_at = 0, kill
         with monkeypatch.context() as patched:
             patched.setattr(BaseDatabaseWrapper, "_commit", counted)

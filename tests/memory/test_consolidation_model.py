@@ -15,7 +15,7 @@ from hypothesis import settings as bounds
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from memory import entries
+from memory import forgetting
 from memory.models import Embedding, Entry, Memory, SourceKind, Tier
 from tests.factories import somebody
 from tests.fakes.provider import Provider, Request
@@ -42,7 +42,7 @@ class Remembering(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        Memory.objects.update(consolidate_at=None, consolidated_at=None)
+        Memory.objects.update(consolidate_at=None, consolidated_at=None, lease_until=None)
         self.user = somebody().id
         self.said: dict[tuple[Tier, str], set[str]] = defaultdict(set)  # by text, the places that say it
         self.claims: list[Any] = []
@@ -98,7 +98,7 @@ class Remembering(RuleBasedStateMachine):
 
     @rule(where=st.sampled_from(PLACES))
     def forget(self, where: str) -> None:
-        entries.forget_source(user_id=self.user, kind=SourceKind.CONVERSATION, source_id=place(where))
+        forgetting.forget_source(user_id=self.user, kind=SourceKind.CONVERSATION, source_id=place(where))
         for places in self.said.values():
             places.discard(where)
 
@@ -136,4 +136,4 @@ def test_consolidation_keeps_its_promises_in_any_order(
         Remembering,
         settings=bounds(max_examples=10, stateful_step_count=10, deadline=None, database=None),
     )
-    Memory.objects.update(consolidate_at=None, consolidated_at=None)
+    Memory.objects.update(consolidate_at=None, consolidated_at=None, lease_until=None)

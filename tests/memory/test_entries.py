@@ -8,8 +8,8 @@ import pytest
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.errors import AdiuvaError
-from memory import entries, exchanges
-from memory.entries import BY_HAND, RememberOutcome, SourceRef
+from memory import entries, exchanges, forgetting
+from memory.entries import BY_HAND, EntryDetails, RememberOutcome, SourceRef
 from memory.models import Embedding, Entry, EntrySource, Exchange, SourceKind, Tier
 from tests.factories import somebody
 
@@ -26,7 +26,7 @@ def said(place: uuid.UUID, seq: int = 1) -> SourceRef:
 
 
 def core(user: uuid.UUID, key: str, content: str, origin: SourceRef = BY_HAND) -> entries.Remembered:
-    return entries.remember(user_id=user, tier=Tier.CORE, key=key, content=content, origin=origin)
+    return entries.remember(user_id=user, tier=Tier.CORE, key=key, content=content, source=origin)
 
 
 def seen(user: uuid.UUID, content: str, origin: SourceRef = BY_HAND, **more: object) -> entries.Remembered:
@@ -34,8 +34,8 @@ def seen(user: uuid.UUID, content: str, origin: SourceRef = BY_HAND, **more: obj
         user_id=user,
         tier=Tier.ASSOCIATIVE,
         content=content,
-        origin=origin,
-        **more,  # type: ignore[arg-type]
+        source=origin,
+        details=EntryDetails(**more),  # type: ignore[arg-type]
     )
 
 
@@ -81,8 +81,8 @@ def test_what_one_source_alone_said_goes_with_it(user: uuid.UUID) -> None:
     seen(user, "only here", said(here))
     both = seen(user, "in both places", said(here)).entry
     seen(user, "in both places", said(there, 4))
-    made = seen(user, "made of both", said(here), also=[said(there)], derived=True)
-    gone = entries.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=here)
+    made = seen(user, "made of both", said(here), more_sources=[said(there)], derived=True)
+    gone = forgetting.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=here)
     assert gone == 2
     assert [entry.pk for entry in Entry.objects.of(user)] == [both.pk]
     assert not Embedding.objects.filter(pk=made.entry.pk).exists()
@@ -95,7 +95,7 @@ def test_a_value_that_goes_with_its_source_leaves_what_others_said_as_history(us
     here, there = uuid.uuid4(), uuid.uuid4()
     core(user, "drink", "coffee", said(here))
     core(user, "drink", "tea", said(there))
-    assert entries.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=there) == 1
+    assert forgetting.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=there) == 1
     (left,) = Entry.objects.of(user)
     assert says(left) == "coffee"
     assert left.valid_to is not None
@@ -104,7 +104,7 @@ def test_a_value_that_goes_with_its_source_leaves_what_others_said_as_history(us
 def test_forgetting_an_entry_takes_its_past_along(user: uuid.UUID) -> None:
     core(user, "drink", "coffee")
     entry = core(user, "drink", "tea").entry
-    assert entries.forget(user_id=user, ids=[entry.pk]) == 1
+    assert forgetting.forget(user_id=user, ids=[entry.pk]) == 1
     assert not Entry.objects.of(user).exists()
     assert not Embedding.objects.filter(user_id=user).exists()
 
@@ -120,16 +120,16 @@ def test_what_is_forgotten_is_not_brought_back_by_where_it_was_said(user: uuid.U
     core(user, "PIN", "4321", said(uuid.uuid4()))
     patterns = [
         entries.remember(
-            user_id=user, tier=Tier.PROACTIVE, content=f"Seen in {seq}", origin=said(here, seq),
-            also=[said(uuid.uuid4())], confidence=0.5, derived=True,
+            user_id=user, tier=Tier.PROACTIVE, content=f"Seen in {seq}", source=said(here, seq),
+            details=EntryDetails(more_sources=[said(uuid.uuid4())], confidence=0.5, derived=True),
         ).entry
         for seq in (1, 3)
     ]  # fmt: skip
-    assert entries.forget(user_id=user, ids=[entry.pk]) == 1
+    assert forgetting.forget(user_id=user, ids=[entry.pk]) == 1
     assert [row.seq for row in Exchange.objects.filter(user_id=user)] == [3]
     assert list(Entry.objects.of(user)) == patterns[1:]
     other = seen(user, "said with it", said(here, 3)).entry
-    entries.forget(user_id=user, ids=[patterns[1].pk])  # it was said nowhere: what it was found in stays
+    forgetting.forget(user_id=user, ids=[patterns[1].pk])  # it was said nowhere: what it was found in stays
     assert list(Entry.objects.of(user)) == [other]
     assert Exchange.objects.filter(user_id=user).exists()
 
@@ -137,9 +137,9 @@ def test_what_is_forgotten_is_not_brought_back_by_where_it_was_said(user: uuid.U
 def test_a_pattern_that_the_user_says_too_is_no_guess_any_more(user: uuid.UUID) -> None:
     here = uuid.uuid4()
     pattern = {"user_id": user, "tier": Tier.PROACTIVE, "content": "Plans on Mondays"}
-    found = entries.remember(**pattern, origin=said(here), confidence=0.4, derived=True)  # type: ignore[arg-type]
-    entries.remember(**pattern, origin=BY_HAND, confidence=0.9)  # type: ignore[arg-type]
-    entries.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=here)
+    found = entries.remember(**pattern, source=said(here), details=EntryDetails(confidence=0.4, derived=True))  # type: ignore[arg-type]
+    entries.remember(**pattern, source=BY_HAND, details=EntryDetails(confidence=0.9))  # type: ignore[arg-type]
+    forgetting.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=here)
     (left,) = Entry.objects.of(user)
     assert (left.pk, left.derived, left.confidence) == (found.entry.pk, False, 0.9)
 
@@ -147,7 +147,7 @@ def test_a_pattern_that_the_user_says_too_is_no_guess_any_more(user: uuid.UUID) 
 def test_another_users_entries_are_out_of_reach(user: uuid.UUID) -> None:
     other = somebody().id
     entry = core(user, "drink", "coffee").entry
-    assert entries.forget(user_id=other, ids=[entry.pk]) == 0
+    assert forgetting.forget(user_id=other, ids=[entry.pk]) == 0
     assert entries.end_validity(user_id=other, ids=[entry.pk]) == 0
     with pytest.raises(entries.EntryNotFound):
         entries.get_entry(other, entry.pk)
@@ -156,25 +156,25 @@ def test_another_users_entries_are_out_of_reach(user: uuid.UUID) -> None:
 
 def test_a_corrected_entry_keeps_its_id(user: uuid.UUID) -> None:
     entry = seen(user, "Anna moves to Turin", said(uuid.uuid4())).entry
-    corrected = entries.correct(entry=entry, content="Anna moves to Milan", origin=BY_HAND)
+    corrected = entries.correct(entry=entry, content="Anna moves to Milan", source=BY_HAND)
     assert corrected.pk == entry.pk
     assert says(corrected) == "Anna moves to Milan"
     (past,) = entries.history_of(corrected)
     assert [source.kind for source in past.sources.all()] == [SourceKind.CONVERSATION]
     assert [source.kind for source in corrected.sources.all()] == [SourceKind.USER]
     with pytest.raises(entries.EntryIsHistory):
-        entries.correct(entry=past, content="Anna moves to Rome", origin=BY_HAND)
+        entries.correct(entry=past, content="Anna moves to Rome", source=BY_HAND)
 
 
 def test_a_correction_does_not_make_two_of_one(user: uuid.UUID) -> None:
     seen(user, "Anna moves to Milan")
     entry = seen(user, "Anna moves to Turin").entry
     with pytest.raises(entries.DuplicateEntry):
-        entries.correct(entry=entry, content="Anna moves to Milan", origin=BY_HAND)
+        entries.correct(entry=entry, content="Anna moves to Milan", source=BY_HAND)
     core(user, "drink", "tea")
     food = core(user, "food", "pasta").entry
     with pytest.raises(entries.DuplicateEntry):
-        entries.correct(entry=food, key="Drink", origin=BY_HAND)
+        entries.correct(entry=food, key="Drink", source=BY_HAND)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_correction_does_not_make_two_of_one(user: uuid.UUID) -> None:
 )
 def test_what_cannot_be_kept_is_refused_by_its_field(user: uuid.UUID, given: dict, field: str) -> None:
     with pytest.raises(AdiuvaError) as refused:
-        entries.remember(user_id=user, origin=BY_HAND, **given)
+        entries.remember(user_id=user, source=BY_HAND, **given)
     assert list(refused.value.fields or {}) == [field]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +15,7 @@ from django.db.models.functions import Now
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.offline_model import memory as rules
-from memory import entries, episodes
+from memory import entries, episodes, forgetting
 from memory.models import Embedding, Entry, EntrySource, Exchange, Memory, SourceKind, Tier
 from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Request
@@ -58,8 +57,7 @@ def said(
         said_at=BEGAN + dt.timedelta(minutes=minutes),
         recorded_at=Now() if read else None,
     )
-    body = json.dumps({"said": [message], "answer": "All right."})
-    row.sealed = cipher_for(user).seal(body, "memory_exchange", row.pk, "sealed")
+    Exchange.sealed.seal_into(cipher_for(user), row, {"said": [message], "answer": "All right."})
     row.save()
     return row.source_id
 
@@ -81,7 +79,7 @@ def told(user: uuid.UUID) -> list[str]:
 
 
 def anew(user: uuid.UUID) -> None:
-    Exchange.objects.filter(user_id=user).update(not_before=BEGAN)
+    Exchange.objects.filter(user_id=user).update(lease_until=BEGAN)
 
 
 def test_a_quiet_conversation_becomes_one_entry_and_its_exchanges_go(user: uuid.UUID) -> None:
@@ -103,7 +101,7 @@ def test_a_quiet_conversation_becomes_one_entry_and_its_exchanges_go(user: uuid.
     ]
     assert not Exchange.objects.filter(user_id=user).exists()
     assert make(user) == 0
-    entries.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=place)
+    forgetting.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=place)
     assert not Entry.objects.of(user).exists()
     assert not Embedding.objects.filter(user_id=user).exists()
 
@@ -165,7 +163,9 @@ def test_what_is_forgotten_while_the_model_writes_is_not_told(user: uuid.UUID, p
         provider.memory = hold
         task = asyncio.create_task(episodes.write_due(user))
         await asyncio.to_thread(hold.reached.wait, 10)
-        await asyncio.to_thread(entries.forget_source, user_id=user, kind=SourceKind.REQUEST, source_id=gone)
+        await asyncio.to_thread(
+            forgetting.forget_source, user_id=user, kind=SourceKind.REQUEST, source_id=gone
+        )
         provider.memory = by_rules
         hold.release()
         await task

@@ -31,7 +31,7 @@ from agents.journal import JournalEntry as Line
 from chat.models import Message
 from integrations.models import Connection
 from memory import entries, exchanges, vector_indexes
-from memory.entries import BY_HAND, SourceRef
+from memory.entries import BY_HAND, EntryDetails, SourceRef
 from memory.models import Embedding, Entry, Receipt, SourceKind, Tier
 from tests.agents.factories import claim_run, commit_tasks, create_agent, create_device, create_run
 from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_request
@@ -77,13 +77,15 @@ def lived(person: Person, word: str) -> None:
     finish_turn(request, turn, f"Added {word}", mutations=[TASK_INSERTED], summary=(1, f"Of {word}"))
     place = SourceRef(SourceKind.CONVERSATION, turn.conversation_id, 1)
     for content in (f"tea for {word}", f"water for {word}"):
-        core = entries.remember(user_id=me, tier=Tier.CORE, key="Drink", content=content, origin=place).entry
+        core = entries.remember(user_id=me, tier=Tier.CORE, key="Drink", content=content, source=place).entry
     for tier, more in (
         (Tier.ASSOCIATIVE, {}),
         (Tier.EPISODIC, {"began_at": timezone.now()}),
         (Tier.PROACTIVE, {"confidence": 0.7}),
     ):
-        entries.remember(user_id=me, tier=tier, content=f"{tier} {word}", origin=BY_HAND, **more)  # type: ignore[arg-type]
+        entries.remember(
+            user_id=me, tier=tier, content=f"{tier} {word}", source=BY_HAND, details=EntryDetails(**more)
+        )  # type: ignore[arg-type]
     Receipt.objects.create(user_id=me, purpose="turn", provider="openai", model="openai/x", entries=[core.pk])
     exchanges.store(
         user_id=me, cipher=cipher_for(me), kind=SourceKind.REQUEST, source_id=uuid.uuid4(), seq=None,
@@ -360,8 +362,8 @@ def test_a_deleted_account_leaves_no_row_no_vector_and_no_index(
     ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (
-        monkeypatch.setattr(vector_indexes, "PAYS_FROM", 1),
-        monkeypatch.setattr(vector_indexes, "SHRUNK_BELOW", 1),
+        monkeypatch.setattr(vector_indexes, "CREATE_FROM_ROWS", 1),
+        monkeypatch.setattr(vector_indexes, "DROP_BELOW_ROWS", 1),
     )
     stays = somebody()
     lived(ada, "heron"), lived(stays, "falcon")

@@ -44,7 +44,7 @@ def remembered(person: Person) -> Entry:
     """A core entry with history, and what comes with it."""
     for content in ("canary tea", "canary water"):
         entry = entries.remember(
-            user_id=person.id, tier=Tier.CORE, key="canary drink", content=content, origin=BY_HAND
+            user_id=person.id, tier=Tier.CORE, key="canary drink", content=content, source=BY_HAND
         ).entry
     Receipt.objects.create(
         user_id=person.id,
@@ -122,8 +122,8 @@ _MANY = [
     """INSERT INTO accounts_user (id, password, is_superuser, email, tier, timezone, locale, is_staff, is_active,
     created_at) SELECT gen_random_uuid(), '', false, 'u' || number || '@example.org', 'free', 'UTC', 'en', false, true,
     now() FROM generate_series(1, 3000) AS series (number)""",
-    """INSERT INTO memory_memory (user_id, enabled, policy, created_at)
-    SELECT id, true, '{}', now() - random() * interval '9 days' FROM accounts_user
+    """INSERT INTO memory_memory (user_id, enabled, policy, fence, created_at)
+    SELECT id, true, '{}', 0, now() - random() * interval '9 days' FROM accounts_user
     WHERE email LIKE 'u%%@example.org'""",
     """INSERT INTO memory_entry (id, user_id, tier, sealed, fingerprint, terms, derived, uses, valid_from)
     SELECT gen_random_uuid(), user_id, 'associative', '\\x00', decode(md5(user_id::text || n), 'hex'), '{}', false, 0,
@@ -131,8 +131,8 @@ _MANY = [
     """INSERT INTO memory_receipt (id, user_id, purpose, provider, model, entries, withheld, at)
     SELECT gen_random_uuid(), user_id, 'turn', 'p', 'm', '{}', '{}', now() - random() * interval '9 days'
     FROM memory_memory CROSS JOIN generate_series(1, 3)""",
-    """INSERT INTO export_export (id, user_id, state, code, attempt, size, chunks, created_at)
-    SELECT gen_random_uuid(), user_id, 'expired', '', 1, 1, 1, now() - random() * interval '9 days'
+    """INSERT INTO export_export (id, user_id, state, code, attempt, size, chunks, fence, created_at)
+    SELECT gen_random_uuid(), user_id, 'expired', '', 1, 1, 1, 0, now() - random() * interval '9 days'
     FROM memory_memory""",
     "ANALYZE accounts_user, memory_memory, memory_entry, memory_receipt, export_export",
 ]

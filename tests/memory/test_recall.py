@@ -12,10 +12,10 @@ from django.test.utils import CaptureQueriesContext
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.lexical_embedding import embed
-from memory import entries, recall
-from memory.entries import BY_HAND
+from memory import entries, recall, search
+from memory.entries import BY_HAND, EntryDetails
 from memory.models import Embedding, Entry, Memory, Receipt, Tier
-from memory.recall import RecallReader
+from memory.receipts import TurnReader, write_turn_receipt
 from tests.factories import somebody
 
 pytestmark = pytest.mark.django_db(transaction=False)
@@ -28,8 +28,10 @@ def user() -> uuid.UUID:
     return somebody().id
 
 
-def put(user: uuid.UUID, tier: Tier, content: str, **more: Any) -> Entry:
-    return entries.remember(user_id=user, tier=tier, content=content, origin=BY_HAND, **more).entry
+def put(user: uuid.UUID, tier: Tier, content: str, *, key: str | None = None, **more: Any) -> Entry:
+    return entries.remember(
+        user_id=user, tier=tier, content=content, key=key, source=BY_HAND, details=EntryDetails(**more)
+    ).entry
 
 
 def seen(user: uuid.UUID, content: str, **more: Any) -> Entry:
@@ -55,7 +57,7 @@ def says(user: uuid.UUID, question: str, **more: Any) -> list[str]:
 
 def found(user: uuid.UUID, question: str, **more: Any) -> list[str]:
     more.setdefault("vector", None)
-    hits = recall.search(user_id=user, question=question, now=NOW, **more)
+    hits = search.search(user_id=user, question=question, now=NOW, **more)
     return [entries.unseal_entry(hit.entry, cipher_for(user)).content for hit in hits]
 
 
@@ -168,7 +170,7 @@ def test_another_users_entries_are_never_found(user: uuid.UUID) -> None:
 
 def test_history_is_never_found(user: uuid.UUID) -> None:
     entry = seen(user, "Anna moves to Turin")
-    entries.correct(entry=entry, content="Anna moves to Milan", origin=BY_HAND)
+    entries.correct(entry=entry, content="Anna moves to Milan", source=BY_HAND)
     over = seen(user, "Anna lives in Turin")
     entries.end_validity(user_id=user, ids=[over.pk])
     put(user, Tier.CORE, "coffee", key="drink")
@@ -254,13 +256,19 @@ def test_a_receipt_says_what_left_and_counts_its_use(user: uuid.UUID) -> None:
     given = recalled(user, "Anna")
     turn, place = uuid.uuid4(), uuid.uuid4()
     with CaptureQueriesContext(connection) as queries:
-        recall.write_receipt(RecallReader(user, "acme", "openai/large", turn, place), given)
+        write_turn_receipt(
+            TurnReader(user, "acme", "openai/large", turn, place),
+            [known.id for known in given.entries],
+            given.withheld,
+        )
     assert len(queries) == 1
     receipt = Receipt.objects.get(user_id=user)
     assert (receipt.entries, receipt.withheld, receipt.purpose) == ([entry.pk], [], Receipt.Purpose.TURN)
     assert (receipt.provider, receipt.model) == ("acme", "openai/large")
     assert (receipt.turn_id, receipt.conversation_id) == (turn, place)
-    recall.write_receipt(RecallReader(user, "", "in-process", turn, None), given)
+    write_turn_receipt(
+        TurnReader(user, "", "in-process", turn, None), [known.id for known in given.entries], given.withheld
+    )
     assert Receipt.objects.filter(user_id=user).count() == 1
     entry.refresh_from_db()
     assert entry.uses == 2 and entry.used_at is not None

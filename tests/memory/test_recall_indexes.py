@@ -11,7 +11,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from adiuva.core.lexical_embedding import embed
-from memory import entries, recall, vector_indexes
+from memory import entries, forgetting, recall, search, vector_indexes
 from memory.entries import BY_HAND
 from memory.models import Tier
 from tests.factories import somebody
@@ -28,16 +28,16 @@ def indexes_of(user: uuid.UUID) -> list[str]:
 def test_a_user_with_many_rows_gets_an_index_that_recall_takes_and_that_goes_with_them(
     committed_db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vector_indexes, "PAYS_FROM", 30)
-    monkeypatch.setattr(vector_indexes, "SHRUNK_BELOW", 20)
+    monkeypatch.setattr(vector_indexes, "CREATE_FROM_ROWS", 30)
+    monkeypatch.setattr(vector_indexes, "DROP_BELOW_ROWS", 20)
     user, few = somebody().id, somebody().id
     texts = [f"Anna {number} visits place {number * 7}" for number in range(30)]
     for owner, said in ((user, texts), (few, texts[:29])):
         for text in said:
-            entries.remember(user_id=owner, tier=Tier.ASSOCIATIVE, content=text, origin=BY_HAND)
+            entries.remember(user_id=owner, tier=Tier.ASSOCIATIVE, content=text, source=BY_HAND)
 
     def nearest() -> list[uuid.UUID]:
-        hits = recall.search(
+        hits = search.search(
             user_id=user, question="", vector=embed(texts[3]), now=dt.datetime.now(dt.UTC), limit=10
         )
         return [hit.entry.pk for hit in hits]
@@ -56,26 +56,26 @@ def test_a_user_with_many_rows_gets_an_index_that_recall_takes_and_that_goes_wit
             assert name in str(cursor.fetchall())
         finally:
             cursor.execute("RESET enable_sort")
-    monkeypatch.setattr(vector_indexes, "_known", (-math.inf, frozenset()))
+    monkeypatch.setattr(vector_indexes, "_cache", (-math.inf, frozenset()))
     assert vector_indexes.has_index(user) and not vector_indexes.has_index(few)
-    entries.forget_everything(user_id=user)
+    forgetting.forget_everything(user_id=user)
     vector_indexes.maintain()
     assert indexes_of(user) == []
     assert vector_indexes.has_index(user)  # for a while: who asks is answered without it, too
-    monkeypatch.setattr(vector_indexes, "_known", (-math.inf, frozenset()))
+    monkeypatch.setattr(vector_indexes, "_cache", (-math.inf, frozenset()))
     assert not vector_indexes.has_index(user)
 
 
 def test_recall_takes_the_index_though_its_statement_is_planned_once_for_the_others(
     committed_db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vector_indexes, "PAYS_FROM", 30)
-    monkeypatch.setattr(vector_indexes, "SHRUNK_BELOW", 20)
-    monkeypatch.setattr(vector_indexes, "_known", (-math.inf, frozenset()))
+    monkeypatch.setattr(vector_indexes, "CREATE_FROM_ROWS", 30)
+    monkeypatch.setattr(vector_indexes, "DROP_BELOW_ROWS", 20)
+    monkeypatch.setattr(vector_indexes, "_cache", (-math.inf, frozenset()))
     user = somebody().id
     texts = [f"Anna {number} visits place {number * 7}" for number in range(30)]
     for text in texts:
-        entries.remember(user_id=user, tier=Tier.ASSOCIATIVE, content=text, origin=BY_HAND)
+        entries.remember(user_id=user, tier=Tier.ASSOCIATIVE, content=text, source=BY_HAND)
     vector_indexes.maintain()
     [name] = indexes_of(user)
 
@@ -105,5 +105,5 @@ def test_recall_takes_the_index_though_its_statement_is_planned_once_for_the_oth
     finally:
         with connection.cursor() as cursor:
             cursor.execute("RESET enable_sort")
-        entries.forget_everything(user_id=user)
+        forgetting.forget_everything(user_id=user)
         vector_indexes.maintain()

@@ -28,7 +28,7 @@ def model(
     """The lexical model made the vectors until now. Other tests' entries are gone."""
     Entry.objects.all().delete()
     Embedding.objects.all().delete()
-    monkeypatch.setattr(transport, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(transport, "FIRST_BACKOFF_S", 0.0)
     yield provider
     monkeypatch.undo()
 
@@ -38,8 +38,8 @@ def users() -> list[uuid.UUID]:
     """Three, with five entries each of which one is core, and a piece of history with a vector."""
     found = [somebody().id for _ in range(3)]
     for user in found:
-        entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="coffee", origin=BY_HAND)
-        entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="tea", origin=BY_HAND)
+        entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="coffee", source=BY_HAND)
+        entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="tea", source=BY_HAND)
         for number in range(5):
             seen(user, f"secret {number}", "here")
         ended = Entry.objects.of(user).current().filter(tier=Tier.ASSOCIATIVE).first()
@@ -72,7 +72,7 @@ def test_every_entry_that_holds_gets_a_vector_of_the_new_model(
     said = reembed("--batch", "4")
     assert models(*users) == {(NEW, True)}
     for row in Embedding.objects.filter(user_id__in=users).select_related("entry"):
-        text = entries.searchable_text(entries.unseal_entry(row.entry, entries.cipher_for(row.user_id)))
+        text = entries.unseal_entry(row.entry, entries.cipher_for(row.user_id)).searchable_text
         assert row.vector == pytest.approx(provider.vector(text))
     assert Embedding.objects.count() == 15
     assert max(len(call.body["input"]) for call in provider.calls) == 4
@@ -110,9 +110,7 @@ def test_it_goes_on_where_it_ended(
 
     with monkeypatch.context() as patched:
         patched.setattr(provider, "vector", fails_after_seven)
-        with pytest.raises(
-            CommandError, match=r"no vectors \(model_unavailable\).* 10 entries are left"
-        ) as failed:
+        with pytest.raises(CommandError, match=r"failed \(model_unavailable\).* 10 are left") as failed:
             reembed("--batch", "3")
     assert failed.value.returncode != 0
     assert Embedding.objects.filter(embedding_model=NEW).count() == 5
@@ -141,7 +139,7 @@ def test_one_users_broken_entry_holds_up_no_other(
 ) -> None:
     use_new(provider, settings)
     Entry.objects.of(users[0]).update(sealed=b"broken")
-    with pytest.raises(CommandError, match=f"memories of 1 users do not open: {users[0]}"):
+    with pytest.raises(CommandError, match=f"entries of 1 users could not be unsealed: {users[0]}"):
         reembed()
     assert models(*users[1:]) == {(NEW, True)}
 

@@ -129,7 +129,7 @@ def test_an_entry_says_where_it_is_known_from(rest: APIClient, ada: Person) -> N
             user_id=ada.id,
             tier=Tier.ASSOCIATIVE,
             content="Anna likes tea",
-            origin=SourceRef(SourceKind.CONVERSATION, place, seq),
+            source=SourceRef(SourceKind.CONVERSATION, place, seq),
         ).entry
     page = rest.get(f"{API}/associative/{entry.pk}/sources", {"limit": 2})
     assert page["X-Total-Count"] == "3"
@@ -267,7 +267,7 @@ def test_a_source_is_forgotten_with_what_it_alone_said(rest: APIClient, ada: Per
 
     def told(content: str, seq: int, place: uuid.UUID = here) -> Entry:
         origin = SourceRef(SourceKind.CONVERSATION, place, seq)
-        return entries.remember(user_id=ada.id, tier=Tier.ASSOCIATIVE, content=content, origin=origin).entry
+        return entries.remember(user_id=ada.id, tier=Tier.ASSOCIATIVE, content=content, source=origin).entry
 
     told("one", 1), told("two", 2), told("three", 3)
     both = told("both", 4)

@@ -42,7 +42,7 @@ def test_what_was_never_needed_goes(user: uuid.UUID, then: str, days: int, stays
     if then == "used":
         Entry.objects.filter(pk=entry.pk).update(uses=1, used_at=Now())
     if then == "by hand":
-        entries.remember(user_id=user, tier=Tier.ASSOCIATIVE, content="Anna moves to Turin", origin=BY_HAND)
+        entries.remember(user_id=user, tier=Tier.ASSOCIATIVE, content="Anna moves to Turin", source=BY_HAND)
     days_pass(user, days)
     if then == "said again":
         seen(user, "Anna moves to Turin", "there")
@@ -54,8 +54,8 @@ def test_what_was_never_needed_goes(user: uuid.UUID, then: str, days: int, stays
 
 
 def test_only_what_was_said_and_seen_fades(user: uuid.UUID) -> None:
-    entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="tea", origin=said("here"))
-    entries.remember(user_id=user, tier=Tier.EPISODIC, content="we spoke", origin=said("here"))
+    entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="tea", source=said("here"))
+    entries.remember(user_id=user, tier=Tier.EPISODIC, content="we spoke", source=said("here"))
     days_pass(user, 3000)
     assert retention.delete_expired_entries(user) == 0
     assert left(user) == {"tea", "we spoke"}
@@ -71,7 +71,7 @@ def test_old_news_are_not_taken_for_old_knowledge(user: uuid.UUID) -> None:
 
 def test_history_goes_after_a_year_and_what_holds_stays(user: uuid.UUID) -> None:
     for drink in ("coffee", "tea", "water"):
-        entries.remember(user_id=user, tier=Tier.CORE, key="drink", content=drink, origin=said(drink))
+        entries.remember(user_id=user, tier=Tier.CORE, key="drink", content=drink, source=said(drink))
         days_pass(user, 200)
     gone = seen(user, "moved away", "here")
     entries.end_validity(user_id=user, ids=[gone.pk])

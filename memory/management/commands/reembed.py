@@ -1,4 +1,4 @@
-"""`manage.py reembed`: vectors of the present embedding model for all that is remembered."""
+"""`manage.py reembed`: compute vectors of the configured embedding model for all entries."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from memory import embedding
 
 _FIRST: Final = uuid.UUID(int=0)
 _HELP = """\
-Give every entry of the memory a vector of the embedding model that is configured now, ADIUVA_EMBEDDING_MODEL, one user
-after the other.
+Compute a vector of the configured embedding model (ADIUVA_EMBEDDING_MODEL) for every memory entry, user by user.
 
-Run it after the model was changed. It may be ended or killed at any time and started again, while everything runs: what
-has only a vector of another model is found by its words until its turn comes. Vectors of two models are never compared.
+Run it after changing the model, while the server runs. It may be interrupted at any time and started again: until an
+entry has its new vector it is found by its words. Vectors of different models are never compared.
 """
 
 
@@ -34,52 +33,56 @@ class Command(BaseCommand):
         )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--user", type=uuid.UUID, help="only this user's, by id")
-        parser.add_argument("--batch", type=_positive, default=64, help="entries at once (default: 64)")
+        parser.add_argument("--user", type=uuid.UUID, help="id of the only user to embed entries of")
+        parser.add_argument(
+            "--batch", type=_positive, default=64, help="entries per request to the model (default: 64)"
+        )
 
     def handle(self, *_: object, user: uuid.UUID | None, batch: int, **options: Any) -> None:
-        asyncio.run(self._work(user, batch))
+        asyncio.run(self._embed_and_close(user, batch))
 
-    async def _work(self, user: uuid.UUID | None, batch: int) -> None:
+    async def _embed_and_close(self, user: uuid.UUID | None, batch: int) -> None:
         try:
-            await self._all(user, batch)
+            await self._embed_all(user, batch)
         except llm.ModelError as error:
             left, _ = await db.run(embedding.count_missing)
             raise CommandError(
-                f"The embedding model gave no vectors ({error.code}). What is done stays; {left:,} entries are left. "
-                "Run this again when the model is back."
+                f"The embedding model failed ({error.code}). Vectors computed so far are kept; {left:,} are left. "
+                "Run this command again when the model is available."
             ) from None
         finally:
             await llm.aclose()
 
-    async def _all(self, user: uuid.UUID | None, batch: int) -> None:
+    async def _embed_all(self, user: uuid.UUID | None, batch: int) -> None:
         model = llm.embedding_model()
         todo, withheld = await db.run(embedding.count_missing)
         self._say(f"{todo:,} entries of all users have no vector of {model.name}.")
         if withheld:
-            self._say(f"{withheld:,} more get none: their users' policies keep them from {model.provider}.")
+            self._say(
+                f"{withheld:,} more get none: their users' policies withhold them from {model.provider}."
+            )
         done = dropped = 0
-        closed: list[uuid.UUID] = []
+        unreadable: list[uuid.UUID] = []
         after = _FIRST
         while users := [user] if user else await db.run(embedding.users_to_embed, after):
-            for each in users:
+            for user_id in users:
                 try:
-                    while (count := await embedding.embed_batch(each, batch)) is not None:
+                    while (count := await embedding.embed_batch(user_id, batch)) is not None:
                         done += count
-                        # New entries come meanwhile, with their vectors, so this may be fewer than it says.
+                        # Entries added meanwhile have their vectors already, so fewer may be left than this says.
                         self._say(f"{done:,} entries embedded, {max(todo - done, 0):,} left")
-                    dropped += await db.run(embedding.delete_old_history_vectors, each)
+                    dropped += await db.run(embedding.delete_old_history_vectors, user_id)
                 except NoSuchUser:
-                    pass  # deleted meanwhile
+                    pass  # the account was deleted meanwhile
                 except (SealBroken, KeyUnavailable):
-                    closed.append(each)
+                    unreadable.append(user_id)
             if user:
                 break
             after = users[-1]
         self._say(f"Done: {done:,} entries embedded, {dropped:,} old vectors of history dropped.")
-        if closed:
+        if unreadable:
             raise CommandError(
-                f"The memories of {len(closed):,} users do not open: {', '.join(map(str, closed))}."
+                f"The entries of {len(unreadable):,} users could not be unsealed: {', '.join(map(str, unreadable))}."
             )
 
     def _say(self, line: str) -> None:

@@ -1,0 +1,132 @@
+"""SQL that ranks a user's entries by how well they fit a question, shared by memory.search and memory.recall.
+
+Lists of entries are ranked by the database: those near the question's vector, and those with its words. The lists are
+fused by reciprocal rank (Cormack, Clarke and Büttcher, 2009), so that their scores need not be comparable, and the
+result is weighted slightly by how new an entry is and how often it was used.
+
+Words are looked up by their keyed hashes; a word that few of the user's entries have counts for more. Vectors are
+compared with all of the user's own. One index over all users' rows would find only half of the nearest, since each
+user is one of many; a user with so many rows that an index pays off gets one (memory.vector_indexes), which these
+queries then use.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import uuid
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+import orjson
+
+from adiuva.accounts.keys import cipher_for
+from memory import vector_space
+from memory.models import Tier
+from memory.terms import hash_terms
+
+# Characters of a question that are used.
+MAX_QUESTION_CHARS: Final = 4_000
+# hnsw.ef_search for an index over one user's vectors: rows examined. The default of 40 finds 8 of the 10 nearest.
+_EF_SEARCH: Final = "200"
+# Entries examined for one word. A word that more entries have says little; it weighs _COMMON_WORD_WEIGHT, where a word
+# of a single entry weighs 1.
+_MAX_ENTRIES_PER_WORD: Final = 40
+_COMMON_WORD_WEIGHT: Final = 0.05
+# Term hashes of a question that are looked up.
+_MAX_TERMS: Final = 60
+# Damping of reciprocal ranks: the larger, the less the first places differ.
+_DAMPING: Final = 60
+# The largest bonus for being new, and for being used, as a fraction of the score.
+_MAX_BONUS: Final = 0.1
+_NOVELTY_HALF_LIFE: Final = dt.timedelta(days=90)
+# Half-precision vectors overflow beyond this.
+_MAX_COMPONENT: Final = 65_000
+
+# The predicates repeat those of a user's own index word for word (memory.vector_indexes).
+_NEAR: Final = """
+    SELECT e.id, e.tier, row_number() OVER (PARTITION BY e.tier ORDER BY v.distance, e.id) AS place
+    FROM (
+        SELECT entry_id, vector::halfvec({dimensions}) <=> %(vector)s::halfvec({dimensions}) AS distance
+        FROM memory_embedding
+        WHERE user_id = %(user)s AND embedding_model = %(space)s AND vector_dims(vector) = {dimensions}
+            AND (SELECT set_config('hnsw.ef_search', %(ef_search)s, true)) IS NOT NULL
+        ORDER BY distance LIMIT %(max_near)s
+    ) AS v
+    JOIN memory_entry AS e ON e.id = v.entry_id
+    WHERE e.user_id = %(user)s AND e.valid_to IS NULL AND e.tier = ANY(%(tiers)s) AND v.distance < 1
+"""
+_NOTHING_NEAR: Final = "SELECT NULL::uuid AS id, NULL::varchar AS tier, NULL::bigint AS place WHERE false"
+
+# A term belongs to one user, so its posting list is read without joining the user's other rows: OFFSET keeps the
+# planner from doing so. The owner is checked all the same.
+_WITH_WORDS: Final = """
+    SELECT id, tier, row_number() OVER (PARTITION BY tier ORDER BY sum(rarity) DESC, id) AS place
+    FROM (
+        SELECT e.id, e.tier, CASE WHEN e.shared < %(per_word)s THEN 1 / sqrt(e.shared) ELSE %(common)s END AS rarity
+        FROM unnest(%(terms)s::bigint[]) AS question(term)
+        CROSS JOIN LATERAL (
+            SELECT id, tier, count(*) OVER () AS shared
+            FROM (
+                SELECT id, tier
+                FROM (SELECT id, tier, user_id, valid_to FROM memory_entry
+                      WHERE terms @> ARRAY[question.term] OFFSET 0) AS listed
+                WHERE user_id = %(user)s AND valid_to IS NULL LIMIT %(per_word)s
+            ) AS first
+        ) AS e
+        WHERE e.tier = ANY(%(tiers)s)
+    ) AS hits
+    GROUP BY id, tier
+"""
+
+# (id, place) of entries near the question's vector and of entries with its words: {near} is `near_sql()`.
+LISTS: Final = f"""
+    SELECT id, place FROM ({{near}}) AS near WHERE place <= %(per_tier)s
+    UNION ALL
+    SELECT id, place FROM ({_WITH_WORDS}) AS with_words WHERE place <= %(per_tier)s
+"""  # noqa: S608
+
+# Entries are looked up by id one by one (LIMIT): the planner overestimates the lists and would scan the table instead.
+ENTRY: Final = "SELECT * FROM memory_entry WHERE memory_entry.id = fused.id AND user_id = %(user)s LIMIT 1"
+FUSED_RANK: Final = "COALESCE(sum(1.0::float8 / (%(damping)s + place)), 0) AS score"
+SCORE: Final = """
+    (fused.score * (1 + %(bonus)s * e.uses / (e.uses + 10.0)
+        + %(bonus)s * power(0.5, GREATEST(0, extract(epoch FROM %(now)s - e.valid_from)) / %(half_life)s)))::float8
+"""
+
+
+def near_sql(vector: Sequence[float] | None) -> str:
+    """The list of entries near a vector: an empty one for no vector, zeros, or what no half-precision number holds."""
+    largest = max(map(abs, vector or ()), default=0)
+    if vector is None or not 0 < largest < _MAX_COMPONENT or math.isnan(sum(vector)):
+        return _NOTHING_NEAR
+    return _NEAR.format(dimensions=len(vector))
+
+
+def parameters(
+    user_id: uuid.UUID,
+    question: str,
+    vector: Sequence[float] | None,
+    tiers: Collection[Tier],
+    *,
+    per_tier: int,
+    max_near: int,
+    now: dt.datetime,
+) -> dict[str, Any]:
+    """Parameters of LISTS and SCORE. Each list brings `per_tier` entries; `max_near` vectors are examined."""
+    return {
+        "user": user_id,
+        "vector": orjson.dumps(vector).decode() if vector is not None else None,
+        "space": vector_space.current_space(),
+        "terms": hash_terms(question[:MAX_QUESTION_CHARS], cipher_for(user_id))[:_MAX_TERMS],
+        "tiers": [str(tier) for tier in tiers],
+        "per_tier": per_tier,
+        "max_near": max_near,
+        "ef_search": _EF_SEARCH,
+        "per_word": _MAX_ENTRIES_PER_WORD,
+        "common": _COMMON_WORD_WEIGHT,
+        "damping": _DAMPING,
+        "bonus": _MAX_BONUS,
+        "half_life": _NOVELTY_HALF_LIFE.total_seconds(),
+        "now": now,
+    }
