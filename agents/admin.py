@@ -153,7 +153,7 @@ class RunAdmin(ReadOnlyAdmin):
     @admin.display(description="journal")
     def journal(self, run: Run) -> SafeString:
         """Its first lines, without what is sealed in them."""
-        events = run.events.defer("sealed")[: _MAX_EVENTS + 1]
+        events = run.events.defer("details")[: _MAX_EVENTS + 1]
         lines = [
             (f"{event.at:%Y-%m-%d %H:%M:%S}", event.get_kind_display(), event.code, event.count or "")
             for event in events

@@ -31,8 +31,6 @@ from agents.journal import EventKind, JournalEntry
 from agents.models import RUN_DEADLINE, Agent, AgentCursor, Run, RunEvent, SourceInFlight
 from integrations.models import Provider
 
-_CURSORS = "agents_agentcursor"
-
 
 class AgentGone(Exception):
     """The agent was deleted during the run."""
@@ -189,7 +187,7 @@ def _account(agent: Agent, cipher: UserCipher, version: bytes) -> MailAccount | 
     if connection is None:
         return None
     stored = AgentCursor.objects.filter(agent=agent, config_version=version).first()
-    cursor = cipher.unseal(bytes(stored.sealed), _CURSORS, agent.pk, "cursor") if stored else None
+    cursor = AgentCursor.cursor.unseal_from(cipher, stored) if stored else None
     provider = Provider(connection.provider)
     return MailAccount(provider, connection.pk, connection.address, agent.filter_config, cursor)
 
@@ -264,7 +262,7 @@ def save_cursor(claimed: ClaimedRun, cursor: str) -> None:
         agent_id=claimed.agent_id,
         defaults={
             "config_version": claimed.config_version,
-            "sealed": claimed.cipher.seal(cursor, _CURSORS, claimed.agent_id, "cursor"),
+            "cursor": AgentCursor.cursor.seal(claimed.cipher, cursor, claimed.agent_id),
             "updated_at": Now(),
         },
     )

@@ -1,4 +1,4 @@
-"""Agents, their runs and journals, for the archive of an account."""
+"""The agents' part of an account's archive: agents, runs and journals."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, r
 from agents import journal, preview
 from agents.models import Agent, Run, RunEvent
 
-# How workers pass a run on among themselves.
-_NOT_OF_RUNS: Final = ("user", "agent", "fence", "lease_until", "enqueued_at")
+# Columns that only coordinate workers.
+_INTERNAL: Final = ("user", "agent", "fence", "lease_until", "enqueued_at")
 
 
 def _agents(user_id: UUID) -> Iterator[dict[str, Any]]:
@@ -22,13 +22,13 @@ def _agents(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 
 def _runs(user_id: UUID) -> Iterator[dict[str, Any]]:
-    names = exported_columns(Run, but=_NOT_OF_RUNS)
+    names = exported_columns(Run, but=_INTERNAL)
     for run in Run.objects.of(user_id).order_by("created_at", "id").iterator(ROWS_PER_BATCH):
         row = {name: getattr(run, name) for name in names}
-        yield {**row, **readable(partial(_found, run))} if run.dry_run else row
+        yield {**row, **readable(partial(_preview, run))} if run.dry_run else row
 
 
-def _found(run: Run) -> Mapping[str, Any]:
+def _preview(run: Run) -> Mapping[str, Any]:
     return {"records": preview.read_records(run)}
 
 
@@ -37,7 +37,7 @@ def _events(user_id: UUID) -> Iterator[dict[str, Any]]:
     rows = RunEvent.objects.filter(run__user_id=user_id).order_by("run_id", "seq")
     for event in rows.iterator(ROWS_PER_BATCH):
         row = {name: getattr(event, name) for name in names}
-        yield {**row, **readable(partial(journal._open, event, cipher))}
+        yield {**row, **readable(partial(journal.event_body, event, cipher))}
 
 
 register(

@@ -1,7 +1,7 @@
-"""The journal of a run: what happened, in order. What names a user's file, or quotes a device, is sealed.
+"""The journal of a run: what happened, in order. Names of files and messages of devices are sealed.
 
-The same event twice is one event: a worker that takes up another's work says again what that one had said. Two that
-should be the same and count differently are both kept, with a note that they differ.
+An event that is written twice is one event: a worker that resumes a run repeats what its predecessor wrote. Two events
+that should be the same but have different counts are both kept, with a note that they differ.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from adiuva.core.crypto import UserCipher
 from agents.models import Run, RunEvent
 
 EventKind = RunEvent.Kind
-_TABLE, _COLUMN = "agents_runevent", "sealed"
 KILLED_WORKERS = "killed_workers"
 _ABOUT_SOURCES = (EventKind.SOURCE_DONE, EventKind.SOURCE_FAILED, EventKind.RECORD_QUARANTINED)
 
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """`code` and `count` are for everybody; `source` (a path) and `message` are the user's and get sealed.
+    """A line to write. `code` and `count` are stored in the clear, `source` (a path) and `message` sealed.
 
-    What is said of a source is the same event if kind, code, source, message and `key` are the same. Of other events
-    only those with a `key` are; each of the rest is one of its own.
+    Two entries about sources are the same event if kind, code, source, message and `key` are equal. Other entries are
+    the same event only if they have a `key`; without one, each is a new event.
     """
 
     kind: RunEvent.Kind
@@ -41,10 +40,10 @@ class JournalEntry:
 
 
 def write(run: Run, entries: Iterable[JournalEntry]) -> list[JournalEntry]:
-    """Append; the database numbers them. Returns those that were not there before, or were over.
+    """Append entries; the database numbers them. Returns those that are new, or had been over.
 
-    Call it in the transaction of what it tells of, with the run's row locked: so a reader who has seen a number has
-    seen all the run's smaller ones.
+    Call it in the transaction that makes the change, with the run's row locked: then a reader who has seen a number
+    has seen all smaller numbers of that run.
     """
     wanted: dict[UUID, JournalEntry] = {}
     again: list[tuple[UUID, JournalEntry]] = []
@@ -70,7 +69,7 @@ def _nonce(run: Run, entry: JournalEntry) -> UUID:
 
 
 def _conflicts(run: Run, again: Sequence[tuple[UUID, JournalEntry]]) -> list[JournalEntry]:
-    """Of events that are there already, those that count differently now, as events of their own, each once."""
+    """Entries for events that exist with another count: each as a new event, and a note that they differ."""
     there = RunEvent.objects.filter(run=run, nonce__in=[nonce for nonce, _ in again])
     counts = dict(there.values_list("nonce", "count"))
     found = []
@@ -83,10 +82,10 @@ def _conflicts(run: Run, again: Sequence[tuple[UUID, JournalEntry]]) -> list[Jou
 
 # ORDER BY: the numbers are given in this order.
 _INSERT = """
-INSERT INTO agents_runevent AS known (run_id, nonce, kind, code, count, sealed)
-SELECT %s, nonce, kind, code, count, sealed
+INSERT INTO agents_runevent AS known (run_id, nonce, kind, code, count, details)
+SELECT %s, nonce, kind, code, count, details
 FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::int[], %s::bytea[]) WITH ORDINALITY
-    AS entry (nonce, kind, code, count, sealed, place)
+    AS entry (nonce, kind, code, count, details, place)
 ORDER BY place
 ON CONFLICT (run_id, nonce) DO UPDATE SET is_over = false
     WHERE known.is_over AND known.count IS NOT DISTINCT FROM excluded.count
@@ -112,13 +111,13 @@ def _insert(run: Run, entries: Mapping[UUID, JournalEntry]) -> set[UUID]:
 def _seal(run: Run, nonce: UUID, entry: JournalEntry) -> bytes | None:
     if not entry.source and not entry.message:
         return None
-    text = orjson.dumps([entry.source, entry.message]).decode()
-    return cipher_for(run.user_id).seal(text, _TABLE, nonce, _COLUMN)
+    return RunEvent.details.seal(cipher_for(run.user_id), [entry.source, entry.message], nonce)
 
 
 def resolve_failures(run: Run) -> int:
-    """An attempt begins, which reads again what the last could not. That is over until it is said again; what was set
-    aside, and records, are not. Returns how many problems are over."""
+    """Mark the failures of earlier attempts as over, because a new attempt reads their sources again; one that fails
+    again in the same way is reopened. Quarantined sources and problems with records stay. Returns how many problems
+    are over."""
     if not run.problems:
         return 0
     events = RunEvent.objects.filter(run=run, kind=EventKind.SOURCE_FAILED, is_over=False).exclude(
@@ -130,24 +129,24 @@ def resolve_failures(run: Run) -> int:
 
 
 def read(run: Run, *, after: int = 0, most: int = 1000) -> list[dict[str, Any]]:
-    """A run's events after a seq, opened for their owner."""
+    """A run's events after a `seq`, unsealed for their owner."""
     cipher = cipher_for(run.user_id)
-    return [_open(event, cipher) for event in run.events.filter(seq__gt=after)[:most]]
+    return [event_body(event, cipher) for event in run.events.filter(seq__gt=after)[:most]]
 
 
 def problems_of(runs: Sequence[Run], *, most: int = 50) -> dict[UUID, list[dict[str, Any]]]:
-    """What went wrong, for several runs of one user in one query."""
+    """The first problems of each of several runs of one user, in one query."""
     found: dict[UUID, list[dict[str, Any]]] = {run.pk: [] for run in runs}
     troubled = [run for run in runs if run.problems]
     if troubled:
         cipher = cipher_for(troubled[0].user_id)
         kinds = [str(kind) for kind in RunEvent.PROBLEMS]
         for event in RunEvent.objects.raw(_PROBLEMS, [[run.pk for run in troubled], kinds, most]):
-            found[event.run_id].append(_open(event, cipher))
+            found[event.run_id].append(event_body(event, cipher))
     return found
 
 
-# The first of each run, by the index: a window function would read all events of all runs.
+# LATERAL, because a window function would read all events of all runs.
 _PROBLEMS = """
 SELECT problem.* FROM unnest(%s::uuid[]) AS wanted (id) CROSS JOIN LATERAL (
     SELECT * FROM agents_runevent WHERE run_id = wanted.id AND kind = ANY(%s) AND NOT is_over ORDER BY seq LIMIT %s
@@ -155,10 +154,11 @@ SELECT problem.* FROM unnest(%s::uuid[]) AS wanted (id) CROSS JOIN LATERAL (
 """
 
 
-def _open(event: RunEvent, cipher: UserCipher) -> dict[str, Any]:
+def event_body(event: RunEvent, cipher: UserCipher) -> dict[str, Any]:
+    """An event as REST shows it. Raises SealBroken."""
     source = message = ""
-    if event.sealed is not None:
-        source, message = orjson.loads(cipher.unseal(bytes(event.sealed), _TABLE, event.nonce, _COLUMN))
+    if event.details is not None:
+        source, message = RunEvent.details.unseal_from(cipher, event)
     return {
         "seq": event.seq,
         "at": event.at,

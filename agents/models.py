@@ -1,4 +1,4 @@
-"""Agents, their runs, the journal of a run, and the ledger of what was read."""
+"""Models of agents, their runs and journals, the ledger of sources, and journeys."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
 from adiuva.core.leases import LEASE_FIELDS, Leased
+from adiuva.core.sealed import SealedJSONField, SealedTextField
 from integrations.models import Connection, Health
 
 
@@ -25,15 +26,19 @@ class AgentType(models.TextChoices):
 
 
 class CatchUp(models.TextChoices):
-    """What becomes of scheduled times that passed while nobody could run them."""
+    """What happens to slots that passed while the server or the agent's device was away."""
 
     ONCE = "once", "one run for all of them"
     SKIP = "skip", "none"
     WITHIN = "within", "one run, if the last of them is not too long ago"
 
 
-ON_TIME_WINDOW = dt.timedelta(minutes=2)  # four ticks of the beat: a restart of it makes nobody miss a slot
+# A run that starts this long after its slot is still on time. Four ticks of the beat, so that restarting the beat makes
+# no agent miss a slot.
+ON_TIME_WINDOW = dt.timedelta(minutes=2)
 MAX_CATCH_UP_HOURS = 720
+# From a run's first claim to its forced end.
+RUN_DEADLINE = dt.timedelta(hours=2)
 
 
 class AgentQuerySet(models.QuerySet["Agent"]):
@@ -47,7 +52,7 @@ class AgentQuerySet(models.QuerySet["Agent"]):
         return self.exclude(type=AgentType.LOCAL_DIRECTORY)
 
     def with_usable_account(self) -> Self:
-        """Without those that are paused: they read with a connection that is gone, or that its user has to renew."""
+        """Agents that are not paused: local ones, and those whose connection exists and needs no new sign-in."""
         healthy = Connection.objects.filter(pk=OuterRef("connection_id"), health=Health.OK)
         return self.filter(Q(type=AgentType.LOCAL_DIRECTORY) | Exists(healthy))
 
@@ -56,9 +61,8 @@ class Agent(models.Model):
     """What to read, what to look for in it, and when."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    user = models.ForeignKey(  # indexes below begin with it
-        settings.AUTH_USER_MODEL, models.CASCADE, related_name="agents", db_index=False
-    )
+    # No index of its own: two of those below begin with the user.
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="agents", db_index=False)
     type = models.CharField(max_length=20, choices=AgentType, default=AgentType.LOCAL_DIRECTORY)
     name = models.CharField(max_length=200)
     device_id = models.CharField(max_length=200, blank=True)
@@ -70,18 +74,18 @@ class Agent(models.Model):
         null=True,
         blank=True,
         related_name="agents",
-        help_text="of a cloud agent",
+        help_text="the account a cloud agent reads",
     )
     filter_config = models.JSONField(
-        default=dict, blank=True, help_text="of a cloud agent: labels, senders, dates"
+        default=dict, blank=True, help_text="what a cloud agent reads: labels, senders, dates"
     )
     data_types = ArrayField(models.CharField(max_length=20), default=list)
     prompt_template = models.TextField(blank=True)
     schedule_cron = models.CharField(max_length=200, blank=True)
-    timezone = models.CharField(max_length=64, blank=True, help_text="blank: the user's own")
+    timezone = models.CharField(max_length=64, blank=True, help_text="blank: the user's")
     catch_up = models.CharField(max_length=6, choices=CatchUp, default=CatchUp.ONCE)
     catch_up_hours = models.PositiveSmallIntegerField(
-        null=True, blank=True, help_text="for within: how long ago"
+        null=True, blank=True, help_text="how late a run may be with `within`"
     )
     enabled = models.BooleanField(default=True)
     last_run_at = models.DateTimeField(null=True, editable=False)
@@ -132,7 +136,7 @@ class Agent(models.Model):
 
     @property
     def paused(self) -> str:
-        """Why its schedule stands still although it is switched on; empty if it does not."""
+        """Why an enabled agent's schedule does not run: `no_connection` or `needs_reauth`; empty if it does."""
         if self.is_local:
             return ""
         if self.connection is None:
@@ -140,7 +144,7 @@ class Agent(models.Model):
         return "" if self.connection.health == Health.OK else "needs_reauth"
 
     def accepts_slot(self, slot: dt.datetime, now: dt.datetime) -> bool:
-        """Whether a scheduled time is still worth a run: always while it is on time, then as `catch_up` says."""
+        """Whether a slot still deserves a run: yes while it is on time, afterwards as `catch_up` says."""
         late = now - slot
         if late <= ON_TIME_WINDOW or self.catch_up == CatchUp.ONCE:
             return True
@@ -160,14 +164,14 @@ _RunManager = models.Manager.from_queryset(RunQuerySet)
 
 
 class RunManager(_RunManager["Run"]):
-    """A preview may be large, and only who shows it reads it."""
+    """Leaves previews out of queries: they may be large, and few callers need them."""
 
     def get_queryset(self) -> RunQuerySet:
         return RunQuerySet(self.model, using=self._db).defer("preview")
 
 
 class Run(Leased):
-    """One execution of an agent. A worker holds its lease while it runs; an undo or a delivery does once it ended."""
+    """One execution of an agent. Its worker holds the lease while it runs; after its end an undo or a delivery may."""
 
     class State(models.TextChoices):
         QUEUED = "queued"
@@ -190,7 +194,7 @@ class Run(Leased):
         SCHEDULE = "schedule"
 
     class Verdict(models.TextChoices):
-        """What a run that ended in order was worth."""
+        """The result of a run that came to its regular end."""
 
         COMPLETED = "completed"
         WITH_FAILURES = "completed_with_failures", "completed with failures"
@@ -201,27 +205,25 @@ class Run(Leased):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="runs")
     agent = models.ForeignKey(Agent, models.SET_NULL, null=True, related_name="runs")
-    # The history outlives the agent.
+    # Copies, because the history outlives the agent.
     agent_ref = models.UUIDField()
     agent_name = models.CharField(max_length=200)
     agent_type = models.CharField(max_length=20, choices=AgentType)
     device_id = models.CharField(max_length=200, blank=True)
     trigger = models.CharField(max_length=10, choices=Trigger, default=Trigger.MANUAL)
-    slot = models.DateTimeField(null=True, help_text="the scheduled time it is for")
-    slots = models.PositiveIntegerField(default=1, help_text="how many scheduled times it stands for")
+    slot = models.DateTimeField(null=True, help_text="the scheduled time it runs for")
+    slots = models.PositiveIntegerField(default=1, help_text="how many scheduled times it covers")
     state = models.CharField(max_length=20, choices=State, default=State.QUEUED)
     phase = models.CharField(max_length=20, choices=Phase, blank=True)
     verdict = models.CharField(max_length=30, choices=Verdict, blank=True)
     dry_run = models.BooleanField(
-        default=False, help_text="it shows what it would create, and creates nothing"
+        default=False, help_text="shows what a run would create, and creates nothing"
     )
-    max_sources = models.PositiveIntegerField(
-        null=True, help_text="of a dry run: how many sources it reads at most"
-    )
-    preview = models.BinaryField(null=True, editable=False, help_text="sealed: what a dry run found")
+    max_sources = models.PositiveIntegerField(null=True, help_text="the most sources a dry run reads")
+    preview = SealedTextField(null=True, help_text="what a dry run found, as JSON lines")
     attempt = models.PositiveSmallIntegerField(default=0)
-    retries = models.PositiveSmallIntegerField(default=0, help_text="after transient faults")
-    not_before = models.DateTimeField(null=True, help_text="when a retry is due")
+    retries = models.PositiveSmallIntegerField(default=0, help_text="after transient failures")
+    not_before = models.DateTimeField(null=True, help_text="when it may be tried again")
     workers_lost = models.PositiveSmallIntegerField(
         default=0, help_text="workers lost in a row without any progress"
     )
@@ -240,7 +242,7 @@ class Run(Leased):
     completed_at = models.DateTimeField(null=True)
     undone_at = models.DateTimeField(null=True)
     undelivered = models.BooleanField(
-        db_default=False, help_text="it ended, of a cloud agent, and records of it wait for a device"
+        db_default=False, help_text="a cloud agent's run that ended while records of it wait for a device"
     )
 
     objects = RunManager()
@@ -289,7 +291,7 @@ class Run(Leased):
 
     @property
     def status(self) -> str:
-        """The four values that clients of the first backend know."""
+        """The state in the four values that clients of the first backend know."""
         if self.state in self.LIVE:
             return "running"
         if self.state in (self.State.CANCELLED, self.State.TIMEOUT):
@@ -298,7 +300,7 @@ class Run(Leased):
 
     @property
     def items_processed(self) -> int:
-        """Sources that were read in this run."""
+        """How many sources were read in this run."""
         return max(0, self.files_done - self.files_unchanged - self.files_failed)
 
     @property
@@ -311,7 +313,10 @@ class Run(Leased):
 
 
 class RunEvent(models.Model):
-    """A line of a run's journal. `seq` is given by the database; the sealed part says which file, in whose words."""
+    """A line of a run's journal. `details` holds what belongs to the user: the source's name and a message.
+
+    `seq` is given by the database; `nonce` identifies the event within its run, so that it is written once.
+    """
 
     class Kind(models.TextChoices):
         STARTED = "started"
@@ -327,19 +332,16 @@ class RunEvent(models.Model):
     PROBLEMS = (Kind.SOURCE_FAILED, Kind.RECORD_QUARANTINED, Kind.RECORD_REFUSED, Kind.RECORD_UNCERTAIN)
 
     seq = models.BigAutoField(primary_key=True)
-    run = models.ForeignKey(
-        Run, models.CASCADE, related_name="events", db_index=False
-    )  # the others begin with it
+    # No index of its own: the unique constraint and the index below begin with the run.
+    run = models.ForeignKey(Run, models.CASCADE, related_name="events", db_index=False)
     at = models.DateTimeField(db_default=Now())
     kind = models.CharField(max_length=20, choices=Kind)
     code = models.CharField(max_length=50, blank=True)
     count = models.IntegerField(null=True)
-    nonce = models.UUIDField(
-        default=uuid.uuid4, editable=False, help_text="which event it is; what the sealed part is bound to"
-    )
-    sealed = models.BinaryField(null=True, editable=False)
+    nonce = models.UUIDField(default=uuid.uuid4, editable=False)
+    details = SealedJSONField(null=True, bound_to=("nonce",), help_text="[source, message]")
     is_over = models.BooleanField(
-        db_default=False, help_text="a later attempt of the run began, and has not failed in the same way"
+        db_default=False, help_text="a failure that a later attempt of the run has not met again so far"
     )
 
     class Meta:
@@ -352,12 +354,13 @@ class RunEvent(models.Model):
 
 
 class Source(models.Model):
-    """The ledger: what of a source was read, and how it went. An unchanged one costs nothing."""
+    """A line of the ledger: which content of a source was read, and with what outcome. It is not read again until the
+    content or the agent's configuration changes."""
 
     class Outcome(models.TextChoices):
         DONE = "done"
-        QUARANTINED = "quarantined", "done, with records set aside"
-        POISON = "poison", "set aside: workers died over it"
+        QUARANTINED = "quarantined", "done, with unusable records"
+        POISON = "poison", "quarantined: workers crashed over it"
 
     agent = models.ForeignKey(Agent, models.CASCADE, related_name="sources")
     key = models.BinaryField(help_text="keyed hash of the path or message id")
@@ -374,11 +377,11 @@ class Source(models.Model):
 
 
 class SourceInFlight(models.Model):
-    """A source that a worker has in hand. What is still here when the worker is dead may be why it died."""
+    """A source that a worker is reading. A row left behind by a dead worker marks a possible cause of its death."""
 
     agent = models.ForeignKey(Agent, models.CASCADE, related_name="+")
     key = models.BinaryField(help_text="keyed hash of the path or message id")
-    in_flight = models.BooleanField(default=True, help_text="of the attempt under way")
+    in_flight = models.BooleanField(default=True, help_text="being read by the current attempt")
     crashes = models.PositiveSmallIntegerField(
         default=0, help_text="workers that died while they were reading it"
     )
@@ -390,18 +393,17 @@ class SourceInFlight(models.Model):
         return f"{self.crashes} crashes"
 
 
-RUN_DEADLINE = dt.timedelta(hours=2)
-
-
 class JourneySession(models.Model):
-    """A conversation that ends with an agent's configuration. The sealed part is what was said in it."""
+    """A journey: an interview that ends with a proposed agent configuration. `state` is what was said in it."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="journeys")
-    agent = models.ForeignKey(Agent, models.SET_NULL, null=True, related_name="+", help_text="to be changed")
+    agent = models.ForeignKey(
+        Agent, models.SET_NULL, null=True, related_name="+", help_text="the agent to change, if any"
+    )
     agent_type = models.CharField(max_length=20, choices=AgentType)
-    sealed = models.BinaryField(editable=False)
-    version = models.PositiveIntegerField(default=1, help_text="one more with each step that was taken")
+    state = SealedTextField(help_text="JSON")
+    version = models.PositiveIntegerField(default=1, help_text="counts the steps taken")
     expires_at = models.DateTimeField(db_index=True)
     created_at = models.DateTimeField(db_default=Now())
 
@@ -410,11 +412,11 @@ class JourneySession(models.Model):
 
 
 class AgentCursor(models.Model):
-    """Where a cloud agent goes on reading its mailbox. Sealed; of no use for another configuration."""
+    """Where a cloud agent continues reading its mailbox; valid for one configuration only."""
 
-    agent = models.OneToOneField(Agent, models.CASCADE, primary_key=True, related_name="cursor")
+    agent = models.OneToOneField(Agent, models.CASCADE, primary_key=True, related_name="+")
     config_version = models.BinaryField()
-    sealed = models.BinaryField(editable=False)
+    cursor = SealedTextField()
     updated_at = models.DateTimeField(db_default=Now())
 
     def __str__(self) -> str:

@@ -1,4 +1,7 @@
-"""What a dry run would create: kept sealed in its row, shown to its owner, sent to nobody."""
+"""The preview of a dry run: the records it would create, kept sealed in its row and shown to its owner only.
+
+Also chooses which sources a dry run reads.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,15 @@ from agents.records import Record
 MAX_RECORDS: Final = 1_000
 _MAX_CHARS: Final = 2 * 1024 * 1024
 _MAX_SPARE: Final = 1_000
-_PLACE: Final = "agents_run", "preview"
 
 
 def append_records(
     run: Run, cipher: UserCipher, source: str, records: Mapping[UUID, Record]
 ) -> tuple[int, bool]:
-    """Enter what a source gave, by dedupe key; the run's row is locked. Returns how many of the records a real run
-    would create, and whether there was room to show all."""
+    """Append the records found in a source, by dedupe key. The run's row must be locked.
+
+    Returns how many of the records a real run would create, and whether there was room for all of them.
+    """
     known = outbox.find_known(records)
     text = _open(run, cipher)
     lines = text.splitlines()
@@ -39,28 +43,29 @@ def append_records(
         lines.append(line)
         text += f"{line}\n"
     if records:
-        run.set(preview=cipher.seal(text, _PLACE[0], run.pk, _PLACE[1]))
+        run.set(preview=Run.preview.seal(cipher, text, run.pk))
     return len(records) - len(known), room
 
 
 def read_records(run: Run) -> list[dict[str, Any]]:
-    """The records, in the order in which they were found. One that is `known` was found by an earlier run already."""
+    """The records, in the order in which they were found. `known`: an earlier run found it already."""
     return [orjson.loads(line) for line in _open(run, cipher_for(run.user_id)).splitlines()]
 
 
 def _open(run: Run, cipher: UserCipher) -> str:
-    return cipher.unseal(run.preview, _PLACE[0], run.pk, _PLACE[1]) if run.preview is not None else ""
+    return Run.preview.unseal_from(cipher, run) if run.preview is not None else ""
 
 
 class SourceSample:
-    """Which sources a dry run reads: what is due, or what is there if nothing is; at most `most` of them."""
+    """Chooses the sources that a dry run reads: new or changed ones, or any if there are none; at most `most`."""
 
     def __init__(self, most: int | None) -> None:
         self._left = most
-        self._spare: dict[str, bytes] | None = {}  # what is not due, until something is; bounded
+        # Unchanged sources, in case none is due; None once one was.
+        self._spare: dict[str, bytes] | None = {}
 
     def choose(self, files: Mapping[str, bytes], due: Sequence[bool], *, last: bool) -> dict[str, bytes]:
-        """Of a list of sources (path → content hash), those to be read; `last` says that no other list comes."""
+        """Choose among a list of sources (path → content hash). `last`: no other list follows."""
         wanted = {path: content for (path, content), is_due in zip(files.items(), due, strict=True) if is_due}
         if wanted:
             self._spare = None
@@ -71,7 +76,7 @@ class SourceSample:
         return dict(islice(wanted.items(), self.take(len(wanted))))
 
     def take(self, count: int) -> int:
-        """How many of so many there is still room for."""
+        """Take up to `count` of the remaining places, and return how many there were."""
         if self._left is None:
             return count
         taken = min(count, self._left)

@@ -1,5 +1,5 @@
-"""An agent's configuration, made in a conversation: a few questions, then a look at what it would find.
+"""Journeys: an agent's configuration made in a short interview, then tried out on a few of the user's documents.
 
-interview.py is what the model is asked and how its answers are checked; samples.py gets up to three documents of the
-user's; look.py shows what a configuration finds in them; sessions.py is the conversation: its rows and its verbs.
+services.py starts a journey and takes answers; interview.py asks the model and checks what it proposes; samples.py
+gets up to three of the user's documents; trial.py shows what a proposed configuration finds in them.
 """

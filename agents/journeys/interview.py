@@ -1,7 +1,7 @@
-"""What the model is asked about an agent that is to be made, and what it answers. The model is an untrusted user.
+"""The interview: ask the model for its next step, and check what it answers. The model is treated as untrusted.
 
-An answer is one of three: the next question, the whole configuration, or that the user wants to go back. What of a
-configuration cannot be used is dropped with a note, where the rest stands without it; else the model is told once.
+An answer is the next question, a proposed agent, or the wish of the user to go back. Parts of a proposal that cannot be
+used are dropped with a note if the rest works without them; otherwise the model may repair its answer once.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import orjson
 from pydantic import BaseModel
 
 from adiuva import llm
+from adiuva.core import prompts
 from adiuva.core.errors import AdiuvaError, Invalid
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.devices.tables import TABLES
+from adiuva.llm.structured import UnusableAnswer, ask_structured
 from adiuva.sanitizer import LeakPatterns, Sanitizer
 from agents.catalog import DATA_TYPES
 from agents.cron import BadCron, Cron
@@ -27,15 +28,18 @@ from agents.models import AgentType
 from integrations.mail.filters import Filters
 
 MAX_QUESTIONS: Final = 5
-_REPEATED_CHARS: Final = 8_000  # characters of an answer that the model is shown again
+# How much of an unusable answer is shown to the model again.
+_REPEATED_CHARS: Final = 8_000
 _QUESTION_CHARS: Final = 1_000
-_PROMPT_CHARS: Final = 20_000  # as agents take them: one that is to be changed a little may be as long
+# The limit of agents' own prompts, because a prompt that is changed a little may be as long as before.
+_PROMPT_CHARS: Final = 20_000
 _NAME_CHARS: Final = 200
 _CRON_CHARS: Final = 200
 _MAX_EXTENSIONS: Final = 50
-_DEFAULT_TABLES: Final = ("tasks", "notes")  # where nobody said what is to be made of what is found
+# For a proposal made without the model, which then names no tables.
+_DEFAULT_TABLES: Final = ("tasks", "notes")
 
-_PROMPT: Final = (Path(__file__).parents[1] / "prompts" / "journey.md").read_text("utf-8")
+_PROMPT: Final = prompts.load("agents", "journey").text
 _SOURCES: Final = {
     AgentType.LOCAL_DIRECTORY: "files in folders on the freelancer's device: texts, notes, tables, PDFs, saved mails",
     AgentType.GMAIL: "mails of a Gmail account",
@@ -43,14 +47,16 @@ _SOURCES: Final = {
     AgentType.TEAMS: "messages in Teams channels",
 }
 _EXTENSION: Final = re.compile(r"\.?([A-Za-z0-9]{1,15})")
-# What no text of ours holds, and no form of ours takes.
+# Neither our texts nor our forms contain these.
 _CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
-_NO_SCHEDULE: Final = "The schedule that the model proposed is none, so the agent would run by hand only."
+_NO_SCHEDULE: Final = (
+    "The schedule that the model proposed is not valid, so the agent would run only by hand."
+)
 _NO_FILTER: Final = "A filter that the model proposed cannot be used: {}."
 _NO_TABLE: Final = "The model proposed kinds of records that do not exist; they were left out."
 _FALLBACK_NOTE: Final = (
-    "The model came to no end, so these are your answers as they stand. Please check them."
+    "The model did not conclude, so these are your answers as they stand. Please check them."
 )
 
 
@@ -60,7 +66,7 @@ class AnsweredQuestion(BaseModel):
 
 
 class AgentProposal(BaseModel):
-    """A configuration, checked. `notes` say what was left out of it."""
+    """A checked configuration. `notes` tell the user what was left out of it."""
 
     prompt_template: str
     data_types: list[str]
@@ -78,7 +84,7 @@ class Question:
 
 @dataclass(frozen=True)
 class GoBack:
-    """The user wants to return to the question before."""
+    """The user wants to return to the previous question."""
 
 
 InterviewStep = Question | AgentProposal | GoBack
@@ -86,14 +92,14 @@ InterviewStep = Question | AgentProposal | GoBack
 
 @dataclass(frozen=True)
 class InterviewBrief:
-    """What an interview is about. `present`: the configuration that is to be changed, if there is one."""
+    """What an interview is about. `present`: the configuration of the agent that is being changed, if any."""
 
     agent_type: AgentType
     present: dict[str, Any] = field(default_factory=dict)
 
 
 class JourneyUnclear(AdiuvaError):
-    """The model twice gave no answer that could be used. Nothing has changed."""
+    """The model's answer was unusable twice. Nothing has changed."""
 
     code, status = "journey_unclear", 502
 
@@ -101,59 +107,54 @@ class JourneyUnclear(AdiuvaError):
         super().__init__("the model's answer could not be used: please send your message again")
 
 
-class _UnusableAnswer(Exception):
-    """The message is for the model and quotes nothing. `asks`: it goes on asking when it is to conclude."""
-
-    def __init__(self, complaint: str, *, asks: bool = False) -> None:
-        super().__init__(complaint)
-        self.asks = asks
+class _StillAsking(UnusableAnswer):
+    """The model asks another question although it has to conclude."""
 
 
 async def next_step(
-    model: llm.ChatModel, brief: InterviewBrief, said: Sequence[AnsweredQuestion]
+    model: llm.ChatModel, brief: InterviewBrief, answered: Sequence[AnsweredQuestion]
 ) -> InterviewStep:
-    """The next step of an interview in which this was said. After the last question it is an outcome, whatever the
-    model says. Raise a ModelError when there was no answer at all, JourneyUnclear when it was twice of no use."""
+    """The step that follows these answers. After the last question it is a proposal, whatever the model says.
+
+    Raises ModelError if there was no answer at all, JourneyUnclear if it was unusable twice.
+    """
     messages: list[llm.Message] = [
         {"role": "system", "content": _PROMPT},
-        {"role": "user", "content": _material(brief, said)},
+        {"role": "user", "content": _material(brief, answered)},
     ]
-    for _ in range(2):
-        asks = False
-        try:
-            answer = await model.structured(messages, name="journey", schema=_schema(brief, said))
-            return _read(answer.value, brief, said)
-        except llm.BadOutput as bad:
-            text, complaint = bad.text, "the answer is not JSON."
-        except _UnusableAnswer as unusable:
-            text, complaint, asks = answer.text, str(unusable), unusable.asks
-        messages += [
-            {"role": "assistant", "content": text[:_REPEATED_CHARS]},
-            {"role": "user", "content": f"Repair: {complaint} Answer with the JSON object alone."},
-        ]
-    if asks:
-        return _fallback_proposal(brief, said)
-    raise JourneyUnclear
+    try:
+        return await ask_structured(
+            model,
+            messages,
+            name="journey",
+            schema=_schema(brief, answered),
+            read=lambda answer: _read(answer, brief, answered),
+            max_quoted_chars=_REPEATED_CHARS,
+        )
+    except _StillAsking:
+        return _fallback_proposal(brief, answered)
+    except (UnusableAnswer, llm.BadOutput):
+        raise JourneyUnclear from None
 
 
-def _material(brief: InterviewBrief, said: Sequence[AnsweredQuestion]) -> str:
+def _material(brief: InterviewBrief, answered: Sequence[AnsweredQuestion]) -> str:
     parts = [
         f"What the agent reads: {_SOURCES[brief.agent_type]}.",
         "The tables:\n" + "\n".join(f"- {table.name}: {table.about}" for table in TABLES.values()),
     ]
     if brief.present:
         parts.append(f"The agent as it is now:\n{delimit_untrusted('agent', _json(brief.present))}")
-    if said:
+    if answered:
         parts.append(
-            f"The interview:\n{delimit_untrusted('interview', _json([one.model_dump() for one in said]))}"
+            f"The interview:\n{delimit_untrusted('interview', _json([one.model_dump() for one in answered]))}"
         )
-    if not said:
+    if not answered:
         parts.append("Nothing was asked yet. Ask the first question.")
-    elif len(said) >= MAX_QUESTIONS:
+    elif len(answered) >= MAX_QUESTIONS:
         parts.append("All questions have been asked. Conclude now.")
     else:
         parts.append(
-            f"{len(said)} of at most {MAX_QUESTIONS} questions have been asked. Conclude, or ask the next."
+            f"{len(answered)} of at most {MAX_QUESTIONS} questions have been asked. Conclude, or ask the next."
         )
     return "\n\n".join(parts)
 
@@ -162,12 +163,12 @@ def _json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-def _schema(brief: InterviewBrief, said: Sequence[AnsweredQuestion]) -> dict[str, Any]:
-    """Only what may be answered now: at first a question, in the end none."""
+def _schema(brief: InterviewBrief, answered: Sequence[AnsweredQuestion]) -> dict[str, Any]:
+    """The schema of what may be answered now: only a question at first, no question at the end."""
     properties: dict[str, Any] = {}
-    if len(said) < MAX_QUESTIONS:
+    if len(answered) < MAX_QUESTIONS:
         properties["question"] = {"type": "string", "description": "the next question"}
-    if said:
+    if answered:
         properties["agent"] = _agent_schema(brief)
         properties["back"] = {"const": True, "description": "the user wants the question before again"}
     return {"type": "object", "properties": properties, "additionalProperties": False}
@@ -203,22 +204,22 @@ def _agent_schema(brief: InterviewBrief) -> dict[str, Any]:
 # ── What the model answers ──────────────────────────────────────────────────────────────────────────────
 
 
-def _read(answer: Any, brief: InterviewBrief, said: Sequence[AnsweredQuestion]) -> InterviewStep:
-    """Raise _Unusable."""
+def _read(answer: Any, brief: InterviewBrief, answered: Sequence[AnsweredQuestion]) -> InterviewStep:
+    """Raises UnusableAnswer."""
     if not isinstance(answer, dict):
-        raise _UnusableAnswer("the answer is no JSON object.")
-    if said and answer.get("back") is True:
+        raise UnusableAnswer("the answer is no JSON object.")
+    if answered and answer.get("back") is True:
         return GoBack()
-    if said and answer.get("agent") is not None:
+    if answered and answer.get("agent") is not None:
         return _outcome(answer["agent"], brief)
     question = answer.get("question")
     if not isinstance(question, str):
-        expected = "a question" if not said else 'a "question", or an "agent" to conclude'
-        raise _UnusableAnswer(f"the answer has to be {expected}.")
-    if len(said) >= MAX_QUESTIONS:
-        raise _UnusableAnswer('no more questions: conclude now, with an "agent".', asks=True)
+        expected = "a question" if not answered else 'a "question", or an "agent" to conclude'
+        raise UnusableAnswer(f"the answer has to be {expected}.")
+    if len(answered) >= MAX_QUESTIONS:
+        raise _StillAsking('no more questions: conclude now, with an "agent".')
     if not (text := _text(question, _QUESTION_CHARS)):
-        raise _UnusableAnswer(
+        raise UnusableAnswer(
             f"a question has 1 to {_QUESTION_CHARS} characters, and none of your instructions."
         )
     return Question(text)
@@ -226,16 +227,16 @@ def _read(answer: Any, brief: InterviewBrief, said: Sequence[AnsweredQuestion]) 
 
 def _outcome(given: Any, brief: InterviewBrief) -> AgentProposal:
     if not isinstance(given, dict):
-        raise _UnusableAnswer('"agent" is an object.')
+        raise UnusableAnswer('"agent" is an object.')
     if not (prompt := _text(given.get("prompt_template"), _PROMPT_CHARS)):
-        raise _UnusableAnswer(f'"prompt_template" is a text of 1 to {_PROMPT_CHARS} characters of your own.')
+        raise UnusableAnswer(f'"prompt_template" is a text of 1 to {_PROMPT_CHARS} characters of your own.')
     named = given.get("data_types")
     named = named if isinstance(named, list) else []
     tables = [name for name in DATA_TYPES if name in named]
     if not tables:
-        raise _UnusableAnswer(f'"data_types" is a list of some of {", ".join(DATA_TYPES)}.')
+        raise UnusableAnswer(f'"data_types" is a list of some of {", ".join(DATA_TYPES)}.')
     notes = [] if all(name in DATA_TYPES for name in named) else [_NO_TABLE]
-    given = brief.present | given  # what is not said of an agent that is there stays
+    given = brief.present | given  # what the proposal does not mention stays as it is
     wanted = given.get("filters")
     filters = dict(brief.present.get("filter_config") or {})
     filters["file_extensions"] = brief.present.get("file_extensions")
@@ -253,7 +254,7 @@ def _outcome(given: Any, brief: InterviewBrief) -> AgentProposal:
 
 
 def _text(given: Any, most: int) -> str:
-    """As its user may see it, without markup of tools; "" for what is no text, too long, or tells our own prompt."""
+    """The text as its user may see it, without tool markup; "" if it is no text, too long, or repeats our prompt."""
     if not isinstance(given, str) or len(given) > most:
         return ""
     sanitizer = Sanitizer(_guard(), known=())
@@ -279,7 +280,7 @@ def _cron(given: Any, notes: list[str]) -> str:
 
 
 def _filter_config(given: dict[Any, Any], notes: list[str]) -> dict[str, Any]:
-    """Those of the filters that a cloud agent takes."""
+    """The valid ones among the filters."""
     kept: dict[str, Any] = {}
     for name in ("labels", "senders", "date_range"):
         if not (value := given.get(name)):
@@ -306,9 +307,9 @@ def _extensions(given: Any, notes: list[str]) -> list[str]:
     return list(dict.fromkeys(f".{match[1].lower()}" for match in found if match))
 
 
-def _fallback_proposal(brief: InterviewBrief, said: Sequence[AnsweredQuestion]) -> AgentProposal:
-    """The configuration where the model makes none: what the user said, in the user's words."""
-    lines = "\n".join(f"- {one.question}\n  {one.answer}" for one in said)
+def _fallback_proposal(brief: InterviewBrief, answered: Sequence[AnsweredQuestion]) -> AgentProposal:
+    """The configuration if the model proposes none: the user's answers, word for word."""
+    lines = "\n".join(f"- {one.question}\n  {one.answer}" for one in answered)
     words = f"Take out of the document what the freelancer wants, as said in these answers:\n{lines}"
     before = str(brief.present.get("prompt_template") or "")[: max(0, _PROMPT_CHARS - len(words) - 2)]
     return AgentProposal(

@@ -1,6 +1,6 @@
-"""A few real documents of a user's, for a look at what a configuration would find in them.
+"""Collect a few of a user's documents for a trial of a proposed configuration.
 
-No run, no rows and no ledger: the device is asked as for a run, and what it sends is read once and let go.
+There is no run, no row and no ledger: the device is asked as for a run, and what it sends is read once and dropped.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ from agents.models import Agent, AgentType
 from integrations.models import Provider
 
 MAX_DOCUMENTS: Final = 3
-_DOCUMENT_CHARS: Final = 2 * PART_CHARS  # of a document: its beginning shows what would be found
-_LARGE_BYTES: Final = 256 * 1024  # bytes; smaller files are taken first
-_MAX_UNFINISHED_CHARS: Final = 8 * 1024 * 1024  # characters of unfinished files
+# Of each document; its beginning shows well enough what would be found.
+_DOCUMENT_CHARS: Final = 2 * PART_CHARS
+# Smaller files are preferred.
+_LARGE_BYTES: Final = 256 * 1024
+# Held of files whose parts have not all arrived.
+_MAX_UNFINISHED_CHARS: Final = 8 * 1024 * 1024
 _MAX_PATHS: Final = 100
 
 
 class NothingToSample(AdiuvaError):
-    """There is no document to look into. The message says why, for people."""
+    """There is no document to try the configuration on. The message says why, for people."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -62,38 +65,38 @@ class DocumentSample:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Whose documents, for what configuration. `agent_id`: of the agent that is to be changed, if there is one."""
+    """Whose documents are needed, and for which configuration. `agent_id`: the agent that is being changed, if any."""
 
     user_id: uuid.UUID
     session_id: uuid.UUID
     agent_type: AgentType
     agent_id: uuid.UUID | None
-    outcome: AgentProposal
+    proposal: AgentProposal
 
 
-async def collect(wanted: SampleRequest) -> DocumentSample:
+async def collect(request: SampleRequest) -> DocumentSample:
     """Up to MOST documents that the configuration would read. Raise NothingAtHand, DeviceOffline, DeviceSilent or
     FlowExceeded. The caller sets the time."""
-    if wanted.agent_type == AgentType.LOCAL_DIRECTORY:
-        return await _from_folders(wanted)
-    return await _from_mailbox(wanted)
+    if request.agent_type == AgentType.LOCAL_DIRECTORY:
+        return await _from_folders(request)
+    return await _from_mailbox(request)
 
 
 # ── Mailboxes ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _from_mailbox(wanted: SampleRequest) -> DocumentSample:
-    """The newest that the filters let through. No device is asked, so no projects are known."""
+async def _from_mailbox(request: SampleRequest) -> DocumentSample:
+    """The newest messages that pass the filters. No device is asked, so no projects are known."""
     try:
         documents = await mailbox.sample_messages(
-            user_id=wanted.user_id,
-            provider=Provider(wanted.agent_type.value),
-            connection_id=await db.run(_connection, wanted),
-            filter_config=wanted.outcome.filter_config,
-            zone=ZoneInfo(await db.run(_zone, wanted.user_id)),
+            user_id=request.user_id,
+            provider=Provider(request.agent_type.value),
+            connection_id=await db.run(_connection, request),
+            filter_config=request.proposal.filter_config,
+            zone=ZoneInfo(await db.run(_zone, request.user_id)),
             most=MAX_DOCUMENTS,
         )
-    except Invalid as error:  # none is connected, or several are
+    except Invalid as error:  # no account is connected, or several are
         words = next(iter((error.fields or {}).values()), [error.message])[0]
         raise NothingToSample("no_mailbox", f"Nothing was tried out yet. {words}") from None
     if not documents:
@@ -101,10 +104,10 @@ async def _from_mailbox(wanted: SampleRequest) -> DocumentSample:
     return DocumentSample([replace(each, content=each.content[:_DOCUMENT_CHARS]) for each in documents], {})
 
 
-def _connection(wanted: SampleRequest) -> uuid.UUID | None:
-    if wanted.agent_id is None:
+def _connection(request: SampleRequest) -> uuid.UUID | None:
+    if request.agent_id is None:
         return None
-    mine = Agent.objects.of(wanted.user_id).cloud().filter(pk=wanted.agent_id)
+    mine = Agent.objects.of(request.user_id).cloud().filter(pk=request.agent_id)
     return mine.values_list("connection_id", flat=True).first()
 
 
@@ -122,11 +125,11 @@ class _Folders:
     file_extensions: list[str]
 
 
-def _folders(wanted: SampleRequest) -> _Folders:
-    """The folders of the agent itself; for a new one those of the user's other agents on the device seen last."""
-    online = Device.objects.of(wanted.user_id).online().order_by("-last_seen")
-    mine = Agent.objects.of(wanted.user_id).local()
-    own = mine.filter(pk=wanted.agent_id).first() if wanted.agent_id else None
+def _folders(request: SampleRequest) -> _Folders:
+    """The folders of the agent itself; for a new agent, those of the user's other agents on the device seen last."""
+    online = Device.objects.of(request.user_id).online().order_by("-last_seen")
+    mine = Agent.objects.of(request.user_id).local()
+    own = mine.filter(pk=request.agent_id).first() if request.agent_id else None
     if own is not None:
         device = online.filter(device_id=own.device_id).first()
         agents = [own]
@@ -138,22 +141,22 @@ def _folders(wanted: SampleRequest) -> _Folders:
     paths = list(dict.fromkeys(path for agent in agents for path in agent.directory_paths))[:_MAX_PATHS]
     if not paths:
         raise NothingToSample("no_folder", "No folder is known yet, so nothing was tried out.")
-    extensions = wanted.outcome.file_extensions or (own.file_extensions if own else [])
+    extensions = request.proposal.file_extensions or (own.file_extensions if own else [])
     return _Folders(device.pk, paths, extensions)
 
 
-async def _from_folders(wanted: SampleRequest) -> DocumentSample:
-    place = await db.run(_folders, wanted)
-    async with DeviceLink(wanted.user_id, place.device) as link:
+async def _from_folders(request: SampleRequest) -> DocumentSample:
+    place = await db.run(_folders, request)
+    async with DeviceLink(request.user_id, place.device) as link:
         documents = await _Fetch(link).documents(
             AgentRun(
                 run_id=str(uuid.uuid4()),
-                agent_id=str(wanted.agent_id or wanted.session_id),
+                agent_id=str(request.agent_id or request.session_id),
                 config=AgentRunConfig(
                     paths=place.paths,
                     file_extensions=place.file_extensions,
-                    prompt_template=wanted.outcome.prompt_template,
-                    data_types=wanted.outcome.data_types,
+                    prompt_template=request.proposal.prompt_template,
+                    data_types=request.proposal.data_types,
                 ),
             )
         )
@@ -175,19 +178,19 @@ async def _projects(link: DeviceLink) -> dict[str, str]:
 
 
 class _Fetch:
-    """A run's frames, for the sake of a few files."""
+    """The exchange of a run's frames with a device, to get a few files."""
 
     def __init__(self, link: DeviceLink) -> None:
         self._link = link
-        self._asked: set[str] | None = None  # None: the device offers nothing and sends all
+        self._requested: set[str] | None = None  # None: the device has no manifest and sends everything
         self._parts: dict[str, dict[int, str]] = {}
         self._documents: list[SourceDocument] = []
 
     async def documents(self, run: AgentRun) -> list[SourceDocument]:
-        """As soon as they are here. The device need not go on then."""
+        """Fetch the documents, and cancel the device's run as soon as they are here."""
         target = await self._link.start_run(run)
         if target.protocol >= 2 and target.can("manifest"):
-            self._asked = set()
+            self._requested = set()
         while True:
             frame = await self._link.frames.get()
             match frame:
@@ -202,27 +205,27 @@ class _Fetch:
                 case AgentComplete():
                     return self._documents
             if self._documents and len(self._documents) == (
-                MAX_DOCUMENTS if self._asked is None else len(self._asked)
+                MAX_DOCUMENTS if self._requested is None else len(self._requested)
             ):
                 await self._link.notify(AgentCancel(run_id=run.run_id))
                 return self._documents
 
     async def _choose(self, run_id: str, manifest: AgentManifest) -> None:
-        """Of the first list that has any; each list is answered, also if nothing is wanted of it."""
-        paths = [] if self._asked else _choose_paths(manifest.files)
-        self._asked = (self._asked or set()) | set(paths)
-        await self._link.notify(AgentFetch(run_id=run_id, paths=paths))
+        """Choose files from the first manifest that has any. Every manifest gets an answer, even an empty one."""
+        paths = [] if self._requested else _choose_paths(manifest.files)
+        self._requested = (self._requested or set()) | set(paths)
+        await self._link.tell(AgentFetch(run_id=run_id, paths=paths))
 
     def _take(self, files: Sequence[AgentFile]) -> None:
         for file in files:
-            if self._asked is not None and file.path not in self._asked:
+            if self._requested is not None and file.path not in self._requested:
                 continue
             if len(self._documents) < MAX_DOCUMENTS and (text := self._whole(file)) is not None:
                 name = file.name or file.path
                 self._documents.append(SourceDocument(name, file.path, text[:_DOCUMENT_CHARS], b"", b""))
 
     def _whole(self, file: AgentFile) -> str | None:
-        """Its text, when all of its parts are here."""
+        """The file's text, once all of its parts are here."""
         if file.part is None or file.parts is None:
             return file.content
         parts = self._parts.setdefault(file.path, {})
@@ -236,7 +239,7 @@ class _Fetch:
 
 
 def _choose_paths(files: Sequence[ManifestFile]) -> list[str]:
-    """The newest of each kind, then the newest of all; what is large or empty only if there is nothing else."""
+    """The newest file of each type, then the newest of all; large or empty files only if there are no others."""
     newest = sorted(files, key=lambda file: (not 0 < file.size <= _LARGE_BYTES, -file.mtime, file.path))
     kinds: dict[str, ManifestFile] = {}
     for file in newest:

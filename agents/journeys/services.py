@@ -1,7 +1,7 @@
-"""The conversation: it begins, is answered, goes back, and ends with a configuration and a look at what that finds.
+"""Start a journey, take an answer, go back a question, and end with a proposed agent and its trial.
 
-A step is read, thought about and written, and no row is locked while the model thinks. Of two steps at once the first
-that is written counts; the other is told where the journey is now.
+No row is locked while the model answers. If two messages for one journey arrive at once, the first to be written
+counts, and the other gets JourneyMovedOn with the present question.
 """
 
 from __future__ import annotations
@@ -30,31 +30,34 @@ from agents.journeys.samples import SampleRequest
 from agents.journeys.trial import TrialResult, run_trial
 from agents.models import Agent, AgentType, JourneySession
 
-JOURNEY_LIFETIME: Final = dt.timedelta(hours=1)  # from the last message
-_MODEL_TIMEOUT_S: Final = 40.0  # for the model, a repair included
+# From the last message.
+JOURNEY_LIFETIME: Final = dt.timedelta(hours=1)
+# For one step of the interview, a repaired answer included.
+_MODEL_TIMEOUT_S: Final = 40.0
 _CLOSING: Final = "This is what the agent would do."
 
-log = structlog.get_logger("agents.journeys")
+log = structlog.get_logger(__name__)
 
 
 class JourneyState(BaseModel):
-    """What is sealed. `asked` was answered, `question` was not yet; there is none once there is an outcome."""
+    """What the row seals. `answered`: questions with their answers; `question`: the open one, "" once there is a
+    proposal."""
 
-    asked: list[AnsweredQuestion] = []
+    answered: list[AnsweredQuestion] = []
     question: str = ""
-    outcome: AgentProposal | None = None
-    found: TrialResult | None = None
+    proposal: AgentProposal | None = None
+    trial: TrialResult | None = None
 
     def back(self) -> JourneyState:
-        """At the question before, its answer dropped. The first one has none before it."""
-        if not self.asked:
+        """The state at the previous question, without its answer; unchanged at the first question."""
+        if not self.answered:
             return self
-        return JourneyState(asked=self.asked[:-1], question=self.asked[-1].question)
+        return JourneyState(answered=self.answered[:-1], question=self.answered[-1].question)
 
 
 @dataclass(frozen=True)
 class Journey:
-    """A row, opened. `turn` is its version: each step that is taken has the next."""
+    """A JourneySession, unsealed. `turn`, as clients call it, is the row's version: it counts the steps."""
 
     id: uuid.UUID
     user_id: uuid.UUID
@@ -65,18 +68,18 @@ class Journey:
     zone: ZoneInfo
 
     def body(self) -> dict[str, Any]:
-        """What is told of it."""
+        """The journey as REST shows it."""
         state = self.state
         body: dict[str, Any] = {"session_id": str(self.id), "turn": self.turn}
-        if state.outcome is None:
+        if state.proposal is None:
             return body | {"message": state.question, "done": False}
-        found = state.found or TrialResult()
-        message = " ".join([_CLOSING, *state.outcome.notes, _summary(found)])
+        trial = state.trial or TrialResult()
+        message = " ".join([_CLOSING, *state.proposal.notes, _summary(trial)])
         return body | {
             "message": message,
             "done": True,
-            **state.outcome.model_dump(),
-            "found": found.model_dump(),
+            **state.proposal.model_dump(),
+            "found": trial.model_dump(),
         }
 
 
@@ -88,7 +91,7 @@ class NoSuchJourney(NotFound):
 
 
 class JourneyMovedOn(Conflict):
-    """Another message was taken first. The answer says where the journey is now."""
+    """Another message was taken first. The error body holds the present question."""
 
     code = "journey_moved_on"
 
@@ -96,14 +99,17 @@ class JourneyMovedOn(Conflict):
         super().__init__(
             "this journey has moved on: answer the present question",
             question=now.state.question,
-            done=now.state.outcome is not None,
+            done=now.state.proposal is not None,
             turn=now.turn,
         )
 
 
 async def start(*, user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None = None) -> Journey:
-    """Ask the first question. Raise NotFound for an agent that is not the user's, Invalid for one of another type, a
-    ModelError or JourneyUnclear when the model asks nothing; then there is no session."""
+    """Ask the first question.
+
+    Raises NotFound for an agent that is not the user's, Invalid for one of another type, and ModelError or
+    JourneyUnclear if the model asks nothing; then no journey is stored.
+    """
     brief = await db.run(_brief_of, user_id, agent_type, agent_id)
     step = await _next_step(brief, [])
     assert isinstance(step, Question)
@@ -113,61 +119,64 @@ async def start(*, user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUI
 async def answer(
     *, user_id: uuid.UUID, session_id: str, message: str, back: bool = False, turn: int | None = None
 ) -> Journey:
-    """Take an answer to the present question, or go back to the one before. `turn` is that of the question that is
-    answered; an answer that was taken already is not taken again, and what it led to is told once more.
+    """Take an answer to the present question, or go back to the previous one.
 
-    Raise NoSuchJourney, MovedOn, Invalid for an empty answer, and as `start`; then nothing has changed.
+    `turn` is that of the question being answered: an answer that is sent again is not taken twice, and returns what it
+    led to. Raises NoSuchJourney, JourneyMovedOn, Invalid for an empty answer, and what `start` raises; then nothing has
+    changed.
     """
-    session = await db.run(_read, user_id, session_id)
-    state = session.state
-    if turn is not None and turn != session.turn:
-        if turn != session.turn - 1 or back or not state.asked or state.asked[-1].answer != message:
-            raise JourneyMovedOn(session)
+    journey = await db.run(_read, user_id, session_id)
+    state = journey.state
+    if turn is not None and turn != journey.turn:
+        if turn != journey.turn - 1 or back or not state.answered or state.answered[-1].answer != message:
+            raise JourneyMovedOn(journey)
     elif back:
-        return await db.run(_write, session, state.back())
-    elif state.outcome is None:
+        return await db.run(_write, journey, state.back())
+    elif state.proposal is None:
         if not message:
             raise Invalid("there is no answer in the message", fields={"message": ["This may not be blank."]})
-        asked = [*state.asked, AnsweredQuestion(question=state.question, answer=message)]
-        match await _next_step(session.brief, asked):
+        answered = [*state.answered, AnsweredQuestion(question=state.question, answer=message)]
+        match await _next_step(journey.brief, answered):
             case Question(text):
-                state = JourneyState(asked=asked, question=text)
-            case AgentProposal() as outcome:
-                state = JourneyState(asked=asked, outcome=outcome)
+                state = JourneyState(answered=answered, question=text)
+            case AgentProposal() as proposal:
+                state = JourneyState(answered=answered, proposal=proposal)
             case _:
                 state = state.back()
-        session = await db.run(_write, session, state)
-        log.info("journey.step", session=str(session.id), turn=session.turn, questions=len(state.asked))
-    return await _with_trial(session)
+        journey = await db.run(_write, journey, state)
+        log.info(
+            "journey.step_taken", session=str(journey.id), turn=journey.turn, questions=len(state.answered)
+        )
+    return await _with_trial(journey)
 
 
-async def _next_step(brief: InterviewBrief, said: list[AnsweredQuestion]) -> interview.InterviewStep:
+async def _next_step(brief: InterviewBrief, answered: list[AnsweredQuestion]) -> interview.InterviewStep:
     try:
         async with asyncio.timeout(_MODEL_TIMEOUT_S):
-            return await interview.next_step(llm.chat_model(), brief, said)
+            return await interview.next_step(llm.chat_model(), brief, answered)
     except TimeoutError:
         raise llm.ModelTimeout("the model did not answer in time") from None
 
 
-async def _with_trial(session: Journey) -> Journey:
-    """With what the configuration finds, once there is one. It is looked for once, unless nobody wrote it down."""
-    state = session.state
-    if state.outcome is None or state.found is not None:
-        return session
-    wanted = SampleRequest(
-        session.user_id, session.id, session.brief.agent_type, session.agent_id, outcome=state.outcome
+async def _with_trial(journey: Journey) -> Journey:
+    """The journey with its trial, once there is a proposal. A trial that was not stored is made again."""
+    state = journey.state
+    if state.proposal is None or state.trial is not None:
+        return journey
+    request = SampleRequest(
+        journey.user_id, journey.id, journey.brief.agent_type, journey.agent_id, proposal=state.proposal
     )
-    found = await run_trial(wanted, session.zone)
-    return await db.run(_save_trial, session, state.model_copy(update={"found": found}))
+    trial = await run_trial(request, journey.zone)
+    return await db.run(_save_trial, journey, state.model_copy(update={"trial": trial}))
 
 
-def _summary(found: TrialResult) -> str:
-    """What the look found, in a sentence."""
-    if not found.sources and found.message:
-        return found.message
-    counted = ", ".join(f"{count} {table}" for table, count in found.counts.items()) or "nothing"
-    documents = "1 document" if len(found.sources) == 1 else f"{len(found.sources)} documents"
-    return f"In {documents} of yours it finds: {counted}. {found.message}".strip()
+def _summary(trial: TrialResult) -> str:
+    """What the trial found, in a sentence."""
+    if not trial.sources and trial.message:
+        return trial.message
+    counted = ", ".join(f"{count} {table}" for table, count in trial.counts.items()) or "nothing"
+    documents = "1 document" if len(trial.sources) == 1 else f"{len(trial.sources)} documents"
+    return f"In {documents} of yours it finds: {counted}. {trial.message}".strip()
 
 
 # ── Rows ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -192,16 +201,16 @@ def _create(
     user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None, state: JourneyState
 ) -> Journey:
     if agent_id is not None:
-        services.get_agent(user_id, agent_id)  # it may have gone while the model thought
+        services.get_agent(user_id, agent_id)  # the user may have deleted it while the model answered
     row = JourneySession(user_id=user_id, agent_type=agent_type, agent_id=agent_id)
-    row.sealed = _sealed(user_id, row.pk, state)
-    row.expires_at = Now() + JOURNEY_LIFETIME  # by the database's clock
+    JourneySession.state.seal_into(cipher_for(user_id), row, state.model_dump_json())
+    row.expires_at = Now() + JOURNEY_LIFETIME
     row.save(force_insert=True)
     return _read(user_id, str(row.pk))
 
 
 def _read(user_id: uuid.UUID, session_id: str) -> Journey:
-    """Raise NoSuchJourney, for another's as for none."""
+    """Raises NoSuchJourney, also for another user's journey."""
     try:
         key = uuid.UUID(session_id)
     except ValueError:
@@ -210,45 +219,34 @@ def _read(user_id: uuid.UUID, session_id: str) -> Journey:
     row = mine.select_related("agent").first()
     if row is None:
         raise NoSuchJourney
-    opened = cipher_for(user_id).unseal(row.sealed, *_place(row.pk))
     zone = User.objects.values_list("timezone", flat=True).get(pk=user_id)
     brief = _brief(AgentType(row.agent_type), row.agent)
-    state = JourneyState.model_validate_json(opened)
+    state = JourneyState.model_validate_json(JourneySession.state.unseal_from(cipher_for(user_id), row))
     return Journey(row.pk, user_id, row.version, state, brief, row.agent_id, ZoneInfo(zone))
 
 
-def _write(session: Journey, state: JourneyState) -> Journey:
-    """Take a step, if nobody took one meanwhile. Raise MovedOn, NoSuchJourney."""
-    if not _unmoved(session).update(
-        sealed=_sealed(session.user_id, session.id, state),
-        version=F("version") + 1,
-        expires_at=Now() + JOURNEY_LIFETIME,
-    ):
-        raise JourneyMovedOn(_read(session.user_id, str(session.id)))
-    return _read(session.user_id, str(session.id))
+def _write(journey: Journey, state: JourneyState) -> Journey:
+    """Take a step, unless another was taken meanwhile. Raises JourneyMovedOn, NoSuchJourney."""
+    return _save(journey, state, version=F("version") + 1, expires_at=Now() + JOURNEY_LIFETIME)
 
 
-def _save_trial(session: Journey, state: JourneyState) -> Journey:
-    """It is no step: a message that was taken meanwhile counts. Raise MovedOn, NoSuchJourney."""
-    if not _unmoved(session).update(sealed=_sealed(session.user_id, session.id, state)):
-        raise JourneyMovedOn(_read(session.user_id, str(session.id)))
-    return _read(session.user_id, str(session.id))
+def _save_trial(journey: Journey, state: JourneyState) -> Journey:
+    """Store the trial, which is no step: a message that was taken meanwhile counts. Raises as `_write`."""
+    return _save(journey, state)
 
 
-def _unmoved(session: Journey) -> Any:
-    return JourneySession.objects.filter(
-        user_id=session.user_id, pk=session.id, version=session.turn, expires_at__gt=Now()
+def _save(journey: Journey, state: JourneyState, **changes: Any) -> Journey:
+    unchanged = JourneySession.objects.filter(
+        user_id=journey.user_id, pk=journey.id, version=journey.turn, expires_at__gt=Now()
     )
-
-
-def _sealed(user_id: uuid.UUID, key: uuid.UUID, state: JourneyState) -> bytes:
-    return cipher_for(user_id).seal(state.model_dump_json(), *_place(key))
-
-
-def _place(key: uuid.UUID) -> tuple[str, uuid.UUID, str]:
-    return "agents_journeysession", key, "sealed"
+    sealed = JourneySession.state.seal(cipher_for(journey.user_id), state.model_dump_json(), journey.id)
+    is_saved = unchanged.update(state=sealed, **changes)
+    current = _read(journey.user_id, str(journey.id))
+    if not is_saved:
+        raise JourneyMovedOn(current)
+    return current
 
 
 def delete_expired() -> int:
-    """Forget journeys that ended. Returns how many."""
+    """Delete journeys whose time is over. Returns how many."""
     return JourneySession.objects.filter(expires_at__lte=Now()).delete()[0]

@@ -1,4 +1,4 @@
-"""What a configuration would find in a few of the user's own documents. Nothing is created, and no run is made."""
+"""Try out a proposed configuration on a few of the user's documents, without a run and without creating anything."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import Counter
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-import structlog
 from pydantic import BaseModel
 
 from adiuva import llm
 from adiuva.core.errors import AdiuvaError
+from adiuva.core.logging import log_failure
 from adiuva.devices.link import DeviceOffline
 from agents.extraction import Extraction, Extractor, SourceDocument
 from agents.journeys import samples
@@ -22,19 +22,17 @@ from integrations.errors import NeedsReauth, ProviderUnavailable
 from integrations.mail.errors import NoSuchFolder
 
 TRIAL_TIMEOUT_S: Final = 40.0
-_MAX_RECORDS: Final = 100  # records
+_MAX_RECORDS: Final = 100
 
 _OFFLINE: Final = "Your device is not connected, so nothing was tried out yet."
 _SILENT: Final = "Your device did not answer, so nothing was tried out yet."
-_LATE: Final = "It took too long to try it out on all of your documents."
+_LATE: Final = "There was not enough time to try it out on all of your documents."
 _MODEL: Final = "The model could not read all of your documents for now."
 _FAILED: Final = "It could not be tried out for now."
 
-log = structlog.get_logger("agents.journeys")
-
 
 class TrialRecord(BaseModel):
-    """A record that would be proposed, and what it was found in."""
+    """A record that the agent would propose, and the document it was found in."""
 
     table: str
     data: dict[str, Any]
@@ -42,7 +40,7 @@ class TrialRecord(BaseModel):
 
 
 class TrialResult(BaseModel):
-    """`code` and `message` say why not all, or nothing, was looked into; both are empty if all went well."""
+    """`code` and `message` say why nothing, or not everything, was tried out; both are empty if all went well."""
 
     sources: list[str] = []
     records: list[TrialRecord] = []
@@ -51,56 +49,52 @@ class TrialResult(BaseModel):
     message: str = ""
 
 
-async def run_trial(wanted: SampleRequest, zone: ZoneInfo) -> TrialResult:
-    """Read a sample and show what would come of it, within LOOK_S. It always answers."""
-    found = TrialResult()
+async def run_trial(request: SampleRequest, zone: ZoneInfo) -> TrialResult:
+    """Read a sample of documents and show what would be found in them, within TRIAL_TIMEOUT_S. It raises nothing."""
+    trial = TrialResult()
     try:
         async with asyncio.timeout(TRIAL_TIMEOUT_S):
-            await _read(wanted, zone, found)
+            await _read_sample(request, zone, trial)
     except TimeoutError:
-        found.code, found.message = "out_of_time", _LATE
+        trial.code, trial.message = "out_of_time", _LATE
     except DeviceSilent:
-        found.code, found.message = "device_silent", _SILENT
+        trial.code, trial.message = "device_silent", _SILENT
     except DeviceOffline as error:
-        found.code, found.message = error.code, _OFFLINE
+        trial.code, trial.message = error.code, _OFFLINE
     except NothingToSample as error:
-        found.code, found.message = error.code, error.message
-    except (
-        NeedsReauth,
-        NoSuchFolder,
-        ProviderUnavailable,
-    ) as error:  # which its user can do something about, or wait for
-        found.code, found.message = error.code, f"Nothing was tried out yet: {error.message}."
+        trial.code, trial.message = error.code, error.message
+    except (NeedsReauth, NoSuchFolder, ProviderUnavailable) as error:
+        # Its user can do something about these, or wait.
+        trial.code, trial.message = error.code, f"Nothing was tried out yet: {error.message}."
     except AdiuvaError as error:
-        found.code, found.message = error.code, _FAILED
+        trial.code, trial.message = error.code, _FAILED
     except Exception as error:
-        # Its words may quote a document.
-        log.error("journey.look_failed", session=str(wanted.session_id), error=type(error).__name__)
-        found.code, found.message = "internal_error", _FAILED
-    found.counts = dict(Counter(record.table for record in found.records))
-    found.records = found.records[:_MAX_RECORDS]
-    return found
+        log_failure("journey.trial_failed", error, session=str(request.session_id))
+        trial.code, trial.message = "internal_error", _FAILED
+    trial.counts = dict(Counter(record.table for record in trial.records))
+    trial.records = trial.records[:_MAX_RECORDS]
+    return trial
 
 
-async def _read(wanted: SampleRequest, zone: ZoneInfo, found: TrialResult) -> None:
-    """Each document's finds are entered as they come: what was found before the time is over is shown."""
-    sample = await samples.collect(wanted)
-    rules = RecordRules(tuple(wanted.outcome.data_types), sample.projects, zone)
-    extractor = Extractor(llm.chat_model(), wanted.outcome.prompt_template, rules)
+async def _read_sample(request: SampleRequest, zone: ZoneInfo, trial: TrialResult) -> None:
+    """Records are added document by document, so that those found before the time is over are shown."""
+    sample = await samples.collect(request)
+    rules = RecordRules(tuple(request.proposal.data_types), sample.projects, zone)
+    extractor = Extractor(llm.chat_model(), request.proposal.prompt_template, rules)
     async with asyncio.TaskGroup() as group:
         for document in sample.documents:
-            group.create_task(_one(document, extractor, found))
+            group.create_task(_read_document(document, extractor, trial))
 
 
-async def _one(document: SourceDocument, extractor: Extractor, found: TrialResult) -> None:
+async def _read_document(document: SourceDocument, extractor: Extractor, trial: TrialResult) -> None:
     extraction = Extraction()
     try:
         await extractor.extract(document, extraction)
     except llm.ModelError as error:
-        found.code, found.message = error.code, _MODEL
+        trial.code, trial.message = error.code, _MODEL
         return
-    found.sources.append(document.path)
-    found.records += [
+    trial.sources.append(document.path)
+    trial.records += [
         TrialRecord(table=record.table, data=record.data, source=document.path)
         for record in extraction.records
     ]
