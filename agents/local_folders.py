@@ -12,7 +12,7 @@ from django.conf import settings
 
 from adiuva.core import db
 from adiuva.devices.codec import dump, parse
-from adiuva.devices.link import DeviceLink, DeviceOffline
+from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceRefused, OutcomeUnknown
 from adiuva.devices.protocol import (
     AgentAck,
     AgentComplete,
@@ -34,7 +34,22 @@ _MAX_ENTRIES: Final = 1_000  # about files, from one list; the rest of it is cou
 
 
 class DeviceSilent(Exception):
-    """The device is connected and does not answer what it was asked."""
+    """The device is connected but does not answer."""
+
+
+async def list_projects(link: DeviceLink) -> dict[str, str]:
+    """The user's open projects on a device: id → name. Raises DeviceOffline, DeviceSilent, DeviceRefused."""
+    try:
+        result = await link.call("select", "projects", filters={})
+    except OutcomeUnknown:
+        raise DeviceSilent from None  # a read that got no answer leaves nothing uncertain
+    if result.error is not None or result.rows is None:
+        raise DeviceRefused("the device could not list its projects")
+    return {
+        str(row["id"]): str(row.get("name") or "")
+        for row in result.rows
+        if row.get("id") and row.get("status") != "archived"
+    }
 
 
 @dataclass

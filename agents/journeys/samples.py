@@ -15,8 +15,7 @@ from zoneinfo import ZoneInfo
 from adiuva.accounts.models import User
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError, Invalid
-from adiuva.devices.calls import new_call
-from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
+from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceRefused
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import (
     AgentAck,
@@ -33,7 +32,7 @@ from adiuva.devices.protocol import (
 from agents import mailbox
 from agents.extraction import PART_CHARS, SourceDocument
 from agents.journeys.interview import AgentProposal
-from agents.local_folders import DeviceSilent
+from agents.local_folders import list_projects
 from agents.models import Agent, AgentType
 from integrations.models import Provider
 
@@ -167,14 +166,9 @@ async def _from_folders(request: SampleRequest) -> DocumentSample:
 
 async def _projects(link: DeviceLink) -> dict[str, str]:
     try:
-        result = await link.call(new_call("select", "projects", filters={}))
-    except OutcomeUnknown:
-        raise DeviceSilent from None
-    return {
-        str(row["id"]): str(row.get("name") or "")
-        for row in result.rows or ()
-        if row.get("id") and row.get("status") != "archived"
-    }
+        return await list_projects(link)
+    except DeviceRefused:
+        return {}
 
 
 class _Fetch:

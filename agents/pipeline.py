@@ -1,0 +1,263 @@
+"""The pipeline of a run: documents are read from the source, records extracted from them, committed and delivered.
+
+Several documents are in work at a time while others still arrive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, nullcontext
+from typing import Final
+from uuid import UUID
+
+from django.conf import settings
+
+from adiuva import llm
+from adiuva.core import db
+from adiuva.devices import outbox
+from adiuva.devices.link import DeviceLink, DeviceOffline
+from adiuva.devices.outbox import PendingRecord
+from adiuva.devices.tables import TABLES
+from agents import claimed_runs, delivery, ledger
+from agents.claimed_runs import ClaimedRun
+from agents.extraction import Extraction, Extractor, SourceDocument
+from agents.journal import EventKind, JournalEntry
+from agents.local_folders import DeviceSilent, LocalFolders, list_projects
+from agents.mailbox import Mailbox
+from agents.models import Run
+from agents.progress import ProgressReporter
+from agents.records import RecordRules
+from agents.result_commits import DeviceAnswered, Extracted, ExtractionFailed, GroupCommit
+
+# Failures of the model in a row, after which it counts as unavailable.
+_MAX_MODEL_FAILURES: Final = 5
+# Documents unread because of transient failures, after which the run is better tried again later.
+_MAX_UNREAD: Final = 1_000
+# Characters of documents held at once; a longer document is held alone.
+_MAX_HELD_CHARS: Final = 16 * 1024 * 1024
+# Titles of found records that the episode about the run names.
+_EPISODE_TITLES: Final = 10
+_LOCK_POLL_S: Final = 0.05
+
+
+class ModelUnavailable(Exception):
+    """The model failed several times in a row; `error` is the last failure. `is_over`: everything else was read."""
+
+    def __init__(self, error: llm.ModelError, *, is_over: bool = False) -> None:
+        super().__init__(error.code)
+        self.error, self.is_over = error, is_over
+
+
+class Pipeline:
+    """Reads, extracts, commits and delivers everything of one run.
+
+    `found` and `titles` tell what was found. `unread` holds the sources that failed for a transient reason.
+    """
+
+    source: LocalFolders | Mailbox
+
+    def __init__(
+        self, claimed: ClaimedRun, link: DeviceLink, device: UUID | None, progress: ProgressReporter
+    ) -> None:
+        self._claimed, self._link, self._progress = claimed, link, progress
+        self.device = device
+        self.epoch: int | None = None
+        self.unread: list[JournalEntry] = []
+        self.found: Counter[str] = Counter()
+        self.titles: list[str] = []
+        self._failures = 0
+        self._last_failure: llm.ModelError | None = None
+        self._budget = _CharBudget()
+        self._results = GroupCommit(claimed)
+
+    @property
+    def needs_device(self) -> bool:
+        """Whether nothing can be read without the device. Records from a mailbox wait for one."""
+        return self._claimed.account is None
+
+    def device_lost(self) -> None:
+        """Continue without the device, or raise DeviceOffline if the run needs it."""
+        if self.needs_device:
+            raise DeviceOffline
+        self.device = None
+
+    async def run(self) -> None:
+        """Raises ModelUnavailable, DeviceOffline, DeviceSilent, AgentGone, LeaseLost, and errors of the source."""
+        if self.device is not None:
+            try:
+                self.epoch = (await self._link.target()).epoch
+            except DeviceOffline:
+                self.device_lost()
+        elif self.needs_device:
+            raise DeviceOffline  # it never connected; a link that names no device would take any
+        await self._deliver_waiting()
+        rules = RecordRules(self._claimed.data_types, await self._projects(), self._claimed.zone)
+        extractor = Extractor(llm.chat_model(), self._claimed.prompt_template, rules)
+        at_once = settings.MODEL_CONCURRENCY
+        # The model's client limits its calls. Twice as many lanes, because those that commit or deliver make none.
+        lanes = 2 * at_once
+        # Bounded: the source acknowledges no batch before its documents have found a place here.
+        documents: asyncio.Queue[SourceDocument | None] = asyncio.Queue(at_once)
+        self.source = LocalFolders(self._link, self._claimed) if self.needs_device else Mailbox(self._claimed)
+        async with asyncio.TaskGroup() as group:
+            for lane in range(lanes):
+                group.create_task(self._lane(documents, extractor), name=f"lane {lane}")
+            async with aclosing(self.source.batches()) as batches:
+                async for batch in batches:
+                    for start in range(0, len(batch), at_once):
+                        await self._hand_out(batch[start : start + at_once], documents, extractor)
+                        await self._progress.report()
+            await db.run(claimed_runs.add_counts, self._claimed, phase=Run.Phase.EXTRACTING)
+            for _ in range(lanes):
+                await documents.put(None)
+        await self.source.finish()
+        await db.run(claimed_runs.add_counts, self._claimed, phase=Run.Phase.DELIVERING)
+        await self._deliver_waiting()
+        if self.unread and self._last_failure is not None:
+            raise ModelUnavailable(self._last_failure, is_over=True)
+
+    async def _deliver_waiting(self) -> None:
+        """Deliver records that are waiting since an interruption of this run, or of one before it."""
+        while self.device is not None and (
+            waiting := await db.run(
+                outbox.waiting,
+                cipher=self._claimed.cipher,
+                user_id=self._claimed.user_id,
+                run_id=self._claimed.run_id,
+                device=None if self.needs_device else self.device,
+            )
+        ):
+            await self._deliver(waiting, "")
+
+    async def _deliver(self, records: list[PendingRecord], path: str) -> None:
+        async def settle(outcomes: delivery.Outcomes) -> None:
+            await self._results.commit(DeviceAnswered(outcomes, path))
+
+        if self.needs_device:
+            await delivery.deliver_records(self._link, records, settle)
+        elif self.device is not None:
+            try:
+                await delivery.deliver_unassigned(self._link, self.device, records, settle)
+            except (DeviceOffline, DeviceSilent):
+                self.device_lost()
+
+    async def _projects(self) -> dict[str, str]:
+        """The user's projects, so that records can refer to real ones. Without a device, none are known."""
+        if self.device is None:
+            return {}
+        try:
+            return await list_projects(self._link)
+        except (DeviceOffline, DeviceSilent):
+            if self.needs_device:
+                raise
+            self.device = None
+            return {}
+
+    async def _hand_out(
+        self,
+        batch: list[SourceDocument],
+        documents: asyncio.Queue[SourceDocument | None],
+        extractor: Extractor,
+    ) -> None:
+        """Pass documents to the lanes.
+
+        A document over which a worker crashed is read while no other of this run is; one over which two crashed, while
+        no other such document is in this process. So the next crash shows which document it was.
+        """
+        crashes = self._claimed.crash_counts
+        for document in [document for document in batch if document.key in crashes]:
+            if crashes[document.key] >= settings.RUNS["max_worker_crashes"]:
+                await db.run(ledger.quarantine, self._claimed, document)
+                await self.source.settled(document)
+                continue
+            await documents.join()
+            async with _one_suspect_at_a_time() if crashes[document.key] > 1 else nullcontext():
+                await db.run(ledger.mark_in_flight, self._claimed, [document.key])
+                await self._process(document, extractor)
+        others = [document for document in batch if document.key not in crashes]
+        await db.run(ledger.mark_in_flight, self._claimed, [document.key for document in others])
+        for document in others:
+            await self._budget.acquire(len(document.content))
+            await documents.put(document)
+
+    async def _lane(self, documents: asyncio.Queue[SourceDocument | None], extractor: Extractor) -> None:
+        while (document := await documents.get()) is not None:
+            await self._process(document, extractor)
+            await self._budget.release(len(document.content))
+            documents.task_done()
+            await self._progress.report()
+
+    async def _process(self, document: SourceDocument, extractor: Extractor) -> None:
+        extraction = Extraction()
+        try:
+            await extractor.extract(document, extraction)
+        except llm.ModelError as error:
+            await self._extraction_failed(document, error, extraction.model_calls)
+            return
+        self._failures = 0
+        # One line of the journal for each kind of mistake, however often the model made it.
+        rejected = Counter((item.code, item.reason) for item in extraction.rejected)
+        entries = [
+            JournalEntry(EventKind.RECORD_QUARANTINED, code, times, document.path, reason)
+            for (code, reason), times in rejected.items()
+        ]
+        extracted = Extracted(document, extraction.records, entries, extraction.model_calls)
+        new = await self._results.commit(extracted)
+        await self.source.settled(document)
+        self.found.update(record.table for record in new)
+        self.titles += [
+            str(record.data.get(TABLES[record.table].title) or "") for record in new[:_EPISODE_TITLES]
+        ]
+        del self.titles[_EPISODE_TITLES:]
+        if new:
+            await self._deliver(new, document.path)
+
+    async def _extraction_failed(
+        self, document: SourceDocument, error: llm.ModelError, model_calls: int
+    ) -> None:
+        entry = JournalEntry(EventKind.SOURCE_FAILED, error.code, source=document.path, message=error.message)
+        final = None if error.transient else entry
+        await self._results.commit(ExtractionFailed(document, final, model_calls))
+        self._failures += 1
+        if final is None:
+            self.unread.append(entry)
+            self._last_failure = error
+        is_unavailable = self._failures >= _MAX_MODEL_FAILURES or len(self.unread) >= _MAX_UNREAD
+        if is_unavailable and not isinstance(error, llm.BadOutput):
+            raise ModelUnavailable(error) from None
+
+
+class _CharBudget:
+    """Limits how many characters of documents are held at once."""
+
+    def __init__(self) -> None:
+        self._held = 0
+        self._freed = asyncio.Condition()
+
+    async def acquire(self, size: int) -> None:
+        async with self._freed:
+            await self._freed.wait_for(lambda: not self._held or self._held + size <= _MAX_HELD_CHARS)
+            self._held += size
+
+    async def release(self, size: int) -> None:
+        async with self._freed:
+            self._held -= size
+            self._freed.notify_all()
+
+
+_suspect_lock = threading.Lock()
+
+
+@asynccontextmanager
+async def _one_suspect_at_a_time() -> AsyncIterator[None]:
+    """One at a time among all runs of this process, each of which has its own thread and event loop."""
+    # A thread that waits for a lock cannot be cancelled, and asyncio's locks belong to one loop.
+    while not _suspect_lock.acquire(blocking=False):  # noqa: ASYNC110
+        await asyncio.sleep(_LOCK_POLL_S)
+    try:
+        yield
+    finally:
+        _suspect_lock.release()
