@@ -11,6 +11,7 @@ from typing import Final, cast
 from django.conf import settings
 
 from adiuva.core import db
+from adiuva.devices.calls import new_call
 from adiuva.devices.codec import dump, parse
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceRefused, OutcomeUnknown
 from adiuva.devices.protocol import (
@@ -40,7 +41,7 @@ class DeviceSilent(Exception):
 async def list_projects(link: DeviceLink) -> dict[str, str]:
     """The user's open projects on a device: id → name. Raises DeviceOffline, DeviceSilent, DeviceRefused."""
     try:
-        result = await link.call("select", "projects", filters={})
+        result = await link.call(new_call("select", "projects", filters={}))
     except OutcomeUnknown:
         raise DeviceSilent from None  # a read that got no answer leaves nothing uncertain
     if result.error is not None or result.rows is None:

@@ -52,6 +52,6 @@ class ProgressReporter:
     async def send(self, frame: AgentProgress | AgentCancel | Error) -> None:
         """Send a frame if that is possible. Nothing is lost if it is not: the run's row has it all."""
         try:
-            await self._link.tell(frame)
+            await self._link.notify(frame)
         except (OSError, RedisError):
             log.info("run.progress_dropped", frame=frame.type)

@@ -165,7 +165,7 @@ class _Execution:
                 renew_at = time.monotonic() + renew_every_s
             if not await db.run(claimed_runs.heartbeat, self.claimed, renew=renew):
                 raise _Cancelled
-            if self.pipeline.device is not None and not await self.link.still_there():
+            if self.pipeline.device is not None and not await self.link.is_current():
                 self.pipeline.device_lost()
 
     async def _model_unavailable(self, failure: ModelUnavailable) -> None:

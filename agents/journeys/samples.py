@@ -208,7 +208,7 @@ class _Fetch:
         """Choose files from the first manifest that has any. Every manifest gets an answer, even an empty one."""
         paths = [] if self._requested else _choose_paths(manifest.files)
         self._requested = (self._requested or set()) | set(paths)
-        await self._link.tell(AgentFetch(run_id=run_id, paths=paths))
+        await self._link.notify(AgentFetch(run_id=run_id, paths=paths))
 
     def _take(self, files: Sequence[AgentFile]) -> None:
         for file in files:
