@@ -168,3 +168,25 @@ def event_body(event: RunEvent, cipher: UserCipher) -> dict[str, Any]:
         "source": source,
         "message": message,
     }
+
+
+_PROBLEM_TEXTS = {
+    "unreadable": "the device could not read it",
+    "never_sent": "the device was asked for it and did not send it",
+    "not_asked_for": "the device sent it without being asked",
+    "too_large": "it is too large",
+    "damaged_on_the_way": "it arrived damaged",
+    "device_refused": "the device refused a record",
+    "outcome_unknown": "it is not known whether the device has a record",
+    "lost_on_the_way": "the device sent more files than arrived",
+    "never_read": "it was not read",
+    "and_more": "more files could not be read",
+    "killed_workers": "reading it broke off several times, so it is skipped for a day",
+}
+
+
+def problem_text(event: dict[str, Any]) -> str:
+    """A problem in a sentence: which source, what happened, how often."""
+    words = event["message"] or _PROBLEM_TEXTS.get(event["code"], event["code"])
+    counted = f" ({event['count']} times)" if (event["count"] or 0) > 1 else ""
+    return f"{event['source']}: {words}{counted}" if event["source"] else f"{words}{counted}"

@@ -11,10 +11,10 @@ from zoneinfo import available_timezones
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from agents import preview, schedules, services
+from agents import journal, preview, schedules, services
 from agents.catalog import DATA_TYPES
 from agents.cron import BadCron, Cron
-from agents.models import MAX_CATCH_UP_HOURS, ON_TIME_WINDOW, Agent, AgentType, CatchUp, Run
+from agents.models import MAX_CATCH_UP_HOURS, ON_TIME_WINDOW, Agent, CatchUp, Run
 from integrations.errors import OLD_TOKEN_FIELD, old_token_error
 from integrations.models import Provider
 
@@ -296,7 +296,7 @@ class RunSerializer(serializers.ModelSerializer[Run]):
         read_only_fields = fields
 
     def get_errors(self, run: Run) -> list[str]:
-        return [problem_text(event) for event in self.context["problems"].get(run.pk, [])]
+        return [journal.problem_text(event) for event in self.context["problems"].get(run.pk, [])]
 
     def get_records_waiting(self, run: Run) -> int:
         return int(self.context["left"][run.pk]["waiting"])
@@ -394,113 +394,3 @@ class UndoStoppedSerializer(UndoneSerializer):
 
     code = serializers.CharField(help_text="`device_offline` or `outcome_unknown`, as a rule.")
     message = serializers.CharField()
-
-
-_WORDS = {
-    "unreadable": "the device could not read it",
-    "never_sent": "the device was asked for it and did not send it",
-    "not_asked_for": "the device sent it without being asked",
-    "too_large": "it is too large",
-    "damaged_on_the_way": "it arrived damaged",
-    "device_refused": "the device refused a record",
-    "outcome_unknown": "it is not known whether the device has a record",
-    "lost_on_the_way": "the device sent more files than arrived",
-    "never_read": "it was not read",
-    "and_more": "more files could not be read",
-    "killed_workers": "reading it broke off several times, so it was set aside for a day",
-}
-
-
-def problem_text(event: dict[str, Any]) -> str:
-    """A journal event in a sentence: which source, what happened, how often."""
-    words = event["message"] or _WORDS.get(event["code"], event["code"])
-    counted = f" ({event['count']} times)" if (event["count"] or 0) > 1 else ""
-    return f"{event['source']}: {words}{counted}" if event["source"] else f"{words}{counted}"
-
-
-class JourneyStartSerializer(serializers.Serializer[Any]):
-    agent_type = serializers.ChoiceField(choices=AgentType.choices)
-    agent_id = serializers.UUIDField(
-        required=False, allow_null=True, help_text="An agent of yours that is to be changed."
-    )
-    data_types = serializers.JSONField(
-        required=False, allow_null=True, help_text="Ignored: they come of what you answer."
-    )
-
-
-class JourneyAnswerSerializer(serializers.Serializer[Any]):
-    session_id = serializers.CharField(max_length=100)
-    message = serializers.CharField(
-        max_length=4_000,
-        allow_blank=True,
-        required=False,
-        default="",
-        help_text="Your answer. May be left out with `back`.",
-        style={"base_template": "textarea.html"},
-    )
-    back = serializers.BooleanField(
-        required=False, default=False, help_text="Return to the question before and drop its answer."
-    )
-    turn = serializers.IntegerField(
-        required=False,
-        allow_null=True,
-        min_value=0,
-        max_value=2**31 - 1,
-        help_text="`turn` of the question that you answer. With it a message that is sent again is taken once.",
-    )
-
-
-class JourneyQuestionSerializer(serializers.Serializer[Any]):
-    session_id = serializers.UUIDField()
-    message = serializers.CharField(help_text="The question; with `done`, what the agent would do.")
-    done = serializers.BooleanField()
-    turn = serializers.IntegerField(help_text="Which step of the conversation it is.")
-
-
-class JourneyFindSerializer(serializers.Serializer[Any]):
-    """A record that the agent would propose."""
-
-    table = serializers.CharField()
-    data = serializers.DictField()  # type: ignore[assignment]  # the wire's name; DRF allows it
-    source = serializers.CharField(help_text="What it was found in.")  # type: ignore[assignment]  # the same
-
-
-class JourneyFoundSerializer(serializers.Serializer[Any]):
-    """What the configuration finds in up to three documents. Nothing of it is created."""
-
-    sources = serializers.ListField(child=serializers.CharField(), help_text="The documents that were read.")
-    records = JourneyFindSerializer(many=True, help_text="At most 100.")
-    counts = serializers.DictField(child=serializers.IntegerField(), help_text="How many, by table.")
-    code = serializers.CharField(
-        allow_blank=True,
-        help_text="Why not all, or nothing, was read: `device_offline`, `device_silent`, `no_folder`, `no_mailbox`, "
-        "`nothing_to_read`, `out_of_time` or the code of an error. Blank if all went well.",
-    )
-    message = serializers.CharField(allow_blank=True, help_text="The same for people.")
-
-
-class JourneySerializer(JourneyQuestionSerializer):
-    """With `done` it has all fields, else the first four."""
-
-    prompt_template = serializers.CharField(required=False)
-    data_types = serializers.ListField(child=serializers.CharField(), required=False)
-    name = serializers.CharField(required=False)
-    schedule_cron = serializers.CharField(required=False, allow_blank=True)
-    filter_config = serializers.DictField(required=False, help_text="Of a cloud agent; empty for others.")
-    file_extensions = serializers.ListField(
-        child=serializers.CharField(), required=False, help_text="Of a local agent; empty for others."
-    )
-    notes = serializers.ListField(
-        child=serializers.CharField(), required=False, help_text="What of the model's proposal was left out."
-    )
-    found = JourneyFoundSerializer(required=False)
-
-
-class JourneyMovedOnSerializer(serializers.Serializer[Any]):
-    """The message came too late: another one was taken. This is where the conversation is now."""
-
-    code = serializers.CharField(help_text="`journey_moved_on`.")
-    message = serializers.CharField()
-    question = serializers.CharField(allow_blank=True)
-    done = serializers.BooleanField()
-    turn = serializers.IntegerField()

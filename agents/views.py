@@ -22,16 +22,18 @@ from adiuva.devices import outbox
 from agents import journal, runs, services, undo
 from agents.catalog import catalog
 from agents.journeys import services as journeys
-from agents.models import Agent, AgentType, Run
-from agents.serializers import (
-    CatalogSerializer,
-    CloudAgentSerializer,
-    EventSerializer,
+from agents.journeys.serializers import (
     JourneyAnswerSerializer,
     JourneyMovedOnSerializer,
     JourneyQuestionSerializer,
     JourneySerializer,
     JourneyStartSerializer,
+)
+from agents.models import Agent, AgentType, Run
+from agents.serializers import (
+    CatalogSerializer,
+    CloudAgentSerializer,
+    EventSerializer,
     LocalAgentSerializer,
     RunDetailSerializer,
     RunSerializer,
