@@ -1,6 +1,6 @@
-"""What cloud agents found while no device was there, brought to the first that comes; and how all records are brought.
+"""Deliver records to devices: those of a run in progress, and those of ended cloud agents' runs that wait for a device.
 
-A run that has ended is held for its delivery as its worker held it: by a lease and a fence in its row.
+The delivery of an ended run holds the lease on its row, as its worker did.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ from agents.models import Run
 from agents.result_commits import DeviceAnswered
 
 Outcomes = Mapping[UUID, ToolResultBody | AdiuvaError]
-_MAX_RUNS = 1_000  # of a user's, that are delivered at a call
+# Of one user, in one delivery.
+_MAX_RUNS = 1_000
 
-log = structlog.get_logger("agents.delivery")
+log = structlog.get_logger(__name__)
 
 
 async def deliver_records(
     link: DeviceLink, records: Sequence[PendingRecord], settle: Callable[[Outcomes], Awaitable[Any]]
 ) -> None:
-    """Insert records on a device, and have what it answered settled. Raise DeviceOffline or DeviceSilent when some stay
-    in line, after the others were settled."""
+    """Insert records on a device, and call `settle` with its answers.
+
+    Raises DeviceOffline or DeviceSilent if some records keep waiting, after the others were settled.
+    """
 
     async def mark_sent(ids: list[UUID]) -> None:
         await db.run(outbox.mark_sent, ids)
@@ -48,12 +51,12 @@ async def deliver_records(
     outcomes = await outbox.deliver(link, records, mark_sent=mark_sent)
     unknown = {key for key, outcome in outcomes.items() if isinstance(outcome, OutcomeUnknown)}
     if not dedupes:
-        unknown.clear()  # it must not get them twice: they are settled as uncertain
+        unknown.clear()  # the device must not get these twice, so they are settled as uncertain
     await settle({key: outcome for key, outcome in outcomes.items() if key not in unknown})
-    if unknown:  # they stay in line, and come again as the same calls
+    if unknown:  # these keep waiting, and are sent again as the same calls
         raise DeviceSilent if await link.is_current() else DeviceOffline
     if any(isinstance(outcome, DeviceOffline) for outcome in outcomes.values()):
-        raise DeviceOffline  # the rest stays in line
+        raise DeviceOffline  # the rest keeps waiting
 
 
 async def deliver_unassigned(
@@ -62,20 +65,23 @@ async def deliver_unassigned(
     records: Sequence[PendingRecord],
     settle: Callable[[Outcomes], Awaitable[Any]],
 ) -> None:
-    """The same for records that any of the user's devices may have: they become this one's, unless they are another's
-    already, and are given back if it goes before they are sent."""
+    """As `deliver_records`, for records that any of the user's devices may have.
+
+    They are assigned to this device unless they are another's already, and unassigned again if it disconnects before
+    they are sent.
+    """
     mine, new = await db.run(outbox.assign, [record.id for record in records], device)
     sending = [record for record in records if record.id in mine]
     if not sending:
         return
     unsent = set(new)
 
-    async def told(outcomes: Outcomes) -> None:
+    async def settle_and_note(outcomes: Outcomes) -> None:
         unsent.intersection_update(key for key in new if isinstance(outcomes.get(key), DeviceOffline))
         await settle(outcomes)
 
     try:
-        await deliver_records(link, sending, told)
+        await deliver_records(link, sending, settle_and_note)
     except DeviceOffline:
         await db.run(outbox.release, unsent, device)
         raise
@@ -93,24 +99,24 @@ class _ClaimedDelivery:
 
 
 async def deliver_waiting(user_id: UUID) -> None:
-    """Bring a user's waiting records to the devices that are here. Each record goes to one of them."""
+    """Deliver a user's waiting records to the devices that are online, each record to one of them."""
     devices = await db.run(_devices, user_id)
     for run_id in await db.run(_undelivered, user_id) if devices else []:
         claimed = await db.run(_claim, run_id)
         if claimed is None:
             continue  # another worker has it
         try:
-            is_silent = any([await _to(claimed, device) for device in devices])
+            is_silent = any([await _deliver_run(claimed, device) for device in devices])
             await db.run(_release, claimed, pause=is_silent)
         except LeaseLost:
-            log.info("delivery.let_go", run_id=str(run_id))
+            log.info("delivery.lease_lost", run_id=str(run_id))
         except (OperationalError, RedisError, OSError) as error:
             log.warning("delivery.interrupted", run_id=str(run_id), error=type(error).__name__)
             return
 
 
-async def _to(claimed: _ClaimedDelivery, device: UUID) -> bool:
-    """Bring a run's records to a device, as far as they are its own or nobody's. True: it does not answer."""
+async def _deliver_run(claimed: _ClaimedDelivery, device: UUID) -> bool:
+    """Deliver a run's records that are assigned to a device or to none. Returns whether it stopped answering."""
 
     async def settle(outcomes: Outcomes) -> None:
         await db.run(_settle, claimed, outcomes)

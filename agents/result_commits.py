@@ -1,8 +1,7 @@
-"""What documents gave and what the device answered, committed: all of it or nothing, and never by a worker that lost
-its lease.
+"""Commit what documents gave and what devices answered: all or nothing, and never for a worker that lost its lease.
 
-A transaction costs much the same for one document as for twenty. So what comes while one runs is committed together in
-the next. No timer: whoever comes when none runs begins one.
+A transaction costs much the same for one document as for twenty. Results that arrive while one runs are committed
+together in the next one. There is no timer: a result that arrives while none runs starts one at once.
 """
 
 from __future__ import annotations
@@ -29,13 +28,15 @@ from agents.journal import EventKind, JournalEntry
 from agents.models import Run, Source
 from agents.records import Record
 
-_POSITIONS_PER_DOCUMENT: Final = 1_000  # in the order of a run's records, for those of a document
-_REASON_CHARS: Final = 1_000  # of a device, on why it refused
+# Records of a document are numbered from a multiple of this, so that they keep their order within the run.
+_POSITIONS_PER_DOCUMENT: Final = 1_000
+# Of a device's reason for refusing a record.
+_REASON_CHARS: Final = 1_000
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What a document gave. `entries` are about finds that were set aside."""
+    """What a document gave. `entries` tell of records that could not be used."""
 
     document: SourceDocument
     records: Sequence[Record]
@@ -45,7 +46,7 @@ class Extracted:
 
 @dataclass(frozen=True)
 class ExtractionFailed:
-    """A document that the model failed over. Without an entry it is to be tried again."""
+    """A document that the model could not read. Without an entry, the failure is transient and it is read again."""
 
     document: SourceDocument
     entry: JournalEntry | None
@@ -54,7 +55,7 @@ class ExtractionFailed:
 
 @dataclass(frozen=True)
 class DeviceAnswered:
-    """What became of records. `path` is that of the document they were found in."""
+    """What a device answered, by record. `path` is that of the document in which they were found."""
 
     outcomes: Mapping[UUID, ToolResultBody | AdiuvaError]
     path: str = ""
@@ -64,10 +65,10 @@ Result = Extracted | ExtractionFailed | DeviceAnswered
 
 
 def commit_results(claimed: ClaimedRun, results: Sequence[Result]) -> list[list[PendingRecord]]:
-    """Enter results in outbox, ledger, journal and counts. Returns for each its records that are new, to be delivered.
+    """Write results to outbox, ledger, journal and counts. Returns for each result the new records to deliver.
 
-    From here on nothing of them is lost if the worker dies. A dry run shows what it found, and keeps none. Raise
-    LeaseLost; AgentGone, after what the device answered was entered all the same.
+    After this, nothing is lost if the worker dies. A dry run adds its records to the preview instead. Raises LeaseLost,
+    and AgentGone, which still commits what the device answered.
     """
     read = [result for result in results if isinstance(result, Extracted)]
     unread = [result for result in results if isinstance(result, ExtractionFailed)]
@@ -100,19 +101,20 @@ def commit_results(claimed: ClaimedRun, results: Sequence[Result]) -> list[list[
 def _keep(
     run: Run, claimed: ClaimedRun, read: Sequence[Extracted]
 ) -> tuple[list[list[PendingRecord]], list[JournalEntry]]:
-    """Put in line what was found and enter in the ledger that it was read, both or neither."""
+    """Add the records to the outbox and the documents to the ledger."""
     if not read:
         return [], []
     assert (
         claimed.device is not None or claimed.account is not None
-    )  # a cloud agent's get theirs when they are sent
+    )  # records of cloud agents get a device when they are sent
     found: list[NewRecord] = []
-    bringer: dict[UUID | None, int] = {}  # a device may send a document twice
+    # Which result gets a record: a device may send a document twice.
+    first_result: dict[UUID | None, int] = {}
     for place, result in enumerate(read):
         document, start = result.document, (run.files_done + place) * _POSITIONS_PER_DOCUMENT
         for number, record in enumerate(result.records, start):
             key = record.key(claimed.agent_id, document.key)
-            bringer.setdefault(key, place)
+            first_result.setdefault(key, place)
             found.append(NewRecord(key, document.key, number, record.table, record.data))
     new: list[list[PendingRecord]] = [[] for _ in read]
     added = outbox.add(
@@ -123,7 +125,7 @@ def _keep(
         records=found,
     )
     for pending in added:
-        new[bringer[pending.key]].append(pending)
+        new[first_result[pending.key]].append(pending)
     outcomes = {True: Source.Outcome.QUARANTINED, False: Source.Outcome.DONE}
     ledger.record_outcomes(claimed, [(result.document, outcomes[bool(result.entries)]) for result in read])
     counted = zip(read, map(len, new), strict=True)
@@ -133,7 +135,7 @@ def _keep(
 def _show(
     run: Run, claimed: ClaimedRun, read: Sequence[Extracted]
 ) -> tuple[list[list[PendingRecord]], list[JournalEntry]]:
-    """What a dry run found; nothing of it is new, as nothing is to be delivered."""
+    """Add a dry run's records to its preview. None counts as new, because none is delivered."""
     entries: list[JournalEntry] = []
     for result in read:
         keyed = {record.key(claimed.agent_id, result.document.key): record for record in result.records}
@@ -145,7 +147,7 @@ def _show(
 
 
 def _about(result: Extracted, found: int) -> list[JournalEntry]:
-    # The key: read again after it was changed meanwhile, it is another event.
+    # With the content as key, reading a source again after it has changed is another event.
     key = result.document.content_hash.hex()
     return [
         *result.entries,
@@ -183,7 +185,7 @@ class _PendingResult:
 
 
 class GroupCommit:
-    """Commits what the lanes of a run bring, together where they come together."""
+    """Commits the results of a run's lanes, together if they arrive together."""
 
     def __init__(self, claimed: ClaimedRun) -> None:
         self._claimed = claimed
@@ -191,7 +193,7 @@ class GroupCommit:
         self._writing = asyncio.Lock()
 
     async def commit(self, result: Result) -> list[PendingRecord]:
-        """As `commit` for one result. Whoever gets the lock writes for all who wait for it."""
+        """As `commit_results`, for one result. The lane that gets the lock writes for all that wait for it."""
         place = _PendingResult(result)
         self._waiting.append(place)
         async with self._writing:

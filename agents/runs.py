@@ -1,8 +1,8 @@
-"""The verbs of a run from outside: start, cancel, wake, sweep. What its worker may do is in agents.claimed_runs.
+"""Start, cancel, resume and sweep runs. What a run's worker does with it is in `agents.claimed_runs`.
 
-A nudge through Celery only makes things quick; the row decides. What has to do with time goes by the database's clock:
-those of workers differ. Locks are taken in one order, runs before their
-agent, save by what only inserts runs.
+Celery messages only make things fast: the row decides, and the sweep finds runs whose message was lost. Times come from
+the database's clock, because those of workers differ. Locks are taken in one order, runs before their agent, except by
+code that only inserts runs.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, SourceInFlight
 from integrations.models import Connection, Health
 
-MAX_WORKERS_LOST = 5  # of workers in a row that got nothing done, after which a run ends
+# A run ends after it lost this many workers in a row without any progress.
+MAX_WORKERS_LOST = 5
 _BATCH_SIZE = 500
+# A queued run that nobody has claimed for this long is sent to the workers again.
 _ENQUEUE_AGAIN_AFTER = dt.timedelta(seconds=30)
-CANCEL_GRACE_S = 4.0  # in which a worker that lives ends a run that was cancelled, or came to its deadline
+# How long a live worker gets to honour a cancel or deadline before the sweep ends the run.
+CANCEL_GRACE_S = 4.0
+# For a device to connect, or an account to be connected again.
 _MAX_WAIT = dt.timedelta(days=30)
 
-log = structlog.get_logger("agents.runs")
+log = structlog.get_logger(__name__)
 
 
 class RunIsLive(Conflict):
-    """The agent has a run under way; `run_id` in the answer names it."""
+    """The agent already has a run in progress; the error body names it in `run_id`."""
 
     code = "run_is_live"
 
@@ -45,13 +49,13 @@ class RunIsLive(Conflict):
 
 
 def enqueue_runs(run_ids: Iterable[UUID]) -> None:
-    """Tell the workers once the transaction is in. If a nudge is lost, the sweep finds the run."""
+    """Send runs to the workers after the commit. If a message is lost, the sweep sends it again."""
     for run_id in run_ids:
         enqueue.enqueue_on_commit("agents.execute", run_id)
 
 
 def build_run(agent: Agent, trigger: Run.Trigger, *, slot: dt.datetime | None = None, slots: int = 1) -> Run:
-    """A run of an agent as it is now, queued and not saved yet."""
+    """A queued run of an agent as it is configured now, not saved."""
     return Run(
         user_id=agent.user_id,
         agent=agent,
@@ -66,7 +70,7 @@ def build_run(agent: Agent, trigger: Run.Trigger, *, slot: dt.datetime | None = 
 
 
 class NoConnection(Conflict):
-    """The account that the agent read was disconnected."""
+    """The account that the agent reads was disconnected."""
 
     code = "no_connection"
 
@@ -78,8 +82,10 @@ class NoConnection(Conflict):
 
 @transaction.atomic
 def start(*, agent: Agent, dry_run: bool = False, max_sources: int | None = None) -> Run:
-    """A new run by hand, queued. A dry run reads at most `max_sources`, and shows what it would create instead of
-    creating it. Raise RunIsLive when the agent has one already, NoConnection, and NotFound when it is gone."""
+    """Queue a run by hand. A dry run reads at most `max_sources`, and shows what it would create without creating it.
+
+    Raises RunIsLive if the agent already has a run in progress, NoConnection, and NotFound if it was deleted.
+    """
     locked = Agent.objects.select_for_update(no_key=True).filter(pk=agent.pk).first()
     if locked is None:
         raise NotFound("there is no such agent")
@@ -97,9 +103,10 @@ def start(*, agent: Agent, dry_run: bool = False, max_sources: int | None = None
 
 @transaction.atomic
 def cancel(*, run: Run) -> Run:
-    """Ask a run to end. One that no worker holds ends at once, one that ended already stays as it is.
+    """Ask a run to end. A run that no worker holds ends at once; one that has ended stays as it is.
 
-    Its worker ends it within seconds, and tells the device. If that one is dead, the sweep does, which is called for.
+    A live worker ends its run within seconds and tells the device. In case it is dead, a sweep is scheduled, which then
+    ends the run. Raises NotFound.
     """
     locked = Run.objects.select_for_update().filter(pk=run.pk).first()
     if locked is None:
@@ -114,7 +121,8 @@ def cancel(*, run: Run) -> Run:
 
 @transaction.atomic
 def resume_waiting(*, user_id: UUID, device_id: str) -> int:
-    """A device is here: its waiting runs are due, save scheduled ones that come too late. Returns how many."""
+    """Queue the runs that wait for a device, which has connected; scheduled ones that are too late are cancelled.
+    Returns how many were queued."""
     waiting = Run.objects.of(user_id).filter(state=Run.State.WAITING_DEVICE, device_id=device_id)
     found = list(waiting.select_related("agent").select_for_update(skip_locked=True, of=("self",)))
     if not found:
@@ -133,9 +141,11 @@ def resume_waiting(*, user_id: UUID, device_id: str) -> int:
 
 
 @transaction.atomic
-def resume_after_reauth(of: QuerySet[Run]) -> int:
-    """An account is connected again: of these runs, those that waited for it are due. Returns how many."""
-    found = of.filter(state=Run.State.AWAITING_REAUTH).order_by("pk").select_for_update(skip_locked=True)
+def resume_after_reauth(candidates: QuerySet[Run]) -> int:
+    """Queue those of the given runs that wait for an account, which is connected again. Returns how many."""
+    found = (
+        candidates.filter(state=Run.State.AWAITING_REAUTH).order_by("pk").select_for_update(skip_locked=True)
+    )
     if ids := list(found.values_list("pk", flat=True)[:_BATCH_SIZE]):
         Run.objects.filter(pk__in=ids).update(state=Run.State.QUEUED, enqueued_at=Now())
         enqueue_runs(ids)
@@ -143,7 +153,7 @@ def resume_after_reauth(of: QuerySet[Run]) -> int:
 
 
 def enqueue_delivery(user_ids: Iterable[UUID]) -> None:
-    """Have a worker bring users' waiting records to their devices. If the call is lost, the sweep calls again."""
+    """Have a worker deliver users' waiting records to their devices. If the message is lost, the sweep repeats it."""
     for user_id in user_ids:
         enqueue.enqueue_on_commit("agents.deliver", user_id)
 
@@ -154,7 +164,7 @@ def enqueue_reauth_notice(connection_id: UUID) -> None:
 
 
 def sweep() -> dict[str, int]:
-    """Find what a lost nudge or a dead worker left behind. Safe to run any number of times at once."""
+    """Repair what a lost message or a dead worker left behind. Any number of sweeps may run at once."""
     waiting = Run.objects.filter(state=Run.State.WAITING_DEVICE)
     here = Device.objects.online().filter(
         user_id__in=waiting.values("user_id"), device_id__in=waiting.values("device_id")
@@ -177,19 +187,19 @@ def sweep() -> dict[str, int]:
 
 
 def _agents_without_account() -> QuerySet[Agent]:
-    """Agents that wait for their users to connect an account again."""
+    """Agents whose account must be connected again."""
     lost = Connection.objects.filter(health=Health.NEEDS_REAUTH)
     return Agent.objects.filter(connection__in=lost)
 
 
 def _enqueue_deliveries() -> int:
-    """Users with records that wait for a device which is here: the one they were given to, or any."""
+    """Enqueue a delivery for users whose records wait for a device that is online: a certain one, or any."""
     here = Device.objects.online()
     theirs = OutboxRecord.objects.waiting().filter(source_run=OuterRef("pk"))
     waiting = Run.objects.filter(
         leases.is_free(),
         Exists(here.filter(user_id=OuterRef("user_id"))),
-        # Nothing waits any more where the last word on it was cut off.
+        # Or none waits any more, because the delivery was interrupted before it could note that.
         Exists(theirs.filter(Q(device=None) | Q(device__in=here))) | ~Exists(theirs),
         undelivered=True,
     )
@@ -200,11 +210,11 @@ def _enqueue_deliveries() -> int:
 
 @transaction.atomic
 def _end_overdue() -> int:
-    """End what was cancelled or is beyond its deadline, and nobody ends: its worker is dead or hangs, or it waits in
-    line. Whoever held it can write it no more."""
-    patience = Now() - dt.timedelta(seconds=CANCEL_GRACE_S - 0.5)
-    cancelled = Q(state=Run.State.RUNNING, cancel_requested_at__lt=patience)
-    late = Q(state=Run.State.RUNNING, deadline_at__lt=patience) | Q(
+    """End runs that were cancelled or are past their deadline and that no worker ends: it is dead or hangs, or the run
+    is still queued."""
+    grace_over = Now() - dt.timedelta(seconds=CANCEL_GRACE_S - 0.5)
+    cancelled = Q(state=Run.State.RUNNING, cancel_requested_at__lt=grace_over)
+    late = Q(state=Run.State.RUNNING, deadline_at__lt=grace_over) | Q(
         state=Run.State.QUEUED, deadline_at__lt=Now()
     )
     found = list(Run.objects.select_for_update(skip_locked=True).filter(cancelled | late)[:_BATCH_SIZE])
@@ -243,7 +253,7 @@ def requeue(run: Run, *, not_before: dt.datetime | None = None, **changes: Any) 
 
 @transaction.atomic
 def _enqueue_again() -> int:
-    """Runs whose nudge was lost, and those whose time to be tried again has come."""
+    """Send runs to the workers again whose message was lost, and those that are now due for a retry."""
     forgotten = Q(enqueued_at__lt=Now() - _ENQUEUE_AGAIN_AFTER) | Q(enqueued_at__lt=F("not_before"))
     queued = Run.objects.filter(retry_is_due(), forgotten, state=Run.State.QUEUED)
     ids = list(queued.select_for_update(skip_locked=True).values_list("pk", flat=True)[:_BATCH_SIZE])
@@ -254,7 +264,7 @@ def _enqueue_again() -> int:
 
 
 def retry_is_due() -> Q:
-    """Of queued runs: those that wait for no moment to come."""
+    """Condition on queued runs: not waiting for the time of a retry."""
     return Q(not_before=None) | Q(not_before__lte=Now())
 
 
@@ -271,7 +281,8 @@ def _expire_waiting() -> int:
 
 @transaction.atomic
 def _expire_records() -> int:
-    """Records that their device did not come for. Their runs' journals say how many; those under way bring theirs."""
+    """Expire records whose device did not connect in time, and note in their runs' journals how many. Runs in progress
+    deliver theirs."""
     overdue = Run.objects.filter(pk__in=outbox.overdue_runs(_BATCH_SIZE)).exclude(state=Run.State.RUNNING)
     expired = 0
     for run in overdue.select_for_update(skip_locked=True):

@@ -1,14 +1,15 @@
-"""When agents are due, and what becomes of scheduled times that were missed.
+"""Start agents at their slots (scheduled times), and decide what happens to missed slots.
 
-One tick claims all that is due, and a device that says hello what is due for it, by the same code. A slot is missed
-when nobody could run it within `ON_TIME`: the server was away, or the agent's device. `Agent.catch_up` says what then:
+The tick claims all agents that are due; a device that connects claims those that are due for it, with the same code. A
+slot is missed if no run could start within `ON_TIME_WINDOW`, because the server or the agent's device was away.
+`Agent.catch_up` says what happens then:
 
-- once: missed slots become one run, which says how many it stands for (`Run.slots`);
-- skip: none, as if they had not been;
-- within: one run for all of them, if the last is not older than `catch_up_hours`.
+- once: all missed slots get one run, which says how many it covers (`Run.slots`);
+- skip: they get none;
+- within: they get one run if the last of them is not older than `catch_up_hours`.
 
-An agent has one live run. While its device is away that run waits, and takes in the slots that come meanwhile; whether
-it is still wanted is judged when the device is back (`runs.wake`). For `skip` none is made before the device is here.
+An agent has one live run. While its device is away the run waits, and absorbs later slots; whether it is still wanted
+is decided when the device connects (`runs.resume_waiting`). With `skip`, no run is made before the device connects.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from agents.cron import BadCron, Cron
 from agents.models import ON_TIME_WINDOW, Agent, CatchUp, Run
 
 _BATCH_SIZE = 500
-_MAX_SLOTS = 10_000  # that a run can stand for
+# The most slots that one run can cover.
+_MAX_SLOTS = 10_000
 
 _PENDING_WORK = """
 SELECT
@@ -46,20 +48,20 @@ SELECT
           WHERE user_id = %(user)s AND health = 'needs_reauth' AND told_at IS NULL)
 """
 
-log = structlog.get_logger("agents.schedules")
+log = structlog.get_logger(__name__)
 
 _parsed = lru_cache(10_000)(Cron.parse)  # many agents share a schedule
 
 
 def next_run_at(agent: Agent, after: dt.datetime | None = None) -> dt.datetime | None:
-    """The agent's first slot after a moment (now); None when it has no schedule or is switched off."""
+    """The agent's first slot after a moment (default: now); None if it has no schedule or is disabled."""
     if not agent.schedule_cron or not agent.enabled:
         return None
     return _parsed(agent.schedule_cron).next(after or timezone.now(), ZoneInfo(agent.zone))
 
 
 def upcoming_slots(agent: Agent, count: int = 5) -> list[dt.datetime]:
-    """The next slots of an agent's schedule in its zone, whether it is switched on or not. None without a schedule."""
+    """The next slots of an agent's schedule, in its zone, even while it is disabled. Empty without a schedule."""
     if not agent.schedule_cron:
         return []
     zone = ZoneInfo(agent.zone)
@@ -68,13 +70,13 @@ def upcoming_slots(agent: Agent, count: int = 5) -> list[dt.datetime]:
 
 
 def tick(now: dt.datetime | None = None) -> int:
-    """Start what is due; how many that is. Any number of beats may call it at once: each agent is claimed by one."""
+    """Start the agents that are due. Returns how many runs. Ticks may overlap: each agent is claimed by one."""
     return _start_due(Q(), now)
 
 
 def device_connected(*, user_id: uuid.UUID, device_id: str) -> int:
-    """A device said hello: what is due for it starts now, and what waited for it goes on. Returns how many."""
-    # Most hellos, thousands at once after a restart, find nothing: that costs one statement.
+    """A device has connected: start its agents that are due and resume the runs that wait for it. Returns how many."""
+    # After a restart thousands connect at once, and most find nothing: that must cost one statement.
     with connection.cursor() as cursor:
         cursor.execute(_PENDING_WORK, {"user": user_id, "device": device_id})
         is_due, waits, undelivered, untold = cursor.fetchone()
@@ -87,8 +89,7 @@ def device_connected(*, user_id: uuid.UUID, device_id: str) -> int:
 
 
 def connection_restored(*, connection_id: uuid.UUID) -> int:
-    """A user has connected an account again: its agents' runs go on, and what they missed is caught up. Returns how
-    many."""
+    """An account is connected again: resume its agents' waiting runs and catch up on missed slots. Returns how many."""
     resumed = runs.resume_after_reauth(Run.objects.filter(agent__connection=connection_id))
     return resumed + _start_due(Q(connection=connection_id), None)
 
@@ -122,17 +123,20 @@ def _claim(whose: Q, moment: dt.datetime | None) -> tuple[int, int] | None:
 
 
 def _due(whose: Q, now: Now | Value) -> QuerySet[Agent]:
-    """Agents whose slot has come, locked. Those that skip what they miss stay in line for as long as they are on time
-    and their device, which may say hello any moment, is away."""
+    """Lock the agents whose slot has come.
+
+    An agent that skips missed slots and whose device is away is left alone while it is on time, because the device may
+    connect any moment.
+    """
     here = Device.objects.online().filter(user_id=OuterRef("user_id"), device_id=OuterRef("device_id"))
     return (
         Agent.objects.with_usable_account()
         .filter(whose, enabled=True, next_run_at__lte=now)
         .annotate(now=now, is_here=Q(device_id="") | Exists(here))
         .exclude(catch_up=CatchUp.SKIP, next_run_at__gte=now - ON_TIME_WINDOW, is_here=False)
-        # A dry run covers no slot: the agent stays in line until it has ended.
+        # A dry run covers no slot: the agent stays due until that run has ended.
         .exclude(Exists(Run.objects.live().filter(agent=OuterRef("pk"), dry_run=True)))
-        # Not joined: where few were due when statistics were made, the planner would sort all that are due now.
+        # Not joined: with statistics from a time when few were due, the planner would sort all that are due now.
         .prefetch_related(Prefetch("user", User.objects.only("timezone")))
         .only(
             "user",
@@ -152,13 +156,13 @@ def _due(whose: Q, now: Now | Value) -> QuerySet[Agent]:
 
 
 def _advance(agent: Agent, now: dt.datetime) -> Run | None:
-    """Move an agent to its next slot; the run for those that have come. Not saved."""
+    """Set the agent's next slot, and return the run for the slots that have come, if it deserves one. Saves nothing."""
     first = agent.next_run_at
     assert first is not None
     try:
         cron, zone = _parsed(agent.schedule_cron), ZoneInfo(agent.zone)
     except (BadCron, ZoneInfoNotFoundError) as error:
-        # It was right when it was saved. One that no longer is must not stop the others.
+        # It was valid when it was saved. An agent whose schedule no longer is must not stop the others.
         log.error("schedule.unusable", agent_id=str(agent.pk), error=type(error).__name__)
         agent.next_run_at = None
         return None
@@ -176,7 +180,7 @@ def _advance(agent: Agent, now: dt.datetime) -> Run | None:
         return None
     run = runs.build_run(agent, Run.Trigger.SCHEDULE, slot=slot, slots=slots)
     if not is_here:
-        # It would find so itself. If the device comes before we commit, the sweep wakes the run.
+        # Saves a worker from finding that out. If the device connects before our commit, the sweep resumes the run.
         run.state = Run.State.WAITING_DEVICE
     return run
 
@@ -184,7 +188,7 @@ def _advance(agent: Agent, now: dt.datetime) -> Run | None:
 def _elapsed_slots(
     cron: Cron, zone: ZoneInfo, first: dt.datetime, now: dt.datetime
 ) -> tuple[dt.datetime, int]:
-    """The last slot of those from the first until now, and how many they are, as far as we count."""
+    """The last slot from `first` until now, and how many there are, counted up to _MAX_SLOTS."""
     last, count = first, 1
     for slot in cron.after(first, zone):
         if slot > now:
@@ -199,7 +203,7 @@ def _elapsed_slots(
 
 
 def _absorb_slots(covered: Sequence[Run]) -> None:
-    """Slots for which no run could be made: one that has not begun yet stands for them as well."""
+    """Let a run that has not begun yet cover slots for which no run could be made."""
     if not covered:
         return
     columns = [[getattr(run, name) for run in covered] for name in ("agent_id", "slot", "slots")]
@@ -215,8 +219,8 @@ UPDATE agents_agent AS agent SET next_run_at = moved.next_run_at
 FROM unnest(%s::uuid[], %s::timestamptz[]) AS moved (id, next_run_at) WHERE agent.id = moved.id
 """
 
-# Others lock runs before their agent, so we, who hold agents, wait for no run: who has it locked is about to begin or
-# to end it.
+# Other code locks runs before their agent. This holds agents, so it must not wait for runs, and skips locked ones: they
+# are about to begin or to end.
 _ABSORB_SLOTS = """
 WITH waiting AS (
     SELECT run.id, later.slot, later.slots
@@ -235,9 +239,9 @@ FROM waiting WHERE run.id = waiting.id
 
 @transaction.atomic
 def reschedule_for_user(*, user_id: uuid.UUID) -> None:
-    """The user may have moved: agents without a zone of their own keep their local times.
+    """Compute next slots anew after a change of the user's zone, for agents without a zone of their own.
 
-    What is due already stays so; the next tick reads the new zone.
+    Agents that are due already stay due; the next tick uses the new zone.
     """
     agents = list(
         Agent.objects.filter(user_id=user_id, timezone="", enabled=True, next_run_at__gt=timezone.now())
