@@ -43,11 +43,6 @@ def staff(db: None) -> Client:
     return browser
 
 
-@pytest.fixture
-def ada(db: None) -> Person:
-    return somebody()
-
-
 def listed(browser: Client, page: str, **query: str) -> set[Any]:
     answer = browser.get(reverse(page), query)
     assert answer.status_code == 200

@@ -10,7 +10,6 @@ import pytest
 from agents.models import Agent
 from integrations.models import Connection, Health
 from tests.agents.factories import create_agent as a_local_agent
-from tests.agents.factories import rest_client
 from tests.agents.mailbox_scenario import connect_account, create_mail_agent
 from tests.factories import Person, somebody
 from tests.fakes.mailboxes import Box
@@ -36,11 +35,6 @@ GOOD: dict[str, Any] = {
 @pytest.fixture
 def ada(db: None) -> Person:
     return somebody(timezone="Europe/Rome")
-
-
-@pytest.fixture
-def rest(ada: Person) -> APIClient:
-    return rest_client(ada)
 
 
 def test_a_cloud_agent_is_made_read_changed_and_deleted(rest: APIClient, ada: Person) -> None:

@@ -35,7 +35,6 @@ from tests.agents.factories import (
     commit_document,
     commit_tasks,
     create_agent,
-    create_device,
     create_run,
 )
 from tests.agents.worker_processes import CRASHING_SCRIPT, start_worker
@@ -45,13 +44,6 @@ from tests.socket_client import Socket
 
 State = Run.State
 SECOND = dt.timedelta(seconds=1)
-
-
-@pytest.fixture
-def claimed(db: None) -> ClaimedRun:
-    agent = create_agent()
-    create_device(agent)
-    return claim_run(create_run(agent))
 
 
 def seen(claimed: ClaimedRun | Run) -> Run:

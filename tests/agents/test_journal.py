@@ -20,32 +20,13 @@ from tests.agents.factories import (
     commit_document,
     commit_tasks,
     create_agent,
-    create_device,
     create_run,
     lose_worker,
-    rest_client,
 )
-from tests.factories import Person, somebody
+from tests.factories import Person
 
 if TYPE_CHECKING:
     from rest_framework.test import APIClient
-
-
-@pytest.fixture
-def ada(db: None) -> Person:
-    return somebody()
-
-
-@pytest.fixture
-def rest(ada: Person) -> APIClient:
-    return rest_client(ada)
-
-
-@pytest.fixture
-def claimed(ada: Person) -> ClaimedRun:
-    agent = create_agent(ada.id)
-    create_device(agent)
-    return claim_run(create_run(agent))
 
 
 def run_of(claimed: ClaimedRun) -> Run:

@@ -172,7 +172,7 @@ async def test_after_five_answers_it_concludes_whatever_the_model_does(
         session = await said(desk, session, f"answer {number}")
     assert session["done"] and session["data_types"] == ["tasks", "notes"]
     assert all(f"answer {number}" in session["prompt_template"] for number in range(5))
-    assert "the model came to no end" in session["message"].casefold()
+    assert "the model did not conclude" in session["message"].casefold()
     final = provider.chats[-1].body
     assert "Conclude now" in told(provider.chats[-1])
     assert "question" not in final["response_format"]["json_schema"]["schema"]["properties"]
@@ -445,7 +445,7 @@ async def test_what_was_said_is_sealed(desk: DeviceOwner, provider: Provider) ->
     session = await begin(desk)
     await said(desk, session, "A heron answer")
     row = await db.run(JourneySession.objects.get, pk=session["session_id"])
-    assert b"heron" not in bytes(row.sealed) and row.expires_at > timezone.now()
+    assert b"heron" not in bytes(row.state) and row.expires_at > timezone.now()
 
 
 # ── Back, twice, at once ────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agents import claimed_runs, outcomes
 from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run
-from tests.agents.factories import API, claim_run, create_agent, create_run, rest_client
+from tests.agents.factories import API, claim_run, create_agent, create_run
 from tests.factories import Person, somebody
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ GOOD: dict[str, Any] = {
 @pytest.fixture
 def ada(db: None) -> Person:
     return somebody(timezone="Europe/Rome")
-
-
-@pytest.fixture
-def rest(ada: Person) -> APIClient:
-    return rest_client(ada)
 
 
 def test_an_agent_is_made_read_changed_and_deleted(rest: APIClient) -> None:

@@ -36,11 +36,6 @@ from tests.agents.factories import (
 State = OutboxRecord.State
 
 
-@pytest.fixture
-def claimed(db: None) -> ClaimedRun:
-    return claim_new_run()
-
-
 def claim_new_run(**fields: Any) -> ClaimedRun:
     agent = create_agent()
     create_device(agent)

@@ -66,13 +66,6 @@ def codes(run: Run) -> list[str]:
     return [event["code"] for event in journal.read(run)]
 
 
-@pytest.fixture
-def claimed(db: None) -> ClaimedRun:
-    agent = create_agent()
-    create_device(agent)
-    return claim_run(create_run(agent))
-
-
 def run_of(claimed: ClaimedRun) -> Run:
     return Run.objects.get(pk=claimed.run_id)
 

@@ -32,15 +32,6 @@ def ada(db: None) -> Person:
     return somebody(timezone="Asia/Kolkata")
 
 
-@pytest.fixture
-def rest(ada: Person) -> APIClient:
-    from rest_framework.test import APIClient
-
-    client = APIClient()
-    client.credentials(HTTP_AUTHORIZATION=f"Bearer {ada.access_token}")
-    return client
-
-
 def test_the_next_five_times_come_with_their_zones_offset(rest: APIClient) -> None:
     made = rest.post(API, GOOD).json()
     times = [dt.datetime.fromisoformat(text) for text in made["next_runs"]]
