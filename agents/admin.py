@@ -1,4 +1,4 @@
-"""Staff see configurations, runs and their journal. What is sealed stays sealed: no path, no text, no record."""
+"""Admin pages of agents and runs. What is sealed stays sealed: no path, no text and no record is shown."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class AgentAdmin(ReadOnlyAdmin):
 
     @admin.display(description="connection", ordering="connection__health")
     def connection_is(self, agent: Agent) -> str:
-        """Whether a cloud agent can read."""
+        """Whether a cloud agent can read its account: "ok", or why it is paused."""
         return "" if agent.is_local else agent.paused or "ok"
 
     def has_run_permission(self, request: HttpRequest) -> bool:
@@ -143,7 +143,7 @@ class RunAdmin(ReadOnlyAdmin):
 
     @admin.display(description="records by state")
     def records(self, run: Run) -> str:
-        """How many of them there are in the outbox, and nothing of what they say."""
+        """How many records of the run are in the outbox, by state, without their content."""
         counts = outbox.count_by_state(run.pk)
         return (
             ", ".join(f"{count} {OutboxRecord.State(state).value}" for state, count in counts.items())
@@ -152,7 +152,7 @@ class RunAdmin(ReadOnlyAdmin):
 
     @admin.display(description="journal")
     def journal(self, run: Run) -> SafeString:
-        """Its first lines, without what is sealed in them."""
+        """The first lines of the journal, without their sealed details."""
         events = run.events.defer("details")[: _MAX_EVENTS + 1]
         lines = [
             (f"{event.at:%Y-%m-%d %H:%M:%S}", event.get_kind_display(), event.code, event.count or "")
@@ -167,4 +167,4 @@ class RunAdmin(ReadOnlyAdmin):
     def cancel(self, request: HttpRequest, chosen: QuerySet[Run]) -> None:
         for run in chosen:
             runs.cancel(run=run)
-        self.message_user(request, "Asked to end.")
+        self.message_user(request, "Cancelling.")

@@ -12,9 +12,9 @@ class AgentsConfig(AppConfig):
     name = "agents"
 
     def ready(self) -> None:
-        post_save.connect(_user_saved, sender=settings.AUTH_USER_MODEL, dispatch_uid="agents follow users")
-        needs_reauth.connect(_needs_reauth, dispatch_uid="users are told of lost accounts")
-        reconnected.connect(_reconnected, dispatch_uid="agents go on with accounts")
+        post_save.connect(_user_saved, sender=settings.AUTH_USER_MODEL, dispatch_uid="agents.user_saved")
+        needs_reauth.connect(_needs_reauth, dispatch_uid="agents.needs_reauth")
+        reconnected.connect(_reconnected, dispatch_uid="agents.reconnected")
 
 
 def _user_saved(instance: Any, created: bool, raw: bool = False, **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""The kinds of agents there are, for clients to build their forms from."""
+"""The catalog of agent types, from which clients build their forms."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ _CLOUD: Final = (
 
 
 def catalog() -> list[dict[str, Any]]:
-    """All kinds; `available` says which of them this server can make."""
+    """All agent types; `available` says whether this server can create one."""
     local = _entry(
         AgentType.LOCAL_DIRECTORY,
         "Reads files in folders that you granted on one of your devices.",

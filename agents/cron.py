@@ -1,4 +1,4 @@
-"""One cron dialect and one evaluator.
+"""Cron schedules: parser and evaluator of one dialect.
 
 Five fields (minute hour day-of-month month day-of-week) with names, lists, ranges and steps, and `@hourly`, `@daily`
 and friends. As in POSIX crontab, a day matches by either day field when both are restricted; only a plain `*` is not.
@@ -41,7 +41,7 @@ _LAST_DAY: Final = dt.date(9990, 1, 1)
 
 
 class BadCron(ValueError):
-    """The message says which field is wrong, and how."""
+    """The schedule is not valid. The message says which field is wrong, and why."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Cron:
 
     @classmethod
     def parse(cls, text: str) -> Cron:
-        """Raise BadCron."""
+        """Raises BadCron."""
         text = text.strip()
         if text.startswith("@"):
             if text.lower() not in _NICKNAMES:
@@ -101,8 +101,8 @@ class Cron:
         return cron
 
     def after(self, moment: dt.datetime, zone: ZoneInfo) -> Iterator[dt.datetime]:
-        """The slots after a moment, in order, in UTC. It ends when nothing comes for nine years."""
-        # A day earlier: what a clock change moved may belong to the day before.
+        """The slots after a moment, in order, in UTC. Ends if there is none for nine years."""
+        # From a day earlier, because a clock change may have moved a slot of the day before.
         day = moment.astimezone(zone).date() - _DAY
         until = day + _HORIZON
         moved: set[dt.datetime] = set()  # slots of yesterday that come today
@@ -155,7 +155,8 @@ class Cron:
         return found
 
 
-@lru_cache(8_192)  # years of days: agents of one zone ask for the same ones
+# Enough for years of days; agents of one zone ask for the same ones.
+@lru_cache(8_192)
 def _start(day: dt.date, zone: ZoneInfo) -> dt.datetime | None:
     """When a day begins, in UTC; None when the clock changes in it."""
     combine, tomorrow = dt.datetime.combine, day + _DAY

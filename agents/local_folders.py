@@ -1,4 +1,4 @@
-"""What an agent reads. A source yields documents and says what could not be read; the runner does not know its kind."""
+"""Local folders as a source of documents: the frames of a run, exchanged with the device that reads the folders."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
 
 MAX_DOCUMENT_CHARS: Final = 32 * 1024 * 1024
-_MAX_REQUESTED: Final = 2_000  # files that were asked for and did not come, after which manifests are put off
-_LULL_S: Final = 0.5  # without a frame, after which the device has sent what it was asked for
-_MAX_ENTRIES: Final = 1_000  # about files, from one list; the rest of it is counted
+# Files requested and not received, beyond which further manifests wait.
+_MAX_REQUESTED: Final = 2_000
+# After this long without a frame, the device is taken to have sent all it can of what was requested.
+_LULL_S: Final = 0.5
+# Journal entries about files of one run's end; the rest are only counted.
+_MAX_ENTRIES: Final = 1_000
 
 
 class DeviceSilent(Exception):
@@ -60,31 +63,33 @@ class _Parts:
 
 
 class LocalFolders:
-    """Folders on a device: a manifest first where the device can, then only what is new or changed."""
+    """Reads folders on a device: only new or changed files if the device can list them first in a manifest."""
 
     def __init__(self, link: DeviceLink, claimed: claimed_runs.ClaimedRun) -> None:
         self._link, self._claimed = link, claimed
         self._run_id = str(claimed.run_id)
-        self._asked: dict[str, bytes] = {}  # path → content hash, of what was fetched and did not come yet
+        # Files requested and not received: path → content hash.
+        self._requested: dict[str, bytes] = {}
         self._parts: dict[str, _Parts] = {}
         self._parts_chars = 0
         self._arrived = 0
         self._has_manifest = False
         self._sample = preview.SourceSample(claimed.max_sources) if claimed.dry_run else None
-        self._later = (
-            link.frames.later
-        )  # manifests that have to wait, so that not all of a folder is held here
+        # Manifests that wait, so that the list of a large folder is not held in memory.
+        self._later = link.frames.later
 
     async def settled(self, document: SourceDocument) -> None:
-        """The ledger has it: there is nothing else to remember."""
+        """Nothing to do: the ledger knows what was read."""
 
     async def finish(self) -> None:
-        """The same."""
+        """Nothing to do."""
 
     async def batches(self) -> AsyncGenerator[list[SourceDocument], None]:
-        """Documents as they arrive. A batch is acknowledged when all of it was taken, so that a device that sends
-        faster than the model reads has to wait. Raise DeviceOffline when it goes, DeviceSilent when it sleeps,
-        FlowExceeded when it does not wait."""
+        """Documents as they arrive.
+
+        A batch is acknowledged once all of it was taken, so a device that sends faster than the model reads has to
+        wait. Raises DeviceOffline, DeviceSilent, and FlowExceeded if the device does not wait.
+        """
         claimed = self._claimed
         config = AgentRunConfig(
             paths=list(claimed.paths),
@@ -99,15 +104,15 @@ class LocalFolders:
         while True:
             frame = await self._next()
             match frame:
-                case AgentManifest() if self._later or len(self._asked) >= _MAX_REQUESTED:
+                case AgentManifest() if self._later or len(self._requested) >= _MAX_REQUESTED:
                     self._later.put(dump(frame))
                 case AgentManifest():
                     await self._choose(frame)
                 case AgentData():
                     if documents := await self._take(frame.files):
                         yield documents
-                    if self._later and len(self._asked) < _MAX_REQUESTED:
-                        await self._choose_later()
+                    if self._later and len(self._requested) < _MAX_REQUESTED:
+                        await self._choose_from_waiting()
                     if frame.batch is not None:
                         await self._link.notify(AgentAck(run_id=self._run_id, batch=frame.batch))
                 case AgentComplete():
@@ -122,18 +127,18 @@ class LocalFolders:
             except TimeoutError:
                 if not self._later:
                     raise DeviceSilent from None
-                # It cannot read all of what it was asked for, and waits to be asked for more.
-                await self._choose_later()
+                # The device cannot read some of the requested files, and waits for the next request.
+                await self._choose_from_waiting()
                 continue
             if frame is None:
                 raise DeviceOffline
             return frame
 
-    async def _choose_later(self) -> None:
+    async def _choose_from_waiting(self) -> None:
         await self._choose(cast(AgentManifest, parse(self._later.get())))
 
     async def _choose(self, manifest: AgentManifest) -> None:
-        """Answer a manifest with what of it is new or changed."""
+        """Answer a manifest with a request for its new or changed files."""
         files = {file.path: bytes.fromhex(file.sha256) for file in manifest.files}
         keyed = [(self._claimed.source_key(path), content) for path, content in files.items()]
         due = await db.run(ledger.needs_reading, self._claimed, keyed)
@@ -142,21 +147,21 @@ class LocalFolders:
         if self._sample is not None:
             wanted = self._sample.choose(files, due, last=manifest.last)
             files, unchanged = wanted, 0
-        seen = len(files) - len(wanted.keys() & self._asked.keys())
-        self._asked |= wanted
+        seen = len(files) - len(wanted.keys() & self._requested.keys())
+        self._requested |= wanted
         await db.run(claimed_runs.add_counts, self._claimed, seen=seen, done=unchanged, unchanged=unchanged)
         await self._link.notify(AgentFetch(run_id=self._run_id, paths=list(wanted)))
 
     async def _take(self, files: Sequence[AgentFile]) -> list[SourceDocument]:
-        """The documents that a batch completes. The others of its files are entered in the counts or the journal."""
+        """The documents that a batch completes. Unchanged and unusable files go into the counts and the journal."""
         documents: list[SourceDocument] = []
         entries: list[JournalEntry] = []
         seen = 0
         for file in files:
-            asked = file.path in self._asked
+            asked = file.path in self._requested
             problem, text = self._assemble(file)
             if text is None:
-                continue  # not all parts are here
+                continue  # not all parts have arrived
             if self._has_manifest and not asked:
                 problem = "not_asked_for"
             self._arrived += 1
@@ -164,7 +169,7 @@ class LocalFolders:
             raw = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
             if not problem and file.sha256 is not None and file.sha256 != raw.hex():
                 problem = "damaged_on_the_way"
-            content_hash = self._asked.pop(file.path, raw)
+            content_hash = self._requested.pop(file.path, raw)
             if problem:
                 entries.append(JournalEntry(EventKind.SOURCE_FAILED, problem, source=file.path))
                 continue
@@ -172,7 +177,7 @@ class LocalFolders:
             documents.append(SourceDocument(file.name or file.path, file.path, text, key, content_hash))
         unchanged = 0
         if documents and not self._has_manifest:
-            if self._sample is not None:  # it has sent them, due or not
+            if self._sample is not None:  # without a manifest the device sends unchanged files too
                 due = [self._sample.take(1) == 1 for _ in documents]
             else:
                 due = await db.run(
@@ -194,15 +199,15 @@ class LocalFolders:
         return documents
 
     def _assemble(self, file: AgentFile) -> tuple[str, str | None]:
-        """What is wrong with a file, and its whole text once all of its parts are here."""
+        """A problem with a file ("" if none), and its text once all parts have arrived (None before)."""
         if file.part is None or file.parts is None or file.parts == 1:
             return ("too_large", "") if len(file.content) > MAX_DOCUMENT_CHARS else ("", file.content)
         parts = self._parts.setdefault(file.path, _Parts(file.parts))
         if file.parts != parts.parts or not 1 <= file.part <= parts.parts:
             self._drop(file.path)
             return "damaged_on_the_way", ""
-        # The limit is for all unfinished files together: nothing makes a device finish one before it begins another.
-        # Of a file that is beyond it nothing more is kept, and its last part says so.
+        # One limit for all unfinished files, because a device may begin a file before it finishes another. Of a file
+        # that exceeds it nothing more is kept, and the problem is reported with its last part.
         room = self._parts_chars + len(file.content) <= MAX_DOCUMENT_CHARS and -1 not in parts.got
         if not room:
             self._parts_chars -= sum(map(len, parts.got.values()))
@@ -224,9 +229,9 @@ class LocalFolders:
         self._parts_chars -= sum(map(len, self._parts.pop(path).got.values()))
 
     async def _finish(self, complete: AgentComplete) -> None:
-        """What the device could not read, what it was asked for and never sent, and what got lost on the way."""
+        """Count and journal the files that the device could not read, never sent, or that were lost on the way."""
         entries = []
-        known = 0  # counted as seen already, from the manifest
+        known = 0  # already counted as seen when the manifest arrived
         for error in complete.errors:
             if isinstance(error, str):
                 entries.append(JournalEntry(EventKind.SOURCE_FAILED, "unreadable", message=error[:1000]))
@@ -235,12 +240,12 @@ class LocalFolders:
             entries.append(
                 JournalEntry(EventKind.SOURCE_FAILED, "unreadable", source=path[:4096], message=reason[:1000])
             )
-            known += self._asked.pop(path, None) is not None
-        known += len(self._asked)
-        unfinished = [path for path in self._parts if path not in self._asked]
+            known += self._requested.pop(path, None) is not None
+        known += len(self._requested)
+        unfinished = [path for path in self._parts if path not in self._requested]
         entries += [
             JournalEntry(EventKind.SOURCE_FAILED, "never_sent", source=path)
-            for path in [*self._asked, *unfinished]
+            for path in [*self._requested, *unfinished]
         ]
         failed = len(entries)
         if failed > _MAX_ENTRIES:
@@ -249,12 +254,12 @@ class LocalFolders:
             ]
         lost = 0
         if not self._has_manifest:
-            # Nobody acknowledges a batch of protocol 1, so only the device's own count tells of one that was lost.
+            # Batches of protocol 1 are not acknowledged, so only the device's own count reveals a lost one.
             lost = max(0, complete.files_read - self._arrived - len(unfinished))
         if lost:
             entries.append(JournalEntry(EventKind.SOURCE_FAILED, "lost_on_the_way", count=lost))
         unasked = 0
-        while self._later:  # it did not wait to be asked for these
+        while self._later:  # the device did not wait for a request for these
             unasked += len(cast(AgentManifest, parse(self._later.get())).files)
         if unasked:
             entries.append(JournalEntry(EventKind.SOURCE_FAILED, "never_sent", count=unasked))

@@ -1,4 +1,4 @@
-"""Mail and channels as a source of documents. What a message is read with is in `integrations`."""
+"""Mailboxes and channels as a source of documents. Reading them at the provider is in `integrations`."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ _READERS: Final[Mapping[Provider, type[MailboxSync]]] = {
     Provider.OUTLOOK: OutlookSync,
     Provider.TEAMS: TeamsSync,
 }
-_QUEUE_SIZE: Final = 4  # messages that wait here to be handed out
+# Messages read ahead.
+_QUEUE_SIZE: Final = 4
 _SAVE_CURSOR_EVERY_S: Final = 2.0
 _TITLE_CHARS: Final = 200
-# A message that could not be read now, and may be later: the cursor stays before it.
+# The code of a message that may be readable later: the cursor stays before it.
 _TRANSIENT_CODE: Final = "provider_away"
 
-_Arrived = tuple[
-    MailItem | None, str | None
-]  # with the checkpoint behind what came before it; last of all, no item
+# A message with the cursor after the one before it. The last of all has no message.
+_Arrived = tuple[MailItem | None, str | None]
 
 
 class Mailbox:
-    """A run's reading of an account. It needs no device.
+    """Reads an account for one run, without a device.
 
-    The cursor is stored behind what is settled, and nothing else: whatever a run leaves undone, the next one finds.
+    The cursor only moves past messages that are settled, so the next run finds whatever this one leaves undone.
     """
 
     def __init__(self, claimed: claimed_runs.ClaimedRun) -> None:
@@ -58,18 +58,18 @@ class Mailbox:
         self._filters = Filters.parse(claimed.account.filter_config, claimed.zone)
         self._sample = preview.SourceSample(claimed.max_sources) if claimed.dry_run else None
         self._broke: Exception | None = None
-        self._came = 0
-        self._open: dict[bytes, int] = {}  # what is not settled → its number, in the order in which it came
-        self._marks: deque[tuple[int, str]] = (
-            deque()
-        )  # cursors, each with the number up to which all must be settled
+        self._arrived = 0
+        # Unsettled messages: key → number, in the order of arrival.
+        self._open: dict[bytes, int] = {}
+        # Cursors, each with the number of the last message before it.
+        self._marks: deque[tuple[int, str]] = deque()
         self._stored = self._last = claimed.account.cursor
         self._stored_at = time.monotonic()
         self._storing = asyncio.Lock()
 
     async def batches(self) -> AsyncGenerator[list[SourceDocument], None]:
-        """Documents as they arrive, some at a time. What the provider has to say against more of them, `finish` raises:
-        what was read before is not read in vain."""
+        """Documents as they arrive. An error of the provider ends them and is raised by `finish`, so that what was read
+        before is still used."""
         arriving: asyncio.Queue[_Arrived] = asyncio.Queue(_QUEUE_SIZE)
         reading = asyncio.create_task(self._read(arriving), name="mailbox")
         try:
@@ -88,19 +88,19 @@ class Mailbox:
             raise self._broke
 
     async def settled(self, document: SourceDocument) -> None:
-        """What a document gave is committed: the cursor may move behind it."""
+        """A document's records are committed, so the cursor may move past it."""
         self._open.pop(document.key, None)
         if time.monotonic() - self._stored_at >= _SAVE_CURSOR_EVERY_S:
             await self._store()
 
     async def finish(self) -> None:
-        """All that was handed out came to an end, settled or not. Raise what ended the reading before its end:
-        NeedsReauth, ProviderUnavailable or another AdiuvaError."""
+        """Store the cursor, once all documents were processed.
+
+        Raises the error that ended the reading early, if any: NeedsReauth, ProviderUnavailable or another AdiuvaError.
+        """
         await self._store()
         if self._broke is not None:
             raise self._broke
-
-    # Inside
 
     async def _read(self, arriving: asyncio.Queue[_Arrived]) -> None:
         checkpoint = None
@@ -108,18 +108,18 @@ class Mailbox:
             if self._sample is None:
                 checkpoint = await self._pass(arriving, self._account.cursor, self._due)
             else:
-                # What is due; if nothing is, what is there.
+                # New messages; if there are none, any.
                 await self._pass(arriving, None, partial(self._due_in_sample, True))
-                if not self._came and arriving.empty():
+                if not self._arrived and arriving.empty():
                     await self._pass(arriving, None, partial(self._due_in_sample, False))
-        except Exception as error:  # to be raised where the documents are taken, or behind them
+        except Exception as error:  # raised again by `batches` or `finish`
             self._broke = error
         await arriving.put((None, checkpoint))
 
     async def _pass(
         self, arriving: asyncio.Queue[_Arrived], cursor: str | None, due: DueFilter
     ) -> str | None:
-        """Read once; returns the cursor to go on from when all of it is settled."""
+        """Read once through the account. Returns the cursor to continue from once all of it is settled."""
         reader = _reader(self._claimed.user_id, self._account)
         async with aclosing(reader.messages(cursor=cursor, filters=self._filters, due=due)) as items:
             async for item in items:
@@ -151,27 +151,27 @@ class Mailbox:
         return [is_due and self._sample.take(1) == 1 for is_due in due]
 
     async def _take(self, arrived: Sequence[_Arrived]) -> list[SourceDocument]:
-        """The documents; what could not be read goes into the journal, with its reason."""
-        documents, entries, before = [], [], self._came
+        """The documents among the items. Unreadable messages go into the journal, with the reason."""
+        documents, entries, before = [], [], self._arrived
         for item, checkpoint in arrived:
-            self._came += item is not None
+            self._arrived += item is not None
             if checkpoint is not None and checkpoint != self._last:
                 self._last = checkpoint
-                self._marks.append((self._came, checkpoint))
+                self._marks.append((self._arrived, checkpoint))
             if item is None:
                 break
             key = self._claimed.source_key(item.source_id)
             if isinstance(item, Message):
                 documents.append(_document(item, key))
-                self._open[key] = self._came
+                self._open[key] = self._arrived
                 continue
             if item.code == _TRANSIENT_CODE:
-                self._open[key] = self._came
+                self._open[key] = self._arrived
             source = f"message {item.source_id}"
             entries.append(
                 JournalEntry(EventKind.SOURCE_FAILED, item.code, source=source, message=item.reason)
             )
-        if seen := self._came - before:
+        if seen := self._arrived - before:
             failed = len(entries)
             await db.run(
                 claimed_runs.add_counts, self._claimed, seen=seen, done=failed, failed=failed, entries=entries
@@ -179,9 +179,9 @@ class Mailbox:
         return documents
 
     async def _store(self) -> None:
-        """Store the last cursor behind which all is settled."""
+        """Store the last cursor before which everything is settled."""
         self._stored_at = time.monotonic()
-        async with self._storing:  # in their order
+        async with self._storing:  # cursors must be stored in order
             unsettled = next(iter(self._open.values()), None)
             found = self._stored
             while self._marks and (unsettled is None or self._marks[0][0] < unsettled):
@@ -200,9 +200,9 @@ async def sample_messages(
     connection_id: UUID | None = None,
     most: int = 3,
 ) -> list[SourceDocument]:
-    """Some messages that such an agent would read, for a look at what it would find. No run, no ledger, no cursor.
+    """A few messages that an agent with these filters would read, without run, ledger and cursor.
 
-    Raise Invalid (no connection, or several and none named), and what reading can meet.
+    Raises Invalid if there is no connection, or several and none is named, and errors of the provider.
     """
     account = await db.run(_account, user_id, provider, filter_config, connection_id)
     reader = _reader(user_id, account)
@@ -228,7 +228,7 @@ def _reader(user_id: UUID, account: claimed_runs.MailAccount) -> MailboxSync:
         try:
             return await tokens.access_token(account.connection, user_id=user_id, rejected=rejected)
         except NotFound:
-            raise NoConnection from None  # it was disconnected meanwhile
+            raise NoConnection from None  # disconnected since the run was claimed
 
     return _READERS[account.provider](MailboxAccount(account.connection, account.address, token))
 

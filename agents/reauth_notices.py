@@ -1,4 +1,4 @@
-"""What a user is told of an account that has to be connected again."""
+"""Tell users, on their devices, that an account has to be connected again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from integrations.models import Connection, Health
 
 
 async def send_reauth_notice(connection_id: UUID) -> None:
-    """Say it once, on each of the user's devices that is here. If none is, it waits for the first that comes."""
+    """Send the notice once, to each of the user's online devices. If none is, it waits for the first to connect."""
     frame, devices, user_id = await db.run(_notice, connection_id)
     if frame is None or not devices or not await db.run(tokens.claim_notice, connection_id):
         return
@@ -29,7 +29,7 @@ async def _send(user_id: UUID, device: UUID, frame: Error) -> bool:
         async with DeviceLink(user_id, device) as link:
             await link.target()
             await link.notify(frame)
-            return await link.is_current()  # or it went before it heard
+            return await link.is_current()  # otherwise it disconnected before it got the notice
     except (DeviceOffline, OSError, RedisError):
         return False
 

@@ -1,7 +1,7 @@
-"""What a model says it found, checked against the user's tables. The model is an untrusted user.
+"""Check the records that a model proposes against the user's tables. The model is treated as untrusted.
 
-Only inserts, only the tables that were asked for, only known fields of the right type; the review flags are always
-set here. Whatever is wrong with a record is said in words that hold nothing of the document.
+Only inserts into the agent's tables are accepted, with known fields of the right type; the review flags are always set
+here. Reasons for a rejection never quote the document.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from zoneinfo import ZoneInfo
 from adiuva.devices.tables import MAX_TEXT, TABLES, Column, Table, is_value
 
 MAX_TITLE_CHARS: Final = 1_000
-MAX_RECORDS: Final = 500  # a model call
+# Of one model call.
+MAX_RECORDS: Final = 500
 _EARLIEST: Final = dt.datetime(1970, 1, 2, tzinfo=dt.UTC)
 _LATEST: Final = dt.datetime(2200, 1, 1, tzinfo=dt.UTC)
 _NAMESPACE: Final = uuid.UUID("6b0a6f5e-6f63-4b0e-9f0a-3f7f0c6f2b11")
-# A parent goes out before what may name it.
+# A row is sent before the rows that may refer to it.
 _ORDER: Final = {
     name: place for place, name in enumerate(("clients", "projects", "notes", "timelines", "tasks"))
 }
@@ -36,18 +37,18 @@ class Record:
 
     @property
     def identity(self) -> str:
-        """What makes two finds of one source the same thing: its name, and for a date the date."""
+        """Equal for two records of one source that mean the same thing: the name, and for dates the date."""
         name = " ".join(str(self.data[TABLES[self.table].title]).casefold().split())
         return f"{self.table}\n{name}\n{self.data.get('date', '')}"
 
     def key(self, agent_id: uuid.UUID, source: bytes) -> uuid.UUID:
-        """The dedupe key: the same thing found again in the same source has the same key."""
+        """The dedupe key: the same thing found again in the same source gets the same key."""
         return uuid.uuid5(_NAMESPACE, f"{agent_id}\n{source.hex()}\n{self.identity}")
 
 
 @dataclass(frozen=True)
 class RejectedRecord:
-    """A find that cannot be used. `repairable`: the model could do better if it is told."""
+    """A proposed record that cannot be used. `repairable`: the model may mend it if it is told why."""
 
     code: str
     reason: str
@@ -56,7 +57,7 @@ class RejectedRecord:
 
 @dataclass(frozen=True)
 class RecordRules:
-    """What an agent may take out of documents: tables, the user's projects by id, and the zone of bare dates."""
+    """What an agent may propose: its tables, the user's projects (id → name), and the zone of dates without one."""
 
     tables: tuple[str, ...]
     projects: Mapping[str, str]
@@ -73,7 +74,7 @@ class RecordRules:
         }
 
     def check(self, answer: Any) -> tuple[list[Record], list[RejectedRecord]]:
-        """Sort an answer into records (each thing once, parents first) and what cannot be used."""
+        """Sort an answer into records (without duplicates, parents first) and rejected ones."""
         found = answer.get("records") if isinstance(answer, dict) else answer
         if not isinstance(found, list):
             return [], [RejectedRecord("no_records", 'the answer has no list named "records"')]
@@ -136,7 +137,7 @@ class RecordRules:
                 "no_project", "timelines: belongs to no project", repairable=bool(self.projects)
             )
         if table.name == "taskComments":
-            # No task is shown to the model, so whatever it names is made up.
+            # The model knows no tasks, so any that it names is made up.
             raise _UnusableRecord("no_task", "taskComments: belongs to no known task", repairable=False)
         if "clientId" in data or "parentId" in data:
             raise _UnusableRecord("unknown_client", f"{table.name}: no client is known by that id")
@@ -164,7 +165,7 @@ class _UnusableRecord(Exception):
 
 
 def _milliseconds(value: Any, zone: ZoneInfo, where: str) -> int:
-    """An ISO date (its first moment in the user's zone) or date and time, or milliseconds."""
+    """Milliseconds since 1970, from an ISO date (its start in the zone), an ISO date and time, or milliseconds."""
     try:
         if isinstance(value, int) and not isinstance(value, bool):
             when = dt.datetime.fromtimestamp(value / 1000, dt.UTC)
@@ -244,7 +245,7 @@ def _json_type(column: Column) -> dict[str, Any]:
 
 
 def merge_records(answers: Sequence[Sequence[Record]]) -> list[Record]:
-    """The records of several parts of one document, each thing once: what one part cut off, the next may know."""
+    """Merge the records of several parts of a document: what one part cuts off, the next may contain."""
     found: dict[str, Record] = {}
     for records in answers:
         for record in records:

@@ -1,4 +1,4 @@
-"""The agents' REST forms: what comes in is checked here, with a message for each field."""
+"""REST forms of agents and runs: input is checked here, with a message for each field."""
 
 from __future__ import annotations
 

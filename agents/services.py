@@ -1,4 +1,4 @@
-"""What can be done with an agent's configuration. REST and the admin come here."""
+"""Create, change and delete agents, for REST and admin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SPAN: Final = ("from", "to")
 
 
 def get_agent(user_id: UUID, agent_id: UUID) -> Agent:
-    """One of a user's agents. Raise NotFound, for another's as for none."""
+    """One of a user's agents. Raises NotFound, also for another user's agent."""
     agent = Agent.objects.of(user_id).select_related("user").filter(pk=agent_id).first()
     if agent is None:
         raise NotFound("there is no such agent")
@@ -28,19 +28,20 @@ def get_agent(user_id: UUID, agent_id: UUID) -> Agent:
 
 @transaction.atomic
 def create_local(*, user_id: UUID, values: dict[str, Any]) -> Agent:
+    """Create an agent over local folders. Raises Invalid."""
     agent = Agent(user_id=user_id, type=AgentType.LOCAL_DIRECTORY, **values)
-    _check_catch_up(agent)
-    agent.next_run_at = schedules.next_run_at(agent)
-    agent.save()
-    agent.refresh_from_db(fields=["created_at"])
-    return agent
+    return _create(agent)
 
 
 @transaction.atomic
 def create_cloud(*, user_id: UUID, values: dict[str, Any]) -> Agent:
-    """Raise Invalid when there is no connection to read with."""
+    """Create a cloud agent. Raises Invalid if there is no connection to read with."""
     values = values | {"connection": connection_for(user_id, values["type"], values.pop("connection", None))}
     agent = Agent(user_id=user_id, **values)
+    return _create(agent)
+
+
+def _create(agent: Agent) -> Agent:
     _check_catch_up(agent)
     agent.next_run_at = schedules.next_run_at(agent)
     agent.save()
@@ -49,8 +50,10 @@ def create_cloud(*, user_id: UUID, values: dict[str, Any]) -> Agent:
 
 
 def update_cloud(*, agent: Agent, values: dict[str, Any]) -> Agent:
-    """As `change`. With another connection, a run that awaits the old one goes on. Raise Invalid also when the agent
-    would read from another provider, or with a connection that is not there."""
+    """As `update`; a run that waits for the old connection resumes with the new one.
+
+    Raises also Invalid if the provider would change, or the connection does not exist.
+    """
     if values.pop("type", agent.type) != agent.type:
         said = f"This agent reads {AgentType(agent.type).label}: make another one."
         raise Invalid("the provider stays", fields={"provider": [said]})
@@ -64,8 +67,8 @@ def update_cloud(*, agent: Agent, values: dict[str, Any]) -> Agent:
 
 @transaction.atomic
 def update(*, agent: Agent, values: dict[str, Any]) -> Agent:
-    """Change a configuration. A run under way goes on with the old one; one that waits for a device that the agent
-    no longer reads is cancelled. Raise NotFound when the agent is gone."""
+    """Change a configuration. A run in progress keeps the old one; a run that waits for a device that the agent no
+    longer reads is cancelled. Raises NotFound if the agent was deleted."""
     if values.get("device_id", agent.device_id) != agent.device_id:
         for run in agent.runs.filter(state=Run.State.WAITING_DEVICE):
             runs.cancel(run=run)
@@ -81,18 +84,15 @@ def update(*, agent: Agent, values: dict[str, Any]) -> Agent:
     for name, value in values.items():
         setattr(locked, name, value)
     _check_catch_up(locked)
-    if (
-        locked.schedule_cron,
-        locked.timezone,
-        locked.enabled,
-    ) != before:  # else a slot that is due would be lost
+    # Computed anew only after such a change: a slot that is due now would be lost.
+    if (locked.schedule_cron, locked.timezone, locked.enabled) != before:
         locked.next_run_at = schedules.next_run_at(locked)
     locked.save()
     return locked
 
 
 def _check_catch_up(agent: Agent) -> None:
-    """Hours belong to `within`. Raise Invalid; also when two changes at once do not go together."""
+    """Only `within` has hours, and it needs them. Raises Invalid, also if concurrent changes contradict each other."""
     if agent.catch_up != CatchUp.WITHIN:
         agent.catch_up_hours = None
     elif agent.catch_up_hours is None:
@@ -100,13 +100,13 @@ def _check_catch_up(agent: Agent) -> None:
 
 
 def delete(*, agent: Agent) -> None:
-    """The configuration goes, its runs stay. One under way is cancelled. Raise NotFound when it is gone already."""
-    _cancel_live(agent)  # in transactions of its own: who holds a run's row must not wait for the agent's
+    """Delete an agent and cancel its run in progress; its run history stays. Raises NotFound."""
+    _cancel_live(agent)  # in its own transactions: a lock on a run must not wait for the agent's
     with transaction.atomic():
         locked = Agent.objects.select_for_update().filter(pk=agent.pk).first()
         if locked is None:
             raise NotFound("there is no such agent")
-        _cancel_live(locked)  # one that started before we had the agent's lock; now none can
+        _cancel_live(locked)  # a run that started before the agent was locked; from now on none can start
         locked.delete()
 
 
@@ -116,7 +116,7 @@ def _cancel_live(agent: Agent) -> None:
 
 
 def connection_for(user_id: UUID, provider: str, connection_id: UUID | None) -> Connection:
-    """A user's connection to a provider; if none is named, the only one that works. Raise Invalid, with the field."""
+    """A user's connection to a provider; without an id, the only healthy one. Raises Invalid, naming the field."""
     mine, label = Connection.objects.of(user_id), Provider(provider).label
     if connection_id is not None:
         found = mine.filter(pk=connection_id).first()
@@ -139,7 +139,7 @@ def _no_connection(why: str) -> Invalid:
 
 
 def clean_filter_config(given: Any) -> dict[str, Any]:
-    """A filter_config as it is kept: what says something, with channels as labels. Raise Invalid, with the fields."""
+    """A filter_config as it is stored: without empty filters, channels as labels. Raises Invalid, naming the fields."""
     if not isinstance(given, Mapping):
         raise _bad_filter("", "Not an object.")
     span = given.get("date_range") or {}

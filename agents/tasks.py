@@ -1,4 +1,4 @@
-"""Celery tasks: each takes ids and calls one function."""
+"""Celery tasks of agents: each takes ids and calls one function."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from agents.journeys import services as journeys
 
 @shared_task(name="agents.execute")
 def execute(run_id: str) -> None:
-    """One run on one event loop. The run's lease decides whether this worker may have it."""
+    """Execute one run on its own event loop. Claiming it decides whether this worker gets it."""
     asyncio.run(runner.execute(UUID(run_id)))
 
 
 @shared_task(name="agents.deliver")
 def deliver(user_id: str) -> None:
-    """Bring what a user's cloud agents found to the devices that are here."""
+    """Deliver the waiting records of a user's cloud agents to the devices that are online."""
     asyncio.run(delivery.deliver_waiting(UUID(user_id)))
 
 

@@ -1,11 +1,12 @@
-"""Take a run back: delete on the device what it created there, and leave what the user has made their own since.
+"""Undo a run: delete the records it created on devices, except those that the user has changed or uses.
 
-A record is deleted if its row still says what the device said when it was inserted, is not approved, and nothing that
-stays refers to it. Each step is written as soon as the device has answered, so an undo that breaks off says how far it
-came, and goes on from there when it is asked for again. The sources stay read: the next run does not bring back what
-was taken back, unless they or the agent's configuration change.
+A record is deleted if its row is still as the device reported it at the insert, is not approved, and is not referred to
+by anything that stays. Each step is written as soon as the device has answered, so an interrupted undo says how far it
+came, and a later undo continues from there. The ledger is not changed: the next run does not create the records again
+unless a source or the agent's configuration changes.
 
-No device deletes on condition, so what the user does between our look and our delete, some milliseconds, is not seen.
+Devices have no conditional delete, so a change that the user makes in the milliseconds between our read and our delete
+goes unnoticed.
 """
 
 from __future__ import annotations
@@ -45,21 +46,31 @@ Reason = Literal["edited", "approved", "in_use", "gone", "refused", "unknown"]
 State = OutboxRecord.State
 T = TypeVar("T")
 
-_LEASE: Final = dt.timedelta(minutes=5)  # renewed with each step
+# Renewed with each step.
+_LEASE: Final = dt.timedelta(minutes=5)
 _BATCH_SIZE: Final = 500
 _TITLE_CHARS: Final = 200
-# What refers goes before what it refers to.
-_ORDER: Final[Sequence[TableName]] = ("taskComments", "tasks", "notes", "timelines", "projects", "clients")
+# Rows that refer to others are deleted before these.
+_TABLE_ORDER: Final[Sequence[TableName]] = (
+    "taskComments",
+    "tasks",
+    "notes",
+    "timelines",
+    "projects",
+    "clients",
+)
 _REFERRERS: Final[Mapping[str, Sequence[tuple[TableName, str]]]] = {
     "tasks": [("taskComments", "taskId")],
     "projects": [("tasks", "projectId"), ("notes", "projectId"), ("timelines", "projectId")],
     "clients": [("projects", "clientId")],
 }
 
-log = structlog.get_logger("agents.undo")
+log = structlog.get_logger(__name__)
 
 
 class RunNotEnded(Conflict):
+    """The run is still in progress and has to be cancelled first."""
+
     code = "run_is_live"
 
     def __init__(self, run_id: UUID) -> None:
@@ -67,6 +78,8 @@ class RunNotEnded(Conflict):
 
 
 class UndoInProgress(Conflict):
+    """Another undo or a delivery holds the run."""
+
     code = "undo_under_way"
 
     def __init__(self) -> None:
@@ -74,7 +87,7 @@ class UndoInProgress(Conflict):
 
 
 class UndoStopped(AdiuvaError):
-    """The device went, or does not answer. What was deleted until then is told with it."""
+    """The device disconnected or does not answer. The error body says what was deleted until then."""
 
     def __init__(self, cause: AdiuvaError, undone: UndoResult) -> None:
         words = f"{cause.message}; the undo has stopped, and goes on when it is asked for again"
@@ -84,7 +97,7 @@ class UndoStopped(AdiuvaError):
 
 @dataclass(frozen=True)
 class KeptRecord:
-    """A record that was not deleted. `id` is None where the device never said it."""
+    """A record that was not deleted. `id` is None if the device never reported it."""
 
     table: str
     id: str | None
@@ -94,7 +107,7 @@ class KeptRecord:
 
 @dataclass(frozen=True)
 class UndoResult:
-    """What has become of a run's records, by this undo and those before it."""
+    """What became of a run's records, in this undo and earlier ones."""
 
     deleted: int
     never_sent: int
@@ -110,13 +123,13 @@ class _ClaimedUndo:
     lease: Lease[Run]
     run_id: UUID
     user_id: UUID
-    device: UUID | None  # the run's own; None: it is not known any more
+    device: UUID | None  # the run's device; None if it was deleted
     cipher: UserCipher = field(repr=False)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A record that the device has taken."""
+    """A record that the device has inserted."""
 
     key: UUID
     table: TableName
@@ -125,7 +138,10 @@ class _Row:
 
 
 async def undo(*, run: Run) -> UndoResult:
-    """Undo a run that has ended. Raise RunNotOver, UndoUnderWay, DeviceOffline when nothing was done, UndoStopped."""
+    """Undo a run that has ended.
+
+    Raises RunNotEnded, UndoInProgress, DeviceOffline if nothing was done, UndoStopped if only a part was.
+    """
     async with AsyncExitStack() as stack:
         links: dict[UUID, DeviceLink] = {}
         for device in await db.run(_devices, run):
@@ -137,9 +153,9 @@ async def undo(*, run: Run) -> UndoResult:
         try:
             for device, link in links.items():
                 await work.resolve(device, link)
-            for table in _ORDER:
+            for table in _TABLE_ORDER:
                 for device, link in links.items():
-                    await work.take_back(device, link, table)
+                    await work.delete_records(device, link, table)
         except AdiuvaError as error:
             stopped = error
         undone = await db.run(_finish, claimed, work.kept, work.deleted, stopped)
@@ -149,7 +165,7 @@ async def undo(*, run: Run) -> UndoResult:
 
 
 class _Undo:
-    """One undo while it goes on."""
+    """One undo in progress."""
 
     def __init__(self, claimed: _ClaimedUndo) -> None:
         self.claimed = claimed
@@ -158,8 +174,8 @@ class _Undo:
         self._parents: set[str] | None = None
 
     async def resolve(self, device: UUID, link: DeviceLink) -> None:
-        """What is still in line goes no more. What the device may have without our knowing is asked for: to insert it
-        again, as the same call, gives the row that is there."""
+        """Withhold records that are still waiting, and find out about those that the device may have: inserting one
+        again, with the same call id, returns the row that is there."""
         target = await link.target()
         left = await db.run(_hold_back, self.claimed, device, dedupes=target.can("dedupe"))
         for part in _parts(left, _BATCH_SIZE):
@@ -167,11 +183,11 @@ class _Undo:
             await db.run(_settle, self.claimed, outcomes)
             _stop_at_failure(list(outcomes.values()))
 
-    async def take_back(self, device: UUID, link: DeviceLink, table: TableName) -> None:
+    async def delete_records(self, device: UUID, link: DeviceLink, table: TableName) -> None:
         for rows in _parts(await db.run(_created, self.claimed, device, table), MAX_BATCH):
-            await self._some(link, table, rows)
+            await self._delete_rows(link, table, rows)
 
-    async def _some(self, link: DeviceLink, table: TableName, rows: Sequence[_Row]) -> None:
+    async def _delete_rows(self, link: DeviceLink, table: TableName, rows: Sequence[_Row]) -> None:
         found = await link.send_calls([new_call("get", table, data={"id": row.id}) for row in rows])
         _stop_at_failure(found)
         going: list[_Row] = []
@@ -190,7 +206,8 @@ class _Undo:
             if row.id in used:
                 self._keep(row, "in_use", titles)
         going = [row for row in going if row.id not in used]
-        # The same call each time: a delete whose answer was lost is told apart from a row that somebody else deleted.
+        # The call id is the same each time, so that a delete whose answer was lost can be told apart from a row that
+        # somebody else deleted.
         calls = [
             new_call("delete", table, data={"id": row.id}, call_id=str(uuid5(row.key, "undo")))
             for row in going
@@ -206,7 +223,7 @@ class _Undo:
                 case ToolResultBody():
                     self._keep(row, "refused", titles)
                 case DeviceOffline():
-                    pass  # nothing has happened to it
+                    pass  # nothing happened to the row
                 case _:
                     self._keep(row, "unknown", titles)
         self.deleted += len(deleted)
@@ -214,7 +231,7 @@ class _Undo:
         _stop_at_failure(answers)
 
     def _reason(self, row: _Row, answer: ToolResultBody) -> Reason | None:
-        """Why a row stays. One that is gone is deleted all the same, to learn whether it was us."""
+        """Why a row stays, or None. A row that is gone is deleted all the same, to learn whether we deleted it."""
         if answer.error is not None:
             return "refused"
         if answer.row is None:
@@ -226,7 +243,7 @@ class _Undo:
         return None if outbox.row_hash(self.claimed.cipher, row.table, answer.row) == row.hash else "edited"
 
     async def _in_use(self, link: DeviceLink, table: TableName, ids: Sequence[str]) -> set[str]:
-        """Of these rows, those that others refer to. What cannot be found out counts as such."""
+        """Those of these rows that others refer to, or for which that cannot be found out."""
         asked = []
         for row_id in ids:
             for other, column in _REFERRERS.get(table, ()):
@@ -246,7 +263,7 @@ class _Undo:
         return used
 
     async def _with_children(self, link: DeviceLink, ids: Sequence[str]) -> set[str]:
-        """Clients that are the parents of others: no filter finds those, so all are asked for, once."""
+        """Clients that are parents of others. No filter finds them, so all clients are read, once."""
         if self._parents is None:
             answer = await link.call(new_call("select", "clients", filters={}))
             if answer.rows is None:
@@ -263,7 +280,7 @@ async def _mark_sent(keys: list[UUID]) -> None:
 
 
 def _stop_at_failure(outcomes: Sequence[ToolResultBody | AdiuvaError]) -> None:
-    """A device that went or is silent is asked for nothing more."""
+    """Raises the first failure: a device that disconnected or is silent is asked for nothing more."""
     for outcome in outcomes:
         if isinstance(outcome, AdiuvaError):
             raise outcome
@@ -287,7 +304,7 @@ def _records(claimed: _ClaimedUndo) -> OutboxQuerySet:
 
 
 def _on(claimed: _ClaimedUndo, device: UUID) -> OutboxQuerySet:
-    """The records of one device; with them, if it is the run's own, those whose device is not known any more."""
+    """A device's records; for the run's device, also those whose device was deleted."""
     return _records(claimed).filter(
         Q(device=device) | (Q(device=None) if device == claimed.device else Q(pk__in=[]))
     )
@@ -298,7 +315,7 @@ def _own_device(run: Run) -> UUID | None:
 
 
 def _devices(run: Run) -> list[UUID]:
-    """Which devices an undo needs. Raise DeviceOffline when one of them is not known any more."""
+    """The devices that an undo needs. Raises RunNotEnded, and DeviceOffline if one of them was deleted."""
     if run.is_live:
         raise RunNotEnded(run.pk)
     concerned = OutboxRecord.objects.filter(user_id=run.user_id, source_run=run.pk).exclude(
@@ -316,7 +333,7 @@ def _devices(run: Run) -> list[UUID]:
 
 @transaction.atomic
 def _begin(run_id: UUID) -> _ClaimedUndo:
-    """Claim the undo of a run. Raise RunNotOver, UndoUnderWay, NotFound when the run is gone with its user."""
+    """Claim a run for its undo. Raises RunNotEnded, UndoInProgress, and NotFound if it was deleted with its user."""
     found = leases.claim(Run.objects.exclude(state__in=Run.LIVE).filter(pk=run_id), _LEASE, skip_locked=False)
     if not found:
         run = Run.objects.filter(pk=run_id).first()
@@ -342,8 +359,11 @@ def _held(claimed: _ClaimedUndo) -> Run:
 
 @transaction.atomic
 def _hold_back(claimed: _ClaimedUndo, device: UUID, *, dedupes: bool) -> list[PendingRecord]:
-    """Take a run's records out of the line, so that no later run delivers them. Returns those that a device that
-    dedupes is to be asked for; with another, what was not sent is done with, and the rest stays uncertain."""
+    """Withhold a run's waiting records, so that no later run delivers them.
+
+    For a device that can dedupe, returns those that it may have. For another, records that were never sent are undone,
+    and the rest stays uncertain.
+    """
     _held(claimed)
     left = _on(claimed, device)
     if not dedupes:
@@ -369,7 +389,7 @@ def _settle(claimed: _ClaimedUndo, outcomes: Mapping[UUID, ToolResultBody | Adiu
 
 
 def _created(claimed: _ClaimedUndo, device: UUID, table: str) -> list[_Row]:
-    """What of a table the device has taken from the run, the latest first."""
+    """The run's rows in a table of the device, the latest first."""
     rows = _on(claimed, device).filter(state=State.DELIVERED, table=table, row_id_sealed__isnull=False)
     return [
         _Row(
@@ -394,7 +414,7 @@ def _enter_deleted(claimed: _ClaimedUndo, keys: Sequence[UUID]) -> None:
 def _finish(
     claimed: _ClaimedUndo, kept: Sequence[KeptRecord], deleted: int, stopped: AdiuvaError | None
 ) -> UndoResult:
-    """Write how an undo ended, and sum up what has become of the run's records."""
+    """Write how the undo ended, and sum up what became of the run's records."""
     run = _held(claimed)
     unsure = [
         KeptRecord(row.table, None, _sealed_title(claimed, row), "unknown")

@@ -1,4 +1,4 @@
-"""Agents and runs over REST. Every query starts from the request's user."""
+"""REST views of agents, runs and journeys. Every query starts from the request's user."""
 
 from __future__ import annotations
 
@@ -331,14 +331,14 @@ class JourneyMessageView(GenericAPIView[Any]):
 
 
 def _run_context(page: Sequence[Run]) -> dict[str, Any]:
-    """What a page of runs shows beside their rows, in a query or two."""
+    """What serializers of runs show beside their rows, in a query or two."""
     return {"problems": journal.problems_of(page), "left": outbox.count_outstanding([run.pk for run in page])}
 
 
 def _whole_number(
     request: Request, name: str, *, default: int, least: int = 0, most: int = 10**18 - 1
 ) -> int:
-    """A whole number of the query. Raise Invalid."""
+    """A whole number from the query string. Raises Invalid."""
     raw = request.query_params.get(name) or str(default)
     if not (raw.isascii() and raw.isdigit() and len(raw) < 19 and least <= int(raw) <= most):
         range_ = f" from {least} to {most}" if least else ""

@@ -74,8 +74,10 @@ class SampleRequest:
 
 
 async def collect(request: SampleRequest) -> DocumentSample:
-    """Up to MOST documents that the configuration would read. Raise NothingAtHand, DeviceOffline, DeviceSilent or
-    FlowExceeded. The caller sets the time."""
+    """Up to MAX_DOCUMENTS documents that the configuration would read. The caller limits the time.
+
+    Raises NothingToSample, DeviceOffline, DeviceSilent, FlowExceeded, and errors of mail providers.
+    """
     if request.agent_type == AgentType.LOCAL_DIRECTORY:
         return await _from_folders(request)
     return await _from_mailbox(request)

@@ -1,4 +1,4 @@
-"""REST forms of journeys: what comes in is checked here, with a message for each field."""
+"""REST forms of journeys."""
 
 from __future__ import annotations
 
