@@ -377,7 +377,7 @@ async def test_an_asker_who_goes_while_the_turn_begins_leaves_a_turn_that_runs(
     turn = await registry().find(request.key)
     assert turn is not None
     await turn.ended.wait()
-    assert (turn.finish, turn.speech.text) == ("stop", "ok")
+    assert (turn.finish, turn.output.text) == ("stop", "ok")
 
 
 async def test_a_user_has_so_many_turns_at_once_and_no_more(model: Provider, person: Person) -> None:
