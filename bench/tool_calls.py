@@ -134,7 +134,7 @@ async def ours() -> float:
     peer = Peer(Registered.as_asgi())
     await peer.ready()
     async with DeviceLink(uuid4(), pk) as link:
-        link._target = Target(pk, "bench", 1, "", 2, frozenset({"dedupe", "batch"}))
+        link.current_target = Target(pk, "bench", 1, "", 2, frozenset({"dedupe", "batch"}))
         found = await rate(lambda: link.call(new_call("get", "tasks", data={"id": "1"})))
     await peer.end()
     return found

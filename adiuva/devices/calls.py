@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import TypedDict, Unpack
+from typing import Final, TypedDict, Unpack
 
 from django.conf import settings
 
@@ -19,6 +19,9 @@ from adiuva.devices.protocol import (
     ToolCall,
     ToolCallBody,
 )
+
+# How often a call is sent before its outcome is unknown.
+MAX_ATTEMPTS: Final = 3
 
 
 class CallFields(TypedDict, total=False):

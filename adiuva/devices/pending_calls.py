@@ -1,0 +1,102 @@
+"""Calls that were sent to a device and wait for their answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from django.conf import settings
+
+from adiuva.devices.protocol import ToolResultBody
+
+
+class NotSent(Exception):
+    """Nobody listens on the device's last known channel, or its connection was closing."""
+
+
+class ConnectionGone(Exception):
+    """The connection, or the channel layer between us and it, was lost while an answer was pending."""
+
+
+class NoAnswer(Exception):
+    """The device did not answer in time."""
+
+
+@dataclass(slots=True)
+class _PendingCall:
+    """`due` is on the loop's clock; `epoch` is that of the connection that the call was sent over."""
+
+    future: asyncio.Future[ToolResultBody]
+    due: float
+    epoch: int
+
+
+class PendingCalls:
+    """The pending calls of one link, in the order in which they fall due."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, _PendingCall] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, call_id: str, epoch: int) -> asyncio.Future[ToolResultBody]:
+        """Register a call before it is sent. The future fails with NoAnswer if the answer takes too long.
+
+        Raises ValueError if a call with this id is pending.
+        """
+        if call_id in self._calls:
+            raise ValueError("a call with this id is in flight")
+        future: asyncio.Future[ToolResultBody] = self._loop.create_future()
+        # All calls have the same time to answer, so they fall due in order and one timer serves them all.
+        due = self._loop.time() + settings.SOCKET["tool_answer_timeout_s"]
+        self._calls[call_id] = _PendingCall(future, due, epoch)
+        if self._timer is None:
+            self._timer = self._loop.call_at(due, self._expire)
+        return future
+
+    def _expire(self) -> None:
+        now, self._timer = self._loop.time(), None
+        for call in self._calls.values():
+            if call.due > now:
+                self._timer = self._loop.call_at(call.due, self._expire)
+                break
+            if not call.future.done():
+                call.future.set_exception(NoAnswer())
+
+    def remove(self, call_id: str) -> None:
+        """Forget a call; its future is cancelled unless it is done."""
+        if (call := self._calls.pop(call_id, None)) is not None:
+            call.future.cancel()
+
+    def resolve(self, result: ToolResultBody) -> None:
+        """Hand an answer to its call. Does nothing if the call is no longer pending."""
+        call = self._calls.get(result.id)
+        if call is not None and not call.future.done():
+            call.future.set_result(result)
+
+    def fail_unsent(self, call_ids: Iterable[str]) -> None:
+        """Fail calls that never left with NotSent."""
+        for call_id in call_ids:
+            if (call := self._calls.get(call_id)) is not None and not call.future.done():
+                call.future.set_exception(NotSent())
+
+    def fail(self, reason: type[Exception], *, epoch: int | None = None) -> None:
+        """Fail the calls that were sent over the connection `epoch`; without it, all of them."""
+        for call in self._calls.values():
+            if epoch in (None, call.epoch) and not call.future.done():
+                call.future.set_exception(reason())
+
+    def close(self) -> None:
+        """Fail what is still pending, and stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.fail(NoAnswer)
+
+
+async def outcome_of(future: asyncio.Future[ToolResultBody]) -> ToolResultBody | Exception:
+    """Wait for an answer; returns it, or the reason why there is none."""
+    try:
+        return await future
+    except (NotSent, ConnectionGone, NoAnswer) as error:
+        return error
