@@ -165,7 +165,7 @@ class ChatHandler:
         except Exception as error:
             told = as_client_error(error)
             if refusal is not None:
-                await self.hear(ref, refusal(told.code))
+                await self.send_frames(ref, refusal(told.code))
             else:
                 await self.device.send_frame(Error(code=told.code, message=told.message, ref=ref))
         finally:
@@ -186,11 +186,13 @@ class ChatHandler:
         """End a request that could not be read, for a protocol 1 client: it knows no error frames and would wait."""
         if self.device.pk is not None and self.device.protocol < 2 and bad.kind in _REQUEST_TYPES:
             key = bad.ref or uuid.uuid4().hex
-            await self.hear(key, refusal_frames(key, bad.code, floating=bad.kind == "floating_request"))
+            await self.send_frames(
+                key, refusal_frames(key, bad.code, floating=bad.kind == "floating_request")
+            )
 
     # Frames to the client
 
-    async def hear(self, request_id: str, frames: Sequence[StreamFrame]) -> bool:
+    async def send_frames(self, request_id: str, frames: Sequence[StreamFrame]) -> bool:
         """Send a turn's frames. Returns False if the client is gone."""
         for each in frames:
             if self.device.protocol >= 2:

@@ -44,7 +44,7 @@ async def _follow(turns: TurnRegistry, user_id: uuid.UUID, message: Message) -> 
     turn = await turns.find((user_id, message["request"]))
     if turn is None:
         await get_channel_layer().send(listener.channel, stream_over_message(message["request"]))
-    elif not turn.stream.has(listener) or message["anew"]:
+    elif not turn.stream.is_followed_by(listener) or message["anew"]:
         turn.stream.follow(listener, message["after"])
 
 

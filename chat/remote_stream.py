@@ -129,17 +129,17 @@ class RemoteStream:
             for text in texts:
                 if self._ended:
                     break
-                frame = StreamFrame.read(text)
+                frame = StreamFrame.from_text(text)
                 if not self._is_next(frame):
                     continue
                 frames.append(frame)
-                if frame.ends:
+                if frame.is_end:
                     self.stop()
             if frames:
-                await self._listener.hear(self._request_id, frames)
+                await self._listener.send_frames(self._request_id, frames)
 
     def _is_next(self, frame: StreamFrame) -> bool:
-        if frame.asks:
+        if frame.is_approval_request:
             return True
         if frame.seq is None:
             is_new = self.after < 0 and frame.kind not in self._passed_on
@@ -150,7 +150,7 @@ class RemoteStream:
             return False
         is_new = frame.seq > self.after
         self.after = max(self.after, frame.seq)
-        return is_new or frame.ends
+        return is_new or frame.is_end
 
     def interrupted(self) -> None:
         """Frames may have been lost: ask the owner to send again."""

@@ -39,11 +39,11 @@ class StreamFrame:
         self._frame, self._text, self.kind, self.seq = frame, text, kind, seq
 
     @classmethod
-    def of(cls, frame: Sent) -> Self:
+    def from_frame(cls, frame: Sent) -> Self:
         return cls(frame, "", frame.type, getattr(frame, "seq", None))  # type: ignore[attr-defined]  # all frames of a stream have a type
 
     @classmethod
-    def read(cls, text: str) -> Self:
+    def from_text(cls, text: str) -> Self:
         """A frame of ours, read back from the log or from another process."""
         found = orjson.loads(text)
         return cls(None, text, found["type"], found.get("seq"))
@@ -62,11 +62,11 @@ class StreamFrame:
         return self._frame
 
     @property
-    def asks(self) -> bool:
+    def is_approval_request(self) -> bool:
         return self.kind == "approval_request"
 
     @property
-    def ends(self) -> bool:
+    def is_end(self) -> bool:
         return self.kind == "stream_end"
 
 
@@ -78,7 +78,7 @@ class Listener(Protocol):
         """Where another process that runs the turn sends its frames."""
         ...
 
-    async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
+    async def send_frames(self, request_id: str, frames: Sequence[StreamFrame]) -> bool:
         """Pass frames on, in order. Returns False if the client is gone."""
         ...
 
@@ -120,7 +120,7 @@ class Stream:
 
     def is_over(self, entry: StreamFrame) -> bool:
         """Whether a frame asks for an approval that has been decided."""
-        return entry.asks and entry not in self.open.values()
+        return entry.is_approval_request and entry not in self.open.values()
 
     def end(self, frame: StreamEnd) -> None:
         """Add the last frame, with the next seq."""
@@ -133,7 +133,7 @@ class Stream:
         return self.seq
 
     def _add(self, frame: Sent) -> StreamFrame:
-        return self._enter(StreamFrame.of(frame))
+        return self._enter(StreamFrame.from_frame(frame))
 
     def _enter(self, entry: StreamFrame) -> StreamFrame:
         self.entries.append(entry)
@@ -155,14 +155,14 @@ class Stream:
             older.stop()
         self._followers[listener] = _Follower(self, listener, position, again)
 
-    def has(self, listener: Listener) -> bool:
+    def is_followed_by(self, listener: Listener) -> bool:
         return listener in self._followers
 
-    def leave(self, listener: Listener) -> None:
+    def unfollow(self, listener: Listener) -> None:
         if (follower := self._followers.pop(listener, None)) is not None:
             follower.stop()
 
-    async def heard(self) -> None:
+    async def wait_until_sent(self) -> None:
         """Wait until all listeners have got the end, or are gone."""
         if tasks := [follower.task for follower in self._followers.values()]:
             await asyncio.wait(tasks)
@@ -238,7 +238,7 @@ class _Follower:
 
     async def _pass_on(self) -> None:
         stream = self._stream
-        if self._first and not await self._listener.hear(stream.request_id, self._first):
+        if self._first and not await self._listener.send_frames(stream.request_id, self._first):
             return
         while True:
             while self._position < len(stream.entries):
@@ -246,7 +246,7 @@ class _Follower:
                 self._position += len(entries)
                 if stream.asked:  # do not repeat approvals that have been decided
                     entries = [entry for entry in entries if not stream.is_over(entry)]
-                if entries and not await self._listener.hear(stream.request_id, entries):
+                if entries and not await self._listener.send_frames(stream.request_id, entries):
                     return
             if stream.ended:
                 return

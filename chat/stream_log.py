@@ -71,13 +71,13 @@ class StreamRecording:
         self.tries = 0
         self._written = self._frames = self._mutations = self._parts = 0
 
-    def part(self) -> LogPart | None:
+    def next_part(self) -> LogPart | None:
         """What is not in the log yet; None if there is nothing."""
         new = self.stream.entries[self._written :]
         changed = () if self.stream.ended else self._changes()[self._mutations :]
         if not new and not changed:
             return None
-        frames = [entry.text for entry in new if not entry.asks]
+        frames = [entry.text for entry in new if not entry.is_approval_request]
         body: dict[str, Any] = {"frames": frames}
         if not self._written:
             body["head"] = self.head
@@ -88,7 +88,7 @@ class StreamRecording:
             sealed, self._written + len(new), self._frames + len(frames), self._mutations + len(changed)
         )
 
-    def wrote(self, part: LogPart, parts: int) -> None:
+    def mark_written(self, part: LogPart, parts: int) -> None:
         """Note that a part was written and that the log has `parts` parts now. If older ones are gone, start again."""
         if parts <= self._parts:
             self.start_again()
@@ -138,7 +138,7 @@ class StreamLogWriter:
             await self._write()
 
     async def _write(self) -> None:
-        parts = [(recording, part) for recording in self._recordings if (part := recording.part())]
+        parts = [(recording, part) for recording in self._recordings if (part := recording.next_part())]
         try:
             if parts:
                 async with async_redis("chat").pipeline(transaction=False) as pipeline:
@@ -153,7 +153,7 @@ class StreamLogWriter:
                 self._count_try(recording)
             return
         for place, (recording, part) in enumerate(parts):
-            recording.wrote(part, parts=answers[2 * place])
+            recording.mark_written(part, parts=answers[2 * place])
         for recording in [recording for recording in self._recordings if recording.is_whole]:
             self._recordings.discard(recording)
             recording.saved()

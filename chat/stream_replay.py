@@ -63,8 +63,8 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
     its process, and is ended. Raises StreamExpired if the log is gone."""
     cipher = await db.run(cipher_for, row.user_id)
     kept = await _read(row, cipher)
-    entries = [StreamFrame.read(text) for text in kept.frames] if kept else []
-    end = entries.pop() if entries and entries[-1].ends else None
+    entries = [StreamFrame.from_text(text) for text in kept.frames] if kept else []
+    end = entries.pop() if entries and entries[-1].is_end else None
     code = (getattr(end.frame, "code", None) if end else row.code) or "turn_lost"
     if row.state == Turn.State.RUNNING:
         if not await db.run(turn_rows.mark_lost, turn=row, code=code):
@@ -76,7 +76,7 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
         raise StreamExpired
     if end is None:
         last = max((entry.seq for entry in entries if entry.seq is not None), default=-1)
-        end = StreamFrame.of(
+        end = StreamFrame.from_frame(
             fit_into_frame(
                 StreamEnd(
                     request_id=row.request_id,
@@ -95,7 +95,7 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
             frame=end.text,
         )
     missed = [entry for entry in entries if (after < 0 if entry.seq is None else entry.seq > after)]
-    await listener.hear(row.request_id, [*missed, _put_after(after, end)])
+    await listener.send_frames(row.request_id, [*missed, _put_after(after, end)])
 
 
 def _put_after(after: int, end: StreamFrame) -> StreamFrame:
@@ -103,7 +103,7 @@ def _put_after(after: int, end: StreamFrame) -> StreamFrame:
     frame = end.frame
     if not isinstance(frame, StreamEnd) or frame.finish != "error" or end.seq is None or end.seq > after:
         return end
-    return StreamFrame.of(frame.model_copy(update={"seq": min(after + 1, INT64_MAX)}))
+    return StreamFrame.from_frame(frame.model_copy(update={"seq": min(after + 1, INT64_MAX)}))
 
 
 async def ensure_same_request(request: ChatRequest, row: Turn) -> None:
@@ -146,7 +146,7 @@ async def _read(row: Turn, cipher: UserCipher) -> stream_log.LoggedStream | None
 
 def _continue_without_conversation(row: Turn, kept: stream_log.LoggedStream, message: str) -> ChatRequest:
     head = kept.head
-    frames = [StreamFrame.read(text).frame for text in kept.frames]
+    frames = [StreamFrame.from_text(text).frame for text in kept.frames]
     answer = "".join(frame.chunk for frame in frames if isinstance(frame, StreamText))
     before = [HistoryMessage.model_validate(said) for said in head["history"]]
     return ChatRequest(

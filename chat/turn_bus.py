@@ -80,7 +80,7 @@ class ChannelListener:
 
     channel: str
 
-    async def hear(self, request_id: str, frames: Sequence[StreamFrame]) -> bool:
+    async def send_frames(self, request_id: str, frames: Sequence[StreamFrame]) -> bool:
         message = {"type": "stream", "request": request_id, "texts": [frame.text for frame in frames]}
         for _ in range(_SEND_ATTEMPTS):
             try:

@@ -88,7 +88,9 @@ class TurnRegistry:
                 turn.stream.follow(listener)
         except Exception as error:
             after = FROM_START if remote is None else remote.after
-            await listener.hear(request.request_id, refusal_of(request, as_client_error(error).code, after))
+            await listener.send_frames(
+                request.request_id, refusal_of(request, as_client_error(error).code, after)
+            )
 
     async def resume(self, user_id: uuid.UUID, request_id: str, after: int, listener: Listener) -> None:
         """Send a listener the frames after seq `after` and those that follow; returns as `open` does.
@@ -241,7 +243,7 @@ class TurnRegistry:
         """Stop sending to a listener that is gone."""
         for (turn_user, _), turn in self._turns.items():
             if turn_user == user_id:
-                turn.stream.leave(listener)
+                turn.stream.unfollow(listener)
 
     # The end of the process
 
@@ -256,7 +258,7 @@ class TurnRegistry:
                     await next(iter(self._starting.values())).wait()
                 for turn in list(self._turns.values()):
                     await turn.ended.wait()
-                    await turn.stream.heard()
+                    await turn.stream.wait_until_sent()
                 await stream_log.log_writer().flush()
         except TimeoutError:
             log.warning("turn_registry.stop_timed_out", turns=len(self._turns))

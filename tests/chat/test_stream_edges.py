@@ -250,13 +250,13 @@ async def test_what_a_turn_changed_reads_back_once_however_it_was_written(person
     async with Redis.from_url(settings.REDIS_URL) as redis:
 
         async def write(fate: str) -> None:
-            part = recording.part()
+            part = recording.next_part()
             assert part is not None
             parts = await redis.rpush(recording.key, part.sealed)
             if fate == "answer lost":
-                recording.begin_anew()
+                recording.start_again()
             else:
-                recording.wrote(part, parts=parts)
+                recording.mark_written(part, parts=parts)
             kept = await stream_log.read(user_id=person.id, request_id="a request", cipher=cipher)
             if fate != "forgotten":
                 assert kept is not None

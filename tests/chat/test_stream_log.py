@@ -93,13 +93,13 @@ async def test_what_was_written_twice_in_part_or_anew_reads_back_in_order(
     async with Redis.from_url(settings.REDIS_URL) as redis:
 
         async def write(fate: str) -> None:
-            if (part := recording.part()) is None or fate in {"not sent", "none"}:
+            if (part := recording.next_part()) is None or fate in {"not sent", "none"}:
                 return
             parts = await redis.rpush(key, part.sealed)
             if fate == "answer lost":
-                recording.begin_anew()
+                recording.start_again()
             else:
-                recording.wrote(part, parts=parts)
+                recording.mark_written(part, parts=parts)
 
         turn.stream.start(None)
         for place, (frames, asks, fate) in enumerate(steps):
@@ -225,7 +225,7 @@ async def test_a_part_that_was_moved_to_another_users_or_requests_log_does_not_o
     )
     mine.stream.start(None)
     mine.stream.write("mine")
-    part = mine.recording.part()
+    part = mine.recording.next_part()
     assert part is not None
     for target in (mine.recording, moved, other.recording):
         await redis.rpush(target.key, part.sealed)

@@ -332,7 +332,7 @@ class Ear:
     def __init__(self) -> None:
         self.heard: list[StreamFrame] = []
 
-    async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
+    async def send_frames(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
         self.heard += entries
         return True
 

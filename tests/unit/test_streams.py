@@ -38,7 +38,7 @@ class Ear:
         for _ in range(frames):
             self._room.release()
 
-    async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
+    async def send_frames(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
         for entry in entries:
             await self._room.acquire()
             if self.gone:
@@ -167,14 +167,14 @@ class Streams(RuleBasedStateMachine):
         def leave() -> None:
             ear.gone = gone
             if not gone:
-                self.stream.leave(ear)
+                self.stream.unfollow(ear)
             ear.let(1000)
 
         self.run(leave)
         if gone and not self.stream.ended:
             self.add(lambda: self.stream.write("is anybody there?"))
         assert len(ear.heard) == heard
-        assert not self.stream.has(ear)
+        assert not self.stream.is_followed_by(ear)
 
     @invariant()
     def each_has_heard_the_beginning_of_what_it_is_due(self) -> None:
@@ -200,7 +200,7 @@ class Streams(RuleBasedStateMachine):
             assert frames(ear.heard) == frames(due)
             asked = {entry.frame.id for entry in ear.heard if isinstance(entry.frame, ApprovalRequest)}
             assert asked >= set(self.stream.open)
-            assert self.stream.has(ear) is not self.stream.ended
+            assert self.stream.is_followed_by(ear) is not self.stream.ended
 
 
 TestStreams = Streams.TestCase
@@ -215,8 +215,8 @@ class Full(Ear):
         self.done = asyncio.Event()
         self.until = until
 
-    async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
-        there = await super().hear(request_id, entries)
+    async def send_frames(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
+        there = await super().send_frames(request_id, entries)
         if len(self.heard) == self.until:
             self.done.set()
         return there
@@ -236,12 +236,12 @@ async def test_a_listener_that_never_takes_anything_delays_nobody() -> None:
     assert "".join(
         entry.frame.chunk for entry in quick.heard if isinstance(entry.frame, StreamText)
     ) == "".join(map(str, range(5000)))
-    stream.leave(stuck)
+    stream.unfollow(stuck)
 
 
 async def test_a_listener_that_fails_is_forgotten_and_the_others_hear_on() -> None:
     class Broken(Ear):
-        async def hear(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
+        async def send_frames(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
             raise LookupError
 
     stream = Stream("r")
@@ -252,10 +252,10 @@ async def test_a_listener_that_fails_is_forgotten_and_the_others_hear_on() -> No
     stream.start(None)
     with pytest.raises(LookupError):
         await task
-    assert not stream.has(broken)
+    assert not stream.is_followed_by(broken)
     stream.write("on")
     await other.done.wait()
-    stream.leave(other)
+    stream.unfollow(other)
 
 
 async def test_an_end_is_told_to_whoever_asks_even_after_it() -> None:
@@ -282,8 +282,8 @@ async def test_a_question_that_was_answered_is_not_asked_of_who_comes_later() ->
     await resumed.done.wait()
     assert [entry.frame.type for entry in late.heard] == ["stream_start", "approval_request", "stream_text"]
     assert [entry.frame.id for entry in resumed.heard if isinstance(entry.frame, ApprovalRequest)] == ["2"]
-    stream.leave(late)
-    stream.leave(resumed)
+    stream.unfollow(late)
+    stream.unfollow(resumed)
 
 
 async def test_a_chunk_is_written_as_its_frame_would_be() -> None:
