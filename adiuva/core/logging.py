@@ -12,10 +12,12 @@ from itertools import islice
 from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import structlog
-from django.http import HttpRequest, HttpResponse
+
+if TYPE_CHECKING:  # the headless device logs too, and imports no Django
+    from django.http import HttpRequest, HttpResponse
 
 log = structlog.get_logger("adiuva")
 

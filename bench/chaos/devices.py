@@ -14,7 +14,7 @@ from typing import Final
 
 import aiohttp
 
-from adiuva.devices.client import Device
+from adiuva.devices.client import Device, DeviceConfig
 
 _AGAIN_WITHIN_S: Final = 2.0
 
@@ -31,17 +31,15 @@ async def main(server: str, file: str, first: str, last: str) -> None:
     ):
         for line in lines:
             about = json.loads(line)
-            device = Device(
+            config = DeviceConfig(
                 server=server,
                 workspace=about["workspace"],
                 grants=[about["folder"]],
                 email=about["email"],
                 password=about["password"],
                 device_id=about["device_id"],
-                http=http,
-                sleep=_soon,
             )
-            group.create_task(device.run())
+            group.create_task(Device(config, http=http, sleep=_soon).run())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from adiuva.devices.client import Device, FrameReceived
+from adiuva.devices.client import Device, DeviceConfig, FrameReceived
 from adiuva.devices.protocol import AgentFetch, AgentProgress
 from tests.factories import Person
 from tests.fakes.provider import Request
@@ -35,7 +35,7 @@ class DeviceOwner:
         self.device = self.new_device()
 
     def new_device(self, **options: Any) -> Device:
-        return Device(
+        config = DeviceConfig(
             server=self.web,
             workspace=self.folder.parent / "device",
             grants=[self.folder],
@@ -44,9 +44,9 @@ class DeviceOwner:
             access_token=self.person.access_token,
             refresh_token=self.person.refresh_token,
             device_id="desk",
-            on_event=self._notice,
             **options,
         )
+        return Device(config, on_event=self._notice)
 
     def _notice(self, event: object) -> None:
         if isinstance(event, FrameReceived) and isinstance(event.frame, AgentProgress):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adiuva.core import db
-from adiuva.devices.client import Device, FrameReceived
+from adiuva.devices.client import Device, DeviceConfig, FrameReceived
 from adiuva.devices.protocol import Error
 from agents import journal, runner, runs, services
 from agents.models import Agent, AgentCursor, Run
@@ -98,16 +98,15 @@ class Inbox:
 
     @asynccontextmanager
     async def device(self, name: str = "desk", **options: Any) -> AsyncIterator[Device]:
-        made = Device(
+        config = DeviceConfig(
             server=self.web,
             workspace=self.folder / name,
             email=self.person.email,
             password=self.person.password,
             device_id=name,
-            on_event=self._notice,
             **options,
         )
-        async with made:
+        async with Device(config, on_event=self._notice) as made:
             await made.connected()
             yield made
 

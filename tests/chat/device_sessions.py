@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from langchain_core.tools import ToolException
 
-from adiuva.devices.client import IN_MEMORY, Device
+from adiuva.devices.client import IN_MEMORY, Device, DeviceConfig
 from adiuva.devices.link import DeviceLink
 from chat.device_session import DeviceSession
 from chat.tools import DEVICE_TOOLS
@@ -72,7 +72,7 @@ class ConnectedDevice:
 
 @asynccontextmanager
 async def connected_device(web: str, person: Person, **options: Any) -> AsyncIterator[ConnectedDevice]:
-    device = Device(
+    config = DeviceConfig(
         server=web,
         workspace=IN_MEMORY,
         email=person.email,
@@ -81,7 +81,7 @@ async def connected_device(web: str, person: Person, **options: Any) -> AsyncIte
         refresh_token=person.refresh_token,
         **options,
     )
-    async with device, DeviceLink(person.id) as link:
+    async with Device(config) as device, DeviceLink(person.id) as link:
         await device.connected()
         yield ConnectedDevice(device, link)
 

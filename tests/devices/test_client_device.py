@@ -17,10 +17,12 @@ import pytest
 from aiohttp import web
 
 from adiuva.devices.client import (
+    IN_MEMORY,
     Applied,
     BadAddress,
     Connected,
     Device,
+    DeviceConfig,
     Disconnected,
     FrameReceived,
     NotConnected,
@@ -48,8 +50,9 @@ async def call(line: Line, **fields: Any) -> ToolResult:
     return await line.expect(ToolResult)
 
 
-def in_memory(server: str, **options: Any) -> Device:
-    return Device(server=server, workspace=":memory:", **{"email": EMAIL, "password": PASSWORD, **options})
+def in_memory(server: str, *, password: str = PASSWORD, **dependencies: Any) -> Device:
+    config = DeviceConfig(server=server, workspace=IN_MEMORY, email=EMAIL, password=password)
+    return Device(config, **dependencies)
 
 
 # ── Hello, pings and calls ──────────────────────────────────────────────────────────────────────────────
@@ -179,7 +182,7 @@ async def test_a_wrong_password_ends_the_device_with_a_clear_line() -> None:
 
 def test_a_device_without_credentials_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(SignInRefused, match="no password and no session"):
-        Device(server="https://example.com", workspace=tmp_path, email=EMAIL)
+        Device(DeviceConfig(server="https://example.com", workspace=tmp_path, email=EMAIL))
 
 
 async def test_the_session_is_kept_for_its_owner_alone_and_spares_the_password(tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from adiuva.devices.client import IN_MEMORY, Connected, Device, Disconnected, Event, Superseded
+from adiuva.devices.client import IN_MEMORY, Connected, Device, DeviceConfig, Disconnected, Event, Superseded
 from tests.factories import Person, somebody
 
 PATIENCE_S = 60.0
@@ -31,7 +30,7 @@ async def devices(web: str, person: Person) -> list[dict[str, object]]:
 async def test_the_device_signs_in_and_the_server_shows_it_online(
     web: str, person: Person, tmp_path: Path, protocol: int
 ) -> None:
-    device = Device(
+    config = DeviceConfig(
         server=web,
         email=person.email,
         password=person.password,
@@ -39,6 +38,7 @@ async def test_the_device_signs_in_and_the_server_shows_it_online(
         name="NAS",
         protocol=protocol,
     )
+    device = Device(config)
     async with asyncio.timeout(PATIENCE_S), device:
         await device.connected()
         # Protocol 1 has no word for it: the list says when the server has read the hello.
@@ -49,12 +49,14 @@ async def test_the_device_signs_in_and_the_server_shows_it_online(
 
 
 async def test_of_two_with_one_id_the_older_stops(web: str, person: Person) -> None:
-    options: dict[str, Any] = {"server": web, "workspace": IN_MEMORY, "device_id": "the same"}
-    first = Device(**options, access_token=person.access_token)
+    config = DeviceConfig(
+        server=web, workspace=IN_MEMORY, device_id="the same", access_token=person.access_token
+    )
+    first = Device(config)
     running = asyncio.create_task(first.run())
     async with asyncio.timeout(PATIENCE_S):
         await first.connected()
-        async with Device(**options, access_token=person.access_token) as second:
+        async with Device(config) as second:
             await second.connected()
             with pytest.raises(Superseded):
                 await running
@@ -64,13 +66,13 @@ async def test_a_device_whose_session_was_ended_signs_in_anew(
     web: str, person: Person, tmp_path: Path
 ) -> None:
     seen: asyncio.Queue[Event] = asyncio.Queue()
-    device = Device(
+    config = DeviceConfig(
         server=web,
         email=person.email,
         password=person.password,
         workspace=tmp_path,
-        on_event=seen.put_nowait,
     )
+    device = Device(config, on_event=seen.put_nowait)
     async with asyncio.timeout(PATIENCE_S), device:
         while not isinstance(await seen.get(), Connected):
             pass

@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from aiohttp import WSMsgType, web
 
-from adiuva.devices.client import IN_MEMORY, Device, Event
+from adiuva.devices.client import IN_MEMORY, Device, DeviceConfig, Event
 from adiuva.devices.codec import MAX_FRAME_BYTES, dump, parse
 from adiuva.devices.protocol import ClientFrame, DeviceHello, HelloAck, Received, Sent
 
@@ -99,16 +99,19 @@ class DeviceServer:
         await self._runner.cleanup()
 
     def device(
-        self, *, grants: Sequence[Path] = (), workspace: Path | str = IN_MEMORY, **options: Any
+        self,
+        *,
+        grants: Sequence[Path] = (),
+        workspace: Path | str = IN_MEMORY,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+        **options: Any,
     ) -> Device:
         """A device of this server. Its events go to `events`, and it reconnects without delay."""
         credentials: dict[str, Any] = {"email": EMAIL, "password": PASSWORD}
-        return Device(
-            server=self.base,
-            grants=grants,
-            workspace=workspace,
-            **{"on_event": self.events.put_nowait, "sleep": no_wait, **credentials, **options},
+        config = DeviceConfig(
+            server=self.base, grants=grants, workspace=workspace, **{**credentials, **options}
         )
+        return Device(config, on_event=self.events.put_nowait, sleep=sleep or no_wait)
 
     async def line(self) -> Line:
         """The next connection, after its hello."""

@@ -1,9 +1,10 @@
-"""A headless device: the way a server or NAS takes part in Adiuva, and what tests and the demo use.
+"""The headless device: a server or NAS runs it to take part in Adiuva, and tests and the demo use it.
 
-It needs nothing of Django. `manage.py device` is its command.
+It imports nothing of Django. `manage.py device` runs it.
 """
 
-from adiuva.devices.client.device import CAPABILITIES, IN_MEMORY, Device, NotConnected
+from adiuva.devices.client.config import CAPABILITIES, IN_MEMORY, DeviceConfig
+from adiuva.devices.client.device import Device, NotConnected
 from adiuva.devices.client.errors import (
     BadAddress,
     BadWorkspace,
@@ -31,6 +32,7 @@ __all__ = [
     "BadWorkspace",
     "Connected",
     "Device",
+    "DeviceConfig",
     "DeviceError",
     "Disconnected",
     "Event",

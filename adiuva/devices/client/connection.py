@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 import orjson
+import structlog
 from pydantic import ValidationError
 
+from adiuva.core.logging import log_failure
 from adiuva.devices.client import events
 from adiuva.devices.client.errors import DeviceError
 from adiuva.devices.client.files import ReadableArea
@@ -41,7 +42,7 @@ from adiuva.devices.protocol import (
     Sent,
 )
 
-log = logging.getLogger("adiuva.device")
+log = structlog.get_logger(__name__)
 
 HELLO_ACK_TIMEOUT_S: Final = 15.0
 DEFAULT_SILENCE_S: Final = 75.0  # when the server did not say how often it pings
@@ -120,7 +121,7 @@ class Connection:
                 case _:
                     self._handle(server_frames.validate_python(content))
         except (BadFrame, ValidationError) as bad:
-            log.debug("frame not understood", extra={"error": type(bad).__name__})
+            log.debug("frame.not_understood", error=type(bad).__name__)
 
     def _take_calls(self, is_batch: bool, calls: Any) -> None:
         """The store checks calls, so that a wrong one gets an answer; only one without an id cannot."""
@@ -198,9 +199,9 @@ class Connection:
         try:
             await upload.run()
         except* ConnectionError:
-            log.debug("run ended with its connection", extra={"run_id": upload.run_id})
-        except* Exception:
-            log.exception("run failed", extra={"run_id": upload.run_id})
+            log.debug("run.connection_lost", run_id=upload.run_id)
+        except* Exception as error:
+            log_failure("run.failed", error, logger=log, run_id=upload.run_id)
             reason = "the device failed while it read the files"
             with contextlib.suppress(ConnectionError):
                 await self.send(AgentComplete(run_id=upload.run_id, errors=[reason]))

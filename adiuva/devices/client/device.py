@@ -1,23 +1,25 @@
-"""A device: its workspace, its account, and a connection that is made again for as long as it lives."""
+"""A headless device: its workspace, its account, and a connection that is re-established until it is stopped."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import platform
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
+import structlog
 
 from adiuva import __version__
+from adiuva.core.logging import log_failure
 from adiuva.devices.client import events
 from adiuva.devices.client.account import Account, ServerAddress, ServerUnavailable, retry_after
+from adiuva.devices.client.config import IN_MEMORY, DeviceConfig
 from adiuva.devices.client.connection import Connection
 from adiuva.devices.client.errors import BadWorkspace, DeviceError, ServerRefused, Superseded
 from adiuva.devices.client.files import resolve_grant
@@ -26,23 +28,23 @@ from adiuva.devices.client.store import Store
 from adiuva.devices.codec import MAX_FRAME_BYTES
 from adiuva.devices.protocol import Close, DeviceHello, Received
 
-log = logging.getLogger("adiuva.device")
+log = structlog.get_logger(__name__)
 
-CAPABILITIES: Final = ("dedupe", "batch", "manifest")
-IN_MEMORY: Final = ":memory:"
-_CONNECT_WITHIN_S: Final = 20.0
-_LATE_S: Final = 60.0  # after which no server answers a hello any more
-_WORDS: Final[dict[int, str]] = {  # ends that the server has told of
-    Close.SUPERSEDED: "the server had answered an older connection late",
+_CONNECT_TIMEOUT_S: Final = 20.0
+# No server answers a hello later than this.
+_LATEST_ANSWER_S: Final = 60.0
+# Reasons for the ends that the server announces with a close code.
+_CLOSE_REASONS: Final[dict[int, str]] = {
+    Close.SUPERSEDED: "the server answered an older connection of this device late",
     Close.NOT_AUTHENTICATED: "the server asks for a new sign-in",
-    Close.TIMEOUT: "the server had waited too long for an answer",
+    Close.TIMEOUT: "the server waited too long for an answer",
     Close.TOO_LARGE: "a frame was too large for the server",
     Close.TOO_MANY: "the server asks for fewer requests",
     Close.RESTARTING: "the server is restarting",
 }
 _HANDSHAKE_CODES: Final[dict[int, int]] = {
     HTTPStatus.UNAUTHORIZED: Close.NOT_AUTHENTICATED,
-    HTTPStatus.FORBIDDEN: Close.NOT_AUTHENTICATED,  # how ASGI servers say that a socket was not accepted
+    HTTPStatus.FORBIDDEN: Close.NOT_AUTHENTICATED,  # the answer of ASGI servers when a socket is not accepted
     HTTPStatus.TOO_MANY_REQUESTS: Close.TOO_MANY,
 }
 
@@ -54,73 +56,67 @@ class NotConnected(DeviceError):
 class Device:
     """A headless device. `await device.run()`, or `async with Device(…) as device: await device.connected()`.
 
-    `workspace` is the folder of its data and session (":memory:" keeps both in memory), `grants` the folders
-    whose files it may read. It signs in with `email` and `password`, or with tokens. Devices that share a
-    process may share `http`. `on_event` is called with each event of `adiuva.devices.client.events`, and must
-    be quick.
+    Devices that share a process may share `http`. `on_event` is called with each event of
+    `adiuva.devices.client.events`, and must return quickly.
     """
 
     def __init__(
         self,
+        config: DeviceConfig,
         *,
-        server: str,
-        workspace: Path | str,
-        grants: Sequence[Path | str] = (),
-        email: str | None = None,
-        password: str | None = None,
-        access_token: str | None = None,
-        refresh_token: str | None = None,
-        protocol: int = 2,
-        capabilities: Sequence[str] = CAPABILITIES,
-        device_id: str | None = None,
-        name: str | None = None,
-        agent_ids: Sequence[str] = (),
         http: aiohttp.ClientSession | None = None,
         on_event: Callable[[events.Event], object] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Open the workspace. Raise a DeviceError if that, the address or the credentials cannot do."""
-        self._address = ServerAddress.parse(server)
-        folder = None if workspace == IN_MEMORY else _folder(Path(workspace))
+        """Open the workspace.
+
+        Raises a DeviceError if the workspace, the address or the credentials cannot be used.
+        """
+        self._address = ServerAddress.parse(config.server)
+        folder = None if config.workspace == IN_MEMORY else _folder(Path(config.workspace))
         self._account = Account(
             self._address,
-            email=email,
-            password=password,
-            access_token=access_token,
-            refresh_token=refresh_token,
+            email=config.email,
+            password=config.password,
+            access_token=config.access_token,
+            refresh_token=config.refresh_token,
             file=folder and folder / "session.json",
         )
         self.store = Store(folder and folder / "data.sqlite3")
-        self.device_id = device_id or self.store.about("device_id") or uuid.uuid4().hex
-        self.store.set_about("device_id", self.device_id)
-        self._grants = [resolve_grant(grant) for grant in grants]
+        self.device_id = config.device_id or self.store.property("device_id") or uuid.uuid4().hex
+        self.store.set_property("device_id", self.device_id)
+        self._grants = [resolve_grant(grant) for grant in config.grants]
         self._hello = DeviceHello(
             device_id=self.device_id,
-            agent_ids=list(agent_ids),
-            protocol=protocol,
-            name=name or platform.node() or None,
+            agent_ids=list(config.agent_ids),
+            protocol=config.protocol,
+            name=config.name or platform.node() or None,
             platform=platform.system().lower() or None,
             app_version=__version__,
-            capabilities=list(capabilities) if protocol > 1 else [],
+            capabilities=list(config.capabilities) if config.protocol > 1 else [],
         )
         self._http, self._on_event, self._sleep = http, on_event, sleep
         self._backoff = Backoff()
         self._connection: Connection | None = None
-        self._unanswered_at: float | None = None  # when a connection was lost before its hello was answered
+        # Time at which a connection was lost before its hello was answered.
+        self._unanswered_at: float | None = None
         self._is_connected = asyncio.Event()
-        self._work: asyncio.Task[None] | None = None
+        self._reconnecting: asyncio.Task[None] | None = None
         self._running: asyncio.Task[None] | None = None
         self._stopping = False
 
-    # ── Life ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Running ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
-        """Stay connected until `stop()`. Raise SignInRefused, Superseded or ServerRefused: they end a device."""
-        self._work = asyncio.create_task(self._stay_connected())
+        """Stay connected until `stop()`.
+
+        Raises SignInRefused, Superseded or ServerRefused, after which no reconnect can help.
+        """
+        self._reconnecting = asyncio.create_task(self._stay_connected())
         if self._stopping:
-            self._work.cancel()
+            self._reconnecting.cancel()
         try:
-            await self._work
+            await self._reconnecting
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
@@ -128,16 +124,19 @@ class Device:
             self.store.close()
 
     def stop(self) -> None:
-        """End `run()`; the socket is closed properly."""
+        """End `run()` with a proper close of the socket."""
         self._stopping = True
-        if self._work is not None:
-            self._work.cancel()
+        if self._reconnecting is not None:
+            self._reconnecting.cancel()
 
     async def connected(self) -> None:
-        """Wait until there is a connection. Raise what ended the device if it ended before."""
+        """Wait until there is a connection.
+
+        Raises the error that ended the device, or NotConnected if it was stopped.
+        """
         waiting = asyncio.create_task(self._is_connected.wait())
         try:
-            watched = {task for task in (waiting, self._running or self._work) if task is not None}
+            watched = {task for task in (waiting, self._running or self._reconnecting) if task is not None}
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
                 for task in watched - {waiting}:
@@ -147,7 +146,7 @@ class Device:
             waiting.cancel()
 
     async def send(self, frame: Received) -> None:
-        """Send a frame of one's own, such as a chat request. Raise NotConnected."""
+        """Send a frame, such as a chat request. Raises NotConnected if there is no connection."""
         if self._connection is None or not self._is_connected.is_set():
             raise NotConnected("The device is not connected.")
         await self._connection.send(frame)
@@ -167,12 +166,12 @@ class Device:
 
     async def _stay_connected(self) -> None:
         if self._http is not None:
-            await self._connect_for_ever(self._http)
+            await self._reconnect_forever(self._http)
             return
         async with aiohttp.ClientSession() as http:
-            await self._connect_for_ever(http)
+            await self._reconnect_forever(http)
 
-    async def _connect_for_ever(self, http: aiohttp.ClientSession) -> None:
+    async def _reconnect_forever(self, http: aiohttp.ClientSession) -> None:
         while True:
             started = time.monotonic()
             try:
@@ -186,10 +185,10 @@ class Device:
             await self._sleep(delay)
 
     async def _connect_once(self, http: aiohttp.ClientSession) -> ConnectionEnd:
-        """One connection from sign-in to end. Raise what no further try would change."""
+        """One connection from sign-in to end. Raises a DeviceError if no further attempt can help."""
         try:
             token = await self._account.access_token(http)
-            async with asyncio.timeout(_CONNECT_WITHIN_S):
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 socket = await http.ws_connect(
                     self._address.socket,
                     headers={"Authorization": f"Bearer {token}"},
@@ -214,28 +213,28 @@ class Device:
                 reason = await self._connection.serve()
         except ConnectionError:
             reason = "the connection was lost"
-        except Exception:
-            log.exception("connection failed")
+        except Exception as error:
+            log_failure("connection.failed", error, logger=log)
         finally:
             self._connection = None
         ended = self._ended(socket.close_code, reason)
-        if not self._is_connected.is_set() and ended.code not in _WORDS:
+        if not self._is_connected.is_set() and ended.code not in _CLOSE_REASONS:
             self._unanswered_at = time.monotonic()
         return ended
 
-    def _was_ourselves(self) -> bool:
-        """Whether what replaced a connection may be an older one of ours, whose hello the server has read late."""
+    def _superseded_by_own_connection(self) -> bool:
+        """Whether an older connection of this device, whose hello the server read late, may have replaced this one."""
         since, self._unanswered_at = self._unanswered_at, None
-        return since is not None and time.monotonic() - since < _LATE_S
+        return since is not None and time.monotonic() - since < _LATEST_ANSWER_S
 
     def _ended(self, code: int | None, reason: str, retry_after_s: float | None = None) -> ConnectionEnd:
-        if code == Close.SUPERSEDED and not self._was_ourselves():
+        if code == Close.SUPERSEDED and not self._superseded_by_own_connection():
             raise Superseded("The same device connected elsewhere, so this one has stopped.")
         if code == Close.ORIGIN_REFUSED:
             raise ServerRefused("The server does not accept connections from here.")
         if code == Close.NOT_AUTHENTICATED:
             self._account.reject_access_token()
-        return ConnectionEnd(_WORDS.get(code or 0, reason), code, retry_after_s=retry_after_s)
+        return ConnectionEnd(_CLOSE_REASONS.get(code or 0, reason), code, retry_after_s=retry_after_s)
 
     def _emit(self, event: events.Event) -> None:
         if isinstance(event, events.Connected):
@@ -250,5 +249,5 @@ def _folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, mode=0o700, exist_ok=True)
     except OSError as error:
-        raise BadWorkspace(f"The workspace folder cannot be made ({error.strerror}).") from error
+        raise BadWorkspace(f"The workspace folder cannot be created ({error.strerror}).") from error
     return path

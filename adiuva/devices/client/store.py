@@ -195,12 +195,12 @@ class Store:
 
     # ── What the device itself keeps ────────────────────────────────────────────────────────────────────
 
-    def about(self, name: str) -> str | None:
+    def property(self, name: str) -> str | None:
         with self._lock:
             row = self._db.execute("SELECT value FROM adiuva_about WHERE name = ?", (name,)).fetchone()
         return row[0] if row else None
 
-    def set_about(self, name: str, value: str) -> None:
+    def set_property(self, name: str, value: str) -> None:
         with self._lock:
             self._db.execute("INSERT OR REPLACE INTO adiuva_about VALUES (?, ?)", (name, value))
 

@@ -20,6 +20,7 @@ from adiuva.devices.client import (
     BadWorkspace,
     Connected,
     Device,
+    DeviceConfig,
     DeviceError,
     Disconnected,
     Event,
@@ -73,7 +74,7 @@ class Command(BaseCommand):
         for grant in options["grant"]:
             if not grant.is_dir():
                 raise BadWorkspace(f"The granted folder {grant} is not there.")
-        device = Device(
+        config = DeviceConfig(
             server=options["server"],
             workspace=options["workspace"],
             grants=options["grant"],
@@ -82,8 +83,8 @@ class Command(BaseCommand):
             protocol=options["protocol"],
             device_id=options["device_id"],
             name=options["name"],
-            on_event=self._tell,
         )
+        device = Device(config, on_event=self._report)
         if options["seed"] and (count := device.store.seed(_seed(options["seed"]))):
             self._say(f"Put {count} rows into the new workspace.")
         loop = asyncio.get_running_loop()
@@ -94,9 +95,9 @@ class Command(BaseCommand):
             await device.run()
         finally:
             if self._applied:
-                self._tell_applied()
+                self._report_applied()
 
-    def _tell(self, event: Event) -> None:
+    def _report(self, event: Event) -> None:
         match event:
             case Connected():
                 self._say(f"Connected (protocol {event.protocol}).")
@@ -118,11 +119,11 @@ class Command(BaseCommand):
                     self._say(f"  {problem['path']}: {problem['reason']}")
             case Applied() if event.writes:
                 if not self._applied:
-                    asyncio.get_running_loop().call_later(_GATHER_S, self._tell_applied)
+                    asyncio.get_running_loop().call_later(_GATHER_S, self._report_applied)
                 self._applied += event.writes
                 self._refused += event.refused
 
-    def _tell_applied(self) -> None:
+    def _report_applied(self) -> None:
         refused = f", {self._refused} of them refused" if self._refused else ""
         self._say(f"Records applied: {self._applied}{refused}.")
         self._applied = self._refused = 0
