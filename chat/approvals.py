@@ -22,8 +22,9 @@ from adiuva.devices.calls import new_call
 from adiuva.devices.protocol import ApprovalRequest, TableName, ToolResultBody
 from chat.agent_loop import ToolInvocation
 from chat.deferred_calls import DeferredCall
-from chat.device_session import MAX_TITLE_CHARS, NOUNS, DeviceSession, is_row_id, one_line
+from chat.device_session import NOUNS, DeviceSession
 from chat.memory_context import MEMORY, MemoryContext, entry_text
+from chat.untrusted_text import MAX_TITLE_CHARS, is_row_id, one_line
 
 # From this many updates in a turn on, updates need approval.
 BULK_UPDATES: Final = 3

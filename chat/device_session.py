@@ -23,6 +23,7 @@ from adiuva.devices.codec import MAX_FRAME_BYTES
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceUnreachable, OutcomeUnknown
 from adiuva.devices.protocol import WRITES, Action, Data, Mutation, TableName, ToolCall, ToolResultBody
 from adiuva.devices.tables import TABLES
+from chat.untrusted_text import is_row_id, one_line
 
 NOUNS: Final[dict[str, tuple[str, str]]] = {
     "tasks": ("task", "tasks"),
@@ -32,24 +33,12 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
     "taskComments": ("comment", "comments"),
     "clients": ("client", "clients"),
 }
-# A title is shown to the model up to this length.
-MAX_TITLE_CHARS: Final = 200
 # `has_recent_word` searches the last rows that the device returned.
 _MAX_RECENT_ROWS: Final = 1_000
 # Projects or clients that are read along for their names.
 _MAX_NAME_ROWS: Final = 1_000
 # A call's data and filters; the rest of the frame is left for its envelope.
 _MAX_CALL_BYTES: Final = MAX_FRAME_BYTES - 16 * 1024
-# Ids are written between brackets and commas, and clients look for them between tags.
-_ROW_ID = re.compile(r"[^\s\[\]<>,\"]{1,200}")
-# Zero-width characters that hide, reverse or smuggle text. Joiners are not among them: some scripts need them.
-_INVISIBLE = re.compile(
-    "[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
-)
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_JOINERS = re.compile("[\u200c\u200d]")
-_ID_MARKER = re.compile(r"\[\s*id\b", re.IGNORECASE)
-
 _OFFLINE: Final = "Failed: the device is offline, so nothing was read or changed."
 _UNREACHABLE: Final = "Failed: the server cannot reach the device for now, so nothing was read or changed."
 _TIMED_OUT: Final = "Failed: the device did not answer in time. Nothing was changed."
@@ -61,19 +50,6 @@ _UNREADABLE: Final = "Failed: the device gave an answer that cannot be read"
 
 class DeviceRefused(ToolException):
     """The device answered with an error of its own."""
-
-
-def one_line(text: object, most: int = MAX_TITLE_CHARS) -> str:
-    """A text from the user's data on one line, so that it cannot pose as another line, or as a row's id."""
-    if not isinstance(text, str):
-        return ""
-    text = text[: 4 * most]
-    if not text.isprintable():
-        text = _CONTROL.sub(" ", _INVISIBLE.sub("", text))
-    text = " ".join(text.split())
-    if "[" in text and _ID_MARKER.search(_JOINERS.sub("", text)):
-        text = text.replace("[", "(").replace("]", ")")
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 class DeviceSession:
@@ -232,11 +208,6 @@ def device_session_of(config: RunnableConfig) -> DeviceSession:
 def missing_row_text(table: str | None, key: object) -> str:
     """What the model is told about a row that does not exist."""
     return f"Failed: there is no {NOUNS[table or ''][0]} with the id {one_line(key) or '(none)'}."
-
-
-def is_row_id(key: object) -> bool:
-    """Whether an id can be written in the texts that the model gets."""
-    return isinstance(key, str) and key.isprintable() and _ROW_ID.fullmatch(key) is not None
 
 
 def _is_valid_row(row: Data, key: object = None) -> bool:

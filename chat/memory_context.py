@@ -7,7 +7,7 @@ import re
 import uuid
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 from zoneinfo import ZoneInfo
 
 from django.db import Error as DatabaseError
@@ -17,9 +17,9 @@ from langchain_core.tools import ToolException
 from adiuva import llm
 from adiuva.core import db
 from adiuva.core.logging import log_failure
-from chat.device_session import one_line
 from chat.request import ChatRequest
 from chat.turn_rows import ClaimedTurn
+from chat.untrusted_text import one_line
 from memory import recall, search, vector_space
 from memory.entries import MAX_CONTENT_CHARS, SourceRef
 from memory.models import SourceKind, Tier
@@ -28,7 +28,7 @@ from memory.receipts import TurnReader, write_turn_receipt
 from memory.terms import hash_terms
 
 # Where device tools name a table, memory tools and approval questions name this.
-MEMORY: Final = "memory"
+MEMORY: Final[Literal["memory"]] = "memory"
 _MAX_RECALL_TOKENS: Final = 1_500
 _MAX_SEARCH_RESULTS: Final = 12
 # A shorter message may only be understood with those before it: that many, and of each the last so many characters.

@@ -1,11 +1,11 @@
-"""Shared parts of the device tools: their decorator, argument types, and the way from arguments to columns."""
+"""Shared parts of the tools: their decorator, argument types, and the way from arguments to columns."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -38,7 +38,7 @@ FirstDate = Annotated[str | OrNull, Field(description="first date")]
 LastDate = Annotated[str | OrNull, Field(description="last date")]
 
 
-class DeviceTool(StructuredTool):
+class AssistantTool(StructuredTool):
     """A LangChain tool that calls its coroutine directly, past LangChain's callbacks.
 
     Nothing of a user's rows can reach a tracer that way, and a call costs 0.5 ms of CPU less (a list of 20 tasks: 0.2
@@ -56,21 +56,22 @@ class DeviceTool(StructuredTool):
         return ToolMessage(answer, name=self.name, tool_call_id=input["id"]) if is_call else answer
 
 
-def device_tool(
-    table: TableName, action: Action, label: str, *, key: str | None = None
-) -> Callable[[Callable[..., Coroutine[Any, Any, str]]], DeviceTool]:
+def assistant_tool(
+    table: TableName | Literal["memory"], action: Action, label: str, *, key: str | None = None
+) -> Callable[[Callable[..., Coroutine[Any, Any, str]]], AssistantTool]:
     """Makes a LangChain tool of a coroutine, whose docstring is what a model reads.
 
-    `action` is what it does to `table` on the device, `key` the argument that names the row, and `label` what the user
-    is shown while it runs.
+    `action`: what it does to `table` on the device, or to what the server remembers of the user.
+    `label`: what the user is shown while it runs.
+    `key`: the argument that names the row.
     """
 
-    def make(function: Callable[..., Coroutine[Any, Any, str]]) -> DeviceTool:
-        made = DeviceTool.from_function(
+    def make(function: Callable[..., Coroutine[Any, Any, str]]) -> AssistantTool:
+        made = AssistantTool.from_function(
             coroutine=function, description=" ".join((inspect.getdoc(function) or "").split())
         )
         made.metadata = {"table": table, "action": action, "label": label} | ({"key": key} if key else {})
-        assert isinstance(made, DeviceTool)
+        assert isinstance(made, AssistantTool)
         return made
 
     return make

@@ -8,12 +8,12 @@ from langchain_core.runnables import RunnableConfig
 
 from chat.device_session import device_session_of
 from chat.tools import base, formatting
-from chat.tools.base import SearchWords, device_tool
+from chat.tools.base import SearchWords, assistant_tool
 
 _MAX_ROWS: Final = 500
 
 
-@device_tool("clients", "select", "Looking at your clients")
+@assistant_tool("clients", "select", "Looking at your clients")
 async def list_clients(config: RunnableConfig, search: SearchWords = None) -> str:
     """List the user's clients."""
     session = device_session_of(config)

@@ -13,8 +13,9 @@ import orjson
 
 from adiuva.devices.protocol import Data, TableName
 from adiuva.devices.tables import TABLES
-from chat.device_session import NOUNS, DeviceSession, is_row_id, one_line
+from chat.device_session import NOUNS, DeviceSession
 from chat.tools import dates
+from chat.untrusted_text import is_row_id, one_line
 
 MAX_ROWS: Final = 50
 MAX_CHARS: Final = 8_000

@@ -8,8 +8,7 @@ itself into the memory. `forget` waits for the user's yes, as all deletions do (
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -20,11 +19,10 @@ from pydantic import Field
 
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
-from adiuva.devices.protocol import Action
 from chat import conversations
-from chat.device_session import one_line
 from chat.memory_context import MEMORY, MemoryContext, entry_text, memory_context_of
-from chat.tools.base import DeviceTool, OrNull
+from chat.tools.base import OrNull, assistant_tool
+from chat.untrusted_text import one_line
 from memory import entries, forgetting
 from memory.entries import RememberOutcome
 from memory.models import Tier
@@ -38,23 +36,7 @@ _NOT_USERS_WORDS: Final = (
 )
 
 
-def memory_tool(
-    action: Action, label: str, *, key: str | None = None
-) -> Callable[[Callable[..., Coroutine[Any, Any, str]]], DeviceTool]:
-    """Like base.device_tool, for what the server stores."""
-
-    def make(function: Callable[..., Coroutine[Any, Any, str]]) -> DeviceTool:
-        made = DeviceTool.from_function(
-            coroutine=function, description=" ".join((inspect.getdoc(function) or "").split())
-        )
-        made.metadata = {"table": MEMORY, "action": action, "label": label} | ({"key": key} if key else {})
-        assert isinstance(made, DeviceTool)
-        return made
-
-    return make
-
-
-@memory_tool("insert", "Keeping it in mind")
+@assistant_tool(MEMORY, "insert", "Keeping it in mind")
 async def remember(
     config: RunnableConfig,
     content: Annotated[str, Field(description="one sentence that stands by itself, in the user's words")],
@@ -85,7 +67,7 @@ async def remember(
     return f"Remembered: {line}"
 
 
-@memory_tool("select", "Looking into the memory")
+@assistant_tool(MEMORY, "select", "Looking into the memory")
 async def recall(
     config: RunnableConfig, question: Annotated[str, Field(description="what to look for, in a few words")]
 ) -> str:
@@ -94,7 +76,7 @@ async def recall(
     return await memory.search(question) or "Nothing that fits is remembered."
 
 
-@memory_tool("update", "Putting it right", key=MEMORY)
+@assistant_tool(MEMORY, "update", "Putting it right", key=MEMORY)
 async def correct(config: RunnableConfig, memory: _Label, content: str) -> str:
     """Replace what a memory says by what the user says instead."""
     context = memory_context_of(config)
@@ -110,7 +92,7 @@ async def correct(config: RunnableConfig, memory: _Label, content: str) -> str:
     return f"Corrected: {await _entry_line(context, found.id)}"
 
 
-@memory_tool("delete", "Forgetting it", key=MEMORY)
+@assistant_tool(MEMORY, "delete", "Forgetting it", key=MEMORY)
 async def forget(config: RunnableConfig, memory: _Label) -> str:
     """Forget one memory for good, with all that it ever said, because the user wishes it."""
     context = memory_context_of(config)

@@ -16,15 +16,10 @@ from pydantic import Field
 from adiuva import llm
 from adiuva.devices.calls import new_call
 from adiuva.devices.protocol import Data, ToolCall, ToolResultBody
-from chat.device_session import (
-    DeviceRefused,
-    DeviceSession,
-    device_session_of,
-    missing_row_text,
-    one_line,
-)
+from chat.device_session import DeviceRefused, DeviceSession, device_session_of, missing_row_text
 from chat.tools import base, formatting
-from chat.tools.base import OrNull, ProjectId, SearchWords, device_tool
+from chat.tools.base import OrNull, ProjectId, SearchWords, assistant_tool
+from chat.untrusted_text import one_line
 
 _ROW_LIMITS: Final = (100, 25, 6)  # rows carry their contents, and one frame must hold them
 _MAX_CONTENT_CHARS: Final = 20_000
@@ -40,7 +35,7 @@ _NoteId = Annotated[str, Field(description="the note's id")]
 _Markdown = Annotated[str, Field(description="Markdown")]
 
 
-@device_tool("notes", "select", "Looking at your notes")
+@assistant_tool("notes", "select", "Looking at your notes")
 async def list_notes(config: RunnableConfig, project_id: ProjectId = None, search: SearchWords = None) -> str:
     """List the user's notes by title, newest first, without their contents."""
     session = device_session_of(config)
@@ -49,7 +44,7 @@ async def list_notes(config: RunnableConfig, project_id: ProjectId = None, searc
     return formatting.list_text(session, "notes", rows, bound=bound, narrow="project_id or search")
 
 
-@device_tool("notes", "select", "Reading a note", key="note_id")
+@assistant_tool("notes", "select", "Reading a note", key="note_id")
 async def get_note(
     config: RunnableConfig,
     note_id: _NoteId,
@@ -71,7 +66,7 @@ async def get_note(
     )
 
 
-@device_tool("notes", "insert", "Writing a note")
+@assistant_tool("notes", "insert", "Writing a note")
 async def create_note(
     config: RunnableConfig, title: str, content: _Markdown, project_id: ProjectId = None
 ) -> str:
@@ -82,7 +77,7 @@ async def create_note(
     return formatting.change_text(session, "Created", "notes", made) + await _index_note(session, made)
 
 
-@device_tool("notes", "update", "Changing a note", key="note_id")
+@assistant_tool("notes", "update", "Changing a note", key="note_id")
 async def update_note(
     config: RunnableConfig,
     note_id: _NoteId,
@@ -97,7 +92,7 @@ async def update_note(
     return formatting.change_text(session, "Updated", "notes", changed) + await _index_note(session, changed)
 
 
-@device_tool("notes", "delete", "Deleting a note", key="note_id")
+@assistant_tool("notes", "delete", "Deleting a note", key="note_id")
 async def delete_note(config: RunnableConfig, note_id: _NoteId) -> str:
     """Delete a note for good."""
     session = device_session_of(config)
@@ -105,7 +100,7 @@ async def delete_note(config: RunnableConfig, note_id: _NoteId) -> str:
     return formatting.deletion_text(session, "notes", note_id)
 
 
-@device_tool("notes", "select", "Searching your notes")
+@assistant_tool("notes", "select", "Searching your notes")
 async def search_notes(
     config: RunnableConfig, query: Annotated[str, Field(description="what to look for, in a few words")]
 ) -> str:

@@ -12,7 +12,7 @@ from adiuva.devices.calls import new_call
 from adiuva.devices.protocol import Data
 from chat.device_session import DeviceSession, device_session_of, missing_row_text
 from chat.tools import base, formatting
-from chat.tools.base import ClientId, OrNull, SearchWords, device_tool
+from chat.tools.base import ClientId, OrNull, SearchWords, assistant_tool
 
 _MAX_ROWS: Final = 500
 _MAX_SUMMARY_CHARS: Final = 20_000
@@ -20,7 +20,7 @@ _ProjectId = Annotated[str, Field(description="the project's id")]
 _Summary = Annotated[str | OrNull, Field(description="what the project is, in a sentence or two")]
 
 
-@device_tool("projects", "select", "Looking at your projects")
+@assistant_tool("projects", "select", "Looking at your projects")
 async def list_projects(
     config: RunnableConfig, client_id: ClientId = None, search: SearchWords = None
 ) -> str:
@@ -30,7 +30,7 @@ async def list_projects(
     return await _list(session, given)
 
 
-@device_tool("projects", "select", "Looking at all your projects")
+@assistant_tool("projects", "select", "Looking at all your projects")
 async def list_all_projects(
     config: RunnableConfig, client_id: ClientId = None, search: SearchWords = None
 ) -> str:
@@ -40,7 +40,7 @@ async def list_all_projects(
     return await _list(session, given)
 
 
-@device_tool("projects", "select", "Looking at a project", key="project_id")
+@assistant_tool("projects", "select", "Looking at a project", key="project_id")
 async def get_project(config: RunnableConfig, project_id: _ProjectId) -> str:
     """Read one project with its whole summary."""
     session = device_session_of(config)
@@ -60,7 +60,7 @@ async def get_project(config: RunnableConfig, project_id: _ProjectId) -> str:
     )
 
 
-@device_tool("projects", "insert", "Creating a project")
+@assistant_tool("projects", "insert", "Creating a project")
 async def create_project(
     config: RunnableConfig, name: str, client_id: ClientId = None, summary: _Summary = None
 ) -> str:
@@ -71,7 +71,7 @@ async def create_project(
     return formatting.change_text(session, "Created", "projects", made.row or {})
 
 
-@device_tool("projects", "update", "Changing a project", key="project_id")
+@assistant_tool("projects", "update", "Changing a project", key="project_id")
 async def update_project(
     config: RunnableConfig,
     project_id: _ProjectId,
@@ -89,7 +89,7 @@ async def update_project(
     return formatting.change_text(session, "Updated", "projects", changed.row or {})
 
 
-@device_tool("projects", "delete", "Deleting a project", key="project_id")
+@assistant_tool("projects", "delete", "Deleting a project", key="project_id")
 async def delete_project(config: RunnableConfig, project_id: _ProjectId) -> str:
     """Delete a project for good. Its tasks, notes and dates stay. To put a project away, archive it instead."""
     session = device_session_of(config)

@@ -19,7 +19,7 @@ from chat.tools.base import (
     PersonNames,
     ProjectId,
     SearchWords,
-    device_tool,
+    assistant_tool,
 )
 
 _MAX_ROWS: Final = 500
@@ -33,7 +33,7 @@ _Priority = Literal["high", "medium", "low"]
 _OrderBy = Literal["due_date", "priority", "created", "title"]
 
 
-@device_tool("tasks", "select", "Looking at your tasks")
+@assistant_tool("tasks", "select", "Looking at your tasks")
 async def list_tasks(
     config: RunnableConfig,
     project_id: ProjectId = None,
@@ -67,7 +67,7 @@ async def list_tasks(
     return formatting.list_text(session, "tasks", rows, bound=_MAX_ROWS, narrow=narrow)
 
 
-@device_tool("tasks", "select", "Looking at what is due")
+@assistant_tool("tasks", "select", "Looking at what is due")
 async def list_tasks_due_today(config: RunnableConfig) -> str:
     """List what is due today in the user's time zone and not done, and what is overdue."""
     session = device_session_of(config)
@@ -95,7 +95,7 @@ async def list_tasks_due_today(config: RunnableConfig) -> str:
     return "\n".join(parts)
 
 
-@device_tool("tasks", "insert", "Creating a task")
+@assistant_tool("tasks", "insert", "Creating a task")
 async def create_task(
     config: RunnableConfig,
     title: str,
@@ -123,7 +123,7 @@ async def create_task(
     return formatting.change_text(session, "Created", "tasks", made.row or {})
 
 
-@device_tool("tasks", "update", "Changing a task", key="task_id")
+@assistant_tool("tasks", "update", "Changing a task", key="task_id")
 async def update_task(
     config: RunnableConfig,
     task_id: _TaskId,
@@ -153,7 +153,7 @@ async def update_task(
     return formatting.change_text(session, "Updated", "tasks", changed.row or {})
 
 
-@device_tool("tasks", "delete", "Deleting a task", key="task_id")
+@assistant_tool("tasks", "delete", "Deleting a task", key="task_id")
 async def delete_task(config: RunnableConfig, task_id: _TaskId) -> str:
     """Delete a task for good. To complete one, update its status instead."""
     session = device_session_of(config)
@@ -161,7 +161,7 @@ async def delete_task(config: RunnableConfig, task_id: _TaskId) -> str:
     return formatting.deletion_text(session, "tasks", task_id)
 
 
-@device_tool("taskComments", "select", "Reading comments")
+@assistant_tool("taskComments", "select", "Reading comments")
 async def list_task_comments(config: RunnableConfig, task_id: _TaskId) -> str:
     """List the comments on a task, oldest first."""
     session = device_session_of(config)
@@ -173,7 +173,7 @@ async def list_task_comments(config: RunnableConfig, task_id: _TaskId) -> str:
     )
 
 
-@device_tool("taskComments", "insert", "Adding a comment")
+@assistant_tool("taskComments", "insert", "Adding a comment")
 async def add_task_comment(config: RunnableConfig, task_id: _TaskId, content: str) -> str:
     """Add a comment to a task."""
     session = device_session_of(config)
@@ -182,7 +182,7 @@ async def add_task_comment(config: RunnableConfig, task_id: _TaskId, content: st
     return formatting.change_text(session, "Added", "taskComments", made.row or {})
 
 
-@device_tool("taskComments", "delete", "Deleting a comment", key="comment_id")
+@assistant_tool("taskComments", "delete", "Deleting a comment", key="comment_id")
 async def delete_task_comment(
     config: RunnableConfig, comment_id: Annotated[str, Field(description="the comment's id")]
 ) -> str:

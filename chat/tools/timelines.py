@@ -9,14 +9,14 @@ from pydantic import Field
 
 from chat.device_session import device_session_of
 from chat.tools import base, dates, formatting
-from chat.tools.base import FirstDate, LastDate, OrNull, ProjectId, SearchWords, device_tool
+from chat.tools.base import FirstDate, LastDate, OrNull, ProjectId, SearchWords, assistant_tool
 
 _MAX_ROWS: Final = 500
 _TimelineId = Annotated[str, Field(description="the entry's id")]
 _Date = Annotated[str, Field(description="2026-11-20 or 2026-11-20T14:30")]
 
 
-@device_tool("timelines", "select", "Looking at your timelines")
+@assistant_tool("timelines", "select", "Looking at your timelines")
 async def list_timelines(
     config: RunnableConfig,
     project_id: ProjectId = None,
@@ -38,7 +38,7 @@ async def list_timelines(
     return formatting.list_text(session, "timelines", rows, bound=_MAX_ROWS, narrow=narrow)
 
 
-@device_tool("timelines", "insert", "Adding to a timeline")
+@assistant_tool("timelines", "insert", "Adding to a timeline")
 async def create_timeline(
     config: RunnableConfig,
     project_id: Annotated[str, Field(description="a project's id")],
@@ -52,7 +52,7 @@ async def create_timeline(
     return formatting.change_text(session, "Created", "timelines", made.row or {})
 
 
-@device_tool("timelines", "update", "Changing a timeline", key="timeline_id")
+@assistant_tool("timelines", "update", "Changing a timeline", key="timeline_id")
 async def update_timeline(
     config: RunnableConfig,
     timeline_id: _TimelineId,
@@ -67,7 +67,7 @@ async def update_timeline(
     return formatting.change_text(session, "Updated", "timelines", changed.row or {})
 
 
-@device_tool("timelines", "delete", "Deleting from a timeline", key="timeline_id")
+@assistant_tool("timelines", "delete", "Deleting from a timeline", key="timeline_id")
 async def delete_timeline(config: RunnableConfig, timeline_id: _TimelineId) -> str:
     """Delete a timeline entry for good."""
     session = device_session_of(config)

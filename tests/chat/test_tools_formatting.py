@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chat.device_session import one_line
 from chat.tools import formatting
+from chat.untrusted_text import one_line
 from tests.chat.device_sessions import call_tool, rows, scripted_device
 from tests.factories import Person, somebody
 

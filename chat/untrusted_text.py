@@ -1,0 +1,36 @@
+"""Makes texts from devices and models safe to write into a prompt, where they must not pose as anything else."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# A title is shown to the model up to this length.
+MAX_TITLE_CHARS: Final = 200
+# Ids are written between brackets and commas, and clients look for them between tags.
+_ROW_ID = re.compile(r"[^\s\[\]<>,\"]{1,200}")
+# Zero-width characters that hide, reverse or smuggle text. Joiners are not among them: some scripts need them.
+_INVISIBLE = re.compile(
+    "[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_JOINERS = re.compile("[\u200c\u200d]")
+_ID_MARKER = re.compile(r"\[\s*id\b", re.IGNORECASE)
+
+
+def one_line(text: object, max_chars: int = MAX_TITLE_CHARS) -> str:
+    """A text from the user's data on one line, so that it cannot pose as another line, or as a row's id."""
+    if not isinstance(text, str):
+        return ""
+    text = text[: 4 * max_chars]
+    if not text.isprintable():
+        text = _CONTROL.sub(" ", _INVISIBLE.sub("", text))
+    text = " ".join(text.split())
+    if "[" in text and _ID_MARKER.search(_JOINERS.sub("", text)):
+        text = text.replace("[", "(").replace("]", ")")
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def is_row_id(key: object) -> bool:
+    """Whether an id can be written in the texts that the model gets."""
+    return isinstance(key, str) and key.isprintable() and _ROW_ID.fullmatch(key) is not None
