@@ -1,4 +1,4 @@
-"""Users whose memories have a past, and a model that condenses and finds patterns by rules."""
+"""Builders of memories with a past, and answers of a scripted model that condenses and finds patterns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TIMES = {
 
 
 def place(name: str) -> uuid.UUID:
-    """The id of a conversation, by a name."""
+    """The id of the conversation with this name."""
     return uuid.uuid5(uuid.NAMESPACE_OID, name)
 
 
@@ -41,7 +41,7 @@ def seen(user: uuid.UUID, content: str, where: str, seq: int = 1) -> Entry:
 
 
 def episode(user: uuid.UUID, content: str, where: str, at: dt.datetime | None = None) -> Entry:
-    """What happened in a session of an hour."""
+    """An episode of one hour."""
     at = at or dt.datetime.now(dt.UTC)
     return entries.remember(
         user_id=user,
@@ -61,7 +61,7 @@ def holding(user: uuid.UUID, tier: Tier) -> dict[str, Entry]:
 
 
 def days_pass(user: uuid.UUID, days: float) -> None:
-    """All that is remembered of a user becomes older."""
+    """Make everything that is remembered of a user older."""
     ago = dt.timedelta(days=days)
     with connection.cursor() as cursor:
         for table, columns in _TIMES.items():
@@ -77,7 +77,7 @@ def days_pass(user: uuid.UUID, days: float) -> None:
 
 
 def consolidate() -> int:
-    """What is due, as a worker does it."""
+    """Consolidate due memories, as a worker does."""
 
     async def work() -> int:
         try:
@@ -89,7 +89,7 @@ def consolidate() -> int:
 
 
 def visit(user: uuid.UUID) -> None:
-    """The user's memory is due and leased by nobody, and is consolidated."""
+    """Make the user's memory due and free, and consolidate it."""
     Memory.objects.filter(pk=user).update(consolidate_at=Now(), lease_until=None)
     assert consolidate() == 1
 
@@ -100,7 +100,7 @@ def asked_for(request: Request) -> str:
 
 
 def lines(request: Request, name: str) -> list[str]:
-    """What stands between the marks of this name in the first question."""
+    """The lines between the delimiters with this name in the first user message."""
     found = re.search(
         rf"\[begin {name} (data-\w+)\]\n(.*?)\n?\[end {name} \1\]",
         request.body["messages"][1]["content"],
@@ -111,7 +111,7 @@ def lines(request: Request, name: str) -> list[str]:
 
 
 def labelled(request: Request, name: str) -> dict[str, str]:
-    """By label."""
+    """Those lines, by label."""
     found = (line.partition(": ") for line in lines(request, name))
     return {label.split()[0]: text for label, _, text in found}
 

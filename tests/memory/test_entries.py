@@ -59,7 +59,7 @@ def test_a_core_key_has_one_value_and_a_history(user: uuid.UUID) -> None:
     assert Embedding.objects.filter(user_id=user).count() == 1
 
 
-def test_a_past_value_can_hold_again(user: uuid.UUID) -> None:
+def test_a_former_value_can_become_current_again(user: uuid.UUID) -> None:
     for value in ("coffee", "tea", "coffee"):
         core(user, "drink", value)
     (now,) = Entry.objects.of(user).current()
@@ -76,7 +76,7 @@ def test_nothing_is_remembered_twice(user: uuid.UUID) -> None:
     assert {source.source_id for source in kept.entry.sources.all()} == {here, there}
 
 
-def test_what_one_source_alone_said_goes_with_it(user: uuid.UUID) -> None:
+def test_entries_with_only_one_source_are_forgotten_with_it(user: uuid.UUID) -> None:
     here, there = uuid.uuid4(), uuid.uuid4()
     seen(user, "only here", said(here))
     both = seen(user, "in both places", said(here)).entry
@@ -91,7 +91,7 @@ def test_what_one_source_alone_said_goes_with_it(user: uuid.UUID) -> None:
     ]
 
 
-def test_a_value_that_goes_with_its_source_leaves_what_others_said_as_history(user: uuid.UUID) -> None:
+def test_forgetting_a_source_keeps_former_values_from_other_sources_as_history(user: uuid.UUID) -> None:
     here, there = uuid.uuid4(), uuid.uuid4()
     core(user, "drink", "coffee", said(here))
     core(user, "drink", "tea", said(there))
@@ -101,7 +101,7 @@ def test_a_value_that_goes_with_its_source_leaves_what_others_said_as_history(us
     assert left.valid_to is not None
 
 
-def test_forgetting_an_entry_takes_its_past_along(user: uuid.UUID) -> None:
+def test_forgetting_an_entry_deletes_its_history(user: uuid.UUID) -> None:
     core(user, "drink", "coffee")
     entry = core(user, "drink", "tea").entry
     assert forgetting.forget(user_id=user, ids=[entry.pk]) == 1
@@ -109,7 +109,7 @@ def test_forgetting_an_entry_takes_its_past_along(user: uuid.UUID) -> None:
     assert not Embedding.objects.filter(user_id=user).exists()
 
 
-def test_what_is_forgotten_is_not_brought_back_by_where_it_was_said(user: uuid.UUID) -> None:
+def test_forgetting_an_entry_deletes_exchanges_and_patterns_of_its_sources(user: uuid.UUID) -> None:
     here = uuid.uuid4()
     for seq in (1, 3):
         exchanges.store(
@@ -134,7 +134,7 @@ def test_what_is_forgotten_is_not_brought_back_by_where_it_was_said(user: uuid.U
     assert Exchange.objects.filter(user_id=user).exists()
 
 
-def test_a_pattern_that_the_user_says_too_is_no_guess_any_more(user: uuid.UUID) -> None:
+def test_a_pattern_that_the_user_also_states_is_no_longer_derived(user: uuid.UUID) -> None:
     here = uuid.uuid4()
     pattern = {"user_id": user, "tier": Tier.PROACTIVE, "content": "Plans on Mondays"}
     found = entries.remember(**pattern, source=said(here), details=EntryDetails(confidence=0.4, derived=True))  # type: ignore[arg-type]
@@ -144,7 +144,7 @@ def test_a_pattern_that_the_user_says_too_is_no_guess_any_more(user: uuid.UUID) 
     assert (left.pk, left.derived, left.confidence) == (found.entry.pk, False, 0.9)
 
 
-def test_another_users_entries_are_out_of_reach(user: uuid.UUID) -> None:
+def test_entries_of_another_user_cannot_be_reached(user: uuid.UUID) -> None:
     other = somebody().id
     entry = core(user, "drink", "coffee").entry
     assert forgetting.forget(user_id=other, ids=[entry.pk]) == 0
@@ -166,7 +166,7 @@ def test_a_corrected_entry_keeps_its_id(user: uuid.UUID) -> None:
         entries.correct(entry=past, content="Anna moves to Rome", source=BY_HAND)
 
 
-def test_a_correction_does_not_make_two_of_one(user: uuid.UUID) -> None:
+def test_a_correction_to_an_existing_content_or_key_is_refused(user: uuid.UUID) -> None:
     seen(user, "Anna moves to Milan")
     entry = seen(user, "Anna moves to Turin").entry
     with pytest.raises(entries.DuplicateEntry):
@@ -188,13 +188,15 @@ def test_a_correction_does_not_make_two_of_one(user: uuid.UUID) -> None:
         ({"tier": Tier.EPISODIC, "content": "x", "key": "k"}, "key"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_by_its_field(user: uuid.UUID, given: dict, field: str) -> None:
+def test_an_invalid_entry_is_refused_with_the_name_of_its_field(
+    user: uuid.UUID, given: dict, field: str
+) -> None:
     with pytest.raises(AdiuvaError) as refused:
         entries.remember(user_id=user, source=BY_HAND, **given)
     assert list(refused.value.fields or {}) == [field]
 
 
-def test_ended_entries_are_history_and_can_be_said_anew(user: uuid.UUID) -> None:
+def test_ended_entries_are_history_and_can_be_remembered_again(user: uuid.UUID) -> None:
     entry = seen(user, "Anna lives in Turin").entry
     assert entries.end_validity(user_id=user, ids=[entry.pk]) == 1
     assert entries.end_validity(user_id=user, ids=[entry.pk]) == 0

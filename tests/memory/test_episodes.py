@@ -82,7 +82,7 @@ def anew(user: uuid.UUID) -> None:
     Exchange.objects.filter(user_id=user).update(lease_until=BEGAN)
 
 
-def test_a_quiet_conversation_becomes_one_entry_and_its_exchanges_go(user: uuid.UUID) -> None:
+def test_an_idle_conversation_becomes_one_episode_and_its_exchanges_are_deleted(user: uuid.UUID) -> None:
     place = uuid.uuid4()
     for number in range(3):
         said(user, f"Plan part {number}", 5 * number, place=place, seq=2 * number + 1)
@@ -106,7 +106,7 @@ def test_a_quiet_conversation_becomes_one_entry_and_its_exchanges_go(user: uuid.
     assert not Embedding.objects.filter(user_id=user).exists()
 
 
-def test_requests_are_told_apart_by_the_pauses_between_them(user: uuid.UUID) -> None:
+def test_requests_are_grouped_into_episodes_by_pauses(user: uuid.UUID) -> None:
     place = uuid.uuid4()
     for message, minutes in (("Monday one", 0), ("Monday two", 20), ("Later one", 60), ("Later two", 80)):
         said(user, message, minutes)
@@ -116,7 +116,7 @@ def test_requests_are_told_apart_by_the_pauses_between_them(user: uuid.UUID) -> 
 
 
 @pytest.mark.parametrize("why", ["not quiet", "not read"])
-def test_a_session_that_goes_on_or_is_not_read_waits(user: uuid.UUID, why: str) -> None:
+def test_a_conversation_that_is_active_or_unread_gets_no_episode_yet(user: uuid.UUID, why: str) -> None:
     place = uuid.uuid4()
     said(user, "Plan", 0, place=place)
     said(user, "Plan more", 1, place=place, seq=3, read=why != "not read")
@@ -126,7 +126,7 @@ def test_a_session_that_goes_on_or_is_not_read_waits(user: uuid.UUID, why: str) 
     assert Exchange.objects.filter(user_id=user).count() == 2
 
 
-def test_a_session_in_which_nothing_happened_leaves_nothing(user: uuid.UUID, provider: Provider) -> None:
+def test_an_empty_summary_writes_no_episode(user: uuid.UUID, provider: Provider) -> None:
     said(user, "Hello", 0)
     provider.memory = {"summary": "  "}
     assert make(user) == 1
@@ -134,7 +134,7 @@ def test_a_session_in_which_nothing_happened_leaves_nothing(user: uuid.UUID, pro
     assert not Exchange.objects.filter(user_id=user).exists()
 
 
-def test_of_two_workers_one_tells(user: uuid.UUID, provider: Provider) -> None:
+def test_one_of_two_workers_writes_the_episode(user: uuid.UUID, provider: Provider) -> None:
     said(user, "Plan", 0)
     hold = Hold({"summary": "the late one"})
 
@@ -154,7 +154,9 @@ def test_of_two_workers_one_tells(user: uuid.UUID, provider: Provider) -> None:
     assert told(user) == ["Plan"]
 
 
-def test_what_is_forgotten_while_the_model_writes_is_not_told(user: uuid.UUID, provider: Provider) -> None:
+def test_exchanges_forgotten_while_the_model_answers_write_no_episode(
+    user: uuid.UUID, provider: Provider
+) -> None:
     gone = said(user, "The secret plan", 0)
     said(user, "The other plan", 5)
     hold = Hold(by_rules)
@@ -177,7 +179,7 @@ def test_what_is_forgotten_while_the_model_writes_is_not_told(user: uuid.UUID, p
 
 
 @pytest.mark.parametrize("configured", [True, False])
-def test_a_model_that_is_away_is_asked_again_and_done_without_in_the_end(
+def test_an_unavailable_model_is_asked_again_and_finally_done_without(
     user: uuid.UUID, provider: Provider, settings: LazySettings, configured: bool
 ) -> None:
     if not configured:
@@ -198,7 +200,7 @@ def test_a_model_that_is_away_is_asked_again_and_done_without_in_the_end(
     assert len(summary) < 300
 
 
-def test_an_answer_of_no_use_leaves_the_users_words(user: uuid.UUID, provider: Provider) -> None:
+def test_an_unusable_answer_leaves_the_users_own_words(user: uuid.UUID, provider: Provider) -> None:
     said(user, "Plan", 0)
     provider.memory = {"summary": ["no", "text"]}
     assert make(user) == 1
@@ -206,7 +208,9 @@ def test_an_answer_of_no_use_leaves_the_users_words(user: uuid.UUID, provider: P
     assert len(provider.memories) == 2
 
 
-def test_a_provider_that_may_not_read_episodes_writes_none(user: uuid.UUID, provider: Provider) -> None:
+def test_a_provider_that_may_not_read_episodes_is_not_asked_for_one(
+    user: uuid.UUID, provider: Provider
+) -> None:
     Memory.objects.create(pk=user, policy={"episodic": []})
     said(user, "Plan", 0)
     assert make(user) == 1
@@ -214,14 +218,14 @@ def test_a_provider_that_may_not_read_episodes_writes_none(user: uuid.UUID, prov
     assert provider.memories == []
 
 
-def test_the_sweep_finds_whose_sessions_are_over(user: uuid.UUID) -> None:
+def test_the_sweep_enqueues_users_with_idle_conversations(user: uuid.UUID) -> None:
     before = episodes.enqueue_due()
     said(user, "Plan", 0)
     said(user, "Plan more", 1)
     assert episodes.enqueue_due() == before + 1
 
 
-def test_a_run_is_told_of_once(user: uuid.UUID) -> None:
+def test_a_run_gets_one_episode(user: uuid.UUID) -> None:
     run = {"user_id": user, "run_id": uuid.uuid4(), "began_at": BEGAN, "ended_at": BEGAN}
     found = {"found": {"tasks": 12, "notes": 0}, "titles": [f"Call\n{number}" for number in range(11)]}
     another = run | {"run_id": uuid.uuid4()}

@@ -92,7 +92,7 @@ def add(content: str, **fields: Any) -> dict[str, Any]:
     return {"op": "add", "tier": "associative", "content": content, "said_in": "e1", **fields}
 
 
-def test_what_was_said_together_is_read_in_one_call(user: uuid.UUID, provider: Provider) -> None:
+def test_waiting_exchanges_are_read_in_one_call(user: uuid.UUID, provider: Provider) -> None:
     say(user, "My name is Ada.", "List my tasks", "I live in Turin.", "Actually, I live in Milan.")
     assert record(user) == 4
     assert len(provider.memories) == 1
@@ -102,7 +102,7 @@ def test_what_was_said_together_is_read_in_one_call(user: uuid.UUID, provider: P
     assert not Exchange.objects.filter(user_id=user, recorded_at=None).exists()
 
 
-def test_entries_know_the_message_and_its_time(user: uuid.UUID) -> None:
+def test_entries_have_the_message_and_its_time_as_source(user: uuid.UUID) -> None:
     say(user, "hello", "My name is Ada.")
     record(user)
     (source,) = EntrySource.objects.filter(entry__user_id=user)
@@ -111,7 +111,7 @@ def test_entries_know_the_message_and_its_time(user: uuid.UUID) -> None:
     assert source.entry.valid_from == exchange.said_at
 
 
-def test_what_is_known_gets_one_more_source(user: uuid.UUID) -> None:
+def test_a_known_entry_gets_another_source(user: uuid.UUID) -> None:
     for said in (
         "Remember that Anna moves to Turin in March",
         "Remember that Anna moves to Turin in March!",
@@ -128,7 +128,7 @@ def test_what_is_known_gets_one_more_source(user: uuid.UUID) -> None:
     assert [source.seq for source in twice.sources.all()] == [1, 3, 5]
 
 
-def test_what_holds_no_more_ends_and_what_is_to_be_forgotten_goes(user: uuid.UUID) -> None:
+def test_untrue_entries_become_history_and_forgotten_ones_are_deleted(user: uuid.UUID) -> None:
     say(
         user, "I always drink espresso at ten", "Remember that Bob likes sailing", "I never answer on Sundays"
     )
@@ -144,14 +144,14 @@ def test_what_holds_no_more_ends_and_what_is_to_be_forgotten_goes(user: uuid.UUI
     assert past(user) == ["I never answer on Sundays", "I always drink espresso at ten"]
 
 
-def test_what_the_user_said_later_by_hand_is_not_overtaken(user: uuid.UUID) -> None:
+def test_what_the_user_wrote_later_is_not_overwritten(user: uuid.UUID) -> None:
     say(user, "I live in Turin")
     entries.remember(user_id=user, tier=Tier.CORE, key="home", content="Rome", source=BY_HAND)
     record(user)
     assert known(user) == {"home": "Rome"}
 
 
-def test_a_worker_that_dies_between_model_and_commit_leaves_it_to_the_next(
+def test_a_worker_that_dies_before_the_commit_leaves_the_exchanges_to_the_next(
     user: uuid.UUID, provider: Provider
 ) -> None:
     say(user, "My name is Ada.", "Remember that Bob likes sailing")
@@ -175,7 +175,7 @@ def test_a_worker_that_dies_between_model_and_commit_leaves_it_to_the_next(
     assert EntrySource.objects.filter(entry__user_id=user).count() == 2
 
 
-def test_an_entry_that_does_not_open_keeps_nothing_else_from_being_remembered(user: uuid.UUID) -> None:
+def test_a_broken_entry_does_not_stop_others_from_being_remembered(user: uuid.UUID) -> None:
     say(user, "Remember that Bob likes sailing")
     record(user)
     Entry.objects.of(user).update(sealed=b"broken")
@@ -184,7 +184,7 @@ def test_an_entry_that_does_not_open_keeps_nothing_else_from_being_remembered(us
     assert Entry.objects.of(user).count() == 2
 
 
-def test_of_two_workers_one_records(user: uuid.UUID, provider: Provider) -> None:
+def test_one_of_two_workers_extracts_facts(user: uuid.UUID, provider: Provider) -> None:
     say(user, "My name is Ada.", "Remember that Bob likes sailing")
     hold = Hold({"operations": [add("Bob likes sailing and the late one", said_in="e2")]})
 
@@ -204,7 +204,9 @@ def test_of_two_workers_one_records(user: uuid.UUID, provider: Provider) -> None
     assert known(user) == {"name": "Ada", "Bob likes sailing": "Bob likes sailing"}
 
 
-def test_what_was_let_go_while_the_model_thought_leaves_nothing(user: uuid.UUID, provider: Provider) -> None:
+def test_exchanges_deleted_while_the_model_answers_leave_no_facts(
+    user: uuid.UUID, provider: Provider
+) -> None:
     say(user, "My name is Ada.")
     say(user, "Remember that Bob likes sailing", place=uuid.uuid4())
     gone = Exchange.objects.filter(user_id=user).order_by("said_at")[0]
@@ -225,7 +227,9 @@ def test_what_was_let_go_while_the_model_thought_leaves_nothing(user: uuid.UUID,
     assert known(user) == {"Bob likes sailing": "Bob likes sailing"}
 
 
-def test_a_model_that_is_away_is_asked_again_and_not_for_ever(user: uuid.UUID, provider: Provider) -> None:
+def test_an_unavailable_model_is_asked_again_a_limited_number_of_times(
+    user: uuid.UUID, provider: Provider
+) -> None:
     say(user, "My name is Ada.")
     provider.memory = Fail(401)
     for tries in range(1, fact_extraction.MAX_ATTEMPTS + 1):
@@ -258,7 +262,7 @@ def test_a_model_that_is_away_is_asked_again_and_not_for_ever(user: uuid.UUID, p
         },
     ],
 )
-def test_an_answer_of_no_use_is_asked_for_once_more_and_then_let_be(
+def test_an_unusable_answer_is_repaired_once_and_then_given_up(
     user: uuid.UUID, provider: Provider, answers: Any
 ) -> None:
     say(user, "Remember that Bob likes sailing")
@@ -268,14 +272,14 @@ def test_an_answer_of_no_use_is_asked_for_once_more_and_then_let_be(
     assert not Entry.objects.of(user).exists()
 
 
-def test_an_answer_without_end_is_bounded(user: uuid.UUID, provider: Provider) -> None:
+def test_an_endless_answer_is_bounded(user: uuid.UUID, provider: Provider) -> None:
     say(user, "Bob has numbers " + " ".join(map(str, range(100))))
     provider.memory = {"operations": [add(f"Bob has the number {number}") for number in range(10_000)]}
     record(user)
     assert 0 < Entry.objects.of(user).count() <= MAX_OPERATIONS
 
 
-def test_what_a_document_wants_remembered_is_not(user: uuid.UUID, provider: Provider) -> None:
+def test_what_a_document_wants_remembered_is_not_remembered(user: uuid.UUID, provider: Provider) -> None:
     """Also where the model falls for it: nothing is added that the user did not say, and what goes can come back."""
     for number in range(8):
         entries.remember(user_id=user, tier=Tier.CORE, key=f"fact {number}", content="kept", source=BY_HAND)
@@ -310,7 +314,7 @@ def test_what_a_document_wants_remembered_is_not(user: uuid.UUID, provider: Prov
         "I am a developer 👩‍💻",
     ],
 )
-def test_what_is_said_in_any_script_is_kept_and_found(
+def test_facts_in_any_script_are_remembered_and_found(
     user: uuid.UUID, provider: Provider, content: str
 ) -> None:
     say(user, content)
@@ -321,7 +325,7 @@ def test_what_is_said_in_any_script_is_kept_and_found(
     assert len(found) == 1
 
 
-def test_what_the_user_names_is_forgotten_with_its_past_and_a_document_names_nothing(
+def test_the_user_can_delete_an_entry_with_its_history_and_a_document_cannot(
     user: uuid.UUID, provider: Provider
 ) -> None:
     for key, content in (("drink", "tea"), ("home", "Turin")):
@@ -336,7 +340,7 @@ def test_what_the_user_names_is_forgotten_with_its_past_and_a_document_names_not
     assert (known(user), past(user)) == ({}, ["Turin"])
 
 
-def test_what_is_said_goes_to_no_model_of_vectors_that_may_read_nothing(
+def test_nothing_is_sent_to_an_embedding_model_that_may_read_nothing(
     user: uuid.UUID, provider: Provider, settings: LazySettings
 ) -> None:
     settings.EMBEDDING_MODEL = provider.settings("vectors")
@@ -375,7 +379,7 @@ def test_tiers_that_the_provider_may_not_read_are_neither_sent_nor_written(
     assert len(provider.memories) == 1
 
 
-def test_a_memory_that_is_off_lets_go_of_what_waited(user: uuid.UUID, provider: Provider) -> None:
+def test_a_memory_that_is_off_drops_waiting_exchanges(user: uuid.UUID, provider: Provider) -> None:
     say(user, "My name is Ada.")
     Memory.objects.create(pk=user, enabled=False)
     assert record(user) == 0
@@ -390,7 +394,7 @@ def test_the_sweep_enqueues_exchanges_whose_task_was_lost(user: uuid.UUID) -> No
     assert fact_extraction.enqueue_due() == before + 1
 
 
-def test_an_exchange_that_was_altered_is_left_out(user: uuid.UUID) -> None:
+def test_an_altered_exchange_is_skipped(user: uuid.UUID) -> None:
     say(user, "My name is Ada.", "I live in Turin")
     first, second = Exchange.objects.filter(user_id=user).order_by("said_at")
     Exchange.objects.filter(pk=first.pk).update(sealed=second.sealed)
@@ -419,7 +423,7 @@ _FIELDS = st.sampled_from(["op", "tier", "key", "content", "entry", "said_in", "
 @given(
     st.lists(st.one_of(_VALUES, st.dictionaries(_FIELDS, st.one_of(_VALUES, st.lists(_VALUES, max_size=2)))))
 )
-def test_whatever_the_model_says_is_checked(found: list[Any]) -> None:
+def test_whatever_the_model_answers_is_validated(found: list[Any]) -> None:
     checker = OperationValidator(
         {"e1": "Bob likes sailing"}, ["m1"], frozenset(Tier), UserCipher("o", Cipher(b"k" * 32))
     )
@@ -437,5 +441,7 @@ def test_whatever_the_model_says_is_checked(found: list[Any]) -> None:
         ("Anna mag Tee", "Anna mag keinen Tee", False),
     ],
 )
-def test_a_number_or_a_denial_makes_the_difference(one: str, other: str, same: bool) -> None:
+def test_texts_that_differ_in_a_number_or_a_negation_are_not_the_same(
+    one: str, other: str, same: bool
+) -> None:
     assert may_be_the_same(one, other) is same

@@ -64,7 +64,7 @@ def found(user: uuid.UUID, question: str, **more: Any) -> list[str]:
 # ── What is found ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_one_query_brings_all_tiers_with_switch_and_policy(user: uuid.UUID) -> None:
+def test_one_query_recalls_all_tiers_with_switch_and_policy(user: uuid.UUID) -> None:
     put(user, Tier.CORE, "tea", key="drink")
     seen(user, "Anna moves to Turin in March.")
     put(user, Tier.EPISODIC, "The offer for the harbour was written.", began_at=NOW, ended_at=NOW)
@@ -89,7 +89,7 @@ def test_one_query_brings_all_tiers_with_switch_and_policy(user: uuid.UUID) -> N
     assert [one.key for one in known if one.tier == Tier.CORE] == ["drink"]
 
 
-def test_it_is_planned_once_for_all_users_and_questions(user: uuid.UUID) -> None:
+def test_recall_is_planned_once_for_all_users_and_questions(user: uuid.UUID) -> None:
     other = somebody().id
     for owner, said in ((user, "Anna moves to Turin in March."), (other, "Bob likes boats.")):
         seen(owner, said)
@@ -111,7 +111,7 @@ def test_it_is_planned_once_for_all_users_and_questions(user: uuid.UUID) -> None
     assert planned() == before
 
 
-def test_of_core_whatever_fits_is_given_however_many_do_not(user: uuid.UUID) -> None:
+def test_every_core_entry_that_fits_is_recalled_however_many_do_not(user: uuid.UUID) -> None:
     for number in range(12):
         put(user, Tier.CORE, f"{number} " + "long " * 200, key=f"long {number}")
     last = put(user, Tier.CORE, "tea", key="drink")  # the oldest is looked at last
@@ -138,14 +138,14 @@ def test_a_vector_finds_without_a_common_word(user: uuid.UUID) -> None:
     assert says(user, "xyzzy", vector=embed("bob's boating"))[0] == "Bob likes boats"
 
 
-def test_what_words_and_vector_both_find_comes_before_what_one_finds(user: uuid.UUID) -> None:
+def test_entries_found_by_words_and_vector_come_before_those_found_by_one(user: uuid.UUID) -> None:
     both = "Cleo paints the harbour"
     for text in ("The harbour at night", both, "Cleopatra painted harbours"):
         seen(user, text)
     assert found(user, "Cleo harbour", vector=embed("Cleo paints"))[0] == both
 
 
-def test_of_equals_the_newer_and_the_used_come_first(user: uuid.UUID) -> None:
+def test_newer_and_more_used_entries_come_first_among_equals(user: uuid.UUID) -> None:
     old, new, used = (seen(user, f"Ada called {name}") for name in ("Eve", "Dan", "Fay"))
     Entry.objects.filter(pk=old.pk).update(valid_from=NOW - dt.timedelta(days=900))
     Entry.objects.filter(pk=used.pk).update(valid_from=NOW - dt.timedelta(days=900), uses=500)
@@ -188,12 +188,12 @@ def test_vectors_of_another_space_are_never_compared(user: uuid.UUID, other: dic
 
 
 @pytest.mark.parametrize("vector", [[0.0] * 512, [float("nan")] * 512, [1e30] * 512, []])
-def test_a_vector_that_is_none_leaves_it_to_the_words(user: uuid.UUID, vector: list[float]) -> None:
+def test_an_unusable_vector_leaves_the_search_to_words(user: uuid.UUID, vector: list[float]) -> None:
     seen(user, "Bob likes boats")
     assert found(user, "bob", vector=vector) == ["Bob likes boats"]
 
 
-def test_a_search_is_of_the_tiers_asked_for(user: uuid.UUID) -> None:
+def test_a_search_covers_only_the_requested_tiers(user: uuid.UUID) -> None:
     put(user, Tier.CORE, "Anna", key="partner")
     seen(user, "Anna moves")
     assert found(user, "Anna", tiers=[Tier.CORE]) == ["Anna"]
@@ -203,7 +203,7 @@ def test_a_search_is_of_the_tiers_asked_for(user: uuid.UUID) -> None:
 # ── What a turn gets of it ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_budget_holds_and_no_entry_is_cut(user: uuid.UUID) -> None:
+def test_the_budget_is_kept_and_no_entry_is_cut(user: uuid.UUID) -> None:
     texts = {f"Anna {number} " + "and so on " * (3 * number) for number in range(1, 10)}
     for text in texts:
         seen(user, text)
@@ -220,7 +220,7 @@ def test_core_comes_first_within_the_budget(user: uuid.UUID) -> None:
     assert [one.tier for one in recalled(user, "Anna", limit_tokens=50).entries] == [Tier.CORE]
 
 
-def test_withheld_tiers_do_not_leave_and_are_named_only_where_they_hold_something(user: uuid.UUID) -> None:
+def test_withheld_tiers_are_not_recalled_and_are_named_only_if_they_have_entries(user: uuid.UUID) -> None:
     put(user, Tier.CORE, "tea", key="drink")
     seen(user, "Anna moves")
     policy = {Tier.ASSOCIATIVE: ["acme"], Tier.CORE: [], Tier.EPISODIC: []}
@@ -232,14 +232,14 @@ def test_withheld_tiers_do_not_leave_and_are_named_only_where_they_hold_somethin
     assert len(recalled(user, "Anna", provider="").entries) == 2
 
 
-def test_a_memory_that_is_off_or_empty_gives_nothing(user: uuid.UUID) -> None:
+def test_a_memory_that_is_off_or_empty_recalls_nothing(user: uuid.UUID) -> None:
     assert recalled(user, "Anna") == recall.RecallResult([], set())
     seen(user, "Anna moves")
     Memory.objects.filter(pk=user).update(enabled=False)
     assert recalled(user, "Anna", vector=embed("Anna")) == recall.RecallResult([], set())
 
 
-def test_a_row_with_a_broken_seal_is_passed_over_and_named_by_its_id(
+def test_a_row_with_a_broken_seal_is_skipped_and_logged_by_id(
     user: uuid.UUID, caplog: pytest.LogCaptureFixture
 ) -> None:
     entry = seen(user, "Anna moves to Turin")
@@ -251,7 +251,7 @@ def test_a_row_with_a_broken_seal_is_passed_over_and_named_by_its_id(
     assert "Turin" not in caplog.text
 
 
-def test_a_receipt_says_what_left_and_counts_its_use(user: uuid.UUID) -> None:
+def test_a_receipt_names_the_entries_sent_and_counts_their_use(user: uuid.UUID) -> None:
     entry = seen(user, "Anna moves")
     given = recalled(user, "Anna")
     turn, place = uuid.uuid4(), uuid.uuid4()

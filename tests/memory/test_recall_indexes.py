@@ -25,7 +25,7 @@ def indexes_of(user: uuid.UUID) -> list[str]:
         return [name for (name,) in cursor.fetchall()]
 
 
-def test_a_user_with_many_rows_gets_an_index_that_recall_takes_and_that_goes_with_them(
+def test_a_user_with_many_rows_gets_an_index_that_recall_uses_until_the_rows_are_gone(
     committed_db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vector_indexes, "CREATE_FROM_ROWS", 30)
@@ -66,7 +66,7 @@ def test_a_user_with_many_rows_gets_an_index_that_recall_takes_and_that_goes_wit
     assert not vector_indexes.has_index(user)
 
 
-def test_recall_takes_the_index_though_its_statement_is_planned_once_for_the_others(
+def test_recall_uses_the_index_although_its_statement_is_prepared_for_other_users(
     committed_db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vector_indexes, "CREATE_FROM_ROWS", 30)

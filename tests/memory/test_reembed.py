@@ -64,7 +64,7 @@ def use_new(provider: Provider, settings: LazySettings) -> None:
     settings.EMBEDDING_MODEL = provider.settings("new-vectors")
 
 
-def test_every_entry_that_holds_gets_a_vector_of_the_new_model(
+def test_every_current_entry_gets_a_vector_of_the_new_model(
     users: list[uuid.UUID], provider: Provider, settings: LazySettings
 ) -> None:
     assert models(*users) == {("lexical", True), ("lexical", False)}
@@ -88,14 +88,16 @@ def test_every_entry_that_holds_gets_a_vector_of_the_new_model(
     }
 
 
-def test_one_user_alone(users: list[uuid.UUID], provider: Provider, settings: LazySettings) -> None:
+def test_only_the_named_user_is_embedded(
+    users: list[uuid.UUID], provider: Provider, settings: LazySettings
+) -> None:
     use_new(provider, settings)
     reembed("--user", str(users[1]))
     assert models(users[1]) == {(NEW, True)}
     assert models(users[0], users[2]) == {("lexical", True), ("lexical", False)}
 
 
-def test_it_goes_on_where_it_ended(
+def test_an_interrupted_reembed_continues(
     users: list[uuid.UUID], provider: Provider, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_new(provider, settings)
@@ -122,7 +124,7 @@ def test_it_goes_on_where_it_ended(
     assert sum(len(call.body["input"]) for call in provider.calls) == texts + 10
 
 
-def test_what_a_policy_keeps_back_gets_no_vector(
+def test_withheld_entries_get_no_vector(
     users: list[uuid.UUID], provider: Provider, settings: LazySettings
 ) -> None:
     use_new(provider, settings)
@@ -134,7 +136,7 @@ def test_what_a_policy_keeps_back_gets_no_vector(
     assert (says(kept.entry), kept.embedding_model) == ("tea", "lexical")
 
 
-def test_one_users_broken_entry_holds_up_no_other(
+def test_a_broken_entry_of_one_user_does_not_stop_the_others(
     users: list[uuid.UUID], provider: Provider, settings: LazySettings
 ) -> None:
     use_new(provider, settings)
@@ -144,7 +146,7 @@ def test_one_users_broken_entry_holds_up_no_other(
     assert models(*users[1:]) == {(NEW, True)}
 
 
-def test_a_receipt_says_what_left_also_where_no_answer_came(
+def test_a_receipt_is_written_even_if_the_model_does_not_answer(
     users: list[uuid.UUID], provider: Provider, settings: LazySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_new(provider, settings)
@@ -160,7 +162,7 @@ def test_a_receipt_says_what_left_also_where_no_answer_came(
     assert (receipt.purpose, len(receipt.entries)) == ("embed", 5)
 
 
-def test_a_memory_that_is_off_does_not_leave(
+def test_entries_are_not_sent_while_the_memory_is_off(
     users: list[uuid.UUID], provider: Provider, settings: LazySettings
 ) -> None:
     use_new(provider, settings)
@@ -172,7 +174,7 @@ def test_a_memory_that_is_off_does_not_leave(
     assert models(*users) == {(NEW, True), ("lexical", True)}
 
 
-def test_back_to_the_lexical_model(
+def test_reembed_can_return_to_the_lexical_model(
     users: list[uuid.UUID], provider: Provider, settings: LazySettings
 ) -> None:
     use_new(provider, settings)
@@ -185,6 +187,6 @@ def test_back_to_the_lexical_model(
 
 
 @pytest.mark.parametrize("batch", ["0", "-1", "many"])
-def test_a_batch_is_a_whole_number(batch: str) -> None:
+def test_a_batch_size_must_be_a_positive_whole_number(batch: str) -> None:
     with pytest.raises(CommandError, match="must be a whole number"):
         reembed("--batch", batch)

@@ -66,7 +66,7 @@ def made(rest: APIClient, tier: str, **values: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("tier", Tier.values)
-def test_what_is_told_by_hand_is_kept_shown_corrected_and_forgotten(rest: APIClient, tier: str) -> None:
+def test_an_entry_is_added_shown_corrected_and_forgotten_by_hand(rest: APIClient, tier: str) -> None:
     row = made(rest, tier)
     assert row.keys() - {"key", "confidence", "began_at", "ended_at"} == ROW
     assert {name: row[name] for name in GOOD[tier]} == GOOD[tier]
@@ -85,7 +85,7 @@ def test_what_is_told_by_hand_is_kept_shown_corrected_and_forgotten(rest: APICli
     assert rest.get(f"{API}/{tier}?current=all").json() == []
 
 
-def test_a_list_shows_what_holds_what_does_not_or_both(rest: APIClient) -> None:
+def test_a_list_shows_current_entries_history_or_both(rest: APIClient) -> None:
     made(rest, "core")
     changed = rest.post(f"{API}/core", GOOD["core"] | {"key": " drink ", "content": "water"})
     again = rest.post(f"{API}/core", {"key": "DRINK", "content": "Water"})
@@ -122,7 +122,7 @@ def test_lists_come_in_pages_for_two_queries_whatever_their_length(rest: APIClie
     )  # the entry, its sources, its history
 
 
-def test_an_entry_says_where_it_is_known_from(rest: APIClient, ada: Person) -> None:
+def test_an_entry_shows_its_sources(rest: APIClient, ada: Person) -> None:
     places = [uuid.uuid4() for _ in range(3)]
     for seq, place in enumerate(places, 1):
         entry = entries.remember(
@@ -139,7 +139,7 @@ def test_an_entry_says_where_it_is_known_from(rest: APIClient, ada: Person) -> N
     } == {("conversation", str(place), seq) for seq, place in enumerate(places, 1)}
 
 
-def test_a_correction_that_says_what_is_known_names_the_other(rest: APIClient) -> None:
+def test_a_correction_to_existing_content_names_the_other_entry(rest: APIClient) -> None:
     milan = made(rest, "associative", content="Anna lives in Milan")
     turin = made(rest, "associative", content="Anna lives in Turin")
     answer = rest.patch(f"{API}/associative/{turin['id']}", {"content": "anna lives in  milan"})
@@ -170,7 +170,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("tier", Tier.values)
-def test_a_wrong_value_is_refused_by_its_name(rest: APIClient, ada: Person, tier: str) -> None:
+def test_an_invalid_value_is_refused_with_the_name_of_its_field(
+    rest: APIClient, ada: Person, tier: str
+) -> None:
     row = made(rest, tier)
     for wrong, field in [(wrong, field) for where, wrong, field in BAD if where == tier]:
         for answer in (
@@ -182,7 +184,7 @@ def test_a_wrong_value_is_refused_by_its_name(rest: APIClient, ada: Person, tier
     assert Entry.objects.of(ada.id).count() == 1
 
 
-def test_what_happened_when_is_not_corrected(rest: APIClient) -> None:
+def test_the_times_of_an_episode_cannot_be_corrected(rest: APIClient) -> None:
     row = made(rest, "episodic")
     answer = rest.patch(f"{API}/episodic/{row['id']}", {"began_at": "2026-01-01T00:00:00Z"})
     assert (answer.status_code, list(answer.json()["fields"])) == (400, ["began_at"])
@@ -191,7 +193,7 @@ def test_what_happened_when_is_not_corrected(rest: APIClient) -> None:
     assert "confidence" not in made(rest, "associative")
 
 
-def test_another_users_entries_are_answered_like_none(rest: APIClient) -> None:
+def test_entries_of_another_user_are_not_found(rest: APIClient) -> None:
     theirs = made(client_of(somebody()), "core")
     for method, more, body in [
         ("get", "", None), ("patch", "", {"content": "x"}), ("patch", "", {"content": 5}), ("delete", "", None),
@@ -207,7 +209,7 @@ def test_another_users_entries_are_answered_like_none(rest: APIClient) -> None:
     assert rest.get(f"{API}/core").json() == []
 
 
-def test_who_is_not_signed_in_sees_nothing(db: None) -> None:
+def test_anonymous_requests_are_refused(db: None) -> None:
     from rest_framework.test import APIClient
 
     for place in ("core", f"core/{NOBODY}", "policy", "receipts"):
@@ -240,7 +242,7 @@ def test_staff_can_use_their_own_memory_in_the_browser(db: None) -> None:
 # ── Search, forgetting ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_fits_a_question_is_found_with_a_score(rest: APIClient) -> None:
+def test_search_finds_what_fits_with_a_score(rest: APIClient) -> None:
     made(client_of(somebody()), "core", key="Harbour", content="of somebody else")
     wanted = made(rest, "core", key="Harbour", content="Trieste")
     made(rest, "associative", content="The harbour café opens at nine")
@@ -253,7 +255,7 @@ def test_what_fits_a_question_is_found_with_a_score(rest: APIClient) -> None:
     )  # the question stays out of addresses
 
 
-def test_a_wrong_search_is_refused_by_its_field(rest: APIClient) -> None:
+def test_an_invalid_search_is_refused_with_the_name_of_its_field(rest: APIClient) -> None:
     for asked, field in [
         ({}, "q"), ({"q": " "}, "q"), ({"q": "x" * 1001}, "q"), ({"q": "x", "tier": "dreams"}, "tier"),
         ({"q": "x", "limit": 0}, "limit"), ({"q": "x", "limit": 101}, "limit"),
@@ -262,7 +264,7 @@ def test_a_wrong_search_is_refused_by_its_field(rest: APIClient) -> None:
         assert (answer.status_code, list(answer.json()["fields"])) == (400, [field])
 
 
-def test_a_source_is_forgotten_with_what_it_alone_said(rest: APIClient, ada: Person) -> None:
+def test_forgetting_a_source_deletes_entries_known_only_from_it(rest: APIClient, ada: Person) -> None:
     here = uuid.uuid4()
 
     def told(content: str, seq: int, place: uuid.UUID = here) -> Entry:
@@ -302,7 +304,7 @@ def test_nothing_is_forgotten_by_accident(rest: APIClient) -> None:
     assert rest.delete(f"{API}/core").status_code == 405
 
 
-def test_everything_is_forgotten_when_it_is_meant(rest: APIClient, ada: Person) -> None:
+def test_everything_is_forgotten_when_confirmed(rest: APIClient, ada: Person) -> None:
     other = client_of(somebody())
     made(other, "core")
     for tier in Tier.values:
@@ -341,9 +343,7 @@ def test_the_switch_and_the_policy_are_set_and_changed(rest: APIClient) -> None:
     assert rest.get(f"{API}/policy").json() == whole
 
 
-def test_a_memory_that_is_switched_off_keeps_what_it_has_and_nothing_new(
-    rest: APIClient, ada: Person
-) -> None:
+def test_a_memory_that_is_off_keeps_its_entries_and_adds_none(rest: APIClient, ada: Person) -> None:
     row = made(rest, "core")
     Exchange.objects.create(user_id=ada.id, kind=SourceKind.REQUEST, source_id=uuid.uuid4(), sealed=b"")
     rest.patch(f"{API}/policy", {"enabled": False})
@@ -355,7 +355,7 @@ def test_a_memory_that_is_switched_off_keeps_what_it_has_and_nothing_new(
     assert rest.delete(f"{API}/core/{row['id']}").status_code == 200
 
 
-def test_receipts_say_what_left_for_whom(rest: APIClient, ada: Person) -> None:
+def test_receipts_name_the_entries_sent_and_their_reader(rest: APIClient, ada: Person) -> None:
     turn, place = uuid.uuid4(), uuid.uuid4()
     ids = [uuid.uuid4() for _ in range(2)]
     for purpose, who, turn_id in (
@@ -413,7 +413,7 @@ def test_a_text_gets_the_vector_of_the_configured_model(
     assert (refused.status_code, refused.json()["code"]) == (502, "model_rejected")
 
 
-def test_the_openapi_document_knows_all_of_it(rest: APIClient) -> None:
+def test_the_openapi_document_describes_every_endpoint(rest: APIClient) -> None:
     schema = rest.get("/api/v1/schema/", HTTP_ACCEPT="application/vnd.oai.openapi+json").json()
     wanted = {
         f"{API}/{{tier}}": {"get", "post"},

@@ -37,7 +37,7 @@ def left(user: uuid.UUID) -> set[str]:
         ("by hand", 1000, True),
     ],
 )
-def test_what_was_never_needed_goes(user: uuid.UUID, then: str, days: int, stays: bool) -> None:
+def test_entries_that_were_never_used_expire(user: uuid.UUID, then: str, days: int, stays: bool) -> None:
     entry = seen(user, "Anna moves to Turin", "here")
     if then == "used":
         Entry.objects.filter(pk=entry.pk).update(uses=1, used_at=Now())
@@ -53,7 +53,7 @@ def test_what_was_never_needed_goes(user: uuid.UUID, then: str, days: int, stays
     assert EntrySource.objects.filter(entry__user_id=user).exclude(entry=other).exists() is stays
 
 
-def test_only_what_was_said_and_seen_fades(user: uuid.UUID) -> None:
+def test_only_associative_entries_expire(user: uuid.UUID) -> None:
     entries.remember(user_id=user, tier=Tier.CORE, key="drink", content="tea", source=said("here"))
     entries.remember(user_id=user, tier=Tier.EPISODIC, content="we spoke", source=said("here"))
     days_pass(user, 3000)
@@ -61,7 +61,7 @@ def test_only_what_was_said_and_seen_fades(user: uuid.UUID) -> None:
     assert left(user) == {"tea", "we spoke"}
 
 
-def test_old_news_are_not_taken_for_old_knowledge(user: uuid.UUID) -> None:
+def test_entries_about_an_old_date_do_not_expire_early(user: uuid.UUID) -> None:
     days_pass(user, 0)
     old = seen(user, "from a mail of long ago", "there")
     EntrySource.objects.filter(entry=old).update(at="2020-01-01T00:00Z")
@@ -69,7 +69,7 @@ def test_old_news_are_not_taken_for_old_knowledge(user: uuid.UUID) -> None:
     assert retention.delete_expired_entries(user) == 0
 
 
-def test_history_goes_after_a_year_and_what_holds_stays(user: uuid.UUID) -> None:
+def test_history_expires_after_a_year_and_current_entries_stay(user: uuid.UUID) -> None:
     for drink in ("coffee", "tea", "water"):
         entries.remember(user_id=user, tier=Tier.CORE, key="drink", content=drink, source=said(drink))
         days_pass(user, 200)
@@ -82,7 +82,7 @@ def test_history_goes_after_a_year_and_what_holds_stays(user: uuid.UUID) -> None
     assert left(user) == {"water"}
 
 
-def test_it_goes_batch_by_batch_and_takes_nobody_elses(
+def test_expiry_deletes_in_batches_and_only_of_its_user(
     user: uuid.UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "_BATCH", 2)
@@ -96,14 +96,14 @@ def test_it_goes_batch_by_batch_and_takes_nobody_elses(
     assert len(left(other)) == 5
 
 
-def test_nothing_fades_where_the_memory_is_off(user: uuid.UUID) -> None:
+def test_nothing_expires_while_the_memory_is_off(user: uuid.UUID) -> None:
     seen(user, "thing", "here")
     days_pass(user, 200)
     Memory.objects.filter(pk=user).update(enabled=False)
     assert retention.delete_expired_entries(user) == 0
 
 
-def test_the_days_are_settings(user: uuid.UUID) -> None:
+def test_the_expiry_in_days_is_read_from_settings(user: uuid.UUID) -> None:
     from django.conf import settings
 
     seen(user, "thing", "here")
@@ -112,7 +112,7 @@ def test_the_days_are_settings(user: uuid.UUID) -> None:
         assert retention.delete_expired_entries(user) == 1
 
 
-def test_old_receipts_go(user: uuid.UUID, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_receipts_are_deleted(user: uuid.UUID, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "_BATCH", 2)
     fields = {"user_id": user, "provider": "openai", "model": "m", "entries": [place("entry")]}
     for _ in range(5):
