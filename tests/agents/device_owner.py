@@ -1,4 +1,4 @@
-"""A person with a folder, a device and agents over it, and models that answer from the documents they get."""
+"""A person with a folder and a device, for tests from end to end, and a scripted model that makes tasks of lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ END_STATES = {"success", "partial", "error", "cancelled", "timeout"}
 
 
 class DeviceOwner:
-    """A person with a folder, a device and an agent over it."""
+    """A person with a folder, a device that reads it, and a REST client."""
 
     def __init__(self, web: str, person: Person, folder: Path) -> None:
         self.web, self.person, self.folder = web, person, folder
@@ -89,7 +89,7 @@ class DeviceOwner:
         return await self.until(await self.start(agent), lambda seen: seen["state"] in END_STATES)
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """What is in a table of the device, whether it runs or not."""
+        """The rows of a table of the device, even while it is not running."""
         file = self.folder.parent / "device" / "data.sqlite3"
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as store:
             store.row_factory = sqlite3.Row
@@ -118,6 +118,6 @@ def tasks_from_lines(request: Request) -> dict[str, Any]:
 
 
 def counts_add_up(seen: dict[str, Any]) -> bool:
-    """Whether the counts of a run that came to its own end leave no file over."""
+    """Whether the counts of a finished run account for every file."""
     parts = seen["items_processed"] + seen["files_unchanged"] + seen["files_failed"]
     return bool(seen["files_seen"] == seen["files_done"] == parts)

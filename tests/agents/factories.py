@@ -1,4 +1,4 @@
-"""Builders of agents and runs, beside the front door, for tests of the verbs."""
+"""Create agents, runs and results in the database, without REST, socket or worker."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def create_device(agent: Agent) -> Device:
 
 
 def create_run(agent: Agent, **fields: Any) -> Run:
-    """A queued run that no worker is told of."""
+    """A queued run that is not sent to the workers."""
     run = runs.build_run(agent, Run.Trigger.MANUAL)
     for name, value in fields.items():
         setattr(run, name, value)
@@ -57,7 +57,7 @@ def claim_run(run: Run) -> ClaimedRun:
 
 
 def commit_tasks(claimed: ClaimedRun, *titles: str, path: str = f"{FOLDER}/one.md") -> list[uuid.UUID]:
-    """Tasks that were found in a document and are in line for the device; their ids."""
+    """Commit tasks found in a document, which then wait for the device. Returns their ids."""
     document = SourceDocument(path, path, "text", claimed.source_key(path), b"hash")
     records = [Record("tasks", {"title": title, "isAiSuggested": 1, "isApproved": 0}) for title in titles]
     claimed_runs.add_counts(claimed, seen=1)
@@ -75,7 +75,7 @@ def commit_answers(claimed: ClaimedRun, outcomes: Mapping[uuid.UUID, Any], path:
 
 
 def accepted_by_device(*ids: uuid.UUID) -> dict[uuid.UUID, Any]:
-    """What a device says that took these records."""
+    """The answers of a device that inserted these records."""
     return {key: ToolResultBody(id=str(key), row={"id": "a-row"}) for key in ids}
 
 
@@ -91,5 +91,5 @@ def rest_client(person: Person) -> APIClient:
 
 
 def lose_worker(run: Run) -> None:
-    """Time passes, and its worker does not renew the lease."""
+    """End the lease of a run, as if its worker had stopped renewing it."""
     Run.objects.filter(pk=run.pk).update(lease_until=timezone.now() - dt.timedelta(seconds=1))

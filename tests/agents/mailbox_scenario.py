@@ -1,4 +1,4 @@
-"""A person with a mailbox, an agent over it, and devices that come and go. Runs are executed in the test's process."""
+"""A person with a mailbox, an agent that reads it, and devices. Runs are executed in the test's process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TIMEOUT_S = 60
 def connect_account(
     person: Person, box: Any, provider: Any = "gmail", refresh: str = "refresh"
 ) -> Connection:
-    """What a consent leaves behind: a connection whose token the box takes."""
+    """A connection as a consent creates it, with a token that the mailbox accepts."""
     grant = Grant(box.access, refresh, 3600, SCOPES[provider], f"{box.name}@example.com")
     return connections.connect(user_id=person.id, provider=provider, grant=grant)
 
@@ -70,7 +70,7 @@ class Inbox:
         self.errors: list[Error] = []
 
     async def run(self, **fields: Any) -> Run:
-        """One run, executed here, as far as it comes."""
+        """Execute one run in this process, as far as it gets."""
         made = await db.run(lambda: create_run(self.agent, **fields))
         await runner.execute(made.pk)
         return await self.see(made)
@@ -79,12 +79,12 @@ class Inbox:
         return await db.run(Run.objects.get, pk=run.pk)
 
     def end(self) -> None:
-        """Whatever is left of its runs, other tests' workers need not try."""
+        """End what is left of its runs, so that workers of other tests do not try them."""
         for run in Run.objects.of(self.person.id).live():
             runs.cancel(run=run)
 
     async def delivered(self, run: Run) -> Run:
-        """The run, once nothing of it waits any more, whichever worker brings it."""
+        """The run, once none of its records waits any more, whichever worker delivers them."""
         async with asyncio.timeout(TIMEOUT_S):
             while (seen := await self.see(run)).undelivered or seen.lease_until:
                 await asyncio.sleep(0.02)
@@ -115,7 +115,7 @@ class Inbox:
             self.errors.append(event.frame)
 
     def titles(self, name: str = "desk") -> list[str]:
-        """What the tasks on a device are called, in the order in which it got them."""
+        """The titles of the tasks on a device, in the order in which it got them."""
         with closing(
             sqlite3.connect(f"file:{self.folder / name / 'data.sqlite3'}?mode=ro", uri=True)
         ) as store:

@@ -53,7 +53,7 @@ def traces(agent: str) -> list[int]:
     return [rows.count() for rows in left]
 
 
-async def test_it_shows_what_the_run_after_it_creates(desk: DeviceOwner, provider: Provider) -> None:
+async def test_a_dry_run_shows_what_the_next_run_creates(desk: DeviceOwner, provider: Provider) -> None:
     provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada\ndo write the offer\n")
     desk.write("two.md", "nothing")
@@ -77,7 +77,7 @@ async def test_it_shows_what_the_run_after_it_creates(desk: DeviceOwner, provide
     assert sorted(row["title"] for row in desk.rows("tasks")) == found(seen)
 
 
-async def test_when_nothing_is_due_it_reads_what_is_there_and_says_what_is_known(
+async def test_a_dry_run_with_nothing_due_reads_unchanged_files_and_marks_known_records(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = tasks_from_lines
@@ -101,7 +101,7 @@ async def test_when_nothing_is_due_it_reads_what_is_there_and_says_what_is_known
 
 
 @pytest.mark.parametrize("protocol", [1, 2])
-async def test_it_reads_no_more_sources_than_it_may(
+async def test_a_dry_run_reads_at_most_max_sources(
     desk: DeviceOwner, provider: Provider, protocol: int
 ) -> None:
     provider.default = tasks_from_lines
@@ -119,7 +119,7 @@ async def test_it_reads_no_more_sources_than_it_may(
     assert len(desk.rows("tasks")) == 10
 
 
-async def test_what_goes_wrong_in_it_is_said_as_ever(desk: DeviceOwner, provider: Provider) -> None:
+async def test_a_dry_run_reports_problems_like_any_run(desk: DeviceOwner, provider: Provider) -> None:
     provider.default = lambda request: (
         {"records": [{"table": "clients", "data": {}}]}
         if "bad" in document_text(request)
@@ -157,7 +157,7 @@ def shown(claimed: claimed_runs.ClaimedRun, path: str, *titles: str) -> None:
     assert commit_document(claimed, source_document(claimed, path), records) == []
 
 
-def test_what_it_shows_is_bounded_and_the_journal_says_so_once(db: None) -> None:
+def test_a_preview_is_bounded_and_the_journal_says_so_once(db: None) -> None:
     agent = create_agent()
     create_device(agent)
     claimed = claim_dry_run(agent)
@@ -172,7 +172,7 @@ def test_what_it_shows_is_bounded_and_the_journal_says_so_once(db: None) -> None
     assert 10 < len(preview.read_records(Run.objects.get(pk=long.run_id))) < 30
 
 
-def test_it_is_sealed_and_not_read_where_it_is_not_shown(db: None) -> None:
+def test_a_preview_is_sealed_and_not_read_where_it_is_not_shown(db: None) -> None:
     agent = create_agent()
     create_device(agent)
     claimed = claim_dry_run(agent)
@@ -182,7 +182,7 @@ def test_it_is_sealed_and_not_read_where_it_is_not_shown(db: None) -> None:
     assert b"canary" not in bytes(run.preview) and "canary" in json.dumps(preview.read_records(run))
 
 
-def test_one_that_begins_anew_shows_each_thing_once(db: None) -> None:
+def test_a_dry_run_that_starts_again_shows_each_record_once(db: None) -> None:
     agent = create_agent()
     create_device(agent)
     first = claim_dry_run(agent)
@@ -194,7 +194,7 @@ def test_one_that_begins_anew_shows_each_thing_once(db: None) -> None:
     assert len(preview.read_records(Run.objects.get(pk=first.run_id))) == 1
 
 
-def test_it_leaves_what_is_in_line_to_a_real_run(db: None) -> None:
+def test_a_dry_run_leaves_waiting_records_to_a_real_run(db: None) -> None:
     agent = create_agent()
     create_device(agent)
     cancelled = claim_run(create_run(agent))
@@ -206,7 +206,7 @@ def test_it_leaves_what_is_in_line_to_a_real_run(db: None) -> None:
     assert OutboxRecord.objects.get(pk=ids[0]).source_run == real.run_id
 
 
-def test_a_sample_is_what_is_due_or_else_what_is_there() -> None:
+def test_a_sample_has_the_due_sources_or_else_unchanged_ones() -> None:
     files = {f"/{number}": b"" for number in range(4)}
     none, all_ = [False] * 4, [True] * 4
     assert SourceSample(None).choose(files, all_, last=True) == files

@@ -81,7 +81,7 @@ def is_put_off(seen: dict[str, Any]) -> bool:
     return seen["state"] != "running" and any(event["kind"] == "waiting" for event in seen["journal"])
 
 
-async def test_a_model_that_is_away_puts_a_run_off_and_nothing_is_done_twice(
+async def test_an_unavailable_model_delays_a_run_and_nothing_is_done_twice(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = lambda request: (
@@ -122,7 +122,7 @@ async def test_a_model_that_is_away_puts_a_run_off_and_nothing_is_done_twice(
     assert sorted(row["title"] for row in desk.rows("tasks")) == sorted(titles)
 
 
-async def test_a_few_documents_for_which_the_model_was_away_are_read_by_the_next_attempt(
+async def test_documents_unread_because_the_model_was_unavailable_are_read_by_the_next_attempt(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = lambda request: (
@@ -150,7 +150,7 @@ async def test_a_few_documents_for_which_the_model_was_away_are_read_by_the_next
     assert len(seen["errors"]) == 1 and "two.md" in seen["errors"][0]
 
 
-async def test_a_device_that_sleeps_is_asked_again_later(desk: DeviceOwner, stack: Stack) -> None:
+async def test_a_run_with_a_silent_device_is_retried_later(desk: DeviceOwner, stack: Stack) -> None:
     agent = await desk.agent()
     async with Socket(desk.web, desk.person.access_token) as socket:
         await socket.hello(device_id="desk")
@@ -160,7 +160,7 @@ async def test_a_device_that_sleeps_is_asked_again_later(desk: DeviceOwner, stac
     assert (seen["state"], seen["journal"][-1]["code"]) == ("queued", "device_silent")
 
 
-def test_a_run_is_put_off_longer_each_time_and_not_for_ever(claimed: ClaimedRun) -> None:
+def test_the_delay_of_retries_grows_and_retries_are_limited(claimed: ClaimedRun) -> None:
     rules = settings.RUNS
     for number in range(rules["retries"]):
         before = db.clock()
@@ -182,18 +182,18 @@ def test_a_run_is_put_off_longer_each_time_and_not_for_ever(claimed: ClaimedRun)
     assert outcomes.finish(claimed, State.ERROR, "model_unavailable").state == State.ERROR
 
 
-def test_a_provider_is_not_asked_before_it_wants_to_be(claimed: ClaimedRun) -> None:
+def test_a_provider_is_not_asked_before_its_retry_after(claimed: ClaimedRun) -> None:
     assert outcomes.retry_later(claimed, "model_rate_limited", retry_after=1_000)
     run = seen(claimed)
     assert run.not_before is not None and run.not_before > db.clock() + 990 * SECOND
 
 
-def test_no_run_is_put_off_beyond_its_deadline(claimed: ClaimedRun) -> None:
+def test_no_run_is_retried_after_its_deadline(claimed: ClaimedRun) -> None:
     assert not outcomes.retry_later(claimed, "model_rate_limited", retry_after=3 * 3600)
     assert seen(claimed).state == State.RUNNING
 
 
-def test_a_run_that_was_put_off_is_nobodys_before_its_time_and_nudged_when_it_comes(db: None) -> None:
+def test_a_delayed_run_cannot_be_claimed_before_its_time_and_is_enqueued_then(db: None) -> None:
     run = create_run(create_agent(), not_before=timezone.now() + 60 * SECOND)
     change(run, enqueued_at=timezone.now() - 300 * SECOND)
     assert claimed_runs.claim(run.pk) is None
@@ -205,7 +205,9 @@ def test_a_run_that_was_put_off_is_nobodys_before_its_time_and_nudged_when_it_co
     assert seen(run).not_before is None
 
 
-def test_a_worker_that_lost_its_database_gives_its_run_back_and_nobody_is_blamed(claimed: ClaimedRun) -> None:
+def test_a_worker_that_lost_its_database_requeues_its_run_and_no_source_is_blamed(
+    claimed: ClaimedRun,
+) -> None:
     ledger.mark_in_flight(claimed, [b"one", b"two"])
     outcomes.requeue_interrupted(claimed)
     run = seen(claimed)
@@ -222,7 +224,7 @@ def test_a_worker_that_lost_its_database_gives_its_run_back_and_nobody_is_blamed
 # Its own lease's end comes with its own sweep: another test's, between the two, would give the run to another worker.
 
 
-async def test_a_document_that_kills_its_workers_is_set_aside_and_the_others_arrive_once(
+async def test_a_document_that_crashes_workers_is_quarantined_and_the_others_arrive_once(
     desk: DeviceOwner, provider: Provider, stack: Stack
 ) -> None:
     provider.default = tasks_from_lines
@@ -261,7 +263,7 @@ async def test_a_document_that_kills_its_workers_is_set_aside_and_the_others_arr
     assert await db.run(lambda: SourceInFlight.objects.filter(agent=agent).count()) == 0
 
 
-async def test_of_the_sources_over_which_workers_died_twice_a_worker_reads_one_at_a_time(
+async def test_sources_that_crashed_two_workers_are_read_one_at_a_time(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     hold = Hold(tasks_from_lines)
@@ -291,7 +293,7 @@ async def test_of_the_sources_over_which_workers_died_twice_a_worker_reads_one_a
     assert await db.run(lambda: SourceInFlight.objects.filter(agent__in=agents).count()) == 0
 
 
-def test_what_a_dead_worker_had_in_hand_is_suspected_and_what_it_had_done_is_not(claimed: ClaimedRun) -> None:
+def test_sources_in_flight_at_a_crash_are_suspects_and_finished_ones_are_not(claimed: ClaimedRun) -> None:
     one, two = (source_document(claimed, name) for name in ("one", "two"))
     ledger.mark_in_flight(claimed, [one.key, two.key])
     claimed_runs.add_counts(claimed, seen=2)
@@ -299,7 +301,7 @@ def test_what_a_dead_worker_had_in_hand_is_suspected_and_what_it_had_done_is_not
     assert again(seen(claimed)).crash_counts == {two.key: 1}
 
 
-def test_a_suspect_that_was_not_in_hand_when_the_next_worker_died_has_no_part_in_it(
+def test_a_suspect_not_in_flight_at_the_next_crash_is_not_counted(
     claimed: ClaimedRun,
 ) -> None:
     run = seen(claimed)
@@ -316,7 +318,7 @@ def test_a_suspect_that_was_not_in_hand_when_the_next_worker_died_has_no_part_in
     }
 
 
-def test_a_suspect_that_was_come_through_is_cleared(claimed: ClaimedRun) -> None:
+def test_a_suspect_that_is_read_without_a_crash_is_cleared(claimed: ClaimedRun) -> None:
     run = seen(claimed)
     ledger.mark_in_flight(claimed, [b"one", b"two"])
     claimed = again(run)
@@ -327,7 +329,7 @@ def test_a_suspect_that_was_come_through_is_cleared(claimed: ClaimedRun) -> None
     assert crashes(Agent.objects.get(pk=claimed.agent_id)) == {b"two": 1}
 
 
-def test_a_source_that_was_set_aside_is_due_when_it_or_the_configuration_changes(claimed: ClaimedRun) -> None:
+def test_a_quarantined_source_is_read_again_when_it_or_the_configuration_changes(claimed: ClaimedRun) -> None:
     poison = source_document(claimed, "poison")
     claimed_runs.add_counts(claimed, seen=1)
     ledger.quarantine(claimed, poison)
@@ -341,7 +343,7 @@ def test_a_source_that_was_set_aside_is_due_when_it_or_the_configuration_changes
     ) == [True]
 
 
-def test_workers_that_die_over_sources_do_not_end_a_run_however_many(claimed: ClaimedRun) -> None:
+def test_crashes_over_sources_never_end_a_run(claimed: ClaimedRun) -> None:
     run = seen(claimed)
     for number in range(2 * runs.MAX_WORKERS_LOST):
         ledger.mark_in_flight(claimed, [bytes([number])])
@@ -349,7 +351,7 @@ def test_workers_that_die_over_sources_do_not_end_a_run_however_many(claimed: Cl
     assert (seen(run).state, seen(run).workers_lost) == (State.RUNNING, 0)
 
 
-def test_workers_that_die_and_still_get_something_done_do_not_end_a_run(claimed: ClaimedRun) -> None:
+def test_crashes_of_workers_that_make_progress_do_not_end_a_run(claimed: ClaimedRun) -> None:
     run = seen(claimed)
     for number in range(2 * runs.MAX_WORKERS_LOST):
         commit_tasks(claimed, f"step {number}", path=f"{number}.md")
@@ -360,7 +362,7 @@ def test_workers_that_die_and_still_get_something_done_do_not_end_a_run(claimed:
 # ── Cancel and deadline, also when nothing moves ────────────────────────────────────────────────────────
 
 
-async def test_a_run_whose_device_sleeps_is_cancelled(desk: DeviceOwner) -> None:
+async def test_a_run_with_a_silent_device_can_be_cancelled(desk: DeviceOwner) -> None:
     agent = await desk.agent()
     async with Socket(desk.web, desk.person.access_token) as socket:
         await socket.hello(device_id="desk")
@@ -371,7 +373,7 @@ async def test_a_run_whose_device_sleeps_is_cancelled(desk: DeviceOwner) -> None
         assert (await desk.see(run))["state"] == "cancelled"
 
 
-async def test_a_run_whose_device_never_sends_what_it_was_asked_for_is_cancelled(desk: DeviceOwner) -> None:
+async def test_a_run_whose_device_never_sends_requested_files_can_be_cancelled(desk: DeviceOwner) -> None:
     agent = await desk.agent()
     async with Socket(desk.web, desk.person.access_token) as socket:
         await socket.hello(device_id="desk")
@@ -385,7 +387,7 @@ async def test_a_run_whose_device_never_sends_what_it_was_asked_for_is_cancelled
 
 
 @pytest.mark.parametrize("put_off", [False, True])
-async def test_a_run_that_no_worker_has_is_cancelled_at_once(desk: DeviceOwner, put_off: bool) -> None:
+async def test_a_run_without_a_worker_is_cancelled_at_once(desk: DeviceOwner, put_off: bool) -> None:
     agent = await desk.agent()
     not_before = timezone.now() + 600 * SECOND if put_off else None
     run = await db.run(lambda: create_run(Agent.objects.get(pk=agent), not_before=not_before))
@@ -429,7 +431,7 @@ async def test_a_run_ends_at_its_deadline_while_the_model_thinks(
     assert await asyncio.to_thread(hold.gone.wait, TIMEOUT_S)
 
 
-async def test_a_run_ends_at_its_deadline_while_its_device_sleeps(desk: DeviceOwner) -> None:
+async def test_a_run_ends_at_its_deadline_while_its_device_is_silent(desk: DeviceOwner) -> None:
     agent = await desk.agent()
     async with Socket(desk.web, desk.person.access_token) as socket:
         await socket.hello(device_id="desk")
@@ -457,7 +459,7 @@ def _hanging(run: Run) -> None:
 
 
 @pytest.mark.parametrize("how", [_put_off, _hanging])
-def test_the_sweep_ends_what_nobody_ends_at_its_deadline(db: None, how: Callable[[Run], None]) -> None:
+def test_the_sweep_ends_runs_past_their_deadline(db: None, how: Callable[[Run], None]) -> None:
     run = create_run(create_agent())
     how(run)
     change(run, deadline_at=timezone.now() - 10 * SECOND)
@@ -466,7 +468,7 @@ def test_the_sweep_ends_what_nobody_ends_at_its_deadline(db: None, how: Callable
     assert claimed_runs.claim(run.pk) is None
 
 
-def test_a_cancel_that_no_worker_heeds_is_carried_out_by_the_sweep(claimed: ClaimedRun) -> None:
+def test_the_sweep_ends_cancelled_runs_that_no_worker_ends(claimed: ClaimedRun) -> None:
     run = seen(claimed)
     runs.cancel(run=run)
     assert runs.sweep()["overdue"] == 0  # its worker is given a moment
@@ -482,7 +484,7 @@ def test_a_cancel_that_no_worker_heeds_is_carried_out_by_the_sweep(claimed: Clai
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("hours", [-2, 2])
-def test_a_worker_whose_clock_is_wrong_neither_loses_a_run_nor_takes_anothers(hours: int) -> None:
+def test_a_worker_with_a_wrong_clock_neither_loses_its_run_nor_takes_another(hours: int) -> None:
     mine, anothers = create_run(create_agent()), create_run(create_agent())
     claim_run(anothers)
     with time_machine.travel(timezone.now() + dt.timedelta(hours=hours)):

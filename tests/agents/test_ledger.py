@@ -17,9 +17,7 @@ from tests.fakes.provider import Provider
 from tests.server_processes import Stack
 
 
-async def test_only_what_is_new_or_changed_is_uploaded_and_read(
-    desk: DeviceOwner, provider: Provider
-) -> None:
+async def test_only_new_or_changed_files_are_uploaded_and_read(desk: DeviceOwner, provider: Provider) -> None:
     provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     desk.write("two.md", "do write the offer")
@@ -42,7 +40,7 @@ async def test_only_what_is_new_or_changed_is_uploaded_and_read(
 
 
 @pytest.mark.parametrize("change", [{"prompt_template": "Look harder."}, {"data_types": ["notes", "tasks"]}])
-async def test_another_question_makes_all_sources_due_and_what_was_found_before_does_not_come_again(
+async def test_another_prompt_reads_all_sources_again_without_duplicating_records(
     desk: DeviceOwner, provider: Provider, change: dict[str, Any]
 ) -> None:
     provider.default = tasks_from_lines
@@ -64,7 +62,7 @@ async def test_another_question_makes_all_sources_due_and_what_was_found_before_
     assert sorted(row["title"] for row in desk.rows("tasks")) == ["call Ada", "more", "more"]
 
 
-async def test_another_model_makes_all_sources_due_and_what_was_found_before_does_not_come_again(
+async def test_another_model_reads_all_sources_again_without_duplicating_records(
     desk: DeviceOwner, provider: Provider, stack: Stack
 ) -> None:
     provider.default = tasks_from_lines
@@ -81,7 +79,7 @@ async def test_another_model_makes_all_sources_due_and_what_was_found_before_doe
     assert len(desk.rows("tasks")) == 1
 
 
-async def test_a_change_that_makes_no_difference_to_what_is_found_costs_nothing(
+async def test_a_change_that_cannot_affect_records_reads_nothing_again(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = tasks_from_lines
@@ -96,7 +94,7 @@ async def test_a_change_that_makes_no_difference_to_what_is_found_costs_nothing(
     assert (seen["files_unchanged"], seen["model_calls"]) == (1, 0)
 
 
-def test_the_ledger_of_one_agent_says_nothing_to_another(db: None) -> None:
+def test_agents_have_separate_ledgers(db: None) -> None:
     agent = create_agent()
     create_device(agent)
     claimed = claim_run(create_run(agent))

@@ -49,7 +49,7 @@ def cancelled(claimed: ClaimedRun) -> None:
     outcomes.finish(claimed, Run.State.CANCELLED, "cancelled")
 
 
-def test_what_no_device_came_for_expires_and_is_counted(rest: APIClient, claimed: ClaimedRun) -> None:
+def test_undelivered_records_expire_and_are_counted(rest: APIClient, claimed: ClaimedRun) -> None:
     old, other, delivered, new = commit_tasks(claimed, "a", "b", "c", "d")
     commit_answers(claimed, accepted_by_device(delivered))
     cancelled(claimed)
@@ -74,14 +74,14 @@ def test_records_of_a_deleted_agent_expire_too(claimed: ClaimedRun) -> None:
     assert codes(claimed)[-1] == ("records_expired", 2)
 
 
-def test_a_run_under_way_is_left_to_bring_its_own(claimed: ClaimedRun) -> None:
+def test_records_of_a_run_in_progress_do_not_expire(claimed: ClaimedRun) -> None:
     a_month_passes(*commit_tasks(claimed, "a"))
     assert runs.sweep()["records_expired"] == 0
     cancelled(claimed)
     assert runs.sweep()["records_expired"] == 1
 
 
-def test_many_expire_in_batches(claimed: ClaimedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_expire_in_batches(claimed: ClaimedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "_BATCH_SIZE", 2)
     ids = commit_tasks(claimed, *"abcde")
     cancelled(claimed)
@@ -89,7 +89,7 @@ def test_many_expire_in_batches(claimed: ClaimedRun, monkeypatch: pytest.MonkeyP
     assert [runs.sweep()["records_expired"] for _ in range(4)] == [2, 2, 1, 0]
 
 
-def test_what_a_device_may_have_is_never_sent_again(claimed: ClaimedRun) -> None:
+def test_records_that_a_device_may_have_are_not_sent_again_after_they_expired(claimed: ClaimedRun) -> None:
     (sent,) = commit_tasks(claimed, "a")
     outbox.mark_sent([sent])  # to a device that does not dedupe
     cancelled(claimed)
@@ -100,7 +100,7 @@ def test_what_a_device_may_have_is_never_sent_again(claimed: ClaimedRun) -> None
     assert commit_tasks(again, "a") == []
 
 
-def test_what_has_expired_is_sent_when_it_is_found_again_under_its_old_id(claimed: ClaimedRun) -> None:
+def test_an_expired_record_that_is_found_again_is_sent_under_its_old_id(claimed: ClaimedRun) -> None:
     ids = commit_tasks(claimed, "a", "b")
     commit_answers(claimed, accepted_by_device(ids[1]))
     cancelled(claimed)

@@ -110,7 +110,7 @@ def all_of(claimed: ClaimedRun) -> dict[str, Any]:
     }
 
 
-def test_together_they_leave_what_they_leave_one_after_the_other(db: None) -> None:
+def test_a_group_commits_the_same_as_its_results_one_by_one(db: None) -> None:
     jobs = [claim_new_run(), claim_new_run()]
     new = []
     for claimed, together in zip(jobs, (True, False), strict=True):
@@ -128,7 +128,7 @@ def test_together_they_leave_what_they_leave_one_after_the_other(db: None) -> No
     assert together["run"] == [7, 1, 14, 1, 3 + 1 + 1 + 1]
 
 
-def test_a_group_costs_the_statements_of_one(claimed: ClaimedRun) -> None:
+def test_a_group_needs_as_many_statements_as_one_result(claimed: ClaimedRun) -> None:
     def statements(given: Sequence[Result]) -> int:
         with CaptureQueriesContext(connection) as queries:
             result_commits.commit_results(claimed, given)
@@ -154,7 +154,7 @@ def test_nothing_of_a_group_is_committed_by_a_worker_that_lost_its_lease(claimed
     assert all_of(claimed) == before
 
 
-def test_of_a_deleted_agent_only_what_the_device_has_taken_is_entered(claimed: ClaimedRun) -> None:
+def test_for_a_deleted_agent_only_the_devices_answers_are_committed(claimed: ClaimedRun) -> None:
     (waiting,) = commit_tasks(claimed, "call Ada")
     services.delete(agent=Agent.objects.get(pk=claimed.agent_id))
     with pytest.raises(claimed_runs.AgentGone):
@@ -167,7 +167,7 @@ def test_of_a_deleted_agent_only_what_the_device_has_taken_is_entered(claimed: C
     assert run_of(claimed).items_created == 1
 
 
-async def test_what_comes_while_a_transaction_runs_is_in_the_next_one(committed_db: str) -> None:
+async def test_results_that_arrive_during_a_transaction_are_in_the_next_one(committed_db: str) -> None:
     claimed = await db.run(claim_new_run)
     group = GroupCommit(claimed)
     held, go_on = asyncio.Event(), asyncio.Event()
@@ -200,7 +200,7 @@ async def test_what_comes_while_a_transaction_runs_is_in_the_next_one(committed_
     assert (len(done), len(set(done))) == (20, 2)
 
 
-async def test_whoever_is_in_a_group_that_fails_is_told_and_the_next_are_not_hurt(committed_db: str) -> None:
+async def test_a_failed_group_fails_its_own_results_only(committed_db: str) -> None:
     claimed = await db.run(claim_new_run)
     group = GroupCommit(claimed)
     fence = await db.run(lambda: run_of(claimed).fence)

@@ -70,14 +70,14 @@ def run_of(claimed: ClaimedRun) -> Run:
     return Run.objects.get(pk=claimed.run_id)
 
 
-def test_of_many_workers_one_gets_a_run(committed_db: str) -> None:
+def test_only_one_of_many_workers_claims_a_run(committed_db: str) -> None:
     run = create_run(create_agent())
     got = [claimed for claimed in at_once(6, lambda: claimed_runs.claim(run.pk)) if claimed is not None]
     assert len(got) == 1 and isinstance(got[0], ClaimedRun)
     assert (seen(run).fence, seen(run).attempt) == (1, 1)
 
 
-def test_of_many_starts_one_makes_a_run_and_the_others_name_it(committed_db: str) -> None:
+def test_only_one_of_many_starts_makes_a_run_and_the_others_name_it(committed_db: str) -> None:
     agent = create_agent()
     got = at_once(6, lambda: runs.start(agent=agent))
     (made,) = [each for each in got if isinstance(each, Run)]
@@ -87,7 +87,7 @@ def test_of_many_starts_one_makes_a_run_and_the_others_name_it(committed_db: str
     assert Run.objects.filter(agent_ref=agent.pk).count() == 1
 
 
-def test_a_run_that_starts_while_its_agent_is_deleted_is_not_left_alive(committed_db: str) -> None:
+def test_a_run_started_while_its_agent_is_deleted_is_ended(committed_db: str) -> None:
     agent = create_agent()
     steps = iter([lambda: runs.start(agent=agent), lambda: services.delete(agent=agent)] * 2)
     got = at_once(4, lambda: next(steps)())
@@ -103,7 +103,7 @@ def test_a_run_that_starts_while_its_agent_is_deleted_is_not_left_alive(committe
         assert run.agent_id is None
 
 
-def test_an_old_worker_writes_nothing(db: None) -> None:
+def test_a_worker_that_lost_its_lease_writes_nothing(db: None) -> None:
     agent = create_agent()
     create_device(agent)
     run = create_run(agent)
@@ -129,7 +129,7 @@ def test_an_old_worker_writes_nothing(db: None) -> None:
     assert outcomes.finish(new).state == State.SUCCESS
 
 
-def test_a_lost_run_is_done_by_the_next_worker_and_doubles_nothing(db: None) -> None:
+def test_a_lost_run_is_finished_by_the_next_worker_without_duplicates(db: None) -> None:
     agent = create_agent()
     create_device(agent)
     run = create_run(agent)
@@ -147,7 +147,7 @@ def test_a_lost_run_is_done_by_the_next_worker_and_doubles_nothing(db: None) -> 
     assert outcomes.finish(second).items_created == 2
 
 
-def test_workers_that_keep_dying_end_a_run_in_an_error(db: None) -> None:
+def test_a_run_whose_workers_keep_crashing_without_progress_ends_in_an_error(db: None) -> None:
     run = create_run(create_agent())
     for _ in range(runs.MAX_WORKERS_LOST):
         claim_run(run)
@@ -158,7 +158,7 @@ def test_workers_that_keep_dying_end_a_run_in_an_error(db: None) -> None:
     assert claimed_runs.claim(run.pk) is None
 
 
-def test_a_lease_that_is_renewed_is_not_lost(claimed: ClaimedRun) -> None:
+def test_a_run_with_a_renewed_lease_is_not_reclaimed(claimed: ClaimedRun) -> None:
     lose_worker(run_of(claimed))
     assert claimed_runs.heartbeat(claimed, renew=True)
     assert runs.sweep()["lost"] == 0
@@ -187,7 +187,7 @@ def test_a_run_that_ended_stays_as_it_ended(db: None, state: Run.State) -> None:
     assert codes(run) == []
 
 
-def test_a_cancel_is_not_forgotten_when_the_device_or_the_worker_goes(db: None) -> None:
+def test_a_cancel_survives_the_loss_of_the_device_or_worker(db: None) -> None:
     agent = create_agent()
     device_gone, worker_gone = create_run(agent), create_run(create_agent())
     claimed = claim_run(device_gone)
@@ -200,7 +200,7 @@ def test_a_cancel_is_not_forgotten_when_the_device_or_the_worker_goes(db: None) 
     assert (seen(device_gone).state, seen(worker_gone).state) == (State.CANCELLED, State.CANCELLED)
 
 
-def test_what_a_cancelled_run_did_not_deliver_is_the_next_runs_to_deliver(claimed: ClaimedRun) -> None:
+def test_the_next_run_adopts_records_that_a_cancelled_run_did_not_deliver(claimed: ClaimedRun) -> None:
     ids = commit_tasks(claimed, "call Ada")
     outcomes.finish(claimed, State.CANCELLED, "cancelled")
     assert codes(run_of(claimed))[-2:] == ["records_left_over", "cancelled"]
@@ -210,14 +210,14 @@ def test_what_a_cancelled_run_did_not_deliver_is_the_next_runs_to_deliver(claime
     assert "records_taken_over" in codes(run_of(following))
 
 
-def test_another_agents_records_are_not_taken_over(claimed: ClaimedRun) -> None:
+def test_records_of_another_agent_are_not_adopted(claimed: ClaimedRun) -> None:
     commit_tasks(claimed, "call Ada")
     outcomes.finish(claimed, State.CANCELLED, "cancelled")
     other = claim_run(create_run(create_agent(claimed.user_id)))
     assert outbox.count_waiting(other.run_id) == 0
 
 
-def test_a_run_that_waits_is_woken_by_its_device_alone(db: None) -> None:
+def test_only_its_own_device_resumes_a_waiting_run(db: None) -> None:
     agent = create_agent()
     run = create_run(agent)
     outcomes.wait_for_device(claim_run(run), epoch=None)
@@ -227,7 +227,7 @@ def test_a_run_that_waits_is_woken_by_its_device_alone(db: None) -> None:
     assert seen(run).state == State.QUEUED
 
 
-def test_a_device_that_is_back_already_wakes_a_run_that_just_lost_it(
+def test_a_run_that_lost_a_device_which_is_back_already_is_resumed(
     db: None, django_capture_on_commit_callbacks: Any
 ) -> None:
     agent = create_agent()
@@ -243,7 +243,7 @@ def test_a_device_that_is_back_already_wakes_a_run_that_just_lost_it(
         assert seen(run).state == state
 
 
-def test_the_sweep_finds_lost_nudges_and_devices_that_nobody_announced(db: None) -> None:
+def test_the_sweep_finds_lost_messages_and_unannounced_devices(db: None) -> None:
     old = timezone.now() - dt.timedelta(minutes=5)
     queued = create_run(create_agent(), enqueued_at=old)
     agent = create_agent()
@@ -256,14 +256,14 @@ def test_the_sweep_finds_lost_nudges_and_devices_that_nobody_announced(db: None)
     assert seen(waiting).state == State.QUEUED
 
 
-def test_a_device_that_never_comes_ends_a_run_after_a_month(db: None) -> None:
+def test_a_run_whose_device_never_connects_ends_after_a_month(db: None) -> None:
     run = create_run(create_agent(), state=State.WAITING_DEVICE)
     Run.objects.filter(pk=run.pk).update(created_at=timezone.now() - dt.timedelta(days=31))
     assert runs.sweep()["expired"] == 1
     assert (seen(run).state, codes(run)) == (State.TIMEOUT, ["device_never_came"])
 
 
-def test_an_agent_that_is_deleted_during_its_run_takes_no_more_documents(claimed: ClaimedRun) -> None:
+def test_no_document_is_committed_for_a_deleted_agent(claimed: ClaimedRun) -> None:
     services.delete(agent=Agent.objects.get(pk=claimed.agent_id))
     assert not claimed_runs.heartbeat(claimed, renew=False)
     with pytest.raises(claimed_runs.AgentGone):
@@ -284,7 +284,7 @@ def test_a_user_who_is_deleted_during_a_run_ends_it_without_a_trace(claimed: Cla
     assert not OutboxRecord.objects.filter(user_id=claimed.user_id).exists()
 
 
-def test_a_run_waits_for_no_device_that_its_agent_left(db: None) -> None:
+def test_a_run_does_not_wait_for_a_device_that_its_agent_no_longer_reads(db: None) -> None:
     agent = create_agent()
     waiting = create_run(agent, state=State.WAITING_DEVICE)
     services.update(agent=agent, values={"device_id": "laptop"})
@@ -294,7 +294,7 @@ def test_a_run_waits_for_no_device_that_its_agent_left(db: None) -> None:
     assert (seen(queued).state, codes(queued)) == (State.CANCELLED, ["device_changed"])
 
 
-def test_a_change_during_a_run_counts_from_the_next(claimed: ClaimedRun) -> None:
+def test_a_change_of_the_agent_counts_from_the_next_run(claimed: ClaimedRun) -> None:
     services.update(agent=Agent.objects.get(pk=claimed.agent_id), values={"prompt_template": "Other."})
     assert claimed.prompt_template == "Find what is to be done."
     commit_tasks(claimed, "call Ada", path="/a.md")
@@ -306,7 +306,7 @@ def test_a_change_during_a_run_counts_from_the_next(claimed: ClaimedRun) -> None
     ]
 
 
-def test_what_the_device_refused_or_left_open_is_in_the_run_and_known_later(claimed: ClaimedRun) -> None:
+def test_refused_and_uncertain_records_are_problems_of_the_run_and_stay_known(claimed: ClaimedRun) -> None:
     delivered, refused, unknown = commit_tasks(claimed, "a", "b", "c")
     error = ToolResultBody(id=str(refused), error="full " * 1_000)
     commit_answers(
@@ -325,7 +325,7 @@ def test_what_the_device_refused_or_left_open_is_in_the_run_and_known_later(clai
     assert outbox.count_waiting(following.run_id) == 1  # only what is new
 
 
-def test_counts_add_up_at_the_end_and_a_gap_is_no_success(claimed: ClaimedRun) -> None:
+def test_counts_add_up_at_the_end_and_missing_files_are_no_success(claimed: ClaimedRun) -> None:
     claimed_runs.add_counts(claimed, seen=3, done=1, unchanged=1)
     run = outcomes.finish(claimed)
     assert (run.state, run.files_seen, run.files_done, run.files_failed) == (State.PARTIAL, 3, 3, 2)

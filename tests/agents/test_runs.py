@@ -71,9 +71,7 @@ async def test_a_second_run_uploads_nothing_asks_no_model_and_creates_nothing(
     assert sorted(row["title"] for row in desk.rows("tasks")) == ["call Ada", "send the bill"]
 
 
-async def test_a_changed_prompt_reads_again_and_doubles_nothing(
-    desk: DeviceOwner, provider: Provider
-) -> None:
+async def test_a_changed_prompt_reads_again_without_duplicates(desk: DeviceOwner, provider: Provider) -> None:
     provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     async with connected(desk):
@@ -85,7 +83,7 @@ async def test_a_changed_prompt_reads_again_and_doubles_nothing(
     assert len(desk.rows("tasks")) == 1
 
 
-async def test_a_run_waits_for_its_device_and_goes_on_when_it_comes(
+async def test_a_run_waits_for_its_device_and_continues_when_it_connects(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = tasks_from_lines
@@ -108,9 +106,7 @@ async def test_a_run_that_waits_can_be_cancelled(desk: DeviceOwner) -> None:
     assert (await desk.see(run))["status"] == "error"
 
 
-async def test_a_run_under_way_is_cancelled_while_the_model_thinks(
-    desk: DeviceOwner, provider: Provider
-) -> None:
+async def test_a_run_is_cancelled_while_the_model_answers(desk: DeviceOwner, provider: Provider) -> None:
     hold = Hold()
     provider.script(hold)
     desk.write("one.md", "do call Ada")
@@ -124,7 +120,7 @@ async def test_a_run_under_way_is_cancelled_while_the_model_thinks(
     assert desk.rows("tasks") == []
 
 
-async def test_a_long_document_is_extracted_whole(desk: DeviceOwner, provider: Provider) -> None:
+async def test_a_long_document_is_extracted_completely(desk: DeviceOwner, provider: Provider) -> None:
     provider.default = tasks_from_lines
     lines = [
         f"do step {number}" if number % 50 == 0 else "some words of no matter" for number in range(2_000)
@@ -171,9 +167,7 @@ async def test_a_project_is_named_by_a_real_id_or_not_at_all(desk: DeviceOwner, 
     assert str(desk.folder / "one.md") in seen["errors"][0]
 
 
-async def test_what_the_model_gets_wrong_is_mended_once_or_set_aside(
-    desk: DeviceOwner, provider: Provider
-) -> None:
+async def test_wrong_records_are_repaired_once_or_quarantined(desk: DeviceOwner, provider: Provider) -> None:
     wrong = {"table": "tasks", "data": {"title": "x", "dueDate": "soon"}}
     mended = {"table": "tasks", "data": {"title": "x", "dueDate": "2026-12-01"}}
     provider.script({"records": [wrong]}, {"records": [mended]})
@@ -203,7 +197,7 @@ async def test_what_the_model_gets_wrong_is_mended_once_or_set_aside(
         '[{"table": "tasks", "data": {"title": "x"}}]',
     ],
 )
-async def test_fences_prefaces_and_thoughts_around_an_answer_do_no_harm(
+async def test_code_fences_prefaces_and_thoughts_around_an_answer_are_ignored(
     desk: DeviceOwner, provider: Provider, answer: str
 ) -> None:
     provider.script(answer)
@@ -213,7 +207,7 @@ async def test_fences_prefaces_and_thoughts_around_an_answer_do_no_harm(
     assert (seen["state"], seen["items_created"]) == ("success", 1)
 
 
-async def test_an_answer_without_json_is_no_empty_success(desk: DeviceOwner, provider: Provider) -> None:
+async def test_an_answer_without_json_is_not_an_empty_success(desk: DeviceOwner, provider: Provider) -> None:
     provider.default = "I would rather talk about the weather."
     desk.write("one.md", "do call Ada")
     async with connected(desk):
@@ -223,7 +217,7 @@ async def test_an_answer_without_json_is_no_empty_success(desk: DeviceOwner, pro
     assert "one.md" in seen["errors"][0]
 
 
-async def test_a_model_that_is_away_is_said_and_tried_again_by_the_next_run(
+async def test_an_unavailable_model_is_reported_and_asked_again_by_the_next_run(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = Fail(401)
@@ -273,7 +267,7 @@ async def test_an_empty_folder_is_a_success_that_says_so(desk: DeviceOwner) -> N
     assert (seen["state"], seen["journal"][-1]["code"]) == ("success", "empty")
 
 
-async def test_a_device_of_protocol_1_is_served_the_same(desk: DeviceOwner, provider: Provider) -> None:
+async def test_a_device_of_protocol_1_gets_the_same_service(desk: DeviceOwner, provider: Provider) -> None:
     provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     desk.write("two.md", "do write the offer")
@@ -314,7 +308,7 @@ async def test_a_device_that_refuses_records_is_reported(desk: DeviceOwner, prov
     assert [event["kind"] for event in seen["journal"] if event["kind"] == "record_refused"]
 
 
-async def test_a_device_that_goes_in_the_middle_of_its_upload_goes_on_when_it_is_back(
+async def test_a_device_that_disconnects_during_its_upload_continues_when_it_is_back(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     hold = Hold()
@@ -335,7 +329,7 @@ async def test_a_device_that_goes_in_the_middle_of_its_upload_goes_on_when_it_is
     assert counts_add_up(seen)
 
 
-async def test_records_whose_answer_was_lost_come_again_as_the_same_calls(
+async def test_records_whose_answer_was_lost_are_sent_again_as_the_same_calls(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = tasks_from_lines
@@ -385,7 +379,7 @@ async def test_records_whose_answer_was_lost_come_again_as_the_same_calls(
     assert len(provider.chats) == 1
 
 
-async def test_a_run_whose_worker_is_killed_is_finished_by_another_and_doubles_nothing(
+async def test_a_run_whose_worker_is_killed_is_finished_by_another_without_duplicates(
     desk: DeviceOwner, provider: Provider, stack: Stack
 ) -> None:
     hold = Hold()
@@ -426,7 +420,7 @@ async def test_a_run_whose_worker_is_killed_is_finished_by_another_and_doubles_n
     assert (seen["files_unchanged"], seen["items_processed"], counts_add_up(seen)) == (1, 1, True)
 
 
-async def test_after_a_cancelled_run_the_next_one_brings_the_rest_and_nothing_twice(
+async def test_the_run_after_a_cancelled_one_delivers_the_rest_and_nothing_twice(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     hold = Hold()

@@ -116,7 +116,7 @@ LATE = [  # how catch_up is set, how long after the last of three slots the tick
 
 
 @pytest.mark.parametrize(("way", "hours", "late", "slots"), LATE)
-def test_what_becomes_of_missed_slots_is_the_agents_to_say(
+def test_the_agent_decides_what_happens_to_missed_slots(
     db: None, way: str, hours: int | None, late: dt.timedelta, slots: int
 ) -> None:
     agent = every_hour(catch_up=way, catch_up_hours=hours)
@@ -137,7 +137,7 @@ def test_within_hours_counts_from_the_last_missed_slot(db: None, late: dt.timede
     assert runs_of(agent) == [("queued", 5, last)] * made
 
 
-def test_of_more_slots_than_are_counted_the_last_one_is_right(db: None) -> None:
+def test_the_last_slot_is_right_even_if_there_are_more_than_are_counted(db: None) -> None:
     agent = create_agent(schedule_cron="* * * 1 *", timezone="UTC", catch_up="within", catch_up_hours=48)
     online(agent)
     last = dt.datetime(2027, 1, 31, 23, 59, tzinfo=dt.UTC)
@@ -146,7 +146,7 @@ def test_of_more_slots_than_are_counted_the_last_one_is_right(db: None) -> None:
     assert runs_of(agent) == [("queued", 10_000, last)]
 
 
-def test_a_run_that_waits_for_its_device_takes_in_the_slots_that_come(db: None) -> None:
+def test_a_run_that_waits_for_its_device_absorbs_later_slots(db: None) -> None:
     agent = every_hour()
     first = set_due(agent)
     assert [ticked(agent, first + number * HOUR) for number in range(4)] == [1, 0, 0, 0]
@@ -157,7 +157,7 @@ def test_a_run_that_waits_for_its_device_takes_in_the_slots_that_come(db: None) 
     assert notes(Run.objects.get(pk=claimed.run_id)) == [("slots_missed", 4)]
 
 
-def test_a_run_whose_device_turned_out_to_be_away_takes_them_in_as_well(db: None) -> None:
+def test_a_run_whose_device_turned_out_to_be_away_absorbs_them_as_well(db: None) -> None:
     agent = every_hour()
     online(agent)
     first = set_due(agent)
@@ -169,7 +169,7 @@ def test_a_run_whose_device_turned_out_to_be_away_takes_them_in_as_well(db: None
     assert runs_of(agent) == [("waiting_device", 2, first + HOUR)]
 
 
-def test_a_run_that_has_begun_does_not_stand_for_later_slots(db: None) -> None:
+def test_a_run_that_has_begun_does_not_absorb_later_slots(db: None) -> None:
     agent = every_hour()
     online(agent)
     first = set_due(agent)
@@ -180,7 +180,7 @@ def test_a_run_that_has_begun_does_not_stand_for_later_slots(db: None) -> None:
     assert runs_of(agent) == [("waiting_device", 1, first)]
 
 
-def test_a_run_by_hand_takes_in_no_slots(db: None) -> None:
+def test_a_manual_run_absorbs_no_slots(db: None) -> None:
     agent = every_hour()
     create_run(agent, state=Run.State.WAITING_DEVICE)
     slot = set_due(agent)
@@ -188,7 +188,7 @@ def test_a_run_by_hand_takes_in_no_slots(db: None) -> None:
     assert runs_of(agent) == [("waiting_device", 1, None)]
 
 
-def test_a_slot_that_had_its_run_is_not_taken_in(db: None) -> None:
+def test_a_slot_that_had_its_run_is_not_absorbed(db: None) -> None:
     agent = every_hour()
     slot = set_due(agent)
     create_run(agent, slot=slot, state=Run.State.SUCCESS)
@@ -201,7 +201,7 @@ def test_a_slot_that_had_its_run_is_not_taken_in(db: None) -> None:
     ("hours_ago", "begun", "state"),
     [(5, False, "queued"), (7, False, "cancelled"), (7, True, "queued")],
 )
-def test_a_waiting_run_that_comes_too_late_ends_when_its_device_is_back(
+def test_a_waiting_run_that_is_too_late_ends_when_its_device_connects(
     db: None, hours_ago: int, begun: bool, state: str
 ) -> None:
     agent = every_hour(catch_up="within", catch_up_hours=6)
@@ -214,7 +214,7 @@ def test_a_waiting_run_that_comes_too_late_ends_when_its_device_is_back(
     assert ends == (["slot_missed"] if state == "cancelled" else [])
 
 
-def test_for_one_who_skips_no_run_waits_for_a_device(db: None) -> None:
+def test_an_agent_that_skips_has_no_run_waiting_for_a_device(db: None) -> None:
     agent = every_hour(catch_up="skip")
     slot = set_due(agent)
     for late in (0 * SECOND, 30 * SECOND, ON_TIME_WINDOW - SECOND):
@@ -226,7 +226,7 @@ def test_for_one_who_skips_no_run_waits_for_a_device(db: None) -> None:
     assert (agent.next_run_at, runs_of(agent)) == (slot + HOUR, [])
 
 
-def test_one_who_skips_and_runs_every_minute_stays_in_line_too(db: None) -> None:
+def test_an_agent_that_skips_and_runs_every_minute_stays_due(db: None) -> None:
     agent = create_agent(schedule_cron="* * * * *", timezone="UTC", catch_up="skip")
     slot = set_due(agent)
     assert ticked(agent, slot + 5 * ON_TIME_WINDOW) == 0
@@ -235,7 +235,7 @@ def test_one_who_skips_and_runs_every_minute_stays_in_line_too(db: None) -> None
 
 
 @pytest.mark.parametrize("way", ["once", "skip"])
-def test_a_hello_starts_what_is_due_for_its_device_and_nothing_else(db: None, way: str) -> None:
+def test_a_connecting_device_starts_only_what_is_due_for_it(db: None, way: str) -> None:
     person = somebody()
     here, elsewhere = (
         create_agent(person.id, schedule_cron="* * * * *", device_id=name, catch_up=way)
@@ -251,14 +251,14 @@ def test_a_hello_starts_what_is_due_for_its_device_and_nothing_else(db: None, wa
     assert schedules.device_connected(user_id=person.id, device_id="here") == 0
 
 
-def test_a_hello_for_which_nothing_is_due_costs_one_query(db: None) -> None:
+def test_a_connecting_device_with_nothing_due_costs_one_query(db: None) -> None:
     agent = every_hour()
     with CaptureQueriesContext(connection) as queries:
         assert schedules.device_connected(user_id=agent.user_id, device_id=agent.device_id) == 0
     assert len(queries) == 1
 
 
-def test_a_run_under_way_covers_the_slot(db: None) -> None:
+def test_a_run_in_progress_covers_the_slot(db: None) -> None:
     agent = create_agent(schedule_cron="@hourly", timezone="UTC")
     live = create_run(agent)
     set_due(agent)
@@ -277,7 +277,7 @@ def test_a_slot_that_comes_during_a_dry_run_waits_for_its_end(db: None) -> None:
     assert ticked(agent, when + 2 * SECOND) == 1
 
 
-def test_a_slot_that_had_its_run_gets_no_other(db: None) -> None:
+def test_a_slot_that_had_its_run_gets_no_second_one(db: None) -> None:
     agent = create_agent(schedule_cron="@hourly", timezone="UTC")
     slot = set_due(agent)
     create_run(agent, slot=slot, state=Run.State.SUCCESS)
@@ -285,7 +285,7 @@ def test_a_slot_that_had_its_run_gets_no_other(db: None) -> None:
     assert Run.objects.filter(agent=agent).count() == 1
 
 
-def test_what_is_switched_off_or_has_no_schedule_never_starts(db: None) -> None:
+def test_disabled_agents_and_those_without_a_schedule_never_start(db: None) -> None:
     off = create_agent(schedule_cron="@hourly", enabled=False)
     by_hand = create_agent()
     assert off.next_run_at is by_hand.next_run_at is None
@@ -294,7 +294,7 @@ def test_what_is_switched_off_or_has_no_schedule_never_starts(db: None) -> None:
     assert not Run.objects.filter(agent__in=[off, by_hand]).exists()
 
 
-def test_a_schedule_that_cannot_be_used_does_not_stop_the_others(db: None) -> None:
+def test_an_invalid_schedule_does_not_stop_the_others(db: None) -> None:
     broken, good = create_agent(schedule_cron="@hourly"), create_agent(schedule_cron="@hourly")
     set_due(broken), set_due(good)
     Agent.objects.filter(pk=broken.pk).update(schedule_cron="no schedule at all")
@@ -332,7 +332,7 @@ print(sum(schedules.tick() for _ in range(5)))
 """
 
 
-def test_any_number_of_beats_make_one_run_a_due_window(committed_db: str) -> None:
+def test_any_number_of_ticks_make_one_run_for_each_slot(committed_db: str) -> None:
     person = somebody()
     agents = [create_agent(person.id, schedule_cron="@hourly", timezone="UTC") for _ in range(60)]
     first = set_due(agents[0], 3 * HOUR)  # nobody ticked for three hours
@@ -365,7 +365,7 @@ def test_any_number_of_beats_make_one_run_a_due_window(committed_db: str) -> Non
     assert {run.slots for run in made} == {4}
 
 
-def test_a_tick_and_a_hello_at_once_start_an_agent_once(committed_db: str) -> None:
+def test_a_tick_and_a_connecting_device_start_an_agent_once(committed_db: str) -> None:
     person = somebody()
     agents = [create_agent(person.id, schedule_cron="@hourly", timezone="UTC") for _ in range(10)]
     for agent in agents:
@@ -432,13 +432,13 @@ def test_a_changed_schedule_or_zone_moves_the_next_run(db: None, change: dict[st
         assert local(services.update(agent=agent, values=change), zone) == at
 
 
-def test_switching_an_agent_off_and_on_takes_and_gives_its_next_run(db: None) -> None:
+def test_disabling_and_enabling_an_agent_clears_and_sets_its_next_run(db: None) -> None:
     agent = create_agent(schedule_cron="@daily")
     assert services.update(agent=agent, values={"enabled": False}).next_run_at is None
     assert services.update(agent=agent, values={"enabled": True}).next_run_at is not None
 
 
-def test_a_change_of_something_else_does_not_lose_a_slot_that_is_due(db: None) -> None:
+def test_an_unrelated_change_does_not_lose_a_due_slot(db: None) -> None:
     agent = create_agent(schedule_cron="@hourly")
     slot = set_due(agent)
     assert services.update(agent=agent, values={"name": "New"}).next_run_at == slot

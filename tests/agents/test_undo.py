@@ -48,7 +48,9 @@ def reasons(undone: dict[str, Any]) -> dict[str, str]:
     return {record["title"] or record["table"]: record["reason"] for record in undone["kept"]}
 
 
-async def test_what_a_run_created_goes_and_the_rest_stays(desk: DeviceOwner, provider: Provider) -> None:
+async def test_an_undo_deletes_what_the_run_created_and_nothing_else(
+    desk: DeviceOwner, provider: Provider
+) -> None:
     provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada\ndo write the offer\n")
     async with connected(desk):
@@ -71,7 +73,7 @@ async def test_what_a_run_created_goes_and_the_rest_stays(desk: DeviceOwner, pro
     assert titles(desk) == {"my own"}
 
 
-async def test_what_the_user_has_edited_approved_or_deleted_is_left_and_named(
+async def test_rows_that_the_user_edited_approved_or_deleted_are_kept_and_named(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = tasks_from_lines
@@ -100,9 +102,7 @@ async def test_what_the_user_has_edited_approved_or_deleted_is_left_and_named(
     assert (again["deleted"], reasons(again)) == (undone["deleted"], reasons(undone))
 
 
-async def test_a_row_of_somebody_else_under_the_same_id_is_not_touched(
-    desk: DeviceOwner, provider: Provider
-) -> None:
+async def test_another_row_under_the_same_id_is_not_deleted(desk: DeviceOwner, provider: Provider) -> None:
     provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     async with connected(desk):
@@ -115,7 +115,7 @@ async def test_a_row_of_somebody_else_under_the_same_id_is_not_touched(
     assert titles(desk) == {"restored"}
 
 
-async def test_a_project_that_the_user_has_filled_stays_and_an_empty_one_goes(
+async def test_a_project_in_use_is_kept_and_an_empty_one_is_deleted(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = {
@@ -158,7 +158,7 @@ async def test_without_its_device_nothing_is_undone(desk: DeviceOwner, provider:
     assert titles(desk) == {"call Ada"}
 
 
-async def test_a_run_that_goes_on_cannot_be_undone(desk: DeviceOwner) -> None:
+async def test_a_run_in_progress_cannot_be_undone(desk: DeviceOwner) -> None:
     run = await desk.start(await desk.agent())
     await desk.until(run, lambda seen: seen["state"] == "waiting_device")
     assert (await take_back(desk, run, 409))["code"] == "run_is_live"
@@ -167,7 +167,7 @@ async def test_a_run_that_goes_on_cannot_be_undone(desk: DeviceOwner) -> None:
     assert (undone["deleted"], undone["kept"]) == (0, [])
 
 
-async def test_what_was_undone_comes_again_when_its_source_has_changed(
+async def test_undone_records_are_created_again_when_their_source_changes(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = tasks_from_lines
@@ -190,7 +190,7 @@ async def test_what_was_undone_comes_again_when_its_source_has_changed(
 @pytest.mark.parametrize(
     "options", [{"protocol": 1}, {"capabilities": ["dedupe"]}], ids=["protocol 1", "no batch"]
 )
-async def test_an_older_device_is_served_the_same(
+async def test_an_older_device_gets_the_same_undo(
     desk: DeviceOwner, provider: Provider, options: dict[str, Any]
 ) -> None:
     provider.default = tasks_from_lines
@@ -226,7 +226,7 @@ def create_cancelled_run(agent: str, *found: str) -> tuple[str, list[uuid.UUID]]
     return str(claimed.run_id), ids
 
 
-async def test_what_is_still_in_line_is_not_sent_any_more_and_what_arrived_unheard_is_deleted(
+async def test_waiting_records_are_withheld_and_unconfirmed_ones_deleted(
     desk: DeviceOwner, provider: Provider
 ) -> None:
     provider.default = {"records": []}
@@ -298,7 +298,7 @@ def create_run_with_rows(agent: str, *found: str) -> tuple[str, dict[str, dict[s
     return str(claimed.run_id), rows
 
 
-async def test_an_undo_that_breaks_off_says_how_far_it_came_and_goes_on_later(desk: DeviceOwner) -> None:
+async def test_an_interrupted_undo_says_how_far_it_came_and_can_be_continued(desk: DeviceOwner) -> None:
     run, rows = await db.run(create_run_with_rows, await desk.agent(), *(f"step {n}" for n in range(100)))
     device = Answers(rows)
     async with Socket(desk.web, desk.person.access_token) as socket:
@@ -322,7 +322,7 @@ async def test_an_undo_that_breaks_off_says_how_far_it_came_and_goes_on_later(de
     assert (await desk.see(run))["undone_at"]
 
 
-async def test_two_undos_at_once_do_not_meet(desk: DeviceOwner) -> None:
+async def test_of_two_undos_at_once_one_is_refused(desk: DeviceOwner) -> None:
     run, rows = await db.run(create_run_with_rows, await desk.agent(), "call Ada")
     device = Answers(rows)
     async with Socket(desk.web, desk.person.access_token) as socket:
@@ -337,7 +337,7 @@ async def test_two_undos_at_once_do_not_meet(desk: DeviceOwner) -> None:
         serving.cancel()
 
 
-async def test_a_delete_that_the_device_refuses_is_said(desk: DeviceOwner, provider: Provider) -> None:
+async def test_a_delete_that_the_device_refuses_is_reported(desk: DeviceOwner, provider: Provider) -> None:
     provider.default = tasks_from_lines
     desk.write("one.md", "do call Ada")
     async with connected(desk):
