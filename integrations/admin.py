@@ -1,4 +1,4 @@
-"""Staff see how connections are. Whose mailbox it is, and every token, stay sealed."""
+"""Admin of connections: staff see their health. Addresses and tokens stay sealed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ConnectionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="link to connect again")
     def reconnect(self, row: Connection) -> str:
-        """For its owner: it opens their app, which asks for their consent. Staff cannot give it."""
+        """A link to send to the owner: it opens their app, which asks for consent. Staff cannot give it."""
         if row.health == Health.OK:
             return "not needed"
         return f"{settings.APP_LINK}oauth/{row.provider}/connect?connection={row.pk}"

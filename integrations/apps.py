@@ -10,11 +10,13 @@ class IntegrationsConfig(AppConfig):
     def ready(self) -> None:
         from adiuva.accounts.models import UserKey
 
-        # The last moment at which a user's tokens can be opened.
-        pre_delete.connect(_key_goes, sender=UserKey, dispatch_uid="permissions are taken back")
+        # The last moment at which a user's tokens can be unsealed.
+        pre_delete.connect(
+            _revoke_permissions, sender=UserKey, dispatch_uid="integrations.revoke_permissions"
+        )
 
 
-def _key_goes(instance: Any, **_: Any) -> None:
+def _revoke_permissions(instance: Any, **_: Any) -> None:
     from integrations import connections
 
     connections.revoke_for_deleted_user(instance.pk)

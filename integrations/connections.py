@@ -1,4 +1,4 @@
-"""What can be done with a connection. REST, the admin and tasks come here; tokens are in `tokens`."""
+"""Actions on connections, for REST, the admin and tasks. Tokens are in tokens.py."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from django.db.models.functions import Now
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import SealBroken
 from adiuva.core.errors import AdiuvaError, Invalid, NotFound
+from adiuva.core.logging import log_failure
 from adiuva.devices.models import Device
 from integrations import oauth_clients, signals, tokens
 from integrations.models import Connection, Consent, Health, Provider
 
-log = structlog.get_logger("adiuva.integrations")
+log = structlog.get_logger(__name__)
 
 _REVOKE_PAGES: Final = {
     Provider.GMAIL: "https://myaccount.google.com/connections",
@@ -32,14 +33,14 @@ _REVOKE_PAGES: Final = {
 
 @dataclass(frozen=True)
 class Disconnection:
-    """What became of a connection that was deleted. `revoked`: whether the provider took the permission back."""
+    """The outcome of a disconnection. `revoked`: whether the provider has revoked the permission."""
 
     revoked: bool
     message: str
 
 
 def get_connection(user_id: UUID, connection_id: UUID) -> Connection:
-    """One of a user's connections. Raise NotFound, for another's as for none."""
+    """One of a user's connections. Raises NotFound, also for a connection of another user."""
     row = Connection.objects.of(user_id).filter(pk=connection_id).first()
     if row is None:
         raise NotFound("there is no such connection")
@@ -47,7 +48,7 @@ def get_connection(user_id: UUID, connection_id: UUID) -> Connection:
 
 
 def get_only_connection(user_id: UUID, provider: str) -> Connection:
-    """The user's only connection to a provider. Raise NotFound, or Invalid where there are several."""
+    """The user's only connection to a provider. Raises NotFound if there is none, Invalid if there are several."""
     found = list(Connection.objects.of(user_id).filter(provider=provider)[:2])
     if not found:
         raise NotFound(f"no {Provider(provider).label} account is connected")
@@ -57,13 +58,13 @@ def get_only_connection(user_id: UUID, provider: str) -> Connection:
 
 
 def connect(*, user_id: UUID, provider: str, grant: oauth_clients.Grant) -> Connection:
-    """Keep what a user granted. The same account again updates its connection, and heals it."""
+    """Store what a user granted. Connecting the same account again updates its connection and makes it healthy."""
     account_hash = cipher_for(user_id).fingerprint(grant.account.lower(), f"account at {provider}")
     try:
         row = _connect(user_id, provider, account_hash, grant)
-    except IntegrityError:  # another consent to the same account was first: now it is there
+    except IntegrityError:  # another consent for the same account was faster; its row exists now
         row = _connect(user_id, provider, account_hash, grant)
-    log.info("connection.made", connection_id=str(row.pk), user_id=str(user_id), provider=provider)
+    log.info("connection.connected", connection_id=str(row.pk), user_id=str(user_id), provider=provider)
     return row
 
 
@@ -80,7 +81,7 @@ def _connect(user_id: UUID, provider: str, account_hash: bytes, grant: oauth_cli
     tokens.store_grant(
         row,
         grant,
-        account=row.seal("account", grant.account),
+        account=row.seal(Connection.account, grant.account),
         scopes=sorted(grant.scopes),
         health=Health.OK,
         reason="",
@@ -95,16 +96,16 @@ def _connect(user_id: UUID, provider: str, account_hash: bytes, grant: oauth_cli
 
 
 def has_refresh_token(*, user_id: UUID, provider: str, account: str) -> bool:
-    """Whether a lasting permission for this account is held already."""
+    """Whether a refresh token for this account is stored already."""
     account_hash = cipher_for(user_id).fingerprint(account.lower(), f"account at {provider}")
     mine = Connection.objects.of(user_id).filter(provider=provider, account_hash=account_hash)
     return mine.filter(refresh_token__isnull=False, health=Health.OK).exists()
 
 
 def disconnect(*, user_id: UUID, connection_id: UUID) -> Disconnection:
-    """Remove a connection and its tokens, then ask the provider to take the permission back. Blocks. Raise NotFound.
+    """Delete a connection and its tokens, then ask the provider to revoke the permission. Blocks. Raises NotFound.
 
-    The tokens go first: whatever the provider says, this server can read the account no more.
+    The tokens are deleted first: whatever the provider answers, this server can no longer read the account.
     """
     with transaction.atomic():
         row = Connection.objects.of(user_id).filter(pk=connection_id).select_for_update().first()
@@ -112,7 +113,7 @@ def disconnect(*, user_id: UUID, connection_id: UUID) -> Disconnection:
             raise NotFound("there is no such connection")
         provider, token = Provider(row.provider), _token_to_revoke(row)
         row.delete()
-    log.info("connection.removed", connection_id=str(connection_id), user_id=str(user_id))
+    log.info("connection.disconnected", connection_id=str(connection_id), user_id=str(user_id))
     where = f"You can take the permission back yourself at {_REVOKE_PAGES[provider]}."
     try:
         if token and oauth_clients.revoke(provider, token):
@@ -127,15 +128,18 @@ def disconnect(*, user_id: UUID, connection_id: UUID) -> Disconnection:
 
 
 def revoke_for_deleted_user(user_id: UUID) -> None:
-    """The user's account is being deleted, and its key is still there: once that is committed, Google is asked to take
-    its permissions back. Nobody waits for it, and nothing keeps the tokens should this process die first."""
+    """Ask Google to revoke the permissions of a user whose account is being deleted, once that is committed.
+
+    The user's key must still exist. It happens in a thread of its own, for which nobody waits; if the process dies
+    first, the tokens are lost and the permissions stay until the user removes them.
+    """
     held = [
         token
         for row in Connection.objects.of(user_id).filter(provider=Provider.GMAIL)
         if (token := _token_to_revoke(row))
     ]
     if held:
-        thread = threading.Thread(target=_revoke_tokens, args=(held,), name="take back", daemon=True)
+        thread = threading.Thread(target=_revoke_tokens, args=(held,), name="revoke tokens", daemon=True)
         transaction.on_commit(thread.start, robust=True)
 
 
@@ -148,20 +152,22 @@ def _revoke_tokens(held: list[str]) -> None:
 
 
 def _token_to_revoke(row: Connection) -> str:
-    """The token that stands for the whole permission; blank where it cannot be opened."""
+    """The token whose revocation ends the whole permission; blank if it cannot be unsealed."""
+    field = Connection.access_token if row.refresh_token is None else Connection.refresh_token
     try:
-        return row.unseal("refresh_token" if row.refresh_token is not None else "access_token")
+        return row.unseal(field)
     except SealBroken:
         return ""
 
 
 def sweep() -> None:
-    """Announce losses to users who were not told, as no device of theirs was here or the word was lost, and who can be
-    now; forget old consents."""
-    here = Device.objects.online().filter(user_id=OuterRef("user_id"), protocol__gte=tokens.NOTICE_PROTOCOL)
-    for connection_id in Connection.objects.untold().filter(Exists(here)).values_list("pk", flat=True)[:100]:
+    """Periodic repair: announce losses to users who have a suitable device online by now, and delete old consents."""
+    online = Device.objects.online().filter(user_id=OuterRef("user_id"), protocol__gte=tokens.NOTICE_PROTOCOL)
+    for connection_id in (
+        Connection.objects.unannounced().filter(Exists(online)).values_list("pk", flat=True)[:100]
+    ):
         try:
             tokens.announce_loss(connection_id)
-        except Exception:  # one receiver's fault must not keep the others' news
-            log.exception("connection.not_told", connection_id=str(connection_id))
+        except Exception as error:  # a failing receiver must not stop the other announcements
+            log_failure("connection.announce_failed", error, connection_id=str(connection_id))
     Consent.objects.filter(expires_at__lt=Now() - timedelta(hours=1)).delete()

@@ -1,4 +1,4 @@
-"""What can go wrong with a connection, each with its code. None of them holds a token, a code or an address."""
+"""Errors of connections, each with its code. None of them holds a token, an OAuth code or an address."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adiuva.core.errors import AdiuvaError, Conflict, Invalid, Unavailable
 
 
 class NeedsReauth(Conflict):
-    """The user has to connect again: the provider no longer takes what we hold."""
+    """The user has to connect the account again: the provider no longer accepts our tokens."""
 
     code = "needs_reauth"
 
@@ -18,7 +18,7 @@ class NeedsReauth(Conflict):
 
 
 class ProviderUnavailable(Unavailable):
-    """The provider did not answer, or not in a way that can be used. `retry_after_s` where it named a time."""
+    """The provider did not answer, or not usably. `retry_after_s`: the wait that it asked for, if it named one."""
 
     code = "provider_away"
 
@@ -30,22 +30,22 @@ class ProviderUnavailable(Unavailable):
 
 
 class ProviderNotConfigured(Unavailable):
-    """This server has no registration at the provider, or one that the provider refuses."""
+    """This server is not registered at the provider, or the provider refuses its registration."""
 
     code = "provider_not_configured"
 
 
 class ForbiddenHost(AdiuvaError):
-    """Something pointed us to a host that is not one of the provider's configured ones. Nothing was sent."""
+    """A URL leads to a host that is not configured for the provider. Nothing was sent to it."""
 
     code, status = "forbidden_host", 502
 
     def __init__(self) -> None:
-        super().__init__("the provider pointed to another host, which is not asked")
+        super().__init__("the provider pointed to another host; no request was sent to it")
 
 
 class GrantRefused(AdiuvaError):
-    """The provider does not take a code or a refresh token (any more). `reason`: the provider's word for it."""
+    """The provider does not accept a code or a refresh token. `reason`: a models.Reason."""
 
     code = "grant_refused"
 
@@ -55,17 +55,17 @@ class GrantRefused(AdiuvaError):
 
 
 class ConsentFailed(AdiuvaError):
-    """Connecting did not work. The message is for the page that the user sees."""
+    """Connecting an account failed. The message is shown on the page that the user sees."""
 
     code = "consent_failed"
 
 
-# What clients of the first backend post with a cloud agent. Tokens no longer come from clients.
+# Clients of the first backend sent a token with a cloud agent. Tokens no longer come from clients.
 OLD_TOKEN_FIELD: Final = "oauth_token_encrypted"  # noqa: S105
 
 
 def old_token_error() -> Invalid:
-    """What such a client is told: where tokens are now, and what to send instead."""
+    """The error for a client that sends a token: says how to connect an account instead."""
     message = (
         "Tokens are no longer sent by clients: connect the account with GET /api/v1/oauth/{provider}/authorize, then "
         "send its id (from GET /api/v1/connections) as `connection`."

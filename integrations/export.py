@@ -1,4 +1,4 @@
-"""Connections for the archive of an account: what is connected, never the tokens."""
+"""Connections in a user's data export, without their tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which accounts a user has connected, and the consents that are under way."""
+"""Connected accounts of users, and pending consents."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import SealBroken
+from adiuva.core.sealed import SealedTextField
 
 
 class Provider(models.TextChoices):
@@ -27,7 +28,7 @@ class Health(models.TextChoices):
 
 
 class Reason(models.TextChoices):
-    """Why a connection needs its user. The labels are for people."""
+    """Why a connection must be connected again. The labels are shown to people."""
 
     REFUSED = "refused", "the permission was taken back, has expired, or the password was changed"
     SIGN_IN = "sign_in", "the provider asks for a new sign-in"
@@ -38,34 +39,34 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     def of(self, user_id: uuid.UUID) -> Self:
         return self.filter(user_id=user_id)
 
-    def untold(self) -> Self:
-        """Those whose loss their user was not told of."""
+    def unannounced(self) -> Self:
+        """Lost connections of which no device of the user has been told."""
         return self.filter(health=Health.NEEDS_REAUTH, told_at__isnull=True)
 
 
 class Connection(models.Model):
-    """An account at a provider that a user lets Adiuva read. Address and tokens are sealed with the user's key."""
+    """An account at a provider that Adiuva may read. Its address and tokens are sealed with the user's key."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    user = models.ForeignKey(  # the unique constraint begins with it
+    # No index of its own: the unique constraint begins with it.
+    user = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.CASCADE, related_name="connections", db_index=False
     )
     provider = models.CharField(max_length=8, choices=Provider)
     account_hash = models.BinaryField(max_length=32, editable=False)
-    account = models.BinaryField(editable=False)
-    access_token = models.BinaryField(editable=False)
-    refresh_token = models.BinaryField(null=True, editable=False)
+    account = SealedTextField()
+    access_token = SealedTextField()
+    refresh_token = SealedTextField(null=True)
     scopes = ArrayField(models.CharField(max_length=200), default=list, editable=False)
-    renew_at = models.DateTimeField(editable=False)  # from then on a new token is asked for
+    # The access token is refreshed from this time on, some minutes before it expires.
+    renew_at = models.DateTimeField(editable=False)
     expires_at = models.DateTimeField(editable=False)
-    retry_at = models.DateTimeField(
-        null=True, editable=False
-    )  # the provider asked to be left alone till then
+    # No refresh is tried before this time: the provider failed, or named a Retry-After.
+    retry_at = models.DateTimeField(null=True, editable=False)
     health = models.CharField(max_length=12, choices=Health, default=Health.OK)
     reason = models.CharField(max_length=12, choices=Reason, blank=True)
-    told_at = models.DateTimeField(
-        null=True, editable=False
-    )  # when a device of the user's was told of the loss
+    # When a device of the user was told that the connection is lost.
+    told_at = models.DateTimeField(null=True, editable=False)
     last_used_at = models.DateTimeField(null=True, editable=False)
     refreshed_at = models.DateTimeField(null=True, editable=False)
     refreshes = models.PositiveIntegerField(default=0, editable=False)
@@ -97,22 +98,21 @@ class Connection(models.Model):
     def __str__(self) -> str:
         return f"{self.get_provider_display()} connection {self.pk}"
 
-    def seal(self, column: str, text: str) -> bytes:
-        return cipher_for(self.user_id).seal(text, "integrations_connection", self.pk, column)
+    def seal(self, field: SealedTextField, text: str) -> bytes:
+        return field.seal(cipher_for(self.user_id), text, self.pk)
 
-    def unseal(self, column: str) -> str:
-        """What is sealed in a column, in clear. Raise SealBroken."""
-        sealed = bytes(getattr(self, column))
-        return cipher_for(self.user_id).unseal(sealed, "integrations_connection", self.pk, column)
+    def unseal(self, field: SealedTextField) -> str:
+        """The text in a sealed field, which must not be NULL. Raises SealBroken."""
+        return field.unseal_from(cipher_for(self.user_id), self)
 
     @property
     def address(self) -> str:
-        """The account's address at the provider, for its owner's eyes. Raise SealBroken."""
-        return self.unseal("account")
+        """The account's address at the provider, to be shown to its owner only. Raises SealBroken."""
+        return self.unseal(Connection.account)
 
     @property
-    def address_if_known(self) -> str:
-        """The same, or blank where it cannot be opened: such a row can still be listed, mended and removed."""
+    def address_or_blank(self) -> str:
+        """Blank if the address cannot be unsealed: such a row can still be listed, connected again and removed."""
         try:
             return self.address
         except SealBroken:
@@ -120,13 +120,14 @@ class Connection(models.Model):
 
 
 class Consent(models.Model):
-    """A user who was sent to a provider and may come back, once. The state is not here, only its hash."""
+    """A user who was sent to a provider's consent page and may return once. Only the hash of the state is stored."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
     provider = models.CharField(max_length=8, choices=Provider)
     state_hash = models.BinaryField(max_length=32, unique=True)
-    verifier = models.BinaryField()  # of PKCE, sealed
+    # PKCE's code verifier (RFC 7636).
+    verifier = SealedTextField()
     redirect_uri = models.CharField(max_length=2000)
     expires_at = models.DateTimeField()
     used_at = models.DateTimeField(null=True)
@@ -136,10 +137,3 @@ class Consent(models.Model):
 
     def __str__(self) -> str:
         return f"consent {self.pk}"
-
-    def seal(self, verifier: str) -> bytes:
-        return cipher_for(self.user_id).seal(verifier, "integrations_consent", self.pk, "verifier")
-
-    def unseal(self) -> str:
-        """The verifier. Raise SealBroken."""
-        return cipher_for(self.user_id).unseal(self.verifier, "integrations_consent", self.pk, "verifier")

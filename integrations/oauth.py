@@ -1,10 +1,11 @@
-"""The way to a provider's consent page and back.
+"""The OAuth consent flow: to a provider's consent page and back.
 
-What travels is a state: a random word, signed together with its user, provider, redirect address and time. What
-stays is a row with its hash and PKCE's verifier, which lets it through once.
+The browser carries a state: a random word, signed together with its user, provider, redirect URI and time. The
+database keeps a row with the word's hash and the PKCE verifier; the row accepts the state once.
 
-Who comes back is not signed in, as the consent is given in a browser and the app is elsewhere: the state says whose
-it is. So the page names the Adiuva account, and whoever was tricked into connecting to somebody else's sees it.
+The browser that returns is not signed in, because the app runs elsewhere: the state says which user it belongs to. The
+result page therefore names the Adiuva account, so that somebody who was tricked into connecting their mailbox to a
+stranger's account sees it.
 """
 
 from __future__ import annotations
@@ -24,28 +25,31 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.urls import reverse
 
+from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import SealBroken
 from adiuva.core.errors import AdiuvaError
 from integrations import connections, oauth_clients
 from integrations.errors import ConsentFailed, GrantRefused
 from integrations.models import Connection, Consent, Provider
 
-log = structlog.get_logger("adiuva.integrations")
+log = structlog.get_logger(__name__)
 
 CONSENT_LIFETIME: Final = timedelta(minutes=10)
-_MAX_PARAMETER_CHARS: Final = 4_096  # of what a provider sends back
-_MAX_PENDING_CONSENTS: Final = 20  # consents of a user that may be under way; older ones are given up
+# Longest code or state that is accepted from a provider's redirect.
+_MAX_PARAMETER_CHARS: Final = 4_096
+# Pending consents that a user may have; the oldest are deleted.
+_MAX_PENDING_CONSENTS: Final = 20
 
 
 def redirect_uri(provider: str) -> str:
-    """Where a provider sends people back to; it is registered there, letter by letter."""
+    """Where a provider sends the browser back to. It must be registered there exactly as it is."""
     return settings.PUBLIC_URL + reverse("oauth-callback", kwargs={"provider": provider})
 
 
 def start_consent(*, user_id: UUID, provider: str, connection: Connection | None = None) -> str:
-    """The address of the provider's consent page, for this user, once, within ten minutes.
+    """The URL of the provider's consent page, valid for this user, once, within CONSENT_LIFETIME.
 
-    `connection`: one to be connected again; the provider is told which account that is. Raise
+    `connection`: one to be connected again; the provider is told which account that is. Raises
     ProviderNotConfigured.
     """
     word, verifier, back = secrets.token_urlsafe(24), secrets.token_urlsafe(48), redirect_uri(provider)
@@ -54,7 +58,7 @@ def start_consent(*, user_id: UUID, provider: str, connection: Connection | None
         state=_signed(word, user_id, provider, back, connection.pk if connection else None),
         verifier=verifier,
         redirect_uri=back,
-        hint=connection.address_if_known if connection else "",
+        hint=connection.address_or_blank if connection else "",
     )
     old = (
         Consent.objects.filter(user_id=user_id)
@@ -63,7 +67,7 @@ def start_consent(*, user_id: UUID, provider: str, connection: Connection | None
     )
     Consent.objects.filter(pk__in=list(old.values_list("pk", flat=True))).delete()
     consent = Consent(user_id=user_id, provider=provider, state_hash=_state_hash(word), redirect_uri=back)
-    consent.verifier = consent.seal(verifier)
+    Consent.verifier.seal_into(cipher_for(user_id), consent, verifier)
     consent.expires_at = Now() + CONSENT_LIFETIME
     consent.save(force_insert=True)
     return url
@@ -71,16 +75,17 @@ def start_consent(*, user_id: UUID, provider: str, connection: Connection | None
 
 @dataclass(frozen=True)
 class Connected:
-    """`instead_of`: the connection that was to be connected again, where the user chose another account."""
+    """`instead_of`: the connection that was to be connected again, if the user chose another account."""
 
     row: Connection
     instead_of: Connection | None
 
 
 def complete_consent(provider: str, answer: Mapping[str, str], *, signed_in: UUID | None = None) -> Connected:
-    """What a provider sent back becomes a connection. Blocks. Raise AdiuvaError with a message for the user's eyes.
+    """Turn the parameters of a provider's redirect into a connection. Blocks.
 
-    `signed_in`: who is signed in in this browser, if anybody is: they must be whom the state was made for.
+    `signed_in`: the user who is signed in in this browser, if any; it must be the one whom the state belongs to.
+    Raises AdiuvaError with a message that is shown to the user.
     """
     consent, wanted = _redeem(provider, answer.get("state", ""), signed_in)
     name = Provider(provider).label
@@ -97,8 +102,9 @@ def complete_consent(provider: str, answer: Mapping[str, str], *, signed_in: UUI
     if not code or len(code) > _MAX_PARAMETER_CHARS:
         raise ConsentFailed(f"{name}'s sign-in sent no code. Nothing was connected: please try again.")
     try:
+        verifier = Consent.verifier.unseal_from(cipher_for(consent.user_id), consent)
         grant = oauth_clients.exchange_code(
-            provider, code=code, verifier=consent.unseal(), redirect_uri=consent.redirect_uri
+            provider, code=code, verifier=verifier, redirect_uri=consent.redirect_uri
         )
     except GrantRefused:
         raise ConsentFailed(
@@ -113,17 +119,20 @@ def complete_consent(provider: str, answer: Mapping[str, str], *, signed_in: UUI
     return Connected(row, others.filter(pk=wanted).first() if wanted else None)
 
 
-# ── Inside ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── Internals ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _redeem(provider: str, state: str, signed_in: UUID | None) -> tuple[Consent, UUID | None]:
-    """The consent that a state is for, which it lets through this once, and the connection that was to be connected
-    again. Raise ConsentFailed."""
+    """Use up the consent of a state; return it and the connection that was to be connected again.
+
+    Raises ConsentFailed.
+    """
     word, user_id, wanted = _verified(provider, state)
     mine = Consent.objects.filter(state_hash=_state_hash(word), user_id=user_id, provider=provider)
     fresh = Q(used_at__isnull=True, expires_at__gt=Now(), redirect_uri=redirect_uri(provider))
-    # Of all who bring it at once, one changes the row. That holds for an UPDATE of one table alone: with a join it has
-    # a subquery, which who waited for the row does not ask again. It counts as used however the rest goes.
+    # If several requests bring the same state at once, one of them changes the row. This holds only for an UPDATE of
+    # a single table: with a join it would have a subquery, which is not evaluated again after waiting for the row's
+    # lock. The state counts as used even if a later step fails.
     if not mine.filter(fresh).update(used_at=Now()):
         if mine.filter(used_at__isnull=False).exists():
             raise ConsentFailed(
@@ -158,7 +167,7 @@ def _verified(provider: str, state: str) -> tuple[str, UUID, UUID | None]:
 
 
 def _signer(provider: str, back: str) -> signing.TimestampSigner:
-    """Of states for one provider and one address, so that another's do not verify."""
+    """Signs the states of one provider and redirect URI; those of another do not verify."""
     return signing.TimestampSigner(salt=f"adiuva oauth state {provider} {back}")
 
 
@@ -167,7 +176,7 @@ def _state_hash(word: str) -> bytes:
 
 
 def _require_usable(provider: str, user_id: UUID, grant: oauth_clients.Grant) -> None:
-    """A grant that could not be used is not kept. Raise ConsentFailed."""
+    """Refuse a grant that could not be used. Raises ConsentFailed."""
     name = Provider(provider).label
     if missing := grant.missing(provider):
         log.info("consent.incomplete", user_id=str(user_id), provider=provider, missing=len(missing))

@@ -1,4 +1,4 @@
-"""The REST forms of connections. No token has a field here."""
+"""Serializers of connections. Tokens are in none of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from integrations.models import Connection, Health, Provider, Reason
 class ConnectionSerializer(serializers.ModelSerializer[Connection]):
     provider = serializers.ChoiceField(choices=Provider.choices)
     account = serializers.CharField(
-        source="address_if_known", help_text="The account's address at the provider."
+        source="address_or_blank", help_text="The account's address at the provider."
     )
     scopes = serializers.ListField(child=serializers.CharField(), help_text="What the provider granted.")
     health = serializers.ChoiceField(

@@ -1,12 +1,13 @@
-"""What happens to connections, for the rooms above. Each is sent with `connection_id` and `user_id`.
+"""Signals about connections, for the apps above. Each is sent with `connection_id` and `user_id`.
 
-A receiver runs in a transaction of its own, after the change was committed, in whatever thread brought it about:
-it asks the database, and does the rest on commit.
+A receiver runs after the change was committed, in a transaction of its own, in the thread that made the change. It
+should query the database, and do everything else on commit.
 """
 
 from django.dispatch import Signal
 
-# Once a loss, however many runs met it, and again by the sweep whenever a device of a user is here who was not told.
+# A connection is lost: sent once, however many runs noticed it, and again by the sweep while a user who was not told
+# has a device online.
 needs_reauth = Signal()
-# The user connected again what needed it.
+# The user has connected a lost account again.
 reconnected = Signal()

@@ -9,5 +9,5 @@ from integrations import connections
 
 @shared_task(name="integrations.sweep")
 def sweep() -> None:
-    """Tell of lost connections whose news got lost, and forget old consents."""
+    """Announce lost connections whose users were not told, and delete old consents."""
     connections.sweep()

@@ -1,8 +1,8 @@
-"""Access tokens of connections, fresh. However many ask, a connection is refreshed by one at a time.
+"""Valid access tokens of connections; one refresh of a connection at a time, however many callers ask.
 
-Within a process, all who want the same refresh share one thread's; between processes, the row's lock decides, and
-who had to wait finds the new token there. The lock is held while the provider is asked (some seconds, bounded), so
-that what it answers is saved before anybody else can ask.
+Callers in one process share a single refresh, which runs in a thread. Between processes the row lock decides: whoever
+had to wait for it finds the new token in the row. The lock is held while the provider is asked (some seconds, bounded),
+so that its answer is saved before another process can ask.
 """
 
 from __future__ import annotations
@@ -28,22 +28,27 @@ from integrations import oauth_clients, signals
 from integrations.errors import GrantRefused, NeedsReauth, ProviderUnavailable
 from integrations.models import Connection, Health, Reason
 
-log = structlog.get_logger("adiuva.integrations")
+log = structlog.get_logger(__name__)
 
-_RENEW_BEFORE_EXPIRY: Final = timedelta(
-    minutes=5
-)  # that a token is renewed before its end, so that none ends on its way
+# A token is refreshed this long before it expires, so that none expires during a request.
+_RENEW_BEFORE_EXPIRY: Final = timedelta(minutes=5)
+# `last_used_at` is written at most this often.
 _LAST_USED_PRECISION: Final = timedelta(minutes=1)
+# `refresh_now` does nothing within this time after a refresh: providers count refreshes.
 _MIN_REFRESH_INTERVAL: Final = timedelta(seconds=10)
-_FAILURE_PAUSE_S: Final = 5  # after a failure, so that all who wait do not try it one after the other
-_MAX_PAUSE_S: Final = 900  # that a provider may ask of us
-NOTICE_PROTOCOL: Final = 2  # of devices that can be told something they did not ask for
-# Of their own: whoever waits for a provider must not keep others from the database. A few, as each holds one of the
-# pool's connections meanwhile.
+# Pause after a failed refresh, so that the callers that waited for it do not try one after the other.
+_FAILURE_PAUSE_S: Final = 5
+# A longer Retry-After of a provider is cut to this.
+_MAX_PAUSE_S: Final = 900
+# The lowest protocol version of devices that accept notices.
+NOTICE_PROTOCOL: Final = 2
+# A pool apart from the database's: waiting for a provider must not block other queries. Four threads, as each holds
+# a database connection while it waits.
 _threads = ThreadPoolExecutor(4, thread_name_prefix="tokens")
 _running_refreshes: dict[tuple[UUID, str | None], Future[str]] = {}
 _lock = threading.Lock()
 
+# SKIP LOCKED: does not wait for a refresh that holds the row's lock.
 _TOUCH_LAST_USED = """
 UPDATE integrations_connection SET last_used_at = now() WHERE id = (
     SELECT id FROM integrations_connection WHERE id = %s FOR NO KEY UPDATE SKIP LOCKED
@@ -55,11 +60,11 @@ async def access_token(connection_id: UUID, *, user_id: UUID, rejected: str | No
     """The access token of a user's connection, for the `Authorization: Bearer` header of one or more requests.
 
     It is valid for some minutes at least, by the database's clock: it is refreshed when it is about to expire. Ask
-    for it before each request (it costs one query), and keep it nowhere.
+    for it before each request (one query), and store it nowhere.
 
-    `rejected`: a token that the provider has just answered 401 to. If it is still the current one, it is refreshed
-    whatever its end; if others have refreshed meanwhile, theirs is returned. Give the request one more try with what
-    comes back, and no second one.
+    `rejected`: a token to which the provider has just answered 401. If it is still the current one, it is refreshed
+    even though it has not expired; if somebody else has refreshed it meanwhile, the new one is returned. Repeat the
+    request once with the returned token, not twice.
 
     Raises NotFound (no such connection, or another user's), NeedsReauth (the user has to connect again; until then it
     is raised without asking the provider), ProviderUnavailable (try again later, after `retry_after_s` if it is set)
@@ -68,24 +73,24 @@ async def access_token(connection_id: UUID, *, user_id: UUID, rejected: str | No
     token = await db.run(current_token, connection_id, user_id=user_id, rejected=rejected)
     if token is not None:
         return token
-    # Shielded: who is cancelled does not take the refresh from the others who wait for it.
+    # Shielded: a cancelled caller must not cancel the refresh that others wait for.
     return await asyncio.shield(asyncio.wrap_future(_shared_refresh(connection_id, user_id, rejected)))
 
 
 def current_token(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) -> str | None:
-    """The token that is held, or None if it must be refreshed first. Raise as `access_token` does."""
+    """The stored token, or None if it must be refreshed first. Raises what `access_token` raises."""
     row = _with_database_time().of(user_id).filter(pk=connection_id).first()
     if row is None:
         raise NotFound("there is no such connection")
     token = _usable_token(row, rejected)
     if token is not None and (row.last_used_at is None or row.now - row.last_used_at > _LAST_USED_PRECISION):
         with database.cursor() as cursor:
-            cursor.execute(_TOUCH_LAST_USED, [row.pk])  # not waiting for a refresh under way
+            cursor.execute(_TOUCH_LAST_USED, [row.pk])
     return token
 
 
 def refresh(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) -> str:
-    """Refresh what is due under the row's lock, asking the provider. Blocks. Raise as `access_token` does."""
+    """Refresh the token under the row's lock if that is due. Blocks. Raises what `access_token` raises."""
     failure: ProviderUnavailable | None = None
     with transaction.atomic():
         row = (
@@ -103,7 +108,7 @@ def refresh(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) 
         try:
             if row.refresh_token is None:
                 raise GrantRefused(Reason.NO_REFRESH)
-            grant = oauth_clients.refresh(row.provider, row.unseal("refresh_token"))
+            grant = oauth_clients.refresh(row.provider, row.unseal(Connection.refresh_token))
         except GrantRefused as refusal:
             _mark_lost(row, Reason(refusal.reason))
         except ProviderUnavailable as error:
@@ -118,35 +123,37 @@ def refresh(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) 
     if failure is None:
         raise _needs_reauth(row)
     log.warning("connection.refresh_failed", connection_id=str(row.pk), user_id=str(user_id))
-    held: str = row.unseal("access_token")
+    held: str = row.unseal(Connection.access_token)
     if held != rejected and row.left > timedelta():
-        return held  # it was early: this one still serves for a while
+        return held  # the refresh was early: this token is still valid for a while
     raise failure
 
 
 def refresh_now(connection_id: UUID, *, user_id: UUID) -> None:
-    """Refresh now, due or not; not again within some seconds, as the provider counts what we ask it. Blocks. Raise as
-    `access_token` does."""
+    """Refresh even if it is not due, but not twice within _MIN_REFRESH_INTERVAL. Blocks.
+
+    Raises what `access_token` raises.
+    """
     row = _with_database_time().of(user_id).filter(pk=connection_id).first()
     if row is None:
         raise NotFound("there is no such connection")
     if row.health == Health.OK and row.refreshed_at and row.now - row.refreshed_at < _MIN_REFRESH_INTERVAL:
         return
-    refresh(connection_id, user_id=user_id, rejected=row.unseal("access_token"))
+    refresh(connection_id, user_id=user_id, rejected=row.unseal(Connection.access_token))
 
 
 def store_grant(row: Connection, grant: oauth_clients.Grant, **more: Any) -> str:
-    """Save what a provider granted, and more of the row with it; the caller holds its lock. Returns the token."""
+    """Save a grant, and `more` columns with it, and return the access token. The caller holds the row's lock."""
     life = timedelta(seconds=grant.lifetime_s)
     changes: dict[str, Any] = {
-        "access_token": row.seal("access_token", grant.access_token),
+        "access_token": row.seal(Connection.access_token, grant.access_token),
         "renew_at": Now() + life - min(_RENEW_BEFORE_EXPIRY, life / 2),
         "expires_at": Now() + life,
         "retry_at": None,
         **more,
     }
-    if grant.refresh_token:  # most providers send a new one only now and then
-        changes["refresh_token"] = row.seal("refresh_token", grant.refresh_token)
+    if grant.refresh_token:  # most providers send a new one only sometimes
+        changes["refresh_token"] = row.seal(Connection.refresh_token, grant.refresh_token)
     _update(row, **changes)
     return grant.access_token
 
@@ -154,36 +161,36 @@ def store_grant(row: Connection, grant: oauth_clients.Grant, **more: Any) -> str
 def announce_loss(connection_id: UUID) -> None:
     """Send `needs_reauth` for a loss that its user was not told of yet. Who tells them has to `take_news` first."""
     with transaction.atomic():
-        lost = Connection.objects.untold().filter(pk=connection_id)
+        lost = Connection.objects.unannounced().filter(pk=connection_id)
         if (user_id := lost.values_list("user_id", flat=True).first()) is not None:
             signals.needs_reauth.send(Connection, connection_id=connection_id, user_id=user_id)
 
 
 def claim_notice(connection_id: UUID) -> bool:
-    """Whether the caller is to tell the user of a loss. Of all who ask, one is."""
-    return bool(Connection.objects.untold().filter(pk=connection_id).update(told_at=Now()))
+    """Whether the caller is to notify the user of a loss. True for exactly one caller."""
+    return bool(Connection.objects.unannounced().filter(pk=connection_id).update(told_at=Now()))
 
 
 def release_notice(connection_id: UUID) -> None:
-    """Nobody could be told after all."""
+    """Undo `claim_notice`: no device could be notified."""
     Connection.objects.filter(pk=connection_id, health=Health.NEEDS_REAUTH).update(told_at=None)
 
 
-# ── Inside ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── Internals ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _with_database_time() -> Any:
-    """Connections with the database's time: those of our servers need not agree."""
+    """Connections with times by the database's clock, since the clocks of our servers may differ."""
     return Connection.objects.annotate(
         now=Now(), left=F("expires_at") - Now(), due=Q(renew_at__lte=Now()), paused=Q(retry_at__gt=Now())
     )
 
 
 def _usable_token(row: Any, rejected: str | None) -> str | None:
-    """The token held, if it can be used; None if the provider is to be asked. Raise what stands against both."""
+    """The stored token if it can be used; None if it has to be refreshed. Raises if neither is possible."""
     if row.health != Health.OK:
         raise _needs_reauth(row)
-    token: str = row.unseal("access_token")
+    token: str = row.unseal(Connection.access_token)
     if token != rejected and not row.due:
         return token
     if not row.paused:
@@ -192,12 +199,12 @@ def _usable_token(row: Any, rejected: str | None) -> str | None:
         return token
     wait = max(1, round((row.retry_at - row.now).total_seconds()))
     raise ProviderUnavailable(
-        f"{row.get_provider_display()} asked to be left alone for a while", retry_after_s=wait
+        f"{row.get_provider_display()} asked us to wait before the next request", retry_after_s=wait
     )
 
 
 def _shared_refresh(connection_id: UUID, user_id: UUID, rejected: str | None) -> Future[str]:
-    """The one refresh of this process that is under way for these, begun if there is none."""
+    """This process's running refresh for these arguments; starts one if there is none."""
     key = connection_id, rejected
     with _lock:
         found = _running_refreshes.get(key)

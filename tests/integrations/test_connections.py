@@ -44,9 +44,9 @@ def test_a_user_sees_their_own_connections_alone(owner: Owner, identity: Identit
 
 def test_the_same_account_is_one_connection_and_others_are_more(owner: Owner) -> None:
     first = owner.connect(account="Ada@example.com")
-    old = first.unseal("access_token")
+    old = first.unseal(Connection.access_token)
     again = owner.connect(account="ada@EXAMPLE.com")
-    assert again.pk == first.pk and again.unseal("access_token") != old
+    assert again.pk == first.pk and again.unseal(Connection.access_token) != old
     owner.connect(account="grace@example.com")
     owner.connect("outlook", account="ada@example.com")
     listed = owner.rest.get("/api/v1/connections").json()
@@ -74,7 +74,7 @@ def test_consents_to_one_account_that_race_make_one_connection(owner: Owner, ide
     with ThreadPoolExecutor(6) as threads:
         assert list(threads.map(come_back, backs)) == [200] * 6
     row = Connection.objects.of(owner.id).get()
-    assert identity.accepts(row.unseal("access_token"))
+    assert identity.accepts(row.unseal(Connection.access_token))
 
 
 def test_connecting_again_heals_what_needed_it(owner: Owner, identity: Identity) -> None:
@@ -106,11 +106,11 @@ def test_a_refresh_by_hand_says_how_the_connection_is(
     owner: Owner, identity: Identity, provider: str
 ) -> None:
     row = owner.connect(provider)
-    old = row.unseal("access_token")
+    old = row.unseal(Connection.access_token)
     answer = owner.rest.post(f"/api/v1/oauth/{provider}/refresh")
     assert answer.status_code == 200
     assert answer.json()["id"] == str(row.pk) and answer.json()["refreshed_at"]
-    assert Connection.objects.get(pk=row.pk).unseal("access_token") != old
+    assert Connection.objects.get(pk=row.pk).unseal(Connection.access_token) != old
 
     other = owner.connect(provider, account="grace@example.com")
     unclear = owner.rest.post(f"/api/v1/oauth/{provider}/refresh")
@@ -262,7 +262,7 @@ def test_staff_see_health_and_a_link_for_the_user_and_nothing_sealed(
     shown = browser.get(one).content.decode() + browser.get(pages, {"q": str(row.pk)}).content.decode()
     assert f"adiuva://oauth/gmail/connect?connection={row.pk}" in shown
     assert "needs_reauth" in shown and owner.person.email in shown
-    hidden = ["secret.mailbox", row.unseal("access_token"), row.unseal("refresh_token")]
+    hidden = ["secret.mailbox", row.unseal(Connection.access_token), row.unseal("refresh_token")]
     assert [word for word in hidden if word in shown] == []
     assert [field for field in ("access_token", "refresh_token", "account_hash") if field in shown] == []
     counted = browser.get(pages, {"q": owner.person.email, "provider__exact": "gmail"})

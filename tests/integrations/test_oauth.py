@@ -74,7 +74,7 @@ def test_an_account_is_connected_through_its_providers_consent_page(
     row = Connection.objects.of(owner.id).get()
     assert connection_in(page) == str(row.pk)
     assert (row.provider, row.address, row.health, row.reason) == (provider, "Ada@Example.com", "ok", "")
-    assert identity.accepts(row.unseal("access_token"))
+    assert identity.accepts(row.unseal(Connection.access_token))
 
     listed = owner.rest.get("/api/v1/connections").json()
     assert [(one["id"], one["account"], one["health"]) for one in listed] == [
@@ -107,7 +107,9 @@ def test_no_answer_and_no_log_holds_a_token_a_code_or_a_secret(
     seen.append(owner.rest.get("/api/v1/connections").content.decode())
     rows = list(Connection.objects.of(owner.id))
     seen += [repr(rows), str(rows), caplog.text]
-    hidden = [word for row in rows for word in (row.unseal("access_token"), row.unseal("refresh_token"))]
+    hidden = [
+        word for row in rows for word in (row.unseal(Connection.access_token), row.unseal("refresh_token"))
+    ]
     hidden += [
         request.form[name]
         for request in identity.requests
@@ -313,7 +315,7 @@ def test_a_consent_without_a_lasting_permission_is_not_kept(owner: Owner, identi
     row = owner.connect()
     identity.script(Bare())
     assert visit(owner.agree()).status_code == 200  # the one that is held already serves
-    assert Connection.objects.get(pk=row.pk).unseal("refresh_token") == row.unseal("refresh_token")
+    assert Connection.objects.get(pk=row.pk).unseal(Connection.refresh_token) == row.unseal("refresh_token")
 
 
 FAULTS = {

@@ -50,7 +50,7 @@ def due(row: Connection) -> str:
 
 
 def held(row: Connection, column: str = "access_token") -> str:
-    return Connection.objects.get(pk=row.pk).unseal(column)
+    return Connection.objects.get(pk=row.pk).unseal(getattr(Connection, column))
 
 
 def rested(row: Connection) -> None:
