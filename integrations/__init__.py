@@ -1,1 +1,1 @@
-"""Mailboxes and channels that a user connects: sign-in, tokens, and reading them."""
+"""Connected mailboxes and channels: consent, tokens, and reading messages."""

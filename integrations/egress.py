@@ -1,8 +1,8 @@
-"""Which hosts may be asked, and the one way to ask them.
+"""HTTP clients that reach only the configured hosts of a provider.
 
-Providers send us addresses (the next page, a redirect, a token endpoint). One is followed only if its scheme, host
-and port are exactly those of a configured endpoint of that provider; all else is refused before a name is looked up.
-The check sits in the transport, so no request of these clients gets around it, a redirected one included.
+Providers send us URLs (the next page, a redirect, a token endpoint). A URL is followed only if its scheme, host and
+port are exactly those of a configured endpoint of that provider; all others are refused before any DNS lookup. The
+check is in the transport, so no request of these clients can bypass it, not even a redirected one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from adiuva.core.http import is_transient, retry_after_s
 from integrations.errors import ForbiddenHost, ProviderUnavailable
 from integrations.models import Provider
 
-TOTAL_TIMEOUT_S: Final = 20.0  # an identity endpoint may take, in all
-MAX_RESPONSE_BYTES: Final = 1 << 20  # of its answer
+# Limits of one request to an identity endpoint.
+TOTAL_TIMEOUT_S: Final = 20.0
+MAX_RESPONSE_BYTES: Final = 1 << 20
 _TIMEOUT: Final = httpx.Timeout(10.0, connect=5.0)
 _HEADERS: Final = {"User-Agent": "adiuva", "Accept": "application/json", "Accept-Encoding": "identity"}
 
 
 def checked_url(url: str | httpx.URL, provider: str) -> httpx.URL:
-    """The address, parsed as our HTTP client will, if it is at a configured host. Raise ForbiddenHost."""
+    """Parse a URL as our HTTP client will. Raises ForbiddenHost unless it is at a configured host."""
     try:
         parsed = httpx.URL(url)
         origin = _origin(parsed)
@@ -43,7 +44,7 @@ def checked_url(url: str | httpx.URL, provider: str) -> httpx.URL:
 
 
 def client(provider: str, *, timeout: httpx.Timeout = _TIMEOUT) -> httpx.Client:
-    """A blocking client that reaches this provider's hosts alone."""
+    """A blocking client that reaches this provider's hosts only."""
     return httpx.Client(
         transport=GuardedTransport(provider), timeout=timeout, headers=_HEADERS, trust_env=False
     )
@@ -52,14 +53,14 @@ def client(provider: str, *, timeout: httpx.Timeout = _TIMEOUT) -> httpx.Client:
 def async_client(
     provider: str, *, timeout: httpx.Timeout = _TIMEOUT, limits: httpx.Limits | None = None
 ) -> httpx.AsyncClient:
-    """The same for an event loop."""
+    """The same as an asynchronous client."""
     guard = AsyncGuardedTransport(provider, limits or httpx.Limits(max_connections=10))
     return httpx.AsyncClient(transport=guard, timeout=timeout, headers=_HEADERS, trust_env=False)
 
 
 @cache
 def _ssl_context() -> ssl.SSLContext:
-    """One for all clients: to load the certificates takes tens of milliseconds."""
+    """Shared by all clients: loading the certificates takes tens of milliseconds."""
     return httpx.create_ssl_context(trust_env=False)
 
 
@@ -91,7 +92,7 @@ class AsyncGuardedTransport(httpx.AsyncBaseTransport):
 
 @dataclass(frozen=True)
 class IdentityResponse:
-    """What an identity endpoint said. It may hold tokens: it shows none."""
+    """The answer of an identity endpoint. It may hold tokens, which its repr does not show."""
 
     status_code: int
     text: str = field(repr=False)
@@ -99,11 +100,11 @@ class IdentityResponse:
 
     def json(self) -> dict[str, Any]:
         found = orjson.loads(self.text)
-        assert isinstance(found, dict)  # `ask` has seen it
+        assert isinstance(found, dict)  # request_json has checked it
         return found
 
     def raise_for_status(self) -> None:
-        """For MSAL. `ask` lets nothing through that it would have to raise for."""
+        """Called by MSAL. Does nothing: `request_json` has already raised for every status that matters."""
 
 
 def request_json(provider: str, method: str, url: str, **request: Any) -> IdentityResponse:
@@ -120,30 +121,30 @@ def request_json(provider: str, method: str, url: str, **request: Any) -> Identi
             for piece in response.iter_bytes():
                 raw += piece
                 if len(raw) > MAX_RESPONSE_BYTES or time.monotonic() > until:
-                    raise ProviderUnavailable(f"{name}'s sign-in answers without end")
+                    raise ProviderUnavailable(f"{name}'s sign-in answered with too much, or too slowly")
     except httpx.HTTPError as error:
-        # Not `from error`: it holds the request, and so the tokens.
+        # Not `from error`: it refers to the request, which holds tokens.
         raise ProviderUnavailable(f"{name}'s sign-in cannot be reached ({type(error).__name__})") from None
     if is_transient(response.status_code):
         wait_s = retry_after_s(response.headers.get("Retry-After"))
         raise ProviderUnavailable(
-            f"{name}'s sign-in is not available just now",
+            f"{name}'s sign-in is unavailable at the moment",
             retry_after_s=None if wait_s is None else math.ceil(wait_s),
         )
     if response.status_code >= 300 and response.status_code < 400:
-        raise ProviderUnavailable(f"{name}'s sign-in redirects, which is not followed")
+        raise ProviderUnavailable(f"{name}'s sign-in answered with a redirect, which is not followed")
     try:
         text = raw.decode()
         if raw and not isinstance(orjson.loads(text), dict):
             raise ValueError("not an object")
     except ValueError:
-        raise ProviderUnavailable(f"{name}'s sign-in does not answer in JSON") from None
+        raise ProviderUnavailable(f"{name}'s sign-in did not answer in JSON") from None
     return IdentityResponse(response.status_code, text or "{}", dict(response.headers))
 
 
 @cache
 def _shared_client(provider: str) -> httpx.Client:
-    """One a process and provider: httpx's clients may be used from many threads, and TLS is slow to set up."""
+    """One per process and provider: httpx clients are thread-safe, and setting up TLS is slow."""
     return client(provider)
 
 

@@ -1,7 +1,7 @@
-"""Gmail through Google's own client: its history since the last reading, or a list of what a bounded time brought.
+"""Gmail sync: the mailbox's history since the last sync, or a list of the messages of a bounded time.
 
-The client builds the requests and we send them. Its own transport blocks a thread for each, reads an answer of any
-size, and knows nothing of the other requests to the mailbox.
+Google's client library builds the requests, and our client sends them. The library's own transport would block a
+thread per request, read answers of any size, and ignore the limit per mailbox.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from integrations.mail.sync import ListedPage, MailboxSync, MessageRef
 from integrations.models import Provider
 
 _PAGE_SIZE: Final = 500
-# What nobody means by mail. Drafts change under new ids, and chats are another product's.
+# Labels that are not read unless named. Drafts get a new id with each change; chats belong to another product.
 _UNWANTED: Final = frozenset({"DRAFT", "SPAM", "TRASH", "CHAT"})
-_TRASH_LABELS: Final = frozenset({"SPAM", "TRASH"})  # what a mail may come back from
+# A mail from which one of these is removed was restored, and counts as new.
+_TRASH_LABELS: Final = frozenset({"SPAM", "TRASH"})
 _FIELDS: Final = "id,labelIds,internalDate,payload"
 _MAX_PART_DEPTH: Final = 30
 _MAX_PARTS: Final = 1_000
-# Codes in which a text looks like ASCII, with what gives them away.
+# Charsets whose text looks like ASCII, with a byte that reveals each.
 _SEVEN_BIT_CHARSETS: Final = {"iso-2022": b"\x1b", "hz": b"~{", "utf-7": b"+"}
 
 
 @dataclass(frozen=True)
 class _Api:
-    """The library's resources. It makes one anew, with all its methods, whenever it is asked for it."""
+    """The library's resources, kept because it builds a new one with all its methods on every call."""
 
     users: Any
     labels: Any
@@ -48,9 +49,9 @@ class _Api:
 
 @cache
 def _resources(endpoint: str) -> _Api:
-    from googleapiclient.discovery import build  # 0.2 s, which no process pays before its first mailbox
+    from googleapiclient.discovery import build  # takes 0.2 s, so only when first needed
 
-    # The HTTP object is never used; without one, the library looks for credentials of this machine.
+    # The HTTP object is never used; without it, the library looks for this machine's credentials.
     service = build(
         "gmail",
         "v1",
@@ -65,7 +66,7 @@ def _resources(endpoint: str) -> _Api:
 
 
 class GmailSync(MailboxSync):
-    """`labels` are names or ids of Gmail's labels; a message with any of them is wanted."""
+    """Filters' `labels` are names or ids of Gmail labels; a message with any of them is admitted."""
 
     provider = Provider.GMAIL
 
@@ -85,7 +86,7 @@ class GmailSync(MailboxSync):
                     yield page
                 return
             except ResourceGone:
-                pass  # Google keeps a history for some days or weeks
+                pass  # the position has expired: Google keeps the history for days or weeks
         read_at = cursor.at if position else None
         async for page in self._backfill(client, sync_start(filters, read_at), filters):
             yield page
@@ -93,7 +94,7 @@ class GmailSync(MailboxSync):
     async def _label_ids(
         self, client: ProviderClient, wanted: Iterable[str]
     ) -> tuple[list[str], list[SkippedMessage]]:
-        """The ids of the labels that were named, and which of them there are not. Raise NoSuchFolder if all."""
+        """The ids of the named labels, and those that do not exist. Raises NoSuchFolder if none exists."""
         names = list(wanted)
         if not names:
             return [], []
@@ -106,21 +107,23 @@ class GmailSync(MailboxSync):
         found = [ids[name.casefold()] for name in names if name.casefold() in ids]
         missing = [name for name in names if name.casefold() not in ids]
         if not found:
-            raise NoSuchFolder("none of the labels of this agent is in the mailbox")
+            raise NoSuchFolder("none of the labels of this agent exists in the mailbox")
         reason = "there is no such label in the mailbox"
         return found, [SkippedMessage(name, "no_such_folder", reason) for name in missing]
 
     async def _history(
         self, client: ProviderClient, position: str, read_at: dt.datetime
     ) -> AsyncGenerator[ListedPage, None]:
-        """What was added, got a wanted label, or came back from spam or the bin since a position, which was the last
-        reading's at that time. Raise ResourceGone if it has expired."""
+        """Messages that were added, labelled or restored from spam or trash since a history position.
+
+        `read_at`: when the sync that stored the position began. Raises ResourceGone if the position has expired.
+        """
         kinds = ["messageAdded", "labelRemoved", *(["labelAdded"] if self._labels else [])]
         ends: str | None = None
         async for answer in self._paged(
             client, self._api.history, startHistoryId=position, historyTypes=kinds
         ):
-            # The first answer's: what is added while the others are fetched is for the next reading.
+            # The position of the first answer: messages that arrive meanwhile are found by the next sync.
             ends = ends or _digits(answer.get("historyId"))
             refs, last = [], None
             for record in _dicts(answer.get("history")):
@@ -129,8 +132,8 @@ class GmailSync(MailboxSync):
                     for change in _dicts(record.get(kind)):
                         message = change.get("message")
                         if kind == "labelsRemoved" and not _TRASH_LABELS & _strings(change.get("labelIds")):
-                            continue  # it was read, archived …
-                        # Where its labels are not said, it is fetched, and they are seen then.
+                            continue  # it was marked as read, archived …
+                        # If its labels are not given, it is fetched, and they are checked then.
                         labels = message.get("labelIds") if isinstance(message, dict) else None
                         if isinstance(message, dict) and (labels is None or self._wants(labels)):
                             refs += _refs([message])
@@ -142,14 +145,14 @@ class GmailSync(MailboxSync):
     async def _backfill(
         self, client: ProviderClient, start: dt.datetime, filters: Filters
     ) -> AsyncGenerator[ListedPage, None]:
-        """What came since a time. The position is taken before: what comes meanwhile is in the history after it."""
+        """Messages since a time. The position is taken first: later messages are in the history after it."""
         position = _digits(
             (await client.get_json(self._api.users.getProfile(userId="me").uri)).get("historyId")
         )
         if position is None:
             raise InvalidResponse("Gmail does not say where its history stands")
         query = _query(start, filters)
-        # The labels of one request must all be there, and we want any: a list for each.
+        # A request with several labels lists messages that have all of them; we want any, so one list per label.
         for label in self._labels or [""]:
             only = {"labelIds": [label]} if label else {}
             for _ in range(2):
@@ -159,8 +162,8 @@ class GmailSync(MailboxSync):
                     pages += 1
                 if pages < 2:
                     break
-                # What left the list while it was read may have moved others onto a page that was read already. The
-                # second time only what is new is fetched, so it is soon over.
+                # A message that left the list meanwhile may have moved others onto a page that was already read, so
+                # the list is read twice. The second time only new messages are fetched.
         yield ListedPage(state={"history": position})
 
     async def _paged(
@@ -176,7 +179,7 @@ class GmailSync(MailboxSync):
             if not token:
                 return
             if not isinstance(token, str) or token in seen:
-                raise PageLoop("Gmail's list of messages leads back to where it was")
+                raise PageLoop("Gmail's list of messages leads back to an earlier page")
             seen.add(token)
 
     async def _fetch(self, client: ProviderClient, ref: MessageRef, filters: Filters) -> MailItem | None:
@@ -192,7 +195,7 @@ class GmailSync(MailboxSync):
         parts = _MessageBuilder()
         message = parts.message(payload)
         if parts.is_cut:
-            return SkippedMessage(ref.source_id, "unreadable", "its parts lie too deep in one another")
+            return SkippedMessage(ref.source_id, "unreadable", "its parts are nested too deeply")
         item = await message_parts.read_document(
             message, size=parts.size, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
         )
@@ -200,7 +203,7 @@ class GmailSync(MailboxSync):
         return item if filters.admits_sender(sender) else None
 
     async def _complete(self, client: ProviderClient, source_id: str, payload: dict[str, Any]) -> None:
-        """Fetch the texts that Gmail keeps apart because they are long. What is attached stays where it is."""
+        """Fetch long texts, which Gmail delivers separately. Attachments are not fetched."""
         for part in _walk(payload):
             body = part.get("body")
             if (
@@ -220,7 +223,7 @@ class GmailSync(MailboxSync):
 
 
 def _query(start: dt.datetime, filters: Filters) -> str:
-    """Gmail's search. Only numbers and plain addresses get into it."""
+    """A Gmail search. It contains only numbers and plain addresses."""
     terms = [f"after:{int(start.timestamp()) - 1}", "-in:drafts", "-in:chats"]
     if filters.end:
         terms.append(f"before:{int(filters.end.timestamp()) + 1}")
@@ -258,7 +261,7 @@ def _moment(milliseconds: object) -> dt.datetime | None:
         return None
 
 
-# ── A message's parts, as Gmail took them apart ─────────────────────────────────────────────────────────
+# ── From Gmail's parts to a message ─────────────────────────────────────────────────────────
 
 
 def _walk(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -271,8 +274,10 @@ def _walk(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 class _MessageBuilder:
-    """Puts a message together again, so that it is read as all mails are. `size`: of its texts, in bytes. `is_cut`:
-    there was more below than is gone into."""
+    """Rebuilds a mail from Gmail's JSON parts, so that it is read like every other mail.
+
+    `size`: bytes of its texts. `is_cut`: parts below the deepest level were left out.
+    """
 
     def __init__(self) -> None:
         self.size = 0
@@ -285,7 +290,7 @@ class _MessageBuilder:
         message = Message()
         for header in _dicts(part.get("headers")):
             name = message_parts.clean_text(header.get("name"))
-            # The body is decoded already.
+            # Gmail has already decoded the body.
             if name and name.lower() != "content-transfer-encoding":
                 message[name] = message_parts.clean_text(header.get("value"))
         if message.get_content_type() != kind.lower():
@@ -316,9 +321,8 @@ class _MessageBuilder:
             message.set_param("size", str(body["size"]), "Content-Disposition")
         charset = str(message.get_param("charset", "")).lower()
         if not _is_encoded(raw, charset) and _is_utf8(raw):
-            message.set_param(
-                "charset", "utf-8"
-            )  # what Gmail makes of a text, whatever its headers go on to say
+            # Gmail converts texts to UTF-8 but keeps their headers.
+            message.set_param("charset", "utf-8")
         message.set_payload(raw.decode("ascii", "surrogateescape"))
 
 

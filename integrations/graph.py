@@ -1,4 +1,4 @@
-"""What Outlook and Teams have in common in Microsoft Graph: pages, delta links, times."""
+"""The parts of Microsoft Graph that Outlook and Teams share: pages, delta links, times."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from integrations.mail.errors import InvalidResponse, PageLoop, ProviderRefused
 from integrations.mail.provider_client import ProviderClient
 
 MAX_PAGES: Final = 20_000
-# What Graph says, with 400 as well as 410, when a delta link leads nowhere any more.
+# Graph's codes, with status 400 or 410, for an expired delta link.
 _EXPIRED_CODES: Final = frozenset(
     {"resyncrequired", "syncstatenotfound", "syncstateinvalid", "badrequest.invaliddeltatoken"}
 )
 
 
 class DeltaLinkExpired(InvalidResponse):
-    """A delta link is of no use any more: all of a bounded time has to be read again."""
+    """A delta link is no longer valid: a bounded time has to be listed again."""
 
 
 class DeltaLinks:
-    """Where the next reading of each folder or channel goes on, and when the one began that found that."""
+    """For each folder or channel: its delta link, and when the sync that got the link began."""
 
     def __init__(self, cursor: Cursor, now: dt.datetime, keys: Collection[str]) -> None:
         stored = cursor.state.get("links")
@@ -37,14 +37,14 @@ class DeltaLinks:
         return (found["link"], dt.datetime.fromisoformat(found["at"])) if found else None
 
     def move(self, key: str, link: str) -> dict[str, Any]:
-        """The state in which this one is read. The others' stand as they were: what they have to tell is not."""
+        """Store a new link for one folder; return the cursor state. The other folders keep their links."""
         self._links[key] = {"link": link, "at": self._now.isoformat()}
         return {"links": {key: dict(link) for key, link in self._links.items()}}
 
 
 @dataclass
 class DeltaQuery:
-    """What changed since a delta link, or from an address on that begins one."""
+    """A delta query: what changed since a delta link, or, from a URL without one, what there is now."""
 
     client: ProviderClient
     url: str
@@ -53,18 +53,16 @@ class DeltaQuery:
 
     @property
     def end(self) -> str:
-        """Where the next reading goes on, once all pages were read."""
+        """The delta link for the next sync. Only valid after all pages were read."""
         assert self._link is not None
         return self._link
 
     async def pages(self) -> AsyncGenerator[list[dict[str, Any]], None]:
-        """The rows of each page. Raise Expired, or as ProviderClient.get_json does."""
+        """The rows of each page. Raises DeltaLinkExpired, or what ProviderClient.get_json raises."""
         try:
             self.client.checked_url(self.url)
-        except ForbiddenHost:  # kept before this server was told of another API
-            raise DeltaLinkExpired(
-                f"the last reading of {self.client.provider} was at another address"
-            ) from None
+        except ForbiddenHost:  # it was stored before another API base was configured
+            raise DeltaLinkExpired(f"the last sync of {self.client.provider} used another address") from None
         try:
             async for answer in pages(self.client, self.url, self.headers):
                 yield dicts(answer.get("value"))
@@ -74,17 +72,17 @@ class DeltaQuery:
         except ProviderRefused as refused:
             if refused.http_status == 410 or refused.reason.lower() in _EXPIRED_CODES:
                 raise DeltaLinkExpired(
-                    f"{self.client.provider} does not know how far the last reading got"
+                    f"{self.client.provider} no longer knows the position of the last sync"
                 ) from None
             raise
         if self._link is None:
-            raise InvalidResponse(f"{self.client.provider} does not say where the next reading is to go on")
+            raise InvalidResponse(f"{self.client.provider} does not say where the next sync continues")
 
 
 async def pages(
     client: ProviderClient, url: str, headers: Mapping[str, str] | None = None, *, most: int = MAX_PAGES
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """The pages from an address on. Raise PageLoop if they lead back, ForbiddenHost if they lead away."""
+    """Follow the pages from a URL. Raises PageLoop if they lead back, ForbiddenHost if they lead to another host."""
     seen: set[str] = set()
     while url:
         seen.add(url)
@@ -92,7 +90,7 @@ async def pages(
         yield answer
         following = answer.get("@odata.nextLink") or ""
         if not isinstance(following, str) or following in seen or len(seen) >= MAX_PAGES:
-            raise PageLoop(f"the pages of {client.provider} lead back to where they were")
+            raise PageLoop(f"the pages of {client.provider} lead back to an earlier page")
         if len(seen) >= most:
             return
         url = following
@@ -101,20 +99,20 @@ async def pages(
 async def rows(
     client: ProviderClient, url: str, headers: Mapping[str, str] | None = None
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """All that the pages from an address on list."""
+    """All rows of the pages from a URL."""
     async for answer in pages(client, url, headers):
         for row in dicts(answer.get("value")):
             yield row
 
 
 def graph_url(*path: str, **options: str) -> str:
-    """An address below the API's, whatever is in the ids and values. An option `top` is Graph's `$top`."""
+    """A URL relative to the API's base; ids and values are escaped. An option `top` becomes Graph's `$top`."""
     query = urlencode({f"${name}": value for name, value in options.items() if value}, quote_via=quote)
     return "/".join(quote(part, safe="") for part in path) + (f"?{query}" if query else "")
 
 
 def odata_literal(text: str) -> str:
-    """A text within an OData filter."""
+    """A string literal for an OData filter."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -123,7 +121,7 @@ def odata_time(moment: dt.datetime) -> str:
 
 
 def parse_time(value: object) -> dt.datetime | None:
-    """A time of Graph's, which may be in tenths of microseconds."""
+    """Parse a time of Graph, which may have seven digits of a second."""
     if not isinstance(value, str):
         return None
     whole, dot, fraction = value.removesuffix("Z").partition(".")

@@ -1,6 +1,6 @@
-"""What Google's and Microsoft's sign-in are asked: a page for consent, tokens for a code, new ones for old ones.
+"""Clients of Google's and Microsoft's sign-in: consent URL, tokens for a code, refreshed tokens, revocation.
 
-Everything here blocks. Secrets go into request bodies alone, and into no error and no log.
+All functions block. Secrets are sent in request bodies only, and appear in no error and no log.
 """
 
 from __future__ import annotations
@@ -18,34 +18,39 @@ import structlog
 from django.conf import settings
 
 from adiuva.core.errors import AdiuvaError
+from adiuva.core.logging import log_failure
 from integrations import egress
 from integrations.errors import GrantRefused, ProviderNotConfigured, ProviderUnavailable
 from integrations.models import Provider, Reason
 
-log = structlog.get_logger("adiuva.integrations")
+log = structlog.get_logger(__name__)
 
-# What is read with; a grant without one of these is of no use.
+# Scopes to read with; a grant that lacks one of them is not usable.
 SCOPES: Final = {
     Provider.GMAIL: ("https://www.googleapis.com/auth/gmail.readonly",),
     Provider.OUTLOOK: ("Mail.Read",),
     Provider.TEAMS: ("ChannelMessage.Read.All", "Channel.ReadBasic.All", "Team.ReadBasic.All"),
 }
-_IDENTITY_SCOPES: Final = {  # and what says whose account it is
+# Scopes that say whose account it is.
+_IDENTITY_SCOPES: Final = {
     Provider.GMAIL: ("openid", "email"),
     Provider.OUTLOOK: ("User.Read",),
     Provider.TEAMS: ("User.Read",),
 }
-_MSAL_SCOPES: Final = ("openid", "profile", "offline_access")  # MSAL adds them to what it asks for
-_DEFAULT_LIFETIME_S: Final = 3600  # of a token whose provider does not say
+# MSAL adds these to every request.
+_MSAL_SCOPES: Final = ("openid", "profile", "offline_access")
+# Lifetime of an access token if the provider does not name one, and the bounds of one that it names.
+_DEFAULT_LIFETIME_S: Final = 3600
 _MIN_LIFETIME_S: Final = 60
 _MAX_LIFETIME_S: Final = 86_400
-_CHECKED_STATE: Final = "seen"  # MSAL compares states; ours was checked when it came
+# MSAL wants to compare states. Ours was checked before, so it gets the same word twice.
+_CHECKED_STATE: Final = "seen"
 _ERROR_CODE: Final = re.compile(r"[a-z_]{1,40}")
 
 
 @dataclass(frozen=True)
 class Grant:
-    """What a provider granted. `account`: the address, empty after a refresh. `lifetime_s`: of the access token."""
+    """What a provider granted. `account`: the address, empty after a refresh. `lifetime_s`: the access token's."""
 
     access_token: str = field(repr=False)
     refresh_token: str | None = field(repr=False)
@@ -54,7 +59,7 @@ class Grant:
     account: str = field(default="", repr=False)
 
     def missing(self, provider: str) -> list[str]:
-        """The scopes that are needed and were not granted. Microsoft names them with or without its host."""
+        """The required scopes that were not granted. Microsoft names scopes with or without its host."""
         granted = {_short_scope(scope) for scope in self.scopes}
         return [scope for scope in SCOPES[Provider(provider)] if _short_scope(scope) not in granted]
 
@@ -65,15 +70,15 @@ def is_configured(provider: str) -> bool:
 
 
 def authorization_url(provider: str, *, state: str, verifier: str, redirect_uri: str, hint: str = "") -> str:
-    """Where the user is asked. Raise ProviderNotConfigured.
+    """The URL of the consent page. Raises ProviderNotConfigured.
 
-    `verifier` is PKCE's (RFC 7636); what shows of it is its hash, once as the challenge, and once as the nonce that
-    the ID token must bring back. `hint`: the account that is wanted.
+    `verifier` is PKCE's (RFC 7636). Only its hash appears in the URL: as the challenge, and as the nonce that the ID
+    token must contain. `hint`: the address of the account to choose.
     """
     if not is_configured(provider):
         raise ProviderNotConfigured(f"this server is not registered for {Provider(provider).label}")
     digest = hashlib.sha256(verifier.encode()).digest()
-    asked = SCOPES[Provider(provider)] + _IDENTITY_SCOPES[Provider(provider)]
+    scopes = SCOPES[Provider(provider)] + _IDENTITY_SCOPES[Provider(provider)]
     query = {
         "client_id": _registration(provider)["client_id"],
         "redirect_uri": redirect_uri,
@@ -84,11 +89,11 @@ def authorization_url(provider: str, *, state: str, verifier: str, redirect_uri:
         "code_challenge_method": "S256",
     }
     if provider == Provider.GMAIL:
-        # Consent each time, as Google gives a refresh token with a consent alone.
-        query |= {"scope": " ".join(asked), "access_type": "offline", "prompt": "consent select_account"}
+        # Ask for consent each time: Google gives a refresh token only after a consent.
+        query |= {"scope": " ".join(scopes), "access_type": "offline", "prompt": "consent select_account"}
         base = settings.GOOGLE["auth_uri"]
     else:
-        query |= {"scope": " ".join(asked + _MSAL_SCOPES), "prompt": "select_account"}
+        query |= {"scope": " ".join(scopes + _MSAL_SCOPES), "prompt": "select_account"}
         base = f"{settings.MICROSOFT['authority']}/{settings.MICROSOFT['tenant']}/oauth2/v2.0/authorize"
     if hint:
         query["login_hint"] = hint
@@ -96,13 +101,13 @@ def authorization_url(provider: str, *, state: str, verifier: str, redirect_uri:
 
 
 def exchange_code(provider: str, *, code: str, verifier: str, redirect_uri: str) -> Grant:
-    """Tokens for a code. Raise GrantRefused, ProviderUnavailable and ProviderNotConfigured."""
+    """Tokens for an authorization code. Raises GrantRefused, ProviderUnavailable or ProviderNotConfigured."""
     if provider == Provider.GMAIL:
         body = _google_tokens(
             "authorization_code", code=code, code_verifier=verifier, redirect_uri=redirect_uri
         )
     else:
-        flow = {  # what MSAL's own first half would have made
+        flow = {  # the form of what MSAL's initiate_auth_code_flow returns
             "state": _CHECKED_STATE,
             "redirect_uri": redirect_uri,
             "scope": [*SCOPES[Provider(provider)], *_IDENTITY_SCOPES[Provider(provider)], *_MSAL_SCOPES],
@@ -114,21 +119,24 @@ def exchange_code(provider: str, *, code: str, verifier: str, redirect_uri: str)
 
 
 def refresh(provider: str, refresh_token: str) -> Grant:
-    """New tokens for an old one. Raise GrantRefused with a Reason, ProviderUnavailable and ProviderNotConfigured."""
+    """New tokens for a refresh token. Raises GrantRefused, ProviderUnavailable or ProviderNotConfigured."""
     if provider == Provider.GMAIL:
         body = _google_tokens("refresh_token", refresh_token=refresh_token)
     else:
-        asked = [*SCOPES[Provider(provider)], *_IDENTITY_SCOPES[Provider(provider)]]
-        body = _call_msal("acquire_token_by_refresh_token", refresh_token, asked)
+        scopes = [*SCOPES[Provider(provider)], *_IDENTITY_SCOPES[Provider(provider)]]
+        body = _call_msal("acquire_token_by_refresh_token", refresh_token, scopes)
     return _parse_grant(provider, body)
 
 
 def revoke(provider: str, token: str) -> bool:
-    """Whether the provider took the grant back. Microsoft offers apps no way to. Raise ProviderUnavailable."""
+    """Ask the provider to revoke a grant; return whether it is revoked. Raises ProviderUnavailable.
+
+    Microsoft offers apps no way to revoke a grant.
+    """
     if provider != Provider.GMAIL:
         return False
     answer = egress.request_json(provider, "POST", settings.GOOGLE["revoke_uri"], data={"token": token})
-    # A token that is not valid any more has nothing left to take back.
+    # A token that is no longer valid has nothing left to revoke.
     return answer.status_code == 200 or answer.json().get("error") == "invalid_token"
 
 
@@ -159,19 +167,19 @@ def _call_msal(method: str, *args: Any) -> dict[str, Any]:
     except AdiuvaError:
         raise
     except Exception as error:
-        # MSAL raises what it likes for an answer that is not as it should be, with the answer in it.
-        log.error("msal.failed", method=method, error=type(error).__name__)
-        raise ProviderUnavailable("Microsoft's sign-in answers in a way that cannot be used") from None
+        # For an unexpected answer MSAL raises any kind of error, with the answer in its message.
+        log_failure("msal.failed", error, method=method)
+        raise ProviderUnavailable("Microsoft's sign-in gave an unusable answer") from None
     return found
 
 
 @lru_cache(maxsize=4)
 def _msal_application(client_id: str, client_secret: str, authority: str, tenant: str) -> Any:
-    """MSAL's application, one a process: it asks the authority once where its token endpoint is."""
-    import msal  # type: ignore[import-untyped]  # late: only who uses it pays for it
+    """MSAL's application, one per process: it asks the authority once for its token endpoint."""
+    import msal  # type: ignore[import-untyped]  # imported late: it is slow to load
 
-    class NothingKept(msal.TokenCache):  # type: ignore[misc]
-        """Tokens are in the database, sealed, and nowhere else."""
+    class NoTokenCache(msal.TokenCache):  # type: ignore[misc]
+        """Stores nothing: tokens are kept sealed in the database and nowhere else."""
 
         def add(self, event: Any, now: Any = None) -> None:
             pass
@@ -181,15 +189,15 @@ def _msal_application(client_id: str, client_secret: str, authority: str, tenant
         client_credential=client_secret,
         # It insists on https; _ForMsal goes back to what is configured.
         authority=f"https://{authority.partition('://')[2]}/{tenant}",
-        validate_authority=False,  # or it would ask another host whether this one is Microsoft's
+        validate_authority=False,  # otherwise it asks another host whether this one is Microsoft's
         instance_discovery=False,
         http_client=_MsalHttpClient(authority),
-        token_cache=NothingKept(),
+        token_cache=NoTokenCache(),
     )
 
 
 class _MsalHttpClient:
-    """MSAL's HTTP, as it wants it: by our rules, and on loopback without TLS where that is configured."""
+    """The HTTP client that MSAL uses: our egress rules, and plain HTTP where a loopback authority is configured."""
 
     def __init__(self, authority: str) -> None:
         self._plain = authority if authority.startswith("http://") else ""
@@ -208,8 +216,8 @@ class _MsalHttpClient:
         )
         error = answer.json().get("error", "none")
         if not (isinstance(error, str) and _ERROR_CODE.fullmatch(error)):
-            # MSAL would put it into the headers of its next requests, and fail over it from then on.
-            raise ProviderUnavailable("Microsoft's sign-in answers in a way that cannot be used")
+            # MSAL would put it into the headers of its next requests, which would then fail.
+            raise ProviderUnavailable("Microsoft's sign-in gave an unusable answer")
         return answer
 
     def close(self) -> None:
@@ -221,30 +229,33 @@ class _MsalHttpClient:
         return url
 
 
-# ── What came back ──────────────────────────────────────────────────────────────────────────────────────
+# ── Token answers ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _parse_grant(provider: str, body: dict[str, Any], verifier: str = "") -> Grant:
-    """The grant in a token endpoint's answer. With a verifier it was the first, and must say whose account it is."""
+    """The grant in a token endpoint's answer. With a verifier, the answer must also say whose account it is."""
     name = Provider(provider).label
     if "error" in body:
         raise _token_error(name, body["error"])
     access, renewal, scope = body.get("access_token"), body.get("refresh_token"), body.get("scope")
     if not (isinstance(access, str) and access) or not isinstance(renewal, str | None):
-        raise ProviderUnavailable(f"{name}'s sign-in answers without a token")
+        raise ProviderUnavailable(f"{name}'s sign-in answered without a token")
     return Grant(
         access,
         renewal or None,
         _lifetime_s(body.get("expires_in")),
-        # Left out, it is what was asked for (RFC 6749, 5.1).
+        # If it is left out, the requested scopes were granted (RFC 6749, 5.1).
         tuple(scope.split()) if isinstance(scope, str) else SCOPES[Provider(provider)],
         _account_address(provider, body.get("id_token"), verifier) if verifier else "",
     )
 
 
 def _account_address(provider: str, id_token: Any, verifier: str) -> str:
-    """Whose account it is. The token came from the provider itself over TLS, so its signature says no more (OpenID
-    Connect Core, 3.1.3.7); whom it is for, and that it belongs to this very consent, does."""
+    """The address of the account in an ID token.
+
+    The signature need not be checked: the token came from the provider itself over TLS (OpenID Connect Core, 3.1.3.7).
+    Its audience and nonce are checked: it must be for this server and for this consent.
+    """
     claims: dict[str, Any] = {}
     try:
         claims = jwt.decode(str(id_token), options={"verify_signature": False})
@@ -262,19 +273,19 @@ def _account_address(provider: str, id_token: Any, verifier: str) -> str:
 def _token_error(name: str, error: object) -> AdiuvaError:
     word = error if isinstance(error, str) and _ERROR_CODE.fullmatch(error) else "unknown"
     match word:
-        # The last two: an administrator of the user's organisation does not allow this app.
+        # The last two of these mean that an administrator of the user's organisation does not allow this app.
         case "invalid_grant" | "redirect_uri_mismatch" | "access_denied" | "admin_policy_enforced":
             return GrantRefused(Reason.REFUSED)
         case "interaction_required" | "consent_required" | "login_required":
             return GrantRefused(Reason.SIGN_IN)
         case "temporarily_unavailable" | "server_error" | "slow_down":
-            return ProviderUnavailable(f"{name}'s sign-in is not available just now")
+            return ProviderUnavailable(f"{name}'s sign-in is unavailable at the moment")
     log.error("oauth.refused", provider=name, error=word)
     return ProviderNotConfigured(f"{name}'s sign-in refuses this server's requests ({word})")
 
 
 def _lifetime_s(value: Any) -> int:
-    """`expires_in`, within bounds: a token that seems to end at once would be refreshed at every request."""
+    """`expires_in` within bounds: a token that seems to expire at once would be refreshed for every request."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):

@@ -1,7 +1,7 @@
-"""Outlook mail through Microsoft Graph: a delta link for each folder, behind it a list of what a bounded time brought.
+"""Outlook sync through Microsoft Graph: a delta link per folder, or a list of the messages of a bounded time.
 
-A delta link is taken before the list is read, so that what comes meanwhile is in the changes after it. Ids are asked
-for in the form that survives a move to another folder.
+A delta link is taken before the list is read, so that messages that arrive meanwhile are in the changes after it. Ids
+are requested in the form that survives a move to another folder.
 """
 
 from __future__ import annotations
@@ -39,17 +39,19 @@ _LISTED: Final = "id,receivedDateTime,from,isDraft"
 _READ: Final = "id,subject,from,toRecipients,ccRecipients,receivedDateTime,body,hasAttachments,isDraft"
 _ATTACHED: Final = "attachments($select=id,name,contentType,size)"
 _FOLDER: Final = "id,displayName,childFolderCount"
-# By the names that Graph has for them in any language.
+# Graph's well-known folder names, which are the same in every language.
 _UNWANTED: Final = ("drafts", "deleteditems", "junkemail", "outbox")
 _KNOWN: Final = frozenset({"inbox", "archive", "sentitems", *_UNWANTED})
 _MAX_FOLDERS: Final = 1_000
-_MAX_SENDERS_IN_QUERY: Final = 10  # in one query: Exchange refuses those that it finds too complex
-_MAX_NESTED_MAILS: Final = 5  # mails attached to a mail that are read
+# Exchange refuses queries that it finds too complex; with more senders, they are checked only here.
+_MAX_SENDERS_IN_QUERY: Final = 10
+# Mails attached to a mail that are read; others are listed by name.
+_MAX_NESTED_MAILS: Final = 5
 _MAX_NESTED_BYTES: Final = 5 * 1024 * 1024
 
 
 class OutlookSync(MailboxSync):
-    """`labels` are folders: by name, by path (Inbox/Clients), by Graph's own name (inbox) or by id."""
+    """Filters' `labels` are folders: by name, path (Inbox/Clients), well-known name (inbox) or id."""
 
     provider = Provider.OUTLOOK
 
@@ -60,36 +62,36 @@ class OutlookSync(MailboxSync):
         if skipped:
             yield ListedPage(skipped=skipped)
         links = DeltaLinks(cursor, self._now, folders)
-        anew: dict[str, dt.datetime] = {}  # from when on these are to be listed
+        to_list: dict[str, dt.datetime] = {}  # folder → from when on
         for folder in folders:
             known = links.get(folder)
             if known is not None:
                 try:
-                    async for page in self._news(client, folder, known[0], links, filters):
+                    async for page in self._changes(client, folder, known[0], links, filters):
                         yield page
                     continue
                 except DeltaLinkExpired:
                     pass
                 except ResourceGone:
-                    continue  # it was deleted meanwhile, or moved to where nothing is read
-            anew[folder] = sync_start(filters, known[1] if known else None)
-        async for page in self._anew(client, anew, links, filters):
+                    continue  # it was deleted, or moved below a folder that is not read
+            to_list[folder] = sync_start(filters, known[1] if known else None)
+        async for page in self._list_folders(client, to_list, links, filters):
             yield page
 
-    async def _news(
+    async def _changes(
         self, client: ProviderClient, folder: str, url: str, links: DeltaLinks, filters: Filters
     ) -> AsyncGenerator[ListedPage, None]:
-        """What changed in a folder since its link. Raise Expired, ResourceGone."""
+        """What changed in a folder since its delta link. Raises DeltaLinkExpired or ResourceGone."""
         delta = DeltaQuery(client, url, _HEADERS)
         async for found in delta.pages():
             yield ListedPage(_refs(found, filters))
         yield ListedPage(state=links.move(folder, delta.end))
 
-    async def _anew(
+    async def _list_folders(
         self, client: ProviderClient, folders: dict[str, dt.datetime], links: DeltaLinks, filters: Filters
     ) -> AsyncGenerator[ListedPage, None]:
-        """What a bounded time brought to folders. Their links move when all of them were listed."""
-        # From a little before now on: it takes a while until a mail is listed.
+        """List the folders' messages of a bounded time. Their links are stored when all of them were listed."""
+        # Starts an hour ago, since a new mail is not listed at once.
         recent = f"receivedDateTime ge {odata_time(self._now - dt.timedelta(hours=1))}"
         ends: dict[str, str] = {}
         for folder in folders:
@@ -101,8 +103,8 @@ class OutlookSync(MailboxSync):
             except ResourceGone:
                 continue
             ends[folder] = delta.end
-        # Twice where there are several: to read the mails takes its time, and one that is moved meanwhile from a folder
-        # that is still to come to one that was read is in neither. The second time only such are fetched.
+        # Several folders are listed twice: a mail that is moved meanwhile from a folder not yet listed to one already
+        # listed would be missed. The second time only such mails are fetched.
         for folder in [*ends] * min(2, len(ends)):
             try:
                 async for found in _pages_newest_first(client, folder, folders[folder], filters):
@@ -117,7 +119,7 @@ class OutlookSync(MailboxSync):
     async def _folders(
         self, client: ProviderClient, wanted: tuple[str, ...]
     ) -> tuple[list[str], list[SkippedMessage]]:
-        """The ids of the folders to read, and which names there are not. Raise NoSuchFolder if there are none."""
+        """The ids of the folders to read, and the names that do not exist. Raises NoSuchFolder if none exists."""
         known: dict[str, str] = {}
         for name in _UNWANTED if not wanted else sorted(_KNOWN & {name.casefold() for name in wanted}):
             try:
@@ -143,11 +145,11 @@ class OutlookSync(MailboxSync):
                     SkippedMessage(name, "no_such_folder", "there is no such folder in the mailbox")
                 )
         if not found:
-            raise NoSuchFolder("none of the folders of this agent is in the mailbox")
+            raise NoSuchFolder("none of the folders of this agent exists in the mailbox")
         return list(dict.fromkeys(found)), missing
 
     async def _tree(self, client: ProviderClient, skip: set[str]) -> dict[str, str]:
-        """All folders by id, with their paths in lower case, but for some and what is below them."""
+        """All folders, id → path in lower case, except those in `skip` and everything below them."""
         found: dict[str, str] = {}
         pending = [(graph_url("me", "mailFolders", select=_FOLDER, top="100"), "")]
         while pending:
@@ -183,7 +185,7 @@ class OutlookSync(MailboxSync):
     async def _attached(
         self, client: ProviderClient, source_id: str, attachment: dict[str, Any], number: int
     ) -> Message:
-        """A mail that is attached is read too; of all else the name is enough."""
+        """An attachment as a part: an attached mail with its content, anything else by name only."""
         name, size = message_parts.clean_text(attachment.get("name")), attachment.get("size")
         is_item = str(attachment.get("@odata.type", "")).endswith("itemAttachment")
         if (
@@ -200,7 +202,7 @@ class OutlookSync(MailboxSync):
                 )
                 inner = parse_message(raw)
             except (ResourceGone, ProviderRefused, ResponseTooLarge, Unreadable):
-                pass  # then it is listed like the others
+                pass  # then it is listed by name
             else:
                 part = Message()
                 part["Content-Type"] = "message/rfc822"
@@ -213,26 +215,26 @@ class OutlookSync(MailboxSync):
 async def _pages_newest_first(
     client: ProviderClient, folder: str, start: dt.datetime, filters: Filters
 ) -> AsyncGenerator[list[dict[str, Any]], None]:
-    """The mails of a folder from a time on, in pages, the newest first.
+    """Pages of a folder's mails since a time, newest first.
 
-    A page begins at the time at which the one before ended. Graph's own links begin at its place in the list: whenever
-    a mail leaves the folder, they pass over another one.
+    Each page starts at the time at which the previous one ended. Graph's own next links count positions: each mail
+    that leaves the folder meanwhile would make them skip another one.
     """
     oldest: dt.datetime | None = None
     url, seen = _backfill_url(folder, start, filters.end, filters), set[str]()
     while url:
         if url in seen or len(seen) >= MAX_PAGES:
-            raise PageLoop("the pages of Outlook lead back to where they were")
+            raise PageLoop("the pages of Outlook lead back to an earlier page")
         seen.add(url)
         answer = await client.get_json(url, _HEADERS)
         found = dicts(answer.get("value"))
         yield found
         following = answer.get("@odata.nextLink") or ""
         if not isinstance(following, str):
-            raise PageLoop("the pages of Outlook lead back to where they were")
+            raise PageLoop("the pages of Outlook lead back to an earlier page")
         url = following
         last = parse_time(found[-1].get("receivedDateTime")) if url and found else None
-        # Else more is of one second than a page holds: on with Graph's own link.
+        # Otherwise one second has more mails than a page holds: follow Graph's link.
         if last is not None and (oldest is None or last < oldest):
             oldest = last.replace(microsecond=0)
             url = _backfill_url(folder, start, oldest + dt.timedelta(seconds=1), filters)
@@ -253,7 +255,7 @@ def _backfill_url(folder: str, start: dt.datetime, end: dt.datetime | None, filt
 
 
 def _refs(listed: list[dict[str, Any]], filters: Filters) -> list[MessageRef]:
-    """The messages of a page that the filters admit, as far as the page tells."""
+    """The messages of a page, except those that the page already shows not to be admitted."""
     refs = []
     for row in listed:
         source_id = row.get("id")
@@ -263,7 +265,7 @@ def _refs(listed: list[dict[str, Any]], filters: Filters) -> list[MessageRef]:
         if sender is not None and not filters.admits_sender(sender):
             continue
         if filters.admits_time(parse_time(row.get("receivedDateTime"))):
-            # What a mail says never changes under its id; what does, is read or flagged.
+            # A mail's content never changes under its id; only flags such as "read" do.
             refs.append(MessageRef(source_id, fingerprint("outlook", source_id)))
     return refs
 
@@ -282,7 +284,7 @@ def _mailbox_address(recipient: dict[str, Any]) -> str:
 
 
 def _message(answer: dict[str, Any]) -> tuple[Message, int]:
-    """The message with its headers, and how long its body is."""
+    """The message with its headers, and the length of its body in characters."""
     message = Message()
     message["Content-Type"] = "multipart/mixed"
     if received := parse_time(answer.get("receivedDateTime")):

@@ -1,7 +1,7 @@
-"""Messages of Teams channels through Microsoft Graph: a delta link for each channel, and the replies beside it.
+"""Teams sync through Microsoft Graph: a delta link per channel, and the replies to its threads.
 
-A delta link tells of new and edited messages of a channel, and makes no promise about replies. So the channel's latest
-threads are listed with their replies in each reading, and a thread that the delta link names is read to its end.
+A delta link returns new and edited messages of a channel, but promises nothing about replies. So each sync also lists
+the channel's latest threads with their replies, and reads a thread that the delta link returns to its end.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ from integrations.mail.sync import ListedPage, MailboxSync, MessageRef
 from integrations.models import Provider
 
 _PAGE_SIZE: Final = "50"
-_REPLY_PAGES: Final = 4  # pages of threads whose replies are read each time
-_MAX_CONTEXT_CHARS: Final = 300  # characters of a thread's beginning, shown with a reply
+# Pages of the latest threads whose replies are read in each sync.
+_REPLY_PAGES: Final = 4
+# A reply is shown with the start of its thread, cut to this.
+_MAX_CONTEXT_CHARS: Final = 300
 _HEADERS: Final = {"Prefer": "odata.maxpagesize=50"}
 
 
@@ -44,7 +46,8 @@ _HEADERS: Final = {"Prefer": "odata.maxpagesize=50"}
 class _Channel:
     team: str
     id: str
-    name: str  # Team/Channel
+    # Team/Channel
+    name: str
 
     @property
     def key(self) -> str:
@@ -55,7 +58,7 @@ class _Channel:
 
 
 class TeamsSync(MailboxSync):
-    """`labels` are channels: by name, as Team/Channel, or by id; or a team, for all of its channels."""
+    """Filters' `labels` are channels by name, as Team/Channel, or by id; or teams, for all of their channels."""
 
     provider = Provider.TEAMS
 
@@ -73,7 +76,7 @@ class TeamsSync(MailboxSync):
             except ProviderRefused as refused:
                 if refused.http_status not in (403, 404):
                     raise
-                # One that the user may no longer see does not keep the others from being read.
+                # A channel that the user may no longer see must not stop the others.
                 reason = "this channel cannot be read by the connected account"
                 yield ListedPage(skipped=[SkippedMessage(channel.key, refused.code, reason)])
 
@@ -104,8 +107,8 @@ class TeamsSync(MailboxSync):
     async def _channel(
         self, client: ProviderClient, channel: _Channel, links: DeltaLinks, filters: Filters
     ) -> AsyncGenerator[ListedPage, None]:
-        """What is new in a channel. Its link moves when all of it was listed."""
-        threads: dict[str, dict[str, Any]] = {}  # that the delta link named
+        """The new messages of a channel. Its link is stored when all of them were listed."""
+        threads: dict[str, dict[str, Any]] = {}  # from the delta link, not yet read to their end
         known = links.get(channel.key)
         start = sync_start(filters, known[1] if known else None)
         if known:
@@ -140,7 +143,7 @@ class TeamsSync(MailboxSync):
         yield ListedPage(state=links.move(channel.key, delta.end))
 
     async def _fetch(self, client: ProviderClient, ref: MessageRef, filters: Filters) -> MailItem | None:
-        """The listing has it all."""
+        """Convert the listed row: the listing holds the whole message."""
         channel, row, thread = ref.handle
         sender, sent_at = _sender(row), parse_time(row.get("createdDateTime"))
         subject = message_parts.clean_text(row.get("subject"))
@@ -163,7 +166,7 @@ class TeamsSync(MailboxSync):
         )
         body = _text(row)
         if not body.strip() and not subject and not attachments:
-            return None  # a sticker, a call that ended
+            return None  # for example a sticker or an ended call
         lines = "\n".join(f"{name}: {' '.join(value.split())}" for name, value in headers.items() if value)
         parts = [lines, body.strip("\n"), attachments_to_text(attachments)]
         return MailDocument(
@@ -190,7 +193,7 @@ def _refs(
         if not isinstance(row.get("id"), str) or "@removed" in row or row.get("deletedDateTime"):
             continue
         if row.get("messageType", "message") != "message":
-            continue  # who joined, who renamed what
+            continue  # a system message: somebody joined, renamed the channel …
         if filters.admits_sender(_sender(row)) and filters.admits_time(
             parse_time(row.get("createdDateTime"))
         ):

@@ -1,4 +1,4 @@
-"""Connecting accounts over REST, and the page that people come back to. Every query starts from the request's user."""
+"""REST views to connect accounts, and the page that the browser returns to. Queries start from the request's user."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from integrations.serializers import (
     RefreshConnectionSerializer,
 )
 
-log = structlog.get_logger("adiuva.integrations")
+log = structlog.get_logger(__name__)
 
 _PROVIDER = OpenApiParameter("provider", str, OpenApiParameter.PATH, enum=Provider.values)
 
@@ -106,22 +106,22 @@ class ConnectionViewSet(
         summary="Disconnect an account", responses={200: PartingSerializer, **error_responses(401, 404)}
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Its tokens are deleted at once; then the provider is asked to take the permission back."""
+        """Its tokens are deleted at once; then the provider is asked to revoke the permission."""
         row = self.get_object()
         parting = connections.disconnect(user_id=user_id(request), connection_id=row.pk)
         return Response({"ok": True, **asdict(parting)})
 
 
 class CallbackView(View):
-    """Where a provider sends the user's browser back to. Open: the state says whose consent it is. A page, always."""
+    """The page to which a provider redirects the browser. Not authenticated: the state says whose consent it is."""
 
-    http_method_names = ["get"]  # no HEAD: whoever only looks at a link must not use it up
+    http_method_names = ["get"]  # no HEAD: a link preview must not use up the state
 
     def get(self, request: HttpRequest, provider: str) -> HttpResponse:
         if provider not in Provider.values:
             raise Http404
         visitor = request.user.pk if isinstance(request.user, User) else None
-        close_old_connections()  # the provider may take a while, and others wait for the pool's connections
+        close_old_connections()  # free the pooled connection while waiting for the provider
         try:
             done = oauth.complete_consent(provider, request.GET.dict(), signed_in=visitor)
         except AdiuvaError as problem:

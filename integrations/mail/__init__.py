@@ -1,1 +1,1 @@
-"""A provider's mailbox as a stream of documents: what all providers share."""
+"""Reading mailboxes as streams of documents: the parts that all providers share."""

@@ -1,4 +1,8 @@
-"""Where a reading may go on. Opaque to whoever stores it; one that does not fit begins anew, and the ledger dedupes."""
+"""Cursors: where the next sync of a mailbox continues.
+
+A cursor is opaque to whoever stores it. One that does not fit is ignored: the sync starts over, and the ledger of
+sources already read prevents duplicates.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +17,38 @@ from django.utils import timezone
 
 from integrations.mail.filters import Filters
 
-BACKFILL: Final = dt.timedelta(days=90)  # how far back a first reading goes, if the filters name no day
-OVERLAP: Final = dt.timedelta(days=2)  # of overlap, when a position has expired: providers' clocks, late mail
+# How far back the first sync reads, if the filters name no start.
+BACKFILL: Final = dt.timedelta(days=90)
+# How far before the last sync reading starts when a position has expired: for late mail and providers' clocks.
+OVERLAP: Final = dt.timedelta(days=2)
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """`of`: whose cursor it is, and with which filters. `at`: when the reading began that made it."""
+    """`owner`: mailbox and filters that it belongs to (see cursor_owner). `at`: when the sync that made it began."""
 
-    of: str
+    owner: str
     at: dt.datetime
     state: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, stored: str | None, of: str, now: dt.datetime) -> Cursor:
+    def load(cls, stored: str | None, owner: str, now: dt.datetime) -> Cursor:
         """A stored cursor, or a new one with an empty state."""
         try:
             found = orjson.loads(stored or "")
-            cursor = cls(str(found["of"]), dt.datetime.fromisoformat(found["at"]), found["state"])
-            if cursor.of == of and isinstance(cursor.state, dict) and cursor.at.tzinfo:
+            cursor = cls(str(found["owner"]), dt.datetime.fromisoformat(found["at"]), found["state"])
+            if cursor.owner == owner and isinstance(cursor.state, dict) and cursor.at.tzinfo:
                 return cursor
         except (ValueError, KeyError, TypeError):
             pass
-        return cls(of, now)
+        return cls(owner, now)
 
     def dump(self) -> str:
-        return orjson.dumps({"of": self.of, "at": self.at.isoformat(), "state": self.state}).decode()
+        return orjson.dumps({"owner": self.owner, "at": self.at.isoformat(), "state": self.state}).decode()
 
 
 def sync_start(filters: Filters, read_at: dt.datetime | None) -> dt.datetime:
-    """From when on to list what there is where no position tells: since it was last read, if it ever was."""
+    """Where listing starts without a valid position. `read_at`: up to when the mailbox was read, if it was."""
     if read_at is None:
         now = timezone.now()
         return filters.start or min(filters.end or now, now) - BACKFILL
@@ -50,6 +56,6 @@ def sync_start(filters: Filters, read_at: dt.datetime | None) -> dt.datetime:
 
 
 def cursor_owner(provider: str, mailbox: str, filters: Filters) -> str:
-    """What a cursor belongs to: with another account or other filters, what was passed over may be wanted now."""
+    """A hash of mailbox and filters. With others, messages that were skipped before may now be wanted."""
     whole = json.dumps([provider, mailbox, asdict(filters)], default=str, sort_keys=True)
     return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:32]

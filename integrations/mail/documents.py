@@ -1,4 +1,4 @@
-"""What a mailbox yields, and what it is asked for."""
+"""Types of the mailbox interface: documents, skipped messages, and the Mailbox protocol."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from adiuva.documents.mail import Attachment
 from integrations.mail.filters import Filters
 
 TokenSource = Callable[[str | None], Awaitable[str]]
-"""Gives an access token. Called with the one that was rejected, a new one."""
+"""Returns an access token. The argument is a token that the provider has rejected: then a new one."""
 
 DueFilter = Callable[[Sequence[tuple[str, bytes]]], Awaitable[Sequence[bool]]]
-"""Of (source id, content hash), which are new or changed. The others are not even fetched."""
+"""For each (source id, content hash): whether the message is new or changed. The others are not fetched."""
 
 
 @dataclass(frozen=True, slots=True)
 class MailDocument:
-    """A message. `text` is what is read by the model: headers, what its author wrote, then what is quoted in it.
+    """A message. `text` is what the model reads: headers, then what the author wrote, then what the message quotes.
 
-    `source_id` is the provider's, and stays the same for ever. `content_hash` changes when the message is edited,
-    and is known before the message is fetched.
+    `source_id` is the provider's id, which never changes. `content_hash` changes when the message is edited, and is
+    known before the message is fetched.
     """
 
     source_id: str
@@ -39,7 +39,7 @@ class MailDocument:
 
 @dataclass(frozen=True, slots=True)
 class SkippedMessage:
-    """A message, or a whole folder, that could not be read. The reason is for the user."""
+    """A message, or a whole folder, that could not be read. The reason is shown to the user."""
 
     source_id: str
     code: str
@@ -50,11 +50,11 @@ MailItem = MailDocument | SkippedMessage
 
 
 class Mailbox(Protocol):
-    """All that a run knows of a provider."""
+    """A provider's mailbox, as an agent's run sees it."""
 
     @property
     def checkpoint(self) -> str | None:
-        """The cursor that may be stored once all that was yielded so far is settled; None if there is none yet."""
+        """The cursor to store once everything that was yielded so far is processed; None if there is none yet."""
 
     def messages(
         self, *, cursor: str | None, filters: Filters, due: DueFilter | None = None
@@ -67,5 +67,5 @@ class Mailbox(Protocol):
 
 
 def fingerprint(*parts: str) -> bytes:
-    """The content hash of what never changes under its id."""
+    """The content hash of a message, from the parts that identify its version."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()

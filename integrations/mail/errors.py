@@ -1,4 +1,4 @@
-"""Why a mailbox could not be read. What signing in can meet is in integrations.errors."""
+"""Errors of reading a mailbox. Errors of connecting and signing in are in integrations.errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from integrations.errors import ProviderUnavailable
 
 
 class ProviderThrottled(ProviderUnavailable):
-    """The provider wants to be left alone for longer than a reading should wait (`retry_after_s`)."""
+    """The provider asks for a longer pause (`retry_after_s`) than a sync should wait."""
 
     code = "provider_throttled"
 
@@ -21,11 +21,11 @@ class ProviderThrottled(ProviderUnavailable):
 
 
 class ProviderUnstable(ProviderUnavailable):
-    """The provider answers now and then: with too many failures between, in one reading, to go on."""
+    """The provider answers some requests, but too many have failed in this sync to continue."""
 
 
 class ProviderRefused(AdiuvaError):
-    """The provider will not answer this request, now or later. `http_status` and `reason` are the provider's."""
+    """The provider refuses this request for good. `http_status` and `reason` are the provider's."""
 
     code, status = "provider_refused", 502
 
@@ -36,30 +36,30 @@ class ProviderRefused(AdiuvaError):
 
 
 class ResourceGone(ProviderRefused):
-    """What was asked for is gone: a message that was deleted, a position that has expired."""
+    """The requested thing no longer exists: a message was deleted, or a history position has expired."""
 
     code, status = "not_there", 404
 
 
 class InvalidResponse(AdiuvaError):
-    """The provider's answer is not what its documentation says."""
+    """The provider's answer does not have the documented form."""
 
     code, status = "provider_garbled", 502
 
 
 class ResponseTooLarge(AdiuvaError):
-    """An answer is beyond what is read into memory."""
+    """An answer is larger than what is read into memory."""
 
     code, status = "too_large", 502
 
 
 class PageLoop(AdiuvaError):
-    """The provider's pages lead back to one that was read."""
+    """The provider's pages lead back to one that was already read."""
 
     code, status = "page_loop", 502
 
 
 class NoSuchFolder(AdiuvaError):
-    """None of the labels, folders or channels that the filters name is there."""
+    """None of the labels, folders or channels that the filters name exists."""
 
     code, status = "no_such_folder", 404

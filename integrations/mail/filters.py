@@ -1,4 +1,4 @@
-"""Which messages an agent is to read. What a provider can filter is pushed to it; all is checked here again."""
+"""Filters for the messages that an agent reads. Providers apply what they can; everything is checked again here."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 
 @dataclass(frozen=True)
 class Filters:
-    """Labels, folders or channels by name or id (none: all), senders (none: all), and when it was sent: from `start`,
-    up to but not including `end`."""
+    """Labels, folders or channels by name or id, senders, and the time of sending from `start` up to `end` (exclusive).
+
+    An empty tuple or None does not filter.
+    """
 
     labels: tuple[str, ...] = ()
     senders: tuple[str, ...] = ()
@@ -32,7 +34,7 @@ class Filters:
 
     @classmethod
     def parse(cls, config: Mapping[str, Any], zone: dt.tzinfo = dt.UTC) -> Filters:
-        """From an agent's filter_config. Days are the user's, and the last one is included. Raise Invalid."""
+        """Read an agent's filter_config. Days are in the user's zone; the last one is included. Raises Invalid."""
         span = config.get("date_range") or {}
         if not isinstance(span, Mapping):
             raise _invalid("date_range", "it must be an object with from and to")
@@ -43,24 +45,24 @@ class Filters:
         return cls(_names(config, "labels"), _names(config, "senders"), start, end)
 
     def admits_time(self, sent_at: dt.datetime | None) -> bool:
-        """A message without a readable date is not held back."""
+        """A message without a readable date is admitted."""
         if sent_at is None:
             return True
         return not (self.start and sent_at < self.start) and not (self.end and sent_at >= self.end)
 
     def admits_sender(self, sender: str) -> bool:
-        """By address, by domain (with what is below it), or by a part of the name."""
+        """Match by address, by domain (including subdomains), or by a part of the name."""
         if not self.senders:
             return True
-        # What stands in front of an address in brackets is a name, even where it looks like another address.
+        # The text before an address in angle brackets is a name, even if it looks like an address.
         bracketed = _BRACKETED.search(sender)
         whole, address = sender.casefold(), (bracketed[1] if bracketed else parseaddr(sender)[1]).casefold()
         host = address.rpartition("@")[2]
         return any(_matches(wanted.casefold(), whole, address, host) for wanted in self.senders)
 
     def addresses(self) -> list[str]:
-        """The senders, if all are plain addresses that mean nothing else in a query; else none: they are then
-        checked here alone."""
+        """The senders, if all are plain addresses that are safe in a provider's query. Otherwise an empty list, and
+        senders are checked only here."""
         plain = [sender for sender in self.senders if _ADDRESS.fullmatch(sender)]
         return plain if len(plain) == len(self.senders) else []
 
@@ -102,9 +104,8 @@ def _moment(value: Any, zone: dt.tzinfo, *, last: bool) -> dt.datetime | None:
             moment = dt.datetime.combine(day, dt.time(), zone)
         else:
             moment = dt.datetime.fromisoformat(value)
-        if (
-            not _FIRST_YEAR <= moment.year <= _LAST_YEAR
-        ):  # beyond, one zone can tell the time and another cannot
+        # Near the ends of the calendar, a conversion to another zone overflows.
+        if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
             raise ValueError
         return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(dt.UTC)
     except (TypeError, ValueError, OverflowError):

@@ -1,8 +1,8 @@
-"""How many requests may be under way to one mailbox, and when the next one may go: for all its readers together.
+"""Limit of concurrent requests to one mailbox, and pauses that its provider asked for, across all processes.
 
-Within a process they wait for each other here. Processes share places and times in Redis, which is asked on the event
-loop itself: a run has one of its own, and an answer takes a fraction of a millisecond. While Redis is away, each
-process keeps to the limit alone.
+Within a process, requests queue for permits here. Processes share permits and pauses in Redis. It is asked with a
+blocking client on the event loop: a run has a loop of its own, and an answer takes a fraction of a millisecond. While
+Redis is down, each process applies the limit by itself.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ import structlog
 from adiuva.core.redis import sync_redis
 from integrations.mail.errors import ProviderThrottled
 
-MAX_CONCURRENT_REQUESTS: Final = 4  # what Outlook allows an app in a mailbox; the others take it well
-MAX_WAIT_S: Final = 60.0  # that a provider may ask of us before we tell the caller instead
-_PERMIT_TTL_S: Final = (
-    12.0  # that a place is taken for, unless it is renewed: so long a process that was killed blocks it
-)
+# Outlook allows an app four concurrent requests per mailbox; the other providers accept as many.
+MAX_CONCURRENT_REQUESTS: Final = 4
+# A longer Retry-After raises ProviderThrottled instead of waiting.
+MAX_WAIT_S: Final = 60.0
+# Life of a permit without renewal; also how long a killed process blocks one.
+_PERMIT_TTL_S: Final = 12.0
 _RENEW_S: Final = 4.0
 _POLL_S: Final = 0.03
-_REDIS_RETRY_S: Final = 10.0  # that Redis is left alone when it did not answer
+# After a failure of Redis it is not asked again for this time.
+_REDIS_RETRY_S: Final = 10.0
 
-# A place: the milliseconds to wait if it is too early, -1 if all are taken, else 0.
+# Acquire a permit: returns the milliseconds to wait if it is too early, -1 if all permits are taken, else 0.
 _ACQUIRE: Final = """
 local wait = redis.call('PTTL', KEYS[2])
 if wait > 0 then return wait end
@@ -57,28 +59,28 @@ _BLOCK: Final = """
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], '1', 'PX', ARGV[1]) end
 """
 
-log = structlog.get_logger("integrations.mail")
+log = structlog.get_logger(__name__)
 
 
 class MailboxLimiter:
-    """`async with gate.permit():` holds one of the places. Readers may be on event loops of several threads."""
+    """`async with limiter.permit():` holds one of the permits. Event loops of several threads may share a limiter."""
 
     def __init__(self, provider: str, mailbox: str) -> None:
         self._provider = provider
         name = hashlib.sha256(f"{provider}\n{mailbox}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        self._keys = f"adiuva:mailbox:{name}:places", f"adiuva:mailbox:{name}:held"
+        self._keys = f"adiuva:mailbox:{name}:permits", f"adiuva:mailbox:{name}:blocked"
         self._lock = threading.Lock()
         self._free = MAX_CONCURRENT_REQUESTS
         self._not_before = 0.0
         self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
 
     def block(self, seconds: float) -> None:
-        """Let nobody through for so long."""
+        """Allow no request for this time: the provider sent a Retry-After."""
         self._block_locally(seconds)
         _run_script(_BLOCK, self._keys[1:], int(seconds * 1000) + 1)
 
     async def wait(self) -> None:
-        """Until the provider may be asked. Raise ProviderThrottled if that is too long to wait."""
+        """Wait until a request is allowed. Raises ProviderThrottled if that takes longer than MAX_WAIT_S."""
         while (pause := self._not_before - time.monotonic()) > 0:
             if pause > MAX_WAIT_S:
                 raise ProviderThrottled(self._provider, pause)
@@ -86,7 +88,7 @@ class MailboxLimiter:
 
     @asynccontextmanager
     async def permit(self) -> AsyncGenerator[None]:
-        """One of the places, once the provider may be asked. Raise ProviderThrottled as `wait` does."""
+        """Hold a permit, once a request is allowed. Raises ProviderThrottled like `wait`."""
         name = await self._acquire()
         renewing = asyncio.create_task(self._renew(name)) if name else None
         try:
@@ -97,10 +99,10 @@ class MailboxLimiter:
                 _run_script(_RELEASE, self._keys[:1], name)
             self._leave_process_queue()
 
-    # Among all processes
+    # ── Across processes ────────────────────────────────────────────────────────────────────────────────────
 
     async def _acquire(self) -> str:
-        """What a place is called in Redis; empty while that is away."""
+        """The permit's name in Redis; empty while Redis is down."""
         while True:
             await self._enter_process_queue()
             name = uuid.uuid4().hex
@@ -122,7 +124,7 @@ class MailboxLimiter:
             await asyncio.sleep(_RENEW_S)
             _run_script(_RENEW, self._keys[:1], name, int(_PERMIT_TTL_S * 1000))
 
-    # Within this one
+    # ── Within this process ─────────────────────────────────────────────────────────────────────────────────
 
     def _block_locally(self, seconds: float) -> None:
         with self._lock:
@@ -137,42 +139,42 @@ class MailboxLimiter:
                     self._free -= 1
                     more = self._free > 0
                     break
-                turn = loop.create_future()
-                self._waiting.append((loop, turn))
+                waiter = loop.create_future()
+                self._waiting.append((loop, waiter))
             try:
-                await turn
+                await waiter
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._wake()  # the place was offered to us: to the next
+                if waiter.done() and not waiter.cancelled():
+                    self._wake_next()  # the permit was offered to this task: pass it on
                 raise
         if more:
-            self._wake()  # several places may have become free while all had to wait
+            self._wake_next()  # several permits may have become free during a pause
 
     def _leave_process_queue(self) -> None:
         with self._lock:
             self._free += 1
-        self._wake()
+        self._wake_next()
 
-    def _wake(self) -> None:
+    def _wake_next(self) -> None:
         while True:
             with self._lock:
                 if not self._waiting:
                     return
-                loop, turn = self._waiting.popleft()
-            if turn.cancelled():
+                loop, waiter = self._waiting.popleft()
+            if waiter.cancelled():
                 continue
             try:
-                loop.call_soon_threadsafe(_offer, self, turn)
+                loop.call_soon_threadsafe(_offer, self, waiter)
                 return
             except RuntimeError:
-                continue  # its loop has ended
+                continue  # the waiter's loop is closed
 
 
-def _offer(gate: MailboxLimiter, turn: asyncio.Future[None]) -> None:
-    if turn.done():
-        gate._wake()
+def _offer(limiter: MailboxLimiter, waiter: asyncio.Future[None]) -> None:
+    if waiter.done():
+        limiter._wake_next()
     else:
-        turn.set_result(None)
+        waiter.set_result(None)
 
 
 _limiters: WeakValueDictionary[tuple[str, str], MailboxLimiter] = WeakValueDictionary()
@@ -180,8 +182,8 @@ _lock = threading.Lock()
 
 
 def limiter_of(provider: str, mailbox: str) -> MailboxLimiter:
-    """The one gate of a mailbox in this process."""
-    key = provider, mailbox.casefold()  # addresses come in the spelling in which they were granted
+    """This process's limiter of a mailbox."""
+    key = provider, mailbox.casefold()  # the spelling of an address may change with each consent
     with _lock:
         found = _limiters.get(key)
         if found is None:
@@ -193,7 +195,7 @@ _redis_down_until = 0.0
 
 
 def _run_script(script: str, keys: tuple[str, ...], *values: Any) -> Any:
-    """What a script answers; None while Redis is away."""
+    """The result of a script; None while Redis is down."""
     global _redis_down_until
     if time.monotonic() < _redis_down_until:
         return None
@@ -201,7 +203,7 @@ def _run_script(script: str, keys: tuple[str, ...], *values: Any) -> Any:
         return _registered_script(script)(keys=keys, args=values)
     except redis.RedisError as error:
         _redis_down_until = time.monotonic() + _REDIS_RETRY_S
-        log.warning("mail.gate_alone", error=type(error).__name__)
+        log.warning("mailbox_limiter.redis_failed", error=type(error).__name__)
         return None
 
 

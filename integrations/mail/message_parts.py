@@ -1,4 +1,4 @@
-"""A provider's message becomes a document: all of them are read as mails, by the one reader there is."""
+"""Turns a provider's message into a document. All are converted to mails and read by adiuva.documents.mail."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from adiuva.documents.mail import attachments_to_text, read_mail
 from integrations.mail import quotation
 from integrations.mail.documents import MailDocument, SkippedMessage
 
-_LARGE_CHARS = 64 * 1024  # characters, beyond which a mail is read off the event loop
+# Longer mails are read in a thread, off the event loop.
+_LARGE_CHARS = 64 * 1024
 
 
 async def read_document(
     message: Message, *, size: int, source_id: str, content_hash: bytes, sent_at: dt.datetime | None
 ) -> MailDocument | SkippedMessage:
-    """A message of about `size` characters. It never raises for what is in the message."""
+    """Read a message of about `size` characters. Never raises because of the message's content."""
     if size > _LARGE_CHARS:
         return await asyncio.to_thread(_read, message, source_id, content_hash, sent_at)
     return _read(message, source_id, content_hash, sent_at)
@@ -50,7 +51,7 @@ def _read(
 
 
 def text_part(text: bytes, kind: str, charset: str = "utf-8") -> Message:
-    """A part with this body, as it is after its transfer encoding was undone."""
+    """A text part whose transfer encoding is already decoded."""
     part = Message()
     part["Content-Type"] = kind
     part.set_param("charset", charset)
@@ -59,7 +60,7 @@ def text_part(text: bytes, kind: str, charset: str = "utf-8") -> Message:
 
 
 def attachment_part(name: str, kind: str, size: object) -> Message:
-    """A part that is not here, by what is known of it."""
+    """A placeholder for an attachment that was not fetched, with what is known of it."""
     part = Message()
     part["Content-Type"] = (
         kind if "/" in kind and kind.isascii() and kind.isprintable() else "application/octet-stream"
@@ -72,5 +73,5 @@ def attachment_part(name: str, kind: str, size: object) -> Message:
 
 
 def clean_text(value: object) -> str:
-    """A text of an answer, without what cannot be encoded: JSON may hold half a character."""
+    """A string of an answer without lone surrogates, which JSON may contain; "" if it is not a string."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""

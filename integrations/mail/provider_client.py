@@ -1,4 +1,4 @@
-"""HTTP to a provider's API: one host, a few requests at once, timeouts where it is asked for, and an end to it."""
+"""HTTP client of a provider's API: one host, limited concurrency, bounded answers, and retries that end."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ from integrations.mail.errors import (
 from integrations.mail.mailbox_limiter import MAX_WAIT_S, MailboxLimiter, limiter_of
 from integrations.models import Provider
 
-MAX_ANSWER_BYTES: Final = 24 * 1024 * 1024  # of one answer: a text of 16 MB, as Gmail writes it
+# Room for a text of 16 MB in Gmail's encoding.
+MAX_ANSWER_BYTES: Final = 24 * 1024 * 1024
 _MAX_ERROR_BODY_BYTES: Final = 64 * 1024
-_LARGE_BYTES: Final = 256 * 1024  # an answer that is parsed off the event loop
+# Larger answers are parsed in a thread, off the event loop.
+_LARGE_BYTES: Final = 256 * 1024
 _MAX_ATTEMPTS: Final = 5
-_MAX_RETRIES_PER_SYNC: Final = 100  # retries in one reading, after which the provider is away
+# After so many retries in one sync the provider counts as unstable.
+_MAX_RETRIES_PER_SYNC: Final = 100
 _CONNECT_TIMEOUT_S: Final = 10.0
 _MAX_BACKOFF_S: Final = 20.0
-_TOKEN_REUSE_S: Final = (
-    5.0  # that a token is used before it is asked for anew: then a disconnected account is left alone
-)
-# What Google answers with 403 where others say 429.
+# A token is asked for again after this time, so that reading stops soon after the account is disconnected.
+_TOKEN_REUSE_S: Final = 5.0
+# Reasons with which Google answers 403 where others answer 429.
 _THROTTLING_REASONS: Final = frozenset(
     {
         "rateLimitExceeded",
@@ -53,13 +55,12 @@ _THROTTLING_REASONS: Final = frozenset(
 )
 _REASON: Final = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 
-log = structlog.get_logger("integrations.mail")
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class MailboxAccount:
-    """Whose mailbox is read, and by which connection. `mailbox` is the provider's name of it: all readers of one
-    mailbox share its gate."""
+    """The mailbox to read and the connection to read it with. Clients of the same `mailbox` share its limiter."""
 
     connection: UUID
     mailbox: str
@@ -68,14 +69,14 @@ class MailboxAccount:
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long an answer may take, and the first pause before a retry; the pauses after it are longer."""
+    """How long an answer may take, and the pause before the first retry; later pauses are longer."""
 
     response_s: float = 60.0
     first_backoff_s: float = 0.5
 
 
 class _AttemptFailed(Exception):
-    """An attempt that may be made again: after a pause, or after `seconds` if the provider named a time."""
+    """A failed attempt that may be retried: after a pause, or after `seconds` if the provider named a time."""
 
     def __init__(self, why: str, seconds: float | None = None, *, throttled: bool = False) -> None:
         super().__init__(why)
@@ -83,13 +84,13 @@ class _AttemptFailed(Exception):
 
 
 def api_base(provider: Provider) -> str:
-    """Where a provider's API is."""
+    """The base URL of a provider's API."""
     configured = settings.GOOGLE if provider is Provider.GMAIL else settings.MICROSOFT
     return str(configured["api"]).rstrip("/")
 
 
 class ProviderClient:
-    """Requests to one provider for one account. `answered` counts the answers that could be used."""
+    """Requests to one provider for one account. `answered` counts usable answers."""
 
     def __init__(self, provider: Provider, account: MailboxAccount, timeouts: Timeouts) -> None:
         self.provider, self.base = provider.label, api_base(provider)
@@ -99,7 +100,7 @@ class ProviderClient:
         self._limiter: MailboxLimiter = limiter_of(provider.label, account.mailbox)
         self._retries = 0
         self._access, self._access_until = "", 0.0
-        self._signing_in = asyncio.Lock()
+        self._token_lock = asyncio.Lock()
 
     @classmethod
     @asynccontextmanager
@@ -135,36 +136,38 @@ class ProviderClient:
             tried += 1
             if tried >= _MAX_ATTEMPTS:
                 raise InvalidResponse(f"{self.provider} answered with something that is not a JSON object")
-            await self._pause(_AttemptFailed("no JSON object"), tried)  # it may be an answer that was cut
+            await self._pause_before_retry(
+                _AttemptFailed("no JSON object"), tried
+            )  # the answer may have been cut off
 
     async def get_bytes(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
-        """The bytes at an address; raises as `json` does."""
+        """The bytes at a URL. Raises what `get_json` raises."""
         whole = self.checked_url(url)
         tried, rejected = 0, False
         while True:
             access = await self._token()
             try:
-                raw = await self._once(whole, {**(headers or {}), "Authorization": f"Bearer {access}"})
+                raw = await self._attempt(whole, {**(headers or {}), "Authorization": f"Bearer {access}"})
             except _AttemptFailed as failed:
                 tried += 1
-                await self._pause(failed, tried)
+                await self._pause_before_retry(failed, tried)
             else:
                 if raw is not None:
                     self.answered += 1
                     return raw
                 if rejected:
                     raise NeedsReauth(
-                        f"{self.provider} does not accept the connection any more",
+                        f"{self.provider} no longer accepts the connection",
                         connection_id=self._account.connection,
                     )
                 rejected = True
                 await self._token(access)
 
     def checked_url(self, url: str) -> httpx.URL:
-        """The whole address. Raise ForbiddenHost.
+        """The absolute URL. Raises ForbiddenHost.
 
-        Links come from answers, and cursors from where they were stored. None may lead elsewhere: not even to the
-        provider's other hosts, which are not to see this token.
+        Links come from answers and from stored cursors. None may lead to another host, not even to another one of the
+        provider's, because that would see this token.
         """
         try:
             whole = httpx.URL(url if "://" in url else f"{self.base}/{url.lstrip('/')}")
@@ -175,32 +178,35 @@ class ProviderClient:
         return whole
 
     async def _token(self, rejected: str | None = None) -> str:
-        async with self._signing_in:  # whoever comes later finds the new one
+        async with self._token_lock:  # requests that waited here find the new token
             if self._access == rejected or time.monotonic() >= self._access_until:
                 self._access = await self._account.token(rejected)
                 self._access_until = time.monotonic() + _TOKEN_REUSE_S
             return self._access
 
-    async def _once(self, url: httpx.URL, headers: dict[str, str]) -> bytes | None:
-        """One request: what it answers, or None if it wants another token."""
+    async def _attempt(self, url: httpx.URL, headers: dict[str, str]) -> bytes | None:
+        """Send one request; return its answer, or None if the provider rejects the token."""
         async with self._limiter.permit():
             try:
                 async with asyncio.timeout(self._timeouts.response_s):
                     async with self._client.stream(
-                        "GET", url, headers=headers, extensions={"trace": self._at_last}
+                        "GET", url, headers=headers, extensions={"trace": self._wait_before_sending}
                     ) as response:
                         if response.status_code == 200:
                             return await self._body(response, MAX_ANSWER_BYTES)
                         if response.status_code == 401:
                             return None
-                        # While the place is held: nobody may go in between.
-                        raise await self._refusal(response)
+                        # Read while the permit is held, so that no other request is sent before a Retry-After counts.
+                        raise await self._error(response)
             except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
                 raise _AttemptFailed(type(error).__name__) from None
 
-    async def _at_last(self, event: str, _: object) -> None:
-        """Since it got its place, a request may have waited for a connection, and the provider may have asked to be
-        left alone: this is right before it is sent."""
+    async def _wait_before_sending(self, event: str, _: object) -> None:
+        """Wait once more right before a request is sent.
+
+        Since it got its permit, the request may have waited for a connection, and the provider may have sent a
+        Retry-After to another one.
+        """
         if event == "http11.send_request_headers.started":
             await self._limiter.wait()
 
@@ -212,7 +218,7 @@ class ProviderClient:
                 f"an answer of {self.provider} is larger than {MAX_ANSWER_BYTES // 1024 // 1024} MB"
             ) from None
 
-    async def _refusal(self, response: httpx.Response) -> Exception:
+    async def _error(self, response: httpx.Response) -> Exception:
         status = response.status_code
         seconds = retry_after_s(response.headers.get("Retry-After"))
         try:
@@ -228,8 +234,8 @@ class ProviderClient:
             return ResourceGone(self.provider, status, reason)
         return ProviderRefused(self.provider, status, reason)
 
-    async def _pause(self, failed: _AttemptFailed, tried: int) -> None:
-        """Wait before the next try, or say that there is none."""
+    async def _pause_before_retry(self, failed: _AttemptFailed, tried: int) -> None:
+        """Wait before the next attempt; raises an error for the caller if there is none."""
         self._retries += 1
         asked = failed.seconds
         if asked is not None and asked > MAX_WAIT_S:
@@ -241,7 +247,7 @@ class ProviderClient:
                 raise ProviderThrottled(self.provider, asked)
             raise ProviderUnavailable(f"{self.provider} does not answer ({failed.why})")
         log.info("mail.retry", provider=self.provider, why=failed.why, tried=tried, asked_s=asked)
-        if not asked:  # else the gate makes us wait
+        if not asked:  # otherwise the limiter makes us wait
             pause_s = backoff_s(tried, first_s=self._timeouts.first_backoff_s, longest_s=_MAX_BACKOFF_S)
             await asyncio.sleep(pause_s)
 
@@ -251,7 +257,7 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
 
 
 def _error_reason(raw: bytes) -> str:
-    """The provider's one word for it: never its message, which may quote what was asked for."""
+    """The provider's code for an error: never its message, which may quote the request."""
     try:
         error = orjson.loads(raw)["error"]
         found = [each.get("reason") for name in ("errors", "details") for each in error.get(name) or ()]

@@ -1,7 +1,8 @@
-"""What a mail's author wrote, apart from what the mail quotes. Nothing is lost: the two parts are the whole text.
+"""Separates what a mail's author wrote from what the mail quotes. The two parts together are the whole text.
 
 Mail programs mark a quotation in three ways: with '>' before each line, with a line that says who wrote when, or with
-the headers of the older mail. Where an author answers between quoted lines, the order is the meaning, and it stays.
+the headers of the older mail. If an author answers between quoted lines, the text is left as it is, because its order
+matters.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_MAX_MARK_CHARS: Final = 400  # of what can be such a mark
+# A longer line cannot be the mark of a quotation.
+_MAX_MARK_CHARS: Final = 400
 _WROTE: Final = re.compile(
     r"(?:on|am|le|el|il|em|op|den|dnia|w dniu)\b.{4,250}"
     r"\b(?:wrote|schrieb|écrit|escribió|scritto|escreveu|schreef|skrev|napisał)\b.{0,80}:",
     re.IGNORECASE,
 )
-# Enough of a mark where marked lines follow: a word for it, or in any language an address.
+# Sufficient where lines with '>' follow: a word for "wrote", or an address in any language.
 _WROTE_SHORT: Final = re.compile(
     r".{1,200}\b(?:wrote|writes|schrieb|schreibt|a écrit|escribió|ha scritto|escreveu|schreef|skrev|napisał(?:\(a\))?"
     r"|napsal(?:\(a\))?|kirjoitti|написал(?:\(а\)|а)?|пишет|yazdı)\s?:"
@@ -28,7 +30,7 @@ _RULE: Final = re.compile(
     r"|messaggio originale|mensagem original|oorspronkelijk bericht)\s*[-_]{2,}",
     re.IGNORECASE,
 )
-# A mail's headers as Outlook writes them above the mail that is answered, in its user's language.
+# The headers that Outlook writes above the answered mail, in its user's language.
 _FROM: Final = "from|von|de|da|van|från|fra|od|lähettäjä|от|kimden|από|feladó|发件人|寄件者|差出人"
 _SUBJECT: Final = (
     "subject|betreff|objet|asunto|oggetto|assunto|onderwerp|ämne|emne|temat|předmět|aihe|тема|konu|θέμα|tárgy"
@@ -50,8 +52,10 @@ _FORWARD: Final = re.compile(
 
 
 def split_quotation(body: str, subject: str = "") -> tuple[str, str]:
-    """The author's own words, and what they quote (empty if nothing, or if it cannot be taken apart). A mail that is
-    forwarded is what its sender wants to be read: nothing in it counts as quoted."""
+    """The author's own text and the quoted text, which is empty if there is none or it cannot be separated.
+
+    Nothing in a forwarded mail counts as quoted: its sender wants it to be read.
+    """
     lines = body.split("\n")
     if _FORWARD.match(subject):
         return body, ""
@@ -64,12 +68,12 @@ def split_quotation(body: str, subject: str = "") -> tuple[str, str]:
 
 
 def mark_quoted(quoted: str) -> str:
-    """Quoted text with '>' before each line that has none yet."""
+    """The text with '>' before each line that has none yet."""
     return "\n".join(line if line.startswith(">") else f"> {line}".rstrip() for line in quoted.split("\n"))
 
 
 def _quotation(lines: list[str]) -> tuple[int, int]:
-    """The first and the last line (exclusive) of the one quotation; the same if there is none, or several."""
+    """First and last line (exclusive) of the only quotation; equal if there is none, or several."""
     for number, line in enumerate(lines):
         if len(line) > _MAX_MARK_CHARS or line.startswith(">"):
             continue
@@ -79,7 +83,7 @@ def _quotation(lines: list[str]) -> tuple[int, int]:
         if intro := _attribution(lines, number):
             after = _skip_blank(lines, number + intro)
             if after < len(lines) and not lines[after].startswith(">"):
-                return number, len(lines)  # what follows is not marked: all of it
+                return number, len(lines)  # the quoted lines are not marked: it is all the rest
     blocks = _blocks(lines)
     if len(blocks) != 1:
         return 0, 0
@@ -88,7 +92,7 @@ def _quotation(lines: list[str]) -> tuple[int, int]:
 
 
 def _blocks(lines: list[str]) -> list[tuple[int, int]]:
-    """Runs of lines with '>'; empty lines between them belong to them."""
+    """Consecutive lines with '>', including empty lines between them."""
     found: list[tuple[int, int]] = []
     for number, line in enumerate(lines):
         if not line.startswith(">"):
@@ -101,7 +105,7 @@ def _blocks(lines: list[str]) -> list[tuple[int, int]]:
 
 
 def _with_attribution(lines: list[str], begin: int) -> int:
-    """Where the line begins that says who wrote what is quoted."""
+    """Move the start of a quotation up to the line that says who wrote it, if there is one."""
     last = begin - 1
     while last >= 0 and not lines[last].strip():
         last -= 1
@@ -112,7 +116,7 @@ def _with_attribution(lines: list[str], begin: int) -> int:
 
 
 def _attribution(lines: list[str], number: int) -> int:
-    """How many lines say who wrote when: one, or two where the line was broken; else none."""
+    """How many lines from here say who wrote when: 1, 2 if the line was wrapped, or 0."""
     line = lines[number].strip()
     if len(line) > _MAX_MARK_CHARS or not _WROTE_BEGINS.match(line):
         return 0
@@ -125,7 +129,7 @@ def _attribution(lines: list[str], number: int) -> int:
 
 
 def _is_header_block(lines: list[str], number: int) -> bool:
-    """The older mail's headers: its sender first, its subject at last, all together."""
+    """Whether the older mail's headers start here: several in a row, the sender first, a subject among them."""
     kinds = []
     for line in lines[number : number + _HEADER_LINES]:
         match = _HEADER.fullmatch(line.strip()) if len(line) <= _MAX_MARK_CHARS else None

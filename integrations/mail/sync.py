@@ -1,4 +1,4 @@
-"""The order of a reading, the same for all providers: pages of references in, documents out, the checkpoint behind."""
+"""The common part of every provider's sync: pages of references in, documents out, the checkpoint behind them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from integrations.mail.filters import Filters
 from integrations.mail.provider_client import MailboxAccount, ProviderClient, Timeouts
 from integrations.models import Provider
 
-_PREFETCHED_MESSAGES: Final = 4  # messages that are fetched before they are asked for
+_PREFETCHED_MESSAGES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class MessageRef:
-    """A message that was listed. `handle`: what the provider's reader needs to fetch it."""
+    """A listed message. `handle`: what the provider's class needs to fetch it."""
 
     source_id: str
     content_hash: bytes
@@ -42,8 +42,11 @@ class MessageRef:
 
 @dataclass(frozen=True, slots=True)
 class ListedPage:
-    """What a listing brought. `state`: what the cursor may say once this page is settled; None: as before. `read_at`:
-    up to when all is known then, where that is not the beginning of this reading."""
+    """One page of a listing.
+
+    `state`: the cursor's state once this page is processed; None leaves it as it is. `read_at`: up to when the mailbox
+    is known completely then, if that is not the beginning of this sync.
+    """
 
     refs: list[MessageRef] = field(default_factory=list)
     skipped: list[SkippedMessage] = field(default_factory=list)
@@ -52,7 +55,7 @@ class ListedPage:
 
 
 class MailboxSync(ABC):
-    """One reading of one mailbox; see documents.Mailbox. A reader is used once."""
+    """One sync of one mailbox; implements documents.Mailbox. An instance is used once."""
 
     provider: ClassVar[Provider]
 
@@ -60,20 +63,20 @@ class MailboxSync(ABC):
         self._account, self._timeouts = account, timeouts or Timeouts()
         self._cursor: Cursor | None = None
         self._stored: str | None = None
-        self._moved = False
+        self._has_advanced = False
 
     @property
     def checkpoint(self) -> str | None:
-        return self._cursor.dump() if self._cursor is not None and self._moved else self._stored
+        return self._cursor.dump() if self._cursor is not None and self._has_advanced else self._stored
 
     async def messages(
         self, *, cursor: str | None, filters: Filters, due: DueFilter | None = None
     ) -> AsyncGenerator[MailItem, None]:
         self._now = now = timezone.now()
         self._stored = cursor
-        # An address comes in the spelling in which it was granted last.
-        of = cursor_owner(self.provider.value, self._account.mailbox.casefold(), filters)
-        self._cursor = before = Cursor.load(cursor, of, now)
+        # The spelling of the address may change with each consent.
+        owner = cursor_owner(self.provider.value, self._account.mailbox.casefold(), filters)
+        self._cursor = before = Cursor.load(cursor, owner, now)
         seen: set[str] = set()
         async with (
             ProviderClient.open(self.provider, self._account, self._timeouts) as client,
@@ -87,24 +90,24 @@ class MailboxSync(ABC):
                     refs = [ref for ref, is_due in zip(refs, wanted, strict=True) if is_due]
                 for skipped in page.skipped:
                     yield skipped
-                async with aclosing(self._fetched(client, refs, filters)) as items:
+                async with aclosing(self._fetch_in_order(client, refs, filters)) as items:
                     async for item in items:
                         yield item
                 if page.state is not None:
-                    # Whoever asked for the next one has settled, or holds, the last one.
-                    self._cursor, self._moved = Cursor(before.of, page.read_at or now, page.state), True
+                    # The caller asked for more, so it has processed, or holds, the last item of this page.
+                    self._cursor, self._has_advanced = Cursor(owner, page.read_at or now, page.state), True
 
-    async def _fetched(
+    async def _fetch_in_order(
         self, client: ProviderClient, refs: list[MessageRef], filters: Filters
     ) -> AsyncGenerator[MailItem, None]:
-        """The messages in their order, a few fetched ahead."""
+        """The messages in the order of their references; a few are fetched ahead."""
         ahead: deque[asyncio.Task[MailItem | None]] = deque()
         try:
             for ref in refs:
-                ahead.append(asyncio.create_task(self._one(client, ref, filters), name="fetch"))
+                ahead.append(asyncio.create_task(self._fetch_or_skip(client, ref, filters), name="fetch"))
                 if len(ahead) >= _PREFETCHED_MESSAGES and (item := await ahead.popleft()) is not None:
                     yield item
-                    del item  # nobody holds it here while the next one is awaited
+                    del item  # free its memory while the next one is awaited
             while ahead:
                 if (item := await ahead.popleft()) is not None:
                     yield item
@@ -114,8 +117,10 @@ class MailboxSync(ABC):
                 task.cancel()
             await asyncio.gather(*ahead, return_exceptions=True)
 
-    async def _one(self, client: ProviderClient, ref: MessageRef, filters: Filters) -> MailItem | None:
-        """A message; None if it is gone, or not wanted. What is wrong with it alone does not end the reading."""
+    async def _fetch_or_skip(
+        self, client: ProviderClient, ref: MessageRef, filters: Filters
+    ) -> MailItem | None:
+        """A message; None if it is gone or not admitted. A fault of this message alone does not end the sync."""
         answered = client.answered
         try:
             return await self._fetch(client, ref, filters)
@@ -129,18 +134,18 @@ class MailboxSync(ABC):
             return SkippedMessage(ref.source_id, refused.code, refused.message)
         except (ProviderThrottled, ProviderUnstable):
             raise
-        except ProviderUnavailable as away:
-            # If others were answered while this one failed again and again, it is this message.
+        except ProviderUnavailable as error:
+            # Other requests succeeded while this one kept failing, so the fault is in this message.
             if client.answered == answered:
                 raise
-            return SkippedMessage(ref.source_id, away.code, away.message)
+            return SkippedMessage(ref.source_id, error.code, error.message)
 
     @abstractmethod
     def _pages(
         self, client: ProviderClient, cursor: Cursor, filters: Filters
     ) -> AsyncGenerator[ListedPage, None]:
-        """What there is since the cursor. An empty state: nothing is known yet. It may have been expired for long."""
+        """The messages since the cursor. Its state is empty at the first sync, and may have expired long ago."""
 
     @abstractmethod
     async def _fetch(self, client: ProviderClient, ref: MessageRef, filters: Filters) -> MailItem | None:
-        """A listed message; None if the filters do not admit it."""
+        """Fetch a listed message; None if the filters do not admit it."""

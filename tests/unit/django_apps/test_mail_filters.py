@@ -103,8 +103,8 @@ def test_only_plain_addresses_are_put_into_queries(sender: str) -> None:
         "[]",
         "{}",
         "5",
-        '{"of": "x", "at": 5, "state": {}}',
-        '{"of":"x","at":"2026-01-01","state":{}}',
+        '{"owner": "x", "at": 5, "state": {}}',
+        '{"owner":"x","at":"2026-01-01","state":{}}',
     ],
 )
 def test_a_cursor_that_cannot_be_read_begins_anew(stored: str | None) -> None:
