@@ -1,8 +1,7 @@
 """Language models: one interface for chat, structured output and embeddings.
 
-`openai/<name>` goes through our own client to any endpoint with the OpenAI HTTP API (`api_base`); every other
-name is LiteLLM's, and nothing else in Adiuva imports that. What a model returns is data of an untrusted
-author.
+A model named `openai/<name>` is asked through our own client, at any endpoint with the OpenAI HTTP API (`api_base`).
+All other names are LiteLLM's, which no other package of Adiuva imports. What a model returns is untrusted data.
 
     async for deltas in llm.chat_model().stream(messages, tools=tools):
         for delta in deltas:
@@ -79,12 +78,12 @@ __all__ = [
 
 
 def chat_model(configured: Mapping[str, str] | None = None) -> ChatModel:
-    """The model of settings.MODEL, or of a mapping like it, built once. Raise ModelNotConfigured."""
+    """The model that settings.MODEL, or a mapping like it, describes; built once. Raises ModelNotConfigured."""
     return _chat_model(*_named(settings.MODEL if configured is None else configured, "ADIUVA_MODEL"))
 
 
 def embedding_model(configured: Mapping[str, str] | None = None) -> EmbeddingModel:
-    """The model of settings.EMBEDDING_MODEL, or of a mapping like it; the lexical one where none is configured."""
+    """The model of settings.EMBEDDING_MODEL, or of a mapping like it; the lexical one if none is configured."""
     given = settings.EMBEDDING_MODEL if configured is None else configured
     if given.get("model", "") in ("", LEXICAL):
         return LexicalEmbeddings()
@@ -92,7 +91,7 @@ def embedding_model(configured: Mapping[str, str] | None = None) -> EmbeddingMod
 
 
 async def aclose() -> None:
-    """Close the running loop's connections to models. A worker does so at the end of each run's loop."""
+    """Close the running loop's connections to models. A worker calls it at the end of each run's loop."""
     await transport.aclose()
     await litellm_client.aclose()
 

@@ -1,4 +1,4 @@
-"""What the rest of Adiuva sees of a model, with retries and limits, whichever client is behind it."""
+"""Base classes of models: the interface for the rest of Adiuva, with retries and concurrency limits."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from adiuva.llm.types import ChatRequest, Delta, Message, Reply, Schema, Structu
 
 EMBEDDING_BATCH_SIZE = 64
 
-# Models at endpoints that take no response_format, learnt from their refusals. For the life of the process.
+# (endpoint, model) that have refused response_format. Kept for the life of the process.
 _schema_unsupported: set[tuple[str, str]] = set()
 
 
 def provider_of(name: str, endpoint: str) -> str:
-    """Who reads what a model is asked: the host of an endpoint of one's own, else the provider in LiteLLM's name."""
+    """Who receives the requests: the host of a custom endpoint, or else the provider in LiteLLM's name."""
     host = urlsplit(endpoint.rpartition(" ")[2]).hostname
     provider, slash, _ = name.partition("/")
     if host and host != "api.openai.com":
@@ -30,8 +30,7 @@ def provider_of(name: str, endpoint: str) -> str:
 
 
 class ChatModel(ABC):
-    """A chat model. `name` is the LiteLLM name it was configured with, `endpoint` where it is asked, `provider` who
-    gets to read what it is asked."""
+    """A chat model. `name`: its configured LiteLLM name; `endpoint`: its address; `provider`: who receives requests."""
 
     def __init__(self, name: str, endpoint: str) -> None:
         self.name = name
@@ -47,9 +46,9 @@ class ChatModel(ABC):
         max_tokens: int | None = None,
         temperature: float | None = None,
     ) -> Reply:
-        """One whole answer. Raise a ModelError; transient faults have been retried by then.
+        """Return one whole answer. Raises ModelError, for transient faults after retries.
 
-        settings.MODEL_TIMEOUT_S is for each try; waiting for a place at the endpoint does not count.
+        settings.MODEL_TIMEOUT_S applies to each attempt, without the wait for the concurrency limit.
         """
         return await self._complete_with_retries(
             ChatRequest(messages, tools, schema, max_tokens, temperature)
@@ -63,27 +62,26 @@ class ChatModel(ABC):
         max_tokens: int | None = None,
         temperature: float | None = None,
     ) -> AsyncGenerator[list[Delta], None]:
-        """Deltas as they come, all that one read brought in one list; tool calls and a Finish end it.
+        """Yield deltas as they arrive, those of one read as one list; tool calls and a Finish come last.
 
-        Until the first delta, transient faults are retried; after it they raise. A stream that breaks off
-        raises ModelInterrupted. Closing the generator, or cancelling who reads it, closes the HTTP request
-        at once.
+        Transient faults are retried until the first delta, and raised after it. A stream that breaks off raises
+        ModelInterrupted. Closing the generator, or cancelling its reader, closes the HTTP request at once.
         """
         request = ChatRequest(messages, tools, None, max_tokens, temperature)
         tried = 0
         while True:
-            began = False
+            has_begun = False
             try:
                 async with (
                     transport.concurrency_limit(self.endpoint, streams=True),
                     aclosing(self._stream_once(request)) as source,
                 ):
                     async for deltas in source:
-                        began = True
+                        has_begun = True
                         yield deltas
                 return
             except errors.ModelError as error:
-                if began:
+                if has_begun:
                     raise
                 failure = error
             tried += 1
@@ -98,15 +96,15 @@ class ChatModel(ABC):
         max_tokens: int | None = None,
         temperature: float | None = None,
     ) -> StructuredReply:
-        """An answer that is JSON, asked for by schema. Raise BadOutput if no JSON is in it.
+        """Ask for JSON by schema. Raises BadOutput if there is no JSON in the answer.
 
-        The value is not checked against the schema: that is for the caller, who knows what to do about it.
+        The value is not checked against the schema; `llm.structured.ask_structured` checks and repairs answers.
         """
-        asked = Schema(name, schema)
-        request = ChatRequest(messages, None, asked, max_tokens, temperature)
-        in_prompt = replace(request, messages=with_schema_in_prompt(list(messages), asked), schema=None)
-        place = (self.endpoint, self.name)
-        if place in _schema_unsupported:
+        wanted = Schema(name, schema)
+        request = ChatRequest(messages, None, wanted, max_tokens, temperature)
+        in_prompt = replace(request, messages=with_schema_in_prompt(list(messages), wanted), schema=None)
+        key = (self.endpoint, self.name)
+        if key in _schema_unsupported:
             reply = await self._complete_with_retries(in_prompt)
         else:
             try:
@@ -115,7 +113,7 @@ class ChatModel(ABC):
                 if not refusal.refuses_schema:
                     raise
                 reply = await self._complete_with_retries(in_prompt)
-                _schema_unsupported.add(place)  # now it is sure that the schema was the reason
+                _schema_unsupported.add(key)  # the answer without it proves that the schema was the reason
         try:
             value = find_json(reply.text)
         except ValueError:
@@ -128,15 +126,15 @@ class ChatModel(ABC):
 
     @abstractmethod
     async def _complete_once(self, request: ChatRequest) -> Reply:
-        """One try at a whole answer."""
+        """One attempt at a whole answer."""
 
     @abstractmethod
     def _stream_once(self, request: ChatRequest) -> AsyncGenerator[list[Delta], None]:
-        """One try at a stream."""
+        """One attempt at a stream."""
 
 
 class EmbeddingModel(ABC):
-    """Texts to vectors. Vectors of models with different names live in different spaces: never mix them."""
+    """Turns texts into vectors. Vectors of different models are not comparable."""
 
     def __init__(self, name: str, endpoint: str) -> None:
         self.name = name
@@ -144,14 +142,16 @@ class EmbeddingModel(ABC):
         self.provider = provider_of(name, endpoint)
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """A vector for each text, in order. Raise a ModelError; transient faults were retried by then."""
-        found: list[list[float]] = []
+        """A vector for each text, in order. Raises ModelError, for transient faults after retries."""
+        vectors: list[list[float]] = []
         for start in range(0, len(texts), EMBEDDING_BATCH_SIZE):
             # Providers refuse a whole batch for one empty text.
             batch = [text or " " for text in texts[start : start + EMBEDDING_BATCH_SIZE]]
-            found += await transport.with_retries(self.name, self.endpoint, partial(self._embed_batch, batch))
-        return found
+            vectors += await transport.with_retries(
+                self.name, self.endpoint, partial(self._embed_batch, batch)
+            )
+        return vectors
 
     @abstractmethod
     async def _embed_batch(self, texts: list[str]) -> list[list[float]]:
-        """One try at a batch."""
+        """One attempt at a batch."""

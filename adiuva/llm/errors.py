@@ -1,4 +1,4 @@
-"""What goes wrong with models. No message holds a prompt, a key or a provider's text, only its error code."""
+"""Errors of models. Their messages hold no prompt, key or provider's text, only the provider's error code."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class ModelTimeout(ModelError):
 
 
 class ModelInterrupted(ModelError):
-    """The answer broke off. What came before is not the whole of it."""
+    """The answer broke off: what arrived is incomplete."""
 
     code, status = "model_interrupted", 502
     transient = True
 
 
 class ModelRejected(ModelError):
-    """The provider refused the request; asking again the same way is of no use."""
+    """The provider refused the request; repeating it is useless."""
 
     code, status = "model_rejected", 502
 
@@ -63,13 +63,13 @@ class ModelRejected(ModelError):
 
 
 class ModelGarbled(ModelError):
-    """What came is not what a model endpoint answers: no JSON, the wrong shape, or without end."""
+    """The answer is not one of a model endpoint: no JSON, the wrong shape, or endless."""
 
     code, status = "model_garbled", 502
 
 
 class BadOutput(ModelError):
-    """The model answered, but not with JSON. `text` is what it said: content, never to be logged."""
+    """The model answered, but not with JSON. `text` is its answer: content, never to be logged."""
 
     code, status = "model_bad_output", 502
 
@@ -81,7 +81,7 @@ class BadOutput(ModelError):
 def from_status(
     status: int, body: Any = None, headers: Mapping[str, str] | None = None, *, text: str = ""
 ) -> ModelError:
-    """The error for an answer that is not a success. Of its body only a short error code is kept."""
+    """The error for an HTTP status that is not a success. Only a short error code is kept of the body."""
     detail = body.get("error", body) if isinstance(body, dict) else {}
     detail = detail if isinstance(detail, dict) else {}
     word = next((w for w in (detail.get("code"), detail.get("type")) if _is_code(w)), "")
@@ -91,7 +91,7 @@ def from_status(
         if word == "insufficient_quota":
             return ModelRejected("the model's account has no quota left (insufficient_quota)")
         return ModelRateLimited(f"the model's provider limits our requests ({said})", retry_after=wait)
-    if is_transient(status) or status == 409:
+    if is_transient(status) or status == 409:  # providers answer 409 while a model is loading
         return ModelUnavailable(f"the model is not available ({said})", retry_after=wait)
     if 300 <= status < 400:
         return ModelRejected(f"the model's address redirects elsewhere ({status}): check the api_base")
@@ -106,7 +106,7 @@ def from_status(
 
 
 def from_error_object(detail: Any) -> ModelError:
-    """The error for an error object inside an answer that began as a success."""
+    """The error for an error object inside an answer with a success status."""
     detail = detail if isinstance(detail, dict) else {}
     status = detail.get("code", detail.get("status"))
     if isinstance(status, str) and status.isdigit():
@@ -124,7 +124,7 @@ def _is_code(value: Any) -> bool:
 
 
 def _about_schema(status: int, detail: Mapping[str, Any], text: str) -> bool:
-    """Whether a refusal is about response_format. The text is looked at and let go."""
+    """Whether a refusal is about response_format. The text is only searched, not kept."""
     if status not in {400, 422}:
         return False
     said = f"{detail.get('param')} {detail.get('code')} {detail.get('message')} {text}".lower()

@@ -1,4 +1,4 @@
-"""JSON in a model's free text: with fences, a preface, an afterword, or its thoughts around it."""
+"""Finds JSON in a model's text, inside code fences, explanations or a reasoning model's thoughts."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import orjson
 from adiuva.llm.openai_format import loads, replace_lone_surrogates
 from adiuva.llm.types import Message, Schema
 
-# NaN and Infinity are no JSON; a model that writes them means "nothing". Nor are line breaks in strings, but
-# models write those too, and mean what they write.
+# NaN and Infinity are not JSON; a model that writes them means null. Line breaks in strings are not JSON either, but
+# models write them and mean them.
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None, strict=False)
 _OPENING = re.compile(r"""\{\s*["}]|\[\s*[\[{"\dtfn\]-]""")
-_MAX_ATTEMPTS = 2_000  # a failed try costs a pass over what lies before it
+# Each failed attempt costs a pass over the text before it.
+_MAX_ATTEMPTS = 2_000
 
 
 def find_json(text: str) -> Any:
-    """The JSON value that a text is or holds: the longest object or array in it.
+    """The JSON value that a text is, or else the longest object or array in it.
 
-    A value that breaks off at the end of the text is none, and its inner parts do not stand for it.
-    Raise ValueError if there is none.
+    A value that is cut off at the end of the text does not count, nor do its inner parts. Raises ValueError if there
+    is no value.
     """
     try:
         return loads(text)
@@ -40,7 +41,7 @@ def find_json(text: str) -> Any:
             # A string that never ends is reported where it began: either way the text is over.
             if error.pos >= len(text) or error.msg.startswith("Unterminated string"):
                 break
-            place = max(error.pos, start + 1)  # what lies before was a beginning of JSON, but not a whole
+            place = max(error.pos, start + 1)  # skip what looked like JSON but was not
         except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
             break
         else:
@@ -52,7 +53,7 @@ def find_json(text: str) -> Any:
 
 
 def with_schema_in_prompt(messages: list[Message], schema: Schema) -> list[Message]:
-    """The messages for an endpoint that takes no response_format: the schema joins the system message."""
+    """The messages for an endpoint without response_format: the schema is added to the system message."""
     wish = (
         f"Answer with one JSON value that fits this JSON Schema, named {schema.name!r}, and with nothing "
         f"else: no explanation, no code fence.\n{orjson.dumps(dict(schema.body)).decode()}"
@@ -63,7 +64,7 @@ def with_schema_in_prompt(messages: list[Message], schema: Schema) -> list[Messa
 
 
 def _without_thinking(text: str) -> str:
-    """Without the part that a reasoning model thinks aloud. Some templates send only the closing tag."""
+    """The text without a reasoning model's thoughts. Some templates send only the closing tag."""
     thought, tag, said = text.rpartition("</think>")
     if tag:
         opening = thought.find("<think>")

@@ -1,4 +1,4 @@
-"""Embeddings without a provider: lexical ones, made here. They find shared words, not shared meaning."""
+"""Lexical embedding model: needs no provider. Its vectors find shared words, not shared meaning."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ LEXICAL: Final = "lexical"
 
 
 class LexicalEmbeddings(EmbeddingModel):
-    """What an installation has that configures no embedding model. Its vectors cost a fraction of a millisecond."""
+    """The default if no embedding model is configured. A vector takes a fraction of a millisecond."""
 
     def __init__(self) -> None:
         super().__init__(LEXICAL, "")
-        self.provider = ""  # nobody: nothing leaves
+        self.provider = ""  # nothing leaves this server
 
     def embed_now(self, text: str) -> list[float]:
         return lexical_embedding.embed(text)

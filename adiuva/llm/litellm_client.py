@@ -1,6 +1,6 @@
-"""Every provider but the OpenAI-compatible ones, through LiteLLM, which is imported when one is first asked.
+"""Client for all providers without the OpenAI HTTP API, through LiteLLM, which is imported at the first request.
 
-Its import takes seconds and near 200 MB, so it happens in a thread, and only in a process that needs it.
+The import takes seconds and nearly 200 MB, so it runs in a thread, and only in a process that needs it.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ async def _litellm() -> Any:
 
 
 def _import() -> Any:
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches a price list at import
+    os.environ.setdefault(
+        "LITELLM_LOCAL_MODEL_COST_MAP", "True"
+    )  # otherwise it downloads a price list at import
     litellm: Any = importlib.import_module("litellm")
-    litellm.suppress_debug_info = True  # it prints advice of its own beside errors
+    litellm.suppress_debug_info = True  # otherwise it prints advice when an error occurs
     litellm.telemetry = False
-    # It takes a repeated chunk for a model gone mad; a table's rule or a row of blanks is no madness.
+    # It stops a stream that repeats a chunk, but a table's rule or a row of blanks is legitimate.
     litellm.REPEATED_STREAMING_CHUNK_LIMIT = sys.maxsize
     return litellm
 
 
 async def aclose() -> None:
-    """Close the running loop's clients. LiteLLM keeps them by the loop's id, which another loop may get."""
+    """Close the running loop's clients. LiteLLM keeps them by the loop's id, which a later loop may get again."""
     if _module is None:
         return
     cache = _module.in_memory_llm_clients_cache
@@ -85,10 +87,10 @@ class LiteLLMChat(ChatModel):
         except errors.ModelError:
             raise
         except Exception as error:
-            named = _model_error(error)
-            if began and isinstance(named, errors.ModelUnavailable):
-                named = errors.ModelInterrupted("the model's answer broke off")
-            raise named from None
+            translated = _model_error(error)
+            if began and isinstance(translated, errors.ModelUnavailable):
+                translated = errors.ModelInterrupted("the model's answer broke off")
+            raise translated from None
         finally:
             if stream is not None:
                 await stream.aclose()
@@ -102,7 +104,7 @@ class LiteLLMChat(ChatModel):
             "response_format": request.response_format,
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
-            # Given tools it would import the mcp package, not installed, for a gateway that we do not have.
+            # With tools it would import the mcp package, which is not installed, for a gateway that we do not use.
             "_skip_mcp_handler": True,
         }
         return self._address | {key: value for key, value in given.items() if value is not None}
@@ -128,7 +130,7 @@ def _endpoint(name: str, api_base: str) -> str:
 
 
 def _connection_options(api_base: str, api_key: str) -> dict[str, Any]:
-    """Where and how. Its own retries are off: ours know about Retry-After, and two of them multiply."""
+    """Address, key and timeout. LiteLLM's retries are off: ours respect Retry-After, and both would multiply."""
     return {
         "api_base": api_base or None,
         "api_key": api_key or None,
@@ -139,7 +141,7 @@ def _connection_options(api_base: str, api_key: str) -> dict[str, Any]:
 
 
 def _model_error(error: Exception) -> errors.ModelError:
-    """One of our errors for one of LiteLLM's, whose text may hold the prompt or the key."""
+    """Our error for one of LiteLLM's, whose text is dropped because it may hold the prompt or the key."""
     kind = type(error).__name__
     if isinstance(error, TimeoutError) or kind in {"Timeout", "APITimeoutError"}:
         return errors.ModelTimeout("the model did not answer in time")

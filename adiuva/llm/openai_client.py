@@ -1,4 +1,4 @@
-"""Our own lean client for endpoints that speak the OpenAI HTTP API."""
+"""Client for endpoints with the OpenAI HTTP API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from adiuva.llm.types import ChatRequest, Delta, Reply, Text
 
 DEFAULT_BASE = "https://api.openai.com/v1"
 _STREAM_CONTENT_TYPES = {"text/event-stream", "text/plain", "application/octet-stream"}
-_AFTER_FINISH_TIMEOUT_S = 5.0  # for usage and [DONE], once the finish has come
+# How long to wait for usage and [DONE] after the finish reason.
+_AFTER_FINISH_TIMEOUT_S = 5.0
+# How long to read the rest of a finished stream, so that its connection can be used again.
 _DRAIN_TIMEOUT_S = 0.2
 
 
@@ -38,7 +40,7 @@ class OpenAIChat(ChatModel):
             total=None, sock_connect=transport.CONNECT_TIMEOUT_S, sock_read=timeout_s
         )
         async with self._endpoint.post("chat/completions", body, timeout) as response:
-            if response.content_type == "application/json":  # it does not stream
+            if response.content_type == "application/json":  # the endpoint does not stream
                 raw = b"".join([piece async for piece in transport.chunks(response, timeout_s)])
                 yield _deltas_of_whole_answer(raw)
                 return
@@ -55,7 +57,6 @@ class OpenAIChat(ChatModel):
                 if not piece:
                     break
             yield deltas.finish()
-            # The rest, empty as a rule, is read so that the connection can be used again.
             await _next_chunk(source, _DRAIN_TIMEOUT_S)
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class OpenAIChat(ChatModel):
         if request.schema:
             body["response_format"] = request.response_format
         if request.max_tokens is not None:
-            # OpenAI's own newer models refuse the old name; most other servers know only that.
+            # OpenAI's newer models refuse the old name `max_tokens`; most other servers know only that one.
             own = self._endpoint.host == "api.openai.com"
             body["max_completion_tokens" if own else "max_tokens"] = request.max_tokens
         if request.temperature is not None:
@@ -85,7 +86,7 @@ class OpenAIEmbeddings(EmbeddingModel):
 
 
 def _deltas_of_whole_answer(raw: bytes) -> list[Delta]:
-    """A whole answer in place of a stream, as the deltas it would have been."""
+    """A whole answer, sent instead of a stream, as deltas."""
     try:
         reply = openai_format.parse_completion(openai_format.loads(raw))
     except ValueError:
@@ -94,10 +95,10 @@ def _deltas_of_whole_answer(raw: bytes) -> list[Delta]:
 
 
 async def _next_chunk(source: AsyncGenerator[bytes, None], within: float | None = None) -> bytes:
-    """The next read, or nothing at the end of the stream.
+    """The next chunk, or nothing at the end of the stream.
 
-    Where only `within` seconds are given the answer is complete: then a stream that stays open, breaks or
-    goes on for ever is at its end.
+    `within` is given once the answer is complete: then a stream that stays open for so many seconds, breaks or never
+    stops counts as ended.
     """
     if within is None:
         return await anext(source, b"")

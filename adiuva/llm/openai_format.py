@@ -1,6 +1,6 @@
-"""The OpenAI wire format read tolerantly: server-sent events, streamed chunks, whole answers.
+"""Tolerant parser of the OpenAI wire format: server-sent events, streamed chunks, whole answers.
 
-This is the hot path of every chat: a chunk is split off, parsed and merged in a few microseconds.
+This is the hot path of every chat: splitting off, parsing and merging a chunk takes a few microseconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DONE = b"[DONE]"
 
 
 def loads(raw: bytes | str) -> Any:
-    """JSON, also with lone surrogates: some providers cut an escaped pair in two. Raise ValueError."""
+    """Parse JSON, also with lone surrogates: some providers split an escaped pair. Raises ValueError."""
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -41,21 +41,22 @@ def replace_lone_surrogates(value: Any) -> Any:
 
 
 class EventStreamParser:
-    """Bytes of an event stream in, the data of its events out, however the bytes were split.
+    """Turns the bytes of an event stream into the data of its events, however the bytes are split.
 
-    After https://html.spec.whatwg.org/multipage/server-sent-events.html, save that a lone CR ends no line.
+    Follows https://html.spec.whatwg.org/multipage/server-sent-events.html, except that a lone CR does not end a line.
     """
 
     def __init__(self) -> None:
-        self._rest: list[bytes] = []  # of a line whose end has not come
+        # The start of a line, and the data of an event, whose ends have not arrived yet.
+        self._rest: list[bytes] = []
+        self._data: list[bytes] = []
         self._size = 0
-        self._data: list[bytes] = []  # of an event whose end has not come
 
     def feed(self, piece: bytes) -> list[bytes]:
         end = piece.rfind(b"\n")
         if end < 0:
             self._rest.append(piece)
-            self._bound(len(piece))
+            self._check_size(len(piece))
             return []
         head = piece[:end]
         if self._rest:
@@ -66,7 +67,7 @@ class EventStreamParser:
         return self._lines(head)
 
     def close(self) -> list[bytes]:
-        """The stream has ended: what its last, perhaps unfinished event holds."""
+        """End the stream; return the data of its last event, which may be incomplete."""
         found = self._lines(b"".join(self._rest) + b"\n")
         self._rest = []
         return found
@@ -80,15 +81,15 @@ class EventStreamParser:
             elif data and (not line or line == b"\r"):
                 found.append(data[0] if len(data) == 1 else b"\n".join(data))
                 data.clear()
-            # Comments, `event:`, `id:` and `retry:` say nothing that we need.
+            # Comments, `event:`, `id:` and `retry:` are not needed.
         if data:
-            self._bound(sum(map(len, data)))
+            self._check_size(sum(map(len, data)))
         return found
 
-    def _bound(self, more: int) -> None:
+    def _check_size(self, more: int) -> None:
         self._size += more
         if self._size > MAX_EVENT_BYTES:
-            raise errors.ModelGarbled("the model's stream holds an event without end")
+            raise errors.ModelGarbled("the model's stream holds an endless event")
 
 
 class _PartialToolCall:
@@ -99,17 +100,17 @@ class _PartialToolCall:
 
 
 class DeltaAssembler:
-    """Data of events in, deltas out: text at once, tool calls and the finish when the stream has ended."""
+    """Turns the data of events into deltas: text at once, tool calls and the finish at the end of the stream."""
 
     def __init__(self) -> None:
-        self.done = False  # [DONE] has come
+        self.done = False  # whether [DONE] has arrived
         self.reason = ""
         self._usage = Usage()
         self._calls: list[_PartialToolCall] = []
         self._by_index: dict[int, _PartialToolCall] = {}
 
     def feed(self, events: list[bytes]) -> list[Delta]:
-        """The text that these events bring, as one delta; raise what an error among them says."""
+        """The text in these events as one delta. Raises the error that an error object among them describes."""
         chunks: list[Any] = []
         for data in events:
             if data == DONE:
@@ -122,7 +123,7 @@ class DeltaAssembler:
         return self.feed_chunks(chunks)
 
     def feed_chunks(self, chunks: list[Any]) -> list[Delta]:
-        """The same for chunks that are parsed already."""
+        """The same for parsed chunks."""
         texts: list[str] = []
         try:
             for chunk in chunks:
@@ -147,7 +148,7 @@ class DeltaAssembler:
             raise errors.ModelGarbled("the model's stream holds a chunk of an unknown shape") from None
 
     def finish(self) -> list[Delta]:
-        """The tool calls and the finish; raise ModelInterrupted if the stream broke off before its end."""
+        """The tool calls and the finish. Raises ModelInterrupted if the stream broke off."""
         if not self.reason and not self.done:
             raise errors.ModelInterrupted("the model's answer broke off")
         calls = [make_tool_call(call.id, call.name, "".join(call.arguments)) for call in self._calls]
@@ -158,7 +159,7 @@ class DeltaAssembler:
         for piece in pieces:
             index, call_id = piece.get("index"), piece.get("id")
             call = self._calls[-1] if index is None and self._calls else self._by_index.get(index or 0)
-            # Some providers give every call the index 0, or none: a new id begins a new call.
+            # Some providers give every call index 0, or none: a new id starts a new call.
             if call is None or (call_id and call.id and call_id != call.id):
                 call = _PartialToolCall()
                 self._calls.append(call)
@@ -170,7 +171,7 @@ class DeltaAssembler:
 
 
 def parse_completion(body: Any) -> Reply:
-    """A whole chat completion. Raise ModelGarbled if it is none, or what its error object says."""
+    """Parse a whole chat completion. Raises ModelGarbled if it is none, or the error that it describes."""
     if isinstance(body, dict) and body.get("error"):
         raise errors.from_error_object(body["error"])
     try:
@@ -192,7 +193,7 @@ def parse_completion(body: Any) -> Reply:
 
 
 def parse_embeddings(body: Any, count: int) -> list[list[float]]:
-    """The vectors of an embeddings answer in the order of the texts, all of one length."""
+    """The vectors of an embeddings answer in the order of the texts, all of the same length."""
     if isinstance(body, dict) and body.get("error"):
         raise errors.from_error_object(body["error"])
     try:

@@ -1,4 +1,4 @@
-"""HTTP to a model's endpoint: a session and limits for each event loop, bounded answers, errors by name."""
+"""HTTP to a model's endpoint: a session and concurrency limits per event loop, bounded answers, our errors."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ MAX_ERROR_BODY_BYTES = 64 * 1024
 CONNECT_TIMEOUT_S = 10.0
 MAX_ATTEMPTS = 3
 FIRST_BACKOFF_S = 0.5
-MAX_RETRY_AFTER_S = 60.0  # that a provider may ask of us before we tell the caller instead
+# A longer Retry-After is raised to the caller instead of waited for.
+MAX_RETRY_AFTER_S = 60.0
 
 T = TypeVar("T")
 log = structlog.get_logger("adiuva.llm")
 
 
 class _Connections:
-    """What belongs to one event loop: its HTTP session and its limits by endpoint."""
+    """The HTTP session of one event loop, and its concurrency limits by endpoint."""
 
     def __init__(self) -> None:
         self.limits: dict[tuple[str, bool], asyncio.Semaphore] = {}
@@ -61,8 +62,10 @@ def session() -> aiohttp.ClientSession:
 
 
 def concurrency_limit(endpoint: str, *, streams: bool = False) -> asyncio.Semaphore:
-    """How many requests may be under way to an endpoint from this event loop. Streams, for which people wait, have
-    places of their own."""
+    """The semaphore that limits concurrent requests of this event loop to an endpoint.
+
+    Streams, for which people wait, have a limit of their own.
+    """
     limits = _connections.get().limits
     if (endpoint, streams) not in limits:
         most = settings.MODEL_STREAMS if streams else settings.MODEL_CONCURRENCY
@@ -76,7 +79,7 @@ async def aclose() -> None:
 
 
 async def pause_before_retry(error: errors.ModelError, tried: int, model: str) -> None:
-    """Wait as long as the provider asks, else with backoff and jitter; raise the error if no retry is due."""
+    """Wait for Retry-After, or else with backoff and jitter. Raises the error if it must not be retried."""
     if not error.transient or isinstance(error, errors.ModelTimeout) or tried >= MAX_ATTEMPTS:
         raise error
     if error.retry_after is not None and error.retry_after > MAX_RETRY_AFTER_S:
@@ -89,7 +92,7 @@ async def pause_before_retry(error: errors.ModelError, tried: int, model: str) -
 
 
 async def with_retries(model: str, endpoint: str, attempt: Callable[[], Awaitable[T]]) -> T:
-    """What an attempt returns, with a place at the endpoint for each and pauses, without a place, between."""
+    """The result of the first successful attempt. The concurrency limit is held during attempts, not during pauses."""
     tried = 0
     while True:
         try:
@@ -102,7 +105,7 @@ async def with_retries(model: str, endpoint: str, attempt: Callable[[], Awaitabl
 
 
 class Endpoint:
-    """An OpenAI-compatible address and the key for it. The key goes into one header and nowhere else."""
+    """An OpenAI-compatible address and its key, which is put into one header and nowhere else."""
 
     def __init__(self, api_base: str, api_key: str) -> None:
         try:
@@ -122,7 +125,7 @@ class Endpoint:
         return self._base.host or ""
 
     async def post_json(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON that the endpoint answers."""
+        """POST a body; return the JSON of the answer."""
         timeout = aiohttp.ClientTimeout(total=settings.MODEL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         async with self.post(path, body, timeout) as response:
             return await _json(response)
@@ -131,7 +134,10 @@ class Endpoint:
     async def post(
         self, path: str, body: dict[str, Any], timeout: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A successful answer, its body unread; leaving the block early closes the connection at once."""
+        """POST a body; the context is a successful answer with its body unread.
+
+        Leaving the context early closes the connection at once.
+        """
         url = self._base.joinpath(path).with_query(self._base.query)
         try:
             response = await session().post(
@@ -142,24 +148,24 @@ class Endpoint:
                     raise await _error_response(response)
                 yield response
             finally:
-                # Back to the pool if it was read to its end, else closed.
+                # The connection returns to the pool if the body was read to its end, and is closed otherwise.
                 response.release()
         except (aiohttp.ClientError, TimeoutError) as error:
-            # Not `from error`: aiohttp's errors can hold the request's headers, and so the key.
+            # Not `from error`: aiohttp's errors can hold the request's headers, which contain the key.
             raise _model_error(error) from None
 
 
 async def chunks(
     response: aiohttp.ClientResponse, silence_s: float | None = None
 ) -> AsyncGenerator[bytes, None]:
-    """What each read of the socket brought, as it comes. Raise TimeoutError when nothing comes for `silence_s`."""
+    """Yield the body as it is read from the socket. Raises TimeoutError when nothing arrives for `silence_s`."""
     watch = None if silence_s is None else _SilenceTimer(response, silence_s)
     size = 0
     try:
         while piece := await (watch or response.content).readany():
             size += len(piece)
             if size > MAX_ANSWER_BYTES:
-                raise errors.ModelGarbled("the model's answer is without end")
+                raise errors.ModelGarbled("the model's answer is too long")
             yield piece
     finally:
         if watch is not None:
@@ -167,30 +173,30 @@ async def chunks(
 
 
 class _SilenceTimer:
-    """Ends the wait for a stream that has fallen silent: with one timer, where aiohttp's sock_read makes one a read."""
+    """Ends the wait for a silent stream with a single timer; aiohttp's sock_read would start one per read."""
 
     def __init__(self, response: aiohttp.ClientResponse, silence_s: float) -> None:
         self._content, self._quiet_s = response.content, silence_s
         if response.connection is not None and response.connection.protocol is not None:
             response.connection.protocol.read_timeout = None
         self._loop = asyncio.get_running_loop()
-        self._since: float | None = None  # when the wait under way began
-        self._timer = self._loop.call_later(silence_s, self._look)
+        self._waiting_since: float | None = None
+        self._timer = self._loop.call_later(silence_s, self._check)
 
     async def readany(self) -> bytes:
-        self._since = self._loop.time()
+        self._waiting_since = self._loop.time()
         try:
             return await self._content.readany()
         finally:
-            self._since = None
+            self._waiting_since = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = self._loop.time()
-        due = (self._since or now) + self._quiet_s
+        due = (self._waiting_since or now) + self._quiet_s
         if due > now:
-            self._timer = self._loop.call_at(due, self._look)
+            self._timer = self._loop.call_at(due, self._check)
         else:
-            self._content.set_exception(aiohttp.SocketTimeoutError("the model has fallen silent"))
+            self._content.set_exception(aiohttp.SocketTimeoutError("the model has stopped sending"))
 
     def end(self) -> None:
         self._timer.cancel()
@@ -213,7 +219,7 @@ async def _error_response(response: aiohttp.ClientResponse) -> errors.ModelError
     except BodyTooLarge as large:
         raw = large.head
     except (aiohttp.ClientError, TimeoutError, ValueError):
-        pass  # the status says enough
+        pass  # the status is sufficient
     return errors.from_status(response.status, body, response.headers, text=raw.decode("utf-8", "replace"))
 
 

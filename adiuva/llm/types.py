@@ -1,4 +1,4 @@
-"""What goes to a model and what comes back. Messages and tools have the OpenAI wire shape."""
+"""Requests to models and their answers. Messages and tools have the form of the OpenAI API."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Tool = Mapping[str, Any]
 
 
 class Schema(NamedTuple):
-    """A JSON Schema that the answer is to fit, with the name it goes by."""
+    """A named JSON Schema for the answer."""
 
     name: str
     body: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Schema(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens. `cached_tokens` is the part of the input that the provider had in its cache."""
+    """Token counts. `cached_tokens` is the part of the input that was in the provider's cache."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -63,7 +63,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """`arguments` is JSON as the model wrote it: untrusted, and perhaps not JSON at all."""
+    """`arguments` is JSON as the model wrote it: untrusted, and possibly invalid."""
 
     id: str
     name: str
@@ -102,7 +102,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class StructuredReply:
-    """`value` is what `text` holds as JSON: data of an untrusted author, not checked against the schema."""
+    """`value` is the JSON in `text`: untrusted, and not checked against the schema."""
 
     value: Any
     text: str
@@ -111,7 +111,7 @@ class StructuredReply:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One question to a chat model."""
+    """One request to a chat model."""
 
     messages: Sequence[Message]
     tools: Sequence[Tool] | None = None

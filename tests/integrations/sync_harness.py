@@ -20,7 +20,7 @@ from tests.fakes.google import Google
 from tests.fakes.graph import Graph
 from tests.fakes.mailboxes import Box
 
-SWIFT = Timeouts(response_s=5.0, pause_s=0.01)
+SWIFT = Timeouts(response_s=5.0, first_backoff_s=0.01)
 
 
 def use(settings: Any, *, google: Google | None = None, graph: Graph | None = None) -> None:

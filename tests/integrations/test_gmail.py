@@ -294,7 +294,7 @@ async def test_a_reading_ends_soon_after_its_account_was_disconnected(
     google: Google, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the token would serve for an hour: not every provider takes it back."""
-    monkeypatch.setattr(provider_client, "_FRESH_S", 0.0)
+    monkeypatch.setattr(provider_client, "_TOKEN_REUSE_S", 0.0)
     box = google.mailbox("disconnected")
     for number in range(20):
         box.add(mail(str(number)))
@@ -371,4 +371,4 @@ async def test_a_slow_answer_is_given_up_and_asked_for_again(google: Google) -> 
     box = google.mailbox("slow")
     box.add(mail("x"))
     box.fault("/profile", Slow(5))
-    assert len(await Run().read(gmail(box, Timeouts(response_s=0.2, pause_s=0.01)))) == 1
+    assert len(await Run().read(gmail(box, Timeouts(response_s=0.2, first_backoff_s=0.01)))) == 1

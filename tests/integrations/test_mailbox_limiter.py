@@ -1,4 +1,4 @@
-"""The one limit of a mailbox: for all readers in all processes, and for longer than any of them reads."""
+"""The limit of concurrent requests to a mailbox, across processes and beyond the end of a sync."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import redis
 from django.conf import settings
 
-from integrations.mail import mailbox_limiter as gates
+from integrations.mail import mailbox_limiter
 from integrations.mail.errors import ProviderThrottled
 from integrations.mail.mailbox_limiter import MailboxLimiter, limiter_of
 from tests.fakes.google import Google
@@ -24,13 +24,13 @@ def name() -> str:
     return f"{time.monotonic_ns()}@example.com"
 
 
-async def test_gates_of_several_processes_let_four_through_together(name: str) -> None:
-    """Gates that share nothing but Redis, as processes have them."""
+async def test_limiters_of_several_processes_admit_four_requests_together(name: str) -> None:
+    """The limiters share nothing but Redis, like those of several processes."""
     running = peak = done = 0
 
-    async def one(at: MailboxLimiter) -> None:
+    async def request(limiter: MailboxLimiter) -> None:
         nonlocal running, peak, done
-        async with at.permit():
+        async with limiter.permit():
             running += 1
             peak = max(peak, running)
             await asyncio.sleep(0.002)
@@ -38,18 +38,16 @@ async def test_gates_of_several_processes_let_four_through_together(name: str) -
             done += 1
 
     several = [MailboxLimiter("Outlook", name) for _ in range(4)]
-    await asyncio.gather(*(one(at) for at in several for _ in range(8)))
+    await asyncio.gather(*(request(limiter) for limiter in several for _ in range(8)))
     assert (peak, done) == (4, 32)
     assert not _redis().exists(*several[0]._keys)
 
 
-async def test_who_was_asked_to_wait_waits_in_every_process_and_after_the_reading(
-    name: str, settings: Any
-) -> None:
+async def test_a_retry_after_counts_in_every_process_and_for_later_syncs(name: str, settings: Any) -> None:
     one, other = MailboxLimiter("Gmail", name), MailboxLimiter("Gmail", name)
     until = time.monotonic() + 0.1
     one.block(0.1)
-    one.block(0.01)  # the longer one stands
+    one.block(0.01)  # the longer pause stays
     async with other.permit():
         assert time.monotonic() >= until
     one.block(600)
@@ -63,10 +61,10 @@ async def test_who_was_asked_to_wait_waits_in_every_process_and_after_the_readin
         for _ in range(2):
             with pytest.raises(ProviderThrottled):
                 await Run().read(gmail(box))
-    assert box.asked == []  # by another gate's word
+    assert box.asked == []  # because another limiter was blocked
 
 
-async def test_a_place_of_who_was_cancelled_is_free_again(name: str) -> None:
+async def test_the_permit_of_a_cancelled_request_is_free_again(name: str) -> None:
     mine, theirs = MailboxLimiter("Gmail", name), MailboxLimiter("Gmail", name)
     async with AsyncExitStack() as held:
         for _ in range(4):
@@ -81,11 +79,11 @@ async def test_a_place_of_who_was_cancelled_is_free_again(name: str) -> None:
         assert _redis().zcard(mine._keys[0]) == 1
 
 
-async def test_a_place_is_kept_while_it_is_used_and_free_soon_after_its_process_died(
+async def test_a_permit_is_renewed_while_it_is_used_and_free_soon_after_its_process_was_killed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gates, "_PERMIT_TTL_S", 0.3)
-    monkeypatch.setattr(gates, "_RENEW_S", 0.05)
+    monkeypatch.setattr(mailbox_limiter, "_PERMIT_TTL_S", 0.3)
+    monkeypatch.setattr(mailbox_limiter, "_RENEW_S", 0.05)
     mine, theirs = MailboxLimiter("Gmail", name), MailboxLimiter("Gmail", name)
     async with AsyncExitStack() as held:
         for _ in range(4):
@@ -93,17 +91,17 @@ async def test_a_place_is_kept_while_it_is_used_and_free_soon_after_its_process_
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(AsyncExitStack().enter_async_context(theirs.permit()), 0.9)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()  # who is killed renews no more, and gives nothing back
+            task.cancel()  # a killed process neither renews nor releases
         async with theirs.permit():
             pass
 
 
-async def test_without_redis_each_process_keeps_to_the_limit_alone(
+async def test_without_redis_each_process_applies_the_limit_by_itself(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nowhere = redis.Redis.from_url("redis://127.0.0.1:1/0", socket_connect_timeout=1)
-    monkeypatch.setattr(gates, "_registered_script", nowhere.register_script)
-    monkeypatch.setattr(gates, "_redis_down_until", 0.0)
+    monkeypatch.setattr(mailbox_limiter, "_registered_script", nowhere.register_script)
+    monkeypatch.setattr(mailbox_limiter, "_redis_down_until", 0.0)
     alone = MailboxLimiter("Gmail", name)
     alone.block(0.01)
     async with AsyncExitStack() as held:
@@ -114,7 +112,7 @@ async def test_without_redis_each_process_keeps_to_the_limit_alone(
     assert alone._free == 4
 
 
-def test_a_mailbox_has_one_gate_however_its_address_is_spelt(name: str) -> None:
+def test_a_mailbox_has_one_limiter_however_its_address_is_spelt(name: str) -> None:
     first = limiter_of("Gmail", name)
     assert limiter_of("Gmail", name.upper()) is first and limiter_of("Outlook", name) is not first
 

@@ -35,7 +35,7 @@ import asyncio, json
 from adiuva import llm
 from adiuva.llm import transport
 
-transport.FIRST_PAUSE_S = 0.01
+transport.FIRST_BACKOFF_S = 0.01
 ASK = [{"role": "user", "content": "a secret question"}]
 found = {}
 

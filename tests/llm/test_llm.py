@@ -24,8 +24,8 @@ SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "intege
 
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
-    monkeypatch.setattr(transport, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(base, "_without_schema", set())
+    monkeypatch.setattr(transport, "FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(base, "_schema_unsupported", set())
     with Provider() as running:
         yield running
 
@@ -111,7 +111,7 @@ async def test_an_answer_that_is_no_completion_is_garbled(
 
 async def test_an_answer_without_end_is_cut_off(provider: Provider, model: llm.ChatModel) -> None:
     provider.script(Raw(b" " * (transport.MAX_ANSWER_BYTES + 1)))
-    with pytest.raises(llm.ModelGarbled, match="without end"):
+    with pytest.raises(llm.ModelGarbled, match="too long"):
         await model.complete(ASK)
 
 
@@ -177,13 +177,13 @@ async def test_a_long_retry_after_raises_at_once_and_tells_the_caller(
 async def test_a_retry_after_is_waited_for(
     provider: Provider, model: llm.ChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr(transport, "MAX_RETRY_AFTER_S", 0.0)
     provider.script(Fail(503, retry_after=0), "there you go")
     assert (await model.complete(ASK)).text == "there you go"
 
 
 async def test_a_port_where_nobody_listens_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(transport, "FIRST_BACKOFF_S", 0.01)
     nowhere = llm.chat_model({"model": "openai/x", "api_base": "http://127.0.0.1:9/v1", "api_key": ""})
     with pytest.raises(llm.ModelUnavailable, match="cannot be reached"):
         await nowhere.complete(ASK)
@@ -422,9 +422,9 @@ async def test_a_page_in_place_of_a_stream_raises(provider: Provider, model: llm
 async def test_an_endless_stream_is_cut_off(
     provider: Provider, model: llm.ChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "MAX_BYTES", 1024 * 1024)
+    monkeypatch.setattr(transport, "MAX_ANSWER_BYTES", 1024 * 1024)
     provider.script(Endless())
-    with pytest.raises(llm.ModelGarbled, match="without end"):
+    with pytest.raises(llm.ModelGarbled, match="too long"):
         await everything(model)
     assert await asyncio.to_thread(provider.calls[0].gone.wait, 5)
 

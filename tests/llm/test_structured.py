@@ -18,7 +18,7 @@ SCHEMA: dict[str, Any] = {"type": "object", "properties": {"count": {"type": "in
 
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
-    monkeypatch.setattr(transport, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(transport, "FIRST_BACKOFF_S", 0.01)
     with Provider() as running:
         yield running
 
