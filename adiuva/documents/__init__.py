@@ -1,4 +1,4 @@
-"""What strangers wrote, as text: for a device's folders and for mailboxes alike. It needs nothing of Django."""
+"""Converts mails and HTML pages to text, for a device's folders and for mailboxes. Independent of Django."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from adiuva.core.errors import AdiuvaError
 
 
 class Unreadable(AdiuvaError):
-    """A file or message that cannot be read. The message is the reason, in a few words, for the run's journal."""
+    """A file or message cannot be read. The error's message is the reason, in a few words, for the run's journal."""
 
     code = "unreadable"

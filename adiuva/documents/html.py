@@ -1,7 +1,6 @@
-"""HTML to text in one pass: time grows with the length and no input can raise or nest too deep.
+"""Converts HTML to text in one pass, in linear time; no input raises an error or exceeds the stack.
 
-Mails come from strangers, and the standard library's HTML parser takes quadratic time on some malformed
-input.
+Mails come from strangers, and the standard library's HTML parser takes quadratic time on some malformed input.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import re
 from typing import Final
 
 _TAG_NAME: Final = re.compile(r"/?([a-zA-Z][a-zA-Z0-9]*)")
-_COMMENT_END: Final = re.compile(r"-->|(?<!<!)--!>")  # also `<!-->`, as browsers have it
+_COMMENT_END: Final = re.compile(r"-->|(?<!<!)--!>")  # browsers also accept `<!-->`
 _ENTITY: Final = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});?")
 _SPACE: Final = re.compile(r"[ \t\r\n\v\f]+")
-# Where a block begins or ends there is one break, however many tags say so. These two characters, which no text
-# has after _SPACE, stand for them until the end.
+# Placeholders for the breaks at the start and end of blocks, of which several in a row become one. No text contains
+# these characters after _SPACE was applied.
 _LINE, _PARAGRAPH = "\v", "\f"
 _BREAKS: Final = re.compile(f" ?[{_LINE}{_PARAGRAPH}][ {_LINE}{_PARAGRAPH}]*")
 _LINES_ONLY: Final = re.compile(r"\r\n|[\r\v\f]")
@@ -23,13 +22,12 @@ _CHECKBOX: Final = re.compile(r"""\btype\s*=\s*["']?checkbox""", re.IGNORECASE)
 _CHECKED: Final = re.compile(r"\bchecked\b", re.IGNORECASE)
 _ALT: Final = re.compile(r"""\balt\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
 _MANY_BREAKS: Final = re.compile(r"\n{3,}")
-# Where a quotation begins and ends, until the end.
+# Placeholders for the start and end of a quotation.
 _QUOTE, _UNQUOTE = "\x0e", "\x0f"
 _NO_MARKS: Final = str.maketrans("", "", _QUOTE + _UNQUOTE)
 _DEEPEST_QUOTE: Final = 5
 
-# What is inside is for programs, not for readers. A script or style without an end hides the rest, as in
-# browsers.
+# Elements whose content is not shown. A script or style without an end hides the rest, as in browsers.
 _UNSEEN: Final = {
     name: re.compile(rf"</{name}\b[^>]*>?", re.IGNORECASE)
     for name in ("script", "style", "template", "title")
@@ -46,12 +44,15 @@ _CELLS: Final = frozenset({"td", "th"})
 
 
 def html_to_text(source: str, *, quotes: bool = False) -> str:
-    """What a reader would see, in lines: list items with a dash, cells with a bar, boxes as [ ] or [x]; if `quotes`,
-    what is quoted with '>'."""
+    """The visible text in lines: list items start with a dash, cells end with a bar, checkboxes are [ ] or [x].
+
+    `quotes`: quoted text is marked with '>'.
+    """
     pieces: list[str] = []
     if quotes:
         source = source.translate(_NO_MARKS)
-    endless: set[str] = set()  # elements that were once found to have no end: not to be looked for again
+    # Elements without an end tag; searching for it again each time would take quadratic time.
+    endless: set[str] = set()
     position, preformatted = 0, 0
     while position < len(source):
         opening = source.find("<", position)
@@ -87,7 +88,7 @@ def html_to_text(source: str, *, quotes: bool = False) -> str:
 
 
 def _tag(source: str, opening: int) -> tuple[int, str]:
-    """Where reading goes on, and what was between the brackets: '<' if it was no tag, '' for a comment."""
+    """The position after a tag, and its content: '<' if it is no tag, '' for a comment."""
     if source.startswith("<!--", opening):
         over = _COMMENT_END.search(source, opening + 2)
         return (over.end() if over else len(source)), ""
@@ -129,7 +130,7 @@ def _tidy(text: str) -> str:
 
 
 def _marked(text: str) -> str:
-    """Lines between the marks with '>' before them, and one empty line where a quotation begins and ends."""
+    """Replace the placeholders of quotations: lines inside get '>', and an empty line is put before and after."""
     depth = 0
     lines: list[str] = []
     for line in text.split("\n"):

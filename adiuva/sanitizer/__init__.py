@@ -30,11 +30,11 @@ __all__ = ["MAX_HELD_CHARS", "LeakPatterns", "Sanitizer"]
 
 
 class Sanitizer:
-    """One answer's filter: text in as it streams, text out that may be shown.
+    """The filter of one answer: takes its text as it streams, returns the text that may be shown.
 
-    `known` holds the ids that tools returned in this conversation; it is looked at when an id is complete, so it may
-    grow. `private` are strings that never come out. `own(word)` says that a name stands in the user's own words or
-    data, so that one like a tool's is the user's there.
+    `known`: the ids that tools returned in this conversation. It is looked up when an id is complete, so it may grow.
+    `private`: strings that are never shown. `own(word)`: whether a word occurs in the user's own messages or data, in
+    which case it is kept even if it is also the name of a tool.
     """
 
     def __init__(
@@ -46,16 +46,16 @@ class Sanitizer:
         own: Callable[[str], bool] = lambda word: False,
     ) -> None:
         self.removed: Counter[str] = Counter()
-        """How often what kind was taken out, for logs."""
+        """How often each kind was removed, for logs."""
         self._patterns, self._known, self._private, self._own = patterns, known, private, own
         self._out: list[str] = []
-        self._leaks = PromptLeakStage(patterns, self._out.append, self.removed)
-        self._names = IdentifierStage(
-            patterns, self._leaks, known=known, private=private, own=own, removed=self.removed
+        self._prompt_leaks = PromptLeakStage(patterns, self._out.append, self.removed)
+        self._identifiers = IdentifierStage(
+            patterns, self._prompt_leaks, known=known, private=private, own=own, removed=self.removed
         )
         self._markup = MarkupStage(
             patterns,
-            prose=self._names.feed,
+            prose=self._identifiers.feed,
             whole=self._show_whole,
             allowed=lambda row: row in known and row not in private,
             clean=self._clean,
@@ -63,33 +63,33 @@ class Sanitizer:
         )
 
     def feed(self, text: str) -> str:
-        """What may go out now."""
+        """Take more text; return what may be shown now."""
         self._markup.feed(text)
-        return self._taken()
+        return self._take_output()
 
     def finish(self) -> str:
-        """The rest, at the end of the answer."""
+        """End the answer; return the rest that may be shown."""
         self._markup.finish()
-        self._names.finish()
-        self._leaks.finish()
-        return self._taken()
+        self._identifiers.finish()
+        self._prompt_leaks.finish()
+        return self._take_output()
 
-    def _taken(self) -> str:
+    def _take_output(self) -> str:
         out = self._out
         if not out:
             return ""
-        said = out[0] if len(out) == 1 else "".join(out)
+        text = out[0] if len(out) == 1 else "".join(out)
         out.clear()
-        return said
+        return text
 
     def _show_whole(self, text: str) -> None:
-        """A tag or chart, judged already: what is held before it is decided first."""
-        self._names.finish()
-        self._leaks.finish()
-        self._leaks.show(text)
+        """Show a checked tag or chart, after deciding on all text that is held before it."""
+        self._identifiers.finish()
+        self._prompt_leaks.finish()
+        self._prompt_leaks.show(text)
 
     def _clean(self, text: str) -> str:
-        """A text inside of a chart, as prose would come out."""
+        """A text inside a chart, filtered like prose."""
         out: list[str] = []
         leaks = PromptLeakStage(self._patterns, out.append, self.removed)
         names = IdentifierStage(

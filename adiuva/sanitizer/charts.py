@@ -1,4 +1,4 @@
-"""A chart as the protocol describes it, or none at all."""
+"""Validates charts in answers: a chart passes as the protocol describes it, or not at all."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import orjson
 
 _TYPES = {"area", "bar", "line", "pie", "radar", "radial"}
-_ROWS, _COLUMNS, _SERIES, _TEXT, _KEY = 1_000, 32, 32, 500, 64
+_MAX_ROWS, _MAX_COLUMNS, _MAX_SERIES = 1_000, 32, 32
+_MAX_TEXT_CHARS, _MAX_KEY_CHARS = 500, 64
 _VARIABLE = r"var\(\s*--[\w-]{1,64}\s*\)"
-# Colours of CSS, as far as they are made of names, numbers and variables: no url(), no escapes, no end of a rule.
+# CSS colours made of names, numbers and variables: no url(), no escapes, nothing that ends a rule.
 _COLOR = re.compile(
     rf"#(?:[0-9a-f]{{3,4}}|[0-9a-f]{{6}}|[0-9a-f]{{8}})|[a-z]{{3,24}}|{_VARIABLE}"
     rf"|(?:rgba?|hsla?|hwb|lab|lch|oklab|oklch)\((?:[\d\s.,%/+-]|deg|turn|none|{_VARIABLE}){{1,100}}\)",
@@ -24,10 +25,10 @@ class _Invalid(Exception):
 
 
 def validated_json(text: str, clean: Callable[[str], str]) -> str | None:
-    """The chart's JSON, written again from what was checked, or None.
+    """The chart's JSON, serialized anew from its validated parts; None if it is not valid.
 
-    Keys that a chart does not have are left out. Texts come out as `clean` leaves them, and if it finds something in
-    the whole, or in the texts one after the other, that it does not find in each, there is no chart.
+    Unknown keys are dropped. Texts are replaced by what `clean` makes of them. The chart is refused if `clean` would
+    also change the whole JSON, or all texts joined: something forbidden may be spread over several texts.
     """
     try:
         chart = _chart(orjson.loads(text), clean)
@@ -35,26 +36,26 @@ def validated_json(text: str, clean: Callable[[str], str]) -> str | None:
     except (orjson.JSONDecodeError, orjson.JSONEncodeError, _Invalid):
         return None
     cells = (cell for row in chart["data"] for cell in row.values() if isinstance(cell, str))
-    spoken = " ".join([chart["title"], *cells, *(one["label"] for one in chart["config"].values())])
-    if clean(written) != written or clean(spoken) != spoken:
+    texts = " ".join([chart["title"], *cells, *(one["label"] for one in chart["config"].values())])
+    if clean(written) != written or clean(texts) != texts:
         return None
-    return written.replace("<", "\\u003c").replace(">", "\\u003e")  # a text in it ends no tag
+    return written.replace("<", "\\u003c").replace(">", "\\u003e")  # so that no text in it can end the tag
 
 
 def _chart(value: Any, clean: Callable[[str], str]) -> dict[str, Any]:
     match value:
         case {"chartType": str(kind), "title": str(title), "data": list(rows), "config": dict(config)}:
-            _must(kind in _TYPES and 0 < len(rows) <= _ROWS and 0 < len(config) <= _SERIES)
+            _require(kind in _TYPES and 0 < len(rows) <= _MAX_ROWS and 0 < len(config) <= _MAX_SERIES)
         case _:
             raise _Invalid
     data = [_row(row, clean) for row in rows]
     series = {_key(key, clean): _series(one, clean) for key, one in config.items()}
-    _must(any(key in row for row in data for key in series))
+    _require(any(key in row for row in data for key in series))
     return {"chartType": kind, "title": _text(title, clean), "data": data, "config": series}
 
 
 def _row(value: Any, clean: Callable[[str], str]) -> dict[str, str | int | float]:
-    _must(isinstance(value, dict) and 0 < len(value) <= _COLUMNS)
+    _require(isinstance(value, dict) and 0 < len(value) <= _MAX_COLUMNS)
     row: dict[str, str | int | float] = {}
     for key, cell in value.items():
         match cell:
@@ -72,22 +73,22 @@ def _row(value: Any, clean: Callable[[str], str]) -> dict[str, str | int | float
 def _series(value: Any, clean: Callable[[str], str]) -> dict[str, str]:
     match value:
         case {"label": str(label), "color": str(color)}:
-            _must(_COLOR.fullmatch(color.strip()) is not None)
+            _require(_COLOR.fullmatch(color.strip()) is not None)
             return {"label": _text(label, clean), "color": color.strip()}
         case _:
             raise _Invalid
 
 
 def _key(key: str, clean: Callable[[str], str]) -> str:
-    _must(0 < len(key) <= _KEY and clean(key) == key)
+    _require(0 < len(key) <= _MAX_KEY_CHARS and clean(key) == key)
     return key
 
 
 def _text(text: str, clean: Callable[[str], str]) -> str:
-    _must(len(text) <= _TEXT)
+    _require(len(text) <= _MAX_TEXT_CHARS)
     return clean(text)
 
 
-def _must(holds: bool) -> None:
+def _require(holds: bool) -> None:
     if not holds:
         raise _Invalid

@@ -14,7 +14,7 @@ from adiuva.sanitizer import charts, tool_calls
 from adiuva.sanitizer.patterns import LeakPatterns
 
 MAX_HELD_CHARS: Final = 64 * 1024
-"""So many characters are held back at most."""
+"""At most this many characters are held back."""
 
 _ENTITY = r"(?:task|project|note|timeline)"
 _CALLS = r"tool_calls?|function_calls?|tool_responses?|tool_results?|tools"
@@ -29,7 +29,7 @@ _ANGLE_BEGUN = re.compile(
     rf"<(?:/?[a-z_]{{0,16}}|/(?:{_CALLS}|function|invoke|parameter)|(?:{_ENTITY}|chart)>\s{{0,16}}"
     rf"|(?:{_CALLS})\s[^<>]{{0,200}}|(?:function|invoke|parameter)[\s=][^<>]{{0,200}}|[|｜][^|｜<>\n]{{0,64}}[|｜]?)\Z"
 )
-# The keys with which models begin a tool call or a tool's schema.
+# The keys with which models start a tool call or a tool's schema.
 _KEY = r'"(?:type|name|function|tool|tool_name|tool_calls|tool_uses|arguments|parameters|id|index|recipient_name)"'
 _OBJECT = rf"\{{\s{{0,16}}{_KEY}\s{{0,16}}:"
 _OBJECT_BEGUN = r"\{\s{0,16}(?:\"(?:[a-z_]{0,16}(?:\"\s{0,16})?)?)?"
@@ -61,7 +61,8 @@ _JSON_PART = re.compile(r'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)
 _THOUGHT_END = re.compile(r"</think(?:ing)?>")
 _CALLS_END = re.compile(r"<[|｜]tool[_▁ ]calls?(?:[_▁ ]section)?[_▁ ]end[|｜]>")
 _QUOTES = " \t\r\n`\"'“”‘’"
-_SKIPPED_TAIL = 32  # longer than what ends a skip
+# Longer than any closing mark, so that a split one is still found.
+_SKIPPED_TAIL = 32
 
 _WAIT: Final = -1
 
@@ -80,33 +81,33 @@ class MarkupStage:
         self._tools, self._prose, self._whole = patterns.tool_names, prose, whole
         self._allowed, self._clean, self._removed = allowed, clean, removed
         self._held = ""
-        self._scanned: tuple[int, int] | None = (
-            None  # how far a JSON value was read, and how deep it was there
-        )
-        self._skip: re.Pattern[str] | None = None  # what ends something that is too long to be held
-        self._cut = False  # something was taken out here
+        # How far the JSON value at the start of the held text was scanned, and the nesting depth there.
+        self._scanned: tuple[int, int] | None = None
+        # The end of a construct that is being dropped because it is too long to be held.
+        self._skip_until: re.Pattern[str] | None = None
+        self._has_cut = False  # whether something was removed at this position
         self._last = ""  # the last character of the prose
-        self._spoke = False  # there was more than blanks
+        self._has_text = False  # whether the answer has had more than blanks
 
     def feed(self, text: str) -> None:
-        if self._held or self._skip:
+        if self._held or self._skip_until:
             self._held += text
         elif text and not _TRIGGER.search(text):
             self._say(text)
             return
         else:
             self._held = text
-        self._go_on(final=False)
+        self._process(final=False)
 
     def finish(self) -> None:
-        self._go_on(final=True)
+        self._process(final=True)
 
-    def _go_on(self, final: bool) -> None:
+    def _process(self, final: bool) -> None:
         held, at = self._held, 0
         while at < len(held):
-            if self._skip:
-                at = self._skipped(self._skip, at)
-                if self._skip:
+            if self._skip_until:
+                at = self._skipped(self._skip_until, at)
+                if self._skip_until:
                     break
             trigger = _TRIGGER.search(held, at)
             start = trigger.start() if trigger else len(held)
@@ -123,7 +124,7 @@ class MarkupStage:
             self._scanned = self._scanned[0] - at, self._scanned[1]
 
     def _construct(self, at: int, final: bool) -> int:
-        """Judge what may begin at `at`; returns where to go on, or _WAIT."""
+        """Judge a construct that may start at `at`; return where to continue, or _WAIT for more text."""
         match self._held[at]:
             case "<":
                 return self._angle(at, final)
@@ -150,9 +151,9 @@ class MarkupStage:
             case "chart":
                 return self._chart(at, found.end("chart"), final)
             case "thought":
-                if self._spoke:  # a model that thinks aloud does so first; later it is a word of the text
+                if self._has_text:  # models think before they answer; later the tag is part of the text
                     return self._literal(at)
-                self._skip = _THOUGHT_END
+                self._skip_until = _THOUGHT_END
                 return self._dropped("thought", found.end())
             case "call":
                 return self._call(at, found.end(), re.compile(f"</{found['call']}>"), final)
@@ -168,7 +169,7 @@ class MarkupStage:
         end = _ENTITY_BODY_END.search(held, start, at + MAX_HELD_CHARS)
         if end is None:
             if len(held) - at >= MAX_HELD_CHARS:
-                return self._dropped("tag", start)  # a list of ids it is not: the rest is prose
+                return self._dropped("tag", start)  # it is no list of ids: the rest is prose
             return self._dropped("tag", _end_of_line(held, start)) if final else _WAIT
         closed = end[0] == "]"
         after = end.end() if closed else end.start()
@@ -228,7 +229,7 @@ class MarkupStage:
         return self._dropped("markup", end)
 
     def _value(self, at: int, final: bool) -> int:
-        """JSON that begins as tool calls and schemas do. A blank line ends it too: nobody waits for a lost brace."""
+        """JSON that starts like a tool call or schema. A blank line ends it too, in case its last brace is missing."""
         held, stop = self._held, at + MAX_HELD_CHARS
         blank = _BLANK_LINE.search(held, at, stop)
         end = self._end_of_value(at, blank.start() if blank else stop)
@@ -242,12 +243,12 @@ class MarkupStage:
         return end
 
     def _end_of_value(self, start: int, stop: int) -> int:
-        """Behind the last bracket of a JSON value; _WAIT if it does not end before `stop`. Reads each part once."""
+        """The end of a JSON value; _WAIT if it does not end before `stop`. Scans each part only once."""
         place, depth = self._scanned or (start, 0)
         for part in _JSON_PART.finditer(self._held, place, stop):
             match part[0]:
                 case '"':
-                    place = part.start()  # a string without an end
+                    place = part.start()  # a string that has not ended yet
                     break
                 case "{" | "[":
                     depth += 1
@@ -260,10 +261,10 @@ class MarkupStage:
         return _WAIT
 
     def _unended(self, kind: str, at: int, start: int, close: re.Pattern[str], final: bool) -> int:
-        """Something to be dropped whose end is not there: too long, or cut off, or not yet there."""
+        """A construct to be dropped whose end is missing: it is too long, cut off, or has not arrived yet."""
         held = self._held
         if len(held) - at >= MAX_HELD_CHARS:
-            self._skip = (
+            self._skip_until = (
                 close if close is _BLANK_LINE else re.compile(f"{close.pattern}|{_BLANK_LINE.pattern}")
             )
             return self._dropped(kind, at + MAX_HELD_CHARS)
@@ -276,7 +277,7 @@ class MarkupStage:
         found = end.search(self._held, at)
         if found is None:
             return max(at, len(self._held) - _SKIPPED_TAIL)
-        self._skip = None
+        self._skip_until = None
         return found.start() if found[0].isspace() else found.end()
 
     def _literal(self, at: int) -> int:
@@ -285,21 +286,21 @@ class MarkupStage:
 
     def _dropped(self, kind: str, following: int) -> int:
         self._removed[kind] += 1
-        self._cut = True
+        self._has_cut = True
         return following
 
     def _say(self, text: str) -> None:
-        if self._cut:
-            # What stood on both sides must not grow together, to a tag perhaps.
+        if self._has_cut:
+            # The text on both sides must not merge, perhaps into a tag.
             if text[0].isalnum() and self._last and not self._last.isspace():
                 self._prose(" ")
-            self._cut = False
+            self._has_cut = False
         self._last = text[-1]
-        self._spoke = self._spoke or not text.isspace()
+        self._has_text = self._has_text or not text.isspace()
         self._prose(text)
 
     def _show(self, text: str) -> None:
-        self._cut, self._last, self._spoke = False, "", True
+        self._has_cut, self._last, self._has_text = False, "", True
         self._whole(text)
 
 

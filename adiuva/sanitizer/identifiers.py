@@ -1,6 +1,6 @@
-"""The second stage: in prose, names of tools become words, and ids go, with the brackets that would stay empty.
+"""Second stage: in prose, names of tools become ordinary words; ids are removed, with brackets left empty by that.
 
-It holds back what may still become longer: the last token, and an opened `(id: …`. The next stage gets whole words.
+It holds back what may still grow: the last token, and an opened `(id: …`. The next stage gets whole words.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Protocol
 from adiuva.sanitizer.patterns import UNSPACED, LeakPatterns
 
 MAX_TOKEN_CHARS = 256
-"""A longer token is nothing that a person reads."""
+"""A longer token is not for people to read, for example base64."""
 _MIN_PRIVATE_CHARS = 8
-"""A shorter string cannot be told from an ordinary word or number."""
+"""A shorter string is not removed: it could be an ordinary word or number."""
 
-# What ids, identifiers and addresses are made of; a token has no such character on either side.
+# The characters of ids, identifiers and addresses. A token is a longest run of them.
 _T = rf"[^\s!-*,;<>?\[\]^`{{|}}~\u2010-\u205f\u3000-\u303f\uff00-\uff0f{UNSPACED}]"
 _QUOTE = r"[`\"'*]{0,3}+"
-# Of ASCII, whatever letters stand beside it: a text without spaces may be cut there.
+# ASCII only, whatever letters are beside it: text in scripts without spaces may be split there.
 _A = r"[A-Za-z0-9_-]"
 _ROW = rf"(?<!{_A})(?={_A}*[0-9]){_A}{{8,128}}(?!{_A})"
 _NAME = r"[A-Za-z0-9]+(?:\\?_[A-Za-z0-9]+)++"
@@ -38,19 +38,19 @@ _UNIT = re.compile(
 _ROW_ID = re.compile(_ROW)
 _TOOL = re.compile(_SPOKEN)
 _QUOTES = ("`", '"', "'", "*")
-# How a unit may begin at the end of a text, or what may be one: more than that, but never from inside of a token.
-# The ids are taken for good ({0,100}+), or a list of them would be tried in exponentially many ways.
+# What may be, or become, a unit at the end of a text. It may match too much, but never starts inside a token.
+# The ids are matched possessively ({0,100}+): backtracking over a list of them would take exponential time.
 _TAIL = re.compile(
     rf"(?:[ \t]|(?<!{_T})|(?!{_T}))"
     rf"(?:(?:[(\[][ \t]{{0,4}}(?:{_KIND})?(?:{_LABEL})?|{_LABEL})(?:{_QUOTE}{_ROW}{_QUOTE}{_SEPARATOR}){{0,100}}+"
     rf"|{_QUOTE}{_ROW}{_QUOTE})?{_QUOTE}{_T}*{_QUOTE}\Z"
 )
-# Text in which no unit can have begun, but for its last token and for the word "id".
+# Text in which no unit can have started, apart from its last token and the word "id".
 _PLAIN = re.compile(rf"[^\d_`(\[\\{UNSPACED}]*\Z")
 _ID = re.compile(r"(?<![A-Za-z])[Ii][Dd]s?(?![A-Za-z])")
 _LONG = re.compile(rf"{_T}{{{MAX_TOKEN_CHARS + 1},}}")
 _TOKEN_CHARACTERS = re.compile(rf"{_T}*")
-_TELLING = re.compile(r"[_0-9]")
+_MAY_HOLD_UNIT = re.compile(r"[_0-9]")
 
 
 class _NextStage(Protocol):
@@ -70,18 +70,18 @@ class IdentifierStage:
         removed: Counter[str],
     ) -> None:
         self._spoken, self._known, self._own, self._removed = patterns.spoken_tool_names, known, own, removed
-        self._say, self._say_opaque = following.feed, following.opaque
-        # Longest first, so that of two that begin at one place the longer goes.
+        self._next_feed, self._next_opaque = following.feed, following.opaque
+        # Longest first, so that of two that start at the same position the longer one is removed.
         self._private = sorted(
             {_lower(p) for p in private if len(p) >= _MIN_PRIVATE_CHARS}, key=len, reverse=True
         )
         self._shortest = min(map(len, self._private), default=0)
         self._longest = max(map(len, self._private), default=1)
-        # Those that do not look like a row's id; and of them those that are more than one token.
+        # Private strings that do not look like a row's id; and those of them that span several tokens.
         self._odd = [p for p in self._private if not _ROW_ID.fullmatch(p)]
         self._spaced = [p for p in self._odd if len(p) != _token_end(p, 0)]
         self._held = ""
-        self._in_long = False  # in a token that is too long to be read
+        self._in_long = False  # inside a token longer than MAX_TOKEN_CHARS
 
     def feed(self, text: str) -> None:
         held = self._held + text
@@ -96,14 +96,14 @@ class IdentifierStage:
             return
         tail = _TAIL.search(held)
         cut = tail.start() if tail else len(held)
-        if held[cut : cut + 1] in _QUOTES:  # perhaps those that close a unit
+        if held[cut : cut + 1] in _QUOTES:  # they may close a unit
             cut = next(
                 (unit.start() for unit in _UNIT.finditer(held) if unit.start() < cut < unit.end()), cut
             )
         self._pass(held, cut)
 
     def finish(self) -> None:
-        """Decide on what is held: the prose ends here."""
+        """Decide on the held text: the prose ends here."""
         held, self._held = self._held, ""
         if self._in_long:
             self._in_long = False
@@ -119,25 +119,25 @@ class IdentifierStage:
         self._held = held[cut:]
 
     def _judge(self, text: str) -> None:
-        """Pass on a text in which no unit is cut."""
+        """Filter and pass on a text that splits no unit."""
         if self._odd and len(text) >= self._shortest:
             text = self._without(self._odd, text)
-        if _TELLING.search(text):
+        if _MAY_HOLD_UNIT.search(text):
             at = 0
             for unit in _UNIT.finditer(text):
                 if (said := self._unit(unit)) != unit[0]:
-                    # In pieces: what grows together here is still two words to the next stage.
-                    self._say_public(text[at : unit.start()])
-                    self._say_public(said)
+                    # In pieces: words that become adjacent here are still separate for the next stage.
+                    self._pass_prose(text[at : unit.start()])
+                    self._pass_prose(said)
                     at = unit.end()
             text = text[at:]
-        self._say_public(text)
+        self._pass_prose(text)
 
-    def _say_public(self, text: str) -> None:
+    def _pass_prose(self, text: str) -> None:
         if self._shortest and len(text) >= self._shortest:
             text = self._without(self._private, text)
         if text:
-            self._say(text)
+            self._next_feed(text)
 
     def _unit(self, match: re.Match[str]) -> str:
         text = match["ids"]
@@ -165,7 +165,7 @@ class IdentifierStage:
         return ""
 
     def _kind(self, word: str) -> str:
-        """What a word is that must not be shown; "" if it may be."""
+        """The kind of a word that must not be shown; "" if it may be shown."""
         if _lower(word) in self._private:
             return "private_id"
         return "row_id" if word in self._known or word.strip("_-") in self._known else ""
@@ -178,12 +178,12 @@ class IdentifierStage:
                 self._removed["private_id"] += 1
                 text = text[:at] + text[at + len(secret) :]
                 lowered = lowered[:at] + lowered[at + len(secret) :]
-                # Within a token what stays may be one again.
+                # Removing one from within a token may create another.
                 at = lowered.find(secret, at if secret in self._spaced else 0)
         return text
 
     def _before_spaced(self, held: str, cut: int) -> int:
-        """The cut, or one before a private string of more than a token that it would divide, or may divide."""
+        """The cut, moved before a private string of several tokens that it splits or may split."""
         lowered, wanted = _lower(held), -1
         while cut != wanted:
             wanted = cut
@@ -200,7 +200,7 @@ class IdentifierStage:
         return cut
 
     def _without_long_tokens(self, held: str) -> str:
-        """Pass on what goes up to the end of the last token that is too long, and return what is left."""
+        """Pass on the text up to the end of the last overlong token; return the rest."""
         at = 0
         while True:
             if not self._in_long:
@@ -217,23 +217,23 @@ class IdentifierStage:
             self._in_long, at = False, end
 
     def _pass_opaque(self, text: str, until: int) -> str:
-        """Pass on what begins before `until` but for private strings, and return the rest."""
+        """Pass on the text before `until` without private strings; return the rest."""
         lowered = _lower(text)
         at = 0
         while at < until:
             found = [(start, -len(p)) for p in self._private if 0 <= (start := lowered.find(p, at)) < until]
             start, length = min(found, default=(until, 0))
             if start > at:
-                self._say_opaque(text[at:start])
+                self._next_opaque(text[at:start])
             if length:
                 self._removed["private_id"] += 1
-                self._say_opaque("…")  # so that what stays on both sides does not become one
+                self._next_opaque("…")  # so that the text on both sides does not merge
             at = start - length
         return text[at:]
 
 
 def _lower(text: str) -> str:
-    """In lower case, and of the same length: of all characters only İ becomes two."""
+    """Lower case with the same length: İ is the only character that would become two."""
     return text.replace("İ", "i").lower()
 
 

@@ -1,4 +1,4 @@
-"""What must not be shown, compiled once a process: prompts as runs of words, canaries as patterns, names of tools."""
+"""Compiled patterns of what must not be shown: prompts as word runs, canaries as expressions, names of tools."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 MIN_LEAKED_WORDS = 8
-"""So many words of a prompt in a row are the prompt, and no longer a coincidence."""
+"""So many consecutive words of a prompt are a leak; fewer may be a coincidence."""
 
-# Scripts that are written without spaces: each character is a word, so that nobody waits for the end of a clause.
+# Scripts without spaces: each character counts as a word, so that text is not held back to the end of a clause.
 UNSPACED = r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 INVISIBLE = r"\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff"
 _ASCII_WORD = re.compile(r"[A-Za-z0-9]+")
 _WORD = re.compile(rf"[{UNSPACED}]|(?:[^\W_{UNSPACED}]|[{INVISIBLE}])+")
 _INVISIBLE = re.compile(f"[{INVISIBLE}]")
 
-# What may stand between the letters of a canary that somebody wants to get past us: blanks, markdown, punctuation.
+# What may separate the letters of a disguised canary: blanks, markdown, punctuation.
 _BETWEEN = rf"[\s{INVISIBLE}*_~`\-'\".,:;|>#+/\\]{{0,8}}"
 _CANARY_LETTERS = (8, 64)
 
@@ -26,15 +26,17 @@ def words(text: str, start: int = 0) -> Iterator[re.Match[str]]:
 
 
 def normalized(word: str) -> str:
-    """The form in which words are compared."""
+    """The form of a word for comparisons."""
     if word.isascii():
         return word.lower()
     return unicodedata.normalize("NFKC", _INVISIBLE.sub("", word)).casefold()
 
 
 class LeakPatterns:
-    """Texts that models are given and users are not: `prompts` (the descriptions of tools may be among them), the
-    `canaries` in them, which are to have 8 to 64 letters and digits, and the names of tools."""
+    """Patterns of texts that models get and users must not see. Build once per process.
+
+    `prompts` may include descriptions of tools. `canaries` in them have 8 to 64 letters and digits.
+    """
 
     def __init__(self, *, prompts: Iterable[str], canaries: Iterable[str], tool_names: Iterable[str]) -> None:
         self.prompt_runs = WordRuns(prompts)
@@ -42,16 +44,16 @@ class LeakPatterns:
         self.spoken_tool_names = {
             name.lower(): name.replace("_", " ") for name in self.tool_names if "_" in name
         }
-        """Names that cannot be ordinary words, and how they are said."""
+        """Names that cannot be ordinary words → how they are shown."""
         letters = sorted({_letters(canary) for canary in canaries})
         self.canary = re.compile("|".join(_whole_or_begun(word) for word in letters)) if letters else None
         self.half_canary_chars = min(map(len, letters), default=0) // 2
 
 
 class WordRuns:
-    """All runs of words of some texts: a suffix automaton, with words for letters (Blumer et al., 1985).
+    """All word runs of some texts: a suffix automaton over words instead of letters (Blumer et al., 1985).
 
-    A step costs a dictionary look-up or two, and the whole takes memory in proportion to the texts.
+    A step takes one or two dictionary look-ups; memory is proportional to the texts.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -62,10 +64,10 @@ class WordRuns:
         for number, text in enumerate(texts):
             for match in words(text):
                 last = self._extended(last, normalized(match[0]))
-            last = self._extended(last, f"\0{number}")  # no run goes from one text into the next
+            last = self._extended(last, f"\0{number}")  # so that no run spans two texts
 
     def step(self, state: int, length: int, word: str) -> tuple[int, int]:
-        """The longest run that ends with this word, after one of `length` words that ended in `state`; (0, 0): none."""
+        """State and length of the longest run that ends with `word`, given those before it; (0, 0) if there is none."""
         following = self._next
         while word not in following[state]:
             if state == 0:
@@ -109,7 +111,7 @@ def _letters(canary: str) -> str:
 
 
 def _whole_or_begun(letters: str) -> str:
-    """Matches all of the letters, with a group that says so, or the first of them at the text's end."""
+    """An expression for all letters (then its group matches), or for the first of them at the end of the text."""
     pattern = "()"
     for number, letter in reversed(list(enumerate(letters))):
         either = f"[{letter}{letter.upper()}]" if letter.isalpha() else letter

@@ -1,7 +1,7 @@
-"""The last stage: eight words in a row of a prompt, and canaries. It is given whole words.
+"""Last stage: removes eight consecutive words of a prompt, and canaries. It is given whole words.
 
-A run of a prompt goes with the rest of its sentence or line; a mark stays where something was, and keeps what stands on
-both sides from growing together to what was taken out.
+A run of a prompt is removed with the rest of its sentence or line. A mark is left in its place, which also keeps the
+text on both sides from merging into what was removed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 from adiuva.sanitizer.patterns import MIN_LEAKED_WORDS, LeakPatterns, normalized, words
 
-# The end of a sentence, seen from between two words.
+# The end of a sentence, searched for between two words.
 _SENTENCE_END = re.compile(r"""[.!?…。！？]+["'”’»)\]*_`]{0,4}(?=\s)|(?=\n)""")
-_APART = 256  # so far apart, words are no longer in a row
+# Words farther apart than this are not consecutive.
+_MAX_GAP_CHARS = 256
 
 
 class PromptLeakStage:
@@ -25,18 +26,18 @@ class PromptLeakStage:
             patterns.half_canary_chars,
         )
         self._emit, self._removed = emit, removed
-        # The run under way: its state in the automaton, its length, and the text from its second word on.
+        # The current run: its state in the automaton, its length, and the text from its second word on.
         self._state = self._length = 0
         self._held = ""
         self._starts: list[int] = []  # where the words after the run's first begin in the held text
         self._last = 0  # where its last word ends in the held text
-        self._dropping = False  # the rest of a sentence
-        self._begun = ""  # what may be the beginning of a canary
+        self._dropping = False  # whether the rest of a sentence is being dropped
+        self._canary_start = ""  # held text that may be the start of a canary
         self._marks = 0
         self._just_marked = False
 
     def feed(self, text: str) -> None:
-        """Judge a text that neither begins nor ends inside of a word."""
+        """Filter a text that neither starts nor ends inside a word."""
         seen = len(self._held)
         held = self._held + text if seen else text
         shown = 0  # up to where the held text has been shown or dropped
@@ -44,7 +45,7 @@ class PromptLeakStage:
         for match in words(held, seen):
             start, end = match.span()
             if length >= 2 or self._dropping:
-                if start - last > _APART:
+                if start - last > _MAX_GAP_CHARS:
                     shown = self._stop_dropping(held, last, shown)
                     state = length = 0
                 elif self._dropping and (stop := _SENTENCE_END.search(held, last, start)):
@@ -64,7 +65,7 @@ class PromptLeakStage:
                     self._dropping = True
             if self._dropping:
                 shown = end
-        if (length >= 2 or self._dropping) and len(held) - last > _APART:
+        if (length >= 2 or self._dropping) and len(held) - last > _MAX_GAP_CHARS:
             shown = self._stop_dropping(held, last, shown)
             state = length = 0
             starts.clear()
@@ -83,26 +84,26 @@ class PromptLeakStage:
             self._starts = [max(0, start - kept) for start in starts]
 
     def opaque(self, text: str) -> None:
-        """A piece of something without words, like base64: no run goes through it."""
+        """Pass on a piece of text without words, like base64; no run continues across it."""
         self._stop()
         self._say(text)
 
     def show(self, text: str) -> None:
-        """Text that was judged elsewhere."""
+        """Pass on text that was checked elsewhere."""
         self._just_marked = False
         self._emit(text)
 
     def finish(self) -> None:
-        """Decide on all that is held: nothing that follows belongs to it."""
+        """Decide on all held text: nothing that follows belongs to it."""
         self._stop()
-        begun, self._begun = self._begun, ""
-        if not begun:
+        start, self._canary_start = self._canary_start, ""
+        if not start:
             return
-        if sum(map(str.isalnum, begun)) > self._half:
+        if sum(map(str.isalnum, start)) > self._half:
             self._removed["canary"] += 1
             self._emit("[…]")
         else:
-            self._emit(begun)
+            self._emit(start)
 
     def _stop(self) -> None:
         if self._held:
@@ -114,31 +115,31 @@ class PromptLeakStage:
         self._starts = []
 
     def _stop_dropping(self, held: str, last: int, shown: int) -> int:
-        """Where to go on in what follows the last word, if a sentence was being dropped."""
+        """Where the shown text continues after the last word, if a sentence was being dropped."""
         if not self._dropping:
             return shown
         self._dropping = False
-        stop = _SENTENCE_END.search(held, last, last + _APART)
-        return stop.end() if stop else min(len(held), last + _APART)
+        stop = _SENTENCE_END.search(held, last, last + _MAX_GAP_CHARS)
+        return stop.end() if stop else min(len(held), last + _MAX_GAP_CHARS)
 
     def _mark(self, mark: str) -> None:
-        if self._just_marked and not self._begun:
+        if self._just_marked and not self._canary_start:
             return
         self._say(mark)
         self._marks += 1
         self._just_marked = True
 
     def _say(self, text: str) -> None:
-        """Show it, but for canaries and what may be the beginning of one."""
+        """Pass on a text without canaries; hold back what may be the start of one."""
         if not text:
             return
-        if self._begun:
-            text, self._begun = self._begun + text, ""
+        if self._canary_start:
+            text, self._canary_start = self._canary_start + text, ""
         shown = 0
         for match in self._canary.finditer(text) if self._canary else ():
             self._emit_words(text[shown : match.start()])
             if match.lastindex is None:
-                self._begun = match[0]
+                self._canary_start = match[0]
                 return
             self._removed["canary"] += 1
             self._emit("[…]")

@@ -1,4 +1,4 @@
-"""Tool calls and schemas of tools that a model writes into its text as JSON."""
+"""Detects tool calls and tool schemas that a model writes as JSON into its text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FUNCTION = re.compile(r'"type"\s*:\s*"function"')
 
 
 def contains_tool_call(text: str, tools: Collection[str]) -> bool:
-    """Whether a JSON text is a tool call or a tool's schema, or has one inside; also if the JSON is broken."""
+    """Whether a JSON text, valid or broken, is or contains a tool call or a tool's schema."""
     try:
         waiting = [orjson.loads(text)]
     except orjson.JSONDecodeError:

@@ -11,13 +11,13 @@ from typing import Final
 import django
 
 
-def no_gate() -> None:
-    """As many requests at once as there are messages fetched ahead, and at any time."""
+def no_limiter() -> None:
+    """Send as many requests at once as messages are prefetched, and ignore every Retry-After."""
     from integrations.mail import mailbox_limiter, sync
 
     sync._PREFETCHED_MESSAGES = 8  # type: ignore[misc]
     mailbox_limiter.MAX_CONCURRENT_REQUESTS = 100  # type: ignore[misc]
-    mailbox_limiter.MailboxLimiter.hold = lambda self, seconds: None  # type: ignore[method-assign]
+    mailbox_limiter.MailboxLimiter.block = lambda self, seconds: None  # type: ignore[method-assign]
 
 
 def hasty_ledger() -> None:
@@ -39,7 +39,7 @@ def hasty_ledger() -> None:
 
 
 CONTROLS: Final[dict[str, Callable[[], None]]] = {
-    "gate": no_gate,
+    "gate": no_limiter,
     "ledger": hasty_ledger,
 }
 

@@ -214,7 +214,7 @@ def test_nothing_is_held_back_beyond_the_limit() -> None:
             for _ in range(2 * MAX_HELD_CHARS // 5_000):
                 one.feed(filling * (5_000 // len(filling)))
             # What is dropped looks like what is held from outside, so this looks inside.
-            state = sum(len(stage._held) for stage in (one._markup, one._names, one._leaks))
+            state = sum(len(stage._held) for stage in (one._markup, one._identifiers, one._prompt_leaks))
             assert state <= MAX_HELD_CHARS + 6_000, (kind, filling)
 
 
