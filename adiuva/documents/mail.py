@@ -109,7 +109,7 @@ def parse_message(raw: bytes) -> Message:
     try:
         return message_from_bytes(raw, _class=_PartFactory(), policy=_ShortHeaders())
     except RecursionError:
-        raise Unreadable("its parts are nested too deeply") from None
+        raise Unreadable("it has too many nested parts") from None
     except _PARSER_ERRORS as error:
         raise Unreadable("it is too damaged to be parsed") from error
 
@@ -120,7 +120,7 @@ def read_mail(message: Message, *, quotes: bool = False) -> Mail:
     try:
         headers, body = _headers(message), _body(message, state, depth=0)
     except RecursionError:
-        raise Unreadable("its parts are nested too deeply") from None
+        raise Unreadable("it has too many nested parts") from None
     except _PARSER_ERRORS as error:
         raise Unreadable("it is too damaged to be parsed") from error
     subject = headers.get("Subject", "")
