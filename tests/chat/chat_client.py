@@ -23,7 +23,7 @@ CAPABILITIES = ["dedupe", "batch", "manifest"]
 
 
 class DeviceRows:
-    """A device's tables, as much of them as a chat needs. `calls` is all that was asked, in order."""
+    """A device's tables, as far as chats need them. `calls` holds all tool calls, in order."""
 
     def __init__(self, **tables: list[Frame]) -> None:
         self.tables = tables
@@ -69,7 +69,7 @@ class DeviceRows:
 
 @dataclass
 class ClientStream:
-    """What came of one request."""
+    """The frames of one request."""
 
     frames: list[Frame] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -124,7 +124,7 @@ class ChatClient:
                 await self._news.wait()
 
     async def catch_up(self) -> None:
-        """Answer what was left unanswered, and all that follows."""
+        """Answer the calls left unanswered, and all later ones."""
         self.silent = False
         left, self.unanswered = self.unanswered, []
         for frame in left:
@@ -211,12 +211,12 @@ async def wait_for(event: threading.Event) -> None:
 
 
 def prompt_messages(body: Frame) -> list[str]:
-    """What the tools answered, as a request to the model has it."""
+    """The tool answers in a request to the model."""
     return [message["content"] for message in body["messages"] if message["role"] == "tool"]
 
 
 def end_frame(stream: ClientStream) -> Frame:
-    """The one end of a request, behind all else, its frames counted without a gap."""
+    """The stream_end of a request; asserts that it is the only one, is last, and that no seq is missing."""
     assert stream.kinds().count("stream_end") == 1
     assert stream.kinds()[-1] == "stream_end"
     counted = [frame["seq"] for frame in stream.frames if "seq" in frame]
@@ -225,7 +225,7 @@ def end_frame(stream: ClientStream) -> Frame:
 
 
 def small_limits_web(stack: Stack, provider: Provider) -> str:
-    """A web process with little patience and small limits, for tests of what happens at them."""
+    """A web process with short timeouts and small limits, for tests that reach them."""
     return stack.web(
         ADIUVA_ANSWER_S="0.5",
         ADIUVA_DEVICE_WAIT_S="0.3",

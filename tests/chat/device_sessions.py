@@ -1,4 +1,4 @@
-"""Desks for tests of the tools: over a real headless device, or over a socket that answers as it is told."""
+"""Device sessions for tests of the tools: with a real headless device, or with a scripted socket."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def call_tool(session: DeviceSession, name: str, /, **arguments: Any) -> s
 
 
 async def tool_failure(session: DeviceSession, name: str, /, **arguments: Any) -> str:
-    """The sentence with which a tool says that it could not."""
+    """What a tool says when it fails."""
     try:
         answer = await call_tool(session, name, **arguments)
     except ToolException as failed:
@@ -43,18 +43,18 @@ async def tool_failure(session: DeviceSession, name: str, /, **arguments: Any) -
 
 
 class ConnectedDevice:
-    """A person's device with its rows, and the desk of a turn that works on it."""
+    """A person's device with its rows, and the device session of a turn that works on it."""
 
     def __init__(self, device: Device, link: DeviceLink) -> None:
         self.device, self.link = device, link
         self.session = make_session(link)
 
     def at(self, zone: str, now: datetime = NOW) -> DeviceSession:
-        """A desk of another turn."""
+        """The device session of another turn."""
         return make_session(self.link, zone, now)
 
     def put(self, table: str, /, **row: Any) -> str:
-        """A row that was there before; its id."""
+        """Put a row on the device; returns its id."""
         [result] = self.device.store.apply(
             [{"id": f"put-{table}-{row}", "action": "insert", "table": table, "data": row}]
         )
@@ -90,7 +90,7 @@ async def connected_device(web: str, person: Person, **options: Any) -> AsyncIte
 async def scripted_device(
     person: Person, answer: Answer, **hello: Any
 ) -> AsyncIterator[tuple[DeviceSession, list[Frame]]]:
-    """A desk, and the frames that its device was sent."""
+    """A device session, and the frames that its device was sent."""
     async with (
         Local("http://local", person.access_token) as socket,
         answering(socket, answer=answer, **hello) as frames,

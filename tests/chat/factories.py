@@ -1,4 +1,4 @@
-"""Builders of turns and conversations, beside the front door, for tests of their verbs."""
+"""Factories of turns and conversations that call the services directly, without a socket."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_turn(
 
 
 def make_conversation(user_id: uuid.UUID, *exchanges: tuple[str, str]) -> Conversation:
-    """With what was asked and answered in it."""
+    """A conversation with these messages and answers."""
     place: uuid.UUID | None = None
     for message, answer in exchanges or (("Which tasks are open?", "Three tasks are open."),):
         turn = make_turn(user_id, message, answer, conversation_id=str(place) if place else None)

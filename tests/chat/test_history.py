@@ -124,7 +124,7 @@ async def test_what_was_changed_earlier_is_in_the_prompt(
     assert f'insert in tasks: {{"id":"{made}","title":"Call Bob"}}' in tail(provider.last)
 
 
-async def test_the_history_that_a_client_brings_is_given_to_the_model_and_not_kept(
+async def test_a_clients_history_is_given_to_the_model_and_not_stored(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     history = [
@@ -143,7 +143,7 @@ async def test_the_history_that_a_client_brings_is_given_to_the_model_and_not_ke
     assert await conversations_of(person) == 0
 
 
-async def test_protocol_1_keeps_no_conversation_and_names_none(
+async def test_protocol_1_stores_no_conversation_and_names_none(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     async with connect(chat_web, person) as newer:
@@ -157,7 +157,7 @@ async def test_protocol_1_keeps_no_conversation_and_names_none(
 
 
 @pytest.mark.parametrize("which", ["unknown", "no id at all", "another user's", "deleted"])
-async def test_a_conversation_that_is_not_there_ends_the_request(
+async def test_a_missing_conversation_ends_the_request(
     chat_web: str, person: Person, provider: Provider, which: str
 ) -> None:
     place = {"unknown": str(uuid4()), "no id at all": "x' OR 1=1"}.get(which)
@@ -254,7 +254,7 @@ async def test_a_long_conversation_is_summarised_once_and_nothing_is_lost(
     ]
 
 
-async def test_a_long_history_that_a_client_brings_is_summarised_once(
+async def test_a_clients_long_history_is_summarised_once(
     tight: str, person: Person, provider: Provider
 ) -> None:
     model = Model(provider)

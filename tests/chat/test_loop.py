@@ -179,7 +179,7 @@ async def model(provider: Provider) -> AsyncIterator[Provider]:
     await llm.aclose()
 
 
-async def test_a_plain_langchain_tool_is_carried_out(model: Provider) -> None:
+async def test_a_plain_langchain_tool_runs(model: Provider) -> None:
     model.script(Call("add", {"a": 2, "b": 3}), "Five.")
     talk = Talk(model, add)
     assert await talk.run() == "Five."
@@ -188,7 +188,7 @@ async def test_a_plain_langchain_tool_is_carried_out(model: Provider) -> None:
     assert (talk.work.model_calls, talk.work.tool_calls) == (2, 1)
 
 
-async def test_a_tool_that_breaks_is_told_without_its_words(model: Provider) -> None:
+async def test_a_broken_tool_is_reported_without_its_error_text(model: Provider) -> None:
     model.script(Say(calls=[Call("burst", {"word": "secret"}), Call("decline")]), "Sorry.")
     talk = Talk(model, burst, decline)
     assert await talk.run() == "Sorry."
@@ -198,7 +198,7 @@ async def test_a_tool_that_breaks_is_told_without_its_words(model: Provider) -> 
     ]
 
 
-async def test_a_limit_inside_of_a_tool_is_the_turns(model: Provider) -> None:
+async def test_a_limit_reached_inside_a_tool_ends_the_turn(model: Provider) -> None:
     model.script(Say(calls=[Call("add", {"a": 1, "b": 1}), Call("exhaust")]))
     with pytest.raises(LimitReached, match="deadline"):
         await Talk(model, add, exhaust).run()
@@ -240,7 +240,7 @@ async def test_more_calls_than_may_be_made_at_once_are_refused_one_by_one(model:
     assert talk.results[-1][0] == "Failed: at most 64 tools are called at once; call it again."
 
 
-async def test_the_model_is_called_so_often_and_no_more(model: Provider) -> None:
+async def test_model_calls_are_limited(model: Provider) -> None:
     model.default = Call("add", {"a": 1, "b": 1})
     with pytest.raises(LimitReached, match="too_many_model_calls"):
         await Talk(model, add, max_model_calls=3).run()

@@ -242,7 +242,7 @@ def test_a_conversation_that_began_private_stays_so(chat_web: str, person: Perso
     assert [says(entry) for entry in Entry.objects.of(person.id)] == ["Milan"]
 
 
-def test_a_conversation_that_is_switched_off_lets_go_of_what_was_not_read(
+def test_switching_memory_off_discards_exchanges_that_were_not_processed(
     chat_web: str, person: Person
 ) -> None:
     Memory.objects.create(pk=person.id)
@@ -286,7 +286,9 @@ def test_requests_whose_chat_the_device_keeps_are_remembered_too(chat_web: str, 
     }
 
 
-def test_a_turn_that_answered_nothing_is_not_kept(chat_web: str, person: Person, provider: Provider) -> None:
+def test_a_turn_without_an_answer_is_not_remembered(
+    chat_web: str, person: Person, provider: Provider
+) -> None:
     provider.script(Fail(401))
 
     async def conversation() -> None:
@@ -297,7 +299,7 @@ def test_a_turn_that_answered_nothing_is_not_kept(chat_web: str, person: Person,
     assert traces(person) == NOTHING
 
 
-def test_it_costs_a_turn_one_statement(person: Person) -> None:
+def test_storing_an_exchange_costs_a_turn_one_statement(person: Person) -> None:
     first = make_turn(person.id)
     counts = []
     for fields in (

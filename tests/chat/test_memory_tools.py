@@ -82,7 +82,7 @@ async def say(client: ChatClient, provider: Provider, message: str, *steps: Any,
 # ── What a turn knows ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_tail_holds_what_is_remembered_as_data_and_a_receipt_says_so(
+async def test_the_turn_prompt_holds_memories_as_data_and_a_receipt_lists_them(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     drink = await put(person, Tier.CORE, "tea", key="drink")
@@ -106,7 +106,7 @@ async def test_the_tail_holds_what_is_remembered_as_data_and_a_receipt_says_so(
     }
 
 
-async def test_an_empty_memory_leaves_no_mark_and_asks_nobody_for_a_vector(
+async def test_an_empty_memory_leaves_no_receipt_and_requests_no_vector(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     async with connect(chat_web, person) as client:
@@ -148,7 +148,7 @@ async def test_a_short_question_is_understood_by_what_was_said_before_it(
 # ── What it may change ──────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_what_the_user_wants_kept_is_kept_with_its_source(
+async def test_what_the_user_wants_remembered_is_stored_with_its_source(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     async with connect(chat_web, person) as client:
@@ -201,7 +201,7 @@ async def test_a_chat_that_the_device_keeps_is_named_by_its_request(
 
 
 @pytest.mark.parametrize("name", ["remember", "correct"])
-async def test_what_the_user_has_not_said_is_not_kept(
+async def test_what_the_user_has_not_said_is_not_remembered(
     chat_web: str, person: Person, provider: Provider, name: str
 ) -> None:
     await put(person, Tier.CORE, "tea", key="drink")
@@ -225,7 +225,7 @@ async def test_a_plain_yes_makes_the_words_that_were_asked_about_the_users(
     assert set(await kept(person)) == {"Invoices go out on Fridays"}
 
 
-async def test_more_can_be_looked_up_and_put_right_by_its_label(
+async def test_more_entries_can_be_recalled_and_corrected_by_label(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     await put(person, Tier.ASSOCIATIVE, "The harbour project is billed monthly")
@@ -261,7 +261,9 @@ async def test_more_can_be_looked_up_and_put_right_by_its_label(
 # ── Forgetting ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_forgetting_asks_by_what_it_says(chat_web: str, person: Person, provider: Provider) -> None:
+async def test_forgetting_asks_with_the_entrys_text(
+    chat_web: str, person: Person, provider: Provider
+) -> None:
     await put(person, Tier.ASSOCIATIVE, "Anna moves to Turin")
     async with connect(chat_web, person, capabilities=CAN_ASK) as client:
         provider.script(Call("forget", {"memory": "m1"}), "I left it.")
@@ -321,7 +323,7 @@ async def test_a_private_message_is_answered_without_the_memory(
     assert set(await kept(person)) == {"tea"}
 
 
-async def test_what_was_said_in_private_counts_as_no_words_of_the_users_later(
+async def test_private_messages_do_not_count_as_the_users_words_later(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
     async with connect(chat_web, person) as client:
@@ -335,7 +337,7 @@ async def test_what_was_said_in_private_counts_as_no_words_of_the_users_later(
 
 
 @pytest.mark.parametrize("meanwhile", ["deleted", "switched off", "memory off"])
-async def test_a_turn_that_goes_on_keeps_nothing_where_nothing_is_kept_any_more(
+async def test_a_running_turn_remembers_nothing_once_memory_is_off(
     chat_web: str, person: Person, provider: Provider, meanwhile: str
 ) -> None:
     await put(person, Tier.CORE, "tea", key="drink")

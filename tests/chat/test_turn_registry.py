@@ -380,7 +380,7 @@ async def test_an_asker_who_goes_while_the_turn_begins_leaves_a_turn_that_runs(
     assert (turn.finish, turn.output.text) == ("stop", "ok")
 
 
-async def test_a_user_has_so_many_turns_at_once_and_no_more(model: Provider, person: Person) -> None:
+async def test_a_users_concurrent_turns_are_limited(model: Provider, person: Person) -> None:
     model.default = hold = Hold()
     turns = [await registry().start(asked(person)) for _ in range(8)]
     with pytest.raises(TooManyTurns):

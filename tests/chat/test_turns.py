@@ -38,7 +38,7 @@ async def test_a_list_of_tasks_takes_two_model_calls(any_web: str, provider: Pro
     assert "Call Ada [id 3f2a9c01d4e54bb0]" in provider.last["messages"][-1]["content"]
 
 
-async def test_a_create_takes_two_model_calls_and_tells_the_row_as_the_device_returned_it(
+async def test_a_create_takes_two_model_calls_and_reports_the_row_as_the_device_returned_it(
     any_web: str, provider: Provider
 ) -> None:
     class Stamping(DeviceRows):
@@ -81,9 +81,7 @@ def _table(frame: Frame) -> str:
     return str(frame.get("calls", [frame])[0]["table"])
 
 
-async def test_what_the_model_says_before_its_tools_comes_before_they_are_carried_out(
-    any_web: str, provider: Provider
-) -> None:
+async def test_text_before_tool_calls_is_streamed_before_they_run(any_web: str, provider: Provider) -> None:
     provider.script(Say("Let me look.", calls=[Call("list_tasks")]), "There is one.")
     async with connect(any_web, await db.run(somebody), DeviceRows(tasks=[TASK])) as client:
         client.silent = True
@@ -211,7 +209,7 @@ async def test_a_bad_request_of_protocol_2_costs_one_error_frame(
 
 
 @pytest.mark.parametrize("message", ["  \n", "x" * 100_001])
-async def test_a_message_that_says_nothing_or_too_much_ends_in_an_error(
+async def test_an_empty_or_overlong_message_ends_in_an_error(
     chat_web: str, provider: Provider, message: str
 ) -> None:
     async with connect(chat_web, await db.run(somebody)) as client:
@@ -223,7 +221,7 @@ async def test_a_message_that_says_nothing_or_too_much_ends_in_an_error(
 # ── Many at once ────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_two_turns_of_one_user_at_once_keep_to_themselves(chat_web: str, provider: Provider) -> None:
+async def test_two_concurrent_turns_of_one_user_do_not_mix(chat_web: str, provider: Provider) -> None:
     first, second = Hold("The first."), Hold("The second.")
     provider.default = lambda request: first if _asked(request) == "first" else second
     async with connect(chat_web, await db.run(somebody)) as client:
@@ -280,7 +278,7 @@ async def test_fifty_turns_of_fifty_users_at_once_see_their_own_rows_only(
     assert len(provider.chats) == 100
 
 
-async def test_a_user_has_so_many_turns_at_once_and_no_more(chat_web: str, provider: Provider) -> None:
+async def test_a_users_concurrent_turns_are_limited(chat_web: str, provider: Provider) -> None:
     person, other = await db.run(somebody), await db.run(somebody)
     holds = [Hold("done") for _ in range(8)]
     provider.script(*holds)
@@ -304,7 +302,7 @@ async def test_a_user_has_so_many_turns_at_once_and_no_more(chat_web: str, provi
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1_000])
-async def test_the_prompts_canary_does_not_come_through_in_whatever_pieces(
+async def test_the_prompts_canary_is_withheld_however_it_is_split(
     chat_web: str, provider: Provider, size: int
 ) -> None:
     canaries: list[str] = []
