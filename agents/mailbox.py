@@ -57,7 +57,7 @@ class Mailbox:
         self._claimed, self._account = claimed, claimed.account
         self._filters = Filters.parse(claimed.account.filter_config, claimed.zone)
         self._sample = preview.SourceSample(claimed.max_sources) if claimed.dry_run else None
-        self._broke: Exception | None = None
+        self._error: Exception | None = None
         self._arrived = 0
         # Unsettled messages: key → number, in the order of arrival.
         self._open: dict[bytes, int] = {}
@@ -84,8 +84,8 @@ class Mailbox:
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-        if self._broke is not None and not isinstance(self._broke, AdiuvaError):
-            raise self._broke
+        if self._error is not None and not isinstance(self._error, AdiuvaError):
+            raise self._error
 
     async def settled(self, document: SourceDocument) -> None:
         """A document's records are committed, so the cursor may move past it."""
@@ -99,8 +99,8 @@ class Mailbox:
         Raises the error that ended the reading early, if any: NeedsReauth, ProviderUnavailable or another AdiuvaError.
         """
         await self._store()
-        if self._broke is not None:
-            raise self._broke
+        if self._error is not None:
+            raise self._error
 
     async def _read(self, arriving: asyncio.Queue[_Arrived]) -> None:
         checkpoint = None
@@ -113,7 +113,7 @@ class Mailbox:
                 if not self._arrived and arriving.empty():
                     await self._pass(arriving, None, partial(self._due_in_sample, False))
         except Exception as error:  # raised again by `batches` or `finish`
-            self._broke = error
+            self._error = error
         await arriving.put((None, checkpoint))
 
     async def _pass(

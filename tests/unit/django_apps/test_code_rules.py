@@ -20,8 +20,6 @@ RAISED_LATER = {"agents/mailbox.py", "agents/result_commits.py"}
 # Files whose handlers do not call log_failure yet. None may be added.
 TO_BE_ADAPTED = {
     "adiuva/devices/connections.py",
-    "agents/journeys/trial.py",
-    "agents/runner.py",
     "chat/agent_loop.py",
     "chat/consumer.py",
     "chat/memory_context.py",
