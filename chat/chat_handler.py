@@ -52,6 +52,7 @@ class TooManyRequests(AdiuvaError):
         super().__init__(f"at most {_MAX_REQUESTS} requests of a connection are under way at once")
 
 
+# More than 15 methods: one small one for each kind of frame and channel message.
 class ChatHandler:
     """Handles chat frames for `socket`, each in a task of its own, and listens to the turns that it asked for.
 

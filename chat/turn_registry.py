@@ -55,6 +55,7 @@ _STOP_S: Final = 5.0
 log = structlog.get_logger(__name__)
 
 
+# More than 15 methods: each request about a turn is one, and most are a few lines.
 class TurnRegistry:
     """The turns of one event loop, and the way to those of other processes."""
 

@@ -51,6 +51,7 @@ _PING: Final = dump(Ping())
 log = structlog.get_logger(__name__)
 
 
+# More than 15 methods: one small one for each kind of frame, channel message and event of the socket.
 class DeviceHandler:
     """Handles the handshake, the hello, pings, tool results and frames of runs for `socket`.
 

@@ -58,6 +58,7 @@ _MAX_CALLS_IN_FLIGHT: Final = 64
 __all__ = ["DeviceLink", "DeviceOffline", "DeviceRefused", "DeviceUnreachable", "OutcomeUnknown"]
 
 
+# More than 15 methods: calls, runs and replies share one connection, and each must know when it is lost.
 class DeviceLink:
     """Use it as an async context manager.
 
