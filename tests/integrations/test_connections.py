@@ -262,7 +262,7 @@ def test_staff_see_health_and_a_link_for_the_user_and_nothing_sealed(
     shown = browser.get(one).content.decode() + browser.get(pages, {"q": str(row.pk)}).content.decode()
     assert f"adiuva://oauth/gmail/connect?connection={row.pk}" in shown
     assert "needs_reauth" in shown and owner.person.email in shown
-    hidden = ["secret.mailbox", row.unseal(Connection.access_token), row.unseal("refresh_token")]
+    hidden = ["secret.mailbox", row.unseal(Connection.access_token), row.unseal(Connection.refresh_token)]
     assert [word for word in hidden if word in shown] == []
     assert [field for field in ("access_token", "refresh_token", "account_hash") if field in shown] == []
     counted = browser.get(pages, {"q": owner.person.email, "provider__exact": "gmail"})

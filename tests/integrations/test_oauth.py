@@ -108,7 +108,9 @@ def test_no_answer_and_no_log_holds_a_token_a_code_or_a_secret(
     rows = list(Connection.objects.of(owner.id))
     seen += [repr(rows), str(rows), caplog.text]
     hidden = [
-        word for row in rows for word in (row.unseal(Connection.access_token), row.unseal("refresh_token"))
+        word
+        for row in rows
+        for word in (row.unseal(Connection.access_token), row.unseal(Connection.refresh_token))
     ]
     hidden += [
         request.form[name]
@@ -315,7 +317,9 @@ def test_a_consent_without_a_lasting_permission_is_not_kept(owner: Owner, identi
     row = owner.connect()
     identity.script(Bare())
     assert visit(owner.agree()).status_code == 200  # the one that is held already serves
-    assert Connection.objects.get(pk=row.pk).unseal(Connection.refresh_token) == row.unseal("refresh_token")
+    assert Connection.objects.get(pk=row.pk).unseal(Connection.refresh_token) == row.unseal(
+        Connection.refresh_token
+    )
 
 
 FAULTS = {
