@@ -248,6 +248,7 @@ async def test_no_more_requests_than_allowed_are_under_way(
     asking = [asyncio.create_task(model.complete(ASK)) for _ in range(7)]
     for hold in holds:
         assert await asyncio.to_thread(hold.reached.wait, 5)
+    for hold in holds:
         hold.release()
     await asyncio.gather(*asking)
     assert provider.peak == 3
