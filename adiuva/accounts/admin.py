@@ -1,4 +1,4 @@
-"""Accounts for staff. Data keys are not here, and nothing secret is shown."""
+"""Accounts and sessions in the admin. Data keys are not registered, and nothing secret is shown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ admin.site.login_form = AdminSignInForm
 class AccountAdmin(UserAdmin):  # type: ignore[type-arg]  # not generic at run time
     list_display = ["email", "tier", "is_staff", "is_active", "last_login", "created_at"]
     list_filter = ["tier", "is_staff", "is_active"]
-    search_fields = ["email"]  # the box is shown for it; get_search_results says how
+    search_fields = ["email"]  # shows the search box; get_search_results does the search
     search_help_text = "The beginning of an e-mail address, or an id."
     ordering = ["-created_at", "-id"]
     show_full_result_count = False
@@ -64,7 +64,7 @@ class AccountAdmin(UserAdmin):  # type: ignore[type-arg]  # not generic at run t
     def get_deleted_objects(
         self, objs: Any, request: HttpRequest
     ) -> tuple[list[Any], dict[str, int], set[str], list[Any]]:
-        # Everything of a user goes; listing it would load it all.
+        # Everything of a user is deleted; to list it, Django would load it all.
         everything = [f"{user} and everything the server holds of them, for ever" for user in objs]
         return everything, {"users": len(everything)}, set(), []
 

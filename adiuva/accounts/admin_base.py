@@ -1,4 +1,4 @@
-"""What the admin pages share: reading only, and searches that an index answers."""
+"""Base classes of the admin: read-only pages, and searches that use an index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adiuva.accounts.models import User
 
 
 def search_filter(term: str, *, keys: tuple[str, ...], email: str) -> Q:
-    """Rows by one of their ids, or by the beginning of an e-mail address. No term matches all."""
+    """Rows whose id is `term`, or whose e-mail address begins with it. An empty term matches all."""
     try:
         wanted = UUID(term)
     except ValueError:
@@ -27,20 +27,20 @@ def search_filter(term: str, *, keys: tuple[str, ...], email: str) -> Q:
 
 
 class CappedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
-    """Counts no further than anybody turns pages: the rest of a large table is found by search and filters."""
+    """Counts at most MAX_COUNT rows, since counting a large table is slow. Search and filters find the rest."""
 
-    MOST = 10_000
+    MAX_COUNT = 10_000
 
     @cached_property
     def count(self) -> int:
         assert isinstance(self.object_list, QuerySet)
-        return self.object_list[: self.MOST].count()
+        return self.object_list[: self.MAX_COUNT].count()
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic at run time
-    """Staff look and act through the app's verbs; nothing is edited here."""
+    """Rows cannot be added or edited; actions call the app's services."""
 
-    search_fields = ["user__email"]  # the box is shown for it; get_search_results says how
+    search_fields = ["user__email"]  # shows the search box; get_search_results does the search
     search_keys: tuple[str, ...] = ("id",)
     list_select_related = ["user"]
     show_full_result_count = False

@@ -1,4 +1,4 @@
-"""How a REST request says who it is from: `Authorization: Bearer <access token>`."""
+"""Authentication of REST requests by `Authorization: Bearer <access token>`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adiuva.core.errors import NotAuthenticated
 
 
 class BearerAuthentication(BaseAuthentication):
-    """`request.user` is the user, `request.auth` the session. One query, however the token came by."""
+    """`request.user` is the user, `request.auth` the session. It takes one query."""
 
     def authenticate(self, request: Request) -> tuple[User, Session] | None:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -21,7 +21,7 @@ class BearerAuthentication(BaseAuthentication):
         try:
             session = services.authenticate(access_token=token.strip())
         except NotAuthenticated as error:
-            # The browsable API asks again while it renders the refusal; only DRF's own error is remembered.
+            # The browsable API authenticates again while it renders the refusal; DRF caches only its own error.
             raise AuthenticationFailed(error.message) from None
         request._request.api_user_id = session.user_id  # type: ignore[attr-defined]  # for the request log
         return session.user, session

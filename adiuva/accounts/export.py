@@ -1,4 +1,4 @@
-"""The account, for its archive. No password and no token: only hashes of them are kept, or nothing."""
+"""The account's part of its archive. Passwords and tokens are not in it: the server stores at most their hashes."""
 
 from __future__ import annotations
 

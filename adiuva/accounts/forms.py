@@ -42,7 +42,7 @@ class NewUserForm(AdminUserCreationForm):  # type: ignore[type-arg]
 
 
 class NewPasswordForm(AdminPasswordChangeForm):  # type: ignore[type-arg]
-    """Staff sets a user's password: that signs the user out everywhere."""
+    """Staff set a user's password, which ends all of the user's sessions."""
 
     def save(self, commit: bool = True) -> User:
         user: User = super().save(commit)

@@ -1,4 +1,4 @@
-"""Who uses Adiuva, where they are signed in, and the key that seals what is theirs."""
+"""Users, their sessions, and the wrapped data keys that seal their data."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from adiuva.accounts.validators import validate_locale, validate_timezone
 
 
 class Plan(models.TextChoices):
+    """A price plan. The column and the wire call it `tier`."""
+
     FREE = "free"
     PRO = "pro"
     POWER = "power"
@@ -25,7 +27,7 @@ class Plan(models.TextChoices):
 
 class UserManager(BaseUserManager["User"]):
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> User:
-        """A user as given; password rules are the caller's matter (see verbs.register)."""
+        """Create a user without checking the rules for passwords, which is up to the caller (see services.register)."""
         user = self.model(email=User.normalize_username(email), **fields)
         user.set_password(password)
         user.full_clean(exclude=["password"], validate_unique=False, validate_constraints=False)
@@ -85,7 +87,7 @@ class User(AbstractBaseUser, PermissionsMixin):
 
 
 class RevokedReason(models.TextChoices):
-    """Why a session is over before its time."""
+    """Why a session ended before it expired."""
 
     LOGOUT = "logout", "signed out"
     OTHER_DEVICE = "other_device", "signed out from another device"
@@ -100,18 +102,18 @@ class SessionQuerySet(models.QuerySet["Session"]):
         return self.filter(revoked_at__isnull=True)
 
     def live(self) -> SessionQuerySet:
-        """Those that still let somebody in."""
+        """Sessions that still authenticate."""
         return self.unrevoked().filter(expires_at__gt=now(), user__is_active=True)
 
     def end(self, reason: RevokedReason) -> int:
-        """Revoke them all; what is over already keeps its reason. Returns how many it ended."""
+        """Revoke them all. Those revoked before keep their reason and are not counted. Returns how many ended."""
         return self.unrevoked().update(revoked_at=Now(), revoked_reason=reason)
 
 
 class Session(models.Model):
-    """A device or browser that is signed in: the family of its refresh tokens.
+    """A signed-in device or browser, with its family of refresh tokens.
 
-    Only the newest `generation` refreshes it; see verbs.refresh.
+    Only a token of the newest `generation` refreshes it; see services.refresh.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -147,7 +149,7 @@ class Session(models.Model):
 
 
 class WrappedKey(models.Model):
-    """A user's data key, wrapped by a key of the ring. Deleting this one row makes all that it sealed unreadable."""
+    """A user's data key, wrapped by a key of the ring. Without this row, everything the key sealed is unreadable."""
 
     ring_key = models.CharField(max_length=64, db_index=True)
     wrapped = models.BinaryField()
@@ -164,12 +166,12 @@ class WrappedKey(models.Model):
 
 
 class UserKey(WrappedKey):
-    """The key itself, or, where keys have a database of their own, the word that it is there.
+    """The key itself, or a marker that the key is in the keys' own database (SeparateKey).
 
-    Who does not find a key there that should be there must not make another one: it would open nothing old.
+    If there is a marker but no key, no new key may be made: existing data would become unreadable.
     """
 
-    APART = ":apart"  # no id of a ring key has a colon
+    SEPARATE = ":apart"  # in place of a ring key's id, which contains no colon
 
     user = models.OneToOneField(User, on_delete=models.CASCADE, primary_key=True, related_name="+")
 
@@ -177,15 +179,15 @@ class UserKey(WrappedKey):
         pass
 
     @property
-    def is_apart(self) -> bool:
-        return self.ring_key == self.APART
+    def is_separate(self) -> bool:
+        return self.ring_key == self.SEPARATE
 
 
 class SeparateKey(WrappedKey):
-    """The key, in the database that holds nothing else; keys.py makes the table there."""
+    """A key in the keys' own database, which holds nothing else. keys.py creates the table."""
 
     user_id = models.UUIDField(primary_key=True)
-    doomed_at = models.DateTimeField(null=True, help_text="Since when its account is being deleted.")
+    doomed_at = models.DateTimeField(null=True, help_text="When the deletion of its account began.")
 
     class Meta(WrappedKey.Meta):
         managed = False

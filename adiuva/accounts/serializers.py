@@ -5,7 +5,7 @@ from typing import Any
 from rest_framework import serializers
 
 from adiuva.accounts.models import Session, User
-from adiuva.accounts.services import PASSWORD_LENGTH
+from adiuva.accounts.services import MAX_PASSWORD_CHARS
 
 
 class PasswordField(serializers.CharField):
@@ -13,7 +13,7 @@ class PasswordField(serializers.CharField):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
-            max_length=PASSWORD_LENGTH,
+            max_length=MAX_PASSWORD_CHARS,
             trim_whitespace=False,
             write_only=True,
             style={"input_type": "password"},

@@ -1,4 +1,4 @@
-"""What can happen to an account and its sessions. REST, the admin, the socket and commands all come here."""
+"""Operations on accounts and sessions, for REST, the admin, the device socket and commands."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from adiuva.accounts.models import RevokedReason, Session, User
 from adiuva.accounts.tokens import TokenPair
 from adiuva.core.errors import Conflict, Invalid, NotAuthenticated, NotFound
 
-log = structlog.get_logger("adiuva.accounts")
+log = structlog.get_logger(__name__)
 
-PASSWORD_LENGTH = 1000  # more only costs hashing
-_USED_EVERY = timedelta(minutes=1)
-_KEPT_AFTER_END = timedelta(days=30)  # so that people and staff can see how a session ended
+MAX_PASSWORD_CHARS = 1000  # longer ones add no security and cost time to hash
+_LAST_USED_STEP = timedelta(minutes=1)  # a session's `last_used_at` is written at most this often
+_ENDED_SESSIONS_KEPT = timedelta(days=30)  # users and staff can see how a session ended
 
 
 class InvalidCredentials(NotAuthenticated):
@@ -54,11 +54,11 @@ class RefreshTokenReused(NotAuthenticated):
         super().__init__("this refresh token was used before, so its session was ended: sign in again")
 
 
-# ── Coming in ───────────────────────────────────────────────────────────────────────────────────────────
+# ── Signing in ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def register(*, email: str, password: str, user_agent: str = "") -> TokenPair:
-    """A new account, signed in. Raises Invalid (a weak password or no address) and EmailTaken."""
+    """Create an account and sign in. Raises Invalid (weak password, invalid address) or EmailTaken."""
     _check_password(password, User(email=email), field="password")
     try:
         with transaction.atomic():
@@ -68,12 +68,12 @@ def register(*, email: str, password: str, user_agent: str = "") -> TokenPair:
         raise Invalid("the account's values are not valid", fields=error.message_dict) from None
     except IntegrityError:
         raise EmailTaken from None
-    log.info("registered", user_id=str(user.pk))
+    log.info("account.registered", user_id=str(user.pk))
     return tokens.issue(session)
 
 
 def login(*, email: str, password: str, user_agent: str = "") -> TokenPair:
-    """A new session. Raises InvalidCredentials, the same and at the same cost whatever is wrong."""
+    """Open a session. Raises InvalidCredentials, which takes as long and says the same whatever is wrong."""
     user = User.objects.filter(email=User.normalize_username(email)).first()
     if user is None:
         make_password(password)
@@ -81,7 +81,7 @@ def login(*, email: str, password: str, user_agent: str = "") -> TokenPair:
     if not user.check_password(password) or not user.is_active:
         raise InvalidCredentials
     with transaction.atomic():
-        # This locks the row: no new password and no deactivation comes between the check and the session.
+        # This locks the row: the password cannot change, nor the account be deactivated, before the session is open.
         unchanged = User.objects.filter(pk=user.pk, password=user.password, is_active=True)
         if not unchanged.update(last_login=timezone.now()):
             raise InvalidCredentials
@@ -90,11 +90,10 @@ def login(*, email: str, password: str, user_agent: str = "") -> TokenPair:
 
 
 def refresh(*, refresh_token: str) -> TokenPair:
-    """The next generation's tokens. Raises NotAuthenticated, or RefreshReused when a token came back.
+    """The tokens of the next generation. Raises NotAuthenticated, or RefreshTokenReused for an old token.
 
-    The generation before the newest is answered again for settings.REFRESH_GRACE: the answer may have been
-    lost, or two of a client's requests raced. Anything older was stolen from somebody, so the whole session
-    ends (RFC 9700, 4.14.2).
+    The generation before the newest is accepted for settings.REFRESH_GRACE: the answer may have been lost, or two
+    requests of the client raced. An older token must have been stolen, so the whole session ends (RFC 9700, 4.14.2).
     """
     claims = tokens.verify(refresh_token, "refresh")
     now = timezone.now()
@@ -117,13 +116,13 @@ def refresh(*, refresh_token: str) -> TokenPair:
             session.expires_at = now + settings.SESSION_LIFE
             session.save(update_fields=["generation", "rotated_at", "last_used_at", "expires_at"])
     if reused:
-        log.warning("refresh token reused", user_id=str(session.user_id), session_id=str(session.pk))
+        log.warning("session.refresh_token_reused", user_id=str(session.user_id), session_id=str(session.pk))
         raise RefreshTokenReused
     return tokens.issue(session)
 
 
 def authenticate(*, access_token: str) -> Session:
-    """The live session an access token speaks for, with its user, in one query. Raises NotAuthenticated."""
+    """The live session of an access token, with its user, in one query. Raises NotAuthenticated."""
     claims = tokens.verify(access_token, "access")
     session = (
         Session.objects.live()
@@ -134,12 +133,12 @@ def authenticate(*, access_token: str) -> Session:
     if session is None:
         raise NotAuthenticated("the session is over: sign in again")
     now = timezone.now()
-    if now - session.last_used_at >= _USED_EVERY:
+    if now - session.last_used_at >= _LAST_USED_STEP:
         Session.objects.filter(pk=session.pk).update(last_used_at=now)
     return session
 
 
-# ── The socket's way in ─────────────────────────────────────────────────────────────────────────────────
+# ── The device socket ──────────────────────────────────────────────────────────────────────────────────
 
 
 def authenticate_socket(access_token: str) -> tuple[UUID, UUID]:
@@ -149,17 +148,17 @@ def authenticate_socket(access_token: str) -> tuple[UUID, UUID]:
 
 
 def issue_ticket(*, session: Session) -> tuple[str, int]:
-    """A one-time ticket for the device socket, for browsers, and its end in Unix seconds."""
+    """A one-time ticket for the device socket, and when it expires, in Unix seconds. Browsers need it."""
     ticket = secrets.token_urlsafe(32)
     cache.set(_ticket_key(ticket), f"{session.user_id} {session.pk}", settings.TICKET_LIFE.total_seconds())
     return ticket, int((timezone.now() + settings.TICKET_LIFE).timestamp())
 
 
 def redeem_ticket(ticket: str) -> tuple[UUID, UUID]:
-    """(user id, session id) for the first who brings the ticket in time. Raises NotAuthenticated."""
+    """(user id, session id) of a ticket that has not expired and was not redeemed. Raises NotAuthenticated."""
     key = _ticket_key(ticket)
     found = cache.get(key)
-    # Of several who read it, one deletes it.
+    # Several requests may read it, but only one deletes it.
     if not isinstance(found, str) or not cache.delete(key):
         raise NotAuthenticated("the ticket is not valid, or was used, or has expired")
     user_id, session_id = (UUID(part) for part in found.split())
@@ -169,13 +168,13 @@ def redeem_ticket(ticket: str) -> tuple[UUID, UUID]:
 
 
 def live_sessions(ids: Collection[UUID]) -> set[UUID]:
-    """Which of these still let somebody in: one query, for sockets that must close when theirs ends."""
+    """Which of these sessions are live, in one query. Sockets close when their session is not."""
     if not ids:
         return set()
     return set(Session.objects.live().filter(pk__in=ids).values_list("pk", flat=True))
 
 
-# ── Going out ───────────────────────────────────────────────────────────────────────────────────────────
+# ── Signing out ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def logout(*, session: Session) -> None:
@@ -183,30 +182,30 @@ def logout(*, session: Session) -> None:
 
 
 def end_session(*, user: User, session_id: UUID) -> None:
-    """Sign one of the user's devices out. Raises NotFound for one that is not theirs or is over."""
+    """Sign out one of the user's devices. Raises NotFound if the session has ended or is another user's."""
     if not Session.objects.live().filter(user=user, pk=session_id).end(RevokedReason.OTHER_DEVICE):
         raise NotFound("there is no such session")
 
 
 def end_sessions(*, user: User, reason: RevokedReason, keep: Session | None = None) -> int:
-    """Sign all of the user's devices out, but for `keep`. Returns how many."""
+    """Sign out all of the user's devices except `keep`. Returns how many."""
     others = Session.objects.filter(user=user, expires_at__gt=timezone.now())
     return (others.exclude(pk=keep.pk) if keep else others).end(reason)
 
 
 def delete_old_sessions() -> int:
-    """Delete the rows of sessions that were over a month ago. Returns how many."""
-    before = timezone.now() - _KEPT_AFTER_END
+    """Delete the rows of sessions that ended more than 30 days ago. Returns how many."""
+    before = timezone.now() - _ENDED_SESSIONS_KEPT
     expired, _ = Session.objects.filter(expires_at__lt=before).delete()
     revoked, _ = Session.objects.filter(revoked_at__lt=before).delete()
     return expired + revoked
 
 
-# ── The account itself ──────────────────────────────────────────────────────────────────────────────────
+# ── The account ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def change_password(*, user: User, current: str, new: str, keep: Session | None = None) -> None:
-    """Set a new password and sign out everywhere but `keep`. Raises Invalid."""
+    """Set a new password and sign out all sessions except `keep`. Raises Invalid."""
     if not user.check_password(current):
         raise Invalid(
             "the current password is wrong",
@@ -218,7 +217,7 @@ def change_password(*, user: User, current: str, new: str, keep: Session | None 
 
 @transaction.atomic
 def set_password(*, user: User, password: str, keep: Session | None = None) -> None:
-    """Set a password that was checked already and sign out everywhere but `keep`."""
+    """Set a password that has been checked, and sign out all sessions except `keep`."""
     user.set_password(password)
     user.save(update_fields=["password"])
     end_sessions(user=user, reason=RevokedReason.PASSWORD, keep=keep)
@@ -226,7 +225,7 @@ def set_password(*, user: User, password: str, keep: Session | None = None) -> N
 
 @transaction.atomic
 def deactivate(*, users: QuerySet[User]) -> int:
-    """Lock accounts without deleting anything. Returns how many were active."""
+    """Deactivate accounts and end their sessions; nothing is deleted. Returns how many were active."""
     ids = list(users.filter(is_active=True).select_for_update(no_key=True).values_list("pk", flat=True))
     User.objects.filter(pk__in=ids).update(is_active=False)
     Session.objects.filter(user_id__in=ids).end(RevokedReason.INACTIVE)
@@ -235,15 +234,15 @@ def deactivate(*, users: QuerySet[User]) -> int:
 
 @transaction.atomic
 def delete_account(*, user: User) -> None:
-    """Shred the key, end all sessions and delete every row of the user, all at once and for ever.
+    """Destroy the user's key and delete all of their rows in one transaction. This cannot be undone.
 
-    Raises keys.KeyAway where the key cannot be reached: an account whose key stays would not be deleted.
+    Raises keys.KeyUnavailable if the key cannot be reached: while the key exists, the data is not deleted for good.
     """
     User.objects.select_for_update().filter(pk=user.pk).first()
     user_id = user.pk
     keys.shred(user_id)
     user.delete()
-    log.info("account deleted", user_id=str(user_id))
+    log.info("account.deleted", user_id=str(user_id))
 
 
 def _open_session(user: User, user_agent: str) -> Session:
@@ -259,8 +258,8 @@ def _open_session(user: User, user_agent: str) -> Session:
 
 
 def _check_password(password: str, user: User, *, field: str) -> None:
-    if len(password) > PASSWORD_LENGTH or "\0" in password:
-        problems = [f"A password has at most {PASSWORD_LENGTH} characters, none of them NUL."]
+    if len(password) > MAX_PASSWORD_CHARS or "\0" in password:
+        problems = [f"A password has at most {MAX_PASSWORD_CHARS} characters, none of them NUL."]
     else:
         try:
             validate_password(password, user)
@@ -271,5 +270,5 @@ def _check_password(password: str, user: User, *, field: str) -> None:
 
 
 def _ticket_key(ticket: str) -> str:
-    # Hashed: who reads Redis cannot redeem what is there, and no input becomes a key of its own making.
+    # Hashed, so that reading Redis does not give valid tickets, and clients cannot choose Redis keys.
     return f"ticket:{sha256(ticket.encode('utf-8', 'surrogatepass')).hexdigest()}"

@@ -3,12 +3,12 @@ from importlib import import_module
 from celery import shared_task
 from django.conf import settings
 
-from adiuva.accounts import keys, services
+from adiuva.accounts import key_maintenance, services
 
 
 @shared_task(name="accounts.prune")
 def prune() -> None:
-    """Forget sessions that ended long ago, the admin's cookies that expired, and keys whose deletion was cut off."""
+    """Delete old sessions and expired admin cookies, and finish what was interrupted between the key databases."""
     services.delete_old_sessions()
     import_module(settings.SESSION_ENGINE).SessionStore.clear_expired()
-    keys.finish_interrupted()
+    key_maintenance.finish_interrupted()

@@ -1,7 +1,7 @@
-"""How often one may try.
+"""Throttles of sign-in attempts.
 
-Counted in Redis in fixed windows, so in any period at most twice the rate gets through. Counters are atomic:
-many requests at once count as many. Keys hold hashes, no addresses and no e-mails.
+Attempts are counted in Redis in fixed windows, so in any period at most twice the rate is allowed. Counters are
+atomic: simultaneous requests are all counted. Keys hold hashes, neither addresses nor e-mails.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from adiuva.accounts.models import User
 
 
 def count_attempt(scope: str, *who: str) -> float | None:
-    """Count one try. None: go on; else the seconds until the next is allowed."""
+    """Count one attempt. None if it is allowed, else the seconds until the next one is."""
     allowed, period = _rate(scope)
     window, into = divmod(time.time(), period)
     name = sha256("\n".join(who).encode("utf-8", "surrogatepass")).hexdigest()
     key = f"rate:{scope}:{name}:{int(window)}"
-    # `add` first, as only it gives the counter an end.
-    tries = 1 if cache.add(key, 1, 2 * period) else cache.incr(key)
-    return None if tries <= allowed else period - into
+    # `add` comes first because it alone sets when the counter expires.
+    attempts = 1 if cache.add(key, 1, 2 * period) else cache.incr(key)
+    return None if attempts <= allowed else period - into
 
 
 def _rate(scope: str) -> tuple[int, int]:
-    """From `10/min` in the settings: how many, in how many seconds."""
+    """(attempts, seconds) of a rate such as `10/min` in the settings."""
     allowed, _, period = str(api_settings.DEFAULT_THROTTLE_RATES[scope]).partition("/")
     return int(allowed), {"s": 1, "m": 60, "h": 3600, "d": 86400}[period[0]]
 
 
 def client_address(request: Request) -> str:
-    """What counts as one address: an IPv6 host has a whole /64 to choose from."""
+    """The address that is counted. For IPv6 it is the /64 network, since a host can use any address in it."""
     remote = BaseThrottle().get_ident(request) or ""
     try:
         address = ipaddress.ip_address(remote)
@@ -55,7 +55,7 @@ class _Throttle(BaseThrottle):
     _wait: float | None = None
 
     def who(self, request: Request) -> tuple[str, ...] | None:
-        """What is counted together, or None for what is not counted."""
+        """What identifies the client in the counter; None if the request is not counted."""
         return (client_address(request),)
 
     def allow_request(self, request: Request, view: APIView) -> bool:
@@ -68,25 +68,25 @@ class _Throttle(BaseThrottle):
 
 
 class AddressThrottle(_Throttle):
-    """All that one address does at the open doors, so that it cannot try many accounts."""
+    """Counts all attempts of an address, so that it cannot try many accounts."""
 
     scope = "login_address"
 
 
 class AddressAndEmailThrottle(_Throttle):
-    """One account from one address. Not per account alone: nobody can lock its owner out from elsewhere."""
+    """Counts attempts on an account from an address. Per account alone, anyone could lock its owner out."""
 
     scope = "login"
 
     def who(self, request: Request) -> tuple[str, ...] | None:
         email = request.data.get("email") if isinstance(request.data, dict) else None
         if not isinstance(email, str):
-            return None  # such a body is refused
+            return None  # the serializer refuses such a body
         return client_address(request), User.normalize_username(email)
 
 
 class UserThrottle(_Throttle):
-    """Guesses at the current password by whoever holds a session."""
+    """Counts guesses of the current password by someone who holds a session."""
 
     scope = "login"
 

@@ -1,4 +1,4 @@
-"""Access and refresh tokens: JSON Web Tokens (RFC 7519), HS256, each kind signed with a key of its own."""
+"""Access and refresh tokens: JSON Web Tokens (RFC 7519) with HS256, each kind signed with its own key."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from adiuva.core.errors import NotAuthenticated
 
 Kind = Literal["access", "refresh"]
 
-_LONGEST = 1024
-_REQUIRED = ["sub", "sid", "iat", "exp", "typ"]
+_MAX_TOKEN_CHARS = 1024
+_REQUIRED_CLAIMS = ["sub", "sid", "iat", "exp", "typ"]
 
 
 @dataclass(frozen=True)
 class TokenPair:
-    """What a client gets for signing in. `expires_at`: Unix seconds of the access token's end."""
+    """What a client receives for signing in. `expires_at`: when the access token expires, in Unix seconds."""
 
     access_token: str
     refresh_token: str
@@ -56,7 +56,7 @@ def _sign(kind: Kind, session: Session, start: datetime, end: datetime, **more: 
 
 
 def issue(session: Session) -> TokenPair:
-    """Both tokens of a session. The refresh token follows from the row alone: asked twice, it is the same."""
+    """Both tokens of a session. The refresh token depends on the row alone: issued twice, it is the same."""
     now = timezone.now()
     end = min(now + settings.ACCESS_TOKEN_LIFE, session.expires_at)
     return TokenPair(
@@ -69,8 +69,8 @@ def issue(session: Session) -> TokenPair:
 
 
 def verify(token: str, kind: Kind) -> Claims:
-    """The claims of a token of ours that has not expired. Raises NotAuthenticated."""
-    if not token or len(token) > _LONGEST or not token.isascii():
+    """The claims of a token. Raises NotAuthenticated if it has expired or is not ours."""
+    if not token or len(token) > _MAX_TOKEN_CHARS or not token.isascii():
         raise NotAuthenticated("the token is not valid")
     for secret in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS):
         try:
@@ -78,14 +78,14 @@ def verify(token: str, kind: Kind) -> Claims:
                 token,
                 _key(secret, kind),
                 algorithms=["HS256"],
-                # `iat` is for people: another server's clock may be ahead of ours.
-                options={"require": _REQUIRED, "verify_iat": False},
+                # `iat` is not verified: the clock of the server that issued it may be ahead of ours.
+                options={"require": _REQUIRED_CLAIMS, "verify_iat": False},
             )
         except jwt.InvalidSignatureError:
             continue
         except jwt.ExpiredSignatureError:
             raise NotAuthenticated("the token has expired") from None
-        except (jwt.InvalidTokenError, RecursionError):  # PyJWT reads the header before it trusts it
+        except (jwt.InvalidTokenError, RecursionError):  # PyJWT parses the header before it verifies it
             break
         if claims["typ"] != kind:
             break

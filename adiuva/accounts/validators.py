@@ -1,4 +1,4 @@
-"""What counts as a time zone and as a locale."""
+"""Validators of time zones and locales."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 
 from django.core.exceptions import ValidationError
 
-# Language, then script, region and variants: RFC 5646 without the register of what exists.
+# Language, then script, region and variants: the syntax of RFC 5646, without its registry.
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
 
 

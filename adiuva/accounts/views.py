@@ -1,4 +1,4 @@
-"""/api/v1/auth/: thin; what happens is in verbs."""
+"""The endpoints under /api/v1/auth/, which call services."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from adiuva.accounts.serializers import (
 from adiuva.core.rest import TOTAL_COUNT, Done, error_responses
 
 
-def _secret(body: dict[str, Any], status: int = 200) -> Response:
+def _uncached(body: dict[str, Any], status: int = 200) -> Response:
     return Response(body, status=status, headers={"Cache-Control": "no-store"})
 
 
@@ -37,21 +37,21 @@ class _AuthView(GenericAPIView[Any]):
     def body(self, request: Request) -> dict[str, Any]:
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        found: dict[str, Any] = serializer.validated_data
-        return found
+        data: dict[str, Any] = serializer.validated_data
+        return data
 
     @property
     def me(self) -> User:
-        return cast(User, self.request.user)  # IsAuthenticated let them through
+        return cast(User, self.request.user)  # IsAuthenticated has refused anonymous requests
 
     @property
     def session(self) -> Session | None:
-        """The session of the bearer token; none for staff in the browser."""
+        """The session of the bearer token; None for staff who use the browsable API."""
         return self.request.auth if isinstance(self.request.auth, Session) else None
 
 
 class _AnonymousView(_AuthView):
-    # No authentication at all: a client whose access token is out of date must get in here.
+    # Without authentication classes, so that an expired access token is not refused here.
     authentication_classes = []
     permission_classes = [AllowAny]
 
@@ -64,8 +64,8 @@ class RegisterView(_AnonymousView):
 
     @extend_schema(auth=[], responses={201: TokensSerializer, **error_responses(400, 409, 429)})
     def post(self, request: Request) -> Response:
-        made = services.register(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
-        return _secret(asdict(made), 201)
+        tokens = services.register(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
+        return _uncached(asdict(tokens), 201)
 
 
 class LoginView(_AnonymousView):
@@ -76,8 +76,8 @@ class LoginView(_AnonymousView):
 
     @extend_schema(auth=[], responses={200: TokensSerializer, **error_responses(400, 401, 429)})
     def post(self, request: Request) -> Response:
-        made = services.login(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
-        return _secret(asdict(made))
+        tokens = services.login(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
+        return _uncached(asdict(tokens))
 
 
 class RefreshView(_AnonymousView):
@@ -92,7 +92,7 @@ class RefreshView(_AnonymousView):
 
     @extend_schema(auth=[], responses={200: TokensSerializer, **error_responses(400, 401, 429)})
     def post(self, request: Request) -> Response:
-        return _secret(asdict(services.refresh(**self.body(request))))
+        return _uncached(asdict(services.refresh(**self.body(request))))
 
 
 class LogoutView(_AuthView):
@@ -153,7 +153,7 @@ class TicketView(_AuthView):
     @extend_schema(request=None, responses={200: TicketSerializer, **error_responses(401)})
     def post(self, request: Request) -> Response:
         ticket, expires_at = services.issue_ticket(session=cast(Session, request.auth))
-        return _secret({"ticket": ticket, "expires_at": expires_at})
+        return _uncached({"ticket": ticket, "expires_at": expires_at})
 
 
 class SessionsView(_AuthView, ListAPIView[Session]):

@@ -68,7 +68,7 @@ def ping() -> None:
 
 
 def count_alive(role: Role) -> int:
-    """How many nodes of the role were heard in the last HEARD_S seconds. Raises redis.RedisError."""
+    """How many nodes of the role were heard in the last ALIVE_FOR_S seconds. Raises redis.RedisError."""
     return cast(int, _redis().zcount(_key(role), _now() - ALIVE_FOR_S, "+inf"))
 
 

@@ -23,9 +23,9 @@ def migrate() -> None:
 
 def separate_keys() -> None:
     """Move data keys that are still in the main database into their own."""
-    from adiuva.accounts import keys
+    from adiuva.accounts import key_maintenance
 
-    keys.move_to_own_database()
+    key_maintenance.move_to_own_database()
 
 
 def make_demo_account(email: str, password: str) -> None:

@@ -13,7 +13,7 @@ from django.conf import settings
 from django.db import connections, transaction
 from django.test import override_settings
 
-from adiuva.accounts import keys
+from adiuva.accounts import key_maintenance, keys
 from adiuva.accounts.models import UserKey
 from adiuva.core.crypto import KeyRing, SealBroken, UserCipher
 from tests.factories import somebody
@@ -133,11 +133,11 @@ def test_keys_are_wrapped_anew_in_batches_until_the_old_ring_key_is_not_needed(d
     sealed = [keys.cipher_for(user_id).seal("text", "notes", 1, "text") for user_id in user_ids]
     newest = new_ring_key("newest")
     with override_settings(KEY_RING=KeyRing.parse([newest, *settings.KEYS])):
-        moved = [each.done for each in keys.rewrap(2)]
+        moved = [each.done for each in key_maintenance.rewrap(2)]
         assert sum(moved) >= 3
         assert max(moved) == 2
-        assert set(keys.count_by_ring_key()) == {"newest"}
-        assert list(keys.rewrap(2)) == []
+        assert set(key_maintenance.count_by_ring_key()) == {"newest"}
+        assert list(key_maintenance.rewrap(2)) == []
     keys.forget()
     with override_settings(KEY_RING=KeyRing.parse([newest])):
         for user_id, value in zip(user_ids, sealed, strict=True):

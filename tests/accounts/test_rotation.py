@@ -21,7 +21,7 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 from django.test import override_settings
 
-from adiuva.accounts import keys, services
+from adiuva.accounts import key_maintenance, keys, services
 from adiuva.accounts.models import SeparateKey, User, UserKey
 from adiuva.core.crypto import KeyRing, SealBroken
 from tests.accounts.installation import Mortal, Told, dump, in_use, new_database, restore, turn_off, turn_on
@@ -107,7 +107,7 @@ def test_the_main_database_holds_no_key_once_they_are_apart(place: Place) -> Non
     assert all(opens(*each) for each in sealed.items())
     dumped = dump(place.main)
     assert not any(each in dumped for each in wrapped)
-    assert {row.ring_key for row in UserKey.objects.all()} == {UserKey.APART}
+    assert {row.ring_key for row in UserKey.objects.all()} == {UserKey.SEPARATE}
 
 
 def test_a_new_users_key_is_made_once_whoever_asks_and_in_its_own_database_alone(apart: Place) -> None:
@@ -178,10 +178,12 @@ def test_an_account_whose_deletion_is_killed_anywhere_is_whole_or_gone_with_its_
                 ends.add("done" if code == 0 else "killed when all was done")
     assert ends >= {"whole", "its key left", "done"}
     kept = {row[0] for row in apart.sql("SELECT user_id FROM userkey")}
-    keys.finish_interrupted()
+    key_maintenance.finish_interrupted()
     assert {row[0] for row in apart.sql("SELECT user_id FROM userkey")} == kept  # it may still be going on
     apart.sql("UPDATE userkey SET doomed_at = doomed_at - interval '2 hours'")
-    assert keys.finish_interrupted() == len(kept - set(User.objects.values_list("pk", flat=True))) > 0
+    assert (
+        key_maintenance.finish_interrupted() == len(kept - set(User.objects.values_list("pk", flat=True))) > 0
+    )
     assert {row[0] for row in apart.sql("SELECT user_id FROM userkey WHERE doomed_at IS NULL")} == set(
         User.objects.values_list("pk", flat=True)
     )
@@ -196,7 +198,7 @@ def test_a_main_database_that_is_an_older_backup_costs_nobody_the_key(apart: Pla
     older = new_database(apart.main)
     restore(older, before)
     with in_use(older, apart.keys):
-        assert keys.finish_interrupted() == 0
+        assert key_maintenance.finish_interrupted() == 0
         assert "1 keys have no account" in rotate()
     turn_on(apart.keys)
     assert opens(user_id, sealed)
@@ -309,7 +311,7 @@ def test_a_rotation_under_load_that_is_killed_at_twenty_points_fails_no_read_and
         told = Told("rotate", "2", place.main, place.keys if moved else None, [NEW, OLD])
         ended = [mortal.do(replace(told, dies=point)) for point in points]
         assert [code for code, _ in ended] == [-9] * len(points), ended
-        seen = keys.count_by_ring_key()
+        seen = key_maintenance.count_by_ring_key()
         assert seen["old"] and seen["new"]  # they were all killed on the way
         code, said = mortal.do(replace(told, argument="50"))
         assert code == 0, said
@@ -317,7 +319,7 @@ def test_a_rotation_under_load_that_is_killed_at_twenty_points_fails_no_read_and
     assert load.failed == []
     assert load.read > 0
     with override_settings(KEY_RING=KeyRing.parse([NEW])):
-        assert keys.count_by_ring_key() == {"new": len(values | load.values)}
+        assert key_maintenance.count_by_ring_key() == {"new": len(values | load.values)}
         assert all(opens(*each) for each in (values | load.values).items())
 
 
@@ -327,7 +329,7 @@ def test_rotations_at_once_leave_nothing_undone(place: Place) -> None:
 
     def go() -> None:
         try:
-            done.append(sum(each.done for each in keys.rewrap(3)))
+            done.append(sum(each.done for each in key_maintenance.rewrap(3)))
         finally:
             connections.close_all()
 
@@ -349,7 +351,7 @@ def test_a_key_that_the_ring_does_not_open_is_told_and_the_others_are_done(place
             rotate(batch=1)
         assert "1 data keys are wrapped with 2019, which is not in ADIUVA_KEYS" in str(told.value)
         assert "1 data keys do not open" in str(told.value)
-        assert keys.count_by_ring_key() == {"2019": 1, "old": 1, "new": 2}
+        assert key_maintenance.count_by_ring_key() == {"2019": 1, "old": 1, "new": 2}
         assert all(opens(user_id, values[user_id]) for user_id in users[2:])
 
 

@@ -95,4 +95,19 @@ class Migration(migrations.Migration):
             model_name='session',
             constraint=models.CheckConstraint(condition=models.Q(models.Q(('revoked_at__isnull', True), ('revoked_reason', '')), models.Q(('revoked_at__isnull', False), ('revoked_reason__in', ['logout', 'other_device', 'password', 'reuse', 'staff', 'inactive'])), _connector='OR'), name='session_revoked_with_reason'),
         ),
+        migrations.CreateModel(
+            name='SeparateKey',
+            fields=[
+                ('ring_key', models.CharField(db_index=True, max_length=64)),
+                ('wrapped', models.BinaryField()),
+                ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
+                ('user_id', models.UUIDField(primary_key=True, serialize=False)),
+                ('doomed_at', models.DateTimeField(help_text='When the deletion of its account began.', null=True)),
+            ],
+            options={
+                'db_table': 'userkey',
+                'abstract': False,
+                'managed': False,
+            },
+        ),
     ]

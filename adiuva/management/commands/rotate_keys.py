@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from adiuva.accounts import keys
+from adiuva.accounts import key_maintenance, key_store
 from adiuva.accounts.models import UserKey
 
 _HELP = """\
@@ -53,31 +53,31 @@ class Command(BaseCommand):
         )
 
     def handle(self, *_: object, batch: int, shred_orphans: bool, **options: Any) -> None:
-        if not keys.has_own_database() and UserKey.objects.filter(ring_key=UserKey.APART).exists():
+        if not key_store.has_own_database() and UserKey.objects.filter(ring_key=UserKey.SEPARATE).exists():
             raise CommandError("The keys are in a database of their own: set ADIUVA_KEYS_DATABASE_URL.")
-        if moved := keys.move_to_own_database(batch):
+        if moved := key_maintenance.move_to_own_database(batch):
             self.stdout.write(f"Moved {moved:,} data keys into their own database.")
         broken = self._rotate(batch)
-        wrapped = keys.count_by_ring_key()
+        wrapped = key_maintenance.count_by_ring_key()
         problems = [*_problems(wrapped, broken), *self._audit(shred_orphans)]
         self._conclude(wrapped)
         if problems:
             raise CommandError(" ".join(problems))
 
     def _rotate(self, batch: int) -> int:
-        newest, before = settings.KEY_RING.newest, keys.count_by_ring_key()
+        newest, before = settings.KEY_RING.newest, key_maintenance.count_by_ring_key()
         self.stdout.write(_table(before))
         left, done, broken = before.total() - before[newest], 0, set()
-        for each in keys.rewrap(batch):
+        for each in key_maintenance.rewrap(batch):
             done += each.done
-            broken.update(each.left_alone)
+            broken.update(each.skipped)
             # Others may be at it, too, so this may be fewer than it says.
             self.stdout.write(f"{done:,} wrapped anew with {newest}, {max(left - done, 0):,} left")
             self.stdout.flush()
         return len(broken)
 
     def _audit(self, shred_orphans: bool) -> list[str]:
-        found = keys.audit()
+        found = key_maintenance.audit()
         if found.lost:
             self.stdout.write(
                 f"{len(found.lost):,} accounts have lost their key, and nothing opens what it sealed. Either they were "
@@ -85,7 +85,9 @@ class Command(BaseCommand):
                 "database is not the one it was: bring back its newest backup."
             )
         if found.orphans and shred_orphans:
-            self.stdout.write(f"Destroyed {keys.shred_orphans(found.orphans):,} keys without an account.")
+            self.stdout.write(
+                f"Destroyed {key_maintenance.shred_orphans(found.orphans):,} keys without an account."
+            )
         elif found.orphans:
             self.stdout.write(f"{len(found.orphans):,} keys have no account; see --shred-orphans.")
         if found.doubled:
