@@ -147,7 +147,7 @@ def test_keys_are_wrapped_anew_in_batches_until_the_old_ring_key_is_not_needed(d
 def test_the_process_keeps_a_bounded_number_of_keys(
     committed_db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "_KEPT", 2)
+    monkeypatch.setattr(keys, "_MAX_OPENED", 2)
     for _ in range(4):
         keys.cipher_for(somebody().id)
     assert len(keys._opened) == 2
