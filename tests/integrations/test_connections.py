@@ -186,7 +186,7 @@ def test_a_row_that_does_not_open_is_listed_mended_and_removed(owner: Owner, ide
 def test_with_an_account_of_ours_googles_permissions_are_taken_back(owner: Owner, identity: Identity) -> None:
     def others_are_over() -> None:
         for thread in threading.enumerate():
-            if thread.name == "take back":
+            if thread.name == "revoke tokens":
                 thread.join(WAIT_S)
 
     for account in ("ada@example.com", "grace@example.com"):
