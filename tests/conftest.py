@@ -26,6 +26,7 @@ import pytest
 if TYPE_CHECKING:
     from pytest_django.plugin import DjangoDbBlocker
 
+    from tests.factories import Person
     from tests.fakes.provider import Provider
     from tests.lazy_servers import LazyServers
     from tests.server_processes import Stack
@@ -166,6 +167,14 @@ def committed_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> I
     given = urlsplit(os.environ["DATABASE_URL"])
     with django_db_blocker.unblock():
         yield given._replace(path="/" + quote(connection.settings_dict["NAME"])).geturl()
+
+
+@pytest.fixture
+def person(committed_db: str) -> Person:
+    """A new user, who is signed in."""
+    from tests.factories import somebody
+
+    return somebody()
 
 
 # ── Processes ───────────────────────────────────────────────────────────────────────────────────────────

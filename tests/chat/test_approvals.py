@@ -31,11 +31,6 @@ NO = "Failed: the user said no. Do not try it again, nor in another way."
 
 
 @pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
-
-
-@pytest.fixture
 def rows() -> DeviceRows:
     titles = ["Call Ada", "Call Bob", "Call Cleo", "Call Dan"]
     return DeviceRows(

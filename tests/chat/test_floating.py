@@ -15,7 +15,7 @@ from tests.chat.chat_client import (
     small_limits_web,
     wait_for,
 )
-from tests.factories import Person, somebody
+from tests.factories import Person
 from tests.fakes.provider import Call, Fail, Hold, Provider, Say
 from tests.server_processes import Stack
 
@@ -35,11 +35,6 @@ ROWS = {
     "timelines": [{"id": "m1", "projectId": "p1", "title": "Opening", "date": FRIDAY}],
 }
 WORKSPACE = {"type": "workspace"}
-
-
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
 
 
 @pytest.fixture

@@ -31,11 +31,6 @@ from tests.server_processes import Stack
 
 
 @pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
-
-
-@pytest.fixture
 def tight(stack: Stack, provider: Provider) -> str:
     return small_limits_web(stack, provider)
 

@@ -13,17 +13,12 @@ from adiuva import llm
 from chat.agent_loop import Assistant, LimitReached, OutputHooks, TurnContext, run_agent_loop, to_wire
 from chat.prompts import system_prompt
 from tests.chat.chat_client import DeviceRows, connect, end_frame, prompt_messages, small_limits_web
-from tests.factories import Person, somebody
+from tests.factories import Person
 from tests.fakes.provider import Call, Provider, Say
 from tests.server_processes import Stack
 
 TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo"}
 HAND_OVER = Call("task", {"agent": "tasks", "request": "Create a task Call Bob, due 2026-12-01"})
-
-
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
 
 
 # ── Hand-over ───────────────────────────────────────────────────────────────────────────────────────────

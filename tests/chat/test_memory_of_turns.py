@@ -23,7 +23,7 @@ from memory import entries, exchanges, fact_extraction, recall
 from memory.models import Embedding, Entry, EntrySource, Exchange, Memory, Receipt, Tier
 from tests.chat.chat_client import ChatClient, ClientStream, connect, conversation_of
 from tests.chat.factories import claim, finish_turn, make_conversation, make_request, make_turn
-from tests.factories import Person, somebody
+from tests.factories import Person
 from tests.fakes.provider import Fail, Provider, Request
 from tests.socket_client import PATIENCE_S
 
@@ -67,11 +67,6 @@ def model(committed_db: str, provider: Provider, settings: LazySettings) -> Iter
     provider.default = "All right."
     provider.memory = by_rules
     yield provider
-
-
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
 
 
 def by_rules(request: Request) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tests.chat.chat_client import (
     prompt_messages,
     wait_for,
 )
-from tests.factories import Person, somebody
+from tests.factories import Person
 from tests.fakes.provider import Call, Hold, Provider, Say
 
 CAN_ASK = ["dedupe", "batch", "approval"]
@@ -31,11 +31,6 @@ NOT_THEIRS = (
     "Failed: only what the user has said in this conversation is kept, in the user's own words, and this is not in "
     "their messages."
 )
-
-
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
 
 
 async def put(person: Person, tier: Tier, content: str, *, key: str | None = None) -> Entry:

@@ -43,11 +43,6 @@ def other_web(stack: Stack, provider: Provider) -> str:
     return another(stack, provider)
 
 
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
-
-
 def another(stack: Stack, provider: Provider, server: str = "uvicorn", **env: str) -> str:
     return stack.web(server, ADIUVA_PING_S="29", **env)
 

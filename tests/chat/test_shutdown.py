@@ -20,18 +20,13 @@ from tests.chat.chat_client import (
     stored_messages,
     wait_for,
 )
-from tests.factories import Person, somebody
+from tests.factories import Person
 from tests.fakes.provider import Call, Hold, Provider, Say
 from tests.server_processes import Stack
 
 TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo"}
 RENAME = Call("update_task", {"task_id": TASK["id"], "title": "Call Bob"})
 SERVERS = pytest.mark.parametrize("server", ["uvicorn", "daphne"])
-
-
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
 
 
 @pytest.fixture

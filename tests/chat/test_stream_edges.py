@@ -32,7 +32,7 @@ from tests.chat.chat_client import (
     wait_for,
 )
 from tests.chat.lost_streams import age, flowing, forget, logged, resume
-from tests.factories import Person, somebody
+from tests.factories import Person
 from tests.fakes.provider import Call, Hold, Provider
 from tests.server_processes import Stack
 from tests.socket_client import Socket
@@ -47,11 +47,6 @@ APPROVES = [*CAPABILITIES, "approval"]
 def other_web(stack: Stack, provider: Provider) -> str:
     """Another web process of the same installation."""
     return stack.web(ADIUVA_PING_S="29")
-
-
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
 
 
 async def answer(client: ChatClient, frame: Frame) -> Frame:

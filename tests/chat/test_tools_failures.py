@@ -42,11 +42,6 @@ WRITES: dict[str, dict[str, Any]] = {
 GARBAGE = "Failed: the device gave an answer that cannot be read"
 
 
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
-
-
 @pytest.fixture(autouse=True)
 def no_embeddings(settings: Any) -> None:
     settings.EMBEDDING_MODEL = {"model": ""}

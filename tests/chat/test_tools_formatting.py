@@ -5,21 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chat.tools import formatting
 from chat.untrusted_text import one_line
 from tests.chat.device_sessions import call_tool, rows, scripted_device
-from tests.factories import Person, somebody
+from tests.factories import Person
 
 OURS = re.compile(r"^- .*?\[\s*id\s", re.IGNORECASE)
-
-
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
 
 
 def tasks(number: int, **more: Any) -> list[dict[str, Any]]:

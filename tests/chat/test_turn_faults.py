@@ -34,11 +34,6 @@ def tight(stack: Stack, provider: Provider) -> str:
     return small_limits_web(stack, provider)
 
 
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
-
-
 # ── The model ───────────────────────────────────────────────────────────────────────────────────────────
 
 

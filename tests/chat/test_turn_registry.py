@@ -31,7 +31,7 @@ from tests.chat.chat_client import (
     stored_messages,
     wait_for,
 )
-from tests.factories import Person, somebody
+from tests.factories import Person
 from tests.fakes.provider import Call, Fail, Hold, Provider
 from tests.server_processes import Stack
 from tests.socket_client import PATIENCE_S
@@ -45,11 +45,6 @@ PIECES = [f"word {number}, " for number in range(40)]
 def other_web(stack: Stack, provider: Provider) -> str:
     """Another web process of the same installation."""
     return stack.web(ADIUVA_PING_S="29")
-
-
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
 
 
 async def turns_of(person: Person) -> list[Turn]:

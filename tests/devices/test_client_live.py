@@ -9,14 +9,9 @@ import httpx
 import pytest
 
 from adiuva.devices.client import IN_MEMORY, Connected, Device, DeviceConfig, Disconnected, Event, Superseded
-from tests.factories import Person, somebody
+from tests.factories import Person
 
 PATIENCE_S = 60.0
-
-
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
 
 
 async def devices(web: str, person: Person) -> list[dict[str, object]]:

@@ -25,11 +25,6 @@ from tests.server_processes import Stack
 BACK_S = 20.0
 
 
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
-
-
 @pytest.fixture(params=["through Redis", "in process"])
 def connect(request: pytest.FixtureRequest, committed_db: str) -> Open:
     """Opens a socket for a person's device."""

@@ -21,11 +21,6 @@ from tests.socket_client import Socket
 both_servers = pytest.mark.parametrize("web_on", ["uvicorn", "daphne"], indirect=True)
 
 
-@pytest.fixture
-def person(committed_db: str) -> Person:
-    return somebody()
-
-
 async def rest(person: Person, base: str, method: str, path: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {person.access_token}"}
     async with httpx.AsyncClient(base_url=f"{base}/api/v1", headers=headers) as client:
