@@ -177,7 +177,8 @@ class Turn:
             self.finish, self.code = "error", error.code
             log.info("turn.failed", code=error.code, **self._ids)
         except Exception as error:
-            self._fail(error)
+            log_failure("turn.broke", error, **self._ids)
+            self._fail()
         await self._end()
 
     async def _answer_within_deadline(self) -> None:
@@ -315,7 +316,8 @@ class Turn:
         except LimitReached as limit:
             self.finish, self.code = "limit", limit.code
         except Exception as error:
-            self._fail(error)
+            log_failure("turn.broke", error, **self._ids)
+            self._fail()
         result = TurnOutcome(
             state=self.finish,
             text=self.output.text,
@@ -378,9 +380,8 @@ class Turn:
             await asyncio.wait({self._recall})
         await self._memory.wait_for_receipts()
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self) -> None:
         self.finish, self.code = "error", "internal_error"
-        log_failure("turn.broke", error, **self._ids)
 
     @property
     def _ids(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import httpx
 
 from adiuva.accounts import services
 from adiuva.accounts.models import User
+from adiuva.core.crypto import UserCipher
 
 
 @dataclass
@@ -33,3 +34,12 @@ def somebody(**fields: object) -> Person:
     if fields:
         User.objects.filter(pk=user.pk).update(**fields)
     return Person(email, password, signed_in.access_token, signed_in.refresh_token, user.pk)
+
+
+def seal_text(cipher: UserCipher, text: str) -> bytes:
+    """Seal a text as some user's, for tests of keys: at a place that no column has."""
+    return cipher.cipher.seal(text.encode("utf-8", "surrogatepass"), cipher.place("notes", 1, "text"))
+
+
+def unseal_text(cipher: UserCipher, sealed: bytes) -> str:
+    return cipher.cipher.unseal(sealed, cipher.place("notes", 1, "text")).decode("utf-8", "surrogatepass")

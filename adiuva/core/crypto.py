@@ -85,13 +85,6 @@ class UserCipher:
     owner: str
     cipher: Cipher
 
-    def seal(self, text: str, table: str, row: object, column: str) -> bytes:
-        return self.cipher.seal(text.encode("utf-8", "surrogatepass"), self.place(table, row, column))
-
-    def unseal(self, sealed: bytes | memoryview, table: str, row: object, column: str) -> str:
-        plain = self.cipher.unseal(bytes(sealed), self.place(table, row, column))
-        return plain.decode("utf-8", "surrogatepass")
-
     def fingerprint(self, value: str | bytes, purpose: str) -> bytes:
         return self.cipher.fingerprint(value, purpose)
 

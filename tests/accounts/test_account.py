@@ -17,7 +17,7 @@ from adiuva.accounts import keys, services
 from adiuva.accounts.models import RevokedReason, Session, User, UserKey
 from adiuva.accounts.tasks import prune
 from adiuva.core import errors
-from tests.factories import Person, somebody
+from tests.factories import Person, seal_text, somebody
 
 AUTH = "/api/v1/auth"
 
@@ -266,7 +266,7 @@ def test_a_password_is_not_changed_without_the_current_and_a_good_new_one(
 
 
 def test_a_deleted_account_leaves_no_row_and_no_key(me: APIClient, person: Person) -> None:
-    sealed = keys.cipher_for(person.id).seal("a secret", "notes", 1, "text")
+    sealed = seal_text(keys.cipher_for(person.id), "a secret")
     assert me.delete(f"{AUTH}/me").json() == {"ok": True}
     assert me.get(f"{AUTH}/me").status_code == 401
     assert not User.objects.filter(pk=person.id).exists()

@@ -16,7 +16,7 @@ from django.test import override_settings
 from adiuva.accounts import key_maintenance, keys
 from adiuva.accounts.models import UserKey
 from adiuva.core.crypto import KeyRing, SealBroken, UserCipher
-from tests.factories import somebody
+from tests.factories import seal_text, somebody, unseal_text
 
 
 @pytest.fixture(autouse=True)
@@ -30,15 +30,15 @@ def new_ring_key(name: str) -> str:
 
 def test_what_is_sealed_opens_in_another_process(db: None) -> None:
     user_id = somebody().id
-    sealed = keys.cipher_for(user_id).seal("grüße", "notes", 1, "text")
+    sealed = seal_text(keys.cipher_for(user_id), "grüße")
     keys.forget()
-    assert keys.cipher_for(user_id).unseal(sealed, "notes", 1, "text") == "grüße"
+    assert unseal_text(keys.cipher_for(user_id), sealed) == "grüße"
 
 
 def test_no_other_user_opens_it(db: None) -> None:
-    sealed = keys.cipher_for(somebody().id).seal("text", "notes", 1, "text")
+    sealed = seal_text(keys.cipher_for(somebody().id), "text")
     with pytest.raises(SealBroken):
-        keys.cipher_for(somebody().id).unseal(sealed, "notes", 1, "text")
+        unseal_text(keys.cipher_for(somebody().id), sealed)
 
 
 def test_a_wrapped_key_does_not_open_for_another_user(db: None) -> None:
@@ -82,10 +82,10 @@ def test_an_open_key_costs_no_query(
 
 def test_what_was_shredded_stays_sealed_for_ever(db: None) -> None:
     user_id = somebody().id
-    sealed = keys.cipher_for(user_id).seal("text", "notes", 1, "text")
+    sealed = seal_text(keys.cipher_for(user_id), "text")
     keys.shred(user_id)
     with pytest.raises(SealBroken):  # a user who is still there gets a new key, and it opens nothing old
-        keys.cipher_for(user_id).unseal(sealed, "notes", 1, "text")
+        unseal_text(keys.cipher_for(user_id), sealed)
 
 
 def test_a_key_of_a_transaction_that_was_rolled_back_seals_nothing(committed_db: str) -> None:
@@ -93,9 +93,9 @@ def test_a_key_of_a_transaction_that_was_rolled_back_seals_nothing(committed_db:
     with suppress(KeyError), transaction.atomic():
         keys.cipher_for(user_id)
         raise KeyError
-    sealed = keys.cipher_for(user_id).seal("text", "notes", 1, "text")
+    sealed = seal_text(keys.cipher_for(user_id), "text")
     keys.forget()
-    assert keys.cipher_for(user_id).unseal(sealed, "notes", 1, "text") == "text"
+    assert unseal_text(keys.cipher_for(user_id), sealed) == "text"
 
 
 def test_a_value_that_was_moved_does_not_open(db: None) -> None:
@@ -117,20 +117,20 @@ def test_a_value_that_was_moved_does_not_open(db: None) -> None:
 def test_each_single_flipped_bit_is_refused(db: None, what: str) -> None:
     user_id = somebody().id
     cipher, row = keys.cipher_for(user_id), UserKey.objects.get(pk=user_id)
-    good = cipher.seal("4 o'clock", "notes", 1, "text") if what == "a value" else bytes(row.wrapped)
+    good = seal_text(cipher, "4 o'clock") if what == "a value" else bytes(row.wrapped)
     for bit in range(len(good) * 8):
         changed = bytearray(good)
         changed[bit // 8] ^= 1 << bit % 8
         with pytest.raises(SealBroken):
             if what == "a value":
-                cipher.unseal(bytes(changed), "notes", 1, "text")
+                unseal_text(cipher, bytes(changed))
             else:
                 settings.KEY_RING.unwrap(row.ring_key, bytes(changed), str(user_id))
 
 
 def test_keys_are_wrapped_anew_in_batches_until_the_old_ring_key_is_not_needed(db: None) -> None:
     user_ids = [somebody().id for _ in range(3)]
-    sealed = [keys.cipher_for(user_id).seal("text", "notes", 1, "text") for user_id in user_ids]
+    sealed = [seal_text(keys.cipher_for(user_id), "text") for user_id in user_ids]
     newest = new_ring_key("newest")
     with override_settings(KEY_RING=KeyRing.parse([newest, *settings.KEYS])):
         moved = [each.done for each in key_maintenance.rewrap(2)]
@@ -141,7 +141,7 @@ def test_keys_are_wrapped_anew_in_batches_until_the_old_ring_key_is_not_needed(d
     keys.forget()
     with override_settings(KEY_RING=KeyRing.parse([newest])):
         for user_id, value in zip(user_ids, sealed, strict=True):
-            assert keys.cipher_for(user_id).unseal(value, "notes", 1, "text") == "text"
+            assert unseal_text(keys.cipher_for(user_id), value) == "text"
 
 
 def test_the_process_keeps_a_bounded_number_of_keys(

@@ -25,7 +25,7 @@ from adiuva.accounts import key_maintenance, keys, services
 from adiuva.accounts.models import SeparateKey, User, UserKey
 from adiuva.core.crypto import KeyRing, SealBroken
 from tests.accounts.installation import Mortal, Told, dump, in_use, new_database, restore, turn_off, turn_on
-from tests.factories import somebody
+from tests.factories import seal_text, somebody, unseal_text
 
 OLD, NEW = (f"{name}:{base64.b64encode(os.urandom(32)).decode()}" for name in ("old", "new"))
 
@@ -77,13 +77,13 @@ def people(count: int) -> list[UUID]:
 
 
 def seal(user_id: UUID) -> bytes:
-    return keys.cipher_for(user_id).seal(f"of {user_id}", "notes", 1, "text")
+    return seal_text(keys.cipher_for(user_id), f"of {user_id}")
 
 
 def opens(user_id: UUID, sealed: bytes) -> bool:
     """Whether a process that begins anew can read it. Anything but the text itself is an error."""
     keys.forget(user_id)
-    return keys.cipher_for(user_id).unseal(sealed, "notes", 1, "text") == f"of {user_id}"
+    return unseal_text(keys.cipher_for(user_id), sealed) == f"of {user_id}"
 
 
 def rotate(**options: Any) -> str:

@@ -99,7 +99,7 @@ def test_the_attribute_of_a_class_is_the_field_of_that_class() -> None:
 
     assert Letter.text is Letter._meta.get_field("text")
     assert Letter.text.bound_to == ("id",) and Letter().text is None
-    assert Letter.text.unseal(ADA, ADA.seal("hi", "letters", 7, "text"), 7) == "hi"
+    assert Letter.text.unseal(ADA, ADA.cipher.seal(b"hi", ADA.place("letters", 7, "text")), 7) == "hi"
 
 
 def test_a_field_bound_to_no_column_is_an_error() -> None:
