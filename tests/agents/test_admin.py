@@ -74,7 +74,7 @@ def test_staff_can_run_agents_and_cancel_runs(staff: Client, ada: Person) -> Non
     said = act(staff, AGENTS, "run_now", agent.pk, busy.pk)
     assert "1 started" in said and "Busy has a run under way" in said
     run = Run.objects.get(agent=agent)
-    assert "Asked to end" in act(staff, RUNS, "cancel", run.pk)
+    assert "Cancelling." in act(staff, RUNS, "cancel", run.pk)
     run.refresh_from_db()
     assert run.state == "cancelled"
 

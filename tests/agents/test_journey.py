@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adiuva.core import db
+from adiuva.llm.structured import UnusableAnswer
 from agents.models import Agent, JourneySession, Run
 from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Raw, Request
@@ -327,7 +328,7 @@ def test_whatever_a_model_answers_is_a_step_or_refused(
     for given_ in (answer, {"agent": AGENT | changes}):
         try:
             step = interview._read(given_, InterviewBrief(AgentType(agent_type)), before)
-        except interview._UnusableAnswer:
+        except UnusableAnswer:
             continue
         if isinstance(step, Question):
             assert asked < 5 and 0 < len(step.text) <= 1_000

@@ -243,7 +243,7 @@ async def test_a_part_that_was_moved_to_another_users_or_requests_log_does_not_o
 
 async def test_a_turn_is_let_go_when_redis_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "REDIS_URL", "redis://127.0.0.1:9/0")
-    monkeypatch.setattr(stream_log, "_EVERY_S", 0.001)
+    monkeypatch.setattr(stream_log, "_WRITE_INTERVAL_S", 0.001)
     recorder, turn = StreamLogWriter(), await a_turn()
     recorder.add(turn.recording)
     turn.stream.start(None)

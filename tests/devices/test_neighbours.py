@@ -74,7 +74,7 @@ async def test_a_device_that_never_reads_is_dropped_and_the_others_are_served(
             calls = [link.call(new_call("insert", "notes", data=large)) for _ in range(20)]
             sending = asyncio.gather(*calls, return_exceptions=True)
             while not sending.done():
-                assert (await served.call("select", "tasks")).row is not None
+                assert (await served.call(new_call("select", "tasks"))).row is not None
             # What lay in the server's hands was not sent, what lay on the network may have been: none is lost.
             outcomes = await sending
             assert all(

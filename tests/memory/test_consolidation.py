@@ -15,7 +15,7 @@ from django.conf import LazySettings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Now
 
-from memory import consolidation, embedding, entries, forgetting, patterns
+from memory import consolidation, embedding, entries, forgetting, pattern_review, patterns
 from memory.entries import BY_HAND, EntryDetails
 from memory.models import Embedding, Entry, Memory, Receipt, SourceKind, Tier
 from tests.factories import somebody
@@ -324,8 +324,8 @@ def test_a_pattern_is_deleted_with_its_evidence(user: uuid.UUID, provider: Provi
 
 
 def test_many_new_entries_are_read_in_portions(user: uuid.UUID, provider: Provider, monkeypatch: Any) -> None:
-    monkeypatch.setattr(patterns, "_MOST_FRESH", 4)
-    monkeypatch.setattr(patterns, "_MOST_BEFORE", 2)
+    monkeypatch.setattr(pattern_review, "_MAX_NEW", 4)
+    monkeypatch.setattr(pattern_review, "_MAX_OLDER", 2)
     for number in range(10):
         seen(user, f"thing {number}", f"place {number}")
     visit(user)

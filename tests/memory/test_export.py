@@ -29,6 +29,7 @@ from agents import claimed_runs
 from agents.journal import EventKind
 from agents.journal import JournalEntry as Line
 from chat.models import Message
+from chat.turn_rows import NewSummary
 from integrations.models import Connection
 from memory import entries, exchanges, vector_indexes
 from memory.entries import BY_HAND, EntryDetails, SourceRef
@@ -63,8 +64,8 @@ def lived(person: Person, word: str) -> None:
     me = person.id
     mailbox = Connection(pk=uuid.uuid4(), user_id=me, provider="gmail", renew_at=timezone.now())
     mailbox.account_hash, mailbox.expires_at = uuid.uuid4().bytes, timezone.now()
-    mailbox.account = mailbox.seal("account", f"{word}@example.com")
-    mailbox.access_token = mailbox.seal("access_token", f"token of {me}")
+    mailbox.account = mailbox.seal(Connection.account, f"{word}@example.com")
+    mailbox.access_token = mailbox.seal(Connection.access_token, f"token of {me}")
     mailbox.save(force_insert=True)
     agent = create_agent(me, name=f"Desk {word}")
     create_device(agent)
@@ -74,7 +75,9 @@ def lived(person: Person, word: str) -> None:
     claimed_runs.add_counts(claimed, seen=1, done=1, failed=1, entries=[failed])
     request = make_request(me, f"Add {word}")
     turn = claim(request)
-    finish_turn(request, turn, f"Added {word}", mutations=[TASK_INSERTED], summary=(1, f"Of {word}"))
+    finish_turn(
+        request, turn, f"Added {word}", mutations=[TASK_INSERTED], summary=NewSummary(1, f"Of {word}")
+    )
     place = SourceRef(SourceKind.CONVERSATION, turn.conversation_id, 1)
     for content in (f"tea for {word}", f"water for {word}"):
         core = entries.remember(user_id=me, tier=Tier.CORE, key="Drink", content=content, source=place).entry
