@@ -1,5 +1,14 @@
 #!/usr/bin/env python
-"""Django's command line, and Adiuva's: `up`, `device`, `protocol`."""
+"""Django's command line with Adiuva's commands.
+
+up             start everything on this machine (`make run`)
+device         take part as a headless device
+chat           talk to the assistant
+protocol       write the socket's schema and types into docs/
+settings_docs  write .env.example and docs/settings.md
+rotate_keys    wrap users' data keys with the newest key
+reembed        compute the memory's vectors with the current model
+"""
 
 import os
 import sys
@@ -7,7 +16,7 @@ import sys
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
-    if sys.argv[1:2] == ["up"]:  # it starts the servers that Django's settings ask for
+    if sys.argv[1:2] == ["up"]:  # starts the servers that Django's settings need
         from adiuva.embedded.up import main as up
 
         sys.exit(up(sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""A small REST client for the demo: what any client of the API does, without its comforts."""
+"""A small REST client for the demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TIMEOUT_S = 30.0
 
 
 class ApiError(StackError):
-    """The API refused; `status` and `body` say how."""
+    """The API answered with an error: `status` and `answer` are what it said."""
 
     def __init__(self, what: str, status: int, body: dict[str, Any]) -> None:
         super().__init__(f"{what}: {body.get('message') or status}")
@@ -23,7 +23,7 @@ class ApiError(StackError):
 
 
 class ApiClient:
-    """Calls of one account. Signs in again when its access token has run out."""
+    """Calls the API as one account, and signs in again when the access token has expired."""
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -35,12 +35,12 @@ class ApiClient:
         self._token = self._call("POST", "/auth/login", self._credentials)["access_token"]
 
     def get(self, path: str) -> Any:
-        return self._again("GET", path, None)
+        return self._retry_unauthorized("GET", path, None)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        return self._again("POST", path, body)
+        return self._retry_unauthorized("POST", path, body)
 
-    def _again(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    def _retry_unauthorized(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         try:
             return self._call(method, path, body)
         except ApiError as error:
@@ -75,7 +75,7 @@ def _json(raw: bytes) -> dict[str, Any]:
 
 
 def is_up(base: str) -> bool:
-    """Whether a web process answers."""
+    """Whether the web server answers."""
     try:
         with urllib.request.urlopen(f"{base}/api/v1/health", timeout=_TIMEOUT_S):  # noqa: S310
             return True
@@ -84,7 +84,7 @@ def is_up(base: str) -> bool:
 
 
 def failing_checks(base: str) -> str:
-    """The parts of the stack that do not work, or nothing."""
+    """The names of the health checks that fail, comma-separated; empty when all pass."""
     try:
         with urllib.request.urlopen(f"{base}/api/v1/health/ready", timeout=_TIMEOUT_S):  # noqa: S310
             return ""

@@ -1,6 +1,6 @@
-"""What `make run` shows a newcomer: an agent reads a small workspace, and its finds arrive on a device.
+"""The demo of `make run`: an agent reads a small workspace, and its records arrive on a device.
 
-All of it goes the way any client goes: REST and the device socket. The device is the headless one.
+It uses only what any client can use: REST and the device socket. The device is the headless one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from adiuva.embedded.terminal import Terminal
 DEMO_EMAIL = "demo@adiuva.example"
 AGENT_NAME = "Sample workspace"
 _SAMPLE = Path(__file__).parent / "sample"
-_SEED = _SAMPLE / "projects.json"  # clients and projects that the device knows from the start
-_LOOK_EVERY_S = 0.15
-_DEVICE_WITHIN_S = 60.0
-_RUN_WITHIN_S = 600.0
+_SEED = _SAMPLE / "projects.json"  # clients and projects that are on the device from the start
+_POLL_INTERVAL_S = 0.15
+_DEVICE_TIMEOUT_S = 60.0
+_RUN_TIMEOUT_S = 600.0
 _T = TypeVar("_T")
 _PROBLEMS_SHOWN = 5
-_ENDED = {"success", "partial", "error", "cancelled", "timeout"}
+_FINAL_STATES = {"success", "partial", "error", "cancelled", "timeout"}
 _PROMPT = (
     "These are the working papers of a freelance designer: mails, meeting notes and plans. Find what I have "
     "promised or been asked to do, with its date and who is to do it; the dates that matter to a project; and "
@@ -39,12 +39,12 @@ _PROMPT = (
 
 
 class DemoStopped(Exception):
-    """The stack is ending, so there is nobody to show anything to."""
+    """The stack is stopping, so the demo stops too."""
 
 
 @dataclass
 class Demo:
-    """`device` is what the stack runs for it; `show` is for a thread beside."""
+    """`device` gives the command that the stack runs as the device; `show` runs in its own thread."""
 
     rest: ApiClient
     state: StateFolder
@@ -60,7 +60,7 @@ class Demo:
     def workspace(self) -> Path:
         return self.state.folder / "demo" / "device"
 
-    def _lay_out(self) -> None:
+    def _copy_sample(self) -> None:
         """Copy the sample on the first start. After that the documents are the user's to change."""
         if self.documents.exists():
             return
@@ -74,8 +74,8 @@ class Demo:
             raise StackError(f"the sample workspace cannot be copied to {self.documents}: {error}") from None
 
     def device(self) -> list[str]:
-        """Lay the folders out; returns Python's arguments for the headless device on them."""
-        self._lay_out()
+        """Prepare the folders; returns Python's arguments for the headless device that uses them."""
+        self._copy_sample()
         self.workspace.mkdir(mode=0o700, exist_ok=True)
         arguments = ["manage.py", "device", "--server", self.rest.base, "--email", DEMO_EMAIL]
         arguments += ["--workspace", str(self.workspace), "--grant", str(self.documents)]
@@ -83,9 +83,9 @@ class Demo:
         return arguments
 
     def show(self) -> bool:
-        """Run the agent and print what is on the device then. False when there is nobody left to show it to.
+        """Run the agent and print the records on the device. Returns False when the stack is stopping.
 
-        Trouble is one line, and the stack stays up.
+        A failure is printed as one line, and the stack stays up.
         """
         try:
             self.rest.sign_in(DEMO_EMAIL, self.password)
@@ -104,7 +104,7 @@ class Demo:
             if self.stopping.is_set():
                 return False
             self.terminal.end_bar()
-            line = f"The demo stopped, the servers go on: {error}; logs are in {self.state.folder / 'logs'}."
+            line = f"The demo stopped, but the servers are running: {error}; logs are in {self.state.folder / 'logs'}."
             self.terminal.say(self.terminal.styled(line, "red"))
         return True
 
@@ -117,10 +117,10 @@ class Demo:
 
         self.terminal.bar("Device", 0, 0, "connecting")
         log = self.state.log("device")
-        return self._until(online, _DEVICE_WITHIN_S, f"the device did not come online; see {log}")
+        return self._until(online, _DEVICE_TIMEOUT_S, f"the device did not come online; see {log}")
 
     def _agent(self, device_id: str) -> str:
-        """The agent's id: of the one from an earlier start, or of a new one."""
+        """The id of the demo's agent, which is created on the first start."""
         agents = self.rest.get("/agents/local?limit=100")
         for agent in agents:
             if agent["name"] == AGENT_NAME and agent["device_id"] == device_id:
@@ -146,15 +146,15 @@ class Demo:
         except ApiError as error:
             if error.status != 409 or "run_id" not in error.answer:
                 raise
-            run_id = error.answer["run_id"]  # its schedule came first
+            run_id = error.answer["run_id"]  # its schedule has started a run already
 
         def ended() -> dict[str, Any] | None:
             run: dict[str, Any] = self.rest.get(f"/agents/runs/{run_id}")
             self.terminal.bar(f"Agent “{AGENT_NAME}”", run["files_done"], run["files_seen"], _progress(run))
-            return run if run["state"] in _ENDED else None
+            return run if run["state"] in _FINAL_STATES else None
 
         log = self.state.log("worker")
-        return self._until(ended, _RUN_WITHIN_S, f"the run did not end in {_RUN_WITHIN_S:.0f} s; see {log}")
+        return self._until(ended, _RUN_TIMEOUT_S, f"the run did not end in {_RUN_TIMEOUT_S:.0f} s; see {log}")
 
     def _until(self, found: Callable[[], _T | None], within_s: float, otherwise: str) -> _T:
         deadline = time.monotonic() + within_s
@@ -162,7 +162,7 @@ class Demo:
             if (value := found()) is not None:
                 self.terminal.end_bar()
                 return value
-            if self.stopping.wait(_LOOK_EVERY_S):
+            if self.stopping.wait(_POLL_INTERVAL_S):
                 raise DemoStopped
         raise StackError(otherwise)
 
@@ -171,7 +171,7 @@ def _progress(run: dict[str, Any]) -> str:
     if run["state"] == "waiting_device":
         return "waiting for the device"
     if not run["files_seen"]:
-        return run["state"] if run["state"] in _ENDED else "looking at the files"
+        return run["state"] if run["state"] in _FINAL_STATES else "looking at the files"
     return f"{run['files_done']} of {run['files_seen']} files, {_records(run)}"
 
 

@@ -1,4 +1,4 @@
-"""The records on a device, as tables for people. Reads the device's own SQLite file and never writes it."""
+"""Prints the records on the demo's device as tables. It reads the device's SQLite file and never writes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Projects = Mapping[str, str]
 
 
 class TableView(NamedTuple):
-    """How one table is shown: the columns with what each says of a row."""
+    """How one table is shown: its columns, each with the text that it shows of a row."""
 
     table: str
     order: str
@@ -72,7 +72,7 @@ _VIEWS = (
 
 
 def print_report(database: Path, terminal: Terminal, *, since_ms: int) -> None:
-    """Print what the device holds, and mark what it got since then. Raise StackError without a database."""
+    """Print the device's records and mark those created since then. Raises StackError if there is no database."""
     if not database.exists():
         raise StackError(f"the device has no data in {database}")
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=10)) as opened:

@@ -1,7 +1,7 @@
-"""A child that dies with its parent, whatever kills the parent.
+"""Ends a child process when its parent dies, however the parent dies.
 
-Linux has it built in: a process asks the kernel for a signal at its parent's death. Elsewhere a small
-process, the leash, stands between parent and child and watches.
+On Linux a process asks the kernel for a signal at its parent's death (prctl PR_SET_PDEATHSIG). Elsewhere a small
+watcher process, this module's `main`, runs between parent and child.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 HAS_KERNEL_SUPPORT = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
-_LOOK_EVERY_S = 0.2
+_POLL_INTERVAL_S = 0.2
 _GRACE_S = 10.0
 _libc = ctypes.CDLL(None, use_errno=True) if HAS_KERNEL_SUPPORT else None
 
@@ -31,13 +31,13 @@ class Owner(NamedTuple):
     gid: int
 
 
-def request_death_signal(parent: int, at_death: signal.Signals) -> Callable[[], None]:
-    """For `subprocess`' preexec_fn: runs in the child, after its change of user, which would undo it."""
+def request_death_signal(parent: int, death_signal: signal.Signals) -> Callable[[], None]:
+    """A preexec_fn for `subprocess`. It runs in the child after the change of user, which would reset the request."""
     libc = _libc or ctypes.CDLL(None)
 
     def ask_the_kernel() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, int(at_death), 0, 0, 0)
-        if os.getppid() != parent:  # it died before it could be asked about
+        libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+        if os.getppid() != parent:  # the parent died before the request
             os.kill(os.getpid(), signal.SIGKILL)
 
     return ask_the_kernel
@@ -54,18 +54,18 @@ def follow_parent() -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_INTERVAL_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="follow parent", daemon=True).start()
 
 
-def watched_command(argv: list[str], at_death: signal.Signals, owner: Owner | None) -> list[str]:
-    """The same command, on a leash of whoever starts it."""
+def watched_command(argv: list[str], death_signal: signal.Signals, owner: Owner | None) -> list[str]:
+    """The same command, run by a watcher process that ends it when the process calling this dies."""
     as_user = ["--owner", f"{owner.uid}:{owner.gid}"] if owner else []
-    name = at_death.name.removeprefix("SIG")
-    leash = [sys.executable, "-m", "adiuva.embedded.parent_death", "--parent", str(os.getpid())]
-    return [*leash, "--signal", name, *as_user, "--", *argv]
+    name = death_signal.name.removeprefix("SIG")
+    watcher = [sys.executable, "-m", "adiuva.embedded.parent_death", "--parent", str(os.getpid())]
+    return [*watcher, "--signal", name, *as_user, "--", *argv]
 
 
 def _owner(text: str) -> Owner:
@@ -74,8 +74,8 @@ def _owner(text: str) -> Owner:
 
 
 def main() -> int:
-    """Run the command; pass on what ends us; end it when our parent is gone. Returns its exit code."""
-    parser = argparse.ArgumentParser(prog="leash")
+    """Run the command, forward signals to it, and end it when our parent is gone. Returns its exit code."""
+    parser = argparse.ArgumentParser(prog="parent_death")
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--signal", type=lambda name: signal.Signals[f"SIG{name}"], default=signal.SIGTERM)
     parser.add_argument("--owner", type=_owner, default=None)
@@ -92,7 +92,7 @@ def main() -> int:
         signal.signal(number, lambda got, _frame: child.send_signal(got))
     while os.getppid() == chosen.parent:
         try:
-            return child.wait(timeout=_LOOK_EVERY_S)
+            return child.wait(timeout=_POLL_INTERVAL_S)
         except subprocess.TimeoutExpired:
             continue
     child.send_signal(chosen.signal)

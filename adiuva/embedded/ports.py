@@ -14,7 +14,7 @@ def free_port() -> int:
 
 
 def why_unavailable(host: str, port: int) -> str:
-    """Why a server cannot listen there, or nothing."""
+    """Why a server cannot listen on this port; empty when it can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""Child processes: started on a leash, kept alive, ended in order."""
+"""Child processes: they die with their parent, are restarted when they end, and are stopped in order."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Say = Callable[[str], None]
 
 
 class StackError(Unavailable):
-    """The stack cannot start or go on, for a reason that one line can tell."""
+    """The stack cannot start or continue. The message is one line for the person who started it."""
 
     code = "stack"
 
 
 def tail(log: Path, lines: int = 1) -> str:
-    """The last lines of a log that say something."""
+    """The last lines of a log that are not empty."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 16_384))
@@ -39,38 +39,38 @@ def tail(log: Path, lines: int = 1) -> str:
 
 @dataclass
 class Child:
-    """One program, in a process group of its own, so that Ctrl-C reaches the supervisor alone."""
+    """One program in its own process group, so that Ctrl-C reaches only the supervisor."""
 
     name: str
     argv: Sequence[str | Path]
     log: Path
     env: Mapping[str, str] | None = None
-    given: bytes = b""  # what it reads on its standard input
+    stdin: bytes = b""
     owner: Owner | None = None
     stop_signal: signal.Signals = signal.SIGTERM
-    # The supervisor's sudden death: whoever has data to write gets a signal that lets it, the rest is killed.
+    # Sent when the supervisor dies. A server with data to write needs a signal that lets it; the others are killed.
     death_signal: signal.Signals = signal.SIGKILL
     grace_s: float = 10.0
-    vital: bool = True  # without it the others are of no use
-    on_leash: bool = not parent_death.HAS_KERNEL_SUPPORT
+    vital: bool = True  # the stack stops if this one keeps ending
+    is_watched: bool = not parent_death.HAS_KERNEL_SUPPORT
     cwd: Path | None = None
-    keeps: tuple[int, ...] = ()  # file descriptors that stay open in it
+    keeps: tuple[int, ...] = ()  # file descriptors that the child inherits
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     since: float = field(default=0.0, init=False)
     _gone: bool = field(default=False, init=False)
 
     def start(self) -> None:
-        """Start it, from a thread that lives as long as the child is to: the kernel watches the thread."""
+        """Start it. The calling thread must outlive the child: the kernel watches the thread, not the process."""
         argv = [str(part) for part in self.argv]
         owner = self.owner
-        if self.on_leash:
+        if self.is_watched:
             argv, owner = parent_death.watched_command(argv, self.death_signal, owner), None
         self.log.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self.log.open("ab") as out:
                 self.process = subprocess.Popen(
                     argv,
-                    stdin=subprocess.PIPE if self.given else subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if self.stdin else subprocess.DEVNULL,
                     stdout=out,
                     stderr=out,
                     env=dict(self.env) if self.env is not None else None,
@@ -81,7 +81,7 @@ class Child:
                     group=owner.gid if owner else None,
                     extra_groups=[] if owner else None,
                     preexec_fn=None
-                    if self.on_leash
+                    if self.is_watched
                     else parent_death.request_death_signal(os.getpid(), self.death_signal),
                 )
         except OSError as error:
@@ -89,7 +89,7 @@ class Child:
         self.since, self._gone = time.monotonic(), False
         if self.process.stdin:
             with self.process.stdin as into:
-                into.write(self.given)
+                into.write(self.stdin)
 
     @property
     def alive(self) -> bool:
@@ -100,7 +100,7 @@ class Child:
         return self.process.pid if self.process else None
 
     def wait(self, *, within_s: float) -> int:
-        """Wait for its end and return its exit code. Raise StackError when it takes longer."""
+        """Wait for its end and return its exit code. Raises StackError on timeout."""
         if self.process is None:
             raise StackError(f"{self.name} was never started")
         try:
@@ -109,7 +109,7 @@ class Child:
             raise StackError(f"{self.name} did not end in {within_s:.0f} s (see {self.log})") from None
 
     def stop(self) -> None:
-        """Ask it to end; kill it when it has not after its grace. Ends what it left of its group, too."""
+        """Ask it to end and kill it after its grace period, with what is left of its process group."""
         if self.process is not None and self.alive:
             self.process.send_signal(self.stop_signal)
             try:
@@ -122,15 +122,15 @@ class Child:
         """Kill it and all of its group, and wait for it."""
         if self.process is None or self._gone:
             return
-        self._gone = True  # from now on its id may become another's
+        self._gone = True  # from now on its id may belong to another process
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
-            pass  # the group is gone; of one that is all zombies, macOS says that we may not
+            pass  # the group is gone, or holds only zombies, for which macOS answers "not permitted"
         self.process.wait()
 
     def wait_until(self, ready: Callable[[], bool], *, within_s: float, every_s: float = 0.02) -> None:
-        """Wait until it serves. Raise StackError, with what its log says, when it ends or is too slow."""
+        """Wait until it is ready. Raises StackError, with the end of its log, if it ends or is too slow."""
         deadline = time.monotonic() + within_s
         while not ready():
             if not self.alive:
@@ -143,7 +143,7 @@ class Child:
 def start_server(
     make: Callable[[int], Child], ready: Callable[[int], bool], *, port: int = 0
 ) -> tuple[Child, int]:
-    """Start a server on this port of loopback. 0 is any free one, and another if somebody was quicker to take it."""
+    """Start a server on this loopback port. 0 means any free port, with new tries if others take it first."""
     fixed, tries_left = port, 1 if port else 3
     while True:
         port, tries_left = fixed or free_port(), tries_left - 1
@@ -152,7 +152,7 @@ def start_server(
         try:
             child.wait_until(partial(ready, port), within_s=60)
             return child, port
-        except BaseException as error:  # also when we are asked to end meanwhile
+        except BaseException as error:  # also when a signal asks us to stop meanwhile
             child.stop()
             taken = isinstance(error, StackError) and "already in use" in tail(child.log, 5)
             if not (taken and tries_left):
@@ -165,12 +165,12 @@ def python(*arguments: str) -> list[str]:
 
 @dataclass
 class Supervisor:
-    """Keeps children alive in the order they were started, and ends them in the opposite one."""
+    """Restarts children that end by themselves, and stops all of them, the last one first."""
 
     say: Say
     children: list[Child] = field(default_factory=list)
     backoff_s: float = 1.0
-    _deaths: dict[str, list[float]] = field(default_factory=dict)
+    _ended_at: dict[str, list[float]] = field(default_factory=dict)
 
     TRIES = 4
     WINDOW_S = 120.0
@@ -181,30 +181,32 @@ class Supervisor:
             child.start()
         return child
 
-    def look(self) -> None:
-        """Restart whoever has ended by itself. Raise StackError about a vital one that keeps ending."""
+    def restart_ended(self) -> None:
+        """Restart children that have ended by themselves. Raises StackError if a vital one keeps ending."""
         now = time.monotonic()
         for child in list(self.children):
             if child.alive:
                 continue
-            deaths = [at for at in self._deaths.get(child.name, []) if now - at < self.WINDOW_S]
-            due = child.since + self.backoff_s * (2 ** len(deaths) - 1)  # at once, then after 1, 3, 7 s
+            endings = [at for at in self._ended_at.get(child.name, []) if now - at < self.WINDOW_S]
+            due = child.since + self.backoff_s * (
+                2 ** len(endings) - 1
+            )  # immediately, then after 1, 3 and 7 s
             if now < due:
                 continue
-            if len(deaths) >= self.TRIES:
-                said = f"{child.name} has ended {len(deaths) + 1} times in {self.WINDOW_S:.0f} s"
+            if len(endings) >= self.TRIES:
+                said = f"{child.name} has ended {len(endings) + 1} times in {self.WINDOW_S:.0f} s"
                 said = f"{said}: {tail(child.log)} (see {child.log})"
                 if child.vital:
                     raise StackError(said)
                 self.say(f"{said}; it stays ended")
                 self.children.remove(child)
                 continue
-            self._deaths[child.name] = [*deaths, now]
+            self._ended_at[child.name] = [*endings, now]
             code = child.process.returncode if child.process else None
             self.say(f"{child.name} ended by itself (code {code}) and is started again; see {child.log}")
             child.start()
 
     def stop(self) -> None:
-        """End all children, the last one first."""
+        """Stop all children, the last one first."""
         while self.children:
             self.children.pop().stop()

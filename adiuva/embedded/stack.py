@@ -1,4 +1,4 @@
-"""The whole of Adiuva on one machine: what `make run` starts, keeps up and ends."""
+"""Runs all of Adiuva on one machine: starts, supervises and stops what `make run` needs."""
 
 from __future__ import annotations
 
@@ -23,22 +23,25 @@ from adiuva.embedded.state_folder import StateFolder
 from adiuva.embedded.terminal import Terminal
 from adiuva.embedded.valkey import Valkey
 
-_LOOK_EVERY_S = 0.25
-_STEP_WITHIN_S = 120.0
-_READY_WITHIN_S = 60.0
+_POLL_INTERVAL_S = 0.25
+_STEP_TIMEOUT_S = 120.0
+_READY_TIMEOUT_S = 60.0
 _MODEL = "openai/adiuva-offline"
 _EMBEDDING_MODEL = "openai/adiuva-lexical"
 _MODEL_VARIABLES = (env.MODEL, env.MODEL_API_BASE, env.EMBEDDING_MODEL, env.EMBEDDING_MODEL_API_BASE)
-_ALONE = ("--without-mingle", "--without-gossip")  # looking for other workers takes a second
-_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SINGLE_WORKER = (
+    "--without-mingle",
+    "--without-gossip",
+)  # skips a search for other workers, which takes a second
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequested(BaseException):
-    """Somebody asked the stack to end. Not an Exception, so that nothing on the way takes it for a failure."""
+    """A signal asked the stack to stop. Not an Exception, so that no handler on the way treats it as a failure."""
 
 
 class Stack:
-    """Start, show, stay, end: `run` does it all and returns the exit code."""
+    """Servers, processes and demo of `make run`. `run` starts them, waits for a signal and stops them."""
 
     def __init__(self, terminal: Terminal) -> None:
         self.terminal = terminal
@@ -46,7 +49,7 @@ class Stack:
         self.state = StateFolder(state_dir())
         self.host = env.HOST.read_configured()
         self.port = env.PORT.read_configured()
-        # Bound to all addresses, it is reached at the loopback one.
+        # A server that listens on all addresses is reached at the loopback address.
         self.base = f"http://{'127.0.0.1' if self.host in {'0.0.0.0', '::'} else self.host}:{self.port}"  # noqa: S104
         self.env: dict[str, str] = {}
         self.postgres: Postgres | None = None
@@ -54,17 +57,17 @@ class Stack:
         self.demo: Demo | None = None
 
     def run(self) -> int:
-        for number in _ENDS:
+        for number in _STOP_SIGNALS:
             signal.signal(number, _end)
         try:
             self._start()
-            self._stay()
+            self._supervise_forever()
         except StopRequested:
             self.terminal.end_bar()
-            self.terminal.say("Ending …")
+            self.terminal.say("Stopping …")
             return 0
         finally:
-            for number in _ENDS:
+            for number in _STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
             self._end()
 
@@ -77,18 +80,20 @@ class Stack:
             )
         self._start_servers()
         self.state.publish(self.env)
-        self._prepare()
+        self._migrate()
         self.terminal.say("Web, worker and beat …")
         self._start_python("beat", "-m", "celery", "-A", "adiuva", "beat", "--pidfile=")
-        self._start_python("worker", "-m", "celery", "-A", "adiuva", "worker", *_ALONE, f"-n{self.port}@%h")
+        self._start_python(
+            "worker", "-m", "celery", "-A", "adiuva", "worker", *_SINGLE_WORKER, f"-n{self.port}@%h"
+        )
         web = self._start_python("web", "-m", "adiuva.server")
-        web.wait_until(lambda: is_up(self.base), within_s=_STEP_WITHIN_S, every_s=0.1)
+        web.wait_until(lambda: is_up(self.base), within_s=_STEP_TIMEOUT_S, every_s=0.1)
         self._start_device()
         self._wait_until_ready(web)
         threading.Thread(target=self._show, name="show", daemon=True).start()
 
     def _start_servers(self) -> None:
-        """PostgreSQL, Valkey and the offline model, each unless one is configured."""
+        """Start PostgreSQL, Valkey and the offline model, except those that are configured elsewhere."""
         secrets, keeps = self.state.secrets(), (self.state.lock,)
         database, redis = env.DATABASE_URL.read_configured(), env.REDIS_URL.read_configured("")
         keys = env.KEYS_DATABASE_URL.read_configured()
@@ -139,7 +144,7 @@ class Stack:
         self._start_python("offline-model", "-m", "adiuva.offline_model", "--port", str(port))
 
     def _start_device(self) -> None:
-        """The demo's device. What goes wrong with it is told, and the rest goes on."""
+        """Start the demo's device. If that fails, say so and continue without the demo."""
         if not self.demo:
             return
         try:
@@ -167,7 +172,7 @@ class Stack:
         if child:
             self.supervisor.start(child)
 
-    def _prepare(self) -> None:
+    def _migrate(self) -> None:
         self.terminal.say("Database …")
         account = {}
         if self.demo:
@@ -175,34 +180,34 @@ class Stack:
         child = self._python("migrate", "-m", "adiuva.embedded.migrate", **account)
         child.start()
         try:
-            if child.wait(within_s=_STEP_WITHIN_S) != 0:
+            if child.wait(within_s=_STEP_TIMEOUT_S) != 0:
                 raise StackError(f"the database could not be prepared: {tail(child.log)} (see {child.log})")
         finally:
             child.kill()
 
     def _wait_until_ready(self, web: Child) -> None:
-        """All of it is up, or one line says what is not, and the rest goes on."""
+        """Wait until every health check passes; after the timeout, say which fail and continue."""
         missing = ""
 
         def nothing_missing() -> bool:
             nonlocal missing
-            self.supervisor.look()
+            self.supervisor.restart_ended()
             missing = failing_checks(self.base)
             return not missing
 
         try:
-            web.wait_until(nothing_missing, within_s=_READY_WITHIN_S, every_s=0.1)
+            web.wait_until(nothing_missing, within_s=_READY_TIMEOUT_S, every_s=0.1)
         except StackError:
             if not web.alive:
                 raise
             self.terminal.say(
-                f"Not ready after {_READY_WITHIN_S:.0f} s: {missing}; logs are in {self._logs}."
+                f"Not ready after {_READY_TIMEOUT_S:.0f} s: {missing}; logs are in {self._logs}."
             )
 
-    def _stay(self) -> NoReturn:
+    def _supervise_forever(self) -> NoReturn:
         while True:
-            self.supervisor.look()
-            time.sleep(_LOOK_EVERY_S)
+            self.supervisor.restart_ended()
+            time.sleep(_POLL_INTERVAL_S)
 
     @property
     def _logs(self) -> Path:
@@ -249,10 +254,10 @@ class Stack:
     def _end(self) -> None:
         if self.demo:
             self.demo.stopping.set()
-        if self.env:  # only what we have published ourselves
+        if self.env:  # only after we have published it
             self.state.withdraw()
         self.supervisor.stop()
-        for server in (self.valkey, self.postgres):  # those that were starting when we were asked to end
+        for server in (self.valkey, self.postgres):  # they may have been starting when the signal came
             if server:
                 server.stop()
         self.state.release()

@@ -1,7 +1,7 @@
 """The state folder: everything `make run` keeps. One stack at a time uses it.
 
-`secrets.json` is made once, completely or not at all; `env` says how to reach the servers while they are up.
-Nothing in here is ever deleted to repair it: what does not fit is told, with what to do.
+`secrets.json` is written once, completely or not at all; `env` says how to reach the servers while they are up.
+Nothing in it is ever deleted to repair it: an error says what does not fit and what to do.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 
 from adiuva.embedded.processes import StackError
 
-_LOG_BYTES = 10 * 1024 * 1024
+_MAX_LOG_BYTES = 10 * 1024 * 1024
 
 
 @dataclass(frozen=True, repr=False)
 class Secrets:
-    """What a state folder's servers and accounts are locked with."""
+    """Keys and passwords of a state folder's servers and accounts."""
 
     secret_key: str
     keys: str
@@ -43,7 +43,7 @@ class Secrets:
 
     @classmethod
     def parse(cls, text: str) -> Secrets:
-        """Raise ValueError unless every secret is there."""
+        """Raises ValueError if a secret is missing."""
         found = json.loads(text)
         names = {field.name for field in fields(cls)}
         if not isinstance(found, dict) or not all(isinstance(found.get(n), str) and found[n] for n in names):
@@ -52,7 +52,7 @@ class Secrets:
 
 
 class StateFolder:
-    """The folder, locked by this process until `release` or its death, its children's included."""
+    """The folder, locked until `release`, or until this process and its children have ended."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,9 +74,10 @@ class StateFolder:
         self.folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
     def acquire(self, address: str, *, within_s: float = 20.0) -> None:
-        """Take the lock and leave our pid and address in it. Raise StackError naming those of who has it.
+        """Take the lock and write our pid and address into it.
 
-        The children of a killed supervisor hold the lock while they are ending, and are waited for.
+        The children of a killed supervisor hold the lock while they end; this waits for them. Raises StackError with
+        the pid and address of another stack that holds it.
         """
         deadline = time.monotonic() + within_s
         while not self._lock():
@@ -103,7 +104,7 @@ class StateFolder:
         os.close(self.lock)
 
     def secrets(self) -> Secrets:
-        """Those of the folder; new ones for a new folder. Raise StackError when it lost or broke its own."""
+        """The folder's secrets; new ones for a new folder. Raises StackError if the file is missing or unreadable."""
         path = self.folder / "secrets.json"
         try:
             return Secrets.parse(path.read_text())
@@ -124,7 +125,7 @@ class StateFolder:
         return made
 
     def write(self, name: str, text: str) -> None:
-        """Write a file for our eyes only, completely or not at all."""
+        """Write a file that only this user can read, completely or not at all."""
         new = self.folder / f".{name}.new"
         new.unlink(missing_ok=True)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -145,17 +146,17 @@ class StateFolder:
         (self.folder / "env").unlink(missing_ok=True)
 
     def log(self, name: str) -> Path:
-        """A program's log file. One that has grown large is put aside as `.old`."""
+        """The path of a program's log file. A file that has grown large is renamed to `.old`."""
         folder = self.folder / "logs"
         folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"{name}.log"
-        if path.exists() and path.stat().st_size > _LOG_BYTES:
+        if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
             path.replace(path.with_suffix(".log.old"))
         return path
 
 
 def is_process(pid: int) -> bool:
-    """Whether a process of this id exists, whoever's it is."""
+    """Whether a process with this id exists, of whichever user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

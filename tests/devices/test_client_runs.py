@@ -185,7 +185,7 @@ async def test_what_cannot_be_read_is_said_with_its_reason_and_path(tmp_path: Pa
         f"{folder}/mail.eml": "there is no text in this mail",
         f"{folder}/scan.pdf": "this kind of file cannot be read yet",
         f"{tmp_path}/elsewhere": "it is not in a folder that was granted on this device",
-        "/etc/passwd": "it was asked for and had not been offered",
+        "/etc/passwd": "the server asked for it, but it had not been offered",
     }
     assert (ended.completed, ended.found, ended.sent, len(ended.problems)) == (True, 3, 1, 5)
 

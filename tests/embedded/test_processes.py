@@ -17,7 +17,7 @@ import signal, sys, threading
 from pathlib import Path
 from adiuva.embedded.processes import Child, python
 child = Child("child", python("-c", "import signal; print('up', flush=True); signal.pause()"), Path(sys.argv[1]),
-              keeps=(int(sys.argv[2]),), on_leash=sys.argv[3] == "leash", death_signal=signal.SIGTERM)
+              keeps=(int(sys.argv[2]),), is_watched=sys.argv[3] == "watcher", death_signal=signal.SIGTERM)
 child.start()
 child.wait_until(lambda: b"up" in child.log.read_bytes(), within_s=60)
 print("child is up", flush=True)
@@ -27,7 +27,7 @@ threading.Event().wait()
 
 @pytest.mark.parametrize(
     "way",
-    [pytest.param("kernel", marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux")), "leash"],
+    [pytest.param("kernel", marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux")), "watcher"],
 )
 def test_a_child_dies_with_a_parent_that_was_killed(tmp_path: Path, way: str) -> None:
     ours, theirs = os.pipe()
@@ -45,9 +45,9 @@ def test_a_child_dies_with_a_parent_that_was_killed(tmp_path: Path, way: str) ->
     parent.stdout.close()
 
 
-def test_the_leash_passes_on_how_a_child_is_asked_to_end_and_how_it_ends(tmp_path: Path) -> None:
+def test_the_watcher_passes_on_how_a_child_is_asked_to_end_and_how_it_ends(tmp_path: Path) -> None:
     script = "import signal, sys; signal.signal(15, lambda *_: sys.exit(7)); print('up', flush=True); signal.pause()"
-    child = Child("child", python("-c", script), tmp_path / "log", on_leash=True)
+    child = Child("child", python("-c", script), tmp_path / "log", is_watched=True)
     child.start()
     child.wait_until(lambda: b"up" in child.log.read_bytes(), within_s=60)
     child.stop()
@@ -60,7 +60,7 @@ def test_a_child_that_ends_by_itself_is_started_again_until_it_is_hopeless(tmp_p
     child = supervisor.start(Child("worker", python("-c", "raise SystemExit('no broker')"), tmp_path / "log"))
     with pytest.raises(StackError) as hopeless:
         while child.wait(within_s=60):
-            supervisor.look()
+            supervisor.restart_ended()
     assert said == [f"worker ended by itself (code 1) and is started again; see {tmp_path / 'log'}"] * 4
     assert "no broker" in hopeless.value.message
     assert str(tmp_path / "log") in hopeless.value.message

@@ -1,4 +1,4 @@
-"""Who the device is to the server: sign-in, tokens, and the one secret that is kept in the workspace."""
+"""The device's account at the server: sign-in, tokens, and the session that is kept in the workspace."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from adiuva.devices.client.errors import BadAddress, BadWorkspace, SignInRefused
 
 _REST_TIMEOUT: Final = aiohttp.ClientTimeout(total=30)
 _EXPIRY_MARGIN_S: Final = 30
-_FINAL: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+_REFUSALS: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
 
 class ServerUnavailable(Exception):
-    """The server did not answer, or not now. `retry_after` is what it asked for, in seconds."""
+    """The server did not answer, or asked to try later. `retry_after` is the delay that it asked for, in seconds."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -32,13 +32,13 @@ class ServerUnavailable(Exception):
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """Where the server is."""
+    """The server's address, checked to be safe for credentials."""
 
     base: str
 
     @classmethod
     def parse(cls, server: str) -> ServerAddress:
-        """From `https://host[:port][/path]`. Raise BadAddress, also where secrets would travel in the clear."""
+        """Parse `https://host[:port][/path]`. Raises BadAddress, also for plain http beyond loopback."""
         parts = urlsplit(server.strip().rstrip("/"))
         try:
             host, _ = parts.hostname, parts.port
@@ -72,8 +72,8 @@ def _is_loopback(host: str) -> bool:
 class Account:
     """Gives out a valid access token, signing in or refreshing as needed.
 
-    The server gives a new refresh token with each refresh and the old one is of no more use, so the new one
-    is on the disk before anything else happens. Access tokens live in memory only.
+    Each refresh replaces the refresh token and makes the old one useless, so the new one is written to disk before
+    anything else happens. Access tokens are kept in memory only.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class Account:
         return self._refresh is not None
 
     def reject_access_token(self) -> None:
-        """The server did not accept it: get another one next time."""
+        """Drop the access token, which the server did not accept."""
         self._access = None
 
     async def access_token(self, http: aiohttp.ClientSession) -> str:
-        """A token to connect with. Raise SignInRefused for good, ServerUnavailable for now."""
+        """A token to connect with. Raises SignInRefused (final) or ServerUnavailable (try again)."""
         if self._access and time.time() < self._access_until - _EXPIRY_MARGIN_S:
             return self._access
         if self._refresh and await self._post(http, "auth/refresh", {"refresh_token": self._refresh}):
@@ -115,12 +115,12 @@ class Account:
         return str(self._access)
 
     async def _post(self, http: aiohttp.ClientSession, path: str, body: dict[str, str]) -> bool:
-        """Take the tokens of the answer; False if the server refuses these credentials."""
+        """Keep the tokens of the answer. Returns False if the server refuses these credentials."""
         try:
             async with http.post(
                 self._address.rest(path), json=body, timeout=_REST_TIMEOUT, allow_redirects=False
             ) as response:
-                if response.status in _FINAL:
+                if response.status in _REFUSALS:
                     return False
                 if response.status != HTTPStatus.OK:
                     raise ServerUnavailable(
@@ -152,7 +152,7 @@ class Account:
             is_ours = kept["server"] == self._address.base and self._email in (None, kept["email"])
             return str(kept["refresh_token"]) if is_ours else None
         except (OSError, ValueError, KeyError, TypeError):
-            return None  # a torn or foreign file is as good as none: there is the password
+            return None  # a broken or foreign file counts as none: the password is used
 
     def _save(self) -> None:
         if self._file is None:

@@ -1,6 +1,6 @@
-"""One open socket: the hello, pings, tool calls in their order, agent runs beside each other.
+"""One open socket: the hello, pings, tool calls one after the other, agent runs concurrently.
 
-The reader never waits for a send or for the disk, so that neither side can block the other for good. Calls
+The reader never waits for a send or for the disk, so that the two sides cannot deadlock. Calls
 are applied by one task, in the order they came. It works in a thread where the store is a file, since a
 commit waits for the disk there and a vector search takes milliseconds; a store in memory answers quicker than
 a thread starts.
@@ -45,7 +45,7 @@ from adiuva.devices.protocol import (
 log = structlog.get_logger(__name__)
 
 HELLO_ACK_TIMEOUT_S: Final = 15.0
-DEFAULT_SILENCE_S: Final = 75.0  # when the server did not say how often it pings
+DEFAULT_SILENCE_S: Final = 75.0  # until the server says how often it pings
 _PINGS_MISSED: Final = 2.5
 _RESULT_ROOM: Final = MAX_FRAME_BYTES - 1024
 
@@ -74,7 +74,7 @@ class Connection:
         self._tasks = asyncio.TaskGroup()
 
     async def serve(self) -> str:
-        """Work until the socket closes or falls silent; say in words how it ended."""
+        """Serve until the socket closes or falls silent. Returns in words how it ended."""
         await self.send(self._hello)
         if self._protocol == 1:
             self._emit(events.Connected(1, None))
@@ -88,7 +88,7 @@ class Connection:
                     task.cancel()
 
     async def send(self, frame: Received) -> None:
-        """Raise FrameTooLong, or ConnectionError once the socket is closed."""
+        """Raises FrameTooLong, or ConnectionError once the socket is closed."""
         await self._send_text(dump(frame, self._protocol))
 
     async def _send_text(self, text: str) -> None:
@@ -110,7 +110,7 @@ class Connection:
                 return "the connection was lost"
 
     def _take(self, text: str) -> None:
-        """One frame. What this device does not understand it passes over, unless somebody waits for an answer."""
+        """Handle one frame. Frames that this device does not understand are ignored, unless an answer is expected."""
         try:
             content = decode(text)
             match content.get("type"):
@@ -124,7 +124,7 @@ class Connection:
             log.debug("frame.not_understood", error=type(bad).__name__)
 
     def _take_calls(self, is_batch: bool, calls: Any) -> None:
-        """The store checks calls, so that a wrong one gets an answer; only one without an id cannot."""
+        """Queue the calls. The store checks them, so that a wrong call gets an answer if it has an id."""
         if isinstance(calls, list):
             named = [call for call in calls if isinstance(call, dict) and isinstance(call.get("id"), str)]
             self._calls.put_nowait((is_batch, named))
@@ -155,7 +155,7 @@ class Connection:
         try:
             await self.send(Pong())
         except ConnectionError:
-            return  # the reader hears of it too
+            return  # the reader notices the lost connection too
 
     # ── Tool calls ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -175,13 +175,13 @@ class Connection:
                 for text in _answers(is_batch, results):
                     await self._send_text(text)
             except ConnectionError:
-                return  # what was applied is remembered: the server asks again
+                return  # the store remembers what it applied: the server asks again
 
     # ── Agent runs ──────────────────────────────────────────────────────────────────────────────────────
 
     def _start(self, frame: AgentRun) -> None:
         if running := self._uploads.get(frame.run_id):
-            running[1].cancel()  # the server begins again
+            running[1].cancel()  # the server starts the run again
         upload = Upload(
             frame,
             ReadableArea(self._grants, frame.config.paths),
@@ -216,7 +216,7 @@ class Connection:
 
 
 def _answers(is_batch: bool, results: Sequence[Row]) -> list[str]:
-    """The frames that carry these results: one, unless they are too long for it together."""
+    """The frames that carry these results: one, unless together they are too long for it."""
     dumped = [_dumped(result) for result in results]
     if not is_batch:
         return [f'{{"type":"tool_result",{result[1:]}' for result in dumped]

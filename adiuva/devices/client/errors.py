@@ -1,4 +1,4 @@
-"""What a device can be told, or has to tell."""
+"""Errors of the headless device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from adiuva.core.errors import AdiuvaError
 
 
 class DeviceError(AdiuvaError):
-    """Something that ends the device, in a sentence for its owner."""
+    """An error that ends the device. Its message is a sentence for the owner."""
 
     code = "device_error"
 
@@ -36,7 +36,7 @@ class Superseded(DeviceError):
 
 
 class ServerRefused(DeviceError):
-    """The server will not have this client, now or later."""
+    """The server does not accept this client, now or later."""
 
     code, status = "server_refused", 403
 

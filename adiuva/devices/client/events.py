@@ -1,4 +1,4 @@
-"""What a device tells those who watch it. Only frames, which are passed on as they came, hold content."""
+"""Events that a device reports to its `on_event`. Only FrameReceived holds content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file's bytes to the text that the server is sent."""
+"""Converts a file's bytes to the text that is sent to the server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _HTML_KINDS: Final = {".html": "text/html", ".htm": "text/html", ".xhtml": "appl
 _MAIL_KINDS: Final = {".eml": "message/rfc822"}
 READABLE: Final = frozenset(_TEXT_KINDS | _HTML_KINDS | _MAIL_KINDS)
 
-_BOMS: Final = (  # the longer first: UTF-32's begins with UTF-16's
+_BOMS: Final = (  # longer ones first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -44,7 +44,8 @@ _BOMS: Final = (  # the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _CONTROL_BYTES: Final = bytes(set(range(32)) - set(b"\t\n\r\f\x1b")) + b"\x7f"
-_MOST_CONTROLS: Final = 0.01  # of a text's bytes; beyond, it is something else
+# A file with a larger share of control bytes is not text.
+_MAX_CONTROL_SHARE: Final = 0.01
 _META_CHARSET: Final = re.compile(
     rb"""<meta[^>]{0,200}charset\s*=\s*["']?([a-zA-Z0-9_-]{2,40})""", re.IGNORECASE
 )
@@ -57,7 +58,7 @@ class ExtractedText:
 
 
 def extract(suffix: str, raw: bytes) -> ExtractedText:
-    """The text of a file of this kind (a suffix of READABLE). Raise Unreadable with the reason."""
+    """The text of a file of this kind (a suffix of READABLE). Raises Unreadable with the reason."""
     suffix = suffix.lower()
     if suffix in _MAIL_KINDS:
         content, metadata = mail_to_text(raw)
@@ -74,18 +75,18 @@ def extract(suffix: str, raw: bytes) -> ExtractedText:
 
 
 def _document(content: str, metadata: dict[str, Any]) -> ExtractedText:
-    """Lines end in a newline alone; what JSON cannot carry is replaced; what is no text is refused."""
+    """Normalise line ends and replace what JSON cannot carry. Raises Unreadable if it is not text."""
     lines = content.replace("\r\n", "\n").replace("\r", "\n")
     sendable = lines.encode("utf-8", "replace").decode()
     raw = sendable.encode()
     controls = len(raw) - len(raw.translate(None, _CONTROL_BYTES))
-    if controls > _MOST_CONTROLS * len(raw) or b"\0" in raw:
+    if controls > _MAX_CONTROL_SHARE * len(raw) or b"\0" in raw:
         raise Unreadable("it is not text")
     return ExtractedText(sendable, metadata)
 
 
 def _decode(raw: bytes, charset: str) -> str:
-    """By its byte order mark, else by the charset, else as Windows-1252, which nearly any byte can be."""
+    """Decode by byte order mark, else by the charset, else as Windows-1252, which accepts nearly any byte."""
     for mark, encoding in _BOMS:
         if raw.startswith(mark):
             return raw[len(mark) :].decode(encoding, "replace")

@@ -1,8 +1,8 @@
-"""What a device may read: files below a folder its owner granted and below a path the agent names.
+"""Which files a device may read: those below a folder that its owner granted and below a path that the agent names.
 
-Links are resolved before anything is compared, and never followed while walking: what a link inside leads to
-is met at its own place, or is outside. Since a folder can be changed between the walk and the reading, an
-opened file is checked again: it must be the very file that its resolved path names now.
+Links are resolved before paths are compared, and never followed while walking: the target of a link is found at its own
+place, or it is outside. Because a folder can change between walking and reading, an opened file is checked again: it
+must be the file that its resolved path names at that moment.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from adiuva.documents import Unreadable
 
 MAX_FILE_BYTES: Final = 20 * 1024 * 1024
 _PIECE_BYTES: Final = 256 * 1024
-_MAX_PATH_CHARS: Final = 4096  # of the wire
+_MAX_PATH_CHARS: Final = 4096  # limit of the protocol
 _MAX_NAME_CHARS: Final = 1024
-# Besides hidden ones: folders that tools fill, where nothing is of the user's own writing.
+# Folders that tools fill, with nothing that the user wrote. Like hidden folders, they are skipped.
 _TOOL_FOLDERS: Final = frozenset({"CVS", "_darcs", "node_modules", "__pycache__"})
-# A link in the last place is refused, and a pipe does not keep the reader waiting.
+# NOFOLLOW refuses a link as the last component; NONBLOCK keeps a pipe from blocking the reader.
 _OPEN_FLAGS: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _OUTSIDE: Final = "it is not in a folder that was granted on this device"
 _NO_PERMISSION: Final = "there is no permission to read it"
@@ -43,13 +43,13 @@ T = TypeVar("T")
 
 
 def unreadable_file(path: str, reason: str) -> Problem:
-    """How a run tells of what it could not read. A name that is no Unicode is shown as well as can be."""
+    """A run's report of a file that it could not read. Bytes of its name that are not UTF-8 are replaced."""
     shown = os.fsencode(path).decode("utf-8", "replace")
     return {"path": shown[:_MAX_PATH_CHARS], "reason": reason}
 
 
 def resolve_grant(folder: Path | str) -> Path:
-    """A grant is for the folder that a path leads to when it is granted, whatever becomes of links later."""
+    """The folder that a path leads to now. A grant is for this folder, even if links on the path change later."""
     return Path(os.path.realpath(folder))
 
 
@@ -82,10 +82,10 @@ class ReadableArea:
     def __init__(self, grants: Sequence[Path], paths: Iterable[str]) -> None:
         self._grants = list(grants)
         self._paths = list(paths)
-        self._asked = [Path(os.path.realpath(path)) for path in self._paths if Path(path).is_absolute()]
+        self._named = [Path(os.path.realpath(path)) for path in self._paths if Path(path).is_absolute()]
 
     def list_files(self, extensions: Iterable[str], readable: frozenset[str]) -> Listing:
-        """Find the files, in a stable order, each once, and what was refused.
+        """Find the files, each once and in a stable order, and report those that cannot be read.
 
         `extensions` may have a dot or not, in any case; without any, all `readable` kinds are meant.
         """
@@ -96,11 +96,11 @@ class ReadableArea:
             for named, real in self._walk(path, wanted or readable, listing):
                 if real not in seen:
                     seen.add(real)
-                    self._take(named, real, readable, listing)
+                    self._list_file(named, real, readable, listing)
         return listing
 
     def read(self, found: FoundFile) -> bytes:
-        """A file's bytes. Raise Unreadable; nothing outside is read, whatever happened since the walk."""
+        """A file's bytes. Raises Unreadable, also if the file has moved outside since the walk."""
         with self._open(found.path) as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
@@ -108,7 +108,7 @@ class ReadableArea:
         return content
 
     def sha256(self, found: FoundFile) -> str:
-        """The hash of a file's bytes, read piece by piece. Raise Unreadable like `read`."""
+        """The hash of a file's bytes, read piece by piece. Raises Unreadable like `read`."""
         with self._open(found.path) as file:
             digest = hashlib.sha256()
             while piece := file.read(_PIECE_BYTES):
@@ -116,18 +116,18 @@ class ReadableArea:
             return digest.hexdigest()
 
     def _allows(self, real: Path) -> bool:
-        return _is_below(real, self._grants) and _is_below(real, self._asked)
+        return _is_below(real, self._grants) and _is_below(real, self._named)
 
     @contextmanager
     def _open(self, path: str) -> Iterator[BinaryIO]:
         real = Path(os.path.realpath(path))
         if not self._allows(real):
             raise Unreadable(_OUTSIDE)
-        with _reasoned(lambda: os.fdopen(os.open(real, _OPEN_FLAGS), "rb")) as file:
+        with _or_unreadable(lambda: os.fdopen(os.open(real, _OPEN_FLAGS), "rb")) as file:
             status = os.fstat(file.fileno())
             # A folder on the way may have become a link after the check: what is open must be what is there.
             now = Path(os.path.realpath(real))
-            if not self._allows(now) or not os.path.samestat(status, _reasoned(now.lstat)):
+            if not self._allows(now) or not os.path.samestat(status, _or_unreadable(now.lstat)):
                 raise Unreadable(_OUTSIDE)
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable("it is not a regular file")
@@ -173,14 +173,14 @@ class ReadableArea:
                 if entry.name.startswith(".") or entry.name in _TOOL_FOLDERS:
                     continue
                 if entry.is_symlink():
-                    self._judge_link(inner, inner_real, is_wanted, listing)
+                    self._report_bad_link(inner, inner_real, is_wanted, listing)
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append((inner, inner_real))
                 elif is_wanted:
                     yield inner, inner_real
             waiting += reversed(folders)
 
-    def _judge_link(self, named: str, link: Path, is_wanted: bool, listing: Listing) -> None:
+    def _report_bad_link(self, named: str, link: Path, is_wanted: bool, listing: Listing) -> None:
         target = Path(os.path.realpath(link))
         if not self._allows(target):
             if is_wanted or target.is_dir():
@@ -190,9 +190,9 @@ class ReadableArea:
         elif is_wanted and not target.exists():
             listing.problems.append(unreadable_file(named, "it is a link that leads nowhere"))
 
-    def _take(self, named: str, real: Path, readable: frozenset[str], listing: Listing) -> None:
+    def _list_file(self, named: str, real: Path, readable: frozenset[str], listing: Listing) -> None:
         try:
-            status = _reasoned(real.lstat)
+            status = _or_unreadable(real.lstat)
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable("it is not a regular file")
             if real.suffix.lower() not in readable:
@@ -213,7 +213,7 @@ def _is_below(path: Path, folders: Iterable[Path]) -> bool:
     return any(path.is_relative_to(folder) for folder in folders)
 
 
-def _reasoned(action: Callable[[], T]) -> T:
+def _or_unreadable(action: Callable[[], T]) -> T:
     try:
         return action()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`select` filters to SQL. Identifiers come from adiuva.devices.tables alone, values are always bound."""
+"""Translates `select` filters to SQL. Identifiers come only from adiuva.devices.tables; values are always bound."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from adiuva.devices.client.errors import CallRefused
 from adiuva.devices.tables import Column, Table, is_value
 
-_MOST_ROWS = 100_000
+_MAX_ROWS = 100_000
 _SAME_NAME = ("projectId", "status", "taskId", "clientId")
 _DUE = ("dueDate", "date")  # what dueDateFrom and dueDateTo mean in a table, first found
 
@@ -20,7 +20,7 @@ def column_sql(names: Iterable[str]) -> str:
 
 
 def select_sql(table: Table, filters: Mapping[str, Any], limit: int | None) -> tuple[str, list[Any]]:
-    """A SELECT and its values. Raise CallRefused for a filter that is unknown or of the wrong type.
+    """A SELECT and its values. Raises CallRefused for a filter that is unknown or of the wrong type.
 
     A filter that is null counts as absent. Rows come oldest first unless `orderBy` says otherwise.
     """
@@ -49,10 +49,10 @@ def select_sql(table: Table, filters: Mapping[str, Any], limit: int | None) -> t
 
 def _limit(limit: Any) -> int:
     if limit is None:
-        return _MOST_ROWS
+        return _MAX_ROWS
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
         raise CallRefused("limit must be a whole number from 0")
-    return min(limit, _MOST_ROWS)
+    return min(limit, _MAX_ROWS)
 
 
 def _column(table: Table, name: str) -> Column:
@@ -79,7 +79,7 @@ def _due(table: Table, name: str, value: Any) -> Condition:
 
 
 def _search(table: Table, name: str, value: Any) -> Condition:
-    """Every word has to be somewhere in the row's texts; case does not matter, in any alphabet."""
+    """Every word must occur in the row's texts, in upper or lower case, in any alphabet."""
     if not isinstance(value, str):
         raise CallRefused("search must be a text")
     searched = [c.name for c in table.columns if _is_text(c)]
@@ -100,7 +100,7 @@ def _archived(table: Table, name: str, value: Any) -> Condition:
 
 
 def _order(table: Table, value: Any) -> str:
-    """From `column`, `column asc`, `column desc` or `-column`. What has no value comes last either way.
+    """From `column`, `column asc`, `column desc` or `-column`. Rows without a value come last either way.
 
     A column with choices orders by their place in tables.py: high before medium before low.
     """

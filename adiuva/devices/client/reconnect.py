@@ -1,4 +1,4 @@
-"""When to come back after a connection ended."""
+"""How long to wait before reconnecting."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Final
 from adiuva.devices.protocol import Close
 
 STABLE_AFTER_S: Final = 60.0
-_FIRST_S: Final = 1.0
-_LONGEST_S: Final = 30.0
+_FIRST_DELAY_S: Final = 1.0
+_MAX_DELAY_S: Final = 30.0
 _RESTART_WITHIN_S: Final = 2.0
 _TOO_MANY_S: Final = 60.0
 
@@ -27,20 +27,20 @@ class ConnectionEnd:
 
 
 class Backoff:
-    """Exponential with full jitter: a wait is anything up to its bound, so that devices do not come in step."""
+    """Exponential backoff with full jitter: delays are random up to a bound, so devices do not reconnect in step."""
 
     def __init__(self, chance: Callable[[], float] = random.random) -> None:
         self._chance = chance
         self._failures = 0
 
     def after(self, ended: ConnectionEnd) -> float:
-        """Seconds to wait."""
+        """The delay before the next connection, in seconds."""
         if ended.lasted_s >= STABLE_AFTER_S:
             self._failures = 0
         if ended.code == Close.RESTARTING:
             return self._chance() * _RESTART_WITHIN_S
         if ended.code == Close.TOO_MANY:
             return _TOO_MANY_S * (1 + self._chance())
-        bound = min(_LONGEST_S, _FIRST_S * 2.0 ** min(self._failures, 16))
+        bound = min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(self._failures, 16))
         self._failures += 1
         return (ended.retry_after_s or 0.0) + self._chance() * bound

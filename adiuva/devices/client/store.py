@@ -1,7 +1,7 @@
 """The user's rows in one SQLite file, and the tool calls that read and write them.
 
-A write, its place in the list of applied calls and its result are one transaction, so that a call that comes
-again (the server did not hear the answer) gets the stored result and changes nothing. `synchronous=FULL`: a
+A write, its entry in the list of applied calls and its result are one transaction, so that a repeated call (the
+server did not receive the answer) gets the stored result and changes nothing. `synchronous=FULL`: a
 result leaves the device after the row is on the disk, since the server forgets a record once it has the
 result.
 """
@@ -55,10 +55,10 @@ def now_ms() -> int:
 
 
 class Store:
-    """One device's data. Every method may be called from any thread; one works at a time."""
+    """One device's data. Every method may be called from any thread; a lock lets one run at a time."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Open or make the file; None keeps everything in memory. Raise BadWorkspace."""
+        """Open or create the file; None keeps everything in memory. Raises BadWorkspace."""
         self.on_disk = path is not None
         self._lock = threading.RLock()
         self._pruned_at = 0
@@ -141,7 +141,7 @@ class Store:
     def select(
         self, table: Table, filters: Mapping[str, Any] | None = None, limit: int | None = None
     ) -> list[Row]:
-        """A table's rows. Raise CallRefused for a wrong filter."""
+        """A table's rows. Raises CallRefused for a wrong filter."""
         sql, values = select_sql(table, filters or {}, limit)
         with self._lock:
             return [dict(zip(table.by_name, row, strict=True)) for row in self._db.execute(sql, values)]
@@ -193,7 +193,7 @@ class Store:
             self._db.execute("DELETE FROM adiuva_vectors WHERE id = ?", (key,))
         return bool(found.rowcount)
 
-    # ── What the device itself keeps ────────────────────────────────────────────────────────────────────
+    # ── The device's own data ──────────────────────────────────────────────────────────────────────────
 
     def property(self, name: str) -> str | None:
         with self._lock:
@@ -225,7 +225,7 @@ class Store:
         """Insert `{table: [row, …]}` into a store that has no rows yet, and say how many were inserted.
 
         A row may have an `id` for the others to refer to; it gets one of the device's making in its place.
-        Raise BadWorkspace if the rows do not fit the tables.
+        Raises BadWorkspace if the rows do not fit the tables.
         """
         try:
             made = {row["id"]: uuid.uuid4().hex for table in rows.values() for row in table if "id" in row}
@@ -327,7 +327,7 @@ def _key(data: Mapping[str, Any]) -> str:
 
 
 def _checked(table: Table, data: Mapping[str, Any]) -> Row:
-    """The values, ready to be bound. Raise CallRefused for a column not the caller's, or a wrong value."""
+    """The values, ready to be bound. Raises CallRefused for a wrong value or a column that the caller may not set."""
     values: Row = {}
     for name, value in data.items():
         column = table.by_name.get(name)

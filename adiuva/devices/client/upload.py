@@ -1,4 +1,4 @@
-"""One agent run on the device: find files, offer them, send what is asked for, say what could not be read."""
+"""One agent run on the device: finds files, offers them, sends those that are requested, reports unreadable ones."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ from adiuva.documents import Unreadable
 
 _FILES_A_MANIFEST: Final = 500
 _BATCH_BYTES: Final = 256 * 1024
-# Room in a frame for what is around its contents; a path may take a part of it.
+# Bytes of a frame that its contents may use; the rest is for what surrounds them, a path included.
 _FRAME_ROOM: Final = MAX_FRAME_BYTES - 128 * 1024
-_FRESH_S: Final = 2.0  # a file this new may change again without its time of change showing it
+# A file that changed this recently may change again with the same mtime, so its hash is not remembered.
+_FRESH_S: Final = 2.0
 
 T = TypeVar("T")
 Send = Callable[[Received], Awaitable[None]]
 
 
 class Upload:
-    """`run()` does it all; `fetch()` and `acknowledge()` take the server's frames in the meantime.
+    """`run()` does all of it; meanwhile `fetch()` and `acknowledge()` receive the server's frames.
 
     Files are listed, hashed and read in threads, one step at a time, and held in memory one at a time.
     """
@@ -82,7 +83,7 @@ class Upload:
             self._all_acknowledged.set()
 
     async def run(self) -> None:
-        """Send the whole of it, `agent_complete` at the end."""
+        """Send all files that the server asks for, and `agent_complete` at the end."""
         listing = await asyncio.to_thread(self._area.list_files, self._config.file_extensions, READABLE)
         self.problems += listing.problems
         self.found = {file.path: file for file in listing.files}
@@ -115,7 +116,7 @@ class Upload:
             await self._send(AgentManifest(run_id=self.run_id, files=files, last=place == len(groups) - 1))
 
     def _hashed(self, group: list[FoundFile]) -> list[ManifestFile]:
-        """A manifest's entries. What was hashed before and looks unchanged is not read again."""
+        """The entries of a manifest. A file that was hashed before and looks unchanged is not read again."""
         entries, fresh = [], []
         for file in group:
             known = self._store.known_hash(file.path, file.size, file.mtime_ns)
@@ -138,7 +139,9 @@ class Upload:
         for path in paths:
             file = self.found.get(path)
             if file is None:
-                self.problems.append(unreadable_file(path, "it was asked for and had not been offered"))
+                self.problems.append(
+                    unreadable_file(path, "the server asked for it, but it had not been offered")
+                )
             elif path not in self.sent:
                 await self._send_file(file)
         await self._flush()
@@ -175,7 +178,7 @@ class Upload:
         raw = self._area.read(file)
         offered = self._hashes.get(file.path)
         if offered is not None and hashlib.sha256(raw).hexdigest() != offered:
-            # The server would keep this text under the hash of another one.
+            # The server would store this text under the hash of another one.
             self._store.forget_hash(file.path)
             raise Unreadable("it changed while it was being read; the next run will read it")
         return extract(Path(file.path).suffix, raw)
@@ -223,7 +226,7 @@ def _grouped(items: Iterable[T], most: int, room: int, size_of: Callable[[T], in
 
 
 def _pieces(text: str) -> list[str]:
-    """A text as it fits frames: whole, or cut between characters into parts of at most PART_BYTES of UTF-8.
+    """A text in pieces that fit frames: whole, or cut between characters into parts of at most PART_BYTES of UTF-8.
 
     A text that JSON makes much longer (quotes, newlines) is cut further, so that its frame stays within
     bounds.
@@ -251,7 +254,7 @@ def _fit(piece: str) -> list[str]:
 
 
 def _fitting(problems: list[Problem]) -> Iterator[Problem | str]:
-    """As many as a frame holds, and how many more there are."""
+    """As many problems as a frame holds, then how many more there are."""
     room = _FRAME_ROOM
     for place, found in enumerate(problems):
         room -= _json_bytes(found) + 1

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from adiuva.devices.client.errors import CallRefused
 
-_MOST_DIMENSIONS = 16_384
-_MOST_RESULTS = 1_000
-_ROWS_AT_ONCE = 8_192  # keeps a search's memory flat
+_MAX_DIMENSIONS = 16_384
+_MAX_RESULTS = 1_000
+_ROWS_AT_ONCE = 8_192  # bounds a search's memory
 _FLOAT = np.dtype("<f4")
 
 Vector = npt.NDArray[np.float32]
@@ -31,12 +31,12 @@ def upsert(db: sqlite3.Connection, vector: Any, *, key: str, project: str | None
 def search(db: sqlite3.Connection, vector: Any, limit: Any) -> list[dict[str, Any]]:
     """The texts nearest by cosine, best first, as `{id, content, score}`.
 
-    Raise CallRefused if there are vectors here but none of this dimension: they were made by another model.
+    Raises CallRefused if there are vectors but none of this dimension: another model made them.
     """
     unit = _unit(vector)
     wanted = 10 if limit is None else limit
-    if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= _MOST_RESULTS:
-        raise CallRefused(f"limit must be a whole number from 1 to {_MOST_RESULTS}")
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= _MAX_RESULTS:
+        raise CallRefused(f"limit must be a whole number from 1 to {_MAX_RESULTS}")
     best: list[tuple[float, int]] = []
     cursor = db.execute("SELECT rowid, vector FROM adiuva_vectors WHERE dimension = ?", (len(unit),))
     while rows := cursor.fetchmany(_ROWS_AT_ONCE):
@@ -62,8 +62,8 @@ def _check_dimension(db: sqlite3.Connection, dimension: int) -> None:
 
 
 def _unit(vector: Any) -> Vector:
-    if not isinstance(vector, list | tuple) or not 1 <= len(vector) <= _MOST_DIMENSIONS:
-        raise CallRefused(f"vector must be a list of 1 to {_MOST_DIMENSIONS} numbers")
+    if not isinstance(vector, list | tuple) or not 1 <= len(vector) <= _MAX_DIMENSIONS:
+        raise CallRefused(f"vector must be a list of 1 to {_MAX_DIMENSIONS} numbers")
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in vector):
         raise CallRefused("vector must hold numbers only")
     wide = np.array(vector, dtype=np.float64)

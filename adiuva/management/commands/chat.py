@@ -24,7 +24,7 @@ from adiuva.embedded.demo import DEMO_EMAIL
 from adiuva.embedded.state_folder import Secrets
 
 _TIMEOUT_S = 900.0  # a turn may take minutes
-_REMEMBERED = 40  # messages that go along as history
+_HISTORY_MESSAGES = 40
 _TAG = re.compile(r"\s?<(task|project|note|timeline)>\[[^\]<>]*\]</\1>")
 _CHART = re.compile(r"<chart>(.*?)</chart>", re.DOTALL)
 _DONE = {"insert": "created", "update": "changed", "delete": "deleted"}
@@ -32,7 +32,7 @@ _ONE = {"timelines": "timeline entry", "taskComments": "comment"}
 
 
 class ChatFailed(Exception):
-    """No answer, and why. `body` is what the server said besides."""
+    """No answer; the message says why. `body` is the server's error body."""
 
     def __init__(self, why: str, status: int = 0, body: Mapping[str, Any] | None = None) -> None:
         super().__init__(" ".join(_plain(why).split()))
@@ -41,17 +41,17 @@ class ChatFailed(Exception):
 
 class Command(BaseCommand):
     help = (
-        "Talk to the assistant: one message from the command line, or one after the other until Ctrl-D. Without "
-        "--server and --email it talks to what `make run` has started, with the demo's account. For others the "
-        "password comes from ADIUVA_DEVICE_PASSWORD, or is asked for."
+        "Talk to the assistant: send one message from the command line, or one a line until Ctrl-D. Without --server "
+        "and --email it uses the server of `make run` and the demo's account. For other accounts the password comes "
+        "from ADIUVA_DEVICE_PASSWORD, or is asked for."
     )
-    # Django is only the frame of the command: it is a client, of whatever server.
+    # The command is only a client of some server, so this installation need not be checked.
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("message", nargs="*", help="what to say; without it, you are asked")
         parser.add_argument("--server", metavar="URL", help="https://adiuva.example.com")
-        parser.add_argument("--email", help="of the account")
+        parser.add_argument("--email", help="e-mail address of the account")
 
     def handle(self, *_: object, **options: Any) -> None:
         try:
@@ -61,13 +61,13 @@ class Command(BaseCommand):
             else:
                 self._talk(client)
         except ChatFailed as error:
-            self._show(error.body)  # what was said and done before it failed
+            self._show(error.body)  # what was written and changed before it failed
             raise CommandError(str(error), returncode=1) from None
         except KeyboardInterrupt:
             self.stdout.write("")
 
     def _talk(self, client: Client) -> None:
-        """A message a line. What fails is told, and the next may be tried."""
+        """Send each line as a message. After a failure, the next line is tried."""
         for message in _lines():
             try:
                 self._show(client.ask(message))
@@ -84,7 +84,7 @@ class Command(BaseCommand):
 
 
 class Client:
-    """One account of one server, and what was said so far."""
+    """One account of one server, with the conversation so far."""
 
     def __init__(self, address: ServerAddress, email: str, password: str) -> None:
         self._address = address
@@ -94,8 +94,8 @@ class Client:
         self._sign_in()
 
     def ask(self, message: str) -> dict[str, Any]:
-        """The answer, `{response, mutations, …}`. Raise ChatFailed."""
-        body = {"message": message, "context": {"conversation_history": self._said[-_REMEMBERED:]}}
+        """The answer, `{response, mutations, …}`. Raises ChatFailed."""
+        body = {"message": message, "context": {"conversation_history": self._said[-_HISTORY_MESSAGES:]}}
         try:
             answer = self._post("chat", body)
         except ChatFailed as error:
@@ -132,7 +132,7 @@ class Client:
 
 
 def _client(server: str | None, email: str | None) -> Client:
-    """Signed in where the options say, or to the demo of this machine."""
+    """A client signed in as the options say, or to the demo of this machine."""
     host = "127.0.0.1" if settings.HOST in {"0.0.0.0", "::"} else settings.HOST  # noqa: S104
     here = f"http://{host}:{settings.PORT}"
     try:
@@ -140,7 +140,7 @@ def _client(server: str | None, email: str | None) -> Client:
     except BadAddress as error:
         raise ChatFailed(error.message) from None
     password = os.environ.get("ADIUVA_DEVICE_PASSWORD")
-    # The demo's password goes to this machine's own server alone.
+    # The demo's password is sent only to this machine's own server.
     if address.base == here and email in {None, DEMO_EMAIL} and (demo := _demo_password()):
         return Client(address, DEMO_EMAIL, demo)
     if email is None:
@@ -156,11 +156,11 @@ def _demo_password() -> str:
     try:
         return Secrets.parse((state_dir() / "secrets.json").read_text()).demo_password
     except (OSError, ValueError):
-        return ""  # nothing was ever started here, or it is another user's
+        return ""  # `make run` never ran here, or the folder is another user's
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, or comes through a pipe."""
+    """Lines that are typed or piped in."""
     asked = "› " if sys.stdin.isatty() else ""
     while True:
         try:
@@ -182,7 +182,7 @@ def _object(raw: bytes) -> dict[str, Any]:
 
 
 def _for_people(text: str) -> str:
-    """The answer without what only the app can draw, and without what would steer the terminal."""
+    """The answer without the tags that only the app can draw and without control characters."""
     return _plain(_CHART.sub(_named_chart, _TAG.sub("", text))).strip()
 
 

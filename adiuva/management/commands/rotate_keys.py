@@ -13,25 +13,25 @@ from adiuva.accounts import key_maintenance, key_store
 from adiuva.accounts.models import UserKey
 
 _HELP = """\
-Wrap all users' data keys anew with the newest key of the ring, ADIUVA_KEYS.
+Wrap all users' data keys with the newest key of the ring, ADIUVA_KEYS.
 
-What they seal does not change, so that web and workers go on, and this may be ended or killed at any time and started
-again, also several times at once.
+The data that they seal does not change, so web and workers keep running. The command may be stopped or killed at any
+time, started again, and run several times at once.
 
-To bring in a new key with no request that fails, in this order:
-  1. Put it at the END of ADIUVA_KEYS everywhere, and restart all processes: all can open it, none uses it yet.
+To introduce a new key without failing requests, in this order:
+  1. Put it at the END of ADIUVA_KEYS everywhere, and restart all processes: all can use it to open, none to wrap.
   2. Move it to the FRONT everywhere, and restart all processes: new keys are wrapped with it.
-  3. Run rotate_keys. It says which keys of the ring are not needed any more.
-  4. Take those out everywhere, and restart all processes.
-A process that does not have the newest key reads nothing of whom it was used for, nor what other processes send it over
-Redis. Those messages are on their way for less than a second and are kept nowhere, so that nothing in Redis needs an
-old key.
+  3. Run rotate_keys. It says which keys of the ring are no longer needed.
+  4. Remove those everywhere, and restart all processes.
+A process without the newest key can read neither the data of users whose data key it wraps, nor what other processes
+send it over Redis. Such messages are in transit for less than a second and are not stored, so nothing in Redis needs
+an old key.
 
-Keep an old key for as long as you keep backups that it opens: of the keys' database, or of the main one where there is
-no database of the keys.
+Keep an old key as long as you keep backups that need it: of the keys' database, or of the main one if there is no
+separate keys' database.
 
-Where ADIUVA_KEYS_DATABASE_URL is set, it also moves data keys that are still in the main database, and compares
-accounts and keys. Run it after you have set that, and after a backup of either database was brought back.
+If ADIUVA_KEYS_DATABASE_URL is set, the command also moves data keys that are still in the main database, and compares
+accounts and keys. Run it after you have set that, and after either database was restored from a backup.
 """
 
 
@@ -48,8 +48,8 @@ class Command(BaseCommand):
         parser.add_argument(
             "--shred-orphans",
             action="store_true",
-            help="destroy, for ever, keys whose account is not in the main database: when a backup of the keys "
-            "brought back those of deleted accounts, never while the main database is itself an older backup",
+            help="permanently destroy keys whose account is not in the main database. Use it when a restored backup of "
+            "the keys brought back those of deleted accounts; never while the main database is itself an older backup",
         )
 
     def handle(self, *_: object, batch: int, shred_orphans: bool, **options: Any) -> None:
@@ -71,8 +71,8 @@ class Command(BaseCommand):
         for each in key_maintenance.rewrap(batch):
             done += each.done
             broken.update(each.skipped)
-            # Others may be at it, too, so this may be fewer than it says.
-            self.stdout.write(f"{done:,} wrapped anew with {newest}, {max(left - done, 0):,} left")
+            # Other processes may rotate too, so fewer than this may be left.
+            self.stdout.write(f"{done:,} wrapped with {newest}, {max(left - done, 0):,} left")
             self.stdout.flush()
         return len(broken)
 

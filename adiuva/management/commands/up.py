@@ -1,4 +1,4 @@
-"""`manage.py up` as Django lists it. manage.py itself goes straight to adiuva.embedded.up, which is quicker."""
+"""`manage.py up`, so that Django lists it. manage.py calls adiuva.embedded.up directly, without loading settings."""
 
 from __future__ import annotations
 

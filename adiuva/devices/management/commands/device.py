@@ -1,4 +1,4 @@
-"""`manage.py device`: this machine takes part in Adiuva as a device of one user."""
+"""`manage.py device`: runs this machine as a headless device of one user."""
 
 from __future__ import annotations
 
@@ -29,22 +29,24 @@ from adiuva.devices.client import (
 )
 
 _SHOWN_PROBLEMS = 10
-_GATHER_S = 1.0  # records come one by one; their lines need not
+_SUMMARY_DELAY_S = 1.0  # records arrive one by one; their counts are printed together
 
 
 class Command(BaseCommand):
     help = (
-        "Take part in Adiuva as a device: hold a user's data in a folder of this machine, and let the user's "
-        "agents read the folders that are granted here. The password comes from ADIUVA_DEVICE_PASSWORD, or is "
-        "asked for; after the first sign-in the workspace holds a session, and none is needed. Ends with Ctrl-C."
+        "Run this machine as a device: keep a user's data in a folder here, and let the user's agents read the granted "
+        "folders. The password comes from ADIUVA_DEVICE_PASSWORD, or is asked for; after the first sign-in the "
+        "workspace holds a session, and no password is needed. Ctrl-C stops it."
     )
-    # Django is only the frame of the command: no settings of a server are needed to be a device.
+    # A device needs no settings of a server, so none are checked.
     requires_system_checks: list[str] = []
     _applied = _refused = 0
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--server", required=True, metavar="URL", help="https://adiuva.example.com")
-        parser.add_argument("--email", help="of the account; not needed while the workspace holds a session")
+        parser.add_argument(
+            "--email", help="e-mail of the account; not needed while the workspace holds a session"
+        )
         parser.add_argument(
             "--workspace", required=True, type=Path, metavar="FOLDER", help="where the data is kept"
         )
@@ -56,11 +58,13 @@ class Command(BaseCommand):
             metavar="FOLDER",
             help="a folder whose files the user's agents may read; may be given several times",
         )
-        parser.add_argument("--protocol", type=int, choices=(1, 2), default=2, help="of the socket (2)")
-        parser.add_argument("--device-id", help="instead of the one that the workspace holds")
-        parser.add_argument("--name", help="how the device is called in lists (this machine's name)")
         parser.add_argument(
-            "--seed", type=Path, metavar="FILE", help="JSON of rows to put into a workspace that has none yet"
+            "--protocol", type=int, choices=(1, 2), default=2, help="version of the socket's protocol (2)"
+        )
+        parser.add_argument("--device-id", help="use this id instead of the workspace's")
+        parser.add_argument("--name", help="name of the device in lists (this machine's name)")
+        parser.add_argument(
+            "--seed", type=Path, metavar="FILE", help="JSON file of rows for a workspace that has none yet"
         )
 
     def handle(self, *_: object, **options: Any) -> None:
@@ -119,7 +123,7 @@ class Command(BaseCommand):
                     self._say(f"  {problem['path']}: {problem['reason']}")
             case Applied() if event.writes:
                 if not self._applied:
-                    asyncio.get_running_loop().call_later(_GATHER_S, self._report_applied)
+                    asyncio.get_running_loop().call_later(_SUMMARY_DELAY_S, self._report_applied)
                 self._applied += event.writes
                 self._refused += event.refused
 
