@@ -116,7 +116,7 @@ def watch() -> None:
     from adiuva.devices.link import DeviceLink
     from adiuva.llm.openai_client import OpenAIChat
 
-    run, listen = db.run, OpenAIChat._listen
+    run, listen = db.run, OpenAIChat._stream_once
 
     async def timed_run(function: Any, *args: Any, **kwargs: Any) -> Any:
         with span(f"database: {function.__name__}"):
@@ -144,7 +144,7 @@ def watch() -> None:
                 return
             yield found
 
-    OpenAIChat._listen = timed_listen  # type: ignore[assignment, method-assign]
+    OpenAIChat._stream_once = timed_listen  # type: ignore[assignment, method-assign]
 
 
 def watch_collector() -> None:
