@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from adiuva import llm
-from adiuva.core import prompts
+from adiuva.core import prompt_files
 from adiuva.llm.structured import UnusableAnswer, ask_structured
 from agents.records import Record, RecordRules, RejectedRecord, merge_records
 
@@ -19,7 +19,7 @@ OVERLAP_CHARS: Final = 400
 _REPEATED_CHARS: Final = 4 * PART_CHARS
 _MAX_REASONS: Final = 50
 
-_PROMPT: Final = prompts.load("agents", "extraction")
+_PROMPT: Final = prompt_files.load("agents", "extraction")
 PROMPT_VERSION: Final = _PROMPT.version
 
 

@@ -18,7 +18,7 @@ from typing import Final
 
 from django.conf import settings
 
-from adiuva.core import prompts
+from adiuva.core import prompt_files
 from adiuva.core.prompt_delimiting import delimit_untrusted
 
 PROMPT_NAMES: Final = ("home", "floating", "tasks", "projects", "timelines", "notes", "summary")
@@ -60,8 +60,8 @@ def all_system_prompts() -> list[SystemPrompt]:
 def _build_prompt(name: str, secret: str) -> SystemPrompt:
     if name not in PROMPT_NAMES:
         raise KeyError(name)
-    shared = [prompts.load("chat", part) for part in _SHARED_PARTS.get(name, ())]
-    prompt = prompts.load("chat", name).followed_by(*shared)
+    shared = [prompt_files.load("chat", part) for part in _SHARED_PARTS.get(name, ())]
+    prompt = prompt_files.load("chat", name).followed_by(*shared)
     canary = f"ref-{_keyed_digest(secret, 'canary', name)[:24]}"
     return SystemPrompt(name, prompt.version, f"{prompt.text}\n\n{_CANARY.format(canary)}", canary)
 

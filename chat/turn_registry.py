@@ -1,9 +1,9 @@
 """The registry of running turns and of the process that owns each.
 
 A turn runs in one process; a client may reconnect to another. The turn's row names the channel of its owner. While the
-turn runs, its owner answers from memory, and other processes follow it over that channel (chat.remote_stream). If
-nobody listens on the channel any more, the turn is lost and ends as such. After the end, the stream log answers
-(chat.stream_replay).
+turn runs, its owner answers from memory, and other processes follow it over that channel
+(chat.cross_process_stream). If nobody listens on the channel any more, the turn is lost and ends as such. After the
+end, the stream log answers (chat.stream_replay).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from adiuva.devices.link import DeviceOffline
 from adiuva.devices.protocol import ApprovalRequest, Mutation, Usage
 from chat import approval_routing, peer_requests, stream_log, turn_rows
 from chat.assistants import SUPERVISORS
+from chat.cross_process_stream import RemoteStream, RemoteStreams
 from chat.models import Turn as Row
-from chat.remote_stream import RemoteStream, RemoteStreams
 from chat.request import MAX_MESSAGE_CHARS, ChatRequest
 from chat.stream import FROM_START, Listener
 from chat.stream_replay import (

@@ -28,7 +28,7 @@ from django.db.models.functions import Now
 from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.accounts.models import User
-from adiuva.core import db, leases, prompts
+from adiuva.core import db, leases, prompt_files
 from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import AdiuvaError
@@ -191,7 +191,7 @@ async def _read(user_id: uuid.UUID, batch: Batch) -> None:
         exchanges=len(batch.exchanges),
         outcomes=dict(outcomes),
         dropped=found.dropped,
-        prompt=prompts.load("memory", "record").version,
+        prompt=prompt_files.load("memory", "record").version,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import structlog
 
 from adiuva import llm
-from adiuva.core import prompts
+from adiuva.core import prompt_files
 from adiuva.llm.structured import UnusableAnswer, ask_structured
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ async def ask_or_none(
     when there was no answer.
     """
     messages: list[llm.Message] = [
-        {"role": "system", "content": prompts.load("memory", prompt).text},
+        {"role": "system", "content": prompt_files.load("memory", prompt).text},
         {"role": "user", "content": material},
     ]
     try:

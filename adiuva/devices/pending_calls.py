@@ -39,6 +39,8 @@ class PendingCalls:
         self._calls: dict[str, _PendingCall] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        # Read once per link: looking a setting up costs a tenth of a call.
+        self._timeout_s: float = settings.SOCKET["tool_answer_timeout_s"]
 
     def add(self, call_id: str, epoch: int) -> asyncio.Future[ToolResultBody]:
         """Register a call before it is sent. The future fails with NoAnswer if the answer takes too long.
@@ -49,7 +51,7 @@ class PendingCalls:
             raise ValueError("a call with this id is in flight")
         future: asyncio.Future[ToolResultBody] = self._loop.create_future()
         # All calls have the same time to answer, so they fall due in order and one timer serves them all.
-        due = self._loop.time() + settings.SOCKET["tool_answer_timeout_s"]
+        due = self._loop.time() + self._timeout_s
         self._calls[call_id] = _PendingCall(future, due, epoch)
         if self._timer is None:
             self._timer = self._loop.call_at(due, self._expire)

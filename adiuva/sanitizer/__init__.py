@@ -7,7 +7,7 @@
 
 Text passes through three stages. Each holds back what it cannot judge yet:
 
-    entity_tags.py    entity tags and charts pass only whole; tool-call markup that models leak is removed
+    markup.py         entity tags and charts pass only whole; tool-call markup that models leak is removed
     identifiers.py    names of tools become ordinary words; ids of rows and of the request are removed
     prompt_leaks.py   eight consecutive words of a prompt, and canaries, are removed
 
@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Container
 
-from adiuva.sanitizer.entity_tags import MAX_HELD_CHARS, MarkupStage
 from adiuva.sanitizer.identifiers import IdentifierStage
+from adiuva.sanitizer.markup import MAX_HELD_CHARS, MarkupStage
 from adiuva.sanitizer.patterns import LeakPatterns
 from adiuva.sanitizer.prompt_leaks import PromptLeakStage
 

@@ -16,7 +16,7 @@ import orjson
 from pydantic import BaseModel
 
 from adiuva import llm
-from adiuva.core import prompts
+from adiuva.core import prompt_files
 from adiuva.core.errors import AdiuvaError, Invalid
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.devices.tables import TABLES
@@ -39,7 +39,7 @@ _MAX_EXTENSIONS: Final = 50
 # For a proposal made without the model, which then names no tables.
 _DEFAULT_TABLES: Final = ("tasks", "notes")
 
-_PROMPT: Final = prompts.load("agents", "journey").text
+_PROMPT: Final = prompt_files.load("agents", "journey").text
 _SOURCES: Final = {
     AgentType.LOCAL_DIRECTORY: "files in folders on the freelancer's device: texts, notes, tables, PDFs, saved mails",
     AgentType.GMAIL: "mails of a Gmail account",
