@@ -19,7 +19,7 @@ import structlog
 if TYPE_CHECKING:  # the headless device logs too, and imports no Django
     from django.http import HttpRequest, HttpResponse
 
-log = structlog.get_logger("adiuva")
+log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
 _QUERY = re.compile(r"\?[^\s\"']*")
@@ -172,7 +172,7 @@ class RequestLog:
                 getattr(request, "user", None), "pk", None
             )
             log.info(
-                "request",
+                "request.answered",
                 method=request.method,
                 path=request.path,
                 status=response.status_code,

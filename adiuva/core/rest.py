@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import redis.exceptions
-import structlog
 from django.conf import settings
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.core.exceptions import ValidationError as DjangoValidationError
@@ -24,11 +23,11 @@ from rest_framework.response import Response
 from rest_framework.utils.urls import replace_query_param
 
 from adiuva.core import errors
+from adiuva.core.logging import log_failure
 
 if TYPE_CHECKING:
     from rest_framework.views import APIView  # DRF loads this module while it makes that class
 
-log = structlog.get_logger("adiuva.core.rest")
 
 _AWAY = (OperationalError, InterfaceError, redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 _OUR_CODES = {
@@ -79,7 +78,7 @@ def _as_ours(error: Exception) -> errors.AdiuvaError | None:
         case exceptions.APIException():
             return _refusal(error, str(error.detail))
     if isinstance(error, _AWAY):
-        log.error("a server is away", exc_info=error)
+        log_failure("dependency.unavailable", error)
         return errors.Unavailable("the server cannot reach its database just now: try again", retry_after_s=5)
     return None
 

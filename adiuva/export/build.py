@@ -30,7 +30,7 @@ _LEASE: Final = dt.timedelta(minutes=2)
 _RENEW_S: Final = 15.0
 _CHUNK_BYTES: Final = 1024 * 1024 - 64  # sealed, a chunk stays below 1 MiB
 
-log = structlog.get_logger("adiuva.export")
+log = structlog.get_logger(__name__)
 
 _README = """\
 This is what Adiuva's server held of your account {user} on {day}.

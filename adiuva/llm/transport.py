@@ -28,7 +28,7 @@ FIRST_BACKOFF_S = 0.5
 MAX_RETRY_AFTER_S = 60.0
 
 T = TypeVar("T")
-log = structlog.get_logger("adiuva.llm")
+log = structlog.get_logger(__name__)
 
 
 class _Connections:
