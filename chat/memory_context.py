@@ -42,6 +42,7 @@ _LABEL: Final = re.compile(r"\s*\[?\s*[mM](\d{1,4})\s*\]?\s*")
 _LABEL_START: Final = re.compile(r"\[(?=\s*[mM]\d)")
 
 
+# More than 15 methods: one for each question that a turn or a tool asks of the memory.
 @dataclass
 class MemoryContext:
     """`steered`: what the user says while the turn runs. `said_yes`: whether the request is a plain yes."""

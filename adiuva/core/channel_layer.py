@@ -160,6 +160,7 @@ class _LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
         return None
 
 
+# More than 15 methods: asyncio calls some, and reconnecting is a chain of small steps over the same state.
 class _RedisConnection(asyncio.Protocol):
     """One event loop's connection. It reconnects while a channel is open, and closes with the loop's tasks."""
 

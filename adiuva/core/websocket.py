@@ -20,6 +20,7 @@ from adiuva.core.logging import log_failure
 log = structlog.get_logger(__name__)
 
 
+# More than 15 methods: ASGI's and Channels' own, and the sending that subclasses share.
 class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no types
     """Subclasses define `connect`, `receive`, `channel_message` and `disconnect`.
 

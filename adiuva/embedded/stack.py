@@ -40,6 +40,7 @@ class StopRequested(BaseException):
     """A signal asked the stack to stop. Not an Exception, so that no handler on the way treats it as a failure."""
 
 
+# More than 15 methods: one for each step of a start and an end, in their order.
 class Stack:
     """Servers, processes and demo of `make run`. `run` starts them, waits for a signal and stops them."""
 

@@ -67,6 +67,7 @@ _SKIPPED_TAIL = 32
 _WAIT: Final = -1
 
 
+# More than 15 methods: one small one for each state of the scanner.
 class MarkupStage:
     def __init__(
         self,

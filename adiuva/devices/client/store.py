@@ -54,6 +54,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+# More than 15 methods: one for each tool call that a device answers, under one lock.
 class Store:
     """One device's data. Every method may be called from any thread; a lock lets one run at a time."""
 
