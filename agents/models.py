@@ -280,7 +280,7 @@ class Run(Leased):
         self._set(fields)
 
     def revoke(self, **fields: Any) -> None:
-        """As `set`, and take the run from whoever holds it."""
+        """Like `set`, and end the lease of the worker that holds the run."""
         self.revoke_lease()
         self._set(fields, LEASE_FIELDS)
 

@@ -185,8 +185,8 @@ class CloudAgentSerializer(LocalAgentSerializer):
         choices=["no_connection", "needs_reauth"],
         allow_blank=True,
         read_only=True,
-        help_text="Why the schedule stands still although the agent is enabled: its account is disconnected, or has "
-        "to be connected again. Then it goes on, and what was missed is caught up as `catch_up` says. Blank if not.",
+        help_text="Why the schedule is paused although the agent is enabled: its account is disconnected or has to be "
+        "connected again. Afterwards missed times are caught up as `catch_up` says. Blank if it is not paused.",
     )
 
     class Meta(LocalAgentSerializer.Meta):
@@ -390,7 +390,7 @@ class UndoneSerializer(serializers.Serializer[Any]):
 
 
 class UndoStoppedSerializer(UndoneSerializer):
-    """The device went, or does not answer. Asked for again, the undo goes on."""
+    """The device disconnected or does not answer. Ask again to continue the undo."""
 
     code = serializers.CharField(help_text="`device_offline` or `outcome_unknown`, as a rule.")
     message = serializers.CharField()

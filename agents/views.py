@@ -232,8 +232,8 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     )
     @action(detail=True, methods=["get"], pagination_class=None)
     def events(self, request: Request, pk: str | None = None) -> Response:
-        """What was read once never changes, and its last `seq` is the next `after`. While a run goes on,
-        `agent_progress` over the socket says that there is more."""
+        """Events never change; the last `seq` is the next `after`. While a run is in progress, `agent_progress`
+        over the socket says that there are more."""
         run = self.get_object()
         after = _whole_number(request, "after", default=0)
         limit = _whole_number(request, "limit", default=_MAX_EVENTS, least=1, most=_MAX_EVENTS)

@@ -65,8 +65,10 @@ class SealedPubSubLayer(RedisPubSubChannelLayer):  # type: ignore[misc]  # chann
         self.cipher = settings.KEY_RING.transit
 
     async def send(self, channel: str, message: Message) -> int:
-        """How many were listening: 0 says that nobody got it. Raise LayerAway, or ConnectionError when the
-        connection broke before Redis had answered."""
+        """Send a message; returns how many listened (0: nobody got it).
+
+        Raises ChannelLayerUnavailable, or ConnectionError if the connection broke before Redis answered.
+        """
         return await self._get_layer().send(channel, message)
 
     async def new_channel(self, prefix: str = "") -> str:
@@ -191,7 +193,7 @@ class _RedisConnection(asyncio.Protocol):
         return await self._command("PUBLISH", channel, message)
 
     async def ready(self) -> None:
-        """Raise LayerAway."""
+        """Raises ChannelLayerUnavailable if Redis cannot be reached."""
         if self._transport is None:
             await self._connect()
 

@@ -57,7 +57,7 @@ class Cipher:
         return _VERSION + nonce + self._aead.encrypt(nonce, plain, where)
 
     def unseal(self, sealed: bytes, where: bytes) -> bytes:
-        """Raise SealBroken unless `sealed` is untouched and was sealed for `where`."""
+        """The plain bytes. Raises SealBroken unless `sealed` is unaltered and was sealed for `where`."""
         if sealed[:1] != _VERSION:
             raise SealBroken("unknown format")
         try:
@@ -131,7 +131,7 @@ class TransitCipher:
         return salt + cipher.seal(plain, where)
 
     def unseal(self, sealed: bytes, where: bytes) -> bytes:
-        """Raise SealBroken unless a process of this ring sealed it for `where`."""
+        """The plain bytes. Raises SealBroken unless a process with this ring sealed them for `where`."""
         for cipher in self._ciphers(sealed[: self._SALT_BYTES]):
             try:
                 return cipher.unseal(sealed[self._SALT_BYTES :], where)

@@ -225,7 +225,7 @@ def error_responses(*statuses: int) -> dict[int, OpenApiResponse]:
 
 
 def user_id(request: Request) -> UUID:
-    """Whose request it is, for endpoints that let nobody in unknown."""
+    """The id of the request's user, for endpoints that require sign-in."""
     found = request.user.pk
     assert isinstance(found, UUID)
     return found

@@ -2,6 +2,9 @@
 
 A killed process never reports a disconnect, so a device counts as online only while its lease is renewed. A newer
 connection of the same device raises the epoch, and updates of an older connection are ignored.
+
+This lease is not one of core.leases: nobody claims a device, a newer connection always wins, and one UPDATE renews all
+connections of a process.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ class Postgres:
 
 
 def _who_runs_it(places: Sequence[Path]) -> Owner | None:
-    """None is the current user. Raise StackError where no user may run it."""
+    """None means the current user. Raises StackError if no user may run it."""
     if os.geteuid() != 0:
         try:
             pwd.getpwuid(os.geteuid())
@@ -277,7 +277,7 @@ def _runs(program: Path, owner: Owner | None) -> bool:
 
 
 def _check(data: Path, binaries: Path) -> None:
-    """Raise StackError about data that this server cannot have written or would not read."""
+    """Raises StackError if the data was not written by this server, or cannot be read by it."""
     try:
         written_by = (data / "PG_VERSION").read_text().strip()
     except OSError:

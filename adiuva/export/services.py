@@ -70,7 +70,7 @@ class ExportExpired(AdiuvaError):
 
 @transaction.atomic
 def request_export(*, user_id: uuid.UUID) -> Export:
-    """A new export, queued. The archive before it goes. Raise ExportIsLive, TooManyExports, NoSuchUser."""
+    """Queue a new export and delete the previous archive. Raises ExportInProgress, TooManyExports or NoSuchUser."""
     if User.objects.select_for_update(no_key=True).filter(pk=user_id).only("pk").first() is None:
         raise NoSuchUser("this account no longer exists")
     mine = Export.objects.of(user_id)
@@ -90,7 +90,7 @@ def request_export(*, user_id: uuid.UUID) -> Export:
 
 
 def get_export(user_id: uuid.UUID, export_id: uuid.UUID) -> Export:
-    """Raise ExportNotFound, also for another user's."""
+    """Raises ExportNotFound, also for another user's export."""
     found = Export.objects.of(user_id).filter(pk=export_id).first()
     if found is None:
         raise ExportNotFound
@@ -98,7 +98,7 @@ def get_export(user_id: uuid.UUID, export_id: uuid.UUID) -> Export:
 
 
 def require_ready(export: Export) -> Export:
-    """Raise ExportNotReady or ExportExpired where there is no archive."""
+    """Raises ExportNotReady or ExportExpired if there is no archive."""
     if is_expired(export):
         raise ExportExpired
     if export.state != State.READY:
@@ -113,7 +113,10 @@ def is_expired(export: Export) -> bool:
 
 
 async def stream_archive(export: Export) -> AsyncIterator[bytes]:
-    """The archive, chunk by chunk. Raise ExportExpired where it is deleted meanwhile, SealBroken where altered."""
+    """Yield the archive chunk by chunk.
+
+    Raises ExportExpired if it is deleted meanwhile, SealBroken if it was altered.
+    """
     for number in range(export.chunks):
         yield await db.run(_chunk, export, number)
 
