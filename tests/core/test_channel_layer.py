@@ -39,7 +39,7 @@ def restart(server: Valkey) -> None:
     child = server.child
     assert child is not None
     child.start()
-    port = int(child.given.decode().split("port ")[1].split()[0])
+    port = int(child.stdin.decode().split("port ")[1].split()[0])
     child.wait_until(lambda: module._answers("secret", port), within_s=PATIENCE_S)
 
 
