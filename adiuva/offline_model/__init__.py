@@ -1,8 +1,8 @@
 """The offline model: a set of rules behind the OpenAI HTTP API, for trying Adiuva without a model.
 
-It is no language model. It finds what is plainly marked in a document (action items, checkboxes, TODOs, deadlines,
-what a mail asks for) and understands a small set of requests in chat. `make run` starts it when no model is
-configured; the rest of Adiuva speaks to it as to any other provider, over HTTP.
+It is not a language model. It finds only what a document marks explicitly (action items, checkboxes, TODOs,
+deadlines, requests in a mail) and understands a small set of chat requests. `make run` starts it when no model is
+configured. The rest of Adiuva calls it over HTTP, like any other provider.
 """
 
 CHAT_MODEL = "adiuva-offline"

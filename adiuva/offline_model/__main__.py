@@ -1,4 +1,4 @@
-"""`python -m adiuva.offline_model --port N`: serve the rules on loopback until told to stop."""
+"""`python -m adiuva.offline_model --port N`: serves the offline model on loopback until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adiuva.offline_model.server import serve
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m adiuva.offline_model", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="the port on 127.0.0.1; 0 takes a free one")
+    parser.add_argument("--port", type=int, default=0, help="the port on 127.0.0.1; 0 picks a free one")
     port = parser.parse_args().port
     try:
         asyncio.run(_run(port))

@@ -1,4 +1,4 @@
-"""Chat by rules: a small set of requests, each matched by its words and carried out with the tools on offer."""
+"""Answers chat messages: matches a request against patterns and carries it out with the offered tools."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adiuva.offline_model import CHAT_MODEL, change, condense, look, recall
+from adiuva.offline_model import (
+    CHAT_MODEL,
+    conversation_summary,
+    memory_questions,
+    read_requests,
+    write_requests,
+)
 from adiuva.offline_model.turn import Answer, Turn
 
 WHAT_IT_IS = (
@@ -22,123 +28,135 @@ _NOTHING_TO_CONFIRM = "There is nothing that waits for your yes. Please say agai
 
 
 def answer(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Answer:
-    """The next step for the last user message: tools to call, or a text."""
-    if not tools and (summary := condense.summary(messages)):
+    """Returns the next step for the last user message: tools to call, or a text."""
+    if not tools and (summary := conversation_summary.summarize_conversation(messages)):
         return Answer(summary)
-    turn = Turn.read(messages, tools)
+    turn = Turn.from_messages(messages, tools)
     if turn.confirmed:
-        return change.confirmed(turn)
-    for pattern, intent in _INTENTS:
+        return write_requests.run_confirmed_calls(turn)
+    for pattern, handler in _HANDLERS:
         match = pattern.search(turn.request)
-        if match is not None and (found := intent(turn, match)) is not None:
+        if match is not None and (found := handler(turn, match)) is not None:
             return found
-    if turn.done:
-        return turn.told()
+    if turn.completed:
+        return turn.describe_results()
     for pattern, text in _SMALL_TALK:
         if pattern.search(turn.request):
             return Answer(text)
     return Answer(f"{WHAT_IT_IS} {WHAT_IT_CAN}")
 
 
-# ── The requests ────────────────────────────────────────────────────────────────────────────────────────
+# ── Request patterns ────────────────────────────────────────────────────────────────────────────────────────
 
-Intent = Callable[[Turn, re.Match[str]], Answer | None]
+Handler = Callable[[Turn, re.Match[str]], Answer | None]
 
-_ASK = r"^(?:hi |hello |hey )?(?:please |can you |could you |would you |now |and |then )*"
+_OPENING = r"^(?:hi |hello |hey )?(?:please |can you |could you |would you |now |and |then )*"
 _KIND = (
     r"(?P<kind>tasks?|to-?dos?|reminders?|notes?|projects?|clients?|timeline entry|timelines?|milestones?"
     r"|deadlines?)"
 )
-_SOME = rf"(?:(?:the|my|this|that)(?: |$))?(?:{_KIND}(?: |$))?"
-_WHAT = r"(?:(?P<what>.*?)\s)??"  # nothing, where it is the row at hand
+_NAMED_KIND = rf"(?:(?:the|my|this|that)(?: |$))?(?:{_KIND}(?: |$))?"
+_WHAT = r"(?:(?P<what>.*?)\s)??"  # empty when the request means the current row
 _LEVEL = r"(?P<priority>high|medium|low)"
 _STATUS = (
     r"(?P<status>not done|done|complete|completed|finished|in progress|started|to-?do|to do|open|undone"
     r"|unfinished)"
 )
-_ASKS = (
+_QUESTION_WORD = (
     r"(?:how|what|what'?s|when|where|who|which|why|do|did|am|is|are|was|have|should|(?<=tell me )my"
     r"|wie|wann|wo|wer|wen|welche\w?|warum|bin|habe|come|cosa|che|chi|dove|quando|quanto|quale?|perché)"
 )
-_OF_ME = (
+_FIRST_PERSON = (
     r"(?=.*\b(?:i|me|my|mine|ich|mich|mir|mein(?:e\w?)?|mi|mio|mia|miei|mie)\b"
-    r"|(?:come|cosa|dove|quando|quanto|chi) (?:\w{3,}o|sono)\b)"  # Italian leaves out the "I"
+    r"|(?:come|cosa|dove|quando|quanto|chi) (?:\w{3,}o|sono)\b)"  # Italian drops the pronoun "io"
 )
 
 
-def _compiled(*pairs: tuple[str, Intent]) -> list[tuple[re.Pattern[str], Intent]]:
-    return [(re.compile(pattern, re.IGNORECASE | re.DOTALL), intent) for pattern, intent in pairs]
+def _compile(*pairs: tuple[str, Handler]) -> list[tuple[re.Pattern[str], Handler]]:
+    return [(re.compile(pattern, re.IGNORECASE | re.DOTALL), handler) for pattern, handler in pairs]
 
 
-_INTENTS = _compiled(
+# The first pattern whose handler returns an answer decides, so specific patterns stand before general ones.
+_HANDLERS = _compile(
     (
-        rf"{_ASK}(?:(?:add|write|leave|make) (?:a |the )?)?comment (?:on|to) {_SOME}(?P<what>[^:]+): ?(?P<text>.+)",
-        change.comment,
+        rf"{_OPENING}(?:(?:add|write|leave|make) (?:a |the )?)?comment (?:on|to) "
+        rf"{_NAMED_KIND}(?P<what>[^:]+): ?(?P<text>.+)",
+        write_requests.add_comment,
     ),
     (
-        rf"{_ASK}(?:(?:add|write|leave|make) (?:a |the )?)?comment(?: here)?(?:: ?| that )(?P<text>.+)",
-        change.comment,
+        rf"{_OPENING}(?:(?:add|write|leave|make) (?:a |the )?)?comment(?: here)?(?:: ?| that )(?P<text>.+)",
+        write_requests.add_comment,
     ),
     (
-        rf"{_ASK}(?:add|create|make|write|new|take)\s(?:me\s)?"
+        rf"{_OPENING}(?:add|create|make|write|new|take)\s(?:me\s)?"
         rf"(?:(?:an?|the|new|urgent|important|(?:high|medium|low)[ -]priority)\s)*{_KIND}\b"
         r"(?:\s(?:to|for|about|called|named|that says)\b|\s?[:–-])?\s*(?P<what>.*)",
-        change.create,
+        write_requests.create,
     ),
-    (rf"{_ASK}remind me (?:to|that|about)\s(?P<what>.+)", change.create),
-    (rf"{_ASK}(?:delete|remove)\s{_SOME}(?P<what>.*)", change.delete),
-    (rf"{_ASK}archive\s{_SOME}(?P<what>.*)", change.archive),
-    (rf"{_ASK}rename\s{_SOME}{_WHAT}(?:to|into|as)\s(?P<title>.+)", change.rename),
+    (rf"{_OPENING}remind me (?:to|that|about)\s(?P<what>.+)", write_requests.create),
+    (rf"{_OPENING}(?:delete|remove)\s{_NAMED_KIND}(?P<what>.*)", write_requests.delete),
+    (rf"{_OPENING}archive\s{_NAMED_KIND}(?P<what>.*)", write_requests.archive),
+    (rf"{_OPENING}rename\s{_NAMED_KIND}{_WHAT}(?:to|into|as)\s(?P<title>.+)", write_requests.rename),
     (
-        rf"{_ASK}(?:(?:set|change|move) the (?:due date|deadline|date) of"
-        rf"|move|postpone|reschedule|shift|push|delay)\s{_SOME}"
+        rf"{_OPENING}(?:(?:set|change|move) the (?:due date|deadline|date) of"
+        rf"|move|postpone|reschedule|shift|push|delay)\s{_NAMED_KIND}"
         r"(?:(?P<what>.*)\s)??(?:to|until|till|by|on)\s(?P<when>.+)",
-        change.move,
+        write_requests.reschedule,
     ),
     (
-        rf"{_ASK}(?:(?:set|change) the priority of|give|make)\s{_SOME}{_WHAT}(?:to\s|an?\s)?{_LEVEL}"
+        rf"{_OPENING}(?:(?:set|change) the priority of|give|make)\s{_NAMED_KIND}{_WHAT}(?:to\s|an?\s)?{_LEVEL}"
         r"(?: priority)?[.!]?$",
-        change.priority,
+        write_requests.set_priority,
     ),
     (
-        rf"{_ASK}(?:mark|set|tick off|tick)\s{_SOME}{_WHAT}(?:off |as |to )*{_STATUS}[.!]?$",
-        change.status,
+        rf"{_OPENING}(?:mark|set|tick off|tick)\s{_NAMED_KIND}{_WHAT}(?:off |as |to )*{_STATUS}[.!]?$",
+        write_requests.set_status,
     ),
-    (rf"{_ASK}(?:complete|finish|close|tick off)\s{_SOME}(?P<what>.*)", change.status),
-    (rf"^i(?:'ve| have)? (?:finished|completed|done)\s{_SOME}(?P<what>.*)", change.status),
     (
-        rf"^(?!what|which|who|how|when|where|list|show|tell|find|count){_SOME}{_WHAT}is "
+        rf"{_OPENING}(?:complete|finish|close|tick off)\s{_NAMED_KIND}(?P<what>.*)",
+        write_requests.set_status,
+    ),
+    (
+        rf"^i(?:'ve| have)? (?:finished|completed|done)\s{_NAMED_KIND}(?P<what>.*)",
+        write_requests.set_status,
+    ),
+    (
+        rf"^(?!what|which|who|how|when|where|list|show|tell|find|count){_NAMED_KIND}{_WHAT}is "
         r"(?P<status>done|complete|completed|finished)[.!]?$",
-        change.status,
+        write_requests.set_status,
     ),
-    (rf"{_ASK}(?:remember|keep in mind|don't forget)\s(?:that )?(?P<what>.+)", change.remember),
+    (rf"{_OPENING}(?:remember|keep in mind|don't forget)\s(?:that )?(?P<what>.+)", write_requests.remember),
     (
         r"^(?:what|which)(?: \w+)? (?:is|am i looking at)(?: this| here| it| that)?\??$|^what'?s this\??$"
         r"|^(?:summari[sz]e|describe|explain|tell me about) (?:this|it)(?: \w+)?[.?]?$",
-        look.here,
+        read_requests.describe_current_row,
     ),
-    (r"\bcomments?\b", look.comments),
+    (r"\bcomments?\b", read_requests.list_comments),
     (
         r"\bdue (?:today|tomorrow|this week|next week|on|by|until)\b|\boverdue\b|\btoday'?s tasks\b"
         r"|\bwhat (?:do|should|must) i (?:have to )?do (?:today|tomorrow|this week)\b|\btoday\b.*\btasks?\b"
         r"|\btasks?\b.*\b(?:today|tomorrow|(?:this|next) week)\b|\bwhat(?:'s| is)? due\b",
-        look.due,
+        read_requests.list_due_tasks,
     ),
-    (r"\bwhat do (?:my|the) notes say (?:about|on)\s(?P<what>.+)", look.notes),
+    (r"\bwhat do (?:my|the) notes say (?:about|on)\s(?P<what>.+)", read_requests.search_notes),
     (
         r"\b(?:search|look through|look in|find|look)\s(?:in )?(?:my |the )?notes?\s(?:for|about|on)\s"
         r"(?P<what>.+)",
-        look.notes,
+        read_requests.search_notes,
     ),
     (
         r"\b(?:read|open|show)\s(?:me )?(?:the |my )?note\s(?:about |on |called |named )?(?P<what>.+)",
-        look.note,
+        read_requests.read_note,
     ),
     (
         r"\b(?:list|show|what|which|how many|count|number of|any|do i have|give me|tell me|see|my|all)\b",
-        look.rows,
+        read_requests.list_rows,
     ),
-    (rf"{_ASK}(?:tell me )?{_OF_ME}{_ASKS}\b", recall.recall),  # what no row of the device answers
+    # Last, because the device's rows are the better source where they can answer.
+    (
+        rf"{_OPENING}(?:tell me )?{_FIRST_PERSON}{_QUESTION_WORD}\b",
+        memory_questions.answer_from_memory,
+    ),
 )
 _SMALL_TALK = [
     (

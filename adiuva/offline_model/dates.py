@@ -1,4 +1,4 @@
-"""Dates as people write them in notes and mails. What is no date of the calendar is none."""
+"""Finds dates as people write them in notes and mails. Impossible dates (31 February) are ignored."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from email.utils import parsedate_to_datetime
 
-_NAMES = (
-    # English, then German, French and Italian where they differ
+_MONTH_NAMES = (
+    # English first, then German, French and Italian where they differ
     ("january", "jan", "januar", "jänner", "janvier", "gennaio"),
     ("february", "feb", "februar", "février", "febbraio"),
     ("march", "mar", "märz", "mars", "marzo"),
@@ -22,8 +22,8 @@ _NAMES = (
     ("november", "nov", "novembre"),
     ("december", "dec", "dezember", "dez", "décembre", "dicembre"),
 )
-_MONTHS = {name: number for number, names in enumerate(_NAMES, 1) for name in names}
-_DAYS = {
+_MONTHS = {name: number for number, names in enumerate(_MONTH_NAMES, 1) for name in names}
+_WEEKDAYS = {
     name: number
     for number, names in enumerate(
         (
@@ -38,12 +38,13 @@ _DAYS = {
     )
     for name in names
 }
-_NEAR = {
+_RELATIVE_DAYS = {
     **dict.fromkeys(("today", "tonight", "eod", "end of day", "heute", "aujourd'hui", "oggi"), 0),
     **dict.fromkeys(("tomorrow", "morgen", "demain", "domani"), 1),
 }
 _EARLIEST, _LATEST = date(1970, 1, 1), date(2199, 12, 31)
-_LONG_AGO = timedelta(days=90)  # a day without a year that is further back means next year's
+# A date without a year that lies further back than this means next year.
+_MAX_PAST = timedelta(days=90)
 
 
 def _any_of(names: dict[str, int]) -> str:
@@ -51,7 +52,7 @@ def _any_of(names: dict[str, int]) -> str:
 
 
 _CALENDAR_DATE = rf"""
-    (?:(?:{_any_of(_DAYS)}|mon|tue|wed|thu|fri|sat|sun)\.?,?\s{{1,3}})?(?:the\s)?
+    (?:(?:{_any_of(_WEEKDAYS)}|mon|tue|wed|thu|fri|sat|sun)\.?,?\s{{1,3}})?(?:the\s)?
     (?: (?P<iso>\d{{4}}-\d{{2}}-\d{{2}})(?!\d)
       | (?P<dotted>\d{{1,2}}\.\d{{1,2}}\.\d{{4}})(?!\d)
       | (?P<day>\d{{1,2}})(?:st|nd|rd|th|\.)?\s{{1,3}}(?:of\s)?(?P<month>{_any_of(_MONTHS)})\b\.?
@@ -63,13 +64,13 @@ _CALENDAR_DATE = rf"""
 _DATE = rf"""
     {_CALENDAR_DATE}
     | (?P<end>(?:the\s)?end\sof\s(?:the\s|this\s)?(?:week|month))\b
-    | (?P<near>{_any_of(_NEAR)})\b
-    | (?:this\s|next\s|coming\s|kommenden\s|nächsten\s)?(?P<weekday>{_any_of(_DAYS)})\b
+    | (?P<near>{_any_of(_RELATIVE_DAYS)})\b
+    | (?:this\s|next\s|coming\s|kommenden\s|nächsten\s)?(?P<weekday>{_any_of(_WEEKDAYS)})\b
 """
 _FLAGS = re.VERBOSE | re.IGNORECASE
-_ANY = re.compile(rf"(?<!\w)(?:{_DATE})", _FLAGS)
-_CALENDAR = re.compile(rf"(?<!\w)(?:{_CALENDAR_DATE})", _FLAGS)
-_DUE = re.compile(
+_ANY_DATE = re.compile(rf"(?<!\w)(?:{_DATE})", _FLAGS)
+_CALENDAR_DATE_PATTERN = re.compile(rf"(?<!\w)(?:{_CALENDAR_DATE})", _FLAGS)
+_DUE_DATE = re.compile(
     rf"""(?<!\w)
     (?: no\slater\sthan | by | until | till | due\sdate | due\son | due\sby | due | before | deadline(?:\sis)?
       | bis\szum | bis | fällig | spätestens | avant\sle | avant | pour\sle | entro\sil | entro | scadenza )
@@ -80,59 +81,59 @@ _DUE = re.compile(
 
 
 @dataclass(frozen=True)
-class Found:
-    """A date and where it stands in the text."""
+class DateMatch:
+    """A date and its position in the text."""
 
     day: date
     start: int
     end: int
 
 
-def due(text: str, base: date) -> Found | None:
-    """The first date that a word such as "by", "until" or "due" leads to; relative ones count from `base`."""
-    return _first(_DUE, text, base)
+def due_date(text: str, base: date) -> DateMatch | None:
+    """Returns the first date after a word such as "by", "until" or "due". Relative dates count from `base`."""
+    return _first_match(_DUE_DATE, text, base)
 
 
-def mentioned(text: str, base: date) -> Found | None:
-    """The first date in the text, with or without such a word."""
-    return _first(_ANY, text, base)
+def first_date(text: str, base: date) -> DateMatch | None:
+    """Returns the first date in the text, with or without a word such as "by" before it."""
+    return _first_match(_ANY_DATE, text, base)
 
 
-def named(text: str, base: date) -> Found | None:
-    """The first date in the text that names a day of the calendar: not "tomorrow", not "Friday"."""
-    return _first(_CALENDAR, text, base)
+def calendar_date(text: str, base: date) -> DateMatch | None:
+    """Returns the first date that names a day of the calendar, so neither "tomorrow" nor "Friday"."""
+    return _first_match(_CALENDAR_DATE_PATTERN, text, base)
 
 
-def written(text: str) -> date | None:
-    """The first date that is written out with its year."""
-    for match in _CALENDAR.finditer(text):
+def full_date(text: str) -> date | None:
+    """Returns the first date in the text that is written out with its year."""
+    for match in _CALENDAR_DATE_PATTERN.finditer(text):
         if any(match[name] for name in ("iso", "dotted", "year", "year2")):
-            day = _day(match, _EARLIEST)
+            day = _parse_match(match, _EARLIEST)
             if day is not None:
                 return day
     return None
 
 
-def of_mail(value: str) -> date | None:
-    """The day of a mail's Date header."""
+def mail_header_date(value: str) -> date | None:
+    """Returns the day of a mail's Date header, or None if it cannot be parsed."""
     try:
         return parsedate_to_datetime(value).date()
-    except (ValueError, TypeError, IndexError):  # it raises each of these for some bad dates
+    except (ValueError, TypeError, IndexError):  # malformed dates raise any of these
         return None
 
 
-def _first(pattern: re.Pattern[str], text: str, base: date) -> Found | None:
+def _first_match(pattern: re.Pattern[str], text: str, base: date) -> DateMatch | None:
     for match in pattern.finditer(text):
-        day = _day(match, base)
+        day = _parse_match(match, base)
         if day is not None:
-            return Found(day, match.start(), match.end())
+            return DateMatch(day, match.start(), match.end())
     return None
 
 
-def _day(match: re.Match[str], base: date) -> date | None:
+def _parse_match(match: re.Match[str], base: date) -> date | None:
     try:
         day = _resolve({key: value.lower() for key, value in match.groupdict().items() if value}, base)
-    except (ValueError, OverflowError):  # the 31st of February
+    except (ValueError, OverflowError):  # a day that does not exist, such as 31 February
         return None
     return day if _EARLIEST <= day <= _LATEST else None
 
@@ -143,9 +144,9 @@ def _resolve(said: dict[str, str], base: date) -> date:
     if "dotted" in said:
         return date(*reversed([int(part) for part in said["dotted"].split(".")]))
     if "near" in said:
-        return base + timedelta(days=_NEAR[said["near"]])
+        return base + timedelta(days=_RELATIVE_DAYS[said["near"]])
     if "weekday" in said:
-        return base + timedelta(days=(_DAYS[said["weekday"]] - base.weekday() - 1) % 7 + 1)
+        return base + timedelta(days=(_WEEKDAYS[said["weekday"]] - base.weekday() - 1) % 7 + 1)
     if "end" in said:
         if "week" in said["end"]:
             return base + timedelta(days=(4 - base.weekday()) % 7)
@@ -155,4 +156,4 @@ def _resolve(said: dict[str, str], base: date) -> date:
     if year:
         return date(int(year), month, day)
     found = date(base.year, month, day)
-    return found if found >= base - _LONG_AGO else date(base.year + 1, month, day)
+    return found if found >= base - _MAX_PAST else date(base.year + 1, month, day)

@@ -1,4 +1,4 @@
-"""The extraction request as messages and a schema, and its answer as JSON."""
+"""Answers a request for records from a document: reads its messages and JSON Schema, returns JSON."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
-from adiuva.offline_model.rules import Document, find
+from adiuva.offline_model.document_rules import Document, find_records
+from adiuva.offline_model.messages import message_text
 
-_HEAD = re.compile(r"Document: ([^\n]*)\n(?:Part: (\d{1,9}) of \d{1,9}\n)?(?:Today: ([\d-]{10})\n)?\n?")
-_MOST_DEPTH = 20
+_DOCUMENT_HEADER = re.compile(
+    r"Document: ([^\n]*)\n(?:Part: (\d{1,9}) of \d{1,9}\n)?(?:Today: ([\d-]{10})\n)?\n?"
+)
+_MAX_DEPTH = 20
 _PROJECTS = re.compile(r"^Projects: (\[.*\])[ \t]*$", re.MULTILINE)
 
 
-def answer(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"records": […]}` for the last document among the messages, with the tables and fields of the schema."""
-    texts = [text(message) for message in messages if message.get("role") in {"user", "system"}]
+def extract_records(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `{"records": […]}` for the last document in the messages, limited to the schema's tables and fields."""
+    texts = [message_text(message) for message in messages if message.get("role") in {"user", "system"}]
     document = next((said for said in reversed(texts) if said.startswith("Document: ")), "")
-    branches = _branches(schema)
+    branches = _tables_of_schema(schema)
     records = []
-    for table, data in find(_document(document, texts), set(branches)):
+    for table, data in find_records(_parse_document(document, texts), set(branches)):
         fields, required = branches[table]
         kept = {key: value for key, value in data.items() if key in fields}
         if required <= kept.keys():
@@ -29,31 +32,23 @@ def answer(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> 
     return {"records": records}
 
 
-def text(message: Mapping[str, Any]) -> str:
-    """A message's text, also when it comes in parts."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
-
-
-def example(schema: Any, depth: int = 0) -> Any:
-    """The least value that fits a schema we have no rules for, or None."""
-    if not isinstance(schema, Mapping) or depth > _MOST_DEPTH:
+def minimal_value(schema: Any, depth: int = 0) -> Any:
+    """Returns the smallest value that fits a schema without rules of its own, or None."""
+    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return None
     if "const" in schema:
         return schema["const"]
-    if options := _list(schema, "enum"):
+    if options := _list_value(schema, "enum"):
         return options[0]
     for key in ("anyOf", "oneOf", "allOf"):
-        if options := _list(schema, key):
-            return example(options[0], depth + 1)
-    kind = (_list(schema, "type") or [schema.get("type")])[0]
+        if options := _list_value(schema, key):
+            return minimal_value(options[0], depth + 1)
+    kind = (_list_value(schema, "type") or [schema.get("type")])[0]
     fields = schema.get("properties")
     if isinstance(fields, Mapping):
         return {
-            key: example(fields.get(key), depth + 1)
-            for key in _list(schema, "required")
+            key: minimal_value(fields.get(key), depth + 1)
+            for key in _list_value(schema, "required")
             if isinstance(key, str)
         }
     least: dict[str, Any] = {
@@ -67,32 +62,32 @@ def example(schema: Any, depth: int = 0) -> Any:
     return least.get(str(kind))
 
 
-def _list(schema: Mapping[str, Any], key: str) -> list[Any]:
+def _list_value(schema: Mapping[str, Any], key: str) -> list[Any]:
     found = schema.get(key)
     return found if isinstance(found, list) else []
 
 
-def _document(message: str, texts: Sequence[str]) -> Document:
-    head = _HEAD.match(message)
+def _parse_document(message: str, texts: Sequence[str]) -> Document:
+    head = _DOCUMENT_HEADER.match(message)
     if head is None:
         return Document("", "")
     return Document(
         name=head[1],
         text=message[head.end() :],
         part=int(head[2] or 1),
-        today=_day(head[3]),
-        projects=next((found for said in texts if (found := _projects(said))), []),
+        today=_parse_day(head[3]),
+        projects=next((found for said in texts if (found := _parse_projects(said))), []),
     )
 
 
-def _day(said: str | None) -> date:
+def _parse_day(said: str | None) -> date:
     try:
         return date.fromisoformat(said or "")
     except ValueError:
         return datetime.now(UTC).date()
 
 
-def _projects(said: str) -> list[tuple[str, str]]:
+def _parse_projects(said: str) -> list[tuple[str, str]]:
     if said.startswith("Document: ") or not (match := _PROJECTS.search(said)):
         return []
     try:
@@ -106,8 +101,8 @@ def _projects(said: str) -> list[tuple[str, str]]:
     ]
 
 
-def _branches(schema: Mapping[str, Any]) -> dict[str, tuple[set[str], set[str]]]:
-    """By table: the fields that the schema lists, and those that it requires."""
+def _tables_of_schema(schema: Mapping[str, Any]) -> dict[str, tuple[set[str], set[str]]]:
+    """Returns for each table the fields that the schema lists, and those that it requires."""
     found: dict[str, tuple[set[str], set[str]]] = {}
     try:
         items = schema["properties"]["records"]["items"]

@@ -1,4 +1,4 @@
-"""A mail as text: its headers and what its author wrote, from a raw message or from one made plain."""
+"""Parses a mail into its headers and the text its author wrote, from a raw message or a plain-text copy."""
 
 from __future__ import annotations
 
@@ -10,42 +10,47 @@ from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 
 _HEADER = re.compile(r"\*{0,2}([A-Za-z][A-Za-z-]{1,40})\*{0,2}:\*{0,2}[ \t]?(.{0,998})")
-_KNOWN = {"from", "to", "cc", "subject", "date", "reply-to", "message-id", "received", "return-path"}
-_PREFIX = re.compile(r"(?:\s*(?:re|fwd?|aw|wg|rif|tr)\s*:)+\s*", re.IGNORECASE)
+_KNOWN_HEADERS = {"from", "to", "cc", "subject", "date", "reply-to", "message-id", "received", "return-path"}
+_REPLY_PREFIX = re.compile(r"(?:\s*(?:re|fwd?|aw|wg|rif|tr)\s*:)+\s*", re.IGNORECASE)
 _QUOTE_INTRO = re.compile(
     r"(?:on|am|le|il)\b.{1,200}\b(?:wrote|schrieb|écrit|scritto)\b.{0,80}:$", re.IGNORECASE
 )
-_MOST_HEADERS = 200
-_MOST_DEPTH = 5
+_MAX_HEADER_LINES = 200
+_MAX_DEPTH = 5
 
 
 @dataclass(frozen=True)
 class Mail:
-    subject: str  # without Re: and Fwd:
-    sender: str  # the name, or the address where there is none
+    subject: str  # without prefixes such as Re: and Fwd:
+    sender: str  # the name, or the address if there is no name
     date: str
     body: str
 
 
-def parse(text: str) -> Mail | None:
-    """The mail, or None if the text does not begin like one: with a subject or sender among two known headers."""
+def parse_mail(text: str) -> Mail | None:
+    """Returns the mail, or None if the text does not begin with two known headers, From or Subject among them."""
     lines = text.lstrip("\ufeff\r\n").split("\n")
-    headers, end = _headers(lines)
-    if len(_KNOWN & headers.keys()) < 2 or not headers.keys() & {"from", "subject"}:
+    headers, end = _parse_headers(lines)
+    if len(_KNOWN_HEADERS & headers.keys()) < 2 or not headers.keys() & {"from", "subject"}:
         return None
-    body = _plain("\n".join(lines[end:]), headers)
-    subject = _PREFIX.sub("", _decoded(headers.get("subject", "")), count=1).strip()
-    return Mail(subject, _name(_decoded(headers.get("from", ""))), headers.get("date", ""), _own(body))
+    body = _plain_text_body("\n".join(lines[end:]), headers)
+    subject = _REPLY_PREFIX.sub("", _decode_header(headers.get("subject", "")), count=1).strip()
+    return Mail(
+        subject,
+        _sender_name(_decode_header(headers.get("from", ""))),
+        headers.get("date", ""),
+        _without_quotes(body),
+    )
 
 
-def _headers(lines: list[str]) -> tuple[dict[str, str], int]:
-    """The headers, first of a name, and the number of the line where the body begins."""
+def _parse_headers(lines: list[str]) -> tuple[dict[str, str], int]:
+    """Returns the headers (the first of each name) and the index of the line where the body begins."""
     headers: dict[str, str] = {}
     last = ""
-    for number, raw in enumerate(lines[:_MOST_HEADERS]):
+    for number, raw in enumerate(lines[:_MAX_HEADER_LINES]):
         line = raw.rstrip()
         if number == 0 and line.startswith("From ") and ":" not in line[:6]:
-            continue  # the envelope line of a mailbox file
+            continue  # the envelope line of an mbox file
         if not line:
             return headers, number + 1
         if line[0] in " \t" and last:
@@ -58,18 +63,18 @@ def _headers(lines: list[str]) -> tuple[dict[str, str], int]:
         if last in headers:
             last = f"{last} again"
         headers[last] = match[2].strip()
-    return headers, min(len(lines), _MOST_HEADERS)
+    return headers, min(len(lines), _MAX_HEADER_LINES)
 
 
-def _plain(body: str, headers: dict[str, str], depth: int = 0) -> str:
-    """The first part that is plain text, decoded; of a body that has no parts, the body."""
+def _plain_text_body(body: str, headers: dict[str, str], depth: int = 0) -> str:
+    """Returns the first plain-text part, decoded, or the body itself if it has no parts."""
     kind = headers.get("content-type", "")
     boundary = re.search(r'boundary="?([^";]{1,70})', kind, re.IGNORECASE)
-    if boundary is not None and depth < _MOST_DEPTH:
+    if boundary is not None and depth < _MAX_DEPTH:
         for part in body.split(f"--{boundary[1]}")[1:]:
-            inner, end = _headers(part.strip("\r\n").split("\n"))
+            inner, end = _parse_headers(part.strip("\r\n").split("\n"))
             if inner.get("content-type", "text/plain").lower().startswith(("text/plain", "multipart/")):
-                text = _plain("\n".join(part.strip("\r\n").split("\n")[end:]), inner, depth + 1)
+                text = _plain_text_body("\n".join(part.strip("\r\n").split("\n")[end:]), inner, depth + 1)
                 if text.strip(" -\r\n"):
                     return text
         return ""
@@ -82,11 +87,11 @@ def _plain(body: str, headers: dict[str, str], depth: int = 0) -> str:
     try:
         raw = quopri.decodestring(body.encode()) if encoding != "base64" else base64.b64decode(body)
         return raw.decode(charset[1] if charset else "utf-8", "replace")
-    except (ValueError, LookupError):  # no base64; no such charset
+    except (ValueError, LookupError):  # invalid base64 or an unknown charset
         return ""
 
 
-def _decoded(value: str) -> str:
+def _decode_header(value: str) -> str:
     if "=?" not in value:
         return value
     try:
@@ -95,13 +100,13 @@ def _decoded(value: str) -> str:
         return value
 
 
-def _name(sender: str) -> str:
+def _sender_name(sender: str) -> str:
     name, _, rest = sender.partition("<")
     return name.strip(" \"'") or rest.rstrip("> ")
 
 
-def _own(body: str) -> str:
-    """What the author wrote: no quoted lines, nothing below the signature mark or an older mail."""
+def _without_quotes(body: str) -> str:
+    """Returns what the author wrote, without quoted lines, signature or older mails."""
     kept: list[str] = []
     for raw in body.split("\n"):
         line = raw.rstrip()

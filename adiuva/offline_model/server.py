@@ -1,4 +1,4 @@
-"""The OpenAI HTTP API in front of the rules, on loopback only."""
+"""Serves the rules behind the OpenAI HTTP API, on loopback only."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ import orjson
 from aiohttp import web
 
 from adiuva.core import lexical_embedding
-from adiuva.offline_model import CHAT_MODEL, EMBEDDING_MODEL, chat, extraction, journey, memory
+from adiuva.offline_model import (
+    CHAT_MODEL,
+    EMBEDDING_MODEL,
+    agent_interview,
+    chat,
+    extraction,
+    memory_extraction,
+)
+from adiuva.offline_model.messages import message_text
 from adiuva.offline_model.turn import Answer
 
-_MAX_BODY = 32 * 1024 * 1024
-_MOST_TEXTS = 2_048
+_MAX_BODY_BYTES = 32 * 1024 * 1024
+_MAX_TEXTS = 2_048
 _ROLES = {"system", "developer", "user", "assistant", "tool"}
-_PIECE = re.compile(r"\S+\s*|\s+")
-_WORDS_A_CHUNK = 4
+_WORD_AND_SPACE = re.compile(r"\S+\s*|\s+")
+_WORDS_PER_CHUNK = 4
 
 
 class BadRequest(Exception):
@@ -33,8 +41,13 @@ class BadRequest(Exception):
 
 
 async def serve(port: int, stop: asyncio.Event) -> None:
-    """Serve on 127.0.0.1 until `stop` is set. Prints one line with the address when it listens."""
-    runner = web.AppRunner(application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
+    """Serves on 127.0.0.1 until `stop` is set. Prints one line with the address once it listens.
+
+    Raises OSError if the port is taken.
+    """
+    runner = web.AppRunner(
+        create_application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.5
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", port).start()
@@ -44,8 +57,8 @@ async def serve(port: int, stop: asyncio.Event) -> None:
         await runner.cleanup()
 
 
-def application() -> web.Application:
-    app = web.Application(client_max_size=_MAX_BODY, middlewares=[_errors])
+def create_application() -> web.Application:
+    app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_error_middleware])
     app.router.add_get("/health", _health)
     app.router.add_get("/v1/models", _models)
     app.router.add_post("/v1/chat/completions", _completions)
@@ -54,28 +67,28 @@ def application() -> web.Application:
 
 
 @web.middleware
-async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Errors in OpenAI's shape."""
+async def _error_middleware(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Returns errors in the format of the OpenAI API."""
     try:
         answer: web.StreamResponse = await handler(request)
         return answer
     except BadRequest as error:
-        return _error(error.status, str(error), error.param, error.code)
+        return _error_response(error.status, str(error), error.param, error.code)
     except web.HTTPException as error:
-        return _error(error.status, error.reason, None, None)
+        return _error_response(error.status, error.reason, None, None)
 
 
-def _error(status: int, message: str, param: str | None, code: str | None) -> web.Response:
+def _error_response(status: int, message: str, param: str | None, code: str | None) -> web.Response:
     body = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
-    return _json(body, status)
+    return _json_response(body, status)
 
 
-def _json(body: Any, status: int = 200) -> web.Response:
+def _json_response(body: Any, status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
 
 
 async def _health(_: web.Request) -> web.Response:
-    return _json({"status": "ok", "model": CHAT_MODEL, "about": chat.WHAT_IT_IS})
+    return _json_response({"status": "ok", "model": CHAT_MODEL, "about": chat.WHAT_IT_IS})
 
 
 async def _models(_: web.Request) -> web.Response:
@@ -83,10 +96,10 @@ async def _models(_: web.Request) -> web.Response:
         {"id": name, "object": "model", "created": 0, "owned_by": "adiuva"}
         for name in (CHAT_MODEL, EMBEDDING_MODEL)
     ]
-    return _json({"object": "list", "data": rows})
+    return _json_response({"object": "list", "data": rows})
 
 
-async def _body(request: web.Request, model: str) -> dict[str, Any]:
+async def _read_body(request: web.Request, model: str) -> dict[str, Any]:
     try:
         body = orjson.loads(await request.read())
     except orjson.JSONDecodeError:
@@ -106,20 +119,20 @@ async def _body(request: web.Request, model: str) -> dict[str, Any]:
 
 
 async def _completions(request: web.Request) -> web.StreamResponse:
-    body = await _body(request, CHAT_MODEL)
-    messages, tools, schema = _messages(body), _tools(body), _schema(body)
-    # In a thread, so that a long document does not hold up the others.
+    body = await _read_body(request, CHAT_MODEL)
+    messages, tools, schema = _read_messages(body), _read_tools(body), _read_schema(body)
+    # In a thread, so that a long document does not block other requests.
     answer = await asyncio.to_thread(_answer, messages, tools, schema)
     calls: list[dict[str, Any]] = [
         {
             "id": f"call_{uuid.uuid4().hex[:24]}",
             "type": "function",
-            "function": {"name": wish.name, "arguments": orjson.dumps(wish.arguments).decode()},
+            "function": {"name": call.name, "arguments": orjson.dumps(call.arguments).decode()},
         }
-        for wish in answer.wishes
+        for call in answer.tool_calls
     ]
-    given = sum(len(extraction.text(message)) for message in messages)
-    made = len(answer.text) + sum(len(str(wish.arguments)) for wish in answer.wishes)
+    given = sum(len(message_text(message)) for message in messages)
+    made = len(answer.text) + sum(len(str(call.arguments)) for call in answer.tool_calls)
     usage = _usage(given, made)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex[:24]}", "created": int(time.time()), "model": CHAT_MODEL}
     finish = "tool_calls" if calls else "stop"
@@ -128,13 +141,13 @@ async def _completions(request: web.Request) -> web.StreamResponse:
         if calls:
             message["tool_calls"] = calls
         choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
-        return _json({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+        return _json_response({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
     options = body.get("stream_options")
     wants_usage = isinstance(options, dict) and options.get("include_usage") is True
-    return await _stream(request, head, answer.text, calls, finish, usage if wants_usage else None)
+    return await _stream_response(request, head, answer.text, calls, finish, usage if wants_usage else None)
 
 
-async def _stream(
+async def _stream_response(
     request: web.Request,
     head: dict[str, Any],
     text: str,
@@ -153,8 +166,8 @@ async def _stream(
         await send([{"index": 0, "delta": content, "finish_reason": reason}])
 
     await delta({"role": "assistant", "content": ""})
-    words = iter(_PIECE.findall(text))
-    while piece := "".join(itertools.islice(words, _WORDS_A_CHUNK)):
+    words = iter(_WORD_AND_SPACE.findall(text))
+    while piece := "".join(itertools.islice(words, _WORDS_PER_CHUNK)):
         await delta({"content": piece})
     for index, call in enumerate(calls):
         whole = call["function"]["arguments"]
@@ -177,23 +190,23 @@ def _answer(
     name, body = schema
     match name:
         case "records":
-            value = extraction.answer(messages, body)
+            value = extraction.extract_records(messages, body)
         case "journey":
-            value = journey.answer(messages, body)
+            value = agent_interview.next_step(messages, body)
         case "memory":
-            value = memory.answer(messages)
+            value = memory_extraction.memory_operations(messages)
         case "episode":
-            value = memory.summary(messages, "conversation", "user: ")
+            value = memory_extraction.summarize_lines(messages, "conversation", "user: ")
         case "condensed":
-            value = memory.summary(messages, "notes", "")
+            value = memory_extraction.summarize_lines(messages, "notes", "")
         case "patterns":
-            value = memory.patterns(messages)
+            value = memory_extraction.find_patterns(messages)
         case _:
-            value = extraction.example(body)
+            value = extraction.minimal_value(body)
     return Answer(orjson.dumps(value).decode())
 
 
-def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
+def _read_messages(body: dict[str, Any]) -> list[dict[str, Any]]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages must be a list of at least one message", param="messages")
@@ -218,7 +231,7 @@ def _is_call(call: Any) -> bool:
     )
 
 
-def _tools(body: dict[str, Any]) -> list[dict[str, Any]]:
+def _read_tools(body: dict[str, Any]) -> list[dict[str, Any]]:
     tools = body.get("tools")
     if tools is None:
         return []
@@ -227,11 +240,17 @@ def _tools(body: dict[str, Any]) -> list[dict[str, Any]]:
     return tools
 
 
-def _schema(body: dict[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    wish = body.get("response_format")
-    if wish is None or (isinstance(wish, dict) and wish.get("type") == "text"):
+def _read_schema(body: dict[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    response_format = body.get("response_format")
+    if response_format is None or (
+        isinstance(response_format, dict) and response_format.get("type") == "text"
+    ):
         return None
-    inner = wish.get("json_schema") if isinstance(wish, dict) and wish.get("type") == "json_schema" else None
+    inner = (
+        response_format.get("json_schema")
+        if isinstance(response_format, dict) and response_format.get("type") == "json_schema"
+        else None
+    )
     if (
         not isinstance(inner, dict)
         or not isinstance(inner.get("name"), str)
@@ -244,15 +263,15 @@ def _schema(body: dict[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
 
 
 async def _embeddings(request: web.Request) -> web.Response:
-    body = await _body(request, EMBEDDING_MODEL)
+    body = await _read_body(request, EMBEDDING_MODEL)
     given = body.get("input")
     texts = [given] if isinstance(given, str) else given
     if (
         not isinstance(texts, list)
-        or not 0 < len(texts) <= _MOST_TEXTS
+        or not 0 < len(texts) <= _MAX_TEXTS
         or not all(isinstance(t, str) for t in texts)
     ):
-        raise BadRequest(f"input must be a text or a list of 1 to {_MOST_TEXTS} texts", param="input")
+        raise BadRequest(f"input must be a text or a list of 1 to {_MAX_TEXTS} texts", param="input")
     if body.get("encoding_format", "float") != "float":
         raise BadRequest("encoding_format must be float", param="encoding_format")
     vectors = await asyncio.to_thread(lambda: [lexical_embedding.embed(text) for text in texts])
@@ -260,10 +279,10 @@ async def _embeddings(request: web.Request) -> web.Response:
         {"object": "embedding", "index": place, "embedding": vector} for place, vector in enumerate(vectors)
     ]
     usage = _usage(sum(map(len, texts)), 0)
-    return _json({"object": "list", "data": rows, "model": EMBEDDING_MODEL, "usage": usage})
+    return _json_response({"object": "list", "data": rows, "model": EMBEDDING_MODEL, "usage": usage})
 
 
 def _usage(given: int, made: int) -> dict[str, int]:
-    """Tokens as one would guess them: four characters each."""
+    """Estimates the token counts at four characters a token."""
     prompt, completion = -(-given // 4), -(-made // 4)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -61,7 +61,9 @@ def offline(request: Request) -> Any:
     from adiuva.offline_model import server
 
     return server._answer(
-        server._messages(request.body), server._tools(request.body), server._schema(request.body)
+        server._read_messages(request.body),
+        server._read_tools(request.body),
+        server._read_schema(request.body),
     ).text
 
 
@@ -200,7 +202,7 @@ OFFLINE: list[tuple[list[str], bool, dict[str, Any]]] = [
 def test_the_offline_model_knows_when_it_has_heard_enough(
     answers: list[str], present: bool, expected: dict[str, Any]
 ) -> None:
-    from adiuva.offline_model import journey
+    from adiuva.offline_model import agent_interview
     from agents.journeys import interview
     from agents.journeys.interview import AgentProposal, AnsweredQuestion, GoBack, InterviewBrief, Question
     from agents.models import AgentType
@@ -210,7 +212,7 @@ def test_the_offline_model_knows_when_it_has_heard_enough(
     )
     said = [AnsweredQuestion(question="What?", answer=answer) for answer in answers]
     messages = [{"role": "user", "content": interview._material(brief, said)}]
-    step = interview._read(journey.answer(messages, interview._schema(brief, said)), brief, said)
+    step = interview._read(agent_interview.next_step(messages, interview._schema(brief, said)), brief, said)
     match step:
         case Question():
             found: dict[str, Any] = {"question": True}

@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
-from adiuva.offline_model import memory as rules
+from adiuva.offline_model import memory_extraction
 from chat import conversations
 from chat.models import Conversation
 from memory import entries, exchanges, fact_extraction, recall
@@ -70,7 +70,7 @@ def model(committed_db: str, provider: Provider, settings: LazySettings) -> Iter
 
 
 def by_rules(request: Request) -> dict[str, Any]:
-    return rules.answer(request.body["messages"])
+    return memory_extraction.memory_operations(request.body["messages"])
 
 
 def waiting(user_id: uuid.UUID) -> bool:

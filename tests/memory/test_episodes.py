@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
-from adiuva.offline_model import memory as rules
+from adiuva.offline_model import memory_extraction
 from memory import entries, episodes, forgetting
 from memory.models import Embedding, Entry, EntrySource, Exchange, Memory, SourceKind, Tier
 from tests.factories import somebody
@@ -36,7 +36,7 @@ def user() -> uuid.UUID:
 
 
 def by_rules(request: Request) -> dict[str, Any]:
-    return rules.summary(request.body["messages"], "conversation", "user: ")
+    return memory_extraction.summarize_lines(request.body["messages"], "conversation", "user: ")
 
 
 def said(

@@ -20,7 +20,7 @@ from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import Cipher, UserCipher
 from adiuva.llm.structured import UnusableAnswer
-from adiuva.offline_model import memory as rules
+from adiuva.offline_model import memory_extraction
 from memory import entries, fact_extraction, forgetting, search
 from memory.entries import BY_HAND
 from memory.models import Entry, EntrySource, Exchange, Memory, Receipt, SourceKind, Tier
@@ -44,7 +44,7 @@ def user() -> uuid.UUID:
 
 
 def by_rules(request: Request) -> dict[str, Any]:
-    return rules.answer(request.body["messages"])
+    return memory_extraction.memory_operations(request.body["messages"])
 
 
 def say(user: uuid.UUID, *messages: str, answer: str = "Noted.", place: uuid.UUID = HERE) -> None:

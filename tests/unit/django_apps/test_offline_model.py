@@ -1,4 +1,4 @@
-"""The offline model with the assistants' own tools, in the words that these answer with."""
+"""Tests the offline model with the assistants' own tools and the texts of their results."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ class Chat:
         self.calls, self.rounds = [], 0
         every = SUPERVISORS[AssistantKind.HOME].schemas
         schemas = [schema for schema in every if schema["function"]["name"] not in self.without]
-        while wishes := (answer := chat.answer(messages, schemas)).wishes:
+        while tool_calls := (answer := chat.answer(messages, schemas)).tool_calls:
             self.rounds += 1
             assert self.rounds < 5, "the model calls tools without end"
             calls = [
-                llm.ToolCall(f"c{self.rounds}-{place}", wish.name, json.dumps(wish.arguments))
-                for place, wish in enumerate(wishes)
+                llm.ToolCall(f"c{self.rounds}-{place}", tool_call.name, json.dumps(tool_call.arguments))
+                for place, tool_call in enumerate(tool_calls)
             ]
             messages.append({"role": "assistant", "content": None, "tool_calls": [c.wire() for c in calls]})
-            for call, wish in zip(calls, wishes, strict=True):
-                assert not SUPERVISORS[AssistantKind.HOME].call_problem(wish.name, wish.arguments)
-                self.calls.append((wish.name, wish.arguments))
-                result = self.results.get(wish.name, "No rows match.")
+            for call, tool_call in zip(calls, tool_calls, strict=True):
+                assert not SUPERVISORS[AssistantKind.HOME].call_problem(tool_call.name, tool_call.arguments)
+                self.calls.append((tool_call.name, tool_call.arguments))
+                result = self.results.get(tool_call.name, "No rows match.")
                 messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
         self.before += [{"role": "user", "content": text}, {"role": "assistant", "content": answer.text}]
         return answer.text

@@ -1,4 +1,4 @@
-"""The tools that a request offers, found by what one wants of them, with arguments that their schemas take."""
+"""Finds the offered tool for an operation, and builds a call with arguments that fit its schema."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
-# What one may want, and the names that a tool for it may have, best first.
-_NAMES = {
+# Operation → the names that a tool for it may have, in order of preference.
+_TOOL_NAMES = {
     "list tasks": ("list_tasks", "get_tasks", "search_tasks", "find_tasks"),
     "due today": ("list_tasks_due_today", "tasks_due_today", "get_tasks_due_today"),
     "create task": ("create_task", "add_task"),
@@ -35,9 +35,9 @@ _NAMES = {
     "create client": ("create_client", "add_client"),
     "remember": ("remember", "save_memory", "memory_save"),
 }
-# What one has to say, and the parameters it may go into, best first.
-_PARAMETERS = {
-    # A task also has a project's id, a project only its own.
+# Value → the parameters that may take it, in order of preference.
+_PARAMETER_NAMES = {
+    # `project_id` comes last, because a tool for tasks may take both ids and the task's is meant.
     "id": ("id", "task_id", "taskId", "note_id", "timeline_id", "project_id", "projectId"),
     "title": ("title", "name"),
     "content": ("content", "text", "fact", "memory", "note", "body"),
@@ -53,14 +53,14 @@ _PARAMETERS = {
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A call to make."""
+class ToolCall:
+    """A tool to call, with its arguments."""
 
     name: str
     arguments: dict[str, Any]
 
 
-class Toolbox:
+class OfferedTools:
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
         self._by_name: dict[str, Mapping[str, Any]] = {}
         for tool in tools:
@@ -72,57 +72,59 @@ class Toolbox:
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
 
-    def takes(self, wish: str, what: str, value: str | None = None) -> bool:
-        """Whether a tool for the wish has a parameter for it, and one that lists `value`, if that is given."""
-        name = self._name(wish)
+    def accepts(self, operation: str, what: str, value: str | None = None) -> bool:
+        """Returns whether the tool for the operation has a parameter for `what`, whose enum lists `value` if given."""
+        name = self._tool_name(operation)
         properties = self._properties(name) if name is not None else {}
-        key = next((key for key in _PARAMETERS[what] if key in properties), None)
-        return key is not None and (value is None or value in _choices(properties[key]))
+        key = next((key for key in _PARAMETER_NAMES[what] if key in properties), None)
+        return key is not None and (value is None or value in _enum_values(properties[key]))
 
-    def call(self, wish: str, given: Mapping[str, Any]) -> Wish | None:
-        """The call that fulfils a wish, or None if no tool is on offer for it."""
-        name = self._name(wish)
+    def build_call(self, operation: str, values: Mapping[str, Any]) -> ToolCall | None:
+        """Returns the call that carries out the operation, or None if no offered tool can."""
+        name = self._tool_name(operation)
         if name is None:
             return None
         properties = self._properties(name)
         arguments: dict[str, Any] = {}
-        nested = properties.get("updates")
-        for what, value in given.items():
-            key = next((key for key in _PARAMETERS[what] if key in properties and key not in arguments), None)
+        updates = properties.get("updates")
+        for what, value in values.items():
+            key = next(
+                (key for key in _PARAMETER_NAMES[what] if key in properties and key not in arguments), None
+            )
             if key is not None:
-                arguments[key] = _fitting(value, properties[key])
-            elif isinstance(nested, Mapping):
-                arguments.setdefault("updates", {})[_PARAMETERS[what][0]] = _fitting(value, {})
-        # A tool for one thing may name its only text as it likes.
+                arguments[key] = _to_schema_type(value, properties[key])
+            elif isinstance(updates, Mapping):
+                arguments.setdefault("updates", {})[_PARAMETER_NAMES[what][0]] = _to_schema_type(value, {})
+        # A tool with one required parameter may give it any name.
         missing = [key for key in self._by_name[name].get("required", ()) if key not in arguments]
-        texts = [value for value in given.values() if isinstance(value, str)]
+        texts = [value for value in values.values() if isinstance(value, str)]
         if not arguments and len(missing) == 1 and texts:
             arguments[missing[0]] = texts[-1]
-        return Wish(name, arguments)
+        return ToolCall(name, arguments)
 
-    def _name(self, wish: str) -> str | None:
-        return next((name for name in _NAMES[wish] if name in self._by_name), None)
+    def _tool_name(self, operation: str) -> str | None:
+        return next((name for name in _TOOL_NAMES[operation] if name in self._by_name), None)
 
     def _properties(self, name: str) -> Mapping[str, Any]:
         found = self._by_name[name].get("properties")
         return found if isinstance(found, Mapping) else {}
 
 
-def _options(schema: Any) -> list[Mapping[str, Any]]:
+def _schema_alternatives(schema: Any) -> list[Mapping[str, Any]]:
     options = [schema, *(schema.get("anyOf") or ())] if isinstance(schema, Mapping) else []
     return [option for option in options if isinstance(option, Mapping)]
 
 
-def _choices(schema: Any) -> list[Any]:
-    """What a parameter is said to take; nothing if it takes anything."""
-    return [choice for option in _options(schema) for choice in option.get("enum") or ()]
+def _enum_values(schema: Any) -> list[Any]:
+    """Returns the values that the schema allows, or an empty list if it does not restrict them."""
+    return [choice for option in _schema_alternatives(schema) for choice in option.get("enum") or ()]
 
 
-def _fitting(value: Any, schema: Any) -> Any:
-    """A date as milliseconds where a number is wanted, else as ISO 8601; the rest as it is."""
+def _to_schema_type(value: Any, schema: Any) -> Any:
+    """Converts a date to Unix milliseconds if the schema wants a number, else to ISO 8601. Keeps other values."""
     if not isinstance(value, date):
         return value
-    kinds = [option.get("type") for option in _options(schema)]
+    kinds = [option.get("type") for option in _schema_alternatives(schema)]
     if "integer" in kinds or "number" in kinds:
         return int(datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp() * 1000)
     return value.isoformat()

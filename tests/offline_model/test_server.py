@@ -1,4 +1,4 @@
-"""The offline model as a process of its own, asked over HTTP as any provider is."""
+"""Tests the offline model as a separate process, called over HTTP like any other provider."""
 
 from __future__ import annotations
 
@@ -419,7 +419,7 @@ ROWS = [
 
 
 class Conversation:
-    """A chat with the tools' answers at hand."""
+    """A chat with prepared tool results."""
 
     def __init__(
         self, model: llm.ChatModel, results: dict[str, Any], tools: list[dict[str, Any]] | None = None

@@ -1,4 +1,4 @@
-"""A document as headings, list items and sentences, each on one line, whatever way it was wrapped."""
+"""Splits a document into headings, labels, list items and sentences, and undoes line wrapping."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-MOST_CHARS = 2_000  # of one line; longer ones are read in pieces, so that every rule takes linear time
+# Longer lines are split, so that every rule takes time linear in the document's length.
+MAX_LINE_CHARS = 2_000
 
 _HEADING = re.compile(r"(#{1,6})\s+(.+)")
 _BULLET = re.compile(r"(\s*)(?:[-*+•–]|\d{1,3}[.)])\s+(.*)")
@@ -15,8 +16,9 @@ _LABEL = re.compile(r"[\w*#/][\w*#/ -]{0,30}:")
 _SENTENCE_END = re.compile(r"(?<=[^\d\s.][.!?])\s+")
 _LINK = re.compile(r"!?\[([^\[\]\n]{1,300})\]\([^()\s]{0,500}\)")
 _EMPHASIS = re.compile(r"(?<![\w*])\*([^*\n]{1,300})\*(?![\w*])")
-_MARKS = frozenset("*_~`")
-_WRAPPED = 50  # a line shorter than this ended on purpose
+_MARKDOWN_CHARS = frozenset("*_~`")
+# A shorter line was ended by its author, not by wrapping.
+_MIN_WRAPPED_CHARS = 50
 
 
 @dataclass
@@ -27,13 +29,13 @@ class Line:
 
     @cached_property
     def plain(self) -> str:
-        """The text without Markdown's marks. Asked for when the line is whole."""
-        return plain(self.text)
+        """The text without Markdown. Cached, so read it only once the line is complete."""
+        return strip_markdown(self.text)
 
 
-def read(text: str) -> Iterator[Line]:
-    """The lines of a text. Wrapped items and paragraphs are joined again; text comes sentence by sentence."""
-    for line in _joined(text):
+def read_lines(text: str) -> Iterator[Line]:
+    """Yields the lines of a text, with wrapped items and paragraphs joined, and paragraphs split into sentences."""
+    for line in _unwrapped_lines(text):
         if line.kind == "text":
             for sentence in _SENTENCE_END.split(line.text):
                 yield Line("text", sentence, line.indent)
@@ -41,32 +43,36 @@ def read(text: str) -> Iterator[Line]:
             yield line
 
 
-def plain(text: str) -> str:
-    """Without Markdown's marks: links become their text, emphasis and code lose their signs."""
+def strip_markdown(text: str) -> str:
+    """Returns the text with links replaced by their labels, and without the signs of emphasis and code."""
     if "[" in text:
         text = _LINK.sub(r"\1", text)
-    if not _MARKS.isdisjoint(text):
+    if not _MARKDOWN_CHARS.isdisjoint(text):
         for mark in ("**", "__", "~~", "`"):
             text = text.replace(mark, "")
         text = _EMPHASIS.sub(r"\1", text)
     return " ".join(text.split()).strip("*_ ")
 
 
-def _joined(text: str) -> Iterator[Line]:
+def _unwrapped_lines(text: str) -> Iterator[Line]:
     last: Line | None = None
-    wrapped = fenced = False
-    for raw in _pieces(text):
+    wrapped = in_code_block = False
+    for raw in _split_long_lines(text):
         stripped = raw.strip()
         if stripped.startswith("```"):
-            fenced = not fenced
-        line = Line("text", stripped, len(raw) - len(raw.lstrip())) if fenced else _line(raw, stripped)
+            in_code_block = not in_code_block
+        line = (
+            Line("text", stripped, len(raw) - len(raw.lstrip()))
+            if in_code_block
+            else _parse_line(raw, stripped)
+        )
         joins = (
             last is not None
             and line is not None
             and line.kind == "text"
-            and not fenced
+            and not in_code_block
             and not _LABEL.match(line.text)
-            and len(last.text) + len(line.text) < MOST_CHARS
+            and len(last.text) + len(line.text) < MAX_LINE_CHARS
             and ((last.kind == "item" and line.indent > last.indent) or (last.kind == "text" and wrapped))
         )
         if joins and last is not None:
@@ -75,20 +81,20 @@ def _joined(text: str) -> Iterator[Line]:
             if last is not None:
                 yield last
             last = line
-        wrapped = not fenced and len(stripped) >= _WRAPPED
+        wrapped = not in_code_block and len(stripped) >= _MIN_WRAPPED_CHARS
     if last is not None:
         yield last
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _split_long_lines(text: str) -> Iterator[str]:
     for raw in text.split("\n"):
         line = raw.rstrip()
-        for start in range(0, len(line) or 1, MOST_CHARS):
-            yield line[start : start + MOST_CHARS]
+        for start in range(0, len(line) or 1, MAX_LINE_CHARS):
+            yield line[start : start + MAX_LINE_CHARS]
 
 
-def _line(raw: str, stripped: str) -> Line | None:
-    """The line by itself; None for an empty one."""
+def _parse_line(raw: str, stripped: str) -> Line | None:
+    """Classifies one line. Returns None for an empty line or a rule."""
     if not stripped or stripped.strip("-=*_ ") == "":
         return None
     if stripped[0] == "#" and (match := _HEADING.fullmatch(stripped)):

@@ -1,4 +1,4 @@
-"""Questions of the user about themself, answered with what the prompt remembers of them."""
+"""Answers the user's questions about themselves from the memory lines in the prompt."""
 
 from __future__ import annotations
 
@@ -7,63 +7,67 @@ from typing import NamedTuple
 
 from adiuva.offline_model.turn import Answer, Turn
 
-_MOST_LINES = 3
-# `- [m1] rate: 90 francs (since 2026-11-02)` is core, `- [m2] I bill monthly (said on 2026-11-02)` is what they said.
-# Episodes are left out: they repeat all that was said, earlier questions too.
-_LINE = re.compile(r"^- \[m\d+\] (?P<said>.*) \((?:(?P<core>since)|said on) \d{4}-\d\d-\d\d\)$", re.MULTILINE)
-_EVERYTHING = re.compile(
+_MAX_LINES = 3
+# `- [m1] rate: 90 francs (since 2026-11-02)` is a core fact, `- [m2] I bill monthly (said on 2026-11-02)` a statement.
+# Episodes are ignored, because they also repeat the user's earlier questions.
+_MEMORY_LINE = re.compile(
+    r"^- \[m\d+\] (?P<said>.*) \((?:(?P<core>since)|said on) \d{4}-\d\d-\d\d\)$", re.MULTILINE
+)
+_ASKS_FOR_EVERYTHING = re.compile(
     r"\b(?:know|remember|remembered|learned) (?:about|of) me\b|\bwho am i\W*$"
     r"|\bwei(?:ß|ss)t du (?:alles )?(?:über|von) mich\b|\bwer bin ich\W*$|\b(?:sai|ricordi) di me\b|\bchi sono\W*$",
     re.IGNORECASE,
 )
-# What is asked with other words than those that the value is kept under.
-_ASKED_WITH = {
+# Words that people use to ask for the value of a key, in place of the key itself.
+_KEY_SYNONYMS = {
     "name": "heiße chiamo",
     "home": "live wohne abito vivo",
     "work": "job arbeite lavoro",
     "rate": "bill charge berechne fatturo",
 }
 _WORD = re.compile(r"\w{3,}")
-_ENDING = re.compile(r"(?<=\w{3})(?:s|ed|ing|ly)$")
-_STEM = 6
+_WORD_ENDING = re.compile(r"(?<=\w{3})(?:s|ed|ing|ly)$")
+_STEM_CHARS = 6
 
 
-class Line(NamedTuple):
+class MemoryLine(NamedTuple):
     said: str
     core: bool
 
 
-def recall(turn: Turn, match: re.Match[str]) -> Answer | None:
-    """The lines that share a word with the question, best first; for "what do you know about me?" all that is core."""
-    lines = [Line(found["said"], found["core"] is not None) for found in _LINE.finditer(turn.memory)]
-    if _EVERYTHING.search(turn.request):
-        fit = [line for line in lines if line.core] or lines[:_MOST_LINES]
+def answer_from_memory(turn: Turn, match: re.Match[str]) -> Answer | None:
+    """Tells the memory lines that share most words with the question, or all core facts if it asks for everything."""
+    lines = [
+        MemoryLine(found["said"], found["core"] is not None) for found in _MEMORY_LINE.finditer(turn.memory)
+    ]
+    if _ASKS_FOR_EVERYTHING.search(turn.request):
+        fit = [line for line in lines if line.core] or lines[:_MAX_LINES]
     else:
         asked = _words(turn.request)
-        shared = {line: len(asked & _words_of(line)) for line in lines}
-        fit = sorted(filter(shared.get, shared), key=shared.__getitem__, reverse=True)[:_MOST_LINES]
-    return Answer("\n".join(map(_told, fit))) if fit else None
+        shared = {line: len(asked & _searchable_words(line)) for line in lines}
+        fit = sorted(filter(shared.get, shared), key=shared.__getitem__, reverse=True)[:_MAX_LINES]
+    return Answer("\n".join(map(_sentence, fit))) if fit else None
 
 
-def _told(line: Line) -> str:
+def _sentence(line: MemoryLine) -> str:
     return line.said[:1].upper() + line.said[1:] if line.core else f"You told me: {line.said}"
 
 
-def _words_of(line: Line) -> set[str]:
+def _searchable_words(line: MemoryLine) -> set[str]:
     key = line.said.partition(":")[0]
-    return _words(f"{line.said} {_ASKED_WITH.get(key, '')}" if line.core else line.said)
+    return _words(f"{line.said} {_KEY_SYNONYMS.get(key, '')}" if line.core else line.said)
 
 
 def _words(text: str) -> set[str]:
-    return {_stem(word) for word in _WORD.findall(text.casefold())} - _COMMON
+    return {_stem(word) for word in _WORD.findall(text.casefold())} - _STOP_WORDS
 
 
 def _stem(word: str) -> str:
-    return _ENDING.sub("", word)[:_STEM]
+    return _WORD_ENDING.sub("", word)[:_STEM_CHARS]
 
 
-# They tell nothing, or stand for rows that the device has.
-_COMMON = frozenset(
+# Words without meaning for the search, and words for rows that are on the device.
+_STOP_WORDS = frozenset(
     _stem(word)
     for word in """
     about again and any are been can could did does doing for from had has have how into its know known long

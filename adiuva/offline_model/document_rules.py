@@ -1,4 +1,4 @@
-"""What the offline model takes out of a document: only what is plainly marked. Linear in the document's length."""
+"""Extracts records from a document, only where it marks them explicitly. Takes time linear in its length."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from datetime import date
 from pathlib import PurePosixPath
 from typing import Any
 
-from adiuva.offline_model import dates, mail, people
-from adiuva.offline_model.lines import Line, plain, read
+from adiuva.offline_model import assignees, dates, mail
+from adiuva.offline_model.document_lines import Line, read_lines, strip_markdown
 
 Record = tuple[str, dict[str, Any]]
 
-_ACTIONS = re.compile(
+_ACTION_HEADING = re.compile(
     r"(?:action items?|actions?|action points?|next steps?|to[ -]?dos?|follow[ -]?ups?|open tasks?|tasks?"
     r"|aktionspunkte|nächste schritte|aufgaben|à faire|prochaines étapes|azioni|prossimi passi|da fare)"
     r"(?:\s*(?:[(:–-]|for\b|from\b).*)?",
@@ -22,12 +22,12 @@ _ACTIONS = re.compile(
 )
 _CHECKBOX = re.compile(r"\[( |x|X)\]\s+(.*)")
 _TODO = re.compile(r"(?<!\w)(?:TODO|FIXME)(?:\(([^()]{1,40})\))?(?:\s*[:–-]\s*|\s+)([^\s(].*)")
-_ACTION = re.compile(r"(?:(?i:(?:next )?action(?: item| point)?s?)|AI|A\.I\.)\s*:\s*(\S+\s.+)")
+_ACTION_LINE = re.compile(r"(?:(?i:(?:next )?action(?: item| point)?s?)|AI|A\.I\.)\s*:\s*(\S+\s.+)")
 _URGENT = re.compile(
     r"(?<!\w)(?:urgent|asap|critical|high priority|top priority|dringend|urgente)(?!\w)|!!", re.IGNORECASE
 )
-_NO_HURRY = re.compile(r"(?<!\w)(?:low priority|no rush|no hurry|nice to have)(?!\w)", re.IGNORECASE)
-_SHOUT = re.compile(
+_LOW_PRIORITY = re.compile(r"(?<!\w)(?:low priority|no rush|no hurry|nice to have)(?!\w)", re.IGNORECASE)
+_URGENCY_MARK = re.compile(
     r"^\W*(?:urgent|asap|dringend|urgente)\s*[:!–-]+\s*|!{2,}|[(\[]\s*(?:urgent|asap)\s*[)\]]", re.I
 )
 _DEADLINE = re.compile(
@@ -38,13 +38,15 @@ _DEADLINE = re.compile(
 _DEADLINE_LABEL = re.compile(
     r"^(?:next\s)?(?:deadline|milestone|meilenstein|frist|échéance|scadenza)\s*:\s*", re.I
 )
-_LOOSE_END = re.compile(r"(?:\s|[,:;(–-]|\b(?:is|are|on|at|by|for|the|until|am|le|il|ist)$)+$", re.IGNORECASE)
-_ASKS = re.compile(
+_DANGLING_WORDS = re.compile(
+    r"(?:\s|[,:;(–-]|\b(?:is|are|on|at|by|for|the|until|am|le|il|ist)$)+$", re.IGNORECASE
+)
+_REQUEST_WORDS = re.compile(
     r"(?<!\w)(?:please|can you|could you|would you|needs?|action required|reminder|bitte|kannst du|können sie"
     r"|pouvez-vous|peux-tu|puoi|può|per favore)(?!\w)|\?",
     re.IGNORECASE,
 )
-_ASKING = re.compile(
+_REQUEST_OPENING = re.compile(
     r"(?:(?:and|also|so|then),?\s)?"
     r"(?:(?:can|could|would) you (?:please |also |kindly )?|please (?:also )?|(?:we|i) need you to |bitte )(?=\w)",
     re.IGNORECASE,
@@ -52,21 +54,34 @@ _ASKING = re.compile(
 _GREETING = re.compile(
     r"(?:hi|hello|hey|dear|hallo|liebe[r]?|bonjour|ciao)\b[^,!\n]{0,40}[,!]\s*", re.IGNORECASE
 )
-_OWN_DATE = re.compile(r"\W{0,4}(?:date|datum|data)\W{1,4}(.{6,60})", re.IGNORECASE)
-_ENTITY = re.compile(
+_DATE_LINE = re.compile(r"\W{0,4}(?:date|datum|data)\W{1,4}(.{6,60})", re.IGNORECASE)
+_PROJECT_OR_CLIENT_LINE = re.compile(
     r"\W{0,4}(project|projekt|projet|progetto|client|kunde|cliente)\W{0,3}:\W{0,3}(\w.{0,100})", re.I
 )
-_ASIDE = re.compile(
+_SKIPPED_SECTION = re.compile(
     r"(?:present|attend|participants|invited|observers|apologies|links|teilnehm|anwesend|présent|presenti)",
     re.IGNORECASE,
 )
-_NOTHING = re.compile(
+_SKIPPED_LINE = re.compile(
     r"(?:[\w ]{1,40}:\s+)?<?https?://\S+$|(?:date|datum|data|time|place|project|projekt|client|present|attendees)\s*:",
     re.IGNORECASE,
 )
-_NO_PROSE = (".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".toml", ".log", ".ini", ".css", ".js", ".py")
-_DECIDED = re.compile(r"(?<!\w)(?:decided|decision|agreed|beschlossen|décidé|deciso)(?!\w)", re.IGNORECASE)
-_TITLE_CHARS = 160
+_NON_PROSE_SUFFIXES = (
+    ".csv",
+    ".tsv",
+    ".json",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".log",
+    ".ini",
+    ".css",
+    ".js",
+    ".py",
+)
+_DECISION = re.compile(r"(?<!\w)(?:decided|decision|agreed|beschlossen|décidé|deciso)(?!\w)", re.IGNORECASE)
+_MAX_TITLE_CHARS = 160
 
 
 @dataclass
@@ -75,14 +90,14 @@ class Document:
     text: str
     part: int = 1
     today: date = date(1970, 1, 1)
-    projects: list[tuple[str, str]] = field(default_factory=list)  # id, name
+    projects: list[tuple[str, str]] = field(default_factory=list)  # (id, name)
 
 
-def find(document: Document, tables: set[str]) -> list[Record]:
-    """The records of these tables, in the document's order, none twice."""
+def find_records(document: Document, tables: set[str]) -> list[Record]:
+    """Returns the records of these tables in the document's order, without duplicates."""
     seen: set[tuple[str, str]] = set()
     found: list[Record] = []
-    for table, data in _Reader(document, tables).records():
+    for table, data in _RecordFinder(document, tables).records():
         key = (table, str(data.get("title") or data.get("name")).casefold())
         if key not in seen:
             seen.add(key)
@@ -90,21 +105,21 @@ def find(document: Document, tables: set[str]) -> list[Record]:
     return found
 
 
-class _Reader:
+class _RecordFinder:
     def __init__(self, document: Document, tables: set[str]) -> None:
         self.document = document
         self.tables = tables
-        self.mail = mail.parse(document.text) if document.part == 1 else None
+        self.mail = mail.parse_mail(document.text) if document.part == 1 else None
         self.text = self.mail.body if self.mail else document.text
         folded = f"{document.name}\n{document.text}".casefold()
         self.projects = sorted(
             (
                 (place, -len(name), key, name.casefold())
                 for key, name in document.projects
-                if len(name) > 2 and (place := _place(name.casefold(), folded)) >= 0
+                if len(name) > 2 and (place := _find_name(name.casefold(), folded)) >= 0
             ),
         )
-        self.lines = list(read(self.text))
+        self.lines = list(read_lines(self.text))
         self.base = self._own_date() or document.today
         self.heading = ""
 
@@ -122,7 +137,7 @@ class _Reader:
             yield from self._note()
         yield from tasks
 
-    # ── Lines that say what they are ────────────────────────────────────────────────────────────────────
+    # ── Marked lines ────────────────────────────────────────────────────────────────────
 
     def _items(self) -> Iterator[Record]:
         in_actions, by_heading, indent = False, False, 0
@@ -136,8 +151,8 @@ class _Reader:
                     yield "tasks", last
                 continue
             if line.kind in {"heading", "label"}:
-                if line.kind == "heading" or not by_heading or _ACTIONS.fullmatch(line.plain):
-                    in_actions = _ACTIONS.fullmatch(line.plain) is not None
+                if line.kind == "heading" or not by_heading or _ACTION_HEADING.fullmatch(line.plain):
+                    in_actions = _ACTION_HEADING.fullmatch(line.plain) is not None
                     by_heading = line.kind == "heading"
                 self.heading, indent, last = line.text, -1, None
                 continue
@@ -155,30 +170,30 @@ class _Reader:
             yield from self._plain_line(line)
 
     def _marked(self, line: Line) -> tuple[str, str] | None:
-        """The text of a line that is marked as something to do, and whom the mark names."""
+        """Returns the text of a line that is marked as a task, and the assignee in its mark, or None."""
         if line.kind == "item" and (match := _CHECKBOX.match(line.text)):
             return (match[2], "") if match[1] == " " else None
         if ("TODO" in line.text or "FIXME" in line.text) and (match := _TODO.search(line.text)):
             return match[2], match[1] or ""
-        if line.kind != "heading" and (match := _ACTION.match(line.plain)):
+        if line.kind != "heading" and (match := _ACTION_LINE.match(line.plain)):
             return match[1], ""
-        if line.kind in {"item", "text"} and people.promises(line.plain):
+        if line.kind in {"item", "text"} and assignees.is_commitment(line.plain):
             return line.text, ""
         return None
 
     def _plain_line(self, line: Line) -> Iterator[Record]:
         text = line.plain
-        if match := _ENTITY.match(text):
+        if match := _PROJECT_OR_CLIENT_LINE.match(text):
             yield from self._entity(match)
         if not _DEADLINE.search(text):
             return
-        when = dates.due(text, self.base) or dates.named(text, self.base)
+        when = dates.due_date(text, self.base) or dates.calendar_date(text, self.base)
         if when is None:
             return
         label = _DEADLINE_LABEL.match(text)
         before = text[label.end() if label else 0 : when.start]
-        said = _LOOSE_END.sub("", f"{before} {text[when.end :]}".strip(" .!,:;)–-"))
-        title = _title(re.sub(r"^the\s", "", said, flags=re.IGNORECASE)) or "Deadline"
+        said = _DANGLING_WORDS.sub("", f"{before} {text[when.end :]}".strip(" .!,:;)–-"))
+        title = _capitalized_title(re.sub(r"^the\s", "", said, flags=re.IGNORECASE)) or "Deadline"
         project = self._project(text)
         if "timelines" in self.tables and project:
             yield "timelines", {"projectId": project, "title": title, "date": when.day.isoformat()}
@@ -199,17 +214,17 @@ class _Reader:
             yield "clients", {"name": name}
 
     def _task(self, text: str, who: str = "") -> dict[str, Any] | None:
-        whole = plain(text)
+        whole = strip_markdown(text)
         names = [who] if who else []
-        names += [name for name in people.MENTION.findall(whole) if name not in names]
-        rest = people.MENTION.sub("", whole) if whole.startswith("@") else whole
+        names += [name for name in assignees.MENTION.findall(whole) if name not in names]
+        rest = assignees.MENTION.sub("", whole) if whole.startswith("@") else whole
         rest = re.sub(r"^[\s:,–-]+", "", rest)
-        leading, rest = people.leading(rest)
+        leading, rest = assignees.split_assignees(rest)
         names += [name for name in leading if name not in names]
-        when = dates.due(rest, self.base)
+        when = dates.due_date(rest, self.base)
         if when is not None and not rest[when.end :].strip(" .,;!)]"):
             rest = rest[: when.start].rstrip(" (,;–-[") or rest
-        title = _title(_SHOUT.sub("", rest).strip())
+        title = _capitalized_title(_URGENCY_MARK.sub("", rest).strip())
         if not title:
             return None
         task: dict[str, Any] = {"title": title, "status": "todo"}
@@ -217,7 +232,7 @@ class _Reader:
             task["description"] = whole
         if _URGENT.search(whole):
             task["priority"] = "high"
-        elif _NO_HURRY.search(whole):
+        elif _LOW_PRIORITY.search(whole):
             task["priority"] = "low"
         if names:
             task["assignee"] = names[:10]
@@ -228,15 +243,15 @@ class _Reader:
     # ── Whole documents ─────────────────────────────────────────────────────────────────────────────────
 
     def _requests(self, letter: mail.Mail) -> Iterator[Record]:
-        """What a mail asks for: by its subject, else sentence by sentence."""
-        if letter.subject and _ASKS.search(letter.subject):
+        """Yields the tasks that a mail asks for: one for its subject, or else one for each sentence that asks."""
+        if letter.subject and _REQUEST_WORDS.search(letter.subject):
             task = self._task(letter.subject)
             if task is None:
                 return
-            task.pop("assignee", None)  # a name in a subject is as a rule not whom it asks
-            when = dates.due(letter.subject, self.base)
+            task.pop("assignee", None)  # a name in a subject is rarely the person asked
+            when = dates.due_date(letter.subject, self.base)
             for line in self.lines:
-                when = when or dates.due(line.text, self.base)
+                when = when or dates.due_date(line.text, self.base)
             if when is not None:
                 task["dueDate"] = when.day.isoformat()
             if body := self._paragraphs(letter.body, 600):
@@ -247,7 +262,7 @@ class _Reader:
             return
         for line in self.lines:
             sentence = _GREETING.sub("", line.text, count=1) if line.kind == "text" else ""
-            if match := _ASKING.match(sentence):
+            if match := _REQUEST_OPENING.match(sentence):
                 task = self._task(sentence[match.end() :].rstrip(" ?"))
                 if task is not None:
                     task["description"] = f"{letter.sender}: {letter.subject}".strip(": ")
@@ -258,15 +273,19 @@ class _Reader:
         return f"{head}\n\n{self._paragraphs(letter.body, 1500)}".strip() or letter.subject
 
     def _is_prose(self) -> bool:
-        return not self.document.name.lower().endswith(_NO_PROSE) and not self.text.lstrip().startswith(
-            ("<", "{")
-        )
+        return not self.document.name.lower().endswith(
+            _NON_PROSE_SUFFIXES
+        ) and not self.text.lstrip().startswith(("<", "{"))
 
     def _note(self) -> Iterator[Record]:
         lines = [line for line in self.lines if line.plain]
         heading = next((line.plain for line in lines if line.kind == "heading"), "")
-        said = [line for line in _matter(lines) if not (_CHECKBOX.match(line.text) or self._marked(line))]
-        said.sort(key=lambda line: not _DECIDED.search(line.text))  # decisions first, the rest in order
+        said = [
+            line
+            for line in _substantive_lines(lines)
+            if not (_CHECKBOX.match(line.text) or self._marked(line))
+        ]
+        said.sort(key=lambda line: not _DECISION.search(line.text))  # decisions first, otherwise in order
         content, size = [], 0
         for line in said[:12]:
             content.append(f"- {line.plain[:300]}")
@@ -275,7 +294,7 @@ class _Reader:
                 break
         title = heading or PurePosixPath(self.document.name.replace("\\", "/")).stem
         if content and title:
-            yield "notes", self._of_project({"title": _short(title), "content": "\n".join(content)})
+            yield "notes", self._of_project({"title": _truncate_title(title), "content": "\n".join(content)})
 
     @staticmethod
     def _paragraphs(body: str, size: int) -> str:
@@ -286,23 +305,23 @@ class _Reader:
         return f"{body[:end].rstrip()} …"
 
     def _own_date(self) -> date | None:
-        """The date that the document gives itself: a Date header or line, its first heading, its name."""
-        if self.mail and (day := dates.of_mail(self.mail.date)):
+        """Returns the date that the document states: in a Date header or line, a heading near its top, or its name."""
+        if self.mail and (day := dates.mail_header_date(self.mail.date)):
             return day
         for line in self.lines[:10]:
-            match = _OWN_DATE.match(line.plain)
+            match = _DATE_LINE.match(line.plain)
             said = match[1] if match else line.plain if line.kind == "heading" else ""
-            if day := dates.written(said):
+            if day := dates.full_date(said):
                 return day
-        return dates.written(self.document.name.replace("_", "-"))
+        return dates.full_date(self.document.name.replace("_", "-"))
 
     def _project(self, text: str = "") -> str:
-        """The project that this line names, or its heading, or that the document names first."""
+        """Returns the id of the project that the line names, or else its heading, or else the document first."""
         if not self.projects:
             return ""
         for place in (text.casefold(), self.heading.casefold()):
             for _, _, key, name in self.projects:
-                if place and _place(name, place) >= 0:
+                if place and _find_name(name, place) >= 0:
                     return key
         return self.projects[0][2]
 
@@ -311,32 +330,32 @@ class _Reader:
         return {**data, "projectId": project} if project else data
 
 
-def _matter(lines: list[Line]) -> Iterator[Line]:
-    """Items and sentences that say something: not when it was and who was there, no bare links."""
+def _substantive_lines(lines: list[Line]) -> Iterator[Line]:
+    """Yields the items and sentences with content: no dates, lists of participants, or bare links."""
     aside = ""
     for line in lines:
         if aside == "label" and line.kind == "text":
             aside = ""
         if line.kind in {"heading", "label"}:
-            aside = line.kind if _ASIDE.match(line.plain) else ""
-        elif not aside and not _NOTHING.match(line.plain):
+            aside = line.kind if _SKIPPED_SECTION.match(line.plain) else ""
+        elif not aside and not _SKIPPED_LINE.match(line.plain):
             yield line
 
 
-def _title(text: str) -> str:
-    text = _short(text)
+def _capitalized_title(text: str) -> str:
+    text = _truncate_title(text)
     return text[:1].upper() + text[1:]
 
 
-def _short(text: str) -> str:
+def _truncate_title(text: str) -> str:
     text = text.strip(" .;,:–-")
-    if len(text) <= _TITLE_CHARS:
+    if len(text) <= _MAX_TITLE_CHARS:
         return text
-    return f"{text[: max(text.rfind(' ', 0, _TITLE_CHARS), _TITLE_CHARS // 2)].rstrip(' .;,:–-')}…"
+    return f"{text[: max(text.rfind(' ', 0, _MAX_TITLE_CHARS), _MAX_TITLE_CHARS // 2)].rstrip(' .;,:–-')}…"
 
 
-def _place(name: str, text: str) -> int:
-    """Where a name stands in a text as a whole, or -1. Both are casefolded."""
+def _find_name(name: str, text: str) -> int:
+    """Returns where the name occurs in the text as whole words, or -1. Both must be casefolded."""
     place = text.find(name)
     while place >= 0:
         end = place + len(name)
