@@ -116,8 +116,8 @@ def _exit_without_finalizing() -> None:
     """End the process now that everything has been closed in order.
 
     While the interpreter finalizes, redis-py's connection pools import a module in `__del__`. If a daemon thread was
-    stopped while it held the import lock, that import waits for ever. On a busy machine most ends of a process under
-    daphne hung there.
+    stopped while it held the import lock, that import waits for ever. Processes under daphne hung there on a busy
+    machine.
     """
     logging.shutdown()
     sys.stdout.flush()
