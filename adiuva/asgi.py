@@ -17,6 +17,7 @@ refuse_unsafe_start()
 http = get_asgi_application()
 
 # Django is set up from here on, so models may be imported.
+from adiuva.body_guard import BodyGuard  # noqa: E402
 from chat.routing import websocket_urlpatterns  # noqa: E402
 
 
@@ -27,7 +28,7 @@ async def refuse_websocket(scope: Any, receive: Any, send: Any) -> None:
 
 application = ProtocolTypeRouter(
     {
-        "http": http,
+        "http": BodyGuard(http),
         "websocket": URLRouter([*websocket_urlpatterns, re_path("", refuse_websocket)]),  # type: ignore[arg-type]
     }
 )

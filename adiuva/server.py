@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import gc
 import logging
@@ -36,6 +35,7 @@ def _run_uvicorn(host: str, port: int) -> None:
 
     import adiuva.asgi  # noqa: F401  # uvicorn finds it by name
     from adiuva.core import shutdown
+    from adiuva.uvicorn_protocol import TimedH11Protocol
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: Any = None) -> None:
@@ -49,6 +49,7 @@ def _run_uvicorn(host: str, port: int) -> None:
         "adiuva.asgi:application",
         host=host,
         port=port,
+        http=TimedH11Protocol,
         ws="websockets-sansio",
         ws_per_message_deflate=False,  # a socket costs 19 KB of memory without it, 65 KB with it
         ws_max_size=_MAX_WEBSOCKET_MESSAGE_BYTES,
@@ -70,45 +71,18 @@ def _run_uvicorn(host: str, port: int) -> None:
 
 
 def _run_daphne(host: str, port: int) -> None:
-    from daphne.endpoints import build_endpoint_description_strings
-    from daphne.server import Server as Daphne  # imported before all else of Twisted: it installs the reactor
-    from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
-    from twisted.internet.defer import Deferred
+    import daphne.server  # noqa: F401  # before all else of Twisted: it installs the reactor
 
-    from adiuva.asgi import application
-    from adiuva.core import shutdown
-
-    class Socket(WebSocketProtocol):  # type: ignore[misc]  # daphne has no types
-        def serverClose(self, code: int | None = None) -> None:
-            self.sendCloseFrame(code=code or 1000)  # Autobahn's `sendClose` refuses code 1012
-
-    WebSocketFactory.protocol = Socket
-
-    class Server(Daphne):  # type: ignore[misc]
-        def kill_all_applications(self) -> Deferred[None]:
-            """Called by daphne when the reactor is about to stop; the reactor waits for the result."""
-            return Deferred.fromFuture(asyncio.ensure_future(self._end_applications()))
-
-        async def _end_applications(self) -> None:
-            await shutdown.run_hooks()
-            tasks = [task for each in self.connections.values() if (task := each.get("application_instance"))]
-            if tasks:
-                await asyncio.wait(tasks, timeout=_FINISH_REQUESTS_S)
-            for task in tasks:
-                task.cancel()
-            if tasks:  # one that ignores its cancellation must not keep the process alive
-                await asyncio.wait(tasks, timeout=_FINISH_REQUESTS_S)
+    from adiuva.asgi import application  # isort: split
+    from adiuva import daphne_server
 
     _tune_garbage_collector()
-    Server(
+    daphne_server.make(
         application,
-        endpoints=build_endpoint_description_strings(host=host, port=port),
-        websocket_timeout=-1,  # a device may stay connected for weeks
-        websocket_max_message_size=_MAX_WEBSOCKET_MESSAGE_BYTES,
-        websocket_max_frame_size=_MAX_WEBSOCKET_MESSAGE_BYTES,
-        ping_interval=20,
-        ping_timeout=600,  # long, because the protocol has its own ping
-        server_name="",
+        host=host,
+        port=port,
+        max_message_bytes=_MAX_WEBSOCKET_MESSAGE_BYTES,
+        finish_requests_s=_FINISH_REQUESTS_S,
     ).run()
 
 

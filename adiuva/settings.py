@@ -69,6 +69,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "adiuva.core.logging.RequestLog",
+    "adiuva.core.security_headers.SecurityHeaders",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -76,7 +77,6 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 ROOT_URLCONF = "adiuva.urls"
 ASGI_APPLICATION = "adiuva.asgi.application"
@@ -156,6 +156,7 @@ CACHES = {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
         "LOCATION": REDIS_URL,
         "KEY_PREFIX": "adiuva",
+        "OPTIONS": {"serializer": "adiuva.core.cache.JSONSerializer"},
     }
 }
 
@@ -228,6 +229,7 @@ REST_FRAMEWORK = {
         "login_address": env.LOGIN_ADDRESS_RATE.read(),
         "refresh": env.REFRESH_RATE.read(),
     },
+    "DEFAULT_METADATA_CLASS": "adiuva.core.rest.Metadata",
     "EXCEPTION_HANDLER": "adiuva.core.rest.exception_handler",
     "NUM_PROXIES": TRUSTED_PROXIES,
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
@@ -338,9 +340,6 @@ USE_I18N = False
 LOGGING = logging.configure(env.LOG_LEVEL.read(), as_json=env.LOG_JSON.read())
 
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
-SECURE_CONTENT_TYPE_NOSNIFF = True
-SECURE_REFERRER_POLICY = "same-origin"
 if PRODUCTION:
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
     SECURE_HSTS_SECONDS = env.HSTS_S.read()
-X_FRAME_OPTIONS = "DENY"

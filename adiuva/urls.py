@@ -2,7 +2,7 @@ from django.contrib import admin
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import URLPattern, URLResolver, include, path, re_path
 from django.views.generic import RedirectView
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 from rest_framework.permissions import AllowAny
 
 from adiuva import health, views
@@ -22,7 +22,7 @@ v1: list[URLPattern | URLResolver] = [
     path("", include("chat.urls")),
     path("", include("adiuva.export.urls")),
     path("schema/", SpectacularAPIView.as_view(**_open), name="schema"),
-    path("docs/", SpectacularSwaggerView.as_view(url_name="schema", **_open), name="docs"),
+    path("docs/", SpectacularSwaggerSplitView.as_view(url_name="schema", **_open), name="docs"),
 ]
 
 sign_in = [

@@ -16,7 +16,7 @@ from django.db import InterfaceError, OperationalError
 from django.http import Http404
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
-from rest_framework import exceptions, serializers
+from rest_framework import exceptions, metadata, serializers
 from rest_framework.pagination import PageNumberPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -120,6 +120,14 @@ def _flat(detail: Any, name: str = "") -> Iterable[tuple[str, list[str]]]:
     for key, part in nested:
         inner = name if key == _WHOLE else f"{name}.{key}" if name else str(key)
         yield from _flat(part, inner)
+
+
+class Metadata(metadata.SimpleMetadata):
+    """What OPTIONS says of an endpoint. The fields of its bodies are in /api/v1/schema/: to describe them here too, DRF
+    would look up the object, and fail at views without a serializer."""
+
+    def determine_actions(self, request: Request, view: APIView) -> dict[str, Any]:
+        return {}
 
 
 # ── Lists ───────────────────────────────────────────────────────────────────────────────────────────────

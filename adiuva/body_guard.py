@@ -1,0 +1,236 @@
+"""Refuses request bodies before they are read: too large, from senders unknown, or silent for too long.
+
+Django reads a whole body, to a file if it is large, before it looks at the path or at the credentials. So a request
+with a body passes here first. The headers alone decide: a view's bound (`max_body_bytes`) applies to a bearer token
+of ours, a small one to everybody else, and what needs sign-in gets no body from anybody unknown.
+
+Behind uvicorn, BodyGuard wraps the ASGI application. daphne calls an application only once it has the whole body, so
+adiuva.daphne_server asks `check_headers` itself when the headers have arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, Final
+from urllib.parse import unquote
+
+import orjson
+import structlog
+from django.conf import settings
+from django.contrib.sessions.models import Session as BrowserSession
+from django.db import DatabaseError
+from django.urls import Resolver404, resolve
+from django.utils import timezone
+from rest_framework.permissions import AllowAny
+
+from adiuva.accounts import services, tokens
+from adiuva.core import db
+from adiuva.core.errors import AdiuvaError, NotAuthenticated
+from adiuva.core.logging import log_failure
+from adiuva.core.rest import TooLarge
+from adiuva.core.security_headers import SECURITY_HEADERS
+
+# Without a bearer token of ours: sign-in, the forms of the admin and of the browsable API, and whatever strangers send.
+MAX_STRANGER_BYTES: Final = 64 * 1024
+# How long a sender may be silent before its body is complete.
+SILENCE_S: Final = 30.0
+# How long what a refused sender still sends is read and thrown away, so that it sees the answer, and not a reset.
+LINGER_S: Final = 2.0
+
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,64}")
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+log = structlog.get_logger(__name__)
+
+
+class BodyTimeout(AdiuvaError):
+    code, status = "body_timeout", 408
+
+    def __init__(self) -> None:
+        super().__init__(f"nothing of the body arrived for {SILENCE_S:.0f} s")
+
+
+def has_body(headers: Mapping[bytes, bytes]) -> bool:
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0").strip(b"0 ") != b""
+
+
+def check_headers(path: str, headers: Mapping[bytes, bytes]) -> int:
+    """How many bytes the body of this request may have. `headers` has lower-case names.
+
+    Raises NotAuthenticated if the path needs sign-in and no credential is there, or a token that is not ours;
+    TooLarge if the declared length is above the bound.
+    """
+    bound, is_open = _bound_of(path)
+    if not is_open:
+        token = bearer_token(headers)
+        if token is not None:
+            tokens.verify(token, "access")
+        elif browser_session_key(headers):
+            bound = min(bound, MAX_STRANGER_BYTES)
+        else:
+            raise NotAuthenticated("sign in first")
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared[:20]) > bound:
+        raise too_large(bound)
+    return bound
+
+
+async def check_session(path: str, headers: Mapping[bytes, bytes]) -> None:
+    """Ask the database whether the session of the credentials is live. Raises NotAuthenticated."""
+    if _bound_of(path)[1]:
+        return
+    token, key = bearer_token(headers), browser_session_key(headers)
+    try:
+        if token is not None:
+            await db.run(services.authenticate, access_token=token)
+        elif not await db.run(_is_live_in_browser, key):
+            raise NotAuthenticated("the session is over: sign in again")
+    except DatabaseError as error:  # the view says so, as it does without a body
+        log_failure("request.session_unchecked", error, level="warning")
+
+
+def too_large(bound: int) -> TooLarge:
+    return TooLarge(f"the body of this request may have at most {bound} bytes")
+
+
+def _bound_of(path: str) -> tuple[int, bool]:
+    """The largest body for a path, and whether anybody may use it."""
+    try:
+        match = resolve(path)
+    except Resolver404:
+        return MAX_STRANGER_BYTES, True
+    view = getattr(match.func, "cls", None) or getattr(match.func, "view_class", None)
+    options = getattr(match.func, "initkwargs", {})
+    permissions = options.get("permission_classes", getattr(view, "permission_classes", None))
+    is_open = permissions is None or AllowAny in permissions  # no REST view: it looks after itself
+    default = MAX_STRANGER_BYTES if is_open else settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+    return getattr(view, "max_body_bytes", default), is_open
+
+
+def bearer_token(headers: Mapping[bytes, bytes]) -> str | None:
+    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def browser_session_key(headers: Mapping[bytes, bytes]) -> str:
+    """The key of the session cookie; empty if there is none."""
+    with contextlib.suppress(CookieError):
+        cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
+        if found := cookies.get(settings.SESSION_COOKIE_NAME):
+            return found.value[:100]
+    return ""
+
+
+def _is_live_in_browser(key: str) -> bool:
+    return BrowserSession.objects.filter(session_key=key, expire_date__gt=timezone.now()).exists()
+
+
+def refusal(
+    error: AdiuvaError, headers: Mapping[bytes, bytes]
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of the answer; it closes the connection. Logs it, since no middleware sees it."""
+    given = headers.get(b"x-request-id", b"")
+    request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+    log.info("request.refused", request_id=request_id.decode(), status=error.status, code=error.code)
+    body = orjson.dumps(error.body())
+    extra = [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
+    return (
+        error.status,
+        [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+            (b"connection", b"close"),
+            (b"x-request-id", request_id),
+            *((name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()),
+            *extra,
+        ],
+        body,
+    )
+
+
+class BodyGuard:
+    """ASGI middleware. Requests without a body pass untouched."""
+
+    def __init__(self, application: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        headers = header_map(scope["headers"])
+        if not has_body(headers):
+            await self._application(scope, receive, send)
+            return
+        started = False
+
+        async def send_and_see(message: dict[str, Any]) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            bound = check_headers(scope["path"], headers)
+            length = headers.get(b"content-length", b"")
+            if not length.isdigit() or int(length[:20]) > MAX_STRANGER_BYTES:
+                await check_session(scope["path"], headers)
+            await self._application(scope, _bounded(receive, bound), send_and_see)
+        except _REFUSALS as error:
+            if started:
+                raise
+            await _refuse(error, headers, receive, send)
+
+
+_REFUSALS: Final = (NotAuthenticated, TooLarge, BodyTimeout)
+
+
+def _bounded(receive: Receive, bound: int) -> Receive:
+    """`receive` that counts the body's bytes, and does not wait for ever for the next ones."""
+    read, complete = 0, False
+
+    async def receive_bounded() -> Any:
+        nonlocal read, complete
+        if complete:
+            return await receive()  # the sender's disconnection, which may take as long as the answer
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                message = await receive()
+        except TimeoutError:
+            raise BodyTimeout from None
+        if message["type"] == "http.request":
+            read += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if read > bound:
+                raise too_large(bound)
+        return message
+
+    return receive_bounded
+
+
+async def _refuse(error: AdiuvaError, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+    status, answer_headers, body = refusal(error, headers)
+    await send({"type": "http.response.start", "status": status, "headers": answer_headers})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+                pass
+    await send({"type": "http.response.body"})
+
+
+def decoded_path(target: bytes) -> str:
+    """The path of a request line's target, as ASGI's scope has it."""
+    return unquote(target.partition(b"?")[0].decode("latin-1"))
+
+
+def header_map(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Headers by lower-case name. Of one that is there twice, the first counts."""
+    found: dict[bytes, bytes] = {}
+    for name, value in pairs:
+        found.setdefault(name.lower(), value)
+    return found

@@ -1,0 +1,42 @@
+"""uvicorn's HTTP protocol, which by itself waits for ever for the headers of a request."""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from adiuva.body_guard import SILENCE_S
+
+
+class TimedH11Protocol(H11Protocol):
+    """Closes a connection that is silent before its headers are complete. Afterwards BodyGuard watches."""
+
+    _silence: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        self._unwatch()
+        if self.transport.get_protocol() is self:  # and not a WebSocket by now
+            self._silence = self.loop.call_later(SILENCE_S, self._close_if_idle)
+
+    def _unwatch(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+
+    def _close_if_idle(self) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self.transport.get_protocol() is self and not self.transport.is_closing():
+            self.transport.close()
