@@ -184,6 +184,34 @@ REFRESH_RATE = _accounts.text(
     bounds=_RATE_FORM,
 )
 
+# ── Mail ────────────────────────────────────────────────────────────────────────────────────────────────
+_mail = Section(
+    "Mail", "What the server writes to users: confirmations of addresses, new passwords, notices."
+)
+MAIL_URL = _mail.text(
+    "ADIUVA_MAIL_URL",
+    "",
+    "Where mails go: smtp://user:password@host:587 (with STARTTLS), smtps://user:password@host:465, file:///folder, or "
+    "none:// for none at all. Special characters in user and password are percent-encoded. Without mails nobody "
+    "can confirm an address or reset a password, and registering tells whether an address has an account.",
+    computed="file:// with the folder mail of ADIUVA_STATE_DIR in development, none:// in production",
+    pattern=r"(smtp|smtps|file|none)://.*",
+    bounds="smtp://, smtps://, file:// or none://",
+)
+MAIL_FROM = _mail.text(
+    "ADIUVA_MAIL_FROM",
+    "",
+    "The sender of mails, such as Adiuva <no-reply@adiuva.example>.",
+    computed="Adiuva <no-reply@ the host of ADIUVA_PUBLIC_URL>",
+)
+MAIL_RATE = _mail.text(
+    "ADIUVA_MAIL_RATE",
+    "5/h",
+    "Mails that may be asked for, to one e-mail address.",
+    pattern=_RATE,
+    bounds=_RATE_FORM,
+)
+
 # ── Device socket ───────────────────────────────────────────────────────────────────────────────────────
 _socket = Section("Device socket")
 PING_S = _socket.number(
@@ -426,6 +454,7 @@ SECTIONS: Final = (
     _secrets,
     _models,
     _accounts,
+    _mail,
     _socket,
     _runs,
     _chat,

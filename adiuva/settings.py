@@ -14,7 +14,8 @@ from adiuva import __version__
 from adiuva import env_variables as env
 from adiuva.core import logging
 from adiuva.core.crypto import KeyRing
-from adiuva.core.env import BASE_DIR, Variable
+from adiuva.core.env import BASE_DIR, Variable, state_dir
+from adiuva.core.mail_url import mail_settings
 
 # ── Kind of installation, secrets, addresses ────────────────────────────────────────────────────────────
 EMBEDDED = env.EMBEDDED.read()
@@ -193,6 +194,9 @@ CELERY_BEAT_SCHEDULE = {
 
 # ── Accounts ────────────────────────────────────────────────────────────────────────────────────────────
 AUTH_USER_MODEL = "accounts.User"
+AUTHENTICATION_BACKENDS = ["adiuva.accounts.backends.PasswordBackend"]
+# An address is unique among the accounts that confirmed it, which the backend above knows.
+SILENCED_SYSTEM_CHECKS = ["auth.W004"]
 PASSWORD_HASHERS = ["adiuva.accounts.hashers.Argon2id"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
@@ -205,6 +209,19 @@ REFRESH_GRACE = timedelta(seconds=30)  # for an answer that was lost on the way
 TICKET_LIFE = timedelta(seconds=30)
 LOGIN_URL = "rest_framework:login"
 LOGIN_REDIRECT_URL = "/api/v1/"
+
+# ── Mail ────────────────────────────────────────────────────────────────────────────────────────────────
+MAIL_URL = env.MAIL_URL.read("none://" if PRODUCTION else (state_dir() / "mail").as_uri())
+MAIL_ENABLED = not MAIL_URL.startswith("none:")
+try:
+    globals().update(mail_settings(MAIL_URL))
+except ValueError as error:
+    raise ImproperlyConfigured(f"{env.MAIL_URL.name} {error}") from None
+DEFAULT_FROM_EMAIL = env.MAIL_FROM.read(f"Adiuva <no-reply@{urlsplit(PUBLIC_URL).hostname}>")
+CELERY_BEAT_SCHEDULE["accounts: send mails"] = {
+    "task": "accounts.sweep_mails",
+    "schedule": schedule(timedelta(seconds=30)),
+}
 
 # ── REST ────────────────────────────────────────────────────────────────────────────────────────────────
 REST_FRAMEWORK = {
@@ -228,6 +245,7 @@ REST_FRAMEWORK = {
         "login": env.LOGIN_RATE.read(),  # an address and an e-mail
         "login_address": env.LOGIN_ADDRESS_RATE.read(),
         "refresh": env.REFRESH_RATE.read(),
+        "mail": env.MAIL_RATE.read(),
     },
     "DEFAULT_METADATA_CLASS": "adiuva.core.rest.Metadata",
     "EXCEPTION_HANDLER": "adiuva.core.rest.exception_handler",

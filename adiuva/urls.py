@@ -36,6 +36,7 @@ sign_in = [
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", views.index, name="index"),
+    path("account/", include("adiuva.accounts.page_urls")),
     path("admin/", admin.site.urls),
     path("api-auth/", include((sign_in, "rest_framework"))),  # DRF's name, for the links of its pages
     path("api/v1", RedirectView.as_view(pattern_name="api-root")),

@@ -6,9 +6,10 @@ import uuid
 from dataclasses import dataclass
 
 import httpx
+from django.utils import timezone
 
 from adiuva.accounts import services
-from adiuva.accounts.models import User
+from adiuva.accounts.models import Mail, User
 from adiuva.core.crypto import UserCipher
 
 
@@ -31,9 +32,15 @@ def somebody(**fields: object) -> Person:
     email, password = f"{uuid.uuid4().hex}@example.com", "correct horse battery"
     signed_in = services.register(email=email, password=password)
     user = User.objects.get(email=email)
+    Mail.objects.filter(user=user).delete()  # the mail that asks to confirm the address
     if fields:
         User.objects.filter(pk=user.pk).update(**fields)
     return Person(email, password, signed_in.access_token, signed_in.refresh_token, user.pk)
+
+
+def confirmed(**fields: object) -> Person:
+    """A user who is signed in, and who confirmed their address."""
+    return somebody(email_verified_at=timezone.now(), **fields)
 
 
 def seal_text(cipher: UserCipher, text: str) -> bytes:

@@ -19,7 +19,7 @@ def search_filter(term: str, *, keys: tuple[str, ...], email: str) -> Q:
     try:
         wanted = UUID(term)
     except ValueError:
-        return Q(**{f"{email}__startswith": User.normalize_username(term)}) if term else Q()
+        return Q(**{f"{email}__startswith": User.normalize_username(term).lower()}) if term else Q()
     found = Q()
     for key in keys:
         found |= Q(**{key: wanted})

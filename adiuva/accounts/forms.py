@@ -1,14 +1,14 @@
-"""The sign-in forms of the admin and the browsable API, with the throttle of the REST login."""
+"""Forms of pages: signing in, with the throttle of the REST login, and what links of mails open."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
+from django import forms
 from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.auth.forms import AdminPasswordChangeForm, AdminUserCreationForm, AuthenticationForm
 from django.core.exceptions import ValidationError
-from rest_framework.request import Request
 
 from adiuva.accounts import services
 from adiuva.accounts.models import RevokedReason, User
@@ -17,7 +17,8 @@ from adiuva.accounts.throttles import client_address, count_attempt
 
 class _ThrottledSignInForm(AuthenticationForm):
     def clean(self) -> dict[str, Any]:
-        address = client_address(cast(Request, self.request))
+        assert self.request is not None
+        address = client_address(self.request)
         email = User.normalize_username(self.cleaned_data.get("username", ""))
         waits = [count_attempt("login_address", address), count_attempt("login", address, email)]
         if any(waits):
@@ -48,3 +49,22 @@ class NewPasswordForm(AdminPasswordChangeForm):  # type: ignore[type-arg]
         user: User = super().save(commit)
         services.end_sessions(user=user, reason=RevokedReason.PASSWORD)
         return user
+
+
+class LinkForm(forms.Form):
+    token = forms.CharField(widget=forms.HiddenInput)
+
+
+class ResetForm(LinkForm):
+    new_password = forms.CharField(
+        strip=False,
+        max_length=services.MAX_PASSWORD_CHARS,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password", "autofocus": True}),
+        help_text="At least eight characters. A few words are better than a few signs.",
+    )
+
+
+class AskResetForm(forms.Form):
+    email = forms.EmailField(
+        label="E-mail address", widget=forms.EmailInput(attrs={"autocomplete": "email", "autofocus": True})
+    )

@@ -8,12 +8,15 @@ from typing import Any, ClassVar
 
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import PermissionsMixin
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Lower, Now
 from django.utils.timezone import now
 
+from adiuva.accounts import addresses
 from adiuva.accounts.validators import validate_locale, validate_timezone
+from adiuva.core.leases import Leased
 
 
 class Plan(models.TextChoices):
@@ -25,26 +28,68 @@ class Plan(models.TextChoices):
     TEAM = "team"
 
 
+class UserQuerySet(models.QuerySet["User"]):
+    def at_address(self, email: str) -> UserQuerySet:
+        """Accounts of this address, confirmed or not. None if it is no address."""
+        try:
+            return self.filter(email=addresses.normalize(email))
+        except addresses.AddressInvalid:
+            return self.none()
+
+    def confirmed(self) -> UserQuerySet:
+        return self.filter(email_verified_at__isnull=False)
+
+    def newest_unconfirmed(self) -> UserQuerySet:
+        return self.filter(email_verified_at__isnull=True).order_by("-created_at", "-id")[:1]
+
+    def sign_in_candidates(self) -> UserQuerySet:
+        """At most two: the newest that is not confirmed, then the confirmed one."""
+        chosen = Q(email_verified_at__isnull=False) | Q(pk__in=self.newest_unconfirmed().values("pk"))
+        return self.filter(chosen).order_by(F("email_verified_at").asc(nulls_first=True))
+
+
 class UserManager(BaseUserManager["User"]):
+    def get_queryset(self) -> UserQuerySet:
+        return UserQuerySet(self.model, using=self._db)
+
+    def at_address(self, email: str) -> UserQuerySet:
+        return self.get_queryset().at_address(email)
+
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> User:
         """Create a user without checking the rules for passwords, which is up to the caller (see services.register)."""
-        user = self.model(email=User.normalize_username(email), **fields)
+        try:
+            user = self.model(email=addresses.normalize(email), **fields)
+        except addresses.AddressInvalid as error:
+            raise ValidationError({"email": str(error)}) from None
         user.set_password(password)
         user.full_clean(exclude=["password"], validate_unique=False, validate_constraints=False)
         user.save(using=self._db)
         return user
 
     def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> User:
-        return self.create_user(email, password, **{"is_staff": True, "is_superuser": True, **fields})
+        """Create a user for whose address somebody vouches who may start programs on the server."""
+        vouched = {"is_staff": True, "is_superuser": True, "email_verified_at": now()}
+        return self.create_user(email, password, **{**vouched, **fields})
 
     def get_by_natural_key(self, username: str | None) -> User:
-        return self.get(email=User.normalize_username(username or ""))
+        """The account that confirmed this address, else the newest one that has it."""
+        found = list(self.at_address(username or "").sign_in_candidates())
+        if not found:
+            raise User.DoesNotExist
+        return found[-1]
 
 
 class User(AbstractBaseUser, PermissionsMixin):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    email = models.EmailField(
-        "e-mail", unique=True, error_messages={"unique": "An account with this address exists already."}
+    email = models.EmailField("e-mail", db_index=True)
+    email_verified_at = models.DateTimeField(
+        "e-mail confirmed",
+        null=True,
+        editable=False,
+        help_text="When the user showed that they read mails to this address.",
+    )
+    new_email = models.EmailField(
+        "new e-mail", blank=True, editable=False, help_text="Becomes the address when the user confirms it."
     )
     tier = models.CharField(max_length=8, choices=Plan, default=Plan.FREE)
     timezone = models.CharField(
@@ -75,15 +120,81 @@ class User(AbstractBaseUser, PermissionsMixin):
     class Meta:
         indexes = [models.Index(fields=["-created_at", "-id"], name="user_newest")]
         constraints = [
-            # With the unique index on the column: no two accounts differ in case alone.
             models.CheckConstraint(condition=Q(email=Lower("email")), name="user_email_lower"),
+            # Accounts that did not confirm the address do not count: whoever registers an address cannot learn from
+            # the answer whether it has an account, nor keep its owner from making one.
+            models.UniqueConstraint(
+                fields=["email"],
+                condition=Q(email_verified_at__isnull=False),
+                name="user_email_verified_once",
+                violation_error_message="An account with this address exists already.",
+            ),
             models.CheckConstraint(condition=Q(tier__in=Plan.values), name="user_tier_known"),
         ]
 
     @classmethod
     def normalize_username(cls, username: Any) -> Any:
-        """An e-mail address as it is stored and looked up."""
-        return unicodedata.normalize("NFKC", username).strip().lower()
+        """An e-mail address as it is stored and looked up; what is no address stays as it is."""
+        try:
+            return addresses.normalize(username)
+        except addresses.AddressInvalid:
+            return username
+
+    def clean(self) -> None:
+        super().clean()
+        try:
+            addresses.normalize(self.email)
+        except addresses.AddressInvalid as error:
+            raise ValidationError({"email": str(error)}) from None
+
+    def set_password(self, raw_password: str | None) -> None:
+        super().set_password(_composed(raw_password))
+
+    def check_password(self, raw_password: str | None) -> bool:
+        return super().check_password(_composed(raw_password))
+
+
+def _composed(password: Any) -> Any:
+    """One form for what is typed as ü or as u and an accent, depending on the keyboard (NFC, as RFC 8265 asks)."""
+    return unicodedata.normalize("NFC", password) if isinstance(password, str) else password
+
+
+class Mail(Leased):
+    """A mail that is to be sent. The row is deleted when the mail server has taken the mail.
+
+    What it says is composed when it is sent, so that no link with a secret waits in the database.
+    """
+
+    class Kind(models.TextChoices):
+        VERIFY = "verify", "confirm the address of a new account"
+        RESET = "reset", "set a new password"
+        NEW_ADDRESS = "new_address", "confirm a new address"
+        ADDRESS_CHANGE_ASKED = "address_change_asked", "a new address was asked for"
+        ADDRESS_CHANGED = "address_changed", "the address was changed"
+        PASSWORD_CHANGED = "password_changed", "the password was changed"
+        FACTOR_ADDED = "factor_added", "a second factor was added"
+        FACTOR_REMOVED = "factor_removed", "a second factor was removed"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    kind = models.CharField(max_length=24, choices=Kind)
+    user = models.ForeignKey(User, on_delete=models.CASCADE, null=True, related_name="+")
+    # Blank: the user's address at the time of sending. Of a reset, the address that somebody typed: only the worker
+    # looks whether it has an account, so that the answer to a reset takes the same time for all addresses.
+    address = models.EmailField(blank=True)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    not_before = models.DateTimeField(default=now)
+    created_at = models.DateTimeField(default=now)
+
+    class Meta:
+        indexes = [models.Index(fields=["not_before"], name="mail_due")]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(user__isnull=False) | ~Q(address=""), name="mail_has_a_recipient"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"mail {self.pk}"
 
 
 class RevokedReason(models.TextChoices):

@@ -4,6 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from adiuva.accounts import addresses
 from adiuva.accounts.models import Session, User
 from adiuva.accounts.services import MAX_PASSWORD_CHARS
 
@@ -21,8 +22,22 @@ class PasswordField(serializers.CharField):
         )
 
 
+class AddressField(serializers.EmailField):
+    """An e-mail address, as accounts keep it."""
+
+    def __init__(self, **options: Any) -> None:
+        help_text = "Upper and lower case are the same, and so are the spellings of an international domain."
+        super().__init__(max_length=254, **{"help_text": help_text, **options})
+
+    def to_internal_value(self, data: Any) -> str:
+        try:
+            return addresses.normalize(super().to_internal_value(data))
+        except addresses.AddressInvalid as error:
+            raise serializers.ValidationError(str(error)) from None
+
+
 class CredentialsSerializer(serializers.Serializer[Any]):
-    email = serializers.EmailField(max_length=254, help_text="Upper and lower case are the same.")
+    email = AddressField()
     password = PasswordField()
 
 
@@ -46,11 +61,41 @@ class PasswordChangeSerializer(serializers.Serializer[Any]):
     new_password = PasswordField()
 
 
+class LinkTokenSerializer(serializers.Serializer[Any]):
+    token = serializers.CharField(help_text="What follows `token=` in the link of the mail.")
+
+
+class AddressSerializer(serializers.Serializer[Any]):
+    email = AddressField()
+
+
+class NewPasswordSerializer(LinkTokenSerializer):
+    new_password = PasswordField()
+
+
 class MeSerializer(serializers.ModelSerializer[User]):
+    email_verified = serializers.SerializerMethodField(help_text="Whether the address was confirmed.")
+    new_email = serializers.CharField(
+        read_only=True, help_text="An address that was asked for and waits to be confirmed, or blank."
+    )
+
     class Meta:
         model = User
-        fields = ["id", "email", "tier", "timezone", "locale", "is_staff", "created_at"]
+        fields = [
+            "id",
+            "email",
+            "email_verified",
+            "new_email",
+            "tier",
+            "timezone",
+            "locale",
+            "is_staff",
+            "created_at",
+        ]
         read_only_fields = ["id", "email", "tier", "is_staff", "created_at"]
+
+    def get_email_verified(self, user: User) -> bool:
+        return user.email_verified_at is not None
 
 
 class SessionSerializer(serializers.ModelSerializer[Session]):

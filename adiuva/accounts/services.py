@@ -14,18 +14,19 @@ from django.contrib.auth.hashers import make_password
 from django.contrib.auth.password_validation import validate_password
 from django.core.cache import cache
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, transaction
+from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from adiuva.accounts import keys, tokens
-from adiuva.accounts.models import RevokedReason, Session, User
+from adiuva.accounts import keys, mails, tokens
+from adiuva.accounts.models import Mail, RevokedReason, Session, User
 from adiuva.accounts.tokens import TokenPair
 from adiuva.core.errors import Conflict, Invalid, NotAuthenticated, NotFound
 
 log = structlog.get_logger(__name__)
 
 MAX_PASSWORD_CHARS = 1000  # longer ones add no security and cost time to hash
+_HASHES_OF_A_REFUSAL = 2  # as many accounts as one sign-in compares the password with
 _LAST_USED_STEP = timedelta(minutes=1)  # a session's `last_used_at` is written at most this often
 _ENDED_SESSIONS_KEPT = timedelta(days=30)  # users and staff can see how a session ended
 
@@ -58,35 +59,62 @@ class RefreshTokenReused(NotAuthenticated):
 
 
 def register(*, email: str, password: str, user_agent: str = "") -> TokenPair:
-    """Create an account and sign in. Raises Invalid (weak password, invalid address) or EmailTaken."""
-    _check_password(password, User(email=email), field="password")
+    """Create an account and sign in. Raises Invalid (weak password, invalid address).
+
+    Whether the address has an account already is not said: this makes another one, whose address is not confirmed,
+    and a mail tells the owner. Without a mail server, which could tell, it raises EmailTaken.
+    """
+    check_password_rules(password, User(email=email), field="password")
     try:
         with transaction.atomic():
+            if not settings.MAIL_ENABLED:
+                _require_free(email)
             user = User.objects.create_user(email, password)
             session = _open_session(user, user_agent)
+            mails.order(Mail.Kind.VERIFY, user=user)
     except ValidationError as error:
         raise Invalid("the account's values are not valid", fields=error.message_dict) from None
-    except IntegrityError:
-        raise EmailTaken from None
     log.info("account.registered", user_id=str(user.pk))
     return tokens.issue(session)
 
 
+def _require_free(email: str) -> None:
+    """Raises EmailTaken. One of several who register an address at once gets it."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtext('adiuva register'))")
+    if User.objects.at_address(email).exists():
+        raise EmailTaken
+
+
+def check_credentials(*, email: str, password: str) -> User:
+    """The active account of this address and password. Raises InvalidCredentials.
+
+    An address can have an account that confirmed it and others that did not; of these the newest counts. A refusal
+    costs two hashes whatever is wrong, so that its time tells nothing.
+    """
+    found: list[User] = list(User.objects.at_address(email).sign_in_candidates())
+    for user in found:
+        if user.check_password(password) and user.is_active:
+            return user
+    for _ in range(_HASHES_OF_A_REFUSAL - len(found)):
+        make_password(password)
+    raise InvalidCredentials
+
+
 def login(*, email: str, password: str, user_agent: str = "") -> TokenPair:
     """Open a session. Raises InvalidCredentials, which takes as long and says the same whatever is wrong."""
-    user = User.objects.filter(email=User.normalize_username(email)).first()
-    if user is None:
-        make_password(password)
+    user = check_credentials(email=email, password=password)
+    return tokens.issue(open_session(user=user, user_agent=user_agent))
+
+
+@transaction.atomic
+def open_session(*, user: User, user_agent: str) -> Session:
+    """A session for a user who was recognised. Raises InvalidCredentials if the password has changed since."""
+    # This locks the row: the password cannot change, nor the account be deactivated, before the session is open.
+    unchanged = User.objects.filter(pk=user.pk, password=user.password, is_active=True)
+    if not unchanged.update(last_login=timezone.now()):
         raise InvalidCredentials
-    if not user.check_password(password) or not user.is_active:
-        raise InvalidCredentials
-    with transaction.atomic():
-        # This locks the row: the password cannot change, nor the account be deactivated, before the session is open.
-        unchanged = User.objects.filter(pk=user.pk, password=user.password, is_active=True)
-        if not unchanged.update(last_login=timezone.now()):
-            raise InvalidCredentials
-        session = _open_session(user, user_agent)
-    return tokens.issue(session)
+    return _open_session(user, user_agent)
 
 
 def refresh(*, refresh_token: str) -> TokenPair:
@@ -211,16 +239,17 @@ def change_password(*, user: User, current: str, new: str, keep: Session | None 
             "the current password is wrong",
             fields={"current_password": ["This is not the current password."]},
         )
-    _check_password(new, user, field="new_password")
+    check_password_rules(new, user, field="new_password")
     set_password(user=user, password=new, keep=keep)
 
 
 @transaction.atomic
 def set_password(*, user: User, password: str, keep: Session | None = None) -> None:
-    """Set a password that has been checked, and sign out all sessions except `keep`."""
+    """Set a password that has been checked, sign out all sessions except `keep`, and tell the user by mail."""
     user.set_password(password)
     user.save(update_fields=["password"])
     end_sessions(user=user, reason=RevokedReason.PASSWORD, keep=keep)
+    mails.order(Mail.Kind.PASSWORD_CHANGED, user=user)
 
 
 @transaction.atomic
@@ -257,7 +286,8 @@ def _open_session(user: User, user_agent: str) -> Session:
     )
 
 
-def _check_password(password: str, user: User, *, field: str) -> None:
+def check_password_rules(password: str, user: User, *, field: str) -> None:
+    """Raises Invalid, under the name of the field that held it."""
     if len(password) > MAX_PASSWORD_CHARS or "\0" in password:
         problems = [f"A password has at most {MAX_PASSWORD_CHARS} characters, none of them NUL."]
     else:

@@ -1,9 +1,10 @@
 from importlib import import_module
+from uuid import UUID
 
 from celery import shared_task
 from django.conf import settings
 
-from adiuva.accounts import key_maintenance, services
+from adiuva.accounts import key_maintenance, mails, services
 
 
 @shared_task(name="accounts.prune")
@@ -12,3 +13,13 @@ def prune() -> None:
     services.delete_old_sessions()
     import_module(settings.SESSION_ENGINE).SessionStore.clear_expired()
     key_maintenance.finish_interrupted()
+
+
+@shared_task(name="accounts.send_mail")
+def send_mail(mail_id: str) -> None:
+    mails.send(UUID(mail_id))
+
+
+@shared_task(name="accounts.sweep_mails")
+def sweep_mails() -> None:
+    mails.sweep()

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ipaddress
 import time
 from hashlib import sha256
+from typing import cast
 
 from django.core.cache import cache
+from django.http import HttpRequest
 from rest_framework.request import Request
 from rest_framework.settings import api_settings
 from rest_framework.throttling import BaseThrottle
@@ -36,9 +38,9 @@ def _rate(scope: str) -> tuple[int, int]:
     return int(allowed), {"s": 1, "m": 60, "h": 3600, "d": 86400}[period[0]]
 
 
-def client_address(request: Request) -> str:
+def client_address(request: Request | HttpRequest) -> str:
     """The address that is counted. For IPv6 it is the /64 network, since a host can use any address in it."""
-    remote = BaseThrottle().get_ident(request) or ""
+    remote = BaseThrottle().get_ident(cast(Request, request)) or ""
     try:
         address = ipaddress.ip_address(remote)
     except ValueError:
@@ -83,6 +85,21 @@ class AddressAndEmailThrottle(_Throttle):
         if not isinstance(email, str):
             return None  # the serializer refuses such a body
         return client_address(request), User.normalize_username(email)
+
+
+class MailThrottle(AddressAndEmailThrottle):
+    """Counts mails that somebody asks for to one address. Per address alone, anyone could keep its owner from them."""
+
+    scope = "mail"
+
+
+class UserMailThrottle(_Throttle):
+    """Counts mails that somebody asks for who is signed in."""
+
+    scope = "mail"
+
+    def who(self, request: Request) -> tuple[str, ...] | None:
+        return "user", str(request.user.pk)
 
 
 class UserThrottle(_Throttle):

@@ -13,12 +13,15 @@ from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from adiuva.accounts import services, throttles
+from adiuva.accounts import recovery, services, throttles
 from adiuva.accounts.authentication import BearerAuthentication
 from adiuva.accounts.models import RevokedReason, Session, User
 from adiuva.accounts.serializers import (
+    AddressSerializer,
     CredentialsSerializer,
+    LinkTokenSerializer,
     MeSerializer,
+    NewPasswordSerializer,
     PasswordChangeSerializer,
     RefreshSerializer,
     SessionsEndedSerializer,
@@ -57,10 +60,14 @@ class _AnonymousView(_AuthView):
 
 
 class RegisterView(_AnonymousView):
-    """Create an account and sign in."""
+    """Create an account and sign in.
+
+    The answer is the same whether the address has an account or not; a mail tells its owner. Only a server that sends
+    no mails answers 409 `email_taken`.
+    """
 
     serializer_class = CredentialsSerializer
-    throttle_classes = [throttles.AddressThrottle]
+    throttle_classes = [throttles.MailThrottle, throttles.AddressThrottle]
 
     @extend_schema(auth=[], responses={201: TokensSerializer, **error_responses(400, 409, 429)})
     def post(self, request: Request) -> Response:
@@ -187,4 +194,66 @@ class SessionView(_AuthView):
     def delete(self, request: Request, id: UUID) -> Response:
         """Sign it out."""
         services.end_session(user=self.me, session_id=id)
+        return Response({"ok": True})
+
+
+# ── Through links in mails ────────────────────────────────────────────────────────────────────────────────
+
+
+class SendVerificationView(_AuthView):
+    """Mail the link that confirms the account's address once more; nothing if it is confirmed."""
+
+    throttle_classes = [throttles.UserMailThrottle]
+
+    @extend_schema(request=None, responses={202: Done, **error_responses(401, 429, 503)})
+    def post(self, request: Request) -> Response:
+        recovery.ask_verification(user=self.me)
+        return Response({"ok": True}, status=202)
+
+
+class VerifyView(_AnonymousView):
+    """Confirm the address of an account with the token of the mail."""
+
+    serializer_class = LinkTokenSerializer
+    throttle_classes = [throttles.AddressThrottle]
+
+    @extend_schema(auth=[], responses={200: Done, **error_responses(400, 409, 429)})
+    def post(self, request: Request) -> Response:
+        recovery.verify_address(**self.body(request))
+        return Response({"ok": True})
+
+
+class PasswordResetView(_AnonymousView):
+    """Mail a link to set a new password. The answer is the same if the address has no account."""
+
+    serializer_class = AddressSerializer
+    throttle_classes = [throttles.MailThrottle, throttles.AddressThrottle]
+
+    @extend_schema(auth=[], responses={202: Done, **error_responses(400, 429, 503)})
+    def post(self, request: Request) -> Response:
+        recovery.ask_password_reset(**self.body(request))
+        return Response({"ok": True}, status=202)
+
+
+class PasswordResetConfirmView(_AnonymousView):
+    """Set a new password with the token of the mail. All devices are signed out."""
+
+    serializer_class = NewPasswordSerializer
+    throttle_classes = [throttles.AddressThrottle]
+
+    @extend_schema(auth=[], responses={200: Done, **error_responses(400, 409, 429)})
+    def post(self, request: Request) -> Response:
+        recovery.reset_password(**self.body(request))
+        return Response({"ok": True})
+
+
+class AddressConfirmView(_AnonymousView):
+    """Make the new address that of the account, with the token of the mail."""
+
+    serializer_class = LinkTokenSerializer
+    throttle_classes = [throttles.AddressThrottle]
+
+    @extend_schema(auth=[], responses={200: Done, **error_responses(400, 409, 429)})
+    def post(self, request: Request) -> Response:
+        recovery.confirm_address_change(**self.body(request))
         return Response({"ok": True})

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+from urllib.parse import unquote, urlsplit
 
 from adiuva import env_variables as env
 from adiuva.core.env import BASE_DIR, state_dir
@@ -81,6 +82,8 @@ class Stack:
             )
         self._start_servers()
         self.state.publish(self.env)
+        if folder := self._mail_folder():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._migrate()
         self.terminal.say("Web, worker and beat …")
         self._start_python("beat", "-m", "celery", "-A", "adiuva", "beat", "--pidfile=")
@@ -210,6 +213,13 @@ class Stack:
             self.supervisor.restart_ended()
             time.sleep(_POLL_INTERVAL_S)
 
+    def _mail_folder(self) -> Path | None:
+        """Where mails are written as files, unless a mail server is configured."""
+        url = env.MAIL_URL.read_configured()
+        if not url:
+            return self.state.folder / "mail"
+        return Path(unquote(urlsplit(url).path)) if url.startswith("file:") else None
+
     @property
     def _logs(self) -> Path:
         return self.state.folder / "logs"
@@ -227,6 +237,8 @@ class Stack:
             "API docs": f"{self.base}/api/v1/docs/",
             "Logs": str(self._logs),
         }
+        if folder := self._mail_folder():
+            rows["Mails"] = str(folder)
         if self.demo:
             rows["Sign in as"] = f"{DEMO_EMAIL} with the password {password}"
             rows["Try this"] = (

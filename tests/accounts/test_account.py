@@ -46,6 +46,8 @@ def test_me_is_the_account(me: APIClient, person: Person) -> None:
     assert answer.json() == {
         "id": str(person.id),
         "email": person.email,
+        "email_verified": False,
+        "new_email": "",
         "tier": "free",
         "timezone": "UTC",
         "locale": "en",

@@ -25,7 +25,9 @@ class Migration(migrations.Migration):
                 ('last_login', models.DateTimeField(blank=True, null=True, verbose_name='last login')),
                 ('is_superuser', models.BooleanField(default=False, help_text='Designates that this user has all permissions without explicitly assigning them.', verbose_name='superuser status')),
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('email', models.EmailField(error_messages={'unique': 'An account with this address exists already.'}, max_length=254, unique=True, verbose_name='e-mail')),
+                ('email', models.EmailField(db_index=True, max_length=254, verbose_name='e-mail')),
+                ('email_verified_at', models.DateTimeField(editable=False, help_text='When the user showed that they read mails to this address.', null=True, verbose_name='e-mail confirmed')),
+                ('new_email', models.EmailField(blank=True, editable=False, help_text='Becomes the address when the user confirms it.', max_length=254, verbose_name='new e-mail')),
                 ('tier', models.CharField(choices=[('free', 'Free'), ('pro', 'Pro'), ('power', 'Power'), ('team', 'Team')], default='free', max_length=8)),
                 ('timezone', models.CharField(default='UTC', help_text='A name of the IANA database, such as Europe/Rome. Schedules are read in it.', max_length=64, validators=[adiuva.accounts.validators.validate_timezone], verbose_name='time zone')),
                 ('locale', models.CharField(default='en', help_text='A language tag, such as en or pt-BR.', max_length=35, validators=[adiuva.accounts.validators.validate_locale])),
@@ -35,6 +37,24 @@ class Migration(migrations.Migration):
                 ('groups', models.ManyToManyField(blank=True, help_text='The groups this user belongs to. A user will get all permissions granted to each of their groups.', related_name='user_set', related_query_name='user', to='auth.group', verbose_name='groups')),
                 ('user_permissions', models.ManyToManyField(blank=True, help_text='Specific permissions for this user.', related_name='user_set', related_query_name='user', to='auth.permission', verbose_name='user permissions')),
             ],
+        ),
+        migrations.CreateModel(
+            name='Mail',
+            fields=[
+                ('lease_until', models.DateTimeField(editable=False, null=True)),
+                ('fence', models.PositiveIntegerField(default=0, editable=False)),
+                ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
+                ('kind', models.CharField(choices=[('verify', 'confirm the address of a new account'), ('reset', 'set a new password'), ('new_address', 'confirm a new address'), ('address_change_asked', 'a new address was asked for'), ('address_changed', 'the address was changed'), ('password_changed', 'the password was changed'), ('factor_added', 'a second factor was added'), ('factor_removed', 'a second factor was removed')], max_length=24)),
+                ('address', models.EmailField(blank=True, max_length=254)),
+                ('attempts', models.PositiveSmallIntegerField(default=0)),
+                ('not_before', models.DateTimeField(default=django.utils.timezone.now)),
+                ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
+                ('user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
+            ],
+            options={
+                'indexes': [models.Index(fields=['not_before'], name='mail_due')],
+                'constraints': [models.CheckConstraint(condition=models.Q(('user__isnull', False), models.Q(('address', ''), _negated=True), _connector='OR'), name='mail_has_a_recipient')],
+            },
         ),
         migrations.CreateModel(
             name='Session',
@@ -70,6 +90,10 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='user',
             constraint=models.CheckConstraint(condition=models.Q(('email', django.db.models.functions.text.Lower('email'))), name='user_email_lower'),
+        ),
+        migrations.AddConstraint(
+            model_name='user',
+            constraint=models.UniqueConstraint(condition=models.Q(('email_verified_at__isnull', False)), fields=('email',), name='user_email_verified_once', violation_error_message='An account with this address exists already.'),
         ),
         migrations.AddConstraint(
             model_name='user',

@@ -1,0 +1,81 @@
+"""The secrets in links of mails: signed, for one purpose, for a time, and used once.
+
+A link holds the user's id and a fingerprint of what it changes. Once that has changed, by this link or otherwise, the
+fingerprint is another one and the link is void; so nothing has to be stored to make it work once.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import Enum
+from hashlib import sha256
+from uuid import UUID
+
+from django.core import signing
+
+from adiuva.accounts.models import User
+from adiuva.core.errors import AdiuvaError
+
+_MAX_CHARS = 400
+
+
+class Purpose(Enum):
+    """What a link is for, how long it is valid, and the user's columns that it hangs on."""
+
+    VERIFY = ("verify", timedelta(days=3), ("email", "email_verified_at"))
+    RESET = ("reset", timedelta(hours=1), ("email", "email_verified_at", "password", "last_login"))
+    NEW_ADDRESS = ("new address", timedelta(days=1), ("email", "new_email", "password"))
+
+    def __init__(self, word: str, lifetime: timedelta, columns: tuple[str, ...]) -> None:
+        self.salt = f"adiuva mail link: {word}"
+        self.lifetime = lifetime
+        self.columns = columns
+
+
+class LinkInvalid(AdiuvaError):
+    code, status = "link_invalid", 400
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this link is not valid: it was used, has expired, or something it hangs on has changed"
+        )
+
+
+def make_token(purpose: Purpose, user: User) -> str:
+    return signing.dumps([user.pk.hex, _fingerprint(purpose, user)], salt=purpose.salt)
+
+
+def user_of(purpose: Purpose, token: str) -> User:
+    """The user of a token, whose row is locked until the end of the transaction: one of several uses at once wins.
+
+    Raises LinkInvalid.
+    """
+    user_id, fingerprint = _read(purpose, token)
+    user = User.objects.select_for_update(no_key=True).filter(pk=user_id, is_active=True).first()
+    if user is None or _fingerprint(purpose, user) != fingerprint:
+        raise LinkInvalid
+    return user
+
+
+def is_valid(purpose: Purpose, token: str) -> bool:
+    """Whether the token would be accepted now."""
+    try:
+        user_id, fingerprint = _read(purpose, token)
+    except LinkInvalid:
+        return False
+    user = User.objects.filter(pk=user_id, is_active=True).first()
+    return user is not None and _fingerprint(purpose, user) == fingerprint
+
+
+def _read(purpose: Purpose, token: str) -> tuple[UUID, str]:
+    if not token.isascii() or len(token) > _MAX_CHARS:
+        raise LinkInvalid
+    try:
+        user_id, fingerprint = signing.loads(token, salt=purpose.salt, max_age=purpose.lifetime)
+    except signing.BadSignature:
+        raise LinkInvalid from None
+    return UUID(user_id), fingerprint
+
+
+def _fingerprint(purpose: Purpose, user: User) -> str:
+    return sha256("\n".join(str(getattr(user, name)) for name in purpose.columns).encode()).hexdigest()[:32]

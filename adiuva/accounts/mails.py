@@ -1,0 +1,174 @@
+"""Mails to users: ordered in the transaction that they tell of, sent by a worker, tried again while the server is away.
+
+Recipients are looked up and links are made when a mail is sent. Requests only write a row, which takes the same time
+whether an address has an account or not.
+"""
+
+from __future__ import annotations
+
+import smtplib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+from urllib.parse import urlencode
+from uuid import UUID
+
+import structlog
+from django.conf import settings
+from django.core.mail import EmailMessage, get_connection
+from django.db.models.functions import Now
+from django.template.loader import render_to_string
+from django.urls import reverse
+from django.utils import timezone
+
+from adiuva.accounts.mail_links import Purpose, make_token
+from adiuva.accounts.models import Mail, User
+from adiuva.core import leases
+from adiuva.core.enqueue import enqueue_on_commit
+from adiuva.core.errors import Unavailable
+
+Kind = Mail.Kind
+log = structlog.get_logger(__name__)
+
+_LEASE: Final = timedelta(seconds=90)  # longer than the timeouts of one sending
+_MAX_ATTEMPTS: Final = 12  # with the delays below: about a day
+_FIRST_DELAY: Final = timedelta(seconds=30)
+_LONGEST_DELAY: Final = timedelta(hours=4)
+_PER_SWEEP: Final = 200
+
+
+class MailNotConfigured(Unavailable):
+    code = "mail_not_configured"
+
+    def __init__(self) -> None:
+        super().__init__("this server sends no mails: ask who runs it to set a new password for you")
+
+
+def require_configured() -> None:
+    """Raises MailNotConfigured."""
+    if not settings.MAIL_ENABLED:
+        raise MailNotConfigured
+
+
+def order(kind: Mail.Kind, *, user: User | None = None, address: str = "") -> None:
+    """Have a mail sent after the commit. Without a mail server nothing is sent.
+
+    `address`: where to, if it is not where the user's mails go at the time of sending.
+    """
+    if not settings.MAIL_ENABLED:
+        return
+    mail = Mail.objects.create(kind=kind, user=user, address=address)
+    enqueue_on_commit("accounts.send_mail", mail.pk)
+
+
+def order_password_reset(*, user: User) -> None:
+    """Mail the user a link to set a new password. For staff, who never set one. Raises MailNotConfigured."""
+    require_configured()
+    order(Kind.RESET, user=user)
+
+
+# ── Sending ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def send(mail_id: UUID) -> None:
+    """Send a mail that is due, unless another worker does. A failure puts it off; after about a day it is given up."""
+    due = Mail.objects.filter(pk=mail_id, not_before__lte=Now())
+    found = leases.claim(due, _LEASE)
+    if not found:
+        return
+    mail = found[0]
+    lease = mail.lease(_LEASE)
+    try:
+        if messages := [_message(letter) for letter in _letters(mail)]:
+            get_connection().send_messages(messages)
+    except (smtplib.SMTPException, OSError) as error:
+        _put_off(mail, lease, error)
+    else:
+        lease.row.delete()
+        log.info("mail.sent", mail_id=str(mail.pk), kind=mail.kind, count=len(messages))
+
+
+def sweep() -> None:
+    """Start the mails that are due: those that were put off, and those whose task or worker was lost."""
+    leases.reclaim(Mail.objects.all())
+    due = Mail.objects.filter(leases.is_free(), not_before__lte=Now()).order_by("not_before")
+    for mail_id in due.values_list("pk", flat=True)[:_PER_SWEEP]:
+        send(mail_id)
+
+
+def _put_off(mail: Mail, lease: leases.Lease[Mail], error: Exception) -> None:
+    attempts = mail.attempts + 1
+    # A refused recipient stays refused; other answers of the server may change.
+    final = isinstance(error, smtplib.SMTPRecipientsRefused) or attempts >= _MAX_ATTEMPTS
+    event = "mail.given_up" if final else "mail.put_off"
+    log.warning(event, mail_id=str(mail.pk), kind=mail.kind, attempts=attempts, error=type(error).__name__)
+    if final:
+        lease.row.delete()
+        return
+    delay = min(_FIRST_DELAY * 2 ** (attempts - 1), _LONGEST_DELAY)
+    lease.release(attempts=attempts, not_before=timezone.now() + delay)
+
+
+# ── What mails say ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Letter:
+    to: str
+    template: str
+    context: dict[str, Any]
+
+
+def _letters(mail: Mail) -> Iterator[_Letter]:
+    """What there is to send: often one letter, none if the reason for the mail is gone."""
+    user = mail.user
+    if mail.kind == Kind.RESET:
+        for account in [user] if user else _accounts_to_reset(mail.address):
+            yield _with_link(account, account.email, "reset", Purpose.RESET, "reset-password")
+        return
+    assert user is not None  # a constraint
+    match mail.kind:
+        case Kind.VERIFY:
+            if user.email_verified_at:
+                return
+            if owner := _other_owner(user.email, user):
+                yield _Letter(owner.email, "account_exists", {"asked": "registered"})
+            else:
+                yield _with_link(user, user.email, "verify", Purpose.VERIFY, "verify-address")
+        case Kind.NEW_ADDRESS:
+            if user.new_email != mail.address:
+                return
+            if owner := _other_owner(mail.address, user):
+                yield _Letter(owner.email, "account_exists", {"asked": "changed"})
+            else:
+                yield _with_link(user, mail.address, "new_address", Purpose.NEW_ADDRESS, "confirm-address")
+        case _:
+            yield _Letter(mail.address or user.email, mail.kind, {})
+
+
+def _accounts_to_reset(address: str) -> list[User]:
+    """The account that confirmed the address, else the newest that has it: who reads the mail confirms it."""
+    found = list(User.objects.at_address(address).sign_in_candidates())
+    return [user for user in found[-1:] if user.is_active]
+
+
+def _other_owner(address: str, user: User) -> User | None:
+    confirmed = User.objects.at_address(address).confirmed()
+    return confirmed.filter(is_active=True).exclude(pk=user.pk).first()
+
+
+def _with_link(user: User, to: str, template: str, purpose: Purpose, page: str) -> _Letter:
+    query = urlencode({"token": make_token(purpose, user)})
+    return _Letter(
+        to, template, {"link": f"{settings.PUBLIC_URL}{reverse(page)}?{query}", "lifetime": purpose.lifetime}
+    )
+
+
+def _message(letter: _Letter) -> EmailMessage:
+    context = {"address": letter.to, "server": settings.PUBLIC_URL, **letter.context}
+    context["reset_page"] = settings.PUBLIC_URL + reverse("ask-reset")
+    # The first line is the subject. Texts are plain, so nothing is escaped for HTML.
+    subject, _, body = render_to_string(f"accounts/mail/{letter.template}.txt", context).partition("\n")
+    headers = {"Auto-Submitted": "auto-generated", "X-Auto-Response-Suppress": "All"}
+    return EmailMessage(subject.strip(), body.strip() + "\n", to=[letter.to], headers=headers)

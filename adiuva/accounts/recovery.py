@@ -1,0 +1,122 @@
+"""What users do through links in mails: confirm an address, set a new password, change the address."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from adiuva.accounts import addresses, mails, services
+from adiuva.accounts.mail_links import Purpose, user_of
+from adiuva.accounts.models import Mail, User
+from adiuva.core.errors import Conflict, Invalid
+
+log = structlog.get_logger(__name__)
+
+
+class AddressInUse(Conflict):
+    """Said only to somebody who reads the mails of that address."""
+
+    code = "address_in_use"
+
+    def __init__(self) -> None:
+        super().__init__("another account has this address and confirmed it first")
+
+
+def _valid_address(address: str) -> str:
+    try:
+        return addresses.normalize(address)
+    except addresses.AddressInvalid as error:
+        raise Invalid(str(error), fields={"email": [str(error)]}) from None
+
+
+# ── Confirming the address ─────────────────────────────────────────────────────────────────────────────────
+
+
+def ask_verification(*, user: User) -> None:
+    """Mail the link once more. Nothing is sent if the address is confirmed. Raises MailNotConfigured."""
+    mails.require_configured()
+    if user.email_verified_at is None:
+        mails.order(Mail.Kind.VERIFY, user=user)
+
+
+def verify_address(*, token: str) -> User:
+    """Raises LinkInvalid, AddressInUse."""
+    with _address_taken(), transaction.atomic():
+        user = user_of(Purpose.VERIFY, token)
+        user.email_verified_at = timezone.now()
+        user.save(update_fields=["email_verified_at"])
+    log.info("account.address_verified", user_id=str(user.pk))
+    return user
+
+
+# ── Setting a new password ─────────────────────────────────────────────────────────────────────────────────
+
+
+def ask_password_reset(*, email: str) -> None:
+    """Mail a link to the account of this address, if it has one. It takes and says the same if not.
+
+    Raises Invalid (not an address), MailNotConfigured.
+    """
+    mails.require_configured()
+    mails.order(Mail.Kind.RESET, address=_valid_address(email))
+
+
+def reset_password(*, token: str, new_password: str) -> User:
+    """Set the password and sign out everywhere. Raises LinkInvalid, AddressInUse, Invalid (weak password)."""
+    with _address_taken(), transaction.atomic():
+        user = user_of(Purpose.RESET, token)
+        services.check_password_rules(new_password, user, field="new_password")
+        if user.email_verified_at is None:
+            user.email_verified_at = timezone.now()
+            user.save(update_fields=["email_verified_at"])
+        services.set_password(user=user, password=new_password)
+    log.info("account.password_reset", user_id=str(user.pk))
+    return user
+
+
+# ── Changing the address ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@transaction.atomic
+def ask_address_change(*, user: User, email: str) -> None:
+    """Mail a link to the new address, and tell the old one. The caller has confirmed that it is the user.
+
+    It says the same if the new address has an account; then its owner is told. Raises Invalid, MailNotConfigured.
+    """
+    mails.require_configured()
+    new = _valid_address(email)
+    if new == user.email:
+        raise Invalid(
+            "this is the address of the account", fields={"email": ["This is the address already."]}
+        )
+    user.new_email = new
+    user.save(update_fields=["new_email"])
+    mails.order(Mail.Kind.NEW_ADDRESS, user=user, address=new)
+    mails.order(Mail.Kind.ADDRESS_CHANGE_ASKED, user=user, address=user.email)
+
+
+def confirm_address_change(*, token: str) -> User:
+    """Raises LinkInvalid, AddressInUse."""
+    with _address_taken(), transaction.atomic():
+        user = user_of(Purpose.NEW_ADDRESS, token)
+        old, user.email, user.new_email = user.email, user.new_email, ""
+        user.email_verified_at = timezone.now()
+        user.save(update_fields=["email", "new_email", "email_verified_at"])
+        mails.order(Mail.Kind.ADDRESS_CHANGED, user=user, address=old)
+    log.info("account.address_changed", user_id=str(user.pk))
+    return user
+
+
+@contextmanager
+def _address_taken() -> Iterator[None]:
+    """Turns the violation of the unique constraint into AddressInUse."""
+    try:
+        yield
+    except IntegrityError as error:
+        if "user_email_verified_once" in str(error):
+            raise AddressInUse from None
+        raise
