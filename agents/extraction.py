@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from adiuva import llm
 from adiuva.core import prompt_files
+from adiuva.documents import Head, Part, cut_into_parts
 from adiuva.llm.structured import UnusableAnswer, ask_structured
 from agents.records import Record, RecordRules, RejectedRecord, merge_records
 
 PART_CHARS: Final = 8_000
-OVERLAP_CHARS: Final = 400
 # How much of an unusable answer is shown to the model again.
 _REPEATED_CHARS: Final = 4 * PART_CHARS
 _MAX_REASONS: Final = 50
@@ -25,13 +25,15 @@ PROMPT_VERSION: Final = _PROMPT.version
 
 @dataclass(frozen=True)
 class SourceDocument:
-    """A text to extract records from. `key` is the keyed hash of its path or message id."""
+    """A text to extract records from. `key` is the keyed hash of its path or message id; `kind` its media type."""
 
     name: str
     path: str
     content: str
     key: bytes
     content_hash: bytes
+    head: Head = field(default_factory=Head)
+    kind: str = ""
 
 
 @dataclass
@@ -54,11 +56,10 @@ class Extractor:
 
         Raises llm.ModelError if the model cannot be reached, llm.BadOutput if it gave no JSON twice.
         """
-        parts = split_text(document.content)
-        tasks = [
-            asyncio.create_task(self._extract_part(document.name, part, number, len(parts), found))
-            for number, part in enumerate(parts, 1)
-        ]
+        parts = cut_into_parts(
+            document.content, most_chars=PART_CHARS, head=document.head, kind=document.kind
+        )
+        tasks = [asyncio.create_task(self._extract_part(document.name, part, found)) for part in parts]
         try:
             answers = await asyncio.gather(*tasks)
         finally:
@@ -67,9 +68,7 @@ class Extractor:
         found.records = merge_records([answer.records for answer in answers])
         found.rejected = [rejected for answer in answers for rejected in answer.rejected]
 
-    async def _extract_part(
-        self, name: str, text: str, number: int, parts: int, found: Extraction
-    ) -> _CheckedAnswer:
+    async def _extract_part(self, name: str, part: Part, found: Extraction) -> _CheckedAnswer:
         checked: list[_CheckedAnswer] = []
 
         def read(answer: Any) -> None:
@@ -89,7 +88,7 @@ class Extractor:
         try:
             await ask_structured(
                 self.model,
-                self._messages(name, text, number, parts),
+                self._messages(name, part),
                 name="records",
                 schema=self.rules.schema(),
                 read=read,
@@ -103,7 +102,7 @@ class Extractor:
                 raise
         return checked[0] if len(checked) == 1 else _combine(*checked)
 
-    def _messages(self, name: str, text: str, number: int, parts: int) -> list[llm.Message]:
+    def _messages(self, name: str, part: Part) -> list[llm.Message]:
         """The messages, the stable parts first so that providers can cache them, the document alone in the last."""
         projects = [{"id": key, "name": title} for key, title in self.rules.projects.items()]
         context = (
@@ -113,13 +112,11 @@ class Extractor:
         )
         today = dt.datetime.now(self.rules.zone).date().isoformat()
         one_line = " ".join(name.split())
+        head = f"Document: {one_line}\nPart: {part.number} of {part.count}\nToday: {today}\n{part.context}".rstrip()
         return [
             {"role": "system", "content": _PROMPT.text},
             {"role": "user", "content": context},
-            {
-                "role": "user",
-                "content": f"Document: {one_line}\nPart: {number} of {parts}\nToday: {today}\n\n{text}",
-            },
+            {"role": "user", "content": f"{head}\n\n{part.text}"},
         ]
 
 
@@ -140,24 +137,3 @@ def _combine(first: _CheckedAnswer, second: _CheckedAnswer) -> _CheckedAnswer:
     missing = max(0, len(first.rejected) - len(second.rejected) - mended)
     unmended = sorted(first.rejected, key=lambda rejected: rejected.repairable)[:missing]
     return _CheckedAnswer(merge_records([first.records, second.records]), [*second.rejected, *unmended])
-
-
-def split_text(text: str) -> list[str]:
-    """Split into overlapping parts of at most PART_CHARS, cut at the end of a paragraph, line or word if possible."""
-    if not text.strip():
-        return []
-    parts = []
-    start = 0
-    while len(text) - start > PART_CHARS:
-        end = _cut(text, start + PART_CHARS // 2, start + PART_CHARS)
-        parts.append(text[start:end])
-        start = _cut(text, end - OVERLAP_CHARS, end - OVERLAP_CHARS // 2)
-    parts.append(text[start:])
-    return parts
-
-
-def _cut(text: str, least: int, most: int) -> int:
-    for mark in ("\n\n", "\n", " "):
-        if (found := text.rfind(mark, least, most)) > 0:
-            return found + len(mark)
-    return most

@@ -24,6 +24,7 @@ from adiuva.devices.protocol import (
     AgentRun,
     AgentRunConfig,
 )
+from adiuva.documents import Document
 from agents import claimed_runs, ledger, preview
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
@@ -174,7 +175,12 @@ class LocalFolders:
                 entries.append(JournalEntry(EventKind.SOURCE_FAILED, problem, source=file.path))
                 continue
             key = self._claimed.source_key(file.path)
-            documents.append(SourceDocument(file.name or file.path, file.path, text, key, content_hash))
+            read = Document.from_wire(text, file.metadata, file.name or file.path)
+            documents.append(
+                SourceDocument(
+                    file.name or file.path, file.path, text, key, content_hash, read.head, read.kind
+                )
+            )
         unchanged = 0
         if documents and not self._has_manifest:
             if self._sample is not None:  # without a manifest the device sends unchanged files too

@@ -14,6 +14,8 @@ from zoneinfo import ZoneInfo
 
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError, NotFound
+from adiuva.documents import Head
+from adiuva.documents.document import one_line
 from agents import claimed_runs, ledger, preview
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
@@ -238,4 +240,11 @@ def _document(message: Message, key: bytes) -> SourceDocument:
     about = [" ".join(message.sender.split())[:_TITLE_CHARS]]
     about.append(f"{message.sent_at:%Y-%m-%d %H:%M} UTC" if message.sent_at else "")
     path = f"{title} ({', '.join(filter(None, about))})" if any(about) else title
-    return SourceDocument(title, path, message.text, key, message.content_hash)
+    head = Head(
+        title=one_line(message.title),
+        date=message.sent_at.isoformat() if message.sent_at else "",
+        sender=one_line(message.sender),
+        recipients=one_line(message.recipients),
+        message_id=message.message_id,
+    )
+    return SourceDocument(title, path, message.text, key, message.content_hash, head, "message/rfc822")

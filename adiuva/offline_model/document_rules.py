@@ -90,6 +90,7 @@ class Document:
     text: str
     part: int = 1
     today: date = date(1970, 1, 1)
+    context: str = ""  # lines about the document that a part of it does not contain
     projects: list[tuple[str, str]] = field(default_factory=list)  # (id, name)
 
 
@@ -308,6 +309,9 @@ class _RecordFinder:
         """Returns the date that the document states: in a Date header or line, a heading near its top, or its name."""
         if self.mail and (day := dates.mail_header_date(self.mail.date)):
             return day
+        for said in self.document.context.split("\n"):
+            if said.startswith(("Date of", "Title of")) and (day := dates.full_date(said.partition(":")[2])):
+                return day
         for line in self.lines[:10]:
             match = _DATE_LINE.match(line.plain)
             said = match[1] if match else line.plain if line.kind == "heading" else ""

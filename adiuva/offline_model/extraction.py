@@ -12,7 +12,8 @@ from adiuva.offline_model.document_rules import Document, find_records
 from adiuva.offline_model.messages import message_text
 
 _DOCUMENT_HEADER = re.compile(
-    r"Document: ([^\n]*)\n(?:Part: (\d{1,9}) of \d{1,9}\n)?(?:Today: ([\d-]{10})\n)?\n?"
+    r"Document: ([^\n]*)\n(?:Part: (\d{1,9}) of \d{1,9}\n)?(?:Today: ([\d-]{10})\n)?"
+    r"((?:(?:\w{2,10} of the document|Above this part|Columns of the table): [^\n]*\n)*)\n?"
 )
 _MAX_DEPTH = 20
 _PROJECTS = re.compile(r"^Projects: (\[.*\])[ \t]*$", re.MULTILINE)
@@ -76,6 +77,7 @@ def _parse_document(message: str, texts: Sequence[str]) -> Document:
         text=message[head.end() :],
         part=int(head[2] or 1),
         today=_parse_day(head[3]),
+        context=head[4],
         projects=next((found for said in texts if (found := _parse_projects(said))), []),
     )
 

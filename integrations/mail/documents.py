@@ -23,7 +23,7 @@ class MailDocument:
     """A message. `text` is what the model reads: headers, then what the author wrote, then what the message quotes.
 
     `source_id` is the provider's id, which never changes. `content_hash` changes when the message is edited, and is
-    known before the message is fetched.
+    known before the message is fetched. `message_id`: the mail's own, without angle brackets.
     """
 
     source_id: str
@@ -35,6 +35,7 @@ class MailDocument:
     recipients: str
     attachments: tuple[Attachment, ...] = ()
     defects: tuple[str, ...] = ()
+    message_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

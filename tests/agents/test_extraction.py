@@ -6,11 +6,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from adiuva import llm
-from agents.extraction import OVERLAP_CHARS, PART_CHARS, Extraction, Extractor, SourceDocument, split_text
+from adiuva.documents import Part, cut_into_parts
+from agents.extraction import PART_CHARS, Extraction, Extractor, SourceDocument
 from agents.records import RecordRules
 from tests.fakes.provider import Fail, Hold, Provider, Request
 
@@ -20,23 +19,8 @@ MENDED = {"table": "tasks", "data": {"title": "write", "dueDate": "2026-12-01"}}
 HOPELESS = {"table": "taskComments", "data": {"taskId": "t", "content": "remark"}}
 
 
-@given(
-    st.lists(st.sampled_from(["word ", "line\n", "end.\n\n", "x" * 900, "漢" * 700, " " * 500]), max_size=120)
-)
-def test_every_part_is_short_enough_and_nothing_is_left_out(pieces: list[str]) -> None:
-    text = "".join(
-        f"{number}{piece}" for number, piece in enumerate(pieces)
-    )  # no long part of it comes twice
-    parts = split_text(text)
-    assert bool(parts) == bool(text.strip())
-    assert all(0 < len(part) <= PART_CHARS for part in parts)
-    end = 0
-    for number, part in enumerate(parts):
-        start = text.index(part)
-        overlap = end - start
-        assert OVERLAP_CHARS // 2 <= overlap <= OVERLAP_CHARS if number else start == 0
-        end = start + len(part)
-    assert not parts or end == len(text)
+def parts_of(text: str) -> list[Part]:
+    return cut_into_parts(text, most_chars=PART_CHARS)
 
 
 async def extracted(provider: Provider, content: str = "text", **rules: Any) -> Extraction:
@@ -111,12 +95,12 @@ async def test_a_record_found_in_two_parts_is_kept_once(provider: Provider) -> N
     text = "words " * 3_000
     provider.default = {"records": [GOOD]}
     found = await extracted(provider, text)
-    assert (len(found.records), found.model_calls) == (1, len(split_text(text)))
+    assert (len(found.records), found.model_calls) == (1, len(parts_of(text)))
 
 
 async def test_when_one_part_fails_the_others_are_cancelled(provider: Provider) -> None:
     text = "words " * 3_000
-    holds = [Hold() for _ in split_text(text)[1:]]
+    holds = [Hold() for _ in parts_of(text)[1:]]
     provider.script(*holds, Fail(401))
     with pytest.raises(llm.ModelRejected):
         await extracted(provider, text)

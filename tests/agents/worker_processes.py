@@ -19,8 +19,8 @@ import asyncio, datetime, os, sys, uuid, django
 django.setup()
 from django.utils import timezone
 from agents import extraction, models, runner, runs
-split_text = extraction.split_text
-extraction.split_text = lambda text: os._exit(9) if "deadly" in text else split_text(text)
+cut = extraction.cut_into_parts
+extraction.cut_into_parts = lambda text, **how: os._exit(9) if "deadly" in text else cut(text, **how)
 held = models.Run.objects.filter(pk=sys.argv[1], lease_until__isnull=False)
 held.update(lease_until=timezone.now() - datetime.timedelta(seconds=1))
 runs.sweep()
