@@ -14,6 +14,8 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DEFAULT_DB_ALIAS, connection
 
+from adiuva.local_embeddings import CONFIGURED_NAME, WeightsMissing, find_file
+
 _MIN_SECRET_CHARS = 32
 _OFFLINE_MODEL = "adiuva-offline"
 _MIN_POSTGRES: Final = (15, 0)  # the first with NULLS NOT DISTINCT
@@ -93,6 +95,15 @@ def _configuration_problems() -> Iterator[CheckMessage]:
             hint="It answers by fixed rules and is meant for trying Adiuva out.",
             id="adiuva.W002",
         )
+    if settings.EMBEDDING_MODEL["model"] == CONFIGURED_NAME and not settings.EMBEDDING_MODEL["api_base"]:
+        try:
+            find_file()
+        except WeightsMissing as error:
+            yield Warning(
+                f"ADIUVA_EMBEDDING_MODEL is {CONFIGURED_NAME}, but {error}.",
+                hint="Install it, or name another model: until then the memory is searched by words alone.",
+                id="adiuva.W005",
+            )
     if urlsplit(settings.PUBLIC_URL).scheme != "https":
         yield Warning(
             "ADIUVA_PUBLIC_URL does not begin with https.",

@@ -148,10 +148,13 @@ MODEL_STREAMS = _models.integer(
 EMBEDDING_MODEL = _models.text(
     "ADIUVA_EMBEDDING_MODEL",
     "",
-    "The embedding model as LiteLLM names it. Without it, vectors are computed in the server from words and letters.",
+    "The embedding model as LiteLLM names it; `local` is a small multilingual one on this machine, which `make run` "
+    "starts and uses unless told otherwise. `lexical`, or nothing, compares words and letters instead of meaning.",
 )
 EMBEDDING_MODEL_API_BASE = _models.text(
-    "ADIUVA_EMBEDDING_MODEL_API_BASE", "", "Base address of the embedding model's API."
+    "ADIUVA_EMBEDDING_MODEL_API_BASE",
+    "",
+    "Base address of the embedding model's API. That of the local one is http://127.0.0.1:8767/v1 unless given.",
 )
 EMBEDDING_MODEL_API_KEY = _models.text(
     "ADIUVA_EMBEDDING_MODEL_API_KEY", "", "API key for the embedding model."

@@ -1,8 +1,9 @@
 """SQL that ranks a user's entries by how well they fit a question, shared by memory.search and memory.recall.
 
 Lists of entries are ranked by the database: those near the question's vector, and those with its words. The lists are
-fused by reciprocal rank (Cormack, Clarke and Büttcher, 2009), so that their scores need not be comparable, and the
-result is weighted slightly by how new an entry is and how often it was used.
+fused by reciprocal rank (Cormack, Clarke and Büttcher, 2009), so that their scores need not be comparable; words count
+as much as vectors only where an entry has all words of the question. The result is weighted slightly by how new an
+entry is and how often it was used.
 
 Words are looked up by their keyed hashes; a word that few of the user's entries have counts for more. Vectors are
 compared with all of the user's own. One index over all users' rows would find only half of the nearest, since each
@@ -59,11 +60,12 @@ _NEAR: Final = """
 _NOTHING_NEAR: Final = "SELECT NULL::uuid AS id, NULL::varchar AS tier, NULL::bigint AS place WHERE false"
 
 # A term belongs to one user, so its posting list is read without joining the user's other rows: OFFSET keeps the
-# planner from doing so. The owner is checked all the same.
+# planner from doing so. The owner is checked all the same. The weight is the square of the share of the question's
+# words, each by its rarity, that an entry has: one shared word of many must not outrank the nearest meaning.
 _WITH_WORDS: Final = """
-    SELECT id, tier, row_number() OVER (PARTITION BY tier ORDER BY sum(rarity) DESC, id) AS place
-    FROM (
-        SELECT e.id, e.tier, CASE WHEN e.shared < %(per_word)s THEN 1 / sqrt(e.shared) ELSE %(common)s END AS rarity
+    WITH hits AS MATERIALIZED (
+        SELECT question.term, e.id, e.tier,
+            CASE WHEN e.shared < %(per_word)s THEN 1 / sqrt(e.shared) ELSE %(common)s END AS rarity
         FROM unnest(%(terms)s::bigint[]) AS question(term)
         CROSS JOIN LATERAL (
             SELECT id, tier, count(*) OVER () AS shared
@@ -75,20 +77,26 @@ _WITH_WORDS: Final = """
             ) AS first
         ) AS e
         WHERE e.tier = ANY(%(tiers)s)
-    ) AS hits
+    ), question AS (
+        SELECT cardinality(%(terms)s::bigint[]) - count(*) + COALESCE(sum(rarity), 0) AS rarity
+        FROM (SELECT min(rarity) AS rarity FROM hits GROUP BY term) AS known
+    )
+    SELECT id, tier, row_number() OVER (PARTITION BY tier ORDER BY sum(hits.rarity) DESC, id) AS place,
+        power(sum(hits.rarity) / min(question.rarity), 2) AS weight
+    FROM hits CROSS JOIN question
     GROUP BY id, tier
 """
 
-# (id, place) of entries near the question's vector and of entries with its words: {near} is `near_sql()`.
+# (id, place, weight) of entries near the question's vector and of entries with its words: {near} is `near_sql()`.
 LISTS: Final = f"""
-    SELECT id, place FROM ({{near}}) AS near WHERE place <= %(per_tier)s
+    SELECT id, place, 1.0::float8 AS weight FROM ({{near}}) AS near WHERE place <= %(per_tier)s
     UNION ALL
-    SELECT id, place FROM ({_WITH_WORDS}) AS with_words WHERE place <= %(per_tier)s
+    SELECT id, place, weight FROM ({_WITH_WORDS}) AS with_words WHERE place <= %(per_tier)s
 """  # noqa: S608
 
 # Entries are looked up by id one by one (LIMIT): the planner overestimates the lists and would scan the table instead.
 ENTRY: Final = "SELECT * FROM memory_entry WHERE memory_entry.id = fused.id AND user_id = %(user)s LIMIT 1"
-FUSED_RANK: Final = "COALESCE(sum(1.0::float8 / (%(damping)s + place)), 0) AS score"
+FUSED_RANK: Final = "COALESCE(sum(weight / (%(damping)s + place)), 0) AS score"
 SCORE: Final = """
     (fused.score * (1 + %(bonus)s * e.uses / (e.uses + 10.0)
         + %(bonus)s * power(0.5, GREATEST(0, extract(epoch FROM %(now)s - e.valid_from)) / %(half_life)s)))::float8

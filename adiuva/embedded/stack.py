@@ -23,12 +23,13 @@ from adiuva.embedded.processes import Child, StackError, Supervisor, python, tai
 from adiuva.embedded.state_folder import StateFolder
 from adiuva.embedded.terminal import Terminal
 from adiuva.embedded.valkey import Valkey
+from adiuva.local_embeddings import CONFIGURED_NAME, WeightsMissing, find_file
 
 _POLL_INTERVAL_S = 0.25
 _STEP_TIMEOUT_S = 120.0
 _READY_TIMEOUT_S = 60.0
 _MODEL = "openai/adiuva-offline"
-_EMBEDDING_MODEL = "openai/adiuva-lexical"
+_LEXICAL = "lexical"
 _MODEL_VARIABLES = (env.MODEL, env.MODEL_API_BASE, env.EMBEDDING_MODEL, env.EMBEDDING_MODEL_API_BASE)
 _SINGLE_WORKER = (
     "--without-mingle",
@@ -136,6 +137,8 @@ class Stack:
         }
         if not env.MODEL.read_configured():
             self._start_offline_model()
+        if env.EMBEDDING_MODEL.read_configured(CONFIGURED_NAME) == CONFIGURED_NAME:
+            self._start_local_embeddings()
         if env.DEMO.read_configured():
             self.demo = Demo(ApiClient(self.base), self.state, self.terminal, secrets.demo_password)
 
@@ -143,9 +146,32 @@ class Stack:
         port = free_port()
         api = f"http://127.0.0.1:{port}/v1"
         self.env |= {"ADIUVA_MODEL": _MODEL, "ADIUVA_MODEL_API_BASE": api}
-        if not env.EMBEDDING_MODEL.read_configured():
-            self.env |= {"ADIUVA_EMBEDDING_MODEL": _EMBEDDING_MODEL, "ADIUVA_EMBEDDING_MODEL_API_BASE": api}
         self._start_python("offline-model", "-m", "adiuva.offline_model", "--port", str(port))
+
+    def _start_local_embeddings(self) -> None:
+        """Serve the local embedding model; where its weights are missing, words are compared and that is said."""
+        if env.EMBEDDING_MODEL_API_BASE.read_configured():
+            return  # it runs elsewhere
+        try:
+            find_file()
+        except WeightsMissing as error:
+            self.terminal.say(f"Memory and notes are searched by words, not by meaning: {error}.")
+            self.env[env.EMBEDDING_MODEL.name] = _LEXICAL
+            return
+        port = free_port()
+        self.env |= {
+            env.EMBEDDING_MODEL.name: CONFIGURED_NAME,
+            env.EMBEDDING_MODEL_API_BASE.name: f"http://127.0.0.1:{port}/v1",
+        }
+        child = self._python(
+            "local-embeddings",
+            "-m",
+            "adiuva.local_embeddings",
+            "--port",
+            str(port),
+        )
+        child.vital = False
+        self.supervisor.start(child)
 
     def _start_device(self) -> None:
         """Start the demo's device. If that fails, say so and continue without the demo."""

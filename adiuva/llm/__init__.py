@@ -33,6 +33,7 @@ from adiuva.llm.errors import (
 )
 from adiuva.llm.json_extraction import find_json
 from adiuva.llm.lexical import LEXICAL, LexicalEmbeddings
+from adiuva.llm.local import LOCAL, LocalEmbeddings
 from adiuva.llm.types import (
     Delta,
     Finish,
@@ -87,6 +88,8 @@ def embedding_model(configured: Mapping[str, str] | None = None) -> EmbeddingMod
     given = settings.EMBEDDING_MODEL if configured is None else configured
     if given.get("model", "") in ("", LEXICAL):
         return LexicalEmbeddings()
+    if given["model"] == LOCAL:
+        return LocalEmbeddings(given.get("api_base", ""))
     return _embedding_model(*_named(given, "ADIUVA_EMBEDDING_MODEL"))
 
 

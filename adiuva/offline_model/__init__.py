@@ -6,4 +6,3 @@ configured. The rest of Adiuva calls it over HTTP, like any other provider.
 """
 
 CHAT_MODEL = "adiuva-offline"
-EMBEDDING_MODEL = "adiuva-lexical"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import subprocess
@@ -555,28 +554,7 @@ async def test_a_streamed_tool_call_arrives_whole(model: llm.ChatModel) -> None:
     assert isinstance(deltas[-1], llm.Finish) and deltas[-1].reason == "tool_calls"
 
 
-# ── Embeddings, errors, the process ─────────────────────────────────────────────────────────────────────
-
-
-async def test_embeddings_are_the_same_in_every_process_and_near_for_shared_words(address: str) -> None:
-    texts = ["invoice for the harbour project", "harbour project invoices", "a walk in the mountains", ""]
-    process, other = await asyncio.to_thread(start)
-    try:
-        here, there = [
-            await llm.embedding_model({"model": "openai/adiuva-lexical", "api_base": f"{at}/v1"}).embed(texts)
-            for at in (address, other)
-        ]
-    finally:
-        await llm.aclose()
-        await asyncio.to_thread(stop, process)
-    assert here == there
-    assert {len(vector) for vector in here} == {512}
-    assert abs(sum(x * x for x in here[0]) - 1) < 1e-5
-
-    def near(a: int, b: int) -> float:
-        return sum(x * y for x, y in zip(here[a], here[b], strict=True))
-
-    assert near(0, 1) > 0.4 > 0.2 > abs(near(0, 2))
+# ── Errors, the process ─────────────────────────────────────────────────────────────────────────────────
 
 
 CHAT = {"model": "adiuva-offline", "messages": [{"role": "user", "content": "x"}]}
@@ -599,8 +577,6 @@ CHAT = {"model": "adiuva-offline", "messages": [{"role": "user", "content": "x"}
         ),
         ("chat/completions", {**CHAT, "tools": {}}, 400, "tools"),
         ("chat/completions", {**CHAT, "response_format": {"type": "json_schema"}}, 400, "response_format"),
-        ("embeddings", {"model": "adiuva-lexical", "input": 5}, 400, "input"),
-        ("embeddings", {"model": "adiuva-lexical", "input": []}, 400, "input"),
         ("nothing", {}, 404, None),
     ],
 )
@@ -617,10 +593,7 @@ async def test_a_bad_request_is_refused_in_openais_shape(
 async def test_models_and_health_name_what_it_is(address: str) -> None:
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{address}/v1/models") as answer:
-            assert [row["id"] for row in (await answer.json())["data"]] == [
-                "adiuva-offline",
-                "adiuva-lexical",
-            ]
+            assert [row["id"] for row in (await answer.json())["data"]] == ["adiuva-offline"]
         async with session.get(f"{address}/health") as answer:
             health = await answer.json()
     assert health["status"] == "ok" and "no language model" in health["about"]
