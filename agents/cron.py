@@ -1,7 +1,8 @@
 """Cron schedules: parser and evaluator of one dialect.
 
 Five fields (minute hour day-of-month month day-of-week) with names, lists, ranges and steps, and `@hourly`, `@daily`
-and friends. As in POSIX crontab, a day matches by either day field when both are restricted; only a plain `*` is not.
+and friends. Ranges of names may run past the end of the week or year, as FRI-MON and NOV-FEB do. As in POSIX crontab, a
+day matches by either day field when both are restricted; only a plain `*` is not.
 Times are local to an IANA zone: one that does not exist (a clock put forward) runs at the first minute that does; one
 that comes twice runs once, the first time, when the hour field is fixed, and each time when it is a wildcard (it begins
 with `*`, as `*/2` does).
@@ -50,6 +51,11 @@ class _Field:
     least: int
     most: int
     names: Mapping[str, int]
+
+    @property
+    def count(self) -> int:
+        """How many values there are: Sunday is both 0 and 7."""
+        return 7 if self.names is _DAYS else self.most - self.least + 1
 
 
 _FIELDS: Final = (
@@ -199,9 +205,22 @@ def _values(word: str, field: _Field) -> set[int]:
             low = _value(start, field)
             high = _value(end, field) if dash else (field.most if slash else low)
             if high < low:
-                raise BadCron(f"{field.name}: {span} runs backwards")
-        found.update(range(low, high + 1, step))
+                high = _past_the_end(span, high, field)
+        found.update(
+            (value - field.least) % field.count + field.least for value in range(low, high + 1, step)
+        )
     return found
+
+
+def _past_the_end(span: str, high: int, field: _Field) -> int:
+    """The end of a range of names that runs past the end of the week or year: 8 for the Monday of FRI-MON.
+
+    Sunday at the end of a range is 7. Raises BadCron for a range of numbers, where it is more likely a mistake.
+    """
+    start, _, end = span.lower().partition("-")
+    if end != "sun" and not {start, end} <= field.names.keys():
+        raise BadCron(f"{field.name}: {span} runs backwards")
+    return high + field.count
 
 
 def _value(text: str, field: _Field) -> int:

@@ -6,11 +6,11 @@ import datetime as dt
 import re
 from collections.abc import Mapping
 from typing import Any
-from zoneinfo import available_timezones
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from adiuva.accounts.validators import timezones
 from agents import journal, preview, schedules, services
 from agents.catalog import DATA_TYPES
 from agents.cron import BadCron, Cron
@@ -20,7 +20,6 @@ from integrations.models import Provider
 
 _ABSOLUTE = re.compile(r"^(/|[A-Za-z]:[\\/]|\\\\[^\\/]+[\\/][^\\/]+)")
 _EXTENSION = re.compile(r"^\.?[A-Za-z0-9]{1,15}$")
-_ZONES = available_timezones()
 
 
 class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
@@ -141,7 +140,7 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         return text
 
     def validate_timezone(self, name: str) -> str:
-        if name and name not in _ZONES:
+        if name and name not in timezones():
             raise serializers.ValidationError(f"{name!r} is not an IANA time zone.")
         return name
 

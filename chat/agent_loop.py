@@ -8,6 +8,7 @@ continues until there is an answer or a limit is reached.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -27,6 +28,16 @@ from chat.prompts import SystemPrompt
 _WRITE_GRACE_S: Final = 2.0
 _MAX_CALLS_PER_ANSWER: Final = 64
 _WRITES: Final = frozenset({"insert", "update", "delete"})
+_THOUGHT: Final = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+# These are sent as the user's: some providers refuse a system message that comes last.
+_GO_ON: Final = (
+    "[From the app, not from the user: your answer was cut off at the length limit. Go on exactly where it stopped, "
+    "without repeating anything, and bring it to a short end.]"
+)
+_NOTHING_SHOWN: Final = (
+    "[From the app, not from the user: nothing of your answer could be shown or carried out. A tool call that is "
+    "written as text is not made: call the tool, or answer in words.]"
+)
 
 
 class LimitReached(Exception):
@@ -126,16 +137,20 @@ class TurnContext:
         self.model_calls += 1
 
 
+def _has_visible_text(text: str) -> bool:
+    return bool(_THOUGHT.sub("", text).strip())
+
+
 @dataclass
 class OutputHooks:
     """What the loop does with an assistant's text.
 
-    `on_text` gets it as it streams, `on_answer_end` is called after each answer of the model, and `take_steers` returns
-    what the user has said meanwhile.
+    `on_text` gets it as it streams; `on_answer_end` is called after each answer of the model, with all of its text, and
+    returns whether the user sees any of it; `take_steers` returns what the user has said meanwhile.
     """
 
     on_text: Callable[[str], None] = lambda text: None
-    on_answer_end: Callable[[], None] = lambda: None
+    on_answer_end: Callable[[str], bool] = _has_visible_text
     take_steers: Callable[[], list[str]] = list
 
 
@@ -144,7 +159,7 @@ async def run_agent_loop(
 ) -> str:
     """Returns the last answer's text; appends to `messages`. Raises LimitReached or a ModelError."""
     while True:
-        answer = await _call_model(assistant, messages, context, hooks)
+        answer = await _ask_model(assistant, messages, context, hooks)
         messages.append(answer)
         results = await _run_tool_calls(assistant, answer, context)
         messages += results
@@ -154,12 +169,45 @@ async def run_agent_loop(
             return str(answer.content)
 
 
-async def _call_model(
+async def _ask_model(
     assistant: Assistant, messages: Sequence[BaseMessage], context: TurnContext, hooks: OutputHooks
 ) -> AIMessage:
+    """The model's answer. One that was cut off, refused, or that shows nothing to the user is tried once more.
+
+    Raises LimitReached or ModelEmpty if the second is no better.
+    """
+    asked, shown = list(messages), ""
+    for is_last_try in (False, True):
+        answer, reason = await _stream_answer(assistant, asked, context, hooks)
+        text = str(answer.content)
+        has_calls = bool(answer.tool_calls or answer.invalid_tool_calls)
+        if reason == "length" and not has_calls and _has_visible_text(text):
+            if is_last_try:
+                hooks.on_answer_end(text)
+                raise LimitReached("answer_cut_off")
+            # The user has read the text so far, so the model is asked for the rest only.
+            asked += [answer, HumanMessage(_GO_ON)]
+            shown = text
+            continue
+        is_visible = hooks.on_answer_end(text) or bool(shown)
+        if has_calls or (is_visible and reason != "content_filter"):
+            answer.content = shown + text
+            return answer
+        if is_last_try:
+            raise LimitReached("content_filter") if reason == "content_filter" else llm.ModelEmpty
+        if reason != "content_filter" and _has_visible_text(text):
+            asked += [answer, HumanMessage(_NOTHING_SHOWN)]
+    raise AssertionError
+
+
+async def _stream_answer(
+    assistant: Assistant, messages: Sequence[BaseMessage], context: TurnContext, hooks: OutputHooks
+) -> tuple[AIMessage, str]:
+    """One answer of the model, and why it ended."""
     context.count_model_call()
     texts: list[str] = []
     calls: list[llm.ToolCall] = []
+    ended_by = ""
     # Closed at once, also when `on_text` raises, so that the request to the model ends.
     async with aclosing(context.model.stream(to_wire(messages), tools=assistant.schemas)) as source:
         async for deltas in source:
@@ -172,23 +220,30 @@ async def _call_model(
                         calls.append(delta)
                     case llm.Finish(reason, usage):
                         context.usage += usage
-                        if reason == "content_filter":
-                            raise LimitReached("content_filter")
-    hooks.on_answer_end()
-    answer = AIMessage("".join(texts))
+                        ended_by = reason
+    if ended_by == "content_filter":
+        calls.clear()  # what a filter has cut must not be carried out
+    return _answer_message("".join(texts), calls, is_cut_off=ended_by == "length"), ended_by
+
+
+def _answer_message(text: str, calls: Sequence[llm.ToolCall], *, is_cut_off: bool) -> AIMessage:
+    answer = AIMessage(text)
     seen: set[str] = set()
     for place, call in enumerate(calls):
         key = f"{call.id}_{place}" if call.id in seen else call.id  # some providers give an id twice
         seen.add(key)
         arguments = _parse_arguments(call.arguments)
-        if arguments is None:
+        # A call that was cut off before its first argument looks like one without arguments.
+        if arguments is None or (is_cut_off and call is calls[-1] and not arguments):
             answer.invalid_tool_calls.append(
                 {
                     "type": "invalid_tool_call",
                     "id": key,
                     "name": call.name,
                     "args": call.arguments,
-                    "error": None,
+                    "error": "the call was cut off at the length limit; make it shorter"
+                    if is_cut_off
+                    else None,
                 }
             )
         else:
@@ -199,7 +254,7 @@ async def _call_model(
 async def _run_tool_calls(assistant: Assistant, answer: AIMessage, context: TurnContext) -> list[ToolMessage]:
     """The result of each call, in order."""
     results: dict[str | None, ToolMessage] = {
-        call["id"]: _failure_message(call["id"], "the arguments are not a JSON object")
+        call["id"]: _failure_message(call["id"], call["error"] or "the arguments are not a JSON object")
         for call in answer.invalid_tool_calls
     }
     ready: list[ToolInvocation] = []

@@ -55,7 +55,8 @@ class Approvals:
     """Decides what one turn may do.
 
     `ask` sends an approval_request to the user's devices; None if the assistant has to ask in words. `granted` are the
-    deferred calls that the user has just said yes to; `deferred` are those that this turn defers.
+    deferred calls that the user has just said yes to; `deferred` are those that this turn defers; `refused` says in
+    words what the user has said no to.
     """
 
     request_id: str
@@ -65,6 +66,7 @@ class Approvals:
     ask: Callable[[ApprovalRequest], Awaitable[None]] | None
     granted: list[DeferredCall] = field(default_factory=list)
     deferred: list[DeferredCall] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     _updates: int = 0
     _open: dict[str, asyncio.Future[bool]] = field(default_factory=dict)
 
@@ -91,8 +93,9 @@ class Approvals:
                 some = group[start : start + _MAX_ROWS]
                 if self.ask is None:
                     refused |= self._ask_in_words(action, table, some)
-                elif not await self._approved(action, table, _summary(action, table, some)):
+                elif not await self._approved(action, table, summary := _summary(action, table, some)):
                     refused |= {question.call.id: _REFUSED for question in some}
+                    self.refused.append(summary)
         return refused
 
     def _may_ask(self, call: ToolInvocation) -> bool:
@@ -172,6 +175,13 @@ class Approvals:
                 del self.granted[place]
                 return True
         return False
+
+
+def refusal_text(summaries: Sequence[str]) -> str:
+    """Says, whatever the model says, that what the user refused was not done."""
+    if len(summaries) == 1:
+        return f"**Not done, because you said no:** {summaries[0]}"
+    return "\n".join(["**Not done, because you said no:**", *(f"- {summary}" for summary in summaries)])
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:

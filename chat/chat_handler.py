@@ -28,7 +28,7 @@ from adiuva.devices.protocol import (
     StreamText,
 )
 from agents import schedules
-from chat.end_messages import end_message
+from chat.end_messages import unsaid_end_message
 from chat.models import AssistantKind
 from chat.request import ChatRequest
 from chat.stream import StreamFrame, refusal_frames
@@ -210,7 +210,7 @@ class ChatHandler:
 
     async def _explain_end(self, request_id: str, end: StreamEnd) -> None:
         """Say in words why a turn ended, as protocol 1 has no codes."""
-        if words := end_message(end):
+        if words := unsaid_end_message(end):
             chunk = f"\n\n{words}" if request_id in self._answered_with_text else words
             await self.device.send_frame(StreamText(request_id=request_id, chunk=chunk))
         self._answered_with_text.discard(request_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +22,96 @@ _KEPT_S: Final = 900
 # A part of an answer is recognised if it has at least this length.
 _MIN_COPY_CHARS: Final = 16
 # Without "tak" and "hai", which mean yes in one language and thanks, hello or no in another.
-_YES = re.compile(
-    r"(?:(?:yes|yep|yeah|yup|y|ok|okay|sure|certainly|of course|please do|do it|do that|go ahead|confirm(?:ed)?"
-    r"|i confirm|delete (?:it|them|that)|all of them"
-    r"|ja|jawohl|klar|genau|gern|mach das|oui|d'accord|vas-y|sì|si|certo|va bene|procedi|confermo"
-    r"|sí|claro|vale|de acuerdo|sim|ano|da|はい|是|是的|好|好的|да|نعم|evet|joo|kyllä|igen|ναι)"
-    r"(?:,? (?:please|bitte|s'il te plaît|per favore|por favor))?[\s,.!]*)+",
-    re.IGNORECASE,
+_YES_WORDS: Final = (
+    *(
+        "yes",
+        "yes it is",
+        "yep",
+        "yeah",
+        "yup",
+        "y",
+        "ok",
+        "okay",
+        "okey",
+        "k",
+        "sure",
+        "sure thing",
+        "certainly",
+    ),
+    *(
+        "of course",
+        "absolutely",
+        "definitely",
+        "fine",
+        "sounds good",
+        "please do",
+        "do it",
+        "do that",
+        "go ahead",
+    ),
+    *(
+        "go for it",
+        "confirm",
+        "confirmed",
+        "i confirm",
+        "delete it",
+        "delete them",
+        "delete that",
+        "all of them",
+    ),
+    *(
+        "ja",
+        "jawohl",
+        "jo",
+        "jep",
+        "klar",
+        "na klar",
+        "alles klar",
+        "genau",
+        "gern",
+        "gerne",
+        "mach das",
+        "mach es",
+    ),
+    *("passt", "passt so", "in ordnung", "einverstanden", "oui", "d'accord", "vas-y", "bien sûr", "sì", "si"),
+    *(
+        "certo",
+        "va bene",
+        "procedi",
+        "confermo",
+        "d'accordo",
+        "sí",
+        "claro",
+        "vale",
+        "de acuerdo",
+        "sim",
+        "ano",
+    ),
+    *("da", "はい", "是", "是的", "好", "好的", "да", "نعم", "evet", "joo", "kyllä", "igen", "ναι"),
+    *("👍", "👌", "✅", "✔", "🆗", "☑", "💯"),
 )
+# These may stand beside a yes and are none by themselves.
+_POLITE_WORDS: Final = (
+    *("please", "thanks", "thank you", "thanks a lot", "thank you very much", "thx", "ty", "cheers"),
+    *(
+        "bitte",
+        "bitte schön",
+        "danke",
+        "danke schön",
+        "vielen dank",
+        "s'il te plaît",
+        "s'il vous plaît",
+        "merci",
+    ),
+    *("per favore", "grazie", "por favor", "gracias", "obrigado", "obrigada", "🙏", "🙂", "😊", "😀", "❤"),
+)
+_WORD_KINDS: Final = dict.fromkeys(_POLITE_WORDS, False) | dict.fromkeys(_YES_WORDS, True)
+_WORD = re.compile(
+    rf"({'|'.join(map(re.escape, sorted(_WORD_KINDS, key=len, reverse=True)))})(?!\w)[\s,.!;:]*"
+)
+OTHER_YES_WORDS: Final = "(Also ok, sure, go ahead, ja, oui, sì, sí or 👍, with nothing else in the message.)"
+# Variation selectors and skin tones of emoji.
+_EMOJI_VARIANTS = re.compile("[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]")
 
 
 @dataclass(frozen=True)
@@ -45,16 +128,23 @@ class DeferredCall:
 
 
 def is_yes(message: str) -> bool:
-    """Whether a message is a plain yes and nothing else."""
-    return _YES.fullmatch(message.strip(" \t\n.,!")) is not None
+    """Whether a message is a plain yes and nothing else but thanks and please."""
+    text = unicodedata.normalize("NFKC", message).casefold().replace("’", "'")
+    text = _EMOJI_VARIANTS.sub("", text).strip(" \t\n.,!")
+    place, has_yes = 0, False
+    while place < len(text):
+        if (word := _WORD.match(text, place)) is None:
+            return False
+        has_yes, place = has_yes or _WORD_KINDS[word[1]], word.end()
+    return has_yes
 
 
 def question_text(calls: Sequence[DeferredCall]) -> str:
     """The question that is put to the user at the end of an answer."""
     if len(calls) == 1:
-        return f"**{calls[0].summary}?** Answer yes, and it will be done."
+        return f"**{calls[0].summary}?** Answer yes, and it will be done. {OTHER_YES_WORDS}"
     listed = "\n".join(f"- {call.summary}" for call in calls)
-    return f"**Answer yes, and this will be done:**\n{listed}"
+    return f"**Answer yes, and this will be done:**\n{listed}\n\n{OTHER_YES_WORDS}"
 
 
 async def keep(

@@ -21,7 +21,9 @@ _MESSAGES: Final = {
     "too_many_model_calls": "This took more steps than one request may have, so I stopped. What was done so far stays.",
     "deadline": "This took too long, so I stopped. What was done so far stays.",
     "answer_too_long": "The answer grew too long, so I stopped.",
+    "answer_cut_off": "The model's answer was cut off at its length limit. Ask for the rest, or for something shorter.",
     "content_filter": "The model's provider refuses to answer this.",
+    "model_empty": "The model gave no answer, twice. What was done so far stays.",
     "not_saved": "The answer could not be saved.",
     "unavailable": "The server cannot do this right now. Please try again in a moment.",
     "server_restarting": "The server is restarting. Please try again in a moment.",
@@ -31,11 +33,23 @@ _MESSAGES: Final = {
 }
 _MODEL_FAILED: Final = "The model cannot be reached right now. Please try again later."
 _UNKNOWN_CODE: Final = "Something went wrong on the server. Please try again."
+# These are said at the end of the answer itself, to clients of both protocols and in REST: a model that answers with
+# nothing must not leave the user with nothing.
+SAID_IN_ANSWER: Final = frozenset({"answer_cut_off", "content_filter", "model_empty"})
 
 
 def end_message(end: StreamEnd) -> str:
     """Why a turn ended, if it did not end with a complete answer; "" otherwise."""
     if end.finish not in {"error", "limit"}:
         return ""
-    code = end.code or ""
+    return message_of(end.code or "")
+
+
+def unsaid_end_message(end: StreamEnd) -> str:
+    """The same, unless the answer says it."""
+    return "" if end.code in SAID_IN_ANSWER else end_message(end)
+
+
+def message_of(code: str) -> str:
+    """What a code of a turn's end means, in words."""
     return _MESSAGES.get(code) or (_MODEL_FAILED if code.startswith("model_") else _UNKNOWN_CODE)

@@ -23,12 +23,13 @@ from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log_failure
 from adiuva.devices.link import DeviceLink
 from adiuva.devices.protocol import ApprovalRequest, Domain, HistoryMessage, Mutation, StreamEnd, Usage
-from chat import deferred_calls, history, turn_saving
+from chat import approvals, deferred_calls, history, turn_saving
 from chat.agent_loop import LimitReached, OutputHooks, ToolInvocation, TurnContext, run_agent_loop
 from chat.approvals import Approvals
 from chat.assistants import SUPERVISORS
 from chat.deferred_calls import DeferredCall
 from chat.device_session import DeviceSession
+from chat.end_messages import SAID_IN_ANSWER, message_of
 from chat.history import FittedHistory
 from chat.memory_context import MEMORY, MemoryContext
 from chat.models import AssistantKind
@@ -293,9 +294,9 @@ class Turn:
         self.output.start(_DOMAINS.get(call.table) or _DOMAINS.get(str(call.arguments.get("agent"))))
         self.output.status(call.label)
 
-    def _end_model_answer(self) -> None:
-        self.output.end_answer()
+    def _end_model_answer(self, text: str) -> bool:
         self._steers.mark_read()
+        return self.output.end_answer()
 
     # ── End ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -311,6 +312,9 @@ class Turn:
             )
         try:
             self.output.end_answer()
+            if self.code in SAID_IN_ANSWER:
+                self.output.append_paragraph(message_of(self.code))
+            self._say_what_was_refused()
             if self.finish == "stop":
                 await self._ask_for_deferred_calls()
         except LimitReached as limit:
@@ -352,6 +356,11 @@ class Turn:
         )
         self.ended.set()
         self._steers.close()
+
+    def _say_what_was_refused(self) -> None:
+        """Put right, below the answer, what the model may have claimed in spite of a no."""
+        if self._approvals is not None and (refused := self._approvals.refused):
+            self.output.append_paragraph(approvals.refusal_text(refused))
 
     async def _ask_for_deferred_calls(self) -> None:
         """Ask, below the answer, for the yes that the model's calls need. A yes counts for exactly what was shown."""

@@ -58,6 +58,7 @@ class TurnOutput:
         self._texts: list[str] = []
         self._chars = 0
         self._started = self._between = False
+        self._has_words = False  # whether the answer that the model is giving has shown more than blanks
         self._label = ""
 
     @property
@@ -119,15 +120,20 @@ class TurnOutput:
             )
         self._show(self._sanitizer.feed(text))
 
-    def end_answer(self) -> None:
-        """Show what the sanitizer still holds back, because the model has ended one of its answers."""
+    def end_answer(self) -> bool:
+        """Show what the sanitizer still holds back, because the model has ended one of its answers.
+
+        Returns whether the user has been shown any of this answer.
+        """
         if (sanitizer := self._sanitizer) is None:
-            return
+            return False
         self._sanitizer = None
         self._show(sanitizer.finish())
         self._between = bool(self._texts)
         if sanitizer.removed:
             log.info("turn.text_withheld", turn=str(self._claimed.turn_id), **sanitizer.removed)
+        is_shown, self._has_words = self._has_words, False
+        return is_shown
 
     def append_paragraph(self, text: str) -> None:
         """Add a text of the server's as a paragraph after the model's."""
@@ -145,6 +151,7 @@ class TurnOutput:
         if self._chars > _MAX_CHARS:
             raise LimitReached("answer_too_long")
         self._texts.append(text)
+        self._has_words = self._has_words or not text.isspace()
         self._stream.write(text)
 
     def status(self, label: str) -> None:

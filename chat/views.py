@@ -22,7 +22,7 @@ from adiuva.devices.link import DeviceOffline
 from adiuva.devices.protocol import HistoryMessage, StreamEnd
 from adiuva.llm.errors import ModelError
 from chat import conversations
-from chat.end_messages import end_message
+from chat.end_messages import end_message, unsaid_end_message
 from chat.models import AssistantKind, Conversation
 from chat.request import ChatRequest
 from chat.serializers import (
@@ -196,12 +196,10 @@ def _response_body(answer: TurnResult) -> dict[str, Any]:
         "finish": answer.finish,
         "usage": answer.usage.model_dump(),
     }
-    why = end_message(
-        StreamEnd.model_validate({"request_id": "", "finish": answer.finish, "code": answer.code})
-    )
+    end = StreamEnd.model_validate({"request_id": "", "finish": answer.finish, "code": answer.code})
     if answer.finish == "error":
-        raise TurnFailed(answer.code, why, **so_far)
-    if why:  # older clients show the response and nothing else
+        raise TurnFailed(answer.code, end_message(end), **so_far)
+    if why := unsaid_end_message(end):  # older clients show the response and nothing else
         so_far["response"] = f"{answer.text}\n\n{why}".lstrip()
     return so_far | ({"code": answer.code} if answer.code else {})
 

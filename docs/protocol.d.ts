@@ -235,6 +235,7 @@ export interface StreamEnd {
 
 export interface StreamPosition {
   request_id: string;
+  /** the last seq that was seen; seq begins at 0, so -1 is nothing yet */
   after: number;
 }
 
@@ -242,6 +243,7 @@ export interface StreamPosition {
 export interface StreamResume {
   type: "stream_resume";
   request_id: string;
+  /** the last seq that was seen; seq begins at 0, so -1 is nothing yet */
   after: number;
 }
 

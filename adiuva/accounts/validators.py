@@ -12,13 +12,18 @@ from django.core.exceptions import ValidationError
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
 
 
+# Files beside the database's own: the machine's zone, and a placeholder for "not set".
+_NO_ZONES = frozenset({"localtime", "Factory"})
+
+
 @cache
-def _timezones() -> frozenset[str]:
-    return frozenset(zoneinfo.available_timezones())
+def timezones() -> frozenset[str]:
+    """The names of the IANA database that users may choose."""
+    return frozenset(zoneinfo.available_timezones()) - _NO_ZONES
 
 
 def validate_timezone(value: str) -> None:
-    if value not in _timezones():
+    if value not in timezones():
         raise ValidationError("This is not a time zone of the IANA database, such as Europe/Rome.")
 
 

@@ -67,9 +67,15 @@ Remembered = Annotated[
 RequestId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_without_nul)]
 
 
+# Where a client continues in a stream.
+LastSeen = Annotated[
+    int, Field(ge=-1, description="the last seq that was seen; seq begins at 0, so -1 is nothing yet")
+]
+
+
 class StreamPosition(Received):
     request_id: RequestId
-    after: int = Field(ge=-1)
+    after: LastSeen
 
 
 class DeviceHello(Received):
@@ -201,7 +207,7 @@ class StreamResume(Received):
     model_config = _RECEIVED_2
     type: Literal["stream_resume"] = "stream_resume"
     request_id: RequestId
-    after: int = Field(ge=-1)
+    after: LastSeen
 
 
 class ApprovalResponse(Received):

@@ -22,6 +22,7 @@ from adiuva.llm import litellm_client, openai_client, transport
 from adiuva.llm.base import ChatModel, EmbeddingModel
 from adiuva.llm.errors import (
     BadOutput,
+    ModelEmpty,
     ModelError,
     ModelGarbled,
     ModelInterrupted,
@@ -55,6 +56,7 @@ __all__ = [
     "EmbeddingModel",
     "Finish",
     "Message",
+    "ModelEmpty",
     "ModelError",
     "ModelGarbled",
     "ModelInterrupted",

@@ -68,6 +68,15 @@ class ModelGarbled(ModelError):
     code, status = "model_garbled", 502
 
 
+class ModelEmpty(ModelError):
+    """The model answered with nothing that could be shown or carried out, and did so again when it was asked again."""
+
+    code, status = "model_empty", 502
+
+    def __init__(self) -> None:
+        super().__init__("the model gave no answer")
+
+
 class BadOutput(ModelError):
     """The model answered, but not with JSON. `text` is its answer: content, never to be logged."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -92,22 +92,37 @@ class EventStreamParser:
             raise errors.ModelGarbled("the model's stream holds an endless event")
 
 
+# Finish reasons that are not overridden by a later one: some providers send a second, milder reason.
+_FINAL_REASONS: Final = frozenset({"content_filter", "length"})
+
+
 class _PartialToolCall:
     __slots__ = ("arguments", "id", "name")
 
     def __init__(self) -> None:
-        self.id, self.name, self.arguments = "", "", [""]
+        self.id, self.name, self.arguments = "", "", ""
+
+    @property
+    def is_complete(self) -> bool:
+        try:
+            orjson.loads(self.arguments)
+        except orjson.JSONDecodeError:
+            return False
+        return True
 
 
 class DeltaAssembler:
-    """Turns the data of events into deltas: text at once, tool calls and the finish at the end of the stream."""
+    """Turns the data of events into deltas: text at once, tool calls and the finish at the end of the stream.
+
+    A refusal that comes as a text of its own (`delta.refusal`) is no answer: the finish is then "content_filter".
+    """
 
     def __init__(self) -> None:
         self.done = False  # whether [DONE] has arrived
         self.reason = ""
         self._usage = Usage()
         self._calls: list[_PartialToolCall] = []
-        self._by_index: dict[int, _PartialToolCall] = {}
+        self._by_index: dict[Any, _PartialToolCall] = {}
 
     def feed(self, events: list[bytes]) -> list[Delta]:
         """The text in these events as one delta. Raises the error that an error object among them describes."""
@@ -134,16 +149,19 @@ class DeltaAssembler:
                     if delta:
                         text = delta.get("content")
                         if text:
-                            texts.append(text)
+                            texts.append(text if type(text) is str else _text_of_parts(text))
                         if delta.get("tool_calls"):
                             self._take_calls(delta["tool_calls"])
-                    if choice.get("finish_reason"):
+                        if delta.get("refusal"):
+                            self.reason = "content_filter"
+                    if choice.get("finish_reason") and self.reason not in _FINAL_REASONS:
                         self.reason = str(choice["finish_reason"])
                 if chunk.get("usage"):
                     self._usage = parse_usage(chunk["usage"])
                 if chunk.get("error"):
                     raise errors.from_error_object(chunk["error"])
-            return [Text("".join(texts))] if texts else []
+            text = "".join(texts)
+            return [Text(text)] if text else []
         except (AttributeError, TypeError, LookupError):
             raise errors.ModelGarbled("the model's stream holds a chunk of an unknown shape") from None
 
@@ -151,23 +169,41 @@ class DeltaAssembler:
         """The tool calls and the finish. Raises ModelInterrupted if the stream broke off."""
         if not self.reason and not self.done:
             raise errors.ModelInterrupted("the model's answer broke off")
-        calls = [make_tool_call(call.id, call.name, "".join(call.arguments)) for call in self._calls]
+        named = [call for call in self._calls if call.name or call.arguments]
+        calls = [make_tool_call(call.id, call.name, call.arguments) for call in named]
         reason = self.reason or ("tool_calls" if calls else "stop")
         return [*calls, Finish(reason, self._usage)]
 
-    def _take_calls(self, pieces: list[dict[str, Any]]) -> None:
-        for piece in pieces:
-            index, call_id = piece.get("index"), piece.get("id")
-            call = self._calls[-1] if index is None and self._calls else self._by_index.get(index or 0)
-            # Some providers give every call index 0, or none: a new id starts a new call.
-            if call is None or (call_id and call.id and call_id != call.id):
+    def _take_calls(self, pieces: list[Any]) -> None:
+        for place, piece in enumerate(pieces):
+            if not isinstance(piece, dict):
+                continue
+            index = piece.get("index")
+            function = piece.get("function") or {}
+            call_id, name = str(piece.get("id") or ""), str(function.get("name") or "")
+            # Without an index, several pieces belong to the calls in order, and a single one to the last call.
+            if index is None and len(pieces) == 1 and self._calls:
+                call: _PartialToolCall | None = self._calls[-1]
+            else:
+                call = self._by_index.get(index := place if index is None else index)
+            if call is None or _begins_another(call, call_id, name):
                 call = _PartialToolCall()
                 self._calls.append(call)
-                self._by_index[index or 0] = call
-            function = piece.get("function") or {}
-            call.id = call.id or str(call_id or "")
-            call.name = call.name or str(function.get("name") or "")
-            call.arguments.append(_arguments(function.get("arguments")))
+                self._by_index[index] = call
+            call.id = call.id or call_id
+            call.name = call.name or name
+            call.arguments += _arguments(function.get("arguments"))
+
+
+def _begins_another(call: _PartialToolCall, call_id: str, name: str) -> bool:
+    """Whether a piece at the place of `call` begins another call.
+
+    Providers give all calls the index 0, or none; others give each piece of one call a new id. So only a piece with a
+    name begins a call, and not if it repeats the name of a call that is not complete yet.
+    """
+    if not name or not call.name or (call_id and call_id == call.id):
+        return False
+    return name != call.name or call.is_complete
 
 
 def parse_completion(body: Any) -> Reply:
@@ -185,8 +221,10 @@ def parse_completion(body: Any) -> Reply:
             )
             for call in message.get("tool_calls") or ()
         )
-        text = _content(message.get("content")) or str(message.get("refusal") or "")
+        text, refusal = _content(message.get("content")), str(message.get("refusal") or "")
         reason = str(choice.get("finish_reason") or ("tool_calls" if calls else "stop"))
+        if refusal and not text:
+            text, reason = refusal, "content_filter"
         return Reply(text, calls, reason, parse_usage(body.get("usage")))
     except (AttributeError, TypeError, LookupError):
         raise errors.ModelGarbled("the model's answer is no chat completion") from None
@@ -232,10 +270,17 @@ def _parse_chunk(data: bytes) -> Any:
 
 def _content(content: Any) -> str:
     if isinstance(content, list):
-        return "".join(
-            part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
-        )
+        return _text_of_parts(content)
     return content if isinstance(content, str) else ""
+
+
+def _text_of_parts(parts: Any) -> str:
+    """The text of a content that comes in parts, without thoughts and references. Raises TypeError if it does not."""
+    if not isinstance(parts, list):
+        raise TypeError("content is a text or a list")
+    return "".join(
+        part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)
+    )
 
 
 def _arguments(value: Any) -> str:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from adiuva.core import db
-from chat.deferred_calls import is_yes
+from chat.deferred_calls import OTHER_YES_WORDS, is_yes
 from tests.chat.chat_client import (
     ChatClient,
     ClientStream,
@@ -67,12 +67,17 @@ async def test_a_delete_asks_by_the_rows_name_and_a_yes_does_it_once(
 async def test_a_no_is_told_to_the_model_and_nothing_is_done(
     chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
-    provider.script(DELETE, "I left it.")
+    provider.script(DELETE, "I have deleted it.")
     async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("delete the task about Ada")
         await client.decide((await client.asked_for(key))["id"], False)
-        end = end_frame(await client.ended(key))
+        stream = await client.ended(key)
+    end = end_frame(stream)
     assert (end["finish"], end["mutations"], rows.count("delete")) == ("stop", [], 0)
+    # Whatever the model claims, it is put right.
+    assert stream.text == (
+        "I have deleted it.\n\n**Not done, because you said no:** Delete the task “Call Ada”"
+    )
     assert prompt_messages(provider.last) == [NO]
 
 
@@ -287,7 +292,8 @@ async def _wish(client: ChatClient, provider: Provider) -> ClientStream:
     provider.script(DELETE, "Shall I delete Call Ada?")
     stream = await client.say("delete the task about Ada")
     assert stream.text == (
-        "Shall I delete Call Ada?\n\n**Delete the task “Call Ada”?** Answer yes, and it will be done."
+        "Shall I delete Call Ada?\n\n**Delete the task “Call Ada”?** Answer yes, and it will be done. "
+        + OTHER_YES_WORDS
     )
     assert (end_frame(stream)["mutations"], client.rows.count("delete")) == ([], 0)
     said = prompt_messages(provider.last)[0]
@@ -368,7 +374,9 @@ async def test_a_yes_counts_for_the_question_that_was_shown_and_that_is_ours(
     async with connect(chat_web, person, rows) as client:
         provider.script(DELETE, "Shall I show you your tasks for tomorrow?")
         stream = await client.say("sum up my notes")
-    assert stream.text.endswith("\n\n**Delete the task “Call Ada”?** Answer yes, and it will be done.")
+    assert stream.text.endswith(
+        "\n\n**Delete the task “Call Ada”?** Answer yes, and it will be done. " + OTHER_YES_WORDS
+    )
 
 
 async def test_what_was_never_asked_is_not_allowed_by_a_yes(
@@ -428,7 +436,7 @@ async def test_an_update_that_would_wipe_a_text_is_asked_for_and_one_that_adds_t
         stream = await client.say("tidy up")
     assert end_frame(stream)["mutations"] == []
     assert stream.text.endswith(
-        "**Update the note “Minutes”: content → “.”?** Answer yes, and it will be done."
+        "**Update the note “Minutes”: content → “.”?** Answer yes, and it will be done. " + OTHER_YES_WORDS
     )
     assert rows.tables["notes"][0]["content"] == more
 
@@ -535,6 +543,19 @@ async def test_rest_asks_in_words(
         "да",
         "yes yes",
         "y",
+        "👍",
+        "👍🏽",
+        "✔️",
+        "ok 👍",
+        "sure, thanks",
+        "yes thank you",
+        "Yes, thank you!",
+        "passt",
+        "ja bitte",
+        "Ja, danke.",
+        "thanks, go ahead",
+        "D’accord",
+        "ＯＫ",
     ],
 )
 def test_a_plain_yes(message: str) -> None:
@@ -566,6 +587,12 @@ def test_a_plain_yes(message: str) -> None:
         "yes to the first",
         "is it ok",
         "👍👎",
+        "thanks",
+        "no thanks",
+        "bitte",
+        "danke",
+        "thank you very much",
+        "yeses",
         " ",
         ".",
         "the document says: yes",

@@ -10,6 +10,7 @@ import pytest
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
 from chat import conversations
+from chat.deferred_calls import OTHER_YES_WORDS
 from chat.models import Conversation
 from memory import entries, preferences
 from memory.entries import BY_HAND
@@ -287,7 +288,9 @@ async def test_in_words_a_yes_forgets_the_entry_that_was_asked_about_whatever_it
     async with connect(chat_web, person) as client:
         provider.script(Call("forget", {"memory": "m1"}), "It waits for your yes.")
         stream = await client.say("forget that Bob pays late")
-        assert stream.text.endswith("**Forget the memory “Bob pays late”?** Answer yes, and it will be done.")
+        assert stream.text.endswith(
+            f"**Forget the memory “Bob pays late”?** Answer yes, and it will be done. {OTHER_YES_WORDS}"
+        )
         await put(person, Tier.CORE, "tea", key="drink")  # which is first from now on
         confirmed: list[str] = []
 

@@ -67,14 +67,15 @@ async def test_a_model_that_does_not_answer_ends_the_turn_with_its_error(
     assert len(provider.chats) == requests
 
 
-async def test_a_model_that_refuses_ends_the_turn_as_a_limit(
+async def test_a_model_that_refuses_twice_ends_the_turn_as_a_limit(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
-    provider.script(Say("I would", finish="content_filter"))
+    provider.script(Say("I would", finish="content_filter"), Say("", finish="content_filter"))
     async with connect(chat_web, person) as client:
         stream = await client.say("hello")
     end = end_frame(stream)
-    assert (end["finish"], end["code"], stream.text) == ("limit", "content_filter", "I would")
+    assert (end["finish"], end["code"]) == ("limit", "content_filter")
+    assert stream.text == "I would\n\nThe model's provider refuses to answer this."
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,105 @@ def test_calls_with_the_same_index_and_other_ids_are_several() -> None:
     ]
 
 
+def called(*pieces: Any) -> list[tuple[str, str]]:
+    """Name and arguments of the calls that a stream makes with these lists of pieces."""
+    deltas = DeltaAssembler()
+    for each in pieces:
+        deltas.feed_chunks([chunk({"tool_calls": each})])
+    deltas.feed_chunks([chunk({}, "tool_calls")])
+    return [(c.name, c.arguments) for c in deltas.finish() if isinstance(c, llm.ToolCall)]
+
+
+def piece(arguments: str | None = None, **given: Any) -> dict[str, Any]:
+    name = {"name": given.pop("name")} if "name" in given else {}
+    return {**given, "function": {**name, "arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [
+            [piece("", index=0, id="a", name="look")],
+            [piece('{"at"', index=0, id="b")],
+            [piece(":1}", index=0, id="c")],
+        ],
+        [[piece('{"at"', index=0, id="a", name="look")], [piece(":1}", index=0, id="b", name="look")]],
+        [[piece('{"at"', name="look")], [piece(":1}")]],
+        [[piece('{"at"', name="look", id="")], [piece(":1}", name="")]],
+        [[piece('{"at"', id="a", name="look")], [piece(":1}", id="b")]],
+        [[piece(None, index=3, id=None, name="look"), None], [piece('{"at":1}', index=3)]],
+        [[piece('{"at":1}', index=0, id="a", name="look")], [piece("", index=1)]],
+    ],
+    ids=[
+        "new ids",
+        "new ids and names",
+        "no id or index",
+        "empty id",
+        "ids, no index",
+        "nulls",
+        "an empty call",
+    ],
+)
+def test_the_pieces_of_one_call_are_one_call_whatever_they_are_called(pieces: Any) -> None:
+    assert called(*pieces) == [("look", '{"at":1}')]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [[piece('{"at":1}', name="look"), piece('{"at":2}', name="look")]],
+        [[piece('{"at"', name="look"), piece('{"at"', name="look")], [piece(":1}"), piece(":2}")]],
+        [[piece('{"at":1}', name="look")], [piece('{"at":2}', name="look")]],
+        [
+            [piece('{"at":1}', index=0, id="a", name="look")],
+            [piece('{"at":2}', index=0, id="b", name="look")],
+        ],
+        [
+            [piece("", index=0, id="same", name="look")],
+            [piece("", index=1, id="same", name="look")],
+            [piece('{"at":2}', index=1), piece('{"at":1}', index=0)],
+        ],
+    ],
+    ids=["one chunk", "by position", "one after the other", "index 0 twice", "the same id"],
+)
+def test_two_calls_are_two_without_ids_and_indexes(pieces: Any) -> None:
+    assert called(*pieces) == [("look", '{"at":1}'), ("look", '{"at":2}')]
+
+
+def test_content_may_come_in_parts_and_thoughts_are_none_of_it() -> None:
+    deltas = DeltaAssembler()
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+        {"type": "text", "text": "Hel"},
+        {"type": "reference", "reference_ids": [1]},
+    ]
+    said = deltas.feed_chunks(
+        [chunk({"content": parts}), chunk({"content": "lo"}), chunk({"content": [parts[0]]})]
+    )
+    assert said == [llm.Text("Hello")]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "counts"),
+    [
+        (["stop", "stop"], "stop"),
+        (["stop", "tool_calls"], "tool_calls"),
+        (["length", "stop"], "length"),
+        (["content_filter", "stop"], "content_filter"),
+    ],
+)
+def test_of_two_finishes_the_graver_one_counts(reasons: list[str], counts: str) -> None:
+    deltas = DeltaAssembler()
+    deltas.feed_chunks([chunk({}, reason) for reason in reasons])
+    assert deltas.finish() == [llm.Finish(counts, llm.Usage())]
+
+
+def test_a_refusal_ends_as_filtered() -> None:
+    deltas = DeltaAssembler()
+    assert deltas.feed_chunks([chunk({"refusal": "I can't"}), chunk({}, "stop")]) == []
+    assert deltas.finish() == [llm.Finish("content_filter", llm.Usage())]
+
+
 def test_half_a_surrogate_pair_is_replaced_not_fatal() -> None:
     assert loads(b'{"a": "x\\ud83d"}') == {"a": "x?"}
 
