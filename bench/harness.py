@@ -112,9 +112,19 @@ def stock_python() -> str:
         subprocess.run(
             [uv, "venv", "--quiet", "--clear", "--python", sys.executable, place], env=env, check=True
         )
-        install = [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", found, "-r"]
+        install = [
+            uv,
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--require-hashes",
+            "--python",
+            str(found),
+            "-r",
+        ]
         for lock in (ours, theirs):  # the second adds its own, and replaces what it needs in another version
-            subprocess.run([*install, lock], env=env, check=True)
+            subprocess.run([*install, str(lock)], env=env, check=True)
         done.touch()
     return str(found)
 

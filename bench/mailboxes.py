@@ -30,7 +30,7 @@ from bench.harness import show
 from bench.mail.control import CONTROLS
 from bench.mail.fault_scripts import FEW, SCRIPTS, arriving, quiet
 from bench.mail.mailbox_simulation import MOST_RUNS, PATIENCE_S, Outcome, World, compare, world
-from tests.fakes.identity import Hold
+from tests.fakes.provider import Hold
 
 AT_ONCE = 8  # mailboxes
 LEASE_S = 3

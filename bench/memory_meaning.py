@@ -11,6 +11,7 @@ import asyncio
 import datetime as dt
 from collections.abc import Sequence
 from typing import Final
+from uuid import UUID
 
 from bench.harness import Ground, Stopwatch, ground, median, show
 from bench.memory_recall import new_user
@@ -60,7 +61,9 @@ async def _compare(model: str) -> None:
     await llm.aclose()
 
 
-async def _show(user_id: object, what: str, texts: Sequence[str], vectors: Sequence[object]) -> None:
+async def _show(
+    user_id: UUID, what: str, texts: Sequence[str], vectors: Sequence[Sequence[float] | None]
+) -> None:
     from adiuva.core import db
 
     places = [
@@ -71,7 +74,7 @@ async def _show(user_id: object, what: str, texts: Sequence[str], vectors: Seque
     show(what, f"{first} and {five}")
 
 
-def _remember(user_id: object) -> None:
+def _remember(user_id: UUID) -> None:
     from adiuva.accounts.keys import cipher_for
     from memory.entries import EntryContent, set_content
     from memory.models import Entry, Memory, Tier
@@ -85,10 +88,10 @@ def _remember(user_id: object) -> None:
         _entries.append(entry.pk)
 
 
-_entries: list[object] = []
+_entries: list[UUID] = []
 
 
-def _keep_vectors(user_id: object, vectors: Sequence[Sequence[float]]) -> None:
+def _keep_vectors(user_id: UUID, vectors: Sequence[Sequence[float]]) -> None:
     from adiuva import llm
     from memory.models import Embedding
 
@@ -97,7 +100,7 @@ def _keep_vectors(user_id: object, vectors: Sequence[Sequence[float]]) -> None:
         Embedding.objects.create(entry_id=pk, user_id=user_id, embedding_model=name, vector=list(vector))
 
 
-def _place(user_id: object, index: int, question: str, vector: object) -> int:
+def _place(user_id: UUID, index: int, question: str, vector: Sequence[float] | None) -> int:
     """At which place the search finds the entry that answers a question; after all others if it does not."""
     from memory.search import search
 

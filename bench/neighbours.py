@@ -54,7 +54,7 @@ def application() -> Any:
         async def disconnect(self) -> None:
             pass
 
-    class Stock(AsyncWebsocketConsumer):
+    class Stock(AsyncWebsocketConsumer):  # type: ignore[misc]
         async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
             if text_data == "sleep":
                 await database_sync_to_async(wait_for_the_database)()

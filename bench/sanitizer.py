@@ -197,7 +197,7 @@ def main() -> None:
         one.feed(document)
         one.finish()
     show(f"{LONG:,} characters of prose in one piece", f"{watch.cpu * 1e3:.1f} ms")
-    for folder in map(Path, sys.argv[1:] or [SAMPLES]):
+    for folder in [Path(name) for name in sys.argv[1:]] or [SAMPLES]:
         wrong(filters, folder)
 
 

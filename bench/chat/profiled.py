@@ -12,7 +12,6 @@ import gc
 import json
 import os
 import signal
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -66,9 +65,9 @@ _TIMES_A_S = 500
 
 samples: Counter[str] = Counter()
 places: Counter[str] = Counter()
-spans: Counter[str] = Counter()
+spans: defaultdict[str, float] = defaultdict(float)
 counts: Counter[str] = Counter()
-longest: dict[str, float] = defaultdict(float)
+longest: defaultdict[str, float] = defaultdict(float)
 _inner: ContextVar[list[float]] = ContextVar("inner")
 
 
@@ -122,7 +121,7 @@ def watch() -> None:
         with span(f"database: {function.__name__}"):
             return await run(function, *args, **kwargs)
 
-    db.run = timed_run  # type: ignore[assignment]
+    db.run = timed_run
     for name in ("call", "send_calls"):
 
         def timed(method: Any) -> Any:
@@ -144,7 +143,7 @@ def watch() -> None:
                 return
             yield found
 
-    OpenAIChat._stream_once = timed_listen  # type: ignore[assignment, method-assign]
+    OpenAIChat._stream_once = timed_listen  # type: ignore[method-assign]
 
 
 def watch_collector() -> None:
@@ -164,8 +163,8 @@ def watch_collector() -> None:
 
 
 def begin(*_: object) -> None:
-    for counter in (samples, places, spans, counts, longest):
-        counter.clear()
+    for measured in (samples, places, spans, counts, longest):
+        measured.clear()
     signal.setitimer(signal.ITIMER_PROF, 1 / _TIMES_A_S, 1 / _TIMES_A_S)
 
 
@@ -237,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

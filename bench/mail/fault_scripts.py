@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from bench.mail import sample_mails
@@ -223,7 +224,7 @@ def deleted(scene: Scene) -> None:
     for place, number in enumerate(range(7, scene.size, 100)):
         scene.due.pop(scene.title(number))
         scene.perhaps.add(scene.title(number))
-        scene.when(300 + 60 * place, lambda key=keys[number]: scene.box.delete(key))
+        scene.when(300 + 60 * place, partial(scene.box.delete, keys[number]))
 
 
 def odd(scene: Scene) -> None:
@@ -266,7 +267,7 @@ def arriving(scene: Scene) -> None:
     scene.fill(0, scene.size - new)
     scene.box.overlap = 3
     for place, number in enumerate(range(scene.size - new, scene.size)):
-        scene.when(20 + 1_600 * place // new, lambda number=number: scene.add(number))
+        scene.when(20 + 1_600 * place // new, partial(scene.add, number))
 
 
 def storm(scene: Scene) -> None:
@@ -288,7 +289,7 @@ def storm(scene: Scene) -> None:
         scene.may_be_lost = True
         acts.append(lambda: scene.identity.revoke(scene.account))
     for number in range(scene.size - new, scene.size):
-        acts.append(lambda number=number: scene.add(number))
+        acts.append(partial(scene.add, number))
     for act, number in zip(acts, chance.sample(range(5, scene.size - new), len(acts)), strict=True):
         box.when(number, act)
 
