@@ -8,4 +8,9 @@ class AdiuvaConfig(AppConfig):
 
     def ready(self) -> None:
         # Importing them registers the system checks and makes our Celery application the default one.
+        from corsheaders.signals import check_request_enabled
+
         from adiuva import celery, checks  # noqa: F401
+        from adiuva.core import origins
+
+        check_request_enabled.connect(origins.allows_cors)

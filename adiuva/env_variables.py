@@ -75,8 +75,9 @@ ALLOWED_HOSTS = _web.words(
 ALLOWED_ORIGINS = _web.words(
     "ADIUVA_ALLOWED_ORIGINS",
     (),
-    "Origins from which a browser may open the device socket; native clients send none.",
-    computed="ADIUVA_PUBLIC_URL",
+    "Origins whose pages may use the API (CORS) and open the device socket; native clients send none. `:*` is any "
+    "port, another `*` any part of a name: http://localhost:*, app://*. The server's own origins are always allowed.",
+    computed="app://*,http://localhost:*,http://127.0.0.1:* in development",
 )
 HSTS_S = _web.integer(
     "ADIUVA_HSTS_S",

@@ -40,7 +40,11 @@ PORT = env.PORT.read()
 PUBLIC_URL = env.PUBLIC_URL.read(f"http://localhost:{PORT}").rstrip("/")
 SERVER = env.SERVER.read()
 ALLOWED_HOSTS = env.ALLOWED_HOSTS.read([] if PRODUCTION else ["localhost", "127.0.0.1", "[::1]"])
-ALLOWED_ORIGINS = env.ALLOWED_ORIGINS.read([PUBLIC_URL])
+ALLOWED_ORIGINS = env.ALLOWED_ORIGINS.read(
+    [] if PRODUCTION else ["app://*", "http://localhost:*", "http://127.0.0.1:*"]
+)
+if any("://" not in origin or origin.startswith("*") for origin in ALLOWED_ORIGINS):
+    raise ImproperlyConfigured(f"{env.ALLOWED_ORIGINS.name} must list origins, such as https://app.example")
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 TRUSTED_PROXIES = env.TRUSTED_PROXIES.read()
 
@@ -54,6 +58,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "django.contrib.postgres",
+    "corsheaders",
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
@@ -71,6 +76,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "adiuva.core.logging.RequestLog",
     "adiuva.core.security_headers.SecurityHeaders",
+    "corsheaders.middleware.CorsMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -252,6 +258,35 @@ REST_FRAMEWORK = {
     "NUM_PROXIES": TRUSTED_PROXIES,
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
+CSRF_FAILURE_VIEW = "adiuva.views.csrf_failure"
+
+# CORS: core.origins says which origins, and where. Clients there sign in with a bearer token, never with a cookie.
+CORS_URLS_REGEX = r"^$"
+CORS_ALLOW_HEADERS = [
+    "accept",
+    "authorization",
+    "content-type",
+    "if-modified-since",
+    "last-event-id",
+    "x-backup-checksum",
+    "x-backup-timestamp",
+    "x-backup-version",
+    "x-request-id",
+]
+CORS_EXPOSE_HEADERS = [
+    "Content-Disposition",
+    "Link",
+    "Location",
+    "Retry-After",
+    "X-Backup-Checksum",
+    "X-Backup-Timestamp",
+    "X-Backup-Version",
+    "X-Checksum",
+    "X-Request-ID",
+    "X-Total-Count",
+]
+CORS_PREFLIGHT_MAX_AGE = 3600  # seconds
+
 SPECTACULAR_SETTINGS = {
     "TITLE": "Adiuva",
     "DESCRIPTION": "The server that thinks for a freelancer's data and leaves it on the freelancer's device.",

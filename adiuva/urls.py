@@ -1,14 +1,14 @@
 from django.contrib import admin
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import URLPattern, URLResolver, include, path, re_path
-from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 from rest_framework.permissions import AllowAny
 
 from adiuva import health, views
 from adiuva.accounts.forms import SignInForm
 
-_open = {"authentication_classes": [], "permission_classes": [AllowAny]}
+# Without metadata, OPTIONS is refused: the answer would have to be YAML or a page.
+_open = {"authentication_classes": [], "permission_classes": [AllowAny], "metadata_class": None}
 
 v1: list[URLPattern | URLResolver] = [
     path("", views.Root.as_view(), name="api-root"),
@@ -39,7 +39,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("account/", include("adiuva.accounts.page_urls")),
     path("admin/", admin.site.urls),
     path("api-auth/", include((sign_in, "rest_framework"))),  # DRF's name, for the links of its pages
-    path("api/v1", RedirectView.as_view(pattern_name="api-root")),
+    path("api/v1", views.Root.as_view()),
     path("api/v1/", include(v1)),
     re_path("^api/", views.no_endpoint),
 ]

@@ -9,7 +9,8 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.urls import URLPattern, URLResolver, get_resolver
-from django.views import defaults
+from django.views import csrf, defaults
+from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.utils import extend_schema
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
@@ -83,9 +84,17 @@ def _error_response(status: int) -> JsonResponse:
     return JsonResponse({"code": code, "message": message}, status=status)
 
 
+@csrf_exempt
 def no_endpoint(request: HttpRequest) -> HttpResponse:
     """The last pattern below /api/: an unknown path gets JSON, also with DEBUG on."""
     return _error_response(404)
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """Django's hook for a form without its token."""
+    if request.path.startswith("/api/"):
+        return _error_response(403)
+    return csrf.csrf_failure(request, reason)
 
 
 def _handler(status: int, page: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:

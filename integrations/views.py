@@ -11,7 +11,7 @@ from uuid import UUID
 import structlog
 from django.conf import settings
 from django.db import close_old_connections
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.views import View
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
@@ -116,6 +116,12 @@ class CallbackView(View):
     """The page to which a provider redirects the browser. Not authenticated: the state says whose consent it is."""
 
     http_method_names = ["get"]  # no HEAD: a link preview must not use up the state
+
+    def http_method_not_allowed(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """In the form of the API, below which it is."""
+        response = super().http_method_not_allowed(request, *args, **kwargs)
+        body = {"code": "method_not_allowed", "message": f'Method "{request.method}" not allowed.'}
+        return JsonResponse(body, status=response.status_code, headers={"Allow": response["Allow"]})
 
     def get(self, request: HttpRequest, provider: str) -> HttpResponse:
         if provider not in Provider.values:

@@ -18,6 +18,7 @@ from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
 from rest_framework import exceptions, metadata, serializers
 from rest_framework.pagination import PageNumberPagination
+from rest_framework.renderers import BrowsableAPIRenderer, JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.utils.urls import replace_query_param
@@ -50,12 +51,20 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
     found = _as_ours(error)
     if found is None:
         return None
+    _refuse_in_json(context.get("request"))
     response = Response(found.body(), status=found.status)
     if found.status == 401:
         response["WWW-Authenticate"] = "Bearer"
     if "retry_after_s" in found.extra:
         response["Retry-After"] = str(found.extra["retry_after_s"])
     return response
+
+
+def _refuse_in_json(request: Any) -> None:
+    """Also where a view answers with a page or with YAML."""
+    chosen = getattr(request, "accepted_renderer", None)
+    if chosen and not isinstance(chosen, JSONRenderer | BrowsableAPIRenderer):
+        request.accepted_renderer, request.accepted_media_type = JSONRenderer(), JSONRenderer.media_type
 
 
 def _as_ours(error: Exception) -> errors.AdiuvaError | None:

@@ -17,7 +17,7 @@ from channels.layers import get_channel_layer
 from django.conf import settings
 
 from adiuva.accounts import services as accounts
-from adiuva.core import db
+from adiuva.core import db, origins
 from adiuva.core.errors import NotAuthenticated
 from adiuva.core.websocket import SocketConsumer
 from adiuva.devices import connections, presence
@@ -88,7 +88,7 @@ class DeviceHandler:
         headers = {name: value.decode("latin-1") for name, value in self.socket.scope["headers"]}
         await self.socket.accept()  # a close code reaches only a peer that was accepted
         origin = headers.get(b"origin")
-        if origin is not None and origin not in settings.ALLOWED_ORIGINS:
+        if origin is not None and not origins.is_allowed(origin, headers.get(b"host", "")):
             await self.socket.close(Close.ORIGIN_REFUSED)
             return
         try:

@@ -1,0 +1,48 @@
+"""Origins (RFC 6454) from which a page may use the API and open the device socket, and what CORS allows them."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.exceptions import DisallowedHost
+from django.http.request import split_domain_port, validate_host
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+
+
+def is_allowed(origin: str, host: str) -> bool:
+    """Whether the `Origin` of a request to `host` (its Host header) is on the list, or is this server itself.
+
+    The server's own origins are those of the names that settings.ALLOWED_HOSTS takes.
+    """
+    if any(_pattern(entry).fullmatch(origin) for entry in (settings.PUBLIC_URL, *settings.ALLOWED_ORIGINS)):
+        return True
+    parts = urlsplit(origin)
+    # Behind https, a page that came over plain http may have been written by anyone on the way.
+    schemes = {"https", urlsplit(settings.PUBLIC_URL).scheme}
+    if parts.scheme not in schemes or parts.netloc.lower() != host.lower():
+        return False
+    name, _ = split_domain_port(host)
+    return bool(name) and validate_host(name, settings.ALLOWED_HOSTS)
+
+
+@cache
+def _pattern(entry: str) -> re.Pattern[str]:
+    """An entry of the list: an origin, in which `:*` is any port or none, and any other `*` part of a name."""
+    text = re.escape(entry.rstrip("/")).replace(r":\*", r"(:\d+)?").replace(r"\*", r"[\w.-]*")
+    return re.compile(text, re.IGNORECASE)
+
+
+def allows_cors(sender: object, request: HttpRequest, **_: object) -> bool:
+    """Receiver of the signal by which django-cors-headers asks, at any path."""
+    if not request.path.startswith("/api/"):
+        return False
+    try:
+        return is_allowed(request.headers.get("Origin", ""), request.get_host())
+    except (DisallowedHost, ValueError):
+        return False
