@@ -23,6 +23,7 @@ from adiuva.devices.codec import MAX_FRAME_BYTES
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceUnreachable, OutcomeUnknown
 from adiuva.devices.protocol import WRITES, Action, Data, Mutation, TableName, ToolCall, ToolResultBody
 from adiuva.devices.tables import TABLES
+from chat.foreign_text import ForeignTexts
 from chat.untrusted_text import is_row_id, one_line
 
 NOUNS: Final[dict[str, tuple[str, str]]] = {
@@ -56,15 +57,20 @@ class DeviceSession:
     """`mutations`: the changes of this turn, each row as the device returned it; of a deleted row, its id.
 
     `titles`: the title, by id, of every row that a tool returned or changed in this turn.
+    `foreign`: the texts that were read and that the user did not write.
     """
 
-    def __init__(self, link: DeviceLink, *, zone: ZoneInfo, now: datetime) -> None:
+    def __init__(
+        self, link: DeviceLink, *, zone: ZoneInfo, now: datetime, foreign: ForeignTexts | None = None
+    ) -> None:
         self.link, self.zone, self.now = link, zone, now
+        self.foreign = ForeignTexts() if foreign is None else foreign
         self.today: date = now.astimezone(zone).date()
         self.mutations: list[Mutation] = []
         self.titles: dict[str, str] = {}
         self._tables: dict[str, str] = {}  # by row id, for all rows in `titles`
         self._named: set[str] = set()  # tables whose rows were read for their names
+        self._name_calls: set[str] = set()  # the calls that read them
         self._rows: deque[Data] = deque(maxlen=_MAX_RECENT_ROWS)
 
     async def call(
@@ -115,6 +121,7 @@ class DeviceSession:
         if names_of is not None and names_of not in self._named:
             everything: Data = {"includeArchived": True} if names_of == "projects" else {}
             calls.append(new_call("select", names_of, filters=everything, limit=_MAX_NAME_ROWS))
+            self._name_calls.add(calls[-1].id)
         if len(calls) == 1:
             outcomes: Sequence[ToolResultBody | ToolException] = [
                 await self.call("select", table, filters=filters[0], limit=limit)
@@ -158,14 +165,18 @@ class DeviceSession:
         match call.action, answer:
             case "select", ToolResultBody(rows=list() as rows) if all(_is_valid_row(row) for row in rows):
                 self._record_rows(call.table, rows)
+                if call.id not in self._name_calls:
+                    self.foreign.add_rows(call.table or "", rows)
             case "get", ToolResultBody(row=None) if _is_empty_result(answer):
                 pass
             case "get", ToolResultBody(row=dict() as row) if _is_valid_row(row, key):
                 self._record_rows(call.table, [row])
+                self.foreign.add_rows(call.table or "", [row])
             case ("insert", ToolResultBody(row=dict() as row)) if _is_valid_row(row):
                 self._record_change("insert", call.table, row)
             case ("update", ToolResultBody(row=dict() as row)) if _is_valid_row(row, key):
                 self._record_change("update", call.table, row)
+                self.foreign.add_rows(call.table or "", [row])
             case "delete", ToolResultBody(deleted=True):
                 self._record_change("delete", call.table, {"id": key})
             case "delete", ToolResultBody(deleted=False):

@@ -36,8 +36,14 @@ def _messages(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 
 def _turns(user_id: UUID) -> Iterator[dict[str, Any]]:
-    rows = Turn.objects.of(user_id).order_by("started_at", "id")
-    yield from rows.values(*exported_columns(Turn, but=["user", "owner"])).iterator(ROWS_PER_BATCH)
+    cipher, names = cipher_for(user_id), exported_columns(Turn, but=["user", "owner"])
+    for row in Turn.objects.of(user_id).order_by("started_at", "id").iterator(ROWS_PER_BATCH):
+        known = {name: getattr(row, name) for name in names}
+        yield {**known, **readable(partial(_foreign, row, cipher))}
+
+
+def _foreign(row: Turn, cipher: UserCipher) -> Mapping[str, Any]:
+    return {"foreign": [] if row.foreign is None else Turn.foreign.unseal_from(cipher, row)}
 
 
 register(

@@ -46,6 +46,12 @@ class Conversation(models.Model):
         editable=False,
         help_text="later answers may tell of a private message, and are not kept in memory",
     )
+    has_foreign = models.BooleanField(
+        default=False,
+        db_default=False,
+        editable=False,
+        help_text="answers may quote texts that the user did not write, and are not kept in memory",
+    )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     updated_at = models.DateTimeField(db_default=Now(), editable=False, help_text="of the last message")
 
@@ -117,6 +123,9 @@ class Turn(models.Model):
     prompt_version = models.CharField(max_length=60, blank=True)
     memory = models.BooleanField(
         default=True, db_default=True, help_text="off: it was asked to leave nothing in memory"
+    )
+    foreign = SealedJSONField(
+        null=True, help_text="sealed: which texts it read that the user did not write, as {table, id}"
     )
     input_tokens = models.PositiveIntegerField(default=0)
     output_tokens = models.PositiveIntegerField(default=0)

@@ -30,6 +30,7 @@ from chat.assistants import SUPERVISORS
 from chat.deferred_calls import DeferredCall
 from chat.device_session import DeviceSession
 from chat.end_messages import SAID_IN_ANSWER, message_of
+from chat.foreign_text import CONTEXT, ForeignTexts
 from chat.history import FittedHistory
 from chat.memory_context import MEMORY, MemoryContext
 from chat.models import AssistantKind
@@ -79,6 +80,9 @@ class Turn:
         self.code = ""
         self.mutations: list[Mutation] = []
         self.usage = Usage()
+        self.foreign = ForeignTexts(earlier=claimed.has_foreign)
+        if request.context:
+            self.foreign.add(CONTEXT)
         self._announce = announce
         self._steers = SteerQueue()
         self._ending = self._cancelled = self._stopped = False
@@ -214,7 +218,7 @@ class Turn:
         async with DeviceLink(
             request.user_id, request.device_id, wait_s=settings.CHAT["device_reconnect_wait_s"]
         ) as link:
-            session = DeviceSession(link, zone=zone, now=now)
+            session = DeviceSession(link, zone=zone, now=now, foreign=self.foreign)
             self.mutations = session.mutations
             self._approvals = Approvals(
                 request_id=request.request_id,
@@ -331,6 +335,7 @@ class Turn:
             usage=self.usage,
             tool_calls=context.tool_calls if context else 0,
             summary=self._new_summary(),
+            foreign=self.foreign,
         )
         await self._wait_for_receipts()
         if code := await turn_saving.save(self.request, self.claimed, result):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import Conflict
 from adiuva.devices.protocol import Mutation, Usage
 from chat.conversations import ConversationNotFound, parse_id
+from chat.foreign_text import ForeignTexts
 from chat.models import Conversation, Message, Turn
 from chat.request import ChatRequest
 from chat.titles import derive_title
@@ -53,6 +55,7 @@ class ClaimedTurn:
     `untitled`: whether the conversation still needs a title.
     `memory`: whether memory is on for this user and in this conversation.
     `has_private`: whether an earlier message was not to be remembered.
+    `has_foreign`: whether earlier answers may quote texts that the user did not write.
     `seq`: the request's place in its conversation; None if it has none.
     """
 
@@ -67,6 +70,7 @@ class ClaimedTurn:
     untitled: bool = False
     memory: bool = True
     has_private: bool = False
+    has_foreign: bool = False
     seq: int | None = None
 
 
@@ -79,7 +83,10 @@ class NewSummary(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TurnOutcome:
-    """How a turn ended. `steered` is what the user said while it ran; `code` says why it did not end with "stop"."""
+    """How a turn ended. `steered` is what the user said while it ran; `code` says why it did not end with "stop".
+
+    `foreign`: the texts that it read and that the user did not write.
+    """
 
     state: str
     text: str
@@ -89,6 +96,7 @@ class TurnOutcome:
     usage: Usage = field(default_factory=Usage)
     tool_calls: int = 0
     summary: NewSummary | None = None
+    foreign: ForeignTexts = field(default_factory=ForeignTexts)
 
 
 # One round trip: who the user is, the claim, and the conversation with its first message (`message`), if the request
@@ -121,11 +129,13 @@ FROM owner LEFT JOIN claimed ON true LEFT JOIN memory_memory AS memory ON memory
 _ADVANCE_SQL = """
 WITH owner AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE)
 UPDATE chat_conversation AS conversation SET message_count = message_count + 1, updated_at = now(),
-    has_private = has_private OR NOT %(memory)s, title = COALESCE(title, %(title)s),
+    has_private = has_private OR NOT %(memory)s, has_foreign = has_foreign OR %(foreign)s,
+    title = COALESCE(title, %(title)s),
     summary = CASE WHEN %(upto)s > conversation.summary_upto THEN %(summary)s ELSE conversation.summary END,
     summary_upto = GREATEST(conversation.summary_upto, %(upto)s)
 FROM owner WHERE conversation.id = %(id)s AND conversation.user_id = owner.id
-RETURNING message_count, title, summary, conversation.summary_upto, conversation.memory, has_private
+RETURNING message_count, title, summary, conversation.summary_upto, conversation.memory, has_private,
+    has_foreign
 """
 
 _INSERT_MESSAGE_SQL = """
@@ -136,7 +146,7 @@ VALUES (%(id)s, %(conversation)s, %(seq)s, %(role)s, %(sealed)s)
 _END_SQL = """
 UPDATE chat_turn SET state = %(state)s, code = %(code)s, ended_at = now(), input_tokens = %(input_tokens)s,
     output_tokens = %(output_tokens)s, model_calls = %(model_calls)s, tool_calls = %(tool_calls)s,
-    mutations = %(mutations)s
+    mutations = %(mutations)s, "foreign" = %(foreign)s
 WHERE id = %(turn)s AND state = 'running'
 """
 
@@ -162,6 +172,8 @@ def claim_turn(*, request: ChatRequest, owner: str, prompt_version: str) -> Clai
     else:
         claimed = claim(None)
         claimed.history = [ChatMessage(message.role, message.content) for message in request.history]
+        # What its earlier turns read is not stored.
+        claimed.has_foreign = any(message.role == "assistant" for message in request.history)
     return claimed
 
 
@@ -219,7 +231,7 @@ def _continue_conversation(claimed: ClaimedTurn, request: ChatRequest, conversat
         raise ConversationNotFound
     claimed.untitled, claimed.summary_upto = state.title is None, state.summary_upto
     claimed.memory, claimed.seq = claimed.memory and state.memory, state.seq
-    claimed.has_private = state.has_private
+    claimed.has_private, claimed.has_foreign = state.has_private, state.has_foreign
     if state.summary is not None:
         claimed.summary = Conversation.summary.unseal(claimed.cipher, state.summary, conversation_id)
     rows = Message.objects.filter(
@@ -249,12 +261,14 @@ def finish_turn(*, request: ChatRequest, claimed: ClaimedTurn, result: TurnOutco
         user_id=request.user_id,
         cipher=claimed.cipher,
         said=[request.message, *result.steered],
+        foreign=result.foreign.listed(),
     )
+    answer = _answer_to_keep(claimed, result)
     remembers = request.memory and claimed.memory and bool(result.text.strip())
     if claimed.conversation_id is None:
         _end_row(claimed, result)
         if remembers:
-            store_exchange(kind=SourceKind.REQUEST, source_id=claimed.turn_id, seq=None, answer=result.text)
+            store_exchange(kind=SourceKind.REQUEST, source_id=claimed.turn_id, seq=None, answer=answer)
         return
     title = (derive_title(request.message, result.text) or None) if claimed.untitled else None
     # The messages first: account and conversation are locked before turns, here as in their deletion.
@@ -268,6 +282,7 @@ def finish_turn(*, request: ChatRequest, claimed: ClaimedTurn, result: TurnOutco
             _answer_body(result),
             title=title,
             summary=result.summary,
+            foreign=bool(result.foreign),
         )
         _end_row(claimed, result)
         # Memory may have been switched off while the turn ran.
@@ -277,8 +292,19 @@ def finish_turn(*, request: ChatRequest, claimed: ClaimedTurn, result: TurnOutco
                 source_id=claimed.conversation_id,
                 seq=claimed.seq,
                 # After a private message, an answer may tell what was said in it.
-                answer="" if state.has_private else result.text,
+                answer="" if state.has_private else answer,
             )
+
+
+def _answer_to_keep(claimed: ClaimedTurn, result: TurnOutcome) -> str:
+    """What the memory reads of an answer: not one that may quote texts that the user did not write."""
+    if not result.foreign and not claimed.has_foreign:
+        return result.text
+    changes = Counter(f"{mutation.action} in {mutation.table}" for mutation in result.mutations)
+    done = "; ".join(f"{change}: {count}" for change, count in changes.items())
+    return (
+        f"(left out, since it may quote texts that the user did not write{f'. Done: {done}' if done else ''})"
+    )
 
 
 def _answer_body(result: TurnOutcome) -> dict[str, Any]:
@@ -299,6 +325,7 @@ class _ConversationState(NamedTuple):
     summary_upto: int
     memory: bool
     has_private: bool
+    has_foreign: bool
 
 
 def _append_message(
@@ -309,6 +336,7 @@ def _append_message(
     *,
     title: str | None = None,
     summary: NewSummary | None = None,
+    foreign: bool = False,
 ) -> _ConversationState | None:
     """Append a message to the turn's conversation. None if that does not exist, or is not the user's."""
     cipher, conversation_id = claimed.cipher, claimed.conversation_id
@@ -324,6 +352,7 @@ def _append_message(
                 if summary
                 else None,
                 "upto": summary.upto if summary else 0,
+                "foreign": foreign,
             },
         )
         row = cursor.fetchone()
@@ -344,6 +373,7 @@ def _append_message(
 
 
 def _end_row(claimed: ClaimedTurn, result: TurnOutcome) -> None:
+    listed = result.foreign.listed()
     with connection.cursor() as cursor:
         cursor.execute(
             _END_SQL,
@@ -353,6 +383,7 @@ def _end_row(claimed: ClaimedTurn, result: TurnOutcome) -> None:
                 "code": result.code,
                 "tool_calls": result.tool_calls,
                 "mutations": len(result.mutations),
+                "foreign": Turn.foreign.seal(claimed.cipher, listed, claimed.turn_id) if listed else None,
                 **result.usage.model_dump(),
             },
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,8 +34,12 @@ def store(
     seq: int | None,
     said: Sequence[str],
     answer: str,
+    foreign: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Keep what a user said in a turn and what was answered. One statement; does nothing while the memory is off."""
+    """Keep what a user said in a turn and what was answered. One statement; does nothing while the memory is off.
+
+    `foreign`: `{table, id}` of the texts that the turn read and that the user did not write.
+    """
     key = uuid.uuid4()
     with connection.cursor() as cursor:
         cursor.execute(
@@ -46,7 +50,9 @@ def store(
                 "kind": kind,
                 "source": source_id,
                 "seq": seq,
-                "sealed": Exchange.sealed.seal(cipher, {"said": list(said), "answer": answer}, key),
+                "sealed": Exchange.sealed.seal(
+                    cipher, {"said": list(said), "answer": answer, "foreign": list(foreign)}, key
+                ),
             },
         )
         if cursor.rowcount:
@@ -62,7 +68,10 @@ def discard(*, user_id: uuid.UUID, kind: SourceKind, source_id: uuid.UUID) -> No
 
 @dataclass(frozen=True, slots=True)
 class UnsealedExchange:
-    """An exchange as its row was read. `attempts` counts the claims until then."""
+    """An exchange as its row was read. `attempts` counts the claims until then.
+
+    `foreign`: `{table, id}` of the texts that its turn read and that the user did not write.
+    """
 
     id: uuid.UUID
     kind: SourceKind
@@ -72,6 +81,7 @@ class UnsealedExchange:
     attempts: int
     said: str
     answer: str
+    foreign: Sequence[Mapping[str, str]] = ()
 
     @property
     def source(self) -> SourceRef:
@@ -90,6 +100,7 @@ def unseal_exchange(row: Exchange, cipher: UserCipher) -> UnsealedExchange:
         attempts=row.attempts,
         said="\n\n".join(value["said"]),
         answer=value["answer"],
+        foreign=value.get("foreign", ()),
     )
 
 

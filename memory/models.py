@@ -220,7 +220,8 @@ class Embedding(models.Model):
 class Exchange(Leased):
     """What the user said in a turn and what was answered, kept until facts were extracted and an episode was written.
 
-    The sealed value is `{said: [...], answer}`. Workers lease exchanges before they ask the model about them.
+    The sealed value is `{said: [...], answer, foreign: [{table, id}]}`. Workers lease exchanges before they ask the
+    model about them.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

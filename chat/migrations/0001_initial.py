@@ -55,6 +55,15 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "has_foreign",
+                    models.BooleanField(
+                        db_default=False,
+                        default=False,
+                        editable=False,
+                        help_text="answers may quote texts that the user did not write, and are not kept in memory",
+                    ),
+                ),
+                (
                     "created_at",
                     models.DateTimeField(
                         db_default=django.db.models.functions.datetime.Now(), editable=False
@@ -156,6 +165,13 @@ class Migration(migrations.Migration):
                         db_default=True,
                         default=True,
                         help_text="off: it was asked to leave nothing in memory",
+                    ),
+                ),
+                (
+                    "foreign",
+                    models.BinaryField(
+                        help_text="sealed: which texts it read that the user did not write, as {table, id}",
+                        null=True,
                     ),
                 ),
                 ("input_tokens", models.PositiveIntegerField(default=0)),
