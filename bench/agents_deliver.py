@@ -1,8 +1,8 @@
-"""200 records on their way to a device that is 20 ms away: `python -m bench.agents_deliver`
+"""Delivers 200 records to a device with a latency of 20 ms: `python -m bench.agents_deliver`
 
-Through the link and Redis to a web process and over its socket to a device in a process of its own, which answers each
-frame 20 ms after it came. In batches, as one-by-one calls that do not wait for each other (a device that takes no
-batches), and one after the other, beside a single call's round trip.
+Records go through the link and Redis to a web process, and over its socket to a device in its own process, which
+answers each frame after 20 ms. They are sent in batches; as single calls that do not wait for each other (to a device
+without batches); and one after the other. All are compared with the round trip of one call.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from uuid import UUID, uuid4
 
 import orjson
 
-from bench.harness import Ground, Stopwatch, ground, median, show
+from bench.harness import BenchServers, Stopwatch, bench_servers, median, show
 
 RECORDS: Final = 200
-AWAY_S: Final = 0.020
+DEVICE_DELAY_S: Final = 0.020
 ROUNDS: Final = 9
 
 
@@ -62,9 +62,9 @@ async def measure(base: str, *capabilities: str) -> dict[str, float]:
             for number in range(RECORDS)
         ]
 
-    made = [records() for _ in range(ROUNDS + 1)]
+    prepared = [records() for _ in range(ROUNDS + 1)]
 
-    async def forget(ids: list[UUID]) -> None:
+    async def ignore_sent(ids: list[UUID]) -> None:
         pass
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as device:
@@ -76,7 +76,7 @@ async def measure(base: str, *capabilities: str) -> dict[str, float]:
                 await link.call(new_call("insert", "tasks", data={"title": "Task"}, call_id=str(uuid4())))
 
             async def all_at_once() -> None:
-                outcomes = await outbox.deliver(link, made.pop(), mark_sent=forget)
+                outcomes = await outbox.deliver(link, prepared.pop(), mark_sent=ignore_sent)
                 assert not any(isinstance(outcome, OutcomeUnknown) for outcome in outcomes.values())
 
             async def one_by_one() -> None:
@@ -84,17 +84,17 @@ async def measure(base: str, *capabilities: str) -> dict[str, float]:
                     await one()
 
             await all_at_once()
-            found = {
+            seconds_taken = {
                 "one": await timed(one, 50),
                 "all": await timed(all_at_once),
                 "one by one": await timed(one_by_one, 1),
             }
         device.terminate()
-    return found
+    return seconds_taken
 
 
-async def be_device(url: str, token: str, *capabilities: str) -> None:
-    """Answers each frame as soon as it is AWAY_S old, however many are on their way."""
+async def run_device(url: str, token: str, *capabilities: str) -> None:
+    """A device that answers each frame DEVICE_DELAY_S after it came, however many are in flight."""
     from websockets.asyncio.client import connect
 
     loop = asyncio.get_running_loop()
@@ -115,7 +115,7 @@ async def be_device(url: str, token: str, *capabilities: str) -> None:
         answering = asyncio.create_task(answer())
         async for text in socket:
             frame = orjson.loads(text)
-            due = loop.time() + AWAY_S
+            due = loop.time() + DEVICE_DELAY_S
             if frame["type"] == "tool_call":
                 answers.put_nowait((due, {"type": "tool_result", **_result(frame)}))
             elif frame["type"] == "tool_batch":
@@ -130,9 +130,9 @@ def _result(call: dict[str, Any]) -> dict[str, Any]:
     return {"id": call["id"], "row": {**call["data"], "id": call["id"]}}
 
 
-def main(there: Ground) -> None:
-    print(f"{RECORDS} records, a device {AWAY_S * 1000:.0f} ms away")
-    base = there.web()
+def main(servers: BenchServers) -> None:
+    print(f"{RECORDS} records, a device {DEVICE_DELAY_S * 1000:.0f} ms away")
+    base = servers.web()
     batched = asyncio.run(measure(base, "dedupe", "batch"))
     single = asyncio.run(measure(base, "dedupe"))
     show("one call and its answer", f"{batched['one'] * 1000:.1f} ms")
@@ -146,7 +146,7 @@ def main(there: Ground) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["device"]:
-        asyncio.run(be_device(*sys.argv[2:]))
+        asyncio.run(run_device(*sys.argv[2:]))
     else:
-        with ground() as started:
+        with bench_servers() as started:
             main(started)

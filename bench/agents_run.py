@@ -1,7 +1,7 @@
 """A run over 1,000 files, with a model that answers at once and one that takes 200 ms: `python -m bench.agents_run`
 
-Web, worker, device and model are processes of their own; the run is started by REST and its time is the run's own, from
-its row. Beside it the same with one model call at a time, over 40 files.
+Web, worker, device and model are processes of their own. The run is started through REST; its duration is read from its
+row. It is compared with a run over 40 files with one model call at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from adiuva.embedded.ports import free_port
 from adiuva.embedded.processes import Child
-from bench.harness import Ground, cpu_s, ground, listens, show
+from bench.harness import BenchServers, bench_servers, cpu_s, listens, show
 
 FILES, FEW = 1_000, 40
 LINES: Final = 3
@@ -24,20 +24,20 @@ SLOW_S: Final = 0.2
 PATIENCE_S: Final = 600
 
 
-class Desk:
-    """A person with a device, whose folders are read by a worker."""
+class UserWithDevice:
+    """A user with a device, whose folders an agent reads."""
 
-    def __init__(self, there: Ground) -> None:
+    def __init__(self, servers: BenchServers) -> None:
         from adiuva.accounts import services
 
-        self.there = there
-        self.folder = there.folder / "documents"
-        self.base = there.web()
+        self.servers = servers
+        self.folder = servers.folder / "documents"
+        self.base = servers.web()
         email, password = f"{uuid4().hex}@example.com", "correct horse"
         self.token = services.register(email=email, password=password).access_token
-        arguments = ["--server", self.base, "--email", email, "--workspace", str(there.folder / "device")]
+        arguments = ["--server", self.base, "--email", email, "--workspace", str(servers.folder / "device")]
         self.folder.mkdir()
-        there.run(
+        servers.run(
             "device",
             "manage.py",
             "device",
@@ -54,15 +54,17 @@ class Desk:
         until = time.monotonic() + 60
         while (found := Device.objects.online().values_list("device_id", flat=True).first()) is None:
             if time.monotonic() > until:
-                raise TimeoutError("the device did not come")
+                raise TimeoutError("the device did not connect")
             time.sleep(0.1)
         return found
 
     def worker(self, model_s: float, at_once: int) -> Child:
         port = free_port()
-        model = self.there.run(f"model-{port}", "-m", "bench.chaos.model", str(port), str(model_s))
+        model = self.servers.run(
+            f"model-{port}", "-m", "bench.chaos.extraction_model", str(port), str(model_s)
+        )
         model.wait_until(lambda: listens(port), within_s=30)
-        return self.there.run(
+        return self.servers.run(
             f"worker-{port}",
             *(
                 "-m",
@@ -81,7 +83,7 @@ class Desk:
         )
 
     def run(self, files: int) -> float:
-        """Seconds that a new agent's run over so many new files takes."""
+        """Returns the seconds that a new agent's run over `files` new files takes."""
         from agents.models import Run
 
         folder = self.folder / uuid4().hex
@@ -127,27 +129,27 @@ def write(folder: Path, files: int) -> None:
         (folder / f"{number:05}.md").write_text(f"# Notes\n\n{lines}", "utf-8")
 
 
-def main(there: Ground) -> None:
+def main(servers: BenchServers) -> None:
     from django.conf import settings
 
     at_once: int = settings.MODEL_CONCURRENCY
     print(f"A run over {FILES:,} files with {LINES} records each, {at_once} model calls at once")
-    desk = Desk(there)
-    worker = desk.worker(0.0, at_once)
-    desk.run(FEW)  # warm
+    user = UserWithDevice(servers)
+    worker = user.worker(0.0, at_once)
+    user.run(FEW)  # warm
     before = cpu_s(worker)
-    quick = desk.run(FILES)
+    quick = user.run(FILES)
     cpu = cpu_s(worker) - before
     worker.stop()
     show("a model that answers at once", f"{quick:.1f} s")
     show("of it the worker's CPU, a file", f"{cpu / FILES * 1000:.1f} ms")
-    worker = desk.worker(SLOW_S, at_once)
-    desk.run(FEW)
-    slow = desk.run(FILES)
+    worker = user.worker(SLOW_S, at_once)
+    user.run(FEW)
+    slow = user.run(FILES)
     worker.stop()
     show(f"a model that takes {SLOW_S * 1000:.0f} ms", f"{slow:.1f} s")
-    worker = desk.worker(SLOW_S, 1)
-    alone = desk.run(FEW) / FEW
+    worker = user.worker(SLOW_S, 1)
+    alone = user.run(FEW) / FEW
     worker.stop()
     show("one after the other, a file", f"{alone * 1000:.0f} ms")
     show(
@@ -157,5 +159,5 @@ def main(there: Ground) -> None:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    with ground() as started:
+    with bench_servers() as started:
         main(started)

@@ -1,8 +1,6 @@
-"""A tick over 100,000 agents of which 100 are due, beside one over 1,000 with as many due: `python -m
-bench.agents_tick`
+"""The scheduler's tick with 100,000 agents, compared with 1,000, of which 100 are due: `python -m bench.agents_tick`
 
-Database time is what PostgreSQL's answers took, measured around each statement. The tick must not grow with the agents
-that are not due.
+Database time is measured around each statement. It must not grow with the number of agents that are not due.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from uuid import uuid4
 
-from bench.harness import Ground, Stopwatch, ground, median, show
+from bench.harness import BenchServers, Stopwatch, bench_servers, median, show
 
 DUE: Final = 100
 FEW, MANY = 1_000, 100_000
@@ -22,7 +20,7 @@ USERS: Final = 1_000
 
 
 class Statements:
-    """Around each statement of a connection: how many there were, and how long they took."""
+    """Database wrapper that counts and times the statements of a connection."""
 
     def __init__(self) -> None:
         self.count, self.seconds = 0, 0.0
@@ -37,7 +35,7 @@ class Statements:
 
 
 def fill(agents: int) -> None:
-    """Agents that are due in a year, in addition to those that are there."""
+    """Create agents that are due in a year, until there are `agents` of them."""
     from adiuva.accounts.models import User
     from agents.models import Agent
 
@@ -66,7 +64,7 @@ def fill(agents: int) -> None:
 
 
 def tick() -> tuple[float, float, int]:
-    """Make DUE agents due and tick: database seconds, all seconds, statements."""
+    """Make DUE agents due and tick. Returns (database seconds, wall seconds, number of statements)."""
     from django.db import connection
 
     from agents import schedules
@@ -96,7 +94,7 @@ def nothing_due() -> float:
     return statements.seconds
 
 
-def main(there: Ground) -> None:
+def main(servers: BenchServers) -> None:
     print(f"A tick, {DUE} agents due")
     database: dict[int, float] = {}
     for agents in (FEW, MANY):
@@ -110,7 +108,9 @@ def main(there: Ground) -> None:
             f"{database[agents] * 1000:.1f} ms",
             "aim: 50 ms",
         )
-        show("all of the tick, with its nudges", f"{median([wall for _, wall, _ in ticks]) * 1000:.1f} ms")
+        show(
+            "the whole tick, with what it enqueues", f"{median([wall for _, wall, _ in ticks]) * 1000:.1f} ms"
+        )
         show(
             "database time with nothing due", f"{median([nothing_due() for _ in range(TICKS)]) * 1000:.2f} ms"
         )
@@ -118,5 +118,5 @@ def main(there: Ground) -> None:
 
 
 if __name__ == "__main__":
-    with ground() as started:
+    with bench_servers() as started:
         main(started)

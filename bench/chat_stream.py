@@ -1,10 +1,9 @@
-"""What a streamed chunk costs from the provider's socket to the device's, beside LangChain on LiteLLM and daphne.
+"""Cost and delay of a streamed word from the model's socket to the device's, compared with LangChain on LiteLLM.
 
-`python -m bench.chat_stream`. CHATS chats at once are each sent WORDS_A_S words a second by a model in a process of its
-own. While all of them stream, the CPU of the web process is taken, per word; and every word has a moment when the model
-sent it and one when it arrived. A word is shown once what follows it has shown that it is whole, so it is late by one
-pause of the model at least; called late is what came LATE_MS after that. The stock stack gets as many chats as it
-carries.
+`python -m bench.chat_stream`. A model in its own process streams WORDS_A_S words a second to each of CHATS concurrent
+chats. Meanwhile the CPU of the web process is measured per word, and for every word when the model sent it and when it
+arrived. A word is shown once the next one has proved it complete, so its delay includes one pause of the model; words
+that took more than LATE_MS count as late. The stock stack gets only as many chats as it can carry.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from dataclasses import dataclass
 
 from adiuva.embedded.ports import free_port
 from adiuva.embedded.processes import Child
-from bench.chat.device import Device, Heard
-from bench.chat.profiled import Account
-from bench.chat.provider import WORDS_A_S, word
-from bench.chat_turn import settings, token
-from bench.harness import ROOT, Ground, cpu_s, ground, listens, percentile, show, stock_python
+from bench.chat.device import Device, TimedAnswer
+from bench.chat.profiled_server import Profile
+from bench.chat.scripted_model import WORDS_A_S, word
+from bench.chat_turn import model_env, new_token
+from bench.harness import ROOT, BenchServers, bench_servers, cpu_s, listens, percentile, show, stock_python
 
 CHATS = 100
 STOCK_CHATS = (20, 10)  # under all of them it drops connections
@@ -37,7 +36,7 @@ LATE_MS = 100
 
 @dataclass
 class Load:
-    """What the device's end saw."""
+    """What the devices measured under load."""
 
     cpu_us: float  # of the web process, per word that the model sent meanwhile
     words_a_s: float
@@ -49,10 +48,12 @@ class Load:
         return sum(1 for delay in self.delays_ms if delay > LATE_MS)
 
 
-async def load(model: str, base: str, web: Child, tokens: list[str], account: Account | None = None) -> Load:
+async def measure_load(
+    model: str, base: str, web: Child, tokens: list[str], profile: Profile | None = None
+) -> Load:
     words = WORDS_A_S * SECONDS
-    async with AsyncExitStack() as ends:
-        devices = [await ends.enter_async_context(Device(base, token)) for token in tokens]
+    async with AsyncExitStack() as exit_stack:
+        devices = [await exit_stack.enter_async_context(Device(base, token)) for token in tokens]
         tasks = []
         run = next(_runs)
         for number, device in enumerate(devices):
@@ -60,17 +61,17 @@ async def load(model: str, base: str, web: Child, tokens: list[str], account: Ac
             await asyncio.sleep(1 / WORDS_A_S / len(devices))  # each at another moment
         await asyncio.sleep(LEAD_S)
         began, cpu = time.monotonic_ns(), cpu_s(web)
-        if account:
-            account.begin()
+        if profile:
+            profile.start()
         await asyncio.sleep(SECONDS - 2 * LEAD_S)
         ended, cpu = time.monotonic_ns(), cpu_s(web) - cpu
-        if account:
-            account.end()
-        heard = await asyncio.gather(*tasks)
+        if profile:
+            profile.stop()
+        answer = await asyncio.gather(*tasks)
     times = json.load(await asyncio.to_thread(urllib.request.urlopen, f"{model.removesuffix('/v1')}/times"))
     sent = [times[f"stream {words} {run}.{number}"] for number in range(len(devices))]
     meanwhile = sum(began <= moment < ended for moments in sent for moment in moments)
-    delays = [delay for moments, one in zip(sent, heard, strict=True) for delay in delays_of(moments, one)]
+    delays = [delay for moments, one in zip(sent, answer, strict=True) for delay in delays_of(moments, one)]
     seconds = (ended - began) / 1e9
     return Load(cpu / meanwhile * 1e6, meanwhile / seconds, delays, words * len(devices))
 
@@ -78,61 +79,61 @@ async def load(model: str, base: str, web: Child, tokens: list[str], account: Ac
 _runs = itertools.count()
 
 
-def delays_of(sent: list[int], heard: Heard) -> list[float]:
-    """Milliseconds from when a word was sent until the text had grown over its last letter."""
-    assert heard.end["finish"] == "stop", heard.end
-    grown = list(itertools.accumulate(length for _, length in heard.texts))
-    found, whole = [], 0
+def delays_of(sent: list[int], answer: TimedAnswer) -> list[float]:
+    """For each word, milliseconds from when the model sent it until its last letter had arrived at the device."""
+    assert answer.end["finish"] == "stop", answer.end
+    grown = list(itertools.accumulate(length for _, length in answer.texts))
+    seen, whole = [], 0
     for place, moment in enumerate(sent):
         whole += len(word(place))
         text = bisect_left(grown, whole - 1)  # the blank behind it may come with the next
-        found.append((heard.texts[text][0] - moment) / 1e6)
-    return found
+        seen.append((answer.texts[text][0] - moment) / 1e6)
+    return seen
 
 
-def tell(name: str, found: Load, aim: str = "") -> None:
-    show(f"{name}: CPU of a word", f"{found.cpu_us:.0f} µs", aim)
-    show(f"{name}: words a second", f"{found.words_a_s:,.0f}")
-    spread = " / ".join(f"{percentile(found.delays_ms, percent):.0f}" for percent in (50, 99, 100))
+def print_load(name: str, seen: Load, aim: str = "") -> None:
+    show(f"{name}: CPU of a word", f"{seen.cpu_us:.0f} µs", aim)
+    show(f"{name}: words a second", f"{seen.words_a_s:,.0f}")
+    spread = " / ".join(f"{percentile(seen.delays_ms, percent):.0f}" for percent in (50, 99, 100))
     show(f"{name}: delay p50 / p99 / most", f"{spread} ms")
-    late = f"{found.late:,} of {found.words:,}"
+    late = f"{seen.late:,} of {seen.words:,}"
     show(f"{name}: more than {LATE_MS} ms late", late, "aim: none" if aim else "")
 
 
-def stock(there: Ground, model: str) -> tuple[str, Child]:
+def start_stock_server(servers: BenchServers, model: str) -> tuple[str, Child]:
     port = free_port()
     env = os.environ | {"STOCK_API_BASE": model, "PYTHONPATH": str(ROOT)}
     command = [stock_python(), "-m", "daphne", "-p", str(port), "bench.chat.stock_socket:application"]
-    child = Child("stock", command, there.folder / "stock.log", env=env, cwd=ROOT)
+    child = Child("stock", command, servers.folder / "stock.log", env=env, cwd=ROOT)
     child.start()
-    there.ends.callback(child.stop)
+    servers.exit_stack.callback(child.stop)
     child.wait_until(lambda: listens(port), within_s=60, every_s=0.1)
     return f"http://127.0.0.1:{port}", child
 
 
-def main(there: Ground, what: str = "") -> None:
-    model = there.model()
-    tokens = [token() for _ in range(CHATS)]
+def main(servers: BenchServers, what: str = "") -> None:
+    model = servers.model()
+    tokens = [new_token() for _ in range(CHATS)]
     # By default a process asks a model for fewer answers at once: the rest would wait for their turn.
-    env = settings(model)
+    env = model_env(model)
     print(f"{CHATS} chats at once, {WORDS_A_S} words a second each, for {SECONDS} s")
-    if what == "account":
-        account = Account(there, **env)
-        tell("Adiuva", asyncio.run(load(model, account.base, account.web, tokens, account)))
-        account.tell(CHATS * WORDS_A_S * round(SECONDS - 2 * LEAD_S), "a word")
+    if what == "profile":
+        profile = Profile(servers, **env)
+        print_load("Adiuva", asyncio.run(measure_load(model, profile.base, profile.web, tokens, profile)))
+        profile.print(CHATS * WORDS_A_S * round(SECONDS - 2 * LEAD_S), "a word")
         return
     for server in ("uvicorn", "daphne"):
-        base, web = there.web_process(ADIUVA_SERVER=server, **env)
-        found = asyncio.run(load(model, base, web, tokens))
-        tell(f"Adiuva on {server}", found, "aim: 40 µs" if server == "uvicorn" else "")
+        base, web = servers.web_process(ADIUVA_SERVER=server, **env)
+        seen = asyncio.run(measure_load(model, base, web, tokens))
+        print_load(f"Adiuva on {server}", seen, "aim: 40 µs" if server == "uvicorn" else "")
         web.stop()
     if what != "ours":
-        base, web = stock(there, model)
+        base, web = start_stock_server(servers, model)
         for number in STOCK_CHATS:
-            found = asyncio.run(load(model, base, web, tokens[:number]))
-            tell(f"LangChain on LiteLLM, daphne, {number} chats", found)
+            seen = asyncio.run(measure_load(model, base, web, tokens[:number]))
+            print_load(f"LangChain on LiteLLM, daphne, {number} chats", seen)
 
 
 if __name__ == "__main__":
-    with ground() as started:
+    with bench_servers() as started:
         main(started, *sys.argv[1:])

@@ -3,7 +3,7 @@
 `python -m bench.chat_turn`. One turn at a time on warm processes: the milliseconds from home_request to the first
 stream_text, and the CPU of the web process for a whole turn, for an answer and for a turn of two model calls that lists
 twenty tasks. Device, model and web process are processes of their own; deepagents has no socket and no database.
-`python -m bench.chat_turn account` says where the time of a turn with two model calls goes.
+`python -m bench.chat_turn profile` says where the time of a turn with two model calls goes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from uuid import uuid4
 
 from adiuva.embedded.processes import Child
 from bench.chat.device import TASKS, Device
-from bench.chat.profiled import Account
-from bench.harness import ROOT, Ground, cpu_s, ground, median, percentile, show, stock_python
+from bench.chat.profiled_server import Profile
+from bench.harness import ROOT, BenchServers, bench_servers, cpu_s, median, percentile, show, stock_python
 
 KINDS = {"plain": "an answer", "list": "two model calls, a list of 20"}
 MESSAGES = {"plain": "hello", "list": "list my tasks"}
@@ -31,29 +31,29 @@ ACCOUNT = 1500
 
 
 @dataclass
-class Figures:
+class Measurements:
     firsts: list[float] = field(default_factory=list)
     cpus: list[float] = field(default_factory=list)  # of a turn, in each round
 
 
-async def turns(device: Device, kind: str, number: int) -> list[float]:
+async def run_turns(device: Device, kind: str, number: int) -> list[float]:
     firsts = []
     for _ in range(number):
-        heard = await device.ask(MESSAGES[kind])
-        assert heard.end["finish"] == "stop", heard.end
-        assert heard.end["usage"]["model_calls"] == (2 if kind == "list" else 1)
-        firsts.append(heard.first_ms)
+        answer = await device.ask(MESSAGES[kind])
+        assert answer.end["finish"] == "stop", answer.end
+        assert answer.end["usage"]["model_calls"] == (2 if kind == "list" else 1)
+        firsts.append(answer.first_ms)
     return firsts
 
 
-async def ours(device: Device, web: Child, idle: float, kind: str, found: Figures) -> None:
+async def measure_ours(device: Device, web: Child, idle: float, kind: str, found: Measurements) -> None:
     began, cpu = time.monotonic(), cpu_s(web)
-    found.firsts += await turns(device, kind, OURS)
+    found.firsts += await run_turns(device, kind, OURS)
     used = cpu_s(web) - cpu - idle * (time.monotonic() - began)
     found.cpus.append(used / OURS * 1000)
 
 
-def theirs(stock: subprocess.Popen[str], kind: str, number: int, found: Figures) -> None:
+def measure_stock(stock: subprocess.Popen[str], kind: str, number: int, found: Measurements) -> None:
     into, out = stock.stdin, stock.stdout
     assert into is not None and out is not None
     into.write(f"{kind} {number}\n")
@@ -63,36 +63,36 @@ def theirs(stock: subprocess.Popen[str], kind: str, number: int, found: Figures)
     found.cpus.append(said["cpu_ms"])
 
 
-def token() -> str:
+def new_token() -> str:
     from adiuva.accounts import services
 
     return services.register(email=f"{uuid4().hex}@example.com", password="correct horse").access_token
 
 
-def settings(model: str) -> dict[str, str]:
+def model_env(model: str) -> dict[str, str]:
     return {"ADIUVA_MODEL": "openai/scripted", "ADIUVA_MODEL_API_BASE": model, "ADIUVA_LOG_LEVEL": "INFO"}
 
 
 async def compare(
     servers: dict[str, tuple[str, Child]], devices: dict[str, Device], stock: subprocess.Popen[str]
 ) -> None:
-    figures = {(name, kind): Figures() for name in (*servers, "deepagents") for kind in KINDS}
+    measurements = {(name, kind): Measurements() for name in (*servers, "deepagents") for kind in KINDS}
     idle = {}
     for name, device in devices.items():
         for kind in KINDS:
-            await turns(device, kind, WARM)
+            await run_turns(device, kind, WARM)
         web = servers[name][1]
         cpu = cpu_s(web)
         await asyncio.sleep(IDLE_S)
         idle[name] = (cpu_s(web) - cpu) / IDLE_S
     for kind in KINDS:
-        theirs(stock, kind, 5, Figures())
+        measure_stock(stock, kind, 5, Measurements())
     for _ in range(ROUNDS):  # by turns, so that all see the same machine
         for kind in KINDS:
             for name, device in devices.items():
-                await ours(device, servers[name][1], idle[name], kind, figures[name, kind])
-            theirs(stock, kind, THEIRS, figures["deepagents", kind])
-    for (name, kind), found in figures.items():
+                await measure_ours(device, servers[name][1], idle[name], kind, measurements[name, kind])
+            measure_stock(stock, kind, THEIRS, measurements["deepagents", kind])
+    for (name, kind), found in measurements.items():
         aims = ("aim: 15 ms", "aim: 8 ms" if kind == "list" else "") if name in servers else ("", "")
         spread = f"{percentile(found.firsts, 5):.1f} to {percentile(found.firsts, 95):.1f}"
         what = f"{name}, {KINDS[kind]}"
@@ -102,9 +102,9 @@ async def compare(
 
 async def compare_all(servers: dict[str, tuple[str, Child]], tokens: list[str], model: str) -> None:
     command = [stock_python(), str(ROOT / "bench" / "chat" / "stock_turn.py"), model]
-    async with AsyncExitStack() as ends:
+    async with AsyncExitStack() as exit_stack:
         devices = {
-            name: await ends.enter_async_context(Device(base, access))
+            name: await exit_stack.enter_async_context(Device(base, access))
             for access, (name, (base, _)) in zip(tokens, servers.items(), strict=True)
         }
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as stock:
@@ -112,35 +112,35 @@ async def compare_all(servers: dict[str, tuple[str, Child]], tokens: list[str], 
             stock.terminate()
 
 
-def account(there: Ground, model: str) -> None:
-    """Where a turn's time goes, in a run of its own."""
-    watched = Account(there, **settings(model))
-    access = token()
+def profile(servers: BenchServers, model: str) -> None:
+    """Profile turns with two model calls, in a separate run."""
+    watched = Profile(servers, **model_env(model))
+    access = new_token()
 
     async def run() -> list[float]:
         async with Device(watched.base, access) as device:
-            await turns(device, "list", WARM)
-            watched.begin()
-            firsts = await turns(device, "list", ACCOUNT)
-            watched.end()
+            await run_turns(device, "list", WARM)
+            watched.start()
+            firsts = await run_turns(device, "list", ACCOUNT)
+            watched.stop()
             return firsts
 
     show("to the first text", f"{median(asyncio.run(run())):.1f} ms")
-    watched.tell(ACCOUNT, "a turn")
+    watched.print(ACCOUNT, "a turn")
 
 
-def main(there: Ground, what: str = "") -> None:
-    model = there.model()
-    if what == "account":
-        account(there, model)
+def main(servers: BenchServers, what: str = "") -> None:
+    model = servers.model()
+    if what == "profile":
+        profile(servers, model)
         return
     print(f"One turn at a time, a model that answers at once, {len(TASKS)} tasks")
-    servers = {
-        name: there.web_process(ADIUVA_SERVER=name, **settings(model)) for name in ("uvicorn", "daphne")
+    web_servers = {
+        name: servers.web_process(ADIUVA_SERVER=name, **model_env(model)) for name in ("uvicorn", "daphne")
     }
-    asyncio.run(compare_all(servers, [token() for _ in servers], model))
+    asyncio.run(compare_all(web_servers, [new_token() for _ in web_servers], model))
 
 
 if __name__ == "__main__":
-    with ground() as started:
+    with bench_servers() as started:
         main(started, *sys.argv[1:])

@@ -1,8 +1,8 @@
-"""Schedules over ten years in 400 zones, against the oracle of the tests: every slot of 20 expressions.
+"""Compares every slot of 20 cron expressions over ten years in 400 time zones with an independent implementation.
 
     python -m bench.cron_oracle [how many zones]
 
-Zones that behave alike are aliases for the most part, so each behaviour is taken once before any is taken twice.
+Most zones with the same behaviour are aliases, so each behaviour is chosen once before any is chosen twice.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from bench.harness import show
 from tests.agents.cron_comparison import COMING, differences
 from tests.agents.cron_oracle import ODD, RULES, Stretches, stretches
 
-Place = tuple[str, int, Stretches]  # a zone, the first of its ten years, what its clock does in them
+ZoneYears = tuple[str, int, Stretches]  # a zone, the first of its ten years, what its clock does in them
 
 
-def chosen(places: Sequence[Place], count: int) -> tuple[list[Place], int]:
-    """Of these, and how many different behaviours are among them."""
-    alike: defaultdict[Stretches, list[Place]] = defaultdict(list)
-    for place in places:
-        alike[place[2]].append(place)
-    in_turn = (place for each in zip_longest(*alike.values()) for place in each if place)
+def chosen(zones: Sequence[ZoneYears], count: int) -> tuple[list[ZoneYears], int]:
+    """Choose `count` zones, each behaviour once before any twice. Returns them and the number of behaviours."""
+    alike: defaultdict[Stretches, list[ZoneYears]] = defaultdict(list)
+    for zone in zones:
+        alike[zone[2]].append(zone)
+    in_turn = (zone for each in zip_longest(*alike.values()) for zone in each if zone)
     return list(islice(in_turn, count)), min(count, len(alike))
 
 
-def _look(place: tuple[str, int]) -> Place:
-    return *place, stretches(*place)
+def _load_zone(zone: tuple[str, int]) -> ZoneYears:
+    return *zone, stretches(*zone)
 
 
-def _ask(place: Place) -> list[tuple[str, list[str]]]:
-    return differences(*place)
+def _find_differences(zone: ZoneYears) -> list[tuple[str, list[str]]]:
+    return differences(*zone)
 
 
 def main() -> None:
     began = time.perf_counter()
     names = sorted(available_timezones() - {"localtime"})
     with Pool(os.cpu_count()) as pool:
-        there = pool.map(_look, [(name, COMING) for name in names] + list(ODD.items()), chunksize=16)
+        there = pool.map(_load_zone, [(name, COMING) for name in names] + list(ODD.items()), chunksize=16)
         coming, behaviours = chosen(there[: len(names)], int(sys.argv[1]) if len(sys.argv) > 1 else 400)
-        places = coming + there[len(names) :]
-        answers = pool.map(_ask, places, chunksize=4)
+        zones = coming + there[len(names) :]
+        answers = pool.map(_find_differences, zones, chunksize=4)
         pool.close()
         pool.join()
     took = time.perf_counter() - began
     spent = time.process_time() + sum(getrusage(RUSAGE_CHILDREN)[:2])
-    wrong = [(*place[:2], *found) for place, answer in zip(places, answers, strict=True) for found in answer]
+    wrong = [(*zone[:2], *found) for zone, answer in zip(zones, answers, strict=True) for found in answer]
     show(
         "zones over the ten years to come",
         str(len(coming)),

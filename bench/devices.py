@@ -1,7 +1,7 @@
 """5,000 devices connect, stay, and come back after their web process was killed: `python -m bench.devices [N]`
 
-The devices are bare sockets in processes of their own, each with an account, a token and a hello of protocol 2. Memory
-is the web process' own, after they are all there, over what it took without them.
+The devices are bare sockets in separate processes, each with a token and a hello of protocol 2. Memory is the web
+process' resident memory with all devices connected, minus that without them.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from uuid import uuid4
 import orjson
 
 from adiuva.embedded.processes import Child
-from bench.harness import Ground, Stopwatch, cpu_s, ground, show
+from bench.harness import BenchServers, Stopwatch, bench_servers, cpu_s, show
 
 DEVICES: Final = 5_000
-USERS: Final = 200  # a password's hash costs more than a connection, so each has many devices
+USERS: Final = 200  # few users with many devices: hashing a password costs more than a connection
 PROCESSES: Final = 2
-AT_ONCE: Final = 100  # connections that a process has in the making
+AT_ONCE: Final = 100  # connections that a process opens at the same time
 WITHIN_S: Final = 300
 
 
-def rss(child: Child) -> int:
-    """Bytes of memory that a process holds."""
+def resident_bytes(child: Child) -> int:
+    """Resident memory of a process, in bytes."""
     return int(Path(f"/proc/{child.pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def people(count: int) -> list[str]:
-    """Access tokens of new users."""
+def create_users(count: int) -> list[str]:
+    """Create users; returns their access tokens."""
     from adiuva.accounts import services
 
     return [
@@ -43,8 +43,8 @@ def people(count: int) -> list[str]:
     ]
 
 
-class Crowd:
-    """Processes that hold devices; told over their standard input, and heard over their output."""
+class DeviceProcesses:
+    """Processes that hold the devices. They read commands from standard input and report on standard output."""
 
     def __init__(self, base: str, tokens: list[str], devices: int) -> None:
         url = base.replace("http", "ws") + "/api/v1/ws/device"
@@ -52,7 +52,7 @@ class Crowd:
         for number in range(PROCESSES):
             mine = list(range(number, devices, PROCESSES))
             process = subprocess.Popen(
-                [sys.executable, "-m", "bench.devices", "crowd", url],
+                [sys.executable, "-m", "bench.devices", "hold", url],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -64,8 +64,8 @@ class Crowd:
             process.stdin.flush()
             self._processes.append(process)
 
-    def connected(self) -> float:
-        """Wait until all of them have been greeted; seconds."""
+    def wait_until_connected(self) -> float:
+        """Wait until the server has acknowledged all hellos; returns the seconds."""
         with Stopwatch() as watch:
             for process in self._processes:
                 assert process.stdout is not None
@@ -81,14 +81,14 @@ class Crowd:
             process.stdin.close(), process.stdout.close()
 
 
-async def be_crowd(url: str) -> None:
-    """Connect all, say so, and whenever all are gone connect them again."""
+async def run_devices(url: str) -> None:
+    """Connect all devices and report it; when all have lost their connection, start over."""
     devices: list[tuple[str, str]] = json.loads(await asyncio.to_thread(sys.stdin.readline))
     while True:
         gate = asyncio.Semaphore(AT_ONCE)
         sockets = await asyncio.gather(*(connect(url, *device, gate) for device in devices))
         print("connected", flush=True)
-        await asyncio.gather(*(stay(socket) for socket in sockets))
+        await asyncio.gather(*(answer_pings(socket) for socket in sockets))
 
 
 async def connect(url: str, device_id: str, token: str, gate: asyncio.Semaphore) -> Any:
@@ -118,7 +118,7 @@ async def connect(url: str, device_id: str, token: str, gate: asyncio.Semaphore)
         await asyncio.sleep(0.2)
 
 
-async def stay(socket: Any) -> None:
+async def answer_pings(socket: Any) -> None:
     from websockets.exceptions import ConnectionClosed
 
     try:
@@ -129,7 +129,7 @@ async def stay(socket: Any) -> None:
         return
 
 
-def main(there: Ground, devices: int) -> None:
+def main(servers: BenchServers, devices: int) -> None:
     from adiuva.devices.models import Device
 
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -139,14 +139,14 @@ def main(there: Ground, devices: int) -> None:
         print(f"  only {most:,} of {devices:,} devices: a process may have {files[1]:,} files open here")
         devices = most
     print(f"{devices:,} devices at one web process")
-    base, web = there.web_process()
-    tokens = people(min(USERS, devices))
-    empty = rss(web)
+    base, web = servers.web_process()
+    tokens = create_users(min(USERS, devices))
+    empty = resident_bytes(web)
     before = cpu_s(web)
-    crowd = Crowd(base, tokens, devices)
-    seconds = crowd.connected()
+    device_processes = DeviceProcesses(base, tokens, devices)
+    seconds = device_processes.wait_until_connected()
     cpu = cpu_s(web) - before
-    full = rss(web)
+    full = resident_bytes(web)
     show("all connected and greeted after", f"{seconds:.1f} s", f"{devices / seconds:,.0f}/s")
     show("the web process' CPU for it, a device", f"{cpu / devices * 1000:.2f} ms")
     show("memory a device", f"{(full - empty) / devices / 1024:.1f} KiB", f"{empty >> 20} → {full >> 20} MiB")
@@ -156,20 +156,20 @@ def main(there: Ground, devices: int) -> None:
     show("still online then", f"{Device.objects.online().count():,}", f"aim: {devices:,}")
     web.kill()
     web.start()
-    seconds = crowd.connected()
+    seconds = device_processes.wait_until_connected()
     show("killed and started: all are back after", f"{seconds:.1f} s", f"{devices / seconds:,.0f}/s")
-    again = rss(web)
+    again = resident_bytes(web)
     show(
         "memory a device then",
         f"{(again - empty) / devices / 1024:.1f} KiB",
         f"{empty >> 20} → {again >> 20} MiB",
     )
-    crowd.end()
+    device_processes.end()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["crowd"]:
-        asyncio.run(be_crowd(sys.argv[2]))
+    if sys.argv[1:2] == ["hold"]:
+        asyncio.run(run_devices(sys.argv[2]))
     else:
-        with ground() as started:
+        with bench_servers() as started:
             main(started, int(sys.argv[1]) if sys.argv[1:] else DEVICES)

@@ -1,7 +1,7 @@
-"""100,000 fuzzed frames on real sockets, with a neighbour that wants its answers all the while.
+"""100,000 fuzzed frames on real sockets, while a neighbour asks for answers.
 
-`python -m bench.fuzz [frames]`. What must hold: no traceback, no close code but those of the protocol, and a neighbour
-that is answered within 250 ms. A short form of it is a test.
+`python -m bench.fuzz [frames]`. There must be no traceback and no close code but the protocol's, and the neighbour must
+be answered within 250 ms. A short form is part of the tests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uuid import uuid4
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from bench.harness import ground, percentile, show
+from bench.harness import bench_servers, percentile, show
 
 FUZZERS = 8
 AT_ONCE = 25
@@ -43,7 +43,7 @@ SEEDS: list[dict[str, object]] = [
     {"type": "stream_resume", "request_id": "q", "after": 3},
     {"type": "approval_response", "id": "a", "approved": True},
 ]  # fmt: skip
-ODD: list[object] = [
+ODD_VALUES: list[object] = [
     None, True, 0, -1, 1.5, 2**63 - 1, 2**63, 10**30, "", "x" * 5000, "\x00", "\ud800", "日本", [], {}, [[]], {"": {}},
     [None] * 100, {"type": "pong"}, float("nan"), float("inf"), "NaN", {"$ref": "#"}, {"__proto__": 1},
 ]  # fmt: skip
@@ -51,29 +51,29 @@ ODD: list[object] = [
 
 @dataclass
 class Findings:
-    frames: int = 0
+    frame_source: int = 0
     connections: int = 0
     codes: Counter[int] = field(default_factory=Counter)
 
 
-def frames(rng: random.Random) -> Callable[[], str | bytes]:
-    """An endless source of frames that are nearly right, or not at all."""
+def frame_source(rng: random.Random) -> Callable[[], str | bytes]:
+    """Returns a function that makes random frames, from nearly valid ones to garbage."""
 
-    def spoiled(value: object, depth: int = 0) -> object:
+    def mutate(value: object, depth: int = 0) -> object:
         if rng.random() < 0.15:
-            return rng.choice(ODD)
+            return rng.choice(ODD_VALUES)
         if isinstance(value, dict):
-            found = {key: spoiled(item, depth + 1) for key, item in value.items() if rng.random() > 0.1}
+            found = {key: mutate(item, depth + 1) for key, item in value.items() if rng.random() > 0.1}
             if rng.random() < 0.2:
-                found[rng.choice(["x", "type", "id", "after", "run_id", ""])] = rng.choice(ODD)
+                found[rng.choice(["x", "type", "id", "after", "run_id", ""])] = rng.choice(ODD_VALUES)
             return found
         if isinstance(value, list):
-            return [spoiled(item, depth + 1) for item in value] * rng.choice([0, 1, 1, 1, 3])
+            return [mutate(item, depth + 1) for item in value] * rng.choice([0, 1, 1, 1, 3])
         return value
 
     def one() -> str | bytes:
         kind = rng.random()
-        text = json.dumps(spoiled(rng.choice(SEEDS)), ensure_ascii=rng.random() < 0.5, allow_nan=True)
+        text = json.dumps(mutate(rng.choice(SEEDS)), ensure_ascii=rng.random() < 0.5, allow_nan=True)
         text = text.encode("utf-8", "replace").decode()
         if kind < 0.6:
             return text
@@ -96,7 +96,7 @@ def frames(rng: random.Random) -> Callable[[], str | bytes]:
 
 
 async def fuzz(base: str, tokens: list[str], count: int, *, seed: int = 1) -> Findings:
-    """Send `count` frames over a socket a token, at once."""
+    """Send `count` frames over one socket for each token, at the same time."""
     found = Findings()
     each = count // len(tokens)
     await asyncio.gather(
@@ -106,7 +106,7 @@ async def fuzz(base: str, tokens: list[str], count: int, *, seed: int = 1) -> Fi
 
 
 async def _fuzzer(url: str, token: str, count: int, rng: random.Random, found: Findings) -> None:
-    make = frames(rng)
+    make = frame_source(rng)
     left = count
     while left > 0:
         async with _open(url, token) as socket:
@@ -119,11 +119,13 @@ async def _fuzzer(url: str, token: str, count: int, rng: random.Random, found: F
                     for _ in range(min(left, AT_ONCE)):
                         await socket.send(make())
                     left -= AT_ONCE
-                    # A valid request behind them, so that they were read when it is answered.
+                    # Once a valid request behind them is answered, they have been read.
                     await _ask(socket, {"type": "home_request", "message": "hi"}, "request_id", "stream_end")
-                    found.frames += AT_ONCE
+                    found.frame_source += AT_ONCE
             except ConnectionClosed:
-                found.frames += AT_ONCE  # of which those after the twentieth bad one fell on deaf ears
+                found.frame_source += (
+                    AT_ONCE  # the server closes after twenty bad frames and ignores the rest
+                )
         found.codes[socket.close_code or 0] += 1
 
 
@@ -149,7 +151,7 @@ def _open(url: str, token: str) -> connect:
 
 
 async def neighbour(base: str, token: str, done: asyncio.Event) -> list[float]:
-    """Ask something every 20 ms until it is done; how long each answer took, in milliseconds."""
+    """Ask every 20 ms until `done` is set; returns how long each answer took, in milliseconds."""
     took = []
     async with _open(_url(base), token) as socket:
         await socket.send(json.dumps({"type": "device_hello", "device_id": "n", "protocol": 2}))
@@ -165,8 +167,8 @@ def _fuzz_alone(base: str, tokens: list[str], count: int) -> Findings:
     return asyncio.run(fuzz(base, tokens, count))
 
 
-async def _side_by_side(base: str, tokens: list[str], count: int) -> tuple[Findings, list[float]]:
-    """The fuzzers in a process of their own, so that the neighbour waits for nobody but the server."""
+async def _fuzz_beside_neighbour(base: str, tokens: list[str], count: int) -> tuple[Findings, list[float]]:
+    """Run the fuzzers in a process of their own, so that the neighbour waits for the server alone."""
     done = asyncio.Event()
     waiting = asyncio.create_task(neighbour(base, tokens[0], done))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -177,20 +179,20 @@ async def _side_by_side(base: str, tokens: list[str], count: int) -> tuple[Findi
 
 
 def main(count: int) -> bool:
-    with ground() as there:
+    with bench_servers() as servers:
         from adiuva.accounts import services
 
         tokens = [
             services.register(email=f"{uuid4().hex}@example.com", password="correct horse").access_token
             for _ in range(FUZZERS + 1)
         ]
-        base = there.web()
-        found, took = asyncio.run(_side_by_side(base, tokens, count))
-        log = "".join(path.read_text() for path in there.folder.glob("web-*.log"))
+        base = servers.web()
+        found, took = asyncio.run(_fuzz_beside_neighbour(base, tokens, count))
+        log = "".join(path.read_text() for path in servers.folder.glob("web-*.log"))
     faults = sum(log.count(word) for word in ("Traceback", "handler_failed", "task_failed"))
     other = set(found.codes) - ALLOWED
     print(f"Fuzzed frames over {found.connections:,} connections, {FUZZERS} at once")
-    show("frames sent", f"{found.frames:,}")
+    show("frames sent", f"{found.frame_source:,}")
     show("close codes", " ".join(f"{code}×{n}" for code, n in sorted(found.codes.items())), "aim: no 1011")
     show("faults in the log", str(faults), "aim: 0")
     show("a neighbour's answer, median", f"{percentile(took, 50):.1f} ms")

@@ -1,6 +1,6 @@
-"""What the benches share: servers of their own on loopback, and a way to print ratios.
+"""Shared by the benches: servers of their own on loopback, clocks, and the printing of figures.
 
-A figure of one machine says little; each bench runs what it compares with beside it, in the same run.
+A figure of one machine says little, so each bench also measures what it compares with, in the same run.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
-class Ground:
-    """Started servers; Django is set up on them in this process."""
+class BenchServers:
+    """Running PostgreSQL and Valkey. Django is set up on them in this process; more processes can be started."""
 
     folder: Path
-    ends: ExitStack
+    exit_stack: ExitStack
 
     def web(self, **env: str) -> str:
         """Start a web process; returns its base URL."""
@@ -47,32 +47,32 @@ class Ground:
         return base, child
 
     def model(self) -> str:
-        """Start the model of the chat's benches; returns its API base."""
+        """Start the chat benches' scripted model; returns its API base URL."""
         port = free_port()
-        child = self.run(f"model-{port}", "-m", "bench.chat.provider", str(port))
+        child = self.run(f"model-{port}", "-m", "bench.chat.scripted_model", str(port))
         child.wait_until(lambda: listens(port), within_s=30)
         return f"http://127.0.0.1:{port}/v1"
 
     def run(self, name: str, *arguments: str, **env: str) -> Child:
         child = Child(name, python(*arguments), self.folder / f"{name}.log", env=os.environ | env, cwd=ROOT)
         child.start()
-        self.ends.callback(child.stop)
+        self.exit_stack.callback(child.stop)
         return child
 
 
 @contextmanager
-def ground() -> Iterator[Ground]:
-    """PostgreSQL and Valkey in a temporary folder, migrated."""
-    with ExitStack() as ends:
-        folder = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="adiuva-bench-")))
+def bench_servers() -> Iterator[BenchServers]:
+    """Start PostgreSQL and Valkey in a temporary folder, set up Django in this process, and migrate."""
+    with ExitStack() as exit_stack:
+        folder = Path(exit_stack.enter_context(tempfile.TemporaryDirectory(prefix="adiuva-bench-")))
         folder.chmod(0o711)  # for PostgreSQL's user, where we are root
         password = secrets.token_hex(16)
         postgres = Postgres(
             folder / "postgres", password=password, log=folder / "postgres.log", durable=False
         )
         valkey = Valkey(folder / "valkey", password=password, log=folder / "valkey.log", durable=False)
-        ends.callback(postgres.stop)
-        ends.callback(valkey.stop)
+        exit_stack.callback(postgres.stop)
+        exit_stack.callback(valkey.stop)
         os.environ |= {
             "ADIUVA_ENV_FILE": os.devnull,
             "ADIUVA_ENV": "development",
@@ -95,11 +95,11 @@ def ground() -> Iterator[Ground]:
             migrate()
         finally:
             sys.stdout = shown
-        yield Ground(folder, ends)
+        yield BenchServers(folder, exit_stack)
 
 
 def stock_python() -> str:
-    """The Python of the stock stack that the chat's benches compare with, installed when it is first wanted."""
+    """Path of the Python with the libraries that the chat benches compare with; installs them on first use."""
     place, ours, theirs = (
         ROOT / ".venv" / "stock",
         ROOT / "requirements.txt",
@@ -135,7 +135,7 @@ def listens(port: int) -> bool:
 
 
 def cpu_s(child: Child) -> float:
-    """The CPU that a process has used so far, user's and system's, all of its threads."""
+    """CPU seconds a process has used so far: user and system time of all threads."""
     fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(") ", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

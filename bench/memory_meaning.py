@@ -1,4 +1,4 @@
-"""How often the memory finds what a question means: `python -m bench.memory_meaning`
+"""How often the memory finds an entry by its meaning: `python -m bench.memory_meaning`
 
 Sixty entries of one user in four languages are searched with sixty questions in other words, through the product's own
 search: by the words alone, by the vectors of the local embedding model alone, and by both as the product does it; and
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from bench.harness import Ground, Stopwatch, ground, median, show
+from bench.harness import BenchServers, Stopwatch, bench_servers, median, show
 from bench.memory_recall import new_user
 from bench.paraphrases import PARAPHRASES
 
@@ -21,7 +21,7 @@ _FIVE: Final = 5
 _TIMED_TEXTS: Final = 20
 
 
-def main(there: Ground) -> None:
+def main(servers: BenchServers) -> None:
     from django.conf import settings
 
     from adiuva.embedded.ports import free_port
@@ -29,7 +29,7 @@ def main(there: Ground) -> None:
     from bench.harness import cpu_s, listens
 
     port = free_port()
-    child = there.run("embeddings", "-m", "adiuva.local_embeddings", "--port", str(port))
+    child = servers.run("embeddings", "-m", "adiuva.local_embeddings", "--port", str(port))
     child.wait_until(lambda: listens(port), within_s=60)
     print(f"Of {len(PARAPHRASES)} paraphrases: first place, and among the first five")
     for model in ("lexical", CONFIGURED_NAME):
@@ -101,7 +101,7 @@ def _keep_vectors(user_id: UUID, vectors: Sequence[Sequence[float]]) -> None:
 
 
 def _place(user_id: UUID, index: int, question: str, vector: Sequence[float] | None) -> int:
-    """At which place the search finds the entry that answers a question; after all others if it does not."""
+    """The rank at which the search finds the entry that answers a question; behind all others if it does not."""
     from memory.search import search
 
     hits = search(user_id=user_id, question=question, vector=vector, now=dt.datetime.now(dt.UTC), limit=20)
@@ -122,5 +122,5 @@ async def _time_alone() -> None:
 
 
 if __name__ == "__main__":
-    with ground() as started:
+    with bench_servers() as started:
         main(started)

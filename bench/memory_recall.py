@@ -1,9 +1,8 @@
-"""Recall for a user with 10,000 entries, and for one with 200, beside 1,000 other users: `python -m
-bench.memory_recall`
+"""Memory recall for users with 10,000 and 200 entries, among 1,000 others: `python -m bench.memory_recall`
 
-All tiers in one query and unsealed, by turns with what four queries through the ORM take; and whether the nearest ten
-are the nearest ten, against a scan that shares no code with the query. The model and the question's vector are made
-before and are not in the figures.
+Recall reads all tiers in one query and unseals them; it is measured in alternating rounds with four ORM queries. Its
+nearest ten are checked against a scan that shares no code with the query. Computing the question's vector is not part
+of the figures.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
 
-from bench.harness import Stopwatch, ground, median, show
+from bench.harness import Stopwatch, bench_servers, median, show
 
 OTHERS: Final = 1_000
 ENTRIES_OF_OTHERS: Final = 200
@@ -32,7 +31,7 @@ _SYLLABLES: Final = [
 
 
 class Language:
-    """Words by Zipf's law, so that some stand in most entries and most in few."""
+    """Random sentences of invented words, distributed by Zipf's law as words are."""
 
     def __init__(self, seed: int, words: int = 6_000) -> None:
         self.random = random.Random(seed)
@@ -54,7 +53,7 @@ def new_user() -> UUID:
 
 
 def fill(user_id: UUID, entries: int, language: Language) -> None:
-    """Entries of all tiers as the product keeps them, some of them history."""
+    """Create entries of all tiers as the product stores them; some are superseded."""
     from django.db import connection
 
     from adiuva.accounts.keys import cipher_for
@@ -72,7 +71,7 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
     now = dt.datetime.now(dt.UTC)
     made, vectors = [], []
     for number, tier in enumerate(tiers):
-        said = EntryContent(language.sentence(), f"key {number}" if tier == Tier.CORE else None)
+        content = EntryContent(language.sentence(), f"key {number}" if tier == Tier.CORE else None)
         since = now - dt.timedelta(minutes=language.random.randint(1, 500_000))
         entry = Entry(
             user_id=user_id,
@@ -84,10 +83,10 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
             ended_at=since if tier == Tier.EPISODIC else None,
             uses=language.random.randint(0, 20),
         )
-        set_content(entry, said, cipher)
+        set_content(entry, content, cipher)
         made.append(entry)
         if entry.valid_to is None:
-            vector = vector_space.embed_now(said.searchable_text)
+            vector = vector_space.embed_now(content.searchable_text)
             vectors.append(
                 Embedding(entry=entry, user_id=user_id, embedding_model=embedding_model().name, vector=vector)
             )
@@ -98,7 +97,7 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
         cursor.execute("VACUUM ANALYZE memory_entry, memory_embedding")
 
 
-# What others have only has to lie there: made in the database, of the vectors of a few hundred sentences.
+# The other users' entries only have to exist, so SQL makes them, with the vectors of a few hundred sentences.
 _OTHERS: Final = """
 WITH person AS MATERIALIZED (SELECT id FROM accounts_user WHERE email LIKE 'other-%%'),
 made AS (
@@ -149,8 +148,8 @@ def recalled(
     return [known.id for known in found.entries]
 
 
-def through_the_orm(user_id: UUID, vector: list[float]) -> int:
-    """What the obvious code does: a query a tier, by the vector alone, all that it finds unsealed."""
+def recall_through_orm(user_id: UUID, vector: list[float]) -> int:
+    """The obvious implementation: one ORM query for each tier, by vector alone; everything found is unsealed."""
     from pgvector.django import CosineDistance
 
     from adiuva.accounts.keys import cipher_for
@@ -172,7 +171,7 @@ def through_the_orm(user_id: UUID, vector: list[float]) -> int:
 
 
 def nearest_ten(user_id: UUID, questions: list[list[float]]) -> list[set[UUID]]:
-    """By comparing all, one after the other, here."""
+    """The exact nearest ten, computed here by comparing all vectors."""
     from memory.models import Embedding, Tier
 
     rows = Embedding.objects.filter(
@@ -187,7 +186,7 @@ def nearest_ten(user_id: UUID, questions: list[list[float]]) -> list[set[UUID]]:
 
 
 def cpu_of_database() -> Callable[[], float]:
-    """Reads the seconds of CPU that this connection's process of PostgreSQL has used."""
+    """Returns a function that reads the CPU seconds used by this connection's PostgreSQL process."""
     from django.db import connection
 
     with connection.cursor() as cursor:
@@ -202,23 +201,23 @@ def measure(user_id: UUID, language: Language, aim: str) -> None:
     in_database = cpu_of_database()
     ours, cpu, orm, cpu_of_orm = [], [], [], []
 
-    def ask(question: str, vector: list[float]) -> None:
+    def time_recall(question: str, vector: list[float]) -> None:
         began = in_database()
         with Stopwatch() as watch:
             recalled(user_id, question, vector)
         ours.append(watch.wall)
         cpu.append(watch.cpu + in_database() - began)
 
-    def ask_the_orm(_: str, vector: list[float]) -> None:
+    def time_orm(_: str, vector: list[float]) -> None:
         began = in_database()
         with Stopwatch() as watch:
-            through_the_orm(user_id, vector)
+            recall_through_orm(user_id, vector)
         orm.append(watch.wall)
         cpu_of_orm.append(watch.cpu + in_database() - began)
 
     for _ in range(ROUNDS // AT_A_TIME):
         questions = [language.sentence(6, 12) for _ in range(AT_A_TIME)]
-        for way in (ask, ask_the_orm):
+        for way in (time_recall, time_orm):
             for question in questions:
                 way(question, vector_space.embed_now(question) or [])
     for what, wall, used in (
@@ -253,5 +252,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with ground():
+    with bench_servers():
         main()

@@ -1,7 +1,7 @@
-"""A socket that waits 200 ms for the database, and what its neighbours feel of it.
+"""How much sockets are delayed by others that wait 200 ms for the database.
 
-`python -m bench.neighbours`. Fifty sockets ask and get their answers, quietly and then beside five sockets that make
-the database sleep all the while; ours and Channels' own consumer, each in a real uvicorn process.
+`python -m bench.neighbours`. Fifty sockets send and get their echoes, first alone and then beside five sockets that
+make the database sleep. Adiuva's consumer is compared with Channels' own, each in a real uvicorn process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 
 from adiuva.embedded.ports import free_port
-from bench.harness import Ground, ground, percentile, show
+from bench.harness import BenchServers, bench_servers, percentile, show
 
 ASKING, WAITING = 50, 5
 PHASE_S = 4.0
@@ -23,7 +23,7 @@ PAUSE_S = 0.02
 
 
 def application() -> Any:
-    """What uvicorn serves: `/ours` and `/stock`, which echo, or sleep in the database first when they are told to."""
+    """ASGI application: `/ours` and `/stock` echo what they receive; on "sleep" they sleep in the database first."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
     import django
 
@@ -73,7 +73,7 @@ async def ask(socket: ClientConnection, word: str, until: float, took: list[floa
             await asyncio.sleep(PAUSE_S)
 
 
-async def phase(asking: list[ClientConnection], waiting: list[ClientConnection]) -> float:
+async def measure_p99(asking: list[ClientConnection], waiting: list[ClientConnection]) -> float:
     """The p99 of the asking sockets' answers, in milliseconds."""
     took: list[float] = []
     until = time.perf_counter() + PHASE_S
@@ -88,32 +88,32 @@ async def compare(base: str, kind: str) -> tuple[float, float]:
     url = f"{base.replace('http', 'ws')}/{kind}"
     sockets = [await connect(url, compression=None, ping_interval=None) for _ in range(ASKING + WAITING)]
     asking, waiting = sockets[:ASKING], sockets[ASKING:]
-    await phase(asking, [])  # warm
+    await measure_p99(asking, [])  # warm
     # By turns, so that both phases see the same machine.
     quiet, beside = [], []
     for _ in range(3):
-        quiet.append(await phase(asking, []))
-        beside.append(await phase(asking, waiting))
+        quiet.append(await measure_p99(asking, []))
+        beside.append(await measure_p99(asking, waiting))
     for socket in sockets:
         await socket.close()
     return sorted(quiet)[1], sorted(beside)[1]
 
 
-def main(there: Ground) -> None:
+def main(servers: BenchServers) -> None:
     port = free_port()
     command = ["-m", "uvicorn", "--factory", "bench.neighbours:application", "--port", str(port)]
-    child = there.run(
+    child = servers.run(
         "neighbours", *command, "--ws", "websockets-sansio", "--lifespan", "off", "--log-level", "error"
     )
     child.wait_until(lambda: _listens(port), within_s=60, every_s=0.1)
-    print(f"{ASKING} sockets that ask, beside {WAITING} that wait 200 ms for the database each time")
+    print(f"{ASKING} sockets that ask, next to {WAITING} that wait 200 ms for the database each time")
     for kind, name, aim in (
         ("ours", "Adiuva's consumer", "aim: ratio ≤ 1.3"),
         ("stock", "Channels' consumer", ""),
     ):
         quiet, beside = asyncio.run(compare(f"http://127.0.0.1:{port}", kind))
-        show(f"{name}: p99 quiet", f"{quiet:.1f} ms")
-        show(f"{name}: p99 beside the waiting", f"{beside:.1f} ms")
+        show(f"{name}: p99 alone", f"{quiet:.1f} ms")
+        show(f"{name}: p99 next to waiting sockets", f"{beside:.1f} ms")
         show(f"{name}: ratio", f"{beside / quiet:.2f}", aim)
 
 
@@ -125,6 +125,6 @@ def _listens(port: int) -> bool:
 
 
 if __name__ == "__main__":
-    with ground() as started:
+    with bench_servers() as started:
         main(started)
     sys.exit(0)

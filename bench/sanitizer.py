@@ -1,8 +1,8 @@
-"""What the sanitizer costs a streamed chunk, how late it makes text, and how often it is wrong.
+"""CPU of the sanitizer for a streamed chunk, how long it holds text back, and its false positives.
 
-`python -m bench.sanitizer [FOLDER …]`. False positives are counted on texts that no model wrote: those of the folders
-given (or of the samples that `make run` brings), each fed word by word to a sanitizer with prompts and tools like the
-chat's, or with the chat's own prompts if it has some. Each text that comes out changed is one.
+`python -m bench.sanitizer [FOLDER …]`. False positives are counted on texts that no model wrote: those in the given
+folders, or the sample data of `make run`. Each text is fed word by word to a sanitizer with the chat's prompts and
+tools; each text that comes out changed is a false positive.
 """
 
 from __future__ import annotations
@@ -72,26 +72,26 @@ and the contract, `v2_final.pdf`, EUR 1,250.00 <project>[5d11aa54e0b1c9f2]</proj
 """
 
 
-def guard() -> LeakPatterns:
+def leak_patterns() -> LeakPatterns:
     prompts = [path.read_text() for path in sorted((ROOT / "chat" / "prompts").glob("*.md"))]
     return LeakPatterns(
         prompts=prompts or [PROMPT], canaries=["larkenmoor-58-quint", "vossholm-31-teedle"], tool_names=TOOLS
     )
 
 
-def answer(filters: LeakPatterns) -> Sanitizer:
+def new_sanitizer(patterns: LeakPatterns) -> Sanitizer:
     private = [f"{number:08d}-5d11-4c53-9d07-aa54e0b1c9f2" for number in range(8)]
     known = {"3f2a9c77b0d14e22", "88b1c0de77aa4f10", "5d11aa54e0b1c9f2"}
-    return Sanitizer(filters, known=known, private=private)
+    return Sanitizer(patterns, known=known, private=private)
 
 
 def chunks(text: str) -> list[str]:
-    """As models stream it: a word with the blank before it."""
+    """Split a text as models stream it: each word with the blank before it."""
     return re.findall(r"\s*\S+|\s+", text)
 
 
-class Bare:
-    """What a filter costs that does nothing."""
+class PassThrough:
+    """A filter that does nothing, as the baseline."""
 
     def feed(self, text: str) -> str:
         return text
@@ -100,20 +100,20 @@ class Bare:
         return ""
 
 
-def microseconds(filters: Sequence[Sanitizer | Bare], pieces: Sequence[str]) -> float:
-    """CPU a chunk, over all of the chats by turns, as they come in one process."""
+def microseconds(patterns: Sequence[Sanitizer | PassThrough], pieces: Sequence[str]) -> float:
+    """CPU for a chunk in µs, with the chunks of all chats interleaved as in one process."""
     with Stopwatch() as watch:
         for piece in pieces:
-            for one in filters:
+            for one in patterns:
                 one.feed(piece)
-        for one in filters:
+        for one in patterns:
             one.finish()
-    return watch.cpu / (len(pieces) * len(filters)) * 1e6
+    return watch.cpu / (len(pieces) * len(patterns)) * 1e6
 
 
-def lateness(filters: LeakPatterns, text: str) -> tuple[float, float, int]:
-    """How many characters are held back after a chunk on average, and how many chunks show nothing, of how many."""
-    one = answer(filters)
+def measure_holdback(patterns: LeakPatterns, text: str) -> tuple[float, float, int]:
+    """Returns (characters held back after a chunk on average, share of chunks that show nothing, number of chunks)."""
+    one = new_sanitizer(patterns)
     fed = shown = held = silent = 0
     pieces = chunks(text)
     for piece in pieces:
@@ -124,7 +124,7 @@ def lateness(filters: LeakPatterns, text: str) -> tuple[float, float, int]:
     return held / len(pieces), silent / len(pieces), len(pieces)
 
 
-def texts(folder: Path) -> dict[str, str]:
+def read_texts(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         raw = path.read_bytes()
@@ -142,13 +142,13 @@ def texts(folder: Path) -> dict[str, str]:
     return found
 
 
-def wrong(filters: LeakPatterns, folder: Path) -> None:
-    found = texts(folder)
+def print_false_positives(patterns: LeakPatterns, folder: Path) -> None:
+    found = read_texts(folder)
     changed: list[str] = []
     kinds: Counter[str] = Counter()
     size = pieces = silent = held = 0
     for name, text in found.items():
-        one = answer(filters)
+        one = new_sanitizer(patterns)
         out: list[str] = []
         behind = 0
         for piece in chunks(text):
@@ -173,32 +173,32 @@ def wrong(filters: LeakPatterns, folder: Path) -> None:
 
 def main() -> None:
     with Stopwatch() as watch:
-        filters = guard()
-    show("to compile the guard, once a process", f"{watch.cpu * 1e3:.1f} ms")
+        patterns = leak_patterns()
+    show("to compile the patterns, once a process", f"{watch.cpu * 1e3:.1f} ms")
     with Stopwatch() as watch:
         for _ in range(1_000):
-            answer(filters)
+            new_sanitizer(patterns)
     show("to begin an answer", f"{watch.cpu * 1e3:.1f} µs")
     for name, text in (("prose", PROSE * 5), ("tags, tables and figures", RICH * 5)):
         pieces = chunks(text)
         ours: list[float] = []
-        bare: list[float] = []
+        passthrough: list[float] = []
         for _ in range(ROUNDS):
-            bare.append(microseconds([Bare() for _ in range(CHATS)], pieces))
-            ours.append(microseconds([answer(filters) for _ in range(CHATS)], pieces))
+            passthrough.append(microseconds([PassThrough() for _ in range(CHATS)], pieces))
+            ours.append(microseconds([new_sanitizer(patterns) for _ in range(CHATS)], pieces))
         show(f"{name}: CPU a chunk, {CHATS} chats by turns", f"{median(ours):.2f} µs", "aim 5 µs for prose")
-        show("  a filter that does nothing", f"{median(bare):.2f} µs")
-        late, silent, count = lateness(filters, text)
+        show("  a filter that does nothing", f"{median(passthrough):.2f} µs")
+        late, silent, count = measure_holdback(patterns, text)
         show("  held back after a chunk, on average", f"{late:.1f}", "characters")
         show("  chunks that show nothing", f"{silent:.1%}", f"of {count}")
     document = (PROSE * (LONG // len(PROSE) + 1))[:LONG]
-    one = answer(filters)
+    one = new_sanitizer(patterns)
     with Stopwatch() as watch:
         one.feed(document)
         one.finish()
     show(f"{LONG:,} characters of prose in one piece", f"{watch.cpu * 1e3:.1f} ms")
     for folder in [Path(name) for name in sys.argv[1:]] or [SAMPLES]:
-        wrong(filters, folder)
+        print_false_positives(patterns, folder)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from uuid import uuid4
 import orjson
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
-from bench.harness import Ground, Stopwatch, ground, median, show
+from bench.harness import BenchServers, Stopwatch, bench_servers, median, show
 
 AT_ONCE = 100
 CALLS = 10_000
@@ -27,7 +27,7 @@ ROUNDS = 3
 Call = Callable[[], Awaitable[Any]]
 
 
-class Peer:
+class InProcessDevice:
     """The other end of an ASGI socket, in process: it answers each tool call at once."""
 
     def __init__(self, app: Any) -> None:
@@ -57,8 +57,8 @@ class Peer:
         await self.task
 
 
-async def rate(call: Call) -> float:
-    """Calls a second with AT_ONCE callers."""
+async def measure_rate(call: Call) -> float:
+    """Calls per second with AT_ONCE concurrent callers."""
 
     async def caller() -> None:
         for _ in range(CALLS // AT_ONCE):
@@ -69,8 +69,8 @@ async def rate(call: Call) -> float:
     return CALLS / watch.wall
 
 
-async def fastapi() -> float:
-    """What one would write by hand: json both ways, a future a call."""
+async def measure_fastapi() -> float:
+    """The plain implementation: JSON both ways, a future for each call."""
     app = FastAPI()
     waiting: dict[str, asyncio.Future[Any]] = {}
     sockets: asyncio.Queue[WebSocket] = asyncio.Queue()
@@ -93,16 +93,16 @@ async def fastapi() -> float:
         )
         return await asyncio.wait_for(future, 30)
 
-    peer = Peer(app)
-    await peer.ready()
+    device = InProcessDevice(app)
+    await device.ready()
     socket = await sockets.get()
-    found = await rate(call)
-    await peer.end()
+    found = await measure_rate(call)
+    await device.end()
     return found
 
 
-async def ours() -> float:
-    """The consumer and the link, typed and checked frames both ways, all of their bookkeeping."""
+async def measure_ours() -> float:
+    """The product's consumer and link: typed, checked frames both ways, with all bookkeeping."""
     from adiuva.core.websocket import SocketConsumer
     from adiuva.devices import connections
     from adiuva.devices.calls import new_call
@@ -131,27 +131,27 @@ async def ours() -> float:
         async def disconnect(self) -> None:
             self.device.unregister()
 
-    peer = Peer(Registered.as_asgi())
-    await peer.ready()
+    device = InProcessDevice(Registered.as_asgi())
+    await device.ready()
     async with DeviceLink(uuid4(), pk) as link:
         link.current_target = Target(pk, "bench", 1, "", 2, frozenset({"dedupe", "batch"}))
-        found = await rate(lambda: link.call(new_call("get", "tasks", data={"id": "1"})))
-    await peer.end()
+        found = await measure_rate(lambda: link.call(new_call("get", "tasks", data={"id": "1"})))
+    await device.end()
     return found
 
 
-async def in_process() -> None:
-    theirs, mine = [], []
+async def measure_in_process() -> None:
+    fastapi_rates, adiuva_rates = [], []
     for _ in range(ROUNDS):  # by turns, so that both see the same machine
-        theirs.append(await fastapi())
-        mine.append(await ours())
-    show("FastAPI socket with futures, in process", f"{median(theirs):,.0f}/s")
-    show("Adiuva's consumer and link, in process", f"{median(mine):,.0f}/s")
-    show("ratio", f"{median(mine) / median(theirs):.2f}", "aim: at least 1.0")
+        fastapi_rates.append(await measure_fastapi())
+        adiuva_rates.append(await measure_ours())
+    show("FastAPI socket with futures, in process", f"{median(fastapi_rates):,.0f}/s")
+    show("Adiuva's consumer and link, in process", f"{median(adiuva_rates):,.0f}/s")
+    show("ratio", f"{median(adiuva_rates) / median(fastapi_rates):.2f}", "aim: at least 1.0")
 
 
-async def alone(call: Call) -> float:
-    """Seconds of one call and its answer, when there is no other."""
+async def measure_latency(call: Call) -> float:
+    """Median seconds of a call when there is no other."""
     seconds = []
     for _ in range(ALONE):
         with Stopwatch() as watch:
@@ -160,8 +160,8 @@ async def alone(call: Call) -> float:
     return median(seconds)
 
 
-async def bare() -> float:
-    """A round trip over a plain socket to the same device: no link, no Redis, no web process between."""
+async def measure_bare_socket() -> float:
+    """Median seconds of a round trip over a plain socket to the same device, without link, Redis and web process."""
     from websockets.asyncio.server import ServerConnection, serve
 
     found: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -176,7 +176,7 @@ async def bare() -> float:
             orjson.loads(await socket.recv())
 
         await call()
-        found.set_result(await alone(call))
+        found.set_result(await measure_latency(call))
 
     async with serve(ask, "127.0.0.1", 0, compression=None, ping_interval=None) as server:
         port = next(iter(server.sockets)).getsockname()[1]
@@ -187,7 +187,7 @@ async def bare() -> float:
     return seconds
 
 
-async def over_redis(base: str) -> None:
+async def measure_over_redis(base: str) -> None:
     from adiuva.accounts import services
     from adiuva.core import db
     from adiuva.devices.calls import new_call
@@ -211,10 +211,10 @@ async def over_redis(base: str) -> None:
 
             await call()
             for _ in range(3):
-                rates.append(await rate(call))
-            one = await alone(call)
+                rates.append(await measure_rate(call))
+            one = await measure_latency(call)
         device.terminate()
-    plain = await bare()
+    plain = await measure_bare_socket()
     show("from a worker, through Redis, to a device and back", f"{median(rates):,.0f}/s", "aim: 4,000/s")
     show("of these lost", f"{lost} of {3 * CALLS:,}", "aim: 0")
     show("one alone, the same way", f"{one * 1000:.2f} ms")
@@ -222,8 +222,8 @@ async def over_redis(base: str) -> None:
     show("ratio", f"{one / plain:.1f}", "three processes and Redis between")
 
 
-async def be_device(url: str, token: str) -> None:
-    """A device in a process of its own that answers at once."""
+async def run_device(url: str, token: str) -> None:
+    """A device that answers at once; runs in a process of its own."""
     from websockets.asyncio.client import connect
 
     headers = {"Authorization": f"Bearer {token}"}
@@ -244,15 +244,15 @@ async def be_device(url: str, token: str) -> None:
                 await socket.send('{"type":"pong"}')
 
 
-def main(there: Ground) -> None:
+def main(servers: BenchServers) -> None:
     print(f"Tool calls, {AT_ONCE} at once")
-    asyncio.run(in_process())
-    asyncio.run(over_redis(there.web()))
+    asyncio.run(measure_in_process())
+    asyncio.run(measure_over_redis(servers.web()))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["device"]:
-        asyncio.run(be_device(*sys.argv[2:4]))
+        asyncio.run(run_device(*sys.argv[2:4]))
     else:
-        with ground() as started:
+        with bench_servers() as started:
             main(started)

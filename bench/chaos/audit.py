@@ -1,4 +1,4 @@
-"""What the devices hold against what they should, and what the database says of runs and records."""
+"""Compares what the devices hold with what they should hold, and reads the states of runs and records."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ _LIVE: Final = ("queued", "waiting_device", "awaiting_reauth", "running")
 class Findings:
     expected: int = 0
     lost: int = 0
-    double: int = 0
-    strange: int = 0  # rows that no document gave
+    duplicates: int = 0
+    unexpected: int = 0  # rows that come from no document
     stuck_runs: int = 0
-    stuck_records: int = 0  # that no device has answered for
+    stuck_records: int = 0  # not yet answered by a device
     uncertain: int = 0
     runs: Counter[str] = field(default_factory=Counter)
     attempts: Counter[int] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
     @property
-    def whole(self) -> bool:
-        """Nothing lost, double, stuck, made up or uncertain."""
+    def is_clean(self) -> bool:
+        """Nothing lost, duplicated, unexpected, stuck or uncertain."""
         return not (
             self.lost
-            or self.double
-            or self.strange
+            or self.duplicates
+            or self.unexpected
             or self.stuck_runs
             or self.stuck_records
             or self.uncertain
         )
 
 
-def compare(agents: Iterable[Agent], workspaces: Path, database: str) -> Findings:
-    """Count it all. The devices' files may be in use."""
+def audit_devices(agents: Iterable[Agent], workspaces: Path, database: str) -> Findings:
+    """Audit all devices and the database. The devices' files may be in use."""
     found = Findings()
     by_device: dict[int, Counter[tuple[str, str]]] = {}
     for agent in agents:
@@ -56,9 +56,11 @@ def compare(agents: Iterable[Agent], workspaces: Path, database: str) -> Finding
         found.expected += expected.total()
         found.lost += (missing := expected - held).total()
         over = held - expected
-        found.double += (double := Counter({row: n for row, n in over.items() if row in expected})).total()
-        found.strange += over.total() - double.total()
-        for what, rows in (("lost", missing), ("double", double)):
+        found.duplicates += (
+            duplicates := Counter({row: n for row, n in over.items() if row in expected})
+        ).total()
+        found.unexpected += over.total() - duplicates.total()
+        for what, rows in (("lost", missing), ("duplicate", duplicates)):
             found.examples += [f"{what}: {table} {title!r}" for table, title in rows]
     with psycopg.connect(database) as connection:
         _read_database(connection, found)
@@ -86,8 +88,8 @@ def _read_database(connection: psycopg.Connection[Any], found: Findings) -> None
     found.uncertain = outbox["uncertain"]
 
 
-def why_runs_failed(database: str) -> Counter[str]:
-    """The codes with which runs ended that were no success."""
+def count_failure_codes(database: str) -> Counter[str]:
+    """Counts the codes with which unsuccessful runs ended."""
     query = """
         SELECT run.state || ' ' || event.code
         FROM agents_run AS run JOIN agents_runevent AS event ON event.run_id = run.id
@@ -97,8 +99,8 @@ def why_runs_failed(database: str) -> Counter[str]:
         return Counter(row[0] for row in connection.execute(query))
 
 
-def errors(folder: Path) -> Counter[str]:
-    """What the processes logged as errors, by its name."""
+def count_logged_errors(folder: Path) -> Counter[str]:
+    """Counts the error events in the processes' logs, by process and event name."""
     found: Counter[str] = Counter()
     for log in folder.glob("*.log"):
         for line in log.read_text("utf-8", "replace").splitlines():

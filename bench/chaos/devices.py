@@ -1,7 +1,7 @@
-"""Some of the devices, in a process of their own: `python -m bench.chaos.devices SERVER FILE FIRST LAST`.
+"""Runs several headless devices in one process: `python -m bench.chaos.devices SERVER FILE FIRST LAST`.
 
-They are the real headless device, each with its rows and its ledger of applied calls on the disk, so that the process
-can be killed and started again. FILE has a line of JSON a device. Only the time between two tries is shortened.
+Each is the real headless device with its rows and its ledger of applied calls on disk, so the process can be killed and
+started again. FILE has one line of JSON for each device. Only the pause between two connection attempts is shortened.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import aiohttp
 
 from adiuva.devices.client import Device, DeviceConfig
 
-_AGAIN_WITHIN_S: Final = 2.0
+_MAX_RETRY_S: Final = 2.0
 
 
-async def _soon(seconds: float) -> None:
-    await asyncio.sleep(min(seconds, _AGAIN_WITHIN_S))
+async def _sleep_briefly(seconds: float) -> None:
+    await asyncio.sleep(min(seconds, _MAX_RETRY_S))
 
 
 async def main(server: str, file: str, first: str, last: str) -> None:
@@ -39,7 +39,7 @@ async def main(server: str, file: str, first: str, last: str) -> None:
                 password=about["password"],
                 device_id=about["device_id"],
             )
-            group.create_task(Device(config, http=http, sleep=_soon).run())
+            group.create_task(Device(config, http=http, sleep=_sleep_briefly).run())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the devices are given to read, and so what they must hold in the end: each line of a document is one record.
+"""Generates the documents that agents read, and with them the records each device must hold: one record for each line.
 
-All of it follows from a seed. A document is written whole, and some are written again later with a line more, so that
-what is found twice has to be recognised.
+Everything follows from a seed. Some documents are rewritten later with one more line, so that records found before have
+to be recognised.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 LINES: Final = 4
-_CHANGED: Final = 0.2  # of the documents are written again, one wave later
+_CHANGED_SHARE: Final = 0.2  # share of the documents that are rewritten one wave later
 _TABLES: Final = {"task": "tasks", "note": "notes"}
 _VERBS: Final = (
     "answer",
@@ -35,7 +35,7 @@ _THINGS: Final = (
 
 @dataclass
 class Agent:
-    """One agent of a device: its folder, what comes into it wave by wave, and the records that makes."""
+    """One agent of a device: its folder, its documents wave by wave, and the records expected from them."""
 
     device: int
     number: int
@@ -48,7 +48,7 @@ class Agent:
         return f"device {self.device} agent {self.number}"
 
     def write(self, wave: int) -> None:
-        """Put a wave's documents into the folder, each at once: a reader sees the old one or the new one."""
+        """Write a wave's documents into the folder, each atomically: a reader sees the old version or the new one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.waves[wave].items():
             new = self.folder / f".{name}"
@@ -57,8 +57,8 @@ class Agent:
 
 
 def agents(folder: Path, *, devices: int, records: int, waves: int, seed: int) -> list[Agent]:
-    """Two agents a device, that together are to find so many records."""
-    chance = random.Random(seed)
+    """Two agents for each device, which together are to find `records` records."""
+    rng = random.Random(seed)
     made = [
         Agent(device, number, folder / f"{device}" / f"{number}")
         for device in range(devices)
@@ -66,31 +66,31 @@ def agents(folder: Path, *, devices: int, records: int, waves: int, seed: int) -
     ]
     for place, agent in enumerate(made):
         share = records // len(made) + (place < records % len(made))
-        _fill(agent, share, waves, chance)
+        _fill(agent, share, waves, rng)
     return made
 
 
-def _fill(agent: Agent, records: int, waves: int, chance: random.Random) -> None:
-    lines = [_line(agent, number, chance) for number in range(records)]
+def _fill(agent: Agent, records: int, waves: int, rng: random.Random) -> None:
+    lines = [_line(agent, number, rng) for number in range(records)]
     agent.expected = {title: _TABLES[kind] for kind, title in lines}
     agent.waves = [{} for _ in range(waves)]
     documents = [lines[start : start + LINES] for start in range(0, records, LINES)]
     for number, document in enumerate(documents):
         wave, name = number % waves, f"{number:04}.md"
-        if wave + 1 < waves and len(document) > 1 and chance.random() < _CHANGED:
-            agent.waves[wave][name] = _text(document[:-1], chance)
+        if wave + 1 < waves and len(document) > 1 and rng.random() < _CHANGED_SHARE:
+            agent.waves[wave][name] = _text(document[:-1], rng)
             wave += 1
-        agent.waves[wave][name] = _text(document, chance)
+        agent.waves[wave][name] = _text(document, rng)
 
 
-def _line(agent: Agent, number: int, chance: random.Random) -> tuple[str, str]:
-    kind = chance.choice(list(_TABLES))
-    # The number makes it one of a kind, so that a double is a double.
-    title = f"{chance.choice(_VERBS)} the {chance.choice(_THINGS)} {agent.device}-{agent.number}-{number}"
+def _line(agent: Agent, number: int, rng: random.Random) -> tuple[str, str]:
+    kind = rng.choice(list(_TABLES))
+    # The numbers make each title unique, so that a repeated title is a duplicate.
+    title = f"{rng.choice(_VERBS)} the {rng.choice(_THINGS)} {agent.device}-{agent.number}-{number}"
     return kind, title
 
 
-def _text(lines: list[tuple[str, str]], chance: random.Random) -> str:
+def _text(lines: list[tuple[str, str]], rng: random.Random) -> str:
     filler = "It was a day like many, and this is what was said. "
-    parts = [f"{kind}: {title}\n\n{filler * chance.randint(0, 8)}\n" for kind, title in lines]
+    parts = [f"{kind}: {title}\n\n{filler * rng.randint(0, 8)}\n" for kind, title in lines]
     return "# Notes\n\n" + "\n".join(parts)

@@ -1,7 +1,7 @@
 """All of Adiuva on loopback, in processes that may be killed: two web processes, two workers, beat, PostgreSQL, Valkey.
 
-The servers are durable, as in production. Who is killed comes back on the same port with the same data; who ends by
-itself is started again as well, and counted.
+The databases are durable, as in production. A killed process is restarted on the same port with the same data; one that
+exits by itself is restarted as well, and counted.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from adiuva.embedded.valkey import Valkey
 from bench.harness import ROOT, listens
 from tests.forkserver import ForkedChild
 
-_LOOK_EVERY_S: Final = 0.2
-_UP_WITHIN_S: Final = 60.0
-_QUIET: Final = ("--without-mingle", "--without-gossip")
+_POLL_S: Final = 0.2
+_START_TIMEOUT_S: Final = 60.0
+_WORKER_OPTIONS: Final = ("--without-mingle", "--without-gossip")
 
 
 class Servers:
-    """`kill(name)` and `back(name)`; names are web-1, web-2, worker-1, worker-2, beat, valkey, postgres, devices-…"""
+    """Processes by name: web-1, web-2, worker-1, worker-2, beat, valkey, postgres, devices-1, devices-2."""
 
-    def __init__(self, folder: Path, *, control: str = "", **env: str) -> None:
-        self.folder, self.control = folder, control
+    def __init__(self, folder: Path, *, sabotage: str = "", **env: str) -> None:
+        self.folder, self.sabotage = folder, sabotage
         self.children: dict[str, Child] = {}
         self.kills: Counter[str] = Counter()
-        self.ended_by_themselves: Counter[str] = Counter()
-        self.killed: set[str] = set()  # and not to be started again yet
+        self.unplanned_exits: Counter[str] = Counter()
+        self.killed: set[str] = set()  # and not restarted yet
         self.database = ""
         self.ports: dict[str, int] = {}
         password = secrets.token_hex(16)
@@ -58,8 +58,8 @@ class Servers:
             **env,
         }
 
-    def start(self, *, model_s: float, fails: float) -> None:
-        """Bring all up. Call it from the thread that lives as long as they are to."""
+    def start(self, *, model_s: float, failure_rate: float) -> None:
+        """Start everything. Call it from a thread that outlives the servers: they end with it."""
         self.database = self._postgres.start()
         assert self._postgres.child is not None
         self.children["postgres"] = self._postgres.child
@@ -74,18 +74,18 @@ class Servers:
             "ADIUVA_MODEL": "openai/scripted",
             "ADIUVA_MODEL_API_BASE": model,
         }
-        self.add("model", "-m", "bench.chaos.model", str(port), str(model_s), str(fails))
-        celery = ("-m", "bench.chaos.control", self.control) if self.control else ("-m", "celery")
+        self.add("model", "-m", "bench.chaos.extraction_model", str(port), str(model_s), str(failure_rate))
+        celery = ("-m", "bench.chaos.sabotaged_worker", self.sabotage) if self.sabotage else ("-m", "celery")
         for number in (1, 2):
             port = self.ports[f"web-{number}"] = free_port()
             self.add(f"web-{number}", "-m", "adiuva.server", ADIUVA_PORT=str(port))
             node = ("-n", f"chaos{number}@localhost")
-            self.add(f"worker-{number}", *celery, "-A", "adiuva", "worker", *_QUIET, *node)
-        self._migrate()  # they load meanwhile
+            self.add(f"worker-{number}", *celery, "-A", "adiuva", "worker", *_WORKER_OPTIONS, *node)
+        self._migrate()  # the processes load meanwhile
         self.add("beat", "-m", "celery", "-A", "adiuva", "beat", "--pidfile=")
         for name, port in self.ports.items():
             child, base = self.children[name], f"http://127.0.0.1:{port}"
-            child.wait_until(lambda base=base: is_up(base), within_s=_UP_WITHIN_S, every_s=0.1)  # type: ignore[misc]
+            child.wait_until(lambda base=base: is_up(base), within_s=_START_TIMEOUT_S, every_s=0.1)  # type: ignore[misc]
 
     def _migrate(self) -> None:
         log = self.folder / "migrate.log"
@@ -105,14 +105,14 @@ class Servers:
         return child
 
     def stop(self) -> None:
-        """End all, the last one first."""
+        """Stop everything, in reverse order of the start."""
         for child in reversed(list(self.children.values())):
             child.stop()
 
     # Killing
 
     def kill(self, name: str) -> bool:
-        """Kill -9. False: it is dead already."""
+        """Send SIGKILL. Returns False if the process is down already."""
         child = self.children[name]
         if name in self.killed or not child.alive:
             return False
@@ -121,29 +121,29 @@ class Servers:
         child.kill()
         return True
 
-    def back(self, name: str) -> None:
-        """Start one that was killed. `keep_up` starts it anew should it fail: PostgreSQL does, while processes of its
-        former self are still there."""
+    def restart(self, name: str) -> None:
+        """Start a killed process. `restart_exited` tries again if it fails, as PostgreSQL does while its former child
+        processes still run."""
         self.children[name].start()
         self.killed.discard(name)
 
-    async def keep_up(self) -> None:
-        """Start whoever ends by itself, for ever."""
+    async def restart_exited(self) -> None:
+        """Restart processes that exit by themselves, until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_POLL_S)
             for name, child in self.children.items():
                 if name not in self.killed and not child.alive:
                     if not (name == "postgres" and time.monotonic() - child.since < 5):
-                        self.ended_by_themselves[name] += 1
+                        self.unplanned_exits[name] += 1
                     child.start()
 
-    async def until_up(self) -> None:
-        """Wait until all are there and answer."""
+    async def wait_until_up(self) -> None:
+        """Restart what is down, and wait until everything answers."""
         for name in list(self.killed):
-            self.back(name)
+            self.restart(name)
         checks: list[Callable[[], bool]] = [self.database_is_up]
         checks += [lambda port=port: listens(port) for port in self.ports.values()]  # type: ignore[misc]
-        async with asyncio.timeout(_UP_WITHIN_S):
+        async with asyncio.timeout(_START_TIMEOUT_S):
             while not all([await asyncio.to_thread(check) for check in checks]):
                 await asyncio.sleep(0.1)
 

@@ -1,1 +1,1 @@
-"""What the benches of the chat are made of: a model that answers at once, a device that does, and the stock stack."""
+"""The parts of the chat benches: a scripted model, a device, a profiled web process, and the stock stack."""

@@ -1,4 +1,4 @@
-"""A device that chats: it answers tool calls at once from twenty tasks, and notes when each frame came."""
+"""A device that chats: it answers tool calls at once from twenty tasks, and records when each frame arrived."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ PROJECTS = [{"id": "p1c0ffee00000001", "name": "Harbour Café", "status": "activ
 
 
 @dataclass
-class Heard:
-    """One answer, on the monotonic clock (ns): when it was asked for, and when each text came and how long it was."""
+class TimedAnswer:
+    """One answer. Times are of the monotonic clock, in ns; `texts` holds (arrival, length) of each stream_text."""
 
-    asked: int
+    requested_ns: int
     texts: list[tuple[int, int]] = field(default_factory=list)
     end: dict[str, Any] = field(default_factory=dict)
 
     @property
     def first_ms(self) -> float:
-        return (self.texts[0][0] - self.asked) / 1e6
+        return (self.texts[0][0] - self.requested_ns) / 1e6
 
 
 class Device:
@@ -56,20 +56,20 @@ class Device:
     async def __aexit__(self, *_: object) -> None:
         await self._socket.close()
 
-    async def ask(self, message: str, **fields: Any) -> Heard:
-        """Ask, and listen until the end."""
+    async def ask(self, message: str, **fields: Any) -> TimedAnswer:
+        """Send a request and receive frames until the end of its stream."""
         request = {"type": "home_request", "message": message, "request_id": uuid4().hex, **fields}
-        heard = Heard(time.monotonic_ns())
+        answer = TimedAnswer(time.monotonic_ns())
         await self._send(request)
-        while not heard.end:
+        while not answer.end:
             raw = await self._socket.recv(decode=False)
             now = time.monotonic_ns()
             frame = orjson.loads(raw)
             match frame["type"]:
                 case "stream_text":
-                    heard.texts.append((now, len(frame["chunk"])))
+                    answer.texts.append((now, len(frame["chunk"])))
                 case "stream_end":
-                    heard.end = frame
+                    answer.end = frame
                 case "tool_call":
                     await self._send({"type": "tool_result", **_result(frame)})
                 case "tool_batch":
@@ -77,7 +77,7 @@ class Device:
                     await self._send({"type": "tool_batch_result", "results": results})
                 case "ping":
                     await self._send({"type": "pong"})
-        return heard
+        return answer
 
     async def _send(self, frame: dict[str, Any]) -> None:
         await self._socket.send(orjson.dumps(frame), text=True)

@@ -1,1 +1,1 @@
-"""What `bench.mailboxes` is made of: what is done to mailboxes, the servers and people, the comparison."""
+"""The parts of `bench.mailboxes`: fault scripts, sample mails, simulated users and servers, the comparison."""

@@ -1,6 +1,6 @@
-"""Mails as they come: plain ones, very large ones, and such as programs of forty years have spoilt.
+"""Sample mails: plain, very large, and malformed in ways that mail programs produce.
 
-Each asks for one thing, in a line of its own (`task: …`), so that it is known what a device must hold.
+Each contains one line `task: …`, from which follows the row that the device must hold.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def plain(title: str) -> bytes:
 
 
 def filler(size: int) -> str:
-    """So many characters in lines that ask for nothing."""
+    """About `size` characters in lines without a task."""
     return f"{_LINE}\n" * (size // (len(_LINE) + 1))
 
 
-def huge(about: str) -> list[tuple[str, bytes]]:
-    """Mails of 1 and 10 MB of text, and one of 10 MB of what is attached, each with what it asks for."""
+def large(about: str) -> list[tuple[str, bytes]]:
+    """(title of the task, mail) for mails with 1 and 10 MB of text, and one with a 10 MB attachment."""
     sizes = {f"{about} of {size} MB": size * _MEGABYTE for size in (1, 10)}
     mails = [
         (title, _head("Long") + f"\ntask: {title}\n\n{filler(size)}".encode())
@@ -42,13 +42,13 @@ def huge(about: str) -> list[tuple[str, bytes]]:
     return [*mails, (title, b"".join(parts))]
 
 
-def beyond() -> bytes:
-    """A mail whose text is larger than what is read into memory."""
+def oversized() -> bytes:
+    """A mail whose text is larger than the limit of what is read."""
     return _head("Endless") + b"\n" + filler(20 * _MEGABYTE).encode()
 
 
-def spoilt(about: str) -> list[tuple[str, bytes]]:
-    """Mails that are wrong in themselves, each with what it asks for."""
+def malformed(about: str) -> list[tuple[str, bytes]]:
+    """(title of the task, mail) for mails that violate the standards."""
     mixed, deep = "Content-Type: multipart/mixed; boundary=b", b""
     for depth in range(60):
         deep += b"--b%d\nContent-Type: multipart/mixed; boundary=b%d\n\n" % (depth, depth + 1)
@@ -76,11 +76,11 @@ def spoilt(about: str) -> list[tuple[str, bytes]]:
     return list(zip(titles, mails, strict=True))
 
 
-def spoilt_rows(about: str) -> list[tuple[str, dict[str, Any]]]:
-    """The same as Graph has it: fields of a message that are not as they should be."""
+def malformed_rows(about: str) -> list[tuple[str, dict[str, Any]]]:
+    """(title of the task, message) in Graph's form, with fields of wrong types and values."""
 
-    def html(before: str, after: str = "") -> dict[str, Any]:
-        return {"body": {"contentType": "html", "content": f"{before}<p>task: %s</p>{after}"}}
+    def html(before: str, after_runs: str = "") -> dict[str, Any]:
+        return {"body": {"contentType": "html", "content": f"{before}<p>task: %s</p>{after_runs}"}}
 
     rows: list[dict[str, Any]] = [
         {"subject": None},

@@ -1,4 +1,4 @@
-"""The one-minute form of bench/chaos: servers of its own that are killed, sockets that are cut, and nothing missing."""
+"""The one-minute form of bench/chaos: processes are killed and sockets cut, and no record may be lost or duplicated."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 
 from tests.server_processes import ROOT
 
-FORM = {"minutes": "0.3", "records": "320", "devices": "8", "kills": "8", "cuts": "25", "lease": "5"}
+OPTIONS = {"minutes": "0.3", "records": "320", "devices": "8", "kills": "8", "cuts": "25", "lease": "5"}
 
 
-@pytest.mark.usefixtures("forkserver")  # which the processes of the bench use
-def test_nothing_is_lost_or_doubled_whatever_is_killed_or_cut() -> None:
-    options = [part for name, value in FORM.items() for part in (f"--{name}", value)]
-    storm = subprocess.Popen(
+@pytest.mark.usefixtures("forkserver")  # the experiment starts its processes through it
+def test_no_record_is_lost_or_duplicated_when_processes_are_killed_and_sockets_cut() -> None:
+    options = [part for name, value in OPTIONS.items() for part in (f"--{name}", value)]
+    experiment = subprocess.Popen(
         [sys.executable, "-m", "bench.chaos", "--brief", *options],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    said, _ = storm.communicate()
-    assert storm.returncode == 0, said
+    output, _ = experiment.communicate()
+    assert experiment.returncode == 0, output

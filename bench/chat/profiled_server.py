@@ -1,8 +1,8 @@
-"""The web process, with an account of where its time goes: `python -m bench.chat.profiled`.
+"""A web process that profiles itself: `python -m bench.chat.profiled_server`.
 
-SIGUSR1 begins the account; SIGUSR2 writes it to the file that ADIUVA_BENCH_ACCOUNT names, as JSON. The CPU is sampled
-by the kernel's profiling clock, so that what is measured is hardly slowed; each sample goes to the room whose code, or
-whose library's, is innermost. `spans` are waits, in seconds and without those inside of them.
+SIGUSR1 starts the profile; SIGUSR2 writes it as JSON to the file that ADIUVA_BENCH_PROFILE names. The CPU is sampled by
+the kernel's profiling timer (ITIMER_PROF), which hardly slows what it measures; each sample counts for the component
+whose code, or whose library's, is innermost. `spans` are waits, in seconds, without the spans nested in them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 from bench.harness import cpu_s, show
 
 if TYPE_CHECKING:
-    from bench.harness import Ground
+    from bench.harness import BenchServers
 
-# The first that a frame's file holds names its room.
-ROOMS = {
+# Part of a file's path → the component it counts for. The first match wins.
+COMPONENTS = {
     "/adiuva/core/db.py": "database",
     "/django/db/": "database",
     "/psycopg": "database",
@@ -46,6 +46,7 @@ ROOMS = {
     "/redis/": "stream log",
     "/adiuva/devices/": "socket, frames, tool round trip",
     "/adiuva/core/websocket.py": "socket, frames, tool round trip",
+    "/chat/chat_handler.py": "socket, frames, tool round trip",
     "/chat/consumer.py": "socket, frames, tool round trip",
     "/chat/stream.py": "socket, frames, tool round trip",
     "/channels/": "socket, frames, tool round trip",
@@ -59,40 +60,40 @@ ROOMS = {
     "/adiuva/core/logging.py": "logging",
     "/chat/": "turn and its loop",
     "/langchain_core/": "turn and its loop",
-    "/bench/": "the account itself",
+    "/bench/": "the profiler itself",
 }
 _TIMES_A_S = 500
 
 samples: Counter[str] = Counter()
-places: Counter[str] = Counter()
+functions: Counter[str] = Counter()
 spans: defaultdict[str, float] = defaultdict(float)
 counts: Counter[str] = Counter()
 longest: defaultdict[str, float] = defaultdict(float)
 _inner: ContextVar[list[float]] = ContextVar("inner")
 
 
-def room_of(frame: FrameType | None) -> str:
+def component_of(frame: FrameType | None) -> str:
     while frame is not None:
         path = frame.f_code.co_filename
-        for part, room in ROOMS.items():
+        for part, component in COMPONENTS.items():
             if part in path:
-                return room
+                return component
         frame = frame.f_back
     return "asyncio"
 
 
 def sample(signum: int, frame: FrameType | None) -> None:
     if frame is not None and frame.f_code.co_name == "select":
-        samples["database"] += 1  # the loop waits: what works is a thread of the database
-        places["a thread of the database"] += 1
+        samples["database"] += 1  # the event loop is idle, so the CPU was used by a database thread
+        functions["a database thread"] += 1
         return
-    samples[room_of(frame)] += 1
-    functions = set()
+    samples[component_of(frame)] += 1
+    seen = set()
     while frame is not None:
         path = "/".join(frame.f_code.co_filename.rsplit("/", 2)[-2:])
-        functions.add(f"{path}:{frame.f_code.co_name}")
+        seen.add(f"{path}:{frame.f_code.co_name}")
         frame = frame.f_back
-    places.update(functions)
+    functions.update(seen)
 
 
 @contextmanager
@@ -110,7 +111,7 @@ def span(name: str) -> Iterator[None]:
         counts[name] += 1
 
 
-def watch() -> None:
+def instrument() -> None:
     from adiuva.core import db
     from adiuva.devices.link import DeviceLink
     from adiuva.llm.openai_client import OpenAIChat
@@ -146,7 +147,7 @@ def watch() -> None:
     OpenAIChat._stream_once = timed_listen  # type: ignore[method-assign]
 
 
-def watch_collector() -> None:
+def instrument_garbage_collector() -> None:
     began = 0.0
 
     def collected(phase: str, info: dict[str, int]) -> None:
@@ -162,76 +163,77 @@ def watch_collector() -> None:
     gc.callbacks.append(collected)
 
 
-def begin(*_: object) -> None:
-    for measured in (samples, places, spans, counts, longest):
+def start_profile(*_: object) -> None:
+    for measured in (samples, functions, spans, counts, longest):
         measured.clear()
     signal.setitimer(signal.ITIMER_PROF, 1 / _TIMES_A_S, 1 / _TIMES_A_S)
 
 
-def tell(*_: object) -> None:
+def write_profile(*_: object) -> None:
     signal.setitimer(signal.ITIMER_PROF, 0)
-    account = {
+    profile = {
         "samples": samples,
-        "places": dict(places.most_common(60)),
+        "functions": dict(functions.most_common(60)),
         "spans": spans,
         "counts": counts,
         "longest": longest,
     }
-    path = os.environ["ADIUVA_BENCH_ACCOUNT"]
+    path = os.environ["ADIUVA_BENCH_PROFILE"]
     with open(f"{path}.new", "w") as file:  # noqa: PTH123
-        json.dump(account, file)
+        json.dump(profile, file)
     os.replace(f"{path}.new", path)  # noqa: PTH105
 
 
 # ── The bench's side ────────────────────────────────────────────────────────────────────────────────────
 
 
-class Account:
-    """What a web process does between two moments."""
+class Profile:
+    """Starts a profiled web process and prints what it did between `start` and `stop`."""
 
-    def __init__(self, there: Ground, **env: str) -> None:
-        self._path = there.folder / f"account-{time.monotonic_ns()}.json"
-        self.base, self.web = there.web_process(
-            "bench.chat.profiled", ADIUVA_BENCH_ACCOUNT=str(self._path), **env
+    def __init__(self, servers: BenchServers, **env: str) -> None:
+        self._path = servers.folder / f"profile-{time.monotonic_ns()}.json"
+        self.base, self.web = servers.web_process(
+            "bench.chat.profiled_server", ADIUVA_BENCH_PROFILE=str(self._path), **env
         )
 
-    def begin(self) -> None:
+    def start(self) -> None:
         assert self.web.pid is not None
         self._cpu = cpu_s(self.web)
         os.kill(self.web.pid, signal.SIGUSR1)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         assert self.web.pid is not None
         self._cpu = cpu_s(self.web) - self._cpu
         os.kill(self.web.pid, signal.SIGUSR2)
         while not self._path.exists():
             time.sleep(0.05)
 
-    def tell(self, of: int, unit: str) -> None:
-        """Print it for each of so many; with PLACES in the environment also by function, with all that it calls."""
+    def print(self, count: int, unit: str) -> None:
+        """Print CPU and waits per unit, of which there were `count`. With FUNCTIONS set in the environment also print
+        the CPU of each function including its callees."""
         found = json.loads(self._path.read_text())
-        rooms, cpu = Counter(found["samples"]), self._cpu / of * 1e6
-        show(f"CPU of {unit}", f"{cpu:,.0f} µs", f"{rooms.total():,} samples")
-        for room, number in rooms.most_common():
-            show(f"  {room}", f"{number / rooms.total() * cpu:,.0f} µs")
+        components, cpu = Counter(found["samples"]), self._cpu / count * 1e6
+        show(f"CPU of {unit}", f"{cpu:,.0f} µs", f"{components.total():,} samples")
+        for component, number in components.most_common():
+            show(f"  {component}", f"{number / components.total() * cpu:,.0f} µs")
         for name, seconds in Counter(found["spans"]).most_common():
             number = found["counts"][name]
             longest = f"longest {found['longest'][name] * 1000:.0f} ms" if name in found["longest"] else ""
-            show(f"  waits: {name} ({number:,})", f"{seconds / of * 1e6:,.0f} µs", longest)
-        if os.environ.get("PLACES"):
-            for place, number in found["places"].items():
-                print(f"  {number / rooms.total() * cpu:8.1f} µs  {place}")
+            show(f"  waits: {name} ({number:,})", f"{seconds / count * 1e6:,.0f} µs", longest)
+        if os.environ.get("FUNCTIONS"):
+            for function, number in found["functions"].items():
+                print(f"  {number / components.total() * cpu:8.1f} µs  {function}")
 
 
 def main() -> None:
     import adiuva.asgi  # noqa: F401  # sets Django up
     from adiuva import server
 
-    watch()
-    watch_collector()
+    instrument()
+    instrument_garbage_collector()
     signal.signal(signal.SIGPROF, sample)
-    signal.signal(signal.SIGUSR1, begin)
-    signal.signal(signal.SIGUSR2, tell)
+    signal.signal(signal.SIGUSR1, start_profile)
+    signal.signal(signal.SIGUSR2, write_profile)
     server.main()
 
 

@@ -1,5 +1,5 @@
-"""Celery with a promise taken out, so that it can be seen that the bench notices: `python -m bench.mail.control gate
--A adiuva worker …`. Nothing of this is in the product.
+"""A Celery worker with one guarantee removed, to prove that the bench notices:
+`python -m bench.mail.sabotaged_worker limiter -A adiuva worker …`. The product itself has no such switch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 import django
 
 
-def no_limiter() -> None:
+def without_limiter() -> None:
     """Send as many requests at once as messages are prefetched, and ignore every Retry-After."""
     from integrations.mail import mailbox_limiter, sync
 
@@ -20,17 +20,17 @@ def no_limiter() -> None:
     mailbox_limiter.MailboxLimiter.block = lambda self, seconds: None  # type: ignore[method-assign]
 
 
-def hasty_ledger() -> None:
-    """A message counts as read as soon as it is listed."""
+def with_premature_ledger() -> None:
+    """Record a message as read as soon as it is listed."""
     from agents import ledger
 
-    due = ledger.needs_reading
+    expected = ledger.needs_reading
 
     def due_once(job, files):  # type: ignore[no-untyped-def]
         from agents.extraction import SourceDocument
         from agents.models import Source
 
-        found = due(job, files)
+        found = expected(job, files)
         new = [SourceDocument("", "", "", *pair) for pair, is_due in zip(files, found, strict=True) if is_due]
         ledger.record_outcomes(job, [(document, Source.Outcome.DONE) for document in new])
         return found
@@ -38,17 +38,17 @@ def hasty_ledger() -> None:
     ledger.needs_reading = due_once
 
 
-CONTROLS: Final[dict[str, Callable[[], None]]] = {
-    "gate": no_limiter,
-    "ledger": hasty_ledger,
+SABOTAGES: Final[dict[str, Callable[[], None]]] = {
+    "limiter": without_limiter,
+    "ledger": with_premature_ledger,
 }
 
 
-def main(control: str, arguments: list[str]) -> None:
+def main(sabotage: str, arguments: list[str]) -> None:
     from celery.__main__ import main as celery
 
     django.setup()
-    CONTROLS[control]()
+    SABOTAGES[sabotage]()
     sys.argv = ["celery", *arguments]
     celery()
 

@@ -1,4 +1,4 @@
-"""A model that answers at once, or streams words at a steady pace: `python -m bench.chat.provider PORT`.
+"""A model that answers at once, or streams words at a steady pace: `python -m bench.chat.scripted_model PORT`.
 
 It is told what to do by the last message of the user: `stream N` streams N words, WORDS_A_S of them a second; with
 `list` in it the model first calls list_tasks; everything else is answered. When each word of a stream was sent is told
@@ -30,7 +30,7 @@ def word(place: int) -> str:
 
 
 class Model(asyncio.Protocol):
-    """One connection. HTTP as far as our two clients speak it."""
+    """One connection. It understands as much HTTP as the two clients measured here need."""
 
     times: dict[str, list[int]] = {}
     _number = itertools.count()
@@ -50,9 +50,9 @@ class Model(asyncio.Protocol):
                 return
             body, self._raw = self._raw[end + 4 : whole], self._raw[whole:]
             if lines[0].startswith("get /times"):
-                self._say(orjson.dumps(Model.times), "application/json")
+                self._send_body(orjson.dumps(Model.times), "application/json")
             elif lines[0].startswith("get"):
-                self._say(b"{}", "application/json")
+                self._send_body(b"{}", "application/json")
             else:
                 self._answer(orjson.loads(body)["messages"])
 
@@ -88,7 +88,7 @@ class Model(asyncio.Protocol):
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
 
-    def _say(self, body: bytes, kind: str) -> None:
+    def _send_body(self, body: bytes, kind: str) -> None:
         head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
         self._transport.write(head.encode() + body)
 

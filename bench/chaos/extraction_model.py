@@ -1,6 +1,6 @@
-"""A model that reads as told: an OpenAI-compatible server that makes a record of each line `task: …` or `note: …`.
+"""An OpenAI-compatible server that extracts one record from each line `task: …` or `note: …` of a document.
 
-`python -m bench.chaos.model PORT [SECONDS A CALL] [SHARE THAT FAILS]`
+`python -m bench.chaos.extraction_model PORT [SECONDS_PER_CALL] [FAILURE_RATE]`
 """
 
 from __future__ import annotations
@@ -28,32 +28,18 @@ def records_of(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class Model:
-    """`calls` and `peak` are told at /seen: how many there were, and how many at once."""
-
-    def __init__(self, seconds: float = 0.0, fails: float = 0.0) -> None:
-        self.seconds, self.fails = seconds, fails
-        self.calls = self.running = self.peak = 0
+    def __init__(self, seconds: float = 0.0, failure_rate: float = 0.0) -> None:
+        self.seconds, self.failure_rate = seconds, failure_rate
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_get("/v1/seen", self._seen)
         return app
-
-    async def _seen(self, request: web.Request) -> web.Response:
-        return web.json_response({"calls": self.calls, "peak": self.peak})
 
     async def _chat(self, request: web.Request) -> web.Response:
         body = await request.json()
-        self.calls += 1
-        self.running += 1
-        self.peak = max(self.peak, self.running)
-        try:
-            if self.seconds:
-                await asyncio.sleep(self.seconds)
-        finally:
-            self.running -= 1
-        if random.random() < self.fails:
+        await asyncio.sleep(self.seconds)
+        if random.random() < self.failure_rate:
             return web.json_response({"error": {"message": "overloaded"}}, status=503)
         answer = json.dumps({"records": records_of(body)})
         return web.json_response(
@@ -74,8 +60,8 @@ class Model:
         )
 
 
-def main(port: str, seconds: str = "0", fails: str = "0") -> None:
-    app = Model(float(seconds), float(fails)).app()
+def main(port: str, seconds: str = "0", failure_rate: str = "0") -> None:
+    app = Model(float(seconds), float(failure_rate)).app()
     web.run_app(app, host="127.0.0.1", port=int(port), print=lambda *_: None, access_log=None)
 
 
