@@ -134,8 +134,15 @@ MODEL_TIMEOUT_S = _models.number(
 )
 MODEL_CONCURRENCY = _models.integer(
     "ADIUVA_MODEL_CONCURRENCY",
-    24,
+    96,
     "Calls that are not streamed, under way at once at one endpoint, in each process.",
+    minimum=1,
+    unit="calls",
+)
+MODEL_CONCURRENCY_PER_USER = _models.integer(
+    "ADIUVA_MODEL_CONCURRENCY_PER_USER",
+    24,
+    "How many of them may be for the runs of one user.",
     minimum=1,
     unit="calls",
 )
@@ -242,7 +249,32 @@ ANSWER_S = _socket.number(
 # ── Agent runs ──────────────────────────────────────────────────────────────────────────────────────────
 _runs = Section("Agent runs")
 WORKER_CONCURRENCY = _runs.integer(
-    "ADIUVA_WORKER_CONCURRENCY", 16, "Tasks that one worker process runs at once.", minimum=1, unit="threads"
+    "ADIUVA_WORKER_CONCURRENCY",
+    16,
+    "Short tasks that one worker process does at once: exports, deliveries, memory, sweeps.",
+    minimum=1,
+    unit="threads",
+)
+RUN_SLOTS = _runs.integer(
+    "ADIUVA_RUN_SLOTS",
+    16,
+    "Runs that work at once in one worker process. One that waits for its device or for the model takes no slot.",
+    minimum=1,
+    unit="runs",
+)
+RUN_SLOTS_PER_USER = _runs.integer(
+    "ADIUVA_RUN_SLOTS_PER_USER",
+    4,
+    "Runs of one user that are started at once, in all worker processes together; the others stay queued.",
+    minimum=1,
+    unit="runs",
+)
+RUN_MOST_HELD = _runs.integer(
+    "ADIUVA_RUN_MOST_HELD",
+    256,
+    "Runs in one worker process at once, those that wait included.",
+    minimum=1,
+    unit="runs",
 )
 RUN_LEASE_S = _runs.number(
     "ADIUVA_RUN_LEASE_S",

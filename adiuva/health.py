@@ -11,6 +11,7 @@ import redis
 import structlog
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import Error as DatabaseError
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.negotiation import BaseContentNegotiation
@@ -21,10 +22,13 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from adiuva import __version__
-from adiuva.core import celery_heartbeat
+from adiuva.core import celery_heartbeat, readiness
+from adiuva.core.readiness import Facts
 
 # How long a check waits for a database connection.
 _CONNECT_TIMEOUT_S = 2.0
+# Half a megabyte of a temporary file: a database whose disk is full still answers reads. It leaves nothing behind.
+_WRITE_A_FILE = "SELECT count(*) FROM generate_series(1, 20000)"
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +42,10 @@ class CheckSerializer(serializers.Serializer[Any]):
     ok = serializers.BooleanField()
     ms = serializers.FloatField(help_text="How long the check took.")
     reason = serializers.CharField(required=False, help_text="Why it is not ok, for people.")
+    queued = serializers.IntegerField(required=False, help_text="Of `runs`: how many wait for a worker.")
+    oldest_queued_s = serializers.FloatField(
+        required=False, help_text="Of `runs`: for how many seconds the first of them has waited."
+    )
 
 
 class ReadySerializer(serializers.Serializer[Any]):
@@ -72,7 +80,10 @@ class Health(_PublicView):
 
 
 class Ready(_PublicView):
-    """Everything that users need works: database, Redis, a worker and beat. 503 if something does not."""
+    """Everything that users need works: database, Redis, workers of both lanes and beat. 503 if something does not.
+
+    Both stores are written to, since one whose disk is full still answers reads.
+    """
 
     @extend_schema(operation_id="ready", responses={200: ReadySerializer, 503: ReadySerializer}, auth=[])
     def get(self, request: Request) -> Response:
@@ -81,10 +92,16 @@ class Ready(_PublicView):
         return Response({"status": "ok" if ok else "degraded", "checks": checks}, status=200 if ok else 503)
 
 
-def _timed(name: str, check: Callable[[], str]) -> dict[str, Any]:
+def _timed(name: str, check: Callable[[], str | Facts]) -> dict[str, Any]:
     started = time.perf_counter()
-    reason = check()
-    result: dict[str, Any] = {"ok": not reason, "ms": round((time.perf_counter() - started) * 1000, 1)}
+    try:
+        found = check()
+    except (DatabaseError, psycopg.Error, redis.RedisError) as error:
+        # The error's message may hold the server's address and user name, so only its class is told.
+        found = f"unknown: {type(error).__name__}"
+    reason, facts = (found, {}) if isinstance(found, str) else ("", found)
+    ms = round((time.perf_counter() - started) * 1000, 1)
+    result: dict[str, Any] = {"ok": not reason, "ms": ms, **facts}
     if reason:
         result["reason"] = reason
         log.warning("readiness.check_failed", check=name, reason=reason)
@@ -96,8 +113,13 @@ def _database(alias: str = DEFAULT_DB_ALIAS) -> str:
     try:
         pool.open()
         # Shorter than what requests wait for a connection: a probe wants an answer now.
-        with pool.connection(timeout=_CONNECT_TIMEOUT_S) as database:
-            database.execute("SELECT 1")
+        with pool.connection(timeout=_CONNECT_TIMEOUT_S) as database, database.transaction():
+            database.execute("SET LOCAL work_mem = '64kB'")
+            database.execute(_WRITE_A_FILE)
+            if database.execute("SHOW transaction_read_only").fetchone()[0] == "on":
+                return "the database takes no writes (it is read only)"
+    except psycopg.errors.DiskFull as error:
+        return f"the database takes no writes ({type(error).__name__})"
     except psycopg.Error as error:
         # The error's message may hold the server's address and user name, so only its class is told.
         return f"the database does not answer ({type(error).__name__})"
@@ -110,27 +132,45 @@ def _keys() -> str:
 
 def _redis() -> str:
     try:
-        celery_heartbeat.ping()
+        celery_heartbeat.write_something()
+    except redis.ConnectionError as error:
+        return f"Redis does not answer ({type(error).__name__})"
+    except redis.ResponseError as error:
+        # Of an answer that has no class of its own, the first word is its code.
+        code = str(error).partition(" ")[0] if type(error) is redis.ResponseError else type(error).__name__
+        return f"Redis takes no writes ({code})"
     except redis.RedisError as error:
         return f"Redis does not answer ({type(error).__name__})"
     return ""
 
 
-def _heartbeat(role: celery_heartbeat.Role) -> str:
+def _worker() -> str:
     try:
-        if celery_heartbeat.count_alive(role):
+        missing = [
+            lane for lane, role in celery_heartbeat.LANES.items() if not celery_heartbeat.count_alive(role)
+        ]
+    except redis.RedisError:
+        return "unknown while Redis does not answer"
+    lanes = " and ".join(missing)
+    return f"no worker of {lanes} was heard in the last {celery_heartbeat.ALIVE_FOR_S} s" if missing else ""
+
+
+def _beat() -> str:
+    try:
+        if celery_heartbeat.count_alive("beat"):
             return ""
     except redis.RedisError:
         return "unknown while Redis does not answer"
-    return f"no {role} was heard in the last {celery_heartbeat.ALIVE_FOR_S} s"
+    return f"no beat was heard in the last {celery_heartbeat.ALIVE_FOR_S} s"
 
 
-def _checks() -> dict[str, Callable[[], str]]:
-    """Each check returns why it failed, or an empty string."""
+def _checks() -> dict[str, Callable[[], str | Facts]]:
+    """Each check returns why it failed, or an empty string, or facts."""
     return {
         "database": _database,
         **({"keys": _keys} if settings.KEYS_APART else {}),
         "redis": _redis,
-        "worker": lambda: _heartbeat("worker"),
-        "beat": lambda: _heartbeat("beat"),
+        "worker": _worker,
+        "beat": _beat,
+        **readiness.registered(),
     }

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from celery.schedules import schedule
 from django.core.exceptions import ImproperlyConfigured
+from kombu import Exchange, Queue
 
 from adiuva import __version__
 from adiuva import env_variables as env
@@ -173,7 +174,11 @@ CELERY_RESULT_BACKEND = None
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
-CELERY_WORKER_POOL = "threads"
+# Two lanes, so that neither delays the other. A worker serves both, unless it is started with `-Q runs` or `-Q short`.
+CELERY_TASK_QUEUES = [Queue(name, Exchange(name), routing_key=name) for name in ("runs", "short")]
+CELERY_TASK_DEFAULT_QUEUE = "short"
+CELERY_TASK_ROUTES = {"agents.start_queued": {"queue": "runs"}}
+CELERY_WORKER_POOL = "threads"  # the loop of runs and the shares of threads belong to one process
 CELERY_WORKER_CONCURRENCY = env.WORKER_CONCURRENCY.read()
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
@@ -320,6 +325,7 @@ EMBEDDING_MODEL = {
 }
 MODEL_TIMEOUT_S = env.MODEL_TIMEOUT_S.read()
 MODEL_CONCURRENCY = env.MODEL_CONCURRENCY.read()  # whole answers, for runs
+MODEL_CONCURRENCY_PER_USER = env.MODEL_CONCURRENCY_PER_USER.read()
 MODEL_STREAMS = env.MODEL_STREAMS.read()  # streamed ones, for chats
 
 # ── Device socket: seconds, bytes and counts of the protocol ────────────────────────────────────────────
@@ -333,6 +339,9 @@ SOCKET = {
 
 # ── Agent runs ──────────────────────────────────────────────────────────────────────────────────────────
 RUNS: dict[str, Any] = {
+    "slots": env.RUN_SLOTS.read(),
+    "slots_per_user": env.RUN_SLOTS_PER_USER.read(),
+    "most_held": env.RUN_MOST_HELD.read(),
     "lease_s": env.RUN_LEASE_S.read(),
     "spill_bytes": env.RUN_SPILL_MB.read() << 20,
     "idle_s": env.RUN_IDLE_S.read(),

@@ -5,6 +5,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.db.models.signals import post_save
 
+from adiuva.core import readiness
 from integrations.signals import needs_reauth, reconnected
 
 
@@ -15,6 +16,7 @@ class AgentsConfig(AppConfig):
         post_save.connect(_user_saved, sender=settings.AUTH_USER_MODEL, dispatch_uid="agents.user_saved")
         needs_reauth.connect(_needs_reauth, dispatch_uid="agents.needs_reauth")
         reconnected.connect(_reconnected, dispatch_uid="agents.reconnected")
+        readiness.register("runs", _backlog)
 
 
 def _user_saved(instance: Any, created: bool, raw: bool = False, **_: Any) -> None:
@@ -34,3 +36,10 @@ def _reconnected(connection_id: UUID, **_: Any) -> None:
     from agents import schedules
 
     schedules.connection_restored(connection_id=connection_id)
+
+
+def _backlog() -> dict[str, float]:
+    from agents import run_queue
+
+    found = run_queue.backlog()
+    return {"queued": found.runs, "oldest_queued_s": round(found.oldest_s, 1)}

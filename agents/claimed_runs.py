@@ -112,6 +112,7 @@ def claim(run_id: UUID) -> ClaimedRun | None:
         phase=Run.Phase.COLLECTING,
         not_before=None,
         started_at=run.started_at or now,
+        attempted_at=now,
         deadline_at=deadline,
         attempt=run.attempt + 1,
         # Each attempt counts its files anew; records created before an interruption stay counted.

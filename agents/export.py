@@ -13,7 +13,7 @@ from agents import journal, preview
 from agents.models import Agent, Run, RunEvent
 
 # Columns that only coordinate workers.
-_INTERNAL: Final = ("user", "agent", "fence", "lease_until", "enqueued_at")
+_INTERNAL: Final = ("user", "agent", "fence", "lease_until", "enqueued_at", "attempted_at")
 
 
 def _agents(user_id: UUID) -> Iterator[dict[str, Any]]:

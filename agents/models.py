@@ -238,6 +238,7 @@ class Run(Leased):
     model_calls = models.PositiveIntegerField(default=0)
     created_at = models.DateTimeField(db_default=Now())
     enqueued_at = models.DateTimeField(db_default=Now())
+    attempted_at = models.DateTimeField(null=True, help_text="when a worker last took it")
     started_at = models.DateTimeField(null=True)
     completed_at = models.DateTimeField(null=True)
     undone_at = models.DateTimeField(null=True)
@@ -270,6 +271,11 @@ class Run(Leased):
                 name="runs_live",
             ),
             models.Index(fields=["user"], condition=Q(undelivered=True), name="runs_undelivered"),
+            models.Index(
+                fields=["user", "-attempted_at"],
+                condition=Q(attempted_at__isnull=False),
+                name="runs_last_turn",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, nullcontext
@@ -54,7 +55,8 @@ class ModelUnavailable(Exception):
 class Pipeline:
     """Reads, extracts, commits and delivers everything of one run.
 
-    `found` and `titles` tell what was found. `unread` holds the sources that failed for a transient reason.
+    `progressed_at`: when a document last arrived or was read, by the monotonic clock. `found` and `titles` tell what
+    was found. `unread` holds the sources that failed for a transient reason.
     """
 
     source: LocalFolders | Mailbox
@@ -65,6 +67,7 @@ class Pipeline:
         self._claimed, self._link, self._progress = claimed, link, progress
         self.device = device
         self.epoch: int | None = None
+        self.progressed_at = time.monotonic()
         self.unread: list[JournalEntry] = []
         self.found: Counter[str] = Counter()
         self.titles: list[str] = []
@@ -96,7 +99,7 @@ class Pipeline:
         await self._deliver_waiting()
         rules = RecordRules(self._claimed.data_types, await self._projects(), self._claimed.zone)
         extractor = Extractor(llm.chat_model(), self._claimed.prompt_template, rules)
-        at_once = settings.MODEL_CONCURRENCY
+        at_once = settings.MODEL_CONCURRENCY_PER_USER
         # The model's client limits its calls. Twice as many lanes, because those that commit or deliver make none.
         lanes = 2 * at_once
         # Bounded: the source acknowledges no batch before its documents have found a place here.
@@ -107,6 +110,7 @@ class Pipeline:
                 group.create_task(self._lane(documents, extractor), name=f"lane {lane}")
             async with aclosing(self.source.batches()) as batches:
                 async for batch in batches:
+                    self.progressed_at = time.monotonic()
                     for start in range(0, len(batch), at_once):
                         await self._hand_out(batch[start : start + at_once], documents, extractor)
                         await self._progress.report()
@@ -197,6 +201,7 @@ class Pipeline:
         except llm.ModelError as error:
             await self._extraction_failed(document, error, extraction.model_calls)
             return
+        self.progressed_at = time.monotonic()
         self._failures = 0
         # One line of the journal for each kind of mistake, however often the model made it.
         rejected = Counter((item.code, item.reason) for item in extraction.rejected)

@@ -1,4 +1,4 @@
-"""Execute one run on one event loop: claim it, watch over it while its pipeline works, and bring it to an end."""
+"""Execute a claimed run on an event loop: watch over it while its pipeline works, and bring it to an end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import structlog
-from django.db import InterfaceError, OperationalError
+from django.db import Error as DatabaseError
 from redis.exceptions import RedisError
 
 from adiuva import llm
@@ -18,6 +18,7 @@ from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.leases import LeaseLost
 from adiuva.core.logging import log_failure
+from adiuva.core.outages import store_of
 from adiuva.devices import presence
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.protocol import AgentCancel, Error
@@ -34,9 +35,8 @@ from memory import episodes
 # How often a run looks for a cancel, its deadline and a lost device.
 _WATCH_EVERY_S: Final = 2.0
 _RETRY_REQUEUE_S: Final = 1.0
-# Infrastructure is unavailable (database, Redis, network): the run is queued again, at the latest when its lease has
-# run out, and the next worker to claim it resumes it.
-_INFRASTRUCTURE_ERRORS: Final = (OperationalError, InterfaceError, RedisError, OSError)
+# A run in which nothing has happened for this long waits, and takes no slot of its process.
+_WAITS_AFTER_S: Final = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -50,18 +50,11 @@ class _DeadlineReached(Exception):
 
 
 async def execute(run_id: UUID) -> None:
-    """Claim a run and bring it to its end, or to the point where it has to wait."""
+    """Claim a certain run, and execute it on an event loop that ends with it."""
     claimed = await db.run(claimed_runs.claim, run_id)
-    if claimed is None:
-        return
-    with structlog.contextvars.bound_contextvars(run_id=str(run_id), user_id=str(claimed.user_id)):
+    if claimed is not None:
         try:
-            await _Execution(claimed).run()
-        except (LeaseLost, NoSuchUser):
-            log.info("run.lease_lost")
-        except _INFRASTRUCTURE_ERRORS as error:
-            log.warning("run.interrupted", error=type(error).__name__)
-            await _requeue(claimed)
+            await Execution(claimed).run()
         finally:
             await llm.aclose()
 
@@ -75,11 +68,14 @@ async def _requeue(claimed: ClaimedRun) -> None:
             return
         except LeaseLost:
             return
-        except _INFRASTRUCTURE_ERRORS:
+        except DatabaseError as error:
+            log.info("run.requeue_delayed", error=type(error).__name__)
             await asyncio.sleep(_RETRY_REQUEUE_S)
 
 
-class _Execution:
+class Execution:
+    """A claimed run in the hands of this process."""
+
     progress: ProgressReporter
     pipeline: Pipeline
 
@@ -87,7 +83,33 @@ class _Execution:
         self.claimed = claimed
         self._started = time.monotonic()
 
+    def is_waiting(self) -> bool:
+        """Whether nothing has happened in the run for a moment: it waits for its device or for the model."""
+        pipeline = getattr(self, "pipeline", None)
+        return pipeline is not None and time.monotonic() - pipeline.progressed_at > _WAITS_AFTER_S
+
     async def run(self) -> None:
+        """Bring the run to its end, or to the point where it has to be put aside. If it is cancelled, or if what it
+        needs is unavailable, the run is queued again."""
+        with structlog.contextvars.bound_contextvars(
+            run_id=str(self.claimed.run_id), user_id=str(self.claimed.user_id)
+        ):
+            llm.on_behalf_of(self.claimed.user_id)
+            try:
+                await self._run()
+            except (LeaseLost, NoSuchUser):
+                log.info("run.lease_lost")
+            except asyncio.CancelledError:
+                log.info("run.interrupted", error="CancelledError")
+                await _requeue(self.claimed)
+                raise
+            except Exception as error:
+                if not _is_outage(error):
+                    raise
+                log.warning("run.interrupted", error=type(error).__name__)
+                await _requeue(self.claimed)
+
+    async def _run(self) -> None:
         device = self.claimed.device
         if self.claimed.account is not None:
             found = await db.run(presence.find, user_id=self.claimed.user_id)
@@ -127,9 +149,11 @@ class _Execution:
             await self._stop(state, error.code, error.message)
         except AdiuvaError as error:
             await self._stop(Run.State.ERROR, error.code, error.message)
-        except (LeaseLost, *_INFRASTRUCTURE_ERRORS):
+        except LeaseLost:
             raise
         except Exception as error:
+            if _is_outage(error):
+                raise
             log_failure("run.failed", error)
             await self._stop(Run.State.ERROR, "internal_error")
         else:
@@ -223,6 +247,12 @@ class _Execution:
         if failed := len(unread):
             await db.run(claimed_runs.add_counts, self.claimed, done=failed, failed=failed, entries=unread)
         return await db.run(outcomes.finish, self.claimed, state, code, message)
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether the database, Redis, a disk or the network is unavailable: the next worker to claim the run resumes it,
+    at the latest when its lease has run out."""
+    return store_of(error) is not None or isinstance(error, RedisError | OSError)
 
 
 def _deciding_failure(group: ExceptionGroup[Exception]) -> Exception:

@@ -1,8 +1,8 @@
 """Start, cancel, resume and sweep runs. What a run's worker does with it is in `agents.claimed_runs`.
 
-Celery messages only make things fast: the row decides, and the sweep finds runs whose message was lost. Times come from
-the database's clock, because those of workers differ. Locks are taken in one order, runs before their agent, except by
-code that only inserts runs.
+Celery messages only make things fast: the rows decide, and workers look for queued runs by themselves as well. Times
+come from the database's clock, because those of workers differ. Locks are taken in one order, runs before their agent,
+except by code that only inserts runs.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from integrations.models import Connection, Health
 # A run ends after it lost this many workers in a row without any progress.
 MAX_WORKERS_LOST = 5
 _BATCH_SIZE = 500
-# A queued run that nobody has claimed for this long is sent to the workers again.
-_ENQUEUE_AGAIN_AFTER = dt.timedelta(seconds=30)
 # How long a live worker gets to honour a cancel or deadline before the sweep ends the run.
 CANCEL_GRACE_S = 4.0
 # For a device to connect, or an account to be connected again.
@@ -48,10 +46,10 @@ class RunIsLive(Conflict):
         super().__init__("this agent has a run under way", run_id=str(run_id))
 
 
-def enqueue_runs(run_ids: Iterable[UUID]) -> None:
-    """Send runs to the workers after the commit. If a message is lost, the sweep sends it again."""
-    for run_id in run_ids:
-        enqueue.enqueue_on_commit("agents.execute", run_id)
+def wake_workers() -> None:
+    """Tell the workers after the commit that runs wait. Which run is next is theirs to ask (`agents.run_queue`), and if
+    the message is lost, they look by themselves."""
+    enqueue.enqueue_on_commit("agents.start_queued")
 
 
 def build_run(agent: Agent, trigger: Run.Trigger, *, slot: dt.datetime | None = None, slots: int = 1) -> Run:
@@ -97,7 +95,7 @@ def start(*, agent: Agent, dry_run: bool = False, max_sources: int | None = None
     run = build_run(locked, Run.Trigger.MANUAL)
     run.dry_run, run.max_sources = dry_run, max_sources
     run.save(force_insert=True)
-    enqueue_runs([run.pk])
+    wake_workers()
     return run
 
 
@@ -136,7 +134,7 @@ def resume_waiting(*, user_id: UUID, device_id: str) -> int:
             end(run, Run.State.CANCELLED, "slot_missed")
     if ids:
         Run.objects.filter(pk__in=ids).update(state=Run.State.QUEUED, enqueued_at=Now())
-        enqueue_runs(ids)
+        wake_workers()
     return len(ids)
 
 
@@ -148,7 +146,7 @@ def resume_after_reauth(candidates: QuerySet[Run]) -> int:
     )
     if ids := list(found.values_list("pk", flat=True)[:_BATCH_SIZE]):
         Run.objects.filter(pk__in=ids).update(state=Run.State.QUEUED, enqueued_at=Now())
-        enqueue_runs(ids)
+        wake_workers()
     return len(ids)
 
 
@@ -172,7 +170,6 @@ def sweep() -> dict[str, int]:
     return {
         "overdue": _end_overdue(),
         "lost": _reclaim_lost(),
-        "enqueued": _enqueue_again(),
         "resumed": sum(
             resume_waiting(user_id=user_id, device_id=device_id)
             for user_id, device_id in here.values_list("user_id", "device_id")[:_BATCH_SIZE]
@@ -242,25 +239,13 @@ def _reclaim_lost() -> int:
             end(run, Run.State.ERROR, "workers_lost")
         else:
             requeue(run, workers_lost=workers_lost)
-            enqueue_runs([run.pk])
+            wake_workers()
     return len(lost)
 
 
 def requeue(run: Run, *, not_before: dt.datetime | None = None, **changes: Any) -> None:
     """Queue a run, whose row is locked, again, and save `changes` to it. Its holder cannot write it any more."""
     run.revoke(state=Run.State.QUEUED, phase="", not_before=not_before, enqueued_at=db.clock(), **changes)
-
-
-@transaction.atomic
-def _enqueue_again() -> int:
-    """Send runs to the workers again whose message was lost, and those that are now due for a retry."""
-    forgotten = Q(enqueued_at__lt=Now() - _ENQUEUE_AGAIN_AFTER) | Q(enqueued_at__lt=F("not_before"))
-    queued = Run.objects.filter(retry_is_due(), forgotten, state=Run.State.QUEUED)
-    ids = list(queued.select_for_update(skip_locked=True).values_list("pk", flat=True)[:_BATCH_SIZE])
-    if ids:
-        Run.objects.filter(pk__in=ids).update(enqueued_at=Now())
-        enqueue_runs(ids)
-    return len(ids)
 
 
 def retry_is_due() -> Q:

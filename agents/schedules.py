@@ -118,7 +118,8 @@ def _claim(whose: Q, moment: dt.datetime | None) -> tuple[int, int] | None:
         Run.objects.bulk_create(wanted, ignore_conflicts=True)
         started = set(Run.objects.filter(pk__in=[run.pk for run in wanted]).values_list("pk", flat=True))
         _absorb_slots([run for run in wanted if run.pk not in started])
-        runs.enqueue_runs(run.pk for run in wanted if run.pk in started and run.state == Run.State.QUEUED)
+        if any(run.pk in started and run.state == Run.State.QUEUED for run in wanted):
+            runs.wake_workers()
     return len(due), len(started)
 
 

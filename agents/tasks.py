@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from typing import Any, Final
 from uuid import UUID
 
-from celery import shared_task
+from celery import shared_task, signals
 
-from agents import delivery, reauth_notices, runner, runs, schedules
+from adiuva.core.thread_shares import Share, within
+from agents import delivery, reauth_notices, runs, schedules
 from agents.journeys import services as journeys
+from agents.run_loop import run_loop
+
+RUNS_QUEUE: Final = "runs"
 
 
-@shared_task(name="agents.execute")
-def execute(run_id: str) -> None:
-    """Execute one run on its own event loop. Claiming it decides whether this worker gets it."""
-    asyncio.run(runner.execute(UUID(run_id)))
+@shared_task(name="agents.start_queued")
+def start_queued() -> None:
+    """Have this process claim queued runs. It holds no thread: runs live on a loop of their own."""
+    run_loop.wake()
 
 
 @shared_task(name="agents.deliver")
+@within(Share.DEVICES)
 def deliver(user_id: str) -> None:
     """Deliver the waiting records of a user's cloud agents to the devices that are online."""
     asyncio.run(delivery.deliver_waiting(UUID(user_id)))
 
 
 @shared_task(name="agents.tell_needs_reauth")
+@within(Share.DEVICES)
 def tell_needs_reauth(connection_id: str) -> None:
     asyncio.run(reauth_notices.send_reauth_notice(UUID(connection_id)))
 
@@ -41,3 +49,25 @@ def tick() -> None:
 @shared_task(name="agents.forget_journeys")
 def forget_journeys() -> None:
     journeys.delete_expired()
+
+
+# ── The worker process's loop of runs ───────────────────────────────────────────────────────────────────
+
+
+@signals.worker_ready.connect
+def _start_run_loop(sender: Any, **_: Any) -> None:
+    """A worker of the lane of runs claims what was queued while it was away, without waiting for a message."""
+    if RUNS_QUEUE in sender.app.amqp.queues.consume_from:
+        run_loop.start()
+        run_loop.wake()
+
+
+@signals.worker_shutting_down.connect
+def _begin_to_stop_run_loop(**_: Any) -> None:
+    # In a signal handler, which must not wait; the worker's other tasks end meanwhile.
+    threading.Thread(target=run_loop.stop, name="stop runs", daemon=True).start()
+
+
+@signals.worker_shutdown.connect
+def _stop_run_loop(**_: Any) -> None:
+    run_loop.stop()

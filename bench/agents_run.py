@@ -80,6 +80,7 @@ class UserWithDevice:
             ADIUVA_MODEL="openai/scripted",
             ADIUVA_MODEL_API_BASE=f"http://127.0.0.1:{port}/v1",
             ADIUVA_MODEL_CONCURRENCY=str(at_once),
+            ADIUVA_MODEL_CONCURRENCY_PER_USER=str(at_once),
         )
 
     def run(self, files: int) -> float:
@@ -132,7 +133,7 @@ def write(folder: Path, files: int) -> None:
 def main(servers: BenchServers) -> None:
     from django.conf import settings
 
-    at_once: int = settings.MODEL_CONCURRENCY
+    at_once: int = settings.MODEL_CONCURRENCY_PER_USER
     print(f"A run over {FILES:,} files with {LINES} records each, {at_once} model calls at once")
     user = UserWithDevice(servers)
     worker = user.worker(0.0, at_once)

@@ -10,15 +10,18 @@ from uuid import UUID
 from celery import shared_task
 
 from adiuva import llm
+from adiuva.core.thread_shares import Share, within
 from memory import consolidation, embedding, episodes, fact_extraction, vector_indexes
 
 
 @shared_task(name="memory.record")
+@within(Share.MODELS)
 def record(user_id: str) -> None:
     _run(fact_extraction.extract_facts(UUID(user_id)))
 
 
 @shared_task(name="memory.episodes")
+@within(Share.MODELS)
 def make_episodes(user_id: str) -> None:
     _run(episodes.write_due(UUID(user_id)))
 
@@ -37,11 +40,13 @@ def sweep() -> None:
     retry_backoff_max=3_600,
     max_retries=10,
 )
+@within(Share.MODELS)
 def embed(user_id: str) -> None:
     _run(embedding.embed_missing(UUID(user_id)))
 
 
 @shared_task(name="memory.consolidate")
+@within(Share.MODELS)
 def consolidate() -> None:
     _run(consolidation.consolidate_due())
 

@@ -1,6 +1,7 @@
 """Heartbeats of Celery's workers and beat in Redis, for the health check.
 
-One sorted set for each role: node → when its last heartbeat came, by Redis' clock, so that no host's clock matters.
+One sorted set for each role: node → when its last heartbeat came, by Redis' clock, so that no host's clock matters. A
+worker has the role `worker`, and one more for each queue that it serves.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import socket
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from typing import Any, Final, Literal, cast
 
 import redis
 import structlog
@@ -16,7 +18,9 @@ from celery import Celery, bootsteps, signals
 
 from adiuva.core.redis import sync_redis
 
-Role = Literal["worker", "beat"]
+Role = Literal["worker", "beat", "worker:runs", "worker:short"]
+# The queues of settings.CELERY_TASK_QUEUES: each needs a worker.
+LANES: Final[Mapping[str, Role]] = {"runs": "worker:runs", "short": "worker:short"}
 
 INTERVAL_S = 10.0  # between a worker's heartbeats
 ALIVE_FOR_S = 30  # after its last heartbeat a node counts as dead
@@ -41,30 +45,32 @@ def _now() -> int:
     return seconds
 
 
-def beat(role: Role) -> None:
+def beat(*roles: Role) -> None:
     """Record that this process is alive. Redis errors are only logged: the health check reports them."""
     try:
         now = _now()
         with _redis().pipeline() as pipe:
-            pipe.zadd(_key(role), {_node(): now})
-            pipe.zremrangebyscore(_key(role), 0, now - ALIVE_FOR_S)
-            pipe.expire(_key(role), ALIVE_FOR_S * 2)
+            for role in roles:
+                pipe.zadd(_key(role), {_node(): now})
+                pipe.zremrangebyscore(_key(role), 0, now - ALIVE_FOR_S)
+                pipe.expire(_key(role), ALIVE_FOR_S * 2)
             pipe.execute()
     except redis.RedisError as error:
-        log.warning("heartbeat.not_sent", role=role, error=type(error).__name__)
+        log.warning("heartbeat.not_sent", role=roles[0], error=type(error).__name__)
 
 
-def sign_off(role: Role) -> None:
+def sign_off(*roles: Role) -> None:
     """Record that this process ends, so that it does not count as alive until its heartbeat expires."""
     try:
-        _redis().zrem(_key(role), _node())
+        for role in roles:
+            _redis().zrem(_key(role), _node())
     except redis.RedisError as error:
-        log.warning("heartbeat.sign_off_failed", role=role, error=type(error).__name__)
+        log.warning("heartbeat.sign_off_failed", role=roles[0], error=type(error).__name__)
 
 
-def ping() -> None:
-    """Raise redis.RedisError unless Redis answers."""
-    _redis().ping()
+def write_something() -> None:
+    """Raise redis.RedisError unless Redis answers and takes writes."""
+    _redis().set("adiuva:readiness", 1, ex=ALIVE_FOR_S)
 
 
 def count_alive(role: Role) -> int:
@@ -85,8 +91,10 @@ class WorkerHeartbeat(bootsteps.StartStopStep):
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
-        beat("worker")
-        self._timer = consumer.timer.call_repeatedly(INTERVAL_S, beat, ("worker",))
+        served = consumer.app.amqp.queues.consume_from
+        roles: list[Role] = ["worker", *(role for queue, role in LANES.items() if queue in served)]
+        beat(*roles)
+        self._timer = consumer.timer.call_repeatedly(INTERVAL_S, beat, roles)
 
     def stop(self, consumer: Any) -> None:
         if self._timer:
@@ -102,7 +110,7 @@ def connect(app: Celery) -> None:
 
 
 def _worker_stopped(**_: Any) -> None:
-    sign_off("worker")
+    sign_off("worker", *LANES.values())
 
 
 def _beat_started(**_: Any) -> None:

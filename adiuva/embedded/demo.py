@@ -153,7 +153,7 @@ class Demo:
             self.terminal.bar(f"Agent “{AGENT_NAME}”", run["files_done"], run["files_seen"], _progress(run))
             return run if run["state"] in _FINAL_STATES else None
 
-        log = self.state.log("worker")
+        log = self.state.log("worker-runs")
         return self._until(ended, _RUN_TIMEOUT_S, f"the run did not end in {_RUN_TIMEOUT_S:.0f} s; see {log}")
 
     def _until(self, found: Callable[[], _T | None], within_s: float, otherwise: str) -> _T:

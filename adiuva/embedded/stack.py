@@ -86,11 +86,14 @@ class Stack:
         if folder := self._mail_folder():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._migrate()
-        self.terminal.say("Web, worker and beat …")
+        self.terminal.say("Web, workers and beat …")
         self._start_python("beat", "-m", "celery", "-A", "adiuva", "beat", "--pidfile=")
-        self._start_python(
-            "worker", "-m", "celery", "-A", "adiuva", "worker", *_SINGLE_WORKER, f"-n{self.port}@%h"
-        )
+        for lane in ("runs", "short"):  # a process for each, so that work in one takes no CPU from the other
+            self._start_python(
+                f"worker-{lane}",
+                *("-m", "celery", "-A", "adiuva", "worker", f"-Q{lane}"),
+                *(*_SINGLE_WORKER, f"-n{lane}-{self.port}@%h"),
+            )
         web = self._start_python("web", "-m", "adiuva.server")
         web.wait_until(lambda: is_up(self.base), within_s=_STEP_TIMEOUT_S, every_s=0.1)
         self._start_device()

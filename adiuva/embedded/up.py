@@ -14,7 +14,7 @@ from adiuva.embedded.terminal import Terminal
 
 DESCRIPTION = (
     "Start everything on this machine: PostgreSQL, Valkey and the offline model unless others are configured, "
-    "then web, worker and beat, and a demo. Stays up until Ctrl-C."
+    "then web, workers and beat, and a demo. Stays up until Ctrl-C."
 )
 
 

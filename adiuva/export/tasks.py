@@ -6,10 +6,12 @@ from uuid import UUID
 
 from celery import shared_task
 
+from adiuva.core.thread_shares import Share, within
 from adiuva.export import build, services
 
 
 @shared_task(name="export.make")
+@within(Share.EXPORTS)
 def make(export_id: str) -> None:
     build.build_export(UUID(export_id))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from uuid import UUID
 
 from django.conf import settings
 
@@ -77,6 +78,7 @@ __all__ = [
     "chat_model",
     "embedding_model",
     "find_json",
+    "on_behalf_of",
 ]
 
 
@@ -95,8 +97,13 @@ def embedding_model(configured: Mapping[str, str] | None = None) -> EmbeddingMod
     return _embedding_model(*_named(given, "ADIUVA_EMBEDDING_MODEL"))
 
 
+def on_behalf_of(user_id: UUID) -> None:
+    """Count the running task's calls of models, and those of the tasks it starts, as this user's."""
+    transport.caller.set(user_id)
+
+
 async def aclose() -> None:
-    """Close the running loop's connections to models. A worker calls it at the end of each run's loop."""
+    """Close the running loop's connections to models. Whoever ends a loop calls it."""
     await transport.aclose()
     await litellm_client.aclose()
 

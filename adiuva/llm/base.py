@@ -73,7 +73,7 @@ class ChatModel(ABC):
             has_begun = False
             try:
                 async with (
-                    transport.concurrency_limit(self.endpoint, streams=True),
+                    transport.concurrency_limit(self.endpoint, streams=True).slot(transport.caller.get()),
                     aclosing(self._stream_once(request)) as source,
                 ):
                     async for deltas in source:

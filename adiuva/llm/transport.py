@@ -6,7 +6,9 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
+from uuid import UUID
 
 import aiohttp
 import orjson
@@ -14,6 +16,7 @@ import structlog
 from django.conf import settings
 from yarl import URL
 
+from adiuva.core.fair_limit import FairLimit
 from adiuva.core.http import BodyTooLarge, backoff_s, read_bounded
 from adiuva.core.per_loop import PerLoop
 from adiuva.llm import errors
@@ -27,6 +30,9 @@ FIRST_BACKOFF_S = 0.5
 # A longer Retry-After is raised to the caller instead of waited for.
 MAX_RETRY_AFTER_S = 60.0
 
+# For whom the running task asks, so that one user's calls leave room for the others'. None: for nobody in particular.
+caller: ContextVar[UUID | None] = ContextVar("caller", default=None)
+
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
@@ -35,7 +41,7 @@ class _Connections:
     """The HTTP session of one event loop, and its concurrency limits by endpoint."""
 
     def __init__(self) -> None:
-        self.limits: dict[tuple[str, bool], asyncio.Semaphore] = {}
+        self.limits: dict[tuple[str, bool], FairLimit] = {}
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -61,15 +67,18 @@ def session() -> aiohttp.ClientSession:
     return _connections.get().session
 
 
-def concurrency_limit(endpoint: str, *, streams: bool = False) -> asyncio.Semaphore:
-    """The semaphore that limits concurrent requests of this event loop to an endpoint.
+def concurrency_limit(endpoint: str, *, streams: bool = False) -> FairLimit:
+    """What limits concurrent requests of this event loop to an endpoint.
 
     Streams, for which people wait, have a limit of their own.
     """
     limits = _connections.get().limits
     if (endpoint, streams) not in limits:
-        most = settings.MODEL_STREAMS if streams else settings.MODEL_CONCURRENCY
-        limits[endpoint, streams] = asyncio.Semaphore(most)
+        limits[endpoint, streams] = (
+            FairLimit(settings.MODEL_STREAMS)
+            if streams
+            else FairLimit(settings.MODEL_CONCURRENCY, per_caller=settings.MODEL_CONCURRENCY_PER_USER)
+        )
     return limits[endpoint, streams]
 
 
@@ -96,7 +105,7 @@ async def with_retries(model: str, endpoint: str, attempt: Callable[[], Awaitabl
     tried = 0
     while True:
         try:
-            async with concurrency_limit(endpoint):
+            async with concurrency_limit(endpoint).slot(caller.get()):
                 return await attempt()
         except errors.ModelError as error:
             failure = error

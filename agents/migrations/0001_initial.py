@@ -102,6 +102,7 @@ class Migration(migrations.Migration):
                 ('model_calls', models.PositiveIntegerField(default=0)),
                 ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
                 ('enqueued_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ('attempted_at', models.DateTimeField(help_text='when a worker last took it', null=True)),
                 ('started_at', models.DateTimeField(null=True)),
                 ('completed_at', models.DateTimeField(null=True)),
                 ('undone_at', models.DateTimeField(null=True)),
@@ -195,6 +196,10 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='run',
             index=models.Index(condition=models.Q(('undelivered', True)), fields=['user'], name='runs_undelivered'),
+        ),
+        migrations.AddIndex(
+            model_name='run',
+            index=models.Index(condition=models.Q(('attempted_at__isnull', False)), fields=['user', '-attempted_at'], name='runs_last_turn'),
         ),
         migrations.AddConstraint(
             model_name='run',

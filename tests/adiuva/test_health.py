@@ -35,7 +35,15 @@ def test_worker_and_beat_are_heard_while_they_live(stack: Stack) -> None:
     before = celery_heartbeat.count_alive("worker")  # other tests' worker, perhaps
     assert not ready()["checks"]["beat"]["ok"]
 
-    worker = stack.run("worker-of-health", python("-m", "celery", "-A", "adiuva", "worker", "-Q", "health"))
+    # Each lane needs its worker: this one serves a queue of its own, and no lane.
+    other = stack.run("worker-of-no-lane", python("-m", "celery", "-A", "adiuva", "worker", "-Q", "health"))
+    other.wait_until(lambda: celery_heartbeat.count_alive("worker") > before, within_s=60)
+    if not before:
+        assert ready()["checks"]["worker"]["reason"].startswith("no worker of runs and short was heard")
+    other.stop()
+    assert celery_heartbeat.count_alive("worker") == before
+
+    worker = stack.run("worker-of-health", python("-m", "celery", "-A", "adiuva", "worker"))
     beat = stack.run("beat-of-health", python("-m", "celery", "-A", "adiuva", "beat"))
     worker.wait_until(lambda: celery_heartbeat.count_alive("worker") > before, within_s=60)
     beat.wait_until(lambda: celery_heartbeat.count_alive("beat") == 1, within_s=60)
@@ -74,7 +82,7 @@ def test_what_is_away_is_named_without_an_address(stack: Stack) -> None:
     server.wait_until(lambda: answers(web + HEALTH), within_s=60, every_s=0.1)
     answer = httpx.get(web + READY, timeout=60)
     assert answer.status_code == 503
-    assert [check["ok"] for check in answer.json()["checks"].values()] == [False] * 4
+    assert [check["ok"] for check in answer.json()["checks"].values()] == [False] * 5
     assert all(check["reason"] for check in answer.json()["checks"].values())
     assert "secret" not in answer.text
     assert "127.0.0.1" not in answer.text

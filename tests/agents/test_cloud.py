@@ -74,7 +74,7 @@ def configured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Workers of other tests do not know these providers.
-    monkeypatch.setattr(runs, "enqueue_runs", lambda run_ids: None)
+    monkeypatch.setattr(runs, "wake_workers", lambda: None)
     settings.GOOGLE = {**identity.google(), "api": google.url}
     settings.MODEL = provider.settings()
     provider.default = tasks_from_lines

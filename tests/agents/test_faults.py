@@ -15,7 +15,7 @@ from django.utils import timezone
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
 from adiuva.core.leases import LeaseLost
-from agents import claimed_runs, journal, ledger, outcomes, result_commits, runs
+from agents import claimed_runs, journal, ledger, outcomes, result_commits, run_queue, runs
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
@@ -109,11 +109,11 @@ async def test_an_unavailable_model_delays_a_run_and_nothing_is_done_twice(
         provider.default = tasks_from_lines
         calls = len(provider.chats)
 
-        def time_passes() -> int:
+        def time_passes() -> None:
             change(run, not_before=timezone.now() - SECOND, enqueued_at=timezone.now() - 2 * SECOND)
-            return runs.sweep()["enqueued"]
+            runs.wake_workers()
 
-        assert await db.run(time_passes) >= 1
+        await db.run(time_passes)
         seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
     assert (seen["state"], seen["errors"], counts_add_up(seen)) == ("success", [], True)
     assert (seen["retries"], seen["not_before"]) == (1, None)
@@ -144,7 +144,7 @@ async def test_documents_unread_because_the_model_was_unavailable_are_read_by_th
             retries=settings.RUNS["retries"],
             enqueued_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
         )
-        await db.run(runs.sweep)
+        await db.run(runs.wake_workers)
         seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
     assert (seen["state"], seen["items_created"], counts_add_up(seen)) == ("partial", 1, True)
     assert len(seen["errors"]) == 1 and "two.md" in seen["errors"][0]
@@ -193,15 +193,16 @@ def test_no_run_is_retried_after_its_deadline(claimed: ClaimedRun) -> None:
     assert seen(claimed).state == State.RUNNING
 
 
-def test_a_delayed_run_cannot_be_claimed_before_its_time_and_is_enqueued_then(db: None) -> None:
+def test_a_delayed_run_cannot_be_claimed_before_its_time_and_is_found_then(db: None) -> None:
     run = create_run(create_agent(), not_before=timezone.now() + 60 * SECOND)
     change(run, enqueued_at=timezone.now() - 300 * SECOND)
     assert claimed_runs.claim(run.pk) is None
-    assert runs.sweep()["enqueued"] == 0
-    change(run, not_before=timezone.now() - SECOND, enqueued_at=timezone.now() - 2 * SECOND)
-    assert runs.sweep()["enqueued"] == 1
-    assert runs.sweep()["enqueued"] == 0
-    assert isinstance(claimed_runs.claim(run.pk), ClaimedRun)
+    assert run_queue.claim_next() is None and not run_queue.has_waiting()
+    change(run, not_before=timezone.now() - SECOND)
+    assert run_queue.claim_next(queued_for=10 * SECOND) is None  # it has been due for a second
+    assert run_queue.backlog().runs == 1 and 1 <= run_queue.backlog().oldest_s < 10
+    claimed = run_queue.claim_next()
+    assert claimed is not None and claimed.run_id == run.pk
     assert seen(run).not_before is None
 
 
@@ -444,7 +445,7 @@ async def test_a_run_ends_at_its_deadline_while_its_device_is_silent(desk: Devic
 async def _with_deadline(agent: str) -> str:
     def make() -> str:
         run = create_run(Agent.objects.get(pk=agent), deadline_at=timezone.now() + 3 * SECOND)
-        runs.enqueue_runs([run.pk])
+        runs.wake_workers()
         return str(run.pk)
 
     return await db.run(make)

@@ -37,7 +37,7 @@ def configured(
     settings: Any, google: Google, identity: Identity, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Workers of other tests do not know these providers.
-    monkeypatch.setattr(runs, "enqueue_runs", lambda run_ids: None)
+    monkeypatch.setattr(runs, "wake_workers", lambda: None)
     settings.GOOGLE = {**identity.google(), "api": google.url}
     settings.MODEL = provider.settings()
     provider.default = tasks_from_lines

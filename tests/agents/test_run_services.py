@@ -243,16 +243,12 @@ def test_a_run_that_lost_a_device_which_is_back_already_is_resumed(
         assert seen(run).state == state
 
 
-def test_the_sweep_finds_lost_messages_and_unannounced_devices(db: None) -> None:
-    old = timezone.now() - dt.timedelta(minutes=5)
-    queued = create_run(create_agent(), enqueued_at=old)
+def test_the_sweep_finds_unannounced_devices(db: None) -> None:
     agent = create_agent()
     waiting = create_run(agent, state=State.WAITING_DEVICE)
     device = create_device(agent)
     Device.objects.filter(pk=device.pk).update(lease_until=timezone.now() + dt.timedelta(minutes=1))
-    found = runs.sweep()
-    assert found["enqueued"] >= 1 and found["resumed"] >= 1  # other tests leave runs as well
-    assert seen(queued).enqueued_at > old
+    assert runs.sweep()["resumed"] >= 1  # other tests leave runs as well
     assert seen(waiting).state == State.QUEUED
 
 

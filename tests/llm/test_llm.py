@@ -430,12 +430,14 @@ async def test_an_endless_stream_is_cut_off(
     assert await asyncio.to_thread(provider.calls[0].gone.wait, 5)
 
 
-async def test_closing_the_stream_closes_the_request(provider: Provider, model: llm.ChatModel) -> None:
+async def test_closing_the_stream_closes_the_request(
+    provider: Provider, model: llm.ChatModel, settings: Settings
+) -> None:
     provider.script(Endless())
     async with aclosing(model.stream(ASK)) as stream:
         await anext(stream)
     assert await asyncio.to_thread(provider.calls[0].gone.wait, 5)
-    assert not transport.concurrency_limit(model.endpoint).locked()
+    assert transport.concurrency_limit(model.endpoint, streams=True).free == settings.MODEL_STREAMS
 
 
 async def test_cancelling_the_reader_closes_the_request(provider: Provider, model: llm.ChatModel) -> None:

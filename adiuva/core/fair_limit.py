@@ -1,0 +1,89 @@
+"""A limit on what is under way at once, that callers take turns at and none can take up alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+
+
+class FairLimit:
+    """At most `most` places on one event loop, of which a caller has at most `per_caller`.
+
+    Callers who wait get the next free place by turns, each its waiters in their order. The caller None stands for
+    nobody in particular, and has no bound of its own.
+    """
+
+    def __init__(self, most: int, *, per_caller: int | None = None) -> None:
+        self._free, self._per_caller = most, per_caller
+        self._held: Counter[Hashable] = Counter()
+        # The caller whose turn is next comes first.
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+
+    @property
+    def free(self) -> int:
+        return self._free
+
+    @asynccontextmanager
+    async def slot(self, caller: Hashable = None) -> AsyncIterator[None]:
+        await self._acquire(caller)
+        try:
+            yield
+        finally:
+            self._release(caller)
+
+    async def _acquire(self, caller: Hashable) -> None:
+        # Nobody who could have a place waits while one is free, so this overtakes nobody.
+        if self._free and self._may_have_more(caller):
+            self._take(caller)
+            return
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(caller, deque()).append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._release(caller)  # it was given at the moment of the cancellation
+            else:
+                self._forget(caller, place)
+            raise
+
+    def _may_have_more(self, caller: Hashable) -> bool:
+        return caller is None or self._per_caller is None or self._held[caller] < self._per_caller
+
+    def _take(self, caller: Hashable) -> None:
+        self._free -= 1
+        self._held[caller] += 1
+
+    def _release(self, caller: Hashable) -> None:
+        self._free += 1
+        self._held[caller] -= 1
+        if not self._held[caller]:
+            del self._held[caller]
+        self._hand_out()
+
+    def _forget(self, caller: Hashable, place: asyncio.Future[None]) -> None:
+        waiting = self._waiting.get(caller)
+        if waiting and place in waiting:
+            waiting.remove(place)
+            if not waiting:
+                del self._waiting[caller]
+
+    def _hand_out(self) -> None:
+        """Give the free place to the first caller in turn who may have it."""
+        for caller in list(self._waiting) if self._free else ():
+            if not self._may_have_more(caller):
+                continue
+            waiting = self._waiting.pop(caller)
+            # A task that was cancelled just now has not run yet to leave the line.
+            while waiting and waiting[0].done():
+                waiting.popleft()
+            if not waiting:
+                continue
+            place = waiting.popleft()
+            if waiting:
+                self._waiting[caller] = waiting  # behind the others
+            self._take(caller)
+            place.set_result(None)
+            return

@@ -1,0 +1,82 @@
+"""Which errors mean that a store is unavailable: PostgreSQL or Redis is away, has no room, or takes no writes.
+
+All of them pass without a change of ours, so a request is answered with 503 and a worker waits and tries again. A full
+disk shows in many ways: PostgreSQL refuses a statement (53100) or restarts, a standby takes no writes (25006), Redis
+answers MISCONF or READONLY, and a file of our own cannot be written (ENOSPC).
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from typing import Final, Literal
+
+import kombu.exceptions
+import redis.exceptions
+from django.db import Error as DatabaseError
+from django.db import InterfaceError, OperationalError
+
+from adiuva.core.errors import Unavailable
+
+Store = Literal["database", "redis", "disk"]
+
+# Django's InternalError covers mistakes of ours as well, so its SQLSTATE decides. Read only; resources, among them the
+# disk (class 53); the server's own faults (class 58).
+_DATABASE_STATES: Final = ("25006", "53", "57P0", "58")
+# Answers of Redis for which redis-py has no class; within a pipeline, a prefix names the command.
+_REDIS_ANSWERS: Final = re.compile(r"(?:^|caused error: )(?:MISCONF|READONLY|OOM|NOREPLICAS) ")
+_REDIS_ERRORS: Final = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.ExecAbortError,
+)
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class StoreUnavailable(Unavailable):
+    """`store` in the body says which: database, redis or disk."""
+
+    def __init__(self, store: Store) -> None:
+        names = {"database": "its database", "redis": "Redis", "disk": "its disk"}
+        super().__init__(
+            f"the server cannot use {names[store]} just now: try again", store=store, retry_after_s=5
+        )
+
+
+def store_of(error: BaseException | None) -> Store | None:
+    """Which store the error says is unavailable; None if it says no such thing."""
+    for each in _causes(error):
+        match each:
+            case OperationalError() | InterfaceError():
+                return "database"
+            case DatabaseError() if (getattr(each.__cause__, "sqlstate", None) or "").startswith(
+                _DATABASE_STATES
+            ):
+                return "database"
+            case redis.exceptions.RedisError() if isinstance(each, _REDIS_ERRORS) or _REDIS_ANSWERS.search(
+                str(each)
+            ):
+                return "redis"
+            case kombu.exceptions.OperationalError():
+                return "redis"
+            case OSError() if each.errno in _NO_ROOM:
+                return "disk"
+    return None
+
+
+def as_unavailable(error: BaseException) -> Unavailable | None:
+    """The error to tell a client, if this one says that a store is unavailable."""
+    store = store_of(error)
+    return StoreUnavailable(store) if store else None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and those it was raised from on purpose."""
+    while error is not None:
+        yield error
+        error = error.__cause__
