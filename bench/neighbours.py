@@ -1,130 +1,178 @@
-"""How much sockets are delayed by others that wait 200 ms for the database.
+"""What a bystander feels of another user's twenty agents whose device is silent, or whose model hangs.
 
-`python -m bench.neighbours`. Fifty sockets send and get their echoes, first alone and then beside five sockets that
-make the database sleep. Adiuva's consumer is compared with Channels' own, each in a real uvicorn process.
+`python -m bench.neighbours`. Web, a worker for each lane, and real devices; the bystander runs an agent over one file,
+exports the account and chats, alone and beside those agents, by turns.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
-from websockets.asyncio.client import ClientConnection, connect
+from bench.harness import Ground, ground, median, show
 
-from adiuva.embedded.ports import free_port
-from bench.harness import BenchServers, bench_servers, percentile, show
+if TYPE_CHECKING:  # needs Django, which is set up on servers of the bench's own
+    from tests.agents.device_owner import DeviceOwner
 
-ASKING, WAITING = 50, 5
-PHASE_S = 4.0
-PAUSE_S = 0.02
-
-
-def application() -> Any:
-    """ASGI application: `/ours` and `/stock` echo what they receive; on "sleep" they sleep in the database first."""
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
-    import django
-
-    django.setup()
-    from channels.db import database_sync_to_async
-    from channels.generic.websocket import AsyncWebsocketConsumer
-    from channels.routing import URLRouter
-    from django.db import connection
-    from django.urls import path
-
-    from adiuva.core import db
-    from adiuva.core.websocket import SocketConsumer
-
-    def wait_for_the_database() -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_sleep(0.2)")
-
-    class Ours(SocketConsumer):
-        async def connect(self) -> None:
-            await self.accept()
-            await self.subscribe()
-
-        async def receive(self, text: str | None) -> None:
-            if text == "sleep":
-                await db.run(wait_for_the_database)
-            await self.send_text(text or "")
-
-        async def disconnect(self) -> None:
-            pass
-
-    class Stock(AsyncWebsocketConsumer):  # type: ignore[misc]
-        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-            if text_data == "sleep":
-                await database_sync_to_async(wait_for_the_database)()
-            await self.send(text_data=text_data)
-
-    return URLRouter([path("ours", Ours.as_asgi()), path("stock", Stock.as_asgi())])
+AGENTS: Final = 20
+FILES: Final = 10  # of each agent whose model hangs
+ROUNDS: Final = 3
+SAMPLES: Final = 5  # in each round
+PATIENCE_S: Final = 120
+WHAT: Final = ("run", "export", "chat")
 
 
-async def ask(socket: ClientConnection, word: str, until: float, took: list[float]) -> None:
-    while time.perf_counter() < until:
-        asked = time.perf_counter()
-        await socket.send(word)
-        await socket.recv()
-        took.append((time.perf_counter() - asked) * 1000)
-        if word != "sleep":
-            await asyncio.sleep(PAUSE_S)
+class Neighbourhood:
+    """People at one web process, whose model is the fake provider: it never answers what holds the word "hang"."""
+
+    def __init__(self, there: Ground) -> None:
+        from tests.agents.device_owner import document_text, tasks_from_lines
+        from tests.fakes.provider import Hold, Provider, Request
+
+        def answer(request: Request) -> Any:
+            if not request.schema:
+                return "Hello."
+            return Hold() if "hang" in document_text(request) else tasks_from_lines(request)
+
+        self.there = there
+        self.provider = there.ends.enter_context(Provider(default=answer))
+        model = {"ADIUVA_MODEL": "openai/scripted", "ADIUVA_MODEL_API_BASE": self.provider.url}
+        self.web = there.web(**model)
+        for lane in ("runs", "short"):
+            arguments = (
+                "worker",
+                f"-Q{lane}",
+                "--without-mingle",
+                "--without-gossip",
+                "-n",
+                f"{lane}@localhost",
+            )
+            there.run(f"worker-{lane}", "-m", "celery", "-A", "adiuva", *arguments, **model)
+
+    async def newcomer(self) -> DeviceOwner:
+        """A person with a folder, whose device is not connected."""
+        from adiuva.core import db
+        from tests.agents.device_owner import DeviceOwner
+        from tests.factories import somebody
+
+        folder = self.there.folder / uuid4().hex / "documents"
+        folder.mkdir(parents=True)
+        return DeviceOwner(self.web, await db.run(somebody), folder)
+
+    @asynccontextmanager
+    async def owner(self) -> AsyncIterator[DeviceOwner]:
+        """A person whose device reads a folder."""
+        from tests.agents.device_owner import connected
+
+        async with connected(await self.newcomer()) as owner:
+            yield owner
+        await owner.rest.aclose()
+
+    @asynccontextmanager
+    async def silent(self) -> AsyncIterator[None]:
+        """Twenty agents were started whose device answers pings and nothing else."""
+        from tests.socket_client import Socket
+
+        owner = await self.newcomer()
+        async with Socket(self.web, owner.person.access_token) as socket:
+            await socket.hello(device_id="desk")
+            answering = asyncio.create_task(socket.receive("never"))
+            runs = [await owner.start(await owner.agent()) for _ in range(AGENTS)]
+            await owner.until(runs[0], lambda seen: seen["state"] == "running")
+            yield
+            await _cancel(owner, runs)
+            answering.cancel()
+            await asyncio.gather(answering, return_exceptions=True)
+        await owner.rest.aclose()
+
+    @asynccontextmanager
+    async def hanging(self) -> AsyncIterator[None]:
+        """Twenty agents were started over files that the model never answers."""
+        async with self.owner() as owner:
+            for number in range(FILES):
+                owner.write(f"{number}.md", "do hang")
+            asked = len(self.provider.calls)
+            runs = [await owner.start(await owner.agent()) for _ in range(AGENTS)]
+            async with asyncio.timeout(PATIENCE_S):
+                while len(self.provider.calls) == asked:
+                    await asyncio.sleep(0.05)
+            yield
+            await _cancel(owner, runs)
 
 
-async def measure_p99(asking: list[ClientConnection], waiting: list[ClientConnection]) -> float:
-    """The p99 of the asking sockets' answers, in milliseconds."""
-    took: list[float] = []
-    until = time.perf_counter() + PHASE_S
-    await asyncio.gather(
-        *(ask(socket, "hello", until, took) for socket in asking),
-        *(ask(socket, "sleep", until, []) for socket in waiting),
-    )
-    return percentile(took, 99)
+async def _cancel(owner: DeviceOwner, runs: list[str]) -> None:
+    for run in reversed(runs):  # those that wait first, so that none begins meanwhile
+        (await owner.rest.post(f"/agents/runs/{run}/cancel")).raise_for_status()
 
 
-async def compare(base: str, kind: str) -> tuple[float, float]:
-    url = f"{base.replace('http', 'ws')}/{kind}"
-    sockets = [await connect(url, compression=None, ping_interval=None) for _ in range(ASKING + WAITING)]
-    asking, waiting = sockets[:ASKING], sockets[ASKING:]
-    await measure_p99(asking, [])  # warm
-    # By turns, so that both phases see the same machine.
-    quiet, beside = [], []
-    for _ in range(3):
-        quiet.append(await measure_p99(asking, []))
-        beside.append(await measure_p99(asking, waiting))
-    for socket in sockets:
-        await socket.close()
-    return sorted(quiet)[1], sorted(beside)[1]
+async def bystand(place: Neighbourhood, took: dict[str, list[float]]) -> None:
+    """A new person runs an agent over one file, exports the account and chats, once each."""
+    from tests.chat.chat_client import connect
+
+    async with place.owner() as owner:
+        owner.write("one.md", f"do call {uuid4().hex}")
+        agent = await owner.agent()
+
+        async def run() -> None:
+            seen = await owner.run(agent)
+            assert (seen["state"], seen["items_created"]) == ("success", 1), seen
+
+        async def export() -> None:
+            made = (await owner.rest.post("/account/export")).raise_for_status().json()
+            async with asyncio.timeout(PATIENCE_S):
+                while (await owner.rest.get(f"/account/export/{made['id']}")).json()["state"] != "ready":
+                    await asyncio.sleep(0.02)
+
+        async with connect(place.web, owner.person, device_id="chat") as client:
+
+            async def chat() -> None:
+                stream = await client.say("Hello")
+                assert stream.end is not None
+
+            await chat()  # warm
+            for name, work in zip(WHAT, (run, export, chat), strict=True):
+                took[name].append(await _seconds(work))
 
 
-def main(servers: BenchServers) -> None:
-    port = free_port()
-    command = ["-m", "uvicorn", "--factory", "bench.neighbours:application", "--port", str(port)]
-    child = servers.run(
-        "neighbours", *command, "--ws", "websockets-sansio", "--lifespan", "off", "--log-level", "error"
-    )
-    child.wait_until(lambda: _listens(port), within_s=60, every_s=0.1)
-    print(f"{ASKING} sockets that ask, next to {WAITING} that wait 200 ms for the database each time")
-    for kind, name, aim in (
-        ("ours", "Adiuva's consumer", "aim: ratio ≤ 1.3"),
-        ("stock", "Channels' consumer", ""),
-    ):
-        quiet, beside = asyncio.run(compare(f"http://127.0.0.1:{port}", kind))
-        show(f"{name}: p99 alone", f"{quiet:.1f} ms")
-        show(f"{name}: p99 next to waiting sockets", f"{beside:.1f} ms")
-        show(f"{name}: ratio", f"{beside / quiet:.2f}", aim)
+async def _seconds(work: Callable[[], Awaitable[None]]) -> float:
+    started = time.perf_counter()
+    await work()
+    return time.perf_counter() - started
 
 
-def _listens(port: int) -> bool:
-    import socket
+async def measure(place: Neighbourhood) -> dict[str, dict[str, list[float]]]:
+    found: dict[str, dict[str, list[float]]] = {
+        kind: {name: [] for name in WHAT} for kind in ("alone", "silent", "hanging")
+    }
+    await bystand(place, {name: [] for name in WHAT})  # warm
+    for _ in range(ROUNDS):  # by turns, so that all see the same machine
+        for _ in range(SAMPLES):
+            await bystand(place, found["alone"])
+        for kind, neighbours in (("silent", place.silent), ("hanging", place.hanging)):
+            async with neighbours():
+                for _ in range(SAMPLES):
+                    await bystand(place, found[kind])
+    return found
 
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+def main(there: Ground) -> None:
+    found = asyncio.run(measure(Neighbourhood(there)))
+    print(f"A bystander beside {AGENTS} agents of another user, medians of {ROUNDS * SAMPLES}")
+    for name in WHAT:
+        alone = median(found["alone"][name])
+        show(f"{name}: alone", f"{alone * 1000:.0f} ms")
+        for kind, meaning in (("silent", "a silent device"), ("hanging", "a model that hangs")):
+            beside = median(found[kind][name])
+            show(f"{name}: beside {meaning}", f"{beside * 1000:.0f} ms")
+            show(f"{name}: ratio", f"{beside / alone:.2f}", "aim: ≤ 1.5")
 
 
 if __name__ == "__main__":
-    with bench_servers() as started:
+    with ground() as started:
         main(started)
     sys.exit(0)
