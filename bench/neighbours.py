@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from bench.harness import Ground, ground, median, show
+from bench.harness import BenchServers, bench_servers, median, show
 
 if TYPE_CHECKING:  # needs Django, which is set up on servers of the bench's own
     from tests.agents.device_owner import DeviceOwner
@@ -30,7 +30,7 @@ WHAT: Final = ("run", "export", "chat")
 class Neighbourhood:
     """People at one web process, whose model is the fake provider: it never answers what holds the word "hang"."""
 
-    def __init__(self, there: Ground) -> None:
+    def __init__(self, servers: BenchServers) -> None:
         from tests.agents.device_owner import document_text, tasks_from_lines
         from tests.fakes.provider import Hold, Provider, Request
 
@@ -39,10 +39,10 @@ class Neighbourhood:
                 return "Hello."
             return Hold() if "hang" in document_text(request) else tasks_from_lines(request)
 
-        self.there = there
-        self.provider = there.ends.enter_context(Provider(default=answer))
+        self.servers = servers
+        self.provider = servers.exit_stack.enter_context(Provider(default=answer))
         model = {"ADIUVA_MODEL": "openai/scripted", "ADIUVA_MODEL_API_BASE": self.provider.url}
-        self.web = there.web(**model)
+        self.web = servers.web(**model)
         for lane in ("runs", "short"):
             arguments = (
                 "worker",
@@ -52,7 +52,7 @@ class Neighbourhood:
                 "-n",
                 f"{lane}@localhost",
             )
-            there.run(f"worker-{lane}", "-m", "celery", "-A", "adiuva", *arguments, **model)
+            servers.run(f"worker-{lane}", "-m", "celery", "-A", "adiuva", *arguments, **model)
 
     async def newcomer(self) -> DeviceOwner:
         """A person with a folder, whose device is not connected."""
@@ -60,7 +60,7 @@ class Neighbourhood:
         from tests.agents.device_owner import DeviceOwner
         from tests.factories import somebody
 
-        folder = self.there.folder / uuid4().hex / "documents"
+        folder = self.servers.folder / uuid4().hex / "documents"
         folder.mkdir(parents=True)
         return DeviceOwner(self.web, await db.run(somebody), folder)
 
@@ -160,8 +160,8 @@ async def measure(place: Neighbourhood) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def main(there: Ground) -> None:
-    found = asyncio.run(measure(Neighbourhood(there)))
+def main(servers: BenchServers) -> None:
+    found = asyncio.run(measure(Neighbourhood(servers)))
     print(f"A bystander beside {AGENTS} agents of another user, medians of {ROUNDS * SAMPLES}")
     for name in WHAT:
         alone = median(found["alone"][name])
@@ -173,6 +173,6 @@ def main(there: Ground) -> None:
 
 
 if __name__ == "__main__":
-    with ground() as started:
+    with bench_servers() as started:
         main(started)
     sys.exit(0)
