@@ -22,7 +22,7 @@ _MAX_EVENTS = 200
 @admin.register(Agent)
 class AgentAdmin(ReadOnlyAdmin):
     list_display = [
-        "name",
+        "id",
         "user",
         "type",
         "connection_is",
@@ -41,12 +41,9 @@ class AgentAdmin(ReadOnlyAdmin):
         "id",
         "user",
         "type",
-        "name",
-        "device_id",
         "connection",
         "connection_is",
         "data_types",
-        "file_extensions",
         "schedule_cron",
         "timezone",
         "catch_up",

@@ -7,7 +7,6 @@ a worker that was thought dead cannot overwrite its successor. How a worker lets
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -81,6 +80,10 @@ class ClaimedRun:
         """The ledger's keyed hash of a path or message id."""
         return self.cipher.fingerprint(name, f"source of {self.agent_id}")
 
+    def content_key(self, content_hash: bytes) -> bytes:
+        """The ledger's keyed hash of a content, so that a dump does not confirm that somebody has a certain file."""
+        return self.cipher.fingerprint(content_hash, f"content of {self.agent_id}")
+
 
 def lease_duration() -> dt.timedelta:
     """How long a run stays with a worker that does not renew its lease."""
@@ -134,7 +137,8 @@ def claim(run_id: UUID) -> ClaimedRun | None:
     if device and not run.dry_run and (adopted := _adopt_records(run, device)):
         entries.append(JournalEntry(EventKind.NOTE, "records_taken_over", count=adopted))
     journal.write(run, entries)
-    cipher, version = cipher_for(run.user_id), config_version(agent)
+    cipher = cipher_for(run.user_id)
+    version = config_version(agent, cipher)
     return ClaimedRun(
         lease=run.lease(lease_duration()),
         run_id=run.pk,
@@ -167,10 +171,10 @@ def _adopt_records(run: Run, device: UUID) -> int:
     return left.filter(Q(device=device) | Q(device=None)).update(source_run=run.pk, device=device)
 
 
-def config_version(agent: Agent) -> bytes:
-    """A hash of everything that could make an unchanged source give other records."""
+def config_version(agent: Agent, cipher: UserCipher) -> bytes:
+    """A keyed hash of everything that could make an unchanged source give other records."""
     what = [agent.prompt_template, sorted(agent.data_types), settings.MODEL["model"], PROMPT_VERSION]
-    return hashlib.sha256(json.dumps(what).encode()).digest()
+    return cipher.fingerprint(json.dumps(what), f"configuration of {agent.pk}")
 
 
 def _clear_previous_attempt(agent: Agent) -> dict[bytes, int]:

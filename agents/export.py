@@ -18,18 +18,26 @@ _INTERNAL: Final = ("user", "agent", "fence", "lease_until", "enqueued_at", "att
 
 def _agents(user_id: UUID) -> Iterator[dict[str, Any]]:
     rows = Agent.objects.of(user_id).order_by("created_at", "id")
-    yield from rows.values(*exported_columns(Agent, but=["user"])).iterator(ROWS_PER_BATCH)
+    names = exported_columns(Agent, but=["user"])
+    for agent in rows.iterator(ROWS_PER_BATCH):
+        row = {name: getattr(agent, name) for name in names}
+        yield {**row, **readable(partial(_words, agent))}
+
+
+def _words(agent: Agent) -> Mapping[str, Any]:
+    return {"name": agent.name, **agent.opened_configuration()}
 
 
 def _runs(user_id: UUID) -> Iterator[dict[str, Any]]:
     names = exported_columns(Run, but=_INTERNAL)
     for run in Run.objects.of(user_id).order_by("created_at", "id").iterator(ROWS_PER_BATCH):
         row = {name: getattr(run, name) for name in names}
-        yield {**row, **readable(partial(_preview, run))} if run.dry_run else row
+        yield {**row, **readable(partial(_run_words, run))}
 
 
-def _preview(run: Run) -> Mapping[str, Any]:
-    return {"records": preview.read_records(run)}
+def _run_words(run: Run) -> Mapping[str, Any]:
+    found = {"records": preview.read_records(run)} if run.dry_run else {}
+    return {"agent_name": run.agent_name, **found}
 
 
 def _events(user_id: UUID) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,7 @@ def needs_reading(claimed: ClaimedRun, sources: Collection[tuple[bytes, bytes]])
         agent_id=claimed.agent_id, key__in=[key for key, _ in sources], config_version=claimed.config_version
     ).exclude(outcome=Source.Outcome.POISON, updated_at__lt=Now() - quarantine)
     known = {(bytes(key), bytes(content)) for key, content in entries.values_list("key", "content_hash")}
-    return [pair not in known for pair in sources]
+    return [(key, claimed.content_key(content)) not in known for key, content in sources]
 
 
 @transaction.atomic
@@ -59,7 +59,7 @@ def record_outcomes(claimed: ClaimedRun, read: Iterable[tuple[SourceDocument, So
         document.key: Source(
             agent_id=claimed.agent_id,
             key=document.key,
-            content_hash=document.content_hash,
+            content_hash=claimed.content_key(document.content_hash),
             config_version=claimed.config_version,
             outcome=outcome,
             updated_at=Now(),

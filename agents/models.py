@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from typing import Any, Self
 
 from django.conf import settings
@@ -13,6 +14,7 @@ from django.db import models
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
+from adiuva.accounts.keys import cipher_for
 from adiuva.core.leases import LEASE_FIELDS, Leased
 from adiuva.core.sealed import SealedJSONField, SealedTextField
 from integrations.models import Connection, Health
@@ -57,17 +59,28 @@ class AgentQuerySet(models.QuerySet["Agent"]):
         return self.filter(Q(type=AgentType.LOCAL_DIRECTORY) | Exists(healthy))
 
 
+def _configured(name: str, default: Any) -> Any:
+    """A property of an agent that is kept in its sealed configuration, and read and set like a column."""
+
+    def get(agent: Agent) -> Any:
+        return agent.opened_configuration().get(name, deepcopy(default))
+
+    def set(agent: Agent, value: Any) -> None:
+        agent.seal_configuration({**agent.opened_configuration(), name: value})
+
+    return property(get, set)
+
+
 class Agent(models.Model):
-    """What to read, what to look for in it, and when."""
+    """What to read, what to look for in it, and when. Its words are sealed: the name, paths, filters and the prompt."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     # No index of its own: two of those below begin with the user.
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="agents", db_index=False)
     type = models.CharField(max_length=20, choices=AgentType, default=AgentType.LOCAL_DIRECTORY)
-    name = models.CharField(max_length=200)
+    name_sealed = SealedTextField()
+    configuration = SealedJSONField(help_text="paths, extensions, filters and prompt, by their names")
     device_id = models.CharField(max_length=200, blank=True)
-    directory_paths = ArrayField(models.CharField(max_length=4096), default=list, blank=True)
-    file_extensions = ArrayField(models.CharField(max_length=20), default=list, blank=True)
     connection = models.ForeignKey(
         Connection,
         models.SET_NULL,
@@ -76,11 +89,7 @@ class Agent(models.Model):
         related_name="agents",
         help_text="the account a cloud agent reads",
     )
-    filter_config = models.JSONField(
-        default=dict, blank=True, help_text="what a cloud agent reads: labels, senders, dates"
-    )
     data_types = ArrayField(models.CharField(max_length=20), default=list)
-    prompt_template = models.TextField(blank=True)
     schedule_cron = models.CharField(max_length=200, blank=True)
     timezone = models.CharField(max_length=64, blank=True, help_text="blank: the user's")
     catch_up = models.CharField(max_length=6, choices=CatchUp, default=CatchUp.ONCE)
@@ -124,7 +133,35 @@ class Agent(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.name
+        return f"{self.get_type_display()} agent {self.pk}"
+
+    directory_paths: list[str] = _configured("directory_paths", [])
+    file_extensions: list[str] = _configured("file_extensions", [])
+    # What a cloud agent reads: labels, senders, dates.
+    filter_config: dict[str, Any] = _configured("filter_config", {})
+    prompt_template: str = _configured("prompt_template", "")
+
+    @property
+    def name(self) -> str:
+        return Agent.name_sealed.unseal_from(cipher_for(self.user_id), self) if self.name_sealed else ""
+
+    @name.setter
+    def name(self, text: str) -> None:
+        Agent.name_sealed.seal_into(cipher_for(self.user_id), self, text)
+
+    def opened_configuration(self) -> dict[str, Any]:
+        """The sealed part of the configuration. Raises SealBroken."""
+        if not self.configuration:
+            return {}
+        known: tuple[bytes, dict[str, Any]] | None = self.__dict__.get("_opened")
+        if known is None or known[0] is not self.configuration:  # another value was read from the database
+            known = self.configuration, Agent.configuration.unseal_from(cipher_for(self.user_id), self)
+            self.__dict__["_opened"] = known
+        return known[1]
+
+    def seal_configuration(self, values: Mapping[str, Any]) -> None:
+        """Set the sealed part of the configuration; the caller saves it."""
+        Agent.configuration.seal_into(cipher_for(self.user_id), self, dict(values))
 
     @property
     def zone(self) -> str:
@@ -207,7 +244,7 @@ class Run(Leased):
     agent = models.ForeignKey(Agent, models.SET_NULL, null=True, related_name="runs")
     # Copies, because the history outlives the agent.
     agent_ref = models.UUIDField()
-    agent_name = models.CharField(max_length=200)
+    agent_name_sealed = models.BinaryField(help_text="as in the agent's own row, and bound to that")
     agent_type = models.CharField(max_length=20, choices=AgentType)
     device_id = models.CharField(max_length=200, blank=True)
     trigger = models.CharField(max_length=10, choices=Trigger, default=Trigger.MANUAL)
@@ -279,7 +316,12 @@ class Run(Leased):
         ]
 
     def __str__(self) -> str:
-        return f"{self.agent_name} {self.created_at:%Y-%m-%d %H:%M}"
+        return f"{self.get_agent_type_display()} {self.created_at:%Y-%m-%d %H:%M}"
+
+    @property
+    def agent_name(self) -> str:
+        """The agent's name when the run began. Raises SealBroken."""
+        return Agent.name_sealed.unseal(cipher_for(self.user_id), self.agent_name_sealed, self.agent_ref)
 
     def set(self, **fields: Any) -> None:
         """Set fields and save these alone. The row must be locked."""
@@ -370,8 +412,8 @@ class Source(models.Model):
 
     agent = models.ForeignKey(Agent, models.CASCADE, related_name="sources")
     key = models.BinaryField(help_text="keyed hash of the path or message id")
-    content_hash = models.BinaryField()
-    config_version = models.BinaryField(help_text="hash of the prompt, the data types and the model")
+    content_hash = models.BinaryField(help_text="keyed hash")
+    config_version = models.BinaryField(help_text="keyed hash of the prompt, the data types and the model")
     outcome = models.CharField(max_length=12, choices=Outcome)
     updated_at = models.DateTimeField(db_default=Now())
 

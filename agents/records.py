@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+from adiuva.core.crypto import UserCipher
 from adiuva.devices.tables import MAX_TEXT, TABLES, Column, Table, is_value
 
 MAX_TITLE_CHARS: Final = 1_000
@@ -21,7 +22,6 @@ MAX_TITLE_CHARS: Final = 1_000
 MAX_RECORDS: Final = 500
 _EARLIEST: Final = dt.datetime(1970, 1, 2, tzinfo=dt.UTC)
 _LATEST: Final = dt.datetime(2200, 1, 1, tzinfo=dt.UTC)
-_NAMESPACE: Final = uuid.UUID("6b0a6f5e-6f63-4b0e-9f0a-3f7f0c6f2b11")
 # A row is sent before the rows that may refer to it.
 _ORDER: Final = {
     name: place for place, name in enumerate(("clients", "projects", "notes", "timelines", "tasks"))
@@ -41,9 +41,10 @@ class Record:
         name = " ".join(str(self.data[TABLES[self.table].title]).casefold().split())
         return f"{self.table}\n{name}\n{self.data.get('date', '')}"
 
-    def key(self, agent_id: uuid.UUID, source: bytes) -> uuid.UUID:
-        """The dedupe key: the same thing found again in the same source gets the same key."""
-        return uuid.uuid5(_NAMESPACE, f"{agent_id}\n{source.hex()}\n{self.identity}")
+    def key(self, cipher: UserCipher, agent_id: uuid.UUID, source: bytes) -> uuid.UUID:
+        """The dedupe key: the same thing found again in the same source gets the same key. It confirms no guess."""
+        name = cipher.fingerprint(f"{agent_id}\n{source.hex()}\n{self.identity}", "record")
+        return uuid.UUID(bytes=name[:16], version=5)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def _keep(
     for place, result in enumerate(read):
         document, start = result.document, (run.files_done + place) * _POSITIONS_PER_DOCUMENT
         for number, record in enumerate(result.records, start):
-            key = record.key(claimed.agent_id, document.key)
+            key = record.key(claimed.cipher, claimed.agent_id, document.key)
             first_result.setdefault(key, place)
             found.append(NewRecord(key, document.key, number, record.table, record.data))
     new: list[list[PendingRecord]] = [[] for _ in read]
@@ -138,7 +138,10 @@ def _show(
     """Add a dry run's records to its preview. None counts as new, because none is delivered."""
     entries: list[JournalEntry] = []
     for result in read:
-        keyed = {record.key(claimed.agent_id, result.document.key): record for record in result.records}
+        keyed = {
+            record.key(claimed.cipher, claimed.agent_id, result.document.key): record
+            for record in result.records
+        }
         count, room = preview.append_records(run, claimed.cipher, result.document.path, keyed)
         entries += _about(result, count)
         if not room:

@@ -233,7 +233,7 @@ class Execution:
                 episodes.remember_run,
                 user_id=run.user_id,
                 run_id=run.pk,
-                agent=run.agent_name,
+                agent=await db.run(lambda: run.agent_name),
                 found=self.pipeline.found,
                 titles=self.pipeline.titles,
                 began_at=run.started_at or now,

@@ -142,7 +142,7 @@ def _due(whose: Q, now: Now | Value) -> QuerySet[Agent]:
         .only(
             "user",
             "type",
-            "name",
+            "name_sealed",
             "device_id",
             "schedule_cron",
             "timezone",

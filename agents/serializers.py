@@ -23,6 +23,7 @@ _EXTENSION = re.compile(r"^\.?[A-Za-z0-9]{1,15}$")
 
 
 class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
+    name = serializers.CharField(max_length=200)
     device_id = serializers.CharField(
         max_length=200, help_text="The device whose folders are read, as it names itself in its hello."
     )
@@ -235,6 +236,7 @@ class CatalogSerializer(serializers.Serializer[Any]):
 
 class RunSerializer(serializers.ModelSerializer[Run]):
     agent_id = serializers.UUIDField(source="agent_ref")
+    agent_name = serializers.CharField(read_only=True)
     status = serializers.ChoiceField(
         choices=["running", "success", "partial", "error"], help_text="For older clients; `state` is exact."
     )

@@ -9,7 +9,7 @@ import datetime as dt
 import time
 from collections.abc import Callable
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from bench.harness import BenchServers, Stopwatch, bench_servers, median, show
 
@@ -45,21 +45,21 @@ def fill(agents: int) -> None:
         users = [user.pk for user in User.objects.bulk_create(made)]
     later = dt.datetime.now(dt.UTC) + dt.timedelta(days=365)
     missing = agents - Agent.objects.count()
+
+    def agent_of(user_id: UUID) -> Agent:
+        agent = Agent(
+            user_id=user_id,
+            device_id="desk",
+            data_types=["tasks"],
+            schedule_cron="0 9 * * 1-5",
+            timezone="Europe/Rome",
+            next_run_at=later,
+        )
+        agent.name, agent.directory_paths = "An agent", ["/home/ada"]
+        return agent
+
     Agent.objects.bulk_create(
-        (
-            Agent(
-                user_id=users[number % len(users)],
-                name="An agent",
-                device_id="desk",
-                directory_paths=["/home/ada"],
-                data_types=["tasks"],
-                schedule_cron="0 9 * * 1-5",
-                timezone="Europe/Rome",
-                next_run_at=later,
-            )
-            for number in range(missing)
-        ),
-        batch_size=2_000,
+        (agent_of(users[number % len(users)]) for number in range(missing)), batch_size=2_000
     )
 
 

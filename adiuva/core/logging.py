@@ -1,13 +1,14 @@
-"""Logs are JSON events with ids. They never hold content, tokens, e-mail addresses or query strings."""
+"""Logs are JSON events with ids. They never hold content, tokens, e-mail addresses, nor what a client put in a URL."""
 
 from __future__ import annotations
 
 import logging
 import re
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from itertools import islice
 from pathlib import Path
 from traceback import walk_tb
@@ -23,6 +24,9 @@ log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
 _QUERY = re.compile(r"\?[^\s\"']*")
+# What Celery may say of a task besides its error: names of ours, and ids.
+_TASK_WORDS: Final = frozenset({"name", "id", "description", "hostname"})
+_PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>|\(\?P<(\w+)>([^)]*)\)")
 _PROJECT_DIR: Final = f"{Path(__file__).resolve().parents[2]}/"
 _MAX_FRAMES: Final = 20  # of one error; the innermost are kept
 _MAX_CAUSES: Final = 5
@@ -49,12 +53,20 @@ def log_failure(
     """
     if logger is None:
         logger = structlog.get_logger(sys._getframe(1).f_globals["__name__"])
+    getattr(logger, level)(event, **describe_error(error), **ids)
+
+
+def describe_error(error: BaseException) -> dict[str, Any]:
+    """The type and frames of an error, and of what it came from, as log_failure logs them."""
     causes = [
         {"error": type(cause).__name__, "frames": _frames(cause)}
         for cause in islice(_causes(error), _MAX_CAUSES)
     ]
-    found = {"causes": causes} if causes else {}
-    getattr(logger, level)(event, error=type(error).__name__, frames=_frames(error), **found, **ids)
+    found: dict[str, Any] = {"causes": causes} if causes else {}
+    # The database's code of an error, since its message quotes the row.
+    if sqlstate := getattr(error, "sqlstate", None) or getattr(error.__cause__, "sqlstate", None):
+        found["sqlstate"] = sqlstate
+    return {"error": type(error).__name__, "frames": _frames(error), **found}
 
 
 def _frames(error: BaseException) -> list[str]:
@@ -85,14 +97,39 @@ def _nearest_causes(error: BaseException) -> list[BaseException]:
     return [*members, cause] if cause else members
 
 
-class HideQueries(logging.Filter):
-    """Take query strings out of records of libraries: old clients put their token there."""
+class HideContent(logging.Filter):
+    """Take out of records of libraries what may quote a user: paths, query strings, messages of errors.
+
+    Frameworks log the path of a request and the message of an error, and a database's message quotes the row.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if "?" in message:
-            record.msg, record.args = _QUERY.sub("?…", message), ()
+        if not isinstance(record.msg, dict):  # structlog's own are dicts
+            record.msg, record.args = _QUERY.sub("?…", _safe_message(record)), ()
         return True
+
+
+def _safe_message(record: logging.LogRecord) -> str:
+    if record.name.startswith(("django.request", "django.security")):
+        return f"{record.name} {getattr(record, 'status_code', '')}".strip()
+    if isinstance(record.args, Mapping):
+        hidden = {name: value if name in _TASK_WORDS else "…" for name, value in record.args.items()}
+        message = str(record.msg) % hidden
+    elif record.exc_info:
+        message = str(record.msg)  # without its arguments, one of which may be the error
+    else:
+        message = record.getMessage()
+    # Further lines are tracebacks, or show a task together with its error.
+    return message.partition("\n")[0]
+
+
+def _describe_exc_info(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """structlog's processor: an error's type and frames in place of its traceback, which ends with its message."""
+    given = event.pop("exc_info", None)
+    error = given[1] if isinstance(given, tuple) else given if isinstance(given, BaseException) else None
+    if given is True:
+        error = sys.exc_info()[1]
+    return {**event, **describe_error(error)} if error is not None else event
 
 
 _SHARED: list[Any] = [
@@ -100,7 +137,7 @@ _SHARED: list[Any] = [
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.format_exc_info,
+    _describe_exc_info,
 ]
 
 
@@ -120,10 +157,11 @@ def configure(level: str, *, as_json: bool) -> dict[str, Any]:
         if as_json
         else structlog.dev.ConsoleRenderer(colors=False)
     )
+    threading.excepthook = _log_thread_failure
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "filters": {"hide_queries": {"()": HideQueries}},
+        "filters": {"hide_content": {"()": HideContent}},
         "formatters": {
             "event": {
                 "()": structlog.stdlib.ProcessorFormatter,
@@ -132,7 +170,7 @@ def configure(level: str, *, as_json: bool) -> dict[str, Any]:
             }
         },
         "handlers": {
-            "out": {"class": "logging.StreamHandler", "formatter": "event", "filters": ["hide_queries"]}
+            "out": {"class": "logging.StreamHandler", "formatter": "event", "filters": ["hide_content"]}
         },
         "root": {"handlers": ["out"], "level": level},
         "loggers": {
@@ -141,6 +179,7 @@ def configure(level: str, *, as_json: bool) -> dict[str, Any]:
                 "uvicorn": "WARNING",
                 "uvicorn.access": "ERROR",
                 "daphne": "WARNING",
+                "django.request": "ERROR",  # RequestLog has the others
                 "django.server": "WARNING",
                 "django.channels.server": "WARNING",
                 "celery": "INFO",
@@ -154,6 +193,34 @@ def configure(level: str, *, as_json: bool) -> dict[str, Any]:
             }.items()
         },
     }
+
+
+def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    """In place of Python's own hook, which prints the error's message."""
+    if failure.exc_value is not None and not isinstance(failure.exc_value, SystemExit):
+        log_failure("thread.failed", failure.exc_value, thread=failure.thread and failure.thread.name)
+
+
+def _loggable_path(request: HttpRequest) -> str:
+    """The path's pattern, with ids, and words that the pattern names, in it, and without what else a client wrote."""
+    match = request.resolver_match
+    if match is None:
+        return "/static/…" if request.path.startswith("/static/") else "…"
+
+    def show(parameter: re.Match[str]) -> str:
+        value = str(match.kwargs.get(parameter[1] or parameter[2]))
+        words = (parameter[3] or "").split("|")
+        return value if value in words or _is_id(value) else "…"
+
+    return "/" + _PARAMETER.sub(show, match.route).replace("^", "").replace("$", "")
+
+
+def _is_id(value: str) -> bool:
+    try:
+        uuid.UUID(value)
+    except ValueError:
+        return value.isdecimal()
+    return True
 
 
 class RequestLog:
@@ -174,7 +241,7 @@ class RequestLog:
             log.info(
                 "request.answered",
                 method=request.method,
-                path=request.path,
+                path=_loggable_path(request),
                 status=response.status_code,
                 ms=round((time.perf_counter() - started) * 1000, 1),
                 user_id=str(user) if user else None,

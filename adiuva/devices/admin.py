@@ -19,8 +19,6 @@ class DeviceAdmin(ReadOnlyAdmin):
     fields = [
         "id",
         "user",
-        "device_id",
-        "name",
         "platform",
         "app_version",
         "protocol",

@@ -15,9 +15,14 @@ from adiuva.devices.models import Device, OutboxRecord
 
 def _devices(user_id: UUID) -> Iterator[dict[str, Any]]:
     rows = Device.objects.of(user_id).order_by("created_at", "id")
-    yield from rows.values(*exported_columns(Device, but=["user", "epoch", "channel"])).iterator(
-        ROWS_PER_BATCH
-    )
+    names = exported_columns(Device, but=["user", "epoch", "channel"])
+    for device in rows.iterator(ROWS_PER_BATCH):
+        row = {name: getattr(device, name) for name in names}
+        yield {**row, **readable(partial(_name, device))}
+
+
+def _name(device: Device) -> Mapping[str, Any]:
+    return {"name": device.name}
 
 
 def _outbox(user_id: UUID) -> Iterator[dict[str, Any]]:

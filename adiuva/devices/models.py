@@ -10,6 +10,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models.functions import Now
 
+from adiuva.accounts.keys import cipher_for
 from adiuva.core.sealed import SealedJSONField, SealedTextField
 
 
@@ -36,7 +37,7 @@ class Device(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="devices")
     device_id = models.CharField(max_length=200, help_text="the id that the device chose for itself")
-    name = models.CharField(max_length=200, blank=True)
+    name_sealed = SealedTextField(null=True, bound_to=("device_id",))
     platform = models.CharField(max_length=100, blank=True)
     app_version = models.CharField(max_length=100, blank=True)
     protocol = models.PositiveSmallIntegerField(default=1)
@@ -57,7 +58,14 @@ class Device(models.Model):
         indexes = [models.Index(fields=["-last_seen"], name="devices_by_last_seen")]
 
     def __str__(self) -> str:
-        return self.name or self.device_id
+        return f"device {self.pk}"
+
+    @property
+    def name(self) -> str:
+        """What its owner calls it; empty if it did not say. Raises SealBroken."""
+        if self.name_sealed is None:
+            return ""
+        return Device.name_sealed.unseal_from(cipher_for(self.user_id), self)
 
 
 class OutboxQuerySet(models.QuerySet["OutboxRecord"]):

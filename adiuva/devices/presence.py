@@ -17,6 +17,7 @@ from typing import Final
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
+from adiuva.accounts.keys import cipher_for
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import DeviceHello
 
@@ -51,12 +52,12 @@ _ARRIVE = """
 WITH before AS (
     SELECT channel FROM devices_device WHERE user_id = %(user)s AND device_id = %(device)s AND lease_until > now()
 )
-INSERT INTO devices_device AS known (id, user_id, device_id, name, platform, app_version, protocol, capabilities,
+INSERT INTO devices_device AS known (id, user_id, device_id, name_sealed, platform, app_version, protocol, capabilities,
     session_id, epoch, channel, lease_until)
 VALUES (%(id)s, %(user)s, %(device)s, %(name)s, %(platform)s, %(version)s, %(protocol)s, %(capabilities)s,
     %(session)s, 1, %(channel)s, now() + make_interval(secs => %(lease)s))
 ON CONFLICT (user_id, device_id) DO UPDATE SET
-    name = COALESCE(NULLIF(excluded.name, ''), known.name),
+    name_sealed = COALESCE(excluded.name_sealed, known.name_sealed),
     platform = COALESCE(NULLIF(excluded.platform, ''), known.platform),
     app_version = COALESCE(NULLIF(excluded.app_version, ''), known.app_version),
     protocol = excluded.protocol, capabilities = excluded.capabilities, session_id = excluded.session_id,
@@ -83,6 +84,9 @@ def open_connection(
     *, user_id: uuid.UUID, session_id: uuid.UUID, hello: DeviceHello, channel: str
 ) -> OpenedConnection:
     """Record a connection as its device's newest. One statement, so that of two connections only one is."""
+    name_sealed = (
+        Device.name_sealed.seal(cipher_for(user_id), hello.name, hello.device_id) if hello.name else None
+    )
     with connection.cursor() as cursor:
         cursor.execute(
             _ARRIVE,
@@ -90,7 +94,7 @@ def open_connection(
                 "id": uuid.uuid4(),
                 "user": user_id,
                 "device": hello.device_id,
-                "name": hello.name or "",
+                "name": name_sealed,
                 "platform": hello.platform or "",
                 "version": hello.app_version or "",
                 "protocol": min(hello.protocol, 2),

@@ -6,6 +6,7 @@ from adiuva.devices.models import Device
 
 
 class DeviceSerializer(serializers.ModelSerializer[Device]):
+    name = serializers.CharField(read_only=True)
     online = serializers.BooleanField(source="is_online", help_text="Whether it is connected now.")
 
     class Meta:

@@ -33,6 +33,16 @@ _LOOPBACK = "127.0.0.1"
 _UNPRIVILEGED = ("nobody", "daemon")
 _ELSEWHERE = "elsewhere"  # a file that names the place of the data
 _SHARED_FOLDERS = (Path("/var/lib/adiuva"), Path(tempfile.gettempdir()) / "adiuva")
+# Messages of errors quote rows and the values of statements. The application logs each error's type and SQLSTATE.
+_SILENT_LOG = {
+    "log_min_messages": "log",
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
+    "log_statement": "none",
+    "log_min_duration_statement": "-1",
+}
 _LOCALE = ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
 
 
@@ -104,6 +114,7 @@ class Postgres:
             "max_connections": "200",
             "password_encryption": "scram-sha-256",
             "jit": "off",
+            **_SILENT_LOG,
         }
         if not self._durable:
             chosen |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}

@@ -72,7 +72,7 @@ def test_staff_can_run_agents_and_cancel_runs(staff: Client, ada: Person) -> Non
     agent, busy = create_agent(ada.id), create_agent(ada.id, name="Busy")
     create_run(busy)
     said = act(staff, AGENTS, "run_now", agent.pk, busy.pk)
-    assert "1 started" in said and "Busy has a run under way" in said
+    assert "1 started" in said and f"Local folders agent {busy.pk} has a run under way" in said
     run = Run.objects.get(agent=agent)
     assert "Cancelling." in act(staff, RUNS, "cancel", run.pk)
     run.refresh_from_db()
@@ -99,6 +99,7 @@ def test_nothing_of_the_users_is_on_any_page(staff: Client, ada: Person) -> None
     canary = "canary"
     agent = create_agent(
         ada.id,
+        name=f"{canary}-name",
         prompt_template=f"{canary}-prompt",
         directory_paths=[f"/home/{canary}-path"],
         file_extensions=[".md"],
@@ -179,10 +180,10 @@ def test_agents_and_runs_are_neither_edited_nor_deleted_by_hand(staff: Client, a
 
 
 _MANY = """
-INSERT INTO agents_run (id, user_id, agent_id, agent_ref, agent_name, agent_type, device_id, trigger, slots, state,
-    phase, attempt, fence, files_seen, files_done, files_unchanged, files_failed, problems, items_created,
+INSERT INTO agents_run (id, user_id, agent_id, agent_ref, agent_name_sealed, agent_type, device_id, trigger, slots,
+    state, phase, attempt, fence, files_seen, files_done, files_unchanged, files_failed, problems, items_created,
     model_calls, verdict, dry_run, retries, workers_lost, created_at, enqueued_at)
-SELECT gen_random_uuid(), %s, %s, %s, 'Desk', 'local_directory', 'desk', 'schedule', 1,
+SELECT gen_random_uuid(), %s, %s, %s, '', 'local_directory', 'desk', 'schedule', 1,
     CASE WHEN number %% 1000 = 0 THEN 'error' ELSE 'success' END,
     '', 1, 1, 1, 1, 0, 0, 0, 1, 1, '', false, 0, 0, now() - number * interval '1 minute', now()
 FROM generate_series(1, 100000) AS series (number)

@@ -17,7 +17,7 @@ from adiuva import llm
 from adiuva.core import db
 from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink
-from agents import claimed_runs, delivery, result_commits, runner, runs, schedules, undo
+from agents import claimed_runs, delivery, result_commits, runner, runs, schedules, services, undo
 from agents.journeys import samples, trial
 from agents.journeys.interview import AgentProposal
 from agents.mailbox import sample_messages
@@ -224,7 +224,7 @@ async def test_a_message_that_cannot_be_read_is_listed_and_a_changed_prompt_read
     run = await inbox.run()
     assert (run.state, run.files_failed, run.problems) == (State.PARTIAL, 1, 1)
     assert "provider_refused" in await inbox.codes(run)
-    await db.run(Agent.objects.filter(pk=inbox.agent.pk).update, prompt_template="Find everything.")
+    await db.run(services.update, agent=inbox.agent, values={"prompt_template": "Find everything."})
     calls = len(provider.chats)
     run = await inbox.run()
     assert (run.state, len(provider.chats) - calls) == (State.SUCCESS, 5)

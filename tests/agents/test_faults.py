@@ -15,7 +15,7 @@ from django.utils import timezone
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
 from adiuva.core.leases import LeaseLost
-from agents import claimed_runs, journal, ledger, outcomes, result_commits, run_queue, runs
+from agents import claimed_runs, journal, ledger, outcomes, result_commits, run_queue, runs, services
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
@@ -335,10 +335,13 @@ def test_a_quarantined_source_is_read_again_when_it_or_the_configuration_changes
     claimed_runs.add_counts(claimed, seen=1)
     ledger.quarantine(claimed, poison)
     source = Source.objects.get(agent_id=claimed.agent_id)
-    assert (source.outcome, bytes(source.content_hash)) == (Source.Outcome.POISON, b"hash")
+    assert (source.outcome, bytes(source.content_hash)) == (
+        Source.Outcome.POISON,
+        claimed.content_key(b"hash"),
+    )
     assert ledger.needs_reading(claimed, [(poison.key, b"hash"), (poison.key, b"other")]) == [False, True]
     assert outcomes.finish(claimed).state == State.ERROR  # there was nothing else
-    Agent.objects.filter(pk=claimed.agent_id).update(prompt_template="Other.")
+    services.update(agent=Agent.objects.get(pk=claimed.agent_id), values={"prompt_template": "Other."})
     assert ledger.needs_reading(
         claim_run(create_run(Agent.objects.get(pk=claimed.agent_id))), [(poison.key, b"hash")]
     ) == [True]

@@ -145,8 +145,8 @@ async def test_of_an_agent_it_begins_with_what_that_does_and_changes_nothing_its
     assert session["found"]["counts"] == {"tasks": 3}
     assert session["message"] == "This is what the agent would do. In 3 documents of yours it finds: 3 tasks."
     assert len(desk.fetched) == 3 and "All steps." in json.dumps(provider.last["messages"])
-    kept = await db.run(Agent.objects.get, pk=agent)
-    assert kept.prompt_template == "Heron words" and desk.rows("tasks") == []
+    kept = await db.run(lambda: Agent.objects.get(pk=agent).prompt_template)
+    assert kept == "Heron words" and desk.rows("tasks") == []
 
 
 async def test_what_it_ended_with_is_told_again_and_looked_for_once(

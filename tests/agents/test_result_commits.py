@@ -93,13 +93,14 @@ def all_of(claimed: ClaimedRun) -> dict[str, Any]:
     names = {
         claimed.source_key(name): name for name in ("one", "two", "empty", "three", "four", "five", "before")
     }
+    contents = {claimed.content_key(f"hash of {name}".encode()): name for name in names.values()}
     return {
         "run": [getattr(run, name) for name in counts],
         "events": sorted(
             (e["kind"], e["code"], e["count"] or 0, e["source"], e["message"]) for e in journal.read(run)
         ),
         "ledger": sorted(
-            (names[bytes(each.key)], bytes(each.content_hash), each.outcome)
+            (names[bytes(each.key)], contents.get(bytes(each.content_hash)), each.outcome)
             for each in Source.objects.filter(agent_id=claimed.agent_id)
         ),
         "outbox": sorted(

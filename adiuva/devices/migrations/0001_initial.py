@@ -22,7 +22,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
                 ('device_id', models.CharField(help_text='the id that the device chose for itself', max_length=200)),
-                ('name', models.CharField(blank=True, max_length=200)),
+                ('name_sealed', models.BinaryField(null=True)),
                 ('platform', models.CharField(blank=True, max_length=100)),
                 ('app_version', models.CharField(blank=True, max_length=100)),
                 ('protocol', models.PositiveSmallIntegerField(default=1)),
