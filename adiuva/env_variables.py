@@ -348,6 +348,13 @@ DEVICE_WAIT_S = _chat.number(
     minimum=0,
     unit="seconds",
 )
+STOP_TURNS_S = _chat.number(
+    "ADIUVA_STOP_TURNS_S",
+    5.0,
+    "How long a web process that is told to stop waits until its turns are stored. Then it tells their clients anyway.",
+    minimum=0,
+    unit="seconds",
+)
 HISTORY_CHARS = _chat.integer(
     "ADIUVA_HISTORY_CHARS",
     48_000,

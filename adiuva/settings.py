@@ -357,6 +357,7 @@ CHAT: dict[str, Any] = {
     "turn_deadline_s": env.TURN_DEADLINE_S.read(),
     "max_model_calls": env.TURN_MODEL_CALLS.read(),
     "device_reconnect_wait_s": env.DEVICE_WAIT_S.read(),
+    "stop_turns_s": env.STOP_TURNS_S.read(),
     "history_max_chars": env.HISTORY_CHARS.read(),
 }
 

@@ -39,6 +39,7 @@ from chat.request import ChatRequest
 from chat.steering import SteerQueue
 from chat.stream import Stream
 from chat.stream_log import StreamRecording, log_writer
+from chat.turn_errors import ServerRestarting
 from chat.turn_messages import SCOPE_TABLES, describe_scope, first_messages
 from chat.turn_output import TurnOutput
 from chat.turn_rows import ClaimedTurn, NewSummary, TurnOutcome
@@ -132,6 +133,13 @@ class Turn:
             self._cancelled = True
             self._work.cancel()
 
+    def end_unsaved(self) -> None:
+        """Send the end although the result is not stored yet, because the process exits now."""
+        if not self.ended.is_set():
+            self._task.cancel()
+            self.finish, self.code = "error", ServerRestarting.code
+            self._send_end()
+
     async def steer(self, message: str) -> bool:
         """Add a message for the model. True once it has read it; False if the turn `ended` before.
 
@@ -175,7 +183,7 @@ class Turn:
         try:
             await self._work
         except asyncio.CancelledError:
-            self.finish, self.code = ("error", "server_restarting") if self._stopped else ("cancelled", "")
+            self.finish, self.code = ("error", ServerRestarting.code) if self._stopped else ("cancelled", "")
         except LimitReached as limit:
             self.finish, self.code = "limit", limit.code
         except AdiuvaError as error:
@@ -306,6 +314,8 @@ class Turn:
 
     async def _end(self) -> None:
         """Store what happened, then send the end. No failure in here may keep the end from being sent."""
+        if self.ended.is_set():  # by `end_unsaved`
+            return
         self._ending = True
         context = self._context
         if context is not None:
@@ -340,6 +350,9 @@ class Turn:
         await self._wait_for_receipts()
         if code := await turn_saving.save(self.request, self.claimed, result):
             self.finish, self.code = "error", code
+        self._send_end()
+
+    def _send_end(self) -> None:
         self.output.start()
         self.stream.end(
             StreamEnd(

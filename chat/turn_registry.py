@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import structlog
+from django.conf import settings
 
 from adiuva.core import db
 from adiuva.core.background import BackgroundTasks
@@ -49,8 +51,8 @@ from chat.turn_errors import (
 )
 from chat.turn_rows import AlreadyClaimed
 
-# How long turns may take to end when the process stops.
-_STOP_S: Final = 5.0
+# How long listeners may take to receive the end of a turn that could not be stored before the process stops.
+_SEND_ENDS_S: Final = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -254,15 +256,25 @@ class TurnRegistry:
         for turn in self._turns.values():
             turn.stop()
         try:
-            async with asyncio.timeout(_STOP_S):
+            async with asyncio.timeout(settings.CHAT["stop_turns_s"]):
                 while self._starting:  # turns that are being started end as well
                     await next(iter(self._starting.values())).wait()
                 for turn in list(self._turns.values()):
                     await turn.ended.wait()
-                    await turn.stream.wait_until_sent()
-                await stream_log.log_writer().flush()
+                await self._send_ends()
         except TimeoutError:
             log.warning("turn_registry.stop_timed_out", turns=len(self._turns))
+            for turn in self._turns.values():
+                turn.end_unsaved()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SEND_ENDS_S):
+                    await self._send_ends()
+
+    async def _send_ends(self) -> None:
+        """Wait until all listeners and the stream log have the ends of all turns."""
+        for turn in list(self._turns.values()):
+            await turn.stream.wait_until_sent()
+        await stream_log.log_writer().flush()
 
 
 def _check_length(message: str) -> None:

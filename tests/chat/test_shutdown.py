@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from django.db import connections, transaction
 
 from adiuva.core import db
 from adiuva.embedded.processes import Child
@@ -23,6 +28,7 @@ from tests.chat.chat_client import (
 from tests.factories import Person
 from tests.fakes.provider import Call, Hold, Provider, Say
 from tests.server_processes import Stack
+from tests.socket_client import PATIENCE_S
 
 TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo"}
 RENAME = Call("update_task", {"task_id": TASK["id"], "title": "Call Bob"})
@@ -36,7 +42,7 @@ def other_web(stack: Stack, provider: Provider) -> str:
 
 def doomed(stack: Stack, provider: Provider, server: str = "uvicorn", **env: str) -> str:
     """A web process that only this test uses."""
-    return stack.web(server, ADIUVA_PING_S="27.5", **env)
+    return stack.web(server, **{"ADIUVA_PING_S": "27.5", "ADIUVA_STOP_TURNS_S": "50"} | env)
 
 
 async def gone(child: Child) -> None:
@@ -104,6 +110,49 @@ async def test_a_write_that_is_under_way_is_waited_for(
     assert (end["finish"], end["code"]) == ("error", "server_restarting")
     assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["Call Bob"]
     assert end_frame(refused)["code"] == "server_restarting"
+
+
+@contextmanager
+def locked_turn(key: str) -> Iterator[None]:
+    """Keep the row of a turn locked, so that no process can store its end."""
+    locked, release = threading.Event(), threading.Event()
+
+    def lock() -> None:
+        try:
+            with transaction.atomic():
+                Turn.objects.select_for_update().get(request_id=key)
+                locked.set()
+                release.wait(PATIENCE_S)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as threads:
+        locking = threads.submit(lock)
+        try:
+            assert locked.wait(PATIENCE_S)
+            yield
+        finally:
+            release.set()
+            locking.result()
+
+
+@SERVERS
+async def test_a_client_is_told_the_end_of_a_turn_that_cannot_be_stored_in_time(
+    stack: Stack, other_web: str, provider: Provider, person: Person, server: str
+) -> None:
+    hold = Hold("never said")
+    provider.script(RENAME, hold)
+    base = doomed(stack, provider, server, ADIUVA_STOP_TURNS_S="0.5")
+    async with connect(base, person, DeviceRows(tasks=[dict(TASK)])) as session:
+        key = await session.ask("rename it")
+        await wait_for(hold.reached)
+        with locked_turn(key):
+            child = stack.end(base)
+            end = end_frame(await session.ended(key))
+            assert await closed(session) == 1012
+            await gone(child)
+    assert (end["finish"], end["code"]) == ("error", "server_restarting")
+    assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["Call Bob"]
 
 
 @SERVERS
