@@ -23,6 +23,7 @@ from rest_framework.views import APIView
 
 from adiuva import __version__
 from adiuva.core import celery_heartbeat, readiness
+from adiuva.core.logging import count_failures
 from adiuva.core.readiness import Facts
 
 # How long a check waits for a database connection.
@@ -36,6 +37,7 @@ log = structlog.get_logger(__name__)
 class HealthSerializer(serializers.Serializer[Any]):
     status = serializers.CharField(default="ok")
     version = serializers.CharField(default=__version__)
+    unexpected_errors = serializers.IntegerField(help_text="Logged by this process since it started.")
 
 
 class CheckSerializer(serializers.Serializer[Any]):
@@ -76,7 +78,7 @@ class Health(_PublicView):
 
     @extend_schema(operation_id="health", responses=HealthSerializer, auth=[])
     def get(self, request: Request) -> Response:
-        return Response({"status": "ok", "version": __version__})
+        return Response({"status": "ok", "version": __version__, "unexpected_errors": count_failures()})
 
 
 class Ready(_PublicView):

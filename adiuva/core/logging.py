@@ -31,6 +31,9 @@ _PROJECT_DIR: Final = f"{Path(__file__).resolve().parents[2]}/"
 _MAX_FRAMES: Final = 20  # of one error; the innermost are kept
 _MAX_CAUSES: Final = 5
 
+_failures_lock = threading.Lock()
+_failure_count = 0
+
 
 def log_failure(
     event: str,
@@ -54,6 +57,15 @@ def log_failure(
     if logger is None:
         logger = structlog.get_logger(sys._getframe(1).f_globals["__name__"])
     getattr(logger, level)(event, **describe_error(error), **ids)
+    if level == "error":
+        with _failures_lock:
+            global _failure_count
+            _failure_count += 1
+
+
+def count_failures() -> int:
+    """How many unexpected errors this process has logged with `log_failure` at level "error" since it started."""
+    return _failure_count
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:

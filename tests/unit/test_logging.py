@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from adiuva.core.logging import HideContent, configure, log_failure
+from adiuva.core.logging import HideContent, configure, count_failures, log_failure
 
 
 def deep(secret: str) -> None:
@@ -114,3 +114,10 @@ def test_what_a_library_logs_names_the_error_and_its_place() -> None:
 
 def test_the_databases_code_of_an_error_is_logged() -> None:
     assert logged(psycopg.errors.UniqueViolation("Key (email)=(canary)"))["sqlstate"] == "23505"
+
+
+def test_unexpected_errors_are_counted_and_warnings_are_not() -> None:
+    before = count_failures()
+    log_failure("thing.failed", KeyError())
+    log_failure("thing.failed", KeyError(), level="warning")
+    assert count_failures() == before + 1
