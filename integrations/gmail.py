@@ -192,7 +192,7 @@ class GmailSync(MailboxSync):
         if not isinstance(payload, dict):
             return SkippedMessage(ref.source_id, "unreadable", "Gmail gave no content for this message")
         await self._complete(client, ref.source_id, payload)
-        parts = _MessageBuilder()
+        parts = MessageBuilder()
         message = parts.message(payload)
         if parts.is_cut:
             return SkippedMessage(ref.source_id, "unreadable", "its parts are nested too deeply")
@@ -273,7 +273,7 @@ def _walk(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
             stack += [(child, depth + 1) for child in _dicts(part.get("parts"))]
 
 
-class _MessageBuilder:
+class MessageBuilder:
     """Rebuilds a mail from Gmail's JSON parts, so that it is read like every other mail.
 
     `size`: bytes of its texts. `is_cut`: parts below the deepest level were left out.

@@ -208,7 +208,7 @@ class _Fetch:
 
     async def _choose(self, run_id: str, manifest: AgentManifest) -> None:
         """Choose files from the first manifest that has any. Every manifest gets an answer, even an empty one."""
-        paths = [] if self._requested else _choose_paths(manifest.files)
+        paths = [] if self._requested else choose_paths(manifest.files)
         self._requested = (self._requested or set()) | set(paths)
         await self._link.notify(AgentFetch(run_id=run_id, paths=paths))
 
@@ -234,7 +234,7 @@ class _Fetch:
         return "".join(parts[number] for number in sorted(parts))
 
 
-def _choose_paths(files: Sequence[ManifestFile]) -> list[str]:
+def choose_paths(files: Sequence[ManifestFile]) -> list[str]:
     """The newest file of each type, then the newest of all; large or empty files only if there are no others."""
     newest = sorted(files, key=lambda file: (not 0 < file.size <= _LARGE_BYTES, -file.mtime, file.path))
     kinds: dict[str, ManifestFile] = {}

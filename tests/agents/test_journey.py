@@ -545,12 +545,12 @@ async def test_it_reads_three_documents_of_whatever_device_and_shows_what_could_
 
 def test_the_newest_of_each_kind_is_chosen_and_no_empty_or_huge_file_before_others() -> None:
     from adiuva.devices.protocol import ManifestFile
-    from agents.journeys.samples import _choose_paths
+    from agents.journeys.samples import choose_paths
 
     def file(path: str, mtime: int, size: int = 10) -> ManifestFile:
         return ManifestFile(path=path, sha256="0" * 64, size=size, mtime=mtime)
 
     files = [file("/a.md", 1), file("/b.md", 9), file("/c.eml", 2), file("/d.md", 8), file("/e.txt", 99, 0)]
-    assert _choose_paths(files) == ["/b.md", "/c.eml", "/d.md"]
-    assert _choose_paths([file("/huge.csv", 9, 10**9), file("/small.csv", 1)]) == ["/small.csv", "/huge.csv"]
-    assert _choose_paths([]) == []
+    assert choose_paths(files) == ["/b.md", "/c.eml", "/d.md"]
+    assert choose_paths([file("/huge.csv", 9, 10**9), file("/small.csv", 1)]) == ["/small.csv", "/huge.csv"]
+    assert choose_paths([]) == []

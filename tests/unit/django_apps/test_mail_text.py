@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adiuva.documents import Unreadable
 from adiuva.documents.html import html_to_text
 from adiuva.documents.mail import parse_message, read_mail
-from integrations.gmail import _MessageBuilder
+from integrations.gmail import MessageBuilder
 from integrations.mail import message_parts, quotation
 from integrations.mail.documents import MailDocument, SkippedMessage
 from tests.fakes.google import payload_of
@@ -135,7 +135,7 @@ async def test_a_mail_in_any_language_reads_the_same_from_gmail_and_as_it_was_se
 ) -> None:
     for message in (
         parse_message(raw),
-        _MessageBuilder().message(payload_of(message_from_bytes(raw), iter(range(99)))),
+        MessageBuilder().message(payload_of(message_from_bytes(raw), iter(range(99)))),
     ):
         item = await message_parts.read_document(
             message, size=0, source_id="1", content_hash=b"", sent_at=None
@@ -149,7 +149,7 @@ def test_a_text_that_gmail_did_not_decode_is_decoded_by_its_own_charset() -> Non
         header = {"name": "Content-Type", "value": f"text/plain; charset={charset}"}
         data = base64.urlsafe_b64encode(text.encode(charset)).decode().rstrip("=")
         part = {"mimeType": "text/plain", "headers": [header], "body": {"data": data}}
-        assert read_mail(_MessageBuilder().message(part)).body == text
+        assert read_mail(MessageBuilder().message(part)).body == text
 
 
 async def test_whatever_gmail_gives_as_a_payload_ends_in_a_document_or_a_reason() -> None:
@@ -179,7 +179,7 @@ async def test_whatever_gmail_gives_as_a_payload_ends_in_a_document_or_a_reason(
     for _ in range(1500):
         payload = made(5)
         if isinstance(payload, dict):
-            message = _MessageBuilder().message(payload)
+            message = MessageBuilder().message(payload)
             item = await message_parts.read_document(
                 message, size=0, source_id="1", content_hash=b"", sent_at=None
             )
