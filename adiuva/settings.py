@@ -84,6 +84,7 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "adiuva.accounts.browser_sessions.BrowserSessions",
     "django.contrib.messages.middleware.MessageMiddleware",
 ]
 ROOT_URLCONF = "adiuva.urls"

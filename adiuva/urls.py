@@ -1,11 +1,11 @@
 from django.contrib import admin
-from django.contrib.auth.views import LoginView, LogoutView
-from django.urls import URLPattern, URLResolver, include, path, re_path
+from django.contrib.auth.views import LoginView, LogoutView, PasswordChangeView
+from django.urls import URLPattern, URLResolver, include, path, re_path, reverse_lazy
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 from rest_framework.permissions import AllowAny
 
 from adiuva import health, views
-from adiuva.accounts.forms import SignInForm
+from adiuva.accounts.forms import OwnPasswordForm, SignInForm
 
 # Without metadata, OPTIONS is refused: the answer would have to be YAML or a page.
 _open = {"authentication_classes": [], "permission_classes": [AllowAny], "metadata_class": None}
@@ -37,6 +37,10 @@ sign_in = [
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", views.index, name="index"),
     path("account/", include("adiuva.accounts.page_urls")),
+    path(
+        "admin/password_change/",
+        PasswordChangeView.as_view(form_class=OwnPasswordForm, success_url=reverse_lazy("admin:index")),
+    ),
     path("admin/", admin.site.urls),
     path("api-auth/", include((sign_in, "rest_framework"))),  # DRF's name, for the links of its pages
     path("api/v1", views.Root.as_view()),

@@ -11,6 +11,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from adiuva.accounts.admin_base import ReadOnlyAdmin
+from adiuva.accounts.models import StaffAction
 from adiuva.devices import outbox
 from adiuva.devices.models import OutboxRecord
 from agents import runs
@@ -71,7 +72,8 @@ class AgentAdmin(ReadOnlyAdmin):
         started = 0
         for agent in agents.select_related("user"):
             try:
-                runs.start(agent=agent)
+                run = runs.start(agent=agent)
+                self.audit(request, StaffAction.Kind.STARTED, run)
                 started += 1
             except runs.RunIsLive:
                 self.message_user(request, f"{agent} has a run under way.", messages.WARNING)
@@ -164,4 +166,5 @@ class RunAdmin(ReadOnlyAdmin):
     def cancel(self, request: HttpRequest, chosen: QuerySet[Run]) -> None:
         for run in chosen:
             runs.cancel(run=run)
+        self.audit(request, StaffAction.Kind.CANCELLED, *chosen)
         self.message_user(request, "Cancelling.")

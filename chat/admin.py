@@ -24,7 +24,7 @@ class ConversationAdmin(_ChatAdmin):
     ordering = ["-updated_at", "-id"]
     fields = ["id", "user", "kind", "message_count", "summary_upto", "created_at", "updated_at"]
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Conversation]:
+    def all_rows(self, request: HttpRequest) -> QuerySet[Conversation]:
         return Conversation.objects.defer("title", "summary")
 
 

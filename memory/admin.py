@@ -128,7 +128,7 @@ class EntryAdmin(_MemoryAdmin):
     ]
     readonly_fields = ["bytes", "sources", "successor_id"]
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+    def all_rows(self, request: HttpRequest) -> QuerySet[Any]:
         rows = Entry.objects.defer("sealed", "key_hash", "fingerprint", "terms")
         return rows.annotate(sealed_bytes=Length("sealed"))
 

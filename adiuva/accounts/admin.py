@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final, cast
+from uuid import UUID
 
 from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin
+from django.contrib.auth.models import Group
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest
-from django.urls import reverse
-from django.utils.html import format_html
+from django.http import HttpRequest, HttpResponse
 
-from adiuva.accounts import services
-from adiuva.accounts.admin_base import ReadOnlyAdmin, search_filter
-from adiuva.accounts.forms import AdminSignInForm, NewPasswordForm, NewUserForm
-from adiuva.accounts.models import RevokedReason, Session, User
+from adiuva.accounts import mails, services
+from adiuva.accounts.admin_base import AuditedAdmin, ReadOnlyAdmin, search_filter
+from adiuva.accounts.forms import AdminSignInForm, NewUserForm
+from adiuva.accounts.models import RevokedReason, Session, StaffAction, User
 
 admin.site.site_header = "Adiuva"
 admin.site.site_title = "Adiuva"
 admin.site.index_title = "What runs here"
+admin.site.unregister(Group)  # whoever may edit a group could grant it rights, and be in it
+
+_RIGHTS: Final = ["is_staff", "is_superuser", "groups", "user_permissions"]
 admin.site.login_form = AdminSignInForm
 
 
 @admin.register(User)
-class AccountAdmin(UserAdmin):  # type: ignore[type-arg]  # not generic at run time
+class AccountAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]  # not generic at run time
+    """Who may change users can neither set a password nor an address, grant rights, nor see superusers.
+
+    A superuser grants rights; nobody sets somebody else's password: a reset is a link to the user.
+    """
+
     list_display = ["email", "tier", "is_staff", "is_active", "last_login", "created_at"]
     list_filter = ["tier", "is_staff", "is_active"]
     search_fields = ["email"]  # shows the search box; get_search_results does the search
@@ -31,25 +40,29 @@ class AccountAdmin(UserAdmin):  # type: ignore[type-arg]  # not generic at run t
     ordering = ["-created_at", "-id"]
     show_full_result_count = False
     list_per_page = 50
-    actions = ["end_all_sessions", "deactivate"]
-    readonly_fields = ["id", "new_password", "last_login", "created_at"]
+    actions = ["end_all_sessions", "deactivate", "send_password_reset"]
+    readonly_fields = ["id", "email", "last_login", "created_at"]
+    superuser_path = "is_superuser"
     fieldsets = [
-        (None, {"fields": ["id", "email", "new_password", "tier", "timezone", "locale"]}),
+        (None, {"fields": ["id", "email", "tier", "timezone", "locale"]}),
         ("Access", {"fields": ["is_active", "is_staff", "is_superuser", "groups", "user_permissions"]}),
         ("Times", {"fields": ["last_login", "created_at"]}),
     ]
-    add_fieldsets = [
-        (None, {"classes": ["wide"], "fields": ["email", "usable_password", "password1", "password2"]})
-    ]
+    add_fieldsets = [(None, {"classes": ["wide"], "fields": ["email"]})]
     add_form = NewUserForm
-    change_password_form = NewPasswordForm
 
-    @admin.display(description="password")
-    def new_password(self, user: User) -> str:
-        return format_html(
-            '<a class="button" href="{}">Set a new one</a>',
-            reverse("admin:auth_user_password_change", args=[user.pk]),
-        )
+    def owner_id(self, obj: Any) -> UUID:
+        found: UUID = obj.pk
+        return found
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        if obj is None:
+            return [name for name in self.readonly_fields if name != "email"]
+        rights = [] if cast(User, request.user).is_superuser else _RIGHTS
+        return [*self.readonly_fields, *rights]
+
+    def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:
+        raise PermissionDenied
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[User], search_term: str
@@ -58,6 +71,8 @@ class AccountAdmin(UserAdmin):  # type: ignore[type-arg]  # not generic at run t
 
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
+        if not change:
+            self._send_link(request, obj)
         if change and "is_active" in form.changed_data and not obj.is_active:
             services.end_sessions(user=obj, reason=RevokedReason.INACTIVE)
 
@@ -78,13 +93,29 @@ class AccountAdmin(UserAdmin):  # type: ignore[type-arg]  # not generic at run t
     @admin.action(description="Sign out everywhere", permissions=["change"])
     def end_all_sessions(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         ended = sum(services.end_sessions(user=user, reason=RevokedReason.STAFF) for user in queryset)
+        self.audit(request, StaffAction.Kind.SIGNED_OUT, *queryset)
         self.message_user(request, f"{ended} sessions ended.", messages.SUCCESS)
 
     @admin.action(description="Deactivate", permissions=["change"])
     def deactivate(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        self.audit(request, StaffAction.Kind.DEACTIVATED, *queryset.filter(is_active=True))
         self.message_user(
             request, f"{services.deactivate(users=queryset)} accounts deactivated.", messages.SUCCESS
         )
+
+    @admin.action(description="Mail a link to set a new password", permissions=["change"])
+    def send_password_reset(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        sent = sum(self._send_link(request, user) for user in queryset)
+        self.message_user(request, f"{sent} links sent.", messages.SUCCESS)
+
+    def _send_link(self, request: HttpRequest, user: User) -> bool:
+        try:
+            mails.order_password_reset(user=user)
+        except mails.MailNotConfigured as error:
+            self.message_user(request, error.message, messages.ERROR)
+            return False
+        self.audit(request, StaffAction.Kind.RESET_SENT, user)
+        return True
 
 
 @admin.register(Session)
@@ -104,5 +135,19 @@ class SessionAdmin(ReadOnlyAdmin):
 
     @admin.action(description="End", permissions=["end"])
     def end_sessions(self, request: HttpRequest, queryset: QuerySet[Session]) -> None:
+        self.audit(request, StaffAction.Kind.SIGNED_OUT, *queryset.filter(revoked_at=None))
         ended = Session.objects.filter(pk__in=queryset.values("pk")).end(RevokedReason.STAFF)
         self.message_user(request, f"{ended} sessions ended.", messages.SUCCESS)
+
+
+@admin.register(StaffAction)
+class StaffActionAdmin(ReadOnlyAdmin):
+    list_display = ["id", "at", "staff_id", "user", "kind", "object", "object_id"]
+    list_filter = ["kind"]
+    search_keys = ("staff_id", "user_id")
+    search_help_text = "The beginning of an owner's e-mail address, or the id of a user or a member of staff."
+    ordering = ["-id"]
+    fields = ["id", "at", "staff_id", "user", "kind", "object", "object_id"]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False

@@ -5,3 +5,6 @@ class AccountsConfig(AppConfig):
     name = "adiuva.accounts"
     label = "accounts"
     verbose_name = "Accounts"
+
+    def ready(self) -> None:
+        from adiuva.accounts import browser_sessions  # noqa: F401  # connects its signals

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
-from adiuva.accounts.models import Session, User
+from adiuva.accounts.models import Session, StaffAction, User
 from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, register
 
 
@@ -23,7 +23,13 @@ def _sessions(user_id: UUID) -> Iterator[dict[str, Any]]:
     )
 
 
+def _staff_actions(user_id: UUID) -> Iterator[dict[str, Any]]:
+    rows = StaffAction.objects.filter(user_id=user_id).order_by("id")
+    yield from rows.values(*exported_columns(StaffAction, but=["user", "staff_id"])).iterator(ROWS_PER_BATCH)
+
+
 register(
+    ArchivePart("staff_actions.jsonl", "What staff did to the account.", _staff_actions),
     ArchivePart("account.jsonl", "The account.", _account),
     ArchivePart("sessions.jsonl", "Where it is or was signed in, without the tokens.", _sessions),
 )

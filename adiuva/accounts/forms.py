@@ -7,11 +7,11 @@ from typing import Any
 
 from django import forms
 from django.contrib.admin.forms import AdminAuthenticationForm
-from django.contrib.auth.forms import AdminPasswordChangeForm, AdminUserCreationForm, AuthenticationForm
+from django.contrib.auth.forms import AuthenticationForm, PasswordChangeForm
 from django.core.exceptions import ValidationError
 
 from adiuva.accounts import services
-from adiuva.accounts.models import RevokedReason, User
+from adiuva.accounts.models import User
 from adiuva.accounts.throttles import client_address, count_attempt
 
 
@@ -35,19 +35,28 @@ class AdminSignInForm(_ThrottledSignInForm, AdminAuthenticationForm):
     """For the admin: staff only."""
 
 
-class NewUserForm(AdminUserCreationForm):  # type: ignore[type-arg]
+class NewUserForm(forms.ModelForm):  # type: ignore[type-arg]
+    """An account without a password: its owner gets a link to set one."""
+
     class Meta:
         model = User
         fields = ("email",)
-        field_classes: dict[str, Any] = {}
-
-
-class NewPasswordForm(AdminPasswordChangeForm):  # type: ignore[type-arg]
-    """Staff set a user's password, which ends all of the user's sessions."""
 
     def save(self, commit: bool = True) -> User:
-        user: User = super().save(commit)
-        services.end_sessions(user=user, reason=RevokedReason.PASSWORD)
+        user: User = super().save(commit=False)
+        user.email = User.normalize_username(user.email)
+        user.set_unusable_password()
+        if commit:
+            user.save()
+        return user
+
+
+class OwnPasswordForm(PasswordChangeForm):
+    """Staff change their own password in the admin, which signs them out everywhere, like any user."""
+
+    def save(self, commit: bool = True) -> User:
+        user: User = self.user
+        services.set_password(user=user, password=self.cleaned_data["new_password1"])
         return user
 
 

@@ -303,3 +303,31 @@ class SeparateKey(WrappedKey):
     class Meta(WrappedKey.Meta):
         managed = False
         db_table = "userkey"
+
+
+class StaffAction(models.Model):
+    """What a member of staff did to an account. Its owner can read it; values are never in it."""
+
+    class Kind(models.TextChoices):
+        CHANGED = "changed", "changed the account"
+        SIGNED_OUT = "signed_out", "ended sessions"
+        DEACTIVATED = "deactivated", "deactivated the account"
+        RESET_SENT = "reset_sent", "sent a link to set a new password"
+        STARTED = "started", "started a run"
+        CANCELLED = "cancelled", "cancelled a run"
+        DELETED = "deleted", "deleted something of the account"
+
+    id = models.BigAutoField(primary_key=True)
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="staff_actions", db_index=False)
+    staff_id = models.UUIDField(help_text="who did it; no reference, since the row outlives that account")
+    kind = models.CharField(max_length=12, choices=Kind)
+    object = models.CharField(max_length=30, blank=True, help_text="what it was done to, such as session")
+    object_id = models.CharField(max_length=40, blank=True)
+    at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["user", "-id"], name="staff_actions_of_user")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.pk}"

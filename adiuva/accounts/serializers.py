@@ -5,7 +5,7 @@ from typing import Any
 from rest_framework import serializers
 
 from adiuva.accounts import addresses
-from adiuva.accounts.models import Session, User
+from adiuva.accounts.models import Session, StaffAction, User
 from adiuva.accounts.services import MAX_PASSWORD_CHARS
 
 
@@ -107,7 +107,15 @@ class SessionSerializer(serializers.ModelSerializer[Session]):
         read_only_fields = fields
 
     def get_current(self, session: Session) -> bool:
-        return bool(session == self.context["request"].auth)
+        request = self.context["request"]
+        return bool(session == (request.auth or request._request.browser_session))
+
+
+class StaffActionSerializer(serializers.ModelSerializer[StaffAction]):
+    class Meta:
+        model = StaffAction
+        fields = ["id", "kind", "object", "object_id", "at"]
+        read_only_fields = fields
 
 
 class SessionsEndedSerializer(serializers.Serializer[Any]):

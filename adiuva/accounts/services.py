@@ -166,6 +166,14 @@ def authenticate(*, access_token: str) -> Session:
     return session
 
 
+def find_browser_session(*, user_id: UUID, session_id: UUID) -> Session | None:
+    """The live session of a browser; it counts as used."""
+    session = Session.objects.live().filter(pk=session_id, user_id=user_id).first()
+    if session is not None and timezone.now() - session.last_used_at >= _LAST_USED_STEP:
+        Session.objects.filter(pk=session.pk).update(last_used_at=timezone.now())
+    return session
+
+
 # ── The device socket ──────────────────────────────────────────────────────────────────────────────────
 
 

@@ -17,5 +17,6 @@ urlpatterns = [
     path("email/confirm-change", views.AddressConfirmView.as_view(), name="confirm-change"),
     path("ws-ticket", views.TicketView.as_view(), name="ws-ticket"),
     path("sessions", views.SessionsView.as_view(), name="sessions"),
+    path("staff-actions", views.StaffActionsView.as_view(), name="staff-actions"),
     path("sessions/<uuid:id>", views.SessionView.as_view(), name="session"),
 ]

@@ -15,7 +15,7 @@ from rest_framework.response import Response
 
 from adiuva.accounts import recovery, services, throttles
 from adiuva.accounts.authentication import BearerAuthentication
-from adiuva.accounts.models import RevokedReason, Session, User
+from adiuva.accounts.models import RevokedReason, Session, StaffAction, User
 from adiuva.accounts.serializers import (
     AddressSerializer,
     CredentialsSerializer,
@@ -26,6 +26,7 @@ from adiuva.accounts.serializers import (
     RefreshSerializer,
     SessionsEndedSerializer,
     SessionSerializer,
+    StaffActionSerializer,
     TicketSerializer,
     TokensSerializer,
 )
@@ -49,8 +50,10 @@ class _AuthView(GenericAPIView[Any]):
 
     @property
     def session(self) -> Session | None:
-        """The session of the bearer token; None for staff who use the browsable API."""
-        return self.request.auth if isinstance(self.request.auth, Session) else None
+        """The session of the bearer token, or of the browser."""
+        if isinstance(self.request.auth, Session):
+            return self.request.auth
+        return getattr(self.request._request, "browser_session", None)
 
 
 class _AnonymousView(_AuthView):
@@ -195,6 +198,22 @@ class SessionView(_AuthView):
         """Sign it out."""
         services.end_session(user=self.me, session_id=id)
         return Response({"ok": True})
+
+
+class StaffActionsView(_AuthView, ListAPIView[StaffAction]):
+    """What staff did to the account, the latest first."""
+
+    serializer_class = StaffActionSerializer
+
+    def get_queryset(self) -> QuerySet[StaffAction]:
+        return StaffAction.objects.filter(user=self.me)
+
+    @extend_schema(
+        parameters=[TOTAL_COUNT],
+        responses={200: StaffActionSerializer(many=True), **error_responses(400, 401)},
+    )
+    def get(self, request: Request) -> Response:
+        return self.list(request)
 
 
 # ── Through links in mails ────────────────────────────────────────────────────────────────────────────────

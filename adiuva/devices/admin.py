@@ -27,7 +27,7 @@ class DeviceAdmin(ReadOnlyAdmin):
         "created_at",
     ]
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Device]:
+    def all_rows(self, request: HttpRequest) -> QuerySet[Device]:
         return Device.objects.with_online()
 
     @admin.display(boolean=True, description="online")

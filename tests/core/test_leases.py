@@ -27,7 +27,7 @@ MINUTE = dt.timedelta(minutes=1)
 # By a model's label, what a row needs besides its owner. Each model with leases has its line here.
 FIELDS: dict[str, Callable[[], dict[str, Any]]] = {
     "export.Export": dict,
-    "agents.Run": lambda: {"agent_ref": uuid.uuid4(), "agent_name": "a", "trigger": "manual"},
+    "agents.Run": lambda: {"agent_ref": uuid.uuid4(), "agent_name_sealed": b"", "trigger": "manual"},
     "memory.Memory": dict,
     "memory.Exchange": lambda: {"kind": "request", "source_id": uuid.uuid4(), "sealed": b""},
 }

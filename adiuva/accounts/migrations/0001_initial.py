@@ -2,6 +2,7 @@
 
 import adiuva.accounts.validators
 import django.db.models.deletion
+import django.db.models.functions.datetime
 import django.db.models.functions.text
 import django.utils.timezone
 import uuid
@@ -70,6 +71,22 @@ class Migration(migrations.Migration):
                 ('revoked_reason', models.CharField(blank=True, choices=[('logout', 'signed out'), ('other_device', 'signed out from another device'), ('password', 'the password was changed'), ('reuse', 'an old refresh token came back'), ('staff', 'signed out by staff'), ('inactive', 'the account was deactivated')], max_length=16)),
                 ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='sessions', to=settings.AUTH_USER_MODEL)),
             ],
+        ),
+        migrations.CreateModel(
+            name='StaffAction',
+            fields=[
+                ('id', models.BigAutoField(primary_key=True, serialize=False)),
+                ('staff_id', models.UUIDField(help_text='who did it; no reference, since the row outlives that account')),
+                ('kind', models.CharField(choices=[('changed', 'changed the account'), ('signed_out', 'ended sessions'), ('deactivated', 'deactivated the account'), ('reset_sent', 'sent a link to set a new password'), ('started', 'started a run'), ('cancelled', 'cancelled a run'), ('deleted', 'deleted something of the account')], max_length=12)),
+                ('object', models.CharField(blank=True, help_text='what it was done to, such as session', max_length=30)),
+                ('object_id', models.CharField(blank=True, max_length=40)),
+                ('at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ('user', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='staff_actions', to=settings.AUTH_USER_MODEL)),
+            ],
+            options={
+                'ordering': ['-id'],
+                'indexes': [models.Index(fields=['user', '-id'], name='staff_actions_of_user')],
+            },
         ),
         migrations.CreateModel(
             name='UserKey',

@@ -1,0 +1,66 @@
+"""Browsers that are signed in to the admin or the browsable API: each has a Session of the user's, like a device.
+
+Django keeps a browser's sign-in in a session of its own. It names ours, so that the user sees it in the list and can
+end it from anywhere, and a new password or a deactivated account ends it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from django.conf import settings
+from django.contrib.auth import logout
+from django.contrib.auth.signals import user_logged_in, user_logged_out
+from django.dispatch import receiver
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
+
+from adiuva.accounts import services
+from adiuva.accounts.models import Session, User
+
+_KEY: Final = "adiuva_session"  # in Django's session: the id of ours
+
+
+@receiver(user_logged_in)
+def _open(sender: Any, request: HttpRequest, user: User, **_: Any) -> None:
+    session = services.open_session(user=user, user_agent=request.META.get("HTTP_USER_AGENT", ""))
+    ends = timezone.now() + timedelta(seconds=settings.SESSION_COOKIE_AGE)
+    Session.objects.filter(pk=session.pk).update(expires_at=ends)
+    request.session[_KEY] = str(session.pk)
+
+
+@receiver(user_logged_out)
+def _close(sender: Any, request: HttpRequest, user: User | None, **_: Any) -> None:
+    session = getattr(request, "browser_session", None)
+    if session is not None:
+        services.logout(session=session)
+
+
+class BrowserSessions:
+    """Middleware, behind Django's authentication: signs a browser out whose session has ended."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        request.browser_session = None  # type: ignore[attr-defined]
+        if settings.SESSION_COOKIE_NAME in request.COOKIES and request.user.is_authenticated:
+            session_id = _id(request.session.get(_KEY))
+            session = session_id and services.find_browser_session(
+                user_id=request.user.pk, session_id=session_id
+            )
+            if session is None:
+                logout(request)
+            else:
+                request.browser_session = session  # type: ignore[attr-defined]
+        return self.get_response(request)
+
+
+def _id(text: object) -> UUID | None:
+    try:
+        return UUID(str(text))
+    except ValueError:
+        return None
