@@ -23,21 +23,21 @@ class _Bomb:
 
 
 @pytest.mark.parametrize("value", ["text", 7, -1, True, None, 1.5, ["a", {"b": "ü"}], "12"])
-def test_values_come_back_as_they_were(value: object) -> None:
+def test_cached_values_are_returned_unchanged(value: object) -> None:
     key = uuid.uuid4().hex
     cache.set(key, value, 10)
     assert cache.get(key, "absent") == value
     assert type(cache.get(key)) is type(value)
 
 
-def test_counters_count() -> None:
+def test_counters_are_incremented() -> None:
     key = uuid.uuid4().hex
     assert cache.add(key, 1, 10)
     assert cache.incr(key) == 2
     assert cache.get(key) == 2
 
 
-def test_a_planted_pickle_is_not_run() -> None:
+def test_a_pickle_planted_in_the_cache_is_not_executed() -> None:
     key = uuid.uuid4().hex
     with redis.Redis.from_url(settings.REDIS_URL) as server:
         server.set(caches["default"].make_and_validate_key(key), pickle.dumps(_Bomb()))
@@ -46,7 +46,7 @@ def test_a_planted_pickle_is_not_run() -> None:
     assert ran == []
 
 
-def test_nothing_unpickles() -> None:
+def test_no_module_unpickles() -> None:
     """Neither our code nor the parts that are configured to write into Redis or the database."""
     readers = {"pickle", "cPickle", "dill", "shelve", "marshal", "joblib", "jsonpickle"}
     found = [

@@ -62,7 +62,7 @@ async def until(asked: Callable[[], Awaitable[Any]]) -> Any:
         return found
 
 
-async def test_a_message_arrives_as_it_was_and_its_sender_knows_that_it_was_heard(
+async def test_a_message_arrives_unchanged_and_send_returns_the_number_of_listeners(
     layer: SealedPubSubLayer,
 ) -> None:
     channel = await layer.new_channel("a.")
@@ -71,11 +71,11 @@ async def test_a_message_arrives_as_it_was_and_its_sender_knows_that_it_was_hear
     assert await layer.receive(channel) == message
 
 
-async def test_what_nobody_listens_for_was_heard_by_none(layer: SealedPubSubLayer) -> None:
+async def test_sending_to_a_channel_without_listeners_returns_zero(layer: SealedPubSubLayer) -> None:
     assert await layer.send("adiuva.nobody", {"type": "x"}) == 0
 
 
-async def test_nothing_of_a_message_can_be_read_on_its_way(layer: SealedPubSubLayer, watcher: Redis) -> None:
+async def test_messages_are_encrypted_in_redis(layer: SealedPubSubLayer, watcher: Redis) -> None:
     channel = await layer.new_channel()
     async with watcher.monitor() as monitor:
         await layer.send(channel, {"type": "frame", "text": "the plumber calls on Tuesday"})
@@ -87,7 +87,7 @@ async def test_nothing_of_a_message_can_be_read_on_its_way(layer: SealedPubSubLa
     assert (await layer.receive(channel))["text"].startswith("the plumber")
 
 
-async def test_a_message_that_was_moved_or_altered_is_dropped_and_the_next_one_read(
+async def test_a_moved_or_altered_message_is_dropped_and_the_next_one_is_read(
     layer: SealedPubSubLayer, watcher: Redis
 ) -> None:
     mine, other = await layer.new_channel(), await layer.new_channel()
@@ -102,7 +102,7 @@ async def test_a_message_that_was_moved_or_altered_is_dropped_and_the_next_one_r
     assert await layer.receive(mine) == {"type": "mine"}
 
 
-async def test_groups_work_as_channels_has_them_and_are_sealed_too(
+async def test_groups_follow_the_channels_specification_and_are_sealed(
     layer: SealedPubSubLayer, watcher: Redis
 ) -> None:
     channels = [await layer.new_channel() for _ in range(3)]
@@ -129,7 +129,7 @@ async def test_messages_keep_their_order(layer: SealedPubSubLayer) -> None:
     assert [(await layer.receive(channel))["n"] for _ in range(2_000)] == list(range(2_000))
 
 
-async def test_channels_that_were_given_back_are_forgotten_with_what_was_unread(
+async def test_unsubscribing_drops_a_channel_and_its_unread_messages(
     layer: SealedPubSubLayer, watcher: Redis
 ) -> None:
     channel = await layer.new_channel()
@@ -140,12 +140,12 @@ async def test_channels_that_were_given_back_are_forgotten_with_what_was_unread(
     assert channel.encode() not in await watcher.pubsub_channels()
 
 
-async def test_what_json_cannot_say_is_refused_when_it_is_sent(layer: SealedPubSubLayer) -> None:
+async def test_a_message_that_json_cannot_represent_is_refused_on_sending(layer: SealedPubSubLayer) -> None:
     with pytest.raises(TypeError):
         await layer.send("adiuva.x", {"type": "x", "value": object()})
 
 
-async def test_a_cancelled_sender_leaves_the_others_their_answers(layer: SealedPubSubLayer) -> None:
+async def test_cancelling_one_sender_does_not_mix_up_the_answers_of_others(layer: SealedPubSubLayer) -> None:
     channel = await layer.new_channel()
     senders = [asyncio.create_task(layer.send(channel, {"n": n})) for n in range(10)]
     await asyncio.sleep(0)
@@ -155,7 +155,7 @@ async def test_a_cancelled_sender_leaves_the_others_their_answers(layer: SealedP
     assert await layer.send("adiuva.nobody", {}) == 0
 
 
-async def test_a_restart_of_redis_is_survived_and_listeners_learn_of_it(
+async def test_listeners_are_told_of_a_restart_of_redis_and_keep_working(
     layer: SealedPubSubLayer, valkey: tuple[Valkey, str]
 ) -> None:
     server, _ = valkey
@@ -174,9 +174,7 @@ async def test_a_restart_of_redis_is_survived_and_listeners_learn_of_it(
     assert [await layer.receive(channel) for channel in channels] == [{"n": 1}] * 50
 
 
-async def test_a_connection_that_was_cut_comes_back_by_itself(
-    layer: SealedPubSubLayer, watcher: Redis
-) -> None:
+async def test_a_cut_connection_is_restored(layer: SealedPubSubLayer, watcher: Redis) -> None:
     channel = await layer.new_channel()
     await watcher.client_kill_filter(_type="pubsub")
     async with asyncio.timeout(PATIENCE_S):
@@ -184,7 +182,7 @@ async def test_a_connection_that_was_cut_comes_back_by_itself(
     assert await layer.send(channel, {"n": 1}) == 1
 
 
-def test_the_connection_ends_with_its_loop(url: str) -> None:
+def test_the_connection_is_closed_with_its_event_loop(url: str) -> None:
     async def one_loop() -> None:
         layer = SealedPubSubLayer([{"address": url}])
         await layer.new_channel()

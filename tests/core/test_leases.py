@@ -67,7 +67,7 @@ def test_each_model_with_leases_is_tested() -> None:
     assert set(labels()) <= FIELDS.keys()
 
 
-def test_of_workers_that_claim_at_once_one_wins(row: Leased) -> None:
+def test_only_one_of_several_concurrent_claims_succeeds(row: Leased) -> None:
     workers = 6
     at_once = threading.Barrier(workers)
 
@@ -82,7 +82,7 @@ def test_of_workers_that_claim_at_once_one_wins(row: Leased) -> None:
         assert sum(pool.map(work, range(workers))) == 1
 
 
-def test_a_worker_whose_row_was_claimed_by_another_cannot_write(row: Leased) -> None:
+def test_a_worker_cannot_write_after_another_claimed_its_row(row: Leased) -> None:
     stale = claimed(row)
     assert stale is not None and claimed(row) is None
     lapse(row)
@@ -101,7 +101,7 @@ def test_a_worker_whose_row_was_claimed_by_another_cannot_write(row: Leased) -> 
 
 
 @pytest.mark.parametrize("how", ["reclaim", "revoke", "revoke_lease"])
-def test_a_worker_whose_row_was_taken_away_cannot_write(row: Leased, how: str) -> None:
+def test_a_worker_cannot_write_after_its_row_was_revoked(row: Leased, how: str) -> None:
     stale = claimed(row)
     assert stale is not None
     match how:
@@ -122,7 +122,7 @@ def test_a_worker_whose_row_was_taken_away_cannot_write(row: Leased, how: str) -
     assert claimed(row) is not None
 
 
-def test_a_claim_waits_for_nobody_who_has_the_row_locked(row: Leased) -> None:
+def test_a_claim_skips_locked_rows(row: Leased) -> None:
     locked, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -176,7 +176,7 @@ steps = st.lists(
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
-def test_only_the_newest_holder_ever_writes(steps: list[Step]) -> None:
+def test_only_the_newest_holder_of_a_lease_can_write(steps: list[Step]) -> None:
     row = apps.get_model("export.Export").objects.create(user_id=_owner())
     held: dict[int, Lease[Leased]] = {}
     holder: int | None = None

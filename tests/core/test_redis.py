@@ -24,7 +24,7 @@ def test_each_loop_has_a_client_of_its_own() -> None:
     assert asyncio.run(client()) is not asyncio.run(client())
 
 
-async def test_who_waits_for_an_answer_can_be_cancelled() -> None:
+async def test_waiting_for_an_answer_can_be_cancelled() -> None:
     waiting = asyncio.create_task(async_redis("chat").blpop(["adiuva:test:nothing"], timeout=1))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     waiting.cancel()

@@ -77,7 +77,7 @@ def test_a_server_that_is_away_is_a_503_that_says_when_to_come_back(rest: APICli
 
 
 @pytest.mark.parametrize("path", ["/api/v1/fail/bug", "/api/v1/plain-bug"])
-def test_the_unforeseen_is_logged_with_its_request_and_shows_no_detail(
+def test_an_unexpected_error_is_logged_with_its_request_id_and_answered_without_detail(
     rest: APIClient, path: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.ERROR):
@@ -174,7 +174,7 @@ def test_a_body_that_is_no_json_is_refused(rest: APIClient, raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("raw", ['{"a": "\\u0000"}', '{"a": [{"b": ["x\\u0000y"]}]}', '{"a\\u0000": 1}'])
-def test_nul_is_refused_wherever_it_is(rest: APIClient, raw: str) -> None:
+def test_a_nul_character_anywhere_in_the_input_is_refused(rest: APIClient, raw: str) -> None:
     answer = rest.post("/api/v1/echo", raw, content_type="application/json")
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
 
@@ -249,7 +249,7 @@ def test_a_list_in_the_browser_has_page_controls(rest: APIClient, five: str) -> 
         assert (b"pagination" in answer.content) == controls
 
 
-def test_someone_elses_object_is_like_none_at_all(rest: APIClient) -> None:
+def test_another_users_object_is_answered_like_a_missing_one(rest: APIClient) -> None:
     mine, theirs = somebody(), somebody()
     rest.credentials(HTTP_AUTHORIZATION=f"Bearer {mine.access_token}")
     session = User.objects.get(pk=theirs.id).sessions.get()

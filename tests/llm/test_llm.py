@@ -119,9 +119,7 @@ async def test_an_answer_without_end_is_cut_off(provider: Provider, model: llm.C
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 529])
-async def test_a_transient_status_is_tried_again(
-    provider: Provider, model: llm.ChatModel, status: int
-) -> None:
+async def test_a_transient_status_is_retried(provider: Provider, model: llm.ChatModel, status: int) -> None:
     provider.script(Fail(status), "there you go")
     assert (await model.complete(ASK)).text == "there you go"
     assert len(provider.calls) == 2
@@ -132,7 +130,7 @@ async def test_a_broken_connection_is_tried_again(provider: Provider, model: llm
     assert (await model.complete(ASK)).text == "there you go"
 
 
-async def test_three_tries_are_the_most(provider: Provider, model: llm.ChatModel) -> None:
+async def test_a_request_is_tried_three_times_at_most(provider: Provider, model: llm.ChatModel) -> None:
     provider.default = Fail(503, code="overloaded")
     with pytest.raises(llm.ModelUnavailable, match="503 overloaded") as caught:
         await model.complete(ASK)
@@ -254,7 +252,7 @@ async def test_no_more_requests_than_allowed_are_under_way(
     assert provider.peak == 3
 
 
-async def test_a_retry_gives_its_place_away_while_it_waits(
+async def test_a_request_that_waits_for_its_retry_frees_its_slot(
     provider: Provider, model: llm.ChatModel, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.MODEL_CONCURRENCY = 1
@@ -312,7 +310,9 @@ async def test_a_stream_brings_text_tool_calls_and_a_finish(provider: Provider, 
     assert provider.last["stream"] is True and provider.last["stream_options"] == {"include_usage": True}
 
 
-async def test_what_one_read_brings_comes_as_one_list(provider: Provider, model: llm.ChatModel) -> None:
+async def test_the_chunks_of_one_read_are_yielded_as_one_list(
+    provider: Provider, model: llm.ChatModel
+) -> None:
     provider.script(Say(pieces=["a"] * 500))
     lists = [deltas async for deltas in model.stream(ASK)]
     assert len(lists) < 50
@@ -515,7 +515,9 @@ def test_without_a_name_there_is_no_model(configured: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("configured", [{}, {"model": ""}, {"model": "lexical"}])
-async def test_without_a_name_embeddings_are_lexical_and_asked_of_nobody(configured: dict[str, str]) -> None:
+async def test_without_a_configured_name_embeddings_are_lexical_and_send_no_request(
+    configured: dict[str, str],
+) -> None:
     model = llm.embedding_model(configured)
     assert (model.name, model.provider) == ("lexical", "")
     one, other = await model.embed(["the invoices of Anna", "Anna's invoice"])
@@ -531,7 +533,7 @@ async def test_without_a_name_embeddings_are_lexical_and_asked_of_nobody(configu
         ("anthropic/claude", "https://gateway.example/v1", "gateway.example"),
     ],
 )
-def test_a_model_says_who_reads_what_it_is_asked(name: str, base: str, provider: str) -> None:
+def test_a_model_names_the_provider_that_reads_its_requests(name: str, base: str, provider: str) -> None:
     configured = {"model": name, "api_base": base}
     assert llm.chat_model(configured).provider == llm.embedding_model(configured).provider == provider
 
