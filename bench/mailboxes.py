@@ -57,7 +57,7 @@ def main() -> int:
         parser.error(f"no script has {given.scripts!r} in its name; there are: {', '.join(SCRIPTS)}")
     names = names if given.scripts else list(SHORT_SELECTION)
     size = given.size or (2_000 if given.scripts else 500)
-    times = given.run_with_kills if given.run_with_kills is not None else 12 if given.scripts == "all" else 3
+    times = given.kills if given.kills is not None else 12 if given.scripts == "all" else 3
     with mailbox_simulation(given.sabotage if given.sabotage in SABOTAGES else "") as simulation:
         threads = str(max(given.runs, 16))
         workers = [simulation.worker(f"worker-{each}", ADIUVA_WORKER_CONCURRENCY=threads) for each in (1, 2)]

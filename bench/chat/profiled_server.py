@@ -119,7 +119,8 @@ def instrument() -> None:
     run, listen = db.run, OpenAIChat._stream_once
 
     async def timed_run(function: Any, *args: Any, **kwargs: Any) -> Any:
-        with span(f"database: {function.__name__}"):
+        # A partial has no name of its own.
+        with span(f"database: {getattr(function, 'func', function).__name__}"):
             return await run(function, *args, **kwargs)
 
     db.run = timed_run
