@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from adiuva import __version__
+from adiuva.core.outages import response_to
 
 _PREFIX = "api/v1/"
 _CHOICE = re.compile(r"\(\?P<\w+>(\w+(?:\|\w+)+)\)")
@@ -109,4 +111,9 @@ def _handler(status: int, page: Callable[..., HttpResponse]) -> Callable[..., Ht
 bad_request = _handler(400, defaults.bad_request)
 forbidden = _handler(403, defaults.permission_denied)
 not_found = _handler(404, defaults.page_not_found)
-server_error = _handler(500, defaults.server_error)
+_fault = _handler(500, defaults.server_error)
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """What a middleware raised reaches no other handler: the session's and the cache's stores may be unavailable."""
+    return response_to(sys.exc_info()[1]) or _fault(request)

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from django.db import OperationalError, transaction
+from django.db import transaction
 from redis.exceptions import RedisError
 
 from adiuva.accounts.keys import cipher_for
@@ -19,6 +19,7 @@ from adiuva.core import db, leases
 from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.leases import Lease, LeaseLost
+from adiuva.core.outages import store_of
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import Device
@@ -110,7 +111,9 @@ async def deliver_waiting(user_id: UUID) -> None:
             await db.run(_release, claimed, pause=is_silent)
         except LeaseLost:
             log.info("delivery.lease_lost", run_id=str(run_id))
-        except (OperationalError, RedisError, OSError) as error:
+        except Exception as error:
+            if store_of(error) is None and not isinstance(error, RedisError | OSError):
+                raise
             log.warning("delivery.interrupted", run_id=str(run_id), error=type(error).__name__)
             return
 

@@ -39,8 +39,8 @@ class ClientConsumer(SocketConsumer):
         if (handler := self._channel_handlers.get(message["type"])) is not None:
             await handler(message)
 
-    async def handler_failed(self) -> None:
-        await self.device.handler_failed()
+    async def handler_failed(self, error: Exception) -> None:
+        await self.device.handler_failed(error)
 
     async def disconnect(self) -> None:
         self.chat.disconnect()

@@ -21,6 +21,7 @@ from django.conf import settings
 from adiuva import llm
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log_failure
+from adiuva.core.outages import as_unavailable
 from adiuva.devices.link import DeviceLink
 from adiuva.devices.protocol import ApprovalRequest, Domain, HistoryMessage, Mutation, StreamEnd, Usage
 from chat import approvals, deferred_calls, history, turn_saving
@@ -191,7 +192,7 @@ class Turn:
             log.info("turn.failed", code=error.code, **self._ids)
         except Exception as error:
             log_failure("turn.broke", error, **self._ids)
-            self._fail()
+            self._fail(error)
         await self._end()
 
     async def _answer_within_deadline(self) -> None:
@@ -335,7 +336,7 @@ class Turn:
             self.finish, self.code = "limit", limit.code
         except Exception as error:
             log_failure("turn.broke", error, **self._ids)
-            self._fail()
+            self._fail(error)
         result = TurnOutcome(
             state=self.finish,
             text=self.output.text,
@@ -407,8 +408,9 @@ class Turn:
             await asyncio.wait({self._recall})
         await self._memory.wait_for_receipts()
 
-    def _fail(self) -> None:
-        self.finish, self.code = "error", "internal_error"
+    def _fail(self, error: Exception) -> None:
+        unavailable = as_unavailable(error)
+        self.finish, self.code = "error", unavailable.code if unavailable else "internal_error"
 
     @property
     def _ids(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from django.db import Error as DatabaseError
 
 from adiuva.core.errors import AdiuvaError, Conflict, Unavailable
 from adiuva.core.logging import log_failure
+from adiuva.core.outages import as_unavailable
 from chat.models import AssistantKind
 from chat.request import ChatRequest
 from chat.stream import FROM_START, StreamFrame, refusal_frames
@@ -55,6 +56,9 @@ def refusal_of(request: ChatRequest, code: str, after: int = FROM_START) -> list
 
 def as_client_error(error: Exception) -> AdiuvaError:
     """The error that a client is told. An unexpected one is logged with its frames and reported as ServerFault."""
+    if (unavailable := as_unavailable(error)) is not None:
+        log_failure("request.failed", error, logger=log, level="warning")
+        return unavailable
     if isinstance(error, DatabaseError | OSError):  # also what the channel layer raises
         log_failure("request.failed", error, logger=log, level="warning")
         return Unavailable("try again in a moment")

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 import kombu.exceptions
 import redis.exceptions
 from django.db import Error as DatabaseError
 from django.db import InterfaceError, OperationalError
+from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from adiuva.core.errors import Unavailable
+from adiuva.core.logging import log_failure
 
 Store = Literal["database", "redis", "disk"]
 
@@ -38,13 +40,18 @@ _REDIS_ERRORS: Final = (
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
+_RETRY_AFTER_S: Final = 5
+
+
 class StoreUnavailable(Unavailable):
     """`store` in the body says which: database, redis or disk."""
 
     def __init__(self, store: Store) -> None:
         names = {"database": "its database", "redis": "Redis", "disk": "its disk"}
         super().__init__(
-            f"the server cannot use {names[store]} just now: try again", store=store, retry_after_s=5
+            f"the server cannot use {names[store]} just now: try again",
+            store=store,
+            retry_after_s=_RETRY_AFTER_S,
         )
 
 
@@ -80,3 +87,32 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+# ── Django's own views: the admin, signing in to it, and whatever is no endpoint of REST framework ──────
+
+
+def response_to(error: BaseException | None) -> HttpResponse | None:
+    """The answer to a request that failed with this error: 503 if a store is unavailable, else None."""
+    unavailable = as_unavailable(error) if error is not None else None
+    if unavailable is None:
+        return None
+    return JsonResponse(
+        unavailable.body(), status=unavailable.status, headers={"Retry-After": str(_RETRY_AFTER_S)}
+    )
+
+
+class OutageResponses:
+    """Middleware: answers 503 where a view failed because a store is unavailable."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return self._get_response(request)
+
+    def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
+        response = response_to(error)
+        if response is not None:
+            log_failure("dependency.unavailable", error)
+        return response

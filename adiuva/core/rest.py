@@ -7,12 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import redis.exceptions
 from django.conf import settings
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.core.paginator import Page, Paginator
-from django.db import InterfaceError, OperationalError
 from django.http import Http404
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
@@ -25,12 +23,12 @@ from rest_framework.utils.urls import replace_query_param
 
 from adiuva.core import errors
 from adiuva.core.logging import log_failure
+from adiuva.core.outages import as_unavailable
 
 if TYPE_CHECKING:
     from rest_framework.views import APIView  # DRF loads this module while it makes that class
 
 
-_AWAY = (OperationalError, InterfaceError, redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 _OUR_CODES = {
     "parse_error": "bad_json",
     "authentication_failed": "not_authenticated",
@@ -86,9 +84,9 @@ def _as_ours(error: Exception) -> errors.AdiuvaError | None:
             return _throttled(error)
         case exceptions.APIException():
             return _refusal(error, str(error.detail))
-    if isinstance(error, _AWAY):
+    if (unavailable := as_unavailable(error)) is not None:
         log_failure("dependency.unavailable", error)
-        return errors.Unavailable("the server cannot reach its database just now: try again", retry_after_s=5)
+        return unavailable
     return None
 
 
@@ -214,6 +212,11 @@ class Problem(serializers.Serializer[Any]):
         child=serializers.ListField(child=serializers.CharField()),
         required=False,
         help_text="What is wrong, by the names of the body's values.",
+    )
+    store = serializers.ChoiceField(
+        ["database", "redis", "disk"],
+        required=False,
+        help_text="With 503 `unavailable`: what cannot be used.",
     )
 
 

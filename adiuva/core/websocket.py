@@ -59,8 +59,8 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         """The socket is gone. Nothing may rely on this call: a process that is killed makes none."""
         raise NotImplementedError
 
-    async def handler_failed(self) -> None:
-        """One of the methods above has raised. The error has been logged."""
+    async def handler_failed(self, error: Exception) -> None:
+        """One of the methods above has raised `error`, which has been logged."""
 
     # ── The socket's life ───────────────────────────────────────────────────────────────────────────────
 
@@ -81,7 +81,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
                         await self.receive(message.get("text"))
                     except Exception as error:
                         log_failure("socket.handler_failed", error, logger=log, handler="receive")
-                        await self.handler_failed()
+                        await self.handler_failed(error)
         finally:
             self.closing = True
             if tasks := list(self._tasks):
@@ -95,7 +95,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             await handler(*args)
         except Exception as error:  # a fault of ours must not cost the peer its connection
             log_failure("socket.handler_failed", error, logger=log, handler=handler.__name__)
-            await self.handler_failed()
+            await self.handler_failed(error)
 
     # ── The peer ────────────────────────────────────────────────────────────────────────────────────────
 

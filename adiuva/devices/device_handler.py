@@ -19,6 +19,7 @@ from django.conf import settings
 from adiuva.accounts import services as accounts
 from adiuva.core import db, origins
 from adiuva.core.errors import NotAuthenticated
+from adiuva.core.outages import as_unavailable
 from adiuva.core.websocket import SocketConsumer
 from adiuva.devices import connections, presence
 from adiuva.devices.codec import MAX_FRAME_BYTES, BadFrame, dump, is_in_protocol, parse
@@ -216,10 +217,12 @@ class DeviceHandler:
         if self.pk is None or self.protocol >= 2:
             await self.socket.send_text(dump(Error(code=bad.code, message=bad.message, ref=bad.ref)))
 
-    async def handler_failed(self) -> None:
+    async def handler_failed(self, error: Exception) -> None:
         """Tell the device that one of our handlers raised."""
         if self.pk is None:
             await self.socket.close(Close.RESTARTING)  # it reconnects with jitter
+        elif (unavailable := as_unavailable(error)) is not None:
+            await self.send_frame(Error(code=unavailable.code, message=unavailable.message))
         else:
             await self.send_frame(Error(code="internal_error", message="the server failed on this frame"))
 

@@ -9,6 +9,7 @@ only in this process and only as long as the run.
 from __future__ import annotations
 
 import asyncio
+import errno
 import tempfile
 from collections import deque
 from typing import IO, Final, cast
@@ -25,7 +26,6 @@ RunFrame = AgentManifest | AgentData | AgentComplete
 # Frames in memory at once; the rest goes to the file.
 MAX_BUFFERED_CHARS: Final = 4 * 1024 * 1024
 MAX_BUFFERED_FRAMES: Final = 1_000
-_NO_ROOM: Final = "the server has no room for what the device sends"
 _SEALED: Final = b"frame of a run"
 
 
@@ -52,7 +52,7 @@ class SpillFile:
         return len(self._places)
 
     def put(self, text: str) -> None:
-        """Add a text. Raises FlowExceeded if there is no room for it."""
+        """Add a text. Raises FlowExceeded if the file may not be longer, and OSError if the disk has no room."""
         if self._file is None:
             self._open()
         assert self._file is not None
@@ -64,20 +64,14 @@ class SpillFile:
             at, room, self._wrapped = 0, self._places[0][0], True
         if at + len(sealed) > room:
             raise FlowExceeded("the device sends faster than its files can be read")
-        try:
-            self._file.seek(at)
-            if self._file.write(sealed) < len(sealed):
-                raise FlowExceeded(_NO_ROOM)
-        except OSError:
-            raise FlowExceeded(_NO_ROOM) from None
+        self._file.seek(at)
+        if self._file.write(sealed) < len(sealed):
+            raise OSError(errno.ENOSPC, "no room for what the device sends")
         self._places.append((at, len(sealed)))
         self._end = at + len(sealed)
 
     def _open(self) -> None:
-        try:
-            self._file = tempfile.TemporaryFile(prefix="adiuva-", buffering=0)  # noqa: SIM115  # closed by close()
-        except OSError:
-            raise FlowExceeded(_NO_ROOM) from None
+        self._file = tempfile.TemporaryFile(prefix="adiuva-", buffering=0)  # noqa: SIM115  # closed by close()
         self._cipher = Cipher(new_key())
 
     def get(self) -> str:
@@ -104,7 +98,7 @@ class RunFrameBuffer:
         self._size = 0
         self._spill = SpillFile(settings.RUNS["spill_bytes"])
         self.later = SpillFile(settings.RUNS["spill_bytes"])  # frames that the reader has taken and put off
-        self._end: FlowExceeded | None = None
+        self._end: FlowExceeded | OSError | None = None
         self._ended = False
         self._batches = 0
         self._arrived = asyncio.Event()
@@ -127,22 +121,22 @@ class RunFrameBuffer:
             else:
                 self._held.append((frame, len(text)))
                 self._size += len(text)
-        except FlowExceeded as error:
+        except (FlowExceeded, OSError) as error:
             self.end(error)
         self._arrived.set()
 
     def acknowledged(self) -> None:
         self._batches -= 1
 
-    def end(self, error: FlowExceeded | None = None) -> None:
-        """Accept no more frames: the connection is gone, or the device has exceeded its limits."""
+    def end(self, error: FlowExceeded | OSError | None = None) -> None:
+        """Accept no more frames: the connection is gone, the device has exceeded its limits, or the disk is full."""
         if not self._ended:
             self._ended, self._end = True, error
             self._arrived.set()
 
     async def get(self) -> RunFrame | None:
         """The next frame; None after the last one of a connection that ended. Raises FlowExceeded at once if the device
-        has exceeded its limits; buffered frames are dropped."""
+        has exceeded its limits, and OSError if the disk had no room for a frame; buffered frames are dropped."""
         while True:
             if self._end is not None:
                 raise self._end
