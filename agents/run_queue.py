@@ -61,7 +61,8 @@ def backlog() -> Backlog:
 
 
 def _waiting() -> QuerySet[Run]:
-    return Run.objects.filter(runs.retry_is_due(), state=Run.State.QUEUED).order_by()
+    due = Run.objects.filter(runs.retry_is_due(), state=Run.State.QUEUED, enqueued_at__lte=Now())
+    return due.order_by()
 
 
 def _running() -> QuerySet[Run]:

@@ -42,8 +42,9 @@ def create_device(agent: Agent) -> Device:
 
 
 def create_run(agent: Agent, **fields: Any) -> Run:
-    """A queued run that is not sent to the workers."""
+    """A queued run that no worker finds before its time: it is queued in an hour, unless `enqueued_at` is given."""
     run = runs.build_run(agent, Run.Trigger.MANUAL)
+    run.enqueued_at = timezone.now() + dt.timedelta(hours=1)
     for name, value in fields.items():
         setattr(run, name, value)
     run.save(force_insert=True)

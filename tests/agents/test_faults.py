@@ -447,7 +447,9 @@ async def test_a_run_ends_at_its_deadline_while_its_device_is_silent(desk: Devic
 
 async def _with_deadline(agent: str) -> str:
     def make() -> str:
-        run = create_run(Agent.objects.get(pk=agent), deadline_at=timezone.now() + 3 * SECOND)
+        run = create_run(
+            Agent.objects.get(pk=agent), deadline_at=timezone.now() + 3 * SECOND, enqueued_at=timezone.now()
+        )
         runs.wake_workers()
         return str(run.pk)
 
