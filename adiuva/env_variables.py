@@ -130,12 +130,16 @@ MODEL = _models.text(
 MODEL_API_BASE = _models.text("ADIUVA_MODEL_API_BASE", "", "Base address of the model's API.")
 MODEL_API_KEY = _models.text("ADIUVA_MODEL_API_KEY", "", "API key for the model.")
 MODEL_TIMEOUT_S = _models.number(
-    "ADIUVA_MODEL_TIMEOUT_S", 120.0, "How long one call of the model may take.", minimum=0.1, unit="seconds"
+    "ADIUVA_MODEL_TIMEOUT_S",
+    120.0,
+    "How long a model may be silent: before its answer begins, and within it.",
+    minimum=0.1,
+    unit="seconds",
 )
 MODEL_CONCURRENCY = _models.integer(
     "ADIUVA_MODEL_CONCURRENCY",
     96,
-    "Calls that are not streamed, under way at once at one endpoint, in each process.",
+    "Whole answers under way at once at one endpoint, in each process. Fewer are while it is slow or refuses.",
     minimum=1,
     unit="calls",
 )

@@ -16,14 +16,22 @@ class FairLimit:
     """
 
     def __init__(self, most: int, *, per_caller: int | None = None) -> None:
-        self._free, self._per_caller = most, per_caller
+        self._most, self._free, self._per_caller = most, most, per_caller
         self._held: Counter[Hashable] = Counter()
         # The caller whose turn is next comes first.
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
 
     @property
     def free(self) -> int:
+        """Free places; below zero while more are held than a limit that was lowered allows."""
         return self._free
+
+    def resize(self, most: int) -> None:
+        """Change how many places there are. Those that are held stay held."""
+        self._free += most - self._most
+        self._most = most
+        for _ in range(self._free):
+            self._hand_out()
 
     @asynccontextmanager
     async def slot(self, caller: Hashable = None) -> AsyncIterator[None]:
@@ -35,7 +43,7 @@ class FairLimit:
 
     async def _acquire(self, caller: Hashable) -> None:
         # Nobody who could have a place waits while one is free, so this overtakes nobody.
-        if self._free and self._may_have_more(caller):
+        if self._free > 0 and self._may_have_more(caller):
             self._take(caller)
             return
         place = asyncio.get_running_loop().create_future()
@@ -72,7 +80,7 @@ class FairLimit:
 
     def _hand_out(self) -> None:
         """Give the free place to the first caller in turn who may have it."""
-        for caller in list(self._waiting) if self._free else ():
+        for caller in list(self._waiting) if self._free > 0 else ():
             if not self._may_have_more(caller):
                 continue
             waiting = self._waiting.pop(caller)

@@ -15,7 +15,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from adiuva.core.per_loop import PerLoop
 
-Purpose = Literal["chat", "heartbeat", "mailbox_limiter"]
+Purpose = Literal["chat", "heartbeat", "mailbox_limiter", "model_limits"]
 
 TIMEOUTS_S: Final[dict[Purpose, float]] = {
     # Stream log, approvals, summaries: a turn waits for an answer, and can do without one.
@@ -24,6 +24,8 @@ TIMEOUTS_S: Final[dict[Purpose, float]] = {
     "heartbeat": 2.0,
     # Asked on an event loop, which stands still meanwhile.
     "mailbox_limiter": 1.0,
+    # Beside calls of models, which take seconds.
+    "model_limits": 1.0,
 }
 
 

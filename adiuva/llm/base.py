@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+from django.conf import settings
+
 from adiuva.llm import errors, transport
-from adiuva.llm.json_extraction import find_json, with_schema_in_prompt
-from adiuva.llm.types import ChatRequest, Delta, Message, Reply, Schema, StructuredReply, Tool
+from adiuva.llm.capabilities import Feature, Features, send_adapted
+from adiuva.llm.json_extraction import find_json
+from adiuva.llm.types import (
+    ChatRequest,
+    Delta,
+    Finish,
+    Message,
+    Reply,
+    Schema,
+    StructuredReply,
+    Text,
+    Tool,
+    ToolCall,
+)
 
 EMBEDDING_BATCH_SIZE = 64
 
-# (endpoint, model) that have refused response_format. Kept for the life of the process.
-_schema_unsupported: set[tuple[str, str]] = set()
+# An answer may take so many times the silence that is allowed: a stream of blanks would go on for ever.
+_LONGEST_ANSWER = 10
 
 
 def provider_of(name: str, endpoint: str) -> str:
@@ -31,6 +45,9 @@ def provider_of(name: str, endpoint: str) -> str:
 
 class ChatModel(ABC):
     """A chat model. `name`: its configured LiteLLM name; `endpoint`: its address; `provider`: who receives requests."""
+
+    # Whether whole answers are read from a stream too: then only silence ends the wait for a long one.
+    reads_whole_answers_from_streams = False
 
     def __init__(self, name: str, endpoint: str) -> None:
         self.name = name
@@ -48,10 +65,11 @@ class ChatModel(ABC):
     ) -> Reply:
         """Return one whole answer. Raises ModelError, for transient faults after retries.
 
-        settings.MODEL_TIMEOUT_S applies to each attempt, without the wait for the concurrency limit.
+        settings.MODEL_TIMEOUT_S is the longest silence of each attempt, without the wait for the concurrency limit.
         """
-        return await self._complete_with_retries(
-            ChatRequest(messages, tools, schema, max_tokens, temperature)
+        request = ChatRequest(messages, tools, schema, max_tokens, temperature)
+        return await transport.with_retries(
+            self.name, self.endpoint, partial(self._complete_adapted, request)
         )
 
     async def stream(
@@ -73,8 +91,8 @@ class ChatModel(ABC):
             has_begun = False
             try:
                 async with (
-                    transport.concurrency_limit(self.endpoint, streams=True).slot(transport.caller.get()),
-                    aclosing(self._stream_once(request)) as source,
+                    transport.stream_limit(self.endpoint).slot(transport.caller.get()),
+                    aclosing(await self._begin_stream(request)) as source,
                 ):
                     async for deltas in source:
                         has_begun = True
@@ -98,22 +116,12 @@ class ChatModel(ABC):
     ) -> StructuredReply:
         """Ask for JSON by schema. Raises BadOutput if there is no JSON in the answer.
 
-        The value is not checked against the schema; `llm.structured.ask_structured` checks and repairs answers.
+        The value is not checked against the schema; `llm.structured.ask_structured` checks and repairs answers. An
+        endpoint that takes no schemas gets them in the prompt.
         """
-        wanted = Schema(name, schema)
-        request = ChatRequest(messages, None, wanted, max_tokens, temperature)
-        in_prompt = replace(request, messages=with_schema_in_prompt(list(messages), wanted), schema=None)
-        key = (self.endpoint, self.name)
-        if key in _schema_unsupported:
-            reply = await self._complete_with_retries(in_prompt)
-        else:
-            try:
-                reply = await self._complete_with_retries(request)
-            except errors.ModelRejected as refusal:
-                if not refusal.refuses_schema:
-                    raise
-                reply = await self._complete_with_retries(in_prompt)
-                _schema_unsupported.add(key)  # the answer without it proves that the schema was the reason
+        reply = await self.complete(
+            messages, schema=Schema(name, schema), max_tokens=max_tokens, temperature=temperature
+        )
         try:
             value = find_json(reply.text)
         except ValueError:
@@ -121,16 +129,69 @@ class ChatModel(ABC):
             raise errors.BadOutput(f"the model's answer {why}", text=reply.text, usage=reply.usage) from None
         return StructuredReply(value, reply.text, reply.usage)
 
-    async def _complete_with_retries(self, request: ChatRequest) -> Reply:
-        return await transport.with_retries(self.name, self.endpoint, partial(self._complete_once, request))
+    async def _complete_adapted(self, request: ChatRequest, began: Callable[[], None]) -> Reply:
+        return await send_adapted(
+            (self.endpoint, self.name),
+            request,
+            streams=self.reads_whole_answers_from_streams,
+            send=partial(self._complete, request, began),
+        )
+
+    async def _complete(self, request: ChatRequest, began: Callable[[], None], refused: Features) -> Reply:
+        if not self.reads_whole_answers_from_streams or Feature.STREAM in refused:
+            return await self._complete_once(request, refused)
+        text: list[str] = []
+        calls: list[ToolCall] = []
+        try:
+            async with (
+                asyncio.timeout(settings.MODEL_TIMEOUT_S * _LONGEST_ANSWER),
+                aclosing(self._stream_once(request, refused)) as source,
+            ):
+                async for deltas in source:
+                    began()
+                    for delta in deltas:
+                        match delta:
+                            case Text(piece):
+                                text.append(piece)
+                            case ToolCall():
+                                calls.append(delta)
+                            case Finish(reason, usage):
+                                return Reply("".join(text), tuple(calls), reason, usage)
+        except TimeoutError:
+            raise errors.ModelTimeout("the model did not come to the end of its answer") from None
+        raise errors.ModelInterrupted("the model's answer broke off")
+
+    async def _begin_stream(self, request: ChatRequest) -> AsyncGenerator[list[Delta], None]:
+        """A stream whose first deltas have arrived, so that the endpoint has taken the request."""
+
+        async def begin(refused: Features) -> AsyncGenerator[list[Delta], None]:
+            source = self._stream_once(request, refused)
+            try:
+                first = await anext(source, None)
+            except BaseException:
+                await source.aclose()
+                raise
+            return _chain(first, source)
+
+        return await send_adapted((self.endpoint, self.name), request, streams=True, send=begin)
 
     @abstractmethod
-    async def _complete_once(self, request: ChatRequest) -> Reply:
-        """One attempt at a whole answer."""
+    async def _complete_once(self, request: ChatRequest, refused: Features) -> Reply:
+        """One attempt at a whole answer, without the features that the endpoint refuses."""
 
     @abstractmethod
-    def _stream_once(self, request: ChatRequest) -> AsyncGenerator[list[Delta], None]:
-        """One attempt at a stream."""
+    def _stream_once(self, request: ChatRequest, refused: Features) -> AsyncGenerator[list[Delta], None]:
+        """One attempt at a stream, without the features that the endpoint refuses."""
+
+
+async def _chain(
+    first: list[Delta] | None, rest: AsyncGenerator[list[Delta], None]
+) -> AsyncGenerator[list[Delta], None]:
+    async with aclosing(rest):
+        if first is not None:
+            yield first
+            async for deltas in rest:
+                yield deltas
 
 
 class EmbeddingModel(ABC):
@@ -148,9 +209,12 @@ class EmbeddingModel(ABC):
             # Providers refuse a whole batch for one empty text.
             batch = [text or " " for text in texts[start : start + EMBEDDING_BATCH_SIZE]]
             vectors += await transport.with_retries(
-                self.name, self.endpoint, partial(self._embed_batch, batch)
+                self.name, self.endpoint, partial(self._embed_in_slot, batch)
             )
         return vectors
+
+    async def _embed_in_slot(self, texts: list[str], _: Callable[[], None]) -> list[list[float]]:
+        return await self._embed_batch(texts)
 
     @abstractmethod
     async def _embed_batch(self, texts: list[str]) -> list[list[float]]:

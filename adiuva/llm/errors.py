@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.http import is_transient, retry_after_s
 from adiuva.llm.types import Usage
 
+# Words by which refusals name parts of a request.
+REQUEST_PARTS: Final = (
+    "stream_options", "include_usage", "stream", "response_format", "json_schema", "json_object", "json mode",
+    "structured output", "grammar", "temperature", "max_tokens", "max_completion_tokens", "tool",
+)  # fmt: skip
+_TOO_LONG: Final = (
+    "context_length", "context length", "context window", "context size", "maximum context", "prompt is too long",
+)  # fmt: skip
 _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
 
 
@@ -57,9 +65,24 @@ class ModelRejected(ModelError):
 
     code, status = "model_rejected", 502
 
-    def __init__(self, message: str, *, refuses_schema: bool = False) -> None:
+    def __init__(
+        self, message: str, *, about_request: bool = False, named: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__(message)
-        self.refuses_schema = refuses_schema
+        # Whether it is what the request holds that was refused, and not the key, the model or the account.
+        self.about_request = about_request
+        # The parts of a request that the provider's text names.
+        self.named = named
+
+
+class ModelContextExceeded(ModelRejected):
+    """The request does not fit the model's context window, of `window` tokens (0: not said)."""
+
+    code = "model_context_exceeded"
+
+    def __init__(self, message: str, *, window: int) -> None:
+        super().__init__(message)
+        self.window = max(window, 0)
 
 
 class ModelGarbled(ModelError):
@@ -98,19 +121,33 @@ def from_status(
     wait = retry_after_s((headers or {}).get("Retry-After"))
     if status == 429:
         if word == "insufficient_quota":
-            return ModelRejected("the model's account has no quota left (insufficient_quota)")
+            return ModelRejected(
+                "the model's account has no quota left (insufficient_quota): add credit there, or name another model"
+            )
         return ModelRateLimited(f"the model's provider limits our requests ({said})", retry_after=wait)
     if is_transient(status) or status == 409:  # providers answer 409 while a model is loading
         return ModelUnavailable(f"the model is not available ({said})", retry_after=wait)
     if 300 <= status < 400:
         return ModelRejected(f"the model's address redirects elsewhere ({status}): check the api_base")
     if status in {401, 403}:
-        return ModelRejected(f"the model's provider does not accept our key ({said})")
+        return ModelRejected(
+            f"the model's provider does not accept our key ({said}): check ADIUVA_MODEL_API_KEY"
+        )
     if status == 404:
-        return ModelRejected(f"the provider has no such model or address ({said})")
+        return ModelRejected(
+            f"the provider has no such model or address ({said}): check ADIUVA_MODEL and ADIUVA_MODEL_API_BASE"
+        )
+    words = f"{word} {detail.get('param')} {detail.get('message')} {text}".lower()  # only searched, not kept
+    if window := _context_window(detail, words):
+        return ModelContextExceeded(
+            f"the request is too long for the model's context window ({said})", window=window
+        )
+    if status not in {400, 422}:
+        return ModelRejected(f"the model's provider refused the request ({said})")
     return ModelRejected(
         f"the model's provider refused the request ({said})",
-        refuses_schema=_about_schema(status, detail, text),
+        about_request=True,
+        named=frozenset(part for part in REQUEST_PARTS if part in words),
     )
 
 
@@ -121,7 +158,10 @@ def from_error_object(detail: Any) -> ModelError:
     if isinstance(status, str) and status.isdigit():
         status = int(status)
     if isinstance(status, int) and not isinstance(status, bool) and 400 <= status < 600:
-        return from_status(status, {"error": {**detail, "code": detail.get("type")}})
+        error = from_status(status, {"error": {**detail, "code": detail.get("type")}})
+        if isinstance(error, ModelRejected):
+            error.about_request = False  # it was taken: the answer had begun
+        return error
     word = next((w for w in (detail.get("code"), detail.get("type")) if _is_code(w)), "no code given")
     if word == "rate_limit_exceeded":
         return ModelRateLimited(f"the model's provider limits our requests ({word})")
@@ -132,9 +172,12 @@ def _is_code(value: Any) -> bool:
     return isinstance(value, str) and _CODE.match(value) is not None
 
 
-def _about_schema(status: int, detail: Mapping[str, Any], text: str) -> bool:
-    """Whether a refusal is about response_format. The text is only searched, not kept."""
-    if status not in {400, 422}:
-        return False
-    said = f"{detail.get('param')} {detail.get('code')} {detail.get('message')} {text}".lower()
-    return any(word in said for word in ("response_format", "json_schema", "structured output"))
+def _context_window(detail: Mapping[str, Any], words: str) -> int:
+    """The window in tokens if a refusal says that the request is too long for it, -1 if it does not say how large.
+
+    llama.cpp gives a field for it; others say it in their text.
+    """
+    window = detail.get("n_ctx")
+    if isinstance(window, int) and not isinstance(window, bool) and window > 0:
+        return window
+    return -1 if any(part in words for part in _TOO_LONG) else 0

@@ -17,6 +17,7 @@ from django.conf import settings
 
 from adiuva.llm import errors, openai_format
 from adiuva.llm.base import ChatModel, EmbeddingModel
+from adiuva.llm.capabilities import Feature, Features, messages_for, response_format_for
 from adiuva.llm.types import ChatRequest, Delta, Reply
 
 _module: Any = None
@@ -60,18 +61,22 @@ class LiteLLMChat(ChatModel):
         super().__init__(name, _endpoint(name, api_base))
         self._address = _connection_options(api_base, api_key)
 
-    async def _complete_once(self, request: ChatRequest) -> Reply:
+    async def _complete_once(self, request: ChatRequest, refused: Features) -> Reply:
         litellm = await _litellm()
         try:
             async with asyncio.timeout(settings.MODEL_TIMEOUT_S):
-                answer = await litellm.acompletion(**self._arguments(request))
+                answer = await litellm.acompletion(**self._arguments(request, refused))
         except Exception as error:
             raise _model_error(error) from None
         return openai_format.parse_completion(answer.model_dump())
 
-    async def _stream_once(self, request: ChatRequest) -> AsyncGenerator[list[Delta], None]:
+    async def _stream_once(
+        self, request: ChatRequest, refused: Features
+    ) -> AsyncGenerator[list[Delta], None]:
         litellm = await _litellm()
-        arguments = self._arguments(request) | {"stream": True, "stream_options": {"include_usage": True}}
+        arguments = self._arguments(request, refused) | {"stream": True}
+        if Feature.STREAM_USAGE not in refused:
+            arguments["stream_options"] = {"include_usage": True}
         deltas, stream, began = openai_format.DeltaAssembler(), None, False
         try:
             async with asyncio.timeout(settings.MODEL_TIMEOUT_S):
@@ -96,14 +101,14 @@ class LiteLLMChat(ChatModel):
                 await stream.aclose()
         yield deltas.finish()
 
-    def _arguments(self, request: ChatRequest) -> dict[str, Any]:
+    def _arguments(self, request: ChatRequest, refused: Features) -> dict[str, Any]:
         given: dict[str, Any] = {
             "model": self.name,
-            "messages": list(request.messages),
+            "messages": list(messages_for(request, refused)),
             "tools": list(request.tools) if request.tools else None,
-            "response_format": request.response_format,
-            "max_tokens": request.max_tokens,
-            "temperature": request.temperature,
+            "response_format": response_format_for(request, refused),
+            "max_tokens": None if Feature.MAX_TOKENS in refused else request.max_tokens,
+            "temperature": None if Feature.TEMPERATURE in refused else request.temperature,
             # With tools it would import the mcp package, which is not installed, for a gateway that we do not use.
             "_skip_mcp_handler": True,
         }

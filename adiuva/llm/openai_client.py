@@ -11,6 +11,7 @@ from django.conf import settings
 
 from adiuva.llm import errors, openai_format, transport
 from adiuva.llm.base import ChatModel, EmbeddingModel
+from adiuva.llm.capabilities import Feature, Features, messages_for, response_format_for
 from adiuva.llm.transport import Endpoint
 from adiuva.llm.types import ChatRequest, Delta, Reply, Text
 
@@ -23,18 +24,26 @@ _DRAIN_TIMEOUT_S = 0.2
 
 
 class OpenAIChat(ChatModel):
+    reads_whole_answers_from_streams = True
+
     def __init__(self, name: str, endpoint: Endpoint) -> None:
         super().__init__(name, endpoint.name)
         self._endpoint = endpoint
         self._model = name.removeprefix("openai/")
 
-    async def _complete_once(self, request: ChatRequest) -> Reply:
+    async def _complete_once(self, request: ChatRequest, refused: Features) -> Reply:
         return openai_format.parse_completion(
-            await self._endpoint.post_json("chat/completions", self._body(request))
+            await self._endpoint.post_json("chat/completions", self._body(request, refused))
         )
 
-    async def _stream_once(self, request: ChatRequest) -> AsyncGenerator[list[Delta], None]:
-        body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
+    async def _stream_once(
+        self, request: ChatRequest, refused: Features
+    ) -> AsyncGenerator[list[Delta], None]:
+        body = self._body(request, refused)
+        if Feature.STREAM not in refused:
+            body["stream"] = True
+            if Feature.STREAM_USAGE not in refused:
+                body["stream_options"] = {"include_usage": True}
         timeout_s = settings.MODEL_TIMEOUT_S
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=transport.CONNECT_TIMEOUT_S, sock_read=timeout_s
@@ -59,17 +68,17 @@ class OpenAIChat(ChatModel):
             yield deltas.finish()
             await _next_chunk(source, _DRAIN_TIMEOUT_S)
 
-    def _body(self, request: ChatRequest) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self._model, "messages": list(request.messages)}
+    def _body(self, request: ChatRequest, refused: Features) -> dict[str, Any]:
+        body: dict[str, Any] = {"model": self._model, "messages": list(messages_for(request, refused))}
         if request.tools:
             body["tools"] = list(request.tools)
-        if request.schema:
-            body["response_format"] = request.response_format
-        if request.max_tokens is not None:
+        if response_format := response_format_for(request, refused):
+            body["response_format"] = response_format
+        if request.max_tokens is not None and Feature.MAX_TOKENS not in refused:
             # OpenAI's newer models refuse the old name `max_tokens`; most other servers know only that one.
             own = self._endpoint.host == "api.openai.com"
             body["max_completion_tokens" if own else "max_tokens"] = request.max_tokens
-        if request.temperature is not None:
+        if request.temperature is not None and Feature.TEMPERATURE not in refused:
             body["temperature"] = request.temperature
         return body
 

@@ -20,6 +20,7 @@ from adiuva.core.fair_limit import FairLimit
 from adiuva.core.http import BodyTooLarge, backoff_s, read_bounded
 from adiuva.core.per_loop import PerLoop
 from adiuva.llm import errors
+from adiuva.llm.concurrency import AdaptiveLimit
 from adiuva.llm.openai_format import loads
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
@@ -41,7 +42,8 @@ class _Connections:
     """The HTTP session of one event loop, and its concurrency limits by endpoint."""
 
     def __init__(self) -> None:
-        self.limits: dict[tuple[str, bool], FairLimit] = {}
+        self.limits: dict[str, AdaptiveLimit] = {}
+        self.streams: dict[str, FairLimit] = {}
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -55,6 +57,8 @@ class _Connections:
         return self._session
 
     async def aclose(self) -> None:
+        for limit in self.limits.values():
+            limit.close()
         if self._session is not None:
             await self._session.close()
 
@@ -67,19 +71,20 @@ def session() -> aiohttp.ClientSession:
     return _connections.get().session
 
 
-def concurrency_limit(endpoint: str, *, streams: bool = False) -> FairLimit:
-    """What limits concurrent requests of this event loop to an endpoint.
-
-    Streams, for which people wait, have a limit of their own.
-    """
+def concurrency_limit(endpoint: str) -> AdaptiveLimit:
+    """What limits this event loop's whole answers from an endpoint."""
     limits = _connections.get().limits
-    if (endpoint, streams) not in limits:
-        limits[endpoint, streams] = (
-            FairLimit(settings.MODEL_STREAMS)
-            if streams
-            else FairLimit(settings.MODEL_CONCURRENCY, per_caller=settings.MODEL_CONCURRENCY_PER_USER)
-        )
-    return limits[endpoint, streams]
+    if endpoint not in limits:
+        limits[endpoint] = AdaptiveLimit(endpoint)
+    return limits[endpoint]
+
+
+def stream_limit(endpoint: str) -> FairLimit:
+    """What limits this event loop's streams from an endpoint, which do not queue behind runs: people wait for them."""
+    streams = _connections.get().streams
+    if endpoint not in streams:
+        streams[endpoint] = FairLimit(settings.MODEL_STREAMS)
+    return streams[endpoint]
 
 
 async def aclose() -> None:
@@ -100,13 +105,16 @@ async def pause_before_retry(error: errors.ModelError, tried: int, model: str) -
     await asyncio.sleep(seconds)
 
 
-async def with_retries(model: str, endpoint: str, attempt: Callable[[], Awaitable[T]]) -> T:
-    """The result of the first successful attempt. The concurrency limit is held during attempts, not during pauses."""
+async def with_retries(model: str, endpoint: str, attempt: Callable[[Callable[[], None]], Awaitable[T]]) -> T:
+    """The result of the first successful attempt, which calls its argument when the answer begins, if it can tell.
+
+    The concurrency limit is held during attempts, not during pauses.
+    """
     tried = 0
     while True:
         try:
-            async with concurrency_limit(endpoint).slot(caller.get()):
-                return await attempt()
+            async with concurrency_limit(endpoint).slot(caller.get()) as began:
+                return await attempt(began)
         except errors.ModelError as error:
             failure = error
         tried += 1

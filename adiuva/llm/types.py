@@ -118,12 +118,3 @@ class ChatRequest:
     schema: Schema | None = None
     max_tokens: int | None = None
     temperature: float | None = None
-
-    @property
-    def response_format(self) -> dict[str, Any] | None:
-        if self.schema is None:
-            return None
-        return {
-            "type": "json_schema",
-            "json_schema": {"name": self.schema.name, "schema": dict(self.schema.body)},
-        }

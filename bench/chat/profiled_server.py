@@ -136,8 +136,8 @@ def instrument() -> None:
 
         setattr(DeviceLink, name, timed(getattr(DeviceLink, name)))
 
-    async def timed_listen(self: Any, request: Any) -> Any:
-        source = listen(self, request)
+    async def timed_listen(self: Any, request: Any, refused: Any) -> Any:
+        source = listen(self, request, refused)
         while True:
             with span("model: waiting for it"):
                 found = await anext(source, None)

@@ -6,15 +6,17 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pytest_django import Settings
 
 from adiuva import llm
-from adiuva.llm import base, transport
+from adiuva.llm import capabilities, transport
 from tests.fakes.provider import Break, Call, Endless, Fail, Hold, Provider, Raw, Request, Say
 
 ASK: list[llm.Message] = [{"role": "user", "content": "a secret question"}]
@@ -25,7 +27,7 @@ SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "intege
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
     monkeypatch.setattr(transport, "FIRST_BACKOFF_S", 0.01)
-    monkeypatch.setattr(base, "_schema_unsupported", set())
+    capabilities.forget()
     with Provider() as running:
         yield running
 
@@ -58,6 +60,8 @@ async def test_a_complete_answer_has_text_finish_and_usage(provider: Provider, m
         "messages": ASK,
         "max_tokens": 50,
         "temperature": 0.2,
+        "stream": True,  # so that only silence ends the wait for a long answer
+        "stream_options": {"include_usage": True},
     }
     assert provider.calls[0].headers["Authorization"] == "Bearer a-key-of-the-tests"
 
@@ -138,18 +142,30 @@ async def test_a_request_is_tried_three_times_at_most(provider: Provider, model:
     assert caught.value.transient and caught.value.code == "model_unavailable" and caught.value.status == 503
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-async def test_a_refusal_is_not_tried_again(provider: Provider, model: llm.ChatModel, status: int) -> None:
-    provider.script(Fail(status, code="bad", message="you said: a secret question, key a-key-of-the-tests"))
+@pytest.mark.parametrize(("status", "calls"), [(400, 2), (401, 1), (403, 1), (404, 1), (422, 2)])
+async def test_a_refusal_is_not_repeated_but_once_without_what_the_endpoint_may_lack(
+    provider: Provider, model: llm.ChatModel, status: int, calls: int
+) -> None:
+    provider.default = Fail(status, code="bad", message="you said: a secret question, key a-key-of-the-tests")
     with pytest.raises(llm.ModelRejected, match="bad") as caught:
         await model.complete(ASK)
-    assert len(provider.calls) == 1 and not caught.value.transient
+    assert len(provider.calls) == calls and not caught.value.transient
     for told in (str(caught.value), repr(caught.value), str(caught.value.body())):
         assert "secret" not in told and "a-key-of" not in told
 
 
+async def test_what_an_endpoint_has_taken_before_is_not_the_reason_of_a_refusal(
+    provider: Provider, model: llm.ChatModel
+) -> None:
+    provider.script("fine", Fail(400, code="bad"))
+    await model.complete(ASK)
+    with pytest.raises(llm.ModelRejected, match="bad"):
+        await model.complete(ASK)
+    assert len(provider.calls) == 2
+
+
 async def test_a_code_that_is_a_text_is_not_repeated(provider: Provider, model: llm.ChatModel) -> None:
-    provider.script(Fail(400, code="you said: a secret question"))
+    provider.default = Fail(400, code="you said: a secret question")
     with pytest.raises(llm.ModelRejected) as caught:
         await model.complete(ASK)
     assert "secret" not in str(caught.value)
@@ -437,7 +453,7 @@ async def test_closing_the_stream_closes_the_request(
     async with aclosing(model.stream(ASK)) as stream:
         await anext(stream)
     assert await asyncio.to_thread(provider.calls[0].gone.wait, 5)
-    assert transport.concurrency_limit(model.endpoint, streams=True).free == settings.MODEL_STREAMS
+    assert transport.stream_limit(model.endpoint).free == settings.MODEL_STREAMS
 
 
 async def test_cancelling_the_reader_closes_the_request(provider: Provider, model: llm.ChatModel) -> None:
@@ -471,7 +487,8 @@ async def test_an_endpoint_that_refuses_schemas_gets_them_in_the_prompt_and_is_r
     provider.default = 'Sure!\n```json\n{"a": 2}\n```\nAnything else?'
     for _ in range(2):
         assert (await model.structured(ASK, name="thing", schema=SCHEMA)).value == {"a": 2}
-    assert ["response_format" in call.body for call in provider.calls] == [True, False, False]
+    wishes = [call.body.get("response_format", {}).get("type") for call in provider.calls]
+    assert wishes == ["json_schema", "json_object", None, None]
     wish = provider.last["messages"][0]
     assert wish["role"] == "system" and '"required":["a"]' in wish["content"]
     assert provider.last["messages"][1:] == ASK
@@ -481,9 +498,88 @@ async def test_another_refusal_is_no_reason_to_change_the_prompt(
     provider: Provider, model: llm.ChatModel
 ) -> None:
     provider.script(Fail(400, code="context_length_exceeded"))
-    with pytest.raises(llm.ModelRejected):
+    with pytest.raises(llm.ModelRejected, match="context window") as caught:
         await model.structured(ASK, name="thing", schema=SCHEMA)
-    assert len(provider.calls) == 1
+    assert len(provider.calls) == 1 and caught.value.code == "model_context_exceeded"
+
+
+# ── What an endpoint takes ──────────────────────────────────────────────────────────────────────────────
+
+OPTIONAL = ("stream", "stream_options", "response_format", "temperature", "max_tokens")
+
+
+def refuses(*parts: str, names: bool = False, schema_only: bool = False) -> Callable[[Request], Any]:
+    """A step of an endpoint that refuses requests with any of these, and says which or does not."""
+
+    def step(request: Request) -> Any:
+        found = [part for part in parts if part in request.body]
+        if schema_only and (request.body.get("response_format") or {}).get("type") == "json_object":
+            found.remove("response_format")
+        if found:
+            return Fail(422, message=f"no {found[0]} here" if names else "Ungültige Anfrage")
+        return {"a": 1}
+
+    return step
+
+
+async def ask_for_all(model: llm.ChatModel) -> llm.StructuredReply:
+    return await model.structured(ASK, name="thing", schema=SCHEMA, max_tokens=9, temperature=0.0)
+
+
+@pytest.mark.parametrize("names", [True, False])
+@pytest.mark.parametrize("part", OPTIONAL)
+async def test_what_an_endpoint_refuses_is_left_out_and_the_rest_comes_back(
+    provider: Provider, model: llm.ChatModel, part: str, names: bool
+) -> None:
+    provider.default = refuses(part, names=names)
+    for _ in range(8):
+        assert (await ask_for_all(model)).value == {"a": 1}
+    used = {each for each in OPTIONAL if each in provider.last}
+    assert used == set(OPTIONAL) - {part} - ({"stream_options"} if part == "stream" else set())
+    before = len(provider.calls)
+    await ask_for_all(model)
+    assert len(provider.calls) == before + 1  # nothing is tried any more
+
+
+async def test_json_mode_is_used_where_schemas_are_refused(provider: Provider, model: llm.ChatModel) -> None:
+    provider.default = refuses("response_format", schema_only=True)
+    for _ in range(6):
+        await ask_for_all(model)
+    assert provider.last["response_format"] == {"type": "json_object"}
+    assert '"required":["a"]' in provider.last["messages"][0]["content"]
+
+
+@given(refused=st.sets(st.sampled_from(OPTIONAL)), names=st.booleans())
+def test_any_endpoint_is_learnt_within_a_few_requests(refused: set[str], names: bool) -> None:
+    async def learn() -> None:
+        capabilities.forget()
+        with Provider(default=refuses(*refused, names=names)) as provider:
+            model = llm.chat_model(provider.settings())
+            for _ in range(8):
+                assert (await ask_for_all(model)).value == {"a": 1}
+            before = len(provider.calls)
+            await ask_for_all(model)
+            assert len(provider.calls) == before + 1
+            left_out = refused | ({"stream_options"} if "stream" in refused else set())
+            assert {each for each in OPTIONAL if each in provider.last} == set(OPTIONAL) - left_out
+            await llm.aclose()
+
+    asyncio.run(learn())
+
+
+async def test_a_streams_request_is_adapted_too(provider: Provider, model: llm.ChatModel) -> None:
+    provider.default = refuses("stream_options")
+    for _ in range(3):
+        assert text_of(await everything(model)) == '{"a": 1}'
+    assert "stream_options" not in provider.last and provider.last["stream"] is True
+
+
+async def test_llama_cpps_refusal_tells_the_window(provider: Provider, model: llm.ChatModel) -> None:
+    error = {"code": 400, "message": "the request exceeds the available context size", "n_ctx": 4096}
+    provider.script(Raw(json.dumps({"error": error}).encode(), status=400))
+    with pytest.raises(llm.ModelRejected, match="context window") as caught:
+        await model.complete(ASK)
+    assert caught.value.window == 4096
 
 
 async def test_an_answer_without_json_is_bad_output(provider: Provider, model: llm.ChatModel) -> None:

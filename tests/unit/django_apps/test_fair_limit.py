@@ -67,6 +67,26 @@ async def test_nobody_in_particular_has_no_bound_of_its_own() -> None:
         await each.end()
 
 
+async def test_a_limit_that_changes_gives_its_new_places_away_and_takes_none_back() -> None:
+    limit, order = FairLimit(1), list[str | None]()
+    holders = [Holder(limit, caller, order) for caller in ("a", "b", "c", "d")]
+    await settle()
+    limit.resize(3)
+    await settle()
+    assert order == ["a", "b", "c"] and limit.free == 0
+    limit.resize(1)
+    assert limit.free == -2
+    for each in holders[:2]:
+        await each.end()
+    await settle()
+    assert not holders[3].has_place
+    await holders[2].end()
+    await settle()
+    assert holders[3].has_place
+    await holders[3].end()
+    assert limit.free == 1
+
+
 @given(
     st.integers(1, 4),
     st.integers(1, 4),
