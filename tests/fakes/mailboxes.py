@@ -37,7 +37,7 @@ from tests.fakes.identity import Identity
 
 WAIT_S = 10.0
 # A request over another connection may have been sent when the answer with the Retry-After was still under way.
-_ON_THE_WAY_S = 0.4
+_ON_THE_WAY_S = 1.2
 
 
 @dataclass

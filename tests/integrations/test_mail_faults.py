@@ -17,7 +17,7 @@ from tests.integrations.sync_harness import Run, gmail, outlook, teams, use
 
 MANY = 600
 FEW = 40
-WAIT = 0.7  # seconds, of a Retry-After
+WAIT = 1.6  # seconds, of a Retry-After: longer than an answer may be on its way
 
 
 @pytest.fixture(scope="module")
