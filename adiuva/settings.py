@@ -268,8 +268,8 @@ REST_FRAMEWORK = {
 }
 CSRF_FAILURE_VIEW = "adiuva.views.csrf_failure"
 
-# CORS: core.origins says which origins, and where. Clients there sign in with a bearer token, never with a cookie.
-CORS_URLS_REGEX = r"^$"
+# CORS: core.origins says which origins. Clients there sign in with a bearer token, never with a cookie.
+CORS_URLS_REGEX = r"^/api/"
 CORS_ALLOW_HEADERS = [
     "accept",
     "authorization",
