@@ -110,6 +110,12 @@ def _configuration_problems() -> Iterator[CheckMessage]:
             hint="Sign-in cookies are sent over TLS only, so the admin will not work without.",
             id="adiuva.W003",
         )
+    if not settings.MAIL_ENABLED:
+        yield Warning(
+            "ADIUVA_MAIL_URL is not set.",
+            hint="Nobody can set a forgotten password anew, and registering tells which addresses have an account.",
+            id="adiuva.W005",
+        )
     if not settings.KEYS_APART:
         yield Warning(
             "ADIUVA_KEYS_DATABASE_URL is not set, or names the main database.",

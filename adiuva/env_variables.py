@@ -199,6 +199,14 @@ REFRESH_RATE = _accounts.text(
     bounds=_RATE_FORM,
 )
 
+SECOND_FACTOR_RATE = _accounts.text(
+    "ADIUVA_SECOND_FACTOR_RATE",
+    "20/h",
+    "Tries of the second step of signing in, for one account.",
+    pattern=_RATE,
+    bounds=_RATE_FORM,
+)
+
 # ── Mail ────────────────────────────────────────────────────────────────────────────────────────────────
 _mail = Section(
     "Mail", "What the server writes to users: confirmations of addresses, new passwords, notices."

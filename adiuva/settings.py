@@ -221,8 +221,8 @@ ACCESS_TOKEN_LIFE = timedelta(seconds=env.ACCESS_TOKEN_S.read())
 SESSION_LIFE = timedelta(days=60)  # of a refresh token that is not used
 REFRESH_GRACE = timedelta(seconds=30)  # for an answer that was lost on the way
 TICKET_LIFE = timedelta(seconds=30)
-LOGIN_URL = "rest_framework:login"
-LOGIN_REDIRECT_URL = "/api/v1/"
+LOGIN_URL = "sign-in"
+LOGIN_REDIRECT_URL = "account"
 
 # ── Mail ────────────────────────────────────────────────────────────────────────────────────────────────
 MAIL_URL = env.MAIL_URL.read("none://" if PRODUCTION else (state_dir() / "mail").as_uri())
@@ -259,6 +259,7 @@ REST_FRAMEWORK = {
         "login": env.LOGIN_RATE.read(),  # an address and an e-mail
         "login_address": env.LOGIN_ADDRESS_RATE.read(),
         "refresh": env.REFRESH_RATE.read(),
+        "second_factor": env.SECOND_FACTOR_RATE.read(),
         "mail": env.MAIL_RATE.read(),
     },
     "DEFAULT_METADATA_CLASS": "adiuva.core.rest.Metadata",

@@ -1,11 +1,12 @@
 from django.contrib import admin
-from django.contrib.auth.views import LoginView, LogoutView, PasswordChangeView
+from django.contrib.auth.views import LogoutView, PasswordChangeView
 from django.urls import URLPattern, URLResolver, include, path, re_path, reverse_lazy
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 from rest_framework.permissions import AllowAny
 
 from adiuva import health, views
-from adiuva.accounts.forms import OwnPasswordForm, SignInForm
+from adiuva.accounts.forms import OwnPasswordForm
+from adiuva.accounts.pages.sign_in import SignInPage
 
 # Without metadata, OPTIONS is refused: the answer would have to be YAML or a page.
 _open = {"authentication_classes": [], "permission_classes": [AllowAny], "metadata_class": None}
@@ -26,17 +27,14 @@ v1: list[URLPattern | URLResolver] = [
 ]
 
 sign_in = [
-    path(
-        "login/",
-        LoginView.as_view(template_name="rest_framework/login.html", authentication_form=SignInForm),
-        name="login",
-    ),
+    path("login/", SignInPage.as_view(), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),
 ]
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", views.index, name="index"),
     path("account/", include("adiuva.accounts.page_urls")),
+    path("admin/login/", SignInPage.as_view()),  # instead of the admin's own, which knows no second factor
     path(
         "admin/password_change/",
         PasswordChangeView.as_view(form_class=OwnPasswordForm, success_url=reverse_lazy("admin:index")),

@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import SealBroken
-from adiuva.core.sealed import SealedTextField
+from adiuva.core.sealed import SealedJSONField, SealedTextField
 
 
 class Provider(models.TextChoices):
@@ -120,7 +120,11 @@ class Connection(models.Model):
 
 
 class Consent(models.Model):
-    """A user who was sent to a provider's consent page and may return once. Only the hash of the state is stored."""
+    """A user who was sent to a provider's consent page and may return once. Only the hash of the state is stored.
+
+    `returned` is what came back in a browser that is not signed in as that user, until the user finishes it with the
+    completion, of which only the hash is stored.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
@@ -131,6 +135,8 @@ class Consent(models.Model):
     redirect_uri = models.CharField(max_length=2000)
     expires_at = models.DateTimeField()
     used_at = models.DateTimeField(null=True)
+    returned = SealedJSONField(null=True)
+    completion_hash = models.BinaryField(max_length=32, null=True, unique=True)
 
     class Meta:
         indexes = [models.Index(fields=["expires_at"], name="consents_expire")]

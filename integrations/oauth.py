@@ -3,9 +3,10 @@
 The browser carries a state: a random word, signed together with its user, provider, redirect URI and time. The
 database keeps a row with the word's hash and the PKCE verifier; the row accepts the state once.
 
-The browser that returns is not signed in, because the app runs elsewhere: the state says which user it belongs to. The
-result page therefore names the Adiuva account, so that somebody who was tricked into connecting their mailbox to a
-stranger's account sees it.
+The state says which user it belongs to, not who sits at the browser that returns: somebody may have been sent the link
+of a stranger, and would connect their mailbox to the stranger's account. So a connection is made only when the user who
+began is there: their browser is signed in, or they finish with the completion that the returning browser gets. The link
+back to the app holds it, and the app sends it with its token; or they sign in on the page.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from django.db.models.functions import Now
 from django.urls import reverse
 
 from adiuva.accounts.keys import cipher_for
+from adiuva.accounts.models import User
 from adiuva.core.crypto import SealBroken
 from adiuva.core.errors import AdiuvaError
 from integrations import connections, oauth_clients
@@ -81,8 +83,18 @@ class Connected:
     instead_of: Connection | None
 
 
-def complete_consent(provider: str, answer: Mapping[str, str], *, signed_in: UUID | None = None) -> Connected:
-    """Turn the parameters of a provider's redirect into a connection. Blocks.
+@dataclass(frozen=True)
+class Returned:
+    """The provider agreed, and `owner` must finish with the completion (see finish_consent) before anything is made."""
+
+    owner: User
+    completion: str
+
+
+def complete_consent(
+    provider: str, answer: Mapping[str, str], *, signed_in: UUID | None = None
+) -> Connected | Returned:
+    """Turn the parameters of a provider's redirect into a connection, if its user is signed in in this browser. Blocks.
 
     `signed_in`: the user who is signed in in this browser, if any; it must be the one whom the state belongs to.
     Raises AdiuvaError with a message that is shown to the user.
@@ -101,6 +113,45 @@ def complete_consent(provider: str, answer: Mapping[str, str], *, signed_in: UUI
     code = answer.get("code", "")
     if not code or len(code) > _MAX_PARAMETER_CHARS:
         raise ConsentFailed(f"{name}'s sign-in sent no code. Nothing was connected: please try again.")
+    if signed_in is None:
+        return _keep_returned(consent, code, wanted)
+    return _connect(consent, code, wanted)
+
+
+def finish_consent(*, user_id: UUID, provider: str, completion: str) -> Connected:
+    """Make the connection of a consent that this user began, once. Blocks.
+
+    Raises AdiuvaError with a message that is shown to the user.
+    """
+    mine = Consent.objects.filter(user_id=user_id, provider=provider, completion_hash=_state_hash(completion))
+    consent = mine.select_related("user").first()
+    # If several bring the same completion at once, one of them changes the row.
+    if consent is None or not mine.filter(expires_at__gt=Now()).update(completion_hash=None):
+        raise ConsentFailed(
+            "This was finished before, has expired, or was begun by another Adiuva account than the one that is signed "
+            "in here. Nothing was connected."
+        )
+    try:
+        kept = Consent.returned.unseal_from(cipher_for(user_id), consent)
+    except SealBroken:
+        raise _invalid() from None
+    return _connect(consent, kept["code"], UUID(kept["wanted"]) if kept["wanted"] else None)
+
+
+# ── Internals ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _keep_returned(consent: Consent, code: str, wanted: UUID | None) -> Returned:
+    completion = secrets.token_urlsafe(24)
+    kept = {"code": code, "wanted": str(wanted) if wanted else None}
+    Consent.returned.seal_into(cipher_for(consent.user_id), consent, kept)
+    consent.completion_hash = _state_hash(completion)
+    consent.save(update_fields=["returned", "completion_hash"])
+    return Returned(consent.user, completion)
+
+
+def _connect(consent: Consent, code: str, wanted: UUID | None) -> Connected:
+    provider, name = consent.provider, Provider(consent.provider).label
     try:
         verifier = Consent.verifier.unseal_from(cipher_for(consent.user_id), consent)
         grant = oauth_clients.exchange_code(
@@ -117,9 +168,6 @@ def complete_consent(provider: str, answer: Mapping[str, str], *, signed_in: UUI
     row = connections.connect(user_id=consent.user_id, provider=provider, grant=grant)
     others = Connection.objects.of(consent.user_id).exclude(pk=row.pk)
     return Connected(row, others.filter(pk=wanted).first() if wanted else None)
-
-
-# ── Internals ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _redeem(provider: str, state: str, signed_in: UUID | None) -> tuple[Consent, UUID | None]:
@@ -172,7 +220,7 @@ def _signer(provider: str, back: str) -> signing.TimestampSigner:
 
 
 def _state_hash(word: str) -> bytes:
-    return hashlib.sha256(word.encode()).digest()
+    return hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
 
 
 def _require_usable(provider: str, user_id: UUID, grant: oauth_clients.Grant) -> None:

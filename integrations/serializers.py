@@ -10,6 +10,13 @@ from adiuva.core.rest import Done
 from integrations.models import Connection, Health, Provider, Reason
 
 
+class CompletionSerializer(serializers.Serializer[Any]):
+    completion = serializers.CharField(
+        max_length=200,
+        help_text="Of the link `…://oauth/{provider}?status=returned&completion=…` to the app.",
+    )
+
+
 class ConnectionSerializer(serializers.ModelSerializer[Connection]):
     provider = serializers.ChoiceField(choices=Provider.choices)
     account = serializers.CharField(

@@ -10,9 +10,11 @@ from uuid import UUID
 
 import structlog
 from django.conf import settings
+from django.contrib.auth.views import redirect_to_login
 from django.db import close_old_connections
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
+from django.urls import reverse
 from django.views import View
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import mixins, viewsets
@@ -29,6 +31,7 @@ from integrations.models import Connection, Provider
 from integrations.serializers import (
     AuthorizationSerializer,
     AuthorizeSerializer,
+    CompletionSerializer,
     ConnectionSerializer,
     PartingSerializer,
     RefreshConnectionSerializer,
@@ -131,18 +134,66 @@ class CallbackView(View):
         try:
             done = oauth.complete_consent(provider, request.GET.dict(), signed_in=visitor)
         except AdiuvaError as problem:
-            log.info("consent.failed", provider=provider, code=problem.code)
-            said = problem.message
-            if not isinstance(problem, ConsentFailed):  # what the rest of the product says, as a sentence
-                said = f"{said[:1].upper()}{said[1:]}. Nothing was connected: please try again later."
-            return _page(request, provider, problem=said)
+            return _problem_page(request, provider, problem)
+        if isinstance(done, oauth.Returned):
+            return _page(request, provider, returned=done)
         return _page(request, provider, row=done.row, instead_of=done.instead_of)
+
+
+class FinishView(View):
+    """The page on which a user finishes in the browser what came back while they were not signed in there."""
+
+    http_method_names = ["get"]
+    http_method_not_allowed = CallbackView.http_method_not_allowed
+
+    def get(self, request: HttpRequest, provider: str) -> HttpResponse:
+        if provider not in Provider.values:
+            raise Http404
+        if not isinstance(request.user, User):
+            return redirect_to_login(request.get_full_path())
+        visitor = request.user.pk
+        close_old_connections()  # free the pooled connection while waiting for the provider
+        try:
+            done = oauth.finish_consent(
+                user_id=visitor, provider=provider, completion=request.GET.get("completion", "")
+            )
+        except AdiuvaError as problem:
+            return _problem_page(request, provider, problem)
+        return _page(request, provider, row=done.row, instead_of=done.instead_of)
+
+
+class CompleteView(APIView):
+    """Finish connecting an account that this user began to connect, with the completion of the link back to the app."""
+
+    @extend_schema(
+        summary="Finish connecting an account",
+        parameters=[_PROVIDER],
+        request=CompletionSerializer,
+        responses={200: ConnectionSerializer, **error_responses(400, 401, 404, 503)},
+        operation_id="oauth_complete",
+    )
+    def post(self, request: Request, provider: str) -> Response:
+        _known(provider)
+        body = CompletionSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        mine = user_id(request)
+        done = oauth.finish_consent(user_id=mine, provider=provider, **body.validated_data)
+        return Response(ConnectionSerializer(connections.get_connection(mine, done.row.pk)).data)
+
+
+def _problem_page(request: HttpRequest, provider: str, problem: AdiuvaError) -> HttpResponse:
+    log.info("consent.failed", provider=provider, code=problem.code)
+    said = problem.message
+    if not isinstance(problem, ConsentFailed):  # what the rest of the product says, as a sentence
+        said = f"{said[:1].upper()}{said[1:]}. Nothing was connected: please try again later."
+    return _page(request, provider, problem=said)
 
 
 def _page(
     request: HttpRequest,
     provider: str,
     *,
+    returned: oauth.Returned | None = None,
     row: Connection | None = None,
     instead_of: Connection | None = None,
     problem: str = "",
@@ -150,16 +201,23 @@ def _page(
     """What happened, on a page that loads nothing, runs nothing, and tells nobody where it came from."""
     nonce = secrets.token_urlsafe(16)
     said = {"status": "connected", "connection": str(row.pk)} if row else {"status": "failed"}
+    finish = ""
+    if returned:
+        said = {"status": "returned", "completion": returned.completion}
+        finish = (
+            f"{reverse('oauth-finish', args=[provider])}?{urlencode({'completion': returned.completion})}"
+        )
     context = {
         "name": Provider(provider).label,
         "account": row.address if row else "",
-        "owner": row.user.email if row else "",
+        "owner": row.user.email if row else returned.owner.email if returned else "",
+        "finish": finish,
         "other": instead_of,
         "problem": problem,
         "back": f"{settings.APP_LINK}oauth/{provider}?{urlencode(said)}",
         "nonce": nonce,
     }
-    response = render(request, "integrations/callback.html", context, status=200 if row else 400)
+    response = render(request, "integrations/callback.html", context, status=200 if row or returned else 400)
     response["Cache-Control"] = "no-store"
     response["Referrer-Policy"] = "no-referrer"
     response["Content-Security-Policy"] = (

@@ -14,7 +14,7 @@ from django.http import HttpRequest, HttpResponse
 
 from adiuva.accounts import mails, services
 from adiuva.accounts.admin_base import AuditedAdmin, ReadOnlyAdmin, search_filter
-from adiuva.accounts.forms import AdminSignInForm, NewUserForm
+from adiuva.accounts.forms import NewUserForm
 from adiuva.accounts.models import RevokedReason, Session, StaffAction, User
 
 admin.site.site_header = "Adiuva"
@@ -23,7 +23,6 @@ admin.site.index_title = "What runs here"
 admin.site.unregister(Group)  # whoever may edit a group could grant it rights, and be in it
 
 _RIGHTS: Final = ["is_staff", "is_superuser", "groups", "user_permissions"]
-admin.site.login_form = AdminSignInForm
 
 
 @admin.register(User)

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from django import forms
-from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.auth.forms import AuthenticationForm, PasswordChangeForm
 from django.core.exceptions import ValidationError
 
@@ -28,11 +27,9 @@ class _ThrottledSignInForm(AuthenticationForm):
 
 
 class SignInForm(_ThrottledSignInForm):
-    """For the browsable API."""
+    """For pages, the browsable API and the admin. The second factor is asked for on the next page."""
 
-
-class AdminSignInForm(_ThrottledSignInForm, AdminAuthenticationForm):
-    """For the admin: staff only."""
+    error_messages = {"invalid_login": "The e-mail address or the password is wrong."}
 
 
 class NewUserForm(forms.ModelForm):  # type: ignore[type-arg]
@@ -76,4 +73,65 @@ class ResetForm(LinkForm):
 class AskResetForm(forms.Form):
     email = forms.EmailField(
         label="E-mail address", widget=forms.EmailInput(attrs={"autocomplete": "email", "autofocus": True})
+    )
+
+
+class ConfirmationForm(forms.Form):
+    """What asks for the password again. It comes last."""
+
+    password = forms.CharField(
+        label="Your password",
+        strip=False,
+        max_length=services.MAX_PASSWORD_CHARS,
+        widget=forms.PasswordInput(attrs={"autocomplete": "current-password"}),
+    )
+
+
+class AddressForm(ConfirmationForm):
+    email = forms.EmailField(label="New address", widget=forms.EmailInput(attrs={"autocomplete": "email"}))
+    field_order = ["email", "password"]
+
+
+class PasswordForm(ConfirmationForm):
+    new_password = forms.CharField(
+        strip=False,
+        max_length=services.MAX_PASSWORD_CHARS,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        help_text="At least eight characters. A few words are better than a few signs.",
+    )
+    field_order = ["password", "new_password"]
+
+
+class CodeForm(forms.Form):
+    code = forms.CharField(
+        label="The code that the app shows",
+        max_length=20,
+        widget=forms.TextInput(attrs={"autocomplete": "one-time-code", "inputmode": "numeric"}),
+    )
+
+
+class SecondStepForm(forms.Form):
+    code = forms.CharField(
+        label="Code of your app, or a recovery code",
+        max_length=60,
+        widget=forms.TextInput(attrs={"autocomplete": "one-time-code", "autofocus": True}),
+    )
+
+
+class PasskeyForm(forms.Form):
+    """What the browser's script fills in."""
+
+    handle = forms.CharField(max_length=200, widget=forms.HiddenInput)
+    credential = forms.JSONField(widget=forms.HiddenInput)
+
+    def clean_credential(self) -> dict[str, Any]:
+        found = self.cleaned_data["credential"]
+        if not isinstance(found, dict):
+            raise ValidationError("This is not what a browser says.")
+        return found
+
+
+class NewPasskeyForm(PasskeyForm):
+    name = forms.CharField(
+        max_length=60, help_text="So that you know it later: the device, or the password manager."
     )

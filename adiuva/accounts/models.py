@@ -17,6 +17,7 @@ from django.utils.timezone import now
 from adiuva.accounts import addresses
 from adiuva.accounts.validators import validate_locale, validate_timezone
 from adiuva.core.leases import Leased
+from adiuva.core.sealed import SealedTextField
 
 
 class Plan(models.TextChoices):
@@ -257,6 +258,54 @@ class Session(models.Model):
 
     def __str__(self) -> str:
         return f"session {self.pk}"
+
+
+class Totp(models.Model):
+    """An authenticator app of a user (RFC 6238). It counts once it was confirmed by a first code."""
+
+    user = models.OneToOneField(User, on_delete=models.CASCADE, primary_key=True, related_name="totp")
+    secret = SealedTextField()
+    confirmed_at = models.DateTimeField(null=True)
+    last_step = models.BigIntegerField(
+        default=-1
+    )  # the 30 seconds whose code was last used: each counts once
+    created_at = models.DateTimeField(default=now)
+
+    class Meta:
+        verbose_name = "authenticator app"
+
+    def __str__(self) -> str:
+        return f"authenticator app of {self.pk}"
+
+
+class Passkey(models.Model):
+    """A public key whose private half is on a device of the user (WebAuthn)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="passkeys")
+    credential_id = models.BinaryField(unique=True)
+    credential = models.BinaryField()  # fido2's AttestedCredentialData: nothing in it is secret
+    sign_count = models.BigIntegerField(default=0)  # of devices that count; one that goes back was copied
+    name = SealedTextField()
+    created_at = models.DateTimeField(default=now)
+    last_used_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"passkey {self.pk}"
+
+
+class RecoveryCode(models.Model):
+    """One of the codes that replace a lost second factor, each once. Hashed: they are random and long."""
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="recovery_codes", db_index=False)
+    code_hash = models.BinaryField()
+    used_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["user", "code_hash"], name="recovery_code_once")]
+
+    def __str__(self) -> str:
+        return f"recovery code {self.pk}"
 
 
 class WrappedKey(models.Model):

@@ -9,7 +9,7 @@ import structlog
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from adiuva.accounts import addresses, mails, services
+from adiuva.accounts import addresses, mails, second_factors, services
 from adiuva.accounts.mail_links import Purpose, user_of
 from adiuva.accounts.models import Mail, User
 from adiuva.core.errors import Conflict, Invalid
@@ -71,6 +71,8 @@ def reset_password(*, token: str, new_password: str) -> User:
         user = user_of(Purpose.RESET, token)
         services.check_password_rules(new_password, user, field="new_password")
         if user.email_verified_at is None:
+            # Whoever made the account may have been another than who reads its mails.
+            second_factors.remove_all(user=user)
             user.email_verified_at = timezone.now()
             user.save(update_fields=["email_verified_at"])
         services.set_password(user=user, password=new_password)

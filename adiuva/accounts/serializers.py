@@ -5,7 +5,9 @@ from typing import Any
 from rest_framework import serializers
 
 from adiuva.accounts import addresses
-from adiuva.accounts.models import Session, StaffAction, User
+from adiuva.accounts.keys import cipher_for
+from adiuva.accounts.models import Passkey, Session, StaffAction, User
+from adiuva.accounts.passkeys import Assertion
 from adiuva.accounts.services import MAX_PASSWORD_CHARS
 
 
@@ -71,6 +73,102 @@ class AddressSerializer(serializers.Serializer[Any]):
 
 class NewPasswordSerializer(LinkTokenSerializer):
     new_password = PasswordField()
+
+
+class PasskeyAnswerSerializer(serializers.Serializer[Any]):
+    handle = serializers.CharField(max_length=200, help_text="Of the challenge that the browser answers.")
+    credential = serializers.DictField(help_text="What `PublicKeyCredential.toJSON()` gives.")
+
+    def to_internal_value(self, data: Any) -> Assertion:
+        return Assertion(**super().to_internal_value(data))
+
+
+class ConfirmationSerializer(serializers.Serializer[Any]):
+    """That it is the user: one of these."""
+
+    password = PasswordField(required=False, default="", allow_blank=True)
+    passkey = PasskeyAnswerSerializer(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="An answer to /auth/passkeys/confirm-options.",
+    )
+
+
+class AddressChangeSerializer(ConfirmationSerializer):
+    email = AddressField()
+
+
+class SecondFactorLoginSerializer(serializers.Serializer[Any]):
+    """The ticket and one of the rest."""
+
+    ticket = serializers.CharField(max_length=500, help_text="Of the answer `second_factor_required`.")
+    code = serializers.CharField(required=False, default="", max_length=20, help_text="Of the app.")
+    recovery_code = serializers.CharField(required=False, default="", max_length=60)
+    passkey = PasskeyAnswerSerializer(required=False, allow_null=True, default=None)
+
+
+class TicketOrNothingSerializer(serializers.Serializer[Any]):
+    ticket = serializers.CharField(
+        required=False,
+        default="",
+        max_length=500,
+        help_text="Of the answer `second_factor_required`; none to sign in with a passkey alone.",
+    )
+
+
+class PasskeyOptionsSerializer(serializers.Serializer[Any]):
+    handle = serializers.CharField(help_text="Goes back with the browser's answer, within five minutes.")
+    options = serializers.DictField(
+        help_text="For `PublicKeyCredential.parseRequestOptionsFromJSON` or `parseCreationOptionsFromJSON`."
+    )
+
+
+class TotpCodeSerializer(serializers.Serializer[Any]):
+    code = serializers.CharField(max_length=20)
+
+
+class TotpSerializer(serializers.Serializer[Any]):
+    secret = serializers.CharField(help_text="To type into the app.")
+    uri = serializers.CharField(help_text="For a QR code that the app reads.")
+
+
+class RecoveryCodesSerializer(serializers.Serializer[Any]):
+    recovery_codes = serializers.ListField(
+        child=serializers.CharField(), help_text="Shown this once; none if the account has some."
+    )
+
+
+class NewPasskeySerializer(PasskeyAnswerSerializer):
+    name = serializers.CharField(required=False, default="", max_length=60, help_text="Such as: laptop.")
+
+    def to_internal_value(self, data: Any) -> Any:
+        found = serializers.Serializer.to_internal_value(self, data)
+        return {"name": found.pop("name"), "attestation": Assertion(**found)}
+
+
+class PasskeySerializer(serializers.ModelSerializer[Passkey]):
+    name = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Passkey
+        fields = ["id", "name", "created_at", "last_used_at"]
+
+    def get_name(self, passkey: Passkey) -> str:
+        return Passkey.name.unseal_from(cipher_for(passkey.user_id), passkey)
+
+
+class PasskeyAddedSerializer(PasskeySerializer):
+    recovery_codes = serializers.ListField(child=serializers.CharField(), read_only=True)
+
+    class Meta(PasskeySerializer.Meta):
+        fields = [*PasskeySerializer.Meta.fields, "recovery_codes"]
+
+
+class SecondFactorsSerializer(serializers.Serializer[Any]):
+    totp = serializers.BooleanField(help_text="Whether there is an authenticator app.")
+    passkeys = PasskeySerializer(many=True)
+    recovery_codes_left = serializers.IntegerField()
 
 
 class MeSerializer(serializers.ModelSerializer[User]):

@@ -19,8 +19,10 @@ from django.db.models import CASCADE, Model, QuerySet
 from django.utils import timezone
 from psycopg.errors import DeadlockDetected
 
-from adiuva.accounts import keys, mails, tokens
+from adiuva.accounts import keys, mails, passkeys, second_factors, tokens
 from adiuva.accounts.models import Mail, RevokedReason, Session, User
+from adiuva.accounts.passkeys import Assertion
+from adiuva.accounts.second_factors import Proof
 from adiuva.accounts.tokens import TokenPair
 from adiuva.core.errors import Conflict, Invalid, NotAuthenticated, NotFound
 
@@ -104,8 +106,27 @@ def check_credentials(*, email: str, password: str) -> User:
 
 
 def login(*, email: str, password: str, user_agent: str = "") -> TokenPair:
-    """Open a session. Raises InvalidCredentials, which takes as long and says the same whatever is wrong."""
+    """Open a session. Raises InvalidCredentials, which takes as long and says the same whatever is wrong, or
+    SecondFactorRequired.
+    """
     user = check_credentials(email=email, password=password)
+    if second_factors.methods_of(user):
+        raise second_factors.SecondFactorRequired(user)
+    return tokens.issue(open_session(user=user, user_agent=user_agent))
+
+
+def login_with_second_factor(*, ticket: str, proof: Proof, user_agent: str = "") -> TokenPair:
+    """The second step of a sign-in. Raises SecondFactorRefused, InvalidCredentials."""
+    user = second_factors.user_of_ticket(ticket)
+    second_factors.require(user, proof)
+    return tokens.issue(open_session(user=user, user_agent=user_agent))
+
+
+def login_with_passkey(*, passkey: Assertion, user_agent: str = "") -> TokenPair:
+    """Sign in with a passkey alone, whose device verified its owner. Raises SecondFactorRefused."""
+    user = passkeys.user_of(passkey)
+    if user is None:
+        raise second_factors.SecondFactorRefused
     return tokens.issue(open_session(user=user, user_agent=user_agent))
 
 
@@ -113,10 +134,15 @@ def login(*, email: str, password: str, user_agent: str = "") -> TokenPair:
 def open_session(*, user: User, user_agent: str) -> Session:
     """A session for a user who was recognised. Raises InvalidCredentials if the password has changed since."""
     # This locks the row: the password cannot change, nor the account be deactivated, before the session is open.
+    require_unchanged(user)
+    return _open_session(user, user_agent)
+
+
+def require_unchanged(user: User) -> None:
+    """Note the sign-in. Raises InvalidCredentials if the password has changed since `user` was read."""
     unchanged = User.objects.filter(pk=user.pk, password=user.password, is_active=True)
     if not unchanged.update(last_login=timezone.now()):
         raise InvalidCredentials
-    return _open_session(user, user_agent)
 
 
 def refresh(*, refresh_token: str) -> TokenPair:

@@ -19,6 +19,7 @@ from rest_framework.throttling import BaseThrottle
 from rest_framework.views import APIView
 
 from adiuva.accounts.models import User
+from adiuva.accounts.second_factors import SecondFactorRefused, user_of_ticket
 
 
 def count_attempt(scope: str, *who: str) -> float | None:
@@ -109,6 +110,19 @@ class UserThrottle(_Throttle):
 
     def who(self, request: Request) -> tuple[str, ...] | None:
         return "user", str(request.user.pk)
+
+
+class TicketThrottle(_Throttle):
+    """Counts tries of the second step for an account. Only who knows its password can use them up."""
+
+    scope = "second_factor"
+
+    def who(self, request: Request) -> tuple[str, ...] | None:
+        ticket = request.data.get("ticket") if isinstance(request.data, dict) else None
+        try:
+            return ("user", str(user_of_ticket(ticket).pk)) if isinstance(ticket, str) else None
+        except SecondFactorRefused:
+            return None  # refused by the view, too
 
 
 class RefreshThrottle(_Throttle):

@@ -8,16 +8,20 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema
+from rest_framework.exceptions import Throttled
 from rest_framework.generics import GenericAPIView, ListAPIView
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.views import APIView
 
-from adiuva.accounts import recovery, services, throttles
+from adiuva.accounts import confirmation, recovery, services, throttles
 from adiuva.accounts.authentication import BearerAuthentication
 from adiuva.accounts.models import RevokedReason, Session, StaffAction, User
 from adiuva.accounts.serializers import (
+    AddressChangeSerializer,
     AddressSerializer,
+    ConfirmationSerializer,
     CredentialsSerializer,
     LinkTokenSerializer,
     MeSerializer,
@@ -33,11 +37,27 @@ from adiuva.accounts.serializers import (
 from adiuva.core.rest import TOTAL_COUNT, Done, error_responses
 
 
-def _uncached(body: dict[str, Any], status: int = 200) -> Response:
+def uncached(body: dict[str, Any], status: int = 200) -> Response:
     return Response(body, status=status, headers={"Cache-Control": "no-store"})
 
 
-class _AuthView(GenericAPIView[Any]):
+def require_confirmation(
+    view: APIView, request: Request, serializer: type[ConfirmationSerializer] = ConfirmationSerializer
+) -> dict[str, Any]:
+    """Raises ConfirmationRequired unless the body confirms that it is the user. Returns what else is in it."""
+    body = serializer(data=request.data)
+    body.is_valid(raise_exception=True)
+    data: dict[str, Any] = body.validated_data
+    given = {name: data.pop(name) for name in ("password", "passkey")}
+    if any(given.values()):  # guesses of somebody who holds a session
+        throttle = throttles.UserThrottle()
+        if not throttle.allow_request(request, view):
+            raise Throttled(throttle.wait())
+    confirmation.require(user=cast(User, request.user), **given)
+    return data
+
+
+class AuthView(GenericAPIView[Any]):
     def body(self, request: Request) -> dict[str, Any]:
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
@@ -56,13 +76,13 @@ class _AuthView(GenericAPIView[Any]):
         return getattr(self.request._request, "browser_session", None)
 
 
-class _AnonymousView(_AuthView):
+class AnonymousView(AuthView):
     # Without authentication classes, so that an expired access token is not refused here.
     authentication_classes = []
     permission_classes = [AllowAny]
 
 
-class RegisterView(_AnonymousView):
+class RegisterView(AnonymousView):
     """Create an account and sign in.
 
     The answer is the same whether the address has an account or not; a mail tells its owner. Only a server that sends
@@ -75,22 +95,26 @@ class RegisterView(_AnonymousView):
     @extend_schema(auth=[], responses={201: TokensSerializer, **error_responses(400, 409, 429)})
     def post(self, request: Request) -> Response:
         tokens = services.register(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
-        return _uncached(asdict(tokens), 201)
+        return uncached(asdict(tokens), 201)
 
 
-class LoginView(_AnonymousView):
-    """Sign in. A wrong password, an unknown address and an inactive account get the same answer."""
+class LoginView(AnonymousView):
+    """Sign in. A wrong password, an unknown address and an inactive account get the same answer.
+
+    An account with a second factor answers 403 `second_factor_required` to the right password, with `ticket`,
+    `methods` (`totp`, `passkey`, `recovery_code`) and `expires_at`: go on at /auth/login/second-factor.
+    """
 
     serializer_class = CredentialsSerializer
     throttle_classes = [throttles.AddressAndEmailThrottle, throttles.AddressThrottle]
 
-    @extend_schema(auth=[], responses={200: TokensSerializer, **error_responses(400, 401, 429)})
+    @extend_schema(auth=[], responses={200: TokensSerializer, **error_responses(400, 401, 403, 429)})
     def post(self, request: Request) -> Response:
         tokens = services.login(**self.body(request), user_agent=request.headers.get("User-Agent", ""))
-        return _uncached(asdict(tokens))
+        return uncached(asdict(tokens))
 
 
-class RefreshView(_AnonymousView):
+class RefreshView(AnonymousView):
     """Exchange the newest refresh token for new tokens.
 
     For half a minute the one before is answered with the same new refresh token, should an answer be lost. An
@@ -102,10 +126,10 @@ class RefreshView(_AnonymousView):
 
     @extend_schema(auth=[], responses={200: TokensSerializer, **error_responses(400, 401, 429)})
     def post(self, request: Request) -> Response:
-        return _uncached(asdict(services.refresh(**self.body(request))))
+        return uncached(asdict(services.refresh(**self.body(request))))
 
 
-class LogoutView(_AuthView):
+class LogoutView(AuthView):
     """End the session of the token. Its sockets close within seconds."""
 
     authentication_classes = [BearerAuthentication]
@@ -116,7 +140,7 @@ class LogoutView(_AuthView):
         return Response({"ok": True})
 
 
-class MeView(_AuthView):
+class MeView(AuthView):
     """The account that is signed in."""
 
     serializer_class = MeSerializer
@@ -133,14 +157,20 @@ class MeView(_AuthView):
         serializer.save()
         return Response(serializer.data)
 
-    @extend_schema(responses={200: Done, **error_responses(401)})
+    @extend_schema(
+        request=ConfirmationSerializer, responses={200: Done, **error_responses(400, 401, 403, 429)}
+    )
     def delete(self, request: Request) -> Response:
-        """Delete the account with everything the server holds of it, for ever."""
+        """Delete the account with everything the server holds of it, for ever.
+
+        The body confirms that it is the user (`{"password": …}`); else 403 `confirmation_required`.
+        """
+        require_confirmation(self, request)
         services.delete_account(user=self.me)
         return Response({"ok": True})
 
 
-class PasswordView(_AuthView):
+class PasswordView(AuthView):
     """Change the password. All other devices are signed out."""
 
     serializer_class = PasswordChangeSerializer
@@ -155,7 +185,7 @@ class PasswordView(_AuthView):
         return Response({"ok": True})
 
 
-class TicketView(_AuthView):
+class TicketView(AuthView):
     """A one-time ticket for the device socket, for browsers, which cannot send a header there."""
 
     authentication_classes = [BearerAuthentication]
@@ -163,10 +193,10 @@ class TicketView(_AuthView):
     @extend_schema(request=None, responses={200: TicketSerializer, **error_responses(401)})
     def post(self, request: Request) -> Response:
         ticket, expires_at = services.issue_ticket(session=cast(Session, request.auth))
-        return _uncached({"ticket": ticket, "expires_at": expires_at})
+        return uncached({"ticket": ticket, "expires_at": expires_at})
 
 
-class SessionsView(_AuthView, ListAPIView[Session]):
+class SessionsView(AuthView, ListAPIView[Session]):
     """Where the account is signed in, the last used first."""
 
     serializer_class = SessionSerializer
@@ -190,7 +220,7 @@ class SessionsView(_AuthView, ListAPIView[Session]):
         return Response({"ok": True, "ended": ended})
 
 
-class SessionView(_AuthView):
+class SessionView(AuthView):
     """A device that is signed in."""
 
     @extend_schema(operation_id="auth_session_end", responses={200: Done, **error_responses(401, 404)})
@@ -219,7 +249,7 @@ class StaffActionsView(_AuthView, ListAPIView[StaffAction]):
 # ── Through links in mails ────────────────────────────────────────────────────────────────────────────────
 
 
-class SendVerificationView(_AuthView):
+class SendVerificationView(AuthView):
     """Mail the link that confirms the account's address once more; nothing if it is confirmed."""
 
     throttle_classes = [throttles.UserMailThrottle]
@@ -230,7 +260,7 @@ class SendVerificationView(_AuthView):
         return Response({"ok": True}, status=202)
 
 
-class VerifyView(_AnonymousView):
+class VerifyView(AnonymousView):
     """Confirm the address of an account with the token of the mail."""
 
     serializer_class = LinkTokenSerializer
@@ -242,7 +272,7 @@ class VerifyView(_AnonymousView):
         return Response({"ok": True})
 
 
-class PasswordResetView(_AnonymousView):
+class PasswordResetView(AnonymousView):
     """Mail a link to set a new password. The answer is the same if the address has no account."""
 
     serializer_class = AddressSerializer
@@ -254,7 +284,7 @@ class PasswordResetView(_AnonymousView):
         return Response({"ok": True}, status=202)
 
 
-class PasswordResetConfirmView(_AnonymousView):
+class PasswordResetConfirmView(AnonymousView):
     """Set a new password with the token of the mail. All devices are signed out."""
 
     serializer_class = NewPasswordSerializer
@@ -266,7 +296,20 @@ class PasswordResetConfirmView(_AnonymousView):
         return Response({"ok": True})
 
 
-class AddressConfirmView(_AnonymousView):
+class AddressChangeView(AuthView):
+    """Ask for another address. It is that of the account once the mail to it is answered; the old one is told."""
+
+    serializer_class = AddressChangeSerializer
+    throttle_classes = [throttles.UserMailThrottle]
+
+    @extend_schema(responses={202: Done, **error_responses(400, 401, 403, 429, 503)})
+    def post(self, request: Request) -> Response:
+        new = require_confirmation(self, request, AddressChangeSerializer)
+        recovery.ask_address_change(user=self.me, **new)
+        return Response({"ok": True}, status=202)
+
+
+class AddressConfirmView(AnonymousView):
     """Make the new address that of the account, with the token of the mail."""
 
     serializer_class = LinkTokenSerializer

@@ -202,6 +202,7 @@ def configure(level: str, *, as_json: bool) -> dict[str, Any]:
                 # They log the address of each request, and addresses hold senders and positions.
                 "httpx": "WARNING",
                 "httpcore": "WARNING",
+                "fido2": "WARNING",  # it logs the ids of passkeys
             }.items()
         },
     }

@@ -14,6 +14,8 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 from rest_framework.views import APIView
 
+from adiuva.accounts.serializers import ConfirmationSerializer
+from adiuva.accounts.views import require_confirmation
 from adiuva.core.rest import TOTAL_COUNT, Done, Problem, error_responses, user_id
 from adiuva.export import services
 from adiuva.export.models import Export
@@ -40,11 +42,15 @@ class ExportsView(ListAPIView[Export]):
     @extend_schema(
         summary="Export the whole account",
         operation_id="account_export",
-        request=None,
-        responses={202: ExportSerializer, **error_responses(401, 409, 429)},
+        request=ConfirmationSerializer,
+        responses={202: ExportSerializer, **error_responses(400, 401, 403, 409, 429)},
     )
     def post(self, request: Request) -> Response:
-        """It is made in the background, one at a time, at most five a day. A new one replaces the archive before."""
+        """It is made in the background, one at a time, at most five a day. A new one replaces the archive before.
+
+        The body confirms that it is the user (`{"password": …}`); else 403 `confirmation_required`.
+        """
+        require_confirmation(self, request)
         export = services.request_export(user_id=user_id(request))
         place = reverse("account-export", kwargs={"export_id": export.pk}, request=request)
         return Response(dict(ExportSerializer(export).data), status=202, headers={"Location": place})

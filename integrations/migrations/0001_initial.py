@@ -56,6 +56,8 @@ class Migration(migrations.Migration):
                 ('redirect_uri', models.CharField(max_length=2000)),
                 ('expires_at', models.DateTimeField()),
                 ('used_at', models.DateTimeField(null=True)),
+                ('returned', models.BinaryField(null=True)),
+                ('completion_hash', models.BinaryField(max_length=32, null=True, unique=True)),
                 ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
             ],
             options={

@@ -269,7 +269,7 @@ def test_a_password_is_not_changed_without_the_current_and_a_good_new_one(
 
 def test_a_deleted_account_leaves_no_row_and_no_key(me: APIClient, person: Person) -> None:
     sealed = seal_text(keys.cipher_for(person.id), "a secret")
-    assert me.delete(f"{AUTH}/me").json() == {"ok": True}
+    assert me.delete(f"{AUTH}/me", {"password": person.password}).json() == {"ok": True}
     assert me.get(f"{AUTH}/me").status_code == 401
     assert not User.objects.filter(pk=person.id).exists()
     assert not Session.objects.filter(user_id=person.id).exists()

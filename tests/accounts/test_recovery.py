@@ -156,7 +156,7 @@ def test_pages_work_without_scripts_and_looking_uses_nothing_up(committed_db: st
         link = re.sub("^http://[^/]*", "", link_in(mail_to(person.email, "Set a new password")))
         for _ in range(3):  # programs that look at links before their owner does
             opened = browser.get(link)
-        assert opened.headers["Referrer-Policy"] == "no-referrer"
+        assert opened.headers["Referrer-Policy"] == "strict-origin"
         assert opened.headers["Cache-Control"] == "no-store"
         assert "<script" not in opened.text
         form = {"csrfmiddlewaretoken": csrf(opened.text), "token": hidden(opened.text, "token")}

@@ -28,6 +28,7 @@ SAFE: dict[str, Any] = {
     "MODEL": {"model": "openai/some-model", "api_base": "", "api_key": ""},
     "PUBLIC_URL": "https://adiuva.example",
     "KEYS_APART": True,
+    "MAIL_ENABLED": True,
 }
 
 
@@ -59,6 +60,7 @@ def test_a_safe_installation_has_nothing_to_complain_about() -> None:
         ({"MODEL": {"model": "openai/adiuva-offline"}}, "adiuva.W002"),
         ({"PUBLIC_URL": "http://adiuva.example"}, "adiuva.W003"),
         ({"KEYS_APART": False}, "adiuva.W004"),
+        ({"MAIL_ENABLED": False}, "adiuva.W005"),
     ],
 )
 def test_each_unsafe_setting_is_found_in_production_only(changed: dict[str, Any], expected: str) -> None:

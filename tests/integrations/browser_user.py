@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -9,6 +10,7 @@ from django.http import HttpResponse
 from django.test import Client
 from rest_framework.test import APIClient
 
+from adiuva.accounts.models import User
 from integrations.models import Connection
 from tests.factories import Person, somebody
 from tests.fakes.identity import Identity
@@ -46,7 +48,21 @@ class Owner:
 
 
 def visit(address: str, browser: Client | None = None) -> HttpResponse:
-    return (browser or Client()).get(address)
+    """Open an address; unless another browser is given, in one that is signed in as the user of its state."""
+    return (browser or _browser_of(address)).get(address)
+
+
+def _browser_of(address: str) -> Client:
+    browser = Client()
+    (state, *_) = parse_qs(urlsplit(address).query).get("state", [""])
+    parts = state.split(".")
+    if (
+        len(parts) > 1
+        and re.fullmatch("[0-9a-f]{32}", parts[1])
+        and (user := User.objects.filter(pk=parts[1]).first())
+    ):
+        browser.force_login(user)
+    return browser
 
 
 def connection_in(page: HttpResponse) -> str:

@@ -201,7 +201,7 @@ def test_with_an_account_of_ours_googles_permissions_are_taken_back(owner: Owner
     assert identity.grants("ada@example.com")
 
     asked = len(identity.requests)
-    assert owner.rest.delete("/api/v1/auth/me").status_code == 200
+    assert owner.rest.delete("/api/v1/auth/me", {"password": owner.person.password}).status_code == 200
     others_are_over()
     assert not Connection.objects.filter(user_id=owner.id).exists()
     assert [identity.grants(f"{name}@example.com") for name in ("ada", "grace", "bea")] == [

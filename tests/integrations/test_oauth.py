@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -14,12 +15,15 @@ import pytest
 import time_machine
 from django.core import signing
 from django.db import connections as databases
+from django.http import HttpResponse
 from django.test import Client
 from django.utils import timezone
 
+from adiuva.accounts.models import User
 from integrations import oauth
 from integrations.errors import ConsentFailed
 from integrations.models import Connection, Consent
+from tests.accounts.test_account import client_of
 from tests.factories import somebody
 from tests.fakes.identity import Bare, Fail, Identity, Lost, Refuse
 from tests.fakes.provider import WAIT_S, Raw
@@ -382,3 +386,80 @@ def test_a_consent_of_an_account_that_is_locked_or_gone_is_refused(owner: Owner)
     services.delete_account(user=User.objects.get(pk=gone.id))
     refused(visit(locked), "expired")
     refused(visit(back), "expired")
+
+
+# ── Who began it ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def link_to_app(page: HttpResponse) -> dict[str, str]:
+    found = re.search(r'href="(adiuva://[^"]*)"', page.content.decode())
+    assert found
+    return dict(parse_qsl(urlsplit(found[1].replace("&amp;", "&")).query))
+
+
+@pytest.mark.parametrize("provider", ["gmail", "outlook", "teams"])
+def test_a_browser_that_is_not_signed_in_connects_nothing_until_the_app_finishes_it(
+    owner: Owner, identity: Identity, provider: str
+) -> None:
+    asked = len(identity.requests)
+    page = visit(owner.agree(provider), Client())
+    assert (
+        page.status_code == 200 and "One more step" in reasons(page) and owner.person.email in reasons(page)
+    )
+    assert len(identity.requests) == asked  # no token was asked for
+    assert not Connection.objects.filter(user_id=owner.id).exists()
+    said = link_to_app(page)
+    assert said.keys() == {"status", "completion"} and said["status"] == "returned"
+
+    path, body = f"/api/v1/oauth/{provider}/complete", {"completion": said["completion"]}
+    # Somebody who was sent a stranger's link has the completion in their own app, which is signed in as themselves.
+    victim = client_of(somebody()).post(path, body)
+    assert (victim.status_code, victim.json()["code"]) == (400, "consent_failed")
+    assert not Connection.objects.exclude(user_id=None).filter(user_id=owner.id).exists()
+    done = owner.rest.post(path, body)
+    assert (done.status_code, done.json()["provider"]) == (200, provider)
+    assert owner.rest.post(path, body).json()["code"] == "consent_failed"
+    assert Connection.objects.filter(user_id=owner.id).count() == 1
+
+
+def test_it_can_be_finished_by_signing_in_on_the_page(owner: Owner) -> None:
+    browser = Client()
+    page = visit(owner.agree(), browser)
+    found = re.search(r'href="(/api/v1/oauth/gmail/finish[^"]*)"', page.content.decode())
+    assert found
+    to_sign_in = browser.get(found[1])
+    assert to_sign_in.status_code == 302 and to_sign_in["Location"].startswith("/account/sign-in?next=")
+    wrong = Client()
+    wrong.force_login(User.objects.get(pk=somebody().id))
+    refused(wrong.get(found[1]), "another Adiuva account")
+    form = {"username": owner.person.email, "password": owner.person.password}
+    after = browser.post(to_sign_in["Location"], form)
+    assert after["Location"] == found[1]
+    assert "is connected" in reasons(browser.get(after["Location"]))
+    assert Connection.objects.filter(user_id=owner.id).count() == 1
+
+
+def test_a_completion_expires_with_its_consent(owner: Owner) -> None:
+    said = link_to_app(visit(owner.agree(), Client()))
+    Consent.objects.filter(user_id=owner.id).update(expires_at=timezone.now())
+    for completion in (said["completion"], "", "x", "\ud800"):
+        answer = owner.rest.post("/api/v1/oauth/gmail/complete", {"completion": completion})
+        assert answer.status_code == 400
+    assert not Connection.objects.filter(user_id=owner.id).exists()
+
+
+def test_one_of_many_who_finish_at_once_does(owner: Owner, identity: Identity) -> None:
+    said = link_to_app(visit(owner.agree(), Client()))
+
+    def finish(_: int) -> bool:
+        try:
+            return bool(
+                oauth.finish_consent(user_id=owner.id, provider="gmail", completion=said["completion"])
+            )
+        except ConsentFailed:
+            return False
+        finally:
+            databases.close_all()
+
+    with ThreadPoolExecutor(6) as threads:
+        assert sum(threads.map(finish, range(6))) == 1

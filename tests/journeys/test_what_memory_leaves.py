@@ -152,7 +152,7 @@ def waited_for(done: Callable[[], bool]) -> None:
 
 
 def exported(rest: httpx.Client) -> bytes:
-    place = f"/account/export/{rest.post('/account/export').json()['id']}"
+    place = f"/account/export/{rest.post('/account/export', json={'password': 'correct horse battery'}).json()['id']}"
     waited_for(lambda: rest.get(place).json()["state"] not in ("queued", "running"))
     seen = rest.get(place).json()
     assert seen["state"] == "ready"

@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.accounts.models import User
+from adiuva.accounts.models import Passkey, User
 from adiuva.core import archive
 from adiuva.core.archive import ArchivePart, registered_parts
 from adiuva.core.crypto import SealBroken
@@ -67,6 +67,9 @@ def lived(person: Person, word: str) -> None:
     mailbox.account = mailbox.seal(Connection.account, f"{word}@example.com")
     mailbox.access_token = mailbox.seal(Connection.access_token, f"token of {me}")
     mailbox.save(force_insert=True)
+    passkey = Passkey(user_id=me, credential_id=uuid.uuid4().bytes, credential=b"public")
+    Passkey.name.seal_into(cipher_for(me), passkey, f"{word}'s laptop")
+    passkey.save(force_insert=True)
     agent = create_agent(me, name=f"Desk {word}")
     create_device(agent)
     claimed = claim_run(create_run(agent))
@@ -143,6 +146,7 @@ def test_everything_of_the_account_is_in_it_in_clear_and_nothing_of_others(ada: 
         "conversations",
         "memory_entries",
         "memory_waiting",
+        "second_factors",
     ):
         assert "heron" in json.dumps(found[f"{name}.jsonl"]), name
     assert found["account.jsonl"][0]["email"] == ada.email
@@ -181,7 +185,8 @@ def test_everything_of_the_account_is_in_it_in_clear_and_nothing_of_others(ada: 
 
 # Keys and keyed hashes, vectors, and what is about the archive itself; of rooms that are to come, their own parts.
 LEFT_OUT = {
-    "accounts_userkey", "agents_source", "agents_sourceinflight", "export_export", "export_exportchunk",
+    "accounts_mail", "accounts_userkey",
+    "agents_source", "agents_sourceinflight", "export_export", "export_exportchunk",
     "accounts_user_groups", "accounts_user_user_permissions", "django_admin_log",
     "integrations_consent", "agents_journeysession", "agents_agentcursor",
 }  # fmt: skip
@@ -272,10 +277,10 @@ def test_an_archive_is_fetched_until_its_time_is_over_or_its_owner_deletes_it(ad
 
 def test_one_export_is_under_way_at_a_time_and_five_a_day(ada: Person) -> None:
     rest = client_of(ada)
-    made = rest.post(API)
+    made = rest.post(API, {"password": ada.password})
     assert (made.status_code, made.json()["state"]) == (202, "queued")
     assert made["Location"].endswith(f"{API}/{made.json()['id']}")
-    again = rest.post(API)
+    again = rest.post(API, {"password": ada.password})
     assert (again.status_code, again.json()["code"], again.json()["export_id"]) == (
         409,
         "export_is_live",
@@ -289,7 +294,7 @@ def test_one_export_is_under_way_at_a_time_and_five_a_day(ada: Person) -> None:
     )
     for _ in range(services.MAX_PER_DAY):
         rest.delete(f"{API}/{rest.get(API).json()[0]['id']}")
-        last = rest.post(API)
+        last = rest.post(API, {"password": ada.password})
     assert (last.status_code, last.json()["code"]) == (429, "too_many_exports")
     assert int(last["Retry-After"]) > 80_000
 
@@ -380,7 +385,7 @@ def test_a_deleted_account_leaves_no_row_no_vector_and_no_index(
         *(model._meta.db_table for model in (Entry, Embedding, Receipt, Export, ExportChunk)),
         *("memory_entrysource", "memory_exchange", "memory_memory"),
     } <= rooms
-    assert client_of(ada).delete("/api/v1/auth/me").json() == {"ok": True}
+    assert client_of(ada).delete("/api/v1/auth/me", {"password": ada.password}).json() == {"ok": True}
     assert _rows_with(ids) == []
     vector_indexes.maintain()
     assert not any(ada.id.hex in name for name in _indexes())

@@ -1,4 +1,4 @@
-"""Pages for people, at the addresses in mails and beside them. They work without scripts and store nothing.
+"""Pages at the addresses in mails, and the one that asks for such a mail.
 
 A page that a link of a mail opens only shows a form: programs that look at links before their owner does must not use
 them up. The form sends the link's token in its body, so that it stands in no further address.
@@ -6,13 +6,10 @@ them up. The form sends the link's token in its body, so that it stands in no fu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 from django import forms
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
 from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.csrf import csrf_protect
@@ -22,33 +19,9 @@ from adiuva.accounts import recovery
 from adiuva.accounts.forms import AskResetForm, LinkForm, ResetForm
 from adiuva.accounts.mail_links import LinkInvalid, Purpose, is_valid
 from adiuva.accounts.models import User
-from adiuva.accounts.throttles import client_address, count_attempt
+from adiuva.accounts.pages.base import add_errors, page, throttle
+from adiuva.accounts.throttles import client_address
 from adiuva.core.errors import AdiuvaError
-
-
-def page(request: HttpRequest, name: str, *, status: int = 200, **context: Any) -> HttpResponse:
-    """A page that no cache keeps, and that tells no other site where the browser came from."""
-    response = render(request, f"accounts/{name}.html", context, status=status)
-    response["Cache-Control"] = "no-store"
-    response["Referrer-Policy"] = "no-referrer"
-    response["X-Robots-Tag"] = "noindex"
-    return response
-
-
-def add_errors(form: forms.Form, error: AdiuvaError) -> None:
-    """Show a refusal at the fields that it names, else above the form."""
-    for name, problems in (error.fields or {}).items():
-        form.add_error(name if name in form.fields else None, problems)
-    if not error.fields:
-        form.add_error(None, f"{error.message[:1].upper()}{error.message[1:]}.")
-
-
-def throttle(form: forms.Form, *counters: tuple[str, ...]) -> bool:
-    """Count an attempt; each counter is a scope and who. False, with an error in the form, if it is not allowed."""
-    waits = [wait for scope, *who in counters if (wait := count_attempt(scope, *who)) is not None]
-    if waits:
-        form.add_error(None, f"Too many tries. The next is possible in {math.ceil(max(waits))} s.")
-    return not waits
 
 
 @method_decorator([csrf_protect, sensitive_post_parameters()], name="dispatch")

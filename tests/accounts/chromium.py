@@ -1,0 +1,151 @@
+"""A headless Chromium for tests of pages, spoken to over the DevTools protocol."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from websockets.sync.client import ClientConnection, connect
+
+PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_WAIT_S = 30
+
+
+class Page:
+    """One tab."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.number = 0
+        self.problems: list[str] = []  # what the console and the browser complained of
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self.number += 1
+        self.socket.send(json.dumps({"id": self.number, "method": method, "params": params}))
+        while True:
+            said = json.loads(self.socket.recv(_WAIT_S))
+            if said.get("id") == self.number:
+                assert "error" not in said, said
+                return dict(said["result"])
+            self._hear(said)
+
+    def _hear(self, said: dict[str, Any]) -> None:
+        entry = said.get("params", {}).get("entry", {})
+        if said.get("method") == "Log.entryAdded" and entry.get("level") in {"error", "warning"}:
+            self.problems.append(entry.get("text", ""))
+        if said.get("method") == "Runtime.exceptionThrown":
+            self.problems.append(str(said["params"]["exceptionDetails"].get("text")))
+
+    def evaluate(self, script: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        return answer["result"].get("value")
+
+    def wait_for(self, script: str) -> Any:
+        """The value of an expression once it is true."""
+        until = time.monotonic() + _WAIT_S
+        while not (found := self.evaluate(script)):
+            assert time.monotonic() < until, f"{script}: {self.text}"
+            time.sleep(0.05)
+        return found
+
+    def open(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    @property
+    def text(self) -> str:
+        return str(self.evaluate("document.body ? document.body.innerText : ''"))
+
+    def wait_for_heading(self, heading: str) -> None:
+        wanted = json.dumps(heading)
+        self.wait_for(
+            f"document.readyState === 'complete' && document.querySelector('h1')?.innerText === {wanted}"
+        )
+
+    def fill(self, **values: str) -> None:
+        for name, value in values.items():
+            field = f"document.querySelector('[name={name}]:not([type=hidden])')"
+            assert self.evaluate(f"{field} !== null"), f"no field {name}: {self.text}"
+            self.evaluate(f"{field}.value = {json.dumps(value)}")
+
+    def press(self, label: str) -> None:
+        """Click the button or link with this text, as a person would: it must be visible."""
+        wanted = json.dumps(label)
+        found = self.evaluate(
+            "[...document.querySelectorAll('button, a')].find("
+            f"each => each.innerText.trim() === {wanted} && each.checkVisibility())?.click() ?? "
+            f"[...document.querySelectorAll('button, a')].some(each => each.innerText.trim() === {wanted})"
+        )
+        assert found, f"nothing to press called {label}: {self.text}"
+
+    def add_authenticator(self) -> None:
+        """A virtual passkey device, which verifies its owner by itself."""
+        self.call("WebAuthn.enable")
+        options = {
+            "protocol": "ctap2",
+            "transport": "internal",
+            "hasResidentKey": True,
+            "hasUserVerification": True,
+            "isUserVerified": True,
+            "automaticPresenceSimulation": True,
+        }
+        self.call("WebAuthn.addVirtualAuthenticator", options=options)
+
+    def look(self, *, width: int = 1280, dark: bool = False) -> None:
+        """Be this wide, light or dark."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+
+    def picture(self, path: Path) -> None:
+        data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        path.write_bytes(base64.b64decode(data))
+
+
+@contextmanager
+def browser() -> Iterator[Page]:
+    assert PROGRAM
+    with tempfile.TemporaryDirectory() as profile:
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-port=0",
+            "--no-first-run",
+        ]
+        command = [PROGRAM, *flags, f"--user-data-dir={profile}", "about:blank"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            with connect(_tab(Path(profile)), max_size=None) as socket:
+                yield Page(socket)
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _tab(profile: Path) -> str:
+    """The address of the first tab's DevTools socket."""
+    told, until = profile / "DevToolsActivePort", time.monotonic() + 60
+    while not told.exists() or not told.read_text().strip():
+        assert time.monotonic() < until, "Chromium did not start"
+        time.sleep(0.1)
+    port = told.read_text().split()[0]
+    tabs = httpx.get(f"http://127.0.0.1:{port}/json/list", timeout=30).json()
+    return str(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
