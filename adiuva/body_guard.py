@@ -29,7 +29,7 @@ from django.utils import timezone
 from rest_framework.permissions import AllowAny
 
 from adiuva.accounts import services, tokens
-from adiuva.core import db
+from adiuva.core import db, origins
 from adiuva.core.errors import AdiuvaError, NotAuthenticated
 from adiuva.core.logging import log_failure
 from adiuva.core.rest import TooLarge
@@ -141,6 +141,8 @@ def refusal(
     log.info("request.refused", request_id=request_id.decode(), status=error.status, code=error.code)
     body = orjson.dumps(error.body())
     extra = [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
+    origin, host = (headers.get(name, b"").decode("latin-1") for name in (b"origin", b"host"))
+    to_page = origins.cors_headers(origin, host)
     return (
         error.status,
         [
@@ -149,7 +151,10 @@ def refusal(
             (b"cache-control", b"no-store"),
             (b"connection", b"close"),
             (b"x-request-id", request_id),
-            *((name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()),
+            *(
+                (name.lower().encode(), value.encode())
+                for name, value in (SECURITY_HEADERS | to_page).items()
+            ),
             *extra,
         ],
         body,

@@ -493,6 +493,11 @@ DEVICE_PASSWORD = _process.text(
     "",
     "The account's password for `manage.py device` and `manage.py chat`, which else ask for it.",
 )
+DEVICE_CODE = _process.text(
+    "ADIUVA_DEVICE_CODE",
+    "",
+    "A code of the account's authenticator app, or a recovery code, for the first sign-in of `manage.py device`.",
+)
 EMBEDDED = _process.flag(
     "ADIUVA_EMBEDDED", False, "Whether the servers were started by `make run`. Refused in production."
 )

@@ -404,3 +404,25 @@ def test_an_address_of_another_account_is_not_told_and_not_taken(
     assert me.post(f"{AUTH}/email/change", body).json() == {"ok": True}
     assert mail_to(owner.email, "You have an Adiuva account already")
     assert not [message for message in mails_to(owner.email) if "Confirm" in message["Subject"]]
+
+
+async def test_the_headless_device_signs_in_with_a_code(committed_db: str, web: str) -> None:
+    import aiohttp
+
+    from adiuva.core import db
+    from adiuva.devices.client.account import Account, ServerAddress
+    from adiuva.devices.client.errors import SignInRefused
+
+    def prepare() -> tuple[Person, list[str]]:
+        person = confirmed()
+        return person, add_app(client_of(person), person)[1]
+
+    person, codes = await db.run(prepare)
+    address = ServerAddress.parse(web)
+    async with aiohttp.ClientSession() as http:
+        for code, says in ((None, "second factor"), ("wrong", "this code")):
+            account = Account(address, email=person.email, password=person.password, code=code)
+            with pytest.raises(SignInRefused, match=says):
+                await account.access_token(http)
+        account = Account(address, email=person.email, password=person.password, code=codes[0])
+        assert await account.access_token(http)

@@ -42,6 +42,14 @@ def test_a_preflight_and_the_answers_name_an_allowed_origin_only(web: str, origi
         assert "X-Total-Count" in answers[1].headers["Access-Control-Expose-Headers"]
 
 
+def test_a_page_can_read_a_refusal_that_comes_before_the_body_is_read(web: str) -> None:
+    for origin, allowed in ((ALLOWED[0], ALLOWED[0]), (REFUSED[0], None)):
+        headers = {"Origin": origin, "Authorization": "Bearer x.y.z"}
+        answer = httpx.patch(f"{web}/api/v1/auth/me", json={"locale": "de"}, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (401, "not_authenticated")
+        assert answer.headers.get("Access-Control-Allow-Origin") == allowed
+
+
 def test_pages_outside_the_api_are_for_no_other_origin(web: str) -> None:
     answer = httpx.get(f"{web}/account/forgotten-password", headers={"Origin": "app://adiuva"})
     assert "Access-Control-Allow-Origin" not in answer.headers

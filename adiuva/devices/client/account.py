@@ -82,12 +82,13 @@ class Account:
         *,
         email: str | None = None,
         password: str | None = None,
+        code: str | None = None,
         access_token: str | None = None,
         refresh_token: str | None = None,
         file: Path | None = None,
     ) -> None:
         self._address = address
-        self._email, self._password, self._file = email, password, file
+        self._email, self._password, self._code, self._file = email, password, code, file
         self._access, self._access_until = access_token, float("inf") if access_token else 0.0
         self._refresh = refresh_token or self._load()
         if not (self._access or self._refresh or (email and password)):
@@ -121,6 +122,9 @@ class Account:
                 self._address.rest(path), json=body, timeout=_REST_TIMEOUT, allow_redirects=False
             ) as response:
                 if response.status in _REFUSALS:
+                    refusal = await response.json()
+                    if refusal.get("code") == "second_factor_required":
+                        return await self._second_step(http, str(refusal["ticket"]))
                     return False
                 if response.status != HTTPStatus.OK:
                     raise ServerUnavailable(
@@ -131,6 +135,18 @@ class Account:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise ServerUnavailable(f"the server cannot be reached ({type(error).__name__})") from error
         self._take(answer)
+        return True
+
+    async def _second_step(self, http: aiohttp.ClientSession, ticket: str) -> bool:
+        code, self._code = self._code, None  # each works once
+        if not code:
+            raise SignInRefused(
+                "This account asks for a second factor. Set ADIUVA_DEVICE_CODE to a code of your authenticator app or "
+                "to a recovery code; once is enough, since the workspace keeps the session."
+            )
+        field = "code" if code.replace(" ", "").isdigit() else "recovery_code"
+        if not await self._post(http, "auth/login/second-factor", {"ticket": ticket, field: code}):
+            raise SignInRefused("The server does not accept this code.")
         return True
 
     def _take(self, answer: Any) -> None:

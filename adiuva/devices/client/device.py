@@ -78,6 +78,7 @@ class Device:
             self._address,
             email=config.email,
             password=config.password,
+            code=config.code,
             access_token=config.access_token,
             refresh_token=config.refresh_token,
             file=folder and folder / "session.json",

@@ -84,6 +84,7 @@ class Command(BaseCommand):
             grants=options["grant"],
             email=options["email"],
             password=_password(options["workspace"], options["email"]),
+            code=os.environ.get("ADIUVA_DEVICE_CODE"),
             protocol=options["protocol"],
             device_id=options["device_id"],
             name=options["name"],
