@@ -27,14 +27,15 @@ v1: list[URLPattern | URLResolver] = [
 ]
 
 sign_in = [
-    path("login/", SignInPage.as_view(), name="login"),
+    path("login/", SignInPage.as_view(landing="api-root"), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),
 ]
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", views.index, name="index"),
     path("account/", include("adiuva.accounts.page_urls")),
-    path("admin/login/", SignInPage.as_view()),  # instead of the admin's own, which knows no second factor
+    # Instead of the admin's own, which knows no second factor.
+    path("admin/login/", SignInPage.as_view(landing="admin:index")),
     path(
         "admin/password_change/",
         PasswordChangeView.as_view(form_class=OwnPasswordForm, success_url=reverse_lazy("admin:index")),

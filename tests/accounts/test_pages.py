@@ -53,6 +53,11 @@ def sign_in(page: Page, site: str, person: Person, password: str = "") -> None:
     page.press("Sign in")
 
 
+def sign_out(page: Page) -> None:
+    page.press("Sign out of this browser")
+    page.wait_for_heading("Sign in")
+
+
 def test_a_person_adds_an_app_and_signs_in_with_it_and_with_a_recovery_code(site: str, page: Page) -> None:
     person = confirmed()
     page.open(f"{site}/account/")
@@ -84,7 +89,7 @@ def test_a_person_adds_an_app_and_signs_in_with_it_and_with_a_recovery_code(site
     page.press("I have kept them")
     page.wait_for_heading("Your account")
     picture(page, "account-with-app")
-    page.press("Sign out of this browser")
+    sign_out(page)
     for typed in (app.now(), codes[0]):
         sign_in(page, site, person)
         page.wait_for_heading("One more step")
@@ -92,8 +97,7 @@ def test_a_person_adds_an_app_and_signs_in_with_it_and_with_a_recovery_code(site
         page.fill(code=typed)
         page.press("Sign in")
         page.wait_for_heading("Your account")
-        page.press("Sign out of this browser")
-        page.wait_for_heading("Sign in")
+        sign_out(page)
 
 
 def test_a_person_makes_a_passkey_and_signs_in_with_it(site: str, page: Page) -> None:
@@ -114,16 +118,14 @@ def test_a_person_makes_a_passkey_and_signs_in_with_it(site: str, page: Page) ->
     page.wait_for_heading("Your account")
     assert "this laptop" in page.text
     picture(page, "account-with-passkey")
-    page.press("Sign out of this browser")
+    sign_out(page)
 
     sign_in(page, site, person)
     page.wait_for_heading("One more step")
     picture(page, "second-step-passkey")
     page.press("Use a passkey")
     page.wait_for_heading("Your account")
-    page.press("Sign out of this browser")
-
-    page.wait_for_heading("Sign in")
+    sign_out(page)
     page.press("Sign in with a passkey")
     page.wait_for_heading("Your account")
     page.press("Remove the passkey this laptop")
@@ -148,8 +150,7 @@ def test_staff_are_asked_for_their_second_factor_before_the_admin(site: str, pag
     page.wait_for_heading("Your recovery codes")
     page.press("I have kept them")
     page.wait_for_heading("Your account")
-    page.press("Sign out of this browser")
-    page.wait_for_heading("Sign in")
+    sign_out(page)
     page.open(f"{site}/admin/accounts/")
     page.wait_for_heading("Sign in")
     page.fill(username=person.email, password=person.password)

@@ -149,7 +149,7 @@ class ConfirmAppPage(_Change):
         secret = second_factors.pending_totp(self.me)
         if secret is None:
             return redirect("account")
-        image = segno.make(second_factors.address_of(self.me, secret)).svg_inline(scale=4, border=2)
+        image = segno.make(second_factors.address_of(self.me, secret)).svg_inline(omitsize=True, border=2)
         spaced = " ".join(secret[at : at + 4] for at in range(0, len(secret), 4))
         # The picture is made of the address alone, which segno writes as paths.
         return super().show(form, image=mark_safe(image), secret=spaced)  # noqa: S308

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from typing import Any, Final
+from urllib.parse import urlencode
 
-from django.conf import settings
 from django.contrib import auth
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, resolve_url
@@ -35,7 +35,10 @@ def passkey_form(challenge: tuple[str, dict[str, Any]]) -> dict[str, Any]:
 
 @method_decorator([csrf_protect, sensitive_post_parameters()], name="dispatch")
 class SignInPage(View):
+    """`landing` names the page to go on to if the address does not say another."""
+
     http_method_names = ["get", "post"]
+    landing = "account"
 
     def get(self, request: HttpRequest) -> HttpResponse:
         return self._page(request, SignInForm(request))
@@ -50,15 +53,16 @@ class SignInPage(View):
         if second_factors.methods_of(user):
             request.session.cycle_key()
             request.session[_TICKET] = second_factors.make_ticket(user)
-            return redirect(f"{resolve_url('second-step')}?{request.GET.urlencode()}")
-        return signed_in(request, user)
+            wanted = {"next": request.GET.get("next") or resolve_url(self.landing)}
+            return redirect(f"{resolve_url('second-step')}?{urlencode(wanted)}")
+        return signed_in(request, user, self.landing)
 
     def _with_passkey(self, request: HttpRequest) -> HttpResponse:
         form, answer = SignInForm(request), PasskeyForm(request.POST)
         allowed = throttle(form, ("login_address", client_address(request)))
         if allowed and answer.is_valid():
             if user := passkeys.user_of(Assertion(**answer.cleaned_data)):
-                return signed_in(request, user)
+                return signed_in(request, user, self.landing)
             problem = "This passkey does not open an account here."
         else:
             problem = "That did not work. Please try again."
@@ -131,7 +135,7 @@ class SignOutPage(View):
         return redirect("sign-in")
 
 
-def signed_in(request: HttpRequest, user: User) -> HttpResponse:
+def signed_in(request: HttpRequest, user: User, landing: str = "account") -> HttpResponse:
     """Open the browser's session and go on to where it was going, if that is on this server."""
     request.session.pop(_TICKET, None)
     try:
@@ -143,4 +147,4 @@ def signed_in(request: HttpRequest, user: User) -> HttpResponse:
     safe = url_has_allowed_host_and_scheme(
         wanted, allowed_hosts={request.get_host()}, require_https=request.is_secure()
     )
-    return redirect(wanted if safe else resolve_url(settings.LOGIN_REDIRECT_URL))
+    return redirect(wanted if safe else resolve_url(landing))
