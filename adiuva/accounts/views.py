@@ -230,7 +230,7 @@ class SessionView(AuthView):
         return Response({"ok": True})
 
 
-class StaffActionsView(_AuthView, ListAPIView[StaffAction]):
+class StaffActionsView(AuthView, ListAPIView[StaffAction]):
     """What staff did to the account, the latest first."""
 
     serializer_class = StaffActionSerializer

@@ -82,10 +82,10 @@ class Page:
     def press(self, label: str) -> None:
         """Click the button or link with this text, as a person would: it must be visible."""
         wanted = json.dumps(label)
+        shown = "[...document.querySelectorAll('button, a')].filter(each => each.checkVisibility())"
+        label_of = "each.innerText.replace(/\\s+/g, ' ').trim()"
         found = self.evaluate(
-            "[...document.querySelectorAll('button, a')].find("
-            f"each => each.innerText.trim() === {wanted} && each.checkVisibility())?.click() ?? "
-            f"[...document.querySelectorAll('button, a')].some(each => each.innerText.trim() === {wanted})"
+            f"{{const one = {shown}.find(each => {label_of} === {wanted}); one?.click(); !!one}}"
         )
         assert found, f"nothing to press called {label}: {self.text}"
 
@@ -122,7 +122,7 @@ class Page:
 @contextmanager
 def browser() -> Iterator[Page]:
     assert PROGRAM
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         flags = [
             "--headless=new",
             "--no-sandbox",
