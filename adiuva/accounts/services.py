@@ -134,15 +134,10 @@ def login_with_passkey(*, passkey: Assertion, user_agent: str = "") -> TokenPair
 def open_session(*, user: User, user_agent: str) -> Session:
     """A session for a user who was recognised. Raises InvalidCredentials if the password has changed since."""
     # This locks the row: the password cannot change, nor the account be deactivated, before the session is open.
-    require_unchanged(user)
-    return _open_session(user, user_agent)
-
-
-def require_unchanged(user: User) -> None:
-    """Note the sign-in. Raises InvalidCredentials if the password has changed since `user` was read."""
     unchanged = User.objects.filter(pk=user.pk, password=user.password, is_active=True)
     if not unchanged.update(last_login=timezone.now()):
         raise InvalidCredentials
+    return _open_session(user, user_agent)
 
 
 def refresh(*, refresh_token: str) -> TokenPair:

@@ -124,7 +124,8 @@ class ChangePasswordPage(_Change):
 
     def act(self, data: dict[str, Any]) -> HttpResponse:
         services.check_password_rules(data["new_password"], self.me, field="new_password")
-        services.set_password(user=self.me, password=data["new_password"])
+        here = self.request.browser_session  # type: ignore[attr-defined]  # set by middleware
+        services.set_password(user=self.me, password=data["new_password"], keep=here)
         update_session_auth_hash(self.request, self.me)
         return back("password")
 

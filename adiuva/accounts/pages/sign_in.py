@@ -22,7 +22,6 @@ from adiuva.accounts.pages.base import add_errors, page, throttle
 from adiuva.accounts.passkeys import Assertion
 from adiuva.accounts.second_factors import Proof, SecondFactorRefused
 from adiuva.accounts.throttles import client_address
-from adiuva.core.errors import AdiuvaError
 
 _TICKET: Final = "second_factor_ticket"  # in the browser's session, between the two steps
 
@@ -139,10 +138,10 @@ def signed_in(request: HttpRequest, user: User, landing: str = "account") -> Htt
     """Open the browser's session and go on to where it was going, if that is on this server."""
     request.session.pop(_TICKET, None)
     try:
-        services.require_unchanged(user)
-    except AdiuvaError:
+        auth.login(request, user)
+    except services.InvalidCredentials:  # the password changed between the steps
+        request.session.flush()
         return redirect("sign-in")
-    auth.login(request, user)
     wanted = request.GET.get("next", "")
     safe = url_has_allowed_host_and_scheme(
         wanted, allowed_hosts={request.get_host()}, require_https=request.is_secure()
