@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 from uuid import UUID, uuid5
 
 from adiuva.core import db
@@ -21,7 +21,8 @@ from adiuva.core.errors import AdiuvaError
 from adiuva.devices import outbox
 from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline
-from adiuva.devices.protocol import MAX_BATCH, Data, TableName, ToolResultBody
+from adiuva.devices.protocol import MAX_BATCH, TableName, ToolResultBody
+from adiuva.devices.row_references import DELETION_ORDER, RowReferences, results_of
 from agents import undo_records
 from agents.models import Run
 from agents.undo_records import ClaimedUndo, CreatedRow, KeptRecord, Reason, UndoResult, row_title
@@ -29,20 +30,6 @@ from agents.undo_records import ClaimedUndo, CreatedRow, KeptRecord, Reason, Und
 T = TypeVar("T")
 
 _BATCH_SIZE: Final = 500
-# Rows that refer to others are deleted before these.
-_TABLE_ORDER: Final[Sequence[TableName]] = (
-    "taskComments",
-    "tasks",
-    "notes",
-    "timelines",
-    "projects",
-    "clients",
-)
-_REFERRERS: Final[Mapping[str, Sequence[tuple[TableName, str]]]] = {
-    "tasks": [("taskComments", "taskId")],
-    "projects": [("tasks", "projectId"), ("notes", "projectId"), ("timelines", "projectId")],
-    "clients": [("projects", "clientId")],
-}
 
 
 class UndoStopped(AdiuvaError):
@@ -70,7 +57,7 @@ async def undo(*, run: Run) -> UndoResult:
         try:
             for device, link in links.items():
                 await work.resolve(device, link)
-            for table in _TABLE_ORDER:
+            for table in DELETION_ORDER:
                 for device, link in links.items():
                     await work.delete_records(device, link, table)
         except AdiuvaError as error:
@@ -88,7 +75,7 @@ class _Undo:
         self.claimed = claimed
         self.deleted = 0
         self.kept: list[KeptRecord] = []
-        self._parents: set[str] | None = None
+        self._references: dict[DeviceLink, RowReferences] = {}
 
     async def resolve(self, device: UUID, link: DeviceLink) -> None:
         """Withhold records that are still waiting, and find out about those that the device may have: inserting one
@@ -98,7 +85,7 @@ class _Undo:
         for part in _parts(left, _BATCH_SIZE):
             outcomes = await outbox.deliver(link, part, mark_sent=_mark_sent)
             await db.run(undo_records.settle, self.claimed, outcomes)
-            _stop_at_failure(list(outcomes.values()))
+            results_of(list(outcomes.values()))
 
     async def delete_records(self, device: UUID, link: DeviceLink, table: TableName) -> None:
         for rows in _parts(await db.run(undo_records.created_rows, self.claimed, device, table), MAX_BATCH):
@@ -106,11 +93,11 @@ class _Undo:
 
     async def _delete_rows(self, link: DeviceLink, table: TableName, rows: Sequence[CreatedRow]) -> None:
         found = await link.send_calls([new_call("get", table, data={"id": row.id}) for row in rows])
-        _stop_at_failure(found)
+        results = results_of(found)
         going: list[CreatedRow] = []
         there: list[str] = []
         titles: dict[str, str | None] = {}
-        for row, answer in zip(rows, cast(list[ToolResultBody], found), strict=True):
+        for row, answer in zip(rows, results, strict=True):
             titles[row.id] = row_title(table, answer.row)
             if reason := self._reason(row, answer):
                 self._keep(row, reason, titles)
@@ -118,7 +105,7 @@ class _Undo:
             going.append(row)
             if answer.row is not None:
                 there.append(row.id)
-        used = await self._in_use(link, table, there)
+        used = await self._references.setdefault(link, RowReferences(link)).used(table, there)
         for row in going:
             if row.id in used:
                 self._keep(row, "in_use", titles)
@@ -145,7 +132,7 @@ class _Undo:
                     self._keep(row, "unknown", titles)
         self.deleted += len(deleted)
         await db.run(undo_records.mark_deleted, self.claimed, deleted)
-        _stop_at_failure(answers)
+        results_of(answers)
 
     def _reason(self, row: CreatedRow, answer: ToolResultBody) -> Reason | None:
         """Why a row stays, or None. A row that is gone is deleted all the same, to learn whether we deleted it."""
@@ -159,48 +146,12 @@ class _Undo:
             return "unknown"
         return None if outbox.row_hash(self.claimed.cipher, row.table, answer.row) == row.hash else "edited"
 
-    async def _in_use(self, link: DeviceLink, table: TableName, ids: Sequence[str]) -> set[str]:
-        """Those of these rows that others refer to, or for which that cannot be found out."""
-        asked = []
-        for row_id in ids:
-            for other, column in _REFERRERS.get(table, ()):
-                filters: Data = {column: row_id}
-                if other == "projects":
-                    filters["includeArchived"] = True
-                asked.append((row_id, new_call("select", other, filters=filters, limit=1)))
-        answers = await link.send_calls([call for _, call in asked]) if asked else []
-        _stop_at_failure(answers)
-        used = {
-            row_id
-            for (row_id, _), answer in zip(asked, cast(list[ToolResultBody], answers), strict=True)
-            if answer.rows is None or answer.rows
-        }
-        if table == "clients" and ids:
-            used |= await self._with_children(link, ids)
-        return used
-
-    async def _with_children(self, link: DeviceLink, ids: Sequence[str]) -> set[str]:
-        """Clients that are parents of others. No filter finds them, so all clients are read, once."""
-        if self._parents is None:
-            answer = await link.call(new_call("select", "clients", filters={}))
-            if answer.rows is None:
-                return set(ids)
-            self._parents = {str(row.get("parentId")) for row in answer.rows}
-        return self._parents.intersection(ids)
-
     def _keep(self, row: CreatedRow, reason: Reason, titles: Mapping[str, str | None]) -> None:
         self.kept.append(KeptRecord(row.table, row.id, titles.get(row.id), reason))
 
 
 async def _mark_sent(keys: list[UUID]) -> None:
     await db.run(outbox.mark_sent, keys)
-
-
-def _stop_at_failure(outcomes: Sequence[ToolResultBody | AdiuvaError]) -> None:
-    """Raises the first failure: a device that disconnected or is silent is asked for nothing more."""
-    for outcome in outcomes:
-        if isinstance(outcome, AdiuvaError):
-            raise outcome
 
 
 def _parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:

@@ -290,6 +290,8 @@ export interface ToolCall {
   filters?: Record<string, unknown> | null;
   vector?: number[] | null;
   limit?: number | null;
+  /** rows of a select to pass over; only for devices with the capability `offset` (protocol 2) */
+  offset?: number | null;
   /** (protocol 2) */
   attempt?: number | null;
   /** milliseconds the server waits for the answer (protocol 2) */
@@ -305,6 +307,8 @@ export interface ToolCallBody {
   filters?: Record<string, unknown> | null;
   vector?: number[] | null;
   limit?: number | null;
+  /** rows of a select to pass over; only for devices with the capability `offset` (protocol 2) */
+  offset?: number | null;
   /** (protocol 2) */
   attempt?: number | null;
   /** milliseconds the server waits for the answer (protocol 2) */
@@ -319,6 +323,8 @@ export interface ToolResult {
   deleted?: boolean | null;
   ok?: boolean | null;
   error?: string | null;
+  /** with an error: too_large if the result does not fit into a frame; the server then asks for less (protocol 2) */
+  code?: string | null;
   type: "tool_result";
 }
 
@@ -330,6 +336,8 @@ export interface ToolResultBody {
   deleted?: boolean | null;
   ok?: boolean | null;
   error?: string | null;
+  /** with an error: too_large if the result does not fit into a frame; the server then asks for less (protocol 2) */
+  code?: string | null;
 }
 
 export interface Usage {

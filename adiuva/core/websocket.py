@@ -34,6 +34,8 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         self.scope: dict[str, Any] = {}
         self.channel_name = ""
         self.closing = False
+        # The close code of the connection's end, once it has ended; 1005 if there was none.
+        self.peer_close_code = 1005
         # Since when no send has got through although some wait, on the loop's clock; 0.0 when none waits.
         self.sending_since = 0.0
         self._waiting_sends = 0
@@ -82,6 +84,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
                     except Exception as error:
                         log_failure("socket.handler_failed", error, logger=log, handler="receive")
                         await self.handler_failed(error)
+            self.peer_close_code = message.get("code") or self.peer_close_code
         finally:
             self.closing = True
             if tasks := list(self._tasks):

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from adiuva.core.errors import AdiuvaError
-from adiuva.devices.calls import MAX_ATTEMPTS, batch_item, may_repeat, split_into_batches
+from adiuva.devices import tool_results
+from adiuva.devices.calls import MAX_ATTEMPTS, MAX_SAME_SELECTS, batch_item, may_repeat, split_into_batches
 from adiuva.devices.codec import MAX_FRAME_BYTES
-from adiuva.devices.link_errors import DeviceOffline, DeviceUnreachable, OutcomeUnknown
+from adiuva.devices.link_errors import AnswerUnreadable, DeviceOffline, DeviceUnreachable, OutcomeUnknown
 from adiuva.devices.pending_calls import ConnectionGone, NotSent, outcome_of
 from adiuva.devices.presence import Target
 from adiuva.devices.protocol import WRITES, ToolBatch, ToolCall, ToolResultBody
@@ -84,14 +85,30 @@ class CallBatches:
             again = []
             for call in left:
                 match answers[call.id]:
+                    case ToolResultBody() as result if tool_results.is_unreadable(result) or (
+                        tool_results.is_large_select(call.action, result)
+                    ):
+                        outcomes[call.id] = await self._settle_unreadable(target, call, result, attempt + 1)
                     case ToolResultBody() as result:
                         outcomes[call.id] = result
+                    case ConnectionGone() if attempt == MAX_SAME_SELECTS and call.action == "select":
+                        result = tool_results.failed(call.id, tool_results.TOO_LARGE)
+                        outcomes[call.id] = await self._settle_unreadable(target, call, result, attempt)
                     case ConnectionGone() if attempt < MAX_ATTEMPTS and may_repeat(call, target):
                         again.append(call)
                     case _:
                         outcomes[call.id] = OutcomeUnknown()
             left, attempt = again, attempt + 1
         return [outcomes[call.id] for call in calls]
+
+    async def _settle_unreadable(
+        self, target: Target, call: ToolCall, result: ToolResultBody, attempt: int
+    ) -> ToolResultBody | AdiuvaError:
+        """A call whose answer in a batch was of no use. The results may have been too large together only, so it is
+        sent once more by itself."""
+        if result.code != tool_results.MALFORMED and may_repeat(call, target):
+            return await self._settle_single(call, attempt)
+        return AnswerUnreadable() if call.action in WRITES else result
 
     async def _send_batch(
         self, target: Target, calls: Sequence[ToolCall], attempt: int

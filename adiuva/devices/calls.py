@@ -23,6 +23,9 @@ from adiuva.devices.protocol import (
 
 # How often a call is sent before its outcome is unknown.
 MAX_ATTEMPTS: Final = 3
+# After so many connections that were lost over a select, its result is taken to be too large: not every web server says
+# so when it closes a socket over a frame.
+MAX_SAME_SELECTS: Final = 2
 
 
 class CallFields(TypedDict, total=False):

@@ -6,12 +6,14 @@ Like the frames themselves, this module imports no framework: clients use it too
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import cache
 from typing import Any, Final
 
 import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from adiuva.devices import tool_results
 from adiuva.devices.protocol import SINCE_2, ClientFrame, Data, Received, Sent, ServerFrame
 
 MAX_FRAME_BYTES: Final = 1024 * 1024
@@ -47,6 +49,9 @@ def parse(text: str) -> ClientFrame:
     try:
         return client_frames.validate_python(content)
     except ValidationError as error:
+        if (repaired := tool_results.repaired(content)) is not None:
+            with suppress(ValidationError):
+                return client_frames.validate_python(repaired)
         raise _explain(content, error) from None
 
 

@@ -9,6 +9,7 @@ import asyncio
 import time
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -21,8 +22,8 @@ from adiuva.core import db, origins
 from adiuva.core.errors import NotAuthenticated
 from adiuva.core.outages import as_unavailable
 from adiuva.core.websocket import SocketConsumer
-from adiuva.devices import connections, presence
-from adiuva.devices.codec import MAX_FRAME_BYTES, BadFrame, dump, is_in_protocol, parse
+from adiuva.devices import connections, presence, tool_results
+from adiuva.devices.codec import MAX_FRAME_BYTES, BadFrame, FrameTooLarge, dump, is_in_protocol, parse
 from adiuva.devices.protocol import (
     AgentComplete,
     AgentData,
@@ -48,6 +49,8 @@ _CALL_EXPIRES_S: Final = 300.0
 # How much longer a pong may take while other frames arrive: it may queue behind files that the device is sending.
 _BUSY_PONG_FACTOR: Final = 6
 _PING: Final = dump(Ping())
+# With this code the web server ends a connection over a frame that is so large that we never see it (RFC 6455).
+_MESSAGE_TOO_BIG: Final = 1009
 
 log = structlog.get_logger(__name__)
 
@@ -121,7 +124,14 @@ class DeviceHandler:
         self._heard_at = self._loop.time()
         if text is None:
             raise BadFrame("bad_json", "frames are text")
-        frame = parse(text)
+        try:
+            frame = parse(text)
+        except BadFrame as bad:
+            if await self._fail_answered_calls(text, bad) and isinstance(bad, FrameTooLarge):
+                # Whoever asked asks for less. Closing the socket would cost the device its other calls.
+                await self.send_frame(Error(code=bad.code, message=bad.message))
+                return None
+            raise
         # Tool results are the most frequent frames, so they are matched first.
         if type(frame) is ToolResult and (waiting := self._calls.pop(frame.id, None)):
             await waiting[0]("result", text, frame)
@@ -145,6 +155,21 @@ class DeviceHandler:
             case DeviceHello():
                 await self._greet(frame)
         return frame
+
+    async def _fail_answered_calls(self, text: str, bad: BadFrame) -> bool:
+        """End the calls that a frame answers which cannot be read. Returns whether there are any."""
+        if not tool_results.may_be_result(text):
+            return False
+        code = tool_results.TOO_LARGE if isinstance(bad, FrameTooLarge) else tool_results.MALFORMED
+        named = [call for call in self._calls if call in text]
+        await self._fail_calls(named, code)
+        return bool(named)
+
+    async def _fail_calls(self, calls: Sequence[str], code: str) -> None:
+        for call in calls:
+            reply, _ = self._calls.pop(call)
+            result = tool_results.failed(call, code)
+            await reply("result", dump(result), result)
 
     async def _pass_to_run(self, frame: AgentManifest | AgentData | AgentComplete, text: str) -> None:
         reply = self._runs.get(frame.run_id)
@@ -299,6 +324,8 @@ class DeviceHandler:
 
     async def disconnect(self) -> None:
         """Tell all who wait for this device that it is gone."""
+        if self.socket.peer_close_code == _MESSAGE_TOO_BIG:
+            await self._fail_calls(list(self._calls), tool_results.TOO_LARGE)
         replies = {reply for reply, _ in self._calls.values()} | set(self._runs.values())
         self._calls.clear()
         self._runs.clear()

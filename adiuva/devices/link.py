@@ -20,11 +20,18 @@ from django.db import Error as DatabaseError
 from adiuva.core import db
 from adiuva.core.channel_layer import INTERRUPTED, ChannelLayerUnavailable
 from adiuva.core.errors import AdiuvaError
-from adiuva.devices import connections, presence
+from adiuva.devices import connections, presence, tool_results
 from adiuva.devices.call_batches import CallBatches
-from adiuva.devices.calls import MAX_ATTEMPTS, may_repeat
+from adiuva.devices.calls import MAX_ATTEMPTS, MAX_SAME_SELECTS, may_repeat
 from adiuva.devices.codec import dump, is_in_protocol, parse
-from adiuva.devices.link_errors import DeviceOffline, DeviceRefused, DeviceUnreachable, OutcomeUnknown
+from adiuva.devices.large_selects import select_in_pieces
+from adiuva.devices.link_errors import (
+    AnswerUnreadable,
+    DeviceOffline,
+    DeviceRefused,
+    DeviceUnreachable,
+    OutcomeUnknown,
+)
 from adiuva.devices.pending_calls import (
     ConnectionGone,
     NoAnswer,
@@ -55,7 +62,14 @@ _POLL_S: Final = 0.5
 _MAX_CALLS_IN_FLIGHT: Final = 64
 
 
-__all__ = ["DeviceLink", "DeviceOffline", "DeviceRefused", "DeviceUnreachable", "OutcomeUnknown"]
+__all__ = [
+    "AnswerUnreadable",
+    "DeviceLink",
+    "DeviceOffline",
+    "DeviceRefused",
+    "DeviceUnreachable",
+    "OutcomeUnknown",
+]
 
 
 # More than 15 methods: calls, runs and replies share one connection, and each must know when it is lost.
@@ -135,8 +149,20 @@ class DeviceLink:
     async def call(self, call: ToolCall, attempt: int = 1) -> ToolResultBody:
         """Send a call until it has an outcome. `attempt` is higher if it was sent before.
 
+        A select whose result is too large for a frame is asked for again in pieces: the result may be a PartialSelect.
         Raises DeviceOffline or OutcomeUnknown; an error of the device's own is in the result.
         """
+        result = await self.call_once(call, attempt)
+        if result.error is None:
+            return result
+        if tool_results.is_large_select(call.action, result):
+            return await select_in_pieces(self, call)
+        if call.action in WRITES and tool_results.is_unreadable(result):
+            raise AnswerUnreadable
+        return result
+
+    async def call_once(self, call: ToolCall, attempt: int = 1) -> ToolResultBody:
+        """The same, but a result that is too large or malformed is returned as the error that it is."""
         silent_at: list[str] = []
         while True:
             try:
@@ -161,6 +187,8 @@ class DeviceLink:
                     raise OutcomeUnknown from None
                 raise
             except (ConnectionGone, ConnectionError):
+                if attempt == MAX_SAME_SELECTS and call.action == "select":
+                    return tool_results.failed(call.id, tool_results.TOO_LARGE)
                 if attempt == MAX_ATTEMPTS or not may_repeat(call, target):
                     raise OutcomeUnknown from None
                 attempt += 1

@@ -23,6 +23,13 @@ class OutcomeUnknown(AdiuvaError):
         super().__init__("the device did not answer in time; it may have happened all the same")
 
 
+class AnswerUnreadable(OutcomeUnknown):
+    """A write was answered, but the answer is malformed or too large for a frame: it may have happened."""
+
+    def __init__(self) -> None:
+        AdiuvaError.__init__(self, "the device's answer cannot be read; it may have happened all the same")
+
+
 class DeviceUnreachable(DeviceOffline):
     """The channel layer or the database is unavailable. Nothing was sent."""
 

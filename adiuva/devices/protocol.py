@@ -106,6 +106,11 @@ class ToolResultBody(Received):
     deleted: bool | None = None
     ok: bool | None = None
     error: str | None = None
+    code: str | None = Field(
+        default=None,
+        description="with an error: too_large if the result does not fit into a frame; the server then asks for less",
+        json_schema_extra=SINCE_2,
+    )
 
 
 class ToolResult(ToolResultBody):
@@ -268,6 +273,11 @@ class ToolCallBody(Sent):
     filters: Data | None = None
     vector: list[float] | None = None
     limit: int | None = None
+    offset: int | None = Field(
+        default=None,
+        description="rows of a select to pass over; only for devices with the capability `offset`",
+        json_schema_extra=SINCE_2,
+    )
     attempt: int | None = Field(default=None, json_schema_extra=SINCE_2)
     deadline_ms: int | None = Field(
         default=None, description="milliseconds the server waits for the answer", json_schema_extra=SINCE_2

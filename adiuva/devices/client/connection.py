@@ -41,6 +41,7 @@ from adiuva.devices.protocol import (
     Received,
     Sent,
 )
+from adiuva.devices.tool_results import TOO_LARGE
 
 log = structlog.get_logger(__name__)
 
@@ -235,5 +236,6 @@ def _answers(is_batch: bool, results: Sequence[Row]) -> list[str]:
 def _dumped(result: Row) -> str:
     dumped = orjson.dumps(result)
     if len(dumped) > _RESULT_ROOM:
-        dumped = orjson.dumps({"id": result["id"], "error": "the result is too large for one frame"})
+        error = {"error": "the result is too large for one frame", "code": TOO_LARGE}
+        dumped = orjson.dumps({"id": result["id"], **error})
     return dumped.decode()

@@ -19,7 +19,9 @@ def column_sql(names: Iterable[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
 
 
-def select_sql(table: Table, filters: Mapping[str, Any], limit: int | None) -> tuple[str, list[Any]]:
+def select_sql(
+    table: Table, filters: Mapping[str, Any], limit: int | None, offset: int | None = None
+) -> tuple[str, list[Any]]:
     """A SELECT and its values. Raises CallRefused for a filter that is unknown or of the wrong type.
 
     A filter that is null counts as absent. Rows come oldest first unless `orderBy` says otherwise.
@@ -39,20 +41,20 @@ def select_sql(table: Table, filters: Mapping[str, Any], limit: int | None) -> t
         values += bound
     if table.name == "projects" and "status" not in given and not given.get("includeArchived"):
         conditions.append("\"status\" IS NOT 'archived'")
-    values.append(_limit(limit))
+    values += [_count("limit", limit, _MAX_ROWS), _count("offset", offset, 0)]
     return (
         f'SELECT {column_sql(table.by_name)} FROM "{table.name}" '  # noqa: S608  # names of our own
-        f"WHERE {' AND '.join(conditions)} {order} LIMIT ?",
+        f"WHERE {' AND '.join(conditions)} {order} LIMIT ? OFFSET ?",
         values,
     )
 
 
-def _limit(limit: Any) -> int:
-    if limit is None:
-        return _MAX_ROWS
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
-        raise CallRefused("limit must be a whole number from 0")
-    return min(limit, _MAX_ROWS)
+def _count(name: str, value: Any, default: int) -> int:
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise CallRefused(f"{name} must be a whole number from 0")
+    return min(value, _MAX_ROWS)
 
 
 def _column(table: Table, name: str) -> Column:

@@ -120,7 +120,8 @@ class Store:
         data = _mapping(call, "data")
         match call.get("action"):
             case "select":
-                return {"rows": self.select(_table(call), _mapping(call, "filters"), call.get("limit"))}
+                filters, limit, offset = _mapping(call, "filters"), call.get("limit"), call.get("offset")
+                return {"rows": self.select(_table(call), filters, limit, offset)}
             case "get":
                 return {"row": self._get(_table(call), _key(data))}
             case "insert":
@@ -140,10 +141,14 @@ class Store:
         raise CallRefused("this device does not know that action")
 
     def select(
-        self, table: Table, filters: Mapping[str, Any] | None = None, limit: int | None = None
+        self,
+        table: Table,
+        filters: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
     ) -> list[Row]:
         """A table's rows. Raises CallRefused for a wrong filter."""
-        sql, values = select_sql(table, filters or {}, limit)
+        sql, values = select_sql(table, filters or {}, limit, offset)
         with self._lock:
             return [dict(zip(table.by_name, row, strict=True)) for row in self._db.execute(sql, values)]
 

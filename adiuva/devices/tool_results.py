@@ -1,0 +1,87 @@
+"""Tool results that are not as they should be: malformed, or too large for a frame.
+
+A bad row costs that row, and a bad result fails its call at once, lest whoever asked wait for an answer that has come.
+Like the frames, this module imports no framework.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pydantic import ValidationError
+
+from adiuva.devices.protocol import Data, ToolResult, ToolResultBody
+
+MALFORMED: Final = "malformed"
+TOO_LARGE: Final = "too_large"
+_WORDS: Final = {
+    MALFORMED: "the device's answer cannot be read",
+    TOO_LARGE: "the device's answer is too large for a frame",
+}
+# Devices that know no codes say it in words.
+_SAYS_TOO_LARGE: Final = re.compile(r"\btoo[ _]large\b", re.IGNORECASE)
+_RESULT_TYPES: Final = ("tool_result", "tool_batch_result")
+
+
+def failed(call_id: str, code: str) -> ToolResult:
+    """The result of a call whose answer is of no use. `code` says why."""
+    return ToolResult(id=call_id, error=_WORDS[code], code=code)
+
+
+def is_large_select(action: str, result: ToolResultBody) -> bool:
+    """Whether the rows of a select did not fit into a frame."""
+    if action != "select" or result.error is None:
+        return False
+    return result.code == TOO_LARGE or (result.code is None and bool(_SAYS_TOO_LARGE.search(result.error)))
+
+
+def is_unreadable(result: ToolResultBody) -> bool:
+    """Whether the device has answered, and what it answered is unknown: a write may have happened."""
+    return result.error is not None and result.code in (MALFORMED, TOO_LARGE)
+
+
+def may_be_result(text: str) -> bool:
+    """Whether the text of a frame, which may not be JSON, looks like a tool result."""
+    return any(f'"{name}"' in text for name in _RESULT_TYPES)
+
+
+def repaired(content: Data) -> Data | None:
+    """A frame of tool results that is valid, made of one that is not; None if it cannot be.
+
+    What is no row becomes an empty one, which is no valid row either; what is no result becomes a failed one.
+    """
+    match content:
+        case {"type": "tool_result", "id": str(call_id)} if 0 < len(call_id) <= 200:
+            return {"type": "tool_result", **_repaired_result(content)}
+        case {"type": "tool_batch_result", "results": list(results)}:
+            named = [
+                one
+                for one in results
+                if isinstance(one, dict) and isinstance(key := one.get("id"), str) and 0 < len(key) <= 200
+            ]
+            return {"type": "tool_batch_result", "results": [_repaired_result(one) for one in named]}
+    return None
+
+
+def _repaired_result(given: Data) -> Data:
+    result = {name: value for name, value in given.items() if name in ToolResultBody.model_fields}
+    for name in ("rows", "results"):
+        if isinstance(rows := result.get(name), list):
+            result[name] = [row if isinstance(row, dict) else {} for row in rows]
+    match result.get("error"):
+        case {"message": str(message), **rest}:
+            result["error"] = message
+            result["code"] = rest.get("code")
+        case dict() | list() as error:
+            result["error"] = (
+                str(error.get("code") or error.get("error") or "") if isinstance(error, dict) else ""
+            )
+            result["code"] = error.get("code") if isinstance(error, dict) else None
+    if not isinstance(result.get("code"), str):
+        result.pop("code", None)
+    try:
+        ToolResultBody.model_validate(result)
+    except ValidationError:
+        return failed(given["id"], MALFORMED).model_dump(exclude={"type"})
+    return result
