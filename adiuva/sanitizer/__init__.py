@@ -5,11 +5,12 @@
         show(sanitizer.feed(text))   # "" while the text is held back
     show(sanitizer.finish())
 
-Text passes through three stages. Each holds back what it cannot judge yet:
+Text passes through four stages. Each holds back what it cannot judge yet:
 
     markup.py         entity tags and charts pass only whole; tool-call markup that models leak is removed
     identifiers.py    names of tools become ordinary words; ids of rows and of the request are removed
     prompt_leaks.py   eight consecutive words of a prompt, and canaries, are removed
+    links.py          images and HTML are removed; links pass if their address is known
 
 The result does not depend on how the text was cut into pieces: every decision is made at a position in the text, never
 at the end of a piece. At most MAX_HELD_CHARS characters are held back. Counters name kinds of findings; content is
@@ -22,11 +23,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Container
 
 from adiuva.sanitizer.identifiers import IdentifierStage
+from adiuva.sanitizer.links import LinkStage, addresses_in
 from adiuva.sanitizer.markup import MAX_HELD_CHARS, MarkupStage
 from adiuva.sanitizer.patterns import LeakPatterns
 from adiuva.sanitizer.prompt_leaks import PromptLeakStage
 
-__all__ = ["MAX_HELD_CHARS", "LeakPatterns", "Sanitizer"]
+__all__ = ["MAX_HELD_CHARS", "LeakPatterns", "Sanitizer", "addresses_in"]
 
 
 class Sanitizer:
@@ -34,7 +36,8 @@ class Sanitizer:
 
     `known`: the ids that tools returned in this conversation. It is looked up when an id is complete, so it may grow.
     `private`: strings that are never shown. `own(word)`: whether a word occurs in the user's own messages or data, in
-    which case it is kept even if it is also the name of a tool.
+    which case it is kept even if it is also the name of a tool. `knows_address(address)`: whether exactly this address
+    was in the user's words or in what this turn has read, so that a link may lead there.
     """
 
     def __init__(
@@ -44,12 +47,15 @@ class Sanitizer:
         known: Container[str],
         private: Collection[str] = (),
         own: Callable[[str], bool] = lambda word: False,
+        knows_address: Callable[[str], bool] = lambda address: False,
     ) -> None:
         self.removed: Counter[str] = Counter()
         """How often each kind was removed, for logs."""
         self._patterns, self._known, self._private, self._own = patterns, known, private, own
         self._out: list[str] = []
-        self._prompt_leaks = PromptLeakStage(patterns, self._out.append, self.removed)
+        self._knows_address = knows_address
+        self._links = LinkStage(self._out.append, is_known=knows_address, removed=self.removed)
+        self._prompt_leaks = PromptLeakStage(patterns, self._links.feed, self._links.show, self.removed)
         self._identifiers = IdentifierStage(
             patterns, self._prompt_leaks, known=known, private=private, own=own, removed=self.removed
         )
@@ -72,6 +78,7 @@ class Sanitizer:
         self._markup.finish()
         self._identifiers.finish()
         self._prompt_leaks.finish()
+        self._links.finish()
         return self._take_output()
 
     def _take_output(self) -> str:
@@ -91,7 +98,8 @@ class Sanitizer:
     def _clean(self, text: str) -> str:
         """A text inside a chart, filtered like prose."""
         out: list[str] = []
-        leaks = PromptLeakStage(self._patterns, out.append, self.removed)
+        links = LinkStage(out.append, is_known=self._knows_address, removed=self.removed)
+        leaks = PromptLeakStage(self._patterns, links.feed, links.show, self.removed)
         names = IdentifierStage(
             self._patterns,
             leaks,
@@ -103,4 +111,5 @@ class Sanitizer:
         names.feed(text)
         names.finish()
         leaks.finish()
+        links.finish()
         return "".join(out)

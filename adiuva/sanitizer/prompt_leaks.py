@@ -1,4 +1,4 @@
-"""Last stage: removes eight consecutive words of a prompt, and canaries. It is given whole words.
+"""Third stage: removes eight consecutive words of a prompt, and canaries. It is given whole words.
 
 A run of a prompt is removed with the rest of its sentence or line. A mark is left in its place, which also keeps the
 text on both sides from merging into what was removed.
@@ -19,13 +19,19 @@ _MAX_GAP_CHARS = 256
 
 
 class PromptLeakStage:
-    def __init__(self, patterns: LeakPatterns, emit: Callable[[str], None], removed: Counter[str]) -> None:
+    def __init__(
+        self,
+        patterns: LeakPatterns,
+        emit: Callable[[str], None],
+        emit_whole: Callable[[str], None],
+        removed: Counter[str],
+    ) -> None:
         self._step, self._canary, self._half = (
             patterns.prompt_runs.step,
             patterns.canary,
             patterns.half_canary_chars,
         )
-        self._emit, self._removed = emit, removed
+        self._emit, self._emit_whole, self._removed = emit, emit_whole, removed
         # The current run: its state in the automaton, its length, and the text from its second word on.
         self._state = self._length = 0
         self._held = ""
@@ -91,7 +97,7 @@ class PromptLeakStage:
     def show(self, text: str) -> None:
         """Pass on text that was checked elsewhere."""
         self._just_marked = False
-        self._emit(text)
+        self._emit_whole(text)
 
     def finish(self) -> None:
         """Decide on all held text: nothing that follows belongs to it."""

