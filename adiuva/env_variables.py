@@ -367,6 +367,20 @@ STOP_TURNS_S = _chat.number(
     minimum=0,
     unit="seconds",
 )
+UNASKED_WRITES_A_TURN = _chat.integer(
+    "ADIUVA_UNASKED_WRITES_A_TURN",
+    20,
+    "Rows that one turn may create or change without asking the user.",
+    minimum=0,
+    unit="rows",
+)
+UNASKED_WRITES_AN_HOUR = _chat.integer(
+    "ADIUVA_UNASKED_WRITES_AN_HOUR",
+    100,
+    "Rows that the turns of one conversation may create or change within an hour without asking the user.",
+    minimum=0,
+    unit="rows",
+)
 HISTORY_CHARS = _chat.integer(
     "ADIUVA_HISTORY_CHARS",
     48_000,

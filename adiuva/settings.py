@@ -363,6 +363,8 @@ CHAT: dict[str, Any] = {
     "device_reconnect_wait_s": env.DEVICE_WAIT_S.read(),
     "stop_turns_s": env.STOP_TURNS_S.read(),
     "history_max_chars": env.HISTORY_CHARS.read(),
+    "unasked_writes_a_turn": env.UNASKED_WRITES_A_TURN.read(),
+    "unasked_writes_an_hour": env.UNASKED_WRITES_AN_HOUR.read(),
 }
 
 # ── Memory ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,4 +1,8 @@
-"""Approvals: deletions and large changes need the user's yes.
+"""Approvals: deletions, large changes, and what the user's own words do not ask for need the user's yes.
+
+Once a turn has read text that the user did not write, the model may act for that text: then an insert or an update is
+carried out only if the user's words ask for it (chat.user_intent). A turn and a conversation have bounds, above which
+each insert and update needs a yes, whatever was read.
 
 A device with the `approval` capability gets an approval_request; an approval counts once, for exactly the arguments in
 question, until its request ends. For other devices the question is added to the end of the answer. It is in our words,
@@ -16,20 +20,25 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
 import orjson
+from django.conf import settings
 from langchain_core.tools import ToolException
 
 from adiuva.devices.calls import new_call
 from adiuva.devices.protocol import ApprovalRequest, TableName, ToolResultBody
+from adiuva.devices.tables import TABLES
 from chat.agent_loop import ToolInvocation
 from chat.deferred_calls import DeferredCall
 from chat.device_session import NOUNS, DeviceSession
 from chat.memory_context import MEMORY, MemoryContext, entry_text
-from chat.untrusted_text import MAX_TITLE_CHARS, is_row_id, one_line
+from chat.untrusted_text import MAX_TITLE_CHARS, is_row_id, quotable
+from chat.user_intent import UserWords
 
 # From this many updates in a turn on, updates need approval.
 BULK_UPDATES: Final = 3
 # Rows in one question; all of them are named.
 _MAX_ROWS: Final = 25
+# Calls that wait for one yes in words.
+_MAX_DEFERRED: Final = 50
 # Length of a new value in a question.
 _MAX_VALUE_CHARS: Final = 60
 # An update that keeps a smaller share of a text's lines needs approval.
@@ -39,6 +48,9 @@ _TEXT_COLUMNS: Final = {"content": "content", "description": "description", "sum
 _ASK_USER: Final = (
     "not done: it needs the user's plain yes ({what}). The user is asked at the end of your answer: do not ask as "
     "well, and do not call it again in this turn"
+)
+_TOO_MANY: Final = (
+    "not done: these are more changes than the user can be asked about at once. Do not call it again"
 )
 _REFUSED: Final = "the user said no. Do not try it again, nor in another way"
 
@@ -56,27 +68,43 @@ class Approvals:
 
     `ask` sends an approval_request to the user's devices; None if the assistant has to ask in words. `granted` are the
     deferred calls that the user has just said yes to; `deferred` are those that this turn defers; `refused` says in
-    words what the user has said no to.
+    words what the user has said no to, and `left_out` how many calls were too many to ask for. `user_words` returns
+    what the user has said; `count_recent_writes` how many rows were changed in this conversation within the last hour;
+    `looked_at` is the id of the row that the request is about.
     """
 
     request_id: str
     session: DeviceSession
     memory: MemoryContext
+    user_words: Callable[[], UserWords]
+    count_recent_writes: Callable[[], Awaitable[int]]
     expires_at: int  # milliseconds since the epoch
     ask: Callable[[ApprovalRequest], Awaitable[None]] | None
     granted: list[DeferredCall] = field(default_factory=list)
     deferred: list[DeferredCall] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    left_out: int = 0
+    looked_at: str | None = None
     _updates: int = 0
+    _unasked_writes: int = 0
+    _recent_writes: int | None = None
+    # (action, table) of inserts and updates that the user has said no to: they are not asked for again in this turn.
+    _said_no: set[tuple[str, str]] = field(default_factory=set)
     _open: dict[str, asyncio.Future[bool]] = field(default_factory=dict)
 
     async def allow(self, calls: Sequence[ToolInvocation]) -> dict[str, str]:
         """The reasons why calls may not be carried out, by call id. Waits for the user if a device can ask."""
         # A correction of a memory destroys nothing: the older text stays as its history.
-        updates = [call for call in calls if call.action == "update" and call.table != MEMORY]
-        self._updates += len(updates)
+        writes = [call for call in calls if call.action in ("insert", "update") and call.table != MEMORY]
+        self._updates += sum(call.action == "update" for call in writes)
+        unbidden = await self._over_bounds(writes)
+        is_misled = bool(self.session.foreign) or self.session.foreign.earlier
         asked = [
-            call for call in calls if call.action == "delete" or (call in updates and self._may_ask(call))
+            call
+            for call in calls
+            if call.action == "delete"
+            or call.id in unbidden
+            or (call in writes and (is_misled or (call.action == "update" and self._may_ask(call))))
         ]
         if not asked:
             return {}
@@ -85,18 +113,52 @@ class Approvals:
         for call, row in zip(asked, await self._rows(asked), strict=True):
             if isinstance(row, ToolException):
                 refused[call.id] = str(row).removeprefix("Failed: ").rstrip(".")
-            elif row is not None and self._must_ask(call, row):  # if there is no row, the tool says so
-                title = row["title"] if call.table == MEMORY else self.session.titles[row["id"]]
-                groups[call.action, call.table].append(CallToApprove(call, title))
+                continue
+            if row is None:
+                continue  # the tool says that there is no such row
+            is_unbidden = call.id in unbidden or (
+                is_misled and call in writes and not self._is_wanted(call, row)
+            )
+            if not is_unbidden and (call.action == "insert" or not self._must_ask(call, row)):
+                continue
+            if is_unbidden and (call.action, call.table) in self._said_no:
+                refused[call.id] = _REFUSED
+                continue
+            groups[call.action, call.table].append(CallToApprove(call, _title(call, row)))
         for (action, table), group in groups.items():
             for start in range(0, len(group), _MAX_ROWS):
                 some = group[start : start + _MAX_ROWS]
                 if self.ask is None:
                     refused |= self._ask_in_words(action, table, some)
+                elif (action, table) in self._said_no and action != "delete":
+                    refused |= {question.call.id: _REFUSED for question in some}
                 elif not await self._approved(action, table, summary := _summary(action, table, some)):
                     refused |= {question.call.id: _REFUSED for question in some}
                     self.refused.append(summary)
+                    self._said_no.add((action, table))
         return refused
+
+    async def _over_bounds(self, writes: Sequence[ToolInvocation]) -> set[str]:
+        """The ids of those writes that are more than a turn or an hour of the conversation may have unasked."""
+        if not writes:
+            return set()
+        if self._recent_writes is None:
+            self._recent_writes = await self.count_recent_writes()
+        a_turn = settings.CHAT["unasked_writes_a_turn"] - self._unasked_writes
+        an_hour = settings.CHAT["unasked_writes_an_hour"] - self._recent_writes - self._unasked_writes
+        room = max(0, min(a_turn, an_hour))
+        self._unasked_writes += len(writes[:room])
+        return {call.id for call in writes[room:]}
+
+    def _is_wanted(self, call: ToolInvocation, row: dict[str, Any]) -> bool:
+        """Whether the user's own words ask for an insert or update."""
+        values = {name: value for name, value in _given(call.arguments).items() if name != call.row_argument}
+        refers_to = [str(value) for name, value in values.items() if name.endswith("_id")]
+        named = [self.session.titles[key] for key in refers_to if key in self.session.titles]
+        # What the user is looking at need not be named.
+        values = {name: value for name, value in values.items() if value != self.looked_at}
+        is_named = call.action == "insert" or row.get("id") == self.looked_at
+        return self.user_words().ask_for(None if is_named else _title(call, row), values, named)
 
     def _may_ask(self, call: ToolInvocation) -> bool:
         return self._updates >= BULK_UPDATES or any(call.arguments.get(name) for name in _TEXT_COLUMNS)
@@ -111,16 +173,19 @@ class Approvals:
         )
 
     async def _rows(self, calls: Sequence[ToolInvocation]) -> list[dict[str, Any] | ToolException | None]:
-        """The row that each call changes, all read in one round trip."""
+        """The row that each call changes, all read in one round trip; an empty one for an insert."""
         keys = [call.arguments.get(call.row_argument) for call in calls]
         wanted = [
             new_call("get", cast(TableName, call.table), data={"id": key})
             for call, key in zip(calls, keys, strict=True)
-            if is_row_id(key) and call.table != MEMORY
+            if is_row_id(key) and call.table != MEMORY and call.action != "insert"
         ]
-        found = iter(await self.session.call_many(wanted) if wanted else [])
+        found = iter(await self.session.call_many(wanted, shown=False) if wanted else [])
         rows: list[dict[str, Any] | ToolException | None] = []
         for call, key in zip(calls, keys, strict=True):
+            if call.action == "insert":
+                rows.append({})
+                continue
             if call.table == MEMORY:
                 known = self.memory.entry_by_label(key)
                 rows.append({"title": entry_text(known, MAX_TITLE_CHARS)} if known else None)
@@ -133,6 +198,10 @@ class Approvals:
         refused = {}
         for question in questions:
             if not self._take_grant(question.call):
+                if len(self.deferred) >= _MAX_DEFERRED:
+                    self.left_out += 1
+                    refused[question.call.id] = _TOO_MANY
+                    continue
                 summary = _summary(action, table, [question])
                 arguments = question.call.arguments
                 if table == MEMORY:
@@ -184,6 +253,14 @@ def refusal_text(summaries: Sequence[str]) -> str:
     return "\n".join(["**Not done, because you said no:**", *(f"- {summary}" for summary in summaries)])
 
 
+def _title(call: ToolInvocation, row: dict[str, Any]) -> str:
+    """The title of the row that a call changes or makes, as a question shows it."""
+    column = TABLES[call.table].title if call.table in TABLES else "title"
+    return (
+        quotable(call.arguments.get(column) if call.action == "insert" else row.get(column)) or "(untitled)"
+    )
+
+
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
@@ -191,9 +268,9 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 def _summary(action: str, table: str, questions: Sequence[CallToApprove]) -> str:
     """What the calls would do: every row's title, and the new values of updates."""
     one, many = _NOUNS[table]
-    verb = "Forget" if table == MEMORY else action.capitalize()
+    verb = "Forget" if table == MEMORY else {"insert": "Create"}.get(action, action.capitalize())
     noun = f"the {one}" if len(questions) == 1 else f"{len(questions)} {many}:"
-    changes = [_changes(question.call) if action == "update" else "" for question in questions]
+    changes = [_changes(question.call) if action != "delete" else "" for question in questions]
     alike = len(set(changes)) == 1
     named = ", ".join(
         f"“{question.title}”" + ("" if alike or not change else f" ({change})")
@@ -203,12 +280,13 @@ def _summary(action: str, table: str, questions: Sequence[CallToApprove]) -> str
 
 
 def _changes(call: ToolInvocation) -> str:
-    given = {name: value for name, value in _given(call.arguments).items() if name != call.row_argument}
+    title = TABLES[call.table].title if call.action == "insert" else call.row_argument
+    given = {name: value for name, value in _given(call.arguments).items() if name != title and value != ""}
     return ", ".join(f"{name.replace('_', ' ')} → {_short(value)}" for name, value in given.items())
 
 
 def _short(value: Any) -> str:
-    text = one_line(value if isinstance(value, str) else orjson.dumps(value).decode(), _MAX_VALUE_CHARS)
+    text = quotable(value if isinstance(value, str) else orjson.dumps(value).decode(), _MAX_VALUE_CHARS)
     return f"“{text}”" if isinstance(value, str) else text
 
 

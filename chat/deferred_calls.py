@@ -139,11 +139,13 @@ def is_yes(message: str) -> bool:
     return has_yes
 
 
-def question_text(calls: Sequence[DeferredCall]) -> str:
-    """The question that is put to the user at the end of an answer."""
-    if len(calls) == 1:
+def question_text(calls: Sequence[DeferredCall], left_out: int = 0) -> str:
+    """The question that is put to the user at the end of an answer; `left_out` calls are not part of it."""
+    if len(calls) == 1 and not left_out:
         return f"**{calls[0].summary}?** Answer yes, and it will be done. {OTHER_YES_WORDS}"
     listed = "\n".join(f"- {call.summary}" for call in calls)
+    if left_out:
+        listed += f"\n\n{left_out:,} more were too many to ask for, and are not done."
     return f"**Answer yes, and this will be done:**\n{listed}\n\n{OTHER_YES_WORDS}"
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import date, datetime
 from typing import Any, Final, Unpack
 from zoneinfo import ZoneInfo
@@ -18,12 +20,22 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import ToolException
 
 from adiuva.core.errors import AdiuvaError
+from adiuva.devices import tool_results
 from adiuva.devices.calls import CallFields, new_call
 from adiuva.devices.codec import MAX_FRAME_BYTES
-from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceUnreachable, OutcomeUnknown
+from adiuva.devices.large_selects import PartialSelect
+from adiuva.devices.link import (
+    AnswerUnreadable,
+    DeviceLink,
+    DeviceOffline,
+    DeviceUnreachable,
+    OutcomeUnknown,
+)
 from adiuva.devices.protocol import WRITES, Action, Data, Mutation, TableName, ToolCall, ToolResultBody
 from adiuva.devices.tables import TABLES
+from adiuva.sanitizer import addresses_in
 from chat.foreign_text import ForeignTexts
+from chat.turn_changes import RecordedChange
 from chat.untrusted_text import is_row_id, one_line
 
 NOUNS: Final[dict[str, tuple[str, str]]] = {
@@ -47,6 +59,26 @@ _OUTCOME_UNKNOWN: Final = (
     "Failed: the device did not answer in time; it may have happened all the same. Look before you retry."
 )
 _UNREADABLE: Final = "Failed: the device gave an answer that cannot be read"
+_TOO_LARGE: Final = "Failed: this is too large to be read from the device in one piece."
+
+# What the answer of the tool that is running has to say besides, such as that rows are missing.
+_remarks: ContextVar[list[str] | None] = ContextVar("remarks", default=None)
+
+
+@contextmanager
+def collected_remarks() -> Iterator[list[str]]:
+    """Collect what reads from the device have to say besides while a tool runs."""
+    remarks: list[str] = []
+    token = _remarks.set(remarks)
+    try:
+        yield remarks
+    finally:
+        _remarks.reset(token)
+
+
+def _remark(text: str) -> None:
+    if (remarks := _remarks.get()) is not None and text not in remarks:
+        remarks.append(text)
 
 
 class DeviceRefused(ToolException):
@@ -57,6 +89,8 @@ class DeviceSession:
     """`mutations`: the changes of this turn, each row as the device returned it; of a deleted row, its id.
 
     `titles`: the title, by id, of every row that a tool returned or changed in this turn.
+    `changes`: the mutations with the rows as they were before.
+    `addresses`: the links in rows that were read.
     `foreign`: the texts that were read and that the user did not write.
     """
 
@@ -67,10 +101,13 @@ class DeviceSession:
         self.foreign = ForeignTexts() if foreign is None else foreign
         self.today: date = now.astimezone(zone).date()
         self.mutations: list[Mutation] = []
+        self.changes: list[RecordedChange] = []
         self.titles: dict[str, str] = {}
+        self._latest: dict[tuple[str, str], Data] = {}  # each row as the device returned it last
+        self.addresses: set[str] = set()
         self._tables: dict[str, str] = {}  # by row id, for all rows in `titles`
         self._named: set[str] = set()  # tables whose rows were read for their names
-        self._name_calls: set[str] = set()  # the calls that read them
+        self._unshown: set[str] = set()  # calls whose rows the model is not shown, but for their titles
         self._rows: deque[Data] = deque(maxlen=_MAX_RECENT_ROWS)
 
     async def call(
@@ -81,6 +118,8 @@ class DeviceSession:
         call = new_call(action, table, **fields)
         if (unfit := _check_sendable(call)) is not None:
             raise unfit
+        if action in ("update", "delete"):
+            return await self._change(call)
         try:
             answer = await self.link.call(call)
         except AdiuvaError as error:
@@ -90,8 +129,37 @@ class DeviceSession:
             raise outcome
         return outcome
 
-    async def call_many(self, calls: Sequence[ToolCall]) -> list[ToolResultBody | ToolException]:
-        """An outcome for each call; sent in one frame if the device accepts batches."""
+    async def _change(self, call: ToolCall) -> ToolResultBody:
+        """Send an update or delete, after reading the row that it changes if this turn has not: an undo needs it."""
+        key = (call.data or {}).get("id")
+        outcome: ToolResultBody | ToolException
+        if (call.table, key) in self._latest or not is_row_id(key):
+            [outcome] = await self.call_many([call])
+        else:
+            before = new_call("get", call.table, data={"id": key})
+            self._unshown.add(before.id)
+            try:
+                # Both in one frame, which a device handles in order; another device is asked one after the other.
+                if (await self.link.target()).can("batch"):
+                    _, outcome = await self.call_many([before, call])
+                else:
+                    self._check_answer(before, await self.link.call(before))
+                    [outcome] = await self.call_many([call])
+            except AdiuvaError as error:
+                raise _tool_error(error, before.action) from None
+        if isinstance(outcome, ToolException):
+            raise outcome
+        return outcome
+
+    async def call_many(
+        self, calls: Sequence[ToolCall], *, shown: bool = True
+    ) -> list[ToolResultBody | ToolException]:
+        """An outcome for each call; sent in one frame if the device accepts batches.
+
+        `shown`: whether the model is shown what is read.
+        """
+        if not shown:
+            self._unshown |= {call.id for call in calls}
         outcomes: dict[str, ToolResultBody | ToolException] = {}
         for call in calls:
             if (unfit := _check_sendable(call)) is not None:
@@ -121,7 +189,7 @@ class DeviceSession:
         if names_of is not None and names_of not in self._named:
             everything: Data = {"includeArchived": True} if names_of == "projects" else {}
             calls.append(new_call("select", names_of, filters=everything, limit=_MAX_NAME_ROWS))
-            self._name_calls.add(calls[-1].id)
+            self._unshown.add(calls[-1].id)
         if len(calls) == 1:
             outcomes: Sequence[ToolResultBody | ToolException] = [
                 await self.call("select", table, filters=filters[0], limit=limit)
@@ -158,40 +226,61 @@ class DeviceSession:
 
     def _check_answer(self, call: ToolCall, answer: ToolResultBody) -> ToolResultBody | ToolException:
         """The answer, after recording its rows and changes; or an exception that says why it does not fit."""
+        if answer.code == tool_results.MALFORMED and answer.error is not None:
+            return ToolException(f"{_UNREADABLE}.")
+        if answer.error is not None and answer.code == tool_results.TOO_LARGE:
+            return ToolException(_TOO_LARGE)
         if answer.error is not None:
             reason = one_line(answer.error, 300).rstrip(".") or "it gave no reason"
             return DeviceRefused(f"Failed: the device refused: {reason}.")
         key = (call.data or {}).get("id")
         match call.action, answer:
-            case "select", ToolResultBody(rows=list() as rows) if all(_is_valid_row(row) for row in rows):
-                self._record_rows(call.table, rows)
-                if call.id not in self._name_calls:
-                    self.foreign.add_rows(call.table or "", rows)
+            case "select", ToolResultBody(rows=list() as rows) if _has_valid_row(rows):
+                if isinstance(answer, PartialSelect) and not rows:
+                    return ToolException(_TOO_LARGE)
+                answer = self._readable_rows(call, answer, rows)
+                self._record_rows(call.table, answer.rows or [])
+                if call.id not in self._unshown:
+                    self.foreign.add_rows(call.table or "", answer.rows or [])
             case "get", ToolResultBody(row=None) if _is_empty_result(answer):
                 pass
             case "get", ToolResultBody(row=dict() as row) if _is_valid_row(row, key):
                 self._record_rows(call.table, [row])
-                self.foreign.add_rows(call.table or "", [row])
+                if call.id not in self._unshown:
+                    self.foreign.add_rows(call.table or "", [row])
             case ("insert", ToolResultBody(row=dict() as row)) if _is_valid_row(row):
-                self._record_change("insert", call.table, row)
+                self._record_change("insert", call, row)
             case ("update", ToolResultBody(row=dict() as row)) if _is_valid_row(row, key):
-                self._record_change("update", call.table, row)
+                self._record_change("update", call, row)
                 self.foreign.add_rows(call.table or "", [row])
             case "delete", ToolResultBody(deleted=True):
-                self._record_change("delete", call.table, {"id": key})
+                self._record_change("delete", call, {"id": key})
             case "delete", ToolResultBody(deleted=False):
                 return ToolException(missing_row_text(call.table, key))
             case "vector_upsert", ToolResultBody(ok=True):
                 pass
-            case "vector_search", ToolResultBody(results=list() as results) if all(
-                map(_is_valid_row, results)
-            ):
-                pass
+            case "vector_search", ToolResultBody(results=list() as results) if _has_valid_row(results):
+                answer = answer.model_copy(update={"results": [row for row in results if _is_valid_row(row)]})
             case _ if call.action in WRITES:
                 return ToolException(f"{_UNREADABLE}; it may have happened all the same.")
             case _:
                 return ToolException(f"{_UNREADABLE}.")
         return answer
+
+    def _readable_rows(self, call: ToolCall, answer: ToolResultBody, rows: list[Data]) -> ToolResultBody:
+        """The answer without rows that cannot be read; the tool's answer says how many are missing, and why."""
+        valid = [row for row in rows if _is_valid_row(row)]
+        if call.id not in self._unshown:
+            nouns = NOUNS[call.table or ""]
+            if bad := len(rows) - len(valid):
+                _remark(
+                    f"Besides, {bad} {nouns[bad > 1]} could not be read: the device gave no valid rows for them."
+                )
+            if isinstance(answer, PartialSelect) and (large := answer.skipped):
+                _remark(f"Besides, {large} {nouns[large > 1]} could not be read: too large for a list.")
+            if isinstance(answer, PartialSelect) and answer.has_more:
+                _remark(f"There are more {nouns[1]}: the device could not send all at once. Narrow the list.")
+        return answer.model_copy(update={"rows": valid})
 
     def _record_rows(self, table: TableName | None, rows: Sequence[Data]) -> None:
         assert table is not None
@@ -201,10 +290,26 @@ class DeviceSession:
             self.titles[key] = one_line(row.get(column)) or "(untitled)"
             self._tables[key] = table
         self._rows.extend(rows)
+        self._latest |= {(table, row["id"]): row for row in rows}
+        for row in rows:
+            for value in row.values():
+                if isinstance(value, str) and (":" in value or "www." in value):
+                    self.addresses |= addresses_in(value)
 
-    def _record_change(self, action: Any, table: TableName | None, data: Data) -> None:
+    def _record_change(self, action: Any, call: ToolCall, data: Data) -> None:
+        table = call.table
         assert table is not None
         self.mutations.append(Mutation(action=action, table=table, data=data))
+        self.changes.append(
+            RecordedChange(
+                action,
+                table,
+                data["id"],
+                before=None if action == "insert" else self._latest.get((table, data["id"])),
+                after=None if action == "delete" else data,
+                columns=tuple((call.data or {}).get("updates") or ()),
+            )
+        )
         if action != "delete":
             self._record_rows(table, [data])
 
@@ -226,6 +331,11 @@ def _is_valid_row(row: Data, key: object = None) -> bool:
     return is_row_id(row.get("id")) and key in (None, row["id"])
 
 
+def _has_valid_row(rows: list[Data]) -> bool:
+    """Whether a list is empty or has a row that can be read: one bad row costs that row only."""
+    return not rows or any(_is_valid_row(row) for row in rows)
+
+
 def _is_empty_result(answer: ToolResultBody) -> bool:
     return answer.rows is None and answer.results is None and answer.deleted is None and answer.ok is None
 
@@ -245,6 +355,8 @@ def _tool_error(error: AdiuvaError, action: str) -> ToolException:
     match error:
         case DeviceUnreachable():
             return ToolException(_UNREACHABLE)
+        case AnswerUnreadable():
+            return ToolException(f"{_UNREADABLE}; it may have happened all the same.")
         case DeviceOffline():
             return ToolException(_OFFLINE)
         case OutcomeUnknown():

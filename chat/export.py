@@ -10,7 +10,7 @@ from uuid import UUID
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from adiuva.core.crypto import UserCipher
-from chat.models import Conversation, Message, Turn
+from chat.models import Conversation, Message, Turn, TurnChanges
 
 
 def _conversations(user_id: UUID) -> Iterator[dict[str, Any]]:
@@ -37,13 +37,18 @@ def _messages(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 def _turns(user_id: UUID) -> Iterator[dict[str, Any]]:
     cipher, names = cipher_for(user_id), exported_columns(Turn, but=["user", "owner"])
-    for row in Turn.objects.of(user_id).order_by("started_at", "id").iterator(ROWS_PER_BATCH):
+    rows = Turn.objects.of(user_id).select_related("changes").order_by("started_at", "id")
+    for row in rows.iterator(ROWS_PER_BATCH):
         known = {name: getattr(row, name) for name in names}
-        yield {**known, **readable(partial(_foreign, row, cipher))}
+        yield {**known, **readable(partial(_sealed_parts, row, cipher))}
 
 
-def _foreign(row: Turn, cipher: UserCipher) -> Mapping[str, Any]:
-    return {"foreign": [] if row.foreign is None else Turn.foreign.unseal_from(cipher, row)}
+def _sealed_parts(row: Turn, cipher: UserCipher) -> Mapping[str, Any]:
+    changes = getattr(row, "changes", None)
+    return {
+        "foreign": [] if row.foreign is None else Turn.foreign.unseal_from(cipher, row),
+        "changes": [] if changes is None else TurnChanges.sealed.unseal_from(cipher, changes),
+    }
 
 
 register(

@@ -10,6 +10,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from adiuva.core.leases import Leased
 from adiuva.core.sealed import SealedJSONField, SealedTextField
 
 
@@ -155,3 +156,18 @@ class Turn(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.started_at:%Y-%m-%d %H:%M}"
+
+
+class TurnChanges(Leased):
+    """What a turn changed on a device, and what is needed to take it back. The undo holds the row's lease.
+
+    `sealed` holds a list of chat.turn_changes.RowChange.
+    """
+
+    turn = models.OneToOneField(Turn, models.CASCADE, primary_key=True, related_name="changes")
+    device = models.UUIDField(null=True, editable=False, help_text="the row id of the device")
+    sealed = SealedJSONField()
+    undone_at = models.DateTimeField(null=True, editable=False)
+
+    def __str__(self) -> str:
+        return f"changes of turn {self.pk}"

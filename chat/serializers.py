@@ -164,3 +164,29 @@ class FailedSerializer(Problem):
     conversation_id = serializers.UUIDField(allow_null=True, required=False)
     finish = serializers.CharField(required=False)
     usage = UsageSerializer(required=False)
+
+
+class KeptRowSerializer(serializers.Serializer[Any]):
+    table = serializers.CharField()
+    id = serializers.CharField()
+    title = serializers.CharField()
+    reason = serializers.ChoiceField(
+        choices=["edited", "in_use", "gone", "refused", "unknown"],
+        help_text="`edited` by you since; `in_use`: something that stays refers to it; `gone`: it was deleted since; "
+        "`refused` by the device; `unknown`: what it was before is not known.",
+    )
+
+
+class TurnUndoneSerializer(serializers.Serializer[Any]):
+    undone = serializers.IntegerField(help_text="Rows that are as they were before the turn, in all.")
+    kept = KeptRowSerializer(many=True)
+    undone_at = serializers.DateTimeField(
+        allow_null=True, help_text="Null if the turn changed nothing, and while the undo is not complete."
+    )
+
+
+class TurnUndoStoppedSerializer(TurnUndoneSerializer):
+    """The device disconnected or does not answer. Ask again to continue the undo."""
+
+    code = serializers.CharField(help_text="`device_offline` or `outcome_unknown`, as a rule.")
+    message = serializers.CharField()

@@ -44,6 +44,11 @@ class SteerQueue:
         self._waiting.append(steer)
         return steer.read
 
+    @property
+    def given(self) -> list[str]:
+        """The messages that the model has read or is reading."""
+        return [*self.read, *(steer.message for steer in self._in_call)]
+
     def take(self) -> list[str]:
         """The messages for the next call of the model."""
         self._in_call += self._waiting

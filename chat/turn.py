@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, Literal
 from zoneinfo import ZoneInfo
 
@@ -19,12 +20,13 @@ import structlog
 from django.conf import settings
 
 from adiuva import llm
+from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log_failure
 from adiuva.core.outages import as_unavailable
 from adiuva.devices.link import DeviceLink
 from adiuva.devices.protocol import ApprovalRequest, Domain, HistoryMessage, Mutation, StreamEnd, Usage
-from chat import approvals, deferred_calls, history, turn_saving
+from chat import approvals, deferred_calls, history, turn_rows, turn_saving
 from chat.agent_loop import LimitReached, OutputHooks, ToolInvocation, TurnContext, run_agent_loop
 from chat.approvals import Approvals
 from chat.assistants import SUPERVISORS
@@ -40,10 +42,12 @@ from chat.request import ChatRequest
 from chat.steering import SteerQueue
 from chat.stream import Stream
 from chat.stream_log import StreamRecording, log_writer
+from chat.turn_changes import TurnRecord
 from chat.turn_errors import ServerRestarting
 from chat.turn_messages import SCOPE_TABLES, describe_scope, first_messages
 from chat.turn_output import TurnOutput
 from chat.turn_rows import ClaimedTurn, NewSummary, TurnOutcome
+from chat.user_intent import UserWords
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +94,7 @@ class Turn:
         self._ending = self._cancelled = self._stopped = False
         # Set as the turn proceeds; None if it ended before.
         self._approvals: Approvals | None = None
+        self._session: DeviceSession | None = None
         self._history: FittedHistory | None = None
         self._context: TurnContext | None = None
         self._memory: MemoryContext | None = None
@@ -221,7 +226,6 @@ class Turn:
             zone,
             steered=self._steers.read,
             said_yes=deferred_calls.is_yes(request.message),
-            foreign=self.foreign,
         )
         recall = self._recall = asyncio.get_running_loop().create_task(memory.recall(now), name="turn recall")
         granted = await self._take_granted_calls(memory)
@@ -230,10 +234,14 @@ class Turn:
         ) as link:
             session = DeviceSession(link, zone=zone, now=now, foreign=self.foreign)
             self.mutations = session.mutations
+            self._session = session
             self._approvals = Approvals(
                 request_id=request.request_id,
                 session=session,
                 memory=memory,
+                user_words=partial(self._user_words, memory),
+                count_recent_writes=self._count_recent_writes,
+                looked_at=request.scope.id if request.scope else None,
                 expires_at=int((time.time() + settings.CHAT["turn_deadline_s"]) * 1000),
                 ask=self._ask if request.can_ask_approval else None,
                 granted=granted,
@@ -271,6 +279,20 @@ class Turn:
             memory.start_receipt()
             hooks = OutputHooks(self.output.write, self._end_model_answer, self._steers.take)
             await run_agent_loop(assistant, messages, context, hooks)
+
+    def _user_words(self, memory: MemoryContext) -> UserWords:
+        """What the user has said in this turn; if it has read nothing foreign itself, in this conversation."""
+        said = [self.request.message, *self._steers.given]
+        history = [] if self.foreign else self.claimed.history
+        said += [message.text for message in history if message.role == "user"]
+        agreed = memory.said_yes and bool(history) and history[-1].role == "assistant"
+        return UserWords([*said, history[-1].text] if agreed else said, agreed=agreed)
+
+    async def _count_recent_writes(self) -> int:
+        request, claimed = self.request, self.claimed
+        return await db.run(
+            turn_rows.count_recent_writes, user_id=request.user_id, conversation_id=claimed.conversation_id
+        )
 
     async def _take_granted_calls(self, memory: MemoryContext) -> list[DeferredCall]:
         """The deferred calls that this message says yes to. Any message discards what was deferred before it."""
@@ -348,6 +370,7 @@ class Turn:
             tool_calls=context.tool_calls if context else 0,
             summary=self._new_summary(),
             foreign=self.foreign,
+            record=self._record(),
         )
         await self._wait_for_receipts()
         if code := await turn_saving.save(self.request, self.claimed, result):
@@ -386,7 +409,7 @@ class Turn:
         """Ask, below the answer, for the yes that the model's calls need. A yes counts for exactly what was shown."""
         if self._approvals is None or not (deferred := self._approvals.deferred):
             return
-        self.output.append_paragraph(deferred_calls.question_text(deferred))
+        self.output.append_paragraph(deferred_calls.question_text(deferred, self._approvals.left_out))
         await deferred_calls.keep(
             user_id=self.request.user_id,
             where=self._chat_key,
@@ -394,6 +417,10 @@ class Turn:
             calls=deferred,
             answer=self.output.text,
         )
+
+    def _record(self) -> TurnRecord | None:
+        session = self._session
+        return TurnRecord(session.link.device, session.changes) if session is not None else None
 
     def _new_summary(self) -> NewSummary | None:
         fitted = self._history

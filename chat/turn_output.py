@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from adiuva.devices.protocol import Domain
-from adiuva.sanitizer import LeakPatterns, Sanitizer
+from adiuva.sanitizer import LeakPatterns, Sanitizer, addresses_in
 from chat.agent_loop import LimitReached
 from chat.assistants import TOOLS
 from chat.device_session import DeviceSession
@@ -84,6 +84,12 @@ class TurnOutput:
         self._known = ChainMap(session.titles, earlier)
         texts = (request.message, request.context, *(said.text for said in claimed.history))
         self._own_words = {word for text in texts for word in _IDENTIFIER.findall(text)}
+        said = (
+            request.message,
+            request.context,
+            *(text.text for text in claimed.history if text.role == "user"),
+        )
+        self._own_addresses = set[str]().union(*map(addresses_in, said))
         secrets = (
             request.user_id,
             request.device_id,
@@ -93,6 +99,12 @@ class TurnOutput:
         )
         self._private = {str(secret) for secret in secrets if secret and _OPAQUE_ID.fullmatch(str(secret))}
         self._private |= {secret.hex for secret in secrets if isinstance(secret, uuid.UUID)}
+
+    def _knows_address(self, address: str) -> bool:
+        """Whether the user has written this address, or this turn has read it."""
+        return address in self._own_addresses or (
+            self._session is not None and address in self._session.addresses
+        )
 
     def _is_own(self, word: str) -> bool:
         return word in self._own_words or (self._session is not None and self._session.has_recent_word(word))
@@ -116,7 +128,11 @@ class TurnOutput:
         """Raises LimitReached if the answer grows too long."""
         if self._sanitizer is None:
             self._sanitizer = Sanitizer(
-                _leak_patterns(), known=self._known, private=self._private, own=self._is_own
+                _leak_patterns(),
+                known=self._known,
+                private=self._private,
+                own=self._is_own,
+                knows_address=self._knows_address,
             )
         self._show(self._sanitizer.feed(text))
 

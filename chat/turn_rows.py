@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from django.db import connection, transaction
+from django.db.models import Sum
 from django.db.models.functions import Now
 
 from adiuva.accounts.keys import NoSuchUser, cipher_for
@@ -19,9 +20,10 @@ from adiuva.core.errors import Conflict
 from adiuva.devices.protocol import Mutation, Usage
 from chat.conversations import ConversationNotFound, parse_id
 from chat.foreign_text import ForeignTexts
-from chat.models import Conversation, Message, Turn
+from chat.models import Conversation, Message, Turn, TurnChanges
 from chat.request import ChatRequest
 from chat.titles import derive_title
+from chat.turn_changes import TurnRecord
 from memory import exchanges
 from memory.models import SourceKind
 
@@ -85,7 +87,7 @@ class NewSummary(NamedTuple):
 class TurnOutcome:
     """How a turn ended. `steered` is what the user said while it ran; `code` says why it did not end with "stop".
 
-    `foreign`: the texts that it read and that the user did not write.
+    `foreign`: the texts that it read and that the user did not write. `record`: what an undo needs.
     """
 
     state: str
@@ -97,6 +99,7 @@ class TurnOutcome:
     tool_calls: int = 0
     summary: NewSummary | None = None
     foreign: ForeignTexts = field(default_factory=ForeignTexts)
+    record: TurnRecord | None = None
 
 
 # One round trip: who the user is, the claim, and the conversation with its first message (`message`), if the request
@@ -266,7 +269,9 @@ def finish_turn(*, request: ChatRequest, claimed: ClaimedTurn, result: TurnOutco
     answer = _answer_to_keep(claimed, result)
     remembers = request.memory and claimed.memory and bool(result.text.strip())
     if claimed.conversation_id is None:
-        _end_row(claimed, result)
+        with transaction.atomic():
+            _end_row(claimed, result)
+            _store_changes(claimed, result)
         if remembers:
             store_exchange(kind=SourceKind.REQUEST, source_id=claimed.turn_id, seq=None, answer=answer)
         return
@@ -285,6 +290,7 @@ def finish_turn(*, request: ChatRequest, claimed: ClaimedTurn, result: TurnOutco
             foreign=bool(result.foreign),
         )
         _end_row(claimed, result)
+        _store_changes(claimed, result)
         # Memory may have been switched off while the turn ran.
         if remembers and state is not None and state.memory:
             store_exchange(
@@ -370,6 +376,27 @@ def _append_message(
             },
         )
     return state
+
+
+def _store_changes(claimed: ClaimedTurn, result: TurnOutcome) -> None:
+    """Store what an undo of the turn needs, unless the turn was deleted with its account."""
+    if result.record is None or not result.record.changes:
+        return
+    if Turn.objects.filter(pk=claimed.turn_id).exists():
+        body = [change.body() for change in result.record.by_row(claimed.cipher)]
+        sealed = TurnChanges.sealed.seal(claimed.cipher, body, claimed.turn_id)
+        TurnChanges.objects.create(turn_id=claimed.turn_id, device=result.record.device, sealed=sealed)
+
+
+def count_recent_writes(*, user_id: uuid.UUID, conversation_id: uuid.UUID | None) -> int:
+    """How many rows the turns of a conversation changed within the last hour; without one, all turns that had none."""
+    since = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
+    turns = Turn.objects.of(user_id).filter(started_at__gt=since)
+    turns = (
+        turns.filter(conversation_id=conversation_id) if conversation_id else turns.filter(conversation=None)
+    )
+    found: int | None = turns.aggregate(total=Sum("mutations"))["total"]
+    return found or 0
 
 
 def _end_row(claimed: ClaimedTurn, result: TurnOutcome) -> None:

@@ -14,6 +14,8 @@ _INVISIBLE = re.compile(
     "[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_QUOTATION_MARKS = re.compile('["“”„‟«»‹›‚‘’‛`´❝❞＂]')
+_MARKS = re.compile(r"[*<>\[\]\\|~#]|(?<!\w)_|_(?!\w)|(?<=\])\(")
 _JOINERS = re.compile("[\u200c\u200d]")
 _ID_MARKER = re.compile(r"\[\s*id\b", re.IGNORECASE)
 
@@ -29,6 +31,14 @@ def one_line(text: object, max_chars: int = MAX_TITLE_CHARS) -> str:
     if "[" in text and _ID_MARKER.search(_JOINERS.sub("", text)):
         text = text.replace("[", "(").replace("]", ")")
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def quotable(text: object, max_chars: int = MAX_TITLE_CHARS) -> str:
+    """A text for a question of ours, between quotation marks: it can neither end them nor format what stands around.
+
+    Marks of quotation become apostrophes, and what Markdown or HTML could read as a mark is left out.
+    """
+    return " ".join(_MARKS.sub("", _QUOTATION_MARKS.sub("'", one_line(text, max_chars))).split())
 
 
 def is_row_id(key: object) -> bool:

@@ -21,7 +21,7 @@ from adiuva.core.rest import TOTAL_COUNT, Done, error_responses, user_id
 from adiuva.devices.link import DeviceOffline
 from adiuva.devices.protocol import HistoryMessage, StreamEnd
 from adiuva.llm.errors import ModelError
-from chat import conversations
+from chat import conversations, turn_undo
 from chat.end_messages import end_message, unsaid_end_message
 from chat.models import AssistantKind, Conversation
 from chat.request import ChatRequest
@@ -32,6 +32,8 @@ from chat.serializers import (
     ConversationDetailSerializer,
     ConversationSerializer,
     FailedSerializer,
+    TurnUndoneSerializer,
+    TurnUndoStoppedSerializer,
 )
 
 if TYPE_CHECKING:
@@ -185,6 +187,32 @@ class ChatView(GenericAPIView[Any]):
         except DeviceOffline:
             raise NoDevice from None
         return Response(_response_body(answer))
+
+
+class TurnUndoView(GenericAPIView[Any]):
+    """Take back on the device what a turn inserted, updated and deleted there."""
+
+    serializer_class = TurnUndoneSerializer
+
+    @extend_schema(
+        summary="Take back what a turn changed on the device",
+        operation_id="chat_turn_undo",
+        request=None,
+        responses={
+            200: TurnUndoneSerializer,
+            **error_responses(401, 404, 409),
+            503: OpenApiResponse(TurnUndoStoppedSerializer, "The device is not connected, or went."),
+            504: OpenApiResponse(TurnUndoStoppedSerializer, "The device did not answer in time."),
+        },
+    )
+    def post(self, request: Request, request_id: str) -> Response:
+        """Rows that you have edited since stay, and so do new rows that something else refers to; they are named. A
+        deleted row comes back under a new id. The device has to be connected. May be asked for again: the answer sums
+        up all rows. Turns can be undone for 30 days.
+        """
+        close_old_connections()  # it may take a while, and others wait for the pool's connections
+        done = async_to_sync(turn_undo.undo)(user_id=user_id(request), request_id=request_id)
+        return Response(TurnUndoneSerializer(done.body()).data)
 
 
 def _response_body(answer: TurnResult) -> dict[str, Any]:

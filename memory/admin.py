@@ -115,7 +115,6 @@ class EntryAdmin(_MemoryAdmin):
         "bytes",
         "confidence",
         "derived",
-        "proposed",
         "successor_id",
         "began_at",
         "ended_at",

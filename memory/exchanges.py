@@ -12,9 +12,8 @@ from django.db import connection, transaction
 
 from adiuva.core.crypto import UserCipher
 from adiuva.core.enqueue import enqueue_on_commit
-from memory import intent
 from memory.entries import SourceRef, lock_memory
-from memory.models import EntrySource, Exchange, SourceKind
+from memory.models import Exchange, SourceKind
 
 _STORE: Final = """
 INSERT INTO memory_exchange (id, user_id, kind, source_id, seq, sealed, attempts, fence)
@@ -83,16 +82,10 @@ class UnsealedExchange:
     said: str
     answer: str
     foreign: Sequence[Mapping[str, str]] = ()
-    sealed_foreign: bytes | None = None
 
     @property
     def source(self) -> SourceRef:
-        return SourceRef(self.kind, self.source_id, self.seq, self.at, self.sealed_foreign)
-
-    @property
-    def own_words(self) -> str:
-        """What the user said, without what they quoted."""
-        return intent.own_words(self.said)
+        return SourceRef(self.kind, self.source_id, self.seq, self.at)
 
 
 def unseal_exchange(row: Exchange, cipher: UserCipher) -> UnsealedExchange:
@@ -108,15 +101,7 @@ def unseal_exchange(row: Exchange, cipher: UserCipher) -> UnsealedExchange:
         said="\n\n".join(value["said"]),
         answer=value["answer"],
         foreign=value.get("foreign", ()),
-        sealed_foreign=seal_foreign(cipher, value.get("foreign", ()), row.source_id),
     )
-
-
-def seal_foreign(
-    cipher: UserCipher, foreign: Sequence[Mapping[str, str]], source_id: uuid.UUID
-) -> bytes | None:
-    """The list of the texts that were read at a source, as the sources of entries keep it."""
-    return EntrySource.foreign.seal(cipher, list(foreign), source_id) if foreign else None
 
 
 def shorten(text: str, max_chars: int) -> str:

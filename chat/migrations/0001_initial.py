@@ -208,6 +208,32 @@ class Migration(migrations.Migration):
                 "ordering": ["-started_at", "-id"],
             },
         ),
+        migrations.CreateModel(
+            name="TurnChanges",
+            fields=[
+                ("lease_until", models.DateTimeField(editable=False, null=True)),
+                ("fence", models.PositiveIntegerField(default=0, editable=False)),
+                (
+                    "turn",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        primary_key=True,
+                        related_name="changes",
+                        serialize=False,
+                        to="chat.turn",
+                    ),
+                ),
+                (
+                    "device",
+                    models.UUIDField(editable=False, help_text="the row id of the device", null=True),
+                ),
+                ("sealed", models.BinaryField()),
+                ("undone_at", models.DateTimeField(editable=False, null=True)),
+            ],
+            options={
+                "abstract": False,
+            },
+        ),
         migrations.AddIndex(
             model_name="conversation",
             index=models.Index(fields=["user", "-updated_at", "-id"], name="conversations_of_user"),

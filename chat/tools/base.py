@@ -15,7 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from adiuva.devices.protocol import Action, Data, TableName
 from adiuva.devices.tables import MAX_TEXT, TABLES, Column
-from chat.device_session import DeviceSession
+from chat.device_session import DeviceSession, collected_remarks
 from chat.tools import dates
 
 MAX_TITLE_CHARS: Final = 1_000
@@ -52,7 +52,9 @@ class AssistantTool(StructuredTool):
         is_call = input.get("type") == "tool_call"
         checked = self.args_schema.model_validate(input["args"] if is_call else input)
         arguments = {name: getattr(checked, name) for name in self.args_schema.model_fields}
-        answer: str = await self.coroutine(config=config or {}, **arguments)
+        with collected_remarks() as remarks:
+            answer: str = await self.coroutine(config=config or {}, **arguments)
+        answer = "\n".join([answer, *remarks])
         return ToolMessage(answer, name=self.name, tool_call_id=input["id"]) if is_call else answer
 
 

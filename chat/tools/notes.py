@@ -21,7 +21,7 @@ from chat.tools import base, formatting
 from chat.tools.base import OrNull, ProjectId, SearchWords, assistant_tool
 from chat.untrusted_text import one_line
 
-_ROW_LIMITS: Final = (100, 25, 6)  # rows carry their contents, and one frame must hold them
+_MAX_ROWS: Final = 100
 _MAX_CONTENT_CHARS: Final = 20_000
 _MAX_EMBEDDED_CHARS: Final = (
     8_000  # characters: embedding models take some 8,000 tokens, and some scripts a token a letter
@@ -40,8 +40,8 @@ async def list_notes(config: RunnableConfig, project_id: ProjectId = None, searc
     """List the user's notes by title, newest first, without their contents."""
     session = device_session_of(config)
     given = base.given_filters(projectId=project_id, search=search, orderBy="updatedAt desc")
-    rows, bound = await _select(session, given)
-    return formatting.list_text(session, "notes", rows, bound=bound, narrow="project_id or search")
+    rows = await session.select("notes", given, limit=_MAX_ROWS, names_of="projects")
+    return formatting.list_text(session, "notes", rows, bound=_MAX_ROWS, narrow="project_id or search")
 
 
 @assistant_tool("notes", "select", "Reading a note", key="note_id")
@@ -139,16 +139,6 @@ async def search_notes(
 
 _NOT_INDEXED: Final = " It is saved, but not in the semantic index yet: only a search for its words finds it."
 _WORDS_ONLY: Final = "\nThe search by meaning failed; these are the notes in which all of the words occur."
-
-
-async def _select(session: DeviceSession, given: Data) -> tuple[list[Data], int]:
-    """Notes, and the limit they were read with: lower if the device cannot send more in one frame."""
-    for most in _ROW_LIMITS[:-1]:
-        try:
-            return await session.select("notes", given, limit=most, names_of="projects"), most
-        except DeviceRefused:
-            continue
-    return await session.select("notes", given, limit=_ROW_LIMITS[-1], names_of="projects"), _ROW_LIMITS[-1]
 
 
 async def _index_note(session: DeviceSession, note: Data) -> str:

@@ -72,7 +72,7 @@ async def test_what_a_turn_read_is_kept_and_its_answer_and_later_ones_are_not(
     provider.script("As I said, DE99.")
     async with connect(chat_web, person, rows) as client:
         place = conversation_of(await say(client, "What is open?"))
-        await say(client, "And the bank?", conversation_id=place)
+        await say(client, "Read the bank note, and create a task: pay", conversation_id=place)
         await say(client, "Where to?", conversation_id=place)
     marks, exchanges = await stored(person)
     read = [{"table": "notes", "id": "n1"}]
