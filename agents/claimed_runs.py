@@ -241,8 +241,9 @@ def add_counts(
     failed: int = 0,
     entries: Iterable[JournalEntry] = (),
     phase: Run.Phase | None = None,
+    passed_over: Mapping[str, int] | None = None,
 ) -> None:
-    """Add to a run's counts and journal. Raises LeaseLost."""
+    """Add to a run's counts and journal; `passed_over` replaces what was counted so far. Raises LeaseLost."""
     run = held(claimed)
     run.set(
         files_seen=run.files_seen + seen,
@@ -251,6 +252,7 @@ def add_counts(
         files_failed=run.files_failed + failed,
         problems=run.problems + count_problems(journal.write(run, entries)),
         phase=phase or run.phase,
+        passed_over=run.passed_over if passed_over is None else dict(passed_over),
     )
 
 

@@ -16,11 +16,17 @@ from django.db import connection
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
+from adiuva.documents import Document
 from agents.models import Run, RunEvent
 
 EventKind = RunEvent.Kind
 KILLED_WORKERS = "killed_workers"
-_ABOUT_SOURCES = (EventKind.SOURCE_DONE, EventKind.SOURCE_FAILED, EventKind.RECORD_QUARANTINED)
+_ABOUT_SOURCES = (
+    EventKind.SOURCE_DONE,
+    EventKind.SOURCE_FAILED,
+    EventKind.SOURCE_PARTIAL,
+    EventKind.RECORD_QUARANTINED,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,20 @@ class JournalEntry:
     source: str = ""
     message: str = ""
     key: str = ""
+
+
+def entries_about(document: Document, source: str) -> list[JournalEntry]:
+    """What is to be said of how a document was read: parts that could not be, and where its reading was a guess."""
+    return [
+        *(
+            JournalEntry(EventKind.SOURCE_PARTIAL, "partly_read", source=source, message=each)
+            for each in document.problems
+        ),
+        *(
+            JournalEntry(EventKind.NOTE, "read_as", source=source, message=each, key=f"{source}\n{each}")
+            for each in document.notes
+        ),
+    ]
 
 
 def write(run: Run, entries: Iterable[JournalEntry]) -> list[JournalEntry]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
+import re
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -25,7 +27,7 @@ from adiuva.devices.protocol import (
     AgentRunConfig,
 )
 from adiuva.documents import Document
-from agents import claimed_runs, ledger, preview
+from agents import claimed_runs, journal, ledger, preview
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
 
@@ -36,6 +38,9 @@ _MAX_REQUESTED: Final = 2_000
 _LULL_S: Final = 0.5
 # Journal entries about files of one run's end; the rest are only counted.
 _MAX_ENTRIES: Final = 1_000
+_SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,10}")
+_MAX_SUFFIXES: Final = 100
+_MAX_COUNT: Final = 100_000_000
 
 
 class DeviceSilent(Exception):
@@ -157,6 +162,7 @@ class LocalFolders:
         """The documents that a batch completes. Unchanged and unusable files go into the counts and the journal."""
         documents: list[SourceDocument] = []
         entries: list[JournalEntry] = []
+        about: list[JournalEntry] = []
         seen = 0
         for file in files:
             asked = file.path in self._requested
@@ -176,6 +182,7 @@ class LocalFolders:
                 continue
             key = self._claimed.source_key(file.path)
             read = Document.from_wire(text, file.metadata, file.name or file.path)
+            about += journal.entries_about(read, file.path)
             documents.append(
                 SourceDocument(
                     file.name or file.path, file.path, text, key, content_hash, read.head, read.kind
@@ -191,7 +198,7 @@ class LocalFolders:
                 )
             unchanged = len(documents) - sum(due)
             documents = [document for document, is_due in zip(documents, due, strict=True) if is_due]
-        if seen or entries:
+        if seen or entries or about:
             failed = len(entries)
             await db.run(
                 claimed_runs.add_counts,
@@ -200,7 +207,7 @@ class LocalFolders:
                 done=unchanged + failed,
                 unchanged=unchanged,
                 failed=failed,
-                entries=entries,
+                entries=entries + about,
             )
         return documents
 
@@ -270,6 +277,9 @@ class LocalFolders:
         if unasked:
             entries.append(JournalEntry(EventKind.SOURCE_FAILED, "never_sent", count=unasked))
         failed += lost + unasked
+        passed_over = _passed_over(complete.passed_over or {})
+        if passed_over:
+            entries.append(_passed_over_entry(passed_over))
         await db.run(
             claimed_runs.add_counts,
             self._claimed,
@@ -277,4 +287,26 @@ class LocalFolders:
             done=failed,
             failed=failed,
             entries=entries,
+            passed_over=passed_over,
         )
+
+
+def _passed_over(said: Mapping[str, int]) -> dict[str, int]:
+    """A device's counts by suffix, checked; what is no plain suffix is counted as "other"."""
+    found: Counter[str] = Counter()
+    for suffix, count in list(said.items())[:_MAX_SUFFIXES]:
+        if count > 0:
+            found[suffix if _SUFFIX.fullmatch(suffix) else "other"] += min(count, _MAX_COUNT)
+    return dict(found.most_common())
+
+
+def _passed_over_entry(passed_over: Mapping[str, int]) -> JournalEntry:
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.items())
+    message = f"files of kinds that cannot be read were passed over: {kinds}"
+    return JournalEntry(
+        EventKind.NOTE,
+        "passed_over",
+        count=sum(passed_over.values()),
+        message=message[:1000],
+        key="passed_over",
+    )

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
@@ -14,9 +15,7 @@ from zoneinfo import ZoneInfo
 
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError, NotFound
-from adiuva.documents import Head
-from adiuva.documents.document import one_line
-from agents import claimed_runs, ledger, preview
+from agents import claimed_runs, journal, ledger, preview
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
 from agents.runs import NoConnection
@@ -155,6 +154,7 @@ class Mailbox:
     async def _take(self, arrived: Sequence[_Arrived]) -> list[SourceDocument]:
         """The documents among the items. Unreadable messages go into the journal, with the reason."""
         documents, entries, before = [], [], self._arrived
+        about: list[JournalEntry] = []
         for item, checkpoint in arrived:
             self._arrived += item is not None
             if checkpoint is not None and checkpoint != self._last:
@@ -164,7 +164,9 @@ class Mailbox:
                 break
             key = self._claimed.source_key(item.source_id)
             if isinstance(item, Message):
-                documents.append(_document(item, key))
+                document = _document(item, key)
+                documents.append(document)
+                about += journal.entries_about(item.document, document.path)
                 self._open[key] = self._arrived
                 continue
             if item.code == _TRANSIENT_CODE:
@@ -176,7 +178,12 @@ class Mailbox:
         if seen := self._arrived - before:
             failed = len(entries)
             await db.run(
-                claimed_runs.add_counts, self._claimed, seen=seen, done=failed, failed=failed, entries=entries
+                claimed_runs.add_counts,
+                self._claimed,
+                seen=seen,
+                done=failed,
+                failed=failed,
+                entries=entries + about,
             )
         return documents
 
@@ -240,11 +247,8 @@ def _document(message: Message, key: bytes) -> SourceDocument:
     about = [" ".join(message.sender.split())[:_TITLE_CHARS]]
     about.append(f"{message.sent_at:%Y-%m-%d %H:%M} UTC" if message.sent_at else "")
     path = f"{title} ({', '.join(filter(None, about))})" if any(about) else title
-    head = Head(
-        title=one_line(message.title),
-        date=message.sent_at.isoformat() if message.sent_at else "",
-        sender=one_line(message.sender),
-        recipients=one_line(message.recipients),
-        message_id=message.message_id,
-    )
-    return SourceDocument(title, path, message.text, key, message.content_hash, head, "message/rfc822")
+    read = message.document
+    head = read.head
+    if not head.date and message.sent_at:
+        head = replace(head, date=message.sent_at.isoformat())
+    return SourceDocument(title, path, read.text, key, message.content_hash, head, read.kind)

@@ -270,6 +270,9 @@ class Run(Leased):
     files_done = models.PositiveIntegerField(default=0, help_text="read, failed or unchanged")
     files_unchanged = models.PositiveIntegerField(default=0)
     files_failed = models.PositiveIntegerField(default=0)
+    passed_over = models.JSONField(
+        default=dict, help_text="files of kinds that cannot be read and were not asked for: suffix → number"
+    )
     problems = models.PositiveIntegerField(default=0)
     items_created = models.PositiveIntegerField(default=0)
     model_calls = models.PositiveIntegerField(default=0)
@@ -371,13 +374,20 @@ class RunEvent(models.Model):
         WAITING = "waiting"
         SOURCE_DONE = "source_done", "a source was read"
         SOURCE_FAILED = "source_failed", "a source could not be read"
+        SOURCE_PARTIAL = "source_partial", "a part of a source could not be read"
         RECORD_QUARANTINED = "record_quarantined", "a record was set aside"
         RECORD_REFUSED = "record_refused", "the device refused a record"
         RECORD_UNCERTAIN = "record_uncertain", "it is not known whether the device has a record"
         NOTE = "note"
         FINISHED = "finished"
 
-    PROBLEMS = (Kind.SOURCE_FAILED, Kind.RECORD_QUARANTINED, Kind.RECORD_REFUSED, Kind.RECORD_UNCERTAIN)
+    PROBLEMS = (
+        Kind.SOURCE_FAILED,
+        Kind.SOURCE_PARTIAL,
+        Kind.RECORD_QUARANTINED,
+        Kind.RECORD_REFUSED,
+        Kind.RECORD_UNCERTAIN,
+    )
 
     seq = models.BigAutoField(primary_key=True)
     # No index of its own: the unique constraint and the index below begin with the run.

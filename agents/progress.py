@@ -46,6 +46,7 @@ class ProgressReporter:
                 files_done=run.files_done,
                 records_created=run.items_created,
                 eta_s=eta_s,
+                passed_over=run.passed_over or None,
             )
         )
 

@@ -281,6 +281,7 @@ class RunSerializer(serializers.ModelSerializer[Run]):
             "files_done",
             "files_unchanged",
             "files_failed",
+            "passed_over",
             "items_processed",
             "items_created",
             "records_waiting",

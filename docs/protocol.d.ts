@@ -13,7 +13,7 @@ export interface AgentCancel {
   run_id: string;
 }
 
-/** `errors` names what the device could not read: a sentence, or `{path, reason}`. */
+/** `errors` names what the device could not read: a sentence, or `{path, reason}`. `passed_over`: files of kinds that cannot be read and were not asked for by name, as suffix → number. */
 export interface AgentComplete {
   type: "agent_complete";
   run_id: string;
@@ -21,6 +21,8 @@ export interface AgentComplete {
   errors?: (string | Record<string, unknown>)[];
   /** (protocol 2) */
   batches?: number | null;
+  /** (protocol 2) */
+  passed_over?: Record<string, unknown> | null;
 }
 
 export interface AgentData {
@@ -69,6 +71,7 @@ export interface AgentProgress {
   files_done: number;
   records_created: number;
   eta_s?: number | null;
+  passed_over?: Record<string, unknown> | null;
 }
 
 export interface AgentRun {

@@ -11,8 +11,11 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from adiuva.documents import Attachment, Document, Head
+from adiuva.documents.cleaning import clean
+from adiuva.documents.document import one_line
 from adiuva.documents.html import html_to_text
-from adiuva.documents.mail import Attachment, attachments_to_text
+from adiuva.documents.mail import attachments_to_text
 from integrations.graph import (
     MAX_PAGES,
     DeltaLinkExpired,
@@ -169,15 +172,15 @@ class TeamsSync(MailboxSync):
             return None  # for example a sticker or an ended call
         lines = "\n".join(f"{name}: {' '.join(value.split())}" for name, value in headers.items() if value)
         parts = [lines, body.strip("\n"), attachments_to_text(attachments)]
+        head = Head(
+            title=one_line(subject or headers.get("In reply to", "") or channel.name),
+            date=sent_at.isoformat() if sent_at else "",
+            sender=one_line(sender),
+            recipients=one_line(channel.name),
+        )
+        text = clean("\n\n".join(filter(None, parts)) + "\n")
         return MailDocument(
-            source_id=ref.source_id,
-            content_hash=ref.content_hash,
-            title=subject or headers.get("In reply to", "") or channel.name,
-            text="\n\n".join(filter(None, parts)) + "\n",
-            sent_at=sent_at,
-            sender=sender,
-            recipients=channel.name,
-            attachments=attachments,
+            ref.source_id, ref.content_hash, Document(text, "text/html", head, attachments), sent_at
         )
 
 

@@ -158,13 +158,17 @@ class AgentData(Received):
 
 
 class AgentComplete(Received):
-    """`errors` names what the device could not read: a sentence, or `{path, reason}`."""
+    """`errors` names what the device could not read: a sentence, or `{path, reason}`.
+
+    `passed_over`: files of kinds that cannot be read and were not asked for by name, as suffix → number.
+    """
 
     type: Literal["agent_complete"] = "agent_complete"
     run_id: Id
     files_read: int = Field(default=0, ge=0)
     errors: list[str | Data] = Field(default_factory=list)
     batches: int | None = Field(default=None, ge=0, json_schema_extra=SINCE_2)
+    passed_over: dict[str, int] | None = Field(default=None, json_schema_extra=SINCE_2)
 
 
 class HistoryMessage(Received):
@@ -334,6 +338,7 @@ class AgentProgress(Sent):
     files_done: int
     records_created: int
     eta_s: float | None = None
+    passed_over: dict[str, int] | None = None
 
 
 class AgentCancel(Sent):

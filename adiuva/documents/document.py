@@ -65,7 +65,8 @@ class Head:
 class Document:
     """`text` is Markdown or plain text; `kind` the media type that it was read from.
 
-    `problems` are sentences about what of it could not be read, for the run's journal.
+    `problems` are sentences about what of it could not be read, `notes` about how it was read where that was not plain;
+    both for the run's journal.
     """
 
     text: str
@@ -73,6 +74,7 @@ class Document:
     head: Head = field(default_factory=Head)
     attachments: tuple[Attachment, ...] = ()
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the text, for `agent_data`; `from_wire` is its inverse."""
@@ -82,8 +84,9 @@ class Document:
                 found[name] = value
         if self.attachments:
             found["attachments"] = [{"name": each.name, "type": each.type} for each in self.attachments]
-        if self.problems:
-            found["problems"] = list(self.problems[:_MAX_PROBLEMS])
+        for name in ("problems", "notes"):
+            if said := getattr(self, name):
+                found[name] = list(said[:_MAX_PROBLEMS])
         return found
 
     @classmethod
@@ -103,14 +106,18 @@ class Document:
             recipients=said.get("recipients", ""),
             message_id=said.get("message_id", "").strip("<> "),
         )
-        problems = metadata.get("problems")
-        listed = problems if isinstance(problems, list) else []
         return cls(
             text,
             one_line(metadata.get("type")) or "text/plain",
             head,
-            problems=tuple(one_line(each) for each in listed[:_MAX_PROBLEMS] if isinstance(each, str)),
+            problems=_sentences(metadata.get("problems")),
+            notes=_sentences(metadata.get("notes")),
         )
+
+
+def _sentences(said: object) -> tuple[str, ...]:
+    listed = said if isinstance(said, list) else []
+    return tuple(one_line(each) for each in listed[:_MAX_PROBLEMS] if isinstance(each, str))
 
 
 def one_line(value: object) -> str:

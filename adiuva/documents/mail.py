@@ -1,47 +1,66 @@
-"""Converts a mail to text: the main headers, the best body, forwarded mails, and the names of attachments.
+"""Reads a mail: the main headers, what its author wrote, forwarded mails, attachments that are text, what it quotes.
 
-Mails come from strangers and from forty years of programs. Faults in a mail are noted as defects. Reading one raises
+Mails come from strangers and from forty years of programs. Faults in a mail are noted as problems. Reading one raises
 nothing but Unreadable, and takes time in proportion to its length.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import codecs
-import quopri
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import Message
 from email.policy import Compat32, Policy
-from typing import Any, Final
+from typing import Final
 
-from adiuva.documents import Unreadable
+from adiuva.documents.charset import decode
+from adiuva.documents.cleaning import clean
+from adiuva.documents.content_lines import content_lines_to_text
+from adiuva.documents.document import Attachment, Document, Head, iso_date, one_line
+from adiuva.documents.errors import Unreadable
 from adiuva.documents.html import html_to_text
+from adiuva.documents.mail_content import PARSER_ERRORS, content_bytes, unflow, unwrap_signed, without_pgp
+from adiuva.documents.mail_headers import MAX_HEADER_CHARS, header_line, message_id, shown_headers
+from adiuva.documents.quotation import mark_quoted, split_quotation
 
-_SHOWN_HEADERS: Final = ("Date", "From", "To", "Cc", "Subject")
-_MAX_HEADER_CHARS: Final = 10_000
-# Levels of forwarded mails inside forwarded mails, and the characters of all of them together.
+KIND: Final = "message/rfc822"
+# Levels of forwarded mails inside forwarded mails; the characters of all of them, and of attached texts, together.
 _MAX_NESTED: Final = 5
 _MAX_NESTED_CHARS: Final = 100_000
 _MAX_ATTACHMENTS: Final = 100
-_MAX_DEFECTS: Final = 20
+_MAX_PROBLEMS: Final = 20
 # Limits on the standard parser's time and memory: it keeps every line and part as an object, and checks every line
 # once for each multipart that it is in.
 _MAX_LINES: Final = 500_000
 _MAX_PARTS: Final = 5_000
 _MAX_LINE_CHECKS: Final = 50_000_000
-# Errors that the standard parser raises for malformed parameters and encodings.
-_PARSER_ERRORS: Final = (LookupError, ValueError, TypeError, AttributeError, AssertionError)
-# Python codecs that are not charsets of mails; some are slow.
-_NO_CHARSETS: Final = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined"})
-_ENCODED_WORD: Final = re.compile(r"=\?([^?\s*]{1,60})(?:\*[^?\s]{0,40})?\?([bBqQ])\?([^?]*)\?=")
-_BETWEEN_WORDS: Final = re.compile(r"(?<=\?=)\s+(?==\?)")
-_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
-Metadata = dict[str, Any]
+_CALENDARS: Final = frozenset(
+    {"text/calendar", "application/ics", "text/vcard", "text/x-vcard", "text/directory"}
+)
+_TEXTS: Final = frozenset(
+    {"text/plain", "text/markdown", "text/x-markdown", "text/csv", "text/tab-separated-values", "text/html"}
+)
+_SIGNATURES: Final = frozenset(
+    {
+        "application/pgp-signature",
+        "application/pkcs7-signature",
+        "application/x-pkcs7-signature",
+        "application/pgp-keys",
+    }
+)
+_SIGNED: Final = frozenset({"application/pkcs7-mime", "application/x-pkcs7-mime"})
+_TNEF: Final = frozenset({"application/ms-tnef", "application/vnd.ms-tnef"})
+_ENCRYPTED: Final = "a part of it is encrypted and cannot be read"
+_WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
+_ADDRESS: Final = re.compile(r"https?://\S+")
+# A plain part that only says where the real text is.
+_STUB: Final = re.compile(r"\b(?:html|browser|navigateur|navegador)\b", re.IGNORECASE)
+_MAX_STUB_WORDS: Final = 60
+# The share of one form's words that stand in the other, from which on they say the same.
+_SAME_SHARE: Final = 0.6
+_MARKED: Final = re.compile(r"~~\S|^\s*(?:[-*] )?\[x\]", re.MULTILINE)
 
 
 class _ShortHeaders(Compat32):
@@ -49,60 +68,48 @@ class _ShortHeaders(Compat32):
 
     def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
         name, value = super().header_source_parse(sourcelines)
-        return name, value[:_MAX_HEADER_CHARS]
-
-
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """An attachment, which is not read. `size`: approximate bytes; None if unknown."""
-
-    name: str
-    type: str
-    size: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Mail:
-    """A parsed mail: the shown headers, always in the same order, and the text of its body."""
-
-    headers: dict[str, str]
-    body: str
-    attachments: tuple[Attachment, ...] = ()
-    defects: tuple[str, ...] = ()
-
-    def text(self) -> str:
-        """The whole mail as one text."""
-        parts = [_compose(self.headers, self.body), attachments_to_text(self.attachments)]
-        return "\n\n".join(filter(None, parts)) + "\n"
+        return name, value[:MAX_HEADER_CHARS]
 
 
 @dataclass
-class _ReadState:
-    """Results collected while the parts of one mail are read. `quotes`: mark quoted text of HTML parts."""
+class _Found:
+    """What is collected while the parts of one mail are read."""
 
-    quotes: bool
-    defects: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     attachments: list[Attachment] = field(default_factory=list)
-    nested_chars: int = 0
+    # Forwarded mails and attached texts, each with a line that says what it is.
+    inside: list[str] = field(default_factory=list)
+    inside_chars: int = 0
 
-    def note(self, defect: str) -> None:
-        if defect not in self.defects and len(self.defects) < _MAX_DEFECTS:
-            self.defects.append(defect)
+    def note(self, problem: str) -> None:
+        _add(self.problems, problem)
+
+    def add_inside(self, heading: str, text: str) -> None:
+        room = max(0, _MAX_NESTED_CHARS - self.inside_chars)
+        if len(text) > room:
+            self.note("a long forwarded or attached text was cut")
+            text = text[:room].rstrip() + "\n[The rest of it is left out.]"
+        self.inside_chars += len(text)
+        if (shown := f"{heading}:\n{text}") not in self.inside:
+            self.inside.append(shown)
 
 
-def mail_to_text(raw: bytes) -> tuple[str, Metadata]:
-    """A mail's text, and its defects and attachments. Raises Unreadable if there is nothing to read."""
-    mail = read_mail(parse_message(raw))
-    metadata: Metadata = {}
-    if mail.defects:
-        metadata["defects"] = list(mail.defects)
-    if mail.attachments:
-        metadata["attachments"] = [{"name": each.name, "type": each.type} for each in mail.attachments]
-    return mail.text(), metadata
+def _add(said: list[str], sentence: str) -> None:
+    if sentence and sentence not in said and len(said) < _MAX_PROBLEMS:
+        said.append(sentence)
+
+
+def read_mail_bytes(raw: bytes) -> Document:
+    """Raises Unreadable if there is nothing to read."""
+    return read_mail(parse_message(raw))
 
 
 def parse_message(raw: bytes) -> Message:
     """Parse a mail into its parts. Raises Unreadable if that is impossible."""
+    if b"\r\r\n" in raw[:10_000]:  # stored once too often as text
+        raw = raw.replace(b"\r\r\n", b"\r\n")
+    raw = raw.lstrip(b"\r\n")
     lines = raw.count(b"\n") + raw.count(b"\r")
     if lines > _MAX_LINES or lines * raw.lower().count(b"multipart/") > _MAX_LINE_CHECKS:
         raise Unreadable("it has too many lines or parts")
@@ -110,23 +117,42 @@ def parse_message(raw: bytes) -> Message:
         return message_from_bytes(raw, _class=_PartFactory(), policy=_ShortHeaders())
     except RecursionError:
         raise Unreadable("it has too many nested parts") from None
-    except _PARSER_ERRORS as error:
+    except PARSER_ERRORS as error:
         raise Unreadable("it is too damaged to be parsed") from error
 
 
-def read_mail(message: Message, *, quotes: bool = False) -> Mail:
-    """Read a parsed mail. Raises Unreadable if it is empty. `quotes`: mark quoted text of HTML parts with '>'."""
-    state = _ReadState(quotes)
+def read_mail(message: Message) -> Document:
+    """Read a parsed mail. Raises Unreadable if it is empty or encrypted."""
+    found = _Found()
     try:
-        headers, body = _headers(message), _body(message, state, depth=0)
+        headers, body = shown_headers(message), clean(_body(message, found, depth=0, is_root=True))
+        identity = message_id(message)
     except RecursionError:
         raise Unreadable("it has too many nested parts") from None
-    except _PARSER_ERRORS as error:
+    except PARSER_ERRORS as error:
         raise Unreadable("it is too damaged to be parsed") from error
     subject = headers.get("Subject", "")
-    if not body.strip() and not subject:
-        raise Unreadable("there is no text in this mail")
-    return Mail(headers, body.strip("\n"), tuple(state.attachments), tuple(state.defects))
+    if not body.strip() and not found.inside:
+        if _ENCRYPTED in found.problems:
+            raise Unreadable("it is encrypted")
+        if not subject:
+            raise Unreadable("there is no text in this mail")
+        if found.attachments:
+            found.note("it has no text of its own; its attachments are not read")
+    own, old = split_quotation(body.strip("\n"), subject)
+    parts = [_lines(headers), own, *map(clean, found.inside)]
+    if old:
+        parts.append(f"Quoted from earlier messages:\n{mark_quoted(old)}")
+    parts.append(attachments_to_text(found.attachments))
+    head = Head(
+        title=one_line(subject),
+        date=iso_date(headers.get("Date", "")),
+        sender=one_line(headers.get("From", "")),
+        recipients=one_line(", ".join(filter(None, (headers.get("To"), headers.get("Cc"))))),
+        message_id=identity,
+    )
+    text = "\n\n".join(filter(None, parts)) + "\n"
+    return Document(text, KIND, head, tuple(found.attachments), tuple(found.problems), tuple(found.notes))
 
 
 def attachments_to_text(attachments: Iterable[Attachment]) -> str:
@@ -148,56 +174,111 @@ class _PartFactory:
         return Message(policy)
 
 
-def _compose(headers: dict[str, str], body: str) -> str:
-    lines = [f"{name}: {value}" for name, value in headers.items()]
-    return "\n".join([*lines, "", body.strip("\n")] if lines else [body.strip("\n")])
+def _lines(headers: dict[str, str]) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in headers.items())
 
 
 # ── Parts ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _body(part: Message, state: _ReadState, depth: int) -> str:
+def _body(part: Message, found: _Found, depth: int, *, is_root: bool = False) -> str:
     for defect in part.defects:
-        state.note(type(defect).__name__)
+        if type(defect).__name__ in ("StartBoundaryNotFoundDefect", "CloseBoundaryNotFoundDefect"):
+            found.note("it may be cut off")
     kind = part.get_content_type()
     payload = part.get_payload() if part.is_multipart() else None
-    if kind == "message/rfc822" and isinstance(payload, list):
-        return "\n\n".join(_forwarded(inner, state, depth) for inner in payload if isinstance(inner, Message))
+    if kind == KIND and isinstance(payload, list):
+        for inner in payload:
+            if isinstance(inner, Message):
+                _forwarded(inner, found, depth)
+        return ""
     if isinstance(payload, list):
         children = [child for child in payload if isinstance(child, Message)]
+        if kind == "multipart/encrypted":
+            found.note(_ENCRYPTED)
+            return ""
         if kind == "multipart/alternative":
-            return _best(children, state, depth)
-        if kind.startswith("multipart/"):
-            texts = [_body(child, state, depth).strip("\n") for child in children]
-            return "\n\n".join(filter(str.strip, texts))
+            return _alternatives(children, found, depth)
+        texts = [_body(child, found, depth).strip("\n") for child in children]
+        return "\n\n".join(filter(str.strip, texts))
+    return _leaf(part, kind, found, depth, is_root=is_root)
+
+
+def _leaf(part: Message, kind: str, found: _Found, depth: int, *, is_root: bool) -> str:
+    if kind in _SIGNED:
+        return _unwrapped(part, found, depth)
+    if kind in _SIGNATURES:
+        return ""
+    name = _filename(part, found)
+    if kind in _TNEF or name.lower() == "winmail.dat":
+        found.note("a part in Outlook's own format (winmail.dat) cannot be read")
+    if kind in _CALENDARS or (kind == "application/octet-stream" and name.lower().endswith((".ics", ".vcf"))):
+        if text := content_lines_to_text(_text(part, found)):
+            found.add_inside("Calendar" if "vcard" not in kind else "Address card", text)
+        return ""
+    is_attached = not is_root and _is_attached(part)
     # A multipart without parts is read as text.
-    if not kind.startswith(("text/", "multipart/")) or kind == "text/calendar" or _is_attached(part):
-        _list_attachment(part, kind, state)
+    if not kind.startswith(("text/", "multipart/")) or (is_attached and kind not in _TEXTS):
+        _list_attachment(part, name, kind, found)
         return ""
-    text = _text(part, state)
-    return html_to_text(text, quotes=state.quotes) if kind == "text/html" else text
+    text = _text(part, found)
+    if kind == "text/html":
+        text = html_to_text(text, quotes=not is_attached)
+    if not is_attached:
+        return text
+    if text.strip():
+        found.add_inside(f"Attachment {name or 'without a name'}", text.strip("\n"))
+    else:
+        _list_attachment(part, name, kind, found)
+    return ""
 
 
-def _best(children: list[Message], state: _ReadState, depth: int) -> str:
-    """Of the alternatives of a text: the plain one, or else the last that is not empty (RFC 2046, 5.1.4)."""
-    texts = [(child.get_content_type(), _body(child, state, depth)) for child in children]
+def _alternatives(children: list[Message], found: _Found, depth: int) -> str:
+    """Of the forms of one text the plain one, unless the other says more; both if each says something of its own."""
+    texts = [(child.get_content_type(), _body(child, found, depth)) for child in children]
     said = [(kind, text) for kind, text in texts if text.strip()]
-    plain = [text for kind, text in said if kind == "text/plain"]
-    return plain[0] if plain else said[-1][1] if said else ""
+    plain = next((text for kind, text in said if kind == "text/plain"), "")
+    rich = next((text for kind, text in reversed(said) if kind != "text/plain"), "")
+    if not plain or not rich:
+        return plain or rich
+    plain_words, rich_words = _words(plain), _words(rich)
+    if len(plain_words) < _MAX_STUB_WORDS and _STUB.search(plain):
+        return rich
+    if _MARKED.search(rich) and not _MARKED.search(plain):
+        return rich  # what is struck out or ticked is told only there
+    if not rich_words or len(rich_words & plain_words) >= _SAME_SHARE * len(rich_words):
+        return plain
+    if len(rich_words & plain_words) >= _SAME_SHARE * len(plain_words):
+        return rich
+    return f"{rich}\n\n{plain}"
 
 
-def _forwarded(message: Message, state: _ReadState, depth: int) -> str:
-    if depth >= _MAX_NESTED:
-        state.note("a mail forwarded too many times over was left out")
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(_ADDRESS.sub(" ", text).casefold()))
+
+
+def _unwrapped(part: Message, found: _Found, depth: int) -> str:
+    raw, problem = content_bytes(part)
+    found.note(problem)
+    inner = unwrap_signed(raw)
+    if inner is None:
+        found.note(_ENCRYPTED)
         return ""
-    room = _MAX_NESTED_CHARS - state.nested_chars
-    text = _compose(_headers(message), _body(message, state, depth + 1))
-    if len(text) > room:
-        state.note("a long forwarded mail was cut")
-        text = text[: max(0, room)].rstrip() + "\n[The rest of the forwarded mail is left out.]"
-    if depth == 0:
-        state.nested_chars += len(text)
-    return f"Forwarded mail:\n{text}"
+    if depth >= _MAX_NESTED:
+        found.note("a part signed too many times over was left out")
+        return ""
+    return _body(parse_message(inner), found, depth + 1, is_root=True)
+
+
+def _forwarded(message: Message, found: _Found, depth: int) -> None:
+    if depth >= _MAX_NESTED:
+        found.note("a mail forwarded too many times over was left out")
+        return
+    inner = _Found(problems=found.problems, notes=found.notes, attachments=found.attachments)
+    body = _body(message, inner, depth + 1, is_root=True).strip("\n")
+    text = "\n\n".join(filter(None, (_lines(shown_headers(message)), body, *inner.inside)))
+    if text:
+        found.add_inside("Forwarded mail", text)
 
 
 def _is_attached(part: Message) -> bool:
@@ -205,15 +286,18 @@ def _is_attached(part: Message) -> bool:
     return disposition.startswith("attachment")
 
 
-def _list_attachment(part: Message, kind: str, state: _ReadState) -> None:
-    if len(state.attachments) >= _MAX_ATTACHMENTS:
-        state.note("some attachments are not listed")
-        return
+def _filename(part: Message, found: _Found) -> str:
     try:
-        name = _one_line(part.get_filename() or "", state)
-    except _PARSER_ERRORS:
-        name = ""
-    state.attachments.append(Attachment(name[:100] or "unnamed", _one_line(kind)[:100], _size(part)))
+        return header_line(part.get_filename() or "")[:100]
+    except PARSER_ERRORS:
+        return ""
+
+
+def _list_attachment(part: Message, name: str, kind: str, found: _Found) -> None:
+    if len(found.attachments) >= _MAX_ATTACHMENTS:
+        found.note("some attachments are not listed")
+        return
+    found.attachments.append(Attachment(name or "unnamed", header_line(kind)[:100], _size(part)))
 
 
 def _size(part: Message) -> int | None:
@@ -224,83 +308,30 @@ def _size(part: Message) -> int | None:
         return len(payload) * 3 // 4 if is_base64 else len(payload)
     try:
         said = str(part.get_param("size", "", "Content-Disposition"))
-    except _PARSER_ERRORS:
+    except PARSER_ERRORS:
         return None
     return int(said) if said.isascii() and said.isdigit() and len(said) < 16 else None
 
 
-def _text(part: Message, state: _ReadState) -> str:
+def _text(part: Message, found: _Found) -> str:
+    raw, problem = content_bytes(part)
+    found.note(problem)
     try:
-        payload = part.get_payload(decode=True)
-    except _PARSER_ERRORS:
-        state.note("a part's transfer encoding is broken")
-        payload = b""
-    for defect in part.defects:  # decoding adds more defects
-        state.note(type(defect).__name__)
+        charset = part.get_content_charset() or ""
+        is_flowed = str(part.get_param("format", "")).lower() == "flowed"
+        delete_space = str(part.get_param("delsp", "")).lower() == "yes"
+    except PARSER_ERRORS:
+        charset, is_flowed, delete_space = "", False, False
     try:
-        charset = part.get_content_charset()
-    except _PARSER_ERRORS:
-        charset = None
-    text = _decoded(payload if isinstance(payload, bytes) else b"", charset, state)
-    return _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-
-
-def _decoded(raw: bytes, charset: str | None, state: _ReadState | None) -> str:
-    """Decode bytes by their declared charset; if it is unknown or wrong, as UTF-8, or else as Windows-1252."""
-    for candidate in (charset or "utf-8", "utf-8"):
-        try:
-            if codecs.lookup(candidate).name in _NO_CHARSETS:
-                raise LookupError(candidate)
-            return raw.decode(candidate)
-        except (LookupError, ValueError):
-            if state is not None:
-                state.note("a text's charset is unknown or wrong")
-    return raw.decode("cp1252", "replace")
-
-
-# ── Headers ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _headers(message: Message) -> dict[str, str]:
-    """The shown headers, decoded, each on one line; of repeated ones the first."""
-    found: dict[str, str] = {}
-    wanted = {name.lower(): name for name in _SHOWN_HEADERS}
-    for name, value in message.raw_items():
-        shown = wanted.get(name.lower())
-        if shown and shown not in found and (line := _one_line(str(value))):
-            found[shown] = line
-    return {name: found[name] for name in _SHOWN_HEADERS if name in found}
-
-
-def _one_line(value: str, state: _ReadState | None = None) -> str:
-    """A header's value on one line, with encoded words (RFC 2047) and raw bytes decoded."""
-    value = value[:_MAX_HEADER_CHARS]
-    if not value.isascii():  # raw 8-bit bytes, which the parser keeps as surrogates
-        value = _decoded(value.encode("utf-8", "surrogateescape"), None, state)
-    if "=?" in value:
-        value = _decode_words(_BETWEEN_WORDS.sub("", value))
-    return " ".join(_CONTROLS.sub(" ", value).split())
-
-
-def _decode_words(value: str) -> str:
-    """Adjacent words of one charset are joined before decoding, since a character may be split between them."""
-    pieces: list[str] = []
-    held, held_charset, position = b"", "", 0
-    for word in _ENCODED_WORD.finditer(value):
-        between, charset = value[position : word.start()], word[1].lower()
-        if between or charset != held_charset:
-            pieces += [_decoded(held, held_charset or None, None), between]
-            held, held_charset = b"", charset
-        held += _word_bytes(word[2], word[3])
-        position = word.end()
-    return "".join([*pieces, _decoded(held, held_charset or None, None), value[position:]])
-
-
-def _word_bytes(encoding: str, encoded: str) -> bytes:
-    raw = encoded.encode()
-    if encoding in "qQ":
-        return quopri.decodestring(raw, header=True)
-    try:
-        return base64.b64decode(raw + b"=" * (-len(raw) % 4))
-    except binascii.Error:
-        return raw
+        text, problem, how = decode(raw, charset)
+    except Unreadable as unreadable:
+        found.note(f"a part of it was left out: {unreadable.message}")
+        return ""
+    found.note(problem and f"of a part: {problem}")
+    _add(found.notes, how and f"of a part: {how}")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if is_flowed:
+        text = unflow(text, delete_space=delete_space)
+    text, problem = without_pgp(text)
+    found.note(problem)
+    return text

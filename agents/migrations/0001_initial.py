@@ -94,6 +94,7 @@ class Migration(migrations.Migration):
                 ('files_done', models.PositiveIntegerField(default=0, help_text='read, failed or unchanged')),
                 ('files_unchanged', models.PositiveIntegerField(default=0)),
                 ('files_failed', models.PositiveIntegerField(default=0)),
+                ('passed_over', models.JSONField(default=dict, help_text='files of kinds that cannot be read and were not asked for: suffix → number')),
                 ('problems', models.PositiveIntegerField(default=0)),
                 ('items_created', models.PositiveIntegerField(default=0)),
                 ('model_calls', models.PositiveIntegerField(default=0)),
@@ -116,7 +117,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('seq', models.BigAutoField(primary_key=True, serialize=False)),
                 ('at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ('kind', models.CharField(choices=[('started', 'Started'), ('waiting', 'Waiting'), ('source_done', 'a source was read'), ('source_failed', 'a source could not be read'), ('record_quarantined', 'a record was set aside'), ('record_refused', 'the device refused a record'), ('record_uncertain', 'it is not known whether the device has a record'), ('note', 'Note'), ('finished', 'Finished')], max_length=20)),
+                ('kind', models.CharField(choices=[('started', 'Started'), ('waiting', 'Waiting'), ('source_done', 'a source was read'), ('source_failed', 'a source could not be read'), ('source_partial', 'a part of a source could not be read'), ('record_quarantined', 'a record was set aside'), ('record_refused', 'the device refused a record'), ('record_uncertain', 'it is not known whether the device has a record'), ('note', 'Note'), ('finished', 'Finished')], max_length=20)),
                 ('code', models.CharField(blank=True, max_length=50)),
                 ('count', models.IntegerField(null=True)),
                 ('nonce', models.UUIDField(default=uuid.uuid4, editable=False)),

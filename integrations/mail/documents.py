@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from adiuva.documents.mail import Attachment
+from adiuva.documents import Document
 from integrations.mail.filters import Filters
 
 TokenSource = Callable[[str | None], Awaitable[str]]
@@ -20,22 +20,28 @@ DueFilter = Callable[[Sequence[tuple[str, bytes]]], Awaitable[Sequence[bool]]]
 
 @dataclass(frozen=True, slots=True)
 class MailDocument:
-    """A message. `text` is what the model reads: headers, then what the author wrote, then what the message quotes.
+    """A message. What its `document` says begins with headers and what the author wrote; what it quotes comes last.
 
     `source_id` is the provider's id, which never changes. `content_hash` changes when the message is edited, and is
-    known before the message is fetched. `message_id`: the mail's own, without angle brackets.
+    known before the message is fetched. `sent_at`: when the provider received it.
     """
 
     source_id: str
     content_hash: bytes
-    title: str
-    text: str
+    document: Document
     sent_at: dt.datetime | None
-    sender: str
-    recipients: str
-    attachments: tuple[Attachment, ...] = ()
-    defects: tuple[str, ...] = ()
-    message_id: str = ""
+
+    @property
+    def text(self) -> str:
+        return self.document.text
+
+    @property
+    def title(self) -> str:
+        return self.document.head.title
+
+    @property
+    def sender(self) -> str:
+        return self.document.head.sender
 
 
 @dataclass(frozen=True, slots=True)

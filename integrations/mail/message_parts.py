@@ -7,8 +7,7 @@ import datetime as dt
 from email.message import Message
 
 from adiuva.documents import Unreadable
-from adiuva.documents.mail import attachments_to_text, read_mail
-from integrations.mail import quotation
+from adiuva.documents.mail import read_mail
 from integrations.mail.documents import MailDocument, SkippedMessage
 
 # Longer mails are read in a thread, off the event loop.
@@ -28,26 +27,10 @@ def _read(
     message: Message, source_id: str, content_hash: bytes, sent_at: dt.datetime | None
 ) -> MailDocument | SkippedMessage:
     try:
-        mail = read_mail(message, quotes=True)
+        mail = read_mail(message)
     except Unreadable as unreadable:
         return SkippedMessage(source_id, unreadable.code, unreadable.message)
-    title = mail.headers.get("Subject", "")
-    own, old = quotation.split_quotation(mail.body, title)
-    parts = ["\n".join(f"{name}: {value}" for name, value in mail.headers.items()), own]
-    if old:
-        parts.append(f"Quoted from earlier messages:\n{quotation.mark_quoted(old)}")
-    parts.append(attachments_to_text(mail.attachments))
-    return MailDocument(
-        source_id=source_id,
-        content_hash=content_hash,
-        title=title,
-        text="\n\n".join(filter(None, parts)) + "\n",
-        sent_at=sent_at,
-        sender=mail.headers.get("From", ""),
-        recipients=", ".join(filter(None, (mail.headers.get("To"), mail.headers.get("Cc")))),
-        attachments=mail.attachments,
-        defects=mail.defects,
-    )
+    return MailDocument(source_id, content_hash, mail, sent_at)
 
 
 def text_part(text: bytes, kind: str, charset: str = "utf-8") -> Message:

@@ -169,11 +169,11 @@ async def test_what_cannot_be_read_is_said_with_its_reason_and_path(tmp_path: Pa
     folder = write(tmp_path / "docs", good="text")
     (folder / "bad.md").write_bytes(b"\0\1\2" * 10)
     (folder / "mail.eml").write_bytes(b"X: y\n\n")
-    (folder / "scan.pdf").write_bytes(b"%PDF")
+    (folder / "scan.psd").write_bytes(b"8BPS")
     server = DeviceServer()
     async with server, server.device(grants=[folder]):
         line = await server.line()
-        await line.send(agent_run(folder, tmp_path / "elsewhere", kinds=["md", "eml", "pdf"]))
+        await line.send(agent_run(folder, tmp_path / "elsewhere", kinds=["md", "eml", "psd"]))
         manifest = await line.expect(AgentManifest)
         await fetch(line, *(file.path for file in manifest.files), "/etc/passwd")
         files, complete = await take_all(line)
@@ -183,7 +183,7 @@ async def test_what_cannot_be_read_is_said_with_its_reason_and_path(tmp_path: Pa
     assert said == {
         f"{folder}/bad.md": "it is not text",
         f"{folder}/mail.eml": "there is no text in this mail",
-        f"{folder}/scan.pdf": "this kind of file cannot be read yet",
+        f"{folder}/scan.psd": "this kind of file cannot be read yet",
         f"{tmp_path}/elsewhere": "it is not in a folder that was granted on this device",
         "/etc/passwd": "the server asked for it, but it had not been offered",
     }
@@ -288,11 +288,11 @@ async def test_more_errors_than_a_frame_holds_are_counted(tmp_path: Path) -> Non
     deep = folder.joinpath(*["d" * 200] * 12)
     deep.mkdir(parents=True)
     for number in range(500):
-        (deep / f"{number:04}{'n' * 200}.pdf").touch()
+        (deep / f"{number:04}{'n' * 200}.psd").touch()
     server = DeviceServer()
     async with server, server.device(grants=[folder]):
         line = await server.line()
-        await line.send(agent_run(folder, kinds=["pdf"]))
+        await line.send(agent_run(folder, kinds=["psd"]))
         await line.expect(AgentManifest)
         await fetch(line)
         complete = await line.expect(AgentComplete)

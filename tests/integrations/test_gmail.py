@@ -54,8 +54,11 @@ async def test_a_message_becomes_a_document(google: Google) -> None:
     [item] = await Run().read(gmail(box))
     assert isinstance(item, MailDocument)
     assert (item.source_id, item.title, item.sent_at) == (source_id, "Re: Angebot", sent)
-    assert (item.sender, item.recipients) == ("Jürgen <j@example.com>", "a@example.com, b@example.com")
-    assert [(each.name, each.type, each.size) for each in item.attachments] == [
+    assert (item.sender, item.document.head.recipients) == (
+        "Jürgen <j@example.com>",
+        "a@example.com, b@example.com",
+    )
+    assert [(each.name, each.type, each.size) for each in item.document.attachments] == [
         ("a.pdf", "application/pdf", 4)
     ]
     assert "Grüße\n\nForwarded mail:\nSubject: Inner\n\nThe forwarded words." in item.text

@@ -49,8 +49,14 @@ async def test_a_message_becomes_a_document(graph: Graph) -> None:
     [item] = await Run().read(outlook(box))
     assert isinstance(item, MailDocument)
     assert (item.source_id, item.title) == (source_id, "Re: Offer")
-    assert (item.sender, item.recipients) == ('"Roe, \\"Bea\\"" <bea@example.com>', "Ann <ann@example.com>")
-    assert [(each.name, each.size) for each in item.attachments] == [("plan.pdf", 9000), ("Lost", 70)]
+    assert (item.sender, item.document.head.recipients) == (
+        '"Roe, \\"Bea\\"" <bea@example.com>',
+        "Ann <ann@example.com>",
+    )
+    assert [(each.name, each.size) for each in item.document.attachments] == [
+        ("plan.pdf", 9000),
+        ("Lost", 70),
+    ]
     assert (
         "Agreed, 1.200 €.\n\nForwarded mail:\nFrom: c@example.com\nSubject: Inner\n\nThe forwarded"
         in item.text

@@ -43,7 +43,11 @@ async def test_a_message_and_its_reply_become_documents(graph: Graph) -> None:
     assert isinstance(first, MailDocument) and isinstance(reply, MailDocument)
     assert first.text.endswith("From: Bea\nChannel: Sales/General\nSubject: Offer\n\nWho does the offer?\n")
     assert "From: Max\nChannel: Sales/General\nIn reply to: Offer\n\nMe, by Friday\n" in reply.text
-    assert (reply.sender, reply.recipients, reply.attachments[0].name) == ("Max", "Sales/General", "plan.pdf")
+    assert (reply.sender, reply.document.head.recipients, reply.document.attachments[0].name) == (
+        "Max",
+        "Sales/General",
+        "plan.pdf",
+    )
     assert first.source_id.endswith(root) and first.source_id.startswith("t-Sales/19:General@thread/")
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from adiuva.devices.client.extract import READABLE
 from adiuva.devices.client.files import MAX_FILE_BYTES, FoundFile, Listing, ReadableArea, resolve_grant
 from adiuva.documents import Unreadable
+from adiuva.documents.kinds import READABLE
 
 
 @pytest.fixture
@@ -137,14 +137,16 @@ def test_a_granted_folder_may_itself_be_below_a_hidden_one(home: Path) -> None:
 
 
 def test_what_cannot_be_read_yet_is_said_if_it_was_asked_for(home: Path) -> None:
-    (home / "granted" / "scan.pdf").write_bytes(b"%PDF")
+    (home / "granted" / "scan.psd").write_bytes(b"8BPS")
     with (home / "granted" / "huge.txt").open("wb") as huge:
         huge.truncate(MAX_FILE_BYTES + 1)
     os.mkfifo(home / "granted" / "pipe.md")
     assert names(listed(home, home / "granted", kinds="")) == ["a.md", "b.TXT"]
-    listing = listed(home, home / "granted", kinds="pdf txt md")
+    assert listed(home, home / "granted", kinds="").passed_over == {".psd": 1}
+    listing = listed(home, home / "granted", kinds="psd txt md")
+    assert not listing.passed_over
     assert {Path(problem["path"]).name: problem["reason"] for problem in listing.problems} == {
-        "scan.pdf": "this kind of file cannot be read yet",
+        "scan.psd": "this kind of file cannot be read yet",
         "huge.txt": "it is larger than 20 MiB (20.0 MiB)",
         "pipe.md": "it is not a regular file",
     }

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ MAX_FILE_BYTES: Final = 20 * 1024 * 1024
 _PIECE_BYTES: Final = 256 * 1024
 _MAX_PATH_CHARS: Final = 4096  # limit of the protocol
 _MAX_NAME_CHARS: Final = 1024
+_MAX_SUFFIX_CHARS: Final = 20
 # Folders that tools fill, with nothing that the user wrote. Like hidden folders, they are skipped.
 _TOOL_FOLDERS: Final = frozenset({"CVS", "_darcs", "node_modules", "__pycache__"})
 # NOFOLLOW refuses a link as the last component; NONBLOCK keeps a pipe from blocking the reader.
@@ -74,6 +76,8 @@ class FoundFile:
 class Listing:
     files: list[FoundFile] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    # Files of kinds that nobody asked for by name and that cannot be read: suffix → how many.
+    passed_over: Counter[str] = field(default_factory=Counter)
 
 
 class ReadableArea:
@@ -93,7 +97,7 @@ class ReadableArea:
         listing = Listing()
         seen: set[Path] = set()
         for path in self._paths:
-            for named, real in self._walk(path, wanted or readable, listing):
+            for named, real in self._walk(path, wanted or readable, listing, count_others=not wanted):
                 if real not in seen:
                     seen.add(real)
                     self._list_file(named, real, readable, listing)
@@ -151,7 +155,9 @@ class ReadableArea:
         for grant in inside:
             yield f"{path.rstrip('/')}/{grant.relative_to(real)}", grant
 
-    def _walk(self, path: str, wanted: Iterable[str], listing: Listing) -> Iterator[tuple[str, Path]]:
+    def _walk(
+        self, path: str, wanted: Iterable[str], listing: Listing, *, count_others: bool
+    ) -> Iterator[tuple[str, Path]]:
         """Pairs of the name a file is sent under and its resolved path, depth first, by name."""
         waiting = list(self._starts(path, listing))[::-1]
         while waiting:
@@ -159,6 +165,8 @@ class ReadableArea:
             if real.is_file():
                 if real.suffix.lower() in wanted:
                     yield named, real
+                elif count_others:
+                    listing.passed_over[real.suffix.lower()[:_MAX_SUFFIX_CHARS]] += 1
                 continue
             try:
                 with os.scandir(real) as scan:
@@ -178,6 +186,8 @@ class ReadableArea:
                     folders.append((inner, inner_real))
                 elif is_wanted:
                     yield inner, inner_real
+                elif count_others:
+                    listing.passed_over[inner_real.suffix.lower()[:_MAX_SUFFIX_CHARS]] += 1
             waiting += reversed(folders)
 
     def _report_bad_link(self, named: str, link: Path, is_wanted: bool, listing: Listing) -> None:

@@ -6,12 +6,10 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import orjson
 
-from adiuva.devices.client.extract import READABLE, ExtractedText, extract
 from adiuva.devices.client.files import FoundFile, Problem, ReadableArea, unreadable_file
 from adiuva.devices.client.store import Store
 from adiuva.devices.codec import MAX_FRAME_BYTES, PART_BYTES
@@ -26,9 +24,13 @@ from adiuva.devices.protocol import (
     ManifestFile,
     Received,
 )
-from adiuva.documents import Unreadable
+from adiuva.documents import Document, Unreadable
+from adiuva.documents.kinds import READABLE
+from adiuva.documents.reading import read_document
 
 _FILES_A_MANIFEST: Final = 500
+# Kinds of files that are named as passed over.
+_MAX_KINDS: Final = 100
 _BATCH_BYTES: Final = 256 * 1024
 # Bytes of a frame that its contents may use; the rest is for what surrounds them, a path included.
 _FRAME_ROOM: Final = MAX_FRAME_BYTES - 128 * 1024
@@ -104,6 +106,7 @@ class Upload:
                 files_read=len(self.sent),
                 errors=list(_fitting(self.problems)),
                 batches=self._batches if self._numbered else None,
+                passed_over=dict(listing.passed_over.most_common(_MAX_KINDS)) if self._numbered else None,
             )
         )
         self.completed = True
@@ -149,17 +152,17 @@ class Upload:
     async def _send_file(self, file: FoundFile) -> None:
         try:
             document = await asyncio.to_thread(self._read, file)
-            pieces = _pieces(document.content) if self._numbered else [document.content]
-            if not self._numbered and _json_bytes(document.content) > _FRAME_ROOM:
+            pieces = _pieces(document.text) if self._numbered else [document.text]
+            if not self._numbered and _json_bytes(document.text) > _FRAME_ROOM:
                 raise Unreadable("it is too large for one frame of protocol 1")
         except Unreadable as refused:
             self.problems.append(unreadable_file(file.path, refused.message))
             return
-        metadata = {**document.metadata, "size": file.size, "mtime": file.mtime_ms}
+        metadata = {**document.metadata(), "size": file.size, "mtime": file.mtime_ms}
         if len(pieces) == 1:
             await self._add(AgentFile(path=file.path, name=file.name, content=pieces[0], metadata=metadata))
         else:
-            whole = hashlib.sha256(document.content.encode()).hexdigest()
+            whole = hashlib.sha256(document.text.encode()).hexdigest()
             for part, piece in enumerate(pieces, 1):
                 await self._add(
                     AgentFile(
@@ -174,14 +177,14 @@ class Upload:
                 )
         self.sent.add(file.path)
 
-    def _read(self, file: FoundFile) -> ExtractedText:
+    def _read(self, file: FoundFile) -> Document:
         raw = self._area.read(file)
         offered = self._hashes.get(file.path)
         if offered is not None and hashlib.sha256(raw).hexdigest() != offered:
             # The server would store this text under the hash of another one.
             self._store.forget_hash(file.path)
             raise Unreadable("it changed while it was being read; the next run will read it")
-        return extract(Path(file.path).suffix, raw)
+        return read_document(file.path, raw)
 
     async def _add(self, file: AgentFile) -> None:
         size = _json_bytes(file.content) + _json_bytes(file.metadata) + 2 * _json_bytes(file.path) + 256

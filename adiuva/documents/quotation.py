@@ -46,6 +46,13 @@ _HEADER: Final = re.compile(
     re.IGNORECASE,
 )
 _HEADER_LINES: Final = 8
+_LINE_ABOVE: Final = re.compile(r"[-_=*─━]{5,200}")
+_FORWARDED: Final = re.compile(
+    r"[-_=*]{2,}\s*(?:(?:begin )?forwarded message|weitergeleitete nachricht|message transféré|mensaje reenviado"
+    r"|messaggio inoltrato|mensagem encaminhada|doorgestuurd bericht)\s*[-_=*]{2,}"
+    r"|begin forwarded message:",
+    re.IGNORECASE,
+)
 _FORWARD: Final = re.compile(
     r"\s*(?:fwd?|wg|tr|rv|i|enc|doorst|vb|vs|vl|pd|转发|轉寄|転送)\s*[:：]", re.IGNORECASE
 )
@@ -78,8 +85,10 @@ def _quotation(lines: list[str]) -> tuple[int, int]:
         if len(line) > _MAX_MARK_CHARS or line.startswith(">"):
             continue
         text = line.strip()
+        if _FORWARDED.fullmatch(text):
+            break  # its sender wants it to be read
         if _RULE.fullmatch(text) or _is_header_block(lines, number):
-            return number, len(lines)
+            return _with_line_above(lines, number), len(lines)
         if intro := _attribution(lines, number):
             after = _skip_blank(lines, number + intro)
             if after < len(lines) and not lines[after].startswith(">"):
@@ -89,6 +98,14 @@ def _quotation(lines: list[str]) -> tuple[int, int]:
         return 0, 0
     begin, end = blocks[0]
     return _with_attribution(lines, begin), end
+
+
+def _with_line_above(lines: list[str], number: int) -> int:
+    """Move the start of a quotation up to the line that is drawn above it, if there is one."""
+    above = number - 1
+    while above >= 0 and not lines[above].strip():
+        above -= 1
+    return above if above >= 0 and _LINE_ABOVE.fullmatch(lines[above].strip()) else number
 
 
 def _blocks(lines: list[str]) -> list[tuple[int, int]]:

@@ -1,0 +1,82 @@
+"""The kinds of files that are read: by suffix, with the media type and the reader of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Final
+
+from adiuva.documents.document import Document
+
+Reader = Callable[[bytes, str], Document]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`reader`: "module:function" in this package, called with the bytes and the media type.
+
+    `isolated`: it is read in a process of its own, because its format is complex enough to hurt its reader.
+    """
+
+    type: str
+    reader: str
+    isolated: bool = True
+
+    def load(self) -> Reader:
+        module, _, name = self.reader.partition(":")
+        found: Reader = getattr(import_module(f"adiuva.documents.{module}"), name)
+        return found
+
+
+def _kinds(reader: str, isolated: bool = True, **types: str) -> dict[str, Kind]:
+    return {f".{suffix}": Kind(media, reader, isolated) for suffix, media in types.items()}
+
+
+_OFFICE: Final = "application/vnd.openxmlformats-officedocument."
+KINDS: Final[dict[str, Kind]] = {
+    **_kinds(
+        "text:read_text",
+        isolated=False,
+        md="text/markdown",
+        markdown="text/markdown",
+        txt="text/plain",
+        text="text/plain",
+        log="text/plain",
+        org="text/org",
+        rst="text/x-rst",
+        adoc="text/asciidoc",
+        csv="text/csv",
+        tsv="text/tab-separated-values",
+        json="application/json",
+        jsonl="application/jsonl",
+        yaml="application/yaml",
+        yml="application/yaml",
+        toml="application/toml",
+        xml="application/xml",
+        tex="text/x-tex",
+    ),
+    **_kinds("text:read_content_lines", isolated=False, ics="text/calendar", vcf="text/vcard"),
+    **_kinds("text:read_subtitles", isolated=False, vtt="text/vtt", srt="application/x-subrip"),
+    **_kinds("text:read_html", html="text/html", htm="text/html", xhtml="application/xhtml+xml"),
+    **_kinds("text:read_enex", enex="application/enex+xml"),
+    **_kinds("mail_files:read_eml", eml="message/rfc822"),
+    **_kinds("mail_files:read_mbox", mbox="application/mbox"),
+    **_kinds("pdf:read_pdf", pdf="application/pdf"),
+    **_kinds("office:read_docx", docx=f"{_OFFICE}wordprocessingml.document"),
+    **_kinds("office:read_pptx", pptx=f"{_OFFICE}presentationml.presentation"),
+    **_kinds(
+        "office:read_sheets",
+        xlsx=f"{_OFFICE}spreadsheetml.sheet",
+        xls="application/vnd.ms-excel",
+        ods="application/vnd.oasis.opendocument.spreadsheet",
+    ),
+    **_kinds("office:read_rtf", rtf="application/rtf"),
+    **_kinds(
+        "open_document:read_open_document",
+        odt="application/vnd.oasis.opendocument.text",
+        odp="application/vnd.oasis.opendocument.presentation",
+    ),
+    **_kinds("epub:read_epub", epub="application/epub+zip"),
+}
+READABLE: Final = frozenset(KINDS)
