@@ -86,7 +86,7 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
         set_content(entry, content, cipher)
         made.append(entry)
         if entry.valid_to is None:
-            vector = vector_space.embed_now(content.searchable_text)
+            vector = vector_space.embed_now(content.searchable_text, user_id)
             vectors.append(
                 Embedding(entry=entry, user_id=user_id, embedding_model=embedding_model().name, vector=vector)
             )
@@ -121,12 +121,12 @@ def fill_others(language: Language) -> None:
     from django.db import connection
 
     from adiuva.accounts.models import User
-    from memory import vector_space
+    from adiuva.core import lexical_embedding
 
     User.objects.bulk_create(
         [User(email=f"other-{number}@example.com", password="!") for number in range(OTHERS)]
     )
-    vectors = [str(vector_space.embed_now(language.sentence())) for _ in range(300)]
+    vectors = [str(lexical_embedding.embed(language.sentence())) for _ in range(300)]
     with connection.cursor() as cursor:
         # Ten at a time to keep what the database holds in memory small.
         cursor.execute(_OTHERS, {"entries": ENTRIES_OF_OTHERS, "vectors": vectors, "count": len(vectors)})
@@ -219,7 +219,7 @@ def measure(user_id: UUID, language: Language, aim: str) -> None:
         questions = [language.sentence(6, 12) for _ in range(AT_A_TIME)]
         for way in (time_recall, time_orm):
             for question in questions:
-                way(question, vector_space.embed_now(question) or [])
+                way(question, vector_space.embed_now(question, user_id) or [])
     for what, wall, used in (
         ("recall of all tiers, unsealed", ours, cpu),
         ("four queries of the ORM, without words", orm, cpu_of_orm),
@@ -243,7 +243,7 @@ def main() -> None:
     for user_id, entries, aim in ((many, MANY, "aim: 10 ms"), (few, FEW, "aim: 3 ms")):
         print(f"  {entries:,} entries")
         measure(user_id, language, aim)
-    questions = [vector_space.embed_now(language.sentence(6, 12)) or [] for _ in range(QUESTIONS)]
+    questions = [vector_space.embed_now(language.sentence(6, 12), many) or [] for _ in range(QUESTIONS)]
     hits = sum(
         len(nearest & set(recalled(many, "", vector, limit_tokens=100_000)))
         for nearest, vector in zip(nearest_ten(many, questions), questions, strict=True)

@@ -125,10 +125,10 @@ class MemoryContext:
 
     async def _vector(self, question: str) -> list[float] | None:
         """The question's embedding. Where that costs a request, only for users who have embedded entries to find."""
-        if (vector := vector_space.embed_now(question)) is not None:
+        if (vector := await db.run(vector_space.embed_now, question, self.user_id)) is not None:
             return vector
         return (
-            await vector_space.embed_question(question)
+            await vector_space.embed_question(question, self.user_id)
             if await db.run(search.needs_vector, self.user_id)
             else None
         )

@@ -11,7 +11,7 @@ from django.db.models import Exists, OuterRef
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
-from memory import entries
+from memory import entries, vector_space
 from memory.models import Embedding, Entry, Memory, Receipt
 from memory.preferences import readable_tiers
 from memory.receipts import write_receipt
@@ -36,7 +36,7 @@ async def embed_batch(user_id: uuid.UUID, max_entries: int = _BATCH) -> int | No
     batch = await db.run(_read_batch, user_id, model, max_entries)
     if not batch:
         return None
-    vectors = await model.embed([text for _, text, _ in batch])
+    vectors = await vector_space.embed_texts([text for _, text, _ in batch], user_id)
     return await db.run(_save, user_id, model, batch, vectors)
 
 

@@ -369,7 +369,7 @@ def _replace(
 
 def _embed(entry: Entry, content: EntryContent) -> None:
     """Store the entry's vector now if it can be computed here, else in a worker."""
-    vector = vector_space.embed_now(content.searchable_text)
+    vector = vector_space.embed_now(content.searchable_text, entry.user_id)
     if vector is None:
         enqueue_on_commit("memory.embed", entry.user_id)
         return

@@ -167,7 +167,7 @@ async def _read(user_id: uuid.UUID, batch: Batch) -> None:
     model = llm.chat_model()
     vector = None
     if await db.run(needs_vector, user_id):
-        vector = await vector_space.embed_question(batch.said[:_QUESTION_CHARS])
+        vector = await vector_space.embed_question(batch.said[:_QUESTION_CHARS], user_id)
     context = await db.run(_prepare, user_id, batch, vector, model)
     found, vectors = ValidOperations(), dict[str, list[float]]()
     if context.tiers:
@@ -183,7 +183,7 @@ async def _read(user_id: uuid.UUID, batch: Batch) -> None:
                 read=validator.check,
             )
         found = answer or found
-        vectors = await _vectors(found.operations, context)
+        vectors = await _vectors(found.operations, context, user_id)
     outcomes = await db.run(_apply, user_id, batch, context, found.operations, vectors)
     log.info(
         "facts.extracted",
@@ -276,14 +276,16 @@ def _material(batch: Batch, context: ExtractionContext) -> str:
     return "\n\n".join(parts)
 
 
-async def _vectors(operations: Sequence[Operation], context: ExtractionContext) -> dict[str, list[float]]:
+async def _vectors(
+    operations: Sequence[Operation], context: ExtractionContext, user_id: uuid.UUID
+) -> dict[str, list[float]]:
     """The vectors of associative texts to add, by text. Empty if the embedding model fails: then words are compared."""
     texts = [one.content for one in operations if one.op == "add" and one.tier == Tier.ASSOCIATIVE]
     if not texts or not context.embeds:
         return {}
     try:
         async with asyncio.timeout(_MODEL_TIMEOUT_S):
-            return dict(zip(texts, await llm.embedding_model().embed(texts), strict=True))
+            return dict(zip(texts, await vector_space.embed_texts(texts, user_id), strict=True))
     except (llm.ModelError, TimeoutError):
         return {}
 

@@ -65,10 +65,10 @@ def embed_and_search(
     *, user_id: uuid.UUID, question: str, tiers: Collection[Tier], limit: int
 ) -> list[SearchHit]:
     """The same, from a thread without an event loop. By words alone if the model gives no vector in time."""
-    vector = vector_space.embed_now(question)
+    vector = vector_space.embed_now(question, user_id)
     if vector is None and needs_vector(user_id):
         close_old_connections()  # the model may take a while, and other threads wait for the pool's connections
-        vector = async_to_sync(vector_space.embed_question)(question)
+        vector = async_to_sync(vector_space.embed_question)(question, user_id)
     return search(
         user_id=user_id, question=question, vector=vector, now=timezone.now(), tiers=tiers, limit=limit
     )

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from typing import Final
+from uuid import UUID
 
 import structlog
 
 from adiuva import llm
+from adiuva.accounts.keys import cipher_for
+from adiuva.core import db
 from adiuva.llm.lexical import LexicalEmbeddings
 
 # How long a turn waits for the vector of its question. Words alone find much, too.
@@ -24,20 +27,31 @@ def current_space() -> str:
     return llm.embedding_model().name
 
 
-def embed_now(text: str) -> list[float] | None:
-    """The vector of a text if it can be computed here without a request, else None."""
+def embed_now(text: str, user_id: UUID) -> list[float] | None:
+    """The vector of a user's text if it can be computed here without a request, else None.
+
+    It is hashed with the user's key: whoever has a dump cannot find out which words a text has.
+    """
     model = llm.embedding_model()
-    return model.embed_now(text) if isinstance(model, LexicalEmbeddings) else None
+    if not isinstance(model, LexicalEmbeddings):
+        return None
+    return model.embed_now(text, cipher_for(user_id).fingerprint("words", "lexical vector"))
 
 
-async def embed_question(text: str) -> list[float] | None:
-    """The vector of a question. None, and a log event, if the model does not answer in time."""
+async def embed_texts(texts: list[str], user_id: UUID) -> list[list[float]]:
+    """The vectors of a user's texts. Raises ModelError."""
     model = llm.embedding_model()
     if isinstance(model, LexicalEmbeddings):
-        return model.embed_now(text)
+        found = await db.run(lambda: [embed_now(text, user_id) for text in texts])
+        return [vector for vector in found if vector is not None]
+    return await model.embed(texts)
+
+
+async def embed_question(text: str, user_id: UUID) -> list[float] | None:
+    """The vector of a question. None, and a log event, if the model does not answer in time."""
     try:
         async with asyncio.timeout(_QUESTION_TIMEOUT_S):
-            return (await model.embed([text]))[0]
+            return (await embed_texts([text], user_id))[0]
     except (llm.ModelError, TimeoutError) as error:
         log.warning("memory.question_not_embedded", error=type(error).__name__)
         return None

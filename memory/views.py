@@ -340,7 +340,7 @@ class EmbedView(_FormView):
     def post(self, request: Request) -> Response:
         text = self.body(request)["text"]
         model = llm.embedding_model()
-        vector = vector_space.embed_now(text)
+        vector = vector_space.embed_now(text, user_id(request))
         if vector is None:
             close_old_connections()  # the model may take a while, and other threads wait for the pool's connections
             (vector,) = async_to_sync(model.embed)([text])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from hashlib import blake2b
 from itertools import pairwise
 from zlib import crc32
 
@@ -13,15 +14,20 @@ _WORD = re.compile(r"\w+")
 _MOST_CHARS = 100_000
 
 
-def embed(text: str) -> list[float]:
-    """A vector of length 1 (of zeros for a text without words), the same in every process."""
+def embed(text: str, key: bytes = b"") -> list[float]:
+    """A vector of length 1 (of zeros for a text without words), the same in every process.
+
+    With a key (of at most 64 bytes), only vectors of the same key can be compared, and without the key nobody can tell
+    whether a vector is that of a certain text.
+    """
     vector = [0.0] * DIMENSIONS
     words = _WORD.findall(unicodedata.normalize("NFKC", text[:_MOST_CHARS]).casefold())
     counts: dict[str, int] = {}
     for feature in _features(words):
         counts[feature] = counts.get(feature, 0) + 1
     for feature, count in counts.items():
-        number = crc32(feature.encode("utf-8", "surrogatepass"))
+        raw = feature.encode("utf-8", "surrogatepass")
+        number = int.from_bytes(blake2b(raw, digest_size=4, key=key).digest(), "big") if key else crc32(raw)
         weight = _weight(feature) * (1 + math.log(count))
         # A sign of the hash keeps features that meet in one place from adding up.
         vector[number % DIMENSIONS] += weight if number & 0x8000_0000 else -weight

@@ -17,8 +17,9 @@ class LexicalEmbeddings(EmbeddingModel):
         super().__init__(LEXICAL, "")
         self.provider = ""  # nothing leaves this server
 
-    def embed_now(self, text: str) -> list[float]:
-        return lexical_embedding.embed(text)
+    def embed_now(self, text: str, key: bytes = b"") -> list[float]:
+        """The vector; with a key, comparable only with those of the same key."""
+        return lexical_embedding.embed(text, key)
 
     async def _embed_batch(self, texts: list[str]) -> list[list[float]]:
         return [lexical_embedding.embed(text) for text in texts]
