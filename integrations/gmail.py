@@ -30,6 +30,10 @@ _UNWANTED: Final = frozenset({"DRAFT", "SPAM", "TRASH", "CHAT"})
 # A mail from which one of these is removed was restored, and counts as new.
 _TRASH_LABELS: Final = frozenset({"SPAM", "TRASH"})
 _FIELDS: Final = "id,labelIds,internalDate,payload"
+_READ_WITH_A_NAME: Final = frozenset(
+    {"text/calendar", "application/ics", "application/pkcs7-mime", "application/x-pkcs7-mime"}
+)
+_MAX_NAMED_BYTES: Final = 1024 * 1024
 _MAX_PART_DEPTH: Final = 30
 _MAX_PARTS: Final = 1_000
 # Charsets whose text looks like ASCII, with a byte that reveals each.
@@ -206,12 +210,7 @@ class GmailSync(MailboxSync):
         """Fetch long texts, which Gmail delivers separately. Attachments are not fetched."""
         for part in _walk(payload):
             body = part.get("body")
-            if (
-                isinstance(body, dict)
-                and isinstance(body.get("attachmentId"), str)
-                and str(part.get("mimeType")) in ("text/plain", "text/html")
-                and not part.get("filename")
-            ):
+            if isinstance(body, dict) and isinstance(body.get("attachmentId"), str) and _is_read(part, body):
                 request = self._api.attachments.get(userId="me", messageId=source_id, id=body["attachmentId"])
                 body["data"] = (await client.get_json(request.uri)).get("data")
 
@@ -262,6 +261,15 @@ def _moment(milliseconds: object) -> dt.datetime | None:
 
 
 # ── From Gmail's parts to a message ─────────────────────────────────────────────────────────
+
+
+def _is_read(part: dict[str, Any], body: dict[str, Any]) -> bool:
+    """Whether a part that Gmail delivers separately is read: texts, and invitations and signed data of usual size."""
+    kind = str(part.get("mimeType")).lower()
+    if kind in ("text/plain", "text/html") and not part.get("filename"):
+        return True
+    size = body.get("size")
+    return kind in _READ_WITH_A_NAME and isinstance(size, int) and size <= _MAX_NAMED_BYTES
 
 
 def _walk(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:

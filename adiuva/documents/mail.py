@@ -260,6 +260,9 @@ def _words(text: str) -> set[str]:
 def _unwrapped(part: Message, found: _Found, depth: int) -> str:
     raw, problem = content_bytes(part)
     found.note(problem)
+    if not raw:  # a provider's answer names it and does not hold it
+        found.note("a signed or encrypted part of it cannot be read")
+        return ""
     inner = unwrap_signed(raw)
     if inner is None:
         found.note(_ENCRYPTED)

@@ -261,6 +261,26 @@ async def test_files_that_cannot_be_read_are_listed_with_their_reason(
     assert any("/somewhere/else" in error for error in seen["errors"])
 
 
+async def test_what_is_passed_over_or_partly_read_is_said(desk: DeviceOwner, provider: Provider) -> None:
+    provider.default = tasks_from_lines
+    desk.write("one.md", "do call Ada")
+    desk.write("photo.jpg", "no text")
+    desk.write("scan.jpg", "no text")
+    (desk.folder / "old.txt").write_bytes("позвонить заказчику и отправить счёт".encode("koi8-r"))
+    head = "Subject: s\nContent-Type: multipart/mixed; boundary=b\n\n--b\n\ndo write\n--b\n"
+    desk.write("mail.eml", head + "Content-Type: application/ms-tnef; name=winmail.dat\n\nx\n--b--\n")
+    async with connected(desk):
+        seen = await desk.run(await desk.agent(file_extensions=[]))
+    assert (seen["state"], seen["passed_over"], seen["files_failed"]) == ("partial", {".jpg": 2}, 0)
+    assert desk.progress[-1].passed_over == {".jpg": 2}
+    [error] = seen["errors"]
+    assert "mail.eml: a part in Outlook's own format (winmail.dat) cannot be read" in error
+    said = {event["code"]: event["message"] for event in seen["journal"]}
+    assert said["passed_over"] == "files of kinds that cannot be read were passed over: 2 .jpg"
+    assert "it was read as KOI8-" in said["read_as"]
+    assert any("позвонить" in document_text(request) for request in provider.calls)
+
+
 async def test_an_empty_folder_is_a_success_that_says_so(desk: DeviceOwner) -> None:
     async with connected(desk):
         seen = await desk.run(await desk.agent())
