@@ -23,11 +23,13 @@ for (const form of document.querySelectorAll("form[data-passkey]")) {
       form.elements.credential.value = JSON.stringify(credential.toJSON());
       form.submit();
     } catch (error) {
+      const options = JSON.parse(form.dataset.options);
       // NotAllowedError: the person closed the browser's question, or did not answer it in time.
       said.textContent =
-        error.name === "InvalidStateError"
-          ? "This device has a passkey of this account already."
-          : "That did not work. You can try again.";
+        {
+          InvalidStateError: "This device has a passkey of this account already.",
+          SecurityError: `Passkeys work where this server is called ${options.rpId ?? options.rp?.id}: open it there.`,
+        }[error.name] ?? "That did not work. You can try again.";
     }
   });
 }
