@@ -88,15 +88,16 @@ def _in_child(kind: Kind, raw: bytes) -> bytes:
     receiving, sending = os.pipe()
     child = os.fork()
     if child == 0:
+        code = 1
         try:
             os.close(receiving)
             _limit()
             answer = _read(kind, raw)
             with os.fdopen(sending, "wb") as pipe:
                 pipe.write(answer)
-        except BaseException:  # whatever it is, the parent must not go on in two processes
-            os._exit(1)
-        os._exit(0)
+            code = 0
+        finally:
+            os._exit(code)  # whatever happened: the parent must not go on in two processes
     os.close(sending)
     pieces: list[bytes] = []
     size = 0
@@ -133,6 +134,7 @@ def _limit() -> None:
 
 
 def _read(kind: Kind, raw: bytes) -> bytes:
+    """Raises whatever a library does on damage, which ends this process: its message may quote the document."""
     try:
         document = kind.load()(raw, kind.type)
         if len(document.text) > MAX_TEXT_CHARS:
@@ -142,8 +144,6 @@ def _read(kind: Kind, raw: bytes) -> bytes:
         return to_refusal(unreadable.message)
     except MemoryError:
         return to_refusal(_TOO_LARGE)
-    except Exception:  # a fault in a library: what it says may quote the document
-        return to_refusal(_DAMAGED)
 
 
 if __name__ == "__main__":
