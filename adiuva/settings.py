@@ -198,6 +198,10 @@ CELERY_BEAT_SCHEDULE = {
         "task": "agents.forget_journeys",
         "schedule": schedule(timedelta(minutes=10)),
     },
+    "agents: forget found records": {
+        "task": "agents.forget_found_records",
+        "schedule": schedule(timedelta(hours=6)),
+    },
     "chat: end lost turns": {"task": "chat.sweep", "schedule": schedule(timedelta(seconds=60))},
     "memory: record what was said": {"task": "memory.sweep", "schedule": schedule(timedelta(seconds=60))},
     "memory: tend indexes": {"task": "memory.tend", "schedule": schedule(timedelta(hours=1))},

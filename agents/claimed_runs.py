@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,12 +78,17 @@ class ClaimedRun:
     cipher: UserCipher = field(repr=False)
 
     def source_key(self, name: str) -> bytes:
-        """The ledger's keyed hash of a path or message id."""
-        return self.cipher.fingerprint(name, f"source of {self.agent_id}")
+        """The ledger's keyed hash of a path on the device or of a provider's message id, however its name is composed.
+
+        It is the same for all agents of a user, so that what one has found in a source is known to the others.
+        """
+        place = self.device_id if self.account is None else str(self.account.connection)
+        return self.cipher.fingerprint(unicodedata.normalize("NFC", name), f"source in {place}")
 
     def content_key(self, content_hash: bytes) -> bytes:
-        """The ledger's keyed hash of a content, so that a dump does not confirm that somebody has a certain file."""
-        return self.cipher.fingerprint(content_hash, f"content of {self.agent_id}")
+        """The ledger's keyed hash of a content, so that a dump does not confirm that somebody has a certain file. It is
+        the same for all agents of a user, so that a copy is known."""
+        return self.cipher.fingerprint(content_hash, "content of a source")
 
 
 def lease_duration() -> dt.timedelta:
@@ -174,7 +180,7 @@ def _adopt_records(run: Run, device: UUID) -> int:
 def config_version(agent: Agent, cipher: UserCipher) -> bytes:
     """A keyed hash of everything that could make an unchanged source give other records."""
     what = [agent.prompt_template, sorted(agent.data_types), settings.MODEL["model"], PROMPT_VERSION]
-    return cipher.fingerprint(json.dumps(what), f"configuration of {agent.pk}")
+    return cipher.fingerprint(json.dumps(what), "configuration of an agent")
 
 
 def _clear_previous_attempt(agent: Agent) -> dict[bytes, int]:

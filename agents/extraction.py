@@ -1,23 +1,35 @@
-"""Extract records from a document: one model call for each part of it, no tools, one repair."""
+"""Extract records from a document: one model call for each part of it, no tools, one repair.
+
+A document that was read before is read with what was found in it then: the model says of each whether it is still
+there, and only what is new becomes a record (`agents.reconciliation`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+from uuid import UUID
 
 from adiuva import llm
 from adiuva.core import prompt_files
 from adiuva.documents import Head, Part, cut_into_parts
-from adiuva.llm.structured import UnusableAnswer, ask_structured
-from agents.records import Record, RecordRules, RejectedRecord, merge_records
+from agents.prompt_context import describe_known, nearest_known, nearest_projects
+from agents.reconciliation import KnownRecord
+from agents.records import Record, RecordRules, RejectedRecord, Verdict, in_order
 
 PART_CHARS: Final = 8_000
 # How much of an unusable answer is shown to the model again.
 _REPEATED_CHARS: Final = 4 * PART_CHARS
 _MAX_REASONS: Final = 50
+# How often the rest of an answer is asked for that breaks off.
+_MAX_CONTINUATIONS: Final = 6
+# A part of which not even one record fits an answer is cut in two, down to this size.
+_LEAST_PART_CHARS: Final = 500
 
 _PROMPT: Final = prompt_files.load("agents", "extraction")
 PROMPT_VERSION: Final = _PROMPT.version
@@ -38,7 +50,10 @@ class SourceDocument:
 
 @dataclass
 class Extraction:
+    """What a document gave: `records` that the answers call new, and `verdicts` on those that were known before."""
+
     records: list[Record] = field(default_factory=list)
+    verdicts: dict[UUID, Verdict] = field(default_factory=dict)
     rejected: list[RejectedRecord] = field(default_factory=list)
     model_calls: int = 0
 
@@ -51,65 +66,46 @@ class Extractor:
     instructions: str
     rules: RecordRules
 
-    async def extract(self, document: SourceDocument, found: Extraction) -> None:
-        """Set `found.records` and `found.rejected` from a document of any length; calls are counted even if it fails.
+    async def extract(
+        self, document: SourceDocument, found: Extraction, known: Sequence[KnownRecord] = ()
+    ) -> None:
+        """Set the fields of `found` from a document of any length; calls are counted even if it fails.
+
+        `known`: what was found in the document before; each part is shown the nearest of it.
 
         Raises llm.ModelError if the model cannot be reached, llm.BadOutput if it gave no JSON twice.
         """
         parts = cut_into_parts(
             document.content, most_chars=PART_CHARS, head=document.head, kind=document.kind
         )
-        tasks = [asyncio.create_task(self._extract_part(document.name, part, found)) for part in parts]
+        mine = [each for each in known if each.record.table in self.rules.tables]
+        tasks = [
+            asyncio.create_task(
+                _PartReading(self, document.name, part, nearest_known(mine, part.text), found).read()
+            )
+            for part in parts
+        ]
         try:
             answers = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()  # if one has failed, the answers of the others are useless
-        found.records = merge_records([answer.records for answer in answers])
+        found.records = in_order(record for answer in answers for record in answer.records)
         found.rejected = [rejected for answer in answers for rejected in answer.rejected]
+        found.verdicts = _agreed(
+            [answer.verdicts for answer in answers], [answer.shown for answer in answers]
+        )
 
-    async def _extract_part(self, name: str, part: Part, found: Extraction) -> _CheckedAnswer:
-        checked: list[_CheckedAnswer] = []
-
-        def read(answer: Any) -> None:
-            records, rejected = self.rules.check(answer)
-            checked.append(_CheckedAnswer(records, rejected))
-            reasons = list(dict.fromkeys(item.reason for item in rejected if item.repairable))
-            if reasons:
-                raise UnusableAnswer(
-                    "some records cannot be used:\n"
-                    + "\n".join(f"- {reason}" for reason in reasons[:_MAX_REASONS])
-                    + "\nAnswer again in full, with these mended; leave out what cannot be mended."
-                )
-
-        def count_call() -> None:
-            found.model_calls += 1
-
-        try:
-            await ask_structured(
-                self.model,
-                self._messages(name, part),
-                name="records",
-                schema=self.rules.schema(),
-                read=read,
-                max_quoted_chars=_REPEATED_CHARS,
-                on_attempt=count_call,
-            )
-        except UnusableAnswer:
-            pass  # what is good of the answers is used
-        except llm.BadOutput:
-            if not checked:
-                raise
-        return checked[0] if len(checked) == 1 else _combine(*checked)
-
-    def _messages(self, name: str, part: Part) -> list[llm.Message]:
+    def messages(self, name: str, part: Part, known: Sequence[KnownRecord]) -> list[llm.Message]:
         """The messages, the stable parts first so that providers can cache them, the document alone in the last."""
-        projects = [{"id": key, "name": title} for key, title in self.rules.projects.items()]
+        projects = nearest_projects(self.rules.projects, f"{name}\n{part.context}\n{part.text}")
         context = (
             f"What this freelancer asks you to look for:\n{self.instructions or 'Whatever fits the tables.'}\n\n"
             f"Tables: {', '.join(self.rules.tables)}\n"
             f"Projects: {json.dumps(projects, ensure_ascii=False)}"
         )
+        if known:
+            context += f"\n\nKnown: {describe_known(known, self.rules.zone)}"
         today = dt.datetime.now(self.rules.zone).date().isoformat()
         one_line = " ".join(name.split())
         head = f"Document: {one_line}\nPart: {part.number} of {part.count}\nToday: {today}\n{part.context}".rstrip()
@@ -120,20 +116,174 @@ class Extractor:
         ]
 
 
-@dataclass(frozen=True)
-class _CheckedAnswer:
-    records: list[Record]
-    rejected: list[RejectedRecord]
+@dataclass
+class _PartAnswer:
+    """What the answers about one part say. `shown`: what was known and listed in the question."""
+
+    records: list[Record] = field(default_factory=list)
+    rejected: list[RejectedRecord] = field(default_factory=list)
+    verdicts: dict[UUID, Verdict] = field(default_factory=dict)
+    shown: set[UUID] = field(default_factory=set)
 
 
-def _combine(first: _CheckedAnswer, second: _CheckedAnswer) -> _CheckedAnswer:
-    """What an answer and its repair give together.
+class _PartReading:
+    """The conversation about one part: a question, at most one repair, and the rest of answers that break off."""
 
-    The repair may repeat everything or only what it mended, so good records of the first answer stay. A record that was
-    rejected first, and neither mended nor rejected again, is still missing.
-    """
-    known = {record.identity for record in first.records}
-    mended = sum(record.identity not in known for record in second.records)
-    missing = max(0, len(first.rejected) - len(second.rejected) - mended)
-    unmended = sorted(first.rejected, key=lambda rejected: rejected.repairable)[:missing]
-    return _CheckedAnswer(merge_records([first.records, second.records]), [*second.rejected, *unmended])
+    def __init__(
+        self, extractor: Extractor, name: str, part: Part, known: Sequence[KnownRecord], found: Extraction
+    ) -> None:
+        self._extractor, self._name, self._part, self._known = extractor, name, part, known
+        self._found = found
+        self._rules = extractor.rules
+        self._schema = self._rules.schema(with_known=bool(known))
+        self._question = extractor.messages(name, part, known)
+        self._answer = _PartAnswer(shown={each.id for each in known})
+        self._problems: list[RejectedRecord] = []
+
+    async def read(self) -> _PartAnswer:
+        """Raises llm.ModelError, and llm.BadOutput if no answer holds JSON."""
+        messages = self._question
+        repairs, continuations = 1, 0
+        understood = False
+        while True:
+            values, cut, text = await self._ask(messages)
+            if not values and cut is None:
+                if not repairs:
+                    if understood:
+                        break
+                    raise llm.BadOutput(
+                        "the model's answer holds no JSON value", text=text, usage=llm.Usage()
+                    )
+                repairs -= 1
+                messages = self._repair(text, "the answer is not JSON.")
+                continue
+            records, rejected = self._rules.check(*values, *([cut] if cut else []), part=self._part.number)
+            if cut is not None:
+                rejected = [each for each in rejected if each.code != "no_records"]
+            self._note_verdicts(values, cut)
+            added = self._take(records, rejected, again=understood)
+            understood = True
+            if cut is not None:
+                if not added and not self._answer.records and len(self._part.text) > _LEAST_PART_CHARS:
+                    return await self._read_in_halves()
+                continuations += 1
+                if not added or continuations > _MAX_CONTINUATIONS:
+                    self._answer.rejected.append(
+                        RejectedRecord(
+                            "answer_cut_off",
+                            "the model's answers break off, so the rest was not read",
+                            place=f"part {self._part.number}",
+                        )
+                    )
+                    break
+                messages = self._continue()
+                continue
+            wanted = self._repairable(records, rejected)
+            if not wanted or not repairs:
+                break
+            repairs -= 1
+            reasons = "\n".join(f"- {reason}" for reason in wanted[:_MAX_REASONS])
+            messages = self._repair(
+                text,
+                f"some records cannot be used:\n{reasons}\n"
+                "Answer again in full, with these mended; leave out what cannot be mended.",
+            )
+        return self._answer
+
+    async def _ask(self, messages: Sequence[llm.Message]) -> tuple[Sequence[Any], Any, str]:
+        """The values of an answer, the whole parts of one that breaks off, and its text."""
+        self._found.model_calls += 1
+        try:
+            reply = await self._extractor.model.structured(messages, name="records", schema=self._schema)
+        except llm.BadOutput as error:
+            return (), error.cut, error.text
+        return reply.values or (reply.value,), reply.cut, reply.text
+
+    def _repair(self, text: str, complaint: str) -> list[llm.Message]:
+        return [
+            *self._question,
+            {"role": "assistant", "content": text[:_REPEATED_CHARS] or "{}"},
+            {"role": "user", "content": f"Repair: {complaint} Answer with the JSON object alone."},
+        ]
+
+    def _continue(self) -> list[llm.Message]:
+        """Ask for what is missing of an answer that breaks off, with what is whole of it."""
+        taken = {"records": [{"table": each.table, "data": each.data} for each in self._answer.records]}
+        return [
+            *self._question,
+            {"role": "assistant", "content": json.dumps(taken, ensure_ascii=False)},
+            {
+                "role": "user",
+                "content": "Go on: your answer broke off at the limit of its length, after these records. Answer in "
+                "the same form with the records that are missing, and only with these.",
+            },
+        ]
+
+    async def _read_in_halves(self) -> _PartAnswer:
+        """Not even one record fits an answer: a shorter text may have shorter answers."""
+        pieces = cut_into_parts(self._part.text, most_chars=len(self._part.text) // 2 + 1)
+        whole = self._answer
+        for piece in pieces:
+            part = Part(self._part.number, self._part.count, 0, piece.text, self._part.context)
+            reading = _PartReading(self._extractor, self._name, part, self._known, self._found)
+            answer = await reading.read()
+            whole.records += answer.records
+            whole.rejected += answer.rejected
+            whole.verdicts = _agreed([whole.verdicts, answer.verdicts], [set(whole.verdicts), answer.shown])
+        return whole
+
+    def _note_verdicts(self, values: Sequence[Any], cut: Any) -> None:
+        numbered = dict(enumerate(self._known, 1))
+        tables = {number: each.record.table for number, each in numbered.items()}
+        for verdict in self._rules.verdicts(*values, *([cut] if cut else []), tables=tables):
+            self._answer.verdicts.setdefault(numbered[verdict.number].id, verdict)
+
+    def _take(self, records: Sequence[Record], rejected: Sequence[RejectedRecord], *, again: bool) -> int:
+        """Add what an answer gives. Returns how many records it adds.
+
+        A repair or a continuation may repeat everything or only what was asked for, so records that are there already
+        are not taken twice, and a record with a field left out gives way to the one that has it.
+        """
+        answer = self._answer
+        if not again:
+            answer.records, answer.rejected = list(records), list(rejected)
+            return len(records)
+        there = Counter(record.identity for record in answer.records)
+        flawed = {record.words: record for record in answer.records if record.problems}
+        added = mended = 0
+        for record in records:
+            if there[record.identity]:
+                there[record.identity] -= 1
+            elif (worse := flawed.pop(record.words, None)) is not None:
+                answer.records[answer.records.index(worse)] = record
+            else:
+                answer.records.append(record)
+                added += 1
+        mended = added
+        missing = max(0, len(answer.rejected) - len(rejected) - mended)
+        unmended = sorted(answer.rejected, key=lambda each: each.repairable)[:missing]
+        answer.rejected = [*rejected, *unmended]
+        return added
+
+    @staticmethod
+    def _repairable(records: Sequence[Record], rejected: Sequence[RejectedRecord]) -> list[str]:
+        """Why an answer should be mended."""
+        reasons = [each.reason for each in rejected if each.repairable]
+        reasons += [problem.reason for each in records for problem in each.problems if problem.repairable]
+        return list(dict.fromkeys(reasons))
+
+
+def _agreed(answers: Sequence[Mapping[UUID, Verdict]], shown: Sequence[set[UUID]]) -> dict[UUID, Verdict]:
+    """One verdict for each known record. It is gone only if every part that was asked about it says so."""
+    found: dict[UUID, Verdict] = {}
+    for key in {key for answer in answers for key in answer}:
+        said = [answer[key] for answer in answers if key in answer]
+        staying = sorted(
+            (each for each in said if each.now != "gone"),
+            key=lambda each: ("changed", "done", "there").index(each.now),
+        )
+        if staying:
+            found[key] = staying[0]
+        elif len(said) == sum(key in listed for listed in shown):
+            found[key] = said[0]
+    return found

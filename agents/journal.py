@@ -155,13 +155,14 @@ def read(run: Run, *, after: int = 0, most: int = 1000) -> list[dict[str, Any]]:
 
 
 def problems_of(runs: Sequence[Run], *, most: int = 50) -> dict[UUID, list[dict[str, Any]]]:
-    """The first problems of each of several runs of one user, in one query."""
+    """Why each of several runs of one user ended, if that was no success, and its first problems; in one query."""
     found: dict[UUID, list[dict[str, Any]]] = {run.pk: [] for run in runs}
-    troubled = [run for run in runs if run.problems]
+    troubled = [run for run in runs if run.problems or not (run.is_live or run.state == Run.State.SUCCESS)]
     if troubled:
         cipher = cipher_for(troubled[0].user_id)
         kinds = [str(kind) for kind in RunEvent.PROBLEMS]
-        for event in RunEvent.objects.raw(_PROBLEMS, [[run.pk for run in troubled], kinds, most]):
+        wanted = [run.pk for run in troubled]
+        for event in RunEvent.objects.raw(_PROBLEMS, [wanted, kinds, _REGULAR_ENDS, most]):
             found[event.run_id].append(event_body(event, cipher))
     return found
 
@@ -169,9 +170,13 @@ def problems_of(runs: Sequence[Run], *, most: int = 50) -> dict[UUID, list[dict[
 # LATERAL, because a window function would read all events of all runs.
 _PROBLEMS = """
 SELECT problem.* FROM unnest(%s::uuid[]) AS wanted (id) CROSS JOIN LATERAL (
-    SELECT * FROM agents_runevent WHERE run_id = wanted.id AND kind = ANY(%s) AND NOT is_over ORDER BY seq LIMIT %s
-) AS problem ORDER BY problem.seq
+    SELECT * FROM agents_runevent
+    WHERE run_id = wanted.id AND (kind = ANY(%s) OR kind = 'finished' AND code <> ALL(%s)) AND NOT is_over
+    ORDER BY kind <> 'finished', seq LIMIT %s
+) AS problem ORDER BY problem.kind <> 'finished', problem.seq
 """
+# Ends that say nothing beyond the run's problems.
+_REGULAR_ENDS = ["completed", "empty", "completed_with_failures", "nothing_could_be_read"]
 
 
 def event_body(event: RunEvent, cipher: UserCipher) -> dict[str, Any]:
@@ -202,6 +207,17 @@ _PROBLEM_TEXTS = {
     "never_read": "it was not read",
     "and_more": "more files could not be read",
     "killed_workers": "reading it broke off several times, so it is skipped for a day",
+    # Why a run ended
+    "cancelled": "the run was cancelled",
+    "agent_deleted": "its agent was deleted",
+    "device_changed": "its agent reads another device now",
+    "no_connection": "its account is not connected any more",
+    "deadline": "it took longer than a run may take",
+    "device_silent": "the device is connected and does not answer",
+    "device_never_came": "its device did not connect in time",
+    "never_connected_again": "its account was not connected again in time",
+    "workers_lost": "the server lost it several times while it worked",
+    "internal_error": "the server made a mistake; its operator can find it in the log",
 }
 
 

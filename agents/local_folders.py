@@ -25,11 +25,13 @@ from adiuva.devices.protocol import (
     AgentManifest,
     AgentRun,
     AgentRunConfig,
+    ManifestFile,
 )
 from adiuva.documents import Document
 from agents import claimed_runs, journal, ledger, preview
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
+from agents.listings import ListedFile, Listing
 
 MAX_DOCUMENT_CHARS: Final = 32 * 1024 * 1024
 # Files requested and not received, beyond which further manifests wait.
@@ -81,6 +83,7 @@ class LocalFolders:
         self._arrived = 0
         self._has_manifest = False
         self._sample = preview.SourceSample(claimed.max_sources) if claimed.dry_run else None
+        self._listing = Listing(claimed)
         # Manifests that wait, so that the list of a large folder is not held in memory.
         self._later = link.frames.later
 
@@ -88,7 +91,11 @@ class LocalFolders:
         """Nothing to do: the ledger knows what was read."""
 
     async def finish(self) -> None:
-        """Nothing to do."""
+        """Enter copies into the ledger, and count sources that are gone, once all that was due is read."""
+        if self._sample is None:
+            entries = await db.run(self._listing.finish)
+            if entries:
+                await db.run(claimed_runs.add_counts, self._claimed, entries=entries)
 
     async def batches(self) -> AsyncGenerator[list[SourceDocument], None]:
         """Documents as they arrive.
@@ -145,17 +152,41 @@ class LocalFolders:
 
     async def _choose(self, manifest: AgentManifest) -> None:
         """Answer a manifest with a request for its new or changed files."""
-        files = {file.path: bytes.fromhex(file.sha256) for file in manifest.files}
-        keyed = [(self._claimed.source_key(path), content) for path, content in files.items()]
-        due = await db.run(ledger.needs_reading, self._claimed, keyed)
-        wanted = {path: content for (path, content), is_due in zip(files.items(), due, strict=True) if is_due}
-        unchanged = len(files) - len(wanted)
         if self._sample is not None:
-            wanted = self._sample.choose(files, due, last=manifest.last)
-            files, unchanged = wanted, 0
-        seen = len(files) - len(wanted.keys() & self._requested.keys())
+            await self._choose_sample(manifest)
+            return
+        listed = [self._listed(file) for file in manifest.files]
+        files, again = self._listing.first_seen(listed)
+        found = await db.run(self._listing.compare, files, last=manifest.last)
+        entries = found.entries + [
+            JournalEntry(EventKind.NOTE, "listed_twice", source=file.path, key=file.path)
+            for file in again[:_MAX_ENTRIES]
+        ]
+        self._requested |= {file.path: file.content_hash for file in found.due}
+        await db.run(
+            claimed_runs.add_counts,
+            self._claimed,
+            seen=len(listed),
+            done=found.unchanged + len(again),
+            unchanged=found.unchanged + len(again),
+            entries=entries,
+        )
+        await self._link.notify(AgentFetch(run_id=self._run_id, paths=[file.path for file in found.due]))
+
+    def _listed(self, file: ManifestFile) -> ListedFile:
+        content, key = bytes.fromhex(file.sha256), self._claimed.source_key(file.path)
+        return ListedFile(file.path, key, content, self._claimed.content_key(content), file.size == 0)
+
+    async def _choose_sample(self, manifest: AgentManifest) -> None:
+        """Answer a manifest of a dry run with a request for a sample."""
+        assert self._sample is not None
+        listed = {file.path: bytes.fromhex(file.sha256) for file in manifest.files}
+        keyed = [(self._claimed.source_key(path), content) for path, content in listed.items()]
+        due = await db.run(ledger.needs_reading, self._claimed, keyed)
+        wanted = self._sample.choose(listed, due, last=manifest.last)
+        seen = len(wanted.keys() - self._requested.keys())
         self._requested |= wanted
-        await db.run(claimed_runs.add_counts, self._claimed, seen=seen, done=unchanged, unchanged=unchanged)
+        await db.run(claimed_runs.add_counts, self._claimed, seen=seen)
         await self._link.notify(AgentFetch(run_id=self._run_id, paths=list(wanted)))
 
     async def _take(self, files: Sequence[AgentFile]) -> list[SourceDocument]:
@@ -190,6 +221,7 @@ class LocalFolders:
             )
         unchanged = 0
         if documents and not self._has_manifest:
+            self._listing.saw([(each.key, each.content_hash) for each in documents])
             if self._sample is not None:  # without a manifest the device sends unchanged files too
                 due = [self._sample.take(1) == 1 for _ in documents]
             else:
@@ -274,6 +306,9 @@ class LocalFolders:
         unasked = 0
         while self._later:  # the device did not wait for a request for these
             unasked += len(cast(AgentManifest, parse(self._later.get())).files)
+        undecided = self._listing.undecided  # its list has no end
+        known += undecided
+        unasked += undecided
         if unasked:
             entries.append(JournalEntry(EventKind.SOURCE_FAILED, "never_sent", count=unasked))
         failed += lost + unasked

@@ -22,14 +22,16 @@ from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.outbox import PendingRecord
 from adiuva.devices.tables import TABLES
-from agents import claimed_runs, delivery, ledger
+from agents import claimed_runs, delivery, follow_up, found_records, ledger
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import Extraction, Extractor, SourceDocument
 from agents.journal import EventKind, JournalEntry
+from agents.ledger import Identity
 from agents.local_folders import DeviceSilent, LocalFolders, list_projects
 from agents.mailbox import Mailbox
 from agents.models import Run
 from agents.progress import ProgressReporter
+from agents.reconciliation import KnownRecord
 from agents.records import RecordRules
 from agents.result_commits import DeviceAnswered, Extracted, ExtractionFailed, GroupCommit
 
@@ -42,6 +44,8 @@ _MAX_HELD_CHARS: Final = 16 * 1024 * 1024
 # Titles of found records that the episode about the run names.
 _EPISODE_TITLES: Final = 10
 _LOCK_POLL_S: Final = 0.05
+# Places of one mistake that the journal names.
+_MAX_PLACES: Final = 5
 
 
 class ModelUnavailable(Exception):
@@ -75,6 +79,8 @@ class Pipeline:
         self._last_failure: llm.ModelError | None = None
         self._budget = _CharBudget()
         self._results = GroupCommit(claimed)
+        self._identities: dict[bytes, Identity] = {}  # of documents that are in work
+        self._read_before: set[UUID] = set()  # documents with records
 
     @property
     def needs_device(self) -> bool:
@@ -120,6 +126,7 @@ class Pipeline:
         await self.source.finish()
         await db.run(claimed_runs.add_counts, self._claimed, phase=Run.Phase.DELIVERING)
         await self._deliver_waiting()
+        await self._follow_sources()
         if self.unread and self._last_failure is not None:
             raise ModelUnavailable(self._last_failure, is_over=True)
 
@@ -135,6 +142,24 @@ class Pipeline:
             )
         ):
             await self._deliver(waiting, "")
+
+    async def _follow_sources(self) -> None:
+        """Bring what changed in the sources to the rows that were found in them."""
+        if self.device is None or self._claimed.dry_run:
+            return
+        try:
+            await follow_up.follow_sources(self._claimed, self._link, self.device)
+        except (DeviceOffline, DeviceSilent):
+            if self.needs_device:
+                raise
+            self.device_lost()
+
+    async def _known(self, identity: Identity | None) -> list[KnownRecord]:
+        """What was found in a document before, to be told to the model."""
+        if identity is None or identity.document not in self._read_before:
+            return []
+        found = await db.run(found_records.known_records, self._claimed, [identity])
+        return found.get(identity.document, [])
 
     async def _deliver(self, records: list[PendingRecord], path: str) -> None:
         async def settle(outcomes: delivery.Outcomes) -> None:
@@ -171,6 +196,9 @@ class Pipeline:
         A document over which a worker crashed is read while no other of this run is; one over which two crashed, while
         no other such document is in this process. So the next crash shows which document it was.
         """
+        identities = await db.run(ledger.identify, self._claimed, batch)
+        self._identities |= identities
+        self._read_before |= await db.run(found_records.with_records, self._claimed, identities.values())
         crashes = self._claimed.crash_counts
         for document in [document for document in batch if document.key in crashes]:
             if crashes[document.key] >= settings.RUNS["max_worker_crashes"]:
@@ -196,20 +224,22 @@ class Pipeline:
 
     async def _process(self, document: SourceDocument, extractor: Extractor) -> None:
         extraction = Extraction()
+        identity = self._identities.pop(document.key, None)
         try:
-            await extractor.extract(document, extraction)
+            await extractor.extract(document, extraction, await self._known(identity))
         except llm.ModelError as error:
             await self._extraction_failed(document, error, extraction.model_calls)
             return
         self.progressed_at = time.monotonic()
         self._failures = 0
-        # One line of the journal for each kind of mistake, however often the model made it.
-        rejected = Counter((item.code, item.reason) for item in extraction.rejected)
-        entries = [
-            JournalEntry(EventKind.RECORD_QUARANTINED, code, times, document.path, reason)
-            for (code, reason), times in rejected.items()
-        ]
-        extracted = Extracted(document, extraction.records, entries, extraction.model_calls)
+        extracted = Extracted(
+            document,
+            extraction.records,
+            _entries(document, extraction),
+            extraction.model_calls,
+            identity,
+            extraction.verdicts,
+        )
         new = await self._results.commit(extracted)
         await self.source.settled(document)
         self.found.update(record.table for record in new)
@@ -233,6 +263,37 @@ class Pipeline:
         is_unavailable = self._failures >= _MAX_MODEL_FAILURES or len(self.unread) >= _MAX_UNREAD
         if is_unavailable and not isinstance(error, llm.BadOutput):
             raise ModelUnavailable(error) from None
+
+
+def _entries(document: SourceDocument, extraction: Extraction) -> list[JournalEntry]:
+    """What could not be used: one line for each kind of mistake, however often the model made it, with its places."""
+    rejected: dict[tuple[str, str], list[str]] = {}
+    left_out: dict[str, list[str]] = {}
+    for item in extraction.rejected:
+        rejected.setdefault((item.code, item.reason), []).append(item.place)
+    for record in extraction.records:
+        for problem in record.problems:
+            left_out.setdefault(problem.reason, []).append(record.place)
+    return [
+        JournalEntry(EventKind.RECORD_QUARANTINED, code, len(places), document.path, _at(reason, places))
+        for (code, reason), places in rejected.items()
+    ] + [
+        JournalEntry(
+            EventKind.NOTE,
+            "field_left_out",
+            len(places),
+            document.path,
+            f"{_at(reason, places)}; the record was kept without it",
+            key=document.content_hash.hex() + reason,
+        )
+        for reason, places in left_out.items()
+    ]
+
+
+def _at(reason: str, places: list[str]) -> str:
+    said = [place for place in dict.fromkeys(places) if place]
+    more = ", …" if len(said) > _MAX_PLACES else ""
+    return f"{reason} ({', '.join(said[:_MAX_PLACES])}{more})" if said else reason
 
 
 class _CharBudget:

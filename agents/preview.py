@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
-from uuid import UUID
 
 import orjson
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
-from adiuva.devices import outbox
 from agents.models import Run
 from agents.records import Record
 
@@ -23,19 +21,16 @@ _MAX_CHARS: Final = 2 * 1024 * 1024
 _MAX_SPARE: Final = 1_000
 
 
-def append_records(
-    run: Run, cipher: UserCipher, source: str, records: Mapping[UUID, Record]
-) -> tuple[int, bool]:
-    """Append the records found in a source, by dedupe key. The run's row must be locked.
+def append_records(run: Run, cipher: UserCipher, source: str, records: Sequence[tuple[Record, bool]]) -> bool:
+    """Append the records found in a source, each with whether it was known before. The run's row must be locked.
 
-    Returns how many of the records a real run would create, and whether there was room for all of them.
+    Returns whether there was room for all of them.
     """
-    known = outbox.find_known(records)
     text = _open(run, cipher)
     lines = text.splitlines()
     room = True
-    for key, record in records.items():
-        shown = {"table": record.table, "data": record.data, "source": source, "known": key in known}
+    for record, is_known in records:
+        shown = {"table": record.table, "data": record.data, "source": source, "known": is_known}
         line = orjson.dumps(shown).decode()
         room = len(lines) < MAX_RECORDS and len(text) + len(line) < _MAX_CHARS
         if not room:
@@ -44,7 +39,7 @@ def append_records(
         text += f"{line}\n"
     if records:
         run.set(preview=Run.preview.seal(cipher, text, run.pk))
-    return len(records) - len(known), room
+    return room
 
 
 def read_records(run: Run) -> list[dict[str, Any]]:

@@ -1,50 +1,88 @@
 """Check the records that a model proposes against the user's tables. The model is treated as untrusted.
 
 Only inserts into the agent's tables are accepted, with known fields of the right type; the review flags are always set
-here. Reasons for a rejection never quote the document.
+here. An optional field that cannot be understood costs that field, not the record. Reasons never quote the document.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 from zoneinfo import ZoneInfo
 
-from adiuva.core.crypto import UserCipher
-from adiuva.devices.tables import MAX_TEXT, TABLES, Column, Table, is_value
+from adiuva.devices.tables import TABLES, Column, Table
+from agents.field_values import MAX_TITLE_CHARS, BadValue, read_value
 
-MAX_TITLE_CHARS: Final = 1_000
+__all__ = ["MAX_RECORDS", "MAX_TITLE_CHARS", "Record", "RecordRules", "RejectedRecord", "Verdict"]
+
 # Of one model call.
 MAX_RECORDS: Final = 500
-_EARLIEST: Final = dt.datetime(1970, 1, 2, tzinfo=dt.UTC)
-_LATEST: Final = dt.datetime(2200, 1, 1, tzinfo=dt.UTC)
 # A row is sent before the rows that may refer to it.
 _ORDER: Final = {
     name: place for place, name in enumerate(("clients", "projects", "notes", "timelines", "tasks"))
 }
+# Tables of things that a document may name several times, and that are one thing each time.
+ENTITIES: Final = frozenset({"projects", "clients"})
+Now = Literal["there", "changed", "done", "gone"]
+_NOW: Final[Mapping[str, Now]] = {
+    **dict.fromkeys(("there", "still_there", "same", "unchanged", "open", "present"), "there"),
+    **dict.fromkeys(("changed", "updated", "moved", "modified"), "changed"),
+    **dict.fromkeys(("done", "completed", "complete", "finished", "ticked"), "done"),
+    **dict.fromkeys(("gone", "removed", "deleted", "cancelled", "canceled", "struck"), "gone"),
+}
+
+
+@dataclass(frozen=True)
+class FieldProblem:
+    """An optional field of a proposed record that was left out. `repairable`: the model may mend it."""
+
+    reason: str
+    repairable: bool = True
 
 
 @dataclass(frozen=True)
 class Record:
-    """A row that may be inserted, in the device's own column names."""
+    """A row that may be inserted, in the device's own column names.
+
+    `place` says where in the answers it stands, such as "part 2, record 3", `part` the number of the part;
+    `problems`, which fields were left out.
+    """
 
     table: str
     data: dict[str, Any]
+    place: str = field(default="", compare=False)
+    part: int = field(default=0, compare=False)
+    problems: tuple[FieldProblem, ...] = field(default=(), compare=False)
+
+    @property
+    def title(self) -> str:
+        return str(self.data[TABLES[self.table].title])
+
+    @property
+    def words(self) -> str:
+        """Table and title, folded: what stays of a record whose date or people change."""
+        return f"{self.table}\n{' '.join(self.title.casefold().split())}"
 
     @property
     def identity(self) -> str:
-        """Equal for two records of one source that mean the same thing: the name, and for dates the date."""
-        name = " ".join(str(self.data[TABLES[self.table].title]).casefold().split())
-        return f"{self.table}\n{name}\n{self.data.get('date', '')}"
+        """Equal for two records that say the same: words, date and people. A document may hold several of them."""
+        return f"{self.words}\n{date_of(self.data)}\n{people_of(self.data)}"
 
-    def key(self, cipher: UserCipher, agent_id: uuid.UUID, source: bytes) -> uuid.UUID:
-        """The dedupe key: the same thing found again in the same source gets the same key. It confirms no guess."""
-        name = cipher.fingerprint(f"{agent_id}\n{source.hex()}\n{self.identity}", "record")
-        return uuid.UUID(bytes=name[:16], version=5)
+
+def date_of(data: Mapping[str, Any]) -> int | None:
+    """The date that tells a record from others of the same words."""
+    when = data.get("dueDate", data.get("date"))
+    return when if isinstance(when, int) else None
+
+
+def people_of(data: Mapping[str, Any]) -> tuple[str, ...]:
+    try:
+        names = json.loads(data.get("assignee") or "[]")
+    except ValueError:
+        return ()
+    return tuple(sorted(str(name).casefold() for name in names))
 
 
 @dataclass(frozen=True)
@@ -54,6 +92,19 @@ class RejectedRecord:
     code: str
     reason: str
     repairable: bool = True
+    place: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an answer says of a record that was found before, by its number in the list that the model was shown.
+
+    `data` holds the fields that it says have changed, checked; it is empty unless `now` is "changed".
+    """
+
+    number: int
+    now: Now
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,99 +115,142 @@ class RecordRules:
     projects: Mapping[str, str]
     zone: ZoneInfo
 
-    def schema(self) -> dict[str, Any]:
-        """The JSON Schema of an answer."""
+    def schema(self, *, with_known: bool = False) -> dict[str, Any]:
+        """The JSON Schema of an answer. `with_known`: the model is shown what was found in the document before."""
+        properties: dict[str, Any] = {}
+        if with_known:
+            properties["known"] = {
+                "type": "array",
+                "items": _known_item([TABLES[name] for name in self.tables]),
+            }
         branches = [_branch(TABLES[name]) for name in self.tables]
+        properties["records"] = {"type": "array", "items": {"anyOf": branches}}
         return {
             "type": "object",
-            "properties": {"records": {"type": "array", "items": {"anyOf": branches}}},
-            "required": ["records"],
+            "properties": properties,
+            "required": list(properties),
             "additionalProperties": False,
         }
 
-    def check(self, answer: Any) -> tuple[list[Record], list[RejectedRecord]]:
-        """Sort an answer into records (without duplicates, parents first) and rejected ones."""
-        found = answer.get("records") if isinstance(answer, dict) else answer
-        if not isinstance(found, list):
+    def check(self, *answers: Any, part: int = 0) -> tuple[list[Record], list[RejectedRecord]]:
+        """Sort the values of an answer into records (parents first) and rejected ones. `part`: for their places."""
+        found = _listed(answers, "records")
+        if found is None:
             return [], [RejectedRecord("no_records", 'the answer has no list named "records"')]
-        records: dict[str, Record] = {}
+        records: list[Record] = []
         rejected: list[RejectedRecord] = []
-        for item in found[:MAX_RECORDS]:
+        for number, item in enumerate(found[:MAX_RECORDS], 1):
+            place = f"part {part}, record {number}" if part else f"record {number}"
             try:
-                record = self._record(item)
+                records.append(replace(self._record(item), place=place, part=part))
             except _UnusableRecord as unusable:
-                rejected.append(unusable.rejected)
-            else:
-                records.setdefault(record.identity, record)
+                rejected.append(replace(unusable.rejected, place=place))
         if len(found) > MAX_RECORDS:
             rejected.append(
                 RejectedRecord(
                     "too_many", f"only the first {MAX_RECORDS} records of one answer are taken", False
                 )
             )
-        return sorted(records.values(), key=lambda record: _ORDER.get(record.table, len(_ORDER))), rejected
+        return in_order(records), rejected
+
+    def verdicts(self, *answers: Any, tables: Mapping[int, str]) -> list[Verdict]:
+        """What an answer says of the records that were found before. `tables`: the table of each, by its number.
+
+        Of a number that is named several times, the first counts. What cannot be understood is as if it was not said.
+        """
+        found: dict[int, Verdict] = {}
+        for item in _listed(answers, "known") or []:
+            if not isinstance(item, dict):
+                continue
+            number, now = _whole_number(item.get("id")), _NOW.get(_folded(item.get("now")))
+            if number is None or now is None or number not in tables or number in found:
+                continue
+            given = item.get("data")
+            data: dict[str, Any] = {}
+            if now == "changed" and isinstance(given, dict):
+                data, _ = self._fields(TABLES[tables[number]], given)
+            found[number] = Verdict(number, now, data)
+        return list(found.values())
 
     def _record(self, item: Any) -> Record:
-        if not isinstance(item, dict) or not isinstance(item.get("data"), dict):
+        if not isinstance(item, dict):
             raise _UnusableRecord("bad_record", 'a record is {"table": …, "data": {…}}')
-        name = item.get("table")
-        if name not in self.tables:
+        given = item.get("data")
+        if given is None:
+            given = {key: value for key, value in item.items() if key not in {"table", "action"}}
+        if not isinstance(given, dict) or not given:
+            raise _UnusableRecord("bad_record", 'a record is {"table": …, "data": {…}}')
+        name = _table_name(item.get("table"), self.tables)
+        if name is None:
             raise _UnusableRecord("table_not_asked_for", "the table is not one of those asked for")
         if item.get("action", "insert") != "insert":
             raise _UnusableRecord("insert_only", "only inserts are taken")
-        table = TABLES[str(name)]
-        data: dict[str, Any] = {}
-        for field, value in item["data"].items():
-            column = table.by_name.get(field) if isinstance(field, str) else None
-            if column is None:
-                raise _UnusableRecord("unknown_field", f"{name} has no such field; it has {_fields(table)}")
-            if column.made_by_device:
-                raise _UnusableRecord("field_of_the_device", f"{name}: the device makes {column.name} itself")
-            if column.kind == "flag" or value is None or (isinstance(value, str) and not value.strip()):
-                continue
-            data[column.name] = self._value(table, column, value)
-        self._references(table, data)
-        for column in table.columns:
-            if column.required and column.name not in data:
-                raise _UnusableRecord("field_missing", f"{name}: {column.name} is missing")
-        if table.reviewed:
-            data |= {"isAiSuggested": 1, "isApproved": 0}
-        return Record(table.name, data)
-
-    def _references(self, table: Table, data: dict[str, Any]) -> None:
-        project = data.get("projectId")
-        if project is not None and project not in self.projects:
-            wanted = str(project).casefold()
-            named = [key for key, name in self.projects.items() if name.casefold() == wanted]
-            if len(named) != 1:
-                raise _UnusableRecord(
-                    "unknown_project", f"{table.name}: projectId is not the id of a listed project"
-                )
-            data["projectId"] = named[0]
-        if table.name == "timelines" and "projectId" not in data:
-            raise _UnusableRecord(
-                "no_project", "timelines: belongs to no project", repairable=bool(self.projects)
-            )
-        if table.name == "taskComments":
+        table = TABLES[name]
+        if name == "taskComments":
             # The model knows no tasks, so any that it names is made up.
             raise _UnusableRecord("no_task", "taskComments: belongs to no known task", repairable=False)
-        if "clientId" in data or "parentId" in data:
-            raise _UnusableRecord("unknown_client", f"{table.name}: no client is known by that id")
+        data, problems = self._fields(table, given)
+        for column in table.columns:
+            if not column.required or column.name in data:
+                continue
+            if problem := problems.get(column.name):
+                raise _UnusableRecord(problem.code, problem.reason, repairable=problem.repairable)
+            if column.name == "projectId":
+                raise _UnusableRecord(
+                    "no_project", f"{name}: belongs to no project", repairable=bool(self.projects)
+                )
+            raise _UnusableRecord("field_missing", f"{name}: {column.name} is missing")
+        if table.reviewed:
+            data |= {"isAiSuggested": 1, "isApproved": 0}
+        left_out = tuple(FieldProblem(each.reason, each.repairable) for each in problems.values())
+        return Record(table.name, data, problems=left_out)
+
+    def _fields(
+        self, table: Table, given: Mapping[Any, Any]
+    ) -> tuple[dict[str, Any], dict[str, RejectedRecord]]:
+        """The fields that can be understood, and by name why others cannot."""
+        data: dict[str, Any] = {}
+        problems: dict[str, RejectedRecord] = {}
+        for name, value in given.items():
+            column = table.by_name.get(name) if isinstance(name, str) else None
+            if column is None:
+                problems[f"unknown {len(problems)}"] = RejectedRecord(
+                    "unknown_field", f"{table.name} has no such field; it has {_fields(table)}", False
+                )
+                continue
+            if column.kind == "flag" or value is None or (isinstance(value, str) and not value.strip()):
+                continue
+            try:
+                data[column.name] = self._value(table, column, value)
+            except _UnusableRecord as unusable:
+                problems[column.name] = unusable.rejected
+        return data, problems
 
     def _value(self, table: Table, column: Column, value: Any) -> Any:
         where = f"{table.name}: {column.name}"
-        if column.kind == "time":
-            return _milliseconds(value, self.zone, where)
-        if column.kind == "names":
-            return _names(value, where)
-        if isinstance(value, str):
-            value = value.strip()
-            _check_text(value, MAX_TITLE_CHARS if column.name == table.title else MAX_TEXT, where)
-            if column.choices:
-                value = value.casefold().replace(" ", "_").replace("-", "_")
-        if not is_value(column, value):
-            raise _UnusableRecord("bad_value", f"{where} must be {_wanted(column)}")
-        return value
+        if column.made_by_device:
+            raise _UnusableRecord("field_of_the_device", f"{where} is made by the device", repairable=False)
+        if column.name in {"clientId", "parentId"}:
+            raise _UnusableRecord(
+                "unknown_client", f"{where}: no client is known by that id", repairable=False
+            )
+        if column.name == "projectId":
+            return self._project(table, value)
+        try:
+            return read_value(column, value, zone=self.zone, is_title=column.name == table.title)
+        except BadValue as bad:
+            raise _UnusableRecord(bad.code, f"{where} must be {bad.wanted}") from None
+
+    def _project(self, table: Table, value: Any) -> str:
+        if isinstance(value, str) and value in self.projects:
+            return value
+        wanted = str(value).strip().casefold()
+        named = [key for key, name in self.projects.items() if name.casefold() == wanted]
+        if len(named) != 1:
+            raise _UnusableRecord(
+                "unknown_project", f"{table.name}: projectId is not the id of a listed project"
+            )
+        return named[0]
 
 
 class _UnusableRecord(Exception):
@@ -165,37 +259,40 @@ class _UnusableRecord(Exception):
         self.rejected = RejectedRecord(code, reason, repairable)
 
 
-def _milliseconds(value: Any, zone: ZoneInfo, where: str) -> int:
-    """Milliseconds since 1970, from an ISO date (its start in the zone), an ISO date and time, or milliseconds."""
-    try:
-        if isinstance(value, int) and not isinstance(value, bool):
-            when = dt.datetime.fromtimestamp(value / 1000, dt.UTC)
-        elif isinstance(value, str):
-            when = dt.datetime.fromisoformat(value.strip())
-            when = when if when.tzinfo else when.replace(tzinfo=zone)
-        else:
-            raise ValueError
-        if not _EARLIEST <= when <= _LATEST:
-            raise ValueError
-    except (ValueError, OverflowError, OSError):
-        raise _UnusableRecord("bad_time", f"{where} must be an ISO 8601 date or date and time") from None
-    return int(when.timestamp() * 1000)
+def _listed(answers: Sequence[Any], name: str) -> list[Any] | None:
+    """The items of all lists of this name in the values of an answer; None if there is no such list.
+
+    A list of objects, and an object that is a record itself, count as records.
+    """
+    found: list[Any] | None = None
+    for answer in answers:
+        items = answer.get(name) if isinstance(answer, dict) else None
+        if items is None and name == "records":
+            if isinstance(answer, dict) and "table" in answer:
+                items = [answer]
+            elif isinstance(answer, list) and (len(answers) == 1 or any(isinstance(i, dict) for i in answer)):
+                items = answer
+        if isinstance(items, list):
+            found = [*(found or []), *items]
+    return found
 
 
-def _names(value: Any, where: str) -> str:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > 50:
-        raise _UnusableRecord("bad_value", f"{where} must be a list of names")
-    for name in names:
-        _check_text(name, 200, where)
-    return json.dumps([name.strip() for name in names if name.strip()], ensure_ascii=False)
+def _table_name(said: Any, tables: Sequence[str]) -> str | None:
+    """The table that is meant; models write "task" for "tasks"."""
+    if not isinstance(said, str):
+        return None
+    wanted = {said.casefold(), f"{said.casefold()}s"}
+    return said if said in tables else next((name for name in tables if name.casefold() in wanted), None)
 
 
-def _check_text(text: str, most: int, where: str) -> None:
-    if len(text) > most:
-        raise _UnusableRecord("too_long", f"{where} may have at most {most} characters")
-    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise _UnusableRecord("bad_text", f"{where} holds characters that are no text")
+def _folded(said: Any) -> str:
+    return said.strip().casefold().replace(" ", "_").replace("-", "_") if isinstance(said, str) else ""
+
+
+def _whole_number(said: Any) -> int | None:
+    if isinstance(said, str) and said.strip().isdecimal() and len(said) < 10:
+        return int(said)
+    return said if isinstance(said, int) and not isinstance(said, bool) else None
 
 
 def _fields(table: Table) -> str:
@@ -204,18 +301,37 @@ def _fields(table: Table) -> str:
     )
 
 
-def _wanted(column: Column) -> str:
-    if column.choices:
-        return "one of " + ", ".join(column.choices)
-    return {"text": "a text", "int": "a whole number"}.get(column.kind, column.kind)
-
-
-def _branch(table: Table) -> dict[str, Any]:
-    fields = {
+def _properties(table: Table) -> dict[str, Any]:
+    return {
         column.name: _json_type(column)
         for column in table.columns
         if not column.made_by_device and column.kind != "flag" and column.name not in {"clientId", "parentId"}
     }
+
+
+def _known_item(tables: Sequence[Table]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for table in tables:
+        for name, kind in _properties(table).items():
+            fields.setdefault(name, {key: value for key, value in kind.items() if key != "enum"})
+    return {
+        "type": "object",
+        "properties": {
+            "id": {"type": "integer"},
+            "now": {"enum": ["there", "changed", "done", "gone"]},
+            "data": {
+                "type": "object",
+                "description": "only the fields that changed",
+                "properties": fields,
+                "additionalProperties": False,
+            },
+        },
+        "required": ["id", "now"],
+        "additionalProperties": False,
+    }
+
+
+def _branch(table: Table) -> dict[str, Any]:
     return {
         "type": "object",
         "description": table.about,
@@ -223,7 +339,7 @@ def _branch(table: Table) -> dict[str, Any]:
             "table": {"const": table.name},
             "data": {
                 "type": "object",
-                "properties": fields,
+                "properties": _properties(table),
                 "required": [column.name for column in table.columns if column.required],
                 "additionalProperties": False,
             },
@@ -245,11 +361,16 @@ def _json_type(column: Column) -> dict[str, Any]:
     return found | ({"description": about.strip(", ")} if about else {})
 
 
-def merge_records(answers: Sequence[Sequence[Record]]) -> list[Record]:
-    """Merge the records of several parts of a document: what one part cuts off, the next may contain."""
-    found: dict[str, Record] = {}
-    for records in answers:
-        for record in records:
-            known = found.get(record.identity, record)
-            found[record.identity] = Record(known.table, record.data | known.data)
-    return sorted(found.values(), key=lambda record: _ORDER.get(record.table, len(_ORDER)))
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """Parents first, otherwise as found. What a document names several times and is one thing is one record."""
+    entities: dict[str, Record] = {}
+    kept: list[Record] = []
+    for record in records:
+        if record.table not in ENTITIES:
+            kept.append(record)
+        elif known := entities.get(record.words):
+            known.data.update(record.data | known.data)
+        else:
+            entities[record.words] = record
+            kept.append(record)
+    return sorted(kept, key=lambda record: _ORDER.get(record.table, len(_ORDER)))

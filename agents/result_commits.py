@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.db import transaction
 
@@ -21,27 +21,37 @@ from adiuva.devices import outbox
 from adiuva.devices.models import OutboxRecord
 from adiuva.devices.outbox import NewRecord, PendingRecord
 from adiuva.devices.protocol import ToolResultBody
-from agents import claimed_runs, journal, ledger, preview
+from agents import claimed_runs, found_records, journal, ledger, preview
 from agents.claimed_runs import AgentGone, ClaimedRun
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
-from agents.models import Run, Source
-from agents.records import Record
+from agents.ledger import Identity
+from agents.models import Run, RunEvent, Source
+from agents.reconciliation import Change, KnownRecord, Reconciled, Repeat, reconcile
+from agents.records import Record, Verdict
 
 # Records of a document are numbered from a multiple of this, so that they keep their order within the run.
 _POSITIONS_PER_DOCUMENT: Final = 1_000
 # Of a device's reason for refusing a record.
 _REASON_CHARS: Final = 1_000
+# Of a title in the journal, and entries about repeats in one document.
+_TITLE_CHARS: Final = 200
+_MAX_REPEATS: Final = 50
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What a document gave. `entries` tell of records that could not be used."""
+    """What a document gave. `entries` tell of records that could not be used.
+
+    `identity` is None if it is not known yet. `verdicts`: what the model says of records that were found in it before.
+    """
 
     document: SourceDocument
     records: Sequence[Record]
     entries: Sequence[JournalEntry] = ()
     model_calls: int = 1
+    identity: Identity | None = None
+    verdicts: Mapping[UUID, Verdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,21 +111,32 @@ def commit_results(claimed: ClaimedRun, results: Sequence[Result]) -> list[list[
 def _keep(
     run: Run, claimed: ClaimedRun, read: Sequence[Extracted]
 ) -> tuple[list[list[PendingRecord]], list[JournalEntry]]:
-    """Add the records to the outbox and the documents to the ledger."""
+    """Add the new records to the outbox and the documents to the ledger, and note what became of known records."""
     if not read:
         return [], []
     assert (
         claimed.device is not None or claimed.account is not None
     )  # records of cloud agents get a device when they are sent
+    found_records.lock(claimed.user_id)
+    identities = _identities(claimed, read)
+    known = found_records.known_records(claimed, identities)
     found: list[NewRecord] = []
-    # Which result gets a record: a device may send a document twice.
-    first_result: dict[UUID | None, int] = {}
-    for place, result in enumerate(read):
+    remembered: list[tuple[UUID, UUID, Record]] = []
+    changes: list[tuple[Change, str]] = []
+    repeats: list[list[Repeat]] = []
+    of_result: dict[UUID, int] = {}
+    for place, (result, identity) in enumerate(zip(read, identities, strict=True)):
         document, start = result.document, (run.files_done + place) * _POSITIONS_PER_DOCUMENT
-        for number, record in enumerate(result.records, start):
-            key = record.key(claimed.cipher, claimed.agent_id, document.key)
-            first_result.setdefault(key, place)
+        there = known.setdefault(identity.document, [])
+        gave = _reconcile(result, there)
+        for number, (record, lost) in enumerate(gave.new, start):
+            key = lost or uuid4()
+            of_result[key] = place
             found.append(NewRecord(key, document.key, number, record.table, record.data))
+            remembered.append((key, identity.document, record))
+            there.append(KnownRecord(key, record))
+        changes += [(change, document.path) for change in gave.changes]
+        repeats.append(gave.repeats)
     new: list[list[PendingRecord]] = [[] for _ in read]
     added = outbox.add(
         cipher=claimed.cipher,
@@ -125,11 +146,38 @@ def _keep(
         records=found,
     )
     for pending in added:
-        new[first_result[pending.key]].append(pending)
+        new[of_result[pending.id]].append(pending)
+    found_records.add(claimed, remembered)
+    found_records.change(claimed, changes)
     outcomes = {True: Source.Outcome.QUARANTINED, False: Source.Outcome.DONE}
-    ledger.record_outcomes(claimed, [(result.document, outcomes[bool(result.entries)]) for result in read])
-    counted = zip(read, map(len, new), strict=True)
-    return new, [entry for result, count in counted for entry in _about(result, count)]
+    ledger.record_outcomes(
+        claimed,
+        [
+            (result.document, identity, outcomes[_has_problems(result)])
+            for result, identity in zip(read, identities, strict=True)
+        ],
+    )
+    counted = zip(read, map(len, new), repeats, strict=True)
+    return new, [entry for result, count, again in counted for entry in _about(result, count, again)]
+
+
+def _has_problems(result: Extracted) -> bool:
+    return any(entry.kind in RunEvent.PROBLEMS for entry in result.entries)
+
+
+def _identities(claimed: ClaimedRun, read: Sequence[Extracted]) -> list[Identity]:
+    unknown = [result.document for result in read if result.identity is None]
+    found = ledger.identify(claimed, unknown) if unknown else {}
+    return [result.identity or found[result.document.key] for result in read]
+
+
+def _reconcile(result: Extracted, known: Sequence[KnownRecord]) -> Reconciled:
+    text = " ".join(result.document.content.casefold().split())
+
+    def occurrences(title: str) -> int:
+        return text.count(" ".join(title.casefold().split()))
+
+    return reconcile(result.records, result.verdicts, known, occurrences)
 
 
 def _show(
@@ -137,24 +185,38 @@ def _show(
 ) -> tuple[list[list[PendingRecord]], list[JournalEntry]]:
     """Add a dry run's records to its preview. None counts as new, because none is delivered."""
     entries: list[JournalEntry] = []
-    for result in read:
-        keyed = {
-            record.key(claimed.cipher, claimed.agent_id, result.document.key): record
-            for record in result.records
-        }
-        count, room = preview.append_records(run, claimed.cipher, result.document.path, keyed)
-        entries += _about(result, count)
+    identities = _identities(claimed, read)
+    known = found_records.known_records(claimed, identities) if read else {}
+    for result, identity in zip(read, identities, strict=True):
+        gave = _reconcile(result, known.get(identity.document, []))
+        shown = [(record, False) for record, _ in gave.new] + [(each.record, True) for each in gave.repeats]
+        room = preview.append_records(run, claimed.cipher, result.document.path, shown)
+        entries += _about(result, len(gave.new))
         if not room:
             entries.append(JournalEntry(EventKind.NOTE, "preview_full", key="once"))
     return [[] for _ in read], entries
 
 
-def _about(result: Extracted, found: int) -> list[JournalEntry]:
+def _about(result: Extracted, found: int, repeats: Sequence[Repeat] = ()) -> list[JournalEntry]:
     # With the content as key, reading a source again after it has changed is another event.
     key = result.document.content_hash.hex()
+    path = result.document.path
+    left_out = [
+        JournalEntry(
+            EventKind.NOTE,
+            "repeat_left_out",
+            source=path,
+            message=f"“{each.record.title[:_TITLE_CHARS]}” is known already ({each.record.place or 'once more'})",
+            key=f"{key} {number}",
+        )
+        for number, each in enumerate(repeats[:_MAX_REPEATS])
+    ]
+    if (more := len(repeats) - _MAX_REPEATS) > 0:
+        left_out.append(JournalEntry(EventKind.NOTE, "repeat_left_out", more, path, key=f"{key} more"))
     return [
         *result.entries,
-        JournalEntry(EventKind.SOURCE_DONE, count=found, source=result.document.path, key=key),
+        *left_out,
+        JournalEntry(EventKind.SOURCE_DONE, count=found, source=path, key=key),
     ]
 
 

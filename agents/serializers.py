@@ -9,6 +9,7 @@ from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
+from rest_framework.permissions import SAFE_METHODS
 
 from adiuva.accounts.validators import timezones
 from agents import journal, preview, schedules, services
@@ -89,6 +90,11 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         "switched off (`next_run_at` is null then). Empty without a schedule.",
     )
 
+    warnings = serializers.SerializerMethodField(
+        help_text="After it was made or changed: what deserves attention, in sentences, such as another agent that "
+        "reads the same. Empty when it is read."
+    )
+
     class Meta:
         model = Agent
         fields = [
@@ -107,6 +113,7 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
             "last_run_at",
             "next_run_at",
             "next_runs",
+            "warnings",
             "created_at",
             "updated_at",
         ]
@@ -161,6 +168,17 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
     def get_next_runs(self, agent: Agent) -> list[str]:
         return [slot.isoformat() for slot in schedules.upcoming_slots(agent)]
 
+    def get_warnings(self, agent: Agent) -> list[str]:
+        request = self.context.get("request")
+        if request is None or request.method in SAFE_METHODS:
+            return []
+        what = "folders" if agent.is_local else "mailbox"
+        return [
+            f"The agent “{other.name}” reads the same {what}: what it has found is not found again, so each record "
+            "arrives once, from the agent that reads first."
+            for other in services.overlapping(agent)
+        ]
+
 
 class CloudAgentSerializer(LocalAgentSerializer):
     device_id = directory_paths = file_extensions = None  # type: ignore[assignment]  # DRF's way to leave them out
@@ -207,6 +225,7 @@ class CloudAgentSerializer(LocalAgentSerializer):
             "last_run_at",
             "next_run_at",
             "next_runs",
+            "warnings",
             "created_at",
             "updated_at",
         ]
@@ -261,7 +280,7 @@ class RunSerializer(serializers.ModelSerializer[Run]):
         allow_null=True, help_text="Of a run that was put off: when it is tried again. Null for others."
     )
     errors = serializers.SerializerMethodField(  # type: ignore[assignment]  # the wire's name; DRF allows it
-        help_text="What went wrong, at most 50; the journal has all."
+        help_text="Why it is no success, and what went wrong, in sentences: at most 50; the journal has all."
     )
 
     class Meta:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -39,6 +39,27 @@ def create_cloud(*, user_id: UUID, values: dict[str, Any]) -> Agent:
     values = values | {"connection": connection_for(user_id, values["type"], values.pop("connection", None))}
     agent = Agent(user_id=user_id, **values)
     return _create(agent)
+
+
+def overlapping(agent: Agent) -> list[Agent]:
+    """The user's other agents that read the same folders of the same device, or the same mailbox."""
+    others = Agent.objects.of(agent.user_id).exclude(pk=agent.pk)
+    if not agent.is_local:
+        return (
+            list(others.filter(type=agent.type, connection=agent.connection_id))
+            if agent.connection_id
+            else []
+        )
+    same_device = others.local().filter(device_id=agent.device_id)
+    return [other for other in same_device if _share_folders(agent.directory_paths, other.directory_paths)]
+
+
+def _share_folders(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether one of these folders is, or lies in, one of the others, or the other way round."""
+    mine, theirs = (
+        [f"{path.replace(chr(92), '/').rstrip('/')}/" for path in paths] for paths in (some, others)
+    )
+    return any(one.startswith(other) or other.startswith(one) for one in mine for other in theirs)
 
 
 def _create(agent: Agent) -> Agent:

@@ -10,11 +10,13 @@ from uuid import UUID
 from celery import shared_task, signals
 
 from adiuva.core.thread_shares import Share, within
-from agents import delivery, reauth_notices, runs, schedules
+from agents import delivery, found_records, reauth_notices, runs, schedules
 from agents.journeys import services as journeys
 from agents.run_loop import run_loop
 
 RUNS_QUEUE: Final = "runs"
+# Records of documents that no agent reads any more, forgotten at a time.
+_MOST_FORGOTTEN: Final = 5_000
 
 
 @shared_task(name="agents.start_queued")
@@ -49,6 +51,11 @@ def tick() -> None:
 @shared_task(name="agents.forget_journeys")
 def forget_journeys() -> None:
     journeys.delete_expired()
+
+
+@shared_task(name="agents.forget_found_records")
+def forget_found_records() -> None:
+    found_records.forget_orphans(_MOST_FORGOTTEN)
 
 
 # ── The worker process's loop of runs ───────────────────────────────────────────────────────────────────

@@ -124,7 +124,7 @@ def devices_needed(run: Run) -> list[UUID]:
     if run.is_live:
         raise RunNotEnded(run.pk)
     concerned = OutboxRecord.objects.filter(user_id=run.user_id, source_run=run.pk).exclude(
-        state__in=(State.REFUSED, State.EXPIRED, State.UNDONE)
+        state__in=(State.REFUSED, State.EXPIRED, State.UNDONE, State.WITHDRAWN)
     )
     if run.is_cloud:
         concerned = concerned.exclude(device=None, state=State.WAITING)  # no device has them

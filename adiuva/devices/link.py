@@ -217,6 +217,7 @@ class DeviceLink:
         while True:
             target = await self.target(not_at=silent_at)
             self._runs[frame.run_id] = target.epoch
+            self.frames.counts_batches = target.protocol >= 2
             try:
                 await self.send(target, frame, run=frame.run_id)
                 return target

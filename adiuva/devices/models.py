@@ -85,6 +85,7 @@ class OutboxRecord(models.Model):
         UNCERTAIN = "uncertain", "sent, outcome unknown"
         EXPIRED = "expired", "its device did not connect in time"
         UNDONE = "undone", "deleted by an undo of its run"
+        WITHDRAWN = "withdrawn", "deleted again, because its source no longer holds it"
 
     id = models.UUIDField(primary_key=True, editable=False, help_text="the dedupe key and call id")
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")

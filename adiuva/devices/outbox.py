@@ -1,8 +1,7 @@
 """The outbox: records on their way to a device, sealed until the device's answer is committed.
 
 A record's id is its dedupe key and the id of every call that delivers it. So a second attempt, by any worker, is the
-same call, and something that was found before in the same source is not sent again. Records that expired or were undone
-may be found again.
+same call. What was found before is known to those who put records here, and they give a record that expired its old id.
 """
 
 from __future__ import annotations
@@ -28,12 +27,8 @@ from adiuva.devices.protocol import TableName, ToolResultBody
 from adiuva.devices.tables import TABLES
 
 State = OutboxRecord.State
-# States in which a found record is queued; None: it is not in the outbox.
-_QUEUED_IF: Final = (None, State.EXPIRED)
 # Undelivered records expire after this time, which is how long a device keeps the ids that it has applied.
 KEEP_UNDELIVERED: Final = dt.timedelta(days=30)
-# Namespace of the ids of records that are found again after an undo.
-_FOUND_AGAIN: Final = uuid.UUID("1d4c2b0e-7f43-4c7b-8a52-5b1f0e9c6a37")
 # Columns whose change does not count as an edit by the user.
 _NOT_EDITED_BY_USER: Final = ("isApproved", "updatedAt")
 
@@ -48,6 +43,7 @@ ON CONFLICT (id) DO UPDATE SET device_id = excluded.device_id, source_run = excl
     position = excluded.position, state = excluded.state, sealed = excluded.sealed, created_at = excluded.created_at,
     settled_at = NULL
 WHERE known.state = 'expired'
+RETURNING id
 """
 
 # A delivered record is no longer kept here.
@@ -75,15 +71,13 @@ class NewRecord:
 class PendingRecord:
     """A record that has no outcome yet.
 
-    `sent_before`: it was sent, so a device that does not dedupe may have it. `key`: the dedupe key, if it was just
-    queued.
+    `sent_before`: it was sent, so a device that does not dedupe may have it.
     """
 
     id: uuid.UUID
     table: str
     data: dict[str, Any]
     sent_before: bool = False
-    key: uuid.UUID | None = None
 
 
 def add(
@@ -94,49 +88,26 @@ def add(
     run_id: uuid.UUID,
     records: Sequence[NewRecord],
 ) -> list[PendingRecord]:
-    """Queue records, in order; returns those that were not in the outbox before. Call it in a transaction.
+    """Queue records, in order; returns those that were not in the outbox before, or had expired. Call it in a
+    transaction.
 
     Without a device, the records are for the first of the user's devices that they are assigned to (`assign`).
     """
-    there = _find({record.key for record in records})
     new: dict[uuid.UUID, PendingRecord] = {}
     rows = []
     for record in records:
-        key, state = there[record.key]
-        if key in new or state not in _QUEUED_IF:
+        if record.key in new:
             continue
-        new[key] = PendingRecord(key, record.table, record.data, key=record.key)
-        sealed = OutboxRecord.sealed.seal(cipher, record.data, key)
-        rows.append((key, record.source, record.position, record.table, sealed))
-    if rows:
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        with connection.cursor() as cursor:
-            cursor.execute(_ADD, [user_id, device, run_id, *columns])
-    return list(new.values())
-
-
-def find_known(keys: Collection[uuid.UUID]) -> set[uuid.UUID]:
-    """Which records would not be put in line, because they were before."""
-    return {key for key, (_, state) in _find(keys).items() if state not in _QUEUED_IF}
-
-
-def _find(keys: Collection[uuid.UUID]) -> dict[uuid.UUID, tuple[uuid.UUID, str | None]]:
-    """By dedupe key: the id that its record goes by, and in which state it is (None: there is none yet).
-
-    What was undone goes by another id when it is found again: for the old one a device answers with a row that is gone.
-    """
-    ids = {key: key for key in keys}
-    states: dict[uuid.UUID, str] = {}
-    asked = set(keys)
-    while asked:
-        found = dict(OutboxRecord.objects.filter(pk__in=asked).values_list("pk", "state"))
-        states |= found
-        anew = {
-            key: uuid.uuid5(_FOUND_AGAIN, str(key)) for key, state in found.items() if state == State.UNDONE
-        }
-        ids = {key: anew.get(last, last) for key, last in ids.items()}
-        asked = set(anew.values())
-    return {key: (last, states.get(last)) for key, last in ids.items()}
+        new[record.key] = PendingRecord(record.key, record.table, record.data)
+        sealed = OutboxRecord.sealed.seal(cipher, record.data, record.key)
+        rows.append((record.key, record.source, record.position, record.table, sealed))
+    if not rows:
+        return []
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    with connection.cursor() as cursor:
+        cursor.execute(_ADD, [user_id, device, run_id, *columns])
+        added = {key for (key,) in cursor.fetchall()}
+    return [record for key, record in new.items() if key in added]
 
 
 @transaction.atomic

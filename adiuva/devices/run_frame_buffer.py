@@ -100,6 +100,8 @@ class RunFrameBuffer:
         self.later = SpillFile(settings.RUNS["spill_bytes"])  # frames that the reader has taken and put off
         self._end: FlowExceeded | OSError | None = None
         self._ended = False
+        # Whether the device is told to wait for acknowledgements. A device of protocol 1 is not, whatever it sends.
+        self.counts_batches = True
         self._batches = 0
         self._arrived = asyncio.Event()
 
@@ -108,7 +110,7 @@ class RunFrameBuffer:
         if self._ended:
             return
         try:
-            if isinstance(frame, AgentData) and frame.batch is not None:
+            if self.counts_batches and isinstance(frame, AgentData) and frame.batch is not None:
                 self._batches += 1
                 if self._batches > settings.SOCKET["max_batches_in_flight"]:
                     raise FlowExceeded(

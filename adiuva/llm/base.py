@@ -14,7 +14,7 @@ from django.conf import settings
 
 from adiuva.llm import errors, transport
 from adiuva.llm.capabilities import Feature, Features, send_adapted
-from adiuva.llm.json_extraction import find_json
+from adiuva.llm.json_extraction import read_json
 from adiuva.llm.types import (
     ChatRequest,
     Delta,
@@ -122,12 +122,14 @@ class ChatModel(ABC):
         reply = await self.complete(
             messages, schema=Schema(name, schema), max_tokens=max_tokens, temperature=temperature
         )
-        try:
-            value = find_json(reply.text)
-        except ValueError:
-            why = "was cut at the length limit" if reply.finish == "length" else "holds no JSON value"
-            raise errors.BadOutput(f"the model's answer {why}", text=reply.text, usage=reply.usage) from None
-        return StructuredReply(value, reply.text, reply.usage)
+        found = read_json(reply.text)
+        if not found.values:
+            is_cut = reply.finish == "length" or found.cut is not None
+            why = "was cut at the length limit" if is_cut else "holds no JSON value"
+            raise errors.BadOutput(
+                f"the model's answer {why}", text=reply.text, usage=reply.usage, cut=found.cut
+            )
+        return StructuredReply(found.values[found.longest], reply.text, reply.usage, found.values, found.cut)
 
     async def _complete_adapted(self, request: ChatRequest, began: Callable[[], None]) -> Reply:
         return await send_adapted(

@@ -101,13 +101,16 @@ class ModelEmpty(ModelError):
 
 
 class BadOutput(ModelError):
-    """The model answered, but not with JSON. `text` is its answer: content, never to be logged."""
+    """The model answered, but not with JSON. `text` is its answer: content, never to be logged.
+
+    `cut` holds the whole parts of a JSON value that breaks off at the end of the answer, None if none does.
+    """
 
     code, status = "model_bad_output", 502
 
-    def __init__(self, message: str, *, text: str, usage: Usage) -> None:
+    def __init__(self, message: str, *, text: str, usage: Usage, cut: Any = None) -> None:
         super().__init__(message)
-        self.text, self.usage = text, usage
+        self.text, self.usage, self.cut = text, usage, cut
 
 
 def from_status(

@@ -1,10 +1,15 @@
-"""Finds JSON in a model's text, inside code fences, explanations or a reasoning model's thoughts."""
+"""Finds JSON in a model's text, inside code fences, explanations or a reasoning model's thoughts.
+
+Comments and trailing commas are read over. A value that the text breaks off in is never taken for a whole one: its
+whole items are found separately (`JsonReading.cut`), so that the caller can ask for the rest.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import orjson
 
@@ -13,43 +18,162 @@ from adiuva.llm.types import Message, Schema
 
 # NaN and Infinity are not JSON; a model that writes them means null. Line breaks in strings are not JSON either, but
 # models write them and mean them.
-_DECODER = json.JSONDecoder(parse_constant=lambda _: None, strict=False)
-_OPENING = re.compile(r"""\{\s*["}]|\[\s*[\[{"\dtfn\]-]""")
-# Each failed attempt costs a pass over the text before it.
-_MAX_ATTEMPTS = 2_000
+_DECODER: Final = json.JSONDecoder(parse_constant=lambda _: None, strict=False)
+# What may begin a value, or a reasoning model's thoughts, or end them.
+_OPENING: Final = re.compile(r"""(?P<think><think>)|(?P<thought></think>)|\{\s*["}/]|\[\s*[\[{"\dtfn\]/-]""")
+_STRING_COMMENT_OR_COMMA: Final = re.compile(
+    r'(?P<string>"(?:[^"\\]|\\.)*")|//[^\n]*|/\*.*?\*/|,(?=(?:\s|//[^\n]*|/\*.*?\*/)*[}\]])', re.DOTALL
+)
+# Each failed attempt costs a pass over the text before it; each attempt without comments, one over all of it.
+_MAX_ATTEMPTS: Final = 2_000
+_MAX_MENDED: Final = 3
+# What is left of a number, a word or an escape that breaks off: no longer than "-Infinity", and no sign of structure.
+_BROKEN_TOKEN: Final = re.compile(r"""[^{}\[\]",:\s]{0,12}\Z""")
+_SPACE: Final = re.compile(r"\s*")
+
+
+@dataclass(frozen=True)
+class JsonReading:
+    """What was found in a text: whole objects and arrays in their order, and the whole parts of one that breaks off.
+
+    `longest` is the place of the value with the longest text. `cut` is an object with the members that are whole, the
+    last of which may be an array of those of its items that are, or an array of such items. It is None if nothing
+    breaks off.
+    """
+
+    values: tuple[Any, ...]
+    cut: dict[str, Any] | list[Any] | None = None
+    longest: int = 0
 
 
 def find_json(text: str) -> Any:
-    """The JSON value that a text is, or else the longest object or array in it.
+    """The JSON value that a text is, or else the longest object or array in it. Raises ValueError if there is none."""
+    found = read_json(text)
+    if not found.values:
+        raise ValueError("there is no JSON value in the text")
+    return found.values[found.longest]
 
-    A value that is cut off at the end of the text does not count, nor do its inner parts. Raises ValueError if there
-    is no value.
-    """
+
+def read_json(text: str) -> JsonReading:
+    """All values of a text. Thoughts do not count. It raises nothing."""
     try:
-        return loads(text)
+        return JsonReading((loads(text),))
     except ValueError:
-        text = _without_thinking(text)
-    length, best, place = 0, None, 0
+        pass
+    values: list[tuple[int, Any]] = []  # each with the length of its text
+    cut: dict[str, Any] | list[Any] | None = None
+    place, mended = 0, 0
     for _ in range(_MAX_ATTEMPTS):
         opening = _OPENING.search(text, place)
         if opening is None:
             break
         start = opening.start()
-        try:
-            value, place = _DECODER.raw_decode(text, start)
-        except json.JSONDecodeError as error:
-            # A string that never ends is reported where it began: either way the text is over.
-            if error.pos >= len(text) or error.msg.startswith("Unterminated string"):
-                break
-            place = max(error.pos, start + 1)  # skip what looked like JSON but was not
-        except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+        if opening["think"]:
+            place = text.find("</think>", start)
+            if place < 0:
+                break  # all the rest is a thought
+            place += len("</think>")
+            continue
+        if opening["thought"]:  # some templates send only the closing tag
+            values.clear()
+            place = opening.end()
+            continue
+        value, end = _decode(text, start)
+        if end is None and mended < _MAX_MENDED and ("/" in text or "," in text):
+            mended += 1
+            plain = text[:start] + _STRING_COMMENT_OR_COMMA.sub(_blank, text[start:])
+            value, end = _decode(plain, start)
+            if isinstance(end, _Cut):
+                text = plain
+        if isinstance(end, _Cut):
+            cut = replace_lone_surrogates(_whole_parts(text, start))
             break
+        if end is None:
+            place = _after_malformed(text, start)
         else:
-            if place - start > length:
-                length, best = place - start, value
-    if not length:
-        raise ValueError("there is no JSON value in the text")
-    return replace_lone_surrogates(best)
+            values.append((end - start, value))
+            place = end
+    longest = max(range(len(values)), key=lambda number: values[number][0], default=0)
+    return JsonReading(tuple(replace_lone_surrogates(value) for _, value in values), cut, longest)
+
+
+class _Cut:
+    """The value breaks off at the end of the text."""
+
+
+def _decode(text: str, start: int) -> tuple[Any, int | _Cut | None]:
+    """The value that begins at `start`, and its end; None: it is no JSON."""
+    try:
+        return _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        # A string that never ends is reported where it began: either way the text is over.
+        if error.msg.startswith("Unterminated string") or _BROKEN_TOKEN.match(text, error.pos):
+            return None, _Cut()
+        return None, None
+    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+        return None, _Cut()
+
+
+def _after_malformed(text: str, start: int) -> int:
+    """Where to look on behind something that looked like JSON and is not: at the error, or at a tag before it."""
+    try:
+        _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        end = max(error.pos, start + 1)
+        tag = text.find("</think>", start, end)
+        return tag if tag >= 0 else end
+    return start + 1
+
+
+def _blank(match: re.Match[str]) -> str:
+    """A string as it is; a comment or a trailing comma as blanks, so that all else keeps its place."""
+    return match[0] if match["string"] else " " * len(match[0])
+
+
+def _whole_parts(text: str, start: int) -> dict[str, Any] | list[Any]:
+    """The whole members or items of an object or array that breaks off."""
+    if text[start] == "[":
+        return _whole_items(text, start)
+    found: dict[str, Any] = {}
+    place = start + 1
+    while True:
+        place = _skip(text, place, ",")
+        key, end = _decode(text, place) if text[place : place + 1] == '"' else (None, None)
+        if not isinstance(end, int) or not isinstance(key, str):
+            return found
+        place = _skip(text, end, ":")
+        value, end = _decode(text, place)
+        if isinstance(end, int) and _is_whole(text, value, end):
+            found[key], place = value, end
+            continue
+        if text[place : place + 1] == "[":
+            found[key] = _whole_items(text, place)
+        return found
+
+
+def _whole_items(text: str, start: int) -> list[Any]:
+    found: list[Any] = []
+    place = _skip(text, start + 1, "")
+    while place < len(text):
+        value, end = _decode(text, place)
+        if not isinstance(end, int) or not _is_whole(text, value, end):
+            break
+        found.append(value)
+        place = _skip(text, end, ",")
+    return found
+
+
+def _is_whole(text: str, value: Any, end: int) -> bool:
+    """Whether a value that ends here is over: a number or a word is only if something follows it."""
+    return isinstance(value, dict | list | str) or text[_skip(text, end, "") :][:1] in {",", "]", "}"}
+
+
+def _skip(text: str, place: int, sign: str) -> int:
+    """The place behind blanks and one `sign`, if it is there."""
+    place = _SPACE.match(text, place).end()  # type: ignore[union-attr]  # it matches always
+    if sign and text.startswith(sign, place):
+        place = _SPACE.match(text, place + 1).end()  # type: ignore[union-attr]
+    return place
 
 
 def with_schema_in_prompt(messages: list[Message], schema: Schema) -> list[Message]:
@@ -61,14 +185,3 @@ def with_schema_in_prompt(messages: list[Message], schema: Schema) -> list[Messa
     if messages and messages[0]["role"] == "system" and isinstance(messages[0].get("content"), str):
         return [{"role": "system", "content": f"{messages[0]['content']}\n\n{wish}"}, *messages[1:]]
     return [{"role": "system", "content": wish}, *messages]
-
-
-def _without_thinking(text: str) -> str:
-    """The text without a reasoning model's thoughts. Some templates send only the closing tag."""
-    thought, tag, said = text.rpartition("</think>")
-    if tag:
-        opening = thought.find("<think>")
-        if opening > 0 and (before := thought[:opening]).strip():
-            return f"{before}\n{said}".strip()
-        return said.strip()
-    return text.partition("<think>")[0].strip()

@@ -102,11 +102,17 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class StructuredReply:
-    """`value` is the JSON in `text`: untrusted, and not checked against the schema."""
+    """`value` is the JSON in `text`: untrusted, and not checked against the schema.
+
+    `values` are all values in the text, in order. `cut` holds the whole parts of a last one that breaks off, None if
+    none does.
+    """
 
     value: Any
     text: str
     usage: Usage
+    values: tuple[Any, ...] = ()
+    cut: Any = None
 
 
 @dataclass(frozen=True, slots=True)

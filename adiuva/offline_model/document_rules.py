@@ -95,11 +95,12 @@ class Document:
 
 
 def find_records(document: Document, tables: set[str]) -> list[Record]:
-    """Returns the records of these tables in the document's order, without duplicates."""
-    seen: set[tuple[str, str]] = set()
+    """Returns the records of these tables in the document's order, each title once for each date and assignee."""
+    seen: set[tuple[str, str, str]] = set()
     found: list[Record] = []
     for table, data in _RecordFinder(document, tables).records():
-        key = (table, str(data.get("title") or data.get("name")).casefold())
+        when = data.get("dueDate") or data.get("date") or ""
+        key = (table, str(data.get("title") or data.get("name")).casefold(), f"{when} {data.get('assignee')}")
         if key not in seen:
             seen.add(key)
             found.append((table, data))

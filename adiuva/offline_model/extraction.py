@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from adiuva.offline_model.document_rules import Document, find_records
+from adiuva.offline_model.known_records import compare, parse_known
 from adiuva.offline_model.messages import message_text
 
 _DOCUMENT_HEADER = re.compile(
@@ -20,7 +21,10 @@ _PROJECTS = re.compile(r"^Projects: (\[.*\])[ \t]*$", re.MULTILINE)
 
 
 def extract_records(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `{"records": […]}` for the last document in the messages, limited to the schema's tables and fields."""
+    """Returns `{"records": […]}` for the last document in the messages, limited to the schema's tables and fields.
+
+    With `"known": […]` if the messages list what was found in the document before.
+    """
     texts = [message_text(message) for message in messages if message.get("role") in {"user", "system"}]
     document = next((said for said in reversed(texts) if said.startswith("Document: ")), "")
     branches = _tables_of_schema(schema)
@@ -29,8 +33,12 @@ def extract_records(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, 
         fields, required = branches[table]
         kept = {key: value for key, value in data.items() if key in fields}
         if required <= kept.keys():
-            records.append({"table": table, "data": kept})
-    return {"records": records}
+            records.append((table, kept))
+    answer: dict[str, Any] = {}
+    if known := parse_known(texts):
+        records, answer["known"] = compare(records, known, document)
+    answer["records"] = [{"table": table, "data": data} for table, data in records]
+    return answer
 
 
 def minimal_value(schema: Any, depth: int = 0) -> Any:

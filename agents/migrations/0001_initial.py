@@ -134,11 +134,27 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('key', models.BinaryField(help_text='keyed hash of the path or message id')),
+                ('document', models.UUIDField(help_text='what the source is, whatever its path')),
+                ('copy_of', models.UUIDField(help_text='the document whose copy it was when it was first seen', null=True)),
                 ('content_hash', models.BinaryField(help_text='keyed hash')),
                 ('config_version', models.BinaryField(help_text='keyed hash of the prompt, the data types and the model')),
                 ('outcome', models.CharField(choices=[('done', 'Done'), ('quarantined', 'done, with unusable records'), ('poison', 'quarantined: workers crashed over it')], max_length=12)),
+                ('missed', models.PositiveSmallIntegerField(default=0, help_text='listings in a row in which it was not there')),
                 ('updated_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
                 ('agent', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='sources', to='agents.agent')),
+            ],
+        ),
+        migrations.CreateModel(
+            name='FoundRecord',
+            fields=[
+                ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
+                ('document', models.UUIDField()),
+                ('table', models.CharField(max_length=20)),
+                ('found', models.BinaryField(help_text='its title, date, people and status, as last found')),
+                ('pending', models.BinaryField(null=True)),
+                ('updated_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ('agent', models.ForeignKey(help_text='the one that found it', null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='agents.agent')),
+                ('user', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
             ],
         ),
         migrations.CreateModel(
@@ -215,9 +231,29 @@ class Migration(migrations.Migration):
             model_name='runevent',
             constraint=models.UniqueConstraint(fields=('run', 'nonce'), name='an_event_once'),
         ),
+        migrations.AddIndex(
+            model_name='source',
+            index=models.Index(fields=['content_hash'], name='sources_by_content'),
+        ),
+        migrations.AddIndex(
+            model_name='source',
+            index=models.Index(fields=['document'], name='sources_by_document'),
+        ),
         migrations.AddConstraint(
             model_name='source',
             constraint=models.UniqueConstraint(fields=('agent', 'key'), name='one_row_a_source'),
+        ),
+        migrations.AddIndex(
+            model_name='foundrecord',
+            index=models.Index(fields=['user', 'document'], name='found_in_document'),
+        ),
+        migrations.AddIndex(
+            model_name='foundrecord',
+            index=models.Index(condition=models.Q(('pending__isnull', False)), fields=['agent'], name='found_records_pending'),
+        ),
+        migrations.AddIndex(
+            model_name='foundrecord',
+            index=models.Index(fields=['updated_at'], name='found_records_by_age'),
         ),
         migrations.AddConstraint(
             model_name='sourceinflight',

@@ -32,7 +32,8 @@ def with_premature_ledger() -> None:
 
         found = expected(job, files)
         new = [SourceDocument("", "", "", *pair) for pair, is_due in zip(files, found, strict=True) if is_due]
-        ledger.record_outcomes(job, [(document, Source.Outcome.DONE) for document in new])
+        known = ledger.identify(job, new)
+        ledger.record_outcomes(job, [(each, known[each.key], Source.Outcome.DONE) for each in new])
         return found
 
     ledger.needs_reading = due_once

@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 from typing import Any
 
+import pytest
+
 from tests.agents.device_owner import END_STATES, DeviceOwner, counts_add_up, document_text, tasks_from_lines
 from tests.fakes.provider import Hold, Provider, Request
 from tests.socket_client import Socket
@@ -106,12 +108,18 @@ async def test_a_device_that_waits_for_no_acknowledgement_is_stopped(
     assert device.errors[0]["ref"] == run
     seen = await desk.see(run)
     assert (seen["journal"][-1]["code"], seen["items_created"]) == ("flow_exceeded", 0)
+    # Old clients read nothing but these sentences.
+    assert "unacknowledged" in seen["errors"][0]
 
 
+@pytest.mark.parametrize("numbered", [False, True])
 async def test_a_device_that_cannot_wait_is_read_whole_and_answers_meanwhile(
-    desk: DeviceOwner, provider: Provider
+    desk: DeviceOwner, provider: Provider, numbered: bool
 ) -> None:
-    """Protocol 1 has no acknowledgement: 200 files of 100 KB are here before the first is read."""
+    """Protocol 1 has no acknowledgement: 200 files of 100 KB are here before the first is read.
+
+    `numbered`: the device also sends keys of protocol 2, which do not hold it to that protocol's flow control.
+    """
     hold = Hold()
     sent = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -125,7 +133,7 @@ async def test_a_device_that_cannot_wait_is_read_whole_and_answers_meanwhile(
     class Old(Script):
         async def begin(self) -> None:
             for number in range(200):
-                await self.give([f"{number}.md"], batch=None, padding=100_000)
+                await self.give([f"{number}.md"], batch=number if numbered else None, padding=100_000)
             await self.complete(200)
             loop.call_soon(sent.set)
             hold.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -11,10 +12,12 @@ from adiuva import llm
 from adiuva.documents import Part, cut_into_parts
 from agents.extraction import PART_CHARS, Extraction, Extractor, SourceDocument
 from agents.records import RecordRules
-from tests.fakes.provider import Fail, Hold, Provider, Request
+from tests.agents.device_owner import document_text
+from tests.fakes.provider import Fail, Hold, Provider, Request, Say
 
 GOOD = {"table": "tasks", "data": {"title": "call Ada"}}
 WRONG = {"table": "tasks", "data": {"title": "write", "dueDate": "soon"}}
+NAMELESS = {"table": "tasks", "data": {"title": " ", "dueDate": "2026-12-01"}}
 MENDED = {"table": "tasks", "data": {"title": "write", "dueDate": "2026-12-01"}}
 HOPELESS = {"table": "taskComments", "data": {"taskId": "t", "content": "remark"}}
 
@@ -39,11 +42,17 @@ async def extracted(provider: Provider, content: str = "text", **rules: Any) -> 
     [
         ([GOOD, WRONG], [GOOD, MENDED], ["call Ada", "write"], []),  # all of it again
         ([GOOD, WRONG], [MENDED], ["call Ada", "write"], []),  # only what was mended
-        ([GOOD, WRONG], [GOOD, WRONG], ["call Ada"], ["bad_time"]),  # the same again
-        ([GOOD, WRONG], [GOOD], ["call Ada"], ["bad_time"]),  # left out
-        ([GOOD, WRONG], [], ["call Ada"], ["bad_time"]),
-        ([WRONG, HOPELESS], [MENDED], ["write"], ["no_task"]),
-        ([WRONG], [{"table": "tasks", "data": {"title": "made up"}}, WRONG], ["made up"], ["bad_time"]),
+        ([GOOD, NAMELESS], [GOOD, MENDED], ["call Ada", "write"], []),
+        ([GOOD, NAMELESS], [GOOD, NAMELESS], ["call Ada"], ["field_missing"]),  # the same again
+        ([GOOD, NAMELESS], [GOOD], ["call Ada"], ["field_missing"]),  # left out
+        ([GOOD, NAMELESS], [], ["call Ada"], ["field_missing"]),
+        ([NAMELESS, HOPELESS], [MENDED], ["write"], ["no_task"]),
+        (
+            [NAMELESS],
+            [{"table": "tasks", "data": {"title": "made up"}}, NAMELESS],
+            ["made up"],
+            ["field_missing"],
+        ),
     ],
 )
 async def test_rejected_records_are_repaired_once_or_reported(
@@ -73,9 +82,95 @@ async def test_an_answer_without_json_may_be_followed_by_a_good_one(provider: Pr
 
 
 async def test_a_second_answer_without_json_keeps_what_was_good_in_the_first(provider: Provider) -> None:
-    provider.script({"records": [GOOD, WRONG]}, "That is all I know.")
+    provider.script({"records": [GOOD, NAMELESS]}, "That is all I know.")
     found = await extracted(provider)
     assert ([record.data["title"] for record in found.records], len(found.rejected)) == (["call Ada"], 1)
+
+
+@pytest.mark.parametrize("second", [[GOOD, WRONG], [GOOD], []])
+async def test_an_optional_field_that_stays_bad_costs_that_field_not_the_record(
+    provider: Provider, second: list[Any]
+) -> None:
+    provider.script({"records": [GOOD, WRONG]}, {"records": second})
+    found = await extracted(provider)
+    assert [record.title for record in found.records] == ["call Ada", "write"]
+    assert "dueDate" not in found.records[1].data
+    assert (found.rejected, len(provider.chats)) == ([], 2)
+    (problem,) = found.records[1].problems
+    assert "dueDate must be an ISO 8601" in problem.reason and "soon" not in problem.reason
+    assert found.records[1].place == "part 1, record 2"
+
+
+async def test_the_whole_records_of_an_answer_that_breaks_off_are_kept_and_the_rest_is_asked_for(
+    provider: Provider,
+) -> None:
+    titles = [f"step {number}" for number in range(7)]
+    whole = json.dumps({"records": [{"table": "tasks", "data": {"title": title}} for title in titles]})
+    rest = {"records": [{"table": "tasks", "data": {"title": title}} for title in titles[4:]]}
+    provider.script(Say(whole[: whole.index("step 4") + 3], finish="length"), rest)
+    found = await extracted(provider)
+    assert [record.title for record in found.records] == titles
+    assert (found.rejected, found.model_calls) == ([], 2)
+    shown, asked = provider.last["messages"][-2:]
+    assert len(json.loads(shown["content"])["records"]) == 4
+    assert asked["content"].startswith("Go on:")
+
+
+async def test_a_part_of_which_no_record_fits_an_answer_is_read_in_halves(provider: Provider) -> None:
+    lines = [f"- do step {number} with {'many ' * 20}words" for number in range(40)]
+
+    def answer(request: Request) -> Any:
+        text = document_text(request)
+        found = [line.partition(" with")[0][5:] for line in text.splitlines() if line.startswith("- do")]
+        said = {"records": [{"table": "tasks", "data": {"title": title}} for title in found]}
+        return said if len(found) < 15 else Say('{"records": [{"table": "tas', finish="length")
+
+    provider.default = answer
+    found = await extracted(provider, "\n".join(lines))
+    assert [record.title for record in found.records] == [f"step {number}" for number in range(40)]
+    assert found.rejected == []
+
+
+async def test_answers_that_break_off_again_and_again_end_and_it_is_said(provider: Provider) -> None:
+    provider.default = Say(
+        '{"records": [{"table": "tasks", "data": {"title": "x"}}, {"table', finish="length"
+    )
+    found = await extracted(provider)
+    assert [record.title for record in found.records] == ["x"]
+    assert [each.code for each in found.rejected] == ["answer_cut_off"]
+    assert len(provider.chats) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"records": [%s]}\n{"records": [%s]}',
+        '{"records": [%s, // the first\n %s,]}',
+        "Here they are:\n```json\n[%s,\n%s]\n```",
+        "%s\n%s",
+    ],
+)
+async def test_several_values_comments_and_trailing_commas_are_understood(
+    provider: Provider, answer: str
+) -> None:
+    provider.script(answer % (json.dumps(GOOD), json.dumps(MENDED)))
+    found = await extracted(provider)
+    assert [record.title for record in found.records] == ["call Ada", "write"]
+    assert (found.rejected, found.model_calls) == ([], 1)
+
+
+async def test_of_many_projects_the_model_is_shown_the_nearest(provider: Provider) -> None:
+    names = {f"p-{number}": f"Client {number} relaunch of the shop" for number in range(750)}
+    names["p-rossi"] = "Villa Rossi"
+    provider.default = {"records": [{"table": "tasks", "data": {"title": "a", "projectId": "Villa Rossi"}}]}
+    extractor = Extractor(
+        llm.chat_model(provider.settings()), "", RecordRules(("tasks",), names, ZoneInfo("UTC"))
+    )
+    found = Extraction()
+    await extractor.extract(SourceDocument("a.md", "a.md", "call about the villa rossi", b"", b""), found)
+    context = provider.chats[0].body["messages"][1]["content"]
+    assert "Villa Rossi" in context and len(context) < 6_000
+    assert found.records[0].data["projectId"] == "p-rossi"
 
 
 async def test_two_answers_without_json_are_a_failure(provider: Provider) -> None:
@@ -89,13 +184,6 @@ async def test_an_endless_answer_is_not_quoted_to_the_model_in_full(provider: Pr
     provider.script({"records": [WRONG], "because": "x" * 1_000_000}, {"records": [MENDED]})
     assert len((await extracted(provider)).records) == 1
     assert len(provider.last["messages"][3]["content"]) <= 4 * PART_CHARS
-
-
-async def test_a_record_found_in_two_parts_is_kept_once(provider: Provider) -> None:
-    text = "words " * 3_000
-    provider.default = {"records": [GOOD]}
-    found = await extracted(provider, text)
-    assert (len(found.records), found.model_calls) == (1, len(parts_of(text)))
 
 
 async def test_when_one_part_fails_the_others_are_cancelled(provider: Provider) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from agents import runs
+from adiuva.core import db
+from agents import journal, runs
 from agents.models import Run
 from tests.agents.mailbox_scenario import TIMEOUT_S, Inbox, create_inbox, tasks_from_lines
 from tests.fakes.google import Google
@@ -54,7 +55,11 @@ def loop(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 # How the second page of two goes wrong, and what the run that meets it says.
-BREAKS: list[tuple[Fault, str]] = [(Change(loop), "page_loop"), (Fail(403, "forbidden"), "provider_refused")]
+BREAKS: list[tuple[Fault, str]] = [
+    (Change(loop), "page_loop"),
+    (Fail(403, "forbidden"), "provider_refused"),
+    (Fail(404, "notFound"), "not_there"),
+]
 
 
 @pytest.mark.parametrize(("fault", "code"), BREAKS, ids=[code for _, code in BREAKS])
@@ -73,6 +78,11 @@ async def test_what_was_read_before_a_reading_broke_off_is_not_read_in_vain(
         run = await work
         assert (run.state, run.items_created) == (State.ERROR, 2)
         assert code in await inbox.codes(run)
+        # `errors` says in a sentence why it is no success.
+        (why,) = await db.run(
+            lambda: [journal.problem_text(each) for each in journal.problems_of([run])[run.pk]]
+        )
+        assert " " in why and why != code
         provider.default = tasks_from_lines
         again = await inbox.run()
         assert (again.state, again.items_created, again.files_unchanged) == (State.SUCCESS, 2, 2)

@@ -122,7 +122,7 @@ def test_the_counts_of_a_page_of_runs_are_one_query(ada: Person) -> None:
         agent = create_agent(ada.id)
         create_device(agent) if not number else None
         claimed = claim_run(create_run(agent))
-        commit_tasks(claimed, *"abc"[:number])
+        commit_tasks(claimed, *(f"step {number}{letter}" for letter in "abc"[:number]), path=f"/{number}.md")
         made.append(claimed.run_id)
     with CaptureQueriesContext(connection) as queries:
         left = outbox.count_outstanding(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adiuva import llm
+from adiuva.llm.json_extraction import read_json
 from adiuva.llm.openai_format import DeltaAssembler, EventStreamParser, loads
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
@@ -234,13 +236,35 @@ def test_json_is_found_in_prose_fences_and_after_thoughts(
     assert llm.find_json(f"{thinking}{before}\n{text}\n{after}") == value
 
 
-@steady
-@given(value=st.dictionaries(TEXTS, VALUES, min_size=1, max_size=4), data=st.data())
-def test_a_value_that_breaks_off_is_not_found_in_parts(value: Any, data: st.DataObject) -> None:
-    text = json.dumps({"records": [value, value]})
-    short = text[: data.draw(st.integers(0, len(text) - 1))]
-    with pytest.raises(ValueError, match="no JSON"):
-        llm.find_json(short)
+# Texts that look like tags, comments or ends to those who look for them.
+TRICKY = TEXTS | st.sampled_from(
+    ["</think>", "<think>", "//", "/*", "*/", ",]", "```", '"{', "\\u12", "tru", "[1]"]
+)
+TRICKY_VALUES = st.recursive(
+    VALUES | TRICKY,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TRICKY, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    values=st.lists(st.dictionaries(TRICKY, TRICKY_VALUES, min_size=1, max_size=4), min_size=1, max_size=4),
+    data=st.data(),
+    escaped=st.booleans(),
+    before=st.sampled_from(["", "Here you are: ", "```json\n", "<think>[1]</think>"]),
+)
+def test_of_a_value_that_breaks_off_the_whole_items_are_found_and_nothing_else(
+    values: list[Any], data: st.DataObject, escaped: bool, before: str
+) -> None:
+    texts = [json.dumps(value, ensure_ascii=escaped) for value in values]
+    text = '{"records": [' + ", ".join(texts) + "]}"
+    length = data.draw(st.integers(0, len(text) - 1))
+    found = read_json(before + text[:length])
+    assert found.values == ()
+    ends = list(itertools.accumulate((len(each) + 2 for each in texts), initial=len('{"records": [') - 2))[1:]
+    whole = [value for value, end in zip(values, ends, strict=True) if end <= length]
+    assert (found.cut or {}).get("records", []) == whole
 
 
 @steady
@@ -262,6 +286,12 @@ def test_any_text_holds_json_or_raises(text: str) -> None:
         ("```\n[1,\n2]\n```", [1, 2]),
         ("42", 42),
         ('{"a": "</think>"}', {"a": "</think>"}),
+        ('Here: {"a": "</think>", "b": [1]} ok', {"a": "</think>", "b": [1]}),
+        (
+            '{"a": 1, // one\n "b": "http://x", /* two */ "c": [1, 2,],}',
+            {"a": 1, "b": "http://x", "c": [1, 2]},
+        ),
+        ('{"a": [1]} {"b": 2}', {"a": [1]}),
     ],
 )
 def test_json_is_found(text: str, value: Any) -> None:

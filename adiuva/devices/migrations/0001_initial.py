@@ -44,7 +44,7 @@ class Migration(migrations.Migration):
                 ('source', models.BinaryField(help_text='keyed hash of the source that it was found in')),
                 ('position', models.BigIntegerField(help_text='its order within its run')),
                 ('table', models.CharField(max_length=20)),
-                ('state', models.CharField(choices=[('waiting', 'Waiting'), ('sent', 'sent, no answer yet'), ('delivered', 'Delivered'), ('refused', 'refused by the device'), ('uncertain', 'sent, outcome unknown'), ('expired', 'its device did not connect in time'), ('undone', 'deleted by an undo of its run')], default='waiting', max_length=10)),
+                ('state', models.CharField(choices=[('waiting', 'Waiting'), ('sent', 'sent, no answer yet'), ('delivered', 'Delivered'), ('refused', 'refused by the device'), ('uncertain', 'sent, outcome unknown'), ('expired', 'its device did not connect in time'), ('undone', 'deleted by an undo of its run'), ('withdrawn', 'deleted again, because its source no longer holds it')], default='waiting', max_length=10)),
                 ('sealed', models.BinaryField(help_text='the row to insert; NULL once delivered', null=True)),
                 ('row_id_sealed', models.BinaryField(help_text='the id that the device gave the row', null=True)),
                 ('row_hash', models.BinaryField(help_text='keyed hash of the row as the device returned it', null=True)),

@@ -1,0 +1,226 @@
+"""Bring changes of a source to the rows that were found in it: while the user has not approved or edited a row, it
+follows its source; otherwise it stays, and the journal says what changed.
+
+Like an undo, this compares the row with what the device reported last. A change that the user makes in the milliseconds
+between our read and our write goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+from uuid import UUID, uuid5
+from zoneinfo import ZoneInfo
+
+from django.db import transaction
+from django.db.models.functions import Now
+
+from adiuva.core import db
+from adiuva.core.errors import AdiuvaError
+from adiuva.devices import outbox
+from adiuva.devices.calls import new_call
+from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
+from adiuva.devices.models import OutboxRecord
+from adiuva.devices.protocol import MAX_BATCH, TableName, ToolCall, ToolResultBody
+from adiuva.devices.tables import TABLES
+from agents import claimed_runs, journal
+from agents.claimed_runs import ClaimedRun
+from agents.journal import EventKind, JournalEntry
+from agents.local_folders import DeviceSilent
+from agents.models import FoundRecord
+
+# Rows of other tables are never deleted because a document no longer names them: others may refer to them.
+_WITHDRAWN: Final = frozenset({"tasks", "timelines", "notes"})
+_STAYS: Final[Mapping[str, str]] = {
+    "approved": "you have approved it, so it stays as it is",
+    "edited": "you have edited it, so it stays as it is",
+    "in_use": "something refers to it, so it stays",
+    "refused": "the device refused the change",
+    "kept": "rows of its table are not deleted by a run",
+}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row that is to follow. `updates` is None if it is to be withdrawn."""
+
+    id: UUID
+    table: TableName
+    row_id: str
+    hash: bytes | None
+    updates: dict[str, Any] | None
+    before: Mapping[str, Any]
+    title: str
+    source: str
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What became of a row. `row`: as the device returned it after an update. `stays`: why it did not follow."""
+
+    row: _Row
+    result: Mapping[str, Any] | None = None
+    is_withdrawn: bool = False
+    stays: str = ""
+    is_gone: bool = False
+
+
+async def follow_sources(claimed: ClaimedRun, link: DeviceLink, device: UUID) -> None:
+    """Bring all changes that wait to the rows on this device. Raises DeviceOffline, DeviceSilent, LeaseLost."""
+    while rows := await db.run(_waiting, claimed, device):
+        settled = await _follow(claimed, link, rows)
+        await db.run(_settle, claimed, settled)
+        if len(settled) < len(rows):
+            raise DeviceSilent
+
+
+def _waiting(claimed: ClaimedRun, device: UUID) -> list[_Row]:
+    """The first changes that wait, of records that this device has."""
+    pending = FoundRecord.objects.filter(agent_id=claimed.agent_id, pending__isnull=False)
+    if not (found := {row.pk: row for row in pending}):
+        return []
+    delivered = OutboxRecord.objects.filter(
+        pk__in=found, device=device, state=OutboxRecord.State.DELIVERED, row_id_sealed__isnull=False
+    )
+    rows = []
+    for record in delivered.order_by("position")[:MAX_BATCH]:
+        said = FoundRecord.pending.unseal_from(claimed.cipher, found[record.pk])
+        rows.append(
+            _Row(
+                record.pk,
+                cast(TableName, record.table),
+                OutboxRecord.row_id_sealed.unseal_from(claimed.cipher, record),
+                bytes(record.row_hash) if record.row_hash is not None else None,
+                said["updates"],
+                said["before"],
+                said["title"],
+                said["source"],
+            )
+        )
+    return rows
+
+
+async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -> list[_Settled]:
+    found = await _answers(link, [new_call("get", row.table, data={"id": row.row_id}) for row in rows])
+    settled: list[_Settled] = []
+    going: list[_Row] = []
+    for row, answer in zip(rows, found, strict=True):
+        if answer.error is not None:
+            settled.append(_Settled(row, stays="refused"))
+        elif answer.row is None:
+            settled.append(_Settled(row, is_gone=True))
+        elif row.updates is not None and all(
+            answer.row.get(name) == value for name, value in row.updates.items()
+        ):
+            settled.append(_Settled(row, answer.row))  # an earlier attempt, or the user, did it
+        elif reason := _reason(claimed, row, answer.row):
+            settled.append(_Settled(row, stays=reason))
+        else:
+            going.append(row)
+    used = await _in_use(link, [row for row in going if row.updates is None and row.table == "tasks"])
+    settled += [_Settled(row, stays="in_use") for row in going if row.id in used]
+    going = [row for row in going if row.id not in used]
+    outcomes = await link.send_calls([_call(row) for row in going]) if going else []
+    for row, outcome in zip(going, outcomes, strict=True):
+        match outcome:
+            case ToolResultBody(error=None) if row.updates is None:
+                settled.append(_Settled(row, is_withdrawn=True))
+            case ToolResultBody(error=None) if outcome.row is not None:
+                settled.append(_Settled(row, outcome.row))
+            case ToolResultBody():
+                settled.append(_Settled(row, stays="refused"))
+            case DeviceOffline():
+                raise DeviceOffline
+            case _:
+                pass  # it is not known what happened: the next attempt reads the row first
+    return settled
+
+
+def _reason(claimed: ClaimedRun, row: _Row, now: Mapping[str, Any]) -> str:
+    """Why a row does not follow its source; empty if it does."""
+    if now.get("isApproved") in (1, True):
+        return "approved"
+    if row.hash is None or outbox.row_hash(claimed.cipher, row.table, now) != row.hash:
+        return "edited"
+    return "kept" if row.updates is None and row.table not in _WITHDRAWN else ""
+
+
+async def _answers(link: DeviceLink, calls: Sequence[ToolCall]) -> list[ToolResultBody]:
+    """The answers to reads, which can simply be asked for again. Raises DeviceOffline, DeviceSilent."""
+    found: list[ToolResultBody] = []
+    for outcome in await link.send_calls(calls) if calls else []:
+        if isinstance(outcome, OutcomeUnknown):
+            raise DeviceSilent
+        if isinstance(outcome, AdiuvaError):
+            raise outcome
+        found.append(outcome)
+    return found
+
+
+async def _in_use(link: DeviceLink, rows: Sequence[_Row]) -> set[UUID]:
+    """Tasks that have comments, or of which it cannot be found out."""
+    calls = [new_call("select", "taskComments", filters={"taskId": row.row_id}, limit=1) for row in rows]
+    answers = await _answers(link, calls)
+    return {row.id for row, answer in zip(rows, answers, strict=True) if answer.rows is None or answer.rows}
+
+
+def _call(row: _Row) -> ToolCall:
+    """The change as a call. Its id is that of the record and the change, so that a second attempt is the same call."""
+    if row.updates is None:
+        return new_call("delete", row.table, data={"id": row.row_id}, call_id=str(uuid5(row.id, "withdraw")))
+    said = json.dumps([row.hash.hex() if row.hash else "", row.updates], sort_keys=True)
+    return new_call(
+        "update",
+        row.table,
+        data={"id": row.row_id, "updates": row.updates},
+        call_id=str(uuid5(row.id, f"follow {said}")),
+    )
+
+
+@transaction.atomic
+def _settle(claimed: ClaimedRun, settled: Sequence[_Settled]) -> None:
+    run = claimed_runs.held(claimed)
+    forgotten = [each.row.id for each in settled if each.row.updates is None]
+    FoundRecord.objects.filter(pk__in=[each.row.id for each in settled]).update(pending=None)
+    FoundRecord.objects.filter(pk__in=forgotten).delete()
+    withdrawn = [each.row.id for each in settled if each.is_withdrawn]
+    OutboxRecord.objects.filter(pk__in=withdrawn).update(
+        state=OutboxRecord.State.WITHDRAWN, row_hash=None, settled_at=Now()
+    )
+    for each in settled:
+        if each.result is not None and not each.stays:
+            said = outbox.row_hash(claimed.cipher, each.row.table, each.result)
+            OutboxRecord.objects.filter(pk=each.row.id).update(row_hash=said)
+    journal.write(run, [_entry(each, claimed.zone) for each in settled if not each.is_gone])
+
+
+def _entry(each: _Settled, zone: ZoneInfo) -> JournalEntry:
+    row = each.row
+    what = "it is not in its source any more" if row.updates is None else _changes(row, zone)
+    if each.stays:
+        code, said = "record_stays", f"{what}; {_STAYS[each.stays]}"
+    else:
+        code, said = ("record_withdrawn" if each.is_withdrawn else "record_followed"), what
+    return JournalEntry(EventKind.NOTE, code, source=row.source, message=f"“{row.title}”: {said}")
+
+
+def _changes(row: _Row, zone: ZoneInfo) -> str:
+    """The changes of a row in words: "dueDate 2026-12-03 → 2026-12-10"."""
+    columns = TABLES[row.table].by_name
+
+    def shown(name: str, value: Any) -> str:
+        if value is None:
+            return "none"
+        if columns[name].kind == "time":
+            when = dt.datetime.fromtimestamp(value / 1000, zone)
+            return when.date().isoformat() if when.time() == dt.time() else when.isoformat(" ", "minutes")
+        return ", ".join(json.loads(value)) if columns[name].kind == "names" else str(value)[:200]
+
+    said = []
+    for name, value in (row.updates or {}).items():
+        before = f"{shown(name, row.before[name])} → " if name in row.before else ""
+        said.append(f"{name} {before}{shown(name, value)}")
+    return "; ".join(said)
