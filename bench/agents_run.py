@@ -79,7 +79,6 @@ class UserWithDevice:
             ),
             ADIUVA_MODEL="openai/scripted",
             ADIUVA_MODEL_API_BASE=f"http://127.0.0.1:{port}/v1",
-            ADIUVA_MODEL_CONCURRENCY=str(at_once),
             ADIUVA_MODEL_CONCURRENCY_PER_USER=str(at_once),
         )
 

@@ -26,10 +26,15 @@ class FairLimit:
         """Free places; below zero while more are held than a limit that was lowered allows."""
         return self._free
 
-    def resize(self, most: int) -> None:
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a caller waits for a place."""
+        return bool(self._waiting)
+
+    def resize(self, most: int, *, per_caller: int | None = None) -> None:
         """Change how many places there are. Those that are held stay held."""
         self._free += most - self._most
-        self._most = most
+        self._most, self._per_caller = most, per_caller
         for _ in range(self._free):
             self._hand_out()
 

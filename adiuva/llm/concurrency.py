@@ -69,7 +69,7 @@ class AdaptiveLimit:
         self._id = secrets.token_hex(8)
         self._loop = asyncio.get_running_loop()
         self._part = float(FIRST_LIMIT)
-        self._places = FairLimit(self.allowed, per_caller=settings.MODEL_CONCURRENCY_PER_USER)
+        self._places = FairLimit(self.allowed, per_caller=self.allowed_per_caller)
         self._soon = 0
         self._must_halve = self._was_lowered = False
         self._synced_at = -math.inf
@@ -80,6 +80,12 @@ class AdaptiveLimit:
     def allowed(self) -> int:
         """Answers that may be under way here at once."""
         return max(1, min(math.ceil(self._part), settings.MODEL_CONCURRENCY))
+
+    @property
+    def allowed_per_caller(self) -> int:
+        """Of these, one caller's: a quarter is left to others, whose calls may be answered when these hang."""
+        left = self.allowed // 4 if self.allowed > 2 else 0
+        return min(self.allowed - left, settings.MODEL_CONCURRENCY_PER_USER)
 
     @asynccontextmanager
     async def slot(self, caller: Hashable = None) -> AsyncIterator[Callable[[], None]]:
@@ -111,7 +117,7 @@ class AdaptiveLimit:
             self._lower()
         elif (
             began_s < settings.MODEL_TIMEOUT_S * _SOON
-            and self._places.free <= 0
+            and self._places.is_waited_for
             and self._part < settings.MODEL_CONCURRENCY
         ):
             self._soon += 1
@@ -159,4 +165,4 @@ class AdaptiveLimit:
 
     def _set_part(self, part: float) -> None:
         self._part = max(1.0, part)
-        self._places.resize(self.allowed)
+        self._places.resize(self.allowed, per_caller=self.allowed_per_caller)

@@ -11,7 +11,7 @@ from pytest_django import Settings
 
 from adiuva import llm
 from adiuva.llm import concurrency, transport
-from tests.fakes.provider import Fail, Provider, Request
+from tests.fakes.provider import Fail, Hold, Provider, Request
 
 ASK: list[llm.Message] = [{"role": "user", "content": "a question"}]
 
@@ -86,6 +86,26 @@ async def test_processes_share_one_limit(model: llm.ChatModel) -> None:
     for limit in limits * 2:
         await limit.synchronize()
     assert [limit.allowed for limit in limits] == [concurrency.FIRST_LIMIT / 4] * 4
+
+
+async def test_one_user_whose_calls_hang_leaves_room_for_another(
+    provider: Provider, model: llm.ChatModel
+) -> None:
+    hold = Hold()
+    provider.default = hold
+
+    async def ask(user: uuid.UUID) -> str:
+        llm.on_behalf_of(user)
+        return (await model.complete(ASK)).text
+
+    hanging = [asyncio.create_task(ask(uuid.UUID(int=1))) for _ in range(30)]
+    assert await asyncio.to_thread(hold.reached.wait, 5)
+    provider.default = "an answer"
+    async with asyncio.timeout(30):
+        assert await asyncio.create_task(ask(uuid.UUID(int=2))) == "an answer"
+    for task in hanging:
+        task.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
 
 
 async def test_without_redis_it_still_answers(provider: Provider, settings: Settings) -> None:
