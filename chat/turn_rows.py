@@ -6,6 +6,7 @@ import datetime as dt
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -269,7 +270,8 @@ def finish_turn(*, request: ChatRequest, claimed: ClaimedTurn, result: TurnOutco
     answer = _answer_to_keep(claimed, result)
     remembers = request.memory and claimed.memory and bool(result.text.strip())
     if claimed.conversation_id is None:
-        with transaction.atomic():
+        # One statement needs no transaction around it, and most turns change nothing.
+        with transaction.atomic() if _has_changes(result) else nullcontext():
             _end_row(claimed, result)
             _store_changes(claimed, result)
         if remembers:
@@ -378,9 +380,13 @@ def _append_message(
     return state
 
 
+def _has_changes(result: TurnOutcome) -> bool:
+    return result.record is not None and bool(result.record.changes)
+
+
 def _store_changes(claimed: ClaimedTurn, result: TurnOutcome) -> None:
     """Store what an undo of the turn needs, unless the turn was deleted with its account."""
-    if result.record is None or not result.record.changes:
+    if result.record is None or not _has_changes(result):
         return
     if Turn.objects.filter(pk=claimed.turn_id).exists():
         body = [change.body() for change in result.record.by_row(claimed.cipher)]
