@@ -41,8 +41,6 @@ _MAX_MODEL_FAILURES: Final = 5
 _MAX_UNREAD: Final = 1_000
 # Characters of documents held at once; a longer document is held alone.
 _MAX_HELD_CHARS: Final = 16 * 1024 * 1024
-# Titles of found records that the episode about the run names.
-_EPISODE_TITLES: Final = 10
 _LOCK_POLL_S: Final = 0.05
 # Places of one mistake that the journal names.
 _MAX_PLACES: Final = 5
@@ -59,8 +57,8 @@ class ModelUnavailable(Exception):
 class Pipeline:
     """Reads, extracts, commits and delivers everything of one run.
 
-    `progressed_at`: when a document last arrived or was read, by the monotonic clock. `found` and `titles` tell what
-    was found. `unread` holds the sources that failed for a transient reason.
+    `progressed_at`: when a document last arrived or was read, by the monotonic clock. `found` counts what was found, by
+    table. `unread` holds the sources that failed for a transient reason.
     """
 
     source: LocalFolders | Mailbox
@@ -74,7 +72,6 @@ class Pipeline:
         self.progressed_at = time.monotonic()
         self.unread: list[JournalEntry] = []
         self.found: Counter[str] = Counter()
-        self.titles: list[str] = []
         self._failures = 0
         self._last_failure: llm.ModelError | None = None
         self._budget = _CharBudget()
@@ -243,10 +240,6 @@ class Pipeline:
         new = await self._results.commit(extracted)
         await self.source.settled(document)
         self.found.update(record.table for record in new)
-        self.titles += [
-            str(record.data.get(TABLES[record.table].title) or "") for record in new[:_EPISODE_TITLES]
-        ]
-        del self.titles[_EPISODE_TITLES:]
         if new:
             await self._deliver(new, document.path)
 

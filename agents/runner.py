@@ -235,7 +235,6 @@ class Execution:
                 run_id=run.pk,
                 agent=await db.run(lambda: run.agent_name),
                 found=self.pipeline.found,
-                titles=self.pipeline.titles,
                 began_at=run.started_at or now,
                 ended_at=now,
             )

@@ -17,15 +17,16 @@ from langchain_core.tools import ToolException
 from adiuva import llm
 from adiuva.core import db
 from adiuva.core.logging import log_failure
+from chat.foreign_text import ForeignTexts
 from chat.request import ChatRequest
 from chat.turn_rows import ClaimedTurn
 from chat.untrusted_text import one_line
-from memory import recall, search, vector_space
+from memory import grounding, intent, recall, search, vector_space
 from memory.entries import MAX_CONTENT_CHARS, SourceRef
+from memory.exchanges import seal_foreign
 from memory.models import SourceKind, Tier
 from memory.recall import RecalledEntry, RecallResult
 from memory.receipts import TurnReader, write_turn_receipt
-from memory.terms import hash_terms
 
 # Where device tools name a table, memory tools and approval questions name this.
 MEMORY: Final[Literal["memory"]] = "memory"
@@ -36,8 +37,6 @@ _SHORT_MESSAGE_CHARS: Final = 60
 _PRECEDING_MESSAGES: Final = 2
 _PRECEDING_CHARS: Final = 400
 _MAX_QUESTION_CHARS: Final = 4_000
-# The share of the words to remember that the user must have said.
-_MIN_USER_SHARE: Final = 0.5
 _LABEL: Final = re.compile(r"\s*\[?\s*[mM](\d{1,4})\s*\]?\s*")
 _LABEL_START: Final = re.compile(r"\[(?=\s*[mM]\d)")
 
@@ -45,7 +44,10 @@ _LABEL_START: Final = re.compile(r"\[(?=\s*[mM]\d)")
 # More than 15 methods: one for each question that a turn or a tool asks of the memory.
 @dataclass
 class MemoryContext:
-    """`steered`: what the user says while the turn runs. `said_yes`: whether the request is a plain yes."""
+    """`steered`: what the user says while the turn runs. `said_yes`: whether the request is a plain yes.
+
+    `foreign`: the texts that the turn has read so far and that the user did not write.
+    """
 
     request: ChatRequest
     claimed: ClaimedTurn
@@ -53,6 +55,7 @@ class MemoryContext:
     zone: ZoneInfo
     steered: list[str] = field(default_factory=list)
     said_yes: bool = False
+    foreign: ForeignTexts = field(default_factory=ForeignTexts)
     _recalled: RecallResult = field(default_factory=RecallResult)
     _known: list[RecalledEntry] = field(default_factory=list)
     _receipts: list[asyncio.Task[None]] = field(default_factory=list)
@@ -69,9 +72,11 @@ class MemoryContext:
     @property
     def origin(self) -> SourceRef:
         """The source of what is remembered in this turn."""
-        if self.claimed.conversation_id is not None:
-            return SourceRef(SourceKind.CONVERSATION, self.claimed.conversation_id, self.claimed.seq)
-        return SourceRef(SourceKind.REQUEST, self.claimed.turn_id)
+        claimed = self.claimed
+        place = claimed.conversation_id or claimed.turn_id
+        kind = SourceKind.REQUEST if claimed.conversation_id is None else SourceKind.CONVERSATION
+        foreign = seal_foreign(claimed.cipher, self.foreign.listed(), place)
+        return SourceRef(kind, place, claimed.seq, foreign=foreign)
 
     # ── Recall ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -196,22 +201,43 @@ class MemoryContext:
         place = int(found[1]) - 1 if found else -1
         return self._known[place] if 0 <= place < len(self._known) else None
 
-    def is_from_user(self, content: str) -> bool:
-        """Whether the user has said at least half of its words in this conversation.
+    def why_not_the_users(self, content: str) -> str:
+        """Why a text may not be kept as the user's, in words for the model; "" if it may (memory.grounding).
 
-        A note, a document or a tool's answer may ask a model to remember something; this check keeps it from being
-        stored as if the user had said it. An answer of ours that the user has just said a plain yes to counts as
-        theirs. Content that uses the user's words to say something else passes: no comparison of words can tell. After
-        a private message, only what is said in this turn counts.
+        The user's messages of this conversation count, and an answer of ours that they have just said a plain yes to,
+        unless it may quote texts of others. After a private message, only what is said in this turn counts.
         """
-        cipher = self.claimed.cipher
-        history = [] if self.claimed.has_private else self.claimed.history
-        said = [self.request.message, *self.steered, *(one.text for one in history if one.role == "user")]
-        if self.said_yes and history:
-            said.append(history[-1].text)
-        wanted = set(hash_terms(content, cipher))
-        own = set[int]().union(*(hash_terms(text, cipher) for text in said))
-        return bool(wanted) and len(wanted & own) >= _MIN_USER_SHARE * len(wanted)
+        said = self.said_now
+        if not self.claimed.has_private:
+            said += [intent.own_words(one.text) for one in self.claimed.history if one.role == "user"]
+            if self.said_yes and self.claimed.history and not self.foreign.earlier:
+                said.append(self.claimed.history[-1].text)
+        return grounding.problem(content, said, day=self._day(datetime.now(self.zone)))
+
+    def only_proposes(self, content: str) -> bool:
+        """Whether a text is kept as a proposal: texts of others may have led the model to it.
+
+        They have been read in this turn; or they may be quoted in earlier answers, and the user says it neither now nor
+        with a plain yes.
+        """
+        if self.foreign:
+            return True
+        if not self.foreign.earlier or self.said_yes:
+            return False
+        return bool(grounding.problem(content, self.said_now, day=self._day(datetime.now(self.zone))))
+
+    @property
+    def said_now(self) -> list[str]:
+        """What the user says in this turn, without what they quote."""
+        return [intent.own_words(text) for text in (self.request.message, *self.steered)]
+
+    @property
+    def said_lately(self) -> list[str]:
+        """The same, behind the messages right before it, which may say what this one is about ("No, coffee!")."""
+        if self.claimed.has_private or self.foreign.earlier:
+            return self.said_now
+        before = [one.text for one in self.claimed.history if one.role == "user"][-_PRECEDING_MESSAGES:]
+        return ["\n".join([*(intent.own_words(text) for text in before), *self.said_now])]
 
     # ── Deferred calls outlive their turn, and labels do not ────────────────────────────────────────────
 

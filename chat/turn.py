@@ -226,6 +226,7 @@ class Turn:
             zone,
             steered=self._steers.read,
             said_yes=deferred_calls.is_yes(request.message),
+            foreign=self.foreign,
         )
         recall = self._recall = asyncio.get_running_loop().create_task(memory.recall(now), name="turn recall")
         granted = await self._take_granted_calls(memory)

@@ -115,6 +115,7 @@ class EntryAdmin(_MemoryAdmin):
         "bytes",
         "confidence",
         "derived",
+        "proposed",
         "successor_id",
         "began_at",
         "ended_at",

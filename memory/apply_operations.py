@@ -1,6 +1,8 @@
 """Apply the operations that a model proposed: compare them with current entries, and write them.
 
-Nothing is remembered twice, and nothing overwrites what was said later.
+Nothing is remembered twice, and nothing overwrites what was said later. What is known changes only where the user's own
+words name it and want it (memory.intent). What else a model proposes, and whatever comes from a turn that had read
+texts of others, waits as a proposal.
 """
 
 from __future__ import annotations
@@ -8,13 +10,13 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import mul
 from typing import Final
 
 from adiuva.core.crypto import SealBroken, UserCipher
-from memory import entries, forgetting, vector_space
-from memory.entries import DuplicateEntry, Remembered
+from memory import entries, forgetting, intent, vector_space
+from memory.entries import DuplicateEntry, EntryDetails, Remembered
 from memory.exchanges import UnsealedExchange
 from memory.models import Embedding, Entry, Tier
 from memory.operations import Operation, may_be_the_same
@@ -42,7 +44,8 @@ class ShownEntry:
 class OperationWriter:
     """Writes the operations of one answer.
 
-    `known` holds the entries that the model was shown, by label; `vectors` those of new texts, as far as computed.
+    `known` holds the entries that the model was shown, by label; `vectors` those of new texts, as far as computed;
+    `written` the entries that it wrote.
     """
 
     user_id: uuid.UUID
@@ -50,6 +53,7 @@ class OperationWriter:
     known: dict[str, ShownEntry]
     vectors: dict[str, list[float]]
     deleted: int = 0
+    written: set[uuid.UUID] = field(default_factory=set)
 
     def apply(self, operation: Operation, exchange: UnsealedExchange) -> str:
         """Returns the outcome as a word for the log."""
@@ -63,52 +67,83 @@ class OperationWriter:
 
     def _add(self, operation: Operation, exchange: UnsealedExchange) -> str:
         tier, key, content = operation.tier, operation.key, operation.content
+        proposed = bool(exchange.foreign)
         if key is not None:
-            hashed = entries.hash_key(self.cipher, key)
-            known = Entry.objects.of(self.user_id).current().filter(tier=tier, key_hash=hashed).first()
+            known = entries.entry_of_key(self.user_id, key)
             if known is not None and known.valid_from > exchange.at:
                 return "overtaken"
+            # It would take the place of what is known under this key.
+            if known is not None and not self._may_change(known, content, exchange):
+                proposed = True
         else:
             content = self._same_content(content, exchange) or content
-        return self._remember(tier, content, key, exchange).outcome
+        return self._remember(tier, content, key, exchange, proposed=proposed).outcome
 
-    def _remember(self, tier: Tier, content: str, key: str | None, exchange: UnsealedExchange) -> Remembered:
-        return entries.remember(
-            user_id=self.user_id, tier=tier, content=content, key=key, source=exchange.source
+    def _remember(
+        self,
+        tier: Tier,
+        content: str,
+        key: str | None,
+        exchange: UnsealedExchange,
+        *,
+        proposed: bool = False,
+        replaces: uuid.UUID | None = None,
+    ) -> Remembered:
+        remembered = entries.remember(
+            user_id=self.user_id,
+            tier=tier,
+            content=content,
+            key=key,
+            source=exchange.source,
+            details=EntryDetails(proposed=proposed, replaces=replaces),
         )
+        self.written.add(remembered.entry.pk)
+        return remembered
+
+    def _may_change(self, entry: Entry, content: str, exchange: UnsealedExchange) -> bool:
+        """Whether the model was shown the entry, and the user's own words name it and say what holds instead."""
+        if entry.pk not in self.written and entry.pk not in {shown.id for shown in self.known.values()}:
+            return False
+        text = entries.unseal_entry(entry, self.cipher).searchable_text
+        return intent.wants_change(text, content, [exchange.own_words])
 
     def _replace(self, operation: Operation, exchange: UnsealedExchange) -> str:
         entry = self._shown(operation.entry, exchange)
         if entry is None:
             return "overtaken"
         before = entries.unseal_entry(entry, self.cipher)
+        tier, content = Tier(entry.tier), operation.content
+        if exchange.foreign or not self._may_change(entry, content, exchange):
+            return self._remember(
+                tier, content, before.key, exchange, proposed=True, replaces=entry.pk
+            ).outcome
         try:
             # `known` is updated below, since an answer may change an entry twice.
-            changed = entries.correct(entry=entry, content=operation.content, source=exchange.source)
+            changed = entries.correct(entry=entry, content=content, source=exchange.source)
         except DuplicateEntry:
-            entries.end_validity(user_id=self.user_id, ids=[entry.pk])
-            return self._remember(Tier(entry.tier), operation.content, before.key, exchange).outcome
+            entries.end_validity(user_id=self.user_id, ids=[entry.pk], source=exchange.source)
+            return self._remember(tier, content, before.key, exchange).outcome
         shown = self.known[operation.entry]
         if bytes(changed.fingerprint) == shown.fingerprint:
-            return self._remember(Tier(entry.tier), before.content, before.key, exchange).outcome
+            return self._remember(tier, before.content, before.key, exchange).outcome
         self.known[operation.entry] = ShownEntry(shown.id, bytes(changed.fingerprint), shown.line)
         return "replaced"
 
     def _forget(self, operation: Operation, exchange: UnsealedExchange) -> str:
+        """Delete what the user asks to forget, and end what they say holds no more; nothing else."""
         entry = self._shown(operation.entry, exchange)
         if entry is None:
             return "overtaken"
-        if operation.asked and self.deleted < _MAX_DELETIONS and self._user_mentions(entry, exchange):
+        text, said = entries.unseal_entry(entry, self.cipher).searchable_text, [exchange.own_words]
+        asked = intent.wants_forgotten(text, said)
+        if not asked and not intent.denies(text, said):
+            return "not_asked"
+        if operation.asked and asked and not exchange.foreign and self.deleted < _MAX_DELETIONS:
             self.deleted += 1
             forgetting.forget(user_id=self.user_id, ids=[entry.pk])
             return "forgotten"
-        entries.end_validity(user_id=self.user_id, ids=[entry.pk])
+        entries.end_validity(user_id=self.user_id, ids=[entry.pk], source=exchange.source)
         return "ended"
-
-    def _user_mentions(self, entry: Entry, exchange: UnsealedExchange) -> bool:
-        """Whether the user said a word of it. If not (a quoted document, a mere "that"), it only becomes history."""
-        text = entries.unseal_entry(entry, self.cipher).searchable_text
-        return not set(hash_terms(text, self.cipher)).isdisjoint(hash_terms(exchange.said, self.cipher))
 
     def _shown(self, label: str, exchange: UnsealedExchange) -> Entry | None:
         """The entry, if it is unchanged since the model was shown it and no newer than the exchange."""
@@ -141,6 +176,10 @@ class OperationWriter:
                 continue
             is_close = hit.entry.pk in near or (words and hash_terms(known, self.cipher) == words)
             if is_close and may_be_the_same(known, content):
+                return known
+        for proposal in Entry.objects.of(self.user_id).proposals().filter(tier=Tier.ASSOCIATIVE):
+            known = entries.unseal_entry(proposal, self.cipher).content
+            if words and hash_terms(known, self.cipher) == words and may_be_the_same(known, content):
                 return known
         return None
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+import structlog
 from django.db import connection, transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Greatest, Now
@@ -20,7 +21,7 @@ from django.utils import timezone
 from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.core import db
-from adiuva.core.crypto import UserCipher
+from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import Conflict, Invalid, NotFound
 from memory import vector_space
@@ -36,7 +37,11 @@ MAX_ENTRIES: Final = {
     Tier.EPISODIC: 20_000,
     Tier.PROACTIVE: 500,
 }
+# Of one user; the oldest make room.
+MAX_PROPOSALS: Final = 200
 _CONSOLIDATE_AFTER: Final = dt.timedelta(hours=24)
+
+log = structlog.get_logger(__name__)
 
 
 class EntryNotFound(NotFound):
@@ -73,16 +78,21 @@ class MemoryFull(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class SourceRef:
-    """Where an entry comes from: a message (`seq`) of a conversation, a request, a run, or the user's own hand."""
+    """Where an entry comes from: a message (`seq`) of a conversation, a request, a run, or the user's own hand.
+
+    `foreign`: the sealed list of the texts that were read there and that the user did not write, if there were any.
+    """
 
     kind: SourceKind
     id: uuid.UUID | None = None
     seq: int | None = None
     at: dt.datetime | None = None
+    foreign: bytes | None = None
 
     @classmethod
     def of(cls, source: EntrySource) -> SourceRef:
-        return cls(SourceKind(source.kind), source.source_id, source.seq, source.at)
+        foreign = None if source.foreign is None else bytes(source.foreign)
+        return cls(SourceKind(source.kind), source.source_id, source.seq, source.at, foreign)
 
 
 BY_HAND: Final = SourceRef(SourceKind.USER)
@@ -93,7 +103,8 @@ class EntryDetails:
     """What only some new entries have.
 
     `confidence` is a pattern's, from 0 to 1. `began_at` and `ended_at` are an episode's. A `derived` entry was made
-    from other entries or exchanges and is deleted with any of them.
+    from other entries or exchanges and is deleted with any of them. A `proposed` one waits for the user to bear it out,
+    and then takes the place of the entry that `replaces` names.
     """
 
     confidence: float | None = None
@@ -101,6 +112,8 @@ class EntryDetails:
     ended_at: dt.datetime | None = None
     derived: bool = False
     more_sources: Sequence[SourceRef] = ()
+    proposed: bool = False
+    replaces: uuid.UUID | None = None
 
 
 _NO_DETAILS: Final = EntryDetails()
@@ -110,6 +123,7 @@ class RememberOutcome(StrEnum):
     NEW = "new"
     KNOWN = "known"
     CHANGED = "changed"
+    PROPOSED = "proposed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +134,11 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class EntryContent:
-    """The unsealed content of an entry. Only core entries have a key."""
+    """The unsealed content of an entry. Only core entries have a key, and only proposals say what they replace."""
 
     content: str
     key: str | None = None
+    replaces: uuid.UUID | None = None
 
     @property
     def searchable_text(self) -> str:
@@ -141,7 +156,20 @@ def unseal_content(
 ) -> EntryContent:
     """The content of a row that was read without an instance. Raises SealBroken if the row was altered or moved."""
     value = Entry.sealed.unseal(cipher, sealed, entry_id, tier)
-    return EntryContent(value["content"], value.get("key"))
+    replaces = value.get("replaces")
+    return EntryContent(value["content"], value.get("key"), uuid.UUID(replaces) if replaces else None)
+
+
+def opened_at(source: EntrySource, cipher: UserCipher) -> list[dict[str, str]]:
+    """`{table, id}` of the texts that had been read at a source and that the user did not write."""
+    if source.foreign is None:
+        return []
+    try:
+        opened: list[dict[str, str]] = EntrySource.foreign.unseal_from(cipher, source)
+    except SealBroken:
+        log.error("memory.seal_broken", entry_id=str(source.entry_id))
+        return []
+    return opened
 
 
 def get_entry(user_id: uuid.UUID, entry_id: uuid.UUID) -> Entry:
@@ -150,6 +178,12 @@ def get_entry(user_id: uuid.UUID, entry_id: uuid.UUID) -> Entry:
     if entry is None:
         raise EntryNotFound
     return entry
+
+
+def entry_of_key(user_id: uuid.UUID, key: str) -> Entry | None:
+    """The current core entry with a key."""
+    hashed = hash_key(cipher_for(user_id), key)
+    return Entry.objects.of(user_id).current().filter(tier=Tier.CORE, key_hash=hashed).first()
 
 
 def history_of(entry: Entry) -> QuerySet[Entry]:
@@ -192,8 +226,8 @@ def remember(
 ) -> Remembered:
     """Add an entry, unless one with the same content exists: that one gets the new sources.
 
-    A core entry with the same key is changed, and its former content becomes history. Raises Invalid, MemoryFull,
-    NoSuchUser.
+    A core entry with the same key is changed, and its former content becomes history. A proposal that says the same is
+    borne out by it. Raises Invalid, MemoryFull, NoSuchUser.
     """
     cipher = cipher_for(user_id)
     new = _validated(tier, content, key)
@@ -207,6 +241,12 @@ def remember(
             changes = {} if details.confidence is None else {"confidence": details.confidence}
             Entry.objects.filter(pk=known.pk).update(derived=False, updated_at=Now(), **changes)
         return Remembered(known, RememberOutcome.KNOWN)
+    if details.proposed:
+        return Remembered(_propose(user_id, tier, new, cipher, sources, details), RememberOutcome.PROPOSED)
+    same = Entry.objects.of(user_id).proposals().filter(tier=tier, fingerprint=_fingerprint(cipher, new))
+    if (proposal := same.first()) is not None:
+        add_sources(proposal, sources)
+        return Remembered(_accept(proposal, cipher, memory), RememberOutcome.NEW)
     if new.key is not None:
         same_key = current.select_for_update().filter(key_hash=hash_key(cipher, new.key))
         if (old := same_key.first()) is not None:
@@ -258,6 +298,11 @@ def correct(
         before.content if content is None else content,
         before.key if key is None else key,
     )
+    if locked.proposed:
+        set_content(locked, EntryContent(new.content, new.key, before.replaces), cipher)
+        locked.save()
+        add_sources(locked, [source])
+        return _accept(locked, cipher, memory)
     if new == before:
         if confidence is not None:
             Entry.objects.filter(pk=locked.pk).update(confidence=confidence, updated_at=Now())
@@ -274,29 +319,61 @@ def correct(
 
 
 @transaction.atomic
-def end_validity(*, user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> int:
-    """Turn entries that are no longer true into history. Returns how many were current."""
+def confirm(*, entry: Entry, source: SourceRef = BY_HAND) -> Entry:
+    """Make a proposal an entry, by the user's wish. Returns the entry that says it from now on.
+
+    Raises EntryNotFound, EntryIsHistory.
+    """
+    memory = lock_memory(entry.user_id)
+    locked = Entry.objects.select_for_update().filter(pk=entry.pk, user_id=entry.user_id).first()
+    if locked is None:
+        raise EntryNotFound
+    if locked.valid_to is not None:
+        raise EntryIsHistory
+    if not locked.proposed:
+        return locked
+    add_sources(locked, [source])
+    return _accept(locked, cipher_for(entry.user_id), memory)
+
+
+@transaction.atomic
+def end_validity(*, user_id: uuid.UUID, ids: Collection[uuid.UUID], source: SourceRef | None = None) -> int:
+    """Turn entries that are no longer true into history; `source` is where the user said so. Returns how many."""
     lock_memory(user_id)
     current = Entry.objects.of(user_id).current().filter(pk__in=ids)
+    if source is not None:
+        for entry in current:
+            add_sources(entry, [source], ended=True)
     # Two changes in one moment, or a clock that was set back, must not end an entry before it began.
     return current.update(valid_to=Greatest(F("valid_from"), Now()), updated_at=Now())
 
 
 def set_content(entry: Entry, content: EntryContent, cipher: UserCipher) -> None:
     """Set the sealed value and the columns that are derived from it. The caller saves the entry."""
-    value = {"content": content.content} | ({"key": content.key} if content.key is not None else {})
+    value = {
+        "content": content.content,
+        "key": content.key,
+        "replaces": content.replaces and str(content.replaces),
+    }
+    value = {name: given for name, given in value.items() if given is not None}
     Entry.sealed.seal_into(cipher, entry, value)
     entry.fingerprint = _fingerprint(cipher, content)
-    entry.terms = hash_terms(content.searchable_text, cipher)
+    entry.terms = [] if entry.proposed else hash_terms(content.searchable_text, cipher)
     entry.key_hash = hash_key(cipher, content.key) if content.key is not None else None
 
 
-def add_sources(entry: Entry, sources: Sequence[SourceRef]) -> None:
+def add_sources(entry: Entry, sources: Sequence[SourceRef], *, ended: bool = False) -> None:
     """Add the sources that the entry does not have yet."""
     EntrySource.objects.bulk_create(
         [
             EntrySource(
-                entry=entry, kind=source.kind, source_id=source.id, seq=source.seq, at=source.at or Now()
+                entry=entry,
+                kind=source.kind,
+                source_id=source.id,
+                seq=source.seq,
+                at=source.at or Now(),
+                ended=ended,
+                foreign=source.foreign,
             )
             for source in sources
         ],
@@ -325,6 +402,57 @@ def _fingerprint(cipher: UserCipher, content: EntryContent) -> bytes:
     return cipher.fingerprint(
         f"{normalize(content.key or '')}\0{normalize(content.content)}", "memory content"
     )
+
+
+def _propose(
+    user_id: uuid.UUID,
+    tier: Tier,
+    new: EntryContent,
+    cipher: UserCipher,
+    sources: Sequence[SourceRef],
+    details: EntryDetails,
+) -> Entry:
+    proposals = Entry.objects.of(user_id).proposals()
+    fingerprint = _fingerprint(cipher, new)
+    entry = proposals.filter(tier=tier, fingerprint=fingerprint).first()
+    if entry is None:
+        oldest = proposals.order_by("-created_at", "-pk").values_list("pk", flat=True)[MAX_PROPOSALS - 1 :]
+        Entry.objects.filter(pk__in=list(oldest)).delete()
+        entry = Entry(user_id=user_id, tier=tier, proposed=True, valid_from=sources[0].at or Now())
+        set_content(entry, EntryContent(new.content, new.key, details.replaces), cipher)
+        entry.save(force_insert=True)
+    add_sources(entry, sources)
+    return entry
+
+
+def _accept(proposal: Entry, cipher: UserCipher, memory: Memory) -> Entry:
+    """Make a locked proposal an entry, in place of the one that it replaces. Returns the entry."""
+    content = unseal_entry(proposal, cipher)
+    new = EntryContent(content.content, content.key)
+    current = Entry.objects.of(proposal.user_id).current().filter(tier=proposal.tier)
+    sources = [SourceRef.of(source) for source in proposal.sources.all()]
+    _schedule_consolidation(memory)
+    if (same := current.filter(fingerprint=proposal.fingerprint).first()) is not None:
+        proposal.delete()
+        add_sources(same, sources)
+        return same
+    replaced = (
+        current.filter(pk__in=[content.replaces] if content.replaces else [])
+        if new.key is None
+        else current.filter(key_hash=hash_key(cipher, new.key))
+    )
+    if (old := replaced.select_for_update().first()) is not None:
+        proposal.delete()
+        _replace(old, new, cipher, sources, confidence=None)
+        return old
+    if current.count() >= MAX_ENTRIES[Tier(proposal.tier)]:
+        raise MemoryFull(proposal.tier)
+    proposal.proposed = False
+    proposal.updated_at = Now()
+    set_content(proposal, new, cipher)
+    proposal.save()
+    _embed(proposal, new)
+    return proposal
 
 
 def _replace(

@@ -13,6 +13,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -28,7 +29,6 @@ from adiuva.accounts.models import User
 from adiuva.core import db
 from adiuva.core.crypto import SealBroken
 from adiuva.core.prompt_delimiting import delimit_untrusted
-from adiuva.llm.structured import UnusableAnswer
 from memory import entries, structured
 from memory.entries import EntryDetails, RememberOutcome, SourceRef
 from memory.models import Embedding, Entry, EntrySource, Memory, Receipt, SourceKind, Tier
@@ -41,14 +41,6 @@ MAX_EPISODES: Final = 20
 # In one consolidation.
 MAX_MODEL_CALLS: Final = 8
 MAX_SUMMARY_CHARS: Final = 3_000
-
-_SCHEMA: Final = {
-    "type": "object",
-    "properties": {"summary": {"type": "string"}},
-    "required": ["summary"],
-    "additionalProperties": False,
-}
-
 
 log = structlog.get_logger(__name__)
 
@@ -89,8 +81,8 @@ async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
             prompt="condense",
             material=delimit_untrusted("notes", notes),
             name="condensed",
-            schema=_SCHEMA,
-            read=_read_summary,
+            schema=structured.SUMMARY_SCHEMA,
+            read=partial(structured.read_summary, material=notes, max_chars=MAX_SUMMARY_CHARS),
         )
         if summary is not None:
             done += await db.run(_save, user_id, parts, summary)
@@ -156,15 +148,6 @@ def _read_notes(user_id: uuid.UUID, parts: Sequence[EpisodePart], model: llm.Cha
         user_id=user_id, purpose=Receipt.Purpose.CONSOLIDATE, model=model, entries=[part.id for part in parts]
     )
     return "\n".join(notes)
-
-
-def _read_summary(value: Any) -> str:
-    summary = value.get("summary") if isinstance(value, dict) else None
-    if not isinstance(summary, str) or not (summary := summary.replace("\0", "").strip()):
-        raise UnusableAnswer("`summary` must be a text.")
-    if len(summary) > MAX_SUMMARY_CHARS:
-        raise UnusableAnswer("`summary` is far too long: at most 150 words.")
-    return summary
 
 
 def _save(user_id: uuid.UUID, parts: Sequence[EpisodePart], summary: str) -> bool:

@@ -12,6 +12,7 @@ import datetime as dt
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -29,7 +30,6 @@ from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.leases import Lease
 from adiuva.core.prompt_delimiting import delimit_untrusted
-from adiuva.llm.structured import UnusableAnswer
 from memory import entries, structured
 from memory.entries import EntryDetails, Remembered, SourceRef
 from memory.exchanges import UnsealedExchange, shorten, unseal_exchange
@@ -46,15 +46,7 @@ _MODEL_TIMEOUT_S: Final = 120.0
 _MODEL_PATIENCE: Final = dt.timedelta(hours=24)
 _LINE_CHARS: Final = 160
 _MAX_LINES: Final = 8
-_MAX_TITLES: Final = 10
 _MAX_USERS_ENQUEUED: Final = 500
-
-_SCHEMA: Final = {
-    "type": "object",
-    "properties": {"summary": {"type": "string"}},
-    "required": ["summary"],
-    "additionalProperties": False,
-}
 
 log = structlog.get_logger(__name__)
 
@@ -176,20 +168,16 @@ async def _summarize(draft: EpisodeDraft) -> str:
             prompt="episode",
             material=f"Session of {began:%A %Y-%m-%d %H:%M}\n{delimit_untrusted('conversation', said)}",
             name="episode",
-            schema=_SCHEMA,
-            read=_read_summary,
+            schema=structured.SUMMARY_SCHEMA,
+            read=partial(
+                structured.read_summary,
+                material=f"{began:%Y-%m-%d} {said}",
+                max_chars=MAX_SUMMARY_CHARS,
+                may_be_empty=True,
+                day=began.date(),
+            ),
         )
     return _in_the_users_words(draft) if summary is None else summary
-
-
-def _read_summary(value: Any) -> str:
-    summary = value.get("summary") if isinstance(value, dict) else None
-    if not isinstance(summary, str):
-        raise UnusableAnswer("`summary` must be a text.")
-    summary = summary.replace("\0", "").strip()
-    if len(summary) > MAX_SUMMARY_CHARS:
-        raise UnusableAnswer("`summary` is far too long: at most five short sentences.")
-    return summary
 
 
 def _in_the_users_words(draft: EpisodeDraft) -> str:
@@ -239,12 +227,12 @@ def remember_run(
     run_id: uuid.UUID,
     agent: str,
     found: Mapping[str, int],
-    titles: Sequence[str],
     began_at: dt.datetime,
     ended_at: dt.datetime,
 ) -> Remembered | None:
-    """Write an episode of what an agent's run found: how many records by table, and some titles. No model is asked.
+    """Write an episode of what an agent's run found: how many records by table. No model is asked.
 
+    Their titles are words of the documents that were read, so they do not become memories; the device has them.
     None if it found nothing, has its episode already, or the user's memory is off. Raises MemoryFull.
     """
     counts = [f"{count} {table}" for table, count in found.items() if count]
@@ -252,13 +240,10 @@ def remember_run(
         return None
     if EntrySource.objects.filter(entry__user_id=user_id, kind=SourceKind.RUN, source_id=run_id).exists():
         return None
-    shown = [_line(title) for title in titles[:_MAX_TITLES]]
-    more = sum(found.values()) - len(shown)
-    named = f": {'; '.join(shown)}{f' and {more} more' if more > 0 else ''}" if shown else ""
     return entries.remember(
         user_id=user_id,
         tier=Tier.EPISODIC,
-        content=f"The agent “{_line(agent)}” found {', '.join(counts)}{named}.",
+        content=f"The agent “{_line(agent)}” found {', '.join(counts)}.",
         source=SourceRef(SourceKind.RUN, run_id, at=ended_at),
         details=EntryDetails(began_at=began_at, ended_at=ended_at),
     )

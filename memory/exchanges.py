@@ -12,8 +12,9 @@ from django.db import connection, transaction
 
 from adiuva.core.crypto import UserCipher
 from adiuva.core.enqueue import enqueue_on_commit
+from memory import intent
 from memory.entries import SourceRef, lock_memory
-from memory.models import Exchange, SourceKind
+from memory.models import EntrySource, Exchange, SourceKind
 
 _STORE: Final = """
 INSERT INTO memory_exchange (id, user_id, kind, source_id, seq, sealed, attempts, fence)
@@ -82,10 +83,16 @@ class UnsealedExchange:
     said: str
     answer: str
     foreign: Sequence[Mapping[str, str]] = ()
+    sealed_foreign: bytes | None = None
 
     @property
     def source(self) -> SourceRef:
-        return SourceRef(self.kind, self.source_id, self.seq, self.at)
+        return SourceRef(self.kind, self.source_id, self.seq, self.at, self.sealed_foreign)
+
+    @property
+    def own_words(self) -> str:
+        """What the user said, without what they quoted."""
+        return intent.own_words(self.said)
 
 
 def unseal_exchange(row: Exchange, cipher: UserCipher) -> UnsealedExchange:
@@ -101,7 +108,15 @@ def unseal_exchange(row: Exchange, cipher: UserCipher) -> UnsealedExchange:
         said="\n\n".join(value["said"]),
         answer=value["answer"],
         foreign=value.get("foreign", ()),
+        sealed_foreign=seal_foreign(cipher, value.get("foreign", ()), row.source_id),
     )
+
+
+def seal_foreign(
+    cipher: UserCipher, foreign: Sequence[Mapping[str, str]], source_id: uuid.UUID
+) -> bytes | None:
+    """The list of the texts that were read at a source, as the sources of entries keep it."""
+    return EntrySource.foreign.seal(cipher, list(foreign), source_id) if foreign else None
 
 
 def shorten(text: str, max_chars: int) -> str:

@@ -29,6 +29,7 @@ def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:
         yield {
             "id": entry.pk,
             "tier": entry.tier,
+            "state": entry.state,
             **readable(partial(_content, entry, cipher)),
             "confidence": entry.confidence,
             "derived": entry.derived,
@@ -43,7 +44,14 @@ def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:
             "updated_at": entry.updated_at,
             "embedding_model": embedding.embedding_model if embedding else None,
             "sources": [
-                {"kind": source.kind, "id": source.source_id, "seq": source.seq, "at": source.at}
+                {
+                    "kind": source.kind,
+                    "id": source.source_id,
+                    "seq": source.seq,
+                    "at": source.at,
+                    "ended": source.ended,
+                    "opened": entries.opened_at(source, cipher),
+                }
                 for source in entry.sources.all()
             ],
         }
@@ -51,7 +59,7 @@ def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 def _content(entry: Entry, cipher: UserCipher) -> Mapping[str, Any]:
     content = entries.unseal_entry(entry, cipher)
-    return {"key": content.key, "content": content.content}
+    return {"key": content.key, "content": content.content, "replaces": content.replaces}
 
 
 def _exchanges(user_id: UUID) -> Iterator[dict[str, Any]]:
@@ -65,7 +73,7 @@ def _exchanges(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 def _exchange_texts(row: Exchange, cipher: UserCipher) -> Mapping[str, Any]:
     exchange = exchanges.unseal_exchange(row, cipher)
-    return {"said": exchange.said, "answer": exchange.answer}
+    return {"said": exchange.said, "answer": exchange.answer, "opened": list(exchange.foreign)}
 
 
 def _receipts(user_id: UUID) -> Iterator[dict[str, Any]]:

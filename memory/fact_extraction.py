@@ -171,8 +171,9 @@ async def _read(user_id: uuid.UUID, batch: Batch) -> None:
     context = await db.run(_prepare, user_id, batch, vector, model)
     found, vectors = ValidOperations(), dict[str, list[float]]()
     if context.tiers:
-        said = {label: shorten(one.said, _SAID_CHARS) for label, one in batch.exchanges.items()}
-        validator = OperationValidator(said, list(context.known), context.tiers, context.cipher)
+        said = {label: one.own_words for label, one in batch.exchanges.items()}
+        days = {label: one.at.astimezone(context.zone).date() for label, one in batch.exchanges.items()}
+        validator = OperationValidator(said, list(context.known), context.tiers, days)
         async with asyncio.timeout(_MODEL_TIMEOUT_S):
             answer = await structured.ask_or_none(
                 model,

@@ -65,14 +65,20 @@ class EntryQuerySet(models.QuerySet["Entry"]):
         return self.filter(user_id=user_id)
 
     def current(self) -> Self:
-        """Entries that are true now, without history."""
-        return self.filter(valid_to__isnull=True)
+        """Entries that are true now, without history and proposals."""
+        return self.filter(valid_to__isnull=True, proposed=False)
+
+    def proposals(self) -> Self:
+        return self.filter(proposed=True)
 
 
 class Entry(models.Model):
-    """One remembered thing. The sealed value is `{content, key?}`; only core entries have a key.
+    """One remembered thing. The sealed value is `{content, key?, replaces?}`; only core entries have a key.
 
     An entry keeps its id when it is changed. Its former content moves to a new row, whose `successor` is this entry.
+
+    A proposal came from a turn that had read texts of others. It is neither recalled nor searched until the user bears
+    it out, and then takes the place of the current entry with its key, or of the one that `replaces` names.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -93,6 +99,9 @@ class Entry(models.Model):
     derived = models.BooleanField(
         default=False,
         help_text="made from other entries or exchanges: deleted when any of its sources is forgotten",
+    )
+    proposed = models.BooleanField(
+        default=False, help_text="not remembered yet: it waits for the user to say it again, or to confirm it"
     )
     began_at = models.DateTimeField(
         null=True, blank=True, help_text="of episodes: when the first exchange took place"
@@ -122,11 +131,11 @@ class Entry(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["user", "key_hash"],
-                condition=Q(tier=Tier.CORE, valid_to__isnull=True),
+                condition=Q(tier=Tier.CORE, valid_to__isnull=True, proposed=False),
                 name="one_value_a_key",
             ),
             models.UniqueConstraint(
-                fields=["user", "tier", "fingerprint"],
+                fields=["user", "tier", "fingerprint", "proposed"],
                 condition=Q(valid_to__isnull=True),
                 name="nothing_remembered_twice",
             ),
@@ -147,6 +156,9 @@ class Entry(models.Model):
             models.CheckConstraint(
                 condition=Q(successor__isnull=True) | Q(valid_to__isnull=False), name="entry_history_is_over"
             ),
+            models.CheckConstraint(
+                condition=Q(proposed=False) | Q(valid_to__isnull=True), name="entry_proposal_is_no_history"
+            ),
         ]
         indexes = [
             models.Index(fields=["user", "tier", "-valid_from", "-id"], name="entries_of_user"),
@@ -159,6 +171,13 @@ class Entry(models.Model):
             # off because its pending list is read for every word: 100 pages of it cost 12 ms per recall.
             GinIndex(fields=["terms"], name="entries_by_term", fastupdate=False),
         ]
+
+    @property
+    def state(self) -> str:
+        """`current`, `proposed` or `history`."""
+        if self.proposed:
+            return "proposed"
+        return "current" if self.valid_to is None else "history"
 
     def __str__(self) -> str:
         return f"{self.tier} {self.pk}"
@@ -179,6 +198,15 @@ class EntrySource(models.Model):
     source_id = models.UUIDField(null=True, help_text="id of the conversation, request or run")
     seq = models.PositiveIntegerField(null=True, help_text="number of the message in the conversation")
     at = models.DateTimeField(db_default=Now())
+    ended = models.BooleanField(
+        default=False,
+        help_text="here the user said that the entry holds no longer, so that it became history",
+    )
+    foreign = SealedJSONField(
+        bound_to=("source_id",),
+        null=True,
+        help_text="sealed: which texts the turn had read that the user did not write, as {table, id}",
+    )
 
     class Meta:
         ordering = ["at", "id"]

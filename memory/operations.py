@@ -1,36 +1,28 @@
 """Validate what a model proposes to remember. The model is treated as an untrusted user.
 
 It may use only the operations of the schema, only on entries that it was shown (by label), only in tiers that it may
-read, and only for what the user's own words support: what a quoted document wants remembered shares few words with what
-the user said.
+read, and only for what the user's own words support (memory.grounding).
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from adiuva.core.crypto import UserCipher
 from adiuva.llm.structured import UnusableAnswer
+from memory import grounding
 from memory.entries import MAX_KEY_CHARS
 from memory.models import Tier
-from memory.terms import hash_terms, is_printable
+from memory.terms import is_printable
 
 # Of one answer.
 MAX_OPERATIONS: Final = 30
 MAX_CONTENT_CHARS: Final = 600
 _WRITABLE_TIERS: Final = (Tier.CORE, Tier.ASSOCIATIVE)
-_NUMBER: Final = re.compile(r"\d+")
-# At least this fraction of the words of an operation must be the user's.
-_MIN_USER_WORDS: Final = 1 / 3
-# Texts are hashed in pieces, since hash_terms returns a limited number of terms. A word cut at the end of one piece is
-# whole in the overlap with the next.
-_PIECE_CHARS: Final = 250
-_OVERLAP_CHARS: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +50,14 @@ class ValidOperations:
 class OperationValidator:
     """Checks answers against what the model was shown.
 
-    `said` holds the user's words by exchange label, `known` the labels of shown entries, `tiers` those that the model's
-    provider may read.
+    `said` holds the user's own words by exchange label, `days` the days on which they said them, `known` the labels of
+    shown entries, `tiers` those that the model's provider may read.
     """
 
     said: Mapping[str, str]
     known: Collection[str]
     tiers: Collection[Tier]
-    cipher: UserCipher
+    days: Mapping[str, dt.date] = field(default_factory=dict)
 
     def schema(self) -> dict[str, Any]:
         said_in = {"enum": list(self.said)}
@@ -121,7 +113,7 @@ class OperationValidator:
                 )
                 if tier is None:
                     raise UnusableAnswer("there is no such tier to add to")
-                key = self._text(item, "key", MAX_KEY_CHARS) if tier == Tier.CORE else None
+                key = self._key(item, said_in) if tier == Tier.CORE else None
                 return Operation("add", said_in, self._content(item, said_in), tier, key)
             case "replace" | "forget" as op:
                 if not isinstance(entry, str) or entry not in self.known:
@@ -133,14 +125,16 @@ class OperationValidator:
 
     def _content(self, item: dict[str, Any], said_in: str) -> str:
         content = self._text(item, "content", MAX_CONTENT_CHARS)
-        words = _words_and_numbers(content, self.cipher)
-        if len(words & self._user_words[said_in]) < _MIN_USER_WORDS * len(words) or not words:
-            raise UnusableAnswer("the user did not say this; keep to the user's own words")
+        words = [self.said[said_in]]
+        if reason := grounding.problem(content, words, day=self.days.get(said_in)):
+            raise UnusableAnswer(f"{reason}; keep to the user's own words")
         return content
 
-    @cached_property
-    def _user_words(self) -> dict[str, set[object]]:
-        return {label: _words_and_numbers(said, self.cipher) for label, said in self.said.items()}
+    def _key(self, item: dict[str, Any], said_in: str) -> str:
+        key = self._text(item, "key", MAX_KEY_CHARS)
+        if foreign := grounding.foreign_facts(key, self.said[said_in]):
+            raise UnusableAnswer(f"the user did not say “{foreign[0]}”")
+        return key
 
     @staticmethod
     def _text(item: dict[str, Any], name: str, max_chars: int) -> str:
@@ -158,14 +152,6 @@ def _branch(op: str, **fields: Mapping[str, Any]) -> dict[str, Any]:
         "required": ["op", *fields],
         "additionalProperties": False,
     }
-
-
-def _words_and_numbers(text: str, cipher: UserCipher) -> set[object]:
-    """The hashed words of a text, except the most common, and its numbers."""
-    found: set[object] = set(_NUMBER.findall(unicodedata.normalize("NFKC", text)))
-    for start in range(0, len(text), _PIECE_CHARS - _OVERLAP_CHARS):
-        found.update(hash_terms(text[start : start + _PIECE_CHARS], cipher))
-    return found
 
 
 _WORD: Final = re.compile(r"\w+")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, QuerySet
 
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
@@ -23,7 +23,7 @@ from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.llm.structured import UnusableAnswer
 from memory import entries, structured
 from memory.episode_condensing import is_condensed
-from memory.models import Entry, Memory, Receipt, Tier
+from memory.models import Entry, EntrySource, Memory, Receipt, SourceKind, Tier
 from memory.preferences import readable_tiers
 from memory.receipts import write_receipt
 
@@ -166,8 +166,9 @@ def _prepare(
 
 
 def _evidence(user_id: uuid.UUID, tiers: Iterable[str]) -> QuerySet[Entry]:
-    """Current entries of these tiers. Not condensed episodes: their parts were read before."""
-    return Entry.objects.of(user_id).current().filter(~is_condensed(), tier__in=tiers)
+    """Current entries of these tiers. Not condensed episodes, whose parts were read before, nor what agents found."""
+    of_runs = EntrySource.objects.filter(entry=OuterRef("pk"), kind=SourceKind.RUN)
+    return Entry.objects.of(user_id).current().filter(~is_condensed(), ~Exists(of_runs), tier__in=tiers)
 
 
 def _labelled(

@@ -19,7 +19,7 @@ from django.db.models import F
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
 
-from memory import entries
+from memory import entries, grounding
 from memory.entries import EntryDetails, MemoryFull, SourceRef
 from memory.models import Entry, EntrySource, Tier
 from memory.pattern_review import PatternReview
@@ -68,6 +68,9 @@ def apply_claims(user_id: uuid.UUID, review: PatternReview) -> None:
         elif label in confirmed and (evidence := _entries_of(review, confirmed[label])):
             _confirm(shown.id, evidence)
     for content, labels in list(new.items())[:MAX_NEW_PATTERNS]:
+        seen = "\n".join(review.evidence[label].text for label in labels if label in review.evidence)
+        if grounding.foreign_facts(content, seen):
+            continue
         if evidence := _entries_of(review, labels):
             _begin(user_id, content, evidence)
 

@@ -144,14 +144,15 @@ _RECALL: Final = f"""
 WITH fits AS ({ranking.LISTS}
     UNION ALL
     (SELECT id, NULL, NULL FROM memory_entry
-     WHERE user_id = %(user)s AND tier = 'core' AND valid_to IS NULL)
+     WHERE user_id = %(user)s AND tier = 'core' AND valid_to IS NULL AND NOT proposed)
     UNION ALL
     (SELECT id, row_number() OVER (ORDER BY valid_from DESC), 1 FROM memory_entry
-     WHERE user_id = %(user)s AND tier = 'episodic' AND valid_to IS NULL
+     WHERE user_id = %(user)s AND tier = 'episodic' AND valid_to IS NULL AND NOT proposed
      ORDER BY valid_from DESC LIMIT %(recent)s)
     UNION ALL
     (SELECT id, row_number() OVER (ORDER BY confidence DESC), 1 FROM memory_entry
-     WHERE user_id = %(user)s AND tier = 'proactive' AND valid_to IS NULL AND confidence >= %(min_confidence)s
+     WHERE user_id = %(user)s AND tier = 'proactive' AND valid_to IS NULL AND NOT proposed
+        AND confidence >= %(min_confidence)s
      ORDER BY confidence DESC LIMIT %(patterns)s)
 )
 SELECT memory.enabled, memory.policy::text, fit.*

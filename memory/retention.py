@@ -35,7 +35,7 @@ def _delete_batch(user_id: uuid.UUID) -> int:
         return 0
     ids = list(
         Entry.objects.of(user_id)
-        .filter(_unused() | _expired_history())
+        .filter(_unused() | _expired_history() | Q(proposed=True, created_at__lt=_ago("keep_history_days")))
         .order_by()
         .values_list("pk", flat=True)[:_BATCH]
     )
@@ -53,6 +53,7 @@ def _unused() -> Q:
         ~Exists(recent),
         tier=Tier.ASSOCIATIVE,
         valid_to=None,
+        proposed=False,
         created_at__lt=_ago("forget_unused_after_days"),
     )
 

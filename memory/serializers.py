@@ -32,6 +32,14 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
     """An entry, unsealed with the cipher in the context."""
 
     tier = serializers.ChoiceField(choices=Tier.choices)
+    state = serializers.ChoiceField(
+        choices=["current", "proposed", "history"],
+        help_text="`proposed`: not remembered yet. It came up when texts were open that you did not write; it waits "
+        "for you to say it again or to confirm it.",
+    )
+    replaces = serializers.UUIDField(
+        required=False, help_text="Only of proposals: the entry whose content it would replace."
+    )
     key = serializers.CharField(required=False, help_text="Only of core entries: what the entry is about.")
     content = serializers.CharField()
     unreadable = serializers.BooleanField(
@@ -54,6 +62,7 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
         fields = [
             "id",
             "tier",
+            "state",
             "key",
             "content",
             "unreadable",
@@ -63,6 +72,7 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
             "valid_from",
             "valid_to",
             "replaced_by",
+            "replaces",
             "uses",
             "used_at",
             "created_at",
@@ -72,7 +82,7 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
 
     def to_representation(self, entry: Entry) -> dict[str, Any]:
         cipher: UserCipher = self.context["cipher"]
-        found: dict[str, Any] = {"id": str(entry.pk), "tier": entry.tier}
+        found: dict[str, Any] = {"id": str(entry.pk), "tier": entry.tier, "state": entry.state}
         try:
             content = entries.unseal_entry(entry, cipher)
         except SealBroken:
@@ -90,12 +100,21 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
         found |= {"valid_from": entry.valid_from, "valid_to": entry.valid_to}
         if entry.successor_id is not None:
             found["replaced_by"] = str(entry.successor_id)
+        if content.replaces is not None:
+            found["replaces"] = str(content.replaces)
         return found | {
             "uses": entry.uses,
             "used_at": entry.used_at,
             "created_at": entry.created_at,
             "updated_at": entry.updated_at,
         }
+
+
+class OpenedSerializer(serializers.Serializer[Any]):
+    table = serializers.CharField(
+        help_text="A table of your device, or `context` for what the app sent along."
+    )
+    id = serializers.CharField(help_text="The row's id.")
 
 
 class SourceSerializer(serializers.ModelSerializer[EntrySource]):
@@ -106,11 +125,19 @@ class SourceSerializer(serializers.ModelSerializer[EntrySource]):
         help_text="Of the conversation, request or run; null for what you wrote yourself.",
     )
     seq = serializers.IntegerField(allow_null=True, help_text="Number of the message in the conversation.")
+    ended = serializers.BooleanField(help_text="Whether you said there that it holds no longer.")
+    opened = serializers.SerializerMethodField(
+        help_text="The texts that had been read there and that you did not write: notes, records that agents found."
+    )
 
     class Meta:
         model = EntrySource
-        fields = ["kind", "id", "seq", "at"]
+        fields = ["kind", "id", "seq", "at", "ended", "opened"]
         read_only_fields = fields
+
+    @extend_schema_field(OpenedSerializer(many=True))
+    def get_opened(self, source: EntrySource) -> list[dict[str, str]]:
+        return entries.opened_at(source, self.context["cipher"])
 
 
 class EntryDetailSerializer(EntrySerializer):
@@ -129,7 +156,7 @@ class EntryDetailSerializer(EntrySerializer):
 
     @extend_schema_field(SourceSerializer(many=True))
     def get_sources(self, entry: Entry) -> list[dict[str, Any]]:
-        return list(SourceSerializer(self.context["sources"], many=True).data)
+        return list(SourceSerializer(self.context["sources"], many=True, context=self.context).data)
 
     @extend_schema_field(EntrySerializer(many=True))
     def get_history(self, entry: Entry) -> list[dict[str, Any]]:
@@ -262,6 +289,18 @@ class ForgetSerializer(serializers.Serializer[Any]):
         return values
 
 
+class TakeBackSerializer(serializers.Serializer[Any]):
+    source = SourceRefSerializer(  # type: ignore[assignment]  # the wire's word, and DRF's own
+        help_text="The message, as in the sources of an entry. Without `seq`, all messages of the conversation."
+    )
+
+
+class TakenBackSerializer(serializers.Serializer[Any]):
+    ok = serializers.BooleanField(default=True)
+    deleted = serializers.IntegerField(help_text="How many entries were deleted.")
+    restored = serializers.IntegerField(help_text="How many entries are as they were before.")
+
+
 class ForgottenSerializer(serializers.Serializer[Any]):
     ok = serializers.BooleanField(default=True)
     forgotten = serializers.IntegerField(help_text="How many entries were deleted, including history.")
@@ -351,9 +390,10 @@ class ReceiptQuerySerializer(serializers.Serializer[Any]):
 
 class EntryQuerySerializer(serializers.Serializer[Any]):
     current = serializers.ChoiceField(
-        choices=["true", "false", "all"],
+        choices=["true", "false", "proposed", "all"],
         default="true",
-        help_text="`true`: entries that are true now; `false`: history; `all`: both.",
+        help_text="`true`: entries that are true now; `false`: history; `proposed`: what waits for you to confirm it; "
+        "`all`: all of them.",
     )
 
 

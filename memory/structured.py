@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
 from adiuva import llm
 from adiuva.core import prompt_files
 from adiuva.llm.structured import UnusableAnswer, ask_structured
+from memory import grounding
 
 T = TypeVar("T")
+
+# Counts up to here may be the model's own; the material need not hold them.
+_MAX_COUNT: Final = 20
+
+SUMMARY_SCHEMA: Final = {
+    "type": "object",
+    "properties": {"summary": {"type": "string"}},
+    "required": ["summary"],
+    "additionalProperties": False,
+}
 
 log = structlog.get_logger(__name__)
 
@@ -39,3 +51,22 @@ async def ask_or_none(
     except (llm.BadOutput, UnusableAnswer):
         log.warning("memory.answer_unusable", asked_for=name)
         return None
+
+
+def read_summary(
+    value: Any, *, material: str, max_chars: int, may_be_empty: bool = False, day: dt.date | None = None
+) -> str:
+    """The text of a `{"summary": …}`. Raises UnusableAnswer, also if it holds numbers or addresses of its own.
+
+    `day`: when it happened, so that "tomorrow" may become a date (memory.grounding).
+    """
+    summary = value.get("summary") if isinstance(value, dict) else None
+    summary = summary.replace("\0", "").strip() if isinstance(summary, str) else None
+    if summary is None or not (summary or may_be_empty):
+        raise UnusableAnswer("`summary` must be a text.")
+    if len(summary) > max_chars:
+        raise UnusableAnswer("`summary` is far too long: a few short sentences.")
+    own = grounding.foreign_facts(summary, material, day=day)
+    if own := [fact for fact in own if not (fact.isdigit() and int(fact) <= _MAX_COUNT)]:
+        raise UnusableAnswer(f"the material does not say “{own[0]}”.")
+    return summary

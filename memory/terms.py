@@ -13,7 +13,7 @@ MAX_TERMS: Final = 300
 _READ_CHARS: Final = 20_000
 # Combining marks belong to words: without its vowel signs, Hindi would fall apart into single letters.
 _MARKS: Final = "".join(filter(lambda char: unicodedata.category(char)[0] == "M", map(chr, range(0x10000))))
-_WORD = re.compile(rf"[\w{_MARKS}]+")
+WORD = re.compile(rf"[\w{_MARKS}]+")
 # The first letters, which the forms of a longer word mostly share.
 _STEM_CHARS: Final = 5
 # Scripts written without spaces. Pairs of their letters are used in place of words.
@@ -21,7 +21,7 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+"
 )
 # The most common words of some languages, which would match everything.
-_COMMON: Final = frozenset(
+COMMON_WORDS: Final = frozenset(
     """
 a about after all also am an and any are as at be been but by can could did do does for from had has have he her
 him his how i if in into is it its just me my no not now of on or our she so some that the their them then there
@@ -49,21 +49,26 @@ def is_printable(text: str) -> bool:
     return text.replace("\u200c", "").replace("\u200d", "").isprintable()
 
 
+def is_unspaced(word: str) -> bool:
+    return _UNSPACED.search(word) is not None
+
+
 def hash_terms(text: str, cipher: UserCipher) -> list[int]:
     """Keyed hashes (64 bits, signed as PostgreSQL has them) of a text's words, each once, at most MAX_TERMS.
 
     A long word gives two terms, itself and its first letters, so that its other forms are found too.
     """
-    found = dict.fromkeys(_words(unicodedata.normalize("NFKC", text[:_READ_CHARS]).casefold()))
+    found = dict.fromkeys(split_words(unicodedata.normalize("NFKC", text[:_READ_CHARS]).casefold()))
     return [
         int.from_bytes(cipher.fingerprint(word, "memory term")[:8], "big", signed=True)
         for word in list(found)[:MAX_TERMS]
     ]
 
 
-def _words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
+    """The words of a text in lower case, and the first letters of long ones with an asterisk."""
     found: list[str] = []
-    for run in _WORD.findall(text):
+    for run in WORD.findall(text):
         if not _UNSPACED.search(run):
             found += _forms(run)
             continue
@@ -74,7 +79,7 @@ def _words(text: str) -> list[str]:
 
 
 def _forms(word: str) -> list[str]:
-    if len(word) < 2 or word in _COMMON:
+    if len(word) < 2 or word in COMMON_WORDS:
         return []
     # The asterisk tells a stem from a word of the same letters.
     return (

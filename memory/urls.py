@@ -2,7 +2,15 @@ from django.urls import path
 from rest_framework.routers import SimpleRouter
 
 from memory.models import Tier
-from memory.views import EmbedView, EntryViewSet, ForgetView, PolicyView, ReceiptsView, SearchView
+from memory.views import (
+    EmbedView,
+    EntryViewSet,
+    ForgetView,
+    PolicyView,
+    ReceiptsView,
+    SearchView,
+    TakeBackView,
+)
 
 router = SimpleRouter(trailing_slash=False)
 router.register(f"memory/(?P<tier>{'|'.join(Tier.values)})", EntryViewSet, basename="memory")
@@ -11,6 +19,7 @@ urlpatterns = [
     *router.urls,
     path("memory/search", SearchView.as_view(), name="memory-search"),
     path("memory/forget", ForgetView.as_view(), name="memory-forget"),
+    path("memory/take-back", TakeBackView.as_view(), name="memory-take-back"),
     path("memory/policy", PolicyView.as_view(), name="memory-policy"),
     path("memory/receipts", ReceiptsView.as_view(), name="memory-receipts"),
     # Here although it is under /storage: the other endpoints there must not depend on models.

@@ -21,7 +21,7 @@ from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
 from adiuva.core.rest import TOTAL_COUNT, Done, Problem, error_responses, user_id
-from memory import entries, forgetting, preferences, search, vector_space
+from memory import entries, forgetting, preferences, search, taking_back, vector_space
 from memory.entries import BY_HAND, EntryDetails, RememberOutcome
 from memory.models import Entry, Memory, Receipt, SourceKind, Tier
 from memory.serializers import (
@@ -38,6 +38,8 @@ from memory.serializers import (
     SearchHitSerializer,
     SearchSerializer,
     SourceSerializer,
+    TakeBackSerializer,
+    TakenBackSerializer,
     TextSerializer,
     VectorSerializer,
 )
@@ -78,7 +80,9 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
         if self.action != "list":
             return found
         current = _query(EntryQuerySerializer, self.request)["current"]
-        return found if current == "all" else found.filter(valid_to__isnull=current == "true")
+        if current in {"proposed", "true"}:
+            return found.filter(valid_to__isnull=True, proposed=current == "proposed")
+        return found if current == "all" else found.filter(valid_to__isnull=False)
 
     def get_serializer_class(self) -> Any:
         forms = {"create": NewEntrySerializer, "partial_update": CorrectionSerializer}
@@ -146,6 +150,17 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
         return Response({"ok": True})
 
     @extend_schema(
+        summary="Confirm a proposal",
+        request=None,
+        responses={200: EntrySerializer, **error_responses(401, 404, 409)},
+    )
+    @action(detail=True, methods=["post"])
+    def confirm(self, request: Request, **kwargs: Any) -> Response:
+        """The answer is the entry that says it from now on: of a proposal that replaces an entry, that entry, whose
+        former content becomes history. To decline a proposal, DELETE it."""
+        return self._row(entries.confirm(entry=self.get_object()))
+
+    @extend_schema(
         summary="List the sources of an entry, latest first",
         parameters=[TOTAL_COUNT],
         responses={200: SourceSerializer(many=True), **error_responses(400, 401, 404)},
@@ -154,7 +169,9 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
     def sources(self, request: Request, **kwargs: Any) -> Response:
         sources: Any = self.get_object().sources.order_by("-at", "-id")
         page: Any = self.paginate_queryset(sources)
-        return self.get_paginated_response(SourceSerializer(page, many=True).data)
+        return self.get_paginated_response(
+            SourceSerializer(page, many=True, context={"cipher": self.cipher}).data
+        )
 
     @extend_schema(
         summary="List the former versions of an entry, latest first",
@@ -235,6 +252,30 @@ class ForgetView(_FormView):
                 seq=source.get("seq"),
             )
         return Response({"ok": True, "forgotten": count})
+
+
+class TakeBackView(_FormView):
+    """Take back what one message did to your memory: what it added is deleted, what it replaced or ended holds again.
+
+    What you asked to forget was deleted for good and does not come back.
+    """
+
+    serializer_class = TakeBackSerializer
+
+    @extend_schema(
+        summary="Take back what a message did to your memory",
+        operation_id="memory_take_back",
+        responses={200: TakenBackSerializer, **error_responses(400, 401)},
+    )
+    def post(self, request: Request) -> Response:
+        source = self.body(request)["source"]
+        done = taking_back.take_back(
+            user_id=user_id(request),
+            kind=SourceKind(source["kind"]),
+            source_id=source.get("id"),
+            seq=source.get("seq"),
+        )
+        return Response({"ok": True, "deleted": done.deleted, "restored": done.restored})
 
 
 class PolicyView(_FormView):

@@ -1,9 +1,10 @@
 """Tools that remember, recall, correct and forget what is known about the user.
 
 The turn prompt shows what was recalled, each entry behind a label ("m1"), as do the answers of these tools. Only the
-user's own words are remembered: `remember` and `correct` accept a text only if the user has said at least half of its
-words in this conversation (MemoryContext.is_from_user), so that a note or a document that a tool has read cannot write
-itself into the memory. `forget` waits for the user's yes, as all deletions do (chat.approvals).
+user's own words are remembered (memory.grounding), so that a note or a document that a tool has read cannot write
+itself into the memory; and in a turn that has read texts of others, what the tools keep is a proposal. What is known
+changes only where the user names it and says what holds instead (memory.intent). `forget` waits for the user's yes, as
+all deletions do (chat.approvals), and so does `take_back`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,23 @@ from chat import conversations
 from chat.memory_context import MEMORY, MemoryContext, entry_text, memory_context_of
 from chat.tools.base import OrNull, assistant_tool
 from chat.untrusted_text import one_line
-from memory import entries, forgetting
-from memory.entries import RememberOutcome
-from memory.models import Tier
+from memory import entries, forgetting, grounding, intent, taking_back
+from memory.entries import EntryDetails, Remembered, RememberOutcome
+from memory.models import Entry, Tier
 from memory.preferences import MemoryOff
 from memory.recall import RecalledEntry, read_entry
 
 _Label = Annotated[str, Field(description="its label, such as m3")]
 _NOT_USERS_WORDS: Final = (
-    "Failed: only what the user has said in this conversation is kept, in the user's own words, and this is not in "
-    "their messages."
+    "Failed: only what the user has said in this conversation is kept, in the user's own words, and {reason}."
+)
+_PROPOSED: Final = (
+    "Not remembered yet, since texts were read that the user did not write: it waits as a proposal until the user says "
+    "it again in another message, or confirms it among their memories. Proposed: {content}"
+)
+_NOT_NAMED: Final = (
+    "Failed: this would take the place of what is remembered as {known}. Ask the user to say what it is about and what "
+    "holds instead."
 )
 
 
@@ -47,17 +55,27 @@ async def remember(
 ) -> str:
     """Remember what the user asks you to keep in mind, or a lasting preference that they state."""
     memory = memory_context_of(config)
-    if not memory.is_from_user(content):
-        raise ToolException(_NOT_USERS_WORDS)
     key = (key or "").strip() or None
-    kept = await _run_service(
-        partial(_if_memory_on, memory, entries.remember),
-        user_id=memory.user_id,
-        tier=Tier.CORE if key else Tier.ASSOCIATIVE,
-        content=content,
-        key=key,
-        source=memory.origin,
-    )
+    _require_users_words(memory, content)
+    if key is not None and (foreign := grounding.foreign_facts(key, "\n".join(memory.said_now))):
+        raise ToolException(_NOT_USERS_WORDS.format(reason=f"the user did not say “{foreign[0]}”"))
+    proposed = memory.only_proposes(content)
+
+    def keep() -> Remembered:
+        if key is not None and not proposed:
+            _require_wish(memory, entries.entry_of_key(memory.user_id, key), content)
+        return entries.remember(
+            user_id=memory.user_id,
+            tier=Tier.CORE if key else Tier.ASSOCIATIVE,
+            content=content,
+            key=key,
+            source=memory.origin,
+            details=EntryDetails(proposed=proposed),
+        )
+
+    kept = await _run_service(partial(_if_memory_on, memory, keep))
+    if kept.outcome is RememberOutcome.PROPOSED:
+        return _PROPOSED.format(content=one_line(content))
     line = await _entry_line(memory, kept.entry.pk)
     match kept.outcome:
         case RememberOutcome.KNOWN:
@@ -81,14 +99,27 @@ async def correct(config: RunnableConfig, memory: _Label, content: str) -> str:
     """Replace what a memory says by what the user says instead."""
     context = memory_context_of(config)
     found = _require_entry(context, memory)
-    if not context.is_from_user(content):
-        raise ToolException(_NOT_USERS_WORDS)
+    _require_users_words(context, content)
+    proposed = context.only_proposes(content)
 
     def change() -> None:
         entry = entries.get_entry(context.user_id, found.id)
-        entries.correct(entry=entry, content=content, source=context.origin)
+        if not proposed:
+            _require_wish(context, entry, content)
+            entries.correct(entry=entry, content=content, source=context.origin)
+            return
+        entries.remember(
+            user_id=context.user_id,
+            tier=found.tier,
+            content=content,
+            key=found.key,
+            source=context.origin,
+            details=EntryDetails(proposed=True, replaces=found.id),
+        )
 
     await _run_service(partial(_if_memory_on, context, change))
+    if proposed:
+        return _PROPOSED.format(content=one_line(content))
     return f"Corrected: {await _entry_line(context, found.id)}"
 
 
@@ -100,6 +131,36 @@ async def forget(config: RunnableConfig, memory: _Label) -> str:
     if not await _run_service(forgetting.forget, user_id=context.user_id, ids=[found.id]):
         raise _no_such_label(memory)
     return f"Forgotten: {entry_text(found)}"
+
+
+@assistant_tool(MEMORY, "delete", "Taking it back", key=MEMORY)
+async def take_back(config: RunnableConfig, memory: _Label) -> str:
+    """Undo all that the message which last changed a memory did to the memory, because the user wishes it."""
+    context = memory_context_of(config)
+    found = _require_entry(context, memory)
+    source = await db.run(taking_back.latest_turn, context.user_id, found.id)
+    if source is None:
+        raise ToolException(
+            "Failed: this was written by the user's own hand; forget it or correct it instead."
+        )
+    done = await _run_service(
+        taking_back.take_back, user_id=context.user_id, kind=source.kind, source_id=source.id, seq=source.seq
+    )
+    return f"Taken back: {done.deleted} deleted, {done.restored} as they were before."
+
+
+def _require_users_words(memory: MemoryContext, content: str) -> None:
+    if reason := memory.why_not_the_users(content):
+        raise ToolException(_NOT_USERS_WORDS.format(reason=reason))
+
+
+def _require_wish(memory: MemoryContext, known: Entry | None, content: str) -> None:
+    """Refuse to change an entry that the user does not name, unless they have just said a plain yes to it."""
+    if known is None or memory.said_yes:
+        return
+    text = entries.unseal_entry(known, memory.claimed.cipher)
+    if not intent.wants_change(text.searchable_text, content, memory.said_lately):
+        raise ToolException(_NOT_NAMED.format(known=f"“{one_line(text.searchable_text)}”"))
 
 
 @transaction.atomic
@@ -137,4 +198,4 @@ def _no_such_label(label: str) -> ToolException:
     return ToolException(f"Failed: there is no memory with the label {one_line(label, 20) or '(none)'}.")
 
 
-MEMORY_TOOLS = (remember, recall, correct, forget)
+MEMORY_TOOLS = (remember, recall, correct, forget, take_back)

@@ -33,6 +33,7 @@ class Migration(migrations.Migration):
                 ('terms', django.contrib.postgres.fields.ArrayField(base_field=models.BigIntegerField(), default=list, editable=False, help_text='keyed hashes of the words in key and content', size=None)),
                 ('confidence', models.FloatField(blank=True, help_text='of patterns only, from 0 to 1', null=True)),
                 ('derived', models.BooleanField(default=False, help_text='made from other entries or exchanges: deleted when any of its sources is forgotten')),
+                ('proposed', models.BooleanField(default=False, help_text='not remembered yet: it waits for the user to say it again, or to confirm it')),
                 ('began_at', models.DateTimeField(blank=True, help_text='of episodes: when the first exchange took place', null=True)),
                 ('ended_at', models.DateTimeField(blank=True, null=True)),
                 ('valid_from', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
@@ -57,6 +58,8 @@ class Migration(migrations.Migration):
                 ('source_id', models.UUIDField(help_text='id of the conversation, request or run', null=True)),
                 ('seq', models.PositiveIntegerField(help_text='number of the message in the conversation', null=True)),
                 ('at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ('ended', models.BooleanField(default=False, help_text='here the user said that the entry holds no longer, so that it became history')),
+                ('foreign', models.BinaryField(help_text='sealed: which texts the turn had read that the user did not write, as {table, id}', null=True)),
                 ('entry', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='sources', to='memory.entry')),
             ],
             options={
@@ -140,11 +143,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='entry',
-            constraint=models.UniqueConstraint(condition=models.Q(('tier', 'core'), ('valid_to__isnull', True)), fields=('user', 'key_hash'), name='one_value_a_key'),
+            constraint=models.UniqueConstraint(condition=models.Q(('proposed', False), ('tier', 'core'), ('valid_to__isnull', True)), fields=('user', 'key_hash'), name='one_value_a_key'),
         ),
         migrations.AddConstraint(
             model_name='entry',
-            constraint=models.UniqueConstraint(condition=models.Q(('valid_to__isnull', True)), fields=('user', 'tier', 'fingerprint'), name='nothing_remembered_twice'),
+            constraint=models.UniqueConstraint(condition=models.Q(('valid_to__isnull', True)), fields=('user', 'tier', 'fingerprint', 'proposed'), name='nothing_remembered_twice'),
         ),
         migrations.AddConstraint(
             model_name='entry',
@@ -165,6 +168,10 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='entry',
             constraint=models.CheckConstraint(condition=models.Q(('successor__isnull', True), ('valid_to__isnull', False), _connector='OR'), name='entry_history_is_over'),
+        ),
+        migrations.AddConstraint(
+            model_name='entry',
+            constraint=models.CheckConstraint(condition=models.Q(('proposed', False), ('valid_to__isnull', True), _connector='OR'), name='entry_proposal_is_no_history'),
         ),
         migrations.AddIndex(
             model_name='entrysource',

@@ -227,14 +227,13 @@ def test_the_sweep_enqueues_users_with_idle_conversations(user: uuid.UUID) -> No
 
 def test_a_run_gets_one_episode(user: uuid.UUID) -> None:
     run = {"user_id": user, "run_id": uuid.uuid4(), "began_at": BEGAN, "ended_at": BEGAN}
-    found = {"found": {"tasks": 12, "notes": 0}, "titles": [f"Call\n{number}" for number in range(11)]}
+    found = {"found": {"tasks": 12, "notes": 0}}
     another = run | {"run_id": uuid.uuid4()}
     kept = episodes.remember_run(agent="Mail", **found, **run)
     assert kept is not None
     assert episodes.remember_run(agent="Mail", **found, **run) is None
-    assert episodes.remember_run(agent="Mail", found={"tasks": 0}, titles=[], **another) is None
-    named = "; ".join(f"Call {number}" for number in range(10))
-    assert told(user) == [f"The agent “Mail” found 12 tasks: {named} and 2 more."]
+    assert episodes.remember_run(agent="Mail", found={"tasks": 0}, **another) is None
+    assert told(user) == ["The agent “Mail” found 12 tasks."]
     assert EntrySource.objects.get(entry=kept.entry).kind == SourceKind.RUN
     Memory.objects.filter(pk=user).update(enabled=False)
     assert episodes.remember_run(agent="Mail", **found, **another) is None

@@ -130,7 +130,10 @@ def test_a_known_entry_gets_another_source(user: uuid.UUID) -> None:
 
 def test_untrue_entries_become_history_and_forgotten_ones_are_deleted(user: uuid.UUID) -> None:
     say(
-        user, "I always drink espresso at ten", "Remember that Bob likes sailing", "I never answer on Sundays"
+        user,
+        "I always drink espresso at ten",
+        "Remember that Bob likes sailing",
+        "I always answer on Sundays",
     )
     record(user)
     say(
@@ -140,8 +143,8 @@ def test_untrue_entries_become_history_and_forgotten_ones_are_deleted(user: uuid
         "I answer not on Sundays any more, but on Mondays",
     )
     record(user)
-    assert known(user) == {"I never answer on Mondays": "I never answer on Mondays"}
-    assert past(user) == ["I never answer on Sundays", "I always drink espresso at ten"]
+    assert known(user) == {"I always answer on Mondays": "I always answer on Mondays"}
+    assert past(user) == ["I always answer on Sundays", "I always drink espresso at ten"]
 
 
 def test_what_the_user_wrote_later_is_not_overwritten(user: uuid.UUID) -> None:
@@ -280,7 +283,7 @@ def test_an_endless_answer_is_bounded(user: uuid.UUID, provider: Provider) -> No
 
 
 def test_what_a_document_wants_remembered_is_not_remembered(user: uuid.UUID, provider: Provider) -> None:
-    """Also where the model falls for it: nothing is added that the user did not say, and what goes can come back."""
+    """Also where the model falls for it."""
     for number in range(8):
         entries.remember(user_id=user, tier=Tier.CORE, key=f"fact {number}", content="kept", source=BY_HAND)
     say(
@@ -297,7 +300,8 @@ def test_what_a_document_wants_remembered_is_not_remembered(user: uuid.UUID, pro
     }
     record(user)
     assert "IBAN" not in known(user)
-    assert past(user) == ["kept"] * 8
+    assert (known(user), past(user)) == ({f"fact {number}": "kept" for number in range(8)}, [])
+    assert not Entry.objects.of(user).proposals().exists()
     shown = provider.memories[0].body["messages"][-1]["content"]
     assert shown.count("[begin e1 assistant data-") == 1
 
@@ -337,7 +341,7 @@ def test_the_user_can_delete_an_entry_with_its_history_and_a_document_cannot(
         ]
     }
     record(user)
-    assert (known(user), past(user)) == ({}, ["Turin"])
+    assert (known(user), past(user)) == ({"home": "Turin"}, [])
 
 
 def test_nothing_is_sent_to_an_embedding_model_that_may_read_nothing(

@@ -34,7 +34,10 @@ GOOD: dict[str, dict[str, Any]] = {
     },
     "proactive": {"content": "Invoices go out on Fridays.", "confidence": 0.7},
 }
-ROW = {"id", "tier", "content", "valid_from", "valid_to", "uses", "used_at", "created_at", "updated_at"}
+ROW = {
+    *("id", "tier", "state", "content", "valid_from", "valid_to"),
+    *("uses", "used_at", "created_at", "updated_at"),
+}
 
 
 def client_of(person: Person) -> APIClient:
