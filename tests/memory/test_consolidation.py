@@ -388,7 +388,7 @@ def test_a_summary_that_is_known_already_does_not_replace_its_parts(
 def test_the_number_of_new_patterns_is_limited(user: uuid.UUID, provider: Provider) -> None:
     seen(user, "one", "first")
     seen(user, "two", "second")
-    provider.script({"new": [{"content": f"x{n}", "evidence": ["e1", "e2"]} for n in range(50)]})
+    provider.script({"new": [{"content": "x" * (n + 1), "evidence": ["e1", "e2"]} for n in range(50)]})
     visit(user)
     assert len(holding(user, Tier.PROACTIVE)) == patterns.MAX_NEW_PATTERNS
 
