@@ -21,7 +21,6 @@ from adiuva.core import db
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.outbox import PendingRecord
-from adiuva.devices.tables import TABLES
 from agents import claimed_runs, delivery, follow_up, found_records, ledger
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import Extraction, Extractor, SourceDocument

