@@ -101,13 +101,14 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
 _OTHERS: Final = """
 WITH person AS MATERIALIZED (SELECT id FROM accounts_user WHERE email LIKE 'other-%%'),
 made AS (
-    INSERT INTO memory_entry (id, user_id, tier, sealed, fingerprint, terms, derived, uses, valid_from)
+    INSERT INTO memory_entry
+        (id, user_id, tier, sealed, fingerprint, terms, derived, proposed, uses, valid_from)
     SELECT gen_random_uuid(), person.id,
         CASE WHEN number %% 10 = 0 THEN 'episodic' ELSE 'associative' END,
         decode(repeat(md5(number::text), 8), 'hex'), uuid_send(gen_random_uuid()),
         ARRAY(SELECT hashtextextended(person.id::text || word, 0)
               FROM generate_series(number, number + 15) AS word),
-        false, 0, now() - number * interval '1 hour'
+        false, false, 0, now() - number * interval '1 hour'
     FROM generate_series(1, %(entries)s) AS number CROSS JOIN person
     RETURNING id, user_id
 )

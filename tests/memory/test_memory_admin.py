@@ -119,14 +119,16 @@ def test_nothing_that_is_remembered_is_on_any_page_and_nothing_is_edited(staff: 
 
 
 _MANY = [
-    """INSERT INTO accounts_user (id, password, is_superuser, email, tier, timezone, locale, is_staff, is_active,
-    created_at) SELECT gen_random_uuid(), '', false, 'u' || number || '@example.org', 'free', 'UTC', 'en', false, true,
-    now() FROM generate_series(1, 3000) AS series (number)""",
+    """INSERT INTO accounts_user (id, password, is_superuser, email, new_email, tier, timezone, locale, is_staff,
+    is_active, created_at)
+    SELECT gen_random_uuid(), '', false, 'u' || number || '@example.org', '', 'free', 'UTC', 'en', false, true, now()
+    FROM generate_series(1, 3000) AS series (number)""",
     """INSERT INTO memory_memory (user_id, enabled, policy, fence, created_at)
     SELECT id, true, '{}', 0, now() - random() * interval '9 days' FROM accounts_user
     WHERE email LIKE 'u%%@example.org'""",
-    """INSERT INTO memory_entry (id, user_id, tier, sealed, fingerprint, terms, derived, uses, valid_from)
-    SELECT gen_random_uuid(), user_id, 'associative', '\\x00', decode(md5(user_id::text || n), 'hex'), '{}', false, 0,
+    """INSERT INTO memory_entry (id, user_id, tier, sealed, fingerprint, terms, derived, proposed, uses, valid_from)
+    SELECT gen_random_uuid(), user_id, 'associative', '\\x00', decode(md5(user_id::text || n), 'hex'), '{}', false,
+    false, 0,
     now() FROM memory_memory CROSS JOIN generate_series(1, 4) AS n""",
     """INSERT INTO memory_receipt (id, user_id, purpose, provider, model, entries, withheld, at)
     SELECT gen_random_uuid(), user_id, 'turn', 'p', 'm', '{}', '{}', now() - random() * interval '9 days'
