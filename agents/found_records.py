@@ -31,10 +31,11 @@ _KEEP_WITHOUT_SOURCE: Final = dt.timedelta(days=180)
 # States of a record that is not, and will not be, on a device: the same thing found again is new.
 _NEVER_THERE: Final = (OutboxRecord.State.UNDONE, OutboxRecord.State.WITHDRAWN)
 
+# The times keep the order within a document.
 _INSERT: Final = """
 INSERT INTO agents_foundrecord (id, user_id, agent_id, document, "table", found, updated_at)
-SELECT id, %s, %s, document, name, found, statement_timestamp()
-FROM unnest(%s::uuid[], %s::uuid[], %s::text[], %s::bytea[]) AS new (id, document, name, found)
+SELECT id, %s, %s, document, name, found, statement_timestamp() + place * interval '1 microsecond'
+FROM unnest(%s::uuid[], %s::uuid[], %s::text[], %s::bytea[]) WITH ORDINALITY AS new (id, document, name, found, place)
 ON CONFLICT (id) DO UPDATE SET found = excluded.found, updated_at = excluded.updated_at
 """
 

@@ -31,6 +31,10 @@ _GRAMMAR: Final = re.compile(
     "|der|die|das|den|dem|des|ein|eine|einen|und|für|mit|von|zu|zum|zur|ist|wird|les|une|pour|avec|est|del|della|per"
     "|con|che|los|las|una|por"
 )
+# Whether something is to be done or not to be done is not a matter of wording.
+_NEGATION: Final = re.compile(
+    "no|not|never|don|dont|cannot|kein|keine|keinen|nicht|nie|non|ne|pas|jamais|mai|sin|sans|ohne|senza|without"
+)
 _STEM_CHARS: Final = 5
 
 
@@ -212,6 +216,8 @@ def _likeness(one: str, other: str) -> float:
         any(is_name and word not in others for word, is_name in own.items())
         for own, others in ((first, second), (second, first))
     ):
+        return 0.0
+    if len({any(_NEGATION.fullmatch(word) for word in words) for words in (first, second)}) > 1:
         return 0.0
     stems, other_stems = ({word[:_STEM_CHARS] for word in words} for words in (first, second))
     if not stems or not other_stems:

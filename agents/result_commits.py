@@ -117,9 +117,11 @@ def _keep(
     assert (
         claimed.device is not None or claimed.account is not None
     )  # records of cloud agents get a device when they are sent
-    found_records.lock(claimed.user_id)
     identities = _identities(claimed, read)
-    known = found_records.known_records(claimed, identities)
+    known: dict[UUID, list[KnownRecord]] = {}
+    if any(result.records or result.verdicts for result in read):
+        found_records.lock(claimed.user_id)
+        known = found_records.known_records(claimed, identities)
     found: list[NewRecord] = []
     remembered: list[tuple[UUID, UUID, Record]] = []
     changes: list[tuple[Change, str]] = []

@@ -125,7 +125,7 @@ class UserWithDevice:
 def write(folder: Path, files: int) -> None:
     folder.mkdir()
     for number in range(files):
-        lines = "".join(f"task: file {number} line {line}\n" for line in range(LINES))
+        lines = "".join(f"task: {folder.name} file {number} line {line}\n" for line in range(LINES))
         (folder / f"{number:05}.md").write_text(f"# Notes\n\n{lines}", "utf-8")
 
 

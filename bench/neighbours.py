@@ -95,7 +95,7 @@ class Neighbourhood:
         """Twenty agents were started over files that the model never answers."""
         async with self.owner() as owner:
             for number in range(FILES):
-                owner.write(f"{number}.md", "do hang")
+                owner.write(f"{number}.md", f"do hang {number}")
             asked = len(self.provider.calls)
             runs = [await owner.start(await owner.agent()) for _ in range(AGENTS)]
             async with asyncio.timeout(PATIENCE_S):

@@ -103,7 +103,7 @@ async def test_the_agents_whose_model_hangs(desk: DeviceOwner, provider: Provide
     provider.default = answer
     async with newcomer(desk.web, tmp_path / "neighbour" / "documents") as neighbour:
         for number in range(10):
-            neighbour.write(f"{number}.md", "do hang")
+            neighbour.write(f"{number}.md", f"do hang {number}")  # a copy would not be read
         async with connected(neighbour):
             runs = await start_all(neighbour)
             async with asyncio.timeout(TIMEOUT_S):

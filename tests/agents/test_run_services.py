@@ -21,16 +21,17 @@ from adiuva.devices import outbox
 from adiuva.devices.link import OutcomeUnknown
 from adiuva.devices.models import Device, OutboxRecord
 from adiuva.devices.protocol import ToolResultBody
-from agents import claimed_runs, journal, ledger, outcomes, runs, services
+from agents import claimed_runs, journal, ledger, outcomes, result_commits, runs, services
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, Source
+from agents.records import Record
+from agents.result_commits import Extracted
 from tests.agents.factories import (
     accepted_by_device,
     claim_run,
     commit_answers,
-    commit_document,
     commit_tasks,
     create_agent,
     create_device,
@@ -333,16 +334,23 @@ def test_a_document_costs_few_queries(claimed: ClaimedRun) -> None:
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
+    def statements(name: str, *records: Record) -> int:
+        document = SourceDocument(name, name, "text", claimed.source_key(name), name.encode())
+        identity = ledger.identify(claimed, [document])[document.key]
+        with CaptureQueriesContext(connection) as queries:
+            result_commits.commit_results(claimed, [Extracted(document, records, identity=identity)])
+        return sum(
+            "SAVEPOINT" not in query["sql"]
+            and '"accounts_' not in query["sql"]  # a key is read once a minute
+            for query in queries
+        )
+
     commit_tasks(claimed, "first")
-    with CaptureQueriesContext(connection) as queries:
-        commit_document(claimed, SourceDocument("a", "/a", "text", claimed.source_key("/a"), b"hash"))
-    statements = [
-        query["sql"]
-        for query in queries
-        if "SAVEPOINT" not in query["sql"] and '"accounts_' not in query["sql"]  # a key is read once a minute
-    ]
-    assert len(statements) == 5  # the run, the ledger, in hand no more, the run again, the journal
-    assert Source.objects.filter(agent_id=claimed.agent_id).count() == 2
+    # The run, the ledger, in hand no more, the run again, the journal.
+    assert statements("/a") == 5
+    # A lock, what is known, the outbox, what is found.
+    assert statements("/b", Record("tasks", {"title": "call Ada"})) == 9
+    assert Source.objects.filter(agent_id=claimed.agent_id).count() == 3
 
 
 def test_the_problems_of_a_page_of_runs_are_one_query(db: None) -> None:

@@ -154,6 +154,26 @@ async def test_an_agent_that_is_made_anew_doubles_nothing(desk: DeviceOwner, pro
     assert (seen["items_created"], len(desk.rows("tasks"))) == (0, 1)
 
 
+MAIL = """{first}From: Rossi <rossi@example.com>
+To: Ada <ada@example.com>
+Subject: The offer
+Date: Fri, 27 Nov 2026 10:00:00 +0100
+Message-ID: <offer-1@example.com>
+
+do send the offer
+{last}"""
+
+
+async def test_a_mail_that_two_programs_saved_is_one(desk: DeviceOwner, provider: Provider) -> None:
+    provider.default = tasks_from_lines
+    desk.write("offer.eml", MAIL.format(first="", last=""))
+    desk.write("5.eml (copy).eml", MAIL.format(first="Received: by a host\n", last="\n\n"))
+    async with connected(desk):
+        seen = await desk.run(await desk.agent(file_extensions=[".eml"]))
+    assert (seen["state"], seen["items_created"]) == ("success", 1)
+    assert [row["title"] for row in desk.rows("tasks")] == ["send the offer"]
+
+
 def mail_document(claimed: ClaimedRun, name: str, content: str) -> SourceDocument:
     head = Head(title="The offer", message_id="offer-1@example.com")
     return SourceDocument(

@@ -59,6 +59,7 @@ def test_the_same_thing_in_other_words_is_no_second_record(before: str, now: str
         (task("sign the form", assignee='["Ana"]'), task("sign the form", assignee='["Ben"]')),
         (task("send the report", 1, status="done"), task("send the report", 8)),
         (task("write the offer"), task("water the plants")),
+        (task("send the offer to Rossi"), task("Do not send the offer to Rossi")),
     ],
 )
 def test_another_thing_is_new_though_it_reads_alike(before: Record, now: Record) -> None:
