@@ -322,16 +322,22 @@ def _delete_account(user: User) -> None:
     log.info("account.deleted", user_id=str(user_id))
 
 
-def _models_with_parts(whole: type[Model], owner: str = "") -> Iterator[tuple[type[Model], str]]:
-    """Models of a user's rows that others belong to, wholes before parts, each with its path to the user."""
+def _models_with_parts(
+    whole: type[Model], owner: str = "", above: frozenset[type[Model]] = frozenset()
+) -> Iterator[tuple[type[Model], str]]:
+    """Models of a user's rows that others belong to, wholes before parts, each with its path to the user.
+
+    A model that refers to itself, by whatever way, is not followed a second time.
+    """
+    above |= {whole}
     for relation in whole._meta.related_objects:
         model = relation.related_model
-        if relation.on_delete is not CASCADE or not isinstance(model, type):
+        if relation.on_delete is not CASCADE or not isinstance(model, type) or model in above:
             continue
         path = f"{relation.field.name}__{owner}" if owner else relation.field.name
         if any(part.on_delete is CASCADE for part in model._meta.related_objects):
             yield model, path
-            yield from _models_with_parts(model, path)
+            yield from _models_with_parts(model, path, above)
 
 
 def _open_session(user: User, user_agent: str) -> Session:
