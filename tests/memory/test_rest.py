@@ -393,8 +393,16 @@ def test_receipts_name_the_entries_sent_and_their_reader(rest: APIClient, ada: P
 
 
 def test_a_text_gets_a_vector_without_any_configuration(rest: APIClient) -> None:
-    answer = rest.post("/api/v1/storage/vectors/embed", {"text": "The harbour café"}).json()
-    assert answer == {"vector": lexical_embedding.embed("The harbour café"), "model": "lexical"}
+    answers = [
+        rest.post("/api/v1/storage/vectors/embed", {"text": text}).json()
+        for text in ("The harbour café", "The harbour café", "harbour café of The")
+    ]
+    assert answers[0] == answers[1] and answers[0]["model"] == "lexical"
+    vector, _, alike = (answer["vector"] for answer in answers)
+    assert len(vector) == lexical_embedding.DIMENSIONS
+    assert sum(a * b for a, b in zip(vector, alike, strict=True)) > 0.5
+    # Hashed with the user's key: a dump confirms no guess.
+    assert vector != lexical_embedding.embed("The harbour café")
     for text in ("", " ", None, 5, "x" * 20_001):
         refused = rest.post("/api/v1/storage/vectors/embed", {"text": text} if text != 5 else {})
         assert (refused.status_code, list(refused.json()["fields"])) == (400, ["text"])
