@@ -316,6 +316,7 @@ SPECTACULAR_SETTINGS = {
         "StateEnum": "agents.models.Run.State",
         "MemoryTierEnum": "memory.models.Tier",
         "MemorySourceKindEnum": "memory.models.SourceKind",
+        "MemoryEntryStateEnum": ["current", "proposed", "history"],
         "ExportStateEnum": "adiuva.export.models.Export.State",
     },
 }
