@@ -182,10 +182,10 @@ def test_agents_and_runs_are_neither_edited_nor_deleted_by_hand(staff: Client, a
 _MANY = """
 INSERT INTO agents_run (id, user_id, agent_id, agent_ref, agent_name_sealed, agent_type, device_id, trigger, slots,
     state, phase, attempt, fence, files_seen, files_done, files_unchanged, files_failed, problems, items_created,
-    model_calls, verdict, dry_run, retries, workers_lost, created_at, enqueued_at)
+    model_calls, verdict, dry_run, retries, workers_lost, passed_over, created_at, enqueued_at)
 SELECT gen_random_uuid(), %s, %s, %s, '', 'local_directory', 'desk', 'schedule', 1,
     CASE WHEN number %% 1000 = 0 THEN 'error' ELSE 'success' END,
-    '', 1, 1, 1, 1, 0, 0, 0, 1, 1, '', false, 0, 0, now() - number * interval '1 minute', now()
+    '', 1, 1, 1, 1, 0, 0, 0, 1, 1, '', false, 0, 0, '{}', now() - number * interval '1 minute', now()
 FROM generate_series(1, 100000) AS series (number)
 """
 

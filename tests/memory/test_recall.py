@@ -11,8 +11,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core.lexical_embedding import embed
-from memory import entries, recall, search
+from memory import entries, recall, search, vector_space
 from memory.entries import BY_HAND, EntryDetails
 from memory.models import Embedding, Entry, Memory, Receipt, Tier
 from memory.receipts import TurnReader, write_turn_receipt
@@ -26,6 +25,10 @@ NOW = dt.datetime.now(dt.UTC)
 @pytest.fixture
 def user() -> uuid.UUID:
     return somebody().id
+
+
+def embed(user: uuid.UUID, text: str) -> list[float] | None:
+    return vector_space.embed_now(text, user)
 
 
 def put(user: uuid.UUID, tier: Tier, content: str, *, key: str | None = None, **more: Any) -> Entry:
@@ -77,7 +80,7 @@ def test_one_query_recalls_all_tiers_with_switch_and_policy(user: uuid.UUID) -> 
         return execute(sql, *args)
 
     with connection.execute_wrapper(listen):
-        known = recalled(user, "When does Anna move?", vector=embed("When does Anna move?")).entries
+        known = recalled(user, "When does Anna move?", vector=embed(user, "When does Anna move?")).entries
     assert sum("memory_entry" in sql for sql in statements) == 1  # others may be for the key and the indexes
     assert next(one.tier for one in known) == Tier.CORE
     assert {one.content for one in known} == {
@@ -100,12 +103,12 @@ def test_recall_is_planned_once_for_all_users_and_questions(user: uuid.UUID) -> 
             count: int = cursor.fetchone()[0]
         return count
 
-    assert says(user, "Turin", vector=embed("Turin")) == ["Anna moves to Turin in March."]
+    assert says(user, "Turin", vector=embed(user, "Turin")) == ["Anna moves to Turin in March."]
     before = planned()
     assert before >= 1
-    assert says(other, "boats", vector=embed("boats")) == ["Bob likes boats."]
+    assert says(other, "boats", vector=embed(other, "boats")) == ["Bob likes boats."]
     for number in range(8):  # PostgreSQL makes a plan of each for the first five
-        assert says(user, f"Turin {number}", vector=embed(f"Turin {number}")) == [
+        assert says(user, f"Turin {number}", vector=embed(user, f"Turin {number}")) == [
             "Anna moves to Turin in March."
         ]
     assert planned() == before
@@ -134,15 +137,15 @@ def test_a_vector_finds_without_a_common_word(user: uuid.UUID) -> None:
     seen(user, "Bob likes boats")
     seen(user, "Turin in March")
     assert found(user, "xyzzy") == []
-    assert found(user, "xyzzy", vector=embed("bob's boating"), limit=1) == ["Bob likes boats"]
-    assert says(user, "xyzzy", vector=embed("bob's boating"))[0] == "Bob likes boats"
+    assert found(user, "xyzzy", vector=embed(user, "bob's boating"), limit=1) == ["Bob likes boats"]
+    assert says(user, "xyzzy", vector=embed(user, "bob's boating"))[0] == "Bob likes boats"
 
 
 def test_entries_found_by_words_and_vector_come_before_those_found_by_one(user: uuid.UUID) -> None:
     both = "Cleo paints the harbour"
     for text in ("The harbour at night", both, "Cleopatra painted harbours"):
         seen(user, text)
-    assert found(user, "Cleo harbour", vector=embed("Cleo paints"))[0] == both
+    assert found(user, "Cleo harbour", vector=embed(user, "Cleo paints"))[0] == both
 
 
 def test_newer_and_more_used_entries_come_first_among_equals(user: uuid.UUID) -> None:
@@ -164,8 +167,8 @@ def test_another_users_entries_are_never_found(user: uuid.UUID) -> None:
     mine = seen(user, "Anna stays")
     Entry.objects.filter(pk=theirs.pk).update(terms=mine.terms)
     question = "Anna Turin drink coffee"
-    assert says(user, question, vector=embed(question)) == ["Anna stays"]
-    assert found(user, question, vector=embed(question)) == ["Anna stays"]
+    assert says(user, question, vector=embed(user, question)) == ["Anna stays"]
+    assert found(user, question, vector=embed(user, question)) == ["Anna stays"]
 
 
 def test_history_is_never_found(user: uuid.UUID) -> None:
@@ -176,15 +179,15 @@ def test_history_is_never_found(user: uuid.UUID) -> None:
     put(user, Tier.CORE, "coffee", key="drink")
     put(user, Tier.CORE, "tea", key="drink")
     question = "Anna Turin coffee"
-    assert set(says(user, question, vector=embed(question))) == {"Anna moves to Milan", "tea"}
-    assert set(found(user, question, vector=embed(question))) <= {"Anna moves to Milan", "tea"}
+    assert set(says(user, question, vector=embed(user, question))) == {"Anna moves to Milan", "tea"}
+    assert set(found(user, question, vector=embed(user, question))) <= {"Anna moves to Milan", "tea"}
 
 
 @pytest.mark.parametrize("other", [{"embedding_model": "another"}, {"vector": [1.0] * 8}])
 def test_vectors_of_another_space_are_never_compared(user: uuid.UUID, other: dict[str, Any]) -> None:
     entry = seen(user, "Bob likes boats")
     Embedding.objects.filter(pk=entry.pk).update(**other)
-    assert found(user, "xyzzy", vector=embed("Bob likes boats")) == []
+    assert found(user, "xyzzy", vector=embed(user, "Bob likes boats")) == []
 
 
 @pytest.mark.parametrize("vector", [[0.0] * 512, [float("nan")] * 512, [1e30] * 512, []])
@@ -197,7 +200,7 @@ def test_a_search_covers_only_the_requested_tiers(user: uuid.UUID) -> None:
     put(user, Tier.CORE, "Anna", key="partner")
     seen(user, "Anna moves")
     assert found(user, "Anna", tiers=[Tier.CORE]) == ["Anna"]
-    assert found(user, "Anna", vector=embed("Anna"), tiers=[Tier.ASSOCIATIVE]) == ["Anna moves"]
+    assert found(user, "Anna", vector=embed(user, "Anna"), tiers=[Tier.ASSOCIATIVE]) == ["Anna moves"]
 
 
 # ── What a turn gets of it ──────────────────────────────────────────────────────────────────────────────
@@ -236,7 +239,7 @@ def test_a_memory_that_is_off_or_empty_recalls_nothing(user: uuid.UUID) -> None:
     assert recalled(user, "Anna") == recall.RecallResult([], set())
     seen(user, "Anna moves")
     Memory.objects.filter(pk=user).update(enabled=False)
-    assert recalled(user, "Anna", vector=embed("Anna")) == recall.RecallResult([], set())
+    assert recalled(user, "Anna", vector=embed(user, "Anna")) == recall.RecallResult([], set())
 
 
 def test_a_row_with_a_broken_seal_is_skipped_and_logged_by_id(
