@@ -384,7 +384,7 @@ def test_a_consent_of_an_account_that_is_locked_or_gone_is_refused(owner: Owner)
     back = gone.agree()
     services.deactivate(users=User.objects.filter(pk=owner.id))
     services.delete_account(user=User.objects.get(pk=gone.id))
-    refused(visit(locked), "expired")
+    refused(visit(locked, Client()), "expired")  # such an account cannot sign in any more
     refused(visit(back), "expired")
 
 
