@@ -115,8 +115,8 @@ class ConnectionViewSet(
         return Response({"ok": True, **asdict(parting)})
 
 
-class CallbackView(View):
-    """The page to which a provider redirects the browser. Not authenticated: the state says whose consent it is."""
+class _PageView(View):
+    """A page below the API."""
 
     http_method_names = ["get"]  # no HEAD: a link preview must not use up the state
 
@@ -125,6 +125,10 @@ class CallbackView(View):
         response = super().http_method_not_allowed(request, *args, **kwargs)
         body = {"code": "method_not_allowed", "message": f'Method "{request.method}" not allowed.'}
         return JsonResponse(body, status=response.status_code, headers={"Allow": response["Allow"]})
+
+
+class CallbackView(_PageView):
+    """The page to which a provider redirects the browser. Not authenticated: the state says whose consent it is."""
 
     def get(self, request: HttpRequest, provider: str) -> HttpResponse:
         if provider not in Provider.values:
@@ -140,11 +144,8 @@ class CallbackView(View):
         return _page(request, provider, row=done.row, instead_of=done.instead_of)
 
 
-class FinishView(View):
+class FinishView(_PageView):
     """The page on which a user finishes in the browser what came back while they were not signed in there."""
-
-    http_method_names = ["get"]
-    http_method_not_allowed = CallbackView.http_method_not_allowed
 
     def get(self, request: HttpRequest, provider: str) -> HttpResponse:
         if provider not in Provider.values:
