@@ -1,4 +1,4 @@
-"""The agents' part of an account's archive: agents, runs and journals."""
+"""The agents' part of an account's archive: agents, runs, journals and what was found in documents."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
+from adiuva.core.crypto import UserCipher
 from agents import journal, preview
-from agents.models import Agent, Run, RunEvent
+from agents.models import Agent, FoundRecord, Run, RunEvent
 
 # Columns that only coordinate workers.
 _INTERNAL: Final = ("user", "agent", "fence", "lease_until", "enqueued_at", "attempted_at")
@@ -48,8 +49,22 @@ def _events(user_id: UUID) -> Iterator[dict[str, Any]]:
         yield {**row, **readable(partial(journal.event_body, event, cipher))}
 
 
+def _found_records(user_id: UUID) -> Iterator[dict[str, Any]]:
+    cipher, names = cipher_for(user_id), exported_columns(FoundRecord, but=["user"])
+    rows = FoundRecord.objects.filter(user_id=user_id).order_by("updated_at", "id")
+    for record in rows.iterator(ROWS_PER_BATCH):
+        row = {name: getattr(record, name) for name in names}
+        yield {**row, **readable(partial(_found_words, record, cipher))}
+
+
+def _found_words(record: FoundRecord, cipher: UserCipher) -> Mapping[str, Any]:
+    pending = FoundRecord.pending.unseal_from(cipher, record) if record.pending is not None else None
+    return {"found": FoundRecord.found.unseal_from(cipher, record), "pending": pending}
+
+
 register(
     ArchivePart("agents.jsonl", "The agents, as they are configured.", _agents),
     ArchivePart("runs.jsonl", "What they did, with what dry runs found.", _runs),
+    ArchivePart("found_records.jsonl", "What stood in documents when they were last read.", _found_records),
     ArchivePart("run_events.jsonl", "The journals of the runs.", _events),
 )

@@ -51,7 +51,7 @@ ODD_VALUES: list[object] = [
 
 @dataclass
 class Findings:
-    frame_source: int = 0
+    frames: int = 0
     connections: int = 0
     codes: Counter[int] = field(default_factory=Counter)
 
@@ -121,11 +121,9 @@ async def _fuzzer(url: str, token: str, count: int, rng: random.Random, found: F
                     left -= AT_ONCE
                     # Once a valid request behind them is answered, they have been read.
                     await _ask(socket, {"type": "home_request", "message": "hi"}, "request_id", "stream_end")
-                    found.frame_source += AT_ONCE
+                    found.frames += AT_ONCE
             except ConnectionClosed:
-                found.frame_source += (
-                    AT_ONCE  # the server closes after twenty bad frames and ignores the rest
-                )
+                found.frames += AT_ONCE  # the server closes after twenty bad frames and ignores the rest
         found.codes[socket.close_code or 0] += 1
 
 
@@ -192,7 +190,7 @@ def main(count: int) -> bool:
     faults = sum(log.count(word) for word in ("Traceback", "handler_failed", "task_failed"))
     other = set(found.codes) - ALLOWED
     print(f"Fuzzed frames over {found.connections:,} connections, {FUZZERS} at once")
-    show("frames sent", f"{found.frame_source:,}")
+    show("frames sent", f"{found.frames:,}")
     show("close codes", " ".join(f"{code}×{n}" for code, n in sorted(found.codes.items())), "aim: no 1011")
     show("faults in the log", str(faults), "aim: 0")
     show("a neighbour's answer, median", f"{percentile(took, 50):.1f} ms")

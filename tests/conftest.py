@@ -215,7 +215,17 @@ def _provider() -> Iterator[Provider]:
 
 
 @pytest.fixture
-def provider(_provider: Provider) -> Provider:
+def unlearnt_limits() -> None:
+    """Forget how many calls at once each endpoint takes, which the faults of earlier tests may have lowered."""
+    from adiuva.core.redis import sync_redis
+
+    redis = sync_redis("heartbeat")
+    if keys := list(redis.scan_iter("adiuva:model_limit:*", count=1_000)):
+        redis.delete(*keys)
+
+
+@pytest.fixture
+def provider(_provider: Provider, unlearnt_limits: None) -> Provider:
     """The fake model provider that server processes use. Its script and its counts are empty."""
     _provider.reset()
     return _provider

@@ -153,7 +153,8 @@ async def test_a_row_that_nests_as_deep_as_a_frame_may_ends_up_in_an_end_that_ca
     hold = Hold("Done.")
     provider.script(RENAME, hold)
     async with (
-        connect(chat_web, person, rows) as session,
+        # Without batches, in whose frame a row is deeper inside.
+        connect(chat_web, person, rows, capabilities=["dedupe", "manifest"]) as session,
         connect(other_web, person, device_id="phone") as phone,
     ):
         key = await session.ask("rename it")

@@ -198,7 +198,7 @@ UNREADABLE = "Failed: the device gave an answer that cannot be read"
         (LIST, {}, f"{UNREADABLE}."),
         (LIST, {"ok": True}, f"{UNREADABLE}."),
         (LIST, {"rows": [{"name": "a row without an id"}]}, f"{UNREADABLE}."),
-        (LIST, {"rows": "none"}, "Failed: the device did not answer in time. Nothing was changed."),
+        (LIST, {"rows": "none"}, f"{UNREADABLE}."),
         (FIND, {"rows": []}, f"{UNREADABLE}."),
         (FIND, {"row": {"id": "another"}}, f"{UNREADABLE}."),
         (CREATE, {"error": ""}, "Failed: the device refused: it gave no reason."),

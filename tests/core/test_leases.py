@@ -13,6 +13,7 @@ import pytest
 from django.apps import apps
 from django.db import connections, transaction
 from django.db.models.functions import Now
+from django.utils.timezone import now
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,13 +24,31 @@ from tests.factories import somebody
 pytestmark = pytest.mark.usefixtures("committed_db")
 
 MINUTE = dt.timedelta(minutes=1)
+DAY = dt.timedelta(days=1)
 
-# By a model's label, what a row needs besides its owner. Each model with leases has its line here.
-FIELDS: dict[str, Callable[[], dict[str, Any]]] = {
-    "export.Export": dict,
-    "agents.Run": lambda: {"agent_ref": uuid.uuid4(), "agent_name_sealed": b"", "trigger": "manual"},
-    "memory.Memory": dict,
-    "memory.Exchange": lambda: {"kind": "request", "source_id": uuid.uuid4(), "sealed": b""},
+
+def _turn_of(user_id: uuid.UUID) -> Any:
+    return apps.get_model("chat.Turn").objects.create(user_id=user_id, request_id="r", kind="home")
+
+
+# By a model's label, the fields of a row of this user. Each model with leases has its line here.
+FIELDS: dict[str, Callable[[uuid.UUID], dict[str, Any]]] = {
+    "accounts.Mail": lambda user: {"user_id": user, "kind": "verify", "not_before": now() + DAY},
+    "agents.Run": lambda user: {
+        "user_id": user,
+        "agent_ref": uuid.uuid4(),
+        "agent_name_sealed": b"",
+        "trigger": "manual",
+    },
+    "chat.TurnChanges": lambda user: {"turn": _turn_of(user), "sealed": b""},
+    "export.Export": lambda user: {"user_id": user},
+    "memory.Exchange": lambda user: {
+        "user_id": user,
+        "kind": "request",
+        "source_id": uuid.uuid4(),
+        "sealed": b"",
+    },
+    "memory.Memory": lambda user: {"user_id": user},
 }
 
 
@@ -44,9 +63,8 @@ def labels() -> list[str]:
 @pytest.fixture(params=FIELDS)
 def row(request: pytest.FixtureRequest) -> Leased:
     model = apps.get_model(request.param)
-    if not issubclass(model, Leased):
-        pytest.skip("has no lease yet")
-    created: Leased = model._default_manager.create(user_id=somebody().id, **FIELDS[request.param]())
+    assert issubclass(model, Leased)
+    created: Leased = model._default_manager.create(**FIELDS[request.param](somebody().id))
     return created
 
 

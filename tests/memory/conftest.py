@@ -26,7 +26,7 @@ def _provider_of_these() -> Iterator[Provider]:
 
 
 @pytest.fixture
-def provider(_provider_of_these: Provider) -> Provider:
+def provider(_provider_of_these: Provider, unlearnt_limits: None) -> Provider:
     """One that no worker asks: what is counted here is what the test has asked."""
     _provider_of_these.reset()
     return _provider_of_these

@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.accounts.models import Passkey, User
+from adiuva.accounts.models import Passkey, StaffAction, User
 from adiuva.core import archive
 from adiuva.core.archive import ArchivePart, registered_parts
 from adiuva.core.crypto import SealBroken
@@ -28,6 +28,7 @@ from adiuva.export.models import Export, ExportChunk
 from agents import claimed_runs
 from agents.journal import EventKind
 from agents.journal import JournalEntry as Line
+from agents.models import FoundRecord
 from chat.models import Message
 from chat.turn_rows import NewSummary
 from integrations.models import Connection
@@ -76,6 +77,10 @@ def lived(person: Person, word: str) -> None:
     commit_tasks(claimed, f"Call {word}")
     failed = Line(EventKind.SOURCE_FAILED, "unreadable", source=f"/home/{word}.md", message="a picture")
     claimed_runs.add_counts(claimed, seen=1, done=1, failed=1, entries=[failed])
+    found = FoundRecord(user_id=me, agent=agent, document=uuid.uuid4(), table="tasks")
+    FoundRecord.found.seal_into(cipher_for(me), found, {"title": f"Call {word}"})
+    found.save(force_insert=True)
+    StaffAction.objects.create(user_id=me, staff_id=uuid.uuid4(), kind=StaffAction.Kind.CHANGED)
     request = make_request(me, f"Add {word}")
     turn = claim(request)
     finish_turn(

@@ -10,8 +10,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from adiuva.core.lexical_embedding import embed
-from memory import entries, forgetting, recall, search, vector_indexes
+from memory import entries, forgetting, recall, search, vector_indexes, vector_space
 from memory.entries import BY_HAND
 from memory.models import Tier
 from tests.factories import somebody
@@ -38,7 +37,11 @@ def test_a_user_with_many_rows_gets_an_index_that_recall_uses_until_the_rows_are
 
     def nearest() -> list[uuid.UUID]:
         hits = search.search(
-            user_id=user, question="", vector=embed(texts[3]), now=dt.datetime.now(dt.UTC), limit=10
+            user_id=user,
+            question="",
+            vector=vector_space.embed_now(texts[3], user),
+            now=dt.datetime.now(dt.UTC),
+            limit=10,
         )
         return [hit.entry.pk for hit in hits]
 
@@ -94,7 +97,7 @@ def test_recall_uses_the_index_although_its_statement_is_prepared_for_other_user
             found = recall.recall(
                 user_id=user,
                 question="",
-                vector=embed(text),
+                vector=vector_space.embed_now(text, user),
                 provider="acme",
                 limit_tokens=500,
                 now=dt.datetime.now(dt.UTC),
