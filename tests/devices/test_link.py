@@ -80,18 +80,20 @@ async def test_a_call_may_wait_for_the_device(connect: Open, person: Person) -> 
 async def test_a_silent_device_leaves_the_outcome_unknown_and_a_late_answer_hurts_nobody(
     connect: Open, person: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with connect(person) as socket, DeviceLink(person.id) as link:
+    async with connect(person) as socket:
         await socket.hello()
         with monkeypatch.context() as patch:
             patch.setitem(settings.SOCKET, "tool_answer_timeout_s", 0.2)
-            calling = asyncio.create_task(link.call(new_call("insert", "tasks", data={"title": "x"})))
-            late = await socket.receive("tool_call")
-            with pytest.raises(OutcomeUnknown):
-                await calling
-        await socket.send({"type": "tool_result", **result(late)})
-        calling = asyncio.create_task(link.call(new_call("get", "tasks", data={"id": "1"})))
-        await socket.send({"type": "tool_result", **result(await socket.receive("tool_call"))})
-        assert (await calling).row is not None
+            async with DeviceLink(person.id) as link:
+                calling = asyncio.create_task(link.call(new_call("insert", "tasks", data={"title": "x"})))
+                late = await socket.receive("tool_call")
+                with pytest.raises(OutcomeUnknown):
+                    await calling
+        async with DeviceLink(person.id) as link:
+            await socket.send({"type": "tool_result", **result(late)})
+            calling = asyncio.create_task(link.call(new_call("get", "tasks", data={"id": "1"})))
+            await socket.send({"type": "tool_result", **result(await socket.receive("tool_call"))})
+            assert (await calling).row is not None
         assert await socket.is_alive()
 
 

@@ -253,7 +253,7 @@ def test_no_damage_to_a_mail_raises_anything_but_unreadable() -> None:
                 case 2:
                     del raw[place : place + chance.randrange(20)]
         try:
-            document = extract(".eml", bytes(raw))
+            document = read_mail_bytes(bytes(raw))
         except Unreadable:
             continue
         orjson.dumps([document.text, document.metadata()])
