@@ -123,7 +123,8 @@ async def bystand(place: Neighbourhood, took: dict[str, list[float]]) -> None:
             assert (seen["state"], seen["items_created"]) == ("success", 1), seen
 
         async def export() -> None:
-            made = (await owner.rest.post("/account/export")).raise_for_status().json()
+            answer = await owner.rest.post("/account/export", json={"password": owner.person.password})
+            made = answer.raise_for_status().json()
             async with asyncio.timeout(PATIENCE_S):
                 while (await owner.rest.get(f"/account/export/{made['id']}")).json()["state"] != "ready":
                     await asyncio.sleep(0.02)

@@ -115,6 +115,7 @@ class Turn(models.Model):
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="turns")
     request_id = models.CharField(max_length=200)
     conversation = models.ForeignKey(Conversation, models.SET_NULL, null=True, related_name="turns")
+    seq = models.PositiveIntegerField(null=True, help_text="the place of its request in the conversation")
     kind = models.CharField(max_length=8, choices=AssistantKind)
     state = models.CharField(max_length=10, choices=State, default=State.RUNNING)
     code = models.CharField(max_length=50, blank=True)

@@ -177,11 +177,20 @@ class KeptRowSerializer(serializers.Serializer[Any]):
     )
 
 
+class MemoryUndoneSerializer(serializers.Serializer[Any]):
+    deleted = serializers.IntegerField(help_text="Entries that were known from this turn alone.")
+    restored = serializers.IntegerField(help_text="Entries that hold again what they held before the turn.")
+
+
 class TurnUndoneSerializer(serializers.Serializer[Any]):
     undone = serializers.IntegerField(help_text="Rows that are as they were before the turn, in all.")
     kept = KeptRowSerializer(many=True)
     undone_at = serializers.DateTimeField(
-        allow_null=True, help_text="Null if the turn changed nothing, and while the undo is not complete."
+        allow_null=True,
+        help_text="Null if the turn changed nothing on the device, and while the undo is not complete.",
+    )
+    memory = MemoryUndoneSerializer(
+        help_text="What this call took back in your memory. Nothing before the device's part is complete."
     )
 
 

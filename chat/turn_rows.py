@@ -109,9 +109,9 @@ _CLAIM_SQL = """
 WITH owner AS (SELECT id, timezone, locale FROM accounts_user WHERE id = %(user)s FOR KEY SHARE),
 claimed AS (
     INSERT INTO chat_turn (id, user_id, request_id, kind, state, code, owner, prompt_version, conversation_id,
-        memory, input_tokens, output_tokens, model_calls, tool_calls, mutations)
-    SELECT %(turn)s, id, %(request)s, %(kind)s, 'running', '', %(owner)s, %(prompt)s, %(conversation)s, %(memory)s,
-        0, 0, 0, 0, 0
+        seq, memory, input_tokens, output_tokens, model_calls, tool_calls, mutations)
+    SELECT %(turn)s, id, %(request)s, %(kind)s, 'running', '', %(owner)s, %(prompt)s, %(conversation)s, %(seq)s,
+        %(memory)s, 0, 0, 0, 0, 0
     FROM owner ON CONFLICT (user_id, request_id) DO NOTHING RETURNING id, user_id, kind, conversation_id
 ),
 started AS (
@@ -143,6 +143,11 @@ RETURNING message_count, title, summary, conversation.summary_upto, conversation
 """
 
 _INSERT_MESSAGE_SQL = """
+INSERT INTO chat_message (id, conversation_id, seq, role, sealed)
+VALUES (%(id)s, %(conversation)s, %(seq)s, %(role)s, %(sealed)s)
+"""
+_INSERT_REQUEST_SQL = """
+WITH placed AS (UPDATE chat_turn SET seq = %(seq)s WHERE id = %(turn)s)
 INSERT INTO chat_message (id, conversation_id, seq, role, sealed)
 VALUES (%(id)s, %(conversation)s, %(seq)s, %(role)s, %(sealed)s)
 """
@@ -207,6 +212,7 @@ def _insert_claim(
                 "owner": owner,
                 "prompt": prompt_version,
                 "conversation": conversation_id,
+                "seq": 1 if starts else None,
                 "message": message,
                 "message_id": uuid.uuid4(),
                 "memory": request.memory,
@@ -367,10 +373,12 @@ def _append_message(
         if row is None:
             return None
         state = _ConversationState(*row)
+        is_request = role == Message.Role.USER and claimed.seq is None
         cursor.execute(
-            _INSERT_MESSAGE_SQL,
+            _INSERT_REQUEST_SQL if is_request else _INSERT_MESSAGE_SQL,
             {
                 "id": uuid.uuid4(),
+                "turn": claimed.turn_id,
                 "conversation": conversation_id,
                 "seq": state.seq,
                 "role": role,

@@ -1,4 +1,4 @@
-"""Undo a turn: take back on the device what it inserted, updated and deleted.
+"""Undo a turn: take back on the device what it inserted, updated and deleted, and then what it did to the memory.
 
 A row that was edited since is left, and named; so is a new row that something else refers to. A deleted row is inserted
 again, under an id of the device's making. Calls have the same ids each time, so an undo that broke off can be asked for
@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 import structlog
@@ -29,9 +29,12 @@ from adiuva.devices.row_references import DELETION_ORDER, RowReferences, results
 from adiuva.devices.tables import TABLES
 from chat.models import Turn, TurnChanges
 from chat.turn_changes import RowChange
+from memory.models import SourceKind
+from memory.taking_back import TakenBack, take_back
 
 Reason = Literal["edited", "in_use", "gone", "refused", "unknown"]
 _LEASE: Final = dt.timedelta(minutes=5)
+_NOTHING: Final = TakenBack(deleted=0, restored=0)
 _REFERENCES: Final = ("projectId", "taskId", "clientId", "parentId")
 log = structlog.get_logger(__name__)
 
@@ -64,11 +67,15 @@ class KeptRow:
 
 @dataclass(frozen=True)
 class TurnUndoResult:
-    """`undone`: how many rows are as they were before the turn, in all."""
+    """`undone`: how many rows are as they were before the turn, in all.
+
+    `memory`: what this call took back in the user's memory. Nothing before the device's part is complete.
+    """
 
     undone: int
     kept: list[KeptRow]
     undone_at: dt.datetime | None
+    memory: TakenBack = _NOTHING
 
     def body(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,7 +107,7 @@ async def undo(*, user_id: uuid.UUID, request_id: str) -> TurnUndoResult:
     """
     device = await db.run(_device_of, user_id, request_id)
     if device is None:
-        return TurnUndoResult(0, [], None)
+        return TurnUndoResult(0, [], None, await db.run(_take_back_memory, user_id, request_id))
     async with DeviceLink(user_id, device) as link:
         await link.target()
         claimed = await db.run(_claim, user_id, request_id)
@@ -113,7 +120,18 @@ async def undo(*, user_id: uuid.UUID, request_id: str) -> TurnUndoResult:
         result = await db.run(_finish, claimed, work.kept, stopped)
     if stopped is not None:
         raise TurnUndoStopped(stopped, result)
-    return result
+    return replace(result, memory=await db.run(_take_back_memory, user_id, request_id))
+
+
+def _take_back_memory(user_id: uuid.UUID, request_id: str) -> TakenBack:
+    """Undo what the memory learnt from the turn. What it has not read of it yet, it will not read."""
+    turn = _turn(user_id, request_id)
+    if turn.conversation_id is None:
+        return take_back(user_id=user_id, kind=SourceKind.REQUEST, source_id=turn.pk)
+    assert turn.seq is not None  # set with its request
+    return take_back(
+        user_id=user_id, kind=SourceKind.CONVERSATION, source_id=turn.conversation_id, seq=turn.seq
+    )
 
 
 def _turn(user_id: uuid.UUID, request_id: str) -> Turn:

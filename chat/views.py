@@ -190,12 +190,12 @@ class ChatView(GenericAPIView[Any]):
 
 
 class TurnUndoView(GenericAPIView[Any]):
-    """Take back on the device what a turn inserted, updated and deleted there."""
+    """Take back on the device what a turn inserted, updated and deleted there, and what it did to the memory."""
 
     serializer_class = TurnUndoneSerializer
 
     @extend_schema(
-        summary="Take back what a turn changed on the device",
+        summary="Take back what a turn changed, on the device and in your memory",
         operation_id="chat_turn_undo",
         request=None,
         responses={
@@ -208,7 +208,8 @@ class TurnUndoView(GenericAPIView[Any]):
     def post(self, request: Request, request_id: str) -> Response:
         """Rows that you have edited since stay, and so do new rows that something else refers to; they are named. A
         deleted row comes back under a new id. The device has to be connected. May be asked for again: the answer sums
-        up all rows. Turns can be undone for 30 days.
+        up all rows. Turns can be undone for 30 days. Then what the turn did to your memory is taken back as well; what
+        you asked to forget in it was deleted for good.
         """
         close_old_connections()  # it may take a while, and others wait for the pool's connections
         done = async_to_sync(turn_undo.undo)(user_id=user_id(request), request_id=request_id)

@@ -22,7 +22,7 @@ TIMEOUTS_S: Final[dict[Purpose, float]] = {
     "chat": 3.0,
     # A health check has to answer before its load balancer gives up.
     "heartbeat": 2.0,
-    # Asked on an event loop, which stands still meanwhile.
+    # Before and after each request to a mailbox, which takes longer; without an answer each process goes on alone.
     "mailbox_limiter": 1.0,
     # Beside calls of models, which take seconds.
     "model_limits": 1.0,

@@ -16,8 +16,12 @@ def without_limiter() -> None:
     from integrations.mail import mailbox_limiter, sync
 
     sync._PREFETCHED_MESSAGES = 8  # type: ignore[misc]
+
+    async def ignore(limiter: object, seconds: float) -> None:
+        pass
+
     mailbox_limiter.MAX_CONCURRENT_REQUESTS = 100  # type: ignore[misc]
-    mailbox_limiter.MailboxLimiter.block = lambda self, seconds: None  # type: ignore[method-assign]
+    mailbox_limiter.MailboxLimiter.block = ignore  # type: ignore[assignment,method-assign]
 
 
 def with_premature_ledger() -> None:

@@ -134,6 +134,12 @@ class Migration(migrations.Migration):
                 ),
                 ("request_id", models.CharField(max_length=200)),
                 (
+                    "seq",
+                    models.PositiveIntegerField(
+                        help_text="the place of its request in the conversation", null=True
+                    ),
+                ),
+                (
                     "kind",
                     models.CharField(choices=[("home", "Home"), ("floating", "Floating")], max_length=8),
                 ),

@@ -1,8 +1,7 @@
 """Limit of concurrent requests to one mailbox, and pauses that its provider asked for, across all processes.
 
-Within a process, requests queue for permits here. Processes share permits and pauses in Redis. It is asked with a
-blocking client on the event loop: a run has a loop of its own, and an answer takes a fraction of a millisecond. While
-Redis is down, each process applies the limit by itself.
+Within a process, requests queue for permits here. Processes share permits and pauses in Redis. While Redis is down,
+each process applies the limit by itself.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import uuid
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from functools import cache
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-import redis
 import structlog
+from redis.exceptions import RedisError
 
-from adiuva.core.redis import sync_redis
+from adiuva.core.background import BackgroundTasks
+from adiuva.core.redis import async_redis
 from integrations.mail.errors import ProviderThrottled
 
 # Outlook allows an app four concurrent requests per mailbox; the other providers accept as many.
@@ -61,6 +60,8 @@ if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1
 
 log = structlog.get_logger(__name__)
 
+_background = BackgroundTasks("mailbox_limiter.release_failed", log)
+
 
 class MailboxLimiter:
     """`async with limiter.permit():` holds one of the permits. Event loops of several threads may share a limiter."""
@@ -74,10 +75,10 @@ class MailboxLimiter:
         self._not_before = 0.0
         self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
 
-    def block(self, seconds: float) -> None:
+    async def block(self, seconds: float) -> None:
         """Allow no request for this time: the provider sent a Retry-After."""
         self._block_locally(seconds)
-        _run_script(_BLOCK, self._keys[1:], int(seconds * 1000) + 1)
+        await _run_script(_BLOCK, self._keys[1:], int(seconds * 1000) + 1)
 
     async def wait(self) -> None:
         """Wait until a request is allowed. Raises ProviderThrottled if that takes longer than MAX_WAIT_S."""
@@ -94,10 +95,12 @@ class MailboxLimiter:
         try:
             yield
         finally:
-            if renewing is not None:
-                renewing.cancel()
-                _run_script(_RELEASE, self._keys[:1], name)
-            self._leave_process_queue()
+            try:
+                if renewing is not None:
+                    renewing.cancel()
+                    await asyncio.shield(self._release(name))  # a request may be cancelled twice
+            finally:
+                self._leave_process_queue()
 
     # ── Across processes ────────────────────────────────────────────────────────────────────────────────────
 
@@ -106,9 +109,11 @@ class MailboxLimiter:
         while True:
             await self._enter_process_queue()
             name = uuid.uuid4().hex
-            answer = _run_script(
-                _ACQUIRE, self._keys, name, MAX_CONCURRENT_REQUESTS, int(_PERMIT_TTL_S * 1000)
-            )
+            try:
+                answer = await self._ask(name)
+            except asyncio.CancelledError:
+                self._leave_process_queue()
+                raise
             if answer is None:
                 return ""
             if answer == 0:
@@ -119,10 +124,26 @@ class MailboxLimiter:
             else:
                 await asyncio.sleep(_POLL_S * random.uniform(0.5, 1.5))
 
+    async def _ask(self, name: str) -> int | None:
+        """Ask Redis for a permit. If the caller is cancelled meanwhile, a permit that still comes is given back."""
+        ttl_ms = int(_PERMIT_TTL_S * 1000)
+        asked = _background.spawn(
+            _run_script(_ACQUIRE, self._keys, name, MAX_CONCURRENT_REQUESTS, ttl_ms), "ask for a permit"
+        )
+        try:
+            answer: int | None = await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(lambda _: self._release(name))
+            raise
+        return answer
+
+    def _release(self, name: str) -> asyncio.Task[Any]:
+        return _background.spawn(_run_script(_RELEASE, self._keys[:1], name), "release a permit")
+
     async def _renew(self, name: str) -> None:
         while True:
             await asyncio.sleep(_RENEW_S)
-            _run_script(_RENEW, self._keys[:1], name, int(_PERMIT_TTL_S * 1000))
+            await _run_script(_RENEW, self._keys[:1], name, int(_PERMIT_TTL_S * 1000))
 
     # ── Within this process ─────────────────────────────────────────────────────────────────────────────────
 
@@ -194,19 +215,14 @@ def limiter_of(provider: str, mailbox: str) -> MailboxLimiter:
 _redis_down_until = 0.0
 
 
-def _run_script(script: str, keys: tuple[str, ...], *values: Any) -> Any:
+async def _run_script(script: str, keys: tuple[str, ...], *values: Any) -> Any:
     """The result of a script; None while Redis is down."""
     global _redis_down_until
     if time.monotonic() < _redis_down_until:
         return None
     try:
-        return _registered_script(script)(keys=keys, args=values)
-    except redis.RedisError as error:
+        return await async_redis("mailbox_limiter").register_script(script)(keys=keys, args=values)
+    except (RedisError, OSError) as error:
         _redis_down_until = time.monotonic() + _REDIS_RETRY_S
         log.warning("mailbox_limiter.redis_failed", error=type(error).__name__)
         return None
-
-
-@cache
-def _registered_script(script: str) -> Any:
-    return sync_redis("mailbox_limiter").register_script(script)

@@ -228,7 +228,7 @@ class ProviderClient:
         throttled = status == 429 or (status == 403 and reason in _THROTTLING_REASONS)
         if throttled or is_transient(status):
             if seconds:
-                self._limiter.block(seconds)
+                await self._limiter.block(seconds)
             return _AttemptFailed(f"status {status}", seconds, throttled=throttled)
         if status in (404, 410):
             return ResourceGone(self.provider, status, reason)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 from threading import Barrier
 from zoneinfo import ZoneInfo
 
@@ -29,7 +25,6 @@ from tests.agents.factories import claim_run, create_agent, create_run
 from tests.factories import somebody
 
 SECOND, HOUR, DAY = dt.timedelta(seconds=1), dt.timedelta(hours=1), dt.timedelta(days=1)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def set_due(agent: Agent, ago: dt.timedelta = dt.timedelta(0)) -> dt.datetime:
@@ -73,28 +68,30 @@ def local(agent: Agent, zone: str) -> str:
     return agent.next_run_at.astimezone(ZoneInfo(zone)).strftime("%H:%M")
 
 
-def test_two_ticks_at_once_start_each_agent_once(committed_db: str) -> None:
+def test_ticks_at_once_make_one_run_for_each_agent_and_all_its_slots(committed_db: str) -> None:
     person = somebody()
-    agents = [create_agent(person.id, schedule_cron="@hourly", timezone="UTC") for _ in range(30)]
+    agents = [every_hour(user_id=person.id) for _ in range(60)]
     for agent in agents:
-        set_due(agent)
-    together = Barrier(4)
+        online(agent)
+    first = set_due(agents[0], 3 * HOUR)  # nobody ticked for three hours
+    Agent.objects.of(person.id).update(next_run_at=first)
+    # The clock must not come past another hour between the ticks.
+    moment, together = first + 3 * HOUR, Barrier(4)
 
     def tick(_: int) -> None:
         try:
             together.wait(60)
-            schedules.tick()
+            for _ in range(3):
+                schedules.tick(moment)
         finally:
             connections.close_all()
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(tick, range(4)))
-    schedules.tick()  # what one tick had locked, the other passed over
     made = Run.objects.of(person.id)
     assert sorted(run.agent_ref for run in made) == sorted(agent.pk for agent in agents)
-    assert {run.trigger for run in made} == {"schedule"}
-    now = timezone.now()
-    assert all(agent.next_run_at > now for agent in Agent.objects.of(person.id) if agent.next_run_at)
+    assert {(run.trigger, run.slots, run.slot) for run in made} == {("schedule", 4, moment)}
+    assert {agent.next_run_at for agent in Agent.objects.of(person.id)} == {moment + HOUR}
 
 
 def test_missed_slots_become_one_run_that_says_how_many(db: None) -> None:
@@ -319,50 +316,6 @@ def test_hours_go_with_within_alone(db: None) -> None:
     for way, hours in [("within", None), ("within", 0), ("within", 721), ("once", 5), ("skip", 5)]:
         with pytest.raises(IntegrityError), transaction.atomic():
             Agent.objects.filter(pk=create_agent().pk).update(catch_up=way, catch_up_hours=hours)
-
-
-_TICKS = """
-import sys, django
-django.setup()
-from agents import runs, schedules
-runs.nudge = lambda ids: list(ids)
-print("ready", flush=True)
-sys.stdin.readline()
-print(sum(schedules.tick() for _ in range(5)))
-"""
-
-
-def test_any_number_of_ticks_make_one_run_for_each_slot(committed_db: str) -> None:
-    person = somebody()
-    agents = [create_agent(person.id, schedule_cron="@hourly", timezone="UTC") for _ in range(60)]
-    first = set_due(agents[0], 3 * HOUR)  # nobody ticked for three hours
-    Agent.objects.of(person.id).update(next_run_at=first)
-    for agent in agents:
-        online(agent)
-    env = os.environ | {"DATABASE_URL": committed_db}
-    beats = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TICKS], env=env, cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    try:
-        for beat in beats:
-            assert beat.stdout is not None and beat.stdout.readline() == "ready\n"
-        for beat in beats:
-            assert beat.stdin is not None
-            beat.stdin.write("\n")
-            beat.stdin.flush()
-        for beat in beats:
-            assert beat.wait(60) == 0
-    finally:
-        for beat in beats:
-            beat.kill()
-            beat.communicate()
-    made = Run.objects.of(person.id)
-    assert sorted(run.agent_ref for run in made) == sorted(agent.pk for agent in agents)
-    assert {run.slots for run in made} == {4}
 
 
 def test_a_tick_and_a_connecting_device_start_an_agent_once(committed_db: str) -> None:

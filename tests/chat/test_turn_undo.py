@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import httpx
+import pytest
 
+from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
-from tests.chat.chat_client import DeviceRows, connect, end_frame, wait_for
+from memory import entries
+from memory.entries import BY_HAND
+from memory.models import Entry, Exchange, Tier
+from tests.chat.chat_client import DeviceRows, connect, conversation_of, end_frame, wait_for
 from tests.chat.device_sessions import connected_device
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Hold, Provider, Say
@@ -135,7 +141,8 @@ async def test_whose_turn_it_is_and_when_it_can_be_undone(
         assert (await post_undo(chat_web, person, "never")).status_code == 404
         hold.release()
         end_frame(await client.ended(key))
-        assert await undo(chat_web, person, key) == {"undone": 0, "kept": [], "undone_at": None}
+        nothing = {"undone": 0, "kept": [], "undone_at": None, "memory": {"deleted": 0, "restored": 0}}
+        assert await undo(chat_web, person, key) == nothing
         provider.script(Call("create_task", {"title": "Call"}), "Done.")
         changed = await client.ask("create a task: call")
         end_frame(await client.ended(changed))
@@ -154,3 +161,39 @@ async def test_a_client_of_protocol_1_is_undone_too(
         assert rows.tables["tasks"][0]["status"] == "done"
         assert (await undo(chat_web, person, key))["undone"] == 1
     assert rows.tables["tasks"][0]["status"] == "todo"
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+async def test_what_a_turn_did_to_the_memory_is_taken_back_with_it(
+    chat_web: str, person: Person, provider: Provider, protocol: int
+) -> None:
+    """Of two turns, one of which changed a row as well; in a conversation, and without one."""
+    rows = DeviceRows()
+    rate, town = Call("remember", {"content": "80 euros", "key": "hourly rate"}), "I live in Bremen."
+    await db.run(
+        partial(
+            entries.remember, user_id=person.id, tier=Tier.CORE, key="name", content="Ada", source=BY_HAND
+        )
+    )
+    async with connect(chat_web, person, rows, protocol=protocol) as client:
+        provider.script(Say(calls=[rate, Call("create_task", {"title": "Call"})]), "Done.")
+        both = await client.ask("my hourly rate is 80 euros; create a task: call")
+        where = await client.ended(both)
+        more = {"conversation_id": conversation_of(where)} if protocol == 2 else {}
+        provider.script(Call("remember", {"content": town}), "Noted.")
+        alone = await client.ask(f"remember: {town}", **more)
+        await client.ended(alone)
+        assert await db.run(remembered, person) == {"Ada", "80 euros", town}
+        done = await undo(chat_web, person, alone)
+        assert (done["undone"], done["memory"]) == (0, {"deleted": 1, "restored": 0})
+        assert await db.run(remembered, person) == {"Ada", "80 euros"}
+        done = await undo(chat_web, person, both)
+        assert (done["undone"], done["memory"]) == (1, {"deleted": 1, "restored": 0})
+        assert rows.tables["tasks"] == [] and await db.run(remembered, person) == {"Ada"}
+        assert (await undo(chat_web, person, both))["memory"] == {"deleted": 0, "restored": 0}
+    assert not await Exchange.objects.filter(user_id=person.id).aexists()  # nor is it learnt again
+
+
+def remembered(person: Person) -> set[str]:
+    cipher = cipher_for(person.id)
+    return {entries.unseal_entry(row, cipher).content for row in Entry.objects.of(person.id).current()}

@@ -12,7 +12,7 @@ from adiuva.core.redis import async_redis, sync_redis
 
 def test_a_purpose_has_one_blocking_client_with_its_timeout() -> None:
     client = sync_redis("heartbeat")
-    assert client.ping() and client is sync_redis("heartbeat") and client is not sync_redis("mailbox_limiter")
+    assert client.ping() and client is sync_redis("heartbeat") and client is not sync_redis("chat")
     assert client.get_connection_kwargs()["socket_timeout"] == 2.0
 
 

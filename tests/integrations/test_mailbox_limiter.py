@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 from django.conf import settings
+from redis.asyncio import Redis as AsyncRedis
 
 from integrations.mail import mailbox_limiter
 from integrations.mail.errors import ProviderThrottled
@@ -40,17 +41,17 @@ async def test_limiters_of_several_processes_admit_four_requests_together(name: 
     several = [MailboxLimiter("Outlook", name) for _ in range(4)]
     await asyncio.gather(*(request(limiter) for limiter in several for _ in range(8)))
     assert (peak, done) == (4, 32)
-    assert not _redis().exists(*several[0]._keys)
+    await given_back(several[0], 0)
 
 
 async def test_a_retry_after_counts_in_every_process_and_for_later_syncs(name: str, settings: Any) -> None:
     one, other = MailboxLimiter("Gmail", name), MailboxLimiter("Gmail", name)
     until = time.monotonic() + 0.1
-    one.block(0.1)
-    one.block(0.01)  # the longer pause stays
+    await one.block(0.1)
+    await one.block(0.01)  # the longer pause stays
     async with other.permit():
         assert time.monotonic() >= until
-    one.block(600)
+    await one.block(600)
     with pytest.raises(ProviderThrottled):
         async with other.permit():
             pass
@@ -76,7 +77,40 @@ async def test_the_permit_of_a_cancelled_request_is_free_again(name: str) -> Non
             await waiting
         assert theirs._free == 4
     async with theirs.permit():
-        assert _redis().zcard(mine._keys[0]) == 1
+        await given_back(mine, 1)
+
+
+async def test_a_permit_that_comes_after_its_request_was_cancelled_is_given_back(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked, go_on = mailbox_limiter._run_script, asyncio.Event(), asyncio.Event()
+
+    async def slow(script: str, *more: Any) -> Any:
+        if script == mailbox_limiter._ACQUIRE:
+            asked.set()
+            await go_on.wait()
+        return await run(script, *more)
+
+    monkeypatch.setattr(mailbox_limiter, "_run_script", slow)
+    limiter = MailboxLimiter("Gmail", name)
+    waiting = asyncio.create_task(AsyncExitStack().enter_async_context(limiter.permit()))
+    await asked.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert limiter._free == 4
+    go_on.set()
+    async with asyncio.timeout(10):
+        while mailbox_limiter._background._tasks:
+            await asyncio.sleep(0)
+    await given_back(limiter, 0)
+
+
+async def given_back(limiter: MailboxLimiter, left: int) -> None:
+    """Wait until so many permits of the mailbox are held."""
+    async with asyncio.timeout(10):
+        while _redis().zcard(limiter._keys[0]) != left:
+            await asyncio.sleep(0.005)
 
 
 async def test_a_permit_is_renewed_while_it_is_used_and_free_soon_after_its_process_was_killed(
@@ -99,11 +133,11 @@ async def test_a_permit_is_renewed_while_it_is_used_and_free_soon_after_its_proc
 async def test_without_redis_each_process_applies_the_limit_by_itself(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nowhere = redis.Redis.from_url("redis://127.0.0.1:1/0", socket_connect_timeout=1)
-    monkeypatch.setattr(mailbox_limiter, "_registered_script", nowhere.register_script)
+    nowhere = AsyncRedis.from_url("redis://127.0.0.1:1/0", socket_connect_timeout=1)
+    monkeypatch.setattr(mailbox_limiter, "async_redis", lambda purpose: nowhere)
     monkeypatch.setattr(mailbox_limiter, "_redis_down_until", 0.0)
     alone = MailboxLimiter("Gmail", name)
-    alone.block(0.01)
+    await alone.block(0.01)
     async with AsyncExitStack() as held:
         for _ in range(4):
             await held.enter_async_context(alone.permit())
