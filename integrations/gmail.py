@@ -15,6 +15,7 @@ from email.message import Message
 from functools import cache
 from typing import Any, Final
 
+from adiuva.documents.mail import is_read
 from integrations.mail import message_parts
 from integrations.mail.cursor import Cursor, sync_start
 from integrations.mail.documents import MailItem, SkippedMessage, fingerprint
@@ -30,10 +31,9 @@ _UNWANTED: Final = frozenset({"DRAFT", "SPAM", "TRASH", "CHAT"})
 # A mail from which one of these is removed was restored, and counts as new.
 _TRASH_LABELS: Final = frozenset({"SPAM", "TRASH"})
 _FIELDS: Final = "id,labelIds,internalDate,payload"
-_READ_WITH_A_NAME: Final = frozenset(
-    {"text/calendar", "application/ics", "application/pkcs7-mime", "application/x-pkcs7-mime"}
-)
-_MAX_NAMED_BYTES: Final = 1024 * 1024
+# Attachments that are read: how large each may be, and how many of a message are fetched.
+_MAX_ATTACHED_BYTES: Final = 1024 * 1024
+_MAX_ATTACHED: Final = 10
 _MAX_PART_DEPTH: Final = 30
 _MAX_PARTS: Final = 1_000
 # Charsets whose text looks like ASCII, with a byte that reveals each.
@@ -201,16 +201,21 @@ class GmailSync(MailboxSync):
         if parts.is_cut:
             return SkippedMessage(ref.source_id, "unreadable", "its parts are nested too deeply")
         item = await message_parts.read_document(
-            message, size=parts.size, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
+            message, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
         )
         sender = item.sender if not isinstance(item, SkippedMessage) else str(message.get("From", ""))
         return item if filters.admits_sender(sender) else None
 
     async def _complete(self, client: ProviderClient, source_id: str, payload: dict[str, Any]) -> None:
-        """Fetch long texts, which Gmail delivers separately. Attachments are not fetched."""
+        """Fetch what Gmail delivers separately: long texts, and attachments that are read."""
+        attached = 0
         for part in _walk(payload):
             body = part.get("body")
-            if isinstance(body, dict) and isinstance(body.get("attachmentId"), str) and _is_read(part, body):
+            if not isinstance(body, dict) or not isinstance(body.get("attachmentId"), str):
+                continue
+            is_attached = not _is_text(part)
+            if not is_attached or (attached < _MAX_ATTACHED and _is_read(part, body)):
+                attached += is_attached
                 request = self._api.attachments.get(userId="me", messageId=source_id, id=body["attachmentId"])
                 body["data"] = (await client.get_json(request.uri)).get("data")
 
@@ -263,13 +268,14 @@ def _moment(milliseconds: object) -> dt.datetime | None:
 # ── From Gmail's parts to a message ─────────────────────────────────────────────────────────
 
 
+def _is_text(part: dict[str, Any]) -> bool:
+    return str(part.get("mimeType")).lower() in ("text/plain", "text/html") and not part.get("filename")
+
+
 def _is_read(part: dict[str, Any], body: dict[str, Any]) -> bool:
-    """Whether a part that Gmail delivers separately is read: texts, and invitations and signed data of usual size."""
-    kind = str(part.get("mimeType")).lower()
-    if kind in ("text/plain", "text/html") and not part.get("filename"):
-        return True
     size = body.get("size")
-    return kind in _READ_WITH_A_NAME and isinstance(size, int) and size <= _MAX_NAMED_BYTES
+    named = message_parts.clean_text(part.get("filename"))
+    return is_read(str(part.get("mimeType")), named) and isinstance(size, int) and size <= _MAX_ATTACHED_BYTES
 
 
 def _walk(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -284,11 +290,10 @@ def _walk(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
 class MessageBuilder:
     """Rebuilds a mail from Gmail's JSON parts, so that it is read like every other mail.
 
-    `size`: bytes of its texts. `is_cut`: parts below the deepest level were left out.
+    `is_cut`: parts below the deepest level were left out.
     """
 
     def __init__(self) -> None:
-        self.size = 0
         self.is_cut = False
         self._made = 0
 
@@ -318,7 +323,6 @@ class MessageBuilder:
 
     def _fill(self, message: Message, body: dict[str, Any], filename: str) -> None:
         raw = _decoded(body.get("data"))
-        self.size += len(raw)
         if filename and not message.get_filename():
             message.add_header(
                 "Content-Disposition", "attachment", filename=message_parts.clean_text(filename)

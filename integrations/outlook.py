@@ -11,8 +11,7 @@ from collections.abc import AsyncGenerator
 from email.message import Message
 from typing import Any, Final
 
-from adiuva.documents import Unreadable
-from adiuva.documents.mail import parse_message
+from adiuva.documents.mail import is_read, is_signed
 from integrations.graph import (
     MAX_PAGES,
     DeltaLinkExpired,
@@ -36,7 +35,9 @@ from integrations.models import Provider
 
 _HEADERS: Final = {"Prefer": 'IdType="ImmutableId", odata.maxpagesize=200'}
 _LISTED: Final = "id,receivedDateTime,from,isDraft"
-_READ: Final = "id,subject,from,toRecipients,ccRecipients,receivedDateTime,body,hasAttachments,isDraft"
+_READ: Final = (
+    "id,internetMessageId,subject,from,toRecipients,ccRecipients,receivedDateTime,body,hasAttachments,isDraft"
+)
 _ATTACHED: Final = "attachments($select=id,name,contentType,size)"
 _FOLDER: Final = "id,displayName,childFolderCount"
 # Graph's well-known folder names, which are the same in every language.
@@ -45,8 +46,9 @@ _KNOWN: Final = frozenset({"inbox", "archive", "sentitems", *_UNWANTED})
 _MAX_FOLDERS: Final = 1_000
 # Exchange refuses queries that it finds too complex; with more senders, they are checked only here.
 _MAX_SENDERS_IN_QUERY: Final = 10
-# Mails attached to a mail that are read; others are listed by name.
-_MAX_NESTED_MAILS: Final = 5
+# Of a message's attachments, the first so many and no larger ones are read; others are listed by name.
+_MAX_ATTACHED: Final = 10
+_MAX_ATTACHED_BYTES: Final = 1024 * 1024
 _MAX_NESTED_BYTES: Final = 5 * 1024 * 1024
 
 
@@ -172,44 +174,51 @@ class OutlookSync(MailboxSync):
         sent_at = parse_time(answer.get("receivedDateTime"))
         if answer.get("isDraft") is True or not filters.admits_time(sent_at):
             return None
-        message, size = _message(answer)
+        message = _message(answer)
         if not filters.admits_sender(str(message.get("From", ""))):
             return None
+        attachments = dicts(answer.get("attachments"))
+        if _is_read_whole(answer, attachments) and (raw := await self._whole(client, ref.source_id)):
+            return await message_parts.read_raw(
+                raw, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
+            )
         message.attach(message_parts.text_part(*_body(answer.get("body"))))
-        for number, attachment in enumerate(dicts(answer.get("attachments"))):
+        for number, attachment in enumerate(attachments):
             message.attach(await self._attached(client, ref.source_id, attachment, number))
         return await message_parts.read_document(
-            message, size=size, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
+            message, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
         )
+
+    async def _whole(self, client: ProviderClient, source_id: str) -> bytes:
+        """The mail as it was sent; empty if Graph does not give it."""
+        try:
+            return await client.get_bytes(graph_url("me", "messages", source_id, "$value"), _HEADERS)
+        except (ResourceGone, ProviderRefused, ResponseTooLarge):
+            return b""
 
     async def _attached(
         self, client: ProviderClient, source_id: str, attachment: dict[str, Any], number: int
     ) -> Message:
-        """An attachment as a part: an attached mail with its content, anything else by name only."""
+        """An attachment as a part: mails, texts and calendars with their content, anything else by name only."""
         name, size = message_parts.clean_text(attachment.get("name")), attachment.get("size")
         is_item = str(attachment.get("@odata.type", "")).endswith("itemAttachment")
-        if (
-            is_item
-            and isinstance(attachment.get("id"), str)
-            and number < _MAX_NESTED_MAILS
-            and isinstance(size, int)
-            and size <= _MAX_NESTED_BYTES
-        ):
-            try:
-                raw = await client.get_bytes(
-                    graph_url("me", "messages", source_id, "attachments", attachment["id"], "$value"),
-                    _HEADERS,
-                )
-                inner = parse_message(raw)
-            except (ResourceGone, ProviderRefused, ResponseTooLarge, Unreadable):
-                pass  # then it is listed by name
-            else:
-                part = Message()
-                part["Content-Type"] = "message/rfc822"
-                part.set_payload([inner])
-                return part
         kind = "message/rfc822" if is_item else message_parts.clean_text(attachment.get("contentType"))
-        return message_parts.attachment_part(name, kind, size)
+        part = message_parts.attachment_part(name, kind, size)
+        most = _MAX_NESTED_BYTES if is_item else _MAX_ATTACHED_BYTES
+        if (
+            isinstance(attachment.get("id"), str)
+            and number < _MAX_ATTACHED
+            and isinstance(size, int)
+            and size <= most
+            and is_read(part.get_content_type(), name)
+        ):
+            url = graph_url("me", "messages", source_id, "attachments", attachment["id"], "$value")
+            try:
+                raw = await client.get_bytes(url, _HEADERS)
+            except (ResourceGone, ProviderRefused, ResponseTooLarge):
+                return part  # it is listed by name
+            part.set_payload(raw.decode("ascii", "surrogateescape"))
+        return part
 
 
 async def _pages_newest_first(
@@ -283,8 +292,15 @@ def _mailbox_address(recipient: dict[str, Any]) -> str:
     return f'"{quoted}" <{mailbox}>' if any(sign in name for sign in ',;<>"@()') else f"{name} <{mailbox}>"
 
 
-def _message(answer: dict[str, Any]) -> tuple[Message, int]:
-    """The message with its headers, and the length of its body in characters."""
+def _is_read_whole(answer: dict[str, Any], attachments: list[dict[str, Any]]) -> bool:
+    """Whether it is an invitation or signed: then what it says is not in Graph's body."""
+    return "eventMessage" in str(answer.get("@odata.type", "")) or any(
+        is_signed(str(each.get("contentType")), str(each.get("name"))) for each in attachments
+    )
+
+
+def _message(answer: dict[str, Any]) -> Message:
+    """The message with its headers."""
     message = Message()
     message["Content-Type"] = "multipart/mixed"
     if received := parse_time(answer.get("receivedDateTime")):
@@ -295,9 +311,8 @@ def _message(answer: dict[str, Any]) -> tuple[Message, int]:
         if people := ", ".join(filter(None, map(_mailbox_address, dicts(answer.get(field))))):
             message[header] = people
     message["Subject"] = message_parts.clean_text(answer.get("subject"))
-    body = answer.get("body")
-    content = body.get("content") if isinstance(body, dict) else None
-    return message, len(content) if isinstance(content, str) else 0
+    message["Message-ID"] = message_parts.clean_text(answer.get("internetMessageId"))
+    return message
 
 
 def _body(body: object) -> tuple[bytes, str]:

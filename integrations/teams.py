@@ -11,10 +11,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from adiuva.documents import Attachment, Document, Head
+from adiuva.documents import Attachment, Document, Head, Unreadable
 from adiuva.documents.cleaning import clean
 from adiuva.documents.document import one_line
-from adiuva.documents.html import html_to_text
 from adiuva.documents.mail import attachments_to_text
 from integrations.graph import (
     MAX_PAGES,
@@ -157,7 +156,11 @@ class TeamsSync(MailboxSync):
             "Subject": subject,
         }
         if thread is not None and thread is not row:
-            beginning = " ".join((message_parts.clean_text(thread.get("subject")) or _text(thread)).split())
+            try:
+                begun = message_parts.clean_text(thread.get("subject")) or await _text(thread)
+            except Unreadable:
+                begun = ""
+            beginning = " ".join(begun.split())
             headers["In reply to"] = beginning[:_MAX_CONTEXT_CHARS]
         attachments = tuple(
             Attachment(
@@ -167,7 +170,10 @@ class TeamsSync(MailboxSync):
             for each in dicts(row.get("attachments"))
             if each.get("name")
         )
-        body = _text(row)
+        try:
+            body = await _text(row)
+        except Unreadable as unreadable:
+            return SkippedMessage(ref.source_id, unreadable.code, unreadable.message)
         if not body.strip() and not subject and not attachments:
             return None  # for example a sticker or an ended call
         lines = "\n".join(f"{name}: {' '.join(value.split())}" for name, value in headers.items() if value)
@@ -215,10 +221,11 @@ def _sender(row: dict[str, Any]) -> str:
     return ""
 
 
-def _text(row: dict[str, Any]) -> str:
+async def _text(row: dict[str, Any]) -> str:
+    """Raises Unreadable."""
     body = row.get("body")
     found = body if isinstance(body, dict) else {}
     content = message_parts.clean_text(found.get("content"))
-    return (
-        html_to_text(content, quotes=True) if str(found.get("contentType", "")).lower() == "html" else content
-    )
+    if not content or str(found.get("contentType", "")).lower() != "html":
+        return content
+    return await message_parts.html_to_text(content)

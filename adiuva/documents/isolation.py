@@ -1,12 +1,13 @@
 """Reads a document in a process of its own, with limits on memory, time and files, so that a hostile one hurts nobody.
 
-A small process is started once and forks a child for each document, which costs a few milliseconds; see
-`reader_process`. It gets no environment, and ends by itself when it is not used or its parent is gone.
+A small process is started once and forks children that read; see `reader_process`. It gets no environment, and ends by
+itself when it is not used or its parent is gone.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import selectors
 import signal
 import subprocess
@@ -26,59 +27,76 @@ from adiuva.documents.errors import Unreadable
 # Wall-clock time of one document. The CPU time is limited in the child itself.
 MAX_SECONDS: Final = 60.0
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
-_LENGTH_BYTES: Final = 8
+LENGTH_BYTES: Final = 8
+# Documents that are read at once by all threads of a process.
+SHARED_PROCESSES: Final = min(4, os.cpu_count() or 1)
 _TOO_SLOW: Final = "it takes too much time to read"
 _CRASHED: Final = "it is damaged in a way that stops its reader"
 
 
 class IsolatedReader:
-    """One at a time; a second caller waits. It may be used from any thread."""
+    """Reads as many documents at once as it has processes; other callers wait. It may be used from any thread."""
 
-    def __init__(self, *, max_seconds: float = MAX_SECONDS) -> None:
+    def __init__(self, *, processes: int = 1, max_seconds: float = MAX_SECONDS) -> None:
         self._max_seconds = max_seconds
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        # Last in, first out: as few processes are started as are needed.
+        self._idle: queue.LifoQueue[_ReaderProcess] = queue.LifoQueue()
+        self._all = [_ReaderProcess() for _ in range(processes)]
+        for each in self._all:
+            self._idle.put(each)
 
     def read(self, name: str, raw: bytes) -> Document:
         """Raises Unreadable with the reason, also if the document exceeds a limit or crashes its reader."""
         head = orjson.dumps({"name": name, "size": len(raw)})
-        request = len(head).to_bytes(_LENGTH_BYTES, "big") + head + raw
-        with self._lock:
-            answer = self._exchange(request)
+        request = len(head).to_bytes(LENGTH_BYTES, "big") + head + raw
+        process = self._idle.get()
+        try:
+            answer = process.exchange(request, self._max_seconds)
             if answer is None:  # it ended because it had nothing to do: a new one reads it
-                answer = self._exchange(request)
+                answer = process.exchange(request, self._max_seconds)
+        finally:
+            self._idle.put(process)
         if answer is None:
             raise Unreadable(_CRASHED)
         return _document(answer)
 
     def stop(self) -> None:
-        with self._lock:
-            self._kill()
+        """Wait for what is being read, and end the processes."""
+        for process in [self._idle.get() for _ in self._all]:
+            process.kill()
+            self._idle.put(process)
 
-    def _exchange(self, request: bytes) -> bytes | None:
+
+class _ReaderProcess:
+    """One process, started at its first use and again after it has ended. One caller at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def exchange(self, request: bytes, max_seconds: float) -> bytes | None:
         """The answer, or None if the process has ended. Raises Unreadable if it takes too long."""
         if self._process is None or self._process.poll() is not None:
-            self._kill()
+            self.kill()
             self._process = self._start()
         process = self._process
         assert process.stdin is not None and process.stdout is not None
-        deadline = time.monotonic() + self._max_seconds
+        deadline = time.monotonic() + max_seconds
         try:
             process.stdin.write(request)
             process.stdin.flush()
-            length = _read(process.stdout.fileno(), _LENGTH_BYTES, deadline)
+            length = _read(process.stdout.fileno(), LENGTH_BYTES, deadline)
             size = int.from_bytes(length, "big")
             if size > MAX_ANSWER_BYTES:
                 raise Unreadable("there is too much text in it")
             return _read(process.stdout.fileno(), size, deadline)
         except TimeoutError:
-            self._kill()
+            self.kill()
             raise Unreadable(_TOO_SLOW) from None
         except OSError:  # EOFError is none of them, but a broken pipe is
-            self._kill()
+            self.kill()
             return None
-        except Unreadable:
-            self._kill()
+        except BaseException:
+            self.kill()
             raise
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -93,7 +111,7 @@ class IsolatedReader:
             start_new_session=True,
         )
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         """End the process and the child that it may be waiting for."""
         process, self._process = self._process, None
         if process is None:
@@ -123,7 +141,7 @@ def shared_reader() -> IsolatedReader:
     global _shared
     with _shared_lock:
         if _shared is None:
-            _shared = IsolatedReader()
+            _shared = IsolatedReader(processes=SHARED_PROCESSES)
         return _shared
 
 

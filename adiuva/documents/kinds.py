@@ -16,12 +16,15 @@ Reader = Callable[[bytes, str], Document]
 class Kind:
     """`reader`: "module:function" in this package, called with the bytes and the media type.
 
-    `isolated`: it is read in a process of its own, because its format is complex enough to hurt its reader.
+    `isolated`: it is read in a process with limits, because its format is complex enough to hurt its reader.
+    `shares_process`: the process may have read others before, because its reader is Python of our own, which no file
+    takes over.
     """
 
     type: str
     reader: str
     isolated: bool = True
+    shares_process: bool = False
 
     def load(self) -> Reader:
         module, _, name = self.reader.partition(":")
@@ -29,8 +32,8 @@ class Kind:
         return found
 
 
-def _kinds(reader: str, isolated: bool = True, **types: str) -> dict[str, Kind]:
-    return {f".{suffix}": Kind(media, reader, isolated) for suffix, media in types.items()}
+def _kinds(reader: str, isolated: bool = True, shares_process: bool = False, **types: str) -> dict[str, Kind]:
+    return {f".{suffix}": Kind(media, reader, isolated, shares_process) for suffix, media in types.items()}
 
 
 _OFFICE: Final = "application/vnd.openxmlformats-officedocument."
@@ -58,9 +61,15 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     **_kinds("text:read_content_lines", isolated=False, ics="text/calendar", vcf="text/vcard"),
     **_kinds("text:read_subtitles", isolated=False, vtt="text/vtt", srt="application/x-subrip"),
-    **_kinds("text:read_html", html="text/html", htm="text/html", xhtml="application/xhtml+xml"),
-    **_kinds("text:read_enex", enex="application/enex+xml"),
-    **_kinds("mail_files:read_eml", eml="message/rfc822"),
+    **_kinds(
+        "text:read_html",
+        shares_process=True,
+        html="text/html",
+        htm="text/html",
+        xhtml="application/xhtml+xml",
+    ),
+    **_kinds("text:read_enex", shares_process=True, enex="application/enex+xml"),
+    **_kinds("mail_files:read_eml", shares_process=True, eml="message/rfc822"),
     **_kinds("mail_files:read_mbox", mbox="application/mbox"),
     **_kinds("pdf:read_pdf", pdf="application/pdf"),
     **_kinds("office:read_docx", docx=f"{_OFFICE}wordprocessingml.document"),

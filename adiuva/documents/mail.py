@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import Message
 from email.policy import Compat32, Policy
+from pathlib import PurePosixPath
 from typing import Final
 
 from adiuva.documents.charset import decode
@@ -42,6 +43,19 @@ _CALENDARS: Final = frozenset(
 _TEXTS: Final = frozenset(
     {"text/plain", "text/markdown", "text/x-markdown", "text/csv", "text/tab-separated-values", "text/html"}
 )
+# Of attachments whose type says nothing, or that were typed by a program that did not know better.
+_BY_SUFFIX: Final = {
+    ".ics": "text/calendar",
+    ".vcf": "text/vcard",
+    ".txt": "text/plain",
+    ".md": "text/markdown",
+    ".csv": "text/csv",
+    ".tsv": "text/tab-separated-values",
+    ".html": "text/html",
+    ".htm": "text/html",
+    ".eml": "message/rfc822",
+}
+_SAYS_NOTHING: Final = frozenset({"application/octet-stream", "application/x-unknown", "binary/octet-stream"})
 _SIGNATURES: Final = frozenset(
     {
         "application/pgp-signature",
@@ -155,6 +169,21 @@ def read_mail(message: Message) -> Document:
     return Document(text, KIND, head, tuple(found.attachments), tuple(found.problems), tuple(found.notes))
 
 
+def is_read(kind: str, name: str) -> bool:
+    """Whether an attachment of this media type and name is read, so that a provider need be asked for its content."""
+    kind = _kind(kind.lower(), name)
+    return kind in _TEXTS or kind in _CALENDARS or kind in _SIGNED or kind == KIND
+
+
+def is_signed(kind: str, name: str) -> bool:
+    """Whether a part with this media type and name holds a mail that is signed, or encrypted."""
+    return kind.lower() in (*_SIGNED, "multipart/signed") or name.lower() == "smime.p7m"
+
+
+def _kind(kind: str, name: str) -> str:
+    return _BY_SUFFIX.get(PurePosixPath(name.lower()).suffix, kind) if kind in _SAYS_NOTHING else kind
+
+
 def attachments_to_text(attachments: Iterable[Attachment]) -> str:
     """A list of the attachments; empty if there are none."""
     names = "\n".join(f"- {item.name} ({item.type})" for item in attachments)
@@ -188,9 +217,14 @@ def _body(part: Message, found: _Found, depth: int, *, is_root: bool = False) ->
     kind = part.get_content_type()
     payload = part.get_payload() if part.is_multipart() else None
     if kind == KIND and isinstance(payload, list):
-        for inner in payload:
-            if isinstance(inner, Message):
-                _forwarded(inner, found, depth)
+        mails = [inner for inner in payload if isinstance(inner, Message)]
+        if not any(inner.items() or inner.get_payload() for inner in mails):
+            _list_attachment(
+                part, _filename(part, found), kind, found
+            )  # a provider's answer does not hold it
+            return ""
+        for inner in mails:
+            _forwarded(inner, found, depth)
         return ""
     if isinstance(payload, list):
         children = [child for child in payload if isinstance(child, Message)]
@@ -210,9 +244,12 @@ def _leaf(part: Message, kind: str, found: _Found, depth: int, *, is_root: bool)
     if kind in _SIGNATURES:
         return ""
     name = _filename(part, found)
+    kind = _kind(kind, name)
+    if kind == KIND:
+        return _attached_mail(part, name, found, depth)
     if kind in _TNEF or name.lower() == "winmail.dat":
         found.note("a part in Outlook's own format (winmail.dat) cannot be read")
-    if kind in _CALENDARS or (kind == "application/octet-stream" and name.lower().endswith((".ics", ".vcf"))):
+    if kind in _CALENDARS:
         if text := content_lines_to_text(_text(part, found)):
             found.add_inside("Calendar" if "vcard" not in kind else "Address card", text)
         return ""
@@ -282,6 +319,17 @@ def _forwarded(message: Message, found: _Found, depth: int) -> None:
     text = "\n\n".join(filter(None, (_lines(shown_headers(message)), body, *inner.inside)))
     if text:
         found.add_inside("Forwarded mail", text)
+
+
+def _attached_mail(part: Message, name: str, found: _Found, depth: int) -> str:
+    """A mail that is attached as a file."""
+    raw, problem = content_bytes(part)
+    found.note(problem)
+    if raw.strip():
+        _forwarded(parse_message(raw), found, depth)
+    else:  # a provider's answer names it and does not hold it
+        _list_attachment(part, name, KIND, found)
+    return ""
 
 
 def _is_attached(part: Message) -> bool:

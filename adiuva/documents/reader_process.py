@@ -1,8 +1,9 @@
 """The process in which documents are read: `python -m adiuva.documents.reader_process`.
 
-It reads requests from its standard input, and forks a child for each, which limits itself, reads the document and
-writes its answer into a pipe. This process never looks into a document. Where there is no fork, it reads one document
-itself and ends.
+It reads requests from its standard input and hands each to a forked child, which limits itself, reads the document and
+answers. A child that reads by a library reads one document. One that reads by Python of our own goes on, since a fork
+takes milliseconds, in some containers twenty. This process never looks into a document. Where there is no fork, it
+reads one document itself and ends.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import time
 from contextlib import suppress
 from importlib import import_module
 from pathlib import PurePosixPath
@@ -20,7 +22,7 @@ from typing import Final
 import orjson
 
 from adiuva.documents.errors import Unreadable
-from adiuva.documents.isolation import MAX_ANSWER_BYTES, to_answer, to_refusal
+from adiuva.documents.isolation import LENGTH_BYTES, MAX_ANSWER_BYTES, to_answer, to_refusal
 from adiuva.documents.kinds import KINDS, Kind
 
 try:
@@ -30,9 +32,11 @@ except ImportError:  # Windows
 
 MAX_CPU_SECONDS: Final = 30
 MAX_MEMORY_BYTES: Final = 1024 * 1024 * 1024
+_MAX_FILES: Final = 64
 MAX_TEXT_CHARS: Final = 32 * 1024 * 1024
 _IDLE_SECONDS: Final = 60.0
-_LENGTH_BYTES: Final = 8
+# Documents after which a child is replaced, with whatever memory it has taken.
+_MAX_READS: Final = 500
 # Libraries that take long to import: before the fork, so that it happens once.
 _LIBRARIES: Final = {
     "pdf:read_pdf": "pypdfium2",
@@ -49,28 +53,39 @@ _DAMAGED: Final = "it is damaged in a way that stops its reader"
 def main() -> None:
     source, target = sys.stdin.buffer, sys.stdout.buffer
     gc.freeze()
-    while (length := _next(source.fileno())) is not None:
-        request = orjson.loads(_exactly(source.fileno(), length))
+    kept: _Child | None = None
+    while (head := _next(source.fileno())) is not None:
+        request = orjson.loads(head)
         raw = _exactly(source.fileno(), request["size"])
         kind = KINDS[PurePosixPath(request["name"]).suffix.lower()]
         kind.load()
         if library := _LIBRARIES.get(kind.reader):
             import_module(library)
-        answer = _in_child(kind, raw) if hasattr(os, "fork") else _read(kind, raw)
-        target.write(len(answer).to_bytes(_LENGTH_BYTES, "big") + answer)
+        if not hasattr(os, "fork"):
+            answer = _read(kind, raw)
+        else:
+            child = (kept if kind.shares_process else None) or _Child()
+            answer = child.read(request["name"], raw)
+            if kind.shares_process:
+                kept = None if child.has_ended else child
+            elif not child.has_ended:
+                child.end()
+        target.write(len(answer).to_bytes(LENGTH_BYTES, "big") + answer)
         target.flush()
         if not hasattr(os, "fork"):
             return
 
 
-def _next(descriptor: int) -> int | None:
-    """The length of the next request's head; None if there will be none."""
+def _next(descriptor: int) -> bytes | None:
+    """The next request's head; None if there will be none."""
     if hasattr(os, "fork") and not select.select([descriptor], [], [], _IDLE_SECONDS)[0]:
         return None
-    first = os.read(descriptor, _LENGTH_BYTES)
+    first = os.read(descriptor, LENGTH_BYTES)
     if not first:
         return None
-    return int.from_bytes(first + _exactly(descriptor, _LENGTH_BYTES - len(first)), "big")
+    return _exactly(
+        descriptor, int.from_bytes(first + _exactly(descriptor, LENGTH_BYTES - len(first)), "big")
+    )
 
 
 def _exactly(descriptor: int, size: int) -> bytes:
@@ -84,53 +99,102 @@ def _exactly(descriptor: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def _in_child(kind: Kind, raw: bytes) -> bytes:
-    receiving, sending = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.close(receiving)
-            _limit()
-            answer = _read(kind, raw)
-            with os.fdopen(sending, "wb") as pipe:
-                pipe.write(answer)
-            code = 0
-        finally:
-            os._exit(code)  # whatever happened: the parent must not go on in two processes
-    os.close(sending)
-    pieces: list[bytes] = []
-    size = 0
-    while (piece := os.read(receiving, 1 << 20)) and size <= MAX_ANSWER_BYTES:
-        pieces.append(piece)
-        size += len(piece)
-    os.close(receiving)
-    if size > MAX_ANSWER_BYTES:
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.waitstatus_to_exitcode(status) == 0:
+class _Child:
+    """A forked process with limits that reads documents, one after the other."""
+
+    def __init__(self) -> None:
+        reading, self._requests = os.pipe()
+        self._answers, writing = os.pipe()
+        self._reads = 0
+        self.has_ended = False
+        self._pid = os.fork()
+        if self._pid == 0:
+            code = 1
+            try:
+                _serve(reading, writing)
+                code = 0
+            finally:
+                os._exit(code)  # whatever happened: the parent must not go on in two processes
+        os.close(reading)
+        os.close(writing)
+
+    def read(self, name: str, raw: bytes) -> bytes:
+        """The answer; a refusal if the document ended the process, after which it is of no more use."""
+        head = name.encode()
+        request = b"".join(len(each).to_bytes(LENGTH_BYTES, "big") + each for each in (head, raw))
+        with suppress(BrokenPipeError):
+            written = 0
+            while written < len(request):
+                written += os.write(self._requests, memoryview(request)[written:])
+        length = self._some(LENGTH_BYTES)
+        size = int.from_bytes(length, "big") if len(length) == LENGTH_BYTES else -1
+        if size > MAX_ANSWER_BYTES:
+            os.kill(self._pid, signal.SIGKILL)
+            self.end()
+            return to_refusal(_TOO_LONG)
+        answer = self._some(size)
+        if size < 0 or len(answer) < size:
+            by = -self.end()
+            return to_refusal(_TOO_SLOW if by in (signal.SIGXCPU, signal.SIGKILL) else _DAMAGED)
+        self._reads += 1
+        if self._reads == _MAX_READS:
+            self.end()
+        return answer
+
+    def end(self) -> int:
+        """Let it end, and return its exit code: less than zero if it was a signal."""
+        self.has_ended = True
+        os.close(self._requests)
+        os.close(self._answers)
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+    def _some(self, size: int) -> bytes:
+        """That many bytes, or fewer if it has ended."""
+        pieces: list[bytes] = []
+        while size > 0 and (piece := os.read(self._answers, min(size, 1 << 20))):
+            pieces.append(piece)
+            size -= len(piece)
         return b"".join(pieces)
-    if size > MAX_ANSWER_BYTES:
-        return to_refusal(_TOO_LONG)
-    by = -os.waitstatus_to_exitcode(status)
-    return to_refusal(_TOO_SLOW if by in (signal.SIGXCPU, signal.SIGKILL) else _DAMAGED)
+
+
+def _serve(reading: int, writing: int) -> None:
+    """In the child: answer requests until there are none."""
+    # The child shares the standard streams, which belong to the protocol, and another child's pipes.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    places = [os.dup(descriptor) for descriptor in (nothing, nothing, nothing, reading, writing)]
+    for place, descriptor in enumerate(places):
+        os.dup2(descriptor, place)
+    os.closerange(len(places), _MAX_FILES)
+    reading, writing = 3, 4
+    _limit()
+    while length := os.read(reading, LENGTH_BYTES):
+        length += _exactly(reading, LENGTH_BYTES - len(length))
+        name = _exactly(reading, int.from_bytes(length, "big")).decode()
+        raw = _exactly(reading, int.from_bytes(_exactly(reading, LENGTH_BYTES), "big"))
+        _limit_cpu()
+        answer = _read(KINDS[PurePosixPath(name).suffix.lower()], raw)
+        del raw
+        with os.fdopen(os.dup(writing), "wb") as pipe:
+            pipe.write(len(answer).to_bytes(LENGTH_BYTES, "big") + answer)
 
 
 def _limit() -> None:
-    """Limits on memory, CPU time, and files of this process; no file can be written, no core is dumped."""
-    # The child shares the standard streams, which belong to the protocol.
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    for name, soft, hard in (
-        ("RLIMIT_AS", MAX_MEMORY_BYTES, MAX_MEMORY_BYTES),
-        ("RLIMIT_CPU", MAX_CPU_SECONDS, MAX_CPU_SECONDS + 1),
-        ("RLIMIT_FSIZE", 0, 0),
-        ("RLIMIT_NOFILE", 64, 64),
-        ("RLIMIT_CORE", 0, 0),
+    """Limits on memory and files of this process; no file can be written, no core is dumped."""
+    for name, most in (
+        ("RLIMIT_AS", MAX_MEMORY_BYTES),
+        ("RLIMIT_FSIZE", 0),
+        ("RLIMIT_NOFILE", _MAX_FILES),
+        ("RLIMIT_CORE", 0),
     ):
         with suppress(ValueError, OSError, AttributeError):  # not every system has each
-            resource.setrlimit(getattr(resource, name), (soft, hard))
+            resource.setrlimit(getattr(resource, name), (most, most))
+
+
+def _limit_cpu() -> None:
+    """From now on, this process has MAX_CPU_SECONDS."""
+    most = int(time.process_time()) + 1 + MAX_CPU_SECONDS
+    with suppress(ValueError, OSError, AttributeError):
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def _read(kind: Kind, raw: bytes) -> bytes:

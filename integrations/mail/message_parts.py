@@ -1,36 +1,82 @@
-"""Turns a provider's message into a document. All are converted to mails and read by adiuva.documents.mail."""
+"""Turns a provider's message into a document. All become mails, and are read like files: in a process with limits."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime as dt
+import re
+import secrets
 from email.message import Message
+from typing import Final
 
-from adiuva.documents import Unreadable
-from adiuva.documents.mail import read_mail
+from adiuva.core.per_loop import PerLoop
+from adiuva.documents import Document, Unreadable, isolation
 from integrations.mail.documents import MailDocument, SkippedMessage
 
-# Longer mails are read in a thread, off the event loop.
-_LARGE_CHARS = 64 * 1024
+_HEADER_NAME: Final = re.compile(r"[!-9;-~]{1,100}")
+# Set anew: the content is never encoded as a provider's headers say, and a boundary could be part of a text.
+_OURS: Final = frozenset({"content-transfer-encoding", "content-type", "mime-version"})
+_BOUNDARY: Final = re.compile(r";\s*boundary\s*=\s*(?:\"[^\"]*\"?|[^;\s]*)", re.IGNORECASE)
+# No more threads wait for a reader than there are readers.
+_readers: PerLoop[asyncio.Semaphore] = PerLoop(lambda: asyncio.Semaphore(isolation.SHARED_PROCESSES))
 
 
 async def read_document(
-    message: Message, *, size: int, source_id: str, content_hash: bytes, sent_at: dt.datetime | None
+    message: Message, *, source_id: str, content_hash: bytes, sent_at: dt.datetime | None
 ) -> MailDocument | SkippedMessage:
-    """Read a message of about `size` characters. Never raises because of the message's content."""
-    if size > _LARGE_CHARS:
-        return await asyncio.to_thread(_read, message, source_id, content_hash, sent_at)
-    return _read(message, source_id, content_hash, sent_at)
+    """Read a message. Never raises because of its content."""
+    return await read_raw(to_bytes(message), source_id=source_id, content_hash=content_hash, sent_at=sent_at)
 
 
-def _read(
-    message: Message, source_id: str, content_hash: bytes, sent_at: dt.datetime | None
+async def read_raw(
+    raw: bytes, *, source_id: str, content_hash: bytes, sent_at: dt.datetime | None
 ) -> MailDocument | SkippedMessage:
+    """The same for a mail as it was sent."""
     try:
-        mail = read_mail(message)
+        return MailDocument(source_id, content_hash, await _read(raw), sent_at)
     except Unreadable as unreadable:
         return SkippedMessage(source_id, unreadable.code, unreadable.message)
-    return MailDocument(source_id, content_hash, mail, sent_at)
+
+
+async def html_to_text(content: str) -> str:
+    """The text of a post. Raises Unreadable."""
+    subject = "post"  # without one, a post without words would be refused
+    message = text_part(content.encode(), "text/html")
+    message["Subject"] = subject
+    return (await _read(to_bytes(message))).text.removeprefix(f"Subject: {subject}\n").strip("\n")
+
+
+async def _read(raw: bytes) -> Document:
+    async with _readers.get():
+        return await asyncio.to_thread(isolation.shared_reader().read, "message.eml", raw)
+
+
+def to_bytes(message: Message) -> bytes:
+    """A mail that says the same as `message`, whose texts are not encoded. An attached mail may be its bytes."""
+    kind, payload = message.get_content_type(), message.get_payload()
+    lines = [
+        f"{name}: {' '.join(str(value).split())}".encode("utf-8", "surrogateescape")
+        for name, value in message.items()
+        if _HEADER_NAME.fullmatch(name) and name.lower() not in _OURS
+    ]
+    said = " ".join(str(message.get("Content-Type", kind)).split())
+    if isinstance(payload, list) and kind != "message/rfc822":
+        boundary = f"part-{secrets.token_hex(16)}"
+        said = f'{_BOUNDARY.sub("", said)}; boundary="{boundary}"'
+        mark = f"--{boundary}".encode()
+        parts = [mark + b"\n" + to_bytes(part) for part in payload if isinstance(part, Message)]
+        body = b"\n".join([*parts, mark + b"--\n"])
+    elif isinstance(payload, list):
+        body = b"\n".join(to_bytes(part) for part in payload if isinstance(part, Message))
+    else:
+        content = message.get_payload(decode=True)  # which has no transfer encoding
+        body = content if isinstance(content, bytes) else b""
+        if kind != "message/rfc822":
+            body = base64.b64encode(body)
+            lines.append(b"Content-Transfer-Encoding: base64")
+    lines.append(f"Content-Type: {said}".encode("utf-8", "surrogateescape"))
+    return b"\n".join(lines) + b"\n\n" + body
 
 
 def text_part(text: bytes, kind: str, charset: str = "utf-8") -> Message:

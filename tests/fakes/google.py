@@ -88,8 +88,14 @@ class Google(Server):
             case ["messages", message_id]:
                 return self._message(box, message_id)
             case ["messages", message_id, "attachments", place]:
-                part = list(message_from_bytes(box.messages[message_id].raw).walk())[int(place)]
-                return {"data": _base64(_text_of(part))}
+                number = place.removeprefix("attachment-")
+                part = list(message_from_bytes(box.messages[message_id].raw).walk())[int(number)]
+                raw = part.get_payload(decode=True)
+                return {
+                    "data": _base64(
+                        _text_of(part) if number == place else raw if isinstance(raw, bytes) else b""
+                    )
+                }
         raise NotHere
 
     def _list(self, box: GmailBox, http: web.Request) -> dict[str, Any]:

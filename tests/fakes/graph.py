@@ -146,7 +146,7 @@ class Graph(Server):
                 if message is None or message.get("gone"):
                     raise NotHere(404, "ErrorItemNotFound")
                 return message
-            case ["me", "messages", _, "attachments", key, "$value"]:
+            case ["me", "messages", key, "$value"] | ["me", "messages", _, "attachments", key, "$value"]:
                 if key not in box.raw:
                     raise NotHere(404, "ErrorItemNotFound")
                 return box.raw[key]

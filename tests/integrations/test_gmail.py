@@ -68,6 +68,31 @@ async def test_a_message_becomes_a_document(google: Google) -> None:
     assert not any("attachments" in path for path in box.asked)
 
 
+async def test_attachments_that_are_text_are_read(google: Google) -> None:
+    box = google.mailbox("attached")
+    head = b"--b\nContent-Type: %s; name=%s\nContent-Disposition: attachment; filename=%s\n\n%s\n"
+    attached = [
+        (b"text/plain", b"plan.txt", b"book the hall"),
+        (b"application/octet-stream", b"list.csv", b"what,when\nprint the flyers,Friday"),
+        (
+            b"text/calendar",
+            b"call.ics",
+            b"BEGIN:VCALENDAR\nBEGIN:VEVENT\nSUMMARY:Press check\nEND:VEVENT\nEND:VCALENDAR",
+        ),
+        (b"text/plain", b"big.txt", b"x" * (1 << 20) + b"y"),
+        (b"application/pdf", b"a.pdf", b"%PDF"),
+    ]
+    parts = b"".join(head % (kind, name, name, raw) for kind, name, raw in attached)
+    box.add(
+        b"Subject: s\nContent-Type: multipart/mixed; boundary=b\n\n--b\n\nSee below.\n" + parts + b"--b--\n"
+    )
+    [item] = await Run().read(gmail(box))
+    assert isinstance(item, MailDocument)
+    for shown in ("See below.", "book the hall", "print the flyers,Friday", "Event: Press check"):
+        assert shown in item.text
+    assert [each.name for each in item.document.attachments] == ["big.txt", "a.pdf"]
+
+
 async def test_what_arrives_later_and_during_a_reading_is_found_by_the_next_one(google: Google) -> None:
     box, run = google.mailbox("later"), Run()
     box.add(mail("one"))

@@ -64,6 +64,60 @@ async def test_a_message_becomes_a_document(graph: Graph) -> None:
     assert "Quoted from earlier messages:\n> On Monday Ann wrote:\n>\n> How much?\n" in item.text
 
 
+ATTACHED = {
+    "plan.txt": ("text/plain", "Grüße: book the hall".encode("cp1252"), "Grüße: book the hall"),
+    "list.csv": (
+        "application/octet-stream",
+        b"what,when\nprint the flyers,Friday",
+        "print the flyers,Friday",
+    ),
+    "call.ics": (
+        "text/calendar",
+        b"BEGIN:VCALENDAR\r\nBEGIN:VEVENT\r\nSUMMARY:Press check\r\nEND:VEVENT\r\nEND:VCALENDAR\r\n",
+        "Event: Press check",
+    ),
+    "old.eml": ("application/octet-stream", b"Subject: Old\n\nsend the keys back", "send the keys back"),
+}
+
+
+async def test_attachments_that_are_text_are_read_and_a_mail_is_its_message_id(graph: Graph) -> None:
+    box = graph.mailbox("attached")
+    box.raw.update({name: raw for name, (_, raw, _) in ATTACHED.items()})
+    box.add(
+        attachments=[
+            {"id": name, "name": name, "contentType": kind, "size": len(raw)}
+            for name, (kind, raw, _) in ATTACHED.items()
+        ]
+        + [{"id": "big", "name": "big.txt", "contentType": "text/plain", "size": 2 << 20}],
+        internetMessageId="<one@example.com>",
+    )
+    [item] = await Run().read(outlook(box))
+    assert isinstance(item, MailDocument)
+    assert item.document.head.message_id == "one@example.com"
+    for _, _, shown in ATTACHED.values():
+        assert shown in item.text
+    assert [each.name for each in item.document.attachments] == ["big.txt"]
+
+
+async def test_invitations_and_signed_mails_are_read_as_they_were_sent(graph: Graph) -> None:
+    box = graph.mailbox("whole")
+    kind = "#microsoft.graph.eventMessageRequest"
+    smime = [{"id": "s", "name": "smime.p7m", "contentType": "multipart/signed", "size": 900}]
+    invitation = box.add("Review", "", **{"@odata.type": kind})
+    signed, lost = box.add("Signed", "", attachments=smime), box.add("Lost", "", attachments=smime)
+    calendar = ATTACHED["call.ics"][1]
+    box.raw[invitation] = b"Subject: Review\nContent-Type: text/calendar\n\n" + calendar
+    box.raw[signed] = (
+        b"Subject: Signed\nContent-Type: multipart/signed; boundary=b\n\n--b\n\nReturn the contract.\n"
+        b"--b\nContent-Type: application/pkcs7-signature\n\nMII\n--b--\n"
+    )
+    found = {item.source_id: item for item in await Run().read(outlook(box))}
+    read = {key: item.text for key, item in found.items() if isinstance(item, MailDocument)}
+    assert "Event: Press check" in read[invitation]
+    assert "Return the contract." in read[signed]
+    assert "smime.p7m" in read[lost]  # Graph does not give it: it is named
+
+
 async def test_all_folders_but_those_of_what_is_thrown_away_are_read_and_a_move_is_not_news(
     graph: Graph,
 ) -> None:

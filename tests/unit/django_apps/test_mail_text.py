@@ -133,13 +133,9 @@ SAMPLES = [
 async def test_a_mail_in_any_language_reads_the_same_from_gmail_and_as_it_was_sent(
     raw: bytes, text: str
 ) -> None:
-    for message in (
-        parse_message(raw),
-        MessageBuilder().message(payload_of(message_from_bytes(raw), iter(range(99)))),
-    ):
-        item = await message_parts.read_document(
-            message, size=0, source_id="1", content_hash=b"", sent_at=None
-        )
+    from_gmail = MessageBuilder().message(payload_of(message_from_bytes(raw), iter(range(99))))
+    for whole in (raw, message_parts.to_bytes(from_gmail)):
+        item = await message_parts.read_raw(whole, source_id="1", content_hash=b"", sent_at=None)
         assert isinstance(item, MailDocument)
         assert item.title == "x" and text in item.text
 
@@ -180,9 +176,7 @@ async def test_whatever_gmail_gives_as_a_payload_ends_in_a_document_or_a_reason(
         payload = made(5)
         if isinstance(payload, dict):
             message = MessageBuilder().message(payload)
-            item = await message_parts.read_document(
-                message, size=0, source_id="1", content_hash=b"", sent_at=None
-            )
+            item = await message_parts.read_document(message, source_id="1", content_hash=b"", sent_at=None)
             assert isinstance(item, MailDocument | SkippedMessage)
 
 
@@ -191,7 +185,7 @@ async def test_what_is_attached_is_listed_with_its_size_and_a_name_can_be_anythi
     message = message_parts.text_part(b"text", "text/plain")
     whole = message_from_bytes(b"Subject: x\nContent-Type: multipart/mixed\n\n")
     whole.set_payload([message, part])
-    item = await message_parts.read_document(whole, size=0, source_id="1", content_hash=b"", sent_at=None)
+    item = await message_parts.read_document(whole, source_id="1", content_hash=b"", sent_at=None)
     assert isinstance(item, MailDocument)
     [attachment] = item.document.attachments
     assert (attachment.type, attachment.size) == ("application/octet-stream", 1234)
@@ -203,7 +197,7 @@ async def test_ten_megabytes_of_a_page_are_read() -> None:
     page = b"Subject: large\nContent-Type: text/html\n\n" + line * 10_300
     assert len(page) > 10_000_000
     item = await message_parts.read_document(
-        parse_message(page), size=len(page), source_id="1", content_hash=b"", sent_at=None
+        parse_message(page), source_id="1", content_hash=b"", sent_at=None
     )
     assert isinstance(item, MailDocument) and item.text.count("A line of text") == 10_300
 

@@ -38,6 +38,8 @@ def read_rtf(raw, kind):
     elif said == "print":
         print("noise", flush=True)
         sys.stdout.flush()
+    elif said == "pid":
+        return Document(str(os.getpid()), kind)
     elif said == "environment":
         return Document(",".join(sorted(os.environ)), kind)
     elif said == "much":
@@ -54,6 +56,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Isolated
         "module = types.ModuleType('adiuva.documents.office')\n"
         f"exec({HOSTILE!r}, module.__dict__)\n"
         "sys.modules['adiuva.documents.office'] = module\n"
+        "module.read_eml = module.read_rtf\n"
+        "sys.modules['adiuva.documents.mail_files'] = module\n"
         "import resource\n"
         "real = resource.setrlimit\n"
         "resource.setrlimit = lambda which, limits: real(which, (1, 2) if which == resource.RLIMIT_CPU else limits)\n"
@@ -85,6 +89,16 @@ def test_what_a_hostile_document_does_ends_with_it(
     assert reader.read("a.rtf", b"next").text == "next"
     if said == "write":
         assert (tmp_path / "written").read_bytes() == b""
+
+
+def test_what_shares_a_process_ends_only_that_process(reader: IsolatedReader) -> None:
+    """The readers of mails and pages go on with the next one; a fork for each would cost more than the reading."""
+    assert reader.read("a.eml", b"pid").text == reader.read("b.eml", b"pid").text
+    assert reader.read("a.rtf", b"pid").text != reader.read("b.rtf", b"pid").text
+    for said, reason in (("crash", "damaged"), ("memory", "memory"), ("recursion", "damaged")):
+        with pytest.raises(Unreadable, match=reason):
+            reader.read("a.eml", said.encode())
+        assert reader.read("a.eml", b"next").text == "next"
 
 
 def test_what_sleeps_is_ended_by_the_clock(reader: IsolatedReader) -> None:
@@ -128,8 +142,9 @@ def test_several_threads_may_read_at_once() -> None:
 def test_a_reader_that_ended_is_started_again() -> None:
     reader = IsolatedReader()
     assert reader.read("a.rtf", office_files.rtf("t", ["x"])).text == "t\nx\n"
-    assert reader._process is not None
-    reader._process.kill()
-    reader._process.wait()
+    process = reader._all[0]._process
+    assert process is not None
+    process.kill()
+    process.wait()
     assert reader.read("a.rtf", office_files.rtf("t", ["y"])).text == "t\ny\n"
     reader.stop()
