@@ -17,6 +17,7 @@ from uuid import UUID
 
 from adiuva import llm
 from adiuva.core import prompt_files
+from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.documents import Head, Part, cut_into_parts
 from agents.prompt_context import describe_known, nearest_known, nearest_projects
 from agents.reconciliation import KnownRecord
@@ -90,6 +91,9 @@ class Extractor:
         finally:
             for task in tasks:
                 task.cancel()  # if one has failed, the answers of the others are useless
+            await asyncio.gather(
+                *tasks, return_exceptions=True
+            )  # their requests have ended once this returns
         found.records = in_order(record for answer in answers for record in answer.records)
         found.rejected = [rejected for answer in answers for rejected in answer.rejected]
         found.verdicts = _agreed(
@@ -97,7 +101,7 @@ class Extractor:
         )
 
     def messages(self, name: str, part: Part, known: Sequence[KnownRecord]) -> list[llm.Message]:
-        """The messages, the stable parts first so that providers can cache them, the document alone in the last."""
+        """A system message, the same for all documents, and one of the user's: the agent's part, then the document."""
         projects = nearest_projects(self.rules.projects, f"{name}\n{part.context}\n{part.text}")
         context = (
             f"What this freelancer asks you to look for:\n{self.instructions or 'Whatever fits the tables.'}\n\n"
@@ -106,13 +110,13 @@ class Extractor:
         )
         if known:
             context += f"\n\nKnown: {describe_known(known, self.rules.zone)}"
-        today = dt.datetime.now(self.rules.zone).date().isoformat()
+        context += f"\nToday: {dt.datetime.now(self.rules.zone):%A %Y-%m-%d}"
         one_line = " ".join(name.split())
-        head = f"Document: {one_line}\nPart: {part.number} of {part.count}\nToday: {today}\n{part.context}".rstrip()
+        head = f"Document: {one_line}\nPart: {part.number} of {part.count}\n{part.context}".rstrip()
+        document = delimit_untrusted("document", f"{head}\n\n{part.text}")
         return [
             {"role": "system", "content": _PROMPT.text},
-            {"role": "user", "content": context},
-            {"role": "user", "content": f"{head}\n\n{part.text}"},
+            {"role": "user", "content": f"{context}\n\n{document}"},
         ]
 
 

@@ -54,7 +54,7 @@ class Assistant:
     def __init__(self, prompt: SystemPrompt, tools: Sequence[BaseTool]) -> None:
         self.prompt = prompt
         self.tools = {tool.name: tool for tool in tools}
-        self.schemas: list[dict[str, Any]] = [convert_to_openai_tool(tool) for tool in tools]
+        self.schemas: list[dict[str, Any]] = [_tool_schema(tool) for tool in tools]
         # Built once because LangChain builds them again at each access.
         self._checks = {tool.name: tool.tool_call_schema for tool in tools}
         self._arguments = {
@@ -79,6 +79,15 @@ class Assistant:
             except ValidationError as error:
                 return _validation_text(error)
         return ""
+
+
+def _tool_schema(tool: BaseTool) -> dict[str, Any]:
+    """What a model reads of a tool, without null defaults: they cost tokens, and some chat templates break on them."""
+    schema = convert_to_openai_tool(tool)
+    for argument in schema["function"].get("parameters", {}).get("properties", {}).values():
+        if argument.get("default", ...) is None:
+            del argument["default"]
+    return schema
 
 
 @dataclass
@@ -350,7 +359,7 @@ def _wire_message(message: BaseMessage) -> llm.Message:
         case AIMessage(tool_calls=calls, invalid_tool_calls=invalid) if calls or invalid:
             return {
                 "role": "assistant",
-                "content": str(message.content) or None,
+                "content": str(message.content),  # not null: templates join it to a text
                 "tool_calls": [
                     *(
                         _wire_tool_call(call["id"], call["name"], orjson.dumps(call["args"]).decode())

@@ -10,7 +10,7 @@ from langchain_core.tools import BaseTool, tool
 
 from chat.agent_loop import Assistant, OutputHooks, TurnContext, run_agent_loop
 from chat.models import AssistantKind
-from chat.prompts import system_prompt
+from chat.prompts import system_prompt, with_turn_prompt
 from chat.tools import CLIENTS, DEVICE_TOOLS, MEMORY_TOOLS, NOTES, PROJECTS, TASKS, TIMELINES
 
 Specialist = Literal["tasks", "projects", "timelines", "notes"]
@@ -34,8 +34,7 @@ async def delegate(
     shared = config["configurable"]
     messages: list[BaseMessage] = [
         SystemMessage(SPECIALISTS[agent].prompt.text),
-        SystemMessage(shared["turn_prompt"]),
-        HumanMessage(request),
+        HumanMessage(with_turn_prompt(shared["turn_prompt"], request)),
     ]
     return await run_agent_loop(
         SPECIALISTS[agent], messages, cast(TurnContext, shared["context"]), OutputHooks()

@@ -29,6 +29,10 @@ _MIN_VERBATIM_MESSAGES: Final = 4
 # One call of the model summarises at most this much; a longer part is summarised chunk by chunk.
 _CHUNK_CHARS: Final = 60_000
 
+# Chat templates want users and assistants by turns.
+_UNANSWERED: Final = "(This was not answered.)"
+_BEGINNING: Final = "(What was said before is left out.)"
+
 
 @dataclass
 class FittedHistory:
@@ -39,11 +43,23 @@ class FittedHistory:
     new: int = 0
 
     def messages(self) -> list[BaseMessage]:
-        return [
-            AIMessage(message.text) if message.role == "assistant" else HumanMessage(message.text)
-            for message in self.recent
-            if message.text
-        ]
+        """The messages by turns, user first, an answer last."""
+        found: list[BaseMessage] = []
+        for message in self.recent:
+            if not message.text:
+                continue
+            is_users = message.role != "assistant"
+            if is_users and found and isinstance(found[-1], HumanMessage):
+                found.append(AIMessage(_UNANSWERED))
+            elif not is_users and not found:
+                found.append(HumanMessage(_BEGINNING))
+            elif not is_users and isinstance(found[-1], AIMessage):
+                found[-1] = AIMessage(f"{found[-1].content}\n\n{message.text}")
+                continue
+            found.append(HumanMessage(message.text) if is_users else AIMessage(message.text))
+        if found and isinstance(found[-1], HumanMessage):
+            found.append(AIMessage(_UNANSWERED))
+        return found
 
 
 def needs_summary(claimed: ClaimedTurn) -> bool:

@@ -1,8 +1,8 @@
-"""Builds the assistants' prompts: a stable system prompt, which providers can cache, and a turn prompt for each turn.
+"""Builds the assistants' prompts: a stable system prompt, which providers can cache, and what belongs to each turn.
 
 A system prompt is `chat/prompts/<name>.md` with the parts it shares with others and its canary. It is the same bytes
 for all users and turns, in every process. Whatever changes (the time, the row in question, what was confirmed) is in
-the turn prompt, a system message right before the user's last message.
+the turn prompt, which opens the user's last message: many chat templates refuse or drop a second system message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 from django.conf import settings
 
 from adiuva.core import prompt_files
-from adiuva.core.prompt_delimiting import delimit_untrusted
+from adiuva.core.prompt_delimiting import delimit_own, delimit_untrusted
 
 PROMPT_NAMES: Final = ("home", "floating", "tasks", "projects", "timelines", "notes", "summary")
 
@@ -108,6 +108,11 @@ def turn_prompt(
             f"these arguments:\n{delimit_untrusted('confirmed', _bullet_list(confirmed))}"
         )
     return "\n\n".join(parts)
+
+
+def with_turn_prompt(turn: str, message: str) -> str:
+    """The user's message, after what belongs to this turn."""
+    return f"{delimit_own('turn', turn)}\n\n{message}"
 
 
 def _bullet_list(items: Sequence[str]) -> str:

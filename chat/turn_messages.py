@@ -12,7 +12,7 @@ from adiuva.devices.protocol import Scope, TableName
 from chat.agent_loop import Assistant
 from chat.device_session import DeviceSession
 from chat.history import FittedHistory
-from chat.prompts import turn_prompt
+from chat.prompts import turn_prompt, with_turn_prompt
 from chat.request import ChatRequest
 from chat.tools import formatting
 from chat.turn_rows import ClaimedTurn
@@ -40,21 +40,19 @@ def first_messages(
     confirmed: list[str],
 ) -> list[BaseMessage]:
     """`scope` is from `describe_scope`, `memory` what was recalled, `confirmed` the calls that the user said yes to."""
+    turn = turn_prompt(
+        now=session.now,
+        locale=claimed.locale,
+        scope=scope,
+        context=_context(history.summary, request.context),
+        memory=memory,
+        confirmed=confirmed,
+        changed=_earlier_changes(claimed),
+    )
     return [
         SystemMessage(assistant.prompt.text),
         *history.messages(),
-        SystemMessage(
-            turn_prompt(
-                now=session.now,
-                locale=claimed.locale,
-                scope=scope,
-                context=_context(history.summary, request.context),
-                memory=memory,
-                confirmed=confirmed,
-                changed=_earlier_changes(claimed),
-            )
-        ),
-        HumanMessage(request.message),
+        HumanMessage(with_turn_prompt(turn, request.message)),
     ]
 
 

@@ -13,7 +13,17 @@ def delimit_untrusted(name: str, text: str) -> str:
 
     Both lines carry a keyed hash of the text, so that nothing in the text can contain or forge them.
     """
+    mark = _mark(name, text)
+    return f"[begin {name} {mark}]\n{text}\n[end {name} {mark}]"
+
+
+def delimit_own(name: str, text: str) -> str:
+    """A text of ours within a message of the user, between lines that no text of the user can contain or forge."""
+    mark = _mark(f"own {name}", text).replace("data-", "app-")
+    return f"[{name} {mark}]\n{text}\n[{name} ends {mark}]"
+
+
+def _mark(name: str, text: str) -> str:
     key = hashlib.sha256(b"adiuva.core.prompt_delimiting\0" + settings.SECRET_KEY.encode()).digest()
     said = f"{name}\0{text}".encode("utf-8", "surrogatepass")
-    mark = f"data-{hmac.new(key, said, hashlib.sha256).hexdigest()[:16]}"
-    return f"[begin {name} {mark}]\n{text}\n[end {name} {mark}]"
+    return f"data-{hmac.new(key, said, hashlib.sha256).hexdigest()[:16]}"

@@ -15,6 +15,7 @@ from django.conf import settings
 from adiuva.llm import errors, transport
 from adiuva.llm.capabilities import Feature, Features, send_adapted
 from adiuva.llm.json_extraction import read_json
+from adiuva.llm.messages import in_strict_order
 from adiuva.llm.types import (
     ChatRequest,
     Delta,
@@ -67,7 +68,7 @@ class ChatModel(ABC):
 
         settings.MODEL_TIMEOUT_S is the longest silence of each attempt, without the wait for the concurrency limit.
         """
-        request = ChatRequest(messages, tools, schema, max_tokens, temperature)
+        request = ChatRequest(in_strict_order(messages), tools, schema, max_tokens, temperature)
         return await transport.with_retries(
             self.name, self.endpoint, partial(self._complete_adapted, request)
         )
@@ -85,7 +86,7 @@ class ChatModel(ABC):
         Transient faults are retried until the first delta, and raised after it. A stream that breaks off raises
         ModelInterrupted. Closing the generator, or cancelling its reader, closes the HTTP request at once.
         """
-        request = ChatRequest(messages, tools, None, max_tokens, temperature)
+        request = ChatRequest(in_strict_order(messages), tools, None, max_tokens, temperature)
         tried = 0
         while True:
             has_begun = False

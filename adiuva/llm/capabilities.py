@@ -17,6 +17,7 @@ import structlog
 
 from adiuva.llm.errors import ModelRejected
 from adiuva.llm.json_extraction import with_schema_in_prompt
+from adiuva.llm.messages import without_system_role
 from adiuva.llm.types import ChatRequest, Message
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class Feature(StrEnum):
     JSON_MODE = "json_object"
     TEMPERATURE = "temperature"
     MAX_TOKENS = "max_tokens"
+    SYSTEM_ROLE = "system"
 
 
 Features = frozenset[Feature]
@@ -44,6 +46,7 @@ _WORDS: Final = {
     Feature.TEMPERATURE: ("temperature",),
     Feature.MAX_TOKENS: ("max_tokens", "max_completion_tokens"),
     Feature.STREAM: ("stream",),
+    Feature.SYSTEM_ROLE: ("system role", "system message", "system prompt"),
 }
 
 
@@ -70,6 +73,8 @@ def used_features(request: ChatRequest, *, streams: bool, refused: Features) -> 
         used.add(Feature.TEMPERATURE)
     if request.max_tokens is not None:
         used.add(Feature.MAX_TOKENS)
+    if request.messages and request.messages[0]["role"] == "system":
+        used.add(Feature.SYSTEM_ROLE)
     return frozenset(used) - refused
 
 
@@ -125,10 +130,12 @@ def _names(refusal: ModelRejected, feature: Feature) -> bool:
 
 
 def messages_for(request: ChatRequest, refused: Features) -> Sequence[Message]:
-    """The request's messages, with the schema in the prompt for an endpoint that takes none."""
-    if request.schema is None or Feature.SCHEMA not in refused:
-        return request.messages
-    return with_schema_in_prompt(list(request.messages), request.schema)
+    """The request's messages, with the schema in the prompt for an endpoint that takes none, and likewise without a
+    system message."""
+    messages = request.messages
+    if request.schema is not None and Feature.SCHEMA in refused:
+        messages = with_schema_in_prompt(list(messages), request.schema)
+    return without_system_role(messages) if Feature.SYSTEM_ROLE in refused else messages
 
 
 def response_format_for(request: ChatRequest, refused: Features) -> dict[str, Any] | None:

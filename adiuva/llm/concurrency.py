@@ -123,10 +123,19 @@ class AdaptiveLimit:
             self._soon += 1
             self._set_part(self._part + (1 / self._part if self._was_lowered else 1))
 
-    def close(self) -> None:
-        """Stop telling other processes."""
+    async def aclose(self) -> None:
+        """Stop asking, so that the others have this loop's part at once."""
         if self._sync is not None:
             self._sync.cancel()
+            await asyncio.gather(self._sync, return_exceptions=True)
+        if self._synced_at == -math.inf:
+            return
+        try:
+            await async_redis("model_limits").zrem(self._keys[1], self._id)
+        except (redis.RedisError, OSError, RuntimeError) as error:
+            log_failure(
+                "model.limit_not_shared", error, logger=log, level="warning"
+            )  # it is dropped after 10 s
 
     def _lower(self) -> None:
         if not self._must_halve:

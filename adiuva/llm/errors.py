@@ -14,10 +14,13 @@ from adiuva.llm.types import Usage
 REQUEST_PARTS: Final = (
     "stream_options", "include_usage", "stream", "response_format", "json_schema", "json_object", "json mode",
     "structured output", "grammar", "temperature", "max_tokens", "max_completion_tokens", "tool",
+    "system role", "system message", "system prompt",
 )  # fmt: skip
 _TOO_LONG: Final = (
     "context_length", "context length", "context window", "context size", "maximum context", "prompt is too long",
 )  # fmt: skip
+# What servers say when the model's chat template refuses the messages: some with a status of 500, as if it would pass.
+_TEMPLATE: Final = ("jinja", "chat template", "chat_template", "raise_exception", "roles must alternate")
 _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
 
 
@@ -128,6 +131,9 @@ def from_status(
                 "the model's account has no quota left (insufficient_quota): add credit there, or name another model"
             )
         return ModelRateLimited(f"the model's provider limits our requests ({said})", retry_after=wait)
+    words = f"{word} {detail.get('param')} {detail.get('message')} {text}".lower()  # only searched, not kept
+    if status == 500 and any(part in words for part in _TEMPLATE):
+        status = 400
     if is_transient(status) or status == 409:  # providers answer 409 while a model is loading
         return ModelUnavailable(f"the model is not available ({said})", retry_after=wait)
     if 300 <= status < 400:
@@ -140,7 +146,6 @@ def from_status(
         return ModelRejected(
             f"the provider has no such model or address ({said}): check ADIUVA_MODEL and ADIUVA_MODEL_API_BASE"
         )
-    words = f"{word} {detail.get('param')} {detail.get('message')} {text}".lower()  # only searched, not kept
     if window := _context_window(detail, words):
         return ModelContextExceeded(
             f"the request is too long for the model's context window ({said})", window=window

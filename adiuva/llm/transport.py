@@ -57,8 +57,7 @@ class _Connections:
         return self._session
 
     async def aclose(self) -> None:
-        for limit in self.limits.values():
-            limit.close()
+        await asyncio.gather(*(limit.aclose() for limit in self.limits.values()))
         if self._session is not None:
             await self._session.close()
 

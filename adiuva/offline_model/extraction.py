@@ -10,13 +10,14 @@ from typing import Any
 
 from adiuva.offline_model.document_rules import Document, find_records
 from adiuva.offline_model.known_records import compare, parse_known
-from adiuva.offline_model.messages import message_text
+from adiuva.offline_model.messages import DELIMITED_BLOCK, message_text
 
 _DOCUMENT_HEADER = re.compile(
-    r"Document: ([^\n]*)\n(?:Part: (\d{1,9}) of \d{1,9}\n)?(?:Today: ([\d-]{10})\n)?"
+    r"Document: ([^\n]*)\n(?:Part: (\d{1,9}) of \d{1,9}\n)?"
     r"((?:(?:\w{2,10} of the document|Above this part|Columns of the table): [^\n]*\n)*)\n?"
 )
 _MAX_DEPTH = 20
+_TODAY = re.compile(r"^Today: (?:\w+ )?([\d-]{10})$", re.MULTILINE)
 _PROJECTS = re.compile(r"^Projects: (\[.*\])[ \t]*$", re.MULTILINE)
 
 
@@ -25,17 +26,17 @@ def extract_records(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, 
 
     With `"known": […]` if the messages list what was found in the document before.
     """
-    texts = [message_text(message) for message in messages if message.get("role") in {"user", "system"}]
-    document = next((said for said in reversed(texts) if said.startswith("Document: ")), "")
+    texts = [message_text(message) for message in messages if message.get("role") == "user"]
+    preamble, document = next((found for said in reversed(texts) if (found := _split(said))), ("", ""))
     branches = _tables_of_schema(schema)
     records = []
-    for table, data in find_records(_parse_document(document, texts), set(branches)):
+    for table, data in find_records(_parse_document(document, preamble), set(branches)):
         fields, required = branches[table]
         kept = {key: value for key, value in data.items() if key in fields}
         if required <= kept.keys():
             records.append((table, kept))
     answer: dict[str, Any] = {}
-    if known := parse_known(texts):
+    if known := parse_known(preamble):
         records, answer["known"] = compare(records, known, document)
     answer["records"] = [{"table": table, "data": data} for table, data in records]
     return answer
@@ -76,7 +77,14 @@ def _list_value(schema: Mapping[str, Any], key: str) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _parse_document(message: str, texts: Sequence[str]) -> Document:
+def _split(message: str) -> tuple[str, str] | None:
+    """What stands before the document in a message, and the document with its header. None if it holds none."""
+    blocks = (block for block in DELIMITED_BLOCK.finditer(message) if block["name"] == "document")
+    block = next(blocks, None)
+    return (message[: block.start()], block["text"]) if block else None
+
+
+def _parse_document(message: str, preamble: str) -> Document:
     head = _DOCUMENT_HEADER.match(message)
     if head is None:
         return Document("", "")
@@ -84,9 +92,9 @@ def _parse_document(message: str, texts: Sequence[str]) -> Document:
         name=head[1],
         text=message[head.end() :],
         part=int(head[2] or 1),
-        today=_parse_day(head[3]),
-        context=head[4],
-        projects=next((found for said in texts if (found := _parse_projects(said))), []),
+        today=_parse_day(found[1] if (found := _TODAY.search(preamble)) else ""),
+        context=head[3],
+        projects=_parse_projects(preamble),
     )
 
 
@@ -98,7 +106,7 @@ def _parse_day(said: str | None) -> date:
 
 
 def _parse_projects(said: str) -> list[tuple[str, str]]:
-    if said.startswith("Document: ") or not (match := _PROJECTS.search(said)):
+    if not (match := _PROJECTS.search(said)):
         return []
     try:
         rows = json.loads(match[1])

@@ -13,17 +13,15 @@ _KNOWN = re.compile(r"^Known: (\[.*\])[ \t]*$", re.MULTILINE)
 _COMPARED = ("dueDate", "date", "assignee")
 
 
-def parse_known(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of the list in the messages before the document; empty if there is none."""
-    for said in texts:
-        if said.startswith("Document: ") or not (match := _KNOWN.search(said)):
-            continue
-        try:
-            rows = json.loads(match[1])
-        except (ValueError, RecursionError):
-            return []
-        return [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), int)]
-    return []
+def parse_known(preamble: str) -> list[dict[str, Any]]:
+    """The rows of the list that stands before a document; empty if there is none."""
+    if not (match := _KNOWN.search(preamble)):
+        return []
+    try:
+        rows = json.loads(match[1])
+    except (ValueError, RecursionError):
+        return []
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), int)]
 
 
 def compare(

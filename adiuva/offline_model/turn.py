@@ -16,6 +16,8 @@ from adiuva.offline_model.offered_tools import OfferedTools, ToolCall
 from adiuva.offline_model.tool_results import Row
 
 _MAX_REQUEST_CHARS = 2_000
+# What Adiuva puts before the user's words in a message.
+_TURN = re.compile(r"\A\[turn (?P<mark>app-\w+)\]\n(?P<text>.*?)\n\[turn ends (?P=mark)\]\n\n", re.DOTALL)
 _NOW = re.compile(r"\ANow: \w+ (?P<day>\d{4}-\d{2}-\d{2}) [\d:]+ \((?P<zone>[^)]+)\)")
 _CALL_START = re.compile(r": (?P<tool>\w+) (?=\{)")
 _SCOPE_KIND = re.compile(r"\b(task|project|note|timeline)\b")
@@ -63,13 +65,12 @@ class Turn:
             (place for place, message in enumerate(messages) if message.get("role") == "user"), default=-1
         )
         before, after = messages[: max(start, 0)], messages[start + 1 :]
-        tail = next(
-            (text for message in reversed(before) if _NOW.match(text := _system_text(message))),
-            "",
-        )
+        users = [message_text(message) for message in messages if message.get("role") == "user"]
+        turn = next((found for text in reversed(users) if (found := _TURN.match(text))), None)
+        tail = turn["text"] if turn else ""
         offered = OfferedTools(tools)
         return cls(
-            message_text(messages[start])[:_MAX_REQUEST_CHARS].strip() if start >= 0 else "",
+            _TURN.sub("", users[-1])[:_MAX_REQUEST_CHARS].strip() if users else "",
             _completed_calls(after),
             offered,
             _today(tail),
@@ -78,10 +79,6 @@ class Turn:
             _confirmed_calls(delimited_text(tail, "confirmed"), offered),
             delimited_text(tail, "memory"),
         )
-
-
-def _system_text(message: Mapping[str, Any]) -> str:
-    return message_text(message) if message.get("role") in {"system", "developer"} else ""
 
 
 def _completed_calls(messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:

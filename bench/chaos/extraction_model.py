@@ -19,7 +19,7 @@ _LINE: Final = re.compile(r"^(task|note): (.+)$", re.MULTILINE)
 
 def records_of(body: dict[str, Any]) -> list[dict[str, Any]]:
     """The records of the document in a request."""
-    text = str(body["messages"][2]["content"]).partition("\n\n")[2]
+    text = str(body["messages"][1]["content"])
     found = []
     for kind, title in _LINE.findall(text):
         data = {"title": title} if kind == "task" else {"title": title, "content": f"About: {title}"}

@@ -14,6 +14,7 @@ import httpx
 
 from adiuva.devices.client import Device, DeviceConfig, FrameReceived
 from adiuva.devices.protocol import AgentFetch, AgentProgress
+from adiuva.offline_model.messages import delimited_text
 from tests.factories import Person
 from tests.fakes.provider import Request
 
@@ -108,7 +109,8 @@ async def connected(desk: DeviceOwner) -> AsyncIterator[DeviceOwner]:
 
 def document_text(request: Request) -> str:
     """The text of the document in a request to the model."""
-    return str(request.body["messages"][2]["content"]).partition("\n\n")[2]
+    asked = delimited_text(str(request.body["messages"][1]["content"]), "document")
+    return asked.partition("\n\n")[2]
 
 
 def tasks_from_lines(request: Request) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def raw_mail(number: int | str) -> bytes:
 
 def tasks_from_lines(request: Request) -> dict[str, Any]:
     """A model that makes a task of each line that starts with "do"."""
-    lines = re.findall(r"^do (.+)$", str(request.body["messages"][2]["content"]), re.MULTILINE)
+    lines = re.findall(r"^do (.+)$", str(request.body["messages"][1]["content"]), re.MULTILINE)
     return {"records": [{"table": "tasks", "data": {"title": line}} for line in lines]}
 
 

@@ -204,7 +204,7 @@ async def test_a_run_that_dies_half_way_loses_and_doubles_nothing(
 async def test_the_cursor_waits_for_what_the_model_could_not_read(inbox: Inbox, provider: Provider) -> None:
     inbox.box.page = 2
     provider.default = lambda request: (
-        ModelFail(400) if "step 2" in str(request.body["messages"][2]) else tasks_from_lines(request)
+        ModelFail(400) if "step 2" in str(request.body["messages"][1]) else tasks_from_lines(request)
     )
     async with inbox.device():
         run = await inbox.run()
@@ -265,7 +265,7 @@ async def test_a_device_that_goes_during_a_run_gets_the_rest_when_it_is_back(
 ) -> None:
     held = Hold(tasks_from_lines)
     provider.default = lambda request: (
-        held if "step 3" in str(request.body["messages"][2]) else tasks_from_lines(request)
+        held if "step 3" in str(request.body["messages"][1]) else tasks_from_lines(request)
     )
     async with inbox.device():
         work = asyncio.create_task(inbox.run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -213,6 +214,18 @@ async def wait_for(event: threading.Event) -> None:
 def prompt_messages(body: Frame) -> list[str]:
     """The tool answers in a request to the model."""
     return [message["content"] for message in body["messages"] if message["role"] == "tool"]
+
+
+def said_words(message: Frame) -> str:
+    """A message without what the server puts before a user's words."""
+    return re.sub(
+        r"\A\[turn (app-\w+)\]\n.*?\n\[turn ends \1\]\n\n", "", message["content"] or "", flags=re.DOTALL
+    )
+
+
+def conversation_words(body: Frame) -> list[str]:
+    """What was said, in a request to the model."""
+    return [said_words(message) for message in body["messages"] if message["role"] != "system"]
 
 
 def end_frame(stream: ClientStream) -> Frame:

@@ -310,7 +310,7 @@ async def test_without_the_capability_a_plain_yes_carries_out_the_same_call_once
         provider.script(DELETE, "Gone.")
         end = end_frame(await client.say("Yes, please!", conversation_id=place))
         assert [mutation["data"] for mutation in end["mutations"]] == [{"id": "t1"}]
-        tail = provider.chats[2].body["messages"][-2]["content"]
+        tail = provider.chats[2].body["messages"][-1]["content"]
         assert 'Delete the task “Call Ada”: delete_task {"task_id":"t1"}' in tail
         rows.tables["tasks"].append({"id": "t1", "title": "Call Ada", "status": "todo"})
         provider.script(DELETE, "Shall I delete Call Ada once more?")

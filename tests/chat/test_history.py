@@ -21,6 +21,7 @@ from tests.chat.chat_client import (
     conversation_of,
     end_frame,
     prompt_messages,
+    said_words,
     small_limits_web,
     stored_messages,
     wait_for,
@@ -38,12 +39,12 @@ def tight(stack: Stack, provider: Provider) -> str:
 def spoken(body: Frame) -> list[tuple[str, str]]:
     """What was said, as the model has it, without what is ours."""
     return [
-        (said["role"], said["content"]) for said in body["messages"] if said["role"] in ("user", "assistant")
+        (said["role"], said_words(said)) for said in body["messages"] if said["role"] in ("user", "assistant")
     ]
 
 
 def tail(body: Frame) -> str:
-    return str(body["messages"][-2]["content"])
+    return str(body["messages"][-1]["content"])
 
 
 async def conversations_of(person: Person) -> int:
@@ -61,7 +62,9 @@ async def test_now_is_in_the_users_zone(
     before = datetime.now(ZoneInfo(zone))
     async with connect(chat_web, person) as client:
         await client.say("what day is it?")
-    said = re.match(r"Now: (\w+) (\S+ \S+) \((\S+)\)\. The user's locale: (\S+)\.", tail(provider.last))
+    said = re.search(
+        r"^Now: (\w+) (\S+ \S+) \((\S+)\)\. The user's locale: (\S+)\.", tail(provider.last), re.MULTILINE
+    )
     assert said is not None
     now = datetime.strptime(said[2], "%Y-%m-%d %H:%M").replace(tzinfo=ZoneInfo(zone))
     assert before - timedelta(minutes=1) <= now <= datetime.now(ZoneInfo(zone))
@@ -237,7 +240,7 @@ async def test_a_long_conversation_is_summarised_once_and_nothing_is_lost(
     assert all(end_frame(stream)["finish"] == "stop" for stream in streams)
     made = f"SUMMARY {len(model.summaries)}"
     assert made in tail(model.answers[-1])
-    assert model.answers[-1]["messages"][-1]["content"].startswith("fact q11")
+    assert said_words(model.answers[-1]["messages"][-1]).startswith("fact q11")
     assert len(spoken(model.answers[-1])) >= 5  # the last ones stay as they were said
     # Each builds on the one before, and no message is summed up twice.
     assert "SUMMARY 1" in str(model.summaries[1])

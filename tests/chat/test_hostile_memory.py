@@ -173,7 +173,7 @@ async def test_no_text_changes_the_memory_of_a_user_who_did_not_ask(
             await read_exchanges(person)
             assert await db.run(remembered, person) == (OWN, 0, []), (place, template)
     # A title is cut before the longest orders end.
-    assert len(obeyed) >= len(PLACES) * len(TEMPLATES) - 2
+    assert len(obeyed) >= len(PLACES) * len(TEMPLATES) - 3
     assert not await Exchange.objects.filter(user_id=person.id, recorded_at=None).aexists()
 
 

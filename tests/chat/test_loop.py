@@ -47,9 +47,10 @@ async def test_a_specialist_works_with_its_own_prompt_and_without_the_conversati
     home, specialist, again, last = (call.body for call in provider.chats)
     assert home["messages"][0]["content"] == system_prompt("home").text
     assert specialist["messages"][0] == {"role": "system", "content": system_prompt("tasks").text}
-    assert [message["role"] for message in specialist["messages"]] == ["system", "system", "user"]
-    assert specialist["messages"][1]["content"].startswith("Now: ")
-    assert specialist["messages"][2]["content"] == "Create a task Call Bob, due 2026-12-01"
+    assert [message["role"] for message in specialist["messages"]] == ["system", "user"]
+    turn, _, asked = specialist["messages"][1]["content"].rpartition("\n\n")
+    assert turn.startswith("[turn app-") and "\nNow: " in turn
+    assert asked == "Create a task Call Bob, due 2026-12-01"
     for body in (specialist, again):
         assert "Tiger" not in str(body)
         assert "remind me" not in str(body)

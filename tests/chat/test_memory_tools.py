@@ -62,7 +62,7 @@ async def kept(person: Person) -> dict[str, Entry]:
 def remembered(request: Frame) -> str | None:
     """What the tail of a request to the model says of the memory."""
     found = re.search(
-        r"\[begin memory (data-\w+)\]\n(.*)\n\[end memory \1\]", request["messages"][-2]["content"], re.DOTALL
+        r"\[begin memory (data-\w+)\]\n(.*)\n\[end memory \1\]", request["messages"][-1]["content"], re.DOTALL
     )
     return found[2] if found else None
 
@@ -296,7 +296,7 @@ async def test_in_words_a_yes_forgets_the_entry_that_was_asked_about_whatever_it
         confirmed: list[str] = []
 
         def obey(request: Any) -> Any:
-            tail = request.body["messages"][-2]["content"]
+            tail = request.body["messages"][-1]["content"]
             confirmed.extend(re.findall(r'forget {"memory":"(\w+)"}', tail))
             return Call("forget", {"memory": confirmed[0]})
 

@@ -15,6 +15,7 @@ from tests.chat.chat_client import (
     Frame,
     connect,
     conversation_of,
+    conversation_words,
     end_frame,
     prompt_messages,
     small_limits_web,
@@ -512,7 +513,7 @@ async def test_a_steer_after_the_end_becomes_a_turn_of_its_own(
     assert second.text == "It is not urgent."
     assert conversation_of(second) == conversation_of(client.streams[first])
     end_frame(client.streams[first])
-    words = [m["content"] for m in provider.last["messages"] if m["role"] != "system"]
+    words = conversation_words(provider.last)
     assert words == ["list my tasks", "There is one.", "are they urgent?"]
 
 
@@ -526,7 +527,7 @@ async def test_a_steer_after_the_end_of_a_turn_that_is_not_kept_knows_what_was_s
         await client.ended(first)
         await client.steer(first, "are they urgent?")
         assert (await _another(client, first)).text == "It is not urgent."
-    words = [m["content"] for m in provider.last["messages"] if m["role"] != "system"]
+    words = conversation_words(provider.last)
     assert words == ["hello", "Hello.", "list my tasks", "There is one.", "are they urgent?"]
 
 

@@ -27,6 +27,7 @@ from tests.chat.chat_client import (
     FrameTap,
     connect,
     conversation_of,
+    conversation_words,
     end_frame,
     stored_messages,
     wait_for,
@@ -119,9 +120,9 @@ async def test_what_is_said_after_the_end_on_another_process_becomes_a_new_turn(
         (second,) = phone.streams.values()
     end_frame(second)
     assert second.text == "The second answer."
-    before = [message["content"] for message in provider.last["messages"] if message["role"] != "system"]
+    before = conversation_words(provider.last)
     assert before == [
-        *([history[0]["content"]] if history else []),
+        *([history[0]["content"], "(This was not answered.)"] if history else []),
         "tell me a lot",
         "The first answer.",
         "and more",

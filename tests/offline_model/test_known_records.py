@@ -6,6 +6,7 @@ import json
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.offline_model.extraction import extract_records
 from agents.records import RecordRules
 
@@ -28,13 +29,14 @@ NOW = """# Plan
 
 def answer(text: str, known: list[dict[str, Any]]) -> dict[str, Any]:
     said = f"\n\nKnown: {json.dumps(known)}" if known else ""
+    document = delimit_untrusted("document", f"Document: plan.md\nPart: 1 of 1\n\n{text}")
     messages = [
         {"role": "system", "content": "Read."},
         {
             "role": "user",
-            "content": f"What this freelancer asks you to look for:\nAll.\n\nProjects: []{said}",
+            "content": f"What this freelancer asks you to look for:\nAll.\n\nProjects: []{said}\n"
+            f"Today: Saturday 2026-11-28\n\n{document}",
         },
-        {"role": "user", "content": f"Document: plan.md\nPart: 1 of 1\nToday: 2026-11-28\n\n{text}"},
     ]
     return extract_records(messages, RULES.schema(with_known=bool(known)))
 

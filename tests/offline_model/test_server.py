@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 
 from adiuva import llm
+from adiuva.core.prompt_delimiting import delimit_untrusted
 
 FIELDS = {
     "tasks": (["projectId", "title", "description", "status", "priority", "assignee", "dueDate"], ["title"]),
@@ -84,8 +85,11 @@ def messages(
 ) -> list[llm.Message]:
     return [
         {"role": "system", "content": "Take out what is to be done."},
-        {"role": "user", "content": f"Look for what matters.\n\nProjects: {json.dumps(projects)}"},
-        {"role": "user", "content": f"Document: {name}\nPart: {part}\nToday: {TODAY}\n\n{text}"},
+        {
+            "role": "user",
+            "content": f"Look for what matters.\n\nProjects: {json.dumps(projects)}\nToday: Friday {TODAY}\n\n"
+            + delimit_untrusted("document", f"Document: {name}\nPart: {part}\n\n{text}"),
+        },
     ]
 
 

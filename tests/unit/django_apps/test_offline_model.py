@@ -52,7 +52,7 @@ class Chat:
     def ask(self, text: str, **tail: Any) -> str:
         said = prompts.turn_prompt(now=FRIDAY, locale="en-GB", **tail)
         messages = [{"role": "system", "content": prompts.system_prompt("home").text}, *self.before]
-        messages += [{"role": "system", "content": said}, {"role": "user", "content": text}]
+        messages += [{"role": "user", "content": prompts.with_turn_prompt(said, text)}]
         self.calls, self.rounds = [], 0
         every = SUPERVISORS[AssistantKind.HOME].schemas
         schemas = [schema for schema in every if schema["function"]["name"] not in self.without]
