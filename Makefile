@@ -35,7 +35,7 @@ unit: $(FOR_TEST)  ## tests that need no server, in less than a minute
 
 check: $(FOR_TEST)  ## one test, file or folder: make check T=tests/unit/test_cron.py
 	@test -n "$(T)" || { echo "Say which: make check T=tests/unit/test_cron.py" >&2; exit 1; }
-	@$(BIN)/python -m pytest "$(T)"
+	@TEST_CASES=all $(BIN)/python -m pytest "$(T)"
 
 lint: $(FOR_TEST)  ## lint, types and import contracts alone
 	@echo "── ruff"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from adiuva import llm
 from adiuva.llm.json_extraction import read_json
 from adiuva.llm.openai_format import DeltaAssembler, EventStreamParser, loads
+from tests.sampling import fewer
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
 VALUES = st.recursive(
@@ -24,7 +25,7 @@ CONTAINERS = st.lists(VALUES, max_size=4) | st.dictionaries(TEXTS, VALUES, max_s
 PROSE = st.text(st.characters(codec="utf-8", exclude_characters='[]{}<>"'), max_size=60)
 
 # How fast the machine is at the moment is no fact about the code.
-steady = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+steady = settings(deadline=None, max_examples=fewer(200), suppress_health_check=[HealthCheck.too_slow])
 
 
 def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
@@ -247,7 +248,7 @@ TRICKY_VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=fewer(400), suppress_health_check=[HealthCheck.too_slow])
 @given(
     values=st.lists(st.dictionaries(TRICKY, TRICKY_VALUES, min_size=1, max_size=4), min_size=1, max_size=4),
     data=st.data(),
