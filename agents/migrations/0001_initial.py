@@ -41,6 +41,15 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-created_at'],
+                'indexes': [
+                    models.Index(fields=['user', '-created_at'], name='agents_of_user'),
+                    models.Index(fields=['-created_at'], name='agents_newest'),
+                    models.Index(condition=models.Q(('enabled', True), ('next_run_at__isnull', False)), fields=['next_run_at'], name='agents_due'),
+                    models.Index(condition=models.Q(('enabled', True), ('next_run_at__isnull', False)), fields=['user', 'next_run_at'], name='agents_due_of_user'),
+                ],
+                'constraints': [
+                    models.CheckConstraint(condition=models.Q(models.Q(('catch_up', 'within'), ('catch_up_hours__isnull', False), ('catch_up_hours__range', (1, 720))), models.Q(models.Q(('catch_up', 'within'), _negated=True), ('catch_up_hours__isnull', True)), _connector='OR'), name='catch_up_hours_with_within'),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -110,6 +119,19 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-created_at'],
+                'indexes': [
+                    models.Index(fields=['user', '-created_at'], name='runs_of_user'),
+                    models.Index(fields=['agent_ref', '-created_at'], name='runs_of_agent'),
+                    models.Index(fields=['-created_at'], name='runs_newest'),
+                    models.Index(fields=['state', '-created_at'], name='runs_by_state'),
+                    models.Index(condition=models.Q(('state__in', ['queued', 'waiting_device', 'awaiting_reauth', 'running'])), fields=['state', 'lease_until'], name='runs_live'),
+                    models.Index(condition=models.Q(('undelivered', True)), fields=['user'], name='runs_undelivered'),
+                    models.Index(condition=models.Q(('attempted_at__isnull', False)), fields=['user', '-attempted_at'], name='runs_last_turn'),
+                ],
+                'constraints': [
+                    models.UniqueConstraint(condition=models.Q(('state__in', ['queued', 'waiting_device', 'awaiting_reauth', 'running'])), fields=('agent',), name='one_live_run_an_agent'),
+                    models.UniqueConstraint(condition=models.Q(('slot__isnull', False)), fields=('agent', 'slot'), name='one_run_a_slot'),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -127,6 +149,12 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['seq'],
+                'indexes': [
+                    models.Index(fields=['run', 'seq'], name='journal_of_run'),
+                ],
+                'constraints': [
+                    models.UniqueConstraint(fields=('run', 'nonce'), name='an_event_once'),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -143,6 +171,15 @@ class Migration(migrations.Migration):
                 ('updated_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
                 ('agent', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='sources', to='agents.agent')),
             ],
+            options={
+                'indexes': [
+                    models.Index(fields=['content_hash'], name='sources_by_content'),
+                    models.Index(fields=['document'], name='sources_by_document'),
+                ],
+                'constraints': [
+                    models.UniqueConstraint(fields=('agent', 'key'), name='one_row_a_source'),
+                ],
+            },
         ),
         migrations.CreateModel(
             name='FoundRecord',
@@ -156,6 +193,13 @@ class Migration(migrations.Migration):
                 ('agent', models.ForeignKey(help_text='the one that found it', null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='agents.agent')),
                 ('user', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
             ],
+            options={
+                'indexes': [
+                    models.Index(fields=['user', 'document'], name='found_in_document'),
+                    models.Index(condition=models.Q(('pending__isnull', False)), fields=['agent'], name='found_records_pending'),
+                    models.Index(fields=['updated_at'], name='found_records_by_age'),
+                ],
+            },
         ),
         migrations.CreateModel(
             name='SourceInFlight',
@@ -166,97 +210,10 @@ class Migration(migrations.Migration):
                 ('crashes', models.PositiveSmallIntegerField(default=0, help_text='workers that died while they were reading it')),
                 ('agent', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='agents.agent')),
             ],
-        ),
-        migrations.AddIndex(
-            model_name='agent',
-            index=models.Index(fields=['user', '-created_at'], name='agents_of_user'),
-        ),
-        migrations.AddIndex(
-            model_name='agent',
-            index=models.Index(fields=['-created_at'], name='agents_newest'),
-        ),
-        migrations.AddIndex(
-            model_name='agent',
-            index=models.Index(condition=models.Q(('enabled', True), ('next_run_at__isnull', False)), fields=['next_run_at'], name='agents_due'),
-        ),
-        migrations.AddIndex(
-            model_name='agent',
-            index=models.Index(condition=models.Q(('enabled', True), ('next_run_at__isnull', False)), fields=['user', 'next_run_at'], name='agents_due_of_user'),
-        ),
-        migrations.AddConstraint(
-            model_name='agent',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('catch_up', 'within'), ('catch_up_hours__isnull', False), ('catch_up_hours__range', (1, 720))), models.Q(models.Q(('catch_up', 'within'), _negated=True), ('catch_up_hours__isnull', True)), _connector='OR'), name='catch_up_hours_with_within'),
-        ),
-        migrations.AddIndex(
-            model_name='run',
-            index=models.Index(fields=['user', '-created_at'], name='runs_of_user'),
-        ),
-        migrations.AddIndex(
-            model_name='run',
-            index=models.Index(fields=['agent_ref', '-created_at'], name='runs_of_agent'),
-        ),
-        migrations.AddIndex(
-            model_name='run',
-            index=models.Index(fields=['-created_at'], name='runs_newest'),
-        ),
-        migrations.AddIndex(
-            model_name='run',
-            index=models.Index(fields=['state', '-created_at'], name='runs_by_state'),
-        ),
-        migrations.AddIndex(
-            model_name='run',
-            index=models.Index(condition=models.Q(('state__in', ['queued', 'waiting_device', 'awaiting_reauth', 'running'])), fields=['state', 'lease_until'], name='runs_live'),
-        ),
-        migrations.AddIndex(
-            model_name='run',
-            index=models.Index(condition=models.Q(('undelivered', True)), fields=['user'], name='runs_undelivered'),
-        ),
-        migrations.AddIndex(
-            model_name='run',
-            index=models.Index(condition=models.Q(('attempted_at__isnull', False)), fields=['user', '-attempted_at'], name='runs_last_turn'),
-        ),
-        migrations.AddConstraint(
-            model_name='run',
-            constraint=models.UniqueConstraint(condition=models.Q(('state__in', ['queued', 'waiting_device', 'awaiting_reauth', 'running'])), fields=('agent',), name='one_live_run_an_agent'),
-        ),
-        migrations.AddConstraint(
-            model_name='run',
-            constraint=models.UniqueConstraint(condition=models.Q(('slot__isnull', False)), fields=('agent', 'slot'), name='one_run_a_slot'),
-        ),
-        migrations.AddIndex(
-            model_name='runevent',
-            index=models.Index(fields=['run', 'seq'], name='journal_of_run'),
-        ),
-        migrations.AddConstraint(
-            model_name='runevent',
-            constraint=models.UniqueConstraint(fields=('run', 'nonce'), name='an_event_once'),
-        ),
-        migrations.AddIndex(
-            model_name='source',
-            index=models.Index(fields=['content_hash'], name='sources_by_content'),
-        ),
-        migrations.AddIndex(
-            model_name='source',
-            index=models.Index(fields=['document'], name='sources_by_document'),
-        ),
-        migrations.AddConstraint(
-            model_name='source',
-            constraint=models.UniqueConstraint(fields=('agent', 'key'), name='one_row_a_source'),
-        ),
-        migrations.AddIndex(
-            model_name='foundrecord',
-            index=models.Index(fields=['user', 'document'], name='found_in_document'),
-        ),
-        migrations.AddIndex(
-            model_name='foundrecord',
-            index=models.Index(condition=models.Q(('pending__isnull', False)), fields=['agent'], name='found_records_pending'),
-        ),
-        migrations.AddIndex(
-            model_name='foundrecord',
-            index=models.Index(fields=['updated_at'], name='found_records_by_age'),
-        ),
-        migrations.AddConstraint(
-            model_name='sourceinflight',
-            constraint=models.UniqueConstraint(fields=('agent', 'key'), name='one_row_a_source_in_flight'),
+            options={
+                'constraints': [
+                    models.UniqueConstraint(fields=('agent', 'key'), name='one_row_a_source_in_flight'),
+                ],
+            },
         ),
     ]

@@ -88,6 +88,10 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["-updated_at", "-id"],
+                "indexes": [
+                    models.Index(fields=["user", "-updated_at", "-id"], name="conversations_of_user"),
+                    models.Index(fields=["-updated_at", "-id"], name="conversations_newest"),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -123,6 +127,9 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["seq"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("conversation", "seq"), name="one_message_a_place"),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -212,6 +219,15 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["-started_at", "-id"],
+                "indexes": [
+                    models.Index(fields=["-started_at", "-id"], name="turns_newest"),
+                    models.Index(fields=["user", "-started_at"], name="turns_of_user"),
+                    models.Index(fields=["state", "-started_at", "-id"], name="turns_by_state"),
+                ],
+                "constraints": [
+                    models.UniqueConstraint(fields=("user", "request_id"), name="one_turn_a_request"),
+                    models.CheckConstraint(condition=models.Q(models.Q(("ended_at__isnull", True), ("state", "running")), models.Q(models.Q(("state", "running"), _negated=True), ("ended_at__isnull", False)), _connector="OR"), name="turn_ends_once"),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -239,44 +255,5 @@ class Migration(migrations.Migration):
             options={
                 "abstract": False,
             },
-        ),
-        migrations.AddIndex(
-            model_name="conversation",
-            index=models.Index(fields=["user", "-updated_at", "-id"], name="conversations_of_user"),
-        ),
-        migrations.AddIndex(
-            model_name="conversation",
-            index=models.Index(fields=["-updated_at", "-id"], name="conversations_newest"),
-        ),
-        migrations.AddConstraint(
-            model_name="message",
-            constraint=models.UniqueConstraint(fields=("conversation", "seq"), name="one_message_a_place"),
-        ),
-        migrations.AddIndex(
-            model_name="turn",
-            index=models.Index(fields=["-started_at", "-id"], name="turns_newest"),
-        ),
-        migrations.AddIndex(
-            model_name="turn",
-            index=models.Index(fields=["user", "-started_at"], name="turns_of_user"),
-        ),
-        migrations.AddIndex(
-            model_name="turn",
-            index=models.Index(fields=["state", "-started_at", "-id"], name="turns_by_state"),
-        ),
-        migrations.AddConstraint(
-            model_name="turn",
-            constraint=models.UniqueConstraint(fields=("user", "request_id"), name="one_turn_a_request"),
-        ),
-        migrations.AddConstraint(
-            model_name="turn",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("ended_at__isnull", True), ("state", "running")),
-                    models.Q(models.Q(("state", "running"), _negated=True), ("ended_at__isnull", False)),
-                    _connector="OR",
-                ),
-                name="turn_ends_once",
-            ),
         ),
     ]

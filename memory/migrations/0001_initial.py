@@ -48,6 +48,21 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name_plural': 'entries',
                 'ordering': ['-valid_from', '-id'],
+                'indexes': [
+                    models.Index(fields=['user', 'tier', '-valid_from', '-id'], name='entries_of_user'),
+                    models.Index(condition=models.Q(('valid_to__isnull', True)), fields=['user', 'tier', '-valid_from'], name='entries_current'),
+                    django.contrib.postgres.indexes.GinIndex(fastupdate=False, fields=['terms'], name='entries_by_term'),
+                ],
+                'constraints': [
+                    models.UniqueConstraint(condition=models.Q(('proposed', False), ('tier', 'core'), ('valid_to__isnull', True)), fields=('user', 'key_hash'), name='one_value_a_key'),
+                    models.UniqueConstraint(condition=models.Q(('valid_to__isnull', True)), fields=('user', 'tier', 'fingerprint', 'proposed'), name='nothing_remembered_twice'),
+                    models.CheckConstraint(condition=models.Q(('tier__in', ['core', 'associative', 'episodic', 'proactive'])), name='entry_tier_known'),
+                    models.CheckConstraint(condition=models.Q(models.Q(('key_hash__isnull', False), ('tier', 'core')), models.Q(models.Q(('tier', 'core'), _negated=True), ('key_hash__isnull', True)), _connector='OR'), name='entry_core_has_a_key'),
+                    models.CheckConstraint(condition=models.Q(models.Q(('confidence__gte', 0), ('confidence__lte', 1), ('tier', 'proactive')), models.Q(models.Q(('tier', 'proactive'), _negated=True), ('confidence__isnull', True)), _connector='OR'), name='entry_pattern_has_a_confidence'),
+                    models.CheckConstraint(condition=models.Q(('valid_to__isnull', True), ('valid_to__gte', models.F('valid_from')), _connector='OR'), name='entry_ends_later'),
+                    models.CheckConstraint(condition=models.Q(('successor__isnull', True), ('valid_to__isnull', False), _connector='OR'), name='entry_history_is_over'),
+                    models.CheckConstraint(condition=models.Q(('proposed', False), ('valid_to__isnull', True), _connector='OR'), name='entry_proposal_is_no_history'),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -64,6 +79,13 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['at', 'id'],
+                'indexes': [
+                    models.Index(fields=['source_id'], name='memory_sources_by_id'),
+                ],
+                'constraints': [
+                    models.UniqueConstraint(fields=('entry', 'kind', 'source_id', 'seq'), name='one_row_a_memory_source', nulls_distinct=False),
+                    models.CheckConstraint(condition=models.Q(('kind', 'user'), ('source_id__isnull', False), _connector='OR'), name='source_is_named'),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -83,6 +105,14 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['said_at', 'id'],
+                'indexes': [
+                    models.Index(fields=['user', 'said_at'], name='exchanges_of_user'),
+                    models.Index(condition=models.Q(('recorded_at__isnull', True)), fields=['said_at'], name='exchanges_to_record'),
+                    models.Index(fields=['source_id'], name='exchanges_by_source'),
+                ],
+                'constraints': [
+                    models.UniqueConstraint(fields=('kind', 'source_id', 'seq'), name='one_exchange_a_message', nulls_distinct=False),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -118,6 +148,10 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-at', '-id'],
+                'indexes': [
+                    models.Index(fields=['user', '-at', '-id'], name='receipts_of_user'),
+                    models.Index(fields=['at'], name='receipts_by_age'),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -128,90 +162,11 @@ class Migration(migrations.Migration):
                 ('vector', pgvector.django.halfvec.HalfVectorField()),
                 ('user', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
             ],
-        ),
-        migrations.AddIndex(
-            model_name='entry',
-            index=models.Index(fields=['user', 'tier', '-valid_from', '-id'], name='entries_of_user'),
-        ),
-        migrations.AddIndex(
-            model_name='entry',
-            index=models.Index(condition=models.Q(('valid_to__isnull', True)), fields=['user', 'tier', '-valid_from'], name='entries_current'),
-        ),
-        migrations.AddIndex(
-            model_name='entry',
-            index=django.contrib.postgres.indexes.GinIndex(fastupdate=False, fields=['terms'], name='entries_by_term'),
-        ),
-        migrations.AddConstraint(
-            model_name='entry',
-            constraint=models.UniqueConstraint(condition=models.Q(('proposed', False), ('tier', 'core'), ('valid_to__isnull', True)), fields=('user', 'key_hash'), name='one_value_a_key'),
-        ),
-        migrations.AddConstraint(
-            model_name='entry',
-            constraint=models.UniqueConstraint(condition=models.Q(('valid_to__isnull', True)), fields=('user', 'tier', 'fingerprint', 'proposed'), name='nothing_remembered_twice'),
-        ),
-        migrations.AddConstraint(
-            model_name='entry',
-            constraint=models.CheckConstraint(condition=models.Q(('tier__in', ['core', 'associative', 'episodic', 'proactive'])), name='entry_tier_known'),
-        ),
-        migrations.AddConstraint(
-            model_name='entry',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('key_hash__isnull', False), ('tier', 'core')), models.Q(models.Q(('tier', 'core'), _negated=True), ('key_hash__isnull', True)), _connector='OR'), name='entry_core_has_a_key'),
-        ),
-        migrations.AddConstraint(
-            model_name='entry',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('confidence__gte', 0), ('confidence__lte', 1), ('tier', 'proactive')), models.Q(models.Q(('tier', 'proactive'), _negated=True), ('confidence__isnull', True)), _connector='OR'), name='entry_pattern_has_a_confidence'),
-        ),
-        migrations.AddConstraint(
-            model_name='entry',
-            constraint=models.CheckConstraint(condition=models.Q(('valid_to__isnull', True), ('valid_to__gte', models.F('valid_from')), _connector='OR'), name='entry_ends_later'),
-        ),
-        migrations.AddConstraint(
-            model_name='entry',
-            constraint=models.CheckConstraint(condition=models.Q(('successor__isnull', True), ('valid_to__isnull', False), _connector='OR'), name='entry_history_is_over'),
-        ),
-        migrations.AddConstraint(
-            model_name='entry',
-            constraint=models.CheckConstraint(condition=models.Q(('proposed', False), ('valid_to__isnull', True), _connector='OR'), name='entry_proposal_is_no_history'),
-        ),
-        migrations.AddIndex(
-            model_name='entrysource',
-            index=models.Index(fields=['source_id'], name='memory_sources_by_id'),
-        ),
-        migrations.AddConstraint(
-            model_name='entrysource',
-            constraint=models.UniqueConstraint(fields=('entry', 'kind', 'source_id', 'seq'), name='one_row_a_memory_source', nulls_distinct=False),
-        ),
-        migrations.AddConstraint(
-            model_name='entrysource',
-            constraint=models.CheckConstraint(condition=models.Q(('kind', 'user'), ('source_id__isnull', False), _connector='OR'), name='source_is_named'),
-        ),
-        migrations.AddIndex(
-            model_name='exchange',
-            index=models.Index(fields=['user', 'said_at'], name='exchanges_of_user'),
-        ),
-        migrations.AddIndex(
-            model_name='exchange',
-            index=models.Index(condition=models.Q(('recorded_at__isnull', True)), fields=['said_at'], name='exchanges_to_record'),
-        ),
-        migrations.AddIndex(
-            model_name='exchange',
-            index=models.Index(fields=['source_id'], name='exchanges_by_source'),
-        ),
-        migrations.AddConstraint(
-            model_name='exchange',
-            constraint=models.UniqueConstraint(fields=('kind', 'source_id', 'seq'), name='one_exchange_a_message', nulls_distinct=False),
-        ),
-        migrations.AddIndex(
-            model_name='receipt',
-            index=models.Index(fields=['user', '-at', '-id'], name='receipts_of_user'),
-        ),
-        migrations.AddIndex(
-            model_name='receipt',
-            index=models.Index(fields=['at'], name='receipts_by_age'),
-        ),
-        migrations.AddIndex(
-            model_name='embedding',
-            index=models.Index(fields=['user', 'embedding_model'], name='embeddings_of_user'),
+            options={
+                'indexes': [
+                    models.Index(fields=['user', 'embedding_model'], name='embeddings_of_user'),
+                ],
+            },
         ),
         # A user's vectors are read in bulk: from the table's own pages that is several times as fast as from TOAST.
         migrations.RunSQL(

@@ -38,6 +38,16 @@ class Migration(migrations.Migration):
                 ('groups', models.ManyToManyField(blank=True, help_text='The groups this user belongs to. A user will get all permissions granted to each of their groups.', related_name='user_set', related_query_name='user', to='auth.group', verbose_name='groups')),
                 ('user_permissions', models.ManyToManyField(blank=True, help_text='Specific permissions for this user.', related_name='user_set', related_query_name='user', to='auth.permission', verbose_name='user permissions')),
             ],
+            options={
+                'indexes': [
+                    models.Index(fields=['-created_at', '-id'], name='user_newest'),
+                ],
+                'constraints': [
+                    models.CheckConstraint(condition=models.Q(('email', django.db.models.functions.text.Lower('email'))), name='user_email_lower'),
+                    models.UniqueConstraint(condition=models.Q(('email_verified_at__isnull', False)), fields=('email',), name='user_email_verified_once', violation_error_message='An account with this address exists already.'),
+                    models.CheckConstraint(condition=models.Q(('tier__in', ['free', 'pro', 'power', 'team'])), name='user_tier_known'),
+                ],
+            },
         ),
         migrations.CreateModel(
             name='Mail',
@@ -71,6 +81,17 @@ class Migration(migrations.Migration):
                 ('revoked_reason', models.CharField(blank=True, choices=[('logout', 'signed out'), ('other_device', 'signed out from another device'), ('password', 'the password was changed'), ('reuse', 'an old refresh token came back'), ('staff', 'signed out by staff'), ('inactive', 'the account was deactivated')], max_length=16)),
                 ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='sessions', to=settings.AUTH_USER_MODEL)),
             ],
+            options={
+                'indexes': [
+                    models.Index(fields=['-created_at', '-id'], name='session_newest'),
+                    models.Index(fields=['expires_at'], name='session_expires'),
+                ],
+                'constraints': [
+                    models.CheckConstraint(condition=models.Q(('generation__gte', 1)), name='session_generation_positive'),
+                    models.CheckConstraint(condition=models.Q(('expires_at__gt', models.F('created_at'))), name='session_ends_later'),
+                    models.CheckConstraint(condition=models.Q(models.Q(('revoked_at__isnull', True), ('revoked_reason', '')), models.Q(('revoked_at__isnull', False), ('revoked_reason__in', ['logout', 'other_device', 'password', 'reuse', 'staff', 'inactive'])), _connector='OR'), name='session_revoked_with_reason'),
+                ],
+            },
         ),
         migrations.CreateModel(
             name='StaffAction',
@@ -137,42 +158,6 @@ class Migration(migrations.Migration):
             options={
                 'constraints': [models.CheckConstraint(condition=models.Q(('ring_key', ''), _negated=True), name='userkey_names_its_ring_key')],
             },
-        ),
-        migrations.AddIndex(
-            model_name='user',
-            index=models.Index(fields=['-created_at', '-id'], name='user_newest'),
-        ),
-        migrations.AddConstraint(
-            model_name='user',
-            constraint=models.CheckConstraint(condition=models.Q(('email', django.db.models.functions.text.Lower('email'))), name='user_email_lower'),
-        ),
-        migrations.AddConstraint(
-            model_name='user',
-            constraint=models.UniqueConstraint(condition=models.Q(('email_verified_at__isnull', False)), fields=('email',), name='user_email_verified_once', violation_error_message='An account with this address exists already.'),
-        ),
-        migrations.AddConstraint(
-            model_name='user',
-            constraint=models.CheckConstraint(condition=models.Q(('tier__in', ['free', 'pro', 'power', 'team'])), name='user_tier_known'),
-        ),
-        migrations.AddIndex(
-            model_name='session',
-            index=models.Index(fields=['-created_at', '-id'], name='session_newest'),
-        ),
-        migrations.AddIndex(
-            model_name='session',
-            index=models.Index(fields=['expires_at'], name='session_expires'),
-        ),
-        migrations.AddConstraint(
-            model_name='session',
-            constraint=models.CheckConstraint(condition=models.Q(('generation__gte', 1)), name='session_generation_positive'),
-        ),
-        migrations.AddConstraint(
-            model_name='session',
-            constraint=models.CheckConstraint(condition=models.Q(('expires_at__gt', models.F('created_at'))), name='session_ends_later'),
-        ),
-        migrations.AddConstraint(
-            model_name='session',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('revoked_at__isnull', True), ('revoked_reason', '')), models.Q(('revoked_at__isnull', False), ('revoked_reason__in', ['logout', 'other_device', 'password', 'reuse', 'staff', 'inactive'])), _connector='OR'), name='session_revoked_with_reason'),
         ),
         migrations.CreateModel(
             name='SeparateKey',

@@ -35,6 +35,14 @@ class Migration(migrations.Migration):
                 ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
                 ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='devices', to=settings.AUTH_USER_MODEL)),
             ],
+            options={
+                'indexes': [
+                    models.Index(fields=['-last_seen'], name='devices_by_last_seen'),
+                ],
+                'constraints': [
+                    models.UniqueConstraint(fields=('user', 'device_id'), name='one_row_a_device'),
+                ],
+            },
         ),
         migrations.CreateModel(
             name='OutboxRecord',
@@ -55,30 +63,12 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['source_run', 'position'],
+                'indexes': [
+                    models.Index(fields=['user', 'source'], name='outbox_by_source'),
+                    models.Index(condition=models.Q(('state__in', ['waiting', 'sent'])), fields=['source_run', 'position'], name='outbox_waiting'),
+                    models.Index(condition=models.Q(('state__in', ['waiting', 'sent'])), fields=['created_at'], name='outbox_by_age'),
+                    models.Index(condition=models.Q(('state', 'expired')), fields=['source_run'], name='outbox_expired'),
+                ],
             },
-        ),
-        migrations.AddIndex(
-            model_name='device',
-            index=models.Index(fields=['-last_seen'], name='devices_by_last_seen'),
-        ),
-        migrations.AddConstraint(
-            model_name='device',
-            constraint=models.UniqueConstraint(fields=('user', 'device_id'), name='one_row_a_device'),
-        ),
-        migrations.AddIndex(
-            model_name='outboxrecord',
-            index=models.Index(fields=['user', 'source'], name='outbox_by_source'),
-        ),
-        migrations.AddIndex(
-            model_name='outboxrecord',
-            index=models.Index(condition=models.Q(('state__in', ['waiting', 'sent'])), fields=['source_run', 'position'], name='outbox_waiting'),
-        ),
-        migrations.AddIndex(
-            model_name='outboxrecord',
-            index=models.Index(condition=models.Q(('state__in', ['waiting', 'sent'])), fields=['created_at'], name='outbox_by_age'),
-        ),
-        migrations.AddIndex(
-            model_name='outboxrecord',
-            index=models.Index(condition=models.Q(('state', 'expired')), fields=['source_run'], name='outbox_expired'),
         ),
     ]

@@ -35,6 +35,15 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-created_at', '-id'],
+                'indexes': [
+                    models.Index(fields=['user', '-created_at', '-id'], name='exports_of_user'),
+                    models.Index(fields=['-created_at', '-id'], name='exports_newest'),
+                    models.Index(condition=models.Q(('state__in', ['queued', 'running', 'ready'])), fields=['state'], name='exports_to_sweep'),
+                ],
+                'constraints': [
+                    models.UniqueConstraint(condition=models.Q(('state__in', ['queued', 'running'])), fields=('user',), name='one_live_export_a_user'),
+                    models.CheckConstraint(condition=models.Q(models.Q(('state', 'ready'), _negated=True), ('expires_at__isnull', False), _connector='OR'), name='export_expires'),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -45,29 +54,10 @@ class Migration(migrations.Migration):
                 ('sealed', models.BinaryField()),
                 ('export', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='parts', to='export.export')),
             ],
-        ),
-        migrations.AddIndex(
-            model_name='export',
-            index=models.Index(fields=['user', '-created_at', '-id'], name='exports_of_user'),
-        ),
-        migrations.AddIndex(
-            model_name='export',
-            index=models.Index(fields=['-created_at', '-id'], name='exports_newest'),
-        ),
-        migrations.AddIndex(
-            model_name='export',
-            index=models.Index(condition=models.Q(('state__in', ['queued', 'running', 'ready'])), fields=['state'], name='exports_to_sweep'),
-        ),
-        migrations.AddConstraint(
-            model_name='export',
-            constraint=models.UniqueConstraint(condition=models.Q(('state__in', ['queued', 'running'])), fields=('user',), name='one_live_export_a_user'),
-        ),
-        migrations.AddConstraint(
-            model_name='export',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('state', 'ready'), _negated=True), ('expires_at__isnull', False), _connector='OR'), name='export_expires'),
-        ),
-        migrations.AddConstraint(
-            model_name='exportchunk',
-            constraint=models.UniqueConstraint(fields=('export', 'number'), name='one_chunk_a_place'),
+            options={
+                'constraints': [
+                    models.UniqueConstraint(fields=('export', 'number'), name='one_chunk_a_place'),
+                ],
+            },
         ),
     ]
