@@ -27,6 +27,13 @@ class AgentType(models.TextChoices):
     OUTLOOK = "outlook", "Outlook"
 
 
+class AgentFamily(models.TextChoices):
+    """What deployed clients call `agent_type`."""
+
+    LOCAL = "local", "Local folders"
+    CLOUD = "cloud", "Mailboxes and channels"
+
+
 class CatchUp(models.TextChoices):
     """What happens to slots that passed while the server or the agent's device was away."""
 
@@ -166,6 +173,10 @@ class Agent(models.Model):
     @property
     def zone(self) -> str:
         return self.timezone or self.user.timezone
+
+    @property
+    def family(self) -> AgentFamily:
+        return AgentFamily.LOCAL if self.is_local else AgentFamily.CLOUD
 
     @property
     def is_local(self) -> bool:
@@ -362,6 +373,10 @@ class Run(Leased):
     def is_cloud(self) -> bool:
         return self.agent_type != AgentType.LOCAL_DIRECTORY
 
+    @property
+    def agent_family(self) -> AgentFamily:
+        return AgentFamily.CLOUD if self.is_cloud else AgentFamily.LOCAL
+
 
 class RunEvent(models.Model):
     """A line of a run's journal. `details` holds what belongs to the user: the source's name and a message.
@@ -501,7 +516,9 @@ class JourneySession(models.Model):
     agent = models.ForeignKey(
         Agent, models.SET_NULL, null=True, related_name="+", help_text="the agent to change, if any"
     )
-    agent_type = models.CharField(max_length=20, choices=AgentType)
+    agent_type = models.CharField(
+        max_length=20, choices=AgentType, blank=True, help_text="blank: which mailbox is the open question"
+    )
     state = SealedTextField(help_text="JSON")
     version = models.PositiveIntegerField(default=1, help_text="counts the steps taken")
     expires_at = models.DateTimeField(db_index=True)

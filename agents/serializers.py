@@ -15,15 +15,22 @@ from adiuva.accounts.validators import timezones
 from agents import journal, preview, schedules, services
 from agents.catalog import DATA_TYPES
 from agents.cron import BadCron, Cron
-from agents.models import MAX_CATCH_UP_HOURS, ON_TIME_WINDOW, Agent, CatchUp, Run
+from agents.models import MAX_CATCH_UP_HOURS, ON_TIME_WINDOW, Agent, AgentFamily, AgentType, CatchUp, Run
 from integrations.errors import OLD_TOKEN_FIELD, old_token_error
 from integrations.models import Provider
 
 _ABSOLUTE = re.compile(r"^(/|[A-Za-z]:[\\/]|\\\\[^\\/]+[\\/][^\\/]+)")
+_FAMILY = "`local` or `cloud`, for deployed clients; `agent_kind` is exact."
 _EXTENSION = re.compile(r"^\.?[A-Za-z0-9]{1,15}$")
 
 
 class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
+    agent_type = serializers.ChoiceField(
+        choices=AgentFamily.choices, source="family", read_only=True, help_text=_FAMILY
+    )
+    agent_kind = serializers.ChoiceField(
+        choices=AgentType.choices, source="type", read_only=True, help_text="What exactly it reads."
+    )
     name = serializers.CharField(max_length=200)
     device_id = serializers.CharField(
         max_length=200, help_text="The device whose folders are read, as it names itself in its hello."
@@ -99,6 +106,8 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         model = Agent
         fields = [
             "id",
+            "agent_type",
+            "agent_kind",
             "name",
             "device_id",
             "directory_paths",
@@ -173,7 +182,15 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         if request is None or request.method in SAFE_METHODS:
             return []
         what = "folders" if agent.is_local else "mailbox"
-        return [
+        unknown = (
+            [
+                f"None of your devices has called itself “{agent.device_id}” yet: the agent's runs wait until one "
+                "does. GET /api/v1/devices lists those that have connected."
+            ]
+            if agent.is_local and not services.is_device_known(agent)
+            else []
+        )
+        return unknown + [
             f"The agent “{other.name}” reads the same {what}: what it has found is not found again, so each record "
             "arrives once, from the agent that reads first."
             for other in services.overlapping(agent)
@@ -210,6 +227,8 @@ class CloudAgentSerializer(LocalAgentSerializer):
     class Meta(LocalAgentSerializer.Meta):
         fields = [
             "id",
+            "agent_type",
+            "agent_kind",
             "provider",
             "name",
             "connection",
@@ -256,6 +275,12 @@ class CatalogSerializer(serializers.Serializer[Any]):
 class RunSerializer(serializers.ModelSerializer[Run]):
     agent_id = serializers.UUIDField(source="agent_ref")
     agent_name = serializers.CharField(read_only=True)
+    agent_type = serializers.ChoiceField(
+        choices=AgentFamily.choices, source="agent_family", help_text=_FAMILY
+    )
+    agent_kind = serializers.ChoiceField(
+        choices=AgentType.choices, source="agent_type", help_text="What exactly its agent reads."
+    )
     status = serializers.ChoiceField(
         choices=["running", "success", "partial", "error"], help_text="For older clients; `state` is exact."
     )
@@ -290,6 +315,7 @@ class RunSerializer(serializers.ModelSerializer[Run]):
             "agent_id",
             "agent_name",
             "agent_type",
+            "agent_kind",
             "trigger",
             "status",
             "state",

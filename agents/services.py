@@ -9,6 +9,7 @@ from uuid import UUID
 from django.db import transaction
 
 from adiuva.core.errors import Invalid, NotFound
+from adiuva.devices.models import Device
 from agents import runs, schedules
 from agents.models import Agent, AgentType, CatchUp, Run
 from integrations.mail.filters import Filters
@@ -39,6 +40,11 @@ def create_cloud(*, user_id: UUID, values: dict[str, Any]) -> Agent:
     values = values | {"connection": connection_for(user_id, values["type"], values.pop("connection", None))}
     agent = Agent(user_id=user_id, **values)
     return _create(agent)
+
+
+def is_device_known(agent: Agent) -> bool:
+    """Whether the device that an agent reads has ever connected."""
+    return Device.objects.of(agent.user_id).filter(device_id=agent.device_id).exists()
 
 
 def overlapping(agent: Agent) -> list[Agent]:

@@ -29,7 +29,7 @@ from agents.journeys.serializers import (
     JourneySerializer,
     JourneyStartSerializer,
 )
-from agents.models import Agent, AgentType, Run
+from agents.models import Agent, Run
 from agents.serializers import (
     CatalogSerializer,
     CloudAgentSerializer,
@@ -58,6 +58,12 @@ class CatalogView(APIView):
         return Response(catalog())
 
 
+class _AgentViewSet(viewsets.ModelViewSet[Agent]):
+    def update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """PUT too changes what it names: deployed clients send a part of the configuration."""
+        return super().update(request, *args, **kwargs | {"partial": True})
+
+
 @extend_schema_view(
     list=extend_schema(
         summary="Your agents over local folders, newest first",
@@ -71,7 +77,8 @@ class CatalogView(APIView):
         summary="One agent", responses={200: LocalAgentSerializer, **error_responses(401, 404)}
     ),
     update=extend_schema(
-        summary="Replace an agent's configuration",
+        summary="Change some of an agent's configuration; what is not named stays",
+        request=LocalAgentSerializer(partial=True),
         responses={200: LocalAgentSerializer, **error_responses(400, 401, 404)},
     ),
     partial_update=extend_schema(
@@ -79,7 +86,7 @@ class CatalogView(APIView):
         responses={200: LocalAgentSerializer, **error_responses(400, 401, 404)},
     ),
 )
-class LocalAgentViewSet(viewsets.ModelViewSet[Agent]):
+class LocalAgentViewSet(_AgentViewSet):
     """Agents that read folders on a device and find tasks, notes and dates in them."""
 
     serializer_class = LocalAgentSerializer
@@ -117,7 +124,8 @@ class LocalAgentViewSet(viewsets.ModelViewSet[Agent]):
         summary="One cloud agent", responses={200: CloudAgentSerializer, **error_responses(401, 404)}
     ),
     update=extend_schema(
-        summary="Replace a cloud agent's configuration",
+        summary="Change some of a cloud agent's configuration; what is not named stays",
+        request=CloudAgentSerializer(partial=True),
         responses={200: CloudAgentSerializer, **error_responses(400, 401, 404)},
     ),
     partial_update=extend_schema(
@@ -125,7 +133,7 @@ class LocalAgentViewSet(viewsets.ModelViewSet[Agent]):
         responses={200: CloudAgentSerializer, **error_responses(400, 401, 404)},
     ),
 )
-class CloudAgentViewSet(viewsets.ModelViewSet[Agent]):
+class CloudAgentViewSet(_AgentViewSet):
     """Agents that read an account you have connected. They run without a device; what they find waits for one."""
 
     serializer_class = CloudAgentSerializer
@@ -297,7 +305,7 @@ class StartJourneyView(GenericAPIView[Any]):
         close_old_connections()  # the model may take a while, and others wait for the pool's connections
         session = async_to_sync(journeys.start)(
             user_id=user_id(request),
-            agent_type=AgentType(asked["agent_type"]),
+            kind=asked["agent_type"],
             agent_id=asked.get("agent_id"),
         )
         return Response(session.body())

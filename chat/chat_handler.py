@@ -28,6 +28,7 @@ from adiuva.devices.protocol import (
     StreamText,
 )
 from agents import schedules
+from chat.device_choice import find_device
 from chat.end_messages import unsaid_end_message
 from chat.models import AssistantKind
 from chat.request import ChatRequest
@@ -95,7 +96,7 @@ class ChatHandler:
             case HomeRequest() | FloatingRequest():
                 request = self._request(frame)
                 self._start(
-                    registry().open(request, self),
+                    self._open(request, frame.device_id if self.device.protocol >= 2 else None),
                     request.request_id,
                     refusal=lambda code: refusal_of(request, code),
                 )
@@ -172,6 +173,12 @@ class ChatHandler:
         finally:
             self._requests -= 1
 
+    async def _open(self, request: ChatRequest, named: str | None) -> None:
+        if named and named != self.device.device_id:
+            device = await db.run(find_device, request.user_id, named)
+            request = replace(request, device_id=device)
+        await registry().open(request, self)
+
     async def _steer(self, frame: RequestSteer) -> None:
         follow_up = await registry().steer(
             self.device.user_id, frame.request_id, frame.message, reply=self.channel
@@ -180,7 +187,8 @@ class ChatHandler:
             await self._open_follow_up(follow_up)
 
     async def _open_follow_up(self, request: ChatRequest) -> None:
-        request = replace(request, device_id=self.device.pk, can_ask_approval=self._can_approve)
+        device = request.device_id or self.device.pk
+        request = replace(request, device_id=device, can_ask_approval=self._can_approve)
         await registry().open(request, self)
 
     async def refuse(self, bad: BadFrame) -> None:

@@ -8,6 +8,7 @@ from adiuva.devices.protocol import StreamEnd
 
 _MESSAGES: Final = {
     "device_offline": "Your device is not connected.",
+    "unknown_device": "None of your devices has the id that this request names.",
     "conversation_not_found": "This conversation no longer exists.",
     "invalid": "This message is empty or too long.",
     "bad_frame": "This request could not be read.",

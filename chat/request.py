@@ -16,6 +16,7 @@ class ChatRequest:
     """What a user asks an assistant, and with the data of which device.
 
     `device_id`: the row id of the device whose data it is about; None for the user's device that was seen last.
+    `expects_device`: false if none was connected when it was asked, so that tools need not wait for one.
     `starts_conversation`: whether a request without conversation and history starts a conversation.
     `can_ask_approval`: whether the device can show an approval_request.
     `context`: what else the client knows, as text. The model gets it as data, not as instructions.
@@ -27,6 +28,7 @@ class ChatRequest:
     kind: AssistantKind
     message: str
     device_id: uuid.UUID | None = None
+    expects_device: bool = True
     history: tuple[HistoryMessage, ...] = ()
     scope: Scope | None = None
     conversation_id: str | None = None

@@ -127,6 +127,13 @@ class ChatSerializer(serializers.Serializer[Any]):
         allow_null=True,
         help_text="A conversation that this continues, and that it is kept in. Without one nothing is kept.",
     )
+    device_id = serializers.CharField(
+        max_length=200,
+        required=False,
+        allow_blank=True,
+        allow_null=True,
+        help_text="The device whose data it is about, as it names itself in its hello. Without it, the one seen last.",
+    )
     request_id = serializers.CharField(
         max_length=200,
         required=False,
@@ -154,6 +161,10 @@ class AnswerSerializer(serializers.Serializer[Any]):
     finish = serializers.ChoiceField(choices=["stop", "cancelled", "limit"])
     code = serializers.CharField(required=False, help_text="Which limit it was.")
     usage = UsageSerializer()
+    device_id = serializers.CharField(
+        allow_null=True,
+        help_text="The device whose data was read or changed. Null if none was asked: the answer knows no rows then.",
+    )
 
 
 class FailedSerializer(Problem):
@@ -164,6 +175,7 @@ class FailedSerializer(Problem):
     conversation_id = serializers.UUIDField(allow_null=True, required=False)
     finish = serializers.CharField(required=False)
     usage = UsageSerializer(required=False)
+    device_id = serializers.CharField(allow_null=True, required=False)
 
 
 class KeptRowSerializer(serializers.Serializer[Any]):

@@ -230,9 +230,8 @@ class Turn:
         )
         recall = self._recall = asyncio.get_running_loop().create_task(memory.recall(now), name="turn recall")
         granted = await self._take_granted_calls(memory)
-        async with DeviceLink(
-            request.user_id, request.device_id, wait_s=settings.CHAT["device_reconnect_wait_s"]
-        ) as link:
+        wait_s = settings.CHAT["device_reconnect_wait_s"] if request.expects_device else 0.0
+        async with DeviceLink(request.user_id, request.device_id, wait_s=wait_s) as link:
             session = DeviceSession(link, zone=zone, now=now, foreign=self.foreign)
             self.mutations = session.mutations
             self._session = session
@@ -387,6 +386,7 @@ class Turn:
                 finish=self.finish,
                 code=self.code or None,
                 usage=self.usage,
+                device_id=self.device_id,
             )
         )
         log_writer().hurry()
@@ -440,6 +440,11 @@ class Turn:
     def _fail(self, error: Exception) -> None:
         unavailable = as_unavailable(error)
         self.finish, self.code = "error", unavailable.code if unavailable else "internal_error"
+
+    @property
+    def device_id(self) -> str | None:
+        """The device whose data was read or changed; None if no call was sent to one."""
+        return self._session.link.device_id if self._session is not None else None
 
     @property
     def _ids(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -23,7 +23,6 @@ from adiuva.core.background import BackgroundTasks
 from adiuva.core.errors import Invalid, Unavailable
 from adiuva.core.per_loop import PerLoop
 from adiuva.devices import presence
-from adiuva.devices.link import DeviceOffline
 from adiuva.devices.protocol import ApprovalRequest, Mutation, Usage
 from chat import approval_routing, peer_requests, stream_log, turn_rows
 from chat.assistants import SUPERVISORS
@@ -302,17 +301,25 @@ class TurnResult:
     code: str
     usage: Usage
     conversation_id: uuid.UUID | None
+    device_id: str | None
 
 
 async def run_to_end(request: ChatRequest) -> TurnResult:
-    """Run a whole turn without a socket, on the user's device that was seen last.
+    """Run a whole turn without a socket, on the device that it names, or the user's that was seen last.
 
-    Raises DeviceOffline if there is none, AlreadyClaimed, and what `find_or_start` does.
+    Without one it answers from the request's context, and tools say that the device is offline. Raises AlreadyClaimed,
+    and what `find_or_start` does.
     """
     if await db.run(presence.find, user_id=request.user_id, pk=request.device_id) is None:
-        raise DeviceOffline
+        request = replace(request, expects_device=False)
     turn = await registry().find_or_start(request)
     await turn.ended.wait()
     return TurnResult(
-        turn.output.text, turn.mutations, turn.finish, turn.code, turn.usage, turn.claimed.conversation_id
+        turn.output.text,
+        turn.mutations,
+        turn.finish,
+        turn.code,
+        turn.usage,
+        turn.claimed.conversation_id,
+        turn.device_id,
     )

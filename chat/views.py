@@ -18,10 +18,11 @@ from rest_framework.response import Response
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.core.errors import AdiuvaError, Invalid, Unavailable
 from adiuva.core.rest import TOTAL_COUNT, Done, error_responses, user_id
-from adiuva.devices.link import DeviceOffline
+from adiuva.devices.link_errors import DeviceOffline
 from adiuva.devices.protocol import HistoryMessage, StreamEnd
 from adiuva.llm.errors import ModelError
 from chat import conversations, turn_undo
+from chat.device_choice import find_device
 from chat.end_messages import end_message, unsaid_end_message
 from chat.models import AssistantKind, Conversation
 from chat.request import ChatRequest
@@ -119,15 +120,6 @@ def _title_context(request: Request, rows: Iterable[Conversation]) -> dict[str, 
 # ── A whole turn ────────────────────────────────────────────────────────────────────────────────────────
 
 
-class NoDevice(Unavailable):
-    code = DeviceOffline.code
-
-    def __init__(self) -> None:
-        super().__init__(
-            "none of your devices is connected, and your data is there: open Adiuva on one and try again"
-        )
-
-
 class TurnFailed(AdiuvaError):
     """A turn ended with an error. The response holds what was said and changed until then."""
 
@@ -151,13 +143,14 @@ _STATUS_BY_CODE: Final = {
 _FAILURE_TEXTS: Final = {
     500: "The turn broke off on the server.",
     502: "The model could not answer.",
-    503: "None of your devices is connected, or the model or the server is away for now.",
+    503: "The model or the server is away for now.",
     504: "The model did not answer in time.",
 }
 
 
 class ChatView(GenericAPIView[Any]):
-    """Ask the assistant. It works with whichever of your devices was seen last.
+    """Ask the assistant. It works with the device that you name, or else with the one that was seen last; the answer
+    says which it was. Without a device it answers from `context`.
 
     The device socket answers as it goes; here the answer comes in the end, with what was changed on the device.
     """
@@ -182,10 +175,7 @@ class ChatView(GenericAPIView[Any]):
         serializer.is_valid(raise_exception=True)
         chat_request = _chat_request(user_id(request), serializer.validated_data)
         close_old_connections()  # a turn may take minutes, and others wait for the pool's connections
-        try:
-            answer = async_to_sync(turn_registry.run_to_end)(chat_request)
-        except DeviceOffline:
-            raise NoDevice from None
+        answer = async_to_sync(turn_registry.run_to_end)(chat_request)
         return Response(_response_body(answer))
 
 
@@ -224,6 +214,7 @@ def _response_body(answer: TurnResult) -> dict[str, Any]:
         "conversation_id": answer.conversation_id,
         "finish": answer.finish,
         "usage": answer.usage.model_dump(),
+        "device_id": answer.device_id,
     }
     end = StreamEnd.model_validate({"request_id": "", "finish": answer.finish, "code": answer.code})
     if answer.finish == "error":
@@ -242,6 +233,7 @@ def _chat_request(user_id: uuid.UUID, values: dict[str, Any]) -> ChatRequest:
         request_id=values.get("request_id") or uuid.uuid4().hex,
         kind=AssistantKind.HOME,
         message=values["message"],
+        device_id=find_device(user_id, values["device_id"]) if values.get("device_id") else None,
         history=tuple(HistoryMessage(**message) for message in history),
         conversation_id=values.get("conversation_id") or None,
         context=orjson.dumps(known).decode() if known else "",

@@ -123,6 +123,8 @@ export interface DeviceHello {
   app_version?: string | null;
   /** (protocol 2) */
   capabilities?: string[];
+  /** folders that agents may read on this device, as absolute paths; shown to its owner (protocol 2) */
+  grants?: string[] | null;
   /** (protocol 2) */
   streams?: StreamPosition[] | null;
 }
@@ -148,6 +150,8 @@ export interface FloatingRequest {
   request_id?: string | null;
   /** (protocol 2) */
   conversation_id?: string | null;
+  /** whose data it is about, by its device_id; without it, the device that sends this (protocol 2) */
+  device_id?: string | null;
   /** false: nothing of this request is remembered, and nothing is recalled for it (protocol 2) */
   memory?: boolean;
 }
@@ -176,6 +180,8 @@ export interface HomeRequest {
   request_id?: string | null;
   /** (protocol 2) */
   conversation_id?: string | null;
+  /** whose data it is about, by its device_id; without it, the device that sends this (protocol 2) */
+  device_id?: string | null;
   /** false: nothing of this request is remembered, and nothing is recalled for it (protocol 2) */
   memory?: boolean;
 }
@@ -234,6 +240,8 @@ export interface StreamEnd {
   code?: string | null;
   /** (protocol 2) */
   usage?: Usage | null;
+  /** the device whose data was read or changed; none if no call was sent to one (protocol 2) */
+  device_id?: string | null;
 }
 
 export interface StreamPosition {

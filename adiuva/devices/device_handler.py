@@ -68,7 +68,9 @@ class DeviceHandler:
         socket.close_timeout_s = settings.SOCKET["pong_timeout_s"]
         self.user_id: uuid.UUID
         self.session_id: uuid.UUID
-        self.pk: uuid.UUID | None = None  # set by the hello
+        # Set by the hello.
+        self.pk: uuid.UUID | None = None
+        self.device_id = ""
         self.epoch = 0
         self.protocol = 1
         self.channel_handlers = {
@@ -194,6 +196,7 @@ class DeviceHandler:
             hello=hello,
             channel=self.socket.channel_name,
         )
+        self.device_id = hello.device_id
         older = self._registry.register(self, opened.pk, opened.epoch)
         self._ping_due = self._loop.time() + settings.SOCKET["ping_interval_s"]
         is_open = await self.send_frame(

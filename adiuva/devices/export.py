@@ -22,7 +22,7 @@ def _devices(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 
 def _name(device: Device) -> Mapping[str, Any]:
-    return {"name": device.name}
+    return {"name": device.name, "grants": device.grants}
 
 
 def _outbox(user_id: UUID) -> Iterator[dict[str, Any]]:

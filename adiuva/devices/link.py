@@ -86,6 +86,8 @@ class DeviceLink:
         self.pending = PendingCalls()
         # The connection in use; None until one is found, and after it was lost.
         self.current_target: Target | None = None
+        # Its own id, once something was sent to it.
+        self.device_id: str | None = None
         self._channel = ""
         self._reader: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
@@ -273,7 +275,7 @@ class DeviceLink:
                 raise DeviceUnreachable from None
         if not sent:
             raise NotSent
-        self.device = target.pk
+        self.device, self.device_id = target.pk, target.device_id
 
     async def _open_reply_channel(self) -> None:
         async with self._opening:

@@ -42,6 +42,7 @@ class Device(models.Model):
     app_version = models.CharField(max_length=100, blank=True)
     protocol = models.PositiveSmallIntegerField(default=1)
     capabilities = ArrayField(models.CharField(max_length=50), default=list, blank=True)
+    grants_sealed = SealedJSONField(null=True, bound_to=("device_id",), help_text="NULL if it did not say")
     session_id = models.UUIDField(null=True, editable=False, help_text="the session that it signed in with")
     epoch = models.BigIntegerField(default=1, editable=False)
     channel = models.CharField(max_length=200, blank=True, editable=False)
@@ -66,6 +67,13 @@ class Device(models.Model):
         if self.name_sealed is None:
             return ""
         return Device.name_sealed.unseal_from(cipher_for(self.user_id), self)
+
+    @property
+    def grants(self) -> list[str] | None:
+        """The folders that agents may read on it; None if it did not say. Raises SealBroken."""
+        if self.grants_sealed is None:
+            return None
+        return list(Device.grants_sealed.unseal_from(cipher_for(self.user_id), self))
 
 
 class OutboxQuerySet(models.QuerySet["OutboxRecord"]):

@@ -52,12 +52,12 @@ _ARRIVE = """
 WITH before AS (
     SELECT channel FROM devices_device WHERE user_id = %(user)s AND device_id = %(device)s AND lease_until > now()
 )
-INSERT INTO devices_device AS known (id, user_id, device_id, name_sealed, platform, app_version, protocol, capabilities,
-    session_id, epoch, channel, lease_until)
-VALUES (%(id)s, %(user)s, %(device)s, %(name)s, %(platform)s, %(version)s, %(protocol)s, %(capabilities)s,
+INSERT INTO devices_device AS known (id, user_id, device_id, name_sealed, grants_sealed, platform, app_version,
+    protocol, capabilities, session_id, epoch, channel, lease_until)
+VALUES (%(id)s, %(user)s, %(device)s, %(name)s, %(grants)s, %(platform)s, %(version)s, %(protocol)s, %(capabilities)s,
     %(session)s, 1, %(channel)s, now() + make_interval(secs => %(lease)s))
 ON CONFLICT (user_id, device_id) DO UPDATE SET
-    name_sealed = COALESCE(excluded.name_sealed, known.name_sealed),
+    name_sealed = COALESCE(excluded.name_sealed, known.name_sealed), grants_sealed = excluded.grants_sealed,
     platform = COALESCE(NULLIF(excluded.platform, ''), known.platform),
     app_version = COALESCE(NULLIF(excluded.app_version, ''), known.app_version),
     protocol = excluded.protocol, capabilities = excluded.capabilities, session_id = excluded.session_id,
@@ -84,8 +84,14 @@ def open_connection(
     *, user_id: uuid.UUID, session_id: uuid.UUID, hello: DeviceHello, channel: str
 ) -> OpenedConnection:
     """Record a connection as its device's newest. One statement, so that of two connections only one is."""
+    cipher = cipher_for(user_id) if hello.name or hello.grants is not None else None
     name_sealed = (
-        Device.name_sealed.seal(cipher_for(user_id), hello.name, hello.device_id) if hello.name else None
+        Device.name_sealed.seal(cipher, hello.name, hello.device_id) if cipher and hello.name else None
+    )
+    grants_sealed = (
+        Device.grants_sealed.seal(cipher, hello.grants, hello.device_id)
+        if cipher and hello.grants is not None and hello.protocol >= 2
+        else None
     )
     with connection.cursor() as cursor:
         cursor.execute(
@@ -95,6 +101,7 @@ def open_connection(
                 "user": user_id,
                 "device": hello.device_id,
                 "name": name_sealed,
+                "grants": grants_sealed,
                 "platform": hello.platform or "",
                 "version": hello.app_version or "",
                 "protocol": min(hello.protocol, 2),

@@ -64,6 +64,13 @@ Remembered = Annotated[
         json_schema_extra=SINCE_2,
     ),
 ]
+NamedDevice = Annotated[
+    Name | None,
+    Field(
+        description="whose data it is about, by its device_id; without it, the device that sends this",
+        json_schema_extra=SINCE_2,
+    ),
+]
 RequestId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_without_nul)]
 
 
@@ -90,6 +97,12 @@ class DeviceHello(Received):
     )
     capabilities: list[Annotated[str, AfterValidator(_without_nul)]] = Field(
         default_factory=list, max_length=50, json_schema_extra=SINCE_2
+    )
+    grants: list[Annotated[str, Field(max_length=4096), AfterValidator(_without_nul)]] | None = Field(
+        default=None,
+        max_length=100,
+        description="folders that agents may read on this device, as absolute paths; shown to its owner",
+        json_schema_extra=SINCE_2,
     )
     streams: list[StreamPosition] | None = Field(default=None, max_length=100, json_schema_extra=SINCE_2)
 
@@ -182,6 +195,7 @@ class HomeRequest(Received):
     conversation_history: list[HistoryMessage] | None = None
     request_id: RequestId | None = None
     conversation_id: Id | None = Field(default=None, json_schema_extra=SINCE_2)
+    device_id: NamedDevice = None
     memory: Remembered = True
 
 
@@ -196,6 +210,7 @@ class FloatingRequest(Received):
     scope: Scope
     request_id: RequestId | None = None
     conversation_id: Id | None = Field(default=None, json_schema_extra=SINCE_2)
+    device_id: NamedDevice = None
     memory: Remembered = True
 
 
@@ -407,6 +422,11 @@ class StreamEnd(Sent):
     )
     code: str | None = Field(default=None, json_schema_extra=SINCE_2)
     usage: Usage | None = Field(default=None, json_schema_extra=SINCE_2)
+    device_id: str | None = Field(
+        default=None,
+        description="the device whose data was read or changed; none if no call was sent to one",
+        json_schema_extra=SINCE_2,
+    )
 
 
 ServerFrame = Annotated[

@@ -7,6 +7,12 @@ from adiuva.devices.models import Device
 
 class DeviceSerializer(serializers.ModelSerializer[Device]):
     name = serializers.CharField(read_only=True)
+    grants = serializers.ListField(
+        child=serializers.CharField(),
+        allow_null=True,
+        read_only=True,
+        help_text="The folders that agents may read on it, as it said when it connected; null if it did not say.",
+    )
     online = serializers.BooleanField(source="is_online", help_text="Whether it is connected now.")
 
     class Meta:
@@ -19,6 +25,7 @@ class DeviceSerializer(serializers.ModelSerializer[Device]):
             "app_version",
             "protocol",
             "capabilities",
+            "grants",
             "online",
             "last_seen",
             "created_at",

@@ -71,6 +71,7 @@ class SampleRequest:
     agent_type: AgentType
     agent_id: uuid.UUID | None
     proposal: AgentProposal
+    connection_id: uuid.UUID | None = None
 
 
 async def collect(request: SampleRequest) -> DocumentSample:
@@ -106,8 +107,8 @@ async def _from_mailbox(request: SampleRequest) -> DocumentSample:
 
 
 def _connection(request: SampleRequest) -> uuid.UUID | None:
-    if request.agent_id is None:
-        return None
+    if request.agent_id is None or request.connection_id is not None:
+        return request.connection_id
     mine = Agent.objects.of(request.user_id).cloud().filter(pk=request.agent_id)
     return mine.values_list("connection_id", flat=True).first()
 

@@ -6,11 +6,14 @@ from typing import Any
 
 from rest_framework import serializers
 
-from agents.models import AgentType
+from agents.models import AgentFamily, AgentType
 
 
 class JourneyStartSerializer(serializers.Serializer[Any]):
-    agent_type = serializers.ChoiceField(choices=AgentType.choices)
+    agent_type = serializers.ChoiceField(
+        choices=[*AgentFamily.choices, *AgentType.choices],
+        help_text="`local` is `local_directory`. `cloud` takes the one mailbox that is connected, or asks which.",
+    )
     agent_id = serializers.UUIDField(
         required=False, allow_null=True, help_text="An agent of yours that is to be changed."
     )
@@ -74,6 +77,10 @@ class JourneySerializer(JourneyQuestionSerializer):
     """With `done` it has all fields, else the first four."""
 
     prompt_template = serializers.CharField(required=False)
+    agent_kind = serializers.ChoiceField(choices=AgentType.choices, required=False)
+    connection = serializers.UUIDField(
+        required=False, allow_null=True, help_text="The mailbox that you chose; null if there was no choice."
+    )
     data_types = serializers.ListField(child=serializers.CharField(), required=False)
     name = serializers.CharField(required=False)
     schedule_cron = serializers.CharField(required=False, allow_blank=True)

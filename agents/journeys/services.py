@@ -10,6 +10,7 @@ import asyncio
 import datetime as dt
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -24,8 +25,9 @@ from adiuva.accounts.models import User
 from adiuva.core import db
 from adiuva.core.errors import Conflict, Invalid, NotFound
 from agents import services
-from agents.journeys import interview
+from agents.journeys import interview, mailbox_choice
 from agents.journeys.interview import AgentProposal, AnsweredQuestion, InterviewBrief, Question
+from agents.journeys.mailbox_choice import Mailbox
 from agents.journeys.samples import SampleRequest
 from agents.journeys.trial import TrialResult, run_trial
 from agents.models import Agent, AgentType, JourneySession
@@ -41,8 +43,10 @@ log = structlog.get_logger(__name__)
 
 class JourneyState(BaseModel):
     """What the row seals. `answered`: questions with their answers; `question`: the open one, "" once there is a
-    proposal."""
+    proposal. `mailboxes`: those among which the user chooses; `connection_id`: the one that was chosen."""
 
+    mailboxes: list[Mailbox] = []
+    connection_id: uuid.UUID | None = None
     answered: list[AnsweredQuestion] = []
     question: str = ""
     proposal: AgentProposal | None = None
@@ -52,17 +56,25 @@ class JourneyState(BaseModel):
         """The state at the previous question, without its answer; unchanged at the first question."""
         if not self.answered:
             return self
-        return JourneyState(answered=self.answered[:-1], question=self.answered[-1].question)
+        return self.step(answered=self.answered[:-1], question=self.answered[-1].question)
+
+    def step(self, **changes: Any) -> JourneyState:
+        """Another step of the interview, about the same mailbox."""
+        return JourneyState(mailboxes=self.mailboxes, connection_id=self.connection_id, **changes)
 
 
 @dataclass(frozen=True)
 class Journey:
-    """A JourneySession, unsealed. `turn`, as clients call it, is the row's version: it counts the steps."""
+    """A JourneySession, unsealed. `turn`, as clients call it, is the row's version: it counts the steps.
+
+    `agent_type` is None, and `brief` of no meaning, while the user is asked which mailbox it is about.
+    """
 
     id: uuid.UUID
     user_id: uuid.UUID
     turn: int
     state: JourneyState
+    agent_type: AgentType | None
     brief: InterviewBrief
     agent_id: uuid.UUID | None
     zone: ZoneInfo
@@ -78,6 +90,8 @@ class Journey:
         return body | {
             "message": message,
             "done": True,
+            "agent_kind": self.brief.agent_type.value,
+            "connection": state.connection_id and str(state.connection_id),
             **state.proposal.model_dump(),
             "found": trial.model_dump(),
         }
@@ -104,16 +118,26 @@ class JourneyMovedOn(Conflict):
         )
 
 
-async def start(*, user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None = None) -> Journey:
-    """Ask the first question.
+async def start(*, user_id: uuid.UUID, kind: str, agent_id: uuid.UUID | None = None) -> Journey:
+    """Ask the first question. `kind`: an AgentType, or an AgentFamily as deployed clients name it.
 
-    Raises NotFound for an agent that is not the user's, Invalid for one of another type, and ModelError or
-    JourneyUnclear if the model asks nothing; then no journey is stored.
+    Raises NotFound for an agent that is not the user's, Invalid for one of another type or where no mailbox is
+    connected, and ModelError or JourneyUnclear if the model asks nothing; then no journey is stored.
     """
-    brief = await db.run(_brief_of, user_id, agent_type, agent_id)
+    begun = await db.run(mailbox_choice.begin, user_id, kind, agent_id)
+    state = JourneyState(mailboxes=begun.mailboxes, connection_id=begun.connection_id)
+    if begun.agent_type is None:
+        state.question = mailbox_choice.question(state.mailboxes)
+    else:
+        brief = await db.run(_brief_of, user_id, begun.agent_type, agent_id)
+        state.question = await _first_question(brief)
+    return await db.run(_create, user_id, begun.agent_type, agent_id, state)
+
+
+async def _first_question(brief: InterviewBrief) -> str:
     step = await _next_step(brief, [])
     assert isinstance(step, Question)
-    return await db.run(_create, user_id, agent_type, agent_id, JourneyState(question=step.text))
+    return step.text
 
 
 async def answer(
@@ -131,16 +155,18 @@ async def answer(
         if turn != journey.turn - 1 or back or not state.answered or state.answered[-1].answer != message:
             raise JourneyMovedOn(journey)
     elif back:
-        return await db.run(_write, journey, state.back())
+        return await _go_back(journey)
     elif state.proposal is None:
         if not message:
             raise Invalid("there is no answer in the message", fields={"message": ["This may not be blank."]})
+        if journey.agent_type is None:
+            return await _choose_mailbox(journey, message)
         answered = [*state.answered, AnsweredQuestion(question=state.question, answer=message)]
         match await _next_step(journey.brief, answered):
             case Question(text):
-                state = JourneyState(answered=answered, question=text)
+                state = state.step(answered=answered, question=text)
             case AgentProposal() as proposal:
-                state = JourneyState(answered=answered, proposal=proposal)
+                state = state.step(answered=answered, proposal=proposal)
             case _:
                 state = state.back()
         journey = await db.run(_write, journey, state)
@@ -148,6 +174,26 @@ async def answer(
             "journey.step_taken", session=str(journey.id), turn=journey.turn, questions=len(state.answered)
         )
     return await _with_trial(journey)
+
+
+async def _go_back(journey: Journey) -> Journey:
+    """To the question before: at the first of the interview to that about the mailbox, if it was asked."""
+    state = journey.state
+    if state.answered or not state.mailboxes or journey.agent_type is None:
+        return await db.run(_write, journey, state.back())
+    state = JourneyState(mailboxes=state.mailboxes, question=mailbox_choice.question(state.mailboxes))
+    return await db.run(partial(_write, journey, state, agent_type=""))
+
+
+async def _choose_mailbox(journey: Journey, message: str) -> Journey:
+    """Take the user's choice and ask the first question, or ask again which mailbox is meant."""
+    state = journey.state
+    chosen = mailbox_choice.chosen(state.mailboxes, message)
+    if chosen is None:
+        return await db.run(_write, journey, state)
+    question = await _first_question(_brief(chosen.agent_type, None))
+    state = JourneyState(mailboxes=state.mailboxes, connection_id=chosen.id, question=question)
+    return await db.run(partial(_write, journey, state, agent_type=chosen.agent_type.value))
 
 
 async def _next_step(brief: InterviewBrief, answered: list[AnsweredQuestion]) -> interview.InterviewStep:
@@ -164,7 +210,12 @@ async def _with_trial(journey: Journey) -> Journey:
     if state.proposal is None or state.trial is not None:
         return journey
     request = SampleRequest(
-        journey.user_id, journey.id, journey.brief.agent_type, journey.agent_id, proposal=state.proposal
+        journey.user_id,
+        journey.id,
+        journey.brief.agent_type,
+        journey.agent_id,
+        proposal=state.proposal,
+        connection_id=state.connection_id,
     )
     trial = await run_trial(request, journey.zone)
     return await db.run(_save_trial, journey, state.model_copy(update={"trial": trial}))
@@ -198,11 +249,11 @@ def _brief(agent_type: AgentType, agent: Agent | None) -> InterviewBrief:
 
 
 def _create(
-    user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None, state: JourneyState
+    user_id: uuid.UUID, agent_type: AgentType | None, agent_id: uuid.UUID | None, state: JourneyState
 ) -> Journey:
     if agent_id is not None:
         services.get_agent(user_id, agent_id)  # the user may have deleted it while the model answered
-    row = JourneySession(user_id=user_id, agent_type=agent_type, agent_id=agent_id)
+    row = JourneySession(user_id=user_id, agent_type=agent_type or "", agent_id=agent_id)
     JourneySession.state.seal_into(cipher_for(user_id), row, state.model_dump_json())
     row.expires_at = Now() + JOURNEY_LIFETIME
     row.save(force_insert=True)
@@ -220,14 +271,15 @@ def _read(user_id: uuid.UUID, session_id: str) -> Journey:
     if row is None:
         raise NoSuchJourney
     zone = User.objects.values_list("timezone", flat=True).get(pk=user_id)
-    brief = _brief(AgentType(row.agent_type), row.agent)
+    agent_type = AgentType(row.agent_type) if row.agent_type else None
+    brief = _brief(agent_type or AgentType.LOCAL_DIRECTORY, row.agent)
     state = JourneyState.model_validate_json(JourneySession.state.unseal_from(cipher_for(user_id), row))
-    return Journey(row.pk, user_id, row.version, state, brief, row.agent_id, ZoneInfo(zone))
+    return Journey(row.pk, user_id, row.version, state, agent_type, brief, row.agent_id, ZoneInfo(zone))
 
 
-def _write(journey: Journey, state: JourneyState) -> Journey:
+def _write(journey: Journey, state: JourneyState, **changes: Any) -> Journey:
     """Take a step, unless another was taken meanwhile. Raises JourneyMovedOn, NoSuchJourney."""
-    return _save(journey, state, version=F("version") + 1, expires_at=Now() + JOURNEY_LIFETIME)
+    return _save(journey, state, version=F("version") + 1, expires_at=Now() + JOURNEY_LIFETIME, **changes)
 
 
 def _save_trial(journey: Journey, state: JourneyState) -> Journey:

@@ -65,7 +65,7 @@ class Migration(migrations.Migration):
             name='JourneySession',
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('agent_type', models.CharField(choices=[('local_directory', 'Local folders'), ('gmail', 'Gmail'), ('teams', 'Teams'), ('outlook', 'Outlook')], max_length=20)),
+                ('agent_type', models.CharField(blank=True, choices=[('local_directory', 'Local folders'), ('gmail', 'Gmail'), ('teams', 'Teams'), ('outlook', 'Outlook')], help_text='blank: which mailbox is the open question', max_length=20)),
                 ('state', models.BinaryField(help_text='JSON')),
                 ('version', models.PositiveIntegerField(default=1, help_text='counts the steps taken')),
                 ('expires_at', models.DateTimeField(db_index=True)),

@@ -56,10 +56,19 @@ def test_a_cloud_agent_is_made_read_changed_and_deleted(rest: APIClient, ada: Pe
     assert replaced["next_run_at"] is None
     run = rest.post(f"{API}/{agent['id']}/run")
     assert run.status_code == 202
-    assert rest.get(f"{API}/runs/{run.json()['run_id']}").json()["agent_type"] == "gmail"
+    shown = rest.get(f"{API}/runs/{run.json()['run_id']}").json()
+    assert (shown["agent_type"], shown["agent_kind"]) == ("cloud", "gmail")
+    assert (agent["agent_type"], agent["agent_kind"]) == ("cloud", "gmail")
     assert rest.delete(place).json() == {"ok": True}
     assert rest.get(place).status_code == 404
     assert rest.get(f"{API}/runs/{run.json()['run_id']}").json()["state"] == "cancelled"
+
+
+def test_put_changes_what_it_names_and_leaves_the_rest(rest: APIClient, ada: Person) -> None:
+    connect_account(ada, Box("ada"))
+    made = rest.post(f"{API}/cloud", GOOD).json()
+    put = rest.put(f"{API}/cloud/{made['id']}", {"name": "Post"}).json()
+    assert put | {"name": "Mail", "updated_at": ""} == made | {"updated_at": ""}
 
 
 def test_channels_are_labels_to_teams(rest: APIClient, ada: Person) -> None:

@@ -401,6 +401,43 @@ async def test_a_fault_of_the_model_leaves_the_journey_as_it_was(
     assert again["done"] and again["turn"] == session["turn"] + 1
 
 
+async def test_cloud_takes_the_only_mailbox_or_asks_which(desk: DeviceOwner, provider: Provider) -> None:
+    from tests.agents.mailbox_scenario import connect_account
+    from tests.fakes.mailboxes import Box
+
+    provider.default = ASK
+    none = await desk.rest.post("/agents/journey/start", json={"agent_type": "cloud"})
+    assert (none.status_code, list(none.json()["fields"])) == (400, ["agent_type"])
+    assert "/api/v1/oauth/gmail/authorize" in none.json()["message"]
+    await db.run(connect_account, desk.person, Box("ada"))
+    assert (await begin(desk, agent_type="cloud"))["message"] == ASK["question"]
+    assert "mails of a Gmail account" in told(provider.chats[-1])
+
+    teams = await db.run(connect_account, desk.person, Box("ada"), "teams")
+    asked = len(provider.chats)
+    session = await begin(desk, agent_type="cloud")
+    assert "1. Gmail" in session["message"] and "2. Teams" in session["message"] and not session["done"]
+    again = await said(desk, session, "both of them")
+    assert again["message"] == session["message"] and len(provider.chats) == asked
+    assert (await said(desk, again, "the Teams one, please"))["message"] == ASK["question"]
+    assert "messages in Teams channels" in told(provider.chats[-1])
+    back = await said(desk, again, back=True)
+    assert back["message"] == session["message"]
+    await said(desk, back, "2")
+    provider.default = DONE
+    done = await said(desk, back, "Tasks")
+    assert (done["done"], done["agent_kind"], done["connection"]) == (True, "teams", str(teams.pk))
+
+
+async def test_local_is_the_kind_of_local_folders(desk: DeviceOwner, provider: Provider) -> None:
+    provider.default = ASK
+    agent = await desk.agent()
+    await begin(desk, agent_type="local", agent_id=agent)
+    assert "files in folders" in told(provider.chats[-1])
+    wrong = await desk.rest.post("/agents/journey/start", json={"agent_type": "cloud", "agent_id": agent})
+    assert (wrong.status_code, list(wrong.json()["fields"])) == (400, ["agent_type"])
+
+
 async def test_another_users_an_unknown_and_an_expired_journey_are_not_found(
     desk: DeviceOwner, provider: Provider
 ) -> None:

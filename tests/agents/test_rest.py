@@ -45,9 +45,14 @@ def test_an_agent_is_made_read_changed_and_deleted(rest: APIClient) -> None:
     assert agent["next_run_at"].endswith("Z")
     assert {"created_at", "updated_at"} <= agent.keys()
     place = f"{API}/local/{agent['id']}"
-    assert rest.get(place).json() == agent
-    assert rest.get(f"{API}/local").json() == [agent]
+    (warning,) = agent.pop("warnings")
+    assert f"“{GOOD['device_id']}”" in warning  # no such device has connected
+    assert rest.get(place).json() == agent | {"warnings": []}
+    assert rest.get(f"{API}/local").json() == [agent | {"warnings": []}]
     assert rest.patch(place, {"name": "New"}).json()["name"] == "New"
+    assert (
+        rest.put(place, {"prompt_template": "Dates"}).json()["name"] == "New"
+    )  # what it does not name stays
     replaced = rest.put(place, {**GOOD, "schedule_cron": None, "enabled": False})
     assert (replaced.status_code, replaced.json()["schedule_cron"], replaced.json()["next_run_at"]) == (
         200,
@@ -109,7 +114,7 @@ def test_a_missing_value_is_named(rest: APIClient, missing: str) -> None:
 def test_a_body_of_the_wrong_type_is_refused(rest: APIClient, ada: Person, method: str, raw: bytes) -> None:
     place = f"{API}/local" if method == "post" else f"{API}/local/{create_agent(ada.id).pk}"
     answer = rest.generic(method.upper(), place, raw, content_type="application/json")
-    if raw == b"" and method == "patch":
+    if raw == b"" and method != "post":
         return  # nothing to change
     assert answer.status_code == 400
     assert {"code", "message"} <= answer.json().keys()
@@ -214,7 +219,8 @@ def test_a_run_shows_what_the_contract_names(rest: APIClient, ada: Person) -> No
     claimed_runs.add_counts(claimed, seen=1, done=1, failed=1, entries=entries)
     outcomes.finish(claimed)
     (run,) = rest.get(f"{API}/runs").json()
-    assert (run["agent_id"], run["agent_type"]) == (str(claimed.agent_id), "local_directory")
+    assert (run["agent_id"], run["agent_type"]) == (str(claimed.agent_id), "local")
+    assert run["agent_kind"] == "local_directory"
     assert (run["status"], run["state"], run["items_processed"], run["items_created"]) == (
         "error",
         "error",

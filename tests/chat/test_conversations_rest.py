@@ -20,7 +20,7 @@ from adiuva.accounts import keys
 from adiuva.accounts.models import UserKey
 from adiuva.core import db
 from chat.models import Conversation, Message, Turn
-from tests.chat.chat_client import DeviceRows, connect
+from tests.chat.chat_client import DeviceRows, connect, end_frame
 from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Raw
@@ -283,6 +283,7 @@ async def test_a_request_is_answered_with_what_it_changed(chat_web: str, provide
         "conversation_id": None,
         "finish": "stop",
         "usage": {"input_tokens": 14, "output_tokens": 10, "model_calls": 2},
+        "device_id": "desk",
     }
     assert not await db.run(Conversation.objects.of(person.id).exists)
 
@@ -341,17 +342,43 @@ async def test_a_conversation_that_is_not_yours_is_a_404(
     assert not provider.calls
 
 
-async def test_without_a_device_nothing_is_asked_and_the_answer_says_so(
+async def test_without_a_device_it_answers_from_the_context_and_tools_say_that_it_is_offline(
     chat_web: str, provider: Provider
 ) -> None:
     person, other = await db.run(somebody), await db.run(somebody)
-    async with connect(chat_web, other):
-        answer = await post(chat_web, person, message="Hi", request_id="r1")
-    assert (answer.status_code, answer.json()["code"]) == (503, "device_offline")
-    assert "none of your devices is connected" in answer.json()["message"]
-    assert not provider.calls
-    again = await ask(chat_web, person, message="Hi", request_id="r1")
-    assert again.status_code == 200  # it was never begun
+    provider.script(Call("list_tasks", {}), "You are at the boathouse.")
+    async with connect(chat_web, other) as client:
+        answer = await post(
+            chat_web, person, message="Where am I?", context={"relevant_documents": ["The boathouse"]}
+        )
+        assert not client.rows.calls
+    assert (answer.status_code, answer.json()["response"]) == (200, "You are at the boathouse.")
+    assert (answer.json()["device_id"], answer.json()["mutations"]) == (None, [])
+    assert "The boathouse" in prompt(provider) and "the device is offline" in prompt(provider)
+
+
+async def test_a_request_speaks_of_the_device_that_it_names(chat_web: str, provider: Provider) -> None:
+    person = await db.run(somebody)
+    desk, lap = DeviceRows(tasks=[TASK]), DeviceRows(tasks=[])
+    provider.default = lambda request: (
+        "Read." if request.body["messages"][-1]["role"] == "tool" else Call("list_tasks", {})
+    )
+    async with (
+        connect(chat_web, person, desk, device_id="desk") as client,
+        connect(chat_web, person, lap, device_id="lap"),
+    ):
+        last = await post(chat_web, person, message="Which tasks?")
+        named = await post(chat_web, person, message="Which tasks?", device_id="desk")
+        unknown = await post(chat_web, person, message="Which tasks?", device_id="phone")
+        own = await client.say("Which tasks?")
+        other = await client.say("Which tasks?", device_id="lap")
+        nobody = await client.say("Which tasks?", device_id="phone")
+    assert [one.json()["device_id"] for one in (last, named)] == ["lap", "desk"]
+    assert (unknown.status_code, unknown.json()["code"]) == (400, "unknown_device")
+    assert unknown.json()["fields"].keys() == {"device_id"}
+    assert [end_frame(one)["device_id"] for one in (own, other)] == ["desk", "lap"]
+    assert len(desk.calls) == len(lap.calls) > 0  # the same requests went to each
+    assert end_frame(nobody)["code"] == "unknown_device"
 
 
 async def test_the_same_request_again_is_not_carried_out_again(chat_web: str, provider: Provider) -> None:

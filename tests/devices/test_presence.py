@@ -142,6 +142,17 @@ def test_forgetting_a_device_names_the_channel_of_its_connection(user_id: UUID) 
     assert presence.renew_leases([(arrival.pk, arrival.epoch)]) == set()
 
 
+def test_a_device_says_what_agents_may_read_on_it(user_id: UUID) -> None:
+    arrive(user_id, protocol=2, grants=["/home/ada/notes"])
+    device = Device.objects.get(user_id=user_id)
+    assert device.grants == ["/home/ada/notes"]
+    assert b"notes" not in bytes(device.grants_sealed)
+    arrive(user_id, protocol=2, grants=[])
+    assert Device.objects.get(user_id=user_id).grants == []
+    arrive(user_id)  # an older program does not say
+    assert Device.objects.get(user_id=user_id).grants is None
+
+
 def test_capabilities_count_for_protocol_2_alone(user_id: UUID) -> None:
     arrive(user_id, capabilities=["dedupe", "batch"])
     old = presence.find(user_id=user_id)

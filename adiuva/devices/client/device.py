@@ -95,6 +95,7 @@ class Device:
             platform=platform.system().lower() or None,
             app_version=__version__,
             capabilities=list(config.capabilities) if config.protocol > 1 else [],
+            grants=[str(grant) for grant in self._grants] if config.protocol > 1 else None,
         )
         self._http, self._on_event, self._sleep = http, on_event, sleep
         self._backoff = Backoff()

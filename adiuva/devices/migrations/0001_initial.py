@@ -27,6 +27,7 @@ class Migration(migrations.Migration):
                 ('app_version', models.CharField(blank=True, max_length=100)),
                 ('protocol', models.PositiveSmallIntegerField(default=1)),
                 ('capabilities', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=50), blank=True, default=list, size=None)),
+                ('grants_sealed', models.BinaryField(help_text='NULL if it did not say', null=True)),
                 ('session_id', models.UUIDField(editable=False, help_text='the session that it signed in with', null=True)),
                 ('epoch', models.BigIntegerField(default=1, editable=False)),
                 ('channel', models.CharField(blank=True, editable=False, max_length=200)),
