@@ -11,12 +11,15 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from adiuva.embedded.ports import free_port
 from adiuva.embedded.processes import Child
 from bench.harness import BenchServers, bench_servers, cpu_s, listens, show
+
+if TYPE_CHECKING:
+    from agents.models import Run
 
 FILES, FEW = 1_000, 40
 LINES: Final = 3
@@ -64,8 +67,12 @@ class UserWithDevice:
             f"model-{port}", "-m", "bench.chaos.extraction_model", str(port), str(model_s)
         )
         model.wait_until(lambda: listens(port), within_s=30)
+        return self.worker_with(f"http://127.0.0.1:{port}/v1", at_once)
+
+    def worker_with(self, model_url: str, at_once: int) -> Child:
+        name = f"worker-{uuid4().hex[:8]}"
         return self.servers.run(
-            f"worker-{port}",
+            name,
             *(
                 "-m",
                 "celery",
@@ -75,20 +82,26 @@ class UserWithDevice:
                 "--without-mingle",
                 "--without-gossip",
                 "-n",
-                f"{port}@localhost",
+                f"{name}@localhost",
             ),
             ADIUVA_MODEL="openai/scripted",
-            ADIUVA_MODEL_API_BASE=f"http://127.0.0.1:{port}/v1",
+            ADIUVA_MODEL_API_BASE=model_url,
             ADIUVA_MODEL_CONCURRENCY_PER_USER=str(at_once),
         )
 
     def run(self, files: int) -> float:
         """Returns the seconds that a new agent's run over `files` new files takes."""
-        from agents.models import Run
-
         folder = self.folder / uuid4().hex
         write(folder, files)
-        agent = self._post(
+        run = self.run_agent(self.agent(folder, file_extensions=[".md"]))
+        if (run.state, run.items_created) != (run.State.SUCCESS, files * LINES):
+            raise AssertionError(f"the run ended as {run.state} with {run.items_created} records")
+        assert run.started_at is not None and run.completed_at is not None
+        return (run.completed_at - run.started_at).total_seconds()
+
+    def agent(self, folder: Path, **fields: Any) -> str:
+        """Make an agent for a folder; returns its id."""
+        made = self._post(
             "agents/local",
             {
                 "name": "Bench",
@@ -96,20 +109,23 @@ class UserWithDevice:
                 "directory_paths": [str(folder)],
                 "data_types": ["tasks"],
                 "prompt_template": "Find what is to be done.",
-                "file_extensions": [".md"],
                 "schedule_cron": "",
+                **fields,
             },
         )
-        run_id = self._post(f"agents/{agent['id']}/run")["run_id"]
+        return str(made["id"])
+
+    def run_agent(self, agent: str) -> Run:
+        """The agent's run, when it has ended."""
+        from agents.models import Run
+
+        run_id = self._post(f"agents/{agent}/run")["run_id"]
         until = time.monotonic() + PATIENCE_S
         while (run := Run.objects.get(pk=run_id)).is_live:
             if time.monotonic() > until:
                 raise TimeoutError("the run did not end")
             time.sleep(0.05)
-        if (run.state, run.items_created) != (Run.State.SUCCESS, files * LINES):
-            raise AssertionError(f"the run ended as {run.state} with {run.items_created} records")
-        assert run.started_at is not None and run.completed_at is not None
-        return (run.completed_at - run.started_at).total_seconds()
+        return run
 
     def _post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         request = urllib.request.Request(

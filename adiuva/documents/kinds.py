@@ -69,8 +69,7 @@ KINDS: Final[dict[str, Kind]] = {
         xhtml="application/xhtml+xml",
     ),
     **_kinds("text:read_enex", shares_process=True, enex="application/enex+xml"),
-    **_kinds("mail_files:read_eml", shares_process=True, eml="message/rfc822"),
-    **_kinds("mail_files:read_mbox", mbox="application/mbox"),
+    **_kinds("mail:read_eml", shares_process=True, eml="message/rfc822"),
     **_kinds("pdf:read_pdf", pdf="application/pdf"),
     **_kinds("office:read_docx", docx=f"{_OFFICE}wordprocessingml.document"),
     **_kinds("office:read_pptx", pptx=f"{_OFFICE}presentationml.presentation"),
@@ -88,4 +87,6 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     **_kinds("epub:read_epub", epub="application/epub+zip"),
 }
-READABLE: Final = frozenset(KINDS)
+# Files that hold documents: they are taken apart when a folder is listed.
+MAILBOXES: Final = frozenset({".mbox"})
+READABLE: Final = frozenset(KINDS) | MAILBOXES

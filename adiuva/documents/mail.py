@@ -114,6 +114,10 @@ def _add(said: list[str], sentence: str) -> None:
         said.append(sentence)
 
 
+def read_eml(raw: bytes, kind: str) -> Document:
+    return read_mail_bytes(raw)
+
+
 def read_mail_bytes(raw: bytes) -> Document:
     """Raises Unreadable if there is nothing to read."""
     return read_mail(parse_message(raw))

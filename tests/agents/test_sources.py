@@ -174,6 +174,26 @@ async def test_a_mail_that_two_programs_saved_is_one(desk: DeviceOwner, provider
     assert [row["title"] for row in desk.rows("tasks")] == ["send the offer"]
 
 
+async def test_each_mail_of_a_mailbox_file_is_a_source_and_is_read_once(
+    desk: DeviceOwner, provider: Provider
+) -> None:
+    provider.default = tasks_from_lines
+    begin = "From rossi@example.com Fri Nov 27 10:00:00 2026\n"
+    offer = MAIL.format(first="", last="")
+    bill = offer.replace("offer-1", "bill-1").replace("send the offer", "pay the bill")
+    desk.write("offer.eml", offer)
+    desk.write("all.mbox", f"{begin}{offer}\n")
+    async with connected(desk):
+        agent = await desk.agent(file_extensions=[])
+        seen = await desk.run(agent)
+        assert (seen["state"], seen["files_seen"], seen["items_created"]) == ("success", 2, 1)
+        calls = len(provider.chats)
+        desk.write("all.mbox", f"{begin}{bill}\n{begin}{offer}\n")  # it lies elsewhere in the file now
+        seen = await desk.run(agent)
+    assert (seen["files_unchanged"], seen["items_created"], len(provider.chats)) == (2, 1, calls + 1)
+    assert sorted(row["title"] for row in desk.rows("tasks")) == ["pay the bill", "send the offer"]
+
+
 def mail_document(claimed: ClaimedRun, name: str, content: str) -> SourceDocument:
     head = Head(title="The offer", message_id="offer-1@example.com")
     return SourceDocument(

@@ -19,8 +19,13 @@ from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
 from adiuva.documents import Unreadable
+from adiuva.documents.kinds import MAILBOXES
+from adiuva.documents.mbox import mail_bytes, mails_of_mbox
 
 MAX_FILE_BYTES: Final = 20 * 1024 * 1024
+MAX_MAILBOX_BYTES: Final = 1024 * 1024 * 1024
+# Of a mailbox file; the last ones, which are the newest.
+MAX_MAILS: Final = 10_000
 _PIECE_BYTES: Final = 256 * 1024
 _MAX_PATH_CHARS: Final = 4096  # limit of the protocol
 _MAX_NAME_CHARS: Final = 1024
@@ -57,15 +62,21 @@ def resolve_grant(folder: Path | str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file that may be read. `path` is as the agent's config names it."""
+    """A file that may be read. `path` is as the agent's config names it.
+
+    Of a mail in a mailbox file, `container` is that file, `start` its place in it, and `sha256` its hash.
+    """
 
     path: str
     size: int
     mtime_ns: int
+    container: str = ""
+    start: int = 0
+    sha256: str = ""
 
     @property
     def name(self) -> str:
-        return Path(self.path).name
+        return Path(self.container or self.path).name
 
     @property
     def mtime_ms(self) -> int:
@@ -105,14 +116,19 @@ class ReadableArea:
 
     def read(self, found: FoundFile) -> bytes:
         """A file's bytes. Raises Unreadable, also if the file has moved outside since the walk."""
-        with self._open(found.path) as file:
+        with self._open(found.container or found.path) as file:
+            if found.container:
+                file.seek(found.start)
+                return mail_bytes(file.read(found.size))
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
-            raise Unreadable(_too_large(len(content)))
+            raise Unreadable(_too_large(len(content), MAX_FILE_BYTES))
         return content
 
     def sha256(self, found: FoundFile) -> str:
         """The hash of a file's bytes, read piece by piece. Raises Unreadable like `read`."""
+        if found.sha256:
+            return found.sha256
         with self._open(found.path) as file:
             digest = hashlib.sha256()
             while piece := file.read(_PIECE_BYTES):
@@ -207,16 +223,37 @@ class ReadableArea:
                 raise Unreadable("it is not a regular file")
             if real.suffix.lower() not in readable:
                 raise Unreadable("this kind of file cannot be read yet")
-            if status.st_size > MAX_FILE_BYTES:
-                raise Unreadable(_too_large(status.st_size))
+            is_mailbox = real.suffix.lower() in MAILBOXES
+            most = MAX_MAILBOX_BYTES if is_mailbox else MAX_FILE_BYTES
+            if status.st_size > most:
+                raise Unreadable(_too_large(status.st_size, most))
             if len(named) > _MAX_PATH_CHARS or len(real.name) > _MAX_NAME_CHARS:
                 raise Unreadable("its path is too long")
             if any("\ud800" <= character <= "\udfff" for character in named):
                 raise Unreadable("its name is not valid Unicode")
+            if is_mailbox:
+                self._list_mails(named, status.st_mtime_ns, listing)
+                return
         except Unreadable as refused:
             listing.problems.append(unreadable_file(named, refused.message))
         else:
             listing.files.append(FoundFile(named, status.st_size, status.st_mtime_ns))
+
+    def _list_mails(self, named: str, mtime_ns: int, listing: Listing) -> None:
+        """Raises Unreadable."""
+        with self._open(named) as file:
+            mails, left_out = mails_of_mbox(file, MAX_MAILS)
+        if not mails:
+            raise Unreadable("there is no mail in it")
+        if left_out:
+            reason = f"its first {left_out} mails were left out: of a mailbox, the last {MAX_MAILS} are read"
+            listing.problems.append(unreadable_file(named, reason))
+        for mail in mails:
+            path = f"{named}/{mail.name}"
+            if mail.size > MAX_FILE_BYTES:
+                listing.problems.append(unreadable_file(path, _too_large(mail.size, MAX_FILE_BYTES)))
+            else:
+                listing.files.append(FoundFile(path, mail.size, mtime_ns, named, mail.start, mail.sha256))
 
 
 def _is_below(path: Path, folders: Iterable[Path]) -> bool:
@@ -235,5 +272,5 @@ def _reason(error: OSError) -> str:
     return known or f"it cannot be read ({errno.errorcode.get(error.errno or 0, 'unknown error')})"
 
 
-def _too_large(size: int) -> str:
-    return f"it is larger than {MAX_FILE_BYTES // 1024**2} MiB ({size / 1024**2:.1f} MiB)"
+def _too_large(size: int, most: int) -> str:
+    return f"it is larger than {most // 1024**2} MiB ({size / 1024**2:.1f} MiB)"

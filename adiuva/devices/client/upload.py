@@ -122,13 +122,13 @@ class Upload:
         """The entries of a manifest. A file that was hashed before and looks unchanged is not read again."""
         entries, fresh = [], []
         for file in group:
-            known = self._store.known_hash(file.path, file.size, file.mtime_ns)
+            known = file.sha256 or self._store.known_hash(file.path, file.size, file.mtime_ns)
             try:
                 sha256 = known or self._area.sha256(file)
             except Unreadable as refused:
                 self.problems.append(unreadable_file(file.path, refused.message))
                 continue
-            if known is None and time.time() - file.mtime_ns / 1e9 > _FRESH_S:
+            if not known and time.time() - file.mtime_ns / 1e9 > _FRESH_S:
                 fresh.append((file.path, file.size, file.mtime_ns, sha256))
             self._hashes[file.path] = sha256
             entries.append(ManifestFile(path=file.path, sha256=sha256, size=file.size, mtime=file.mtime_ms))

@@ -77,7 +77,7 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def share_kept(file: SampleFile, shown: str) -> float:
+def share_of_words(file: SampleFile, shown: str) -> float:
     wanted, there = words(" ".join(file.lines)), set(words(shown))
     return sum(word in there for word in wanted) / len(wanted)
 
@@ -220,11 +220,17 @@ def sample_files(count: int, seed: int) -> list[SampleFile]:
     return files
 
 
+def file_name(path: str) -> str:
+    """The name of the file that a source lies in."""
+    parent = Path(path).parent
+    return parent.name if parent.suffix == ".mbox" else Path(path).name
+
+
 @dataclass
 class DeviceRun:
-    """What a device sent: the files by name, its problems by name, and what it counted as passed over."""
+    """What a device sent, by file name, a mailbox file's mails under its own; and what it counted as passed over."""
 
-    files: dict[str, AgentFile]
+    files: dict[str, list[AgentFile]]
     problems: dict[str, str]
     passed_over: dict[str, int]
 
@@ -254,11 +260,13 @@ async def run_device(folder: Path) -> DeviceRun:
         store.close()
     complete = frames[-1]
     assert isinstance(complete, AgentComplete)
-    files = [file for sent in frames if isinstance(sent, AgentData) for file in sent.files]
+    files: dict[str, list[AgentFile]] = {}
+    for each in (file for sent in frames if isinstance(sent, AgentData) for file in sent.files):
+        files.setdefault(file_name(each.path), []).append(each)
     problems = [problem for problem in complete.errors if isinstance(problem, dict)]
     assert len(problems) == len(complete.errors)
     return DeviceRun(
-        {file.name: file for file in files},
-        {Path(problem["path"]).name: problem["reason"] for problem in problems},
+        files,
+        {file_name(problem["path"]): problem["reason"] for problem in problems},
         complete.passed_over or {},
     )

@@ -57,7 +57,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Isolated
         f"exec({HOSTILE!r}, module.__dict__)\n"
         "sys.modules['adiuva.documents.office'] = module\n"
         "module.read_eml = module.read_rtf\n"
-        "sys.modules['adiuva.documents.mail_files'] = module\n"
+        "sys.modules['adiuva.documents.mail'] = module\n"
         "import resource\n"
         "real = resource.setrlimit\n"
         "resource.setrlimit = lambda which, limits: real(which, (1, 2) if which == resource.RLIMIT_CPU else limits)\n"

@@ -264,15 +264,6 @@ def test_transcripts_keep_speakers_and_lose_times() -> None:
     assert read_document("a.srt", srt).text == "Mara: Send it\n2026\n"
 
 
-def test_a_mailbox_file_is_all_of_its_mails() -> None:
-    one = "From a@b Mon Jan  5 09:00:00 2026\nFrom: a@b\nSubject: One\nMessage-ID: <1@b>\n\nPay one\n>From here\n\n"
-    text = read_document(
-        "a.mbox", (one + one.replace("One", "Two").replace("one", "two").replace("<1", "<2")).encode()
-    ).text
-    assert "# Mail 1: One" in text and "Pay two" in text and "\nFrom here" in text
-    assert read_document("a.mbox", (one + one).encode()).text.count("Pay one") == 1
-
-
 def test_cards_and_calendars_are_paragraphs_without_their_photos() -> None:
     photo = base64.b64encode(bytes(range(256)) * 40).decode()
     note = "NOTE;ENCODING=QUOTED-PRINTABLE:Gr=C3=BC=\n=C3=9Fe"
