@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import urllib.error
 import urllib.request
+from collections import deque
 from pathlib import Path
 
 from adiuva.embedded.ports import free_port
@@ -23,6 +25,7 @@ class Stack:
         self.env = {**os.environ, "DATABASE_URL": database_url, **env}
         self.folder = folder
         self._children: dict[str, Child] = {}
+        self._ended: deque[Child] = deque(maxlen=2)
 
     def web(self, server: str = "uvicorn", **env: str) -> str:
         """The base URL of a web process behind this ASGI server, with these environment variables.
@@ -76,7 +79,9 @@ class Stack:
         return self._children[self._name(url)].log
 
     def _take(self, url: str) -> Child:
-        return self._children.pop(self._name(url))
+        child = self._children.pop(self._name(url))
+        self._ended.append(child)
+        return child
 
     def _name(self, url: str) -> str:
         port = url.rpartition(":")[2]
@@ -91,8 +96,10 @@ class Stack:
             self._children.popitem()[1].stop()
 
     def tails(self, lines: int = 40) -> list[tuple[str, str]]:
-        """The last lines of each log, with the name of its process."""
-        return [(name, tail(child.log, lines)) for name, child in self._children.items()]
+        """The last lines of each log that has grown lately, with the name of its process."""
+        lately = time.time() - 90
+        children = [*self._ended, *self._children.values()]
+        return [(each.name, tail(each.log, lines)) for each in children if each.log.stat().st_mtime > lately]
 
 
 def model_of(provider: Provider) -> dict[str, str]:
