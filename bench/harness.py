@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +127,21 @@ def stock_python() -> str:
             subprocess.run([*install, str(lock)], env=env, check=True)
         done.touch()
     return str(found)
+
+
+def run_sabotaged_worker(sabotages: Mapping[str, Callable[[], None]]) -> None:
+    """Run a Celery worker after one of the product's guarantees was taken from it. Returns when the worker has ended.
+
+    The command line names the sabotage; what follows is for Celery.
+    """
+    import django
+    from celery.__main__ import main as celery
+
+    name, *arguments = sys.argv[1:]
+    django.setup()
+    sabotages[name]()
+    sys.argv = ["celery", *arguments]
+    celery()
 
 
 def listens(port: int) -> bool:

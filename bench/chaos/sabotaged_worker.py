@@ -8,12 +8,11 @@ record gets a new call id each time it is sent, so devices cannot dedupe. The pr
 from __future__ import annotations
 
 import dataclasses
-import sys
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
-import django
+from bench.harness import run_sabotaged_worker
 
 
 def without_outbox() -> None:
@@ -57,14 +56,5 @@ def _deliver_under_new_ids() -> None:
 SABOTAGES: Final[dict[str, Callable[[], None]]] = {"outbox": without_outbox, "ids": without_stable_call_ids}
 
 
-def main(sabotage: str, arguments: list[str]) -> None:
-    from celery.__main__ import main as celery
-
-    django.setup()
-    SABOTAGES[sabotage]()
-    sys.argv = ["celery", *arguments]
-    celery()
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    run_sabotaged_worker(SABOTAGES)

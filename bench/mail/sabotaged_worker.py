@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Final
 
-import django
+from bench.harness import run_sabotaged_worker
 
 
 def without_limiter() -> None:
@@ -49,14 +48,5 @@ SABOTAGES: Final[dict[str, Callable[[], None]]] = {
 }
 
 
-def main(sabotage: str, arguments: list[str]) -> None:
-    from celery.__main__ import main as celery
-
-    django.setup()
-    SABOTAGES[sabotage]()
-    sys.argv = ["celery", *arguments]
-    celery()
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    run_sabotaged_worker(SABOTAGES)
