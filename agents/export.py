@@ -10,7 +10,7 @@ from uuid import UUID
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from adiuva.core.crypto import UserCipher
-from agents import journal, preview
+from agents import journal, preview, run_changes
 from agents.models import Agent, FoundRecord, Run, RunEvent
 
 # Columns that only coordinate workers.
@@ -37,7 +37,9 @@ def _runs(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 
 def _run_words(run: Run) -> Mapping[str, Any]:
-    found = {"records": preview.read_records(run)} if run.dry_run else {}
+    found: dict[str, Any] = {"records": preview.read_records(run)} if run.dry_run else {}
+    if (changes := run_changes.of(run.pk, cipher_for(run.user_id))) is not None:
+        found["changes"] = [each.change.body() for each in changes[1]]
     return {"agent_name": run.agent_name, **found}
 
 

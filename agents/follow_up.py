@@ -25,12 +25,14 @@ from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import OutboxRecord
 from adiuva.devices.protocol import MAX_BATCH, TableName, ToolCall, ToolResultBody
+from adiuva.devices.row_undo import RowChange
 from adiuva.devices.tables import TABLES
-from agents import claimed_runs, journal
+from agents import claimed_runs, journal, run_changes
 from agents.claimed_runs import ClaimedRun
 from agents.journal import EventKind, JournalEntry
 from agents.local_folders import DeviceSilent
 from agents.models import FoundRecord
+from agents.run_changes import RunChange
 
 # Rows of other tables are never deleted because a document no longer names them: others may refer to them.
 _WITHDRAWN: Final = frozenset({"tasks", "timelines", "notes"})
@@ -59,10 +61,14 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Settled:
-    """What became of a row. `row`: as the device returned it after an update. `stays`: why it did not follow."""
+    """What became of a row. `result`: as the device returned it after an update. `stays`: why it did not follow.
+
+    `before`: as it was before this run changed it; None if it did not.
+    """
 
     row: _Row
     result: Mapping[str, Any] | None = None
+    before: Mapping[str, Any] | None = None
     is_withdrawn: bool = False
     stays: str = ""
     is_gone: bool = False
@@ -72,7 +78,7 @@ async def follow_sources(claimed: ClaimedRun, link: DeviceLink, device: UUID) ->
     """Bring all changes that wait to the rows on this device. Raises DeviceOffline, DeviceSilent, LeaseLost."""
     while rows := await db.run(_waiting, claimed, device):
         settled = await _follow(claimed, link, rows)
-        await db.run(_settle, claimed, settled)
+        await db.run(_settle, claimed, device, settled)
         if len(settled) < len(rows):
             raise DeviceSilent
 
@@ -107,6 +113,7 @@ async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -
     found = await _answers(link, [new_call("get", row.table, data={"id": row.row_id}) for row in rows])
     settled: list[_Settled] = []
     going: list[_Row] = []
+    before: dict[UUID, Mapping[str, Any]] = {}
     for row, answer in zip(rows, found, strict=True):
         if answer.error is not None:
             settled.append(_Settled(row, stays="refused"))
@@ -120,6 +127,7 @@ async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -
             settled.append(_Settled(row, stays=reason))
         else:
             going.append(row)
+            before[row.id] = answer.row
     used = await _in_use(link, [row for row in going if row.updates is None and row.table == "tasks"])
     settled += [_Settled(row, stays="in_use") for row in going if row.id in used]
     going = [row for row in going if row.id not in used]
@@ -127,9 +135,9 @@ async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -
     for row, outcome in zip(going, outcomes, strict=True):
         match outcome:
             case ToolResultBody(error=None) if row.updates is None:
-                settled.append(_Settled(row, is_withdrawn=True))
+                settled.append(_Settled(row, before=before[row.id], is_withdrawn=True))
             case ToolResultBody(error=None) if outcome.row is not None:
-                settled.append(_Settled(row, outcome.row))
+                settled.append(_Settled(row, outcome.row, before[row.id]))
             case ToolResultBody():
                 settled.append(_Settled(row, stays="refused"))
             case DeviceOffline():
@@ -181,9 +189,10 @@ def _call(row: _Row) -> ToolCall:
 
 
 @transaction.atomic
-def _settle(claimed: ClaimedRun, settled: Sequence[_Settled]) -> None:
+def _settle(claimed: ClaimedRun, device: UUID, settled: Sequence[_Settled]) -> None:
     run = claimed_runs.held(claimed)
-    forgotten = [each.row.id for each in settled if each.row.updates is None]
+    # What was withdrawn is kept for an undo, after which it is known again.
+    forgotten = [each.row.id for each in settled if each.row.updates is None and not each.is_withdrawn]
     FoundRecord.objects.filter(pk__in=[each.row.id for each in settled]).update(pending=None)
     FoundRecord.objects.filter(pk__in=forgotten).delete()
     withdrawn = [each.row.id for each in settled if each.is_withdrawn]
@@ -194,7 +203,22 @@ def _settle(claimed: ClaimedRun, settled: Sequence[_Settled]) -> None:
         if each.result is not None and not each.stays:
             said = outbox.row_hash(claimed.cipher, each.row.table, each.result)
             OutboxRecord.objects.filter(pk=each.row.id).update(row_hash=said)
+    run_changes.add(claimed, device, [change for each in settled if (change := _change(claimed, each))])
     journal.write(run, [_entry(each, claimed.zone) for each in settled if not each.is_gone])
+
+
+def _change(claimed: ClaimedRun, each: _Settled) -> RunChange | None:
+    """What an undo of the run takes back; None if the run changed nothing."""
+    row = each.row
+    if each.before is None:
+        return None
+    if each.result is None:
+        change = RowChange("delete", row.table, row.row_id, row.title, dict(each.before))
+    else:
+        said = outbox.row_hash(claimed.cipher, row.table, each.result).hex()
+        values = {name: each.before.get(name) for name in row.updates or ()}
+        change = RowChange("update", row.table, row.row_id, row.title, values, said)
+    return RunChange(row.id, change)
 
 
 def _entry(each: _Settled, zone: ZoneInfo) -> JournalEntry:

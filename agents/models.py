@@ -491,6 +491,20 @@ class FoundRecord(models.Model):
         return f"{self.table} {self.id}"
 
 
+class RunChanges(models.Model):
+    """What a run updated and withdrew on a device because its source had changed, and what is needed to take it back.
+
+    `sealed` holds a list of adiuva.devices.row_undo.RowChange, each with the id of its record.
+    """
+
+    run = models.OneToOneField(Run, models.CASCADE, primary_key=True, related_name="changes")
+    device = models.UUIDField(editable=False, help_text="the row id of the device")
+    sealed = SealedJSONField()
+
+    def __str__(self) -> str:
+        return f"changes of run {self.pk}"
+
+
 class SourceInFlight(models.Model):
     """A source that a worker is reading. A row left behind by a dead worker marks a possible cause of its death."""
 

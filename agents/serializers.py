@@ -431,6 +431,9 @@ class KeptSerializer(serializers.Serializer[Any]):
 
 class UndoneSerializer(serializers.Serializer[Any]):
     deleted = serializers.IntegerField(help_text="Records that were deleted again, in all.")
+    restored = serializers.IntegerField(
+        help_text="Rows that it had updated or withdrawn because their source had changed, and that are as they were."
+    )
     never_sent = serializers.IntegerField(help_text="Records that were still in line and will not be sent.")
     kept = KeptSerializer(many=True)
     undone_at = serializers.DateTimeField(allow_null=True, help_text="Null while the undo is not complete.")

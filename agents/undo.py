@@ -1,4 +1,5 @@
-"""Undo a run: delete the records it created on devices, except those that the user has changed or uses.
+"""Undo a run: delete the records it created on devices, except those that the user has changed or uses, and take back
+what it updated and withdrew there because its sources had changed.
 
 A record is deleted if its row is still as the device reported it at the insert, is not approved, and is not referred to
 by anything that stays. Each step is written as soon as the device has answered, so an interrupted undo says how far it
@@ -23,6 +24,7 @@ from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.protocol import MAX_BATCH, TableName, ToolResultBody
 from adiuva.devices.row_references import DELETION_ORDER, RowReferences, results_of
+from adiuva.devices.row_undo import RowUndo
 from agents import undo_records
 from agents.models import Run
 from agents.undo_records import ClaimedUndo, CreatedRow, KeptRecord, Reason, UndoResult, row_title
@@ -57,12 +59,13 @@ async def undo(*, run: Run) -> UndoResult:
         try:
             for device, link in links.items():
                 await work.resolve(device, link)
+            await work.restore_rows(links)
             for table in DELETION_ORDER:
                 for device, link in links.items():
                     await work.delete_records(device, link, table)
         except AdiuvaError as error:
             stopped = error
-        undone = await db.run(undo_records.finish, claimed, work.kept, work.deleted, stopped)
+        undone = await db.run(undo_records.finish, claimed, work.kept, work.deleted + work.restored, stopped)
     if stopped is not None:
         raise UndoStopped(stopped, undone)
     return undone
@@ -73,7 +76,7 @@ class _Undo:
 
     def __init__(self, claimed: ClaimedUndo) -> None:
         self.claimed = claimed
-        self.deleted = 0
+        self.deleted = self.restored = 0
         self.kept: list[KeptRecord] = []
         self._references: dict[DeviceLink, RowReferences] = {}
 
@@ -86,6 +89,22 @@ class _Undo:
             outcomes = await outbox.deliver(link, part, mark_sent=_mark_sent)
             await db.run(undo_records.settle, self.claimed, outcomes)
             results_of(list(outcomes.values()))
+
+    async def restore_rows(self, links: Mapping[UUID, DeviceLink]) -> None:
+        """Give updated rows their earlier values, and insert withdrawn ones again."""
+        found = await db.run(undo_records.changes_of, self.claimed)
+        if found is None or found[0] not in links:
+            return
+        device, changes = found
+        work = RowUndo(
+            links[device], self.claimed.cipher, self.claimed.run_id, [each.change for each in changes]
+        )
+        try:
+            await work.run()
+        finally:
+            self.kept += [KeptRecord(row.table, row.id, row.title, row.reason) for row in work.kept]
+            await db.run(undo_records.mark_restored, self.claimed, device, changes, work.restored)
+            self.restored = len(work.restored)
 
     async def delete_records(self, device: UUID, link: DeviceLink, table: TableName) -> None:
         for rows in _parts(await db.run(undo_records.created_rows, self.claimed, device, table), MAX_BATCH):

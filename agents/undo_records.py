@@ -23,11 +23,13 @@ from adiuva.devices import outbox
 from adiuva.devices.link import DeviceOffline
 from adiuva.devices.models import Device, OutboxQuerySet, OutboxRecord
 from adiuva.devices.outbox import PendingRecord
-from adiuva.devices.protocol import TableName, ToolResultBody
+from adiuva.devices.protocol import Data, TableName, ToolResultBody
+from adiuva.devices.row_undo import RowChange
 from adiuva.devices.tables import TABLES
-from agents import journal
+from agents import journal, run_changes
 from agents.journal import EventKind, JournalEntry
 from agents.models import Run
+from agents.run_changes import RunChange
 from memory.forgetting import forget_source
 from memory.models import SourceKind
 
@@ -69,9 +71,13 @@ class KeptRecord:
 
 @dataclass(frozen=True)
 class UndoResult:
-    """What became of a run's records, in this undo and earlier ones."""
+    """What became of a run's records, in this undo and earlier ones.
+
+    `restored`: rows that it had updated or withdrawn, and that are as they were.
+    """
 
     deleted: int
+    restored: int
     never_sent: int
     kept: list[KeptRecord]
     undone_at: dt.datetime | None
@@ -130,6 +136,9 @@ def devices_needed(run: Run) -> list[UUID]:
         concerned = concerned.exclude(device=None, state=State.WAITING)  # no device has them
     found = concerned.order_by().values_list("device_id", flat=True).distinct()
     devices = {device or _own_device(run) for device in found}
+    changes = run_changes.of(run.pk, cipher_for(run.user_id))
+    if changes is not None and not all(each.change.undone for each in changes[1]):
+        devices.add(changes[0] if Device.objects.filter(pk=changes[0]).exists() else None)
     known = [device for device in devices if device is not None]
     if len(known) < len(devices):
         raise DeviceOffline
@@ -207,6 +216,24 @@ def created_rows(claimed: ClaimedUndo, device: UUID, table: str) -> list[Created
     ]
 
 
+def changes_of(claimed: ClaimedUndo) -> tuple[UUID, list[RunChange]] | None:
+    """What the run updated and withdrew, and on which device."""
+    return run_changes.of(claimed.run_id, claimed.cipher)
+
+
+@transaction.atomic
+def mark_restored(
+    claimed: ClaimedUndo,
+    device: UUID,
+    changes: Sequence[RunChange],
+    restored: Sequence[tuple[RowChange, Data]],
+) -> None:
+    _held(claimed)
+    run_changes.save(claimed.run_id, claimed.cipher, device, changes)
+    of_change = {id(each.change): each for each in changes}
+    run_changes.restore_records(claimed.cipher, [(of_change[id(change)], row) for change, row in restored])
+
+
 @transaction.atomic
 def mark_deleted(claimed: ClaimedUndo, keys: Sequence[UUID]) -> None:
     _held(claimed)
@@ -217,7 +244,7 @@ def mark_deleted(claimed: ClaimedUndo, keys: Sequence[UUID]) -> None:
 
 @transaction.atomic
 def finish(
-    claimed: ClaimedUndo, kept: Sequence[KeptRecord], deleted: int, stopped: AdiuvaError | None
+    claimed: ClaimedUndo, kept: Sequence[KeptRecord], taken_back: int, stopped: AdiuvaError | None
 ) -> UndoResult:
     """Write how the undo ended, and sum up what became of the run's records."""
     run = _held(claimed)
@@ -226,15 +253,19 @@ def finish(
         for row in _records(claimed).filter(state=State.UNCERTAIN)
     ]
     undone = _records(claimed).filter(state=State.UNDONE)
+    changes = changes_of(claimed)
     result = UndoResult(
         deleted=undone.filter(row_id_sealed__isnull=False).count(),
+        restored=sum(each.change.undone for each in changes[1]) if changes else 0,
         never_sent=undone.filter(row_id_sealed=None).count(),
         kept=[*kept, *unsure],
         undone_at=run.undone_at if stopped else run.undone_at or timezone.now(),
     )
     entries = []
-    if deleted or (not stopped and run.undone_at is None):
-        entries.append(JournalEntry(EventKind.NOTE, "undo_stopped" if stopped else "undone", count=deleted))
+    if taken_back or (not stopped and run.undone_at is None):
+        entries.append(
+            JournalEntry(EventKind.NOTE, "undo_stopped" if stopped else "undone", count=taken_back)
+        )
         if result.kept and not stopped:
             entries.append(JournalEntry(EventKind.NOTE, "records_kept", count=len(result.kept)))
     claimed.lease.release(undone_at=result.undone_at)
@@ -245,7 +276,7 @@ def finish(
         "run.undone",
         run_id=str(run.pk),
         user_id=str(run.user_id),
-        deleted=deleted,
+        taken_back=taken_back,
         kept=len(result.kept),
         stopped=stopped.code if stopped else "",
     )

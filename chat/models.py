@@ -162,7 +162,7 @@ class Turn(models.Model):
 class TurnChanges(Leased):
     """What a turn changed on a device, and what is needed to take it back. The undo holds the row's lease.
 
-    `sealed` holds a list of chat.turn_changes.RowChange.
+    `sealed` holds a list of adiuva.devices.row_undo.RowChange.
     """
 
     turn = models.OneToOneField(Turn, models.CASCADE, primary_key=True, related_name="changes")

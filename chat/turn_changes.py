@@ -4,35 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
 
 from adiuva.core.crypto import UserCipher
 from adiuva.devices.outbox import row_hash
 from adiuva.devices.protocol import Data, TableName
+from adiuva.devices.row_undo import Action, RowChange
 from adiuva.devices.tables import TABLES
-
-Action = Literal["insert", "update", "delete"]
-
-
-@dataclass
-class RowChange:
-    """All that a turn did to one row. `action` is what it comes to.
-
-    `before`: of an updated row, the older values of the columns that were changed; of a deleted one, all of it; None if
-    they are not known. `hash`: of the row as the turn left it, in hex. `undone`: whether it was taken back.
-    """
-
-    action: Action
-    table: TableName
-    id: str
-    title: str
-    before: Data | None = None
-    hash: str = ""
-    undone: bool = False
-
-    def body(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,14 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='RunChanges',
+            fields=[
+                ('run', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='changes', serialize=False, to='agents.run')),
+                ('device', models.UUIDField(editable=False, help_text='the row id of the device')),
+                ('sealed', models.BinaryField()),
+            ],
+        ),
+        migrations.CreateModel(
             name='SourceInFlight',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from adiuva.devices.protocol import ToolResultBody
 from agents import outcomes
 from agents.models import Agent, Run
 from tests.agents.device_owner import DeviceOwner, connected, tasks_from_lines
+from tests.agents.document_reader import Item, Reader
 from tests.agents.factories import claim_run, commit_answers, commit_tasks, create_run
 from tests.fakes.provider import Provider
 from tests.socket_client import Socket
@@ -100,6 +102,61 @@ async def test_rows_that_the_user_edited_approved_or_deleted_are_kept_and_named(
         ]
         again = await take_back(desk, run)
     assert (again["deleted"], reasons(again)) == (undone["deleted"], reasons(undone))
+
+
+async def test_an_undo_takes_back_what_the_run_updated_and_withdrew(
+    desk: DeviceOwner, provider: Provider
+) -> None:
+    provider.default = Reader()
+    offer, call, room = (
+        Item("offer", "send the offer"),
+        Item("call", "call the printer", date="2026-12-03"),
+        Item("room", "book a room"),
+    )
+    desk.write("plan.md", "\n".join(each.line for each in (offer, call, room)))
+
+    def rows() -> dict[str, tuple[Any, ...]]:
+        return {
+            row["title"].rpartition("(")[2]: (row["title"], row["dueDate"], row["status"])
+            for row in desk.rows("tasks")
+        }
+
+    async with connected(desk):
+        agent = await desk.agent()
+        first = (await desk.run(agent))["id"]
+        before = rows()
+        lines = [replace(offer, is_done=True), replace(call, date="2026-12-10"), Item("new", "pay the bill")]
+        desk.write("plan.md", "\n".join(each.line for each in lines))
+        second = (await desk.run(agent))["id"]
+        assert rows().keys() == {"offer)", "call)", "new)"}
+        undone = await take_back(desk, second)
+        assert (undone["deleted"], undone["restored"], undone["kept"]) == (1, 3, [])
+        assert rows() == before
+        assert await take_back(desk, second) == undone
+        # The rows are known as they are now: the next run doubles nothing, and the undo of the first
+        # takes its records for what they are.
+        assert (await desk.run(agent))["items_created"] == 0
+        undone = await take_back(desk, first)
+    assert (undone["deleted"], undone["kept"], desk.rows("tasks")) == (3, [], [])
+
+
+async def test_an_undo_leaves_a_followed_row_that_the_user_has_edited_since(
+    desk: DeviceOwner, provider: Provider
+) -> None:
+    provider.default = Reader()
+    call = Item("call", "call the printer", date="2026-12-03")
+    desk.write("plan.md", call.line)
+    async with connected(desk):
+        agent = await desk.agent()
+        await desk.run(agent)
+        desk.write("plan.md", replace(call, date="2026-12-10").line)
+        run = (await desk.run(agent))["id"]
+        (row,) = desk.rows("tasks")
+        by_hand(desk, "update", "tasks", data={"id": row["id"], "updates": {"priority": "high"}})
+        edited = desk.rows("tasks")
+        undone = await take_back(desk, run)
+    assert (undone["restored"], [each["reason"] for each in undone["kept"]]) == (0, ["edited"])
+    assert desk.rows("tasks") == edited
 
 
 async def test_another_row_under_the_same_id_is_not_deleted(desk: DeviceOwner, provider: Provider) -> None:
