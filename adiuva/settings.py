@@ -250,7 +250,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": [
         "rest_framework.renderers.JSONRenderer",
-        "rest_framework.renderers.BrowsableAPIRenderer",
+        "adiuva.core.browsable.BrowsableRenderer",
     ],
     "DEFAULT_PARSER_CLASSES": [
         "adiuva.core.parsers.JSONParser",
@@ -312,6 +312,9 @@ SPECTACULAR_SETTINGS = {
     "PARSER_WHITELIST": ["adiuva.core.parsers.JSONParser", "rest_framework.parsers.FormParser"],
     "ENUM_NAME_OVERRIDES": {
         "TierEnum": "adiuva.accounts.models.Plan",
+        "AgentTypeEnum": "agents.models.AgentFamily",
+        "AgentKindEnum": "agents.models.AgentType",
+        "JourneyAgentTypeEnum": "agents.journeys.serializers.START_TYPES",
         "KindEnum": "chat.models.AssistantKind",
         "StateEnum": "agents.models.Run.State",
         "MemoryTierEnum": "memory.models.Tier",

@@ -12,7 +12,8 @@ from rest_framework import serializers
 from rest_framework.permissions import SAFE_METHODS
 
 from adiuva.accounts.validators import timezones
-from agents import journal, preview, schedules, services
+from adiuva.core.form_fields import ChecksField, FilterConfigField, LinesField
+from agents import choices, journal, preview, schedules, services
 from agents.catalog import DATA_TYPES
 from agents.cron import BadCron, Cron
 from agents.models import MAX_CATCH_UP_HOURS, ON_TIME_WINDOW, Agent, AgentFamily, AgentType, CatchUp, Run
@@ -33,15 +34,19 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
     )
     name = serializers.CharField(max_length=200)
     device_id = serializers.CharField(
-        max_length=200, help_text="The device whose folders are read, as it names itself in its hello."
+        max_length=200,
+        help_text="The device whose folders are read, as it names itself in its hello.",
+        style={"options": choices.devices, "first": True},
     )
-    directory_paths = serializers.ListField(
+    directory_paths = LinesField(
         child=serializers.CharField(max_length=4096, trim_whitespace=False),
         allow_empty=False,
         max_length=100,
         help_text="Absolute paths on the device. It reads only what its owner granted there.",
     )
-    data_types = serializers.ListField(
+    data_types = ChecksField(
+        choices=DATA_TYPES,
+        initial=["tasks", "timelines", "notes"],
         child=serializers.CharField(max_length=20),
         allow_empty=False,
         max_length=len(DATA_TYPES),
@@ -54,7 +59,7 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         help_text="What to look for, in your own words.",
         style={"base_template": "textarea.html"},
     )
-    file_extensions = serializers.ListField(
+    file_extensions = LinesField(
         child=serializers.CharField(max_length=20),
         required=False,
         max_length=100,
@@ -65,6 +70,7 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         allow_blank=True,
         allow_null=True,
         required=False,
+        style={"options": choices.schedules},
         help_text='Five cron fields or "@daily" and friends, such as "0 8 * * 1-5". Empty: only by hand. '
         "A local time that does not exist runs at the first minute that does; one that comes twice runs once if the "
         "hour is fixed and each time if it is a wildcard.",
@@ -74,10 +80,12 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         allow_blank=True,
         required=False,
         help_text="IANA zone of the schedule, such as Europe/Rome. Empty: your own.",
+        style={"options": choices.zones},
     )
     catch_up = serializers.ChoiceField(
         choices=CatchUp.choices,
         required=False,
+        initial=CatchUp.ONCE,
         help_text="What becomes of scheduled times that passed while the server or the device was away (by more than"
         f" {ON_TIME_WINDOW // dt.timedelta(minutes=1)} minutes): `once`, one run that stands for all of them (`slots` "
         "of the run); `skip`, none; `within`, one run if the last of them is at most `catch_up_hours` ago.",
@@ -90,7 +98,9 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         help_text="For `within`, and only for it: how many hours ago.",
     )
     enabled = serializers.BooleanField(
-        default=True, help_text="Whether the schedule runs. By hand an agent can always be run."
+        default=True,
+        initial=True,
+        help_text="Whether the schedule runs. By hand an agent can always be run.",
     )
     next_runs = serializers.SerializerMethodField(
         help_text="The next five times of the schedule, ISO 8601 with the offset of its zone; also while the agent is "
@@ -208,9 +218,10 @@ class CloudAgentSerializer(LocalAgentSerializer):
         source="connection_id",
         required=False,
         allow_null=True,
+        style={"base_template": "choice.html", "options": choices.connections},
         help_text="The account, from GET /api/v1/connections. Without it, your only one at the provider that works.",
     )
-    filter_config = serializers.JSONField(
+    filter_config = FilterConfigField(
         required=False,
         help_text="`labels[]` (labels or folders by name or id; `channels[]` is the same, for Teams), `senders[]` "
         "(addresses, domains or parts of a name) and `date_range{from, to}` (days of your zone, both included). "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
 from asgiref.sync import async_to_sync
 from django.db import close_old_connections
+from django.urls import reverse
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_view
 from rest_framework import mixins, viewsets
 from rest_framework.decorators import action
@@ -59,6 +60,10 @@ class CatalogView(APIView):
 
 
 class _AgentViewSet(viewsets.ModelViewSet[Agent]):
+    def page_actions(self, data: Mapping[str, Any]) -> list[tuple[str, str]]:
+        run = reverse("agent-run", kwargs={"agent_id": data["id"]}) if "id" in data else ""
+        return [("Run now", run), ("Dry run", f"{run}?dry_run=true")] if run else []
+
     def update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """PUT too changes what it names: deployed clients send a part of the configuration."""
         return super().update(request, *args, **kwargs | {"partial": True})
@@ -167,6 +172,8 @@ class StartRunView(APIView):
     A dry run reads, asks the model and creates nothing: the run itself shows what was found.
     """
 
+    page_row_detail = "run-detail"
+
     @extend_schema(
         summary="Run an agent now",
         request=None,
@@ -203,6 +210,14 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
 
     serializer_class = RunSerializer
     queryset = Run.objects.none()
+
+    def page_actions(self, data: Mapping[str, Any]) -> list[tuple[str, str]]:
+        if "state" not in data:
+            return []
+        offered = ["cancel"] if data["state"] in Run.LIVE else []
+        if not offered and data["items_created"] and not data["undone_at"] and not data["dry_run"]:
+            offered = ["undo"]
+        return [(name.title(), reverse(f"run-{name}", kwargs={"pk": data["id"]})) for name in offered]
 
     def get_queryset(self) -> Any:
         found = Run.objects.of(user_id(self.request))

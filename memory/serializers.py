@@ -11,6 +11,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from adiuva.core.crypto import SealBroken, UserCipher
+from adiuva.core.form_fields import LinesField
 from memory import entries
 from memory.entries import MAX_CONTENT_CHARS, MAX_KEY_CHARS
 from memory.models import Entry, EntrySource, Receipt, SourceKind, Tier
@@ -309,7 +310,7 @@ class ForgottenSerializer(serializers.Serializer[Any]):
 # ── Policy and receipts ─────────────────────────────────────────────────────────────────────────────────
 
 
-class ProvidersField(serializers.ListField):
+class ProvidersField(LinesField):
     """Names of model providers: a LiteLLM provider such as "openai", or the host of an endpoint."""
 
     def __init__(self, **options: Any) -> None:
@@ -320,6 +321,13 @@ class ProvidersField(serializers.ListField):
             required=False,
             **options,
         )
+
+    def from_lines(self, lines: list[str]) -> list[str] | None:
+        """On a page an empty box is any provider, and the word "none" is none."""
+        return [line for line in lines if line != "none"] if lines else None
+
+    def to_lines(self, value: Any) -> list[str]:
+        return ["none"] if value == [] else value or []
 
     def to_internal_value(self, data: Any) -> list[str]:
         names = [name.lower() for name in super().to_internal_value(data)]

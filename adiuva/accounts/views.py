@@ -199,6 +199,7 @@ class TicketView(AuthView):
 class SessionsView(AuthView, ListAPIView[Session]):
     """Where the account is signed in, the last used first."""
 
+    page_row_delete = "auth:session"
     serializer_class = SessionSerializer
 
     def get_queryset(self) -> QuerySet[Session]:

@@ -8,10 +8,12 @@ from rest_framework import serializers
 
 from agents.models import AgentFamily, AgentType
 
+START_TYPES = [*AgentFamily.choices, *AgentType.choices]
+
 
 class JourneyStartSerializer(serializers.Serializer[Any]):
     agent_type = serializers.ChoiceField(
-        choices=[*AgentFamily.choices, *AgentType.choices],
+        choices=START_TYPES,
         help_text="`local` is `local_directory`. `cloud` takes the one mailbox that is connected, or asks which.",
     )
     agent_id = serializers.UUIDField(
