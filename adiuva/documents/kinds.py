@@ -70,6 +70,7 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     **_kinds("text:read_enex", shares_process=True, enex="application/enex+xml"),
     **_kinds("mail:read_eml", shares_process=True, eml="message/rfc822"),
+    **_kinds("outlook_message:read_msg", msg="application/vnd.ms-outlook"),
     **_kinds("pdf:read_pdf", pdf="application/pdf"),
     **_kinds("office:read_docx", docx=f"{_OFFICE}wordprocessingml.document"),
     **_kinds("office:read_pptx", pptx=f"{_OFFICE}presentationml.presentation"),

@@ -43,6 +43,7 @@ _LIBRARIES: Final = {
     "office:read_docx": "mammoth",
     "office:read_sheets": "python_calamine",
     "office:read_rtf": "striprtf.striprtf",
+    "outlook_message:read_msg": "oxmsg",
 }
 _TOO_SLOW: Final = "it takes too much time to read"
 _TOO_LONG: Final = "there is too much text in it"

@@ -27,7 +27,7 @@ from adiuva.devices.protocol import (
     AgentRunConfig,
     Received,
 )
-from tests.unit.documents import office_files
+from tests.unit.documents import office_files, outlook_files
 
 # Of each language some items, and a charset of the time before Unicode.
 LANGUAGES: Final[dict[str, tuple[str, Sequence[str]]]] = {
@@ -168,6 +168,7 @@ _MAKERS: Final[dict[str, Callable[[Sequence[str], str], bytes]]] = {
     ),
     "odt": lambda lines, _: office_files.odt("t", lines),
     "epub": lambda lines, _: office_files.epub("t", lines),
+    "msg": lambda lines, _: outlook_files.msg({0x0037: "s", 0x1000: "\r\n".join(lines)}),
     "pdf": lambda lines, _: office_files.pdf("t", lines),
 }
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import pkcs7
 from adiuva.documents import Document, Unreadable
 from adiuva.documents.mail import read_mail_bytes
 from adiuva.documents.reading import read_document
-from tests.unit.documents import office_files
+from tests.unit.documents import office_files, outlook_files
 
 HEAD = "From: Ann <ann@x.example>\nTo: bea@x.example\nSubject: {0}\nDate: Mon, 05 Jan 2026 09:00:00 +0100\n"
 
@@ -262,6 +262,24 @@ def test_transcripts_keep_speakers_and_lose_times() -> None:
     )
     srt = b"1\r\n00:00:01,000 --> 00:00:04,000\r\nMara: Send it\r\n\r\n2\r\n00:00:04,000 --> 00:00:05,000\r\n2026\r\n"
     assert read_document("a.srt", srt).text == "Mara: Send it\n2026\n"
+
+
+def test_a_message_of_outlook_is_a_mail_with_its_attachments_that_are_text() -> None:
+    said = {0x0037: "Größe", 0x1000: "Return the lens.\r\nFrom here on", 0x0E04: "Ann", 0x1035: "<1@b>"}
+    sender = {0x0C1A: "Bea Roe", 0x0C1F: "bea@example.com"}
+    plan = {0x3707: "plan.txt", 0x370E: "text/plain", 0x3701: b"book the hall"}
+    photo = {0x3707: "a.jpg", 0x370E: "image/jpeg", 0x3701: bytes(900)}
+    found = read_document("a.msg", outlook_files.msg(said | sender, [plan, photo]))
+    assert (found.head.title, found.head.message_id) == ("Größe", "1@b")
+    assert "bea@example.com" in found.head.sender
+    assert "Return the lens.\nFrom here on" in found.text and "book the hall" in found.text
+    assert [(each.name, each.size) for each in found.attachments] == [("a.jpg", 900)]
+    html = read_document("a.msg", outlook_files.msg({0x0037: "s", 0x1013: b"<ul><li>Pay</ul>"}))
+    assert "- Pay" in html.text
+    only_rtf = read_document("a.msg", outlook_files.msg({0x0037: "s", 0x1009: b"compressed"}))
+    assert only_rtf.problems == ("its text is in Outlook's own format, which cannot be read",)
+    with pytest.raises(Unreadable, match="damaged"):
+        read_document("a.msg", outlook_files.msg(said)[:700])
 
 
 def test_cards_and_calendars_are_paragraphs_without_their_photos() -> None:
