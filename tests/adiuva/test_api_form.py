@@ -11,6 +11,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from django.urls.resolvers import RegexPattern, RoutePattern
 
 from tests.factories import Person
+from tests.sampling import few
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "SOMETHING"]
 UNKNOWN = [
@@ -47,8 +48,9 @@ def template(pattern: object) -> str:
 
 
 def test_every_path_answers_every_method_in_the_contracts_form(web: str, person: Person) -> None:
-    found = [*paths(), *UNKNOWN]
-    assert len(found) > 60
+    known = list(paths())
+    assert len(known) > 60
+    found = [*few(known, 25), *UNKNOWN]
     wrong = []
     with httpx.Client(base_url=web, timeout=60) as stranger, person.rest(web) as rest:
         for path in found:
