@@ -1,4 +1,4 @@
-"""A server that runs `python -m …` and `python -c …` as forks of itself, after it has imported the libraries they need.
+"""A server that runs `python -m …` and `python -c …` as forks of itself, after it has imported what they need.
 
 One of our web processes takes 2.5 s of CPU before it serves, mostly to import libraries, and the suite starts more than
 a hundred processes. The server imports only modules that read neither settings nor the environment. So a fork reads its
@@ -26,7 +26,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from adiuva.embedded import parent_death
 from adiuva.embedded.processes import Child, python
@@ -63,6 +62,53 @@ _LIBRARIES = (
     "structlog",
     "uvicorn.protocols.websockets.websockets_sansio_impl",
     "uvloop",
+    "channels.generic.websocket",
+    "cron_descriptor",
+    "dotenv",
+    "fido2.server",
+    "idna",
+    "inflection",
+    "jwt",
+    "msal",
+    "pgvector.django",
+    "pygments",
+    "pyotp",
+    "segno",
+    "smtplib",
+    "uritemplate",
+    "whitenoise.middleware",
+    "yaml",
+)
+# Those of our modules that take time to import and can be imported where Django has no settings, with what they import.
+_OUR_MODULES = (
+    "adiuva.core.channel_layer",
+    "adiuva.core.enqueue",
+    "adiuva.core.logging",
+    "adiuva.devices.codec",
+    "adiuva.devices.large_selects",
+    "adiuva.devices.run_frame_buffer",
+    "adiuva.documents.html",
+    "adiuva.documents.mail",
+    "adiuva.documents.parts",
+    "adiuva.env_variables",
+    "adiuva.llm.litellm_client",
+    "adiuva.llm.local",
+    "adiuva.llm.openai_client",
+    "adiuva.sanitizer",
+    "agents.cron",
+    "agents.extraction",
+    "agents.prompt_context",
+    "agents.reconciliation",
+    "chat.agent_loop",
+    "chat.deferred_calls",
+    "chat.prompts",
+    "chat.stream_log",
+    "chat.turn_bus",
+    "chat.user_intent",
+    "integrations.mail.documents",
+    "integrations.mail.mailbox_limiter",
+    "memory.grounding",
+    "memory.intent",
 )
 
 
@@ -230,17 +276,16 @@ def _run_as_requested(request: _ForkRequest) -> None:
         exec(compile(what, "<string>", "exec"), main.__dict__)  # as `python -c` does
 
 
-def _import_libraries() -> None:
-    for name in _LIBRARIES:
+def _import_modules() -> None:
+    from django.conf import settings
+
+    for name in (*_LIBRARIES, *_OUR_MODULES):
         importlib.import_module(name)
-    ours: Any = [
-        name for name in sys.modules if name.partition(".")[0] in {"agents", "chat", "integrations", "memory"}
-    ]
-    assert not ours and "adiuva.settings" not in sys.modules
+    assert not settings.configured and "adiuva.settings" not in sys.modules
     gc.collect()
     gc.freeze()  # shared with the forks, for as long as nothing walks over it
 
 
 if __name__ == "__main__":
-    _import_libraries()
+    _import_modules()
     _run_as_requested(_serve(socket.socket(fileno=int(sys.argv[1]))))
