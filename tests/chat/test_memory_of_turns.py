@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +24,7 @@ from tests.chat.chat_client import ChatClient, ClientStream, connect, conversati
 from tests.chat.factories import claim, finish_turn, make_conversation, make_request, make_turn
 from tests.factories import Person
 from tests.fakes.provider import Fail, Provider, Request
-from tests.socket_client import PATIENCE_S
+from tests.memory.exchange_reader import read_exchanges
 
 THIRTY = [
     "Hello there",
@@ -73,18 +72,6 @@ def by_rules(request: Request) -> dict[str, Any]:
     return memory_extraction.memory_operations(request.body["messages"])
 
 
-def waiting(user_id: uuid.UUID) -> bool:
-    return Exchange.objects.filter(user_id=user_id, recorded_at=None).exists()
-
-
-async def recorded(person: Person) -> None:
-    """Read what waits; a worker that other tests have started may be quicker."""
-    async with asyncio.timeout(PATIENCE_S):
-        while await db.run(waiting, person.id):
-            await fact_extraction.extract_facts(person.id)
-            await asyncio.sleep(0.01)
-
-
 async def talk(client: ChatClient, person: Person, messages: list[str]) -> ClientStream:
     """All in one conversation; what was said is read now and then."""
     fields: dict[str, Any] = {}
@@ -93,8 +80,8 @@ async def talk(client: ChatClient, person: Person, messages: list[str]) -> Clien
         assert stream.end is not None and stream.end["finish"] == "stop"
         fields["conversation_id"] = conversation_of(stream)
         if place % 4 == 0:
-            await recorded(person)
-    await recorded(person)
+            await read_exchanges(person.id)
+    await read_exchanges(person.id)
     return stream
 
 
@@ -192,7 +179,7 @@ def test_a_private_message_leaves_nothing(chat_web: str, person: Person, provide
         async with connect(chat_web, person) as client:
             open_ = await client.say("Hello")
             place = conversation_of(open_)
-            await recorded(person)
+            await read_exchanges(person.id)
             await asyncio.to_thread(Exchange.objects.filter(user_id=person.id).delete)
             await client.say("My name is Ada of the harbour.", conversation_id=place, memory=False)
             await client.say("I live in Turin", memory=False, scope={"type": "workspace"})
@@ -200,7 +187,7 @@ def test_a_private_message_leaves_nothing(chat_web: str, person: Person, provide
             await client.say("Who am I?", conversation_id=place)
             (row,) = await db.run(list, Exchange.objects.filter(user_id=person.id))
             assert (await db.run(heard, row)).answer == ""
-            await recorded(person)
+            await read_exchanges(person.id)
             await asyncio.to_thread(Exchange.objects.filter(user_id=person.id).delete)
         async with connect(chat_web, person, protocol=1, device_id="old") as client:
             await client.say("I bill 80 euros", memory=False)
@@ -231,7 +218,7 @@ def test_a_conversation_that_began_private_stays_so(chat_web: str, person: Perso
     async def more() -> None:
         async with connect(chat_web, person) as client:
             await client.say("I live in Milan", conversation_id=place)
-            await recorded(person)
+            await read_exchanges(person.id)
 
     run(more())
     assert [says(entry) for entry in Entry.objects.of(person.id)] == ["Milan"]
@@ -272,7 +259,7 @@ def test_requests_whose_chat_the_device_keeps_are_remembered_too(chat_web: str, 
                 assert answer.status_code == 200
                 private = {"message": "I bill 90 euros", "memory": False}
                 assert (await asyncio.to_thread(rest.post, "/chat", json=private)).status_code == 200
-            await recorded(person)
+            await read_exchanges(person.id)
 
     run(conversation())
     assert sorted(says(entry) for entry in Entry.objects.of(person.id)) == ["80 euros", "Ada", "Turin"]
@@ -330,7 +317,7 @@ def test_deleting_and_recording_at_once_leave_nothing_and_wait_for_nobody(person
         more = [db.run(make_turn, person.id, "I bill 80 euros", conversation_id=None) for _ in range(4)]
         gone = [db.run(conversations.delete, conversation=place) for place in places]
         await asyncio.gather(fact_extraction.extract_facts(person.id), *more, *gone)
-        await recorded(person)
+        await read_exchanges(person.id)
 
     run(work())
     left = {str(pk) for pk in Conversation.objects.of(person.id).values_list("pk", flat=True)}
