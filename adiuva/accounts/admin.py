@@ -12,10 +12,11 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 
-from adiuva.accounts import mails, services
+from adiuva.accounts import mails, recovery, services
 from adiuva.accounts.admin_base import AuditedAdmin, ReadOnlyAdmin, search_filter
 from adiuva.accounts.forms import NewUserForm
 from adiuva.accounts.models import RevokedReason, Session, StaffAction, User
+from adiuva.core.errors import AdiuvaError
 
 admin.site.site_header = "Adiuva"
 admin.site.site_title = "Adiuva"
@@ -39,7 +40,7 @@ class AccountAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]  # not ge
     ordering = ["-created_at", "-id"]
     show_full_result_count = False
     list_per_page = 50
-    actions = ["end_all_sessions", "deactivate", "send_password_reset"]
+    actions = ["end_all_sessions", "deactivate", "send_password_reset", "send_factor_removal"]
     readonly_fields = ["id", "email", "last_login", "created_at"]
     superuser_path = "is_superuser"
     fieldsets = [
@@ -106,6 +107,18 @@ class AccountAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]  # not ge
     def send_password_reset(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         sent = sum(self._send_link(request, user) for user in queryset)
         self.message_user(request, f"{sent} links sent.", messages.SUCCESS)
+
+    @admin.action(description="Mail a link to remove a lost second factor", permissions=["change"])
+    def send_factor_removal(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        """It is sent after a day, unless the factor is used meanwhile (accounts.recovery)."""
+        for user in queryset:
+            try:
+                recovery.ask_factor_removal(user=user)
+            except AdiuvaError as error:
+                self.message_user(request, f"{user.pk}: {error.message}", messages.ERROR)
+                continue
+            self.audit(request, StaffAction.Kind.FACTOR_RESET, user)
+            self.message_user(request, f"{user.pk}: the link is sent in a day.", messages.SUCCESS)
 
     def _send_link(self, request: HttpRequest, user: User) -> bool:
         try:

@@ -87,6 +87,10 @@ class ConfirmationForm(forms.Form):
     )
 
 
+class RemoveFactorsForm(LinkForm, ConfirmationForm):
+    field_order = ["token", "password"]
+
+
 class AddressForm(ConfirmationForm):
     email = forms.EmailField(label="New address", widget=forms.EmailInput(attrs={"autocomplete": "email"}))
     field_order = ["email", "password"]

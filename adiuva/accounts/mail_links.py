@@ -13,6 +13,7 @@ from uuid import UUID
 
 from django.core import signing
 
+from adiuva.accounts import factor_use
 from adiuva.accounts.models import User
 from adiuva.core.errors import AdiuvaError
 
@@ -25,6 +26,7 @@ class Purpose(Enum):
     VERIFY = ("verify", timedelta(days=3), ("email", "email_verified_at"))
     RESET = ("reset", timedelta(hours=1), ("email", "email_verified_at", "password", "last_login"))
     NEW_ADDRESS = ("new address", timedelta(days=1), ("email", "new_email", "password"))
+    FACTORS = ("remove second factor", timedelta(days=1), ("email", "email_verified_at", "password"))
 
     def __init__(self, word: str, lifetime: timedelta, columns: tuple[str, ...]) -> None:
         self.salt = f"adiuva mail link: {word}"
@@ -78,4 +80,7 @@ def _read(purpose: Purpose, token: str) -> tuple[UUID, str]:
 
 
 def _fingerprint(purpose: Purpose, user: User) -> str:
-    return sha256("\n".join(str(getattr(user, name)) for name in purpose.columns).encode()).hexdigest()[:32]
+    parts = [str(getattr(user, name)) for name in purpose.columns]
+    if purpose is Purpose.FACTORS:
+        parts.append(factor_use.describe(user))
+    return sha256("\n".join(parts).encode()).hexdigest()[:32]

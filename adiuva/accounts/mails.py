@@ -22,6 +22,7 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
 
+from adiuva.accounts.factor_use import used_since
 from adiuva.accounts.mail_links import Purpose, make_token
 from adiuva.accounts.models import Mail, User
 from adiuva.core import leases
@@ -51,15 +52,18 @@ def require_configured() -> None:
         raise MailNotConfigured
 
 
-def order(kind: Mail.Kind, *, user: User | None = None, address: str = "") -> None:
-    """Have a mail sent after the commit. Without a mail server nothing is sent.
+def order(
+    kind: Mail.Kind, *, user: User | None = None, address: str = "", after: timedelta = timedelta(0)
+) -> None:
+    """Have a mail sent after the commit, or a time later. Without a mail server nothing is sent.
 
     `address`: where to, if it is not where the user's mails go at the time of sending.
     """
     if not settings.MAIL_ENABLED:
         return
-    mail = Mail.objects.create(kind=kind, user=user, address=address)
-    enqueue_on_commit("accounts.send_mail", mail.pk)
+    mail = Mail.objects.create(kind=kind, user=user, address=address, not_before=timezone.now() + after)
+    if not after:
+        enqueue_on_commit("accounts.send_mail", mail.pk)
 
 
 def order_password_reset(*, user: User) -> None:
@@ -143,6 +147,10 @@ def _letters(mail: Mail) -> Iterator[_Letter]:
                 yield _Letter(owner.email, "account_exists", {"asked": "changed"})
             else:
                 yield _with_link(user, mail.address, "new_address", Purpose.NEW_ADDRESS, "confirm-address")
+        case Kind.FACTOR_RESET:
+            # Whoever used it since has not lost it, and was told of this mail a day ago.
+            if user.is_active and user.email == mail.address and not used_since(user, mail.created_at):
+                yield _with_link(user, user.email, "factor_reset", Purpose.FACTORS, "remove-factors")
         case _:
             yield _Letter(mail.address or user.email, mail.kind, {})
 

@@ -175,6 +175,8 @@ class Mail(Leased):
         PASSWORD_CHANGED = "password_changed", "the password was changed"
         FACTOR_ADDED = "factor_added", "a second factor was added"
         FACTOR_REMOVED = "factor_removed", "a second factor was removed"
+        FACTOR_LOST = "factor_lost", "a second factor is said to be lost"
+        FACTOR_RESET = "factor_reset", "remove the second factor"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     kind = models.CharField(max_length=24, choices=Kind)
@@ -362,6 +364,7 @@ class StaffAction(models.Model):
         SIGNED_OUT = "signed_out", "ended sessions"
         DEACTIVATED = "deactivated", "deactivated the account"
         RESET_SENT = "reset_sent", "sent a link to set a new password"
+        FACTOR_RESET = "factor_reset", "ordered a link to remove the second factor"
         STARTED = "started", "started a run"
         CANCELLED = "cancelled", "cancelled a run"
         DELETED = "deleted", "deleted something of the account"

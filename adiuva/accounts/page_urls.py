@@ -19,5 +19,6 @@ urlpatterns = [
     path("verify", links.VerifyPage.as_view(), name="verify-address"),
     path("confirm-address", links.ConfirmAddressPage.as_view(), name="confirm-address"),
     path("new-password", links.ResetPage.as_view(), name="reset-password"),
+    path("remove-second-factor", links.RemoveFactorsPage.as_view(), name="remove-factors"),
     path("forgotten-password", links.AskResetPage.as_view(), name="ask-reset"),
 ]

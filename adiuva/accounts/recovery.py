@@ -1,20 +1,30 @@
-"""What users do through links in mails: confirm an address, set a new password, change the address."""
+"""What users do through links in mails: confirm an address, set a new password, change the address, and remove a second
+factor that is lost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final
 
 import structlog
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from adiuva.accounts import addresses, mails, second_factors, services
+from adiuva.accounts import addresses, confirmation, mails, second_factors, services
 from adiuva.accounts.mail_links import Purpose, user_of
 from adiuva.accounts.models import Mail, User
 from adiuva.core.errors import Conflict, Invalid
 
+# Time for the owner of an account to notice that somebody wants its second factor gone.
+FACTOR_RESET_DELAY: Final = timedelta(days=1)
+
 log = structlog.get_logger(__name__)
+
+
+class FactorNotRemovable(Conflict):
+    code = "factor_not_removable"
 
 
 class AddressInUse(Conflict):
@@ -77,6 +87,35 @@ def reset_password(*, token: str, new_password: str) -> User:
             user.save(update_fields=["email_verified_at"])
         services.set_password(user=user, password=new_password)
     log.info("account.password_reset", user_id=str(user.pk))
+    return user
+
+
+# ── Removing a second factor that is lost ──────────────────────────────────────────────────────────────────
+
+
+@transaction.atomic
+def ask_factor_removal(*, user: User) -> None:
+    """Tell the user by mail that their second factor is said to be lost, and a day later mail the link that removes it.
+
+    For staff, who never see nor set one. The link is not sent if the factor was used meanwhile, and it asks for the
+    password as well. Raises FactorNotRemovable, MailNotConfigured.
+    """
+    mails.require_configured()
+    if user.email_verified_at is None or not second_factors.methods_of(user):
+        raise FactorNotRemovable("this account has no second factor, or did not confirm its address")
+    if Mail.objects.filter(user=user, kind=Mail.Kind.FACTOR_RESET).exists():
+        raise FactorNotRemovable("such a link is under way to this user already")
+    mails.order(Mail.Kind.FACTOR_LOST, user=user, address=user.email)
+    mails.order(Mail.Kind.FACTOR_RESET, user=user, address=user.email, after=FACTOR_RESET_DELAY)
+
+
+def remove_factors(*, token: str, password: str) -> User:
+    """Remove all second factors; the password is enough from now on. Raises LinkInvalid, ConfirmationRequired."""
+    with transaction.atomic():
+        user = user_of(Purpose.FACTORS, token)
+        confirmation.require(user=user, password=password)
+        second_factors.remove_all(user=user)
+    log.info("account.factors_removed", user_id=str(user.pk))
     return user
 
 

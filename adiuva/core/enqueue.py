@@ -9,14 +9,17 @@ from __future__ import annotations
 import queue
 import threading
 from functools import cache
-from typing import Final
+from typing import Final, NoReturn
 from uuid import UUID
 
 import structlog
 from celery import current_app
 from django.db import transaction
+from kombu import Producer
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
+
+from adiuva.core.logging import log_failure
 
 # Tasks waiting to be sent. While Redis is away, more are dropped and left to the sweeps.
 _MAX_QUEUED: Final = 10_000
@@ -51,8 +54,18 @@ def _sender() -> threading.Thread:
 
 def _send() -> None:
     while True:
-        task, ids, after_s = _queue.get()
         try:
-            current_app.send_task(task, ids, countdown=after_s)
+            with current_app.connection_for_write() as connection:
+                _send_over(current_app.amqp.Producer(connection, auto_declare=False))
         except (BrokerError, RedisError, OSError) as error:
-            log.warning("task.not_enqueued", task=task, error=type(error).__name__)
+            log.warning("task.not_enqueued", error=type(error).__name__)
+        except Exception as error:
+            # After an answer such as MISCONF, kombu's channel may be left closed, which shows as an AttributeError.
+            log_failure("task.not_enqueued", error)
+
+
+def _send_over(producer: Producer) -> NoReturn:
+    """Send tasks until one fails, which is left to the sweep. The next one gets a new connection."""
+    while True:
+        task, ids, after_s = _queue.get()
+        current_app.send_task(task, ids, countdown=after_s, producer=producer)

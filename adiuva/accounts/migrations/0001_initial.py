@@ -55,7 +55,7 @@ class Migration(migrations.Migration):
                 ('lease_until', models.DateTimeField(editable=False, null=True)),
                 ('fence', models.PositiveIntegerField(default=0, editable=False)),
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('kind', models.CharField(choices=[('verify', 'confirm the address of a new account'), ('reset', 'set a new password'), ('new_address', 'confirm a new address'), ('address_change_asked', 'a new address was asked for'), ('address_changed', 'the address was changed'), ('password_changed', 'the password was changed'), ('factor_added', 'a second factor was added'), ('factor_removed', 'a second factor was removed')], max_length=24)),
+                ('kind', models.CharField(choices=[('verify', 'confirm the address of a new account'), ('reset', 'set a new password'), ('new_address', 'confirm a new address'), ('address_change_asked', 'a new address was asked for'), ('address_changed', 'the address was changed'), ('password_changed', 'the password was changed'), ('factor_added', 'a second factor was added'), ('factor_removed', 'a second factor was removed'), ('factor_lost', 'a second factor is said to be lost'), ('factor_reset', 'remove the second factor')], max_length=24)),
                 ('address', models.EmailField(blank=True, max_length=254)),
                 ('attempts', models.PositiveSmallIntegerField(default=0)),
                 ('not_before', models.DateTimeField(default=django.utils.timezone.now)),
@@ -98,7 +98,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(primary_key=True, serialize=False)),
                 ('staff_id', models.UUIDField(help_text='who did it; no reference, since the row outlives that account')),
-                ('kind', models.CharField(choices=[('changed', 'changed the account'), ('signed_out', 'ended sessions'), ('deactivated', 'deactivated the account'), ('reset_sent', 'sent a link to set a new password'), ('started', 'started a run'), ('cancelled', 'cancelled a run'), ('deleted', 'deleted something of the account')], max_length=12)),
+                ('kind', models.CharField(choices=[('changed', 'changed the account'), ('signed_out', 'ended sessions'), ('deactivated', 'deactivated the account'), ('reset_sent', 'sent a link to set a new password'), ('factor_reset', 'ordered a link to remove the second factor'), ('started', 'started a run'), ('cancelled', 'cancelled a run'), ('deleted', 'deleted something of the account')], max_length=12)),
                 ('object', models.CharField(blank=True, help_text='what it was done to, such as session', max_length=30)),
                 ('object_id', models.CharField(blank=True, max_length=40)),
                 ('at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),

@@ -16,7 +16,7 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 
 from adiuva.accounts import recovery
-from adiuva.accounts.forms import AskResetForm, LinkForm, ResetForm
+from adiuva.accounts.forms import AskResetForm, LinkForm, RemoveFactorsForm, ResetForm
 from adiuva.accounts.mail_links import LinkInvalid, Purpose, is_valid
 from adiuva.accounts.models import User
 from adiuva.accounts.pages.base import add_errors, page, throttle
@@ -34,6 +34,10 @@ class _LinkPage(View):
     form_class: type[forms.Form] = LinkForm
     act: Callable[..., User]
 
+    def counters(self, request: HttpRequest) -> list[tuple[str, ...]]:
+        """What else counts as an attempt: a scope and who."""
+        return []
+
     def get(self, request: HttpRequest) -> HttpResponse:
         token = request.GET.get("token", "")
         if not is_valid(self.purpose, token):
@@ -42,7 +46,7 @@ class _LinkPage(View):
 
     def post(self, request: HttpRequest) -> HttpResponse:
         form = self.form_class(request.POST)
-        allowed = throttle(form, ("login_address", client_address(request)))
+        allowed = throttle(form, ("login_address", client_address(request)), *self.counters(request))
         if allowed and form.is_valid():
             try:
                 user = type(self).act(**form.cleaned_data)
@@ -68,6 +72,14 @@ class ConfirmAddressPage(_LinkPage):
 class ResetPage(_LinkPage):
     purpose, template, form_class = Purpose.RESET, "reset", ResetForm
     act = staticmethod(recovery.reset_password)
+
+
+class RemoveFactorsPage(_LinkPage):
+    purpose, template, form_class = Purpose.FACTORS, "remove_factors", RemoveFactorsForm
+    act = staticmethod(recovery.remove_factors)
+
+    def counters(self, request: HttpRequest) -> list[tuple[str, ...]]:
+        return [("login", "link", request.POST.get("token", ""))]  # guesses of the password
 
 
 @method_decorator(csrf_protect, name="dispatch")

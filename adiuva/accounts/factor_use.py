@@ -1,0 +1,25 @@
+"""When and how the second factor of an account was last used: a factor that is used is not lost."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from adiuva.accounts.models import Passkey, RecoveryCode, Totp, User
+
+_STEP_S = 30  # of Totp.last_step
+
+
+def used_since(user: User, moment: datetime) -> bool:
+    """Whether an app, a passkey or a recovery code of the user was accepted at or after a moment."""
+    steps = Totp.objects.filter(user=user, last_step__gte=int(moment.timestamp()) // _STEP_S)
+    passkeys = Passkey.objects.filter(user=user, last_used_at__gte=moment)
+    codes = RecoveryCode.objects.filter(user=user, used_at__gte=moment)
+    return steps.exists() or passkeys.exists() or codes.exists()
+
+
+def describe(user: User) -> str:
+    """What the user's second factor consists of and when each was used: another text after any change or use."""
+    apps = Totp.objects.filter(user=user).values_list("created_at", "last_step")
+    passkeys = Passkey.objects.filter(user=user).values_list("pk", "last_used_at")
+    codes = RecoveryCode.objects.filter(user=user).values_list("pk", "used_at")
+    return "\n".join(sorted(" ".join(map(str, row)) for row in (*apps, *passkeys, *codes)))
