@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit check lint bench lock clean
+.PHONY: help run test unit check lint node bench lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do \
@@ -28,6 +28,7 @@ run: $(FOR_RUN)  ## start everything on this machine, with a demo, until Ctrl-C
 
 test: lint  ## lint, types, import contracts, then all tests against real servers
 	@echo "── tests"
+	@[ -d clients/typescript/node_modules ] || echo "Skipped: what needs Node (make node installs its tools)."
 	@$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder
 
 unit: $(FOR_TEST)  ## tests that need no server, in less than a minute
@@ -45,6 +46,9 @@ lint: $(FOR_TEST)  ## lint, types and import contracts alone
 	@$(BIN)/mypy
 	@echo "── import contracts"
 	@$(BIN)/lint-imports
+
+node:  ## install the tools of clients/typescript, from its lock; the tests of it run once they are there
+	@npm --prefix clients/typescript ci
 
 bench: $(FOR_TEST)  ## measure, each bench beside what it compares with
 	@for file in bench/[a-z]*.py; do name=$$(basename $$file .py); [ "$$name" = harness ] || \

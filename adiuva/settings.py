@@ -258,7 +258,7 @@ REST_FRAMEWORK = {
         "rest_framework.parsers.MultiPartParser",  # what the browsable pages' forms send
     ],
     "DEFAULT_PAGINATION_CLASS": "adiuva.core.rest.PageLimitPagination",
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "adiuva.core.openapi.Schema",
     "DEFAULT_THROTTLE_RATES": {
         "login": env.LOGIN_RATE.read(),  # an address and an e-mail
         "login_address": env.LOGIN_ADDRESS_RATE.read(),
@@ -309,7 +309,20 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
-    "PARSER_WHITELIST": ["adiuva.core.parsers.JSONParser", "rest_framework.parsers.FormParser"],
+    "OAS_VERSION": "3.1.1",
+    "SERVERS": [
+        {"url": "/", "description": "The server that this document is from."},
+        {
+            "url": "{server}",
+            "description": "Any other; the default is that of `make run`.",
+            "variables": {"server": {"default": "http://127.0.0.1:8000"}},
+        },
+    ],
+    "PARSER_WHITELIST": ["adiuva.core.parsers.JSONParser"],  # forms are for the browsable pages alone
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "adiuva.core.openapi.finish",
+    ],
     "ENUM_NAME_OVERRIDES": {
         "TierEnum": "adiuva.accounts.models.Plan",
         "AgentTypeEnum": "agents.models.AgentFamily",

@@ -1,0 +1,51 @@
+"""How the published OpenAPI document differs from what drf-spectacular makes of the views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drf_spectacular.openapi import AutoSchema
+
+from adiuva.core.openapi_examples import EXAMPLES
+
+_METHODS = frozenset({"get", "post", "put", "patch", "delete"})
+
+
+class Schema(AutoSchema):
+    """A docstring's first sentence is an operation's summary, where the view names none."""
+
+    def get_summary(self) -> str | None:
+        if given := super().get_summary():
+            return str(given)
+        return _first_sentence(str(self.get_description() or "")) or None
+
+
+def _first_sentence(text: str) -> str:
+    head = " ".join(text.split("\n\n")[0].split())
+    return head.partition(". ")[0].rstrip(".")
+
+
+def finish(result: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """drf-spectacular's postprocessing hook.
+
+    Operations that need no sign-in say so, request bodies have an example, and a PATCH leaves what it does not name
+    as it is, so that its body has no defaults: generators take them for values that are always sent.
+    """
+    for path in result["paths"].values():
+        for operation in (operation for method, operation in path.items() if method in _METHODS):
+            operation.setdefault("security", [])
+            _add_example(operation)
+    for name, schema in result["components"]["schemas"].items():
+        if name.startswith("Patched"):
+            for field in schema.get("properties", {}).values():
+                field.pop("default", None)
+        for field in schema.get("properties", {}).values():
+            if {} in field.get("oneOf", ()):  # "anything or null" is anything
+                del field["oneOf"]
+    return result
+
+
+def _add_example(operation: dict[str, Any]) -> None:
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+    if body is not None and operation["operationId"] in EXAMPLES:
+        body["example"] = EXAMPLES[operation["operationId"]]
