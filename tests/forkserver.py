@@ -233,6 +233,8 @@ def _serve(listening: socket.socket) -> _ForkRequest:
                 continue
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # A shell ignores it for what it starts in the background, and Twisted leaves an ignored signal alone.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.setpgid(0, 0)
             parent_death.request_death_signal(server, signal.SIGKILL)()
             for end in (listening, connection, *connections.values()):
