@@ -21,15 +21,18 @@ _WORD: Final = re.compile(r"\w{2,}")
 T = TypeVar("T")
 
 
-def nearest_projects(projects: Mapping[str, str], text: str) -> list[dict[str, str]]:
-    """At most MAX_PROJECTS projects: all, if they are few, else those whose names have the most words in the text."""
-    listed = [{"id": key, "name": name[:_TITLE_CHARS]} for key, name in projects.items()]
+def nearest_projects(projects: Mapping[str, str], text: str) -> dict[str, str]:
+    """At most MAX_PROJECTS names, by the label p1, p2, … that stands for the id of the project at that place.
+
+    All projects, if they are few, else those whose names have the most words in the text.
+    """
+    listed = [(f"p{place}", name[:_TITLE_CHARS]) for place, name in enumerate(projects.values(), 1)]
     if len(listed) > MAX_PROJECTS:
         words = _words(text)
-        near = [(_share(each["name"], words), each) for each in listed]
+        near = [(_share(each[1], words), each) for each in listed]
         near = sorted((pair for pair in near if pair[0]), key=lambda pair: -pair[0])
         listed = [each for _, each in near[:MAX_PROJECTS]]
-    return _within(listed, lambda each: len(each["id"]) + len(each["name"]) + 20)
+    return dict(_within(listed, lambda each: len(each[0]) + len(each[1]) + 8))
 
 
 def nearest_known(known: Sequence[KnownRecord], text: str) -> list[KnownRecord]:

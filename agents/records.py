@@ -7,6 +7,7 @@ here. An optional field that cannot be understood costs that field, not the reco
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -25,6 +26,7 @@ _ORDER: Final = {
 }
 # Tables of things that a document may name several times, and that are one thing each time.
 ENTITIES: Final = frozenset({"projects", "clients"})
+_PROJECT_ALIAS: Final = re.compile(r"p(\d{1,5})")
 Now = Literal["there", "changed", "done", "gone"]
 _NOW: Final[Mapping[str, Now]] = {
     **dict.fromkeys(("there", "still_there", "same", "unchanged", "open", "present"), "there"),
@@ -242,6 +244,10 @@ class RecordRules:
             raise _UnusableRecord(bad.code, f"{where} must be {bad.wanted}") from None
 
     def _project(self, table: Table, value: Any) -> str:
+        alias = _PROJECT_ALIAS.fullmatch(value.strip()) if isinstance(value, str) else None
+        if alias is not None and 0 < (place := int(alias[1])) <= len(self.projects):
+            # What the model was shown in place of ids (agents.prompt_context.nearest_projects).
+            return list(self.projects)[place - 1]
         if isinstance(value, str) and value in self.projects:
             return value
         wanted = str(value).strip().casefold()

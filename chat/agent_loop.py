@@ -51,21 +51,25 @@ class LimitReached(Exception):
 class Assistant:
     """A prompt and its tools, built once."""
 
-    def __init__(self, prompt: SystemPrompt, tools: Sequence[BaseTool]) -> None:
+    def __init__(
+        self, prompt: SystemPrompt, tools: Sequence[BaseTool], unlisted: Sequence[BaseTool] = ()
+    ) -> None:
+        """`unlisted`: tools that the model is not told of and whose calls are carried out all the same."""
         self.prompt = prompt
-        self.tools = {tool.name: tool for tool in tools}
+        self.tools = {tool.name: tool for tool in (*tools, *unlisted)}
+        self._listed = ", ".join(tool.name for tool in tools)
         self.schemas: list[dict[str, Any]] = [_tool_schema(tool) for tool in tools]
         # Built once because LangChain builds them again at each access.
-        self._checks = {tool.name: tool.tool_call_schema for tool in tools}
+        self._checks = {tool.name: tool.tool_call_schema for tool in (*tools, *unlisted)}
         self._arguments = {
             schema["function"]["name"]: schema["function"].get("parameters", {}).get("properties", {})
-            for schema in self.schemas
+            for schema in [*self.schemas, *map(_tool_schema, unlisted)]
         }
 
     def call_problem(self, name: str, arguments: dict[str, Any]) -> str:
         """Why a call cannot be carried out, in words for the model; "" if it can."""
         if name not in self.tools:
-            return f"there is no such tool; there are {', '.join(self.tools)}"
+            return f"there is no such tool; there are {self._listed}"
         # LangChain would drop an unknown argument, and the model would believe that it had an effect.
         if unknown := arguments.keys() - self._arguments[name].keys():
             known = ", ".join(self._arguments[name]) or "none"
@@ -128,6 +132,7 @@ class TurnContext:
     `tool_config`: what tools find in their config.
     `authorize`: called before tools run; returns by call id why a call may not run.
     `on_tool_start`: called for each call that runs.
+    `resolve`: the tool and the arguments that a call means, with ids for aliases. Raises ToolException.
     `usage`, `model_calls`, `tool_calls`: counted so far.
     """
 
@@ -136,6 +141,10 @@ class TurnContext:
     tool_config: dict[str, Any] = field(default_factory=dict)
     authorize: Callable[[Sequence[ToolInvocation]], Awaitable[dict[str, str]]] = _allow_all
     on_tool_start: Callable[[ToolInvocation], None] = lambda call: None
+    resolve: Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]]] = lambda name, arguments: (
+        name,
+        arguments,
+    )
     usage: llm.Usage = field(default_factory=llm.Usage)
     model_calls: int = 0
     tool_calls: int = 0
@@ -276,6 +285,11 @@ async def _run_tool_calls(assistant: Assistant, answer: AIMessage, context: Turn
         elif reason := assistant.call_problem(name, arguments):
             results[key] = _failure_message(key, reason)
         else:
+            try:
+                name, arguments = context.resolve(name, arguments)
+            except ToolException as failure:
+                results[key] = _failure_message(key, str(failure))
+                continue
             ready.append(ToolInvocation(str(key), assistant.tools[name], arguments))
     if ready:
         refused = await context.authorize(ready)

@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -122,9 +122,10 @@ class DeferredCall:
     arguments: dict[str, Any]
     summary: str
 
-    def __str__(self) -> str:
-        """The call as it is shown in the prompt of the turn that carries it out."""
-        return f"{self.summary}: {self.tool} {orjson.dumps(self.arguments).decode()}"
+    def shown_with(self, present: Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]]]) -> str:
+        """The call as the prompt of the turn that carries it out shows it; `present` gives it as a model makes it."""
+        tool, arguments = present(self.tool, self.arguments)
+        return f"{self.summary}: {tool} {orjson.dumps(arguments).decode()}"
 
 
 def is_yes(message: str) -> bool:

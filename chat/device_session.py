@@ -35,6 +35,7 @@ from adiuva.devices.protocol import WRITES, Action, Data, Mutation, TableName, T
 from adiuva.devices.tables import TABLES
 from adiuva.sanitizer import addresses_in
 from chat.foreign_text import ForeignTexts
+from chat.row_aliases import RowAliases
 from chat.turn_changes import RecordedChange
 from chat.untrusted_text import is_row_id, one_line
 
@@ -89,6 +90,7 @@ class DeviceSession:
     """`mutations`: the changes of this turn, each row as the device returned it; of a deleted row, its id.
 
     `titles`: the title, by id, of every row that a tool returned or changed in this turn.
+    `named_references`: the rows that the tool which is running has named as another's project or client.
     `changes`: the mutations with the rows as they were before.
     `addresses`: the links in rows that were read.
     `foreign`: the texts that were read and that the user did not write.
@@ -103,6 +105,8 @@ class DeviceSession:
         self.mutations: list[Mutation] = []
         self.changes: list[RecordedChange] = []
         self.titles: dict[str, str] = {}
+        self.aliases = RowAliases()
+        self.named_references: set[str] = set()
         self._latest: dict[tuple[str, str], Data] = {}  # each row as the device returned it last
         self.addresses: set[str] = set()
         self._tables: dict[str, str] = {}  # by row id, for all rows in `titles`
@@ -215,6 +219,10 @@ class DeviceSession:
         answer = await self.call("get", table, data={"id": key})  # type: ignore[arg-type]
         return self.titles[key] if answer.row is not None else None
 
+    def shown_id(self, table: str | None, key: object) -> object:
+        """How a model reads an id: the row's alias, or what the model made up."""
+        return self.aliases.alias(table or "", key) if isinstance(key, str) and key in self.titles else key
+
     def has_recent_word(self, word: str) -> bool:
         """Whether one of the last rows that were returned contains the word, so that it comes from the user's data."""
         if not word:
@@ -256,7 +264,7 @@ class DeviceSession:
             case "delete", ToolResultBody(deleted=True):
                 self._record_change("delete", call, {"id": key})
             case "delete", ToolResultBody(deleted=False):
-                return ToolException(missing_row_text(call.table, key))
+                return ToolException(missing_row_text(call.table, self.shown_id(call.table, key)))
             case "vector_upsert", ToolResultBody(ok=True):
                 pass
             case "vector_search", ToolResultBody(results=list() as results) if _has_valid_row(results):

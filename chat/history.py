@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,21 +42,22 @@ class FittedHistory:
     summary: str
     new: int = 0
 
-    def messages(self) -> list[BaseMessage]:
-        """The messages by turns, user first, an answer last."""
+    def messages(self, shown: Callable[[str], str] = str) -> list[BaseMessage]:
+        """The messages by turns, user first, an answer last; `shown` makes of a stored text what the model reads."""
         found: list[BaseMessage] = []
         for message in self.recent:
             if not message.text:
                 continue
+            text = shown(message.text)
             is_users = message.role != "assistant"
             if is_users and found and isinstance(found[-1], HumanMessage):
                 found.append(AIMessage(_UNANSWERED))
             elif not is_users and not found:
                 found.append(HumanMessage(_BEGINNING))
             elif not is_users and isinstance(found[-1], AIMessage):
-                found[-1] = AIMessage(f"{found[-1].content}\n\n{message.text}")
+                found[-1] = AIMessage(f"{found[-1].content}\n\n{text}")
                 continue
-            found.append(HumanMessage(message.text) if is_users else AIMessage(message.text))
+            found.append(HumanMessage(text) if is_users else AIMessage(text))
         if found and isinstance(found[-1], HumanMessage):
             found.append(AIMessage(_UNANSWERED))
         return found

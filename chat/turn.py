@@ -29,7 +29,7 @@ from adiuva.devices.protocol import ApprovalRequest, Domain, HistoryMessage, Mut
 from chat import approvals, deferred_calls, history, turn_rows, turn_saving
 from chat.agent_loop import LimitReached, OutputHooks, ToolInvocation, TurnContext, run_agent_loop
 from chat.approvals import Approvals
-from chat.assistants import SUPERVISORS
+from chat.assistants import supervisor
 from chat.deferred_calls import DeferredCall
 from chat.device_session import DeviceSession
 from chat.end_messages import SAID_IN_ANSWER, message_of
@@ -42,6 +42,7 @@ from chat.request import ChatRequest
 from chat.steering import SteerQueue
 from chat.stream import Stream
 from chat.stream_log import StreamRecording, log_writer
+from chat.tools import present_call, resolve_call
 from chat.turn_changes import TurnRecord
 from chat.turn_errors import ServerRestarting
 from chat.turn_messages import SCOPE_TABLES, describe_scope, first_messages
@@ -251,6 +252,7 @@ class Turn:
                 max_model_calls=settings.CHAT["max_model_calls"],
                 authorize=self._approvals.allow,
                 on_tool_start=self._show_tool,
+                resolve=partial(resolve_call, session.aliases),
             )
             context.tool_config = {
                 "session": session,
@@ -265,7 +267,9 @@ class Turn:
             )
             scope = await describe_scope(request.scope, session)
             self.output.set_known_ids(session, fitted.summary)
-            assistant = SUPERVISORS[request.kind]
+            assistant = supervisor(
+                request.kind, SCOPE_TABLES.get(request.scope.type) if request.scope else None
+            )
             messages = first_messages(
                 assistant,
                 request,
@@ -274,7 +278,7 @@ class Turn:
                 history=fitted,
                 scope=scope,
                 memory=await recall,
-                confirmed=[str(call) for call in granted],
+                confirmed=[call.shown_with(partial(present_call, session.aliases)) for call in granted],
             )
             memory.start_receipt()
             hooks = OutputHooks(self.output.write, self._end_model_answer, self._steers.take)

@@ -8,7 +8,7 @@ import orjson
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.tools import ToolException
 
-from adiuva.devices.protocol import Scope, TableName
+from adiuva.devices.protocol import Mutation, Scope, TableName
 from chat.agent_loop import Assistant
 from chat.device_session import DeviceSession
 from chat.history import FittedHistory
@@ -16,6 +16,7 @@ from chat.prompts import turn_prompt, with_turn_prompt
 from chat.request import ChatRequest
 from chat.tools import formatting
 from chat.turn_rows import ClaimedTurn
+from chat.untrusted_text import is_row_id
 
 _MAX_SCOPE_CHARS: Final = 20_000
 _MAX_EARLIER_CHANGES: Final = 20
@@ -44,14 +45,14 @@ def first_messages(
         now=session.now,
         locale=claimed.locale,
         scope=scope,
-        context=_context(history.summary, request.context),
+        context=_context(session.aliases.in_text(history.summary), request.context),
         memory=memory,
         confirmed=confirmed,
-        changed=_earlier_changes(claimed),
+        changed=_earlier_changes(claimed, session),
     )
     return [
         SystemMessage(assistant.prompt.text),
-        *history.messages(),
+        *history.messages(session.aliases.in_text),
         HumanMessage(with_turn_prompt(turn, request.message)),
     ]
 
@@ -66,9 +67,9 @@ async def describe_scope(scope: Scope | None, session: DeviceSession) -> str | N
     try:
         row = (await session.call("get", table, data={"id": scope.id})).row
     except ToolException as failure:
-        return f"The user looks at the {scope.type} with the id {scope.id}. {failure}"
+        return f"The user looks at the {scope.type} {_alias_of(scope, session, table)}. {failure}"
     if row is None:
-        return f"The user looks at a {scope.type} that is not there any more (id {scope.id})."
+        return f"The user looks at a {scope.type} that is not there any more ({_alias_of(scope, session, table)})."
     texts = [row.get(column) for column in ("description", "aiSummary", "content")]
     quoted = [
         formatting.quote(text, _MAX_SCOPE_CHARS) for text in texts if isinstance(text, str) and text.strip()
@@ -78,6 +79,10 @@ async def describe_scope(scope: Scope | None, session: DeviceSession) -> str | N
     )
 
 
+def _alias_of(scope: Scope, session: DeviceSession, table: TableName) -> str:
+    return f"[{session.aliases.alias(table, scope.id)}]" if is_row_id(scope.id) and scope.id else "[?]"
+
+
 def _context(summary: str, client_context: str) -> str | None:
     parts = [f"Summary of what was said before:\n{summary}"] if summary else []
     if client_context:
@@ -85,15 +90,19 @@ def _context(summary: str, client_context: str) -> str | None:
     return "\n\n".join(parts) or None
 
 
-def _earlier_changes(claimed: ClaimedTurn) -> list[str]:
+def _earlier_changes(claimed: ClaimedTurn, session: DeviceSession) -> list[str]:
     """What earlier turns of the conversation changed, so that the model understands "undo that"."""
     changes = [
-        f"{mutation.action} in {mutation.table}: {orjson.dumps(_identifying_fields(mutation.data)).decode()}"
+        f"{mutation.action} in {mutation.table}: {_identifying_fields(mutation, session)}"
         for message in claimed.history
         for mutation in message.mutations
     ]
     return changes[-_MAX_EARLIER_CHANGES:]
 
 
-def _identifying_fields(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in ("id", "title", "name") if key in row}
+def _identifying_fields(mutation: Mutation, session: DeviceSession) -> str:
+    row: dict[str, Any] = mutation.data
+    found: dict[str, Any] = {key: row[key] for key in ("title", "name") if key in row}
+    if is_row_id(row.get("id")):
+        found["id"] = session.aliases.alias(mutation.table, row["id"])
+    return orjson.dumps(found).decode()

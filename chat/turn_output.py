@@ -106,6 +106,11 @@ class TurnOutput:
             self._session is not None and address in self._session.addresses
         )
 
+    def _id_of(self, alias: str) -> str | None:
+        """The id of a row that the model names by its alias."""
+        found = self._session.aliases.find(alias) if self._session is not None else None
+        return found[1] if found else None
+
     def _is_own(self, word: str) -> bool:
         return word in self._own_words or (self._session is not None and self._session.has_recent_word(word))
 
@@ -133,6 +138,7 @@ class TurnOutput:
                 private=self._private,
                 own=self._is_own,
                 knows_address=self._knows_address,
+                id_of=self._id_of,
             )
         self._show(self._sanitizer.feed(text))
 

@@ -25,7 +25,7 @@ from adiuva.core.per_loop import PerLoop
 from adiuva.devices import presence
 from adiuva.devices.protocol import ApprovalRequest, Mutation, Usage
 from chat import approval_routing, peer_requests, stream_log, turn_rows
-from chat.assistants import SUPERVISORS
+from chat.assistants import supervisor
 from chat.cross_process_stream import RemoteStream, RemoteStreams
 from chat.models import Turn as Row
 from chat.request import MAX_MESSAGE_CHARS, ChatRequest
@@ -160,7 +160,7 @@ class TurnRegistry:
                 turn_rows.claim_turn,
                 request=request,
                 owner=await self._bus.open(),
-                prompt_version=SUPERVISORS[request.kind].prompt.version,
+                prompt_version=supervisor(request.kind, None).prompt.version,
             )
             turn = Turn(request, claimed, announce=partial(self._announce, request))
             self._turns[request.key] = turn

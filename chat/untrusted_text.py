@@ -17,7 +17,8 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _QUOTATION_MARKS = re.compile('["“”„‟«»‹›‚‘’‛`´❝❞＂]')
 _MARKS = re.compile(r"[*<>\[\]\\|~#]|(?<!\w)_|_(?!\w)|(?<=\])\(")
 _JOINERS = re.compile("[\u200c\u200d]")
-_ID_MARKER = re.compile(r"\[\s*id\b", re.IGNORECASE)
+# What a row's alias looks like in the texts that the model gets.
+_ID_MARKER = re.compile(r"\[\s*(?:id\b|[a-z]\s*\d)", re.IGNORECASE)
 
 
 def one_line(text: object, max_chars: int = MAX_TITLE_CHARS) -> str:

@@ -18,7 +18,7 @@ _DOCUMENT_HEADER = re.compile(
 )
 _MAX_DEPTH = 20
 _TODAY = re.compile(r"^Today: (?:\w+ )?([\d-]{10})$", re.MULTILINE)
-_PROJECTS = re.compile(r"^Projects: (\[.*\])[ \t]*$", re.MULTILINE)
+_PROJECTS = re.compile(r"^Projects: (\{.*\})[ \t]*$", re.MULTILINE)
 
 
 def extract_records(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,11 +112,7 @@ def _parse_projects(said: str) -> list[tuple[str, str]]:
         rows = json.loads(match[1])
     except (ValueError, RecursionError):
         return []
-    return [
-        (row["id"], row["name"])
-        for row in rows
-        if isinstance(row, dict) and isinstance(row.get("id"), str) and isinstance(row.get("name"), str)
-    ]
+    return [(key, name) for key, name in rows.items() if isinstance(name, str)]
 
 
 def _tables_of_schema(schema: Mapping[str, Any]) -> dict[str, tuple[set[str], set[str]]]:

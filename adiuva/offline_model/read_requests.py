@@ -48,6 +48,8 @@ def list_rows(turn: Turn, match: re.Match[str]) -> Answer | None:
     if turn.completed:
         return _describe_counts(turn, given) if _HOW_MANY.search(said) else turn.describe_results()
     everything = re.search(r"\b(?:all|archived)\b", said)
+    if "projects" in kinds and everything:
+        given["archived"] = True
     operations = [
         "list all projects" if kind == "projects" and everything else f"list {kind}" for kind in kinds
     ]
@@ -72,7 +74,7 @@ def list_due_tasks(turn: Turn, match: re.Match[str]) -> Answer | None:
     found = dates.first_date(said, turn.today)
     if found is not None and found.day != turn.today and by_dates:
         return turn.call_tool("list tasks", {**given, "from": found.day, "to": found.day})
-    return turn.call_tool("due today") or turn.call_tool("list tasks")
+    return turn.call_tool("due today", {"status": "due"}) or turn.call_tool("list tasks")
 
 
 def search_notes(turn: Turn, match: re.Match[str]) -> Answer | None:

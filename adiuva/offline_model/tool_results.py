@@ -13,15 +13,14 @@ from typing import Any
 _MAX_SHOWN_ROWS = 50
 _MAX_ANSWER_CHARS = 6_000
 _DECODER = json.JSONDecoder()
-# `- Call Ada [id 3f2a…], todo, due Fri 2026-11-20, project Harbour Café [id 77b0…]`:
-# the first id is that of the row itself.
+# `- Call Ada [t3], todo, due Fri 2026-11-20, project Harbour Café [p1]`: the first label is that of the row itself.
 _PROSE_ROW = re.compile(
     r"\A(?:- )?(?:(?:Created|Updated|Deleted|Added|The) (?:the )?"
     r"(?:(?P<kind>task|project|note|timeline|client|comment)(?: entry)? )?)?"
-    r"(?P<title>.*?) ?\[id (?P<id>[^\]\s]+)\](?P<more>.*)\Z"
+    r"(?P<title>.*?) ?\[(?P<id>[a-z]\d{1,4})\](?P<more>.*)\Z"
 )
-_ID = re.compile(r" ?\[id [^\]\s]+\]")
-_UNNAMED_REFERENCE = re.compile(r", (?:project|client|part of) \[id [^\]\s]+\]")
+_ID = re.compile(r" ?\[[a-z]\d{1,4}\]")
+_UNNAMED_REFERENCE = re.compile(r", (?:project|client|part of) \[[a-z]\d{1,4}\]")
 _ID_IN_LINE = re.compile(r"\[([\w-]{1,80})\]|\bid[=: ]+\"?([\w-]{1,80})", re.IGNORECASE)
 _ROW_COUNT = re.compile(
     r"\A(?P<least>at least )?(?P<number>\d[\d,]*) (?P<noun>[a-z ]+?)(?:, best first)?:", re.IGNORECASE

@@ -37,7 +37,9 @@ class Sanitizer:
     `known`: the ids that tools returned in this conversation. It is looked up when an id is complete, so it may grow.
     `private`: strings that are never shown. `own(word)`: whether a word occurs in the user's own messages or data, in
     which case it is kept even if it is also the name of a tool. `knows_address(address)`: whether exactly this address
-    was in the user's words or in what this turn has read, so that a link may lead there.
+    was in the user's words or in what this turn has read, so that a link may lead there. `id_of(alias)`: the id that a
+    model's short name for a row stands for. In tags the id is shown; in prose such names are removed where they stand
+    in brackets.
     """
 
     def __init__(
@@ -48,22 +50,31 @@ class Sanitizer:
         private: Collection[str] = (),
         own: Callable[[str], bool] = lambda word: False,
         knows_address: Callable[[str], bool] = lambda address: False,
+        id_of: Callable[[str], str | None] = lambda alias: None,
     ) -> None:
         self.removed: Counter[str] = Counter()
         """How often each kind was removed, for logs."""
         self._patterns, self._known, self._private, self._own = patterns, known, private, own
+        self._id_of = id_of
         self._out: list[str] = []
         self._knows_address = knows_address
         self._links = LinkStage(self._out.append, is_known=knows_address, removed=self.removed)
         self._prompt_leaks = PromptLeakStage(patterns, self._links.feed, self._links.show, self.removed)
         self._identifiers = IdentifierStage(
-            patterns, self._prompt_leaks, known=known, private=private, own=own, removed=self.removed
+            patterns,
+            self._prompt_leaks,
+            known=known,
+            private=private,
+            own=own,
+            removed=self.removed,
+            id_of=id_of,
         )
         self._markup = MarkupStage(
             patterns,
             prose=self._identifiers.feed,
             whole=self._show_whole,
             allowed=lambda row: row in known and row not in private,
+            id_of=id_of,
             clean=self._clean,
             removed=self.removed,
         )
@@ -107,6 +118,7 @@ class Sanitizer:
             private=self._private,
             own=self._own,
             removed=self.removed,
+            id_of=self._id_of,
         )
         names.feed(text)
         names.finish()

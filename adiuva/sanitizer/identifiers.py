@@ -29,20 +29,27 @@ _ROWS = rf"{_QUOTE}{_ROW}{_QUOTE}(?>{_SEPARATOR}{_QUOTE}{_ROW}{_QUOTE}){{0,99}}"
 _KIND = r"(?:task|project|note|timeline|client|row|comment|user|device|conversation|request)[ \t]{1,4}"
 _LABEL = r"[Ii][Dd]s?(?![A-Za-z0-9_])[ \t]{0,4}[:=#]?[ \t]{0,4}"
 
+# Short names that the server gives rows, such as t3; removed in brackets and behind "id".
+_ALIAS = rf"(?<!{_A})[a-z][0-9]{{1,4}}(?!{_A})"
+_ALIASES = rf"{_ALIAS}(?>{_SEPARATOR}{_ALIAS}){{0,99}}"
+
 _SPOKEN = rf"`{_NAME}`|(?<![A-Za-z0-9_]){_NAME}(?![A-Za-z0-9_])"
 _UNIT = re.compile(
-    rf"(?P<ids>[ \t]?[(\[][ \t]{{0,4}}(?:(?:{_KIND})?{_LABEL})?{_ROWS}[ \t]{{0,4}}[)\]]"
+    rf"(?P<aliases>[ \t]?(?:[(\[][ \t]{{0,4}}(?:{_LABEL})?{_ALIASES}[ \t]{{0,4}}[)\]]|(?<!{_T}){_LABEL}{_ALIASES}))"
+    rf"|(?P<ids>[ \t]?[(\[][ \t]{{0,4}}(?:(?:{_KIND})?{_LABEL})?{_ROWS}[ \t]{{0,4}}[)\]]"
     rf"|[ \t]?(?<!{_T}){_LABEL}{_ROWS}|(?P<quote>[`\"'*]{{1,3}}){_ROW}(?P=quote)|{_ROW})"
     rf"|{_SPOKEN}"
 )
 _ROW_ID = re.compile(_ROW)
+_ONE_ALIAS = re.compile(_ALIAS)
 _TOOL = re.compile(_SPOKEN)
 _QUOTES = ("`", '"', "'", "*")
 # What may be, or become, a unit at the end of a text. It may match too much, but never starts inside a token.
 # The ids are matched possessively ({0,100}+): backtracking over a list of them would take exponential time.
 _TAIL = re.compile(
     rf"(?:[ \t]|(?<!{_T})|(?!{_T}))"
-    rf"(?:(?:[(\[][ \t]{{0,4}}(?:{_KIND})?(?:{_LABEL})?|{_LABEL})(?:{_QUOTE}{_ROW}{_QUOTE}{_SEPARATOR}){{0,100}}+"
+    rf"(?:(?:[(\[][ \t]{{0,4}}(?:{_KIND})?(?:{_LABEL})?|{_LABEL})"
+    rf"(?:(?:{_QUOTE}{_ROW}{_QUOTE}|{_ALIAS}){_SEPARATOR}){{0,100}}+"
     rf"|{_QUOTE}{_ROW}{_QUOTE})?{_QUOTE}{_T}*{_QUOTE}\Z"
 )
 # Text in which no unit can have started, apart from its last token and the word "id".
@@ -68,8 +75,10 @@ class IdentifierStage:
         private: Collection[str],
         own: Callable[[str], bool],
         removed: Counter[str],
+        id_of: Callable[[str], str | None],
     ) -> None:
         self._spoken, self._known, self._own, self._removed = patterns.spoken_tool_names, known, own, removed
+        self._id_of = id_of
         self._next_feed, self._next_opaque = following.feed, following.opaque
         # Longest first, so that of two that start at the same position the longer one is removed.
         self._private = sorted(
@@ -140,6 +149,12 @@ class IdentifierStage:
             self._next_feed(text)
 
     def _unit(self, match: re.Match[str]) -> str:
+        if match["aliases"] is not None:
+            names = _ONE_ALIAS.findall(match["aliases"])
+            if all(self._id_of(name) and not self._own(name) for name in names):
+                self._removed["row_id"] += len(names)
+                return ""
+            return match[0]
         text = match["ids"]
         if text is None:
             return self._spoken_tool(match)

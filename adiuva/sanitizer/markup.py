@@ -76,11 +76,12 @@ class MarkupStage:
         prose: Callable[[str], None],
         whole: Callable[[str], None],
         allowed: Callable[[str], bool],
+        id_of: Callable[[str], str | None],
         clean: Callable[[str], str],
         removed: Counter[str],
     ) -> None:
         self._tools, self._prose, self._whole = patterns.tool_names, prose, whole
-        self._allowed, self._clean, self._removed = allowed, clean, removed
+        self._allowed, self._clean, self._removed, self._id_of = allowed, clean, removed, id_of
         self._held = ""
         # How far the JSON value at the start of the held text was scanned, and the nesting depth there.
         self._scanned: tuple[int, int] | None = None
@@ -185,8 +186,8 @@ class MarkupStage:
     def _show_entity(self, kind: str, listed: str) -> None:
         rows: dict[str, None] = {}
         for item in listed.split(","):
-            row = item.strip(_QUOTES)
-            for word in [row] if self._allowed(row) else [part.strip(_QUOTES) for part in row.split()]:
+            row = self._row(item)
+            for word in [row] if self._allowed(row) else [self._row(part) for part in row.split()]:
                 if self._allowed(word):
                     rows[word] = None
                 else:
@@ -195,6 +196,11 @@ class MarkupStage:
             self._show(f"<{kind}>[{','.join(rows)}]</{kind}>")
         else:
             self._dropped("tag", 0)
+
+    def _row(self, item: str) -> str:
+        """The id that an item of a tag means."""
+        word = item.strip(_QUOTES + "[]")
+        return self._id_of(word) or word
 
     def _chart(self, at: int, start: int, final: bool) -> int:
         held = self._held

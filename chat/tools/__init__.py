@@ -23,12 +23,24 @@ os.environ |= dict.fromkeys(
 )
 
 from chat.tools.clients import CLIENTS
+from chat.tools.deleting import DELETE, present_call, resolve_call
 from chat.tools.memory import MEMORY_TOOLS
 from chat.tools.notes import NOTES
 from chat.tools.projects import PROJECTS
 from chat.tools.tasks import TASKS
 from chat.tools.timelines import TIMELINES
 
-__all__ = ["CLIENTS", "DEVICE_TOOLS", "MEMORY_TOOLS", "NOTES", "PROJECTS", "TASKS", "TIMELINES"]
+__all__ = [
+    "CLIENTS",
+    "DELETE",
+    "DEVICE_TOOLS",
+    "MEMORY_TOOLS",
+    "NOTES",
+    "PROJECTS",
+    "TASKS",
+    "TIMELINES",
+    "present_call",
+    "resolve_call",
+]
 
 DEVICE_TOOLS = (*TASKS, *PROJECTS, *TIMELINES, *NOTES, *CLIENTS)

@@ -29,13 +29,14 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-ProjectId = Annotated[str | OrNull, Field(description="a project's id")]
-ClientId = Annotated[str | OrNull, Field(description="a client's id")]
-SearchWords = Annotated[str | OrNull, Field(description="words that must all occur")]
-PersonNames = Annotated[list[str] | OrNull, BeforeValidator(_as_list), Field(description="names of people")]
-DueDate = Annotated[str | OrNull, Field(description="2026-11-20 or 2026-11-20T14:30")]
-FirstDate = Annotated[str | OrNull, Field(description="first date")]
-LastDate = Annotated[str | OrNull, Field(description="last date")]
+# Ids are labels of rows, as the prompts say; a description of each would cost tokens in every request.
+ProjectId: TypeAlias = str | OrNull
+ClientId: TypeAlias = str | OrNull
+SearchWords = Annotated[str | OrNull, Field(description="words")]
+PersonNames = Annotated[list[str] | OrNull, BeforeValidator(_as_list), Field()]
+DueDate: TypeAlias = str | OrNull
+FirstDate: TypeAlias = str | OrNull
+LastDate: TypeAlias = str | OrNull
 
 
 class AssistantTool(StructuredTool):
@@ -52,6 +53,8 @@ class AssistantTool(StructuredTool):
         is_call = input.get("type") == "tool_call"
         checked = self.args_schema.model_validate(input["args"] if is_call else input)
         arguments = {name: getattr(checked, name) for name in self.args_schema.model_fields}
+        if (session := (config or {}).get("configurable", {}).get("session")) is not None:
+            session.named_references.clear()
         with collected_remarks() as remarks:
             answer: str = await self.coroutine(config=config or {}, **arguments)
         answer = "\n".join([answer, *remarks])

@@ -17,13 +17,14 @@ from chat.device_session import NOUNS, DeviceSession
 from chat.tools import dates
 from chat.untrusted_text import is_row_id, one_line
 
-MAX_ROWS: Final = 50
+MAX_ROWS: Final = 36
 MAX_CHARS: Final = 8_000
 # Up to this many rows are shown with long excerpts of their texts.
 _FEW_ROWS: Final = 5
 _LONG_EXCERPT_CHARS: Final = 2_000
 _SHORT_EXCERPT_CHARS: Final = 120
 _STATUS_WORDS: Final = {status: status.replace("_", " ") for status in ("todo", "in_progress", "done")}
+_TABLE_OF_COLUMN: Final = {"projectId": "projects", "clientId": "clients", "parentId": "clients"}
 _TEXT_COLUMNS: Final = {"tasks": "description", "projects": "aiSummary"}
 
 
@@ -33,25 +34,28 @@ def count_text(number: int, table: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
-def title_with_id(key: str, title: str) -> str:
-    return f"{title} [id {key}]" if title else f"[id {key}]"
+def title_with_alias(session: DeviceSession, table: str, key: str, title: str) -> str:
+    alias = f"[{session.aliases.alias(table, key)}]"
+    return f"{title} {alias}" if title else alias
 
 
 def row_text(session: DeviceSession, table: TableName, found: Data) -> str:
-    """A row on one line, its id right behind its title."""
+    """A row on one line, its alias right behind its title."""
     title = one_line(found.get(TABLES[table].title)) or "(untitled)"
     if table == "taskComments":
-        return ", ".join([f"[id {found['id']}]", *_comment_facts(session, found)])
-    return ", ".join([title_with_id(found["id"], title), *_FACTS[table](session, found)])
+        return ", ".join([title_with_alias(session, table, found["id"], ""), *_comment_facts(session, found)])
+    return ", ".join([title_with_alias(session, table, found["id"], title), *_FACTS[table](session, found)])
 
 
 def change_text(session: DeviceSession, verb: str, table: TableName, found: Data) -> str:
-    """`Created the task Call Ada [id …], todo.`"""
+    """`Created the task Call Ada [t1], todo.`"""
     return f"{verb} the {NOUNS[table][0]} {row_text(session, table, found)}."
 
 
 def deletion_text(session: DeviceSession, table: TableName, key: str) -> str:
-    return f"Deleted the {NOUNS[table][0]} {title_with_id(key, session.titles.get(key, ''))}."
+    return (
+        f"Deleted the {NOUNS[table][0]} {title_with_alias(session, table, key, session.titles.get(key, ''))}."
+    )
 
 
 def list_text(
@@ -119,7 +123,7 @@ def _task_facts(session: DeviceSession, found: Data) -> list[str]:
     status, priority = found.get("status"), found.get("priority")
     if isinstance(status, str) and status in _STATUS_WORDS:
         facts.append(_STATUS_WORDS[status])
-    if priority in ("high", "medium", "low"):
+    if priority in ("high", "low"):  # medium is what tasks have that nobody gave one
         facts.append(f"{priority} priority")
     if (due := found.get("dueDate")) is not None:
         when = dates.format_date(due, session.zone)
@@ -171,8 +175,12 @@ _FACTS: Final[Mapping[str, Callable[[DeviceSession, Data], list[str]]]] = {
 
 def _reference(session: DeviceSession, found: Data, column: str, word: str) -> list[str]:
     key = found.get(column)
+    if isinstance(key, str) and key in session.named_references:
+        return [f"{word} [{session.aliases.alias(_TABLE_OF_COLUMN[column], key)}]"]
+    if isinstance(key, str) and session.titles.get(key):
+        session.named_references.add(key)
     return (
-        [f"{word} {title_with_id(key, session.titles.get(key, ''))}"]
+        [f"{word} {title_with_alias(session, _TABLE_OF_COLUMN[column], key, session.titles.get(key, ''))}"]
         if isinstance(key, str) and is_row_id(key)
         else []
     )

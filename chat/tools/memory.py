@@ -30,7 +30,7 @@ from memory.models import Entry, Tier
 from memory.preferences import MemoryOff
 from memory.recall import RecalledEntry, read_entry
 
-_Label = Annotated[str, Field(description="its label, such as m3")]
+_Label = Annotated[str, Field(description="such as m3")]
 _NOT_USERS_WORDS: Final = (
     "Failed: only what the user has said in this conversation is kept, in the user's own words, and {reason}."
 )
@@ -47,13 +47,13 @@ _NOT_NAMED: Final = (
 @assistant_tool(MEMORY, "insert", "Keeping it in mind")
 async def remember(
     config: RunnableConfig,
-    content: Annotated[str, Field(description="one sentence that stands by itself, in the user's words")],
+    content: Annotated[str, Field(description="one sentence, in the user's words")],
     key: Annotated[
         str | OrNull,
-        Field(description="for a preference or a fact that has one value: what it is, in short"),
+        Field(description="what has one value, such as hourly rate"),
     ] = None,
 ) -> str:
-    """Remember what the user asks you to keep in mind, or a lasting preference that they state."""
+    """Remember what the user wants kept, or a lasting preference."""
     memory = memory_context_of(config)
     key = (key or "").strip() or None
     _require_users_words(memory, content)
@@ -86,10 +86,8 @@ async def remember(
 
 
 @assistant_tool(MEMORY, "select", "Looking into the memory")
-async def recall(
-    config: RunnableConfig, question: Annotated[str, Field(description="what to look for, in a few words")]
-) -> str:
-    """Look for more in what is remembered of the user than what you have been given."""
+async def recall(config: RunnableConfig, question: str) -> str:
+    """Look for more in what is remembered of the user."""
     memory = memory_context_of(config)
     return await memory.search(question) or "Nothing that fits is remembered."
 
@@ -125,7 +123,7 @@ async def correct(config: RunnableConfig, memory: _Label, content: str) -> str:
 
 @assistant_tool(MEMORY, "delete", "Forgetting it", key=MEMORY)
 async def forget(config: RunnableConfig, memory: _Label) -> str:
-    """Forget one memory for good, with all that it ever said, because the user wishes it."""
+    """Forget one memory for good, because the user wishes it."""
     context = memory_context_of(config)
     found = _require_entry(context, memory)
     if not await _run_service(forgetting.forget, user_id=context.user_id, ids=[found.id]):
@@ -135,7 +133,7 @@ async def forget(config: RunnableConfig, memory: _Label) -> str:
 
 @assistant_tool(MEMORY, "delete", "Taking it back", key=MEMORY)
 async def take_back(config: RunnableConfig, memory: _Label) -> str:
-    """Undo all that the message which last changed a memory did to the memory, because the user wishes it."""
+    """Undo all that the message which last changed a memory did to the memory."""
     context = memory_context_of(config)
     found = _require_entry(context, memory)
     source = await db.run(taking_back.latest_turn, context.user_id, found.id)

@@ -18,7 +18,7 @@ from adiuva.devices.calls import new_call
 from adiuva.devices.protocol import Data, ToolCall, ToolResultBody
 from chat.device_session import DeviceRefused, DeviceSession, device_session_of, missing_row_text
 from chat.tools import base, formatting
-from chat.tools.base import OrNull, ProjectId, SearchWords, assistant_tool
+from chat.tools.base import OrNull, ProjectId, assistant_tool
 from chat.untrusted_text import one_line
 
 _MAX_ROWS: Final = 100
@@ -31,14 +31,22 @@ _MAX_RESULTS: Final = 10
 _SNIPPET_CHARS: Final = 240
 _FUSION_K: Final = 60  # the constant of reciprocal rank fusion, as its authors chose it
 
-_NoteId = Annotated[str, Field(description="the note's id")]
+_NoteId = str
 _Markdown = Annotated[str, Field(description="Markdown")]
 
 
 @assistant_tool("notes", "select", "Looking at your notes")
-async def list_notes(config: RunnableConfig, project_id: ProjectId = None, search: SearchWords = None) -> str:
-    """List the user's notes by title, newest first, without their contents."""
+async def list_notes(
+    config: RunnableConfig,
+    project_id: ProjectId = None,
+    search: Annotated[
+        str | OrNull, Field(description="by meaning and by words; best first, with snippets")
+    ] = None,
+) -> str:
+    """List notes by title, newest first, or search them."""
     session = device_session_of(config)
+    if (search or "").strip() and not project_id:
+        return await _search_notes(session, search or "")
     given = base.given_filters(projectId=project_id, search=search, orderBy="updatedAt desc")
     rows = await session.select("notes", given, limit=_MAX_ROWS, names_of="projects")
     return formatting.list_text(session, "notes", rows, bound=_MAX_ROWS, narrow="project_id or search")
@@ -85,7 +93,7 @@ async def update_note(
     content: Annotated[str | OrNull, Field(description="Markdown; replaces all of it")] = None,
     project_id: ProjectId = None,
 ) -> str:
-    """Change a note; only what is given changes. "none" clears project_id."""
+    """Change a note; only what is given changes, "none" clears."""
     session = device_session_of(config)
     changes = base.update_columns(session, "notes", title=title, content=content, projectId=project_id)
     changed = (await session.call("update", "notes", data={"id": note_id, "updates": changes})).row or {}
@@ -100,15 +108,9 @@ async def delete_note(config: RunnableConfig, note_id: _NoteId) -> str:
     return formatting.deletion_text(session, "notes", note_id)
 
 
-@assistant_tool("notes", "select", "Searching your notes")
-async def search_notes(
-    config: RunnableConfig, query: Annotated[str, Field(description="what to look for, in a few words")]
-) -> str:
-    """Search the user's notes by meaning and by words; best first, each with a snippet. get_note reads one."""
-    session = device_session_of(config)
+async def _search_notes(session: DeviceSession, query: str) -> str:
+    """The notes that fit, best first, each with a snippet."""
     words = one_line(query, 1_000)
-    if not words:
-        raise ToolException("Failed: query must not be empty.")
     vector, remark = await _query_vector(words)
     by_words = new_call("select", "notes", filters={"search": words}, limit=_MAX_RESULTS)
     calls = (
@@ -211,4 +213,4 @@ def _snippet(note: Data, words: str) -> str:
     return ("…" if start else "") + one_line(content[start : start + 4 * _SNIPPET_CHARS], _SNIPPET_CHARS)
 
 
-NOTES = (list_notes, get_note, create_note, update_note, delete_note, search_notes)
+NOTES = (list_notes, get_note, create_note, update_note, delete_note)

@@ -16,27 +16,21 @@ from chat.tools.base import ClientId, OrNull, SearchWords, assistant_tool
 
 _MAX_ROWS: Final = 500
 _MAX_SUMMARY_CHARS: Final = 20_000
-_ProjectId = Annotated[str, Field(description="the project's id")]
+_ProjectId = str
 _Summary = Annotated[str | OrNull, Field(description="what the project is, in a sentence or two")]
 
 
 @assistant_tool("projects", "select", "Looking at your projects")
 async def list_projects(
-    config: RunnableConfig, client_id: ClientId = None, search: SearchWords = None
+    config: RunnableConfig,
+    client_id: ClientId = None,
+    search: SearchWords = None,
+    archived: Annotated[bool | OrNull, Field(description="also the archived ones")] = None,
 ) -> str:
-    """List the user's active projects."""
+    """List active projects."""
     session = device_session_of(config)
-    given = base.given_filters(clientId=client_id, search=search, status="active", orderBy="name")
-    return await _list(session, given)
-
-
-@assistant_tool("projects", "select", "Looking at all your projects")
-async def list_all_projects(
-    config: RunnableConfig, client_id: ClientId = None, search: SearchWords = None
-) -> str:
-    """List the user's projects with the archived ones."""
-    session = device_session_of(config)
-    given = base.given_filters(clientId=client_id, search=search, includeArchived=True, orderBy="name")
+    which: Data = {"includeArchived": True} if archived else {"status": "active"}
+    given = base.given_filters(clientId=client_id, search=search, orderBy="name") | which
     return await _list(session, given)
 
 
@@ -80,7 +74,7 @@ async def update_project(
     client_id: ClientId = None,
     summary: _Summary = None,
 ) -> str:
-    """Change a project; only what is given changes. "none" clears client_id or summary."""
+    """Change or archive a project; only what is given changes, "none" clears."""
     session = device_session_of(config)
     changes = base.update_columns(
         session, "projects", name=name, status=status, clientId=client_id, aiSummary=summary
@@ -102,4 +96,4 @@ async def _list(session: DeviceSession, given: Data) -> str:
     return formatting.list_text(session, "projects", rows, bound=_MAX_ROWS, narrow="client_id or search")
 
 
-PROJECTS = (list_projects, list_all_projects, get_project, create_project, update_project, delete_project)
+PROJECTS = (list_projects, get_project, create_project, update_project, delete_project)

@@ -27,7 +27,7 @@ _OPEN_STATUSES: Final = ("todo", "in_progress")
 _COLUMNS: Final = {"due_date": "dueDate", "priority": "priority", "created": "createdAt", "title": "title"}
 _PRIORITIES: Final = {name: rank for rank, name in enumerate(TABLES["tasks"].by_name["priority"].choices)}
 
-_TaskId = Annotated[str, Field(description="the task's id")]
+_TaskId = str
 _Status = Literal["todo", "in_progress", "done"]
 _Priority = Literal["high", "medium", "low"]
 _OrderBy = Literal["due_date", "priority", "created", "title"]
@@ -38,8 +38,8 @@ async def list_tasks(
     config: RunnableConfig,
     project_id: ProjectId = None,
     status: Annotated[
-        Literal["open", "todo", "in_progress", "done"] | OrNull,
-        Field(description="open: todo and in_progress"),
+        Literal["open", "due", "todo", "in_progress", "done"] | OrNull,
+        Field(description="open: not done; due: today or overdue"),
     ] = None,
     search: SearchWords = None,
     due_from: FirstDate = None,
@@ -47,9 +47,10 @@ async def list_tasks(
     order_by: _OrderBy | OrNull = None,
     descending: bool | OrNull = None,
 ) -> str:
-    """List the user's tasks of all states, or those that fit what is given; open ones first, by due date, unless
-    order_by says otherwise."""
+    """List tasks, all or those that fit; open ones first, by due date."""
     session = device_session_of(config)
+    if status == "due":
+        return await _list_due_today(session)
     column = _COLUMNS[order_by or "due_date"]
     given = base.given_filters(
         projectId=project_id,
@@ -67,10 +68,8 @@ async def list_tasks(
     return formatting.list_text(session, "tasks", rows, bound=_MAX_ROWS, narrow=narrow)
 
 
-@assistant_tool("tasks", "select", "Looking at what is due")
-async def list_tasks_due_today(config: RunnableConfig) -> str:
-    """List what is due today in the user's time zone and not done, and what is overdue."""
-    session = device_session_of(config)
+async def _list_due_today(session: DeviceSession) -> str:
+    """What is due today in the user's time zone and not done, and what is overdue."""
     begin, end = (
         dates.day_start_ms(session.today, session.zone),
         dates.day_end_ms(session.today, session.zone),
@@ -106,7 +105,7 @@ async def create_task(
     assignee: PersonNames = None,
     due_date: DueDate = None,
 ) -> str:
-    """Create a task. Give only what the user said or what follows from it."""
+    """Create a task, with no more than what the user said."""
     session = device_session_of(config)
     data = base.insert_columns(
         session,
@@ -135,8 +134,7 @@ async def update_task(
     assignee: PersonNames = None,
     due_date: DueDate = None,
 ) -> str:
-    """Change a task, for example complete it with status done; only what is given changes. "none" clears description,
-    project_id, assignee or due_date."""
+    """Change a task, for example finish it with status done. Only what is given changes; "none" clears."""
     session = device_session_of(config)
     changes = base.update_columns(
         session,
@@ -155,7 +153,7 @@ async def update_task(
 
 @assistant_tool("tasks", "delete", "Deleting a task", key="task_id")
 async def delete_task(config: RunnableConfig, task_id: _TaskId) -> str:
-    """Delete a task for good. To complete one, update its status instead."""
+    """Delete a task for good. To finish one, update its status instead."""
     session = device_session_of(config)
     await session.call("delete", "tasks", data={"id": task_id})
     return formatting.deletion_text(session, "tasks", task_id)
@@ -183,9 +181,7 @@ async def add_task_comment(config: RunnableConfig, task_id: _TaskId, content: st
 
 
 @assistant_tool("taskComments", "delete", "Deleting a comment", key="comment_id")
-async def delete_task_comment(
-    config: RunnableConfig, comment_id: Annotated[str, Field(description="the comment's id")]
-) -> str:
+async def delete_task_comment(config: RunnableConfig, comment_id: str) -> str:
     """Delete a comment for good."""
     session = device_session_of(config)
     await session.call("delete", "taskComments", data={"id": comment_id})
@@ -230,7 +226,6 @@ TASKS = (
     create_task,
     update_task,
     delete_task,
-    list_tasks_due_today,
     list_task_comments,
     add_task_comment,
     delete_task_comment,

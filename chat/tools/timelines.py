@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Final
 
 from langchain_core.runnables import RunnableConfig
-from pydantic import Field
 
 from chat.device_session import device_session_of
 from chat.tools import base, dates, formatting
 from chat.tools.base import FirstDate, LastDate, OrNull, ProjectId, SearchWords, assistant_tool
 
 _MAX_ROWS: Final = 500
-_TimelineId = Annotated[str, Field(description="the entry's id")]
-_Date = Annotated[str, Field(description="2026-11-20 or 2026-11-20T14:30")]
+_TimelineId = str
+_Date = str
 
 
 @assistant_tool("timelines", "select", "Looking at your timelines")
@@ -24,7 +23,7 @@ async def list_timelines(
     date_from: FirstDate = None,
     date_to: LastDate = None,
 ) -> str:
-    """List timeline entries (milestones, deadlines, events of projects), earliest first."""
+    """List timeline entries, earliest first: milestones, deadlines and events of projects."""
     session = device_session_of(config)
     given = base.given_filters(
         projectId=project_id,
@@ -41,11 +40,11 @@ async def list_timelines(
 @assistant_tool("timelines", "insert", "Adding to a timeline")
 async def create_timeline(
     config: RunnableConfig,
-    project_id: Annotated[str, Field(description="a project's id")],
+    project_id: str,
     title: str,
     date: _Date,
 ) -> str:
-    """Create a timeline entry: a milestone, deadline or event of a project."""
+    """Create a timeline entry of a project."""
     session = device_session_of(config)
     data = base.insert_columns(session, "timelines", projectId=project_id, title=title, date=date)
     made = await session.call("insert", "timelines", data=data)

@@ -242,7 +242,7 @@ async def test_records_wait_for_the_first_device_that_comes_and_go_to_no_other(
 ) -> None:
     run = await inbox.run()
     assert (run.state, run.items_created, run.undelivered) == (State.SUCCESS, 0, True)
-    assert listed_projects(provider.chats[0]) == []
+    assert listed_projects(provider.chats[0]) == {}
     async with inbox.device("desk"), inbox.device("phone"):
         await asyncio.gather(*(delivery.deliver_waiting(inbox.person.id) for _ in range(4)))
         await until(lambda: len(inbox.titles("desk") + inbox.titles("phone")) == 5)

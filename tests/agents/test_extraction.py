@@ -164,7 +164,7 @@ async def test_several_values_comments_and_trailing_commas_are_understood(
 async def test_of_many_projects_the_model_is_shown_the_nearest(provider: Provider) -> None:
     names = {f"p-{number}": f"Client {number} relaunch of the shop" for number in range(750)}
     names["p-rossi"] = "Villa Rossi"
-    provider.default = {"records": [{"table": "tasks", "data": {"title": "a", "projectId": "Villa Rossi"}}]}
+    provider.default = {"records": [{"table": "tasks", "data": {"title": "a", "projectId": "p751"}}]}
     extractor = Extractor(
         llm.chat_model(provider.settings()), "", RecordRules(("tasks",), names, ZoneInfo("UTC"))
     )

@@ -251,7 +251,10 @@ async def test_a_specialists_delete_is_asked_for_too(
     chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
     provider.script(
-        Call("task", {"agent": "tasks", "request": "delete t1"}), DELETE, "The user said no.", "I left it."
+        Call("ask_specialist", {"agent": "tasks", "request": "delete t1"}),
+        DELETE,
+        "The user said no.",
+        "I left it.",
     )
     async with connect(chat_web, person, rows, capabilities=CAN_ASK) as client:
         key = await client.ask("delete the task about Ada")
@@ -311,7 +314,7 @@ async def test_without_the_capability_a_plain_yes_carries_out_the_same_call_once
         end = end_frame(await client.say("Yes, please!", conversation_id=place))
         assert [mutation["data"] for mutation in end["mutations"]] == [{"id": "t1"}]
         tail = provider.chats[2].body["messages"][-1]["content"]
-        assert 'Delete the task “Call Ada”: delete_task {"task_id":"t1"}' in tail
+        assert 'Delete the task “Call Ada”: delete {"id":"t1"}' in tail
         rows.tables["tasks"].append({"id": "t1", "title": "Call Ada", "status": "todo"})
         provider.script(DELETE, "Shall I delete Call Ada once more?")
         end = end_frame(await client.say("yes", conversation_id=place))

@@ -58,24 +58,24 @@ def domain(frames: list[Frame]) -> str:
             {"type": "task", "id": "t1"},
             "tasks",
             [
-                "The user looks at this task:\n- Call Ada [id t1], todo, due Fri 2099-11-20",
+                "The user looks at this task:\n- Call Ada [t1], todo, due Fri 2099-11-20",
                 "| About the menu.",
             ],
         ),
         (
             {"type": "project", "id": "p1"},
             "projects",
-            ["The user looks at this project:\n- Harbour Café [id p1], active", "| Opens in spring."],
+            ["The user looks at this project:\n- Harbour Café [p1], active", "| Opens in spring."],
         ),
         (
             {"type": "note", "id": "n1"},
             "notes",
-            ["The user looks at this note:\n- Minutes [id n1]", "| We drink tea.\n| And coffee."],
+            ["The user looks at this note:\n- Minutes [n1]", "| We drink tea.\n| And coffee."],
         ),
         (
             {"type": "timeline", "id": "m1"},
             "timelines",
-            ["The user looks at this timeline:\n- Opening [id m1], Fri 2099-11-20"],
+            ["The user looks at this timeline:\n- Opening [e1], Fri 2099-11-20"],
         ),
     ],
     ids=["task", "project", "note", "timeline"],
@@ -126,7 +126,7 @@ async def test_the_domain_is_said_before_the_device_and_the_model_answer(
         (Call("list_task_comments", {"task_id": "t1"}), "tasks"),
         (Call("list_clients"), "projects"),
         (Call("list_timelines"), "timelines"),
-        (Call("task", {"agent": "notes", "request": "sum them up"}), "notes"),
+        (Call("ask_specialist", {"agent": "notes", "request": "sum them up"}), "notes"),
     ],
     ids=["notes", "comments", "clients", "timelines", "hand-over"],
 )
@@ -180,7 +180,7 @@ async def test_a_row_that_is_not_there_is_said_to_be_gone(
     async with connect(chat_web, person, rows) as client:
         stream = await client.say("what is this?", scope={"type": "task", "id": "t9"})
     assert (stream.text, end_frame(stream)["finish"]) == ("It is gone.", "stop")
-    assert "a task that is not there any more (id t9)" in provider.last["messages"][-1]["content"]
+    assert "a task that is not there any more ([t1])" in provider.last["messages"][-1]["content"]
 
 
 async def test_a_scope_without_an_id_is_a_kind_of_rows(
@@ -204,7 +204,7 @@ async def test_a_row_that_cannot_be_read_is_said_to_be_that(
         stream = await client.say("what is this?", scope={"type": "task", "id": "t1"})
     assert (stream.text, end_frame(stream)["finish"]) == ("I cannot see it.", "stop")
     tail = provider.last["messages"][-1]["content"]
-    assert "The user looks at the task with the id t1. Failed: the device did not answer in time." in tail
+    assert "The user looks at the task [t1]. Failed: the device did not answer in time." in tail
 
 
 async def test_a_device_that_went_away_does_not_end_a_floating_request(

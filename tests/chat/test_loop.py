@@ -18,7 +18,7 @@ from tests.fakes.provider import Call, Provider, Say
 from tests.server_processes import Stack
 
 TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo"}
-HAND_OVER = Call("task", {"agent": "tasks", "request": "Create a task Call Bob, due 2026-12-01"})
+HAND_OVER = Call("ask_specialist", {"agent": "tasks", "request": "Create a task Call Bob, due 2026-12-01"})
 
 
 # ── Hand-over ───────────────────────────────────────────────────────────────────────────────────────────
@@ -30,7 +30,7 @@ async def test_a_specialist_works_with_its_own_prompt_and_without_the_conversati
     provider.script(
         Say("One moment.", calls=[HAND_OVER]),
         Say("I shall create it.", calls=[Call("create_task", {"title": "Call Bob"})]),
-        "Created Call Bob [id 1].",
+        "Created Call Bob [t1].",
         "It is on your list.",
     )
     history = [
@@ -56,9 +56,9 @@ async def test_a_specialist_works_with_its_own_prompt_and_without_the_conversati
         assert "remind me" not in str(body)
     names = {schema["function"]["name"] for schema in specialist["tools"]}
     assert "create_task" in names
-    assert names.isdisjoint({"task", "create_note"})
-    assert prompt_messages(again)[0].startswith("Created the task Call Bob [id ")
-    assert prompt_messages(last) == ["Created Call Bob [id 1]."]
+    assert names.isdisjoint({"ask_specialist", "create_note"})
+    assert prompt_messages(again)[0].startswith("Created the task Call Bob [t")
+    assert prompt_messages(last) == ["Created Call Bob [t1]."]
 
 
 async def test_specialists_work_side_by_side(chat_web: str, person: Person, provider: Provider) -> None:
@@ -69,8 +69,8 @@ async def test_specialists_work_side_by_side(chat_web: str, person: Person, prov
                 return f"Both: {prompt_messages(request.body)}"
             return Say(
                 calls=[
-                    Call("task", {"agent": "tasks", "request": "list"}),
-                    Call("task", {"agent": "notes", "request": "list"}),
+                    Call("ask_specialist", {"agent": "tasks", "request": "list"}),
+                    Call("ask_specialist", {"agent": "notes", "request": "list"}),
                 ]
             )
         mine = "tasks" if messages[0]["content"] == system_prompt("tasks").text else "notes"
@@ -248,7 +248,7 @@ def test_a_message_without_text_has_no_content_where_it_calls_tools() -> None:
     assert to_wire([AIMessage("", tool_calls=[call])]) == [
         {
             "role": "assistant",
-            "content": None,
+            "content": "",
             "tool_calls": [
                 {"id": "a", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}
             ],

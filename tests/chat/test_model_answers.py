@@ -110,7 +110,7 @@ async def test_what_was_changed_before_an_empty_answer_is_told(
 async def test_a_specialists_empty_answer_is_asked_for_once_more(
     chat_web: str, person: Person, provider: Provider
 ) -> None:
-    delegated = Call("task", {"agent": "tasks", "request": "look"})
+    delegated = Call("ask_specialist", {"agent": "tasks", "request": "look"})
     provider.script(delegated, Say("<think>hm</think>"), "Nothing is due.", "All clear.")
     async with connect(chat_web, person) as client:
         stream = await client.say("is anything due?")

@@ -46,8 +46,8 @@ async def home(web: str, provider: Provider, settings: Settings) -> AsyncIterato
 # ── What the tools are ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_twenty_five_tools_are_described_for_models_and_for_people() -> None:
-    assert len({tool.name for tool in DEVICE_TOOLS}) == len(DEVICE_TOOLS) == 25
+def test_the_twenty_two_tools_are_described_for_models_and_for_people() -> None:
+    assert len({tool.name for tool in DEVICE_TOOLS}) == len(DEVICE_TOOLS) == 22
     for tool in DEVICE_TOOLS:
         schema = convert_to_openai_tool(tool)["function"]
         properties = schema["parameters"]["properties"]
@@ -106,9 +106,9 @@ async def test_tasks_are_listed_open_ones_first_with_their_projects(home: Connec
     )
     assert await home.use("list_tasks") == (
         "2 tasks:\n"
-        f"- Call Ada [id {new}], todo, high priority, due Fri 2026-11-20 14:30, assigned to Ada, Bob,"
-        f" project Harbour Café [id {project}]\n  | About\n  | the menu\n"
-        f"- Sign [id {old}], done, medium priority, due Mon 2026-01-05 01:00"
+        "- Call Ada [t1], todo, high priority, due Fri 2026-11-20 14:30, assigned to Ada, Bob,"
+        " project Harbour Café [p1]\n  | About\n  | the menu\n"
+        "- Sign [t2], done, due Mon 2026-01-05 01:00"
     )
     assert home.session.titles == {project: "Harbour Café", new: "Call Ada", old: "Sign"}
     assert home.session.mutations == []
@@ -126,7 +126,7 @@ async def test_tasks_are_filtered_and_ordered(home: ConnectedDevice) -> None:
         home.put("tasks", title=title, **more)
 
     async def titles(**arguments: Any) -> list[str]:
-        return re.findall(r"^- (\w+) \[id", await home.use("list_tasks", **arguments), re.MULTILINE)
+        return re.findall(r"^- (\w+) \[t", await home.use("list_tasks", **arguments), re.MULTILINE)
 
     assert await titles() == ["low", "doing", "high", "done"]
     assert await titles(status="open") == ["low", "doing", "high"]
@@ -152,7 +152,7 @@ async def test_a_task_is_created_as_the_user_said_and_not_as_a_suggestion(home: 
     )
     [row] = home.rows("tasks")
     assert said == (
-        f"Created the task Call Ada [id {row['id']}], todo, high priority, due Fri 2026-11-20, assigned to Ada."
+        "Created the task Call Ada [t1], todo, high priority, due Fri 2026-11-20, assigned to Ada."
     )
     assert (row["title"], row["assignee"], row["description"]) == ("Call Ada", '["Ada"]', None)
     assert row["dueDate"] == ms(2026, 11, 19, 23)  # midnight in Rome
@@ -166,7 +166,7 @@ async def test_an_update_changes_what_is_given_and_clears_what_is_none(home: Con
     said = await home.use(
         "update_task", task_id=key, status="done", due_date="none", assignee=["none"], title=""
     )
-    assert said == f"Updated the task Call [id {key}], done, medium priority."
+    assert said == "Updated the task Call [t1], done."
     [row] = home.rows("tasks")
     assert (row["title"], row["description"], row["dueDate"], row["assignee"]) == ("Call", "Soon", None, None)
     [mutation] = home.session.mutations
@@ -187,10 +187,10 @@ async def test_an_update_that_names_nothing_or_nobody_fails(home: ConnectedDevic
 async def test_a_delete_says_what_it_deleted_or_that_there_was_nothing(home: ConnectedDevice) -> None:
     key = home.put("tasks", title="Call")
     assert await home.session.title_of("tasks", key) == "Call"
-    assert await home.use("delete_task", task_id=key) == f"Deleted the task Call [id {key}]."
+    assert await home.use("delete_task", task_id=key) == "Deleted the task Call [t1]."
     assert (
         await tool_failure(home.session, "delete_task", task_id=key)
-        == f"Failed: there is no task with the id {key}."
+        == "Failed: there is no task with the id t1."
     )
     assert home.rows("tasks") == []
     [mutation] = home.session.mutations
@@ -203,7 +203,7 @@ async def test_comments_are_added_listed_and_deleted(home: ConnectedDevice) -> N
     await home.use("add_task_comment", task_id=task, content="She is away.\nTry again.")
     [row] = home.rows("taskComments")
     listed = await home.use("list_task_comments", task_id=task)
-    assert listed.startswith(f"1 comment:\n- [id {row['id']}], ")
+    assert listed.startswith("1 comment:\n- [k1], ")
     assert listed.endswith("\n  | She is away.\n  | Try again.")
     await home.use("delete_task_comment", comment_id=row["id"])
     assert home.rows("taskComments") == []
@@ -215,13 +215,13 @@ async def test_comments_are_added_listed_and_deleted(home: ConnectedDevice) -> N
 
 async def test_projects_are_listed_with_and_without_the_archived(home: ConnectedDevice) -> None:
     client = home.put("clients", name="Ada & Co", industry="Food")
-    one = home.put("projects", name="Harbour", clientId=client, aiSummary="A menu.")
-    two = home.put("projects", name="Attic", status="archived")
-    harbour = f"- Harbour [id {one}], active, client Ada & Co [id {client}]\n  | A menu."
+    home.put("projects", name="Harbour", clientId=client, aiSummary="A menu.")
+    home.put("projects", name="Attic", status="archived")
+    harbour = "- Harbour [p1], active, client Ada & Co [c1]\n  | A menu."
     assert await home.use("list_projects") == f"1 project:\n{harbour}"
-    assert await home.use("list_all_projects") == f"2 projects:\n- Attic [id {two}], archived\n{harbour}"
-    assert await home.use("list_all_projects", client_id=client) == f"1 project:\n{harbour}"
-    assert await home.use("list_clients") == f"1 client:\n- Ada & Co [id {client}], Food"
+    assert await home.use("list_projects", archived=True) == f"2 projects:\n- Attic [p2], archived\n{harbour}"
+    assert await home.use("list_projects", archived=True, client_id=client) == f"1 project:\n{harbour}"
+    assert await home.use("list_clients") == "1 client:\n- Ada & Co [c1], Food"
 
 
 async def test_a_project_is_created_read_changed_and_deleted(home: ConnectedDevice) -> None:
@@ -230,14 +230,14 @@ async def test_a_project_is_created_read_changed_and_deleted(home: ConnectedDevi
     [row] = home.rows("projects")
     key = row["id"]
     assert await home.use("get_project", project_id=key) == (
-        f"The project Harbour [id {key}], active, client Ada & Co [id {client}].\n| A menu."
+        "The project Harbour [p1], active, client Ada & Co [c1].\n| A menu."
     )
     said = await home.use(
         "update_project", project_id=key, status="archived", client_id="none", summary="none"
     )
-    assert said == f"Updated the project Harbour [id {key}], archived."
+    assert said == "Updated the project Harbour [p1], archived."
     assert home.rows("projects")[0]["aiSummary"] is None
-    assert await home.use("delete_project", project_id=key) == f"Deleted the project Harbour [id {key}]."
+    assert await home.use("delete_project", project_id=key) == "Deleted the project Harbour [p1]."
     missing = await tool_failure(home.session, "get_project", project_id=key)
     assert missing == f"Failed: there is no project with the id {key}."
     assert [mutation.action for mutation in home.session.mutations] == ["insert", "update", "delete"]
@@ -247,14 +247,14 @@ async def test_a_timeline_entry_is_created_listed_changed_and_deleted(home: Conn
     project = home.put("projects", name="Harbour")
     await home.use("create_timeline", project_id=project, title="Launch", date="2026-11-20T14:30")
     [row] = home.rows("timelines")
-    line = f"Launch [id {row['id']}], Fri 2026-11-20 14:30, project Harbour [id {project}]"
+    line = "Launch [e1], Fri 2026-11-20 14:30, project Harbour [p1]"
     listed = await home.use(
         "list_timelines", date_from="2026-11-20", date_to="2026-11-20", project_id=project
     )
     assert listed == f"1 timeline entry:\n- {line}"
     assert await home.use("list_timelines", date_from="2026-11-21") == "No timeline entries match."
     said = await home.use("update_timeline", timeline_id=row["id"], date="2026-11-23")
-    assert said.startswith(f"Updated the timeline entry Launch [id {row['id']}], Mon 2026-11-23,")
+    assert said.startswith("Updated the timeline entry Launch [e1], Mon 2026-11-23,")
     await home.use("delete_timeline", timeline_id=row["id"])
     assert home.rows("timelines") == []
 
@@ -268,7 +268,7 @@ async def test_a_note_is_written_with_its_vector_and_read_behind_a_bar(
     said = await home.use("create_note", title="Menu", content="# Menu\n\nSoup")
     [row] = home.rows("notes")
     key = row["id"]
-    assert said.startswith(f"Created the note Menu [id {key}], updated ")
+    assert said.startswith("Created the note Menu [n1], updated ")
     assert "index" not in said
     assert provider.last["input"] == ["Menu\n\n# Menu\n\nSoup"]
     [found] = (
@@ -278,7 +278,7 @@ async def test_a_note_is_written_with_its_vector_and_read_behind_a_bar(
     assert (await home.use("get_note", note_id=key)).endswith("each line behind a bar:\n| # Menu\n|\n| Soup")
     await home.use("update_note", note_id=key, content="Fish")
     assert provider.last["input"] == ["Menu\n\nFish"]
-    assert (await home.use("list_notes")).startswith(f"1 note:\n- Menu [id {key}], updated ")
+    assert (await home.use("list_notes")).startswith("1 note:\n- Menu [n1], updated ")
     await home.use("delete_note", note_id=key)
     assert home.rows("notes") == []
     # Vectors are no rows of the user's.
@@ -300,33 +300,31 @@ async def test_a_search_finds_notes_by_meaning_and_those_that_agents_delivered_b
 ) -> None:
     await home.use("create_note", title="Menu", content="Soup of the day")
     await home.use("create_note", title="Zzz", content="Zzzzzzzz zzzzzz zzzz")
-    delivered = home.put(
-        "notes", title="From a file", content="x" * 300 + " Soup for\nevery day " + "x" * 300
-    )
-    said = await home.use("search_notes", query="soup day")
-    titles = re.findall(r"^- (.+?) \[id", said, re.MULTILINE)
+    home.put("notes", title="From a file", content="x" * 300 + " Soup for\nevery day " + "x" * 300)
+    said = await home.use("list_notes", search="soup day")
+    titles = re.findall(r"^- (.+?) \[n", said, re.MULTILINE)
     assert said.startswith("3 notes, best first:\n")
     assert titles == ["Menu", "From a file", "Zzz"]  # both ways, by words, by meaning alone
-    assert re.search(rf"\[id {delivered}\].*\n  \| ….*Soup for every day", said)
+    assert re.search(r"\[n\d\].*\n  \| ….*Soup for every day", said)
 
 
 async def test_a_search_without_a_model_for_vectors_is_one_for_words(
     home: ConnectedDevice, settings: Settings
 ) -> None:
     settings.EMBEDDING_MODEL = {"model": ""}
-    key = home.put("notes", title="Menu", content="Soup")
+    home.put("notes", title="Menu", content="Soup")
     assert re.fullmatch(
-        rf"1 note, best first:\n- Menu \[id {key}\], .*\n  \| Soup",
-        await home.use("search_notes", query="soup"),
+        r"1 note, best first:\n- Menu \[n\d\], .*\n  \| Soup",
+        await home.use("list_notes", search="soup"),
     )
-    assert await home.use("search_notes", query="fish") == "No notes match."
+    assert await home.use("list_notes", search="fish") == "No notes match."
 
 
 async def test_a_search_whose_vectors_fail_says_so(home: ConnectedDevice, provider: Provider) -> None:
     await home.use("create_note", title="Menu", content="Soup")
     provider.dimensions = 4  # as after another model was configured: the device refuses
     try:
-        said = await home.use("search_notes", query="soup")
+        said = await home.use("list_notes", search="soup")
     finally:
         provider.dimensions = 8
     assert said.startswith("1 note, best first:")
@@ -338,7 +336,7 @@ async def test_a_vector_that_outlived_its_note_is_not_found(
 ) -> None:
     data = {"id": "gone", "projectId": None, "content": "Soup"}
     await home.session.call("vector_upsert", data=data, vector=provider.vector("Soup"))
-    assert await home.use("search_notes", query="soup") == "No notes match."
+    assert await home.use("list_notes", search="soup") == "No notes match."
 
 
 async def test_notes_that_fill_more_than_a_frame_are_all_listed(home: ConnectedDevice) -> None:
@@ -367,7 +365,6 @@ async def test_a_long_note_is_cut_with_a_count_and_can_be_read_on(home: Connecte
         ("create_task", {"title": "\ud800"}, "characters that are not valid text"),
         ("create_note", {"title": "x", "content": "x" * 100_001}, "content may have at most 100,000"),
         ("create_timeline", {"project_id": "p", "title": "x", "date": "9999-12-31"}, "date must be a date"),
-        ("search_notes", {"query": "\n"}, "query must not be empty"),
         ("get_note", {"note_id": "nowhere"}, "there is no note with the id nowhere"),
     ],
 )

@@ -96,7 +96,7 @@ async def home(web: str) -> AsyncIterator[ConnectedDevice]:
 
 async def due_today(session: DeviceSession) -> tuple[list[str], list[str]]:
     """The titles of what is due today, and of what is overdue."""
-    said = await call_tool(session, "list_tasks_due_today")
+    said = await call_tool(session, "list_tasks", status="due")
     today, _, late = said.partition("overdue:")
     return re.findall(r"^- (\w+)", today, re.MULTILINE), re.findall(r"^- (\w+)", late, re.MULTILINE)
 
@@ -134,9 +134,9 @@ async def test_what_is_due_today_ends_at_the_users_own_midnight(
 async def test_overdue_tasks_are_marked_as_such_and_nothing_due_is_said_plainly(
     home: ConnectedDevice,
 ) -> None:
-    said = await home.use("list_tasks_due_today")
+    said = await home.use("list_tasks", status="due")
     assert said == "No tasks are due today.\nNo tasks are overdue."
-    key = home.put("tasks", title="Call", dueDate=border("Europe/Rome", 2026, 11, 16))
-    line = f"- Call [id {key}], todo, medium priority, due Mon 2026-11-16 (overdue)"
-    assert await home.use("list_tasks_due_today") == f"No tasks are due today.\n1 task overdue:\n{line}"
+    home.put("tasks", title="Call", dueDate=border("Europe/Rome", 2026, 11, 16))
+    line = "- Call [t1], todo, due Mon 2026-11-16 (overdue)"
+    assert await home.use("list_tasks", status="due") == f"No tasks are due today.\n1 task overdue:\n{line}"
     assert await home.use("list_tasks") == f"1 task:\n{line}"

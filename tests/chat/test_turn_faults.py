@@ -123,7 +123,7 @@ async def test_what_was_changed_before_the_model_failed_is_told(
         (Call("create_task", {"title": "   "}), "Failed: title must not be empty."),
         (Call("create_task", "{no json"), "Failed: the arguments are not a JSON object."),
         (Call("create_task", "[1]"), "Failed: the arguments are not a JSON object."),
-        (Call("task", {"agent": "butler", "request": "tea"}), "Failed: agent: Input should be "),
+        (Call("ask_specialist", {"agent": "butler", "request": "tea"}), "Failed: agent: Input should be "),
     ],
 )
 async def test_a_call_that_cannot_be_carried_out_is_explained_to_the_model(
@@ -239,7 +239,7 @@ async def test_a_silent_device_is_told_as_that(
     assert prompt_messages(provider.last) == [sentence]
 
 
-@pytest.mark.parametrize("call", [Call("list_tasks"), Call("list_tasks_due_today"), CREATE])
+@pytest.mark.parametrize("call", [Call("list_tasks"), Call("list_tasks", {"status": "due"}), CREATE])
 async def test_a_device_that_went_away_before_the_call_is_told_as_offline(
     tight: str, person: Person, provider: Provider, call: Call
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adiuva.core import db
-from tests.chat.chat_client import DeviceRows, Frame, connect, end_frame, prompt_messages
+from tests.chat.chat_client import DeviceRows, Frame, connect, end_frame, prompt_messages, said_words
 from tests.factories import somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Request, Say
 from tests.server_processes import Stack
@@ -35,7 +35,7 @@ async def test_a_list_of_tasks_takes_two_model_calls(any_web: str, provider: Pro
     )
     assert len(provider.chats) == 2
     assert stream.kinds()[0] == "stream_start"
-    assert "Call Ada [id 3f2a9c01d4e54bb0]" in provider.last["messages"][-1]["content"]
+    assert "Call Ada [t1]" in provider.last["messages"][-1]["content"]
 
 
 async def test_a_create_takes_two_model_calls_and_reports_the_row_as_the_device_returned_it(
@@ -61,7 +61,9 @@ async def test_a_create_takes_two_model_calls_and_reports_the_row_as_the_device_
 async def test_a_question_about_two_things_reads_both_at_once_and_takes_two_model_calls(
     chat_web: str, provider: Provider
 ) -> None:
-    provider.script(Say(calls=[Call("list_tasks"), Call("list_all_projects")]), "One of each.")
+    provider.script(
+        Say(calls=[Call("list_tasks"), Call("list_projects", {"archived": True})]), "One of each."
+    )
     rows = DeviceRows(tasks=[TASK], projects=[{"id": "p1", "name": "Harbour Café", "status": "active"}])
     async with connect(chat_web, await db.run(somebody), rows) as client:
         client.silent = True
@@ -72,8 +74,8 @@ async def test_a_question_about_two_things_reads_both_at_once_and_takes_two_mode
         end = end_frame(await client.ended(key))
     assert len(provider.chats) == end["usage"]["model_calls"] == 2
     tasks, projects = prompt_messages(provider.last)
-    assert "Call Ada [id 3f2a9c01d4e54bb0]" in tasks
-    assert "Harbour Café [id p1]" in projects
+    assert "Call Ada [t1]" in tasks
+    assert "Harbour Café [p1]" in projects
 
 
 def _table(frame: Frame) -> str:
@@ -240,7 +242,7 @@ async def _both_reached(*holds: Hold) -> None:
 
 
 def _asked(request: Request) -> str:
-    return [str(message["content"]) for message in request.body["messages"] if message["role"] == "user"][-1]
+    return [said_words(message) for message in request.body["messages"] if message["role"] == "user"][-1]
 
 
 async def test_fifty_turns_of_fifty_users_at_once_see_their_own_rows_only(

@@ -233,7 +233,7 @@ async def test_one_bad_row_costs_that_row_and_it_is_said(web: str, person: Perso
         body = json.dumps({"type": "tool_result", "id": "ID", "rows": [GOOD, bad]}).replace('"ID"', "ID")
         async with saying(web, person, body) as link:
             said = await call_tool(make_session(link), "list_clients")
-        assert said.startswith("1 client:\n- ") and "[id t1]" in said, bad
+        assert said.startswith("1 client:\n- ") and "[c1]" in said, bad
         assert said.endswith("Besides, 1 client could not be read: the device gave no valid rows for them.")
 
 

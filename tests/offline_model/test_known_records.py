@@ -34,7 +34,7 @@ def answer(text: str, known: list[dict[str, Any]]) -> dict[str, Any]:
         {"role": "system", "content": "Read."},
         {
             "role": "user",
-            "content": f"What this freelancer asks you to look for:\nAll.\n\nProjects: []{said}\n"
+            "content": f"What this freelancer asks you to look for:\nAll.\n\nProjects: {{}}{said}\n"
             f"Today: Saturday 2026-11-28\n\n{document}",
         },
     ]

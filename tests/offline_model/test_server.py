@@ -24,7 +24,7 @@ FIELDS = {
     "projects": (["name", "status"], ["name"]),
     "clients": (["name"], ["name"]),
 }
-PROJECTS = [{"id": "p-north", "name": "Northwind site"}, {"id": "p-tax", "name": "Tax 2026"}]
+PROJECTS = {"p1": "Northwind site", "p2": "Tax 2026"}
 TODAY = "2026-03-11"  # a Wednesday
 
 
@@ -239,15 +239,15 @@ async def test_urgent_work_has_a_high_priority(model: llm.ChatModel) -> None:
 
 async def test_a_named_project_gives_its_id(model: llm.ChatModel) -> None:
     text = "# Northwind site\n- [ ] Choose colours\n- [ ] File the receipts for Tax 2026\n"
-    assert [task["projectId"] for task in await tasks(model, text)] == ["p-north", "p-tax"]
+    assert [task["projectId"] for task in await tasks(model, text)] == ["p1", "p2"]
     assert "projectId" not in (await tasks(model, "- [ ] Choose northwind sitemaps"))[0]
 
 
 async def test_a_deadline_is_a_timeline_of_its_project(model: llm.ChatModel) -> None:
     text = "# Northwind site\n\nMilestone: beta launch on 3 April 2026\n\nThe deadline for the texts is 20 March."
     assert await extract(model, text, "tasks", "timelines") == [
-        ("timelines", {"projectId": "p-north", "title": "Beta launch", "date": "2026-04-03"}),
-        ("timelines", {"projectId": "p-north", "title": "Deadline for the texts", "date": "2026-03-20"}),
+        ("timelines", {"projectId": "p1", "title": "Beta launch", "date": "2026-04-03"}),
+        ("timelines", {"projectId": "p1", "title": "Deadline for the texts", "date": "2026-03-20"}),
     ]
 
 

@@ -31,9 +31,8 @@ from agents.models import AgentType
 from agents.records import RecordRules
 from chat import prompts
 from chat.agent_loop import to_wire
-from chat.assistants import SUPERVISORS
+from chat.assistants import HOME as HOME_ASSISTANT
 from chat.history import FittedHistory
-from chat.models import AssistantKind
 from chat.turn_rows import ChatMessage
 
 ZONE = ZoneInfo("Europe/Rome")
@@ -163,7 +162,7 @@ def render(template: str, messages: list[llm.Message]) -> str:
     for message in plain:
         for call in message.get("tool_calls") or ():
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-    tools = SUPERVISORS[AssistantKind.HOME].schemas[:3]
+    tools = HOME_ASSISTANT.schemas[:3]
     return env.from_string(template).render(
         messages=plain,
         tools=tools,
