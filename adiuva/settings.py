@@ -426,7 +426,10 @@ CELERY_BEAT_SCHEDULE["integrations: sweep connections"] = {
 LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
-USE_I18N = False
+USE_I18N = True
+# What core.language speaks. Nothing follows the Accept-Language of a request: programs read the API's messages.
+LANGUAGES = [("en", "English"), ("de", "Deutsch"), ("fr", "Français"), ("it", "Italiano"), ("es", "Español")]
+LOCALE_PATHS = [BASE_DIR / "locale"]
 LOGGING = logging.configure(env.LOG_LEVEL.read(), as_json=env.LOG_JSON.read())
 
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from django.utils.translation import gettext, ngettext
 from redis.exceptions import RedisError
 
 from adiuva.core import db
+from adiuva.core.language import speaking
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import Error
@@ -35,15 +37,20 @@ async def _send(user_id: UUID, device: UUID, frame: Error) -> bool:
 
 
 def _notice(connection_id: UUID) -> tuple[Error | None, list[UUID], UUID]:
-    lost = Connection.objects.filter(pk=connection_id, health=Health.NEEDS_REAUTH).first()
+    lost = (
+        Connection.objects.select_related("user").filter(pk=connection_id, health=Health.NEEDS_REAUTH).first()
+    )
     if lost is None:
         return None, [], connection_id
     count = Agent.objects.filter(connection=connection_id, enabled=True).count()
-    agents = "1 agent waits" if count == 1 else f"{count} agents wait"
-    message = f"Connect {lost.get_provider_display()} again: {lost.get_reason_display()}."
+    with speaking(lost.user.locale):
+        message = gettext("Connect {provider} again: {reason}.").format(
+            provider=lost.get_provider_display(), reason=gettext(lost.get_reason_display())
+        )
+        waiting = ngettext("{count} agent waits for it.", "{count} agents wait for it.", count)
     frame = Error(
         code="needs_reauth",
-        message=f"{message} {agents} for it." if count else message,
+        message=f"{message} {waiting.format(count=count)}" if count else message,
         ref=str(connection_id),
     )
     here = Device.objects.of(lost.user_id).online().filter(protocol__gte=tokens.NOTICE_PROTOCOL)

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import orjson
 from django.conf import settings
+from django.utils.translation import gettext, gettext_noop, ngettext
 from langchain_core.tools import ToolException
 
 from adiuva.devices.calls import new_call
@@ -44,6 +45,11 @@ _MAX_VALUE_CHARS: Final = 60
 # An update that keeps a smaller share of a text's lines needs approval.
 _MIN_KEPT_SHARE: Final = 0.5
 _NOUNS: Final = NOUNS | {MEMORY: ("memory", "memories")}
+_VERBS: Final = {
+    "insert": gettext_noop("Create"),
+    "update": gettext_noop("Update"),
+    "delete": gettext_noop("Delete"),
+}
 _TEXT_COLUMNS: Final = {"content": "content", "description": "description", "summary": "aiSummary"}
 _ASK_USER: Final = (
     "not done: it needs the user's plain yes ({what}). The user is asked at the end of your answer: do not ask as "
@@ -248,16 +254,17 @@ class Approvals:
 
 def refusal_text(summaries: Sequence[str]) -> str:
     """Says, whatever the model says, that what the user refused was not done."""
+    said = gettext("**Not done, because you said no:**")
     if len(summaries) == 1:
-        return f"**Not done, because you said no:** {summaries[0]}"
-    return "\n".join(["**Not done, because you said no:**", *(f"- {summary}" for summary in summaries)])
+        return f"{said} {summaries[0]}"
+    return "\n".join([said, *(f"- {summary}" for summary in summaries)])
 
 
 def _title(call: ToolInvocation, row: dict[str, Any]) -> str:
     """The title of the row that a call changes or makes, as a question shows it."""
     column = TABLES[call.table].title if call.table in TABLES else "title"
-    return (
-        quotable(call.arguments.get(column) if call.action == "insert" else row.get(column)) or "(untitled)"
+    return quotable(call.arguments.get(column) if call.action == "insert" else row.get(column)) or gettext(
+        "(untitled)"
     )
 
 
@@ -267,16 +274,21 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _summary(action: str, table: str, questions: Sequence[CallToApprove]) -> str:
     """What the calls would do: every row's title, and the new values of updates."""
-    one, many = _NOUNS[table]
-    verb = "Forget" if table == MEMORY else {"insert": "Create"}.get(action, action.capitalize())
-    noun = f"the {one}" if len(questions) == 1 else f"{len(questions)} {many}:"
+    count = len(questions)
+    noun = ngettext(*_NOUNS[table], count)
+    verb = gettext("Forget") if table == MEMORY else gettext(_VERBS[action])
     changes = [_changes(question.call) if action != "delete" else "" for question in questions]
     alike = len(set(changes)) == 1
     named = ", ".join(
         f"“{question.title}”" + ("" if alike or not change else f" ({change})")
         for question, change in zip(questions, changes, strict=True)
     )
-    return f"{verb} {noun} {named}" + (f": {changes[0]}" if alike and changes[0] else "")
+    said = (
+        gettext("{verb} the {noun} {titles}") if count == 1 else gettext("{verb} {count} {nouns}: {titles}")
+    )
+    return said.format(verb=verb, noun=noun, nouns=noun, count=count, titles=named) + (
+        f": {changes[0]}" if alike and changes[0] else ""
+    )
 
 
 def _changes(call: ToolInvocation) -> str:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from adiuva.accounts.services import locale_of
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
+from adiuva.core.language import speaking
 from adiuva.core.websocket import SocketConsumer
 from adiuva.devices.codec import BadFrame
 from adiuva.devices.device_handler import DeviceHandler
@@ -72,6 +74,7 @@ class ChatHandler:
         }
         self._loop = asyncio.get_running_loop()
         self._can_approve = False
+        self._locale = ""
         self._requests = self._frames_this_minute = 0
         self._minute_ends = 0.0
         # Requests of a protocol 1 client that have been answered with some text.
@@ -115,6 +118,7 @@ class ChatHandler:
     async def _greet(self, hello: DeviceHello) -> None:
         """Resume the device's streams, and start what was waiting for it."""
         self._can_approve = self.device.protocol >= 2 and "approval" in hello.capabilities
+        self._locale = await db.run(locale_of, self.device.user_id)
         for stream in hello.streams or ():
             key = stream.request_id
             self._start(registry().resume(self.device.user_id, key, stream.after, self), key)
@@ -218,7 +222,9 @@ class ChatHandler:
 
     async def _explain_end(self, request_id: str, end: StreamEnd) -> None:
         """Say in words why a turn ended, as protocol 1 has no codes."""
-        if words := unsaid_end_message(end):
+        with speaking(self._locale):
+            words = unsaid_end_message(end)
+        if words:
             chunk = f"\n\n{words}" if request_id in self._answered_with_text else words
             await self.device.send_frame(StreamText(request_id=request_id, chunk=chunk))
         self._answered_with_text.discard(request_id)

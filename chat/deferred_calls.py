@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
+from django.utils.translation import gettext, gettext_noop
 from redis.exceptions import RedisError
 
 from adiuva.core.crypto import SealBroken, UserCipher
@@ -88,6 +89,10 @@ _YES_WORDS: Final = (
         "ano",
     ),
     *("da", "はい", "是", "是的", "好", "好的", "да", "نعم", "evet", "joo", "kyllä", "igen", "ναι"),
+    *("ja gerne", "tun sie das", "tu das", "nur zu", "ich bestätige", "bestätigt", "löschen", "lösche es"),
+    *("allez-y", "bien sur", "fais-le", "faites-le", "je confirme", "supprime-le", "volontiers"),
+    *("certamente", "fallo", "fai pure", "sì certo", "eliminalo", "volentieri", "confermato"),
+    *("adelante", "hazlo", "por supuesto", "confirmo", "elimínalo", "bórralo", "cómo no"),
     *("👍", "👌", "✅", "✔", "🆗", "☑", "💯"),
 )
 # These may stand beside a yes and are none by themselves.
@@ -109,7 +114,9 @@ _WORD_KINDS: Final = dict.fromkeys(_POLITE_WORDS, False) | dict.fromkeys(_YES_WO
 _WORD = re.compile(
     rf"({'|'.join(map(re.escape, sorted(_WORD_KINDS, key=len, reverse=True)))})(?!\w)[\s,.!;:]*"
 )
-OTHER_YES_WORDS: Final = "(Also ok, sure, go ahead, ja, oui, sì, sí or 👍, with nothing else in the message.)"
+OTHER_YES_WORDS: Final = gettext_noop(
+    "(Also ok, sure, go ahead, ja, oui, sì, sí or 👍, with nothing else in the message.)"
+)
 # Variation selectors and skin tones of emoji.
 _EMOJI_VARIANTS = re.compile("[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]")
 
@@ -143,11 +150,15 @@ def is_yes(message: str) -> bool:
 def question_text(calls: Sequence[DeferredCall], left_out: int = 0) -> str:
     """The question that is put to the user at the end of an answer; `left_out` calls are not part of it."""
     if len(calls) == 1 and not left_out:
-        return f"**{calls[0].summary}?** Answer yes, and it will be done. {OTHER_YES_WORDS}"
+        asked = gettext("**{what}?** Answer yes, and it will be done. {hint}")
+        return asked.format(what=calls[0].summary, hint=gettext(OTHER_YES_WORDS))
     listed = "\n".join(f"- {call.summary}" for call in calls)
     if left_out:
-        listed += f"\n\n{left_out:,} more were too many to ask for, and are not done."
-    return f"**Answer yes, and this will be done:**\n{listed}\n\n{OTHER_YES_WORDS}"
+        too_many = gettext("{count} more were too many to ask for, and are not done.")
+        listed += "\n\n" + too_many.format(count=f"{left_out:,}")
+    return "\n".join(
+        [gettext("**Answer yes, and this will be done:**"), f"{listed}\n", gettext(OTHER_YES_WORDS)]
+    )
 
 
 async def keep(

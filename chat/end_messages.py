@@ -1,39 +1,47 @@
-"""Messages for how a turn ended, for clients that do not know the codes."""
+"""Messages for how a turn ended, for clients that do not know the codes: in the language that is spoken."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from django.utils.translation import gettext, gettext_noop
+
 from adiuva.devices.protocol import StreamEnd
 
 _MESSAGES: Final = {
-    "device_offline": "Your device is not connected.",
-    "unknown_device": "None of your devices has the id that this request names.",
-    "conversation_not_found": "This conversation no longer exists.",
-    "invalid": "This message is empty or too long.",
-    "bad_frame": "This request could not be read.",
-    "too_deep": "This request could not be read.",
-    "number_too_large": "This request could not be read.",
-    "too_many_requests": "Several of your requests are still running. Please wait for one of them to end.",
-    "model_not_configured": "This server has no model configured.",
-    "model_rate_limited": "The model is overloaded right now. Please try again in a minute.",
-    "model_timeout": "The model did not answer in time. Please try again.",
-    "model_interrupted": "The model's answer broke off. Please try again.",
-    "too_many_model_calls": "This took more steps than one request may have, so I stopped. What was done so far stays.",
-    "deadline": "This took too long, so I stopped. What was done so far stays.",
-    "answer_too_long": "The answer grew too long, so I stopped.",
-    "answer_cut_off": "The model's answer was cut off at its length limit. Ask for the rest, or for something shorter.",
-    "content_filter": "The model's provider refuses to answer this.",
-    "model_empty": "The model gave no answer, twice. What was done so far stays.",
-    "not_saved": "The answer could not be saved.",
-    "unavailable": "The server cannot do this right now. Please try again in a moment.",
-    "server_restarting": "The server is restarting. Please try again in a moment.",
-    "request_id_reused": "Another request was made under the same id. Please ask again.",
-    "stream_expired": "The answer is no longer stored here. Please ask again.",
-    "turn_lost": "The server lost this request. Please check what was done, and ask again.",
+    "device_offline": gettext_noop("Your device is not connected."),
+    "unknown_device": gettext_noop("None of your devices has the id that this request names."),
+    "conversation_not_found": gettext_noop("This conversation no longer exists."),
+    "invalid": gettext_noop("This message is empty or too long."),
+    "bad_frame": gettext_noop("This request could not be read."),
+    "too_deep": gettext_noop("This request could not be read."),
+    "number_too_large": gettext_noop("This request could not be read."),
+    "too_many_requests": gettext_noop(
+        "Several of your requests are still running. Please wait for one of them to end."
+    ),
+    "model_not_configured": gettext_noop("This server has no model configured."),
+    "model_rate_limited": gettext_noop("The model is overloaded right now. Please try again in a minute."),
+    "model_timeout": gettext_noop("The model did not answer in time. Please try again."),
+    "model_interrupted": gettext_noop("The model's answer broke off. Please try again."),
+    "too_many_model_calls": gettext_noop(
+        "This took more steps than one request may have, so I stopped. What was done so far stays."
+    ),
+    "deadline": gettext_noop("This took too long, so I stopped. What was done so far stays."),
+    "answer_too_long": gettext_noop("The answer grew too long, so I stopped."),
+    "answer_cut_off": gettext_noop(
+        "The model's answer was cut off at its length limit. Ask for the rest, or for something shorter."
+    ),
+    "content_filter": gettext_noop("The model's provider refuses to answer this."),
+    "model_empty": gettext_noop("The model gave no answer, twice. What was done so far stays."),
+    "not_saved": gettext_noop("The answer could not be saved."),
+    "unavailable": gettext_noop("The server cannot do this right now. Please try again in a moment."),
+    "server_restarting": gettext_noop("The server is restarting. Please try again in a moment."),
+    "request_id_reused": gettext_noop("Another request was made under the same id. Please ask again."),
+    "stream_expired": gettext_noop("The answer is no longer stored here. Please ask again."),
+    "turn_lost": gettext_noop("The server lost this request. Please check what was done, and ask again."),
 }
-_MODEL_FAILED: Final = "The model cannot be reached right now. Please try again later."
-_UNKNOWN_CODE: Final = "Something went wrong on the server. Please try again."
+_MODEL_FAILED: Final = gettext_noop("The model cannot be reached right now. Please try again later.")
+_UNKNOWN_CODE: Final = gettext_noop("Something went wrong on the server. Please try again.")
 # These are said at the end of the answer itself, to clients of both protocols and in REST: a model that answers with
 # nothing must not leave the user with nothing.
 SAID_IN_ANSWER: Final = frozenset({"answer_cut_off", "content_filter", "model_empty"})
@@ -53,4 +61,5 @@ def unsaid_end_message(end: StreamEnd) -> str:
 
 def message_of(code: str) -> str:
     """What a code of a turn's end means, in words."""
-    return _MESSAGES.get(code) or (_MODEL_FAILED if code.startswith("model_") else _UNKNOWN_CODE)
+    text = _MESSAGES.get(code) or (_MODEL_FAILED if code.startswith("model_") else _UNKNOWN_CODE)
+    return gettext(text)

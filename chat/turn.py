@@ -18,10 +18,13 @@ from zoneinfo import ZoneInfo
 
 import structlog
 from django.conf import settings
+from django.utils import translation
+from django.utils.translation import gettext
 
 from adiuva import llm
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
+from adiuva.core.language import language_of
 from adiuva.core.logging import log_failure
 from adiuva.core.outages import as_unavailable
 from adiuva.devices.link import DeviceLink
@@ -187,6 +190,7 @@ class Turn:
     # ── Run ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _run(self) -> None:
+        translation.activate(language_of(self.claimed.locale))
         try:
             await self._work
         except asyncio.CancelledError:
@@ -202,6 +206,7 @@ class Turn:
         await self._end()
 
     async def _answer_within_deadline(self) -> None:
+        translation.activate(language_of(self.claimed.locale))  # of this task, and of those it starts
         deadline = asyncio.timeout(settings.CHAT["turn_deadline_s"])
         try:
             async with deadline:
@@ -261,7 +266,7 @@ class Turn:
                 MEMORY: memory,
             }
             if history.needs_summary(claimed):
-                self.output.status("Summing up what was said before")
+                self.output.status(gettext("Summing up what was said before"))
             fitted = self._history = await history.fit_history(
                 user_id=request.user_id, claimed=claimed, context=context
             )
@@ -332,7 +337,7 @@ class Turn:
 
     def _show_tool(self, call: ToolInvocation) -> None:
         self.output.start(_DOMAINS.get(call.table) or _DOMAINS.get(str(call.arguments.get("agent"))))
-        self.output.status(call.label)
+        self.output.status(gettext(call.label))
 
     def _end_model_answer(self, text: str) -> bool:
         self._steers.mark_read()

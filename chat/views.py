@@ -17,6 +17,7 @@ from rest_framework.response import Response
 
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.core.errors import AdiuvaError, Invalid, Unavailable
+from adiuva.core.language import speaking
 from adiuva.core.rest import TOTAL_COUNT, Done, error_responses, user_id
 from adiuva.devices.link_errors import DeviceOffline
 from adiuva.devices.protocol import HistoryMessage, StreamEnd
@@ -176,7 +177,8 @@ class ChatView(GenericAPIView[Any]):
         chat_request = _chat_request(user_id(request), serializer.validated_data)
         close_old_connections()  # a turn may take minutes, and others wait for the pool's connections
         answer = async_to_sync(turn_registry.run_to_end)(chat_request)
-        return Response(_response_body(answer))
+        with speaking(getattr(request.user, "locale", "")):
+            return Response(_response_body(answer))
 
 
 class TurnUndoView(GenericAPIView[Any]):

@@ -28,6 +28,7 @@ from adiuva.accounts.models import Mail, User
 from adiuva.core import leases
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import Unavailable
+from adiuva.core.language import speaking
 
 Kind = Mail.Kind
 log = structlog.get_logger(__name__)
@@ -122,6 +123,7 @@ class _Letter:
     to: str
     template: str
     context: dict[str, Any]
+    locale: str
 
 
 def _letters(mail: Mail) -> Iterator[_Letter]:
@@ -137,14 +139,14 @@ def _letters(mail: Mail) -> Iterator[_Letter]:
             if user.email_verified_at:
                 return
             if owner := _other_owner(user.email, user):
-                yield _Letter(owner.email, "account_exists", {"asked": "registered"})
+                yield _Letter(owner.email, "account_exists", {"asked": "registered"}, owner.locale)
             else:
                 yield _with_link(user, user.email, "verify", Purpose.VERIFY, "verify-address")
         case Kind.NEW_ADDRESS:
             if user.new_email != mail.address:
                 return
             if owner := _other_owner(mail.address, user):
-                yield _Letter(owner.email, "account_exists", {"asked": "changed"})
+                yield _Letter(owner.email, "account_exists", {"asked": "changed"}, owner.locale)
             else:
                 yield _with_link(user, mail.address, "new_address", Purpose.NEW_ADDRESS, "confirm-address")
         case Kind.FACTOR_RESET:
@@ -152,7 +154,7 @@ def _letters(mail: Mail) -> Iterator[_Letter]:
             if user.is_active and user.email == mail.address and not used_since(user, mail.created_at):
                 yield _with_link(user, user.email, "factor_reset", Purpose.FACTORS, "remove-factors")
         case _:
-            yield _Letter(mail.address or user.email, mail.kind, {})
+            yield _Letter(mail.address or user.email, mail.kind, {}, user.locale)
 
 
 def _accounts_to_reset(address: str) -> list[User]:
@@ -168,15 +170,15 @@ def _other_owner(address: str, user: User) -> User | None:
 
 def _with_link(user: User, to: str, template: str, purpose: Purpose, page: str) -> _Letter:
     query = urlencode({"token": make_token(purpose, user)})
-    return _Letter(
-        to, template, {"link": f"{settings.PUBLIC_URL}{reverse(page)}?{query}", "lifetime": purpose.lifetime}
-    )
+    link = f"{settings.PUBLIC_URL}{reverse(page)}?{query}"
+    return _Letter(to, template, {"link": link, "lifetime": purpose.lifetime}, user.locale)
 
 
 def _message(letter: _Letter) -> EmailMessage:
     context = {"address": letter.to, "server": settings.PUBLIC_URL, **letter.context}
     context["reset_page"] = settings.PUBLIC_URL + reverse("ask-reset")
     # The first line is the subject. Texts are plain, so nothing is escaped for HTML.
-    subject, _, body = render_to_string(f"accounts/mail/{letter.template}.txt", context).partition("\n")
+    with speaking(letter.locale):
+        subject, _, body = render_to_string(f"accounts/mail/{letter.template}.txt", context).partition("\n")
     headers = {"Auto-Submitted": "auto-generated", "X-Auto-Response-Suppress": "All"}
     return EmailMessage(subject.strip(), body.strip() + "\n", to=[letter.to], headers=headers)

@@ -368,3 +368,8 @@ def check_password_rules(password: str, user: User, *, field: str) -> None:
 def _ticket_key(ticket: str) -> str:
     # Hashed, so that reading Redis does not give valid tickets, and clients cannot choose Redis keys.
     return f"ticket:{sha256(ticket.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def locale_of(user_id: UUID) -> str:
+    """The locale of an account, for texts that are said to its user; "" if it is gone."""
+    return User.objects.filter(pk=user_id).values_list("locale", flat=True).first() or ""

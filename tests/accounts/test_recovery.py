@@ -79,6 +79,14 @@ def test_an_address_without_account_is_answered_alike_and_gets_no_mail(rest: API
     assert not Mail.objects.filter(address__in=[person.email, gone.email, nobody]).exists()
 
 
+def test_a_mail_is_in_the_language_of_the_account(rest: APIClient) -> None:
+    person = confirmed(locale="it-CH")
+    rest.post("/api/v1/auth/password/reset", {"email": person.email})
+    text = mail_to(person.email, "Imposta una nuova password per Adiuva")
+    assert f"per l'account Adiuva di {person.email}. Per impostarla" in text and "Il link vale un'ora" in text
+    assert token_in(text)
+
+
 def test_a_reset_confirms_an_address(rest: APIClient) -> None:
     person = somebody()
     recovery.reset_password(token=reset_token(rest, person), new_password=NEW)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from adiuva.accounts.models import User
 from adiuva.core import db
 from chat.deferred_calls import OTHER_YES_WORDS, is_yes
 from tests.chat.chat_client import (
@@ -380,6 +381,22 @@ async def test_a_yes_counts_for_the_question_that_was_shown_and_that_is_ours(
     assert stream.text.endswith(
         "\n\n**Delete the task “Call Ada”?** Answer yes, and it will be done. " + OTHER_YES_WORDS
     )
+
+
+async def test_the_question_and_the_yes_are_in_the_users_language(
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
+) -> None:
+    await db.run(User.objects.filter(pk=person.id).update, locale="de-CH")
+    async with connect(chat_web, person, rows) as client:
+        provider.script(DELETE, "Gut.")
+        stream = await client.say("lösch den Anruf")
+        assert "**Löschen: Aufgabe “Call Ada”?** Antworten Sie mit ja" in stream.text
+        provider.script(DELETE, "Gelöscht.")
+        done = await client.say("Ja, gerne!", conversation_id=conversation_of(stream))
+    end = end_frame(done)
+    labels = [frame["label"] for frame in done.frames if frame["type"] == "stream_status"]
+    assert "Eine Aufgabe wird gelöscht" in labels
+    assert [change["action"] for change in end["mutations"]] == ["delete"]
 
 
 async def test_what_was_never_asked_is_not_allowed_by_a_yes(
