@@ -28,7 +28,11 @@ _INDENT: Final = re.compile(r"[ \t]*")
 _SENTENCE_END: Final = re.compile(r"[.!?…](?=\s)|[。！？]")
 _SEPARATED: Final = frozenset({"text/csv", "text/tab-separated-values"})
 
+# What a heading, list item, underline, fence or row begins with, besides a digit.
+_MARKS: Final = frozenset("#`~-*+•◦▪–([=|")
+
 Shape = Literal["heading", "item", "row", "text", "blank"]
+Look = Literal["blank", "plain", "marked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,36 +81,28 @@ def _units(text: str, *, is_table: bool) -> list[_Unit]:
     lines = _lines(text)
     if is_table:
         return _records(text, lines)
+    looks = [_look(text[start:end]) for start, end in lines]
     units: list[_Unit] = []
     number = 0
     while number < len(lines):
         start, end = lines[number]
-        line = text[start:end].rstrip("\n")
         last = number
-        if not line.strip():
+        if looks[number] == "blank":
             units.append(_Unit(start, end, "blank"))
-        elif fence := _FENCE.match(line):
-            while last + 1 < len(lines):
+        elif looks[number] == "marked" and (marked := _marked_unit(text, lines, number)):
+            units.append(marked)
+            while last + 1 < len(lines) and lines[last + 1][1] <= marked.end:
                 last += 1
-                if text[lines[last][0] : lines[last][1]].strip().startswith(fence[1]):
-                    break
-            units.append(_Unit(start, lines[last][1], "text"))
-        elif heading := _HEADING.match(line):
-            units.append(_Unit(start, end, "heading", len(heading[1])))
-        elif _is_row(text, lines, number):
-            units.append(_Unit(start, end, "row"))
         else:
-            item = _ITEM.match(line)
-            while last + 1 < len(lines) and _continues(text, lines, last + 1):
+            item = _ITEM.match(text, start, end) if looks[number] == "marked" else None
+            while last + 1 < len(lines) and _continues(text, lines, looks, last + 1):
                 last += 1
-            underlined = (
-                last + 1 < len(lines) and last == number and _underline(text, lines[last + 1])
-                if not item
-                else 0
-            )
+            underlined = 0
+            if item is None and last == number and looks[last + 1 : last + 2] == ["marked"]:
+                underlined = _underline(text, lines[last + 1])
             if underlined:
-                units.append(_Unit(start, lines[number + 1][1], "heading", underlined))
                 last += 1
+                units.append(_Unit(start, lines[last][1], "heading", underlined))
             elif item:
                 units.append(_Unit(start, lines[last][1], "item", len(item[1].expandtabs(4))))
             else:
@@ -117,19 +113,43 @@ def _units(text: str, *, is_table: bool) -> list[_Unit]:
 
 def _lines(text: str) -> list[tuple[int, int]]:
     found, start = [], 0
-    while start < len(text):
-        end = text.find("\n", start) + 1 or len(text)
-        found.append((start, end))
-        start = end
-    return found
+    for line in text.split("\n"):
+        found.append((start, start := start + len(line) + 1))
+    last = found.pop()
+    return [*found, (last[0], len(text))] if last[0] < len(text) else found
 
 
-def _continues(text: str, lines: list[tuple[int, int]], number: int) -> bool:
+def _look(line: str) -> Look:
+    """What a line may be, at a glance. Most lines are plain, and are not looked at again."""
+    stripped = line.strip()
+    if not stripped:
+        return "blank"
+    first = stripped[0]
+    return "marked" if first in _MARKS or first.isdecimal() or "|" in stripped else "plain"
+
+
+def _marked_unit(text: str, lines: list[tuple[int, int]], number: int) -> _Unit | None:
+    """A block of code, a heading or a table's row that begins with this line."""
+    start, end = lines[number]
+    line = text[start:end].rstrip("\n")
+    if fence := _FENCE.match(line):
+        last = number
+        while last + 1 < len(lines):
+            last += 1
+            if text[lines[last][0] : lines[last][1]].strip().startswith(fence[1]):
+                break
+        return _Unit(start, lines[last][1], "text")
+    if heading := _HEADING.match(line):
+        return _Unit(start, end, "heading", len(heading[1]))
+    return _Unit(start, end, "row") if _is_row(text, lines, number) else None
+
+
+def _continues(text: str, lines: list[tuple[int, int]], looks: list[Look], number: int) -> bool:
     """Whether a line belongs to the item of the line before it."""
+    if looks[number] != "marked":
+        return looks[number] == "plain"
     line = text[lines[number][0] : lines[number][1]].rstrip("\n")
-    if not line.strip() or _HEADING.match(line) or _FENCE.match(line) or _ITEM.match(line):
-        return False
-    if _underline(text, lines[number]):
+    if _HEADING.match(line) or _FENCE.match(line) or _ITEM.match(line) or _underline(text, lines[number]):
         return False
     return not _is_row(text, lines, number)
 
@@ -252,10 +272,14 @@ class _Above:
         self._row: _Unit | None = None
 
     def at(self, start: int) -> tuple[list[str], str]:
-        while self._next < len(self._units) and self._units[self._next].start < start:
-            self._pass(self._units[self._next])
-            self._next += 1
         place = self._next
+        while place < len(self._units) and (unit := self._units[place]).start < start:
+            if unit.shape == "blank":
+                self._row = None
+            else:
+                self._pass(unit)
+            place += 1
+        self._next = place
         while place < len(self._units) and self._units[place].shape == "blank":
             place += 1
         following = self._units[place] if place < len(self._units) else None
