@@ -6,9 +6,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import psycopg
+import redis
+from django.conf import settings
 from django.db import DatabaseError, connection, transaction
 
 from adiuva.accounts.keys import cipher_for
@@ -16,8 +19,15 @@ from adiuva.core import db
 from adiuva.devices.models import Device
 from agents import claimed_runs
 from agents.journal import EventKind, JournalEntry
+from agents.models import Agent, Run
+from chat.models import Conversation
+from integrations.models import Connection
+from memory.models import Entry
 from tests.agents.factories import claim_run, commit_tasks, create_agent, create_device, create_run
 from tests.factories import Person, somebody
+from tests.fakes.provider import Provider
+from tests.journeys import client_fields
+from tests.journeys.client_fields import Words
 from tests.journeys.test_what_memory_leaves import (
     Canaries,
     database,
@@ -25,6 +35,7 @@ from tests.journeys.test_what_memory_leaves import (
     files,
     pages_for_staff,
 )
+from tests.memory.test_export import lived
 from tests.server_processes import Stack
 from tests.socket_client import Socket
 
@@ -96,3 +107,92 @@ async def test_nothing_of_agents_devices_and_urls_lies_open(
 
     assert await db.run(tell_and_search) == []
     assert await db.run(cipher_for, person.id)
+
+
+# What SECURITY.md lists as readable in the databases and their write-ahead log, by the fields that say it.
+READABLE = {
+    "email", "platform", "version", "app_version", "capabilities", "device_id", "deviceId", "request_id",
+    "timezone", "locale", "schedule_cron", "data_types", "id",
+    # Of the memory's policy: names of providers.
+    *("core", "associative", "episodic", "proactive"),
+}  # fmt: skip
+# In Redis' file and in logs ids alone, those that clients make among them.
+IDS = {"device_id", "request_id", "id"}
+
+
+def redis_file() -> Iterator[tuple[str, bytes]]:
+    with redis.Redis.from_url(settings.REDIS_URL) as server:
+        server.save()
+        folder, name = (server.config_get(key)[key] for key in ("dir", "dbfilename"))
+    yield "redis file", Path(folder, name).read_bytes()
+    for file in Path(folder).glob("appendonlydir/*"):
+        yield f"redis {file.name}", file.read_bytes()
+
+
+def environments(stack: Stack) -> Iterator[tuple[str, bytes]]:
+    for name, child in stack._children.items():
+        for kind in ("environ", "cmdline"):
+            with contextlib.suppress(OSError):
+                yield f"{kind} of {name}", Path(f"/proc/{child.pid}/{kind}").read_bytes()
+
+
+def ids_of(person: Person) -> list[str]:
+    """One id of each kind of thing that the person has."""
+    kinds = (Agent, Run, Device, Conversation, Connection, Entry)
+    found = [kind.objects.filter(user_id=person.id).values_list("pk", flat=True).first() for kind in kinds]
+    return [str(each) for each in found if each]
+
+
+def send_requests(web: str, words: Words) -> int:
+    """Send every request of the API's description, as somebody who has something in every room."""
+    owner, sent = somebody(), 0
+    lived(owner, uuid4().hex)
+    for method, path, query, body in client_fields.requests(words):
+        person = owner if "{}" in path else somebody()  # what has no id in it may end the session
+        with person.rest(web) as rest:
+            for one in ids_of(owner) if "{}" in path else [""]:
+                place = path.removeprefix("/api/v1").replace("{}", one)
+                answer = rest.request(method, place, params=query, json=body)
+                assert answer.status_code < 500 or answer.status_code in (502, 503), (method, path)
+                if answer.status_code != 404:
+                    break  # it is an id of what this is about
+        sent += 1
+    return sent
+
+
+async def send_frames(web: str, person: Person, words: Words) -> None:
+    for frame in client_fields.frames(words):
+        async with Socket(web, person.access_token) as socket:
+            if frame["type"] == "device_hello":
+                await socket.send(frame | {"protocol": 2})
+                await socket.receive("hello_ack")
+                continue
+            await socket.hello(device_id="desk")
+            await socket.send(frame)
+            await socket.send({"type": "are_you_there", "id": "end"})
+            while (got := await socket.receive()) and got.get("ref") != "end":
+                pass
+
+
+async def test_every_field_that_a_client_sends_is_readable_only_where_the_docs_say_so(
+    stack: Stack, web: str, committed_db: str, provider: Provider
+) -> None:
+    words, person = Words(), await db.run(somebody)
+    await send_frames(web, person, words)
+
+    def send_and_search() -> dict[str, set[str]]:
+        assert send_requests(web, words) > 30
+        # Errors of the database, too: its own log, and ours, must not tell of these either.
+        errors_of_the_database(words.canaries)
+        found: dict[str, set[str]] = {}
+        places = [(READABLE, place) for place in (*database(committed_db), *write_ahead_log(committed_db))]
+        others = (*everything_in_redis(), *redis_file(), *files(stack), *environments(stack))
+        places += [(IDS, place) for place in others]
+        places += [(READABLE, place) for place in pages_for_staff(person)]
+        for allowed, (name, said) in places:
+            if extra := {one for one in words.found_in(said) if one.rpartition(".")[2] not in allowed}:
+                found[name] = extra
+        return found
+
+    assert await db.run(send_and_search) == {}
+    assert len(words.fields) > 150

@@ -1,6 +1,8 @@
 """Processes with one guard against hostile texts switched off, to prove that the bench notices. The product itself has
-no such switch. BENCH_SABOTAGE names the guard; `python -m bench.unguarded` is a web process, and with the arguments of
-Celery's command line a worker.
+no such switch.
+
+BENCH_SABOTAGE names the guard. `python -m bench.chat.unguarded` is a web process, and with the arguments of Celery's
+command line a worker.
 """
 
 from __future__ import annotations
