@@ -127,6 +127,23 @@ MODEL = _models.text(
     "an API base reaches any OpenAI-compatible server. Without it, `make run` starts the offline model, which answers "
     "by rules.",
 )
+MODEL_CHAT = _models.text(
+    "ADIUVA_MODEL_CHAT", "", "The model for chats, at the same address. Default: ADIUVA_MODEL."
+)
+MODEL_EXTRACTION = _models.text(
+    "ADIUVA_MODEL_EXTRACTION",
+    "",
+    "The model that reads documents, at the same address. Default: ADIUVA_MODEL.",
+)
+MODEL_MEMORY = _models.text(
+    "ADIUVA_MODEL_MEMORY", "", "The model that keeps the memory, at the same address. Default: ADIUVA_MODEL."
+)
+MODEL_EXTRAS = _models.text(
+    "ADIUVA_MODEL_EXTRAS",
+    "",
+    "What a provider takes besides, as a JSON object that is added to each request, such as "
+    '{"reasoning_effort": "low"} or {"keep_alive": "1h"}.',
+)
 MODEL_API_BASE = _models.text("ADIUVA_MODEL_API_BASE", "", "Base address of the model's API.")
 MODEL_API_KEY = _models.text("ADIUVA_MODEL_API_KEY", "", "API key for the model.")
 MODEL_TIMEOUT_S = _models.number(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from datetime import timedelta
 from typing import Any
@@ -343,6 +344,12 @@ MODEL = {
     "api_base": env.MODEL_API_BASE.read(),
     "api_key": env.MODEL_API_KEY.read(),
 }
+MODELS_BY_PURPOSE = {
+    "chat": env.MODEL_CHAT.read(),
+    "extraction": env.MODEL_EXTRACTION.read(),
+    "memory": env.MODEL_MEMORY.read(),
+}
+MODEL_EXTRAS = json.loads(env.MODEL_EXTRAS.read() or "{}")
 EMBEDDING_MODEL = {
     "model": env.EMBEDDING_MODEL.read(),
     "api_base": env.EMBEDDING_MODEL_API_BASE.read(),

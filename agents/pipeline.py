@@ -100,7 +100,7 @@ class Pipeline:
             raise DeviceOffline  # it never connected; a link that names no device would take any
         await self._deliver_waiting()
         rules = RecordRules(self._claimed.data_types, await self._projects(), self._claimed.zone)
-        extractor = Extractor(llm.chat_model(), self._claimed.prompt_template, rules)
+        extractor = Extractor(llm.chat_model(purpose="extraction"), self._claimed.prompt_template, rules)
         at_once = settings.MODEL_CONCURRENCY_PER_USER
         # The model's client limits its calls. Twice as many lanes, because those that commit or deliver make none.
         lanes = 2 * at_once

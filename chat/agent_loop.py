@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,13 +23,18 @@ from pydantic import BaseModel, ValidationError
 
 from adiuva import llm
 from adiuva.core.logging import log_failure
+from adiuva.llm.base import CHAT_TEMPERATURE, MAX_CHAT_TOKENS
 from chat.prompts import SystemPrompt
 
 # How long a cancelled turn waits for a write that is under way, so that it knows what happened.
 _WRITE_GRACE_S: Final = 2.0
 _MAX_CALLS_PER_ANSWER: Final = 64
+_MAX_SAME_FAILURES: Final = 3
+# An answer whose last so many characters are one passage over and over is ended.
+_REPETITION_CHARS: Final = 1_200
 _WRITES: Final = frozenset({"insert", "update", "delete"})
 _THOUGHT: Final = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+_UNOPENED_THOUGHT: Final = re.compile(r"\A(?:(?!<think(?:ing)?>).)*</think(?:ing)?>", re.DOTALL)
 # These are sent as the user's: some providers refuse a system message that comes last.
 _GO_ON: Final = (
     "[From the app, not from the user: your answer was cut off at the length limit. Go on exactly where it stopped, "
@@ -133,6 +139,7 @@ class TurnContext:
     `authorize`: called before tools run; returns by call id why a call may not run.
     `on_tool_start`: called for each call that runs.
     `resolve`: the tool and the arguments that a call means, with ids for aliases. Raises ToolException.
+    `failed_calls`: how often the same call has failed.
     `usage`, `model_calls`, `tool_calls`: counted so far.
     """
 
@@ -145,6 +152,7 @@ class TurnContext:
         name,
         arguments,
     )
+    failed_calls: Counter[str] = field(default_factory=Counter)
     usage: llm.Usage = field(default_factory=llm.Usage)
     model_calls: int = 0
     tool_calls: int = 0
@@ -155,8 +163,13 @@ class TurnContext:
         self.model_calls += 1
 
 
+def without_thoughts(text: str) -> str:
+    """An answer without what a reasoning model thought before; some templates send only the closing tag."""
+    return _UNOPENED_THOUGHT.sub("", _THOUGHT.sub("", text))
+
+
 def _has_visible_text(text: str) -> bool:
-    return bool(_THOUGHT.sub("", text).strip())
+    return bool(without_thoughts(text).strip())
 
 
 @dataclass
@@ -225,15 +238,20 @@ async def _stream_answer(
     context.count_model_call()
     texts: list[str] = []
     calls: list[llm.ToolCall] = []
-    ended_by = ""
+    ended_by, size, check_at = "", 0, _REPETITION_CHARS
     # Closed at once, also when `on_text` raises, so that the request to the model ends.
-    async with aclosing(context.model.stream(to_wire(messages), tools=assistant.schemas)) as source:
+    async with aclosing(_stream(assistant, messages, context)) as source:
         async for deltas in source:
             for delta in deltas:
                 match delta:
                     case llm.Text(text):
                         texts.append(text)
                         hooks.on_text(text)
+                        size += len(text)
+                        if size >= check_at:
+                            check_at = size + _REPETITION_CHARS
+                            if _repeats("".join(texts)[-_REPETITION_CHARS:]):
+                                raise LimitReached("answer_repeats")
                     case llm.ToolCall():
                         calls.append(delta)
                     case llm.Finish(reason, usage):
@@ -242,6 +260,21 @@ async def _stream_answer(
     if ended_by == "content_filter":
         calls.clear()  # what a filter has cut must not be carried out
     return _answer_message("".join(texts), calls, is_cut_off=ended_by == "length"), ended_by
+
+
+def _stream(
+    assistant: Assistant, messages: Sequence[BaseMessage], context: TurnContext
+) -> AsyncGenerator[list[llm.Delta], None]:
+    return context.model.stream(
+        to_wire(messages), tools=assistant.schemas, max_tokens=MAX_CHAT_TOKENS, temperature=CHAT_TEMPERATURE
+    )
+
+
+def _repeats(text: str) -> bool:
+    """Whether a text is one passage over and over. Rules of tables and blanks are none."""
+    if len(text) < _REPETITION_CHARS or len(set(text)) < 8:
+        return False
+    return any(text[size:] == text[:-size] for size in range(8, _REPETITION_CHARS // 6))
 
 
 def _answer_message(text: str, calls: Sequence[llm.ToolCall], *, is_cut_off: bool) -> AIMessage:
@@ -298,7 +331,14 @@ async def _run_tool_calls(assistant: Assistant, answer: AIMessage, context: Turn
         context.tool_calls += len(allowed)
         if allowed:
             results |= await _run_concurrently(allowed, context)
-    return [results[call["id"]] for call in (*answer.tool_calls, *answer.invalid_tool_calls)]
+    made = [*answer.tool_calls, *answer.invalid_tool_calls]
+    for call in made:
+        if results[call["id"]].status == "error":
+            same = f"{call['name']} {call['args']}"
+            context.failed_calls[same] += 1
+            if context.failed_calls[same] >= _MAX_SAME_FAILURES:
+                raise LimitReached("same_call_fails")
+    return [results[call["id"]] for call in made]
 
 
 async def _run_concurrently(

@@ -26,6 +26,12 @@ _MESSAGES: Final = {
     "too_many_model_calls": gettext_noop(
         "This took more steps than one request may have, so I stopped. What was done so far stays."
     ),
+    "answer_repeats": gettext_noop(
+        "The model repeated itself, so I stopped. Please ask again, perhaps in other words."
+    ),
+    "same_call_fails": gettext_noop(
+        "The same step failed again and again, so I stopped. What was done so far stays."
+    ),
     "deadline": gettext_noop("This took too long, so I stopped. What was done so far stays."),
     "answer_too_long": gettext_noop("The answer grew too long, so I stopped."),
     "answer_cut_off": gettext_noop(
@@ -44,7 +50,9 @@ _MODEL_FAILED: Final = gettext_noop("The model cannot be reached right now. Plea
 _UNKNOWN_CODE: Final = gettext_noop("Something went wrong on the server. Please try again.")
 # These are said at the end of the answer itself, to clients of both protocols and in REST: a model that answers with
 # nothing must not leave the user with nothing.
-SAID_IN_ANSWER: Final = frozenset({"answer_cut_off", "content_filter", "model_empty"})
+SAID_IN_ANSWER: Final = frozenset(
+    {"answer_repeats", "same_call_fails", "answer_cut_off", "content_filter", "model_empty"}
+)
 
 
 def end_message(end: StreamEnd) -> str:

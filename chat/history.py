@@ -13,11 +13,12 @@ from django.conf import settings
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from redis.exceptions import RedisError
 
+from adiuva import llm
 from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.core.redis import async_redis
 from adiuva.core.sealed import seal_for_redis, unseal_from_redis
-from chat.agent_loop import TurnContext
+from chat.agent_loop import TurnContext, without_thoughts
 from chat.prompts import system_prompt
 from chat.turn_rows import ChatMessage, ClaimedTurn
 
@@ -79,7 +80,12 @@ async def fit_history(*, user_id: uuid.UUID, claimed: ClaimedTurn, context: Turn
     rest = history[covered:]
     cut = _messages_to_summarise(rest)
     if cut:
-        summary = await _summarise(rest[:cut], summary, context)
+        try:
+            summary = await _summarise(rest[:cut], summary, context)
+        except llm.ModelEmpty:
+            # Nothing may stand for what was said: it stays as it is, and the next turn tries again.
+            log.warning("summary.empty", user_id=str(user_id))
+            return FittedHistory(rest, summary)
         if claimed.conversation_id is None:
             await _cache_summary(user_id, claimed.cipher, history[: covered + cut], summary)
     return FittedHistory(rest[cut:], summary, cut)
@@ -117,7 +123,9 @@ async def _summarise(messages: Sequence[ChatMessage], summary: str, context: Tur
             ]
         )
         context.usage += reply.usage
-        summary = reply.text.strip() or summary
+        summary = without_thoughts(reply.text).strip()
+        if not summary:
+            raise llm.ModelEmpty
     return summary
 
 

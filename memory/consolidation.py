@@ -109,7 +109,7 @@ async def _consolidate(claimed: ClaimedMemory) -> None:
 async def _run_steps(claimed: ClaimedMemory) -> None:
     user_id = claimed.user_id
     await db.run(retention.delete_expired_entries, user_id)
-    model = llm.chat_model()
+    model = llm.chat_model(purpose="memory")
     more = await episode_condensing.condense(user_id, model)
     review = await pattern_review.review(user_id, model, since=claimed.since, now=claimed.now)
     await db.run(_finish, claimed, review, more)

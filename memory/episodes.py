@@ -68,7 +68,7 @@ async def write_due(user_id: uuid.UUID) -> int:
     """
     written = 0
     try:
-        provider = llm.chat_model().provider
+        provider = llm.chat_model(purpose="memory").provider
     except llm.ModelNotConfigured:  # after _MODEL_PATIENCE, episodes are written without one
         provider = ""
     while draft := await db.run(_claim, user_id, provider):
@@ -164,7 +164,7 @@ async def _summarize(draft: EpisodeDraft) -> str:
     said = shorten("\n".join(lines), _MATERIAL_CHARS)
     async with asyncio.timeout(_MODEL_TIMEOUT_S):
         summary = await structured.ask_or_none(
-            llm.chat_model(),
+            llm.chat_model(purpose="memory"),
             prompt="episode",
             material=f"Session of {began:%A %Y-%m-%d %H:%M}\n{delimit_untrusted('conversation', said)}",
             name="episode",

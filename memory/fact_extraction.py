@@ -164,7 +164,7 @@ def _claim(user_id: uuid.UUID) -> Batch | None:
 
 
 async def _read(user_id: uuid.UUID, batch: Batch) -> None:
-    model = llm.chat_model()
+    model = llm.chat_model(purpose="memory")
     vector = None
     if await db.run(needs_vector, user_id):
         vector = await vector_space.embed_question(batch.said[:_QUESTION_CHARS], user_id)
@@ -183,7 +183,9 @@ async def _read(user_id: uuid.UUID, batch: Batch) -> None:
                 schema=validator.schema(),
                 read=validator.check,
             )
-        found = answer or found
+        if answer is None:  # nothing is lost: the exchanges are read again when their lease has ended
+            raise llm.ModelGarbled("the model's answer could not be used, nor its repair")
+        found = answer
         vectors = await _vectors(found.operations, context, user_id)
     outcomes = await db.run(_apply, user_id, batch, context, found.operations, vectors)
     log.info(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Literal
 from uuid import UUID
 
 from django.conf import settings
@@ -82,9 +83,18 @@ __all__ = [
 ]
 
 
-def chat_model(configured: Mapping[str, str] | None = None) -> ChatModel:
-    """The model that settings.MODEL, or a mapping like it, describes; built once. Raises ModelNotConfigured."""
-    return _chat_model(*_named(settings.MODEL if configured is None else configured, "ADIUVA_MODEL"))
+Purpose = Literal["chat", "extraction", "memory"]
+
+
+def chat_model(configured: Mapping[str, str] | None = None, *, purpose: Purpose = "chat") -> ChatModel:
+    """The model that settings.MODEL, or a mapping like it, describes; built once. Raises ModelNotConfigured.
+
+    settings.MODELS_BY_PURPOSE may name another one for a purpose, at the same address.
+    """
+    if configured is not None:
+        return _chat_model(*_named(configured, "ADIUVA_MODEL"))
+    name, *address = _named(settings.MODEL, "ADIUVA_MODEL")
+    return _chat_model(settings.MODELS_BY_PURPOSE[purpose] or name, *address)
 
 
 def embedding_model(configured: Mapping[str, str] | None = None) -> EmbeddingModel:

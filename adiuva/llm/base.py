@@ -31,6 +31,11 @@ from adiuva.llm.types import (
 
 EMBEDDING_BATCH_SIZE = 64
 
+# Answers are bounded, so that a model that repeats itself ends: JSON of a document, and what a user reads.
+_MAX_STRUCTURED_TOKENS = 8_192
+MAX_CHAT_TOKENS = 4_096
+CHAT_TEMPERATURE = 0.3
+
 # An answer may take so many times the silence that is allowed: a stream of blanks would go on for ever.
 _LONGEST_ANSWER = 10
 
@@ -121,7 +126,10 @@ class ChatModel(ABC):
         endpoint that takes no schemas gets them in the prompt.
         """
         reply = await self.complete(
-            messages, schema=Schema(name, schema), max_tokens=max_tokens, temperature=temperature
+            messages,
+            schema=Schema(name, schema),
+            max_tokens=max_tokens or _MAX_STRUCTURED_TOKENS,
+            temperature=0.0 if temperature is None else temperature,
         )
         found = read_json(reply.text)
         if not found.values:

@@ -112,6 +112,11 @@ class LiteLLMChat(ChatModel):
             # With tools it would import the mcp package, which is not installed, for a gateway that we do not use.
             "_skip_mcp_handler": True,
         }
+        if any(family in self.name for family in ("anthropic", "claude")):
+            # Anthropic caches only what is marked; tools stand before the system message and are cached with it.
+            given["cache_control_injection_points"] = [{"location": "message", "role": "system"}]
+        if settings.MODEL_EXTRAS:
+            given["extra_body"] = settings.MODEL_EXTRAS
         return self._address | {key: value for key, value in given.items() if value is not None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -69,7 +70,11 @@ class OpenAIChat(ChatModel):
             await _next_chunk(source, _DRAIN_TIMEOUT_S)
 
     def _body(self, request: ChatRequest, refused: Features) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self._model, "messages": list(messages_for(request, refused))}
+        messages = list(messages_for(request, refused))
+        body: dict[str, Any] = {**settings.MODEL_EXTRAS, "model": self._model, "messages": messages}
+        if self._endpoint.host == "api.openai.com" and messages and messages[0]["role"] == "system":
+            # Requests with the same prefix go to the same machine, whose cache holds it.
+            body["prompt_cache_key"] = hashlib.sha256(str(messages[0]["content"]).encode()).hexdigest()[:32]
         if request.tools:
             body["tools"] = list(request.tools)
         if response_format := response_format_for(request, refused):

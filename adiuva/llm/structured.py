@@ -47,7 +47,9 @@ async def ask_structured(
             answer = await model.structured(conversation, name=name, schema=schema)
             return read(answer.value)
         except BadOutput as error:
-            text, complaint, failure = error.text, "the answer is not JSON.", error
+            is_cut = error.cut is not None
+            complaint = "the answer breaks off: make it shorter." if is_cut else "the answer is not JSON."
+            text, failure = error.text, error
         except UnusableAnswer as error:
             text, complaint, failure = answer.text, str(error), error
         if not repair:

@@ -199,7 +199,7 @@ async def _choose_mailbox(journey: Journey, message: str) -> Journey:
 async def _next_step(brief: InterviewBrief, answered: list[AnsweredQuestion]) -> interview.InterviewStep:
     try:
         async with asyncio.timeout(_MODEL_TIMEOUT_S):
-            return await interview.next_step(llm.chat_model(), brief, answered)
+            return await interview.next_step(llm.chat_model(purpose="extraction"), brief, answered)
     except TimeoutError:
         raise llm.ModelTimeout("the model did not answer in time") from None
 

@@ -80,7 +80,7 @@ async def _read_sample(request: SampleRequest, zone: ZoneInfo, trial: TrialResul
     """Records are added document by document, so that those found before the time is over are shown."""
     sample = await samples.collect(request)
     rules = RecordRules(tuple(request.proposal.data_types), sample.projects, zone)
-    extractor = Extractor(llm.chat_model(), request.proposal.prompt_template, rules)
+    extractor = Extractor(llm.chat_model(purpose="extraction"), request.proposal.prompt_template, rules)
     async with asyncio.TaskGroup() as group:
         for document in sample.documents:
             group.create_task(_read_document(document, extractor, trial))

@@ -265,14 +265,15 @@ def test_an_unavailable_model_is_asked_again_a_limited_number_of_times(
         },
     ],
 )
-def test_an_unusable_answer_is_repaired_once_and_then_given_up(
+def test_an_unusable_answer_is_repaired_once_and_the_exchange_is_read_again_later(
     user: uuid.UUID, provider: Provider, answers: Any
 ) -> None:
     say(user, "Remember that Bob likes sailing")
     provider.memory = answers
-    assert record(user) == 1
+    assert record(user) == 0
     assert len(provider.memories) == 2
     assert not Entry.objects.of(user).exists()
+    assert Exchange.objects.filter(user_id=user, recorded_at=None, attempts=1).count() == 1
 
 
 def test_an_endless_answer_is_bounded(user: uuid.UUID, provider: Provider) -> None:
