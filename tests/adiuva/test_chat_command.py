@@ -28,6 +28,7 @@ class Server:
     """Signs in, then gives `answers` one after the other: (status, body). Keeps what it was asked."""
 
     def __init__(self) -> None:
+        self.request_ids: list[str] = []
         self.answers: list[tuple[int, Any]] = []
         self.asked: list[tuple[str, dict[str, Any], str]] = []
         self.password = PASSWORD
@@ -56,12 +57,16 @@ class Server:
             if body["password"] != self.password:
                 return 401, {"code": "not_authenticated", "message": "wrong e-mail address or password"}
             return 200, {"access_token": f"token {len(self.asked)}"}
+        if path.endswith("/undo"):
+            return 200, {"undone": 1, "kept": [{"title": "Mine", "reason": "edited"}]}
         assert path == "/api/v1/chat"
         return self.answers.pop(0)
 
     @property
     def chats(self) -> list[dict[str, Any]]:
-        return [body for path, body, _ in self.asked if path == "/api/v1/chat"]
+        found = [dict(body) for path, body, _ in self.asked if path == "/api/v1/chat"]
+        self.request_ids = [body.pop("request_id") for body in found]
+        return found
 
 
 @pytest.fixture
@@ -169,6 +174,17 @@ def test_without_a_message_each_line_is_one_and_the_history_goes_along(server: S
             ]
         },
     }
+
+
+def test_commands_undo_forget_and_end(server: Server, to: Chat) -> None:
+    server.answers = [said("Hello!"), said("Done."), said("Anew.")]
+    done = to(says="hi\n/undo\nadd it\n/undo\n/new\nhello\n/dance\n/quit\nnever said\n")
+    assert (done.returncode, len(server.chats)) == (0, 3)
+    assert server.chats[2] == {"message": "hello", "context": {"conversation_history": []}}
+    undone = [path for path, _, _ in server.asked if path.endswith("/undo")]
+    assert undone == [f"/api/v1/chat/turns/{key}/undo" for key in server.request_ids[:2]]
+    assert done.stdout.count("1 row is as before.\n  kept: Mine (edited)") == 2
+    assert "There is no command /dance." in done.stdout and "/quit" in done.stdout
 
 
 def test_a_chart_is_named_and_nothing_steers_the_terminal(server: Server, to: Chat) -> None:

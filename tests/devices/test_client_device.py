@@ -436,6 +436,7 @@ async def command(
             "ADIUVA_DEVICE_PASSWORD": password,
             "DATABASE_URL": "postgresql://x@127.0.0.1:9/x",
         },
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -453,11 +454,16 @@ async def test_the_command_connects_tells_and_ends_with_a_signal(tmp_path: Path)
             str(tmp_path / "docs"),
             "--seed",
             str(seed),
+            "--console",
         ]
         process = await command(server, *arguments)
         try:
             async with asyncio.timeout(60):
                 line = await server.line_from(process)
+                assert process.stdin is not None and process.stdout is not None
+                process.stdin.write(b"search client\nlist\n")
+                typed = await process.stdout.readuntil(b"No suggestions wait for you.")
+                assert b"1. clients: Client" in typed
                 rows = (await call(line, action="select", table="clients")).rows or []
                 assert [row["name"] for row in rows] == ["Client"]
                 process.send_signal(signal.SIGTERM)
@@ -467,6 +473,7 @@ async def test_the_command_connects_tells_and_ends_with_a_signal(tmp_path: Path)
                 process.kill()
                 await process.wait()
     assert process.returncode == 0
+    output = typed.decode() + output
     assert "Put 1 rows into the new workspace." in output
     assert "Connected (protocol 2)." in output
     assert output.strip().endswith("Stopped.")

@@ -4,6 +4,7 @@ It imports nothing of Django. `manage.py device` runs it.
 """
 
 from adiuva.devices.client.config import CAPABILITIES, IN_MEMORY, DeviceConfig
+from adiuva.devices.client.console import Console
 from adiuva.devices.client.device import Device, NotConnected
 from adiuva.devices.client.errors import (
     BadAddress,
@@ -31,6 +32,7 @@ __all__ = [
     "BadAddress",
     "BadWorkspace",
     "Connected",
+    "Console",
     "Device",
     "DeviceConfig",
     "DeviceError",

@@ -10,6 +10,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
+import uuid
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,6 +28,11 @@ _TIMEOUT_S = 900.0  # a turn may take minutes
 _HISTORY_MESSAGES = 40
 _TAG = re.compile(r"\s?<(task|project|note|timeline)>\[[^\]<>]*\]</\1>")
 _CHART = re.compile(r"<chart>(.*?)</chart>", re.DOTALL)
+_HELP = """\
+/undo   take back what the last message changed
+/new    begin a new conversation
+/help   this
+/quit   end; so does Ctrl-D"""
 _DONE = {"insert": "created", "update": "changed", "delete": "deleted"}
 _ONE = {"timelines": "timeline entry", "taskComments": "comment"}
 
@@ -41,9 +47,9 @@ class ChatFailed(Exception):
 
 class Command(BaseCommand):
     help = (
-        "Talk to the assistant: send one message from the command line, or one a line until Ctrl-D. Without --server "
-        "and --email it uses the server of `make run` and the demo's account. For other accounts the password comes "
-        "from ADIUVA_DEVICE_PASSWORD, or is asked for."
+        "Talk to the assistant: send one message from the command line, or one a line until /quit. /help names the "
+        "other commands. Without --server and --email it uses the server of `make run` and the demo's account. For "
+        "other accounts the password comes from ADIUVA_DEVICE_PASSWORD, or is asked for."
     )
     # The command is only a client of some server, so this installation need not be checked.
     requires_system_checks: list[str] = []
@@ -52,10 +58,14 @@ class Command(BaseCommand):
         parser.add_argument("message", nargs="*", help="what to say; without it, you are asked")
         parser.add_argument("--server", metavar="URL", help="https://adiuva.example.com")
         parser.add_argument("--email", help="e-mail address of the account")
+        parser.add_argument(
+            "--device", metavar="ID", help="the device whose data it is about (the one seen last)"
+        )
 
     def handle(self, *_: object, **options: Any) -> None:
         try:
             client = _client(options["server"], options["email"])
+            client.device = options["device"] or ""
             if options["message"]:
                 self._show(client.ask(" ".join(options["message"])))
             else:
@@ -69,7 +79,12 @@ class Command(BaseCommand):
     def _talk(self, client: Client) -> None:
         """Send each line as a message. After a failure, the next line is tried."""
         for message in _lines():
+            if message == "/quit":
+                return
             try:
+                if message.startswith("/"):
+                    self.stdout.write(_command(client, message))
+                    continue
                 self._show(client.ask(message))
             except ChatFailed as error:
                 self._show(error.body)
@@ -91,21 +106,43 @@ class Client:
         self._credentials = {"email": email, "password": password}
         self._token = ""
         self._said: list[dict[str, str]] = []
+        self._last_request = ""
+        self.device = ""
         self._sign_in()
 
     def ask(self, message: str) -> dict[str, Any]:
         """The answer, `{response, mutations, …}`. Raises ChatFailed."""
-        body = {"message": message, "context": {"conversation_history": self._said[-_HISTORY_MESSAGES:]}}
+        body: dict[str, Any] = {
+            "message": message,
+            "context": {"conversation_history": self._said[-_HISTORY_MESSAGES:]},
+            "request_id": uuid.uuid4().hex,
+        }
+        if self.device:
+            body["device_id"] = self.device
+        self._last_request = body["request_id"]  # what it changed before it failed can be undone as well
+        answer = self._signed_in_post("chat", body)
+        said = str(answer.get("response") or "")
+        self._said += [{"role": "user", "content": message}, {"role": "assistant", "content": said}]
+        return answer
+
+    def forget(self) -> None:
+        """Begin anew: what was said so far is not sent along any more."""
+        self._said = []
+
+    def undo(self) -> dict[str, Any]:
+        """Take back on the device what the last message changed. Raises ChatFailed."""
+        if not self._last_request:
+            raise ChatFailed("nothing was said yet")
+        return self._signed_in_post(f"chat/turns/{self._last_request}/undo", {})
+
+    def _signed_in_post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            answer = self._post("chat", body)
+            return self._post(path, body)
         except ChatFailed as error:
             if error.status != 401:
                 raise
             self._sign_in()  # the token has run out
-            answer = self._post("chat", body)
-        said = str(answer.get("response") or "")
-        self._said += [{"role": "user", "content": message}, {"role": "assistant", "content": said}]
-        return answer
+            return self._post(path, body)
 
     def _sign_in(self) -> None:
         self._token = ""
@@ -129,6 +166,22 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise ChatFailed(f"{self._address.base} gave no answer: {reason}") from None
+
+
+def _command(client: Client, typed: str) -> str:
+    """What a command of the terminal answers. Raises ChatFailed."""
+    if typed == "/new":
+        client.forget()
+        return "What was said is forgotten here. Begin anew."
+    if typed == "/undo":
+        done = client.undo()
+        kept = [f"  kept: {one.get('title')} ({one.get('reason')})" for one in done.get("kept") or ()]
+        count = int(done.get("undone") or 0)
+        rows = "1 row is" if count == 1 else f"{count} rows are"
+        return _plain("\n".join([f"{rows} as before." if count else "Nothing was changed.", *kept]))
+    if typed == "/help":
+        return _HELP
+    return f"There is no command {typed.split()[0]}.\n{_HELP}"
 
 
 def _client(server: str | None, email: str | None) -> Client:

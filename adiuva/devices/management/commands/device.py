@@ -19,6 +19,7 @@ from adiuva.devices.client import (
     Applied,
     BadWorkspace,
     Connected,
+    Console,
     Device,
     DeviceConfig,
     DeviceError,
@@ -36,11 +37,13 @@ class Command(BaseCommand):
     help = (
         "Run this machine as a device: keep a user's data in a folder here, and let the user's agents read the granted "
         "folders. The password comes from ADIUVA_DEVICE_PASSWORD, or is asked for; after the first sign-in the "
-        "workspace holds a session, and no password is needed. Ctrl-C stops it."
+        "workspace holds a session, and no password is needed. At a terminal it takes commands, such as help. Ctrl-C "
+        "stops it."
     )
     # A device needs no settings of a server, so none are checked.
     requires_system_checks: list[str] = []
     _applied = _refused = 0
+    _typed = b""  # of a line that is not complete
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--server", required=True, metavar="URL", help="https://adiuva.example.com")
@@ -65,6 +68,13 @@ class Command(BaseCommand):
         parser.add_argument("--name", help="name of the device in lists (this machine's name)")
         parser.add_argument(
             "--seed", type=Path, metavar="FILE", help="JSON file of rows for a workspace that has none yet"
+        )
+
+        parser.add_argument(
+            "--console",
+            action="store_true",
+            default=sys.stdin.isatty(),
+            help="take commands from the standard input also where that is no terminal",
         )
 
     def handle(self, *_: object, **options: Any) -> None:
@@ -95,12 +105,36 @@ class Command(BaseCommand):
         loop = asyncio.get_running_loop()
         for end in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(end, device.stop)
+        if options["console"]:
+            console = Console(device.store)
+            try:
+                loop.add_reader(0, self._take_lines, console, device)
+            except PermissionError:  # a file cannot be waited for
+                raise CommandError("--console needs a terminal or a pipe", returncode=1) from None
+            self.stdout.write("Suggestions of your agents: list. All commands: help.")
         self._say(f"Device {device.device_id}, granted folders: {len(options['grant'])}.")
         try:
             await device.run()
         finally:
+            if options["console"]:
+                loop.remove_reader(0)
             if self._applied:
                 self._report_applied()
+
+    def _take_lines(self, console: Console, device: Device) -> None:
+        """Carry out what was typed. It is short work on the store that the device's own calls wait for too."""
+        given = os.read(0, 65_536)
+        if not given:  # the input is closed; the device goes on
+            asyncio.get_running_loop().remove_reader(0)
+        *lines, self._typed = (self._typed + given).split(b"\n")
+        for line in lines:
+            answer = console.answer(line.decode(errors="replace"))
+            if answer is None:
+                device.stop()
+                return
+            if answer:
+                self.stdout.write(answer)
+                self.stdout.flush()
 
     def _report(self, event: Event) -> None:
         match event:

@@ -1,0 +1,100 @@
+"""What a person types at a headless device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from adiuva.devices.client.console import Console
+from adiuva.devices.client.store import Store
+from adiuva.devices.tables import TABLES
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    made = Store()
+    made.seed(
+        {
+            "projects": [{"id": "p", "name": "Boathouse"}],
+            "tasks": [
+                {"title": "Call Ada", "projectId": "p", "isAiSuggested": 1, "description": "about the lease"},
+                {"title": "Pay the bill", "isAiSuggested": 1},
+                {"title": "Mine"},
+                {"title": "Approved", "isAiSuggested": 1, "isApproved": 1},
+            ],
+            "notes": [{"title": "Minutes", "content": "The lease ends in May"}],
+        }
+    )
+    yield made
+    made.close()
+
+
+def say(console: Console, line: str) -> str:
+    answer = console.answer(line)
+    assert answer is not None
+    return answer
+
+
+def tasks(store: Store) -> dict[str, dict[str, object]]:
+    return {row["title"]: row for row in store.select(TABLES["tasks"])}
+
+
+def test_suggestions_are_listed_shown_approved_edited_and_rejected(store: Store) -> None:
+    console = Console(store)
+    listed = say(console, "list")
+    assert "Call Ada (Boathouse)" in listed and "Pay the bill" in listed
+    assert "Mine" not in listed and "Approved" not in listed
+    numbers = {line.split(": ")[1].split(" (")[0]: line.split(".")[0].strip() for line in listed.splitlines()}
+    shown = say(console, f"show {numbers['Call Ada']}")
+    assert "description: about the lease" in shown and "projectId: Boathouse" in shown
+    assert say(console, f"approve {numbers['Call Ada']}") == "Approved: Call Ada"
+    assert tasks(store)["Call Ada"]["isApproved"] == 1
+    assert "Pay it" in say(
+        console, f'edit {numbers["Pay the bill"]} title="Pay it" priority=high dueDate=2026-11-20'
+    )
+    paid = tasks(store)["Pay it"]
+    assert (paid["isApproved"], paid["priority"], paid["dueDate"] is not None) == (1, "high", True)
+    assert say(console, "list") == "No suggestions wait for you."
+
+
+def test_all_are_rejected_at_once(store: Store) -> None:
+    console = Console(store)
+    assert "no list yet" in say(console, "reject all")
+    say(console, "list")
+    assert say(console, "reject all").count("Rejected") == 2
+    assert tasks(store).keys() == {"Mine", "Approved"}
+    assert "not there any more" in say(console, "show 1")
+
+
+def test_all_tables_are_searched(store: Store) -> None:
+    found = say(Console(store), "search LEASE")
+    assert "tasks: Call Ada" in found and "notes: Minutes" in found
+    assert say(Console(store), "search nowhere") == "Nothing is found."
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("approve", "Say which"),
+        ("approve 9", "no number of the last list"),
+        ("edit 1", "Say what to change"),
+        ("edit 1 colour=red", "colour is none of"),
+        ("edit 1 status=gone", "status is one of"),
+        ("edit 1 dueDate=soon", "dueDate is a time"),
+        ("edit 1 title=", "title cannot be empty"),
+        ('edit 1 title="', "cannot be read"),
+        ("dance", "There is no command dance"),
+        ("help", "approve all"),
+    ],
+)
+def test_what_cannot_be_done_says_why_and_changes_nothing(store: Store, line: str, why: str) -> None:
+    console, before = Console(store), tasks(store)
+    say(console, "list")
+    assert why in say(console, line)
+    assert tasks(store) == before
+
+
+def test_quit_ends_it_and_an_empty_line_does_nothing(store: Store) -> None:
+    assert Console(store).answer("quit") is None
+    assert Console(store).answer("  ") == ""
