@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # needs Django, which is set up on servers of the bench's own
 AGENTS: Final = 20
 FILES: Final = 10  # of each agent whose model hangs
 ROUNDS: Final = 3
-SAMPLES: Final = 5  # in each round
+SAMPLES: Final = 4  # in each round
 PATIENCE_S: Final = 120
 WHAT: Final = ("run", "export", "chat")
 

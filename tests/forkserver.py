@@ -100,7 +100,6 @@ _OUR_MODULES = (
     "agents.prompt_context",
     "agents.reconciliation",
     "chat.agent_loop",
-    "chat.deferred_calls",
     "chat.prompts",
     "chat.stream_log",
     "chat.turn_bus",
