@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -174,10 +175,12 @@ def _identities(claimed: ClaimedRun, read: Sequence[Extracted]) -> list[Identity
 
 
 def _reconcile(result: Extracted, known: Sequence[KnownRecord]) -> Reconciled:
-    text = " ".join(result.document.content.casefold().split())
+    @cache
+    def text() -> str:
+        return " ".join(result.document.content.casefold().split())
 
     def occurrences(title: str) -> int:
-        return text.count(" ".join(title.casefold().split()))
+        return text().count(" ".join(title.casefold().split()))
 
     return reconcile(result.records, result.verdicts, known, occurrences)
 
