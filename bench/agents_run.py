@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FILES, FEW = 1_000, 40
 LINES: Final = 3
+LARGE_BYTES: Final = 20 * 1024
 SLOW_S: Final = 0.2
 PATIENCE_S: Final = 600
 
@@ -40,7 +41,7 @@ class UserWithDevice:
         self.token = services.register(email=email, password=password).access_token
         arguments = ["--server", self.base, "--email", email, "--workspace", str(servers.folder / "device")]
         self.folder.mkdir()
-        servers.run(
+        self.device_process = servers.run(
             "device",
             "manage.py",
             "device",
@@ -138,11 +139,15 @@ class UserWithDevice:
             return json.load(answer)
 
 
-def write(folder: Path, files: int) -> None:
+def write(folder: Path, files: int, size: int = 0) -> None:
+    """Files of three lines for the model, each filled up to a size with paragraphs that say nothing."""
     folder.mkdir()
+    filler = "A paragraph about the history of the project, in which nothing had to be decided.\n\n"
     for number in range(files):
         lines = "".join(f"task: {folder.name} file {number} line {line}\n" for line in range(LINES))
-        (folder / f"{number:05}.md").write_text(f"# Notes\n\n{lines}", "utf-8")
+        text = f"# Notes {number}\n\n{lines}"
+        text += ("\n" + filler * (size // len(filler) + 1))[: max(0, size - len(text))]
+        (folder / f"{number:05}.md").write_text(text, "utf-8")
 
 
 def main(servers: BenchServers) -> None:
@@ -156,9 +161,10 @@ def main(servers: BenchServers) -> None:
     before = cpu_s(worker)
     quick = user.run(FILES)
     cpu = cpu_s(worker) - before
-    worker.stop()
     show("a model that answers at once", f"{quick:.1f} s")
     show("of it the worker's CPU, a file", f"{cpu / FILES * 1000:.1f} ms")
+    show_large_files(user, worker)
+    worker.stop()
     worker = user.worker(SLOW_S, at_once)
     user.run(FEW)
     slow = user.run(FILES)
@@ -171,6 +177,19 @@ def main(servers: BenchServers) -> None:
     show(
         "times faster than one after the other", f"{alone * FILES / slow:.1f}", f"aim: 16, at most {at_once}"
     )
+
+
+def show_large_files(user: UserWithDevice, worker: Child) -> None:
+    """CPU a file of 20 KB, of which the model is shown three parts; and of a second run, which reads none."""
+    folder = user.folder / "large"
+    write(folder, FILES, LARGE_BYTES)
+    agent = user.agent(folder, file_extensions=[".md"])
+    for what in ("files of 20 KB", "their second run"):
+        worker_s, device_s = cpu_s(worker), cpu_s(user.device_process)
+        user.run_agent(agent)
+        worker_s, device_s = cpu_s(worker) - worker_s, cpu_s(user.device_process) - device_s
+        shown = f"{worker_s / FILES * 1000:.2f} and {device_s / FILES * 1000:.2f} ms"
+        show(f"{what}: CPU of the worker and of the device, a file", shown)
 
 
 if __name__ == "__main__":
