@@ -66,6 +66,8 @@ class Extractor:
     model: llm.ChatModel
     instructions: str
     rules: RecordRules
+    # Who the freelancer is, a line for each thing known (memory.profile).
+    profile: str = ""
 
     async def extract(
         self, document: SourceDocument, found: Extraction, known: Sequence[KnownRecord] = ()
@@ -108,6 +110,8 @@ class Extractor:
             f"Tables: {', '.join(self.rules.tables)}\n"
             f"Projects: {json.dumps(projects, ensure_ascii=False)}"
         )
+        if self.profile:
+            context += f"\nFreelancer:\n{delimit_untrusted('freelancer', self.profile)}"
         if known:
             context += f"\n\nKnown: {describe_known(known, self.rules.zone)}"
         context += f"\nToday: {dt.datetime.now(self.rules.zone):%A %Y-%m-%d}"

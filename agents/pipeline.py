@@ -33,6 +33,7 @@ from agents.progress import ProgressReporter
 from agents.reconciliation import KnownRecord
 from agents.records import RecordRules
 from agents.result_commits import DeviceAnswered, Extracted, ExtractionFailed, GroupCommit
+from memory.profile import read_profile
 
 # Failures of the model in a row, after which it counts as unavailable.
 _MAX_MODEL_FAILURES: Final = 5
@@ -100,7 +101,9 @@ class Pipeline:
             raise DeviceOffline  # it never connected; a link that names no device would take any
         await self._deliver_waiting()
         rules = RecordRules(self._claimed.data_types, await self._projects(), self._claimed.zone)
-        extractor = Extractor(llm.chat_model(purpose="extraction"), self._claimed.prompt_template, rules)
+        model = llm.chat_model(purpose="extraction")
+        profile = await db.run(read_profile, self._claimed.user_id, model)
+        extractor = Extractor(model, self._claimed.prompt_template, rules, profile)
         at_once = settings.MODEL_CONCURRENCY_PER_USER
         # The model's client limits its calls. Twice as many lanes, because those that commit or deliver make none.
         lanes = 2 * at_once

@@ -295,6 +295,7 @@ class Receipt(models.Model):
         RECORD = "record", "to extract facts"
         CONSOLIDATE = "consolidate", "to condense episodes and find patterns"
         EMBED = "embed", "to compute vectors"
+        EXTRACT = "extract", "to read documents knowing who the user is"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(

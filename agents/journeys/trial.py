@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel
 
 from adiuva import llm
+from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log_failure
 from adiuva.devices.link import DeviceOffline
@@ -20,6 +21,7 @@ from agents.local_folders import DeviceSilent
 from agents.records import RecordRules
 from integrations.errors import NeedsReauth, ProviderUnavailable
 from integrations.mail.errors import NoSuchFolder
+from memory.profile import read_profile
 
 TRIAL_TIMEOUT_S: Final = 40.0
 _MAX_RECORDS: Final = 100
@@ -80,7 +82,9 @@ async def _read_sample(request: SampleRequest, zone: ZoneInfo, trial: TrialResul
     """Records are added document by document, so that those found before the time is over are shown."""
     sample = await samples.collect(request)
     rules = RecordRules(tuple(request.proposal.data_types), sample.projects, zone)
-    extractor = Extractor(llm.chat_model(purpose="extraction"), request.proposal.prompt_template, rules)
+    model = llm.chat_model(purpose="extraction")
+    profile = await db.run(read_profile, request.user_id, model)
+    extractor = Extractor(model, request.proposal.prompt_template, rules, profile)
     async with asyncio.TaskGroup() as group:
         for document in sample.documents:
             group.create_task(_read_document(document, extractor, trial))
