@@ -395,7 +395,7 @@ async def test_the_question_and_the_yes_are_in_the_users_language(
         done = await client.say("Ja, gerne!", conversation_id=conversation_of(stream))
     end = end_frame(done)
     labels = [frame["label"] for frame in done.frames if frame["type"] == "stream_status"]
-    assert "Es wird gelöscht" in labels
+    assert "Eine Aufgabe wird gelöscht" in labels
     assert [change["action"] for change in end["mutations"]] == ["delete"]
 
 
