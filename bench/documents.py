@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from adiuva.documents import Unreadable
 from adiuva.documents.reading import read_document
+from adiuva.offline_model.messages import delimited_text
 from bench.agents_run import UserWithDevice
 from bench.harness import bench_servers, show
 from tests.fakes.provider import Provider, Request
@@ -54,14 +55,15 @@ class Seen:
     arrived: list[str] = field(default_factory=list)
 
 
-def _document_text(request: Request) -> str:
-    return str(request.body["messages"][2]["content"]).partition("\n\n")[2]
+def _shown(request: Request) -> str:
+    """What a request says of a document: its name, its head, and the text of one part."""
+    return delimited_text(str(request.body["messages"][1]["content"]), "document")
 
 
 def tasks_of_items(request: Request) -> dict[str, Any]:
     """A model that makes a task of each open item of a document, and of nothing that is quoted or struck out."""
     found = []
-    for words, date in _ITEM.findall(_document_text(request)):
+    for words, date in _ITEM.findall(_shown(request).partition("\n\n")[2]):
         if not words.strip().startswith("~~"):
             found.append(
                 {"table": "tasks", "data": {"title": words.strip()} | ({"dueDate": date} if date else {})}
@@ -96,7 +98,7 @@ class RealRuns:
             run.passed_over or {},
         )
         for request in self.model.chats:
-            text = str(request.body["messages"][2]["content"])
+            text = _shown(request)
             name = _DOCUMENT.search(text)
             assert name is not None
             seen.shown[name[1]].append(text)
