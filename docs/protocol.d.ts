@@ -22,7 +22,7 @@ export interface AgentComplete {
   /** (protocol 2) */
   batches?: number | null;
   /** (protocol 2) */
-  passed_over?: Record<string, unknown> | null;
+  passed_over?: Record<string, number> | null;
 }
 
 export interface AgentData {
@@ -71,7 +71,7 @@ export interface AgentProgress {
   files_done: number;
   records_created: number;
   eta_s?: number | null;
-  passed_over?: Record<string, unknown> | null;
+  passed_over?: Record<string, number> | null;
 }
 
 export interface AgentRun {
@@ -130,7 +130,7 @@ export interface DeviceHello {
 }
 
 /** (protocol 2) */
-export interface Error {
+export interface ErrorFrame {
   type: "error";
   code: string;
   message: string;
@@ -195,7 +195,7 @@ export interface ManifestFile {
 
 export interface Mutation {
   action: "insert" | "update" | "delete";
-  table: "tasks" | "projects" | "timelines" | "notes" | "taskComments" | "clients";
+  table: TableName;
   /** the row as the device returned it */
   data: Record<string, unknown>;
 }
@@ -226,7 +226,7 @@ export interface Scope {
   id?: string | null;
 }
 
-export type ServerFrame = HelloAck | Ping | Error | ToolCall | ToolBatch | AgentRun | AgentFetch | AgentAck | AgentProgress | AgentCancel | FloatingDomain | StreamStart | StreamText | StreamStatus | ApprovalRequest | StreamEnd;
+export type ServerFrame = HelloAck | Ping | ErrorFrame | ToolCall | ToolBatch | AgentRun | AgentFetch | AgentAck | AgentProgress | AgentCancel | FloatingDomain | StreamStart | StreamText | StreamStatus | ApprovalRequest | StreamEnd;
 
 export interface StreamEnd {
   type: "stream_end";
@@ -295,8 +295,8 @@ export interface ToolBatchResult {
 
 export interface ToolCall {
   id: string;
-  action: "select" | "get" | "insert" | "update" | "delete" | "vector_upsert" | "vector_search";
-  table?: "tasks" | "projects" | "timelines" | "notes" | "taskComments" | "clients" | null;
+  action: Action;
+  table?: TableName | null;
   data?: Record<string, unknown> | null;
   filters?: Record<string, unknown> | null;
   vector?: number[] | null;
@@ -312,8 +312,8 @@ export interface ToolCall {
 
 export interface ToolCallBody {
   id: string;
-  action: "select" | "get" | "insert" | "update" | "delete" | "vector_upsert" | "vector_search";
-  table?: "tasks" | "projects" | "timelines" | "notes" | "taskComments" | "clients" | null;
+  action: Action;
+  table?: TableName | null;
   data?: Record<string, unknown> | null;
   filters?: Record<string, unknown> | null;
   vector?: number[] | null;
@@ -356,3 +356,145 @@ export interface Usage {
   output_tokens?: number;
   model_calls?: number;
 }
+
+/** A row of tasks: something that somebody is to do. */
+export interface TaskRow {
+  /** made by the device */
+  id: string;
+  /** the id of a project, or absent */
+  projectId: string | null;
+  /** what is to be done, in a few words */
+  title: string;
+  /** what one must know to do it */
+  description: string | null;
+  status: "todo" | "in_progress" | "done";
+  priority: "high" | "medium" | "low";
+  /** the names of those who are to do it; a JSON array of strings, as a string */
+  assignee: string | null;
+  /** when it is due; milliseconds since the epoch */
+  dueDate: number | null;
+  isAiSuggested: 0 | 1;
+  isApproved: 0 | 1;
+  /** milliseconds since the epoch; made by the device */
+  createdAt: number;
+}
+
+/** A row of projects: a body of work for a client. */
+export interface ProjectRow {
+  /** made by the device */
+  id: string;
+  clientId: string | null;
+  name: string;
+  status: "active" | "archived";
+  /** what the project is, in a sentence or two */
+  aiSummary: string | null;
+  /** milliseconds since the epoch; made by the device */
+  createdAt: number;
+}
+
+/** A row of timelines: a date that matters to a project: a milestone, a deadline, an event. */
+export interface TimelineRow {
+  /** made by the device */
+  id: string;
+  /** the id of the project it belongs to */
+  projectId: string;
+  title: string;
+  /** when it is; milliseconds since the epoch */
+  date: number;
+  isAiSuggested: 0 | 1;
+  isApproved: 0 | 1;
+  /** milliseconds since the epoch; made by the device */
+  createdAt: number;
+}
+
+/** A row of notes: something worth keeping, in Markdown. */
+export interface NoteRow {
+  /** made by the device */
+  id: string;
+  projectId: string | null;
+  title: string;
+  /** Markdown */
+  content: string;
+  /** milliseconds since the epoch; made by the device */
+  createdAt: number;
+  /** milliseconds since the epoch; made by the device */
+  updatedAt: number;
+}
+
+/** A row of taskComments: a remark on a task. */
+export interface TaskCommentRow {
+  /** made by the device */
+  id: string;
+  /** the id of the task it is about */
+  taskId: string;
+  author: string | null;
+  content: string;
+  /** milliseconds since the epoch; made by the device */
+  createdAt: number;
+}
+
+/** A row of clients: a person or company that work is done for. */
+export interface ClientRow {
+  /** made by the device */
+  id: string;
+  parentId: string | null;
+  name: string;
+  industry: string | null;
+  /** milliseconds since the epoch; made by the device */
+  createdAt: number;
+}
+
+export interface Rows {
+  tasks: TaskRow;
+  projects: ProjectRow;
+  timelines: TimelineRow;
+  notes: NoteRow;
+  taskComments: TaskCommentRow;
+  clients: ClientRow;
+}
+
+/** The filters of a `select`; one that is null counts as absent. */
+export interface Filters {
+  /** rows whose column is this; likewise the next three */
+  projectId?: string | null;
+  status?: string | null;
+  taskId?: string | null;
+  clientId?: string | null;
+  /** rows in whose texts each of these words occurs, in upper or lower case */
+  search?: string | null;
+  /** milliseconds: rows that are due at this time or later (`dueDate`; `date` of timelines) */
+  dueDateFrom?: number | null;
+  /** milliseconds: rows that are due at this time or earlier */
+  dueDateTo?: number | null;
+  /** projects: the archived ones too, which are left out unless `status` or this is given */
+  includeArchived?: boolean | null;
+  /** a column, `column desc` or `-column`; rows without a value come last. Without it the oldest come first */
+  orderBy?: string | null;
+}
+
+export type Action = "select" | "get" | "insert" | "update" | "delete" | "vector_upsert" | "vector_search";
+export type TableName = "tasks" | "projects" | "timelines" | "notes" | "taskComments" | "clients";
+export type Capability = "dedupe" | "batch" | "manifest" | "approval" | "offset";
+export type CloseCode = 4401 | 4403 | 4408 | 4409 | 4413 | 4429 | 1012;
+/** Codes of `error` frames. Newer servers may say others. */
+export type FrameCode = "bad_json" | "bad_frame" | "unknown_type" | "frame_too_large" | "too_deep" | "number_too_large" | "hello_first" | "hello_twice" | "run_not_active" | "not_running" | "approval_over" | "unavailable" | "internal_error";
+/** Codes of `stream_end`. Newer servers may say others. */
+export type StreamCode = "device_offline" | "device_unreachable" | "unknown_device" | "conversation_not_found" | "request_taken" | "request_id_reused" | "turn_is_running" | "stream_expired" | "turn_lost" | "server_restarting" | "too_many_requests" | "limit" | "outcome_unknown" | "internal_error" | "unavailable" | "model_unavailable" | "model_timeout" | "model_rate_limited" | "model_not_configured" | "model_rejected" | "model_context_exceeded" | "model_interrupted" | "model_bad_output" | "model_empty" | "model_garbled" | "model_error";
+export declare const LIMITS: {
+  readonly MAX_FRAME_BYTES: 1048576;
+  readonly MAX_DEPTH: 32;
+  readonly MAX_BATCH: 64;
+  readonly PART_BYTES: 524288;
+  readonly KEEP_RESULTS_DAYS: 30;
+  readonly KEEP_STREAM_MINUTES: 10;
+};
+export declare const CLOSE_CODES: {
+  readonly NOT_AUTHENTICATED: 4401;
+  readonly ORIGIN_REFUSED: 4403;
+  readonly TIMEOUT: 4408;
+  readonly SUPERSEDED: 4409;
+  readonly TOO_LARGE: 4413;
+  readonly TOO_MANY: 4429;
+  readonly RESTARTING: 1012;
+};
+export declare const PROTOCOL: 2;

@@ -1,36 +1,45 @@
-"""Generates the published JSON Schema and TypeScript types of the device socket from the typed frames."""
+"""Generates what is published of the device socket: JSON Schema, TypeScript, and the tables of docs/protocol.md."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic.json_schema import models_json_schema
 
-from adiuva.devices import protocol
+from adiuva.devices import protocol, protocol_page, vocabulary
+from adiuva.devices.tables import TABLES, Column
 
-SCHEMA_FILE: Final = "protocol.schema.json"
-TYPES_FILE: Final = "protocol.d.ts"
+SCHEMA_FILE: Final = "docs/protocol.schema.json"
+TYPES_FILE: Final = "docs/protocol.d.ts"
+PAGE_FILE: Final = "docs/protocol.md"
+CLIENT_FILE: Final = "clients/typescript/src/protocol.ts"
 
 _MADE: Final = "Made by `manage.py protocol` from adiuva/devices/protocol.py; do not edit."
+_ALIASES: Final = {get_args(protocol.Action): "Action", get_args(protocol.TableName): "TableName"}
 _UNIONS: Final = {"ClientFrame": protocol.ClientFrame, "ServerFrame": protocol.ServerFrame}
 
 
-def files() -> dict[str, str]:
-    """File name → content of the files that are published in `docs/`."""
+def files(project: Path) -> dict[str, str]:
+    """Path in the project → content of the files that are published."""
     schema = json_schema()
+    types = typescript(schema)
+    page = (project / PAGE_FILE).read_text("utf-8")
     return {
         SCHEMA_FILE: json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
-        TYPES_FILE: typescript(schema),
+        TYPES_FILE: types + _constants(declared=True),
+        CLIENT_FILE: types + _constants(declared=False),
+        PAGE_FILE: protocol_page.refreshed(page, schema),
     }
 
 
-def write(folder: Path) -> list[Path]:
+def write(project: Path) -> list[Path]:
     """Write the files; returns those that changed."""
     changed = []
-    for name, content in files().items():
-        path = folder / name
+    for name, content in files(project).items():
+        path = project / name
         if not path.exists() or path.read_text("utf-8") != content:
             path.write_text(content, "utf-8")
             changed.append(path)
@@ -49,8 +58,9 @@ def json_schema() -> dict[str, Any]:
         ref_template="#/$defs/{model}",
     )
     definitions = found["$defs"]
+    definitions["ErrorFrame"] = definitions.pop("Error")  # in most languages, Error is a name of their own
     for name, union in _UNIONS.items():
-        definitions[name] = {"oneOf": [{"$ref": f"#/$defs/{model.__name__}"} for model in _members(union)]}
+        definitions[name] = {"oneOf": [{"$ref": f"#/$defs/{_name(model)}"} for model in _members(union)]}
     for definition in definitions.values():
         _tidy(definition)
     return {
@@ -60,6 +70,10 @@ def json_schema() -> dict[str, Any]:
         "oneOf": [{"$ref": f"#/$defs/{name}"} for name in _UNIONS],
         "$defs": dict(sorted(definitions.items())),
     }
+
+
+def _name(model: type[Any]) -> str:
+    return "ErrorFrame" if model is protocol.Error else model.__name__
 
 
 def _members(union: Any) -> tuple[type[Any], ...]:
@@ -80,8 +94,11 @@ def _tidy(definition: dict[str, Any]) -> None:
         definition["required"].insert(0, "type")
 
 
+# ── TypeScript ──────────────────────────────────────────────────────────────────────────────────────────
+
+
 def typescript(schema: dict[str, Any]) -> str:
-    """The schema as TypeScript declarations."""
+    """The schema, the tables' rows and the names that it uses, as TypeScript declarations."""
     lines = [f"// {_MADE}", ""]
     for name, definition in schema["$defs"].items():
         if about := _about(definition):
@@ -97,7 +114,87 @@ def typescript(schema: dict[str, Any]) -> str:
         else:
             lines.append(f"export type {name} = {_type(definition)};")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_rows(), *_unions()])
+
+
+def _rows() -> list[str]:
+    lines = []
+    for table in TABLES.values():
+        lines += [
+            f"/** A row of {table.name}: {table.about}. */",
+            f"export interface {_row_name(table.name)} {{",
+        ]
+        for column in table.columns:
+            if about := _column_about(column):
+                lines.append(f"  /** {about} */")
+            lines.append(f"  {column.name}: {_column_type(column)};")
+        lines += ["}", ""]
+    lines += ["export interface Rows {", *(f"  {name}: {_row_name(name)};" for name in TABLES), "}", ""]
+    lines += [
+        "/** The filters of a `select`; one that is null counts as absent. */",
+        "export interface Filters {",
+    ]
+    for name, (kind, about) in vocabulary.FILTERS.items():
+        if about:
+            lines.append(f"  /** {about} */")
+        lines.append(f"  {name}?: {kind} | null;")
+    return [*lines, "}", ""]
+
+
+def _row_name(table: str) -> str:
+    return f"{table[0].upper()}{table[1:].removesuffix('s')}Row"
+
+
+def _column_type(column: Column) -> str:
+    if column.choices:
+        kind = " | ".join(json.dumps(choice) for choice in column.choices)
+    else:
+        kind = {"flag": "0 | 1", "int": "number", "time": "number"}.get(column.kind, "string")
+    always = column.required or column.made_by_device or column.default is not None
+    return kind if always else f"{kind} | null"
+
+
+def _column_about(column: Column) -> str:
+    form = {"time": "milliseconds since the epoch", "names": "a JSON array of strings, as a string"}.get(
+        column.kind
+    )
+    made = "made by the device" if column.made_by_device else None
+    return "; ".join(word for word in (column.about, form, made) if word)
+
+
+def _unions() -> list[str]:
+    lines = [f"export type {name} = {_either(values)};" for values, name in _ALIASES.items()]
+    lines.append(f"export type Capability = {_either(vocabulary.CAPABILITIES)};")
+    lines.append(
+        f"export type CloseCode = {' | '.join(str(code) for code, _ in vocabulary.CLOSE_CODES.values())};"
+    )
+    lines.append("/** Codes of `error` frames. Newer servers may say others. */")
+    lines.append(f"export type FrameCode = {_either(vocabulary.FRAME_CODES)};")
+    lines.append("/** Codes of `stream_end`. Newer servers may say others. */")
+    lines.append(f"export type StreamCode = {_either(vocabulary.STREAM_CODES)};")
+    return [*lines, ""]
+
+
+def _either(values: Iterable[str]) -> str:
+    return " | ".join(json.dumps(value) for value in values)
+
+
+def _constants(*, declared: bool) -> str:
+    """The constants, declared for a .d.ts or defined for a .ts file."""
+    limits = {name: value for name, (value, _) in vocabulary.LIMITS.items()}
+    closes = {name: code for name, (code, _) in vocabulary.CLOSE_CODES.items()}
+    lines = []
+    for name, values in {"LIMITS": limits, "CLOSE_CODES": closes}.items():
+        lines.append(f"export {'declare ' if declared else ''}const {name}{':' if declared else ' ='} {{")
+        if declared:
+            lines += [*(f"  readonly {key}: {value};" for key, value in values.items()), "};"]
+        else:
+            lines += [*(f"  {key}: {value}," for key, value in values.items()), "} as const;"]
+    if declared:
+        lines.append(f"export declare const PROTOCOL: {vocabulary.PROTOCOL};")
+    else:
+        lines.append(f"export const PROTOCOL = {vocabulary.PROTOCOL};")
+    return "\n".join([*lines, ""])
 
 
 def _about(body: dict[str, Any]) -> str:
@@ -111,7 +208,7 @@ def _type(body: dict[str, Any]) -> str:
     if "const" in body:
         return json.dumps(body["const"])
     if "enum" in body:
-        return " | ".join(json.dumps(value) for value in body["enum"])
+        return _ALIASES.get(tuple(body["enum"])) or _either(body["enum"])
     if options := body.get("anyOf") or body.get("oneOf"):
         return " | ".join(dict.fromkeys(_type(option) for option in options))
     match body.get("type"):
@@ -119,7 +216,8 @@ def _type(body: dict[str, Any]) -> str:
             item = _type(body.get("items", {}))
             return f"({item})[]" if " | " in item else f"{item}[]"
         case "object":
-            return "Record<string, unknown>"
+            inner = body.get("additionalProperties")
+            return f"Record<string, {_type(inner) if isinstance(inner, dict) and inner else 'unknown'}>"
         case "integer" | "number":
             return "number"
         case "string" | "boolean" | "null" as simple:

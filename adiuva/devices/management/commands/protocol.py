@@ -1,4 +1,4 @@
-"""`manage.py protocol`: write the socket's JSON Schema and TypeScript types into docs/."""
+"""`manage.py protocol`: write what is published of the socket: schema, types, the tables of docs/protocol.md."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from adiuva.devices import schema_export
 
 
 class Command(BaseCommand):
-    help = "Write the device socket's JSON Schema and TypeScript types into docs/."
+    help = "Write the device socket's JSON Schema, TypeScript types and the tables of docs/protocol.md."
     requires_system_checks = []
 
     def handle(self, *args: Any, **options: Any) -> None:
-        changed = schema_export.write(settings.BASE_DIR / "docs")
+        changed = schema_export.write(settings.BASE_DIR)
         for path in changed:
             self.stdout.write(f"wrote {path.name}")
         if not changed:
-            self.stdout.write("docs/ is fresh")
+            self.stdout.write("all is fresh")
