@@ -18,6 +18,8 @@ class LinesField(serializers.ListField):
         super().__init__(**options)
 
     def get_value(self, dictionary: Any) -> Any:
+        if not html.is_html_input(dictionary):
+            return super().get_value(dictionary)
         given = _given(self, dictionary)
         if not isinstance(given, list):
             return given
