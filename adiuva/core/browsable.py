@@ -32,7 +32,7 @@ _TITLES: Final = (
 )
 _MAX_TITLE: Final = 100
 # What a view's page is refused with when it makes a form: it then has none.
-_REFUSED: Final = (exceptions.APIException, Http404)
+_REFUSED: Final = (exceptions.APIException, Http404, RecursionError)
 
 
 class FormRenderer(HTMLFormRenderer):

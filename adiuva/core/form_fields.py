@@ -18,13 +18,11 @@ class LinesField(serializers.ListField):
         super().__init__(**options)
 
     def get_value(self, dictionary: Any) -> Any:
-        if not html.is_html_input(dictionary):
+        typed = _typed(self, dictionary)
+        if typed is None:
             return super().get_value(dictionary)
-        given = _given(self, dictionary)
-        if not isinstance(given, list):
-            return given
         lines = (
-            given[0].splitlines() if len(given) == 1 else given
+            typed[0].splitlines() if len(typed) == 1 else typed
         )  # several come from programs that send forms
         return self.from_lines([line.strip() for line in lines if line.strip()])
 
@@ -44,8 +42,8 @@ class ChecksField(serializers.ListField):
         super().__init__(**options)
 
     def get_value(self, dictionary: Any) -> Any:
-        given = _given(self, dictionary)
-        return [name for name in given if name] if isinstance(given, list) else given
+        typed = _typed(self, dictionary)
+        return super().get_value(dictionary) if typed is None else [name for name in typed if name]
 
 
 class FilterConfigField(serializers.JSONField):
@@ -73,8 +71,9 @@ class FilterConfigField(serializers.JSONField):
         return {name: value for name, value in found.items() if value}
 
 
-def _given(field: serializers.ListField, dictionary: Any) -> Any:
-    """The texts that a form has under a field's name, or what the field's own base makes of anything else."""
-    if html.is_html_input(dictionary) and field.field_name in dictionary:
-        return dictionary.getlist(field.field_name)
-    return serializers.ListField.get_value(field, dictionary)
+def _typed(field: serializers.ListField, dictionary: Any) -> list[str] | None:
+    """The texts that a form has under a field's name; None if it has none, and for JSON, which is a list already."""
+    if not html.is_html_input(dictionary) or field.field_name not in dictionary:
+        return None
+    found: list[str] = dictionary.getlist(field.field_name)
+    return found

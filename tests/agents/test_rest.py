@@ -140,6 +140,14 @@ def test_no_body_is_too_strange(rest: APIClient, changes: dict[str, Any]) -> Non
     assert answer.status_code == 201 or {"code", "message"} <= answer.json().keys()
 
 
+def test_lists_in_json_are_taken_as_they_are(rest: APIClient) -> None:
+    paths = ["/home/ada/two\nlines "]
+    assert rest.post(f"{API}/local", {**GOOD, "directory_paths": paths}).json()["directory_paths"] == paths
+    for field in ("directory_paths", "data_types", "file_extensions"):
+        answer = rest.post(f"{API}/local", {**GOOD, field: [[]]})
+        assert (answer.status_code, list(answer.json()["fields"])) == (400, [f"{field}.0"])
+
+
 def test_what_the_server_decides_cannot_be_set(rest: APIClient, ada: Person) -> None:
     other = somebody()
     sent = {**GOOD, "id": str(uuid.uuid4()), "user": str(other.id), "user_id": str(other.id), "type": "gmail",
