@@ -1,5 +1,6 @@
 /** The user's rows: what a device has to do, and a store in memory. */
 
+import { LIMITS } from "./protocol.js";
 import type { Filters, Rows, TableName, ToolCallBody, ToolResultBody } from "./protocol.js";
 
 /** A result without its id: `row`, `rows`, `results`, `deleted`, `ok`, or `error`. */
@@ -30,7 +31,9 @@ export async function answer(store: Store, call: ToolCallBody): Promise<ToolResu
     outcome = { error: error instanceof Error ? error.message : String(error) };
   }
   if (writes) await store.applied.set(call.id, outcome);
-  return { id: call.id, ...outcome };
+  const result = { id: call.id, ...outcome };
+  if (new TextEncoder().encode(JSON.stringify(result)).length <= LIMITS.MAX_FRAME_BYTES - 1024) return result;
+  return { id: call.id, error: "the result is too large for one frame", code: "too_large" };
 }
 
 type AnyRow = Record<string, unknown> & { id: string };

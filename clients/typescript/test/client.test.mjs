@@ -77,3 +77,11 @@ test("a write that comes again is not done again", async () => {
   assert.deepEqual(first, second);
   assert.equal([...store.rows.get("tasks").values()].filter((row) => row.title === "Once").length, 1);
 });
+
+test("a result that is longer than a frame says so instead", async () => {
+  const large = new MemoryStore();
+  for (let row = 0; row < 3; row++) large.insert("notes", { title: "Long", content: "é".repeat(200_000) });
+  const result = await answer(large, { id: "call-2", action: "select", table: "notes" });
+  assert.equal(result.code, "too_large");
+  assert.equal(result.rows, undefined);
+});
