@@ -14,9 +14,9 @@ import asyncio
 import datetime as dt
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -38,7 +38,7 @@ from memory import entries, structured, vector_space
 from memory.apply_operations import OperationWriter, ShownEntry
 from memory.exchanges import UnsealedExchange, shorten, unseal_exchange
 from memory.models import Entry, Exchange, Receipt, SourceKind, Tier
-from memory.operations import Operation, OperationValidator, ValidOperations
+from memory.operations import NotTheUsersWords, Operation, OperationValidator, ValidOperations
 from memory.preferences import readable_tiers
 from memory.receipts import write_receipt
 from memory.search import needs_vector, search
@@ -181,7 +181,7 @@ async def _read(user_id: uuid.UUID, batch: Batch) -> None:
                 material=_material(batch, context),
                 name="memory",
                 schema=validator.schema(),
-                read=validator.check,
+                read=_repaired_once(validator.check),
             )
         if answer is None:  # nothing is lost: the exchanges are read again when their lease has ended
             raise llm.ModelGarbled("the model's answer could not be used, nor its repair")
@@ -196,6 +196,26 @@ async def _read(user_id: uuid.UUID, batch: Batch) -> None:
         dropped=found.dropped,
         prompt=prompt_files.load("memory", "record").version,
     )
+
+
+def _repaired_once(check: Callable[[Any], ValidOperations]) -> Callable[[Any], ValidOperations]:
+    """Take an answer that keeps to words which are not the user's as one with nothing to remember.
+
+    The model could read it, so that to ask again later would not help.
+    """
+    answers = 0
+
+    def read(answer: Any) -> ValidOperations:
+        nonlocal answers
+        answers += 1
+        try:
+            return check(answer)
+        except NotTheUsersWords as refused:
+            if answers == 1:
+                raise
+            return ValidOperations((), refused.count)
+
+    return read
 
 
 @transaction.atomic

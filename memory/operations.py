@@ -25,6 +25,12 @@ MAX_CONTENT_CHARS: Final = 600
 _WRITABLE_TIERS: Final = (Tier.CORE, Tier.ASSOCIATIVE)
 
 
+class NotTheUsersWords(UnusableAnswer):
+    """What is to be remembered was not said by the user. `count`: of an answer, so many operations."""
+
+    count = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """`said_in` and `entry` are labels. `asked`: the user asked to delete the entry with its history."""
@@ -82,21 +88,31 @@ class OperationValidator:
         }
 
     def check(self, answer: Any) -> ValidOperations:
-        """The usable operations of an answer, ordered by exchange. Raises UnusableAnswer if none of them is usable."""
+        """The usable operations of an answer, ordered by exchange.
+
+        Raises UnusableAnswer if none of them is usable; NotTheUsersWords if that is all that is wrong with them.
+        """
         found = answer.get("operations") if isinstance(answer, dict) else answer
         if not isinstance(found, list):
             raise UnusableAnswer('the answer has no list named "operations".')
         usable: list[Operation] = []
         problems: dict[str, None] = {}
+        others_words = 0
         for item in found[:MAX_OPERATIONS]:
             try:
                 usable.append(self._operation(item))
             except UnusableAnswer as unusable:
                 problems[str(unusable)] = None
+                others_words += isinstance(unusable, NotTheUsersWords)
         order = list(self.said)
         usable.sort(key=lambda operation: order.index(operation.said_in))
         if problems and not usable:
-            raise UnusableAnswer(f"none of the operations can be used: {'; '.join(problems)}.")
+            complaint = f"none of the operations can be used: {'; '.join(problems)}."
+            if others_words < min(len(found), MAX_OPERATIONS):
+                raise UnusableAnswer(complaint)
+            refused = NotTheUsersWords(complaint)
+            refused.count = others_words
+            raise refused
         return ValidOperations(usable, len(found) - len(usable))
 
     def _operation(self, item: Any) -> Operation:
@@ -127,13 +143,13 @@ class OperationValidator:
         content = self._text(item, "content", MAX_CONTENT_CHARS)
         words = [self.said[said_in]]
         if reason := grounding.problem(content, words, day=self.days.get(said_in)):
-            raise UnusableAnswer(f"{reason}; keep to the user's own words")
+            raise NotTheUsersWords(f"{reason}; keep to the user's own words")
         return content
 
     def _key(self, item: dict[str, Any], said_in: str) -> str:
         key = self._text(item, "key", MAX_KEY_CHARS)
         if foreign := grounding.foreign_facts(key, self.said[said_in]):
-            raise UnusableAnswer(f"the user did not say “{foreign[0]}”")
+            raise NotTheUsersWords(f"the user did not say “{foreign[0]}”")
         return key
 
     @staticmethod

@@ -13,10 +13,13 @@ class FairLimit:
 
     Callers who wait get the next free place by turns, each its waiters in their order. The caller None stands for
     nobody in particular, and has no bound of its own.
+
+    `lends`: while one caller holds all places, another one gets a place beyond them, so that even of one or two places
+    none can be kept from everybody else.
     """
 
-    def __init__(self, most: int, *, per_caller: int | None = None) -> None:
-        self._most, self._free, self._per_caller = most, most, per_caller
+    def __init__(self, most: int, *, per_caller: int | None = None, lends: bool = False) -> None:
+        self._most, self._free, self._per_caller, self._lends = most, most, per_caller, lends
         self._held: Counter[Hashable] = Counter()
         # The caller whose turn is next comes first.
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
@@ -35,7 +38,7 @@ class FairLimit:
         """Change how many places there are. Those that are held stay held."""
         self._free += most - self._most
         self._most, self._per_caller = most, per_caller
-        for _ in range(self._free):
+        for _ in range(max(1, self._free)):
             self._hand_out()
 
     @asynccontextmanager
@@ -48,7 +51,7 @@ class FairLimit:
 
     async def _acquire(self, caller: Hashable) -> None:
         # Nobody who could have a place waits while one is free, so this overtakes nobody.
-        if self._free > 0 and self._may_have_more(caller):
+        if self._has_room_for(caller):
             self._take(caller)
             return
         place = asyncio.get_running_loop().create_future()
@@ -62,8 +65,10 @@ class FairLimit:
                 self._forget(caller, place)
             raise
 
-    def _may_have_more(self, caller: Hashable) -> bool:
-        return caller is None or self._per_caller is None or self._held[caller] < self._per_caller
+    def _has_room_for(self, caller: Hashable) -> bool:
+        if self._free > 0:
+            return caller is None or self._per_caller is None or self._held[caller] < self._per_caller
+        return self._lends and len(self._held) == 1 and caller not in self._held
 
     def _take(self, caller: Hashable) -> None:
         self._free -= 1
@@ -84,9 +89,9 @@ class FairLimit:
                 del self._waiting[caller]
 
     def _hand_out(self) -> None:
-        """Give the free place to the first caller in turn who may have it."""
-        for caller in list(self._waiting) if self._free > 0 else ():
-            if not self._may_have_more(caller):
+        """Give a place to the first caller in turn who may have one."""
+        for caller in list(self._waiting):
+            if not self._has_room_for(caller):
                 continue
             waiting = self._waiting.pop(caller)
             # A task that was cancelled just now has not run yet to leave the line.

@@ -69,7 +69,7 @@ class AdaptiveLimit:
         self._id = secrets.token_hex(8)
         self._loop = asyncio.get_running_loop()
         self._part = float(FIRST_LIMIT)
-        self._places = FairLimit(self.allowed, per_caller=self.allowed_per_caller)
+        self._places = FairLimit(self.allowed, per_caller=self.allowed_per_caller, lends=True)
         self._soon = 0
         self._must_halve = self._was_lowered = False
         self._synced_at = -math.inf
@@ -83,7 +83,10 @@ class AdaptiveLimit:
 
     @property
     def allowed_per_caller(self) -> int:
-        """Of these, one caller's: a quarter is left to others, whose calls may be answered when these hang."""
+        """Of these, one caller's: a quarter is left to others, whose calls may be answered when these hang.
+
+        Of one or two places none can be left; then FairLimit lends another caller a place.
+        """
         left = self.allowed // 4 if self.allowed > 2 else 0
         return min(self.allowed - left, settings.MODEL_CONCURRENCY_PER_USER)
 

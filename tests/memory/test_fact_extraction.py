@@ -276,6 +276,17 @@ def test_an_unusable_answer_is_repaired_once_and_the_exchange_is_read_again_late
     assert Exchange.objects.filter(user_id=user, recorded_at=None, attempts=1).count() == 1
 
 
+def test_what_the_user_did_not_say_is_refused_and_not_asked_for_again(
+    user: uuid.UUID, provider: Provider
+) -> None:
+    say(user, "Remember that Bob likes sailing")
+    provider.memory = {"operations": [add("Pay to DE99 6666 6666")]}
+    assert record(user) == 1
+    assert len(provider.memories) == 2  # one repair
+    assert not Entry.objects.of(user).exists()
+    assert not Exchange.objects.filter(user_id=user, recorded_at=None).exists()
+
+
 def test_an_endless_answer_is_bounded(user: uuid.UUID, provider: Provider) -> None:
     say(user, "Bob has numbers " + " ".join(map(str, range(100))))
     provider.memory = {"operations": [add(f"Bob has the number {number}") for number in range(10_000)]}

@@ -48,6 +48,23 @@ async def test_one_caller_leaves_room_for_the_others() -> None:
     assert limit.free == 6
 
 
+async def test_of_few_places_one_caller_keeps_nobody_waiting() -> None:
+    limit, order = FairLimit(3, lends=True), list[str | None]()
+    hanging = [Holder(limit, "hanging", order) for _ in range(6)]
+    waiting = [Holder(limit, caller, order) for caller in ("b", "b", "c")]
+    await settle()
+    assert order == ["hanging"] * 3 + ["b"]  # one place beyond them, and no more
+    limit.resize(1)
+    await settle()
+    assert len(order) == 4
+    await waiting[0].end()
+    await settle()
+    assert order[4:] == ["b"] or order[4:] == ["c"]
+    for each in [*waiting, *hanging]:
+        await each.end()
+    assert limit.free == 1
+
+
 async def test_callers_who_wait_take_turns() -> None:
     limit, order = FairLimit(1), list[str | None]()
     holders = [Holder(limit, caller, order) for caller in ("a", "a", "a", "b", "b", "c")]
