@@ -21,7 +21,7 @@ from agents.claimed_runs import ClaimedRun
 from agents.ledger import Identity
 from agents.models import FoundRecord, Source
 from agents.reconciliation import KEPT_FIELDS, Change, KnownRecord, Relation
-from agents.records import Record
+from agents.record_rules import Record
 
 # Of one document; the latest.
 _MAX_OF_DOCUMENT: Final = 2_000

@@ -31,7 +31,7 @@ from agents.mailbox import Mailbox
 from agents.models import Run
 from agents.progress import ProgressReporter
 from agents.reconciliation import KnownRecord
-from agents.records import RecordRules
+from agents.record_rules import RecordRules
 from agents.result_commits import DeviceAnswered, Extracted, ExtractionFailed, GroupCommit
 from memory.profile import read_profile
 

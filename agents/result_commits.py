@@ -29,7 +29,7 @@ from agents.journal import EventKind, JournalEntry
 from agents.ledger import Identity
 from agents.models import Run, RunEvent, Source
 from agents.reconciliation import Change, KnownRecord, Reconciled, Repeat, reconcile
-from agents.records import Record, Verdict
+from agents.record_rules import Record, Verdict
 
 # Records of a document are numbered from a multiple of this, so that they keep their order within the run.
 _POSITIONS_PER_DOCUMENT: Final = 1_000

@@ -40,16 +40,16 @@ def without_answers() -> None:
 
 def without_records() -> None:
     """Whatever fields a model proposes are sent to the device, review flags included."""
-    from agents import records
+    from agents import record_rules
 
-    check = records.RecordRules._record
+    check = record_rules.RecordRules._record
 
     def trusting(rules: Any, item: Any) -> Any:
         record = check(rules, item)
         record.data.update(item["data"])
         return record
 
-    records.RecordRules._record = trusting  # type: ignore[assignment,method-assign]
+    record_rules.RecordRules._record = trusting  # type: ignore[assignment,method-assign]
 
 
 SABOTAGES: Final[dict[str, Callable[[], None]]] = {

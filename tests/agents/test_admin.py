@@ -18,7 +18,7 @@ from agents import claimed_runs, journal, outcomes
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run
-from agents.records import Record
+from agents.record_rules import Record
 from tests.agents.factories import (
     accepted_by_device,
     claim_run,

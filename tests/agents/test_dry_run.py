@@ -15,7 +15,7 @@ from agents import claimed_runs, outcomes, preview, runs
 from agents.extraction import SourceDocument
 from agents.models import Agent, Run, Source
 from agents.preview import SourceSample
-from agents.records import Record
+from agents.record_rules import Record
 from tests.agents.device_owner import (
     END_STATES,
     DeviceOwner,

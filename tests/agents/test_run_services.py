@@ -26,7 +26,7 @@ from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, Source
-from agents.records import Record
+from agents.record_rules import Record
 from agents.result_commits import Extracted
 from tests.agents.factories import (
     accepted_by_device,

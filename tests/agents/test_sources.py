@@ -15,7 +15,7 @@ from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
 from agents.listings import MAX_MISSED
 from agents.models import Source
-from agents.records import Record
+from agents.record_rules import Record
 from tests.agents.device_owner import DeviceOwner, connected, tasks_from_lines
 from tests.agents.factories import claim_run, commit_document, create_agent, create_run
 from tests.fakes.provider import Provider

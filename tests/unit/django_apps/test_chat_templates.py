@@ -28,7 +28,7 @@ from adiuva.llm.messages import in_strict_order, without_system_role
 from agents.extraction import Extractor
 from agents.journeys import interview
 from agents.models import AgentType
-from agents.records import RecordRules
+from agents.record_rules import RecordRules
 from chat import prompts
 from chat.agent_loop import to_wire
 from chat.assistants import HOME as HOME_ASSISTANT

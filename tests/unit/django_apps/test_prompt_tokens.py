@@ -19,7 +19,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from adiuva.core import prompt_files
 from adiuva.documents import Part
 from agents.extraction import Extractor
-from agents.records import RecordRules
+from agents.record_rules import RecordRules
 from chat import assistants, prompts
 from chat.agent_loop import Assistant, to_wire
 from chat.device_session import DeviceSession
