@@ -86,7 +86,7 @@ class DeviceLink:
         self.pending = PendingCalls()
         # The connection in use; None until one is found, and after it was lost.
         self.current_target: Target | None = None
-        # Its own id, once something was sent to it.
+        # The id that the device gave itself; None until a call was sent to it.
         self.device_id: str | None = None
         self._channel = ""
         self._reader: asyncio.Task[None] | None = None

@@ -83,9 +83,9 @@ class AdaptiveLimit:
 
     @property
     def allowed_per_caller(self) -> int:
-        """Of these, one caller's: a quarter is left to others, whose calls may be answered when these hang.
+        """How many of those answers one caller may have. A quarter is left to other callers.
 
-        Of one or two places none can be left; then FairLimit lends another caller a place.
+        So calls that hang keep nobody else waiting. One or two places cannot be shared: FairLimit lends one more.
         """
         left = self.allowed // 4 if self.allowed > 2 else 0
         return min(self.allowed - left, settings.MODEL_CONCURRENCY_PER_USER)

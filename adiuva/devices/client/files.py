@@ -24,7 +24,7 @@ from adiuva.documents.mbox import mail_bytes, mails_of_mbox
 
 MAX_FILE_BYTES: Final = 20 * 1024 * 1024
 MAX_MAILBOX_BYTES: Final = 1024 * 1024 * 1024
-# Of a mailbox file; the last ones, which are the newest.
+# A mailbox file with more mails is read from its end, where the newest mails are.
 MAX_MAILS: Final = 10_000
 _PIECE_BYTES: Final = 256 * 1024
 _MAX_PATH_CHARS: Final = 4096  # limit of the protocol
