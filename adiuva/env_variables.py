@@ -138,9 +138,8 @@ MODEL_EXTRACTION = _models.text(
 MODEL_MEMORY = _models.text(
     "ADIUVA_MODEL_MEMORY", "", "The model that keeps the memory, at the same address. Default: ADIUVA_MODEL."
 )
-MODEL_EXTRAS = _models.text(
+MODEL_EXTRAS = _models.json_object(
     "ADIUVA_MODEL_EXTRAS",
-    "",
     "What a provider takes besides, as a JSON object that is added to each request, such as "
     '{"reasoning_effort": "low"} or {"keep_alive": "1h"}.',
 )

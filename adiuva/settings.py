@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import timedelta
 from typing import Any
@@ -349,7 +348,7 @@ MODELS_BY_PURPOSE = {
     "extraction": env.MODEL_EXTRACTION.read(),
     "memory": env.MODEL_MEMORY.read(),
 }
-MODEL_EXTRAS = json.loads(env.MODEL_EXTRAS.read() or "{}")
+MODEL_EXTRAS = env.MODEL_EXTRAS.read()
 EMBEDDING_MODEL = {
     "model": env.EMBEDDING_MODEL.read(),
     "api_base": env.EMBEDDING_MODEL_API_BASE.read(),

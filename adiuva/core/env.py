@@ -7,6 +7,7 @@ empty value counts as absent. The variables themselves are declared in adiuva/en
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import ChainMap
@@ -184,6 +185,18 @@ class Section:
         return self._add(
             "list", name, list(default), meaning, parse, bounds="comma-separated", computed=computed
         )
+
+    def json_object(self, name: str, meaning: str) -> Variable[dict[str, Any]]:
+        def parse(raw: str) -> dict[str, Any]:
+            try:
+                value = json.loads(raw)
+            except ValueError:
+                value = None
+            if not isinstance(value, dict):
+                raise ValueError('must be a JSON object, such as {"name": "value"}')
+            return value
+
+        return self._add("JSON object", name, {}, meaning, parse)
 
     def choice(
         self, name: str, options: tuple[str, ...], default: str, meaning: str, *, computed: str = ""

@@ -17,6 +17,7 @@ DELAY = _section.number("X_DELAY", 1.5, "A delay.", minimum=0.1)
 FLAG = _section.flag("X_FLAG", True, "A flag.")
 WORDS = _section.words("X_WORDS", ("a",), "A list.")
 CHOICE = _section.choice("X_CHOICE", ("red", "blue"), "red", "A choice.")
+EXTRAS = _section.json_object("X_EXTRAS", "What else.")
 RATE = _section.text("X_RATE", "1/s", "A rate.", pattern=r"\d+/s", bounds="a number per s")
 
 
@@ -43,6 +44,8 @@ def _fresh_lookup() -> Any:
         (WORDS, " x ,, y", ["x", "y"]),
         (CHOICE, "blue", "blue"),
         (RATE, "20/s", "20/s"),
+        (EXTRAS, "", {}),
+        (EXTRAS, '{"effort": "low"}', {"effort": "low"}),
     ],
 )
 def test_a_value_has_the_declared_type(
@@ -62,6 +65,8 @@ def test_a_value_has_the_declared_type(
         (DELAY, "nan", "X_DELAY must be at least 0.1, not nan"),
         (FLAG, "maybe", "X_FLAG must be 1 or 0, not 'maybe'"),
         (CHOICE, "green", "X_CHOICE must be one of red, blue, not 'green'"),
+        (EXTRAS, "low", 'X_EXTRAS must be a JSON object, such as {"name": "value"}'),
+        (EXTRAS, "[1]", 'X_EXTRAS must be a JSON object, such as {"name": "value"}'),
         (RATE, "1/s or so", "X_RATE must be a number per s, not '1/s or so'"),
     ],
 )
