@@ -9,7 +9,7 @@ FOR_TEST := $(VENV)/.installed-dev
 SYNC := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip sync --quiet --python $(BIN)/python
 UPGRADE ?= --upgrade
 LOCK := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-	--generate-hashes --no-strip-extras --custom-compile-command "make lock" $(UPGRADE)
+	--generate-hashes --strip-extras --custom-compile-command "make lock" $(UPGRADE)
 
 # Bytecode is kept whatever the shell says: without it every process compiles a thousand modules anew, which
 # takes seconds each. It stays inside .venv.
@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit check lint node bench lock clean
+.PHONY: help run test sweep unit check lint node bench eval lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do \
@@ -26,10 +26,21 @@ help:  ## list these targets
 run: $(FOR_RUN)  ## start everything on this machine, with a demo, until Ctrl-C
 	@exec $(BIN)/python manage.py up --with-parent
 
-test: lint  ## lint, types, import contracts, then all tests against real servers
+# A fresh clone has no bytecode, and none of Hypothesis' tables: each test process would make all of it. So one does it
+# while lint uses another core.
+PREPARED := $(VENV)/.prepared
+PREPARE := $(BIN)/python -m pytest --collect-only -n 0; \
+	$(BIN)/python -c "import litellm, hypothesis.internal.charmap as tables; tables.intervals_from_codec('utf-8')"
+
+test: $(FOR_TEST)  ## lint, types, import contracts, then all tests against real servers
+	@[ $(PREPARED) -nt $(FOR_TEST) ] || { { touch $(PREPARED); $(PREPARE); } >/dev/null 2>&1 & }
+	@$(MAKE) --no-print-directory lint
 	@echo "── tests"
 	@[ -d clients/typescript/node_modules ] || echo "Skipped: what needs Node (make node installs its tools)."
 	@$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder
+
+sweep: $(FOR_TEST)  ## all tests with all cases and examples, of which make test draws a few
+	@TEST_CASES=all $(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder
 
 unit: $(FOR_TEST)  ## tests that need no server, in less than a minute
 	@$(BIN)/python -m pytest tests/unit
@@ -54,18 +65,28 @@ bench: $(FOR_TEST)  ## measure, each bench beside what it compares with
 	@for file in bench/[a-z]*.py; do name=$$(basename $$file .py); [ "$$name" = harness ] || \
 		{ echo "── $$name"; $(BIN)/python -m bench.$$name || exit 1; }; done
 
+# MODEL= BASE_URL= KEY= name the model as ADIUVA_MODEL, _API_BASE and _API_KEY do, which serve where these are not given.
+# A key on a command line can be read by others on the machine: better in the environment.
+eval: export ADIUVA_MODEL := $(or $(MODEL),$(ADIUVA_MODEL))
+eval: export ADIUVA_MODEL_API_BASE := $(or $(BASE_URL),$(ADIUVA_MODEL_API_BASE))
+eval: export ADIUVA_MODEL_API_KEY := $(or $(KEY),$(ADIUVA_MODEL_API_KEY))
+eval: $(FOR_TEST)  ## how well a model does: make eval MODEL=openai/… BASE_URL=… (docs/evaluation.md)
+	@$(BIN)/python -m bench.evaluation $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(JSON),--json $(JSON)) \
+		$(if $(RECORD),--record $(RECORD)) $(if $(REPLAY),--replay $(REPLAY)) $(if $(PRICE),--price $(PRICE)) $(ARGS)
+
 # The locks of the groups hold what they add to requirements.txt: it constrains them, and what it pins is left out.
 # The bench group replaces BENCH_OWN, of which it needs another version. UPGRADE= keeps the versions that are locked.
 BENCH_OWN := tenacity
 PINNED := $(VENV)/pinned.txt
 lock: $(BIN)/uv  ## pin the newest versions that pyproject.toml allows
 	$(LOCK) pyproject.toml -o requirements.txt
-	sed -n 's/ \\$$//; s/\[[^]]*\]//; /^[a-z0-9]/p' requirements.txt > $(PINNED)
+	sed -n 's/ \\$$//; /^[a-z0-9]/p' requirements.txt > $(PINNED)
+	$(LOCK) --group traces -c $(PINNED) $$(sed 's/==.*//; s/^/--no-emit-package /' $(PINNED)) -o requirements-traces.txt
 	$(LOCK) --group dev -c $(PINNED) $$(sed 's/==.*//; s/^/--no-emit-package /' $(PINNED)) -o requirements-dev.txt
 	sed -i.old '/^$(BENCH_OWN)==/d' $(PINNED)
 	$(LOCK) --group bench -c $(PINNED) $$(sed 's/==.*//; s/^/--no-emit-package /' $(PINNED)) -o bench/chat/requirements.txt
-	sed -i.old '/^# The following packages were excluded/,$$d' requirements-dev.txt bench/chat/requirements.txt
-	rm -f $(PINNED) $(PINNED).old requirements-dev.txt.old bench/chat/requirements.txt.old
+	sed -i.old '/^# The following packages were excluded/,$$d' requirements-traces.txt requirements-dev.txt bench/chat/requirements.txt
+	rm -f $(PINNED) $(PINNED).old requirements-traces.txt.old requirements-dev.txt.old bench/chat/requirements.txt.old
 
 clean:  ## remove .venv and caches; the data in .state stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,6 +6,8 @@ device         take part as a headless device
 chat           talk to the assistant
 protocol       write the socket's schema and types into docs/
 settings_docs  write .env.example and docs/settings.md
+backup         dump both databases while everything runs
+restore        fill empty databases from such dumps
 rotate_keys    wrap users' data keys with the newest key
 reembed        compute the memory's vectors with the current model
 """

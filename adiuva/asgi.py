@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import django
 from channels.routing import ProtocolTypeRouter, URLRouter
-from django.core.asgi import get_asgi_application
 from django.urls import re_path
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
@@ -14,10 +14,12 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
 from adiuva.checks import refuse_unsafe_start
 
 refuse_unsafe_start()
-http = get_asgi_application()
+django.setup(set_prefix=False)
 
-# Django is set up from here on, so models may be imported.
+# Models may be imported from here on.
 from adiuva.body_guard import BodyGuard  # noqa: E402
+from adiuva.body_streams import BodyStreams  # noqa: E402
+from adiuva.http_handler import ThreadedHandler  # noqa: E402
 from chat.routing import websocket_urlpatterns  # noqa: E402
 
 
@@ -28,7 +30,7 @@ async def refuse_websocket(scope: Any, receive: Any, send: Any) -> None:
 
 application = ProtocolTypeRouter(
     {
-        "http": BodyGuard(http),
+        "http": BodyStreams(BodyGuard(ThreadedHandler())),
         "websocket": URLRouter([*websocket_urlpatterns, re_path("", refuse_websocket)]),  # type: ignore[arg-type]
     }
 )

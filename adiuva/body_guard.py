@@ -2,10 +2,12 @@
 
 Django reads a whole body, to a file if it is large, before it looks at the path or at the credentials. So a request
 with a body passes here first. The headers alone decide: a view's bound (`max_body_bytes`) applies to a bearer token
-of ours, a small one to everybody else, and what needs sign-in gets no body from anybody unknown.
+of ours, a small one to everybody else, and what needs sign-in gets no body from anybody unknown. A page with a form for
+files has a bound of its own (`max_form_bytes`), for who is signed in in a browser.
 
 Behind uvicorn, BodyGuard wraps the ASGI application. daphne calls an application only once it has the whole body, so
-adiuva.daphne_server asks `check_headers` itself when the headers have arrived.
+adiuva.daphne_server asks `check_headers` itself when the headers have arrived; of forms with files, which the headers
+alone do not decide, it does not wait for the body (`takes_files`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import contextlib
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final
 from urllib.parse import unquote
@@ -24,13 +27,16 @@ import structlog
 from django.conf import settings
 from django.contrib.sessions.models import Session as BrowserSession
 from django.db import DatabaseError
+from django.template.loader import render_to_string
 from django.urls import Resolver404, resolve
 from django.utils import timezone
+from django.utils.translation import gettext
 from rest_framework.permissions import AllowAny
 
 from adiuva.accounts import services, tokens
-from adiuva.core import db, origins
-from adiuva.core.errors import AdiuvaError, NotAuthenticated
+from adiuva.core import db, metrics, origins
+from adiuva.core.errors import AdiuvaError, NotAuthenticated, Text
+from adiuva.core.language import body_of, sentence, speaking_by_header
 from adiuva.core.logging import log_failure
 from adiuva.core.rest import TooLarge
 from adiuva.core.security_headers import SECURITY_HEADERS
@@ -41,6 +47,10 @@ MAX_STRANGER_BYTES: Final = 64 * 1024
 SILENCE_S: Final = 30.0
 # How long what a refused sender still sends is read and thrown away, so that it sees the answer, and not a reset.
 LINGER_S: Final = 2.0
+# Of whom nobody knows only so much; then nothing more is read until the connection is closed.
+LINGER_BYTES: Final = 768 * 1024  # with what a server process holds ready, at most 2 MiB are read
+# Of who claims to be nobody, at sign-in for example, where a browser should show the answer.
+LINGER_BYTES_OF_NOBODY: Final = 32 * 1024 * 1024
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 
@@ -54,7 +64,12 @@ class BodyTimeout(AdiuvaError):
     code, status = "body_timeout", 408
 
     def __init__(self) -> None:
-        super().__init__(f"nothing of the body arrived for {SILENCE_S:.0f} s")
+        super().__init__(Text("nothing of the body arrived for {seconds} s", seconds=round(SILENCE_S)))
+
+
+def is_request_id(given: str) -> bool:
+    """Whether a client's X-Request-ID may stand in logs."""
+    return _REQUEST_ID.fullmatch(given.encode("latin-1", "replace")) is not None
 
 
 def has_body(headers: Mapping[bytes, bytes]) -> bool:
@@ -67,8 +82,9 @@ def check_headers(path: str, headers: Mapping[bytes, bytes]) -> int:
     Raises NotAuthenticated if the path needs sign-in and no credential is there, or a token that is not ours;
     TooLarge if the declared length is above the bound.
     """
-    bound, is_open = _bound_of(path)
-    if not is_open:
+    allowed = _bound_of(path)
+    bound = allowed.most
+    if not allowed.is_open:
         token = bearer_token(headers)
         if token is not None:
             tokens.verify(token, "access")
@@ -76,6 +92,8 @@ def check_headers(path: str, headers: Mapping[bytes, bytes]) -> int:
             bound = min(bound, MAX_STRANGER_BYTES)
         else:
             raise NotAuthenticated("sign in first")
+    elif allowed.of_form is not None and browser_session_key(headers):
+        bound = allowed.of_form
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared[:20]) > bound:
         raise too_large(bound)
@@ -84,9 +102,11 @@ def check_headers(path: str, headers: Mapping[bytes, bytes]) -> int:
 
 async def check_session(path: str, headers: Mapping[bytes, bytes]) -> None:
     """Ask the database whether the session of the credentials is live. Raises NotAuthenticated."""
-    if _bound_of(path)[1]:
+    allowed = _bound_of(path)
+    if allowed.is_open and allowed.of_form is None:
         return
-    token, key = bearer_token(headers), browser_session_key(headers)
+    token = None if allowed.is_open else bearer_token(headers)
+    key = browser_session_key(headers)
     try:
         if token is not None:
             await db.run(services.authenticate, access_token=token)
@@ -97,21 +117,35 @@ async def check_session(path: str, headers: Mapping[bytes, bytes]) -> None:
 
 
 def too_large(bound: int) -> TooLarge:
-    return TooLarge(f"the body of this request may have at most {bound} bytes")
+    return TooLarge(Text("the body of this request may have at most {most} bytes", most=bound))
 
 
-def _bound_of(path: str) -> tuple[int, bool]:
-    """The largest body for a path, and whether anybody may use it."""
+def takes_files(path: str) -> bool:
+    """Whether there is a page with a form for files."""
+    return _bound_of(path).of_form is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """The largest body for a path; of a form with files, from who is signed in; and whether anybody may use it."""
+
+    most: int
+    is_open: bool
+    of_form: int | None = None
+
+
+def _bound_of(path: str) -> _Bound:
     try:
         match = resolve(path)
     except Resolver404:
-        return MAX_STRANGER_BYTES, True
+        return _Bound(MAX_STRANGER_BYTES, is_open=True)
     view = getattr(match.func, "cls", None) or getattr(match.func, "view_class", None)
     options = getattr(match.func, "initkwargs", {})
     permissions = options.get("permission_classes", getattr(view, "permission_classes", None))
     is_open = permissions is None or AllowAny in permissions  # no REST view: it looks after itself
     default = MAX_STRANGER_BYTES if is_open else settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-    return getattr(view, "max_body_bytes", default), is_open
+    most = getattr(view, "max_body_bytes", default)
+    return _Bound(most, is_open, getattr(view, "max_form_bytes", None))
 
 
 def bearer_token(headers: Mapping[bytes, bytes]) -> str | None:
@@ -138,15 +172,20 @@ def refusal(
     """Status, headers and body of the answer; it closes the connection. Logs it, since no middleware sees it."""
     given = headers.get(b"x-request-id", b"")
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+    metrics.count_error("rest", error.code)
     log.info("request.refused", request_id=request_id.decode(), status=error.status, code=error.code)
-    body = orjson.dumps(error.body())
+    is_browser = b"text/html" in headers.get(b"accept", b"")
+    with speaking_by_header(headers.get(b"accept-language", b"").decode("latin-1")):
+        body = _page(error) if is_browser else orjson.dumps(body_of(error))
     extra = [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
+    if "retry_after_s" in error.extra:
+        extra.append((b"retry-after", str(error.extra["retry_after_s"]).encode()))
     origin, host = (headers.get(name, b"").decode("latin-1") for name in (b"origin", b"host"))
     to_page = origins.cors_headers(origin, host)
     return (
         error.status,
         [
-            (b"content-type", b"application/json"),
+            (b"content-type", b"text/html; charset=utf-8" if is_browser else b"application/json"),
             (b"content-length", str(len(body)).encode()),
             (b"cache-control", b"no-store"),
             (b"connection", b"close"),
@@ -159,6 +198,13 @@ def refusal(
         ],
         body,
     )
+
+
+def _page(error: AdiuvaError) -> bytes:
+    again = gettext("Go back, load the page again, and try once more.")
+    problem = gettext("Go back and choose something smaller.") if isinstance(error, TooLarge) else again
+    title = sentence(error.message).rstrip(".")
+    return render_to_string("error.html", {"title": title, "problem": problem}).encode()
 
 
 class BodyGuard:
@@ -188,7 +234,7 @@ class BodyGuard:
         except _REFUSALS as error:
             if started:
                 raise
-            await _refuse(error, headers, receive, send)
+            await refuse(error, headers, receive, send)
 
 
 _REFUSALS: Final = (NotAuthenticated, TooLarge, BodyTimeout)
@@ -217,15 +263,33 @@ def _bounded(receive: Receive, bound: int) -> Receive:
     return receive_bounded
 
 
-async def _refuse(error: AdiuvaError, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+async def refuse(error: AdiuvaError, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+    """Answer before the body was read, and close. Whoever sends on while reading sees why."""
     status, answer_headers, body = refusal(error, headers)
+    most = most_lingering(error, headers)
     await send({"type": "http.response.start", "status": status, "headers": answer_headers})
     await send({"type": "http.response.body", "body": body, "more_body": True})
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_S):
+            read = 0
             while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
-                pass
+                read += len(message.get("body", b""))
+                if most is not None and read >= most:
+                    await asyncio.sleep(LINGER_S)
     await send({"type": "http.response.body"})
+
+
+def most_lingering(error: AdiuvaError, headers: Mapping[bytes, bytes]) -> int | None:
+    """How many bytes of what is refused are read after the answer; None as many as come in time."""
+    if isinstance(error, NotAuthenticated):
+        return LINGER_BYTES
+    if (token := bearer_token(headers)) is None:
+        return LINGER_BYTES_OF_NOBODY
+    try:
+        tokens.verify(token, "access")
+    except NotAuthenticated:
+        return LINGER_BYTES
+    return None
 
 
 def decoded_path(target: bytes) -> str:

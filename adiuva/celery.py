@@ -26,6 +26,21 @@ app.autodiscover_tasks()
 celery_heartbeat.connect(app)
 
 
+@signals.worker_init.connect
+def _start_worker_metrics_and_traces(**_: object) -> None:
+    from adiuva.core import metrics, tracing
+
+    metrics.serve()
+    tracing.start("worker")
+
+
+@signals.beat_init.connect
+def _serve_beat_metrics(**_: object) -> None:
+    from adiuva.core import metrics
+
+    metrics.serve(with_store_facts=True)
+
+
 @signals.setup_logging.connect
 def _keep_our_logging(**_: object) -> None:
     """Keep Django's LOGGING: without a receiver of this signal Celery sets the root logger to WARNING."""

@@ -11,9 +11,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register, run_checks
 from django.db import DEFAULT_DB_ALIAS, connection
 
+from adiuva.core import tracing
+from adiuva.llm import prices
 from adiuva.local_embeddings import CONFIGURED_NAME, WeightsMissing, find_file
 
 _MIN_SECRET_CHARS = 32
@@ -28,6 +30,55 @@ def check_production(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     return list(_configuration_problems()) if settings.PRODUCTION else []
 
 
+@register("adiuva")
+def check_traces(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
+    """Report traces that are set and cannot be made, or sent."""
+    if not (endpoint := settings.TRACES_ENDPOINT):
+        return []
+    if not tracing.is_installed():
+        return [
+            Error(
+                "ADIUVA_TRACES_ENDPOINT is set, but OpenTelemetry is not installed.",
+                hint="Run `pip install -r requirements-traces.txt`, or unset it.",
+                id="adiuva.E009",
+            )
+        ]
+    if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname:
+        return [
+            Error(
+                "ADIUVA_TRACES_ENDPOINT is no http or https address.",
+                hint="Set it to the collector's, such as http://127.0.0.1:4318/v1/traces.",
+                id="adiuva.E010",
+            )
+        ]
+    return []
+
+
+@register("adiuva")
+def check_prices(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
+    """Report prices that cannot be read, and models without a price where what they may cost is limited."""
+    try:
+        prices.configured_prices(settings.MODEL_PRICE)
+    except ValueError as error:
+        return [
+            Error(f"ADIUVA_MODEL_PRICE {error}.", hint="Write 0.4,1.6 or model=0.4,1.6.", id="adiuva.E013")
+        ]
+    if not (settings.PLANS or settings.INSTALLATION_BUDGET):
+        return []
+    asked = {name or settings.MODEL["model"] for name in settings.MODELS_BY_PURPOSE.values()}
+    unpriced = sorted(
+        name for name in (asked | set(settings.MODEL_FALLBACKS)) - {""} if prices.price_of(name) is None
+    )
+    return [
+        Error(
+            f"{name} has no price, but what models may cost is limited.",
+            hint="Set ADIUVA_MODEL_PRICE to what a million tokens cost, as input,output; 0,0 if they cost nothing.",
+            id="adiuva.E012",
+        )
+        for name in unpriced
+    ]
+
+
 @register(Tags.database)
 def check_postgres(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
     """Report a PostgreSQL or pgvector too old for the tables, before `migrate` creates the first of them."""
@@ -35,16 +86,22 @@ def check_postgres(databases: Sequence[str] | None = None, **_: Any) -> list[Che
 
 
 def refuse_unsafe_start() -> None:
-    """End the process, with one line per problem, if a check of production fails.
+    """End the process, with one line per problem, if one of the checks with the tag "adiuva" fails.
 
     Raises SystemExit.
     """
-    found = [problem for problem in check_production() if problem.is_serious()]
+    found = [problem for problem in run_checks(tags=["adiuva"]) if problem.is_serious()]
     if found:
         raise SystemExit("\n".join(f"{problem.id}: {problem.msg} {problem.hint}" for problem in found))
 
 
 def _configuration_problems() -> Iterator[CheckMessage]:
+    if settings.STRIPE["api"]:
+        yield Error(
+            "ADIUVA_STRIPE_API leads payments to a double of Stripe, which takes no money.",
+            hint="Unset it.",
+            id="adiuva.E011",
+        )
     secrets = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
     if settings.DEVELOPMENT_SECRET_KEY in secrets:
         yield Error(

@@ -117,6 +117,18 @@ KEYS = _secrets.words(
     "`openssl rand -base64 32` makes. If they are lost, everything they seal is lost. `manage.py rotate_keys --help` "
     "says how to change them while everything runs.",
 )
+PLUGIN_KEYS = _secrets.words(
+    "ADIUVA_PLUGIN_KEYS",
+    (),
+    "The ring of keys that plugins and the list of revoked ones are signed with, oldest first, as id:key,id:key; the "
+    "last one signs. A key is what `openssl rand -base64 32` makes. Without one no plugin can be approved.",
+)
+PLUGIN_SCANNER = _secrets.text(
+    "ADIUVA_PLUGIN_SCANNER",
+    "",
+    "A scanner that every submitted plugin must pass: clamd at tcp://host:3310 or unix:///run/clamav/clamd.ctl. While "
+    "it cannot be asked, no plugin passes.",
+)
 
 # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────
 _models = Section("Models")
@@ -138,10 +150,50 @@ MODEL_EXTRACTION = _models.text(
 MODEL_MEMORY = _models.text(
     "ADIUVA_MODEL_MEMORY", "", "The model that keeps the memory, at the same address. Default: ADIUVA_MODEL."
 )
+MODEL_FALLBACKS = _models.words(
+    "ADIUVA_MODEL_FALLBACKS",
+    (),
+    "Models that are asked in this order when one cannot answer: it is not reachable, limits our requests, has no "
+    "quota left, or is not there. All are at the same address, or of the same provider.",
+)
+MODEL_CONTEXT_WINDOW = _models.integer(
+    "ADIUVA_MODEL_CONTEXT_WINDOW",
+    0,
+    "How much the model reads at once, its answer included. 0: as its endpoint says, or as it turns out.",
+    minimum=0,
+    unit="tokens",
+)
 MODEL_EXTRAS = _models.json_object(
     "ADIUVA_MODEL_EXTRAS",
     "What a provider takes besides, as a JSON object that is added to each request, such as "
     '{"reasoning_effort": "low"} or {"keep_alive": "1h"}.',
+)
+MODEL_PRICE = _models.text(
+    "ADIUVA_MODEL_PRICE",
+    "",
+    "What models cost that LiteLLM's list does not have, or not at your price: input,output[,cached] a million tokens, "
+    "such as 0.4,1.6,0.1, in the currency below; or for several, model=0.4,1.6; other/model=0,0. Default: as LiteLLM "
+    "lists them.",
+)
+BUDGET_CURRENCY = _models.text(
+    "ADIUVA_BUDGET_CURRENCY",
+    "EUR",
+    "The currency in which costs are told.",
+    pattern="[A-Z]{3}",
+    bounds="three letters",
+)
+BUDGET_RATE = _models.text(
+    "ADIUVA_BUDGET_RATE",
+    "1",
+    "How much of that currency a dollar is, in which LiteLLM lists prices.",
+    pattern=r"\d{1,6}(\.\d{1,6})?",
+    bounds="a number such as 0.92",
+)
+INSTALLATION_BUDGET = _models.number(
+    "ADIUVA_INSTALLATION_BUDGET",
+    0.0,
+    "What all models together may cost in a calendar month (UTC), in that currency. 0: no limit.",
+    minimum=0,
 )
 MODEL_API_BASE = _models.text("ADIUVA_MODEL_API_BASE", "", "Base address of the model's API.")
 MODEL_API_KEY = _models.text("ADIUVA_MODEL_API_KEY", "", "API key for the model.")
@@ -221,6 +273,65 @@ SECOND_FACTOR_RATE = _accounts.text(
     "Tries of the second step of signing in, for one account.",
     pattern=_RATE,
     bounds=_RATE_FORM,
+)
+
+# ── Plans ───────────────────────────────────────────────────────────────────────────────────────────────
+_plans = Section("Plans")
+PLANS = _plans.flag(
+    "ADIUVA_PLANS",
+    False,
+    "Whether plans limit what accounts may have, how many requests they make, and what their models may cost. 0 limits "
+    "nothing.",
+)
+
+# ── Payments ────────────────────────────────────────────────────────────────────────────────────────────
+_payments = Section("Payments", "Without a key, nothing can be bought.")
+STRIPE_SECRET_KEY = _payments.text("STRIPE_SECRET_KEY", "", "The secret key of the Stripe account.")
+STRIPE_WEBHOOK_SECRETS = _payments.words(
+    "STRIPE_WEBHOOK_SECRETS",
+    (),
+    "What Stripe signs its events with; several while one is replaced.",
+)
+STRIPE_API = _payments.text(
+    "ADIUVA_STRIPE_API", "", "Address of Stripe's API, for a double in tests. Production refuses it."
+)
+STRIPE_PORTAL = _payments.text(
+    "ADIUVA_STRIPE_PORTAL",
+    "",
+    "Id of the configuration of Stripe's portal, as `manage.py set_up_stripe` makes it.",
+)
+STRIPE_TAX = _payments.flag(
+    "ADIUVA_STRIPE_TAX", False, "Whether Stripe computes taxes and asks for a tax number in a checkout."
+)
+
+# ── Single sign-on ──────────────────────────────────────────────────────────────────────────────────────
+_sso = Section("Single sign-on", "How members of a team sign in through their organisation.")
+SSO_NETWORKS = _sso.words(
+    "ADIUVA_SSO_NETWORKS",
+    (),
+    "Networks of your own, such as 10.0.0.0/8, in which organisations' sign-ins may be. Without them the server "
+    "reaches public addresses alone, by https. Whoever owns a team can make the server ask addresses in them.",
+)
+SSO_DNS = _sso.words(
+    "ADIUVA_SSO_DNS",
+    (),
+    "The name servers that are asked whether a domain is a team's: address or address:port. Without them, those of the "
+    "machine.",
+)
+SSO_ASK_AGAIN_MINUTES = _sso.integer(
+    "ADIUVA_SSO_ASK_AGAIN_MINUTES",
+    15,
+    "How long a session goes on before the organisation is asked whether it still vouches for its person.",
+    minimum=1,
+    unit="minutes",
+)
+SSO_SESSION_HOURS = _sso.integer(
+    "ADIUVA_SSO_SESSION_HOURS",
+    24,
+    "How long after the organisation vouched for a person their sessions go on, where it cannot be asked again without "
+    "them or does not answer. Then they sign in once more.",
+    minimum=1,
+    unit="hours",
 )
 
 # ── Mail ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -356,6 +467,13 @@ RUN_SPILL_MB = _runs.integer(
     minimum=1,
     unit="megabytes",
 )
+RUN_KEEP_DAYS = _runs.integer(
+    "ADIUVA_RUN_KEEP_DAYS",
+    365,
+    "How long runs and their journals are kept, where users see what agents did and take it back. 0 keeps all of them.",
+    minimum=0,
+    unit="days",
+)
 
 # ── Chat ────────────────────────────────────────────────────────────────────────────────────────────────
 _chat = Section("Chat")
@@ -363,6 +481,13 @@ TURN_DEADLINE_S = _chat.number(
     "ADIUVA_TURN_DEADLINE_S",
     300.0,
     "How long a turn may take in all, its tools and approvals included.",
+    minimum=0.1,
+    unit="seconds",
+)
+TURN_LEASE_S = _chat.number(
+    "ADIUVA_TURN_LEASE_S",
+    30.0,
+    "How long a web process may go without renewing its lease on its turns before they are ended as lost.",
     minimum=0.1,
     unit="seconds",
 )
@@ -500,6 +625,66 @@ GRAPH_API = _integrations.endpoint(
     "ADIUVA_GRAPH_API", "https://graph.microsoft.com/v1.0", "The Microsoft Graph API."
 )
 
+# ── Vault ───────────────────────────────────────────────────────────────────────────────────────────────
+_vault = Section(
+    "Vault", "Where what clients store is kept: their backups and large records, sealed by them."
+)
+STORE = _vault.text(
+    "ADIUVA_STORE",
+    "",
+    "The store: a folder, as file:///var/lib/adiuva/objects, which all processes must share; or a bucket, as "
+    "s3://bucket/prefix.",
+    computed="the folder objects in ADIUVA_STATE_DIR",
+)
+STORE_ENDPOINT = _vault.text(
+    "ADIUVA_STORE_ENDPOINT", "", "The address of a service that speaks like S3, if it is not Amazon's."
+)
+STORE_REGION = _vault.text("ADIUVA_STORE_REGION", "", "The bucket's region.")
+STORE_ACCESS_KEY = _vault.text(
+    "ADIUVA_STORE_ACCESS_KEY", "", "The key for the bucket; without it boto3 looks where it always does."
+)
+STORE_SECRET_KEY = _vault.text("ADIUVA_STORE_SECRET_KEY", "", "Its secret.")
+STORE_MAX_GB = _vault.integer(
+    "ADIUVA_STORE_MAX_GB",
+    0,
+    "How much all accounts together may store, whatever their plans allow; more is refused (507). What is replaced or "
+    "deleted does not count, though it stays for a while. 0 for any.",
+    minimum=0,
+    unit="gigabytes",
+)
+STORE_LEAST_FREE_MB = _vault.integer(
+    "ADIUVA_STORE_LEAST_FREE_MB",
+    1024,
+    "How much of the disk stays free where the store is a folder: what would take it is refused (507).",
+    minimum=0,
+    unit="megabytes",
+)
+STORE_KEEP_DAYS = _vault.integer(
+    "ADIUVA_STORE_KEEP_DAYS",
+    30,
+    "How long replaced and deleted objects stay in the store, so that a database that is restored from a backup of "
+    "that age still finds all it refers to. Those of deleted accounts go at once.",
+    minimum=0,
+    unit="days",
+)
+UPLOAD_HOURS = _vault.integer(
+    "ADIUVA_UPLOAD_HOURS", 24, "How long an upload that nobody goes on with is kept.", minimum=1, unit="hours"
+)
+KEEP_BACKUPS = _vault.integer(
+    "ADIUVA_KEEP_BACKUPS",
+    30,
+    "How many backups of an account are kept; a new one ends the oldest beyond. 0 keeps all.",
+    minimum=0,
+    unit="backups",
+)
+MAX_VECTORS = _vault.integer(
+    "ADIUVA_MAX_VECTORS",
+    1_000_000,
+    "How many vectors of an account are kept, whatever its plan allows: a search compares all of a space. 0 for any.",
+    minimum=0,
+    unit="vectors",
+)
+
 # ── Logs ────────────────────────────────────────────────────────────────────────────────────────────────
 _logs = Section("Logs")
 LOG_LEVEL = _logs.choice(
@@ -509,6 +694,32 @@ LOG_LEVEL = _logs.choice(
     "The lowest level that is logged.",
 )
 LOG_JSON = _logs.flag("ADIUVA_LOG_JSON", True, "Whether logs are JSON; 0 gives lines for people.")
+METRICS_PORT = _logs.integer(
+    "ADIUVA_METRICS_PORT",
+    0,
+    "The port on which this process serves counters for Prometheus; 0 serves none. Each process of a machine needs its "
+    "own.",
+    minimum=0,
+    maximum=65535,
+)
+METRICS_HOST = _logs.text(
+    "ADIUVA_METRICS_HOST",
+    "127.0.0.1",
+    "The address of that port. There is no sign-in: let only your network reach it.",
+)
+TRACES_ENDPOINT = _logs.text(
+    "ADIUVA_TRACES_ENDPOINT",
+    "",
+    "Where OpenTelemetry traces go by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; without it there are "
+    "none. It needs the packages of `requirements-traces.txt`. Traces hold ids, codes and counts, never content.",
+)
+TRACES_RATIO = _logs.number(
+    "ADIUVA_TRACES_RATIO",
+    1.0,
+    "The share of traces that is recorded.",
+    minimum=0.0,
+    maximum=1.0,
+)
 
 # ── For one process ─────────────────────────────────────────────────────────────────────────────────────
 _process = Section(
@@ -528,6 +739,11 @@ DEVICE_CODE = _process.text(
     "",
     "A code of the account's authenticator app, or a recovery code, for the first sign-in of `manage.py device`.",
 )
+DEVICE_PASSPHRASE = _process.text(
+    "ADIUVA_DEVICE_PASSPHRASE",
+    "",
+    "The passphrase of `manage.py device --backup` and `--restore`, which else ask for it.",
+)
 EMBEDDED = _process.flag(
     "ADIUVA_EMBEDDED", False, "Whether the servers were started by `make run`. Refused in production."
 )
@@ -544,12 +760,16 @@ SECTIONS: Final = (
     _secrets,
     _models,
     _accounts,
+    _plans,
+    _payments,
+    _sso,
     _mail,
     _socket,
     _runs,
     _chat,
     _memory,
     _integrations,
+    _vault,
     _logs,
     _process,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import psycopg
@@ -23,7 +24,9 @@ from rest_framework.views import APIView
 
 from adiuva import __version__
 from adiuva.core import celery_heartbeat, readiness
+from adiuva.core.browsable import BrowsableRenderer
 from adiuva.core.logging import count_failures
+from adiuva.core.postgresql.base import live_connection
 from adiuva.core.readiness import Facts
 
 # How long a check waits for a database connection.
@@ -48,6 +51,12 @@ class CheckSerializer(serializers.Serializer[Any]):
     oldest_queued_s = serializers.FloatField(
         required=False, help_text="Of `runs`: for how many seconds the first of them has waited."
     )
+    due = serializers.IntegerField(
+        required=False, help_text="Of `followups`: ends of runs that chats are to be told."
+    )
+    dead = serializers.IntegerField(
+        required=False, help_text="Of `followups`: ends that no turn could tell, only a notice."
+    )
 
 
 class ReadySerializer(serializers.Serializer[Any]):
@@ -55,22 +64,24 @@ class ReadySerializer(serializers.Serializer[Any]):
     checks = serializers.DictField(child=CheckSerializer())
 
 
-class _AlwaysJson(BaseContentNegotiation):
-    """Answer in JSON whatever the Accept header says: a probe must not be refused over its headers."""
+class _NeverRefused(BaseContentNegotiation):
+    """A page for browsers, JSON for all others: a probe must not be refused over its headers."""
 
     def select_parser(self, request: Request, parsers: Any) -> Any:
         return parsers[0]
 
     def select_renderer(self, request: Request, renderers: Any, format_suffix: Any = None) -> Any:
-        return renderers[0], renderers[0].media_type
+        asks_for_page = "text/html" in request.headers.get("Accept", "").lower()
+        chosen = next(each for each in renderers if (each.format == "api") is asks_for_page)
+        return chosen, chosen.media_type
 
 
 class _PublicView(APIView):
     authentication_classes = []
     permission_classes = [AllowAny]
     throttle_classes = []
-    renderer_classes = [JSONRenderer]
-    content_negotiation_class = _AlwaysJson
+    renderer_classes = [JSONRenderer, BrowsableRenderer]
+    content_negotiation_class = _NeverRefused
 
 
 class Health(_PublicView):
@@ -89,9 +100,14 @@ class Ready(_PublicView):
 
     @extend_schema(operation_id="ready", responses={200: ReadySerializer, 503: ReadySerializer}, auth=[])
     def get(self, request: Request) -> Response:
-        checks = {name: _timed(name, check) for name, check in _checks().items()}
+        checks = run_checks()
         ok = all(check["ok"] for check in checks.values())
         return Response({"status": "ok" if ok else "degraded", "checks": checks}, status=200 if ok else 503)
+
+
+def run_checks() -> dict[str, dict[str, Any]]:
+    """Every check by its name: `ok`, how long it took, why it is not ok, and facts."""
+    return {name: _timed(name, check) for name, check in _checks().items()}
 
 
 def _timed(name: str, check: Callable[[], str | Facts]) -> dict[str, Any]:
@@ -115,11 +131,16 @@ def _database(alias: str = DEFAULT_DB_ALIAS) -> str:
     try:
         pool.open()
         # Shorter than what requests wait for a connection: a probe wants an answer now.
-        with pool.connection(timeout=_CONNECT_TIMEOUT_S) as database, database.transaction():
-            database.execute("SET LOCAL work_mem = '64kB'")
-            database.execute(_WRITE_A_FILE)
-            if database.execute("SHOW transaction_read_only").fetchone()[0] == "on":
-                return "the database takes no writes (it is read only)"
+        database = live_connection(pool, partial(pool.getconn, _CONNECT_TIMEOUT_S))
+        try:
+            with database.transaction():
+                database.execute("SET LOCAL work_mem = '64kB'")
+                database.execute(_WRITE_A_FILE)
+                read_only = database.execute("SHOW transaction_read_only").fetchone() == ("on",)
+        finally:
+            pool.putconn(database)
+        if read_only:
+            return "the database takes no writes (it is read only)"
     except psycopg.errors.DiskFull as error:
         return f"the database takes no writes ({type(error).__name__})"
     except psycopg.Error as error:

@@ -22,11 +22,16 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
     from django.conf import settings
 
+    from adiuva.core import metrics, tracing
+
     _return_large_blocks()
+    metrics.serve()
+    tracing.start("web")
     if settings.SERVER == "daphne":
         _run_daphne(settings.HOST, settings.PORT)
     else:
         _run_uvicorn(settings.HOST, settings.PORT)
+    tracing.stop()
     _exit_without_finalizing()
 
 

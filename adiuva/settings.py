@@ -30,11 +30,15 @@ DEVELOPMENT_SECRET_KEY = "development-only-secret-key-of-no-worth-at-all"  # noq
 DEVELOPMENT_KEYS = "development:YWRpdXZhLWRldmVsb3BtZW50LW9ubHkta2V5LTAwMSE="
 SECRET_KEY = env.SECRET_KEY.read(DEVELOPMENT_SECRET_KEY)
 SECRET_KEY_FALLBACKS = env.SECRET_KEY_FALLBACKS.read()
+DEVELOPMENT_PLUGIN_KEYS = "development:YWRpdXZhLXBsdWdpbnMtZGV2ZWxvcG1lbnQtMDAxISE="
 KEYS = env.KEYS.read([DEVELOPMENT_KEYS])
 try:
     KEY_RING = KeyRing.parse(KEYS)
 except ValueError as error:
     raise ImproperlyConfigured(f"{env.KEYS.name}: {error}") from None
+# What is signed with the development's own is worth nothing: a client of ours does not know it.
+PLUGIN_KEYS = env.PLUGIN_KEYS.read([] if PRODUCTION else [DEVELOPMENT_PLUGIN_KEYS])
+PLUGIN_SCANNER = env.PLUGIN_SCANNER.read()
 
 HOST = env.HOST.read()
 PORT = env.PORT.read()
@@ -68,15 +72,21 @@ INSTALLED_APPS = [
     "adiuva",
     "adiuva.accounts",
     "adiuva.devices",
+    "adiuva.blobs",
+    "adiuva.vault",
+    "billing",
     "memory",
     "integrations",
     "agents",
     "chat",
     "adiuva.export",
+    "adiuva.staff",  # after the apps whose permissions its roles have
 ]
 MIDDLEWARE = [
+    "adiuva.core.metrics.RequestCount",
     "adiuva.core.logging.RequestLog",
     "adiuva.core.outages.OutageResponses",
+    "adiuva.core.language.ApiLanguage",
     "adiuva.core.security_headers.SecurityHeaders",
     "corsheaders.middleware.CorsMiddleware",
     "django.middleware.security.SecurityMiddleware",
@@ -107,7 +117,7 @@ TEMPLATES = [
 STATIC_URL = "static/"
 WHITENOISE_USE_FINDERS = True  # no collectstatic step to forget
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
-DATA_UPLOAD_MAX_NUMBER_FILES = 0  # no form uploads a file
+DATA_UPLOAD_MAX_NUMBER_FILES = 1  # the package of a plugin
 
 # ── PostgreSQL ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -121,7 +131,7 @@ def _database(
             f"{variable.name} must look like postgresql://user:password@host:5432/name"
         )
     return {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": "adiuva.core.postgresql",
         "NAME": unquote(parts.path.lstrip("/")),
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
@@ -129,7 +139,6 @@ def _database(
         "PORT": str(parts.port or ""),
         # Under ASGI connections belong to a pool, not to threads.
         "CONN_MAX_AGE": 0,
-        "CONN_HEALTH_CHECKS": True,  # else each pooled connection would fail once after a restart
         "OPTIONS": {
             "pool": {"min_size": min_connections, "max_size": max_connections, "timeout": 10},
             "options": "-c jit=off",  # our queries are short: compiling one takes longer than running it
@@ -194,6 +203,28 @@ CELERY_BEAT_MAX_LOOP_INTERVAL = 5
 CELERY_BEAT_SCHEDULE = {
     "agents: start what is due": {"task": "agents.tick", "schedule": schedule(timedelta(seconds=30))},
     "agents: sweep runs": {"task": "agents.sweep", "schedule": schedule(timedelta(seconds=10))},
+    "agents: settle what plans hold": {
+        "task": "agents.settle_plans",
+        "schedule": schedule(timedelta(minutes=5)),
+    },
+    "agents: resume what waits for money": {
+        "task": "agents.resume_with_budget",
+        "schedule": schedule(timedelta(seconds=60)),
+    },
+    "billing: settle what was lost": {
+        "task": "billing.settle_lost",
+        "schedule": schedule(timedelta(seconds=15)),
+    },
+    "billing: end what is over": {"task": "billing.sweep", "schedule": schedule(timedelta(seconds=60))},
+    "billing: ask Stripe": {"task": "billing.sync", "schedule": schedule(timedelta(seconds=10))},
+    "billing: settle with developers": {
+        "task": "billing.settle_developers",
+        "schedule": schedule(timedelta(minutes=10)),
+    },
+    "billing: find missed events": {"task": "billing.catch_up", "schedule": schedule(timedelta(minutes=15))},
+    "billing: look at domains": {"task": "billing.recheck_domains", "schedule": schedule(timedelta(hours=1))},
+    "billing: compare with Stripe": {"task": "billing.compare", "schedule": schedule(timedelta(days=1))},
+    "billing: tend plugins": {"task": "billing.tend_plugins", "schedule": schedule(timedelta(seconds=60))},
     "agents: forget journeys": {
         "task": "agents.forget_journeys",
         "schedule": schedule(timedelta(minutes=10)),
@@ -202,7 +233,9 @@ CELERY_BEAT_SCHEDULE = {
         "task": "agents.forget_found_records",
         "schedule": schedule(timedelta(hours=6)),
     },
-    "chat: end lost turns": {"task": "chat.sweep", "schedule": schedule(timedelta(seconds=60))},
+    "agents: delete old runs": {"task": "agents.delete_expired", "schedule": schedule(timedelta(hours=1))},
+    "chat: end lost turns": {"task": "chat.sweep", "schedule": schedule(timedelta(seconds=10))},
+    "chat: follow up runs": {"task": "chat.follow_up", "schedule": schedule(timedelta(seconds=10))},
     "memory: record what was said": {"task": "memory.sweep", "schedule": schedule(timedelta(seconds=60))},
     "memory: tend indexes": {"task": "memory.tend", "schedule": schedule(timedelta(hours=1))},
     "memory: consolidate": {"task": "memory.consolidate", "schedule": schedule(timedelta(minutes=5))},
@@ -228,6 +261,49 @@ TICKET_LIFE = timedelta(seconds=30)
 LOGIN_URL = "sign-in"
 LOGIN_REDIRECT_URL = "account"
 
+# ── The store of large objects, and the vault ───────────────────────────────────────────────────────────
+STORE: dict[str, Any] = {
+    "url": env.STORE.read((state_dir() / "objects").as_uri()),
+    "endpoint": env.STORE_ENDPOINT.read(),
+    "region": env.STORE_REGION.read(),
+    "access_key": env.STORE_ACCESS_KEY.read(),
+    "secret_key": env.STORE_SECRET_KEY.read(),
+    "most_bytes": env.STORE_MAX_GB.read() * 10**9,
+    "least_free_bytes": env.STORE_LEAST_FREE_MB.read() * 2**20,
+    "keep_days": env.STORE_KEEP_DAYS.read(),
+    "upload_hours": env.UPLOAD_HOURS.read(),
+    "keep_backups": env.KEEP_BACKUPS.read(),
+    "vectors": env.MAX_VECTORS.read(),
+}
+if not (STORE["url"].startswith("s3://") and urlsplit(STORE["url"]).netloc) and not STORE["url"].startswith(
+    "file:///"
+):
+    raise ImproperlyConfigured(
+        f"{env.STORE.name} must look like file:///var/lib/adiuva or s3://bucket/prefix"
+    )
+CELERY_BEAT_SCHEDULE |= {
+    "vault: end what is over": {"task": "vault.sweep", "schedule": schedule(timedelta(seconds=60))},
+    "vault: verify what is stored": {"task": "vault.scrub", "schedule": schedule(timedelta(hours=1))},
+    "vault: compare what is counted": {"task": "vault.compare", "schedule": schedule(timedelta(days=1))},
+    "store: delete garbage": {"task": "blobs.collect", "schedule": schedule(timedelta(seconds=60))},
+    "store: compare with rows": {"task": "blobs.compare", "schedule": schedule(timedelta(hours=1))},
+}
+
+# ── Payments ────────────────────────────────────────────────────────────────────────────────────────────
+STRIPE: dict[str, Any] = {
+    "secret_key": env.STRIPE_SECRET_KEY.read(),
+    "webhook_secrets": env.STRIPE_WEBHOOK_SECRETS.read(),
+    "api": env.STRIPE_API.read(),
+    "portal_configuration": env.STRIPE_PORTAL.read(),
+    "automatic_tax": env.STRIPE_TAX.read(),
+}
+
+# ── Single sign-on ────────────────────────────────────────────────────────────────────────────────────────
+SSO_NETWORKS = env.SSO_NETWORKS.read()
+SSO_DNS = env.SSO_DNS.read()
+SSO_ASK_AGAIN = timedelta(minutes=env.SSO_ASK_AGAIN_MINUTES.read())
+SSO_LIFE = timedelta(hours=env.SSO_SESSION_HOURS.read())
+
 # ── Mail ────────────────────────────────────────────────────────────────────────────────────────────────
 MAIL_URL = env.MAIL_URL.read("none://" if PRODUCTION else (state_dir() / "mail").as_uri())
 MAIL_ENABLED = not MAIL_URL.startswith("none:")
@@ -245,7 +321,7 @@ CELERY_BEAT_SCHEDULE["accounts: send mails"] = {
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
         "adiuva.accounts.authentication.BearerAuthentication",
-        "rest_framework.authentication.SessionAuthentication",
+        "adiuva.accounts.authentication.BrowserAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": [
@@ -257,8 +333,11 @@ REST_FRAMEWORK = {
         "rest_framework.parsers.FormParser",
         "rest_framework.parsers.MultiPartParser",  # what the browsable pages' forms send
     ],
+    "VIEW_NAME_FUNCTION": "adiuva.core.browsable.name_of",
+    "VIEW_DESCRIPTION_FUNCTION": "adiuva.core.browsable.description_of",
     "DEFAULT_PAGINATION_CLASS": "adiuva.core.rest.PageLimitPagination",
     "DEFAULT_SCHEMA_CLASS": "adiuva.core.openapi.Schema",
+    "DEFAULT_THROTTLE_CLASSES": ["billing.throttles.PerTier"],
     "DEFAULT_THROTTLE_RATES": {
         "login": env.LOGIN_RATE.read(),  # an address and an e-mail
         "login_address": env.LOGIN_ADDRESS_RATE.read(),
@@ -279,24 +358,48 @@ CORS_ALLOW_HEADERS = [
     "accept",
     "authorization",
     "content-type",
+    "if-match",
     "if-modified-since",
+    "if-none-match",
+    "if-range",
     "last-event-id",
+    "range",
+    "tus-resumable",
+    "upload-checksum",
+    "upload-length",
+    "upload-metadata",
+    "upload-offset",
     "x-backup-checksum",
+    "x-backup-chunks",
     "x-backup-timestamp",
     "x-backup-version",
     "x-request-id",
+    "x-upload-id",
 ]
 CORS_EXPOSE_HEADERS = [
+    "Accept-Ranges",
     "Content-Disposition",
+    "Content-Range",
+    "ETag",
     "Link",
     "Location",
+    "RateLimit-Limit",
+    "RateLimit-Remaining",
+    "RateLimit-Reset",
     "Retry-After",
+    "Tus-Resumable",
+    "Upload-Expires",
+    "Upload-Length",
+    "Upload-Metadata",
+    "Upload-Offset",
     "X-Backup-Checksum",
+    "X-Backup-Id",
     "X-Backup-Timestamp",
     "X-Backup-Version",
     "X-Checksum",
     "X-Request-ID",
     "X-Total-Count",
+    "X-Version",
 ]
 CORS_PREFLIGHT_MAX_AGE = 3600  # seconds
 
@@ -307,7 +410,8 @@ SPECTACULAR_SETTINGS = {
     "SERVE_INCLUDE_SCHEMA": False,
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "SWAGGER_UI_DIST": "SIDECAR",
-    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    # With links to operations each of their buttons would hold a link, which screen readers cannot tell apart.
+    "SWAGGER_UI_SETTINGS": {"deepLinking": False},
     "COMPONENT_SPLIT_REQUEST": True,
     "OAS_VERSION": "3.1.1",
     "SERVERS": [
@@ -324,18 +428,29 @@ SPECTACULAR_SETTINGS = {
         "adiuva.core.openapi.finish",
     ],
     "ENUM_NAME_OVERRIDES": {
-        "TierEnum": "adiuva.accounts.models.Plan",
+        "TierEnum": "adiuva.accounts.models.PlanName",
         "AgentTypeEnum": "agents.models.AgentFamily",
         "AgentKindEnum": "agents.models.AgentType",
         "JourneyAgentTypeEnum": "agents.journeys.serializers.START_TYPES",
         "KindEnum": "chat.models.AssistantKind",
         "StateEnum": "agents.models.Run.State",
+        "PluginStateEnum": "billing.marketplace.models.Plugin.State",
+        "PluginVersionStateEnum": "billing.marketplace.models.PluginVersion.State",
         "MemoryTierEnum": "memory.models.Tier",
         "MemorySourceKindEnum": "memory.models.SourceKind",
         "MemoryEntryStateEnum": ["current", "proposed", "history"],
+        "StatusEnum": ["running", "success", "partial", "error"],
+        "TeamMemberStateEnum": "billing.teams.serializers.MEMBER_STATES",
+        "TeamRoleEnum": "billing.teams.serializers.ROLES",
+        "SeatStateEnum": "billing.teams.models.Membership.State",
+        "SubscriptionStatusEnum": "billing.serializers.SUBSCRIPTION_STATES",
         "ExportStateEnum": "adiuva.export.models.Export.State",
     },
 }
+
+# ── Plans ───────────────────────────────────────────────────────────────────────────────────────────────
+# Without them everybody may have everything, and nobody is throttled.
+PLANS = env.PLANS.read()
 
 # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────
 MODEL = {
@@ -348,7 +463,13 @@ MODELS_BY_PURPOSE = {
     "extraction": env.MODEL_EXTRACTION.read(),
     "memory": env.MODEL_MEMORY.read(),
 }
+MODEL_CONTEXT_WINDOW = env.MODEL_CONTEXT_WINDOW.read()
+MODEL_FALLBACKS = env.MODEL_FALLBACKS.read()
 MODEL_EXTRAS = env.MODEL_EXTRAS.read()
+MODEL_PRICE = env.MODEL_PRICE.read()
+BUDGET_CURRENCY = env.BUDGET_CURRENCY.read()
+BUDGET_RATE = env.BUDGET_RATE.read()
+INSTALLATION_BUDGET = env.INSTALLATION_BUDGET.read()
 EMBEDDING_MODEL = {
     "model": env.EMBEDDING_MODEL.read(),
     "api_base": env.EMBEDDING_MODEL_API_BASE.read(),
@@ -381,11 +502,13 @@ RUNS: dict[str, Any] = {
     "longest_retry_s": env.RUN_LONGEST_RETRY_S.read(),
     "max_worker_crashes": env.RUN_MAX_WORKER_CRASHES.read(),
     "quarantine_s": env.RUN_QUARANTINE_S.read(),
+    "keep_days": env.RUN_KEEP_DAYS.read(),
 }
 
 # ── Chat ────────────────────────────────────────────────────────────────────────────────────────────────
 CHAT: dict[str, Any] = {
     "turn_deadline_s": env.TURN_DEADLINE_S.read(),
+    "turn_lease_s": env.TURN_LEASE_S.read(),
     "max_model_calls": env.TURN_MODEL_CALLS.read(),
     "device_reconnect_wait_s": env.DEVICE_WAIT_S.read(),
     "stop_turns_s": env.STOP_TURNS_S.read(),
@@ -433,9 +556,13 @@ LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = True
-# What core.language speaks. Nothing follows the Accept-Language of a request: programs read the API's messages.
+# What core.language speaks. Below /api/ its middleware chooses; views that show translated pages do it themselves.
 LANGUAGES = [("en", "English"), ("de", "Deutsch"), ("fr", "Français"), ("it", "Italiano"), ("es", "Español")]
 LOCALE_PATHS = [BASE_DIR / "locale"]
+METRICS_HOST = env.METRICS_HOST.read()
+METRICS_PORT = env.METRICS_PORT.read()
+TRACES_ENDPOINT = env.TRACES_ENDPOINT.read()
+TRACES_RATIO = env.TRACES_RATIO.read()
 LOGGING = logging.configure(env.LOG_LEVEL.read(), as_json=env.LOG_JSON.read())
 
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None

@@ -10,7 +10,8 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.urls import URLPattern, URLResolver, get_resolver
-from django.views import csrf, defaults
+from django.utils import translation
+from django.utils.translation import gettext, gettext_noop
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.utils import extend_schema
 from rest_framework.permissions import AllowAny
@@ -19,19 +20,22 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from adiuva import __version__
+from adiuva.core.language import in_their_language, speaking
 from adiuva.core.outages import response_to
 
 _PREFIX = "api/v1/"
 _CHOICE = re.compile(r"\(\?P<\w+>(\w+(?:\|\w+)+)\)")
 
 
+@in_their_language
 def index(request: HttpRequest) -> HttpResponse:
     return render(request, "index.html", {"version": __version__})
 
 
 class Root(APIView):
-    """The endpoints of this API. Sign in with a bearer token, or here in the browser as staff."""
+    """The endpoints of this API. Sign in with a bearer token, or here in the browser."""
 
+    page_for_people = True
     name = "Adiuva API"
     permission_classes = [AllowAny]
 
@@ -74,16 +78,16 @@ def _has_get(pattern: URLPattern) -> bool:
 
 
 _ERRORS = {
-    400: ("bad_request", "the server does not understand this request"),
-    403: ("forbidden", "you may not do this"),
-    404: ("not_found", "there is nothing here"),
-    500: ("server_error", "something went wrong on the server, and was logged"),
+    400: ("bad_request", gettext_noop("the server does not understand this request")),
+    403: ("forbidden", gettext_noop("you may not do this")),
+    404: ("not_found", gettext_noop("there is nothing here")),
+    500: ("server_error", gettext_noop("something went wrong on the server, and was logged")),
 }
 
 
 def _error_response(status: int) -> JsonResponse:
     code, message = _ERRORS[status]
-    return JsonResponse({"code": code, "message": message}, status=status)
+    return JsonResponse({"code": code, "message": gettext(message)}, status=status)
 
 
 @csrf_exempt
@@ -96,22 +100,49 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """Django's hook for a form without its token."""
     if request.path.startswith("/api/"):
         return _error_response(403)
-    return csrf.csrf_failure(request, reason)
+    return _error_page(request, 403, _OLD_FORM)
 
 
-def _handler(status: int, page: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """An error handler: JSON below /api/, Django's page elsewhere. Django logs the cause; nobody is shown it."""
+_OLD_FORM = (
+    gettext_noop("This form is too old"),
+    gettext_noop("Go back, load the page again, and send it once more. The browser must keep cookies."),
+)
+_ERROR_PAGES = {
+    400: (
+        gettext_noop("This request was not understood"),
+        gettext_noop("Go back, load the page again, and try once more."),
+    ),
+    403: (gettext_noop("This is not allowed"), gettext_noop("Sign in with an account that may do this.")),
+    404: (
+        gettext_noop("There is nothing here"),
+        gettext_noop("The address may be misspelled, or what was here is gone."),
+    ),
+    500: (gettext_noop("Something went wrong"), gettext_noop("It was noted. Try again in a while.")),
+}
+
+
+def _error_page(request: HttpRequest, status: int, texts: tuple[str, str]) -> HttpResponse:
+    """In the browser's language: who is signed in is not asked, since the database may be what fails."""
+    with speaking(translation.get_language_from_request(request)):
+        title, problem = map(translation.gettext, texts)
+        return render(request, "error.html", {"title": title, "problem": problem}, status=status)
+
+
+def _handler(status: int) -> Callable[..., HttpResponse]:
+    """An error handler: JSON below /api/, a page elsewhere. Django logs the cause; nobody is shown it."""
 
     def handle(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        return _error_response(status) if request.path.startswith("/api/") else page(request, *args, **kwargs)
+        if request.path.startswith("/api/"):
+            return _error_response(status)
+        return _error_page(request, status, _ERROR_PAGES[status])
 
     return handle
 
 
-bad_request = _handler(400, defaults.bad_request)
-forbidden = _handler(403, defaults.permission_denied)
-not_found = _handler(404, defaults.page_not_found)
-_fault = _handler(500, defaults.server_error)
+bad_request = _handler(400)
+forbidden = _handler(403)
+not_found = _handler(404)
+_fault = _handler(500)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:

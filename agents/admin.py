@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import admin, messages
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from adiuva.accounts.admin_base import ReadOnlyAdmin
+from adiuva.accounts.admin_base import PeriodFilter, ReadOnlyAdmin
 from adiuva.accounts.models import StaffAction
+from adiuva.core.errors import AdiuvaError
 from adiuva.devices import outbox
 from adiuva.devices.models import OutboxRecord
 from agents import runs
-from agents.models import Agent, Run
+from agents.models import Agent, Run, RunEvent
 
 _MAX_EVENTS = 200
 
@@ -24,17 +23,17 @@ _MAX_EVENTS = 200
 class AgentAdmin(ReadOnlyAdmin):
     list_display = [
         "id",
-        "user",
+        "account",
         "type",
         "connection_is",
         "enabled",
+        "held_by_plan",
         "schedule_cron",
         "last_run_at",
         "next_run_at",
     ]
-    list_filter = ["type", "enabled", "connection__health"]
+    list_filter = ["type", "enabled", "held_by_plan", "connection__health", ("created_at", PeriodFilter)]
     list_select_related = ["user", "connection"]
-    search_help_text = "An agent's id, or the beginning of its owner's e-mail address"
     ordering = ["-created_at"]
     actions = ["run_now"]
     readonly_fields = ["connection_is"]
@@ -49,15 +48,15 @@ class AgentAdmin(ReadOnlyAdmin):
         "timezone",
         "catch_up",
         "catch_up_hours",
+        "announce",
+        "budget_micro",
         "enabled",
+        "held_by_plan",
         "last_run_at",
         "next_run_at",
         "created_at",
         "updated_at",
     ]
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
     @admin.display(description="connection", ordering="connection__health")
     def connection_is(self, agent: Agent) -> str:
@@ -75,30 +74,29 @@ class AgentAdmin(ReadOnlyAdmin):
                 run = runs.start(agent=agent)
                 self.audit(request, StaffAction.Kind.STARTED, run)
                 started += 1
-            except runs.RunIsLive:
-                self.message_user(request, f"{agent} has a run under way.", messages.WARNING)
+            except AdiuvaError as error:
+                self.message_user(request, f"{agent}: {error.message}", messages.WARNING)
         self.message_user(request, f"{started} started.")
 
 
 @admin.register(Run)
 class RunAdmin(ReadOnlyAdmin):
     list_display = [
-        "__str__",
-        "user",
+        "id",
+        "account",
+        "agent_type",
+        "created_at",
         "state",
         "verdict",
         "dry_run",
-        "retries",
-        "not_before",
         "files_done",
         "items_created",
         "problems",
         "completed_at",
-        "undone_at",
     ]
-    list_filter = ["state", "trigger", "agent_type"]
-    search_keys = ("id", "agent_ref")
-    search_help_text = "A run's or agent's id, or the beginning of its owner's e-mail address"
+    list_filter = ["state", "trigger", "agent_type", ("created_at", PeriodFilter)]
+    search_keys = ("id", "agent_ref", "user_id")
+    search_help_text = f"{ReadOnlyAdmin.search_help_text} Also the id of an agent, or a code of the journal."
     ordering = ["-created_at"]
     actions = ["cancel"]
     readonly_fields = ["records", "journal"]
@@ -126,19 +124,27 @@ class RunAdmin(ReadOnlyAdmin):
         "items_created",
         "problems",
         "model_calls",
+        "input_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "cost_micro",
         "created_at",
         "started_at",
         "completed_at",
         "undone_at",
+        "announcement",
         "records",
         "journal",
     ]
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
     def has_end_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("agents.change_run")
+
+    @staticmethod
+    def by_text(code: str) -> Q:
+        """The newest runs whose journals have this code."""
+        newest = RunEvent.objects.filter(code=code).order_by("-seq").values_list("run_id", flat=True)
+        return Q(pk__in=set(newest[:_MAX_EVENTS]))
 
     @admin.display(description="records by state")
     def records(self, run: Run) -> str:

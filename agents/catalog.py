@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from adiuva.devices.tables import TABLES
-from agents.models import MAX_CATCH_UP_HOURS, AgentType, CatchUp
+from agents.models import MAX_BUDGET_MICRO, MAX_CATCH_UP_HOURS, AgentType, Announce, CatchUp
 from integrations import oauth_clients
 from integrations.models import Provider
 
@@ -32,6 +32,18 @@ _COMMON: Final[dict[str, Any]] = {
         "description": "what becomes of times that were missed: one run, none, or one run within catch_up_hours",
     },
     "catch_up_hours": {"type": "integer", "minimum": 1, "maximum": MAX_CATCH_UP_HOURS},
+    "announce": {
+        "type": "string",
+        "enum": [which.value for which in Announce],
+        "default": Announce.PROBLEMS.value,
+        "description": "which ends of its scheduled runs are told in the conversation for agents",
+    },
+    "budget_micro": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": MAX_BUDGET_MICRO,
+        "description": "what its runs may cost a month, in millionths of the currency; without it: no limit of its own",
+    },
     "enabled": {"type": "boolean", "default": True},
 }
 

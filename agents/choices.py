@@ -13,7 +13,7 @@ Choices = list[tuple[str, str]]
 
 def devices(user_id: UUID) -> Choices:
     """The user's devices, the one seen last first."""
-    found = Device.objects.of(user_id).with_online().order_by("-last_seen")[:100]
+    found = Device.objects.of(user_id).with_online().seen_last_first()[:100]
     return [
         (
             device.device_id,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
@@ -25,10 +25,12 @@ from adiuva.core import leases
 from adiuva.core.crypto import UserCipher
 from adiuva.core.leases import Lease, LeaseLost
 from adiuva.devices.models import Device, OutboxRecord
+from adiuva.llm import ModelUse
 from agents import journal, runs
 from agents.extraction import PROMPT_VERSION
 from agents.journal import EventKind, JournalEntry
 from agents.models import RUN_DEADLINE, Agent, AgentCursor, Run, RunEvent, SourceInFlight
+from billing import usage
 from integrations.models import Provider
 
 
@@ -51,6 +53,8 @@ class MailAccount:
 class ClaimedRun:
     """A claimed run with all that its worker needs, read once: later changes of the agent count from the next run.
 
+    `budget_micro`: what the agent's runs may cost a month; None: as much as its user's plan lets them. `cost_micro`:
+    what earlier attempts of the run have cost.
     `device` is None for a cloud agent, and for a device that never connected. `started_before`: an earlier attempt got
     as far as reading. `crash_counts`: how many workers crashed while they read a source, by source key.
     """
@@ -74,6 +78,8 @@ class ClaimedRun:
     started_before: bool
     crash_counts: Mapping[bytes, int]
     account: MailAccount | None
+    budget_micro: int | None
+    cost_micro: int
     # Kept for the whole run: fetching it again asks the database, which an event loop must not.
     cipher: UserCipher = field(repr=False)
 
@@ -109,6 +115,9 @@ def claim(run_id: UUID) -> ClaimedRun | None:
     if agent is None or agent.device_id != run.device_id:
         runs.end(run, Run.State.CANCELLED, "agent_deleted" if agent is None else "device_changed")
         return None
+    if agent.held_by_plan:
+        runs.end(run, Run.State.CANCELLED, "held_by_plan")
+        return None
     if run.is_cloud and agent.connection is None:
         runs.end(run, Run.State.ERROR, "no_connection", "its account is not connected any more")
         return None
@@ -129,6 +138,7 @@ def claim(run_id: UUID) -> ClaimedRun | None:
         files_done=0,
         files_unchanged=0,
         files_failed=0,
+        sources_due=0,
         problems=max(0, run.problems - journal.resolve_failures(run)),
         preview=None,
     )
@@ -165,6 +175,8 @@ def claim(run_id: UUID) -> ClaimedRun | None:
         started_before=started_before,
         crash_counts=_clear_previous_attempt(agent),
         account=_account(agent, cipher, version),
+        budget_micro=agent.budget_micro,
+        cost_micro=run.cost_micro,
         cipher=cipher,
     )
 
@@ -245,21 +257,38 @@ def add_counts(
     done: int = 0,
     unchanged: int = 0,
     failed: int = 0,
+    due: int = 0,
     entries: Iterable[JournalEntry] = (),
     phase: Run.Phase | None = None,
     passed_over: Mapping[str, int] | None = None,
 ) -> None:
-    """Add to a run's counts and journal; `passed_over` replaces what was counted so far. Raises LeaseLost."""
+    """Add to a run's counts and journal; `passed_over` replaces what was counted so far. `due`: of a dry run, how many
+    sources a real one would read. Raises LeaseLost."""
     run = held(claimed)
     run.set(
         files_seen=run.files_seen + seen,
         files_done=run.files_done + done,
         files_unchanged=run.files_unchanged + unchanged,
         files_failed=run.files_failed + failed,
+        sources_due=run.sources_due + due,
         problems=run.problems + count_problems(journal.write(run, entries)),
         phase=phase or run.phase,
         passed_over=run.passed_over if passed_over is None else dict(passed_over),
     )
+
+
+def add_used(run_id: UUID, uses: Sequence[ModelUse]) -> None:
+    """Add to what a run used of models, whoever holds it."""
+    Run.objects.filter(pk=run_id).update(
+        **{name: F(name) + value for name, value in used_columns(uses).items()}
+    )
+
+
+def used_columns(uses: Sequence[ModelUse]) -> dict[str, int]:
+    """What requests used, by the columns of a run."""
+    used = usage.total(uses)
+    names = ("input_tokens", "cached_tokens", "output_tokens", "cost_micro")
+    return {name: getattr(used, name) for name in names}
 
 
 def count_problems(entries: Iterable[JournalEntry]) -> int:

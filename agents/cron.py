@@ -15,8 +15,10 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Final
+from typing import Final, Literal
 from zoneinfo import ZoneInfo
+
+from adiuva.core.errors import Text
 
 _NICKNAMES: Final = {
     "@hourly": "0 * * * *",
@@ -42,7 +44,11 @@ _LAST_DAY: Final = dt.date(9990, 1, 1)
 
 
 class BadCron(ValueError):
-    """The schedule is not valid. The message says which field is wrong, and why."""
+    """The schedule is not valid. `problem` says which field is wrong, and why."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,17 @@ class Cron:
         text = text.strip()
         if text.startswith("@"):
             if text.lower() not in _NICKNAMES:
-                raise BadCron(f"{text!r} is not one of {', '.join(_NICKNAMES)}")
+                raise BadCron(
+                    Text("{given} is not one of {names}", given=repr(text[:50]), names=", ".join(_NICKNAMES))
+                )
             text = _NICKNAMES[text.lower()]
         words = text.split()
         if len(words) != len(_FIELDS):
             raise BadCron(
-                f"a schedule has five fields (minute hour day month weekday), this one has {len(words)}"
+                Text(
+                    "a schedule has five fields (minute hour day month weekday), this one has {count}",
+                    count=len(words),
+                )
             )
         sets = [_values(word, field) for word, field in zip(words, _FIELDS, strict=True)]
         cron = cls(
@@ -197,7 +208,7 @@ def _values(word: str, field: _Field) -> set[int]:
         span, slash, step_text = item.partition("/")
         step = _number(step_text, field, "step") if slash else 1
         if step < 1:
-            raise BadCron(f"{field.name}: a step is at least 1")
+            raise BadCron(Text("{field}: a step is at least 1", field=field.name))
         if span == "*":
             low, high = field.least, field.most if field.name != "day of week" else 6
         else:
@@ -219,7 +230,7 @@ def _past_the_end(span: str, high: int, field: _Field) -> int:
     """
     start, _, end = span.lower().partition("-")
     if end != "sun" and not {start, end} <= field.names.keys():
-        raise BadCron(f"{field.name}: {span} runs backwards")
+        raise BadCron(Text("{field}: {span} runs backwards", field=field.name, span=span))
     return high + field.count
 
 
@@ -227,11 +238,24 @@ def _value(text: str, field: _Field) -> int:
     named = field.names.get(text.lower())
     value = named if named is not None else _number(text, field, "value")
     if not field.least <= value <= field.most:
-        raise BadCron(f"{field.name}: {value} is not between {field.least} and {field.most}")
+        raise BadCron(
+            Text(
+                "{field}: {given} is not between {least} and {most}",
+                field=field.name,
+                given=value,
+                least=field.least,
+                most=field.most,
+            )
+        )
     return value
 
 
-def _number(text: str, field: _Field, what: str) -> int:
+def _number(text: str, field: _Field, what: Literal["step", "value"]) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 4):
-        raise BadCron(f"{field.name}: {text[:20]!r} is not a {what}")
+        given = repr(text[:20])
+        raise BadCron(
+            Text("{field}: {given} is not a step", field=field.name, given=given)
+            if what == "step"
+            else Text("{field}: {given} is not a value", field=field.name, given=given)
+        )
     return int(text)

@@ -142,7 +142,7 @@ async def _deliver_run(claimed: _ClaimedDelivery, device: UUID) -> bool:
 
 
 def _devices(user_id: UUID) -> list[UUID]:
-    return list(Device.objects.of(user_id).online().order_by("-last_seen").values_list("pk", flat=True))
+    return list(Device.objects.of(user_id).online().seen_last_first().values_list("pk", flat=True))
 
 
 def _undelivered(user_id: UUID) -> list[UUID]:

@@ -11,7 +11,7 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from adiuva.core.crypto import UserCipher
 from agents import journal, preview, run_changes
-from agents.models import Agent, FoundRecord, Run, RunEvent
+from agents.models import Agent, FoundRecord, Run, RunEvent, Watch
 
 # Columns that only coordinate workers.
 _INTERNAL: Final = ("user", "agent", "fence", "lease_until", "enqueued_at", "attempted_at")
@@ -64,9 +64,21 @@ def _found_words(record: FoundRecord, cipher: UserCipher) -> Mapping[str, Any]:
     return {"found": FoundRecord.found.unseal_from(cipher, record), "pending": pending}
 
 
+def _watches(user_id: UUID) -> Iterator[dict[str, Any]]:
+    cipher, names = cipher_for(user_id), exported_columns(Watch, but=["user", "fence", "lease_until"])
+    for watch in Watch.objects.of(user_id).iterator(ROWS_PER_BATCH):
+        row = {name: getattr(watch, name) for name in names}
+        yield {**row, **readable(partial(_asked, watch, cipher))}
+
+
+def _asked(watch: Watch, cipher: UserCipher) -> Mapping[str, Any]:
+    return {"asked": Watch.asked.unseal_from(cipher, watch)}
+
+
 register(
     ArchivePart("agents.jsonl", "The agents, as they are configured.", _agents),
     ArchivePart("runs.jsonl", "What they did, with what dry runs found.", _runs),
     ArchivePart("found_records.jsonl", "What stood in documents when they were last read.", _found_records),
+    ArchivePart("watches.jsonl", "Which runs you wanted to hear of, and in which conversation.", _watches),
     ArchivePart("run_events.jsonl", "The journals of the runs.", _events),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ _MAX_CONTINUATIONS: Final = 6
 _LEAST_PART_CHARS: Final = 500
 
 _PROMPT: Final = prompt_files.load("agents", "extraction")
+# Small models give the prompt's examples for findings.
+_EXAMPLES: Final = frozenset(map(str.casefold, re.findall(r'"title": "([^"]+)"', _PROMPT.text)))
+_WORD: Final = re.compile(r"\w+")
 PROMPT_VERSION: Final = _PROMPT.version
 
 
@@ -78,8 +82,14 @@ class Extractor:
 
         Raises llm.ModelError if the model cannot be reached, llm.BadOutput if it gave no JSON twice.
         """
+        await self.model.find_window()
+        # A third of a small window for the text; the rest is for the instructions, what is known, and the answer.
+        most = self.model.window.part(3, PART_CHARS)
         parts = cut_into_parts(
-            document.content, most_chars=PART_CHARS, head=document.head, kind=document.kind
+            document.content,
+            most_chars=max(_LEAST_PART_CHARS, most),
+            head=document.head,
+            kind=document.kind,
         )
         mine = [each for each in known if each.record.table in self.rules.tables]
         tasks = [
@@ -154,7 +164,12 @@ class _PartReading:
         repairs, continuations = 1, 0
         understood = False
         while True:
-            values, cut, text = await self._ask(messages)
+            try:
+                values, cut, text = await self._ask(messages)
+            except llm.ModelContextExceeded:
+                if len(self._part.text) <= _LEAST_PART_CHARS:
+                    raise
+                return await self._read_in_halves()
             if not values and cut is None:
                 if not repairs:
                     if understood:
@@ -166,6 +181,17 @@ class _PartReading:
                 messages = self._repair(text, "the answer is not JSON.")
                 continue
             records, rejected = self._rules.check(*values, *([cut] if cut else []), part=self._part.number)
+            copied = [record for record in records if self._is_copied_example(record)]
+            records = [record for record in records if record not in copied]
+            rejected += [
+                RejectedRecord(
+                    "copied_example",
+                    "it stands in the example of the instructions, and not in the document",
+                    repairable=False,
+                    place=record.place,
+                )
+                for record in copied
+            ]
             if cut is not None:
                 rejected = [each for each in rejected if each.code != "no_records"]
             self._note_verdicts(values, cut)
@@ -228,7 +254,7 @@ class _PartReading:
         ]
 
     async def _read_in_halves(self) -> _PartAnswer:
-        """Not even one record fits an answer: a shorter text may have shorter answers."""
+        """The text or its answer is too long for the model: a shorter text may have shorter answers."""
         pieces = cut_into_parts(self._part.text, most_chars=len(self._part.text) // 2 + 1)
         whole = self._answer
         for piece in pieces:
@@ -273,11 +299,23 @@ class _PartReading:
         answer.rejected = [*rejected, *unmended]
         return added
 
+    def _is_copied_example(self, record: Record) -> bool:
+        title = record.title.casefold()
+        if title not in _EXAMPLES:
+            return False
+        said = f"{self._name} {self._part.context} {self._part.text}".casefold()
+        return not set(_WORD.findall(title)) <= set(_WORD.findall(said))
+
     @staticmethod
     def _repairable(records: Sequence[Record], rejected: Sequence[RejectedRecord]) -> list[str]:
-        """Why an answer should be mended."""
-        reasons = [each.reason for each in rejected if each.repairable]
-        reasons += [problem.reason for each in records for problem in each.problems if problem.repairable]
+        """Why an answer should be mended, and where."""
+        reasons = [f"{each.place}: {each.reason}".lstrip(": ") for each in rejected if each.repairable]
+        reasons += [
+            f"{each.place}: {problem.reason}".lstrip(": ")
+            for each in records
+            for problem in each.problems
+            if problem.repairable
+        ]
         return list(dict.fromkeys(reasons))
 
 

@@ -26,6 +26,8 @@ _NUMERIC_DATE: Final = re.compile(
 )
 _YEAR: Final = re.compile(r"(?<!\d)\d{4}(?!\d)")
 _MONTH: Final = re.compile(r"(?i)(?<![a-z])(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*")
+# Half of a character, as broken escapes in JSON leave it.
+_HALF: Final = re.compile("[\ud800-\udfff]")
 # Between names in one string.
 _NAME_SEPARATOR: Final = re.compile(r"\s*[,;&]\s*|\s+(?:and|und|et|e)\s+")
 _NAME_KEYS: Final = ("name", "full_name", "fullName", "title", "email")
@@ -187,5 +189,5 @@ def _names_in(each: Any) -> list[str]:
 def _check_text(text: str, most: int) -> None:
     if len(text) > most:
         raise BadValue("too_long", f"at most {most} characters")
-    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    if "\x00" in text or (not text.isascii() and _HALF.search(text)):
         raise BadValue("bad_text", "text without control characters or halves of characters")

@@ -19,7 +19,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from adiuva.core import db
-from adiuva.core.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError, Text
 from adiuva.devices import outbox
 from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
@@ -27,7 +27,7 @@ from adiuva.devices.models import OutboxRecord
 from adiuva.devices.protocol import MAX_BATCH, TableName, ToolCall, ToolResultBody
 from adiuva.devices.row_undo import RowChange
 from adiuva.devices.tables import TABLES
-from agents import claimed_runs, journal, run_changes
+from agents import claimed_runs, found_records, journal, run_changes
 from agents.claimed_runs import ClaimedRun
 from agents.journal import EventKind, JournalEntry
 from agents.local_folders import DeviceSilent
@@ -37,11 +37,11 @@ from agents.run_changes import RunChange
 # Rows of other tables are never deleted because a document no longer names them: others may refer to them.
 _WITHDRAWN: Final = frozenset({"tasks", "timelines", "notes"})
 _STAYS: Final[Mapping[str, str]] = {
-    "approved": "you have approved it, so it stays as it is",
-    "edited": "you have edited it, so it stays as it is",
-    "in_use": "something refers to it, so it stays",
-    "refused": "the device refused the change",
-    "kept": "rows of its table are not deleted by a run",
+    "approved": Text("you have approved it, so it stays as it is"),
+    "edited": Text("you have edited it, so it stays as it is"),
+    "in_use": Text("something refers to it, so it stays"),
+    "refused": Text("the device refused the change"),
+    "kept": Text("rows of its table are not deleted by a run"),
 }
 
 
@@ -194,7 +194,7 @@ def _settle(claimed: ClaimedRun, device: UUID, settled: Sequence[_Settled]) -> N
     # What was withdrawn is kept for an undo, after which it is known again.
     forgotten = [each.row.id for each in settled if each.row.updates is None and not each.is_withdrawn]
     FoundRecord.objects.filter(pk__in=[each.row.id for each in settled]).update(pending=None)
-    FoundRecord.objects.filter(pk__in=forgotten).delete()
+    found_records.forget(forgotten)
     withdrawn = [each.row.id for each in settled if each.is_withdrawn]
     OutboxRecord.objects.filter(pk__in=withdrawn).update(
         state=OutboxRecord.State.WITHDRAWN, row_hash=None, settled_at=Now()
@@ -223,12 +223,15 @@ def _change(claimed: ClaimedRun, each: _Settled) -> RunChange | None:
 
 def _entry(each: _Settled, zone: ZoneInfo) -> JournalEntry:
     row = each.row
-    what = "it is not in its source any more" if row.updates is None else _changes(row, zone)
+    said: str
+    what = Text("it is not in its source any more") if row.updates is None else _changes(row, zone)
     if each.stays:
-        code, said = "record_stays", f"{what}; {_STAYS[each.stays]}"
+        code, said = "record_stays", Text("{what}; {why}", what=what, why=_STAYS[each.stays])
     else:
         code, said = ("record_withdrawn" if each.is_withdrawn else "record_followed"), what
-    return JournalEntry(EventKind.NOTE, code, source=row.source, message=f"“{row.title}”: {said}")
+    return JournalEntry(
+        EventKind.NOTE, code, source=row.source, message=Text("“{title}”: {what}", title=row.title, what=said)
+    )
 
 
 def _changes(row: _Row, zone: ZoneInfo) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
@@ -19,7 +19,7 @@ from adiuva.core.crypto import UserCipher
 from adiuva.devices.models import OutboxRecord
 from agents.claimed_runs import ClaimedRun
 from agents.ledger import Identity
-from agents.models import FoundRecord, Source
+from agents.models import FoundRecord, Run, Source
 from agents.reconciliation import KEPT_FIELDS, Change, KnownRecord, Relation
 from agents.record_rules import Record
 
@@ -155,4 +155,13 @@ def forget_orphans(most: int) -> int:
     )
     old = FoundRecord.objects.filter(~Exists(read), updated_at__lt=Now() - _KEEP_WITHOUT_SOURCE)
     ids: Collection[UUID] = list(old.order_by("updated_at").values_list("pk", flat=True)[:most])
-    return FoundRecord.objects.filter(pk__in=ids).delete()[0] if ids else 0
+    forget(ids)
+    return len(ids)
+
+
+@transaction.atomic
+def forget(ids: Collection[UUID]) -> None:
+    """Forget records, and their deliveries if these were kept only for them (`agents.retention`)."""
+    FoundRecord.objects.filter(pk__in=ids).delete()
+    run = Run.objects.filter(pk=OuterRef("source_run"))
+    OutboxRecord.objects.filter(~Exists(run), pk__in=ids).delete()

@@ -13,9 +13,12 @@ from uuid import UUID, uuid4
 
 import orjson
 from django.db import connection
+from django.utils.translation import gettext, gettext_noop
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
+from adiuva.core.errors import packed, unpacked
+from adiuva.core.language import said
 from adiuva.documents import Document
 from agents.models import Run, RunEvent
 
@@ -31,7 +34,8 @@ _ABOUT_SOURCES = (
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """A line to write. `code` and `count` are stored in the clear, `source` (a path) and `message` sealed.
+    """A line to write. `code` and `count` are stored in the clear, `source` (a path) and `message` sealed. Where
+    `message` is a literal or a Text, it is read in the language of who reads it.
 
     Two entries about sources are the same event if kind, code, source, message and `key` are equal. Other entries are
     the same event only if they have a `key`; without one, each is a new event.
@@ -131,7 +135,7 @@ def _insert(run: Run, entries: Mapping[UUID, JournalEntry]) -> set[UUID]:
 def _seal(run: Run, nonce: UUID, entry: JournalEntry) -> bytes | None:
     if not entry.source and not entry.message:
         return None
-    return RunEvent.details.seal(cipher_for(run.user_id), [entry.source, entry.message], nonce)
+    return RunEvent.details.seal(cipher_for(run.user_id), [entry.source, packed(entry.message)], nonce)
 
 
 def resolve_failures(run: Run) -> int:
@@ -180,10 +184,11 @@ _REGULAR_ENDS = ["completed", "empty", "completed_with_failures", "nothing_could
 
 
 def event_body(event: RunEvent, cipher: UserCipher) -> dict[str, Any]:
-    """An event as REST shows it. Raises SealBroken."""
+    """An event as REST shows it, its message in the language that is spoken. Raises SealBroken."""
     source = message = ""
     if event.details is not None:
-        source, message = RunEvent.details.unseal_from(cipher, event)
+        source, kept = RunEvent.details.unseal_from(cipher, event)
+        message = said(unpacked(kept))
     return {
         "seq": event.seq,
         "at": event.at,
@@ -196,33 +201,39 @@ def event_body(event: RunEvent, cipher: UserCipher) -> dict[str, Any]:
 
 
 _PROBLEM_TEXTS = {
-    "unreadable": "the device could not read it",
-    "never_sent": "the device was asked for it and did not send it",
-    "not_asked_for": "the device sent it without being asked",
-    "too_large": "it is too large",
-    "damaged_on_the_way": "it arrived damaged",
-    "device_refused": "the device refused a record",
-    "outcome_unknown": "it is not known whether the device has a record",
-    "lost_on_the_way": "the device sent more files than arrived",
-    "never_read": "it was not read",
-    "and_more": "more files could not be read",
-    "killed_workers": "reading it broke off several times, so it is skipped for a day",
+    "unreadable": gettext_noop("the device could not read it"),
+    "never_sent": gettext_noop("the device was asked for it and did not send it"),
+    "not_asked_for": gettext_noop("the device sent it without being asked"),
+    "too_large": gettext_noop("it is too large"),
+    "damaged_on_the_way": gettext_noop("it arrived damaged"),
+    "device_refused": gettext_noop("the device refused a record"),
+    "outcome_unknown": gettext_noop("it is not known whether the device has a record"),
+    "lost_on_the_way": gettext_noop("the device sent more files than arrived"),
+    "never_read": gettext_noop("it was not read"),
+    "and_more": gettext_noop("more files could not be read"),
+    "killed_workers": gettext_noop("reading it broke off several times, so it is skipped for a day"),
     # Why a run ended
-    "cancelled": "the run was cancelled",
-    "agent_deleted": "its agent was deleted",
-    "device_changed": "its agent reads another device now",
-    "no_connection": "its account is not connected any more",
-    "deadline": "it took longer than a run may take",
-    "device_silent": "the device is connected and does not answer",
-    "device_never_came": "its device did not connect in time",
-    "never_connected_again": "its account was not connected again in time",
-    "workers_lost": "the server lost it several times while it worked",
-    "internal_error": "the server made a mistake; its operator can find it in the log",
+    "cancelled": gettext_noop("the run was cancelled"),
+    "agent_deleted": gettext_noop("its agent was deleted"),
+    "held_by_plan": gettext_noop(
+        "the plan has no room for this agent: choose which agents run, or take a larger plan"
+    ),
+    "device_changed": gettext_noop("its agent reads another device now"),
+    "no_connection": gettext_noop("its account is not connected any more"),
+    "deadline": gettext_noop("it took longer than a run may take"),
+    "device_silent": gettext_noop("the device is connected and does not answer"),
+    "device_never_came": gettext_noop("its device did not connect in time"),
+    "never_connected_again": gettext_noop("its account was not connected again in time"),
+    "workers_lost": gettext_noop("the server lost it several times while it worked"),
+    "internal_error": gettext_noop("the server made a mistake; its operator can find it in the log"),
 }
 
 
 def problem_text(event: dict[str, Any]) -> str:
-    """A problem in a sentence: which source, what happened, how often."""
-    words = event["message"] or _PROBLEM_TEXTS.get(event["code"], event["code"])
-    counted = f" ({event['count']} times)" if (event["count"] or 0) > 1 else ""
+    """A problem in a sentence, in the language that is spoken: which source, what happened, how often."""
+    known = _PROBLEM_TEXTS.get(event["code"])
+    words = event["message"] or (gettext(known) if known else event["code"])
+    counted = (
+        f" ({gettext('{count} times').format(count=event['count'])})" if (event["count"] or 0) > 1 else ""
+    )
     return f"{event['source']}: {words}{counted}" if event["source"] else f"{words}{counted}"

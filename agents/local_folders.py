@@ -13,6 +13,7 @@ from typing import Final, cast
 from django.conf import settings
 
 from adiuva.core import db
+from adiuva.core.errors import Text
 from adiuva.devices.calls import new_call
 from adiuva.devices.codec import dump, parse
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceRefused, OutcomeUnknown
@@ -186,7 +187,7 @@ class LocalFolders:
         wanted = self._sample.choose(listed, due, last=manifest.last)
         seen = len(wanted.keys() - self._requested.keys())
         self._requested |= wanted
-        await db.run(claimed_runs.add_counts, self._claimed, seen=seen)
+        await db.run(claimed_runs.add_counts, self._claimed, seen=seen, due=sum(due))
         await self._link.notify(AgentFetch(run_id=self._run_id, paths=list(wanted)))
 
     async def _take(self, files: Sequence[AgentFile]) -> list[SourceDocument]:
@@ -219,15 +220,15 @@ class LocalFolders:
                     file.name or file.path, file.path, text, key, content_hash, read.head, read.kind
                 )
             )
-        unchanged = 0
+        unchanged = due_here = 0
         if documents and not self._has_manifest:
             self._listing.saw([(each.key, each.content_hash) for each in documents])
+            due = await db.run(
+                ledger.needs_reading, self._claimed, [(each.key, each.content_hash) for each in documents]
+            )
             if self._sample is not None:  # without a manifest the device sends unchanged files too
+                due_here = sum(due)
                 due = [self._sample.take(1) == 1 for _ in documents]
-            else:
-                due = await db.run(
-                    ledger.needs_reading, self._claimed, [(each.key, each.content_hash) for each in documents]
-                )
             unchanged = len(documents) - sum(due)
             documents = [document for document, is_due in zip(documents, due, strict=True) if is_due]
         if seen or entries or about:
@@ -239,6 +240,7 @@ class LocalFolders:
                 done=unchanged + failed,
                 unchanged=unchanged,
                 failed=failed,
+                due=due_here,
                 entries=entries + about,
             )
         return documents
@@ -337,11 +339,11 @@ def _passed_over(said: Mapping[str, int]) -> dict[str, int]:
 
 def _passed_over_entry(passed_over: Mapping[str, int]) -> JournalEntry:
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.items())
-    message = f"files of kinds that cannot be read were passed over: {kinds}"
+    message = Text("files of kinds that cannot be read were passed over: {kinds}", kinds=kinds[:900])
     return JournalEntry(
         EventKind.NOTE,
         "passed_over",
         count=sum(passed_over.values()),
-        message=message[:1000],
+        message=message,
         key="passed_over",
     )

@@ -149,6 +149,7 @@ class Mailbox:
                 claimed,
                 [(claimed.source_key(name), content) for name, content in listed],
             )
+            await db.run(claimed_runs.add_counts, claimed, due=sum(due))
         return [is_due and self._sample.take(1) == 1 for is_due in due]
 
     async def _take(self, arrived: Sequence[_Arrived]) -> list[SourceDocument]:

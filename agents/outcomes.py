@@ -13,13 +13,14 @@ from django.conf import settings
 from django.db import transaction
 
 from adiuva.core import db
+from adiuva.core.errors import Text
 from adiuva.devices import outbox
 from adiuva.devices.models import Device
 from agents import journal, runs
 from agents.claimed_runs import ClaimedRun, held
 from agents.journal import EventKind, JournalEntry
 from agents.models import Run
-from integrations.models import Connection, Health
+from integrations.models import Connection, Health, reconnect_text
 
 _MAX_INTERRUPTION_PAUSE_S: Final = 5.0
 
@@ -78,9 +79,19 @@ def wait_for_reauth(claimed: ClaimedRun) -> bool:
     if found.health == Health.OK:
         return False
     _put_aside(run, Run.State.AWAITING_REAUTH)
-    message = f"connect {found.get_provider_display()} again: {found.get_reason_display()}"
+    message = reconnect_text(found.provider, found.reason)
     journal.write(run, [JournalEntry(EventKind.WAITING, "needs_reauth", message=message)])
     return True
+
+
+@transaction.atomic
+def wait_for_budget(claimed: ClaimedRun) -> None:
+    """Put a run aside until there is money for its models again. The attempt does not count: nothing went wrong."""
+    run = held(claimed)
+    if _cancel_if_requested(run):
+        return
+    _put_aside(run, Run.State.AWAITING_BUDGET, enqueued_at=db.clock())
+    journal.write(run, [JournalEntry(EventKind.WAITING, "budget_spent")])
 
 
 @transaction.atomic
@@ -105,7 +116,7 @@ def retry_later(
     if run.deadline_at and until >= run.deadline_at:
         return False
     runs.requeue(run, not_before=until, retries=run.retries + 1)
-    when = f"to be tried again at {until.isoformat(timespec='seconds')}"
+    when = Text("to be tried again at {time}", time=until.isoformat(timespec="seconds"))
     journal.write(
         run,
         [
@@ -113,7 +124,7 @@ def retry_later(
                 EventKind.WAITING,
                 code,
                 count=run.retries,
-                message=f"{message}; {when}" if message else when,
+                message=Text("{message}; {when}", message=Text.of(message), when=when) if message else when,
             )
         ],
     )

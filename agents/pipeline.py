@@ -17,7 +17,7 @@ from uuid import UUID
 from django.conf import settings
 
 from adiuva import llm
-from adiuva.core import db
+from adiuva.core import db, tracing
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.outbox import PendingRecord
@@ -46,7 +46,7 @@ _LOCK_POLL_S: Final = 0.05
 _MAX_PLACES: Final = 5
 
 
-class ModelUnavailable(Exception):
+class ModelKeepsFailing(Exception):
     """The model failed several times in a row; `error` is the last failure. `is_over`: everything else was read."""
 
     def __init__(self, error: llm.ModelError, *, is_over: bool = False) -> None:
@@ -64,7 +64,12 @@ class Pipeline:
     source: LocalFolders | Mailbox
 
     def __init__(
-        self, claimed: ClaimedRun, link: DeviceLink, device: UUID | None, progress: ProgressReporter
+        self,
+        claimed: ClaimedRun,
+        link: DeviceLink,
+        device: UUID | None,
+        progress: ProgressReporter,
+        meter: llm.Meter,
     ) -> None:
         self._claimed, self._link, self._progress = claimed, link, progress
         self.device = device
@@ -74,8 +79,9 @@ class Pipeline:
         self.found: Counter[str] = Counter()
         self._failures = 0
         self._last_failure: llm.ModelError | None = None
+        self._spent: llm.BudgetSpent | None = None  # why there is no money for further requests
         self._budget = _CharBudget()
-        self._results = GroupCommit(claimed)
+        self._results = GroupCommit(claimed, meter)
         self._identities: dict[bytes, Identity] = {}  # of documents that are in work
         self._read_before: set[UUID] = set()  # documents with records
 
@@ -91,7 +97,8 @@ class Pipeline:
         self.device = None
 
     async def run(self) -> None:
-        """Raises ModelUnavailable, DeviceOffline, DeviceSilent, AgentGone, LeaseLost, and errors of the source."""
+        """Raises ModelKeepsFailing, DeviceOffline, DeviceSilent, AgentGone, LeaseLost, BudgetSpent, and errors of the
+        source."""
         if self.device is not None:
             try:
                 self.epoch = (await self._link.target()).epoch
@@ -115,6 +122,8 @@ class Pipeline:
                 group.create_task(self._lane(documents, extractor), name=f"lane {lane}")
             async with aclosing(self.source.batches()) as batches:
                 async for batch in batches:
+                    if self._spent:
+                        break
                     self.progressed_at = time.monotonic()
                     for start in range(0, len(batch), at_once):
                         await self._hand_out(batch[start : start + at_once], documents, extractor)
@@ -122,12 +131,14 @@ class Pipeline:
             await db.run(claimed_runs.add_counts, self._claimed, phase=Run.Phase.EXTRACTING)
             for _ in range(lanes):
                 await documents.put(None)
+        if self._spent:  # what was under way is done and delivered
+            raise self._spent
         await self.source.finish()
         await db.run(claimed_runs.add_counts, self._claimed, phase=Run.Phase.DELIVERING)
         await self._deliver_waiting()
         await self._follow_sources()
         if self.unread and self._last_failure is not None:
-            raise ModelUnavailable(self._last_failure, is_over=True)
+            raise ModelKeepsFailing(self._last_failure, is_over=True)
 
     async def _deliver_waiting(self) -> None:
         """Deliver records that are waiting since an interruption of this run, or of one before it."""
@@ -223,9 +234,24 @@ class Pipeline:
 
     async def _process(self, document: SourceDocument, extractor: Extractor) -> None:
         extraction = Extraction()
+        with tracing.span("document") as span:
+            try:
+                await self._extract_and_deliver(document, extractor, extraction)
+            finally:
+                span.set(adiuva__model_calls=extraction.model_calls, adiuva__records=len(extraction.records))
+
+    async def _extract_and_deliver(
+        self, document: SourceDocument, extractor: Extractor, extraction: Extraction
+    ) -> None:
         identity = self._identities.pop(document.key, None)
+        if self._spent:
+            return  # it is read when there is money again
         try:
             await extractor.extract(document, extraction, await self._known(identity))
+        except llm.BudgetSpent as spent:
+            self._spent = spent
+            await self._results.commit(ExtractionFailed(document, None, extraction.model_calls))
+            return
         except llm.ModelError as error:
             await self._extraction_failed(document, error, extraction.model_calls)
             return
@@ -257,7 +283,7 @@ class Pipeline:
             self._last_failure = error
         is_unavailable = self._failures >= _MAX_MODEL_FAILURES or len(self.unread) >= _MAX_UNREAD
         if is_unavailable and not isinstance(error, llm.BadOutput):
-            raise ModelUnavailable(error) from None
+            raise ModelKeepsFailing(error) from None
 
 
 def _entries(document: SourceDocument, extraction: Extraction) -> list[JournalEntry]:

@@ -184,9 +184,11 @@ class RecordRules:
             raise _UnusableRecord("bad_record", 'a record is {"table": …, "data": {…}}')
         name = _table_name(item.get("table"), self.tables)
         if name is None:
-            raise _UnusableRecord("table_not_asked_for", "the table is not one of those asked for")
+            raise _UnusableRecord(
+                "table_not_asked_for", f"the table is not one of those asked for: {', '.join(self.tables)}"
+            )
         if item.get("action", "insert") != "insert":
-            raise _UnusableRecord("insert_only", "only inserts are taken")
+            raise _UnusableRecord("insert_only", 'only inserts are taken: leave "action" out')
         table = TABLES[name]
         if name == "taskComments":
             # The model knows no tasks, so any that it names is made up.
@@ -199,9 +201,11 @@ class RecordRules:
                 raise _UnusableRecord(problem.code, problem.reason, repairable=problem.repairable)
             if column.name == "projectId":
                 raise _UnusableRecord(
-                    "no_project", f"{name}: belongs to no project", repairable=bool(self.projects)
+                    "no_project",
+                    f"{name}: projectId is missing; it is required, and is the label of a listed project",
+                    repairable=bool(self.projects),
                 )
-            raise _UnusableRecord("field_missing", f"{name}: {column.name} is missing")
+            raise _UnusableRecord("field_missing", f"{name}: {column.name} is missing; it is required")
         if table.reviewed:
             data |= {"isAiSuggested": 1, "isApproved": 0}
         left_out = tuple(FieldProblem(each.reason, each.repairable) for each in problems.values())
@@ -253,8 +257,10 @@ class RecordRules:
         wanted = str(value).strip().casefold()
         named = [key for key, name in self.projects.items() if name.casefold() == wanted]
         if len(named) != 1:
+            count = len(self.projects)
+            allowed = f"p1 to p{count}" if count > 1 else "p1" if count else "there is none: leave it out"
             raise _UnusableRecord(
-                "unknown_project", f"{table.name}: projectId is not the id of a listed project"
+                "unknown_project", f"{table.name}: projectId is not the label of a listed project ({allowed})"
             )
         return named[0]
 

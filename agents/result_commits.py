@@ -17,19 +17,22 @@ from django.db import transaction
 
 from adiuva.core import db
 from adiuva.core.crypto import UserCipher
-from adiuva.core.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError, Text
 from adiuva.devices import outbox
 from adiuva.devices.models import OutboxRecord
 from adiuva.devices.outbox import NewRecord, PendingRecord
 from adiuva.devices.protocol import ToolResultBody
+from adiuva.llm import Meter, ModelUse
 from agents import claimed_runs, found_records, journal, ledger, preview
-from agents.claimed_runs import AgentGone, ClaimedRun
+from agents.claimed_runs import AgentGone, ClaimedRun, used_columns
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
 from agents.ledger import Identity
 from agents.models import Run, RunEvent, Source
 from agents.reconciliation import Change, KnownRecord, Reconciled, Repeat, reconcile
 from agents.record_rules import Record, Verdict
+from billing import usage
+from billing.models import Purpose
 
 # Records of a document are numbered from a multiple of this, so that they keep their order within the run.
 _POSITIONS_PER_DOCUMENT: Final = 1_000
@@ -75,8 +78,14 @@ class DeviceAnswered:
 Result = Extracted | ExtractionFailed | DeviceAnswered
 
 
-def commit_results(claimed: ClaimedRun, results: Sequence[Result]) -> list[list[PendingRecord]]:
-    """Write results to outbox, ledger, journal and counts. Returns for each result the new records to deliver.
+def commit_results(
+    claimed: ClaimedRun,
+    results: Sequence[Result],
+    uses: Sequence[ModelUse] = (),
+    meter: Meter | None = None,
+) -> list[list[PendingRecord]]:
+    """Write results to outbox, ledger, journal and counts, with what was taken of the `meter`. Returns for each
+    result the new records to deliver.
 
     After this, nothing is lost if the worker dies. A dry run adds its records to the preview instead. Raises LeaseLost,
     and AgentGone, which still commits what the device answered.
@@ -101,8 +110,11 @@ def commit_results(claimed: ClaimedRun, results: Sequence[Result]) -> list[list[
             files_failed=run.files_failed + failed,
             model_calls=run.model_calls + sum(result.model_calls for result in done),
             items_created=run.items_created + created,
+            **{name: getattr(run, name) + value for name, value in used_columns(uses).items()},
             problems=run.problems + claimed_runs.count_problems(journal.write(run, entries)),
         )
+        if meter is not None:
+            usage.settle(meter, uses, is_over=False)
     if is_gone and any(isinstance(result, Extracted) for result in results):
         raise AgentGone
     each = iter(new)
@@ -135,7 +147,7 @@ def _keep(
         for number, (record, lost) in enumerate(gave.new, start):
             key = lost or uuid4()
             of_result[key] = place
-            found.append(NewRecord(key, document.key, number, record.table, record.data))
+            found.append(NewRecord(key, document.key, document.path, number, record.table, record.data))
             remembered.append((key, identity.document, record))
             there.append(KnownRecord(key, record))
         changes += [(change, document.path) for change in gave.changes]
@@ -211,7 +223,11 @@ def _about(result: Extracted, found: int, repeats: Sequence[Repeat] = ()) -> lis
             EventKind.NOTE,
             "repeat_left_out",
             source=path,
-            message=f"“{each.record.title[:_TITLE_CHARS]}” is known already ({each.record.place or 'once more'})",
+            message=Text(
+                "“{title}” is known already ({place})",
+                title=each.record.title[:_TITLE_CHARS],
+                place=each.record.place or Text("once more"),
+            ),
             key=f"{key} {number}",
         )
         for number, each in enumerate(repeats[:_MAX_REPEATS])
@@ -257,8 +273,8 @@ class _PendingResult:
 class GroupCommit:
     """Commits the results of a run's lanes, together if they arrive together."""
 
-    def __init__(self, claimed: ClaimedRun) -> None:
-        self._claimed = claimed
+    def __init__(self, claimed: ClaimedRun, meter: Meter | None = None) -> None:
+        self._claimed, self._meter = claimed, meter or Meter(claimed.user_id, Purpose.AGENTS)
         self._waiting: list[_PendingResult] = []
         self._writing = asyncio.Lock()
 
@@ -276,9 +292,14 @@ class GroupCommit:
 
     async def _write(self) -> None:
         places, self._waiting = self._waiting, []
+        uses = self._meter.take()
         try:
-            new = await db.run(commit_results, self._claimed, [place.result for place in places])
+            new = await db.run(
+                commit_results, self._claimed, [place.result for place in places], uses, self._meter
+            )
         except BaseException as error:
+            if not isinstance(error, AgentGone):  # which has written them
+                self._meter.give_back(uses)
             for place in places:
                 place.error = error
             return

@@ -50,6 +50,7 @@ class RunLoop:
         self._woken: asyncio.Event
         self._tasks: dict[asyncio.Task[None], Execution] = {}
         self._backlog = False  # whether runs were left queued when the loop last claimed
+        self._messages = 0  # that runs were queued
 
     def start(self) -> None:
         """Start the loop on a thread of its own, unless it runs or was stopped."""
@@ -69,6 +70,7 @@ class RunLoop:
 
     def _wake(self) -> None:
         self._backlog = True
+        self._messages += 1
         self._woken.set()
 
     def stop(self) -> None:
@@ -114,7 +116,10 @@ class RunLoop:
             while self._has_room() and not self._stopped:
                 claimed = await db.run(run_queue.claim_next, queued_for=queued_for)
                 if claimed is None:
-                    self._backlog = await db.run(run_queue.has_waiting) if self._backlog else False
+                    if self._backlog:
+                        messages = self._messages
+                        waits = await db.run(run_queue.has_waiting)
+                        self._backlog = waits or self._messages != messages  # one may have come meanwhile
                     return
                 self._spawn(runner.Execution(claimed))
         except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from redis.exceptions import RedisError
 
 from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser
-from adiuva.core import db
+from adiuva.core import db, tracing
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.leases import LeaseLost
 from adiuva.core.logging import log_failure
@@ -27,13 +28,17 @@ from agents import claimed_runs, outcomes
 from agents.claimed_runs import AgentGone, ClaimedRun
 from agents.local_folders import DeviceSilent
 from agents.models import Run
-from agents.pipeline import ModelUnavailable, Pipeline
+from agents.pipeline import ModelKeepsFailing, Pipeline
 from agents.progress import ProgressReporter
+from billing import usage
+from billing.models import Purpose
 from integrations.errors import NeedsReauth, ProviderUnavailable
 from memory import episodes
 
 # How often a run looks for a cancel, its deadline and a lost device.
 _WATCH_EVERY_S: Final = 2.0
+# For how many requests to the model a run reserves money at once.
+_CALLS_RESERVED: Final = 16
 _RETRY_REQUEUE_S: Final = 1.0
 # A run in which nothing has happened for this long waits, and takes no slot of its process.
 _WAITS_AFTER_S: Final = 1.0
@@ -76,8 +81,10 @@ async def _requeue(claimed: ClaimedRun) -> None:
 class Execution:
     """A claimed run in the hands of this process."""
 
+    meter: llm.Meter
     progress: ProgressReporter
     pipeline: Pipeline
+    _span: tracing.Span
 
     def __init__(self, claimed: ClaimedRun) -> None:
         self.claimed = claimed
@@ -91,12 +98,14 @@ class Execution:
     async def run(self) -> None:
         """Bring the run to its end, or to the point where it has to be put aside. If it is cancelled, or if what it
         needs is unavailable, the run is queued again."""
-        with structlog.contextvars.bound_contextvars(
-            run_id=str(self.claimed.run_id), user_id=str(self.claimed.user_id)
+        run_id = str(self.claimed.run_id)
+        with (
+            structlog.contextvars.bound_contextvars(run_id=run_id, user_id=str(self.claimed.user_id)),
+            tracing.span("run", adiuva__run_id=run_id) as self._span,
         ):
             llm.on_behalf_of(self.claimed.user_id)
             try:
-                await self._run()
+                await self._run_metered()
             except (LeaseLost, NoSuchUser):
                 log.info("run.lease_lost")
             except asyncio.CancelledError:
@@ -109,6 +118,20 @@ class Execution:
                 log.warning("run.interrupted", error=type(error).__name__)
                 await _requeue(self.claimed)
 
+    async def _run_metered(self) -> None:
+        claimed = self.claimed
+        also = partial(claimed_runs.add_used, claimed.run_id)
+        async with usage.metered(
+            claimed.user_id,
+            Purpose.AGENTS,
+            claimed.agent_id,
+            also,
+            agent_cap=claimed.budget_micro,
+            spent_before=claimed.cost_micro,
+            ahead=_CALLS_RESERVED,
+        ) as self.meter:
+            await self._run()
+
     async def _run(self) -> None:
         device = self.claimed.device
         if self.claimed.account is not None:
@@ -117,7 +140,7 @@ class Execution:
         async with DeviceLink(self.claimed.user_id, device) as link:
             self.link = link
             self.progress = ProgressReporter(self.claimed, link)
-            self.pipeline = Pipeline(self.claimed, link, device, self.progress)
+            self.pipeline = Pipeline(self.claimed, link, device, self.progress, self.meter)
             await self._run_to_outcome()
 
     async def _run_to_outcome(self) -> None:
@@ -132,8 +155,12 @@ class Execution:
         except DeviceSilent:
             if not await self._retry_later("device_silent"):
                 await self._stop(Run.State.TIMEOUT, "device_silent")
-        except ModelUnavailable as failure:
+        except ModelKeepsFailing as failure:
             await self._model_unavailable(failure)
+        except llm.WorkBudgetSpent as error:
+            await self._stop_with_what_is_read(error)
+        except llm.BudgetSpent:
+            await self._wait_for_budget()
         except NeedsReauth as error:
             waits = await db.run(outcomes.wait_for_reauth, self.claimed)
             if not waits and not await self._retry_later(error.code):
@@ -144,9 +171,7 @@ class Execution:
         except FlowExceeded as error:
             run_id = str(self.claimed.run_id)
             await self.progress.send(Error(code=error.code, message=error.message, ref=run_id))
-            run = await db.run(claimed_runs.current_run, self.claimed)
-            state = Run.State.PARTIAL if run.items_processed else Run.State.ERROR
-            await self._stop(state, error.code, error.message)
+            await self._stop_with_what_is_read(error)
         except AdiuvaError as error:
             await self._stop(Run.State.ERROR, error.code, error.message)
         except LeaseLost:
@@ -192,7 +217,7 @@ class Execution:
             if self.pipeline.device is not None and not await self.link.is_current():
                 self.pipeline.device_lost()
 
-    async def _model_unavailable(self, failure: ModelUnavailable) -> None:
+    async def _model_unavailable(self, failure: ModelKeepsFailing) -> None:
         error = failure.error
         if error.transient and await self._retry_later(error.code, error.message, error.retry_after):
             return
@@ -201,6 +226,11 @@ class Execution:
         else:
             await self._stop(Run.State.ERROR, error.code, error.message)
 
+    async def _wait_for_budget(self) -> None:
+        await db.run(outcomes.wait_for_budget, self.claimed)
+        await self._cancel_on_device()
+        await self.progress.report(last=await db.run(claimed_runs.current_run, self.claimed))
+
     async def _retry_later(self, code: str, message: str = "", retry_after: float | None = None) -> bool:
         """Queue the run for a later attempt. False: its retries or its time are used up."""
         if not await db.run(outcomes.retry_later, self.claimed, code, message, retry_after=retry_after):
@@ -208,6 +238,12 @@ class Execution:
         await self._cancel_on_device()
         await self.progress.report(last=await db.run(claimed_runs.current_run, self.claimed))
         return True
+
+    async def _stop_with_what_is_read(self, error: AdiuvaError) -> None:
+        """End at a limit of the run. The rest is for the next one: the ledger knows what was read."""
+        run = await db.run(claimed_runs.current_run, self.claimed)
+        state = Run.State.PARTIAL if run.items_processed else Run.State.ERROR
+        await self._stop(state, error.code, error.message)
 
     async def _cancel_on_device(self) -> None:
         await self.progress.send(AgentCancel(run_id=str(self.claimed.run_id)))
@@ -245,7 +281,11 @@ class Execution:
         unread = self.pipeline.unread
         if failed := len(unread):
             await db.run(claimed_runs.add_counts, self.claimed, done=failed, failed=failed, entries=unread)
-        return await db.run(outcomes.finish, self.claimed, state, code, message)
+        run = await db.run(outcomes.finish, self.claimed, state, code, message)
+        self._span.set(adiuva__state=str(run.state))
+        if code:
+            self._span.set(adiuva__code=code)
+        return run
 
 
 def _is_outage(error: Exception) -> bool:

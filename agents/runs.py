@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -17,13 +18,16 @@ from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
-from adiuva.core import db, enqueue, leases
+from adiuva.core import db, enqueue, leases, metrics
 from adiuva.core.errors import Conflict, NotFound
 from adiuva.devices import outbox
 from adiuva.devices.models import Device, OutboxRecord
-from agents import journal
+from agents import announcements, journal, watches
 from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, SourceInFlight
+from agents.watches import ChatPlace
+from billing import allowances
+from billing.models import Purpose
 from integrations.models import Connection, Health
 
 # A run ends after it lost this many workers in a row without any progress.
@@ -33,6 +37,12 @@ _BATCH_SIZE = 500
 CANCEL_GRACE_S = 4.0
 # For a device to connect, or an account to be connected again.
 _MAX_WAIT = dt.timedelta(days=30)
+# What is said of a run that waited so long, by what it waited for.
+_NEVER = {
+    Run.State.WAITING_DEVICE: "device_never_came",
+    Run.State.AWAITING_REAUTH: "never_connected_again",
+    Run.State.AWAITING_BUDGET: "budget_never_came",
+}
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +54,7 @@ class RunIsLive(Conflict):
 
     def __init__(self, run_id: UUID) -> None:
         super().__init__("this agent has a run under way", run_id=str(run_id))
+        self.run_id = run_id
 
 
 def wake_workers() -> None:
@@ -78,23 +89,45 @@ class NoConnection(Conflict):
         )
 
 
+class HeldByPlan(Conflict):
+    """The user's plan has no room for this agent."""
+
+    code = "held_by_plan"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "your plan has no room for this agent: choose which of your agents run, or take a larger plan"
+        )
+
+
 @transaction.atomic
-def start(*, agent: Agent, dry_run: bool = False, max_sources: int | None = None) -> Run:
+def start(
+    *, agent: Agent, dry_run: bool = False, max_sources: int | None = None, place: ChatPlace | None = None
+) -> Run:
     """Queue a run by hand. A dry run reads at most `max_sources`, and shows what it would create without creating it.
 
-    Raises RunIsLive if the agent already has a run in progress, NoConnection, and NotFound if it was deleted.
+    `place`: the chat that it is started from, where its end is told.
+
+    Raises RunIsLive if the agent already has a run in progress, HeldByPlan, NoConnection, NotFound if it was deleted,
+    and, from a chat, TooManyStarts.
     """
+    if place is not None:
+        watches.check_starts(place)
     locked = Agent.objects.select_for_update(no_key=True).filter(pk=agent.pk).first()
     if locked is None:
         raise NotFound("there is no such agent")
     live = Run.objects.live().filter(agent=locked)
     if (other := live.values_list("pk", flat=True).first()) is not None:
         raise RunIsLive(other)
+    if locked.held_by_plan:
+        raise HeldByPlan
     if not locked.is_local and locked.connection_id is None:
         raise NoConnection
     run = build_run(locked, Run.Trigger.MANUAL)
     run.dry_run, run.max_sources = dry_run, max_sources
     run.save(force_insert=True)
+    if place is not None:
+        watches.add(run, place, started=True)
     wake_workers()
     return run
 
@@ -109,7 +142,7 @@ def cancel(*, run: Run) -> Run:
     locked = Run.objects.select_for_update().filter(pk=run.pk).first()
     if locked is None:
         raise NotFound("there is no such run")
-    if locked.state in (Run.State.QUEUED, Run.State.WAITING_DEVICE, Run.State.AWAITING_REAUTH):
+    if locked.state in Run.PUT_ASIDE or locked.state == Run.State.QUEUED:
         end(locked, Run.State.CANCELLED, "cancelled")
     elif locked.state == Run.State.RUNNING and locked.cancel_requested_at is None:
         locked.set(cancel_requested_at=db.clock())
@@ -148,6 +181,26 @@ def resume_after_reauth(candidates: QuerySet[Run]) -> int:
         Run.objects.filter(pk__in=ids).update(state=Run.State.QUEUED, enqueued_at=Now())
         wake_workers()
     return len(ids)
+
+
+def resume_with_budget() -> int:
+    """Queue the runs that wait for money and whose allowances have room again. Returns how many."""
+    waiting = Run.objects.filter(state=Run.State.AWAITING_BUDGET).order_by("enqueued_at", "pk")
+    found = [
+        run.pk
+        for run in waiting.select_related("agent")[:_BATCH_SIZE]
+        if allowances.has_room(
+            run.user_id, Purpose.AGENTS, run.agent_ref, run.agent.budget_micro if run.agent else None
+        )
+    ]
+    # Whoever still has to wait comes to the end of the line, so that each is looked at in its turn.
+    Run.objects.filter(pk__in=[run.pk for run in waiting[:_BATCH_SIZE]]).exclude(pk__in=found).update(
+        enqueued_at=Now()
+    )
+    queued = Run.objects.filter(pk__in=found, state=Run.State.AWAITING_BUDGET)
+    if count := queued.update(state=Run.State.QUEUED, enqueued_at=Now()):
+        wake_workers()
+    return count
 
 
 def enqueue_delivery(user_ids: Iterable[UUID]) -> None:
@@ -255,12 +308,10 @@ def retry_is_due() -> Q:
 
 @transaction.atomic
 def _expire_waiting() -> int:
-    waiting = (Run.State.WAITING_DEVICE, Run.State.AWAITING_REAUTH)
-    old = Q(state__in=waiting, created_at__lt=Now() - _MAX_WAIT)
+    old = Q(state__in=Run.PUT_ASIDE, created_at__lt=Now() - _MAX_WAIT)
     found = list(Run.objects.select_for_update(skip_locked=True).filter(old)[:_BATCH_SIZE])
     for run in found:
-        device = run.state == Run.State.WAITING_DEVICE
-        end(run, Run.State.TIMEOUT, "device_never_came" if device else "never_connected_again")
+        end(run, Run.State.TIMEOUT, _NEVER[Run.State(run.state)])
     return len(found)
 
 
@@ -291,8 +342,19 @@ def end(run: Run, state: Run.State, code: str, message: str = "") -> None:
         not_before=None,
         # What a local agent's run could not deliver, the agent's next run does.
         undelivered=run.is_cloud and outbox.count_waiting(run.pk) > 0,
+        announcement=Run.Announcement.DUE if announcements.wanted(run, state, code) else "",
     )
     if run.undelivered:
         enqueue_delivery([run.user_id])
+    if run.announcement:
+        enqueue.enqueue_on_commit("chat.follow_up")
+    watches.run_ended(run, by_user=code == "cancelled")
     journal.write(run, [JournalEntry(EventKind.FINISHED, code, message=message)])
+    transaction.on_commit(partial(_count, str(state), code))
     log.info("run.finished", run_id=str(run.pk), user_id=str(run.user_id), state=str(state), code=code)
+
+
+def _count(state: str, code: str) -> None:
+    metrics.RUNS.labels(state).inc()
+    if state != Run.State.SUCCESS and code:
+        metrics.count_error("run", code)

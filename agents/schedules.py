@@ -28,6 +28,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from adiuva.accounts.models import User
+from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.devices.models import Device
 from agents import runs
 from agents.cron import BadCron, Cron
@@ -45,7 +46,10 @@ SELECT
             WHERE user_id = %(user)s AND device_id = %(device)s AND state = 'waiting_device'),
     EXISTS (SELECT FROM agents_run WHERE user_id = %(user)s AND undelivered),
     ARRAY(SELECT id FROM integrations_connection
-          WHERE user_id = %(user)s AND health = 'needs_reauth' AND told_at IS NULL)
+          WHERE user_id = %(user)s AND health = 'needs_reauth' AND told_at IS NULL),
+    EXISTS (SELECT FROM agents_watch
+            WHERE user_id = %(user)s AND state = 'due' AND conversation_id IS NOT NULL
+                AND (not_before IS NULL OR not_before <= statement_timestamp()))
 """
 
 log = structlog.get_logger(__name__)
@@ -79,7 +83,9 @@ def device_connected(*, user_id: uuid.UUID, device_id: str) -> int:
     # After a restart thousands connect at once, and most find nothing: that must cost one statement.
     with connection.cursor() as cursor:
         cursor.execute(_PENDING_WORK, {"user": user_id, "device": device_id})
-        is_due, waits, undelivered, untold = cursor.fetchone()
+        is_due, waits, undelivered, untold, ends_are_due = cursor.fetchone()
+    if ends_are_due:  # of runs that were started from chats: what tells them may need a device
+        enqueue_on_commit("chat.follow_up")
     for connection_id in untold:
         runs.enqueue_reauth_notice(connection_id)
     if undelivered:
@@ -109,6 +115,7 @@ def _claim(whose: Q, moment: dt.datetime | None) -> tuple[int, int] | None:
     if not due:
         return None
     now = due[0].now  # type: ignore[attr-defined]  # annotated: the database's clock
+    held = [agent.pk for agent in due if agent.held_by_plan]
     wanted = [run for agent in due if (run := _advance(agent, now)) is not None]
     with connection.cursor() as cursor:
         cursor.execute(_SET_NEXT_RUNS, [[agent.pk for agent in due], [agent.next_run_at for agent in due]])
@@ -118,6 +125,9 @@ def _claim(whose: Q, moment: dt.datetime | None) -> tuple[int, int] | None:
         Run.objects.bulk_create(wanted, ignore_conflicts=True)
         started = set(Run.objects.filter(pk__in=[run.pk for run in wanted]).values_list("pk", flat=True))
         _absorb_slots([run for run in wanted if run.pk not in started])
+        for run in wanted:
+            if run.pk in started and run.agent_id in held:
+                runs.end(run, Run.State.CANCELLED, "held_by_plan")
         if any(run.pk in started and run.state == Run.State.QUEUED for run in wanted):
             runs.wake_workers()
     return len(due), len(started)
@@ -149,6 +159,7 @@ def _due(whose: Q, now: Now | Value) -> QuerySet[Agent]:
             "catch_up",
             "catch_up_hours",
             "enabled",
+            "held_by_plan",
             "next_run_at",
         )
         .order_by("next_run_at")
@@ -167,6 +178,11 @@ def _advance(agent: Agent, now: dt.datetime) -> Run | None:
         log.error("schedule.unusable", agent_id=str(agent.pk), error=type(error).__name__)
         agent.next_run_at = None
         return None
+    if agent.held_by_plan:
+        # The first slot gets a run that ends at once, so that the journal says why there are none. When the plan has
+        # room again, the next slot is computed anew.
+        agent.next_run_at = None
+        return runs.build_run(agent, Run.Trigger.SCHEDULE, slot=first, slots=1)
     is_here: bool = agent.is_here  # type: ignore[attr-defined]  # annotated
     if agent.catch_up == CatchUp.SKIP:
         in_time = cron.next(now - ON_TIME_WINDOW - dt.timedelta.resolution, zone)

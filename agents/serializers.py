@@ -1,33 +1,62 @@
-"""REST forms of agents and runs: input is checked here, with a message for each field."""
+"""REST serializers of agents: input is checked here, with a message for each field."""
 
 from __future__ import annotations
 
 import datetime as dt
-import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
+from django.utils.translation import gettext, gettext_noop
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.permissions import SAFE_METHODS
 
-from adiuva.accounts.validators import timezones
 from adiuva.core.form_fields import ChecksField, FilterConfigField, LinesField
-from agents import choices, journal, preview, schedules, services
+from adiuva.core.language import said
+from agents import choices, configuration, schedules, services
 from agents.catalog import DATA_TYPES
-from agents.cron import BadCron, Cron
-from agents.models import MAX_CATCH_UP_HOURS, ON_TIME_WINDOW, Agent, AgentFamily, AgentType, CatchUp, Run
+from agents.configuration import BadPart
+from agents.models import (
+    MAX_BUDGET_MICRO,
+    MAX_CATCH_UP_HOURS,
+    ON_TIME_WINDOW,
+    Agent,
+    AgentFamily,
+    AgentType,
+    Announce,
+    CatchUp,
+)
 from integrations.errors import OLD_TOKEN_FIELD, old_token_error
 from integrations.models import Provider
 
-_ABSOLUTE = re.compile(r"^(/|[A-Za-z]:[\\/]|\\\\[^\\/]+[\\/][^\\/]+)")
-_FAMILY = "`local` or `cloud`, for deployed clients; `agent_kind` is exact."
-_EXTENSION = re.compile(r"^\.?[A-Za-z0-9]{1,15}$")
+FAMILY_HELP = "`local` or `cloud`, for deployed clients; `agent_kind` is exact."
+# Of what deserves attention after an agent was made or changed.
+_UNKNOWN_DEVICE: Final = gettext_noop(
+    "None of your devices has called itself “{device}” yet: the agent's runs wait until one does. "
+    "GET /api/v1/devices lists those that have connected."
+)
+_SAME_FOLDERS: Final = gettext_noop(
+    "The agent “{agent}” reads the same folders: what it has found is not found again, so each "
+    "record arrives once, from the agent that reads first."
+)
+_SAME_MAILBOX: Final = gettext_noop(
+    "The agent “{agent}” reads the same mailbox: what it has found is not found again, so each "
+    "record arrives once, from the agent that reads first."
+)
+Given = TypeVar("Given")
+Checked = TypeVar("Checked")
+
+
+def _checked(check: Callable[[Given], Checked], given: Given) -> Checked:
+    try:
+        return check(given)
+    except BadPart as error:
+        raise serializers.ValidationError(said(error.problem)) from None
 
 
 class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
     agent_type = serializers.ChoiceField(
-        choices=AgentFamily.choices, source="family", read_only=True, help_text=_FAMILY
+        choices=AgentFamily.choices, source="family", read_only=True, help_text=FAMILY_HELP
     )
     agent_kind = serializers.ChoiceField(
         choices=AgentType.choices, source="type", read_only=True, help_text="What exactly it reads."
@@ -97,10 +126,30 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         required=False,
         help_text="For `within`, and only for it: how many hours ago.",
     )
+    announce = serializers.ChoiceField(
+        choices=Announce.choices,
+        required=False,
+        initial=Announce.PROBLEMS,
+        help_text="Which ends of its scheduled runs are told, in a conversation for agents and as `run_ended`: "
+        "`never`; `problems`, the same one once a day unless a run succeeded in between; `always`.",
+    )
+    budget_micro = serializers.IntegerField(
+        min_value=0,
+        max_value=MAX_BUDGET_MICRO,
+        allow_null=True,
+        required=False,
+        help_text="What its runs may cost a month, in millionths of the currency (GET /api/v1/usage names it). Once it "
+        "is spent, they wait for the next month. Empty: no limit of its own.",
+    )
     enabled = serializers.BooleanField(
         default=True,
         initial=True,
         help_text="Whether the schedule runs. By hand an agent can always be run.",
+    )
+    held_by_plan = serializers.BooleanField(
+        read_only=True,
+        help_text="Whether the agent does not run although it is enabled, because your plan has no room for it. It "
+        "runs again when there is room; POST /api/v1/agents/keep says which agents run.",
     )
     next_runs = serializers.SerializerMethodField(
         help_text="The next five times of the schedule, ISO 8601 with the offset of its zone; also while the agent is "
@@ -128,7 +177,10 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
             "timezone",
             "catch_up",
             "catch_up_hours",
+            "announce",
+            "budget_micro",
             "enabled",
+            "held_by_plan",
             "last_run_at",
             "next_run_at",
             "next_runs",
@@ -136,49 +188,31 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
             "created_at",
             "updated_at",
         ]
-        read_only_fields = ["id", "last_run_at", "next_run_at", "created_at", "updated_at"]
+        read_only_fields = ["id", "held_by_plan", "last_run_at", "next_run_at", "created_at", "updated_at"]
 
     def validate_directory_paths(self, paths: list[str]) -> list[str]:
-        for path in paths:
-            if not _ABSOLUTE.match(path):
-                raise serializers.ValidationError(f"{path[:100]!r} is not an absolute path.")
-            if ".." in re.split(r"[\\/]", path):
-                raise serializers.ValidationError(f'{path[:100]!r} has a ".." in it.')
-        return list(dict.fromkeys(paths))
+        return _checked(configuration.folders, paths)
 
     def validate_data_types(self, names: list[str]) -> list[str]:
-        if unknown := [name for name in names if name not in DATA_TYPES]:
-            raise serializers.ValidationError(f"{unknown[0][:50]!r} is not one of {', '.join(DATA_TYPES)}.")
-        return list(dict.fromkeys(names))
+        return _checked(configuration.tables, names)
 
     def validate_file_extensions(self, extensions: list[str]) -> list[str]:
-        for extension in extensions:
-            if not _EXTENSION.match(extension):
-                raise serializers.ValidationError(f"{extension!r} is not a file extension such as .md.")
-        return list(dict.fromkeys("." + extension.lstrip(".").lower() for extension in extensions))
+        return _checked(configuration.extensions, extensions)
 
     def validate_schedule_cron(self, text: str | None) -> str:
-        if not text:
-            return ""
-        try:
-            Cron.parse(text)
-        except BadCron as error:
-            raise serializers.ValidationError(f"Not a schedule: {error}.") from None
-        return text
+        return _checked(configuration.schedule, text)
 
     def validate_timezone(self, name: str) -> str:
-        if name and name not in timezones():
-            raise serializers.ValidationError(f"{name!r} is not an IANA time zone.")
-        return name
+        return _checked(configuration.zone, name)
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         """Hours belong to `within`; what was set for it goes when another way of catching up is chosen."""
         before = self.instance if isinstance(self.instance, Agent) else Agent()
         if values.get("catch_up", before.catch_up) == CatchUp.WITHIN:
             if values.get("catch_up_hours", before.catch_up_hours) is None:
-                raise serializers.ValidationError({"catch_up_hours": 'Needed for "within".'})
+                raise serializers.ValidationError({"catch_up_hours": gettext('Needed for "within".')})
         elif values.get("catch_up_hours") is not None:
-            raise serializers.ValidationError({"catch_up_hours": 'Only for "within".'})
+            raise serializers.ValidationError({"catch_up_hours": gettext('Only for "within".')})
         else:
             values["catch_up_hours"] = None
         return values
@@ -191,20 +225,12 @@ class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
         request = self.context.get("request")
         if request is None or request.method in SAFE_METHODS:
             return []
-        what = "folders" if agent.is_local else "mailbox"
-        unknown = (
-            [
-                f"None of your devices has called itself “{agent.device_id}” yet: the agent's runs wait until one "
-                "does. GET /api/v1/devices lists those that have connected."
-            ]
-            if agent.is_local and not services.is_device_known(agent)
-            else []
-        )
-        return unknown + [
-            f"The agent “{other.name}” reads the same {what}: what it has found is not found again, so each record "
-            "arrives once, from the agent that reads first."
-            for other in services.overlapping(agent)
-        ]
+        unknown, overlaps = [], gettext(_SAME_MAILBOX)
+        if agent.is_local:
+            overlaps = gettext(_SAME_FOLDERS)
+            if not services.is_device_known(agent):
+                unknown = [gettext(_UNKNOWN_DEVICE).format(device=agent.device_id)]
+        return unknown + [overlaps.format(agent=other.name) for other in services.overlapping(agent)]
 
 
 class CloudAgentSerializer(LocalAgentSerializer):
@@ -250,7 +276,10 @@ class CloudAgentSerializer(LocalAgentSerializer):
             "timezone",
             "catch_up",
             "catch_up_hours",
+            "announce",
+            "budget_micro",
             "enabled",
+            "held_by_plan",
             "paused",
             "last_run_at",
             "next_run_at",
@@ -275,183 +304,27 @@ class CloudAgentSerializer(LocalAgentSerializer):
         return values
 
 
+class KeptAgentsChoiceSerializer(serializers.Serializer[Any]):
+    """Which agents run where the plan has no room for all that are enabled."""
+
+    agent_ids = serializers.ListField(
+        child=serializers.UUIDField(),
+        allow_empty=False,
+        max_length=1_000,
+        help_text="Enabled agents, local ones and others. They run before all others.",
+    )
+
+
+class KeptAgentsSerializer(serializers.Serializer[Any]):
+    running = serializers.ListField(child=serializers.UUIDField(), help_text="The agents that run now.")
+    held = serializers.ListField(
+        child=serializers.UUIDField(), help_text="Those that are enabled and held by the plan."
+    )
+
+
 class CatalogSerializer(serializers.Serializer[Any]):
     type = serializers.CharField()
     name = serializers.CharField()
     description = serializers.CharField()
     config_schema = serializers.DictField(help_text="JSON Schema of its configuration.")
     available = serializers.BooleanField(help_text="Whether this server can make one.")
-
-
-class RunSerializer(serializers.ModelSerializer[Run]):
-    agent_id = serializers.UUIDField(source="agent_ref")
-    agent_name = serializers.CharField(read_only=True)
-    agent_type = serializers.ChoiceField(
-        choices=AgentFamily.choices, source="agent_family", help_text=_FAMILY
-    )
-    agent_kind = serializers.ChoiceField(
-        choices=AgentType.choices, source="agent_type", help_text="What exactly its agent reads."
-    )
-    status = serializers.ChoiceField(
-        choices=["running", "success", "partial", "error"], help_text="For older clients; `state` is exact."
-    )
-    state = serializers.ChoiceField(choices=Run.State.choices)
-    phase = serializers.ChoiceField(choices=Run.Phase.choices, allow_blank=True)
-    verdict = serializers.ChoiceField(
-        choices=Run.Verdict.choices,
-        allow_blank=True,
-        help_text="Of a run that ended in order, what it was worth; blank for others.",
-    )
-    items_processed = serializers.IntegerField(help_text="Sources that were read in this run.")
-    records_waiting = serializers.SerializerMethodField(
-        help_text="Records that its device has not come for yet. They wait 30 days."
-    )
-    records_expired = serializers.SerializerMethodField(
-        help_text="Records that waited in vain. What is found again is sent again."
-    )
-    retries = serializers.IntegerField(
-        help_text="How often it was put off for a fault that passes, such as a model that is away."
-    )
-    not_before = serializers.DateTimeField(
-        allow_null=True, help_text="Of a run that was put off: when it is tried again. Null for others."
-    )
-    errors = serializers.SerializerMethodField(  # type: ignore[assignment]  # the wire's name; DRF allows it
-        help_text="Why it is no success, and what went wrong, in sentences: at most 50; the journal has all."
-    )
-
-    class Meta:
-        model = Run
-        fields = [
-            "id",
-            "agent_id",
-            "agent_name",
-            "agent_type",
-            "agent_kind",
-            "trigger",
-            "status",
-            "state",
-            "phase",
-            "verdict",
-            "dry_run",
-            "files_seen",
-            "files_done",
-            "files_unchanged",
-            "files_failed",
-            "passed_over",
-            "items_processed",
-            "items_created",
-            "records_waiting",
-            "records_expired",
-            "model_calls",
-            "retries",
-            "not_before",
-            "errors",
-            "created_at",
-            "started_at",
-            "completed_at",
-            "undone_at",
-        ]
-        read_only_fields = fields
-
-    def get_errors(self, run: Run) -> list[str]:
-        return [journal.problem_text(event) for event in self.context["problems"].get(run.pk, [])]
-
-    def get_records_waiting(self, run: Run) -> int:
-        return int(self.context["left"][run.pk]["waiting"])
-
-    def get_records_expired(self, run: Run) -> int:
-        return int(self.context["left"][run.pk]["expired"])
-
-
-class EventSerializer(serializers.Serializer[Any]):
-    seq = serializers.IntegerField()
-    at = serializers.DateTimeField()
-    kind = serializers.CharField()
-    code = serializers.CharField()
-    count = serializers.IntegerField(allow_null=True)
-    source = serializers.CharField()  # type: ignore[assignment]  # the wire's name; DRF allows it
-    message = serializers.CharField()
-
-
-class PreviewSerializer(serializers.Serializer[Any]):
-    """A record that a dry run found."""
-
-    table = serializers.CharField()
-    data = serializers.DictField()  # type: ignore[assignment]  # the wire's name; DRF allows it
-    source = serializers.CharField(help_text="What it was found in.")  # type: ignore[assignment]  # the same
-    known = serializers.BooleanField(
-        help_text="An earlier run found it: a real one would not create it again."
-    )
-
-
-class RunDetailSerializer(RunSerializer):
-    journal = serializers.SerializerMethodField(
-        help_text="What happened, in order: at most 1,000 lines, more with `after`."
-    )
-    records = serializers.SerializerMethodField(
-        help_text="Of a dry run: the first 1,000 records that it found. Null for others."
-    )
-
-    class Meta(RunSerializer.Meta):
-        fields = [*RunSerializer.Meta.fields, "max_sources", "journal", "records"]
-        read_only_fields = fields
-
-    def get_journal(self, run: Run) -> list[dict[str, Any]]:
-        return list(EventSerializer(self.context["journal"], many=True).data)
-
-    @extend_schema_field(PreviewSerializer(many=True, allow_null=True))
-    def get_records(self, run: Run) -> list[dict[str, Any]] | None:
-        return preview.read_records(run) if run.dry_run else None
-
-
-class StartSerializer(serializers.Serializer[Any]):
-    """The query of a start."""
-
-    dry_run = serializers.BooleanField(
-        required=False, default=False, help_text="Show what the run would create, and create nothing."
-    )
-    max_sources = serializers.IntegerField(
-        required=False,
-        min_value=1,
-        max_value=10_000,
-        help_text="Of a dry run: how many sources it reads at most. All that are due, if it is not given; what is "
-        "there, if nothing is due.",
-    )
-
-    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
-        if "max_sources" in values and not values["dry_run"]:
-            raise serializers.ValidationError({"max_sources": "Only for a dry run."})
-        return values
-
-
-class StartedSerializer(serializers.Serializer[Any]):
-    ok = serializers.BooleanField()
-    run_id = serializers.UUIDField()
-
-
-class KeptSerializer(serializers.Serializer[Any]):
-    table = serializers.CharField()
-    id = serializers.CharField(allow_null=True, help_text="Null where the device never said it.")
-    title = serializers.CharField(allow_null=True)
-    reason = serializers.ChoiceField(
-        choices=["edited", "approved", "in_use", "gone", "refused", "unknown"],
-        help_text="`edited` or `approved` by you since; `in_use`: something that stays refers to it; `gone`: it was "
-        "deleted before; `refused` by the device; `unknown`: it is not known whether it is there, or as it was.",
-    )
-
-
-class UndoneSerializer(serializers.Serializer[Any]):
-    deleted = serializers.IntegerField(help_text="Records that were deleted again, in all.")
-    restored = serializers.IntegerField(
-        help_text="Rows that it had updated or withdrawn because their source had changed, and that are as they were."
-    )
-    never_sent = serializers.IntegerField(help_text="Records that were still in line and will not be sent.")
-    kept = KeptSerializer(many=True)
-    undone_at = serializers.DateTimeField(allow_null=True, help_text="Null while the undo is not complete.")
-
-
-class UndoStoppedSerializer(UndoneSerializer):
-    """The device disconnected or does not answer. Ask again to continue the undo."""
-
-    code = serializers.CharField(help_text="`device_offline` or `outcome_unknown`, as a rule.")
-    message = serializers.CharField()

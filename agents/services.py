@@ -8,10 +8,11 @@ from uuid import UUID
 
 from django.db import transaction
 
-from adiuva.core.errors import Invalid, NotFound
+from adiuva.core.errors import Invalid, NotFound, Text
 from adiuva.devices.models import Device
-from agents import runs, schedules
+from agents import plan_limits, runs, schedules
 from agents.models import Agent, AgentType, CatchUp, Run
+from billing import entitlements
 from integrations.mail.filters import Filters
 from integrations.models import Connection, Health, Provider
 
@@ -29,14 +30,14 @@ def get_agent(user_id: UUID, agent_id: UUID) -> Agent:
 
 @transaction.atomic
 def create_local(*, user_id: UUID, values: dict[str, Any]) -> Agent:
-    """Create an agent over local folders. Raises Invalid."""
+    """Create an agent over local folders. Raises Invalid, or QuotaExceeded where the plan has no room for it."""
     agent = Agent(user_id=user_id, type=AgentType.LOCAL_DIRECTORY, **values)
     return _create(agent)
 
 
 @transaction.atomic
 def create_cloud(*, user_id: UUID, values: dict[str, Any]) -> Agent:
-    """Create a cloud agent. Raises Invalid if there is no connection to read with."""
+    """Create a cloud agent. Raises Invalid if there is no connection to read with, or QuotaExceeded."""
     values = values | {"connection": connection_for(user_id, values["type"], values.pop("connection", None))}
     agent = Agent(user_id=user_id, **values)
     return _create(agent)
@@ -70,6 +71,7 @@ def _share_folders(some: Sequence[str], others: Sequence[str]) -> bool:
 
 def _create(agent: Agent) -> Agent:
     _check_catch_up(agent)
+    plan_limits.claim_new(agent)
     agent.next_run_at = schedules.next_run_at(agent)
     agent.save()
     agent.refresh_from_db(fields=["created_at"])
@@ -82,7 +84,7 @@ def update_cloud(*, agent: Agent, values: dict[str, Any]) -> Agent:
     Raises also Invalid if the provider would change, or the connection does not exist.
     """
     if values.pop("type", agent.type) != agent.type:
-        said = f"This agent reads {AgentType(agent.type).label}: make another one."
+        said = Text("This agent reads {provider}: make another one.", provider=AgentType(agent.type).label)
         raise Invalid("the provider stays", fields={"provider": [said]})
     if "connection" in values:
         values = values | {"connection": connection_for(agent.user_id, agent.type, values["connection"])}
@@ -95,7 +97,10 @@ def update_cloud(*, agent: Agent, values: dict[str, Any]) -> Agent:
 @transaction.atomic
 def update(*, agent: Agent, values: dict[str, Any]) -> Agent:
     """Change a configuration. A run in progress keeps the old one; a run that waits for a device that the agent no
-    longer reads is cancelled. Raises NotFound if the agent was deleted."""
+    longer reads is cancelled. Raises NotFound if the agent was deleted, or QuotaExceeded if it is to be enabled and the
+    plan has no room for that."""
+    # Before all other locks.
+    account = entitlements.lock(agent.user_id) if "enabled" in values else None
     if values.get("device_id", agent.device_id) != agent.device_id:
         for run in agent.runs.filter(state=Run.State.WAITING_DEVICE):
             runs.cancel(run=run)
@@ -111,10 +116,16 @@ def update(*, agent: Agent, values: dict[str, Any]) -> Agent:
     for name, value in values.items():
         setattr(locked, name, value)
     _check_catch_up(locked)
+    if account is not None and locked.enabled and not before[2]:
+        plan_limits.require_running(account, locked)
+    # What is disabled is not held, and leaves its room to another.
+    locked.held_by_plan &= locked.enabled
     # Computed anew only after such a change: a slot that is due now would be lost.
     if (locked.schedule_cron, locked.timezone, locked.enabled) != before:
         locked.next_run_at = schedules.next_run_at(locked)
     locked.save()
+    if account is not None and before[2] and not locked.enabled:
+        plan_limits.settle(agent.user_id)
     return locked
 
 
@@ -130,11 +141,13 @@ def delete(*, agent: Agent) -> None:
     """Delete an agent and cancel its run in progress; its run history stays. Raises NotFound."""
     _cancel_live(agent)  # in its own transactions: a lock on a run must not wait for the agent's
     with transaction.atomic():
+        entitlements.lock(agent.user_id)
         locked = Agent.objects.select_for_update().filter(pk=agent.pk).first()
         if locked is None:
             raise NotFound("there is no such agent")
         _cancel_live(locked)  # a run that started before the agent was locked; from now on none can start
         locked.delete()
+        plan_limits.settle(agent.user_id)  # its room is another's
 
 
 def _cancel_live(agent: Agent) -> None:
@@ -150,14 +163,24 @@ def connection_for(user_id: UUID, provider: str, connection_id: UUID | None) -> 
         if found is None:
             raise _no_connection("There is no such connection.")
         if found.provider != provider:
-            raise _no_connection(f"It is a connection to {found.get_provider_display()}, not to {label}.")
+            raise _no_connection(
+                Text(
+                    "It is a connection to {found}, not to {provider}.",
+                    found=found.get_provider_display(),
+                    provider=label,
+                )
+            )
         return found
     healthy = list(mine.filter(provider=provider, health=Health.OK)[:2])
     if not healthy:
         where = f"/api/v1/oauth/{provider}/authorize"
-        raise _no_connection(f"No {label} account is connected: begin with {where}.")
+        raise _no_connection(
+            Text("No {provider} account is connected: begin with {where}.", provider=label, where=where)
+        )
     if len(healthy) > 1:
-        raise _no_connection(f"Several {label} accounts are connected: the id of one is needed.")
+        raise _no_connection(
+            Text("Several {provider} accounts are connected: the id of one is needed.", provider=label)
+        )
     return healthy[0]
 
 
@@ -174,7 +197,9 @@ def clean_filter_config(given: Any) -> dict[str, Any]:
     if isinstance(span, Mapping):
         unknown += [f"date_range.{name}" for name in span if name not in _SPAN]
     if unknown:
-        raise _bad_filter(f".{unknown[0][:50]}", f"Unknown; there are {', '.join(_FILTERS)}.")
+        raise _bad_filter(
+            f".{unknown[0][:50]}", Text("Unknown; there are {names}.", names=", ".join(_FILTERS))
+        )
     channels = given.get("channels") or []
     try:
         found = Filters.parse({"labels": channels})

@@ -10,7 +10,7 @@ from uuid import UUID
 from celery import shared_task, signals
 
 from adiuva.core.thread_shares import Share, within
-from agents import delivery, found_records, reauth_notices, runs, schedules
+from agents import delivery, found_records, plan_limits, reauth_notices, retention, runs, schedules
 from agents.journeys import services as journeys
 from agents.run_loop import run_loop
 
@@ -43,9 +43,19 @@ def sweep() -> None:
     runs.sweep()
 
 
+@shared_task(name="agents.resume_with_budget")
+def resume_with_budget() -> None:
+    runs.resume_with_budget()
+
+
 @shared_task(name="agents.tick")
 def tick() -> None:
     schedules.tick()
+
+
+@shared_task(name="agents.settle_plans")
+def settle_plans() -> None:
+    plan_limits.sweep()
 
 
 @shared_task(name="agents.forget_journeys")
@@ -56,6 +66,11 @@ def forget_journeys() -> None:
 @shared_task(name="agents.forget_found_records")
 def forget_found_records() -> None:
     found_records.forget_orphans(_MOST_FORGOTTEN)
+
+
+@shared_task(name="agents.delete_expired")
+def delete_expired() -> None:
+    retention.delete_expired()
 
 
 # ── The worker process's loop of runs ───────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 from uuid import UUID, uuid5
 
 from adiuva.core import db
-from adiuva.core.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError, Text
 from adiuva.devices import outbox
 from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline
@@ -38,7 +38,10 @@ class UndoStopped(AdiuvaError):
     """The device disconnected or does not answer. The error body says what was deleted until then."""
 
     def __init__(self, cause: AdiuvaError, undone: UndoResult) -> None:
-        words = f"{cause.message}; the undo has stopped, and goes on when it is asked for again"
+        words = Text(
+            "{cause}; the undo has stopped, and goes on when it is asked for again",
+            cause=Text.of(cause.message),
+        )
         super().__init__(words, **undone.body())
         self.code, self.status = cause.code, cause.status
 

@@ -188,12 +188,11 @@ def withhold_waiting(claimed: ClaimedUndo, device: UUID, *, dedupes: bool) -> li
     unsure = left.filter(
         state=State.UNCERTAIN, sealed__isnull=False, created_at__gt=Now() - outbox.KEEP_UNDELIVERED
     )
-    return [PendingRecord(row.pk, row.table, _data(claimed, row), sent_before=True) for row in unsure]
+    return [outbox.pending(claimed.cipher, row, sent_before=True) for row in unsure]
 
 
 def _data(claimed: ClaimedUndo, row: OutboxRecord) -> dict[str, Any]:
-    data: dict[str, Any] = OutboxRecord.sealed.unseal_from(claimed.cipher, row)
-    return data
+    return outbox.pending(claimed.cipher, row, sent_before=True).data
 
 
 @transaction.atomic

@@ -9,6 +9,7 @@ from uuid import UUID
 from asgiref.sync import async_to_sync
 from django.db import close_old_connections
 from django.urls import reverse
+from django.utils.translation import gettext
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_view
 from rest_framework import mixins, viewsets
 from rest_framework.decorators import action
@@ -17,10 +18,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from adiuva.core.errors import Invalid
+from adiuva.core.browsable import PageAction, undo_action
+from adiuva.core.errors import Invalid, Text
 from adiuva.core.rest import TOTAL_COUNT, Done, Problem, error_responses, user_id
 from adiuva.devices import outbox
-from agents import journal, runs, services, undo
+from agents import journal, plan_limits, runs, services, undo, watches
 from agents.catalog import catalog
 from agents.journeys import services as journeys
 from agents.journeys.serializers import (
@@ -31,17 +33,21 @@ from agents.journeys.serializers import (
     JourneyStartSerializer,
 )
 from agents.models import Agent, Run
-from agents.serializers import (
-    CatalogSerializer,
-    CloudAgentSerializer,
+from agents.run_serializers import (
     EventSerializer,
-    LocalAgentSerializer,
     RunDetailSerializer,
     RunSerializer,
     StartedSerializer,
     StartSerializer,
     UndoneSerializer,
     UndoStoppedSerializer,
+)
+from agents.serializers import (
+    CatalogSerializer,
+    CloudAgentSerializer,
+    KeptAgentsChoiceSerializer,
+    KeptAgentsSerializer,
+    LocalAgentSerializer,
 )
 
 _MAX_EVENTS: Final = 1_000
@@ -60,9 +66,16 @@ class CatalogView(APIView):
 
 
 class _AgentViewSet(viewsets.ModelViewSet[Agent]):
-    def page_actions(self, data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    page_for_people = True
+
+    def page_actions(self, data: Mapping[str, Any]) -> list[PageAction]:
         run = reverse("agent-run", kwargs={"agent_id": data["id"]}) if "id" in data else ""
-        return [("Run now", run), ("Dry run", f"{run}?dry_run=true")] if run else []
+        if not run:
+            return []
+        return [
+            PageAction("run", gettext("Run now"), run),
+            PageAction("dry_run", gettext("Dry run"), f"{run}?dry_run=true"),
+        ]
 
     def update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """PUT too changes what it names: deployed clients send a part of the configuration."""
@@ -76,7 +89,7 @@ class _AgentViewSet(viewsets.ModelViewSet[Agent]):
         responses={200: LocalAgentSerializer(many=True), **error_responses(400, 401)},
     ),
     create=extend_schema(
-        summary="Make an agent", responses={201: LocalAgentSerializer, **error_responses(400, 401)}
+        summary="Make an agent", responses={201: LocalAgentSerializer, **error_responses(400, 401, 402)}
     ),
     retrieve=extend_schema(
         summary="One agent", responses={200: LocalAgentSerializer, **error_responses(401, 404)}
@@ -84,11 +97,11 @@ class _AgentViewSet(viewsets.ModelViewSet[Agent]):
     update=extend_schema(
         summary="Change some of an agent's configuration; what is not named stays",
         request=LocalAgentSerializer(partial=True),
-        responses={200: LocalAgentSerializer, **error_responses(400, 401, 404)},
+        responses={200: LocalAgentSerializer, **error_responses(400, 401, 402, 404)},
     ),
     partial_update=extend_schema(
         summary="Change some of an agent's configuration",
-        responses={200: LocalAgentSerializer, **error_responses(400, 401, 404)},
+        responses={200: LocalAgentSerializer, **error_responses(400, 401, 402, 404)},
     ),
 )
 class LocalAgentViewSet(_AgentViewSet):
@@ -123,7 +136,7 @@ class LocalAgentViewSet(_AgentViewSet):
         responses={200: CloudAgentSerializer(many=True), **error_responses(400, 401)},
     ),
     create=extend_schema(
-        summary="Make a cloud agent", responses={201: CloudAgentSerializer, **error_responses(400, 401)}
+        summary="Make a cloud agent", responses={201: CloudAgentSerializer, **error_responses(400, 401, 402)}
     ),
     retrieve=extend_schema(
         summary="One cloud agent", responses={200: CloudAgentSerializer, **error_responses(401, 404)}
@@ -131,11 +144,11 @@ class LocalAgentViewSet(_AgentViewSet):
     update=extend_schema(
         summary="Change some of a cloud agent's configuration; what is not named stays",
         request=CloudAgentSerializer(partial=True),
-        responses={200: CloudAgentSerializer, **error_responses(400, 401, 404)},
+        responses={200: CloudAgentSerializer, **error_responses(400, 401, 402, 404)},
     ),
     partial_update=extend_schema(
         summary="Change some of a cloud agent's configuration",
-        responses={200: CloudAgentSerializer, **error_responses(400, 401, 404)},
+        responses={200: CloudAgentSerializer, **error_responses(400, 401, 402, 404)},
     ),
 )
 class CloudAgentViewSet(_AgentViewSet):
@@ -166,26 +179,57 @@ class CloudAgentViewSet(_AgentViewSet):
         return Response({"ok": True})
 
 
+class KeepView(GenericAPIView[Any]):
+    """Choose which agents run where your plan has no room for all that are enabled.
+
+    The others are held: nothing of them is lost, and they run again when there is room.
+    """
+
+    serializer_class = KeptAgentsChoiceSerializer
+
+    @extend_schema(
+        summary="Choose which agents run on a smaller plan",
+        responses={200: KeptAgentsSerializer, **error_responses(400, 401, 402, 404)},
+        operation_id="agents_keep",
+    )
+    def post(self, request: Request) -> Response:
+        serializer = self.get_serializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        mine = user_id(request)
+        plan_limits.keep(user_id=mine, agent_ids=serializer.validated_data["agent_ids"])
+        enabled = Agent.objects.of(mine).filter(enabled=True).values_list("pk", "held_by_plan")
+        found: dict[str, list[UUID]] = {"running": [], "held": []}
+        for pk, is_held in enabled:
+            found["held" if is_held else "running"].append(pk)
+        return Response(found)
+
+
 class StartRunView(APIView):
     """Run an agent now. If its device is offline, the run waits for it.
 
     A dry run reads, asks the model and creates nothing: the run itself shows what was found.
     """
 
+    page_for_people = True
     page_row_detail = "run-detail"
 
     @extend_schema(
         summary="Run an agent now",
         request=None,
         parameters=[StartSerializer],
-        responses={202: StartedSerializer, **error_responses(400, 401, 404, 409)},
+        responses={202: StartedSerializer, **error_responses(400, 401, 404, 409, 429)},
         operation_id="agents_run",
     )
     def post(self, request: Request, agent_id: UUID) -> Response:
         agent = services.get_agent(user_id(request), agent_id)
         query = StartSerializer(data=request.query_params.dict())
         query.is_valid(raise_exception=True)
-        run = runs.start(agent=agent, **query.validated_data)
+        asked = dict(query.validated_data)
+        conversation_id, follow_up = asked.pop("conversation_id", None), asked.pop("follow_up", True)
+        place = None
+        if conversation_id is not None:
+            place = watches.place_in(user_id(request), conversation_id, follow_up=follow_up)
+        run = runs.start(agent=agent, place=place, **asked)
         return Response({"ok": True, "run_id": str(run.pk)}, status=202)
 
 
@@ -208,16 +252,19 @@ class StartRunView(APIView):
 class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Run]):
     """What agents did: how far a run is, what it found, what went wrong."""
 
+    page_for_people = True
+    page_without_form = ("cancel", "undo")
     serializer_class = RunSerializer
     queryset = Run.objects.none()
 
-    def page_actions(self, data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def page_actions(self, data: Mapping[str, Any]) -> list[PageAction]:
         if "state" not in data:
             return []
-        offered = ["cancel"] if data["state"] in Run.LIVE else []
-        if not offered and data["items_created"] and not data["undone_at"] and not data["dry_run"]:
-            offered = ["undo"]
-        return [(name.title(), reverse(f"run-{name}", kwargs={"pk": data["id"]})) for name in offered]
+        if data["state"] in Run.LIVE:
+            return [PageAction("cancel", gettext("Cancel"), reverse("run-cancel", kwargs={"pk": data["id"]}))]
+        if data["items_created"] and not data["undone_at"] and not data["dry_run"]:
+            return [undo_action(reverse("run-undo", kwargs={"pk": data["id"]}))]
+        return []
 
     def get_queryset(self) -> Any:
         found = Run.objects.of(user_id(self.request))
@@ -311,7 +358,7 @@ class StartJourneyView(GenericAPIView[Any]):
     @extend_schema(
         summary="Begin a conversation about an agent",
         operation_id="agents_journey_start",
-        responses={200: JourneyQuestionSerializer, **error_responses(400, 401, 404), **_NO_ANSWER},
+        responses={200: JourneyQuestionSerializer, **error_responses(400, 401, 402, 404), **_NO_ANSWER},
     )
     def post(self, request: Request) -> Response:
         serializer = self.get_serializer(data=request.data)
@@ -340,7 +387,7 @@ class JourneyMessageView(GenericAPIView[Any]):
         operation_id="agents_journey_message",
         responses={
             200: JourneySerializer,
-            **error_responses(400, 401, 404),
+            **error_responses(400, 401, 402, 404),
             409: OpenApiResponse(JourneyMovedOnSerializer, "Another message was taken first."),
             **_NO_ANSWER,
         },
@@ -364,6 +411,9 @@ def _whole_number(
     """A whole number from the query string. Raises Invalid."""
     raw = request.query_params.get(name) or str(default)
     if not (raw.isascii() and raw.isdigit() and len(raw) < 19 and least <= int(raw) <= most):
-        range_ = f" from {least} to {most}" if least else ""
-        raise Invalid(f"{name} is out of bounds", fields={name: [f"Not a whole number{range_}."]})
+        within = Text("Not a whole number from {least} to {most}.", least=least, most=most)
+        raise Invalid(
+            Text("{name} is out of bounds", name=name),
+            fields={name: [within if least else "Not a whole number."]},
+        )
     return int(raw)

@@ -41,6 +41,7 @@ async def measure(base: str, *capabilities: str) -> dict[str, float]:
     from adiuva.devices.calls import new_call
     from adiuva.devices.link import DeviceLink, OutcomeUnknown
     from adiuva.devices.outbox import PendingRecord
+    from adiuva.devices.protocol import Origin
 
     email = f"{uuid4().hex}@example.com"
     signed_in = await db.run(services.register, email=email, password="correct horse")
@@ -56,9 +57,13 @@ async def measure(base: str, *capabilities: str) -> dict[str, float]:
         *capabilities,
     ]
 
+    origin = Origin(run_id=str(uuid4()), source="/home/kim/Documents/minutes.md")
+
     def records() -> list[PendingRecord]:
         return [
-            PendingRecord(uuid4(), "tasks", {"title": f"Task {number}", "isAiSuggested": 1, "isApproved": 0})
+            PendingRecord(
+                uuid4(), "tasks", {"title": f"Task {number}", "isAiSuggested": 1, "isApproved": 0}, origin
+            )
             for number in range(RECORDS)
         ]
 

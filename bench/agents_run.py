@@ -63,14 +63,16 @@ class UserWithDevice:
         return found
 
     def worker(self, model_s: float, at_once: int) -> Child:
-        port = free_port()
-        model = self.servers.run(
-            f"model-{port}", "-m", "bench.chaos.extraction_model", str(port), str(model_s)
-        )
-        model.wait_until(lambda: listens(port), within_s=30)
-        return self.worker_with(f"http://127.0.0.1:{port}/v1", at_once)
+        return self.worker_with(f"{self.model(str(model_s))}/v1", at_once)
 
-    def worker_with(self, model_url: str, at_once: int) -> Child:
+    def model(self, *arguments: str) -> str:
+        """The address of a new bench.chaos.extraction_model."""
+        port = free_port()
+        model = self.servers.run(f"model-{port}", "-m", "bench.chaos.extraction_model", str(port), *arguments)
+        model.wait_until(lambda: listens(port), within_s=30)
+        return f"http://127.0.0.1:{port}"
+
+    def worker_with(self, model_url: str, at_once: int, **env: str) -> Child:
         name = f"worker-{uuid4().hex[:8]}"
         return self.servers.run(
             name,
@@ -88,6 +90,7 @@ class UserWithDevice:
             ADIUVA_MODEL="openai/scripted",
             ADIUVA_MODEL_API_BASE=model_url,
             ADIUVA_MODEL_CONCURRENCY_PER_USER=str(at_once),
+            **env,
         )
 
     def run(self, files: int) -> float:
@@ -102,7 +105,7 @@ class UserWithDevice:
 
     def agent(self, folder: Path, **fields: Any) -> str:
         """Make an agent for a folder; returns its id."""
-        made = self._post(
+        made = self.post(
             "agents/local",
             {
                 "name": "Bench",
@@ -120,7 +123,7 @@ class UserWithDevice:
         """The agent's run, when it has ended."""
         from agents.models import Run
 
-        run_id = self._post(f"agents/{agent}/run")["run_id"]
+        run_id = self.post(f"agents/{agent}/run")["run_id"]
         until = time.monotonic() + PATIENCE_S
         while (run := Run.objects.get(pk=run_id)).is_live:
             if time.monotonic() > until:
@@ -128,7 +131,7 @@ class UserWithDevice:
             time.sleep(0.05)
         return run
 
-    def _post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         request = urllib.request.Request(
             f"{self.base}/api/v1/{path}",
             data=json.dumps(body or {}).encode(),

@@ -43,7 +43,7 @@ class BenchServers:
         port = free_port()
         base = f"http://127.0.0.1:{port}"
         child = self.run(f"web-{port}", "-m", module, ADIUVA_PORT=str(port), **env)
-        child.wait_until(lambda: is_up(base), within_s=60, every_s=0.1)
+        child.wait_until(lambda: is_up(base), within_s=180, every_s=0.1)
         return base, child
 
     def model(self) -> str:

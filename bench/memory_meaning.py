@@ -76,7 +76,7 @@ async def _show(
 
 def _remember(user_id: UUID) -> None:
     from adiuva.accounts.keys import cipher_for
-    from memory.entries import EntryContent, set_content
+    from memory.entry_content import EntryContent, set_content
     from memory.models import Entry, Memory, Tier
 
     Memory.objects.get_or_create(pk=user_id)

@@ -59,7 +59,7 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
     from adiuva.accounts.keys import cipher_for
     from adiuva.llm import embedding_model
     from memory import vector_space
-    from memory.entries import EntryContent, set_content
+    from memory.entry_content import EntryContent, set_content
     from memory.models import Embedding, Entry, Memory, Tier
 
     cipher = cipher_for(user_id)
@@ -154,7 +154,7 @@ def recall_through_orm(user_id: UUID, vector: list[float]) -> int:
     from pgvector.django import CosineDistance
 
     from adiuva.accounts.keys import cipher_for
-    from memory.entries import unseal_entry
+    from memory.entry_content import unseal_entry
     from memory.models import Entry, Memory, Tier
 
     Memory.objects.get(pk=user_id)

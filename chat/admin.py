@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 
-from adiuva.accounts.admin_base import ReadOnlyAdmin
+from adiuva.accounts.admin_base import PeriodFilter, ReadOnlyAdmin
+from adiuva.accounts.models import StaffAction
+from agents import watches
+from agents.models import Watch
 from chat.models import Conversation, Turn
 
 
-class _ChatAdmin(ReadOnlyAdmin):
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-
 @admin.register(Conversation)
-class ConversationAdmin(_ChatAdmin):
-    list_display = ["id", "user", "kind", "message_count", "created_at", "updated_at"]
-    search_help_text = "A conversation's id, or the beginning of its owner's e-mail address"
+class ConversationAdmin(ReadOnlyAdmin):
+    list_display = ["id", "account", "kind", "message_count", "created_at", "updated_at"]
+    list_filter = ["kind", ("updated_at", PeriodFilter)]
     ordering = ["-updated_at", "-id"]
     fields = ["id", "user", "kind", "message_count", "summary_upto", "created_at", "updated_at"]
 
@@ -29,10 +25,10 @@ class ConversationAdmin(_ChatAdmin):
 
 
 @admin.register(Turn)
-class TurnAdmin(_ChatAdmin):
+class TurnAdmin(ReadOnlyAdmin):
     list_display = [
         "id",
-        "user",
+        "account",
         "kind",
         "state",
         "code",
@@ -40,13 +36,16 @@ class TurnAdmin(_ChatAdmin):
         "tool_calls",
         "input_tokens",
         "output_tokens",
+        "cost_micro",
         "mutations",
         "started_at",
         "ended_at",
     ]
-    list_filter = ["state", "kind"]
-    search_keys = ("id", "conversation_id")
-    search_help_text = "A turn's or conversation's id, or the beginning of its owner's e-mail address"
+    list_filter = ["state", "kind", ("started_at", PeriodFilter)]
+    search_keys = ("id", "conversation_id", "user_id")
+    search_help_text = (
+        f"{ReadOnlyAdmin.search_help_text} Also the id of a conversation or request, or a code."
+    )
     ordering = ["-started_at", "-id"]
     fields = [
         "id",
@@ -60,10 +59,61 @@ class TurnAdmin(_ChatAdmin):
         "prompt_version",
         "model_calls",
         "tool_calls",
+        "model",
         "input_tokens",
+        "cached_tokens",
         "output_tokens",
+        "cost_micro",
         "mutations",
         "started_at",
         "ended_at",
     ]
     readonly_fields = ["conversation_id"]
+
+    @staticmethod
+    def by_text(text: str) -> Q:
+        return Q(code=text) | Q(request_id=text)
+
+
+@admin.register(Watch)
+class WatchAdmin(ReadOnlyAdmin):
+    """Ends of runs that a chat wants to hear of: how far the telling is, never what is told."""
+
+    list_display = ["id", "account", "run_id", "state", "attempts", "last_code", "due_at", "not_before"]
+    list_filter = ["state", ("created_at", PeriodFilter)]
+    search_keys = ("id", "run_id", "conversation_id", "user_id")
+    search_help_text = f"{ReadOnlyAdmin.search_help_text} Also the id of a run or conversation."
+    ordering = ["-created_at", "-id"]
+    actions = ["try_again"]
+    fields = [
+        "id",
+        "user",
+        "run",
+        "conversation_id",
+        "turn",
+        "state",
+        "attempts",
+        "last_code",
+        "due_at",
+        "not_before",
+        "created_at",
+    ]
+    readonly_fields = ["conversation_id", "last_code"]
+
+    def all_rows(self, request: HttpRequest) -> QuerySet[Watch]:
+        return Watch.objects.defer("asked")
+
+    @admin.display(description="last code")
+    def last_code(self, watch: Watch) -> str:
+        """Why the turn that tried last did not tell it."""
+        return Turn.objects.filter(pk=watch.turn).values_list("code", flat=True).first() or ""
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("agents.change_run")
+
+    @admin.action(description="Try again", permissions=["retry"])
+    def try_again(self, request: HttpRequest, chosen: QuerySet[Watch]) -> None:
+        given_up = list(chosen.filter(state__in=(Watch.State.DEAD, Watch.State.EXPIRED)))
+        count = watches.try_again(Watch.objects.filter(pk__in=[watch.pk for watch in given_up]))
+        self.audit(request, StaffAction.Kind.RETRIED, *given_up)
+        self.message_user(request, f"{count} to be told again.")

@@ -9,30 +9,32 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_core.tools import BaseTool, ToolException
-from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import BaseModel, ValidationError
+import structlog
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from adiuva import llm
-from adiuva.core.logging import log_failure
-from adiuva.llm.base import CHAT_TEMPERATURE, MAX_CHAT_TOKENS
-from chat.prompts import SystemPrompt
+from adiuva.llm.base import CHAT_TEMPERATURE
+from adiuva.llm.context_window import request_size
+from adiuva.llm.metering import current_meter
+from chat.tool_calls import Assistant, run_tool_calls
+from chat.turn_context import LimitReached, TurnContext
+from chat.wire_messages import answer_message, to_wire
 
-# How long a cancelled turn waits for a write that is under way, so that it knows what happened.
-_WRITE_GRACE_S: Final = 2.0
-_MAX_CALLS_PER_ANSWER: Final = 64
-_MAX_SAME_FAILURES: Final = 3
-# An answer whose last so many characters are one passage over and over is ended.
+# How often a call that was refused as too long is shortened and made again.
+_MAX_FITS: Final = 3
+# An answer that ends in one passage over and over is ended: a short passage ten times within so many characters, one of
+# up to 200 six times, one of up to 2,000 four times. The shortest ends it soonest: a slow model takes minutes for more.
+_SHORT_REPETITION_CHARS: Final = 600
 _REPETITION_CHARS: Final = 1_200
-_WRITES: Final = frozenset({"insert", "update", "delete"})
+_LONG_REPETITION_CHARS: Final = 8_000
+_LONG_TIMES: Final = 4
+_LONG_PASSAGE_ENDING: Final = 100
+_REPETITION_CHECK_CHARS: Final = 300
 _THOUGHT: Final = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
 _UNOPENED_THOUGHT: Final = re.compile(r"\A(?:(?!<think(?:ing)?>).)*</think(?:ing)?>", re.DOTALL)
 # These are sent as the user's: some providers refuse a system message that comes last.
@@ -46,121 +48,16 @@ _NOTHING_SHOWN: Final = (
 )
 
 
-class LimitReached(Exception):
-    """The turn reached one of its limits; `code` says which."""
+_CONCLUDE: Final = (
+    "[From the app, not from the user: the limit of this request is reached, and no more tools can be called. Answer "
+    "the user now with what you have, in a few sentences, and say what is still to be done.]"
+)
+# At these limits the model is asked for a last answer.
+_LIMITS_WITH_ANSWER: Final = frozenset(
+    {"too_many_model_calls", "same_call_fails", "deadline", "budget_spent", "work_budget_spent"}
+)
 
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-class Assistant:
-    """A prompt and its tools, built once."""
-
-    def __init__(
-        self, prompt: SystemPrompt, tools: Sequence[BaseTool], unlisted: Sequence[BaseTool] = ()
-    ) -> None:
-        """`unlisted`: tools that the model is not told of and whose calls are carried out all the same."""
-        self.prompt = prompt
-        self.tools = {tool.name: tool for tool in (*tools, *unlisted)}
-        self._listed = ", ".join(tool.name for tool in tools)
-        self.schemas: list[dict[str, Any]] = [_tool_schema(tool) for tool in tools]
-        # Built once because LangChain builds them again at each access.
-        self._checks = {tool.name: tool.tool_call_schema for tool in (*tools, *unlisted)}
-        self._arguments = {
-            schema["function"]["name"]: schema["function"].get("parameters", {}).get("properties", {})
-            for schema in [*self.schemas, *map(_tool_schema, unlisted)]
-        }
-
-    def call_problem(self, name: str, arguments: dict[str, Any]) -> str:
-        """Why a call cannot be carried out, in words for the model; "" if it can."""
-        if name not in self.tools:
-            return f"there is no such tool; there are {self._listed}"
-        # LangChain would drop an unknown argument, and the model would believe that it had an effect.
-        if unknown := arguments.keys() - self._arguments[name].keys():
-            known = ", ".join(self._arguments[name]) or "none"
-            return f"there is no argument {', '.join(sorted(unknown))}; there are {known}"
-        check = self._checks[name]
-        if isinstance(check, type) and issubclass(
-            check, BaseModel
-        ):  # else a JSON Schema, which the tool checks
-            try:
-                check.model_validate(arguments)
-            except ValidationError as error:
-                return _validation_text(error)
-        return ""
-
-
-def _tool_schema(tool: BaseTool) -> dict[str, Any]:
-    """What a model reads of a tool, without null defaults: they cost tokens, and some chat templates break on them."""
-    schema = convert_to_openai_tool(tool)
-    for argument in schema["function"].get("parameters", {}).get("properties", {}).values():
-        if argument.get("default", ...) is None:
-            del argument["default"]
-    return schema
-
-
-@dataclass
-class ToolInvocation:
-    """A tool call that can be carried out. `arguments` are as the model gave them."""
-
-    id: str
-    tool: BaseTool
-    arguments: dict[str, Any]
-
-    @property
-    def action(self) -> str:
-        return str((self.tool.metadata or {}).get("action", ""))
-
-    @property
-    def table(self) -> str:
-        return str((self.tool.metadata or {}).get("table", ""))
-
-    @property
-    def label(self) -> str:
-        """What the user is shown while it runs."""
-        return str((self.tool.metadata or {}).get("label", ""))
-
-    @property
-    def row_argument(self) -> str:
-        """The argument that names the row that the call is about."""
-        return str((self.tool.metadata or {}).get("key", "id"))
-
-
-async def _allow_all(calls: Sequence[ToolInvocation]) -> dict[str, str]:
-    return {}
-
-
-@dataclass
-class TurnContext:
-    """What all model calls of a turn share, those of its sub-agents included.
-
-    `tool_config`: what tools find in their config.
-    `authorize`: called before tools run; returns by call id why a call may not run.
-    `on_tool_start`: called for each call that runs.
-    `resolve`: the tool and the arguments that a call means, with ids for aliases. Raises ToolException.
-    `failed_calls`: how often the same call has failed.
-    `usage`, `model_calls`, `tool_calls`: counted so far.
-    """
-
-    model: llm.ChatModel
-    max_model_calls: int
-    tool_config: dict[str, Any] = field(default_factory=dict)
-    authorize: Callable[[Sequence[ToolInvocation]], Awaitable[dict[str, str]]] = _allow_all
-    on_tool_start: Callable[[ToolInvocation], None] = lambda call: None
-    resolve: Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]]] = lambda name, arguments: (
-        name,
-        arguments,
-    )
-    failed_calls: Counter[str] = field(default_factory=Counter)
-    usage: llm.Usage = field(default_factory=llm.Usage)
-    model_calls: int = 0
-    tool_calls: int = 0
-
-    def count_model_call(self) -> None:
-        if self.model_calls >= self.max_model_calls:
-            raise LimitReached("too_many_model_calls")
-        self.model_calls += 1
+log = structlog.get_logger(__name__)
 
 
 def without_thoughts(text: str) -> str:
@@ -172,17 +69,56 @@ def _has_visible_text(text: str) -> bool:
     return bool(without_thoughts(text).strip())
 
 
+async def _nothing() -> list[str]:
+    return []
+
+
 @dataclass
 class OutputHooks:
     """What the loop does with an assistant's text.
 
     `on_text` gets it as it streams; `on_answer_end` is called after each answer of the model, with all of its text, and
-    returns whether the user sees any of it; `take_steers` returns what the user has said meanwhile.
+    returns whether the user sees any of it; `take_steers` returns what the user has said meanwhile, and `take_notes`
+    what else has happened, in words of ours.
     """
 
     on_text: Callable[[str], None] = lambda text: None
     on_answer_end: Callable[[str], bool] = _has_visible_text
-    take_steers: Callable[[], list[str]] = list
+    take_steers: Callable[[], Awaitable[list[str]]] = _nothing
+    take_notes: Callable[[], Awaitable[list[str]]] = _nothing
+
+
+async def answer_request(
+    assistant: Assistant, messages: list[BaseMessage], context: TurnContext, hooks: OutputHooks
+) -> None:
+    """Run the loop to its answer. At a limit the model is asked once more, without tools, for an answer from what there
+    is. Raises the LimitReached then, too, and what `run_agent_loop` raises besides.
+    """
+    try:
+        await run_agent_loop(assistant, messages, context, hooks)
+    except LimitReached as limit:
+        if limit.code in _LIMITS_WITH_ANSWER:
+            await _conclude(assistant, messages, context, hooks)
+        raise
+
+
+async def _conclude(
+    assistant: Assistant, messages: Sequence[BaseMessage], context: TurnContext, hooks: OutputHooks
+) -> None:
+    """Ask for the last answer. If there is none, the turn ends without it, as the limit says."""
+    if (meter := current_meter()) is not None:
+        meter.is_last = True  # it takes what was kept for it
+    context.model_calls += 1
+    try:
+        answer, _ = await _stream_answer(
+            assistant.without_tools, [*messages, HumanMessage(_CONCLUDE)], context, hooks, is_counted=False
+        )
+    except (llm.ModelError, LimitReached) as error:
+        if isinstance(error, llm.BudgetSpent):
+            context.model_calls -= 1  # it was not made
+        log.info("turn.no_last_answer", code=error.code)
+    else:
+        hooks.on_answer_end(str(answer.content))
 
 
 async def run_agent_loop(
@@ -192,9 +128,15 @@ async def run_agent_loop(
     while True:
         answer = await _ask_model(assistant, messages, context, hooks)
         messages.append(answer)
-        results = await _run_tool_calls(assistant, answer, context)
+        try:
+            async with asyncio.timeout_at(context.conclude_at) as until:
+                results = await run_tool_calls(assistant, answer, context)
+        except TimeoutError:
+            if not until.expired():
+                raise
+            raise LimitReached("deadline") from None
         messages += results
-        said = hooks.take_steers()
+        said = [*await hooks.take_notes(), *await hooks.take_steers()]
         messages += [HumanMessage(text) for text in said]
         if not results and not said:
             return str(answer.content)
@@ -209,7 +151,7 @@ async def _ask_model(
     """
     asked, shown = list(messages), ""
     for is_last_try in (False, True):
-        answer, reason = await _stream_answer(assistant, asked, context, hooks)
+        answer, reason = await _stream_fitting_answer(assistant, asked, context, hooks)
         text = str(answer.content)
         has_calls = bool(answer.tool_calls or answer.invalid_tool_calls)
         if reason == "length" and not has_calls and _has_visible_text(text):
@@ -231,14 +173,37 @@ async def _ask_model(
     raise AssertionError
 
 
-async def _stream_answer(
+async def _stream_fitting_answer(
     assistant: Assistant, messages: Sequence[BaseMessage], context: TurnContext, hooks: OutputHooks
 ) -> tuple[AIMessage, str]:
+    """The same as _stream_answer. A call that is refused as too long is made again, shorter: the window is known by
+    then. Raises ModelContextExceeded if that does not help."""
+    for tries_left in reversed(range(_MAX_FITS)):
+        try:
+            return await _stream_answer(assistant, messages, context, hooks)
+        except llm.ModelContextExceeded:
+            if not tries_left:
+                raise
+        except llm.BudgetSpent as spent:
+            context.model_calls -= 1  # it was not made
+            raise LimitReached(spent.code) from None
+    raise AssertionError
+
+
+async def _stream_answer(
+    assistant: Assistant,
+    messages: Sequence[BaseMessage],
+    context: TurnContext,
+    hooks: OutputHooks,
+    *,
+    is_counted: bool = True,
+) -> tuple[AIMessage, str]:
     """One answer of the model, and why it ended."""
-    context.count_model_call()
+    if is_counted:
+        context.count_model_call()
     texts: list[str] = []
     calls: list[llm.ToolCall] = []
-    ended_by, size, check_at = "", 0, _REPETITION_CHARS
+    ended_by, size, check_at = "", 0, _SHORT_REPETITION_CHARS
     # Closed at once, also when `on_text` raises, so that the request to the model ends.
     async with aclosing(_stream(assistant, messages, context)) as source:
         async for deltas in source:
@@ -249,188 +214,62 @@ async def _stream_answer(
                         hooks.on_text(text)
                         size += len(text)
                         if size >= check_at:
-                            check_at = size + _REPETITION_CHARS
-                            if _repeats("".join(texts)[-_REPETITION_CHARS:]):
+                            check_at = size + _REPETITION_CHECK_CHARS
+                            if _repeats("".join(texts)):
                                 raise LimitReached("answer_repeats")
                     case llm.ToolCall():
                         calls.append(delta)
-                    case llm.Finish(reason, usage):
-                        context.usage += usage
+                    case llm.Finish(reason):
+                        context.note_answer(delta)
                         ended_by = reason
     if ended_by == "content_filter":
         calls.clear()  # what a filter has cut must not be carried out
-    return _answer_message("".join(texts), calls, is_cut_off=ended_by == "length"), ended_by
+    return answer_message("".join(texts), calls, is_cut_off=ended_by == "length"), ended_by
 
 
 def _stream(
     assistant: Assistant, messages: Sequence[BaseMessage], context: TurnContext
 ) -> AsyncGenerator[list[llm.Delta], None]:
+    budget = context.budget
+    fitted = budget.fit(messages, assistant.schemas, _size_of)
     return context.model.stream(
-        to_wire(messages), tools=assistant.schemas, max_tokens=MAX_CHAT_TOKENS, temperature=CHAT_TEMPERATURE
+        to_wire(fitted.messages),
+        tools=fitted.tools,
+        max_tokens=budget.answer_tokens,
+        temperature=CHAT_TEMPERATURE,
+        size=fitted.size,
     )
 
 
+def _size_of(messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]) -> int:
+    return request_size(to_wire(messages), tools)
+
+
 def _repeats(text: str) -> bool:
-    """Whether a text is one passage over and over. Rules of tables and blanks are none."""
-    if len(text) < _REPETITION_CHARS or len(set(text)) < 8:
+    """Whether a text ends in one passage over and over. Rules of tables and blanks are no passages."""
+    return (
+        _ends_in_repetition(text, _REPETITION_CHARS, 6)
+        or _ends_in_repetition(text, _SHORT_REPETITION_CHARS, 10)
+        or _ends_in_long_repetition(text[-_LONG_REPETITION_CHARS:])
+    )
+
+
+def _ends_in_repetition(text: str, chars: int, times: int) -> bool:
+    tail = text[-chars:]
+    if len(tail) < chars or len(set(tail)) < 8:
         return False
-    return any(text[size:] == text[:-size] for size in range(8, _REPETITION_CHARS // 6))
+    return any(tail[size:] == tail[:-size] for size in range(8, chars // times + 1))
 
 
-def _answer_message(text: str, calls: Sequence[llm.ToolCall], *, is_cut_off: bool) -> AIMessage:
-    answer = AIMessage(text)
-    seen: set[str] = set()
-    for place, call in enumerate(calls):
-        key = f"{call.id}_{place}" if call.id in seen else call.id  # some providers give an id twice
-        seen.add(key)
-        arguments = _parse_arguments(call.arguments)
-        # A call that was cut off before its first argument looks like one without arguments.
-        if arguments is None or (is_cut_off and call is calls[-1] and not arguments):
-            answer.invalid_tool_calls.append(
-                {
-                    "type": "invalid_tool_call",
-                    "id": key,
-                    "name": call.name,
-                    "args": call.arguments,
-                    "error": "the call was cut off at the length limit; make it shorter"
-                    if is_cut_off
-                    else None,
-                }
-            )
-        else:
-            answer.tool_calls.append({"type": "tool_call", "id": key, "name": call.name, "args": arguments})
-    return answer
-
-
-async def _run_tool_calls(assistant: Assistant, answer: AIMessage, context: TurnContext) -> list[ToolMessage]:
-    """The result of each call, in order."""
-    results: dict[str | None, ToolMessage] = {
-        call["id"]: _failure_message(call["id"], call["error"] or "the arguments are not a JSON object")
-        for call in answer.invalid_tool_calls
-    }
-    ready: list[ToolInvocation] = []
-    for place, wish in enumerate(answer.tool_calls):
-        key, name, arguments = wish["id"], wish["name"], wish["args"]
-        if place >= _MAX_CALLS_PER_ANSWER:
-            results[key] = _failure_message(
-                key, f"at most {_MAX_CALLS_PER_ANSWER} tools are called at once; call it again"
-            )
-        elif reason := assistant.call_problem(name, arguments):
-            results[key] = _failure_message(key, reason)
-        else:
-            try:
-                name, arguments = context.resolve(name, arguments)
-            except ToolException as failure:
-                results[key] = _failure_message(key, str(failure))
-                continue
-            ready.append(ToolInvocation(str(key), assistant.tools[name], arguments))
-    if ready:
-        refused = await context.authorize(ready)
-        results |= {key: _failure_message(key, reason) for key, reason in refused.items()}
-        allowed = [call for call in ready if call.id not in refused]
-        context.tool_calls += len(allowed)
-        if allowed:
-            results |= await _run_concurrently(allowed, context)
-    made = [*answer.tool_calls, *answer.invalid_tool_calls]
-    for call in made:
-        if results[call["id"]].status == "error":
-            same = f"{call['name']} {call['args']}"
-            context.failed_calls[same] += 1
-            if context.failed_calls[same] >= _MAX_SAME_FAILURES:
-                raise LimitReached("same_call_fails")
-    return [results[call["id"]] for call in made]
-
-
-async def _run_concurrently(
-    calls: Sequence[ToolInvocation], context: TurnContext
-) -> dict[str | None, ToolMessage]:
-    if not calls:
-        return {}
-    loop = asyncio.get_running_loop()
-    tasks: dict[asyncio.Task[ToolMessage], ToolInvocation] = {}
-    for call in calls:
-        context.on_tool_start(call)
-        tasks[loop.create_task(_run_tool(call, context), name=f"tool {call.tool.name}")] = call
-    try:
-        # Not gather, which would cancel all of them at once.
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        return {call.id: task.result() for task, call in tasks.items() if task.done()}
-    except BaseException:
-        # Cancelled, or a sub-agent reached a limit. Writes may be under way on the device: wait a little for them.
-        writing = {task for task, call in tasks.items() if call.action in _WRITES and not task.done()}
-        for task in tasks.keys() - writing:
-            task.cancel()
-        if writing:
-            await asyncio.wait(writing, timeout=_WRITE_GRACE_S)
-        for task in writing:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
-
-
-async def _run_tool(call: ToolInvocation, context: TurnContext) -> ToolMessage:
-    wish = {"name": call.tool.name, "args": call.arguments, "id": call.id, "type": "tool_call"}
-    try:
-        found = await call.tool.ainvoke(wish, {"configurable": context.tool_config})
-    except ToolException as failure:
-        return ToolMessage(str(failure), tool_call_id=call.id, status="error")
-    except ValidationError as error:
-        return _failure_message(call.id, _validation_text(error))
-    except (LimitReached, llm.ModelError):
-        raise  # raised in a sub-agent; they end the whole turn
-    except Exception as error:
-        log_failure("tool.broke", error, tool=call.tool.name)
-        return _failure_message(call.id, "the tool broke; it is not known whether anything was changed")
-    return found if isinstance(found, ToolMessage) else ToolMessage(str(found), tool_call_id=call.id)
-
-
-def _parse_arguments(text: str) -> dict[str, Any] | None:
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _validation_text(error: ValidationError) -> str:
-    found = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:5])
-
-
-def _failure_message(call_id: str | None, reason: str) -> ToolMessage:
-    return ToolMessage(f"Failed: {reason}.", tool_call_id=call_id, status="error")
-
-
-def to_wire(messages: Sequence[BaseMessage]) -> list[llm.Message]:
-    """LangChain's messages in the format of a model endpoint."""
-    return [_wire_message(message) for message in messages]
-
-
-def _wire_message(message: BaseMessage) -> llm.Message:
-    match message:
-        case ToolMessage():
-            return {"role": "tool", "tool_call_id": message.tool_call_id, "content": str(message.content)}
-        case AIMessage(tool_calls=calls, invalid_tool_calls=invalid) if calls or invalid:
-            return {
-                "role": "assistant",
-                "content": str(message.content),  # not null: templates join it to a text
-                "tool_calls": [
-                    *(
-                        _wire_tool_call(call["id"], call["name"], orjson.dumps(call["args"]).decode())
-                        for call in calls
-                    ),
-                    *(_wire_tool_call(call["id"], call["name"], call["args"]) for call in invalid),
-                ],
-            }
-        case AIMessage():
-            return {"role": "assistant", "content": str(message.content)}
-        case SystemMessage():
-            return {"role": "system", "content": str(message.content)}
-    return {"role": "user", "content": str(message.content)}
-
-
-def _wire_tool_call(key: str | None, name: str | None, arguments: str | None) -> llm.WireToolCall:
-    # Arguments that are not a JSON object are sent back as an empty one: providers reject the whole request otherwise.
-    return llm.ToolCall(
-        key or "", name or "", arguments if arguments and _parse_arguments(arguments) else "{}"
-    ).wire()
+def _ends_in_long_repetition(text: str) -> bool:
+    """The same for passages of 200 characters or more, whose length is found by where their ending was before."""
+    ending = text[-_LONG_PASSAGE_ENDING:]
+    place = len(text) - _LONG_PASSAGE_ENDING
+    while (place := text.rfind(ending, 0, place + _LONG_PASSAGE_ENDING - 1)) >= 0:
+        size = len(text) - _LONG_PASSAGE_ENDING - place
+        if size * _LONG_TIMES > len(text):
+            return False
+        tail = text[-size * _LONG_TIMES :]
+        if size >= _REPETITION_CHARS // 6 and tail[size:] == tail[:-size] and len(set(tail)) >= 8:
+            return True
+    return False

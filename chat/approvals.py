@@ -26,11 +26,11 @@ from langchain_core.tools import ToolException
 
 from adiuva.devices.calls import new_call
 from adiuva.devices.protocol import ApprovalRequest, TableName, ToolResultBody
-from adiuva.devices.tables import TABLES
-from chat.agent_loop import ToolInvocation
+from adiuva.devices.tables import NOUNS, TABLES
 from chat.deferred_calls import DeferredCall
-from chat.device_session import NOUNS, DeviceSession
+from chat.device_session import DeviceSession
 from chat.memory_context import MEMORY, MemoryContext, entry_text
+from chat.turn_context import ToolInvocation
 from chat.untrusted_text import MAX_TITLE_CHARS, is_row_id, quotable
 from chat.user_intent import UserWords
 
@@ -144,6 +144,32 @@ class Approvals:
                     self._said_no.add((action, table))
         return refused
 
+    async def confirm(
+        self, tool: str, arguments: dict[str, Any], action: str, table: str, summary: str
+    ) -> None:
+        """Ask for a call that knows by itself what it needs a yes for. Returns if the user has said yes.
+
+        Raises ToolException, in words for the model.
+        """
+        if self.ask is None:
+            if self._take_grant(tool, arguments):
+                return
+            if len(self.deferred) >= _MAX_DEFERRED:
+                self.left_out += 1
+                raise ToolException(f"Failed: {_TOO_MANY}.")
+            if summary not in [call.summary for call in self.deferred]:
+                self.deferred.append(DeferredCall(tool, arguments, summary))
+            raise ToolException(f"Failed: {_ASK_USER.format(what=summary)}.")
+        if summary in self.refused:
+            raise ToolException(f"Failed: {_REFUSED}.")
+        if not await self._approved(action, table, summary):
+            self.refused.append(summary)
+            raise ToolException(f"Failed: {_REFUSED}.")
+
+    def has_grant(self, tool: str, arguments: dict[str, Any]) -> bool:
+        """Whether the user has just said yes, in words, to exactly this call."""
+        return any(call.tool == tool and _given(call.arguments) == _given(arguments) for call in self.granted)
+
     async def _over_bounds(self, writes: Sequence[ToolInvocation]) -> set[str]:
         """The ids of those writes that are more than a turn or an hour of the conversation may have unasked."""
         if not writes:
@@ -161,6 +187,10 @@ class Approvals:
         values = {name: value for name, value in _given(call.arguments).items() if name != call.row_argument}
         refers_to = [str(value) for name, value in values.items() if name.endswith("_id")]
         named = [self.session.titles[key] for key in refers_to if key in self.session.titles]
+        if call.action == "insert":
+            # What a new row has anyway says nothing of anybody's wish.
+            usual = {column.name: column.default for column in TABLES[cast(TableName, call.table)].columns}
+            values = {name: value for name, value in values.items() if value != usual.get(name)}
         # What the user is looking at need not be named.
         values = {name: value for name, value in values.items() if value != self.looked_at}
         is_named = call.action == "insert" or row.get("id") == self.looked_at
@@ -203,7 +233,7 @@ class Approvals:
     def _ask_in_words(self, action: str, table: str, questions: Sequence[CallToApprove]) -> dict[str, str]:
         refused = {}
         for question in questions:
-            if not self._take_grant(question.call):
+            if not self._take_grant(question.call.tool.name, question.call.arguments):
                 if len(self.deferred) >= _MAX_DEFERRED:
                     self.left_out += 1
                     refused[question.call.id] = _TOO_MANY
@@ -244,9 +274,9 @@ class Approvals:
         finally:
             self._open.pop(key, None)
 
-    def _take_grant(self, call: ToolInvocation) -> bool:
+    def _take_grant(self, tool: str, arguments: dict[str, Any]) -> bool:
         for place, granted in enumerate(self.granted):
-            if granted.tool == call.tool.name and _given(granted.arguments) == _given(call.arguments):
+            if granted.tool == tool and _given(granted.arguments) == _given(arguments):
                 del self.granted[place]
                 return True
         return False

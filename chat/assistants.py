@@ -13,19 +13,33 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, tool
 
-from chat.agent_loop import Assistant, OutputHooks, TurnContext, run_agent_loop
+from chat.agent_loop import OutputHooks, run_agent_loop
 from chat.models import AssistantKind
-from chat.prompts import system_prompt, with_turn_prompt
-from chat.tools import CLIENTS, DELETE, DEVICE_TOOLS, MEMORY_TOOLS, NOTES, PROJECTS, TASKS, TIMELINES
+from chat.prompts import with_turn_prompt
+from chat.tool_calls import Assistant
+from chat.tools import (
+    AGENT_TOOLS,
+    CLIENTS,
+    DELETE,
+    DEVICE_TOOLS,
+    MEMORY_TOOLS,
+    NOTES,
+    PROJECTS,
+    READING_AGENT_TOOLS,
+    TASKS,
+    TIMELINES,
+)
 from chat.tools.deleting import delete
+from chat.turn_context import TurnContext
 
-Specialist = Literal["tasks", "projects", "timelines", "notes"]
+Specialist = Literal["tasks", "projects", "timelines", "notes", "agents"]
 
 SPECIALISTS: Final[dict[Specialist, Assistant]] = {
-    "tasks": Assistant(system_prompt("tasks"), [*TASKS, *PROJECTS[:1]]),
-    "projects": Assistant(system_prompt("projects"), [*PROJECTS, *CLIENTS]),
-    "timelines": Assistant(system_prompt("timelines"), [*TIMELINES, *PROJECTS[:1]]),
-    "notes": Assistant(system_prompt("notes"), [*NOTES, *PROJECTS[:1]]),
+    "tasks": Assistant("tasks", [*TASKS, *PROJECTS[:1]]),
+    "projects": Assistant("projects", [*PROJECTS, *CLIENTS]),
+    "timelines": Assistant("timelines", [*TIMELINES, *PROJECTS[:1]]),
+    "notes": Assistant("notes", [*NOTES, *PROJECTS[:1]]),
+    "agents": Assistant("agents", AGENT_TOOLS),
 }
 
 
@@ -48,38 +62,58 @@ async def delegate(
 
 delegate.metadata = {"action": "task", "label": "Working through it"}
 
-TOOLS: Final[tuple[BaseTool, ...]] = (*DEVICE_TOOLS, *MEMORY_TOOLS, delete, delegate)
+TOOLS: Final[tuple[BaseTool, ...]] = (*DEVICE_TOOLS, *MEMORY_TOOLS, *AGENT_TOOLS, delete, delegate)
 _SPECIALISTS_OWN: Final = {"get_project", *(tool.name for tool in DELETE.values())}
-_OF_HOME: Final = [tool for tool in TOOLS if tool.name not in _SPECIALISTS_OWN]
-HOME: Final = Assistant(
-    system_prompt("home"), _OF_HOME, unlisted=[tool for tool in TOOLS if tool.name in _SPECIALISTS_OWN]
-)
+# These cost as much as all tools of tasks, so Home has them itself only where the user may speak of agents.
+_OF_AGENTS: Final = {tool.name for tool in AGENT_TOOLS if tool not in AGENT_TOOLS[:1]}
+
+
+def _home(names: set[str]) -> Assistant:
+    """Home without the tools of these names, whose calls are carried out all the same."""
+    return Assistant(
+        "home",
+        [tool for tool in TOOLS if tool.name not in names],
+        unlisted=[tool for tool in TOOLS if tool.name in names],
+    )
+
+
+HOME: Final = _home(_SPECIALISTS_OWN | _OF_AGENTS)
+HOME_WITH_AGENTS: Final = _home(_SPECIALISTS_OWN)
 _FLOATING_TOOLS: Final[dict[str, tuple[BaseTool, ...]]] = {
     "tasks": (*TASKS, PROJECTS[0]),
     "projects": (*PROJECTS, TASKS[0], TASKS[1]),
     "notes": (*NOTES, PROJECTS[0], TASKS[1]),
     "timelines": (*TIMELINES, PROJECTS[0], TASKS[1]),
 }
+# For a turn that nobody's message began: it deletes nothing, and starts and changes no agent.
+FOLLOW_UP: Final = Assistant(
+    "home",
+    [
+        tool
+        for tool in (*DEVICE_TOOLS, *READING_AGENT_TOOLS)
+        if (tool.metadata or {}).get("action") != "delete"
+    ],
+)
 # Beside any row; and for the workspace as a whole, what lists and what creates.
 _ANYWHERE: Final = (TASKS[0], TASKS[1], PROJECTS[0], TIMELINES[0], NOTES[0])
 
 
 def _floating(tools: Sequence[BaseTool]) -> Assistant:
     listed = [tool for tool in tools if tool.name not in _SPECIALISTS_OWN]
-    listed += [delete, *MEMORY_TOOLS[:1], delegate]
+    listed += [delete, *MEMORY_TOOLS[:1], *READING_AGENT_TOOLS, delegate]
     names = {tool.name for tool in listed}
-    return Assistant(
-        system_prompt("floating"), listed, unlisted=[tool for tool in TOOLS if tool.name not in names]
-    )
+    return Assistant("floating", listed, unlisted=[tool for tool in TOOLS if tool.name not in names])
 
 
 FLOATING: Final[dict[str, Assistant]] = {table: _floating(tools) for table, tools in _FLOATING_TOOLS.items()}
 FLOATING_ANYWHERE: Final = _floating(_ANYWHERE)
 
 
-def supervisor(kind: AssistantKind, table: str | None) -> Assistant:
+def supervisor(kind: AssistantKind, table: str | None, *, with_agents: bool = False) -> Assistant:
     """The assistant that answers; `table`: of the row that a floating request is about."""
-    return HOME if kind == AssistantKind.HOME else FLOATING.get(table or "", FLOATING_ANYWHERE)
+    if kind == AssistantKind.HOME:
+        return HOME_WITH_AGENTS if with_agents else HOME
+    return FLOATING.get(table or "", FLOATING_ANYWHERE)
 
 
 assert set(SPECIALISTS) == set(get_args(Specialist))

@@ -8,9 +8,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from adiuva.accounts.services import locale_of
+from django.conf import settings
+
+from adiuva.accounts.services import tier_of
 from adiuva.core import db
-from adiuva.core.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError, Text, unpacked
 from adiuva.core.language import speaking
 from adiuva.core.websocket import SocketConsumer
 from adiuva.devices.codec import BadFrame
@@ -20,7 +22,6 @@ from adiuva.devices.protocol import (
     ClientFrame,
     Close,
     DeviceHello,
-    Error,
     FloatingRequest,
     HomeRequest,
     RequestCancel,
@@ -30,11 +31,13 @@ from adiuva.devices.protocol import (
     StreamText,
 )
 from agents import schedules
+from billing import request_limits
+from chat import turn_control
 from chat.device_choice import find_device
 from chat.end_messages import unsaid_end_message
 from chat.models import AssistantKind
 from chat.request import ChatRequest
-from chat.stream import StreamFrame, refusal_frames
+from chat.stream import FROM_START, StreamFrame, refusal_frames
 from chat.stream_replay import follow_up_request
 from chat.turn_errors import as_client_error, refusal_of
 from chat.turn_registry import registry
@@ -52,7 +55,9 @@ class TooManyRequests(AdiuvaError):
     code, status = "too_many_requests", 429
 
     def __init__(self) -> None:
-        super().__init__(f"at most {_MAX_REQUESTS} requests of a connection are under way at once")
+        super().__init__(
+            Text("at most {most} requests of a connection are under way at once", most=_MAX_REQUESTS)
+        )
 
 
 # More than 15 methods: one small one for each kind of frame and channel message.
@@ -71,10 +76,10 @@ class ChatHandler:
             "steer_late": self._on_steer_late,
             "refused": self._on_refused,
             "notice": self._on_notice,
+            "turn_started": self._on_turn_started,
         }
         self._loop = asyncio.get_running_loop()
         self._can_approve = False
-        self._locale = ""
         self._requests = self._frames_this_minute = 0
         self._minute_ends = 0.0
         # Requests of a protocol 1 client that have been answered with some text.
@@ -104,21 +109,21 @@ class ChatHandler:
                     refusal=lambda code: refusal_of(request, code),
                 )
             case RequestCancel(request_id=key):
-                self._start(registry().cancel(self.device.user_id, key), key)
+                self._start(turn_control.cancel(registry(), self.device.user_id, key), key)
             case RequestSteer(request_id=key):
                 self._start(self._steer(frame), key)
             case StreamResume(request_id=key):
                 self._start(registry().resume(self.device.user_id, key, frame.after, self), key)
             case ApprovalResponse():
-                decision = registry().decide(
-                    self.device.user_id, frame.id, frame.approved, reply=self.channel
+                decision = turn_control.decide(
+                    registry(), self.device.user_id, frame.id, frame.approved, reply=self.channel
                 )
                 self._start(decision, frame.id)
 
     async def _greet(self, hello: DeviceHello) -> None:
         """Resume the device's streams, and start what was waiting for it."""
         self._can_approve = self.device.protocol >= 2 and "approval" in hello.capabilities
-        self._locale = await db.run(locale_of, self.device.user_id)
+        registry().waiting.search()
         for stream in hello.streams or ():
             key = stream.request_id
             self._start(registry().resume(self.device.user_id, key, stream.after, self), key)
@@ -146,6 +151,7 @@ class ChatHandler:
             starts_conversation=is_protocol_2,
             can_ask_approval=self._can_approve,
             memory=frame.memory,
+            busy=frame.busy or "enqueue",
         )
 
     def _start(
@@ -173,19 +179,28 @@ class ChatHandler:
             if refusal is not None:
                 await self.send_frames(ref, refusal(told.code))
             else:
-                await self.device.send_frame(Error(code=told.code, message=told.message, ref=ref))
+                await self.device.send_error(told.code, told.message, ref)
         finally:
             self._requests -= 1
 
+    async def _count(self) -> None:
+        """Count a request of the user. Raises Throttled."""
+        if settings.PLANS:
+            user_id = self.device.user_id
+            self.device.tier = self.device.tier or await db.run(tier_of, user_id)
+            await db.run(request_limits.require, user_id, self.device.tier)
+
     async def _open(self, request: ChatRequest, named: str | None) -> None:
+        await self._count()
         if named and named != self.device.device_id:
             device = await db.run(find_device, request.user_id, named)
             request = replace(request, device_id=device)
         await registry().open(request, self)
 
     async def _steer(self, frame: RequestSteer) -> None:
-        follow_up = await registry().steer(
-            self.device.user_id, frame.request_id, frame.message, reply=self.channel
+        await self._count()
+        follow_up = await turn_control.steer(
+            registry(), self.device.user_id, frame.request_id, frame.message, reply=self.channel
         )
         if follow_up is not None:
             await self._open_follow_up(follow_up)
@@ -222,7 +237,7 @@ class ChatHandler:
 
     async def _explain_end(self, request_id: str, end: StreamEnd) -> None:
         """Say in words why a turn ended, as protocol 1 has no codes."""
-        with speaking(self._locale):
+        with speaking(self.device.locale):
             words = unsaid_end_message(end)
         if words:
             chunk = f"\n\n{words}" if request_id in self._answered_with_text else words
@@ -240,12 +255,15 @@ class ChatHandler:
         await self._open_follow_up(await follow_up_request(self.device.user_id, request_id, message))
 
     async def _on_refused(self, message: dict[str, Any]) -> None:
-        await self.device.send_frame(
-            Error(code=message["code"], message=message["message"], ref=message["ref"])
-        )
+        await self.device.send_error(message["code"], unpacked(message["message"]), message["ref"])
 
     async def _on_notice(self, message: dict[str, Any]) -> None:
         await self.socket.send_text(message["text"])
+
+    async def _on_turn_started(self, message: dict[str, Any]) -> None:
+        await self.socket.send_text(message["text"])
+        key = message["request"]
+        self._start(registry().resume(self.device.user_id, key, FROM_START, self), key)
 
     def disconnect(self) -> None:
         """Stop listening to turns."""

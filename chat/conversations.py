@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.db import connection, transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
-from adiuva.core.errors import Invalid, NotFound
-from chat.models import Conversation, Message
+from adiuva.core.errors import Invalid, NotFound, Text
+from chat.models import Conversation, Message, Turn
 from memory import exchanges, forgetting
 from memory.models import SourceKind
 
@@ -56,13 +58,27 @@ def read_messages(conversation: Conversation, *, after: int = 0, limit: int = 10
     ]
 
 
+def read_changing_turns(
+    conversation: Conversation, *, after: int = 0, limit: int = 100
+) -> list[dict[str, Any]]:
+    """The turns that changed rows on a device, the latest first: `{request_id, seq, mutations, undone_at}`.
+
+    Those whose request comes after the message `after`, and those that no message began (`seq` is None).
+    """
+    found = Turn.objects.of(conversation.user_id).filter(conversation=conversation).with_changes()
+    rows = found.filter(Q(seq__gt=after) | Q(seq=None)).values(
+        "request_id", "seq", "mutations", undone_at=F("changes__undone_at")
+    )
+    return [dict(row) for row in rows[:limit]]
+
+
 def rename(*, conversation: Conversation, title: str) -> str:
     """Return the stored title, on one line. Raises Invalid if it is empty or longer than MAX_TITLE_CHARS."""
     title = " ".join(title.split())
     if not title or len(title) > MAX_TITLE_CHARS:
         raise Invalid(
-            f"a title has 1 to {MAX_TITLE_CHARS} characters",
-            fields={"title": [f"1 to {MAX_TITLE_CHARS} characters."]},
+            Text("a title has 1 to {most} characters", most=MAX_TITLE_CHARS),
+            fields={"title": [Text("1 to {most} characters.", most=MAX_TITLE_CHARS)]},
         )
     sealed = Conversation.title.seal(cipher_for(conversation.user_id), title, conversation.pk)
     Conversation.objects.filter(pk=conversation.pk).update(title=sealed)
@@ -76,7 +92,7 @@ def set_memory(*, conversation: Conversation, on: bool) -> None:
     Off: nothing more of it is remembered, and exchanges that were not processed yet are dropped. What is already
     remembered stays.
     """
-    _lock(conversation)
+    lock(conversation.user_id, conversation.pk)
     Conversation.objects.filter(pk=conversation.pk).update(memory=on)
     if not on:
         exchanges.discard(
@@ -88,10 +104,14 @@ def set_memory(*, conversation: Conversation, on: bool) -> None:
 def delete(*, conversation: Conversation) -> None:
     """Delete a conversation, its messages, and what is remembered from it alone.
 
-    A turn that is still running ends normally, but nothing of it is stored. Raises NoSuchUser if the account is gone.
+    A turn that is still running ends normally, but nothing of it is stored; those that wait are not begun. Raises
+    NoSuchUser if the account is gone.
     """
     # With the lock, a message that is being added is either stored before and deleted here, or not stored at all.
-    _lock(conversation)
+    lock(conversation.user_id, conversation.pk)
+    Turn.objects.waiting().filter(conversation=conversation.pk).update(
+        state=Turn.State.ERROR, code=ConversationNotFound.code, ended_at=Now(), waiting_request=None
+    )
     Conversation.objects.filter(pk=conversation.pk).delete()
     forgetting.forget_source(
         user_id=conversation.user_id, kind=SourceKind.CONVERSATION, source_id=conversation.pk
@@ -100,15 +120,16 @@ def delete(*, conversation: Conversation) -> None:
 
 def lock_and_check_memory(*, user_id: uuid.UUID, conversation_id: uuid.UUID) -> bool:
     """Whether the conversation exists with memory on. The answer holds until the surrounding transaction ends."""
-    _lock(Conversation(pk=conversation_id, user_id=user_id))
+    lock(user_id, conversation_id)
     return Conversation.objects.of(user_id).filter(pk=conversation_id, memory=True).exists()
 
 
-def _lock(conversation: Conversation) -> None:
+def lock(user_id: uuid.UUID, conversation_id: uuid.UUID) -> bool:
     """Lock the account's row, then the conversation's: the order in which an account's deletion locks them.
 
-    The memory's row is locked after both.
+    The rows of turns and the memory's row are locked after both. False if the conversation does not exist.
     """
     with connection.cursor() as cursor:
-        cursor.execute("SELECT FROM accounts_user WHERE id = %s FOR KEY SHARE", [conversation.user_id])
-    Conversation.objects.select_for_update().filter(pk=conversation.pk).only("pk").first()
+        cursor.execute("SELECT FROM accounts_user WHERE id = %s FOR KEY SHARE", [user_id])
+    found = Conversation.objects.select_for_update(no_key=True).of(user_id).filter(pk=conversation_id)
+    return found.only("pk").first() is not None

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from adiuva.core import db
 from chat.stream import Listener, StreamFrame
-from chat.stream_replay import find_turn, replay
+from chat.stream_replay import StillWaiting, find_turn, replay
 from chat.turn_bus import TurnBus
 
 # How often a follower checks that the owning process is still there.
@@ -117,6 +117,8 @@ class RemoteStream:
 
     async def _replay(self) -> None:
         row = await db.run(find_turn, self._user_id, self._request_id)
+        if row.ended_at is None and row.owner != self._owner:
+            raise StillWaiting  # it has waited there, and another process has it by now
         async with self._passing_on:
             if not self._ended:
                 await replay(row, self.after, self._listener)

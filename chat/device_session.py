@@ -19,7 +19,7 @@ import orjson
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import ToolException
 
-from adiuva.core.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError, Text
 from adiuva.devices import tool_results
 from adiuva.devices.calls import CallFields, new_call
 from adiuva.devices.codec import MAX_FRAME_BYTES
@@ -32,21 +32,14 @@ from adiuva.devices.link import (
     OutcomeUnknown,
 )
 from adiuva.devices.protocol import WRITES, Action, Data, Mutation, TableName, ToolCall, ToolResultBody
-from adiuva.devices.tables import TABLES
+from adiuva.devices.tables import NOUNS, TABLES
 from adiuva.sanitizer import addresses_in
 from chat.foreign_text import ForeignTexts
 from chat.row_aliases import RowAliases
 from chat.turn_changes import RecordedChange
 from chat.untrusted_text import is_row_id, one_line
 
-NOUNS: Final[dict[str, tuple[str, str]]] = {
-    "tasks": ("task", "tasks"),
-    "projects": ("project", "projects"),
-    "timelines": ("timeline entry", "timeline entries"),
-    "notes": ("note", "notes"),
-    "taskComments": ("comment", "comments"),
-    "clients": ("client", "clients"),
-}
+MAX_RESULT_CHARS: Final = 20_000
 # `has_recent_word` searches the last rows that the device returned.
 _MAX_RECENT_ROWS: Final = 1_000
 # Projects or clients that are read along for their names.
@@ -94,6 +87,7 @@ class DeviceSession:
     `changes`: the mutations with the rows as they were before.
     `addresses`: the links in rows that were read.
     `foreign`: the texts that were read and that the user did not write.
+    `max_result_chars`: how long one tool's answer may be.
     """
 
     def __init__(
@@ -101,6 +95,7 @@ class DeviceSession:
     ) -> None:
         self.link, self.zone, self.now = link, zone, now
         self.foreign = ForeignTexts() if foreign is None else foreign
+        self.max_result_chars = MAX_RESULT_CHARS
         self.today: date = now.astimezone(zone).date()
         self.mutations: list[Mutation] = []
         self.changes: list[RecordedChange] = []
@@ -240,7 +235,7 @@ class DeviceSession:
             return ToolException(_TOO_LARGE)
         if answer.error is not None:
             reason = one_line(answer.error, 300).rstrip(".") or "it gave no reason"
-            return DeviceRefused(f"Failed: the device refused: {reason}.")
+            return DeviceRefused(Text("Failed: the device refused: {reason}.", reason=reason))
         key = (call.data or {}).get("id")
         match call.action, answer:
             case "select", ToolResultBody(rows=list() as rows) if _has_valid_row(rows):
@@ -307,6 +302,10 @@ class DeviceSession:
     def _record_change(self, action: Any, call: ToolCall, data: Data) -> None:
         table = call.table
         assert table is not None
+        if action == "delete":
+            # A device names the row by its id alone, and people know it by its title.
+            column, row = TABLES[table].title, self._latest.get((table, data["id"]), {})
+            data = {**({column: row[column]} if row.get(column) else {}), **data}
         self.mutations.append(Mutation(action=action, table=table, data=data))
         self.changes.append(
             RecordedChange(

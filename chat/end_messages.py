@@ -12,6 +12,7 @@ _MESSAGES: Final = {
     "device_offline": gettext_noop("Your device is not connected."),
     "unknown_device": gettext_noop("None of your devices has the id that this request names."),
     "conversation_not_found": gettext_noop("This conversation no longer exists."),
+    "conversation_busy": gettext_noop("Another request of this conversation is still being answered."),
     "invalid": gettext_noop("This message is empty or too long."),
     "bad_frame": gettext_noop("This request could not be read."),
     "too_deep": gettext_noop("This request could not be read."),
@@ -19,12 +20,17 @@ _MESSAGES: Final = {
     "too_many_requests": gettext_noop(
         "Several of your requests are still running. Please wait for one of them to end."
     ),
+    "throttled": gettext_noop("Your plan allows no more requests for now. Please try again in a minute."),
     "model_not_configured": gettext_noop("This server has no model configured."),
     "model_rate_limited": gettext_noop("The model is overloaded right now. Please try again in a minute."),
     "model_timeout": gettext_noop("The model did not answer in time. Please try again."),
     "model_interrupted": gettext_noop("The model's answer broke off. Please try again."),
     "too_many_model_calls": gettext_noop(
         "This took more steps than one request may have, so I stopped. What was done so far stays."
+    ),
+    "budget_spent": gettext_noop("This month's allowance for the assistant is used up."),
+    "work_budget_spent": gettext_noop(
+        "This has cost as much as one answer may, so I stopped. What was done so far stays."
     ),
     "answer_repeats": gettext_noop(
         "The model repeated itself, so I stopped. Please ask again, perhaps in other words."
@@ -51,7 +57,15 @@ _UNKNOWN_CODE: Final = gettext_noop("Something went wrong on the server. Please 
 # These are said at the end of the answer itself, to clients of both protocols and in REST: a model that answers with
 # nothing must not leave the user with nothing.
 SAID_IN_ANSWER: Final = frozenset(
-    {"answer_repeats", "same_call_fails", "answer_cut_off", "content_filter", "model_empty"}
+    {
+        "budget_spent",
+        "work_budget_spent",
+        "answer_repeats",
+        "same_call_fails",
+        "answer_cut_off",
+        "content_filter",
+        "model_empty",
+    }
 )
 
 
@@ -65,6 +79,14 @@ def end_message(end: StreamEnd) -> str:
 def unsaid_end_message(end: StreamEnd) -> str:
     """The same, unless the answer says it."""
     return "" if end.code in SAID_IN_ANSWER else end_message(end)
+
+
+def said_in_answer(code: str, *, follows_up: bool) -> str:
+    """What is said of a turn's end below its answer, if anything. `follows_up`: nobody's message began the turn."""
+    if follows_up and code == "budget_spent":
+        # Perhaps only the share of such turns is used up, and the user has money still.
+        return gettext("I could not go on with it by myself.")
+    return message_of(code) if code in SAID_IN_ANSWER else ""
 
 
 def message_of(code: str) -> str:

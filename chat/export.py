@@ -10,6 +10,7 @@ from uuid import UUID
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from adiuva.core.crypto import UserCipher
+from adiuva.core.leases import LEASE_FIELDS
 from chat.models import Conversation, Message, Turn, TurnChanges
 
 
@@ -36,7 +37,7 @@ def _messages(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 
 def _turns(user_id: UUID) -> Iterator[dict[str, Any]]:
-    cipher, names = cipher_for(user_id), exported_columns(Turn, but=["user", "owner"])
+    cipher, names = cipher_for(user_id), exported_columns(Turn, but=["user", "owner", *LEASE_FIELDS])
     rows = Turn.objects.of(user_id).select_related("changes").order_by("started_at", "id")
     for row in rows.iterator(ROWS_PER_BATCH):
         known = {name: getattr(row, name) for name in names}
@@ -47,6 +48,10 @@ def _sealed_parts(row: Turn, cipher: UserCipher) -> Mapping[str, Any]:
     changes = getattr(row, "changes", None)
     return {
         "foreign": [] if row.foreign is None else Turn.foreign.unseal_from(cipher, row),
+        "waiting_request": {}
+        if row.waiting_request is None
+        else Turn.waiting_request.unseal_from(cipher, row),
+        "late_answer": {} if row.late_answer is None else Turn.late_answer.unseal_from(cipher, row),
         "changes": [] if changes is None else TurnChanges.sealed.unseal_from(cipher, changes),
     }
 

@@ -9,7 +9,6 @@ from typing import Final
 
 import orjson
 import structlog
-from django.conf import settings
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from redis.exceptions import RedisError
 
@@ -18,8 +17,9 @@ from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.core.redis import async_redis
 from adiuva.core.sealed import seal_for_redis, unseal_from_redis
-from chat.agent_loop import TurnContext, without_thoughts
+from chat.agent_loop import without_thoughts
 from chat.prompts import system_prompt
+from chat.turn_context import TurnContext
 from chat.turn_rows import ChatMessage, ClaimedTurn
 
 log = structlog.get_logger(__name__)
@@ -64,13 +64,15 @@ class FittedHistory:
         return found
 
 
-def needs_summary(claimed: ClaimedTurn) -> bool:
-    return _total_chars(claimed.history) > settings.CHAT["history_max_chars"] and len(claimed.history) > 1
+def needs_summary(claimed: ClaimedTurn, most_chars: int) -> bool:
+    return _total_chars(claimed.history) > most_chars and len(claimed.history) > 1
 
 
-async def fit_history(*, user_id: uuid.UUID, claimed: ClaimedTurn, context: TurnContext) -> FittedHistory:
-    """The history within its budget. Asks the model for a summary only when it exceeds that."""
-    if not needs_summary(claimed):
+async def fit_history(
+    *, user_id: uuid.UUID, claimed: ClaimedTurn, context: TurnContext, most_chars: int
+) -> FittedHistory:
+    """The history within so many characters. Asks the model for a summary only when it exceeds that."""
+    if not needs_summary(claimed, most_chars):
         return FittedHistory(claimed.history, claimed.summary)
     history, covered, summary = claimed.history, 0, claimed.summary
     if (
@@ -78,7 +80,7 @@ async def fit_history(*, user_id: uuid.UUID, claimed: ClaimedTurn, context: Turn
     ):  # the client sends all of it each time, perhaps summarised by us before
         covered, summary = await _read_cached_summary(user_id, claimed.cipher, history)
     rest = history[covered:]
-    cut = _messages_to_summarise(rest)
+    cut = _messages_to_summarise(rest, most_chars)
     if cut:
         try:
             summary = await _summarise(rest[:cut], summary, context)
@@ -91,9 +93,8 @@ async def fit_history(*, user_id: uuid.UUID, claimed: ClaimedTurn, context: Turn
     return FittedHistory(rest[cut:], summary, cut)
 
 
-def _messages_to_summarise(messages: Sequence[ChatMessage]) -> int:
+def _messages_to_summarise(messages: Sequence[ChatMessage], budget: int) -> int:
     """How many of the oldest to summarise: down to half the budget, so that not every turn needs a summary."""
-    budget = settings.CHAT["history_max_chars"]
     if _total_chars(messages) <= budget:
         return 0
     cut = 0
@@ -107,10 +108,11 @@ def _messages_to_summarise(messages: Sequence[ChatMessage]) -> int:
 async def _summarise(messages: Sequence[ChatMessage], summary: str, context: TurnContext) -> str:
     """Summarise chunk by chunk, each on top of the summary so far."""
     chunks: list[str] = [""]
+    chunk_chars = context.budget.part(2, _CHUNK_CHARS)
     for line in (f"{message.role}: {message.text}" for message in messages):
-        for start in range(0, max(1, len(line)), _CHUNK_CHARS):
-            part = line[start : start + _CHUNK_CHARS]
-            if chunks[-1] and len(chunks[-1]) + len(part) > _CHUNK_CHARS:
+        for start in range(0, max(1, len(line)), chunk_chars):
+            part = line[start : start + chunk_chars]
+            if chunks[-1] and len(chunks[-1]) + len(part) > chunk_chars:
                 chunks.append("")
             chunks[-1] += part + "\n\n"
     for chunk in chunks:
@@ -120,7 +122,9 @@ async def _summarise(messages: Sequence[ChatMessage], summary: str, context: Tur
             [
                 {"role": "system", "content": system_prompt("summary").text},
                 {"role": "user", "content": so_far + delimit_untrusted("conversation", chunk)},
-            ]
+            ],
+            max_tokens=context.budget.answer_tokens,
+            temperature=0.0,
         )
         context.usage += reply.usage
         summary = without_thoughts(reply.text).strip()

@@ -22,7 +22,8 @@ from chat.request import ChatRequest
 from chat.turn_rows import ClaimedTurn
 from chat.untrusted_text import one_line
 from memory import grounding, intent, recall, search, vector_space
-from memory.entries import MAX_CONTENT_CHARS, SourceRef
+from memory.entries import SourceRef
+from memory.entry_content import MAX_CONTENT_CHARS
 from memory.exchanges import seal_foreign
 from memory.models import SourceKind, Tier
 from memory.recall import RecalledEntry, RecallResult
@@ -229,7 +230,7 @@ class MemoryContext:
     @property
     def said_now(self) -> list[str]:
         """What the user says in this turn, without what they quote."""
-        return [intent.own_words(text) for text in (self.request.message, *self.steered)]
+        return [intent.own_words(text) for text in (*self.request.words, *self.steered)]
 
     @property
     def said_lately(self) -> list[str]:

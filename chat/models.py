@@ -28,7 +28,9 @@ class Conversation(models.Model):
     """A thread of messages. Its title and the summary of its older messages are sealed."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="conversations")
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.CASCADE, related_name="conversations", db_index=False
+    )
     kind = models.CharField(max_length=8, choices=AssistantKind, default=AssistantKind.HOME)
     title = SealedTextField(null=True, help_text="sealed")
     summary = SealedTextField(null=True, help_text="sealed: what the older messages said")
@@ -53,6 +55,12 @@ class Conversation(models.Model):
         editable=False,
         help_text="answers may quote texts that the user did not write, and are not kept in memory",
     )
+    for_agents = models.BooleanField(
+        default=False,
+        db_default=False,
+        editable=False,
+        help_text="holds what agents tell of their scheduled runs",
+    )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     updated_at = models.DateTimeField(db_default=Now(), editable=False, help_text="of the last message")
 
@@ -64,20 +72,28 @@ class Conversation(models.Model):
             models.Index(fields=["user", "-updated_at", "-id"], name="conversations_of_user"),
             models.Index(fields=["-updated_at", "-id"], name="conversations_newest"),
         ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["user"], condition=Q(for_agents=True), name="one_conversation_for_agents"
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"conversation {self.pk}"
 
 
 class Message(models.Model):
-    """One message. `sealed` holds `{text, mutations?, finish?, code?}`."""
+    """One message. `sealed` holds `{text, mutations?, finish?, code?, steps?, model_calls?}`; of what the user said
+    while a turn ran, also `steered`: `{at, call}`, when the model read it and in which of the turn's model calls, from
+    1; of one that nobody asked for, also `origin`.
+    """
 
     class Role(models.TextChoices):
         USER = "user"
         ASSISTANT = "assistant"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    conversation = models.ForeignKey(Conversation, models.CASCADE, related_name="messages")
+    conversation = models.ForeignKey(Conversation, models.CASCADE, related_name="messages", db_index=False)
     seq = models.PositiveIntegerField(help_text="from 1, in the order in which they were said")
     role = models.CharField(max_length=9, choices=Role)
     sealed = SealedJSONField(bound_to=("conversation_id", "seq", "role"))
@@ -100,11 +116,28 @@ class TurnQuerySet(models.QuerySet["Turn"]):
     def running(self) -> Self:
         return self.filter(state=Turn.State.RUNNING)
 
+    def waiting(self) -> Self:
+        """Those that wait for the turns before them in their conversation."""
+        return self.filter(state=Turn.State.WAITING)
 
-class Turn(models.Model):
-    """One request and how it ended. The row is the claim: a request id is carried out only once."""
+    def with_changes(self) -> Self:
+        """Those that changed rows on a device, and so can be undone there."""
+        return self.filter(changes__isnull=False)
+
+    def to_begin(self) -> Self:
+        """Those whose time has come, and that no process has begun yet."""
+        return self.running().exclude(waiting_request=None)
+
+
+class Turn(Leased):
+    """One request and how it ended. The row is the claim: a request id is carried out only once.
+
+    The process that runs the turn holds its lease: a turn whose lease ran out has lost its process. One turn of a
+    conversation runs at a time; the others wait, and nobody holds their leases (chat.turn_queue).
+    """
 
     class State(models.TextChoices):
+        WAITING = "waiting"
         RUNNING = "running"
         STOP = "stop", "answered"
         CANCELLED = "cancelled"
@@ -112,7 +145,7 @@ class Turn(models.Model):
         LIMIT = "limit", "stopped at a limit"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="turns")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="turns", db_index=False)
     request_id = models.CharField(max_length=200)
     conversation = models.ForeignKey(Conversation, models.SET_NULL, null=True, related_name="turns")
     seq = models.PositiveIntegerField(null=True, help_text="the place of its request in the conversation")
@@ -123,17 +156,42 @@ class Turn(models.Model):
         max_length=200, editable=False, help_text="the channel of the process it runs in"
     )
     prompt_version = models.CharField(max_length=60, blank=True)
+    queue_no = models.PositiveIntegerField(
+        null=True,
+        editable=False,
+        help_text="its place among those that wait in the conversation, the lowest next",
+    )
+    joins = models.UUIDField(
+        null=True, editable=False, help_text="the turn whose model may read its message while it waits"
+    )
+    waiting_request = SealedJSONField(
+        null=True, help_text="sealed: what was asked, until the turn begins or what it joined has ended"
+    )
     memory = models.BooleanField(
         default=True, db_default=True, help_text="off: it was asked to leave nothing in memory"
     )
     foreign = SealedJSONField(
         null=True, help_text="sealed: which texts it read that the user did not write, as {table, id}"
     )
+    late_answer = SealedJSONField(
+        null=True,
+        help_text="sealed: the answer that came after the turn was lost and its conversation had gone on",
+    )
+    model = models.CharField(
+        max_length=200, blank=True, db_default="", help_text="of several, the one that cost most"
+    )
     input_tokens = models.PositiveIntegerField(default=0)
+    cached_tokens = models.PositiveIntegerField(db_default=0, help_text="of the input")
     output_tokens = models.PositiveIntegerField(default=0)
+    cost_micro = models.PositiveBigIntegerField(db_default=0, help_text="millionths of the currency")
     model_calls = models.PositiveIntegerField(default=0)
     tool_calls = models.PositiveIntegerField(default=0)
     mutations = models.PositiveIntegerField(default=0)
+    is_stored = models.BooleanField(
+        db_default=False,
+        editable=False,
+        help_text="whether its process has stored what it did and cost: once",
+    )
     started_at = models.DateTimeField(db_default=Now(), editable=False)
     ended_at = models.DateTimeField(null=True, editable=False)
 
@@ -142,10 +200,13 @@ class Turn(models.Model):
     class Meta:
         ordering = ["-started_at", "-id"]
         constraints = [
-            models.UniqueConstraint(fields=["user", "request_id"], name="one_turn_a_request"),
+            models.UniqueConstraint(fields=["request_id", "user"], name="one_turn_a_request"),
+            models.UniqueConstraint(
+                fields=["conversation"], condition=Q(state="running"), name="one_running_turn_a_conversation"
+            ),
             models.CheckConstraint(
-                condition=Q(state="running", ended_at__isnull=True)
-                | (~Q(state="running") & Q(ended_at__isnull=False)),
+                condition=Q(state__in=["waiting", "running"], ended_at__isnull=True)
+                | (~Q(state__in=["waiting", "running"]) & Q(ended_at__isnull=False)),
                 name="turn_ends_once",
             ),
         ]
@@ -153,6 +214,15 @@ class Turn(models.Model):
             models.Index(fields=["-started_at", "-id"], name="turns_newest"),
             models.Index(fields=["user", "-started_at"], name="turns_of_user"),
             models.Index(fields=["state", "-started_at", "-id"], name="turns_by_state"),
+            models.Index(fields=["code", "-started_at"], condition=~Q(code=""), name="turns_by_code"),
+            models.Index(
+                fields=["conversation", "queue_no"], condition=Q(state="waiting"), name="turns_waiting"
+            ),
+            models.Index(
+                fields=["lease_until"],
+                condition=Q(state="running", waiting_request__isnull=False),
+                name="turns_to_begin",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Handles requests of other processes about turns of this one: follow, cancel, steer, or decide an approval."""
+"""Handles what other processes ask and tell of turns of this one: follow, cancel, steer, decide an approval, ..."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from channels.layers import get_channel_layer
 
-from chat.steering import TooManySteers
 from chat.stream_replay import follow_up_request
 from chat.turn_bus import (
     ChannelListener,
@@ -17,6 +16,7 @@ from chat.turn_bus import (
     stream_over_message,
 )
 from chat.turn_errors import ApprovalOver
+from chat.turn_queue import TooManySteers
 
 if TYPE_CHECKING:
     from chat.turn_registry import TurnRegistry
@@ -33,6 +33,17 @@ async def handle(turns: TurnRegistry, message: Message) -> None:
                 turn.cancel()
         case "steer":
             await _steer(turns, user_id, message)
+        case "runs_ended":
+            if (turn := await turns.find((user_id, message["request"]))) is not None:
+                turn.runs_have_ended()
+        case "spoken":
+            if (turn := await turns.find((user_id, message["request"]))) is not None:
+                turn.user_has_spoken()
+        case "look":
+            await turns.find(
+                (user_id, message["request"])
+            )  # it may just be on its way to those that wait here
+            turns.waiting.look()
         case "decide":
             if not turns.decide_here(user_id, message["approval"], message["approved"]):
                 refused = refused_message(ApprovalOver(), message["approval"])

@@ -21,12 +21,12 @@ from django.conf import settings
 from adiuva.core import prompt_files
 from adiuva.core.prompt_delimiting import delimit_own, delimit_untrusted
 
-PROMPT_NAMES: Final = ("home", "floating", "tasks", "projects", "timelines", "notes", "summary")
+PROMPT_NAMES: Final = ("home", "floating", "tasks", "projects", "timelines", "notes", "agents", "summary")
 
 _SHARED_PARTS: Final = {
     "home": ("tags",),
     "floating": ("tags",),
-    **dict.fromkeys(("tasks", "projects", "timelines", "notes"), ("specialist",)),
+    **dict.fromkeys(("tasks", "projects", "timelines", "notes", "agents"), ("specialist",)),
 }
 _DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _NON_LOCALE_CHARS: Final = re.compile(r"[^A-Za-z0-9_-]+")

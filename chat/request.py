@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 from adiuva.devices.protocol import HistoryMessage, Scope
 from chat.models import AssistantKind
 
-MAX_MESSAGE_CHARS = 100_000
+MAX_MESSAGE_CHARS: Final = 100_000
+
+# Wait for the turn that runs, and those that wait already; join it at its next model call (and wait, in case it ends
+# before); or be refused.
+Busy = Literal["enqueue", "steer", "reject"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnds:
+    """The runs whose end is told, and the names of their agents."""
+
+    run_ids: tuple[str, ...]
+    agent_names: tuple[str, ...]
+
+    def body(self) -> dict[str, Any]:
+        """As a message and the frames name it."""
+        return {"type": "agent_run", "run_ids": list(self.run_ids), "agent_names": list(self.agent_names)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +38,9 @@ class ChatRequest:
     `can_ask_approval`: whether the device can show an approval_request.
     `context`: what else the client knows, as text. The model gets it as data, not as instructions.
     `memory`: whether the request may be remembered, and memories recalled for it.
+    `busy`: what becomes of it while another request of its conversation is answered. `joins`: with `steer`, the turn
+    that it was said to; None for the one that runs.
+    `origin`: the ended runs that it follows up; then nobody has said `message`, it is the app's.
     """
 
     user_id: uuid.UUID
@@ -36,6 +56,14 @@ class ChatRequest:
     can_ask_approval: bool = False
     context: str = ""
     memory: bool = True
+    busy: Busy = "enqueue"
+    joins: uuid.UUID | None = None
+    origin: RunEnds | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """What the user has said in it."""
+        return [] if self.origin is not None else [self.message]
 
     @property
     def key(self) -> tuple[uuid.UUID, str]:

@@ -20,6 +20,8 @@ LETTERS: Final = {
     "notes": "n",
     "clients": "c",
     "taskComments": "k",
+    "agents": "a",
+    "runs": "x",
 }
 _UNKNOWN: Final = "r"
 _TAG_TABLES: Final = {"task": "tasks", "project": "projects", "note": "notes", "timeline": "timelines"}

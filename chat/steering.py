@@ -1,73 +1,135 @@
-"""Messages that the user sends while a turn runs, from their arrival until the model has read them."""
+"""Messages that the user sends while a turn runs, from their arrival until the model has read them.
+
+In a conversation each is a waiting turn of its own (`chat.turn_queue`), so that it outlives every process: the turn
+that runs reads it from there before its next call of the model, and if it ends before, the message has its own answer.
+What comes to the turn's process is only the hint that it may look. A chat without a conversation keeps nothing: there
+they are in memory.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from datetime import UTC, datetime
 
-from adiuva.core.errors import AdiuvaError
+from adiuva.core import db
+from adiuva.core.logging import log_failure
+from chat import turn_queue
 from chat.request import MAX_MESSAGE_CHARS
-
-# Of messages that the model has not read yet. Together they are at most as long as one message may be.
-_MAX_UNREAD: Final = 16
-
-
-class TooManySteers(AdiuvaError):
-    code, status = "too_many_requests", 429
-
-    def __init__(self) -> None:
-        super().__init__("the assistant has not read your earlier messages yet")
+from chat.turn_queue import MAX_UNREAD, TooManySteers
+from chat.turn_rows import ClaimedTurn, Steered
 
 
 @dataclass(frozen=True)
 class _Steer:
-    message: str
-    read: asyncio.Future[bool]
+    said: Steered
+    read: asyncio.Future[bool] | None = None  # of one that is only in memory
+
+    def settle(self, is_read: bool) -> None:
+        if self.read is not None and not self.read.done():
+            self.read.set_result(is_read)
 
 
 class SteerQueue:
-    """`read` holds, in order, the messages that the model has read."""
+    """Of one turn. `heard` holds, in order, what the model has read. `spoken` is set while others wait for its next
+    call: whatever waits for something else ends then."""
 
-    def __init__(self) -> None:
+    def __init__(self, joined: Callable[[Sequence[Steered]], None], *, may_wait: bool = False) -> None:
+        """`joined` is called with what the model has read and what waits as turns of their own. `may_wait`: whether
+        there may be such already."""
         self.read: list[str] = []
+        self.spoken = asyncio.Event()
+        self.heard: list[Steered] = []
+        self._joined = joined
+        self._may_wait = may_wait
+        self._coming: list[asyncio.Event] = []
         self._waiting: list[_Steer] = []
         self._in_call: list[_Steer] = []  # given to the model in a call that it has not answered yet
 
     def add(self, message: str) -> asyncio.Future[bool]:
-        """True once the model has read the message, False if the turn ends before. Raises TooManySteers."""
-        unread = [steer.message for steer in self._unread()]
-        if len(unread) >= _MAX_UNREAD or sum(map(len, unread)) + len(message) > MAX_MESSAGE_CHARS:
+        """Add a message that is only in memory. True once the model has read it, False if the turn ends before.
+
+        Raises TooManySteers.
+        """
+        if len(self._unread()) >= MAX_UNREAD or not self._fits(message):
             raise TooManySteers
-        steer = _Steer(message, asyncio.get_running_loop().create_future())
-        self._waiting.append(steer)
-        return steer.read
+        read = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Steer(Steered(message), read))
+        self.spoken.set()
+        return read
+
+    def look_again(self) -> None:
+        """The user has said something in the conversation; it may be meant for this turn."""
+        self._may_wait = True
+        self.spoken.set()
+
+    @contextmanager
+    def coming(self) -> Iterator[None]:
+        """While a message to this turn is stored, in this process: `look` waits for it."""
+        stored = asyncio.Event()
+        self._coming.append(stored)
+        try:
+            yield
+        finally:
+            self._coming.remove(stored)
+            stored.set()
+            self.look_again()
+
+    async def look(self, claimed: ClaimedTurn) -> None:
+        """Read what waits for the turn in the database, as much as one call of the model takes."""
+        while self._coming:
+            await self._coming[0].wait()
+        if not self._may_wait or claimed.conversation_id is None:
+            return
+        self._may_wait = False
+        try:
+            found = await db.run(turn_queue.said_to, claimed=claimed)
+        except Exception as error:  # the user's turn goes on, and so does what waits
+            log_failure("turn.steers_not_read", error, level="warning", turn=str(claimed.turn_id))
+            return
+        known = {said.turn_id for said in (*self.heard, *(steer.said for steer in self._unread()))}
+        for said in found:
+            if said.turn_id in known:
+                continue
+            if not self._fits(said.text):
+                self._may_wait = True
+                break
+            self._waiting.append(_Steer(said))
 
     @property
     def given(self) -> list[str]:
         """The messages that the model has read or is reading."""
-        return [*self.read, *(steer.message for steer in self._in_call)]
+        return [*self.read, *(steer.said.text for steer in self._in_call)]
 
     def take(self) -> list[str]:
         """The messages for the next call of the model."""
         self._in_call += self._waiting
         self._waiting.clear()
-        return [steer.message for steer in self._in_call]
+        self.spoken.clear()
+        return [steer.said.text for steer in self._in_call]
 
-    def mark_read(self) -> None:
-        """The model has answered, so it has read what that call contained."""
+    def mark_read(self, call: int) -> None:
+        """The model has answered in its call number `call`, so it has read what that call contained."""
+        heard = [steer.said._replace(call=call, at=datetime.now(UTC)) for steer in self._in_call]
+        self.read += [said.text for said in heard]
+        self.heard += heard
         for steer in self._in_call:
-            self.read.append(steer.message)
-            if not steer.read.done():
-                steer.read.set_result(True)
+            steer.settle(True)
         self._in_call.clear()
+        if joined := [said for said in heard if said.turn_id is not None]:
+            self._joined(joined)
 
     def close(self) -> None:
         """The turn has ended: whatever was not read comes too late."""
         for steer in self._unread():
-            if not steer.read.done():
-                steer.read.set_result(False)
+            steer.settle(False)
+
+    def _fits(self, message: str) -> bool:
+        """Whether it may be read together with those that are unread: they are as long as one message may be."""
+        unread = sum(len(steer.said.text) for steer in self._unread())
+        return not unread or unread + len(message) <= MAX_MESSAGE_CHARS
 
     def _unread(self) -> Sequence[_Steer]:
         return (*self._in_call, *self._waiting)

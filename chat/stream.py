@@ -159,9 +159,21 @@ class Stream:
     def is_followed_by(self, listener: Listener) -> bool:
         return listener in self._followers
 
+    @property
+    def channels(self) -> frozenset[str]:
+        """Of those who follow it."""
+        return frozenset(listener.channel for listener in self._followers)
+
     def unfollow(self, listener: Listener) -> None:
         if (follower := self._followers.pop(listener, None)) is not None:
             follower.stop()
+
+    def release(self) -> list[Listener]:
+        """Stop sending to anybody. Returns who listened."""
+        listeners = list(self._followers)
+        for listener in listeners:
+            self.unfollow(listener)
+        return listeners
 
     async def wait_until_sent(self) -> None:
         """Wait until all listeners have got the end, or are gone."""

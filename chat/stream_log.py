@@ -118,6 +118,10 @@ class StreamLogWriter:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run(), name="stream log")
 
+    def discard(self, recording: StreamRecording) -> None:
+        """Write no more of a turn, since another process does."""
+        self._recordings.discard(recording)
+
     def hurry(self) -> None:
         """Write now, because a turn has ended."""
         self._ended.set()

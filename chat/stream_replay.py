@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -15,10 +15,11 @@ from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import Conflict, NotFound
 from adiuva.devices.codec import INT64_MAX
 from adiuva.devices.protocol import HistoryMessage, Scope, StreamEnd, StreamText
-from chat import stream_log, turn_rows
+from chat import lost_turns, stream_log
 from chat.models import AssistantKind, Turn
 from chat.request import ChatRequest
 from chat.stream import Listener, StreamFrame, fit_into_frame
+from chat.turn_queue import JOINED
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,10 @@ class NotRunning(NotFound):
 
     def __init__(self) -> None:
         super().__init__("there is no such request, or it has ended")
+
+
+class StillWaiting(Exception):
+    """The turn waits for its time in the conversation, so there is nothing to replay."""
 
 
 class StreamExpired(NotFound):
@@ -60,14 +65,16 @@ def find_turn(user_id: uuid.UUID, request_id: str) -> Turn:
 
 async def replay(row: Turn, after: int, listener: Listener) -> None:
     """Send a listener a turn's frames after seq `after` from the log. A turn whose row still says that it runs has lost
-    its process, and is ended. Raises StreamExpired if the log is gone."""
+    its process, and is ended. Raises StreamExpired if the log is gone, StillWaiting if it has not begun."""
+    if row.ended_at is None and row.waiting_request is not None:
+        raise StillWaiting
     cipher = await db.run(cipher_for, row.user_id)
     kept = await _read(row, cipher)
     entries = [StreamFrame.from_text(text) for text in kept.frames] if kept else []
     end = entries.pop() if entries and entries[-1].is_end else None
     code = (getattr(end.frame, "code", None) if end else row.code) or "turn_lost"
     if row.state == Turn.State.RUNNING:
-        if not await db.run(turn_rows.mark_lost, turn=row, code=code):
+        if not (await db.run(lost_turns.mark_lost, turn=row, code=code)).ended:
             # It has ended after all, or another process has ended it: there is only one end.
             await replay(await db.run(find_turn, row.user_id, row.request_id), after, listener)
             return
@@ -82,8 +89,8 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
                     request_id=row.request_id,
                     mutations=kept.mutations if kept else [],
                     seq=last + 1,
-                    finish="error",
-                    code=code,
+                    finish=_finish_without_words(row),
+                    code=None if row.state == Turn.State.CANCELLED else code,
                 )
             )
         )
@@ -96,6 +103,13 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
         )
     missed = [entry for entry in entries if (after < 0 if entry.seq is None else entry.seq > after)]
     await listener.send_frames(row.request_id, [*missed, _put_after(after, end)])
+
+
+def _finish_without_words(row: Turn) -> Literal["stop", "cancelled", "error"]:
+    """How a turn has ended whose log lacks the end: by losing its process, or without ever having begun."""
+    if row.code == JOINED:
+        return "stop"
+    return "cancelled" if row.state == Turn.State.CANCELLED else "error"
 
 
 def _put_after(after: int, end: StreamFrame) -> StreamFrame:
@@ -116,7 +130,8 @@ async def ensure_same_request(request: ChatRequest, row: Turn) -> None:
 
 
 async def follow_up_request(user_id: uuid.UUID, request_id: str, message: str) -> ChatRequest:
-    """The request that a message becomes if the turn that it was meant for has ended. Raises NotRunning."""
+    """The request that a message to a turn becomes: it joins the turn if that has not ended. Without a conversation,
+    for use once it has. Raises NotRunning."""
     row = await db.run(find_turn, user_id, request_id)
     if row.conversation_id is None:
         kept = await _read(row, await db.run(cipher_for, user_id))
@@ -130,6 +145,8 @@ async def follow_up_request(user_id: uuid.UUID, request_id: str, message: str) -
         message=message,
         conversation_id=str(row.conversation_id),
         memory=row.memory,
+        busy="enqueue" if row.ended_at is not None else "steer",
+        joins=None if row.ended_at is not None else row.pk,
     )
 
 

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import asyncio
+from uuid import UUID
 
 from celery import shared_task
-from django.conf import settings
 
-from chat import turn_rows
+from agents import watches
+from chat import announcements, device_notices, followups, lost_turns, run_notes, turn_queue
+from chat.run_notes import TurnToTell
 
-_DEADLINE_MARGIN_S = 60.0
+
+@shared_task(name="chat.follow_up")
+def follow_up() -> None:
+    """Have ends of runs told that are due: in the conversations that they were started from, and of scheduled ones."""
+    told = [*followups.follow_up_due(), *announcements.announce_due()]
+    asyncio.run(_tell(run_notes.turns_to_tell(), told))
+
+
+async def _tell(running: list[TurnToTell], told: list[tuple[UUID, followups.Frames]]) -> None:
+    await run_notes.tell(running)
+    for user_id, frames in told:
+        if frames:
+            await device_notices.send(user_id, frames)
 
 
 @shared_task(name="chat.sweep")
 def sweep() -> None:
-    """End turns that run well past their deadline: a turn ends itself there, so they have lost their process."""
-    turn_rows.end_lost_turns(
-        older_than=dt.timedelta(seconds=settings.CHAT["turn_deadline_s"] + _DEADLINE_MARGIN_S)
-    )
+    """End turns that have lost their process, let others follow and tell what they were to tell; delete old ones."""
+    lost_turns.end_lost_turns()
+    turn_queue.hand_over_stuck()
+    run_notes.release_lost()
+    watches.expire()
+    lost_turns.delete_old_turns()

@@ -7,14 +7,12 @@ deadline and a limit on model calls, and ends in exactly one stream_end.
 from __future__ import annotations
 
 import asyncio
-import time
+import datetime as dt
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from datetime import datetime
-from functools import partial
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
-from zoneinfo import ZoneInfo
 
 import structlog
 from django.conf import settings
@@ -22,93 +20,106 @@ from django.utils import translation
 from django.utils.translation import gettext
 
 from adiuva import llm
-from adiuva.core import db
+from adiuva.core import metrics, tracing
 from adiuva.core.errors import AdiuvaError
-from adiuva.core.language import language_of
+from adiuva.core.language import language_of, speaking
 from adiuva.core.logging import log_failure
 from adiuva.core.outages import as_unavailable
-from adiuva.devices.link import DeviceLink
-from adiuva.devices.protocol import ApprovalRequest, Domain, HistoryMessage, Mutation, StreamEnd, Usage
-from chat import approvals, deferred_calls, history, turn_rows, turn_saving
-from chat.agent_loop import LimitReached, OutputHooks, ToolInvocation, TurnContext, run_agent_loop
-from chat.approvals import Approvals
-from chat.assistants import supervisor
-from chat.deferred_calls import DeferredCall
-from chat.device_session import DeviceSession
-from chat.end_messages import SAID_IN_ANSWER, message_of
-from chat.foreign_text import CONTEXT, ForeignTexts
-from chat.history import FittedHistory
-from chat.memory_context import MEMORY, MemoryContext
-from chat.models import AssistantKind
-from chat.prompts import turn_prompt
+from adiuva.devices.protocol import (
+    ApprovalRequest,
+    ConversationChanged,
+    HistoryMessage,
+    Mutation,
+    Notice,
+    RunEnded,
+    StreamEnd,
+    Usage,
+)
+from chat import turn_saving
 from chat.request import ChatRequest
+from chat.run_notes import RunNotes
 from chat.steering import SteerQueue
-from chat.stream import Stream
+from chat.stream import Listener, Stream
 from chat.stream_log import StreamRecording, log_writer
-from chat.tools import present_call, resolve_call
-from chat.turn_changes import TurnRecord
+from chat.turn_answer import TurnAnswer, domain_of
+from chat.turn_context import LimitReached
+from chat.turn_ends import StoredEnd
 from chat.turn_errors import ServerRestarting
-from chat.turn_messages import SCOPE_TABLES, describe_scope, first_messages
 from chat.turn_output import TurnOutput
-from chat.turn_rows import ClaimedTurn, NewSummary, TurnOutcome
-from chat.user_intent import UserWords
+from chat.turn_queue import HandedOver
+from chat.turn_rows import ClaimedTurn, Steered, TurnOutcome
 
 log = structlog.get_logger(__name__)
 
 Finish = Literal["stop", "cancelled", "error", "limit"]
 
-_DOMAINS: Final[dict[str, Domain]] = {
-    "tasks": "tasks",
-    "taskComments": "tasks",
-    "projects": "projects",
-    "clients": "projects",
-    "notes": "notes",
-    "timelines": "timelines",
-}
+# A turn that is still there so long after its deadline hangs: its lease is not renewed any more.
+_END_WITHIN_S: Final = 60.0
+
+
+@dataclass(frozen=True)
+class TurnHooks:
+    """What a turn asks of its registry.
+
+    `announce` brings an approval request to the user's other devices. `saved` is called once the stream log holds all
+    of the turn, so that this process need not. `joined` is called with the messages of waiting turns that this turn's
+    model has read. `hand_over` begins who is next in the conversation. `send_notices` sends frames to the user's
+    devices, but for those with certain channels.
+    """
+
+    announce: Callable[[ApprovalRequest], Awaitable[None]]
+    saved: Callable[[], None]
+    joined: Callable[[Sequence[Steered]], None]
+    hand_over: Callable[[HandedOver], None]
+    send_notices: Callable[[Sequence[RunEnded | ConversationChanged], Collection[str]], None]
 
 
 class Turn:
     """`start()` it, then listen to its `stream`. `ended` is set once the turn is over and stored.
 
-    It has more than 15 methods because a client's four ways to reach a running turn and the hooks of the agent loop all
-    act on the same state.
+    One that has to wait (`claimed.queued`) says so in its stream at once, and is started with `begin()`. `has_come_up`
+    is set once it waits here no longer: it was begun, has ended, or another process cares for it.
     """
 
-    def __init__(
-        self,
-        request: ChatRequest,
-        claimed: ClaimedTurn,
-        *,
-        announce: Callable[[ApprovalRequest], Awaitable[None]],
-    ) -> None:
-        """`announce` brings an approval request to the user's other devices."""
+    def __init__(self, request: ChatRequest, claimed: ClaimedTurn, hooks: TurnHooks) -> None:
         self.request, self.claimed = request, claimed
         self.stream = Stream(request.request_id)
         self.output = TurnOutput(self.stream, request, claimed)
         self.ended = asyncio.Event()
+        self.has_come_up = asyncio.Event()
         self.finish: Finish = "stop"
         self.code = ""
-        self.mutations: list[Mutation] = []
         self.usage = Usage()
-        self.foreign = ForeignTexts(earlier=claimed.has_foreign)
-        if request.context:
-            self.foreign.add(CONTEXT)
-        self._announce = announce
-        self._steers = SteerQueue()
+        self._hooks = hooks
+        self._steers = SteerQueue(hooks.joined, may_wait=claimed.queued)
+        self._notes = RunNotes(is_due=claimed.ends_are_due)
+        self._answer = self._new_answer()
+        self._started_at: float | None = None
+        self._retry_after_s: float | None = None
         self._ending = self._cancelled = self._stopped = False
-        # Set as the turn proceeds; None if it ended before.
-        self._approvals: Approvals | None = None
-        self._session: DeviceSession | None = None
-        self._history: FittedHistory | None = None
-        self._context: TurnContext | None = None
-        self._memory: MemoryContext | None = None
-        self._recall: asyncio.Task[str | None] | None = None
+        self._span: tracing.Span
         self._work: asyncio.Task[None]
         self._task: asyncio.Task[None]
+        self._recording = self._record()
+        if claimed.queued:
+            with speaking(claimed.locale):
+                self.output.start(domain_of(request))
+                self.output.status(gettext("After the answer before this one"))
 
-    def start(self, saved: Callable[[], None]) -> None:
-        """`saved` is called once the stream log holds all of the turn, so that this process need not."""
-        request, loop = self.request, asyncio.get_running_loop()
+    def _new_answer(self) -> TurnAnswer:
+        return TurnAnswer(
+            self.request,
+            self.claimed,
+            stream=self.stream,
+            output=self.output,
+            steers=self._steers,
+            notes=self._notes,
+            announce=self._hooks.announce,
+            send_notices=lambda frames: self._hooks.send_notices(frames, ()),
+        )
+
+    def _record(self) -> StreamRecording:
+        request = self.request
         head = {
             "message": request.message,
             "kind": request.kind,
@@ -116,18 +127,58 @@ class Turn:
             "scope": request.scope.model_dump() if request.scope else None,
             "context": request.context,
         }
-        log_writer().add(
-            StreamRecording(
-                self.stream,
-                user_id=request.user_id,
-                cipher=self.claimed.cipher,
-                head=head,
-                saved=saved,
-                mutations=lambda: self.mutations,
-            )
+        recording = StreamRecording(
+            self.stream,
+            user_id=request.user_id,
+            cipher=self.claimed.cipher,
+            head=head,
+            saved=self._hooks.saved,
+            mutations=lambda: self.mutations,
         )
-        self._work = loop.create_task(self._answer_within_deadline(), name="turn")
-        self._task = loop.create_task(self._run(), name="turn keeper")
+        log_writer().add(recording)
+        return recording
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._started_at = loop.time()
+        self.has_come_up.set()
+        self._span = tracing.begin("turn", adiuva__turn_id=str(self.claimed.turn_id))
+        with self._span.current():
+            self._work = loop.create_task(self._answer.work(), name="turn")
+            self._task = loop.create_task(self._run(), name="turn keeper")
+        if self._cancelled:
+            self._work.cancel()
+
+    # ── While it waits ──────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for its time, or for being begun."""
+        return self._started_at is None and not self.ended.is_set()
+
+    def begin(self, claimed: ClaimedTurn) -> None:
+        """Its time has come. `claimed` tells what was said meanwhile."""
+        self.claimed = self.output.claimed = claimed
+        self._answer = self._new_answer()
+        self.start()
+
+    def end_waiting(self, finish: Finish, code: str) -> None:
+        """It has ended without having begun: it was cancelled, or has joined the turn before it."""
+        self.finish, self.code = finish, code
+        self._send_end()
+        self.has_come_up.set()
+
+    def give_away(self) -> list[Listener]:
+        """Another process cares for it now. Returns who listened."""
+        log_writer().discard(self._recording)
+        self.finish, self.code = (
+            "error",
+            ServerRestarting.code,
+        )  # for a caller who waits for it in this process
+        self.ended.set()
+        self.has_come_up.set()
+        self._steers.close()
+        return self.stream.release()
 
     # ── What clients and the registry ask of a running turn ─────────────────────────────────────────────
 
@@ -141,7 +192,16 @@ class Turn:
         # Only once: a second cancellation would end the wait for a write that is under way on the device.
         if not self._ending and not self._cancelled:
             self._cancelled = True
-            self._work.cancel()
+            if self._started_at is not None:
+                self._work.cancel()
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it should have ended long ago."""
+        if self._started_at is None or self.ended.is_set():
+            return False
+        most = float(settings.CHAT["turn_deadline_s"]) + _END_WITHIN_S
+        return asyncio.get_running_loop().time() > self._started_at + most
 
     def end_unsaved(self) -> None:
         """Send the end although the result is not stored yet, because the process exits now."""
@@ -151,7 +211,8 @@ class Turn:
             self._send_end()
 
     async def steer(self, message: str) -> bool:
-        """Add a message for the model. True once it has read it; False if the turn `ended` before.
+        """Add a message for the model of a turn without a conversation. True once it has read it; False if the turn
+        `ended` before.
 
         Raises TooManySteers.
         """
@@ -160,23 +221,40 @@ class Turn:
             return False
         return await self._steers.add(message)
 
+    def runs_have_ended(self) -> None:
+        """The ends of runs are due in its chat: it tells them, unless it follows up others."""
+        if self.request.origin is None:
+            self._notes.is_due = True
+
+    def message_coming(self) -> AbstractContextManager[None]:
+        """While a message to this turn is stored: it is waited for before the model's next call."""
+        return self._steers.coming()
+
+    def user_has_spoken(self) -> None:
+        """Something waits in the conversation: this turn reads it if it was said to it, and waits no longer for runs
+        of agents."""
+        self._steers.look_again()
+
     def decide(self, approval_id: str, approved: bool) -> bool:
         """Answer an approval request. False if this turn does not wait for it."""
-        if self._approvals is None or not self._approvals.decide(approval_id, approved):
-            return False
-        self.stream.open.pop(approval_id, None)
-        return True
+        return self._answer.decide(approval_id, approved)
 
     def follow_up(self, message: str) -> ChatRequest:
-        """The request that a message becomes if it came too late for this turn. For use once this turn has `ended`."""
+        """The request that a message to this turn becomes, which waits and joins the turn if it has not ended. Without
+        a conversation, for use once it has."""
         request = self.request
+        if request.origin is not None:  # what its app said is not the user's
+            request = replace(request, origin=None, context="", memory=True)
         if self.claimed.conversation_id is not None:
+            joins = None if self.ended.is_set() else self.claimed.turn_id
             return replace(
                 request,
                 request_id=uuid.uuid4().hex,
                 message=message,
                 history=(),
                 conversation_id=str(self.claimed.conversation_id),
+                busy="enqueue" if joins is None else "steer",
+                joins=joins,
             )
         asked = [HistoryMessage(role="user", content=text) for text in (request.message, *self._steers.read)]
         answer = HistoryMessage(role="assistant", content=self.output.text)
@@ -199,149 +277,12 @@ class Turn:
             self.finish, self.code = "limit", limit.code
         except AdiuvaError as error:
             self.finish, self.code = "error", error.code
+            self._retry_after_s = getattr(error, "retry_after", None)
             log.info("turn.failed", code=error.code, **self._ids)
         except Exception as error:
             log_failure("turn.broke", error, **self._ids)
             self._fail(error)
         await self._end()
-
-    async def _answer_within_deadline(self) -> None:
-        translation.activate(language_of(self.claimed.locale))  # of this task, and of those it starts
-        deadline = asyncio.timeout(settings.CHAT["turn_deadline_s"])
-        try:
-            async with deadline:
-                await self._answer()
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise LimitReached("deadline") from None
-
-    async def _answer(self) -> None:
-        request, claimed = self.request, self.claimed
-        model = llm.chat_model()
-        if request.kind == AssistantKind.HOME:
-            self.output.start()
-        elif request.scope is not None and (table := SCOPE_TABLES.get(request.scope.type)):
-            self.output.start(_DOMAINS[table])
-        zone = ZoneInfo(claimed.timezone)
-        now = datetime.now(zone)
-        memory = self._memory = MemoryContext(
-            request,
-            claimed,
-            model,
-            zone,
-            steered=self._steers.read,
-            said_yes=deferred_calls.is_yes(request.message),
-            foreign=self.foreign,
-        )
-        recall = self._recall = asyncio.get_running_loop().create_task(memory.recall(now), name="turn recall")
-        granted = await self._take_granted_calls(memory)
-        wait_s = settings.CHAT["device_reconnect_wait_s"] if request.expects_device else 0.0
-        async with DeviceLink(request.user_id, request.device_id, wait_s=wait_s) as link:
-            session = DeviceSession(link, zone=zone, now=now, foreign=self.foreign)
-            self.mutations = session.mutations
-            self._session = session
-            self._approvals = Approvals(
-                request_id=request.request_id,
-                session=session,
-                memory=memory,
-                user_words=partial(self._user_words, memory),
-                count_recent_writes=self._count_recent_writes,
-                looked_at=request.scope.id if request.scope else None,
-                expires_at=int((time.time() + settings.CHAT["turn_deadline_s"]) * 1000),
-                ask=self._ask if request.can_ask_approval else None,
-                granted=granted,
-            )
-            context = self._context = TurnContext(
-                model=model,
-                max_model_calls=settings.CHAT["max_model_calls"],
-                authorize=self._approvals.allow,
-                on_tool_start=self._show_tool,
-                resolve=partial(resolve_call, session.aliases),
-            )
-            context.tool_config = {
-                "session": session,
-                "context": context,
-                "turn_prompt": turn_prompt(now=now, locale=claimed.locale),
-                MEMORY: memory,
-            }
-            if history.needs_summary(claimed):
-                self.output.status(gettext("Summing up what was said before"))
-            fitted = self._history = await history.fit_history(
-                user_id=request.user_id, claimed=claimed, context=context
-            )
-            scope = await describe_scope(request.scope, session)
-            self.output.set_known_ids(session, fitted.summary)
-            assistant = supervisor(
-                request.kind, SCOPE_TABLES.get(request.scope.type) if request.scope else None
-            )
-            messages = first_messages(
-                assistant,
-                request,
-                claimed,
-                session=session,
-                history=fitted,
-                scope=scope,
-                memory=await recall,
-                confirmed=[call.shown_with(partial(present_call, session.aliases)) for call in granted],
-            )
-            memory.start_receipt()
-            hooks = OutputHooks(self.output.write, self._end_model_answer, self._steers.take)
-            await run_agent_loop(assistant, messages, context, hooks)
-
-    def _user_words(self, memory: MemoryContext) -> UserWords:
-        """What the user has said in this turn; if it has read nothing foreign itself, in this conversation."""
-        said = [self.request.message, *self._steers.given]
-        history = [] if self.foreign else self.claimed.history
-        said += [message.text for message in history if message.role == "user"]
-        agreed = memory.said_yes and bool(history) and history[-1].role == "assistant"
-        return UserWords([*said, history[-1].text] if agreed else said, agreed=agreed)
-
-    async def _count_recent_writes(self) -> int:
-        request, claimed = self.request, self.claimed
-        return await db.run(
-            turn_rows.count_recent_writes, user_id=request.user_id, conversation_id=claimed.conversation_id
-        )
-
-    async def _take_granted_calls(self, memory: MemoryContext) -> list[DeferredCall]:
-        """The deferred calls that this message says yes to. Any message discards what was deferred before it."""
-        request = self.request
-        answers = [message.content for message in request.history if message.role == "assistant"]
-        deferred = await deferred_calls.take(
-            user_id=request.user_id,
-            where=self._chat_key,
-            cipher=self.claimed.cipher,
-            answer=answers[-1] if answers else None,
-        )
-        if request.can_ask_approval or not memory.said_yes:
-            return []
-        return [
-            replace(call, arguments=await memory.with_label(call.arguments))
-            if MEMORY in call.arguments
-            else call
-            for call in deferred
-        ]
-
-    @property
-    def _chat_key(self) -> str:
-        """Names the chat as well as the server knows it: the conversation, else the device and what it shows."""
-        if self.claimed.conversation_id is not None:
-            return str(self.claimed.conversation_id)
-        request, scope = self.request, self.request.scope
-        return f"{request.device_id} {request.kind} {scope.type if scope else ''} {scope.id if scope else ''}"
-
-    async def _ask(self, question: ApprovalRequest) -> None:
-        self.output.start(_DOMAINS.get(question.table))
-        self.stream.ask(question)
-        await self._announce(question)
-
-    def _show_tool(self, call: ToolInvocation) -> None:
-        self.output.start(_DOMAINS.get(call.table) or _DOMAINS.get(str(call.arguments.get("agent"))))
-        self.output.status(gettext(call.label))
-
-    def _end_model_answer(self, text: str) -> bool:
-        self._steers.mark_read()
-        return self.output.end_answer()
 
     # ── End ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -350,20 +291,9 @@ class Turn:
         if self.ended.is_set():  # by `end_unsaved`
             return
         self._ending = True
-        context = self._context
-        if context is not None:
-            self.usage = Usage(
-                input_tokens=context.usage.input_tokens,
-                output_tokens=context.usage.output_tokens,
-                model_calls=context.model_calls,
-            )
+        self.usage = self._answer.usage
         try:
-            self.output.end_answer()
-            if self.code in SAID_IN_ANSWER:
-                self.output.append_paragraph(message_of(self.code))
-            self._say_what_was_refused()
-            if self.finish == "stop":
-                await self._ask_for_deferred_calls()
+            await self._answer.conclude(self.finish, self.code)
         except LimitReached as limit:
             self.finish, self.code = "limit", limit.code
         except Exception as error:
@@ -373,18 +303,38 @@ class Turn:
             state=self.finish,
             text=self.output.text,
             code=self.code,
-            steered=self._steers.read,
+            steered=self._steers.heard,
             mutations=self.mutations,
             usage=self.usage,
-            tool_calls=context.tool_calls if context else 0,
-            summary=self._new_summary(),
-            foreign=self.foreign,
-            record=self._record(),
+            uses=self._answer.meter.uses(),
+            meter=self._answer.meter,
+            tool_calls=self._answer.tool_calls,
+            steps=self._answer.steps(),
+            summary=self._answer.new_summary(),
+            foreign=self._answer.foreign,
+            heard_runs=self._answer.heard_runs,
+            may_hold_runs=self._answer.may_hold_runs,
+            notes=self._notes,
+            retry_after_s=self._retry_after_s,
+            has_answered=self._answer.has_answered,
+            record=self._answer.record(),
         )
-        await self._wait_for_receipts()
-        if code := await turn_saving.save(self.request, self.claimed, result):
-            self.finish, self.code = "error", code
+        await self._answer.wait_for_receipts()
+        saved = await turn_saving.save(self.request, self.claimed, result, later=self._is_stored)
+        if saved.code:
+            self.finish, self.code = "error", saved.code
+        followers = self.stream.channels
         self._send_end()
+        self._is_stored(saved.end, followers)
+
+    def _is_stored(self, end: StoredEnd, told: Collection[str] = ()) -> None:
+        """Begin who is next, and tell the devices that have not got the answer as a stream; `told`: the channels of
+        those that have. A turn that nobody's message began was announced to all of them."""
+        if end.next is not None:
+            self._hooks.hand_over(end.next)
+        if end.seq is not None and self.request.origin is None:
+            changed = ConversationChanged(conversation_id=str(self.claimed.conversation_id), seq=end.seq)
+            self._hooks.send_notices([changed], told)
 
     def _send_end(self) -> None:
         self.output.start()
@@ -396,9 +346,16 @@ class Turn:
                 code=self.code or None,
                 usage=self.usage,
                 device_id=self.device_id,
+                notices=self.notices or None,
+                retry_at=int(self.retry_at.timestamp() * 1000) if self.retry_at else None,
             )
         )
         log_writer().hurry()
+        metrics.TURNS.labels(self.finish).inc()
+        if self.code:
+            metrics.count_error("turn", self.code)
+        if self._started_at is not None:
+            self._end_span()
         log.info(
             "turn.ended",
             finish=self.finish,
@@ -410,50 +367,41 @@ class Turn:
         self.ended.set()
         self._steers.close()
 
-    def _say_what_was_refused(self) -> None:
-        """Put right, below the answer, what the model may have claimed in spite of a no."""
-        if self._approvals is not None and (refused := self._approvals.refused):
-            self.output.append_paragraph(approvals.refusal_text(refused))
-
-    async def _ask_for_deferred_calls(self) -> None:
-        """Ask, below the answer, for the yes that the model's calls need. A yes counts for exactly what was shown."""
-        if self._approvals is None or not (deferred := self._approvals.deferred):
-            return
-        self.output.append_paragraph(deferred_calls.question_text(deferred, self._approvals.left_out))
-        await deferred_calls.keep(
-            user_id=self.request.user_id,
-            where=self._chat_key,
-            cipher=self.claimed.cipher,
-            calls=deferred,
-            answer=self.output.text,
+    def _end_span(self) -> None:
+        usage = self.usage
+        self._span.set(
+            adiuva__finish=self.finish,
+            adiuva__model_calls=usage.model_calls,
+            adiuva__mutations=len(self.mutations),
+            gen_ai__usage__input_tokens=usage.input_tokens,
+            gen_ai__usage__output_tokens=usage.output_tokens,
         )
-
-    def _record(self) -> TurnRecord | None:
-        session = self._session
-        return TurnRecord(session.link.device, session.changes) if session is not None else None
-
-    def _new_summary(self) -> NewSummary | None:
-        fitted = self._history
-        if fitted is None or not fitted.new:
-            return None
-        return NewSummary(self.claimed.summary_upto + fitted.new, fitted.summary)
-
-    async def _wait_for_receipts(self) -> None:
-        if self._memory is None or self._recall is None:
-            return
-        if not self._recall.done():
-            self._recall.cancel()
-            await asyncio.wait({self._recall})
-        await self._memory.wait_for_receipts()
+        if self.code:
+            self._span.fail(self.code)
+        self._span.end()
 
     def _fail(self, error: Exception) -> None:
         unavailable = as_unavailable(error)
         self.finish, self.code = "error", unavailable.code if unavailable else "internal_error"
 
     @property
+    def mutations(self) -> list[Mutation]:
+        """What it has changed on the device so far."""
+        return self._answer.mutations
+
+    @property
+    def notices(self) -> list[Notice]:
+        return self._answer.notices
+
+    @property
+    def retry_at(self) -> dt.datetime | None:
+        """When there is money for models again, if it ended because there is none."""
+        return self._answer.renews_at if self.code == llm.BudgetSpent.code else None
+
+    @property
     def device_id(self) -> str | None:
         """The device whose data was read or changed; None if no call was sent to one."""
-        return self._session.link.device_id if self._session is not None else None
+        return self._answer.device_id
 
     @property
     def _ids(self) -> dict[str, Any]:

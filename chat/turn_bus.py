@@ -17,7 +17,7 @@ from channels.layers import get_channel_layer
 
 from adiuva.core.background import BackgroundTasks
 from adiuva.core.channel_layer import INTERRUPTED
-from adiuva.core.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError, packed
 from chat.stream import StreamFrame
 
 # A listener's frames are sent this often while Redis is away, at this interval; then the listener is given up.
@@ -102,7 +102,12 @@ def steer_late_message(request_id: str, message: str) -> Message:
 
 def refused_message(error: AdiuvaError, ref: str) -> Message:
     """For a socket of another process: what it asked for was refused."""
-    return {"type": "refused", "code": error.code, "message": error.message, "ref": ref}
+    return {"type": "refused", "code": error.code, "message": packed(error.message), "ref": ref}
+
+
+def turn_started_message(text: str, request_id: str) -> Message:
+    """For any socket: send this frame to the client, and follow the turn that it is about."""
+    return {"type": "turn_started", "text": text, "request": request_id}
 
 
 def notice_message(text: str) -> Message:

@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 from django.db import Error as DatabaseError
 
-from adiuva.core.errors import AdiuvaError, Conflict, Unavailable
+from adiuva.core.errors import AdiuvaError, Conflict, Text, Unavailable
 from adiuva.core.logging import log_failure
 from adiuva.core.outages import as_unavailable
 from chat.models import AssistantKind
@@ -30,7 +30,7 @@ class TooManyTurns(AdiuvaError):
     code, status = "too_many_requests", 429
 
     def __init__(self) -> None:
-        super().__init__(f"at most {MAX_TURNS} requests run at once")
+        super().__init__(Text("at most {most} requests run at once", most=MAX_TURNS))
 
 
 class ServerRestarting(Unavailable):

@@ -9,16 +9,20 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.tools import ToolException
 
 from adiuva.devices.protocol import Mutation, Scope, TableName
-from chat.agent_loop import Assistant
+from chat.context_budget import REQUEST, ContextBudget
 from chat.device_session import DeviceSession
 from chat.history import FittedHistory
 from chat.prompts import turn_prompt, with_turn_prompt
 from chat.request import ChatRequest
+from chat.tool_calls import Assistant
 from chat.tools import formatting
 from chat.turn_rows import ClaimedTurn
 from chat.untrusted_text import is_row_id
 
-_MAX_SCOPE_CHARS: Final = 20_000
+MAX_SCOPE_CHARS: Final = 20_000
+# What the client sends along is bounded by its frame, what is recalled by the memory: these bound nothing of it.
+_MAX_CONTEXT_CHARS: Final = 1_000_000
+_MAX_MEMORY_CHARS: Final = 1_000_000
 _MAX_EARLIER_CHANGES: Final = 20
 
 SCOPE_TABLES: Final[dict[str, TableName]] = {
@@ -39,25 +43,38 @@ def first_messages(
     scope: str | None,
     memory: str | None,
     confirmed: list[str],
+    budget: ContextBudget,
 ) -> list[BaseMessage]:
     """`scope` is from `describe_scope`, `memory` what was recalled, `confirmed` the calls that the user said yes to."""
     turn = turn_prompt(
         now=session.now,
         locale=claimed.locale,
         scope=scope,
-        context=_context(session.aliases.in_text(history.summary), request.context),
-        memory=memory,
+        context=_within(
+            _context(session.aliases.in_text(history.summary), request.context),
+            budget.part(6, _MAX_CONTEXT_CHARS),
+        ),
+        memory=_within(memory, budget.part(8, _MAX_MEMORY_CHARS)),
         confirmed=confirmed,
         changed=_earlier_changes(claimed, session),
     )
     return [
         SystemMessage(assistant.prompt.text),
         *history.messages(session.aliases.in_text),
-        HumanMessage(with_turn_prompt(turn, request.message)),
+        HumanMessage(with_turn_prompt(turn, request.message), additional_kwargs={REQUEST: True}),
     ]
 
 
-async def describe_scope(scope: Scope | None, session: DeviceSession) -> str | None:
+def _within(text: str | None, most: int) -> str | None:
+    """The text as far as it fits, whole lines of it if they are short."""
+    if text is None or len(text) <= most:
+        return text
+    return f"{text[:most].rpartition(chr(10))[0] or text[:most]}\n(More did not fit.)"
+
+
+async def describe_scope(
+    scope: Scope | None, session: DeviceSession, *, most_chars: int = MAX_SCOPE_CHARS
+) -> str | None:
     """What a floating request is about, in words for the model; reads the row from the device."""
     if scope is None:
         return None
@@ -71,9 +88,7 @@ async def describe_scope(scope: Scope | None, session: DeviceSession) -> str | N
     if row is None:
         return f"The user looks at a {scope.type} that is not there any more ({_alias_of(scope, session, table)})."
     texts = [row.get(column) for column in ("description", "aiSummary", "content")]
-    quoted = [
-        formatting.quote(text, _MAX_SCOPE_CHARS) for text in texts if isinstance(text, str) and text.strip()
-    ]
+    quoted = [formatting.quote(text, most_chars) for text in texts if isinstance(text, str) and text.strip()]
     return "\n".join(
         [f"The user looks at this {scope.type}:\n- {formatting.row_text(session, table, row)}", *quoted]
     )

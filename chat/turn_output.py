@@ -12,13 +12,13 @@ import structlog
 
 from adiuva.devices.protocol import Domain
 from adiuva.sanitizer import LeakPatterns, Sanitizer, addresses_in
-from chat.agent_loop import LimitReached
 from chat.assistants import TOOLS
 from chat.device_session import DeviceSession
 from chat.models import AssistantKind
 from chat.prompts import all_system_prompts
 from chat.request import ChatRequest
 from chat.stream import Stream
+from chat.turn_context import LimitReached
 from chat.turn_rows import ClaimedTurn
 
 log = structlog.get_logger(__name__)
@@ -52,7 +52,7 @@ class TurnOutput:
     """`start` it, then `write` the model's text; `end_answer` ends one of the model's answers."""
 
     def __init__(self, stream: Stream, request: ChatRequest, claimed: ClaimedTurn) -> None:
-        self._stream, self._request, self._claimed = stream, request, claimed
+        self._stream, self._request, self.claimed = stream, request, claimed
         self._session: DeviceSession | None = None
         self._sanitizer: Sanitizer | None = None
         self._texts: list[str] = []
@@ -71,7 +71,7 @@ class TurnOutput:
 
         Ids were shown before in this conversation's messages and in `summary`, which stands for older ones.
         """
-        request, claimed = self._request, self._claimed
+        request, claimed = self._request, self.claimed
         self._session = session
         earlier: dict[str, str] = {}
         earlier |= dict.fromkeys(_ID.findall(summary), "")
@@ -121,7 +121,7 @@ class TurnOutput:
         self._started = True
         if self._request.kind == AssistantKind.FLOATING:
             self._stream.domain(domain or self._guess_domain())
-        conversation = self._claimed.conversation_id
+        conversation = self.claimed.conversation_id
         self._stream.start(str(conversation) if conversation else None)
 
     def _guess_domain(self) -> Domain:
@@ -153,7 +153,7 @@ class TurnOutput:
         self._show(sanitizer.finish())
         self._between = bool(self._texts)
         if sanitizer.removed:
-            log.info("turn.text_withheld", turn=str(self._claimed.turn_id), **sanitizer.removed)
+            log.info("turn.text_withheld", turn=str(self.claimed.turn_id), **sanitizer.removed)
         is_shown, self._has_words = self._has_words, False
         return is_shown
 

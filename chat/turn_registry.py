@@ -2,58 +2,75 @@
 
 A turn runs in one process; a client may reconnect to another. The turn's row names the channel of its owner. While the
 turn runs, its owner answers from memory, and other processes follow it over that channel
-(chat.cross_process_stream). If nobody listens on the channel any more, the turn is lost and ends as such. After the
-end, the stream log answers (chat.stream_replay).
+(chat.cross_process_stream). If nobody listens on the channel any more, or its owner does not renew its lease
+(chat.turn_leases), the turn is lost and ends as such. After the end, the stream log answers (chat.stream_replay).
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from django.conf import settings
 
 from adiuva.core import db
 from adiuva.core.background import BackgroundTasks
-from adiuva.core.errors import Invalid, Unavailable
+from adiuva.core.errors import Invalid, Text, Unavailable
+from adiuva.core.leases import Lease
 from adiuva.core.per_loop import PerLoop
-from adiuva.devices import presence
-from adiuva.devices.protocol import ApprovalRequest, Mutation, Usage
-from chat import approval_routing, peer_requests, stream_log, turn_rows
+from adiuva.devices.protocol import ApprovalRequest
+from chat import (
+    approval_routing,
+    device_notices,
+    peer_requests,
+    stream_log,
+    turn_claims,
+    turn_queue,
+    turn_saving,
+)
 from chat.assistants import supervisor
 from chat.cross_process_stream import RemoteStream, RemoteStreams
 from chat.models import Turn as Row
 from chat.request import MAX_MESSAGE_CHARS, ChatRequest
 from chat.stream import FROM_START, Listener
 from chat.stream_replay import (
-    NotRunning,
     RequestIdReused,
+    StillWaiting,
     ensure_same_request,
     find_turn,
-    follow_up_request,
     replay,
 )
-from chat.turn import Turn
-from chat.turn_bus import TurnBus
+from chat.turn import Turn, TurnHooks
+from chat.turn_bus import ChannelListener, TurnBus
+from chat.turn_claims import AlreadyClaimed
 from chat.turn_errors import (
     MAX_TURNS,
-    ApprovalOver,
     ServerRestarting,
     TooManyTurns,
     as_client_error,
     refusal_of,
 )
-from chat.turn_rows import AlreadyClaimed
+from chat.turn_leases import TurnLeases
+from chat.turn_rows import ClaimedTurn
+from chat.waiting_turns import WaitingTurns
 
 # How long listeners may take to receive the end of a turn that could not be stored before the process stops.
 _SEND_ENDS_S: Final = 1.0
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Seen:
+    """The last seq that a listener has seen."""
+
+    after: int = FROM_START
 
 
 # More than 15 methods: each request about a turn is one, and most are a few lines.
@@ -66,6 +83,8 @@ class TurnRegistry:
         self._starting: dict[tuple[uuid.UUID, str], asyncio.Event] = {}
         self._stopping = False
         self._tasks = BackgroundTasks("turn_registry.task_failed", log)
+        self._leases = TurnLeases(self._held)
+        self.waiting = WaitingTurns(self)
         self._bus = TurnBus(partial(peer_requests.handle, self))
         self.remote_streams = RemoteStreams(self._bus)
 
@@ -77,31 +96,58 @@ class TurnRegistry:
         Returns once the listener follows the turn; a turn of another process, once its end was passed on. A request
         that is refused ends in a stream_end for the listener.
         """
-        remote: RemoteStream | None = None
+        if request.joins is not None:
+            await self._say_to_turn(request, listener)
+            return
+        seen = Seen()
         try:
             try:
                 turn = await self.find_or_start(request)
             except AlreadyClaimed as claimed:
                 await ensure_same_request(request, claimed.turn)
-                remote = await self._join(request.user_id, request.request_id, FROM_START, listener)
-                if remote is not None:
-                    await self.remote_streams.follow(remote)
+                await self._follow(request.user_id, request.request_id, listener, seen)
             else:
                 turn.stream.follow(listener)
         except Exception as error:
-            after = FROM_START if remote is None else remote.after
             await listener.send_frames(
-                request.request_id, refusal_of(request, as_client_error(error).code, after)
+                request.request_id, refusal_of(request, as_client_error(error).code, seen.after)
             )
+
+    async def _say_to_turn(self, request: ChatRequest, listener: Listener) -> None:
+        """Carry out a request that was said to a running turn. The listener follows it only if that turn ends before
+        its model has read it. Raises what `start` does."""
+        here = next((turn for turn in self._turns.values() if turn.claimed.turn_id == request.joins), None)
+        with here.message_coming() if here is not None else nullcontext():
+            turn = await self.start(request)
+        await turn.has_come_up.wait()
+        if turn.code == turn_queue.JOINED:
+            return
+        if self.here(request.key) is turn:
+            turn.stream.follow(listener)
+        elif not self._stopping:
+            await self._follow(request.user_id, request.request_id, listener, Seen())
 
     async def resume(self, user_id: uuid.UUID, request_id: str, after: int, listener: Listener) -> None:
         """Send a listener the frames after seq `after` and those that follow; returns as `open` does.
 
         Raises NotRunning or StreamExpired.
         """
-        remote = await self._join(user_id, request_id, after, listener)
-        if remote is not None:
-            await self.remote_streams.follow(remote)
+        await self._follow(user_id, request_id, listener, Seen(after))
+
+    async def _follow(self, user_id: uuid.UUID, request_id: str, listener: Listener, seen: Seen) -> None:
+        """Send a listener what it has not seen yet. Returns as `open` does; `seen` is kept up to date."""
+        while True:
+            remote = None
+            try:
+                remote = await self._join(user_id, request_id, seen.after, listener)
+                if remote is not None:
+                    await self.remote_streams.follow(remote)
+                return
+            except StillWaiting:
+                await self.waiting.adopt(user_id, request_id)
+            finally:
+                if remote is not None:
+                    seen.after = remote.after
 
     async def _join(
         self, user_id: uuid.UUID, request_id: str, after: int, listener: Listener
@@ -114,7 +160,7 @@ class TurnRegistry:
         if turn is not None:
             turn.stream.follow(listener, after)
             return None
-        if row.state == Row.State.RUNNING:
+        if row.ended_at is None:
             if not row.owner:  # it was started while Redis was away, so no other process can reach it
                 raise Unavailable("this request cannot be reached for now")
             if row.owner != self._bus.channel:
@@ -138,39 +184,87 @@ class TurnRegistry:
             await starting.wait()
         return self._turns.get(key)
 
+    def here(self, key: tuple[uuid.UUID, str]) -> Turn | None:
+        """The same without waiting."""
+        return self._turns.get(key)
+
     async def start(self, request: ChatRequest) -> Turn:
         """Start a turn.
 
         Raises AlreadyClaimed, TooManyTurns, ServerRestarting, ConversationNotFound, Invalid or NoSuchUser.
         """
-        _check_length(request.message)
+        check_length(request.message)
         if self._stopping:
             raise ServerRestarting
-        running = (key for key, turn in self._turns.items() if not turn.ended.is_set())
+        running = (key for key, turn in self._turns.items() if not turn.ended.is_set() and not turn.waits)
         mine = sum(1 for user_id, _ in (*running, *self._starting) if user_id == request.user_id)
-        if mine >= MAX_TURNS:
+        if mine >= MAX_TURNS and request.joins is None:
             raise TooManyTurns
-        started = self._starting[request.key] = asyncio.Event()
         # In a task of its own: if the caller is cancelled while the row is written, the turn still has to run.
-        return await asyncio.shield(self._tasks.spawn(self._start(request, started), "start turn"))
+        self._starting[request.key] = asyncio.Event()
+        return await asyncio.shield(self._tasks.spawn(self._start(request), "start turn"))
 
-    async def _start(self, request: ChatRequest, started: asyncio.Event) -> Turn:
+    async def _start(self, request: ChatRequest) -> Turn:
         try:
             claimed = await db.run(
-                turn_rows.claim_turn,
+                turn_claims.claim_turn,
                 request=request,
                 owner=await self._bus.open(),
                 prompt_version=supervisor(request.kind, None).prompt.version,
             )
-            turn = Turn(request, claimed, announce=partial(self._announce, request))
-            self._turns[request.key] = turn
+            turn = self.add(request, claimed)
+            if claimed.queued:
+                self.waiting.add(turn)
+            else:
+                turn.start()
+                self._leases.start()
         finally:
-            del self._starting[request.key]
-            started.set()
-        turn.start(saved=partial(self._forget, request))
+            self._starting.pop(request.key).set()
+        if claimed.queued:
+            self._tasks.spawn(self.waiting.tell_running(turn), "tell the running turn")
         if self._stopping:
+            self.waiting.stop()
             turn.stop()
         return turn
+
+    @asynccontextmanager
+    async def starting(self, key: tuple[uuid.UUID, str]) -> AsyncIterator[None]:
+        """While a turn's row is written: who looks for the turn waits, and so does who would write the row as well."""
+        while (other := self._starting.get(key)) is not None:
+            await other.wait()
+        self._starting[key] = asyncio.Event()
+        try:
+            yield
+        finally:
+            self._starting.pop(key).set()
+
+    def add(self, request: ChatRequest, claimed: ClaimedTurn) -> Turn:
+        """Care for a turn from now on, and let it be found."""
+        hooks = TurnHooks(
+            announce=partial(self._announce, request),
+            saved=partial(self._forget, request),
+            joined=lambda steered: self.spawn(self.waiting.end_joined(steered), "end joined turns"),
+            hand_over=lambda following: self.spawn(self.waiting.hand_over(following), "hand over"),
+            send_notices=lambda frames, told: self.spawn(
+                device_notices.send(request.user_id, frames, but=told), "send notices"
+            ),
+        )
+        turn = self._turns[request.key] = Turn(request, claimed, hooks)
+        return turn
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.spawn(work, name)
+
+    def _held(self) -> list[Lease[Row]]:
+        running = [
+            turn.claimed
+            for turn in self._turns.values()
+            if not turn.ended.is_set() and not turn.waits and not turn.hangs
+        ]
+        return [claimed.lease for claimed in (*running, *turn_saving.unsaved())]
+
+    def renew_leases(self) -> None:
+        self._leases.start()
 
     def _forget(self, request: ChatRequest) -> None:
         self._turns.pop(request.key, None)
@@ -180,58 +274,40 @@ class TurnRegistry:
         if await approval_routing.remember_owner(request.user_id, question.id, self._bus.channel):
             self._tasks.spawn(approval_routing.ask_other_devices(request, question), "ask other devices")
 
-    # While a turn runs
+    # What waiting turns need
 
-    async def cancel(self, user_id: uuid.UUID, request_id: str) -> None:
-        """Cancel a turn, wherever it runs. Raises NotRunning."""
-        if (turn := await self.find((user_id, request_id))) is not None:
-            if turn.ended.is_set():  # it is only still here because its log is being written
-                raise NotRunning
-            turn.cancel()
-            return
-        row = await db.run(find_turn, user_id, request_id)
-        if row.state != Row.State.RUNNING or not await self._bus.send(
-            row.owner, "cancel", user_id, request=request_id
-        ):
-            raise NotRunning
+    @property
+    def channel(self) -> str:
+        """This process's channel; "" before its first turn, and while Redis is away."""
+        return self._bus.channel
 
-    async def steer(
-        self, user_id: uuid.UUID, request_id: str, message: str, *, reply: str
-    ) -> ChatRequest | None:
-        """Give a running turn another message. If it has ended, returns the request that the message becomes, for the
-        caller to open. A turn of another process answers on the channel `reply` if it has ended or takes no more.
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
 
-        Raises NotRunning, Invalid or TooManySteers.
-        """
-        _check_length(message)
-        if (turn := await self.find((user_id, request_id))) is not None:
-            steering = asyncio.get_running_loop().create_task(turn.steer(message), name="steer")
-            try:
-                return None if await asyncio.shield(steering) else turn.follow_up(message)
-            except asyncio.CancelledError:
-                # The client is gone, but what the user said still counts.
-                self._tasks.spawn(self._finish_steering(turn, message, steering), "finish steering")
-                raise
-        row = await db.run(find_turn, user_id, request_id)
-        sent = row.state == Row.State.RUNNING and await self._bus.send(
-            row.owner, "steer", user_id, request=request_id, message=message, reply=reply
-        )
-        return None if sent else await follow_up_request(user_id, request_id, message)
+    async def open_channel(self) -> str:
+        return await self._bus.open()
 
-    async def _finish_steering(self, turn: Turn, message: str, steering: asyncio.Task[bool]) -> None:
-        if not await steering:
-            await self.start(turn.follow_up(message))
+    async def tell(self, owner: str, kind: str, user_id: uuid.UUID, **fields: Any) -> bool:
+        """Tell another process. False if it is gone. Raises ConnectionError."""
+        return await self._bus.send(owner, kind, user_id, **fields)
 
-    async def decide(self, user_id: uuid.UUID, approval: str, approved: bool, *, reply: str) -> None:
-        """Answer an approval_request of any of the user's turns. If a turn of another process no longer waits for it,
-        that process says so on the channel `reply`. Raises ApprovalOver."""
-        if self.decide_here(user_id, approval, approved):
-            return
-        owner = await approval_routing.find_owner(user_id, approval)
-        if not await self._bus.send(
-            owner, "decide", user_id, approval=approval, approved=approved, reply=reply
-        ):
-            raise ApprovalOver
+    def move_away(self, turn: Turn) -> None:
+        """Another process has a turn that waited here: those who listened follow it there."""
+        self._forget(turn.request)
+        for listener in turn.give_away():
+            if not isinstance(listener, ChannelListener):  # a socket of another process looks for it itself
+                self.spawn(self._follow_elsewhere(turn, listener), "follow elsewhere")
+
+    async def _follow_elsewhere(self, turn: Turn, listener: Listener) -> None:
+        request, seen = turn.request, Seen(turn.stream.seq)
+        try:
+            await self._follow(request.user_id, request.request_id, listener, seen)
+        except Exception as error:
+            frames = refusal_of(request, as_client_error(error).code, seen.after)
+            await listener.send_frames(request.request_id, frames)
+
+    # While a turn runs (see also chat.turn_control)
 
     def decide_here(self, user_id: uuid.UUID, approval: str, approved: bool) -> bool:
         """Answer an approval_request of a turn in this process. Returns False if none waits for it."""
@@ -252,6 +328,7 @@ class TurnRegistry:
     async def stop(self) -> None:
         """Take no more requests and end the running turns in order: results are saved and listeners are told."""
         self._stopping = True
+        self.waiting.stop()
         for turn in self._turns.values():
             turn.stop()
         try:
@@ -276,10 +353,12 @@ class TurnRegistry:
         await stream_log.log_writer().flush()
 
 
-def _check_length(message: str) -> None:
+def check_length(message: str) -> None:
+    """Raises Invalid."""
     if not message.strip() or len(message) > MAX_MESSAGE_CHARS:
         raise Invalid(
-            f"a message has 1 to {MAX_MESSAGE_CHARS} characters", fields={"message": ["Its length."]}
+            Text("a message has 1 to {most} characters", most=MAX_MESSAGE_CHARS),
+            fields={"message": ["Its length."]},
         )
 
 
@@ -289,37 +368,3 @@ _registries = PerLoop(TurnRegistry)
 def registry() -> TurnRegistry:
     """The running event loop's registry."""
     return _registries.get()
-
-
-@dataclass(frozen=True)
-class TurnResult:
-    """A whole turn, for a caller that did not listen to it."""
-
-    text: str
-    mutations: list[Mutation]
-    finish: str
-    code: str
-    usage: Usage
-    conversation_id: uuid.UUID | None
-    device_id: str | None
-
-
-async def run_to_end(request: ChatRequest) -> TurnResult:
-    """Run a whole turn without a socket, on the device that it names, or the user's that was seen last.
-
-    Without one it answers from the request's context, and tools say that the device is offline. Raises AlreadyClaimed,
-    and what `find_or_start` does.
-    """
-    if await db.run(presence.find, user_id=request.user_id, pk=request.device_id) is None:
-        request = replace(request, expects_device=False)
-    turn = await registry().find_or_start(request)
-    await turn.ended.wait()
-    return TurnResult(
-        turn.output.text,
-        turn.mutations,
-        turn.finish,
-        turn.code,
-        turn.usage,
-        turn.claimed.conversation_id,
-        turn.device_id,
-    )

@@ -1,44 +1,31 @@
-"""A turn's row and messages in the database: its claim, its end, and what happens to turns that were lost."""
+"""What a turn's row and the messages of its conversation hold: the values that its claim, its run and its end share."""
 
 from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from django.db import connection, transaction
+from django.conf import settings
+from django.db import connection
 from django.db.models import Sum
-from django.db.models.functions import Now
 
-from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.core.crypto import UserCipher
-from adiuva.core.errors import Conflict
+from adiuva.core.leases import Lease
 from adiuva.devices.protocol import Mutation, Usage
-from chat.conversations import ConversationNotFound, parse_id
+from adiuva.llm import Meter, ModelUse
+from billing.turn_holds import Held
 from chat.foreign_text import ForeignTexts
-from chat.models import Conversation, Message, Turn, TurnChanges
+from chat.models import Conversation, Message, Turn
 from chat.request import ChatRequest
-from chat.titles import derive_title
+from chat.run_notes import RunNotes
 from chat.turn_changes import TurnRecord
-from memory import exchanges
-from memory.models import SourceKind
 
-TURN_RETENTION = dt.timedelta(days=30)
-
-
-class AlreadyClaimed(Conflict):
-    """A turn with this request id exists: it is running, or it has ended."""
-
-    code = "request_taken"
-
-    def __init__(self, turn: Turn) -> None:
-        super().__init__("this request was made before")
-        self.turn = turn
+FIRST_FENCE: Final = 1
+# The code of a turn whose model's provider has cut the answer off.
+CONTENT_FILTER: Final = "content_filter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +46,9 @@ class ClaimedTurn:
     `memory`: whether memory is on for this user and in this conversation.
     `has_private`: whether an earlier message was not to be remembered.
     `has_foreign`: whether earlier answers may quote texts that the user did not write.
-    `seq`: the request's place in its conversation; None if it has none.
+    `seq`: the request's place in its conversation; None if it has none, or not yet.
+    `fence`: of the turn's lease. `queued`: whether it waits for the turn before it, or has waited.
+    `ends_are_due`: whether ends of runs are to be told in its chat. `held`: the money that its claim has held.
     """
 
     turn_id: uuid.UUID
@@ -75,6 +64,19 @@ class ClaimedTurn:
     has_private: bool = False
     has_foreign: bool = False
     seq: int | None = None
+    fence: int = FIRST_FENCE
+    queued: bool = False
+    ends_are_due: bool = False
+    held: Held | None = None
+
+    @property
+    def lease(self) -> Lease[Turn]:
+        return Lease(Turn, self.turn_id, self.fence, lease_duration())
+
+
+def lease_duration() -> dt.timedelta:
+    """How long a process may be silent before its turns are lost."""
+    return dt.timedelta(seconds=settings.CHAT["turn_lease_s"])
 
 
 class NewSummary(NamedTuple):
@@ -84,49 +86,68 @@ class NewSummary(NamedTuple):
     text: str
 
 
+class Steered(NamedTuple):
+    """What the user said while a turn ran, and when the model read it.
+
+    `call`: in which of the turn's model calls, from 1. `turn_id`: of the request of its own that it was sent as.
+    """
+
+    text: str
+    call: int = 0
+    at: dt.datetime | None = None
+    turn_id: uuid.UUID | None = None
+
+    def body(self) -> dict[str, Any]:
+        """The message that is kept of it."""
+        heard = self.heard()
+        return {"text": self.text, "steered": heard} if heard else {"text": self.text}
+
+    def heard(self) -> dict[str, Any] | None:
+        """When it was read, as it is kept; None if it is not known."""
+        return {"at": self.at.isoformat(), "call": self.call} if self.at is not None else None
+
+    @classmethod
+    def read(cls, text: str, heard: Mapping[str, Any] | None) -> Steered:
+        """The same from what was kept."""
+        return cls(text, heard["call"], dt.datetime.fromisoformat(heard["at"])) if heard else cls(text)
+
+
 @dataclass(frozen=True, slots=True)
 class TurnOutcome:
     """How a turn ended. `steered` is what the user said while it ran; `code` says why it did not end with "stop".
 
-    `foreign`: the texts that it read and that the user did not write. `record`: what an undo needs.
+    `usage` is what clients are told of what it used, `uses` the same by model, and `meter` what holds the money for it.
+    `foreign`: the texts that it read and that the user did not write. `steps`: what it did, for people. `record`: what
+    an undo needs. `heard_runs`: those of which its model heard how they ended, which it has told the user if it has
+    answered after it (`has_answered`); `notes`: what it was given to tell of runs; `may_hold_runs`: whether it has
+    asked for any of that, so that there may be more than it knows. `retry_after_s`: as the provider
+    asks of whoever tries again.
     """
 
     state: str
     text: str
     code: str = ""
-    steered: Sequence[str] = ()
+    steered: Sequence[Steered] = ()
     mutations: Sequence[Mutation] = ()
     usage: Usage = field(default_factory=Usage)
+    uses: Sequence[ModelUse] = ()
+    meter: Meter | None = None
     tool_calls: int = 0
+    steps: Sequence[dict[str, Any]] = ()
     summary: NewSummary | None = None
     foreign: ForeignTexts = field(default_factory=ForeignTexts)
     record: TurnRecord | None = None
+    heard_runs: Collection[uuid.UUID] = ()
+    may_hold_runs: bool = False
+    notes: RunNotes = field(default_factory=RunNotes)
+    retry_after_s: float | None = None
+    has_answered: bool = False
 
+    @property
+    def tells_runs(self) -> bool:
+        """Whether the user knows now of the runs that it was to tell of."""
+        return self.state == Turn.State.STOP or (self.has_answered and self.code != CONTENT_FILTER)
 
-# One round trip: who the user is, the claim, and the conversation with its first message (`message`), if the request
-# starts one. The lock on the account holds off its deletion until we are done, or waits for it.
-_CLAIM_SQL = """
-WITH owner AS (SELECT id, timezone, locale FROM accounts_user WHERE id = %(user)s FOR KEY SHARE),
-claimed AS (
-    INSERT INTO chat_turn (id, user_id, request_id, kind, state, code, owner, prompt_version, conversation_id,
-        seq, memory, input_tokens, output_tokens, model_calls, tool_calls, mutations)
-    SELECT %(turn)s, id, %(request)s, %(kind)s, 'running', '', %(owner)s, %(prompt)s, %(conversation)s, %(seq)s,
-        %(memory)s, 0, 0, 0, 0, 0
-    FROM owner ON CONFLICT (user_id, request_id) DO NOTHING RETURNING id, user_id, kind, conversation_id
-),
-started AS (
-    INSERT INTO chat_conversation (id, user_id, kind, summary_upto, message_count, memory, has_private)
-    SELECT conversation_id, user_id, kind, 0, 1, %(memory)s, NOT %(memory)s
-    FROM claimed WHERE %(message)s::bytea IS NOT NULL
-    RETURNING id
-),
-first_message AS (
-    INSERT INTO chat_message (id, conversation_id, seq, role, sealed)
-    SELECT %(message_id)s, id, 1, 'user', %(message)s FROM started
-)
-SELECT owner.timezone, owner.locale, claimed.id, COALESCE(memory.enabled, true)
-FROM owner LEFT JOIN claimed ON true LEFT JOIN memory_memory AS memory ON memory.user_id = owner.id
-"""
 
 # The account is locked first, as its deletion does, so that no message is added between that and the deletion of its
 # conversations.
@@ -138,8 +159,9 @@ UPDATE chat_conversation AS conversation SET message_count = message_count + 1, 
     summary = CASE WHEN %(upto)s > conversation.summary_upto THEN %(summary)s ELSE conversation.summary END,
     summary_upto = GREATEST(conversation.summary_upto, %(upto)s)
 FROM owner WHERE conversation.id = %(id)s AND conversation.user_id = owner.id
-RETURNING message_count, title, summary, conversation.summary_upto, conversation.memory, has_private,
-    has_foreign
+RETURNING message_count, title, summary, conversation.summary_upto, conversation.memory, has_private, has_foreign,
+    (SELECT role FROM chat_message AS last
+     WHERE last.conversation_id = conversation.id AND last.seq = conversation.message_count - 1)
 """
 
 _INSERT_MESSAGE_SQL = """
@@ -152,186 +174,9 @@ INSERT INTO chat_message (id, conversation_id, seq, role, sealed)
 VALUES (%(id)s, %(conversation)s, %(seq)s, %(role)s, %(sealed)s)
 """
 
-_END_SQL = """
-UPDATE chat_turn SET state = %(state)s, code = %(code)s, ended_at = now(), input_tokens = %(input_tokens)s,
-    output_tokens = %(output_tokens)s, model_calls = %(model_calls)s, tool_calls = %(tool_calls)s,
-    mutations = %(mutations)s, "foreign" = %(foreign)s
-WHERE id = %(turn)s AND state = 'running'
-"""
 
-
-# ── Claim ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def claim_turn(*, request: ChatRequest, owner: str, prompt_version: str) -> ClaimedTurn:
-    """Claim a request for `owner`, the channel of this process, and store the user's message.
-
-    Raises AlreadyClaimed, ConversationNotFound, or NoSuchUser.
-    """
-    cipher = cipher_for(request.user_id)
-    claim = partial(_insert_claim, request, owner, prompt_version, cipher)
-    if request.conversation_id is not None:
-        conversation_id = parse_id(request.conversation_id)
-        with transaction.atomic():
-            claimed = claim(conversation_id)
-            _continue_conversation(claimed, request, conversation_id)
-    elif request.starts_conversation and not request.history:
-        claimed = claim(uuid.uuid4(), starts=True)
-        claimed.untitled, claimed.seq = True, 1
-    else:
-        claimed = claim(None)
-        claimed.history = [ChatMessage(message.role, message.content) for message in request.history]
-        # What its earlier turns read is not stored.
-        claimed.has_foreign = any(message.role == "assistant" for message in request.history)
-    return claimed
-
-
-def _insert_claim(
-    request: ChatRequest,
-    owner: str,
-    prompt_version: str,
-    cipher: UserCipher,
-    conversation_id: uuid.UUID | None,
-    *,
-    starts: bool = False,
-) -> ClaimedTurn:
-    turn_id = uuid.uuid4()
-    message = None
-    if starts:
-        message = Message.sealed.seal(
-            cipher, {"text": request.message}, conversation_id, 1, Message.Role.USER
-        )
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _CLAIM_SQL,
-            {
-                "user": request.user_id,
-                "turn": turn_id,
-                "request": request.request_id,
-                "kind": request.kind,
-                "owner": owner,
-                "prompt": prompt_version,
-                "conversation": conversation_id,
-                "seq": 1 if starts else None,
-                "message": message,
-                "message_id": uuid.uuid4(),
-                "memory": request.memory,
-            },
-        )
-        row = cursor.fetchone()
-    if row is None:
-        raise NoSuchUser("this account no longer exists")
-    timezone, locale, claimed, memory = row
-    if claimed is None:
-        raise AlreadyClaimed(Turn.objects.of(request.user_id).get(request_id=request.request_id))
-    return ClaimedTurn(
-        turn_id,
-        timezone,
-        locale,
-        cipher,
-        conversation_id,
-        memory=memory and (request.memory or not starts),
-    )
-
-
-def _continue_conversation(claimed: ClaimedTurn, request: ChatRequest, conversation_id: uuid.UUID) -> None:
-    """Append the user's message to its conversation, and read the history that the turn needs."""
-    state = _append_message(claimed, request, Message.Role.USER, {"text": request.message})
-    if state is None:
-        raise ConversationNotFound
-    claimed.untitled, claimed.summary_upto = state.title is None, state.summary_upto
-    claimed.memory, claimed.seq = claimed.memory and state.memory, state.seq
-    claimed.has_private, claimed.has_foreign = state.has_private, state.has_foreign
-    if state.summary is not None:
-        claimed.summary = Conversation.summary.unseal(claimed.cipher, state.summary, conversation_id)
-    rows = Message.objects.filter(
-        conversation_id=conversation_id, seq__gt=state.summary_upto, seq__lt=state.seq
-    )
-    claimed.history = [
-        _chat_message(role, Message.sealed.unseal(claimed.cipher, sealed, conversation_id, seq, role))
-        for seq, role, sealed in rows.values_list("seq", "role", "sealed")
-    ]
-
-
-def _chat_message(role: str, body: dict[str, Any]) -> ChatMessage:
-    mutations = tuple(Mutation.model_validate(mutation) for mutation in body.get("mutations", ()))
-    return ChatMessage(role, body["text"], mutations)
-
-
-# ── End ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def finish_turn(*, request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> None:
-    """Store a turn's end and its answer, and hand the exchange to memory where that is on.
-
-    A turn that was marked lost meanwhile keeps that end; its answer is stored all the same.
-    """
-    store_exchange = partial(
-        exchanges.store,
-        user_id=request.user_id,
-        cipher=claimed.cipher,
-        said=[request.message, *result.steered],
-        foreign=result.foreign.listed(),
-    )
-    answer = _answer_to_keep(claimed, result)
-    remembers = request.memory and claimed.memory and bool(result.text.strip())
-    if claimed.conversation_id is None:
-        # One statement needs no transaction around it, and most turns change nothing.
-        with transaction.atomic() if _has_changes(result) else nullcontext():
-            _end_row(claimed, result)
-            _store_changes(claimed, result)
-        if remembers:
-            store_exchange(kind=SourceKind.REQUEST, source_id=claimed.turn_id, seq=None, answer=answer)
-        return
-    title = (derive_title(request.message, result.text) or None) if claimed.untitled else None
-    # The messages first: account and conversation are locked before turns, here as in their deletion.
-    with transaction.atomic():
-        for message in result.steered:
-            _append_message(claimed, request, Message.Role.USER, {"text": message})
-        state = _append_message(
-            claimed,
-            request,
-            Message.Role.ASSISTANT,
-            _answer_body(result),
-            title=title,
-            summary=result.summary,
-            foreign=bool(result.foreign),
-        )
-        _end_row(claimed, result)
-        _store_changes(claimed, result)
-        # Memory may have been switched off while the turn ran.
-        if remembers and state is not None and state.memory:
-            store_exchange(
-                kind=SourceKind.CONVERSATION,
-                source_id=claimed.conversation_id,
-                seq=claimed.seq,
-                # After a private message, an answer may tell what was said in it.
-                answer="" if state.has_private else answer,
-            )
-
-
-def _answer_to_keep(claimed: ClaimedTurn, result: TurnOutcome) -> str:
-    """What the memory reads of an answer: not one that may quote texts that the user did not write."""
-    if not result.foreign and not claimed.has_foreign:
-        return result.text
-    changes = Counter(f"{mutation.action} in {mutation.table}" for mutation in result.mutations)
-    done = "; ".join(f"{change}: {count}" for change, count in changes.items())
-    return (
-        f"(left out, since it may quote texts that the user did not write{f'. Done: {done}' if done else ''})"
-    )
-
-
-def _answer_body(result: TurnOutcome) -> dict[str, Any]:
-    body: dict[str, Any] = {"text": result.text, "finish": result.state}
-    if result.code:
-        body["code"] = result.code
-    if result.mutations:
-        body["mutations"] = [mutation.model_dump() for mutation in result.mutations]
-    return body
-
-
-class _ConversationState(NamedTuple):
-    """A conversation's row right after a message was added to it."""
+class ConversationState(NamedTuple):
+    """A conversation's row once there is room for a message, at `seq`. `last_role`: of the message before it."""
 
     seq: int
     title: bytes | None
@@ -340,9 +185,10 @@ class _ConversationState(NamedTuple):
     memory: bool
     has_private: bool
     has_foreign: bool
+    last_role: str | None
 
 
-def _append_message(
+def append_message(
     claimed: ClaimedTurn,
     request: ChatRequest,
     role: Message.Role,
@@ -351,8 +197,23 @@ def _append_message(
     title: str | None = None,
     summary: NewSummary | None = None,
     foreign: bool = False,
-) -> _ConversationState | None:
+) -> ConversationState | None:
     """Append a message to the turn's conversation. None if that does not exist, or is not the user's."""
+    state = advance(claimed, request, title=title, summary=summary, foreign=foreign)
+    if state is not None:
+        insert_message(claimed, state.seq, role, body)
+    return state
+
+
+def advance(
+    claimed: ClaimedTurn,
+    request: ChatRequest,
+    *,
+    title: str | None = None,
+    summary: NewSummary | None = None,
+    foreign: bool = False,
+) -> ConversationState | None:
+    """Make room for one more message, and lock the conversation. None if it does not exist, or is not the user's."""
     cipher, conversation_id = claimed.cipher, claimed.conversation_id
     with connection.cursor() as cursor:
         cursor.execute(
@@ -370,36 +231,25 @@ def _append_message(
             },
         )
         row = cursor.fetchone()
-        if row is None:
-            return None
-        state = _ConversationState(*row)
-        is_request = role == Message.Role.USER and claimed.seq is None
+    return None if row is None else ConversationState(*row)
+
+
+def insert_message(
+    claimed: ClaimedTurn, seq: int, role: Message.Role, body: dict[str, Any], *, is_request: bool = False
+) -> None:
+    """Write a message where `advance` has made room. `is_request`: it is what the turn answers."""
+    with connection.cursor() as cursor:
         cursor.execute(
             _INSERT_REQUEST_SQL if is_request else _INSERT_MESSAGE_SQL,
             {
                 "id": uuid.uuid4(),
                 "turn": claimed.turn_id,
-                "conversation": conversation_id,
-                "seq": state.seq,
+                "conversation": claimed.conversation_id,
+                "seq": seq,
                 "role": role,
-                "sealed": Message.sealed.seal(cipher, body, conversation_id, state.seq, role),
+                "sealed": Message.sealed.seal(claimed.cipher, body, claimed.conversation_id, seq, role),
             },
         )
-    return state
-
-
-def _has_changes(result: TurnOutcome) -> bool:
-    return result.record is not None and bool(result.record.changes)
-
-
-def _store_changes(claimed: ClaimedTurn, result: TurnOutcome) -> None:
-    """Store what an undo of the turn needs, unless the turn was deleted with its account."""
-    if result.record is None or not _has_changes(result):
-        return
-    if Turn.objects.filter(pk=claimed.turn_id).exists():
-        body = [change.body() for change in result.record.by_row(claimed.cipher)]
-        sealed = TurnChanges.sealed.seal(claimed.cipher, body, claimed.turn_id)
-        TurnChanges.objects.create(turn_id=claimed.turn_id, device=result.record.device, sealed=sealed)
 
 
 def count_recent_writes(*, user_id: uuid.UUID, conversation_id: uuid.UUID | None) -> int:
@@ -411,41 +261,3 @@ def count_recent_writes(*, user_id: uuid.UUID, conversation_id: uuid.UUID | None
     )
     found: int | None = turns.aggregate(total=Sum("mutations"))["total"]
     return found or 0
-
-
-def _end_row(claimed: ClaimedTurn, result: TurnOutcome) -> None:
-    listed = result.foreign.listed()
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _END_SQL,
-            {
-                "turn": claimed.turn_id,
-                "state": result.state,
-                "code": result.code,
-                "tool_calls": result.tool_calls,
-                "mutations": len(result.mutations),
-                "foreign": Turn.foreign.seal(claimed.cipher, listed, claimed.turn_id) if listed else None,
-                **result.usage.model_dump(),
-            },
-        )
-
-
-# ── Lost turns ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-def mark_lost(*, turn: Turn, code: str) -> bool:
-    """End a turn whose process is gone. False if it has ended meanwhile: then it keeps that end."""
-    unchanged = Turn.objects.filter(pk=turn.pk, owner=turn.owner).running()
-    return bool(unchanged.update(state=Turn.State.ERROR, code=code, ended_at=Now()))
-
-
-def end_lost_turns(*, older_than: dt.timedelta) -> int:
-    """End turns that no process can still be running, and delete old ones. Returns how many were ended."""
-    now = dt.datetime.now(dt.UTC)
-    ended = (
-        Turn.objects.running()
-        .filter(started_at__lt=now - older_than)
-        .update(state=Turn.State.ERROR, code="turn_lost", ended_at=Now())
-    )
-    Turn.objects.filter(started_at__lt=now - TURN_RETENTION).exclude(state=Turn.State.RUNNING).delete()
-    return ended

@@ -13,7 +13,7 @@ from django.utils import timezone
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db, leases
 from adiuva.core.crypto import UserCipher
-from adiuva.core.errors import AdiuvaError, Conflict, NotFound
+from adiuva.core.errors import AdiuvaError, Conflict, NotFound, Text
 from adiuva.core.leases import Lease, LeaseLost
 from adiuva.devices.link import DeviceLink
 from adiuva.devices.row_undo import KeptRow, RowChange, RowUndo
@@ -62,7 +62,10 @@ class TurnUndoStopped(AdiuvaError):
     """The device disconnected or does not answer. The error body says what was taken back until then."""
 
     def __init__(self, cause: AdiuvaError, result: TurnUndoResult) -> None:
-        words = f"{cause.message}; the undo has stopped, and goes on when it is asked for again"
+        words = Text(
+            "{cause}; the undo has stopped, and goes on when it is asked for again",
+            cause=Text.of(cause.message),
+        )
         super().__init__(words, **result.body())
         self.code, self.status = cause.code, cause.status
 
@@ -105,7 +108,10 @@ def _take_back_memory(user_id: uuid.UUID, request_id: str) -> TakenBack:
     turn = _turn(user_id, request_id)
     if turn.conversation_id is None:
         return take_back(user_id=user_id, kind=SourceKind.REQUEST, source_id=turn.pk)
-    assert turn.seq is not None  # set with its request
+    if (
+        turn.seq is None
+    ):  # no message began it, or it ended before its own was stored: nothing is learnt from either
+        return _NOTHING
     return take_back(
         user_id=user_id, kind=SourceKind.CONVERSATION, source_id=turn.conversation_id, seq=turn.seq
     )
@@ -115,7 +121,7 @@ def _turn(user_id: uuid.UUID, request_id: str) -> Turn:
     turn = Turn.objects.of(user_id).filter(request_id=request_id).select_related("changes").first()
     if turn is None:
         raise NotFound("there is no such turn")
-    if turn.state == Turn.State.RUNNING:
+    if turn.ended_at is None:
         raise TurnRunning
     return turn
 

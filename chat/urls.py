@@ -8,6 +8,6 @@ router.register("chat/conversations", ConversationViewSet, basename="conversatio
 
 urlpatterns = [
     path("chat", ChatView.as_view(), name="chat"),
-    path("chat/turns/<str:request_id>/undo", TurnUndoView.as_view(), name="turn-undo"),
+    path("chat/turns/<path:request_id>/undo", TurnUndoView.as_view(), name="turn-undo"),
     *router.urls,
 ]

@@ -64,6 +64,48 @@ _DAY_WORDS: Final[tuple[str, ...]] = tuple(
     viernes sabado domingo semana mes dia amanha segunda terca quarta
     """.split()  # noqa: SIM905  # readable as a paragraph
 )
+# For agents: to run one, and to stop one.
+_RUN_WORDS: Final[tuple[str, ...]] = tuple(
+    """
+    run start launch trigger execut ausfuhr fuhr lauf lanc lanz demarr tourn avvi esegu arranc ejecut
+    inici
+    """.split()  # noqa: SIM905  # readable as a paragraph
+)
+_STOP_WORDS: Final[tuple[str, ...]] = tuple(
+    """
+    stop cancel abort halt undo revert brich abbrech abbruch beend ruckgang arret annul interr interromp
+    ferm deten anul deshac deshaz
+    """.split()  # noqa: SIM905  # readable as a paragraph
+)
+# The first words of sentences that ask for knowledge, and of questions that ask for a deed, without accents.
+_ASKING: Final = frozenset(
+    """
+    what when which who whose why how where did does is are was were has have had
+    wann welche welcher welches wer warum wie wo woher hat haben hatte ist sind war lauft lief
+    quel quelle quels quelles quand qui pourquoi comment est
+    cosa che quando chi perche come dove quale quali
+    que cuando quien cual como donde esta
+    """.split()  # noqa: SIM905  # readable as a paragraph
+)
+_POLITE: Final = frozenset(
+    """
+    please can could would will bitte kannst konntest wurdest konnen peux pourrais pouvez pourriez puoi
+    potresti puedes podrias
+    """.split()  # noqa: SIM905  # readable as a paragraph
+)
+_SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+|\n")
+_AGENT_WORDS: Final[tuple[str, ...]] = ("agent", "agente", "agenti")
+# What people say to and of agents, also where they call them by name alone or "it". It decides what a model is
+# offered: a word too many costs tokens, one too few a detour.
+_WORDS_ABOUT_AGENTS: Final[tuple[str, ...]] = tuple(
+    """
+    agent run start stop find found schedul every daily hourly weekday inbox mail folder gmail outlook teams
+    gefunden lauf lass postfach ordner zeitplan jede taglich stundlich werktag halt
+    lance demarr arret trouve boite dossier courri chaque tous
+    avvia esegui ferma trovat cartell posta casell ogni
+    ejecut inici deten encontr carpeta correo buzon cada diari
+    """.split()  # noqa: SIM905  # readable as a paragraph
+)
 _DATE_ARGUMENTS: Final = frozenset({"due_date", "date"})
 
 
@@ -72,10 +114,19 @@ class UserWords:
 
     def __init__(self, texts: Iterable[str], *, agreed: bool = False) -> None:
         """`agreed`: the user has just said yes to the last of these texts, a question of the assistant's."""
-        self._said = " ".join(texts)
+        self._said = "\n".join(texts)
         self._agreed = agreed
         self._words = _words(self._said)
         self._stems = {word[:_STEM_CHARS] for word in self._words}
+
+    @property
+    def want_change(self) -> bool:
+        """Whether they ask for any change, or agree to one."""
+        return self._agreed or self._has_start_of(_WISHES)
+
+    @property
+    def may_be_about_agents(self) -> bool:
+        return self._has_start_of(_WORDS_ABOUT_AGENTS)
 
     def ask_for(self, title: str | None, values: Mapping[str, Any], named: Sequence[str] = ()) -> bool:
         """Whether they ask for a write.
@@ -83,11 +134,49 @@ class UserWords:
         `title`: of the row that is changed; None for a new row, and for one that the user is looking at. `values`: the
         call's arguments, without the row's id. `named`: the titles of rows that `values` refer to.
         """
-        if not self._agreed and not self._has_start_of(_WISHES):
+        if not self.want_change:
             return False
         if title is not None and not self._say(title):
             return False
         return all(self._ask_for_value(name, value, named) for name, value in values.items() if value)
+
+    def want_run(self, name: str, *, misled: bool, is_only: bool) -> bool:
+        """Whether they ask to run an agent, by name or otherwise.
+
+        `misled`: a text of others may want it, so the name alone is not enough, nor a word for running alone, nor one
+        in a question such as "when did it last run?".
+        `is_only`: the user has no other agent that could be meant.
+        """
+        return self._want_with_agent(_RUN_WORDS, name, misled=misled, is_only=is_only)
+
+    def want_stop(self, name: str, *, misled: bool, is_only: bool) -> bool:
+        """The same for stopping it."""
+        return self._want_with_agent(_STOP_WORDS, name, misled=misled, is_only=is_only)
+
+    def want_set_up(self, *, misled: bool) -> bool:
+        """Whether they may ask to make or change an agent; if `misled`, one sentence must order it."""
+        orders = [UserWords([sentence]) for sentence in self._orders(_WISHES)]
+        return not misled or any(order.want_change and order._has_start_of(_AGENT_WORDS) for order in orders)
+
+    def _want_with_agent(self, verbs: Iterable[str], name: str, *, misled: bool, is_only: bool) -> bool:
+        names = self._say(name)
+        if not misled:
+            return names or self._has_start_of(verbs)
+        asks = UserWords(self._orders(verbs))._has_start_of(verbs)
+        return asks and (names or (is_only and self._has_start_of(_AGENT_WORDS)))
+
+    def _orders(self, verbs: Iterable[str]) -> list[str]:
+        """The sentences that do not ask for knowledge."""
+        found = []
+        for sentence in _SENTENCE_END.split(self._said):
+            if not (words := _ordered_words(sentence)) or words[0] in _ASKING:
+                continue
+            if sentence.rstrip().endswith("?") and not (
+                words[0] in _POLITE or words[0].startswith(tuple(verbs))
+            ):
+                continue
+            found.append(sentence)
+        return found
 
     def _ask_for_value(self, name: str, value: Any, named: Sequence[str]) -> bool:
         if name in _DATE_ARGUMENTS:
@@ -112,5 +201,9 @@ class UserWords:
 
 
 def _words(text: str) -> set[str]:
+    return set(_ordered_words(text))
+
+
+def _ordered_words(text: str) -> list[str]:
     plain = unicodedata.normalize("NFKD", text.casefold())
-    return set(_WORD.findall("".join(letter for letter in plain if not unicodedata.combining(letter))))
+    return _WORD.findall("".join(letter for letter in plain if not unicodedata.combining(letter)))

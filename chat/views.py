@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from asgiref.sync import async_to_sync
 from django.db import close_old_connections
+from django.urls import reverse
+from django.utils.translation import gettext, ngettext
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_view
 from rest_framework import mixins, viewsets
 from rest_framework.generics import GenericAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.views import APIView
 
 from adiuva.accounts.keys import NoSuchUser, cipher_for
+from adiuva.core.browsable import PageAction, PageRow, undo_action
 from adiuva.core.errors import AdiuvaError, Invalid, Unavailable
-from adiuva.core.language import speaking
 from adiuva.core.rest import TOTAL_COUNT, Done, error_responses, user_id
 from adiuva.devices.link_errors import DeviceOffline
 from adiuva.devices.protocol import HistoryMessage, StreamEnd
@@ -37,9 +40,10 @@ from chat.serializers import (
     TurnUndoneSerializer,
     TurnUndoStoppedSerializer,
 )
+from chat.untrusted_text import one_line
 
 if TYPE_CHECKING:
-    from chat.turn_registry import TurnResult
+    from chat.whole_turns import TurnResult
 
 
 @extend_schema_view(
@@ -61,11 +65,27 @@ if TYPE_CHECKING:
 class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Conversation]):
     """What you and the assistant said, kept under your own key."""
 
+    page_for_people = True
     serializer_class = ConversationSerializer
     queryset = Conversation.objects.none()
 
     def get_queryset(self) -> Any:
         return Conversation.objects.of(user_id(self.request)).defer("summary")
+
+    def page_rows(self, data: Mapping[str, Any]) -> list[PageRow]:
+        """The turns that changed something, each below the message that asked for it."""
+        asked = {message["seq"]: message["text"] for message in data.get("messages", ())}
+        return [
+            PageRow(
+                title=one_line(asked.get(turn["seq"])) or gettext("Nobody's message began it"),
+                about=gettext("undone")
+                if turn["undone_at"]
+                else ngettext("%(count)d change", "%(count)d changes", turn["mutations"])
+                % {"count": turn["mutations"]},
+                actions=() if turn["undone_at"] else [_undo_turn(turn["request_id"])],
+            )
+            for turn in data.get("turns", ())
+        ]
 
     def get_serializer_class(self) -> Any:
         return ConversationChangesSerializer if self.action == "partial_update" else ConversationSerializer
@@ -82,7 +102,8 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
             raise Invalid("after is not the number of a message", fields={"after": ["Not a whole number."]})
         conversation: Conversation = self.get_object()
         said = conversations.read_messages(conversation, after=int(after))
-        context = _title_context(request, [conversation]) | {"messages": said}
+        changing = conversations.read_changing_turns(conversation, after=int(after))
+        context = _title_context(request, [conversation]) | {"messages": said, "turns": changing}
         # A plain dict: from DRF's own its pages would fill the form for PATCH with the row's sealed title.
         return Response(dict(ConversationDetailSerializer(conversation, context=context).data))
 
@@ -112,6 +133,10 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         conversations.delete(conversation=self.get_object())
         return Response({"ok": True})
+
+
+def _undo_turn(request_id: str) -> PageAction:
+    return undo_action(reverse("turn-undo", args=[request_id]))
 
 
 def _title_context(request: Request, rows: Iterable[Conversation]) -> dict[str, Any]:
@@ -156,7 +181,11 @@ class ChatView(GenericAPIView[Any]):
     The device socket answers as it goes; here the answer comes in the end, with what was changed on the device.
     """
 
+    page_for_people = True
     serializer_class = ChatSerializer
+
+    def page_actions(self, data: Mapping[str, Any]) -> list[PageAction]:
+        return [_undo_turn(data["request_id"])] if data.get("mutations") else []
 
     @extend_schema(
         summary="Ask the assistant, and wait for its whole answer",
@@ -169,22 +198,21 @@ class ChatView(GenericAPIView[Any]):
     )
     def post(self, request: Request) -> Response:
         from chat import (
-            turn_registry,
+            whole_turns,
         )  # imports LangChain, which commands that only load the URLs do not need
 
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
         chat_request = _chat_request(user_id(request), serializer.validated_data)
         close_old_connections()  # a turn may take minutes, and others wait for the pool's connections
-        answer = async_to_sync(turn_registry.run_to_end)(chat_request)
-        with speaking(getattr(request.user, "locale", "")):
-            return Response(_response_body(answer))
+        answer = async_to_sync(whole_turns.run_to_end)(chat_request)
+        return Response(_response_body(answer, chat_request.request_id))
 
 
-class TurnUndoView(GenericAPIView[Any]):
+class TurnUndoView(APIView):
     """Take back on the device what a turn inserted, updated and deleted there, and what it did to the memory."""
 
-    serializer_class = TurnUndoneSerializer
+    page_for_people = True
 
     @extend_schema(
         summary="Take back what a turn changed, on the device and in your memory",
@@ -208,21 +236,25 @@ class TurnUndoView(GenericAPIView[Any]):
         return Response(TurnUndoneSerializer(done.body()).data)
 
 
-def _response_body(answer: TurnResult) -> dict[str, Any]:
+def _response_body(answer: TurnResult, request_id: str) -> dict[str, Any]:
     """Raises TurnFailed if the turn ended with an error."""
     so_far: dict[str, Any] = {
+        "request_id": request_id,
         "response": answer.text,
         "mutations": [mutation.model_dump() for mutation in answer.mutations],
         "conversation_id": answer.conversation_id,
         "finish": answer.finish,
-        "usage": answer.usage.model_dump(),
+        "usage": answer.usage.model_dump(exclude_none=True),
         "device_id": answer.device_id,
+        "notices": answer.notices,
     }
     end = StreamEnd.model_validate({"request_id": "", "finish": answer.finish, "code": answer.code})
     if answer.finish == "error":
         raise TurnFailed(answer.code, end_message(end), **so_far)
     if why := unsaid_end_message(end):  # older clients show the response and nothing else
         so_far["response"] = f"{answer.text}\n\n{why}".lstrip()
+    if answer.retry_at is not None:
+        so_far["retry_at"] = answer.retry_at.isoformat()
     return so_far | ({"code": answer.code} if answer.code else {})
 
 
@@ -240,4 +272,5 @@ def _chat_request(user_id: uuid.UUID, values: dict[str, Any]) -> ChatRequest:
         conversation_id=values.get("conversation_id") or None,
         context=orjson.dumps(known).decode() if known else "",
         memory=values["memory"],
+        busy=values["busy"],
     )

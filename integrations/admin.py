@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.conf import settings
 from django.contrib import admin
-from django.http import HttpRequest
 
-from adiuva.accounts.admin_base import ReadOnlyAdmin
+from adiuva.accounts.admin_base import PeriodFilter, ReadOnlyAdmin
 from integrations.models import Connection, Health
 
 
@@ -16,7 +13,7 @@ from integrations.models import Connection, Health
 class ConnectionAdmin(ReadOnlyAdmin):
     list_display = [
         "id",
-        "user",
+        "account",
         "provider",
         "health",
         "reason",
@@ -24,9 +21,7 @@ class ConnectionAdmin(ReadOnlyAdmin):
         "refreshed_at",
         "created_at",
     ]
-    list_filter = ["provider", "health", "reason"]
-    search_keys = ("id", "user_id")
-    search_help_text = "A connection's or user's id, or the beginning of its owner's e-mail address"
+    list_filter = ["provider", "health", "reason", ("created_at", PeriodFilter)]
     ordering = ["-created_at"]
     readonly_fields = ["reconnect"]
     fields = [
@@ -47,9 +42,6 @@ class ConnectionAdmin(ReadOnlyAdmin):
         "connected_at",
         "created_at",
     ]
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
     @admin.display(description="link to connect again")
     def reconnect(self, row: Connection) -> str:

@@ -14,6 +14,10 @@ class IntegrationsConfig(AppConfig):
         pre_delete.connect(
             _revoke_permissions, sender=UserKey, dispatch_uid="integrations.revoke_permissions"
         )
+        from billing import entitlements
+        from integrations import connections
+
+        entitlements.count_with("providers", connections.count_providers)
 
 
 def _revoke_permissions(instance: Any, **_: Any) -> None:

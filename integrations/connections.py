@@ -16,9 +16,10 @@ from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import SealBroken
-from adiuva.core.errors import AdiuvaError, Invalid, NotFound
+from adiuva.core.errors import AdiuvaError, Invalid, NotFound, Text
 from adiuva.core.logging import log_failure
 from adiuva.devices.models import Device
+from billing import entitlements
 from integrations import oauth_clients, signals, tokens
 from integrations.models import Connection, Consent, Health, Provider
 
@@ -51,14 +52,17 @@ def get_only_connection(user_id: UUID, provider: str) -> Connection:
     """The user's only connection to a provider. Raises NotFound if there is none, Invalid if there are several."""
     found = list(Connection.objects.of(user_id).filter(provider=provider)[:2])
     if not found:
-        raise NotFound(f"no {Provider(provider).label} account is connected")
+        raise NotFound(Text("no {provider} account is connected", provider=Provider(provider).label))
     if len(found) > 1:
         raise Invalid("say which", fields={"connection": ["There are several: its id is needed."]})
     return found[0]
 
 
 def connect(*, user_id: UUID, provider: str, grant: oauth_clients.Grant) -> Connection:
-    """Store what a user granted. Connecting the same account again updates its connection and makes it healthy."""
+    """Store what a user granted. Connecting the same account again updates its connection and makes it healthy.
+
+    Raises QuotaExceeded where the plan has no room for a further provider.
+    """
     account_hash = cipher_for(user_id).fingerprint(grant.account.lower(), f"account at {provider}")
     try:
         row = _connect(user_id, provider, account_hash, grant)
@@ -70,8 +74,11 @@ def connect(*, user_id: UUID, provider: str, grant: oauth_clients.Grant) -> Conn
 
 @transaction.atomic
 def _connect(user_id: UUID, provider: str, account_hash: bytes, grant: oauth_clients.Grant) -> Connection:
+    account = entitlements.lock(user_id)  # before the connection's own lock
     mine = Connection.objects.of(user_id).filter(provider=provider, account_hash=account_hash)
     row = mine.select_for_update(no_key=True).first()
+    if row is None and account.plan is not None and not _is_connected(user_id, provider):
+        account.require_room("providers", 1, used=count_providers(user_id))
     was = row.health if row else None
     if row is None:
         row = Connection(pk=uuid.uuid4(), user_id=user_id, provider=provider, account_hash=account_hash)
@@ -93,6 +100,21 @@ def _connect(user_id: UUID, provider: str, account_hash: bytes, grant: oauth_cli
         transaction.on_commit(lambda: signals.reconnected.send_robust(Connection, **sent), robust=True)
     row.refresh_from_db()
     return row
+
+
+def count_providers(user_id: UUID) -> int:
+    """With how many providers the user has connected accounts."""
+    return Connection.objects.of(user_id).order_by().values("provider").distinct().count()
+
+
+def check_room(user_id: UUID, provider: str) -> None:
+    """Refuse early what `connect` would refuse. Raises QuotaExceeded or NoSuchUser."""
+    if not _is_connected(user_id, provider):
+        entitlements.check(user_id, "providers")
+
+
+def _is_connected(user_id: UUID, provider: str) -> bool:
+    return Connection.objects.of(user_id).filter(provider=provider).exists()
 
 
 def has_refresh_token(*, user_id: UUID, provider: str, account: str) -> bool:

@@ -18,6 +18,7 @@ import httpx
 import orjson
 from django.conf import settings
 
+from adiuva.core.errors import Text
 from adiuva.core.http import is_transient, retry_after_s
 from integrations.errors import ForbiddenHost, ProviderUnavailable
 from integrations.models import Provider
@@ -121,24 +122,30 @@ def request_json(provider: str, method: str, url: str, **request: Any) -> Identi
             for piece in response.iter_bytes():
                 raw += piece
                 if len(raw) > MAX_RESPONSE_BYTES or time.monotonic() > until:
-                    raise ProviderUnavailable(f"{name}'s sign-in answered with too much, or too slowly")
+                    raise ProviderUnavailable(
+                        Text("{name}'s sign-in answered with too much, or too slowly", name=name)
+                    )
     except httpx.HTTPError as error:
         # Not `from error`: it refers to the request, which holds tokens.
-        raise ProviderUnavailable(f"{name}'s sign-in cannot be reached ({type(error).__name__})") from None
+        raise ProviderUnavailable(
+            Text("{name}'s sign-in cannot be reached ({reason})", name=name, reason=type(error).__name__)
+        ) from None
     if is_transient(response.status_code):
         wait_s = retry_after_s(response.headers.get("Retry-After"))
         raise ProviderUnavailable(
-            f"{name}'s sign-in is unavailable at the moment",
+            Text("{name}'s sign-in is unavailable at the moment", name=name),
             retry_after_s=None if wait_s is None else math.ceil(wait_s),
         )
     if response.status_code >= 300 and response.status_code < 400:
-        raise ProviderUnavailable(f"{name}'s sign-in answered with a redirect, which is not followed")
+        raise ProviderUnavailable(
+            Text("{name}'s sign-in answered with a redirect, which is not followed", name=name)
+        )
     try:
         text = raw.decode()
         if raw and not isinstance(orjson.loads(text), dict):
             raise ValueError("not an object")
     except ValueError:
-        raise ProviderUnavailable(f"{name}'s sign-in did not answer in JSON") from None
+        raise ProviderUnavailable(Text("{name}'s sign-in did not answer in JSON", name=name)) from None
     return IdentityResponse(response.status_code, text or "{}", dict(response.headers))
 
 

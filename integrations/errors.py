@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 from uuid import UUID
 
-from adiuva.core.errors import AdiuvaError, Conflict, Invalid, Unavailable
+from adiuva.core.errors import AdiuvaError, Conflict, Invalid, Text, Unavailable
 
 
 class NeedsReauth(Conflict):
@@ -71,6 +71,6 @@ def old_token_error() -> Invalid:
         "send its id (from GET /api/v1/connections) as `connection`."
     )
     return Invalid(
-        f"{OLD_TOKEN_FIELD} is no longer taken: send `connection`",
+        Text("{field} is no longer taken: send `connection`", field=OLD_TOKEN_FIELD),
         fields={OLD_TOKEN_FIELD: [message], "connection": ["The id of a connection is needed here."]},
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+from adiuva.core.errors import Text
 from integrations.errors import ForbiddenHost
 from integrations.mail.cursor import Cursor
 from integrations.mail.errors import InvalidResponse, PageLoop, ProviderRefused
@@ -62,7 +63,9 @@ class DeltaQuery:
         try:
             self.client.checked_url(self.url)
         except ForbiddenHost:  # it was stored before another API base was configured
-            raise DeltaLinkExpired(f"the last sync of {self.client.provider} used another address") from None
+            raise DeltaLinkExpired(
+                Text("the last sync of {provider} used another address", provider=self.client.provider)
+            ) from None
         try:
             async for answer in pages(self.client, self.url, self.headers):
                 yield dicts(answer.get("value"))
@@ -72,11 +75,16 @@ class DeltaQuery:
         except ProviderRefused as refused:
             if refused.http_status == 410 or refused.reason.lower() in _EXPIRED_CODES:
                 raise DeltaLinkExpired(
-                    f"{self.client.provider} no longer knows the position of the last sync"
+                    Text(
+                        "{provider} no longer knows the position of the last sync",
+                        provider=self.client.provider,
+                    )
                 ) from None
             raise
         if self._link is None:
-            raise InvalidResponse(f"{self.client.provider} does not say where the next sync continues")
+            raise InvalidResponse(
+                Text("{provider} does not say where the next sync continues", provider=self.client.provider)
+            )
 
 
 async def pages(
@@ -90,7 +98,9 @@ async def pages(
         yield answer
         following = answer.get("@odata.nextLink") or ""
         if not isinstance(following, str) or following in seen or len(seen) >= MAX_PAGES:
-            raise PageLoop(f"the pages of {client.provider} lead back to an earlier page")
+            raise PageLoop(
+                Text("the pages of {provider} lead back to an earlier page", provider=client.provider)
+            )
         if len(seen) >= most:
             return
         url = following

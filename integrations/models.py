@@ -13,6 +13,7 @@ from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import SealBroken
+from adiuva.core.errors import Text
 from adiuva.core.sealed import SealedJSONField, SealedTextField
 
 
@@ -33,6 +34,15 @@ class Reason(models.TextChoices):
     REFUSED = "refused", "the permission was taken back, has expired, or the password was changed"
     SIGN_IN = "sign_in", "the provider asks for a new sign-in"
     NO_REFRESH = "no_refresh", "the provider gave no lasting permission"
+
+
+def reconnect_text(provider: str, reason: str) -> Text:
+    """What is said of a connection that must be connected again."""
+    return Text(
+        "connect {provider} again: {reason}",
+        provider=Provider(provider).label,
+        reason=Text(Reason(reason).label) if reason else "",
+    )
 
 
 class ConnectionQuerySet(models.QuerySet["Connection"]):

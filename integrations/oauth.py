@@ -29,7 +29,7 @@ from django.urls import reverse
 from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
 from adiuva.core.crypto import SealBroken
-from adiuva.core.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError, Text
 from integrations import connections, oauth_clients
 from integrations.errors import ConsentFailed, GrantRefused
 from integrations.models import Connection, Consent, Provider
@@ -52,8 +52,9 @@ def start_consent(*, user_id: UUID, provider: str, connection: Connection | None
     """The URL of the provider's consent page, valid for this user, once, within CONSENT_LIFETIME.
 
     `connection`: one to be connected again; the provider is told which account that is. Raises
-    ProviderNotConfigured.
+    ProviderNotConfigured, or QuotaExceeded where the plan has no room for a further provider.
     """
+    connections.check_room(user_id, provider)
     word, verifier, back = secrets.token_urlsafe(24), secrets.token_urlsafe(48), redirect_uri(provider)
     url = oauth_clients.authorization_url(
         provider,
@@ -103,16 +104,23 @@ def complete_consent(
     name = Provider(provider).label
     if "error" in answer:
         if answer["error"] in {"access_denied", "consent_required"}:
-            refused = f"You did not allow Adiuva to read this {name} account. Nothing was connected."
+            refused = Text(
+                "You did not allow Adiuva to read this {name} account. Nothing was connected.", name=name
+            )
             if provider != Provider.GMAIL:
-                refused += (
-                    " If your organisation decides about apps, ask its administrator to allow Adiuva first."
+                hint = Text(
+                    "If your organisation decides about apps, ask its administrator to allow Adiuva first."
                 )
+                refused = Text("{refused} {hint}", refused=refused, hint=hint)
             raise ConsentFailed(refused)
-        raise ConsentFailed(f"{name}'s sign-in reported an error. Nothing was connected: please try again.")
+        raise ConsentFailed(
+            Text("{name}'s sign-in reported an error. Nothing was connected: please try again.", name=name)
+        )
     code = answer.get("code", "")
     if not code or len(code) > _MAX_PARAMETER_CHARS:
-        raise ConsentFailed(f"{name}'s sign-in sent no code. Nothing was connected: please try again.")
+        raise ConsentFailed(
+            Text("{name}'s sign-in sent no code. Nothing was connected: please try again.", name=name)
+        )
     if signed_in is None:
         return _keep_returned(consent, code, wanted)
     return _connect(consent, code, wanted)
@@ -128,8 +136,8 @@ def finish_consent(*, user_id: UUID, provider: str, completion: str) -> Connecte
     # If several bring the same completion at once, one of them changes the row.
     if consent is None or not mine.filter(expires_at__gt=Now()).update(completion_hash=None):
         raise ConsentFailed(
-            "This was finished before, has expired, or was begun by another Adiuva account than the one that is signed "
-            "in here. Nothing was connected."
+            "This was finished before, has expired, or was begun by another Adiuva account than the one that is "
+            "signed in here. Nothing was connected."
         )
     try:
         kept = Consent.returned.unseal_from(cipher_for(user_id), consent)
@@ -159,8 +167,11 @@ def _connect(consent: Consent, code: str, wanted: UUID | None) -> Connected:
         )
     except GrantRefused:
         raise ConsentFailed(
-            f"{name}'s sign-in does not accept this code: it was used, has expired, or was made for another "
-            "address. Nothing was connected: please try again."
+            Text(
+                "{name}'s sign-in does not accept this code: it was used, has expired, or was made for another "
+                "address. Nothing was connected: please try again.",
+                name=name,
+            )
         ) from None
     except SealBroken:
         raise _invalid() from None
@@ -192,7 +203,8 @@ def _redeem(provider: str, state: str, signed_in: UUID | None) -> tuple[Consent,
         raise _expired()
     if signed_in is not None and signed_in != user_id:
         raise ConsentFailed(
-            "This link was made for another Adiuva account than the one that is signed in here. Nothing was connected."
+            "This link was made for another Adiuva account than the one that is signed in here. Nothing was "
+            "connected."
         )
     return consent, wanted
 
@@ -229,16 +241,22 @@ def _require_usable(provider: str, user_id: UUID, grant: oauth_clients.Grant) ->
     if missing := grant.missing(provider):
         log.info("consent.incomplete", user_id=str(user_id), provider=provider, missing=len(missing))
         raise ConsentFailed(
-            f"You did not allow all that is needed to read {name}. Nothing was connected: please try again, and leave "
-            "the boxes on the consent page ticked."
+            Text(
+                "You did not allow all that is needed to read {name}. Nothing was connected: please try again, and "
+                "leave the boxes on the consent page ticked.",
+                name=name,
+            )
         )
     lasting = grant.refresh_token is not None or connections.has_refresh_token(
         user_id=user_id, provider=provider, account=grant.account
     )
     if not lasting:
         raise ConsentFailed(
-            f"{name} gave no lasting permission. Nothing was connected: remove Adiuva from the apps of your account "
-            "there, and try again."
+            Text(
+                "{name} gave no lasting permission. Nothing was connected: remove Adiuva from the apps of your "
+                "account there, and try again.",
+                name=name,
+            )
         )
 
 
@@ -248,5 +266,6 @@ def _expired() -> AdiuvaError:
 
 def _invalid() -> AdiuvaError:
     return ConsentFailed(
-        "This link is not valid: it is incomplete, was changed, or belongs to another provider. Nothing was connected."
+        "This link is not valid: it is incomplete, was changed, or belongs to another provider. Nothing was "
+        "connected."
     )

@@ -17,7 +17,7 @@ import jwt
 import structlog
 from django.conf import settings
 
-from adiuva.core.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError, Text
 from adiuva.core.logging import log_failure
 from integrations import egress
 from integrations.errors import GrantRefused, ProviderNotConfigured, ProviderUnavailable
@@ -76,7 +76,9 @@ def authorization_url(provider: str, *, state: str, verifier: str, redirect_uri:
     token must contain. `hint`: the address of the account to choose.
     """
     if not is_configured(provider):
-        raise ProviderNotConfigured(f"this server is not registered for {Provider(provider).label}")
+        raise ProviderNotConfigured(
+            Text("this server is not registered for {provider}", provider=Provider(provider).label)
+        )
     digest = hashlib.sha256(verifier.encode()).digest()
     scopes = SCOPES[Provider(provider)] + _IDENTITY_SCOPES[Provider(provider)]
     query = {
@@ -160,7 +162,9 @@ def _google_tokens(grant_type: str, **fields: str) -> dict[str, Any]:
 def _call_msal(method: str, *args: Any) -> dict[str, Any]:
     kept = settings.MICROSOFT
     if not is_configured(Provider.OUTLOOK):
-        raise ProviderNotConfigured("this server is not registered for Microsoft")
+        raise ProviderNotConfigured(
+            Text("this server is not registered for {provider}", provider="Microsoft")
+        )
     try:
         app = _msal_application(kept["client_id"], kept["client_secret"], kept["authority"], kept["tenant"])
         found: dict[str, Any] = getattr(app, method)(*args)
@@ -239,7 +243,7 @@ def _parse_grant(provider: str, body: dict[str, Any], verifier: str = "") -> Gra
         raise _token_error(name, body["error"])
     access, renewal, scope = body.get("access_token"), body.get("refresh_token"), body.get("scope")
     if not (isinstance(access, str) and access) or not isinstance(renewal, str | None):
-        raise ProviderUnavailable(f"{name}'s sign-in answered without a token")
+        raise ProviderUnavailable(Text("{name}'s sign-in answered without a token", name=name))
     return Grant(
         access,
         renewal or None,
@@ -266,7 +270,9 @@ def _account_address(provider: str, id_token: Any, verifier: str) -> str:
     names = ("email",) if provider == Provider.GMAIL else ("preferred_username", "email", "upn")
     address = next((claims[name] for name in names if isinstance(claims.get(name), str)), "").strip()
     if not (mine and asked and 0 < len(address) <= 320 and address.isprintable()):
-        raise ProviderUnavailable(f"{Provider(provider).label}'s sign-in does not say whose account it is")
+        raise ProviderUnavailable(
+            Text("{provider}'s sign-in does not say whose account it is", provider=Provider(provider).label)
+        )
     return address
 
 
@@ -279,9 +285,11 @@ def _token_error(name: str, error: object) -> AdiuvaError:
         case "interaction_required" | "consent_required" | "login_required":
             return GrantRefused(Reason.SIGN_IN)
         case "temporarily_unavailable" | "server_error" | "slow_down":
-            return ProviderUnavailable(f"{name}'s sign-in is unavailable at the moment")
+            return ProviderUnavailable(Text("{name}'s sign-in is unavailable at the moment", name=name))
     log.error("oauth.refused", provider=name, error=word)
-    return ProviderNotConfigured(f"{name}'s sign-in refuses this server's requests ({word})")
+    return ProviderNotConfigured(
+        Text("{name}'s sign-in refuses this server's requests ({reason})", name=name, reason=word)
+    )
 
 
 def _lifetime_s(value: Any) -> int:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from email.message import Message
 from typing import Any, Final
 
+from adiuva.core.errors import Text
 from adiuva.documents.mail import is_read, is_signed
 from integrations.graph import (
     MAX_PAGES,
@@ -144,7 +145,7 @@ class OutlookSync(MailboxSync):
             found += of_name
             if not of_name:
                 missing.append(
-                    SkippedMessage(name, "no_such_folder", "there is no such folder in the mailbox")
+                    SkippedMessage(name, "no_such_folder", Text("there is no such folder in the mailbox"))
                 )
         if not found:
             raise NoSuchFolder("none of the folders of this agent exists in the mailbox")
@@ -233,14 +234,14 @@ async def _pages_newest_first(
     url, seen = _backfill_url(folder, start, filters.end, filters), set[str]()
     while url:
         if url in seen or len(seen) >= MAX_PAGES:
-            raise PageLoop("the pages of Outlook lead back to an earlier page")
+            raise PageLoop(Text("the pages of {provider} lead back to an earlier page", provider="Outlook"))
         seen.add(url)
         answer = await client.get_json(url, _HEADERS)
         found = dicts(answer.get("value"))
         yield found
         following = answer.get("@odata.nextLink") or ""
         if not isinstance(following, str):
-            raise PageLoop("the pages of Outlook lead back to an earlier page")
+            raise PageLoop(Text("the pages of {provider} lead back to an earlier page", provider="Outlook"))
         url = following
         last = parse_time(found[-1].get("receivedDateTime")) if url and found else None
         # Otherwise one second has more mails than a page holds: follow Graph's link.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.utils.translation import gettext
 from rest_framework import serializers
 
 from adiuva.core.rest import Done
@@ -54,7 +55,7 @@ class ConnectionSerializer(serializers.ModelSerializer[Connection]):
         }
 
     def get_message(self, row: Connection) -> str:
-        return row.get_reason_display() if row.reason else ""
+        return gettext(row.get_reason_display()) if row.reason else ""
 
 
 class AuthorizeSerializer(serializers.Serializer[Any]):

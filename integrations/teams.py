@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from adiuva.core.errors import Text
 from adiuva.documents import Attachment, Document, Head, Unreadable
 from adiuva.documents.cleaning import clean
 from adiuva.documents.document import one_line
@@ -79,7 +80,7 @@ class TeamsSync(MailboxSync):
                 if refused.http_status not in (403, 404):
                     raise
                 # A channel that the user may no longer see must not stop the others.
-                reason = "this channel cannot be read by the connected account"
+                reason = Text("this channel cannot be read by the connected account")
                 yield ListedPage(skipped=[SkippedMessage(channel.key, refused.code, reason)])
 
     async def _channels(
@@ -103,7 +104,7 @@ class TeamsSync(MailboxSync):
                         missing.pop(each, None)
         if wanted and not found:
             raise NoSuchFolder("none of the channels of this agent can be seen by the connected account")
-        reason = "there is no such channel, or the connected account cannot see it"
+        reason = Text("there is no such channel, or the connected account cannot see it")
         return found, [SkippedMessage(name, "no_such_folder", reason) for name in missing.values()]
 
     async def _channel(

@@ -23,10 +23,10 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from adiuva.core import db
-from adiuva.core.errors import NotFound
+from adiuva.core.errors import NotFound, Text
 from integrations import oauth_clients, signals
 from integrations.errors import GrantRefused, NeedsReauth, ProviderUnavailable
-from integrations.models import Connection, Health, Reason
+from integrations.models import Connection, Health, Reason, reconnect_text
 
 log = structlog.get_logger(__name__)
 
@@ -199,7 +199,8 @@ def _usable_token(row: Any, rejected: str | None) -> str | None:
         return token
     wait = max(1, round((row.retry_at - row.now).total_seconds()))
     raise ProviderUnavailable(
-        f"{row.get_provider_display()} asked us to wait before the next request", retry_after_s=wait
+        Text("{provider} asked us to wait before the next request", provider=row.get_provider_display()),
+        retry_after_s=wait,
     )
 
 
@@ -233,7 +234,8 @@ def _mark_lost(row: Connection, reason: Reason) -> None:
 
 def _needs_reauth(row: Connection) -> NeedsReauth:
     return NeedsReauth(
-        f"connect {row.get_provider_display()} again: {row.get_reason_display()}", connection_id=row.pk
+        reconnect_text(row.provider, row.reason),
+        connection_id=row.pk,
     )
 
 

@@ -13,8 +13,10 @@ from django.conf import settings
 from django.contrib.auth.views import redirect_to_login
 from django.db import close_old_connections
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import render
 from django.urls import reverse
+from django.utils.translation import gettext
 from django.views import View
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import mixins, viewsets
@@ -24,7 +26,9 @@ from rest_framework.views import APIView
 
 from adiuva.accounts.models import User
 from adiuva.core.errors import AdiuvaError, NotFound
+from adiuva.core.language import said, speaking_to
 from adiuva.core.rest import TOTAL_COUNT, error_responses, user_id
+from billing.entitlements import QuotaExceeded
 from integrations import connections, oauth, tokens
 from integrations.errors import ConsentFailed
 from integrations.models import Connection, Provider
@@ -48,7 +52,7 @@ class AuthorizeView(APIView):
     @extend_schema(
         summary="Connect a Gmail, Outlook or Teams account",
         parameters=[_PROVIDER, AuthorizeSerializer],
-        responses={200: AuthorizationSerializer, **error_responses(400, 401, 404, 503)},
+        responses={200: AuthorizationSerializer, **error_responses(400, 401, 402, 404, 503)},
         operation_id="oauth_authorize",
     )
     def get(self, request: Request, provider: str) -> Response:
@@ -99,6 +103,7 @@ class ConnectionViewSet(
 ):
     """Accounts at providers that agents of the user may read. Tokens stay on the server, sealed."""
 
+    page_for_people = True
     serializer_class = ConnectionSerializer
     queryset = Connection.objects.none()
 
@@ -116,9 +121,13 @@ class ConnectionViewSet(
 
 
 class _PageView(View):
-    """A page below the API."""
+    """A page below the API, in the visitor's language."""
 
     http_method_names = ["get"]  # no HEAD: a link preview must not use up the state
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        with speaking_to(request):
+            return super().dispatch(request, *args, **kwargs)
 
     def http_method_not_allowed(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """In the form of the API, below which it is."""
@@ -170,7 +179,7 @@ class CompleteView(APIView):
         summary="Finish connecting an account",
         parameters=[_PROVIDER],
         request=CompletionSerializer,
-        responses={200: ConnectionSerializer, **error_responses(400, 401, 404, 503)},
+        responses={200: ConnectionSerializer, **error_responses(400, 401, 402, 404, 503)},
         operation_id="oauth_complete",
     )
     def post(self, request: Request, provider: str) -> Response:
@@ -183,11 +192,16 @@ class CompleteView(APIView):
 
 
 def _problem_page(request: HttpRequest, provider: str, problem: AdiuvaError) -> HttpResponse:
-    log.info("consent.failed", provider=provider, code=problem.code)
-    said = problem.message
-    if not isinstance(problem, ConsentFailed):  # what the rest of the product says, as a sentence
-        said = f"{said[:1].upper()}{said[1:]}. Nothing was connected: please try again later."
-    return _page(request, provider, problem=said)
+    told, why = said(problem.message), ""
+    # Otherwise it is a fault that the visitor can do nothing about.
+    if not isinstance(problem, ConsentFailed | QuotaExceeded):
+        why = problem.message
+        told = gettext(
+            "{name} cannot be connected at the moment. Nothing was connected: please try again later."
+        )
+        told = told.format(name=Provider(provider).label)
+    log.info("consent.failed", provider=provider, code=problem.code, why=why)
+    return _page(request, provider, problem=told)
 
 
 def _page(

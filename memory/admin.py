@@ -15,24 +15,16 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from adiuva.accounts.admin_base import ReadOnlyAdmin
+from adiuva.accounts.admin_base import PeriodFilter, ReadOnlyAdmin
 from memory.models import Embedding, Entry, Exchange, Memory, Receipt
 
 # Entries of one user are counted up to here on a page that shows many users.
 _MAX_COUNTED: Final = 10_000
-_HELP: Final = "The beginning of its owner's e-mail address, or an id"
-
-
-class _MemoryAdmin(ReadOnlyAdmin):
-    search_help_text = _HELP
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 @admin.register(Memory)
-class MemoryAdmin(_MemoryAdmin):
-    list_display = ["user", "enabled", "entries", "created_at", "consolidated_at"]
+class MemoryAdmin(ReadOnlyAdmin):
+    list_display = ["user_id", "account", "enabled", "entries", "created_at", "consolidated_at"]
     search_keys = ("user_id",)
     ordering = ["-created_at"]
     readonly_fields = ["tiers", "vectors", "waiting"]
@@ -102,12 +94,10 @@ FROM unnest(%s::uuid[]) AS wanted (id)
 
 
 @admin.register(Entry)
-class EntryAdmin(_MemoryAdmin):
-    list_display = ["id", "user", "tier", "bytes", "valid_from", "valid_to", "uses", "used_at"]
+class EntryAdmin(ReadOnlyAdmin):
+    list_display = ["id", "account", "tier", "bytes", "valid_from", "valid_to", "uses", "used_at"]
     list_filter = ["tier"]
-    search_keys = ("id", "user_id")
     ordering = ["id"]  # not meaningful, but there is an index for it
-    sortable_by = ()
     fields = [
         "id",
         "user",
@@ -145,9 +135,9 @@ class EntryAdmin(_MemoryAdmin):
 
 
 @admin.register(Receipt)
-class ReceiptAdmin(_MemoryAdmin):
-    list_display = ["id", "user", "purpose", "provider", "model", "count", "withheld", "at"]
-    search_keys = ("id", "user_id")
+class ReceiptAdmin(ReadOnlyAdmin):
+    list_display = ["id", "account", "purpose", "provider", "model", "count", "withheld", "at"]
+    list_filter = ["purpose", ("at", PeriodFilter)]
     ordering = ["-at"]
     fields = [
         "id",

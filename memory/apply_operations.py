@@ -15,7 +15,7 @@ from operator import mul
 from typing import Final
 
 from adiuva.core.crypto import SealBroken, UserCipher
-from memory import entries, forgetting, intent, vector_space
+from memory import entries, entry_content, forgetting, intent, vector_space
 from memory.entries import DuplicateEntry, EntryDetails, Remembered
 from memory.exchanges import UnsealedExchange
 from memory.models import Embedding, Entry, Tier
@@ -104,14 +104,14 @@ class OperationWriter:
         """Whether the model was shown the entry, and the user's own words name it and say what holds instead."""
         if entry.pk not in self.written and entry.pk not in {shown.id for shown in self.known.values()}:
             return False
-        text = entries.unseal_entry(entry, self.cipher).searchable_text
+        text = entry_content.unseal_entry(entry, self.cipher).searchable_text
         return intent.wants_change(text, content, [exchange.own_words])
 
     def _replace(self, operation: Operation, exchange: UnsealedExchange) -> str:
         entry = self._shown(operation.entry, exchange)
         if entry is None:
             return "overtaken"
-        before = entries.unseal_entry(entry, self.cipher)
+        before = entry_content.unseal_entry(entry, self.cipher)
         tier, content = Tier(entry.tier), operation.content
         if exchange.foreign or not self._may_change(entry, content, exchange):
             return self._remember(
@@ -134,7 +134,7 @@ class OperationWriter:
         entry = self._shown(operation.entry, exchange)
         if entry is None:
             return "overtaken"
-        text, said = entries.unseal_entry(entry, self.cipher).searchable_text, [exchange.own_words]
+        text, said = entry_content.unseal_entry(entry, self.cipher).searchable_text, [exchange.own_words]
         asked = intent.wants_forgotten(text, said)
         if not asked and not intent.denies(text, said):
             return "not_asked"
@@ -171,14 +171,14 @@ class OperationWriter:
         near = _nearest(vector, [hit.entry.pk for hit in hits]) if vector else set()
         for hit in hits:
             try:
-                known = entries.unseal_entry(hit.entry, self.cipher).content
+                known = entry_content.unseal_entry(hit.entry, self.cipher).content
             except SealBroken:
                 continue
             is_close = hit.entry.pk in near or (words and hash_terms(known, self.cipher) == words)
             if is_close and may_be_the_same(known, content):
                 return known
         for proposal in Entry.objects.of(self.user_id).proposals().filter(tier=Tier.ASSOCIATIVE):
-            known = entries.unseal_entry(proposal, self.cipher).content
+            known = entry_content.unseal_entry(proposal, self.cipher).content
             if words and hash_terms(known, self.cipher) == words and may_be_the_same(known, content):
                 return known
         return None

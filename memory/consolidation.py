@@ -25,6 +25,8 @@ from adiuva.accounts.keys import NoSuchUser
 from adiuva.core import db, leases
 from adiuva.core.leases import Lease, LeaseLost
 from adiuva.core.logging import log_failure
+from billing import usage
+from billing.models import Purpose
 from memory import entries, episode_condensing, pattern_review, patterns, retention
 from memory.models import Memory
 
@@ -110,8 +112,9 @@ async def _run_steps(claimed: ClaimedMemory) -> None:
     user_id = claimed.user_id
     await db.run(retention.delete_expired_entries, user_id)
     model = llm.chat_model(purpose="memory")
-    more = await episode_condensing.condense(user_id, model)
-    review = await pattern_review.review(user_id, model, since=claimed.since, now=claimed.now)
+    async with usage.metered(user_id, Purpose.MEMORY):
+        more = await episode_condensing.condense(user_id, model)
+        review = await pattern_review.review(user_id, model, since=claimed.since, now=claimed.now)
     await db.run(_finish, claimed, review, more)
 
 

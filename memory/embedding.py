@@ -11,7 +11,9 @@ from django.db.models import Exists, OuterRef
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
-from memory import entries, vector_space
+from billing import usage
+from billing.models import Purpose
+from memory import entries, entry_content, vector_space
 from memory.models import Embedding, Entry, Memory, Receipt
 from memory.preferences import readable_tiers
 from memory.receipts import write_receipt
@@ -36,7 +38,8 @@ async def embed_batch(user_id: uuid.UUID, max_entries: int = _BATCH) -> int | No
     batch = await db.run(_read_batch, user_id, model, max_entries)
     if not batch:
         return None
-    vectors = await vector_space.embed_texts([text for _, text, _ in batch], user_id)
+    async with usage.metered(user_id, Purpose.MEMORY):
+        vectors = await vector_space.embed_texts([text for _, text, _ in batch], user_id)
     return await db.run(_save, user_id, model, batch, vectors)
 
 
@@ -89,7 +92,7 @@ def _read_batch(
     )
     cipher = cipher_for(user_id)
     batch = [
-        (pk, entries.unseal_content(sealed, pk, tier, cipher).searchable_text, bytes(fingerprint))
+        (pk, entry_content.unseal_content(sealed, pk, tier, cipher).searchable_text, bytes(fingerprint))
         for pk, tier, sealed, fingerprint in rows
     ]
     write_receipt(

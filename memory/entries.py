@@ -21,15 +21,20 @@ from django.utils import timezone
 from adiuva import llm
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.core import db
-from adiuva.core.crypto import SealBroken, UserCipher
+from adiuva.core.crypto import UserCipher
 from adiuva.core.enqueue import enqueue_on_commit
-from adiuva.core.errors import Conflict, Invalid, NotFound
+from adiuva.core.errors import Conflict, NotFound, Text
 from memory import vector_space
+from memory.entry_content import (
+    EntryContent,
+    fingerprint_of,
+    hash_key,
+    set_content,
+    unseal_entry,
+    validated,
+)
 from memory.models import Embedding, Entry, EntrySource, Memory, SourceKind, Tier
-from memory.terms import hash_terms, is_printable, normalize
 
-MAX_CONTENT_CHARS: Final = 4_000
-MAX_KEY_CHARS: Final = 100
 # Current entries of one user, without history.
 MAX_ENTRIES: Final = {
     Tier.CORE: 500,
@@ -63,8 +68,11 @@ class DuplicateEntry(Conflict):
 
     code = "memory_known_already"
 
-    def __init__(self, entry_id: uuid.UUID, what: str) -> None:
-        super().__init__(f"another entry {what}", entry_id=str(entry_id))
+    def __init__(self, entry_id: uuid.UUID, *, has_key: bool = False) -> None:
+        super().__init__(
+            "another entry has this key" if has_key else "another entry says this already",
+            entry_id=str(entry_id),
+        )
 
 
 class MemoryFull(Conflict):
@@ -72,7 +80,11 @@ class MemoryFull(Conflict):
 
     def __init__(self, tier: str) -> None:
         super().__init__(
-            f"the {tier} memory is full ({MAX_ENTRIES[Tier(tier)]} entries): forget some before adding more"
+            Text(
+                "the {tier} memory is full ({most} entries): forget some before adding more",
+                tier=tier,
+                most=MAX_ENTRIES[Tier(tier)],
+            )
         )
 
 
@@ -132,46 +144,6 @@ class Remembered:
     outcome: RememberOutcome
 
 
-@dataclass(frozen=True, slots=True)
-class EntryContent:
-    """The unsealed content of an entry. Only core entries have a key, and only proposals say what they replace."""
-
-    content: str
-    key: str | None = None
-    replaces: uuid.UUID | None = None
-
-    @property
-    def searchable_text(self) -> str:
-        """The text whose words and vector the entry is found by."""
-        return f"{self.key}: {self.content}" if self.key else self.content
-
-
-def unseal_entry(entry: Entry, cipher: UserCipher) -> EntryContent:
-    """Raises SealBroken if the row was altered or moved."""
-    return unseal_content(entry.sealed, entry.pk, entry.tier, cipher)
-
-
-def unseal_content(
-    sealed: bytes | memoryview, entry_id: uuid.UUID, tier: str, cipher: UserCipher
-) -> EntryContent:
-    """The content of a row that was read without an instance. Raises SealBroken if the row was altered or moved."""
-    value = Entry.sealed.unseal(cipher, sealed, entry_id, tier)
-    replaces = value.get("replaces")
-    return EntryContent(value["content"], value.get("key"), uuid.UUID(replaces) if replaces else None)
-
-
-def opened_at(source: EntrySource, cipher: UserCipher) -> list[dict[str, str]]:
-    """`{table, id}` of the texts that had been read at a source and that the user did not write."""
-    if source.foreign is None:
-        return []
-    try:
-        opened: list[dict[str, str]] = EntrySource.foreign.unseal_from(cipher, source)
-    except SealBroken:
-        log.error("memory.seal_broken", entry_id=str(source.entry_id))
-        return []
-    return opened
-
-
 def get_entry(user_id: uuid.UUID, entry_id: uuid.UUID) -> Entry:
     """Raises EntryNotFound, also for another user's entry."""
     entry = Entry.objects.of(user_id).filter(pk=entry_id).first()
@@ -189,11 +161,6 @@ def entry_of_key(user_id: uuid.UUID, key: str) -> Entry | None:
 def history_of(entry: Entry) -> QuerySet[Entry]:
     """Former versions of an entry, latest first."""
     return Entry.objects.of(entry.user_id).filter(successor=entry).order_by("-valid_to", "-valid_from")
-
-
-def hash_key(cipher: UserCipher, key: str) -> bytes:
-    """The hash that finds a core entry by its key, whatever the key's case and spacing."""
-    return cipher.fingerprint(normalize(key), "memory key")
 
 
 def lock_memory(user_id: uuid.UUID) -> Memory:
@@ -230,11 +197,11 @@ def remember(
     borne out by it. Raises Invalid, MemoryFull, NoSuchUser.
     """
     cipher = cipher_for(user_id)
-    new = _validated(tier, content, key)
+    new = validated(tier, content, key)
     sources = [source, *details.more_sources]
     memory = lock_memory(user_id)
     current = Entry.objects.of(user_id).current().filter(tier=tier)
-    if (known := current.filter(fingerprint=_fingerprint(cipher, new)).first()) is not None:
+    if (known := current.filter(fingerprint=fingerprint_of(cipher, new)).first()) is not None:
         add_sources(known, sources)
         if known.derived and source.kind == SourceKind.USER:
             # What the user says is no guess, so the entry must not go with what it was derived from.
@@ -243,7 +210,7 @@ def remember(
         return Remembered(known, RememberOutcome.KNOWN)
     if details.proposed:
         return Remembered(_propose(user_id, tier, new, cipher, sources, details), RememberOutcome.PROPOSED)
-    same = Entry.objects.of(user_id).proposals().filter(tier=tier, fingerprint=_fingerprint(cipher, new))
+    same = Entry.objects.of(user_id).proposals().filter(tier=tier, fingerprint=fingerprint_of(cipher, new))
     if (proposal := same.first()) is not None:
         add_sources(proposal, sources)
         return Remembered(_accept(proposal, cipher, memory), RememberOutcome.NEW)
@@ -293,7 +260,7 @@ def correct(
     if locked.valid_to is not None:
         raise EntryIsHistory
     before = unseal_entry(locked, cipher)
-    new = _validated(
+    new = validated(
         Tier(locked.tier),
         before.content if content is None else content,
         before.key if key is None else key,
@@ -309,10 +276,10 @@ def correct(
             locked.confidence = confidence
         return locked
     others = Entry.objects.of(entry.user_id).current().filter(tier=locked.tier).exclude(pk=locked.pk)
-    if (same := others.filter(fingerprint=_fingerprint(cipher, new)).first()) is not None:
-        raise DuplicateEntry(same.pk, "says this already")
+    if (same := others.filter(fingerprint=fingerprint_of(cipher, new)).first()) is not None:
+        raise DuplicateEntry(same.pk)
     if new.key is not None and (same := others.filter(key_hash=hash_key(cipher, new.key)).first()):
-        raise DuplicateEntry(same.pk, "has this key")
+        raise DuplicateEntry(same.pk, has_key=True)
     _replace(locked, new, cipher, [source], confidence=confidence)
     _schedule_consolidation(memory)
     return locked
@@ -348,20 +315,6 @@ def end_validity(*, user_id: uuid.UUID, ids: Collection[uuid.UUID], source: Sour
     return current.update(valid_to=Greatest(F("valid_from"), Now()), updated_at=Now())
 
 
-def set_content(entry: Entry, content: EntryContent, cipher: UserCipher) -> None:
-    """Set the sealed value and the columns that are derived from it. The caller saves the entry."""
-    value = {
-        "content": content.content,
-        "key": content.key,
-        "replaces": content.replaces and str(content.replaces),
-    }
-    value = {name: given for name, given in value.items() if given is not None}
-    Entry.sealed.seal_into(cipher, entry, value)
-    entry.fingerprint = _fingerprint(cipher, content)
-    entry.terms = [] if entry.proposed else hash_terms(content.searchable_text, cipher)
-    entry.key_hash = hash_key(cipher, content.key) if content.key is not None else None
-
-
 def add_sources(entry: Entry, sources: Sequence[SourceRef], *, ended: bool = False) -> None:
     """Add the sources that the entry does not have yet."""
     EntrySource.objects.bulk_create(
@@ -381,29 +334,6 @@ def add_sources(entry: Entry, sources: Sequence[SourceRef], *, ended: bool = Fal
     )
 
 
-def _validated(tier: Tier, content: str, key: str | None) -> EntryContent:
-    problems: dict[str, list[str]] = {}
-    content = content.strip()
-    if not content or len(content) > MAX_CONTENT_CHARS or "\0" in content:
-        problems["content"] = [f"1 to {MAX_CONTENT_CHARS} characters, none of them NUL."]
-    if tier == Tier.CORE:
-        key = " ".join((key or "").split())
-        if not key or len(key) > MAX_KEY_CHARS or not is_printable(key):
-            problems["key"] = [f"1 to {MAX_KEY_CHARS} printable characters."]
-    elif key is not None:
-        problems["key"] = ["Only core entries have a key."]
-    if problems:
-        name, (problem, *_) = next(iter(problems.items()))
-        raise Invalid(f"{name}: {problem}", fields=problems)
-    return EntryContent(content, key)
-
-
-def _fingerprint(cipher: UserCipher, content: EntryContent) -> bytes:
-    return cipher.fingerprint(
-        f"{normalize(content.key or '')}\0{normalize(content.content)}", "memory content"
-    )
-
-
 def _propose(
     user_id: uuid.UUID,
     tier: Tier,
@@ -413,7 +343,7 @@ def _propose(
     details: EntryDetails,
 ) -> Entry:
     proposals = Entry.objects.of(user_id).proposals()
-    fingerprint = _fingerprint(cipher, new)
+    fingerprint = fingerprint_of(cipher, new)
     entry = proposals.filter(tier=tier, fingerprint=fingerprint).first()
     if entry is None:
         oldest = proposals.order_by("-created_at", "-pk").values_list("pk", flat=True)[MAX_PROPOSALS - 1 :]

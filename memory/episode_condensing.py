@@ -29,7 +29,7 @@ from adiuva.accounts.models import User
 from adiuva.core import db
 from adiuva.core.crypto import SealBroken
 from adiuva.core.prompt_delimiting import delimit_untrusted
-from memory import entries, structured
+from memory import entries, entry_content, structured
 from memory.entries import EntryDetails, RememberOutcome, SourceRef
 from memory.models import Embedding, Entry, EntrySource, Memory, Receipt, SourceKind, Tier
 from memory.preferences import readable_tiers
@@ -138,7 +138,7 @@ def _read_notes(user_id: uuid.UUID, parts: Sequence[EpisodePart], model: llm.Cha
         return None
     try:
         notes = [
-            f"{part.began_at:%Y-%m-%d}: {' '.join(entries.unseal_entry(rows[part.id], cipher).content.split())}"
+            f"{part.began_at:%Y-%m-%d}: {' '.join(entry_content.unseal_entry(rows[part.id], cipher).content.split())}"
             for part in parts
         ]
     except SealBroken:

@@ -30,6 +30,8 @@ from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.leases import Lease
 from adiuva.core.prompt_delimiting import delimit_untrusted
+from billing import usage
+from billing.models import Purpose
 from memory import entries, structured
 from memory.entries import EntryDetails, Remembered, SourceRef
 from memory.exchanges import UnsealedExchange, shorten, unseal_exchange
@@ -73,7 +75,8 @@ async def write_due(user_id: uuid.UUID) -> int:
         provider = ""
     while draft := await db.run(_claim, user_id, provider):
         try:
-            summary = await _summarize(draft)
+            async with usage.metered(user_id, Purpose.MEMORY):
+                summary = await _summarize(draft)
             written += await db.run(_save, user_id, draft, summary)
         except (llm.ModelError, TimeoutError) as error:
             code = error.code if isinstance(error, AdiuvaError) else "timeout"
@@ -155,16 +158,19 @@ async def _summarize(draft: EpisodeDraft) -> str:
     """The episode's text; empty if nothing happened that is worth one. Raises ModelError and TimeoutError."""
     if draft.without_model:
         return _in_the_users_words(draft)
-    each = max(200, _MATERIAL_CHARS // len(draft.exchanges))
+    model = llm.chat_model(purpose="memory")
+    await model.find_window()
+    most = model.window.part(2, _MATERIAL_CHARS)
+    each = max(200, most // len(draft.exchanges))
     lines = [
         f"user: {shorten(one.said, each * 2 // 3)}\nassistant: {shorten(one.answer, each // 3)}"
         for one in draft.exchanges
     ]
     began = draft.exchanges[0].at.astimezone(draft.zone)
-    said = shorten("\n".join(lines), _MATERIAL_CHARS)
+    said = shorten("\n".join(lines), most)
     async with asyncio.timeout(_MODEL_TIMEOUT_S):
         summary = await structured.ask_or_none(
-            llm.chat_model(purpose="memory"),
+            model,
             prompt="episode",
             material=f"Session of {began:%A %Y-%m-%d %H:%M}\n{delimit_untrusted('conversation', said)}",
             name="episode",

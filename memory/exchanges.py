@@ -11,7 +11,6 @@ from typing import Final
 from django.db import connection, transaction
 
 from adiuva.core.crypto import UserCipher
-from adiuva.core.enqueue import enqueue_on_commit
 from memory import intent
 from memory.entries import SourceRef, lock_memory
 from memory.models import EntrySource, Exchange, SourceKind
@@ -39,6 +38,7 @@ def store(
 ) -> None:
     """Keep what a user said in a turn and what was answered. One statement; does nothing while the memory is off.
 
+    Facts are extracted once the user has been quiet for a while (fact_extraction.enqueue_due).
     `foreign`: `{table, id}` of the texts that the turn read and that the user did not write.
     """
     key = uuid.uuid4()
@@ -56,8 +56,6 @@ def store(
                 ),
             },
         )
-        if cursor.rowcount:
-            enqueue_on_commit("memory.record", user_id)
 
 
 @transaction.atomic

@@ -10,7 +10,7 @@ from uuid import UUID
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from adiuva.core.crypto import UserCipher
-from memory import entries, exchanges, preferences
+from memory import entry_content, exchanges, preferences
 from memory.models import Entry, Exchange, Receipt
 
 
@@ -50,7 +50,7 @@ def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:
                     "seq": source.seq,
                     "at": source.at,
                     "ended": source.ended,
-                    "opened": entries.opened_at(source, cipher),
+                    "opened": entry_content.opened_at(source, cipher),
                 }
                 for source in entry.sources.all()
             ],
@@ -58,7 +58,7 @@ def _entries(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 
 def _content(entry: Entry, cipher: UserCipher) -> Mapping[str, Any]:
-    content = entries.unseal_entry(entry, cipher)
+    content = entry_content.unseal_entry(entry, cipher)
     return {"key": content.key, "content": content.content, "replaces": content.replaces}
 
 

@@ -22,7 +22,7 @@ from zoneinfo import ZoneInfo
 import orjson
 import structlog
 from django.db import transaction
-from django.db.models import F
+from django.db.models import Count, F, Max, Q
 from django.db.models.functions import Now
 
 from adiuva import llm
@@ -34,7 +34,10 @@ from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.leases import Lease
 from adiuva.core.prompt_delimiting import delimit_untrusted
-from memory import entries, structured, vector_space
+from adiuva.llm.context_window import ContextWindow
+from billing import usage
+from billing.models import Purpose
+from memory import entries, entry_content, structured, vector_space
 from memory.apply_operations import OperationWriter, ShownEntry
 from memory.exchanges import UnsealedExchange, shorten, unseal_exchange
 from memory.models import Entry, Exchange, Receipt, SourceKind, Tier
@@ -62,9 +65,12 @@ _LONGEST_LEASE: Final = dt.timedelta(hours=6)
 # Well below the first lease.
 _MODEL_TIMEOUT_S: Final = 100.0
 _QUESTION_CHARS: Final = 4_000
-# A task that was enqueued when an exchange was stored gets this long before another one is.
-_ENQUEUE_AGAIN_AFTER: Final = dt.timedelta(seconds=30)
-_MAX_USERS_ENQUEUED: Final = 500
+# Exchanges are read together, by one request to the model, once their user has been quiet for so long, or as many wait
+# as a request takes.
+_QUIET: Final = dt.timedelta(seconds=60)
+_MAX_USERS_ENQUEUED: Final = 2_000
+# How often exchanges that were too long for the model are read anew at once.
+_MAX_REFITS: Final = 2
 _TIERS: Final = frozenset({Tier.CORE, Tier.ASSOCIATIVE})
 
 log = structlog.get_logger(__name__)
@@ -100,12 +106,28 @@ class ExtractionContext:
 async def extract_facts(user_id: uuid.UUID) -> int:
     """Read a user's unread exchanges. Returns how many were read.
 
-    Exchanges that the model fails on are tried again when their lease has ended.
+    Exchanges that the model fails on are tried again when their lease has ended; at once, and fewer together, if they
+    were too long for it: its window is known by then.
     """
-    read = 0
-    while (batch := await db.run(_claim, user_id)) is not None:
+    read, refits = 0, 0
+    most_chars = await _find_batch_chars()
+    while (batch := await db.run(_claim, user_id, most_chars)) is not None:
         try:
-            await _read(user_id, batch)
+            async with usage.metered(user_id, Purpose.MEMORY):
+                await _read(user_id, batch)
+        except llm.BudgetSpent:
+            log.info("facts.extraction_unpaid", user_id=str(user_id))
+            await db.run(_count_no_attempt, batch)
+            break
+        except llm.ModelContextExceeded as error:
+            log.warning(
+                "facts.extraction_deferred", user_id=str(user_id), code=error.code, attempt=batch.attempt
+            )
+            if (refits := refits + 1) > _MAX_REFITS:
+                break
+            await db.run(_give_back, batch)
+            most_chars = await _find_batch_chars()
+            continue
         except (llm.ModelError, TimeoutError) as error:
             code = error.code if isinstance(error, AdiuvaError) else "timeout"
             log.warning("facts.extraction_deferred", user_id=str(user_id), code=code, attempt=batch.attempt)
@@ -117,8 +139,30 @@ async def extract_facts(user_id: uuid.UUID) -> int:
 
 
 @transaction.atomic
-def _claim(user_id: uuid.UUID) -> Batch | None:
-    """Lease the next exchanges. None while earlier ones are leased, since earlier facts must not replace later ones."""
+def _give_back(batch: Batch) -> None:
+    leases.release_all(leases.held_among(batch.leases))
+
+
+def _count_no_attempt(batch: Batch) -> None:
+    """The exchanges wait for money, as long as it takes: at the end of their lease they are tried again."""
+    mine = [lease.pk for lease in batch.leases]
+    Exchange.objects.filter(pk__in=mine, attempts__gt=0).update(attempts=F("attempts") - 1)
+
+
+async def _find_batch_chars() -> int:
+    """How much of what was said one call reads: a third of a small window."""
+    try:
+        model = llm.chat_model(purpose="memory")
+    except llm.ModelNotConfigured:
+        return _BATCH_CHARS  # said once there is something to read
+    await model.find_window()
+    return model.window.part(3, _BATCH_CHARS)
+
+
+@transaction.atomic
+def _claim(user_id: uuid.UUID, most_chars: int) -> Batch | None:
+    """Lease the next exchanges, of at most so many characters unless one alone has more. None while earlier ones are
+    leased, since earlier facts must not replace later ones."""
     try:
         memory = entries.lock_memory(user_id)
         cipher = cipher_for(user_id)
@@ -145,7 +189,7 @@ def _claim(user_id: uuid.UUID) -> Batch | None:
             continue
         chars += min(len(exchange.said), _SAID_CHARS) + min(len(exchange.answer), _ANSWER_CHARS)
         tried_alone = picked and max(exchange.attempts, picked[0].attempts) > _BATCH_ATTEMPTS
-        if picked and (chars > _BATCH_CHARS or tried_alone):
+        if picked and (chars > most_chars or tried_alone):
             break
         picked.append(exchange)
     if not picked:
@@ -178,7 +222,7 @@ async def _read(user_id: uuid.UUID, batch: Batch) -> None:
             answer = await structured.ask_or_none(
                 model,
                 prompt="record",
-                material=_material(batch, context),
+                material=_material(batch, context, model.window),
                 name="memory",
                 schema=validator.schema(),
                 read=_repaired_once(validator.check),
@@ -247,7 +291,7 @@ def _prepare(
             limit=_MAX_SHOWN,
         )
         rows += [hit.entry for hit in hits]
-    known = _labelled(rows, cipher)
+    known = _labelled(rows, cipher, model.window.part(5, _KNOWN_CHARS))
     sources = {one.source_id for one in batch.exchanges.values() if one.kind == SourceKind.CONVERSATION}
     withheld = current.filter(tier__in=_TIERS - tiers).values_list("tier", flat=True).order_by().distinct()
     write_receipt(
@@ -261,9 +305,9 @@ def _prepare(
     return ExtractionContext(known, tiers, embeds, zone, cipher)
 
 
-def _labelled(rows: Sequence[Entry], cipher: UserCipher) -> dict[str, ShownEntry]:
+def _labelled(rows: Sequence[Entry], cipher: UserCipher, most_chars: int) -> dict[str, ShownEntry]:
     known: dict[str, ShownEntry] = {}
-    left = _KNOWN_CHARS
+    left = most_chars
     for entry in rows:
         label = f"m{len(known) + 1}"
         line = _line(label, entry, cipher)
@@ -275,7 +319,7 @@ def _labelled(rows: Sequence[Entry], cipher: UserCipher) -> dict[str, ShownEntry
 
 def _line(label: str, entry: Entry, cipher: UserCipher) -> str | None:
     try:
-        content = entries.unseal_entry(entry, cipher)
+        content = entry_content.unseal_entry(entry, cipher)
     except SealBroken:
         log.error("memory.seal_broken", user_id=str(entry.user_id), entry_id=str(entry.pk))
         return None
@@ -288,13 +332,14 @@ def _line(label: str, entry: Entry, cipher: UserCipher) -> str | None:
     return orjson.dumps({name: value for name, value in fields.items() if value is not None}).decode()
 
 
-def _material(batch: Batch, context: ExtractionContext) -> str:
+def _material(batch: Batch, context: ExtractionContext, window: ContextWindow) -> str:
+    said_chars, answer_chars = window.part(4, _SAID_CHARS), window.part(12, _ANSWER_CHARS)
     parts = [delimit_untrusted("known", "\n".join(shown.line for shown in context.known.values()))]
     for label, exchange in batch.exchanges.items():
         parts.append(
             f"Exchange {label}, {exchange.at.astimezone(context.zone):%A %Y-%m-%d %H:%M}\n"
-            f"{delimit_untrusted(f'{label} user', shorten(exchange.said, _SAID_CHARS))}\n"
-            f"{delimit_untrusted(f'{label} assistant', shorten(exchange.answer, _ANSWER_CHARS))}"
+            f"{delimit_untrusted(f'{label} user', shorten(exchange.said, said_chars))}\n"
+            f"{delimit_untrusted(f'{label} assistant', shorten(exchange.answer, answer_chars))}"
         )
     return "\n\n".join(parts)
 
@@ -345,11 +390,12 @@ def _apply(
 
 
 def enqueue_due() -> int:
-    """Enqueue tasks for users with unread exchanges whose task was lost or failed. Returns for how many users."""
-    due = Exchange.objects.filter(
-        leases.is_free(), recorded_at=None, said_at__lte=Now() - _ENQUEUE_AGAIN_AFTER
+    """Enqueue tasks for users with unread exchanges who are quiet, or of whom many wait. Returns for how many users."""
+    unread = Exchange.objects.filter(leases.is_free(), recorded_at=None).order_by().values("user_id")
+    due = unread.annotate(last=Max("said_at"), count=Count("pk")).filter(
+        Q(last__lte=Now() - _QUIET) | Q(count__gte=_BATCH_EXCHANGES)
     )
-    users = list(due.values_list("user_id", flat=True).order_by().distinct()[:_MAX_USERS_ENQUEUED])
+    users = list(due.order_by("last").values_list("user_id", flat=True)[:_MAX_USERS_ENQUEUED])
     for user_id in users:
         enqueue_on_commit("memory.record", user_id)
     return len(users)

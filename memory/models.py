@@ -296,6 +296,7 @@ class Receipt(models.Model):
         CONSOLIDATE = "consolidate", "to condense episodes and find patterns"
         EMBED = "embed", "to compute vectors"
         EXTRACT = "extract", "to read documents knowing who the user is"
+        TEXT = "text", "to compute the vector of a text that a client sent"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(

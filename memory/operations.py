@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from adiuva.llm.structured import UnusableAnswer
 from memory import grounding
-from memory.entries import MAX_KEY_CHARS
+from memory.entry_content import MAX_KEY_CHARS
 from memory.models import Tier
 from memory.terms import is_printable
 
@@ -98,11 +98,11 @@ class OperationValidator:
         usable: list[Operation] = []
         problems: dict[str, None] = {}
         others_words = 0
-        for item in found[:MAX_OPERATIONS]:
+        for number, item in enumerate(found[:MAX_OPERATIONS], 1):
             try:
                 usable.append(self._operation(item))
             except UnusableAnswer as unusable:
-                problems[str(unusable)] = None
+                problems[f"operation {number}: {unusable}"] = None
                 others_words += isinstance(unusable, NotTheUsersWords)
         order = list(self.said)
         usable.sort(key=lambda operation: order.index(operation.said_in))
@@ -120,7 +120,7 @@ class OperationValidator:
             raise UnusableAnswer("an operation is an object")
         said_in, entry = item.get("said_in"), item.get("entry")
         if not isinstance(said_in, str) or said_in not in self.said:
-            raise UnusableAnswer("said_in must name one of the exchanges")
+            raise UnusableAnswer(f"said_in must name one of the exchanges: {', '.join(self.said)}")
         match item.get("op"):
             case "add":
                 tier = next(
@@ -128,12 +128,16 @@ class OperationValidator:
                     None,
                 )
                 if tier is None:
-                    raise UnusableAnswer("there is no such tier to add to")
+                    raise UnusableAnswer(
+                        f"tier must be one of {', '.join(tier for tier in _WRITABLE_TIERS if tier in self.tiers)}"
+                    )
                 key = self._key(item, said_in) if tier == Tier.CORE else None
                 return Operation("add", said_in, self._content(item, said_in), tier, key)
             case "replace" | "forget" as op:
                 if not isinstance(entry, str) or entry not in self.known:
-                    raise UnusableAnswer("entry must name one of the known entries")
+                    raise UnusableAnswer(
+                        f"entry must name one of the known entries: {', '.join(self.known) or 'there is none'}"
+                    )
                 if op == "forget":
                     return Operation(op, said_in, entry=entry, asked=item.get("asked") is True)
                 return Operation(op, said_in, self._content(item, said_in), entry=entry)

@@ -21,7 +21,7 @@ from adiuva.core import db
 from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.llm.structured import UnusableAnswer
-from memory import entries, structured
+from memory import entry_content, structured
 from memory.episode_condensing import is_condensed
 from memory.models import Entry, EntrySource, Memory, Receipt, SourceKind, Tier
 from memory.preferences import readable_tiers
@@ -177,7 +177,7 @@ def _labelled(
     shown = {}
     for number, row in enumerate(rows, first):
         try:
-            content = entries.unseal_entry(row, cipher).content
+            content = entry_content.unseal_entry(row, cipher).content
         except SealBroken:
             log.error("memory.seal_broken", user_id=str(row.user_id), entry_id=str(row.pk))
             continue

@@ -14,7 +14,7 @@ import structlog
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import SealBroken
-from memory import entries
+from memory import entry_content
 from memory.models import Entry, Memory, Receipt, Tier
 from memory.preferences import readable_tiers
 from memory.receipts import write_receipt
@@ -33,11 +33,11 @@ def read_profile(user_id: uuid.UUID, model: llm.ChatModel) -> str:
     ):
         return ""
     cipher = cipher_for(user_id)
-    by_hash = {entries.hash_key(cipher, key): key for key in KEYS}
+    by_hash = {entry_content.hash_key(cipher, key): key for key in KEYS}
     found: dict[str, tuple[uuid.UUID, str]] = {}
     for entry in Entry.objects.of(user_id).current().filter(tier=Tier.CORE, key_hash__in=list(by_hash)):
         try:
-            content = entries.unseal_entry(entry, cipher).content
+            content = entry_content.unseal_entry(entry, cipher).content
         except SealBroken:
             log.error("memory.seal_broken", user_id=str(user_id), entry_id=str(entry.pk))
             continue

@@ -19,7 +19,7 @@ from django.db import connection
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import SealBroken
 from adiuva.core.db import prepared_cursor
-from memory import entries, ranking, vector_indexes
+from memory import entry_content, ranking, vector_indexes
 from memory.models import Entry, Memory, Tier
 from memory.preferences import readable_tiers
 from memory.search import search
@@ -178,7 +178,7 @@ def _unseal_within(user_id: uuid.UUID, rows: Iterable[_Row], limit_tokens: int) 
     found = []
     for row in rows:
         try:
-            content = entries.unseal_content(row.sealed, row.id, row.tier, cipher)
+            content = entry_content.unseal_content(row.sealed, row.id, row.tier, cipher)
         except SealBroken:
             log.error("memory.seal_broken", user_id=str(user_id), entry_id=str(row.id))
             continue

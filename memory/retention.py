@@ -12,13 +12,12 @@ from django.db.models import Exists, OuterRef, Q
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
 
+from adiuva.core.pruning import delete_in_batches
 from memory.entries import lock_memory
 from memory.models import Entry, EntrySource, Receipt, SourceKind, Tier
 
 # Rows deleted in one transaction.
 _BATCH: Final = 500
-# Of receipts, in one call.
-_MAX_BATCHES: Final = 20
 
 
 def delete_expired_entries(user_id: uuid.UUID) -> int:
@@ -66,15 +65,8 @@ def _expired_history() -> Q:
 
 
 def delete_expired_receipts() -> int:
-    """Delete expired receipts of all users, up to _MAX_BATCHES batches. Returns how many."""
-    deleted = 0
-    for _ in range(_MAX_BATCHES):
-        old = Receipt.objects.filter(at__lt=_ago("keep_receipts_days")).order_by("at").values("pk")[:_BATCH]
-        count = Receipt.objects.filter(pk__in=old).delete()[0]
-        deleted += count
-        if count < _BATCH:
-            break
-    return deleted
+    """Delete expired receipts of all users. Returns how many; the next call goes on."""
+    return delete_in_batches(Receipt.objects.filter(at__lt=_ago("keep_receipts_days")).order_by("at"))
 
 
 def _ago(name: str) -> Combinable:

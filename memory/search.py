@@ -16,6 +16,8 @@ from django.db import close_old_connections, connection
 from django.utils import timezone
 
 from adiuva import llm
+from billing import usage
+from billing.models import Purpose
 from memory import ranking, vector_space
 from memory.models import Entry, Memory, Tier
 from memory.preferences import readable_tiers
@@ -68,10 +70,15 @@ def embed_and_search(
     vector = vector_space.embed_now(question, user_id)
     if vector is None and needs_vector(user_id):
         close_old_connections()  # the model may take a while, and other threads wait for the pool's connections
-        vector = async_to_sync(vector_space.embed_question)(question, user_id)
+        vector = async_to_sync(_embed)(question, user_id)
     return search(
         user_id=user_id, question=question, vector=vector, now=timezone.now(), tiers=tiers, limit=limit
     )
+
+
+async def _embed(question: str, user_id: uuid.UUID) -> list[float] | None:
+    async with usage.metered(user_id, Purpose.MEMORY):
+        return await vector_space.embed_question(question, user_id)
 
 
 def needs_vector(user_id: uuid.UUID) -> bool:

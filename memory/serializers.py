@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, Final
 
 import structlog
+from django.utils.translation import gettext
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from adiuva.core.crypto import SealBroken, UserCipher
-from adiuva.core.form_fields import LinesField
-from memory import entries
-from memory.entries import MAX_CONTENT_CHARS, MAX_KEY_CHARS
-from memory.models import Entry, EntrySource, Receipt, SourceKind, Tier
+from memory import entry_content
+from memory.entry_content import MAX_CONTENT_CHARS, MAX_KEY_CHARS
+from memory.models import Entry, EntrySource, SourceKind, Tier
 from memory.search import MAX_QUESTION_CHARS
 
 # Of a text to embed.
@@ -22,8 +21,6 @@ MAX_TEXT_CHARS: Final = 20_000
 FORGET_EVERYTHING_PHRASE: Final = "forget everything"
 MAX_SEARCH_RESULTS: Final = 100
 log = structlog.get_logger(__name__)
-
-_PROVIDER = re.compile(r"[a-z0-9](?:[a-z0-9._:-]{0,253}[a-z0-9])?")
 
 
 # ── Entries ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -85,11 +82,11 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
         cipher: UserCipher = self.context["cipher"]
         found: dict[str, Any] = {"id": str(entry.pk), "tier": entry.tier, "state": entry.state}
         try:
-            content = entries.unseal_entry(entry, cipher)
+            content = entry_content.unseal_entry(entry, cipher)
         except SealBroken:
             # The row was altered. Other entries can still be read, and this one can be forgotten.
             log.error("memory.seal_broken", user_id=str(entry.user_id), entry_id=str(entry.pk))
-            content = entries.EntryContent("")
+            content = entry_content.EntryContent("")
             found["unreadable"] = True
         if content.key is not None:
             found["key"] = content.key
@@ -138,7 +135,7 @@ class SourceSerializer(serializers.ModelSerializer[EntrySource]):
 
     @extend_schema_field(OpenedSerializer(many=True))
     def get_opened(self, source: EntrySource) -> list[dict[str, str]]:
-        return entries.opened_at(source, self.context["cipher"])
+        return entry_content.opened_at(source, self.context["cipher"])
 
 
 class EntryDetailSerializer(EntrySerializer):
@@ -195,15 +192,17 @@ class CorrectionSerializer(serializers.Serializer[Any]):
 
     def validate_confidence(self, confidence: float) -> float:
         if not math.isfinite(confidence):
-            raise serializers.ValidationError("Must be a number from 0 to 1.")
+            raise serializers.ValidationError(gettext("Must be a number from 0 to 1."))
         return confidence
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         for name, tier in _TIER_BY_FIELD.items():
             if name in self.initial_data and name not in self.fields:
-                raise serializers.ValidationError({name: "This field cannot be changed."})
+                raise serializers.ValidationError({name: gettext("This field cannot be changed.")})
             if values.get(name) is not None and self.context["tier"] != tier:
-                raise serializers.ValidationError({name: f"Only {tier} entries have this field."})
+                raise serializers.ValidationError(
+                    {name: gettext("Only {tier} entries have this field.").format(tier=tier)}
+                )
         return values
 
 
@@ -220,14 +219,23 @@ class NewEntrySerializer(CorrectionSerializer):
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         if self.context["tier"] == Tier.CORE and "key" not in values:
-            raise serializers.ValidationError({"key": "Core entries need a key."})
+            raise serializers.ValidationError({"key": gettext("Core entries need a key.")})
         began, ended = values.get("began_at"), values.get("ended_at")
         for name, when in (("began_at", began), ("ended_at", ended)):
             if when and not 1900 <= when.year < 2200:  # dates at the limits have no year in other time zones
-                raise serializers.ValidationError({name: "Must be between 1900 and 2199."})
+                raise serializers.ValidationError({name: gettext("Must be between 1900 and 2199.")})
         if began and ended and ended < began:
-            raise serializers.ValidationError({"ended_at": "Must not be before `began_at`."})
+            raise serializers.ValidationError({"ended_at": gettext("Must not be before `began_at`.")})
         return super().validate(values)
+
+
+class EntryQuerySerializer(serializers.Serializer[Any]):
+    current = serializers.ChoiceField(
+        choices=["true", "false", "proposed", "all"],
+        default="true",
+        help_text="`true`: entries that are true now; `false`: history; `proposed`: what waits for you to confirm it; "
+        "`all`: all of them.",
+    )
 
 
 # ── Search, forgetting ──────────────────────────────────────────────────────────────────────────────────
@@ -265,7 +273,9 @@ class SourceRefSerializer(serializers.Serializer[Any]):
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         by_hand = values["kind"] == SourceKind.USER
         if by_hand == (values.get("id") is not None):
-            problem = "Must be omitted for kind `user`." if by_hand else "This field is required."
+            problem = (
+                gettext("Must be omitted for kind `user`.") if by_hand else gettext("This field is required.")
+            )
             raise serializers.ValidationError({"id": problem})
         return values
 
@@ -282,10 +292,14 @@ class ForgetSerializer(serializers.Serializer[Any]):
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         if values["everything"] == ("source" in values):
-            raise serializers.ValidationError("Name either a source or everything.")
+            raise serializers.ValidationError(gettext("Name either a source or everything."))
         if values["everything"] and values.get("confirm") != FORGET_EVERYTHING_PHRASE:
             raise serializers.ValidationError(
-                {"confirm": f'To forget everything, send "{FORGET_EVERYTHING_PHRASE}".'}
+                {
+                    "confirm": gettext('To forget everything, send "{phrase}".').format(
+                        phrase=FORGET_EVERYTHING_PHRASE
+                    )
+                }
             )
         return values
 
@@ -307,104 +321,6 @@ class ForgottenSerializer(serializers.Serializer[Any]):
     forgotten = serializers.IntegerField(help_text="How many entries were deleted, including history.")
 
 
-# ── Policy and receipts ─────────────────────────────────────────────────────────────────────────────────
-
-
-class ProvidersField(LinesField):
-    """Names of model providers: a LiteLLM provider such as "openai", or the host of an endpoint."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(
-            child=serializers.CharField(max_length=255),
-            max_length=20,
-            allow_null=True,
-            required=False,
-            **options,
-        )
-
-    def from_lines(self, lines: list[str]) -> list[str] | None:
-        """In a form, an empty box lets any provider read the tier, and the word "none" lets no provider."""
-        return [line for line in lines if line != "none"] if lines else None
-
-    def to_lines(self, value: Any) -> list[str]:
-        return ["none"] if value == [] else value or []
-
-    def to_internal_value(self, data: Any) -> list[str]:
-        names = [name.lower() for name in super().to_internal_value(data)]
-        if any(not _PROVIDER.fullmatch(name) for name in names):
-            raise serializers.ValidationError("Must be the name of a provider, or a host.")
-        return names
-
-
-class TiersSerializer(serializers.Serializer[Any]):
-    """The providers that may read each tier. null: any provider; an empty list: none."""
-
-    core = ProvidersField()
-    associative = ProvidersField()
-    episodic = ProvidersField()
-    proactive = ProvidersField()
-
-
-class ProvidersSerializer(serializers.Serializer[Any]):
-    chat = serializers.CharField(allow_null=True)
-    embedding = serializers.CharField(
-        allow_null=True, help_text="null: vectors are computed on this server, and nothing is sent elsewhere."
-    )
-
-
-class PolicySerializer(serializers.Serializer[Any]):
-    enabled = serializers.BooleanField(
-        help_text="If off, nothing is recalled and nothing new is remembered. Existing entries stay, and you can read "
-        "and forget them; recent messages that were not read for facts yet are dropped."
-    )
-    tiers = TiersSerializer(
-        help_text="Which model providers may read which tier. You can always read all tiers yourself."
-    )
-    providers = ProvidersSerializer(
-        read_only=True, help_text="The model providers that this server is configured to use."
-    )
-
-
-class ReceiptSerializer(serializers.ModelSerializer[Receipt]):
-    purpose = serializers.ChoiceField(choices=Receipt.Purpose.choices)
-    entries = serializers.ListField(
-        child=serializers.UUIDField(), help_text="Ids of the entries that were sent."
-    )
-    withheld = serializers.ListField(
-        child=serializers.ChoiceField(choices=Tier.choices), help_text="Tiers that your policy withheld."
-    )
-
-    class Meta:
-        model = Receipt
-        fields = [
-            "id",
-            "purpose",
-            "turn_id",
-            "conversation_id",
-            "provider",
-            "model",
-            "entries",
-            "withheld",
-            "at",
-        ]
-        read_only_fields = fields
-
-
-class ReceiptQuerySerializer(serializers.Serializer[Any]):
-    turn_id = serializers.UUIDField(required=False, help_text="Only receipts of this turn.")
-    conversation_id = serializers.UUIDField(required=False, help_text="Only receipts of this conversation.")
-    purpose = serializers.ChoiceField(choices=Receipt.Purpose.choices, required=False)
-
-
-class EntryQuerySerializer(serializers.Serializer[Any]):
-    current = serializers.ChoiceField(
-        choices=["true", "false", "proposed", "all"],
-        default="true",
-        help_text="`true`: entries that are true now; `false`: history; `proposed`: what waits for you to confirm it; "
-        "`all`: all of them.",
-    )
-
-
 # ── Vectors ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -417,4 +333,7 @@ class VectorSerializer(serializers.Serializer[Any]):
     model = serializers.CharField(
         help_text="The model that computed the vector. Do not compare vectors of different models; `lexical` finds "
         "shared words, not shared meaning."
+    )
+    provider = serializers.CharField(
+        allow_null=True, help_text="Who read the text; null: it did not leave the server."
     )

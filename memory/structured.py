@@ -65,7 +65,7 @@ def read_summary(
     if summary is None or not (summary or may_be_empty):
         raise UnusableAnswer("`summary` must be a text.")
     if len(summary) > max_chars:
-        raise UnusableAnswer("`summary` is far too long: a few short sentences.")
+        raise UnusableAnswer(f"`summary` is too long: a few short sentences, at most {max_chars} characters.")
     own = grounding.foreign_facts(summary, material, day=day)
     if own := [fact for fact in own if not (fact.isdigit() and int(fact) <= _MAX_COUNT)]:
         raise UnusableAnswer(f"the material does not say “{own[0]}”.")

@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
 from adiuva.core.enqueue import enqueue_on_commit
-from memory import entries
+from memory import entries, entry_content
 from memory.entries import SourceRef, add_sources, lock_memory
 from memory.forgetting import forget_source
 from memory.models import Embedding, Entry, EntrySource, SourceKind
@@ -86,12 +86,12 @@ def _restore_replaced(user_id: uuid.UUID, place: dict[str, object], cipher: User
             if not others:
                 past.delete()
                 continue
-            before = entries.unseal_entry(past, cipher)
+            before = entry_content.unseal_entry(past, cipher)
             sources = [SourceRef.of(source) for source in others]
             entry.valid_from, entry.derived = past.valid_from, past.derived
             past.delete()
             entry.sources.all().delete()
-            entries.set_content(entry, before, cipher)
+            entry_content.set_content(entry, before, cipher)
             entry.updated_at = Now()
             entry.save()
             add_sources(entry, sources)

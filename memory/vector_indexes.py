@@ -36,9 +36,14 @@ _LOCK_KEY: Final = 0x6D656D6F7279
 
 log = structlog.get_logger(__name__)
 
-_LARGE_USERS: Final = """
-SELECT user_id, vector_dims(vector) FROM memory_embedding WHERE embedding_model = %s
-GROUP BY 1, 2 HAVING count(*) >= %s ORDER BY count(*) DESC LIMIT %s
+# Vectors are only looked at of users who have many: the others are counted in the index by user.
+_COUNTS: Final = """
+SELECT user_id, vector_dims(vector), count(*) FROM memory_embedding
+WHERE embedding_model = %(space)s AND user_id = ANY(ARRAY(
+    SELECT user_id FROM memory_embedding WHERE embedding_model = %(space)s
+    GROUP BY user_id HAVING count(*) >= %(least)s ORDER BY count(*) DESC LIMIT %(most)s
+))
+GROUP BY 1, 2 HAVING count(*) >= %(least)s ORDER BY count(*) DESC LIMIT %(most)s
 """
 _EXISTING: Final = """
 SELECT relname, indisvalid FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
@@ -71,16 +76,14 @@ def maintain() -> tuple[int, int]:
     with connection.cursor() as cursor, _exclusively(cursor) as locked:
         if not locked:
             return 0, 0
-        cursor.execute(_LARGE_USERS, [space, DROP_BELOW_ROWS, MAX_INDEXES])
-        large = {
-            _name(user_id, space, dimensions): (user_id, dimensions)
-            for user_id, dimensions in cursor.fetchall()
-            if dimensions <= _MAX_DIMENSIONS
-        }
-        cursor.execute(_LARGE_USERS, [space, CREATE_FROM_ROWS, MAX_INDEXES])
-        wanted = {
-            _name(user_id, space, dimensions) for user_id, dimensions in cursor.fetchall()
-        } & large.keys()
+        cursor.execute(_COUNTS, {"space": space, "least": DROP_BELOW_ROWS, "most": MAX_INDEXES})
+        large, wanted = {}, set()
+        for user_id, dimensions, count in cursor.fetchall():
+            if dimensions <= _MAX_DIMENSIONS:
+                name = _name(user_id, space, dimensions)
+                large[name] = (user_id, dimensions)
+                if count >= CREATE_FROM_ROWS:
+                    wanted.add(name)
         cursor.execute(_EXISTING, [_PREFIX])
         existing = dict(cursor.fetchall())
         # The creation of an invalid index was interrupted. We hold the lock, so nobody is creating it now.

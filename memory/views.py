@@ -5,25 +5,27 @@ Content and questions are sent in bodies only, since URLs end up in logs and bro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final
 
-from asgiref.sync import async_to_sync
-from django.db import close_old_connections
+from django.utils.translation import gettext
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_view
 from rest_framework import mixins, viewsets
 from rest_framework.decorators import action
 from rest_framework.generics import GenericAPIView, ListAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.reverse import reverse
 
-from adiuva import llm
 from adiuva.accounts.keys import cipher_for
+from adiuva.core.browsable import PageAction
 from adiuva.core.crypto import UserCipher
 from adiuva.core.rest import TOTAL_COUNT, Done, Problem, error_responses, user_id
-from memory import entries, forgetting, preferences, search, taking_back, vector_space
+from memory import entries, forgetting, preferences, search, sent_texts, taking_back
 from memory.entries import BY_HAND, EntryDetails, RememberOutcome
 from memory.models import Entry, Memory, Receipt, SourceKind, Tier
+from memory.policy_serializers import PolicySerializer, ReceiptQuerySerializer, ReceiptSerializer
 from memory.serializers import (
     CorrectionSerializer,
     EntryDetailSerializer,
@@ -32,9 +34,6 @@ from memory.serializers import (
     ForgetSerializer,
     ForgottenSerializer,
     NewEntrySerializer,
-    PolicySerializer,
-    ReceiptQuerySerializer,
-    ReceiptSerializer,
     SearchHitSerializer,
     SearchSerializer,
     SourceSerializer,
@@ -64,8 +63,16 @@ _TIER: Final = OpenApiParameter("tier", str, OpenApiParameter.PATH, enum=Tier.va
 class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
     """What Adiuva remembers of you. A corrected entry keeps its id; its former content becomes history."""
 
+    page_for_people = True
+    page_without_form = ("confirm",)
     serializer_class = EntrySerializer
     queryset = Entry.objects.none()
+
+    def page_actions(self, data: Mapping[str, Any]) -> list[PageAction]:
+        if data.get("state") != "proposed":
+            return []
+        confirm = reverse("memory-confirm", kwargs={"tier": self.tier, "pk": data["id"]})
+        return [PageAction("confirm", gettext("Confirm"), confirm)]
 
     @cached_property
     def tier(self) -> Tier:
@@ -209,6 +216,7 @@ class _FormView(GenericAPIView[Any]):
 class SearchView(_FormView):
     """Search your memory. The question is sent in the body, so that it is in no log and no browser history."""
 
+    page_for_people = True
     serializer_class = SearchSerializer
 
     @extend_schema(
@@ -232,6 +240,7 @@ class ForgetView(_FormView):
     Entries that have other sources as well stay. Entries made from several sources are deleted with any of them.
     """
 
+    page_for_people = True
     serializer_class = ForgetSerializer
 
     @extend_schema(
@@ -260,6 +269,7 @@ class TakeBackView(_FormView):
     What you asked to forget was deleted for good and does not come back.
     """
 
+    page_for_people = True
     serializer_class = TakeBackSerializer
 
     @extend_schema(
@@ -281,6 +291,7 @@ class TakeBackView(_FormView):
 class PolicyView(_FormView):
     """Whether your memory is on, and which model providers may read which tier."""
 
+    page_for_people = True
     serializer_class = PolicySerializer
 
     @extend_schema(
@@ -337,6 +348,7 @@ def _policy(memory: Memory) -> dict[str, Any]:
 class ReceiptsView(ListAPIView[Receipt]):
     """What was sent to model providers: when, to whom, and which entries. Their content is not stored a second time."""
 
+    page_for_people = True
     serializer_class = ReceiptSerializer
     queryset = Receipt.objects.none()
 
@@ -364,25 +376,23 @@ def _query(form: type[Any], request: Request) -> dict[str, Any]:
 
 
 class EmbedView(_FormView):
-    """Compute a text's vector with the configured embedding model or the lexical one. Nothing is stored."""
+    """Compute a text's vector with the configured embedding model or the lexical one. Nothing of it is stored."""
 
     serializer_class = TextSerializer
 
     @extend_schema(
-        summary="Compute the vector of a text",
+        summary="Compute the vector of a text, which its provider reads",
         operation_id="storage_vectors_embed",
         responses={
             200: VectorSerializer,
-            **error_responses(400, 401, 503),
+            **error_responses(400, 401, 403, 503),
             502: OpenApiResponse(Problem, "The model could not answer."),
             504: OpenApiResponse(Problem, "The model did not answer in time."),
         },
     )
     def post(self, request: Request) -> Response:
-        text = self.body(request)["text"]
-        model = llm.embedding_model()
-        vector = vector_space.embed_now(text, user_id(request))
-        if vector is None:
-            close_old_connections()  # the model may take a while, and other threads wait for the pool's connections
-            (vector,) = async_to_sync(model.embed)([text])
-        return Response({"vector": vector, "model": model.name})
+        """This shows the text to the server, and to the provider that `provider` names; a receipt is kept of that. A
+        provider from which your memory's policy keeps any tier is not asked (403 `provider_withheld`). What the vault
+        should keep unread is better embedded on the device."""
+        found = sent_texts.embed(user_id=user_id(request), text=self.body(request)["text"])
+        return Response({"vector": found.vector, "model": found.model, "provider": found.provider or None})

@@ -84,8 +84,12 @@ def _start_forkserver() -> None:
 @cache
 def _set_up_django(config: pytest.Config) -> None:
     """What a developer has configured must not reach the tests, nor the processes that they start."""
-    for name in [name for name in os.environ if name.startswith("ADIUVA_")]:
+    for name in [name for name in os.environ if name.startswith("ADIUVA_") or name == "SSL_CERT_FILE"]:
         del os.environ[name]
+    # Every test talks to this machine, without TLS. Yet each new HTTP client would load all certificates of
+    # authorities, which takes 40 ms.
+    authorities = _servers().folder / "authorities"
+    authorities.mkdir()
     os.environ |= {
         "DJANGO_SETTINGS_MODULE": "adiuva.settings",
         "ADIUVA_ENV_FILE": os.devnull,
@@ -99,6 +103,7 @@ def _set_up_django(config: pytest.Config) -> None:
         "ADIUVA_LOG_LEVEL": "INFO",
         "DATABASE_URL": _servers().database_url,
         "REDIS_URL": _servers().redis_url,
+        "SSL_CERT_DIR": str(authorities),
     }
     import django
     from django.conf import settings
@@ -106,6 +111,8 @@ def _set_up_django(config: pytest.Config) -> None:
 
     django.setup()
     settings.PASSWORD_HASHERS = ["tests.accounts.hashers.FastArgon2id"]
+    # Each test's client would look through all static files at its start.
+    settings.WHITENOISE_AUTOREFRESH = True
     config.stash[blocking_manager_key].block()  # as pytest-django does when it sets Django up itself
 
 
@@ -114,8 +121,10 @@ def _set_up_hypothesis() -> None:
     """Before the first module that uses it is imported: its decorators read the profile."""
     import hypothesis
 
-    hypothesis.settings.register_profile("no deadline", deadline=None)
-    hypothesis.settings.load_profile("no deadline")
+    from tests.sampling import fewer
+
+    hypothesis.settings.register_profile("tests", deadline=None, max_examples=fewer(100))
+    hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -167,6 +176,12 @@ def committed_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> I
     given = urlsplit(os.environ["DATABASE_URL"])
     with django_db_blocker.unblock():
         yield given._replace(path="/" + quote(connection.settings_dict["NAME"])).geturl()
+
+
+@pytest.fixture
+def transactional_db() -> None:
+    """In place of pytest-django's, which empties all tables at its end: the servers of other tests use them."""
+    pytest.fail("Use the fixture committed_db: transactional_db empties tables that running servers read.")
 
 
 @pytest.fixture
@@ -226,8 +241,17 @@ def unlearnt_limits() -> None:
 
 @pytest.fixture
 def provider(_provider: Provider, unlearnt_limits: None) -> Provider:
-    """The fake model provider that server processes use. Its script and its counts are empty."""
+    """The fake model provider that server processes use. Its script and its counts are empty.
+
+    No server takes up a turn that an earlier test has left: it would take a step of this test's script.
+    """
+    from chat.models import Turn
+    from tests.llm.learnt import know_that_it_shows_no_thoughts
+
+    if _stacks:
+        Turn.objects.filter(state__in=[Turn.State.WAITING, Turn.State.RUNNING]).delete()
     _provider.reset()
+    know_that_it_shows_no_thoughts(_provider.url, "openai/scripted")
     return _provider
 
 
@@ -249,8 +273,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the last log lines of the server processes beside a test that failed."""
+    """Show the last log lines of the server processes, and what the model was asked, beside a test that failed."""
     report = yield
     if report.failed:
+        asked = getattr(item, "funcargs", {}).get("provider")
+        if hasattr(asked, "story"):
+            report.sections.append(("requests at the model provider", asked.story()))
         report.sections += [(f"log of {name}", text) for stack in _stacks for name, text in stack.tails()]
     return report

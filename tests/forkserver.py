@@ -1,8 +1,10 @@
 """A server that runs `python -m …` and `python -c …` as forks of itself, after it has imported what they need.
 
-One of our web processes takes 2.5 s of CPU before it serves, mostly to import libraries, and the suite starts more than
-a hundred processes. The server imports only modules that read neither settings nor the environment. So a fork reads its
-own environment and runs the same code as a new interpreter.
+One of our web processes takes 3 s of CPU before it serves, nearly all of it to import modules and to set Django up, and
+the suite starts more than a hundred processes. The server does that once, and then forgets Django's settings and what
+was computed from them. So a fork reads its own environment and runs the same code as a new interpreter, in 0.1 s.
+Whether modules can be imported in the order of a real start is told by the tests of `manage.py up`, which start each
+kind of process anew.
 
 An environment variable tells other processes where the server listens. A fork ends with the process that asked for it,
 and all forks end with the process that started the server.
@@ -21,9 +23,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +39,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = (
     "aiohttp",
     "argon2",
+    "autobahn.twisted.websocket",
     "celery.apps.worker",
     "celery.backends.redis",
     "celery.bin.celery",
@@ -60,6 +64,7 @@ _LIBRARIES = (
     "psycopg_pool",
     "redis.asyncio",
     "structlog",
+    "twisted.web.http",
     "uvicorn.protocols.websockets.websockets_sansio_impl",
     "uvloop",
     "channels.generic.websocket",
@@ -79,36 +84,42 @@ _LIBRARIES = (
     "whitenoise.middleware",
     "yaml",
 )
-# Those of our modules that take time to import and can be imported where Django has no settings, with what they import.
+# What our processes import in addition to Django's applications.
 _OUR_MODULES = (
-    "adiuva.core.channel_layer",
-    "adiuva.core.enqueue",
-    "adiuva.core.logging",
-    "adiuva.devices.codec",
-    "adiuva.devices.large_selects",
-    "adiuva.devices.run_frame_buffer",
-    "adiuva.documents.html",
-    "adiuva.documents.mail",
-    "adiuva.documents.parts",
-    "adiuva.env_variables",
+    "adiuva.body_guard",
+    "adiuva.urls",
+    "adiuva.core.celery_heartbeat",
+    "adiuva.core.metrics",
+    "adiuva.core.tracing",
     "adiuva.llm.litellm_client",
-    "adiuva.llm.local",
-    "adiuva.llm.openai_client",
-    "adiuva.sanitizer",
-    "agents.cron",
-    "agents.extraction",
-    "agents.prompt_context",
-    "agents.reconciliation",
-    "chat.agent_loop",
-    "chat.prompts",
-    "chat.stream_log",
-    "chat.turn_bus",
-    "chat.user_intent",
-    "integrations.mail.documents",
-    "integrations.mail.mailbox_limiter",
-    "memory.grounding",
-    "memory.intent",
+    "adiuva.uvicorn_protocol",
+    "agents.runner",
+    "agents.tasks",
+    "chat.routing",
+    "memory.tasks",
 )
+# Settings that no environment changes, or whose use is made anew in a fork.
+_READ_AT_IMPORT = {
+    "ABSOLUTE_URL_OVERRIDES",
+    "AUTH_USER_MODEL",
+    "DATABASES",
+    "DEBUG",
+    "DEFAULT_AUTO_FIELD",
+    "DEFAULT_EXCEPTION_REPORTER",
+    "DEFAULT_INDEX_TABLESPACE",
+    "DEFAULT_TABLESPACE",
+    "FORCE_SCRIPT_NAME",
+    "INSTALLED_APPS",
+    "LANGUAGE_CODE",
+    "LOCALE_PATHS",
+    "LOGGING",
+    "LOGGING_CONFIG",
+    "REST_FRAMEWORK",
+    "SPECTACULAR_SETTINGS",
+    "USE_DEPRECATED_PYTZ",
+    "USE_I18N",
+}
+_OUR_PACKAGES = ("adiuva", "agents", "billing", "chat", "integrations", "memory")
 
 
 # ── The client ──────────────────────────────────────────────────────────────────────────────────────────
@@ -278,13 +289,71 @@ def _run_as_requested(request: _ForkRequest) -> None:
 
 
 def _import_modules() -> None:
-    from django.conf import settings
-
-    for name in (*_LIBRARIES, *_OUR_MODULES):
+    for name in [name for name in os.environ if name.startswith("ADIUVA_")]:
+        del os.environ[name]
+    os.environ |= {"DJANGO_SETTINGS_MODULE": "adiuva.settings", "ADIUVA_ENV_FILE": os.devnull}
+    for name in _LIBRARIES:
         importlib.import_module(name)
-    assert not settings.configured and "adiuva.settings" not in sys.modules
+    import django
+
+    with _settings_that_are_read() as read:
+        django.setup()
+        for name in _OUR_MODULES:
+            importlib.import_module(name)
+    # What a module makes of a setting when it is imported, no fork would make anew.
+    assert not (read - _READ_AT_IMPORT), f"read when modules are imported: {read - _READ_AT_IMPORT}"
+    _forget_settings()
+    assert "twisted.internet.reactor" not in sys.modules  # daphne chooses it
     gc.collect()
     gc.freeze()  # shared with the forks, for as long as nothing walks over it
+
+
+@contextmanager
+def _settings_that_are_read() -> Iterator[set[str]]:
+    """The names of the settings that are read meanwhile."""
+    from django.conf import LazySettings
+
+    read: set[str] = set()
+    look_up = LazySettings.__getattr__
+
+    def note(settings: LazySettings, name: str) -> object:
+        read.add(name)
+        return look_up(settings, name)
+
+    LazySettings.__getattr__ = note  # type: ignore[method-assign]
+    yield read
+    LazySettings.__getattr__ = look_up  # type: ignore[method-assign]
+
+
+def _forget_settings() -> None:
+    """Make Django and our modules as they are before settings are first read."""
+    from celery import current_app
+    from django.conf import settings
+    from django.core.cache import caches
+    from django.db import connections
+    from django.template import engines
+    from django.utils.functional import empty
+    from rest_framework.settings import api_settings
+
+    assert not current_app.configured
+    for handler in (connections, caches):
+        for made in handler.all(initialized_only=True):  # unused: models ask for the kind of database
+            del handler[made.alias]
+        handler._settings = None
+        handler.__dict__.pop("settings", None)
+    assert "templates" not in engines.__dict__
+    api_settings.reload()
+    settings._wrapped = empty
+    import adiuva
+
+    del sys.modules["adiuva.settings"], adiuva.settings
+    cached = lru_cache(len)
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _OUR_PACKAGES:
+            for value in list(vars(module).values()):
+                if type(value) is type(cached):  # isinstance would have a lazy value computed
+                    value.cache_clear()
+    assert not settings.configured and "adiuva.settings" not in sys.modules
 
 
 if __name__ == "__main__":

@@ -25,6 +25,11 @@ def few(cases: Iterable[T], count: int) -> list[T]:
     return [given[place] for place in sorted(random.Random(_SEED).sample(range(len(given)), count))]
 
 
+# The servers of ASGI that the product runs behind. Most tests use the first; where each costs a process of its own,
+# a run tries one of them.
+ONE_SERVER = few(["uvicorn", "daphne"], 1)
+
+
 def fewer(count: int) -> int:
     """How many examples of a property test to try: a quarter, or with TEST_CASES=all as many as given."""
     return count if TRIES_ALL else max(5, count // 4)

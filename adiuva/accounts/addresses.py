@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import idna
 
+from adiuva.core.errors import Text
+
 _MAX_CHARS = 254  # RFC 5321, 4.5.3.1.3, without the angle brackets
 
 
 class AddressInvalid(ValueError):
-    """Not an address that an account can have. The message is for the user."""
+    """Not an address that an account can have. The message is for the user, in English like that of an AdiuvaError."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 def normalize(address: str) -> str:
@@ -25,7 +31,7 @@ def normalize(address: str) -> str:
         raise AddressInvalid("The part before the @ may hold only unaccented letters, digits and signs.")
     found = f"{local}@{_ascii_domain(domain)}".lower()
     if len(found) > _MAX_CHARS:
-        raise AddressInvalid(f"An address has at most {_MAX_CHARS} characters.")
+        raise AddressInvalid(Text("An address has at most {count} characters.", count=_MAX_CHARS))
     return found
 
 

@@ -13,7 +13,13 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 
 from adiuva.accounts import mails, recovery, services
-from adiuva.accounts.admin_base import AuditedAdmin, ReadOnlyAdmin, search_filter
+from adiuva.accounts.admin_base import (
+    AuditedAdmin,
+    CappedPaginator,
+    PeriodFilter,
+    ReadOnlyAdmin,
+    search_filter,
+)
 from adiuva.accounts.forms import NewUserForm
 from adiuva.accounts.models import RevokedReason, Session, StaffAction, User
 from adiuva.core.errors import AdiuvaError
@@ -23,7 +29,7 @@ admin.site.site_title = "Adiuva"
 admin.site.index_title = "What runs here"
 admin.site.unregister(Group)  # whoever may edit a group could grant it rights, and be in it
 
-_RIGHTS: Final = ["is_staff", "is_superuser", "groups", "user_permissions"]
+_RIGHTS: Final[list[Any]] = ["is_staff", "is_superuser", "groups", "user_permissions"]
 
 
 @admin.register(User)
@@ -34,18 +40,22 @@ class AccountAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]  # not ge
     """
 
     list_display = ["email", "tier", "is_staff", "is_active", "last_login", "created_at"]
-    list_filter = ["tier", "is_staff", "is_active"]
+    list_filter = ["tier", "is_staff", "is_active", ("created_at", PeriodFilter)]
     search_fields = ["email"]  # shows the search box; get_search_results does the search
-    search_help_text = "The beginning of an e-mail address, or an id."
+    search_help_text = "An id, or a part of an address (the beginning of its words)."
     ordering = ["-created_at", "-id"]
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER  # they count all rows
+    paginator = CappedPaginator
     list_per_page = 50
+    sortable_by = ()
     actions = ["end_all_sessions", "deactivate", "send_password_reset", "send_factor_removal"]
-    readonly_fields = ["id", "email", "last_login", "created_at"]
+    readonly_fields = ["id", "email", "tier", "last_login", "created_at"]
     superuser_path = "is_superuser"
     fieldsets = [
         (None, {"fields": ["id", "email", "tier", "timezone", "locale"]}),
-        ("Access", {"fields": ["is_active", "is_staff", "is_superuser", "groups", "user_permissions"]}),
+        ("Access", {"fields": ["is_active"]}),
+        ("Rights", {"classes": ["collapse"], "fields": _RIGHTS}),
         ("Times", {"fields": ["last_login", "created_at"]}),
     ]
     add_fieldsets = [(None, {"classes": ["wide"], "fields": ["email"]})]
@@ -67,7 +77,7 @@ class AccountAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]  # not ge
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[User], search_term: str
     ) -> tuple[QuerySet[User], bool]:
-        return queryset.filter(search_filter(search_term.strip(), keys=("id",), email="email")), False
+        return queryset.filter(search_filter(search_term.strip(), keys=("id",), owner="id")), False
 
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
@@ -132,15 +142,18 @@ class AccountAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]  # not ge
 
 @admin.register(Session)
 class SessionAdmin(ReadOnlyAdmin):
-    list_display = ["id", "user", "user_agent", "created_at", "last_used_at", "expires_at", "revoked_reason"]
-    list_filter = ["revoked_reason"]
-    search_keys = ("id", "user_id")
-    search_help_text = "The beginning of an e-mail address, or the id of a session or a user."
+    list_display = [
+        "id",
+        "account",
+        "user_agent",
+        "created_at",
+        "last_used_at",
+        "expires_at",
+        "revoked_reason",
+    ]
+    list_filter = ["revoked_reason", ("created_at", PeriodFilter)]
     ordering = ["-created_at", "-id"]
     actions = ["end_sessions"]
-
-    def has_delete_permission(self, request: HttpRequest, obj: Session | None = None) -> bool:
-        return False
 
     def has_end_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("accounts.change_session")
@@ -154,12 +167,8 @@ class SessionAdmin(ReadOnlyAdmin):
 
 @admin.register(StaffAction)
 class StaffActionAdmin(ReadOnlyAdmin):
-    list_display = ["id", "at", "staff_id", "user", "kind", "object", "object_id"]
-    list_filter = ["kind"]
+    list_display = ["id", "at", "staff_id", "account", "kind", "object", "object_id"]
+    list_filter = ["kind", ("at", PeriodFilter)]
     search_keys = ("staff_id", "user_id")
-    search_help_text = "The beginning of an owner's e-mail address, or the id of a user or a member of staff."
     ordering = ["-id"]
     fields = ["id", "at", "staff_id", "user", "kind", "object", "object_id"]
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False

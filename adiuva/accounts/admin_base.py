@@ -2,29 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, Final, cast
 from uuid import UUID
 
 from django.contrib import admin
+from django.contrib.admin.widgets import AdminSplitDateTime
 from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils import timezone
 from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from adiuva.accounts import staff_actions
 from adiuva.accounts.models import StaffAction, User
 
+MAX_OWNERS: Final = 200
 
-def search_filter(term: str, *, keys: tuple[str, ...], email: str) -> Q:
-    """Rows whose id is `term`, or whose e-mail address begins with it. An empty term matches all."""
+
+def search_filter(
+    term: str, *, keys: tuple[str, ...], owner: str, by_text: Callable[[str], Q] | None = None
+) -> Q:
+    """Rows with this id, of owners with this part of an address, or with this text. An empty term matches all.
+
+    `keys` are the columns of ids, `owner` is the column of the owner's id. The owners are looked up first (at most
+    MAX_OWNERS), since PostgreSQL uses an index for ids that it knows.
+    """
+    if not term:
+        return Q()
+    found = by_text(term) if by_text else Q(pk__in=())
     try:
         wanted = UUID(term)
     except ValueError:
-        return Q(**{f"{email}__startswith": User.normalize_username(term).lower()}) if term else Q()
-    found = Q()
+        people = User.objects.with_address_part(term).order_by().values_list("pk", flat=True)
+        return found | Q(**{f"{owner}__in": list(people[:MAX_OWNERS])})
     for key in keys:
         found |= Q(**{key: wanted})
     return found
+
+
+class PeriodFilter(admin.FieldListFilter):
+    """The last hour, day, week or month, counted from now: `?created_at__within=day`."""
+
+    PERIODS: Final = {
+        "hour": timedelta(hours=1),
+        "day": timedelta(days=1),
+        "week": timedelta(days=7),
+        "month": timedelta(days=30),
+    }
+
+    def __init__(
+        self, field: Any, request: HttpRequest, params: Any, model: Any, model_admin: Any, field_path: str
+    ) -> None:
+        self.parameter = f"{field_path}__within"
+        super().__init__(field, request, params, model, model_admin, field_path)
+        given: Any = self.used_parameters.get(self.parameter) or [""]
+        self.chosen = str(given[-1])
+
+    def expected_parameters(self) -> list[str | None]:
+        return [self.parameter]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        period = self.PERIODS.get(self.chosen)
+        return queryset.filter(**{f"{self.field_path}__gte": timezone.now() - period}) if period else queryset
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        for name, label in [("", "Any time"), *((name, f"The last {name}") for name in self.PERIODS)]:
+            change, remove = ({self.parameter: name}, []) if name else ({}, [self.parameter])
+            query = changelist.get_query_string(change, remove)
+            yield {"selected": self.chosen == name, "query_string": query, "display": label}
 
 
 class CappedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
@@ -73,30 +123,61 @@ class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic a
 
     superuser_path = "user__is_superuser"
 
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """Names the two inputs of a time for who hears the page: Django's label is of neither."""
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if field is not None and isinstance(field.widget, AdminSplitDateTime):
+            for part, widget in zip(("date", "time"), field.widget.widgets, strict=True):
+                widget.attrs["aria-label"] = f"{field.label}: {part}"
+        return field
+
     def all_rows(self, request: HttpRequest) -> QuerySet[Any]:
         """What the page is about, before rows of superusers are taken out."""
         return super().get_queryset(request)
 
 
 class ReadOnlyAdmin(AuditedAdmin):
-    """Rows cannot be added or edited; actions call the app's services."""
+    """Rows cannot be added, edited or deleted by hand; actions call the app's services."""
 
     search_fields = ["user__email"]  # shows the search box; get_search_results does the search
-    search_keys: tuple[str, ...] = ("id",)
+    search_keys: tuple[str, ...] = ("id", "user_id")
+    search_owner = "user_id"
+    search_help_text = (
+        "An id of it or its owner, or a part of the owner's address (the beginning of its words)."
+    )
     list_select_related = ["user"]
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER  # they count all rows
     paginator = CappedPaginator
     list_per_page = 50
+    sortable_by = ()  # other orders than the page's own have no index
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
+        if not self.search_fields:  # a page without a search box
+            return queryset, False
+        term = search_term.strip()
         return queryset.filter(
-            search_filter(search_term.strip(), keys=self.search_keys, email="user__email")
+            search_filter(term, keys=self.search_keys, owner=self.search_owner, by_text=self.by_text)
         ), False
+
+    by_text: Callable[[str], Q] | None = None  # rows that a text identifies, such as a code
+
+    @admin.display(description="user")
+    def account(self, obj: Any) -> SafeString | str:
+        """The owner's address, which leads to their page."""
+        if obj.user is None:
+            return "–"
+        return format_html(
+            '<a href="{}">{}</a>', reverse("admin:accounts_user_change", args=[obj.user.pk]), obj.user
+        )
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False

@@ -20,13 +20,15 @@ from django.utils import timezone
 
 from adiuva.accounts import services
 from adiuva.accounts.models import Session, User
+from adiuva.accounts.sign_in_rules import Way
 
 _KEY: Final = "adiuva_session"  # in Django's session: the id of ours
 
 
 @receiver(user_logged_in)
 def _open(sender: Any, request: HttpRequest, user: User, **_: Any) -> None:
-    session = services.open_session(user=user, user_agent=request.META.get("HTTP_USER_AGENT", ""))
+    way: Way = getattr(request, "sign_in_way", "password")
+    session = services.open_session(user=user, user_agent=request.META.get("HTTP_USER_AGENT", ""), way=way)
     ends = timezone.now() + timedelta(seconds=settings.SESSION_COOKIE_AGE)
     Session.objects.filter(pk=session.pk).update(expires_at=ends)
     request.session[_KEY] = str(session.pk)
@@ -37,6 +39,11 @@ def _close(sender: Any, request: HttpRequest, user: User | None, **_: Any) -> No
     session = getattr(request, "browser_session", None)
     if session is not None:
         services.logout(session=session)
+
+
+def session_id_of(request: HttpRequest) -> UUID | None:
+    """The id of our session of the browser that has just signed in."""
+    return _id(request.session.get(_KEY))
 
 
 class BrowserSessions:

@@ -23,5 +23,6 @@ def require(*, user: User, password: str = "", passkey: Assertion | None = None)
         raise ConfirmationRequired("this needs your password, or a passkey, in the same request")
     elif not user.check_password(password):
         raise ConfirmationRequired(
-            "the password is wrong", fields={"password": ["This is not the password of the account."]}
+            "the password is wrong",
+            fields={"password": ["This is not the password of the account."]},
         )

@@ -43,7 +43,7 @@ class SecondFactorView(AnonymousView):
     """The second step of signing in, with the ticket of the first: a code of the app, a passkey or a recovery code."""
 
     serializer_class = SecondFactorLoginSerializer
-    throttle_classes = [throttles.TicketThrottle, throttles.AddressThrottle]
+    throttle_classes = [throttles.TicketThrottle]
 
     @extend_schema(auth=[], responses={200: TokensSerializer, **error_responses(400, 401, 429)})
     def post(self, request: Request) -> Response:

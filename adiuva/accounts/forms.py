@@ -6,30 +6,39 @@ import math
 from typing import Any
 
 from django import forms
-from django.contrib.auth.forms import AuthenticationForm, PasswordChangeForm
+from django.contrib.auth.forms import AuthenticationForm, PasswordChangeForm, UsernameField
 from django.core.exceptions import ValidationError
+from django.utils.translation import gettext, gettext_lazy
 
 from adiuva.accounts import services
 from adiuva.accounts.models import User
-from adiuva.accounts.throttles import client_address, count_attempt
+from adiuva.accounts.throttles import client_address, count_attempts
+
+
+def too_many_tries(wait_s: float) -> str:
+    text = gettext("Too many tries. The next is possible in {seconds} s.")
+    return text.format(seconds=math.ceil(wait_s))
 
 
 class _ThrottledSignInForm(AuthenticationForm):
+    username = UsernameField(
+        label=gettext_lazy("E-mail address"), widget=forms.TextInput(attrs={"autofocus": True})
+    )
+
     def clean(self) -> dict[str, Any]:
         assert self.request is not None
         address = client_address(self.request)
         email = User.normalize_username(self.cleaned_data.get("username", ""))
-        waits = [count_attempt("login_address", address), count_attempt("login", address, email)]
-        if any(waits):
-            seconds = math.ceil(max(wait or 0 for wait in waits))
-            raise ValidationError(f"Too many tries. The next is possible in {seconds} s.", code="throttled")
+        wait = count_attempts(("login_address", address), ("login", address, email))
+        if wait is not None:
+            raise ValidationError(too_many_tries(wait), code="throttled")
         return super().clean()
 
 
 class SignInForm(_ThrottledSignInForm):
     """For pages, the browsable API and the admin. The second factor is asked for on the next page."""
 
-    error_messages = {"invalid_login": "The e-mail address or the password is wrong."}
+    error_messages = {"invalid_login": gettext_lazy("The e-mail address or the password is wrong.")}
 
 
 class NewUserForm(forms.ModelForm):  # type: ignore[type-arg]
@@ -63,16 +72,18 @@ class LinkForm(forms.Form):
 
 class ResetForm(LinkForm):
     new_password = forms.CharField(
+        label=gettext_lazy("New password"),
         strip=False,
         max_length=services.MAX_PASSWORD_CHARS,
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password", "autofocus": True}),
-        help_text="At least eight characters. A few words are better than a few signs.",
+        help_text=gettext_lazy("At least eight characters. A few words are better than a few signs."),
     )
 
 
 class AskResetForm(forms.Form):
     email = forms.EmailField(
-        label="E-mail address", widget=forms.EmailInput(attrs={"autocomplete": "email", "autofocus": True})
+        label=gettext_lazy("E-mail address"),
+        widget=forms.EmailInput(attrs={"autocomplete": "email", "autofocus": True}),
     )
 
 
@@ -80,7 +91,7 @@ class ConfirmationForm(forms.Form):
     """What asks for the password again. It comes last."""
 
     password = forms.CharField(
-        label="Your password",
+        label=gettext_lazy("Your password"),
         strip=False,
         max_length=services.MAX_PASSWORD_CHARS,
         widget=forms.PasswordInput(attrs={"autocomplete": "current-password"}),
@@ -92,23 +103,26 @@ class RemoveFactorsForm(LinkForm, ConfirmationForm):
 
 
 class AddressForm(ConfirmationForm):
-    email = forms.EmailField(label="New address", widget=forms.EmailInput(attrs={"autocomplete": "email"}))
+    email = forms.EmailField(
+        label=gettext_lazy("New address"), widget=forms.EmailInput(attrs={"autocomplete": "email"})
+    )
     field_order = ["email", "password"]
 
 
 class PasswordForm(ConfirmationForm):
     new_password = forms.CharField(
+        label=gettext_lazy("New password"),
         strip=False,
         max_length=services.MAX_PASSWORD_CHARS,
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
-        help_text="At least eight characters. A few words are better than a few signs.",
+        help_text=gettext_lazy("At least eight characters. A few words are better than a few signs."),
     )
     field_order = ["password", "new_password"]
 
 
 class CodeForm(forms.Form):
     code = forms.CharField(
-        label="The code that the app shows",
+        label=gettext_lazy("The code that the app shows"),
         max_length=20,
         widget=forms.TextInput(attrs={"autocomplete": "one-time-code", "inputmode": "numeric"}),
     )
@@ -116,7 +130,7 @@ class CodeForm(forms.Form):
 
 class SecondStepForm(forms.Form):
     code = forms.CharField(
-        label="Code of your app, or a recovery code",
+        label=gettext_lazy("Code of your app, or a recovery code"),
         max_length=60,
         widget=forms.TextInput(attrs={"autocomplete": "one-time-code", "autofocus": True}),
     )
@@ -131,11 +145,13 @@ class PasskeyForm(forms.Form):
     def clean_credential(self) -> dict[str, Any]:
         found = self.cleaned_data["credential"]
         if not isinstance(found, dict):
-            raise ValidationError("This is not what a browser says.")
+            raise ValidationError(gettext("This is not what a browser says."))
         return found
 
 
 class NewPasskeyForm(PasskeyForm):
     name = forms.CharField(
-        max_length=60, help_text="So that you know it later: the device, or the password manager."
+        label=gettext_lazy("Name"),
+        max_length=60,
+        help_text=gettext_lazy("So that you know it later: the device, or the password manager."),
     )

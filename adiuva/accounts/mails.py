@@ -7,7 +7,7 @@ whether an address has an account or not.
 from __future__ import annotations
 
 import smtplib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -54,17 +54,32 @@ def require_configured() -> None:
 
 
 def order(
-    kind: Mail.Kind, *, user: User | None = None, address: str = "", after: timedelta = timedelta(0)
+    kind: Mail.Kind,
+    *,
+    user: User | None = None,
+    address: str = "",
+    about: UUID | None = None,
+    after: timedelta = timedelta(0),
 ) -> None:
     """Have a mail sent after the commit, or a time later. Without a mail server nothing is sent.
 
-    `address`: where to, if it is not where the user's mails go at the time of sending.
+    `address`: where to, if it is not where the user's mails go at the time of sending. `about`: the row it tells of.
     """
     if not settings.MAIL_ENABLED:
         return
-    mail = Mail.objects.create(kind=kind, user=user, address=address, not_before=timezone.now() + after)
+    mail = Mail.objects.create(
+        kind=kind, user=user, address=address, about=about, not_before=timezone.now() + after
+    )
     if not after:
         enqueue_on_commit("accounts.send_mail", mail.pk)
+
+
+def send_now(kind: Mail.Kind, *, about: UUID) -> None:
+    """Send a mail that was ordered for later, and was not sent yet, after the commit."""
+    waiting = Mail.objects.filter(kind=kind, about=about, not_before__gt=Now())
+    for mail_id in waiting.values_list("pk", flat=True):
+        enqueue_on_commit("accounts.send_mail", mail_id)
+    waiting.update(not_before=Now())
 
 
 def order_password_reset(*, user: User) -> None:
@@ -119,15 +134,31 @@ def _put_off(mail: Mail, lease: leases.Lease[Mail], error: Exception) -> None:
 
 
 @dataclass(frozen=True)
-class _Letter:
+class Letter:
+    """A mail as it is sent. `template` is a file of `templates/<folder>/mail/`, and its first line is the subject."""
+
     to: str
     template: str
     context: dict[str, Any]
     locale: str
+    folder: str = "accounts"
 
 
-def _letters(mail: Mail) -> Iterator[_Letter]:
+Compose = Callable[[Mail], Iterator[Letter]]
+
+_composers: dict[str, Compose] = {}
+
+
+def compose_with(kinds: Iterable[Mail.Kind], compose: Compose) -> None:
+    """Let the app that mails of these kinds belong to say what they are: no letter if the reason is gone."""
+    _composers.update(dict.fromkeys(kinds, compose))
+
+
+def _letters(mail: Mail) -> Iterator[Letter]:
     """What there is to send: often one letter, none if the reason for the mail is gone."""
+    if (compose := _composers.get(mail.kind)) is not None:
+        yield from compose(mail)
+        return
     user = mail.user
     if mail.kind == Kind.RESET:
         for account in [user] if user else _accounts_to_reset(mail.address):
@@ -139,14 +170,14 @@ def _letters(mail: Mail) -> Iterator[_Letter]:
             if user.email_verified_at:
                 return
             if owner := _other_owner(user.email, user):
-                yield _Letter(owner.email, "account_exists", {"asked": "registered"}, owner.locale)
+                yield Letter(owner.email, "account_exists", {"asked": "registered"}, owner.locale)
             else:
                 yield _with_link(user, user.email, "verify", Purpose.VERIFY, "verify-address")
         case Kind.NEW_ADDRESS:
             if user.new_email != mail.address:
                 return
             if owner := _other_owner(mail.address, user):
-                yield _Letter(owner.email, "account_exists", {"asked": "changed"}, owner.locale)
+                yield Letter(owner.email, "account_exists", {"asked": "changed"}, owner.locale)
             else:
                 yield _with_link(user, mail.address, "new_address", Purpose.NEW_ADDRESS, "confirm-address")
         case Kind.FACTOR_RESET:
@@ -154,7 +185,7 @@ def _letters(mail: Mail) -> Iterator[_Letter]:
             if user.is_active and user.email == mail.address and not used_since(user, mail.created_at):
                 yield _with_link(user, user.email, "factor_reset", Purpose.FACTORS, "remove-factors")
         case _:
-            yield _Letter(mail.address or user.email, mail.kind, {}, user.locale)
+            yield Letter(mail.address or user.email, mail.kind, {}, user.locale)
 
 
 def _accounts_to_reset(address: str) -> list[User]:
@@ -168,17 +199,19 @@ def _other_owner(address: str, user: User) -> User | None:
     return confirmed.filter(is_active=True).exclude(pk=user.pk).first()
 
 
-def _with_link(user: User, to: str, template: str, purpose: Purpose, page: str) -> _Letter:
+def _with_link(user: User, to: str, template: str, purpose: Purpose, page: str) -> Letter:
     query = urlencode({"token": make_token(purpose, user)})
     link = f"{settings.PUBLIC_URL}{reverse(page)}?{query}"
-    return _Letter(to, template, {"link": link, "lifetime": purpose.lifetime}, user.locale)
+    return Letter(to, template, {"link": link, "lifetime": purpose.lifetime}, user.locale)
 
 
-def _message(letter: _Letter) -> EmailMessage:
+def _message(letter: Letter) -> EmailMessage:
     context = {"address": letter.to, "server": settings.PUBLIC_URL, **letter.context}
     context["reset_page"] = settings.PUBLIC_URL + reverse("ask-reset")
     # The first line is the subject. Texts are plain, so nothing is escaped for HTML.
     with speaking(letter.locale):
-        subject, _, body = render_to_string(f"accounts/mail/{letter.template}.txt", context).partition("\n")
+        subject, _, body = render_to_string(f"{letter.folder}/mail/{letter.template}.txt", context).partition(
+            "\n"
+        )
     headers = {"Auto-Submitted": "auto-generated", "X-Auto-Response-Suppress": "All"}
     return EmailMessage(subject.strip(), body.strip() + "\n", to=[letter.to], headers=headers)

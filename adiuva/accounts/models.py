@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import PermissionsMixin
+from django.contrib.postgres.indexes import GinIndex
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import F, Q
@@ -15,13 +16,15 @@ from django.db.models.functions import Lower, Now
 from django.utils.timezone import now
 
 from adiuva.accounts import addresses
+from adiuva.accounts.address_search import EMAIL_WORDS, address_query
 from adiuva.accounts.validators import validate_locale, validate_timezone
+from adiuva.core.language import said
 from adiuva.core.leases import Leased
 from adiuva.core.sealed import SealedTextField
 
 
-class Plan(models.TextChoices):
-    """A price plan. The column and the wire call it `tier`."""
+class PlanName(models.TextChoices):
+    """The price plans there are. The column and the wire call it `tier`; what each allows is a row of billing."""
 
     FREE = "free"
     PRO = "pro"
@@ -36,6 +39,15 @@ class UserQuerySet(models.QuerySet["User"]):
             return self.filter(email=addresses.normalize(email))
         except addresses.AddressInvalid:
             return self.none()
+
+    def with_address_part(self, part: str) -> UserQuerySet:
+        """Accounts whose address has words that begin with those of `part`."""
+        query = address_query(part)
+        return (
+            self.none()
+            if query is None
+            else self.alias(address_words=EMAIL_WORDS).filter(address_words=query)
+        )
 
     def confirmed(self) -> UserQuerySet:
         return self.filter(email_verified_at__isnull=False)
@@ -56,12 +68,15 @@ class UserManager(BaseUserManager["User"]):
     def at_address(self, email: str) -> UserQuerySet:
         return self.get_queryset().at_address(email)
 
+    def with_address_part(self, part: str) -> UserQuerySet:
+        return self.get_queryset().with_address_part(part)
+
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> User:
         """Create a user without checking the rules for passwords, which is up to the caller (see services.register)."""
         try:
             user = self.model(email=addresses.normalize(email), **fields)
         except addresses.AddressInvalid as error:
-            raise ValidationError({"email": str(error)}) from None
+            raise ValidationError({"email": said(error.message)}) from None
         user.set_password(password)
         user.full_clean(exclude=["password"], validate_unique=False, validate_constraints=False)
         user.save(using=self._db)
@@ -92,7 +107,13 @@ class User(AbstractBaseUser, PermissionsMixin):
     new_email = models.EmailField(
         "new e-mail", blank=True, editable=False, help_text="Becomes the address when the user confirms it."
     )
-    tier = models.CharField(max_length=8, choices=Plan, default=Plan.FREE)
+    tier = models.CharField(
+        max_length=8,
+        choices=PlanName,
+        default=PlanName.FREE,
+        editable=False,
+        help_text="Follows from what is paid and from what staff gave; only billing writes it.",
+    )
     timezone = models.CharField(
         "time zone",
         max_length=64,
@@ -119,7 +140,11 @@ class User(AbstractBaseUser, PermissionsMixin):
     objects = UserManager()
 
     class Meta:
-        indexes = [models.Index(fields=["-created_at", "-id"], name="user_newest")]
+        indexes = [
+            models.Index(fields=["-created_at", "-id"], name="user_newest"),
+            GinIndex(EMAIL_WORDS, name="user_email_words"),
+            models.Index(fields=["tier"], condition=~Q(tier="free"), name="user_with_a_plan"),
+        ]
         constraints = [
             models.CheckConstraint(condition=Q(email=Lower("email")), name="user_email_lower"),
             # Accounts that did not confirm the address do not count: whoever registers an address cannot learn from
@@ -130,7 +155,7 @@ class User(AbstractBaseUser, PermissionsMixin):
                 name="user_email_verified_once",
                 violation_error_message="An account with this address exists already.",
             ),
-            models.CheckConstraint(condition=Q(tier__in=Plan.values), name="user_tier_known"),
+            models.CheckConstraint(condition=Q(tier__in=PlanName.values), name="user_tier_known"),
         ]
 
     @classmethod
@@ -146,7 +171,7 @@ class User(AbstractBaseUser, PermissionsMixin):
         try:
             addresses.normalize(self.email)
         except addresses.AddressInvalid as error:
-            raise ValidationError({"email": str(error)}) from None
+            raise ValidationError({"email": said(error.message)}) from None
 
     def set_password(self, raw_password: str | None) -> None:
         super().set_password(_composed(raw_password))
@@ -177,6 +202,14 @@ class Mail(Leased):
         FACTOR_REMOVED = "factor_removed", "a second factor was removed"
         FACTOR_LOST = "factor_lost", "a second factor is said to be lost"
         FACTOR_RESET = "factor_reset", "remove the second factor"
+        TEAM_INVITATION = "team_invitation", "an invitation to a team"
+        PAYMENT_FAILED = "payment_failed", "a renewal was not paid"
+        PLAN_ENDS_SOON = "plan_ends_soon", "a plan ends soon, since it was not paid"
+        PLAN_ENDED = "plan_ended", "a plan has ended, since it was not paid"
+        SSO_REQUIRED = "sso_required", "sign in through the organisation alone"
+        PLUGIN_OFFERED = "plugin_offered", "a plugin is offered to a developer"
+        PLUGIN_LEAVES = "plugin_leaves", "a plugin goes to another developer, unless its owner stops it"
+        PLUGIN_GIVEN = "plugin_given", "a plugin went to another developer"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     kind = models.CharField(max_length=24, choices=Kind)
@@ -184,6 +217,7 @@ class Mail(Leased):
     # Blank: the user's address at the time of sending. Of a reset, the address that somebody typed: only the worker
     # looks whether it has an account, so that the answer to a reset takes the same time for all addresses.
     address = models.EmailField(blank=True)
+    about = models.UUIDField(null=True, help_text="the row that it tells of, of which sending reads the rest")
     attempts = models.PositiveSmallIntegerField(default=0)
     not_before = models.DateTimeField(default=now)
     created_at = models.DateTimeField(default=now)
@@ -209,6 +243,7 @@ class RevokedReason(models.TextChoices):
     REUSE = "reuse", "an old refresh token came back"
     STAFF = "staff", "signed out by staff"
     INACTIVE = "inactive", "the account was deactivated"
+    SSO = "sso", "the organisation's sign-in no longer vouches for it, or asks for a new sign-in"
 
 
 class SessionQuerySet(models.QuerySet["Session"]):
@@ -260,6 +295,20 @@ class Session(models.Model):
 
     def __str__(self) -> str:
         return f"session {self.pk}"
+
+
+class SessionChange(models.Model):
+    """A session that was revoked or deleted, or whose account's plan changed or was deactivated. Triggers write it.
+
+    Kept for a day. It names no account, so nothing of a deleted one stays.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    session_id = models.UUIDField()
+    changed_at = models.DateTimeField(db_index=True, db_default=Now())
+
+    def __str__(self) -> str:
+        return f"change {self.pk} of a session"
 
 
 class Totp(models.Model):
@@ -367,7 +416,11 @@ class StaffAction(models.Model):
         FACTOR_RESET = "factor_reset", "ordered a link to remove the second factor"
         STARTED = "started", "started a run"
         CANCELLED = "cancelled", "cancelled a run"
+        RETRIED = "retried", "had the end of a run told again"
         DELETED = "deleted", "deleted something of the account"
+        PLAN_GIVEN = "plan_given", "gave the account a plan"
+        PLAN_ENDED = "plan_ended", "ended a plan that was given"
+        BUDGET_ADDED = "budget_added", "added to the month's budget"
 
     id = models.BigAutoField(primary_key=True)
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="staff_actions", db_index=False)

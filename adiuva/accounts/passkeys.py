@@ -30,7 +30,7 @@ from fido2.webauthn import (
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import Passkey, User
-from adiuva.core.errors import Invalid
+from adiuva.core.errors import Invalid, Text
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +97,7 @@ def register(answer: Assertion, *, user: User, name: str) -> Passkey:
     if data is None:
         raise PasskeyRefused
     if Passkey.objects.filter(user=user).count() >= MAX_PER_USER:
-        raise Invalid(f"an account has at most {MAX_PER_USER} passkeys")
+        raise Invalid(Text("an account has at most {most} passkeys", most=MAX_PER_USER))
     made = Passkey(user=user, credential_id=data.credential_id, credential=bytes(data))
     label = "".join(filter(str.isprintable, name)).strip()[:_MAX_NAME_CHARS] or "Passkey"
     Passkey.name.seal_into(cipher_for(user.pk), made, label)

@@ -40,7 +40,7 @@ def _valid_address(address: str) -> str:
     try:
         return addresses.normalize(address)
     except addresses.AddressInvalid as error:
-        raise Invalid(str(error), fields={"email": [str(error)]}) from None
+        raise Invalid(error.message, fields={"email": [error.message]}) from None
 
 
 # ── Confirming the address ─────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import Passkey, Session, StaffAction, User
 from adiuva.accounts.passkeys import Assertion
 from adiuva.accounts.services import MAX_PASSWORD_CHARS
+from adiuva.core.language import said
 
 
 class PasswordField(serializers.CharField):
@@ -35,7 +36,7 @@ class AddressField(serializers.EmailField):
         try:
             return addresses.normalize(super().to_internal_value(data))
         except addresses.AddressInvalid as error:
-            raise serializers.ValidationError(str(error)) from None
+            raise serializers.ValidationError(said(error.message)) from None
 
 
 class CredentialsSerializer(serializers.Serializer[Any]):

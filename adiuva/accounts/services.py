@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from hashlib import sha256
 from uuid import UUID
@@ -19,12 +19,14 @@ from django.db.models import CASCADE, Model, QuerySet
 from django.utils import timezone
 from psycopg.errors import DeadlockDetected
 
-from adiuva.accounts import keys, mails, passkeys, second_factors, tokens
+from adiuva.accounts import keys, mails, passkeys, second_factors, session_check, sign_in_rules, tokens
 from adiuva.accounts.models import Mail, RevokedReason, Session, User
 from adiuva.accounts.passkeys import Assertion
 from adiuva.accounts.second_factors import Proof
+from adiuva.accounts.sign_in_rules import Way
 from adiuva.accounts.tokens import TokenPair
-from adiuva.core.errors import Conflict, Invalid, NotAuthenticated, NotFound
+from adiuva.core.errors import Conflict, Invalid, NotAuthenticated, NotFound, Text
+from adiuva.core.pruning import delete_in_batches
 
 log = structlog.get_logger(__name__)
 
@@ -127,12 +129,15 @@ def login_with_passkey(*, passkey: Assertion, user_agent: str = "") -> TokenPair
     user = passkeys.user_of(passkey)
     if user is None:
         raise second_factors.SecondFactorRefused
-    return tokens.issue(open_session(user=user, user_agent=user_agent))
+    return tokens.issue(open_session(user=user, user_agent=user_agent, way="passkey"))
 
 
 @transaction.atomic
-def open_session(*, user: User, user_agent: str) -> Session:
-    """A session for a user who was recognised. Raises InvalidCredentials if the password has changed since."""
+def open_session(*, user: User, user_agent: str, way: Way = "password") -> Session:
+    """A session for a user who was recognised. Raises InvalidCredentials if the password has changed since, and what
+    a rule refuses this way of signing in with.
+    """
+    sign_in_rules.require_allowed(user.pk, way)
     # This locks the row: the password cannot change, nor the account be deactivated, before the session is open.
     unchanged = User.objects.filter(pk=user.pk, password=user.password, is_active=True)
     if not unchanged.update(last_login=timezone.now()):
@@ -143,10 +148,13 @@ def open_session(*, user: User, user_agent: str) -> Session:
 def refresh(*, refresh_token: str) -> TokenPair:
     """The tokens of the next generation. Raises NotAuthenticated, or RefreshTokenReused for an old token.
 
+    Raises what a rule ends the session with (adiuva.accounts.sign_in_rules).
+
     The generation before the newest is accepted for settings.REFRESH_GRACE: the answer may have been lost, or two
     requests of the client raced. An older token must have been stolen, so the whole session ends (RFC 9700, 4.14.2).
     """
     claims = tokens.verify(refresh_token, "refresh")
+    sign_in_rules.require_going_on(claims.user_id, claims.session_id)
     now = timezone.now()
     with transaction.atomic():
         session = (
@@ -175,12 +183,7 @@ def refresh(*, refresh_token: str) -> TokenPair:
 def authenticate(*, access_token: str) -> Session:
     """The live session of an access token, with its user, in one query. Raises NotAuthenticated."""
     claims = tokens.verify(access_token, "access")
-    session = (
-        Session.objects.live()
-        .select_related("user")
-        .filter(pk=claims.session_id, user_id=claims.user_id)
-        .first()
-    )
+    session = session_check.find_live(session_id=claims.session_id, user_id=claims.user_id)
     if session is None:
         raise NotAuthenticated("the session is over: sign in again")
     now = timezone.now()
@@ -221,16 +224,9 @@ def redeem_ticket(ticket: str) -> tuple[UUID, UUID]:
     if not isinstance(found, str) or not cache.delete(key):
         raise NotAuthenticated("the ticket is not valid, or was used, or has expired")
     user_id, session_id = (UUID(part) for part in found.split())
-    if not Session.objects.live().filter(pk=session_id, user_id=user_id).exists():
+    if session_check.find_live(session_id=session_id, user_id=user_id) is None:
         raise NotAuthenticated("the session is over: sign in again")
     return user_id, session_id
-
-
-def live_sessions(ids: Collection[UUID]) -> set[UUID]:
-    """Which of these sessions are live, in one query. Sockets close when their session is not."""
-    if not ids:
-        return set()
-    return set(Session.objects.live().filter(pk__in=ids).values_list("pk", flat=True))
 
 
 # ── Signing out ──────────────────────────────────────────────────────────────────────────────────────────
@@ -255,9 +251,10 @@ def end_sessions(*, user: User, reason: RevokedReason, keep: Session | None = No
 def delete_old_sessions() -> int:
     """Delete the rows of sessions that ended more than 30 days ago. Returns how many."""
     before = timezone.now() - _ENDED_SESSIONS_KEPT
-    expired, _ = Session.objects.filter(expires_at__lt=before).delete()
-    revoked, _ = Session.objects.filter(revoked_at__lt=before).delete()
-    return expired + revoked
+    expired = Session.objects.filter(expires_at__lt=before).order_by("expires_at")
+    revoked = Session.objects.filter(revoked_at__lt=before).order_by("revoked_at")
+    delete_in_batches(session_check.old_changes())
+    return delete_in_batches(expired) + delete_in_batches(revoked)
 
 
 # ── The account ─────────────────────────────────────────────────────────────────────────────────────────
@@ -355,7 +352,9 @@ def _open_session(user: User, user_agent: str) -> Session:
 def check_password_rules(password: str, user: User, *, field: str) -> None:
     """Raises Invalid, under the name of the field that held it."""
     if len(password) > MAX_PASSWORD_CHARS or "\0" in password:
-        problems = [f"A password has at most {MAX_PASSWORD_CHARS} characters, none of them NUL."]
+        problems: list[str] = [
+            Text("A password has at most {count} characters, none of them NUL.", count=MAX_PASSWORD_CHARS)
+        ]
     else:
         try:
             validate_password(password, user)
@@ -368,6 +367,14 @@ def check_password_rules(password: str, user: User, *, field: str) -> None:
 def _ticket_key(ticket: str) -> str:
     # Hashed, so that reading Redis does not give valid tickets, and clients cannot choose Redis keys.
     return f"ticket:{sha256(ticket.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def tier_of(user_id: UUID) -> str:
+    """The tier of an account. Raises keys.NoSuchUser."""
+    found = User.objects.filter(pk=user_id).values_list("tier", flat=True).first()
+    if found is None:
+        raise keys.NoSuchUser("this account no longer exists")
+    return found
 
 
 def locale_of(user_id: UUID) -> str:

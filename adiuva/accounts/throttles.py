@@ -1,17 +1,16 @@
 """Throttles of sign-in attempts.
 
-Attempts are counted in Redis in fixed windows, so in any period at most twice the rate is allowed. Counters are
-atomic: simultaneous requests are all counted. Keys hold hashes, neither addresses nor e-mails.
+A rate of 10/min allows ten attempts at once and then one every six seconds (adiuva/core/rate_limit.py). Without Redis
+nobody can sign in: an outage must not make it easier to guess passwords. Keys hold hashes, neither addresses nor
+e-mails.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import time
 from hashlib import sha256
 from typing import cast
 
-from django.core.cache import cache
 from django.http import HttpRequest
 from rest_framework.request import Request
 from rest_framework.settings import api_settings
@@ -20,17 +19,26 @@ from rest_framework.views import APIView
 
 from adiuva.accounts.models import User
 from adiuva.accounts.second_factors import SecondFactorRefused, user_of_ticket
+from adiuva.core import rate_limit
+from adiuva.core.rate_limit import Limit
 
 
 def count_attempt(scope: str, *who: str) -> float | None:
     """Count one attempt. None if it is allowed, else the seconds until the next one is."""
-    allowed, period = _rate(scope)
-    window, into = divmod(time.time(), period)
+    return count_attempts((scope, *who))
+
+
+def count_attempts(*counters: tuple[str, ...]) -> float | None:
+    """The same for several counters, each a scope and who, in one round trip. All of them must allow it."""
+    limits = [Limit(counter(scope, *who), *_rate(scope)) for scope, *who in counters]
+    never = [limit.period_s for limit in limits if limit.allowed < 1]
+    return max(never) if never else rate_limit.take(*limits)
+
+
+def counter(scope: str, *who: str) -> str:
+    """The name of the counter in Redis."""
     name = sha256("\n".join(who).encode("utf-8", "surrogatepass")).hexdigest()
-    key = f"rate:{scope}:{name}:{int(window)}"
-    # `add` comes first because it alone sets when the counter expires.
-    attempts = 1 if cache.add(key, 1, 2 * period) else cache.incr(key)
-    return None if attempts <= allowed else period - into
+    return f"{scope}:{name}"
 
 
 def _rate(scope: str) -> tuple[int, int]:
@@ -61,9 +69,14 @@ class _Throttle(BaseThrottle):
         """What identifies the client in the counter; None if the request is not counted."""
         return (client_address(request),)
 
-    def allow_request(self, request: Request, view: APIView) -> bool:
+    def counters(self, request: Request) -> list[tuple[str, ...]]:
+        """What is counted: each a scope, and who."""
         who = self.who(request)
-        self._wait = count_attempt(self.scope, *who) if who else None
+        return [(self.scope, *who)] if who else []
+
+    def allow_request(self, request: Request, view: APIView) -> bool:
+        counted = self.counters(request)
+        self._wait = count_attempts(*counted) if counted else None
         return self._wait is None
 
     def wait(self) -> float | None:
@@ -76,12 +89,17 @@ class AddressThrottle(_Throttle):
     scope = "login_address"
 
 
-class AddressAndEmailThrottle(_Throttle):
-    """Counts attempts on an account from an address. Per account alone, anyone could lock its owner out."""
+class AddressAndEmailThrottle(AddressThrottle):
+    """Counts attempts of an address, and those on an account from an address. Per account alone, anyone could lock its
+    owner out."""
 
-    scope = "login"
+    account_scope = "login"
 
-    def who(self, request: Request) -> tuple[str, ...] | None:
+    def counters(self, request: Request) -> list[tuple[str, ...]]:
+        who = self.account(request)
+        return [*super().counters(request), *([(self.account_scope, *who)] if who else [])]
+
+    def account(self, request: Request) -> tuple[str, ...] | None:
         email = request.data.get("email") if isinstance(request.data, dict) else None
         if not isinstance(email, str):
             return None  # the serializer refuses such a body
@@ -91,7 +109,7 @@ class AddressAndEmailThrottle(_Throttle):
 class MailThrottle(AddressAndEmailThrottle):
     """Counts mails that somebody asks for to one address. Per address alone, anyone could keep its owner from them."""
 
-    scope = "mail"
+    account_scope = "mail"
 
 
 class UserMailThrottle(_Throttle):
@@ -112,12 +130,15 @@ class UserThrottle(_Throttle):
         return "user", str(request.user.pk)
 
 
-class TicketThrottle(_Throttle):
-    """Counts tries of the second step for an account. Only who knows its password can use them up."""
+class TicketThrottle(AddressThrottle):
+    """Counts tries of the second step of an address, and for an account. Only who knows its password can use the
+    latter up."""
 
-    scope = "second_factor"
+    def counters(self, request: Request) -> list[tuple[str, ...]]:
+        who = self.account(request)
+        return [*super().counters(request), *([("second_factor", *who)] if who else [])]
 
-    def who(self, request: Request) -> tuple[str, ...] | None:
+    def account(self, request: Request) -> tuple[str, ...] | None:
         ticket = request.data.get("ticket") if isinstance(request.data, dict) else None
         try:
             return ("user", str(user_of_ticket(ticket).pk)) if isinstance(ticket, str) else None

@@ -8,7 +8,6 @@ urlpatterns = [
     path("login", views.LoginView.as_view(), name="login"),
     path("refresh", views.RefreshView.as_view(), name="refresh"),
     path("logout", views.LogoutView.as_view(), name="logout"),
-    path("me", views.MeView.as_view(), name="me"),
     path("password", views.PasswordView.as_view(), name="password"),
     path("password/reset", views.PasswordResetView.as_view(), name="password-reset"),
     path("password/reset/confirm", views.PasswordResetConfirmView.as_view(), name="password-reset-confirm"),

@@ -7,6 +7,7 @@ import zoneinfo
 from functools import cache
 
 from django.core.exceptions import ValidationError
+from django.utils.translation import gettext
 
 # Language, then script, region and variants: the syntax of RFC 5646, without its registry.
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
@@ -24,9 +25,9 @@ def timezones() -> frozenset[str]:
 
 def validate_timezone(value: str) -> None:
     if value not in timezones():
-        raise ValidationError("This is not a time zone of the IANA database, such as Europe/Rome.")
+        raise ValidationError(gettext("This is not a time zone of the IANA database, such as Europe/Rome."))
 
 
 def validate_locale(value: str) -> None:
     if not _LOCALE.fullmatch(value):
-        raise ValidationError("This is not a language tag, such as en or pt-BR.")
+        raise ValidationError(gettext("This is not a language tag, such as en or pt-BR."))

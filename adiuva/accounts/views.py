@@ -90,7 +90,7 @@ class RegisterView(AnonymousView):
     """
 
     serializer_class = CredentialsSerializer
-    throttle_classes = [throttles.MailThrottle, throttles.AddressThrottle]
+    throttle_classes = [throttles.MailThrottle]
 
     @extend_schema(auth=[], responses={201: TokensSerializer, **error_responses(400, 409, 429)})
     def post(self, request: Request) -> Response:
@@ -106,7 +106,7 @@ class LoginView(AnonymousView):
     """
 
     serializer_class = CredentialsSerializer
-    throttle_classes = [throttles.AddressAndEmailThrottle, throttles.AddressThrottle]
+    throttle_classes = [throttles.AddressAndEmailThrottle]
 
     @extend_schema(auth=[], responses={200: TokensSerializer, **error_responses(400, 401, 403, 429)})
     def post(self, request: Request) -> Response:
@@ -143,6 +143,7 @@ class LogoutView(AuthView):
 class MeView(AuthView):
     """The account that is signed in."""
 
+    page_for_people = True
     serializer_class = MeSerializer
 
     @extend_schema(responses={200: MeSerializer, **error_responses(401)})
@@ -199,6 +200,7 @@ class TicketView(AuthView):
 class SessionsView(AuthView, ListAPIView[Session]):
     """Where the account is signed in, the last used first."""
 
+    page_for_people = True
     page_row_delete = "auth:session"
     serializer_class = SessionSerializer
 
@@ -234,6 +236,7 @@ class SessionView(AuthView):
 class StaffActionsView(AuthView, ListAPIView[StaffAction]):
     """What staff did to the account, the latest first."""
 
+    page_for_people = True
     serializer_class = StaffActionSerializer
 
     def get_queryset(self) -> QuerySet[StaffAction]:
@@ -277,7 +280,7 @@ class PasswordResetView(AnonymousView):
     """Mail a link to set a new password. The answer is the same if the address has no account."""
 
     serializer_class = AddressSerializer
-    throttle_classes = [throttles.MailThrottle, throttles.AddressThrottle]
+    throttle_classes = [throttles.MailThrottle]
 
     @extend_schema(auth=[], responses={202: Done, **error_responses(400, 429, 503)})
     def post(self, request: Request) -> Response:

@@ -2,22 +2,35 @@
 
 A view may say more about its page:
 
-    page_actions(data)    [(label, address)]: buttons that POST, on the page of one object
-    page_row_delete       the name of the route at which a row of its list is deleted
+    page_for_people       True: the whole page is in the user's language: name, description, labels, helps, choices.
+                          Else it is for those who write programs, and all of it is in English, as OpenAPI is
+    page_actions(data)    [PageAction]: buttons that POST, on the page of one object and at its row of a list
+    page_rows(data)       [PageRow]: what the page of one object lists below it
+    page_figures(data)    [(label, text)]: what of the answer people want to read without counting digits
+    page_without_form     the actions that take no body
+    page_row_detail       the name of the route of a row, where its view set has none
+    page_row_delete       the name of the route at which a row of its list is deleted, likewise
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any, Final
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from django.http import Http404
 from django.urls import NoReverseMatch, reverse
+from django.utils.translation import gettext
 from rest_framework import exceptions, serializers
 from rest_framework.renderers import BrowsableAPIRenderer, HTMLFormRenderer
 from rest_framework.request import Request, override_method
 from rest_framework.response import Response
+from rest_framework.utils.formatting import markup_description
+from rest_framework.views import get_view_name
+
+from adiuva.core.language import DEFAULT, speaking
 
 _PACK: Final = "api_forms"
 _TITLES: Final = (
@@ -28,11 +41,41 @@ _TITLES: Final = (
     "account",
     "user_agent",
     "provider",
+    "device_id",
     "id",
 )
-_MAX_TITLE: Final = 100
+MAX_TITLE: Final = 100
+# What is said of a row below its title.
+STATES: Final = ("state", "health", "platform")
 # What a view's page is refused with when it makes a form: it then has none.
 _REFUSED: Final = (exceptions.APIException, Http404, RecursionError)
+
+
+class PageAction(NamedTuple):
+    """A button that POSTs to `url`. `key` names what it does, in every language the same.
+
+    `confirm`: what the second press says, where a row asks again before it does this.
+    """
+
+    key: str
+    label: str
+    url: str
+    confirm: str = ""
+
+
+def undo_action(url: str) -> PageAction:
+    return PageAction("undo", gettext("Undo"), url, confirm=gettext("Yes, undo"))
+
+
+@dataclass(frozen=True)
+class PageRow:
+    """A line of a list. `url`: of its own page; `delete`: the address that a DELETE removes it at. "" for neither."""
+
+    title: str
+    about: str
+    url: str = ""
+    actions: Sequence[PageAction] = ()
+    delete: str = ""
 
 
 class FormRenderer(HTMLFormRenderer):
@@ -67,6 +110,14 @@ class BrowsableRenderer(BrowsableAPIRenderer):
     renderer_context: Mapping[str, Any]
     accepted_media_type: str
 
+    def render(self, data: Any, accepted_media_type: Any = None, renderer_context: Any = None) -> Any:
+        if getattr(renderer_context["view"], "page_for_people", False):
+            return super().render(data, accepted_media_type, renderer_context)
+        with speaking(DEFAULT):
+            page = super().render(data, accepted_media_type, renderer_context)
+        renderer_context["response"].headers["Content-Language"] = DEFAULT
+        return page
+
     def get_context(self, data: Any, accepted_media_type: Any, renderer_context: Any) -> dict[str, Any]:
         context = super().get_context(data, accepted_media_type, renderer_context)
         view, request, response = (renderer_context[name] for name in ("view", "request", "response"))
@@ -78,8 +129,11 @@ class BrowsableRenderer(BrowsableAPIRenderer):
             **context,
             "breadcrumblist": crumbs,
             "patch_form": patch,
-            "rows": _rows(view, data),
+            "rows": _rows(view, data) if response.status_code < 400 else [],
             "actions": _actions(view, data) if response.status_code < 400 else [],
+            "figures": view.page_figures(data)
+            if response.status_code < 400 and hasattr(view, "page_figures")
+            else [],
             "refusal": data if response.status_code >= 400 and isinstance(data, Mapping) else None,
             "parent_url": parent[0][1] if parent else "/api/v1/",
             "raw_method": next(
@@ -94,9 +148,10 @@ class BrowsableRenderer(BrowsableAPIRenderer):
         response: Response | None = self.renderer_context.get("response")
         failed = response is not None and response.status_code == 400 and request.method == method
         with override_method(view, request, method) as asked:
-            if not self.show_form_for_method(view, method, asked, None) or not hasattr(
-                view, "get_serializer"
-            ):
+            no_body = getattr(view, "action", None) in getattr(view, "page_without_form", ())
+            if no_body or not hasattr(view, "get_serializer"):
+                return None
+            if not self.show_form_for_method(view, method, asked, None):
                 return None
             with contextlib.suppress(*_REFUSED):
                 serializer = (
@@ -145,27 +200,53 @@ class BrowsableRenderer(BrowsableAPIRenderer):
         return str(self.form_renderer_class().render(filled, self.accepted_media_type, {"style": style}))
 
 
-def _rows(view: Any, data: Any) -> list[dict[str, str]]:
-    """Links to the objects of a list, or to the one that was just made."""
+def name_of(view: Any) -> str:
+    """DRF's setting VIEW_NAME_FUNCTION."""
+    return gettext(get_view_name(view))
+
+
+def description_of(view: Any, html: bool = False) -> str:
+    """DRF's setting VIEW_DESCRIPTION_FUNCTION: the docstring, each of its paragraphs on one line."""
+    written = inspect.cleandoc(getattr(view, "description", None) or type(view).__doc__ or "")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in written.split("\n\n"))
+    text = gettext(text) if text else ""
+    return str(markup_description(text)) if html else text
+
+
+def _rows(view: Any, data: Any) -> list[PageRow]:
+    """Links to the objects of a list, or to the one that was just made, and what can be done with each."""
+    if isinstance(data, Mapping) and getattr(view, "detail", False) and hasattr(view, "page_rows"):
+        return list(view.page_rows(data))
     if isinstance(data, Mapping):
         made = "id" in data and getattr(view, "action", None) == "create"
         listed = [{"id": data["run_id"], "name": "The run"}] if "run_id" in data else [data] if made else []
     else:
         listed = [row for row in data or [] if isinstance(row, Mapping) and "id" in row]
-    return [row for row in (_row(view, each) for each in listed) if row["url"] or row["delete"]]
+    return [row for row in (_row(view, each) for each in listed) if row.url or row.delete]
 
 
-def _row(view: Any, row: Mapping[str, Any]) -> dict[str, str]:
+def _row(view: Any, row: Mapping[str, Any]) -> PageRow:
     title = next((str(row[name]) for name in _TITLES if row.get(name)), "")
-    states = [str(row[name]) for name in ("state", "health", "platform", "created_at") if row.get(name)]
-    detail = getattr(view, "page_row_detail", "") or f"{getattr(view, 'basename', '')}-detail"
+    states = [gettext(str(row[name]).replace("_", " ")) for name in STATES if row.get(name)]
+    if made := row.get("created_at"):
+        states.append(str(made)[:16].replace("T", " "))
     path = {name: value for name, value in view.kwargs.items() if name not in {"pk", "agent_id"}}
-    return {
-        "title": title[:_MAX_TITLE],
-        "about": " · ".join(states),
-        "url": _reverse(detail, {**path, "pk": row["id"]}),
-        "delete": _reverse(getattr(view, "page_row_delete", ""), {"id": row["id"]}),
-    }
+    place = _reverse(f"{view.basename}-detail", path | {"pk": row["id"]}) if hasattr(view, "basename") else ""
+    # What was just made has its buttons, and its form to delete it, on its own page.
+    is_listed = getattr(view, "action", None) in {None, "list"}
+    delete = _named(view, "page_row_delete", row) or (place if hasattr(view, "destroy") else "")
+    return PageRow(
+        title=title[:MAX_TITLE],
+        about=" · ".join(states),
+        url=_named(view, "page_row_detail", row) or place,
+        actions=view.page_actions(row) if is_listed and hasattr(view, "page_actions") else (),
+        delete=delete if is_listed else "",
+    )
+
+
+def _named(view: Any, attribute: str, row: Mapping[str, Any]) -> str:
+    route = getattr(view, attribute, "")
+    return reverse(route, args=[row["id"]]) if route else ""
 
 
 def _reverse(route: str, parts: Mapping[str, Any]) -> str:
@@ -175,16 +256,9 @@ def _reverse(route: str, parts: Mapping[str, Any]) -> str:
         return ""
 
 
-def _actions(view: Any, data: Any) -> list[tuple[str, str]]:
-    """Buttons on the page of one object: those that its view names, and what may be POSTed below it."""
-    if not getattr(view, "detail", False) or not isinstance(data, Mapping):
+def _actions(view: Any, data: Any) -> list[PageAction]:
+    """Buttons on the page of one object, and below the answer of an endpoint that is no list."""
+    is_list = getattr(view, "detail", True) is False
+    if is_list or not isinstance(data, Mapping) or not hasattr(view, "page_actions"):
         return []
-    named = list(view.page_actions(data)) if hasattr(view, "page_actions") else []
-    offered = view.get_extra_actions() if not hasattr(view, "page_actions") else []
-    return named + [
-        (str(action.kwargs["name"]), url)
-        for action in offered
-        if "post" in action.mapping
-        and action.detail
-        and (url := _reverse(f"{view.basename}-{action.url_name}", view.kwargs))
-    ]
+    return list(view.page_actions(data))

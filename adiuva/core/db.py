@@ -18,6 +18,7 @@ import psycopg
 from django.conf import settings
 from django.db import connection, connections
 from django.db.backends.utils import CursorWrapper
+from django.utils import translation
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,9 +39,26 @@ def _call(function: Callable[[], R]) -> R:
 
 
 async def run(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function that uses the ORM in a thread. Returns after its transaction has ended."""
-    call = partial(contextvars.copy_context().run, partial(function, *args, **kwargs))
-    return await asyncio.get_running_loop().run_in_executor(_threads(), _call, call)
+    """Call a function that uses the ORM in a thread. Returns after its transaction has ended.
+
+    It sees the caller's context variables, and gettext speaks the caller's language.
+    """
+    return await run_in(_threads(), partial(function, *args, **kwargs))
+
+
+async def run_in(threads: ThreadPoolExecutor, wanted: Callable[[], R]) -> R:
+    """The same in a thread of another pool: for what uses the ORM and blocks for long on something else."""
+    language = translation.get_language()
+    if language != settings.LANGUAGE_CODE:
+        wanted = partial(_speaking, language, wanted)
+    call = partial(contextvars.copy_context().run, wanted)
+    return await asyncio.get_running_loop().run_in_executor(threads, _call, call)
+
+
+def _speaking(language: str | None, function: Callable[[], R]) -> R:
+    """Django ties the language to the thread as well as to the context, so that a copy of the context lacks it."""
+    with translation.override(language):
+        return function()
 
 
 def clock() -> dt.datetime:

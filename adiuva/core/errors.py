@@ -1,14 +1,65 @@
-"""Errors that carry a code. Each edge (REST, socket, run journal) maps them once."""
+"""Errors that carry a code. Each edge (REST, socket, page) says them once, in the language of whom it speaks to.
+
+A message is written in English, as a literal, and the catalogues in `locale/` translate it:
+
+    raise NotFound("there is no such agent")
+    raise Invalid(Text("a title has 1 to {most} characters", most=200))
+
+As a string it stays English, for logs and for models. `adiuva.core.language.said` translates it where it is said.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Self
+
+
+class Text(str):
+    """A message with values. As a string it is in English; what a translation needs is kept beside it.
+
+    `msgid` is a literal with a place in braces for each value. A value that is a Text is translated as well; other
+    values are shown as they are.
+    """
+
+    msgid: str
+    values: dict[str, Any]
+
+    def __new__(cls, msgid: str, /, **values: Any) -> Self:
+        made = super().__new__(cls, msgid.format(**values) if values else msgid)
+        made.msgid, made.values = msgid, values
+        return made
+
+    @classmethod
+    def of(cls, message: str) -> Text:
+        """A message as a value of another one."""
+        return message if isinstance(message, Text) else Text(message)
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:
+        return (self.msgid,), self.values
+
+
+def packed(text: str) -> str | list[Any]:
+    """A message as JSON that keeps what a translation needs."""
+    if not isinstance(text, Text):
+        return text
+    values = {name: packed(value) if isinstance(value, str) else value for name, value in text.values.items()}
+    return [text.msgid, values]
+
+
+def unpacked(found: str | list[Any]) -> str:
+    if isinstance(found, str):
+        return found
+    msgid, values = found
+    return Text(
+        msgid, **{name: unpacked(each) if isinstance(each, list) else each for name, each in values.items()}
+    )
 
 
 class AdiuvaError(Exception):
     """Something a caller can be told: `code` for programs, the message for people, `fields` for forms.
 
-    `status` is the HTTP status a REST edge answers with. Messages never hold secrets or another user's data.
+    `status` is the HTTP status a REST edge answers with; `extra` is added to the body. Messages, and the problems of
+    fields, are literals or `Text`; they never hold secrets or another user's data.
     """
 
     code = "error"
@@ -21,13 +72,6 @@ class AdiuvaError(Exception):
         self.message = message
         self.fields = dict(fields) if fields else None
         self.extra = extra
-
-    def body(self) -> dict[str, object]:
-        """The wire form: `{code, message, fields?}` and whatever the error adds."""
-        found: dict[str, object] = {"code": self.code, "message": self.message, **self.extra}
-        if self.fields:
-            found["fields"] = self.fields
-        return found
 
 
 class Invalid(AdiuvaError):

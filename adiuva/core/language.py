@@ -5,14 +5,25 @@ Texts for people are wrapped in Django's gettext where they are made, and a pers
     with speaking(user.locale):
         text = gettext("Hello")
 
+Below /api/ the middleware and authentication have chosen it before a view begins. Errors are in English until they are
+said to somebody (`said`, `body_of`), so that logs and models read the same words whoever asks.
+
 `locale/<language>/LC_MESSAGES` holds the catalogues, compiled: nothing has to be installed to use them.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Final
 
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 from django.utils import translation
+from django.utils.cache import patch_vary_headers
+from django.utils.translation import gettext
+
+from adiuva.core.errors import AdiuvaError, Text
 
 DEFAULT: Final = "en"
 TRANSLATED: Final = ("de", "fr", "it", "es")
@@ -28,3 +39,92 @@ def language_of(locale: str) -> str:
 def speaking(locale: str) -> translation.override:
     """A context in which gettext speaks this locale's language. It holds for the present task or thread alone."""
     return translation.override(language_of(locale))
+
+
+def speaking_to(request: HttpRequest) -> translation.override:
+    """The same with the language of the request's user; of one who is not signed in, that of their Accept-Language."""
+    locale = getattr(request.user, "locale", None)
+    if locale is None:
+        locale = translation.get_language_from_request(request)
+    return speaking(locale)
+
+
+def speaking_by_header(accept_language: str) -> translation.override:
+    """The same for a request of which only the headers are known."""
+    request = HttpRequest()
+    request.META["HTTP_ACCEPT_LANGUAGE"] = accept_language
+    return speaking(translation.get_language_from_request(request))
+
+
+def speak_to(user: Any) -> None:
+    """From now on, within the API's middleware, the request is answered in this user's language."""
+    translation.activate(language_of(user.locale))
+
+
+class ApiLanguage:
+    """Middleware: below /api/ the server speaks what Accept-Language asks for, until it is known who asks."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if not request.path.startswith("/api/"):
+            return self._get_response(request)
+        with speaking(translation.get_language_from_request(request)):
+            response = self._get_response(request)
+            if response.status_code >= 400 or response.get("Content-Type", "").startswith("text/html"):
+                response.headers.setdefault("Content-Language", translation.get_language() or DEFAULT)
+                patch_vary_headers(response, ["Accept-Language"])
+        return response
+
+
+def said(text: str) -> str:
+    """A message of an error, or of a run's journal, in the language that is spoken. Other texts stay as they are."""
+    if not isinstance(text, Text):
+        # Django would make one kind of line end of all, and what others wrote stays as it is.
+        return text if "\r" in text else gettext(text)
+    values = {name: said(value) if isinstance(value, Text) else value for name, value in text.values.items()}
+    words = gettext(text.msgid)
+    return words.format(**values) if values else words
+
+
+def sentence(text: str) -> str:
+    """A message of an error as a page says it: in the language that is spoken, with a capital and a full stop."""
+    words = said(text)
+    return f"{words[:1].upper()}{words[1:].removesuffix('.')}."
+
+
+def body_of(error: AdiuvaError) -> dict[str, Any]:
+    """An error's wire form in the language that is spoken: `{code, message, fields?}` and whatever the error adds."""
+    found: dict[str, Any] = {"code": error.code, "message": said(error.message), **_spoken(error.extra)}
+    if error.fields:
+        found["fields"] = {
+            name: [said(problem) for problem in problems] for name, problems in error.fields.items()
+        }
+    return found
+
+
+def _spoken(value: Any) -> Any:
+    """The same with each Text in it translated."""
+    match value:
+        case Text():
+            return said(value)
+        case dict():
+            return {name: _spoken(each) for name, each in value.items()}
+        case list():
+            return [_spoken(each) for each in value]
+    return value
+
+
+def in_their_language(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
+    """Decorate a page's view: it speaks the language of who is signed in, else what the browser asks for."""
+
+    @wraps(view)
+    def speak(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        with speaking_to(request):
+            response = view(request, *args, **kwargs)
+            response.headers.setdefault("Content-Language", translation.get_language() or DEFAULT)
+        patch_vary_headers(response, ["Accept-Language"])
+        return response
+
+    return speak

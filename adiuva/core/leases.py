@@ -12,6 +12,7 @@ lease ran out may go on as long as nobody has claimed the row; after that its ne
     lease = found[0].lease(LEASE)
 
     lease.renew()                                   # one UPDATE, now and then while the work lasts
+    leases.renew_all(all_of_this_process)           # one UPDATE for all of them, however many
 
     with transaction.atomic():
         export = lease.held()                       # locks the row, so the holder alone writes what follows
@@ -112,11 +113,30 @@ class Lease(Generic[M]):
 
 def held_among(leases: Collection[Lease[M]]) -> list[M]:
     """Lock those of several rows of one model that are still held, until the end of the transaction."""
+    return list(_still_held(leases).select_for_update(of=("self",), no_key=True)) if leases else []
+
+
+@transaction.atomic
+def renew_all(leases: Collection[Lease[M]]) -> int:
+    """Hold several rows of one model for the `duration` of the first lease from now on. One UPDATE.
+
+    Returns how many were renewed. Rows that others hold by now are left alone, and so are rows that are locked just
+    now: the renewals of a whole process must not wait for one slow transaction, nor deadlock with a deletion.
+    """
     if not leases:
-        return []
-    model = next(iter(leases)).model
-    mine = reduce(or_, (Q(pk=lease.pk, fence=lease.fence) for lease in leases))
-    return list(model._default_manager.filter(mine).select_for_update(of=("self",), no_key=True))
+        return 0
+    free = _still_held(leases).select_for_update(no_key=True, skip_locked=True).order_by()
+    first = next(iter(leases))
+    rows = first.model._default_manager.filter(pk__in=free.values("pk"))
+    return rows.update(lease_until=Now() + first.duration)
+
+
+def _still_held(leases: Collection[Lease[M]]) -> QuerySet[M]:
+    by_fence: dict[int, list[Any]] = {}
+    for lease in leases:
+        by_fence.setdefault(lease.fence, []).append(lease.pk)
+    mine = reduce(or_, (Q(fence=fence, pk__in=pks) for fence, pks in by_fence.items()))
+    return next(iter(leases)).model._default_manager.filter(mine)
 
 
 def release_all(rows: Collection[M], **changes: Any) -> None:

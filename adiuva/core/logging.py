@@ -194,11 +194,14 @@ def configure(level: str, *, as_json: bool) -> dict[str, Any]:
                 "django.request": "ERROR",  # RequestLog has the others
                 "django.server": "WARNING",
                 "django.channels.server": "WARNING",
+                # It logs each failed batch with the collector's address and answer; core.tracing logs an outage once.
+                "opentelemetry": "CRITICAL",
                 "celery": "INFO",
                 "celery.worker.strategy": "WARNING",
                 "celery.app.trace": "WARNING",
                 "celery.beat": "WARNING",
                 "django_celery_beat": "WARNING",
+                "stripe": "WARNING",  # else each request's address
                 # They log the address of each request, and addresses hold senders and positions.
                 "httpx": "WARNING",
                 "httpcore": "WARNING",

@@ -36,6 +36,12 @@ _CLOUD_AGENT: Final = {
 _POLICY: Final = {"enabled": True, "tiers": {}}
 _SOURCE: Final = {"source": {"kind": "conversation", "id": _ID, "seq": 1}}
 
+_RECORD: Final = {
+    "table": "notes",
+    "blob": "c2VhbGVk",
+    "checksum": "c9d0036bed6744bcdf692fc980d8717d7e5f5a4f4e8266b4a84982602fb1cd09",
+}
+
 EXAMPLES: Final[Mapping[str, Any]] = {
     "account_export": _PASSWORD,
     "agents_cloud_create": _CLOUD_AGENT,
@@ -43,6 +49,7 @@ EXAMPLES: Final[Mapping[str, Any]] = {
     "agents_cloud_partial_update": {"enabled": False},
     "agents_journey_message": {"session_id": _ID, "message": "/home/mara/Documents/clients"},
     "agents_journey_start": {"agent_type": "local_directory"},
+    "agents_keep": {"agent_ids": [_ID]},
     "agents_local_create": _LOCAL_AGENT,
     "agents_local_update": _LOCAL_AGENT,
     "agents_local_partial_update": {"enabled": False},
@@ -75,6 +82,35 @@ EXAMPLES: Final[Mapping[str, Any]] = {
         "context": {"conversation_history": [{"role": "user", "content": "I am back at work."}]},
     },
     "chat_conversations_partial_update": {"title": "Harbour Café", "memory": False},
+    "billing_checkout": {"tier": "pro", "seats": 1},
+    "team_rename": {"name": "Harbour Studio"},
+    "team_seats": {"seats": 5},
+    "team_invite": {"email": "rosa@harbour.example"},
+    "team_accept": {"invitation": "of the link"},
+    "team_sso_set": {
+        "issuer": "https://login.harbour.example",
+        "client_id": "adiuva",
+        "secret": "of this client",
+        **_PASSWORD,
+    },
+    "team_sso_require": {"is_required": True, **_PASSWORD},
+    "team_sso_domain_add": {"name": "harbour.example"},
+    "auth_sso_begin": {
+        "email": "rosa@harbour.example",
+        "challenge": "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM",
+    },
+    "auth_sso_finish": {
+        "code": "of the link back to the app",
+        "verifier": "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk",
+    },
+    "developer_become": {"handle": "ink-and-paper", "name": "Ink and paper"},
+    "plugin_agent_try_out": {
+        "device_id": "studio-desktop",
+        "directory_paths": ["/home/mara/Documents/clients"],
+    },
+    "plugin_give": {"handle": "harbour-tools"},
+    "plugin_install": {"permissions": ["files.read", "timelines.write"]},
+    "billing_webhook": {"id": "evt_1", "object": "event"},
     "memory_create": {"key": "billing", "content": "I bill monthly."},
     "memory_partial_update": {"content": "I bill at the end of each month."},
     "memory_forget": _SOURCE,
@@ -85,4 +121,24 @@ EXAMPLES: Final[Mapping[str, Any]] = {
     "oauth_complete": {"completion": "the completion from the address that the provider returned to"},
     "oauth_refresh": {},
     "storage_vectors_embed": {"text": "Send two layout drafts to the Harbour Café."},
+    "storage_records_create": _RECORD,
+    "storage_vectors_upsert": {
+        "vectors": [
+            {
+                "id": "note 1",
+                "vector": [0.25, -0.5, 1],
+                "blob": _RECORD["blob"],
+                "checksum": _RECORD["checksum"],
+            }
+        ]
+    },
+    "storage_vectors_search": {"vector": [0.25, -0.5, 1], "top_k": 5},
+    "storage_vectors_destroy": {"ids": ["note 1"]},
+    "storage_records_update": {name: _RECORD[name] for name in ("blob", "checksum")},
+    "plugins_create": {"slug": "weekly-report", "name": "Weekly report", "category": "planning"},
+    "plugins_partial_update": {"category": "finance"},
+    "plugins_rate": {"stars": 5},
+    "plugins_report": {"reason": "broken", "text": "It does not open."},
+    "plugins_submit": {"notes": "It reads tasks alone."},
+    "plugins_yank": {"reason": "1.2.1 mends it."},
 }

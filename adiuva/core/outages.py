@@ -19,6 +19,7 @@ from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from adiuva.core.errors import Unavailable
+from adiuva.core.language import body_of
 from adiuva.core.logging import log_failure
 
 Store = Literal["database", "redis", "disk"]
@@ -43,13 +44,19 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _RETRY_AFTER_S: Final = 5
 
 
+_WORDS: Final[dict[Store, str]] = {
+    "database": "the server cannot use its database just now: try again",
+    "redis": "the server cannot use Redis just now: try again",
+    "disk": "the server cannot use its disk just now: try again",
+}
+
+
 class StoreUnavailable(Unavailable):
     """`store` in the body says which: database, redis or disk."""
 
     def __init__(self, store: Store) -> None:
-        names = {"database": "its database", "redis": "Redis", "disk": "its disk"}
         super().__init__(
-            f"the server cannot use {names[store]} just now: try again",
+            _WORDS[store],
             store=store,
             retry_after_s=_RETRY_AFTER_S,
         )
@@ -98,7 +105,7 @@ def response_to(error: BaseException | None) -> HttpResponse | None:
     if unavailable is None:
         return None
     return JsonResponse(
-        unavailable.body(), status=unavailable.status, headers={"Retry-After": str(_RETRY_AFTER_S)}
+        body_of(unavailable), status=unavailable.status, headers={"Retry-After": str(_RETRY_AFTER_S)}
     )
 
 

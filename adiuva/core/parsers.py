@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from django.utils.translation import gettext
 from rest_framework import exceptions, parsers
 
 
@@ -24,9 +25,9 @@ class JSONParser(parsers.JSONParser):
         except orjson.JSONDecodeError as error:
             raise exceptions.ParseError(f"the body is not JSON: {error}") from None
         if not isinstance(body, dict):
-            raise exceptions.ValidationError("The body must be a JSON object.")
+            raise exceptions.ValidationError(gettext("The body must be a JSON object."))
         if b"\\u0000" in raw and _has_nul(body):
-            raise exceptions.ValidationError("NUL characters are not allowed.")
+            raise exceptions.ValidationError(gettext("NUL characters are not allowed."))
         return body
 
 

@@ -15,7 +15,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from adiuva.core.per_loop import PerLoop
 
-Purpose = Literal["chat", "heartbeat", "mailbox_limiter", "model_limits"]
+Purpose = Literal["chat", "heartbeat", "mailbox_limiter", "model_limits", "rate_limits", "request_limits"]
 
 TIMEOUTS_S: Final[dict[Purpose, float]] = {
     # Stream log, approvals, summaries: a turn waits for an answer, and can do without one.
@@ -26,6 +26,10 @@ TIMEOUTS_S: Final[dict[Purpose, float]] = {
     "mailbox_limiter": 1.0,
     # Beside calls of models, which take seconds.
     "model_limits": 1.0,
+    # Before each attempt to sign in, which is refused without an answer.
+    "rate_limits": 3.0,
+    # Before each request of a user; without an answer each process counts alone.
+    "request_limits": 0.5,
 }
 
 

@@ -13,6 +13,8 @@ from django.core.exceptions import ValidationError as DjangoValidationError
 from django.core.paginator import Page, Paginator
 from django.db import IntegrityError
 from django.http import Http404
+from django.utils.translation import gettext
+from drf_spectacular.authentication import SessionScheme
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
 from psycopg.errors import ForeignKeyViolation
@@ -23,7 +25,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.utils.urls import replace_query_param
 
-from adiuva.core import errors
+from adiuva.core import errors, metrics
+from adiuva.core.errors import Text
+from adiuva.core.language import body_of
 from adiuva.core.logging import log_failure
 from adiuva.core.outages import as_unavailable
 
@@ -51,12 +55,15 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
     found = _as_ours(error)
     if found is None:
         return None
+    metrics.count_error("rest", found.code)
     _refuse_in_json(context.get("request"))
-    response = Response(found.body(), status=found.status)
+    response = Response(body_of(found), status=found.status)
     if found.status == 401:
         response["WWW-Authenticate"] = "Bearer"
     if "retry_after_s" in found.extra:
         response["Retry-After"] = str(found.extra["retry_after_s"])
+    if found.status == 416:
+        response["Content-Range"] = f"bytes */{found.extra['size']}"
     return response
 
 
@@ -76,7 +83,9 @@ def _as_ours(error: Exception) -> errors.AdiuvaError | None:
         case PermissionDenied():
             return errors.Forbidden("you may not do this")
         case RequestDataTooBig():
-            return TooLarge(f"a body has at most {settings.DATA_UPLOAD_MAX_MEMORY_SIZE} bytes")
+            return TooLarge(
+                Text("a body has at most {most} bytes", most=settings.DATA_UPLOAD_MAX_MEMORY_SIZE)
+            )
         case DjangoValidationError():
             named = hasattr(error, "error_dict")
             return _invalid(error.message_dict if named else {_WHOLE: error.messages})
@@ -98,7 +107,7 @@ def _as_ours(error: Exception) -> errors.AdiuvaError | None:
 def _throttled(error: exceptions.Throttled) -> errors.AdiuvaError:
     found = _refusal(error, "")
     seconds = max(1, math.ceil(getattr(error, "wait", None) or 0))
-    found.message = f"too many tries: the next is possible in {seconds} s"
+    found.message = Text("too many tries: the next is possible in {seconds} s", seconds=seconds)
     found.extra["retry_after_s"] = seconds
     return found
 
@@ -113,8 +122,8 @@ def _refusal(error: exceptions.APIException, message: str) -> errors.AdiuvaError
 
 def _invalid(detail: Any) -> errors.Invalid:
     fields = dict(_flat(detail))
-    name, problems = next(iter(fields.items()), (_WHOLE, ["The request is not valid."]))
-    message = problems[0] if name == _WHOLE else f"{name}: {problems[0]}"
+    name, problems = next(iter(fields.items()), (_WHOLE, [gettext("The request is not valid.")]))
+    message = problems[0] if name == _WHOLE else Text("{name}: {problem}", name=name, problem=problems[0])
     return errors.Invalid(message, fields=fields)
 
 
@@ -193,7 +202,7 @@ def _positive(request: Request, name: str, default: int) -> int:
     if not raw:
         return default
     if not (raw.isascii() and raw.isdigit() and len(raw) < 10 and int(raw)):
-        raise exceptions.ValidationError({name: ["A whole number from 1 is required."]})
+        raise exceptions.ValidationError({name: [gettext("A whole number from 1 is required.")]})
     return int(raw)
 
 
@@ -206,6 +215,11 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
 
     def get_security_definition(self, auto_schema: object) -> dict[str, str]:
         return {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+
+
+class Browser(SessionScheme):  # type: ignore[no-untyped-call]
+    target_class = "adiuva.accounts.authentication.BrowserAuthentication"
+    priority = 0
 
 
 class Problem(serializers.Serializer[Any]):
@@ -232,11 +246,21 @@ class Done(serializers.Serializer[Any]):
 _MEANINGS = {
     400: "The request is not valid.",
     401: "Not signed in, or no longer.",
+    402: "Your plan has no room for it; see `feature`, `limit`, `used` and `upgrade_to`.",
     403: "Not allowed.",
     404: "There is none, or it is another user's.",
+    408: "The body came too slowly.",
     409: "It conflicts with what is there.",
+    410: "It is over.",
+    411: "Its length must be said.",
+    412: "It is not what the request says.",
+    413: "The body is too large.",
+    415: "The body is of another media type.",
+    416: "There are fewer bytes than that.",
+    423: "Another request is at it.",
     429: "Too many tries; see Retry-After.",
     503: "Something is away for now.",
+    507: "The server has no room for it.",
 }
 
 TOTAL_COUNT = OpenApiParameter(

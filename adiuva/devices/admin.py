@@ -3,24 +3,25 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 
-from adiuva.accounts.admin_base import ReadOnlyAdmin
+from adiuva.accounts.admin_base import PeriodFilter, ReadOnlyAdmin
 from adiuva.devices.models import Device
 
 
 @admin.register(Device)
 class DeviceAdmin(ReadOnlyAdmin):
-    list_display = ["__str__", "user", "online", "protocol", "platform", "app_version", "last_seen"]
-    list_filter = ["protocol", "platform"]
-    search_help_text = "A device's id, or the beginning of its owner's e-mail address"
+    list_display = ["id", "account", "online", "protocol", "platform", "app_version", "last_seen"]
+    list_filter = [("last_seen", PeriodFilter)]
+    search_help_text = f"{ReadOnlyAdmin.search_help_text} Also the id that the device chose."
     ordering = ["-last_seen"]
     fields = [
         "id",
         "user",
         "platform",
         "app_version",
+        "timezone",
         "protocol",
         "capabilities",
         "last_seen",
@@ -29,6 +30,10 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     def all_rows(self, request: HttpRequest) -> QuerySet[Device]:
         return Device.objects.with_online()
+
+    @staticmethod
+    def by_text(text: str) -> Q:
+        return Q(device_id=text)
 
     @admin.display(boolean=True, description="online")
     def online(self, device: Any) -> bool:

@@ -2,6 +2,8 @@ from typing import Final
 
 from django.apps import AppConfig
 
+from adiuva.core import metrics
+
 _CLOSE_WITHIN_S: Final = 1.0
 
 
@@ -13,6 +15,10 @@ class DevicesConfig(AppConfig):
         from adiuva.core.shutdown import Phase, on_shutdown
 
         on_shutdown(Phase.CLOSE_CONNECTIONS, _close_sockets)
+        metrics.at_scrape(
+            "adiuva_outbox_records", "Records that wait for a device or its answer.", ("state",), _outbox
+        )
+        metrics.at_scrape("adiuva_devices_online", "Devices that are connected now.", (), _online)
 
 
 async def _close_sockets() -> None:
@@ -21,3 +27,15 @@ async def _close_sockets() -> None:
     from adiuva.devices.protocol import Close
 
     await connections.current().close_all(Close.RESTARTING, within_s=_CLOSE_WITHIN_S)
+
+
+def _outbox() -> metrics.Samples:
+    from adiuva.devices import outbox
+
+    return [((state,), count) for state, count in outbox.count_undelivered().items()]
+
+
+def _online() -> metrics.Samples:
+    from adiuva.devices.models import Device
+
+    return [((), Device.objects.online().count())]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Final, TypedDict, Unpack
 
 from django.conf import settings
@@ -16,6 +15,7 @@ from adiuva.devices.protocol import (
     WRITES,
     Action,
     Data,
+    Origin,
     TableName,
     ToolCall,
     ToolCallBody,
@@ -35,6 +35,7 @@ class CallFields(TypedDict, total=False):
     filters: Data | None
     vector: list[float] | None
     limit: int | None
+    origin: Origin | None
 
 
 def new_call(
@@ -82,6 +83,5 @@ def batch_item(call: ToolCall, attempt: int) -> ToolCallBody:
     return call.model_copy(update={"attempt": attempt, "deadline_ms": call.deadline_ms or _deadline_ms()})
 
 
-@cache  # looking a setting up costs a twentieth of a call
 def _deadline_ms() -> int:
     return int(settings.SOCKET["tool_answer_timeout_s"] * 1000)

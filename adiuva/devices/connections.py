@@ -8,14 +8,15 @@ over 5,000 connections takes a millisecond.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 import structlog
 
-from adiuva.accounts import services as accounts
-from adiuva.core import db
+from adiuva.accounts import session_check
+from adiuva.core import db, metrics
 from adiuva.core.logging import log_failure
 from adiuva.core.per_loop import PerLoop
 from adiuva.devices import presence
@@ -27,6 +28,8 @@ _TICK_S: Final = 0.5
 _CLOSE_POLL_S: Final = 0.02
 # A revoked session's sockets have to close within 5 s.
 _SESSION_CHECK_S: Final = 3.0
+# Each check looks at the sessions that were changed, and at one share of all, so that each is looked at once a minute.
+_SHARES: Final = 20
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +40,7 @@ class Connection(Protocol):
     pk: uuid.UUID | None
     epoch: int
     session_id: uuid.UUID
+    tier: str
 
     async def deliver(self, text: str, reply: Reply, *, calls: list[str], run: str | None) -> bool:
         """Send a frame. Answers to `calls` and frames of `run` go to `reply`. Returns False if nothing was sent."""
@@ -64,9 +68,13 @@ class ConnectionRegistry:
         self._by_device: dict[uuid.UUID, Connection] = {}
         self._task: asyncio.Task[None] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
+        # When sessions were checked last, by PostgreSQL's clock, and whose turn it is.
+        self._sessions_checked_at: dt.datetime | None = None
+        self._share = 0
 
     def add(self, connection: Connection) -> None:
         self._connections.add(connection)
+        metrics.SOCKETS.inc()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="connection timer")
 
@@ -78,7 +86,9 @@ class ConnectionRegistry:
         return older
 
     def remove(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        if connection in self._connections:
+            self._connections.remove(connection)
+            metrics.SOCKETS.dec()
         if connection.pk is not None and self._by_device.get(connection.pk) is connection:
             del self._by_device[connection.pk]
         if not self._connections and self._task is not None:
@@ -140,19 +150,29 @@ class ConnectionRegistry:
 
     async def _check_sessions(self) -> None:
         connections = list(self._connections)
-        live = await db.run(accounts.live_sessions, {connection.session_id for connection in connections})
+        connected = {connection.session_id for connection in connections}
+        self._share = (self._share + 1) % _SHARES
+        self._sessions_checked_at, tiers = await db.run(
+            session_check.recheck,
+            connected=connected,
+            share={session_id for session_id in connected if session_id.int % _SHARES == self._share},
+            since=self._sessions_checked_at,
+        )
+        if not tiers:
+            return
         for connection in connections:
-            if connection.session_id not in live:
+            if (tier := tiers.get(connection.session_id, connection.tier)) is None:
                 connection.end(Close.NOT_AUTHENTICATED)
+            else:
+                connection.tier = tier
 
     async def _renew_leases(self) -> None:
         connections = dict(self._by_device)
-        renewed = await db.run(
+        superseded = await db.run(
             presence.renew_leases, [(pk, connection.epoch) for pk, connection in connections.items()]
         )
-        for pk, connection in connections.items():
-            if pk not in renewed:
-                connection.end(Close.SUPERSEDED)
+        for pk in superseded:
+            connections[pk].end(Close.SUPERSEDED)
 
 
 _registries = PerLoop(ConnectionRegistry)

@@ -16,10 +16,12 @@ from urllib.parse import parse_qs
 import structlog
 from channels.layers import get_channel_layer
 from django.conf import settings
+from django.utils.translation import gettext_noop
 
 from adiuva.accounts import services as accounts
 from adiuva.core import db, origins
 from adiuva.core.errors import NotAuthenticated
+from adiuva.core.language import said, speaking
 from adiuva.core.outages import as_unavailable
 from adiuva.core.websocket import SocketConsumer
 from adiuva.devices import connections, presence, tool_results
@@ -49,6 +51,9 @@ _CALL_EXPIRES_S: Final = 300.0
 # How much longer a pong may take while other frames arrive: it may queue behind files that the device is sending.
 _BUSY_PONG_FACTOR: Final = 6
 _PING: Final = dump(Ping())
+_FAILED: Final = gettext_noop("the server failed on this frame")
+_UNKNOWN_ZONE: Final = gettext_noop("the hello's timezone is not one of the IANA database")
+_NO_FILES_NOW: Final = gettext_noop("this run takes no files now")
 # With this code the web server ends a connection over a frame that is so large that we never see it (RFC 6455).
 _MESSAGE_TOO_BIG: Final = 1009
 
@@ -68,9 +73,12 @@ class DeviceHandler:
         socket.close_timeout_s = settings.SOCKET["pong_timeout_s"]
         self.user_id: uuid.UUID
         self.session_id: uuid.UUID
+        # The user's plan, once the first check of the session has read it.
+        self.tier = ""
         # Set by the hello.
         self.pk: uuid.UUID | None = None
         self.device_id = ""
+        self.locale = ""
         self.epoch = 0
         self.protocol = 1
         self.channel_handlers = {
@@ -87,6 +95,8 @@ class DeviceHandler:
         self._calls: dict[str, tuple[Reply, float]] = {}
         # Run id → the reply for its frames.
         self._runs: dict[str, Reply] = {}
+        # Other processes find the device as soon as its row is committed, but the first frame it gets is hello_ack.
+        self._acknowledged = asyncio.Event()
 
     # Opening
 
@@ -180,9 +190,7 @@ class DeviceHandler:
         # A run that has missed a frame must not get later ones: it would look complete.
         self._runs.pop(frame.run_id, None)
         if not isinstance(frame, AgentComplete):
-            await self.send_frame(
-                Error(code="run_not_active", message="this run takes no files now", ref=frame.run_id)
-            )
+            await self.send_error("run_not_active", _NO_FILES_NOW, frame.run_id)
 
     async def _greet(self, hello: DeviceHello) -> None:
         if self.pk is not None:
@@ -199,22 +207,28 @@ class DeviceHandler:
         self.device_id = hello.device_id
         older = self._registry.register(self, opened.pk, opened.epoch)
         self._ping_due = self._loop.time() + settings.SOCKET["ping_interval_s"]
-        is_open = await self.send_frame(
-            HelloAck(
-                session_id=f"{opened.pk}:{opened.epoch}",
-                protocol=self.protocol,
-                ping_s=settings.SOCKET["ping_interval_s"],
-                max_frame_bytes=MAX_FRAME_BYTES,
-                max_inflight=settings.SOCKET["max_batches_in_flight"],
-                server_time=time.time_ns() // 1_000_000,
+        try:
+            is_open = await self.send_frame(
+                HelloAck(
+                    session_id=f"{opened.pk}:{opened.epoch}",
+                    protocol=self.protocol,
+                    ping_s=settings.SOCKET["ping_interval_s"],
+                    max_frame_bytes=MAX_FRAME_BYTES,
+                    max_inflight=settings.SOCKET["max_batches_in_flight"],
+                    server_time=time.time_ns() // 1_000_000,
+                )
             )
-        )
+        finally:
+            self._acknowledged.set()
         # A device that left while its hello was queued may have replaced its own newer connection, which must return.
         code = Close.SUPERSEDED if is_open else Close.RESTARTING
         if older is not None:
             older.end(code)
         elif opened.superseded:
             await self._supersede(opened.superseded, code)
+        if self.protocol >= 2 and presence.has_unknown_zone(hello):
+            await self.send_error("unknown_timezone", _UNKNOWN_ZONE)
+        self.locale = await db.run(accounts.locale_of, self.user_id)
         log.info(
             "device.connected",
             user_id=str(self.user_id),
@@ -250,11 +264,17 @@ class DeviceHandler:
         if self.pk is None:
             await self.socket.close(Close.RESTARTING)  # it reconnects with jitter
         elif (unavailable := as_unavailable(error)) is not None:
-            await self.send_frame(Error(code=unavailable.code, message=unavailable.message))
+            await self.send_error(unavailable.code, unavailable.message)
         else:
-            await self.send_frame(Error(code="internal_error", message="the server failed on this frame"))
+            await self.send_error("internal_error", _FAILED)
 
     # Frames to the device
+
+    async def send_error(self, code: str, message: str, ref: str | None = None) -> bool:
+        """Send an error frame; `message`, that of an AdiuvaError, is said in the account's language."""
+        with speaking(self.locale):
+            frame = Error(code=code, message=said(message), ref=ref)
+        return await self.send_frame(frame)
 
     async def send_frame(self, frame: Sent) -> bool:
         """Send a frame unless the client's protocol lacks it. Returns False if the client is gone."""
@@ -263,6 +283,8 @@ class DeviceHandler:
         )
 
     async def deliver(self, text: str, reply: Reply, *, calls: list[str], run: str | None) -> bool:
+        if not self._acknowledged.is_set():
+            await self._acknowledged.wait()
         # Replies are registered before the frame leaves: the answer may be faster than this coroutine.
         now = self._loop.time()
         for call in calls:

@@ -18,7 +18,7 @@ def _devices(user_id: UUID) -> Iterator[dict[str, Any]]:
     names = exported_columns(Device, but=["user", "epoch", "channel"])
     for device in rows.iterator(ROWS_PER_BATCH):
         row = {name: getattr(device, name) for name in names}
-        yield {**row, **readable(partial(_name, device))}
+        yield {**row, "last_seen": device.seen_at, **readable(partial(_name, device))}
 
 
 def _name(device: Device) -> Mapping[str, Any]:
@@ -41,7 +41,8 @@ def _outbox(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 
 def _record(row: OutboxRecord, cipher: UserCipher) -> Mapping[str, Any]:
-    return {"record": OutboxRecord.sealed.unseal_from(cipher, row)}
+    data, found_in = OutboxRecord.sealed.unseal_from(cipher, row)
+    return {"record": data, "found_in": found_in}
 
 
 register(

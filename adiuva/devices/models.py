@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
-from typing import Self
+from typing import Final, Self
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
-from django.db.models.functions import Now
+from django.db.models import F
+from django.db.models.functions import Coalesce, Now
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.sealed import SealedJSONField, SealedTextField
+
+# How long a connection counts as online without renewal.
+LEASE: Final = dt.timedelta(seconds=45)
 
 
 class DeviceQuerySet(models.QuerySet["Device"]):
@@ -20,6 +25,10 @@ class DeviceQuerySet(models.QuerySet["Device"]):
 
     def online(self) -> Self:
         return self.filter(lease_until__gt=Now())
+
+    def seen_last_first(self) -> Self:
+        """By `seen_at`. For the devices of a user, since there is no index for it."""
+        return self.order_by(Coalesce(F("lease_until") - LEASE, F("last_seen")).desc(), "id")
 
     def with_online(self) -> Self:
         return self.annotate(
@@ -40,6 +49,7 @@ class Device(models.Model):
     name_sealed = SealedTextField(null=True, bound_to=("device_id",))
     platform = models.CharField(max_length=100, blank=True)
     app_version = models.CharField(max_length=100, blank=True)
+    timezone = models.CharField(max_length=64, blank=True, help_text="IANA zone, as it said")
     protocol = models.PositiveSmallIntegerField(default=1)
     capabilities = ArrayField(models.CharField(max_length=50), default=list, blank=True)
     grants_sealed = SealedJSONField(null=True, bound_to=("device_id",), help_text="NULL if it did not say")
@@ -47,14 +57,16 @@ class Device(models.Model):
     epoch = models.BigIntegerField(default=1, editable=False)
     channel = models.CharField(max_length=200, blank=True, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
-    last_seen = models.DateTimeField(db_default=Now(), editable=False)
+    last_seen = models.DateTimeField(
+        db_default=Now(), editable=False, help_text="while it is online, to ten minutes"
+    )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     objects = DeviceQuerySet.as_manager()
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["user", "device_id"], name="one_row_a_device"),
+            models.UniqueConstraint(fields=["device_id", "user"], name="one_row_a_device"),
         ]
         indexes = [models.Index(fields=["-last_seen"], name="devices_by_last_seen")]
 
@@ -67,6 +79,11 @@ class Device(models.Model):
         if self.name_sealed is None:
             return ""
         return Device.name_sealed.unseal_from(cipher_for(self.user_id), self)
+
+    @property
+    def seen_at(self) -> dt.datetime:
+        """When it was last known to be connected: as exact as its lease, of which renewals write nothing else."""
+        return self.last_seen if self.lease_until is None else self.lease_until - LEASE
 
     @property
     def grants(self) -> list[str] | None:
@@ -96,14 +113,16 @@ class OutboxRecord(models.Model):
         WITHDRAWN = "withdrawn", "deleted again, because its source no longer holds it"
 
     id = models.UUIDField(primary_key=True, editable=False, help_text="the dedupe key and call id")
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+", db_index=False)
     device = models.ForeignKey(Device, models.SET_NULL, null=True, related_name="+")
     source_run = models.UUIDField(db_index=True, help_text="the run that produced it")
     source = models.BinaryField(help_text="keyed hash of the source that it was found in")
     position = models.BigIntegerField(help_text="its order within its run")
     table = models.CharField(max_length=20)
     state = models.CharField(max_length=10, choices=State, default=State.WAITING)
-    sealed = SealedJSONField(null=True, help_text="the row to insert; NULL once delivered")
+    sealed = SealedJSONField(
+        null=True, help_text="[the row to insert, the name of its source]; NULL once delivered"
+    )
     row_id_sealed = SealedTextField(null=True, help_text="the id that the device gave the row")
     row_hash = models.BinaryField(
         null=True, editable=False, help_text="keyed hash of the row as the device returned it"
@@ -128,6 +147,11 @@ class OutboxRecord(models.Model):
                 name="outbox_by_age",
             ),
             models.Index(fields=["source_run"], condition=models.Q(state="expired"), name="outbox_expired"),
+            models.Index(
+                fields=["settled_at"],
+                condition=models.Q(state__in=["undone", "withdrawn"]),
+                name="outbox_taken_back",
+            ),
         ]
 
     def __str__(self) -> str:

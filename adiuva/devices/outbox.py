@@ -23,7 +23,7 @@ from adiuva.core.errors import AdiuvaError
 from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import OutboxRecord
-from adiuva.devices.protocol import TableName, ToolResultBody
+from adiuva.devices.protocol import Origin, TableName, ToolResultBody
 from adiuva.devices.tables import TABLES
 
 State = OutboxRecord.State
@@ -58,10 +58,11 @@ WHERE record.id = said.id
 
 @dataclass(frozen=True)
 class NewRecord:
-    """A record to queue, with its dedupe key. `position` is its order within its run."""
+    """A record to queue, with its dedupe key. `position` is its order within its run, `found_in` its source's name."""
 
     key: uuid.UUID
     source: bytes
+    found_in: str
     position: int
     table: str
     data: dict[str, Any]
@@ -77,6 +78,7 @@ class PendingRecord:
     id: uuid.UUID
     table: str
     data: dict[str, Any]
+    origin: Origin
     sent_before: bool = False
 
 
@@ -98,8 +100,9 @@ def add(
     for record in records:
         if record.key in new:
             continue
-        new[record.key] = PendingRecord(record.key, record.table, record.data)
-        sealed = OutboxRecord.sealed.seal(cipher, record.data, record.key)
+        origin = Origin(run_id=str(run_id), source=record.found_in)
+        new[record.key] = PendingRecord(record.key, record.table, record.data, origin)
+        sealed = OutboxRecord.sealed.seal(cipher, [record.data, record.found_in], record.key)
         rows.append((record.key, record.source, record.position, record.table, sealed))
     if not rows:
         return []
@@ -140,16 +143,15 @@ def waiting(
     found = OutboxRecord.objects.waiting().filter(user_id=user_id, source_run=run_id)
     if device is not None:
         found = found.filter(Q(device=device) | Q(device=None))
-    rows = found[:most]
-    return [
-        PendingRecord(
-            row.pk,
-            row.table,
-            OutboxRecord.sealed.unseal_from(cipher, row),
-            row.state == State.SENT,
-        )
-        for row in rows
-    ]
+    return [pending(cipher, row, sent_before=row.state == State.SENT) for row in found[:most]]
+
+
+def pending(cipher: UserCipher, row: OutboxRecord, *, sent_before: bool) -> PendingRecord:
+    """A row as a record to deliver. Raises SealBroken."""
+    data, found_in = OutboxRecord.sealed.unseal_from(cipher, row)
+    return PendingRecord(
+        row.pk, row.table, data, Origin(run_id=str(row.source_run), source=found_in), sent_before
+    )
 
 
 async def deliver(
@@ -170,8 +172,15 @@ async def deliver(
             sending.append(record)
     if sending and not target.can("dedupe"):
         await mark_sent([record.id for record in sending])
+    told = target.can("origin")
     calls = [
-        new_call("insert", cast(TableName, record.table), data=record.data, call_id=str(record.id))
+        new_call(
+            "insert",
+            cast(TableName, record.table),
+            data=record.data,
+            call_id=str(record.id),
+            origin=record.origin if told else None,
+        )
         for record in sending
     ]
     answers = await link.send_calls(calls) if calls else []
@@ -228,6 +237,12 @@ def _plain(value: Any) -> Any:
 def count_waiting(run_id: uuid.UUID) -> int:
     found = OutboxRecord.objects.waiting().filter(source_run=run_id).aggregate(n=Count("pk"))
     return int(found["n"])
+
+
+def count_undelivered() -> dict[str, int]:
+    """How many records of all users wait for a device or for its answer, by state."""
+    rows = OutboxRecord.objects.waiting().order_by().values_list("state").annotate(n=Count("pk"))
+    return {State.WAITING.value: 0, State.SENT.value: 0, **{str(state): count for state, count in rows}}
 
 
 def count_outstanding(run_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Counter[str]]:

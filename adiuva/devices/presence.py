@@ -18,11 +18,12 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.devices.models import Device
+from adiuva.accounts.validators import timezones
+from adiuva.core.db import prepared_cursor
+from adiuva.devices.models import LEASE, Device
 from adiuva.devices.protocol import DeviceHello
 
-# How long a connection counts as online without renewal, and how often leases are renewed.
-LEASE_S: Final = 45
+# How often leases are renewed.
 RENEW_S: Final = 15
 
 
@@ -53,31 +54,42 @@ WITH before AS (
     SELECT channel FROM devices_device WHERE user_id = %(user)s AND device_id = %(device)s AND lease_until > now()
 )
 INSERT INTO devices_device AS known (id, user_id, device_id, name_sealed, grants_sealed, platform, app_version,
-    protocol, capabilities, session_id, epoch, channel, lease_until)
-VALUES (%(id)s, %(user)s, %(device)s, %(name)s, %(grants)s, %(platform)s, %(version)s, %(protocol)s, %(capabilities)s,
-    %(session)s, 1, %(channel)s, now() + make_interval(secs => %(lease)s))
+    timezone, protocol, capabilities, session_id, epoch, channel, lease_until)
+VALUES (%(id)s, %(user)s, %(device)s, %(name)s, %(grants)s, %(platform)s, %(version)s, %(timezone)s, %(protocol)s,
+    %(capabilities)s, %(session)s, 1, %(channel)s, now() + make_interval(secs => %(lease)s))
 ON CONFLICT (user_id, device_id) DO UPDATE SET
     name_sealed = COALESCE(excluded.name_sealed, known.name_sealed), grants_sealed = excluded.grants_sealed,
     platform = COALESCE(NULLIF(excluded.platform, ''), known.platform),
     app_version = COALESCE(NULLIF(excluded.app_version, ''), known.app_version),
+    timezone = COALESCE(NULLIF(excluded.timezone, ''), known.timezone),
     protocol = excluded.protocol, capabilities = excluded.capabilities, session_id = excluded.session_id,
     epoch = known.epoch + 1, channel = excluded.channel, lease_until = excluded.lease_until, last_seen = now()
 RETURNING known.id, known.epoch, (SELECT channel FROM before)
 """
 
+# Where a renewal writes no column of an index, PostgreSQL touches no index (a heap-only update).
 _RENEW = """
-UPDATE devices_device AS known SET lease_until = now() + make_interval(secs => %s), last_seen = now()
-FROM unnest(%s::uuid[], %s::bigint[]) AS mine (id, epoch)
-WHERE known.id = mine.id AND known.epoch = mine.epoch
-RETURNING known.id
+WITH mine AS (SELECT * FROM unnest(%s::uuid[], %s::bigint[]) AS mine (id, epoch)),
+renewed AS (
+    UPDATE devices_device AS known SET lease_until = now() + make_interval(secs => %s::float8),
+        last_seen = CASE WHEN last_seen < now() - interval '10 minutes' THEN now() ELSE last_seen END
+    FROM mine WHERE known.id = mine.id AND known.epoch = mine.epoch
+    RETURNING known.id
+)
+SELECT id FROM mine WHERE id NOT IN (SELECT id FROM renewed)
 """
 
 _FIND = """
 SELECT id, device_id, epoch, channel, protocol, capabilities FROM devices_device
 WHERE user_id = %(user)s AND lease_until > now() AND channel <> ALL(%(not_at)s::text[])
     AND (%(device)s::uuid IS NULL OR id = %(device)s)
-ORDER BY last_seen DESC LIMIT 1
+ORDER BY lease_until DESC LIMIT 1
 """
+
+
+def has_unknown_zone(hello: DeviceHello) -> bool:
+    """Whether a hello names a time zone that the IANA database does not have. What was known of the device stays."""
+    return hello.timezone is not None and hello.timezone not in timezones()
 
 
 def open_connection(
@@ -104,12 +116,13 @@ def open_connection(
                 "grants": grants_sealed,
                 "platform": hello.platform or "",
                 "version": hello.app_version or "",
+                "timezone": "" if has_unknown_zone(hello) or hello.protocol < 2 else hello.timezone or "",
                 "protocol": min(hello.protocol, 2),
                 # Capabilities belong to protocol 2; those of a protocol 1 client are ignored.
                 "capabilities": sorted({name[:50] for name in hello.capabilities if hello.protocol >= 2}),
                 "session": session_id,
                 "channel": channel,
-                "lease": LEASE_S,
+                "lease": LEASE.total_seconds(),
             },
         )
         pk, epoch, superseded = cursor.fetchone()
@@ -117,9 +130,9 @@ def open_connection(
 
 
 def renew_leases(mine: Collection[tuple[uuid.UUID, int]]) -> set[uuid.UUID]:
-    """Renew the leases of connections in one statement; returns the devices whose connection is still the newest."""
-    with connection.cursor() as cursor:
-        cursor.execute(_RENEW, [LEASE_S, [pk for pk, _ in mine], [epoch for _, epoch in mine]])
+    """Renew the leases of connections in one statement; returns the devices whose connection is not the newest."""
+    with prepared_cursor() as cursor:
+        cursor.execute(_RENEW, [[pk for pk, _ in mine], [epoch for _, epoch in mine], LEASE.total_seconds()])
         return {row[0] for row in cursor.fetchall()}
 
 

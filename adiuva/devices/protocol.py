@@ -16,6 +16,7 @@ MAX_BATCH: Final = 64
 Action = Literal["select", "get", "insert", "update", "delete", "vector_upsert", "vector_search"]
 TableName = Literal["tasks", "projects", "timelines", "notes", "taskComments", "clients"]
 Domain = Literal["tasks", "timelines", "notes", "projects"]
+Notice = Literal["nothing_changed", "left_out", "no_tools", "other_model", "budget_low"]
 WRITES: Final[frozenset[str]] = frozenset({"insert", "update", "delete", "vector_upsert"})
 SINCE_2: Final[dict[str, Any]] = {"since": 2}
 _RECEIVED_2: Final = ConfigDict(extra="ignore", frozen=True, json_schema_extra=SINCE_2)
@@ -71,6 +72,15 @@ NamedDevice = Annotated[
         json_schema_extra=SINCE_2,
     ),
 ]
+WhenBusy = Annotated[
+    Literal["enqueue", "steer", "reject"] | None,
+    Field(
+        description="while another request of this conversation is answered: wait for its end (the default), join it "
+        "at its next model call (stream_end with stop and the code joined, once the model has read it; if it ends "
+        "before, this one is answered next), or be refused (error, conversation_busy)",
+        json_schema_extra=SINCE_2,
+    ),
+]
 RequestId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_without_nul)]
 
 
@@ -105,6 +115,12 @@ class DeviceHello(Received):
         json_schema_extra=SINCE_2,
     )
     streams: list[StreamPosition] | None = Field(default=None, max_length=100, json_schema_extra=SINCE_2)
+    timezone: Name | None = Field(
+        default=None,
+        description="the device's IANA zone, named to the user where the account has none of its own; one that is not "
+        "known is answered with an error frame (unknown_timezone), and the connection stays",
+        json_schema_extra=SINCE_2,
+    )
 
 
 class Pong(Received):
@@ -197,6 +213,7 @@ class HomeRequest(Received):
     conversation_id: Id | None = Field(default=None, json_schema_extra=SINCE_2)
     device_id: NamedDevice = None
     memory: Remembered = True
+    busy: WhenBusy = None
 
 
 class Scope(Received):
@@ -212,6 +229,7 @@ class FloatingRequest(Received):
     conversation_id: Id | None = Field(default=None, json_schema_extra=SINCE_2)
     device_id: NamedDevice = None
     memory: Remembered = True
+    busy: WhenBusy = None
 
 
 class RequestCancel(Received):
@@ -284,6 +302,14 @@ class Error(Sent):
     ref: str | None = None
 
 
+class Origin(Sent):
+    """Where a record is from that an agent found."""
+
+    model_config = _SENT_2
+    run_id: str
+    source: str = Field(description="the file or mail it was found in, as the run's journal names it")
+
+
 class ToolCallBody(Sent):
     id: Id
     action: Action
@@ -295,6 +321,11 @@ class ToolCallBody(Sent):
     offset: int | None = Field(
         default=None,
         description="rows of a select to pass over; only for devices with the capability `offset`",
+        json_schema_extra=SINCE_2,
+    )
+    origin: Origin | None = Field(
+        default=None,
+        description="of an insert, if an agent found the record; only for devices with the capability `origin`",
         json_schema_extra=SINCE_2,
     )
     attempt: int | None = Field(default=None, json_schema_extra=SINCE_2)
@@ -403,13 +434,29 @@ class ApprovalRequest(Sent):
 class Mutation(Sent):
     action: Literal["insert", "update", "delete"]
     table: TableName
-    data: Data = Field(description="the row as the device returned it")
+    data: Data = Field(
+        description="the row as the device returned it; of a deleted one its title as well, if it was read"
+    )
 
 
 class Usage(Sent):
     input_tokens: int = 0
     output_tokens: int = 0
     model_calls: int = 0
+    cached_tokens: int | None = Field(
+        default=None,
+        description="Of the input, what the provider had in its cache; absent if it says nothing of it.",
+    )
+    model: str | None = Field(
+        default=None, description="The model that gave the answer, as the server's settings name it."
+    )
+    cost_micro: int | None = Field(
+        default=None,
+        description="What it cost, in millionths of the server's currency; absent if the model has no price.",
+    )
+    percent_left: int | None = Field(
+        default=None, description="Of the month's allowance for models; absent if nothing limits it."
+    )
 
 
 class StreamEnd(Sent):
@@ -427,6 +474,57 @@ class StreamEnd(Sent):
         description="the device whose data was read or changed; none if no call was sent to one",
         json_schema_extra=SINCE_2,
     )
+    notices: list[Notice] | None = Field(
+        default=None,
+        description="what the server says of the answer, mostly in a sentence below it as well",
+        json_schema_extra=SINCE_2,
+    )
+    retry_at: int | None = Field(
+        default=None,
+        description="with `budget_spent`: when there is money for models again, in milliseconds since the epoch",
+        json_schema_extra=SINCE_2,
+    )
+
+
+class TurnOrigin(Sent):
+    type: Literal["agent_run"] = "agent_run"
+    run_ids: list[str]
+    agent_names: list[str]
+
+
+class TurnStarted(Sent):
+    """A turn that nobody's message began. Its stream follows, and can be resumed, cancelled and steered like any."""
+
+    model_config = _SENT_2
+    type: Literal["turn_started"] = "turn_started"
+    request_id: str
+    conversation_id: str
+    kind: Literal["home", "floating"]
+    origin: TurnOrigin
+
+
+class RunEnded(Sent):
+    """A run has ended that was started from a chat, or that its agent tells of; a conversation says so."""
+
+    model_config = _SENT_2
+    type: Literal["run_ended"] = "run_ended"
+    run_id: str
+    agent_id: str
+    agent_name: str
+    state: str
+    verdict: str
+    records_created: int
+    problems: int
+    conversation_id: str | None = None
+
+
+class ConversationChanged(Sent):
+    """A conversation has a new message whose stream this device has not got; `seq`: its place."""
+
+    model_config = _SENT_2
+    type: Literal["conversation_changed"] = "conversation_changed"
+    conversation_id: str
+    seq: int
 
 
 ServerFrame = Annotated[
@@ -445,6 +543,9 @@ ServerFrame = Annotated[
     | StreamText
     | StreamStatus
     | ApprovalRequest
-    | StreamEnd,
+    | StreamEnd
+    | TurnStarted
+    | RunEnded
+    | ConversationChanged,
     Field(discriminator="type"),
 ]

@@ -34,12 +34,13 @@ def refreshed(page: str, schema: dict[str, Any]) -> str:
         ),
         "frame codes": _meanings("code", vocabulary.FRAME_CODES),
         "stream codes": _meanings("code", vocabulary.STREAM_CODES),
+        "notices": _meanings("notice", vocabulary.NOTICES),
     }
     return _BLOCK.sub(lambda found: f"{found[1]}\n{blocks[found[2]]}\n\n{found[3]}", page)
 
 
 def _frames(definitions: Mapping[str, Any], union: str) -> str:
-    names = [option["$ref"].rpartition("/")[2] for option in definitions[union]["oneOf"]]
+    names = _members(definitions, union)
     return _table(
         ["frame", "fields"],
         (
@@ -50,12 +51,18 @@ def _frames(definitions: Mapping[str, Any], union: str) -> str:
 
 
 def _parts(definitions: Mapping[str, Any]) -> str:
+    unions = [name for name, body in definitions.items() if "oneOf" in body]
+    frames = {name for union in unions for name in _members(definitions, union)}
     rows = (
         [f"`{name}`", _fields(body)]
         for name, body in definitions.items()
-        if "properties" in body and "const" not in body["properties"].get("type", {})
+        if "properties" in body and name not in frames
     )
     return _table(["object", "fields"], rows)
+
+
+def _members(definitions: Mapping[str, Any], union: str) -> list[str]:
+    return [option["$ref"].rpartition("/")[2] for option in definitions[union]["oneOf"]]
 
 
 def _type_of(definition: Mapping[str, Any]) -> str:

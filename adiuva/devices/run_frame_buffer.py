@@ -17,7 +17,7 @@ from typing import IO, Final, cast
 from django.conf import settings
 
 from adiuva.core.crypto import Cipher, new_key
-from adiuva.core.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError, Text
 from adiuva.devices.codec import parse
 from adiuva.devices.protocol import AgentComplete, AgentData, AgentManifest
 
@@ -33,9 +33,6 @@ class FlowExceeded(AdiuvaError):
     """The device sends more than it may."""
 
     code, status = "flow_exceeded", 429
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
 
 
 class SpillFile:
@@ -114,7 +111,10 @@ class RunFrameBuffer:
                 self._batches += 1
                 if self._batches > settings.SOCKET["max_batches_in_flight"]:
                     raise FlowExceeded(
-                        f"the device sent more than {settings.SOCKET['max_batches_in_flight']} batches unacknowledged"
+                        Text(
+                            "the device sent more than {most} batches unacknowledged",
+                            most=settings.SOCKET["max_batches_in_flight"],
+                        )
                     )
             # A frame that follows one in the file goes there too, to keep the order.
             full = self._size + len(text) > MAX_BUFFERED_CHARS or len(self._held) >= MAX_BUFFERED_FRAMES

@@ -14,6 +14,7 @@ class DeviceSerializer(serializers.ModelSerializer[Device]):
         help_text="The folders that agents may read on it, as it said when it connected; null if it did not say.",
     )
     online = serializers.BooleanField(source="is_online", help_text="Whether it is connected now.")
+    last_seen = serializers.DateTimeField(source="seen_at", read_only=True)
 
     class Meta:
         model = Device
@@ -23,6 +24,7 @@ class DeviceSerializer(serializers.ModelSerializer[Device]):
             "name",
             "platform",
             "app_version",
+            "timezone",
             "protocol",
             "capabilities",
             "grants",

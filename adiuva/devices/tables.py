@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Literal
 
 Kind = Literal["text", "int", "flag", "time", "names"]
 MAX_TEXT: Final = 100_000
 INT64: Final = 2**63
+# What people call one row of a table, and several; keys of the catalogues.
+NOUNS: Final[dict[str, tuple[str, str]]] = {
+    "tasks": ("task", "tasks"),
+    "projects": ("project", "projects"),
+    "timelines": ("timeline entry", "timeline entries"),
+    "notes": ("note", "notes"),
+    "taskComments": ("comment", "comments"),
+    "clients": ("client", "clients"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,11 @@ class Table:
     columns: tuple[Column, ...]
     title: str  # the column that is shown as a row's title
 
-    @property
+    @cached_property
     def by_name(self) -> Mapping[str, Column]:
         return {column.name: column for column in self.columns}
 
-    @property
+    @cached_property
     def reviewed(self) -> bool:
         """Whether rows have the flags that mark an assistant's suggestion for the user's approval."""
         return "isAiSuggested" in self.by_name

@@ -40,11 +40,12 @@ class DeviceViewSet(
 ):
     """The installations you signed in on, online or last seen."""
 
+    page_for_people = True
     serializer_class = DeviceSerializer
     queryset = Device.objects.none()
 
     def get_queryset(self) -> Any:
-        return Device.objects.of(user_id(self.request)).with_online().order_by("-last_seen")
+        return Device.objects.of(user_id(self.request)).with_online().seen_last_first()
 
     @extend_schema(
         summary="Forget a device and sign it out; the data on it stays",

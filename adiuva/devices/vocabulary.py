@@ -34,6 +34,10 @@ CAPABILITIES: Final[Mapping[str, str]] = {
     "approval": "The device shows `approval_request` to its user. Otherwise the question comes in the text, and the "
     "user's next message answers it.",
     "offset": "`select` takes `offset`. A result that is too large for a frame is then asked for piece by piece.",
+    "origin": "An insert of a record that an agent found says in `origin` from which run and source it is, so that the "
+    "device can show it, and offer a decision about all of a run.",
+    "followups": "The device takes `turn_started`, `run_ended` and `conversation_changed`. Otherwise what came without "
+    "a request is found with `GET /chat/conversations/{id}?after=`.",
 }
 
 FILTERS: Final[Mapping[str, tuple[str, str]]] = {
@@ -89,8 +93,11 @@ FRAME_CODES: Final[Mapping[str, str]] = {
     "number_too_large": "An integer does not fit into 64 bits.",
     "hello_first": "The first frame must be `device_hello`.",
     "hello_twice": "This connection has said hello.",
+    "unknown_timezone": "Of `device_hello`: its `timezone` is not one of the IANA database. All else of it counts.",
     "run_not_active": "Of a run's frame: the run (`ref`) takes no files now. Stop sending them.",
-    "not_running": "Of `request_cancel`: there is no such request under way.",
+    "not_running": "Of `request_cancel`, `request_steer`, `stream_resume` or `streams`: the server knows no such "
+    "request, or it has ended. No `stream_end` follows.",
+    "throttled": "Of `request_steer`: the user's plan allows no more requests for now.",
     "approval_over": "Of `approval_response`: it was answered before, or its time is over.",
     "unavailable": "The database, Redis or a disk of the server cannot be used for now.",
     "internal_error": "The server failed on this frame. Its operators can see why.",
@@ -105,11 +112,22 @@ STREAM_CODES: Final[Mapping[str, str]] = {
     "request_taken": "Another user's request, or one of another kind, has this `request_id`.",
     "request_id_reused": "This `request_id` was used for another message.",
     "turn_is_running": "The conversation has a turn under way.",
+    "conversation_busy": 'Of `busy: "reject"`: another request of the conversation is being answered.',
+    "joined": 'With `stop`, of `busy: "steer"`: the turn that ran has read the message, and answers it.',
     "stream_expired": "What was missed is kept no longer. The conversation has the answer, if it was stored.",
     "turn_lost": "The server that worked on it failed. What had been changed on the device stays.",
     "server_restarting": "The server restarted meanwhile. Ask again.",
     "too_many_requests": "Too many requests of this connection or user are under way.",
-    "limit": "A limit of the turn was reached, such as its number of model calls.",
+    "throttled": "The user's plan allows no more requests for now.",
+    "too_many_model_calls": "With `limit`: it took more model calls than one request may have.",
+    "deadline": "With `limit`: it took too long.",
+    "answer_too_long": "With `limit`: the answer grew too long.",
+    "answer_cut_off": "With `limit`: the model ended at its own length limit.",
+    "answer_repeats": "With `limit`: the model repeated itself.",
+    "same_call_fails": "With `limit`: the same tool call failed again and again.",
+    "content_filter": "With `limit`: the model's provider refuses to answer this.",
+    "user_gone": "The account was deleted meanwhile.",
+    "not_saved": "The answer could not be stored in its conversation.",
     "outcome_unknown": "It is not known whether a write was done.",
     "internal_error": "The server failed. Its operators can see why.",
     "unavailable": "Something that the server needs is away for now.",
@@ -117,6 +135,9 @@ STREAM_CODES: Final[Mapping[str, str]] = {
     "model_timeout": "The model did not answer in time.",
     "model_rate_limited": "The model takes no more requests for now.",
     "model_not_configured": "The server has no model, or its key is wrong.",
+    "budget_spent": "This month's money for models is used up; the answer and `retry_at` say until when.",
+    "work_budget_spent": "The answer has cost as much as the plan lets one cost; the answer says what was done.",
+    "model_price_missing": "The server limits what models cost, and knows no price of this one.",
     "model_rejected": "The model refused the request.",
     "model_context_exceeded": "The conversation is too long for the model.",
     "model_interrupted": "The model's answer broke off.",
@@ -124,4 +145,13 @@ STREAM_CODES: Final[Mapping[str, str]] = {
     "model_empty": "",
     "model_garbled": "",
     "model_error": "",
+}
+
+# What `notices` of a `stream_end` may say. More may come: a client shows those that it knows.
+NOTICES: Final[Mapping[str, str]] = {
+    "nothing_changed": "The answer claims a change that was asked for, and nothing was created, changed or deleted.",
+    "left_out": "Earlier messages, or parts of what was read, did not fit the model's context window.",
+    "no_tools": "The model cannot use tools: it could neither look at the user's data nor change it.",
+    "other_model": "The configured model could not answer, and another one stood in: `usage.model`.",
+    "budget_low": "Little is left of the month's allowance for models: `usage.percent_left`.",
 }

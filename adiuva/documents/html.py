@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from adiuva.documents.html_hidden import hidden_names, is_hiding
 from adiuva.documents.html_tokens import End, Start, Token, tokens
 
 _SPACE: Final = re.compile(r"[ \t\r\n\v\f]+")
@@ -33,7 +34,6 @@ _DEEPEST_QUOTE: Final = 5
 _DEEPEST_LIST: Final = 8
 # A cell with more text is a column of a layout, not a value.
 _MAX_CELL_CHARS: Final = 600
-_MAX_CSS_CHARS: Final = 64 * 1024
 
 _PARAGRAPHS: Final = frozenset(
     "p h1 h2 h3 h4 h5 h6 ul ol dl table blockquote pre article section header footer hr form figure fieldset"  # noqa: SIM905
@@ -47,21 +47,7 @@ _STRUCK_NAMES: Final = frozenset({"s", "del", "strike"})
 _QUOTING: Final = re.compile(
     r"\b(?:gmail_quote(?!_attribution)|yahoo_quoted|moz-forward-container|protonmail_quote)\b"
 )
-_HIDING: Final = re.compile(
-    r"display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|font-size\s*:\s*0(?:\.0*)?(?:px|pt|em|rem|%)?\s*(?:;|!|$)"
-    r"|opacity\s*:\s*0(?:\.0*)?\s*(?:;|!|$)|mso-hide\s*:\s*all|text-indent\s*:\s*-\d{3,}|(?:left|top)\s*:\s*-\d{3,}px"
-    r"|(?<![-\w])color\s*:\s*transparent",
-    re.IGNORECASE,
-)
-_FLAT: Final = re.compile(r"(?:max-)?(?:height|width)\s*:\s*[01](?:px|pt|em)?\s*(?:;|!|$)", re.IGNORECASE)
-_OVERFLOW: Final = re.compile(r"overflow\s*:\s*hidden", re.IGNORECASE)
 _STRIKING: Final = re.compile(r"text-decoration(?:-line)?\s*:[^;]*line-through", re.IGNORECASE)
-_COLOURS: Final = re.compile(
-    r"(?<![-\w])(background-color|background|color)\s*:\s*([#\w(),.%]+)", re.IGNORECASE
-)
-_CSS_COMMENT: Final = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
-_CSS_RULE: Final = re.compile(r"([^{}@;]{1,300})\{([^{}]{0,1000})\}")
-_CSS_NAME: Final = re.compile(r"(?:[a-z]{1,10})?([.#][\w-]{1,80})$", re.IGNORECASE)
 
 
 class Page(NamedTuple):
@@ -77,7 +63,7 @@ def html_to_text(source: str, *, quotes: bool = False) -> str:
 def read_page(source: str, *, quotes: bool = False) -> Page:
     """A page's title and its visible text in lines. `quotes`: quoted text is marked with '>'."""
     found = list(tokens(source))
-    reader = _Reader(quotes, _hidden_names(found), _data_tables(found))
+    reader = _Reader(quotes, hidden_names(found), _data_tables(found))
     for token in found:
         reader.take(token)
     text = _tidy("".join(reader.pieces))
@@ -198,7 +184,7 @@ class _Reader:
         style = said.get("style", "")
         if name == "input":
             return said.get("type", "").lower() == "hidden"
-        return bool(style) and _is_hiding(style)
+        return bool(style) and is_hiding(style)
 
     def _shown(self, name: str, said: dict[str, str]) -> str:
         """Write what an element begins with. Returns what it ends with."""
@@ -286,50 +272,7 @@ def _checkbox(name: str, said: dict[str, str]) -> bool | None:
     return None
 
 
-# ── What a page hides, and which tables hold data ───────────────────────────────────────────────────────
-
-
-def _is_hiding(style: str) -> bool:
-    if _HIDING.search(style) or (_OVERFLOW.search(style) and _FLAT.search(style)):
-        return True
-    colours = {name.lower(): value.lower() for name, value in _COLOURS.findall(style)}
-    ground = colours.get("background-color") or colours.get("background")
-    return ground is not None and colours.get("color") == ground
-
-
-def _hidden_names(found: list[Token]) -> frozenset[str]:
-    """The classes and ids that the page's own style sheets hide, outside of media queries."""
-    names: set[str] = set()
-    for place, token in enumerate(found):
-        if isinstance(token, Start) and token.name == "style" and place + 1 < len(found):
-            css = found[place + 1]
-            if isinstance(css, str):
-                names |= _hidden_by(_CSS_COMMENT.sub(" ", css[:_MAX_CSS_CHARS]))
-    return frozenset(names)
-
-
-def _hidden_by(css: str) -> set[str]:
-    names: set[str] = set()
-    depth, start = 0, 0
-    outer: list[str] = []
-    for place, sign in enumerate(css):  # leave out @-rules with blocks inside
-        if sign == "{":
-            if depth == 0:
-                is_at = "@" in css[start:place]
-                begin = start
-            depth += 1
-        elif sign == "}" and depth:
-            depth -= 1
-            if depth == 0:
-                if not is_at:
-                    outer.append(css[begin : place + 1])
-                start = place + 1
-    for rule in _CSS_RULE.finditer("".join(outer)):
-        if _is_hiding(rule[2]):
-            for selector in rule[1].split(","):
-                if name := _CSS_NAME.match(selector.strip()):
-                    names.add(name[1])
-    return names
+# ── Which tables hold data ───────────────────────────────────────────────────────
 
 
 def _data_tables(found: list[Token]) -> list[bool]:

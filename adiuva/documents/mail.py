@@ -15,6 +15,7 @@ from email.policy import Compat32, Policy
 from pathlib import PurePosixPath
 from typing import Final
 
+from adiuva.core.errors import Text
 from adiuva.documents.charset import decode
 from adiuva.documents.cleaning import clean
 from adiuva.documents.content_lines import content_lines_to_text
@@ -66,7 +67,7 @@ _SIGNATURES: Final = frozenset(
 )
 _SIGNED: Final = frozenset({"application/pkcs7-mime", "application/x-pkcs7-mime"})
 _TNEF: Final = frozenset({"application/ms-tnef", "application/vnd.ms-tnef"})
-_ENCRYPTED: Final = "a part of it is encrypted and cannot be read"
+_ENCRYPTED: Final = Text("a part of it is encrypted and cannot be read")
 _WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
 _ADDRESS: Final = re.compile(r"https?://\S+")
 # A plain part that only says where the real text is.
@@ -102,7 +103,7 @@ class _Found:
     def add_inside(self, heading: str, text: str) -> None:
         room = max(0, _MAX_NESTED_CHARS - self.inside_chars)
         if len(text) > room:
-            self.note("a long forwarded or attached text was cut")
+            self.note(Text("a long forwarded or attached text was cut"))
             text = text[:room].rstrip() + "\n[The rest of it is left out.]"
         self.inside_chars += len(text)
         if (shown := f"{heading}:\n{text}") not in self.inside:
@@ -156,7 +157,7 @@ def read_mail(message: Message) -> Document:
         if not subject:
             raise Unreadable("there is no text in this mail")
         if found.attachments:
-            found.note("it has no text of its own; its attachments are not read")
+            found.note(Text("it has no text of its own; its attachments are not read"))
     own, old = split_quotation(body.strip("\n"), subject)
     parts = [_lines(headers), own, *map(clean, found.inside)]
     if old:
@@ -217,7 +218,7 @@ def _lines(headers: dict[str, str]) -> str:
 def _body(part: Message, found: _Found, depth: int, *, is_root: bool = False) -> str:
     for defect in part.defects:
         if type(defect).__name__ in ("StartBoundaryNotFoundDefect", "CloseBoundaryNotFoundDefect"):
-            found.note("it may be cut off")
+            found.note(Text("it may be cut off"))
     kind = part.get_content_type()
     payload = part.get_payload() if part.is_multipart() else None
     if kind == KIND and isinstance(payload, list):
@@ -252,7 +253,7 @@ def _leaf(part: Message, kind: str, found: _Found, depth: int, *, is_root: bool)
     if kind == KIND:
         return _attached_mail(part, name, found, depth)
     if kind in _TNEF or name.lower() == "winmail.dat":
-        found.note("a part in Outlook's own format (winmail.dat) cannot be read")
+        found.note(Text("a part in Outlook's own format (winmail.dat) cannot be read"))
     if kind in _CALENDARS:
         if text := content_lines_to_text(_text(part, found)):
             found.add_inside("Calendar" if "vcard" not in kind else "Address card", text)
@@ -302,21 +303,21 @@ def _unwrapped(part: Message, found: _Found, depth: int) -> str:
     raw, problem = content_bytes(part)
     found.note(problem)
     if not raw:  # a provider's answer names it and does not hold it
-        found.note("a signed or encrypted part of it cannot be read")
+        found.note(Text("a signed or encrypted part of it cannot be read"))
         return ""
     inner = unwrap_signed(raw)
     if inner is None:
         found.note(_ENCRYPTED)
         return ""
     if depth >= _MAX_NESTED:
-        found.note("a part signed too many times over was left out")
+        found.note(Text("a part signed too many times over was left out"))
         return ""
     return _body(parse_message(inner), found, depth + 1, is_root=True)
 
 
 def _forwarded(message: Message, found: _Found, depth: int) -> None:
     if depth >= _MAX_NESTED:
-        found.note("a mail forwarded too many times over was left out")
+        found.note(Text("a mail forwarded too many times over was left out"))
         return
     inner = _Found(problems=found.problems, notes=found.notes, attachments=found.attachments)
     body = _body(message, inner, depth + 1, is_root=True).strip("\n")
@@ -350,7 +351,7 @@ def _filename(part: Message, found: _Found) -> str:
 
 def _list_attachment(part: Message, name: str, kind: str, found: _Found) -> None:
     if len(found.attachments) >= _MAX_ATTACHMENTS:
-        found.note("some attachments are not listed")
+        found.note(Text("some attachments are not listed"))
         return
     found.attachments.append(Attachment(name or "unnamed", header_line(kind)[:100], _size(part)))
 

@@ -9,6 +9,7 @@ from email.parser import HeaderParser
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Final
 
+from adiuva.core.errors import Text
 from adiuva.documents.document import Document
 from adiuva.documents.errors import Unreadable
 from adiuva.documents.mail import KIND, is_read, read_mail
@@ -39,7 +40,7 @@ def read_msg(raw: bytes, kind: str) -> Document:
             return document
     except (*PARSER_ERRORS, OSError, struct.error, RecursionError) as error:
         raise Unreadable("it is damaged") from error
-    return replace(document, problems=("its text is in Outlook's own format, which cannot be read",))
+    return replace(document, problems=(Text("its text is in Outlook's own format, which cannot be read"),))
 
 
 def _as_mail(found: oxmsg.Message) -> Message:

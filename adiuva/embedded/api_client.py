@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from adiuva.embedded.processes import StackError
 
 _TIMEOUT_S = 30.0
+_PATIENCE_S = 60.0  # a plan's requests are counted by the minute
 
 
 class ApiError(StackError):
@@ -23,7 +25,11 @@ class ApiError(StackError):
 
 
 class ApiClient:
-    """Calls the API as one account, and signs in again when the access token has expired."""
+    """Calls the API as one account.
+
+    It signs in again when the access token has expired, and waits when it has made as many requests as the account's
+    plan allows.
+    """
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -32,7 +38,7 @@ class ApiClient:
 
     def sign_in(self, email: str, password: str) -> None:
         self._credentials = {"email": email, "password": password}
-        self._token = self._call("POST", "/auth/login", self._credentials)["access_token"]
+        self._token = self._patiently("POST", "/auth/login", self._credentials)["access_token"]
 
     def get(self, path: str) -> Any:
         return self._retry_unauthorized("GET", path, None)
@@ -42,12 +48,23 @@ class ApiClient:
 
     def _retry_unauthorized(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         try:
-            return self._call(method, path, body)
+            return self._patiently(method, path, body)
         except ApiError as error:
             if error.status != 401:
                 raise
         self.sign_in(**self._credentials)
-        return self._call(method, path, body)
+        return self._patiently(method, path, body)
+
+    def _patiently(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return self._call(method, path, body)
+            except ApiError as error:
+                pause = error.answer.get("retry_after_s")
+                if error.status != 429 or not pause or time.monotonic() + pause > until:
+                    raise
+            time.sleep(pause)
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}

@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adiuva.embedded import demo_report
+from adiuva.embedded import demo_report, sample_workspace
 from adiuva.embedded.api_client import ApiClient, ApiError
 from adiuva.embedded.processes import StackError
 from adiuva.embedded.state_folder import StateFolder
@@ -23,8 +23,6 @@ from adiuva.embedded.terminal import Terminal
 
 DEMO_EMAIL = "demo@adiuva.example"
 AGENT_NAME = "Sample workspace"
-_SAMPLE = Path(__file__).parent / "sample"
-_SEED = _SAMPLE / "projects.json"  # clients and projects that are on the device from the start
 _POLL_INTERVAL_S = 0.15
 _DEVICE_TIMEOUT_S = 60.0
 _RUN_TIMEOUT_S = 600.0
@@ -60,26 +58,26 @@ class Demo:
     def workspace(self) -> Path:
         return self.state.folder / "demo" / "device"
 
-    def _copy_sample(self) -> None:
-        """Copy the sample on the first start. After that the documents are the user's to change."""
+    def _write_sample(self) -> None:
+        """Write the sample on the first start, with dates about today. After that the files are the user's."""
         if self.documents.exists():
             return
         self.documents.parent.mkdir(mode=0o700, exist_ok=True)
         new = self.documents.with_name("documents.new")
         shutil.rmtree(new, ignore_errors=True)
         try:
-            shutil.copytree(_SAMPLE, new, ignore=shutil.ignore_patterns(_SEED.name))
+            sample_workspace.write(new, date.today())  # noqa: DTZ011  # the day of whoever starts it
             new.rename(self.documents)
-        except (OSError, shutil.Error) as error:
-            raise StackError(f"the sample workspace cannot be copied to {self.documents}: {error}") from None
+        except OSError as error:
+            raise StackError(f"the sample workspace cannot be written to {self.documents}: {error}") from None
 
     def device(self) -> list[str]:
         """Prepare the folders; returns Python's arguments for the headless device that uses them."""
-        self._copy_sample()
+        self._write_sample()
         self.workspace.mkdir(mode=0o700, exist_ok=True)
         arguments = ["manage.py", "device", "--server", self.rest.base, "--email", DEMO_EMAIL]
         arguments += ["--workspace", str(self.workspace), "--grant", str(self.documents)]
-        arguments += ["--seed", str(_SEED), "--name", "Sample device"]
+        arguments += ["--seed", str(sample_workspace.SEED), "--name", "Sample device"]
         return arguments
 
     def show(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from adiuva import env_variables as env
 
@@ -36,6 +37,20 @@ def make_demo_account(email: str, password: str) -> None:
         User.objects.create_superuser(email, password)
 
 
+def make_prices() -> None:
+    """Make the plans' prices at Stripe's double, which may still be starting."""
+    from django.core.management import CommandError, call_command
+
+    for attempt in range(20):
+        try:
+            call_command("set_up_stripe", verbosity=0)
+            return
+        except CommandError as error:
+            if attempt == 19:
+                sys.stderr.write(f"Nothing can be bought: {error}\n")
+            time.sleep(0.25)
+
+
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
     import django
@@ -48,6 +63,8 @@ def main() -> None:
         separate_keys()
         if email := env.DEMO_EMAIL.read():
             make_demo_account(email, env.DEMO_PASSWORD.read())
+        if env.STRIPE_API.read():
+            make_prices()
     except (Error, ImproperlyConfigured) as error:
         sys.exit(" ".join(str(error).split()))
 

@@ -43,6 +43,8 @@ _SILENT_LOG = {
     "log_statement": "none",
     "log_min_duration_statement": "-1",
 }
+# Tests connect thousands of times, with a random password: guesses of it need not be slow.
+_QUICK = ["--no-sync", "--set=scram_iterations=1"]
 _LOCALE = ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
 
 
@@ -64,6 +66,7 @@ class Postgres:
         self._keeps, self._fixed_port = keeps, port
         self.log = log
         self.home = folder  # where the data really is, once started
+        self.is_new = False  # whether `start` made the data
         self.child: Child | None = None
         self._port = 0
 
@@ -83,6 +86,7 @@ class Postgres:
         data = self.home / "data"
         if not data.exists():
             self._make(data, binaries, owner)
+            self.is_new = True
         _check(data, binaries)
 
         def server(port: int) -> Child:
@@ -168,7 +172,7 @@ class Postgres:
                     f"--pwfile={password}",
                     "--no-instructions",
                 ),
-                *(_LOCALE if self._durable else [*_LOCALE, "--no-sync"]),
+                *(_LOCALE if self._durable else [*_LOCALE, *_QUICK]),
             )
         finally:
             password.unlink()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 import shlex
 import signal
 import sys
@@ -26,10 +28,15 @@ from adiuva.embedded.valkey import Valkey
 from adiuva.local_embeddings import CONFIGURED_NAME, WeightsMissing, find_file
 
 _POLL_INTERVAL_S = 0.25
+_APPS = ("adiuva", "agents", "billing", "chat", "integrations", "memory")  # whose migrations there are
+_EXAMPLES = BASE_DIR / "examples" / "plugins"
+# One of the examples costs something, so that buying can be tried out.
+_EXAMPLE_PRICE = "calendar-importer=300"
 _STEP_TIMEOUT_S = 120.0
 _READY_TIMEOUT_S = 60.0
 _MODEL = "openai/adiuva-offline"
 _LEXICAL = "lexical"
+_MODELS = (env.MODEL, env.MODEL_CHAT, env.MODEL_EXTRACTION, env.MODEL_MEMORY, env.MODEL_FALLBACKS)
 _MODEL_VARIABLES = (env.MODEL, env.MODEL_API_BASE, env.EMBEDDING_MODEL, env.EMBEDDING_MODEL_API_BASE)
 _PROVIDER_SECRETS = frozenset(
     variable.name
@@ -39,25 +46,31 @@ _PROVIDER_SECRETS = frozenset(
         env.GOOGLE_CLIENT_SECRET,
         env.MICROSOFT_CLIENT_SECRET,
         env.MAIL_URL,
+        env.STRIPE_SECRET_KEY,
+        env.STRIPE_WEBHOOK_SECRETS,
     )
 )
-# What the device and the offline model, which are programs of their own, have no use for.
+# What only processes of the server open: the device and the models are programs of their own.
 _SERVER_SECRETS = _PROVIDER_SECRETS | frozenset(
     variable.name
     for variable in (
         env.SECRET_KEY,
         env.SECRET_KEY_FALLBACKS,
         env.KEYS,
+        env.PLUGIN_KEYS,
         env.DATABASE_URL,
         env.KEYS_DATABASE_URL,
         env.REDIS_URL,
     )
 )
-_SECRETS_NOT_FOR = {
+# What is kept from a process; one that is not named gets none of them.
+_SECRETS_KEPT_FROM: dict[str, frozenset[str]] = {
+    "web": frozenset(),
+    "worker-runs": frozenset(),
+    "worker-short": frozenset(),
     "beat": _PROVIDER_SECRETS,
     "migrate": _PROVIDER_SECRETS,
-    "device": _SERVER_SECRETS,
-    "offline-model": _SERVER_SECRETS,
+    "publish-examples": _PROVIDER_SECRETS,
 }
 _SINGLE_WORKER = (
     "--without-mingle",
@@ -68,6 +81,17 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class StopRequested(BaseException):
     """A signal asked the stack to stop. Not an Exception, so that no handler on the way treats it as a failure."""
+
+
+def with_offline_price(prices: str) -> str:
+    """`prices`, as ADIUVA_MODEL_PRICE has them, with the offline model's, which costs nothing.
+
+    No list has it, and without a price nothing is asked of a model where plans limit what may be spent.
+    """
+    given = [part.strip() for part in prices.split(";") if part.strip()]
+    if any(part.rpartition("=")[0].strip() in ("", _MODEL) for part in given):
+        return prices
+    return ";".join([*given, f"{_MODEL}=0,0"])
 
 
 # More than 15 methods: one for each step of a start and an end, in their order.
@@ -86,6 +110,9 @@ class Stack:
         self.postgres: Postgres | None = None
         self.valkey: Valkey | None = None
         self.demo: Demo | None = None
+        self.migration: Child | None = None
+        self.examples: Child | None = None
+        self.stripe_double = ""
 
     def run(self) -> int:
         for number in _STOP_SIGNALS:
@@ -113,7 +140,11 @@ class Stack:
         self.state.publish(self.env)
         if folder := self._mail_folder():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._migrate()
+        self._check_models()
+        self.migration = self._start_migration()
+        is_schema_current = self._is_schema_current()
+        if not is_schema_current:
+            self._finish_migration(self.migration)
         self.terminal.say("Web, workers and beat …")
         self._start_python("beat", "-m", "celery", "-A", "adiuva", "beat", "--pidfile=")
         for lane in ("runs", "short"):  # a process for each, so that work in one takes no CPU from the other
@@ -124,20 +155,22 @@ class Stack:
             )
         web = self._start_python("web", "-m", "adiuva.server")
         web.wait_until(lambda: is_up(self.base), within_s=_STEP_TIMEOUT_S, every_s=0.1)
+        if is_schema_current:
+            self._finish_migration(self.migration)
         self._start_device()
         self._wait_until_ready(web)
         threading.Thread(target=self._show, name="show", daemon=True).start()
 
     def _start_servers(self) -> None:
         """Start PostgreSQL, Valkey and the offline model, except those that are configured elsewhere."""
-        secrets, keeps = self.state.secrets(), (self.state.lock,)
+        made, keeps = self.state.secrets(), (self.state.lock,)
         database, redis = env.DATABASE_URL.read_configured(), env.REDIS_URL.read_configured("")
         keys = env.KEYS_DATABASE_URL.read_configured()
         if not database:
             self.terminal.say("PostgreSQL …")
             self.postgres = Postgres(
                 self.state.folder / "postgres",
-                password=secrets.database_password,
+                password=made.database_password,
                 log=self.state.log("postgres"),
                 say=self.terminal.say,
                 keeps=keeps,
@@ -149,7 +182,7 @@ class Stack:
             self.terminal.say("Valkey …")
             self.valkey = Valkey(
                 self.state.folder / "valkey",
-                password=secrets.redis_password,
+                password=made.redis_password,
                 log=self.state.log("valkey"),
                 keeps=keeps,
             )
@@ -159,8 +192,9 @@ class Stack:
             "ADIUVA_EMBEDDED": "1",
             "ADIUVA_HOST": self.host,
             "ADIUVA_PORT": str(self.port),
-            "ADIUVA_SECRET_KEY": env.SECRET_KEY.read_configured(secrets.secret_key),
-            "ADIUVA_KEYS": ",".join(env.KEYS.read_configured([secrets.keys])),
+            "ADIUVA_SECRET_KEY": env.SECRET_KEY.read_configured(made.secret_key),
+            "ADIUVA_KEYS": ",".join(env.KEYS.read_configured([made.keys])),
+            "ADIUVA_PLUGIN_KEYS": ",".join(env.PLUGIN_KEYS.read_configured([self.state.plugin_key()])),
             "DATABASE_URL": database,
             "REDIS_URL": redis,
             **({env.KEYS_DATABASE_URL.name: keys} if keys else {}),
@@ -170,14 +204,38 @@ class Stack:
             self._start_offline_model()
         if env.EMBEDDING_MODEL.read_configured(CONFIGURED_NAME) == CONFIGURED_NAME:
             self._start_local_embeddings()
+        if not env.STRIPE_SECRET_KEY.read_configured():
+            self._start_stripe_double()
         if env.DEMO.read_configured():
-            self.demo = Demo(ApiClient(self.base), self.state, self.terminal, secrets.demo_password)
+            self.demo = Demo(ApiClient(self.base), self.state, self.terminal, made.demo_password)
 
     def _start_offline_model(self) -> None:
         port = free_port()
         api = f"http://127.0.0.1:{port}/v1"
         self.env |= {"ADIUVA_MODEL": _MODEL, "ADIUVA_MODEL_API_BASE": api}
+        self.env[env.MODEL_PRICE.name] = with_offline_price(env.MODEL_PRICE.read_configured())
         self._start_python("offline-model", "-m", "adiuva.offline_model", "--port", str(port))
+
+    def _start_stripe_double(self) -> None:
+        """Let plans be bought without Stripe: a double takes its place, which takes no money."""
+        if not (BASE_DIR / "tests" / "fakes" / "stripe").is_dir():
+            return  # not a checkout of the repository
+        port, secret = free_port(), f"whsec_{secrets.token_hex(16)}"
+        self.stripe_double = f"http://127.0.0.1:{port}"
+        self.env |= {
+            env.STRIPE_SECRET_KEY.name: "sk_test_double",
+            env.STRIPE_WEBHOOK_SECRETS.name: secret,
+            env.STRIPE_API.name: self.stripe_double,
+        }
+        child = self._python(
+            "stripe-double",
+            *("-m", "tests.fakes.stripe", "--port", str(port)),
+            *("--webhook", f"{self.base}/api/v1/billing/webhook"),
+            *("--state", str(self.state.folder / "stripe-double.json")),
+            STRIPE_WEBHOOK_SECRET=secret,
+        )
+        child.vital = False
+        self.supervisor.start(child)
 
     def _start_local_embeddings(self) -> None:
         """Serve the local embedding model; where its weights are missing, words are compared and that is said."""
@@ -204,6 +262,27 @@ class Stack:
         child.vital = False
         self.supervisor.start(child)
 
+    def _check_models(self) -> None:
+        """Say at once if a model that is configured elsewhere does not work, and what to do; the start goes on."""
+        if not any(each.read_configured() for each in (*_MODELS, env.EMBEDDING_MODEL)):
+            return  # those of this machine are ours
+        log = self.state.log("check-models")
+        log.unlink(missing_ok=True)
+        child = self._python("check-models", "manage.py", "check_models", **{env.LOG_LEVEL.name: "CRITICAL"})
+        child.start()
+        threading.Thread(target=self._say_checked, args=(child,), name="check-models", daemon=True).start()
+
+    def _say_checked(self, child: Child) -> None:
+        try:
+            failed = child.wait(within_s=_STEP_TIMEOUT_S * 2) != 0
+        except StackError as error:
+            self.terminal.say(f"It is not known whether the models work: {error}")
+            return
+        for line in tail(child.log, 20).splitlines():
+            if line.startswith("Model "):
+                bad = failed and " does not work" in line
+                self.terminal.say(self.terminal.styled(line, "red") if bad else line)
+
     def _start_device(self) -> None:
         """Start the demo's device. If that fails, say so and continue without the demo."""
         if not self.demo:
@@ -220,15 +299,14 @@ class Stack:
         return self.supervisor.start(self._python(name, *arguments))
 
     def _python(self, name: str, *arguments: str, **more: str) -> Child:
+        kept = _SECRETS_KEPT_FROM.get(name, _SERVER_SECRETS)
+        if self.stripe_double:  # its key opens nothing
+            kept -= {env.STRIPE_SECRET_KEY.name}
         return Child(
             name,
             python(*arguments),
             self.state.log(name),
-            env={
-                each: value
-                for each, value in (os.environ | self.env | more).items()
-                if each not in _SECRETS_NOT_FOR.get(name, ())
-            },
+            env={each: value for each, value in (os.environ | self.env | more).items() if each not in kept},
             cwd=BASE_DIR,
             keeps=(self.state.lock,),
         )
@@ -237,18 +315,29 @@ class Stack:
         if child:
             self.supervisor.start(child)
 
-    def _migrate(self) -> None:
+    def _start_migration(self) -> Child:
         self.terminal.say("Database …")
         account = {}
         if self.demo:
             account = {env.DEMO_EMAIL.name: DEMO_EMAIL, env.DEMO_PASSWORD.name: self.demo.password}
         child = self._python("migrate", "-m", "adiuva.embedded.migrate", **account)
         child.start()
+        return child
+
+    def _finish_migration(self, child: Child) -> None:
         try:
             if child.wait(within_s=_STEP_TIMEOUT_S) != 0:
                 raise StackError(f"the database could not be prepared: {tail(child.log)} (see {child.log})")
+            self.state.remember("schema", schema_fingerprint())
         finally:
             child.kill()
+
+    def _is_schema_current(self) -> bool:
+        """Whether our own database has all migrations already. The other processes then start while what else is to be
+        prepared is done, which saves its time on a second start."""
+        if self.postgres is None or self.postgres.is_new or env.KEYS_DATABASE_URL.read_configured():
+            return False
+        return self.state.remembered("schema") == schema_fingerprint()
 
     def _wait_until_ready(self, web: Child) -> None:
         """Wait until every health check passes; after the timeout, say which fail and continue."""
@@ -286,20 +375,28 @@ class Stack:
         return self.state.folder / "logs"
 
     def _show(self) -> None:
+        examples = self._start_examples()
         if self.demo and not self.demo.show():
             return
+        if examples:
+            self._finish_examples(examples)
         say, password = self.terminal.say, self.demo.password if self.demo else ""
         say()
         say(self.terminal.styled("Adiuva is up.", "bold") + " Ctrl-C ends it; `make run` brings it back.")
+        # As in mails' links, so that a browser is signed in at both; and passkeys need a name.
+        address = (env.PUBLIC_URL.read_configured() or f"http://localhost:{self.port}").rstrip("/")
         rows = {
-            "Web": f"{self.base}/",
-            "Admin": f"{self.base}/admin/",
-            "API": f"{self.base}/api/v1/",
-            "API docs": f"{self.base}/api/v1/docs/",
+            "Web": f"{address}/",
+            "Admin": f"{address}/admin/",
+            "Plugins": f"{address}/plugins",
+            "API": f"{address}/api/v1/",
+            "API docs": f"{address}/api/v1/docs/",
             "Logs": str(self._logs),
         }
         if folder := self._mail_folder():
             rows["Mails"] = str(folder)
+        if self.stripe_double:
+            rows["Payments"] = f"{self.stripe_double}/ in Stripe's place; no money moves"
         if self.demo:
             rows["Sign in as"] = f"{DEMO_EMAIL} with the password {password}"
             rows["Try this"] = (
@@ -325,16 +422,62 @@ class Stack:
         ]
         return f"ADIUVA_DEVICE_PASSWORD={shlex.quote(password or 'PASSWORD')} {shlex.join(command)}"
 
+    def _start_examples(self) -> Child | None:
+        """List the example plugins of the repository, unless that was done on an earlier start."""
+        if (
+            not self.demo
+            or not _EXAMPLES.is_dir()
+            or self.state.remembered("examples") == _fingerprint_of_examples()
+        ):
+            return None
+        child = self._python(
+            "publish-examples", "manage.py", "publish_examples", DEMO_EMAIL, "--price", _EXAMPLE_PRICE
+        )
+        child.vital = False
+        child.start()
+        self.examples = child
+        return child
+
+    def _finish_examples(self, child: Child) -> None:
+        try:
+            if child.wait(within_s=_STEP_TIMEOUT_S) == 0:
+                self.state.remember("examples", _fingerprint_of_examples())
+                return
+            problem = tail(child.log)
+        except StackError as error:
+            problem = str(error)
+        if not (self.demo and self.demo.stopping.is_set()):
+            self.terminal.say(f"The catalogue lacks the example plugins: {problem} (see {child.log})")
+
     def _end(self) -> None:
         if self.demo:
             self.demo.stopping.set()
         if self.env:  # only after we have published it
             self.state.withdraw()
+        for child in (self.migration, self.examples):
+            if child:
+                child.kill()
         self.supervisor.stop()
         for server in (self.valkey, self.postgres):  # they may have been starting when the signal came
             if server:
                 server.stop()
         self.state.release()
+
+
+def _fingerprint_of_examples() -> str:
+    found = hashlib.sha256()
+    for file in sorted(each for each in _EXAMPLES.rglob("*") if each.is_file()):
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def schema_fingerprint() -> str:
+    """Changes with our migrations, and with the packages that bring some."""
+    files = [file for app in _APPS for file in sorted((BASE_DIR / app).rglob("migrations/*.py"))]
+    found = hashlib.sha256()
+    for file in [*files, BASE_DIR / "requirements.txt"]:
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def _end(number: int, _: FrameType | None) -> None:

@@ -134,6 +134,23 @@ class StateFolder:
             os.fsync(file.fileno())
         new.replace(self.folder / name)
 
+    def plugin_key(self) -> str:
+        """The key with which plugins are signed here, as `id:key`: made on the first start, and kept."""
+        if not self.remembered("plugin-key"):
+            self.remember("plugin-key", f"here:{base64.b64encode(secrets.token_bytes(32)).decode()}")
+        return self.remembered("plugin-key")
+
+    def remember(self, name: str, text: str) -> None:
+        """Write down what is so in this folder, such as which migrations its database has."""
+        self.write(name, f"{text}\n")
+
+    def remembered(self, name: str) -> str:
+        """What was last written down; empty if nothing was, or if it cannot be read."""
+        try:
+            return (self.folder / name).read_text().strip()
+        except (OSError, ValueError):
+            return ""
+
     def publish(self, values: Mapping[str, str]) -> None:
         """Let `python manage.py …` in another terminal find the servers."""
         lines = ["# Written by `make run` while its servers are up."]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import admin
-from django.http import HttpRequest
 
-from adiuva.accounts.admin_base import ReadOnlyAdmin
+from adiuva.accounts.admin_base import PeriodFilter, ReadOnlyAdmin
 from adiuva.export.models import Export
 
 
 @admin.register(Export)
 class ExportAdmin(ReadOnlyAdmin):
-    list_display = ["id", "user", "state", "code", "size", "attempt", "created_at", "ended_at", "expires_at"]
-    search_help_text = "An export's id, or the beginning of its owner's e-mail address"
+    list_display = [
+        "id",
+        "account",
+        "state",
+        "code",
+        "size",
+        "attempt",
+        "created_at",
+        "ended_at",
+        "expires_at",
+    ]
+    list_filter = ["state", ("created_at", PeriodFilter)]
     ordering = ["-created_at", "-id"]
     fields = [
         "id",
@@ -28,6 +35,3 @@ class ExportAdmin(ReadOnlyAdmin):
         "ended_at",
         "expires_at",
     ]
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False

@@ -15,7 +15,8 @@ from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.accounts.models import User
 from adiuva.core import db, leases
 from adiuva.core.enqueue import enqueue_on_commit
-from adiuva.core.errors import AdiuvaError, Conflict, NotFound
+from adiuva.core.errors import AdiuvaError, Conflict, NotFound, Text
+from adiuva.core.pruning import delete_in_batches
 from adiuva.export.models import Export, ExportChunk
 
 State = Export.State
@@ -47,7 +48,9 @@ class TooManyExports(AdiuvaError):
     code, status = "too_many_exports", 429
 
     def __init__(self, seconds: int) -> None:
-        super().__init__(f"an account is exported at most {MAX_PER_DAY} times a day", retry_after_s=seconds)
+        super().__init__(
+            Text("an account is exported at most {most} times a day", most=MAX_PER_DAY), retry_after_s=seconds
+        )
 
 
 class ExportNotReady(Conflict):
@@ -160,5 +163,6 @@ def sweep_exports() -> dict[str, int]:
         enqueue_on_commit("export.make", export_id)
     late = list(rows.ready().filter(expires_at__lt=Now()).values_list("pk", flat=True))
     _expire(late)
-    Export.objects.filter(created_at__lt=Now() - _ROWS_KEPT).exclude(state__in=Export.LIVE).delete()
+    old = Export.objects.filter(created_at__lt=Now() - _ROWS_KEPT).exclude(state__in=Export.LIVE)
+    delete_in_batches(old.order_by("created_at"))
     return {"lost": len(failed), "nudged": len(again), "expired": len(late)}

@@ -25,11 +25,16 @@ from adiuva.export.serializers import ExportSerializer
 class ExportsView(ListAPIView[Export]):
     """Archives of all that the server holds of your account."""
 
+    page_for_people = True
+    page_row_detail = page_row_delete = "account-export"
     serializer_class = ExportSerializer
     queryset = Export.objects.none()
 
     def get_queryset(self) -> Any:
         return Export.objects.of(user_id(self.request))
+
+    def get_serializer_class(self) -> Any:
+        return ConfirmationSerializer if self.request.method == "POST" else ExportSerializer
 
     @extend_schema(
         summary="The exports of the last 30 days, the latest first",
@@ -58,6 +63,8 @@ class ExportsView(ListAPIView[Export]):
 
 class ExportView(APIView):
     """One export: how far it is, and how long its archive can be fetched."""
+
+    page_for_people = True
 
     @extend_schema(
         summary="One export",

@@ -24,6 +24,8 @@ from adiuva.llm import litellm_client, openai_client, transport
 from adiuva.llm.base import ChatModel, EmbeddingModel
 from adiuva.llm.errors import (
     BadOutput,
+    BudgetSpent,
+    ModelContextExceeded,
     ModelEmpty,
     ModelError,
     ModelGarbled,
@@ -33,10 +35,16 @@ from adiuva.llm.errors import (
     ModelRejected,
     ModelTimeout,
     ModelUnavailable,
+    PriceMissing,
+    WorkBudgetSpent,
+    not_configured,
 )
+from adiuva.llm.fallback import FallbackChat
 from adiuva.llm.json_extraction import find_json
+from adiuva.llm.learnt import learnt_facts
 from adiuva.llm.lexical import LEXICAL, LexicalEmbeddings
 from adiuva.llm.local import LOCAL, LocalEmbeddings
+from adiuva.llm.metering import Meter, ModelUse, counting_into
 from adiuva.llm.types import (
     Delta,
     Finish,
@@ -53,11 +61,14 @@ from adiuva.llm.types import (
 
 __all__ = [
     "BadOutput",
+    "BudgetSpent",
     "ChatModel",
     "Delta",
     "EmbeddingModel",
     "Finish",
     "Message",
+    "Meter",
+    "ModelContextExceeded",
     "ModelEmpty",
     "ModelError",
     "ModelGarbled",
@@ -67,6 +78,8 @@ __all__ = [
     "ModelRejected",
     "ModelTimeout",
     "ModelUnavailable",
+    "ModelUse",
+    "PriceMissing",
     "Reply",
     "Schema",
     "StructuredReply",
@@ -75,10 +88,13 @@ __all__ = [
     "ToolCall",
     "Usage",
     "WireToolCall",
+    "WorkBudgetSpent",
     "aclose",
     "chat_model",
+    "counting_into",
     "embedding_model",
     "find_json",
+    "forget_learnt",
     "on_behalf_of",
 ]
 
@@ -89,12 +105,16 @@ Purpose = Literal["chat", "extraction", "memory"]
 def chat_model(configured: Mapping[str, str] | None = None, *, purpose: Purpose = "chat") -> ChatModel:
     """The model that settings.MODEL, or a mapping like it, describes; built once. Raises ModelNotConfigured.
 
-    settings.MODELS_BY_PURPOSE may name another one for a purpose, at the same address.
+    settings.MODELS_BY_PURPOSE may name another one for a purpose, at the same address. settings.MODEL_FALLBACKS stand
+    in, in their order, for a model that cannot answer.
     """
     if configured is not None:
         return _chat_model(*_named(configured, "ADIUVA_MODEL"))
     name, *address = _named(settings.MODEL, "ADIUVA_MODEL")
-    return _chat_model(settings.MODELS_BY_PURPOSE[purpose] or name, *address)
+    name = settings.MODELS_BY_PURPOSE[purpose] or name
+    if others := [other for other in settings.MODEL_FALLBACKS if other != name]:
+        return _chat_model_with_fallbacks((name, *others), *address)
+    return _chat_model(name, *address)
 
 
 def embedding_model(configured: Mapping[str, str] | None = None) -> EmbeddingModel:
@@ -112,6 +132,11 @@ def on_behalf_of(user_id: UUID) -> None:
     transport.caller.set(user_id)
 
 
+async def forget_learnt(model: ChatModel) -> None:
+    """Learn anew what the model's endpoint takes, its window and its habits."""
+    await learnt_facts(model.endpoint, model.name).forget()
+
+
 async def aclose() -> None:
     """Close the running loop's connections to models. Whoever ends a loop calls it."""
     await transport.aclose()
@@ -121,7 +146,7 @@ async def aclose() -> None:
 def _named(configured: Mapping[str, str], variable: str) -> tuple[str, str, str]:
     name = configured.get("model", "")
     if not name or name == "openai/":
-        raise ModelNotConfigured(f"no model is configured: set {variable}")
+        raise not_configured(variable)
     return name, configured.get("api_base", ""), configured.get("api_key", "")
 
 
@@ -132,6 +157,11 @@ def _chat_model(name: str, api_base: str, api_key: str) -> ChatModel:
             name, transport.Endpoint(api_base or openai_client.DEFAULT_BASE, api_key)
         )
     return litellm_client.LiteLLMChat(name, api_base, api_key)
+
+
+@cache
+def _chat_model_with_fallbacks(names: tuple[str, ...], api_base: str, api_key: str) -> ChatModel:
+    return FallbackChat([_chat_model(name, api_base, api_key) for name in names])
 
 
 @cache

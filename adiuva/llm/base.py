@@ -1,33 +1,18 @@
-"""Base classes of models: the interface for the rest of Adiuva, with retries and concurrency limits."""
+"""Models as the rest of Adiuva sees them: chat models, and embedding models with their batches and retries."""
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from django.conf import settings
-
 from adiuva.llm import errors, transport
-from adiuva.llm.capabilities import Feature, Features, send_adapted
+from adiuva.llm.context_window import ContextWindow
 from adiuva.llm.json_extraction import read_json
-from adiuva.llm.messages import in_strict_order
-from adiuva.llm.types import (
-    ChatRequest,
-    Delta,
-    Finish,
-    Message,
-    Reply,
-    Schema,
-    StructuredReply,
-    Text,
-    Tool,
-    ToolCall,
-)
+from adiuva.llm.metering import count_embedding
+from adiuva.llm.types import Delta, Message, Reply, Schema, StructuredReply, Tool
 
 EMBEDDING_BATCH_SIZE = 64
 
@@ -35,9 +20,6 @@ EMBEDDING_BATCH_SIZE = 64
 _MAX_STRUCTURED_TOKENS = 8_192
 MAX_CHAT_TOKENS = 4_096
 CHAT_TEMPERATURE = 0.3
-
-# An answer may take so many times the silence that is allowed: a stream of blanks would go on for ever.
-_LONGEST_ANSWER = 10
 
 
 def provider_of(name: str, endpoint: str) -> str:
@@ -52,14 +34,21 @@ def provider_of(name: str, endpoint: str) -> str:
 class ChatModel(ABC):
     """A chat model. `name`: its configured LiteLLM name; `endpoint`: its address; `provider`: who receives requests."""
 
-    # Whether whole answers are read from a stream too: then only silence ends the wait for a long one.
-    reads_whole_answers_from_streams = False
-
     def __init__(self, name: str, endpoint: str) -> None:
         self.name = name
         self.endpoint = endpoint
         self.provider = provider_of(name, endpoint)
 
+    @property
+    @abstractmethod
+    def window(self) -> ContextWindow:
+        """What is known of the window by now."""
+
+    @abstractmethod
+    async def find_window(self) -> int:
+        """The tokens that the model reads at once, its answer included; 0 if that is unknown."""
+
+    @abstractmethod
     async def complete(
         self,
         messages: Sequence[Message],
@@ -73,43 +62,23 @@ class ChatModel(ABC):
 
         settings.MODEL_TIMEOUT_S is the longest silence of each attempt, without the wait for the concurrency limit.
         """
-        request = ChatRequest(in_strict_order(messages), tools, schema, max_tokens, temperature)
-        return await transport.with_retries(
-            self.name, self.endpoint, partial(self._complete_adapted, request)
-        )
 
-    async def stream(
+    @abstractmethod
+    def stream(
         self,
         messages: Sequence[Message],
         *,
         tools: Sequence[Tool] | None = None,
         max_tokens: int | None = None,
         temperature: float | None = None,
+        size: int | None = None,
     ) -> AsyncGenerator[list[Delta], None]:
         """Yield deltas as they arrive, those of one read as one list; tool calls and a Finish come last.
 
-        Transient faults are retried until the first delta, and raised after it. A stream that breaks off raises
-        ModelInterrupted. Closing the generator, or cancelling its reader, closes the HTTP request at once.
+        `size`: the request_size of messages and tools, if the caller knows it. Transient faults are retried until the
+        first delta, and raised after it. A stream that breaks off raises ModelInterrupted. Closing the generator, or
+        cancelling its reader, closes the HTTP request at once.
         """
-        request = ChatRequest(in_strict_order(messages), tools, None, max_tokens, temperature)
-        tried = 0
-        while True:
-            has_begun = False
-            try:
-                async with (
-                    transport.stream_limit(self.endpoint).slot(transport.caller.get()),
-                    aclosing(await self._begin_stream(request)) as source,
-                ):
-                    async for deltas in source:
-                        has_begun = True
-                        yield deltas
-                return
-            except errors.ModelError as error:
-                if has_begun:
-                    raise
-                failure = error
-            tried += 1
-            await transport.pause_before_retry(failure, tried, self.name)
 
     async def structured(
         self,
@@ -134,75 +103,15 @@ class ChatModel(ABC):
         found = read_json(reply.text)
         if not found.values:
             is_cut = reply.finish == "length" or found.cut is not None
-            why = "was cut at the length limit" if is_cut else "holds no JSON value"
             raise errors.BadOutput(
-                f"the model's answer {why}", text=reply.text, usage=reply.usage, cut=found.cut
+                "the model's answer was cut at the length limit"
+                if is_cut
+                else "the model's answer holds no JSON value",
+                text=reply.text,
+                usage=reply.usage,
+                cut=found.cut,
             )
         return StructuredReply(found.values[found.longest], reply.text, reply.usage, found.values, found.cut)
-
-    async def _complete_adapted(self, request: ChatRequest, began: Callable[[], None]) -> Reply:
-        return await send_adapted(
-            (self.endpoint, self.name),
-            request,
-            streams=self.reads_whole_answers_from_streams,
-            send=partial(self._complete, request, began),
-        )
-
-    async def _complete(self, request: ChatRequest, began: Callable[[], None], refused: Features) -> Reply:
-        if not self.reads_whole_answers_from_streams or Feature.STREAM in refused:
-            return await self._complete_once(request, refused)
-        text: list[str] = []
-        calls: list[ToolCall] = []
-        try:
-            async with (
-                asyncio.timeout(settings.MODEL_TIMEOUT_S * _LONGEST_ANSWER),
-                aclosing(self._stream_once(request, refused)) as source,
-            ):
-                async for deltas in source:
-                    began()
-                    for delta in deltas:
-                        match delta:
-                            case Text(piece):
-                                text.append(piece)
-                            case ToolCall():
-                                calls.append(delta)
-                            case Finish(reason, usage):
-                                return Reply("".join(text), tuple(calls), reason, usage)
-        except TimeoutError:
-            raise errors.ModelTimeout("the model did not come to the end of its answer") from None
-        raise errors.ModelInterrupted("the model's answer broke off")
-
-    async def _begin_stream(self, request: ChatRequest) -> AsyncGenerator[list[Delta], None]:
-        """A stream whose first deltas have arrived, so that the endpoint has taken the request."""
-
-        async def begin(refused: Features) -> AsyncGenerator[list[Delta], None]:
-            source = self._stream_once(request, refused)
-            try:
-                first = await anext(source, None)
-            except BaseException:
-                await source.aclose()
-                raise
-            return _chain(first, source)
-
-        return await send_adapted((self.endpoint, self.name), request, streams=True, send=begin)
-
-    @abstractmethod
-    async def _complete_once(self, request: ChatRequest, refused: Features) -> Reply:
-        """One attempt at a whole answer, without the features that the endpoint refuses."""
-
-    @abstractmethod
-    def _stream_once(self, request: ChatRequest, refused: Features) -> AsyncGenerator[list[Delta], None]:
-        """One attempt at a stream, without the features that the endpoint refuses."""
-
-
-async def _chain(
-    first: list[Delta] | None, rest: AsyncGenerator[list[Delta], None]
-) -> AsyncGenerator[list[Delta], None]:
-    async with aclosing(rest):
-        if first is not None:
-            yield first
-            async for deltas in rest:
-                yield deltas
 
 
 class EmbeddingModel(ABC):
@@ -225,8 +134,11 @@ class EmbeddingModel(ABC):
         return vectors
 
     async def _embed_in_slot(self, texts: list[str], _: Callable[[], None]) -> list[list[float]]:
-        return await self._embed_batch(texts)
+        vectors, tokens = await self._embed_batch(texts)
+        if self.provider:  # else nothing has left this machine
+            await count_embedding(self.name, texts, tokens)
+        return vectors
 
     @abstractmethod
-    async def _embed_batch(self, texts: list[str]) -> list[list[float]]:
-        """One attempt at a batch."""
+    async def _embed_batch(self, texts: list[str]) -> tuple[list[list[float]], int]:
+        """One attempt at a batch: the vectors, and how many tokens the provider counts, 0 if it does not say."""

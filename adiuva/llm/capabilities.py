@@ -1,15 +1,15 @@
-"""What an endpoint does for a model, learnt from its refusals and remembered for the life of the process.
+"""What an endpoint does for a model, learnt from its refusals and remembered by all processes.
 
-Endpoints with the OpenAI API differ in what they take: schemas, JSON mode, streams, usage in streams, a temperature. A
-refused request (400 or 422) is sent again without what the refusal names, in whatever words, or without all of it if it
-names nothing. What was left out without being named is a suspect: later requests try it again, one thing at a time, so
-that a feature that works is not lost for good.
+Endpoints with the OpenAI API differ in what they take: schemas, JSON mode, streams, usage in streams, a temperature,
+tools. A refused request (400 or 422) is sent again without what the refusal names, in whatever words, or without all of
+it if it names nothing; without tools only if that does not help, and never once the endpoint has taken some. What was
+left out without being named is a suspect: later requests try it again, one thing at a time, so that a feature that
+works is not lost for good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
@@ -17,8 +17,9 @@ import structlog
 
 from adiuva.llm.errors import ModelRejected
 from adiuva.llm.json_extraction import with_schema_in_prompt
-from adiuva.llm.messages import without_system_role
-from adiuva.llm.types import ChatRequest, Message
+from adiuva.llm.learnt import LearntFacts
+from adiuva.llm.messages import told_of_no_tools, without_system_role
+from adiuva.llm.types import ChatRequest, Message, Tool
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -34,6 +35,7 @@ class Feature(StrEnum):
     TEMPERATURE = "temperature"
     MAX_TOKENS = "max_tokens"
     SYSTEM_ROLE = "system"
+    TOOLS = "tools"
 
 
 Features = frozenset[Feature]
@@ -47,19 +49,13 @@ _WORDS: Final = {
     Feature.MAX_TOKENS: ("max_tokens", "max_completion_tokens"),
     Feature.STREAM: ("stream",),
     Feature.SYSTEM_ROLE: ("system role", "system message", "system prompt"),
+    Feature.TOOLS: ("tool", "function call"),
 }
-
-
-@dataclass
-class _Learnt:
-    """`refused` is left out of requests; those of it that are in `suspects` are tried again. `taken` has worked."""
-
-    refused: Features = frozenset()
-    suspects: Features = frozenset()
-    taken: Features = frozenset()
-
-
-_learnt: dict[tuple[str, str], _Learnt] = {}
+# What a fact says of a feature. A suspect is left out like what is refused, and tried again.
+_REFUSED: Final = "refused"
+_SUSPECT: Final = "suspect"
+_TAKEN: Final = "taken"
+_UNKNOWN: Final = ""
 
 
 def used_features(request: ChatRequest, *, streams: bool, refused: Features) -> Features:
@@ -75,21 +71,24 @@ def used_features(request: ChatRequest, *, streams: bool, refused: Features) -> 
         used.add(Feature.MAX_TOKENS)
     if request.messages and request.messages[0]["role"] == "system":
         used.add(Feature.SYSTEM_ROLE)
+    if request.tools:
+        used.add(Feature.TOOLS)
     return frozenset(used) - refused
 
 
 async def send_adapted(
-    key: tuple[str, str], request: ChatRequest, *, streams: bool, send: Callable[[Features], Awaitable[T]]
+    learnt: LearntFacts, request: ChatRequest, *, streams: bool, send: Callable[[Features], Awaitable[T]]
 ) -> T:
-    """Send a request with what the endpoint takes. `key` names endpoint and model; `send` gets what to leave out.
+    """Send a request with what the endpoint takes. `send` gets what to leave out.
 
     Raises ModelRejected with the first refusal if the request is refused whatever is left out.
     """
-    learnt = _learnt.setdefault(key, _Learnt())
-    refused, suspects = learnt.refused, learnt.suspects
+    suspects, taken = _known_as(learnt, _SUSPECT), _known_as(learnt, _TAKEN)
+    refused = known = _known_as(learnt, _REFUSED) | suspects
     wanted = used_features(request, streams=streams, refused=frozenset())
     if on_trial := next(iter(sorted(suspects & wanted)), None):
         refused -= {on_trial}
+    found: dict[str, str] = {}
     first: ModelRejected | None = None
     while True:
         try:
@@ -99,30 +98,38 @@ async def send_adapted(
                 raise
             first = first or refusal
             used = used_features(request, streams=streams, refused=refused)
+            sheddable = used - ({Feature.TOOLS} & taken)
             if on_trial in used:
-                more = frozenset({on_trial})
-                suspects -= more  # refused a second time: it was the reason
-            elif named := next((each for each in _WORDS if each in used and _names(refusal, each)), None):
-                more = frozenset({named})
+                more, why = frozenset({on_trial}), _REFUSED  # for the second time: it was the reason
+            elif named := next(
+                (each for each in _WORDS if each in sheddable and _names(refusal, each)), None
+            ):
+                more, why = frozenset({named}), _REFUSED
             else:
-                more = used - learnt.taken
-                suspects |= more
+                more, why = used - taken - {Feature.TOOLS} or sheddable & {Feature.TOOLS}, _SUSPECT
             if not more:
                 raise first from None
             refused |= more
+            found |= dict.fromkeys(more, why)
         else:
-            used = used_features(request, streams=streams, refused=refused)
-            if refused != learnt.refused:
-                endpoint, model = key
-                log.info("model.features_refused", endpoint=endpoint, model=model, features=sorted(refused))
-            learnt.refused, learnt.suspects = refused, suspects & refused
-            learnt.taken |= used
+            if on_trial is not None and on_trial not in refused:
+                found[on_trial] = (
+                    _UNKNOWN  # unless it was used: it may need another feature, which is refused
+                )
+            found |= dict.fromkeys(used_features(request, streams=streams, refused=refused), _TAKEN)
+            if refused != known:
+                log.info(
+                    "model.features_refused",
+                    endpoint=learnt.endpoint,
+                    model=learnt.model,
+                    features=sorted(refused),
+                )
+            await learnt.note(found)
             return result
 
 
-def forget() -> None:
-    """Forget all that was learnt."""
-    _learnt.clear()
+def _known_as(learnt: LearntFacts, what: str) -> Features:
+    return frozenset(feature for feature in Feature if learnt.get(feature) == what)
 
 
 def _names(refusal: ModelRejected, feature: Feature) -> bool:
@@ -131,8 +138,10 @@ def _names(refusal: ModelRejected, feature: Feature) -> bool:
 
 def messages_for(request: ChatRequest, refused: Features) -> Sequence[Message]:
     """The request's messages, with the schema in the prompt for an endpoint that takes none, and likewise without a
-    system message."""
+    system message, or without calls of tools."""
     messages = request.messages
+    if request.tools and Feature.TOOLS in refused:
+        messages = told_of_no_tools(messages)
     if request.schema is not None and Feature.SCHEMA in refused:
         messages = with_schema_in_prompt(list(messages), request.schema)
     return without_system_role(messages) if Feature.SYSTEM_ROLE in refused else messages
@@ -146,3 +155,8 @@ def response_format_for(request: ChatRequest, refused: Features) -> dict[str, An
         schema = {"name": request.schema.name, "schema": dict(request.schema.body)}
         return {"type": "json_schema", "json_schema": schema}
     return None if Feature.JSON_MODE in refused else {"type": "json_object"}
+
+
+def tools_for(request: ChatRequest, refused: Features) -> list[Tool] | None:
+    """The tools that the request may offer; None without any."""
+    return list(request.tools) if request.tools and Feature.TOOLS not in refused else None

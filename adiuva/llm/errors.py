@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from adiuva.core.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError, Text
 from adiuva.core.http import is_transient, retry_after_s
 from adiuva.llm.types import Usage
 
@@ -14,13 +15,28 @@ from adiuva.llm.types import Usage
 REQUEST_PARTS: Final = (
     "stream_options", "include_usage", "stream", "response_format", "json_schema", "json_object", "json mode",
     "structured output", "grammar", "temperature", "max_tokens", "max_completion_tokens", "tool",
-    "system role", "system message", "system prompt",
+    "function call", "system role", "system message", "system prompt",
 )  # fmt: skip
 _TOO_LONG: Final = (
     "context_length", "context length", "context window", "context size", "maximum context", "prompt is too long",
 )  # fmt: skip
 # What servers say when the model's chat template refuses the messages: some with a status of 500, as if it would pass.
 _TEMPLATE: Final = ("jinja", "chat template", "chat_template", "raise_exception", "roles must alternate")
+# What some say with a status of 400. LiteLLM's proxy looks for a key that it does not know in a database that it may
+# not have, and calls a model that it does not have invalid.
+_BAD_KEY: Final = (
+    "no_db_connection",
+    "invalid_api_key",
+    "api key not valid",
+    "api_key_invalid",
+    "incorrect api key",
+)
+_NO_MODEL: Final = (
+    "model_not_found", "invalid model name", "invalid model:", "not a valid model", "no such model", "unknown model",
+    "model not found",
+)  # fmt: skip
+# What OpenRouter says with a status of 404 of a model that it has.
+_NO_TOOLS: Final = ("support tool use", "support tools", "support function calling")
 _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
 
 
@@ -39,6 +55,37 @@ class ModelError(AdiuvaError):
 
 class ModelNotConfigured(ModelError):
     code, status = "model_not_configured", 503
+
+
+class BudgetSpent(ModelError):
+    """There is no money left for this request, so it was not made. `retry_at`: when there is, if that is known."""
+
+    code, status = "budget_spent", 402
+    retry_at: dt.datetime | None = None
+
+    def __init__(self, retry_at: dt.datetime | None = None) -> None:
+        super().__init__("the allowance for models is used up")
+        self.retry_at = retry_at
+        if retry_at is not None:
+            self.extra["retry_at"] = retry_at.astimezone(dt.UTC).isoformat()
+
+
+class WorkBudgetSpent(BudgetSpent):
+    """This piece of work has cost as much as one may, though the month has money left. The request was not made."""
+
+    code = "work_budget_spent"
+
+    def __init__(self) -> None:
+        ModelError.__init__(self, "this has cost as much as one piece of work may")
+
+
+class PriceMissing(ModelError):
+    """The model has no price, and what models may cost is limited. So it was not asked."""
+
+    code, status = "model_price_missing", 503
+
+    def __init__(self, model: str) -> None:
+        super().__init__(Text("the price of {model} is not known: set ADIUVA_MODEL_PRICE", model=model))
 
 
 class ModelUnavailable(ModelError):
@@ -116,13 +163,18 @@ class BadOutput(ModelError):
         self.text, self.usage, self.cut = text, usage, cut
 
 
+def not_configured(variable: str) -> ModelNotConfigured:
+    return ModelNotConfigured(Text("no model is configured: set {variable}", variable=variable))
+
+
 def from_status(
     status: int, body: Any = None, headers: Mapping[str, str] | None = None, *, text: str = ""
 ) -> ModelError:
     """The error for an HTTP status that is not a success. Only a short error code is kept of the body."""
     detail = body.get("error", body) if isinstance(body, dict) else {}
     detail = detail if isinstance(detail, dict) else {}
-    word = next((w for w in (detail.get("code"), detail.get("type")) if _is_code(w)), "")
+    named = (detail.get("code"), detail.get("type"))
+    word = next((word for word in named if _is_code(word) and word != str(status)), "")
     said = f"{status} {word}".strip()
     wait = retry_after_s((headers or {}).get("Retry-After"))
     if status == 429:
@@ -130,30 +182,43 @@ def from_status(
             return ModelRejected(
                 "the model's account has no quota left (insufficient_quota): add credit there, or name another model"
             )
-        return ModelRateLimited(f"the model's provider limits our requests ({said})", retry_after=wait)
+        return ModelRateLimited(
+            Text("the model's provider limits our requests ({reason})", reason=said), retry_after=wait
+        )
     words = f"{word} {detail.get('param')} {detail.get('message')} {text}".lower()  # only searched, not kept
-    if status == 500 and any(part in words for part in _TEMPLATE):
+    if (status == 500 and any(part in words for part in _TEMPLATE)) or (
+        status == 404 and any(part in words for part in _NO_TOOLS)
+    ):
         status = 400
     if is_transient(status) or status == 409:  # providers answer 409 while a model is loading
-        return ModelUnavailable(f"the model is not available ({said})", retry_after=wait)
+        return ModelUnavailable(Text("the model is not available ({reason})", reason=said), retry_after=wait)
     if 300 <= status < 400:
-        return ModelRejected(f"the model's address redirects elsewhere ({status}): check the api_base")
-    if status in {401, 403}:
         return ModelRejected(
-            f"the model's provider does not accept our key ({said}): check ADIUVA_MODEL_API_KEY"
+            Text("the model's address redirects elsewhere ({status}): check the api_base", status=status)
         )
-    if status == 404:
+    if status in {401, 403} or (status == 400 and any(part in words for part in _BAD_KEY)):
         return ModelRejected(
-            f"the provider has no such model or address ({said}): check ADIUVA_MODEL and ADIUVA_MODEL_API_BASE"
+            Text(
+                "the model's provider does not accept our key ({reason}): check ADIUVA_MODEL_API_KEY",
+                reason=said,
+            )
+        )
+    if status == 404 or (status == 400 and any(part in words for part in _NO_MODEL)):
+        return ModelRejected(
+            Text(
+                "the provider has no such model or address ({reason}): check ADIUVA_MODEL and ADIUVA_MODEL_API_BASE",
+                reason=said,
+            )
         )
     if window := _context_window(detail, words):
         return ModelContextExceeded(
-            f"the request is too long for the model's context window ({said})", window=window
+            Text("the request is too long for the model's context window ({reason})", reason=said),
+            window=window,
         )
     if status not in {400, 422}:
-        return ModelRejected(f"the model's provider refused the request ({said})")
+        return ModelRejected(Text("the model's provider refused the request ({reason})", reason=said))
     return ModelRejected(
-        f"the model's provider refused the request ({said})",
+        Text("the model's provider refused the request ({reason})", reason=said),
         about_request=True,
         named=frozenset(part for part in REQUEST_PARTS if part in words),
     )
@@ -172,8 +237,10 @@ def from_error_object(detail: Any) -> ModelError:
         return error
     word = next((w for w in (detail.get("code"), detail.get("type")) if _is_code(w)), "no code given")
     if word == "rate_limit_exceeded":
-        return ModelRateLimited(f"the model's provider limits our requests ({word})")
-    return ModelInterrupted(f"the model's provider broke off its answer with an error ({word})")
+        return ModelRateLimited(Text("the model's provider limits our requests ({reason})", reason=word))
+    return ModelInterrupted(
+        Text("the model's provider broke off its answer with an error ({reason})", reason=word)
+    )
 
 
 def _is_code(value: Any) -> bool:

@@ -21,5 +21,5 @@ class LexicalEmbeddings(EmbeddingModel):
         """The vector; with a key, comparable only with those of the same key."""
         return lexical_embedding.embed(text, key)
 
-    async def _embed_batch(self, texts: list[str]) -> list[list[float]]:
-        return [lexical_embedding.embed(text) for text in texts]
+    async def _embed_batch(self, texts: list[str]) -> tuple[list[list[float]], int]:
+        return [lexical_embedding.embed(text) for text in texts], 0

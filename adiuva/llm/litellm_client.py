@@ -15,9 +15,12 @@ from typing import Any
 
 from django.conf import settings
 
+from adiuva.core.errors import Text
 from adiuva.llm import errors, openai_format
-from adiuva.llm.base import ChatModel, EmbeddingModel
-from adiuva.llm.capabilities import Feature, Features, messages_for, response_format_for
+from adiuva.llm.base import EmbeddingModel
+from adiuva.llm.capabilities import Feature, Features, messages_for, response_format_for, tools_for
+from adiuva.llm.context_window import listed_window
+from adiuva.llm.endpoint_chat import EndpointChat
 from adiuva.llm.types import ChatRequest, Delta, Reply
 
 _module: Any = None
@@ -56,10 +59,14 @@ async def aclose() -> None:
             await closing
 
 
-class LiteLLMChat(ChatModel):
+class LiteLLMChat(EndpointChat):
     def __init__(self, name: str, api_base: str, api_key: str) -> None:
-        super().__init__(name, _endpoint(name, api_base))
+        # A provider at its own address, not a server that somebody has set up.
+        super().__init__(name, _endpoint(name, api_base), keeps_thoughts_apart=not api_base)
         self._address = _connection_options(api_base, api_key)
+
+    async def _ask_window(self) -> int:
+        return await asyncio.to_thread(listed_window, self.name)
 
     async def _complete_once(self, request: ChatRequest, refused: Features) -> Reply:
         litellm = await _litellm()
@@ -105,7 +112,7 @@ class LiteLLMChat(ChatModel):
         given: dict[str, Any] = {
             "model": self.name,
             "messages": list(messages_for(request, refused)),
-            "tools": list(request.tools) if request.tools else None,
+            "tools": tools_for(request, refused),
             "response_format": response_format_for(request, refused),
             "max_tokens": None if Feature.MAX_TOKENS in refused else request.max_tokens,
             "temperature": None if Feature.TEMPERATURE in refused else request.temperature,
@@ -115,9 +122,9 @@ class LiteLLMChat(ChatModel):
         if any(family in self.name for family in ("anthropic", "claude")):
             # Anthropic caches only what is marked; tools stand before the system message and are cached with it.
             given["cache_control_injection_points"] = [{"location": "message", "role": "system"}]
-        if settings.MODEL_EXTRAS:
-            given["extra_body"] = settings.MODEL_EXTRAS
-        return self._address | {key: value for key, value in given.items() if value is not None}
+        # Not as LiteLLM's extra_body, which it sends to some providers as a field of that name.
+        extras = settings.MODEL_EXTRAS
+        return extras | self._address | {key: value for key, value in given.items() if value is not None}
 
 
 class LiteLLMEmbeddings(EmbeddingModel):
@@ -125,14 +132,15 @@ class LiteLLMEmbeddings(EmbeddingModel):
         super().__init__(name, _endpoint(name, api_base))
         self._address = _connection_options(api_base, api_key)
 
-    async def _embed_batch(self, texts: list[str]) -> list[list[float]]:
+    async def _embed_batch(self, texts: list[str]) -> tuple[list[list[float]], int]:
         litellm = await _litellm()
         try:
             async with asyncio.timeout(settings.MODEL_TIMEOUT_S):
                 answer = await litellm.aembedding(model=self.name, input=texts, **self._address)
         except Exception as error:
             raise _model_error(error) from None
-        return openai_format.parse_embeddings(answer.model_dump(), len(texts))
+        found = answer.model_dump()
+        return openai_format.parse_embeddings(found, len(texts)), openai_format.embedding_tokens(found)
 
 
 def _endpoint(name: str, api_base: str) -> str:
@@ -157,7 +165,9 @@ def _model_error(error: Exception) -> errors.ModelError:
         return errors.ModelTimeout("the model did not answer in time")
     status = getattr(error, "status_code", None)
     if not isinstance(status, int):
-        return errors.ModelGarbled(f"LiteLLM could not make sense of the model's answer ({kind})")
+        return errors.ModelGarbled(
+            Text("LiteLLM could not make sense of the model's answer ({kind})", kind=kind)
+        )
     detail = {key: getattr(error, key, None) for key in ("code", "type", "param")}
     headers = getattr(getattr(error, "response", None), "headers", None)
     return errors.from_status(status, {"error": detail}, headers, text=str(error))

@@ -21,10 +21,11 @@ class LocalEmbeddings(EmbeddingModel):
         super().__init__(MODEL, self._endpoint.name)
         self.provider = ""  # nothing leaves this machine
 
-    async def _embed_batch(self, texts: list[str]) -> list[list[float]]:
+    async def _embed_batch(self, texts: list[str]) -> tuple[list[list[float]], int]:
         body = {
             "model": MODEL,
             # A lone surrogate is no text that JSON could carry.
             "input": [text.encode("utf-8", "replace").decode() for text in texts],
         }
-        return openai_format.parse_embeddings(await self._endpoint.post_json("embeddings", body), len(texts))
+        answer = await self._endpoint.post_json("embeddings", body)
+        return openai_format.parse_embeddings(answer, len(texts)), openai_format.embedding_tokens(answer)

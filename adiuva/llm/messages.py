@@ -1,15 +1,24 @@
-"""The order of messages that every chat template takes: one system message first, then user and assistant by turns."""
+"""Messages in the forms that every chat template takes.
+
+One system message first, then user and assistant by turns; and, where no tools are offered, no calls of tools.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
+from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.llm.types import Message
 
 # Strict templates refuse a conversation that begins with an answer, or a user who speaks right after a tool's result.
 _BEGINNING: Final = "(What was said before is left out.)"
-_AFTER_RESULTS: Final = "(The results are here.)"
+AFTER_RESULTS: Final = "(The results are here.)"
+_CALLING: Final = "(I called a tool.)"
+_NO_TOOLS: Final = (
+    "[From the app, not from the user: you have no tools here. You can neither look at the user's data nor change it. "
+    "Where the request needs that, say so, and invent nothing.]"
+)
 
 
 def in_strict_order(messages: Sequence[Message]) -> Sequence[Message]:
@@ -30,7 +39,7 @@ def in_strict_order(messages: Sequence[Message]) -> Sequence[Message]:
             case "assistant" if role_before == "system":
                 arranged.append({"role": "user", "content": _BEGINNING})
             case "user" if role_before == "tool":
-                arranged.append({"role": "assistant", "content": _AFTER_RESULTS})
+                arranged.append({"role": "assistant", "content": AFTER_RESULTS})
             case ("user" | "assistant") as role if (
                 before is not None
                 and role == role_before
@@ -53,6 +62,40 @@ def without_system_role(messages: Sequence[Message]) -> Sequence[Message]:
     if rest and rest[0]["role"] == "user" and isinstance(rest[0].get("content"), str):
         return [{"role": "user", "content": f"{_text(system)}\n\n{_text(rest[0])}"}, *rest[1:]]
     return [{"role": "user", "content": _text(system)}, *rest]
+
+
+def calls_in_words(messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages with calls of tools and their results as texts, for a request that offers no tools: some providers
+    refuse calls there. Messages without calls are returned unchanged."""
+    if not any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+        return messages
+    told: list[Message] = []
+    results: list[str] = []
+    for message in messages:
+        if message["role"] == "tool":
+            results.append(_text(message))
+            continue
+        if results:
+            told.append(_told(results))
+            results = []
+        if message.get("tool_calls"):
+            told.append({"role": "assistant", "content": _text(message) or _CALLING})
+        else:
+            told.append(message)
+    return [*told, _told(results)] if results else told
+
+
+def told_of_no_tools(messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages of a request whose tools are left out, which is said to the model in the last one of the user."""
+    told = list(in_strict_order(calls_in_words(messages)))
+    place = next((n for n in reversed(range(len(told))) if told[n]["role"] == "user"), None)
+    if place is not None and isinstance(told[place].get("content"), str):
+        told[place] = {**told[place], "content": f"{_NO_TOOLS}\n\n{_text(told[place])}"}
+    return told
+
+
+def _told(results: Sequence[str]) -> Message:
+    return {"role": "user", "content": delimit_untrusted("results", "\n\n".join(results))}
 
 
 def _is_in_order(messages: Sequence[Message]) -> bool:

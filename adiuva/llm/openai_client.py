@@ -11,12 +11,15 @@ import aiohttp
 from django.conf import settings
 
 from adiuva.llm import errors, openai_format, transport
-from adiuva.llm.base import ChatModel, EmbeddingModel
-from adiuva.llm.capabilities import Feature, Features, messages_for, response_format_for
+from adiuva.llm.base import EmbeddingModel
+from adiuva.llm.capabilities import Feature, Features, messages_for, response_format_for, tools_for
+from adiuva.llm.context_window import listed_window, window_in_models, window_in_props
+from adiuva.llm.endpoint_chat import EndpointChat
 from adiuva.llm.transport import Endpoint
 from adiuva.llm.types import ChatRequest, Delta, Reply, Text
 
 DEFAULT_BASE = "https://api.openai.com/v1"
+_OPENAI = "api.openai.com"
 _STREAM_CONTENT_TYPES = {"text/event-stream", "text/plain", "application/octet-stream"}
 # How long to wait for usage and [DONE] after the finish reason.
 _AFTER_FINISH_TIMEOUT_S = 5.0
@@ -24,13 +27,20 @@ _AFTER_FINISH_TIMEOUT_S = 5.0
 _DRAIN_TIMEOUT_S = 0.2
 
 
-class OpenAIChat(ChatModel):
+class OpenAIChat(EndpointChat):
     reads_whole_answers_from_streams = True
 
     def __init__(self, name: str, endpoint: Endpoint) -> None:
-        super().__init__(name, endpoint.name)
+        super().__init__(name, endpoint.name, keeps_thoughts_apart=endpoint.host == _OPENAI)
         self._endpoint = endpoint
         self._model = name.removeprefix("openai/")
+
+    async def _ask_window(self) -> int:
+        if self._endpoint.host == _OPENAI:
+            return await asyncio.to_thread(listed_window, self.name)
+        return window_in_props(await self._endpoint.look_up("../props")) or window_in_models(
+            await self._endpoint.look_up("models"), self._model
+        )
 
     async def _complete_once(self, request: ChatRequest, refused: Features) -> Reply:
         return openai_format.parse_completion(
@@ -72,16 +82,16 @@ class OpenAIChat(ChatModel):
     def _body(self, request: ChatRequest, refused: Features) -> dict[str, Any]:
         messages = list(messages_for(request, refused))
         body: dict[str, Any] = {**settings.MODEL_EXTRAS, "model": self._model, "messages": messages}
-        if self._endpoint.host == "api.openai.com" and messages and messages[0]["role"] == "system":
+        if self._endpoint.host == _OPENAI and messages and messages[0]["role"] == "system":
             # Requests with the same prefix go to the same machine, whose cache holds it.
             body["prompt_cache_key"] = hashlib.sha256(str(messages[0]["content"]).encode()).hexdigest()[:32]
-        if request.tools:
-            body["tools"] = list(request.tools)
+        if tools := tools_for(request, refused):
+            body["tools"] = tools
         if response_format := response_format_for(request, refused):
             body["response_format"] = response_format
         if request.max_tokens is not None and Feature.MAX_TOKENS not in refused:
             # OpenAI's newer models refuse the old name `max_tokens`; most other servers know only that one.
-            own = self._endpoint.host == "api.openai.com"
+            own = self._endpoint.host == _OPENAI
             body["max_completion_tokens" if own else "max_tokens"] = request.max_tokens
         if request.temperature is not None and Feature.TEMPERATURE not in refused:
             body["temperature"] = request.temperature
@@ -93,10 +103,11 @@ class OpenAIEmbeddings(EmbeddingModel):
         super().__init__(name, endpoint.name)
         self._endpoint = endpoint
 
-    async def _embed_batch(self, texts: list[str]) -> list[list[float]]:
+    async def _embed_batch(self, texts: list[str]) -> tuple[list[list[float]], int]:
         model = self.name.removeprefix("openai/")
         body = {"model": model, "input": texts, "encoding_format": "float"}
-        return openai_format.parse_embeddings(await self._endpoint.post_json("embeddings", body), len(texts))
+        answer = await self._endpoint.post_json("embeddings", body)
+        return openai_format.parse_embeddings(answer, len(texts)), openai_format.embedding_tokens(answer)
 
 
 def _deltas_of_whole_answer(raw: bytes) -> list[Delta]:

@@ -150,8 +150,11 @@ class DeltaAssembler:
                         text = delta.get("content")
                         if text:
                             texts.append(text if type(text) is str else _text_of_parts(text))
-                        if delta.get("tool_calls"):
-                            self._take_calls(delta["tool_calls"])
+                        if calls := delta.get("tool_calls"):
+                            # Text Generation Inference sends a call where a list of calls belongs.
+                            self._take_calls([calls] if isinstance(calls, dict) else calls)
+                        elif call := delta.get("function_call"):  # the form before tools
+                            self._take_calls([{"function": call}])
                         if delta.get("refusal"):
                             self.reason = "content_filter"
                     if choice.get("finish_reason") and self.reason not in _FINAL_REASONS:
@@ -230,6 +233,11 @@ def parse_completion(body: Any) -> Reply:
         raise errors.ModelGarbled("the model's answer is no chat completion") from None
 
 
+def embedding_tokens(body: Any) -> int:
+    """The tokens that an embeddings answer counts; 0 if it counts none."""
+    return parse_usage(body.get("usage")).input_tokens if isinstance(body, dict) else 0
+
+
 def parse_embeddings(body: Any, count: int) -> list[list[float]]:
     """The vectors of an embeddings answer in the order of the texts, all of the same length."""
     if isinstance(body, dict) and body.get("error"):
@@ -252,6 +260,7 @@ def parse_usage(body: Any) -> Usage:
         _count(body.get("prompt_tokens")),
         _count(body.get("completion_tokens")),
         _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+        _count(body.get("cache_creation_input_tokens")),  # as LiteLLM has it of Anthropic
     )
 
 

@@ -56,6 +56,6 @@ async def ask_structured(
             raise failure
         repair -= 1
         conversation += [
-            {"role": "assistant", "content": text[:max_quoted_chars]},
+            {"role": "assistant", "content": text[: model.window.part(6, max_quoted_chars)]},
             {"role": "user", "content": f"Repair: {complaint} Answer with the JSON object alone."},
         ]

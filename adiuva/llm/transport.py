@@ -16,6 +16,7 @@ import structlog
 from django.conf import settings
 from yarl import URL
 
+from adiuva.core.errors import Text
 from adiuva.core.fair_limit import FairLimit
 from adiuva.core.http import BodyTooLarge, backoff_s, read_bounded
 from adiuva.core.per_loop import PerLoop
@@ -25,7 +26,9 @@ from adiuva.llm.openai_format import loads
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BODY_BYTES = 64 * 1024
+MAX_LOOK_UP_BYTES = 4 * 1024 * 1024
 CONNECT_TIMEOUT_S = 10.0
+_LOOK_UP_TIMEOUT_S = 3.0
 MAX_ATTEMPTS = 3
 FIRST_BACKOFF_S = 0.5
 # A longer Retry-After is raised to the caller instead of waited for.
@@ -146,6 +149,21 @@ class Endpoint:
         async with self.post(path, body, timeout) as response:
             return await _json(response)
 
+    async def look_up(self, path: str) -> Any:
+        """GET a path beside the model's; its JSON, or None if the endpoint has no such thing or is slow to say."""
+        url = self._base.joinpath("") / path if not path.startswith("../") else self._base.parent / path[3:]
+        timeout = aiohttp.ClientTimeout(total=_LOOK_UP_TIMEOUT_S)
+        try:
+            async with session().get(
+                url, headers=self._headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status != 200:
+                    return None
+                return loads(await read_bounded(chunks(response), MAX_LOOK_UP_BYTES))
+        except (aiohttp.ClientError, TimeoutError, ValueError, BodyTooLarge) as error:
+            log.info("model.look_up_failed", endpoint=self.name, path=path, error=type(error).__name__)
+            return None
+
     @asynccontextmanager
     async def post(
         self, path: str, body: dict[str, Any], timeout: aiohttp.ClientTimeout
@@ -250,4 +268,6 @@ def _model_error(error: Exception) -> errors.ModelError:
         return errors.ModelRejected("no secure connection to the model: its certificate is not trusted")
     if isinstance(error, aiohttp.ClientConnectorError):
         return errors.ModelUnavailable("the model cannot be reached: no connection to its address")
-    return errors.ModelUnavailable(f"the connection to the model broke ({type(error).__name__})")
+    return errors.ModelUnavailable(
+        Text("the connection to the model broke ({reason})", reason=type(error).__name__)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypedDict
 
 
@@ -42,17 +42,25 @@ class Schema(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts. `cached_tokens` is the part of the input that was in the provider's cache."""
+    """Token counts. `cached_tokens` is the part of the input that was in the provider's cache, `written_tokens` the one
+    that was put there, where providers charge for that.
+
+    `model`: the configured name of the one that answered, the last one in a sum.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    written_tokens: int = 0
+    model: str = field(default="", compare=False)
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
             self.cached_tokens + other.cached_tokens,
+            self.written_tokens + other.written_tokens,
+            other.model or self.model,
         )
 
 
@@ -79,10 +87,14 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The last delta. `reason`: stop, length, tool_calls, content_filter or the provider's own."""
+    """The last delta. `reason`: stop, length, tool_calls, content_filter or the provider's own.
+
+    `lacks_tools`: the endpoint takes no tools, so those of the request were left out.
+    """
 
     reason: str
     usage: Usage
+    lacks_tools: bool = False
 
 
 Delta = Text | ToolCall | Finish

@@ -8,9 +8,13 @@ from typing import Any
 
 from adiuva.offline_model import (
     CHAT_MODEL,
+    agent_requests,
+    charts,
     conversation_summary,
     memory_questions,
     read_requests,
+    run_ends,
+    task_groups,
     write_requests,
 )
 from adiuva.offline_model.turn import Answer, Turn
@@ -22,7 +26,9 @@ WHAT_IT_IS = (
 WHAT_IT_CAN = (
     "You can ask me to list or count your tasks, projects, notes, timelines or clients, what is due today, to add "
     'a task ("add a task to call Ada tomorrow"), to mark one as done, rename, move or delete it, to search your '
-    "notes, or to remember something and tell it again. For anything more, configure a model: set ADIUVA_MODEL."
+    "notes, to plan your week, to draw tasks by priority as a chart, to run your sample agent, to tell what it found, "
+    'to schedule it ("every weekday at 8") or stop it, or to remember something and tell it again. For anything more, '
+    "configure a model: set ADIUVA_MODEL."
 )
 _NOTHING_TO_CONFIRM = "There is nothing that waits for your yes. Please say again what I should do."
 
@@ -31,9 +37,20 @@ def answer(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, A
     """Returns the next step for the last user message: tools to call, or a text."""
     if not tools and (summary := conversation_summary.summarize_conversation(messages)):
         return Answer(summary)
+    messages, told = run_ends.take(messages)
     turn = Turn.from_messages(messages, tools)
+    if told and not (turn.request and run_ends.has_request(messages)):
+        return Answer(" ".join(told))
+    found = _answer(turn)
+    news = "" if found.tool_calls else run_ends.not_in(found.text, told)
+    return Answer(f"{news}\n\n{found.text}") if news else found
+
+
+def _answer(turn: Turn) -> Answer:
     if turn.confirmed:
         return write_requests.run_confirmed_calls(turn)
+    if (found := agent_requests.answer(turn)) is not None:
+        return found
     for pattern, handler in _HANDLERS:
         match = pattern.search(turn.request)
         if match is not None and (found := handler(turn, match)) is not None:
@@ -133,9 +150,21 @@ _HANDLERS = _compile(
     ),
     (r"\bcomments?\b", read_requests.list_comments),
     (
-        r"\bdue (?:today|tomorrow|this week|next week|on|by|until)\b|\boverdue\b|\btoday'?s tasks\b"
+        r"\b(?:charts?|graphs?|plot|diagramm?|graphique|grafico|gráfico)\b|\bdraw\b.*\btasks\b",
+        charts.draw,
+    ),
+    (
+        r"\bplan(?:ne|ifie|ifica)? (?:out )?(?:my|the|meine|ma|la mia|mi) (?:\w+ )?"
+        r"(?:week|woche|semaine|settimana|semana)\b"
+        r"|\b(?:my|the) week(?:'s plan| ahead| plan)\b|\bwhat does my week look like\b"
+        r"|\bpianifica la mia settimana\b",
+        task_groups.plan_week,
+    ),
+    (memory_questions.ASKS_FOR_EVERYTHING, memory_questions.tell_everything),
+    (
+        r"\bdue (?:today|tomorrow|this|next|on|by|until|in|within|before|after)\b|\boverdue\b|\btoday'?s tasks\b"
         r"|\bwhat (?:do|should|must) i (?:have to )?do (?:today|tomorrow|this week)\b|\btoday\b.*\btasks?\b"
-        r"|\btasks?\b.*\b(?:today|tomorrow|(?:this|next) week)\b|\bwhat(?:'s| is)? due\b",
+        r"|\btasks?\b.*\b(?:today|tomorrow|(?:this|next) (?:week|month|year))\b|\bwhat(?:'s| is)? due\b",
         read_requests.list_due_tasks,
     ),
     (r"\bwhat do (?:my|the) notes say (?:about|on)\s(?P<what>.+)", read_requests.search_notes),

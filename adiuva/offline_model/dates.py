@@ -22,7 +22,7 @@ _MONTH_NAMES = (
     ("november", "nov", "novembre"),
     ("december", "dec", "dezember", "dez", "décembre", "dicembre"),
 )
-_MONTHS = {name: number for number, names in enumerate(_MONTH_NAMES, 1) for name in names}
+MONTHS = {name: number for number, names in enumerate(_MONTH_NAMES, 1) for name in names}
 _WEEKDAYS = {
     name: number
     for number, names in enumerate(
@@ -55,9 +55,9 @@ _CALENDAR_DATE = rf"""
     (?:(?:{_any_of(_WEEKDAYS)}|mon|tue|wed|thu|fri|sat|sun)\.?,?\s{{1,3}})?(?:the\s)?
     (?: (?P<iso>\d{{4}}-\d{{2}}-\d{{2}})(?!\d)
       | (?P<dotted>\d{{1,2}}\.\d{{1,2}}\.\d{{4}})(?!\d)
-      | (?P<day>\d{{1,2}})(?:st|nd|rd|th|\.)?\s{{1,3}}(?:of\s)?(?P<month>{_any_of(_MONTHS)})\b\.?
+      | (?P<day>\d{{1,2}})(?:st|nd|rd|th|\.)?\s{{1,3}}(?:of\s)?(?P<month>{_any_of(MONTHS)})\b\.?
         (?:,?\s{{1,3}}(?P<year>\d{{4}})\b)?
-      | (?P<month2>{_any_of(_MONTHS)})\b\.?\s{{1,3}}(?P<day2>\d{{1,2}})(?:st|nd|rd|th)?\b
+      | (?P<month2>{_any_of(MONTHS)})\b\.?\s{{1,3}}(?P<day2>\d{{1,2}})(?:st|nd|rd|th)?\b
         (?:,?\s{{1,3}}(?P<year2>\d{{4}})\b)?
     )
 """
@@ -151,7 +151,7 @@ def _resolve(said: dict[str, str], base: date) -> date:
         if "week" in said["end"]:
             return base + timedelta(days=(4 - base.weekday()) % 7)
         return (base.replace(day=1) + timedelta(days=32)).replace(day=1) - timedelta(days=1)
-    day, month = int(said.get("day") or said["day2"]), _MONTHS[said.get("month") or said["month2"]]
+    day, month = int(said.get("day") or said["day2"]), MONTHS[said.get("month") or said["month2"]]
     year = said.get("year") or said.get("year2")
     if year:
         return date(int(year), month, day)

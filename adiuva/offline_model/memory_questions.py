@@ -8,15 +8,17 @@ from typing import NamedTuple
 from adiuva.offline_model.turn import Answer, Turn
 
 _MAX_LINES = 3
+_MAX_TOLD = 20
 # `- [m1] rate: 90 francs (since 2026-11-02)` is a core fact, `- [m2] I bill monthly (said on 2026-11-02)` a statement.
 # Episodes are ignored, because they also repeat the user's earlier questions.
 _MEMORY_LINE = re.compile(
     r"^- \[m\d+\] (?P<said>.*) \((?:(?P<core>since)|said on) \d{4}-\d\d-\d\d\)$", re.MULTILINE
 )
-_ASKS_FOR_EVERYTHING = re.compile(
-    r"\b(?:know|remember|remembered|learned) (?:about|of) me\b|\bwho am i\W*$"
-    r"|\bwei(?:ß|ss)t du (?:alles )?(?:über|von) mich\b|\bwer bin ich\W*$|\b(?:sai|ricordi) di me\b|\bchi sono\W*$",
-    re.IGNORECASE,
+ASKS_FOR_EVERYTHING = (
+    r"\b(?:know|remember|remembered|learned) (?:anything |everything |all )?(?:about|of) me\b|\bwho am i\W*$"
+    r"|\bwei(?:ß|ss)t du (?:alles )?(?:über|von) mich\b|\bwei(?:ß|ss)t du von mir\b|\bwer bin ich\W*$"
+    r"|\b(?:sai|ricordi) (?:\w+ )?di me\b|\bchi sono\W*$|\b(?:sais|savez)(?:-\w+)? (?:\w+ )?(?:sur|de) moi\b"
+    r"|\b(?:sabes|recuerdas) (?:\w+ )?(?:de|sobre) mí\b"
 )
 # Words that people use to ask for the value of a key, in place of the key itself.
 _KEY_SYNONYMS = {
@@ -36,17 +38,31 @@ class MemoryLine(NamedTuple):
 
 
 def answer_from_memory(turn: Turn, match: re.Match[str]) -> Answer | None:
-    """Tells the memory lines that share most words with the question, or all core facts if it asks for everything."""
-    lines = [
+    """Tells the memory lines that share most words with the question."""
+    lines = _lines(turn)
+    asked = _words(turn.request)
+    shared = {line: len(asked & _searchable_words(line)) for line in lines}
+    fit = sorted(filter(shared.get, shared), key=shared.__getitem__, reverse=True)[:_MAX_LINES]
+    return Answer("\n".join(map(_sentence, fit))) if fit else None
+
+
+def tell_everything(turn: Turn, match: re.Match[str]) -> Answer | None:
+    """Tells all that the memory lines of the turn say: what has one value first."""
+    lines = _lines(turn)
+    if not lines:
+        return Answer(
+            "I know nothing about you yet. Tell me something to keep: “remember that I bill monthly”."
+        )
+    core, told = [line for line in lines if line.core], [line for line in lines if not line.core]
+    said = [f"- {_sentence(line)}" for line in [*core, *told][:_MAX_TOLD]]
+    more = [f"- and {len(lines) - _MAX_TOLD} more"] if len(lines) > _MAX_TOLD else []
+    return Answer("\n".join(["This is what I know about you:", *said, *more]))
+
+
+def _lines(turn: Turn) -> list[MemoryLine]:
+    return [
         MemoryLine(found["said"], found["core"] is not None) for found in _MEMORY_LINE.finditer(turn.memory)
     ]
-    if _ASKS_FOR_EVERYTHING.search(turn.request):
-        fit = [line for line in lines if line.core] or lines[:_MAX_LINES]
-    else:
-        asked = _words(turn.request)
-        shared = {line: len(asked & _searchable_words(line)) for line in lines}
-        fit = sorted(filter(shared.get, shared), key=shared.__getitem__, reverse=True)[:_MAX_LINES]
-    return Answer("\n".join(map(_sentence, fit))) if fit else None
 
 
 def _sentence(line: MemoryLine) -> str:

@@ -50,6 +50,10 @@ _PARAMETER_NAMES = {
     "from": ("due_from", "date_from", "dueDateFrom"),
     "to": ("due_to", "date_to", "dueDateTo"),
     "project": ("project_id", "projectId"),
+    "date from": ("date_from", "dateFrom"),
+    "date to": ("date_to", "dateTo"),
+    "order": ("order_by",),
+    "descending": ("descending",),
 }
 
 

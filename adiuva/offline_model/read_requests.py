@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from adiuva.offline_model import dates, tool_results
+from adiuva.offline_model import dates, task_groups, time_spans, tool_results
 from adiuva.offline_model.turn import Answer, Turn
 
 _TABLE_PATTERNS = {
@@ -24,6 +24,10 @@ _STATUS_PATTERNS = {
 }
 _STATUS_ADJECTIVES = {"open": "open ", "todo": "open ", "in_progress": "started ", "done": "finished "}
 _HOW_MANY = re.compile(r"\b(?:how many|count|number of)\b", re.IGNORECASE)
+# "due in spring": today's tasks would be an answer to another question.
+_UNKNOWN_TIME = re.compile(
+    r"\bdue (?:in|on|by|until|within|after|during|at|this|next|the) (?P<when>(?!the project\b|my\b)[\w' -]{2,40})"
+)
 _THIS_PROJECT = re.compile(r"\b(?:this|the) project\b|\bhere\b", re.IGNORECASE)
 
 
@@ -46,7 +50,7 @@ def list_rows(turn: Turn, match: re.Match[str]) -> Answer | None:
     if kinds == ["tasks"] and (status := task_status(turn, said)):
         given["status"] = status
     if turn.completed:
-        return _describe_counts(turn, given) if _HOW_MANY.search(said) else turn.describe_results()
+        return _describe_counts(turn, given) if _HOW_MANY.search(said) else task_groups.describe(turn)
     everything = re.search(r"\b(?:all|archived)\b", said)
     if "projects" in kinds and everything:
         given["archived"] = True
@@ -57,9 +61,9 @@ def list_rows(turn: Turn, match: re.Match[str]) -> Answer | None:
 
 
 def list_due_tasks(turn: Turn, match: re.Match[str]) -> Answer | None:
-    """Lists the tasks that are due on a day, due in a week, or overdue."""
+    """Lists the tasks that are due on a day, in a week or month, or overdue."""
     if turn.completed:
-        return turn.describe_results()
+        return task_groups.describe(turn)
     said = turn.request.lower()
     by_dates = turn.tools.accepts("list tasks", "from") and turn.tools.accepts("list tasks", "to")
     given: dict[str, Any] = {}
@@ -67,13 +71,16 @@ def list_due_tasks(turn: Turn, match: re.Match[str]) -> Answer | None:
         given["status"] = status
     if "overdue" in said and by_dates:
         return turn.call_tool("list tasks", {**given, "to": turn.today - timedelta(days=1)})
-    if re.search(r"\bweek\b", said) and by_dates:
-        monday = turn.today - timedelta(days=turn.today.weekday())
-        monday += timedelta(days=7 if "next week" in said else 0)
-        return turn.call_tool("list tasks", {**given, "from": monday, "to": monday + timedelta(days=6)})
+    if by_dates and (span := time_spans.find_span(said, turn.today)):
+        return turn.call_tool("list tasks", {**given, "from": span[0], "to": span[1]})
     found = dates.first_date(said, turn.today)
     if found is not None and found.day != turn.today and by_dates:
-        return turn.call_tool("list tasks", {**given, "from": found.day, "to": found.day})
+        first = turn.today if re.search(r"\b(?:by|until|till|before)\b", said) else found.day
+        return turn.call_tool("list tasks", {**given, "from": first, "to": found.day})
+    if found is None and (unknown := _UNKNOWN_TIME.search(said)):
+        return Answer(
+            f"I do not know which days “{unknown['when'].strip()}” is. Name a day, a week or a month."
+        )
     return turn.call_tool("due today", {"status": "due"}) or turn.call_tool("list tasks")
 
 

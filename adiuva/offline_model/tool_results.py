@@ -100,7 +100,7 @@ def failure_reason(result: str) -> str:
         if isinstance(value, dict) and value.get("error")
         else _FAILURE_PREFIX.sub("", result)
     )
-    return _ID.sub("", said)[:500].strip()
+    return to_user(_ID.sub("", said))[:500].strip()
 
 
 def needs_confirmation(result: str) -> bool:
@@ -163,6 +163,8 @@ def _describe_result(tool: str, result: str) -> str:
         return "As you wish: nothing was changed."
     if is_failure(result):
         return f"That did not work: {failure_reason(result)}"
+    if "agent" in tool or tool == "stop_run":
+        return tell_user(result)
     value = _parse_json(result)
     found = parse_rows(result)
     if value is not None and (found or value in ([], {}) or _has_empty_list(value)):
@@ -201,6 +203,51 @@ def _describe_rows(kind: str, found: Sequence[Row]) -> str:
         lines.append(f"- and {len(found) - _MAX_SHOWN_ROWS} more")
     head = f"{len(found)} {noun if len(found) == 1 else plural}:"
     return "\n".join([head, *lines, *filter(None, [entity_tag(kind, (row.id for row in found if row.id))])])
+
+
+# What tools for agents say to the model, as it is said to the user.
+_INSTRUCTIONS = re.compile(
+    r": do not wait(?:[^.]*\.){1,2}(?: Say so and finish your answer\.)?"
+    r"|: (?:tell the user|answer that|ask the user which is theirs)(?=\.)"
+    r"|\s*(?:Offer to set one up|Ask which|Say so and finish your answer)\."
+)
+_TO_USER = (
+    (re.compile(r"\bthe user's\b", re.I), "your"),
+    (re.compile(r"\bThe user has\b"), "You have"),
+    (re.compile(r"\bthe user has\b"), "you have"),
+    (re.compile(r"\bthe user does\b", re.I), "you do"),
+    (re.compile(r"\bThe user\b"), "You"),
+    (re.compile(r"\bthe user\b"), "you"),
+    (re.compile(r"\bTheir\b"), "Your"),
+    (re.compile(r"\btheir device\b"), "your device"),
+)
+_RUN_LABEL = re.compile(r" ?\(run \[[a-z]\d{1,4}\](?:, (?P<more>[^)]*))?\)")
+_MORE_ROWS = re.compile(r"^and (?P<number>[\d,]+) more\.?$")
+_MAX_AGENT_ROWS = 20
+
+
+def to_user(said: str) -> str:
+    said = _INSTRUCTIONS.sub(
+        lambda match: "." if match[0].startswith(":") and match[0].endswith(".") else "", said
+    )
+    for pattern, word in _TO_USER:
+        said = pattern.sub(word, said)
+    return said
+
+
+def tell_user(result: str) -> str:
+    """What a tool for agents answered, without labels and hints; of many rows the first ones, and how many more."""
+    text = _RUN_LABEL.sub(lambda match: f" ({match['more']})" if match["more"] else "", to_user(result))
+    kept: list[str] = []
+    dropped = 0
+    for line in (_ID.sub("", line).strip() for line in text.splitlines()):
+        if line.startswith("- ") and sum(each.startswith("- ") for each in kept) == _MAX_AGENT_ROWS:
+            dropped += 1
+        elif more := _MORE_ROWS.match(line):
+            dropped += int(more["number"].replace(",", ""))
+        elif line:
+            kept.append(line)
+    return "\n".join([*kept, *([f"- and {dropped:,} more"] if dropped else [])])[:_MAX_ANSWER_CHARS]
 
 
 # ── JSON ────────────────────────────────────────────────────────────────────────────────────────────────

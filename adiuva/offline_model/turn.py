@@ -49,11 +49,16 @@ class Turn:
     mentioned: Row | None = None
     confirmed: tuple[ToolCall, ...] = ()
     memory: str = ""
+    said_before: str = ""  # the last answer
 
     def call_tool(self, operation: str, given: Mapping[str, Any] | None = None) -> Answer | None:
         """Answers with the call for the operation. Returns None if no offered tool can carry it out."""
         call = self.tools.build_call(operation, given or {})
         return Answer(tool_calls=(call,)) if call is not None else None
+
+    def call_named(self, tool: str, arguments: Mapping[str, Any]) -> Answer | None:
+        """Answers with a call of the tool, or returns None if it is not offered."""
+        return Answer(tool_calls=(ToolCall(tool, dict(arguments)),)) if tool in self.tools else None
 
     def describe_results(self) -> Answer:
         """Answers with a description of all tool results."""
@@ -78,6 +83,7 @@ class Turn:
             _mentioned_row(before),
             _confirmed_calls(delimited_text(tail, "confirmed"), offered),
             delimited_text(tail, "memory"),
+            _last_answer(before),
         )
 
 
@@ -120,11 +126,14 @@ def _scope_row(text: str, zone: tzinfo) -> Row | None:
     return Row(found[0].id, found[0].title, found[0].details, kind[1] if kind else "task") if found else None
 
 
+def _last_answer(messages: Sequence[Mapping[str, Any]]) -> str:
+    said = (message_text(each) for each in reversed(messages) if each.get("role") == "assistant")
+    return next(filter(None, said), "")
+
+
 def _mentioned_row(messages: Sequence[Mapping[str, Any]]) -> Row | None:
     """Returns the row that the last answer showed, if it showed exactly one."""
-    last = next(
-        (message_text(message) for message in reversed(messages) if message.get("role") == "assistant"), ""
-    )
+    last = _last_answer(messages)
     found = _ENTITY_TAG.findall(last)
     return Row(found[0][1], "", "", found[0][0]) if len(found) == 1 and last.count("<") == 2 else None
 

@@ -17,18 +17,24 @@ MAX_HELD_CHARS: Final = 64 * 1024
 """At most this many characters are held back."""
 
 _ENTITY = r"(?:task|project|note|timeline)"
-_CALLS = r"tool_calls?|function_calls?|tool_responses?|tool_results?|tools"
+_CALLS = r"(?:minimax:)?tool_calls?|function_calls?|tool_responses?|tool_results?|tools"
 _CALL = rf"<(?P<call>{_CALLS})(?:\s[^<>]{{0,200}})?>|<(?P<named>function|invoke)[\s=][^<>]{{0,200}}>"
 _CONTROL = r"<[|｜][^|｜<>\n]{0,64}[|｜]>"
+# gpt-oss writes its thoughts and calls on channels of their own, and its answer on the one called final.
+_CHANNEL = r"<\|channel\|>\s{0,4}(?:final\s{0,4}<\|message\|>|(?P<channel>analysis|commentary)\b)|<\|start\|>assistant"
+_CHANNEL_BEGUN = (
+    r"<\|channel\|>\s{0,4}(?:[a-z]{0,10}|final\s{0,4}(?:<(?:\|[a-z]{0,7}\|?)?)?)|<\|start\|>[a-z]{0,9}"
+)
 _ANGLE = re.compile(
     rf"<(?P<entity>{_ENTITY})>\s{{0,16}}\[|(?P<chart><chart>\s{{0,16}})\{{|(?P<thought><think(?:ing)?>)|{_CALL}"
     r"|(?P<begin><[|｜]tool[_▁ ]calls?(?:[_▁ ]section)?[_▁ ]begin[|｜]>)"
-    rf"|{_CONTROL}|</?(?:{_CALLS}|invoke|parameter)>|</function>|<parameter[\s=][^<>]{{0,200}}>"
+    rf"|{_CHANNEL}|{_CONTROL}|</?(?:{_CALLS}|invoke|parameter)>|</function>|<parameter[\s=][^<>]{{0,200}}>"
 )
 _ANGLE_BEGUN = re.compile(
-    rf"<(?:/?[a-z_]{{0,16}}|/(?:{_CALLS}|function|invoke|parameter)|(?:{_ENTITY}|chart)>\s{{0,16}}"
+    rf"<(?:/?[a-z_:]{{0,20}}|/(?:{_CALLS}|function|invoke|parameter)|(?:{_ENTITY}|chart)>\s{{0,16}}"
     rf"|(?:{_CALLS})\s[^<>]{{0,200}}|(?:function|invoke|parameter)[\s=][^<>]{{0,200}}|[|｜][^|｜<>\n]{{0,64}}[|｜]?)\Z"
 )
+_CHANNEL_OPEN = re.compile(rf"(?:{_CHANNEL_BEGUN})\Z")
 # The keys with which models start a tool call or a tool's schema.
 _KEY = r'"(?:type|name|function|tool|tool_name|tool_calls|tool_uses|arguments|parameters|id|index|recipient_name)"'
 _OBJECT = rf"\{{\s{{0,16}}{_KEY}\s{{0,16}}:"
@@ -44,7 +50,17 @@ _SQUARE_BEGUN = re.compile(
     rf"\[(?:/?[A-Z_]{{0,16}}|\s{{0,16}}(?:{_OBJECT_BEGUN})?|TOOL_CALLS\]\s{{0,16}}"
     r"(?:[\w.-]{1,64}(?:\[[A-Z_]{0,8}(?:\]\w{0,32}(?:\[[A-Z]{0,4}\]?)?\s{0,16})?)?)?)\Z"
 )
-_TRIGGER = re.compile(r"[<\[{]")
+# A call in a block of code goes with its fences.
+_FENCE = r"```[ \t]{0,4}(?:json|tool_?calls?|tool_code|xml)?[ \t]{0,4}\n?\s{0,16}"
+_FENCED = re.compile(
+    rf"```[ \t]{{0,4}}(?P<own>tool_?calls?|tool_code)\b|{_FENCE}(?P<value>(?:\[\s{{0,16}})?{_OBJECT})"
+)
+_FENCED_BEGUN = re.compile(
+    rf"(?:`{{1,3}}|```[ \t]{{0,4}}[a-z_]{{0,10}}[ \t]{{0,4}}|{_FENCE}(?:\[\s{{0,16}})?(?:{_OBJECT_BEGUN})?)\Z"
+)
+_FENCE_END = re.compile(r"\s{0,16}```")
+_FENCE_END_BEGUN = re.compile(r"\s{0,16}`{0,2}\Z")
+_TRIGGER = re.compile(r"[<\[{`]")
 _ENTITY_BODY_END = re.compile(r"[\]<]")
 _ENTITY_CLOSE = re.compile(rf"\s{{0,16}}</{_ENTITY}>")
 _ENTITY_CLOSE_BEGUN = re.compile(r"\s{0,16}(?:</?[a-z]{0,8})?\Z")
@@ -59,6 +75,7 @@ _BLANK_LINE = re.compile(r"\n[ \t]{0,8}\n")
 _JSON_PART = re.compile(r'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)
 
 _THOUGHT_END = re.compile(r"</think(?:ing)?>")
+_CHANNEL_END = re.compile(r"<\|(?:call|end|return)\|>|<\|channel\|>\s{0,4}final\s{0,4}<\|message\|>")
 _CALLS_END = re.compile(r"<[|｜]tool[_▁ ]calls?(?:[_▁ ]section)?[_▁ ]end[|｜]>")
 _QUOTES = " \t\r\n`\"'“”‘’"
 # Longer than any closing mark, so that a split one is still found.
@@ -134,6 +151,10 @@ class MarkupStage:
                 if _BRACE.match(self._held, at):
                     return self._value(at, final)
                 begun = _BRACE_BEGUN
+            case "`":
+                begun = _FENCED_BEGUN
+                if found := _FENCED.match(self._held, at):
+                    return self._fenced(at, found, final)
             case _:
                 begun = _SQUARE_BEGUN
                 if (found := _SQUARE.match(self._held, at)) and (final or not begun.match(self._held, at)):
@@ -147,7 +168,12 @@ class MarkupStage:
             if not final:
                 return _WAIT if _ANGLE_BEGUN.match(held, at) else self._literal(at)
             return self._dropped("tag", len(held)) if _UNFINISHED.match(held, at) else self._literal(at)
+        if not final and _CHANNEL_OPEN.match(held, at):
+            return _WAIT
         match found.lastgroup:
+            case "channel":
+                self._skip_until = _CHANNEL_END
+                return self._dropped("thought", found.end())
             case "entity":
                 return self._entity(at, found, final)
             case "chart":
@@ -248,6 +274,28 @@ class MarkupStage:
             return self._dropped("markup", end)
         self._say(held[at:end])
         return end
+
+    def _fenced(self, at: int, found: re.Match[str], final: bool) -> int:
+        """A block of code that may hold a tool call and nothing else."""
+        held, stop = self._held, at + MAX_HELD_CHARS
+        if found["own"]:
+            return self._call(at, found.end(), _FENCE_END, final)
+        end = self._end_of_value(found.start("value"), stop)
+        if end == _WAIT:
+            return _WAIT if not final and len(held) < stop else self._fence(at)
+        closing = _FENCE_END.match(held, end)
+        if closing is None and not final and _FENCE_END_BEGUN.match(held, end):
+            return _WAIT
+        if closing is None or not tool_calls.contains_tool_call(
+            held[found.start("value") : end], self._tools
+        ):
+            return self._fence(at)
+        return self._dropped("markup", closing.end())
+
+    def _fence(self, at: int) -> int:
+        """The marks alone: what follows is judged by itself."""
+        self._say("```")
+        return at + 3
 
     def _end_of_value(self, start: int, stop: int) -> int:
         """The end of a JSON value; _WAIT if it does not end before `stop`. Scans each part only once."""

@@ -6,13 +6,16 @@ used are dropped with a note if the rest works without them; otherwise the model
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
 import orjson
+from django.utils.translation import gettext, gettext_noop
 from pydantic import BaseModel
 
 from adiuva import llm
@@ -36,6 +39,9 @@ _PROMPT_CHARS: Final = 20_000
 _NAME_CHARS: Final = 200
 _CRON_CHARS: Final = 200
 _MAX_EXTENSIONS: Final = 50
+# A question of which this part of the words was asked before is the same question.
+_SAME_WORDS: Final = 0.8
+_SENTENCE: Final = re.compile(r".+?(?:[.!?]+(?=\s)\s+|\Z)", re.DOTALL)
 # For a proposal made without the model, which then names no tables.
 _DEFAULT_TABLES: Final = ("tasks", "notes")
 
@@ -50,12 +56,12 @@ _EXTENSION: Final = re.compile(r"\.?([A-Za-z0-9]{1,15})")
 # Neither our texts nor our forms contain these.
 _CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
-_NO_SCHEDULE: Final = (
+_NO_SCHEDULE: Final = gettext_noop(
     "The schedule that the model proposed is not valid, so the agent would run only by hand."
 )
-_NO_FILTER: Final = "A filter that the model proposed cannot be used: {}."
-_NO_TABLE: Final = "The model proposed kinds of records that do not exist; they were left out."
-_FALLBACK_NOTE: Final = (
+_NO_FILTER: Final = gettext_noop("A filter that the model proposed cannot be used: {name}.")
+_NO_TABLE: Final = gettext_noop("The model proposed kinds of records that do not exist; they were left out.")
+_FALLBACK_NOTE: Final = gettext_noop(
     "The model did not conclude, so these are your answers as they stand. Please check them."
 )
 
@@ -108,19 +114,26 @@ class JourneyUnclear(AdiuvaError):
 
 
 class _StillAsking(UnusableAnswer):
-    """The model asks another question although it has to conclude."""
+    """The model asks a question although it has to conclude, or one that was answered."""
 
 
 async def next_step(
-    model: llm.ChatModel, brief: InterviewBrief, answered: Sequence[AnsweredQuestion]
+    model: llm.ChatModel,
+    brief: InterviewBrief,
+    answered: Sequence[AnsweredQuestion],
+    *,
+    today: dt.date,
+    profile: str = "",
 ) -> InterviewStep:
     """The step that follows these answers. After the last question it is a proposal, whatever the model says.
+
+    `today` is the user's; `profile` says who the user is (memory.profile).
 
     Raises ModelError if there was no answer at all, JourneyUnclear if it was unusable twice.
     """
     messages: list[llm.Message] = [
         {"role": "system", "content": _PROMPT},
-        {"role": "user", "content": _material(brief, answered)},
+        {"role": "user", "content": _material(brief, answered, today, profile)},
     ]
     try:
         return await ask_structured(
@@ -137,11 +150,16 @@ async def next_step(
         raise JourneyUnclear from None
 
 
-def _material(brief: InterviewBrief, answered: Sequence[AnsweredQuestion]) -> str:
+def _material(
+    brief: InterviewBrief, answered: Sequence[AnsweredQuestion], today: dt.date, profile: str
+) -> str:
     parts = [
+        f"Today: {today:%A %Y-%m-%d}",
         f"What the agent reads: {_SOURCES[brief.agent_type]}.",
         "The tables:\n" + "\n".join(f"- {table.name}: {table.about}" for table in TABLES.values()),
     ]
+    if profile:
+        parts.append(f"The freelancer:\n{delimit_untrusted('freelancer', profile)}")
     if brief.present:
         parts.append(f"The agent as it is now:\n{delimit_untrusted('agent', _json(brief.present))}")
     if answered:
@@ -222,7 +240,28 @@ def _read(answer: Any, brief: InterviewBrief, answered: Sequence[AnsweredQuestio
         raise UnusableAnswer(
             f"a question has 1 to {_QUESTION_CHARS} characters, and none of your instructions."
         )
-    return Question(text)
+    if any(_is_same(text, one.question) for one in answered):
+        raise _StillAsking("this was asked and answered already: ask something else, or conclude.")
+    return Question(_first_question_of(text))
+
+
+def _is_same(question: str, other: str) -> bool:
+    """Whether a question is another one in almost the same words."""
+    words, others = (set(re.findall(r"\w+", text.casefold())) for text in (question, other))
+    return len(words & others) >= _SAME_WORDS * len(words | others)
+
+
+def _first_question_of(text: str) -> str:
+    """The text without the questions after its first one, because the user answers one thing at a time."""
+    first, *rest = _SENTENCE.findall(text)
+    has_asked = first.rstrip().endswith("?")
+    kept = [first]
+    for sentence in rest:
+        is_question = sentence.rstrip().endswith("?")
+        if not (is_question and has_asked):
+            kept.append(sentence)
+        has_asked = has_asked or is_question
+    return "".join(kept).strip()
 
 
 def _outcome(given: Any, brief: InterviewBrief) -> AgentProposal:
@@ -235,7 +274,7 @@ def _outcome(given: Any, brief: InterviewBrief) -> AgentProposal:
     tables = [name for name in DATA_TYPES if name in named]
     if not tables:
         raise UnusableAnswer(f'"data_types" is a list of some of {", ".join(DATA_TYPES)}.')
-    notes = [] if all(name in DATA_TYPES for name in named) else [_NO_TABLE]
+    notes = [] if all(name in DATA_TYPES for name in named) else [gettext(_NO_TABLE)]
     given = brief.present | given  # what the proposal does not mention stays as it is
     wanted = given.get("filters")
     filters = dict(brief.present.get("filter_config") or {})
@@ -263,20 +302,22 @@ def _text(given: Any, most: int) -> str:
 
 
 def _default_name(brief: InterviewBrief) -> str:
-    return str(brief.present.get("name") or f"{brief.agent_type.label} agent")
+    if brief.present.get("name"):
+        return str(brief.present["name"])
+    if brief.agent_type == AgentType.LOCAL_DIRECTORY:
+        return gettext("Local folders agent")
+    return gettext("{provider} agent").format(provider=brief.agent_type.label)
 
 
 def _cron(given: Any, notes: list[str]) -> str:
     if not given:
         return ""
-    try:
-        if not isinstance(given, str) or len(given) > _CRON_CHARS:
-            raise BadCron
-        Cron.parse(given)
-    except BadCron:
-        notes.append(_NO_SCHEDULE)
-        return ""
-    return given.strip()
+    if isinstance(given, str) and len(given) <= _CRON_CHARS:
+        with suppress(BadCron):
+            Cron.parse(given)
+            return given.strip()
+    notes.append(gettext(_NO_SCHEDULE))
+    return ""
 
 
 def _filter_config(given: dict[Any, Any], notes: list[str]) -> dict[str, Any]:
@@ -290,7 +331,7 @@ def _filter_config(given: dict[Any, Any], notes: list[str]) -> dict[str, Any]:
         try:
             Filters.parse({name: value})
         except Invalid:
-            notes.append(_NO_FILTER.format(name))
+            notes.append(gettext(_NO_FILTER).format(name=name))
         else:
             kept[name] = value
     return {name: value for name, value in kept.items() if value}
@@ -302,7 +343,7 @@ def _extensions(given: Any, notes: list[str]) -> list[str]:
     listed = given if isinstance(given, list) else []
     found = [_EXTENSION.fullmatch(one) if isinstance(one, str) else None for one in listed[:_MAX_EXTENSIONS]]
     if not found or None in found or len(listed) > _MAX_EXTENSIONS:
-        notes.append(_NO_FILTER.format("file_extensions"))
+        notes.append(gettext(_NO_FILTER).format(name="file_extensions"))
         return []
     return list(dict.fromkeys(f".{match[1].lower()}" for match in found if match))
 
@@ -319,7 +360,7 @@ def _fallback_proposal(brief: InterviewBrief, answered: Sequence[AnsweredQuestio
         schedule_cron=str(brief.present.get("schedule_cron") or ""),
         filter_config=dict(brief.present.get("filter_config") or {}),
         file_extensions=list(brief.present.get("file_extensions") or ()),
-        notes=[_FALLBACK_NOTE],
+        notes=[gettext(_FALLBACK_NOTE)],
     )
 
 

@@ -7,9 +7,10 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from django.utils.translation import gettext
 from pydantic import BaseModel
 
-from adiuva.core.errors import Invalid
+from adiuva.core.errors import Invalid, Text
 from agents import services
 from agents.models import AgentFamily, AgentType
 from integrations.models import Connection, Health
@@ -54,7 +55,7 @@ def begin(user_id: uuid.UUID, kind: str, agent_id: uuid.UUID | None) -> Beginnin
     ]
     if not mailboxes:
         where = ", ".join(f"/api/v1/oauth/{each}/authorize" for each in AgentType.values[1:])
-        said = f"No mailbox is connected: begin with one of {where}."
+        said = Text("No mailbox is connected: begin with one of {where}.", where=where)
         raise Invalid(said, fields={"agent_type": [said]})
     if len(mailboxes) == 1:
         return Beginning(mailboxes[0].agent_type, mailboxes[0].id)
@@ -63,7 +64,7 @@ def begin(user_id: uuid.UUID, kind: str, agent_id: uuid.UUID | None) -> Beginnin
 
 def question(mailboxes: Sequence[Mailbox]) -> str:
     listed = "\n".join(f"{number}. {each}" for number, each in enumerate(mailboxes, 1))
-    return f"Which of your accounts should the agent read?\n{listed}"
+    return gettext("Which of your accounts should the agent read?") + f"\n{listed}"
 
 
 def chosen(mailboxes: Sequence[Mailbox], answer: str) -> Mailbox | None:

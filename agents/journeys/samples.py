@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from adiuva.accounts.models import User
 from adiuva.core import db
-from adiuva.core.errors import AdiuvaError, Invalid
+from adiuva.core.errors import AdiuvaError, Invalid, Text
 from adiuva.devices.link import DeviceLink, DeviceOffline, DeviceRefused
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import (
@@ -64,7 +64,10 @@ class DocumentSample:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Whose documents are needed, and for which configuration. `agent_id`: the agent that is being changed, if any."""
+    """Whose documents are needed, and for which configuration. `agent_id`: the agent that is being changed, if any.
+
+    `paths` on `device`, its row id, are read if they are known; else those of agents.
+    """
 
     user_id: uuid.UUID
     session_id: uuid.UUID
@@ -72,6 +75,8 @@ class SampleRequest:
     agent_id: uuid.UUID | None
     proposal: AgentProposal
     connection_id: uuid.UUID | None = None
+    device: uuid.UUID | None = None
+    paths: tuple[str, ...] = ()
 
 
 async def collect(request: SampleRequest) -> DocumentSample:
@@ -98,9 +103,12 @@ async def _from_mailbox(request: SampleRequest) -> DocumentSample:
             zone=ZoneInfo(await db.run(_zone, request.user_id)),
             most=MAX_DOCUMENTS,
         )
-    except Invalid as error:  # no account is connected, or several are
-        words = next(iter((error.fields or {}).values()), [error.message])[0]
-        raise NothingToSample("no_mailbox", f"Nothing was tried out yet. {words}") from None
+    except Invalid:  # no account is connected, or several are
+        words = Text(
+            "Nothing was tried out yet: connect a {provider} account, or choose one if there are several.",
+            provider=request.agent_type.label,
+        )
+        raise NothingToSample("no_mailbox", words) from None
     if not documents:
         raise NothingToSample("nothing_to_read", "There are no such messages, so nothing was tried out.")
     return DocumentSample([replace(each, content=each.content[:_DOCUMENT_CHARS]) for each in documents], {})
@@ -129,7 +137,11 @@ class _Folders:
 
 def _folders(request: SampleRequest) -> _Folders:
     """The folders of the agent itself; for a new agent, those of the user's other agents on the device seen last."""
-    online = Device.objects.of(request.user_id).online().order_by("-last_seen")
+    online = Device.objects.of(request.user_id).online().seen_last_first()
+    if request.paths:
+        if request.device is None or (device := online.filter(pk=request.device).first()) is None:
+            raise _device_offline()
+        return _Folders(device.pk, list(request.paths), request.proposal.file_extensions)
     mine = Agent.objects.of(request.user_id).local()
     own = mine.filter(pk=request.agent_id).first() if request.agent_id else None
     if own is not None:
@@ -139,12 +151,16 @@ def _folders(request: SampleRequest) -> _Folders:
         device = online.filter(device_id__in=mine.values("device_id")).first() or online.first()
         agents = list(mine.filter(device_id=device.device_id)) if device else []
     if device is None:
-        raise NothingToSample("device_offline", "Your device is not connected, so nothing was tried out yet.")
+        raise _device_offline()
     paths = list(dict.fromkeys(path for agent in agents for path in agent.directory_paths))[:_MAX_PATHS]
     if not paths:
         raise NothingToSample("no_folder", "No folder is known yet, so nothing was tried out.")
     extensions = request.proposal.file_extensions or (own.file_extensions if own else [])
     return _Folders(device.pk, paths, extensions)
+
+
+def _device_offline() -> NothingToSample:
+    return NothingToSample("device_offline", "Your device is not connected, so nothing was tried out yet.")
 
 
 async def _from_folders(request: SampleRequest) -> DocumentSample:

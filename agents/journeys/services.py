@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import structlog
 from django.db.models import F
 from django.db.models.functions import Now
+from django.utils.translation import gettext
 from pydantic import BaseModel
 
 from adiuva import llm
@@ -24,19 +25,21 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
 from adiuva.core import db
 from adiuva.core.errors import Conflict, Invalid, NotFound
-from agents import services
+from agents import plan_limits, services
 from agents.journeys import interview, mailbox_choice
 from agents.journeys.interview import AgentProposal, AnsweredQuestion, InterviewBrief, Question
 from agents.journeys.mailbox_choice import Mailbox
 from agents.journeys.samples import SampleRequest
-from agents.journeys.trial import TrialResult, run_trial
+from agents.journeys.trial import TrialResult, run_trial, trial_summary
 from agents.models import Agent, AgentType, JourneySession
+from billing import usage
+from billing.models import Purpose
+from memory.profile import read_profile
 
 # From the last message.
 JOURNEY_LIFETIME: Final = dt.timedelta(hours=1)
 # For one step of the interview, a repaired answer included.
 _MODEL_TIMEOUT_S: Final = 40.0
-_CLOSING: Final = "This is what the agent would do."
 
 log = structlog.get_logger(__name__)
 
@@ -80,13 +83,15 @@ class Journey:
     zone: ZoneInfo
 
     def body(self) -> dict[str, Any]:
-        """The journey as REST shows it."""
+        """The journey as REST shows it, in the language that gettext speaks at the time."""
         state = self.state
         body: dict[str, Any] = {"session_id": str(self.id), "turn": self.turn}
         if state.proposal is None:
             return body | {"message": state.question, "done": False}
         trial = state.trial or TrialResult()
-        message = " ".join([_CLOSING, *state.proposal.notes, _summary(trial)])
+        message = " ".join(
+            [gettext("This is what the agent would do."), *state.proposal.notes, trial_summary(trial)]
+        )
         return body | {
             "message": message,
             "done": True,
@@ -122,20 +127,23 @@ async def start(*, user_id: uuid.UUID, kind: str, agent_id: uuid.UUID | None = N
     """Ask the first question. `kind`: an AgentType, or an AgentFamily as deployed clients name it.
 
     Raises NotFound for an agent that is not the user's, Invalid for one of another type or where no mailbox is
-    connected, and ModelError or JourneyUnclear if the model asks nothing; then no journey is stored.
+    connected, QuotaExceeded where the plan has no room for another agent, and ModelError or JourneyUnclear if the model
+    asks nothing; then no journey is stored.
     """
+    if agent_id is None:
+        await db.run(plan_limits.check_new, user_id)
     begun = await db.run(mailbox_choice.begin, user_id, kind, agent_id)
     state = JourneyState(mailboxes=begun.mailboxes, connection_id=begun.connection_id)
     if begun.agent_type is None:
         state.question = mailbox_choice.question(state.mailboxes)
     else:
         brief = await db.run(_brief_of, user_id, begun.agent_type, agent_id)
-        state.question = await _first_question(brief)
+        state.question = await _first_question(user_id, brief)
     return await db.run(_create, user_id, begun.agent_type, agent_id, state)
 
 
-async def _first_question(brief: InterviewBrief) -> str:
-    step = await _next_step(brief, [])
+async def _first_question(user_id: uuid.UUID, brief: InterviewBrief) -> str:
+    step = await _next_step(user_id, brief, [])
     assert isinstance(step, Question)
     return step.text
 
@@ -161,8 +169,10 @@ async def answer(
             raise Invalid("there is no answer in the message", fields={"message": ["This may not be blank."]})
         if journey.agent_type is None:
             return await _choose_mailbox(journey, message)
+        if journey.agent_id is None:
+            await db.run(plan_limits.check_new, user_id)
         answered = [*state.answered, AnsweredQuestion(question=state.question, answer=message)]
-        match await _next_step(journey.brief, answered):
+        match await _next_step(user_id, journey.brief, answered):
             case Question(text):
                 state = state.step(answered=answered, question=text)
             case AgentProposal() as proposal:
@@ -191,15 +201,19 @@ async def _choose_mailbox(journey: Journey, message: str) -> Journey:
     chosen = mailbox_choice.chosen(state.mailboxes, message)
     if chosen is None:
         return await db.run(_write, journey, state)
-    question = await _first_question(_brief(chosen.agent_type, None))
+    question = await _first_question(journey.user_id, _brief(chosen.agent_type, None))
     state = JourneyState(mailboxes=state.mailboxes, connection_id=chosen.id, question=question)
     return await db.run(partial(_write, journey, state, agent_type=chosen.agent_type.value))
 
 
-async def _next_step(brief: InterviewBrief, answered: list[AnsweredQuestion]) -> interview.InterviewStep:
+async def _next_step(
+    user_id: uuid.UUID, brief: InterviewBrief, answered: list[AnsweredQuestion]
+) -> interview.InterviewStep:
+    model = llm.chat_model(purpose="extraction")
+    today, profile = await db.run(_about_user, user_id, model)
     try:
-        async with asyncio.timeout(_MODEL_TIMEOUT_S):
-            return await interview.next_step(llm.chat_model(purpose="extraction"), brief, answered)
+        async with usage.metered(user_id, Purpose.JOURNEYS), asyncio.timeout(_MODEL_TIMEOUT_S):
+            return await interview.next_step(model, brief, answered, today=today, profile=profile)
     except TimeoutError:
         raise llm.ModelTimeout("the model did not answer in time") from None
 
@@ -217,20 +231,20 @@ async def _with_trial(journey: Journey) -> Journey:
         proposal=state.proposal,
         connection_id=state.connection_id,
     )
-    trial = await run_trial(request, journey.zone)
+    async with usage.metered(journey.user_id, Purpose.JOURNEYS, journey.agent_id):
+        trial = await run_trial(request, journey.zone)
     return await db.run(_save_trial, journey, state.model_copy(update={"trial": trial}))
 
 
-def _summary(trial: TrialResult) -> str:
-    """What the trial found, in a sentence."""
-    if not trial.sources and trial.message:
-        return trial.message
-    counted = ", ".join(f"{count} {table}" for table, count in trial.counts.items()) or "nothing"
-    documents = "1 document" if len(trial.sources) == 1 else f"{len(trial.sources)} documents"
-    return f"In {documents} of yours it finds: {counted}. {trial.message}".strip()
-
-
 # ── Rows ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _about_user(user_id: uuid.UUID, model: llm.ChatModel) -> tuple[dt.date, str]:
+    """The user's date, and who they are as far as this model may read it."""
+    zone = User.objects.values_list("timezone", flat=True).filter(pk=user_id).first()
+    if zone is None:  # deleted meanwhile, which whoever stores the next step says
+        return dt.datetime.now(dt.UTC).date(), ""
+    return dt.datetime.now(ZoneInfo(zone)).date(), read_profile(user_id, model)
 
 
 def _brief_of(user_id: uuid.UUID, agent_type: AgentType, agent_id: uuid.UUID | None) -> InterviewBrief:

@@ -13,6 +13,7 @@ class Migration(migrations.Migration):
     initial = True
 
     dependencies = [
+        ('chat', '0001_initial'),
         ('integrations', '0001_initial'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
@@ -31,7 +32,10 @@ class Migration(migrations.Migration):
                 ('timezone', models.CharField(blank=True, help_text="blank: the user's", max_length=64)),
                 ('catch_up', models.CharField(choices=[('once', 'one run for all of them'), ('skip', 'none'), ('within', 'one run, if the last of them is not too long ago')], default='once', max_length=6)),
                 ('catch_up_hours', models.PositiveSmallIntegerField(blank=True, help_text='how late a run may be with `within`', null=True)),
+                ('announce', models.CharField(choices=[('never', 'none'), ('problems', 'those with problems'), ('always', 'all')], default='problems', help_text='which ends of its scheduled runs its user is told of', max_length=8)),
                 ('enabled', models.BooleanField(default=True)),
+                ('held_by_plan', models.BooleanField(default=False, editable=False, help_text="enabled, but the user's plan has no room for it (agents/plan_limits.py)")),
+                ('budget_micro', models.PositiveBigIntegerField(blank=True, help_text='what its runs may cost a month, in millionths; empty: no limit of its own', null=True)),
                 ('last_run_at', models.DateTimeField(editable=False, null=True)),
                 ('next_run_at', models.DateTimeField(editable=False, null=True)),
                 ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
@@ -48,6 +52,7 @@ class Migration(migrations.Migration):
                     models.Index(condition=models.Q(('enabled', True), ('next_run_at__isnull', False)), fields=['user', 'next_run_at'], name='agents_due_of_user'),
                 ],
                 'constraints': [
+                    models.CheckConstraint(condition=models.Q(('held_by_plan', False), ('enabled', True), _connector='OR'), name='agent_held_is_enabled'),
                     models.CheckConstraint(condition=models.Q(models.Q(('catch_up', 'within'), ('catch_up_hours__isnull', False), ('catch_up_hours__range', (1, 720))), models.Q(models.Q(('catch_up', 'within'), _negated=True), ('catch_up_hours__isnull', True)), _connector='OR'), name='catch_up_hours_with_within'),
                 ],
             },
@@ -87,11 +92,12 @@ class Migration(migrations.Migration):
                 ('trigger', models.CharField(choices=[('manual', 'Manual'), ('schedule', 'Schedule')], default='manual', max_length=10)),
                 ('slot', models.DateTimeField(help_text='the scheduled time it runs for', null=True)),
                 ('slots', models.PositiveIntegerField(default=1, help_text='how many scheduled times it covers')),
-                ('state', models.CharField(choices=[('queued', 'Queued'), ('waiting_device', 'waiting for the device'), ('awaiting_reauth', 'waiting for its account to be connected again'), ('running', 'Running'), ('success', 'Success'), ('partial', 'Partial'), ('error', 'Error'), ('cancelled', 'Cancelled'), ('timeout', 'Timeout')], default='queued', max_length=20)),
+                ('state', models.CharField(choices=[('queued', 'Queued'), ('waiting_device', 'waiting for the device'), ('awaiting_reauth', 'waiting for its account to be connected again'), ('awaiting_budget', 'waiting for money for its models'), ('running', 'Running'), ('success', 'Success'), ('partial', 'Partial'), ('error', 'Error'), ('cancelled', 'Cancelled'), ('timeout', 'Timeout')], default='queued', max_length=20)),
                 ('phase', models.CharField(blank=True, choices=[('collecting', 'Collecting'), ('extracting', 'Extracting'), ('delivering', 'Delivering')], max_length=20)),
                 ('verdict', models.CharField(blank=True, choices=[('completed', 'Completed'), ('completed_with_failures', 'completed with failures'), ('empty', 'there was nothing to read')], max_length=30)),
                 ('dry_run', models.BooleanField(default=False, help_text='shows what a run would create, and creates nothing')),
                 ('max_sources', models.PositiveIntegerField(help_text='the most sources a dry run reads', null=True)),
+                ('sources_due', models.PositiveIntegerField(db_default=0, help_text='of a dry run: how many sources a real one would read')),
                 ('preview', models.BinaryField(help_text='what a dry run found, as JSON lines', null=True)),
                 ('attempt', models.PositiveSmallIntegerField(default=0)),
                 ('retries', models.PositiveSmallIntegerField(default=0, help_text='after transient failures')),
@@ -107,6 +113,10 @@ class Migration(migrations.Migration):
                 ('problems', models.PositiveIntegerField(default=0)),
                 ('items_created', models.PositiveIntegerField(default=0)),
                 ('model_calls', models.PositiveIntegerField(default=0)),
+                ('input_tokens', models.PositiveBigIntegerField(db_default=0)),
+                ('cached_tokens', models.PositiveBigIntegerField(db_default=0, help_text='of the input')),
+                ('output_tokens', models.PositiveBigIntegerField(db_default=0)),
+                ('cost_micro', models.PositiveBigIntegerField(db_default=0, help_text='millionths of the currency')),
                 ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
                 ('enqueued_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
                 ('attempted_at', models.DateTimeField(help_text='when a worker last took it', null=True)),
@@ -114,8 +124,9 @@ class Migration(migrations.Migration):
                 ('completed_at', models.DateTimeField(null=True)),
                 ('undone_at', models.DateTimeField(null=True)),
                 ('undelivered', models.BooleanField(db_default=False, help_text="a cloud agent's run that ended while records of it wait for a device")),
+                ('announcement', models.CharField(blank=True, choices=[('due', 'to be told'), ('told', 'Told')], db_default='', help_text='of a scheduled run, in the conversation for agents', max_length=4)),
                 ('agent', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='runs', to='agents.agent')),
-                ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='runs', to=settings.AUTH_USER_MODEL)),
+                ('user', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='runs', to=settings.AUTH_USER_MODEL)),
             ],
             options={
                 'ordering': ['-created_at'],
@@ -124,12 +135,13 @@ class Migration(migrations.Migration):
                     models.Index(fields=['agent_ref', '-created_at'], name='runs_of_agent'),
                     models.Index(fields=['-created_at'], name='runs_newest'),
                     models.Index(fields=['state', '-created_at'], name='runs_by_state'),
-                    models.Index(condition=models.Q(('state__in', ['queued', 'waiting_device', 'awaiting_reauth', 'running'])), fields=['state', 'lease_until'], name='runs_live'),
+                    models.Index(condition=models.Q(('state__in', ['queued', 'waiting_device', 'awaiting_reauth', 'awaiting_budget', 'running'])), fields=['state', 'lease_until'], name='runs_live'),
                     models.Index(condition=models.Q(('undelivered', True)), fields=['user'], name='runs_undelivered'),
+                    models.Index(condition=models.Q(('announcement', 'due')), fields=['user'], name='runs_to_announce'),
                     models.Index(condition=models.Q(('attempted_at__isnull', False)), fields=['user', '-attempted_at'], name='runs_last_turn'),
                 ],
                 'constraints': [
-                    models.UniqueConstraint(condition=models.Q(('state__in', ['queued', 'waiting_device', 'awaiting_reauth', 'running'])), fields=('agent',), name='one_live_run_an_agent'),
+                    models.UniqueConstraint(condition=models.Q(('state__in', ['queued', 'waiting_device', 'awaiting_reauth', 'awaiting_budget', 'running'])), fields=('agent',), name='one_live_run_an_agent'),
                     models.UniqueConstraint(condition=models.Q(('slot__isnull', False)), fields=('agent', 'slot'), name='one_run_a_slot'),
                 ],
             },
@@ -151,6 +163,8 @@ class Migration(migrations.Migration):
                 'ordering': ['seq'],
                 'indexes': [
                     models.Index(fields=['run', 'seq'], name='journal_of_run'),
+                    models.Index(condition=models.Q(('code', ''), _negated=True), fields=['code', '-seq'], name='journal_by_code'),
+                    models.Index(condition=models.Q(models.Q(('code', ''), _negated=True), models.Q(('kind', 'note'), _negated=True)), fields=['-at'], name='journal_failures_newest'),
                 ],
                 'constraints': [
                     models.UniqueConstraint(fields=('run', 'nonce'), name='an_event_once'),
@@ -169,7 +183,7 @@ class Migration(migrations.Migration):
                 ('outcome', models.CharField(choices=[('done', 'Done'), ('quarantined', 'done, with unusable records'), ('poison', 'quarantined: workers crashed over it')], max_length=12)),
                 ('missed', models.PositiveSmallIntegerField(default=0, help_text='listings in a row in which it was not there')),
                 ('updated_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ('agent', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='sources', to='agents.agent')),
+                ('agent', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='sources', to='agents.agent')),
             ],
             options={
                 'indexes': [
@@ -216,11 +230,45 @@ class Migration(migrations.Migration):
                 ('key', models.BinaryField(help_text='keyed hash of the path or message id')),
                 ('in_flight', models.BooleanField(default=True, help_text='being read by the current attempt')),
                 ('crashes', models.PositiveSmallIntegerField(default=0, help_text='workers that died while they were reading it')),
-                ('agent', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='agents.agent')),
+                ('agent', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='agents.agent')),
             ],
             options={
                 'constraints': [
                     models.UniqueConstraint(fields=('agent', 'key'), name='one_row_a_source_in_flight'),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name='Watch',
+            fields=[
+                ('lease_until', models.DateTimeField(editable=False, null=True)),
+                ('fence', models.PositiveIntegerField(default=0, editable=False)),
+                ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
+                ('device_id', models.CharField(blank=True, help_text='the row of the device that asked', max_length=200)),
+                ('turn', models.UUIDField(help_text='the turn that asked; while it is held, the one that tells it')),
+                ('started', models.BooleanField(help_text='whether the run was started from there, or only asked about')),
+                ('asked', models.BinaryField(help_text='what the user had said when it was started')),
+                ('depth', models.PositiveSmallIntegerField(default=0, help_text='1: of a run that a follow-up started, which is not followed up itself')),
+                ('state', models.CharField(choices=[('waiting', 'the run has not ended'), ('due', 'the run has ended, and nobody has said so'), ('held', 'a running turn is telling it'), ('done', 'told by a turn or a message of its own'), ('told', "heard in a turn of the user's, or nobody wants to hear it"), ('dead', 'no turn could tell it, only a notice'), ('expired', 'its device did not come to hear it')], default='waiting', max_length=7)),
+                ('attempts', models.PositiveSmallIntegerField(default=0, help_text='to tell it')),
+                ('due_at', models.DateTimeField(help_text='when the run ended', null=True)),
+                ('not_before', models.DateTimeField(help_text='when telling it may be tried again', null=True)),
+                ('message', models.UUIDField(editable=False, help_text='the message that told it', null=True)),
+                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
+                ('conversation', models.ForeignKey(db_index=False, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='chat.conversation')),
+                ('run', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='watches', to='agents.run')),
+                ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
+            ],
+            options={
+                'ordering': ['created_at', 'id'],
+                'indexes': [
+                    models.Index(fields=['conversation', '-created_at'], name='watches_of_conversation'),
+                    models.Index(condition=models.Q(('state__in', ['due', 'held', 'dead'])), fields=['state', 'not_before'], name='watches_due'),
+                    models.Index(condition=models.Q(('state', 'held')), fields=['turn'], name='watches_held'),
+                ],
+                'constraints': [
+                    models.UniqueConstraint(fields=('run', 'conversation'), name='one_watch_a_conversation'),
+                    models.UniqueConstraint(condition=models.Q(('conversation__isnull', True)), fields=('run', 'device_id'), name='one_watch_a_device'),
                 ],
             },
         ),

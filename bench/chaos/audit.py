@@ -15,7 +15,7 @@ import psycopg
 
 from bench.chaos.documents import Agent
 
-_LIVE: Final = ("queued", "waiting_device", "awaiting_reauth", "running")
+_LIVE: Final = ("queued", "waiting_device", "awaiting_reauth", "awaiting_budget", "running")
 
 
 @dataclass

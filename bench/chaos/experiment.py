@@ -265,7 +265,8 @@ class ChaosExperiment:
 
     def _read_run_statuses(self) -> list[tuple[UUID, bool, dt.datetime | None]]:
         query = """
-            SELECT agent_ref, bool_or(state IN ('queued', 'waiting_device', 'awaiting_reauth', 'running')),
+            SELECT agent_ref,
+                bool_or(state IN ('queued', 'waiting_device', 'awaiting_reauth', 'awaiting_budget', 'running')),
                 max(started_at) FILTER (WHERE state = 'success' AND NOT EXISTS (
                     SELECT FROM agents_source AS source WHERE source.agent_id = agent_ref AND outcome = 'poison'))
             FROM agents_run GROUP BY agent_ref

@@ -34,8 +34,9 @@ _WORKER_OPTIONS: Final = ("--without-mingle", "--without-gossip")
 class Servers:
     """Processes by name: web-1, web-2, worker-1, worker-2, beat, valkey, postgres, devices-1, devices-2."""
 
-    def __init__(self, folder: Path, *, sabotage: str = "", **env: str) -> None:
-        self.folder, self.sabotage = folder, sabotage
+    def __init__(self, folder: Path, *, sabotage: str = "", web: str = "adiuva.server", **env: str) -> None:
+        """`sabotage`: of the workers. `web`: the module of the web processes."""
+        self.folder, self.sabotage, self.web = folder, sabotage, web
         self.children: dict[str, Child] = {}
         self.kills: Counter[str] = Counter()
         self.unplanned_exits: Counter[str] = Counter()
@@ -58,27 +59,33 @@ class Servers:
             **env,
         }
 
-    def start(self, *, model_s: float, failure_rate: float) -> None:
-        """Start everything. Call it from a thread that outlives the servers: they end with it."""
+    def start(self, *, model_s: float = 0.0, failure_rate: float = 0.0, model: str = "") -> None:
+        """Start everything. Call it from a thread that outlives the servers: they end with it.
+
+        `model`: the base URL of one that runs already; without it, the extraction model starts.
+        """
         self.database = self._postgres.start()
         assert self._postgres.child is not None
         self.children["postgres"] = self._postgres.child
         redis = self._valkey.start()
         assert self._valkey.child is not None
         self.children["valkey"] = self._valkey.child
-        port = free_port()
-        model = f"http://127.0.0.1:{port}/v1"
+        port, is_given = free_port(), bool(model)
+        model = model or f"http://127.0.0.1:{port}/v1"
         self.env |= {
             "DATABASE_URL": self.database,
             "REDIS_URL": redis,
             "ADIUVA_MODEL": "openai/scripted",
             "ADIUVA_MODEL_API_BASE": model,
         }
-        self.add("model", "-m", "bench.chaos.extraction_model", str(port), str(model_s), str(failure_rate))
+        if not is_given:
+            self.add(
+                "model", "-m", "bench.chaos.extraction_model", str(port), str(model_s), str(failure_rate)
+            )
         celery = ("-m", "bench.chaos.sabotaged_worker", self.sabotage) if self.sabotage else ("-m", "celery")
         for number in (1, 2):
             port = self.ports[f"web-{number}"] = free_port()
-            self.add(f"web-{number}", "-m", "adiuva.server", ADIUVA_PORT=str(port))
+            self.add(f"web-{number}", "-m", self.web, ADIUVA_PORT=str(port))
             node = ("-n", f"chaos{number}@localhost")
             self.add(f"worker-{number}", *celery, "-A", "adiuva", "worker", *_WORKER_OPTIONS, *node)
         self._migrate()  # the processes load meanwhile

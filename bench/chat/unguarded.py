@@ -20,6 +20,17 @@ def without_words() -> None:
     from chat.user_intent import UserWords
 
     UserWords.ask_for = lambda self, title, values, named=(): True  # type: ignore[method-assign]
+    UserWords.want_run = UserWords.want_stop = lambda self, name, *, misled, is_only: True  # type: ignore[method-assign]
+
+
+def without_questions() -> None:
+    """Whatever waits for the user's yes has it."""
+    from chat.approvals import Approvals
+
+    async def confirm(self: Any, *asked: Any) -> None:
+        return None
+
+    Approvals.confirm = confirm  # type: ignore[assignment,method-assign]
 
 
 def without_grounding() -> None:
@@ -33,9 +44,9 @@ def without_grounding() -> None:
 
 def without_answers() -> None:
     """The memory is shown answers that quote texts of others."""
-    from chat import turn_rows
+    from chat import turn_ends
 
-    turn_rows._answer_to_keep = lambda claimed, result: result.text
+    turn_ends._answer_to_keep = lambda claimed, result: result.text
 
 
 def without_records() -> None:
@@ -52,11 +63,31 @@ def without_records() -> None:
     record_rules.RecordRules._record = trusting  # type: ignore[assignment,method-assign]
 
 
+def without_proposals() -> None:
+    """Whatever fields of an agent a model proposes in a journey are in the proposal."""
+    from agents.journeys import interview, services
+
+    class Trusting(interview.AgentProposal, extra="allow"):
+        pass
+
+    check, interview.AgentProposal = interview._outcome, Trusting  # type: ignore[misc]
+    services.JourneyState.model_fields["proposal"].annotation = Trusting | None
+    services.JourneyState.model_rebuild(force=True)
+
+    def trusting(given: Any, brief: Any) -> Any:
+        proposal = check(given, brief)
+        return Trusting(**(given | proposal.model_dump()))
+
+    interview._outcome = trusting
+
+
 SABOTAGES: Final[dict[str, Callable[[], None]]] = {
     "words": without_words,
+    "questions": without_questions,
     "grounding": without_grounding,
     "answers": without_answers,
     "records": without_records,
+    "proposals": without_proposals,
 }
 
 

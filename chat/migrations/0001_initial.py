@@ -64,6 +64,15 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "for_agents",
+                    models.BooleanField(
+                        db_default=False,
+                        default=False,
+                        editable=False,
+                        help_text="holds what agents tell of their scheduled runs",
+                    ),
+                ),
+                (
                     "created_at",
                     models.DateTimeField(
                         db_default=django.db.models.functions.datetime.Now(), editable=False
@@ -80,7 +89,7 @@ class Migration(migrations.Migration):
                 (
                     "user",
                     models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE,
+                        db_index=False, on_delete=django.db.models.deletion.CASCADE,
                         related_name="conversations",
                         to=settings.AUTH_USER_MODEL,
                     ),
@@ -91,6 +100,13 @@ class Migration(migrations.Migration):
                 "indexes": [
                     models.Index(fields=["user", "-updated_at", "-id"], name="conversations_of_user"),
                     models.Index(fields=["-updated_at", "-id"], name="conversations_newest"),
+                ],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("for_agents", True)),
+                        fields=("user",),
+                        name="one_conversation_for_agents",
+                    ),
                 ],
             },
         ),
@@ -119,7 +135,7 @@ class Migration(migrations.Migration):
                 (
                     "conversation",
                     models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE,
+                        db_index=False, on_delete=django.db.models.deletion.CASCADE,
                         related_name="messages",
                         to="chat.conversation",
                     ),
@@ -135,6 +151,8 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Turn",
             fields=[
+                ("lease_until", models.DateTimeField(editable=False, null=True)),
+                ("fence", models.PositiveIntegerField(default=0, editable=False)),
                 (
                     "id",
                     models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False),
@@ -154,6 +172,7 @@ class Migration(migrations.Migration):
                     "state",
                     models.CharField(
                         choices=[
+                            ("waiting", "Waiting"),
                             ("running", "Running"),
                             ("stop", "answered"),
                             ("cancelled", "Cancelled"),
@@ -173,6 +192,29 @@ class Migration(migrations.Migration):
                 ),
                 ("prompt_version", models.CharField(blank=True, max_length=60)),
                 (
+                    "queue_no",
+                    models.PositiveIntegerField(
+                        editable=False,
+                        help_text="its place among those that wait in the conversation, the lowest next",
+                        null=True,
+                    ),
+                ),
+                (
+                    "joins",
+                    models.UUIDField(
+                        editable=False,
+                        help_text="the turn whose model may read its message while it waits",
+                        null=True,
+                    ),
+                ),
+                (
+                    "waiting_request",
+                    models.BinaryField(
+                        help_text="sealed: what was asked, until the turn begins or what it joined has ended",
+                        null=True,
+                    ),
+                ),
+                (
                     "memory",
                     models.BooleanField(
                         db_default=True,
@@ -187,11 +229,37 @@ class Migration(migrations.Migration):
                         null=True,
                     ),
                 ),
+                (
+                    "late_answer",
+                    models.BinaryField(
+                        help_text="sealed: the answer that came after the turn was lost and its conversation had gone on",
+                        null=True,
+                    ),
+                ),
+                (
+                    "model",
+                    models.CharField(
+                        blank=True, db_default="", help_text="of several, the one that cost most", max_length=200
+                    ),
+                ),
                 ("input_tokens", models.PositiveIntegerField(default=0)),
+                ("cached_tokens", models.PositiveIntegerField(db_default=0, help_text="of the input")),
                 ("output_tokens", models.PositiveIntegerField(default=0)),
+                (
+                    "cost_micro",
+                    models.PositiveBigIntegerField(db_default=0, help_text="millionths of the currency"),
+                ),
                 ("model_calls", models.PositiveIntegerField(default=0)),
                 ("tool_calls", models.PositiveIntegerField(default=0)),
                 ("mutations", models.PositiveIntegerField(default=0)),
+                (
+                    "is_stored",
+                    models.BooleanField(
+                        db_default=False,
+                        editable=False,
+                        help_text="whether its process has stored what it did and cost: once",
+                    ),
+                ),
                 (
                     "started_at",
                     models.DateTimeField(
@@ -211,7 +279,7 @@ class Migration(migrations.Migration):
                 (
                     "user",
                     models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE,
+                        db_index=False, on_delete=django.db.models.deletion.CASCADE,
                         related_name="turns",
                         to=settings.AUTH_USER_MODEL,
                     ),
@@ -223,10 +291,30 @@ class Migration(migrations.Migration):
                     models.Index(fields=["-started_at", "-id"], name="turns_newest"),
                     models.Index(fields=["user", "-started_at"], name="turns_of_user"),
                     models.Index(fields=["state", "-started_at", "-id"], name="turns_by_state"),
+                    models.Index(
+                        condition=models.Q(("code", ""), _negated=True),
+                        fields=["code", "-started_at"],
+                        name="turns_by_code",
+                    ),
+                    models.Index(
+                        condition=models.Q(("state", "waiting")),
+                        fields=["conversation", "queue_no"],
+                        name="turns_waiting",
+                    ),
+                    models.Index(
+                        condition=models.Q(("state", "running"), ("waiting_request__isnull", False)),
+                        fields=["lease_until"],
+                        name="turns_to_begin",
+                    ),
                 ],
                 "constraints": [
-                    models.UniqueConstraint(fields=("user", "request_id"), name="one_turn_a_request"),
-                    models.CheckConstraint(condition=models.Q(models.Q(("ended_at__isnull", True), ("state", "running")), models.Q(models.Q(("state", "running"), _negated=True), ("ended_at__isnull", False)), _connector="OR"), name="turn_ends_once"),
+                    models.UniqueConstraint(fields=("request_id", "user"), name="one_turn_a_request"),
+                    models.UniqueConstraint(
+                        condition=models.Q(("state", "running")),
+                        fields=("conversation",),
+                        name="one_running_turn_a_conversation",
+                    ),
+                    models.CheckConstraint(condition=models.Q(models.Q(("ended_at__isnull", True), ("state__in", ["waiting", "running"])), models.Q(models.Q(("state__in", ["waiting", "running"]), _negated=True), ("ended_at__isnull", False)), _connector="OR"), name="turn_ends_once"),
                 ],
             },
         ),

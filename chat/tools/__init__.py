@@ -1,5 +1,5 @@
-"""The tools: what an assistant can do with the user's rows, and with what is remembered of the user. Static LangChain
-tools, built at import.
+"""The tools: what an assistant can do with the user's rows, their agents, and what is remembered of them. Static
+LangChain tools, built at import.
 
 A tool finds its device session in the config it is called with (chat.device_session). Its metadata says what it does:
 `table`, `action`, `key` (the argument that names the row), `label` (shown to people).
@@ -22,6 +22,7 @@ os.environ |= dict.fromkeys(
     "false",
 )
 
+from chat.tools.agents import AGENT_TOOLS, READING_AGENT_TOOLS
 from chat.tools.clients import CLIENTS
 from chat.tools.deleting import DELETE, present_call, resolve_call
 from chat.tools.memory import MEMORY_TOOLS
@@ -31,12 +32,14 @@ from chat.tools.tasks import TASKS
 from chat.tools.timelines import TIMELINES
 
 __all__ = [
+    "AGENT_TOOLS",
     "CLIENTS",
     "DELETE",
     "DEVICE_TOOLS",
     "MEMORY_TOOLS",
     "NOTES",
     "PROJECTS",
+    "READING_AGENT_TOOLS",
     "TASKS",
     "TIMELINES",
     "present_call",

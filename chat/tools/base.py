@@ -62,18 +62,28 @@ class AssistantTool(StructuredTool):
 
 
 def assistant_tool(
-    table: TableName | Literal["memory"], action: Action, label: str, *, key: str | None = None
+    table: TableName | Literal["memory", "agents"],
+    action: Action | Literal["change"],
+    label: str,
+    *,
+    key: str | None = None,
+    arguments: type[BaseModel] | None = None,
 ) -> Callable[[Callable[..., Coroutine[Any, Any, str]]], AssistantTool]:
     """Makes a LangChain tool of a coroutine, whose docstring is what a model reads.
 
-    `action`: what it does to `table` on the device, or to what the server remembers of the user.
+    `action`: what it does to `table` on the device, or to what the server remembers of the user; "change" for what asks
+    for the user's yes by itself.
     `label`: what the user is shown while it runs.
     `key`: the argument that names the row.
+    `arguments`: what a model may give, if the coroutine's parameters do not say it.
     """
 
     def make(function: Callable[..., Coroutine[Any, Any, str]]) -> AssistantTool:
         made = AssistantTool.from_function(
-            coroutine=function, description=" ".join((inspect.getdoc(function) or "").split())
+            coroutine=function,
+            description=" ".join((inspect.getdoc(function) or "").split()),
+            args_schema=arguments,
+            infer_schema=arguments is None,
         )
         made.metadata = {"table": table, "action": action, "label": label} | ({"key": key} if key else {})
         assert isinstance(made, AssistantTool)

@@ -46,6 +46,9 @@ def present_call(aliases: RowAliases, name: str, arguments: dict[str, Any]) -> t
     """A call as a model would make it."""
     tool = next((tool for tool in DELETE.values() if tool.name == name), None)
     if tool is None:
+        for argument, table in _AGENT_ARGUMENTS.items():
+            if isinstance(key := arguments.get(argument), str):
+                arguments = arguments | {argument: aliases.alias(table, key)}
         for argument, table in _TABLES.items():
             if isinstance(key := arguments.get(argument), str):
                 aliases.alias(table, key)
@@ -54,6 +57,8 @@ def present_call(aliases: RowAliases, name: str, arguments: dict[str, Any]) -> t
     return delete.name, {"id": aliases.alias(str(metadata["table"]), str(arguments.get(metadata["key"])))}
 
 
+# Those of agents' tools take names too, so they are not called ids.
+_AGENT_ARGUMENTS: Final = {"agent": "agents", "run_or_agent": "runs"}
 _TABLES: Final = {
     "task_id": "tasks",
     "project_id": "projects",

@@ -12,8 +12,8 @@ from typing import Final
 import orjson
 
 from adiuva.devices.protocol import Data, TableName
-from adiuva.devices.tables import TABLES
-from chat.device_session import NOUNS, DeviceSession
+from adiuva.devices.tables import NOUNS, TABLES
+from chat.device_session import DeviceSession
 from chat.tools import dates
 from chat.untrusted_text import is_row_id, one_line
 
@@ -80,7 +80,7 @@ def row_lines(
     for found in rows[:MAX_ROWS]:
         line = _row_with_excerpt(session, table, found, few=len(rows) <= _FEW_ROWS)
         size += len(line) + 1
-        if shown and size > MAX_CHARS:
+        if shown and size > min(MAX_CHARS, session.max_result_chars):
             break
         shown.append(line)
     if left := len(rows) - len(shown):

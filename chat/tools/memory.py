@@ -24,7 +24,7 @@ from chat import conversations
 from chat.memory_context import MEMORY, MemoryContext, entry_text, memory_context_of
 from chat.tools.base import OrNull, assistant_tool
 from chat.untrusted_text import one_line
-from memory import entries, forgetting, grounding, intent, taking_back
+from memory import entries, entry_content, forgetting, grounding, intent, taking_back
 from memory.entries import EntryDetails, Remembered, RememberOutcome
 from memory.models import Entry, Tier
 from memory.preferences import MemoryOff
@@ -156,7 +156,7 @@ def _require_wish(memory: MemoryContext, known: Entry | None, content: str) -> N
     """Refuse to change an entry that the user does not name, unless they have just said a plain yes to it."""
     if known is None or memory.said_yes:
         return
-    text = entries.unseal_entry(known, memory.claimed.cipher)
+    text = entry_content.unseal_entry(known, memory.claimed.cipher)
     if not intent.wants_change(text.searchable_text, content, memory.said_lately):
         raise ToolException(_NOT_NAMED.format(known=f"“{one_line(text.searchable_text)}”"))
 

@@ -22,7 +22,6 @@ from chat.tools.base import OrNull, ProjectId, assistant_tool
 from chat.untrusted_text import one_line
 
 _MAX_ROWS: Final = 100
-_MAX_CONTENT_CHARS: Final = 20_000
 _MAX_EMBEDDED_CHARS: Final = (
     8_000  # characters: embedding models take some 8,000 tokens, and some scripts a token a letter
 )
@@ -64,7 +63,7 @@ async def get_note(
     if found is None:
         raise ToolException(missing_row_text("notes", note_id))
     start = max(0, start or 0)
-    text = formatting.quote(found.get("content"), _MAX_CONTENT_CHARS, start=start)
+    text = formatting.quote(found.get("content"), session.max_result_chars, start=start)
     where = f" from character {start:,} on" if start else ""
     head = f"The note {formatting.row_text(session, 'notes', found)}."
     return (

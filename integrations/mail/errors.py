@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from adiuva.core.errors import AdiuvaError
+from adiuva.core.errors import AdiuvaError, Text
 from integrations.errors import ProviderUnavailable
 
 
@@ -15,7 +15,7 @@ class ProviderThrottled(ProviderUnavailable):
 
     def __init__(self, provider: str, seconds: float | None) -> None:
         super().__init__(
-            f"{provider} asks us to come back later",
+            Text("{provider} asks us to come back later", provider=provider),
             retry_after_s=None if seconds is None else math.ceil(seconds),
         )
 
@@ -30,8 +30,8 @@ class ProviderRefused(AdiuvaError):
     code, status = "provider_refused", 502
 
     def __init__(self, provider: str, http_status: int, reason: str = "") -> None:
-        said = f" ({reason})" if reason else ""
-        super().__init__(f"{provider} refused a request: status {http_status}{said}")
+        why = f"{http_status}, {reason}" if reason else http_status
+        super().__init__(Text("{provider} refused a request: status {status}", provider=provider, status=why))
         self.http_status, self.reason = http_status, reason
 
 

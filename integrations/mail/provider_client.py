@@ -16,6 +16,7 @@ import orjson
 import structlog
 from django.conf import settings
 
+from adiuva.core.errors import Text
 from adiuva.core.http import BodyTooLarge, backoff_s, is_transient, read_bounded, retry_after_s
 from integrations import egress
 from integrations.errors import ForbiddenHost, NeedsReauth, ProviderUnavailable
@@ -135,7 +136,11 @@ class ProviderClient:
                 return value
             tried += 1
             if tried >= _MAX_ATTEMPTS:
-                raise InvalidResponse(f"{self.provider} answered with something that is not a JSON object")
+                raise InvalidResponse(
+                    Text(
+                        "{provider} answered with something that is not a JSON object", provider=self.provider
+                    )
+                )
             await self._pause_before_retry(
                 _AttemptFailed("no JSON object"), tried
             )  # the answer may have been cut off
@@ -157,7 +162,7 @@ class ProviderClient:
                     return raw
                 if rejected:
                     raise NeedsReauth(
-                        f"{self.provider} no longer accepts the connection",
+                        Text("{provider} no longer accepts the connection", provider=self.provider),
                         connection_id=self._account.connection,
                     )
                 rejected = True
@@ -215,7 +220,11 @@ class ProviderClient:
             return await read_bounded(response.aiter_bytes(), most)
         except BodyTooLarge:
             raise ResponseTooLarge(
-                f"an answer of {self.provider} is larger than {MAX_ANSWER_BYTES // 1024 // 1024} MB"
+                Text(
+                    "an answer of {provider} is larger than {most} MB",
+                    provider=self.provider,
+                    most=MAX_ANSWER_BYTES // 1024 // 1024,
+                )
             ) from None
 
     async def _error(self, response: httpx.Response) -> Exception:
@@ -241,11 +250,15 @@ class ProviderClient:
         if asked is not None and asked > MAX_WAIT_S:
             raise ProviderThrottled(self.provider, asked)
         if self._retries > _MAX_RETRIES_PER_SYNC:
-            raise ProviderUnstable(f"{self.provider} fails too often ({failed.why})")
+            raise ProviderUnstable(
+                Text("{provider} fails too often ({why})", provider=self.provider, why=failed.why)
+            )
         if tried >= _MAX_ATTEMPTS:
             if failed.throttled:
                 raise ProviderThrottled(self.provider, asked)
-            raise ProviderUnavailable(f"{self.provider} does not answer ({failed.why})")
+            raise ProviderUnavailable(
+                Text("{provider} does not answer ({why})", provider=self.provider, why=failed.why)
+            )
         log.info("mail.retry", provider=self.provider, why=failed.why, tried=tried, asked_s=asked)
         if not asked:  # otherwise the limiter makes us wait
             pause_s = backoff_s(tried, first_s=self._timeouts.first_backoff_s, longest_s=_MAX_BACKOFF_S)

@@ -136,7 +136,7 @@ class Migration(migrations.Migration):
             name='Receipt',
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('purpose', models.CharField(choices=[('turn', 'to answer in a chat'), ('record', 'to extract facts'), ('consolidate', 'to condense episodes and find patterns'), ('embed', 'to compute vectors'), ('extract', 'to read documents knowing who the user is')], max_length=11)),
+                ('purpose', models.CharField(choices=[('turn', 'to answer in a chat'), ('record', 'to extract facts'), ('consolidate', 'to condense episodes and find patterns'), ('embed', 'to compute vectors'), ('extract', 'to read documents knowing who the user is'), ('text', 'to compute the vector of a text that a client sent')], max_length=11)),
                 ('turn_id', models.UUIDField(null=True)),
                 ('conversation_id', models.UUIDField(null=True)),
                 ('provider', models.CharField(help_text='who received the entries', max_length=255)),

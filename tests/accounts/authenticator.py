@@ -9,6 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from fido2 import cbor
 from fido2.cose import ES256
 from fido2.utils import websafe_decode, websafe_encode
@@ -22,6 +23,11 @@ class Authenticator:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.id = secrets.token_bytes(16)
         self.count = 0
+
+    def exported(self) -> str:
+        """Its key for another program, as JSON: `id`, `key` (PEM), `origin`."""
+        key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        return json.dumps({"id": websafe_encode(self.id), "key": key, "origin": self.origin})
 
     def make(self, options: dict[str, Any]) -> dict[str, Any]:
         """The answer to `navigator.credentials.create`, as JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import json
 import shutil
@@ -10,25 +11,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import httpx
 from websockets.sync.client import ClientConnection, connect
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _WAIT_S = 30
 
 
-class Page:
-    """One tab."""
+class Connection:
+    """Calls over one DevTools socket."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
         self.number = 0
-        self.problems: list[str] = []  # what the console and the browser complained of
-        for domain in ("Page", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         self.number += 1
@@ -39,6 +37,19 @@ class Page:
                 assert "error" not in said, said
                 return dict(said["result"])
             self._hear(said)
+
+    def _hear(self, said: dict[str, Any]) -> None:
+        """An event that came meanwhile."""
+
+
+class Page(Connection):
+    """One tab."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        super().__init__(socket)
+        self.problems: list[str] = []  # what the console and the browser complained of
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
 
     def _hear(self, said: dict[str, Any]) -> None:
         entry = said.get("params", {}).get("entry", {})
@@ -83,7 +94,7 @@ class Page:
         """Click the button or link with this text, as a person would: it must be visible."""
         wanted = json.dumps(label)
         shown = "[...document.querySelectorAll('button, a')].filter(each => each.checkVisibility())"
-        label_of = "each.innerText.replace(/\\s+/g, ' ').trim()"
+        label_of = "(each.ariaLabel ?? each.innerText).replace(/\\s+/g, ' ').trim()"
         found = self.evaluate(
             f"{{const one = {shown}.find(each => {label_of} === {wanted}); one?.click(); !!one}}"
         )
@@ -121,31 +132,42 @@ class Page:
 
 @contextmanager
 def browser() -> Iterator[Page]:
-    assert PROGRAM
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        flags = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--remote-debugging-port=0",
-            "--no-first-run",
-        ]
-        command = [PROGRAM, *flags, f"--user-data-dir={profile}", "about:blank"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """A tab without cookies, and with nothing cached, of a browser that all tests of this process share."""
+    base, path = _running()
+    with connect(f"{base}{path}", max_size=None) as socket:
+        control = Connection(socket)
+        context = control.call("Target.createBrowserContext")["browserContextId"]
+        target = control.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         try:
-            with connect(_tab(Path(profile)), max_size=None) as socket:
-                yield Page(socket)
+            with connect(f"{base}/devtools/page/{target}", max_size=None) as tab:
+                yield Page(tab)
         finally:
-            process.terminate()
-            process.wait(20)
+            control.call("Target.disposeBrowserContext", browserContextId=context)
 
 
-def _tab(profile: Path) -> str:
-    """The address of the first tab's DevTools socket."""
+@cache
+def _running() -> tuple[str, str]:
+    """Start it. The address of its DevTools sockets, and the path of that of the browser itself."""
+    assert PROGRAM
+    profile = Path(tempfile.mkdtemp())
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--remote-debugging-port=0",
+        "--no-first-run",
+    ]
+    command = [PROGRAM, *flags, f"--user-data-dir={profile}", "about:blank"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def end() -> None:
+        process.terminate()
+        process.wait(20)
+        shutil.rmtree(profile, ignore_errors=True)
+
+    atexit.register(end)
     told, until = profile / "DevToolsActivePort", time.monotonic() + 60
-    while not told.exists() or not told.read_text().strip():
+    while not told.exists() or len(found := told.read_text().split()) < 2:
         assert time.monotonic() < until, "Chromium did not start"
         time.sleep(0.1)
-    port = told.read_text().split()[0]
-    tabs = httpx.get(f"http://127.0.0.1:{port}/json/list", timeout=30).json()
-    return str(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
+    return f"ws://127.0.0.1:{found[0]}", found[1]

@@ -13,7 +13,7 @@ from django.db import connections
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from adiuva.accounts import keys, services
+from adiuva.accounts import keys, services, session_check
 from adiuva.accounts.models import RevokedReason, Session, User, UserKey
 from adiuva.accounts.tasks import prune
 from adiuva.core import errors
@@ -43,7 +43,9 @@ def me(person: Person) -> APIClient:
 
 def test_me_is_the_account(me: APIClient, person: Person) -> None:
     answer = me.get(f"{AUTH}/me")
-    assert answer.json() == {
+    found = answer.json()
+    assert {"agents", "providers"} <= found.pop("limits").keys() & found.pop("usage").keys()
+    assert found == {
         "id": str(person.id),
         "email": person.email,
         "email_verified": False,
@@ -102,7 +104,38 @@ def test_a_request_is_authenticated_in_one_query(
     me: APIClient, django_assert_num_queries: pytest.FixtureRequest
 ) -> None:
     with django_assert_num_queries(1):  # type: ignore[operator]
-        me.get(f"{AUTH}/me")
+        me.get("/api/v1/agents/catalog")
+
+
+def test_the_session_of_a_request_is_what_the_orm_reads(person: Person) -> None:
+    found = services.authenticate(access_token=person.access_token)
+    expected = Session.objects.select_related("user").get(user_id=person.id)
+    for read, stored in ((found, expected), (found.user, expected.user)):
+        for field in stored._meta.concrete_fields:
+            assert getattr(read, field.attname) == getattr(stored, field.attname), field.name
+            assert type(getattr(read, field.attname)) is type(getattr(stored, field.attname)), field.name
+    assert not found._state.adding and found.user.pk == person.id
+
+
+@pytest.mark.parametrize(
+    ("rows", "change"),
+    [
+        (Session, {"expires_at": timezone.now()}),
+        (Session, {"revoked_at": timezone.now(), "revoked_reason": RevokedReason.STAFF}),
+        (User, {"is_active": False}),
+    ],
+)
+def test_a_session_that_is_over_authenticates_nobody(
+    me: APIClient, person: Person, rows: type[Session] | type[User], change: dict[str, object]
+) -> None:
+    key = "user_id" if rows is Session else "pk"
+    Session.objects.update(created_at=timezone.now() - timedelta(days=1))
+    ticket, _ = services.issue_ticket(session=Session.objects.get(user_id=person.id))
+    assert me.get(f"{AUTH}/me").status_code == 200
+    assert rows._default_manager.filter(**{key: person.id}).update(**change) == 1
+    assert me.get(f"{AUTH}/me").status_code == 401
+    with pytest.raises(errors.NotAuthenticated):
+        services.redeem_ticket(ticket)
 
 
 def test_the_last_use_of_a_session_is_written_once_a_minute(me: APIClient, person: Person) -> None:
@@ -133,7 +166,7 @@ def test_a_signed_out_session_opens_nothing(me: APIClient, person: Person) -> No
     assert services.authenticate_socket(person.access_token) == (person.id, session.pk)
     assert me.post(f"{AUTH}/logout").json() == {"ok": True}
     assert me.get(f"{AUTH}/me").status_code == 401
-    assert services.live_sessions({session.pk}) == set()
+    assert set(session_check.live_sessions({session.pk})) == set()
     with pytest.raises(errors.NotAuthenticated):
         services.authenticate_socket(person.access_token)
     session.refresh_from_db()
@@ -151,7 +184,7 @@ def test_one_of_my_sessions_can_be_signed_out_and_nobody_elses(me: APIClient, pe
     assert me.delete(f"{AUTH}/sessions/{session_id}").status_code == 404
     assert client_of(person, there.access_token).get(f"{AUTH}/me").status_code == 401
     assert me.get(f"{AUTH}/me").status_code == 200
-    assert services.live_sessions({stranger.pk, session_id}) == {stranger.pk}
+    assert set(session_check.live_sessions({stranger.pk, session_id})) == {stranger.pk}
 
 
 def test_all_other_sessions_can_be_signed_out(me: APIClient, person: Person) -> None:
@@ -166,15 +199,15 @@ def test_live_sessions_are_found_in_one_query(
 ) -> None:
     ids = {Session.objects.get(user_id=somebody().id).pk for _ in range(5)}
     with django_assert_num_queries(1):  # type: ignore[operator]
-        assert services.live_sessions(ids | {uuid4()}) == ids
+        assert set(session_check.live_sessions(ids | {uuid4()})) == ids
 
 
 def test_sessions_of_a_deactivated_user_are_not_live(person: Person) -> None:
     (session,) = Session.objects.filter(user_id=person.id)
     assert services.deactivate(users=User.objects.filter(pk=person.id)) == 1
-    assert services.live_sessions({session.pk}) == set()
+    assert set(session_check.live_sessions({session.pk})) == set()
     User.objects.filter(pk=person.id).update(is_active=True)
-    assert services.live_sessions({session.pk}) == set()  # it does not come back to life
+    assert set(session_check.live_sessions({session.pk})) == set()  # it does not come back to life
 
 
 def test_sessions_are_forgotten_a_month_after_their_end(person: Person) -> None:

@@ -89,7 +89,7 @@ def test_creating_while_deleting_is_refused_and_never_fails(web: str, committed_
                 seen.add(rest.post("/agents/local", json=agent).status_code)
                 seen.add(rest.post("/memory/core", json={"key": "k", "content": "c"}).status_code)
 
-    for _ in range(3):
+    for _ in range(2):
         person, start = somebody(), threading.Barrier(4)
         with ThreadPoolExecutor(4) as threads:
             jobs = [threads.submit(create, person, start) for _ in range(3)]

@@ -15,8 +15,9 @@ from adiuva import body_guard
 from adiuva.accounts import services
 from adiuva.core import db
 from tests.factories import Person
+from tests.sampling import ONE_SERVER
 
-both_servers = pytest.mark.parametrize("web_on", ["uvicorn", "daphne"], indirect=True)
+both_servers = pytest.mark.parametrize("web_on", ONE_SERVER, indirect=True)
 MIB = 1024 * 1024
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from django.core.management import execute_from_command_line
 
+from adiuva.devices.client import Store
 from adiuva.embedded.demo import DEMO_EMAIL
 from adiuva.embedded.state_folder import StateFolder
 from tests.server_processes import ROOT
@@ -91,14 +92,16 @@ Chat = Callable[..., Done]
 
 
 @pytest.fixture
-def chat(monkeypatch: pytest.MonkeyPatch, settings: Any, capsys: pytest.CaptureFixture[str]) -> Chat:
+def chat(
+    monkeypatch: pytest.MonkeyPatch, settings: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Chat:
     """Run the command where nothing is configured: a process for each would only be Django's start again."""
 
     def run(
-        *arguments: str, says: str = "", password: str = PASSWORD, state: str = "/nowhere", port: int = 8000
+        *arguments: str, says: str = "", password: str = PASSWORD, state: str = "", port: int = 8000
     ) -> Done:
         settings.PORT = port
-        monkeypatch.setenv("ADIUVA_STATE_DIR", state)
+        monkeypatch.setenv("ADIUVA_STATE_DIR", state or str(tmp_path / "of the client"))
         monkeypatch.delenv("ADIUVA_DEVICE_PASSWORD", raising=False)
         if password:
             monkeypatch.setenv("ADIUVA_DEVICE_PASSWORD", password)
@@ -259,3 +262,39 @@ def test_the_demos_password_goes_to_no_other_server(server: Server, tmp_path: Pa
     state.release()
     done = chat("--server", server.url, "x", password="", state=str(tmp_path / "state"))
     assert done.returncode == 1 and server.asked == []
+
+
+def test_a_conversation_goes_on_after_a_restart_until_a_new_one_begins(
+    server: Server, to: Chat, tmp_path: Path
+) -> None:
+    server.answers = [said("Hello!"), said("Two."), said("Anew."), said("Once more.")]
+    to(says="hi\n")
+    again = to(says="how many?\n/new\nhello\n")
+    assert (
+        again.stdout.splitlines()[0]
+        == "The conversation goes on after 1 of your messages; /new begins another."
+    )
+    histories = [len(body["context"]["conversation_history"]) for body in server.chats]
+    assert histories == [0, 2, 0]
+    (kept,) = (tmp_path / "of the client" / "chats").iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    to("--new", "hello")
+    assert server.chats[3]["context"] == {"conversation_history": []}
+
+
+def test_suggestions_of_a_device_on_this_machine_are_approved_and_taken_back(
+    server: Server, to: Chat, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "data.sqlite3")
+    store.seed({"tasks": [{"title": "Call Ada", "isAiSuggested": 1}]})
+    done = to("--workspace", str(tmp_path), says="/list\n/approve 1\n/list\n/undo\n/list\n/help list\n")
+    first, approved, none, undone, again, *_ = done.stdout.splitlines()
+    assert first == again == "1. tasks: Call Ada"
+    assert (approved, none, undone) == (
+        "Approved: Call Ada",
+        "No suggestions wait for you.",
+        "As before: Call Ada",
+    )
+    store.close()
+    assert "--workspace" in to(says="/list\n").stdout
+    assert "no device's data" in to("--workspace", "/nowhere", says="/list\n").stderr

@@ -29,6 +29,7 @@ SAFE: dict[str, Any] = {
     "PUBLIC_URL": "https://adiuva.example",
     "KEYS_APART": True,
     "MAIL_ENABLED": True,
+    "PLUGIN_KEYS": [],
 }
 
 
@@ -126,3 +127,68 @@ def test_postgresql_is_new_enough_before_it_gets_tables(
         monkeypatch.setattr(checks, name, version)
     found = run_checks(tags=["database"], databases=["default"])
     assert [problem.id for problem in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "installed", "expected"),
+    [
+        ("", False, []),
+        ("http://127.0.0.1:4318/v1/traces", True, []),
+        ("http://127.0.0.1:4318/v1/traces", False, ["adiuva.E009"]),
+        ("127.0.0.1:4318", True, ["adiuva.E010"]),
+        ("https:///v1/traces", True, ["adiuva.E010"]),
+    ],
+)
+def test_traces_that_cannot_be_made_or_sent_are_reported(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, installed: bool, expected: list[str]
+) -> None:
+    monkeypatch.setattr(settings, "TRACES_ENDPOINT", endpoint)
+    monkeypatch.setattr(checks.tracing, "is_installed", lambda: installed)
+    assert [problem.id for problem in checks.check_traces()] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, []),
+        ({"PLANS": True}, ["adiuva.E012"]),
+        ({"INSTALLATION_BUDGET": 10}, ["adiuva.E012"]),
+        ({"PLANS": True, "MODEL_FALLBACKS": ("openai/another",)}, ["adiuva.E012", "adiuva.E012"]),
+        ({"PLANS": True, "MODEL_PRICE": "0.4,1.6"}, []),
+        ({"PLANS": True, "MODEL_PRICE": "openai/another=0.4,1.6"}, ["adiuva.E012"]),
+        ({"MODEL_PRICE": "cheap"}, ["adiuva.E013"]),
+    ],
+)
+def test_a_model_without_a_price_is_reported_where_its_cost_is_limited(
+    given: dict[str, Any], expected: list[str]
+) -> None:
+    ours = {"model": "openai/ours", "api_base": "", "api_key": ""}
+    alone = {"PLANS": False, "INSTALLATION_BUDGET": None, "MODEL_PRICE": "", "MODEL_FALLBACKS": ()}
+    with override_settings(**{**alone, "MODEL": ours, "MODELS_BY_PURPOSE": {"chat": ""}, **given}):
+        assert [problem.id for problem in checks.check_prices()] == expected
+
+
+_PLUGIN_KEY = base64.b64encode(os.urandom(32)).decode()
+
+
+@pytest.mark.parametrize(
+    ("keys", "production", "said"),
+    [
+        ([], True, None),
+        ([f"2026:{_PLUGIN_KEY}"], True, None),
+        ([f"2026:{_PLUGIN_KEY}", f"2026:{_PLUGIN_KEY}"], False, "cannot be read"),
+        (["2026:c2hvcnQ="], False, "cannot be read"),
+        ([settings.DEVELOPMENT_PLUGIN_KEYS], False, None),
+        (["mine:" + settings.DEVELOPMENT_PLUGIN_KEYS.partition(":")[2]], True, "development key"),
+    ],
+)
+def test_keys_that_plugins_cannot_be_signed_with_are_refused(
+    keys: list[str], production: bool, said: str | None
+) -> None:
+    with override_settings(**{**SAFE, "PRODUCTION": production, "PLUGIN_KEYS": keys}):
+        if said is None:
+            refuse_unsafe_start()
+            return
+        with pytest.raises(SystemExit, match=f"adiuva.E014: ADIUVA_PLUGIN_KEYS .*{said}") as refused:
+            refuse_unsafe_start()
+    assert not any(entry.partition(":")[2] in str(refused.value) for entry in keys)

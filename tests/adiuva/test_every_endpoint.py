@@ -14,6 +14,9 @@ from tests.factories import Person, somebody
 from tests.sampling import few
 from tests.server_processes import ROOT
 
+# What uploads send are bytes by another name.
+schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
+schemathesis.serializer.alias("application/zip", "application/octet-stream")
 schema = schemathesis.openapi.from_path(str(ROOT / "docs" / "openapi.yaml"))
 OPERATIONS = {found.ok().label: found.ok() for found in schema.get_all_operations()}
 
@@ -60,7 +63,7 @@ def of_mine(web: str) -> tuple[Person, list[str]]:
     return person, [made, run]
 
 
-@pytest.mark.parametrize("label", few(OPERATIONS, 30))
+@pytest.mark.parametrize("label", few(OPERATIONS, 10))
 def test_no_endpoint_fails_whatever_it_is_asked(
     web: str, of_mine: tuple[Person, list[str]], label: str
 ) -> None:

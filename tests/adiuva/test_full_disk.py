@@ -26,7 +26,7 @@ from adiuva.embedded.postgres import Postgres
 from adiuva.embedded.processes import Child, python
 from adiuva.embedded.valkey import Valkey
 from tests.fakes.provider import Provider
-from tests.server_processes import ROOT, Stack, answers, model_of
+from tests.server_processes import Stack, answers, model_of
 from tests.socket_client import Socket
 
 WITHIN_S = 90
@@ -118,10 +118,10 @@ def installation(forkserver: None, _provider: Provider) -> Iterator[Installation
         ends.callback(postgres.stop)
         ends.callback(valkey.stop)
         servers = {"DATABASE_URL": postgres.start(), "REDIS_URL": valkey.start()}
-        env = {**os.environ, **servers}
-        subprocess.run(python("manage.py", "migrate", "-v0"), cwd=ROOT, env=env, check=True, timeout=300)
         stack = Stack(servers["DATABASE_URL"], folder, REDIS_URL=servers["REDIS_URL"], **model_of(_provider))
         ends.callback(stack.stop)
+        migrating = stack.run("migrate", python("-m", "django", "migrate", "-v0")).process
+        assert migrating is not None and migrating.wait(300) == 0
         port = free_port()
         web = f"http://127.0.0.1:{port}"
         celery = ("-m", "celery", "-A", "adiuva")

@@ -28,9 +28,12 @@ def ready() -> dict[str, Any]:
 
 def test_alive_needs_nothing(django_assert_num_queries: pytest.FixtureRequest, db: None) -> None:
     with django_assert_num_queries(0):  # type: ignore[operator]
-        answer = APIClient().get(HEALTH, headers={"Authorization": "Bearer nonsense", "Accept": "text/html"})
+        answer = APIClient().get(HEALTH, headers={"Authorization": "Bearer nonsense", "Accept": "image/png"})
+        page = APIClient().get(HEALTH, headers={"Accept": "text/html,*/*;q=0.8", "Accept-Language": "de"})
     body = {"status": "ok", "version": __version__, "unexpected_errors": count_failures()}
     assert (answer.status_code, answer.json()) == (200, body)
+    assert (page.status_code, page["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert "<h1>Health</h1>" in page.content.decode()
 
 
 def test_worker_and_beat_are_heard_while_they_live(stack: Stack) -> None:
@@ -84,7 +87,7 @@ def test_what_is_away_is_named_without_an_address(stack: Stack) -> None:
     server.wait_until(lambda: answers(web + HEALTH), within_s=60, every_s=0.1)
     answer = httpx.get(web + READY, timeout=60)
     assert answer.status_code == 503
-    assert [check["ok"] for check in answer.json()["checks"].values()] == [False] * 5
+    assert [check["ok"] for check in answer.json()["checks"].values()] == [False] * 6
     assert all(check["reason"] for check in answer.json()["checks"].values())
     assert "secret" not in answer.text
     assert "127.0.0.1" not in answer.text

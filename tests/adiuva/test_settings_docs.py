@@ -11,7 +11,7 @@ from adiuva.env_variables import SECTIONS
 from adiuva.management.commands.settings_docs import files
 
 DECLARED = [variable for section in SECTIONS for variable in section.variables]
-PACKAGES = ("adiuva", "agents", "chat", "integrations", "memory")
+PACKAGES = ("adiuva", "agents", "billing", "chat", "integrations", "memory")
 
 
 def test_env_example_and_the_settings_page_are_as_generated() -> None:

@@ -12,13 +12,16 @@ from typing import Any
 
 import httpx
 
+from adiuva.core import db
 from adiuva.devices.client import Device, DeviceConfig, FrameReceived
 from adiuva.devices.protocol import AgentFetch, AgentProgress
 from adiuva.offline_model.messages import delimited_text
+from agents.models import Run
 from tests.factories import Person
 from tests.fakes.provider import Request
 
 TIMEOUT_S = 60
+ASK_AGAIN_S = 0.5
 
 END_STATES = {"success", "partial", "error", "cancelled", "timeout"}
 
@@ -80,10 +83,20 @@ class DeviceOwner:
         return dict(answer.json())
 
     async def until(self, run: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The run as REST shows it, once this holds.
+
+        REST is asked when the row of the run has changed, or after a while: a request costs much more than a look
+        at the row, and many of them take the processor from the run that they ask about.
+        """
+        row, asked = None, 0.0
         async with asyncio.timeout(TIMEOUT_S):
-            while not holds(seen := await self.see(run)):
-                await asyncio.sleep(0.05)
-        return seen
+            while True:
+                now, time = await db.run(_row_of, run), asyncio.get_running_loop().time()
+                if now != row or time > asked + ASK_AGAIN_S:
+                    row, asked = now, time
+                    if holds(seen := await self.see(run)):
+                        return seen
+                await asyncio.sleep(0.03)
 
     async def run(self, agent: str) -> dict[str, Any]:
         """Start a run and wait for its end."""
@@ -96,6 +109,12 @@ class DeviceOwner:
             store.row_factory = sqlite3.Row
             return [dict(row) for row in store.execute(f'SELECT * FROM "{table}"')]
 
+    def change(self, statement: str, *values: Any) -> None:
+        """Change the rows of the device, as its user does."""
+        with closing(sqlite3.connect(self.folder.parent / "device" / "data.sqlite3")) as store:
+            store.execute(statement, values)
+            store.commit()
+
     def write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text, "utf-8")
 
@@ -105,6 +124,10 @@ async def connected(desk: DeviceOwner) -> AsyncIterator[DeviceOwner]:
     async with desk.device:
         await desk.device.connected()
         yield desk
+
+
+def _row_of(run: str) -> dict[str, Any] | None:
+    return Run.objects.filter(pk=run).values().first()
 
 
 def document_text(request: Request) -> str:

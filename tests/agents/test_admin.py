@@ -72,7 +72,7 @@ def test_staff_can_run_agents_and_cancel_runs(staff: Client, ada: Person) -> Non
     agent, busy = create_agent(ada.id), create_agent(ada.id, name="Busy")
     create_run(busy)
     said = act(staff, AGENTS, "run_now", agent.pk, busy.pk)
-    assert "1 started" in said and f"Local folders agent {busy.pk} has a run under way" in said
+    assert "1 started" in said and f"Local folders agent {busy.pk}: this agent has a run under way" in said
     run = Run.objects.get(agent=agent)
     assert "Cancelling." in act(staff, RUNS, "cancel", run.pk)
     run.refresh_from_db()

@@ -13,6 +13,7 @@ import pytest
 from adiuva.devices.models import Device
 from agents.models import Agent, Run
 from tests.accounts.chromium import PROGRAM, Page, browser
+from tests.agents.factories import create_run
 from tests.agents.mailbox_scenario import connect_account
 from tests.factories import Person, confirmed
 from tests.fakes.mailboxes import Box
@@ -118,11 +119,50 @@ def test_an_agent_is_made_changed_run_and_deleted_without_json(web: str, page: P
     shows(page, '"state": "cancelled"')
     assert Run.objects.of(person.id).get().state == "cancelled"
 
+    done = create_run(agent, state=Run.State.SUCCESS, items_created=1)
+    page.open(f"{web}/api/v1/agents/runs/{done.pk}")
+    page.press("Undo")
+    shows(page, '"never_sent": ')
+    done.refresh_from_db()
+    assert done.undone_at is not None
+
+    # Also where it is listed: the first press asks, the second does it.
+    again = create_run(agent, state=Run.State.SUCCESS, items_created=1)
+    page.open(f"{web}/api/v1/agents/runs")
+    check(page, "runs")
+    page.evaluate("document.querySelector('summary[aria-label=\"Undo: Letters\"]').click()")
+    page.press("Yes, undo: Letters")
+    shows(page, '"never_sent": ')
+    again.refresh_from_db()
+    assert again.undone_at is not None
+
     page.open(f"{web}/api/v1/agents/local/{agent.pk}")
     page.evaluate("[...document.querySelectorAll('[type=checkbox][required]')].at(-1).click()")
     page.evaluate("document.querySelector('form[data-method=DELETE] button').click()")
     page.wait_for("location.pathname === '/api/v1/agents/local'")
     assert not Agent.objects.of(person.id).exists()
+
+
+def test_each_list_has_its_buttons_and_deleting_asks_first(web: str, page: Page) -> None:
+    person = confirmed()
+    device = Device.objects.create(user_id=person.id, device_id="desk")
+    with person.rest(web) as rest:
+        rest.post("/memory/core", json={"key": "city", "content": "Lives in Turin"}).raise_for_status()
+        rest.post("/account/export", json={"password": person.password}).raise_for_status()
+    sign_in(page, web, person, "/api/v1/devices")
+    page.evaluate("document.querySelector('summary[aria-label=\"Delete: desk\"]').click()")
+    check(page, "devices-asked")
+    assert Device.objects.filter(pk=device.pk).exists()
+    page.press("Yes, delete: desk")
+    page.wait_for("document.readyState === 'complete' && !document.querySelector('.ask')")
+    assert not Device.objects.filter(pk=device.pk).exists()
+    page.open(f"{web}/api/v1/memory/core")
+    page.evaluate("document.querySelector('.ask summary').click()")
+    page.press("Yes, delete: Lives in Turin")
+    page.wait_for("document.readyState === 'complete' && !document.querySelector('.ask')")
+    for path in ("auth/sessions", "account/export"):
+        page.open(f"{web}/api/v1/{path}")
+        assert page.evaluate("document.querySelectorAll('.ask form[data-method=DELETE]').length"), path
 
 
 def test_a_cloud_agents_mailbox_and_filters_are_chosen(web: str, page: Page) -> None:
@@ -153,6 +193,11 @@ def test_memory_policy_and_the_account_are_changed_without_json(web: str, page: 
     check(page, "memory-entry")
     page.press("Save")
     shows(page, '"content": "Lives in Bari"')
+    page.evaluate("document.querySelector('form[data-method=DELETE] input').click()")
+    page.evaluate("document.querySelector('form[data-method=DELETE] button').click()")
+    page.wait_for("document.readyState === 'complete' && location.pathname === '/api/v1/memory/core'")
+    with person.rest(web) as rest:
+        assert rest.get("/memory/core").json() == []
     page.open(f"{web}/api/v1/memory/policy")
     page.evaluate("document.querySelector('[name=\"tiers.core\"]').value = 'none'")
     check(page, "policy")

@@ -112,10 +112,11 @@ async def test_a_dry_run_reads_at_most_max_sources(
         agent = await desk.agent()
         seen = await dry(desk, agent, max_sources=3)
         assert (seen["max_sources"], len(found(seen)), seen["model_calls"]) == (3, 3, 3)
+        assert seen["sources_due"] == 10  # which a real run would read
         assert counts_add_up(seen)
         await desk.run(agent)
         seen = await dry(desk, agent, max_sources=2)
-        assert (len(found(seen)), len(provider.chats)) == (2, 3 + 10 + 2)
+        assert (len(found(seen)), len(provider.chats), seen["sources_due"]) == (2, 3 + 10 + 2, 0)
     assert len(desk.rows("tasks")) == 10
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.agents.device_owner import END_STATES, DeviceOwner, counts_add_up, document_text, tasks_from_lines
 from tests.fakes.provider import Hold, Provider, Request
+from tests.sampling import few
 from tests.socket_client import Socket
 
 Frame = dict[str, Any]
@@ -116,7 +117,7 @@ async def test_a_device_that_waits_for_no_acknowledgement_is_stopped(
     assert "unacknowledged" in seen["errors"][0]
 
 
-@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize("numbered", few([False, True], 1))
 async def test_a_device_that_cannot_wait_is_read_whole_and_answers_meanwhile(
     desk: DeviceOwner, provider: Provider, numbered: bool
 ) -> None:

@@ -15,7 +15,7 @@ from adiuva.offline_model.messages import delimited_text
 from agents.extraction import PART_CHARS, Extraction, Extractor, SourceDocument
 from agents.record_rules import RecordRules
 from tests.agents.device_owner import document_text
-from tests.fakes.provider import Fail, Hold, Provider, Request, Say
+from tests.fakes.provider import Fail, Hold, Provider, Raw, Request, Say
 
 GOOD = {"table": "tasks", "data": {"title": "call Ada"}}
 WRONG = {"table": "tasks", "data": {"title": "write", "dueDate": "soon"}}
@@ -28,9 +28,11 @@ def parts_of(text: str) -> list[Part]:
     return cut_into_parts(text, most_chars=PART_CHARS)
 
 
-async def extracted(provider: Provider, content: str = "text", **rules: Any) -> Extraction:
+async def extracted(
+    provider: Provider, content: str = "text", *, model: str = "scripted", **rules: Any
+) -> Extraction:
     given = {"tables": ("tasks", "taskComments"), "projects": {}, "zone": ZoneInfo("Europe/Rome")} | rules
-    extractor = Extractor(llm.chat_model(provider.settings()), "Find.", RecordRules(**given))
+    extractor = Extractor(llm.chat_model(provider.settings(model)), "Find.", RecordRules(**given))
     found = Extraction()
     try:
         await extractor.extract(SourceDocument("a.md", "/a.md", content, b"key", b"hash"), found)
@@ -68,6 +70,59 @@ async def test_rejected_records_are_repaired_once_or_reported(
     asked = provider.last["messages"]
     assert [message["role"] for message in asked] == ["system", "user", "assistant", "user"]
     assert asked[-1]["content"].startswith("Repair:")
+
+
+async def test_a_repair_names_the_record_the_field_and_what_is_allowed(provider: Provider) -> None:
+    wrong = [
+        {"title": "a", "dueDate": "soon"},
+        {"title": "b", "dueDate": "soon"},
+        {"title": "c", "projectId": "p9"},
+    ]
+    records = [{"table": "tasks", "data": data} for data in wrong] + [{"table": "invoices", "data": {"x": 1}}]
+    provider.script({"records": records}, {"records": []})
+    await extracted(provider, projects={"one": "Harbour", "two": "Villa"})
+    complaint = provider.last["messages"][-1]["content"]
+    for said in (
+        "record 1: tasks: dueDate must be",
+        "record 2: tasks: dueDate must be",
+        "record 3: tasks: projectId is not the label of a listed project (p1 to p2)",
+        "record 4: the table is not one of those asked for: tasks, taskComments",
+    ):
+        assert said in complaint
+
+
+async def test_an_example_of_the_instructions_is_no_finding(provider: Provider) -> None:
+    copied = {"table": "tasks", "data": {"title": "Send the offer", "priority": "high"}}
+    provider.script({"records": [GOOD, copied]}, {"records": [copied]})
+    found = await extracted(provider)
+    assert [record.title for record in found.records] == ["call Ada"]
+    assert [rejected.code for rejected in found.rejected] == ["copied_example"]
+    assert [record.title for record in (await extracted(provider, "Please send Ada the offer.")).records] == [
+        "Send the offer"
+    ]
+
+
+async def test_a_model_of_a_small_window_reads_smaller_parts(provider: Provider) -> None:
+    lines = [f"- do step {number} 漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字 words" for number in range(120)]
+
+    def answer(request: Request) -> Any:
+        size = len(json.dumps(request.body["messages"], ensure_ascii=False).encode())
+        if size // 3 + request.body["max_tokens"] > 4_096:
+            error = {"code": 400, "message": "the request exceeds the available context size", "n_ctx": 4_096}
+            return Raw(json.dumps({"error": error}).encode(), status=400)
+        found = [
+            line.split(" 漢")[0][5:]
+            for line in document_text(request).splitlines()
+            if line.startswith("- do")
+        ]
+        return {"records": [{"table": "tasks", "data": {"title": title}} for title in found]}
+
+    provider.default = answer
+    found = await extracted(provider, "\n".join(lines), model="small")
+    assert sorted(record.title for record in found.records) == sorted(
+        f"step {number}" for number in range(120)
+    )
+    assert found.rejected == []
 
 
 async def test_records_that_cannot_be_repaired_cost_no_second_call(provider: Provider) -> None:

@@ -24,6 +24,7 @@ from tests.agents.factories import (
     lose_worker,
 )
 from tests.factories import Person
+from tests.sampling import fewer
 
 if TYPE_CHECKING:
     from rest_framework.test import APIClient
@@ -211,7 +212,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=8)
         max_size=12,
     )
 )
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=fewer(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_event_is_lost_whatever_comes_how_often(ada: Person, entries: list[JournalEntry]) -> None:
     run = create_run(create_agent(ada.id))
     for _ in range(2):

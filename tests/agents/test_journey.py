@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import itertools
 import json
-import shutil
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +19,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adiuva.core import db
+from adiuva.embedded import sample_workspace
 from adiuva.llm.structured import UnusableAnswer
 from agents.models import Agent, JourneySession, Run
+from memory import entries
+from memory.models import Tier
 from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Raw, Request
+from tests.sampling import fewer
 from tests.server_processes import ROOT, Stack
 
 if TYPE_CHECKING:
     from tests.agents.device_owner import DeviceOwner
 
-SAMPLE = ROOT / "adiuva" / "embedded" / "sample"
 ASK = {"question": "What should it find?"}
 AGENT = {
     "prompt_template": "Take out what is to be done.",
@@ -98,7 +103,7 @@ async def test_with_the_offline_model_it_ends_with_an_agent_that_extracts_from_t
     from tests.agents.device_owner import connected
 
     provider.default = offline
-    shutil.copytree(SAMPLE, desk.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("projects.json"))
+    sample_workspace.write(desk.folder, dt.datetime.now(dt.UTC).date())
     async with connected(desk):
         await desk.agent(name="The one that knows the folder")
         session = await begin(desk, data_types=["whatever"])
@@ -110,7 +115,7 @@ async def test_with_the_offline_model_it_ends_with_an_agent_that_extracts_from_t
         assert len(set(questions)) == 3 and all(question.endswith("?") for question in questions)
         found = session["found"]
         assert len(found["sources"]) == 3 and (found["code"], found["message"]) == ("", "")
-        assert all((SAMPLE / Path(path).relative_to(desk.folder)).is_file() for path in found["sources"])
+        assert all(Path(path).is_file() for path in found["sources"])
         assert sum(found["counts"].values()) == len(found["records"]) >= 3 and found["counts"]["tasks"] >= 3
         assert {record["source"] for record in found["records"]} <= set(found["sources"])
         assert (session["data_types"], session["schedule_cron"]) == (["tasks", "notes"], "0 7 * * 1-5")
@@ -168,18 +173,54 @@ async def test_what_it_ended_with_is_told_again_and_looked_for_once(
 async def test_after_five_answers_it_concludes_whatever_the_model_does(
     desk: DeviceOwner, provider: Provider
 ) -> None:
-    provider.default = ASK
+    from adiuva.accounts.models import User
+
+    words = itertools.count()
+    provider.default = lambda request: {
+        "question": f"What about {next(words)}, {next(words)}, {next(words)}?"
+    }
+    await db.run(User.objects.filter(pk=desk.person.id).update, locale="de-AT")
     session = await begin(desk)
     for number in range(5):
-        assert not session["done"] and session["message"] == ASK["question"]
+        assert not session["done"] and session["message"].startswith("What about")
         session = await said(desk, session, f"answer {number}")
     assert session["done"] and session["data_types"] == ["tasks", "notes"]
     assert all(f"answer {number}" in session["prompt_template"] for number in range(5))
-    assert "the model did not conclude" in session["message"].casefold()
+    assert session["message"].startswith(
+        "Das würde der Agent tun. Das Modell ist zu keinem Ergebnis gekommen"
+    )
+    assert session["message"].endswith("deshalb wurde noch nichts ausprobiert.")
     final = provider.chats[-1].body
     assert "Conclude now" in told(provider.chats[-1])
     assert "question" not in final["response_format"]["json_schema"]["schema"]["properties"]
     assert final["messages"][-1]["content"].startswith("Repair: no more questions")
+
+
+async def test_what_was_answered_is_not_asked_again_and_one_thing_is_asked_at_a_time(
+    desk: DeviceOwner, provider: Provider
+) -> None:
+    await db.run(
+        partial(
+            entries.remember,
+            user_id=desk.person.id,
+            tier=Tier.CORE,
+            key="company",
+            content="Lovelace Ltd",
+            source=entries.BY_HAND,
+        )
+    )
+    provider.script({"question": "Hello. What should it find? How often? For example tasks. And where?"})
+    session = await begin(desk)
+    assert session["message"] == "Hello. What should it find? For example tasks."
+    day = f"{dt.datetime.now(dt.UTC):%A %Y-%m-%d}"
+    assert f"Today: {day}" in told(provider.chats[-1]) and "company: Lovelace Ltd" in told(provider.chats[-1])
+    again = {"question": "Hello, what should it find? For example tasks."}
+    provider.script(again, {"question": "How often should it look?"}, again, again)
+    session = await said(desk, session, "tasks")
+    assert session["message"] == "How often should it look?"
+    assert "this was asked and answered already" in provider.chats[-1].body["messages"][-1]["content"]
+    session = await said(desk, session, "daily")
+    assert session["done"]
 
 
 OFFLINE: list[tuple[list[str], bool, dict[str, Any]]] = [
@@ -211,7 +252,7 @@ def test_the_offline_model_knows_when_it_has_heard_enough(
         AgentType.LOCAL_DIRECTORY, {"prompt_template": "Find", "name": "Mine"} if present else {}
     )
     said = [AnsweredQuestion(question="What?", answer=answer) for answer in answers]
-    messages = [{"role": "user", "content": interview._material(brief, said)}]
+    messages = [{"role": "user", "content": interview._material(brief, said, dt.date(2026, 3, 2), "")}]
     step = interview._read(agent_interview.next_step(messages, interview._schema(brief, said)), brief, said)
     match step:
         case Question():
@@ -311,7 +352,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=fewer(60))
 @given(
     json_values,
     st.integers(0, 5),
@@ -523,12 +564,15 @@ async def test_a_message_that_comes_twice_at_once_takes_one_question(
     session = await begin(desk)
     first = asyncio.create_task(say(desk, session, "Tasks"))
     assert await asyncio.to_thread(held.reached.wait, 10)
-    second = await said(desk, session, "Tasks")
-    assert second["message"] == "Other second?"
+    other = asyncio.create_task(say(desk, session, "Tasks"))
+    # Where the endpoint is asked one thing at a time, as after failures that other tests want, the other one is later.
+    await asyncio.wait({other}, timeout=5)
     held.release()
-    late = await first
+    won, late = sorted([await first, await other], key=lambda answer: answer.status_code)
+    assert won.status_code == 200, won.text
+    second = won.json()
     assert (late.status_code, late.json()["code"]) == (409, "journey_moved_on")
-    now = {"question": "Other second?", "done": False, "turn": second["turn"]}
+    now = {"question": second["message"], "done": False, "turn": second["turn"]}
     assert {name: late.json()[name] for name in now} == now
     # And one after the other, if the client says which question it answers.
     assert await said(desk, session, "Tasks", turn=session["turn"]) == second

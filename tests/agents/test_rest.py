@@ -10,11 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents import claimed_runs, outcomes
+from adiuva.accounts.keys import cipher_for
+from agents import claimed_runs, outcomes, runs
 from agents.journal import EventKind, JournalEntry
-from agents.models import Agent, Run
-from tests.agents.factories import API, claim_run, create_agent, create_run
+from agents.models import Agent, Run, Watch
+from chat import run_ends
+from tests.agents.factories import API, claim_run, create_agent, create_run, rest_client
+from tests.chat.factories import make_conversation
 from tests.factories import Person, somebody
+from tests.sampling import few, fewer
 
 if TYPE_CHECKING:
     from rest_framework.test import APIClient
@@ -34,6 +38,12 @@ GOOD: dict[str, Any] = {
 @pytest.fixture
 def ada(db: None) -> Person:
     return somebody(timezone="Europe/Rome")
+
+
+def test_what_deserves_attention_is_said_in_the_account_s_language(db: None) -> None:
+    mara = rest_client(somebody(locale="de"))
+    (warning,) = mara.post(f"{API}/local", GOOD).json()["warnings"]
+    assert warning.startswith(f"Noch keines Ihrer Geräte hat sich „{GOOD['device_id']}“ genannt")
 
 
 def test_an_agent_is_made_read_changed_and_deleted(rest: APIClient) -> None:
@@ -83,7 +93,7 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("field", "value"), BAD)
+@pytest.mark.parametrize(("field", "value"), few(BAD, 15))
 def test_a_wrong_value_is_refused_by_its_name(rest: APIClient, ada: Person, field: str, value: Any) -> None:
     agent = create_agent(ada.id)
     place = f"{API}/local/{agent.pk}"
@@ -132,7 +142,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(GOOD)) | st.text(max_size=5), json_values, max_size=4))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=fewer(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_is_too_strange(rest: APIClient, changes: dict[str, Any]) -> None:
     raw = json.dumps({**GOOD, **changes}).encode()
     answer = rest.generic("POST", f"{API}/local", raw, content_type="application/json")
@@ -256,9 +266,30 @@ def test_an_agent_runs_once_at_a_time_and_its_run_can_be_cancelled(rest: APIClie
     assert rest.post(f"{API}/{agent.pk}/run").status_code == 202
 
 
+def test_a_run_is_started_from_a_conversation_and_tells_its_end_there(rest: APIClient, ada: Person) -> None:
+    agent = create_agent(ada.id)
+    place, others = make_conversation(ada.id), make_conversation(somebody().id)
+    for wrong in (others.pk, NOBODY):
+        refused = rest.post(f"{API}/{agent.pk}/run?conversation_id={wrong}")
+        assert (refused.status_code, refused.json()["code"]) == (404, "conversation_not_found")
+    for follow_up in (True, False):
+        query = f"conversation_id={place.pk}" + ("" if follow_up else "&follow_up=false")
+        started = rest.post(f"{API}/{agent.pk}/run?{query}")
+        assert started.status_code == 202
+        run = rest.get(f"{API}/runs/{started.json()['run_id']}").json()
+        assert (run["conversation_id"], run["found"]) == (str(place.pk), {})
+        watch = Watch.objects.get(run=run["id"])
+        assert watch.state == (Watch.State.WAITING if follow_up else Watch.State.TOLD)
+        runs.end(Run.objects.get(pk=run["id"]), Run.State.SUCCESS, "completed")
+    watch = Watch.objects.get(user_id=ada.id, state=Watch.State.DUE)
+    assert "started it by hand" in run_ends.facts(cipher_for(ada.id), run_ends.read([watch])[0])
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [
+        ("follow_up=true", "conversation_id"),
+        ("conversation_id=here", "conversation_id"),
         ("dry_run=perhaps", "dry_run"),
         ("dry_run=", "dry_run"),
         ("max_sources=3", "max_sources"),

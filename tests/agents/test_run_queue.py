@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import random
 import uuid
@@ -21,8 +22,10 @@ from pytest_django import Settings
 from agents import outcomes, run_queue, runs
 from agents.claimed_runs import ClaimedRun
 from agents.models import Agent, Run
+from agents.run_loop import RunLoop
 from tests.agents.factories import create_agent, create_run, lose_worker
 from tests.factories import somebody
+from tests.sampling import fewer
 
 State = Run.State
 SECOND = dt.timedelta(seconds=1)
@@ -119,7 +122,7 @@ def test_a_claim_costs_few_queries_however_many_wait(db: None, django_assert_max
         assert run_queue.claim_next() is not None
 
 
-@hypothesis_settings(max_examples=15)
+@hypothesis_settings(max_examples=fewer(15))
 @given(
     queued=st.lists(st.integers(0, 6), min_size=2, max_size=4),
     steps=st.lists(st.sampled_from(["claim", "claim", "end", "die", "sweep"]), max_size=25),
@@ -190,3 +193,28 @@ def _at_once(count: int, work: Callable[[], list[ClaimedRun]]) -> list[ClaimedRu
     with ThreadPoolExecutor(count) as pool:
         done = [pool.submit(work) for _ in range(count)]
         return [claimed for each in done for claimed in each.result()]
+
+
+async def test_a_message_that_comes_while_the_loop_looks_for_more_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, here = RunLoop(), asyncio.get_running_loop()
+    loop._woken = asyncio.Event()
+
+    def none_waits() -> bool:
+        """Look, and return once a message has come."""
+        if not loop._woken.is_set():
+            asyncio.run_coroutine_threadsafe(wake(), here).result(5)
+        return False
+
+    async def wake() -> None:
+        loop._wake()
+
+    monkeypatch.setattr(run_queue, "claim_next", lambda queued_for: None)
+    monkeypatch.setattr(run_queue, "has_waiting", none_waits)
+    loop._wake()
+    loop._woken.clear()
+    await loop._claim_all()
+    assert loop._backlog
+    await loop._claim_all()
+    assert not loop._backlog

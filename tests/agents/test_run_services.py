@@ -21,13 +21,14 @@ from adiuva.devices import outbox
 from adiuva.devices.link import OutcomeUnknown
 from adiuva.devices.models import Device, OutboxRecord
 from adiuva.devices.protocol import ToolResultBody
-from agents import claimed_runs, journal, ledger, outcomes, result_commits, runs, services
+from agents import claimed_runs, journal, ledger, outcomes, result_commits, runs, schedules, services
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
-from agents.models import Agent, Run, Source
+from agents.models import Agent, Run, Source, Watch
 from agents.record_rules import Record
 from agents.result_commits import Extracted
+from agents.watches import ChatPlace
 from tests.agents.factories import (
     accepted_by_device,
     claim_run,
@@ -86,6 +87,26 @@ def test_only_one_of_many_starts_makes_a_run_and_the_others_name_it(committed_db
     assert len(others) == 5
     assert {error.extra["run_id"] for error in others} == {str(made.pk)}
     assert Run.objects.filter(agent_ref=agent.pk).count() == 1
+
+
+def test_an_agent_runs_once_though_chats_rest_and_its_schedule_start_it_together(committed_db: str) -> None:
+    agent = create_agent(schedule_cron="0 8 * * *")
+    Agent.objects.filter(pk=agent.pk).update(next_run_at=timezone.now() - dt.timedelta(minutes=1))
+    chat = ChatPlace(agent.user_id, uuid.uuid4(), device_id="desk")
+    from_chat: list[Any] = []
+
+    def start_from_chat() -> Run:
+        from_chat.append(runs.start(agent=agent, place=chat))
+        return from_chat[-1]
+
+    ways = iter([start_from_chat, lambda: runs.start(agent=agent), schedules.tick] * 10)
+    got = at_once(30, lambda: next(ways)())
+    failed = [each for each in got if isinstance(each, Exception)]
+    assert not [each for each in failed if not isinstance(each, runs.RunIsLive)]
+    (run,) = Run.objects.filter(agent_ref=agent.pk)
+    by_hand = [each for each in got if isinstance(each, Run)]
+    assert [each.pk for each in by_hand] == ([run.pk] if run.trigger == Run.Trigger.MANUAL else [])
+    assert Watch.objects.filter(run=run).count() == len(from_chat)
 
 
 def test_a_run_started_while_its_agent_is_deleted_is_ended(committed_db: str) -> None:

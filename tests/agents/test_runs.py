@@ -67,8 +67,12 @@ async def test_a_second_run_uploads_nothing_asks_no_model_and_creates_nothing(
         assert len(provider.calls) == calls
         desk.write("one.md", "do call Ada\ndo send the bill")
         seen = await desk.run(agent)
+        origins = desk.device.store.origins(row["id"] for row in desk.rows("tasks"))
     assert (seen["items_created"], seen["items_processed"]) == (1, 1)
     assert sorted(row["title"] for row in desk.rows("tasks")) == ["call Ada", "send the bill"]
+    # Each from its own run, and both from the file as the journal names it.
+    assert len({run for run, _ in origins.values()}) == len(origins) == 2
+    assert {source for _, source in origins.values()} == {str(desk.folder / "one.md")}
 
 
 async def test_a_changed_prompt_reads_again_without_duplicates(desk: DeviceOwner, provider: Provider) -> None:
@@ -164,7 +168,7 @@ async def test_a_project_is_named_by_a_real_id_or_not_at_all(desk: DeviceOwner, 
     }
     assert (seen["state"], seen["model_calls"]) == ("success", 2)  # one repair try
     (told,) = [event for event in seen["journal"] if event["code"] == "field_left_out"]
-    assert "projectId is not the id of a listed project (part 1, record 2)" in told["message"]
+    assert "projectId is not the label of a listed project (p1) (part 1, record 2)" in told["message"]
     assert told["source"] == str(desk.folder / "one.md")
 
 

@@ -55,6 +55,17 @@ def test_an_agent_that_runs_by_hand_has_no_next_times(rest: APIClient) -> None:
     assert rest.post(API, {**GOOD, "schedule_cron": ""}).json()["next_runs"] == []
 
 
+def test_an_agent_has_a_budget_of_its_own_where_its_user_says_so(rest: APIClient) -> None:
+    made = rest.post(API, GOOD).json()
+    place = f"{API}/{made['id']}"
+    assert made["budget_micro"] is None
+    assert rest.patch(place, {"budget_micro": 250_000}).json()["budget_micro"] == 250_000
+    assert rest.put(place, GOOD).json()["budget_micro"] == 250_000  # an older client does not know of it
+    for wrong in (-1, 2**53, "much"):
+        assert "budget_micro" in rest.patch(place, {"budget_micro": wrong}).json()["fields"]
+    assert rest.patch(place, {"budget_micro": None}).json()["budget_micro"] is None
+
+
 def test_catching_up_is_once_unless_said_otherwise(rest: APIClient) -> None:
     made = rest.post(API, GOOD).json()
     assert (made["catch_up"], made["catch_up_hours"]) == ("once", None)
@@ -63,6 +74,9 @@ def test_catching_up_is_once_unless_said_otherwise(rest: APIClient) -> None:
     assert (within["catch_up"], within["catch_up_hours"]) == ("within", 6)
     assert rest.patch(place, {"catch_up_hours": 720}).json()["catch_up_hours"] == 720
     assert rest.put(place, GOOD).json()["catch_up"] == "within"  # an older client does not know of it
+    assert made["announce"] == "problems"
+    assert rest.patch(place, {"announce": "always"}).json()["announce"] == "always"
+    assert "announce" in rest.patch(place, {"announce": "sometimes"}).json()["fields"]
     skip = rest.patch(place, {"catch_up": "skip"}).json()
     assert (skip["catch_up"], skip["catch_up_hours"]) == ("skip", None)
 

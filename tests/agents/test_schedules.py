@@ -23,6 +23,7 @@ from agents import claimed_runs, journal, outcomes, runs, schedules, services
 from agents.models import ON_TIME_WINDOW, Agent, Run
 from tests.agents.factories import claim_run, create_agent, create_run
 from tests.factories import somebody
+from tests.sampling import fewer
 
 SECOND, HOUR, DAY = dt.timedelta(seconds=1), dt.timedelta(hours=1), dt.timedelta(days=1)
 
@@ -344,7 +345,7 @@ def test_a_tick_and_a_connecting_device_start_an_agent_once(committed_db: str) -
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.booleans())
-@settings(max_examples=25)
+@settings(max_examples=fewer(25))
 def test_whenever_ticks_come_each_slot_is_counted_once(
     django_db_blocker: DjangoDbBlocker, committed_db: str, gaps: list[int], away: bool
 ) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from django.conf import settings
 from redis.asyncio import Redis
 
 from tests.factories import Person
@@ -211,6 +212,20 @@ async def wait_for(event: threading.Event) -> None:
     assert await asyncio.to_thread(event.wait, PATIENCE_S)
 
 
+async def told_from(client: ChatClient, send: Callable[[], Awaitable[None]]) -> None:
+    """Send something that one process tells another; wait until it is on its way."""
+    async with Redis.from_url(settings.REDIS_URL) as redis, asyncio.timeout(PATIENCE_S):
+
+        async def told() -> int:
+            stats = await redis.info("commandstats")
+            return int(stats.get("cmdstat_publish", {}).get("calls", 0))
+
+        before = await told()
+        await send()
+        while await told() == before:
+            await client.settled()
+
+
 def prompt_messages(body: Frame) -> list[str]:
     """The tool answers in a request to the model."""
     return [message["content"] for message in body["messages"] if message["role"] == "tool"]
@@ -238,13 +253,15 @@ def end_frame(stream: ClientStream) -> Frame:
 
 
 def small_limits_web(stack: Stack, provider: Provider) -> str:
-    """A web process with short timeouts and small limits, for tests that reach them."""
+    """A web process with short timeouts, small limits, and plans, for tests that reach them."""
     return stack.web(
         ADIUVA_ANSWER_S="0.5",
         ADIUVA_DEVICE_WAIT_S="0.3",
         ADIUVA_HISTORY_CHARS="1000",
         ADIUVA_TURN_MODEL_CALLS="4",
         ADIUVA_TURN_DEADLINE_S="5",
+        ADIUVA_PLANS="1",
+        ADIUVA_MODEL_PRICE="1,2",
     )
 
 
@@ -310,7 +327,7 @@ async def dump_redis(redis: Redis) -> bytes:
     async for key in redis.scan_iter():
         match await redis.type(key):
             case b"string":
-                found += [key, await redis.get(key)]
+                found += [key, await redis.get(key) or b""]
             case b"list":
                 found += [key, *await redis.lrange(key, 0, -1)]
             case b"hash":
@@ -319,6 +336,8 @@ async def dump_redis(redis: Redis) -> bytes:
                 found += [key, *await redis.smembers(key)]
             case b"zset":
                 found += [key, *await redis.zrange(key, 0, -1)]
+            case b"none":  # it has just expired
+                found.append(key)
             case kind:
                 raise AssertionError(f"what is a {kind!r}?")
     return b"\n".join(found)

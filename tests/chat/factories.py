@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any
 
+from adiuva.core import db
+from adiuva.devices.models import Device
 from adiuva.devices.protocol import Mutation, Usage
-from chat import turn_rows
+from chat import turn_claims, turn_ends
 from chat.models import AssistantKind, Conversation
 from chat.request import ChatRequest
 from chat.turn_rows import ClaimedTurn, TurnOutcome
+from tests.socket_client import PATIENCE_S
 
 TASK_ROW = {"id": "t1", "title": "Call the harbour office", "status": "todo"}
 TASK_INSERTED = Mutation(action="insert", table="tasks", data=TASK_ROW)
@@ -21,11 +25,16 @@ def make_request(user_id: uuid.UUID, message: str = "Which tasks are open?", **f
 
 
 def claim(request: ChatRequest, owner: str = "a-process") -> ClaimedTurn:
-    return turn_rows.claim_turn(request=request, owner=owner, prompt_version="home-1")
+    return turn_claims.claim_turn(request=request, owner=owner, prompt_version="home-1")
 
 
 def finish_turn(
-    request: ChatRequest, claimed: ClaimedTurn, text: str = "Three tasks are open.", **fields: Any
+    request: ChatRequest,
+    claimed: ClaimedTurn,
+    text: str = "Three tasks are open.",
+    *,
+    is_again: bool = False,
+    **fields: Any,
 ) -> None:
     values = {
         "state": "stop",
@@ -33,7 +42,7 @@ def finish_turn(
         "tool_calls": 1,
     }
     result = TurnOutcome(text=text, **(values | fields))
-    turn_rows.finish_turn(request=request, claimed=claimed, result=result)
+    turn_ends.finish_turn(request=request, claimed=claimed, result=result, is_again=is_again)
 
 
 def make_turn(
@@ -53,3 +62,10 @@ def make_conversation(user_id: uuid.UUID, *exchanges: tuple[str, str]) -> Conver
         turn = make_turn(user_id, message, answer, conversation_id=str(place) if place else None)
         place = turn.conversation_id
     return Conversation.objects.get(pk=place)
+
+
+async def no_device_connected(user_id: uuid.UUID) -> None:
+    """Wait until the server has seen that this user's devices are gone, which is a moment after they went."""
+    async with asyncio.timeout(PATIENCE_S):
+        while await db.run(Device.objects.of(user_id).online().exists):
+            await asyncio.sleep(0.02)

@@ -60,7 +60,9 @@ async def test_a_delete_asks_by_the_rows_name_and_a_yes_does_it_once(
     assert question["summary"] == "Delete the task “Call Ada”"
     assert question["expires_at"] > time.time() * 1000
     end = end_frame(stream)
-    assert end["mutations"] == [{"action": "delete", "table": "tasks", "data": {"id": "t1"}}]
+    assert end["mutations"] == [
+        {"action": "delete", "table": "tasks", "data": {"title": "Call Ada", "id": "t1"}}
+    ]
     assert (rows.count("delete"), left(rows)) == (1, ["t2", "t3", "t4"])
     assert stream.kinds().count("approval_request") == 1
 
@@ -313,7 +315,7 @@ async def test_without_the_capability_a_plain_yes_carries_out_the_same_call_once
         place = conversation_of(await _wish(client, provider))
         provider.script(DELETE, "Gone.")
         end = end_frame(await client.say("Yes, please!", conversation_id=place))
-        assert [mutation["data"] for mutation in end["mutations"]] == [{"id": "t1"}]
+        assert [mutation["data"] for mutation in end["mutations"]] == [{"title": "Call Ada", "id": "t1"}]
         tail = provider.chats[2].body["messages"][-1]["content"]
         assert 'Delete the task “Call Ada”: delete {"id":"t1"}' in tail
         rows.tables["tasks"].append({"id": "t1", "title": "Call Ada", "status": "todo"})
@@ -513,7 +515,8 @@ async def test_protocol_1_asks_in_words(
             {"role": "assistant", "content": "Shall I delete Call Ada?"},
         ]
         second = await client.say("yes", conversation_history=history)
-    assert second.frames[-1]["mutations"] == [{"action": "delete", "table": "tasks", "data": {"id": "t1"}}]
+    gone = {"title": "Call Ada", "id": "t1"}
+    assert second.frames[-1]["mutations"] == [{"action": "delete", "table": "tasks", "data": gone}]
     assert rows.count("delete") == 1
 
 
@@ -531,7 +534,7 @@ async def test_rest_asks_in_words(
         assert (first["mutations"], rows.count("delete"), client.streams) == ([], 0, {})
         provider.script(DELETE, "Gone.")
         second = await asyncio.to_thread(post, "yes")
-    assert [mutation["data"] for mutation in second["mutations"]] == [{"id": "t1"}]
+    assert [mutation["data"] for mutation in second["mutations"]] == [{"title": "Call Ada", "id": "t1"}]
     assert rows.count("delete") == 1
 
 

@@ -12,8 +12,14 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from adiuva.accounts.models import StaffAction
+from adiuva.health import run_checks
+from agents import watches
+from agents.models import Run, Watch
+from agents.watches import ChatPlace
 from chat.models import Conversation, Turn
 from chat.turn_rows import NewSummary
+from tests.agents.factories import create_agent, create_run
 from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request, make_turn
 from tests.factories import Person, somebody
 
@@ -122,10 +128,10 @@ FROM generate_series(1, 50000) AS series (number)
 """
 _MANY_TURNS = """
 INSERT INTO chat_turn (id, user_id, request_id, conversation_id, kind, state, code, owner, prompt_version,
-    input_tokens, output_tokens, model_calls, tool_calls, mutations, started_at, ended_at)
+    fence, input_tokens, output_tokens, model_calls, tool_calls, mutations, started_at, ended_at)
 SELECT gen_random_uuid(), %s, 'r' || number, CASE WHEN number <= 10 THEN %s::uuid END,
     CASE WHEN number %% 3 = 0 THEN 'floating' ELSE 'home' END,
-    CASE WHEN number %% 1000 = 0 THEN 'error' ELSE 'stop' END, '', 'a-process', 'home-1', 70, 9, 2, 1, 0,
+    CASE WHEN number %% 1000 = 0 THEN 'error' ELSE 'stop' END, '', 'a-process', 'home-1', 1, 70, 9, 2, 1, 0,
     now() - number * interval '1 minute', now()
 FROM generate_series(1, 50000) AS series (number)
 """
@@ -158,7 +164,7 @@ def test_with_50_000_of_each_a_list_costs_few_queries_and_reads_by_index(staff: 
             with CaptureQueriesContext(connection) as queries:
                 assert len(listed(staff, page, **query)) <= 50
             # The session, the user, and at most three for the list.
-            assert len(queries) <= 5, (page, query, [each["sql"] for each in queries])
+            assert len(queries) <= 6, (page, query, [each["sql"] for each in queries])
             for statement in [each["sql"] for each in queries if f'FROM "{table}"' in each["sql"]]:
                 with connection.cursor() as cursor:
                     cursor.execute(f"EXPLAIN {statement}")
@@ -167,3 +173,37 @@ def test_with_50_000_of_each_a_list_costs_few_queries_and_reads_by_index(staff: 
                     assert "Limit" in plan, (query, statement, plan)  # no further than pages are turned
                 else:
                     assert "Index" in plan and f"Seq Scan on {table}" not in plan, (query, plan)
+
+
+def test_staff_have_an_end_told_again_that_was_given_up(staff: Client, ada: Person) -> None:
+    place = make_conversation(ada.id)
+    tried = Turn.objects.get(conversation=place)
+    Turn.objects.filter(pk=tried.pk).update(state="error", code="content_filter")
+    dead, due = (
+        Watch.objects.get(pk=ended_watch(ada.id, place, tried.pk, state)) for state in ("dead", "due")
+    )
+    page = reverse("admin:agents_watch_changelist")
+    assert listed(staff, "admin:agents_watch_changelist", q=ada.email, state__exact="dead") == {dead.pk}
+    assert "content_filter" in staff.get(page, {"q": ada.email}).content.decode()
+    done = staff.post(page, {"action": "try_again", "_selected_action": [dead.pk, due.pk]}, follow=True)
+    assert "1 to be told again." in done.content.decode()
+    dead.refresh_from_db()
+    assert (dead.state, dead.attempts) == ("due", 0) and dead.turn != tried.pk
+    due.refresh_from_db()
+    assert due.attempts == 8
+    assert StaffAction.objects.filter(user=ada.id, kind="retried", object_id=str(dead.pk)).count() == 1
+
+
+def ended_watch(user_id: uuid.UUID, place: Conversation, turn: uuid.UUID, state: str) -> uuid.UUID:
+    run = create_run(create_agent(user_id), state=Run.State.SUCCESS)
+    watch = watches.add(run, ChatPlace(user_id, turn, place.pk), started=True)
+    Watch.objects.filter(pk=watch.pk).update(state=state, attempts=8)
+    return watch.pk
+
+
+def test_what_no_turn_could_tell_is_counted(ada: Person) -> None:
+    place = make_conversation(ada.id)
+    due, dead = watches.backlog()
+    for state in ("due", "dead", "dead", "told"):
+        ended_watch(ada.id, place, uuid.uuid4(), state)
+    assert run_checks()["followups"].items() >= {"ok": True, "due": due + 1, "dead": dead + 2}.items()

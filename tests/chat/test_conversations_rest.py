@@ -17,11 +17,12 @@ from django.test import Client as Browser
 from django.test.utils import CaptureQueriesContext
 
 from adiuva.accounts import keys
-from adiuva.accounts.models import UserKey
+from adiuva.accounts.models import User, UserKey
 from adiuva.core import db
-from chat.models import Conversation, Message, Turn
+from chat.models import Conversation, Message, Turn, TurnChanges
+from chat.turn_changes import RecordedChange, TurnRecord
 from tests.chat.chat_client import DeviceRows, connect, end_frame
-from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request
+from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request, make_turn
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Raw
 from tests.server_processes import Stack
@@ -71,7 +72,7 @@ def test_conversations_are_listed_with_their_titles_the_latest_first(rest: APICl
         (str(new.pk), "home", "Which notes are there?", 4),
         (str(old.pk), "home", "Which tasks are open?", 2),
     ]
-    fields = {"id", "kind", "title", "memory", "message_count", "created_at", "updated_at"}
+    fields = {"id", "kind", "title", "memory", "for_agents", "message_count", "created_at", "updated_at"}
     assert answer.json()[0].keys() == fields
     assert [row["id"] for row in rest.get(API, {"limit": 1, "page": 2}).json()] == [str(new.pk)]
     assert rest.get(API, {"page": 9}).json() == []
@@ -94,7 +95,34 @@ def test_a_conversation_is_read_with_its_messages(rest: APIClient, ada: Person) 
         "mutations": [TASK_INSERTED.model_dump()],
         "finish": "error",
         "code": "model_timeout",
+        "model_calls": 2,
     }
+
+
+def test_a_conversation_says_which_turns_can_be_undone_and_its_page_offers_it(
+    rest: APIClient, ada: Person
+) -> None:
+    request = make_request(ada.id, "Add a task: <b>Menu</b>")
+    turn = claim(request)
+    change = RecordedChange("insert", "tasks", "t1", None, {"id": "t1", "title": "Menu"})
+    record = TurnRecord(uuid.uuid4(), [change])
+    finish_turn(request, turn, "Added.", mutations=[TASK_INSERTED], record=record)
+    where = f"{API}/{turn.conversation_id}"
+    told = make_turn(ada.id, "Thanks", "Welcome.", conversation_id=str(turn.conversation_id))
+    assert told.conversation_id == turn.conversation_id
+    listed = {"request_id": request.request_id, "seq": 1, "mutations": 1, "undone_at": None}
+    assert rest.get(where).json()["turns"] == [listed]
+    assert rest.get(where, {"after": 2}).json()["turns"] == []
+    undo = f'action="/api/v1/chat/turns/{request.request_id}/undo" data-action="undo"'
+    page = rest.get(where, headers={"Accept": "text/html"}).content.decode()
+    assert undo in page and "1 change<" in page
+    assert 'aria-label="Yes, undo: Add a task: &lt;b&gt;Menu&lt;/b&gt;"' in page
+    User.objects.filter(pk=ada.id).update(locale="de")
+    page = rest.get(where, headers={"Accept": "text/html"}).content.decode()
+    assert undo in page and "1 Änderung<" in page and ">Ja, rückgängig machen<" in page
+    TurnChanges.objects.filter(pk=turn.turn_id).update(undone_at=datetime(2026, 3, 1, tzinfo=UTC))
+    page = rest.get(where, headers={"Accept": "text/html"}).content.decode()
+    assert undo not in page and "rückgängig gemacht<" in page
 
 
 def test_a_long_conversation_comes_in_parts(rest: APIClient, ada: Person) -> None:
@@ -173,15 +201,15 @@ def test_few_queries_however_much_there_is(rest: APIClient, ada: Person) -> None
     # A key as young as this test's transaction might go with it, and is not kept in hand.
     UserKey.objects.filter(pk=ada.id).update(created_at=datetime.now(UTC) - timedelta(days=1))
     keys.cipher_for(ada.id)
-    for path in (API, f"{API}/{place.pk}"):
+    for path, count in ((API, 3), (f"{API}/{place.pk}", 4)):
         for opened in (True, False):
             if not opened:
                 keys.forget(ada.id)
             with CaptureQueriesContext(connection) as queries:
                 assert rest.get(path).status_code == 200
-            # The session with its user, then: how many and which, or the row and its messages. A process that has not
-            # had this user's key in its hands for a minute fetches it, too.
-            assert len(queries) == (3 if opened else 4), [each["sql"] for each in queries]
+            # The session with its user, then: how many and which, or the row, its messages and the turns that changed
+            # something. A process that has not had this user's key in its hands for a minute fetches it, too.
+            assert len(queries) == count + (not opened), [each["sql"] for each in queries]
 
 
 def test_a_list_does_not_fetch_summaries(rest: APIClient, ada: Person) -> None:
@@ -277,12 +305,15 @@ async def test_a_request_is_answered_with_what_it_changed(chat_web: str, provide
     answer = await ask(chat_web, person, rows, message="Add a task: call the bank")
     assert answer.status_code == 200
     created = rows.tables["tasks"][1]
-    assert answer.json() == {
+    body = answer.json()
+    assert body.pop("request_id")
+    assert body == {
         "response": "Created it.",
         "mutations": [{"action": "insert", "table": "tasks", "data": created}],
         "conversation_id": None,
         "finish": "stop",
-        "usage": {"input_tokens": 14, "output_tokens": 10, "model_calls": 2},
+        "usage": {"input_tokens": 14, "output_tokens": 10, "model_calls": 2, "model": "openai/scripted"},
+        "notices": [],
         "device_id": "desk",
     }
     assert not await db.run(Conversation.objects.of(person.id).exists)
@@ -426,7 +457,7 @@ async def test_a_turn_that_comes_to_a_limit_is_an_answer_that_says_so(
     body = answer.json()
     assert (answer.status_code, body["finish"], body["code"]) == (200, "limit", "too_many_model_calls")
     assert "more steps than one request may have" in body["response"]
-    assert body["usage"]["model_calls"] == 2
+    assert body["usage"]["model_calls"] == 3  # the last one without tools
 
 
 async def test_a_turn_goes_on_when_its_client_hangs_up(chat_web: str, provider: Provider) -> None:

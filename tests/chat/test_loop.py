@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,11 +11,14 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.tools import BaseTool, ToolException, tool
 
 from adiuva import llm
-from chat.agent_loop import Assistant, LimitReached, OutputHooks, TurnContext, run_agent_loop, to_wire
+from chat.agent_loop import OutputHooks, answer_request, run_agent_loop
 from chat.prompts import system_prompt
+from chat.tool_calls import Assistant
+from chat.turn_context import LimitReached, TurnContext
+from chat.wire_messages import to_wire
 from tests.chat.chat_client import DeviceRows, connect, end_frame, prompt_messages, small_limits_web
 from tests.factories import Person
-from tests.fakes.provider import Call, Provider, Say
+from tests.fakes.provider import Call, Fail, Provider, Say
 from tests.server_processes import Stack
 
 TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo"}
@@ -42,6 +46,7 @@ async def test_a_specialist_works_with_its_own_prompt_and_without_the_conversati
     end = end_frame(stream)
 
     assert stream.text == "One moment.\n\nIt is on your list."
+    assert end["usage"].pop("model").startswith("openai/")
     assert end["usage"] == {"input_tokens": 28, "output_tokens": 20, "model_calls": 4}
     assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["Call Bob"]
     home, specialist, again, last = (call.body for call in provider.chats)
@@ -94,13 +99,16 @@ async def test_a_specialists_calls_count_against_the_turns_limit(
     stack: Stack, person: Person, provider: Provider
 ) -> None:
     provider.script(Say("I hand it over.", calls=[HAND_OVER]))
-    provider.default = Call("list_tasks")
+    provider.default = lambda request: (
+        Call("list_tasks") if request.body.get("tools") else "This is what I have."
+    )
     async with connect(small_limits_web(stack, provider), person) as client:
         stream = await client.say("remind me to call Bob")
     end = end_frame(stream)
-    assert (end["finish"], end["code"], end["usage"]["model_calls"]) == ("limit", "too_many_model_calls", 4)
-    assert len(provider.chats) == 4
-    assert stream.text == "I hand it over."
+    assert (end["finish"], end["code"], end["usage"]["model_calls"]) == ("limit", "too_many_model_calls", 5)
+    assert len(provider.chats) == 5
+    assert stream.text == "I hand it over.\n\nThis is what I have."
+    assert "tools" not in provider.last
 
 
 async def test_a_specialists_write_is_waited_for_when_its_turn_is_cancelled(
@@ -146,13 +154,20 @@ def exhaust() -> str:
     raise LimitReached("deadline")
 
 
+@tool
+async def sleep() -> str:
+    """Take long."""
+    await asyncio.sleep(60)
+    return "slept"
+
+
 class Talk:
     """An assistant with tools in this process, and the scripted model."""
 
     def __init__(self, provider: Provider, *tools: BaseTool, max_model_calls: int = 16) -> None:
         self.said: list[str] = []
         self.work = TurnContext(llm.chat_model(provider.settings()), max_model_calls)
-        self.assistant = Assistant(system_prompt("home"), tools)
+        self.assistant = Assistant("home", tools)
         self.messages: list[BaseMessage] = [SystemMessage("Be brief."), HumanMessage("Do it.")]
 
     async def run(self) -> str:
@@ -234,6 +249,43 @@ async def test_more_calls_than_may_be_made_at_once_are_refused_one_by_one(model:
     await talk.run()
     assert [status for _, status in talk.results] == ["success"] * 64 + ["error"] * 6
     assert talk.results[-1][0] == "Failed: at most 64 tools are called at once; call it again."
+
+
+async def test_at_the_end_of_its_time_a_tool_is_not_waited_for_and_there_is_an_answer(
+    model: Provider,
+) -> None:
+    model.script(Say(calls=[Call("add", {"a": 1, "b": 1}), Call("sleep")]), "One and one is two.")
+    talk = Talk(model, add, sleep)
+    talk.work.conclude_at = asyncio.get_running_loop().time() + 0.2
+    shown: list[str] = []
+    messages: list[BaseMessage] = [HumanMessage("add")]
+    with pytest.raises(LimitReached, match="deadline"):
+        await answer_request(talk.assistant, messages, talk.work, OutputHooks(on_text=shown.append))
+    assert shown == ["One and one is two."]
+    asked = model.last
+    assert "tools" not in asked and {one["role"] for one in asked["messages"]} <= {
+        "system",
+        "user",
+        "assistant",
+    }
+    assert "the limit of this request is reached" in asked["messages"][-1]["content"]
+
+
+async def test_what_tools_have_said_is_told_for_the_last_answer(model: Provider) -> None:
+    model.script(Say("I add.", calls=[Call("add", {"a": 20, "b": 22})]), "It is 42.")
+    talk = Talk(model, add, max_model_calls=1)
+    with pytest.raises(LimitReached, match="too_many_model_calls"):
+        await answer_request(talk.assistant, [HumanMessage("add")], talk.work, OutputHooks())
+    *_, said, asked = model.last["messages"]
+    assert said == {"role": "assistant", "content": "I add."}
+    assert "42" in asked["content"] and talk.work.model_calls == 2
+
+
+async def test_a_model_that_fails_at_the_last_answer_ends_as_the_limit_says(model: Provider) -> None:
+    model.script(Say(calls=[Call("add", {"a": 1, "b": 1})]), Fail(401))
+    talk = Talk(model, add, max_model_calls=1)
+    with pytest.raises(LimitReached, match="too_many_model_calls"):
+        await answer_request(talk.assistant, [HumanMessage("add")], talk.work, OutputHooks())
 
 
 async def test_model_calls_are_limited(model: Provider) -> None:

@@ -18,7 +18,8 @@ from adiuva.core import db
 from adiuva.offline_model import memory_extraction
 from chat import conversations
 from chat.models import Conversation
-from memory import entries, exchanges, fact_extraction, recall
+from chat.turn_rows import Steered
+from memory import entries, entry_content, exchanges, fact_extraction, recall
 from memory.models import Embedding, Entry, EntrySource, Exchange, Memory, Receipt, Tier
 from tests.chat.chat_client import ChatClient, ClientStream, connect, conversation_of
 from tests.chat.factories import claim, finish_turn, make_conversation, make_request, make_turn
@@ -100,7 +101,7 @@ def heard(row: Exchange) -> exchanges.UnsealedExchange:
 
 
 def says(entry: Entry) -> str:
-    return entries.unseal_entry(entry, cipher_for(entry.user_id)).content
+    return entry_content.unseal_entry(entry, cipher_for(entry.user_id)).content
 
 
 def traces(person: Person) -> dict[str, int]:
@@ -126,7 +127,7 @@ def test_what_changes_in_thirty_turns_is_known_as_it_is_and_as_it_was(chat_web: 
     place = run(conversation())
     holding = Entry.objects.of(person.id).current()
     core = {
-        entries.unseal_entry(entry, cipher_for(person.id)).key: entry
+        entry_content.unseal_entry(entry, cipher_for(person.id)).key: entry
         for entry in holding.filter(tier=Tier.CORE)
     }
     assert {key: says(entry) for key, entry in core.items()} == {
@@ -294,7 +295,7 @@ def test_storing_an_exchange_costs_a_turn_one_statement(person: Person) -> None:
         request = make_request(person.id, "My name is Ada.", conversation_id=place, **fields)
         turn = claim(request)
         with CaptureQueriesContext(connection) as queries:
-            finish_turn(request, turn, steered=["And I live in Turin."])
+            finish_turn(request, turn, steered=[Steered("And I live in Turin.")])
         counts.append(len(queries))
     assert counts[0] - counts[1] == counts[2] - counts[3] == 1
     assert counts[2] == 2

@@ -12,7 +12,7 @@ from adiuva.core import db
 from chat import conversations
 from chat.deferred_calls import OTHER_YES_WORDS
 from chat.models import Conversation
-from memory import entries, preferences
+from memory import entries, entry_content, preferences
 from memory.entries import BY_HAND
 from memory.models import Entry, Memory, Receipt, SourceKind, Tier
 from tests.chat.chat_client import (
@@ -52,7 +52,7 @@ async def kept(person: Person) -> dict[str, Entry]:
     def read() -> dict[str, Entry]:
         cipher = cipher_for(person.id)
         return {
-            entries.unseal_entry(entry, cipher).content: entry
+            entry_content.unseal_entry(entry, cipher).content: entry
             for entry in Entry.objects.of(person.id).current()
         }
 

@@ -186,7 +186,8 @@ async def test_content_in_parts_a_second_finish_and_no_usage_are_as_good(
     async with connect(chat_web, person) as client:
         stream = await client.say("hello")
     end = end_frame(stream)
-    assert (stream.text, end["finish"], end["usage"]["output_tokens"]) == ("Hello.", "stop", 0)
+    assert (stream.text, end["finish"]) == ("Hello.", "stop")
+    assert end["usage"]["output_tokens"] > 0  # estimated
 
 
 @pytest.mark.parametrize("has_index", [True, False])
@@ -209,3 +210,49 @@ async def test_a_call_in_pieces_is_made_once_whatever_its_ids(
     async with connect(chat_web, person, rows) as client:
         stream = await client.say("create a task to call Ada")
     assert (stream.text, [row["title"] for row in rows.tables["tasks"]]) == ("Created.", ["Call Ada"])
+
+
+NOTHING_CHANGED = "Please note: nothing was created, changed or deleted."
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "is_said"),
+    [
+        ("Add a task: call Bob", ["I've created the task."], True),
+        ("Add a task: call Bob", [Call("create_task", {}), "I've created the task."], True),
+        (
+            "Add a task: call Bob",
+            [Call("create_task", {"title": "Call Bob"}), "I've created the task."],
+            False,
+        ),
+        ("Add a task: call Bob", ["For which project?"], False),
+        ("Was the invoice paid?", ["I've noted that it was paid."], False),
+        ("Remove the task t1", [Call("delete_task", {"task_id": "t1"}), "I have deleted it."], False),
+    ],
+)
+async def test_a_claim_of_a_change_that_did_not_happen_is_put_right(
+    chat_web: str, person: Person, provider: Provider, asked: str, steps: list[Any], is_said: bool
+) -> None:
+    provider.script(*steps)
+    rows = DeviceRows(tasks=[{"id": "t1", "title": "Call Ada", "status": "todo"}])
+    async with connect(chat_web, person, rows) as client:
+        stream = await client.say(asked)
+    assert (NOTHING_CHANGED in stream.text) == is_said, stream.text
+    assert end_frame(stream).get("notices") == (["nothing_changed"] if is_said else None)
+
+
+async def test_what_the_provider_had_in_its_cache_is_told(
+    chat_web: str, person: Person, provider: Provider
+) -> None:
+    details = {
+        "prompt_tokens": 1_500,
+        "completion_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 1_024},
+    }
+    provider.script(events(delta("stop", content="Hello."), {"choices": [], "usage": details}))
+    async with connect(chat_web, person) as client:
+        end = end_frame(await client.say("hello"))
+    assert end["usage"] == {
+        "input_tokens": 1_500, "output_tokens": 3, "model_calls": 1, "cached_tokens": 1_024,
+        "model": "openai/scripted",
+    }  # fmt: skip

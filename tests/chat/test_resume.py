@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from redis.asyncio import Redis
 from adiuva.core import db
 from adiuva.embedded.valkey import Valkey
 from chat.models import Turn
+from chat.tasks import sweep
 from tests.chat.chat_client import (
     ClientStream,
     DeviceRows,
@@ -30,6 +32,7 @@ from tests.chat.chat_client import (
 from tests.chat.lost_streams import age, flowing, forget, heard_to, keys, logged, resume, row_of
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Provider, Say
+from tests.sampling import ONE_SERVER
 from tests.server_processes import Stack, model_of
 
 PIECES = [f"{number} 🌱 wörds,\n" if number % 9 == 0 else f"word {number}, " for number in range(40)] + [
@@ -55,7 +58,7 @@ def after(frames: list[Frame], seq: int) -> list[Frame]:
 # ── Drops ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("server", ["uvicorn", "daphne"])
+@pytest.mark.parametrize("server", ONE_SERVER)
 async def test_an_answer_survives_fifty_drops_between_two_processes(
     chat_web: str, stack: Stack, provider: Provider, person: Person, server: str
 ) -> None:
@@ -256,11 +259,13 @@ async def test_a_turn_whose_process_is_killed_ends_as_lost_for_all_who_follow(
     stack: Stack, other_web: str, provider: Provider, person: Person
 ) -> None:
     tap = FrameTap(PIECES)
-    provider.script(tap)
-    victim = stack.web(ADIUVA_PING_S="28")
+    provider.script(tap, FrameTap(PIECES))
+    lease = timedelta(seconds=2)
+    victim = stack.web(ADIUVA_PING_S="28", ADIUVA_TURN_LEASE_S=str(lease.total_seconds()))
     async with AsyncExitStack() as sockets:
         client = await sockets.enter_async_context(connect(victim, person))
         key = await flowing(client, tap)
+        alone = await client.ask("tell me more")  # nobody will follow this one
         followers = [
             await sockets.enter_async_context(connect(other_web, person, device_id=f"phone {number}"))
             for number in range(2)
@@ -270,6 +275,7 @@ async def test_a_turn_whose_process_is_killed_ends_as_lost_for_all_who_follow(
             await heard_to(follower, key, client.streams[key].seq)
         async with Redis.from_url(settings.REDIS_URL) as redis:
             await logged(redis, person)
+        await until_renewed(person, alone, lease)
         stack.kill(victim)
         late = await sockets.enter_async_context(connect(other_web, person, device_id="tablet"))
         await resume(late, key, -1)
@@ -286,6 +292,27 @@ async def test_a_turn_whose_process_is_killed_ends_as_lost_for_all_who_follow(
     assert later.streams[key].frames == late.streams[key].frames
     row = await row_of(person, key)
     assert (row.state, row.code) == ("error", "turn_lost")
+    await until_swept(person, alone)
+
+
+async def until_renewed(person: Person, key: str, lease: timedelta) -> None:
+    async with asyncio.timeout(30):
+        while (row := await find_row(person, key)) is None or row.lease_until <= row.started_at + lease:
+            await asyncio.sleep(0.05)
+
+
+async def until_swept(person: Person, key: str) -> None:
+    """Until the sweep has ended a turn whose lease ran out."""
+    async with asyncio.timeout(30):
+        while (row := await row_of(person, key)).state == "running":
+            await db.run(sweep)
+            await asyncio.sleep(0.05)
+    assert (row.state, row.code) == ("error", "turn_lost")
+    assert row.ended_at is not None
+
+
+async def find_row(person: Person, key: str) -> Turn | None:
+    return await db.run(Turn.objects.filter(user_id=person.id, request_id=key).first)
 
 
 async def test_the_late_end_of_a_process_that_was_thought_dead_does_no_harm(
@@ -352,7 +379,7 @@ async def test_connections_to_redis_that_are_killed_cost_no_byte(
 
 
 @pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[tuple[Valkey, str]]:
+def own_valkey(tmp_path: Path) -> Iterator[tuple[Valkey, str]]:
     """A server of the test's own, with its URL."""
     with ExitStack() as ends:
         server = Valkey(tmp_path / "valkey", password="secret", log=tmp_path / "valkey.log", durable=False)
@@ -362,16 +389,17 @@ def valkey(tmp_path: Path) -> Iterator[tuple[Valkey, str]]:
 
 async def test_a_redis_that_restarts_empty_in_mid_stream_costs_no_byte(
     stack: Stack,
-    valkey: tuple[Valkey, str],
+    own_valkey: tuple[Valkey, str],
     committed_db: str,
     provider: Provider,
     person: Person,
     tmp_path: Path,
 ) -> None:
-    server, url = valkey
+    server, url = own_valkey
     own = Stack(committed_db, tmp_path / "logs", **model_of(provider))
     tap = FrameTap([f"word {number}, " for number in range(400)])
-    provider.script(tap)
+    # The first answer of a model that this Redis knows nothing of is shown when it is whole.
+    provider.script("The first.", tap)
     try:
         bases = [own.web(REDIS_URL=url, ADIUVA_PING_S=ping) for ping in ("29", "28")]
         async with (
@@ -379,6 +407,7 @@ async def test_a_redis_that_restarts_empty_in_mid_stream_costs_no_byte(
             connect(bases[1], person, device_id="phone") as phone,
             Redis.from_url(url) as redis,
         ):
+            await client.say("Hello")
             key = await flowing(client, tap)
             await resume(phone, key, -1)
             await heard_to(phone, key, client.streams[key].seq)
@@ -483,7 +512,8 @@ async def test_a_client_that_does_not_read_slows_neither_its_turn_nor_others(
     chat_web: str, provider: Provider, person: Person
 ) -> None:
     tap = FrameTap([f"word {number} of many, " for number in range(8000)])
-    provider.script(tap, "Hello.")
+    provider.script(tap)
+    provider.default = "Hello."
     async with connect(chat_web, person) as client:
         key = await client.ask("tell me a lot")
         await wait_for(tap.reached)

@@ -27,12 +27,13 @@ from tests.chat.chat_client import (
 )
 from tests.factories import Person
 from tests.fakes.provider import Call, Hold, Provider, Say
+from tests.sampling import ONE_SERVER
 from tests.server_processes import Stack
 from tests.socket_client import PATIENCE_S
 
 TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo"}
 RENAME = Call("update_task", {"task_id": TASK["id"], "title": "Call Bob"})
-SERVERS = pytest.mark.parametrize("server", ["uvicorn", "daphne"])
+SERVERS = pytest.mark.parametrize("server", ONE_SERVER)
 
 
 @pytest.fixture

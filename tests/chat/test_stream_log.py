@@ -25,6 +25,7 @@ from chat.stream import Stream
 from chat.stream_log import StreamLogWriter, StreamRecording
 from tests.chat.chat_client import dump_redis
 from tests.factories import somebody
+from tests.sampling import fewer
 
 pytestmark = pytest.mark.usefixtures("committed_db")
 
@@ -80,7 +81,7 @@ STEPS = st.lists(
 )
 
 
-@hypothesis_settings(max_examples=80)
+@hypothesis_settings(max_examples=fewer(80))
 @given(steps=STEPS)
 async def test_what_was_written_twice_in_part_or_anew_reads_back_in_order(
     steps: list[tuple[int, bool, str]],

@@ -194,7 +194,11 @@ async def test_a_delete_says_what_it_deleted_or_that_there_was_nothing(home: Con
     )
     assert home.rows("tasks") == []
     [mutation] = home.session.mutations
-    assert (mutation.action, mutation.table, mutation.data) == ("delete", "tasks", {"id": key})
+    assert (mutation.action, mutation.table, mutation.data) == (
+        "delete",
+        "tasks",
+        {"title": "Call", "id": key},
+    )
 
 
 async def test_comments_are_added_listed_and_deleted(home: ConnectedDevice) -> None:

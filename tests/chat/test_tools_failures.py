@@ -15,6 +15,7 @@ from adiuva.devices.link import DeviceLink
 from tests.chat.device_sessions import call_tool, make_session, rows, scripted_device, tool_failure
 from tests.devices.link_endpoints import Answer, Frame
 from tests.factories import Person, somebody
+from tests.sampling import fewer
 
 READS: dict[str, dict[str, Any]] = {
     "list_tasks": {},
@@ -179,7 +180,9 @@ ANSWERS = st.fixed_dictionaries(
 NOTHING_THERE = ("No ", "There are no ")
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=fewer(40), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(given_answer=ANSWERS)
 async def test_whatever_a_device_answers_is_never_a_false_empty_list_nor_a_crash(
     committed_db: str, no_embeddings: None, given_answer: Frame

@@ -142,13 +142,15 @@ async def test_a_call_that_cannot_be_carried_out_is_explained_to_the_model(
 async def test_a_model_that_calls_tools_for_ever_comes_to_a_limit(
     tight: str, person: Person, provider: Provider
 ) -> None:
-    provider.default = Say("And again.", calls=[Call("list_tasks")])
+    provider.default = lambda request: (
+        Say("And again.", calls=[Call("list_tasks")]) if request.body.get("tools") else "You have none."
+    )
     async with connect(tight, person) as client:
         stream = await client.say("list my tasks")
     end = end_frame(stream)
     assert (end["finish"], end["code"]) == ("limit", "too_many_model_calls")
-    assert len(provider.chats) == end["usage"]["model_calls"] == 4
-    assert stream.text.count("And again.") == 4
+    assert len(provider.chats) == end["usage"]["model_calls"] == 5
+    assert stream.text.count("And again.") == 4 and stream.text.endswith("You have none.")
 
 
 async def test_a_model_that_answers_without_end_is_stopped(
@@ -463,12 +465,22 @@ async def test_a_steer_joins_at_the_next_model_call(
         ("user", "and say if they are urgent"),
         ("assistant", "There is one, and it is not urgent."),
     ]
+    looked = {
+        "kind": "tool",
+        "call": 1,
+        "label": "Looking at your tasks",
+        "table": "tasks",
+        "ok": True,
+        "count": 1,
+    }
+    heard = {"kind": "said", "call": 2, "seq": 2, "at": said[1]["steered"]["at"]}
+    assert (said[2]["steps"], said[2]["model_calls"]) == ([looked, heard], 2)
 
 
-async def test_a_steer_that_the_model_never_answered_becomes_a_turn_of_its_own(
+async def test_a_steer_at_the_limit_of_calls_is_answered_in_the_last_answer(
     stack: Stack, person: Person, provider: Provider
 ) -> None:
-    """At the limit of model calls, say: it was put in front of the model, which was not asked any more."""
+    """At the limit of model calls it is put in front of the model for the last answer."""
     hold = Hold("There is one.")
     provider.script(hold)
     # Not by a script: a turn that an earlier test has left might take the step.
@@ -482,11 +494,11 @@ async def test_a_steer_that_the_model_never_answered_becomes_a_turn_of_its_own(
         await client.steer(key, "are they urgent?")
         await client.settled()
         hold.release()
-        first = await client.ended(key)
-        await client.until(lambda: len(client.streams) == 2)
-        second = await client.ended(next(other for other in client.streams if other != key))
-    assert (end_frame(first)["finish"], end_frame(first)["code"]) == ("limit", "too_many_model_calls")
-    assert second.text == "It is not urgent."
+        stream = await client.ended(key)
+        await client.settled()
+        assert list(client.streams) == [key]
+    assert (end_frame(stream)["finish"], end_frame(stream)["code"]) == ("limit", "too_many_model_calls")
+    assert stream.text == "There is one.\n\nIt is not urgent."
 
 
 async def test_a_steer_during_the_last_answer_is_answered_too(

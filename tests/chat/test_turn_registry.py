@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import uuid
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from django.conf import settings
 from redis.asyncio import Redis
 
 from adiuva.core import db
+from chat import turn_queue
 from chat.models import AssistantKind, Turn
 from chat.request import ChatRequest
 from chat.stream import StreamFrame
@@ -30,6 +32,7 @@ from tests.chat.chat_client import (
     conversation_words,
     end_frame,
     stored_messages,
+    told_from,
     wait_for,
 )
 from tests.factories import Person
@@ -55,20 +58,6 @@ async def turns_of(person: Person) -> list[Turn]:
 async def resume(client: ChatClient, key: str, after: int = -1) -> None:
     client.streams[key] = ClientStream()
     await client.socket.send({"type": "stream_resume", "request_id": key, "after": after})
-
-
-async def told_from(client: ChatClient, send: Callable[[], Awaitable[None]]) -> None:
-    """Send something that one process tells another; wait until it is on its way."""
-    async with Redis.from_url(settings.REDIS_URL) as redis, asyncio.timeout(PATIENCE_S):
-
-        async def told() -> int:
-            stats = await redis.info("commandstats")
-            return int(stats.get("cmdstat_publish", {}).get("calls", 0))
-
-        before = await told()
-        await send()
-        while await told() == before:
-            await client.settled()
 
 
 # ── From another process ────────────────────────────────────────────────────────────────────────────────
@@ -104,7 +93,8 @@ async def test_a_turn_hears_what_is_said_to_it_on_another_process(
         stream = await session.ended(key)
     assert stream.text.endswith("In French, then.")
     assert provider.last["messages"][-1]["content"] == "and in French"
-    assert len(await turns_of(person)) == 1
+    ends = sorted((turn.state, turn.code) for turn in await turns_of(person))
+    assert ends == [("stop", ""), ("stop", "joined")]
 
 
 @pytest.mark.parametrize("history", [None, [{"role": "user", "content": "I am Ada."}]])
@@ -142,7 +132,7 @@ async def test_what_is_said_after_the_end_on_another_process_becomes_a_new_turn(
 async def test_what_was_said_to_a_turn_that_fails_is_carried_out_though_who_said_it_has_gone(
     chat_web: str, other_web: str, provider: Provider, person: Person, elsewhere: bool
 ) -> None:
-    hold = Hold(Fail(400))
+    hold = Hold(Fail(401))
     provider.script(hold, "The second answer.")
     async with connect(chat_web, person) as session:
         key = await session.ask("tell me a lot")
@@ -387,3 +377,28 @@ async def test_a_users_concurrent_turns_are_limited(model: Provider, person: Per
     for turn in turns:
         await turn.ended.wait()
     assert [getattr(entry.frame, "code", None) for entry in ear.heard] == [None, "too_many_requests"]
+
+
+async def test_a_turn_that_begins_to_wait_during_a_look_at_the_others_is_not_taken_for_deleted(
+    model: Provider, person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, is_looking, may_see = turn_queue.rows_of, threading.Event(), threading.Event()
+
+    def look_slowly(turn_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Turn]:
+        rows = looks(turn_ids)
+        is_looking.set()
+        may_see.wait(PATIENCE_S)
+        return rows
+
+    model.default = hold = Hold()
+    first = await registry().start(asked(person, starts_conversation=True))
+    place = str(first.claimed.conversation_id)
+    monkeypatch.setattr(turn_queue, "rows_of", look_slowly)
+    second = await registry().start(asked(person, conversation_id=place))
+    await asyncio.to_thread(is_looking.wait, PATIENCE_S)
+    third = await registry().start(asked(person, conversation_id=place))
+    may_see.set()
+    hold.release()
+    for turn in (first, second, third):
+        await turn.ended.wait()
+    assert [turn.finish for turn in (first, second, third)] == ["stop"] * 3

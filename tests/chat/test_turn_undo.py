@@ -8,14 +8,17 @@ from typing import Any
 
 import httpx
 import pytest
+from django.utils import timezone
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
-from memory import entries
+from chat.models import Turn
+from memory import entries, entry_content
 from memory.entries import BY_HAND
 from memory.models import Entry, Exchange, Tier
 from tests.chat.chat_client import DeviceRows, connect, conversation_of, end_frame, wait_for
 from tests.chat.device_sessions import connected_device
+from tests.chat.factories import make_conversation
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Hold, Provider, Say
 
@@ -146,6 +149,14 @@ async def test_whose_turn_it_is_and_when_it_can_be_undone(
         provider.script(Call("create_task", {"title": "Call"}), "Done.")
         changed = await client.ask("create a task: call")
         end_frame(await client.ended(changed))
+    unsaid = await Turn.objects.acreate(
+        user_id=person.id,
+        request_id="never/begun",  # a slash in it hides nothing
+        conversation=await db.run(make_conversation, person.id),
+        state=Turn.State.CANCELLED,
+        ended_at=timezone.now(),
+    )
+    assert await undo(chat_web, person, unsaid.request_id) == nothing
     gone = await post_undo(chat_web, person, changed)
     assert (gone.status_code, gone.json()["code"]) == (503, "device_offline")
 
@@ -196,4 +207,4 @@ async def test_what_a_turn_did_to_the_memory_is_taken_back_with_it(
 
 def remembered(person: Person) -> set[str]:
     cipher = cipher_for(person.id)
-    return {entries.unseal_entry(row, cipher).content for row in Entry.objects.of(person.id).current()}
+    return {entry_content.unseal_entry(row, cipher).content for row in Entry.objects.of(person.id).current()}

@@ -51,8 +51,9 @@ def test_no_module_unpickles() -> None:
     readers = {"pickle", "cPickle", "dill", "shelve", "marshal", "joblib", "jsonpickle"}
     found = [
         str(path)
-        for app in ("adiuva", "agents", "chat", "integrations", "memory")
+        for app in ("adiuva", "agents", "billing", "chat", "integrations", "memory")
         for path in (ROOT / app).rglob("*.py")
+        if any(name in path.read_text("utf-8") for name in readers)  # parsing them all takes 3 s
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Import | ast.ImportFrom)
         and readers & {getattr(node, "module", None), *(name.name for name in node.names)}

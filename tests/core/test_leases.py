@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 from django.apps import apps
-from django.db import connections, transaction
+from django.db import connection, connections, transaction
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adiuva.core import leases
 from adiuva.core.leases import Lease, Leased, LeaseLost
+from tests.agents.factories import create_agent, create_run
+from tests.billing.marketplace.factories import a_developer, a_plugin
 from tests.factories import somebody
+from tests.sampling import fewer
 
 pytestmark = pytest.mark.usefixtures("committed_db")
 
@@ -31,6 +35,18 @@ def _turn_of(user_id: uuid.UUID) -> Any:
     return apps.get_model("chat.Turn").objects.create(user_id=user_id, request_id="r", kind="home")
 
 
+def _plugin_version_of(user_id: uuid.UUID) -> dict[str, Any]:
+    plugin = a_plugin(a_developer(user_id))
+    return {
+        "plugin": plugin,
+        "version": "1.0.0",
+        "manifest": {},
+        "sha256": "0" * 64,
+        "size": 1,
+        "author": plugin.developer,
+    }
+
+
 # By a model's label, the fields of a row of this user. Each model with leases has its line here.
 FIELDS: dict[str, Callable[[uuid.UUID], dict[str, Any]]] = {
     "accounts.Mail": lambda user: {"user_id": user, "kind": "verify", "not_before": now() + DAY},
@@ -40,6 +56,25 @@ FIELDS: dict[str, Callable[[uuid.UUID], dict[str, Any]]] = {
         "agent_name_sealed": b"",
         "trigger": "manual",
     },
+    "agents.Watch": lambda user: {
+        "user_id": user,
+        "run": create_run(create_agent(user)),
+        "turn": uuid.uuid4(),
+        "started": True,
+        "asked": b"",
+    },
+    "billing.Dispute": lambda user: {"stripe_id": f"dp_{user}"},
+    "billing.Developer": lambda user: {"user_id": user, "handle": f"dev-{user}", "name": "d"},
+    "billing.Intent": lambda user: {"kind": "customer", "subject": str(user), "user_id": user},
+    "billing.PluginPurchase": lambda user: {
+        "user_id": user,
+        "plugin": (plugin := a_plugin(a_developer(user))),
+        "developer": plugin.developer,
+        "total_cents": 1000,
+    },
+    "billing.PluginVersion": _plugin_version_of,
+    "billing.Subscription": lambda user: {"stripe_id": f"sub_{user}", "user_id": user},
+    "chat.Turn": lambda user: {"user_id": user, "request_id": "r", "kind": "home"},
     "chat.TurnChanges": lambda user: {"turn": _turn_of(user), "sealed": b""},
     "export.Export": lambda user: {"user_id": user},
     "memory.Exchange": lambda user: {
@@ -49,6 +84,13 @@ FIELDS: dict[str, Callable[[uuid.UUID], dict[str, Any]]] = {
         "sealed": b"",
     },
     "memory.Memory": lambda user: {"user_id": user},
+    "vault.Upload": lambda user: {
+        "user_id": user,
+        "purpose": "storage",
+        "length": 1,
+        "reservation": uuid.uuid4(),
+        "expires_at": now() + DAY,
+    },
 }
 
 
@@ -185,6 +227,34 @@ def test_many_rows_are_claimed_and_released_together() -> None:
     assert among.filter(lease_until=None).count() == 3 and among.filter(size=7).count() == 1
 
 
+def test_all_rows_of_a_process_are_renewed_with_one_update_except_those_that_are_lost_or_locked() -> None:
+    model = apps.get_model("export.Export")
+    rows = [model.objects.create(user_id=somebody().id) for _ in range(5)]
+    held = [lease for row in rows if (lease := claimed(row))]
+    lapse(rows[0])
+    held[0] = claimed(rows[0]) or held[0]  # its fence differs from the others'
+    for row in rows:
+        lapse(row)
+    leases.reclaim(only(rows[1]))
+    with ThreadPoolExecutor(1) as pool, transaction.atomic():
+        only(rows[2]).select_for_update().get()
+        assert pool.submit(renew_counted, held).result(30) == (3, 1)
+    renewed = model.objects.filter(pk__in=[row.pk for row in rows], lease_until__gt=Now())
+    assert set(renewed) == {rows[0], rows[3], rows[4]}
+    assert leases.renew_all([]) == 0
+
+
+def renew_counted(held: list[Lease[Leased]]) -> tuple[int, int]:
+    """How many rows were renewed, and with how many statements."""
+    try:
+        with CaptureQueriesContext(connection) as queries:
+            renewed = leases.renew_all(held)
+        statements = [each["sql"] for each in queries if each["sql"] not in {"BEGIN", "COMMIT"}]
+        return renewed, len(statements)
+    finally:
+        connections.close_all()
+
+
 Step = tuple[str, int]
 steps = st.lists(
     st.tuples(st.sampled_from(["claim", "renew", "release", "lapse", "reclaim"]), st.integers(0, 2)),
@@ -192,7 +262,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=fewer(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 def test_only_the_newest_holder_of_a_lease_can_write(steps: list[Step]) -> None:
     row = apps.get_model("export.Export").objects.create(user_id=_owner())

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 from django.test import Client, override_settings
+from django.utils import translation
 from rest_framework.test import APIClient
 
 from adiuva.accounts.models import User
@@ -256,3 +257,45 @@ def test_another_users_object_is_answered_like_a_missing_one(rest: APIClient) ->
     other, none = (rest.delete(f"/api/v1/auth/sessions/{each}") for each in (session.pk, uuid4()))
     assert other.status_code == none.status_code == 404
     assert other.content == none.content
+
+
+# ── Languages ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("locale", "accepted", "language", "message"),
+    [
+        (None, None, "en", "there is nothing here, or it is not yours"),
+        (None, "de-CH, en;q=0.5", "de", "hier ist nichts, oder es gehört Ihnen nicht"),
+        (None, "pt-BR", "en", "there is nothing here, or it is not yours"),
+        ("fr-CA", "de", "fr", "il n'y a rien ici, ou ce n'est pas à vous"),
+        ("en", "de", "en", "there is nothing here, or it is not yours"),
+    ],
+)
+def test_a_refusal_is_in_the_account_s_language_else_in_the_one_that_is_accepted(
+    rest: APIClient, locale: str | None, accepted: str | None, language: str, message: str
+) -> None:
+    if locale is not None:
+        rest.credentials(HTTP_AUTHORIZATION=f"Bearer {somebody(locale=locale).access_token}")
+    headers = {"Accept-Language": accepted} if accepted else {}
+    answer = rest.get("/api/v1/fail/not-found", headers=headers)
+    assert answer.json() == {"code": "not_found", "message": message}
+    assert answer["Content-Language"] == language
+    assert "Accept-Language" in answer["Vary"]
+    assert translation.get_language() == "en"  # of the thread, for what it does next
+
+
+@pytest.mark.urls("adiuva.urls")
+@pytest.mark.parametrize(
+    ("path", "code", "message"),
+    [
+        ("/api/v1/none-such", "not_found", "aquí no hay nada"),
+        ("/api/v1/auth/login", "invalid", "email: Este campo es requerido."),
+        ("/api/v1/auth/password", "not_authenticated", "Las credenciales de autenticación no se proveyeron."),
+    ],
+)
+def test_what_the_frameworks_refuse_is_said_in_the_language_too(
+    rest: APIClient, path: str, code: str, message: str
+) -> None:
+    answer = rest.post(path, {}, headers={"Accept-Language": "es"})
+    assert (answer.json()["code"], answer.json()["message"]) == (code, message)

@@ -53,11 +53,13 @@ def client(db: None) -> Client:
 
 
 def test_the_api_lists_what_it_offers_and_every_link_works(browser: Client) -> None:
+    missing = {"backup", "developer", "developer/earnings", "plugins/download"}  # what a new account has not
     offered = browser.get("/api/v1/").json()
     assert {"auth/me", "auth/sessions", "health", "docs/", "agents/local", "devices"} <= offered.keys()
     for name, url in offered.items():
         assert url == f"http://testserver/api/v1/{name}"
-        assert browser.get(url).status_code in (200, 503), name
+        nothing_yet = {404} if name in missing else set()
+        assert browser.get(url).status_code in {200, 503} | nothing_yet, name
     assert Client().get("/api/v1").json() == offered
 
 
@@ -106,7 +108,7 @@ def test_the_documentation_comes_from_here(client: Client) -> None:
     page = client.get("/api/v1/docs/").content.decode()
     sources = re.findall(r'(?:src|href)="(.+?)"', page)
     assert any("swagger-ui-bundle" in source for source in sources)
-    for source in sources:
+    for source in set(sources) - {"data:,"}:
         assert source.startswith(("/static/", "/api/v1/docs/?script"))
         assert client.get(source).status_code == 200
     assert client.get("/api/v1/schema/").status_code == 200

@@ -64,7 +64,7 @@ async def test_the_hello_says_what_the_device_can(tmp_path: Path) -> None:
         line = await server.line()
         await device.connected()
         assert (line.hello.protocol, line.hello.name) == (2, "NAS")
-        assert line.hello.capabilities == ["dedupe", "batch", "manifest", "offset"]
+        assert line.hello.capabilities == ["dedupe", "batch", "manifest", "offset", "origin"]
         assert line.headers["Authorization"] == "Bearer access-1"
         assert "Origin" not in line.headers
         assert (await server.event(Connected)).session_id == "a session"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -109,6 +110,26 @@ async def test_a_device_that_dedupes_gets_the_same_call_again_when_it_is_back(
         async with connect(person) as socket, answering(socket, device_id="laptop") as seen:
             assert (await calling).row == {"id": first["id"], "title": "x"}
     assert [(call["id"], call["attempt"]) for call in seen] == [(first["id"], 2)]
+
+
+async def test_no_call_comes_before_the_hello_is_acknowledged(
+    person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_connection = presence.open_connection
+
+    def found_before_it_is_acknowledged(**given: Any) -> Any:
+        opened = open_connection(**given)
+        time.sleep(0.5)  # of a thread; meanwhile others find the device and call it
+        return opened
+
+    monkeypatch.setattr(presence, "open_connection", found_before_it_is_acknowledged)
+    async with DeviceLink(person.id, wait_s=BACK_S) as link, Local("", person.access_token) as socket:
+        hello = {"type": "device_hello", "device_id": "laptop", "agent_ids": [], "protocol": 2}
+        await socket.send(hello | {"capabilities": ["dedupe", "batch", "manifest"]})
+        calling = asyncio.create_task(link.call(new_call("select", "tasks")))
+        assert (await socket.receive())["type"] == "hello_ack"
+        await socket.send({"type": "tool_result", **result(await socket.receive())})
+        assert (await calling).row is not None
 
 
 async def test_a_write_is_never_sent_twice_to_a_device_that_does_not_dedupe(

@@ -20,6 +20,7 @@ from adiuva.devices.protocol import TableName, ToolResultBody
 from tests.chat.device_sessions import call_tool, connected_device, make_session
 from tests.devices.link_endpoints import Frame, Local, Remote, answering
 from tests.factories import Person
+from tests.sampling import ONE_SERVER
 from tests.server_processes import Stack
 from tests.socket_client import Socket
 
@@ -109,7 +110,7 @@ async def test_a_write_whose_answer_is_too_large_may_have_happened(web: str, per
     assert (result.code, result.row) == ("too_large", None)
 
 
-@pytest.mark.parametrize("server", ["uvicorn", "daphne"])
+@pytest.mark.parametrize("server", ONE_SERVER)
 async def test_a_result_over_which_the_web_server_closes_the_socket_is_asked_for_in_pieces_too(
     stack: Stack, person: Person, server: str
 ) -> None:

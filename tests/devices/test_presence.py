@@ -16,6 +16,7 @@ from adiuva.devices import presence
 from adiuva.devices.models import Device
 from adiuva.devices.presence import OpenedConnection
 from adiuva.devices.protocol import DeviceHello
+from adiuva.devices.serializers import DeviceSerializer
 from tests.factories import somebody
 
 
@@ -60,8 +61,8 @@ def test_of_racing_connections_only_the_newest_is_renewed(user_id: UUID) -> None
     arrivals = at_once(8, lambda: arrive(user_id))
     newest = max(arrivals, key=lambda arrival: arrival.epoch)
     for arrival in arrivals:
-        renewed = presence.renew_leases([(arrival.pk, arrival.epoch)])
-        assert renewed == ({newest.pk} if arrival is newest else set())
+        superseded = presence.renew_leases([(arrival.pk, arrival.epoch)])
+        assert superseded == (set() if arrival is newest else {newest.pk})
     target = presence.find(user_id=user_id)
     assert target is not None
     assert target.epoch == newest.epoch
@@ -69,10 +70,10 @@ def test_of_racing_connections_only_the_newest_is_renewed(user_id: UUID) -> None
 
 def test_connections_are_renewed_together_whoevers_they_are(user_id: UUID) -> None:
     mine, other = arrive(user_id), arrive(somebody().id)
-    assert presence.renew_leases([(mine.pk, mine.epoch), (other.pk, other.epoch), (uuid4(), 1)]) == {
-        mine.pk,
-        other.pk,
-    }
+    gone = uuid4()
+    Device.objects.update(lease_until=timezone.now())
+    assert presence.renew_leases([(mine.pk, mine.epoch), (other.pk, other.epoch), (gone, 1)]) == {gone}
+    assert Device.objects.online().filter(pk__in=[mine.pk, other.pk]).count() == 2
     assert presence.renew_leases([]) == set()
 
 
@@ -110,8 +111,45 @@ def test_a_device_is_online_only_while_its_lease_runs(user_id: UUID) -> None:
 def test_a_renewal_brings_back_what_a_slow_database_let_end(user_id: UUID) -> None:
     arrival = arrive(user_id)
     Device.objects.filter(pk=arrival.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
-    assert presence.renew_leases([(arrival.pk, arrival.epoch)]) == {arrival.pk}
+    assert presence.renew_leases([(arrival.pk, arrival.epoch)]) == set()
     assert presence.find(user_id=user_id, pk=arrival.pk) is not None
+
+
+def test_a_device_is_listed_by_when_it_was_seen_last_to_the_renewal(user_id: UUID) -> None:
+    there, left = arrive(user_id, "there"), arrive(user_id, "left")
+    now = timezone.now()
+    Device.objects.filter(pk=there.pk).update(last_seen=now - timedelta(minutes=9))
+    presence.renew_leases([(there.pk, there.epoch)])
+    presence.close_connection(pk=left.pk, epoch=left.epoch)
+    Device.objects.filter(pk=left.pk).update(last_seen=now - timedelta(minutes=1))
+    first, second = Device.objects.of(user_id).with_online().seen_last_first()
+    assert (first.pk, first.seen_at > now, first.last_seen < now) == (there.pk, True, True)
+    assert (second.pk, second.seen_at) == (left.pk, now - timedelta(minutes=1))
+    shown = [DeviceSerializer(each).data["last_seen"] for each in (first, second)]
+    assert shown == [each.seen_at.isoformat().replace("+00:00", "Z") for each in (first, second)]
+
+
+def test_what_lists_of_all_devices_go_by_is_renewed_every_ten_minutes(user_id: UUID) -> None:
+    arrival = arrive(user_id)
+    for minutes, written in [(9, False), (11, True)]:
+        earlier = timezone.now() - timedelta(minutes=minutes)
+        Device.objects.filter(pk=arrival.pk).update(last_seen=earlier)
+        presence.renew_leases([(arrival.pk, arrival.epoch)])
+        assert (Device.objects.get(pk=arrival.pk).last_seen != earlier) is written
+
+
+def test_a_renewal_writes_no_column_of_an_index_and_finds_room_on_its_page(user_id: UUID) -> None:
+    """So that it is a heap-only update."""
+    arrival = arrive(user_id)
+    before = Device.objects.values().get(pk=arrival.pk)
+    presence.renew_leases([(arrival.pk, arrival.epoch)])
+    after = Device.objects.values().get(pk=arrival.pk)
+    assert {name for name in before if before[name] != after[name]} == {"lease_until"}
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT indexdef FROM pg_indexes WHERE tablename = 'devices_device'")
+        assert not [definition for (definition,) in cursor.fetchall() if "lease_until" in definition]
+        cursor.execute("SELECT reloptions FROM pg_class WHERE relname = 'devices_device'")
+        assert cursor.fetchone() == (["fillfactor=50"],)
 
 
 def test_the_device_seen_last_is_found_unless_nobody_listens_there(user_id: UUID) -> None:
@@ -139,7 +177,7 @@ def test_forgetting_a_device_names_the_channel_of_its_connection(user_id: UUID) 
     target = presence.find(user_id=user_id)
     assert target is not None
     assert presence.forget_device(Device.objects.get(pk=arrival.pk)) == target.channel
-    assert presence.renew_leases([(arrival.pk, arrival.epoch)]) == set()
+    assert presence.renew_leases([(arrival.pk, arrival.epoch)]) == {arrival.pk}
 
 
 def test_a_device_says_what_agents_may_read_on_it(user_id: UUID) -> None:
@@ -160,3 +198,9 @@ def test_capabilities_count_for_protocol_2_alone(user_id: UUID) -> None:
     new = presence.find(user_id=user_id)
     assert old is not None and new is not None
     assert (old.capabilities, new.capabilities) == (frozenset(), frozenset({"dedupe", "batch"}))
+
+
+def test_a_device_names_its_zone_and_keeps_it_when_it_names_none_or_an_unknown_one(user_id: UUID) -> None:
+    for zone in ("Europe/Rome", None, "Europe/Nowhere", "../etc/passwd"):
+        arrive(user_id, protocol=2, timezone=zone)
+        assert Device.objects.get(user_id=user_id).timezone == "Europe/Rome"

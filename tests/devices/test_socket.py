@@ -10,12 +10,13 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from adiuva.accounts import services
+from adiuva.accounts import services, session_check
 from adiuva.core import db
 from adiuva.devices.codec import MAX_FRAME_BYTES
 from adiuva.devices.models import Device
 from chat.consumer import ClientConsumer
 from tests.factories import Person, somebody
+from tests.sampling import ONE_SERVER
 from tests.socket_client import Socket
 
 both_servers = pytest.mark.parametrize("web_on", ["uvicorn", "daphne"], indirect=True)
@@ -35,6 +36,17 @@ async def test_a_device_says_hello_and_is_listed_as_online(web_on: str, person: 
         assert ack["max_frame_bytes"] == MAX_FRAME_BYTES
         (device,) = (await rest(person, web_on, "GET", "/devices")).json()
         assert (device["device_id"], device["name"], device["online"]) == ("laptop", "Laptop", True)
+
+
+async def test_an_unknown_zone_is_said_and_the_rest_of_the_hello_counts(web: str, person: Person) -> None:
+    async with Socket(web, person.access_token) as socket:
+        await socket.hello(device_id="laptop", name="Laptop", timezone="Europe/Nowhere")
+        assert (await socket.receive("error"))["code"] == "unknown_timezone"
+        (device,) = (await rest(person, web, "GET", "/devices")).json()
+        assert (device["name"], device["timezone"], device["online"]) == ("Laptop", "", True)
+    async with Socket(web, person.access_token) as socket:
+        await socket.hello(device_id="laptop", timezone="Europe/Rome")
+        assert (await rest(person, web, "GET", "/devices")).json()[0]["timezone"] == "Europe/Rome"
 
 
 @both_servers
@@ -229,7 +241,7 @@ class TestWithShortTimeouts:
             request.param, ADIUVA_PING_S="2", ADIUVA_PONG_S="1", ADIUVA_HELLO_S="1"
         )
 
-    impatient_servers = pytest.mark.parametrize("impatient", ["uvicorn", "daphne"], indirect=True)
+    impatient_servers = pytest.mark.parametrize("impatient", ONE_SERVER, indirect=True)
 
     @impatient_servers
     async def test_no_hello_closes_with_4408(self, impatient: str, person: Person) -> None:
@@ -257,4 +269,6 @@ def test_live_sessions_are_those_that_let_somebody_in() -> None:
     one, other = somebody(), somebody()
     sessions = [services.authenticate(access_token=person.access_token) for person in (one, other)]
     services.logout(session=sessions[0])
-    assert services.live_sessions({session.pk for session in sessions} | {uuid4()}) == {sessions[1].pk}
+    assert set(session_check.live_sessions({session.pk for session in sessions} | {uuid4()})) == {
+        sessions[1].pk
+    }

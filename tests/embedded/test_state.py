@@ -9,6 +9,7 @@ import pytest
 from dotenv import dotenv_values
 
 from adiuva.core.crypto import KeyRing
+from adiuva.embedded import stack
 from adiuva.embedded.processes import StackError
 from adiuva.embedded.state_folder import StateFolder
 
@@ -63,3 +64,27 @@ def test_a_folder_that_cannot_be_one_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StackError, match="ADIUVA_STATE_DIR"):
         StateFolder(tmp_path / "file")
+
+
+def test_the_schema_that_is_remembered_is_told_from_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On it hangs whether processes start before `migrate` has ended."""
+    migrations = tmp_path / "code" / "chat" / "migrations"
+    migrations.mkdir(parents=True)
+    (migrations / "0001_initial.py").write_text("a table")
+    packages = tmp_path / "code" / "requirements.txt"
+    packages.write_text("django==5.2.1")
+    monkeypatch.setattr(stack, "BASE_DIR", tmp_path / "code")
+    state = StateFolder(tmp_path / "state")
+    assert state.remembered("schema") == ""
+    state.remember("schema", stack.schema_fingerprint())
+    assert state.remembered("schema") == stack.schema_fingerprint()
+
+    packages.write_text("django==5.2.2")
+    assert state.remembered("schema") != stack.schema_fingerprint()
+    state.remember("schema", stack.schema_fingerprint())
+    (migrations / "0002_more.py").write_text("a column")
+    assert state.remembered("schema") != stack.schema_fingerprint()
+    (tmp_path / "state" / "schema").write_bytes(b"\xff")
+    assert state.remembered("schema") == ""

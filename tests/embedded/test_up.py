@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -70,14 +71,19 @@ def _environment(folder: Path, port: int) -> Mapping[str, str]:
 
 def test_it_starts_shows_the_records_and_comes_back_with_them_after_a_kill(folder: Path) -> None:
     port = free_port()
-    first = Up(folder, port)
+    first = Up(folder, port, ADIUVA_MODEL_API_KEY="a-key-of-the-tests")
     assert "15 of 15 files" in first.wait_for("Read ")
     assert "new" in first.wait_for("Tasks: ")
     first.wait_for("Adiuva is up")
     password = first.wait_for("Sign in as").split()[-1]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/plugins", timeout=60) as answer:
+        page = answer.read().decode()
+    assert [name for name in ("Invoices to pay", "Calendar importer", "Paper") if name not in page] == []
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/health/ready", timeout=60) as answer:
         assert answer.status == 200
     assert _elsewhere(folder, port) == "up"
+    assert _who_holds("ADIUVA_KEYS", folder) == {"adiuva.server", "worker", "beat"}
+    assert _who_holds("ADIUVA_MODEL_API_KEY", folder) == {"adiuva.server", "worker"}
 
     second = Up(folder, free_port())
     assert second.wait() == 1
@@ -99,6 +105,21 @@ def test_it_starts_shows_the_records_and_comes_back_with_them_after_a_kill(folde
     assert again.end(signal.SIGTERM) == 0
     assert not (folder / "state" / "env").exists()
     assert "Traceback" not in "".join(first.said + again.said)
+
+
+def _who_holds(variable: str, folder: Path) -> set[str]:
+    """Which Python processes of this stack, except the first, have the variable in their environment."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended, or is another user's
+            variables = process.joinpath("environ").read_bytes().split(b"\0")
+            words = process.joinpath("cmdline").read_text().split("\0")
+            if "-m" not in words or f"ADIUVA_STATE_DIR={folder / 'state'}".encode() not in variables:
+                continue
+            if any(one.startswith(f"{variable}=".encode()) for one in variables):
+                module = words[words.index("-m") + 1]
+                found.add(words[words.index("-A") + 2] if module == "celery" else module)
+    return found
 
 
 def _elsewhere(folder: Path, port: int) -> str:

@@ -7,8 +7,8 @@
         assert provider.calls[0].body["messages"] == …
 
 Each chat request takes the next step of the script, and the step `provider.default` once the script has ended. A worker
-asks on behalf of memory after a turn, at an unpredictable time: these requests get the step `provider.memory`, and are
-recorded in `provider.memories`.
+asks on behalf of memory at an unpredictable time: these requests get the step `provider.memory`, and are recorded in
+`provider.memories`.
 A step is one of:
     "text", Say(…)           an answer, streamed where the request asks for that
     {...} or [...]           an answer that is this value as JSON
@@ -28,15 +28,17 @@ import inspect
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
 WAIT_S = 60.0
-_MEMORY = {"memory", "episode"}  # the names of the schemas
-_NOTHING = {"operations": [], "summary": ""}
+# The names of the schemas of requests on behalf of memory, after a turn and for consolidations, which workers start.
+MEMORY = frozenset({"memory", "episode", "condensed", "patterns"})
+AFTER_TURNS = frozenset({"memory", "episode"})
+_NOTHING = {"operations": [], "summary": "", "new": [], "confirmed": [], "contradicted": []}
 
 
 @dataclass
@@ -140,9 +142,13 @@ async def _set(event: threading.Event) -> None:
 
 
 class Provider:
-    """`calls` holds all requests so far. `peak` is the largest number of chat requests at the same time."""
+    """`calls` holds all requests so far. `peak` is the largest number of chat requests at the same time.
 
-    def __init__(self, *steps: Step, default: Step = "ok") -> None:
+    Requests with one of the schemas `apart` get the step `memory`, the others follow the script.
+    """
+
+    def __init__(self, *steps: Step, default: Step = "ok", apart: Set[str] = MEMORY) -> None:
+        self.apart = apart
         self.calls: list[Request] = []
         self.memories: list[Request] = []
         self.memory: Step = _NOTHING
@@ -171,6 +177,14 @@ class Provider:
     def chats(self) -> list[Request]:
         return [call for call in self.calls if call.path.endswith("/chat/completions")]
 
+    def story(self) -> str:
+        """The requests so far in short, for the report of a test that failed: who took which step?"""
+        lines = []
+        for call in [*self.calls, *self.memories]:
+            asked = (call.body.get("messages") or [{}])[-1].get("content", "")
+            lines.append(f"{call.path} {call.schema or '-'} …{str(asked)[-200:]!r}")
+        return "\n".join(lines[-50:])
+
     @property
     def last(self) -> dict[str, Any]:
         """The body of the latest request."""
@@ -196,6 +210,7 @@ class Provider:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/messages", self._chat)  # Anthropic's, for steps that are Raw
         app.router.add_post("/v1/embeddings", self._embed)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         await runner.setup()
@@ -208,12 +223,12 @@ class Provider:
 
     async def _take(self, http: web.Request) -> Request:
         request = Request(http.path_qs, await http.json(), dict(http.headers))
-        (self.memories if request.schema in _MEMORY else self.calls).append(request)
+        (self.memories if request.schema in self.apart else self.calls).append(request)
         return request
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         request = await self._take(http)
-        if request.schema in _MEMORY:
+        if request.schema in self.apart:
             return await _play(self.memory, request, http)
         self._running += 1
         self.peak = max(self.peak, self._running)

@@ -14,6 +14,7 @@ import time_machine
 from django.utils import timezone
 
 from adiuva.core.errors import NotFound
+from adiuva.core.language import body_of
 from integrations.errors import NeedsReauth, ProviderUnavailable
 from integrations.gmail import GmailSync
 from integrations.mail import provider_client
@@ -342,7 +343,7 @@ async def test_a_token_that_is_rejected_again_needs_the_user(google: Google) -> 
     box.fault("", Fail(401), times=2)
     with pytest.raises(NeedsReauth) as raised:
         await Run().read(gmail(box))
-    assert "revoked" not in str(raised.value.body())
+    assert "revoked" not in str(body_of(raised.value))
     assert len(box.asked) == 2
 
 

@@ -20,6 +20,7 @@ from django.test import Client
 from django.utils import timezone
 
 from adiuva.accounts.models import User
+from adiuva.core.language import language_of
 from integrations import oauth
 from integrations.errors import ConsentFailed
 from integrations.models import Connection, Consent
@@ -267,7 +268,7 @@ def test_an_id_token_of_another_consent_or_client_is_refused(owner: Owner, ident
     ]
     for lie in lies:
         identity.claims = lie
-        refused(visit(owner.agree("gmail")), "whose account it is")
+        refused(visit(owner.agree("gmail")), "cannot be connected at the moment")
     identity.claims = {"nonce": "0" * 64}
     assert visit(owner.agree("outlook")).status_code == 400
     assert not Connection.objects.of(owner.id).exists()
@@ -464,3 +465,26 @@ def test_one_of_many_who_finish_at_once_does(owner: Owner, identity: Identity) -
 
     with ThreadPoolExecutor(6) as threads:
         assert sum(threads.map(finish, range(6))) == 1
+
+
+@pytest.mark.parametrize(
+    ("locale", "accepted", "heading"),
+    [
+        ("", "fr-CH, en;q=0.5", "Gmail n'est pas connecté"),
+        ("", "pt-BR", "Gmail is not connected"),
+        ("de-AT", "fr", "Gmail ist nicht verbunden"),
+    ],
+)
+def test_the_page_after_consent_is_in_the_visitors_language(
+    locale: str, accepted: str, heading: str, db: None
+) -> None:
+    client = Client()
+    if locale:
+        client.force_login(User.objects.get(pk=somebody(locale=locale).id))
+    answer = client.get(
+        "/api/v1/oauth/gmail/callback?state=x", headers={"Accept-Language": accepted}
+    ).content.decode()
+    assert f"<h1>{heading}</h1>" in html.unescape(answer)
+    language = language_of(locale or accepted)
+    assert f'<html lang="{language}">' in answer
+    assert ("This link is not valid" in answer) is (language == "en")

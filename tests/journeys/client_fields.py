@@ -93,7 +93,9 @@ def _text(schema: dict[str, Any], words: Words, field: str) -> str:
 
 def requests(words: Words) -> Iterator[tuple[str, str, dict[str, str], dict[str, Any] | None]]:
     """(method, path, query, body) of each operation that takes a word. `{}` in a path stands for an id of an object."""
-    api = yaml.safe_load((_DOCS / "openapi.yaml").read_text())
+    api = yaml.load(
+        (_DOCS / "openapi.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
     for path, operations in api["paths"].items():
         for method, operation in operations.items():
             if method not in ("get", "post", "put", "patch"):

@@ -4,6 +4,7 @@ searched for them: a dump of the database, Redis, the logs, the files, every pag
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import importlib.util
 import io
 import os
@@ -21,11 +22,12 @@ import psycopg
 import pytest
 import redis
 from django.conf import settings
+from django.db.models import F
 from django.test import Client
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
-from memory import entries, exchanges, forgetting
+from memory import entries, exchanges, fact_extraction, forgetting
 from memory.entries import EntryDetails, SourceRef
 from memory.models import Entry, Exchange, SourceKind, Tier
 from tests.chat.factories import make_turn
@@ -44,7 +46,7 @@ class Canaries:
         self.stem = "".join(letters[byte % 20] for byte in os.urandom(14))
         self.all = [f"{self.stem}{number:03d}" for number in range(count)]
         self._left = iter(self.all)
-        self._pattern = re.compile(b"|".join(map(re.escape, sorted(set(_written(self.stem))))), re.IGNORECASE)
+        self._written = {written.lower() for written in _written(self.stem)}
 
     def words(self, count: int) -> str:
         return " ".join(next(self._left) for _ in range(count))
@@ -53,8 +55,9 @@ class Canaries:
         return sum(1 for _ in self._left)
 
     def there(self, where: bytes) -> bool:
-        """In one pass, in all encodings."""
-        return self._pattern.search(where) is not None
+        """In any encoding, in small or capital letters. Many times as fast as one regular expression."""
+        lower = where.lower()
+        return any(written in lower for written in self._written)
 
 
 def _written(word: str) -> Iterator[bytes]:
@@ -251,9 +254,10 @@ def test_five_hundred_private_words_are_nowhere_outside_their_seals(
     with person.rest(stack.web(ADIUVA_EMBEDDING_MODEL="")) as rest:
         told_over_rest(rest, canaries)
         told_in_turns(person, canaries)
-        waited_for(
-            lambda: not Exchange.objects.filter(user_id=person.id, attempts=0).exists()
-        )  # the worker reads
+        unread = Exchange.objects.filter(user_id=person.id, attempts=0)
+        unread.update(said_at=F("said_at") - dt.timedelta(minutes=2))  # who said it is quiet since
+        fact_extraction.enqueue_due()
+        waited_for(lambda: not unread.exists())  # the worker reads
         archive = exported(rest)
         rest.post("/memory/forget", json={"source": {"kind": "user"}})
     assert canaries.left() == 0

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from typing import Any
 
-from tests.fakes.provider import Break, Call, Endless, Fail, Provider, Say
+from tests.fakes.provider import Break, Call, Endless, Fail, Provider, Raw, Say
 
 OPENAI = """
 import asyncio, sys
@@ -32,11 +32,13 @@ assert not heavy, heavy
 
 OTHERS = """
 import asyncio, json
+from django.conf import settings
 from adiuva import llm
 from adiuva.llm import transport
 
 transport.FIRST_BACKOFF_S = 0.01
 ASK = [{"role": "user", "content": "a secret question"}]
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 found = {}
 
 async def failure(name, work):
@@ -51,8 +53,7 @@ async def drain(stream):
 
 async def main():
     model = llm.chat_model()
-    deltas = await drain(model.stream(ASK, tools=[{"type": "function", "function": {
-        "name": "look", "parameters": {"type": "object", "properties": {}}}}]))
+    deltas = await drain(model.stream(ASK, tools=TOOLS))
     found["text"] = "".join(delta.text for delta in deltas if isinstance(delta, llm.Text))
     found["calls"] = [[d.name, json.loads(d.arguments)] for d in deltas if isinstance(d, llm.ToolCall)]
     found["finish"] = [deltas[-1].reason, deltas[-1].usage.input_tokens]
@@ -66,7 +67,18 @@ async def main():
     await stream.aclose()
     await llm.aclose()
 
+async def ask_anthropic():
+    settings.MODEL_EXTRAS = {"top_k": 5}
+    base = settings.MODEL["api_base"].removesuffix("/v1")
+    model = llm.chat_model({"model": "anthropic/claude-sonnet-4-5", "api_base": base, "api_key": "a-key-of-the-tests"})
+    asked = [{"role": "system", "content": "Be brief."}, *ASK]
+    deltas = await drain(model.stream(asked, tools=TOOLS, max_tokens=77, temperature=0.3))
+    reply = await model.complete(asked, max_tokens=9, temperature=0.0)
+    found["anthropic"] = [reply.text, await model.find_window()]
+    found["cached"] = [[one.input_tokens, one.cached_tokens] for one in (deltas[-1].usage, reply.usage)]
+
 async def again():
+    await ask_anthropic()
     found["another loop"] = (await llm.chat_model().complete(ASK)).text
     found["vectors"] = await llm.embedding_model().embed(["a", "bb"])
     await llm.aclose()
@@ -75,6 +87,36 @@ asyncio.run(main())
 asyncio.run(again())
 print(json.dumps(found))
 """
+
+
+ANTHROPIC: dict[str, Any] = {
+    "id": "m",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-sonnet-4-5",
+    "content": [{"type": "text", "text": "Hi"}],
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "usage": {
+        "input_tokens": 3,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 1200,
+        "output_tokens": 2,
+    },
+}
+
+
+def anthropic_stream() -> Raw:
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {**ANTHROPIC, "content": [], "stop_reason": None}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 2}},
+        {"type": "message_stop"},
+    ]
+    body = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+    return Raw(body.encode(), content_type="text/event-stream")
 
 
 def run(code: str, provider: Provider, name: str) -> str:
@@ -119,9 +161,12 @@ def test_another_providers_model_is_asked_through_litellm() -> None:
             Break("start"),
             Break("start"),
             Endless(),
+            anthropic_stream(),
+            Raw(json.dumps(ANTHROPIC).encode()),
         )
         found: dict[str, Any] = json.loads(run(OTHERS, provider, "hosted_vllm/scripted").splitlines()[-1])
         closed = provider.chats[-2].gone.wait(60)
+        streamed, whole = (call.body for call in provider.calls if call.path == "/v1/messages")
 
     assert found["text"] == "-" * 150
     assert found["calls"] == [["look", {"at": "ü"}]]
@@ -133,4 +178,11 @@ def test_another_providers_model_is_asked_through_litellm() -> None:
     assert found["broken"][0] == "ModelUnavailable"
     assert found["another loop"] == "ok"
     assert found["vectors"] == [provider.vector("a"), provider.vector("bb")]
+    assert found["anthropic"] == ["Hi", 200_000]
+    assert found["cached"] == [[1_203, 1_200]] * 2
+    marked = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
+    assert streamed["system"] == whole["system"] == marked
+    assert [streamed["max_tokens"], streamed["temperature"]] == [77, 0.3]
+    assert [whole["max_tokens"], whole["temperature"]] == [9, 0.0]
+    assert streamed["top_k"] == whole["top_k"] == 5 and "extra_body" not in streamed | whole
     assert closed  # the endless stream's request, when its reader closed it

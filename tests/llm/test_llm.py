@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from adiuva import llm
-from adiuva.llm import capabilities, transport
+from adiuva.core.language import body_of
+from adiuva.llm import transport
 from tests.fakes.provider import Break, Call, Endless, Fail, Hold, Provider, Raw, Request, Say
+from tests.llm.learnt import forget_all, know_that_it_shows_no_thoughts
 
 ASK: list[llm.Message] = [{"role": "user", "content": "a secret question"}]
 TOOLS = [{"type": "function", "function": {"name": "list_tasks", "parameters": {"type": "object"}}}]
@@ -27,13 +29,14 @@ SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "intege
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
     monkeypatch.setattr(transport, "FIRST_BACKOFF_S", 0.01)
-    capabilities.forget()
+    forget_all()
     with Provider() as running:
         yield running
 
 
 @pytest.fixture
 async def model(provider: Provider) -> AsyncIterator[llm.ChatModel]:
+    know_that_it_shows_no_thoughts(provider.url, "openai/scripted")
     yield llm.chat_model(provider.settings())
     await llm.aclose()
 
@@ -150,7 +153,7 @@ async def test_a_refusal_is_not_repeated_but_once_without_what_the_endpoint_may_
     with pytest.raises(llm.ModelRejected, match="bad") as caught:
         await model.complete(ASK)
     assert len(provider.calls) == calls and not caught.value.transient
-    for told in (str(caught.value), repr(caught.value), str(caught.value.body())):
+    for told in (str(caught.value), repr(caught.value), str(body_of(caught.value))):
         assert "secret" not in told and "a-key-of" not in told
 
 
@@ -184,7 +187,7 @@ async def test_a_long_retry_after_raises_at_once_and_tells_the_caller(
     provider.script(Fail(429, retry_after=3600))
     with pytest.raises(llm.ModelRateLimited) as caught:
         await model.complete(ASK)
-    assert caught.value.retry_after == 3600 and caught.value.body()["retry_after"] == 3600
+    assert caught.value.retry_after == 3600 and body_of(caught.value)["retry_after"] == 3600
     assert len(provider.calls) == 1
 
 
@@ -552,7 +555,7 @@ async def test_json_mode_is_used_where_schemas_are_refused(provider: Provider, m
 @given(refused=st.sets(st.sampled_from(OPTIONAL)), names=st.booleans())
 def test_any_endpoint_is_learnt_within_a_few_requests(refused: set[str], names: bool) -> None:
     async def learn() -> None:
-        capabilities.forget()
+        forget_all()
         with Provider(default=refuses(*refused, names=names)) as provider:
             model = llm.chat_model(provider.settings())
             for _ in range(8):

@@ -55,7 +55,7 @@ async def test_nothing_leaves_this_machine_and_the_space_has_a_name_of_its_own()
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "\ud800", "\x00", "a" * 200_000, "\N{GRINNING FACE}" * 5_000, "ﬁ\u0301\u200b"]
+    "text", ["", " ", "\ud800", "\x00", "a" * 20_000, "\N{GRINNING FACE}" * 500, "ﬁ\u0301\u200b"]
 )
 async def test_any_text_has_a_vector(address: str, text: str) -> None:
     (vector,) = await embed(address, text)
@@ -63,8 +63,8 @@ async def test_any_text_has_a_vector(address: str, text: str) -> None:
 
 
 async def test_what_is_said_late_in_a_long_text_counts_too(address: str) -> None:
-    start = "The weather in the mountains was fine. " * 60
-    plain, with_end = await embed(address, start * 2, start + "The hourly rate is 95 euros. " * 80)
+    start = "The weather in the mountains was fine. " * 30
+    plain, with_end = await embed(address, start * 2, start + "The hourly rate is 95 euros. " * 40)
     (question,) = await embed(address, "How much do I charge?")
     assert closeness(question, with_end) > closeness(question, plain)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fakes.provider import Provider
+from tests.fakes.provider import AFTER_TURNS, Provider
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def _nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def _provider_of_these() -> Iterator[Provider]:
-    with Provider() as provider:
+    with Provider(apart=AFTER_TURNS) as provider:
         yield provider
 
 

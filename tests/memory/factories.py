@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
-from memory import consolidation, entries
+from memory import consolidation, entries, entry_content
 from memory.entries import EntryDetails, SourceRef
 from memory.models import Entry, Memory, SourceKind, Tier
 from tests.fakes.provider import Request
@@ -53,7 +53,7 @@ def episode(user: uuid.UUID, content: str, where: str, at: dt.datetime | None = 
 
 
 def says(entry: Entry) -> str:
-    return entries.unseal_entry(entry, cipher_for(entry.user_id)).content
+    return entry_content.unseal_entry(entry, cipher_for(entry.user_id)).content
 
 
 def holding(user: uuid.UUID, tier: Tier) -> dict[str, Entry]:

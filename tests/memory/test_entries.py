@@ -8,7 +8,7 @@ import pytest
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.errors import AdiuvaError
-from memory import entries, exchanges, forgetting
+from memory import entries, entry_content, exchanges, forgetting
 from memory.entries import BY_HAND, EntryDetails, RememberOutcome, SourceRef
 from memory.models import Embedding, Entry, EntrySource, Exchange, SourceKind, Tier
 from tests.factories import somebody
@@ -40,7 +40,7 @@ def seen(user: uuid.UUID, content: str, origin: SourceRef = BY_HAND, **more: obj
 
 
 def says(entry: Entry) -> str:
-    return entries.unseal_entry(entry, cipher_for(entry.user_id)).content
+    return entry_content.unseal_entry(entry, cipher_for(entry.user_id)).content
 
 
 def test_a_core_key_has_one_value_and_a_history(user: uuid.UUID) -> None:

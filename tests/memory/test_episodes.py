@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.offline_model import memory_extraction
-from memory import entries, episodes, forgetting
+from memory import entry_content, episodes, forgetting
 from memory.models import Embedding, Entry, EntrySource, Exchange, Memory, SourceKind, Tier
 from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Request
@@ -75,7 +75,7 @@ def make(user: uuid.UUID) -> int:
 def told(user: uuid.UUID) -> list[str]:
     cipher = cipher_for(user)
     found = Entry.objects.of(user).filter(tier=Tier.EPISODIC).order_by("began_at", "valid_from")
-    return [entries.unseal_entry(entry, cipher).content for entry in found]
+    return [entry_content.unseal_entry(entry, cipher).content for entry in found]
 
 
 def anew(user: uuid.UUID) -> None:

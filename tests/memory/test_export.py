@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import uuid
 import zipfile
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,10 +27,27 @@ from adiuva.core.crypto import SealBroken
 from adiuva.core.leases import LeaseLost
 from adiuva.export import build, services
 from adiuva.export.models import Export, ExportChunk
-from agents import claimed_runs
+from adiuva.vault import backups, receiving, uploads, vectors
+from adiuva.vault.backups import Description
+from adiuva.vault.records import Precondition, inline, put
+from adiuva.vault.vectors import NewVector
+from agents import claimed_runs, watches
 from agents.journal import EventKind
 from agents.journal import JournalEntry as Line
 from agents.models import FoundRecord
+from agents.watches import ChatPlace
+from billing import allowances
+from billing.models import (
+    Domain,
+    Identity,
+    IdentityProvider,
+    Override,
+    PluginInstall,
+    PluginPurchase,
+    Subscription,
+    Team,
+    Use,
+)
 from chat.models import Message
 from chat.turn_rows import NewSummary
 from integrations.models import Connection
@@ -36,6 +55,7 @@ from memory import entries, exchanges, vector_indexes
 from memory.entries import BY_HAND, EntryDetails, SourceRef
 from memory.models import Embedding, Entry, Receipt, SourceKind, Tier
 from tests.agents.factories import claim_run, commit_tasks, create_agent, create_device, create_run
+from tests.billing.marketplace.factories import a_developer, a_listed_plugin
 from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_request
 from tests.factories import Person, somebody
 
@@ -80,12 +100,29 @@ def lived(person: Person, word: str) -> None:
     found = FoundRecord(user_id=me, agent=agent, document=uuid.uuid4(), table="tasks")
     FoundRecord.found.seal_into(cipher_for(me), found, {"title": f"Call {word}"})
     found.save(force_insert=True)
+    team = Team(owner_id=me)
+    Team.name_sealed.seal_into(cipher_for(me), team, f"Studio {word}")
+    team.save(force_insert=True)
+    provider = IdentityProvider(team=team, issuer=f"https://{word}.example", client_id=word)
+    IdentityProvider.secret.seal_into(cipher_for(me), provider, f"secret of {me}")
+    provider.save(force_insert=True)
+    Domain.objects.create(provider=provider, name=f"{word}.{me}.example", token="x")
+    Identity.objects.create(provider=provider, issuer=provider.issuer, subject=word, user_id=me)
+    Override.objects.create(user_id=me, tier="pro", reason="a trial", by=uuid.uuid4())
+    Subscription.objects.create(user_id=me, stripe_id=f"sub_{me}")
+    allowances.add(user_id=me, micro=1, reason="a trial", by=uuid.uuid4())
+    Use.objects.create(user_id=me, day=timezone.now().date(), purpose="chat", model="m")
+    plugin = a_listed_plugin(a_developer(me))
+    PluginInstall.objects.create(user_id=me, plugin=plugin, version_id=plugin.current_version_id)
+    PluginPurchase.objects.create(plugin=plugin, developer=plugin.developer, total_cents=200)
     StaffAction.objects.create(user_id=me, staff_id=uuid.uuid4(), kind=StaffAction.Kind.CHANGED)
     request = make_request(me, f"Add {word}")
     turn = claim(request)
     finish_turn(
         request, turn, f"Added {word}", mutations=[TASK_INSERTED], summary=NewSummary(1, f"Of {word}")
     )
+    chat = ChatPlace(me, turn.turn_id, turn.conversation_id, asked=f"Run Desk {word}")
+    watches.add(create_run(create_agent(me, name="Other")), chat, started=True)
     place = SourceRef(SourceKind.CONVERSATION, turn.conversation_id, 1)
     for content in (f"tea for {word}", f"water for {word}"):
         core = entries.remember(user_id=me, tier=Tier.CORE, key="Drink", content=content, source=place).entry
@@ -97,6 +134,24 @@ def lived(person: Person, word: str) -> None:
         entries.remember(
             user_id=me, tier=tier, content=f"{tier} {word}", source=BY_HAND, details=EntryDetails(**more)
         )  # type: ignore[arg-type]
+    put(
+        user_id=me,
+        record_id=uuid.uuid4(),
+        table=word,
+        content=inline(word.encode(), sha256(word.encode()).digest()),
+        when=Precondition(is_absent=True),
+    )
+    sealed = {"blob": word.encode(), "checksum": sha256(word.encode()).digest(), "tags": ()}
+    vectors.upsert(user_id=me, space=0, given=[NewVector.of("vector", id="1", vector=[1.0], **sealed)])
+    for direct in (True, False):
+        upload = uploads.begin(user_id=me, purpose="backup", length=len(word), direct=direct)
+        receiver = receiving.open_receiver(me, upload.pk, offset=0, direct=direct)
+        receiver.write(word.encode())
+        if direct:
+            backups.store(me, Description(1, 1, sha256(word.encode()).digest()), receiver.finish())
+        else:
+            receiver.end()
+        receiver.close()
     Receipt.objects.create(user_id=me, purpose="turn", provider="openai", model="openai/x", entries=[core.pk])
     exchanges.store(
         user_id=me, cipher=cipher_for(me), kind=SourceKind.REQUEST, source_id=uuid.uuid4(), seq=None,
@@ -152,8 +207,12 @@ def test_everything_of_the_account_is_in_it_in_clear_and_nothing_of_others(ada: 
         "memory_entries",
         "memory_waiting",
         "second_factors",
+        "watches",
     ):
         assert "heron" in json.dumps(found[f"{name}.jsonl"]), name
+    for name in ("records", "backups"):
+        assert base64.b64decode(found[f"vault_{name}.jsonl"][1]["bytes"]) == b"heron", name
+    assert base64.b64decode(found["vault_vectors.jsonl"][1]["blob"]) == b"heron"
     assert found["account.jsonl"][0]["email"] == ada.email
     assert [message["text"] for message in found["messages.jsonl"]] == ["Add heron", "Added heron"]
     assert found["messages.jsonl"][1]["mutations"] == [TASK_INSERTED.model_dump()]
@@ -193,6 +252,8 @@ LEFT_OUT = {
     "accounts_mail", "accounts_userkey",
     "agents_source", "agents_sourceinflight", "export_export", "export_exportchunk",
     "accounts_user_groups", "accounts_user_user_permissions", "django_admin_log",
+    "vault_changecounter", "billing_storedamount", "billing_storagereservation",  # sizes of what the archive has itself
+    "billing_signin", "billing_ssosession", "billing_ssoevent",
     "integrations_consent", "agents_journeysession", "agents_agentcursor",
 }  # fmt: skip
 
@@ -211,10 +272,11 @@ def test_no_table_of_a_user_is_left_out(ada: Person) -> None:
     } <= LEFT_OUT
 
 
-def _is_theirs(model: type[Model]) -> bool:
-    """Whether its rows belong to a user, by whatever way."""
-    owners = {field.related_model for field in model._meta.concrete_fields if field.is_relation} - {model}
-    return any(owner is User or _is_theirs(owner) for owner in owners)
+def _is_theirs(model: type[Model], seen: frozenset[type[Model]] = frozenset()) -> bool:
+    """Whether its rows belong to a user, by whatever way; two models may refer to each other."""
+    seen |= {model}
+    owners = {field.related_model for field in model._meta.concrete_fields if field.is_relation} - seen
+    return any(owner is User or _is_theirs(owner, seen) for owner in owners)
 
 
 def test_a_row_that_does_not_open_says_so_and_keeps_nothing_else_back(ada: Person) -> None:

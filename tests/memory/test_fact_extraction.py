@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -21,12 +22,13 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import Cipher, UserCipher
 from adiuva.llm.structured import UnusableAnswer
 from adiuva.offline_model import memory_extraction
-from memory import entries, fact_extraction, forgetting, search
+from memory import entries, entry_content, fact_extraction, forgetting, search
 from memory.entries import BY_HAND
 from memory.models import Entry, EntrySource, Exchange, Memory, Receipt, SourceKind, Tier
 from memory.operations import MAX_OPERATIONS, OperationValidator, may_be_the_same
 from tests.factories import somebody
-from tests.fakes.provider import Fail, Hold, Provider, Request
+from tests.fakes.provider import Fail, Hold, Provider, Raw, Request
+from tests.sampling import fewer
 
 HERE = uuid.UUID("11111111-2222-4333-8444-555555555555")
 
@@ -73,14 +75,14 @@ def record(user: uuid.UUID) -> int:
 def known(user: uuid.UUID) -> dict[str, str]:
     """What holds: by key, or by itself."""
     cipher = cipher_for(user)
-    said = [entries.unseal_entry(entry, cipher) for entry in Entry.objects.of(user).current()]
+    said = [entry_content.unseal_entry(entry, cipher) for entry in Entry.objects.of(user).current()]
     return {one.key or one.content: one.content for one in said}
 
 
 def past(user: uuid.UUID) -> list[str]:
     cipher = cipher_for(user)
     over = Entry.objects.of(user).filter(valid_to__isnull=False).order_by("valid_to")
-    return [entries.unseal_entry(entry, cipher).content for entry in over]
+    return [entry_content.unseal_entry(entry, cipher).content for entry in over]
 
 
 def due(user: uuid.UUID) -> None:
@@ -403,11 +405,40 @@ def test_a_memory_that_is_off_drops_waiting_exchanges(user: uuid.UUID, provider:
     assert provider.memories == []
 
 
-def test_the_sweep_enqueues_exchanges_whose_task_was_lost(user: uuid.UUID) -> None:
-    say(user, "My name is Ada.")
-    before = fact_extraction.enqueue_due()  # the task of a new exchange is still on its way
-    Exchange.objects.filter(user_id=user).update(said_at=F("said_at") - dt.timedelta(minutes=1))
-    assert fact_extraction.enqueue_due() == before + 1
+def _said(user: uuid.UUID, seconds_ago: float, *texts: str) -> None:
+    known = set(Exchange.objects.filter(user_id=user).values_list("pk", flat=True))
+    say(user, *texts)
+    new = Exchange.objects.filter(user_id=user).exclude(pk__in=known)
+    new.update(said_at=F("said_at") - dt.timedelta(seconds=seconds_ago))
+
+
+def _due(user: uuid.UUID, monkeypatch: pytest.MonkeyPatch) -> bool:
+    enqueued: list[uuid.UUID] = []
+    monkeypatch.setattr(fact_extraction, "enqueue_on_commit", lambda task, user_id: enqueued.append(user_id))
+    fact_extraction.enqueue_due()
+    return user in enqueued
+
+
+def test_what_was_said_is_read_together_once_the_user_is_quiet(
+    user: uuid.UUID, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _said(user, 300, "My name is Ada.")
+    _said(user, 45, "I live in Turin", "Remember that Carla likes chess")
+    assert not _due(user, monkeypatch)  # who is in the middle of it
+    Exchange.objects.filter(user_id=user).update(said_at=F("said_at") - dt.timedelta(seconds=20))
+    assert _due(user, monkeypatch)
+    assert record(user) == 3
+    assert len(provider.memories) == 1
+    assert not _due(user, monkeypatch)
+
+
+def test_who_is_never_quiet_is_read_after_eight_exchanges(
+    user: uuid.UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _said(user, 0, *[f"I know {number} people" for number in range(7)])
+    assert not _due(user, monkeypatch)
+    _said(user, 0, "I live in Turin")
+    assert _due(user, monkeypatch)
 
 
 def test_an_altered_exchange_is_skipped(user: uuid.UUID) -> None:
@@ -426,6 +457,32 @@ def test_many_exchanges_are_read_in_several_calls_in_order(user: uuid.UUID, prov
     assert all(len(str(call.body)) < 60_000 for call in provider.memories)
 
 
+def test_a_model_of_a_small_window_reads_everything_in_smaller_parts(
+    user: uuid.UUID, provider: Provider, settings: LazySettings
+) -> None:
+    settings.MODEL = provider.settings("small memory")
+    for number in range(30):
+        content = f"fact {number} " + "漢字 is kept. " * 20
+        entries.remember(user_id=user, tier=Tier.CORE, key=f"k{number}", content=content, source=BY_HAND)
+    taken = []
+
+    def small(request: Request) -> Any:
+        tokens = len(json.dumps(request.body["messages"], ensure_ascii=False).encode()) // 3
+        if tokens + request.body["max_tokens"] > 4_096:
+            error = {"code": 400, "message": "the request exceeds the available context size", "n_ctx": 4_096}
+            return Raw(json.dumps({"error": error}).encode(), status=400)
+        taken.append(tokens)
+        return by_rules(request)
+
+    provider.memory = small
+    say(user, *(f"I live in town {number}. {'So it goes, 漢字. ' * 60}" for number in range(12)))
+    say(user, "What of this? " + "x " * 40_000, "I live in Rome.")
+    assert record(user) == 14
+    assert not Exchange.objects.filter(user_id=user, recorded_at=None).exists()
+    assert known(user)["home"] == "Rome"
+    assert len(provider.memories) - len(taken) <= 2 and len(taken) >= 4  # it was told once, and learnt
+
+
 _VALUES = st.one_of(
     st.none(),
     st.integers(),
@@ -435,7 +492,7 @@ _VALUES = st.one_of(
 _FIELDS = st.sampled_from(["op", "tier", "key", "content", "entry", "said_in", "asked"])
 
 
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=fewer(60))
 @given(
     st.lists(st.one_of(_VALUES, st.dictionaries(_FIELDS, st.one_of(_VALUES, st.lists(_VALUES, max_size=2)))))
 )

@@ -152,7 +152,7 @@ def test_with_many_of_each_a_list_costs_few_queries_and_reads_by_index(staff: Cl
             with CaptureQueriesContext(connection) as queries:
                 assert len(listed(staff, page, **query)) <= 50
             # The session, the user, how many, the page, and what is counted for it.
-            assert len(queries) <= 5 + (table == "memory_memory"), (
+            assert len(queries) <= 6 + (table == "memory_memory"), (
                 page,
                 query,
                 [each["sql"] for each in queries],

@@ -10,7 +10,7 @@ from django.conf import LazySettings
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.llm.structured import UnusableAnswer
-from memory import entries, structured, taking_back
+from memory import entries, entry_content, structured, taking_back
 from memory.entries import BY_HAND, MAX_PROPOSALS, EntryDetails
 from memory.models import Entry, Memory, SourceKind, Tier
 from memory.search import search
@@ -36,7 +36,8 @@ def put(user: uuid.UUID, content: str, key: str | None = None, **more: Any) -> E
 def core(user: uuid.UUID) -> dict[str | None, str]:
     cipher = cipher_for(user)
     found = [
-        entries.unseal_entry(row, cipher) for row in Entry.objects.of(user).current().filter(tier="core")
+        entry_content.unseal_entry(row, cipher)
+        for row in Entry.objects.of(user).current().filter(tier="core")
     ]
     return {one.key: one.content for one in found}
 

@@ -11,7 +11,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from adiuva.accounts.keys import cipher_for
-from memory import entries, recall, search, vector_space
+from memory import entries, entry_content, recall, search, vector_space
 from memory.entries import BY_HAND, EntryDetails
 from memory.models import Embedding, Entry, Memory, Receipt, Tier
 from memory.receipts import TurnReader, write_turn_receipt
@@ -61,7 +61,7 @@ def says(user: uuid.UUID, question: str, **more: Any) -> list[str]:
 def found(user: uuid.UUID, question: str, **more: Any) -> list[str]:
     more.setdefault("vector", None)
     hits = search.search(user_id=user, question=question, now=NOW, **more)
-    return [entries.unseal_entry(hit.entry, cipher_for(user)).content for hit in hits]
+    return [entry_content.unseal_entry(hit.entry, cipher_for(user)).content for hit in hits]
 
 
 # ── What is found ───────────────────────────────────────────────────────────────────────────────────────

@@ -9,10 +9,11 @@ import uuid
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from pgvector import HalfVector
 
 from memory import entries, forgetting, recall, search, vector_indexes, vector_space
 from memory.entries import BY_HAND
-from memory.models import Tier
+from memory.models import Embedding, Tier
 from tests.factories import somebody
 
 
@@ -110,3 +111,40 @@ def test_recall_uses_the_index_although_its_statement_is_prepared_for_other_user
             cursor.execute("RESET enable_sort")
         forgetting.forget_everything(user_id=user)
         vector_indexes.maintain()
+
+
+def test_users_are_counted_without_a_look_at_their_vectors(db: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute("SET LOCAL enable_bitmapscan = off")
+        counting = {"space": "any", "least": vector_indexes.DROP_BELOW_ROWS, "most": 100}
+        cursor.execute(f"EXPLAIN {vector_indexes._COUNTS}", counting)
+        plan = [line.strip() for (line,) in cursor.fetchall()]
+    scans = [line for line in plan if " on memory_embedding" in line]
+    assert [line for line in scans if "Index Only Scan using embeddings_of_user" in line], plan
+
+
+def test_vectors_of_different_dimensions_are_counted_apart(
+    committed_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vector_indexes, "CREATE_FROM_ROWS", 8)
+    monkeypatch.setattr(vector_indexes, "DROP_BELOW_ROWS", 6)
+    user = somebody().id
+    made = [
+        entries.remember(
+            user_id=user, tier=Tier.ASSOCIATIVE, content=f"Anna visits place {number * 7}", source=BY_HAND
+        )
+        for number in range(10)
+    ]
+    rows = Embedding.objects.filter(user_id=user)
+    assert rows.count() == len(made)
+    shorter = list(rows.values_list("pk", flat=True)[:5])
+    Embedding.objects.filter(pk__in=shorter).update(vector=HalfVector([0.5, 0.25]))
+    vector_indexes.maintain()
+    assert indexes_of(user) == []
+    Embedding.objects.filter(pk__in=rows.values_list("pk", flat=True)).update(vector=HalfVector([0.5, 0.25]))
+    vector_indexes.maintain()
+    assert len(indexes_of(user)) == 1
+    rows.delete()
+    vector_indexes.maintain()
+    assert indexes_of(user) == []

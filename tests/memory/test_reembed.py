@@ -11,7 +11,7 @@ from django.conf import LazySettings
 from django.core.management import CommandError, call_command
 
 from adiuva.llm import transport
-from memory import entries
+from memory import entries, entry_content
 from memory.entries import BY_HAND
 from memory.models import Embedding, Entry, Memory, Receipt, Tier
 from tests.factories import somebody
@@ -72,7 +72,7 @@ def test_every_current_entry_gets_a_vector_of_the_new_model(
     said = reembed("--batch", "4")
     assert models(*users) == {(NEW, True)}
     for row in Embedding.objects.filter(user_id__in=users).select_related("entry"):
-        text = entries.unseal_entry(row.entry, entries.cipher_for(row.user_id)).searchable_text
+        text = entry_content.unseal_entry(row.entry, entries.cipher_for(row.user_id)).searchable_text
         assert row.vector == pytest.approx(provider.vector(text))
     assert Embedding.objects.count() == 15
     assert max(len(call.body["input"]) for call in provider.calls) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.db import connection
@@ -398,6 +399,7 @@ def test_a_text_gets_a_vector_without_any_configuration(rest: APIClient) -> None
         for text in ("The harbour café", "The harbour café", "harbour café of The")
     ]
     assert answers[0] == answers[1] and answers[0]["model"] == "lexical"
+    assert answers[0]["provider"] is None and rest.get(f"{API}/receipts").json() == []
     vector, _, alike = (answer["vector"] for answer in answers)
     assert len(vector) == lexical_embedding.DIMENSIONS
     assert sum(a * b for a, b in zip(vector, alike, strict=True)) > 0.5
@@ -417,6 +419,15 @@ def test_a_text_gets_the_vector_of_the_configured_model(
     settings.EMBEDDING_MODEL = {"model": "openai/vectors", "api_base": provider.url, "api_key": ""}
     answer = rest.post("/api/v1/storage/vectors/embed", {"text": "The harbour café"}).json()
     assert (answer["model"], len(answer["vector"]) > 0) == ("openai/vectors", True)
+    (receipt,) = rest.get(f"{API}/receipts").json()
+    assert (receipt["purpose"], receipt["provider"], receipt["entries"]) == ("text", answer["provider"], [])
+    assert receipt["provider"] == urlsplit(provider.url).hostname
+    rest.patch(f"{API}/policy", {"tiers": {"core": ["openai"]}})
+    asked = len(provider.calls)
+    withheld = rest.post("/api/v1/storage/vectors/embed", {"text": "The harbour café"})
+    assert (withheld.status_code, withheld.json()["code"]) == (403, "provider_withheld")
+    assert (withheld.json()["tiers"], len(provider.calls)) == (["core"], asked)
+    rest.patch(f"{API}/policy", {"tiers": {"core": ["openai", receipt["provider"]]}})
     settings.EMBEDDING_MODEL = settings.EMBEDDING_MODEL | {
         "api_base": provider.url.replace("/v1", "/nowhere")
     }

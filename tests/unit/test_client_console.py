@@ -67,6 +67,50 @@ def test_all_are_rejected_at_once(store: Store) -> None:
     assert "not there any more" in say(console, "show 1")
 
 
+def test_what_was_done_is_taken_back_step_by_step_unless_it_was_changed_again(store: Store) -> None:
+    console, before = Console(store), tasks(store)
+    assert say(console, "undo") == "Nothing was changed here."
+    say(console, "list")
+    say(console, "approve 1")
+    say(console, "edit 2 title=Paid priority=high")
+    say(console, "reject all")
+    assert say(console, "undo").count("As before") == 2 and "Paid" in tasks(store)
+    assert "As before" in say(console, "undo") and "As before" in say(console, "undo")
+    assert tasks(store) == before
+    say(console, "approve 1")
+    key = before["Call Ada"]["id"]
+    store.apply(
+        [{"id": "c", "action": "update", "table": "tasks", "data": {"id": key, "updates": {"title": "New"}}}]
+    )
+    assert say(console, "undo") == "Kept, since it was changed again: Call Ada"
+    assert tasks(store)["New"]["isApproved"] == 1
+
+
+def test_the_source_of_a_suggestion_is_shown_and_all_of_a_run_are_approved_at_once(store: Store) -> None:
+    calls = [
+        {
+            "id": title,
+            "action": "insert",
+            "table": "tasks",
+            "data": {"title": title, "isAiSuggested": 1},
+            "origin": {"run_id": run, "source": f"/home/kim/{source}"},
+        }
+        for title, run, source in (("A", "1", "a.md"), ("B", "1", "b.md"), ("C", "2", "a.md"))
+    ]
+    store.apply(calls)
+    console = Console(store)
+    listed = say(console, "list")
+    numbers = {line.split(": ")[1].split(" (")[0]: line.split(".")[0].strip() for line in listed.splitlines()}
+    assert "tasks: B (from b.md)" in listed
+    assert "  found in: /home/kim/a.md" in say(console, f"show {numbers['A']}").splitlines()
+    assert "not known which run" in say(console, f"approve run {numbers['Call Ada']}")
+    assert say(console, f"approve run {numbers['B']}").splitlines() == ["Approved: A", "Approved: B"]
+    assert [title for title, row in tasks(store).items() if row["isApproved"]] == ["Approved", "A", "B"]
+    assert say(console, "undo").count("As before") == 2
+    assert say(console, f"reject run {numbers['C']}") == "Rejected: C"
+    assert "As before: C" in say(console, "undo") and "from a.md" in say(console, "list").split("C (")[1]
+
+
 def test_all_tables_are_searched(store: Store) -> None:
     found = say(Console(store), "search LEASE")
     assert "tasks: Call Ada" in found and "notes: Minutes" in found

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from adiuva.devices.client import BadWorkspace, Store
 from adiuva.devices.tables import TABLES
+from tests.sampling import fewer
 
 _ids = (f"call-{number}" for number in itertools.count())
 
@@ -216,7 +217,7 @@ _writes = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=fewer(150), deadline=None)
 @given(
     steps=st.lists(_writes, max_size=12),
     repeats=st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=12),

@@ -30,3 +30,29 @@ def test_paths_in_code_spans_exist(page: Path) -> None:
     folders = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
     paths = [span for span in _CODE.findall(text_of(page)) if span.startswith(folders)]
     assert [path for path in paths if not (ROOT / path).exists() and not (page.parent / path).exists()] == []
+
+
+def test_the_commands_that_the_readme_names_exist() -> None:
+    """Its requests are those of docs/guide.md, whose examples tests/clients/test_guide.py runs."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    named = set(re.findall(r"(?:^|`|\s)make ([a-z]+)", readme))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    assert {"run", "test"} <= named <= targets
+    commands = {path.stem for path in (ROOT / "adiuva").rglob("management/commands/*.py")}
+    assert {"chat"} <= set(re.findall(r"manage\.py ([a-z_]+)", readme)) <= commands
+    settings = set(re.findall(r"\b(ADIUVA_[A-Z_]+)=", readme))
+    assert settings and all(f"{name}=" in (ROOT / ".env.example").read_text("utf-8") for name in settings)
+    assert "curl" not in readme, "requests are shown in docs/guide.md, where they are run"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_a_heading_lead_to_one(page: Path) -> None:
+    missing = []
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", text_of(page)):
+        other = page.parent / target if target else page
+        if "://" in target or other.suffix != ".md":
+            continue
+        headings = re.findall(r"^#+ (.+)$", text_of(other), re.M)
+        if anchor not in {re.sub(r"[^\w\- ]", "", one.lower()).strip().replace(" ", "-") for one in headings}:
+            missing.append(f"{target}#{anchor}")
+    assert missing == []

@@ -17,6 +17,7 @@ from adiuva.documents.html import html_to_text
 from adiuva.documents.kinds import READABLE
 from adiuva.documents.mail import read_mail_bytes
 from adiuva.documents.reading import read_document
+from tests.sampling import fewer
 
 
 def extract(suffix: str, raw: bytes) -> Document:
@@ -285,7 +286,7 @@ def test_malformed_pages_do_not_take_for_ever(piece: str) -> None:
     html_to_text("<p>start</p>" + piece * 200_000)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=fewer(200), deadline=None)
 @given(st.text(alphabet="<>/!-pbrscitlehad &#;x09'\"= \n\v\f", max_size=200))
 def test_no_page_raises(page: str) -> None:
     html_to_text(page)

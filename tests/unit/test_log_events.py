@@ -7,18 +7,26 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 EVENT = re.compile(r"[a-z]+(_[a-z]+)*\.[a-z]+(_[a-z]+)*")
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
-    for app in ("adiuva", "agents", "chat", "integrations", "memory"):
+    for app in ("adiuva", "agents", "billing", "chat", "integrations", "memory"):
         for path in sorted((ROOT / app).rglob("*.py")):
             name = str(path.relative_to(ROOT))
             # The headless device and the offline model are programs of their own, which log for their owner.
             if "/migrations/" not in name and "devices/client" not in name and "offline_model" not in name:
                 yield name, ast.parse(path.read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def calls() -> list[tuple[str, ast.Call]]:
+    """All calls, each with the name of its file. They are read once, and not kept beyond this module."""
+    return [(name, node) for name, tree in modules() for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
 def event_of(call: ast.Call) -> str | None:
@@ -36,23 +44,20 @@ def event_of(call: ast.Call) -> str | None:
     return None
 
 
-def test_events_are_a_noun_and_what_happened() -> None:
+def test_events_are_a_noun_and_what_happened(calls: list[tuple[str, ast.Call]]) -> None:
     wrong = [
         f"{name}:{node.lineno} {event!r}"
-        for name, tree in modules()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and (event := event_of(node)) and not EVENT.fullmatch(event)
+        for name, node in calls
+        if (event := event_of(node)) and not EVENT.fullmatch(event)
     ]
     assert wrong == []
 
 
-def test_loggers_are_named_after_their_module() -> None:
+def test_loggers_are_named_after_their_module(calls: list[tuple[str, ast.Call]]) -> None:
     wrong = [
         f"{name}:{node.lineno}"
-        for name, tree in modules()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
+        for name, node in calls
+        if isinstance(node.func, ast.Attribute)
         and node.func.attr in ("get_logger", "getLogger")
         and isinstance(node.args[0] if node.args else None, ast.Constant)
     ]

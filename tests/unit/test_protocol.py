@@ -24,7 +24,7 @@ CLIENT_TYPES = {
 SERVER_TYPES = {
     "hello_ack", "ping", "error", "tool_call", "tool_batch", "agent_run", "agent_fetch", "agent_ack",
     "agent_progress", "agent_cancel", "floating_domain", "stream_start", "stream_text", "stream_status",
-    "approval_request", "stream_end",
+    "approval_request", "stream_end", "turn_started", "run_ended", "conversation_changed",
 }  # fmt: skip
 PROTOCOL_1_SERVER_TYPES = {
     "ping", "tool_call", "agent_run", "floating_domain", "stream_start", "stream_text", "stream_end",

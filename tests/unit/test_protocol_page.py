@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 from adiuva.devices import protocol, schema_export, vocabulary
 from adiuva.devices.client import query
 from adiuva.devices.client.config import DeviceConfig
 
 PROJECT = Path(__file__).parents[2]
-CODE = re.compile(r'(?:code(?:, status)? = |code=|BadFrame\(|_refused\()"([a-z_]+)"')
+CODE = re.compile(r'(?:code(?:, status)? = |code=|BadFrame\(|_refused\(|LimitReached\(|Saved\()"([a-z_]+)"')
 # Answers of REST alone, or of a call to its caller in the server.
 ELSEWHERE = {
     "conflict",
@@ -18,6 +19,7 @@ ELSEWHERE = {
     "error",
     "flow_exceeded",
     "invalid",
+    "limit",  # a turn's finish, beside which its code stands
     "undo_under_way",
 }
 
@@ -45,6 +47,10 @@ def test_all_close_codes_are_explained() -> None:
     assert {code for code, _ in vocabulary.CLOSE_CODES.values()} == codes
 
 
+def test_each_notice_is_explained() -> None:
+    assert set(get_args(protocol.Notice)) == vocabulary.NOTICES.keys()
+
+
 def test_no_exported_type_hides_one_of_the_language() -> None:
     types = schema_export.files(PROJECT)[schema_export.TYPES_FILE]
     names = re.findall(r"^export (?:interface|type|declare const) (\w+)", types, re.M)
@@ -55,7 +61,7 @@ def test_no_exported_type_hides_one_of_the_language() -> None:
 
 def test_the_page_has_every_frame_column_and_block() -> None:
     page = (PROJECT / "docs" / "protocol.md").read_text()
-    assert page.count("<!-- made: ") == 10
+    assert page.count("<!-- made: ") == 11
     for name in schema_export.json_schema()["$defs"]:
         if name.endswith("Frame") and name != "ErrorFrame":
             continue

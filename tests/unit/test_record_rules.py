@@ -15,6 +15,7 @@ from adiuva.devices.codec import dump
 from adiuva.devices.protocol import ToolCall
 from adiuva.devices.tables import TABLES, is_value
 from agents.record_rules import MAX_RECORDS, MAX_TITLE_CHARS, Record, RecordRules, RejectedRecord, in_order
+from tests.sampling import fewer
 
 ROME = ZoneInfo("Europe/Rome")
 DEVICE = Store()  # the headless device's own, in memory
@@ -64,7 +65,7 @@ answers = st.one_of(st.fixed_dictionaries({"records": lists}), lists, values)
 
 
 @given(answers)
-@settings(max_examples=100)
+@settings(max_examples=fewer(100))
 def test_whatever_a_model_returns_only_insertable_records_pass(answer: Any) -> None:
     records, rejected = RULES.check(answer)
     assert all(isinstance(each, RejectedRecord) and each.reason for each in rejected)

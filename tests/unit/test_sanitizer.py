@@ -337,6 +337,35 @@ def test_a_text_in_a_chart_ends_no_tag() -> None:
     assert shown.count("<") == 2
 
 
+HARMONY = "<|channel|>analysis<|message|>I should greet.<|end|><|start|>assistant<|channel|>final<|message|>Hello, Ada."
+COMMENTARY = (
+    '<|channel|>commentary to=functions.list_tasks <|constrain|>json<|message|>{"status": "todo"}<|call|>'
+)
+FENCED_CALL = '```json\n{"name": "create_task", "arguments": {"title": "Call Bob"}}\n```'
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (HARMONY, "Hello, Ada."),
+        (f"Let me see. {COMMENTARY}", "Let me see. "),
+        (f"{COMMENTARY}<|start|>assistant<|channel|>final<|message|>None.", "None."),
+        ("<|channel|>analysis<|message|>never ended", ""),
+        (FENCED_CALL, ""),
+        (f"So:\n{FENCED_CALL}\nDone.", "So:\n\nDone."),
+        ("```tool_code\nlist_tasks(status='todo')\n```", ""),
+        ('```json\n{"name": "Ada", "age": 3}\n```', '```json\n{"name": "Ada", "age": 3}\n```'),
+        ("```json\n[1, 2]\n```", "```json\n[1, 2]\n```"),
+        ("a `b` ``` c", "a `b` ``` c"),
+    ],
+)
+def test_calls_in_blocks_of_code_and_on_channels_go_whole_however_they_are_cut(text: str, shown: str) -> None:
+    for size in (1, 2, 3, 7, len(text)):
+        one = sanitizer()
+        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        assert "".join([*map(one.feed, pieces), one.finish()]) == shown, size
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 def test_what_a_model_thinks_aloud_before_its_answer_goes(size: int) -> None:
     text = f"\n<think>\nThe user wants <task>[{ROW}]\n\n{'thinking ' * 9_000}</think>Two tasks are open."

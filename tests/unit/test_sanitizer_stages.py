@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adiuva.sanitizer import MAX_HELD_CHARS, LeakPatterns, Sanitizer
+from tests.sampling import fewer
 
 PROMPT = """You are the assistant of a freelancer, and you help with tasks, projects, timelines and notes.
 Never say which tools you have; if somebody asks for them, speak of what you can do instead.
@@ -62,6 +63,7 @@ WHOLE = [
         "<|",
         "<｜tool▁calls▁begin｜>",
         "<｜tool▁calls▁end｜>",
+        *("<|channel|>", "analysis", "final<|message|>", "<|call|>", "```json\n", "```", "```tool_code\n"),
         "[TOOL_CALLS]",
         "list_tasks[ARGS]",
         '[{"name": "x"}]',
@@ -157,20 +159,20 @@ def cut(text: str, places: list[int]) -> list[str]:
     return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=fewer(250), deadline=None)
 @given(texts, st.lists(st.integers(0, 5_000), max_size=30))
 @example(f"id {ROW}", [3])
 def test_the_cuts_change_nothing(text: str, places: list[int]) -> None:
     assert said(*cut(text, places)) == said(text)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=fewer(120), deadline=None)
 @given(texts)
 def test_character_by_character_is_as_good_as_in_one_piece(text: str) -> None:
     assert said(*text) == said(text)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=fewer(120), deadline=None)
 @given(texts, st.integers(1, 9))
 def test_no_way_of_joining_lets_a_canary_or_a_private_id_through(text: str, size: int) -> None:
     shown = said(*(text[at : at + size] for at in range(0, len(text), size)))
@@ -178,7 +180,7 @@ def test_no_way_of_joining_lets_a_canary_or_a_private_id_through(text: str, size
     assert PRIVATE not in shown.lower()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=fewer(120), deadline=None)
 @given(
     st.text(st.characters(exclude_characters="<[]{"), max_size=200), st.lists(st.integers(0, 200), max_size=9)
 )

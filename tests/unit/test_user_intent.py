@@ -58,3 +58,58 @@ def test_what_the_user_does_not_ask_for(said: str, title: str | None, values: di
 def test_a_question_of_ours_cannot_be_ended_or_formatted_by_a_title(before: str, text: str) -> None:
     shown = quotable(before + "”?** [x](https://evil.example) <b>" + text)
     assert not set('"“”„«»<>[]*`|\\~#\n') & set(shown)
+
+
+@pytest.mark.parametrize(
+    ("said", "misled", "is_only", "wanted"),
+    [
+        ("run Clients", True, False, True),
+        ("please start my agent", True, True, True),
+        ("please start my agent", True, False, False),  # which?
+        ("lass den Agenten Clients laufen", True, False, True),
+        ("lance Clients", True, False, True),
+        ("what does the note about Clients say?", True, True, False),
+        ("what does the note say? Then run Clients.", True, False, True),
+        ("can you run Clients?", True, False, True),
+        ("run Clients, and what did it find?", True, False, True),
+        ("is my agent Clients running", True, True, False),
+        ("my agent Clients, did it run today?", True, True, False),
+        ("wann lief der Agent Clients zuletzt", True, True, False),
+        ("¿qué dice el correo de mi agente Clients?", True, True, False),
+        ("run it", True, True, False),
+        ("run it", False, False, True),
+        ("and Clients?", False, False, True),
+        ("what is in my notes?", False, True, False),
+    ],
+)
+def test_an_agent_runs_if_the_users_words_ask_for_it(
+    said: str, misled: bool, is_only: bool, wanted: bool
+) -> None:
+    assert UserWords([said]).want_run("Clients", misled=misled, is_only=is_only) is wanted
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("make an agent that reads my offers", True),
+        ("What did it find? Then schedule my agent for 8.", True),
+        ("can you create an agent for the inbox?", True),
+        ("leg einen Agenten für die Angebote an", True),
+        ("crea un agente para mi buzón", True),
+        ("what did my agent find?", False),
+        ("read what my agent has found", False),
+        ("add a task, and tell me what the note says. What is my agent doing?", False),
+        ("what does the text say about a new agent?", False),
+    ],
+)
+def test_after_a_text_of_others_an_agent_is_tried_out_only_if_the_user_orders_it(
+    said: str, wanted: bool
+) -> None:
+    assert UserWords([said]).want_set_up(misled=True) is wanted
+    assert UserWords([said]).want_set_up(misled=False)
+
+
+def test_to_stop_it_takes_another_word_than_to_run_it() -> None:
+    assert UserWords(["stop Clients"]).want_stop("Clients", misled=True, is_only=True)
+    assert not UserWords(["run Clients"]).want_stop("Clients", misled=True, is_only=True)
+    assert not UserWords(["stop Clients"]).want_run("Clients", misled=True, is_only=True)

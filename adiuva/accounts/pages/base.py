@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from django import forms
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
-from adiuva.accounts.throttles import count_attempt
+from adiuva.accounts.forms import too_many_tries
+from adiuva.accounts.throttles import count_attempts
 from adiuva.core.errors import AdiuvaError
+from adiuva.core.language import said
 
 
 def page(request: HttpRequest, name: str, *, status: int = 200, **context: Any) -> HttpResponse:
@@ -26,14 +27,15 @@ def page(request: HttpRequest, name: str, *, status: int = 200, **context: Any) 
 def add_errors(form: forms.Form, error: AdiuvaError) -> None:
     """Show a refusal at the fields that it names, else above the form."""
     for name, problems in (error.fields or {}).items():
-        form.add_error(name if name in form.fields else None, problems)
+        form.add_error(name if name in form.fields else None, [said(problem) for problem in problems])
     if not error.fields:
-        form.add_error(None, f"{error.message[:1].upper()}{error.message[1:]}.")
+        words = said(error.message)
+        form.add_error(None, f"{words[:1].upper()}{words[1:]}.")
 
 
 def throttle(form: forms.Form, *counters: tuple[str, ...]) -> bool:
     """Count an attempt; each counter is a scope and who. False, with an error in the form, if it is not allowed."""
-    waits = [wait for scope, *who in counters if (wait := count_attempt(scope, *who)) is not None]
-    if waits:
-        form.add_error(None, f"Too many tries. The next is possible in {math.ceil(max(waits))} s.")
-    return not waits
+    wait = count_attempts(*counters)
+    if wait is not None:
+        form.add_error(None, too_many_tries(wait))
+    return wait is None

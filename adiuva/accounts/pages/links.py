@@ -22,9 +22,10 @@ from adiuva.accounts.models import User
 from adiuva.accounts.pages.base import add_errors, page, throttle
 from adiuva.accounts.throttles import client_address
 from adiuva.core.errors import AdiuvaError
+from adiuva.core.language import in_their_language
 
 
-@method_decorator([csrf_protect, sensitive_post_parameters()], name="dispatch")
+@method_decorator([in_their_language, csrf_protect, sensitive_post_parameters()], name="dispatch")
 class _LinkPage(View):
     """What a link of a mail opens. Subclasses say what it is for."""
 
@@ -82,7 +83,7 @@ class RemoveFactorsPage(_LinkPage):
         return [("login", "link", request.POST.get("token", ""))]  # guesses of the password
 
 
-@method_decorator(csrf_protect, name="dispatch")
+@method_decorator([in_their_language, csrf_protect], name="dispatch")
 class AskResetPage(View):
     """Asks for a mail with a link to set a new password."""
 

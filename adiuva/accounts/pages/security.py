@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import segno
@@ -14,6 +14,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, resolve_url
 from django.utils.decorators import method_decorator
 from django.utils.safestring import mark_safe
+from django.utils.translation import gettext_lazy
 from django.views import View
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
@@ -32,9 +33,13 @@ from adiuva.accounts.pages.base import add_errors, page, throttle
 from adiuva.accounts.passkeys import Assertion
 from adiuva.accounts.throttles import count_attempt
 from adiuva.core.errors import AdiuvaError, Invalid
+from adiuva.core.language import in_their_language
+
+if TYPE_CHECKING:
+    from django_stubs_ext import StrOrPromise
 
 
-@method_decorator([csrf_protect, sensitive_post_parameters()], name="dispatch")
+@method_decorator([in_their_language, csrf_protect, sensitive_post_parameters()], name="dispatch")
 class _SignedInPage(LoginRequiredMixin, View):
     http_method_names = ["get", "post"]
 
@@ -68,9 +73,9 @@ class _Change(_SignedInPage):
 
     template = "change"
     form_class: type[forms.Form] = ConfirmationForm
-    title: str
-    text = ""
-    button: str
+    title: StrOrPromise
+    text: StrOrPromise = ""
+    button: StrOrPromise
 
     def act(self, data: dict[str, Any]) -> HttpResponse:
         raise NotImplementedError
@@ -107,8 +112,8 @@ def back(done: str) -> HttpResponse:
 
 class ChangeAddressPage(_Change):
     form_class = AddressForm
-    title, button = "Change your e-mail address", "Send the mail"
-    text = "A mail goes to the new address. When you follow its link, the address is changed."
+    title, button = gettext_lazy("Change your e-mail address"), gettext_lazy("Send the mail")
+    text = gettext_lazy("A mail goes to the new address. When you follow its link, the address is changed.")
 
     def act(self, data: dict[str, Any]) -> HttpResponse:
         if count_attempt("mail", "user", str(self.me.pk)) is not None:
@@ -119,8 +124,8 @@ class ChangeAddressPage(_Change):
 
 class ChangePasswordPage(_Change):
     form_class = PasswordForm
-    title, button = "Change your password", "Change it"
-    text = "All other devices are signed out."
+    title, button = gettext_lazy("Change your password"), gettext_lazy("Change it")
+    text = gettext_lazy("All other devices are signed out.")
 
     def act(self, data: dict[str, Any]) -> HttpResponse:
         services.check_password_rules(data["new_password"], self.me, field="new_password")
@@ -131,8 +136,10 @@ class ChangePasswordPage(_Change):
 
 
 class AddAppPage(_Change):
-    title, button = "Add an authenticator app", "Go on"
-    text = "Such an app shows a new code every 30 seconds. You need one on your phone or computer."
+    title, button = gettext_lazy("Add an authenticator app"), gettext_lazy("Go on")
+    text = gettext_lazy(
+        "Such an app shows a new code every 30 seconds. You need one on your phone or computer."
+    )
 
     def act(self, data: dict[str, Any]) -> HttpResponse:
         second_factors.start_totp(user=self.me)
@@ -141,7 +148,7 @@ class AddAppPage(_Change):
 
 class ConfirmAppPage(_Change):
     template, form_class = "confirm_app", CodeForm
-    title, button = "Scan this with your app", "Confirm"
+    title, button = gettext_lazy("Scan this with your app"), gettext_lazy("Confirm")
 
     def act(self, data: dict[str, Any]) -> HttpResponse:
         return self.codes(second_factors.confirm_totp(user=self.me, **data), "app")
@@ -157,7 +164,7 @@ class ConfirmAppPage(_Change):
 
 
 class RemoveAppPage(_Change):
-    title, button = "Remove the authenticator app", "Remove it"
+    title, button = gettext_lazy("Remove the authenticator app"), gettext_lazy("Remove it")
 
     def act(self, data: dict[str, Any]) -> HttpResponse:
         second_factors.remove_totp(user=self.me)
@@ -165,8 +172,10 @@ class RemoveAppPage(_Change):
 
 
 class AddPasskeyPage(_Change):
-    title, button = "Add a passkey", "Go on"
-    text = "A passkey is kept by your device or its password manager, and opened with a finger, your face or a PIN."
+    title, button = gettext_lazy("Add a passkey"), gettext_lazy("Go on")
+    text = gettext_lazy(
+        "A passkey is kept by your device or its password manager, and opened with a finger, your face or a PIN."
+    )
 
     def act(self, data: dict[str, Any]) -> HttpResponse:
         handle, options = passkeys.challenge_to_register(self.me)
@@ -179,8 +188,8 @@ class MakePasskeyPage(_Change):
     """Takes what the browser made. It is bound to the challenge, which was behind the password."""
 
     form_class = NewPasskeyForm
-    title, button = "Add a passkey", "Go on"
-    text = "That did not work. Go back and try again."
+    title, button = gettext_lazy("Add a passkey"), gettext_lazy("Go on")
+    text = gettext_lazy("That did not work. Go back and try again.")
 
     def get(self, request: HttpRequest, **_: Any) -> HttpResponse:
         return redirect("add-passkey")
@@ -191,13 +200,15 @@ class MakePasskeyPage(_Change):
         return self.codes(codes, "passkey")
 
     def show(self, form: forms.Form, **more: Any) -> HttpResponse:
-        problem = " ".join(map(str, form.non_field_errors())) or self.text
+        problem = " ".join(map(str, form.non_field_errors())) or str(self.text)
         return page(self.request, "problem", status=400, title=self.title, problem=problem)
 
 
 class RemovePasskeyPage(_Change):
-    title, button = "Remove this passkey", "Remove it"
-    text = "Remove it also where it is kept: a passkey that is offered there would be refused here."
+    title, button = gettext_lazy("Remove this passkey"), gettext_lazy("Remove it")
+    text = gettext_lazy(
+        "Remove it also where it is kept: a passkey that is offered there would be refused here."
+    )
 
     def act(self, data: dict[str, Any]) -> HttpResponse:
         second_factors.remove_passkey(user=self.me, passkey_id=cast(UUID, self.kwargs["id"]))
@@ -205,8 +216,8 @@ class RemovePasskeyPage(_Change):
 
 
 class NewCodesPage(_Change):
-    title, button = "Make new recovery codes", "Make them"
-    text = "The codes that you have now stop working."
+    title, button = gettext_lazy("Make new recovery codes"), gettext_lazy("Make them")
+    text = gettext_lazy("The codes that you have now stop working.")
 
     def act(self, data: dict[str, Any]) -> HttpResponse:
         return self.codes(second_factors.new_recovery_codes(user=self.me), "codes")

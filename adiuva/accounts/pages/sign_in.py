@@ -6,11 +6,14 @@ import json
 from typing import Any, Final
 from urllib.parse import urlencode
 
+from django.conf import settings
 from django.contrib import auth
+from django.contrib.auth.models import AnonymousUser
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, resolve_url
 from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.translation import gettext
 from django.views import View
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
@@ -21,7 +24,10 @@ from adiuva.accounts.models import User
 from adiuva.accounts.pages.base import add_errors, page, throttle
 from adiuva.accounts.passkeys import Assertion
 from adiuva.accounts.second_factors import Proof, SecondFactorRefused
+from adiuva.accounts.sign_in_rules import Way
 from adiuva.accounts.throttles import client_address
+from adiuva.core.errors import AdiuvaError
+from adiuva.core.language import in_their_language, sentence
 
 _TICKET: Final = "second_factor_ticket"  # in the browser's session, between the two steps
 
@@ -32,7 +38,7 @@ def passkey_form(challenge: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     return {"passkey": PasskeyForm(initial={"handle": handle}), "options": json.dumps(options)}
 
 
-@method_decorator([csrf_protect, sensitive_post_parameters()], name="dispatch")
+@method_decorator([in_their_language, csrf_protect, sensitive_post_parameters()], name="dispatch")
 class SignInPage(View):
     """`landing` names the page to go on to if the address does not say another."""
 
@@ -40,14 +46,14 @@ class SignInPage(View):
     landing = "account"
 
     def get(self, request: HttpRequest) -> HttpResponse:
-        return self._page(request, SignInForm(request))
+        return _sign_in_page(request, SignInForm(request))
 
     def post(self, request: HttpRequest) -> HttpResponse:
         if "handle" in request.POST:
             return self._with_passkey(request)
         form = SignInForm(request, request.POST)
         if not form.is_valid():
-            return self._page(request, form)
+            return _sign_in_page(request, form, status=400)
         user = form.get_user()
         if second_factors.methods_of(user):
             request.session.cycle_key()
@@ -61,21 +67,19 @@ class SignInPage(View):
         allowed = throttle(form, ("login_address", client_address(request)))
         if allowed and answer.is_valid():
             if user := passkeys.user_of(Assertion(**answer.cleaned_data)):
-                return signed_in(request, user, self.landing)
-            problem = "This passkey does not open an account here."
+                return signed_in(request, user, self.landing, way="passkey")
+            problem = gettext("This passkey does not open an account here.")
         else:
-            problem = "That did not work. Please try again."
-        return self._page(request, form, problem=problem)
-
-    def _page(self, request: HttpRequest, form: SignInForm, **more: Any) -> HttpResponse:
-        context = {"form": form, **passkey_form(passkeys.challenge("sign in", None)), **more}
-        failed = form.is_bound or more
-        return page(
-            request, "sign_in", status=400 if failed else 200, next=request.GET.get("next", ""), **context
-        )
+            problem = gettext("That did not work. Please try again.")
+        return _sign_in_page(request, form, status=400, problem=problem)
 
 
-@method_decorator([csrf_protect, sensitive_post_parameters()], name="dispatch")
+def _sign_in_page(request: HttpRequest, form: SignInForm, *, status: int = 200, **more: Any) -> HttpResponse:
+    context = {"form": form, **passkey_form(passkeys.challenge("sign in", None)), **more}
+    return page(request, "sign_in", status=status, next=request.GET.get("next", ""), **context)
+
+
+@method_decorator([in_their_language, csrf_protect, sensitive_post_parameters()], name="dispatch")
 class SecondStepPage(View):
     """The second factor, for somebody whose password was right."""
 
@@ -134,15 +138,29 @@ class SignOutPage(View):
         return redirect("sign-in")
 
 
-def signed_in(request: HttpRequest, user: User, landing: str = "account") -> HttpResponse:
+def signed_in(
+    request: HttpRequest,
+    user: User,
+    landing: str = "account",
+    *,
+    way: Way = "password",
+    wanted: str | None = None,
+) -> HttpResponse:
     """Open the browser's session and go on to where it was going, if that is on this server."""
     request.session.pop(_TICKET, None)
+    request.sign_in_way = way  # type: ignore[attr-defined]  # for whom Django tells of the sign-in
     try:
-        auth.login(request, user)
+        auth.login(request, user, backend=settings.AUTHENTICATION_BACKENDS[0])
     except services.InvalidCredentials:  # the password changed between the steps
         request.session.flush()
         return redirect("sign-in")
-    wanted = request.GET.get("next", "")
+    except AdiuvaError as error:  # a rule does not let them in this way
+        request.session.flush()
+        request.user = AnonymousUser()
+        return _sign_in_page(
+            request, SignInForm(request), status=error.status, problem=sentence(error.message)
+        )
+    wanted = request.GET.get("next", "") if wanted is None else wanted
     safe = url_has_allowed_host_and_scheme(
         wanted, allowed_hosts={request.get_host()}, require_https=request.is_secure()
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-CAPABILITIES: Final = ("dedupe", "batch", "manifest", "offset")
+CAPABILITIES: Final = ("dedupe", "batch", "manifest", "offset", "origin")
 IN_MEMORY: Final = ":memory:"
 
 

@@ -6,6 +6,7 @@ import shlex
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from pathlib import PurePath
 from typing import Any, Final
 
 from adiuva.devices.client.store import Row, Store
@@ -17,6 +18,8 @@ show 2             all of the second one
 approve 2          keep it; also: approve 1 3, approve all
 edit 2 title="…"   change it and keep it; times as 2026-11-20 or 2026-11-20T14:30, and an empty value clears
 reject 2           delete it; also: reject 1 3, reject all
+approve run 2      all suggestions of the run that found the second one; also: reject run 2
+undo               take back the last approve, edit or reject
 search words       rows of all tables in which all these words occur
 help, quit"""
 _MAX_FOUND: Final = 50
@@ -33,6 +36,8 @@ class Console:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._shown: list[tuple[Table, str]] = []
+        # What the commands changed, the last one last: each row as it was, and as it became (None: deleted).
+        self._changed: list[list[tuple[Table, Row, Row | None]]] = []
 
     def answer(self, line: str) -> str | None:
         try:
@@ -51,6 +56,7 @@ class Console:
             "edit": self._edit,
             "reject": self._reject,
             "search": self._search,
+            "undo": self._undo,
             "help": lambda _: HELP,
         }
         if command not in commands:
@@ -93,6 +99,8 @@ class Console:
         lines = []
         for table, row in map(self._row, self._chosen(numbers)):
             lines.append(f"{table.name}: {_title(table, row)}")
+            if origin := self._store.origins([row["id"]]).get(row["id"]):
+                lines.append(f"  found in: {_plain(origin[1])}")
             lines += [
                 f"  {column.name}: {self._words(column, row[column.name])}"
                 for column in table.columns
@@ -126,6 +134,8 @@ class Console:
     def _chosen(self, numbers: Sequence[str]) -> list[tuple[Table, str]]:
         if not numbers:
             raise Unclear("Say which, by its number in the list, or all.")
+        if numbers[0] == "run":
+            return self._of_runs(numbers[1:])
         if list(numbers) == ["all"]:
             if not self._shown:
                 raise Unclear("There is no list yet: list, or search.")
@@ -136,6 +146,15 @@ class Console:
                 raise Unclear(f"{number} is no number of the last list.")
             found.append(self._shown[int(number) - 1])
         return list(dict.fromkeys(found))
+
+    def _of_runs(self, numbers: Sequence[str]) -> list[tuple[Table, str]]:
+        """Those of the last list that the same runs found."""
+        origins = self._store.origins(key for _, key in self._shown)
+        chosen = self._chosen(numbers)
+        runs = {origins[key][0] for _, key in chosen if key in origins}
+        if not runs:
+            raise Unclear("It is not known which run found it.")
+        return [(table, key) for table, key in self._shown if key in origins and origins[key][0] in runs]
 
     def _row(self, chosen: tuple[Table, str]) -> tuple[Table, Row]:
         table, key = chosen
@@ -148,14 +167,33 @@ class Console:
     def _each(self, numbers: Sequence[str], action: str, done: str, updates: Row | None = None) -> str:
         """Change the chosen rows. All or what can be: a row that is refused says why."""
         lines = []
-        for table, row in [self._row(chosen) for chosen in self._chosen(numbers)]:
+        changed: list[tuple[Table, Row, Row | None]] = []
+        rows = [self._row(chosen) for chosen in self._chosen(numbers)]
+        for table, _ in rows:
             if action == "update" and updates and "isApproved" in updates and not table.reviewed:
                 raise Unclear(f"{table.name} need no approval.")
+        for table, row in rows:
             data = {"id": row["id"]} | ({"updates": updates} if updates else {})
             call = {"id": uuid.uuid4().hex, "action": action, "table": table.name, "data": data}
             (answer,) = self._store.apply([call])
-            title = _title(table, answer.get("row") or row)
-            lines.append(f"Not done: {answer['error']}." if "error" in answer else f"{done}: {title}")
+            if "error" in answer:
+                lines.append(f"Not done: {answer['error']}.")
+                continue
+            changed.append((table, row, answer.get("row")))
+            lines.append(f"{done}: {_title(table, answer.get('row') or row)}")
+        if changed:
+            self._changed.append(changed)
+        return "\n".join(lines)
+
+    def _undo(self, _: Sequence[str]) -> str:
+        if not self._changed:
+            raise Unclear("Nothing was changed here.")
+        lines = []
+        for table, before, after in reversed(self._changed.pop()):
+            done = self._store.put_back(table, before, over=after)
+            lines.append(
+                f"{'As before' if done else 'Kept, since it was changed again'}: {_title(table, before)}"
+            )
         return "\n".join(lines)
 
     def _numbered(self, rows: Iterable[tuple[Table, Row]]) -> str:
@@ -173,6 +211,8 @@ class Console:
             for name in ("dueDate", "date", "projectId")
             if row.get(name) is not None
         ]
+        if table.reviewed and (origin := self._store.origins([row["id"]]).get(row["id"])):
+            said.append(f"from {_plain(PurePath(origin[1]).name or origin[1])}")
         return f" ({', '.join(said)})" if said else ""
 
     def _words(self, column: Column, value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import time
 import uuid
@@ -11,6 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import aiohttp
 import structlog
@@ -24,7 +26,7 @@ from adiuva.devices.client.connection import Connection
 from adiuva.devices.client.errors import BadWorkspace, DeviceError, ServerRefused, Superseded
 from adiuva.devices.client.files import resolve_grant
 from adiuva.devices.client.reconnect import Backoff, ConnectionEnd
-from adiuva.devices.client.store import Store
+from adiuva.devices.client.store import DATA_FILE, Store
 from adiuva.devices.codec import MAX_FRAME_BYTES
 from adiuva.devices.protocol import Close, DeviceHello, Received
 
@@ -51,6 +53,15 @@ _HANDSHAKE_CODES: Final[dict[int, int]] = {
 
 class NotConnected(DeviceError):
     code = "not_connected"
+
+
+def _local_zone() -> str | None:
+    """This machine's IANA time zone, where it says which."""
+    named = os.environ.get("TZ") or os.path.realpath("/etc/localtime").partition("/zoneinfo/")[2]
+    try:
+        return ZoneInfo(named).key
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # a folder of zones is an OSError
+        return None
 
 
 class Device:
@@ -83,7 +94,7 @@ class Device:
             refresh_token=config.refresh_token,
             file=folder and folder / "session.json",
         )
-        self.store = Store(folder and folder / "data.sqlite3")
+        self.store = Store(folder and folder / DATA_FILE)
         self.device_id = config.device_id or self.store.property("device_id") or uuid.uuid4().hex
         self.store.set_property("device_id", self.device_id)
         self._grants = [resolve_grant(grant) for grant in config.grants]
@@ -96,6 +107,7 @@ class Device:
             app_version=__version__,
             capabilities=list(config.capabilities) if config.protocol > 1 else [],
             grants=[str(grant) for grant in self._grants] if config.protocol > 1 else None,
+            timezone=_local_zone() if config.protocol > 1 else None,
         )
         self._http, self._on_event, self._sleep = http, on_event, sleep
         self._backoff = Backoff()

@@ -26,6 +26,7 @@ from adiuva.devices.client.query import column_sql, select_sql
 from adiuva.devices.protocol import WRITES
 from adiuva.devices.tables import TABLES, Column, Table, is_value
 
+DATA_FILE: Final = "data.sqlite3"  # in a workspace
 KEEP_CALLS_MS: Final = 30 * 24 * 3600 * 1000
 _DAY_MS: Final = 24 * 3600 * 1000
 _INDEXED: Final = ("projectId", "taskId", "clientId")
@@ -39,6 +40,9 @@ CREATE INDEX IF NOT EXISTS adiuva_calls_applied_at ON adiuva_calls (applied_at);
 CREATE TABLE IF NOT EXISTS adiuva_vectors (
     id TEXT PRIMARY KEY, project_id TEXT, content TEXT NOT NULL,
     dimension INTEGER NOT NULL, vector BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS adiuva_origins (
+    row_id TEXT PRIMARY KEY, run_id TEXT NOT NULL, source TEXT NOT NULL, noted_at INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS adiuva_vectors_dimension ON adiuva_vectors (dimension);
 CREATE TABLE IF NOT EXISTS adiuva_hashes (
@@ -125,7 +129,9 @@ class Store:
             case "get":
                 return {"row": self._get(_table(call), _key(data))}
             case "insert":
-                return {"row": self._insert(_table(call), data)}
+                row = self._insert(_table(call), data)
+                self._note_origin(row["id"], _mapping(call, "origin"))
+                return {"row": row}
             case "update":
                 return {"row": self._update(_table(call), _key(data), _mapping(data, "updates"))}
             case "delete":
@@ -198,6 +204,35 @@ class Store:
         if found.rowcount:
             self._db.execute("DELETE FROM adiuva_vectors WHERE id = ?", (key,))
         return bool(found.rowcount)
+
+    def put_back(self, table: Table, row: Row, *, over: Row | None) -> bool:
+        """Make a row what it was, unless it is no longer as `over` (None: not there). Returns whether it was done."""
+        with self._lock, self._transaction():
+            if self._get(table, row["id"]) != over:
+                return False
+            places = ", ".join("?" * len(row))
+            self._db.execute(
+                f'INSERT OR REPLACE INTO "{table.name}" ({column_sql(row)}) VALUES ({places})',  # noqa: S608
+                list(row.values()),
+            )
+        return True
+
+    def _note_origin(self, row_id: str, origin: Mapping[str, Any]) -> None:
+        run, source = origin.get("run_id"), origin.get("source")
+        if isinstance(run, str) and isinstance(source, str):
+            values = (row_id, run, source, now_ms())
+            self._db.execute("INSERT OR REPLACE INTO adiuva_origins VALUES (?, ?, ?, ?)", values)
+
+    def origins(self, row_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """By the ids of rows that agents found: the id of the run, and the source."""
+        with self._lock:
+            found = [
+                self._db.execute(
+                    "SELECT row_id, run_id, source FROM adiuva_origins WHERE row_id = ?", (row_id,)
+                ).fetchone()
+                for row_id in row_ids
+            ]
+        return {row[0]: (row[1], row[2]) for row in found if row}
 
     # ── The device's own data ──────────────────────────────────────────────────────────────────────────
 
@@ -294,6 +329,11 @@ class Store:
         now = now_ms()
         if now - self._pruned_at >= _DAY_MS:
             self._db.execute("DELETE FROM adiuva_calls WHERE applied_at < ?", (now - KEEP_CALLS_MS,))
+            gone = " AND ".join(f'row_id NOT IN (SELECT id FROM "{name}")' for name in TABLES)  # noqa: S608
+            self._db.execute(  # those of rows that an undo cannot bring back any more
+                f"DELETE FROM adiuva_origins WHERE noted_at < ? AND {gone}",  # noqa: S608
+                (now - KEEP_CALLS_MS,),
+            )
             self._pruned_at = now
 
 

@@ -25,6 +25,7 @@ class Migration(migrations.Migration):
                 ('name_sealed', models.BinaryField(null=True)),
                 ('platform', models.CharField(blank=True, max_length=100)),
                 ('app_version', models.CharField(blank=True, max_length=100)),
+                ('timezone', models.CharField(blank=True, help_text='IANA zone, as it said', max_length=64)),
                 ('protocol', models.PositiveSmallIntegerField(default=1)),
                 ('capabilities', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=50), blank=True, default=list, size=None)),
                 ('grants_sealed', models.BinaryField(help_text='NULL if it did not say', null=True)),
@@ -32,7 +33,7 @@ class Migration(migrations.Migration):
                 ('epoch', models.BigIntegerField(default=1, editable=False)),
                 ('channel', models.CharField(blank=True, editable=False, max_length=200)),
                 ('lease_until', models.DateTimeField(editable=False, null=True)),
-                ('last_seen', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
+                ('last_seen', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False, help_text='while it is online, to ten minutes')),
                 ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
                 ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='devices', to=settings.AUTH_USER_MODEL)),
             ],
@@ -41,9 +42,13 @@ class Migration(migrations.Migration):
                     models.Index(fields=['-last_seen'], name='devices_by_last_seen'),
                 ],
                 'constraints': [
-                    models.UniqueConstraint(fields=('user', 'device_id'), name='one_row_a_device'),
+                    models.UniqueConstraint(fields=('device_id', 'user'), name='one_row_a_device'),
                 ],
             },
+        ),
+        # Each renewal of a lease writes its row anew, into the room that its page has.
+        migrations.RunSQL(
+            'ALTER TABLE devices_device SET (fillfactor = 50)', 'ALTER TABLE devices_device RESET (fillfactor)'
         ),
         migrations.CreateModel(
             name='OutboxRecord',
@@ -54,13 +59,13 @@ class Migration(migrations.Migration):
                 ('position', models.BigIntegerField(help_text='its order within its run')),
                 ('table', models.CharField(max_length=20)),
                 ('state', models.CharField(choices=[('waiting', 'Waiting'), ('sent', 'sent, no answer yet'), ('delivered', 'Delivered'), ('refused', 'refused by the device'), ('uncertain', 'sent, outcome unknown'), ('expired', 'its device did not connect in time'), ('undone', 'deleted by an undo of its run'), ('withdrawn', 'deleted again, because its source no longer holds it')], default='waiting', max_length=10)),
-                ('sealed', models.BinaryField(help_text='the row to insert; NULL once delivered', null=True)),
+                ('sealed', models.BinaryField(help_text='[the row to insert, the name of its source]; NULL once delivered', null=True)),
                 ('row_id_sealed', models.BinaryField(help_text='the id that the device gave the row', null=True)),
                 ('row_hash', models.BinaryField(help_text='keyed hash of the row as the device returned it', null=True)),
                 ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
                 ('settled_at', models.DateTimeField(editable=False, null=True)),
                 ('device', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='devices.device')),
-                ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('user', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
             ],
             options={
                 'ordering': ['source_run', 'position'],
@@ -69,6 +74,7 @@ class Migration(migrations.Migration):
                     models.Index(condition=models.Q(('state__in', ['waiting', 'sent'])), fields=['source_run', 'position'], name='outbox_waiting'),
                     models.Index(condition=models.Q(('state__in', ['waiting', 'sent'])), fields=['created_at'], name='outbox_by_age'),
                     models.Index(condition=models.Q(('state', 'expired')), fields=['source_run'], name='outbox_expired'),
+                    models.Index(condition=models.Q(('state__in', ['undone', 'withdrawn'])), fields=['settled_at'], name='outbox_taken_back'),
                 ],
             },
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import http.client
 import json
 import os
@@ -13,14 +14,17 @@ import urllib.request
 import uuid
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from adiuva.core.env import state_dir
+from adiuva.devices.client import Console, Store
 from adiuva.devices.client.account import ServerAddress
 from adiuva.devices.client.errors import BadAddress
+from adiuva.devices.client.store import DATA_FILE
 from adiuva.embedded.demo import DEMO_EMAIL
 from adiuva.embedded.state_folder import Secrets
 
@@ -29,10 +33,13 @@ _HISTORY_MESSAGES = 40
 _TAG = re.compile(r"\s?<(task|project|note|timeline)>\[[^\]<>]*\]</\1>")
 _CHART = re.compile(r"<chart>(.*?)</chart>", re.DOTALL)
 _HELP = """\
-/undo   take back what the last message changed
+/undo   take back what the last message changed, or the last /approve, /edit or /reject
 /new    begin a new conversation
+/list, /show 2, /approve 2, /edit 2 title="…", /reject 2, /search words
+        suggestions of your agents, where the device's workspace is on this machine; /help list says more
 /help   this
 /quit   end; so does Ctrl-D"""
+_SUGGESTIONS = ("/list", "/show", "/approve", "/edit", "/reject", "/search")
 _DONE = {"insert": "created", "update": "changed", "delete": "deleted"}
 _ONE = {"timelines": "timeline entry", "taskComments": "comment"}
 
@@ -61,29 +68,43 @@ class Command(BaseCommand):
         parser.add_argument(
             "--device", metavar="ID", help="the device whose data it is about (the one seen last)"
         )
+        parser.add_argument(
+            "--workspace",
+            type=Path,
+            metavar="FOLDER",
+            help="a headless device's workspace on this machine, for its suggestions (that of the demo)",
+        )
+        parser.add_argument("--new", action="store_true", help="begin a new conversation")
 
     def handle(self, *_: object, **options: Any) -> None:
         try:
             client = _client(options["server"], options["email"])
             client.device = options["device"] or ""
+            if options["new"]:
+                client.forget()
             if options["message"]:
                 self._show(client.ask(" ".join(options["message"])))
             else:
-                self._talk(client)
+                self._talk(client, _console(options["workspace"], client))
         except ChatFailed as error:
             self._show(error.body)  # what was written and changed before it failed
             raise CommandError(str(error), returncode=1) from None
         except KeyboardInterrupt:
             self.stdout.write("")
 
-    def _talk(self, client: Client) -> None:
+    def _talk(self, client: Client, suggestions: Console | None) -> None:
         """Send each line as a message. After a failure, the next line is tried."""
+        if client.said:
+            count = len(client.said) // 2
+            self.stdout.write(
+                f"The conversation goes on after {count} of your messages; /new begins another."
+            )
         for message in _lines():
             if message == "/quit":
                 return
             try:
                 if message.startswith("/"):
-                    self.stdout.write(_command(client, message))
+                    self.stdout.write(_command(client, message, suggestions))
                     continue
                 self._show(client.ask(message))
             except ChatFailed as error:
@@ -99,13 +120,17 @@ class Command(BaseCommand):
 
 
 class Client:
-    """One account of one server, with the conversation so far."""
+    """One account of one server, with the conversation so far, which is kept for the next time."""
 
     def __init__(self, address: ServerAddress, email: str, password: str) -> None:
         self._address = address
+        name = hashlib.sha256(f"{address.base} {email}".encode()).hexdigest()[:32]
+        self._file = state_dir() / "chats" / f"{name}.json"
+        self.is_demo = False
+        self.undoes_message = True  # and not a suggestion that was approved or changed since
         self._credentials = {"email": email, "password": password}
         self._token = ""
-        self._said: list[dict[str, str]] = []
+        self.said = self._read()
         self._last_request = ""
         self.device = ""
         self._sign_in()
@@ -114,20 +139,41 @@ class Client:
         """The answer, `{response, mutations, …}`. Raises ChatFailed."""
         body: dict[str, Any] = {
             "message": message,
-            "context": {"conversation_history": self._said[-_HISTORY_MESSAGES:]},
+            "context": {"conversation_history": self.said[-_HISTORY_MESSAGES:]},
             "request_id": uuid.uuid4().hex,
         }
         if self.device:
             body["device_id"] = self.device
+        self.undoes_message = True
         self._last_request = body["request_id"]  # what it changed before it failed can be undone as well
         answer = self._signed_in_post("chat", body)
         said = str(answer.get("response") or "")
-        self._said += [{"role": "user", "content": message}, {"role": "assistant", "content": said}]
+        self.said += [{"role": "user", "content": message}, {"role": "assistant", "content": said}]
+        self._keep()
         return answer
 
     def forget(self) -> None:
         """Begin anew: what was said so far is not sent along any more."""
-        self._said = []
+        self.said = []
+        self._file.unlink(missing_ok=True)
+
+    def _read(self) -> list[dict[str, str]]:
+        try:
+            kept = json.loads(self._file.read_bytes())
+        except (OSError, ValueError):
+            return []
+        return [{"role": str(one["role"]), "content": str(one["content"])} for one in kept]
+
+    def _keep(self) -> None:
+        """Keep what the next message is sent along with, readable by this machine's user alone."""
+        try:
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new = self._file.with_suffix(".new")
+            new.touch(mode=0o600)
+            new.write_text(json.dumps(self.said[-_HISTORY_MESSAGES:]))
+            new.replace(self._file)
+        except OSError as error:
+            sys.stderr.write(f"The conversation cannot be kept for the next time ({error.strerror}).\n")
 
     def undo(self) -> dict[str, Any]:
         """Take back on the device what the last message changed. Raises ChatFailed."""
@@ -168,8 +214,30 @@ class Client:
             raise ChatFailed(f"{self._address.base} gave no answer: {reason}") from None
 
 
-def _command(client: Client, typed: str) -> str:
+def _console(workspace: Path | None, client: Client) -> Console | None:
+    """The suggestions of a device on this machine, whose process may be running meanwhile."""
+    folder = workspace or (state_dir() / "demo" / "device" if client.is_demo else None)
+    if folder is None:
+        return None
+    if not (folder / DATA_FILE).exists():
+        if workspace:
+            raise ChatFailed(f"there is no device's data in {folder}")
+        return None
+    return Console(Store(folder / DATA_FILE))
+
+
+def _command(client: Client, typed: str, suggestions: Console | None) -> str:
     """What a command of the terminal answers. Raises ChatFailed."""
+    if typed.split()[0] in _SUGGESTIONS or typed == "/help list":
+        if suggestions is None:
+            return (
+                "Say with --workspace where a device keeps its data on this machine, or use its own terminal."
+            )
+        if typed.split()[0] in {"/approve", "/edit", "/reject"}:
+            client.undoes_message = False
+        return (suggestions.answer("help" if typed == "/help list" else typed[1:]) or "").rstrip()
+    if typed == "/undo" and suggestions and not client.undoes_message:
+        return suggestions.answer("undo") or ""
     if typed == "/new":
         client.forget()
         return "What was said is forgotten here. Begin anew."
@@ -195,7 +263,9 @@ def _client(server: str | None, email: str | None) -> Client:
     password = os.environ.get("ADIUVA_DEVICE_PASSWORD")
     # The demo's password is sent only to this machine's own server.
     if address.base == here and email in {None, DEMO_EMAIL} and (demo := _demo_password()):
-        return Client(address, DEMO_EMAIL, demo)
+        client = Client(address, DEMO_EMAIL, demo)
+        client.is_demo = True
+        return client
     if email is None:
         raise ChatFailed("say whose account it is with --email, and where with --server")
     if not password and sys.stdin.isatty():

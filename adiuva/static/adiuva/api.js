@@ -22,7 +22,7 @@ document.addEventListener("submit", async (event) => {
     if (!answer.headers.get("content-type")?.startsWith("text/html")) throw new Error(page);
   } catch (error) {
     button.disabled = false;
-    alert(`That did not work: ${error.message}`);
+    alert(`${document.body.dataset.failed} ${error.message}`);
     return;
   }
   document.open();

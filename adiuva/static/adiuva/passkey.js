@@ -27,9 +27,9 @@ for (const form of document.querySelectorAll("form[data-passkey]")) {
       // NotAllowedError: the person closed the browser's question, or did not answer it in time.
       said.textContent =
         {
-          InvalidStateError: "This device has a passkey of this account already.",
-          SecurityError: `Passkeys work where this server is called ${options.rpId ?? options.rp?.id}: open it there.`,
-        }[error.name] ?? "That did not work. You can try again.";
+          InvalidStateError: form.dataset.exists,
+          SecurityError: form.dataset.elsewhere.replace("{name}", options.rpId ?? options.rp?.id),
+        }[error.name] ?? form.dataset.failed;
     }
   });
 }

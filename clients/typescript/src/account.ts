@@ -13,10 +13,50 @@ export class Refused extends Error {
     readonly status: number,
     readonly code: string,
     message: string,
-    /** What it adds, such as the `ticket` of `second_factor_required`. */
+    /** What it adds, such as `fields` of a form, or the `run_id` of a run that is live already. */
     readonly body: Record<string, unknown> = {},
   ) {
     super(message);
+  }
+}
+
+/**
+ * What the device's passkey says to a challenge. In a browser:
+ * `async (options) => (await navigator.credentials.get({ publicKey: PublicKeyCredential.parseRequestOptionsFromJSON(options) })).toJSON()`
+ */
+export type SignWithPasskey = (options: Record<string, unknown>) => unknown;
+
+/** One of these shows that it is really the user. */
+export type Proof =
+  | { /** Six digits of the authenticator app; each works once. */ code: string }
+  | { recovery_code: string }
+  | { passkey: { /** Of the challenge that was answered. */ handle: string; /** What the passkey said to it. */ credential: unknown } };
+
+/** The password was right, and the account asks for more: `answer` finishes signing in. */
+export class SecondFactorRequired extends Refused {
+  /** Such as `totp`, `recovery_code`, `passkey`. */
+  readonly methods: string[];
+  /** Unix seconds until which `answer` works. */
+  readonly expiresAt: number;
+
+  constructor(
+    refused: Refused,
+    private readonly server: string,
+    private readonly options: AccountOptions,
+  ) {
+    super(refused.status, refused.code, refused.message, refused.body);
+    this.methods = refused.body["methods"] as string[];
+    this.expiresAt = refused.body["expires_at"] as number;
+  }
+
+  /** @throws Refused for a wrong code (`second_factor_refused`); another may be tried while there is time. */
+  answer(proof: Proof): Promise<Account> {
+    return Account.enter(this.server, "auth/login/second-factor", { ticket: this.body["ticket"], ...proof }, this.options);
+  }
+
+  /** @throws Refused if the passkey is none of the account's (`second_factor_refused`). */
+  async answerWithPasskey(sign: SignWithPasskey): Promise<Account> {
+    return this.answer({ passkey: await signChallenge(this.server, { ticket: this.body["ticket"] }, sign, this.options) });
   }
 }
 
@@ -38,9 +78,24 @@ export class Account {
     private readonly options: AccountOptions = {},
   ) {}
 
-  /** @throws Refused, also for a second factor that is needed: its `body` has the ticket. */
+  /** @throws Refused; SecondFactorRequired if the account has a second factor. */
   static async signIn(server: string, email: string, password: string, options: AccountOptions = {}): Promise<Account> {
-    const tokens = await post<Tokens>(server, "auth/login", { email, password }, options.fetch);
+    try {
+      return await Account.enter(server, "auth/login", { email, password }, options);
+    } catch (error) {
+      if (!(error instanceof Refused) || error.code !== "second_factor_required") throw error;
+      throw new SecondFactorRequired(error, server, options);
+    }
+  }
+
+  /** With a passkey alone: no address, no password. Its device must verify who holds it. @throws Refused */
+  static async signInWithPasskey(server: string, sign: SignWithPasskey, options: AccountOptions = {}): Promise<Account> {
+    return Account.enter(server, "auth/login/passkey", await signChallenge(server, {}, sign, options), options);
+  }
+
+  /** Sign in at a path whose answer is tokens. @throws Refused */
+  static async enter(server: string, path: string, body: unknown, options: AccountOptions = {}): Promise<Account> {
+    const tokens = await post<Tokens>(server, path, body, options.fetch);
     await options.save?.(tokens);
     return new Account(server, tokens, options);
   }
@@ -64,15 +119,20 @@ export class Account {
     return (this.tokens = tokens);
   }
 
-  /** A request below /api/v1, signed in; a refused token is refreshed once. @throws Refused */
+  /** A request below /api/v1 whose body and answer are JSON. @throws Refused */
   async rest<T>(method: string, path: string, body?: unknown): Promise<T> {
+    return asJson<T>(await this.request(method, path, jsonBody(body)));
+  }
+
+  /** Any request below /api/v1, signed in; a refused token is refreshed once. @throws Refused */
+  async request(method: string, path: string, given: Body = {}): Promise<Response> {
     const token = await this.accessToken();
     try {
-      return await send<T>(this.server, method, path, body, token, this.options.fetch);
+      return await send(this.server, method, path, given, token, this.options.fetch);
     } catch (error) {
       if (!(error instanceof Refused) || error.status !== 401) throw error;
       if (token === this.tokens.access_token) await this.refresh();
-      return send<T>(this.server, method, path, body, this.tokens.access_token, this.options.fetch);
+      return send(this.server, method, path, given, this.tokens.access_token, this.options.fetch);
     }
   }
 
@@ -83,30 +143,47 @@ export class Account {
   }
 }
 
-function post<T>(server: string, path: string, body: unknown, using?: typeof fetch): Promise<T> {
-  return send<T>(server, "POST", path, body, undefined, using);
+async function signChallenge(server: string, body: unknown, sign: SignWithPasskey, { fetch }: AccountOptions) {
+  type Challenge = { handle: string; options: Record<string, unknown> };
+  const { handle, options } = await post<Challenge>(server, "auth/login/passkey-options", body, fetch);
+  return { handle, credential: await sign(options) };
 }
 
-async function send<T>(
+/** What a request brings beside its method and path. */
+export interface Body {
+  headers?: Record<string, string>;
+  body?: string | Blob;
+}
+
+function jsonBody(body: unknown): Body {
+  return body === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+}
+
+async function post<T>(server: string, path: string, body: unknown, using?: typeof fetch): Promise<T> {
+  return asJson<T>(await send(server, "POST", path, jsonBody(body), undefined, using));
+}
+
+async function send(
   server: string,
   method: string,
   path: string,
-  body: unknown,
+  { headers, body }: Body,
   token: string | undefined,
   using: typeof fetch = fetch,
-): Promise<T> {
-  const headers: Record<string, string> = { Accept: "application/json" };
-  if (token) headers["Authorization"] = `Bearer ${token}`;
-  if (body !== undefined) headers["Content-Type"] = "application/json";
+): Promise<Response> {
   const answer = await using(`${server.replace(/\/$/, "")}/api/v1/${path}`, {
     method,
-    headers,
-    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    headers: { Accept: "application/json", ...(token ? { Authorization: `Bearer ${token}` } : {}), ...headers },
+    ...(body === undefined ? {} : { body }),
   });
-  const text = await answer.text();
-  const found: unknown = text && answer.headers.get("Content-Type")?.includes("json") ? JSON.parse(text) : {};
-  if (answer.ok) return found as T;
-  const { code, message } = found as { code?: string; message?: string };
+  if (answer.ok || answer.status === 304) return answer;
+  const found = await asJson<{ code?: string; message?: string }>(answer);
+  const { code, message } = found;
   const said = message ?? `the server answered ${answer.status}`;
   throw new Refused(answer.status, code ?? "error", said, found as Record<string, unknown>);
+}
+
+async function asJson<T>(answer: Response): Promise<T> {
+  const text = await answer.text();
+  return (text && answer.headers.get("Content-Type")?.includes("json") ? JSON.parse(text) : {}) as T;
 }

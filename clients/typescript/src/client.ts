@@ -1,9 +1,9 @@
 /** The device socket: hello, pings, tool calls, chats, and a connection that is made again when it is lost. */
 
 import { Account, Refused } from "./account.js";
-import { Chat } from "./chat.js";
+import { Chat, FrameRefused } from "./chat.js";
 import { CLOSE_CODES, PROTOCOL } from "./protocol.js";
-import type { Capability, ClientFrame, DeviceHello, HelloAck, Scope, ServerFrame, StreamEnd } from "./protocol.js";
+import type { Capability, ClientFrame, DeviceHello, ErrorFrame, HelloAck, Scope, ServerFrame, StreamEnd } from "./protocol.js";
 import { Upload } from "./runs.js";
 import type { Files } from "./runs.js";
 import { answer } from "./store.js";
@@ -24,6 +24,8 @@ export interface ClientOptions {
   name?: string;
   /** Folders that agents may read, to show to the user. */
   grants?: string[];
+  /** Hears of turns that were not asked for here: a message that was added to a turn just after its end, the end of a run. */
+  onTurn?: (chat: Chat) => void;
   WebSocket?: new (url: string) => Socket;
   /** Milliseconds to wait; for tests. */
   sleep?: (ms: number) => Promise<void>;
@@ -35,6 +37,12 @@ export interface AskOptions {
   scope?: Scope;
   /** Without it, a new one. The same again joins the running turn. */
   requestId?: string;
+  /** Whose rows it is about, if not those of this device. */
+  aboutDevice?: string;
+  /** false: nothing of it is remembered, and nothing is recalled for it. */
+  memory?: boolean;
+  /** While the conversation has a turn already: wait for its end (the default), join it, or be refused. */
+  busy?: "enqueue" | "steer" | "reject";
 }
 
 /** Close codes after which no further attempt helps. */
@@ -55,6 +63,13 @@ export class Client {
   private calls: Promise<unknown> = Promise.resolve();
   private failures = 0;
   private stopping = false;
+  private wakeUp: () => void = () => undefined;
+  /** Whether the server said hello on this connection. */
+  private ready = false;
+  /** What waits for the next connection. */
+  private readonly unsent: ClientFrame[] = [];
+  /** What was answered to approvals, for a question that comes again because the answer was lost. */
+  private readonly decided = new Map<string, boolean>();
   private inflight = 1;
   /** Rejects when the connection is over for good; resolves after `close()`. */
   done: Promise<void> = Promise.resolve();
@@ -67,13 +82,14 @@ export class Client {
   /** Connect, and stay connected. Resolves with the first acknowledgement. @throws Refused, Closed */
   connect(): Promise<HelloAck> {
     return new Promise((resolve, reject) => {
-      this.done = this.stayConnected(resolve);
+      this.done = this.stayConnected(resolve).finally(() => this.endChats());
       this.done.then(() => reject(new Closed(1000)), reject);
     });
   }
 
   close(): void {
     this.stopping = true;
+    this.wakeUp();
     this.socket?.close(1000);
   }
 
@@ -84,19 +100,40 @@ export class Client {
   }
 
   /** Ask the assistant. Iterate over the answer's frames, or await its `end`. */
-  ask(message: string, { conversationId, scope, requestId = crypto.randomUUID() }: AskOptions = {}): Chat {
-    const shared = { message, request_id: requestId, ...(conversationId ? { conversation_id: conversationId } : {}) };
+  ask(message: string, options: AskOptions = {}): Chat {
+    const { conversationId, scope, requestId = crypto.randomUUID(), aboutDevice, memory, busy } = options;
+    const shared = {
+      message,
+      request_id: requestId,
+      ...(conversationId ? { conversation_id: conversationId } : {}),
+      ...(aboutDevice ? { device_id: aboutDevice } : {}),
+      ...(memory === undefined ? {} : { memory }),
+      ...(busy ? { busy } : {}),
+    };
     const request: ClientFrame = scope
       ? { type: "floating_request", scope, ...shared }
       : { type: "home_request", ...shared };
-    const chat = new Chat(request, (frame) => this.send(frame));
+    const chat = new Chat(request, (frame) => this.sendOrKeep(frame));
     this.chats.set(requestId, chat);
-    this.send(request);
+    if (this.ready) this.send(request); // otherwise it follows the hello
     return chat;
   }
 
+  /** Answer an `approval_request`, by its id. */
   approve(id: string, approved: boolean): void {
-    this.send({ type: "approval_response", id, approved });
+    this.decided.set(id, approved);
+    this.sendOrKeep({ type: "approval_response", id, approved });
+  }
+
+  /** Without a connection, a frame waits for the next one. */
+  private sendOrKeep(frame: ClientFrame): void {
+    if (this.ready) this.send(frame);
+    else this.unsent.push(frame);
+  }
+
+  private endChats(): void {
+    for (const chat of this.chats.values()) chat.fail(new Closed(1000));
+    this.chats.clear();
   }
 
   private send(frame: ClientFrame): void {
@@ -104,7 +141,7 @@ export class Client {
   }
 
   private async stayConnected(first: (ack: HelloAck) => void): Promise<void> {
-    const sleep = this.options.sleep ?? ((ms: number) => new Promise((resolve) => setTimeout(resolve, ms)));
+    const sleep = this.options.sleep ?? ((ms: number) => this.pause(ms));
     while (!this.stopping) {
       const began = Date.now();
       let code = 0;
@@ -120,6 +157,17 @@ export class Client {
       if (Date.now() - began > STABLE_MS) this.failures = 0;
       await sleep(this.delay(code));
     }
+  }
+
+  /** Wait, or until the client is closed. */
+  private pause(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, ms);
+      this.wakeUp = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
   }
 
   /** Milliseconds before the next attempt: random, so that clients do not come back in step. */
@@ -142,7 +190,7 @@ export class Client {
     return new Promise((resolve) => {
       const over = (code: number) => {
         clearTimeout(silence);
-        if (this.socket === socket) this.socket = undefined;
+        if (this.socket === socket) [this.socket, this.ready] = [undefined, false];
         for (const upload of this.uploads.values()) upload.cancel();
         this.uploads.clear();
         resolve(code);
@@ -162,7 +210,9 @@ export class Client {
         if (frame.type === "hello_ack") {
           patience = frame.ping_s * 2_500;
           this.inflight = Math.max(1, frame.max_inflight);
+          this.ready = true;
           for (const chat of this.chats.values()) if (!chat.seen) this.send(chat.request);
+          for (const kept of this.unsent.splice(0)) this.send(kept);
           first(frame);
         }
         this.take(frame);
@@ -174,7 +224,8 @@ export class Client {
 
   private hello(): DeviceHello {
     const { deviceId, name, grants } = this.options;
-    const capabilities: Capability[] = ["dedupe", "batch", "manifest", "approval", "offset"];
+    const capabilities: Capability[] = ["dedupe", "batch", "manifest", "approval", "offset", "origin"];
+    if (this.options.onTurn) capabilities.push("followups");
     const streams = [...this.chats.values()].filter((chat) => chat.seen).map((chat) => chat.position);
     return {
       type: "device_hello",
@@ -188,6 +239,9 @@ export class Client {
   }
 
   private take(frame: ServerFrame): void {
+    if (frame.type === "approval_request" && this.decided.has(frame.id)) {
+      return this.send({ type: "approval_response", id: frame.id, approved: this.decided.get(frame.id)! });
+    }
     for (const listener of this.listeners) listener(frame);
     switch (frame.type) {
       case "ping":
@@ -218,13 +272,29 @@ export class Client {
       case "agent_cancel":
         return this.uploads.get(frame.run_id)?.cancel();
       case "error":
-        if (frame.code === "run_not_active") this.uploads.get(frame.ref ?? "")?.cancel();
-        return;
+        return this.refused(frame);
+      case "turn_started":
+        return; // its stream_start follows, and begins a chat like that of any other request
     }
     if ("request_id" in frame) {
+      if (this.options.onTurn && frame.type === "stream_start" && !this.chats.has(frame.request_id)) {
+        const { request_id } = frame;
+        const chat = new Chat({ type: "home_request", message: "", request_id }, (sent) => this.sendOrKeep(sent));
+        this.chats.set(request_id, chat);
+        this.options.onTurn(chat);
+      }
       this.chats.get(frame.request_id)?.take(frame);
       if (frame.type === "stream_end") this.chats.delete(frame.request_id);
     }
+  }
+
+  private refused({ code, message, ref }: ErrorFrame): void {
+    if (code === "run_not_active") this.uploads.get(ref ?? "")?.cancel();
+    const chat = this.chats.get(ref ?? "");
+    // Of a turn under way, such as a steer that is too long: it goes on. One that the server does not know does not.
+    if (!chat || (chat.seen && code !== "not_running")) return;
+    this.chats.delete(chat.requestId);
+    chat.fail(new FrameRefused(code, message));
   }
 
   /** Calls are applied in the order they came. */

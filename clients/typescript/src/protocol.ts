@@ -109,6 +109,13 @@ export interface ApprovalResponse {
 
 export type ClientFrame = DeviceHello | Pong | ToolResult | ToolBatchResult | AgentManifest | AgentData | AgentComplete | HomeRequest | FloatingRequest | RequestCancel | RequestSteer | StreamResume | ApprovalResponse;
 
+/** A conversation has a new message whose stream this device has not got; `seq`: its place. (protocol 2) */
+export interface ConversationChanged {
+  type: "conversation_changed";
+  conversation_id: string;
+  seq: number;
+}
+
 export interface DeviceHello {
   type: "device_hello";
   device_id: string;
@@ -127,6 +134,8 @@ export interface DeviceHello {
   grants?: string[] | null;
   /** (protocol 2) */
   streams?: StreamPosition[] | null;
+  /** the device's IANA zone, named to the user where the account has none of its own; one that is not known is answered with an error frame (unknown_timezone), and the connection stays (protocol 2) */
+  timezone?: string | null;
 }
 
 /** (protocol 2) */
@@ -154,6 +163,8 @@ export interface FloatingRequest {
   device_id?: string | null;
   /** false: nothing of this request is remembered, and nothing is recalled for it (protocol 2) */
   memory?: boolean;
+  /** while another request of this conversation is answered: wait for its end (the default), join it at its next model call (stream_end with stop and the code joined, once the model has read it; if it ends before, this one is answered next), or be refused (error, conversation_busy) (protocol 2) */
+  busy?: "enqueue" | "steer" | "reject" | null;
 }
 
 /** (protocol 2) */
@@ -184,6 +195,8 @@ export interface HomeRequest {
   device_id?: string | null;
   /** false: nothing of this request is remembered, and nothing is recalled for it (protocol 2) */
   memory?: boolean;
+  /** while another request of this conversation is answered: wait for its end (the default), join it at its next model call (stream_end with stop and the code joined, once the model has read it; if it ends before, this one is answered next), or be refused (error, conversation_busy) (protocol 2) */
+  busy?: "enqueue" | "steer" | "reject" | null;
 }
 
 export interface ManifestFile {
@@ -196,8 +209,15 @@ export interface ManifestFile {
 export interface Mutation {
   action: "insert" | "update" | "delete";
   table: TableName;
-  /** the row as the device returned it */
+  /** the row as the device returned it; of a deleted one its title as well, if it was read */
   data: Record<string, unknown>;
+}
+
+/** Where a record is from that an agent found. (protocol 2) */
+export interface Origin {
+  run_id: string;
+  /** the file or mail it was found in, as the run's journal names it */
+  source: string;
 }
 
 export interface Ping {
@@ -221,12 +241,25 @@ export interface RequestSteer {
   message: string;
 }
 
+/** A run has ended that was started from a chat, or that its agent tells of; a conversation says so. (protocol 2) */
+export interface RunEnded {
+  type: "run_ended";
+  run_id: string;
+  agent_id: string;
+  agent_name: string;
+  state: string;
+  verdict: string;
+  records_created: number;
+  problems: number;
+  conversation_id?: string | null;
+}
+
 export interface Scope {
   type: "task" | "project" | "note" | "timeline" | "workspace";
   id?: string | null;
 }
 
-export type ServerFrame = HelloAck | Ping | ErrorFrame | ToolCall | ToolBatch | AgentRun | AgentFetch | AgentAck | AgentProgress | AgentCancel | FloatingDomain | StreamStart | StreamText | StreamStatus | ApprovalRequest | StreamEnd;
+export type ServerFrame = HelloAck | Ping | ErrorFrame | ToolCall | ToolBatch | AgentRun | AgentFetch | AgentAck | AgentProgress | AgentCancel | FloatingDomain | StreamStart | StreamText | StreamStatus | ApprovalRequest | StreamEnd | TurnStarted | RunEnded | ConversationChanged;
 
 export interface StreamEnd {
   type: "stream_end";
@@ -242,6 +275,10 @@ export interface StreamEnd {
   usage?: Usage | null;
   /** the device whose data was read or changed; none if no call was sent to one (protocol 2) */
   device_id?: string | null;
+  /** what the server says of the answer, mostly in a sentence below it as well (protocol 2) */
+  notices?: ("nothing_changed" | "left_out" | "no_tools" | "other_model" | "budget_low")[] | null;
+  /** with `budget_spent`: when there is money for models again, in milliseconds since the epoch (protocol 2) */
+  retry_at?: number | null;
 }
 
 export interface StreamPosition {
@@ -303,6 +340,8 @@ export interface ToolCall {
   limit?: number | null;
   /** rows of a select to pass over; only for devices with the capability `offset` (protocol 2) */
   offset?: number | null;
+  /** of an insert, if an agent found the record; only for devices with the capability `origin` (protocol 2) */
+  origin?: Origin | null;
   /** (protocol 2) */
   attempt?: number | null;
   /** milliseconds the server waits for the answer (protocol 2) */
@@ -320,6 +359,8 @@ export interface ToolCallBody {
   limit?: number | null;
   /** rows of a select to pass over; only for devices with the capability `offset` (protocol 2) */
   offset?: number | null;
+  /** of an insert, if an agent found the record; only for devices with the capability `origin` (protocol 2) */
+  origin?: Origin | null;
   /** (protocol 2) */
   attempt?: number | null;
   /** milliseconds the server waits for the answer (protocol 2) */
@@ -351,10 +392,33 @@ export interface ToolResultBody {
   code?: string | null;
 }
 
+export interface TurnOrigin {
+  type: "agent_run";
+  run_ids: string[];
+  agent_names: string[];
+}
+
+/** A turn that nobody's message began. Its stream follows, and can be resumed, cancelled and steered like any. (protocol 2) */
+export interface TurnStarted {
+  type: "turn_started";
+  request_id: string;
+  conversation_id: string;
+  kind: "home" | "floating";
+  origin: TurnOrigin;
+}
+
 export interface Usage {
   input_tokens?: number;
   output_tokens?: number;
   model_calls?: number;
+  /** Of the input, what the provider had in its cache; absent if it says nothing of it. */
+  cached_tokens?: number | null;
+  /** The model that gave the answer, as the server's settings name it. */
+  model?: string | null;
+  /** What it cost, in millionths of the server's currency; absent if the model has no price. */
+  cost_micro?: number | null;
+  /** Of the month's allowance for models; absent if nothing limits it. */
+  percent_left?: number | null;
 }
 
 /** A row of tasks: something that somebody is to do. */
@@ -474,12 +538,12 @@ export interface Filters {
 
 export type Action = "select" | "get" | "insert" | "update" | "delete" | "vector_upsert" | "vector_search";
 export type TableName = "tasks" | "projects" | "timelines" | "notes" | "taskComments" | "clients";
-export type Capability = "dedupe" | "batch" | "manifest" | "approval" | "offset";
+export type Capability = "dedupe" | "batch" | "manifest" | "approval" | "offset" | "origin" | "followups";
 export type CloseCode = 4401 | 4403 | 4408 | 4409 | 4413 | 4429 | 1012;
 /** Codes of `error` frames. Newer servers may say others. */
-export type FrameCode = "bad_json" | "bad_frame" | "unknown_type" | "frame_too_large" | "too_deep" | "number_too_large" | "hello_first" | "hello_twice" | "run_not_active" | "not_running" | "approval_over" | "unavailable" | "internal_error";
+export type FrameCode = "bad_json" | "bad_frame" | "unknown_type" | "frame_too_large" | "too_deep" | "number_too_large" | "hello_first" | "hello_twice" | "unknown_timezone" | "run_not_active" | "not_running" | "throttled" | "approval_over" | "unavailable" | "internal_error";
 /** Codes of `stream_end`. Newer servers may say others. */
-export type StreamCode = "device_offline" | "device_unreachable" | "unknown_device" | "conversation_not_found" | "request_taken" | "request_id_reused" | "turn_is_running" | "stream_expired" | "turn_lost" | "server_restarting" | "too_many_requests" | "limit" | "outcome_unknown" | "internal_error" | "unavailable" | "model_unavailable" | "model_timeout" | "model_rate_limited" | "model_not_configured" | "model_rejected" | "model_context_exceeded" | "model_interrupted" | "model_bad_output" | "model_empty" | "model_garbled" | "model_error";
+export type StreamCode = "device_offline" | "device_unreachable" | "unknown_device" | "conversation_not_found" | "request_taken" | "request_id_reused" | "turn_is_running" | "conversation_busy" | "joined" | "stream_expired" | "turn_lost" | "server_restarting" | "too_many_requests" | "throttled" | "too_many_model_calls" | "deadline" | "answer_too_long" | "answer_cut_off" | "answer_repeats" | "same_call_fails" | "content_filter" | "user_gone" | "not_saved" | "outcome_unknown" | "internal_error" | "unavailable" | "model_unavailable" | "model_timeout" | "model_rate_limited" | "model_not_configured" | "budget_spent" | "work_budget_spent" | "model_price_missing" | "model_rejected" | "model_context_exceeded" | "model_interrupted" | "model_bad_output" | "model_empty" | "model_garbled" | "model_error";
 export const LIMITS = {
   MAX_FRAME_BYTES: 1048576,
   MAX_DEPTH: 32,

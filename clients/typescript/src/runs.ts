@@ -10,6 +10,8 @@ export interface Files {
   read(path: string): Promise<{ text: string; metadata?: Record<string, unknown> }>;
 }
 
+type Problem = { path: string; reason: string };
+
 const FILES_A_MANIFEST = 500;
 const BATCH_BYTES = 256 * 1024;
 
@@ -18,7 +20,7 @@ export class Upload {
   private readonly sent = new Set<string>();
   private readonly open = new Set<number>();
   private readonly fetches: string[][] = [];
-  private readonly problems: { path: string; reason: string }[] = [];
+  private readonly problems: Problem[] = [];
   private batches = 0;
   private wake: () => void = () => undefined;
   private over = false;
@@ -61,7 +63,13 @@ export class Upload {
     }
     await this.until(() => this.open.size === 0);
     if (this.over) return;
-    this.send({ type: "agent_complete", run_id, files_read: this.sent.size, errors: this.problems as unknown as Record<string, unknown>[], batches: this.batches });
+    this.send({
+      type: "agent_complete",
+      run_id,
+      files_read: this.sent.size,
+      errors: this.problems,
+      batches: this.batches,
+    });
   }
 
   private async sendFiles(paths: string[]): Promise<void> {

@@ -1,14 +1,14 @@
 /** The user's rows: what a device has to do, and a store in memory. */
 
 import { LIMITS } from "./protocol.js";
-import type { Filters, Rows, TableName, ToolCallBody, ToolResultBody } from "./protocol.js";
+import type { Filters, Origin, Rows, TableName, ToolCallBody, ToolResultBody } from "./protocol.js";
 
 /** A result without its id: `row`, `rows`, `results`, `deleted`, `ok`, or `error`. */
 export type Outcome = Omit<ToolResultBody, "id">;
 export type Row<T extends TableName = TableName> = Rows[T];
 
 export interface Store {
-  /** Do one call. What it throws becomes the call's `error`. */
+  /** Do one call. An insert's `origin` says from which run and file it is, if an agent found it: keep it to show it. What it throws becomes the call's `error`. */
   apply(call: ToolCallBody): Promise<Outcome> | Outcome;
   /** Results of writes by the ids of their calls. Keep them for 30 days, where the rows are. */
   applied: {
@@ -48,6 +48,8 @@ const DEFAULTS: Partial<Record<TableName, Record<string, unknown>>> = {
 export class MemoryStore implements Store {
   readonly rows = new Map<TableName, Map<string, AnyRow>>();
   readonly applied = new Map<string, Outcome>();
+  /** Where the rows are from that agents found, by the rows' ids. */
+  readonly origins = new Map<string, Origin>();
   private readonly vectors = new Map<string, { content: string; vector: number[] }>();
 
   apply(call: ToolCallBody): Outcome {
@@ -58,8 +60,11 @@ export class MemoryStore implements Store {
         return { rows: this.select(table(call), call.filters ?? {}, call.limit ?? Infinity, call.offset ?? 0) };
       case "get":
         return { row: this.of(table(call)).get(id) ?? null };
-      case "insert":
-        return { row: this.insert(table(call), data) };
+      case "insert": {
+        const row = this.insert(table(call), data);
+        if (call.origin) this.origins.set(row.id, call.origin);
+        return { row };
+      }
       case "update":
         return { row: this.update(table(call), id, (data["updates"] ?? {}) as Record<string, unknown>) };
       case "delete":
@@ -98,7 +103,7 @@ export class MemoryStore implements Store {
     if (name === "projects" && !filters.status && !filters.includeArchived) {
       found = found.filter((row) => row["status"] !== "archived");
     }
-    if (filters.orderBy) found.sort(order(filters.orderBy));
+    if (filters.orderBy) found = ordered(found, filters.orderBy);
     return found.slice(offset, offset + limit);
   }
 
@@ -135,7 +140,7 @@ function fits(row: AnyRow, filter: string, value: unknown): boolean {
     case "dueDateTo":
       return typeof due === "number" && due <= Number(value);
     case "search": {
-      const texts = Object.entries(row).filter(([key, cell]) => typeof cell === "string" && !/(^id|Id)$/.test(key));
+      const texts = Object.entries(row).filter(([key, cell]) => typeof cell === "string" && !/(^id|Id|^status|^priority)$/.test(key));
       const text = texts.map(([, cell]) => cell).join(" ").toLowerCase();
       return String(value).toLowerCase().split(/\s+/).every((word) => text.includes(word));
     }
@@ -148,17 +153,21 @@ function fits(row: AnyRow, filter: string, value: unknown): boolean {
 
 const RANKS: Record<string, number> = { high: 0, medium: 1, low: 2, todo: 0, in_progress: 1, done: 2, active: 0, archived: 1 };
 
-function order(by: string): (a: AnyRow, b: AnyRow) => number {
+/** Rows in the order of `column`, `column desc` or `-column`; equal ones as they were made, or the reverse. */
+function ordered(rows: AnyRow[], by: string): AnyRow[] {
   const [word = "", direction = "asc"] = by.split(/\s+/);
   const name = word.replace(/^-/, "");
-  const sign = (direction.toLowerCase() === "desc") !== word.startsWith("-") ? -1 : 1;
-  const ranked = name === "status" || name === "priority";
-  const key = (row: AnyRow) => (ranked ? RANKS[String(row[name])] : row[name]) as string | number | null | undefined;
-  return (a, b) => {
-    const [x, y] = [key(a), key(b)];
-    if (x == null || y == null) return x == null ? (y == null ? 0 : 1) : -1;
-    return x < y ? -sign : x > y ? sign : 0;
+  const down = (direction.toLowerCase() === "desc") !== word.startsWith("-");
+  const key = (row: AnyRow) => {
+    const cell = row[name] as string | number | null | undefined;
+    if (name === "status" || name === "priority") return RANKS[String(cell)];
+    return typeof cell === "string" ? cell.toLowerCase() : cell;
   };
+  return (down ? [...rows].reverse() : rows).sort((a, b) => {
+    const [x, y] = [key(a), key(b)];
+    if (x == null || y == null) return Number(x == null) - Number(y == null);
+    return x < y === down ? Number(x !== y) : -Number(x !== y);
+  });
 }
 
 function cosine(a: number[], b: number[]): number {

@@ -66,7 +66,7 @@ def test_a_head_names_its_version_and_holds_its_canary_once(name: str) -> None:
 
 def test_each_head_has_a_canary_and_a_version_of_its_own() -> None:
     heads = prompts.all_system_prompts()
-    assert len({head.canary for head in heads}) == len({head.version for head in heads}) == len(heads) == 7
+    assert len({head.canary for head in heads}) == len({head.version for head in heads}) == len(heads) == 8
 
 
 def test_a_head_is_the_same_bytes_in_every_process(settings: Any) -> None:

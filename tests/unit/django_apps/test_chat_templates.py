@@ -30,10 +30,10 @@ from agents.journeys import interview
 from agents.models import AgentType
 from agents.record_rules import RecordRules
 from chat import prompts
-from chat.agent_loop import to_wire
 from chat.assistants import HOME as HOME_ASSISTANT
 from chat.history import FittedHistory
 from chat.turn_rows import ChatMessage
+from chat.wire_messages import to_wire
 
 ZONE = ZoneInfo("Europe/Rome")
 TURN = prompts.turn_prompt(
@@ -81,7 +81,10 @@ def conversations() -> dict[str, list[llm.Message]]:
         "a repair": [*question, *again],
         "an interview": [
             {"role": "system", "content": prompt_files.load("agents", "journey").text},
-            {"role": "user", "content": interview._material(brief, answered)},
+            {
+                "role": "user",
+                "content": interview._material(brief, answered, dt.date(2026, 3, 2), "name: Ada"),
+            },
         ],
         "a summary": [
             {"role": "system", "content": prompts.system_prompt("summary").text},

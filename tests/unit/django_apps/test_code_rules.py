@@ -12,7 +12,7 @@ from django.conf import settings
 from adiuva.celery import app
 
 ROOT = Path(settings.BASE_DIR)
-PACKAGES = ("adiuva", "agents", "chat", "integrations", "memory")
+PACKAGES = ("adiuva", "agents", "billing", "chat", "integrations", "memory")
 # Tools around the server: they print to a terminal, and do not import its logging.
 TOOLS = ("adiuva/embedded/", "adiuva/offline_model/", "adiuva/devices/client/")
 # Functions that keep an error in a handler, and raise it in another task.
@@ -22,6 +22,9 @@ LOGGING = {"log_failure", "as_client_error"}
 # Where a lease is written by hand: presence renews all connections of a process in one statement.
 OWN_LEASES = {"adiuva/core/leases.py", "adiuva/devices/presence.py"}
 
+# Each with the name of its file.
+Calls = list[tuple[str, ast.Call]]
+
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
     for package in PACKAGES:
@@ -29,6 +32,17 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
             name = path.relative_to(ROOT).as_posix()
             if "/migrations/" not in name and not name.startswith(TOOLS):
                 yield name, ast.parse(path.read_text(), name)
+
+
+# Read and walked through once, and not kept beyond this module: the trees take much memory.
+@pytest.fixture(scope="module")
+def trees() -> list[tuple[str, ast.Module]]:
+    return list(sources())
+
+
+@pytest.fixture(scope="module")
+def calls(trees: list[tuple[str, ast.Module]]) -> Calls:
+    return [(name, node) for name, tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
 def handlers(node: ast.AST, function: str = "") -> Iterator[tuple[str, ast.ExceptHandler]]:
@@ -62,10 +76,10 @@ def _name(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
-def test_every_broad_except_raises_or_calls_log_failure() -> None:
+def test_every_broad_except_raises_or_calls_log_failure(trees: list[tuple[str, ast.Module]]) -> None:
     silent = {
         f"{name}:{function}"
-        for name, tree in sources()
+        for name, tree in trees
         for function, handler in handlers(tree)
         if is_broad(handler) and not is_found_again(handler)
     }
@@ -90,13 +104,12 @@ def test_a_silent_handler_is_found(code: str, silent: bool) -> None:
     assert (is_broad(handler) and not is_found_again(handler)) == silent
 
 
-def test_every_task_that_is_enqueued_or_scheduled_is_registered() -> None:
+def test_every_task_that_is_enqueued_or_scheduled_is_registered(calls: Calls) -> None:
     app.loader.import_default_modules()
     enqueued = {
         node.args[0].value
-        for _, tree in sources()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and _name(node) == "enqueue_on_commit"
+        for _, node in calls
+        if _name(node) == "enqueue_on_commit"
         if isinstance(node.args[0], ast.Constant)
     }
     scheduled = {entry["task"] for entry in settings.CELERY_BEAT_SCHEDULE.values()}
@@ -104,34 +117,39 @@ def test_every_task_that_is_enqueued_or_scheduled_is_registered() -> None:
     assert sorted((enqueued | scheduled) - app.tasks.keys()) == []
 
 
-def test_every_task_is_enqueued_by_its_name_as_it_stands() -> None:
+def test_every_task_is_enqueued_by_its_name_as_it_stands(calls: Calls) -> None:
     unnamed = [
         f"{name}:{node.lineno}"
-        for name, tree in sources()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and _name(node) == "enqueue_on_commit"
+        for name, node in calls
+        if _name(node) == "enqueue_on_commit"
         if not (node.args and isinstance(node.args[0], ast.Constant))
     ]
     assert unnamed == []
 
 
-def test_a_lease_is_written_by_nobody_but_core_leases() -> None:
-    written = {
-        name
-        for name, tree in sources()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and any(each.arg == "lease_until" for each in node.keywords)
-    }
+def test_a_lease_is_written_by_nobody_but_core_leases(calls: Calls) -> None:
+    written = {name for name, node in calls if any(each.arg == "lease_until" for each in node.keywords)}
     assert written - OWN_LEASES == set()
 
 
-def test_no_place_of_a_sealed_value_is_spelled_by_hand() -> None:
+def test_every_call_of_a_model_has_a_limit_and_a_temperature(calls: Calls) -> None:
+    """`structured` has its own for both; the model's own clients are below them."""
+    missing = [
+        f"{name}:{node.lineno}"
+        for name, node in calls
+        if not name.startswith("adiuva/llm/")
+        if ast.unparse(node.func).endswith(("model.complete", "model.stream"))
+        if not {"max_tokens", "temperature"} <= {each.arg for each in node.keywords}
+    ]
+    assert missing == []
+
+
+def test_no_place_of_a_sealed_value_is_spelled_by_hand(calls: Calls) -> None:
     """Only the fields of core.sealed know table and column; others name a row at most."""
     spelled = [
         f"{name}:{node.lineno}"
-        for name, tree in sources()
+        for name, node in calls
         if not name.startswith("adiuva/core/")
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and _name(node) in ("place", "associated_data")
+        if _name(node) in ("place", "associated_data")
     ]
     assert spelled == []

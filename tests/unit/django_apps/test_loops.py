@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage
 
 from adiuva import llm
-from chat.agent_loop import (
-    Assistant,
-    LimitReached,
-    OutputHooks,
-    TurnContext,
-    _repeats,
-    run_agent_loop,
-    without_thoughts,
-)
+from adiuva.llm.context_window import ContextWindow
+from adiuva.llm.learnt import LearntFacts
+from chat.agent_loop import OutputHooks, _repeats, run_agent_loop, without_thoughts
+from chat.tool_calls import Assistant
+from chat.turn_context import LimitReached, TurnContext
 
 
 class _Model:
     """Calls the same missing tool for ever."""
+
+    window = ContextWindow(LearntFacts("http://here", "scripted"))
 
     async def stream(self, messages: Any, **_: Any) -> Any:
         yield [llm.ToolCall("c1", "no_such_tool", '{"a": 1}'), llm.Finish("tool_calls", llm.Usage(1, 1, 0))]
 
 
 async def test_the_same_failing_call_ends_the_turn() -> None:
-    assistant = Assistant(SimpleNamespace(text="", canary=""), [])  # type: ignore[arg-type]
+    assistant = Assistant("home", [])
     context = TurnContext(_Model(), max_model_calls=16)  # type: ignore[arg-type]
     with pytest.raises(LimitReached) as limit:
         await run_agent_loop(assistant, [AIMessage("")], context, OutputHooks())
@@ -37,6 +34,16 @@ async def test_the_same_failing_call_ends_the_turn() -> None:
 
 def test_a_text_that_repeats_itself_is_told_from_one_that_does_not() -> None:
     assert _repeats(("I will look into the tasks of the user. " * 100)[-1_200:])
+    assert _repeats("Hello. " + "The user's name is: Mara Lindt\n" * 20)
+    passage = "".join(f"Step {n}: I look at the task {n * 7} of the user.\n" for n in range(9))
+    assert 200 < len(passage) < 500
+    assert _repeats("Hello. " + passage * 4) and _repeats(passage * 4 + passage[:57])
+    assert not _repeats(passage * 3) and not _repeats(passage * 4 + "Done.")
+    long = "".join(f"Step {n}: I look at the task {n * 7} of the user.\n" for n in range(45))
+    assert 1_600 < len(long) < 2_000 and _repeats(long * 4 + long[:999]) and not _repeats(long * 3)
+    assert not _repeats("".join(f"{n}. {passage}" for n in range(20)))
+    assert not _repeats("The user's name is: Mara Lindt\n" * 15)
+    assert not _repeats("".join(f"{n}. The user's name is: Mara Lindt\n" for n in range(30)))
     assert not _repeats("-" * 1_200) and not _repeats("| a | b |\n" * 10)
     assert not _repeats("".join(f"- Task {n}: call person {n * 7}\n" for n in range(80))[-1_200:])
 

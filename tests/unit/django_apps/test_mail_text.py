@@ -17,6 +17,7 @@ from integrations.gmail import MessageBuilder
 from integrations.mail import message_parts
 from integrations.mail.documents import MailDocument, SkippedMessage
 from tests.fakes.google import payload_of
+from tests.sampling import fewer
 
 QUOTES = [
     ("Yes.\n\nOn Mon, 16 Nov 2026 at 10:00, Ann Roe <ann@example.com> wrote:\n> How much?\n> Ann", "Yes."),
@@ -68,7 +69,7 @@ def test_what_cannot_be_told_apart_stays_as_it_is(body: str, subject: str) -> No
     assert quotation.split_quotation(body, subject) == (body, "")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=fewer(150), deadline=None)
 @given(
     st.lists(
         st.sampled_from(["> a", ">", "", "b", "On Mon, Ann wrote:", "From: x", "To: y", "Subject: z", "-- "])
@@ -91,7 +92,7 @@ def test_quotations_of_a_page_are_marked() -> None:
     assert html_to_text(page) == "Yes.\n\nHow\nmuch?\n\nOffer\n\nBea"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=fewer(150), deadline=None)
 @given(st.text(alphabet="<>/blockquotep \n\x0e\x0f", max_size=150))
 def test_no_page_with_quotations_raises_or_keeps_a_mark(page: str) -> None:
     assert not {"\x0e", "\x0f"} & set(html_to_text(page, quotes=True))

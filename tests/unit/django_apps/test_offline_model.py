@@ -14,9 +14,11 @@ from adiuva import llm
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.offline_model import chat
 from chat import prompts
-from chat.assistants import HOME as HOME_ASSISTANT
+from chat.assistants import supervisor
 from chat.deferred_calls import DeferredCall
 from chat.memory_context import MemoryContext
+from chat.models import AssistantKind
+from chat.user_intent import UserWords
 from memory.models import Tier
 from memory.recall import RecalledEntry
 
@@ -55,7 +57,10 @@ class Chat:
         messages = [{"role": "system", "content": prompts.system_prompt("home").text}, *self.before]
         messages += [{"role": "user", "content": prompts.with_turn_prompt(said, text)}]
         self.calls, self.rounds = [], 0
-        every = HOME_ASSISTANT.schemas
+        own = [message["content"] for message in self.before if message["role"] == "user"]
+        is_about_agents = UserWords([*own, text]).may_be_about_agents
+        home = supervisor(AssistantKind.HOME, None, with_agents=is_about_agents)
+        every = home.schemas
         schemas = [schema for schema in every if schema["function"]["name"] not in self.without]
         while tool_calls := (answer := chat.answer(messages, schemas)).tool_calls:
             self.rounds += 1
@@ -66,7 +71,7 @@ class Chat:
             ]
             messages.append({"role": "assistant", "content": None, "tool_calls": [c.wire() for c in calls]})
             for call, tool_call in zip(calls, tool_calls, strict=True):
-                assert not HOME_ASSISTANT.call_problem(tool_call.name, tool_call.arguments)
+                assert not home.call_problem(tool_call.name, tool_call.arguments)
                 self.calls.append((tool_call.name, tool_call.arguments))
                 result = self.results.get(tool_call.name, "No rows match.")
                 messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
@@ -360,7 +365,12 @@ def remembered() -> str:
     return "\n".join(f"- {turn.entry_line(one)}" for one in known)
 
 
-KNOWN = "Name: Kim\nRate: 90 francs (plus tax)"
+KNOWN = """This is what I know about you:
+- Name: Kim
+- Rate: 90 francs (plus tax)
+- You told me: I bill monthly
+- You told me: My accountant (since 2020) is Ada
+- You told me: My tasks due today are in the red book"""
 
 
 @pytest.mark.parametrize(
@@ -371,6 +381,7 @@ KNOWN = "Name: Kim\nRate: 90 francs (plus tax)"
         ("who is my accountant?", "You told me: My accountant (since 2020) is Ada"),
         ("what do you know about me?", KNOWN),
         ("Was weißt du über mich?", KNOWN),
+        ("¿Qué sabes de mí?", KNOWN),
         ("Wie heiße ich?", "Name: Kim"),
         ("come mi chiamo?", "Name: Kim"),
     ],
@@ -394,6 +405,10 @@ def test_the_rows_of_the_device_come_before_what_is_remembered(request_: str) ->
     asked = Chat(list_tasks=TASKS)
     said = asked.ask(request_, memory=remembered())
     assert asked.rounds == 1 and said.startswith("3 tasks:")
+
+
+def test_that_nothing_is_known_of_the_user_is_said() -> None:
+    assert Chat().ask("what do you know about me?").startswith("I know nothing about you yet.")
 
 
 def test_a_note_is_found_and_read() -> None:

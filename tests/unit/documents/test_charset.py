@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from adiuva.documents import Unreadable
 from adiuva.documents.charset import decode, python_codec
+from tests.sampling import fewer
 
 RUSSIAN = "Отправить смету до пятницы, позвонить заказчику"
 JAPANESE = "金曜日までに見積書を送ってください"
@@ -77,7 +78,7 @@ def test_what_is_no_text_is_refused_instead_of_garbled(raw: bytes) -> None:
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=fewer(200), deadline=None)
 def test_utf8_comes_back_as_it_was(text: str) -> None:
     raw = text.encode("utf-8", "ignore")
     if not raw.startswith((b"\xef\xbb\xbf", b"\xff\xfe")) and b"\0" not in raw:
@@ -88,7 +89,7 @@ def test_utf8_comes_back_as_it_was(text: str) -> None:
     st.binary(max_size=300),
     st.sampled_from(["", "utf-8", "iso-8859-1", "x-sjis", "gbk", "utf-7", "idna", "zip", "x"]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=fewer(300), deadline=None)
 def test_no_bytes_and_no_label_raise_anything_but_unreadable(raw: bytes, label: str) -> None:
     try:
         decode(raw, label)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from adiuva.devices.client.files import ReadableArea
 from adiuva.documents.kinds import READABLE
 from adiuva.documents.mbox import mail_bytes, mails_of_mbox
+from tests.sampling import fewer
 from tests.unit.documents.sample_files import run_device
 
 LINES = st.lists(
@@ -31,7 +32,7 @@ def put(mails: list[bytes]) -> bytes:
     return b"".join(said)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=fewer(60), deadline=None)
 @given(st.lists(LINES, min_size=1, max_size=5))
 def test_what_is_put_into_a_mailbox_comes_out_again(bodies: list[list[bytes]]) -> None:
     mails = [b"Subject: s%d\n\n%s\n" % (number, b"\n".join(body)) for number, body in enumerate(bodies)]
@@ -45,7 +46,7 @@ def test_what_is_put_into_a_mailbox_comes_out_again(bodies: list[list[bytes]]) -
     assert (last, left_out) == (found[-2:], max(0, len(found) - 2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=fewer(60), deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 5))
 def test_any_bytes_are_mails_or_none(noise: bytes, place: int) -> None:
     raw = put([b"Subject: s\n\nx"])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from adiuva.documents import Document, Head, Part, cut_into_parts
 from adiuva.documents.document import head_of_text, iso_date
+from tests.sampling import fewer
 
 WORDS = st.text(alphabet="abc é漢.", min_size=1, max_size=60).map(lambda said: said.replace("\n", " "))
 LINES = st.one_of(
@@ -27,7 +28,7 @@ def cut(text: str, most: int = 200, **about: str) -> list[Part]:
 
 
 @given(st.lists(LINES, max_size=60).map("\n".join), st.integers(20, 400))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=fewer(100), deadline=None)
 def test_the_parts_joined_are_the_text(text: str, most: int) -> None:
     parts = cut(text, most)
     if not text.strip():
@@ -40,7 +41,7 @@ def test_the_parts_joined_are_the_text(text: str, most: int) -> None:
 
 
 @given(st.text(max_size=3_000), st.integers(1, 300), st.sampled_from(["", "text/csv"]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=fewer(80), deadline=None)
 def test_any_text_is_cut_without_loss(text: str, most: int, kind: str) -> None:
     parts = cut_into_parts(text, most_chars=most, kind=kind)
     assert "".join(part.text for part in parts) == (text if text.strip() else "")
@@ -50,7 +51,7 @@ def test_any_text_is_cut_without_loss(text: str, most: int, kind: str) -> None:
     st.lists(st.tuples(st.integers(0, 2), st.integers(5, 90), st.booleans()), min_size=1, max_size=60),
     st.integers(120, 400),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=fewer(80), deadline=None)
 def test_no_item_is_cut_inside(items: list[tuple[int, int, bool]], most: int) -> None:
     lines = [
         f"{'  ' * depth}- {'x' * size}{number}"

@@ -1,4 +1,4 @@
-"""`manage.py device`: runs this machine as a headless device of one user."""
+"""`manage.py device`: runs this machine as a headless device of one user, or backs its data up and restores it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ from adiuva.devices.client import (
     RunEnded,
     RunStarted,
 )
+from adiuva.devices.client.account import Account, ServerAddress, ServerUnavailable
+from adiuva.devices.client.backup import Backups
 
 _SHOWN_PROBLEMS = 10
+_SHORTEST_PASSPHRASE = 12
 _SUMMARY_DELAY_S = 1.0  # records arrive one by one; their counts are printed together
 
 
@@ -70,6 +73,19 @@ class Command(BaseCommand):
             "--seed", type=Path, metavar="FILE", help="JSON file of rows for a workspace that has none yet"
         )
 
+        once = parser.add_mutually_exclusive_group()
+        once.add_argument(
+            "--backup",
+            action="store_true",
+            help="seal the workspace's data with a passphrase (ADIUVA_DEVICE_PASSPHRASE, or asked for), store it at "
+            "the server unless nothing has changed, and end. The server cannot read it, and nobody can restore it "
+            "without the passphrase. Beside a running device sign in by password (--email)",
+        )
+        once.add_argument(
+            "--restore",
+            action="store_true",
+            help="bring the newest backup of the account into a workspace that has no data, and end",
+        )
         parser.add_argument(
             "--console",
             action="store_true",
@@ -78,11 +94,40 @@ class Command(BaseCommand):
         )
 
     def handle(self, *_: object, **options: Any) -> None:
+        once = options["backup"] or options["restore"]
         try:
-            asyncio.run(self._run(options))
+            asyncio.run(self._back_up_or_restore(options) if once else self._run(options))
         except DeviceError as error:
             raise CommandError(error.message, returncode=1) from error
-        self._say("Stopped.")
+        except ServerUnavailable as error:
+            raise CommandError(f"{error}: try again later", returncode=1) from error
+        if not once:
+            self._say("Stopped.")
+
+    async def _back_up_or_restore(self, options: dict[str, Any]) -> None:
+        folder, is_new = options["workspace"], options["backup"]
+        folder.mkdir(parents=True, exist_ok=True)
+        address, password = ServerAddress.parse(options["server"]), _password(folder, options["email"])
+        account = Account(
+            address,
+            email=options["email"],
+            password=password,
+            code=os.environ.get("ADIUVA_DEVICE_CODE"),
+            # A device that runs here renews the session of the workspace: one is signed in of its own.
+            file=None if password else folder / "session.json",
+        )
+        backups, passphrase = Backups(address, account, folder), _passphrase(is_new=is_new)
+        if is_new:
+            made = await backups.make(passphrase)
+            if made is None:
+                self._say("Nothing has changed since the last backup.")
+            else:
+                self._say(
+                    f"Backed up: {made.size} bytes, sealed. Without the passphrase nobody can restore it."
+                )
+        else:
+            made_at = datetime.fromtimestamp(await backups.restore(passphrase) / 1000).astimezone()
+            self._say(f"Restored the backup of {made_at:%Y-%m-%d %H:%M:%S}.")
 
     async def _run(self, options: dict[str, Any]) -> None:
         for grant in options["grant"]:
@@ -177,6 +222,20 @@ def _password(workspace: Path, email: str | None) -> str | None:
     if given or email is None or (workspace / "session.json").exists() or not sys.stdin.isatty():
         return given
     return getpass.getpass("Password: ")
+
+
+def _passphrase(*, is_new: bool) -> str:
+    """Of the backup. A new one is asked for twice: a mistake in it could not be mended."""
+    given = os.environ.get("ADIUVA_DEVICE_PASSPHRASE")
+    if not given and sys.stdin.isatty():
+        given = getpass.getpass("Passphrase of the backup: ")
+        if is_new and given != getpass.getpass("Once more: "):
+            raise CommandError("These were two different passphrases.", returncode=1)
+    if not given:
+        raise CommandError("A passphrase is required: ADIUVA_DEVICE_PASSPHRASE, or a terminal.", returncode=1)
+    if is_new and len(given) < _SHORTEST_PASSPHRASE:
+        raise CommandError(f"A passphrase has at least {_SHORTEST_PASSPHRASE} characters.", returncode=1)
+    return given
 
 
 def _seed(file: Path) -> dict[str, Any]:

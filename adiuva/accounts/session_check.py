@@ -1,0 +1,92 @@
+"""The checks of sessions: the one that every request and every connection begins with, and those of open connections.
+
+They are prepared statements, since building the same query through the ORM each time costs several times as much.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Collection, Set
+from functools import cache
+from typing import Final
+from uuid import UUID
+
+from django.db import DEFAULT_DB_ALIAS
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from adiuva.accounts.models import Session, SessionChange, User
+from adiuva.core.db import prepared_cursor
+
+_SESSION_FIELDS: Final = [field.attname for field in Session._meta.concrete_fields]
+_USER_FIELDS: Final = [field.attname for field in User._meta.concrete_fields]
+
+# Whoever was away from the database for longer looks at each session again.
+_CHANGES_KEPT: Final = dt.timedelta(days=1)
+
+# A change is seen when its transaction ends, which may be later than it says.
+_CHANGED: Final = """
+SELECT statement_timestamp(), ARRAY(
+    SELECT DISTINCT session_id FROM accounts_sessionchange
+    WHERE changed_at > coalesce(%s::timestamptz, statement_timestamp()) - interval '1 minute'
+)
+"""
+_LIVE: Final = """
+SELECT session.id, account.tier FROM unnest(%s::uuid[]) AS asked (id)
+JOIN accounts_session AS session ON session.id = asked.id
+JOIN accounts_user AS account ON account.id = session.user_id
+WHERE session.revoked_at IS NULL AND session.expires_at > %s AND account.is_active
+"""
+
+
+def find_live(*, session_id: UUID, user_id: UUID) -> Session | None:
+    """A session that still authenticates (see SessionQuerySet.live), with its user."""
+    with prepared_cursor() as cursor:
+        cursor.execute(_statement(), [session_id, user_id, timezone.now()])
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    session = Session.from_db(DEFAULT_DB_ALIAS, _SESSION_FIELDS, row[: len(_SESSION_FIELDS)])
+    session.user = User.from_db(DEFAULT_DB_ALIAS, _USER_FIELDS, row[len(_SESSION_FIELDS) :])
+    return session
+
+
+@cache
+def _statement() -> str:
+    columns = [f'session."{field.column}"' for field in Session._meta.concrete_fields]
+    columns += [f'account."{field.column}"' for field in User._meta.concrete_fields]
+    return f"""
+        SELECT {", ".join(columns)} FROM accounts_session AS session
+        JOIN accounts_user AS account ON account.id = session.user_id
+        WHERE session.id = %s AND session.user_id = %s AND session.revoked_at IS NULL AND session.expires_at > %s
+            AND account.is_active
+    """  # noqa: S608  # the names of our own columns
+
+
+def live_sessions(ids: Collection[UUID]) -> dict[UUID, str]:
+    """Which of these sessions are live, each with its user's tier, in one query. Sockets close when theirs is not."""
+    if not ids:
+        return {}
+    with prepared_cursor() as cursor:
+        cursor.execute(_LIVE, [list(ids), timezone.now()])
+        return dict(cursor.fetchall())
+
+
+def recheck(
+    *, connected: Set[UUID], share: Set[UUID], since: dt.datetime | None
+) -> tuple[dt.datetime, dict[UUID, str | None]]:
+    """Look again at the sessions of `connected` that were changed since the last look, and at those of `share`.
+
+    Returns when it looked, and of each session it looked at its user's tier, or None if it is over. So most looks cost
+    the same for one connection and for thousands. `share` finds what no change tells of, such as an end by time.
+    """
+    with prepared_cursor() as cursor:
+        cursor.execute(_CHANGED, [since])
+        looked_at, changed = cursor.fetchone()
+    ids = share | (connected & set(changed))
+    return looked_at, dict.fromkeys(ids) | live_sessions(ids)
+
+
+def old_changes() -> QuerySet[SessionChange]:
+    """Changes that everybody has seen."""
+    return SessionChange.objects.filter(changed_at__lt=timezone.now() - _CHANGES_KEPT).order_by("changed_at")

@@ -1,0 +1,37 @@
+"""Who may sign in how, and whose sessions go on: apps above accounts say it.
+
+An app registers its rules when it is ready. Each raises an AdiuvaError to refuse; what it refuses with is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal
+from uuid import UUID
+
+Way = Literal["password", "passkey", "sso"]
+
+_sign_ins: Final[list[Callable[[UUID, Way], None]]] = []
+_renewals: Final[list[Callable[[UUID, UUID], None]]] = []
+
+
+def check_sign_ins_with(rule: Callable[[UUID, Way], None]) -> None:
+    """`rule(user_id, way)` is asked before a session is opened for somebody who was recognised."""
+    _sign_ins.append(rule)
+
+
+def check_renewals_with(rule: Callable[[UUID, UUID], None]) -> None:
+    """`rule(user_id, session_id)` is asked before a session is refreshed, outside any transaction: it may block."""
+    _renewals.append(rule)
+
+
+def require_allowed(user_id: UUID, way: Way) -> None:
+    """Raises what a rule refuses with."""
+    for rule in _sign_ins:
+        rule(user_id, way)
+
+
+def require_going_on(user_id: UUID, session_id: UUID) -> None:
+    """Raises what a rule refuses with."""
+    for rule in _renewals:
+        rule(user_id, session_id)

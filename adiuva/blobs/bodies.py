@@ -1,0 +1,62 @@
+"""Requests whose bodies are large: they are taken piece by piece as they come, and never stored on the way.
+
+A view class names them by method:
+
+    class BackupView(StreamedBodies):
+        body_streams = {"PUT": begin_backup}
+
+`adiuva.body_streams`, an ASGI application in front of Django, feeds them from the network.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from adiuva.core.errors import AdiuvaError, Text
+
+WRITE_BYTES: Final = 1024 * 1024  # handed on at once, about
+
+
+class TooSlow(AdiuvaError):
+    """What came so far is kept, if it can be gone on with."""
+
+    code, status = "too_slow", 408
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(Text("nothing of the body arrived for {seconds} s", seconds=seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: dict[str, Any] | None
+    headers: dict[str, str]
+
+
+class Body(Protocol):
+    """A request whose body comes. Everything blocks, and one thing is called at a time."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def end(self) -> Answer:
+        """All of the body came."""
+
+    def break_off(self, error: BaseException | None) -> None:
+        """It did not, or what came was refused, also by `end`. Frees what the request held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Whose request it is, what its path names, and its headers (a mapping that ignores case)."""
+
+    user_id: uuid.UUID
+    tier: str
+    parameters: Mapping[str, Any]
+    headers: Mapping[str, str]
+
+
+Begin = Callable[[Request], Body]
+"""Begins a body. Raises what refuses it by its headers, before any byte is read."""

@@ -1,0 +1,61 @@
+"""Django's PostgreSQL backend, with a pool that sees whether a connection is alive without asking the server.
+
+Django has the pool run an empty query before each use of a connection, which is a round trip for every short piece of
+work. But a server that ends a connection, because it restarts or an administrator says so, says it on that connection:
+an idle one that has something to read is the only one worth a question.
+
+The pool's own check of connections is not used, because it waits between two dead ones: for a second, then two, then
+four. After a restart of the server every idle connection is dead, so that whoever comes first would be refused.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import psycopg
+from django.db.backends.postgresql import base, operations
+from psycopg_pool import ConnectionPool
+
+Connection = psycopg.Connection[Any]
+
+
+class DatabaseOperations(operations.DatabaseOperations):
+    def last_executed_query(self, cursor: Any, sql: Any, params: Any) -> str:
+        # Of a prepared statement psycopg keeps no text. Then it is shown without its values.
+        return super().last_executed_query(cursor, sql, params) or str(sql)
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    ops_class = DatabaseOperations
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        take = partial(super().get_new_connection, conn_params)
+        return live_connection(self.pool, take) if self.pool else take()
+
+
+def live_connection(pool: ConnectionPool[Any], take: Callable[[], Connection]) -> Connection:
+    """The first connection of those that `take` takes from the pool that the server has not ended.
+
+    The pool replaces the others at once. Each can be met once, so after as many as it holds this gives up looking.
+    """
+    for _ in range(pool.max_size):
+        connection = take()
+        if _is_alive(connection):
+            return connection
+        pool.putconn(connection)
+    return take()
+
+
+def _is_alive(connection: Connection) -> bool:
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if not poll.poll(0):
+        return True
+    try:
+        ConnectionPool.check_connection(connection)
+    except psycopg.Error:
+        return False
+    return True

@@ -1,0 +1,100 @@
+"""Django over HTTP, where each request goes through all of Django in one thread.
+
+Django's own handler goes to another thread and back for each signal and for each part of the middleware that is not
+written for async code, sixteen times a request of ours, and starts threads for it. Here the whole way, from the first
+signal to the closing of the response, is one visit to a thread that is kept for later requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import cache
+from typing import IO, Any, Final, TypeVar
+
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from django.core import signals
+from django.core.exceptions import RequestAborted
+from django.core.handlers import base
+from django.core.handlers.asgi import ASGIHandler, get_script_prefix
+from django.db import connections
+from django.http import FileResponse
+from django.http.response import HttpResponseBase
+from django.urls import set_script_prefix
+
+T = TypeVar("T")
+
+# Requests that may be answered at once: some wait minutes for a model or a device. More of them wait for these.
+_MOST_THREADS: Final = 500
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="http")
+
+
+class ThreadedHandler(ASGIHandler):
+    def __init__(self) -> None:
+        base.BaseHandler.__init__(self)
+        self.load_middleware(is_async=False)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            body = await self.read_body(receive)
+        except RequestAborted:
+            return
+        with closing(body):
+            await self._serve(scope, body, receive, send)
+
+    async def _serve(self, scope: Any, body: IO[bytes], receive: Any, send: Any) -> None:
+        answering = asyncio.create_task(self._answer_and_send(scope, body, send))
+        leaving = asyncio.create_task(self._leave(receive))
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        # Who has gone is waited for no longer, as by a view that waits for the end of a turn; the turn itself goes on.
+        for task in (leaving, answering):
+            if not task.done():
+                task.cancel()
+        ended = await asyncio.gather(answering, leaving, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
+                raise error
+
+    async def _leave(self, receive: Any) -> None:
+        """Return when the client has gone."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def _answer_and_send(self, scope: Any, body: IO[bytes], send: Any) -> None:
+        response = await _in_thread(self._answer)(scope, body)
+        if not response.streaming:
+            await self.send_response(response, send)
+            return
+        try:
+            async with ThreadSensitiveContext():  # for iterators that are not asynchronous: those of files
+                await self.send_response(response, send)
+        finally:
+            await _in_thread(response.close)()
+
+    def _answer(self, scope: Any, body: IO[bytes]) -> HttpResponseBase:
+        """What Django's WSGI handler does. A response that streams is still to be closed."""
+        set_script_prefix(get_script_prefix(scope))
+        signals.request_started.send(sender=type(self), scope=scope)
+        request, response = self.create_request(scope, body)
+        if request is not None:
+            response = self.get_response(request)
+        assert response is not None
+        response._handler_class = type(self)  # type: ignore[attr-defined]  # the sender of request_finished
+        if isinstance(response, FileResponse):
+            response.block_size = self.chunk_size
+        if response.streaming:
+            connections.close_all()
+        else:
+            response.close()
+        return response
+
+
+def _in_thread(function: Callable[..., T]) -> Callable[..., Awaitable[T]]:
+    # So that views can use async_to_sync, which comes back to this loop.
+    return sync_to_async(function, thread_sensitive=False, executor=_threads())

@@ -1,0 +1,221 @@
+"""A chat model at one endpoint: retries, concurrency, and requests that are adapted to what the endpoint takes."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+
+from django.conf import settings
+
+from adiuva.core import metrics
+from adiuva.llm import errors, transport
+from adiuva.llm.base import ChatModel
+from adiuva.llm.capabilities import Feature, Features, send_adapted
+from adiuva.llm.context_window import ContextWindow, request_size
+from adiuva.llm.learnt import learnt_facts
+from adiuva.llm.messages import calls_in_words, in_strict_order
+from adiuva.llm.metering import RequestMeter
+from adiuva.llm.thoughts import ThoughtHabit
+from adiuva.llm.types import (
+    ChatRequest,
+    Delta,
+    Finish,
+    Message,
+    Reply,
+    Schema,
+    Text,
+    Tool,
+    ToolCall,
+)
+
+_LEAST_ANSWER_TOKENS = 64
+# An answer may take so many times the silence that is allowed: a stream of blanks would go on for ever.
+_LONGEST_ANSWER = 10
+
+
+class EndpointChat(ChatModel):
+    """What the clients of endpoints have in common. Each makes single attempts: `_complete_once`, `_stream_once`."""
+
+    # Whether whole answers are read from a stream too: then only silence ends the wait for a long one.
+    reads_whole_answers_from_streams = False
+
+    def __init__(self, name: str, endpoint: str, *, keeps_thoughts_apart: bool) -> None:
+        """`keeps_thoughts_apart`: this endpoint is known never to send a model's thoughts as its answer."""
+        super().__init__(name, endpoint)
+        self._learnt = learnt_facts(endpoint, name)
+        self._window = ContextWindow(self._learnt)
+        self._requests = RequestMeter(name, self._window)
+        self._thoughts = ThoughtHabit(self._learnt, is_unknown_trusted=keeps_thoughts_apart)
+
+    @property
+    def window(self) -> ContextWindow:
+        return self._window
+
+    async def find_window(self) -> int:
+        await self._learnt.read()
+        return await self._window.find(self._ask_window)
+
+    async def complete(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        schema: Schema | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+    ) -> Reply:
+        await self._learnt.read()
+        request, size = self._request(messages, tools, schema, max_tokens, temperature)
+        try:
+            with metrics.model_call(self.name) as call:
+                reply = await transport.with_retries(
+                    self.name, self.endpoint, partial(self._complete_adapted, request)
+                )
+                call.usage = reply.usage
+        except errors.ModelContextExceeded as refusal:
+            await self._window.note_refusal(size, refusal.window)
+            raise
+        self._window.note_usage(size, reply.usage.input_tokens)
+        await self._thoughts.note_whole_answer(reply, is_free=schema is None)
+        return replace(reply, usage=replace(reply.usage, model=self.name))
+
+    async def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        size: int | None = None,
+    ) -> AsyncGenerator[list[Delta], None]:
+        await self._learnt.read()
+        request, size = self._request(messages, tools, None, max_tokens, temperature, size)
+        tried = 0
+        with metrics.model_call(self.name) as call:
+            while True:
+                has_begun = False
+                thoughts = self._thoughts.filter()
+                try:
+                    async with (
+                        transport.stream_limit(self.endpoint).slot(transport.caller.get()),
+                        aclosing(await self._begin_stream(request)) as source,
+                    ):
+                        async for deltas in source:
+                            has_begun = True
+                            if isinstance(last := deltas[-1] if deltas else None, Finish):
+                                self._window.note_usage(size, last.usage.input_tokens)
+                                call.usage = last.usage
+                                deltas[-1] = replace(last, usage=replace(last.usage, model=self.name))
+                            if shown := thoughts.feed(deltas):
+                                yield shown
+                    await self._thoughts.note_stream(thoughts)
+                    return
+                except errors.ModelError as error:
+                    if isinstance(error, errors.ModelContextExceeded):
+                        await self._window.note_refusal(size, error.window)
+                        if has_begun:
+                            raise errors.ModelInterrupted(
+                                "the answer did not fit the context window"
+                            ) from None
+                    if has_begun:
+                        raise
+                    failure = error
+                tried += 1
+                await transport.pause_before_retry(failure, tried, self.name)
+
+    def _request(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None,
+        schema: Schema | None,
+        max_tokens: int | None,
+        temperature: float | None,
+        size: int | None = None,
+    ) -> tuple[ChatRequest, int]:
+        """The request and its size in bytes. Its answer gets no more than what the window has left: some servers refuse
+        a request that could not be answered in full length."""
+        ordered = in_strict_order(messages if tools else calls_in_words(messages))
+        if size is None:
+            size = request_size(ordered, tools)
+        if max_tokens is not None and (window := self._window.tokens):
+            max_tokens = max(_LEAST_ANSWER_TOKENS, min(max_tokens, window - self._window.tokens_of(size)))
+        return ChatRequest(ordered, tools, schema, max_tokens, temperature), size
+
+    async def _ask_window(self) -> int:
+        """What the endpoint says of its window; 0 if it says nothing."""
+        return 0
+
+    async def _complete_adapted(self, request: ChatRequest, began: Callable[[], None]) -> Reply:
+        return await send_adapted(
+            self._learnt,
+            request,
+            streams=self.reads_whole_answers_from_streams,
+            send=partial(self._complete, request, began),
+        )
+
+    async def _complete(self, request: ChatRequest, began: Callable[[], None], refused: Features) -> Reply:
+        if not self.reads_whole_answers_from_streams or Feature.STREAM in refused:
+            return await self._requests.reply(request, partial(self._complete_once, request, refused))
+        text: list[str] = []
+        calls: list[ToolCall] = []
+        try:
+            async with (
+                asyncio.timeout(settings.MODEL_TIMEOUT_S * _LONGEST_ANSWER),
+                aclosing(self._requests.stream(request, self._stream_once(request, refused))) as source,
+            ):
+                async for deltas in source:
+                    began()
+                    for delta in deltas:
+                        match delta:
+                            case Text(piece):
+                                text.append(piece)
+                            case ToolCall():
+                                calls.append(delta)
+                            case Finish(reason, usage):
+                                return Reply("".join(text), tuple(calls), reason, usage)
+        except TimeoutError:
+            raise errors.ModelTimeout("the model did not come to the end of its answer") from None
+        raise errors.ModelInterrupted("the model's answer broke off")
+
+    async def _begin_stream(self, request: ChatRequest) -> AsyncGenerator[list[Delta], None]:
+        """A stream whose first deltas have arrived, so that the endpoint has taken the request."""
+
+        async def begin(refused: Features) -> AsyncGenerator[list[Delta], None]:
+            source = self._requests.stream(request, self._stream_once(request, refused))
+            try:
+                first = await anext(source, None)
+            except BaseException:
+                await source.aclose()
+                raise
+            return _chain(first, source, lacks_tools=bool(request.tools) and Feature.TOOLS in refused)
+
+        return await send_adapted(self._learnt, request, streams=True, send=begin)
+
+    @abstractmethod
+    async def _complete_once(self, request: ChatRequest, refused: Features) -> Reply:
+        """One attempt at a whole answer, without the features that the endpoint refuses."""
+
+    @abstractmethod
+    def _stream_once(self, request: ChatRequest, refused: Features) -> AsyncGenerator[list[Delta], None]:
+        """One attempt at a stream, without the features that the endpoint refuses."""
+
+
+async def _chain(
+    first: list[Delta] | None, rest: AsyncGenerator[list[Delta], None], *, lacks_tools: bool
+) -> AsyncGenerator[list[Delta], None]:
+    """All deltas of a stream. Its finish says whether the request went without its tools."""
+    async with aclosing(rest):
+        if first is not None:
+            yield _marked(first, lacks_tools)
+            async for deltas in rest:
+                yield _marked(deltas, lacks_tools)
+
+
+def _marked(deltas: list[Delta], lacks_tools: bool) -> list[Delta]:
+    if lacks_tools and deltas and isinstance(last := deltas[-1], Finish):
+        deltas[-1] = replace(last, lacks_tools=True)
+    return deltas

@@ -1,0 +1,144 @@
+"""Thoughts that end with a tag and begin with none.
+
+Some chat templates open a thought in the prompt (`<think>`), so the answer holds only its end (`</think>`). While it
+arrives, nothing tells its thought from its answer. So it is learnt from a model's answers, for all processes. The
+answers of a model that does so are held back until the thought has ended; so is the first text of a model of which it
+is not known. If there is no thought, all of it was held back, and that is learnt.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import structlog
+
+from adiuva.llm.learnt import LearntFacts
+from adiuva.llm.types import Delta, Finish, Reply, Text
+
+_OPENING: Final = re.compile(r"\s*<think(?:ing)?>")
+_END: Final = re.compile(r"</think(?:ing)?>\s*")
+_LONGEST_TAG: Final = len("</thinking>")
+_FACT: Final = "thoughts"
+_UNOPENED: Final = "unopened"
+_NONE: Final = "none"
+
+log = structlog.get_logger(__name__)
+
+
+class ThoughtHabit:
+    """Whether the answers of one model at one endpoint begin within a thought."""
+
+    def __init__(self, facts: LearntFacts, *, is_unknown_trusted: bool = False) -> None:
+        """`is_unknown_trusted`: the endpoint is known to keep thoughts apart, so nothing has to be learnt first."""
+        self._facts = facts
+        self._is_unknown_trusted = is_unknown_trusted
+
+    def filter(self) -> ThoughtFilter:
+        """The filter for the next answer."""
+        return ThoughtFilter(is_expected=self.is_expected, is_certain=self._facts.get(_FACT) == _UNOPENED)
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether the next answer may begin within a thought."""
+        known = self._facts.get(_FACT)
+        return known == _UNOPENED or (not known and not self._is_unknown_trusted)
+
+    async def note_stream(self, answer: ThoughtFilter) -> None:
+        """Learn from an answer that has ended. One that was cut off may be a thought without its end."""
+        if answer.is_unopened:
+            await self._note(_UNOPENED)
+        elif answer.has_text and not answer.is_cut_off:
+            await self._note(_NONE)
+
+    async def note_whole_answer(self, reply: Reply, *, is_free: bool) -> None:
+        """The same from one that was not streamed. One that had to be JSON shows nothing if it has no thought."""
+        if ends_unopened_thought(reply.text):
+            await self._note(_UNOPENED)
+        elif is_free and reply.text.strip() and reply.finish != "length":
+            await self._note(_NONE)
+
+    async def _note(self, habit: str) -> None:
+        if habit != self._facts.get(_FACT):
+            log.info("model.thoughts_learnt", model=self._facts.model, habit=habit)
+        await self._facts.note({_FACT: habit})
+
+
+def ends_unopened_thought(text: str) -> bool:
+    """Whether a text begins within a thought: it holds an end of one before any beginning."""
+    end = _END.search(text)
+    return end is not None and "<think" not in text[: end.start()]
+
+
+class ThoughtFilter:
+    """Takes an unopened thought out of one streamed answer if one is expected, and notices one that was not.
+
+    `is_certain`: the model is known for such thoughts, so what was cut off before the end of one is a thought.
+    """
+
+    def __init__(self, *, is_expected: bool, is_certain: bool = False) -> None:
+        self.is_unopened = self.has_text = self.is_cut_off = False
+        self._is_certain = is_certain
+        self._holds = is_expected
+        self._held: list[str] = []
+        self._watches = True
+        self._tail = ""
+
+    def feed(self, deltas: list[Delta]) -> list[Delta]:
+        """The deltas that may be shown by now."""
+        if not self._watches:
+            return deltas
+        shown: list[Delta] = []
+        for delta in deltas:
+            if isinstance(delta, Text):
+                self.has_text = self.has_text or not delta.text.isspace()
+                if text := self._take(delta.text):
+                    shown.append(Text(text))
+            else:  # calls and the finish come last
+                if isinstance(delta, Finish) and delta.reason == "length":
+                    self.is_cut_off = True
+                    if self._is_certain:
+                        self._drop_unfinished_thought()
+                if text := self._release():
+                    shown.append(Text(text))
+                shown.append(delta)
+        return shown
+
+    def _take(self, text: str) -> str:
+        if not self._watches:
+            return text
+        if not self._holds:
+            window = self._tail + text
+            if "<think" in window:
+                self._watches = (
+                    False  # a thought with a beginning, or a text about one: the sanitizer sees to it
+                )
+            elif _END.search(window):
+                self.is_unopened, self._watches = True, False
+            self._tail = window[-_LONGEST_TAG:]
+            return text
+        self._held.append(text)
+        whole = "".join(self._held)
+        if _OPENING.match(whole):
+            return self._release()
+        if end := _END.search(whole):
+            if end.end() == len(whole):
+                return ""  # more blanks may follow
+            self.is_unopened, self._watches = True, False
+            self._held.clear()
+            return whole[end.end() :]
+        return ""
+
+    def _drop_unfinished_thought(self) -> None:
+        whole = "".join(self._held)
+        if whole and not _END.search(whole) and not _OPENING.match(whole):
+            self._held.clear()
+
+    def _release(self) -> str:
+        """What is held, at the end of the answer or because it is no unopened thought."""
+        whole, self._watches = "".join(self._held), False
+        self._held.clear()
+        if (end := _END.search(whole)) and not _OPENING.match(whole):
+            self.is_unopened = True
+            return whole[end.end() :]
+        return whole

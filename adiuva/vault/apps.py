@@ -1,0 +1,24 @@
+from typing import Any
+
+from django.apps import AppConfig
+from django.db.models.signals import post_delete
+
+
+class VaultConfig(AppConfig):
+    name = "adiuva.vault"
+    label = "vault"
+    verbose_name = "Vault"
+
+    def ready(self) -> None:
+        from adiuva.accounts.models import User
+        from adiuva.blobs import garbage
+        from adiuva.vault import objects
+
+        garbage.refers_with(objects)
+        post_delete.connect(_forget_owner, sender=User, dispatch_uid="vault.forget_owner")
+
+
+def _forget_owner(instance: Any, **_: Any) -> None:
+    from adiuva.vault import objects
+
+    objects.forget_owner(instance.pk)

@@ -1,0 +1,120 @@
+"""Backups: what may be done to them. Each is one object; a client names it by the time at which it made it."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from django.conf import settings
+from django.db import IntegrityError, transaction
+
+from adiuva.vault import limits, uploads
+from adiuva.vault.errors import ChecksumMismatch, NotStored, TimestampTaken
+from adiuva.vault.models import Backup
+from adiuva.vault.uploads import Whole
+
+log = structlog.get_logger(__name__)
+
+MAX_MS: Final = 2**53 - 1  # what JavaScript can say
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a client says of a backup, in the headers of its bytes."""
+
+    version: int
+    timestamp_ms: int
+    checksum: bytes
+    chunk_count: int = 1
+
+
+def latest(user_id: uuid.UUID) -> Backup:
+    """Raises NotStored."""
+    found = Backup.objects.of(user_id).newest_first().first()
+    if found is None:
+        raise NotStored
+    return found
+
+
+def get(user_id: uuid.UUID, backup_id: uuid.UUID) -> Backup:
+    """Raises NotStored."""
+    found = Backup.objects.of(user_id).filter(pk=backup_id).first()
+    if found is None:
+        raise NotStored
+    return found
+
+
+def is_there(user_id: uuid.UUID, wanted: Description) -> bool:
+    """Whether this very backup is stored, unharmed. Raises TimestampTaken if another one of its time is."""
+    found = Backup.objects.of(user_id).filter(timestamp_ms=wanted.timestamp_ms).first()
+    if found is None:
+        return False
+    if bytes(found.checksum) != wanted.checksum:
+        raise TimestampTaken
+    return not found.corrupt
+
+
+def store(user_id: uuid.UUID, described: Description, whole: Whole) -> Backup:
+    """Make a backup of a complete upload. Raises ChecksumMismatch, TimestampTaken or UploadExpired."""
+    if whole.checksum != described.checksum:
+        uploads.discard(whole)
+        raise ChecksumMismatch(described.checksum.hex(), whole.checksum.hex())
+    try:
+        return _store(user_id, described, whole)
+    except IntegrityError:
+        found = Backup.objects.of(user_id).filter(timestamp_ms=described.timestamp_ms).first()
+        if found is None:
+            raise
+        if bytes(found.checksum) != described.checksum:
+            raise TimestampTaken from None
+        uploads.discard(whole)  # another request brought the same
+        return found
+
+
+@transaction.atomic
+def _store(user_id: uuid.UUID, described: Description, whole: Whole) -> Backup:
+    replaced = Backup.objects.of(user_id).filter(timestamp_ms=described.timestamp_ms, corrupt=True).first()
+    uploads.take(whole, instead_of=replaced.size if replaced else 0)
+    if replaced is not None:
+        Backup.objects.filter(pk=replaced.pk).delete()
+    made = Backup.objects.create(
+        user_id=user_id,
+        version=described.version,
+        timestamp_ms=described.timestamp_ms,
+        chunk_count=described.chunk_count,
+        checksum=whole.checksum,
+        size=whole.size,
+        object=whole.object,
+    )
+    _retain(user_id)
+    log.info("backup.stored", user_id=str(user_id), backup_id=str(made.pk), size=whole.size)
+    return made
+
+
+def _retain(user_id: uuid.UUID) -> None:
+    """Delete the oldest beyond those that are kept. The newest that is not damaged is always kept."""
+    if not (most := settings.STORE["keep_backups"]):
+        return
+    mine = list(Backup.objects.of(user_id).newest_first().only("pk", "size", "corrupt"))
+    intact = next((backup.pk for backup in mine if not backup.corrupt), None)
+    for backup in mine[most:]:
+        if backup.pk != intact:
+            _delete(user_id, backup)
+
+
+@transaction.atomic
+def delete(*, user_id: uuid.UUID, backup_id: uuid.UUID) -> None:
+    """Raises NotStored."""
+    found = Backup.objects.of(user_id).filter(pk=backup_id).select_for_update().first()
+    if found is None:
+        raise NotStored
+    _delete(user_id, found)
+
+
+def _delete(user_id: uuid.UUID, backup: Backup) -> None:
+    """Its trigger queues the object. Two that delete the same give its room back once."""
+    deleted, _ = Backup.objects.filter(pk=backup.pk).delete()
+    if deleted:
+        limits.amounts().add(user_id, "backup_bytes", -backup.size)

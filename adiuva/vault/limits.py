@@ -1,0 +1,87 @@
+"""How much an account may store. What counts is an app above this one, which registers itself when it is ready. Without
+one, everything is granted, as long as the installation has room (room.py).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, Protocol
+
+Kind = Literal["storage_bytes", "backup_bytes", "vectors"]
+Amount = tuple[int, int, int | None]
+
+
+class Amounts(Protocol):
+    """Counts bytes, and vectors, by account and kind. Refusals are its own errors, with 402 or 403."""
+
+    def reserve(self, user_id: uuid.UUID, kind: Kind, n: int, /, *, lifetime: dt.timedelta) -> uuid.UUID:
+        """Keep room free for what is on its way."""
+
+    def keep(self, reservation_id: uuid.UUID, n: int, /, *, instead_of: int = 0) -> bool:
+        """It came: count it in place of the reservation. False if that has expired."""
+
+    def let_go(self, reservation_id: uuid.UUID, /) -> None:
+        """It does not come."""
+
+    def add(self, user_id: uuid.UUID, kind: Kind, n: int, /) -> None:
+        """Count `n` more, or fewer, in the transaction that stores or deletes them."""
+
+    def amounts(self, user_id: uuid.UUID, /) -> Mapping[str, Amount]:
+        """By kind: used, reserved, limit."""
+
+    def total(self) -> int:
+        """The bytes of all accounts, with those that are reserved."""
+
+    def counted(self) -> Iterable[tuple[uuid.UUID, Kind, int, int]]:
+        """Of each account and kind: used, and reserved."""
+
+    def recount(self, user_id: uuid.UUID, kind: Kind, count: Callable[[], int], /) -> None:
+        """Set what is used to what `count` finds, while nobody else changes it."""
+
+
+class _Unlimited:
+    """Without an app that counts."""
+
+    def reserve(self, user_id: uuid.UUID, kind: Kind, n: int, /, *, lifetime: dt.timedelta) -> uuid.UUID:
+        return uuid.uuid4()
+
+    def keep(self, reservation_id: uuid.UUID, n: int, /, *, instead_of: int = 0) -> bool:
+        return True
+
+    def let_go(self, reservation_id: uuid.UUID, /) -> None: ...
+
+    def add(self, user_id: uuid.UUID, kind: Kind, n: int, /) -> None: ...
+
+    def amounts(self, user_id: uuid.UUID, /) -> Mapping[str, Amount]:
+        return {}
+
+    def total(self) -> int:
+        return 0
+
+    def counted(self) -> Iterable[tuple[uuid.UUID, Kind, int, int]]:
+        return ()
+
+    def recount(self, user_id: uuid.UUID, kind: Kind, count: Callable[[], int], /) -> None: ...
+
+
+def _any_request(user_id: uuid.UUID, tier: str) -> None: ...
+
+
+_amounts: Amounts = _Unlimited()
+_count_request: Callable[[uuid.UUID, str], None] = _any_request
+
+
+def register(amounts: Amounts, count_request: Callable[[uuid.UUID, str], None]) -> None:
+    """`count_request` counts a request that does not pass REST framework's throttle; it raises what refuses it."""
+    global _amounts, _count_request
+    _amounts, _count_request = amounts, count_request
+
+
+def amounts() -> Amounts:
+    return _amounts
+
+
+def count_request(user_id: uuid.UUID, tier: str) -> None:
+    _count_request(user_id, tier)

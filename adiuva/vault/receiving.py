@@ -1,0 +1,185 @@
+"""Receiving: the bytes of one request go into an upload, under its lease, which is renewed as they come."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime as dt
+import hashlib
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from adiuva.blobs.store import ObjectMissing, Progress, Sink, StorageAway, StorageFull, store
+from adiuva.core.leases import Lease, LeaseLost
+from adiuva.vault import uploads
+from adiuva.vault.errors import OffsetMismatch, TooLong, TooManyUploads, UploadChecksumMismatch, UploadExpired
+from adiuva.vault.models import Upload
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+log = structlog.get_logger(__name__)
+
+MOST_AT_ONCE: Final = 4  # requests of one user that bring bytes
+_SAVE_BYTES: Final = 16 << 20  # a process that is killed loses at most as much of what it received
+_DIGESTS: Final = ("sha1", "sha256")
+
+
+@dataclass(frozen=True, slots=True)
+class PartChecksum:
+    """What the bytes of one request must hash to."""
+
+    algorithm: str
+    digest: bytes
+
+    @classmethod
+    def parse(cls, header: str) -> PartChecksum | None:
+        """tus' Upload-Checksum; None if it cannot be read."""
+        algorithm, _, encoded = header.partition(" ")
+        if algorithm not in _DIGESTS:
+            return None
+        try:
+            digest = base64.b64decode(encoded, validate=True)
+        except ValueError:
+            return None
+        return cls(algorithm, digest)
+
+
+class Receiver:
+    """Takes the bytes of one request. It blocks; one thread at a time.
+
+    With a checksum of the request, nothing counts before all of it has come.
+    """
+
+    def __init__(self, upload: Upload, lease: Lease[Upload], sink: Sink, check: PartChecksum | None) -> None:
+        self.upload, self._lease, self._sink, self._check = upload, lease, sink, check
+        self.offset = self._saved = upload.offset
+        # Of the whole, if this request brings all of it: then nothing has to be read again.
+        self._whole: _Hash | None = hashlib.sha256() if upload.offset == 0 else None
+        self._part = hashlib.new(check.algorithm, usedforsecurity=False) if check is not None else None
+        self._renewed = time.monotonic()
+
+    @property
+    def room(self) -> int:
+        return self.upload.length - self.offset
+
+    def write(self, data: bytes) -> None:
+        """Raises StorageFull, StorageAway, TooLong, or LeaseLost if another took the upload, or its account is gone."""
+        if len(data) > self.room:
+            raise TooLong(self.upload.length - self.upload.offset)
+        self._sink.write(data)
+        self.offset += len(data)
+        for digest in (self._whole, self._part):
+            if digest is not None:
+                digest.update(data)
+        late = time.monotonic() - self._renewed > uploads.RENEW_S
+        if self._may_save and self.offset - self._saved >= _SAVE_BYTES:
+            self._renew(self._sink.checkpoint())
+        elif late:
+            self._renew(None)
+
+    @property
+    def _may_save(self) -> bool:
+        return self._check is None and not self.upload.direct
+
+    def _renew(self, progress: Progress | None) -> None:
+        changes = _columns(progress) if progress is not None else {}
+        self._lease.renew(**changes)
+        self._renewed = time.monotonic()
+        if progress is not None:
+            self._saved = progress.offset
+
+    def end(self) -> int:
+        """The body is over, or broke off: keep what came, and let go. Returns the offset that counts.
+
+        Raises UploadChecksumMismatch: then nothing of this request counts.
+        """
+        wrong = (
+            self._part is not None and self._check is not None and self._part.digest() != self._check.digest
+        )
+        if wrong:
+            self._lease.release()
+            raise UploadChecksumMismatch
+        progress = self._sink.save()
+        changes = _columns(progress)
+        if self._whole is not None and progress.offset == self.upload.length:
+            changes["checksum"] = self._whole.digest()
+        self._lease.release(**changes, expires_at=self._expiry())
+        return progress.offset
+
+    def save_rest(self) -> None:
+        """The body broke off: keep what can be kept, and let go. It does not raise: nobody waits for its answer."""
+        try:
+            if self._may_save:
+                self.end()
+            else:
+                self.give_up()
+        except (LeaseLost, StorageAway, StorageFull, ObjectMissing):
+            self.give_up()
+
+    def _expiry(self) -> dt.datetime:
+        return min(timezone.now() + uploads.kept(), self.upload.created_at + uploads.LONGEST)
+
+    def finish(self) -> uploads.Whole:
+        """All of a direct upload came: the object is whole, and still under the lease."""
+        self._sink.finish()
+        assert self._whole is not None and self.upload.object is not None
+        return uploads.Whole(
+            self._lease, self.upload.object, self.offset, self._whole.digest(), self.upload.reservation
+        )
+
+    def give_up(self) -> None:
+        """The request failed. What can be resumed keeps what is safe; a direct one goes, with its room."""
+        with contextlib.suppress(LeaseLost):
+            if self.upload.direct:
+                uploads.delete_held(self._lease, self.upload)
+            else:
+                self._lease.release()
+
+    def close(self) -> None:
+        """Free what it holds; after `end`, `finish` or `give_up`."""
+        self._sink.close()
+
+
+def _columns(progress: Progress) -> dict[str, Any]:
+    return {"offset": progress.offset, "state": progress.state}
+
+
+def open_receiver(
+    user_id: uuid.UUID,
+    upload_id: uuid.UUID,
+    *,
+    offset: int,
+    check: PartChecksum | None = None,
+    direct: bool = False,
+) -> Receiver:
+    """Hold the upload while a request brings bytes from `offset` on. The caller ends it: `end`, or `give_up`; `close`.
+
+    Raises NotStored, UploadExpired, UploadBusy, OffsetMismatch, TooManyUploads.
+    """
+    if not direct:
+        uploads.get(user_id, upload_id)
+    busy = Upload.objects.of(user_id).filter(lease_until__gt=Now()).exclude(pk=upload_id).count()
+    if busy >= MOST_AT_ONCE:
+        raise TooManyUploads(MOST_AT_ONCE)
+    upload, lease = uploads.claim(user_id, upload_id)
+    try:
+        if upload.offset != offset:
+            raise OffsetMismatch(upload.offset)
+        if upload.object is None:
+            raise UploadExpired
+        sink = store().sink(upload.object, Progress(upload.offset, upload.state))
+    except ObjectMissing:
+        uploads.delete_held(lease, upload)
+        log.warning("upload.lost", upload_id=str(upload_id))
+        raise UploadExpired from None
+    except BaseException:
+        lease.release()
+        raise
+    return Receiver(upload, lease, sink, check)

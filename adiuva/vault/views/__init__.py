@@ -1,0 +1,1 @@
+"""The vault over REST. Every query starts from the request's user."""

@@ -1,0 +1,126 @@
+"""Backups over REST: stored, read, listed, deleted."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+from uuid import UUID
+
+from django.http.response import HttpResponseBase
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
+from rest_framework.generics import ListAPIView
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from adiuva.blobs.views import StreamedBodies
+from adiuva.core.rest import TOTAL_COUNT, Done, error_responses, user_id
+from adiuva.vault import backups, bodies, downloads, headers, uploads
+from adiuva.vault.errors import NotStored
+from adiuva.vault.models import Backup
+from adiuva.vault.serializers import BackupSerializer
+from adiuva.vault.views.bytes_view import BYTES, CONDITIONS, BytesView, header
+
+
+def _backup_bytes(request: Request, found: Backup) -> HttpResponseBase:
+    made_at = dt.datetime.fromtimestamp(found.timestamp_ms // 1000, dt.UTC)
+    more = {
+        "X-Backup-Id": str(found.pk),
+        "X-Backup-Version": str(found.version),
+        "X-Backup-Timestamp": str(found.timestamp_ms),
+        "X-Backup-Checksum": bytes(found.checksum).hex(),
+    }
+    return downloads.respond(request._request, found, changed_at=made_at, headers=more)
+
+
+class BackupView(StreamedBodies):
+    """The newest backup."""
+
+    body_streams = {"PUT": bodies.backup}
+
+    @extend_schema(
+        summary="The bytes of the newest backup",
+        operation_id="backup_retrieve",
+        parameters=CONDITIONS,
+        responses={**BYTES, **error_responses(401, 404, 409, 412, 416, 503)},
+    )
+    def get(self, request: Request) -> HttpResponseBase:
+        """With the headers of its upload."""
+        return _backup_bytes(request, backups.latest(user_id(request)))
+
+    @extend_schema(
+        summary="Store a backup",
+        operation_id="backup_update",
+        parameters=[
+            header("X-Backup-Version", "Of the client's format.", int, required=True),
+            header("X-Backup-Timestamp", "When it was made, in ms since 1970.", int, required=True),
+            header("X-Backup-Checksum", "SHA-256 in hexadecimal digits.", required=True),
+            header("X-Backup-Chunks", "Of how many chunks it is, for the history.", int),
+            header("X-Upload-Id", "A complete upload, in place of a body.", UUID),
+        ],
+        request={"application/octet-stream": OpenApiTypes.BINARY},
+        responses={
+            200: Done,
+            **error_responses(400, 401, 402, 403, 404, 408, 409, 410, 411, 413, 423, 429, 503, 507),
+        },
+    )
+    def put(self, request: Request) -> Response:
+        """The same again is no second one; other bytes of the same time are refused (409)."""
+        if "X-Upload-Id" not in request.headers:
+            return self.take_body(request)
+        user, described = user_id(request), headers.backup(request.headers)
+        try:
+            upload = UUID(request.headers["X-Upload-Id"])
+        except ValueError:
+            raise NotStored from None
+        if backups.is_there(user, described):
+            return Response({"ok": True})
+        whole = uploads.complete(user, upload, "backup", described.checksum)
+        try:
+            backups.store(user, described, whole)
+        except BaseException:
+            uploads.release(whole)
+            raise
+        return Response({"ok": True})
+
+
+class BackupHistoryView(ListAPIView[Backup]):
+    """Your backups."""
+
+    page_row_delete = "backup-one"
+    serializer_class = BackupSerializer
+    queryset = Backup.objects.none()
+
+    def get_queryset(self) -> Any:
+        return Backup.objects.of(user_id(self.request)).newest_first()
+
+    @extend_schema(
+        summary="Your backups, the newest first",
+        operation_id="backup_history",
+        parameters=[TOTAL_COUNT],
+        responses={200: BackupSerializer(many=True), **error_responses(400, 401)},
+    )
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return self.list(request, *args, **kwargs)
+
+
+class OneBackupView(BytesView):
+    """One backup."""
+
+    @extend_schema(
+        summary="The bytes of a backup",
+        operation_id="backup_one_retrieve",
+        parameters=CONDITIONS,
+        responses={**BYTES, **error_responses(401, 404, 409, 412, 416, 503)},
+    )
+    def get(self, request: Request, backup_id: UUID) -> HttpResponseBase:
+        return _backup_bytes(request, backups.get(user_id(request), backup_id))
+
+    @extend_schema(
+        summary="Delete a backup",
+        operation_id="backup_destroy",
+        responses={200: Done, **error_responses(401, 404)},
+    )
+    def delete(self, request: Request, backup_id: UUID) -> Response:
+        backups.delete(user_id=user_id(request), backup_id=backup_id)
+        return Response({"ok": True})

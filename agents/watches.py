@@ -1,0 +1,248 @@
+"""Who wants to hear of a run's end, and in which conversation.
+
+A run that is started from a chat gets a row in the same transaction. `run_ended`, which is called where every run ends,
+makes the row due; from then on it is the chat's to tell it. A turn that hears of the end itself holds the row until its
+answer is stored: then it is told, or due again.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID, uuid4
+
+from django.db import IntegrityError, connection, transaction
+from django.db.models import Count, F, Q, QuerySet
+from django.db.models.functions import Greatest, Now
+
+from adiuva.accounts.keys import cipher_for
+from adiuva.core import leases
+from adiuva.core.enqueue import enqueue_on_commit
+from adiuva.core.errors import AdiuvaError, NotFound, Text
+from agents.models import Run, Watch
+
+State = Watch.State
+# Runs that may be started within an hour from one conversation, and from all chats of a user.
+MOST_AN_HOUR: Final = 10
+MOST_AN_HOUR_OF_USER: Final = 30
+# Of the user's words.
+_ASKED_CHARS: Final = 4_000
+# Ends that one turn tells.
+MOST_AT_ONCE: Final = 8
+# How many turns of a chat without a conversation may try to tell an end, and how long it waits for them.
+MOST_TRIES_IN_TURNS: Final = 3
+WAITS_FOR_DEVICE: Final = dt.timedelta(days=7)
+# However long a provider asks for.
+_LONGEST_PAUSE_S: Final = 6 * 3_600.0
+
+
+class TooManyStarts(AdiuvaError):
+    """So many runs were started from a conversation, or from all of a user's, within the last hour."""
+
+    code, status = "too_many_requests", 429
+
+    def __init__(self, count: int, *, everywhere: bool) -> None:
+        super().__init__(
+            Text("{count} runs were started from chats within the last hour, which is the most", count=count)
+        )
+        self.count, self.everywhere = count, everywhere
+
+
+@dataclass(frozen=True)
+class ChatPlace:
+    """From where in a user's chats a run is started or asked about.
+
+    `conversation_id`: None for chats that have none, which `device_id` names.
+    `asked`: what the user said.
+    `depth`: 1 in a turn that follows up a run.
+    `follow_up`: whether the end is to be told there.
+    """
+
+    user_id: UUID
+    turn_id: UUID
+    conversation_id: UUID | None = None
+    device_id: str = ""
+    asked: str = ""
+    depth: int = 0
+    follow_up: bool = True
+
+
+class NoSuchConversation(NotFound):
+    code = "conversation_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("there is no such conversation, or it is not yours")
+
+
+def place_in(user_id: UUID, conversation_id: UUID, *, follow_up: bool = True) -> ChatPlace:
+    """A conversation of the user's as the place that a run is started from by hand, with nothing said.
+
+    Raises NoSuchConversation.
+    """
+    conversations = Watch.conversation.field.related_model._default_manager
+    if not conversations.filter(pk=conversation_id, user_id=user_id).exists():
+        raise NoSuchConversation
+    return ChatPlace(user_id, uuid4(), conversation_id, follow_up=follow_up)
+
+
+def conversation_of(run: Run) -> UUID | None:
+    """The conversation that a run was started from."""
+    rows = Watch.objects.of(run.user_id).filter(run=run, started=True).exclude(conversation=None)
+    return rows.values_list("conversation_id", flat=True).first()
+
+
+def check_starts(place: ChatPlace) -> None:
+    """Raise TooManyStarts if no more runs may be started from there for now. Starts from one user's chats wait for each
+    other until the end of the transaction, so that none is overlooked."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"starts of {place.user_id}"]
+        )
+    recent = Watch.objects.of(place.user_id).filter(
+        started=True, created_at__gt=Now() - dt.timedelta(hours=1)
+    )
+    if (count := recent.of_chat(place.conversation_id, place.device_id).count()) >= MOST_AN_HOUR:
+        raise TooManyStarts(count, everywhere=False)
+    if (count := recent.count()) >= MOST_AN_HOUR_OF_USER:
+        raise TooManyStarts(count, everywhere=True)
+
+
+def add(run: Run, place: ChatPlace, *, started: bool) -> Watch:
+    """Have a run's end told in a conversation. Call it in the transaction that starts the run, or with its row locked.
+
+    A run that has a watch there already keeps it.
+    """
+    watch = Watch(
+        run=run,
+        user_id=place.user_id,
+        conversation_id=place.conversation_id,
+        device_id=place.device_id,
+        turn=place.turn_id,
+        started=started,
+        depth=place.depth,
+        state=State.WAITING if place.follow_up and not place.depth else State.TOLD,
+    )
+    Watch.asked.seal_into(cipher_for(place.user_id), watch, place.asked[:_ASKED_CHARS])
+    try:
+        with transaction.atomic():
+            watch.save(force_insert=True)
+    except IntegrityError:
+        known = Watch.objects.filter(run=run).of_chat(place.conversation_id, place.device_id).first()
+        if known is None:
+            raise
+        return known
+    return watch
+
+
+@transaction.atomic
+def join(run_id: UUID, place: ChatPlace) -> None:
+    """Have the end of a run that goes on already told there too. One that has ended meanwhile is not."""
+    run = Run.objects.live().of(place.user_id).select_for_update(no_key=True).filter(pk=run_id).first()
+    if run is not None:
+        add(run, place, started=False)
+
+
+def run_ended(run: Run, *, by_user: bool) -> None:
+    """A run, whose row is locked, ends: whoever waits for it is to be told.
+
+    `by_user`: they have cancelled it themselves, and are told nothing.
+    """
+    waiting = Watch.objects.filter(run=run, state=State.WAITING)
+    if waiting.update(state=State.TOLD if by_user else State.DUE, due_at=Now()) and not by_user:
+        enqueue_on_commit("chat.follow_up")
+
+
+def hold(run_id: UUID, place: ChatPlace) -> bool:
+    """The turn has heard of a run's end and is going to tell it. False if another is telling it, or has."""
+    free = Watch.objects.filter(run=run_id).of_chat(place.conversation_id, place.device_id)
+    free = free.filter(Q(state=State.WAITING) | Q(leases.is_free(), state=State.DUE))
+    return bool(free.update(state=State.HELD, turn=place.turn_id))
+
+
+def hold_due(place: ChatPlace) -> list[Watch]:
+    """The turn, which runs and whose row is locked, takes the ends that are due in its chat, to tell them itself.
+
+    A conversation's turn takes what nobody has tried to tell: if that turn fails over it, the next must not. Where
+    there is no conversation, only such turns can tell it.
+    """
+    untried = 1 if place.conversation_id is not None else MOST_TRIES_IN_TURNS
+    due = Watch.objects.of(place.user_id).of_chat(place.conversation_id, place.device_id)
+    due = due.filter(state=State.DUE, attempts__lt=untried).select_related("run").order_by("due_at")
+    found = list(due.select_for_update(of=("self",), no_key=True)[:MOST_AT_ONCE])
+    Watch.objects.filter(pk__in=[watch.pk for watch in found]).update(
+        state=State.HELD, turn=place.turn_id, attempts=F("attempts") + 1
+    )
+    return found
+
+
+def settle(turn_id: UUID, *, told: bool) -> None:
+    """What a turn has held is told, or due again because nobody has read an answer after it."""
+    held = Watch.objects.filter(turn=turn_id, state=State.HELD)
+    if held.update(state=State.TOLD if told else State.DUE) and not told:
+        enqueue_on_commit("chat.follow_up")
+
+
+def settle_told(turn_id: UUID, *, told: Collection[UUID], runs: Collection[UUID]) -> None:
+    """Of what a turn has held, these watches and those of these runs are told. The rest is due again, also what the
+    turn does not know that it holds, because it was cancelled or lost its connection while it asked."""
+    known = Watch.objects.filter(Q(pk__in=told) | Q(run__in=runs), turn=turn_id, state=State.HELD)
+    known.update(state=State.TOLD)
+    settle(turn_id, told=False)
+
+
+def postpone(turn_id: UUID, seconds: float) -> None:
+    """What a turn has held is not to be told again before so long: the model's provider has named the time."""
+    until = Now() + dt.timedelta(seconds=min(seconds, _LONGEST_PAUSE_S))
+    held = Watch.objects.filter(turn=turn_id, state=State.HELD)
+    held.update(
+        not_before=Greatest(F("not_before"), until)
+    )  # of values, the one that is none counts for nothing
+
+
+def try_again(chosen: QuerySet[Watch]) -> int:
+    """Have ends told by a turn after all that were given up. Returns how many."""
+    given_up = chosen.filter(state__in=(State.DEAD, State.EXPIRED))
+    count = given_up.update(state=State.DUE, attempts=0, due_at=Now(), not_before=None, turn=F("run_id"))
+    if count:
+        enqueue_on_commit("chat.follow_up")
+    return count
+
+
+def backlog() -> tuple[int, int]:
+    """How many ends of runs are due, and how many no turn could tell."""
+    left = Watch.objects.filter(state__in=(State.DUE, State.DEAD))
+    counts = left.aggregate(
+        due=Count("pk", filter=Q(state=State.DUE)), dead=Count("pk", filter=Q(state=State.DEAD))
+    )
+    return counts["due"], counts["dead"]
+
+
+def expire() -> int:
+    """Give up what a chat without a conversation did not come to hear within days, or could not be told."""
+    late = Watch.objects.filter(conversation=None, state=State.DUE)
+    tried = late.filter(attempts__gte=MOST_TRIES_IN_TURNS).update(state=State.DEAD)
+    return tried + late.filter(due_at__lt=Now() - WAITS_FOR_DEVICE).update(state=State.EXPIRED)
+
+
+def settle_late(
+    turn_id: UUID, conversation_id: UUID | None, *, runs: Collection[UUID], told: Collection[UUID]
+) -> None:
+    """A turn that was thought lost has told of these runs, or watches, after all. Its conversation is locked, so a turn
+    that has begun to tell them meanwhile has not stored that yet, and finds then that there is nothing left to tell."""
+    own = Watch.objects.filter(Q(run__in=runs) | Q(pk__in=told))
+    mine = Q(turn=turn_id, state=State.DUE)
+    if conversation_id is not None:
+        mine = Q(conversation=conversation_id, state__in=(State.DUE, State.HELD))
+    own.filter(mine).update(state=State.TOLD)
+
+
+def holds(turn_id: UUID) -> bool:
+    """Whether a turn still has anything to tell."""
+    return Watch.objects.filter(turn=turn_id, state=State.HELD).exists()
+
+
+def drop(run_id: UUID) -> None:
+    """Nobody is to be told of a run's end any more: its user has cancelled or undone it."""
+    leases.revoke(Watch.objects.filter(run=run_id, state__in=Watch.OPEN), state=State.TOLD)

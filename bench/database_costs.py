@@ -1,0 +1,156 @@
+"""What is asked of PostgreSQL again and again, beside the plain way to ask it: `python -m bench.database_costs`
+
+CPU is of the thread that asks and of its PostgreSQL process together. Both ways take turns in the same run.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from bench.harness import bench_servers, median, show
+
+ROUNDS: Final = 5
+SESSIONS: Final = 40_000
+SOCKETS: Final = 5_000
+RENEWALS: Final = 12
+
+
+def cpu_ms(work: Callable[[], Any], times: int) -> float:
+    """Milliseconds of CPU for each call."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        pid = cursor.fetchone()[0]
+    before, started = _cpu_s(pid), time.thread_time()
+    for _ in range(times):
+        work()
+    return (time.thread_time() - started + _cpu_s(pid) - before) * 1_000 / times
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def by_turns(what: str, ours: Callable[[], Any], theirs: Callable[[], Any], times: tuple[int, int]) -> None:
+    """Show the CPU of two ways; `times`: how often each is called in a round."""
+    cpu_ms(ours, times[0]), cpu_ms(theirs, times[1])
+    found = [(cpu_ms(ours, times[0]), cpu_ms(theirs, times[1])) for _ in range(ROUNDS)]
+    mine, other = median([one for one, _ in found]), median([one for _, one in found])
+    show(what, f"{mine:.2f} ms of CPU; the plain way {other:.2f}, {other / mine:.0f} times as much")
+
+
+def sessions() -> None:
+    from django.utils import timezone
+
+    from adiuva.accounts import services, session_check
+    from adiuva.accounts.models import Session, User
+
+    token = services.register(email=f"{uuid4().hex}@example.com", password="correct horse").access_token
+    key = services.authenticate(access_token=token)
+    by_turns(
+        "check of a session, for a request or a connection",
+        lambda: session_check.find_live(session_id=key.pk, user_id=key.user_id),
+        lambda: Session.objects.live().select_related("user").filter(pk=key.pk, user_id=key.user_id).first(),
+        (1_000, 300),
+    )
+    people = User.objects.bulk_create(
+        [User(email=f"{uuid4().hex}@example.com", password="!") for _ in range(SESSIONS // 2)],
+        batch_size=2_000,
+    )
+    end = timezone.now() + dt.timedelta(days=30)
+    made = Session.objects.bulk_create(
+        [Session(user=user, expires_at=end) for user in people for _ in range(2)], batch_size=2_000
+    )
+    connected = {session.pk for session in random.sample(made, SOCKETS)}
+    share = set(list(connected)[: SOCKETS // 20])
+    since, _ = session_check.recheck(connected=connected, share=share, since=None)
+    by_turns(
+        f"whose session ended, of {SOCKETS:,} sockets among {SESSIONS:,} sessions",
+        lambda: session_check.recheck(connected=connected, share=share, since=since),
+        lambda: dict(Session.objects.live().filter(pk__in=connected).values_list("pk", "user__tier")),
+        (100, 5),
+    )
+
+
+def renewals() -> None:
+    """Beside a table that has an index of what each renewal writes, and no room on its pages."""
+    from django.db import connection
+
+    from adiuva.accounts.models import User
+    from adiuva.devices import presence
+    from adiuva.devices.models import Device
+
+    people = list(User.objects.values_list("pk", flat=True)[:SOCKETS])
+    made = Device.objects.bulk_create(
+        [
+            Device(
+                user_id=person, device_id=uuid4().hex, name_sealed=random.randbytes(60), channel=uuid4().hex
+            )
+            for person in people
+        ]
+    )
+    mine = [(device.pk, 1) for device in made]
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE plain (LIKE devices_device INCLUDING ALL)")
+        cursor.execute("ALTER TABLE plain SET (fillfactor = 100)")
+        cursor.execute("INSERT INTO plain SELECT * FROM devices_device")
+        cursor.execute("VACUUM ANALYZE plain")
+        cursor.execute("VACUUM ANALYZE devices_device")
+
+    def plain() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE plain AS known SET lease_until = now() + interval '45 s', last_seen = now()"
+                " FROM unnest(%s::uuid[], %s::bigint[]) AS mine (id, epoch)"
+                " WHERE known.id = mine.id AND known.epoch = mine.epoch RETURNING known.id",
+                [[pk for pk, _ in mine], [epoch for _, epoch in mine]],
+            )
+            {row[0] for row in cursor.fetchall()}
+
+    by_turns(
+        f"renewal of {SOCKETS:,} leases", lambda: presence.renew_leases(mine), plain, (RENEWALS, RENEWALS)
+    )
+    ours, theirs = wal_bytes(lambda: presence.renew_leases(mine)), wal_bytes(plain)
+    show("WAL of a lease's renewal", f"{ours:.0f} bytes; the plain way {theirs:.0f}")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+        cursor.execute(
+            "SELECT relname, 100 * n_tup_hot_upd / n_tup_upd FROM pg_stat_user_tables"
+            " WHERE relname IN ('devices_device', 'plain') ORDER BY 1"
+        )
+        show("heap-only updates", "; ".join(f"{share} % of {name}" for name, share in cursor.fetchall()))
+
+
+def wal_bytes(renew: Callable[[], Any]) -> float:
+    """Bytes of WAL for each lease, over some renewals with vacuum, as it comes along in the long run."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("CHECKPOINT")
+        cursor.execute("SELECT pg_current_wal_insert_lsn()")
+        before = cursor.fetchone()[0]
+        for number in range(RENEWALS):
+            renew()
+            if number % 4 == 3:
+                cursor.execute("VACUUM devices_device, plain")
+        cursor.execute("SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", [before])
+        return float(cursor.fetchone()[0]) / RENEWALS / SOCKETS
+
+
+def main() -> None:
+    with bench_servers():
+        sessions()
+        renewals()
+
+
+if __name__ == "__main__":
+    main()

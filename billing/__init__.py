@@ -1,0 +1,1 @@
+"""Plans and what they allow, what is used, and what is paid."""

@@ -1,0 +1,155 @@
+"""What is listed: searched, by category, in three orders.
+
+A page is one query, and a count that is kept for a minute.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from uuid import UUID
+
+from django.contrib.postgres.search import SearchQuery
+from django.db.models import Exists, OuterRef, Q, QuerySet
+
+from billing.marketplace.errors import NoSuchPlugin
+from billing.marketplace.models import Plugin, PluginVersion
+from billing.marketplace.user_models import PluginInstall
+
+Sort = Literal["rating", "installs", "newest"]
+SORTS: Final[dict[str, str]] = {"rating": "-score", "installs": "-installs", "newest": "-listed_at"}
+MAX_LIMIT: Final = 100
+_MAX_TERMS: Final = 8
+_COUNT_LASTS_S: Final = 60.0
+_MOST_COUNTS: Final = 64
+
+# By category, in this process: how many, and until when that counts.
+_counts: dict[str, tuple[int, float]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    plugins: list[Plugin]
+    total: int
+    page: int
+
+
+def find(*, q: str = "", category: str = "", sort: str = "rating", page: int = 1, limit: int = 50) -> Found:
+    """A page of what is listed, from 1. Words are found by how they begin; all of them must be there."""
+    rows = Plugin.objects.listed()
+    if category:
+        rows = rows.filter(category=category)
+    if q.strip():
+        terms = re.findall(r"\w+", q.lower())[:_MAX_TERMS]
+        if not terms:
+            return Found([], 0, page)
+        wanted = " & ".join(f"{term}:*" for term in terms)
+        rows = rows.filter(words=SearchQuery(wanted, config="simple", search_type="raw"))
+        total = rows.count()
+    else:
+        total = _count(category, rows)
+    start = (page - 1) * limit
+    if start >= total:
+        return Found([], total, page)
+    order = (SORTS[sort], "id")
+    # What is before a page is passed over in the index alone, however deep the page; only its own rows are read.
+    ids = rows.order_by(*order).values("pk")[start : start + limit]
+    shown = Plugin.objects.filter(pk__in=ids).select_related("developer", "current_version")
+    return Found(list(shown.defer("current_version__manifest").order_by(*order)), total, page)
+
+
+def _count(category: str, rows: QuerySet[Plugin]) -> int:
+    known = _counts.get(category)
+    now = time.monotonic()
+    if known is None or known[1] < now:
+        if len(_counts) >= _MOST_COUNTS:
+            _counts.clear()
+        known = _counts[category] = (rows.count(), now + _COUNT_LASTS_S)
+    return known[0]
+
+
+def forget_counts() -> None:
+    _counts.clear()
+
+
+def get(plugin_id: UUID, *, user_id: UUID | None = None) -> Plugin:
+    """A plugin that is listed; also one that is not, for who publishes it or has it. Raises NoSuchPlugin."""
+    allowed = Q(state=Plugin.State.LISTED)
+    if user_id is not None:
+        installed = PluginInstall.objects.of(user_id).filter(plugin=OuterRef("pk"))
+        allowed |= Q(developer__user_id=user_id) | Q(Exists(installed))
+    found = (
+        Plugin.objects.filter(allowed, pk=plugin_id).select_related("developer", "current_version").first()
+    )
+    if found is None:
+        raise NoSuchPlugin
+    return found
+
+
+def by_slug(slug: str) -> Plugin:
+    """A listed plugin. Raises NoSuchPlugin."""
+    found = Plugin.objects.listed().filter(slug=slug).select_related("developer", "current_version").first()
+    if found is None:
+        raise NoSuchPlugin
+    return found
+
+
+def history(plugin: Plugin) -> list[PluginVersion]:
+    """What was listed of it, the newest first."""
+    shown = (PluginVersion.State.LISTED, PluginVersion.State.YANKED, PluginVersion.State.REVOKED)
+    rows = plugin.versions.filter(state__in=shown, listed_at__isnull=False).defer("manifest")
+    return list(rows.order_by("-listed_at")[:MAX_LIMIT])
+
+
+def average(plugin: Plugin) -> float | None:
+    return round(plugin.stars / plugin.ratings, 2) if plugin.ratings else None
+
+
+def described(plugin: Plugin) -> dict[str, Any]:
+    """As a list has it."""
+    version = plugin.current_version
+    return {
+        "id": plugin.pk,
+        "slug": plugin.slug,
+        "name": plugin.name,
+        "summary": plugin.summary,
+        "kind": plugin.kind,
+        "category": plugin.category,
+        "developer": {"handle": plugin.developer.handle, "name": plugin.developer.name},
+        "version": version.version if version is not None else None,
+        "permissions": version.permissions if version is not None else [],
+        "size": version.size if version is not None else None,
+        "price_cents": plugin.price_cents,
+        "currency": plugin.currency,
+        "rating": average(plugin),
+        "ratings": plugin.ratings,
+        "installs": plugin.installs,
+        "listed_at": plugin.listed_at,
+        "updated_at": version.listed_at if version is not None else None,
+    }
+
+
+def in_full(plugin: Plugin) -> dict[str, Any]:
+    """As its own page has it, with what a client needs to check a package."""
+    version = plugin.current_version
+    return {
+        **described(plugin),
+        "state": plugin.state,
+        "manifest": version.manifest if version is not None else None,
+        "sha256": version.sha256 if version is not None else None,
+        "signature": version.signature if version is not None else None,
+        "key_id": version.key_id if version is not None else None,
+        "reviewed_at": version.reviewed_at if version is not None else None,
+        "versions": [
+            {
+                "version": each.version,
+                "state": each.state,
+                "reason": each.reason,
+                "listed_at": each.listed_at,
+                "permissions": each.permissions,
+            }
+            for each in history(plugin)
+        ],
+    }

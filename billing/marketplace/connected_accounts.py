@@ -1,0 +1,111 @@
+"""Developers' accounts at Stripe, to which their shares go: opened once, and copied when Stripe tells of them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from contextlib import suppress
+from typing import Final
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+from django.urls import reverse
+
+from adiuva.accounts.models import User
+from adiuva.core.enqueue import enqueue_on_commit
+from adiuva.core.leases import Lease
+from billing.marketplace.models import Developer
+from billing.payments import connect_api, copies, intents, stripe_api
+from billing.payments.connect_api import AccountState
+from billing.payments.copies import Copies
+from billing.payments.intents import NotPossible
+from billing.payments.models import Intent
+from billing.payments.stripe_api import Refused, StripeAway
+
+
+def page_of(*, developer: Developer) -> str:
+    """The address of Stripe's page for a developer: where they say who they are, or once that is done, their earnings.
+
+    The account is opened with the first call. Raises StripeOff, StripeAway, Refused.
+    """
+    if not stripe_api.is_on():
+        raise stripe_api.StripeOff
+    account = developer.stripe_account
+    if account is None:
+        with transaction.atomic():
+            Developer.objects.select_for_update(no_key=True).get(pk=developer.pk)
+            wanted = intents.want(Intent.Kind.ACCOUNT, str(developer.pk), developer.user_id)
+        intents.carry_out(wanted.pk)
+        account = Developer.objects.values_list("stripe_account", flat=True).get(pk=developer.pk)
+        if account is None:
+            raise StripeAway("in_progress")
+    if developer.payouts_enabled:
+        return connect_api.earnings_page(account)
+    back = f"{settings.PUBLIC_URL}{reverse('account-plugins')}"
+    return connect_api.account_page(account, back=f"{back}?onboarding=done", again=f"{back}?onboarding=again")
+
+
+def _send(intent: Intent) -> str:
+    found = User.objects.filter(pk__in=[intent.user_id]).values_list("email", flat=True).first()
+    if found is None:  # the account is gone, and nothing was sold yet
+        raise NotPossible
+    return connect_api.create_account(
+        email=found, developer=intent.subject, row=str(intent.pk), key=intent.key
+    )
+
+
+def _look(intent: Intent) -> str | None:
+    return connect_api.find_account(row=str(intent.pk), since=intent.created_at - dt.timedelta(hours=1))
+
+
+def _done(intent: Intent) -> None:
+    if Developer.objects.filter(pk=intent.subject, stripe_account=None).update(
+        stripe_account=intent.stripe_id
+    ):
+        want(Q(pk=intent.subject))
+
+
+intents.register(Intent.Kind.ACCOUNT, intents.Kind(_send, _look, _done))
+
+
+def want(developers: Q) -> None:
+    """Ask for new copies of these developers' accounts."""
+    _COPIES.want(Developer.objects.filter(developers).exclude(stripe_account=None))
+
+
+def run(most: int = 50) -> int:
+    """Fetch what is wanted and due. Returns how many copies were tried."""
+    return _COPIES.run(most)
+
+
+def _get(row: Developer) -> AccountState:
+    return connect_api.get_account(row.stripe_account or "")
+
+
+def _write(lease: Lease[Developer], state: AccountState, wanted: int) -> None:
+    row = lease.held()
+    if state.receives and not row.payouts_enabled:
+        enqueue_on_commit("billing.settle_developers")
+    row.payouts_enabled, row.account_told, row.country = state.receives, state.asked, state.country
+    copies.finish(lease, row, wanted)
+
+
+def _shut(row: Developer, reason: str) -> None:
+    """Stripe has no such account, or it is not ours any more."""
+    row.payouts_enabled = False
+
+
+_COPIES: Final = Copies(Developer, _get, _write, _shut)
+
+
+def refresh(developer_id: UUID) -> None:
+    """Fetch an account now, for who came back from Stripe's page, unless another process is about to."""
+    want(Q(pk=developer_id))
+    with suppress(StripeAway, Refused):  # the row says when it is tried again
+        _COPIES.fetch_free(Developer.objects.filter(pk=developer_id).exclude(stripe_account=None))
+
+
+def compare() -> None:
+    """Ask for a copy of each account: what is told of accounts is not listed with the other events."""
+    want(Q(stripe_account__isnull=False))

@@ -1,0 +1,77 @@
+"""What a developer earned: by month and currency, from the rows of their sales and of what went to them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from typing import Any, Final
+
+from django.db.models import Case, Count, F, Q, Sum, Value, When
+from django.db.models.functions import Now
+
+from adiuva.core.errors import Invalid
+from billing.marketplace.models import Developer
+from billing.marketplace.money_models import DeveloperPayment, PluginPurchase
+
+State = PluginPurchase.State
+_MONTH: Final = "%Y-%m"
+
+
+def month_of(period: str) -> tuple[dt.datetime, dt.datetime]:
+    """The first moment of a month such as 2026-11, and of the next, in UTC. Raises Invalid."""
+    try:
+        if len(period) != 7:
+            raise ValueError
+        start = dt.datetime.strptime(period, _MONTH).replace(tzinfo=dt.UTC)
+        end = (start + dt.timedelta(days=32)).replace(day=1)
+    except (ValueError, OverflowError):
+        raise Invalid("the period cannot be read", fields={"period": ["A month such as 2026-11."]}) from None
+    return start, end
+
+
+def earnings(developer: Developer, period: str | None = None) -> list[dict[str, Any]]:
+    """For each currency: what was sold in a month, or ever, and what became of it. All in cents.
+
+    `share` is what is due to the developer of these sales, `refunded` what went back to buyers, `settled` what was sent
+    to them of the share, `on_hold` what waits for its hold, `waiting` what is to be sent, and `debt` what they have too
+    much. Raises Invalid.
+    """
+    sales = developer.sales.exclude(state=State.OPEN)
+    if period is not None:
+        start, end = month_of(period)
+        sales = sales.filter(paid_at__gte=start, paid_at__lt=end)
+    missing = F("due_cents") - F("settled_cents")
+    is_held = Q(transfer_after__gt=Now()) | Q(state=State.DISPUTED)
+    rows = sales.values("currency").annotate(
+        sales=Count("pk"),
+        gross=Sum("total_cents"),
+        tax=Sum("tax_cents"),
+        refunded=Sum(F("refunded_cents") + F("lost_cents")),
+        share=Sum("due_cents"),
+        settled=Sum("settled_cents"),
+        on_hold=_sum(Q(settled_cents__lt=F("due_cents")) & is_held, missing),
+        waiting=_sum(Q(settled_cents__lt=F("due_cents")) & ~is_held, missing),
+        debt=_sum(Q(settled_cents__gt=F("due_cents")), F("settled_cents") - F("due_cents")),
+    )
+    return [dict(row) for row in rows.order_by("currency")]
+
+
+def _sum(when: Q, cents: Any) -> Sum:
+    return Sum(Case(When(when, then=cents), default=Value(0)))
+
+
+def payments(developer: Developer) -> Iterable[dict[str, Any]]:
+    """What went to a developer and came back, newest first: the last hundred."""
+    rows = developer.payments.filter(state__in=DeveloperPayment.State.values).select_related(
+        "purchase__plugin"
+    )
+    for row in rows.order_by("-created_at")[:100]:
+        yield {
+            "id": row.pk,
+            "kind": row.kind,
+            "state": row.state,
+            "plugin": row.purchase.plugin.slug,
+            "cents": row.cents,
+            "currency": row.currency,
+            "at": row.done_at or row.created_at,
+        }

@@ -1,0 +1,21 @@
+"""Which objects of the store the marketplace's rows refer to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from billing.marketplace.models import PluginVersion
+
+
+def referred(names: Collection[str]) -> set[str]:
+    """Those of these objects that are a version's package."""
+    return set(PluginVersion.objects.filter(object__in=names).values_list("object", flat=True))
+
+
+def expected(shard: str) -> set[str]:
+    """The packages of a part of the store."""
+    return set(PluginVersion.objects.filter(object__startswith=f"{shard}/").values_list("object", flat=True))
+
+
+def lost(name: str) -> None:
+    """A package is gone: its download says so, and operators have it in the log. Only its developer has another."""

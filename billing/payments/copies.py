@@ -1,0 +1,148 @@
+"""Copies of what is at Stripe. Events, actions and comparisons only ask for one, so their order does not matter.
+
+One process at a time fetches an object, holding its row's lease, and it writes before the next may fetch: an older
+answer cannot overwrite a newer one. Whoever asks meanwhile raises `wanted`, and the row is fetched again.
+
+What Stripe does not answer is asked for again, later each time. What it refuses is given up, with the reason in the row
+and a line in the log, until somebody asks anew.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+import structlog
+from django.db import models, transaction
+from django.db.models import F, Q, QuerySet
+from django.db.models.functions import Now
+
+from adiuva.core import leases
+from adiuva.core.enqueue import enqueue_on_commit
+from adiuva.core.http import backoff_s
+from adiuva.core.leases import LEASE_FIELDS, Lease, Leased, LeaseLost
+from billing.payments import stripe_api
+from billing.payments.stripe_api import Refused, StripeAway
+
+_LEASE: Final = dt.timedelta(seconds=60)  # longer than the calls for one object may take
+_LONGEST_WAIT_S: Final = 600.0
+_MOST: Final = 200
+# Columns that only say when a copy is to be fetched: an export leaves them out.
+COPY_FIELDS: Final = ("wanted", "synced", "not_before", "attempts", "refused", *LEASE_FIELDS)
+
+log = structlog.get_logger(__name__)
+
+
+class Copied(Leased):
+    """A row that has what Stripe says of an object.
+
+    `wanted` counts what asked for a new copy, and `synced` is the value of `wanted` before the latest copy was fetched:
+    while they differ, the copy may be stale.
+    """
+
+    wanted = models.PositiveIntegerField(default=0, editable=False)
+    synced = models.PositiveIntegerField(default=0, editable=False)
+    not_before = models.DateTimeField(db_default=Now(), editable=False)
+    attempts = models.PositiveSmallIntegerField(default=0, editable=False)
+    refused = models.CharField(
+        max_length=100, blank=True, editable=False, help_text="Why Stripe refused the latest copy: its code."
+    )
+
+    class Meta:
+        abstract = True
+
+
+M = TypeVar("M", bound=Copied)
+S = TypeVar("S")
+
+
+def is_stale() -> Q:
+    """Rows of which a newer copy is wanted."""
+    return Q(wanted__gt=F("synced"))
+
+
+def finish(lease: Lease[M], row: M, wanted: int) -> None:
+    """Save a row of `lease.held()` as the copy that was asked for by `wanted`, and let go of it. Raises LeaseLost."""
+    row.synced, row.attempts, row.refused = wanted, 0, ""
+    row.save()
+    lease.release()
+
+
+def _keep(row: M, reason: str) -> None:
+    """What was copied earlier stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copies(Generic[M, S]):
+    """How the rows of a model are copied.
+
+    `get` asks Stripe; it raises StripeAway, or Refused where there will never be an answer. `write` is called in a
+    transaction with the lease, the answer and what to `finish` with. `refuse` changes a locked row that was refused.
+    """
+
+    model: type[M]
+    get: Callable[[M], S]
+    write: Callable[[Lease[M], S, int], None]
+    refuse: Callable[[M, str], None] = _keep
+
+    @transaction.atomic
+    def want(self, rows: QuerySet[M]) -> int:
+        """Ask for new copies; they are fetched after the commit. Returns of how many rows."""
+        # In one order, so that two who ask for the same ones do not wait for each other.
+        pks = list(rows.order_by("pk").select_for_update(no_key=True).values_list("pk", flat=True))
+        if pks:
+            chosen = self.model._default_manager.filter(pk__in=pks)
+            chosen.update(wanted=F("wanted") + 1, not_before=Now(), attempts=0)
+            enqueue_on_commit("billing.sync")
+        return len(pks)
+
+    def run(self, most: int = _MOST) -> int:
+        """Fetch what is wanted and due. Returns how many copies were tried."""
+        tried = 0
+        due = self.model._default_manager.filter(is_stale(), not_before__lte=Now()).order_by(
+            "not_before", "pk"
+        )
+        while tried < most and stripe_api.is_on():
+            found = leases.claim(due, _LEASE)
+            if not found:
+                break
+            tried += 1
+            self.fetch(found[0])
+        return tried
+
+    def fetch_free(self, rows: QuerySet[M]) -> None:
+        """Fetch one of these rows now, unless another process is about to. Raises StripeAway, Refused."""
+        for claimed in leases.claim(rows, _LEASE):
+            if (error := self.fetch(claimed)) is not None:
+                raise error
+
+    def fetch(self, row: M) -> StripeAway | Refused | None:
+        """Copy a row that was just claimed. Returns what prevented it; the row says then when it is tried again."""
+        lease, wanted = row.lease(_LEASE), row.wanted
+        named = {"model": self.model.__name__, "row": str(row.pk)}
+        try:
+            try:
+                state = self.get(row)
+            except StripeAway as error:
+                wait_s = backoff_s(min(row.attempts + 1, 10), first_s=2.0, longest_s=_LONGEST_WAIT_S)
+                log.warning("stripe.not_copied", **named, reason=error.reason)
+                lease.release(attempts=F("attempts") + 1, not_before=Now() + dt.timedelta(seconds=wait_s))
+                return error
+            except Refused as error:
+                log.error("stripe.copy_refused", **named, reason=error.reason)
+                self._give_up(lease, wanted, error.reason[:100])
+                return error
+            with transaction.atomic():
+                self.write(lease, state, wanted)
+        except LeaseLost:
+            log.info("stripe.copy_late", **named)
+        return None
+
+    @transaction.atomic
+    def _give_up(self, lease: Lease[M], wanted: int, reason: str) -> None:
+        row = lease.held()
+        self.refuse(row, reason)
+        row.save()
+        lease.release(synced=wanted, attempts=0, refused=reason)

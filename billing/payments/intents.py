@@ -1,0 +1,370 @@
+"""Carries out what Stripe is to do: once, whatever breaks on the way.
+
+The row is claimed, Stripe is called with no transaction open, and what came of it is written if the row is still ours.
+A call whose outcome is unknown is sent again with the same key, for which Stripe gives the first answer again. Two
+cases need a look at Stripe first, since the key does not help there: it keeps a failure of its own (a 500) for the key,
+and it forgets keys after a day. What is found is taken; what is not found gets a new key, by a raised `attempt`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from django.db import IntegrityError, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from adiuva.accounts.models import User
+from adiuva.core import leases
+from adiuva.core.enqueue import enqueue_on_commit
+from adiuva.core.http import backoff_s
+from adiuva.core.leases import Lease, LeaseLost
+from billing.payments import money_api, stripe_api, sync
+from billing.payments.models import Customer, Intent, Subscription
+from billing.payments.stripe_api import Refused, StripeAway
+
+_LEASE: Final = dt.timedelta(seconds=60)  # longer than a call may take
+_KEYS_LAST: Final = dt.timedelta(hours=23)  # Stripe: at least 24
+_LONGEST_WAIT_S: Final = 3600.0
+
+log = structlog.get_logger(__name__)
+
+
+class NotPossible(Exception):
+    """What the intent was for is gone: it is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`send` calls Stripe and returns the id of what it made; `look` finds what an earlier call made.
+
+    `done` and `given_up` run in the transaction that writes the end, with the row locked. Nothing was done at Stripe by
+    what is given up; the row's `error` says why.
+    """
+
+    send: Callable[[Intent], str]
+    look: Callable[[Intent], str | None]
+    done: Callable[[Intent], None] = lambda _: None
+    given_up: Callable[[Intent], None] = lambda _: None
+
+
+def register(kind: str, what: Kind) -> None:
+    """Say how a kind of intent is carried out, where its module stands above this one."""
+    _KINDS[kind] = what
+
+
+def after_refunds(act: Callable[[str], None]) -> None:
+    """Call `act` with the id of each charge that was refunded, in the transaction that writes it."""
+    _after_refunds.append(act)
+
+
+@transaction.atomic
+def want(kind: str, subject: str, user_id: UUID | None, **detail: Any) -> Intent:
+    """The open intent of this kind and subject, made if there is none. The sweep carries it out, or `carry_out` now."""
+    for _ in range(3):
+        found = Intent.objects.filter(kind=kind, subject=subject, state__in=Intent.OPEN).first()
+        if found is not None:
+            return found
+        try:
+            with transaction.atomic():
+                return Intent.objects.create(kind=kind, subject=subject, user_id=user_id, detail=detail)
+        except IntegrityError:
+            continue  # another process was faster
+    raise AssertionError("an open intent came and went three times")
+
+
+def drop(kind: str, subject: str) -> None:
+    """What was wanted is no longer. A call that is under way may still be carried out."""
+    leases.revoke(
+        Intent.objects.filter(kind=kind, subject=subject, state__in=Intent.OPEN), state=Intent.State.DROPPED
+    )
+
+
+@transaction.atomic
+def drop_unsent(kind: str, subject: str) -> bool:
+    """Drop an open intent of which Stripe has not heard. Returns False if it may have: it will be done, or given up."""
+    free = Intent.objects.filter(leases.is_free(), kind=kind, subject=subject, state__in=Intent.OPEN)
+    unsent = free.filter(state=Intent.State.WANTED, first_sent_at=None)
+    found = list(unsent.select_for_update(no_key=True, skip_locked=True).values_list("pk", flat=True))
+    leases.revoke(Intent.objects.filter(pk__in=found), state=Intent.State.DROPPED)
+    return bool(found)
+
+
+def carry_out(intent_id: UUID) -> Intent:
+    """Try an open intent now. Returns the row as it is then: done, failed, or open if another process has it.
+
+    Raises StripeAway or Refused if the call failed (the row says so as well), and StripeOff.
+    """
+    if not stripe_api.is_on():
+        raise stripe_api.StripeOff
+    found = leases.claim(
+        Intent.objects.filter(pk=intent_id, state__in=Intent.OPEN), _LEASE, tries=F("tries") + 1
+    )
+    if found:
+        _carry_out(found[0])
+    return Intent.objects.get(pk=intent_id)
+
+
+def sweep(most: int = 100) -> int:
+    """Try what is due. Returns how many were tried."""
+    tried = 0
+    while tried < most and stripe_api.is_on():
+        found = leases.claim(Intent.objects.due().order_by("not_before", "pk"), _LEASE, tries=F("tries") + 1)
+        if not found:
+            break
+        tried += 1
+        try:
+            _carry_out(found[0])
+        except (StripeAway, Refused):
+            continue  # the row says when it is tried again, or that it failed
+    return tried
+
+
+def _carry_out(intent: Intent) -> None:
+    lease, kind = intent.lease(_LEASE), _KINDS[intent.kind]
+    # The clock is the database's; `claimed_at` was read with the claim.
+    must_look = intent.first_sent_at is not None and intent.claimed_at - intent.first_sent_at > _KEYS_LAST
+    tries = Intent.objects.values_list("tries", flat=True).get(pk=intent.pk)
+    try:
+        if must_look:
+            if (known := kind.look(intent)) is not None:
+                _finish(lease, kind, known)
+                return
+            intent.attempt += 1
+            intent.first_sent_at = None
+        if intent.first_sent_at is None:
+            lease.renew(first_sent_at=Now(), attempt=intent.attempt)
+        made = kind.send(intent)
+    except NotPossible:
+        _give_up(lease, kind, Intent.State.DROPPED, "not_possible")
+    except StripeAway as error:
+        _fail_for_now(lease, kind, intent, error, tries)
+        raise
+    except Refused as error:
+        if error.reason == "IdempotencyError":
+            # Sent with other parameters, since what it is made of has changed: whatever that call did is looked for.
+            _look_next(lease, tries, error.reason)
+            raise StripeAway(error.reason) from None
+        log.warning("stripe.intent_refused", intent_id=str(intent.pk), kind=intent.kind, reason=error.reason)
+        _give_up(lease, kind, Intent.State.FAILED, error.reason[:100])
+        raise
+    else:
+        _finish(lease, kind, made)
+
+
+def _finish(lease: Lease[Intent], kind: Kind, stripe_id: str) -> None:
+    """Raises nothing if the lease is lost: whoever has the row gets the same answer for the same key."""
+    try:
+        with transaction.atomic():
+            row = lease.held()
+            row.stripe_id, row.state, row.error = stripe_id, Intent.State.DONE, ""
+            kind.done(row)
+            lease.release(state=row.state, stripe_id=row.stripe_id, error="")
+    except LeaseLost:
+        log.info("stripe.intent_late", intent_id=str(lease.pk))
+
+
+def _give_up(lease: Lease[Intent], kind: Kind, state: str, reason: str) -> None:
+    try:
+        with transaction.atomic():
+            row = lease.held()
+            row.state, row.error = Intent.State(state), reason
+            kind.given_up(row)
+            lease.release(state=state, error=reason)
+    except LeaseLost:
+        log.info("stripe.intent_late", intent_id=str(lease.pk))
+
+
+def _fail_for_now(lease: Lease[Intent], kind: Kind, intent: Intent, error: StripeAway, tries: int) -> None:
+    wait_s = max(error.retry_after_s or 0.0, _wait_s(tries))
+    if error.is_kept:
+        try:
+            known = kind.look(intent)
+        except (StripeAway, Refused):
+            _look_next(lease, tries, error.reason)
+            return
+        if known is not None:
+            _finish(lease, kind, known)
+            return
+        _release(
+            lease,
+            state=Intent.State.WANTED,
+            attempt=intent.attempt + 1,
+            first_sent_at=None,
+            error=error.reason,
+            not_before=Now() + dt.timedelta(seconds=wait_s),
+        )
+        return
+    state = Intent.State.UNKNOWN if error.may_be_done else intent.state
+    _release(lease, state=state, error=error.reason, not_before=Now() + dt.timedelta(seconds=wait_s))
+
+
+def _look_next(lease: Lease[Intent], tries: int, reason: str) -> None:
+    """Let the next try look at Stripe before it sends, as after a day."""
+    _release(
+        lease,
+        state=Intent.State.UNKNOWN,
+        error=reason,
+        first_sent_at=Now() - 2 * _KEYS_LAST,
+        not_before=Now() + dt.timedelta(seconds=_wait_s(tries)),
+    )
+
+
+def _release(lease: Lease[Intent], **changes: Any) -> None:
+    try:
+        lease.release(**changes)
+    except LeaseLost:
+        log.info("stripe.intent_late", intent_id=str(lease.pk))
+
+
+def _wait_s(tries: int) -> float:
+    return backoff_s(min(tries, 12), first_s=2.0, longest_s=_LONGEST_WAIT_S)
+
+
+# ── The kinds ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _send_customer(intent: Intent) -> str:
+    email = User.objects.filter(pk__in=[intent.user_id]).values_list("email", flat=True).first()
+    if email is None:  # the account is gone; what was made for it is found, and then deleted
+        if (made := _look_for_customer(intent)) is None:
+            raise NotPossible
+        return made
+    return stripe_api.create_customer(
+        email=email, user_id=str(intent.user_id), row=str(intent.pk), key=intent.key
+    )
+
+
+def _look_for_customer(intent: Intent) -> str | None:
+    # Not by the address, which may have changed or be gone. An hour is more than two clocks differ.
+    since = intent.created_at - dt.timedelta(hours=1)
+    return stripe_api.find_customer(since=since, row=str(intent.pk))
+
+
+def _customer_done(intent: Intent) -> None:
+    if User.objects.select_for_update(no_key=True).filter(pk__in=[intent.user_id]).first() is None:
+        Customer.objects.get_or_create(stripe_id=intent.stripe_id)
+        want(Intent.Kind.DELETE_CUSTOMER, intent.stripe_id, None)
+        return
+    Customer.objects.get_or_create(stripe_id=intent.stripe_id, defaults={"user_id": intent.user_id})
+
+
+def _customer_of(intent: Intent) -> str:
+    found = Customer.objects.filter(user_id__in=[intent.user_id]).values_list("stripe_id", flat=True).first()
+    if found is None:
+        raise NotPossible
+    return found
+
+
+def _send_checkout(intent: Intent) -> str:
+    return stripe_api.create_checkout(
+        customer_id=_customer_of(intent),
+        price_id=intent.detail["price"],
+        seats=intent.detail["seats"],
+        user_id=str(intent.user_id),
+        row=str(intent.pk),
+        key=intent.key,
+        back=f"{intent.detail['site']}/billing/return?checkout={intent.pk}",
+        cancelled=f"{intent.detail['site']}/billing/cancelled",
+    ).stripe_id
+
+
+def _look_for_checkout(intent: Intent) -> str | None:
+    found = stripe_api.find_checkout(customer_id=_customer_of(intent), row=str(intent.pk))
+    return found.stripe_id if found else None
+
+
+def _set_cancel(*, cancel: bool) -> Callable[[Intent], str]:
+    def send(intent: Intent) -> str:
+        stripe_api.set_cancel(intent.subject, cancel=cancel, key=intent.key)
+        return intent.subject
+
+    return send
+
+
+def _look_for_cancel(*, cancel: bool) -> Callable[[Intent], str | None]:
+    def look(intent: Intent) -> str | None:
+        found = stripe_api.get_subscription(intent.subject)
+        return intent.subject if found.cancel_at_period_end is cancel else None
+
+    return look
+
+
+def _send_seats(intent: Intent) -> str:
+    item = stripe_api.item_of(intent.subject)
+    stripe_api.set_seats(
+        intent.subject, item=item, seats=intent.detail["seats"], grows=intent.detail["grows"], key=intent.key
+    )
+    return intent.subject
+
+
+def _look_for_seats(intent: Intent) -> str | None:
+    found = stripe_api.get_subscription(intent.subject)
+    return intent.subject if found.quantity == intent.detail["seats"] else None
+
+
+def _send_refund(intent: Intent) -> str:
+    return money_api.refund(
+        charge_id=intent.subject, cents=intent.detail["cents"], row=str(intent.pk), key=intent.key
+    )
+
+
+def _look_for_refund(intent: Intent) -> str | None:
+    return money_api.find_refund(charge_id=intent.subject, row=str(intent.pk))
+
+
+def _refund_done(intent: Intent) -> None:
+    enqueue_on_commit("billing.copy_ledger")
+    for act in _after_refunds:
+        act(intent.subject)
+
+
+def _end(intent: Intent) -> str:
+    stripe_api.cancel_now(intent.subject)
+    return intent.subject
+
+
+def _resync(intent: Intent) -> None:
+    sync.want([intent.subject])
+
+
+def _resync_all(intent: Intent) -> None:
+    mine = Subscription.objects.filter(customer__stripe_id=intent.subject)
+    sync.want(list(mine.values_list("stripe_id", flat=True)))
+
+
+def _delete_customer(intent: Intent) -> str:
+    stripe_api.delete_customer(intent.subject)
+    return intent.subject
+
+
+_after_refunds: Final[list[Callable[[str], None]]] = []
+_KINDS: Final[dict[str, Kind]] = {
+    Intent.Kind.CUSTOMER: Kind(_send_customer, _look_for_customer, _customer_done),
+    Intent.Kind.CHECKOUT: Kind(_send_checkout, _look_for_checkout),
+    Intent.Kind.CANCEL: Kind(_set_cancel(cancel=True), _look_for_cancel(cancel=True), _resync),
+    Intent.Kind.RESUME: Kind(_set_cancel(cancel=False), _look_for_cancel(cancel=False), _resync),
+    Intent.Kind.SEATS: Kind(_send_seats, _look_for_seats, _resync),
+    Intent.Kind.REFUND: Kind(_send_refund, _look_for_refund, _refund_done),
+    # Ending or deleting twice is harmless, so there is nothing to look for.
+    Intent.Kind.END: Kind(_end, lambda _: None, _resync),
+    Intent.Kind.DELETE_CUSTOMER: Kind(_delete_customer, lambda _: None, _resync_all),
+}
+
+
+def end_payments(user_id: UUID) -> None:
+    """In the transaction that deletes an account: want its customer deleted, which cancels what is subscribed.
+
+    A customer that is being made just now is deleted when it is known.
+    """
+    for stripe_id in Customer.objects.filter(user_id=user_id).values_list("stripe_id", flat=True):
+        want(Intent.Kind.DELETE_CUSTOMER, stripe_id, None)
+    leases.revoke(
+        Intent.objects.filter(user_id=user_id, kind=Intent.Kind.CHECKOUT, state__in=Intent.OPEN),
+        state=Intent.State.DROPPED,
+    )

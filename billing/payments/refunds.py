@@ -1,0 +1,40 @@
+"""Refunds by staff, of a whole charge or of a part. What is paid back is seen in the ledger; the plan stays."""
+
+from __future__ import annotations
+
+from django.db import transaction
+from django.db.models import Sum
+
+from adiuva.core.errors import Conflict, Invalid
+from billing.payments import intents
+from billing.payments.models import Intent, LedgerEntry
+
+_REFUNDS = ("refund", "payment_refund", "refund_failure")
+
+
+def left_of(charge: LedgerEntry) -> int:
+    """How many cents of a charge are not refunded."""
+    back = LedgerEntry.objects.filter(charge_id=charge.charge_id, kind__in=_REFUNDS).aggregate(
+        sum=Sum("cents")
+    )
+    return charge.cents + (back["sum"] or 0)
+
+
+@transaction.atomic
+def want(*, charge: LedgerEntry, cents: int | None = None, ends: bool = False) -> Intent:
+    """Have a charge refunded, all that is left of it by default, and with `ends` its subscription ended at once.
+
+    Raises Invalid, and Conflict while another refund of the charge is on its way.
+    """
+    left = left_of(charge)
+    wanted = left if cents is None else cents
+    if charge.kind not in ("charge", "payment") or not 0 < wanted <= left:
+        raise Invalid("there is not so much left to refund")
+    under_way = Intent.objects.filter(
+        kind=Intent.Kind.REFUND, subject=charge.charge_id, state__in=Intent.OPEN
+    ).exists()
+    if under_way:
+        raise Conflict("a refund of this charge is on its way")
+    if ends and charge.subscription_id:
+        intents.want(Intent.Kind.END, charge.subscription_id, None)
+    return intents.want(Intent.Kind.REFUND, charge.charge_id, None, cents=wanted)

@@ -1,0 +1,26 @@
+"""How the price of a plugin is shared, in whole cents.
+
+All that moves money is the difference of two of these sums, so that any sequence of partial refunds ends exact.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+DEVELOPER_PERCENT: Final = 70
+
+
+def tax_of(cents: int, *, total: int, tax: int) -> int:
+    """What is tax of `cents`, a part of `total` of which `tax` is tax."""
+    return cents * tax // total if total > 0 else 0
+
+
+def share_of(*, total: int, tax: int) -> int:
+    """The developer's share of a price. We keep the rest of what is not tax."""
+    return (total - tax) * DEVELOPER_PERCENT // 100
+
+
+def due_of(*, total: int, tax: int, gone: int) -> int:
+    """What of the share is still the developer's when `gone` cents of the price went back, by refund or dispute."""
+    gone_net = gone - tax_of(gone, total=total, tax=tax)
+    return share_of(total=total, tax=tax) - gone_net * DEVELOPER_PERCENT // 100

@@ -1,0 +1,1 @@
+"""Single sign-on of teams, by OpenID Connect."""

@@ -1,0 +1,29 @@
+"""The random words of a sign-in, and what is derived from them instead of being kept."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+
+from django.conf import settings
+
+from adiuva.core.crypto import derive_key
+
+
+def hash_of(word: str) -> bytes:
+    return hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
+
+
+def derived(word: str, purpose: str) -> str:
+    """What only this server can tell from a word."""
+    key = derive_key(settings.SECRET_KEY.encode(), f"adiuva sso {purpose}")
+    return _base64(hmac.digest(key, word.encode(), hashlib.sha256))
+
+
+def s256(verifier: str) -> str:
+    return _base64(hashlib.sha256(verifier.encode("utf-8", "surrogatepass")).digest())
+
+
+def _base64(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")

@@ -1,0 +1,92 @@
+"""Celery tasks: each calls one function."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from celery import shared_task
+
+from billing import budget_sweep, stored, tiers, usage
+from billing.marketplace import (
+    connected_accounts,
+    listing,
+    ownership,
+    payouts,
+    purchase_sync,
+    submissions,
+)
+from billing.payments import disputes, intents, ledger, sync, webhooks
+from billing.sso import events, proofs, signing_in
+from billing.teams import seats
+
+
+@shared_task(name="billing.sweep")
+def sweep() -> None:
+    tiers.sweep()
+    seats.sweep()
+    stored.expire()
+    signing_in.forget_old()
+    events.forget_old()
+    usage.delete_old()
+    budget_sweep.delete_old()
+
+
+@shared_task(name="billing.sync")
+def sync_payments() -> None:
+    """What is new at Stripe, and what Stripe is to do."""
+    webhooks.process()
+    intents.sweep()
+    sync.run()
+    disputes.run()
+    purchase_sync.run()
+    connected_accounts.run()
+
+
+@shared_task(name="billing.settle_developers")
+def settle_developers() -> None:
+    """Send developers what is due to them, and take back what is not."""
+    payouts.sweep()
+    ownership.sweep()
+
+
+@shared_task(name="billing.catch_up")
+def catch_up() -> None:
+    webhooks.catch_up()
+    ledger.copy()
+
+
+@shared_task(name="billing.copy_ledger")
+def copy_ledger() -> None:
+    ledger.copy()
+
+
+@shared_task(name="billing.compare")
+def compare() -> None:
+    webhooks.compare()
+    webhooks.forget_old()
+    purchase_sync.compare()
+    connected_accounts.compare()
+    payouts.check()
+    ledger.check()
+
+
+@shared_task(name="billing.recheck_domains")
+def recheck_domains() -> None:
+    proofs.recheck()
+
+
+@shared_task(name="billing.settle_lost")
+def settle_lost() -> None:
+    budget_sweep.settle_lost()
+
+
+@shared_task(name="billing.check_plugin")
+def check_plugin(version_id: str) -> None:
+    submissions.check_one(UUID(version_id))
+
+
+@shared_task(name="billing.tend_plugins")
+def tend_plugins() -> None:
+    """Check what was submitted, and list what has been held long enough."""
+    submissions.sweep()
+    listing.list_due()

@@ -1,0 +1,76 @@
+"""The number of seats that an owner pays for: changed at Stripe, by a row first, like all that Stripe is to do."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models.functions import Now
+
+from adiuva.core.errors import AdiuvaError, Conflict
+from billing.models import Plan
+from billing.payments import intents, sync
+from billing.payments.models import Intent, Subscription
+from billing.payments.stripe_api import Refused, StripeAway
+from billing.payments.subscribing import NothingPaid
+from billing.teams import seats
+from billing.teams.models import Team
+
+
+class SeatsInUse(Conflict):
+    """`members` in the answer: how many seats are taken."""
+
+    code = "seats_in_use"
+
+
+class SeatsChanging(Conflict):
+    code = "seats_changing"
+
+
+class CardRefused(AdiuvaError):
+    code, status = "card_refused", 402
+
+    def __init__(self) -> None:
+        super().__init__("the card did not pay for the seats: look at your cards, then try again")
+
+
+def change(*, owner_id: UUID, number: int) -> bool:
+    """Pay for another number of seats. Returns False if Stripe does not know yet: the wish is kept and tried again.
+
+    From now on nobody is invited to a seat that is to go. Raises NothingPaid, SeatsInUse, SeatsChanging, CardRefused.
+    """
+    with transaction.atomic():
+        seats.lock(owner_id)
+        tiers = Plan.objects.filter(per_seat=True).values_list("tier", flat=True)
+        paid = Subscription.objects.of(owner_id).giving().filter(tier__in=list(tiers)).first()
+        if paid is None:
+            raise NothingPaid
+        taken = seats.taken(Team.objects.filter(owner_id=owner_id).first())
+        if number < taken:
+            raise SeatsInUse("more seats are taken than that: remove members first", members=taken)
+        wish = _wish(paid, number, owner_id)
+        if wish is None:
+            return True
+    try:
+        done = intents.carry_out(wish.pk)
+        if done.state != Intent.State.DONE:
+            return False
+        sync.fetch_now(paid.stripe_id)
+    except Refused:
+        raise CardRefused from None
+    except StripeAway:
+        return False
+    return True
+
+
+def _wish(paid: Subscription, number: int, owner_id: UUID) -> Intent | None:
+    """What Stripe is to do; None if it is so already. One change at a time: the later of two calls could come first."""
+    subject = paid.stripe_id
+    under_way = Intent.objects.filter(kind=Intent.Kind.SEATS, subject=subject, state__in=Intent.OPEN)
+    if under_way.filter(lease_until__gt=Now()).exclude(detail__seats=number).exists():
+        raise SeatsChanging("the number of seats is being changed just now: try again in a minute")
+    if not under_way.exists() and paid.quantity == number and paid.wanted == paid.synced:
+        return None
+    if not under_way.filter(detail__seats=number).exists():
+        intents.drop(Intent.Kind.SEATS, subject)
+    return intents.want(Intent.Kind.SEATS, subject, owner_id, seats=number, grows=number > paid.quantity)

@@ -1,0 +1,104 @@
+"""Who sits on the seats of a team: the owner, then its members in the order in which they joined.
+
+Whatever changes seats or members locks the owner's account first, then the accounts of members. An owner is no member
+of another team, so that nobody waits for each other.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from uuid import UUID
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+
+from adiuva.accounts.keys import NoSuchUser
+from adiuva.accounts.models import User
+from billing import tiers
+from billing.models import Override, Plan
+from billing.payments.models import Intent, Subscription
+from billing.teams.models import Membership, Team
+
+_WISHES: Final = (*Intent.OPEN, Intent.State.DONE)
+
+log = structlog.get_logger(__name__)
+
+
+def lock(owner_id: UUID) -> None:
+    """Lock the account that pays for a team, until the transaction ends. Raises NoSuchUser."""
+    if not User.objects.select_for_update(no_key=True).filter(pk=owner_id).values_list("pk"):
+        raise NoSuchUser("this account no longer exists")
+
+
+def of_owner(owner_id: UUID) -> int | None:
+    """How many seats there are, the owner's among them. None: any number, where plans limit nothing.
+
+    While a change of the number is on its way, the smaller of both counts.
+    """
+    if not settings.PLANS:
+        return None
+    plans = list(Plan.objects.filter(per_seat=True).values_list("tier", flat=True))
+    paid = Subscription.objects.of(owner_id).giving().filter(tier__in=plans).first()
+    given = Override.objects.of(owner_id).live().filter(tier__in=plans).exists()
+    seats = 0
+    if paid is not None:
+        wished = _wished(paid)
+        seats = paid.quantity if wished is None else min(paid.quantity, wished)
+    if given:
+        by_staff = Team.objects.filter(owner_id=owner_id).values_list("seats_given", flat=True).first() or 0
+        seats = max(seats, by_staff, 1)
+    return seats
+
+
+def _wished(paid: Subscription) -> int | None:
+    """The number that was asked for last, if our copy may not show it yet."""
+    wishes = Intent.objects.filter(kind=Intent.Kind.SEATS, subject=paid.stripe_id, state__in=_WISHES)
+    latest = wishes.order_by("-created_at").first()
+    if latest is None or (latest.state == Intent.State.DONE and paid.synced == paid.wanted):
+        return None
+    return int(latest.detail["seats"])
+
+
+def taken(team: Team | None) -> int:
+    """How many seats are taken or kept free for who is invited; one of them by the owner."""
+    return 1 + (team.memberships.all() & Membership.objects.taking_seats()).count() if team else 1
+
+
+@transaction.atomic
+def settle(owner_id: UUID) -> int:
+    """Give the seats that there are to those who joined first. Returns how many lost or got one.
+
+    Who has none keeps everything, on the plan of their own. Raises NoSuchUser.
+    """
+    lock(owner_id)
+    team = Team.objects.filter(owner_id=owner_id).first()
+    if team is None:
+        return 0
+    seats = of_owner(owner_id)
+    members = list(team.memberships.exclude(state=Membership.State.INVITED).order_by("joined_at", "id"))
+    room = len(members) if seats is None else max(0, seats - 1)
+    changed = []
+    for place, member in enumerate(members):
+        state = Membership.State.ACTIVE if place < room else Membership.State.OVER_LIMIT
+        if member.state != state:
+            member.state = state
+            changed.append(member)
+    Membership.objects.bulk_update(changed, ["state"])
+    for member in sorted(changed, key=lambda member: str(member.user_id)):
+        assert member.user_id is not None  # a constraint
+        log.info("team.seat_changed", team_id=str(team.pk), user_id=str(member.user_id), state=member.state)
+        tiers.recompute(member.user_id)
+    return len(changed)
+
+
+def sweep() -> int:
+    """Give seats that became free without anybody's doing, as when a member's account is deleted."""
+    waiting = Team.objects.filter(memberships__state=Membership.State.OVER_LIMIT).distinct()
+    changed = 0
+    for owner_id in waiting.values_list("owner_id", flat=True):
+        try:
+            changed += settle(owner_id)
+        except NoSuchUser:
+            continue
+    return changed

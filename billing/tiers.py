@@ -1,0 +1,122 @@
+"""Which plan a user has: the largest of those that something gives them, else the free one.
+
+`User.tier` is a copy of it that only this module writes, in the transaction that changes what it derives from. A sweep
+computes all of them anew, for what ends by itself with time.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from django.db import connection, transaction
+from django.db.models.functions import Now
+
+from adiuva.accounts.keys import NoSuchUser
+from adiuva.accounts.models import PlanName, User
+from billing import signals
+from billing.models import Override
+from billing.payments.models import GRACE
+
+log = structlog.get_logger(__name__)
+
+# What gives a plan to a user by itself, each as (user_id, tier). A further source is a further SELECT, with UNION ALL.
+_OWN: Final = f"""
+SELECT user_id, tier FROM billing_override WHERE until IS NULL OR until > statement_timestamp()
+UNION ALL
+SELECT user_id, tier FROM billing_subscription WHERE user_id IS NOT NULL AND NOT doubled AND (
+    status IN ('trialing', 'active')
+    OR status = 'past_due' AND past_due_since > statement_timestamp() - interval '{GRACE.days} days'
+) AND NOT EXISTS (
+    SELECT FROM billing_dispute AS dispute
+    WHERE dispute.subscription_id = billing_subscription.stripe_id AND dispute.status = 'lost' AND NOT dispute.released
+)
+"""  # noqa: S608
+# And what a seat gives: the plan of the team's owner, if it is one for teams.
+_GIVEN: Final = f"""
+{_OWN}
+UNION ALL
+SELECT member.user_id, plan.tier
+FROM billing_membership AS member
+JOIN billing_team AS team ON team.id = member.team_id
+JOIN ({_OWN}) AS paid ON paid.user_id = team.owner_id
+JOIN billing_plan AS plan ON plan.tier = paid.tier AND plan.per_seat
+WHERE member.state = 'active'
+"""  # noqa: S608
+# (user, the tier that counts) of some users.
+_EFFECTIVE: Final = f"""
+WITH given AS ({_GIVEN}), best AS (
+    SELECT given.user_id, max(plan.position) AS position
+    FROM given JOIN billing_plan AS plan USING (tier) GROUP BY given.user_id
+)
+SELECT account.id, coalesce(plan.tier, 'free'), account.tier
+FROM accounts_user AS account
+LEFT JOIN best ON best.user_id = account.id
+LEFT JOIN billing_plan AS plan ON plan.position = best.position
+"""  # noqa: S608
+_OF_USER: Final = f"{_EFFECTIVE} WHERE account.id = %s"
+# Whoever is on the free plan and is given nothing is right as they are.
+_DIFFERENCES: Final = f"""
+{_EFFECTIVE}
+WHERE account.id IN (SELECT id FROM accounts_user WHERE tier <> 'free' UNION SELECT user_id FROM given)
+    AND account.tier <> coalesce(plan.tier, 'free')
+"""  # noqa: S608
+
+
+def _rows(statement: str, *values: Any) -> list[tuple[UUID, str, str]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        return list(cursor.fetchall())
+
+
+@transaction.atomic
+def recompute(user_id: UUID) -> str:
+    """Write the tier that counts now, and tell the apps above if it changed. Returns it. Raises NoSuchUser."""
+    if not User.objects.select_for_update(no_key=True).filter(pk=user_id).values_list("pk"):
+        raise NoSuchUser("this account no longer exists")
+    ((_, tier, before),) = _rows(_OF_USER, user_id)
+    if tier != before:
+        User.objects.filter(pk=user_id).update(tier=tier)
+        signals.tier_changed.send(User, user_id=user_id, tier=tier)
+        log.info("plan.changed", user_id=str(user_id), tier=tier, before=before)
+    return tier
+
+
+def differences() -> list[UUID]:
+    """Users whose tier is not what it should be: something has ended by itself."""
+    return [user_id for user_id, _, _ in _rows(_DIFFERENCES)]
+
+
+def sweep() -> int:
+    """Set right what has ended by itself. Returns how many users it concerned."""
+    changed = 0
+    for user_id in differences():
+        try:
+            recompute(user_id)
+            changed += 1
+        except NoSuchUser:
+            continue
+    return changed
+
+
+@transaction.atomic
+def give(
+    *, user_id: UUID, tier: PlanName | str, until: dt.datetime | None, reason: str, by: UUID
+) -> Override:
+    """Give a user a plan, until some time or until somebody ends it. Raises NoSuchUser."""
+    if not User.objects.select_for_update(no_key=True).filter(pk=user_id).values_list("pk"):
+        raise NoSuchUser("this account no longer exists")
+    given = Override.objects.create(user_id=user_id, tier=tier, until=until, reason=reason, by=by)
+    recompute(user_id)
+    return given
+
+
+@transaction.atomic
+def end(*, override: Override) -> bool:
+    """End an override now. Returns False if it had ended."""
+    User.objects.select_for_update(no_key=True).filter(pk=override.user_id).values_list("pk").first()
+    ended = Override.objects.live().filter(pk=override.pk).update(until=Now())
+    recompute(override.user_id)
+    return bool(ended)

@@ -1,0 +1,108 @@
+"""What a turn holds from its claim on: usually enough for all of its requests, so that money costs no round trip."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from django.conf import settings
+
+from billing.allowances import Limits
+from billing.windows import Window
+
+# From here on a user is told that little is left.
+LOW_PERCENT: Final = 80
+# How long after a piece of work should have ended its hold is spent.
+GRACE: Final = dt.timedelta(seconds=60)
+# From its claim on a turn holds what two requests and a last answer cost.
+_HELD_REQUESTS: Final = 3
+
+# Common table expressions of the statement that claims a turn: they hold what its first two requests usually cost and a
+# last answer, if the user's month has room for it and nothing else limits them. They follow `owner` (with tier and
+# timezone) and `claimed`. If they grant nothing, the first request reserves what it needs itself.
+CLAIM_SQL: Final = """
+month AS (
+    SELECT allowance.id, allowance.starts_at, allowance.ends_at, allowance.spent, allowance.reserved,
+        allowance.told_low, plan.budget_micro, plan.budget_micro + allowance.added AS cap, plan.turn_micro
+    FROM claimed CROSS JOIN owner JOIN billing_plan AS plan ON plan.tier = owner.tier
+    JOIN billing_allowance AS allowance ON allowance.user_id = owner.id AND allowance.scope = 'user'
+        AND allowance.agent IS NULL
+        AND allowance.starts_at = date_trunc('month', now() AT TIME ZONE owner.timezone) AT TIME ZONE owner.timezone
+    WHERE plan.budget_micro IS NOT NULL
+    FOR NO KEY UPDATE OF allowance
+),
+granted AS (
+    SELECT month.*, NOT told_low AND spent * 100 >= cap * %(low_percent)s AS low FROM month
+    WHERE spent + reserved + %(hold_amount)s <= cap
+),
+month_held AS (
+    UPDATE billing_allowance AS allowance SET reserved = allowance.reserved + %(hold_amount)s,
+        told_low = allowance.told_low OR granted.low
+    FROM granted WHERE allowance.id = granted.id
+),
+held AS (
+    INSERT INTO billing_hold (id, user_ref, purpose, agent, model, amount, allowances, expires_at)
+    SELECT %(hold)s, owner.id, 'chat', NULL, %(hold_model)s, %(hold_amount)s, ARRAY[granted.id],
+        now() + %(hold_lasts_s)s * interval '1 second'
+    FROM granted, owner
+)
+"""
+CLAIM_COLUMNS: Final = "granted.id, starts_at, ends_at, budget_micro, turn_micro, spent, cap, low"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the statement that claims a turn is to hold: `amount` of the user's month, for requests to `model`."""
+
+    hold: UUID
+    amount: int
+    model: str
+
+    def values(self, lasts_s: float) -> dict[str, Any]:
+        """The parameters of CLAIM_SQL."""
+        return {
+            "hold": self.hold, "hold_amount": self.amount, "hold_model": self.model,
+            "hold_lasts_s": lasts_s + GRACE.total_seconds(), "low_percent": LOW_PERCENT,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What was held, and what the statement has read of the month."""
+
+    wish: Wish
+    limits: Limits
+    spent: int
+    cap: int
+    is_low: bool
+
+
+# What the first request of a turn cost at most lately, in this process, and its model.
+_usual: tuple[str, int] = ("", 0)
+
+
+def wish_for_turn() -> Wish | None:
+    """What a turn is to hold from its claim on. None unless its user's month alone limits it, and this process
+    knows what a turn costs."""
+    model, most = _usual
+    if not settings.PLANS or settings.INSTALLATION_BUDGET or not most:
+        return None
+    return Wish(uuid.uuid4(), _HELD_REQUESTS * most, model)
+
+
+def held(wish: Wish, row: Sequence[Any]) -> Held | None:
+    """What CLAIM_SQL has held, from the values of CLAIM_COLUMNS."""
+    allowance, starts_at, ends_at, budget, each, spent, cap, is_low = row
+    if allowance is None:
+        return None
+    limits = Limits((allowance,), (budget,), Window(starts_at, ends_at), each)
+    return Held(wish, limits, spent, cap, is_low)
+
+
+def note_usual(model: str, most_micro: int) -> None:
+    global _usual
+    _usual = (model, max(most_micro, _usual[1] * 9 // 10 if model == _usual[0] else 0))

@@ -1,0 +1,114 @@
+"""What users' work has used of models, added up: for the user, and for staff."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Final
+from uuid import UUID
+
+from django.db.models import Sum
+from django.utils.translation import gettext, gettext_noop
+
+from adiuva.core import figures
+from billing import entitlements
+from billing.models import Purpose, Use
+from billing.windows import Window
+
+FIGURES: Final = (
+    "calls", "input_tokens", "cached_tokens", "output_tokens", "cost_micro", "estimated_micro", "unpriced_calls",
+)  # fmt: skip
+
+_STORED: Final[Mapping[entitlements.Feature, str]] = {
+    "storage_bytes": gettext_noop("Storage"),
+    "backup_bytes": gettext_noop("Backups"),
+    "vectors": gettext_noop("Vectors"),
+}
+_names: list[Callable[[UUID, Collection[UUID]], Mapping[UUID, str]]] = []
+
+
+def name_agents_with(names: Callable[[UUID, Collection[UUID]], Mapping[UUID, str]]) -> None:
+    """Say what a user's agents are called. The app that owns them calls this when it is ready."""
+    _names.append(names)
+
+
+def names_of_agents(user_id: UUID, ids: Collection[UUID]) -> dict[UUID, str]:
+    """The names of those of a user's agents that are still there."""
+    return {agent: name for names in _names for agent, name in names(user_id, ids).items()} if ids else {}
+
+
+def of_user(user_id: UUID, window: Window) -> dict[str, Any]:
+    """One query: what a user's work has used in a window, in all and by purpose, agent and model."""
+    rows = (
+        Use.objects.of(user_id)
+        .filter(day__gte=window.first_day, day__lte=window.last_day)
+        .order_by()
+        .values("purpose", "agent", "model")
+        .annotate(**{name: Sum(name) for name in FIGURES})
+    )
+    found = list(rows)
+    purposes = _added(found, "purpose")
+    agents = _added((row for row in found if row["agent"] is not None), "agent")
+    return {
+        **_sum(found),
+        "by_purpose": {str(purpose): purposes.get(purpose, _sum(())) for purpose in Purpose.values},
+        "by_agent": [{"agent_id": agent, **figures} for agent, figures in _dearest(agents)],
+        "by_model": [{"model": model, **figures} for model, figures in _dearest(_added(found, "model"))],
+    }
+
+
+def stored(user_id: UUID, tier: str) -> list[dict[str, Any]]:
+    """What the server keeps for a user and how much it may be, for people: sizes in the language that is spoken now."""
+    used, limits = entitlements.usage_of(user_id), entitlements.limits_of(tier)
+    return [
+        {
+            "name": gettext(name),
+            "used": amount(feature, used[feature]),
+            "limit": amount(feature, limits[feature]),
+            "none": limits[feature] == 0,
+        }
+        for feature, name in _STORED.items()
+    ]
+
+
+def amount(feature: str, number: int | None) -> str | None:
+    """How much of a feature of plans, as people read it; None is no limit."""
+    if number is None:
+        return None
+    return figures.size(number) if feature.endswith("_bytes") else figures.count(number)
+
+
+def by_day_and_model(
+    since: dt.date, *, user_id: UUID | None = None, most: int = 100_000
+) -> list[tuple[Any, ...]]:
+    """Rows of (day, model, calls, input tokens, of them cached, output tokens, cost in micro-units), newest first.
+
+    At most the newest `most` rows of the table are read.
+    """
+    rows = Use.objects.filter(day__gte=since)
+    if user_id is not None:
+        rows = rows.filter(user_id=user_id)
+    newest = rows.order_by("-day", "-id").values("pk")[:most]
+    names = ("calls", "input_tokens", "cached_tokens", "output_tokens", "cost_micro")
+    return list(
+        Use.objects.filter(pk__in=newest)
+        .order_by("-day", "model")
+        .values_list("day", "model")
+        .annotate(**{f"sum_{name}": Sum(name) for name in names})
+    )
+
+
+def _added(rows: Iterable[Mapping[str, Any]], key: str) -> dict[Any, dict[str, int]]:
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return {value: _sum(group) for value, group in groups.items()}
+
+
+def _sum(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    rows = list(rows)
+    return {name: sum(int(row[name]) for row in rows) for name in FIGURES}
+
+
+def _dearest(groups: Mapping[Any, dict[str, int]]) -> list[tuple[Any, dict[str, int]]]:
+    return sorted(groups.items(), key=lambda each: (-each[1]["cost_micro"], str(each[0])))

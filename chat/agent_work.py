@@ -1,0 +1,162 @@
+"""What the agents' tools know of their turn: whose it is, what the user has said, and how long they may wait."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from django.utils.translation import gettext
+from langchain_core.runnables import RunnableConfig
+
+from agents.waiting import Progress, run_waits
+from agents.watches import ChatPlace
+from chat.approvals import Approvals
+from chat.request import ChatRequest
+from chat.steering import SteerQueue
+from chat.turn_rows import ClaimedTurn
+from chat.user_intent import UserWords
+
+# Where device tools name a table, agents' tools and questions about agents name this.
+AGENTS: Final[Literal["agents"]] = "agents"
+# The status line changes at most this often.
+_STATUS_EVERY_S: Final = 2.0
+# A wait ends this long before no more tools are waited for.
+_SPARE_S: Final = 0.5
+# The same agent is not started again by the same turn so soon, unless the user has said something meanwhile.
+_NOT_AGAIN_S: Final = 60.0
+
+EndedBy = Literal["run", "time", "user"]
+
+
+@dataclass(frozen=True)
+class WaitEnd:
+    """How a wait ended: with the run, which has ended or waits for its user, after `waited_s`, or by the user's words.
+
+    `progress`: the last that was seen of the run.
+    """
+
+    by: EndedBy
+    waited_s: float
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run that the turn has started: at which time of the loop, and how many messages the user had added by then."""
+
+    run_id: uuid.UUID
+    at: float
+    heard: int
+
+    def is_recent(self, now: float, heard: int) -> bool:
+        """Whether it was started a moment ago, and the user has said nothing since."""
+        return now - self.at < _NOT_AGAIN_S and heard == self.heard
+
+
+@dataclass
+class AgentWork:
+    """`user_words` returns what the user has said; `show_status` shows them what is going on.
+
+    `conclude_at`: the loop's time at which no more tools are waited for.
+    `waiting_for`: the runs that are waited for just now, by id, with their agents' names.
+    `started`: what the turn has started, by agent.
+    `asked_runs`: those of which a tool has asked how they ended, so that the turn may hold their watches;
+    `answered_runs`: those of which it was then told; `heard_runs`: those of which the model was.
+    """
+
+    request: ChatRequest
+    claimed: ClaimedTurn
+    approvals: Approvals
+    steers: SteerQueue
+    user_words: Callable[[], UserWords]
+    show_status: Callable[[str], None]
+    conclude_at: float | None
+    waiting_for: dict[uuid.UUID, str] = field(default_factory=dict)
+    started: dict[uuid.UUID, Started] = field(default_factory=dict)
+    asked_runs: set[uuid.UUID] = field(default_factory=set)
+    answered_runs: set[uuid.UUID] = field(default_factory=set)
+    heard_runs: set[uuid.UUID] = field(default_factory=set)
+
+    @property
+    def user_id(self) -> uuid.UUID:
+        return self.request.user_id
+
+    @property
+    def is_misled(self) -> bool:
+        """Whether a text that the user did not write may have led the model."""
+        foreign = self.approvals.session.foreign
+        return bool(foreign) or foreign.earlier
+
+    @property
+    def heard(self) -> int:
+        """How many messages the user has added to the request so far."""
+        return len(self.steers.given)
+
+    def give_results(self) -> None:
+        """What tools have answered is given to the model."""
+        self.heard_runs |= self.answered_runs
+
+    @staticmethod
+    def now() -> float:
+        return asyncio.get_running_loop().time()
+
+    def chat_place(self, *, follow_up: bool = True) -> ChatPlace:
+        """From where a run is started now."""
+        return ChatPlace(
+            user_id=self.request.user_id,
+            turn_id=self.claimed.turn_id,
+            conversation_id=self.claimed.conversation_id,
+            device_id=str(self.request.device_id or ""),
+            asked="\n".join([*self.request.words, *self.steers.given]),
+            depth=0 if self.request.origin is None else 1,
+            follow_up=follow_up,
+        )
+
+    def longest_wait_s(self, wanted: int) -> float:
+        """As long as a wait may last, so that there is time for an answer."""
+        if self.request.origin is not None:  # the next one is told as well
+            return 0.0
+        if self.conclude_at is None:
+            return float(wanted)
+        left = self.conclude_at - asyncio.get_running_loop().time() - _SPARE_S
+        return max(0.0, min(float(wanted), left))
+
+    async def wait(self, run_id: uuid.UUID, name: str, seconds: float) -> WaitEnd:
+        """Wait until a run has ended or waits for its user, or the user says something. Raises TooManyWaits."""
+        loop = asyncio.get_running_loop()
+        began, shown_at, last = loop.time(), float("-inf"), None
+
+        def show(progress: Progress) -> None:
+            nonlocal shown_at, last
+            last = progress
+            if progress.files_seen and loop.time() - shown_at >= _STATUS_EVERY_S:
+                shown_at = loop.time()
+                self.show_status(
+                    gettext("Reading your documents ({done} of {seen})").format(
+                        done=progress.files_done, seen=progress.files_seen
+                    )
+                )
+
+        self.waiting_for[run_id] = name
+        run = loop.create_task(run_waits().wait(self.user_id, run_id, show), name="wait for run")
+        spoken = loop.create_task(self.steers.spoken.wait(), name="wait for the user")
+        try:
+            await asyncio.wait({run, spoken}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            waited = loop.time() - began
+            del self.waiting_for[run_id]  # kept if the turn is cancelled: its end says that the run goes on
+            if run.done():
+                return WaitEnd("run", waited, run.result())
+            return WaitEnd("user" if spoken.done() else "time", waited, last)
+        finally:
+            run.cancel()
+            spoken.cancel()
+
+
+def agent_work_of(config: RunnableConfig) -> AgentWork:
+    """That of the turn that a tool runs in."""
+    found = config["configurable"][AGENTS]
+    assert isinstance(found, AgentWork)
+    return found

@@ -1,0 +1,135 @@
+"""The ends of runs that a turn tells which is under way anyway, because the user has said something.
+
+The end of a run that was started from a chat is given to the turn that runs there, as data with a sentence of ours,
+before its next call of the model. It counts as told in the transaction that stores the answer, if the model has
+answered after it; else it is due again, and a turn of its own tells it (chat.followups). Rows decide: what reaches a
+turn's process is only the hint that it may look.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from channels.layers import get_channel_layer
+from django.db import transaction
+from django.db.models import Exists, OuterRef, Q
+from redis.exceptions import RedisError
+
+from adiuva.accounts.keys import cipher_for
+from adiuva.core import db
+from adiuva.core.logging import log_failure
+from adiuva.core.prompt_delimiting import delimit_untrusted
+from adiuva.devices.protocol import RunEnded
+from agents import watches
+from agents.models import Watch
+from agents.watches import ChatPlace
+from chat import run_ends
+from chat.models import Turn
+
+_MOST_TOLD: Final = 200
+_NOTE: Final = (
+    "[From the app, not from the user: a run that the user had started here has ended. What it brought is in the data "
+    "below; nobody else tells them. Say it in at most three sentences, beside what they have asked for.]"
+)
+
+
+@dataclass(frozen=True)
+class Note:
+    """`text` is for the model; `watches` are told once it has answered, which is about the runs `run_ids`."""
+
+    text: str
+    watches: Sequence[uuid.UUID]
+    run_ids: Sequence[uuid.UUID]
+    frames: Sequence[RunEnded]
+
+
+@transaction.atomic
+def take(place: ChatPlace, fence: int) -> Note | None:
+    """What is due in a turn's chat, for the turn to tell. None if there is nothing, or the turn runs no more."""
+    running = Turn.objects.running().filter(pk=place.turn_id, fence=fence)
+    if running.select_for_update(no_key=True).only("pk").first() is None:
+        return None
+    held = watches.hold_due(place)
+    if not held:
+        return None
+    ends = run_ends.read(held)
+    cipher = cipher_for(place.user_id)
+    text = "\n\n".join(run_ends.facts(cipher, end) for end in ends)
+    return Note(
+        f"{_NOTE}\n{delimit_untrusted('run', text)}",
+        [watch.pk for watch in held],
+        [watch.run_id for watch in held],
+        [run_ends.frame(end.report, end.watch.conversation_id) for end in ends],
+    )
+
+
+class RunNotes:
+    """Of one turn. `is_due` says that there may be something to take; `asked`, that the turn has looked for it."""
+
+    def __init__(self, *, is_due: bool = False) -> None:
+        self.is_due, self.asked = is_due, False
+        self.told: list[uuid.UUID] = []
+        self._unread: list[uuid.UUID] = []  # what the model was given and has not answered yet
+
+    async def take(self, place: ChatPlace, fence: int) -> Note | None:
+        """The note for the next call of the model, if there is one."""
+        if not self.is_due:
+            return None
+        self.is_due, self.asked = False, True
+        try:
+            note = await db.run(take, place, fence)
+        except Exception as error:  # the user's turn has its own answer to give
+            log_failure("run_notes.not_taken", error, level="warning", turn=str(place.turn_id))
+            return None
+        if note is not None:
+            self._unread += note.watches
+        return note
+
+    def mark_read(self) -> None:
+        """The model has answered what it was given."""
+        self.told += self._unread
+        self._unread.clear()
+
+
+# ── The hint ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class TurnToTell:
+    user_id: uuid.UUID
+    request_id: str
+    owner: str
+
+
+def turns_to_tell() -> list[TurnToTell]:
+    """The running turns of the users' in whose chats an end is due that nobody has tried to tell."""
+    due = Watch.objects.filter(state=Watch.State.DUE, attempts=0, user=OuterRef("user_id"))
+    here = Exists(due.filter(conversation=OuterRef("conversation_id")))
+    asked = Q(Exists(due.filter(conversation=None, turn=OuterRef("pk"))), conversation=None)
+    running = Turn.objects.running().filter(here | asked, waiting_request=None)
+    found = running.exclude(owner="").values_list("user_id", "request_id", "owner")
+    return [TurnToTell(*row) for row in found[:_MOST_TOLD]]
+
+
+async def tell(turns: Sequence[TurnToTell]) -> None:
+    """Hint to the turns' processes. What is lost on the way is due after the turn as well."""
+    for turn in turns:
+        message = {"type": "runs_ended", "user": str(turn.user_id), "request": turn.request_id}
+        try:
+            await get_channel_layer().send(turn.owner, message)
+        except (OSError, RedisError) as error:
+            log_failure("run_notes.not_told", error, level="warning", user_id=str(turn.user_id))
+            return
+
+
+# ── Repair ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def release_lost() -> int:
+    """Make due again what is held by a turn that is over or gone. It takes a turn that ended while it was asking."""
+    under_way = Turn.objects.filter(pk=OuterRef("turn"), ended_at=None)
+    lost = Watch.objects.filter(~Exists(under_way), state=Watch.State.HELD)
+    return lost.update(state=Watch.State.DUE)

@@ -1,0 +1,338 @@
+"""A turn's end in the database: its row, its answer, what an undo needs, and what the memory reads."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+import structlog
+from django.db import connection, transaction
+
+from adiuva.core.enqueue import enqueue_on_commit
+from agents import watches
+from billing import usage
+from billing.budgets import BudgetedMeter
+from billing.models import Purpose
+from chat.conversations import lock
+from chat.models import Message, Turn, TurnChanges
+from chat.request import ChatRequest
+from chat.titles import derive_title
+from chat.turn_queue import Ended, HandedOver, and_hand_over, close_joined, read_end
+from chat.turn_rows import CONTENT_FILTER, ClaimedTurn, TurnOutcome, append_message
+from memory import exchanges
+from memory.models import SourceKind
+
+log = structlog.get_logger(__name__)
+
+
+class StoredEnd(NamedTuple):
+    """`next`: whose time in the conversation has come. `seq`: the answer's place in it; None if it has none."""
+
+    next: HandedOver | None = None
+    seq: int | None = None
+
+
+# The turn's end, behind what it used, and before the first that waits in its conversation.
+_ENDED_SQL: Final = """
+UPDATE chat_turn SET state = %(state)s, code = %(code)s, ended_at = now(), lease_until = NULL, fence = fence + 1,
+    model = %(model)s, input_tokens = %(input_tokens)s, cached_tokens = %(cached_tokens)s,
+    output_tokens = %(output_tokens)s, cost_micro = %(cost_micro)s, model_calls = %(model_calls)s,
+    tool_calls = %(tool_calls)s, mutations = %(mutations)s, "foreign" = %(foreign)s, is_stored = true
+FROM spender
+WHERE chat_turn.id = %(turn)s AND user_id = spender.id AND fence = %(fence)s AND state = 'running'
+RETURNING conversation_id
+"""
+_END_SQL: Final = and_hand_over(_ENDED_SQL, after=usage.USED_SQL)
+_END_AND_SETTLE_SQL: Final = and_hand_over(_ENDED_SQL, after=usage.USED_AND_PAID_SQL)
+
+_LOSE_SQL: Final = and_hand_over("""
+UPDATE chat_turn SET state = 'error', code = %(code)s, ended_at = now(), lease_until = NULL, fence = fence + 1,
+    waiting_request = NULL
+WHERE id = %(turn)s AND fence = %(fence)s AND owner = %(owner)s AND state = 'running'
+    AND (lease_until < now() OR NOT %(only_over)s) RETURNING conversation_id
+""")
+
+# What a turn that was lost has cost and changed all the same. Its end stays.
+_ADD_LATE_END_SQL = """
+UPDATE chat_turn SET model = %(model)s, input_tokens = %(input_tokens)s, cached_tokens = %(cached_tokens)s,
+    output_tokens = %(output_tokens)s, cost_micro = %(cost_micro)s, model_calls = %(model_calls)s,
+    tool_calls = %(tool_calls)s, mutations = %(mutations)s, "foreign" = %(foreign)s, late_answer = %(late_answer)s,
+    is_stored = true
+WHERE id = %(turn)s
+"""
+
+
+def finish_turn(
+    *, request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome, is_again: bool = False
+) -> StoredEnd:
+    """Store a turn's end and its answer, and hand the exchange to memory where that is on. Returns who is next.
+
+    `is_again`: it failed before, but what it wrote then may have been committed all the same.
+
+    A turn that was lost meanwhile keeps that end. Its answer goes where it belongs if nothing was said after it in its
+    conversation; else it stays out of the history, whose order it would break, and is kept in the turn's row.
+    """
+    if is_again and Turn.objects.filter(pk=claimed.turn_id, is_stored=True).exists():
+        if claimed.conversation_id is None:  # whose exchange is written after its end
+            _remember(request, claimed, result)
+        return StoredEnd()
+    try:
+        return _store_end(request, claimed, result)
+    except _ConversationWentOn:
+        log.warning("turn.answer_too_late", turn=str(claimed.turn_id), user_id=str(request.user_id))
+        _store_late_end(request, claimed, result)
+        return StoredEnd()
+
+
+def lose_turn(*, turn: Turn, code: str, only_over: bool = False) -> Ended:
+    """End a turn whose process is gone. `only_over`: only if its lease ran out."""
+    with transaction.atomic():
+        if turn.conversation_id is not None:
+            lock(turn.user_id, turn.conversation_id)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                _LOSE_SQL,
+                {
+                    "turn": turn.pk,
+                    "fence": turn.fence,
+                    "owner": turn.owner,
+                    "code": code,
+                    "only_over": only_over,
+                },
+            )
+            end = read_end(cursor.fetchone())
+        if end.ended:
+            watches.settle(turn.pk, told=False)
+    return end
+
+
+class _ConversationWentOn(Exception):
+    """The turn was lost, and something was said in its conversation since."""
+
+
+def _store_late_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> None:
+    """Store an end whose answer is kept out of the history, and so out of the memory."""
+    with transaction.atomic():
+        _add_late_end(
+            claimed, result, {**_answer_body(result), "steered": [said.text for said in result.steered]}
+        )
+        close_joined(result.steered)
+        if result.meter is not None:
+            usage.settle(result.meter, result.uses, is_over=True)
+        _store_changes(claimed, result)
+        if result.may_hold_runs:
+            watches.settle(claimed.turn_id, told=False)
+
+
+def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> StoredEnd:
+    """Raises _ConversationWentOn, with nothing stored."""
+    if claimed.conversation_id is None:
+        # One statement needs no transaction around it, and most turns change nothing.
+        is_more = _has_changes(result) or result.may_hold_runs
+        with transaction.atomic() if is_more else nullcontext():
+            if not _end_row(request.user_id, claimed, result).ended:
+                _add_late_end(claimed, result)
+                _settle_late(claimed, result)
+            _store_changes(claimed, result)
+            _settle_heard_runs(request, claimed, result)
+        _remember(request, claimed, result)
+        return StoredEnd()
+    title = (derive_title(request.message, result.text) or None) if claimed.untitled else None
+    # The messages first: account and conversation are locked before turns, here as in their deletion.
+    with transaction.atomic():
+        if request.origin is not None and not _has_to_tell(request, claimed, result):
+            return StoredEnd(_store_untold(request, claimed, result))
+        places = []
+        for said in result.steered:
+            placed = append_message(claimed, request, Message.Role.USER, said.body())
+            places.append(placed.seq if placed is not None else None)
+        state = append_message(
+            claimed,
+            request,
+            Message.Role.ASSISTANT,
+            _answer_body(result, places) | ({"origin": request.origin.body()} if request.origin else {}),
+            title=title,
+            summary=result.summary,
+            foreign=bool(result.foreign),
+        )
+        close_joined(result.steered)
+        end = _end_row(request.user_id, claimed, result)
+        if not end.ended:
+            # The lock on the conversation makes this certain: nobody can say something between here and the commit.
+            # What a lost turn was to tell of runs is told by another.
+            expected = (claimed.seq or 0) + len(result.steered) + 1
+            if state is not None and (state.seq != expected or request.origin is not None):
+                raise _ConversationWentOn
+            _add_late_end(claimed, result)
+            _settle_late(claimed, result)
+        _store_changes(claimed, result)
+        _settle_heard_runs(request, claimed, result)
+        # Memory may have been switched off while the turn ran.
+        if state is not None and state.memory:
+            _remember(request, claimed, result, has_private=state.has_private)
+    return StoredEnd(end.next, state.seq if state is not None else None)
+
+
+def _remember(
+    request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome, *, has_private: bool = False
+) -> None:
+    """Hand the exchange to memory where that is on."""
+    if not (request.memory and claimed.memory and result.text.strip()):
+        return
+    exchanges.store(
+        user_id=request.user_id,
+        cipher=claimed.cipher,
+        said=[*request.words, *(said.text for said in result.steered)],
+        foreign=result.foreign.listed(),
+        # After a private message, an answer may tell what was said in it.
+        answer="" if has_private else _answer_to_keep(claimed, result),
+        kind=SourceKind.REQUEST if claimed.conversation_id is None else SourceKind.CONVERSATION,
+        source_id=claimed.conversation_id or claimed.turn_id,
+        seq=None if claimed.conversation_id is None else claimed.seq,
+    )
+
+
+def _has_to_tell(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> bool:
+    """Whether a turn that follows up runs has an answer, and nobody has told the same meanwhile."""
+    assert claimed.conversation_id is not None
+    lock(request.user_id, claimed.conversation_id)
+    return _follows_up(result) and watches.holds(claimed.turn_id)
+
+
+def _store_untold(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> HandedOver | None:
+    """Nobody has asked for it, so the conversation, which is locked, need not show that it failed: it is tried again if
+    there is still something to tell."""
+    end = _end_row(request.user_id, claimed, result)
+    if not end.ended:
+        _add_late_end(claimed, result)
+    _store_changes(claimed, result)
+    if result.retry_after_s is not None:
+        watches.postpone(claimed.turn_id, result.retry_after_s)
+    _settle_heard_runs(request, claimed, result)
+    return end.next
+
+
+def _answer_to_keep(claimed: ClaimedTurn, result: TurnOutcome) -> str:
+    """What the memory reads of an answer: not one that may quote texts that the user did not write."""
+    if not result.foreign and not claimed.has_foreign:
+        return result.text
+    changes = Counter(f"{mutation.action} in {mutation.table}" for mutation in result.mutations)
+    done = "; ".join(f"{change}: {count}" for change, count in changes.items())
+    return (
+        f"(left out, since it may quote texts that the user did not write{f'. Done: {done}' if done else ''})"
+    )
+
+
+def _answer_body(result: TurnOutcome, places: Sequence[int | None] = ()) -> dict[str, Any]:
+    """`places`: where in the conversation is what was said meanwhile."""
+    body: dict[str, Any] = {"text": result.text, "finish": result.state}
+    said = [
+        {"kind": "said", "call": each.call, "seq": seq, "at": each.at.isoformat()}
+        for each, seq in zip(result.steered, places, strict=False)
+        if seq is not None and each.at is not None
+    ]
+    if steps := sorted([*said, *result.steps], key=itemgetter("call")):
+        body["steps"] = steps
+    if result.usage.model_calls:
+        body["model_calls"] = result.usage.model_calls
+    if result.code:
+        body["code"] = result.code
+    if result.mutations:
+        body["mutations"] = [mutation.model_dump() for mutation in result.mutations]
+    return body
+
+
+def _has_changes(result: TurnOutcome) -> bool:
+    return result.record is not None and bool(result.record.changes)
+
+
+def _store_changes(claimed: ClaimedTurn, result: TurnOutcome) -> None:
+    """Store what an undo of the turn needs, unless the turn was deleted with its account."""
+    if result.record is None or not _has_changes(result):
+        return
+    if Turn.objects.filter(pk=claimed.turn_id).exists():
+        body = [change.body() for change in result.record.by_row(claimed.cipher)]
+        sealed = TurnChanges.sealed.seal(claimed.cipher, body, claimed.turn_id)
+        TurnChanges.objects.create(turn_id=claimed.turn_id, device=result.record.device, sealed=sealed)
+
+
+def _follows_up(result: TurnOutcome) -> bool:
+    """Whether a turn that follows up runs needs no other after it: it tells of them, or the user has cancelled it."""
+    return result.tells_runs or result.state == Turn.State.CANCELLED
+
+
+def _told(result: TurnOutcome) -> dict[str, Collection[uuid.UUID]]:
+    """What a turn has told: the watches that it was given, and the runs of which it heard from its tools."""
+    return {
+        "told": result.notes.told if result.code != CONTENT_FILTER else (),
+        "runs": result.heard_runs if result.tells_runs else (),
+    }
+
+
+def _settle_late(claimed: ClaimedTurn, result: TurnOutcome) -> None:
+    """What a turn that was thought lost has told all the same need not be told by another."""
+    if any((told := _told(result)).values()):
+        watches.settle_late(claimed.turn_id, claimed.conversation_id, **told)
+
+
+def _settle_heard_runs(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> None:
+    if request.origin is not None:
+        watches.settle(claimed.turn_id, told=_follows_up(result))
+        return
+    if result.may_hold_runs:
+        watches.settle_told(claimed.turn_id, **_told(result))
+    if result.notes.is_due:  # the hint came too late for it
+        enqueue_on_commit("chat.follow_up")
+
+
+def _end_row(user_id: uuid.UUID, claimed: ClaimedTurn, result: TurnOutcome) -> Ended:
+    """End the turn's row and settle what it cost. It is not ended here if it was lost meanwhile, or deleted with its
+    account."""
+    if isinstance(meter := result.meter, BudgetedMeter):
+        statement, used = _END_AND_SETTLE_SQL, usage.settled_values(meter, result.uses, is_over=True)
+    else:
+        purpose = meter.purpose if meter is not None else Purpose.CHAT
+        statement, used = _END_SQL, usage.used_values(user_id, purpose, result.uses)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            statement,
+            {
+                **_row_of(claimed, result),
+                **used,
+                "state": result.state,
+                "code": result.code,
+                "fence": claimed.fence,
+            },
+        )
+        row = cursor.fetchone()
+    return read_end(row)
+
+
+def _add_late_end(
+    claimed: ClaimedTurn, result: TurnOutcome, late_answer: dict[str, Any] | None = None
+) -> None:
+    sealed = None
+    if late_answer is not None:
+        sealed = Turn.late_answer.seal(claimed.cipher, late_answer, claimed.turn_id)
+    with connection.cursor() as cursor:
+        cursor.execute(_ADD_LATE_END_SQL, {**_row_of(claimed, result), "late_answer": sealed})
+
+
+def _row_of(claimed: ClaimedTurn, result: TurnOutcome) -> dict[str, uuid.UUID | int | bytes | str | None]:
+    listed, used = result.foreign.listed(), result.usage
+    return {
+        "turn": claimed.turn_id,
+        "tool_calls": result.tool_calls,
+        "mutations": len(result.mutations),
+        "foreign": Turn.foreign.seal(claimed.cipher, listed, claimed.turn_id) if listed else None,
+        "model": used.model or "",
+        "input_tokens": used.input_tokens,
+        "cached_tokens": used.cached_tokens or 0,
+        "output_tokens": used.output_tokens,
+        "cost_micro": used.cost_micro or 0,
+        "model_calls": used.model_calls,
+    }

@@ -1,0 +1,234 @@
+"""The waiting turns of one process, until their time comes: they are begun, or end, or another process takes them.
+
+Rows decide (chat.turn_queue); this looks at them, all at once, every two seconds while some wait here, and as soon as
+another process says that something has changed. Every process that has clients also looks for turns that were handed
+over to a process that is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from adiuva.core import db
+from adiuva.core.logging import log_failure
+from adiuva.devices.protocol import TurnOrigin, TurnStarted
+from chat import device_notices, turn_claims, turn_queue
+from chat.models import Turn as Row
+from chat.request import ChatRequest, RunEnds
+from chat.stream_replay import find_turn
+from chat.turn import Finish, Turn
+from chat.turn_queue import HandedOver
+from chat.turn_rows import Steered
+
+if TYPE_CHECKING:
+    from chat.turn_registry import TurnRegistry
+
+_LOOK_S: Final = 2.0
+_LOOK_FOR_ABANDONED_S: Final = 5.0
+_ADOPT_AGAIN_S: Final = 0.25
+# How many abandoned turns a process begins at once: the others are left to other processes.
+_MOST_ABANDONED: Final = 8
+
+log = structlog.get_logger(__name__)
+
+
+class WaitingTurns:
+    """Belongs to one TurnRegistry, in which its turns are as well."""
+
+    def __init__(self, registry: TurnRegistry) -> None:
+        self._registry = registry
+        self._turns: dict[uuid.UUID, Turn] = {}
+        self._changed = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+        self._searching: asyncio.Task[None] | None = None
+
+    def add(self, turn: Turn) -> None:
+        self._turns[turn.claimed.turn_id] = turn
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(self._keep_looking(), name="waiting turns")
+
+    def search(self) -> None:
+        """From now on, look for turns whose process is gone as well."""
+        if self._searching is None or self._searching.done():
+            self._searching = asyncio.get_running_loop().create_task(
+                self._keep_searching(), name="lost waiters"
+            )
+
+    def stop(self) -> None:
+        """The process ends: others begin the turns that wait here."""
+        for task in (self._looking, self._searching):
+            if task is not None:
+                task.cancel()
+        for turn in self._turns.values():
+            if turn.waits:
+                turn.give_away()
+        self._turns.clear()
+
+    # ── What happens to them ────────────────────────────────────────────────────────────────────────────
+
+    def look(self) -> None:
+        """Something has happened to one of them: look at their rows now."""
+        self._changed.set()
+
+    async def hand_over(self, following: HandedOver) -> None:
+        """See to it that a turn whose time has come begins: here if it waits here or its process is gone."""
+        registry = self._registry
+        turn = await registry.find((following.user_id, following.request_id))
+        if turn is None and following.owner not in ("", registry.channel):
+            try:
+                if await registry.tell(
+                    following.owner, "look", following.user_id, request=following.request_id
+                ):
+                    return
+            except ConnectionError:
+                return  # whoever looks for it finds it
+        await self.begin(following)
+
+    async def begin(self, following: HandedOver) -> None:
+        """Begin a turn in this process, unless another has done so."""
+        registry, key = self._registry, (following.user_id, following.request_id)
+        if registry.stopping:
+            return
+        async with registry.starting(key):
+            begun = await db.run(
+                turn_claims.begin_turn,
+                turn_id=following.turn_id,
+                user_id=following.user_id,
+                owner=await registry.open_channel(),
+            )
+            if begun is None:
+                self.look()
+                return
+            turn = registry.here(key) or registry.add(begun.request, begun.claimed)
+            self._turns.pop(following.turn_id, None)
+            turn.begin(begun.claimed)
+            registry.renew_leases()
+            if registry.stopping:
+                turn.stop()
+        if begun.request.origin is not None:
+            await device_notices.send(following.user_id, [_turn_started(begun.request, begun.request.origin)])
+
+    async def adopt(self, user_id: uuid.UUID, request_id: str) -> None:
+        """Care for a waiting turn, since its process is gone."""
+        registry, key = self._registry, (user_id, request_id)
+        row = await db.run(find_turn, user_id, request_id)
+        if row.state == Row.State.RUNNING and row.waiting_request is not None:
+            await self.begin(HandedOver(row.pk, user_id, request_id, row.owner))
+            await asyncio.sleep(_ADOPT_AGAIN_S)  # another process may have begun it
+            return
+        async with registry.starting(key):
+            adopted = await db.run(turn_claims.adopt_turn, row=row, owner=await registry.open_channel())
+            if adopted is not None and registry.here(key) is None:
+                self.add(registry.add(adopted.request, adopted.claimed))
+                return
+        await asyncio.sleep(_ADOPT_AGAIN_S)
+
+    async def cancel(self, row: Row) -> bool:
+        """Take a waiting turn out, wherever it waits. False if it does not wait any more."""
+        if not await db.run(turn_queue.cancel, turn=row):
+            return False
+        await self._say_changed(row)
+        return True
+
+    async def tell_running(self, turn: Turn) -> None:
+        """Tell the turn that runs before a waiting one that the user has said something."""
+        registry, request = self._registry, turn.request
+        if turn.claimed.conversation_id is None:
+            return
+        running = await db.run(turn_queue.running_in, turn.claimed.conversation_id)
+        if running is None or running.request_id == request.request_id:  # its time has come meanwhile
+            return
+        if (here := await registry.find((request.user_id, running.request_id))) is not None:
+            here.user_has_spoken()
+            return
+        with suppress(ConnectionError):  # then it has its own answer
+            await registry.tell(running.owner, "spoken", request.user_id, request=running.request_id)
+
+    async def end_joined(self, steered: Sequence[Steered]) -> None:
+        """The model has read what waiting turns had said: they wait no more."""
+        for row in await db.run(turn_queue.join, steered=steered):
+            await self._say_changed(row)
+
+    async def _say_changed(self, row: Row) -> None:
+        """Tell the process that cares for a waiting turn that something has happened to it."""
+        if row.owner in ("", self._registry.channel):
+            self.look()
+            return
+        with suppress(ConnectionError):  # it looks every two seconds
+            await self._registry.tell(row.owner, "look", row.user_id, request=row.request_id)
+
+    # ── Looking ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _keep_looking(self) -> None:
+        while self._turns:
+            self._changed.clear()
+            try:
+                turns = dict(self._turns)  # another may be added while the rows are read
+                rows = await db.run(turn_queue.rows_of, list(turns))
+                for turn_id, turn in turns.items():
+                    await self._follow_row(turn, rows.get(turn_id))
+            except Exception as error:
+                log_failure("turn.waiting_not_seen", error, logger=log, turns=len(self._turns))
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _follow_row(self, turn: Turn, row: Row | None) -> None:
+        key = turn.claimed.turn_id
+        if not turn.waits:
+            self._turns.pop(key, None)
+        elif row is None:
+            self._end(turn, "error", "user_gone")
+        elif row.ended_at is not None:
+            self._end(turn, _finish_of(row), row.code)
+        elif row.state == Row.State.RUNNING and row.waiting_request is not None:
+            await self.begin(HandedOver(key, row.user_id, row.request_id, row.owner))
+        elif row.owner and row.owner != self._registry.channel:
+            self._turns.pop(key, None)
+            self._registry.move_away(turn)
+
+    def _end(self, turn: Turn, finish: Finish, code: str) -> None:
+        self._turns.pop(turn.claimed.turn_id, None)
+        turn.end_waiting(finish, code)
+
+    async def _keep_searching(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_FOR_ABANDONED_S)
+            try:
+                found = await db.run(turn_queue.find_abandoned, _MOST_ABANDONED)
+            except Exception as error:
+                log_failure("turn.waiting_not_seen", error, logger=log, turns=0)
+                continue
+            for following in found:
+                try:
+                    await self.begin(following)
+                except Exception as error:
+                    log_failure("turn.not_begun", error, logger=log, turn=str(following.turn_id))
+
+
+def _turn_started(request: ChatRequest, origin: RunEnds) -> TurnStarted:
+    return TurnStarted(
+        request_id=request.request_id,
+        conversation_id=request.conversation_id or "",
+        kind=request.kind.value,
+        origin=TurnOrigin(run_ids=list(origin.run_ids), agent_names=list(origin.agent_names)),
+    )
+
+
+def _finish_of(row: Row) -> Finish:
+    match row.state:
+        case Row.State.STOP:
+            return "stop"
+        case Row.State.CANCELLED:
+            return "cancelled"
+        case Row.State.LIMIT:
+            return "limit"
+    return "error"

@@ -1,0 +1,447 @@
+"""Checkout, changes, failed payments, cancels and events, over REST, against a fake Stripe that can fail."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.db.models.functions import Now
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rest_framework.test import APIClient
+
+from adiuva.accounts import services
+from adiuva.accounts.models import Mail, User
+from bench.payments import fast_changes
+from bench.payments.failpoints import failpoints
+from bench.payments.subscribers import subscribers
+from bench.payments.webhook_inputs import some_input
+from billing.models import Plan
+from billing.payments import events_api, intents, subscribing, sync, webhooks
+from billing.payments.models import Customer, Event, Intent, Subscription
+from tests.accounts.mailbox import mail_to, mails_to
+from tests.billing.payers import BILLING, SECRET, Payer, deliver, settle
+from tests.fakes.stripe import ASKS, DECLINES, WORKS, Cut, Fail, Raw, Stripe
+from tests.fakes.stripe.subscriptions import collect
+
+
+def due_now() -> None:
+    """Let what waits be due."""
+    from django.db.models.functions import Now
+
+    Intent.objects.filter(state__in=Intent.OPEN).update(not_before=Now())
+    Subscription.objects.update(not_before=Now())
+
+
+def live_at_stripe(payer: Payer) -> list[Any]:
+    customers = set(Customer.objects.filter(user_id=payer.person.id).values_list("stripe_id", flat=True))
+    return payer.stripe.do(
+        lambda world: [
+            row
+            for row in world.of("subscription")
+            if row["customer"] in customers and row["status"] not in ("canceled", "incomplete_expired")
+        ]
+    )
+
+
+def test_a_plan_is_bought_and_given_when_stripe_says_so(payer: Payer) -> None:
+    assert payer.subscription()["status"] == "none"
+    payer.pay("pro")
+    assert payer.tier == "free"
+    payer.tell(copies=2)
+    assert payer.tier == "pro"
+    shown = payer.subscription()
+    assert (shown["status"], shown["seats"], shown["cancel_at_period_end"]) == ("active", 1, False)
+    assert payer.check_out("pro").data["code"] == "already_on_plan"
+
+
+def test_two_clicks_are_one_page_and_another_plan_closes_it(payer: Payer) -> None:
+    first, again = (payer.check_out("pro").data["checkout_url"] for _ in range(2))
+    other = payer.check_out("power").data["checkout_url"]
+    assert first == again != other
+    sessions = payer.stripe.do(lambda world: list(world.of("checkout.session")))
+    assert [row["status"] for row in sessions] == ["open", "expired"]
+    assert payer.stripe.count("POST /v1/customers") == 1
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_click_that_another_overtakes_makes_nothing_twice(
+    payer: Payer, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    """The other click is done after this one has looked for a customer (1) or a page (2) and found none."""
+    lock, seen = subscribing.lock, []
+
+    def other() -> Any:
+        try:
+            return payer.check_out("pro").data["checkout_url"]
+        finally:
+            connections.close_all()
+
+    def overtaken(user_id: Any) -> None:
+        seen.append(None)
+        if len(seen) == look:
+            with ThreadPoolExecutor(1) as pool:
+                seen.extend([pool.submit(other).result()] * 9)
+        lock(user_id)
+
+    monkeypatch.setattr(subscribing, "lock", overtaken)
+    assert payer.check_out("pro").data["checkout_url"] == seen[-1]
+    assert [len(payer.intents(kind)) for kind in ("customer", "checkout")] == [1, 1]
+
+
+class Killed(BaseException):
+    """In place of a SIGKILL: nothing of the product catches it."""
+
+
+@pytest.mark.parametrize("step", [4, 11, 18, 25, 32, 45])
+def test_an_order_whose_process_dies_on_the_way_is_made_once(payer: Payer, step: int) -> None:
+    """`bench.orders` has all steps, with processes that are really killed."""
+
+    def die() -> None:
+        raise Killed
+
+    def order() -> None:
+        if payer.tier == "free" and (answer := payer.check_out("pro")).status_code == 200:
+            payer.stripe.pay(answer.data["checkout_url"].rpartition("/")[2])
+        payer.tell()
+
+    with suppress(Killed), failpoints(step, die):
+        order()
+    Intent.objects.filter(state__in=Intent.OPEN).update(lease_until=None)
+    Subscription.objects.update(lease_until=None)
+    due_now()
+    order()
+    assert (payer.tier, len(live_at_stripe(payer))) == ("pro", 1)
+    charges = payer.stripe.do(lambda world: [row["amount"] for row in world.of("charge")])
+    assert charges == [Plan.objects.get(tier="pro").price_cents]
+
+
+def test_a_paid_page_is_noticed_before_its_event_comes(payer: Payer) -> None:
+    payer.pay("pro")
+    assert payer.check_out("power").data["code"] == "already_on_plan"
+    assert payer.tier == "pro"
+
+
+def test_a_change_of_a_paid_plan_is_confirmed_in_the_portal(payer: Payer) -> None:
+    payer.subscribe("pro")
+    url = payer.check_out("power").data["checkout_url"]
+    assert "/portal/" in url
+    assert payer.rest.post(f"{BILLING}/portal").data["portal_url"] != url
+    session = payer.stripe.do(lambda world: world.get("billing_portal.session", url.rpartition("/")[2]))
+    assert session["flow"]["type"] == "subscription_update_confirm"
+
+
+def test_a_cancel_is_kept_while_stripe_is_away_and_can_be_taken_back(payer: Payer) -> None:
+    payer.subscribe("pro")
+    payer.stripe.fault("POST /v1/subscriptions", Cut(), times=2)
+    answer = payer.rest.delete(f"{BILLING}/subscription")
+    assert (answer.status_code, answer.data["cancelling"]) == (202, True)
+    due_now()
+    settle()  # the second cut
+    due_now()
+    settle()
+    assert payer.subscription()["cancel_at_period_end"] and not payer.subscription()["cancelling"]
+    assert payer.rest.delete(f"{BILLING}/subscription").status_code == 200
+    assert payer.rest.post(f"{BILLING}/subscription/resume").data["cancel_at_period_end"] is False
+    payer.rest.delete(f"{BILLING}/subscription")
+    payer.stripe.advance(days=31)
+    payer.tell()
+    assert payer.tier == "free"
+    assert payer.rest.post(f"{BILLING}/subscription/resume").data["code"] == "already_over"
+
+
+def test_a_failed_payment_keeps_the_plan_until_stripe_gives_up(payer: Payer) -> None:
+    stripe_id = payer.subscribe("pro")
+    customer = Customer.objects.get(user_id=payer.person.id).stripe_id
+    payer.stripe.card(customer, DECLINES)
+    payer.stripe.advance(days=31)
+    payer.tell()
+    assert payer.tier == "pro" and payer.subscription()["payment_failed_at"]
+    assert Subscription.objects.get(stripe_id=stripe_id).status == "past_due"
+    payer.tell(copies=2)
+    assert "/account/billing" in mail_to(payer.person.email, "could not be renewed")
+    said = [message["Subject"] for message in mails_to(payer.person.email)]
+    assert sum("could not be renewed" in subject for subject in said) == 1
+    payer.stripe.advance(days=8)
+    payer.tell()
+    assert payer.tier == "free"
+    assert mail_to(payer.person.email, "has ended")
+    assert not [mail for mail in mails_to(payer.person.email) if "ends soon" in mail["Subject"]]
+
+
+def test_a_renewal_that_the_bank_wants_confirmed_has_a_page_and_keeps_the_plan(payer: Payer) -> None:
+    from tests.billing.test_pages import browser_of, text_of
+
+    payer.subscribe("pro")
+    payer.stripe.card(Customer.objects.get(user_id=payer.person.id).stripe_id, ASKS)
+    payer.stripe.advance(days=31)
+    payer.tell()
+    url = payer.subscription()["payment_url"]
+    assert payer.tier == "pro" and "/invoice/" in url
+    assert mail_to(payer.person.email, "could not be renewed")
+    assert "Pay or confirm" in text_of(browser_of(payer), "/account/billing")
+    payer.stripe.do(lambda world: collect(world, world.get("invoice", url.rpartition("/")[2]), WORKS))
+    payer.tell()
+    assert payer.subscription()["status"] == "active" and payer.subscription()["payment_url"] is None
+
+
+def test_events_that_never_came_are_found_and_a_silent_change_by_comparison(payer: Payer) -> None:
+    Subscription.objects.all().delete()  # other tests' are unknown at this Stripe
+    payer.pay("pro")
+    assert webhooks.catch_up() > 0
+    sync.run()
+    assert payer.tier == "pro"
+    payer.stripe.do(lambda world: next(world.of("subscription")).update(status="canceled"))
+    assert webhooks.compare() >= 1
+    sync.run()
+    assert payer.tier == "free"
+    assert webhooks.compare() == 0
+
+
+def test_deleting_an_account_ends_what_is_paid_without_waiting_for_stripe(payer: Payer) -> None:
+    payer.subscribe("pro")
+    customer = Customer.objects.get(user_id=payer.person.id).stripe_id
+    payer.stripe.fault("DELETE /v1/customers", Fail(500), Cut())
+    services.delete_account(user=User.objects.get(pk=payer.person.id))
+    assert payer.stripe.count("DELETE /v1/customers") == 0
+    for _ in range(3):
+        due_now()
+        settle()
+    assert payer.stripe.do(lambda world: world.rows[customer]["object"]) == "deleted_customer"
+    row = Subscription.objects.get(customer__stripe_id=customer)
+    assert row.user_id is None and row.status == "canceled"
+    assert Customer.objects.get(stripe_id=customer).user_id is None
+
+
+def test_a_customer_that_was_being_made_for_a_deleted_account_is_deleted(payer: Payer) -> None:
+    payer.stripe.fault("POST /v1/customers", Cut(done=True))
+    assert payer.check_out("pro").status_code == 503
+    services.delete_account(user=User.objects.get(pk=payer.person.id))
+    for _ in range(2):
+        due_now()
+        settle()
+    (row,) = payer.stripe.do(
+        lambda world: [row for row in world.rows.values() if "customer" in row["object"]]
+    )
+    assert row["object"] == "deleted_customer"
+
+
+def test_a_second_live_subscription_gives_nothing_and_is_seen(payer: Payer) -> None:
+    from tests.fakes.stripe.subscriptions import subscribe
+
+    payer.subscribe("pro")
+    customer = Customer.objects.get(user_id=payer.person.id).stripe_id
+    payer.stripe.do(
+        lambda world: subscribe(
+            world, customer, [{"price": next(world.of("price", nickname="Adiuva Power"))["id"]}], {}
+        ).update(start_date=world.now() + 5)
+    )
+    payer.tell()
+    assert payer.tier == "pro"
+    assert list(Subscription.objects.of(payer.person.id).values_list("tier", "doubled")) == [
+        ("power", True),
+        ("pro", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fail(500), Fail(500, done=True), Cut(), Cut(done=True), Raw(), Fail(429, retry_after=1), Fail(409)],
+)
+@pytest.mark.parametrize("call", ["POST /v1/customers", "POST /v1/checkout"])
+def test_whatever_breaks_there_is_one_customer_and_one_page(payer: Payer, call: str, fault: Any) -> None:
+    payer.stripe.fault(call, fault)
+    answer = payer.check_out("pro")
+    if answer.status_code == 503:
+        assert answer.data["code"] == "billing_away"
+        due_now()
+        answer = payer.check_out("pro")
+    assert answer.status_code == 200, answer.data
+    mine = str(payer.person.id)
+    found = payer.stripe.do(
+        lambda world: (
+            [row for row in world.of("customer") if row["metadata"]["adiuva_user"] == mine],
+            [row for row in world.of("checkout.session") if row["client_reference_id"] == mine],
+        )
+    )
+    assert [len(rows) for rows in found] == [1, 1]
+
+
+def test_after_a_day_what_was_done_is_looked_for_before_it_is_sent_again(payer: Payer) -> None:
+    import datetime as dt
+
+    from django.db.models.functions import Now
+
+    payer.stripe.fault("POST /v1/customers", Cut(done=True))
+    assert payer.check_out("pro").status_code == 503
+    payer.stripe.forget_keys()
+    Intent.objects.filter(user_id=payer.person.id).update(first_sent_at=Now() - dt.timedelta(hours=30))
+    due_now()
+    assert payer.check_out("pro").status_code == 200
+    assert len(payer.stripe.do(lambda world: list(world.of("customer")))) == 1
+
+
+def test_what_is_not_signed_now_is_refused_before_anything_else(stripe: Stripe) -> None:
+    event = {"id": "evt_x", "type": "invoice.paid"}
+    client, now = APIClient(), int(time.time())
+    assert deliver(client, event, secret="whsec_other").data["code"] == "bad_signature"
+    for at in (now - 400, now + 400):
+        assert deliver(client, event, at=at).status_code == 400
+    assert deliver(client, event).status_code == 400  # signed, and no event
+    for header in (
+        "",
+        "t=,v1=",
+        f"t={now}",
+        f"t={now},v1=é",
+        "t=9" * 900,
+        f"t={now},t={now},v1=00",
+        "\u0661",
+    ):
+        answer = client.generic(
+            "POST",
+            f"{BILLING}/webhook",
+            b"\xff\xfe",
+            content_type="application/json",
+            HTTP_STRIPE_SIGNATURE=header,
+        )
+        assert answer.status_code == 400, header
+    assert not Event.objects.filter(stripe_id="evt_x").exists()
+
+
+def test_no_event_is_believed_and_none_is_answered_with_a_fault(stripe: Stripe) -> None:
+    """A sample of what `python -m bench.webhooks` sends through ASGI."""
+    users = subscribers(stripe, 3)
+    mine = Customer.objects.filter(user_id__in=users.values())
+    customers, chance = list(mine.values_list("stripe_id", flat=True)), random.Random(7)
+    for _ in range(80):
+        given = some_input(chance, [*users], customers, SECRET)
+        taken, event_id = False, ""
+        try:
+            webhooks.receive(given.body, given.sign().decode("latin-1"))
+            taken, event_id = True, json.loads(given.body)["id"]
+        except webhooks.BadSignature:
+            pass
+        assert not taken or given.is_signed, given
+        assert not taken or Event.objects.filter(pk=event_id).exists(), given
+    settle()
+    tiers = User.objects.filter(pk__in=users.values()).values_list("tier", flat=True)
+    assert list(tiers) == ["pro"] * 3
+    live = Subscription.objects.live().filter(customer__stripe_id__in=customers)
+    assert set(live.values_list("stripe_id", flat=True)) == set(users)
+
+
+def test_changes_within_milliseconds_leave_nothing_stale(stripe: Stripe) -> None:
+    """A sample of what `python -m bench.webhooks` does with 150."""
+    users = subscribers(stripe, 4)
+    assert fast_changes.play(stripe, [*users], secret=SECRET, seed=1) == {"ours": 0}
+
+
+@pytest.mark.parametrize("odd", ["../../etc/passwd", "sub_1' OR '1'='1", "sub_x/cancel", "\u202e", "sub x"])
+def test_what_is_no_id_is_refused_with_a_code_and_never_asked_for(stripe: Stripe, odd: str) -> None:
+    client, made = APIClient(), f"evt_{time.monotonic_ns()}"
+    event: dict[str, Any] = {
+        "id": made,
+        "type": "customer.subscription.updated",
+        "created": int(time.time()),
+        "livemode": False,
+        "data": {"object": {"id": odd, "object": "subscription"}},
+    }
+    assert deliver(client, event).status_code == 200
+    settle()
+    row = Event.objects.get(pk=made)
+    assert (row.state, row.error, row.object_id, row.subscription_id) == ("refused", "bad_id", "", "")
+    assert deliver(client, {**event, "id": f"{made}/{odd}"}).status_code == 400
+    assert stripe.count("/v1/subscriptions/") == 0
+    assert not Subscription.objects.filter(stripe_id=odd).exists()
+
+
+def test_a_subscription_that_stripe_does_not_have_is_asked_for_once(stripe: Stripe) -> None:
+    made = f"evt_{time.monotonic_ns()}"
+    event = {
+        "id": made,
+        "type": "customer.subscription.updated",
+        "created": int(time.time()),
+        "livemode": False,
+        "data": {"object": {"id": f"sub_of_{made}", "object": "subscription"}},
+    }
+    assert deliver(APIClient(), event).status_code == 200
+    for _ in range(3):
+        settle()
+    row = Event.objects.get(pk=made)
+    assert (row.state, row.error) == ("refused", "resource_missing")
+    assert stripe.count(f"GET /v1/subscriptions/sub_of_{made}") == 1
+    assert not Subscription.objects.filter(stripe_id=f"sub_of_{made}").exists()
+
+
+def test_what_stripe_refuses_is_given_up_until_somebody_asks_anew(payer: Payer) -> None:
+    stripe_id = payer.subscribe("pro")
+    row, path = Subscription.objects.filter(stripe_id=stripe_id), f"GET /v1/subscriptions/{stripe_id}"
+    payer.stripe.fault(path, Fail(400, code="refused_on_order"))
+    payer.stripe.calls.clear()
+    sync.want([stripe_id])
+    for _ in range(3):
+        due_now()
+        settle()
+    assert (payer.stripe.count(path), row.get().refused, payer.tier) == (1, "refused_on_order", "pro")
+    sync.want([stripe_id])
+    settle()
+    assert (payer.stripe.count(path), row.get().refused) == (2, "")
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    body=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda e: (
+            st.lists(e)
+            | st.dictionaries(
+                st.sampled_from(["id", "type", "data", "object", "created", "livemode", "parent"]), e
+            )
+        ),
+    )
+)
+def test_a_signed_body_of_any_form_is_an_event_or_refused(body: Any) -> None:
+
+    found = events_api.read_event(body)
+    assert found is None or found.stripe_id
+
+
+def test_without_a_key_nothing_can_be_bought_and_plans_are_shown(committed_db: str, settings: Any) -> None:
+    settings.STRIPE = {**settings.STRIPE, "secret_key": "", "webhook_secrets": []}
+    payer = Payer(Stripe())
+    assert payer.check_out("pro").data["code"] == "billing_off"
+    assert payer.rest.post(f"{BILLING}/portal").data["code"] == "not_found"
+    assert payer.subscription()["status"] == "none"
+    assert len(payer.rest.get(f"{BILLING}/plans").data) == 4
+    assert intents.sweep() == sync.run() == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "field"), [({"tier": "free"}, "tier"), ({"tier": "pro", "seats": 2}, "seats")]
+)
+def test_what_cannot_be_bought_is_said_at_its_field(payer: Payer, body: Any, field: str) -> None:
+    answer = payer.rest.post(f"{BILLING}/checkout", body, format="json")
+    assert answer.status_code == 400 and field in answer.data["fields"]
+
+
+def test_who_has_not_paid_is_reminded_and_told_of_the_end_and_who_has_is_not(stripe: Stripe) -> None:
+    payers = [Payer(stripe), Payer(stripe)]
+    for payer in payers:
+        payer.subscribe("pro")
+        stripe.card(Customer.objects.get(user_id=payer.person.id).stripe_id, DECLINES)
+    stripe.advance(days=31)
+    payers[0].tell()
+    row = Subscription.objects.of(payers[1].person.id)
+    row.update(status="active", past_due_since=None)  # paid at last
+    for kind, subject in (("plan_ends_soon", "ends soon"), ("plan_ended", "has ended")):
+        Mail.objects.filter(user_id__in=[payer.person.id for payer in payers], kind=kind).update(
+            not_before=Now()
+        )
+        assert mail_to(payers[0].person.email, subject)
+        assert not [mail for mail in mails_to(payers[1].person.email) if subject in mail["Subject"]]

@@ -1,0 +1,56 @@
+"""Which plan a user has, and who gives it to them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+
+import pytest
+from django.utils import timezone
+
+from adiuva.accounts.models import User
+from billing import tiers
+from billing.models import Override
+from tests.factories import somebody
+
+pytestmark = pytest.mark.django_db
+STAFF = uuid.uuid4()
+DAY = dt.timedelta(days=1)
+
+
+def tier_of(user_id: uuid.UUID) -> str:
+    return User.objects.values_list("tier", flat=True).get(pk=user_id)
+
+
+def give(user_id: uuid.UUID, tier: str, until: dt.datetime | None = None) -> Override:
+    return tiers.give(user_id=user_id, tier=tier, until=until, reason="a trial", by=STAFF)
+
+
+def test_the_largest_plan_that_is_given_counts_until_it_ends() -> None:
+    mara = somebody().id
+    assert tier_of(mara) == "free"
+    power = give(mara, "power")
+    give(mara, "pro", timezone.now() + DAY)
+    assert tier_of(mara) == "power"
+    assert tiers.end(override=power)
+    assert tier_of(mara) == "pro"
+    assert not tiers.end(override=power)
+
+
+def test_the_sweep_ends_what_time_has_ended_and_finds_nothing_more() -> None:
+    late, lasting, never = somebody().id, somebody().id, somebody(tier="team").id
+    given = give(late, "pro", timezone.now() + DAY)
+    give(lasting, "pro", timezone.now() + DAY)
+    past = timezone.now() - dt.timedelta(seconds=1)
+    Override.objects.filter(pk=given.pk).update(created_at=past - DAY, until=past)
+    assert {late, never} <= set(tiers.differences())  # one plan was written by nobody who may
+    assert tiers.sweep() >= 2  # other tests leave users as well
+    assert [tier_of(user) for user in (late, lasting, never)] == ["free", "pro", "free"]
+    assert not {late, lasting, never} & set(tiers.differences())
+
+
+def test_a_plan_that_the_sweep_did_not_write_yet_is_found() -> None:
+    mara = somebody().id
+    Override.objects.create(user_id=mara, tier="pro", reason="by hand", by=STAFF)
+    assert mara in tiers.differences()  # beside what other tests left
+    assert tiers.recompute(mara) == "pro" == tier_of(mara)

@@ -1,0 +1,238 @@
+"""Backups: stored as they were sent or not at all, told when they are damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from django.conf import settings as configured
+
+from adiuva.accounts import services
+from adiuva.accounts.models import User
+from adiuva.blobs import garbage
+from adiuva.blobs.models import Garbage
+from adiuva.vault import backups, receiving, scrub, uploads
+from adiuva.vault.backups import Description
+from adiuva.vault.models import Backup, Upload
+from tests.factories import Person
+from tests.sampling import ONE_SERVER
+from tests.vault.helpers import backup_headers, begin, eventually, payer, reserved, sealed, send, used
+
+MIB = 1024 * 1024
+NOW = 1_790_000_000_123
+
+
+def put(rest: httpx.Client, data: bytes, at: int = NOW, **more: str) -> httpx.Response:
+    return rest.put("/backup", content=data, headers=backup_headers(data, at, **more))
+
+
+def place_of(name: str) -> Path:
+    return Path(urlsplit(configured.STORE["url"]).path) / name
+
+
+@pytest.mark.parametrize("web_on", ONE_SERVER, indirect=True)
+def test_a_backup_lives_as_the_wire_says(web_on: str, mara: Person) -> None:
+    first, second = sealed(2 * MIB + 1), sealed(1000)
+    with mara.rest(web_on) as rest:
+        assert rest.get("/backup").status_code == 404
+        assert put(rest, first).json() == {"ok": True}
+        assert put(rest, second, NOW + 60_000, **{"X-Backup-Chunks": "3"}).json() == {"ok": True}
+        got = rest.get("/backup")
+        assert got.content == second
+        for name, value in backup_headers(second, NOW + 60_000).items():
+            assert got.headers[name] == value
+        newest, oldest = rest.get("/backup/history").json()
+        assert (newest["chunk_count"], newest["size_bytes"], newest["timestamp"]) == (3, 1000, NOW + 60_000)
+        assert (oldest["version"], oldest["state"]) == (1, "ok")
+        assert rest.get(f"/backup/{oldest['id']}").content == first
+        part = rest.get(f"/backup/{oldest['id']}", headers={"Range": f"bytes={MIB}-"})
+        assert (part.status_code, part.content) == (206, first[MIB:])
+        assert used(rest, "backup") == len(first) + len(second) and reserved(rest, "backup") == 0
+        assert rest.delete(f"/backup/{newest['id']}").json() == {"ok": True}
+        assert rest.delete(f"/backup/{newest['id']}").status_code == 404
+        assert rest.get("/backup").content == first and used(rest, "backup") == len(first)
+
+
+def test_the_same_again_is_no_second_one_and_other_bytes_of_its_time_are_refused(rest: httpx.Client) -> None:
+    data = sealed()
+    assert put(rest, data).status_code == put(rest, data).status_code == 200
+    refused = put(rest, sealed())
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    assert len(rest.get("/backup/history").json()) == 1 and used(rest, "backup") == 100
+
+
+def test_what_a_client_has_is_not_sent_again(rest: httpx.Client) -> None:
+    data = sealed()
+    put(rest, data)
+    got = rest.get("/backup")
+    for name, value in (
+        ("If-None-Match", got.headers["ETag"]),
+        ("If-Modified-Since", got.headers["Last-Modified"]),
+    ):
+        assert rest.get("/backup", headers={name: value}).status_code == 304, name
+    put(rest, sealed(), NOW + 1000)
+    for name in ("ETag", "Last-Modified"):
+        header = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}[name]
+        assert rest.get("/backup", headers={header: got.headers[name]}).status_code == 200
+
+
+def test_what_is_not_as_it_says_leaves_nothing(rest: httpx.Client, mara: Person) -> None:
+    data = sealed()
+    wrong = put(rest, data, **{"X-Backup-Checksum": "0" * 64})
+    assert (wrong.status_code, wrong.json()["code"]) == (400, "checksum_mismatch")
+    assert wrong.json()["found"] == hashlib.sha256(data).hexdigest()
+    for name, bad in (("X-Backup-Version", "x"), ("X-Backup-Timestamp", "-1"), ("X-Backup-Checksum", "12")):
+        refused = put(rest, data, **{name: bad})
+        assert refused.status_code == 400 and name in refused.json()["fields"]
+    unknown = rest.put("/backup", content=iter([data]), headers=backup_headers(data, NOW))
+    assert (unknown.status_code, unknown.json()["code"]) == (411, "length_required")
+    assert rest.get("/backup/history").json() == []
+    assert (used(rest, "backup"), reserved(rest, "backup")) == (0, 0)
+    assert not Upload.objects.of(mara.id).exists()
+
+
+def test_an_upload_in_parts_becomes_a_backup(rest: httpx.Client) -> None:
+    data = sealed(1000)
+    upload = begin(rest, 1000, "backup")
+    send(rest, upload, 0, data[:400])
+    send(rest, upload, 400, data[400:])
+    named = backup_headers(data, NOW, **{"X-Upload-Id": upload.rpartition("/")[2]})
+    for _ in range(2):  # its answer may have been lost
+        assert rest.put("/backup", headers=named).json() == {"ok": True}
+    assert rest.get("/backup").content == data
+    nowhere = backup_headers(b"", NOW + 1, **{"X-Upload-Id": str(uuid.uuid4())})
+    assert rest.put("/backup", headers=nowhere).status_code == 404
+
+
+def stored(person: Person, data: bytes, at: int) -> Backup:
+    """A backup, without HTTP."""
+    upload = uploads.begin(user_id=person.id, purpose="backup", length=len(data), direct=True)
+    receiver = receiving.open_receiver(person.id, upload.pk, offset=0, direct=True)
+    receiver.write(data)
+    described = Description(1, at, hashlib.sha256(data).digest())
+    made = backups.store(person.id, described, receiver.finish())
+    receiver.close()
+    return made
+
+
+def test_the_oldest_beyond_those_that_are_kept_end(mara: Person, settings: Any) -> None:
+    settings.STORE = {**settings.STORE, "keep_backups": 2}
+    made = [stored(mara, sealed(10 + at), at) for at in range(4)]
+    left = list(Backup.objects.of(mara.id).newest_first())
+    assert left == made[:1:-1]
+    assert Garbage.objects.get(name=made[0].object).owner == mara.id
+
+
+def flip_a_bit(name: str, at: int) -> None:
+    with place_of(name).open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_damage_is_found_told_and_mended_by_the_client(rest: httpx.Client, mara: Person) -> None:
+    data = sealed(2 * MIB)
+    put(rest, data)
+    row = Backup.objects.get(user_id=mara.id)
+    flip_a_bit(row.object, MIB + 3)
+    with pytest.raises(httpx.RemoteProtocolError):  # no clean end
+        rest.get("/backup")
+    refused = rest.get("/backup")
+    assert (refused.status_code, refused.json()["code"]) == (409, "corrupt")
+    assert rest.get("/backup/history").json()[0]["state"] == "corrupt"
+    assert rest.get("/storage/usage").json()["corrupt"] == 1
+    assert put(rest, data).status_code == 200
+    assert rest.get("/backup").content == data and used(rest, "backup") == len(data)
+    assert [each["state"] for each in rest.get("/backup/history").json()] == ["ok"]
+
+
+def test_scrubbing_finds_each_flipped_bit(mara: Person) -> None:
+    made = [stored(mara, sealed(300 + at), at) for at in range(8)]
+    for backup in made[:5]:
+        flip_a_bit(backup.object, backup.size // 2)
+    place_of(made[5].object).unlink()
+    mine = Backup.objects.of(mara.id)
+    for backup in mine:
+        scrub._verify(backup, found := scrub.Found())
+        assert found.checked == 1
+    assert set(mine.filter(corrupt=True)) == set(made[:6])
+
+
+def test_a_deleted_account_leaves_no_object(mara: Person) -> None:
+    backup = stored(mara, sealed(), 1)
+    replaced = stored(mara, sealed(), 2)
+    backups.delete(user_id=mara.id, backup_id=replaced.pk)
+    upload = uploads.begin(user_id=mara.id, purpose="storage", length=10)
+    receiver = receiving.open_receiver(mara.id, upload.pk, offset=0)
+    receiver.write(b"12345")
+    services.delete_account(user=User.objects.get(pk=mara.id))
+    receiver.give_up()
+    receiver.close()
+    names = {backup.object, replaced.object, upload.object}
+    queued = Garbage.objects.filter(name__in=names)
+    # A worker of another test may have begun to delete them.
+    assert set(queued.values_list("owner", flat=True)) <= {None}
+    while queued.exists():
+        garbage.collect()
+    assert not any(place_of(name).exists() for name in names if name)
+
+
+def test_what_is_deleted_waits_for_a_restored_database_and_orphans_are_found(
+    mara: Person, settings: Any
+) -> None:
+    backup = stored(mara, sealed(), 1)
+    backups.delete(user_id=mara.id, backup_id=backup.pk)
+    garbage.collect()
+    assert place_of(backup.object).exists()
+    kept = stored(mara, sealed(), 2)
+    Garbage.objects.filter(name=backup.object).delete()  # as in a database that is older than the store
+    shards = [backup.object.rpartition("/")[0], kept.object.rpartition("/")[0]]
+    garbage.compare(shards)
+    assert not Garbage.objects.filter(name=backup.object).exists()  # it is too young
+    garbage.compare(shards, older_than=-garbage.dt.timedelta(hours=1))
+    assert not Garbage.objects.filter(name=kept.object).exists()
+    while Garbage.objects.filter(name=backup.object).exists():
+        garbage.collect()
+    assert not place_of(backup.object).exists() and place_of(kept.object).exists()
+
+
+def test_an_object_that_the_store_lost_is_missed_within_a_day(rest: httpx.Client, mara: Person) -> None:
+    lost, kept = stored(mara, sealed(), 1), stored(mara, sealed(), 2)
+    place_of(lost.object).unlink()
+    garbage.compare([each.object.rpartition("/")[0] for each in (lost, kept)])
+    states = {each["timestamp"]: each["state"] for each in rest.get("/backup/history").json()}
+    assert states == {1: "corrupt", 2: "ok"}
+    assert rest.get(f"/backup/{lost.pk}").json()["code"] == "corrupt"
+
+
+def test_a_backup_that_breaks_off_leaves_nothing(rest: httpx.Client, mara: Person, web: str) -> None:
+    address, data = urlsplit(web), sealed(3 * MIB)
+    named = "".join(f"{name}: {value}\r\n" for name, value in backup_headers(data, NOW).items())
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        head = (
+            f"PUT /api/v1/backup HTTP/1.1\r\nHost: {address.netloc}\r\n"
+            f"Authorization: Bearer {mara.access_token}\r\n{named}Content-Length: {len(data)}\r\n\r\n"
+        )
+        connection.sendall(head.encode() + data[: 2 * MIB])
+        eventually(lambda: reserved(rest, "backup") == len(data))
+    eventually(lambda: reserved(rest, "backup") == 0)
+    assert used(rest, "backup") == 0 and rest.get("/backup").status_code == 404
+    assert not Upload.objects.of(mara.id).exists()
+    assert put(rest, data).json() == {"ok": True}  # the same time is free
+
+
+def test_another_user_s_backup_is_answered_like_none(rest: httpx.Client, web: str) -> None:
+    put(rest, sealed())
+    (mine,) = rest.get("/backup/history").json()
+    with payer().rest(web) as other:
+        assert other.get(f"/backup/{mine['id']}").status_code == 404
+        assert other.delete(f"/backup/{mine['id']}").status_code == 404
+        assert other.get("/backup").status_code == 404 and other.get("/backup/history").json() == []
+    assert rest.get("/backup").status_code == 200
