@@ -104,7 +104,7 @@ def let_go(reservation_id: uuid.UUID) -> None:
 def add(user_id: uuid.UUID, kind: Kind, n: int) -> None:
     """Count `n` more as stored, in the transaction that stores it, without reserving before. Raises as `reserve`.
 
-    What takes the place of more is always counted, also for an account that is over its plan.
+    What takes the place of as much or more is always counted, also for an account that is over its plan.
     """
     if n < 0:
         give_back(user_id, kind, -n)
@@ -115,7 +115,9 @@ def add(user_id: uuid.UUID, kind: Kind, n: int) -> None:
         rows = StoredAmount.objects.filter(user_id=user_id, kind=kind)
         if limit is not None and n:
             rows = rows.filter(used__lte=limit - n - F("reserved"))
-        if limit != 0 and rows.update(used=F("used") + n):
+        elif limit == 0:
+            rows = rows.filter(used__gt=0)  # else nothing is there whose place it could take
+        if rows.update(used=F("used") + n):
             return
         _require_room(account, kind, n)
     raise Unavailable("the plan was changed meanwhile: try again")

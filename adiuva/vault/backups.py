@@ -94,12 +94,15 @@ def _store(user_id: uuid.UUID, described: Description, whole: Whole) -> Backup:
 
 
 def _retain(user_id: uuid.UUID) -> None:
-    """Delete the oldest beyond those that are kept. The newest that is not damaged is always kept."""
+    """Delete those that came first, beyond those that are kept. The newest that is not damaged is always kept.
+
+    By when they came, since a client's clock may be wrong: what has just come must not end at once.
+    """
     if not (most := settings.STORE["keep_backups"]):
         return
-    mine = list(Backup.objects.of(user_id).newest_first().only("pk", "size", "corrupt"))
-    intact = next((backup.pk for backup in mine if not backup.corrupt), None)
-    for backup in mine[most:]:
+    mine = Backup.objects.of(user_id).only("pk", "size", "corrupt")
+    intact = mine.newest_first().filter(corrupt=False).values_list("pk", flat=True).first()
+    for backup in mine.order_by("-created_at", "-timestamp_ms")[most:]:
         if backup.pk != intact:
             _delete(user_id, backup)
 

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
@@ -23,7 +24,7 @@ from adiuva.blobs.store import ObjectMissing, store
 from adiuva.core import db
 from adiuva.vault import scrub
 from adiuva.vault.checksums import etag
-from adiuva.vault.errors import Corrupt, RangeNotSatisfiable
+from adiuva.vault.errors import ChangedMeanwhile, Corrupt, RangeNotSatisfiable
 from adiuva.vault.models import Backup, Record
 
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -64,11 +65,14 @@ def parse_range(header: str, size: int) -> Part | None:
 def respond(
     request: HttpRequest, row: Record | Backup, *, changed_at: dt.datetime, headers: Mapping[str, str]
 ) -> HttpResponseBase:
-    """The bytes of a row. Raises Corrupt or RangeNotSatisfiable."""
+    """The bytes of a row. Raises Corrupt, ChangedMeanwhile or RangeNotSatisfiable."""
     if row.corrupt:
         raise Corrupt
     tag, changed = etag(row.checksum), int(changed_at.timestamp())
     known = get_conditional_response(request, etag=tag, last_modified=changed)
+    if known is not None and known.status_code == HTTPStatus.PRECONDITION_FAILED:
+        version = row.version if isinstance(row, Record) else None
+        raise ChangedMeanwhile(checksum=bytes(row.checksum).hex(), version=version, deleted=False)
     response = known if known is not None else _bytes(request, row, tag, changed)
     for name, value in {
         **headers,

@@ -26,11 +26,11 @@ class InvalidChecksum(Invalid):
 
 
 class ChangedMeanwhile(AdiuvaError):
-    """The record is not what the client thought it changes. `checksum` and `version` say what is there."""
+    """What is there is not what the client thought. `checksum` and `version` say what is; a backup has no version."""
 
     code, status = "changed_meanwhile", 412
 
-    def __init__(self, *, checksum: str | None, version: int, deleted: bool) -> None:
+    def __init__(self, *, checksum: str | None, version: int | None, deleted: bool) -> None:
         super().__init__(
             "it was changed meanwhile: read it first",
             checksum=checksum,

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from adiuva.accounts.models import User
 from billing import entitlements, plans, stored
-from billing.entitlements import QuotaExceeded
+from billing.entitlements import NotInPlan, QuotaExceeded
 from billing.models import StorageReservation, StoredAmount
 from tests.factories import somebody
 
@@ -61,9 +61,14 @@ def test_a_smaller_plan_refuses_what_is_new_and_takes_what_is_given_back() -> No
     User.objects.filter(pk=mara).update(tier="free")
     with pytest.raises(QuotaExceeded):
         reserve(mara, 1)
+    stored.add(mara, "storage_bytes", 0)  # in place of as much
+    with pytest.raises(QuotaExceeded):
+        stored.add(mara, "storage_bytes", 1)
     assert entitlements.over("free", entitlements.usage_of(mara)) == ["storage_bytes"]
     stored.give_back(mara, "storage_bytes", 4 * GB)
     assert amounts(mara) == (0, 0)
+    with pytest.raises(NotInPlan):
+        stored.add(mara, "storage_bytes", 0)  # there is nothing whose place it could take
 
 
 @pytest.mark.django_db

@@ -22,7 +22,7 @@ from adiuva.vault.backups import Description
 from adiuva.vault.models import Backup, Upload
 from tests.factories import Person
 from tests.sampling import ONE_SERVER
-from tests.vault.helpers import backup_headers, begin, eventually, payer, reserved, sealed, send, used
+from tests.vault.helpers import backup_headers, begin, eventually, payer, reserved, sealed, send, sha, used
 
 MIB = 1024 * 1024
 NOW = 1_790_000_000_123
@@ -76,6 +76,9 @@ def test_what_a_client_has_is_not_sent_again(rest: httpx.Client) -> None:
         ("If-Modified-Since", got.headers["Last-Modified"]),
     ):
         assert rest.get("/backup", headers={name: value}).status_code == 304, name
+    other = rest.get("/backup", headers={"If-Match": f'"{"0" * 64}"'})
+    assert (other.status_code, other.json()["code"]) == (412, "changed_meanwhile")
+    assert other.json()["checksum"] == sha(data)
     put(rest, sealed(), NOW + 1000)
     for name in ("ETag", "Last-Modified"):
         header = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}[name]
@@ -127,6 +130,14 @@ def test_the_oldest_beyond_those_that_are_kept_end(mara: Person, settings: Any) 
     left = list(Backup.objects.of(mara.id).newest_first())
     assert left == made[:1:-1]
     assert Garbage.objects.get(name=made[0].object).owner == mara.id
+
+
+def test_a_backup_of_a_clock_that_is_slow_ends_no_sooner(mara: Person, settings: Any) -> None:
+    settings.STORE = {**settings.STORE, "keep_backups": 2}
+    fast = [stored(mara, sealed(), at) for at in (NOW, NOW + 1)]
+    slow = [stored(mara, sealed(), at) for at in (1, 2)]
+    left = set(Backup.objects.of(mara.id))
+    assert left == {*slow, fast[1]}  # and the newest by its own time
 
 
 def flip_a_bit(name: str, at: int) -> None:
