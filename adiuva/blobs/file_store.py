@@ -79,13 +79,15 @@ class FileSink:
         self._offset, self._least_free = progress.offset, least_free
         self._unasked = _ASK_BYTES  # written since the disk was asked for its room
         self._file: int | None = None
-        if progress.offset == 0:
+        if place.exists():
+            # It was finished. Either the answer was lost, or the database is older than the store: it is written once.
+            if place.stat().st_size != progress.offset:
+                raise FileNotFoundError(self._part)
+        elif progress.offset == 0:
             _make_folder(place.parent)
             self._file = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        elif self._part.exists():
+        else:
             self._file = os.open(self._part, os.O_WRONLY | os.O_CLOEXEC)
-        elif not place.exists():  # else it was finished, and the answer was lost
-            raise FileNotFoundError(self._part)
         if self._file is not None:
             if os.fstat(self._file).st_size < progress.offset:
                 self.close()

@@ -70,10 +70,15 @@ class Receiver:
         return self.upload.length - self.offset
 
     def write(self, data: bytes) -> None:
-        """Raises StorageFull, StorageAway, TooLong, or LeaseLost if another took the upload, or its account is gone."""
+        """Raises StorageFull, StorageAway, TooLong, UploadExpired if the store lost what came before, or LeaseLost if
+        another took the upload, or its account is gone.
+        """
         if len(data) > self.room:
             raise TooLong(self.upload.length - self.upload.offset)
-        self._sink.write(data)
+        try:
+            self._sink.write(data)
+        except ObjectMissing:
+            raise UploadExpired from None
         self.offset += len(data)
         for digest in (self._whole, self._part):
             if digest is not None:

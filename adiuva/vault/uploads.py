@@ -24,6 +24,7 @@ from typing import Final
 import structlog
 from django.conf import settings
 from django.db import transaction
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from adiuva.blobs.models import queue
@@ -227,6 +228,15 @@ def _queue_if_gone(upload_id: uuid.UUID, name: str | None) -> None:
     """The row went while its bytes were written, with its account perhaps: they may have come after their deletion."""
     if name is not None and not Upload.objects.filter(pk=upload_id).exists():
         queue([name])
+
+
+def end_all() -> int:
+    """After a database was restored: uploads that it knows are begun anew. Returns how many.
+
+    What they brought may have become an object since, to which a later dump refers. So it is left to the comparison of
+    the store with the rows, which waits for long.
+    """
+    return Upload.objects.update(object=None, expires_at=Now())
 
 
 def expire() -> int:

@@ -101,6 +101,20 @@ def test_a_writer_goes_on_from_what_was_saved(objects: Store) -> None:
     assert listed(objects, name) == []
 
 
+@pytest.mark.parametrize("begun", [0, 9 * MIB])
+def test_an_object_is_written_once_also_for_a_database_that_is_older(objects: Store, begun: int) -> None:
+    data, name = os.urandom(10 * MIB), new_name()
+    with objects.sink(name) as sink:
+        sink.write(data[:begun])
+        older = sink.save()
+        sink.write(data[begun:])
+        sink.finish()
+    with pytest.raises(ObjectMissing), objects.sink(name, older) as again:
+        again.write(bytes(11 * MIB - begun))
+        again.finish()
+    assert read(objects, name, 0, len(data)) == data
+
+
 def test_what_was_never_finished_is_listed_and_deleted(objects: Store) -> None:
     name = new_name()
     with objects.sink(name) as sink:

@@ -200,6 +200,29 @@ def test_an_upload_that_nobody_goes_on_with_expires_with_its_room(rest: httpx.Cl
     assert Garbage.objects.filter(name=name).values_list("owner", flat=True).first() is None
 
 
+def test_after_a_database_was_restored_uploads_begin_anew_and_their_objects_wait(
+    rest: httpx.Client, mara: Person
+) -> None:
+    data = sealed(1000)
+    upload = begin(rest, 1000)
+    send(rest, upload, 0, data[:400])
+    older = Upload.objects.of(mara.id).get()
+    send(rest, upload, 400, data[400:])
+    named = {"table": "notes", "upload": upload.rpartition("/")[2], "checksum": sha(data)}
+    assert rest.post("/storage/records", json=named).status_code == 201
+    older.save(force_insert=True)  # as in a dump of then
+    over = send(rest, upload, 400, data[400:])
+    assert (over.status_code, over.json()["code"]) == (410, "upload_expired")
+    older.save(force_insert=True)
+    Garbage.objects.filter(name=older.object).delete()
+    uploads.end_all()
+    assert rest.head(upload, headers=TUS).status_code in (404, 410)
+    while Upload.objects.of(mara.id).exists():
+        uploads.expire()
+    assert not Garbage.objects.filter(name=older.object).exists()
+    assert b"".join(store().read(str(older.object), 0, 1000)) == data
+
+
 def test_another_user_s_upload_is_answered_like_none(rest: httpx.Client, web: str) -> None:
     upload = begin(rest, 10)
     with payer().rest(web) as other:
