@@ -12,8 +12,8 @@ from adiuva.vault import changes, uploads
 class Command(BaseCommand):
     help = (
         "After the main database was restored from a dump: positions that clients have in the changes of their records "
-        "are of a time that the database does not know. They begin again, and delete nothing for it; so do uploads that "
-        "were under way. Run it before anything else of Adiuva."
+        "are of a time that the database does not know. They begin again, and delete nothing for it; so do uploads "
+        "that were under way. Run it before anything else of Adiuva."
     )
 
     def handle(self, *_: object, **options: Any) -> None:
