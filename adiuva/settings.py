@@ -335,7 +335,7 @@ REST_FRAMEWORK = {
     ],
     "VIEW_NAME_FUNCTION": "adiuva.core.browsable.name_of",
     "VIEW_DESCRIPTION_FUNCTION": "adiuva.core.browsable.description_of",
-    "DEFAULT_PAGINATION_CLASS": "adiuva.core.rest.PageLimitPagination",
+    "DEFAULT_PAGINATION_CLASS": "adiuva.core.paging.PageLimitPagination",
     "DEFAULT_SCHEMA_CLASS": "adiuva.core.openapi.Schema",
     "DEFAULT_THROTTLE_CLASSES": ["billing.throttles.PerTier"],
     "DEFAULT_THROTTLE_RATES": {

@@ -20,7 +20,8 @@ from rest_framework.views import APIView
 
 from adiuva.core.browsable import PageAction, undo_action
 from adiuva.core.errors import Invalid, Text
-from adiuva.core.rest import TOTAL_COUNT, Done, Problem, error_responses, user_id
+from adiuva.core.paging import TOTAL_COUNT
+from adiuva.core.rest import Done, Problem, error_responses, user_id
 from adiuva.devices import outbox
 from agents import journal, plan_limits, runs, services, undo, watches
 from agents.catalog import catalog

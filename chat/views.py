@@ -21,7 +21,8 @@ from rest_framework.views import APIView
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.core.browsable import PageAction, PageRow, undo_action
 from adiuva.core.errors import AdiuvaError, Invalid, Unavailable
-from adiuva.core.rest import TOTAL_COUNT, Done, error_responses, user_id
+from adiuva.core.paging import TOTAL_COUNT
+from adiuva.core.rest import Done, error_responses, user_id
 from adiuva.devices.link_errors import DeviceOffline
 from adiuva.devices.protocol import HistoryMessage, StreamEnd
 from adiuva.llm.errors import ModelError

@@ -27,7 +27,8 @@ from rest_framework.views import APIView
 from adiuva.accounts.models import User
 from adiuva.core.errors import AdiuvaError, NotFound
 from adiuva.core.language import said, speaking_to
-from adiuva.core.rest import TOTAL_COUNT, error_responses, user_id
+from adiuva.core.paging import TOTAL_COUNT
+from adiuva.core.rest import error_responses, user_id
 from billing.entitlements import QuotaExceeded
 from integrations import connections, oauth, tokens
 from integrations.errors import ConsentFailed

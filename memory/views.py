@@ -21,7 +21,8 @@ from rest_framework.reverse import reverse
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.browsable import PageAction
 from adiuva.core.crypto import UserCipher
-from adiuva.core.rest import TOTAL_COUNT, Done, Problem, error_responses, user_id
+from adiuva.core.paging import TOTAL_COUNT
+from adiuva.core.rest import Done, Problem, error_responses, user_id
 from memory import entries, forgetting, preferences, search, sent_texts, taking_back
 from memory.entries import BY_HAND, EntryDetails, RememberOutcome
 from memory.models import Entry, Memory, Receipt, SourceKind, Tier
@@ -218,6 +219,7 @@ class SearchView(_FormView):
 
     page_for_people = True
     serializer_class = SearchSerializer
+    pagination_class = None
 
     @extend_schema(
         summary="Search your memory",

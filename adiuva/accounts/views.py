@@ -34,7 +34,8 @@ from adiuva.accounts.serializers import (
     TicketSerializer,
     TokensSerializer,
 )
-from adiuva.core.rest import TOTAL_COUNT, Done, error_responses
+from adiuva.core.paging import TOTAL_COUNT
+from adiuva.core.rest import Done, error_responses
 
 
 def uncached(body: dict[str, Any], status: int = 200) -> Response:

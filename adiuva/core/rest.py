@@ -1,4 +1,4 @@
-"""What all REST endpoints share: how errors look, how lists are cut, how both are described."""
+"""What all REST endpoints share: how errors look, and how they are described."""
 
 from __future__ import annotations
 
@@ -10,20 +10,17 @@ from uuid import UUID
 from django.conf import settings
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.core.exceptions import ValidationError as DjangoValidationError
-from django.core.paginator import Page, Paginator
 from django.db import IntegrityError
 from django.http import Http404
 from django.utils.translation import gettext
 from drf_spectacular.authentication import SessionScheme
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
-from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
+from drf_spectacular.utils import OpenApiResponse
 from psycopg.errors import ForeignKeyViolation
 from rest_framework import exceptions, metadata, serializers
-from rest_framework.pagination import PageNumberPagination
 from rest_framework.renderers import BrowsableAPIRenderer, JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.utils.urls import replace_query_param
 
 from adiuva.core import errors, metrics
 from adiuva.core.errors import Text
@@ -151,61 +148,6 @@ class Metadata(metadata.SimpleMetadata):
         return {}
 
 
-# ── Lists ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class PageLimitPagination(PageNumberPagination):
-    """`page` (from 1) and `limit` (50, at most 100).
-
-    The answer is the plain list; `X-Total-Count` says how many there are in all, `Link` (RFC 8288) where the
-    other pages are. A page past the end is empty.
-    """
-
-    page_size = 50
-    page_size_query_param = "limit"
-    max_page_size = 100
-    page_query_description = "From 1."
-    page_size_query_description = f"How many on a page; 50 if not given, and never more than {max_page_size}."
-
-    def paginate_queryset(self, queryset: Any, request: Request, view: APIView | None = None) -> list[Any]:
-        self.request = request
-        number = _positive(request, "page", 1)
-        limit = min(_positive(request, "limit", self.page_size), self.max_page_size)
-        paginator: Paginator[Any] = Paginator(queryset, limit)
-        start = (number - 1) * limit
-        rows = list(queryset[start : start + limit]) if start < paginator.count else []
-        self.page = Page(rows, number, paginator)
-        self.display_page_controls = 1 < paginator.num_pages >= number
-        self._headers = _page_headers(request.build_absolute_uri(), number, paginator)
-        return rows
-
-    def get_paginated_response(self, data: Any) -> Response:
-        return Response(data, headers=self._headers)
-
-    def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
-        return schema
-
-
-def _page_headers(url: str, number: int, paginator: Paginator[Any]) -> dict[str, str]:
-    others = {"first": 1, "prev": number - 1, "next": number + 1, "last": paginator.num_pages}
-    links = [
-        f'<{replace_query_param(url, "page", other)}>; rel="{rel}"'
-        for rel, other in others.items()
-        if 1 <= other <= paginator.num_pages and other != number
-    ]
-    headers = {"X-Total-Count": str(paginator.count)}
-    return {**headers, "Link": ", ".join(links)} if links else headers
-
-
-def _positive(request: Request, name: str, default: int) -> int:
-    raw = request.query_params.get(name, "")
-    if not raw:
-        return default
-    if not (raw.isascii() and raw.isdigit() and len(raw) < 10 and int(raw)):
-        raise exceptions.ValidationError({name: [gettext("A whole number from 1 is required.")]})
-    return int(raw)
-
-
 # ── OpenAPI ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -262,10 +204,6 @@ _MEANINGS = {
     503: "Something is away for now.",
     507: "The server has no room for it.",
 }
-
-TOTAL_COUNT = OpenApiParameter(
-    "X-Total-Count", int, OpenApiParameter.HEADER, description="How many there are in all.", response=[200]
-)
 
 
 def error_responses(*statuses: int) -> dict[int, OpenApiResponse]:

@@ -14,7 +14,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from adiuva.accounts import services as accounts
-from adiuva.core.rest import TOTAL_COUNT, Done, error_responses, user_id
+from adiuva.core.paging import TOTAL_COUNT
+from adiuva.core.rest import Done, error_responses, user_id
 from adiuva.devices import presence
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import Close

@@ -16,7 +16,8 @@ from rest_framework.views import APIView
 
 from adiuva.accounts.serializers import ConfirmationSerializer
 from adiuva.accounts.views import require_confirmation
-from adiuva.core.rest import TOTAL_COUNT, Done, Problem, error_responses, user_id
+from adiuva.core.paging import TOTAL_COUNT
+from adiuva.core.rest import Done, Problem, error_responses, user_id
 from adiuva.export import services
 from adiuva.export.models import Export
 from adiuva.export.serializers import ExportSerializer

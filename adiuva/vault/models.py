@@ -92,7 +92,10 @@ class Record(models.Model):
             models.CheckConstraint(condition=_is_sha256("checksum"), name="record_sha256"),
         ]
         indexes = [
-            models.Index(fields=["user", "table", "number"], name="records_of_table"),
+            models.Index(fields=["user", "number"], condition=Q(deleted_at=None), name="records_of_user"),
+            models.Index(
+                fields=["user", "table", "number"], condition=Q(deleted_at=None), name="records_of_table"
+            ),
             models.Index(
                 fields=["object"],
                 opclasses=["varchar_pattern_ops"],
@@ -260,7 +263,10 @@ class Vector(models.Model):
             models.UniqueConstraint(fields=["space", "id"], name="vector_once"),
             models.CheckConstraint(condition=_is_sha256("checksum"), name="vector_sha256"),
         ]
-        indexes = [models.Index(fields=["space"], condition=Q(corrupt=True), name="vectors_corrupt")]
+        indexes = [
+            models.Index(fields=["space", "number"], name="vectors_of_space"),
+            models.Index(fields=["space"], condition=Q(corrupt=True), name="vectors_corrupt"),
+        ]
 
     def __str__(self) -> str:
         return f"vector {self.number}"

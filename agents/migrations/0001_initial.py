@@ -131,8 +131,8 @@ class Migration(migrations.Migration):
             options={
                 'ordering': ['-created_at'],
                 'indexes': [
-                    models.Index(fields=['user', '-created_at'], name='runs_of_user'),
-                    models.Index(fields=['agent_ref', '-created_at'], name='runs_of_agent'),
+                    models.Index(fields=['user', '-created_at', '-id'], name='runs_of_user'),
+                    models.Index(fields=['agent_ref', '-created_at', '-id'], include=('user',), name='runs_of_agent'),
                     models.Index(fields=['-created_at'], name='runs_newest'),
                     models.Index(fields=['state', '-created_at'], name='runs_by_state'),
                     models.Index(condition=models.Q(('state__in', ['queued', 'waiting_device', 'awaiting_reauth', 'awaiting_budget', 'running'])), fields=['state', 'lease_until'], name='runs_live'),

@@ -154,8 +154,8 @@ class Run(Leased):
             ),
         ]
         indexes = [
-            models.Index(fields=["user", "-created_at"], name="runs_of_user"),
-            models.Index(fields=["agent_ref", "-created_at"], name="runs_of_agent"),
+            models.Index(fields=["user", "-created_at", "-id"], name="runs_of_user"),
+            models.Index(fields=["agent_ref", "-created_at", "-id"], include=["user"], name="runs_of_agent"),
             models.Index(fields=["-created_at"], name="runs_newest"),
             models.Index(fields=["state", "-created_at"], name="runs_by_state"),
             models.Index(

@@ -1,4 +1,4 @@
-"""How every endpoint refuses, reads bodies and cuts lists."""
+"""How every endpoint refuses and reads bodies."""
 
 from __future__ import annotations
 
@@ -192,62 +192,6 @@ def test_a_body_that_is_too_large_is_refused(rest: APIClient, kind: str) -> None
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
     page = rest.post("/api/v1/echo", body, content_type=kind, headers={"Accept": "text/html"})
     assert page.status_code == 413
-
-
-# ── Lists ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def five(db: None) -> str:
-    """The beginning of the addresses of five users."""
-    name = uuid4().hex
-    User.objects.bulk_create(User(email=f"{name}-{number}@example.com") for number in range(5))
-    return name
-
-
-def page(rest: APIClient, of: str, query: str) -> tuple[list[int], Any]:
-    answer = rest.get(f"/api/v1/users?of={of}&{query}")
-    assert answer.status_code == 200
-    return [int(row["email"].split("-")[1][0]) for row in answer.json()], answer
-
-
-def test_a_list_is_cut_by_page_and_limit_and_counted_in_a_header(rest: APIClient, five: str) -> None:
-    for query, expected in [
-        ("", [0, 1, 2, 3, 4]),
-        ("limit=2", [0, 1]),
-        ("limit=2&page=2", [2, 3]),
-        ("limit=2&page=3", [4]),
-        ("limit=2&page=4", []),
-        ("page=999999999", []),
-        ("limit=1000", [0, 1, 2, 3, 4]),
-        ("page=&limit=", [0, 1, 2, 3, 4]),
-    ]:
-        rows, answer = page(rest, five, query)
-        assert (rows, answer["X-Total-Count"]) == (expected, "5"), query
-
-
-def test_a_list_links_to_its_other_pages(rest: APIClient, five: str) -> None:
-    _, answer = page(rest, five, "limit=2&page=2")
-    url = f"http://testserver/api/v1/users?limit=2&of={five}&page="
-    assert answer["Link"] == (
-        f'<{url}1>; rel="first", <{url}1>; rel="prev", <{url}3>; rel="next", <{url}3>; rel="last"'
-    )
-    assert "Link" not in page(rest, five, "")[1]
-
-
-@pytest.mark.parametrize(
-    "query", ["page=0", "page=abc", "page=-1", "limit=0", "limit=x", "page=1e3", "page=٣"]
-)
-def test_a_page_that_is_no_number_from_1_is_refused(rest: APIClient, five: str, query: str) -> None:
-    answer = rest.get(f"/api/v1/users?of={five}&{query}")
-    assert (answer.status_code, list(answer.json()["fields"])) == (400, [query.split("=")[0]])
-
-
-def test_a_list_in_the_browser_has_page_controls(rest: APIClient, five: str) -> None:
-    for number, controls in [(1, True), (3, True), (9, False)]:
-        answer = rest.get(f"/api/v1/users?of={five}&limit=2&page={number}", headers={"Accept": "text/html"})
-        assert answer.status_code == 200
-        assert (b"pagination" in answer.content) == controls
 
 
 def test_another_users_object_is_answered_like_a_missing_one(rest: APIClient) -> None:

@@ -84,7 +84,7 @@ class Migration(migrations.Migration):
                 ('user', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
             ],
             options={
-                'indexes': [models.Index(fields=['user', 'table', 'number'], name='records_of_table'), models.Index(condition=models.Q(('object__isnull', False)), fields=['object'], name='record_objects', opclasses=['varchar_pattern_ops']), models.Index(fields=['verified_at'], name='records_to_verify'), models.Index(condition=models.Q(('deleted_at__isnull', False), models.Q(('blob__isnull', False), ('object__isnull', False), _connector='OR')), fields=['deleted_at'], name='records_to_purge')],
+                'indexes': [models.Index(condition=models.Q(('deleted_at', None)), fields=['user', 'number'], name='records_of_user'), models.Index(condition=models.Q(('deleted_at', None)), fields=['user', 'table', 'number'], name='records_of_table'), models.Index(condition=models.Q(('object__isnull', False)), fields=['object'], name='record_objects', opclasses=['varchar_pattern_ops']), models.Index(fields=['verified_at'], name='records_to_verify'), models.Index(condition=models.Q(('deleted_at__isnull', False), models.Q(('blob__isnull', False), ('object__isnull', False), _connector='OR')), fields=['deleted_at'], name='records_to_purge')],
                 'constraints': [models.UniqueConstraint(fields=('user', 'id'), name='record_once'), models.UniqueConstraint(fields=('user', 'seq'), name='record_change_once'), models.CheckConstraint(condition=models.Q(models.Q(('blob', None), ('object__isnull', False)), models.Q(('blob__isnull', False), ('object', None)), models.Q(('blob', None), ('deleted_at__isnull', False), ('object', None)), _connector='OR'), name='record_has_bytes'), models.CheckConstraint(condition=django.db.models.lookups.Exact(models.Func(models.F('checksum'), function='octet_length', output_field=models.IntegerField()), 32), name='record_sha256')],
             },
         ),
@@ -144,7 +144,7 @@ class Migration(migrations.Migration):
                 ('space', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='vault.vectorspace')),
             ],
             options={
-                'indexes': [models.Index(condition=models.Q(('corrupt', True)), fields=['space'], name='vectors_corrupt')],
+                'indexes': [models.Index(fields=['space', 'number'], name='vectors_of_space'), models.Index(condition=models.Q(('corrupt', True)), fields=['space'], name='vectors_corrupt')],
                 'constraints': [models.UniqueConstraint(fields=('space', 'id'), name='vector_once'), models.CheckConstraint(condition=django.db.models.lookups.Exact(models.Func(models.F('checksum'), function='octet_length', output_field=models.IntegerField()), 32), name='vector_sha256')],
             },
         ),

@@ -14,7 +14,8 @@ from rest_framework.reverse import reverse
 from rest_framework.views import APIView
 
 from adiuva.core.errors import Invalid
-from adiuva.core.rest import TOTAL_COUNT, Done, error_responses, user_id
+from adiuva.core.paging import TOTAL_COUNT
+from adiuva.core.rest import Done, error_responses, user_id
 from adiuva.vault import changes, checksums, downloads, headers, records, uploads
 from adiuva.vault.models import Record
 from adiuva.vault.records import Content

@@ -1,0 +1,192 @@
+"""How lists are cut: by number, as deployed clients ask, and by a cursor, which costs the same wherever it stands."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from django.core.exceptions import ValidationError as DjangoValidationError
+from django.core.paginator import Page, Paginator
+from django.db.models import F, Field, QuerySet
+from django.db.models.fields.tuple_lookups import Tuple, TupleGreaterThan, TupleLessThan
+from django.utils.translation import gettext
+from drf_spectacular.utils import OpenApiParameter
+from rest_framework import exceptions
+from rest_framework.pagination import PageNumberPagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.utils.urls import remove_query_param, replace_query_param
+
+if TYPE_CHECKING:
+    from rest_framework.views import APIView
+
+# Of a list that is longer, so many rows are counted: counting reads an entry of the index for each.
+MOST_COUNTED: Final = 100_000
+_MAX_CURSOR_CHARS: Final = 500
+
+TOTAL_COUNT: Final = OpenApiParameter(
+    "X-Total-Count",
+    int,
+    OpenApiParameter.HEADER,
+    description=f"How many there are in all; of more than {MOST_COUNTED:,} no more are counted. Not with `cursor`.",
+    response=[200],
+)
+
+
+class PageLimitPagination(PageNumberPagination):
+    """`page` (from 1) or `cursor`, and `limit` (50, at most 100).
+
+    The answer is the plain list; `X-Total-Count` says how many there are in all, `Link` (RFC 8288) where the other
+    pages are. A page past the end is empty. `rel="next"` leads on by a cursor: the position of the last row in the
+    list's order, so that rows which come or go meanwhile neither repeat others nor hide them.
+    """
+
+    page_size = 50
+    page_size_query_param = "limit"
+    max_page_size = 100
+    page_query_description = "From 1."
+    page_size_query_description = f"How many on a page; 50 if not given, and never more than {max_page_size}."
+    cursor_query_description = (
+        'Where to go on, instead of `page`: the address in `Link` with `rel="next"` has it. However far it is, such a'
+        " page costs the same, and rows that come meanwhile do not shift it."
+    )
+
+    def paginate_queryset(self, queryset: Any, request: Request, view: APIView | None = None) -> list[Any]:
+        self.request = request
+        number = _positive(request, "page", 1)
+        limit = min(_positive(request, "limit", self.page_size), self.max_page_size)
+        order = _total_order(queryset)
+        url = request.build_absolute_uri()
+        if cursor := request.query_params.get("cursor", ""):
+            found = list(order.after(cursor)[: limit + 1])
+            self.display_page_controls = False
+            links = {"first": remove_query_param(url, "cursor")}
+            self._headers = {}
+        else:
+            start = (number - 1) * limit
+            found = order.cut(start, start + limit + 1)
+            paginator = _Counted(queryset, limit, _total(queryset, start, len(found), limit))
+            self.page = Page(found[:limit], number, paginator)
+            self.display_page_controls = 1 < paginator.num_pages >= number
+            links = _links_by_number(url, number, paginator)
+            self._headers = {"X-Total-Count": str(paginator.count)}
+        rows = found[:limit]
+        if len(found) > limit and order.fields:
+            links["next"] = replace_query_param(
+                remove_query_param(url, "page"), "cursor", order.cursor(rows[-1])
+            )
+        if links:
+            self._headers["Link"] = ", ".join(f'<{to}>; rel="{rel}"' for rel, to in links.items())
+        return rows
+
+    def get_paginated_response(self, data: Any) -> Response:
+        return Response(data, headers=self._headers)
+
+    def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
+        return schema
+
+    def get_schema_operation_parameters(self, view: Any) -> list[dict[str, Any]]:
+        cursor = {
+            "name": "cursor",
+            "required": False,
+            "in": "query",
+            "description": self.cursor_query_description,
+            "schema": {"type": "string"},
+        }
+        return [*super().get_schema_operation_parameters(view), cursor]
+
+
+class _Counted(Paginator):  # type: ignore[type-arg]  # not generic at run time
+    """Whose rows are counted already."""
+
+    count = 0
+
+    def __init__(self, rows: QuerySet[Any], limit: int, count: int) -> None:
+        super().__init__(rows, limit)
+        self.count = count
+
+
+def _total(rows: QuerySet[Any], start: int, found: int, limit: int) -> int:
+    """How many rows there are, of which `found` were read from `start` on, one more than a page has if there are."""
+    if found <= limit and (found or not start):
+        return start + found
+    return rows.order_by()[:MOST_COUNTED].count()
+
+
+def _links_by_number(url: str, number: int, paginator: _Counted) -> dict[str, str]:
+    others = {"first": 1, "prev": number - 1, "next": number + 1}
+    if paginator.count < MOST_COUNTED:
+        others["last"] = paginator.num_pages
+    return {
+        rel: replace_query_param(url, "page", other)
+        for rel, other in others.items()
+        if 1 <= other <= paginator.num_pages and other != number
+    }
+
+
+# ── The order of a list ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """`fields` are the columns of `rows`' order; none, where a row's values do not say where it stands."""
+
+    rows: QuerySet[Any]
+    fields: tuple[Field[Any, Any], ...] = ()
+    is_down: bool = False
+
+    def cut(self, start: int, end: int) -> list[Any]:
+        if not start:
+            return list(self.rows[:end])
+        # What is before a page is passed over in the index alone; only the page's own rows are read. Their keys are
+        # asked for first: as a part of one statement, PostgreSQL estimates them badly, and joins them row by row.
+        keys = list(self.rows.values_list("pk", flat=True)[start:end])
+        return list(self.rows.filter(pk__in=keys)) if keys else []
+
+    def cursor(self, row: Any) -> str:
+        """The position of a row."""
+        values = [getattr(row, field.attname) for field in self.fields]
+        return base64.urlsafe_b64encode(orjson.dumps(values)).decode().rstrip("=")
+
+    def after(self, cursor: str) -> QuerySet[Any]:
+        """Raises ValidationError."""
+        compare = TupleLessThan if self.is_down else TupleGreaterThan
+        columns = Tuple(*(F(field.name) for field in self.fields))
+        return self.rows.filter(compare(columns, self._position(cursor)))
+
+    def _position(self, cursor: str) -> tuple[Any, ...]:
+        try:
+            if not self.fields or len(cursor) > _MAX_CURSOR_CHARS:
+                raise ValueError
+            found = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+            if None in found:
+                raise ValueError
+            return tuple(field.clean(value, None) for field, value in zip(self.fields, found, strict=True))
+        except (ValueError, TypeError, DjangoValidationError):
+            raise exceptions.ValidationError({"cursor": [gettext("Not a cursor of this list.")]}) from None
+
+
+def _total_order(queryset: QuerySet[Any]) -> _Order:
+    """With the key as its last column, so that no two rows are equal: else a page could repeat what another had."""
+    names = list(queryset.query.order_by or queryset.model._meta.ordering)
+    if not all(isinstance(name, str) for name in names):
+        return _Order(queryset)
+    meta = queryset.model._meta
+    is_down = bool(names) and names[-1].startswith("-")
+    if meta.pk.name not in {name.lstrip("-") for name in names}:
+        names.append("-" * is_down + meta.pk.name)
+    columns = {field.name: field for field in meta.concrete_fields if not field.null}
+    fields = [columns[name.lstrip("-")] for name in names if name.lstrip("-") in columns]
+    is_plain = len(fields) == len(names) and all(name.startswith("-") == is_down for name in names)
+    return _Order(queryset.order_by(*names), tuple(fields) if is_plain else (), is_down)
+
+
+def _positive(request: Request, name: str, default: int) -> int:
+    raw = request.query_params.get(name, "")
+    if not raw:
+        return default
+    if not (raw.isascii() and raw.isdigit() and len(raw) < 10 and int(raw)):
+        raise exceptions.ValidationError({name: [gettext("A whole number from 1 is required.")]})
+    return int(raw)
