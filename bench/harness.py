@@ -24,6 +24,7 @@ from adiuva.embedded.ports import free_port
 from adiuva.embedded.postgres import Postgres
 from adiuva.embedded.processes import Child, python
 from adiuva.embedded.valkey import Valkey
+from bench.rows import Aim, Figure, Row, emit, number, ratio_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -176,3 +177,38 @@ class Stopwatch:
 
 def show(what: str, figure: str, aim: str = "") -> None:
     print(f"  {what:<58} {figure:>14}   {aim}".rstrip(), flush=True)
+
+
+def record(
+    what: str,
+    ours: float | Sequence[float],
+    unit: str = "",
+    *,
+    beside: float | Sequence[float] | None = None,
+    name: str = "",
+    least: float | None = None,
+    most: float | None = None,
+    ratio_least: float | None = None,
+    ratio_most: float | None = None,
+) -> None:
+    """Print a figure, and make it a row in the table of `python -m bench`.
+
+    `ours` is one figure, or one a turn. `beside` is the same of what it is compared with, whose name is given. An aim
+    is a bound of ours (`least`, `most`) or of the ratio to what is beside.
+    """
+    aim = None
+    if (ratio_least, ratio_most) != (None, None):
+        aim = Aim(ratio_least, ratio_most, of_ratio=True)
+    elif (least, most) != (None, None):
+        aim = Aim(least, most)
+    other, ratio = (None, None) if beside is None else (Figure.of(beside), ratio_of(ours, beside))
+    row = Row(what, Figure.of(ours), unit, other, name, ratio, aim)
+    said = []
+    if row.beside is not None:
+        said.append(f"{name}: {number(row.beside.median)} {unit}".rstrip())
+    if row.ratio is not None:
+        said.append(f"ratio: {number(row.ratio.median)}")
+    if row.aim is not None:
+        said.append(f"aim: {row.aim.text(unit)}")
+    show(what, f"{number(row.ours.median)} {unit}".rstrip(), "; ".join(said))
+    emit(row)
