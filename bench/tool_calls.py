@@ -1,6 +1,7 @@
 """Tool calls: through the consumer in one process beside a plain FastAPI socket, and from a worker over Redis.
 
-`python -m bench.tool_calls`
+`python -m bench.tool_calls [CALLS]`, so many in each of three rounds over Redis. There, CPU is of the process that
+calls, of the web process and of Redis together; what the device uses is not ours.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
@@ -17,12 +19,14 @@ from uuid import uuid4
 import orjson
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
-from bench.harness import BenchServers, Stopwatch, bench_servers, median, show
+from adiuva.embedded.processes import Child
+from bench.harness import BenchServers, Stopwatch, bench_servers, cpu_s, median, record
 
 AT_ONCE = 100
 CALLS = 10_000
 ALONE = 1_000
 ROUNDS = 3
+LEAST_RATE = 9_800  # three times the rate with which this began
 
 Call = Callable[[], Awaitable[Any]]
 
@@ -57,16 +61,16 @@ class InProcessDevice:
         await self.task
 
 
-async def measure_rate(call: Call) -> float:
+async def measure_rate(call: Call, calls: int = CALLS) -> float:
     """Calls per second with AT_ONCE concurrent callers."""
 
     async def caller() -> None:
-        for _ in range(CALLS // AT_ONCE):
+        for _ in range(calls // AT_ONCE):
             await call()
 
     with Stopwatch() as watch:
         await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
-    return CALLS / watch.wall
+    return calls / watch.wall
 
 
 async def measure_fastapi() -> float:
@@ -124,6 +128,7 @@ async def measure_ours() -> float:
             self.device.user_id = self.device.session_id = uuid4()
             self.device.protocol = 2
             connections.current().register(self.device, pk, 1)
+            self.device._acknowledged.set()
 
         async def receive(self, text: str | None) -> None:
             await self.device.receive(text)
@@ -145,9 +150,8 @@ async def measure_in_process() -> None:
     for _ in range(ROUNDS):  # by turns, so that both see the same machine
         fastapi_rates.append(await measure_fastapi())
         adiuva_rates.append(await measure_ours())
-    show("FastAPI socket with futures, in process", f"{median(fastapi_rates):,.0f}/s")
-    show("Adiuva's consumer and link, in process", f"{median(adiuva_rates):,.0f}/s")
-    show("ratio", f"{median(adiuva_rates) / median(fastapi_rates):.2f}", "aim: at least 1.0")
+    what, peer = "calls a second in one process", "FastAPI's socket with futures"
+    record(what, adiuva_rates, beside=fastapi_rates, name=peer, ratio_least=1.5)
 
 
 async def measure_latency(call: Call) -> float:
@@ -187,7 +191,7 @@ async def measure_bare_socket() -> float:
     return seconds
 
 
-async def measure_over_redis(base: str) -> None:
+async def measure_over_redis(base: str, web: Child, calls: int) -> None:
     from adiuva.accounts import services
     from adiuva.core import db
     from adiuva.devices.calls import new_call
@@ -201,7 +205,7 @@ async def measure_over_redis(base: str) -> None:
         assert device.stdout is not None
         assert await asyncio.to_thread(device.stdout.readline) == "ready\n"
         row = await db.run(Device.objects.select_related(None).get, session_id__isnull=False)
-        rates, lost = [], 0
+        rates, cpus, lost = [], [], 0
         async with DeviceLink(row.user_id, row.pk) as link:
 
             async def call() -> None:
@@ -210,16 +214,27 @@ async def measure_over_redis(base: str) -> None:
                 lost += result.row is None
 
             await call()
-            for _ in range(3):
-                rates.append(await measure_rate(call))
+            for _ in range(ROUNDS):
+                before = await cpu_of_all(web)
+                rates.append(await measure_rate(call, calls))
+                cpus.append((await cpu_of_all(web) - before) / calls * 1e6)
             one = await measure_latency(call)
         device.terminate()
     plain = await measure_bare_socket()
-    show("from a worker, through Redis, to a device and back", f"{median(rates):,.0f}/s", "aim: 4,000/s")
-    show("of these lost", f"{lost} of {3 * CALLS:,}", "aim: 0")
-    show("one alone, the same way", f"{one * 1000:.2f} ms")
-    show("one alone, over a bare socket to the same device", f"{plain * 1000:.2f} ms")
-    show("ratio", f"{one / plain:.1f}", "three processes and Redis between")
+    way = "from a worker to a device and back"
+    record(f"CPU of a call {way}", cpus, "µs", most=100)
+    record(f"calls a second {way}", rates, least=LEAST_RATE)
+    record(f"lost of {ROUNDS * calls:,}", lost, most=0)
+    name = "a bare socket to the same device"
+    record(f"one alone, {way}", one * 1000, "ms", beside=plain * 1000, name=name)
+
+
+async def cpu_of_all(web: Child) -> float:
+    """CPU seconds so far of this process, of the web process and of Redis."""
+    from adiuva.core.redis import sync_redis
+
+    seen: Any = await asyncio.to_thread(sync_redis("heartbeat").info, "cpu")
+    return time.process_time() + cpu_s(web) + float(seen["used_cpu_user"]) + float(seen["used_cpu_sys"])
 
 
 async def run_device(url: str, token: str) -> None:
@@ -244,10 +259,10 @@ async def run_device(url: str, token: str) -> None:
                 await socket.send('{"type":"pong"}')
 
 
-def main(servers: BenchServers) -> None:
+def main(servers: BenchServers, calls: int = CALLS) -> None:
     print(f"Tool calls, {AT_ONCE} at once")
     asyncio.run(measure_in_process())
-    asyncio.run(measure_over_redis(servers.web()))
+    asyncio.run(measure_over_redis(*servers.web_process(), calls))
 
 
 if __name__ == "__main__":
@@ -255,4 +270,4 @@ if __name__ == "__main__":
         asyncio.run(run_device(*sys.argv[2:4]))
     else:
         with bench_servers() as started:
-            main(started)
+            main(started, *map(int, sys.argv[1:]))
