@@ -1,9 +1,13 @@
-"""Cost and delay of a streamed word from the model's socket to the device's, compared with LangChain on LiteLLM.
+"""Cost and delay of a streamed word from the model's socket to the device's, beside what does nothing but stream.
 
-`python -m bench.chat_stream`. A model in its own process streams WORDS_A_S words a second to each of CHATS concurrent
-chats. Meanwhile the CPU of the web process is measured per word, and for every word when the model sent it and when it
-arrived. A word is shown once the next one has proved it complete, so its delay includes one pause of the model; words
-that took more than LATE_MS count as late. The stock stack gets only as many chats as it can carry.
+`python -m bench.chat_stream [bare|ours|profile]`. Adiuva is measured by turns with an application of only aiohttp and
+uvicorn (bench/chat/bare_socket.py), then on daphne, then LangChain on LiteLLM; `bare` stops after the first, in less
+time, and `ours` before the last.
+
+A model in its own process streams WORDS_A_S words a second to each of CHATS concurrent chats. Meanwhile the CPU of the
+web process is measured per word, and for every word when the model sent it and when it arrived. A word is shown once
+the next one has proved it complete, so its delay includes one pause of the model; words that took more than LATE_MS
+count as late. The stock stack gets only as many chats as it can carry.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import sys
 import time
 import urllib.request
 from bisect import bisect_left
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -25,11 +30,22 @@ from bench.chat.device import Device, TimedAnswer
 from bench.chat.profiled_server import Profile
 from bench.chat.scripted_model import WORDS_A_S, word
 from bench.chat_turn import model_env, new_token
-from bench.harness import ROOT, BenchServers, bench_servers, cpu_s, listens, percentile, show, stock_python
+from bench.harness import (
+    ROOT,
+    BenchServers,
+    bench_servers,
+    cpu_s,
+    listens,
+    percentile,
+    record,
+    show,
+    stock_python,
+)
 
 CHATS = 100
 STOCK_CHATS = (20, 10)  # under all of them it drops connections
-SECONDS = 20
+TURNS = 3
+SECONDS, FEW_SECONDS = 20, 10
 LEAD_S = 3.0  # until all stream, and before the first has ended
 LATE_MS = 100
 
@@ -49,9 +65,14 @@ class Load:
 
 
 async def measure_load(
-    model: str, base: str, web: Child, tokens: list[str], profile: Profile | None = None
+    model: str,
+    base: str,
+    web: Child,
+    tokens: list[str],
+    profile: Profile | None = None,
+    seconds: int = SECONDS,
 ) -> Load:
-    words = WORDS_A_S * SECONDS
+    words = WORDS_A_S * seconds
     async with AsyncExitStack() as exit_stack:
         devices = [await exit_stack.enter_async_context(Device(base, token)) for token in tokens]
         tasks = []
@@ -63,7 +84,7 @@ async def measure_load(
         began, cpu = time.monotonic_ns(), cpu_s(web)
         if profile:
             profile.start()
-        await asyncio.sleep(SECONDS - 2 * LEAD_S)
+        await asyncio.sleep(seconds - 2 * LEAD_S)
         ended, cpu = time.monotonic_ns(), cpu_s(web) - cpu
         if profile:
             profile.stop()
@@ -72,8 +93,8 @@ async def measure_load(
     sent = [times[f"stream {words} {run}.{number}"] for number in range(len(devices))]
     meanwhile = sum(began <= moment < ended for moments in sent for moment in moments)
     delays = [delay for moments, one in zip(sent, answer, strict=True) for delay in delays_of(moments, one)]
-    seconds = (ended - began) / 1e9
-    return Load(cpu / meanwhile * 1e6, meanwhile / seconds, delays, words * len(devices))
+    took_s = (ended - began) / 1e9
+    return Load(cpu / meanwhile * 1e6, meanwhile / took_s, delays, words * len(devices))
 
 
 _runs = itertools.count()
@@ -91,13 +112,21 @@ def delays_of(sent: list[int], answer: TimedAnswer) -> list[float]:
     return seen
 
 
-def print_load(name: str, seen: Load, aim: str = "") -> None:
-    show(f"{name}: CPU of a word", f"{seen.cpu_us:.0f} µs", aim)
-    show(f"{name}: words a second", f"{seen.words_a_s:,.0f}")
-    spread = " / ".join(f"{percentile(seen.delays_ms, percent):.0f}" for percent in (50, 99, 100))
+def record_load(name: str, seen: Sequence[Load], floor: Sequence[Load] | None = None) -> None:
+    """Of each turn, beside a floor."""
+    cpus, what = [each.cpu_us for each in seen], f"{name}: CPU of a word"
+    if floor is not None:
+        bare = [each.cpu_us for each in floor]
+        record(what, cpus, "µs", beside=bare, name="bare aiohttp and uvicorn", ratio_most=1)
+    else:
+        record(what, cpus, "µs")
+    delays = [delay for each in seen for delay in each.delays_ms]
+    spread = " / ".join(f"{percentile(delays, percent):.0f}" for percent in (50, 99, 100))
+    show(f"{name}: words a second", f"{percentile([each.words_a_s for each in seen], 50):,.0f}")
     show(f"{name}: delay p50 / p99 / most", f"{spread} ms")
-    late = f"{seen.late:,} of {seen.words:,}"
-    show(f"{name}: more than {LATE_MS} ms late", late, "aim: none" if aim else "")
+    late, words = sum(each.late for each in seen), sum(each.words for each in seen)
+    what = f"{name}: more than {LATE_MS} ms late, of 100,000 words"
+    record(what, late / words * 100_000, most=None if floor is None else 0)
 
 
 def start_stock_server(servers: BenchServers, model: str) -> tuple[str, Child]:
@@ -111,27 +140,46 @@ def start_stock_server(servers: BenchServers, model: str) -> tuple[str, Child]:
     return f"http://127.0.0.1:{port}", child
 
 
+def start_bare_server(servers: BenchServers, model: str) -> tuple[str, Child]:
+    port = free_port()
+    command = ["-m", "uvicorn", "bench.chat.bare_socket:application", "--port", str(port)]
+    options = ["--ws", "websockets-sansio", "--no-access-log", "--lifespan", "off", "--log-level", "error"]
+    child = servers.run(f"bare-{port}", *command, *options, BARE_API_BASE=model)
+    child.wait_until(lambda: listens(port), within_s=60, every_s=0.1)
+    return f"http://127.0.0.1:{port}", child
+
+
 def main(servers: BenchServers, what: str = "") -> None:
     model = servers.model()
     tokens = [new_token() for _ in range(CHATS)]
     # By default a process asks a model for fewer answers at once: the rest would wait for their turn.
     env = model_env(model)
-    print(f"{CHATS} chats at once, {WORDS_A_S} words a second each, for {SECONDS} s")
+    seconds = FEW_SECONDS if what == "bare" else SECONDS
+    print(f"{CHATS} chats at once, {WORDS_A_S} words a second each, for {seconds} s")
     if what == "profile":
         profile = Profile(servers, **env)
-        print_load("Adiuva", asyncio.run(measure_load(model, profile.base, profile.web, tokens, profile)))
+        record_load("Adiuva", [asyncio.run(measure_load(model, profile.base, profile.web, tokens, profile))])
         profile.print(CHATS * WORDS_A_S * round(SECONDS - 2 * LEAD_S), "a word")
         return
-    for server in ("uvicorn", "daphne"):
-        base, web = servers.web_process(ADIUVA_SERVER=server, **env)
-        seen = asyncio.run(measure_load(model, base, web, tokens))
-        print_load(f"Adiuva on {server}", seen, "aim: 40 µs" if server == "uvicorn" else "")
+    ours, floor = servers.web_process(ADIUVA_SERVER="uvicorn", **env), start_bare_server(servers, model)
+    seen: list[list[Load]] = [[], []]
+    for _ in range(TURNS):
+        for found, (base, web) in zip(seen, (ours, floor), strict=True):
+            found.append(asyncio.run(measure_load(model, base, web, tokens, seconds=seconds)))
+    record_load("Adiuva on uvicorn", *seen)
+    for _, web in (ours, floor):
         web.stop()
-    if what != "ours":
-        base, web = start_stock_server(servers, model)
-        for number in STOCK_CHATS:
-            seen = asyncio.run(measure_load(model, base, web, tokens[:number]))
-            print_load(f"LangChain on LiteLLM, daphne, {number} chats", seen)
+    if what == "bare":
+        return
+    base, web = servers.web_process(ADIUVA_SERVER="daphne", **env)
+    record_load("Adiuva on daphne", [asyncio.run(measure_load(model, base, web, tokens))])
+    web.stop()
+    if what == "ours":
+        return
+    base, web = start_stock_server(servers, model)
+    for number in STOCK_CHATS:
+        load = asyncio.run(measure_load(model, base, web, tokens[:number]))
+        record_load(f"LangChain on LiteLLM, daphne, {number} chats", [load])
 
 
 if __name__ == "__main__":
