@@ -61,9 +61,8 @@ lint: $(FOR_TEST)  ## lint, types and import contracts alone
 node:  ## install the tools of clients/typescript, from its lock; the tests of it run once they are there
 	@npm --prefix clients/typescript ci
 
-bench: $(FOR_TEST)  ## measure, each bench beside what it compares with
-	@for file in bench/[a-z]*.py; do name=$$(basename $$file .py); [ "$$name" = harness ] || \
-		{ echo "── $$name"; $(BIN)/python -m bench.$$name || exit 1; }; done
+bench: $(FOR_TEST)  ## measure, in one table; all of it: make bench FULL=1 (bench/README.md)
+	@$(BIN)/python -m bench $(B) $(if $(FULL),--full) $(if $(JSON),--json $(JSON)) $(if $(COMPARE),--compare $(COMPARE))
 
 # MODEL= BASE_URL= KEY= name the model as ADIUVA_MODEL, _API_BASE and _API_KEY do, which serve where these are not given.
 # A key on a command line can be read by others on the machine: better in the environment.

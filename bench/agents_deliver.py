@@ -17,23 +17,24 @@ from uuid import UUID, uuid4
 
 import orjson
 
-from bench.harness import BenchServers, Stopwatch, bench_servers, median, show
+from bench.harness import BenchServers, Stopwatch, bench_servers, median, record, show
 
 RECORDS: Final = 200
 DEVICE_DELAY_S: Final = 0.020
 ROUNDS: Final = 9
 
 
-async def timed(work: Callable[[], Awaitable[Any]], rounds: int = ROUNDS) -> float:
-    seconds = []
+async def timed(work: Callable[[], Awaitable[Any]], rounds: int = ROUNDS) -> list[float]:
+    """Milliseconds of each round."""
+    took = []
     for _ in range(rounds):
         with Stopwatch() as watch:
             await work()
-        seconds.append(watch.wall)
-    return median(seconds)
+        took.append(watch.wall * 1000)
+    return took
 
 
-async def measure(base: str, *capabilities: str) -> dict[str, float]:
+async def measure(base: str, *capabilities: str) -> dict[str, list[float]]:
     from adiuva.accounts import services
     from adiuva.accounts.models import User
     from adiuva.core import db
@@ -89,13 +90,13 @@ async def measure(base: str, *capabilities: str) -> dict[str, float]:
                     await one()
 
             await all_at_once()
-            seconds_taken = {
+            took = {
                 "one": await timed(one, 50),
                 "all": await timed(all_at_once),
                 "one by one": await timed(one_by_one, 1),
             }
         device.terminate()
-    return seconds_taken
+    return took
 
 
 async def run_device(url: str, token: str, *capabilities: str) -> None:
@@ -140,13 +141,15 @@ def main(servers: BenchServers) -> None:
     base = servers.web()
     batched = asyncio.run(measure(base, "dedupe", "batch"))
     single = asyncio.run(measure(base, "dedupe"))
-    show("one call and its answer", f"{batched['one'] * 1000:.1f} ms")
-    show("200 in batches", f"{batched['all'] * 1000:.1f} ms")
-    show("of one round trip", f"{batched['all'] / batched['one']:.2f}", "aim: 1.2")
-    show("200 to a device that takes no batches", f"{single['all'] * 1000:.1f} ms")
-    show("of one round trip", f"{single['all'] / single['one']:.2f}")
-    show("200 one after the other", f"{batched['one by one'] * 1000:,.0f} ms")
-    show("in batches that many times faster", f"{batched['one by one'] / batched['all']:.0f}")
+    for what, took, aim in (
+        ("in batches", batched, 1.2),
+        ("to a device that takes no batches", single, None),
+    ):
+        name = "one call and its answer"
+        record(f"{RECORDS} {what}", took["all"], "ms", beside=took["one"], name=name, ratio_most=aim)
+    one_by_one = batched["one by one"][0]
+    show("one after the other", f"{one_by_one:,.0f} ms")
+    show("in batches that many times faster", f"{one_by_one / median(batched['all']):.0f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A run over 1,000 files, with a model that answers at once and one that takes 200 ms: `python -m bench.agents_run`
+"""A run over 1,000 files, with a model that answers at once and one that takes 200 ms.
 
-Web, worker, device and model are processes of their own. The run is started through REST; its duration is read from its
-row. It is compared with a run over 40 files with one model call at a time.
+`python -m bench.agents_run [FILES]`. Web, worker, device and model are processes of their own. The run is started
+through REST; its duration is read from its row. It is compared with a run over 40 files with one model call at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from adiuva.embedded.ports import free_port
 from adiuva.embedded.processes import Child
-from bench.harness import BenchServers, bench_servers, cpu_s, listens, show
+from bench.harness import BenchServers, bench_servers, cpu_s, listens, record, show
 
 if TYPE_CHECKING:
     from agents.models import Run
@@ -153,49 +153,57 @@ def write(folder: Path, files: int, size: int = 0) -> None:
         (folder / f"{number:05}.md").write_text(text, "utf-8")
 
 
-def main(servers: BenchServers) -> None:
+def main(servers: BenchServers, files: int = FILES) -> None:
     from django.conf import settings
 
     at_once: int = settings.MODEL_CONCURRENCY_PER_USER
-    print(f"A run over {FILES:,} files with {LINES} records each, {at_once} model calls at once")
+    print(f"A run over {files:,} files with {LINES} records each, {at_once} model calls at once")
     user = UserWithDevice(servers)
     worker = user.worker(0.0, at_once)
     user.run(FEW)  # warm
     before = cpu_s(worker)
-    quick = user.run(FILES)
+    quick = user.run(files)
     cpu = cpu_s(worker) - before
     show("a model that answers at once", f"{quick:.1f} s")
-    show("of it the worker's CPU, a file", f"{cpu / FILES * 1000:.1f} ms")
-    show_large_files(user, worker)
+    record("the worker's CPU a file", cpu / files * 1000, "ms", most=1.2)
+    record_large_files(user, worker, files)
     worker.stop()
     worker = user.worker(SLOW_S, at_once)
     user.run(FEW)
-    slow = user.run(FILES)
+    slow = user.run(files)
     worker.stop()
     show(f"a model that takes {SLOW_S * 1000:.0f} ms", f"{slow:.1f} s")
     worker = user.worker(SLOW_S, 1)
     alone = user.run(FEW) / FEW
     worker.stop()
-    show("one after the other, a file", f"{alone * 1000:.0f} ms")
-    show(
-        "times faster than one after the other", f"{alone * FILES / slow:.1f}", f"aim: 16, at most {at_once}"
+    show("at most so many times faster", str(at_once))
+    name = "with one call at a time"
+    # Short runs begin and end as long ones do, and have less between.
+    aim = 1 / 16 if files == FILES else None
+    record(
+        "a file, many calls at once",
+        slow / files * 1000,
+        "ms",
+        beside=alone * 1000,
+        name=name,
+        ratio_most=aim,
     )
 
 
-def show_large_files(user: UserWithDevice, worker: Child) -> None:
+def record_large_files(user: UserWithDevice, worker: Child, files: int) -> None:
     """CPU a file of 20 KB, of which the model is shown three parts; and of a second run, which reads none."""
     folder = user.folder / "large"
-    write(folder, FILES, LARGE_BYTES)
+    write(folder, files, LARGE_BYTES)
     agent = user.agent(folder, file_extensions=[".md"])
     for what in ("files of 20 KB", "their second run"):
         worker_s, device_s = cpu_s(worker), cpu_s(user.device_process)
         user.run_agent(agent)
         worker_s, device_s = cpu_s(worker) - worker_s, cpu_s(user.device_process) - device_s
-        shown = f"{worker_s / FILES * 1000:.2f} and {device_s / FILES * 1000:.2f} ms"
-        show(f"{what}: CPU of the worker and of the device, a file", shown)
+        record(f"{what}: the worker's CPU a file", worker_s / files * 1000, "ms")
+        record(f"{what}: the device's CPU a file", device_s / files * 1000, "ms")
 
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     with bench_servers() as started:
-        main(started)
+        main(started, *map(int, sys.argv[1:]))

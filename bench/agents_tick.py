@@ -1,17 +1,19 @@
-"""The scheduler's tick with 100,000 agents, compared with 1,000, of which 100 are due: `python -m bench.agents_tick`
+"""The scheduler's tick with 100,000 agents, compared with 1,000, of which 100 are due.
 
-Database time is measured around each statement. It must not grow with the number of agents that are not due.
+`python -m bench.agents_tick [MANY]`. Database time is measured around each statement. It must not grow with the number
+of agents that are not due.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from bench.harness import BenchServers, Stopwatch, bench_servers, median, show
+from bench.harness import BenchServers, Stopwatch, bench_servers, record
 
 DUE: Final = 100
 FEW, MANY = 1_000, 100_000
@@ -94,29 +96,22 @@ def nothing_due() -> float:
     return statements.seconds
 
 
-def main(servers: BenchServers) -> None:
+def main(servers: BenchServers, many: int = MANY) -> None:
     print(f"A tick, {DUE} agents due")
-    database: dict[int, float] = {}
-    for agents in (FEW, MANY):
+    database: dict[int, list[float]] = {}
+    for agents in (FEW, many):
         fill(agents)
         tick()  # warm: connections, the broker, plans
         ticks = [tick() for _ in range(TICKS)]
-        database[agents] = median([seconds for seconds, _, _ in ticks])
-        count = ticks[0][2]
-        show(
-            f"of {agents:,} agents: database time, {count} statements",
-            f"{database[agents] * 1000:.1f} ms",
-            "aim: 50 ms",
-        )
-        show(
-            "the whole tick, with what it enqueues", f"{median([wall for _, wall, _ in ticks]) * 1000:.1f} ms"
-        )
-        show(
-            "database time with nothing due", f"{median([nothing_due() for _ in range(TICKS)]) * 1000:.2f} ms"
-        )
-    show(f"{MANY:,} beside {FEW:,}", f"{database[MANY] / database[FEW]:.2f}", "aim: flat")
+        database[agents] = [seconds * 1000 for seconds, _, _ in ticks]
+        count, of = ticks[0][2], f"of {agents:,} agents"
+        record(f"{of}: the whole tick, with what it enqueues", [wall * 1000 for _, wall, _ in ticks], "ms")
+        record(f"{of}: nothing due, database time", [nothing_due() * 1000 for _ in range(TICKS)], "ms")
+    what, name = f"of {many:,} agents: database time", f"{FEW:,} agents"
+    record(what, database[many], "ms", beside=database[FEW], name=name, most=50)
+    record(f"of {many:,} agents: statements", count)
 
 
 if __name__ == "__main__":
     with bench_servers() as started:
-        main(started)
+        main(started, *map(int, sys.argv[1:]))

@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 
 from bench.agents_run import LINES, PATIENCE_S, UserWithDevice, write
 from bench.chat.device import Device
-from bench.harness import BenchServers, bench_servers, cpu_s, median, percentile, show
+from bench.harness import BenchServers, bench_servers, cpu_s, percentile, record, show
 
 # Of gpt-4.1-mini, for a million tokens.
 PRICE: Final = {"ADIUVA_MODEL_PRICE": "0.4,1.6"}
@@ -95,11 +95,8 @@ async def _turns(devices: dict[str, Device], web: Any) -> None:
             await _list(devices[name], TURNS)
             used = cpu_s(web) - cpu - idle * (time.monotonic() - began)
             found[name].append(used / TURNS * 1000)
-    for name, cpus in found.items():
-        spread = f"({percentile(cpus, 5):.2f} to {percentile(cpus, 95):.2f})"
-        show(f"CPU of a turn, {name}", f"{median(cpus):.2f} ms", spread)
-    ratios = [a / b for a, b in zip(found["limited"], found["not limited"], strict=True)]
-    show("times the CPU of a turn that is not limited, median", f"{median(ratios):.3f}", "aim: 1.03")
+    name, ours, beside = "not limited", found["limited"], found["not limited"]
+    record("CPU of a turn, limited", ours, "ms", beside=beside, name=name, ratio_most=1.03)
 
 
 async def _list(device: Device, number: int) -> None:
@@ -128,10 +125,9 @@ async def _refusals(device: Device) -> None:
         took.append((time.perf_counter() - began) * 1000)
         assert (end["finish"], end["code"]) == ("limit", "budget_spent"), end
         asked += end["usage"]["model_calls"]
-    show(
-        "until it is refused, median", f"{median(took):.1f} ms", f"95 %: {percentile(took, 95):.1f}; aim: 50"
-    )
-    show(f"requests to the model in {REFUSALS} refused turns", f"{asked}", "aim: 0")
+    record("until it is refused", took, "ms", most=50)
+    show("95 % are refused within", f"{percentile(took, 95):.1f} ms")
+    record(f"requests to the model in {REFUSALS} refused turns", asked, most=0)
 
 
 def run(servers: BenchServers) -> None:
@@ -153,7 +149,7 @@ def run(servers: BenchServers) -> None:
     _patch(user, f"agents/local/{agent}", {"budget_micro": round(PAID * each)})
     waiting = _run_until(user, agent, Run.State.AWAITING_BUDGET)
     read = _answered(model) - before
-    show("files read before it waits for money", f"{read}", f"aim: {PAID} ± 16")
+    record("files read before it waits for money", read, least=PAID - 16, most=PAID + 16)
     show("spent of what it may", f"{waiting.cost_micro:,} of {round(PAID * each):,}")
     _patch(user, f"agents/local/{agent}", {"budget_micro": round(2 * FILES * each)})
     runs.resume_with_budget()
@@ -162,8 +158,9 @@ def run(servers: BenchServers) -> None:
         assert time.monotonic() < until, ended.state
         time.sleep(0.1)
     show("then the run ends as", f"{ended.state}")
-    show("requests to the model for 500 files", f"{_answered(model) - before}", f"aim: {FILES}")
-    show("records on the device", f"{ended.items_created:,}", f"aim: {FILES * LINES:,}")
+    record("requests to the model for all files", _answered(model) - before, least=FILES, most=FILES)
+    all_ = FILES * LINES
+    record("records on the device", ended.items_created, least=all_, most=all_)
     worker.stop()
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 from uuid import UUID, uuid4
 
-from bench.harness import bench_servers
+from bench.harness import bench_servers, record, show
 
 USERS: Final = 200
 THREADS: Final = 50
@@ -83,14 +83,17 @@ def measure() -> None:
     billed = sum(cost for how, cost in ended if how != "lost")
     lost = sum(cost for how, cost in ended if how == "lost")
     print(f"{len(jobs):,} requests of {USERS} users by {THREADS} threads in {seconds:.1f} s: {dict(count)}")
-    print("users over their month", sum(month.spent > REQUESTS * MOST for month in months))
-    print(
-        "users with room for a request left", sum(month.spent + MOST <= REQUESTS * MOST for month in months)
+    spent = sum(month.spent for month in months)
+    record("users over their month", sum(month.spent > REQUESTS * MOST for month in months), most=0)
+    room = sum(month.spent + MOST <= REQUESTS * MOST for month in months)
+    record("users with room for a request left", room, most=0)
+    record("still reserved", sum(month.reserved for month in months), most=0)
+    record("holds left", Hold.objects.count(), most=0)
+    record(
+        "counted less billed, without what was lost", ours - count["lost"] * MOST - billed, least=0, most=0
     )
-    print("still reserved", sum(month.reserved for month in months), "holds left", Hold.objects.count())
-    print(f"billed, without what was lost: {billed:,}; counted: {ours - count['lost'] * MOST:,}")
-    print(f"billed of what was lost: {lost:,}; counted, in full: {count['lost'] * MOST:,}")
-    print(f"spent, by the months: {sum(month.spent for month in months):,}; by the uses: {ours:,}")
+    show("billed of what was lost, and counted of it, in full", f"{lost:,}, {count['lost'] * MOST:,}")
+    record("spent by the months less counted as used", spent - ours, least=0, most=0)
 
 
 if __name__ == "__main__":

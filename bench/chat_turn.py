@@ -1,9 +1,11 @@
 """A turn of the chat with a model that answers at once, beside deepagents on LiteLLM.
 
-`python -m bench.chat_turn`. One turn at a time on warm processes: the milliseconds from home_request to the first
-stream_text, and the CPU of the web process for a whole turn, for an answer and for a turn of two model calls that lists
-twenty tasks. Device, model and web process are processes of their own; deepagents has no socket and no database.
-`python -m bench.chat_turn profile` says where the time of a turn with two model calls goes.
+`python -m bench.chat_turn`, or with `ours` without deepagents.
+
+One turn at a time on warm processes: the milliseconds from home_request to the first stream_text, and the CPU of the
+web process for a whole turn, for an answer and for a turn of two model calls that lists twenty tasks. Device, model and
+web process are processes of their own; deepagents has no socket and no database. `python -m bench.chat_turn profile`
+says where the time of a turn with two model calls goes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from uuid import uuid4
 from adiuva.embedded.processes import Child
 from bench.chat.device import TASKS, Device
 from bench.chat.profiled_server import Profile
-from bench.harness import ROOT, BenchServers, bench_servers, cpu_s, median, percentile, show, stock_python
+from bench.harness import ROOT, BenchServers, bench_servers, cpu_s, median, record, show, stock_python
 
 KINDS = {"plain": "an answer", "list": "two model calls, a list of 20"}
 MESSAGES = {"plain": "hello", "list": "list my tasks"}
@@ -32,8 +34,10 @@ ACCOUNT = 1500
 
 @dataclass
 class Measurements:
+    """The median of each round, in ms: until the first text, and the CPU of a turn."""
+
     firsts: list[float] = field(default_factory=list)
-    cpus: list[float] = field(default_factory=list)  # of a turn, in each round
+    cpus: list[float] = field(default_factory=list)
 
 
 async def run_turns(device: Device, kind: str, number: int) -> list[float]:
@@ -48,7 +52,7 @@ async def run_turns(device: Device, kind: str, number: int) -> list[float]:
 
 async def measure_ours(device: Device, web: Child, idle: float, kind: str, found: Measurements) -> None:
     began, cpu = time.monotonic(), cpu_s(web)
-    found.firsts += await run_turns(device, kind, OURS)
+    found.firsts.append(median(await run_turns(device, kind, OURS)))
     used = cpu_s(web) - cpu - idle * (time.monotonic() - began)
     found.cpus.append(used / OURS * 1000)
 
@@ -59,7 +63,7 @@ def measure_stock(stock: subprocess.Popen[str], kind: str, number: int, found: M
     into.write(f"{kind} {number}\n")
     into.flush()
     said = json.loads(out.readline())
-    found.firsts += said["first_ms"]
+    found.firsts.append(median(said["first_ms"]))
     found.cpus.append(said["cpu_ms"])
 
 
@@ -74,7 +78,7 @@ def model_env(model: str) -> dict[str, str]:
 
 
 async def compare(
-    servers: dict[str, tuple[str, Child]], devices: dict[str, Device], stock: subprocess.Popen[str]
+    servers: dict[str, tuple[str, Child]], devices: dict[str, Device], stock: subprocess.Popen[str] | None
 ) -> None:
     measurements = {(name, kind): Measurements() for name in (*servers, "deepagents") for kind in KINDS}
     idle = {}
@@ -85,28 +89,45 @@ async def compare(
         cpu = cpu_s(web)
         await asyncio.sleep(IDLE_S)
         idle[name] = (cpu_s(web) - cpu) / IDLE_S
-    for kind in KINDS:
-        measure_stock(stock, kind, 5, Measurements())
+    if stock:
+        for kind in KINDS:
+            measure_stock(stock, kind, 5, Measurements())
     for _ in range(ROUNDS):  # by turns, so that all see the same machine
         for kind in KINDS:
             for name, device in devices.items():
                 await measure_ours(device, servers[name][1], idle[name], kind, measurements[name, kind])
-            measure_stock(stock, kind, THEIRS, measurements["deepagents", kind])
-    for (name, kind), found in measurements.items():
-        aims = ("aim: 15 ms", "aim: 8 ms" if kind == "list" else "") if name in servers else ("", "")
-        spread = f"{percentile(found.firsts, 5):.1f} to {percentile(found.firsts, 95):.1f}"
-        what = f"{name}, {KINDS[kind]}"
-        show(f"{what}: to the first text", f"{median(found.firsts):.1f} ms", f"({spread})  {aims[0]}")
-        show(f"{what}: CPU of a turn", f"{median(found.cpus):.1f} ms", aims[1])
+            if stock:
+                measure_stock(stock, kind, THEIRS, measurements["deepagents", kind])
+    for name in servers:
+        for kind in KINDS:
+            found, theirs = measurements[name, kind], measurements["deepagents", kind]
+            what, peer = f"{name}, {KINDS[kind]}", "deepagents" if stock else ""
+            record(
+                f"{what}: to the first text",
+                found.firsts,
+                "ms",
+                beside=theirs.firsts or None,
+                name=peer,
+                most=15,
+            )
+            aim = 3 if kind == "list" else None
+            record(
+                f"{what}: CPU of a turn", found.cpus, "ms", beside=theirs.cpus or None, name=peer, most=aim
+            )
 
 
-async def compare_all(servers: dict[str, tuple[str, Child]], tokens: list[str], model: str) -> None:
-    command = [stock_python(), str(ROOT / "bench" / "chat" / "stock_turn.py"), model]
+async def compare_all(
+    servers: dict[str, tuple[str, Child]], tokens: list[str], model: str, *, with_stock: bool
+) -> None:
     async with AsyncExitStack() as exit_stack:
         devices = {
             name: await exit_stack.enter_async_context(Device(base, access))
             for access, (name, (base, _)) in zip(tokens, servers.items(), strict=True)
         }
+        if not with_stock:
+            await compare(servers, devices, None)
+            return
+        command = [stock_python(), str(ROOT / "bench" / "chat" / "stock_turn.py"), model]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as stock:
             await compare(servers, devices, stock)
             stock.terminate()
@@ -138,7 +159,8 @@ def main(servers: BenchServers, what: str = "") -> None:
     web_servers = {
         name: servers.web_process(ADIUVA_SERVER=name, **model_env(model)) for name in ("uvicorn", "daphne")
     }
-    asyncio.run(compare_all(web_servers, [new_token() for _ in web_servers], model))
+    tokens = [new_token() for _ in web_servers]
+    asyncio.run(compare_all(web_servers, tokens, model, with_stock=what != "ours"))
 
 
 if __name__ == "__main__":

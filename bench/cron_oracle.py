@@ -17,7 +17,7 @@ from multiprocessing import Pool
 from resource import RUSAGE_CHILDREN, getrusage
 from zoneinfo import available_timezones
 
-from bench.harness import show
+from bench.harness import record, show
 from tests.agents.cron_comparison import COMING, differences
 from tests.agents.cron_oracle import ODD, RULES, Stretches, stretches
 
@@ -60,9 +60,9 @@ def main() -> None:
         f"{behaviours} behaviours, {len(RULES)} expressions",
     )
     show("zones over ten years in which they did something rare", str(len(ODD)))
-    show("expressions whose slots are not the oracle's", str(len(wrong)), "aim: 0")
-    show("time", f"{took:.0f} s", "aim: under 60 s on two cores with nothing else to do")
-    show("CPU, of all processes", f"{spent:.0f} s")
+    record("expressions whose slots are not the oracle's", len(wrong), most=0)
+    record("time, with both of two cores", took, "s", most=60)
+    record("CPU, of all processes", spent, "s")
     for each in wrong[:20]:
         print(*each)
     if wrong:

@@ -1,6 +1,7 @@
-"""What is asked of PostgreSQL again and again, beside the plain way to ask it: `python -m bench.database_costs`
+"""What is asked of PostgreSQL again and again, beside the plain way to ask it.
 
-CPU is of the thread that asks and of its PostgreSQL process together. Both ways take turns in the same run.
+`python -m bench.database_costs [SOCKETS]`. CPU is of the thread that asks and of its PostgreSQL process together. Both
+ways take turns in the same run.
 """
 
 from __future__ import annotations
@@ -8,17 +9,19 @@ from __future__ import annotations
 import datetime as dt
 import os
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from bench.harness import bench_servers, median, show
+from bench.harness import bench_servers, record
 
 ROUNDS: Final = 5
-SESSIONS: Final = 40_000
 SOCKETS: Final = 5_000
+SESSIONS_A_SOCKET: Final = 8
+IDLE_DEVICES: Final = 10_000
 RENEWALS: Final = 12
 
 
@@ -41,14 +44,14 @@ def _cpu_s(pid: int) -> float:
 
 
 def by_turns(what: str, ours: Callable[[], Any], theirs: Callable[[], Any], times: tuple[int, int]) -> None:
-    """Show the CPU of two ways; `times`: how often each is called in a round."""
+    """Compare the CPU of two ways; `times`: how often each is called in a round."""
     cpu_ms(ours, times[0]), cpu_ms(theirs, times[1])
     found = [(cpu_ms(ours, times[0]), cpu_ms(theirs, times[1])) for _ in range(ROUNDS)]
-    mine, other = median([one for one, _ in found]), median([one for _, one in found])
-    show(what, f"{mine:.2f} ms of CPU; the plain way {other:.2f}, {other / mine:.0f} times as much")
+    mine, other = [one for one, _ in found], [one for _, one in found]
+    record(f"CPU of {what}", mine, "ms", beside=other, name="the plain way")
 
 
-def sessions() -> None:
+def sessions(sockets: int) -> None:
     from django.utils import timezone
 
     from adiuva.accounts import services, session_check
@@ -57,31 +60,32 @@ def sessions() -> None:
     token = services.register(email=f"{uuid4().hex}@example.com", password="correct horse").access_token
     key = services.authenticate(access_token=token)
     by_turns(
-        "check of a session, for a request or a connection",
+        "a session's check",
         lambda: session_check.find_live(session_id=key.pk, user_id=key.user_id),
         lambda: Session.objects.live().select_related("user").filter(pk=key.pk, user_id=key.user_id).first(),
         (1_000, 300),
     )
+    many = sockets * SESSIONS_A_SOCKET
     people = User.objects.bulk_create(
-        [User(email=f"{uuid4().hex}@example.com", password="!") for _ in range(SESSIONS // 2)],
+        [User(email=f"{uuid4().hex}@example.com", password="!") for _ in range(many // 2)],
         batch_size=2_000,
     )
     end = timezone.now() + dt.timedelta(days=30)
     made = Session.objects.bulk_create(
         [Session(user=user, expires_at=end) for user in people for _ in range(2)], batch_size=2_000
     )
-    connected = {session.pk for session in random.sample(made, SOCKETS)}
-    share = set(list(connected)[: SOCKETS // 20])
+    connected = {session.pk for session in random.sample(made, sockets)}
+    share = set(list(connected)[: sockets // 20])
     since, _ = session_check.recheck(connected=connected, share=share, since=None)
     by_turns(
-        f"whose session ended, of {SOCKETS:,} sockets among {SESSIONS:,} sessions",
+        f"finding whose session ended, of {sockets:,} sockets",
         lambda: session_check.recheck(connected=connected, share=share, since=since),
         lambda: dict(Session.objects.live().filter(pk__in=connected).values_list("pk", "user__tier")),
         (100, 5),
     )
 
 
-def renewals() -> None:
+def renewals(sockets: int) -> None:
     """Beside a table that has an index of what each renewal writes, and no room on its pages."""
     from django.db import connection
 
@@ -89,7 +93,7 @@ def renewals() -> None:
     from adiuva.devices import presence
     from adiuva.devices.models import Device
 
-    people = list(User.objects.values_list("pk", flat=True)[:SOCKETS])
+    people = list(User.objects.values_list("pk", flat=True)[:sockets])
     made = Device.objects.bulk_create(
         [
             Device(
@@ -117,20 +121,23 @@ def renewals() -> None:
             {row[0] for row in cursor.fetchall()}
 
     by_turns(
-        f"renewal of {SOCKETS:,} leases", lambda: presence.renew_leases(mine), plain, (RENEWALS, RENEWALS)
+        f"the renewal of {sockets:,} leases", lambda: presence.renew_leases(mine), plain, (RENEWALS, RENEWALS)
     )
-    ours, theirs = wal_bytes(lambda: presence.renew_leases(mine)), wal_bytes(plain)
-    show("WAL of a lease's renewal", f"{ours:.0f} bytes; the plain way {theirs:.0f}")
+    ours, theirs = (wal_bytes(way, sockets) for way in (lambda: presence.renew_leases(mine), plain))
+    record("WAL of a lease's renewal", ours, "bytes", beside=theirs, name="the plain way")
+    a_day = ours * IDLE_DEVICES * 86_400 / presence.RENEW_S / 1e9
+    record(f"WAL of {IDLE_DEVICES:,} idle devices, by that", a_day, "GB a day", most=0.5)
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_stat_force_next_flush()")
         cursor.execute(
             "SELECT relname, 100 * n_tup_hot_upd / n_tup_upd FROM pg_stat_user_tables"
-            " WHERE relname IN ('devices_device', 'plain') ORDER BY 1"
+            " WHERE relname IN ('devices_device', 'plain')"
         )
-        show("heap-only updates", "; ".join(f"{share} % of {name}" for name, share in cursor.fetchall()))
+        share = dict(cursor.fetchall())
+    record("heap-only updates", share["devices_device"], "%", beside=share["plain"], name="the plain way")
 
 
-def wal_bytes(renew: Callable[[], Any]) -> float:
+def wal_bytes(renew: Callable[[], Any], sockets: int) -> float:
     """Bytes of WAL for each lease, over some renewals with vacuum, as it comes along in the long run."""
     from django.db import connection
 
@@ -143,14 +150,14 @@ def wal_bytes(renew: Callable[[], Any]) -> float:
             if number % 4 == 3:
                 cursor.execute("VACUUM devices_device, plain")
         cursor.execute("SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", [before])
-        return float(cursor.fetchone()[0]) / RENEWALS / SOCKETS
+        return float(cursor.fetchone()[0]) / RENEWALS / sockets
 
 
-def main() -> None:
+def main(sockets: int = SOCKETS) -> None:
     with bench_servers():
-        sessions()
-        renewals()
+        sessions(sockets)
+        renewals(sockets)
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -25,7 +25,7 @@ from adiuva.documents import Unreadable
 from adiuva.documents.reading import read_document
 from adiuva.offline_model.messages import delimited_text
 from bench.agents_run import UserWithDevice
-from bench.harness import bench_servers, show
+from bench.harness import bench_servers, record, show
 from tests.fakes.provider import Provider, Request
 from tests.unit.documents.sample_files import file_name, sample_files, share_of_words
 
@@ -215,7 +215,7 @@ def _measure(runs: RealRuns) -> None:
     show("listed with the reason", str(len(seen.failed - read)))
     show("read in part, which is said", str(sum(bool(seen.said[name]) for name in read)))
     show("neither, because there is nothing in them", str(len(lost & empty)))
-    show("lost silently", str(len(lost - empty)), "aim: 0")
+    record("lost silently", len(lost - empty), most=0)
     for name in sorted(lost - empty):
         print(f"    {name}")
     shares: dict[tuple[str, bool], list[float | None]] = defaultdict(list)
@@ -223,13 +223,15 @@ def _measure(runs: RealRuns) -> None:
         words = "\n".join(seen.shown[file.name])
         shares[file.kind, bool(file.damage)].append(share_of_words(file, words) if words else None)
     print("kind   whole: read, share of words kept    damaged: read, share kept of those")
+    whole = [share or 0.0 for (_, is_damaged), kept in shares.items() if not is_damaged for share in kept]
+    record("of the words of whole files, kept", sum(whole) / len(whole), least=1)
     for kind in sorted({kind for kind, _ in shares}):
         print(f"{kind:6} {_summary(shares[kind, False])}                      {_summary(shares[kind, True])}")
     for name, raw in {
         "note.md": ("- [ ] Send the price list by Friday\n" * 600).encode()[:20_480],
         "note.txt": ("Préparer le devis pour l’été. " * 700).encode()[:20_480],
     }.items():
-        show(f"CPU of reading {name}, {len(raw)} bytes", f"{_cpu_of(name, raw) * 1e6:.0f} µs")
+        record(f"CPU of reading {name}, {len(raw)} bytes", _cpu_of(name, raw) * 1e6, "µs")
 
 
 def _summary(found: list[float | None]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adiuva.embedded.ports import free_port
-from bench.harness import BenchServers, bench_servers, listens, median, show
+from bench.harness import BenchServers, bench_servers, listens, median, record, show
 
 if TYPE_CHECKING:  # needs Django, which is set up on servers of the bench's own
     from adiuva import llm
@@ -114,7 +114,7 @@ async def _extract(model: llm.ChatModel) -> None:
         valid += reply is not None and not list(jsonschema.Draft202012Validator(schema).iter_errors(reply))
     show("extraction: tokens in, of the median document", f"{median(given):,.0f}")
     show("of them cached, after the first document", f"{median(cached[1:]):,.0f}")
-    show("seconds a document", f"{median(seconds):.1f}")
+    record("extraction of a document", seconds, "s")
     show(f"whole answers within {_ANSWER_TOKENS} tokens that keep to the schema", f"{valid} of {len(given)}")
 
 
@@ -146,7 +146,7 @@ async def _chat(model: llm.ChatModel) -> None:
                     usage = delta.usage
         show(f"chat, {turn}: tokens in", f"{usage.input_tokens:,}")
         show("of them cached", f"{usage.cached_tokens:,}")
-        show("seconds until the first of it", f"{first:.1f}")
+        record(f"chat, {turn}: until the first of it", first, "s")
         took = time.monotonic() - began - first
         show("tokens a second after that", f"{usage.output_tokens / took:.0f}" if took > 0.1 else "–")
 

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Thread
 
-from bench.harness import show
+from bench.harness import record, show
 from bench.mail.fault_scripts import SCRIPTS, SHORT_SELECTION, arriving_mail, no_faults
 from bench.mail.mailbox_simulation import (
     MOST_RUNS,
@@ -69,7 +69,7 @@ def main() -> int:
             problems += run_with_kills(simulation, times, size)
     for line in problems:
         print(f"  {line}")
-    show("problems", str(len(problems)), "" if given.sabotage else "aim: 0")
+    record("problems", len(problems), most=0)
     return int(bool(problems) == (not given.sabotage))
 
 
@@ -103,17 +103,13 @@ def run_fault_scripts(
     requests = sum(outcome.requests for outcome in outcomes)
     on_device = sum(outcome.on_device for outcome in outcomes)
     show("messages on the devices, requests for them", f"{on_device:,} of {requests:,}")
-    show("total", f"{seconds:.0f} s, {on_device / seconds:.0f} a second")
-    show(
-        "most simultaneous requests to a mailbox",
-        str(max(each.scenario.box.peak for each in outcomes)),
-        "aim: 4",
+    show("total", f"{seconds:.0f} s")
+    record("messages a second", on_device / seconds)
+    record(
+        "most simultaneous requests to a mailbox", max(each.scenario.box.peak for each in outcomes), most=4
     )
-    show(
-        "requests before a Retry-After had passed",
-        str(sum(len(each.scenario.box.early) for each in outcomes)),
-        "aim: 0",
-    )
+    early = sum(len(each.scenario.box.early) for each in outcomes)
+    record("requests before a Retry-After had passed", early, most=0)
     return [f"{outcome.scenario.name}: {line}" for outcome in outcomes for line in outcome.problems]
 
 
@@ -152,8 +148,8 @@ def run_concurrently(simulation: MailboxSimulation, many: int) -> list[str]:
         time.sleep(0.1)
     refreshes = sum(request.account == scenario.account for request in simulation.identity.refreshes)
     well = mine.filter(state="success").count()
-    show(f"refreshes of a token for {many} runs at once", str(refreshes), "aim: 1")
-    show("simultaneous requests to their mailbox, by two workers", str(scenario.box.peak), "aim: 4")
+    record(f"refreshes of a token for {many} runs at once", refreshes, least=1, most=1)
+    record("simultaneous requests to their mailbox, by two workers", scenario.box.peak, most=4)
     problems = [] if refreshes == 1 else [f"{refreshes} refreshes for one token"]
     if well < many:
         problems.append(f"{many - well} of the runs over one connection did not end well")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from bench.harness import BenchServers, Stopwatch, bench_servers, median, show
+from bench.harness import BenchServers, Stopwatch, bench_servers, record
 from bench.memory_recall import new_user
 from bench.paraphrases import PARAPHRASES
 
@@ -31,14 +31,14 @@ def main(servers: BenchServers) -> None:
     port = free_port()
     child = servers.run("embeddings", "-m", "adiuva.local_embeddings", "--port", str(port))
     child.wait_until(lambda: listens(port), within_s=60)
-    print(f"Of {len(PARAPHRASES)} paraphrases: first place, and among the first five")
+    print(f"Of {len(PARAPHRASES)} paraphrases")
     for model in ("lexical", CONFIGURED_NAME):
         settings.EMBEDDING_MODEL = {"model": model, "api_base": f"http://127.0.0.1:{port}/v1", "api_key": ""}
         before = cpu_s(child)
         asyncio.run(_compare(model))
         if model == CONFIGURED_NAME:
             texts = 2 * len(PARAPHRASES)
-            show("CPU of the local model a text", f"{(cpu_s(child) - before) / texts * 1000:.0f} ms")
+            record("CPU of the local model a text", (cpu_s(child) - before) / texts * 1000, "ms")
     asyncio.run(_time_alone())
 
 
@@ -71,7 +71,8 @@ async def _show(
         for index, (text, vector) in enumerate(zip(texts, vectors, strict=True))
     ]
     first, five = sum(place == 0 for place in places), sum(place < _FIVE for place in places)
-    show(what, f"{first} and {five}")
+    record(f"{what}: first place", first)
+    record(f"{what}: among the first five", five)
 
 
 def _remember(user_id: UUID) -> None:
@@ -112,12 +113,12 @@ def _place(user_id: UUID, index: int, question: str, vector: Sequence[float] | N
 async def _time_alone() -> None:
     from adiuva import llm
 
-    seconds = []
+    took = []
     for _, question in PARAPHRASES[:_TIMED_TEXTS]:
         with Stopwatch() as watch:
             await llm.embedding_model().embed([question])
-        seconds.append(watch.wall)
-    show("a question's vector, one alone", f"{median(seconds) * 1000:.0f} ms")
+        took.append(watch.wall * 1000)
+    record("a question's vector, one alone", took, "ms")
     await llm.aclose()
 
 

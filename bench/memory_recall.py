@@ -1,4 +1,4 @@
-"""Memory recall for users with 10,000 and 200 entries, among 1,000 others: `python -m bench.memory_recall`
+"""Memory recall for users with 10,000 and 200 entries, among 1,000 others: `python -m bench.memory_recall [OTHERS]`
 
 Recall reads all tiers in one query and unseals them; it is measured in alternating rounds with four ORM queries. Its
 nearest ten are checked against a scan that shares no code with the query. Computing the question's vector is not part
@@ -10,12 +10,13 @@ from __future__ import annotations
 import datetime as dt
 import operator
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
 
-from bench.harness import Stopwatch, bench_servers, median, show
+from bench.harness import Stopwatch, bench_servers, median, record, show
 
 OTHERS: Final = 1_000
 ENTRIES_OF_OTHERS: Final = 200
@@ -118,14 +119,14 @@ FROM made
 """
 
 
-def fill_others(language: Language) -> None:
+def fill_others(language: Language, others: int) -> None:
     from django.db import connection
 
     from adiuva.accounts.models import User
     from adiuva.core import lexical_embedding
 
     User.objects.bulk_create(
-        [User(email=f"other-{number}@example.com", password="!") for number in range(OTHERS)]
+        [User(email=f"other-{number}@example.com", password="!") for number in range(others)]
     )
     vectors = [str(lexical_embedding.embed(language.sentence())) for _ in range(300)]
     with connection.cursor() as cursor:
@@ -196,7 +197,7 @@ def cpu_of_database() -> Callable[[], float]:
     return lambda: int(place.read_text().split()[0]) / 1e9
 
 
-def measure(user_id: UUID, language: Language, aim: str) -> None:
+def measure(user_id: UUID, language: Language, entries: int, aim: float) -> None:
     from memory import vector_space
 
     in_database = cpu_of_database()
@@ -206,52 +207,57 @@ def measure(user_id: UUID, language: Language, aim: str) -> None:
         began = in_database()
         with Stopwatch() as watch:
             recalled(user_id, question, vector)
-        ours.append(watch.wall)
-        cpu.append(watch.cpu + in_database() - began)
+        ours.append(watch.wall * 1000)
+        cpu.append((watch.cpu + in_database() - began) * 1000)
 
     def time_orm(_: str, vector: list[float]) -> None:
         began = in_database()
         with Stopwatch() as watch:
             recall_through_orm(user_id, vector)
-        orm.append(watch.wall)
-        cpu_of_orm.append(watch.cpu + in_database() - began)
+        orm.append(watch.wall * 1000)
+        cpu_of_orm.append((watch.cpu + in_database() - began) * 1000)
 
     for _ in range(ROUNDS // AT_A_TIME):
         questions = [language.sentence(6, 12) for _ in range(AT_A_TIME)]
         for way in (time_recall, time_orm):
             for question in questions:
                 way(question, vector_space.embed_now(question, user_id) or [])
-    for what, wall, used in (
-        ("recall of all tiers, unsealed", ours, cpu),
-        ("four queries of the ORM, without words", orm, cpu_of_orm),
-    ):
-        show(f"{what}: median", f"{median(wall) * 1000:.1f} ms", aim if used is cpu else "")
-        show("of it CPU, here and in PostgreSQL", f"{median(used) * 1000:.1f} ms")
+    show(
+        "recall of all tiers, unsealed; four queries of the ORM", f"{median(ours):.1f}, {median(orm):.1f} ms"
+    )
+    name, mine, other = "four queries of the ORM", _by_turns(cpu), _by_turns(cpu_of_orm)
+    record(
+        f"of {entries:,} entries: CPU, here and in PostgreSQL", mine, "ms", beside=other, name=name, most=aim
+    )
 
 
-def main() -> None:
+def _by_turns(values: list[float]) -> list[float]:
+    return [median(values[at : at + AT_A_TIME]) for at in range(0, len(values), AT_A_TIME)]
+
+
+def main(others: int = OTHERS) -> None:
     from memory import vector_space
 
     language = Language(1)
     with Stopwatch() as watch:
-        fill_others(language)
+        fill_others(language, others)
         many, few = new_user(), new_user()
         fill(many, MANY, language)
         fill(few, FEW, language)
     print(
-        f"Recall beside {OTHERS:,} users with {ENTRIES_OF_OTHERS} entries each (made in {watch.wall:.0f} s)"
+        f"Recall beside {others:,} users with {ENTRIES_OF_OTHERS} entries each (made in {watch.wall:.0f} s)"
     )
-    for user_id, entries, aim in ((many, MANY, "aim: 10 ms"), (few, FEW, "aim: 3 ms")):
+    for user_id, entries, aim in ((many, MANY, 4), (few, FEW, 1.2)):
         print(f"  {entries:,} entries")
-        measure(user_id, language, aim)
+        measure(user_id, language, entries, aim)
     questions = [vector_space.embed_now(language.sentence(6, 12), many) or [] for _ in range(QUESTIONS)]
     hits = sum(
         len(nearest & set(recalled(many, "", vector, limit_tokens=100_000)))
         for nearest, vector in zip(nearest_ten(many, questions), questions, strict=True)
     )
-    show("of the nearest ten, by an exact scan, recalled", f"{hits / (10 * QUESTIONS):.2f}", "aim: 1.00")
+    record("of the nearest ten, by an exact scan, recalled", hits / (10 * QUESTIONS), least=0.99)
 
 
 if __name__ == "__main__":
     with bench_servers():
-        main()
+        main(*map(int, sys.argv[1:]))

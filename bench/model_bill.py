@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
 from bench.billing_model import PRICE_SETTING, BillingModel
-from bench.harness import BenchServers, bench_servers, show
+from bench.harness import BenchServers, bench_servers, record, show
 
 if TYPE_CHECKING:
     from adiuva.embedded.processes import Child
@@ -230,16 +230,20 @@ def _compare(world: World, people: dict[str, list[Person]]) -> None:
     )
     show("holds that were lost with their processes", f"{lost}")
     for place in sorted(requests):
-        name = f"{place[0]}, {'memory' if place[1] else 'chat'}: {requests[place]} requests"
-        off = ours[place] - theirs[place]
-        show(name, f"{off:+,} of {theirs[place]:,}", f"{100 * off / theirs[place]:+.2f} %")
+        name = f"{place[0]}, {'memory' if place[1] else 'chat'}"
+        off, exact = ours[place] - theirs[place], place[1] or place[0] in ("told", "tool")
+        show(f"{name}: {requests[place]} requests, off", f"{off:+,} of {theirs[place]:,}")
+        most = 0 if exact and place[0] in TURNS else None
+        record(f"{name}: counted beyond the bill", 100 * off / theirs[place], "%", least=0, most=most)
     spent, reserved = (
         Allowance.objects.filter(scope="user").aggregate(s=Sum("spent"), r=Sum("reserved")).values()
     )
-    show("spent by the months less counted as used", f"{spent - sum(ours.values()):+,}", "0")
+    record("spent by the months less counted as used", spent - sum(ours.values()), least=0, most=0)
     unequal = sum(each != 0 for each in world.watched)
-    show(f"of {len(world.watched)} seconds: reserved is not what is held", f"{unequal}", "0")
-    show("still reserved, holds left", f"{reserved}, {Hold.objects.count()}", "0, 0")
+    show("seconds in which both were looked at", f"{len(world.watched)}")
+    record("of these, reserved is not what is held", unequal, most=0)
+    record("still reserved", reserved, most=0)
+    record("holds left", Hold.objects.count(), most=0)
     for kind in ("told", "tool"):
         assert ours[kind, False] == theirs[kind, False], "exact where the provider told it"
     assert all(ours[kind, True] == theirs[kind, True] for kind in TURNS), "exact in the worker, too"

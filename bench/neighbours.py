@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from bench.harness import BenchServers, bench_servers, median, show
+from bench.harness import BenchServers, bench_servers, median, record
 
 if TYPE_CHECKING:  # needs Django, which is set up on servers of the bench's own
     from tests.agents.device_owner import DeviceOwner
@@ -165,12 +165,14 @@ def main(servers: BenchServers) -> None:
     found = asyncio.run(measure(Neighbourhood(servers)))
     print(f"A bystander beside {AGENTS} agents of another user, medians of {ROUNDS * SAMPLES}")
     for name in WHAT:
-        alone = median(found["alone"][name])
-        show(f"{name}: alone", f"{alone * 1000:.0f} ms")
         for kind, meaning in (("silent", "a silent device"), ("hanging", "a model that hangs")):
-            beside = median(found[kind][name])
-            show(f"{name}: beside {meaning}", f"{beside * 1000:.0f} ms")
-            show(f"{name}: ratio", f"{beside / alone:.2f}", "aim: ≤ 1.5")
+            took, alone = (_by_turns(found[each][name]) for each in (kind, "alone"))
+            record(f"{name}: beside {meaning}", took, "ms", beside=alone, name="alone", ratio_most=1.5)
+
+
+def _by_turns(seconds: list[float]) -> list[float]:
+    """Of each round, the median in ms."""
+    return [median(seconds[at : at + SAMPLES]) * 1000 for at in range(0, len(seconds), SAMPLES)]
 
 
 if __name__ == "__main__":

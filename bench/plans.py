@@ -1,4 +1,4 @@
-"""Plans' limits and throttles when many come at once, and what they cost: `python -m bench.plans`
+"""Plans' limits and throttles when many come at once, and what they cost: `python -m bench.plans [limits|limiter]`
 
 50 threads claim, for 100 users in random order, twice as much as the free plan allows of each limit. None may get more,
 and none less. The limiter is compared with redis-py's own way to run the same script.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from bench.harness import BenchServers, bench_servers
+from bench.harness import BenchServers, bench_servers, record, show
 
 USERS: Final = 100
 THREADS: Final = 50
@@ -57,9 +58,8 @@ def granted(users: list[UUID], tries: int, one: Callable[[UUID, int], object]) -
 def report(name: str, users: list[UUID], found: Counter[UUID], limit: int) -> None:
     over = sum(found[user] > limit for user in users)
     under = sum(found[user] < limit for user in users)
-    print(
-        f"{name:24} {sum(found.values())} granted of {limit * len(users)} allowed, {over} over, {under} under"
-    )
+    show(f"{name}: granted, of what is allowed", f"{sum(found.values())} of {limit * len(users)}")
+    record(f"{name}: users with more or less", over + under, most=0)
 
 
 def create(user: UUID, *, enabled: bool) -> None:
@@ -144,22 +144,23 @@ def limiter() -> None:
         "ours": lambda: ours.take([limit]),
         "redis-py's Script": lambda: script(keys=["adiuva:rate:other"], args=list(numbers)),
     }
-    for name, call in ways.items():
+    for call in ways.values():
         call()
-        best = min(cpu_of(call) for _ in range(ROUNDS))
-        print(f"{name:24} {best * 1e6:.0f} µs of CPU a request, best of {ROUNDS} rounds")
+    found = [[cpu_of(call) * 1e6 for call in ways.values()] for _ in range(ROUNDS)]  # by turns
+    mine, other = ([each[at] for each in found] for at in range(2))
+    record("CPU of counting a request", mine, "µs", beside=other, name="redis-py's Script", most=60)
     stats: dict[str, Any] = sync_redis("heartbeat").info("commandstats")  # type: ignore[assignment]
-    print(f"{'EVALSHA, all in all':24} {stats['cmdstat_evalsha']['calls']}")
+    show("EVALSHA, all in all", f"{stats['cmdstat_evalsha']['calls']:,}")
 
 
-def main(servers: BenchServers) -> None:
+def main(servers: BenchServers, *parts: str) -> None:
     from django.conf import settings
 
     settings.PLANS = True
-    limits()
-    limiter()
+    for part in parts or ("limits", "limiter"):
+        {"limits": limits, "limiter": limiter}[part]()
 
 
 if __name__ == "__main__":
     with bench_servers() as started:
-        main(started)
+        main(started, *sys.argv[1:])

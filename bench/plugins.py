@@ -18,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from bench.harness import bench_servers, median
+from bench.harness import bench_servers, median, record
 
 THREADS: Final = 50
 REPEATS: Final = 30
@@ -137,15 +137,18 @@ def catalogue(count: int) -> None:
             started = time.perf_counter()
             client.get("/api/v1/plugins", query)
             times.append(time.perf_counter() - started)
-        with_index, without = _page_ms(sql[-1], indexed=True), _page_ms(sql[-1], indexed=False)
+        said = ", ".join(f"{name} {value}" for name, value in query.items()) or "first page"
         print(
-            f"{query!s:66} total {answer.data['total']:6,}  queries {counts[0]}, then {counts[1]}  "
-            f"request {median(times) * 1000:5.1f} ms  page {with_index:6.2f} ms, without indexes {without:6.2f} ms "
-            f"({with_index / without:.2f})"
+            f"{said}: total {answer.data['total']:,}, queries {counts[0]}, then {counts[1]},"
+            f" request {median(times) * 1000:.1f} ms"
+        )
+        with_index, without = _page_ms(sql[-1], indexed=True), _page_ms(sql[-1], indexed=False)
+        record(
+            f"{said}: PostgreSQL's time", with_index, "ms", beside=without, name="without indexes", most=50
         )
 
 
-def _page_ms(statement: str, *, indexed: bool) -> float:
+def _page_ms(statement: str, *, indexed: bool) -> list[float]:
     """PostgreSQL's time of a statement; without indexes on the plugins, but for the joins to what they refer to."""
     from django.db import connection, transaction
 
@@ -163,7 +166,7 @@ def _page_ms(statement: str, *, indexed: bool) -> float:
             cursor.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}")
             found.append(float(cursor.fetchone()[0][0]["Execution Time"]))
         transaction.set_rollback(True)
-    return median(found)
+    return found
 
 
 # ── All at once ─────────────────────────────────────────────────────────────────────────────────────────
@@ -202,7 +205,8 @@ def at_once(acts: int) -> None:
         Plugin.objects.get(pk=plugin.pk).installs != PluginInstall.objects.filter(plugin=plugin).count()
         for plugin in plugins
     )
-    print(f"installed what was not listed, or failed: {wrong}; counts of installs that are off: {off}")
+    record("installed what was not listed, or failed", wrong, most=0)
+    record("counts of installs that are off", off, most=0)
 
 
 def _manifest(plugin: Any, number: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.harness import Stopwatch, bench_servers, show
+from bench.harness import Stopwatch, bench_servers, record, show
 
 if TYPE_CHECKING:  # needs Django, which is set up on servers of the bench's own
     from tests.chat.run_end_timings import Timing
@@ -108,13 +108,13 @@ def main() -> int:
         wrong = [timing.transcript() for timing in timings if not timing.is_right]
         again = [timing.transcript() for timing in timings if timing.was_asked_again]
     once, ends = len(timings) - len(wrong), sum(len(timing.watches) for timing in timings)
-    show(f"{len(timings)} timings, {ends} ends: all told exactly once", f"{once}", f"{len(timings)}")
+    show(f"{len(timings)} timings, {ends} ends: all told exactly once", f"{once}")
     show(
         "told by that turn, a turn of their own, a notice", f"{ways['turn']}, {ways['own']}, {ways['notice']}"
     )
-    show("told twice", f"{ways['twice']}", "0")
-    show("never told", f"{ways['never']}", "0")
-    show("still to be told after a minute", f"{ways['open']}", "0")
+    record("told twice", ways["twice"], most=0)
+    record("never told", ways["never"], most=0)
+    record("still to be told after a minute", ways["open"], most=0)
     show("told, then asked for by the user and said again", f"{ways['again']}")
     show("time", f"{watch.wall:.0f} s")
     for lines in [*wrong[:_MOST_SHOWN], *again[:1]]:

@@ -15,7 +15,7 @@ from email import message_from_bytes, policy
 from pathlib import Path
 
 from adiuva.sanitizer import LeakPatterns, Sanitizer
-from bench.harness import ROOT, Stopwatch, median, show
+from bench.harness import ROOT, Stopwatch, record, show
 
 SAMPLES = ROOT / "adiuva" / "embedded" / "sample"
 CHATS = 100
@@ -159,11 +159,8 @@ def print_false_positives(patterns: LeakPatterns, folder: Path) -> None:
         if "".join(out) != text:
             changed.append(f"{name} ({', '.join(f'{kind} {count}' for kind, count in one.removed.items())})")
             kinds += one.removed
-    show(
-        f"{folder.name}: texts that come out changed",
-        f"{len(changed)} of {len(found)}",
-        f"{size:,} characters",
-    )
+    record(f"{folder.name}: texts that come out changed, of {len(found)}", len(changed), most=0)
+    show("  characters of these texts", f"{size:,}")
     show("  held back after a chunk, on average", f"{held / max(pieces, 1):.1f}", "characters")
     show("  chunks that show nothing", f"{silent / max(pieces, 1):.1%}", f"of {pieces:,}")
     for line in changed:
@@ -185,8 +182,14 @@ def main() -> None:
         for _ in range(ROUNDS):
             passthrough.append(microseconds([PassThrough() for _ in range(CHATS)], pieces))
             ours.append(microseconds([new_sanitizer(patterns) for _ in range(CHATS)], pieces))
-        show(f"{name}: CPU a chunk, {CHATS} chats by turns", f"{median(ours):.2f} µs", "aim 5 µs for prose")
-        show("  a filter that does nothing", f"{median(passthrough):.2f} µs")
+        record(
+            f"{name}: CPU a chunk, {CHATS} chats by turns",
+            ours,
+            "µs",
+            beside=passthrough,
+            name="a filter that does nothing",
+            most=5 if name == "prose" else None,
+        )
         late, silent, count = measure_holdback(patterns, text)
         show("  held back after a chunk, on average", f"{late:.1f}", "characters")
         show("  chunks that show nothing", f"{silent:.1%}", f"of {count}")

@@ -13,7 +13,7 @@ import urllib.request
 from typing import Final
 
 from bench.agents_run import UserWithDevice
-from bench.harness import BenchServers, bench_servers, show
+from bench.harness import BenchServers, bench_servers, record, show
 
 DOCUMENTS: Final = 40
 SLOTS: Final = 2
@@ -30,12 +30,10 @@ def main(servers: BenchServers, seconds: float = SECONDS) -> None:
     worker.stop()
     with urllib.request.urlopen(f"{model}/counts", timeout=10) as answer:
         counts = json.load(answer)
-    show(f"{DOCUMENTS} documents, {seconds:g} s each, {SLOTS} slots", f"{took:.1f} s")
-    show("both slots always busy would take", f"{DOCUMENTS * seconds / SLOTS:.1f} s")
-    show(
-        "requests: asked, answered, given up",
-        f"{counts['asked']}, {counts['answered']}, {counts['given_up']}",
-    )
+    floor = DOCUMENTS * seconds / SLOTS
+    record(f"{DOCUMENTS} documents, {seconds:g} s each", took, "s", beside=floor, name="slots always busy")
+    show("requests: asked, answered", f"{counts['asked']}, {counts['answered']}")
+    record("requests that were given up", counts["given_up"], most=0)
     show("of them at the model at once, at most", str(counts["most_at_once"]))
 
 

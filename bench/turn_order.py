@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from typing import Any, Final
 
-from bench.harness import bench_servers, median, show
+from bench.harness import bench_servers, median, record, show
 
 ROUNDS: Final = 200
 _MOST_DELAY_S: Final = 0.03
@@ -53,8 +53,8 @@ async def _measure(first_web: str, second_web: str, rounds: int) -> None:
     plain = [message for message in found if "steered" not in message]
     wrong = sum(message["role"] != ("user", "assistant")[number % 2] for number, message in enumerate(plain))
     asked = 2 * rounds + 1 - ends["error conversation_busy"]
-    show(f"{rounds} rounds of two requests at once: messages out of order", f"{wrong}", "0")
-    show("requests that are missing in the history, or in it twice", f"{abs(asked - len(said))}", "0")
+    record("messages out of order", wrong, most=0)
+    record("requests that are missing in the history, or in it twice", abs(asked - len(said)), most=0)
     show("how they ended", ", ".join(f"{end}: {count}" for end, count in sorted(ends.items())))
     show("messages that joined the running turn", f"{len(steered)}")
     show("median of a request", f"{median(waits_ms):.0f} ms")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.chaos.experiment import ChaosConfig, ChaosExperiment, Outcome
 from bench.chaos.sabotaged_worker import SABOTAGES
-from bench.harness import median, percentile, show
+from bench.harness import median, percentile, record, show
 
 
 def _parse_arguments() -> tuple[ChaosConfig, Path | None]:
@@ -87,13 +87,15 @@ def _print_outcome(outcome: Outcome) -> None:
             "aim: lease + 10 s",
         )
     show("records in the documents", f"{found.expected:,}")
-    show("lost", f"{found.lost:,}", "aim: 0")
-    show("duplicates", f"{found.duplicates:,}", "aim: 0")
-    show("rows on a device that no document contains", f"{found.unexpected:,}", "aim: 0")
-    show(
-        "stuck runs, stuck records, uncertain records",
-        f"{found.stuck_runs}, {found.stuck_records}, {found.uncertain}",
-    )
+    for what, count in (
+        ("lost", found.lost),
+        ("duplicates", found.duplicates),
+        ("rows on a device that no document contains", found.unexpected),
+        ("stuck runs", found.stuck_runs),
+        ("stuck records", found.stuck_records),
+        ("uncertain records", found.uncertain),
+    ):
+        record(what, count, most=0)
 
 
 def main() -> int:

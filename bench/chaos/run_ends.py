@@ -33,7 +33,7 @@ from bench.chaos import audit, fault_schedule
 from bench.chaos.fault_schedule import Fault
 from bench.chaos.servers import Servers
 from bench.chaos.tcp_chaos_proxy import ChaosProxy
-from bench.harness import show
+from bench.harness import record, show
 
 CONVERSATIONS: Final = 3  # of a user
 RUNS: Final = 5  # of a conversation
@@ -276,12 +276,12 @@ class Experiment:
             if count != 1:
                 print(f"  {name} was told {count} times")
         show("processes killed", f"{self.servers.kills.total()}")
-        show("settled after the last kill", f"{calm_s:.0f} s", "300")
+        record("settled after the last kill", calm_s, "s", most=300)
         show("runs from conversations", f"{self._runs()} from {len(self.places)}")
-        show("told exactly once", f"{sum(count == 1 for count in told.values())}", f"{self._runs()}")
-        show("told more often", f"{sum(count > 1 for count in told.values())}", "0")
-        show("never told", f"{sum(count == 0 for count in told.values())}", "0")
-        show("neither done, told nor dead", f"{open_}", "0")
+        show("told exactly once", f"{sum(count == 1 for count in told.values())}")
+        record("told more often", sum(count > 1 for count in told.values()), most=0)
+        record("never told", sum(count == 0 for count in told.values()), most=0)
+        record("neither done, told nor dead", open_, most=0)
         return not open_ and all(count == 1 for count in told.values())
 
     def _errors(self) -> dict[str, int]:

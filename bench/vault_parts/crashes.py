@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from bench.harness import BenchServers, Stopwatch, show
+from bench.harness import BenchServers, Stopwatch, record, show
 from bench.vault_parts.common import MIB, MOST_S, OPERATIONS, TUS, backup_headers, content, time_passes
 
 if TYPE_CHECKING:
@@ -146,11 +146,12 @@ class Crashes:
         while garbage.collect():
             pass
         there = {each.name for shard in SHARDS for each in store().list(shard)}
-        show(f"{self.done} operations, server killed {kills} times: bytes off", str(off), "0")
-        show("objects of the store that no row knows", str(len(there - objects.referred(there))), "0")
+        show("operations, kills of the server", f"{self.done}, {kills}")
+        record("bytes off after kills", off, most=0)
+        record("objects of the store that no row knows", len(there - objects.referred(there)), most=0)
         rows = [model._default_manager.exclude(object=None) for model in (Record, Backup)]
         known = {name for found in rows for name in found.values_list("object", flat=True)}
-        show("rows whose object is missing", str(len(known - there)), "0")
+        record("rows whose object is missing", len(known - there), most=0)
         print(f"    answers by status (0: the server was killed): {dict(sorted(self.outcomes.items()))}")
 
 
@@ -183,6 +184,6 @@ def damage(person: Person) -> None:
     with Stopwatch() as took:
         found = scrub.run(older_than=timedelta(seconds=-1))
     marked = set(mine.filter(corrupt=True).values_list("pk", flat=True))
-    show("100 flipped bits: found", str(len(marked & flipped)), "100")
-    show("intact ones that are said to be damaged", str(len(marked - flipped)), "0")
-    show("verified", f"{found.bytes / MIB / took.wall:.0f} MiB/s")
+    record("100 flipped bits: found", len(marked & flipped), least=100)
+    record("intact ones that are said to be damaged", len(marked - flipped), most=0)
+    record("verified", found.bytes / MIB / took.wall, "MiB/s")

@@ -14,7 +14,7 @@ import httpx
 
 from adiuva.embedded.ports import free_port
 from adiuva.embedded.processes import Child
-from bench.harness import BenchServers, Stopwatch, listens, show
+from bench.harness import BenchServers, Stopwatch, listens, record
 from bench.vault_parts.common import BLOCK, KILLS, MIB, SIZE, TUS, backup_headers, time_passes
 
 if TYPE_CHECKING:
@@ -109,17 +109,16 @@ def whole_bodies(servers: BenchServers, person: Person, name: str, most: int, **
             answer = rest.put("/backup", content=data(0, SIZE), headers=backup_headers(digest, SIZE, 3))
         grown = watch.end()
         assert answer.json() == {"ok": True}, answer.text
-        mib = f"{grown / MIB:.1f} MiB"
-        show(f"{name}: {SIZE // MIB} MiB up, growth of the server", mib, f"< {most} MiB")
-        show(f"{name}: files opened elsewhere", str(len(watch.elsewhere)), "0")
-        show(f"{name}: speed up", f"{SIZE / MIB / took.wall:.0f} MiB/s")
+        record(f"{name}: {SIZE // MIB} MiB up, growth of the server", grown / MIB, "MiB", most=most)
+        record(f"{name}: files opened elsewhere", len(watch.elsewhere), most=0)
+        record(f"{name}: speed up", SIZE / MIB / took.wall, "MiB/s")
         watch, found = Watch(child, str(servers.folder / "state" / "objects")), hashlib.sha256()
         with Stopwatch() as took, rest.stream("GET", "/backup") as download:
             for piece in download.iter_bytes(MIB):
                 found.update(piece)
         assert found.hexdigest() == digest
-        show(f"{name}: down, growth of the server", f"{watch.end() / MIB:.1f} MiB", f"< {most} MiB")
-        show(f"{name}: speed down", f"{SIZE / MIB / took.wall:.0f} MiB/s")
+        record(f"{name}: down, growth of the server", watch.end() / MIB, "MiB", most=most)
+        record(f"{name}: speed down", SIZE / MIB / took.wall, "MiB/s")
         ranges(rest, digest)
     child.stop()
 
@@ -136,7 +135,7 @@ def ranges(rest: httpx.Client, digest: str) -> None:
                 at += len(piece)
                 if random.random() < 0.01:
                     break  # cut
-    show("downloaded in ranges, cut and resumed: identical", str(found.hexdigest() == digest), "True")
+    record("downloaded in ranges, cut and resumed: differ", found.hexdigest() != digest, most=0)
 
 
 class Killed(Exception):
@@ -185,5 +184,5 @@ def resumed(servers: BenchServers, person: Person, name: str, **env: str) -> Non
                 assert answer.status_code == 200, answer.text
                 (newest, *_) = rest.get("/backup/history").json()
                 same = newest["checksum"] == digest
-                show(f"{name}: server killed {lost} times, the same hash", str(same), "True")
+                record(f"{name}: another hash after {KILLS} kills", not same, most=0)
         child.stop()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from bench.harness import show
+from bench.harness import record
 from bench.vault_parts.common import BLOCK, MIB
 
 
@@ -40,11 +40,7 @@ ROUTES: Final = (
 
 def bad_token(base: str, name: str) -> None:
     most = max((_read_of(base, route), route) for route in ROUTES)
-    show(
-        f"{name}: bad token, 1 GiB body, the most that is read of {len(ROUTES)} routes",
-        f"{most[0] / MIB:.2f} MiB",
-        "<= 2 MiB",
-    )
+    record(f"{name}: read of a body of 1 GiB with a bad token, at most", most[0] / MIB, "MiB", most=2)
 
 
 def _read_of(base: str, route: str) -> int:
