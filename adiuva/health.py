@@ -24,7 +24,7 @@ from rest_framework.views import APIView
 
 from adiuva import __version__
 from adiuva.core import celery_heartbeat, readiness
-from adiuva.core.browsable import BrowsableRenderer
+from adiuva.core.browsable_api import BrowsableRenderer
 from adiuva.core.logging import count_failures
 from adiuva.core.postgresql.base import live_connection
 from adiuva.core.readiness import Facts

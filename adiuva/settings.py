@@ -326,15 +326,15 @@ REST_FRAMEWORK = {
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": [
         "rest_framework.renderers.JSONRenderer",
-        "adiuva.core.browsable.BrowsableRenderer",
+        "adiuva.core.browsable_api.BrowsableRenderer",
     ],
     "DEFAULT_PARSER_CLASSES": [
         "adiuva.core.parsers.JSONParser",
         "rest_framework.parsers.FormParser",
         "rest_framework.parsers.MultiPartParser",  # what the browsable pages' forms send
     ],
-    "VIEW_NAME_FUNCTION": "adiuva.core.browsable.name_of",
-    "VIEW_DESCRIPTION_FUNCTION": "adiuva.core.browsable.description_of",
+    "VIEW_NAME_FUNCTION": "adiuva.core.browsable_api.name_of",
+    "VIEW_DESCRIPTION_FUNCTION": "adiuva.core.browsable_api.description_of",
     "DEFAULT_PAGINATION_CLASS": "adiuva.core.paging.PageLimitPagination",
     "DEFAULT_SCHEMA_CLASS": "adiuva.core.openapi.Schema",
     "DEFAULT_THROTTLE_CLASSES": ["billing.throttles.PerTier"],

@@ -18,7 +18,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from adiuva.core.browsable import PageAction, undo_action
+from adiuva.core.browsable_api import PageAction, undo_action
 from adiuva.core.errors import Invalid, Text
 from adiuva.core.paging import TOTAL_COUNT
 from adiuva.core.rest import Done, Problem, error_responses, user_id

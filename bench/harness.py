@@ -19,10 +19,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from adiuva.embedded.api_client import is_up
 from adiuva.embedded.ports import free_port
 from adiuva.embedded.postgres import Postgres
 from adiuva.embedded.processes import Child, python
+from adiuva.embedded.rest_client import is_up
 from adiuva.embedded.valkey import Valkey
 from bench.rows import Aim, Figure, Row, emit, number, ratio_of
 

@@ -230,19 +230,19 @@ def _to_review(version: Any) -> None:
 def _act(
     chance: random.Random, plugins: list[Any], versions: list[Any], fresh: list[Any], users: list[Any]
 ) -> tuple[str, Callable[[], str]]:
-    from billing.marketplace import listing, reviews
+    from billing.marketplace import listing, staff_reviews
 
     version, new, user = chance.choice(versions + fresh), chance.choice(fresh), chance.choice(users).pk
     owner = {"user_id": version.author.user_id, "plugin_id": version.plugin_id, "version": version.version}
     staff = uuid.uuid4()
 
     def approve() -> None:
-        reviews.decide(
+        staff_reviews.decide(
             version_id=new.pk,
             reviewer_id=staff,
             decision="approve",
             sha256=new.sha256,
-            checklist=list(reviews.CHECKLIST),
+            checklist=list(staff_reviews.CHECKLIST),
         )
 
     plugin = chance.choice(plugins).pk

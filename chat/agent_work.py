@@ -14,9 +14,9 @@ from langchain_core.runnables import RunnableConfig
 from agents.waiting import Progress, run_waits
 from agents.watches import ChatPlace
 from chat.approvals import Approvals
+from chat.claimed_turn import ClaimedTurn
 from chat.request import ChatRequest
 from chat.steering import SteerQueue
-from chat.turn_rows import ClaimedTurn
 from chat.user_intent import UserWords
 
 # Where device tools name a table, agents' tools and questions about agents name this.

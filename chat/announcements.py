@@ -23,9 +23,9 @@ from adiuva.devices.protocol import ConversationChanged, RunEnded
 from agents import run_reports
 from agents.models import Run
 from chat import conversations, run_ends
+from chat.claimed_turn import ClaimedTurn, append_message
 from chat.models import AssistantKind, Conversation, Message, Turn
 from chat.request import ChatRequest, RunEnds
-from chat.turn_rows import ClaimedTurn, append_message
 
 _MOST_USERS: Final = 100
 _MOST_AT_ONCE: Final = 20

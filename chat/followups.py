@@ -34,12 +34,12 @@ from agents.models import Watch
 from billing import allowances
 from billing.models import Purpose
 from chat import conversations, run_ends, turn_queue
+from chat.claimed_turn import ClaimedTurn, append_message
 from chat.models import AssistantKind, Message, Turn
 from chat.prompts import system_prompt
 from chat.request import ChatRequest
 from chat.run_ends import RunEnd
 from chat.turn_queue import QueueFull
-from chat.turn_rows import ClaimedTurn, append_message
 
 REQUEST_PREFIX: Final = "followup:"
 _MOST_CONVERSATIONS: Final = 100

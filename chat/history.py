@@ -18,9 +18,9 @@ from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.core.redis import async_redis
 from adiuva.core.sealed import seal_for_redis, unseal_from_redis
 from chat.agent_loop import without_thoughts
+from chat.claimed_turn import ChatMessage, ClaimedTurn
 from chat.prompts import system_prompt
 from chat.turn_context import TurnContext
-from chat.turn_rows import ChatMessage, ClaimedTurn
 
 log = structlog.get_logger(__name__)
 

@@ -17,9 +17,9 @@ from langchain_core.tools import ToolException
 from adiuva import llm
 from adiuva.core import db
 from adiuva.core.logging import log_failure
+from chat.claimed_turn import ClaimedTurn
 from chat.foreign_text import ForeignTexts
 from chat.request import ChatRequest
-from chat.turn_rows import ClaimedTurn
 from chat.untrusted_text import one_line
 from memory import grounding, intent, recall, search, vector_space
 from memory.entries import SourceRef

@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from adiuva.core import db
 from adiuva.core.logging import log_failure
 from chat import turn_queue
+from chat.claimed_turn import ClaimedTurn, Steered
 from chat.request import MAX_MESSAGE_CHARS
 from chat.turn_queue import MAX_UNREAD, TooManySteers
-from chat.turn_rows import ClaimedTurn, Steered
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from adiuva.devices.protocol import (
     Usage,
 )
 from chat import turn_saving
+from chat.claimed_turn import ClaimedTurn, Steered, TurnOutcome
 from chat.request import ChatRequest
 from chat.run_notes import RunNotes
 from chat.steering import SteerQueue
@@ -47,7 +48,6 @@ from chat.turn_ends import StoredEnd
 from chat.turn_errors import ServerRestarting
 from chat.turn_output import TurnOutput
 from chat.turn_queue import HandedOver
-from chat.turn_rows import ClaimedTurn, Steered, TurnOutcome
 
 log = structlog.get_logger(__name__)
 

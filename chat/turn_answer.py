@@ -30,11 +30,12 @@ from adiuva.devices.protocol import ApprovalRequest, Domain, Mutation, Notice, R
 from billing import budgets, usage
 from billing.budgets import BudgetedMeter
 from billing.models import Purpose
-from chat import approvals, deferred_calls, history, turn_rows
+from chat import approvals, claimed_turn, deferred_calls, history
 from chat.agent_loop import OutputHooks, answer_request
 from chat.agent_work import AGENTS, AgentWork
 from chat.approvals import Approvals
 from chat.assistants import FOLLOW_UP, supervisor
+from chat.claimed_turn import ClaimedTurn, NewSummary
 from chat.claims import claims_a_change
 from chat.deferred_calls import DeferredCall
 from chat.device_session import DeviceSession
@@ -54,7 +55,6 @@ from chat.turn_changes import TurnRecord
 from chat.turn_context import LimitReached, ToolInvocation, TurnContext
 from chat.turn_messages import MAX_SCOPE_CHARS, SCOPE_TABLES, describe_scope, first_messages
 from chat.turn_output import TurnOutput
-from chat.turn_rows import ClaimedTurn, NewSummary
 from chat.untrusted_text import quotable
 from chat.user_intent import UserWords
 
@@ -278,7 +278,7 @@ class TurnAnswer:
     async def _count_recent_writes(self) -> int:
         request, claimed = self.request, self.claimed
         return await db.run(
-            turn_rows.count_recent_writes, user_id=request.user_id, conversation_id=claimed.conversation_id
+            claimed_turn.count_recent_writes, user_id=request.user_id, conversation_id=claimed.conversation_id
         )
 
     async def _take_granted_calls(self, memory: MemoryContext) -> list[DeferredCall]:

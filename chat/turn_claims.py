@@ -18,10 +18,7 @@ from adiuva.core.errors import Conflict
 from adiuva.devices.protocol import Mutation
 from billing import turn_holds
 from chat import conversations, turn_queue
-from chat.conversations import ConversationNotFound, parse_id
-from chat.models import Conversation, Message, Turn
-from chat.request import ChatRequest
-from chat.turn_rows import (
+from chat.claimed_turn import (
     FIRST_FENCE,
     ChatMessage,
     ClaimedTurn,
@@ -30,6 +27,9 @@ from chat.turn_rows import (
     insert_message,
     lease_duration,
 )
+from chat.conversations import ConversationNotFound, parse_id
+from chat.models import Conversation, Message, Turn
+from chat.request import ChatRequest
 from memory.models import Memory
 
 

@@ -17,12 +17,12 @@ from agents import watches
 from billing import usage
 from billing.budgets import BudgetedMeter
 from billing.models import Purpose
+from chat.claimed_turn import CONTENT_FILTER, ClaimedTurn, TurnOutcome, append_message
 from chat.conversations import lock
 from chat.models import Message, Turn, TurnChanges
 from chat.request import ChatRequest
 from chat.titles import derive_title
 from chat.turn_queue import Ended, HandedOver, and_hand_over, close_joined, read_end
-from chat.turn_rows import CONTENT_FILTER, ClaimedTurn, TurnOutcome, append_message
 from memory import exchanges
 from memory.models import SourceKind
 

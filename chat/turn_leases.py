@@ -11,8 +11,8 @@ import structlog
 from adiuva.core import db, leases
 from adiuva.core.leases import Lease
 from adiuva.core.logging import log_failure
+from chat.claimed_turn import lease_duration
 from chat.models import Turn
-from chat.turn_rows import lease_duration
 
 log = structlog.get_logger(__name__)
 

@@ -9,6 +9,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.tools import ToolException
 
 from adiuva.devices.protocol import Mutation, Scope, TableName
+from chat.claimed_turn import ClaimedTurn
 from chat.context_budget import REQUEST, ContextBudget
 from chat.device_session import DeviceSession
 from chat.history import FittedHistory
@@ -16,7 +17,6 @@ from chat.prompts import turn_prompt, with_turn_prompt
 from chat.request import ChatRequest
 from chat.tool_calls import Assistant
 from chat.tools import formatting
-from chat.turn_rows import ClaimedTurn
 from chat.untrusted_text import is_row_id
 
 MAX_SCOPE_CHARS: Final = 20_000

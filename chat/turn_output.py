@@ -13,13 +13,13 @@ import structlog
 from adiuva.devices.protocol import Domain
 from adiuva.sanitizer import LeakPatterns, Sanitizer, addresses_in
 from chat.assistants import TOOLS
+from chat.claimed_turn import ClaimedTurn
 from chat.device_session import DeviceSession
 from chat.models import AssistantKind
 from chat.prompts import all_system_prompts
 from chat.request import ChatRequest
 from chat.stream import Stream
 from chat.turn_context import LimitReached
-from chat.turn_rows import ClaimedTurn
 
 log = structlog.get_logger(__name__)
 

@@ -27,10 +27,10 @@ from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import AdiuvaError, Conflict, Text
 from adiuva.devices.protocol import Scope
 from agents import watches
+from chat.claimed_turn import ClaimedTurn, Steered
 from chat.conversations import lock
 from chat.models import AssistantKind, Turn
 from chat.request import ChatRequest, RunEnds
-from chat.turn_rows import ClaimedTurn, Steered
 
 MAX_WAITING: Final = 8
 # Of messages that were said to a turn that runs and that its model has not read yet, each besides those that wait.

@@ -35,6 +35,7 @@ from chat import (
     turn_saving,
 )
 from chat.assistants import supervisor
+from chat.claimed_turn import ClaimedTurn
 from chat.cross_process_stream import RemoteStream, RemoteStreams
 from chat.models import Turn as Row
 from chat.request import MAX_MESSAGE_CHARS, ChatRequest
@@ -57,7 +58,6 @@ from chat.turn_errors import (
     refusal_of,
 )
 from chat.turn_leases import TurnLeases
-from chat.turn_rows import ClaimedTurn
 from chat.waiting_turns import WaitingTurns
 
 # How long listeners may take to receive the end of a turn that could not be stored before the process stops.

@@ -14,9 +14,9 @@ from adiuva.accounts.keys import NoSuchUser
 from adiuva.core import db
 from adiuva.core.logging import log_failure
 from chat import turn_ends
+from chat.claimed_turn import ClaimedTurn, TurnOutcome
 from chat.request import ChatRequest
 from chat.turn_ends import StoredEnd
-from chat.turn_rows import ClaimedTurn, TurnOutcome
 
 log = structlog.get_logger(__name__)
 

@@ -19,7 +19,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from adiuva.accounts.keys import NoSuchUser, cipher_for
-from adiuva.core.browsable import PageAction, PageRow, undo_action
+from adiuva.core.browsable_api import PageAction, PageRow, undo_action
 from adiuva.core.errors import AdiuvaError, Invalid, Unavailable
 from adiuva.core.paging import TOTAL_COUNT
 from adiuva.core.rest import Done, error_responses, user_id

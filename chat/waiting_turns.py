@@ -19,12 +19,12 @@ from adiuva.core import db
 from adiuva.core.logging import log_failure
 from adiuva.devices.protocol import TurnOrigin, TurnStarted
 from chat import device_notices, turn_claims, turn_queue
+from chat.claimed_turn import Steered
 from chat.models import Turn as Row
 from chat.request import ChatRequest, RunEnds
 from chat.stream_replay import find_turn
 from chat.turn import Finish, Turn
 from chat.turn_queue import HandedOver
-from chat.turn_rows import Steered
 
 if TYPE_CHECKING:
     from chat.turn_registry import TurnRegistry

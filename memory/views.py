@@ -19,7 +19,7 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core.browsable import PageAction
+from adiuva.core.browsable_api import PageAction
 from adiuva.core.crypto import UserCipher
 from adiuva.core.paging import TOTAL_COUNT
 from adiuva.core.rest import Done, Problem, error_responses, user_id

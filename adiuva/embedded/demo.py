@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adiuva.embedded import demo_report, sample_workspace
-from adiuva.embedded.api_client import ApiClient, ApiError
 from adiuva.embedded.processes import StackError
+from adiuva.embedded.rest_client import ApiClient, ApiError
 from adiuva.embedded.state_folder import StateFolder
 from adiuva.embedded.terminal import Terminal
 

@@ -17,11 +17,11 @@ from urllib.parse import unquote, urlsplit
 
 from adiuva import env_variables as env
 from adiuva.core.env import BASE_DIR, state_dir
-from adiuva.embedded.api_client import ApiClient, failing_checks, is_up
 from adiuva.embedded.demo import DEMO_EMAIL, Demo
 from adiuva.embedded.ports import free_port, why_unavailable
 from adiuva.embedded.postgres import Postgres
 from adiuva.embedded.processes import Child, StackError, Supervisor, python, tail
+from adiuva.embedded.rest_client import ApiClient, failing_checks, is_up
 from adiuva.embedded.state_folder import StateFolder
 from adiuva.embedded.terminal import Terminal
 from adiuva.embedded.valkey import Valkey

@@ -8,7 +8,7 @@
 Text passes through four stages. Each holds back what it cannot judge yet:
 
     markup.py         entity tags and charts pass only whole; tool-call markup that models leak is removed
-    identifiers.py    names of tools become ordinary words; ids of rows and of the request are removed
+    internal_names.py names of tools become ordinary words; ids of rows and of the request are removed
     prompt_leaks.py   eight consecutive words of a prompt, and canaries, are removed
     links.py          images and HTML are removed; links pass if their address is known
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Container
 
-from adiuva.sanitizer.identifiers import IdentifierStage
+from adiuva.sanitizer.internal_names import InternalNameStage
 from adiuva.sanitizer.links import LinkStage, addresses_in
 from adiuva.sanitizer.markup import MAX_HELD_CHARS, MarkupStage
 from adiuva.sanitizer.patterns import LeakPatterns
@@ -60,7 +60,7 @@ class Sanitizer:
         self._knows_address = knows_address
         self._links = LinkStage(self._out.append, is_known=knows_address, removed=self.removed)
         self._prompt_leaks = PromptLeakStage(patterns, self._links.feed, self._links.show, self.removed)
-        self._identifiers = IdentifierStage(
+        self._identifiers = InternalNameStage(
             patterns,
             self._prompt_leaks,
             known=known,
@@ -111,7 +111,7 @@ class Sanitizer:
         out: list[str] = []
         links = LinkStage(out.append, is_known=self._knows_address, removed=self.removed)
         leaks = PromptLeakStage(self._patterns, links.feed, links.show, self.removed)
-        names = IdentifierStage(
+        names = InternalNameStage(
             self._patterns,
             leaks,
             known=self._known,

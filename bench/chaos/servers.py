@@ -18,10 +18,10 @@ from typing import Final
 
 import psycopg
 
-from adiuva.embedded.api_client import is_up
 from adiuva.embedded.ports import free_port
 from adiuva.embedded.postgres import Postgres
 from adiuva.embedded.processes import Child, StackError, python, tail
+from adiuva.embedded.rest_client import is_up
 from adiuva.embedded.valkey import Valkey
 from bench.harness import ROOT, listens
 from tests.forkserver import ForkedChild

@@ -20,7 +20,7 @@ from adiuva.accounts.models import User
 from adiuva.blobs.store import ObjectMissing
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log_failure
-from billing.marketplace import buying, diffs, listing, reviews
+from billing.marketplace import buying, diffs, listing, staff_reviews
 from billing.marketplace.findings import Finding
 from billing.marketplace.models import Developer, Plugin, PluginVersion, Revocation
 from billing.marketplace.package import BadPackage
@@ -149,7 +149,7 @@ class PluginVersionAdmin(_OfDeveloper):
             "diff": found,
             "checks": checks,
             "reviews": list(version.reviews.all()),
-            "checklist": reviews.CHECKLIST,
+            "checklist": staff_reviews.CHECKLIST,
         }
 
     def act(self, request: HttpRequest, version_id: UUID) -> HttpResponse:
@@ -160,7 +160,7 @@ class PluginVersionAdmin(_OfDeveloper):
         try:
             match given.get("act", ""):
                 case "approve" | "ask_changes" | "reject" as decision:
-                    reviews.decide(
+                    staff_reviews.decide(
                         version_id=version_id,
                         reviewer_id=me,
                         decision=decision,

@@ -16,7 +16,7 @@ from uuid import UUID
 from django.db import transaction
 
 from adiuva.accounts.models import User
-from billing.marketplace import connected_accounts, developers, drafts, listing, reviews, submissions
+from billing.marketplace import connected_accounts, developers, drafts, listing, staff_reviews, submissions
 from billing.marketplace.build import build_package
 from billing.marketplace.manifest import Manifest
 from billing.marketplace.models import Developer, Plugin, PluginVersion
@@ -89,12 +89,12 @@ def _listed(version: PluginVersion, reviewer_id: UUID) -> PluginVersion:
         submissions.submit(user_id=owner, plugin_id=version.plugin_id, version=version.version)
     _await_checks(version)
     if version.state == State.IN_REVIEW:
-        reviews.decide(
+        staff_reviews.decide(
             version_id=version.pk,
             reviewer_id=reviewer_id,
-            decision=reviews.Decision.APPROVE,
+            decision=staff_reviews.Decision.APPROVE,
             sha256=version.sha256,
-            checklist=reviews.CHECKLIST,
+            checklist=staff_reviews.CHECKLIST,
         )
         version.refresh_from_db()
     if version.state == State.APPROVED:

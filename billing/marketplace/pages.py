@@ -23,7 +23,7 @@ from adiuva.core import figures
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.language import in_their_language, said, sentence
 from adiuva.devices.tables import NOUNS
-from billing.marketplace import buying, catalogue, opinions, schedule_words
+from billing.marketplace import buying, catalogue, ratings_and_reports, schedule_words
 from billing.marketplace.errors import NoSuchPlugin
 from billing.marketplace.models import Developer, Plugin
 from billing.marketplace.page_forms import ReportForm
@@ -190,7 +190,7 @@ class ReportPage(LoginRequiredMixin, Page):
         if not form.is_valid():
             form.focus()
             return self._show(plugin, form, status=400)
-        opinions.report(user_id=cast(UUID, self.me), plugin_id=plugin.pk, **form.cleaned_data)
+        ratings_and_reports.report(user_id=cast(UUID, self.me), plugin_id=plugin.pk, **form.cleaned_data)
         return redirect(f"{request.path}?done=sent")
 
     def _show(self, plugin: Plugin, form: ReportForm, status: int = 200) -> HttpResponse:

@@ -7,7 +7,7 @@ from typing import Any
 from django.db import connection
 from django.utils import timezone
 
-from billing.marketplace import reviews
+from billing.marketplace import staff_reviews
 from billing.marketplace.signing import Signed, revocation_statement
 
 # At least the time, so that the next change after a restored backup has a number that no client has seen.
@@ -35,7 +35,7 @@ def count_up() -> None:
 def signed_list() -> Signed:
     """The list as it is now. Raises NoSigningKey."""
     counter, entries = _state()
-    return reviews.keys().sign(
+    return staff_reviews.keys().sign(
         "revocations", revocation_statement(counter=counter, now=timezone.now(), revoked=entries)
     )
 

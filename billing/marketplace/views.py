@@ -20,10 +20,10 @@ from billing.marketplace import (
     catalogue,
     drafts,
     listing,
-    opinions,
     own,
-    reviews,
+    ratings_and_reports,
     revocations,
+    staff_reviews,
     submissions,
 )
 from billing.marketplace.serializers import (
@@ -236,7 +236,7 @@ class RatingView(APIView):
     )
     def put(self, request: Request, plugin_id: UUID) -> Response:
         stars = _valid(RatingSerializer, request.data)["stars"]
-        plugin = opinions.rate(user_id=user_id(request), plugin_id=plugin_id, stars=stars)
+        plugin = ratings_and_reports.rate(user_id=user_id(request), plugin_id=plugin_id, stars=stars)
         body = {"rating": catalogue.average(plugin), "ratings": plugin.ratings}
         return Response(RatedSerializer(body).data)
 
@@ -246,7 +246,7 @@ class RatingView(APIView):
         responses={200: Done, **error_responses(401, 404)},
     )
     def delete(self, request: Request, plugin_id: UUID) -> Response:
-        opinions.take_rating_back(user_id=user_id(request), plugin_id=plugin_id)
+        ratings_and_reports.take_rating_back(user_id=user_id(request), plugin_id=plugin_id)
         return Response({"ok": True})
 
 
@@ -261,7 +261,7 @@ class ReportView(APIView):
     )
     def post(self, request: Request, plugin_id: UUID) -> Response:
         given = _valid(ReportSerializer, request.data)
-        opinions.report(user_id=user_id(request), plugin_id=plugin_id, **given)
+        ratings_and_reports.report(user_id=user_id(request), plugin_id=plugin_id, **given)
         return Response({"ok": True})
 
 
@@ -296,4 +296,4 @@ class KeysView(_OpenView):
         responses={200: SigningKeysSerializer, **error_responses(503)},
     )
     def get(self, request: Request) -> Response:
-        return Response(SigningKeysSerializer({"keys": reviews.keys().public_keys()}).data)
+        return Response(SigningKeysSerializer({"keys": staff_reviews.keys().public_keys()}).data)

@@ -10,9 +10,9 @@ from adiuva.core import db
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import Mutation, Usage
 from chat import turn_claims, turn_ends
+from chat.claimed_turn import ClaimedTurn, TurnOutcome
 from chat.models import AssistantKind, Conversation
 from chat.request import ChatRequest
-from chat.turn_rows import ClaimedTurn, TurnOutcome
 from tests.socket_client import PATIENCE_S
 
 TASK_ROW = {"id": "t1", "title": "Call the harbour office", "status": "todo"}

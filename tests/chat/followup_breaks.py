@@ -20,10 +20,10 @@ from agents import runs, watches
 from agents.models import Run, Watch
 from agents.watches import ChatPlace
 from chat import conversations, followups, lost_turns, run_notes, turn_ends
+from chat.claimed_turn import ClaimedTurn, TurnOutcome
 from chat.models import Conversation, Turn
 from chat.request import ChatRequest
 from chat.turn_claims import begin_turn
-from chat.turn_rows import ClaimedTurn, TurnOutcome
 from tests.agents.factories import create_agent, create_run
 from tests.chat.factories import make_conversation
 from tests.factories import Person

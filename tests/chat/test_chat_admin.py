@@ -17,8 +17,8 @@ from adiuva.health import run_checks
 from agents import watches
 from agents.models import Run, Watch
 from agents.watches import ChatPlace
+from chat.claimed_turn import NewSummary
 from chat.models import Conversation, Turn
-from chat.turn_rows import NewSummary
 from tests.agents.factories import create_agent, create_run
 from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request, make_turn
 from tests.factories import Person, somebody

@@ -28,13 +28,13 @@ from adiuva.devices.protocol import HistoryMessage
 from adiuva.llm import ModelUse
 from billing.models import Use
 from chat import conversations, lost_turns
+from chat.claimed_turn import ChatMessage, NewSummary, Steered
 from chat.conversations import ConversationNotFound
 from chat.models import Conversation, Message, Turn
 from chat.request import MAX_MESSAGE_CHARS
 from chat.tasks import sweep
 from chat.titles import derive_title
 from chat.turn_claims import AlreadyClaimed
-from chat.turn_rows import ChatMessage, NewSummary, Steered
 from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request, make_turn
 from tests.factories import Person, somebody
 

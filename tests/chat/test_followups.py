@@ -25,9 +25,9 @@ from agents.watches import ChatPlace
 from billing.models import Allowance, Plan, Use
 from billing.windows import month_of
 from chat import conversations, device_notices, followups, lost_turns, run_notes, turn_ends, turn_queue
+from chat.claimed_turn import TurnOutcome
 from chat.models import Conversation, Turn
 from chat.turn_claims import begin_turn
-from chat.turn_rows import TurnOutcome
 from tests.agents.factories import create_agent, create_run
 from tests.chat.chat_client import (
     CAPABILITIES,

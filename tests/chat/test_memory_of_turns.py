@@ -17,8 +17,8 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
 from adiuva.offline_model import memory_extraction
 from chat import conversations
+from chat.claimed_turn import Steered
 from chat.models import Conversation
-from chat.turn_rows import Steered
 from memory import entries, entry_content, exchanges, fact_extraction, recall
 from memory.models import Embedding, Entry, EntrySource, Exchange, Memory, Receipt, Tier
 from tests.chat.chat_client import ChatClient, ClientStream, connect, conversation_of

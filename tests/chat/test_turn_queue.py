@@ -18,11 +18,11 @@ from django.db.models.functions import Now
 
 from adiuva.core import db
 from chat import conversations, lost_turns, turn_queue
+from chat.claimed_turn import Steered
 from chat.conversations import ConversationNotFound
 from chat.models import Conversation, Turn
 from chat.turn_claims import AlreadyClaimed, Begun, begin_turn
 from chat.turn_queue import ConversationBusy, QueueFull, TooManySteers
-from chat.turn_rows import Steered
 from tests.chat.chat_client import (
     ChatClient,
     ClientStream,

@@ -48,8 +48,8 @@ from billing.models import (
     Team,
     Use,
 )
+from chat.claimed_turn import NewSummary
 from chat.models import Message
-from chat.turn_rows import NewSummary
 from integrations.models import Connection
 from memory import entries, exchanges, vector_indexes
 from memory.entries import BY_HAND, EntryDetails, SourceRef

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
-from billing.marketplace import examples, reviews
+from billing.marketplace import examples, staff_reviews
 from billing.marketplace.signing import Signed, plugin_statement, verify
 from billing.models import Plugin, PluginVersion
 from tests.factories import somebody
@@ -43,7 +43,7 @@ def test_an_example_is_checked_approved_signed_and_listed_once(tmp_path: Path) -
         permissions=version.permissions,
         reviewed_at=version.reviewed_at,
     )
-    verify("plugin", Signed(statement, version.signature, version.key_id), reviews.keys().public_keys())
+    verify("plugin", Signed(statement, version.signature, version.key_id), staff_reviews.keys().public_keys())
     # Whoever publishes them signs in to nothing.
     assert plugin.developer.user is not None and not plugin.developer.user.has_usable_password()
     assert plugin.developer.user.email == examples.EMAIL

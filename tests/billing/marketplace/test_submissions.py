@@ -15,7 +15,7 @@ from rest_framework.test import APIClient
 from adiuva.accounts.models import User
 from adiuva.blobs.store import store
 from adiuva.staff import roles
-from billing.marketplace import catalogue, isolated_checks, listing, reviews, revocations, submissions
+from billing.marketplace import catalogue, isolated_checks, listing, revocations, staff_reviews, submissions
 from billing.marketplace.errors import ChecklistOpen, NotReviewed, OwnVersion
 from billing.marketplace.signing import BadSignature, Signed, plugin_statement, verify
 from billing.models import Plugin, PluginCheck, PluginVersion
@@ -63,8 +63,10 @@ class Developer:
 
 
 def approve(version: PluginVersion, by: uuid.UUID | None = None, **changes: Any) -> PluginVersion:
-    given = {"sha256": version.sha256, "checklist": list(reviews.CHECKLIST), **changes}
-    return reviews.decide(version_id=version.pk, reviewer_id=by or uuid.uuid4(), decision="approve", **given)
+    given = {"sha256": version.sha256, "checklist": list(staff_reviews.CHECKLIST), **changes}
+    return staff_reviews.decide(
+        version_id=version.pk, reviewer_id=by or uuid.uuid4(), decision="approve", **given
+    )
 
 
 def test_a_browser_uploads_a_package_with_its_session_and_its_token() -> None:
@@ -144,7 +146,7 @@ def test_nobody_reviews_their_own_nor_what_they_have_not_seen() -> None:
         with pytest.raises(refused):
             approve(version, **changes)
     assert developer.state() == "in_review"
-    reviews.decide(
+    staff_reviews.decide(
         version_id=version.pk,
         reviewer_id=uuid.uuid4(),
         decision="ask_changes",
@@ -207,7 +209,7 @@ def test_a_revocation_is_told_until_it_is_restored_and_its_number_grows() -> Non
         verify(
             "revocations",
             Signed(answer["statement"], answer["signature"], answer["key_id"]),
-            reviews.keys().public_keys(),
+            staff_reviews.keys().public_keys(),
         )
         counters.append(answer["statement"]["counter"])
         mine = [each for each in answer["statement"]["revoked"] if each["plugin"] == developer.slug]
@@ -266,7 +268,7 @@ def test_a_reviewer_sees_what_there_is_to_see_and_decides_in_the_admin() -> None
         shown = browser.get(page).content.decode()
         assert "main.js" in shown and "structure" in shown
         assert ("Approve and sign" in shown) is may
-    given = {"act": "approve", "sha256": version.sha256, "checklist": list(reviews.CHECKLIST)}
+    given = {"act": "approve", "sha256": version.sha256, "checklist": list(staff_reviews.CHECKLIST)}
     assert looking.post(act, given).status_code == 403
     for wrong in (given | {"checklist": ["code"]}, given | {"sha256": "0" * 64}):
         assert "Not done" in reviewer.post(act, wrong, follow=True).content.decode()

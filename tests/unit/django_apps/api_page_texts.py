@@ -12,7 +12,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.test import APIRequestFactory
 
-from adiuva.core.browsable import STATES, description_of
+from adiuva.core.browsable_api import STATES, description_of
 
 _METHODS = ("get", "post", "put", "patch", "delete")
 

@@ -31,8 +31,8 @@ from agents.models import AgentType
 from agents.record_rules import RecordRules
 from chat import prompts
 from chat.assistants import HOME as HOME_ASSISTANT
+from chat.claimed_turn import ChatMessage
 from chat.history import FittedHistory
-from chat.turn_rows import ChatMessage
 from chat.wire_messages import to_wire
 
 ZONE = ZoneInfo("Europe/Rome")

@@ -28,7 +28,7 @@ from adiuva.accounts import forms
 from adiuva.accounts.models import User
 from adiuva.accounts.pages import security
 from adiuva.core import db
-from adiuva.core.browsable import BrowsableRenderer
+from adiuva.core.browsable_api import BrowsableRenderer
 from adiuva.core.errors import AdiuvaError, Invalid, NotAuthenticated, Text, packed, unpacked
 from adiuva.core.language import LANGUAGES, TRANSLATED, body_of, language_of, said, speaking
 from adiuva.devices.link import DeviceOffline

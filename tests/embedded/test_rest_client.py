@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from adiuva.embedded.api_client import ApiClient, ApiError
+from adiuva.embedded.rest_client import ApiClient, ApiError
 
 THROTTLED = {"code": "throttled", "message": "too many tries", "retry_after_s": 3}
 
@@ -50,14 +50,14 @@ def test_more_requests_than_a_plan_allows_are_waited_for(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("adiuva.embedded.api_client.time.sleep", slept.append)
+    monkeypatch.setattr("adiuva.embedded.rest_client.time.sleep", slept.append)
     server.answers += [(429, THROTTLED), (429, THROTTLED), (200, {"state": "success"})]
     assert ApiClient(server.base).get("/agents/runs/1") == {"state": "success"}
     assert slept == [3, 3]
 
 
 def test_what_would_take_too_long_is_not_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adiuva.embedded.api_client.time.sleep", pytest.fail)
+    monkeypatch.setattr("adiuva.embedded.rest_client.time.sleep", pytest.fail)
     server.answers += [(429, {**THROTTLED, "retry_after_s": 3600})]
     with pytest.raises(ApiError, match="too many tries"):
         ApiClient(server.base).get("/agents")

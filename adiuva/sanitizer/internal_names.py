@@ -65,7 +65,7 @@ class _NextStage(Protocol):
     def opaque(self, text: str) -> None: ...
 
 
-class IdentifierStage:
+class InternalNameStage:
     def __init__(
         self,
         patterns: LeakPatterns,
