@@ -6,6 +6,7 @@ from uuid import UUID
 
 from celery import shared_task
 
+from adiuva.core import db
 from billing import budget_sweep, stored, tiers, usage
 from billing.marketplace import (
     connected_accounts,
@@ -34,12 +35,17 @@ def sweep() -> None:
 @shared_task(name="billing.sync")
 def sync_payments() -> None:
     """What is new at Stripe, and what Stripe is to do."""
-    webhooks.process()
-    intents.sweep()
-    sync.run()
-    disputes.run()
-    purchase_sync.run()
-    connected_accounts.run()
+    # One that PostgreSQL ended for the sake of another transaction does not keep the others from their work.
+    for step in (
+        webhooks.process,
+        intents.sweep,
+        sync.run,
+        disputes.run,
+        purchase_sync.run,
+        connected_accounts.run,
+    ):
+        with db.conflicts_put_off("payments.step_put_off", step=step.__module__):
+            step()
 
 
 @shared_task(name="billing.settle_developers")

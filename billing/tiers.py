@@ -16,6 +16,7 @@ from django.db.models.functions import Now
 
 from adiuva.accounts.keys import NoSuchUser
 from adiuva.accounts.models import PlanName, User
+from adiuva.core import db
 from billing import signals
 from billing.models import Override
 from billing.payments.models import GRACE
@@ -94,8 +95,9 @@ def sweep() -> int:
     changed = 0
     for user_id in differences():
         try:
-            recompute(user_id)
-            changed += 1
+            with db.conflicts_put_off("plan.not_recomputed", user_id=str(user_id)):
+                recompute(user_id)
+                changed += 1
         except NoSuchUser:
             continue
     return changed

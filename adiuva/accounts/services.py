@@ -17,7 +17,6 @@ from django.core.exceptions import ValidationError
 from django.db import OperationalError, connection, transaction
 from django.db.models import CASCADE, Model, QuerySet
 from django.utils import timezone
-from psycopg.errors import DeadlockDetected
 
 from adiuva.accounts import keys, mails, passkeys, second_factors, session_check, sign_in_rules, tokens
 from adiuva.accounts.models import Mail, RevokedReason, Session, User
@@ -25,6 +24,7 @@ from adiuva.accounts.passkeys import Assertion
 from adiuva.accounts.second_factors import Proof
 from adiuva.accounts.sign_in_rules import Way
 from adiuva.accounts.tokens import TokenPair
+from adiuva.core import db
 from adiuva.core.errors import Conflict, Invalid, NotAuthenticated, NotFound, Text
 from adiuva.core.pruning import delete_in_batches
 
@@ -280,13 +280,18 @@ def set_password(*, user: User, password: str, keep: Session | None = None) -> N
     mails.order(Mail.Kind.PASSWORD_CHANGED, user=user)
 
 
-@transaction.atomic
 def deactivate(*, users: QuerySet[User]) -> int:
     """Deactivate accounts and end their sessions; nothing is deleted. Returns how many were active."""
-    ids = list(users.filter(is_active=True).select_for_update(no_key=True).values_list("pk", flat=True))
-    User.objects.filter(pk__in=ids).update(is_active=False)
-    Session.objects.filter(user_id__in=ids).end(RevokedReason.INACTIVE)
-    return len(ids)
+    # One by one: whoever locks two accounts locks first the one that pays for the other, which is not known here.
+    return sum(map(_deactivate, users.filter(is_active=True).values_list("pk", flat=True)))
+
+
+@transaction.atomic
+def _deactivate(user_id: UUID) -> bool:
+    if not User.objects.filter(pk=user_id, is_active=True).update(is_active=False):
+        return False
+    Session.objects.filter(user_id=user_id).end(RevokedReason.INACTIVE)
+    return True
 
 
 def delete_account(*, user: User) -> None:
@@ -300,7 +305,7 @@ def delete_account(*, user: User) -> None:
             return
         except OperationalError as error:
             # A worker that holds one of the rows was waiting for another: PostgreSQL ends one of the two.
-            if not isinstance(error.__cause__, DeadlockDetected) or not attempts_left:
+            if not db.is_conflict(error) or not attempts_left:
                 raise
             log.info("account.deletion_repeated", user_id=str(user.pk))
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, ParamSpec, TypeVar
 
 import psycopg
 from django.conf import settings
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
 from django.db.backends.utils import CursorWrapper
 from django.utils import translation
+from psycopg.errors import DeadlockDetected, SerializationFailure
+
+from adiuva.core.logging import log_failure
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,6 +71,28 @@ def clock() -> dt.datetime:
         cursor.execute("SELECT statement_timestamp()")
         now: dt.datetime = cursor.fetchone()[0]
     return now
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether PostgreSQL ended a transaction for the sake of another: nothing of it was written, and it may succeed
+    when it is done again."""
+    return isinstance(error, OperationalError) and isinstance(
+        error.__cause__, (DeadlockDetected, SerializationFailure)
+    )
+
+
+@contextmanager
+def conflicts_put_off(event: str, **ids: object) -> Iterator[None]:
+    """For one piece of a poller's work: a conflict in it is logged, and the next round finds what is left to do.
+
+    The piece is a transaction of its own, so that the work after it goes on.
+    """
+    try:
+        yield
+    except OperationalError as error:
+        if not is_conflict(error):
+            raise
+        log_failure(event, error, level="warning", **ids)
 
 
 def prepared_cursor() -> CursorWrapper:

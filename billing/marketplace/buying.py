@@ -84,7 +84,7 @@ def check_out(*, user_id: UUID, plugin: Plugin, site: str = "") -> str:
         sale = _sale(user_id, plugin)
         if sale.session and (url := _still_open(sale, wish)):
             return url
-        intent = _wanted(sale, wish)
+        intent = _wanted(user_id, sale, wish)
         if intent is None:
             continue
         ready = subscribing.ready(intent)
@@ -144,8 +144,9 @@ def _still_open(sale: PluginPurchase, wish: dict[str, Any]) -> str:
 
 
 @transaction.atomic
-def _wanted(sale: PluginPurchase, wish: dict[str, Any]) -> Intent | None:
+def _wanted(user_id: UUID, sale: PluginPurchase, wish: dict[str, Any]) -> Intent | None:
     """The intent of a session, or None if another click has opened one meanwhile."""
+    subscribing.lock(user_id)
     row = PluginPurchase.objects.select_for_update(no_key=True).get(pk=sale.pk)
     if row.session != sale.session or row.state != State.OPEN:
         return None
@@ -153,7 +154,7 @@ def _wanted(sale: PluginPurchase, wish: dict[str, Any]) -> Intent | None:
     owner = Plugin.objects.values_list("developer_id", flat=True).get(pk=row.plugin_id)
     row.developer_id, row.total_cents, row.currency = owner, wish["cents"], wish["currency"]
     row.save(update_fields=["developer", "total_cents", "currency"])
-    return intents.want(Intent.Kind.PURCHASE, str(sale.pk), row.user_id, **wish)
+    return intents.want(Intent.Kind.PURCHASE, str(sale.pk), user_id, **wish)
 
 
 def _send(intent: Intent) -> str:

@@ -8,9 +8,11 @@ from typing import Any, Final, Literal
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 
 from adiuva.core.errors import AdiuvaError, Conflict, Invalid, NotFound
 from billing.marketplace.models import Developer, Plugin
+from billing.marketplace.money_models import PluginPurchase
 from billing.marketplace.names import is_plain_name, is_reserved, too_close
 from billing.marketplace.user_models import PluginTransfer
 
@@ -116,12 +118,20 @@ def part(user_id: UUID) -> None:
     Who bought one keeps it, and what is due is still sent to the account at Stripe.
     """
     found = Developer.objects.select_for_update(no_key=True).filter(user_id=user_id).first()
+    # Also those whose sums of ratings change with the account's.
+    plugins = Plugin.objects.filter(Q(developer__user=user_id) | Q(user_ratings__user=user_id)).values("pk")
+    list(
+        Plugin.objects.filter(pk__in=plugins).order_by("pk").select_for_update(no_key=True).values_list("pk")
+    )
+    bought = PluginPurchase.objects.of(user_id).order_by("pk")
+    list(bought.select_for_update(no_key=True).values_list("pk"))  # which lose their user
     if found is None:
         return
     found.plugins.filter(state=Plugin.State.LISTED).update(state=Plugin.State.WITHDRAWN)
-    open_ones = PluginTransfer.objects.filter(state__in=["asked", "accepted"])
-    for mine in (open_ones.filter(giver=found), open_ones.filter(receiver=found)):
-        mine.update(state=PluginTransfer.State.CANCELLED)
+    of_mine = Q(giver=found) | Q(receiver=found)
+    open_ones = PluginTransfer.objects.filter(of_mine, state__in=["asked", "accepted"]).order_by("pk")
+    pks = list(open_ones.select_for_update(no_key=True).values_list("pk", flat=True))
+    PluginTransfer.objects.filter(pk__in=pks).update(state=PluginTransfer.State.CANCELLED)
     found.user = None
     found.handle, found.name = f"gone-{uuid.uuid4().hex[:16]}", ""
     found.state = Developer.State.GONE

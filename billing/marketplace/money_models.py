@@ -32,6 +32,10 @@ class PluginPurchaseQuerySet(models.QuerySet["PluginPurchase"]):
             settled_cents__lt=F("due_cents"), state=PluginPurchase.State.PAID, transfer_after__lte=Now()
         )
 
+    def to_settle(self) -> Self:
+        """Those of which one of these is true, or of which a debt has ended."""
+        return self.to_take_back() | self.to_send() | self.exclude(debt_since=None)
+
     def in_debt(self) -> Self:
         return self.filter(settled_cents__gt=F("due_cents")).exclude(debt_since=None)
 

@@ -8,16 +8,16 @@ debt, which the developer's next sales repay. Each step is a row first, and an i
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
 from typing import Final
 from uuid import UUID
 
 import structlog
-from django.db import models, transaction
+from django.db import transaction
 from django.db.models import F, Q, Sum
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from adiuva.core import db
 from adiuva.core.enqueue import enqueue_on_commit
 from billing.marketplace import connected_accounts
 from billing.marketplace.models import Developer
@@ -43,7 +43,8 @@ def sweep() -> int:
     may_get = Q(developer__payouts_enabled=True) | Q(developer__in=sales.in_debt().values("developer"))
     due |= set(sales.to_send().filter(may_get).values_list("developer_id", flat=True))
     for developer_id in sorted(due):
-        settle(developer_id)
+        with db.conflicts_put_off("developer.not_settled", developer_id=str(developer_id)):
+            settle(developer_id)
     return len(due)
 
 
@@ -51,19 +52,18 @@ def sweep() -> int:
 def settle(developer_id: UUID) -> None:
     """Want sent what a developer is due, and taken back what they have too much. Stripe is asked after the commit."""
     developer = Developer.objects.select_for_update(no_key=True).get(pk=developer_id)
-    for sale in _locked(developer.sales.to_take_back()):
+    # All at once and by their keys, as whoever asks for new copies of them locks them.
+    locked = developer.sales.to_settle().order_by("pk").select_for_update(no_key=True)
+    sales = developer.sales.filter(pk__in=list(locked.values_list("pk", flat=True))).order_by("paid_at", "pk")
+    for sale in sales.to_take_back():
         _take_back(developer, sale)
-    debts = list(_locked(developer.sales.in_debt()))
-    for sale in _locked(developer.sales.to_send()):
+    debts = list(sales.in_debt())
+    for sale in sales.to_send():
         _repay(sale, debts)
         if sale.settled_cents < sale.due_cents and developer.payouts_enabled:
             _pay(sale, Kind.TRANSFER, sale.due_cents - sale.settled_cents)
-    developer.sales.filter(settled_cents__lte=F("due_cents")).exclude(debt_since=None).update(debt_since=None)
+    sales.filter(settled_cents__lte=F("due_cents")).exclude(debt_since=None).update(debt_since=None)
     enqueue_on_commit("billing.sync")
-
-
-def _locked(sales: models.QuerySet[PluginPurchase]) -> Iterator[PluginPurchase]:
-    return sales.order_by("paid_at", "pk").select_for_update(no_key=True).iterator()
 
 
 def _pay(

@@ -121,7 +121,8 @@ class IntentAdmin(ReadOnlyAdmin):
         """Also what failed for good: staff may have mended its cause."""
         states = [Intent.State.WANTED, Intent.State.UNKNOWN, Intent.State.FAILED]
         ids = list(chosen.filter(state__in=states).values_list("pk", flat=True))
-        failed = Intent.objects.filter(pk__in=ids, state=Intent.State.FAILED)
-        leases.revoke(failed, state=Intent.State.WANTED)
-        Intent.objects.filter(pk__in=ids).update(not_before=Now())
+        for pk in ids:  # each by itself: whoever holds one may wait for another
+            failed = Intent.objects.filter(pk=pk, state=Intent.State.FAILED)
+            leases.revoke(failed, state=Intent.State.WANTED)
+            Intent.objects.filter(pk=pk).update(not_before=Now())
         self.message_user(request, f"{len(ids)} will be tried within seconds.", messages.SUCCESS)

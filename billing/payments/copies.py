@@ -4,7 +4,8 @@ One process at a time fetches an object, holding its row's lease, and it writes 
 answer cannot overwrite a newer one. Whoever asks meanwhile raises `wanted`, and the row is fetched again.
 
 What Stripe does not answer is asked for again, later each time. What it refuses is given up, with the reason in the row
-and a line in the log, until somebody asks anew.
+and a line in the log, until somebody asks anew. What PostgreSQL did not let us write (`db.is_conflict`) is
+fetched again.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 import structlog
-from django.db import models, transaction
+from django.db import OperationalError, models, transaction
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 
-from adiuva.core import leases
+from adiuva.core import db, leases
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.http import backoff_s
 from adiuva.core.leases import LEASE_FIELDS, Lease, Leased, LeaseLost
+from adiuva.core.logging import log_failure
 from billing.payments import stripe_api
 from billing.payments.stripe_api import Refused, StripeAway
 
 _LEASE: Final = dt.timedelta(seconds=60)  # longer than the calls for one object may take
 _LONGEST_WAIT_S: Final = 600.0
+_AFTER_CONFLICT: Final = dt.timedelta(seconds=1)  # so that it is a later round that fetches it
 _MOST: Final = 200
 # Columns that only say when a copy is to be fetched: an export leaves them out.
 COPY_FIELDS: Final = ("wanted", "synced", "not_before", "attempts", "refused", *LEASE_FIELDS)
@@ -134,8 +137,15 @@ class Copies(Generic[M, S]):
                 log.error("stripe.copy_refused", **named, reason=error.reason)
                 self._give_up(lease, wanted, error.reason[:100])
                 return error
-            with transaction.atomic():
-                self.write(lease, state, wanted)
+            try:
+                with transaction.atomic():
+                    self.write(lease, state, wanted)
+            except OperationalError as error:
+                if not db.is_conflict(error):
+                    raise
+                log_failure("stripe.copy_not_written", error, level="warning", **named)
+                lease.release(not_before=Now() + _AFTER_CONFLICT)
+                return StripeAway("conflict")
         except LeaseLost:
             log.info("stripe.copy_late", **named)
         return None

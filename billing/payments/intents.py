@@ -15,15 +15,16 @@ from typing import Any, Final
 from uuid import UUID
 
 import structlog
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, OperationalError, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
 from adiuva.accounts.models import User
-from adiuva.core import leases
+from adiuva.core import db, leases
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.http import backoff_s
 from adiuva.core.leases import Lease, LeaseLost
+from adiuva.core.logging import log_failure
 from billing.payments import money_api, stripe_api, sync
 from billing.payments.models import Customer, Intent, Subscription
 from billing.payments.stripe_api import Refused, StripeAway
@@ -31,6 +32,7 @@ from billing.payments.stripe_api import Refused, StripeAway
 _LEASE: Final = dt.timedelta(seconds=60)  # longer than a call may take
 _KEYS_LAST: Final = dt.timedelta(hours=23)  # Stripe: at least 24
 _LONGEST_WAIT_S: Final = 3600.0
+_AFTER_CONFLICT: Final = dt.timedelta(seconds=1)  # so that it is a later round that sends it again
 
 log = structlog.get_logger(__name__)
 
@@ -43,14 +45,16 @@ class NotPossible(Exception):
 class Kind:
     """`send` calls Stripe and returns the id of what it made; `look` finds what an earlier call made.
 
-    `done` and `given_up` run in the transaction that writes the end, with the row locked. Nothing was done at Stripe by
-    what is given up; the row's `error` says why.
+    `done` and `given_up` run in the transaction that writes the end, with the row locked; `first` locks what comes
+    before an intent in the order of locks (docs/architecture/billing.md). Nothing was done at Stripe by what is given
+    up; the row's `error` says why.
     """
 
     send: Callable[[Intent], str]
     look: Callable[[Intent], str | None]
     done: Callable[[Intent], None] = lambda _: None
     given_up: Callable[[Intent], None] = lambda _: None
+    first: Callable[[Intent], object] = lambda _: None
 
 
 def register(kind: str, what: Kind) -> None:
@@ -133,7 +137,7 @@ def _carry_out(intent: Intent) -> None:
     try:
         if must_look:
             if (known := kind.look(intent)) is not None:
-                _finish(lease, kind, known)
+                _finish(lease, kind, intent, known)
                 return
             intent.attempt += 1
             intent.first_sent_at = None
@@ -141,7 +145,7 @@ def _carry_out(intent: Intent) -> None:
             lease.renew(first_sent_at=Now(), attempt=intent.attempt)
         made = kind.send(intent)
     except NotPossible:
-        _give_up(lease, kind, Intent.State.DROPPED, "not_possible")
+        _give_up(lease, kind, intent, Intent.State.DROPPED, "not_possible")
     except StripeAway as error:
         _fail_for_now(lease, kind, intent, error, tries)
         raise
@@ -151,33 +155,41 @@ def _carry_out(intent: Intent) -> None:
             _look_next(lease, tries, error.reason)
             raise StripeAway(error.reason) from None
         log.warning("stripe.intent_refused", intent_id=str(intent.pk), kind=intent.kind, reason=error.reason)
-        _give_up(lease, kind, Intent.State.FAILED, error.reason[:100])
+        _give_up(lease, kind, intent, Intent.State.FAILED, error.reason[:100])
         raise
     else:
-        _finish(lease, kind, made)
+        _finish(lease, kind, intent, made)
 
 
-def _finish(lease: Lease[Intent], kind: Kind, stripe_id: str) -> None:
+def _finish(lease: Lease[Intent], kind: Kind, intent: Intent, stripe_id: str) -> None:
     """Raises nothing if the lease is lost: whoever has the row gets the same answer for the same key."""
-    try:
-        with transaction.atomic():
-            row = lease.held()
-            row.stripe_id, row.state, row.error = stripe_id, Intent.State.DONE, ""
-            kind.done(row)
-            lease.release(state=row.state, stripe_id=row.stripe_id, error="")
-    except LeaseLost:
-        log.info("stripe.intent_late", intent_id=str(lease.pk))
+    end = {"state": Intent.State.DONE, "stripe_id": stripe_id, "error": ""}
+    _write_end(lease, kind, intent, kind.done, end)
 
 
-def _give_up(lease: Lease[Intent], kind: Kind, state: str, reason: str) -> None:
+def _give_up(lease: Lease[Intent], kind: Kind, intent: Intent, state: Intent.State, reason: str) -> None:
+    _write_end(lease, kind, intent, kind.given_up, {"state": state, "error": reason})
+
+
+def _write_end(
+    lease: Lease[Intent], kind: Kind, intent: Intent, follow: Callable[[Intent], None], end: dict[str, Any]
+) -> None:
     try:
         with transaction.atomic():
+            kind.first(intent)
             row = lease.held()
-            row.state, row.error = Intent.State(state), reason
-            kind.given_up(row)
-            lease.release(state=state, error=reason)
+            for name, value in end.items():
+                setattr(row, name, value)
+            follow(row)
+            lease.release(**end)
     except LeaseLost:
         log.info("stripe.intent_late", intent_id=str(lease.pk))
+    except OperationalError as error:
+        if not db.is_conflict(error):
+            raise
+        # The same key is sent again, for which Stripe gives the same answer.
+        log_failure("stripe.intent_not_written", error, level="warning", intent_id=str(lease.pk))
+        _release(lease, state=Intent.State.UNKNOWN, not_before=Now() + _AFTER_CONFLICT)
 
 
 def _fail_for_now(lease: Lease[Intent], kind: Kind, intent: Intent, error: StripeAway, tries: int) -> None:
@@ -189,7 +201,7 @@ def _fail_for_now(lease: Lease[Intent], kind: Kind, intent: Intent, error: Strip
             _look_next(lease, tries, error.reason)
             return
         if known is not None:
-            _finish(lease, kind, known)
+            _finish(lease, kind, intent, known)
             return
         _release(
             lease,
@@ -246,8 +258,13 @@ def _look_for_customer(intent: Intent) -> str | None:
     return stripe_api.find_customer(since=since, row=str(intent.pk))
 
 
+def _lock_user(intent: Intent) -> bool:
+    found = User.objects.select_for_update(no_key=True).filter(pk__in=[intent.user_id])
+    return bool(found.values_list("pk"))
+
+
 def _customer_done(intent: Intent) -> None:
-    if User.objects.select_for_update(no_key=True).filter(pk__in=[intent.user_id]).first() is None:
+    if not User.objects.filter(pk__in=[intent.user_id]).exists():  # locked before, if it is there
         Customer.objects.get_or_create(stripe_id=intent.stripe_id)
         want(Intent.Kind.DELETE_CUSTOMER, intent.stripe_id, None)
         return
@@ -345,7 +362,7 @@ def _delete_customer(intent: Intent) -> str:
 
 _after_refunds: Final[list[Callable[[str], None]]] = []
 _KINDS: Final[dict[str, Kind]] = {
-    Intent.Kind.CUSTOMER: Kind(_send_customer, _look_for_customer, _customer_done),
+    Intent.Kind.CUSTOMER: Kind(_send_customer, _look_for_customer, _customer_done, first=_lock_user),
     Intent.Kind.CHECKOUT: Kind(_send_checkout, _look_for_checkout),
     Intent.Kind.CANCEL: Kind(_set_cancel(cancel=True), _look_for_cancel(cancel=True), _resync),
     Intent.Kind.RESUME: Kind(_set_cancel(cancel=False), _look_for_cancel(cancel=False), _resync),
@@ -368,3 +385,6 @@ def end_payments(user_id: UUID) -> None:
         Intent.objects.filter(user_id=user_id, kind=Intent.Kind.CHECKOUT, state__in=Intent.OPEN),
         state=Intent.State.DROPPED,
     )
+    # They lose their user in whatever order.
+    mine = Subscription.objects.of(user_id).order_by("pk")
+    list(mine.select_for_update(no_key=True).values_list("pk"))

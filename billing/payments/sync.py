@@ -66,11 +66,14 @@ def _get(row: Subscription) -> SubscriptionState | None:
 
 
 def _write(lease: Lease[Subscription], state: SubscriptionState | None, wanted: int) -> None:
-    """The account is locked before the subscription, as everywhere. Raises LeaseLost."""
+    """The account is locked before its subscriptions, and these by their keys, as everywhere. Raises LeaseLost."""
     customer = Customer.objects.filter(stripe_id=state.customer_id).first() if state else None
     user_id = customer.user_id if customer else None
     if user_id is not None and not User.objects.select_for_update(no_key=True).filter(pk=user_id).exists():
         user_id = None
+    if user_id is not None:  # `_is_doubled` may write the others
+        mine = Subscription.objects.filter(Q(pk=lease.pk) | Q(user_id=user_id, status__in=Subscription.LIVE))
+        list(mine.order_by("pk").select_for_update(no_key=True).values_list("pk"))
     row, is_newly_late = lease.held(), False
     if state is None:
         _mark_events(row, "resource_missing")

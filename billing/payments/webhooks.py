@@ -128,9 +128,10 @@ def process() -> int:
             batch = list(new.select_for_update(skip_locked=True)[:_BATCH])
             if not batch:
                 return done
+            # In the order of locks (docs/architecture/billing.md).
+            disputes.want([event.object_id for event in batch if event.type in events_api.DISPUTE_TYPES])
             sync.want([event.subscription_id for event in batch if event.subscription_id])
             _want_of_plugins(batch)
-            disputes.want([event.object_id for event in batch if event.type in events_api.DISPUTE_TYPES])
             if any(event.type in _WITHOUT_SUBSCRIPTION for event in batch):
                 enqueue_on_commit("billing.copy_ledger")
             Event.objects.filter(pk__in=[event.pk for event in batch]).update(state=Event.State.DONE)
@@ -138,11 +139,11 @@ def process() -> int:
 
 
 def _want_of_plugins(events: Collection[Event]) -> None:
+    connected_accounts.want(Q(stripe_account__in=[event.object_id for event in events]))
     purchase_sync.want_told(
         payment_intents={event.payment_intent for event in events if event.payment_intent},
         sessions={event.object_id for event in events if event.type in events_api.PLUGIN_TYPES},
     )
-    connected_accounts.want(Q(stripe_account__in=[event.object_id for event in events]))
 
 
 def catch_up() -> int:

@@ -232,9 +232,10 @@ def join(*, team_id: UUID, user_id: UUID) -> Membership:
 
 def _sit_down(team: Team, user_id: UUID, invitation: Membership | None) -> Membership:
     """The owner is locked, and then the member. An expired invitation is as good as none."""
+    # Before the lock as well: two owners who accept each other's invitations would wait for each other.
+    _require_no_team(user_id)
     seats.lock(user_id)
-    if team.owner_id == user_id or Team.objects.filter(owner_id=user_id).exists():
-        raise InATeam("you have a team of your own")
+    _require_no_team(user_id)
     if Membership.objects.of(user_id).exists():
         raise InATeam("you are a member of another team: leave it first")
     _require_seat(team.owner_id, team, 1, without=1 if invitation else 0)
@@ -244,6 +245,11 @@ def _sit_down(team: Team, user_id: UUID, invitation: Membership | None) -> Membe
     log.info("team.joined", team_id=str(team.pk), user_id=str(user_id))
     tiers.recompute(user_id)
     return found
+
+
+def _require_no_team(user_id: UUID) -> None:
+    if Team.objects.filter(owner_id=user_id).exists():
+        raise InATeam("you have a team of your own")
 
 
 # ── The end of a membership ─────────────────────────────────────────────────────────────────────────────
@@ -274,10 +280,11 @@ def leave(*, user_id: UUID) -> None:
 
 def _end(membership: Membership, owner_id: UUID) -> None:
     user_id, team_id = membership.user_id, membership.team_id
+    there = seats.lock_members([user_id])
     membership.delete()
     log.info("team.left", team_id=str(team_id), user_id=str(user_id or ""))
     seats.settle(owner_id)
-    if user_id is not None:
+    if user_id in there:
         tiers.recompute(user_id)
 
 

@@ -1,11 +1,12 @@
 """Who sits on the seats of a team: the owner, then its members in the order in which they joined.
 
-Whatever changes seats or members locks the owner's account first, then the accounts of members. An owner is no member
-of another team, so that nobody waits for each other.
+Whatever changes seats or members locks the owner's account first, then the accounts of members, then memberships. An
+owner is no member of another team, which is seen before they are locked as one, so that nobody waits for each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from django.db import transaction
 
 from adiuva.accounts.keys import NoSuchUser
 from adiuva.accounts.models import User
+from adiuva.core import db
 from billing import tiers
 from billing.models import Override, Plan
 from billing.payments.models import Intent, Subscription
@@ -29,6 +31,12 @@ def lock(owner_id: UUID) -> None:
     """Lock the account that pays for a team, until the transaction ends. Raises NoSuchUser."""
     if not User.objects.select_for_update(no_key=True).filter(pk=owner_id).values_list("pk"):
         raise NoSuchUser("this account no longer exists")
+
+
+def lock_members(user_ids: Iterable[UUID | None]) -> set[UUID]:
+    """Lock the accounts of members, behind their owner's. Returns those that are there: others are being deleted."""
+    users = User.objects.filter(pk__in=[user_id for user_id in user_ids if user_id is not None])
+    return set(users.order_by("pk").select_for_update(no_key=True).values_list("pk", flat=True))
 
 
 def of_owner(owner_id: UUID) -> int | None:
@@ -84,8 +92,10 @@ def settle(owner_id: UUID) -> int:
         if member.state != state:
             member.state = state
             changed.append(member)
+    there = lock_members([member.user_id for member in changed])
+    changed = [member for member in changed if member.user_id in there]
     Membership.objects.bulk_update(changed, ["state"])
-    for member in sorted(changed, key=lambda member: str(member.user_id)):
+    for member in changed:
         assert member.user_id is not None  # a constraint
         log.info("team.seat_changed", team_id=str(team.pk), user_id=str(member.user_id), state=member.state)
         tiers.recompute(member.user_id)
@@ -98,7 +108,8 @@ def sweep() -> int:
     changed = 0
     for owner_id in waiting.values_list("owner_id", flat=True):
         try:
-            changed += settle(owner_id)
+            with db.conflicts_put_off("team.not_settled", user_id=str(owner_id)):
+                changed += settle(owner_id)
         except NoSuchUser:
             continue
     return changed

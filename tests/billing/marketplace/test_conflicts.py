@@ -1,0 +1,151 @@
+"""What becomes of the work of a poller that PostgreSQL ends for the sake of another transaction."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection, connections, transaction
+from django.db.models import QuerySet
+from django.utils.timezone import now
+from structlog.testing import capture_logs
+
+from billing import tasks
+from billing.marketplace import payouts, purchase_sync
+from billing.models import Developer, Event, Intent, PluginPurchase
+from billing.payments import intents, webhooks
+from billing.payments.copies import Copies
+from billing.payments.stripe_api import StripeAway
+from tests.billing.marketplace.shops import Shop, is_exact, payments_of, work
+from tests.fakes.stripe import Stripe
+
+
+@pytest.fixture
+def shop(stripe: Stripe) -> Shop:
+    return Shop(stripe)
+
+
+@contextmanager
+def a_rival(first: QuerySet[Any], then: QuerySet[Any]) -> Iterator[Callable[[], None]]:
+    """Another transaction, which locks `first`, and `then` once somebody else has that: they wait for each other.
+
+    It is the other one that PostgreSQL ends, after a second. `first` is locked when what is yielded returns.
+    """
+    has_first, is_over = threading.Event(), threading.Event()
+
+    def contend() -> None:
+        try:
+            with transaction.atomic():
+                with connection.cursor() as cursor:
+                    cursor.execute("SET LOCAL deadlock_timeout = '60s'")
+                list(first.select_for_update(no_key=True))
+                has_first.set()
+                while not is_over.is_set() and _is_free(then):
+                    time.sleep(0.01)
+                list(then.select_for_update(no_key=True))
+                transaction.set_rollback(True)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=contend)
+
+    def begin() -> None:
+        thread.start()
+        assert has_first.wait(30)
+
+    try:
+        yield begin
+    finally:
+        is_over.set()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def _is_free(rows: QuerySet[Any]) -> bool:
+    try:
+        with transaction.atomic():
+            list(rows.select_for_update(no_key=True, nowait=True))
+            transaction.set_rollback(True)
+    except OperationalError:
+        return False
+    return True
+
+
+def rows_of(sale: PluginPurchase) -> tuple[QuerySet[PluginPurchase], QuerySet[Developer]]:
+    return PluginPurchase.objects.filter(pk=sale.pk), Developer.objects.filter(pk=sale.developer_id)
+
+
+def test_a_copy_is_fetched_again_in_a_later_round(shop: Shop) -> None:
+    sale = shop.sell()
+    row, developer = rows_of(sale)
+    shop.stripe.do(lambda world: world.get("charge", sale.charge).update(amount_refunded=400))
+    row.update(wanted=sale.wanted + 1)
+    with a_rival(row, developer) as begin, capture_logs() as logs:
+
+        def get(claimed: PluginPurchase) -> Any:
+            answer = purchase_sync._get(claimed)
+            begin()  # after the claim, which leaves out what others hold
+            return answer
+
+        copies: Any = Copies(PluginPurchase, get, purchase_sync._write)
+        with pytest.raises(StripeAway):
+            copies.fetch_free(row)
+    assert "stripe.copy_not_written" in [each["event"] for each in logs]
+    sale.refresh_from_db()
+    assert (sale.refunded_cents, sale.lease_until, sale.wanted - sale.synced) == (0, None, 1)
+    work(shop.developer)
+    sale.refresh_from_db()
+    assert (sale.refunded_cents, sale.due_cents, sale.wanted) == (400, 420, sale.synced)
+
+
+def test_a_transfer_that_was_sent_is_written_in_a_later_round_and_sent_once(shop: Shop) -> None:
+    sale = shop.sell()
+    shop.developer.sales.update(transfer_after=now())
+    payouts.settle(shop.developer.pk)
+    intent = Intent.objects.get(kind="transfer", subject=str(sale.payments.get().pk))
+    with a_rival(*rows_of(sale)) as begin, capture_logs() as logs:
+        begin()
+        assert intents.carry_out(intent.pk).state == Intent.State.UNKNOWN
+    assert "stripe.intent_not_written" in [each["event"] for each in logs]
+    assert shop.at_stripe() == 700 and payments_of(sale) == [("transfer", 700, "open")]
+    work(shop.developer)
+    assert shop.at_stripe() == 700 and payments_of(sale) == [("transfer", 700, "done")]
+    is_exact(shop.developer)
+
+
+def test_events_stay_new_and_the_rest_of_the_round_is_done(shop: Shop) -> None:
+    sale = shop.sell()
+    shop.stripe.do(lambda world: world.get("charge", sale.charge).update(amount_refunded=400))
+    row, developer = rows_of(sale)
+    row.update(wanted=sale.wanted + 1)
+    event = Event(
+        stripe_id=f"evt_{sale.pk}", type="charge.refunded", payment_intent=sale.payment_intent or ""
+    )
+    event.livemode, event.created, event.object_id = False, now(), shop.account
+    with a_rival(row, developer) as begin, capture_logs() as logs:
+        begin()
+        event.save(force_insert=True)
+        tasks.sync_payments()
+    event.refresh_from_db()
+    assert event.state == Event.State.NEW
+    assert [each["step"] for each in logs if each["event"] == "payments.step_put_off"] == [webhooks.__name__]
+    work(shop.developer)  # the sale was free again for the steps after it, or is by now
+    event.refresh_from_db()
+    sale.refresh_from_db()
+    assert (event.state, sale.refunded_cents) == (Event.State.DONE, 400)
+
+
+def test_a_developer_who_is_not_settled_is_settled_in_the_next_round(shop: Shop) -> None:
+    sale = shop.sell()
+    shop.developer.sales.update(transfer_after=now())
+    with a_rival(*rows_of(sale)) as begin, capture_logs() as logs:
+        begin()
+        payouts.sweep()
+    assert "developer.not_settled" in [each["event"] for each in logs]
+    assert payments_of(sale) == []
+    payouts.sweep()
+    assert [kind for kind, _, _ in payments_of(sale)] == ["transfer"]
