@@ -34,6 +34,7 @@ MOST_AT_ONCE: Final = 8
 # How many turns of a chat without a conversation may try to tell an end, and how long it waits for them.
 MOST_TRIES_IN_TURNS: Final = 3
 WAITS_FOR_DEVICE: Final = dt.timedelta(days=7)
+_GIVEN_UP_AT_ONCE: Final = 1_000
 # However long a provider asks for.
 _LONGEST_PAUSE_S: Final = 6 * 3_600.0
 
@@ -221,9 +222,15 @@ def backlog() -> tuple[int, int]:
 
 def expire() -> int:
     """Give up what a chat without a conversation did not come to hear within days, or could not be told."""
-    late = Watch.objects.filter(conversation=None, state=State.DUE)
-    tried = late.filter(attempts__gte=MOST_TRIES_IN_TURNS).update(state=State.DEAD)
-    return tried + late.filter(due_at__lt=Now() - WAITS_FOR_DEVICE).update(state=State.EXPIRED)
+    due = Watch.objects.filter(conversation=None, state=State.DUE)
+    tried = due.filter(attempts__gte=MOST_TRIES_IN_TURNS)
+    late = due.filter(due_at__lt=Now() - WAITS_FOR_DEVICE)
+    return _give_up(tried, State.DEAD) + _give_up(late, State.EXPIRED)
+
+
+def _give_up(rows: QuerySet[Watch], state: State) -> int:
+    ids = list(rows.values_list("pk", flat=True)[:_GIVEN_UP_AT_ONCE])
+    return rows.filter(pk__in=ids).update(state=state) if ids else 0
 
 
 def settle_late(

@@ -315,6 +315,7 @@ class Allowance(models.Model):
 
     class Meta:
         ordering = ["-starts_at", "-id"]
+        indexes = [models.Index(fields=["ends_at"], name="allowances_by_end")]
         constraints = [
             models.UniqueConstraint(
                 fields=["scope", "user", "agent", "starts_at"],

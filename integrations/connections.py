@@ -18,6 +18,7 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import SealBroken
 from adiuva.core.errors import AdiuvaError, Invalid, NotFound, Text
 from adiuva.core.logging import log_failure
+from adiuva.core.pruning import delete_in_batches
 from adiuva.devices.models import Device
 from billing import entitlements
 from integrations import oauth_clients, signals, tokens
@@ -192,4 +193,6 @@ def sweep() -> None:
             tokens.announce_loss(connection_id)
         except Exception as error:  # a failing receiver must not stop the other announcements
             log_failure("connection.announce_failed", error, connection_id=str(connection_id))
-    Consent.objects.filter(expires_at__lt=Now() - timedelta(hours=1)).delete()
+    delete_in_batches(
+        Consent.objects.filter(expires_at__lt=Now() - timedelta(hours=1)).order_by("expires_at")
+    )

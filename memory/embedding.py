@@ -11,6 +11,7 @@ from django.db.models import Exists, OuterRef
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
+from adiuva.core.pruning import delete_in_batches
 from billing import usage
 from billing.models import Purpose
 from memory import entries, entry_content, vector_space
@@ -71,7 +72,7 @@ def users_to_embed(after: uuid.UUID, max_users: int = 100) -> list[uuid.UUID]:
 def delete_old_history_vectors(user_id: uuid.UUID) -> int:
     """Delete vectors of other models that belong to history. Returns how many."""
     old = Embedding.objects.filter(user_id=user_id, entry__valid_to__isnull=False)
-    return old.exclude(embedding_model=llm.embedding_model().name).delete()[0]
+    return delete_in_batches(old.exclude(embedding_model=llm.embedding_model().name).order_by(), most=None)
 
 
 @transaction.atomic

@@ -14,6 +14,7 @@ from uuid import UUID
 from django.conf import settings
 from django.contrib.auth import logout
 from django.contrib.auth.signals import user_logged_in, user_logged_out
+from django.contrib.sessions.models import Session as Cookie
 from django.dispatch import receiver
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
@@ -21,6 +22,7 @@ from django.utils import timezone
 from adiuva.accounts import services
 from adiuva.accounts.models import Session, User
 from adiuva.accounts.sign_in_rules import Way
+from adiuva.core.pruning import delete_in_batches
 
 _KEY: Final = "adiuva_session"  # in Django's session: the id of ours
 
@@ -71,3 +73,8 @@ def _id(text: object) -> UUID | None:
         return UUID(str(text))
     except ValueError:
         return None
+
+
+def delete_expired() -> int:
+    """Delete what Django kept of browsers whose cookie is over. Returns how many."""
+    return delete_in_batches(Cookie.objects.filter(expire_date__lt=timezone.now()).order_by("expire_date"))

@@ -282,6 +282,9 @@ class Session(models.Model):
         indexes = [
             models.Index(fields=["-created_at", "-id"], name="session_newest"),
             models.Index(fields=["expires_at"], name="session_expires"),
+            models.Index(
+                fields=["revoked_at"], condition=Q(revoked_at__isnull=False), name="session_revoked"
+            ),
         ]
         constraints = [
             models.CheckConstraint(condition=Q(generation__gte=1), name="session_generation_positive"),

@@ -1,17 +1,15 @@
-from importlib import import_module
 from uuid import UUID
 
 from celery import shared_task
-from django.conf import settings
 
-from adiuva.accounts import key_maintenance, mails, services
+from adiuva.accounts import browser_sessions, key_maintenance, mails, services
 
 
 @shared_task(name="accounts.prune")
 def prune() -> None:
     """Delete old sessions and expired admin cookies, and finish what was interrupted between the key databases."""
     services.delete_old_sessions()
-    import_module(settings.SESSION_ENGINE).SessionStore.clear_expired()
+    browser_sessions.delete_expired()
     key_maintenance.finish_interrupted()
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 import orjson
 from django.db import connection, transaction
-from django.db.models import Count, Q
+from django.db.models import Count, Q, QuerySet
 from django.db.models.functions import Now
 
 from adiuva.core.crypto import UserCipher
@@ -265,18 +265,20 @@ def count_by_state(run_id: uuid.UUID) -> dict[str, int]:
     return dict(rows.annotate(n=Count("pk")))
 
 
+def overdue() -> QuerySet[OutboxRecord]:
+    """Records that have waited for their device for too long."""
+    return OutboxRecord.objects.waiting().filter(created_at__lt=Now() - KEEP_UNDELIVERED)
+
+
 def overdue_runs(most: int) -> set[uuid.UUID]:
-    """At most `most` runs with records that have waited for their device for too long."""
-    old = (
-        OutboxRecord.objects.waiting().filter(created_at__lt=Now() - KEEP_UNDELIVERED).order_by("created_at")
-    )
-    return set(old.values_list("source_run", flat=True)[:most])
+    """At most `most` runs with overdue records, the oldest first."""
+    return set(overdue().order_by("created_at").values_list("source_run", flat=True)[:most])
 
 
 def expire(run_id: uuid.UUID, most: int) -> tuple[int, int]:
     """Expire a run's records that have waited for too long, and delete their content. Returns how many expired, and of
     how many it will never be known whether the device has them."""
-    old = OutboxRecord.objects.waiting().filter(source_run=run_id, created_at__lt=Now() - KEEP_UNDELIVERED)
+    old = overdue().filter(source_run=run_id)
     chosen = OutboxRecord.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:most]))
     # A record that was sent to a device that does not dedupe must not be sent again, even if it is found again.
     unknown = chosen.filter(state=State.SENT).update(state=State.UNCERTAIN, sealed=None, settled_at=Now())

@@ -26,6 +26,7 @@ MAX_PER_DAY: Final = 5
 MAX_ATTEMPTS: Final = 3
 _NUDGE_AGAIN: Final = dt.timedelta(seconds=60)
 _ROWS_KEPT: Final = dt.timedelta(days=30)
+_AT_ONCE: Final = 50  # of a kind in one sweep; the next goes on
 
 
 class ExportNotFound(NotFound):
@@ -151,17 +152,17 @@ def _expire(ids: list[uuid.UUID]) -> None:
 def sweep_exports() -> dict[str, int]:
     """Find what a lost nudge or a dead worker left behind, and delete what was kept long enough. Safe at any time."""
     rows = Export.objects.select_for_update(skip_locked=True)
-    lost = leases.reclaim(Export.objects.filter(state=State.RUNNING))
+    lost = leases.reclaim(Export.objects.filter(state=State.RUNNING), most=_AT_ONCE)
     failed = [row.pk for row in lost if row.attempt >= MAX_ATTEMPTS]
     again = [row.pk for row in lost if row.attempt < MAX_ATTEMPTS]
     forgotten = rows.filter(state=State.QUEUED, nudged_at__lt=Now() - _NUDGE_AGAIN)
-    again += forgotten.values_list("pk", flat=True)
+    again += forgotten.values_list("pk", flat=True)[:_AT_ONCE]
     ExportChunk.objects.filter(export_id__in=[row.pk for row in lost]).delete()
     Export.objects.filter(pk__in=failed).update(state=State.FAILED, code="workers_lost", ended_at=Now())
     Export.objects.filter(pk__in=again).update(state=State.QUEUED, nudged_at=Now())
     for export_id in again:
         enqueue_on_commit("export.make", export_id)
-    late = list(rows.ready().filter(expires_at__lt=Now()).values_list("pk", flat=True))
+    late = list(rows.ready().filter(expires_at__lt=Now()).values_list("pk", flat=True)[:_AT_ONCE])
     _expire(late)
     old = Export.objects.filter(created_at__lt=Now() - _ROWS_KEPT).exclude(state__in=Export.LIVE)
     delete_in_batches(old.order_by("created_at"))

@@ -25,6 +25,7 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
 from adiuva.core import db
 from adiuva.core.errors import Conflict, Invalid, NotFound
+from adiuva.core.pruning import delete_in_batches
 from agents import plan_limits, services
 from agents.journeys import interview, mailbox_choice
 from agents.journeys.interview import AgentProposal, AnsweredQuestion, InterviewBrief, Question
@@ -315,4 +316,4 @@ def _save(journey: Journey, state: JourneyState, **changes: Any) -> Journey:
 
 def delete_expired() -> int:
     """Delete journeys whose time is over. Returns how many."""
-    return JourneySession.objects.filter(expires_at__lte=Now()).delete()[0]
+    return delete_in_batches(JourneySession.objects.filter(expires_at__lte=Now()).order_by("expires_at"))

@@ -301,6 +301,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-starts_at', '-id'],
+                'indexes': [models.Index(fields=['ends_at'], name='allowances_by_end')],
                 'constraints': [models.UniqueConstraint(fields=('scope', 'user', 'agent', 'starts_at'), name='one_allowance_a_month', nulls_distinct=False), models.CheckConstraint(condition=models.Q(('reserved__gte', 0), ('spent__gte', 0)), name='allowance_not_negative')],
             },
         ),
@@ -483,7 +484,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'SSO event',
                 'ordering': ['-id'],
-                'indexes': [models.Index(fields=['team', '-id'], name='sso_events_of_team')],
+                'indexes': [models.Index(fields=['team', '-id'], name='sso_events_of_team'), models.Index(fields=['at'], name='sso_events_by_age')],
             },
         ),
         migrations.CreateModel(

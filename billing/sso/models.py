@@ -169,7 +169,10 @@ class SsoEvent(models.Model):
     class Meta:
         ordering = ["-id"]
         verbose_name = "SSO event"
-        indexes = [models.Index(fields=["team", "-id"], name="sso_events_of_team")]
+        indexes = [
+            models.Index(fields=["team", "-id"], name="sso_events_of_team"),
+            models.Index(fields=["at"], name="sso_events_by_age"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.pk}"

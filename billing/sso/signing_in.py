@@ -32,6 +32,7 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import Session, User
 from adiuva.accounts.second_factors import Proof
 from adiuva.core.errors import AdiuvaError, Invalid
+from adiuva.core.pruning import delete_in_batches
 from billing.sso import accounts, configuration, events, oidc, people, rules, words
 from billing.sso.errors import SsoExpired, SsoUnknown
 from billing.sso.models import SIGN_IN_LASTS, Domain, IdentityProvider, SignIn, SsoEvent, SsoSession
@@ -240,4 +241,4 @@ def vouch(done: Recognised, session_id: UUID) -> None:
 
 def forget_old() -> int:
     """Delete sign-ins that were not finished in time. Returns how many."""
-    return SignIn.objects.filter(expires_at__lt=Now()).delete()[0]
+    return delete_in_batches(SignIn.objects.filter(expires_at__lt=Now()).order_by("expires_at"))

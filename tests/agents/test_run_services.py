@@ -274,6 +274,23 @@ def test_the_sweep_finds_unannounced_devices(db: None) -> None:
     assert seen(waiting).state == State.QUEUED
 
 
+def test_runs_whose_device_is_elsewhere_do_not_stand_in_the_way_of_one_whose_device_is_here(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run.objects.filter(state=State.WAITING_DEVICE).delete()  # of other tests
+    monkeypatch.setattr(runs, "_BATCH_SIZE", 1)
+    lease = timezone.now() + dt.timedelta(minutes=1)
+    for name, other in [("desk", "phone"), ("phone", "desk")] * 10:
+        away = create_agent(device_id=name)
+        create_run(away, state=State.WAITING_DEVICE)
+        Device.objects.create(user_id=away.user_id, device_id=other, lease_until=lease)
+    agent = create_agent()
+    waiting = create_run(agent, state=State.WAITING_DEVICE)
+    Device.objects.create(user_id=agent.user_id, device_id="desk", lease_until=lease)
+    assert runs.sweep()["resumed"] == 1
+    assert seen(waiting).state == State.QUEUED
+
+
 def test_a_run_whose_device_never_connects_ends_after_a_month(db: None) -> None:
     run = create_run(create_agent(), state=State.WAITING_DEVICE)
     Run.objects.filter(pk=run.pk).update(created_at=timezone.now() - dt.timedelta(days=31))

@@ -91,6 +91,7 @@ class Migration(migrations.Migration):
                 'indexes': [
                     models.Index(fields=['-created_at', '-id'], name='session_newest'),
                     models.Index(fields=['expires_at'], name='session_expires'),
+                    models.Index(condition=models.Q(('revoked_at__isnull', False)), fields=['revoked_at'], name='session_revoked'),
                 ],
                 'constraints': [
                     models.CheckConstraint(condition=models.Q(('generation__gte', 1)), name='session_generation_positive'),
