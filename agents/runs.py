@@ -8,14 +8,14 @@ except by code that only inserts runs.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 import structlog
 from django.db import transaction
-from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.db.models import CharField, Exists, F, OuterRef, Q, QuerySet, Value
 from django.db.models.functions import Now
 
 from adiuva.core import db, enqueue, leases, metrics
@@ -215,59 +215,80 @@ def enqueue_reauth_notice(connection_id: UUID) -> None:
 
 
 def sweep() -> dict[str, int]:
-    """Repair what a lost message or a dead worker left behind. Any number of sweeps may run at once."""
-    waiting = Run.objects.filter(state=Run.State.WAITING_DEVICE)
-    here = Device.objects.online().filter(
-        user_id__in=waiting.values("user_id"), device_id__in=waiting.values("device_id")
-    )
-    return {
-        "overdue": _end_overdue(),
-        "lost": _reclaim_lost(),
-        "resumed": sum(
-            resume_waiting(user_id=user_id, device_id=device_id)
-            for user_id, device_id in here.values_list("user_id", "device_id")[:_BATCH_SIZE]
-        ),
-        "reauthenticated": resume_after_reauth(
-            Run.objects.filter(Q(agent=None) | ~Q(agent__in=_agents_without_account()))
-        ),
-        "deliveries": _enqueue_deliveries(),
-        "expired": _expire_waiting(),
-        "records_expired": _expire_records(),
+    """Repair what a lost message or a dead worker left behind. Any number of sweeps may run at once.
+
+    Mostly there is nothing to repair: one statement asks for all of it, and what it does not name is left alone.
+    """
+    steps: dict[str, tuple[QuerySet[Any], Callable[[], int]]] = {
+        "overdue": (_overdue(), _end_overdue),
+        "lost": (_lost(), _reclaim_lost),
+        "resumed": (_whose_device_is_here(), _resume_those_whose_device_is_here),
+        "reauthenticated": (_reauthenticated(), lambda: resume_after_reauth(_reauthenticated())),
+        "deliveries": (_undelivered(), _enqueue_deliveries),
+        "expired": (_never_continued(), _expire_waiting),
+        "records_expired": (outbox.overdue(), _expire_records),
     }
+    first, *others = [
+        rows.order_by().values_list(Value(name, CharField()))[:1] for name, (rows, _) in steps.items()
+    ]
+    due = {name for (name,) in first.union(*others, all=True)}
+    return {name: repair() if name in due else 0 for name, (_, repair) in steps.items()}
 
 
-def _agents_without_account() -> QuerySet[Agent]:
-    """Agents whose account must be connected again."""
+def _whose_device_is_here() -> QuerySet[Run]:
+    """Runs that wait for a device which is online."""
+    here = Device.objects.online().filter(user_id=OuterRef("user_id"), device_id=OuterRef("device_id"))
+    return Run.objects.filter(Exists(here), state=Run.State.WAITING_DEVICE)
+
+
+def _resume_those_whose_device_is_here() -> int:
+    places = _whose_device_is_here().order_by().values_list("user_id", "device_id").distinct()
+    return sum(
+        resume_waiting(user_id=user_id, device_id=device_id) for user_id, device_id in places[:_BATCH_SIZE]
+    )
+
+
+def _reauthenticated() -> QuerySet[Run]:
+    """Runs that waited for an account which is connected again."""
     lost = Connection.objects.filter(health=Health.NEEDS_REAUTH)
-    return Agent.objects.filter(connection__in=lost)
+    without_account = Agent.objects.filter(connection__in=lost)
+    waiting = Run.objects.filter(state=Run.State.AWAITING_REAUTH)
+    return waiting.filter(Q(agent=None) | ~Q(agent__in=without_account))
 
 
-def _enqueue_deliveries() -> int:
-    """Enqueue a delivery for users whose records wait for a device that is online: a certain one, or any."""
+def _undelivered() -> QuerySet[Run]:
+    """Runs whose records wait for a device that is online: a certain one, or any."""
     here = Device.objects.online()
     theirs = OutboxRecord.objects.waiting().filter(source_run=OuterRef("pk"))
-    waiting = Run.objects.filter(
+    return Run.objects.filter(
         leases.is_free(),
         Exists(here.filter(user_id=OuterRef("user_id"))),
         # Or none waits any more, because the delivery was interrupted before it could note that.
         Exists(theirs.filter(Q(device=None) | Q(device__in=here))) | ~Exists(theirs),
         undelivered=True,
     )
-    users = set(waiting.order_by().values_list("user_id", flat=True)[:_BATCH_SIZE])
+
+
+def _enqueue_deliveries() -> int:
+    users = set(_undelivered().order_by().values_list("user_id", flat=True)[:_BATCH_SIZE])
     enqueue_delivery(users)
     return len(users)
 
 
-@transaction.atomic
-def _end_overdue() -> int:
-    """End runs that were cancelled or are past their deadline and that no worker ends: it is dead or hangs, or the run
-    is still queued."""
+def _overdue() -> QuerySet[Run]:
+    """Runs that were cancelled or are past their deadline and that no worker ends: it is dead or hangs, or the run is
+    still queued."""
     grace_over = Now() - dt.timedelta(seconds=CANCEL_GRACE_S - 0.5)
     cancelled = Q(state=Run.State.RUNNING, cancel_requested_at__lt=grace_over)
     late = Q(state=Run.State.RUNNING, deadline_at__lt=grace_over) | Q(
         state=Run.State.QUEUED, deadline_at__lt=Now()
     )
-    found = list(Run.objects.select_for_update(skip_locked=True).filter(cancelled | late)[:_BATCH_SIZE])
+    return Run.objects.filter(cancelled | late)
+
+
+@transaction.atomic
+def _end_overdue() -> int:
+    found = list(_overdue().select_for_update(skip_locked=True)[:_BATCH_SIZE])
     for run in found:
         if run.cancel_requested_at:
             end(run, Run.State.CANCELLED, "cancelled")
@@ -276,10 +297,15 @@ def _end_overdue() -> int:
     return len(found)
 
 
+def _lost() -> QuerySet[Run]:
+    """Runs whose worker stopped renewing its lease."""
+    return Run.objects.filter(leases.is_over(), state=Run.State.RUNNING)
+
+
 @transaction.atomic
 def _reclaim_lost() -> int:
-    """Queue runs again whose worker stopped renewing its lease."""
-    lost = leases.reclaim(Run.objects.filter(state=Run.State.RUNNING), most=_BATCH_SIZE)
+    """Queue them again."""
+    lost = leases.reclaim(_lost(), most=_BATCH_SIZE)
     for run in lost:
         in_flight = SourceInFlight.objects.filter(agent=run.agent_id, in_flight=True)
         suspects = in_flight.update(crashes=F("crashes") + 1, in_flight=False)
@@ -306,10 +332,14 @@ def retry_is_due() -> Q:
     return Q(not_before=None) | Q(not_before__lte=Now())
 
 
+def _never_continued() -> QuerySet[Run]:
+    """Runs that have waited for too long."""
+    return Run.objects.filter(state__in=Run.PUT_ASIDE, created_at__lt=Now() - _MAX_WAIT)
+
+
 @transaction.atomic
 def _expire_waiting() -> int:
-    old = Q(state__in=Run.PUT_ASIDE, created_at__lt=Now() - _MAX_WAIT)
-    found = list(Run.objects.select_for_update(skip_locked=True).filter(old)[:_BATCH_SIZE])
+    found = list(_never_continued().select_for_update(skip_locked=True)[:_BATCH_SIZE])
     for run in found:
         end(run, Run.State.TIMEOUT, _NEVER[Run.State(run.state)])
     return len(found)
