@@ -163,19 +163,25 @@ def django_db_setup(
 
     with django_db_blocker.unblock():
         setup_databases(verbosity=0, interactive=False, aliases={"default"})
+        _servers().watch_tables(_url_of_test_database())
 
 
 @pytest.fixture(scope="session")
 def committed_db(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
     """The URL of the test database, for tests that commit rows so that other processes see them.
 
-    Nothing is rolled back or truncated: each test makes its own users and counts only their rows.
+    Nothing is rolled back, and tables are emptied only after the module: each test makes its own users and counts only
+    their rows.
     """
+    with django_db_blocker.unblock():
+        yield _url_of_test_database()
+
+
+def _url_of_test_database() -> str:
     from django.db import connection
 
     given = urlsplit(os.environ["DATABASE_URL"])
-    with django_db_blocker.unblock():
-        yield given._replace(path="/" + quote(connection.settings_dict["NAME"])).geturl()
+    return given._replace(path="/" + quote(connection.settings_dict["NAME"])).geturl()
 
 
 @pytest.fixture
@@ -192,14 +198,28 @@ def person(committed_db: str) -> Person:
     return somebody()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_left() -> Iterator[None]:
+    """When the module is over, and the processes that it started have ended: remove what it left in our servers.
+
+    Else the processes and the tests of other modules would find work that is due, and do it.
+    """
+    yield
+    if _servers.cache_info().currsize:
+        _servers().empty()
+
+
 # ── Processes ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stack(
     committed_db: str, forkserver: None, _provider: Provider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """Starts real server processes on request. They use the test database, and the fake provider as their model."""
+    """Starts real server processes on request. They use the test database, and the fake provider as their model.
+
+    They end with the module: they look for work all the time, and would take what tests of other modules do themselves.
+    """
     from tests.server_processes import Stack, model_of
 
     started = Stack(committed_db, tmp_path_factory.mktemp("logs"), **model_of(_provider))
@@ -209,7 +229,7 @@ def stack(
     started.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def web(stack: Stack) -> str:
     """The base URL of a real web process."""
     return stack.web()
@@ -255,7 +275,7 @@ def provider(_provider: Provider, unlearnt_limits: None) -> Provider:
     return _provider
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def worker(stack: Stack) -> None:
     """A real Celery worker runs, with the fake provider as its model."""
     stack.worker(ADIUVA_EMBEDDING_MODEL="")

@@ -12,13 +12,18 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adiuva.embedded.postgres import Postgres
 from adiuva.embedded.state_folder import is_process
 from adiuva.embedded.valkey import Valkey
+
+if TYPE_CHECKING:
+    import psycopg
 
 _PREFIX = "adiuva-test-"
 _LOOPBACK = "127.0.0.1"
@@ -31,6 +36,9 @@ class LazyServers:
         self._closing = ExitStack()
         self._password = secrets.token_hex(16)
         self._reserved: dict[str, socket.socket] = {}
+        self._test_database = ""
+        self._tables: list[str] = []
+        self._has_valkey = False
         self.close = self._closing.close
         self.at_close = self._closing.callback
 
@@ -77,6 +85,33 @@ class LazyServers:
             )
             self.at_close(server.stop)
             server.start()
+            self._has_valkey = True
+
+    def watch_tables(self, test_database: str) -> None:
+        """The test database was just made: `empty()` empties those of its tables that have no rows yet."""
+        import psycopg
+
+        self._test_database = test_database
+        with psycopg.connect(test_database) as connection:
+            names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+            tables = [name for (name,) in names]
+            self._tables = sorted({*tables} - {*_with_rows(connection, tables)})
+
+    def empty(self) -> None:
+        """Remove the rows that tests have committed, and all keys of our Valkey (never those of another server)."""
+        if self._tables:
+            import psycopg
+            from psycopg import sql
+
+            with psycopg.connect(self._test_database, options="-c lock_timeout=20s") as connection:
+                if used := _with_rows(connection, self._tables):
+                    names = sql.SQL(", ").join(map(sql.Identifier, used))
+                    connection.execute(sql.SQL("TRUNCATE {} CASCADE").format(names))
+        if self._has_valkey:
+            import redis
+
+            with redis.Redis.from_url(self.redis_url) as server:
+                server.flushall()
 
     def _reserve(self, name: str) -> int:
         """A free port that the kernel gives to nobody else: a socket stays bound to it and does not listen."""
@@ -98,3 +133,14 @@ class LazyServers:
         else:
             held.close()
         return port
+
+
+def _with_rows(connection: psycopg.Connection, tables: Sequence[str]) -> list[str]:
+    """Those of the tables that have any row."""
+    from psycopg import sql
+
+    query = sql.SQL(" UNION ALL ").join(
+        sql.SQL("SELECT {} WHERE EXISTS (SELECT FROM {})").format(name, sql.Identifier(name))
+        for name in tables
+    )
+    return [name for (name,) in connection.execute(query)]

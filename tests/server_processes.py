@@ -8,10 +8,11 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 from adiuva.embedded.ports import free_port
-from adiuva.embedded.processes import Child, python, tail
+from adiuva.embedded.processes import Child, StackError, python, tail
 from tests.fakes.provider import Provider
 from tests.forkserver import ForkedChild
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Stack:
-    """Starts each process on first request, waits until it serves, and ends it with the test session."""
+    """Starts each process on first request, waits until it serves, and ends it with the test module."""
 
     def __init__(self, database_url: str, folder: Path, **env: str) -> None:
         self.env = {**os.environ, "DATABASE_URL": database_url, **env}
@@ -92,8 +93,15 @@ class Stack:
         )
 
     def stop(self) -> None:
+        """Stop all of them at once."""
+        for child in self._children.values():
+            if child.process is not None and child.alive:
+                child.process.send_signal(child.stop_signal)
         while self._children:
-            self._children.popitem()[1].stop()
+            child = self._children.popitem()[1]
+            with suppress(StackError):
+                child.wait(within_s=child.grace_s)
+            child.kill()
 
     def tails(self, lines: int = 40) -> list[tuple[str, str]]:
         """The last lines of each log that has grown lately, with the name of its process."""

@@ -27,7 +27,7 @@ def mails_to(address: str) -> list[EmailMessage]:
     return [message for message in found if message["To"] == address]
 
 
-def mail_to(address: str, subject: str, *, within_s: float = 20) -> str:
+def mail_to(address: str, subject: str, *, within_s: float = 60) -> str:
     """The text of the mail to an address whose subject holds `subject`. A worker may be about to send it."""
     until = time.monotonic() + within_s
     while True:

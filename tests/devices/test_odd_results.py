@@ -196,7 +196,7 @@ async def test_a_malformed_result_fails_its_call_at_once(
     web: str, person: Person, kind: type[Socket]
 ) -> None:
     for what, text in BROKEN.items():
-        async with saying(web, person, text, kind) as link, asyncio.timeout(10):
+        async with saying(web, person, text, kind) as link, asyncio.timeout(60):
             result = await link.call(new_call("select", "tasks", filters={}))
             assert (result.code, result.rows) == ("malformed", None), what
             with pytest.raises(AnswerUnreadable):
@@ -205,7 +205,7 @@ async def test_a_malformed_result_fails_its_call_at_once(
 
 async def test_so_does_one_for_a_call_in_a_batch(web: str, person: Person) -> None:
     for what, text in BROKEN.items():
-        async with saying(web, person, text, capabilities=["batch", "dedupe"]) as link, asyncio.timeout(10):
+        async with saying(web, person, text, capabilities=["batch", "dedupe"]) as link, asyncio.timeout(60):
             calls = [
                 new_call("select", "tasks", filters={}),
                 new_call("insert", "tasks", data={"title": "Call"}),

@@ -100,7 +100,7 @@ async def test_a_permit_that_comes_after_its_request_was_cancelled_is_given_back
         await waiting
     assert limiter._free == 4
     go_on.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while mailbox_limiter._background._tasks:
             await asyncio.sleep(0)
     await given_back(limiter, 0)
@@ -108,7 +108,7 @@ async def test_a_permit_that_comes_after_its_request_was_cancelled_is_given_back
 
 async def given_back(limiter: MailboxLimiter, left: int) -> None:
     """Wait until so many permits of the mailbox are held."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while _redis().zcard(limiter._keys[0]) != left:
             await asyncio.sleep(0.005)
 
