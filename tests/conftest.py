@@ -186,7 +186,7 @@ def _url_of_test_database() -> str:
 
 @pytest.fixture
 def transactional_db() -> None:
-    """In place of pytest-django's, which empties all tables at its end: the servers of other tests use them."""
+    """In place of pytest-django's, which empties all tables after each test: running servers use them."""
     pytest.fail("Use the fixture committed_db: transactional_db empties tables that running servers read.")
 
 
