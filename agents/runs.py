@@ -186,20 +186,25 @@ def resume_after_reauth(candidates: QuerySet[Run]) -> int:
 def resume_with_budget() -> int:
     """Queue the runs that wait for money and whose allowances have room again. Returns how many."""
     waiting = Run.objects.filter(state=Run.State.AWAITING_BUDGET).order_by("enqueued_at", "pk")
+    seen = list(waiting.select_related("agent")[:_BATCH_SIZE])
     found = [
         run.pk
-        for run in waiting.select_related("agent")[:_BATCH_SIZE]
+        for run in seen
         if allowances.has_room(
             run.user_id, Purpose.AGENTS, run.agent_ref, run.agent.budget_micro if run.agent else None
         )
     ]
-    # Whoever still has to wait comes to the end of the line, so that each is looked at in its turn.
-    Run.objects.filter(pk__in=[run.pk for run in waiting[:_BATCH_SIZE]]).exclude(pk__in=found).update(
-        enqueued_at=Now()
-    )
-    queued = Run.objects.filter(pk__in=found, state=Run.State.AWAITING_BUDGET)
-    if count := queued.update(state=Run.State.QUEUED, enqueued_at=Now()):
-        wake_workers()
+    # Whoever still has to wait comes to the end of the line, so that each is looked at in its turn. Those that others
+    # have locked are left to the next look: they are being cancelled, or deleted with their account.
+    with transaction.atomic():
+        free = waiting.select_for_update(of=("self",), no_key=True, skip_locked=True).filter(
+            pk__in=[run.pk for run in seen]
+        )
+        ids = set(free.values_list("pk", flat=True))
+        Run.objects.filter(pk__in=ids.difference(found)).update(enqueued_at=Now())
+        queued = Run.objects.filter(pk__in=ids.intersection(found))
+        if count := queued.update(state=Run.State.QUEUED, enqueued_at=Now()):
+            wake_workers()
     return count
 
 

@@ -263,6 +263,7 @@ def reschedule_for_user(*, user_id: uuid.UUID) -> None:
     agents = list(
         Agent.objects.filter(user_id=user_id, timezone="", enabled=True, next_run_at__gt=timezone.now())
         .select_related("user")
+        .order_by("created_at", "id")  # as what settles a plan locks them
         .select_for_update(of=("self",), no_key=True)
     )
     for agent in agents:

@@ -166,12 +166,12 @@ def hold_due(place: ChatPlace) -> list[Watch]:
     """The turn, which runs and whose row is locked, takes the ends that are due in its chat, to tell them itself.
 
     A conversation's turn takes what nobody has tried to tell: if that turn fails over it, the next must not. Where
-    there is no conversation, only such turns can tell it.
+    there is no conversation, only such turns can tell it. What others have locked just now is being told or taken back.
     """
     untried = 1 if place.conversation_id is not None else MOST_TRIES_IN_TURNS
     due = Watch.objects.of(place.user_id).of_chat(place.conversation_id, place.device_id)
     due = due.filter(state=State.DUE, attempts__lt=untried).select_related("run").order_by("due_at")
-    found = list(due.select_for_update(of=("self",), no_key=True)[:MOST_AT_ONCE])
+    found = list(due.select_for_update(of=("self",), no_key=True, skip_locked=True)[:MOST_AT_ONCE])
     Watch.objects.filter(pk__in=[watch.pk for watch in found]).update(
         state=State.HELD, turn=place.turn_id, attempts=F("attempts") + 1
     )

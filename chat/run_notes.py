@@ -132,4 +132,7 @@ def release_lost() -> int:
     """Make due again what is held by a turn that is over or gone. It takes a turn that ended while it was asking."""
     under_way = Turn.objects.filter(pk=OuterRef("turn"), ended_at=None)
     lost = Watch.objects.filter(~Exists(under_way), state=Watch.State.HELD)
-    return lost.update(state=Watch.State.DUE)
+    free = lost.order_by("pk").select_for_update(of=("self",), no_key=True, skip_locked=True)
+    return Watch.objects.filter(pk__in=free.values("pk"), state=Watch.State.HELD).update(
+        state=Watch.State.DUE
+    )

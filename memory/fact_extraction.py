@@ -15,6 +15,7 @@ import datetime as dt
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -117,7 +118,7 @@ async def extract_facts(user_id: uuid.UUID) -> int:
                 await _read(user_id, batch)
         except llm.BudgetSpent:
             log.info("facts.extraction_unpaid", user_id=str(user_id))
-            await db.run(_count_no_attempt, batch)
+            await db.run(_count_no_attempt, user_id, batch)
             break
         except llm.ModelContextExceeded as error:
             log.warning(
@@ -125,7 +126,7 @@ async def extract_facts(user_id: uuid.UUID) -> int:
             )
             if (refits := refits + 1) > _MAX_REFITS:
                 break
-            await db.run(_give_back, batch)
+            await db.run(_give_back, user_id, batch)
             most_chars = await _find_batch_chars()
             continue
         except (llm.ModelError, TimeoutError) as error:
@@ -139,12 +140,17 @@ async def extract_facts(user_id: uuid.UUID) -> int:
 
 
 @transaction.atomic
-def _give_back(batch: Batch) -> None:
+def _give_back(user_id: uuid.UUID, batch: Batch) -> None:
+    with suppress(NoSuchUser):
+        entries.lock_memory(user_id)  # as whoever deletes several exchanges does
     leases.release_all(leases.held_among(batch.leases))
 
 
-def _count_no_attempt(batch: Batch) -> None:
+@transaction.atomic
+def _count_no_attempt(user_id: uuid.UUID, batch: Batch) -> None:
     """The exchanges wait for money, as long as it takes: at the end of their lease they are tried again."""
+    with suppress(NoSuchUser):
+        entries.lock_memory(user_id)
     mine = [lease.pk for lease in batch.leases]
     Exchange.objects.filter(pk__in=mine, attempts__gt=0).update(attempts=F("attempts") - 1)
 

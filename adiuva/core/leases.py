@@ -112,8 +112,10 @@ class Lease(Generic[M]):
 
 
 def held_among(leases: Collection[Lease[M]]) -> list[M]:
-    """Lock those of several rows of one model that are still held, until the end of the transaction."""
-    return list(_still_held(leases).select_for_update(of=("self",), no_key=True)) if leases else []
+    """Lock those of several rows of one model that are still held, by their keys, until the transaction ends."""
+    if not leases:
+        return []
+    return list(_still_held(leases).order_by("pk").select_for_update(of=("self",), no_key=True))
 
 
 @transaction.atomic
@@ -146,7 +148,10 @@ def release_all(rows: Collection[M], **changes: Any) -> None:
 
 
 def revoke(queryset: QuerySet[M], **changes: Any) -> int:
-    """Take all rows of `queryset` from their holders, if they have any, and write `changes`. Returns how many rows."""
+    """Take all rows of `queryset` from their holders, if they have any, and write `changes`. Returns how many rows.
+
+    One UPDATE, which locks in whatever order it finds them: where others lock several of them too, lock them before.
+    """
     return queryset.update(lease_until=None, fence=F("fence") + 1, **changes)
 
 

@@ -75,6 +75,8 @@ def store(user_id: uuid.UUID, described: Description, whole: Whole) -> Backup:
 
 @transaction.atomic
 def _store(user_id: uuid.UUID, described: Description, whole: Whole) -> Backup:
+    # Before what is counted, as whoever deletes one does: `_retain` may delete any of them.
+    list(Backup.objects.of(user_id).order_by("pk").select_for_update().values_list("pk"))
     replaced = Backup.objects.of(user_id).filter(timestamp_ms=described.timestamp_ms, corrupt=True).first()
     uploads.take(whole, instead_of=replaced.size if replaced else 0)
     if replaced is not None:

@@ -7,18 +7,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connections, transaction
+from django.db import connections, transaction
 from django.db.models import Q
 from django.utils.timezone import now
 
 from adiuva.accounts import services
 from adiuva.accounts.models import User
-from adiuva.core import db
-from adiuva.core.errors import AdiuvaError
 from billing import tiers
 from billing.marketplace import payouts, purchase_sync
 from billing.models import Customer, Developer, DeveloperPayment, Dispute, Event, Intent, PluginPurchase
@@ -28,45 +25,11 @@ from billing.payments.stripe_api import SubscriptionState
 from billing.teams import members, seats
 from billing.teams.models import Membership, Team
 from tests.billing.marketplace.factories import a_developer, a_listed_plugin
+from tests.conflicts import conflicts_of
 from tests.factories import Person, somebody
 
 pytestmark = pytest.mark.usefixtures("committed_db")
 LEASE = dt.timedelta(minutes=1)
-
-
-def conflicts_of(*operations: Callable[[], object], times: int = 60) -> list[str]:
-    """Do each of the operations in a thread of its own, again and again, and take it back each time.
-
-    Returns what PostgreSQL ended for the sake of another; nothing is what is right.
-    """
-    found: list[str] = []
-    together = threading.Barrier(len(operations))
-
-    def again_and_again(operation: Callable[[], object]) -> None:
-        try:
-            together.wait(timeout=60)
-            for _ in range(times):
-                if found:
-                    return
-                with suppress(AdiuvaError), transaction.atomic():
-                    operation()
-                    transaction.set_rollback(True)
-        except OperationalError as error:
-            if not db.is_conflict(error):
-                raise
-            found.append(str(error))
-        except BaseException as error:
-            found.append(repr(error))
-            raise
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=again_and_again, args=[each]) for each in operations]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 def deletion_of(person: Person) -> Callable[[], None]:

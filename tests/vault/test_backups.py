@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import socket
 import uuid
@@ -12,14 +13,16 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from django.conf import settings as configured
+from django.utils.timezone import now
 
 from adiuva.accounts import services
 from adiuva.accounts.models import User
 from adiuva.blobs import garbage
 from adiuva.blobs.models import Garbage
-from adiuva.vault import backups, receiving, scrub, uploads
+from adiuva.vault import backups, limits, receiving, scrub, uploads
 from adiuva.vault.backups import Description
 from adiuva.vault.models import Backup, Upload
+from tests.conflicts import conflicts_of
 from tests.factories import Person
 from tests.sampling import ONE_SERVER
 from tests.vault.helpers import backup_headers, begin, eventually, payer, reserved, sealed, send, sha, used
@@ -247,3 +250,27 @@ def test_another_user_s_backup_is_answered_like_none(rest: httpx.Client, web: st
         assert other.delete(f"/backup/{mine['id']}").status_code == 404
         assert other.get("/backup").status_code == 404 and other.get("/backup/history").json() == []
     assert rest.get("/backup").status_code == 200
+
+
+def test_a_backup_that_ends_an_older_one_while_that_is_deleted(mara: Person, settings: Any) -> None:
+    settings.STORE = {**settings.STORE, "keep_backups": 1}
+    limits.amounts().add(mara.id, "backup_bytes", 10)
+    fields: dict[str, Any] = {"user_id": mara.id, "version": 1, "chunk_count": 1, "checksum": b"0" * 32}
+    older = Backup.objects.create(**fields, timestamp_ms=NOW, size=10, object=uuid.uuid4().hex)
+    reservation = limits.amounts().reserve(mara.id, "backup_bytes", 5, lifetime=dt.timedelta(minutes=5))
+    upload = Upload.objects.create(
+        user_id=mara.id,
+        purpose="backup",
+        length=5,
+        offset=5,
+        object=uuid.uuid4().hex,
+        reservation=reservation,
+        expires_at=now() + dt.timedelta(minutes=5),
+    )
+    lease = upload.lease(dt.timedelta(minutes=1))
+    whole = uploads.Whole(lease, str(upload.object), 5, b"1" * 32, reservation)
+    described = Description(1, NOW + 1, whole.checksum)
+    assert not conflicts_of(
+        lambda: backups._store(mara.id, described, whole),
+        lambda: backups.delete(user_id=mara.id, backup_id=older.pk),
+    )
