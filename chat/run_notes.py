@@ -128,6 +128,7 @@ async def tell(turns: Sequence[TurnToTell]) -> None:
 # ── Repair ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@transaction.atomic
 def release_lost() -> int:
     """Make due again what is held by a turn that is over or gone. It takes a turn that ended while it was asking."""
     under_way = Turn.objects.filter(pk=OuterRef("turn"), ended_at=None)

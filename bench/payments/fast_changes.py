@@ -69,6 +69,7 @@ def play(
     from billing.models import Plan
     from billing.payments import sync, webhooks
     from billing.payments.models import Subscription
+    from tests.billing.payers import settle
 
     plans = Plan.objects.values_list("tier", "stripe_price_id")
     prices = {tier: price for tier, price in plans if price is not None}
@@ -136,8 +137,7 @@ def play(
     for fetched in fetches:
         fetched.result()
     stripe.no_faults()
-    webhooks.process()
-    sync.run()
+    settle()
 
     def truth(world: Any) -> dict[str, _Shape]:
         return {row["id"]: _shape_of(row) for row in world.of("subscription") if row["id"] in mine}

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
+from django.db.models import Q
 from django.db.models.functions import Now
 from rest_framework.test import APIClient
 
 from adiuva.accounts.models import User
-from billing.payments import intents, sync, webhooks
+from billing.payments import disputes, intents, sync, webhooks
 from billing.payments.copies import is_stale
-from billing.payments.models import Event, Intent, Subscription
+from billing.payments.models import Dispute, Event, Intent, Subscription
 from tests.factories import Person, somebody
 from tests.fakes.stripe import Stripe, signed
 
 SECRET = "whsec_of_the_tests"
 BILLING = "/api/v1/billing"
+PATIENCE_S = 30  # on a loaded machine
 
 
 class Payer:
@@ -72,16 +75,39 @@ def deliver(client: APIClient, event: dict[str, Any], secret: str = SECRET, at: 
     )
 
 
-def settle() -> None:
-    """What the worker does every ten seconds, until it is done: the workers of other tests may have a part of it."""
-    give_up_at = time.monotonic() + 5
-    while True:
+def settle(*, sends: bool = True) -> None:
+    """What the worker does every ten seconds, until it is done. Without `sends`, what Stripe is to do waits."""
+
+    def act() -> None:
         webhooks.process()
-        intents.sweep()
+        if sends:
+            intents.sweep()
         sync.run()
-        unsynced = Subscription.objects.filter(is_stale(), not_before__lte=Now())
-        if not Event.objects.filter(state=Event.State.NEW).exists() and not unsynced.exists():
+        disputes.run()
+
+    until(_is_settled, act)
+
+
+def until(is_so: Callable[[], object], act: Callable[[], object]) -> None:
+    """Do something until it has its effect: a worker of other tests may have locked a row, or taken a part of it."""
+    give_up_at = time.monotonic() + PATIENCE_S
+    while True:
+        act()
+        if is_so():
             return
-        if time.monotonic() > give_up_at:
-            return
+        assert time.monotonic() < give_up_at, "this did not come about"
         time.sleep(0.05)
+
+
+def _is_settled() -> bool:
+    due = Q(is_stale(), not_before__lte=Now())
+    copied = not Subscription.objects.filter(due).exists() and not Dispute.objects.filter(due).exists()
+    return copied and not Event.objects.filter(state=Event.State.NEW).exists()
+
+
+def due_now(payer: Payer) -> None:
+    """Let what waits of a payer be due. It is also theirs if it is about what their Stripe has."""
+    at_stripe = payer.stripe.do(lambda world: list(world.rows))
+    mine = Q(user_id=payer.person.id) | Q(subject__in=at_stripe)
+    Intent.objects.filter(mine, state__in=Intent.OPEN).update(not_before=Now())
+    Subscription.objects.filter(stripe_id__in=at_stripe).update(not_before=Now())

@@ -13,8 +13,8 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from billing.models import Customer, Dispute, Intent, LedgerEntry, LedgerLine, Subscription
-from billing.payments import disputes, intents, ledger, money_api, refunds
-from tests.billing.payers import Payer
+from billing.payments import disputes, ledger, money_api, refunds
+from tests.billing.payers import Payer, deliver, due_now, settle
 from tests.fakes.stripe import Cut, Fail, Stripe
 from tests.fakes.stripe.money import move
 
@@ -51,11 +51,11 @@ def test_a_charge_and_its_refunds_are_on_the_books_to_the_cent(payer: Payer) -> 
     assert charge.subscription_id == Subscription.objects.of(payer.person.id).get().stripe_id
     for cents in (333, 334):
         refunds.want(charge=charge, cents=cents)
-        intents.sweep()
+        settle()
         on_accounts(payer)
     assert refunds.left_of(charge) == 833
     refunds.want(charge=charge)
-    intents.sweep()
+    settle()
     assert on_accounts(payer) == {
         "stripe": -74,
         "fees": 74,
@@ -71,24 +71,22 @@ def test_a_charge_and_its_refunds_are_on_the_books_to_the_cent(payer: Payer) -> 
 def test_a_refund_may_end_the_plan_and_comes_also_after_its_end(payer: Payer) -> None:
     payer.subscribe("pro")
     refunds.want(charge=charge_of(payer), cents=500, ends=True)
-    intents.sweep()
+    settle()
     payer.tell()
     assert payer.tier == "free"
     refunds.want(charge=charge_of(payer))
-    intents.sweep()
+    settle()
     assert on_accounts(payer)["refunds"] == 1500
 
 
 @pytest.mark.parametrize("fault", [Fail(500, done=True), Cut(), Cut(done=True)])
 def test_whatever_breaks_a_refund_is_made_once(payer: Payer, fault: Any) -> None:
-    from tests.billing.test_payments import due_now
-
     payer.subscribe("pro")
     payer.stripe.fault("POST /v1/refunds", fault)
     refunds.want(charge=charge_of(payer), cents=700)
     for _ in range(3):
-        intents.sweep()
-        due_now()
+        settle()
+        due_now(payer)
     assert on_accounts(payer)["refunds"] == 700
     (intent,) = Intent.objects.filter(kind="refund", subject=charge_of(payer).charge_id)
     assert intent.state == "done"
@@ -106,7 +104,7 @@ def test_a_dispute_keeps_the_plan_until_it_is_decided(payer: Payer, won: bool) -
     row.refresh_from_db()
     assert (row.status, row.is_closed) == ("won" if won else "lost", True)
     assert payer.tier == ("pro" if won else "free")
-    intents.sweep()
+    settle()
     payer.tell()
     (subscription,) = payer.stripe.do(lambda world: list(world.of("subscription")))
     assert subscription["status"] == ("active" if won else "canceled")  # nothing is charged again
@@ -119,25 +117,19 @@ def test_staff_can_give_back_what_a_lost_dispute_took(payer: Payer) -> None:
     payer.subscribe("pro")
     dispute = payer.stripe.dispute(charge_of(payer).charge_id)["id"]
     payer.stripe.decide(dispute, won=False)
-    told(payer, sweep=False)
+    told(payer, sends=False)
     assert payer.tier == "free"
     disputes.release(dispute=Dispute.objects.get(pk=dispute))
     assert payer.tier == "pro"
     assert Intent.objects.get(kind="end", user_id=payer.person.id).state == "dropped"
 
 
-def told(payer: Payer, *, sweep: bool = True) -> None:
-    from billing.payments import webhooks
-    from tests.billing.payers import deliver
-
+def told(payer: Payer, *, sends: bool = True) -> None:
     for event in payer.stripe.do(lambda world: list(world.of("event"))):
         assert deliver(payer.rest, event).status_code == 200
-    webhooks.process()
-    ids = payer.stripe.do(lambda world: [row["id"] for row in world.of("dispute")])
-    disputes.want(ids)  # a worker of other tests may have taken the events
-    disputes.run()
-    if sweep:
-        intents.sweep()
+    # A worker of other tests may have taken the events, and asked for a copy from the Stripe that it has: none.
+    disputes.want(payer.stripe.do(lambda world: [row["id"] for row in world.of("dispute")]))
+    settle(sends=sends)
 
 
 def test_the_database_refuses_lines_that_do_not_sum_to_zero_and_changes_of_the_past(payer: Payer) -> None:
@@ -200,7 +192,7 @@ def test_staff_find_a_charge_refund_a_part_of_it_and_see_the_lines(payer: Payer)
     staff.post(rows, {**chosen, "cents": "9999"})
     assert not Intent.objects.filter(kind="refund", subject=charge.charge_id).exists()
     staff.post(rows, {**chosen, "cents": "250"})
-    intents.sweep()
+    settle()
     assert on_accounts(payer)["refunds"] == 250
 
 

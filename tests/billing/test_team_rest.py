@@ -9,9 +9,9 @@ import pytest
 
 from adiuva.accounts.models import Mail
 from billing.models import Customer, Subscription
+from billing.payments import sync
 from tests.accounts.mailbox import mail_to
-from tests.billing.payers import BILLING, Payer, settle
-from tests.billing.test_payments import due_now
+from tests.billing.payers import BILLING, Payer, due_now, settle
 from tests.fakes.stripe import DECLINES, Cut, Stripe
 
 TEAM = f"{BILLING}/team"
@@ -75,7 +75,7 @@ def test_more_seats_are_charged_at_once_for_the_rest_of_the_period_and_once(paye
     payer.stripe.advance(days=15)
     payer.stripe.fault("POST /v1/subscriptions", Cut(done=True))
     assert put_seats(payer, 4).status_code == 202  # the answer was lost
-    due_now()
+    due_now(payer)
     settle()
     assert payer.subscription()["seats"] == 4
     assert len(prorated(payer.stripe)) == 1
@@ -114,8 +114,6 @@ def test_fewer_seats_by_the_portal_take_the_newest_members_off_and_more_bring_th
                 quantity=seats
             )
         )
-        from billing.payments import sync
-
         sync.fetch_now(stripe_id)
         assert [guest.tier for guest in guests] == tiers
     assert Subscription.objects.get(stripe_id=stripe_id).quantity == 1

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-import time
 from typing import Any
 
-from django.db.models import F, Q, Sum
+from django.db.models import Q, QuerySet, Sum
 from django.utils.timezone import now
 from rest_framework.test import APIClient
 
@@ -16,13 +15,15 @@ from billing.marketplace import buying, connected_accounts, payouts, purchase_sy
 from billing.models import (
     Developer,
     DeveloperPayment,
+    Event,
     Intent,
     LedgerLine,
     PluginPurchase,
 )
 from billing.payments import disputes, intents, ledger, shares, webhooks
+from billing.payments.copies import is_stale
 from tests.billing.marketplace.factories import a_developer, a_listed_plugin
-from tests.billing.payers import Payer, deliver
+from tests.billing.payers import Payer, deliver, until
 from tests.factories import somebody
 from tests.fakes.stripe import Stripe
 
@@ -73,15 +74,15 @@ class Shop:
 
     def refund(self, sale: PluginPurchase, cents: int | None = None) -> None:
         """Have it refunded, once a worker of other tests no longer looks at an event of the sale."""
-        give_up_at = time.monotonic() + 10
-        while True:
+        wanted: list[Intent] = []
+
+        def want() -> None:
             try:
-                buying.refund(purchase=sale, cents=cents)
-                return
+                wanted.append(buying.refund(purchase=sale, cents=cents))
             except Conflict:
-                if time.monotonic() > give_up_at:
-                    raise
                 work(self.developer)
+
+        until(lambda: wanted, want)
 
     def over(self) -> None:
         """Let the hold of all sales be over, and do what is due."""
@@ -116,25 +117,39 @@ def _new_events(world: Any) -> list[Any]:
 
 
 def work(developer: Developer) -> None:
-    """What workers do every ten seconds. A worker of other tests may do a part of it."""
-    mine = developer.sales.all()
-    give_up_at = time.monotonic() + 10
-    while True:
+    """What workers do every ten seconds. A worker of other tests may do a part of it, or have locked a row just now."""
+
+    def act() -> None:
         webhooks.process()
         # A worker of other tests may have taken the events, and does not know this test's Stripe.
         purchase_sync.want(Q(developer=developer))
-        Intent.objects.filter(state__in=Intent.OPEN).update(not_before=now())
+        _intents_of(developer).update(not_before=now())
         intents.sweep()
         purchase_sync.run()
         connected_accounts.run()
         disputes.run()
         payouts.settle(developer.pk)
         intents.sweep()
-        unsynced = mine.filter(wanted__gt=F("synced")).exclude(session=None)
-        open_ones = DeveloperPayment.objects.filter(developer=developer, state="open")
-        is_done = not unsynced.exists() and not open_ones.exists()
-        if is_done or time.monotonic() > give_up_at:
-            return
+
+    until(lambda: _is_done(developer), act)
+
+
+def _intents_of(developer: Developer) -> QuerySet[Intent]:
+    """Those that Stripe has not carried out yet."""
+    sales = developer.sales.values_list("pk", "charge", "user_id")
+    subjects = {str(each) for row in sales for each in row}
+    subjects |= {str(pk) for pk in developer.payments.values_list("pk", flat=True)} | {str(developer.pk)}
+    return Intent.objects.filter(subject__in=subjects, state__in=Intent.OPEN)
+
+
+def _is_done(developer: Developer) -> bool:
+    accounts = Developer.objects.filter(pk=developer.pk).exclude(stripe_account=None)
+    sales = developer.sales.exclude(session=None)
+    return not (
+        any(rows.filter(is_stale()).exists() for rows in (accounts, sales))
+        or Event.objects.filter(state=Event.State.NEW).exists()
+        or _intents_of(developer).exists()
+    )
 
 
 def is_exact(developer: Developer) -> None:
