@@ -65,6 +65,7 @@ BENCHES: Final = {
     "documents": Arguments(quick=()),
     "budget_limits": Arguments(quick=("turns", "refusals")),
     "plans": Arguments(quick=("limiter",)),
+    "growth": Arguments(quick=("50000",)),
     "plugins": Arguments(quick=("catalogue", "2000"), full=()),
     "memory_meaning": Arguments(),
     "vault_vectors": Arguments(),
