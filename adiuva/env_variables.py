@@ -673,7 +673,8 @@ UPLOAD_HOURS = _vault.integer(
 KEEP_BACKUPS = _vault.integer(
     "ADIUVA_KEEP_BACKUPS",
     30,
-    "How many backups of an account are kept; a new one ends the oldest beyond. 0 keeps all.",
+    "How many backups of an account are kept; a new one ends those beyond that came first, but none on which a "
+    "kept one builds. 0 keeps all.",
     minimum=0,
     unit="backups",
 )

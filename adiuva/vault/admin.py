@@ -51,6 +51,7 @@ class BackupAdmin(ReadOnlyAdmin):
         "user",
         "version",
         "timestamp_ms",
+        "base_ms",
         "size",
         "chunk_count",
         "created_at",

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from adiuva.vault import limits, uploads
-from adiuva.vault.errors import ChecksumMismatch, NotStored, TimestampTaken
+from adiuva.vault.errors import BaseMissing, ChecksumMismatch, NotStored, OthersBuildOnIt, TimestampTaken
 from adiuva.vault.models import Backup
 from adiuva.vault.uploads import Whole
 
@@ -28,6 +28,7 @@ class Description:
     timestamp_ms: int
     checksum: bytes
     chunk_count: int = 1
+    base_ms: int | None = None
 
 
 def latest(user_id: uuid.UUID) -> Backup:
@@ -47,17 +48,27 @@ def get(user_id: uuid.UUID, backup_id: uuid.UUID) -> Backup:
 
 
 def is_there(user_id: uuid.UUID, wanted: Description) -> bool:
-    """Whether this very backup is stored, unharmed. Raises TimestampTaken if another one of its time is."""
+    """Whether this very backup is stored, unharmed.
+
+    Raises TimestampTaken if another one of its time is, or BaseMissing.
+    """
     found = Backup.objects.of(user_id).filter(timestamp_ms=wanted.timestamp_ms).first()
     if found is None:
+        _require_base(user_id, wanted)
         return False
     if bytes(found.checksum) != wanted.checksum:
         raise TimestampTaken
     return not found.corrupt
 
 
+def _require_base(user_id: uuid.UUID, described: Description) -> None:
+    base = described.base_ms
+    if base is not None and not Backup.objects.of(user_id).filter(timestamp_ms=base, corrupt=False).exists():
+        raise BaseMissing
+
+
 def store(user_id: uuid.UUID, described: Description, whole: Whole) -> Backup:
-    """Make a backup of a complete upload. Raises ChecksumMismatch, TimestampTaken or UploadExpired."""
+    """Make a backup of a complete upload. Raises ChecksumMismatch, TimestampTaken, BaseMissing or UploadExpired."""
     if whole.checksum != described.checksum:
         uploads.discard(whole)
         raise ChecksumMismatch(described.checksum.hex(), whole.checksum.hex())
@@ -75,8 +86,8 @@ def store(user_id: uuid.UUID, described: Description, whole: Whole) -> Backup:
 
 @transaction.atomic
 def _store(user_id: uuid.UUID, described: Description, whole: Whole) -> Backup:
-    # Before what is counted, as whoever deletes one does: `_retain` may delete any of them.
-    list(Backup.objects.of(user_id).order_by("pk").select_for_update().values_list("pk"))
+    _hold(user_id)
+    _require_base(user_id, described)
     replaced = Backup.objects.of(user_id).filter(timestamp_ms=described.timestamp_ms, corrupt=True).first()
     uploads.take(whole, instead_of=replaced.size if replaced else 0)
     if replaced is not None:
@@ -85,6 +96,7 @@ def _store(user_id: uuid.UUID, described: Description, whole: Whole) -> Backup:
         user_id=user_id,
         version=described.version,
         timestamp_ms=described.timestamp_ms,
+        base_ms=described.base_ms,
         chunk_count=described.chunk_count,
         checksum=whole.checksum,
         size=whole.size,
@@ -95,26 +107,47 @@ def _store(user_id: uuid.UUID, described: Description, whole: Whole) -> Backup:
     return made
 
 
+def _hold(user_id: uuid.UUID) -> None:
+    """Until the transaction ends no other one stores or deletes a backup of this account, if it has any.
+
+    Before what is counted, so that nobody waits for one who waits for them.
+    """
+    list(Backup.objects.of(user_id).order_by("pk").select_for_update().values_list("pk"))
+
+
 def _retain(user_id: uuid.UUID) -> None:
     """Delete those that came first, beyond those that are kept. The newest that is not damaged is always kept.
 
-    By when they came, since a client's clock may be wrong: what has just come must not end at once.
+    By when they came, since a client's clock may be wrong: what has just come must not end at once. What is kept is
+    kept with what it builds on.
     """
     if not (most := settings.STORE["keep_backups"]):
         return
-    mine = Backup.objects.of(user_id).only("pk", "size", "corrupt")
-    intact = mine.newest_first().filter(corrupt=False).values_list("pk", flat=True).first()
-    for backup in mine.order_by("-created_at", "-timestamp_ms")[most:]:
-        if backup.pk != intact:
+    mine = list(Backup.objects.of(user_id).order_by("-created_at", "-timestamp_ms"))
+    intact = max((backup.timestamp_ms for backup in mine if not backup.corrupt), default=None)
+    by_time = {backup.timestamp_ms: backup for backup in mine}
+    kept: set[int] = set()
+    for backup in mine:
+        time: int | None = backup.timestamp_ms
+        if len(kept) >= most and time != intact:
+            continue
+        while time in by_time and time not in kept:
+            kept.add(time)
+            time = by_time[time].base_ms
+    for backup in mine:
+        if backup.timestamp_ms not in kept:
             _delete(user_id, backup)
 
 
 @transaction.atomic
 def delete(*, user_id: uuid.UUID, backup_id: uuid.UUID) -> None:
-    """Raises NotStored."""
-    found = Backup.objects.of(user_id).filter(pk=backup_id).select_for_update().first()
+    """Raises NotStored or OthersBuildOnIt."""
+    _hold(user_id)
+    found = Backup.objects.of(user_id).filter(pk=backup_id).first()
     if found is None:
         raise NotStored
+    if Backup.objects.of(user_id).filter(base_ms=found.timestamp_ms).exists():
+        raise OthersBuildOnIt
     _delete(user_id, found)
 
 

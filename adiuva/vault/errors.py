@@ -49,6 +49,20 @@ class TimestampTaken(Conflict):
         super().__init__("there is another backup of this time")
 
 
+class BaseMissing(Conflict):
+    """Another one may do, or none."""
+
+    code = "base_missing"
+
+    def __init__(self) -> None:
+        super().__init__("the backup that this one builds on is not there")
+
+
+class OthersBuildOnIt(Conflict):
+    def __init__(self) -> None:
+        super().__init__("other backups build on this one: delete them first")
+
+
 class OffsetMismatch(AdiuvaError):
     """`offset` says how much is there."""
 

@@ -48,11 +48,13 @@ def whole_number(headers: Mapping[str, str], name: str, *, most: int, default: i
 
 def backup(headers: Mapping[str, str]) -> Description:
     """Raises Invalid or InvalidChecksum."""
+    base = whole_number(headers, "X-Backup-Base", most=MAX_MS, default=-1)
     return Description(
         version=whole_number(headers, "X-Backup-Version", most=2**31 - 1),
         timestamp_ms=whole_number(headers, "X-Backup-Timestamp", most=MAX_MS),
         checksum=checksums.parse(headers.get("X-Backup-Checksum", "").strip(), "X-Backup-Checksum"),
         chunk_count=whole_number(headers, "X-Backup-Chunks", most=2**31 - 1, default=1),
+        base_ms=base if base >= 0 else None,
     )
 
 

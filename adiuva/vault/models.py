@@ -180,6 +180,7 @@ class Backup(models.Model):
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, **_RELATION)
     version = models.PositiveIntegerField(help_text="of the client's format")
     timestamp_ms = models.BigIntegerField(help_text="when the client made it")
+    base_ms = models.BigIntegerField(null=True, help_text="the time of the backup that it builds on")
     checksum = models.BinaryField(editable=False, help_text="SHA-256, as the server computed it")
     size = models.PositiveBigIntegerField()
     chunk_count = models.PositiveIntegerField(default=1)

@@ -128,6 +128,11 @@ class ChangesQuerySerializer(serializers.Serializer[Any]):
 
 class BackupSerializer(serializers.ModelSerializer[Backup]):
     timestamp = serializers.IntegerField(source="timestamp_ms", help_text="When the client made it, in ms.")
+    base = serializers.IntegerField(
+        source="base_ms",
+        allow_null=True,
+        help_text="The time of the backup that it builds on, without which it cannot be restored; none: it is whole.",
+    )
     checksum = ChecksumField(help_text=_SHA256)
     size_bytes = serializers.IntegerField(source="size")
     state = serializers.SerializerMethodField(help_text="`corrupt`: the stored bytes are damaged.")
@@ -138,6 +143,7 @@ class BackupSerializer(serializers.ModelSerializer[Backup]):
             "id",
             "version",
             "timestamp",
+            "base",
             "checksum",
             "chunk_count",
             "size_bytes",

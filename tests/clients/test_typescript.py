@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+from adiuva.devices.client import Store
+from adiuva.devices.client.account import Account, ServerAddress
+from adiuva.devices.client.backup import Backups
 from adiuva.devices.client.sealed_file import open_sealed, seal
 from tests.accounts.authenticator import Authenticator
 from tests.accounts.test_second_factors import add_app, add_passkey, client_of
@@ -40,6 +46,26 @@ def reply(request: Request) -> Step:
     return "There is one task."
 
 
+def back_up_twice(person: Person, web: str, folder: Path) -> None:
+    """A device whose newest backup is what changed since the one before; `copy` in its folder is its data."""
+    folder.mkdir()
+    address = ServerAddress.parse(web)
+    backups = Backups(address, Account(address, access_token=person.access_token), folder)
+    store = Store(folder / "data.sqlite3")
+    for number in range(100):
+        store.set_property(f"note {number}", os.urandom(5_000).hex())
+    assert asyncio.run(backups.make("correct horse")) is not None
+    store.set_property("note 50", os.urandom(5_000).hex())
+    made = asyncio.run(backups.make("correct horse"))
+    assert made is not None and not made.is_whole
+    with (
+        closing(sqlite3.connect(folder / "copy")) as copy,
+        closing(sqlite3.connect(folder / "data.sqlite3")) as data,
+    ):
+        data.backup(copy)
+    store.close()
+
+
 @node.needs_node
 def test_the_client_works_against_a_running_server(
     web: str, worker: None, person: Person, provider: Provider, tmp_path: Path
@@ -52,6 +78,8 @@ def test_the_client_works_against_a_running_server(
     (tmp_path / "plain").write_bytes(os.urandom(1024 * 1024 + 5))
     with (tmp_path / "by python").open("wb") as sealed:
         seal(tmp_path / "plain", sealed, "correct horse", log_n=14)
+    keeper = payer()
+    back_up_twice(keeper, web, tmp_path / "device")
     node.run("tsc", "-p", ".")
     printed = node.run(
         "node",
@@ -65,8 +93,9 @@ def test_the_client_works_against_a_running_server(
         RECOVERY_CODE=codes[0],
         PASSKEY_EMAIL=third.email,
         PASSKEY=held.exported(),
-        VAULT_EMAIL=payer().email,
+        VAULT_EMAIL=keeper.email,
         FOLDER=str(tmp_path),
+        DEVICE=str(tmp_path / "device" / "copy"),
     )
     assert "# fail 0" in printed
     opened = io.BytesIO()

@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import socket
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from adiuva.blobs import garbage
 from adiuva.blobs.models import Garbage
 from adiuva.vault import backups, limits, receiving, scrub, uploads
 from adiuva.vault.backups import Description
+from adiuva.vault.errors import BaseMissing, OthersBuildOnIt
 from adiuva.vault.models import Backup, Upload
 from tests.conflicts import conflicts_of
 from tests.factories import Person
@@ -116,12 +118,12 @@ def test_an_upload_in_parts_becomes_a_backup(rest: httpx.Client) -> None:
     assert rest.put("/backup", headers=nowhere).status_code == 404
 
 
-def stored(person: Person, data: bytes, at: int) -> Backup:
+def stored(person: Person, data: bytes, at: int, base: int | None = None) -> Backup:
     """A backup, without HTTP."""
     upload = uploads.begin(user_id=person.id, purpose="backup", length=len(data), direct=True)
     receiver = receiving.open_receiver(person.id, upload.pk, offset=0, direct=True)
     receiver.write(data)
-    described = Description(1, at, hashlib.sha256(data).digest())
+    described = Description(1, at, hashlib.sha256(data).digest(), base_ms=base)
     made = backups.store(person.id, described, receiver.finish())
     receiver.close()
     return made
@@ -141,6 +143,45 @@ def test_a_backup_of_a_clock_that_is_slow_ends_no_sooner(mara: Person, settings:
     slow = [stored(mara, sealed(), at) for at in (1, 2)]
     left = set(Backup.objects.of(mara.id))
     assert left == {*slow, fast[1]}  # and the newest by its own time
+
+
+def test_what_is_kept_is_kept_with_what_it_builds_on(mara: Person, settings: Any) -> None:
+    settings.STORE = {**settings.STORE, "keep_backups": 2}
+    times = [(1, None), (2, 1), (3, 2), (4, None)]
+    made = {at: stored(mara, sealed(10 + at), at, base) for at, base in times}
+    mine = Backup.objects.of(mara.id)
+    assert set(mine.values_list("timestamp_ms", flat=True)) == {1, 2, 3, 4}
+    with pytest.raises(OthersBuildOnIt):
+        backups.delete(user_id=mara.id, backup_id=made[2].pk)
+    stored(mara, sealed(), 5)
+    assert set(mine.values_list("timestamp_ms", flat=True)) == {4, 5}
+
+
+def test_nothing_is_built_on_what_is_not_there_or_damaged(rest: httpx.Client, mara: Person) -> None:
+    data = sealed()
+    for _ in range(2):
+        refused = put(rest, data, **{"X-Backup-Base": "5"})
+        assert (refused.status_code, refused.json()["code"]) == (409, "base_missing")
+        put(rest, sealed(), 5)
+        Backup.objects.of(mara.id).update(corrupt=True)
+    Backup.objects.of(mara.id).update(corrupt=False)
+    assert put(rest, data, **{"X-Backup-Base": "5"}).status_code == 200
+    assert rest.get("/backup").headers["X-Backup-Base"] == "5"
+    assert [each["base"] for each in rest.get("/backup/history").json()] == [5, None]
+    backups.delete(user_id=mara.id, backup_id=backups.latest(mara.id).pk)
+    assert used(rest, "backup") == 100 and reserved(rest, "backup") == 0
+    with pytest.raises(BaseMissing):  # also where it went while the bytes came
+        stored(mara, sealed(), 9, base=8)
+
+
+def test_a_backup_is_never_deleted_while_another_is_built_on_it(rest: httpx.Client, mara: Person) -> None:
+    for at in range(10, 30, 2):
+        base = stored(mara, sealed(), at)
+        with ThreadPoolExecutor(2) as pool:
+            deleted = pool.submit(rest.delete, f"/backup/{base.pk}")
+            built = pool.submit(put, rest, sealed(), at + 1, **{"X-Backup-Base": str(at)})
+        answers = (deleted.result().status_code, built.result().status_code)
+        assert answers in ((200, 409), (409, 200)), answers
 
 
 def flip_a_bit(name: str, at: int) -> None:

@@ -4,18 +4,21 @@
     made = await backups.make(passphrase)           # None: nothing has changed since the last one
     await backups.restore(passphrase)               # into a folder that has no data yet
 
-What goes up is a copy of the data as of one moment. An upload whose line breaks goes on where it was.
+What goes up is a copy of the data as of one moment: whole, or the blocks in which it differs from a whole one before
+(`backup_blocks`), which the server keeps as long as what builds on it. An upload whose line breaks goes on where it
+was.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import os
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -24,13 +27,18 @@ from typing import Any, BinaryIO, Final
 
 import aiohttp
 
+from adiuva.devices.client import backup_blocks
 from adiuva.devices.client.account import Account, ServerAddress, ServerUnavailable
+from adiuva.devices.client.backup_blocks import Base
 from adiuva.devices.client.errors import BadWorkspace, DeviceError
-from adiuva.devices.client.sealed_file import FORMAT, DamagedFile, open_sealed, seal
+from adiuva.devices.client.sealed_file import BEGINNING, FORMAT, DamagedFile, open_sealed, opens, seal
 from adiuva.devices.client.store import DATA_FILE, now_ms
 
 _NOTE: Final = "backup.json"
 _PIECE: Final = 1024 * 1024
+# What differs is sent alone up to this part of the whole, and until all such are as much as the whole.
+_WORTH: Final = 3
+_PAGE: Final = 100
 _TRIES: Final = 5
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)
 _TUS: Final = {"Tus-Resumable": "1.0.0"}
@@ -44,7 +52,53 @@ class BackupRefused(DeviceError):
 @dataclass(frozen=True)
 class MadeBackup:
     timestamp_ms: int
-    size: int  # sealed, in bytes
+    size: int  # of what was sent: sealed, in bytes
+    is_whole: bool
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What this workspace has at the server: the SHA-256 of the data, when it was backed up, and on what.
+
+    `built`: the bytes of all differences from that base so far.
+    """
+
+    content: str
+    timestamp_ms: int
+    base: Base
+    built: int
+
+    def write(self, file: Path, server: str) -> None:
+        base = {
+            "timestamp": self.base.timestamp_ms,
+            "checksum": self.base.checksum.hex(),
+            "blocks": base64.b64encode(self.base.blocks).decode(),
+        }
+        note = {
+            "server": server,
+            "content": self.content,
+            "timestamp": self.timestamp_ms,
+            "base": base,
+            "built": self.built,
+        }
+        file.unlink(missing_ok=True)
+        with _new_file(file) as target:
+            target.write(json.dumps(note).encode())
+
+
+def _read_note(file: Path, server: str) -> _Note | None:
+    """None if there is none of this server; without it the data goes up whole."""
+    try:
+        note = json.loads(file.read_bytes())
+        base = note["base"]
+        found = Base(base["timestamp"], bytes.fromhex(base["checksum"]), base64.b64decode(base["blocks"]))
+        return (
+            _Note(note["content"], note["timestamp"], found, note["built"])
+            if note["server"] == server
+            else None
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class Backups:
@@ -57,25 +111,37 @@ class Backups:
         if not self._data.exists():
             raise BadWorkspace("This workspace has no data to back up.")
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".backup-") as place:
-            plain, sealed = Path(place) / "plain", Path(place) / "sealed"
+            plain, changes, sealed = (Path(place) / name for name in ("plain", "changes", "sealed"))
             await asyncio.to_thread(_copy, self._data, plain)
             content = await asyncio.to_thread(_sha256, plain)
             async with aiohttp.ClientSession(timeout=_TIMEOUT) as http:
-                if await self._is_there(http, content):
+                note = _read_note(self._folder / _NOTE, self._address.base)
+                stored = await self._history(http) if note is not None else {}
+                if note is not None and note.content == content and note.timestamp_ms in stored:
                     return None
-                chunks = await asyncio.to_thread(_seal, plain, sealed, passphrase)
-                made = MadeBackup(now_ms(), sealed.stat().st_size)
+                base, built = await self._base(http, note, stored, passphrase), 0
+                if base is not None and note is not None:
+                    size = await asyncio.to_thread(_write_changes, plain, content, base, changes)
+                    built, whole = note.built + size, plain.stat().st_size
+                    if size > whole // _WORTH or built > whole:
+                        base, built = None, 0
+                chunks = await asyncio.to_thread(_seal, changes if base else plain, sealed, passphrase)
+                made = MadeBackup(now_ms(), sealed.stat().st_size, base is None)
                 upload = await self._upload(http, sealed, made.size)
+                checksum = await asyncio.to_thread(_sha256, sealed)
                 headers = {
                     "X-Upload-Id": upload,
-                    "X-Backup-Version": str(FORMAT),
+                    "X-Backup-Version": str(backup_blocks.FORMAT if base else FORMAT),
                     "X-Backup-Timestamp": str(made.timestamp_ms),
-                    "X-Backup-Checksum": await asyncio.to_thread(_sha256, sealed),
+                    "X-Backup-Checksum": checksum,
                     "X-Backup-Chunks": str(chunks),
+                    **({"X-Backup-Base": str(base.timestamp_ms)} if base else {}),
                 }
                 await self._ask(http, "PUT", "backup", headers=headers)
-        note = {"server": self._address.base, "content": content, "timestamp": made.timestamp_ms}
-        (self._folder / _NOTE).write_text(json.dumps(note))
+            if base is None:
+                blocks = await asyncio.to_thread(backup_blocks.digests, plain)
+                base = Base(made.timestamp_ms, bytes.fromhex(checksum), blocks)
+        _Note(content, made.timestamp_ms, base, built).write(self._folder / _NOTE, self._address.base)
         return made
 
     async def restore(self, passphrase: str) -> int:
@@ -87,10 +153,15 @@ class Backups:
         if self._data.exists():
             raise BadWorkspace("This workspace has data already: restore into a new folder.")
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".restore-") as place:
-            sealed, plain = Path(place) / "sealed", Path(place) / "plain"
+            sealed, plain, changes = (Path(place) / name for name in ("sealed", "plain", "changes"))
             async with aiohttp.ClientSession(timeout=_TIMEOUT) as http:
-                made_at = await self._download(http, sealed)
-            await asyncio.to_thread(_open, sealed, plain, passphrase)
+                newest = await self._download(http, "backup", sealed)
+                made_at = int(newest["X-Backup-Timestamp"])
+                if newest["X-Backup-Version"] == str(backup_blocks.FORMAT):
+                    await asyncio.to_thread(_open, sealed, changes, passphrase)
+                    await self._restore_on_base(http, changes, Path(place), plain, passphrase)
+                else:
+                    await asyncio.to_thread(_open, sealed, plain, passphrase)
             await asyncio.to_thread(_make_own, plain)
             plain.replace(self._data)
         return made_at
@@ -116,15 +187,63 @@ class Backups:
             raise BackupRefused(_refusal(response.status, body))
         return body, response
 
-    async def _is_there(self, http: aiohttp.ClientSession, content: str) -> bool:
+    async def _history(self, http: aiohttp.ClientSession) -> dict[int, dict[str, Any]]:
+        """What the server has that is not damaged, by when it was made."""
+        found: dict[int, dict[str, Any]] = {}
+        page = 1
+        while rows := (await self._ask(http, "GET", f"backup/history?limit={_PAGE}&page={page}"))[0]:
+            found |= {row["timestamp"]: row for row in rows if row["state"] == "ok"}
+            if len(rows) < _PAGE:
+                break
+            page += 1
+        return found
+
+    async def _base(
+        self,
+        http: aiohttp.ClientSession,
+        note: _Note | None,
+        stored: dict[int, dict[str, Any]],
+        passphrase: str,
+    ) -> Base | None:
+        """The last whole backup of this workspace, if it is still there, and of the same passphrase."""
+        base = note.base if note is not None else None
+        row = stored.get(base.timestamp_ms) if base is not None else None
+        if base is None or row is None or row["checksum"] != base.checksum.hex():
+            return None
+        beginning = await self._beginning(http, row["id"])
+        return base if await asyncio.to_thread(opens, beginning, passphrase) else None
+
+    async def _beginning(self, http: aiohttp.ClientSession, backup_id: str) -> bytes:
+        token = await self._account.access_token(http)
+        headers = {"Authorization": f"Bearer {token}", "Range": f"bytes=0-{BEGINNING - 1}"}
         try:
-            note = json.loads((self._folder / _NOTE).read_bytes())
-        except (OSError, ValueError):
-            return False
-        if (note.get("server"), note.get("content")) != (self._address.base, content):
-            return False
-        history, _ = await self._ask(http, "GET", "backup/history")
-        return any(each["timestamp"] == note.get("timestamp") and each["state"] == "ok" for each in history)
+            async with http.get(
+                self._address.rest(f"backup/{backup_id}"), headers=headers, allow_redirects=False
+            ) as response:
+                if response.status != HTTPStatus.PARTIAL_CONTENT:
+                    raise ServerUnavailable(f"the server answered {response.status}")
+                return await response.content.read(BEGINNING)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise ServerUnavailable(f"the server cannot be reached ({type(error).__name__})") from error
+
+    async def _restore_on_base(
+        self, http: aiohttp.ClientSession, changes: Path, place: Path, plain: Path, passphrase: str
+    ) -> None:
+        """Put what changed together with what it builds on. Raises BackupRefused if that is gone, and DamagedFile."""
+        with changes.open("rb") as file:
+            difference = backup_blocks.read(file)
+            row = (await self._history(http)).get(difference.base_ms)
+            if row is None:
+                raise BackupRefused("The backup that the newest one builds on is gone, or damaged.")
+            sealed, whole = place / "sealed base", place / "base"
+            got = await self._download(http, f"backup/{row['id']}", sealed)
+            if got["X-Backup-Checksum"] != difference.base_checksum.hex():
+                raise DamagedFile
+            await asyncio.to_thread(_open, sealed, whole, passphrase)
+            with whole.open("rb") as base, _new_file(plain) as target:
+                await asyncio.to_thread(backup_blocks.put_together, difference, file, base, target)
+                target.flush()
+                os.fsync(target.fileno())
 
     async def _upload(self, http: aiohttp.ClientSession, file: Path, size: int) -> str:
         begin = {**_TUS, "Upload-Length": str(size), "Upload-Metadata": "purpose YmFja3Vw"}
@@ -150,13 +269,13 @@ class Backups:
                 await asyncio.sleep(2.0**tries)
         return upload
 
-    async def _download(self, http: aiohttp.ClientSession, file: Path) -> int:
-        """The newest backup, compared with its checksum. Raises DamagedFile too."""
+    async def _download(self, http: aiohttp.ClientSession, path: str, file: Path) -> Mapping[str, str]:
+        """A backup, compared with its checksum. Returns its headers. Raises DamagedFile too."""
         token = await self._account.access_token(http)
         digest = hashlib.sha256()
         try:
             async with http.get(
-                self._address.rest("backup"),
+                self._address.rest(path),
                 headers={"Authorization": f"Bearer {token}"},
                 allow_redirects=False,
             ) as response:
@@ -171,7 +290,7 @@ class Backups:
             raise ServerUnavailable(f"the download broke off ({type(error).__name__})") from error
         if digest.hexdigest() != response.headers.get("X-Backup-Checksum"):
             raise DamagedFile
-        return int(response.headers["X-Backup-Timestamp"])
+        return response.headers
 
 
 def _refusal(status: int, body: Any) -> str:
@@ -197,11 +316,11 @@ def _new_file(path: Path) -> BinaryIO:
 
 
 def _copy(data: Path, target: Path) -> None:
-    """The data as of one moment, also while a device writes; equal data makes an equal file."""
+    """The data as of one moment, also while a device writes, page by page: what did not change is where it was."""
     _new_file(target).close()
     try:
-        with closing(sqlite3.connect(data, timeout=30)) as source:
-            source.execute("VACUUM INTO ?", (str(target),))
+        with closing(sqlite3.connect(data, timeout=30)) as source, closing(sqlite3.connect(target)) as copy:
+            source.backup(copy)
     except sqlite3.Error as error:
         raise BadWorkspace(f"The workspace's data cannot be read ({error}).") from error
 
@@ -209,6 +328,13 @@ def _copy(data: Path, target: Path) -> None:
 def _seal(plain: Path, sealed: Path, passphrase: str) -> int:
     with _new_file(sealed) as target:
         return seal(plain, target, passphrase)
+
+
+def _write_changes(plain: Path, digest: str, base: Base, target: Path) -> int:
+    """Write how the data differs from its base. Returns how many bytes that is."""
+    with _new_file(target) as file:
+        backup_blocks.write(plain, bytes.fromhex(digest), base, file)
+        return file.tell()
 
 
 def _open(sealed: Path, plain: Path, passphrase: str) -> None:

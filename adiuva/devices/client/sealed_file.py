@@ -25,6 +25,7 @@ _CHUNK: Final = 1024 * 1024
 _TAG: Final = 16
 _LOG_N: Final = 17  # 128 MiB and about half a second
 _ALLOWED_LOG_N: Final = range(14, 21)
+BEGINNING: Final = _HEADER.size + _TAG  # bytes that say whether a passphrase is right
 _CHECK: Final = b"\xff" * 12  # the nonce of what says whether the passphrase is right; no chunk has it
 
 
@@ -61,6 +62,16 @@ def seal(source: Path, target: BinaryIO, passphrase: str, *, log_n: int = _LOG_N
             if not following:
                 return number
             chunk = following
+
+
+def opens(beginning: bytes, passphrase: str) -> bool:
+    """Whether a sealed file that begins so opens with this passphrase. Raises DamagedFile if it is none."""
+    header = beginning[: _HEADER.size]
+    try:
+        _cipher(passphrase, header).decrypt(_CHECK, beginning[_HEADER.size : BEGINNING], header)
+    except InvalidTag:
+        return False
+    return True
 
 
 def open_sealed(source: BinaryIO, target: BinaryIO, passphrase: str) -> None:

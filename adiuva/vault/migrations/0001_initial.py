@@ -50,6 +50,7 @@ class Migration(migrations.Migration):
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
                 ('version', models.PositiveIntegerField(help_text="of the client's format")),
                 ('timestamp_ms', models.BigIntegerField(help_text='when the client made it')),
+                ('base_ms', models.BigIntegerField(help_text='the time of the backup that it builds on', null=True)),
                 ('checksum', models.BinaryField(help_text='SHA-256, as the server computed it')),
                 ('size', models.PositiveBigIntegerField()),
                 ('chunk_count', models.PositiveIntegerField(default=1)),

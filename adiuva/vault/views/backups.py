@@ -30,6 +30,7 @@ def _backup_bytes(request: Request, found: Backup) -> HttpResponseBase:
         "X-Backup-Version": str(found.version),
         "X-Backup-Timestamp": str(found.timestamp_ms),
         "X-Backup-Checksum": bytes(found.checksum).hex(),
+        **({"X-Backup-Base": str(found.base_ms)} if found.base_ms is not None else {}),
     }
     return downloads.respond(request._request, found, changed_at=made_at, headers=more)
 
@@ -57,6 +58,9 @@ class BackupView(StreamedBodies):
             header("X-Backup-Timestamp", "When it was made, in ms since 1970.", int, required=True),
             header("X-Backup-Checksum", "SHA-256 in hexadecimal digits.", required=True),
             header("X-Backup-Chunks", "Of how many chunks it is, for the history.", int),
+            header(
+                "X-Backup-Base", "The time of the backup that it builds on: kept as long as this one.", int
+            ),
             header("X-Upload-Id", "A complete upload, in place of a body.", UUID),
         ],
         request={"application/octet-stream": OpenApiTypes.BINARY},
@@ -66,7 +70,8 @@ class BackupView(StreamedBodies):
         },
     )
     def put(self, request: Request) -> Response:
-        """The same again is no second one; other bytes of the same time are refused (409)."""
+        """The same again is no second one; other bytes of the same time are refused (409), and so is a base that is not
+        there (`base_missing`)."""
         if "X-Upload-Id" not in request.headers:
             return self.take_body(request)
         user, described = user_id(request), headers.backup(request.headers)
@@ -120,8 +125,9 @@ class OneBackupView(BytesView):
     @extend_schema(
         summary="Delete a backup",
         operation_id="backup_destroy",
-        responses={200: Done, **error_responses(401, 404)},
+        responses={200: Done, **error_responses(401, 404, 409)},
     )
     def delete(self, request: Request, backup_id: UUID) -> Response:
+        """One that others build on is deleted after them (409)."""
         backups.delete(user_id=user_id(request), backup_id=backup_id)
         return Response({"ok": True})

@@ -5,6 +5,7 @@ export type { AskOptions, ClientOptions, Socket } from "./client.js";
 export * from "./plugins.js";
 export * from "./protocol.js";
 export type { Files } from "./runs.js";
+export { restored } from "./restore.js";
 export { chunksOf, Damaged, joined, nodeTools, open, RecordSeal, seal, WrongPassphrase } from "./sealed.js";
 export type { Tools } from "./sealed.js";
 export * from "./store.js";

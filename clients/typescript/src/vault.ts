@@ -9,6 +9,8 @@ export interface Backup {
   version: number;
   /** When its device made it, in milliseconds. */
   timestamp: number;
+  /** The time of the backup that it builds on; null: it is whole. */
+  base: number | null;
   checksum: string;
   chunk_count: number;
   size_bytes: number;
@@ -44,6 +46,7 @@ export interface VaultOptions {
 
 const TUS = { "Tus-Resumable": "1.0.0" };
 const INLINE = 1024 * 1024; // a larger record is uploaded first
+const PAGE = 100;
 const TRIES = 6; // in a row, without a byte that counts
 const AGAIN = new Set([408, 423, 429, 460, 500, 502, 503, 504]);
 
@@ -78,12 +81,23 @@ export class Vault {
     return this.account.rest("GET", "backup/history");
   }
 
+  /** All backups, the newest first. */
+  async *allBackups(): AsyncGenerator<Backup> {
+    for (let page = 1; ; page++) {
+      const found = await this.patiently(() => this.account.rest<Backup[]>("GET", `backup/history?limit=${PAGE}&page=${page}`));
+      yield* found;
+      if (found.length < PAGE) return;
+    }
+  }
+
+  /** One that others build on is deleted after them. */
   async deleteBackup(id: string): Promise<void> {
     await this.account.rest("DELETE", `backup/${id}`);
   }
 
   /**
-   * The bytes of a backup, the newest without an id, for `open`. A line that breaks is taken up again where it was.
+   * The bytes of a backup, the newest without an id, for `open`; of one that builds on another, `restored` makes it
+   * whole. A line that breaks is taken up again where it was.
    * @throws Refused; Damaged at the end if they are not what was stored
    */
   backup(id?: string): AsyncGenerator<Uint8Array> {

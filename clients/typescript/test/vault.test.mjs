@@ -1,13 +1,13 @@
 // The vault, against a running server whose line breaks: SERVER, VAULT_EMAIL and PASSWORD name it. FOLDER has a file that
-// the headless device's code sealed, and gets one that it opens.
+// the headless device's code sealed, and gets one that it opens; DEVICE is the data of a device that backed up what changed.
 import assert from "node:assert/strict";
 import * as node from "node:crypto";
 import { openAsBlob } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
 import { before, test } from "node:test";
-import { Account, Damaged, RecordSeal, Refused, Vault, WrongPassphrase, chunksOf, joined, nodeTools, open, pieces, seal } from "../dist/index.js";
+import { Account, Damaged, RecordSeal, Refused, Vault, WrongPassphrase, chunksOf, joined, nodeTools, open, pieces, restored, seal } from "../dist/index.js";
 
-const { SERVER, VAULT_EMAIL, PASSWORD, FOLDER } = process.env;
+const { SERVER, VAULT_EMAIL, PASSWORD, FOLDER, DEVICE } = process.env;
 const PASSPHRASE = "correct horse";
 const LOG_N = 14; // quick
 const MIB = 1024 * 1024;
@@ -112,6 +112,24 @@ test("a backup goes up over lines that break, each byte once, and comes back", a
   await vault.deleteBackup(newest.id);
   await assert.rejects(all(vault.backup(newest.id)), { code: "not_found" });
   assert.deepEqual((await vault.backups()).slice(0, others.length), others);
+});
+
+test("what a device sent of its changes is put together, or said to be damaged", async () => {
+  const backups = [];
+  for await (const backup of vault.allBackups()) backups.push(backup);
+  const changed = backups.find((backup) => backup.base !== null);
+  const whole = backups.find((backup) => backup.timestamp === changed.base);
+  const data = await readFile(DEVICE);
+  faults.push(["GET", "cut"]);
+  assert.deepEqual(await all(restored(vault, PASSPHRASE, tools, changed.id)), data);
+  const before = await all(restored(vault, PASSPHRASE, tools, whole.id));
+  assert.notDeepEqual(before, data);
+  await assert.rejects(all(restored(vault, "wrong", tools, changed.id)), WrongPassphrase);
+  await assert.rejects(vault.deleteBackup(whole.id), { code: "conflict" });
+  const without = { allBackups: async function* () { yield changed; }, backup: (id) => vault.backup(id) };
+  await assert.rejects(all(restored(without, PASSPHRASE, tools, changed.id)), Damaged);
+  const swapped = { allBackups: () => vault.allBackups(), backup: (id) => vault.backup(id === whole.id ? changed.id : id) };
+  await assert.rejects(all(restored(swapped, PASSPHRASE, tools, changed.id)), Damaged);
 });
 
 test("an upload goes on after a restart, from what had come", async () => {

@@ -122,8 +122,9 @@ class Command(BaseCommand):
             if made is None:
                 self._say("Nothing has changed since the last backup.")
             else:
+                what = "bytes" if made.is_whole else "bytes of changes"
                 self._say(
-                    f"Backed up: {made.size} bytes, sealed. Without the passphrase nobody can restore it."
+                    f"Backed up: {made.size} {what}, sealed. Without the passphrase nobody can restore it."
                 )
         else:
             made_at = datetime.fromtimestamp(await backups.restore(passphrase) / 1000).astimezone()
