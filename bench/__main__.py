@@ -66,7 +66,7 @@ BENCHES: Final = {
     "budget_limits": Arguments(quick=("turns", "refusals")),
     "plans": Arguments(quick=("limiter",)),
     "growth": Arguments(quick=("50000",)),
-    "plugins": Arguments(quick=("catalogue", "2000"), full=()),
+    "plugins": Arguments(quick=("catalogue",)),
     "memory_meaning": Arguments(),
     "vault_vectors": Arguments(),
     "vault": Arguments(),

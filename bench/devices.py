@@ -26,7 +26,7 @@ USERS: Final = 200  # few users with many devices: hashing a password costs more
 PROCESSES: Final = 2
 AT_ONCE: Final = 100  # connections that a process opens at the same time
 WITHIN_S: Final = 300
-LEAST_A_S: Final = round(DEVICES / 12)  # the aim: all of them within 12 seconds
+MOST_S: Final = 12  # the aim, for all of them
 
 
 def resident_bytes(child: Child) -> int:
@@ -148,8 +148,8 @@ def main(servers: BenchServers, devices: int) -> None:
     seconds = device_processes.wait_until_connected()
     cpu = cpu_s(web) - before
     full = resident_bytes(web)
-    show("all connected and greeted after", f"{seconds:.1f} s")
-    record("connected and greeted a second", devices / seconds, least=LEAST_A_S)
+    aim = MOST_S if devices == DEVICES else None
+    record(f"{devices:,} connected and greeted after", seconds, "s", most=aim)
     record("the web process' CPU for it, a device", cpu / devices * 1000, "ms")
     record("memory a device", (full - empty) / devices / 1024, "KiB", most=28)
     show("memory of the web process, without devices and with them", f"{empty >> 20}, {full >> 20} MiB")
@@ -161,8 +161,7 @@ def main(servers: BenchServers, devices: int) -> None:
     web.kill()
     web.start()
     seconds = device_processes.wait_until_connected()
-    show("killed and started: all are back after", f"{seconds:.1f} s")
-    record("back a second, after a kill", devices / seconds, least=LEAST_A_S)
+    record(f"{devices:,} back after a kill and a start", seconds, "s", most=aim)
     record("memory a device then", (resident_bytes(web) - empty) / devices / 1024, "KiB")
     device_processes.end()
 

@@ -305,9 +305,9 @@ def main() -> None:
     part, count = [*sys.argv[1:], "", "0"][:2]
     with bench_servers():
         if part in ("", "catalogue"):
-            catalogue(int(count) or 10_000)
+            catalogue(int(count or 0) or 10_000)
         if part in ("", "at_once"):
-            at_once(int(count) or 5_000)
+            at_once(int(count or 0) or 5_000)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """A model that answers at once, or streams words at a steady pace: `python -m bench.chat.scripted_model PORT`.
 
-It is told what to do by the last message of the user: `stream N` streams N words, WORDS_A_S of them a second; with
-`list` in it the model first calls list_tasks; everything else is answered. When each word of a stream was sent is told
-at /times, by the message that asked for it, on the monotonic clock that all processes of a machine share.
+It is told what to do by the last paragraph of the user's last message: `stream N` streams N words, WORDS_A_S of them a
+second; with `list` in it the model first calls list_tasks; everything else is answered. When each word of a stream was
+sent is told at /times, by the message that asked for it, on the monotonic clock that all processes of a machine share.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
+import random
 import sys
 import time
 from typing import Any
@@ -26,7 +28,14 @@ ANSWER = "You have twenty tasks; the first of them is due on Friday."
 
 
 def word(place: int) -> str:
-    return f"{WORDS[place % len(WORDS)]} "
+    """The word at a place of a stream. An answer that repeats itself would be ended, so each pass has another order."""
+    number, at = divmod(place, len(WORDS))
+    return f"{_shuffled(number)[at]} "
+
+
+@functools.cache
+def _shuffled(number: int) -> list[str]:
+    return random.Random(number).sample(WORDS, len(WORDS))
 
 
 class Model(asyncio.Protocol):
@@ -58,6 +67,7 @@ class Model(asyncio.Protocol):
 
     def _answer(self, messages: list[dict[str, Any]]) -> None:
         asked = next(_text(one) for one in reversed(messages) if one["role"] == "user")
+        asked = asked.rpartition("\n\n")[2]  # what belongs to the turn comes before the user's message
         if asked.startswith("stream "):
             self._begin()
             times = Model.times[asked] = []
