@@ -143,9 +143,7 @@ def catalogue(count: int) -> None:
             f" request {median(times) * 1000:.1f} ms"
         )
         with_index, without = _page_ms(sql[-1], indexed=True), _page_ms(sql[-1], indexed=False)
-        record(
-            f"{said}: PostgreSQL's time", with_index, "ms", beside=without, name="without indexes", most=50
-        )
+        record(f"{said}: PostgreSQL's time", with_index, "ms", beside=without, name="without indexes")
 
 
 def _page_ms(statement: str, *, indexed: bool) -> list[float]:
