@@ -52,6 +52,9 @@ def offer(plugin: Plugin, version: str, permissions: list[str], **fields: Any) -
     )
     approve(made)
     with transaction.atomic():
+        Plugin.objects.select_for_update(no_key=True).get(
+            pk=plugin.pk
+        )  # before its versions, as the product does
         PluginVersion.objects.filter(pk=made.pk).update(state="listed", listed_at=now())
         Plugin.objects.filter(pk=plugin.pk).update(state="listed", current_version=made, listed_at=now())
     return made
@@ -130,6 +133,7 @@ def test_who_may_not_is_told_why(rest: APIClient, settings: Any) -> None:
     version = PluginVersion.objects.get(plugin=plugin)
     assert rest.post(path(plugin)).status_code == 200
     with transaction.atomic():
+        Plugin.objects.select_for_update(no_key=True).get(pk=plugin.pk)
         PluginVersion.objects.filter(pk=version.pk).update(state="yanked")
         Plugin.objects.filter(pk=plugin.pk).update(state="draft", current_version=None)
     assert rest.post(path(plugin)).status_code == 200  # who has it keeps it
