@@ -81,6 +81,7 @@ class AgentAdmin(ReadOnlyAdmin):
 
 @admin.register(Run)
 class RunAdmin(ReadOnlyAdmin):
+    is_large = True
     list_display = [
         "id",
         "account",

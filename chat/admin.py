@@ -26,6 +26,7 @@ class ConversationAdmin(ReadOnlyAdmin):
 
 @admin.register(Turn)
 class TurnAdmin(ReadOnlyAdmin):
+    is_large = True
     list_display = [
         "id",
         "account",

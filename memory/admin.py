@@ -136,6 +136,7 @@ class EntryAdmin(ReadOnlyAdmin):
 
 @admin.register(Receipt)
 class ReceiptAdmin(ReadOnlyAdmin):
+    is_large = True
     list_display = ["id", "account", "purpose", "provider", "model", "count", "withheld", "at"]
     list_filter = ["purpose", ("at", PeriodFilter)]
     ordering = ["-at"]

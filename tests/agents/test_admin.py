@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
+from adiuva.accounts.admin_base import NewestChangeList
 from agents import claimed_runs, journal, outcomes
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
@@ -217,3 +219,27 @@ def test_with_100_000_runs_a_list_costs_few_queries_and_reads_by_index(staff: Cl
                 assert "Limit" in plan, (query, statement, plan)  # no further than pages are turned
             else:
                 assert "Index" in plan and "Seq Scan on agents_run" not in plan, (query, plan)
+
+
+def test_a_filter_without_an_index_looks_among_the_newest_runs_and_says_so(
+    staff: Client, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NewestChangeList, "NEWEST", 3)
+    agent = create_agent(ada.id)
+    made = [
+        create_run(
+            agent,
+            state=Run.State.SUCCESS,
+            trigger=Run.Trigger.SCHEDULE,
+            created_at=timezone.now() + timedelta(days=1, hours=-number),
+        )
+        for number in range(6)
+    ]
+    scheduled = {"trigger__exact": Run.Trigger.SCHEDULE}
+    assert listed(staff, RUNS, **scheduled) == {run.pk for run in made[:4]}
+    page = staff.get(reverse(RUNS), scheduled).content.decode()
+    assert "Among the newest 3. Search, or choose a period, to look further." in page
+    everything = {run.pk for run in made}
+    for more in ({"q": ada.email}, {"created_at__within": "month"}):
+        assert listed(staff, RUNS, **scheduled, **more) >= everything
+    assert listed(staff, RUNS, state__exact=Run.State.SUCCESS) >= everything
