@@ -49,7 +49,8 @@ SILENCE_S: Final = 30.0
 LINGER_S: Final = 2.0
 # Of whom nobody knows only so much; then nothing more is read until the connection is closed.
 LINGER_BYTES: Final = 768 * 1024  # with what a server process holds ready, at most 2 MiB are read
-# Of who claims to be nobody, at sign-in for example, where a browser should show the answer.
+# Of who claims to be nobody, at sign-in for example. The answer is sent first; but clients that send all of a body
+# before they read (urllib, those on asyncio) see a reset instead if less is read. Nothing of it is kept.
 LINGER_BYTES_OF_NOBODY: Final = 32 * 1024 * 1024
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,64}")

@@ -247,14 +247,23 @@ def test_a_bad_token_is_refused_before_its_body(web_on: str) -> None:
 
 @both_servers
 @pytest.mark.parametrize(
-    "route", ["POST /auth/login", "POST /storage/records", "POST /nothing/here", "PUT /backup", "POST /chat"]
+    ("route", "token"),
+    [
+        ("POST /auth/login", "Authorization: Bearer no\r\n"),
+        ("POST /storage/records", "Authorization: Bearer no\r\n"),
+        ("POST /nothing/here", "Authorization: Bearer no\r\n"),
+        ("PUT /backup", "Authorization: Bearer no\r\n"),
+        ("POST /chat", "Authorization: Bearer no\r\n"),
+        ("POST /storage/records", ""),
+        ("PUT /backup", ""),
+    ],
 )
-def test_of_strangers_no_more_is_read_than_shows_them_the_answer(web_on: str, route: str) -> None:
+def test_of_strangers_no_more_is_read_than_shows_them_the_answer(web_on: str, route: str, token: str) -> None:
     address, (method, path) = urlsplit(web_on), route.split()
     piece, left = bytes(1024 * 1024), 64 * 1024 * 1024
     with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
         connection.sendall(
-            f"{method} /api/v1{path} HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer no\r\n"
+            f"{method} /api/v1{path} HTTP/1.1\r\nHost: {address.netloc}\r\n{token}"
             f"Content-Type: application/json\r\nContent-Length: {left}\r\n\r\n".encode()
         )
         assert connection.recv(1000).startswith(b"HTTP/1.1 4")
