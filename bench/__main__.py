@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from adiuva.embedded.parent_death import HAS_KERNEL_SUPPORT, request_death_signal
 from bench.harness import ROOT
 from bench.plot import svg
 from bench.report import (
@@ -97,7 +98,10 @@ def run_bench(module: str, arguments: Sequence[str], limit_s: float) -> Result:
         file = Path(folder) / "rows"
         env = os.environ | {ROWS_FILE: str(file), "PYTHONUNBUFFERED": "1"}
         began = time.monotonic()
-        with subprocess.Popen([sys.executable, "-m", module, *arguments], env=env, cwd=ROOT) as process:
+        command = [sys.executable, "-m", module, *arguments]
+        # If we are killed, it stops its servers and ends, too.
+        end_with_us = request_death_signal(os.getpid(), signal.SIGINT) if HAS_KERNEL_SUPPORT else None
+        with subprocess.Popen(command, env=env, cwd=ROOT, preexec_fn=end_with_us) as process:
             failure = _wait(process, limit_s)
         return Result(name, time.monotonic() - began, read_rows(file), failure)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -26,7 +29,17 @@ record("CPU of a word", [40.0, 42.0, 41.0], "µs", beside=[80.0, 84.0, 82.0], na
 record("lost", 0, most=0)
 """
 FAILING = STEADY + "raise SystemExit(3)\n"
-HANGING = STEADY + "import time; time.sleep(60)\n"
+HANGING = (
+    STEADY
+    + """
+import pathlib, time
+try:
+    pathlib.Path(__file__).with_name("begun").touch()
+    time.sleep(60)
+finally:
+    pathlib.Path(__file__).with_name("cleaned_up").touch()
+"""
+)
 
 
 @pytest.fixture
@@ -211,7 +224,22 @@ def test_a_bench_that_fails_keeps_the_rows_it_had(benches: Path) -> None:
 def test_a_bench_that_hangs_is_ended(benches: Path) -> None:
     found = runner.run_bench("sample_benches.hanging", [], 5)
     assert found.failure == "not done after 5 s"
-    assert found.seconds < 40
+    assert (benches / "cleaned_up").exists()
+
+
+def test_a_bench_cleans_up_and_ends_when_its_runner_is_killed(benches: Path) -> None:
+    given = "from bench.__main__ import run_bench; run_bench('sample_benches.hanging', [], 60)"
+    with subprocess.Popen([sys.executable, "-c", given], cwd=BENCH.parent) as started:
+        _wait_for(benches / "begun")
+        started.kill()
+    _wait_for(benches / "cleaned_up")
+
+
+def _wait_for(file: Path) -> None:
+    until = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < until, f"{file.name} does not come"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("failure", "code"), [("", 0), ("exit code 1", 1)])
