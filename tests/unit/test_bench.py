@@ -29,9 +29,7 @@ record("CPU of a word", [40.0, 42.0, 41.0], "µs", beside=[80.0, 84.0, 82.0], na
 record("lost", 0, most=0)
 """
 FAILING = STEADY + "raise SystemExit(3)\n"
-HANGING = (
-    STEADY
-    + """
+HANGING = """
 import pathlib, time
 try:
     pathlib.Path(__file__).with_name("begun").touch()
@@ -39,7 +37,6 @@ try:
 finally:
     pathlib.Path(__file__).with_name("cleaned_up").touch()
 """
-)
 
 
 @pytest.fixture
