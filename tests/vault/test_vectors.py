@@ -205,8 +205,9 @@ def test_a_plan_counts_vectors_exactly_and_a_smaller_one_keeps_reading(db: None,
     assert put(person, "a") == 1  # in the place of one there is room
     mine.update(used=2)
     User.objects.filter(pk=person.id).update(tier="free")
+    assert put(person, "a") == 1
     with pytest.raises(AdiuvaError) as refused:
-        put(person, "a")
+        put(person, "c")
     assert (refused.value.code, refused.value.status) == ("quota_exceeded", 402)
     assert len(vectors.search(user_id=person.id, space=0, vector=vectors.parse([1, 1]), top_k=5)) == 2
     assert vectors.delete(user_id=person.id, space=0, ids=["a", "b"]) == 2
