@@ -124,9 +124,9 @@ def time_passes() -> None:
     """All leases are those of processes that are gone, and all waits are over."""
     from django.db.models.functions import Now
 
-    from billing.payments.models import Intent, Subscription
+    from billing.payments.models import StripeJob, Subscription
 
-    Intent.objects.filter(state__in=Intent.OPEN).update(lease_until=None, not_before=Now())
+    StripeJob.objects.filter(state__in=StripeJob.OPEN).update(lease_until=None, not_before=Now())
     Subscription.objects.update(lease_until=None, not_before=Now())
 
 
@@ -157,7 +157,7 @@ def begin(users: list[UUID]) -> None:
     User.objects.filter(pk__in=users).update(tier="free")
     with connection.cursor() as cursor:
         cursor.execute(
-            "TRUNCATE billing_event, billing_intent, billing_subscription, billing_customer CASCADE"
+            "TRUNCATE billing_event, billing_stripejob, billing_subscription, billing_customer CASCADE"
         )
         cursor.execute("DROP TABLE IF EXISTS bench_first")
         cursor.execute(
@@ -270,7 +270,7 @@ def ours_of(way: str) -> Iterator[tuple[str, str, str, int, int]]:
 def outcome(way: str, world: World) -> dict[str, Any]:
     """How the end differs from what is right, and a digest of it."""
     from billing.payments import webhooks
-    from billing.payments.models import Event, Intent
+    from billing.payments.models import Event, StripeJob
 
     truth, rows = at_stripe(world.stripe), list(ours_of(way))
     ours = {row[0]: row[1:] for row in rows}
@@ -293,7 +293,7 @@ def outcome(way: str, world: World) -> dict[str, Any]:
         "left": 0
         if way == "first"
         else webhooks.compare()
-        + Intent.objects.filter(state__in=Intent.OPEN).count()
+        + StripeJob.objects.filter(state__in=StripeJob.OPEN).count()
         + Event.objects.filter(state="new").count(),
         "end": hashlib.sha256(repr(state).encode()).hexdigest()[:12],
     }

@@ -26,7 +26,7 @@ class BillingConfig(AppConfig):
         sign_in_rules.check_renewals_with(_check_renewal)
         tier_changed.connect(_tier_changed, dispatch_uid="billing.tier_changed")
         from billing import checks, mails  # noqa: F401  # registers a check
-        from billing.marketplace import buying, connected_accounts, payouts  # noqa: F401  # register intents
+        from billing.marketplace import buying, connected_accounts, payouts  # noqa: F401  # register their kinds of jobs
         from billing.marketplace import mails as marketplace_mails
         from billing.sso import mails as sso_mails
 
@@ -44,10 +44,10 @@ def _create_plans(using: str, **_: Any) -> None:
 
 def _end_payments(instance: Any, **_: Any) -> None:
     from billing.marketplace import developers
-    from billing.payments import intents
+    from billing.payments import stripe_jobs
     from billing.teams import members
 
-    intents.end_payments(instance.pk)
+    stripe_jobs.end_payments(instance.pk)
     members.dissolve(instance.pk)
     developers.part(instance.pk)
 

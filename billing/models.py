@@ -29,7 +29,7 @@ from billing.marketplace.user_models import (
     PluginReport,
     PluginTransfer,
 )
-from billing.payments.models import Customer, Dispute, Event, Intent, LedgerEntry, LedgerLine, Subscription
+from billing.payments.models import Customer, Dispute, Event, LedgerEntry, LedgerLine, StripeJob, Subscription
 from billing.sso.models import Domain, Identity, IdentityProvider, SignIn, SsoEvent, SsoSession
 from billing.teams.models import Membership, Team
 
@@ -42,7 +42,6 @@ __all__ = [
     "Event",
     "Identity",
     "IdentityProvider",
-    "Intent",
     "LedgerEntry",
     "LedgerLine",
     "Membership",
@@ -63,6 +62,7 @@ __all__ = [
     "SignIn",
     "SsoEvent",
     "SsoSession",
+    "StripeJob",
     "Subscription",
     "Team",
     "Use",

@@ -16,7 +16,7 @@ from billing.marketplace import (
     purchase_sync,
     submissions,
 )
-from billing.payments import disputes, intents, ledger, sync, webhooks
+from billing.payments import disputes, ledger, stripe_jobs, sync, webhooks
 from billing.sso import events, proofs, signing_in
 from billing.teams import seats
 
@@ -38,7 +38,7 @@ def sync_payments() -> None:
     # One that PostgreSQL ended for the sake of another transaction does not keep the others from their work.
     for step in (
         webhooks.process,
-        intents.sweep,
+        stripe_jobs.sweep,
         sync.run,
         disputes.run,
         purchase_sync.run,

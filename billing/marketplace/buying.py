@@ -16,10 +16,10 @@ from billing import entitlements
 from billing.marketplace import purchase_sync
 from billing.marketplace.models import Developer, Plugin
 from billing.marketplace.money_models import PluginPurchase
-from billing.payments import connect_api, intents, stripe_api, subscribing
-from billing.payments.intents import NotPossible
-from billing.payments.models import Intent
+from billing.payments import connect_api, stripe_api, stripe_jobs, subscribing
+from billing.payments.models import StripeJob
 from billing.payments.stripe_api import StripeAway
+from billing.payments.stripe_jobs import NotPossible
 
 State = PluginPurchase.State
 # Of a plugin that was revoked, sales of so many days are given back.
@@ -84,11 +84,11 @@ def check_out(*, user_id: UUID, plugin: Plugin, site: str = "") -> str:
         sale = _sale(user_id, plugin)
         if sale.session and (url := _still_open(sale, wish)):
             return url
-        intent = _wanted(user_id, sale, wish)
-        if intent is None:
+        job = _wanted(user_id, sale, wish)
+        if job is None:
             continue
-        ready = subscribing.ready(intent)
-        if intent.detail == wish:
+        ready = subscribing.ready(job)
+        if job.detail == wish:
             return connect_api.get_purchase(ready.stripe_id).url
         # One of another price, left by a failure or made by a second click: it is open now, and is closed above.
     raise StripeAway("in_progress")
@@ -121,8 +121,10 @@ def _sale(user_id: UUID, plugin: Plugin) -> PluginPurchase:
     return found
 
 
-def _last(sale: PluginPurchase) -> Intent | None:
-    opened = Intent.objects.filter(kind=Intent.Kind.PURCHASE, subject=str(sale.pk), state=Intent.State.DONE)
+def _last(sale: PluginPurchase) -> StripeJob | None:
+    opened = StripeJob.objects.filter(
+        kind=StripeJob.Kind.PURCHASE, subject=str(sale.pk), state=StripeJob.State.DONE
+    )
     return opened.order_by("-created_at").first()
 
 
@@ -144,8 +146,8 @@ def _still_open(sale: PluginPurchase, wish: dict[str, Any]) -> str:
 
 
 @transaction.atomic
-def _wanted(user_id: UUID, sale: PluginPurchase, wish: dict[str, Any]) -> Intent | None:
-    """The intent of a session, or None if another click has opened one meanwhile."""
+def _wanted(user_id: UUID, sale: PluginPurchase, wish: dict[str, Any]) -> StripeJob | None:
+    """The job of a session, or None if another click has opened one meanwhile."""
     subscribing.lock(user_id)
     row = PluginPurchase.objects.select_for_update(no_key=True).get(pk=sale.pk)
     if row.session != sale.session or row.state != State.OPEN:
@@ -154,37 +156,37 @@ def _wanted(user_id: UUID, sale: PluginPurchase, wish: dict[str, Any]) -> Intent
     owner = Plugin.objects.values_list("developer_id", flat=True).get(pk=row.plugin_id)
     row.developer_id, row.total_cents, row.currency = owner, wish["cents"], wish["currency"]
     row.save(update_fields=["developer", "total_cents", "currency"])
-    return intents.want(Intent.Kind.PURCHASE, str(sale.pk), user_id, **wish)
+    return stripe_jobs.want(StripeJob.Kind.PURCHASE, str(sale.pk), user_id, **wish)
 
 
-def _send(intent: Intent) -> str:
-    sale = PluginPurchase.objects.select_related("plugin").filter(pk=intent.subject).first()
+def _send(job: StripeJob) -> str:
+    sale = PluginPurchase.objects.select_related("plugin").filter(pk=job.subject).first()
     if sale is None or sale.user_id is None or sale.state != State.OPEN:
         raise NotPossible
-    page = f"{intent.detail['site']}/plugins/{sale.plugin.slug}"
+    page = f"{job.detail['site']}/plugins/{sale.plugin.slug}"
     return connect_api.create_purchase(
         purchase=str(sale.pk),
         name=sale.plugin.name,
-        cents=intent.detail["cents"],
-        currency=intent.detail["currency"],
-        customer_id=intent.detail["customer"],
-        row=str(intent.pk),
-        key=intent.key,
+        cents=job.detail["cents"],
+        currency=job.detail["currency"],
+        customer_id=job.detail["customer"],
+        row=str(job.pk),
+        key=job.key,
         back=f"{page}?bought={sale.pk}",
         cancelled=page,
     )
 
 
-def _look(intent: Intent) -> str | None:
-    found = stripe_api.find_checkout(customer_id=intent.detail["customer"], row=str(intent.pk))
+def _look(job: StripeJob) -> str | None:
+    found = stripe_api.find_checkout(customer_id=job.detail["customer"], row=str(job.pk))
     return found.stripe_id if found else None
 
 
-def _done(intent: Intent) -> None:
-    PluginPurchase.objects.filter(pk=intent.subject, state=State.OPEN).update(session=intent.stripe_id)
+def _done(job: StripeJob) -> None:
+    PluginPurchase.objects.filter(pk=job.subject, state=State.OPEN).update(session=job.stripe_id)
 
 
-intents.register(Intent.Kind.PURCHASE, intents.Kind(_send, _look, _done))
+stripe_jobs.register(StripeJob.Kind.PURCHASE, stripe_jobs.Kind(_send, _look, _done))
 
 
 def is_bought(*, user_id: UUID, purchase_id: UUID) -> bool:
@@ -202,7 +204,7 @@ def is_bought(*, user_id: UUID, purchase_id: UUID) -> bool:
 
 
 @transaction.atomic
-def refund(*, purchase: PluginPurchase, cents: int | None = None) -> Intent:
+def refund(*, purchase: PluginPurchase, cents: int | None = None) -> StripeJob:
     """Have a purchase refunded, all that is left of it by default. The developer's part is taken back by itself.
 
     Raises Invalid, and Conflict while it is disputed or another refund is on its way.
@@ -215,11 +217,13 @@ def refund(*, purchase: PluginPurchase, cents: int | None = None) -> Intent:
     if row.state == State.DISPUTED:
         raise Conflict("the payment is disputed: the buyer's bank decides about it")
     if (
-        Intent.objects.filter(kind=Intent.Kind.REFUND, subject=row.charge, state__in=Intent.OPEN).exists()
+        StripeJob.objects.filter(
+            kind=StripeJob.Kind.REFUND, subject=row.charge, state__in=StripeJob.OPEN
+        ).exists()
         or row.wanted != row.synced
     ):
         raise Conflict("a refund of this charge is on its way")
-    return intents.want(Intent.Kind.REFUND, row.charge, None, cents=wanted)
+    return stripe_jobs.want(StripeJob.Kind.REFUND, row.charge, None, cents=wanted)
 
 
 def refund_recent(*, plugin: Plugin) -> tuple[int, int]:
@@ -242,4 +246,4 @@ def _refunded(charge_id: str) -> None:
     purchase_sync.want(Q(charge=charge_id))
 
 
-intents.after_refunds(_refunded)
+stripe_jobs.after_refunds(_refunded)

@@ -16,12 +16,12 @@ from adiuva.accounts.models import User
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.leases import Lease
 from billing.marketplace.models import Developer
-from billing.payments import connect_api, copies, intents, stripe_api
+from billing.payments import connect_api, copies, stripe_api, stripe_jobs
 from billing.payments.connect_api import AccountState
 from billing.payments.copies import Copies
-from billing.payments.intents import NotPossible
-from billing.payments.models import Intent
+from billing.payments.models import StripeJob
 from billing.payments.stripe_api import Refused, StripeAway
+from billing.payments.stripe_jobs import NotPossible
 
 
 def page_of(*, developer: Developer) -> str:
@@ -35,8 +35,8 @@ def page_of(*, developer: Developer) -> str:
     if account is None:
         with transaction.atomic():
             Developer.objects.select_for_update(no_key=True).get(pk=developer.pk)
-            wanted = intents.want(Intent.Kind.ACCOUNT, str(developer.pk), developer.user_id)
-        intents.carry_out(wanted.pk)
+            wanted = stripe_jobs.want(StripeJob.Kind.ACCOUNT, str(developer.pk), developer.user_id)
+        stripe_jobs.carry_out(wanted.pk)
         account = Developer.objects.values_list("stripe_account", flat=True).get(pk=developer.pk)
         if account is None:
             raise StripeAway("in_progress")
@@ -46,27 +46,23 @@ def page_of(*, developer: Developer) -> str:
     return connect_api.account_page(account, back=f"{back}?onboarding=done", again=f"{back}?onboarding=again")
 
 
-def _send(intent: Intent) -> str:
-    found = User.objects.filter(pk__in=[intent.user_id]).values_list("email", flat=True).first()
+def _send(job: StripeJob) -> str:
+    found = User.objects.filter(pk__in=[job.user_id]).values_list("email", flat=True).first()
     if found is None:  # the account is gone, and nothing was sold yet
         raise NotPossible
-    return connect_api.create_account(
-        email=found, developer=intent.subject, row=str(intent.pk), key=intent.key
-    )
+    return connect_api.create_account(email=found, developer=job.subject, row=str(job.pk), key=job.key)
 
 
-def _look(intent: Intent) -> str | None:
-    return connect_api.find_account(row=str(intent.pk), since=intent.created_at - dt.timedelta(hours=1))
+def _look(job: StripeJob) -> str | None:
+    return connect_api.find_account(row=str(job.pk), since=job.created_at - dt.timedelta(hours=1))
 
 
-def _done(intent: Intent) -> None:
-    if Developer.objects.filter(pk=intent.subject, stripe_account=None).update(
-        stripe_account=intent.stripe_id
-    ):
-        want(Q(pk=intent.subject))
+def _done(job: StripeJob) -> None:
+    if Developer.objects.filter(pk=job.subject, stripe_account=None).update(stripe_account=job.stripe_id):
+        want(Q(pk=job.subject))
 
 
-intents.register(Intent.Kind.ACCOUNT, intents.Kind(_send, _look, _done))
+stripe_jobs.register(StripeJob.Kind.ACCOUNT, stripe_jobs.Kind(_send, _look, _done))
 
 
 def want(developers: Q) -> None:

@@ -131,7 +131,7 @@ class DeveloperPaymentQuerySet(models.QuerySet["DeveloperPayment"]):
 
 
 class DeveloperPayment(models.Model):
-    """Money of one sale that went to its developer or came back. What Stripe does of it has an intent of this id.
+    """Money of one sale that went to its developer or came back. What Stripe does of it has a job of this id.
 
     A debt is paid by the next sales: then what was kept of one (`kept`) and paid of the other (`repaid`) are two rows
     of the same sum, and Stripe has nothing to do.

@@ -2,7 +2,7 @@
 
 Each sale has what is due of it and what is settled; `settle` makes the two equal, under the developer's lock: by a
 transfer once the hold is over, by a reversal when the buyer got money back after it. What an account has no longer is a
-debt, which the developer's next sales repay. Each step is a row first, and an intent that Stripe is asked with.
+debt, which the developer's next sales repay. Each step is a row first, and a job that Stripe is asked with.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from adiuva.core.enqueue import enqueue_on_commit
 from billing.marketplace import connected_accounts
 from billing.marketplace.models import Developer
 from billing.marketplace.money_models import DeveloperPayment, PluginPurchase
-from billing.payments import connect_api, intents, stripe_api
-from billing.payments.intents import NotPossible
-from billing.payments.models import Intent
+from billing.payments import connect_api, stripe_api, stripe_jobs
+from billing.payments.models import StripeJob
 from billing.payments.stripe_api import Refused, StripeAway
+from billing.payments.stripe_jobs import NotPossible
 
 _RETRY: Final = dt.timedelta(days=1)
 # From then on staff are told of a debt each day.
@@ -69,7 +69,7 @@ def settle(developer_id: UUID) -> None:
 def _pay(
     sale: PluginPurchase, kind: DeveloperPayment.Kind, cents: int, transfer: DeveloperPayment | None = None
 ) -> None:
-    """A row, what it adds to the sale, and the intent if Stripe has something to do."""
+    """A row, what it adds to the sale, and the job if Stripe has something to do."""
     at_stripe = kind in (Kind.TRANSFER, Kind.REVERSAL)
     payment = DeveloperPayment.objects.create(
         developer_id=sale.developer_id,
@@ -84,7 +84,7 @@ def _pay(
     sale.settled_cents += DeveloperPayment.SIGNS[kind] * cents
     sale.save(update_fields=["settled_cents"])
     if at_stripe:
-        intents.want(Intent.Kind(kind.value), str(payment.pk), None)
+        stripe_jobs.want(StripeJob.Kind(kind.value), str(payment.pk), None)
 
 
 def _repay(sale: PluginPurchase, debts: list[PluginPurchase]) -> None:
@@ -99,7 +99,7 @@ def _repay(sale: PluginPurchase, debts: list[PluginPurchase]) -> None:
 def _take_back(developer: Developer, sale: PluginPurchase) -> None:
     sent = sale.payments.filter(kind=Kind.TRANSFER)
     for unsent in sent.filter(state=State.OPEN):
-        if intents.drop_unsent(Intent.Kind.TRANSFER, str(unsent.pk)):
+        if stripe_jobs.drop_unsent(StripeJob.Kind.TRANSFER, str(unsent.pk)):
             _end(unsent, sale, State.DROPPED)
     if sent.filter(state=State.OPEN).exists():
         return  # what becomes of it is known soon, and then this is done again
@@ -134,21 +134,21 @@ def _end(payment: DeveloperPayment, sale: PluginPurchase, state: DeveloperPaymen
 # ── What Stripe is asked ────────────────────────────────────────────────────────────────────────────────
 
 
-def _payment_of(intent: Intent) -> DeveloperPayment:
+def _payment_of(job: StripeJob) -> DeveloperPayment:
     """Raises NotPossible if it is not wanted any more."""
-    of_intent = DeveloperPayment.objects.select_related("purchase", "developer", "transfer")
-    payment = of_intent.filter(pk=intent.subject, state=State.OPEN).first()
+    of_job = DeveloperPayment.objects.select_related("purchase", "developer", "transfer")
+    payment = of_job.filter(pk=job.subject, state=State.OPEN).first()
     if payment is None or payment.developer.stripe_account is None:
         raise NotPossible
     return payment
 
 
-def _send_transfer(intent: Intent) -> str:
-    payment = _payment_of(intent)
+def _send_transfer(job: StripeJob) -> str:
+    payment = _payment_of(job)
     sale = payment.purchase
     if sale.state != PluginPurchase.State.PAID or sale.settled_cents > sale.due_cents:
         # Disputed or refunded since it was wanted. What a call of before, whose answer was lost, has made is taken.
-        made = _look_for_transfer(intent) if intent.first_sent_at is not None else None
+        made = _look_for_transfer(job) if job.first_sent_at is not None else None
         if made is None:
             raise NotPossible
         return made
@@ -158,65 +158,69 @@ def _send_transfer(intent: Intent) -> str:
         currency=payment.currency,
         charge=sale.charge,
         group=str(sale.pk),
-        row=str(intent.pk),
-        key=intent.key,
+        row=str(job.pk),
+        key=job.key,
     )
 
 
-def _look_for_transfer(intent: Intent) -> str | None:
-    return connect_api.find_transfer(group=str(_payment_of(intent).purchase_id), row=str(intent.pk))
+def _look_for_transfer(job: StripeJob) -> str | None:
+    return connect_api.find_transfer(group=str(_payment_of(job).purchase_id), row=str(job.pk))
 
 
-def _send_reversal(intent: Intent) -> str:
-    payment = _payment_of(intent)
+def _send_reversal(job: StripeJob) -> str:
+    payment = _payment_of(job)
     assert payment.transfer is not None
     return connect_api.reverse(
-        transfer_id=payment.transfer.stripe_id, cents=payment.cents, row=str(intent.pk), key=intent.key
+        transfer_id=payment.transfer.stripe_id, cents=payment.cents, row=str(job.pk), key=job.key
     )
 
 
-def _look_for_reversal(intent: Intent) -> str | None:
-    payment = _payment_of(intent)
+def _look_for_reversal(job: StripeJob) -> str | None:
+    payment = _payment_of(job)
     assert payment.transfer is not None
-    return connect_api.find_reversal(transfer_id=payment.transfer.stripe_id, row=str(intent.pk))
+    return connect_api.find_reversal(transfer_id=payment.transfer.stripe_id, row=str(job.pk))
 
 
-def _locked_payment(intent: Intent) -> tuple[DeveloperPayment, PluginPurchase]:
+def _locked_payment(job: StripeJob) -> tuple[DeveloperPayment, PluginPurchase]:
     """The developer, then the sale, then the payment."""
-    found = DeveloperPayment.objects.get(pk=intent.subject)
+    found = DeveloperPayment.objects.get(pk=job.subject)
     Developer.objects.select_for_update(no_key=True).get(pk=found.developer_id)
     sale = PluginPurchase.objects.select_for_update(no_key=True).get(pk=found.purchase_id)
     return DeveloperPayment.objects.select_for_update(no_key=True).get(pk=found.pk), sale
 
 
-def _done(intent: Intent) -> None:
-    payment, sale = _locked_payment(intent)
+def _done(job: StripeJob) -> None:
+    payment, sale = _locked_payment(job)
     if payment.state == State.OPEN:
-        payment.state, payment.stripe_id, payment.done_at = State.DONE, intent.stripe_id, timezone.now()
+        payment.state, payment.stripe_id, payment.done_at = State.DONE, job.stripe_id, timezone.now()
         payment.save(update_fields=["state", "stripe_id", "done_at"])
     if sale.settled_cents != sale.due_cents:
         enqueue_on_commit("billing.settle_developers")
     enqueue_on_commit("billing.copy_ledger")
 
 
-def _given_up(intent: Intent) -> None:
-    payment, sale = _locked_payment(intent)
+def _given_up(job: StripeJob) -> None:
+    payment, sale = _locked_payment(job)
     if payment.state != State.OPEN:
         return
-    payment.error = intent.error
-    _end(payment, sale, State.FAILED if intent.state == Intent.State.FAILED else State.DROPPED)
+    payment.error = job.error
+    _end(payment, sale, State.FAILED if job.state == StripeJob.State.FAILED else State.DROPPED)
     if payment.kind == Kind.REVERSAL:
         if sale.settled_cents > sale.due_cents:
             _owe(sale)
-    elif intent.state == Intent.State.FAILED:
-        log.error("developer.transfer_failed", payment_id=str(payment.pk), reason=intent.error)
+    elif job.state == StripeJob.State.FAILED:
+        log.error("developer.transfer_failed", payment_id=str(payment.pk), reason=job.error)
         PluginPurchase.objects.filter(pk=sale.pk).update(transfer_after=Now() + _RETRY)
         connected_accounts.want(Q(pk=payment.developer_id))  # it may have been restricted
     enqueue_on_commit("billing.settle_developers")
 
 
-intents.register(Intent.Kind.TRANSFER, intents.Kind(_send_transfer, _look_for_transfer, _done, _given_up))
-intents.register(Intent.Kind.REVERSAL, intents.Kind(_send_reversal, _look_for_reversal, _done, _given_up))
+stripe_jobs.register(
+    StripeJob.Kind.TRANSFER, stripe_jobs.Kind(_send_transfer, _look_for_transfer, _done, _given_up)
+)
+stripe_jobs.register(
+    StripeJob.Kind.REVERSAL, stripe_jobs.Kind(_send_reversal, _look_for_reversal, _done, _given_up)
+)
 
 
 # ── What must hold ──────────────────────────────────────────────────────────────────────────────────────

@@ -15,10 +15,10 @@ from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.leases import Lease
 from billing.marketplace.models import Developer
 from billing.marketplace.money_models import PluginPurchase
-from billing.payments import connect_api, copies, intents, shares, stripe_api
+from billing.payments import connect_api, copies, shares, stripe_api, stripe_jobs
 from billing.payments.connect_api import PurchaseState
 from billing.payments.copies import Copies
-from billing.payments.models import Intent
+from billing.payments.models import StripeJob
 from billing.payments.stripe_api import Refused, StripeAway
 
 # While a buyer may still ask for their money back, the share waits: most refunds need no transfer back then.
@@ -75,7 +75,7 @@ def _write(lease: Lease[PluginPurchase], answer: _Answer, wanted: int) -> None:
         log.info("purchase.changed", purchase_id=str(row.pk), state=row.state)
     if was == State.OPEN and row.state == State.PAID and row.user_id is None:
         # The account was deleted between the checkout and its payment: nobody would have what was paid.
-        intents.want(Intent.Kind.REFUND, row.charge, None, cents=row.total_cents)
+        stripe_jobs.want(StripeJob.Kind.REFUND, row.charge, None, cents=row.total_cents)
     if row.due_cents != row.settled_cents:
         enqueue_on_commit("billing.settle_developers")
 

@@ -212,7 +212,7 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name='Intent',
+            name='StripeJob',
             fields=[
                 ('lease_until', models.DateTimeField(editable=False, null=True)),
                 ('fence', models.PositiveIntegerField(default=0, editable=False)),
@@ -232,8 +232,8 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-created_at'],
-                'indexes': [models.Index(condition=models.Q(('state__in', ['wanted', 'unknown'])), fields=['not_before'], name='intents_due'), models.Index(fields=['kind', 'subject', '-created_at'], name='intents_of_subject')],
-                'constraints': [models.UniqueConstraint(condition=models.Q(('state__in', ['wanted', 'unknown'])), fields=('kind', 'subject'), name='intent_one_open')],
+                'indexes': [models.Index(condition=models.Q(('state__in', ['wanted', 'unknown'])), fields=['not_before'], name='stripe_jobs_due'), models.Index(fields=['kind', 'subject', '-created_at'], name='stripe_jobs_of_subject')],
+                'constraints': [models.UniqueConstraint(condition=models.Q(('state__in', ['wanted', 'unknown'])), fields=('kind', 'subject'), name='stripe_job_one_open')],
             },
         ),
         migrations.CreateModel(

@@ -1,5 +1,5 @@
 """What is paid, through Stripe: customers, checkouts, subscriptions, and the events that tell of them.
 
 The truth is at Stripe and is fetched under a lease; an event only says that something changed. What Stripe is asked to
-do has a row first (an Intent), and is asked with a key made of that row, so that no crash does it twice.
+do has a row first (a `StripeJob`), and is asked with a key made of that row, so that no crash does it twice.
 """

@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from adiuva.accounts.admin_base import PeriodFilter, ReadOnlyAdmin
 from adiuva.core import leases
 from billing.payments import sync
-from billing.payments.models import Customer, Event, Intent, LedgerEntry, Subscription
+from billing.payments.models import Customer, Event, LedgerEntry, StripeJob, Subscription
 
 
 def _by_stripe_id(text: str) -> Q:
@@ -96,15 +96,15 @@ class EventAdmin(ReadOnlyAdmin):
         return (queryset.filter(by_id) if term else queryset), False
 
 
-@admin.register(Intent)
-class IntentAdmin(ReadOnlyAdmin):
+@admin.register(StripeJob)
+class StripeJobAdmin(ReadOnlyAdmin):
     list_display = ["id", "kind", "subject", "state", "attempt", "tries", "error", "not_before", "created_at"]
     list_filter = ["state", "kind", ("created_at", PeriodFilter)]
     search_keys = ("id", "user_id")
     ordering = ["-created_at"]
     list_select_related = []
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Intent]:
+    def get_queryset(self, request: HttpRequest) -> QuerySet[StripeJob]:
         return self.all_rows(request)  # the user may be gone
 
     @staticmethod
@@ -114,15 +114,15 @@ class IntentAdmin(ReadOnlyAdmin):
     actions = ["again"]
 
     def has_again_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("billing.change_intent")
+        return request.user.has_perm("billing.change_stripejob")
 
     @admin.action(description="Try again now", permissions=["again"])
-    def again(self, request: HttpRequest, chosen: QuerySet[Intent]) -> None:
+    def again(self, request: HttpRequest, chosen: QuerySet[StripeJob]) -> None:
         """Also what failed for good: staff may have mended its cause."""
-        states = [Intent.State.WANTED, Intent.State.UNKNOWN, Intent.State.FAILED]
+        states = [StripeJob.State.WANTED, StripeJob.State.UNKNOWN, StripeJob.State.FAILED]
         ids = list(chosen.filter(state__in=states).values_list("pk", flat=True))
         for pk in ids:  # each by itself: whoever holds one may wait for another
-            failed = Intent.objects.filter(pk=pk, state=Intent.State.FAILED)
-            leases.revoke(failed, state=Intent.State.WANTED)
-            Intent.objects.filter(pk=pk).update(not_before=Now())
+            failed = StripeJob.objects.filter(pk=pk, state=StripeJob.State.FAILED)
+            leases.revoke(failed, state=StripeJob.State.WANTED)
+            StripeJob.objects.filter(pk=pk).update(not_before=Now())
         self.message_user(request, f"{len(ids)} will be tried within seconds.", messages.SUCCESS)

@@ -16,9 +16,9 @@ from django.db import transaction
 from adiuva.accounts.models import User
 from adiuva.core.leases import Lease
 from billing import tiers
-from billing.payments import copies, intents, money_api
+from billing.payments import copies, money_api, stripe_jobs
 from billing.payments.copies import Copies
-from billing.payments.models import Customer, Dispute, Event, Intent, Subscription
+from billing.payments.models import Customer, Dispute, Event, StripeJob, Subscription
 from billing.payments.money_api import DisputeState, Paid
 from billing.payments.stripe_api import Refused
 from billing.teams import seats
@@ -73,7 +73,7 @@ def _write(lease: Lease[Dispute], answer: tuple[DisputeState, Paid] | None, want
         log.error("dispute.lost", dispute_id=row.stripe_id)
         if Subscription.objects.filter(stripe_id=row.subscription_id, status__in=Subscription.LIVE).exists():
             # Who takes money back through their bank is not charged again.
-            intents.want(Intent.Kind.END, row.subscription_id, user_id)
+            stripe_jobs.want(StripeJob.Kind.END, row.subscription_id, user_id)
     _follow(user_id)
 
 
@@ -94,7 +94,7 @@ def release(*, dispute: Dispute) -> None:
     """Give back the plan that a lost dispute took, as far as the subscription still gives one."""
     user_id = _lock_payer(dispute.customer_id)
     Dispute.objects.filter(pk=dispute.pk).update(released=True)
-    intents.drop(Intent.Kind.END, dispute.subscription_id)
+    stripe_jobs.drop(StripeJob.Kind.END, dispute.subscription_id)
     _follow(user_id)
 
 

@@ -1,4 +1,4 @@
-"""Customers, subscriptions, events and intents. Rows of money stay when their user is deleted, without the user."""
+"""Customers, subscriptions, events and jobs. Rows of money stay when their user is deleted, without the user."""
 
 from __future__ import annotations
 
@@ -149,15 +149,15 @@ class Event(models.Model):
         return f"{self.type} {self.stripe_id}"
 
 
-class IntentQuerySet(models.QuerySet["Intent"]):
+class StripeJobQuerySet(models.QuerySet["StripeJob"]):
     def due(self) -> Self:
-        return self.filter(state__in=Intent.OPEN, not_before__lte=Now())
+        return self.filter(state__in=StripeJob.OPEN, not_before__lte=Now())
 
 
-class Intent(Leased):
+class StripeJob(Leased):
     """Something that Stripe is to do, once. Its key at Stripe is made of this row and of `attempt`.
 
-    There is one open intent of a kind and subject at a time. `user_id` is no reference, since what ends an account's
+    There is one open job of a kind and subject at a time. `user_id` is no reference, since what ends an account's
     payments outlives the account.
     """
 
@@ -200,21 +200,21 @@ class Intent(Leased):
     not_before = models.DateTimeField(db_default=Now(), editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
-    objects = IntentQuerySet.as_manager()
+    objects = StripeJobQuerySet.as_manager()
 
     class Meta:
         ordering = ["-created_at"]
         indexes = [
             models.Index(
-                fields=["not_before"], condition=Q(state__in=["wanted", "unknown"]), name="intents_due"
+                fields=["not_before"], condition=Q(state__in=["wanted", "unknown"]), name="stripe_jobs_due"
             ),
-            models.Index(fields=["kind", "subject", "-created_at"], name="intents_of_subject"),
+            models.Index(fields=["kind", "subject", "-created_at"], name="stripe_jobs_of_subject"),
         ]
         constraints = [
             models.UniqueConstraint(
                 fields=["kind", "subject"],
                 condition=Q(state__in=["wanted", "unknown"]),
-                name="intent_one_open",
+                name="stripe_job_one_open",
             ),
         ]
 

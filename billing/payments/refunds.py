@@ -6,8 +6,8 @@ from django.db import transaction
 from django.db.models import Sum
 
 from adiuva.core.errors import Conflict, Invalid
-from billing.payments import intents
-from billing.payments.models import Intent, LedgerEntry
+from billing.payments import stripe_jobs
+from billing.payments.models import LedgerEntry, StripeJob
 
 _REFUNDS = ("refund", "payment_refund", "refund_failure")
 
@@ -21,7 +21,7 @@ def left_of(charge: LedgerEntry) -> int:
 
 
 @transaction.atomic
-def want(*, charge: LedgerEntry, cents: int | None = None, ends: bool = False) -> Intent:
+def want(*, charge: LedgerEntry, cents: int | None = None, ends: bool = False) -> StripeJob:
     """Have a charge refunded, all that is left of it by default, and with `ends` its subscription ended at once.
 
     Raises Invalid, and Conflict while another refund of the charge is on its way.
@@ -30,11 +30,11 @@ def want(*, charge: LedgerEntry, cents: int | None = None, ends: bool = False) -
     wanted = left if cents is None else cents
     if charge.kind not in ("charge", "payment") or not 0 < wanted <= left:
         raise Invalid("there is not so much left to refund")
-    under_way = Intent.objects.filter(
-        kind=Intent.Kind.REFUND, subject=charge.charge_id, state__in=Intent.OPEN
+    under_way = StripeJob.objects.filter(
+        kind=StripeJob.Kind.REFUND, subject=charge.charge_id, state__in=StripeJob.OPEN
     ).exists()
     if under_way:
         raise Conflict("a refund of this charge is on its way")
     if ends and charge.subscription_id:
-        intents.want(Intent.Kind.END, charge.subscription_id, None)
-    return intents.want(Intent.Kind.REFUND, charge.charge_id, None, cents=wanted)
+        stripe_jobs.want(StripeJob.Kind.END, charge.subscription_id, None)
+    return stripe_jobs.want(StripeJob.Kind.REFUND, charge.charge_id, None, cents=wanted)

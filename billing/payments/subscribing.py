@@ -12,8 +12,8 @@ from adiuva.accounts.keys import NoSuchUser
 from adiuva.accounts.models import PlanName, User
 from adiuva.core.errors import Conflict, Invalid, NotFound
 from billing.models import Plan
-from billing.payments import intents, stripe_api, sync
-from billing.payments.models import Customer, Intent, Subscription
+from billing.payments import stripe_api, stripe_jobs, sync
+from billing.payments.models import Customer, StripeJob, Subscription
 from billing.payments.stripe_api import Refused, StripeAway
 
 _MAX_SEATS: Final = 500
@@ -77,8 +77,10 @@ def customer_of(user_id: UUID) -> Customer:
     found = mine.first()
     if found is None:
         with transaction.atomic():
-            lock(user_id)  # as what ends the intent does: there is a customer now, or the intent is open
-            wanted = None if mine.exists() else intents.want(Intent.Kind.CUSTOMER, str(user_id), user_id)
+            lock(user_id)  # as what ends the job does: there is a customer now, or the job is open
+            wanted = (
+                None if mine.exists() else stripe_jobs.want(StripeJob.Kind.CUSTOMER, str(user_id), user_id)
+            )
         if wanted is not None:
             ready(wanted)
         found = mine.first()
@@ -89,9 +91,9 @@ def customer_of(user_id: UUID) -> Customer:
 
 def _session(user_id: UUID, wish: dict[str, Any]) -> str:
     """The open session of this plan, or a new one. One of another plan is closed first: only one can be paid."""
-    mine = Intent.objects.filter(kind=Intent.Kind.CHECKOUT, subject=str(user_id))
+    mine = StripeJob.objects.filter(kind=StripeJob.Kind.CHECKOUT, subject=str(user_id))
     for _ in range(3):
-        former = mine.filter(state=Intent.State.DONE).order_by("-created_at").first()
+        former = mine.filter(state=StripeJob.State.DONE).order_by("-created_at").first()
         if former is not None and (url := _still_open(former, wish, user_id)):
             return url
         wanted = _wanted_session(user_id, former, wish)
@@ -105,19 +107,19 @@ def _session(user_id: UUID, wish: dict[str, Any]) -> str:
 
 
 @transaction.atomic
-def _wanted_session(user_id: UUID, former: Intent | None, wish: dict[str, Any]) -> Intent | None:
-    """The open intent for a session, or a new one; None if another click has opened a session after `former`.
+def _wanted_session(user_id: UUID, former: StripeJob | None, wish: dict[str, Any]) -> StripeJob | None:
+    """The open job for a session, or a new one; None if another click has opened a session after `former`.
 
-    Under the account's lock, since an intent may come and be done between any two looks. What is open is looked for
+    Under the account's lock, since a job may come and be done between any two looks. What is open is looked for
     first: it may be done by the second look, but not the other way round.
     """
     lock(user_id)
-    mine = Intent.objects.filter(kind=Intent.Kind.CHECKOUT, subject=str(user_id))
-    if (known := mine.filter(state__in=Intent.OPEN).first()) is not None:
+    mine = StripeJob.objects.filter(kind=StripeJob.Kind.CHECKOUT, subject=str(user_id))
+    if (known := mine.filter(state__in=StripeJob.OPEN).first()) is not None:
         return known
-    if mine.filter(state=Intent.State.DONE).order_by("-created_at").first() != former:
+    if mine.filter(state=StripeJob.State.DONE).order_by("-created_at").first() != former:
         return None
-    return intents.want(Intent.Kind.CHECKOUT, str(user_id), user_id, **wish)
+    return stripe_jobs.want(StripeJob.Kind.CHECKOUT, str(user_id), user_id, **wish)
 
 
 def lock(user_id: UUID) -> None:
@@ -126,7 +128,7 @@ def lock(user_id: UUID) -> None:
         raise NoSuchUser("this account no longer exists")
 
 
-def _still_open(former: Intent, wish: dict[str, Any], user_id: UUID) -> str:
+def _still_open(former: StripeJob, wish: dict[str, Any], user_id: UUID) -> str:
     """The address of a former session, if it is open and for the same; otherwise it is closed. Raises AlreadyOnPlan."""
     session = stripe_api.get_checkout(former.stripe_id)
     if session.status == "open":
@@ -148,13 +150,13 @@ def _is_paid_now(subscription_id: str, user_id: UUID) -> bool:
 
 
 def is_paid(*, user_id: UUID, checkout: str) -> bool:
-    """Whether the user has what they paid for in this checkout (an intent's id). Asks Stripe if it is not known yet."""
+    """Whether the user has what they paid for in this checkout (a job's id). Asks Stripe if it is not known yet."""
     try:
         pk = UUID(checkout)
     except ValueError:
         return _is_given(user_id)
-    mine = Intent.objects.filter(
-        pk=pk, kind=Intent.Kind.CHECKOUT, user_id=user_id, state=Intent.State.DONE
+    mine = StripeJob.objects.filter(
+        pk=pk, kind=StripeJob.Kind.CHECKOUT, user_id=user_id, state=StripeJob.State.DONE
     ).first()
     if mine is not None and not _is_given(user_id):
         try:
@@ -171,15 +173,15 @@ def _is_given(user_id: UUID) -> bool:
     return live is not None and live.status != Subscription.Status.INCOMPLETE
 
 
-def ready(intent: Intent) -> Intent:
-    """The intent, carried out. Raises StripeAway if another process has it, or if it has failed for now."""
-    if intent.state in Intent.OPEN:
-        intent = intents.carry_out(intent.pk)
-    if intent.state == Intent.State.FAILED:
-        raise Refused(intent.error)
-    if intent.state != Intent.State.DONE:
+def ready(job: StripeJob) -> StripeJob:
+    """The job, carried out. Raises StripeAway if another process has it, or if it has failed for now."""
+    if job.state in StripeJob.OPEN:
+        job = stripe_jobs.carry_out(job.pk)
+    if job.state == StripeJob.State.FAILED:
+        raise Refused(job.error)
+    if job.state != StripeJob.State.DONE:
         raise StripeAway("in_progress")
-    return intent
+    return job
 
 
 def open_portal(*, user_id: UUID, site: str = "") -> str:
@@ -195,14 +197,14 @@ def cancel(*, user_id: UUID) -> bool:
 
     Raises NothingPaid.
     """
-    return _toggle(user_id, Intent.Kind.CANCEL, Intent.Kind.RESUME, cancels=True)
+    return _toggle(user_id, StripeJob.Kind.CANCEL, StripeJob.Kind.RESUME, cancels=True)
 
 
 def resume(*, user_id: UUID) -> bool:
     """Take a cancel back while the period lasts. As `cancel`. Raises NothingPaid, AlreadyOver."""
     if _live(user_id) is None and Subscription.objects.of(user_id).exists():
         raise AlreadyOver("the subscription has ended; subscribe again")
-    return _toggle(user_id, Intent.Kind.RESUME, Intent.Kind.CANCEL, cancels=False)
+    return _toggle(user_id, StripeJob.Kind.RESUME, StripeJob.Kind.CANCEL, cancels=False)
 
 
 def _toggle(user_id: UUID, kind: str, opposite: str, *, cancels: bool) -> bool:
@@ -211,10 +213,10 @@ def _toggle(user_id: UUID, kind: str, opposite: str, *, cancels: bool) -> bool:
         live = _live(user_id)
         if live is None:
             raise NothingPaid
-        intents.drop(opposite, live.stripe_id)
+        stripe_jobs.drop(opposite, live.stripe_id)
         if live.cancel_at_period_end is cancels and live.wanted == live.synced:
             return True
-        wanted = intents.want(kind, live.stripe_id, user_id)
+        wanted = stripe_jobs.want(kind, live.stripe_id, user_id)
     try:
         ready(wanted)
         sync.fetch_now(live.stripe_id)
@@ -234,7 +236,7 @@ def describe(user_id: UUID) -> dict[str, Any]:
     row = _live(user_id) or Subscription.objects.of(user_id).order_by("-started_at").first()
     if row is None:
         return {"status": "none"}
-    wishes = Intent.objects.filter(subject=row.stripe_id, state__in=Intent.OPEN).values_list(
+    wishes = StripeJob.objects.filter(subject=row.stripe_id, state__in=StripeJob.OPEN).values_list(
         "kind", flat=True
     )
     return {
@@ -242,7 +244,7 @@ def describe(user_id: UUID) -> dict[str, Any]:
         "seats": row.quantity,
         "period_end": row.period_end,
         "cancel_at_period_end": row.cancel_at_period_end,
-        "cancelling": Intent.Kind.CANCEL in set(wishes),
+        "cancelling": StripeJob.Kind.CANCEL in set(wishes),
         "pending_tier": row.pending_tier or None,
         "payment_failed_at": row.past_due_since,
         "payment_url": row.payment_url or None,

@@ -9,8 +9,8 @@ from django.db.models.functions import Now
 
 from adiuva.core.errors import AdiuvaError, Conflict
 from billing.models import Plan
-from billing.payments import intents, sync
-from billing.payments.models import Intent, Subscription
+from billing.payments import stripe_jobs, sync
+from billing.payments.models import StripeJob, Subscription
 from billing.payments.stripe_api import Refused, StripeAway
 from billing.payments.subscribing import NothingPaid
 from billing.teams import seats
@@ -52,8 +52,8 @@ def change(*, owner_id: UUID, number: int) -> bool:
         if wish is None:
             return True
     try:
-        done = intents.carry_out(wish.pk)
-        if done.state != Intent.State.DONE:
+        done = stripe_jobs.carry_out(wish.pk)
+        if done.state != StripeJob.State.DONE:
             return False
         sync.fetch_now(paid.stripe_id)
     except Refused:
@@ -63,14 +63,16 @@ def change(*, owner_id: UUID, number: int) -> bool:
     return True
 
 
-def _wish(paid: Subscription, number: int, owner_id: UUID) -> Intent | None:
+def _wish(paid: Subscription, number: int, owner_id: UUID) -> StripeJob | None:
     """What Stripe is to do; None if it is so already. One change at a time: the later of two calls could come first."""
     subject = paid.stripe_id
-    under_way = Intent.objects.filter(kind=Intent.Kind.SEATS, subject=subject, state__in=Intent.OPEN)
+    under_way = StripeJob.objects.filter(kind=StripeJob.Kind.SEATS, subject=subject, state__in=StripeJob.OPEN)
     if under_way.filter(lease_until__gt=Now()).exclude(detail__seats=number).exists():
         raise SeatsChanging("the number of seats is being changed just now: try again in a minute")
     if not under_way.exists() and paid.quantity == number and paid.wanted == paid.synced:
         return None
     if not under_way.filter(detail__seats=number).exists():
-        intents.drop(Intent.Kind.SEATS, subject)
-    return intents.want(Intent.Kind.SEATS, subject, owner_id, seats=number, grows=number > paid.quantity)
+        stripe_jobs.drop(StripeJob.Kind.SEATS, subject)
+    return stripe_jobs.want(
+        StripeJob.Kind.SEATS, subject, owner_id, seats=number, grows=number > paid.quantity
+    )

@@ -19,10 +19,10 @@ from adiuva.accounts.models import User
 from adiuva.core import db
 from billing import tiers
 from billing.models import Override, Plan
-from billing.payments.models import Intent, Subscription
+from billing.payments.models import StripeJob, Subscription
 from billing.teams.models import Membership, Team
 
-_WISHES: Final = (*Intent.OPEN, Intent.State.DONE)
+_WISHES: Final = (*StripeJob.OPEN, StripeJob.State.DONE)
 
 log = structlog.get_logger(__name__)
 
@@ -61,9 +61,9 @@ def of_owner(owner_id: UUID) -> int | None:
 
 def _wished(paid: Subscription) -> int | None:
     """The number that was asked for last, if our copy may not show it yet."""
-    wishes = Intent.objects.filter(kind=Intent.Kind.SEATS, subject=paid.stripe_id, state__in=_WISHES)
+    wishes = StripeJob.objects.filter(kind=StripeJob.Kind.SEATS, subject=paid.stripe_id, state__in=_WISHES)
     latest = wishes.order_by("-created_at").first()
-    if latest is None or (latest.state == Intent.State.DONE and paid.synced == paid.wanted):
+    if latest is None or (latest.state == StripeJob.State.DONE and paid.synced == paid.wanted):
         return None
     return int(latest.detail["seats"])
 

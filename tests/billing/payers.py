@@ -12,9 +12,9 @@ from django.db.models.functions import Now
 from rest_framework.test import APIClient
 
 from adiuva.accounts.models import User
-from billing.payments import disputes, intents, sync, webhooks
+from billing.payments import disputes, stripe_jobs, sync, webhooks
 from billing.payments.copies import is_stale
-from billing.payments.models import Dispute, Event, Intent, Subscription
+from billing.payments.models import Dispute, Event, StripeJob, Subscription
 from tests.factories import Person, somebody
 from tests.fakes.stripe import Stripe, signed
 
@@ -63,8 +63,8 @@ class Payer:
     def subscription(self) -> Any:
         return self.rest.get(f"{BILLING}/subscription").data
 
-    def intents(self, kind: str) -> list[Intent]:
-        return list(Intent.objects.filter(kind=kind, user_id=self.person.id).order_by("created_at"))
+    def jobs(self, kind: str) -> list[StripeJob]:
+        return list(StripeJob.objects.filter(kind=kind, user_id=self.person.id).order_by("created_at"))
 
 
 def deliver(client: APIClient, event: dict[str, Any], secret: str = SECRET, at: int | None = None) -> Any:
@@ -81,7 +81,7 @@ def settle(*, sends: bool = True) -> None:
     def act() -> None:
         webhooks.process()
         if sends:
-            intents.sweep()
+            stripe_jobs.sweep()
         sync.run()
         disputes.run()
 
@@ -109,5 +109,5 @@ def due_now(payer: Payer) -> None:
     """Let what waits of a payer be due. It is also theirs if it is about what their Stripe has."""
     at_stripe = payer.stripe.do(lambda world: list(world.rows))
     mine = Q(user_id=payer.person.id) | Q(subject__in=at_stripe)
-    Intent.objects.filter(mine, state__in=Intent.OPEN).update(not_before=Now())
+    StripeJob.objects.filter(mine, state__in=StripeJob.OPEN).update(not_before=Now())
     Subscription.objects.filter(stripe_id__in=at_stripe).update(not_before=Now())

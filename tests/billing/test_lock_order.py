@@ -18,8 +18,8 @@ from adiuva.accounts import services
 from adiuva.accounts.models import User
 from billing import tiers
 from billing.marketplace import payouts, purchase_sync
-from billing.models import Customer, Developer, DeveloperPayment, Dispute, Event, Intent, PluginPurchase
-from billing.payments import disputes, intents, sync, webhooks
+from billing.models import Customer, Developer, DeveloperPayment, Dispute, Event, PluginPurchase, StripeJob
+from billing.payments import disputes, stripe_jobs, sync, webhooks
 from billing.payments.models import Subscription
 from billing.payments.stripe_api import SubscriptionState
 from billing.teams import members, seats
@@ -166,8 +166,8 @@ def test_a_dispute_that_is_released_while_its_subscription_ends_and_events_tell_
         subscription_id=paid.stripe_id,
         customer_id=paid.customer.stripe_id,
     )
-    intent = intents.want(Intent.Kind.END, paid.stripe_id, person.id)
-    kind = intents._KINDS[Intent.Kind.END]
+    job = stripe_jobs.want(StripeJob.Kind.END, paid.stripe_id, person.id)
+    kind = stripe_jobs._KINDS[StripeJob.Kind.END]
 
     def events_come() -> None:
         events_about(object_id=dispute.pk, subscription_id=paid.stripe_id)
@@ -175,7 +175,7 @@ def test_a_dispute_that_is_released_while_its_subscription_ends_and_events_tell_
 
     assert not conflicts_of(
         lambda: disputes.release(dispute=dispute),
-        lambda: intents._finish(intent.lease(LEASE), kind, intent, paid.stripe_id),
+        lambda: stripe_jobs._finish(job.lease(LEASE), kind, job, paid.stripe_id),
         events_come,
         times=60,
     )

@@ -12,7 +12,7 @@ from django.db import IntegrityError, InternalError, connections, transaction
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from billing.models import Customer, Dispute, Intent, LedgerEntry, LedgerLine, Subscription
+from billing.models import Customer, Dispute, LedgerEntry, LedgerLine, StripeJob, Subscription
 from billing.payments import disputes, ledger, money_api, refunds
 from tests.billing.payers import Payer, deliver, due_now, settle
 from tests.fakes.stripe import Cut, Fail, Stripe
@@ -88,8 +88,8 @@ def test_whatever_breaks_a_refund_is_made_once(payer: Payer, fault: Any) -> None
         settle()
         due_now(payer)
     assert on_accounts(payer)["refunds"] == 700
-    (intent,) = Intent.objects.filter(kind="refund", subject=charge_of(payer).charge_id)
-    assert intent.state == "done"
+    (job,) = StripeJob.objects.filter(kind="refund", subject=charge_of(payer).charge_id)
+    assert job.state == "done"
 
 
 @pytest.mark.parametrize("won", [True, False])
@@ -121,7 +121,7 @@ def test_staff_can_give_back_what_a_lost_dispute_took(payer: Payer) -> None:
     assert payer.tier == "free"
     disputes.release(dispute=Dispute.objects.get(pk=dispute))
     assert payer.tier == "pro"
-    assert Intent.objects.get(kind="end", user_id=payer.person.id).state == "dropped"
+    assert StripeJob.objects.get(kind="end", user_id=payer.person.id).state == "dropped"
 
 
 def told(payer: Payer, *, sends: bool = True) -> None:
@@ -190,7 +190,7 @@ def test_staff_find_a_charge_refund_a_part_of_it_and_see_the_lines(payer: Payer)
     assert "what Stripe took" in page
     chosen = {"action": "refund", "_selected_action": [charge.source]}
     staff.post(rows, {**chosen, "cents": "9999"})
-    assert not Intent.objects.filter(kind="refund", subject=charge.charge_id).exists()
+    assert not StripeJob.objects.filter(kind="refund", subject=charge.charge_id).exists()
     staff.post(rows, {**chosen, "cents": "250"})
     settle()
     assert on_accounts(payer)["refunds"] == 250

@@ -8,7 +8,7 @@ import pytest
 from django.test import Client
 
 from adiuva.accounts.models import User
-from billing.payments.models import Customer, Intent
+from billing.payments.models import Customer, StripeJob
 from tests.billing.payers import Payer
 from tests.factories import somebody
 from tests.fakes.stripe import DECLINES, Cut, Stripe
@@ -46,12 +46,12 @@ def test_a_plan_is_bought_and_the_page_after_it_knows_before_any_event(payer: Pa
     browser = browser_of(payer)
     left = browser.post(PAGE, {"tier": "pro"}).content.decode()
     (url,) = set(re.findall(r'href="(http[^"]*/pay/[^"]*)"', left))
-    (intent,) = payer.intents("checkout")
-    waiting = browser.get(f"/billing/return?checkout={intent.pk}").content.decode()
+    (job,) = payer.jobs("checkout")
+    waiting = browser.get(f"/billing/return?checkout={job.pk}").content.decode()
     assert 'http-equiv="refresh"' in waiting and "looks=1" in waiting
     assert 'http-equiv="refresh"' not in browser.get("/billing/return?looks=10").content.decode()
     back = payer.stripe.pay(url.rpartition("/")[2])
-    assert back == f"http://testserver/billing/return?checkout={intent.pk}"
+    assert back == f"http://testserver/billing/return?checkout={job.pk}"
     assert "Your plan is Pro now." in text_of(browser, back.removeprefix("http://testserver"))
     assert "Paid until" in text_of(browser, PAGE)
 
@@ -87,6 +87,6 @@ def test_what_cannot_be_bought_is_said(payer: Payer, form: dict[str, str], statu
 def test_somebody_elses_checkout_tells_nothing(payer: Payer, stripe: Stripe) -> None:
     payer.pay("pro")
     other = Payer(stripe)
-    (intent,) = Intent.objects.filter(kind="checkout", user_id=payer.person.id)
-    assert "not confirmed" in text_of(browser_of(other), f"/billing/return?checkout={intent.pk}&looks=10")
+    (job,) = StripeJob.objects.filter(kind="checkout", user_id=payer.person.id)
+    assert "not confirmed" in text_of(browser_of(other), f"/billing/return?checkout={job.pk}&looks=10")
     assert text_of(browser_of(other), "/billing/cancelled").count("Nothing was paid") >= 1

@@ -24,8 +24,8 @@ from bench.payments.failpoints import failpoints
 from bench.payments.subscribers import subscribers
 from bench.payments.webhook_inputs import some_input
 from billing.models import Plan
-from billing.payments import events_api, intents, subscribing, sync, webhooks
-from billing.payments.models import Customer, Event, Intent, Subscription
+from billing.payments import events_api, stripe_jobs, subscribing, sync, webhooks
+from billing.payments.models import Customer, Event, StripeJob, Subscription
 from tests.accounts.mailbox import mail_to, mails_to
 from tests.billing.payers import BILLING, SECRET, Payer, deliver, due_now, settle, until
 from tests.fakes.stripe import ASKS, DECLINES, WORKS, Cut, Fail, Raw, Stripe
@@ -85,7 +85,7 @@ def test_a_click_that_another_overtakes_makes_nothing_twice(
 
     monkeypatch.setattr(subscribing, "lock", overtaken)
     assert payer.check_out("pro").data["checkout_url"] == seen[-1]
-    assert [len(payer.intents(kind)) for kind in ("customer", "checkout")] == [1, 1]
+    assert [len(payer.jobs(kind)) for kind in ("customer", "checkout")] == [1, 1]
 
 
 class Killed(BaseException):
@@ -108,7 +108,7 @@ def test_an_order_whose_process_dies_on_the_way_is_made_once(payer: Payer, step:
         order()
     at_stripe = payer.stripe.do(lambda world: list(world.rows))
     payers_own = Q(user_id=payer.person.id) | Q(subject__in=at_stripe)
-    Intent.objects.filter(payers_own, state__in=Intent.OPEN).update(lease_until=None)
+    StripeJob.objects.filter(payers_own, state__in=StripeJob.OPEN).update(lease_until=None)
     Subscription.objects.filter(stripe_id__in=at_stripe).update(lease_until=None)
     due_now(payer)
     order()
@@ -276,7 +276,7 @@ def test_after_a_day_what_was_done_is_looked_for_before_it_is_sent_again(payer: 
     payer.stripe.fault("POST /v1/customers", Cut(done=True))
     assert payer.check_out("pro").status_code == 503
     payer.stripe.forget_keys()
-    Intent.objects.filter(user_id=payer.person.id).update(first_sent_at=Now() - dt.timedelta(hours=30))
+    StripeJob.objects.filter(user_id=payer.person.id).update(first_sent_at=Now() - dt.timedelta(hours=30))
     due_now(payer)
     assert payer.check_out("pro").status_code == 200
     assert len(payer.stripe.do(lambda world: list(world.of("customer")))) == 1
@@ -414,7 +414,7 @@ def test_without_a_key_nothing_can_be_bought_and_plans_are_shown(committed_db: s
     assert payer.rest.post(f"{BILLING}/portal").data["code"] == "not_found"
     assert payer.subscription()["status"] == "none"
     assert len(payer.rest.get(f"{BILLING}/plans").data) == 4
-    assert intents.sweep() == sync.run() == 0
+    assert stripe_jobs.sweep() == sync.run() == 0
 
 
 @pytest.mark.parametrize(

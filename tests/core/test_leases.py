@@ -65,7 +65,7 @@ FIELDS: dict[str, Callable[[uuid.UUID], dict[str, Any]]] = {
     },
     "billing.Dispute": lambda user: {"stripe_id": f"dp_{user}"},
     "billing.Developer": lambda user: {"user_id": user, "handle": f"dev-{user}", "name": "d"},
-    "billing.Intent": lambda user: {"kind": "customer", "subject": str(user), "user_id": user},
+    "billing.StripeJob": lambda user: {"kind": "customer", "subject": str(user), "user_id": user},
     "billing.PluginPurchase": lambda user: {
         "user_id": user,
         "plugin": (plugin := a_plugin(a_developer(user))),

@@ -16,11 +16,11 @@ from billing.models import (
     Developer,
     DeveloperPayment,
     Event,
-    Intent,
     LedgerLine,
     PluginPurchase,
+    StripeJob,
 )
-from billing.payments import disputes, intents, ledger, shares, webhooks
+from billing.payments import disputes, ledger, shares, stripe_jobs, webhooks
 from billing.payments.copies import is_stale
 from tests.billing.marketplace.factories import a_developer, a_listed_plugin
 from tests.billing.payers import Payer, deliver, until
@@ -74,7 +74,7 @@ class Shop:
 
     def refund(self, sale: PluginPurchase, cents: int | None = None) -> None:
         """Have it refunded, once a worker of other tests no longer looks at an event of the sale."""
-        wanted: list[Intent] = []
+        wanted: list[StripeJob] = []
 
         def want() -> None:
             try:
@@ -124,22 +124,22 @@ def work(developer: Developer) -> None:
         # A worker of other tests may have taken the events, and does not know this test's Stripe.
         purchase_sync.want(Q(developer=developer))
         _intents_of(developer).update(not_before=now())
-        intents.sweep()
+        stripe_jobs.sweep()
         purchase_sync.run()
         connected_accounts.run()
         disputes.run()
         payouts.settle(developer.pk)
-        intents.sweep()
+        stripe_jobs.sweep()
 
     until(lambda: _is_done(developer), act)
 
 
-def _intents_of(developer: Developer) -> QuerySet[Intent]:
+def _intents_of(developer: Developer) -> QuerySet[StripeJob]:
     """Those that Stripe has not carried out yet."""
     sales = developer.sales.values_list("pk", "charge", "user_id")
     subjects = {str(each) for row in sales for each in row}
     subjects |= {str(pk) for pk in developer.payments.values_list("pk", flat=True)} | {str(developer.pk)}
-    return Intent.objects.filter(subject__in=subjects, state__in=Intent.OPEN)
+    return StripeJob.objects.filter(subject__in=subjects, state__in=StripeJob.OPEN)
 
 
 def _is_done(developer: Developer) -> bool:

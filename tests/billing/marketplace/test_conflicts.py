@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 
 from billing import tasks
 from billing.marketplace import payouts, purchase_sync
-from billing.models import Developer, Event, Intent, PluginPurchase
-from billing.payments import intents, webhooks
+from billing.models import Developer, Event, PluginPurchase, StripeJob
+from billing.payments import stripe_jobs, webhooks
 from billing.payments.copies import Copies
 from billing.payments.stripe_api import StripeAway
 from tests.billing.marketplace.shops import Shop, is_exact, payments_of, work
@@ -108,11 +108,11 @@ def test_a_transfer_that_was_sent_is_written_in_a_later_round_and_sent_once(shop
     sale = shop.sell()
     shop.developer.sales.update(transfer_after=now())
     payouts.settle(shop.developer.pk)
-    intent = Intent.objects.get(kind="transfer", subject=str(sale.payments.get().pk))
+    job = StripeJob.objects.get(kind="transfer", subject=str(sale.payments.get().pk))
     with a_rival(*rows_of(sale)) as begin, capture_logs() as logs:
         begin()
-        assert intents.carry_out(intent.pk).state == Intent.State.UNKNOWN
-    assert "stripe.intent_not_written" in [each["event"] for each in logs]
+        assert stripe_jobs.carry_out(job.pk).state == StripeJob.State.UNKNOWN
+    assert "stripe.job_not_written" in [each["event"] for each in logs]
     assert shop.at_stripe() == 700 and payments_of(sale) == [("transfer", 700, "open")]
     work(shop.developer)
     assert shop.at_stripe() == 700 and payments_of(sale) == [("transfer", 700, "done")]

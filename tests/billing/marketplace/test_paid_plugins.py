@@ -15,8 +15,8 @@ from django.utils.timezone import now
 
 from adiuva.accounts.models import User
 from billing.marketplace import buying, connected_accounts, payouts, purchase_sync
-from billing.models import Developer, Intent, PluginPurchase
-from billing.payments import intents
+from billing.models import Developer, PluginPurchase, StripeJob
+from billing.payments import stripe_jobs
 from billing.payments.stripe_api import StripeAway
 from tests.billing.marketplace.factories import a_developer
 from tests.billing.marketplace.shops import PLUGINS, Buyer, Shop, due, is_exact, payments_of, work
@@ -137,9 +137,9 @@ def test_a_transfer_whose_answer_was_lost_is_not_sent_after_a_dispute(shop: Shop
     shop.stripe.fault("POST /v1/transfers", Cut(done=is_done))
     shop.developer.sales.update(transfer_after=now())
     payouts.settle(shop.developer.pk)
-    intent = Intent.objects.get(kind="transfer", subject=str(sale.payments.get().pk))
+    job = StripeJob.objects.get(kind="transfer", subject=str(sale.payments.get().pk))
     with pytest.raises(StripeAway):
-        intents.carry_out(intent.pk)
+        stripe_jobs.carry_out(job.pk)
     dispute = shop.stripe.dispute(sale.charge)["id"]
     mine = PluginPurchase.objects.filter(pk=sale.pk)
     until(lambda: mine.get().state == "disputed", lambda: purchase_sync.fetch_now(sale.pk))
@@ -315,7 +315,7 @@ def test_a_revoked_plugin_is_refunded_to_those_who_bought_it_lately(shop: Shop) 
     assert all(
         "1 not yet" in each for each in said[:-1]
     )  # a worker of other tests looked at an event of the sale
-    assert Intent.objects.get(kind="refund", subject=new.charge).detail == {"cents": 1000}
+    assert StripeJob.objects.get(kind="refund", subject=new.charge).detail == {"cents": 1000}
     assert "1 not yet" in refund()
     work(shop.developer)
     shop.tell()
