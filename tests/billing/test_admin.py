@@ -88,7 +88,7 @@ def test_nobody_edits_the_tier_of_an_account_by_hand(staff: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["ledgerentry", "dispute", "team", "membership", "subscription", "event", "job"]
+    "page", ["ledgerentry", "dispute", "team", "membership", "subscription", "event", "stripejob"]
 )
 def test_staff_search_what_is_paid_by_an_id_of_stripe(staff: Client, page: str) -> None:
     rows = reverse(f"admin:billing_{page}_changelist")
