@@ -154,11 +154,13 @@ class BudgetedMeter(Meter):
                 return
             if most_micro is None:  # never "costs nothing"
                 raise llm.PriceMissing(model)
-            while not await self._has_room(model, most_micro):
-                if not self._pending:
-                    raise BudgetSpent(self.renews_at)
-                # A request costs less than it might: what those under way leave may suffice.
+            while True:
                 self._ended.clear()
+                if await self._has_room(model, most_micro):
+                    break
+                if not self._pending and not self._ended.is_set():
+                    raise BudgetSpent(self.renews_at)
+                # A request costs less than it might: what those under way leave, or have left meanwhile, may suffice.
                 await self._ended.wait()
             with self._lock:
                 self._pending += most_micro

@@ -176,6 +176,27 @@ def test_a_request_waits_for_what_those_under_way_leave() -> None:
     assert asyncio.run(work()) == ["first", "second"]
 
 
+def test_what_a_request_leaves_that_ends_while_the_next_one_looks_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    meter, reserve, refused = meter_of(somebody()), BudgetedMeter._reserve, []
+
+    def look(self: BudgetedMeter, model: str, micro: int) -> bool:
+        found = reserve(self, model, micro)
+        if not found and not refused:
+            refused.append(micro)
+            self.add("a-model", Usage(CALL), PRICE, is_estimated=False, most_micro=6 * CALL)
+        return found
+
+    async def work() -> None:
+        await meter.admit("a-model", 6 * CALL)
+        await asyncio.wait_for(meter.admit("a-model", 6 * CALL), 10)
+
+    monkeypatch.setattr(BudgetedMeter, "_reserve", look)
+    asyncio.run(work())
+    assert refused
+
+
 @pytest.mark.parametrize(("purpose", "column"), [(Purpose.CHAT, "turn_micro"), (Purpose.AGENTS, "run_micro")])
 def test_one_piece_of_work_has_a_limit_whatever_the_month_has_left(purpose: Purpose, column: str) -> None:
     """An answer keeps enough for its end; a run goes on after a break with what its attempts have cost."""

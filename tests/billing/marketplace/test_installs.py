@@ -250,8 +250,9 @@ def test_both_sides_of_a_change_of_hands_get_mails_and_a_page_to_act_on(
     assert mine.post(page, {"transfer": transfer.pk, "act": "accept"}).status_code == 404
     assert theirs.post(page, {"transfer": transfer.pk, "act": "accept"}).status_code == 302
     assert "Your plugin “Counted hours” goes to" in (letter := told(owner)) and page in letter
-    PluginTransfer.objects.filter(pk=transfer.pk).update(due_at=now())
-    ownership.sweep()
+    with transaction.atomic():  # by this process, whose mails wait
+        PluginTransfer.objects.filter(pk=transfer.pk).update(due_at=now())
+        ownership.sweep()
     assert "went to" in told(owner)
     assert mine.post(page, {"transfer": transfer.pk, "act": "stop"}).status_code == 404  # it is over
     for wrong in ({"transfer": "x", "act": "stop"}, {"transfer": transfer.pk, "act": "x"}):
