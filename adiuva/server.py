@@ -40,7 +40,7 @@ def _run_uvicorn(host: str, port: int) -> None:
 
     import adiuva.asgi  # noqa: F401  # uvicorn finds it by name
     from adiuva.core import shutdown
-    from adiuva.uvicorn_protocol import TimedH11Protocol
+    from adiuva.uvicorn_protocol import KEEP_ALIVE_S, TimedH11Protocol
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: Any = None) -> None:
@@ -64,6 +64,7 @@ def _run_uvicorn(host: str, port: int) -> None:
         access_log=False,  # adiuva.core.logging logs requests, without their query strings
         server_header=False,
         proxy_headers=False,  # uvicorn would trust any client's X-Forwarded-For; see ADIUVA_TRUSTED_PROXIES
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=_FINISH_REQUESTS_S,
     )
     server = Server(config)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from adiuva.body_guard import SILENCE_S
+
+# How long a connection is kept between requests. Clients and proxies close theirs sooner (nginx after 60 s, and many
+# libraries after 5), so that none sends a request just when we close.
+KEEP_ALIVE_S: Final = 75
 
 
 class TimedH11Protocol(H11Protocol):
@@ -37,6 +42,10 @@ class TimedH11Protocol(H11Protocol):
             self._silence = None
 
     def _close_if_idle(self) -> None:
+        if (
+            self.timeout_keep_alive_task is not None
+        ):  # nothing of the next request has come: uvicorn's timer runs
+            return
         idle = self.cycle is None or self.cycle.response_complete
         if idle and self.transport.get_protocol() is self and not self.transport.is_closing():
             self.transport.close()

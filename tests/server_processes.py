@@ -47,15 +47,13 @@ class Stack:
 
     def worker(self, **env: str) -> None:
         """Start one Celery worker with these environment variables, unless it runs already."""
-        from adiuva.celery import app
-
         if "worker" in self._children:
             return
         node = f"test-{os.getpid()}@localhost"
         child = self.run(
             "worker", python("-m", "celery", "-A", "adiuva", "worker", "--without-mingle", "-n", node), **env
         )
-        child.wait_until(lambda: bool(app.control.ping([node], timeout=0.5)), within_s=120)
+        child.wait_until(lambda: f"{node} ready." in child.log.read_text(), within_s=120)
 
     def run(self, name: str, argv: list[str], **env: str) -> Child:
         """Start a Python program. Its log is part of the report of a failed test."""
