@@ -1,6 +1,6 @@
 """Runs the benches, each in a process of its own, and prints one table: `python -m bench [NAME …] [--full]`
 
-    --quick            small sizes of those that measure, ten minutes on two cores; this is the default
+    --quick            small sizes of those that measure, twelve minutes on two cores; this is the default
     --full             all of them as they are meant, with those that count what must never happen; about two hours
     --json FILE        write the figures there instead of into .state/bench, with one plot a bench beside it
     --compare FILE     compare with this one instead of with the newest earlier ones of the same form

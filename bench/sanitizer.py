@@ -126,6 +126,8 @@ def measure_holdback(patterns: LeakPatterns, text: str) -> tuple[float, float, i
 def read_texts(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.suffix == ".html":  # whose markup is taken out on purpose
+            continue
         raw = path.read_bytes()
         if path.suffix == ".eml":
             body = message_from_bytes(raw, policy=policy.default).get_body(("plain", "html"))

@@ -46,6 +46,8 @@ _HTML_NAMES: Final = frozenset(
 _TAG_START = re.compile(r"</?([A-Za-z][A-Za-z0-9:\-]*)|<[!?]")
 _TAG_BEGUN = re.compile(r"<(?:/?|!-?)\Z")
 _AUTOLINK = re.compile(rf"<({_SCHEME}:[^\s<>]*)>")
+# As in “Mara <mara@example.com>”. Clients make links of these without brackets, too; they open nothing by themselves.
+_MAIL_ADDRESS = re.compile(r"<[\w.+\-]{1,64}@(?!www\.)[\w\-]+(?:\.[\w\-]+)+>", re.ASCII)
 # The longest start of a bare address.
 _TAIL_CHARS: Final = 8
 
@@ -174,6 +176,8 @@ class LinkStage:
                 self._say(tag)
             else:
                 self._cut("link", _host(link[1]))
+        elif _MAIL_ADDRESS.fullmatch(tag):
+            self._say(tag)
         elif not name or name in _HTML_NAMES or not name.isalnum() or "=" in tag or "/" in tag:
             self._cut("html", "")
         else:
