@@ -260,7 +260,7 @@ def unlearnt_limits() -> None:
 
 
 @pytest.fixture
-def provider(_provider: Provider, unlearnt_limits: None) -> Provider:
+def provider(_provider: Provider, unlearnt_limits: None) -> Iterator[Provider]:
     """The fake model provider that server processes use. Its script and its counts are empty.
 
     No server takes up a turn that an earlier test has left: it would take a step of this test's script.
@@ -272,7 +272,8 @@ def provider(_provider: Provider, unlearnt_limits: None) -> Provider:
         Turn.objects.filter(state__in=[Turn.State.WAITING, Turn.State.RUNNING]).delete()
     _provider.reset()
     know_that_it_shows_no_thoughts(_provider.url, "openai/scripted")
-    return _provider
+    yield _provider
+    _provider.reset()  # tests that do not ask for it get plain answers
 
 
 @pytest.fixture(scope="module")

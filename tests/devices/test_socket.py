@@ -16,6 +16,7 @@ from adiuva.devices.codec import MAX_FRAME_BYTES
 from adiuva.devices.models import Device
 from chat.consumer import ClientConsumer
 from tests.factories import Person, somebody
+from tests.fakes.provider import Provider
 from tests.sampling import ONE_SERVER
 from tests.socket_client import Socket
 
@@ -57,7 +58,9 @@ async def test_without_a_valid_token_the_socket_closes_with_4401(web_on: str, to
 
 
 @both_servers
-async def test_old_builds_may_bring_their_token_in_the_query(web_on: str, person: Person) -> None:
+async def test_old_builds_may_bring_their_token_in_the_query(
+    web_on: str, person: Person, provider: Provider
+) -> None:
     async with Socket(web_on, query=f"?token={person.access_token}") as socket:
         await socket.hello(protocol=1)
         await socket.send({"type": "nobody_knows_this", "id": "x"})
