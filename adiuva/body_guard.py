@@ -47,11 +47,11 @@ MAX_STRANGER_BYTES: Final = 64 * 1024
 SILENCE_S: Final = 30.0
 # How long what a refused sender still sends is read and thrown away, so that it sees the answer, and not a reset.
 LINGER_S: Final = 2.0
-# Of whom nobody knows only so much; then nothing more is read until the connection is closed.
+# So much of it is read where the credentials are not ours; then nothing more, until the connection is closed.
 LINGER_BYTES: Final = 768 * 1024  # with what a server process holds ready, at most 2 MiB are read
-# Of who claims to be nobody, at sign-in for example. The answer is sent first; but clients that send all of a body
-# before they read (urllib, those on asyncio) see a reset instead if less is read. Nothing of it is kept.
-LINGER_BYTES_OF_NOBODY: Final = 32 * 1024 * 1024
+# And where there are none, as at sign-in. The answer is sent first; but clients that send all of a body before they
+# read (urllib, those on asyncio) see a reset instead if less is read. Nothing of it is kept.
+LINGER_BYTES_WITHOUT_CREDENTIALS: Final = 32 * 1024 * 1024
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 
@@ -285,7 +285,7 @@ def most_lingering(error: AdiuvaError, headers: Mapping[bytes, bytes]) -> int | 
     if isinstance(error, NotAuthenticated):
         return LINGER_BYTES
     if (token := bearer_token(headers)) is None:
-        return LINGER_BYTES_OF_NOBODY
+        return LINGER_BYTES_WITHOUT_CREDENTIALS
     try:
         tokens.verify(token, "access")
     except NotAuthenticated:

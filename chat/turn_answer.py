@@ -107,8 +107,8 @@ class TurnAnswer:
         announce: Callable[[ApprovalRequest], Awaitable[None]],
         send_notices: Callable[[Sequence[RunEnded]], None],
     ) -> None:
-        """`announce` brings an approval request to the user's other devices, `send_notices` frames to those that take
-        them."""
+        """`announce` shows a question for the user's yes on their other devices too. `send_notices` sends those devices
+        that take such frames the runs that have ended."""
         self.request, self.claimed = request, claimed
         self.stream, self.output = stream, output
         self.meter = budgets.meter_for(

@@ -156,6 +156,19 @@ def test_a_difference_whose_base_is_harmed_is_not_restored_and_the_next_is_whole
     store.close()
 
 
+def test_nothing_is_built_on_what_cannot_be_read(web: str, tmp_path: Path) -> None:
+    mara, here = somebody(tier="pro"), tmp_path / "here"
+    mine, store = backups_of(mara, web, here), large(here)
+    assert asyncio.run(mine.make(PASSPHRASE)) is not None
+    place = Path(urlsplit(settings.STORE["url"]).path) / Backup.objects.of(mara.id).get().object
+    data = place.read_bytes()
+    place.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    store.set_property("note 7", "changed")
+    made = asyncio.run(mine.make(PASSPHRASE))
+    assert made is not None and made.is_whole
+    store.close()
+
+
 def test_what_is_no_backup_of_this_program_is_not_restored(web: str, tmp_path: Path) -> None:
     mara, data = somebody(tier="pro"), b"of the app, in its own format" * 10
     headers = {

@@ -211,7 +211,10 @@ class Backups:
         if base is None or row is None or row["checksum"] != base.checksum.hex():
             return None
         beginning = await self._beginning(http, row["id"])
-        return base if await asyncio.to_thread(opens, beginning, passphrase) else None
+        try:
+            return base if await asyncio.to_thread(opens, beginning, passphrase) else None
+        except DamagedFile:  # and the server has not found it yet
+            return None
 
     async def _beginning(self, http: aiohttp.ClientSession, backup_id: str) -> bytes:
         token = await self._account.access_token(http)
@@ -222,8 +225,8 @@ class Backups:
             ) as response:
                 if response.status != HTTPStatus.PARTIAL_CONTENT:
                     raise ServerUnavailable(f"the server answered {response.status}")
-                return await response.content.read(BEGINNING)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                return await response.content.readexactly(BEGINNING)
+        except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError, TimeoutError) as error:
             raise ServerUnavailable(f"the server cannot be reached ({type(error).__name__})") from error
 
     async def _restore_on_base(

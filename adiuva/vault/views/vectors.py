@@ -75,7 +75,7 @@ class SearchVectorsView(APIView):
 
 
 class VectorsView(ListAPIView[Vector]):
-    """What is stored."""
+    """The vectors that are stored in a space."""
 
     serializer_class = StoredVectorSerializer
     queryset = Vector.objects.none()
