@@ -34,6 +34,15 @@ def resident_bytes(child: Child) -> int:
     return int(Path(f"/proc/{child.pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def wal_position() -> int:
+    """How many bytes PostgreSQL has written ahead since it exists."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
+        return int(cursor.fetchone()[0])
+
+
 def create_users(count: int) -> list[str]:
     """Create users; returns their access tokens."""
     from adiuva.accounts import services
@@ -153,10 +162,15 @@ def main(servers: BenchServers, devices: int) -> None:
     record("the web process' CPU for it, a device", cpu / devices * 1000, "ms")
     record("memory a device", (full - empty) / devices / 1024, "KiB", most=28)
     show("memory of the web process, without devices and with them", f"{empty >> 20}, {full >> 20} MiB")
-    before, began = cpu_s(web), time.monotonic()
-    time.sleep(35)  # each is pinged once and its lease renewed twice
-    idle = (cpu_s(web) - before) / (time.monotonic() - began)
-    record("CPU a device while it only stays, of a second", idle / devices * 1e6, "µs")
+    time.sleep(5)  # until what follows connecting is written
+    before, wal, began = cpu_s(web), wal_position(), time.monotonic()
+    time.sleep(60)  # each is pinged twice, and the process' lease renewed four times
+    passed = time.monotonic() - began
+    record(
+        "CPU a device while it only stays, of a second", (cpu_s(web) - before) / passed / devices * 1e6, "µs"
+    )
+    a_day = (wal_position() - wal) / passed * 86_400 / 1e9
+    record(f"WAL while all {devices:,} only stay", a_day, "GB a day", most=0.5)
     record("of all, no longer online then", devices - Device.objects.online().count(), most=0)
     web.kill()
     web.start()

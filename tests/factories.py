@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from django.utils import timezone
 from adiuva.accounts import services
 from adiuva.accounts.models import Mail, User
 from adiuva.core.crypto import UserCipher
+from adiuva.devices.models import Process
 
 
 @dataclass
@@ -41,6 +43,11 @@ def somebody(**fields: object) -> Person:
 def confirmed(**fields: object) -> Person:
     """A user who is signed in, and who confirmed their address."""
     return somebody(email_verified_at=timezone.now(), **fields)
+
+
+def a_process(lease: dt.timedelta = dt.timedelta(hours=1)) -> Process:
+    """A web process, for rows of devices that are online because it is alive."""
+    return Process.objects.create(lease_until=timezone.now() + lease)
 
 
 def seal_text(cipher: UserCipher, text: str) -> bytes:

@@ -10,10 +10,21 @@ from adiuva.accounts.admin_base import PeriodFilter, ReadOnlyAdmin
 from adiuva.devices.models import Device
 
 
+class OnlineFilter(admin.SimpleListFilter):
+    title = "online"
+    parameter_name = "online"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("yes", "Online")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(is_online=True) if self.value() else queryset
+
+
 @admin.register(Device)
 class DeviceAdmin(ReadOnlyAdmin):
     list_display = ["id", "account", "online", "protocol", "platform", "app_version", "last_seen"]
-    list_filter = [("last_seen", PeriodFilter)]
+    list_filter = [OnlineFilter, ("last_seen", PeriodFilter)]
     search_help_text = f"{ReadOnlyAdmin.search_help_text} Also the id that the device chose."
     ordering = ["-last_seen"]
     fields = [

@@ -1,3 +1,4 @@
+import asyncio
 from typing import Final
 
 from django.apps import AppConfig
@@ -26,7 +27,10 @@ async def _close_sockets() -> None:
     from adiuva.devices import connections
     from adiuva.devices.protocol import Close
 
-    await connections.current().close_all(Close.RESTARTING, within_s=_CLOSE_WITHIN_S)
+    registry = connections.current()
+    await registry.close_all(Close.RESTARTING, within_s=_CLOSE_WITHIN_S)
+    async with asyncio.timeout(_CLOSE_WITHIN_S):
+        await registry.leave()
 
 
 def _outbox() -> metrics.Samples:

@@ -1,8 +1,8 @@
 """The registry of this process's device connections, with one timer for all of them.
 
-The timer checks deadlines for hello and pong, sends pings, ends connections whose peer does not read, renews leases
-and closes connections of revoked sessions. One task per socket would cost memory and wake-ups by the thousand; one pass
-over 5,000 connections takes a millisecond.
+The timer checks deadlines for hello and pong, sends pings, ends connections whose peer does not read, renews the
+process' lease and closes connections of revoked sessions. One task per socket would cost memory and wake-ups by the
+thousand; one pass over 5,000 connections takes a millisecond.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class ConnectionRegistry:
     """The connections of one event loop. The timer runs while there are any."""
 
     def __init__(self) -> None:
+        # Under this id the rows of devices name this process, while they are connected here.
+        self.process = uuid.uuid4()
         self._connections: set[Connection] = set()
         # Device → its newest connection, once the device has said hello.
         self._by_device: dict[uuid.UUID, Connection] = {}
@@ -111,10 +113,14 @@ class ConnectionRegistry:
         except TimeoutError:
             log.info("connections.close_timed_out", count=len(self._connections))
 
+    async def leave(self) -> None:
+        """See off the devices that could not be closed in time: this process ends. Raises what the database does."""
+        await db.run(presence.forget_processes, self.process)
+
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         sessions_due = loop.time() + _SESSION_CHECK_S
-        leases_due = loop.time() + presence.RENEW_S
+        lease_due = loop.time() + presence.RENEW_S
         while True:
             await asyncio.sleep(_TICK_S)
             now = loop.time()
@@ -123,14 +129,14 @@ class ConnectionRegistry:
                     if (code := connection.tick(now)) is not None:
                         connection.end(code)
                 except Exception as error:
-                    # One connection's error must not end the leases of all.
+                    # One connection's error must not end the lease of all.
                     log_failure("connection.tick_failed", error)
             if now >= sessions_due:
                 sessions_due = now + _SESSION_CHECK_S
                 self._start_job(self._check_sessions)
-            if now >= leases_due:
-                leases_due = now + presence.RENEW_S
-                self._start_job(self._renew_leases)
+            if now >= lease_due:
+                lease_due = now + presence.RENEW_S
+                self._start_job(self._renew_lease)
 
     def _start_job(self, job: Callable[[], Awaitable[None]]) -> None:
         """Start a database job unless it is still running from last time. The timer itself never waits."""
@@ -166,13 +172,18 @@ class ConnectionRegistry:
             else:
                 connection.tier = tier
 
-    async def _renew_leases(self) -> None:
-        connections = dict(self._by_device)
-        superseded = await db.run(
-            presence.renew_leases, [(pk, connection.epoch) for pk, connection in connections.items()]
-        )
-        for pk in superseded:
+    async def _renew_lease(self) -> None:
+        if not (connections := dict(self._by_device)):
+            return
+        mine = [(pk, connection.epoch) for pk, connection in connections.items()]
+        for pk in await db.run(presence.renew, self.process, mine):
             connections[pk].end(Close.SUPERSEDED)
+        await db.run(_forget_lost)
+
+
+def _forget_lost() -> None:
+    with db.conflicts_put_off("connections.lost_not_forgotten"):
+        presence.forget_processes()
 
 
 _registries = PerLoop(ConnectionRegistry)

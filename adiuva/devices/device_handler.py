@@ -199,6 +199,7 @@ class DeviceHandler:
         await self.socket.subscribe()
         opened = await db.run(
             presence.open_connection,
+            process=self._registry.process,
             user_id=self.user_id,
             session_id=self.session_id,
             hello=hello,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -14,11 +15,12 @@ from adiuva.devices.models import Device, OutboxRecord
 
 
 def _devices(user_id: UUID) -> Iterator[dict[str, Any]]:
-    rows = Device.objects.of(user_id).order_by("created_at", "id")
-    names = exported_columns(Device, but=["user", "epoch", "channel"])
+    rows = Device.objects.of(user_id).with_online().order_by("created_at", "id")
+    names = exported_columns(Device, but=["user", "epoch", "channel", "process"])
     for device in rows.iterator(ROWS_PER_BATCH):
         row = {name: getattr(device, name) for name in names}
-        yield {**row, "last_seen": device.seen_at, **readable(partial(_name, device))}
+        seen_at: dt.datetime = device.seen_at  # type: ignore[attr-defined]  # annotated
+        yield {**row, "last_seen": seen_at, **readable(partial(_name, device))}
 
 
 def _name(device: Device) -> Mapping[str, Any]:

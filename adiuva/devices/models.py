@@ -10,13 +10,26 @@ from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F
-from django.db.models.functions import Coalesce, Now
+from django.db.models.functions import Greatest, Now
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.sealed import SealedJSONField, SealedTextField
 
-# How long a connection counts as online without renewal.
+# How long the connections of a process count as online without a word from it.
 LEASE: Final = dt.timedelta(seconds=45)
+
+
+class Process(models.Model):
+    """A web process that holds connections of devices. While its lease runs, all of them are online.
+
+    Idle devices cost no write: however many a process holds, it renews this one row.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    lease_until = models.DateTimeField(editable=False)
+
+    def __str__(self) -> str:
+        return f"process {self.pk}"
 
 
 class DeviceQuerySet(models.QuerySet["Device"]):
@@ -24,24 +37,33 @@ class DeviceQuerySet(models.QuerySet["Device"]):
         return self.filter(user_id=user_id)
 
     def online(self) -> Self:
-        return self.filter(lease_until__gt=Now())
+        return self.filter(_IS_ONLINE)
 
     def seen_last_first(self) -> Self:
-        """By `seen_at`. For the devices of a user, since there is no index for it."""
-        return self.order_by(Coalesce(F("lease_until") - LEASE, F("last_seen")).desc(), "id")
+        """Those online, the one that came last first; then by `seen_at`. For the devices of a user, since there is no
+        index for it."""
+        is_here = models.Case(models.When(_IS_ONLINE, then=1), default=0)
+        came_or_seen = models.Case(models.When(_IS_ONLINE, then=F("last_seen")), default=_SEEN_AT)
+        return self.order_by(is_here.desc(), came_or_seen.desc(), "id")
 
     def with_online(self) -> Self:
-        return self.annotate(
-            is_online=models.Case(
-                models.When(lease_until__gt=Now(), then=True),
-                default=False,
-                output_field=models.BooleanField(),
-            )
+        """With `is_online`, and `seen_at`: when it was last known to be connected, as exact as its process' lease."""
+        is_online = models.Case(
+            models.When(_IS_ONLINE, then=True), default=False, output_field=models.BooleanField()
         )
+        return self.annotate(is_online=is_online, seen_at=_SEEN_AT)
+
+
+_IS_ONLINE: Final = models.Q(process__lease_until__gt=Now())
+# The process of a device that left is NULL, and NULLs do not count.
+_SEEN_AT: Final = Greatest(
+    F("last_seen"),
+    models.ExpressionWrapper(F("process__lease_until") - LEASE, output_field=models.DateTimeField()),
+)
 
 
 class Device(models.Model):
-    """One of a user's installations. It is online while its lease runs; each connection raises the epoch."""
+    """One of a user's installations. It is online while its process' lease runs; each connection raises the epoch."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="devices")
@@ -56,9 +78,18 @@ class Device(models.Model):
     session_id = models.UUIDField(null=True, editable=False, help_text="the session that it signed in with")
     epoch = models.BigIntegerField(default=1, editable=False)
     channel = models.CharField(max_length=200, blank=True, editable=False)
-    lease_until = models.DateTimeField(null=True, editable=False)
+    # Without a constraint: the row of a process that was lost is deleted, and comes back if the process does.
+    process = models.ForeignKey(
+        Process,
+        models.DO_NOTHING,
+        null=True,
+        editable=False,
+        related_name="devices",
+        db_constraint=False,
+        db_index=False,
+    )
     last_seen = models.DateTimeField(
-        db_default=Now(), editable=False, help_text="while it is online, to ten minutes"
+        db_default=Now(), editable=False, help_text="when it came or left; while it is online, it came then"
     )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
@@ -68,7 +99,12 @@ class Device(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["device_id", "user"], name="one_row_a_device"),
         ]
-        indexes = [models.Index(fields=["-last_seen"], name="devices_by_last_seen")]
+        indexes = [
+            models.Index(fields=["-last_seen"], name="devices_by_last_seen"),
+            models.Index(
+                fields=["process"], condition=models.Q(process__isnull=False), name="devices_by_process"
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"device {self.pk}"
@@ -79,11 +115,6 @@ class Device(models.Model):
         if self.name_sealed is None:
             return ""
         return Device.name_sealed.unseal_from(cipher_for(self.user_id), self)
-
-    @property
-    def seen_at(self) -> dt.datetime:
-        """When it was last known to be connected: as exact as its lease, of which renewals write nothing else."""
-        return self.last_seen if self.lease_until is None else self.lease_until - LEASE
 
     @property
     def grants(self) -> list[str] | None:

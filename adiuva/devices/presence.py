@@ -1,10 +1,11 @@
 """Presence: which devices are connected, and on which channel. A connection is a device and its epoch.
 
-A killed process never reports a disconnect, so a device counts as online only while its lease is renewed. A newer
+A killed process never reports a disconnect, so a device counts as online only while the process that holds its
+connection renews its lease: one row, however many devices it holds, so that an idle device costs no write. A newer
 connection of the same device raises the epoch, and updates of an older connection are ignored.
 
-This lease is not one of core.leases: nobody claims a device, a newer connection always wins, and one UPDATE renews all
-connections of a process.
+This lease is not one of core.leases: nobody claims a process, and a newer connection of a device always wins. If the
+process was only slow, its next renewal brings all of its devices back.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from adiuva.core.db import prepared_cursor
 from adiuva.devices.models import LEASE, Device
 from adiuva.devices.protocol import DeviceHello
 
-# How often leases are renewed.
+# How often a process renews its lease.
 RENEW_S: Final = 15
+# How long after its lease the row of a process is kept, so that devices which come back soon are written once.
+_KEEP_LOST_S: Final = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,41 +52,63 @@ class OpenedConnection:
     superseded: str | None  # channel of the connection that this one replaces
 
 
+# The process' row is written only where it lacks one, or has not renewed it because it held no device.
 _ARRIVE = """
-WITH before AS (
-    SELECT channel FROM devices_device WHERE user_id = %(user)s AND device_id = %(device)s AND lease_until > now()
+WITH holder AS (
+    INSERT INTO devices_process (id, lease_until)
+    SELECT %(process)s::uuid, now() + make_interval(secs => %(lease)s::float8)
+    WHERE NOT EXISTS (
+        SELECT FROM devices_process
+        WHERE id = %(process)s::uuid AND lease_until > now() + make_interval(secs => %(renew)s::float8)
+    )
+    ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until
+),
+before AS (
+    SELECT device.channel FROM devices_device AS device JOIN devices_process AS process ON process.id = process_id
+    WHERE user_id = %(user)s AND device_id = %(device)s AND lease_until > now()
 )
 INSERT INTO devices_device AS known (id, user_id, device_id, name_sealed, grants_sealed, platform, app_version,
-    timezone, protocol, capabilities, session_id, epoch, channel, lease_until)
+    timezone, protocol, capabilities, session_id, epoch, channel, process_id)
 VALUES (%(id)s, %(user)s, %(device)s, %(name)s, %(grants)s, %(platform)s, %(version)s, %(timezone)s, %(protocol)s,
-    %(capabilities)s, %(session)s, 1, %(channel)s, now() + make_interval(secs => %(lease)s))
+    %(capabilities)s, %(session)s, 1, %(channel)s, %(process)s::uuid)
 ON CONFLICT (user_id, device_id) DO UPDATE SET
     name_sealed = COALESCE(excluded.name_sealed, known.name_sealed), grants_sealed = excluded.grants_sealed,
     platform = COALESCE(NULLIF(excluded.platform, ''), known.platform),
     app_version = COALESCE(NULLIF(excluded.app_version, ''), known.app_version),
     timezone = COALESCE(NULLIF(excluded.timezone, ''), known.timezone),
     protocol = excluded.protocol, capabilities = excluded.capabilities, session_id = excluded.session_id,
-    epoch = known.epoch + 1, channel = excluded.channel, lease_until = excluded.lease_until, last_seen = now()
+    epoch = known.epoch + 1, channel = excluded.channel, process_id = excluded.process_id, last_seen = now()
 RETURNING known.id, known.epoch, (SELECT channel FROM before)
 """
 
-# Where a renewal writes no column of an index, PostgreSQL touches no index (a heap-only update).
 _RENEW = """
-WITH mine AS (SELECT * FROM unnest(%s::uuid[], %s::bigint[]) AS mine (id, epoch)),
-renewed AS (
-    UPDATE devices_device AS known SET lease_until = now() + make_interval(secs => %s::float8),
-        last_seen = CASE WHEN last_seen < now() - interval '10 minutes' THEN now() ELSE last_seen END
-    FROM mine WHERE known.id = mine.id AND known.epoch = mine.epoch
-    RETURNING known.id
+WITH renewed AS (
+    INSERT INTO devices_process (id, lease_until) VALUES (%s::uuid, now() + make_interval(secs => %s::float8))
+    ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until
 )
-SELECT id FROM mine WHERE id NOT IN (SELECT id FROM renewed)
+SELECT mine.id FROM unnest(%s::uuid[], %s::bigint[]) AS mine (id, epoch)
+LEFT JOIN devices_device AS known ON known.id = mine.id AND known.epoch = mine.epoch WHERE known.id IS NULL
+"""
+
+# Their devices go on naming them, as they are back with the row of their process.
+_FORGET = """
+WITH gone AS (
+    DELETE FROM devices_process WHERE id IN (
+        SELECT id FROM devices_process
+        WHERE id = %s::uuid OR lease_until < now() - make_interval(secs => %s::float8) FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id, least(now(), lease_until - make_interval(secs => %s::float8)) AS seen_at
+)
+UPDATE devices_device AS device SET last_seen = seen_at FROM gone
+WHERE device.process_id = gone.id AND last_seen < seen_at
 """
 
 _FIND = """
-SELECT id, device_id, epoch, channel, protocol, capabilities FROM devices_device
+SELECT device.id, device_id, epoch, channel, protocol, capabilities
+FROM devices_device AS device JOIN devices_process AS process ON process.id = device.process_id
 WHERE user_id = %(user)s AND lease_until > now() AND channel <> ALL(%(not_at)s::text[])
-    AND (%(device)s::uuid IS NULL OR id = %(device)s)
-ORDER BY lease_until DESC LIMIT 1
+    AND (%(device)s::uuid IS NULL OR device.id = %(device)s)
+ORDER BY last_seen DESC LIMIT 1
 """
 
 
@@ -93,9 +118,12 @@ def has_unknown_zone(hello: DeviceHello) -> bool:
 
 
 def open_connection(
-    *, user_id: uuid.UUID, session_id: uuid.UUID, hello: DeviceHello, channel: str
+    *, process: uuid.UUID, user_id: uuid.UUID, session_id: uuid.UUID, hello: DeviceHello, channel: str
 ) -> OpenedConnection:
-    """Record a connection as its device's newest. One statement, so that of two connections only one is."""
+    """Record a connection as its device's newest. One statement, so that of two connections only one is.
+
+    From then on, `process` has to renew its lease.
+    """
     cipher = cipher_for(user_id) if hello.name or hello.grants is not None else None
     name_sealed = (
         Device.name_sealed.seal(cipher, hello.name, hello.device_id) if cipher and hello.name else None
@@ -105,7 +133,7 @@ def open_connection(
         if cipher and hello.grants is not None and hello.protocol >= 2
         else None
     )
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(
             _ARRIVE,
             {
@@ -122,31 +150,43 @@ def open_connection(
                 "capabilities": sorted({name[:50] for name in hello.capabilities if hello.protocol >= 2}),
                 "session": session_id,
                 "channel": channel,
+                "process": process,
                 "lease": LEASE.total_seconds(),
+                "renew": LEASE.total_seconds() - 2 * RENEW_S,
             },
         )
         pk, epoch, superseded = cursor.fetchone()
     return OpenedConnection(pk, epoch, superseded or None)
 
 
-def renew_leases(mine: Collection[tuple[uuid.UUID, int]]) -> set[uuid.UUID]:
-    """Renew the leases of connections in one statement; returns the devices whose connection is not the newest."""
+def renew(process: uuid.UUID, mine: Collection[tuple[uuid.UUID, int]]) -> set[uuid.UUID]:
+    """Renew the lease of a process. Of the connections that it holds (device and epoch), returns the devices of those
+    that are not the newest. One statement, which writes one row."""
     with prepared_cursor() as cursor:
-        cursor.execute(_RENEW, [[pk for pk, _ in mine], [epoch for _, epoch in mine], LEASE.total_seconds()])
+        cursor.execute(
+            _RENEW, [process, LEASE.total_seconds(), [pk for pk, _ in mine], [epoch for _, epoch in mine]]
+        )
         return {row[0] for row in cursor.fetchall()}
+
+
+def forget_processes(ended: uuid.UUID | None = None) -> None:
+    """Delete the row of a process that ends, which sees all of its devices off at once, and those of processes that
+    were lost. What is known of when their devices were seen last stays."""
+    with connection.cursor() as cursor:
+        cursor.execute(_FORGET, [ended, _KEEP_LOST_S, LEASE.total_seconds()])
 
 
 def close_connection(*, pk: uuid.UUID, epoch: int) -> None:
     """Record that a connection has ended. Does nothing if the device has a newer one."""
-    Device.objects.filter(pk=pk, epoch=epoch).update(lease_until=None, channel="", last_seen=Now())
+    Device.objects.filter(pk=pk, epoch=epoch).update(process=None, channel="", last_seen=Now())
 
 
 def find(*, user_id: uuid.UUID, pk: uuid.UUID | None = None, not_at: Collection[str] = ()) -> Target | None:
-    """The connection of a user's device, or, without `pk`, of the one seen last. None if it is not connected.
+    """The connection of a user's device, or, without `pk`, of the one that came last. None if it is not connected.
 
     `not_at` are channels to ignore because nobody listens there: their process was killed and the lease still runs.
     """
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(_FIND, {"user": user_id, "device": pk, "not_at": list(not_at)})
         row = cursor.fetchone()
     if row is None:

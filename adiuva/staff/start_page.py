@@ -182,13 +182,19 @@ def _turns() -> Panel:
 
 
 _ACTIVITY: Final = """
-SELECT count(*) FILTER (WHERE lease_until > now()), count(DISTINCT user_id) FILTER (WHERE lease_until > now()),
+SELECT count(*) FILTER (WHERE online), count(DISTINCT user_id) FILTER (WHERE online),
     count(DISTINCT user_id) FILTER (WHERE last_seen > now() - interval '1 day'),
     count(DISTINCT user_id) FILTER (WHERE last_seen > now() - interval '7 days'),
     count(DISTINCT user_id), count(*)
 FROM (
-    SELECT user_id, lease_until, last_seen FROM devices_device
-    WHERE last_seen > now() - interval '30 days' ORDER BY last_seen DESC LIMIT %(most)s
+    (SELECT user_id, true AS online, now() AS last_seen FROM devices_device
+    WHERE process_id IN (SELECT id FROM devices_process WHERE lease_until > now()) LIMIT %(most)s)
+    UNION ALL
+    (SELECT user_id, false, last_seen FROM devices_device AS device
+    WHERE last_seen > now() - interval '30 days'
+        AND NOT EXISTS (SELECT FROM devices_process WHERE id = process_id AND lease_until > now())
+    ORDER BY last_seen DESC LIMIT %(most)s)
+    LIMIT %(most)s
 ) AS newest
 """
 _NEW_ACCOUNTS: Final = """
@@ -204,7 +210,7 @@ FROM (
 def _activity() -> Panel:
     ((online, owners, day, week, month, seen),) = _rows(_ACTIVITY)
     (new,) = _rows(_NEW_ACCOUNTS)
-    now = Cell(f"{online:,} of {owners:,} users", list_url(Device, last_seen__within="hour"))
+    now = Cell(f"{online:,} of {owners:,} users", list_url(Device, online="yes"))
     rows: list[list[Any]] = [
         ["devices online now", now, "", ""],
         [

@@ -39,6 +39,7 @@ from tests.agents.factories import (
     create_run,
     lose_worker,
 )
+from tests.factories import a_process
 
 State = Run.State
 
@@ -255,7 +256,7 @@ def test_a_run_that_lost_a_device_which_is_back_already_is_resumed(
     agent = create_agent()
     run = create_run(agent)
     device = create_device(agent)
-    Device.objects.filter(pk=device.pk).update(epoch=2, lease_until=timezone.now() + dt.timedelta(minutes=1))
+    Device.objects.filter(pk=device.pk).update(epoch=2, process=a_process())
     for lost, state in ((2, State.WAITING_DEVICE), (1, State.QUEUED)):
         Run.objects.filter(pk=run.pk).update(state=State.QUEUED)
         claimed = claim_run(run)
@@ -269,7 +270,7 @@ def test_the_sweep_finds_unannounced_devices(db: None) -> None:
     agent = create_agent()
     waiting = create_run(agent, state=State.WAITING_DEVICE)
     device = create_device(agent)
-    Device.objects.filter(pk=device.pk).update(lease_until=timezone.now() + dt.timedelta(minutes=1))
+    Device.objects.filter(pk=device.pk).update(process=a_process())
     assert runs.sweep()["resumed"] >= 1  # other tests leave runs as well
     assert seen(waiting).state == State.QUEUED
 
@@ -279,14 +280,14 @@ def test_runs_whose_device_is_elsewhere_do_not_stand_in_the_way_of_one_whose_dev
 ) -> None:
     Run.objects.filter(state=State.WAITING_DEVICE).delete()  # of other tests
     monkeypatch.setattr(runs, "_BATCH_SIZE", 1)
-    lease = timezone.now() + dt.timedelta(minutes=1)
+    process = a_process()
     for name, other in [("desk", "phone"), ("phone", "desk")] * 10:
         away = create_agent(device_id=name)
         create_run(away, state=State.WAITING_DEVICE)
-        Device.objects.create(user_id=away.user_id, device_id=other, lease_until=lease)
+        Device.objects.create(user_id=away.user_id, device_id=other, process=process)
     agent = create_agent()
     waiting = create_run(agent, state=State.WAITING_DEVICE)
-    Device.objects.create(user_id=agent.user_id, device_id="desk", lease_until=lease)
+    Device.objects.create(user_id=agent.user_id, device_id="desk", process=process)
     assert runs.sweep()["resumed"] == 1
     assert seen(waiting).state == State.QUEUED
 

@@ -22,7 +22,7 @@ from adiuva.devices.models import Device
 from agents import claimed_runs, journal, outcomes, runs, schedules, services
 from agents.models import ON_TIME_WINDOW, Agent, Run
 from tests.agents.factories import claim_run, create_agent, create_run
-from tests.factories import somebody
+from tests.factories import a_process, somebody
 from tests.sampling import fewer
 
 SECOND, HOUR, DAY = dt.timedelta(seconds=1), dt.timedelta(hours=1), dt.timedelta(days=1)
@@ -39,7 +39,7 @@ def online(agent: Agent, *, since: dt.timedelta = HOUR) -> Device:
     device, _ = Device.objects.update_or_create(
         user_id=agent.user_id,
         device_id=agent.device_id,
-        defaults={"lease_until": timezone.now() + since, "channel": "nobody"},
+        defaults={"process": a_process(since), "channel": "nobody"},
     )
     return device
 
@@ -161,7 +161,7 @@ def test_a_run_whose_device_turned_out_to_be_away_absorbs_them_as_well(db: None)
     first = set_due(agent)
     ticked(agent, first)
     claimed = claim_run(Run.objects.get(agent=agent))
-    Device.objects.update(lease_until=None)
+    Device.objects.update(process=None)
     outcomes.wait_for_device(claimed, epoch=None)  # it never got through to it
     ticked(agent, first + HOUR)
     assert runs_of(agent) == [("waiting_device", 2, first + HOUR)]

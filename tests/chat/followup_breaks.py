@@ -7,6 +7,7 @@ end again, or by another, after the turn was found lost. A few rounds are a test
 
 from __future__ import annotations
 
+import datetime as dt
 import random
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from chat.request import ChatRequest
 from chat.turn_claims import begin_turn
 from tests.agents.factories import create_agent, create_run
 from tests.chat.factories import make_conversation
-from tests.factories import Person
+from tests.factories import Person, a_process
 
 SETTLED: Final = (Watch.State.DONE, Watch.State.TOLD, Watch.State.DEAD)
 _STATEMENTS: Final = 16  # that one step takes at most, about
@@ -66,7 +67,9 @@ class Way:
         self.person, self.chance, self.breaks = person, chance, 0
         self.place: Conversation = make_conversation(person.id)
         if not Device.objects.of(person.id).online().exists():
-            Device.objects.create(user_id=person.id, device_id="desk", lease_until="2200-01-01T00:00Z")
+            Device.objects.create(
+                user_id=person.id, device_id="desk", process=a_process(dt.timedelta(days=9))
+            )
         run = create_run(create_agent(person.id, name=uuid.uuid4().hex[:8]))
         place = ChatPlace(person.id, uuid.uuid4(), self.place.pk, asked="run it and tell me")
         self.watch = watches.add(run, place, started=True)

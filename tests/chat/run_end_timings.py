@@ -8,6 +8,7 @@ timings are a test, many are `bench.run_end_timings`.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import random
 import re
 import statistics
@@ -31,7 +32,7 @@ from chat.stream_replay import NotRunning
 from chat.turn_registry import registry
 from tests.agents.factories import create_agent, create_run
 from tests.chat.factories import make_conversation
-from tests.factories import Person
+from tests.factories import Person, a_process
 from tests.fakes.provider import Call, Fail, Request, Say
 
 # What becomes of the turn. The user's message names it to the model.
@@ -116,7 +117,9 @@ class Timing:
         self.name = f"agent {uuid.uuid4().hex[:8]}"
         self.place = make_conversation(person.id)
         if not Device.objects.of(person.id).online().exists():
-            Device.objects.create(user_id=person.id, device_id="desk", lease_until="2200-01-01T00:00Z")
+            Device.objects.create(
+                user_id=person.id, device_id="desk", process=a_process(dt.timedelta(days=9))
+            )
         names = [self.name, *([f"agent {uuid.uuid4().hex[:8]}"] if kind == "pair" else [])]
         self.watches = [self._start(name) for name in names]
         self.turns: list[Any] = []

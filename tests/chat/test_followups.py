@@ -41,7 +41,7 @@ from tests.chat.chat_client import (
 )
 from tests.chat.factories import claim, finish_turn, make_conversation, make_request, no_device_connected
 from tests.chat.followup_breaks import Way
-from tests.factories import Person, somebody
+from tests.factories import Person, a_process, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Say
 from tests.server_processes import Stack
 
@@ -117,7 +117,7 @@ def test_a_notice_waits_for_the_turn_that_runs(committed_db: str) -> None:
 
 def test_beyond_six_turns_an_hour_notices_tell_all_that_is_due_together(committed_db: str) -> None:
     person = somebody()
-    Device.objects.create(user_id=person.id, device_id="desk", lease_until=Now() + timedelta(hours=1))
+    Device.objects.create(user_id=person.id, device_id="desk", process=a_process())
     place = make_conversation(person.id)
     for number in range(6):
         Turn.objects.create(
@@ -139,7 +139,7 @@ def test_beyond_six_turns_an_hour_notices_tell_all_that_is_due_together(committe
 def test_where_the_money_for_it_is_used_up_a_notice_tells(db: None, settings: Settings, scope: str) -> None:
     settings.PLANS = True
     person = somebody()
-    Device.objects.create(user_id=person.id, device_id="desk", lease_until=Now() + timedelta(hours=1))
+    Device.objects.create(user_id=person.id, device_id="desk", process=a_process())
     place = make_conversation(person.id)
     month = month_of(timezone.now(), ZoneInfo("UTC"))
     budget = Plan.objects.get(tier="free").budget_micro
@@ -195,7 +195,7 @@ def test_where_nobody_is_left_to_hear_it_nothing_is_told_and_nothing_is_left(db:
 
 def test_who_has_no_device_connected_does_not_stand_in_the_way_of_others(db: None) -> None:
     away, here = somebody(), somebody()
-    Device.objects.create(user_id=here.id, device_id="desk", lease_until=Now() + timedelta(hours=1))
+    Device.objects.create(user_id=here.id, device_id="desk", process=a_process())
     places = [make_conversation(person.id).pk for person in (away, here, here)]
     late, *_, newest = [
         ended_run(person.id, place, due_at=Now() - timedelta(hours=hours))
@@ -470,7 +470,7 @@ def test_a_models_absence_is_tried_eight_times_at_the_stated_times_and_then_told
     db: None,
 ) -> None:
     person = somebody()
-    Device.objects.create(user_id=person.id, device_id="desk", lease_until=Now() + timedelta(hours=1))
+    Device.objects.create(user_id=person.id, device_id="desk", process=a_process())
     place = make_conversation(person.id)
     watch = ended_run(person.id, place.pk)
     began = Turn.objects.of(person.id).get().started_at  # all in one transaction, which has one time
@@ -498,7 +498,7 @@ def test_a_models_absence_is_tried_eight_times_at_the_stated_times_and_then_told
 @pytest.mark.parametrize("code", ["content_filter", "budget_spent"])
 def test_what_the_model_refuses_to_tell_is_told_in_a_notice(db: None, code: str) -> None:
     person = somebody()
-    Device.objects.create(user_id=person.id, device_id="desk", lease_until=Now() + timedelta(hours=1))
+    Device.objects.create(user_id=person.id, device_id="desk", process=a_process())
     place = make_conversation(person.id)
     refused, other = ended_run(person.id, place.pk), ended_run(person.id, place.pk, "Mail")
     Watch.objects.filter(pk=other.pk).update(not_before=Now() + timedelta(hours=1))
@@ -555,7 +555,7 @@ def test_a_turn_that_was_thought_lost_and_one_that_has_begun_in_its_place_do_not
     db: None, first: str
 ) -> None:
     person = somebody()
-    Device.objects.create(user_id=person.id, device_id="desk", lease_until=Now() + timedelta(hours=1))
+    Device.objects.create(user_id=person.id, device_id="desk", process=a_process())
     request = make_request(person.id)
     turn = claim(request)
     assert turn.conversation_id is not None

@@ -23,6 +23,7 @@ from adiuva.devices.models import Device
 from integrations import connections, signals, tokens
 from integrations.errors import NeedsReauth, ProviderNotConfigured, ProviderUnavailable
 from integrations.models import Connection
+from tests.factories import a_process
 from tests.fakes.identity import Bare, Fail, Identity, Lost, Refuse, Rotate
 from tests.fakes.provider import WAIT_S, Hold
 from tests.integrations.browser_user import Owner
@@ -346,9 +347,7 @@ def test_news_are_announced_while_somebody_is_here_until_they_are_told(
         lost.clear()
         connections.sweep()
         assert lost == []  # no device is here
-        desk = Device.objects.create(
-            user_id=owner.id, device_id="desk", lease_until=Now() + timedelta(hours=1)
-        )
+        desk = Device.objects.create(user_id=owner.id, device_id="desk", process=a_process())
         connections.sweep()
         assert lost == []  # one that knows no such frames
         Device.objects.filter(pk=desk.pk).update(protocol=2)

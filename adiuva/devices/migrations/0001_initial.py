@@ -18,6 +18,13 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
+            name='Process',
+            fields=[
+                ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
+                ('lease_until', models.DateTimeField(editable=False)),
+            ],
+        ),
+        migrations.CreateModel(
             name='Device',
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
@@ -32,23 +39,20 @@ class Migration(migrations.Migration):
                 ('session_id', models.UUIDField(editable=False, help_text='the session that it signed in with', null=True)),
                 ('epoch', models.BigIntegerField(default=1, editable=False)),
                 ('channel', models.CharField(blank=True, editable=False, max_length=200)),
-                ('lease_until', models.DateTimeField(editable=False, null=True)),
-                ('last_seen', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False, help_text='while it is online, to ten minutes')),
+                ('last_seen', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False, help_text='when it came or left; while it is online, it came then')),
                 ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
+                ('process', models.ForeignKey(db_constraint=False, db_index=False, editable=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='devices', to='devices.process')),
                 ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='devices', to=settings.AUTH_USER_MODEL)),
             ],
             options={
                 'indexes': [
                     models.Index(fields=['-last_seen'], name='devices_by_last_seen'),
+                    models.Index(condition=models.Q(('process__isnull', False)), fields=['process'], name='devices_by_process'),
                 ],
                 'constraints': [
                     models.UniqueConstraint(fields=('device_id', 'user'), name='one_row_a_device'),
                 ],
             },
-        ),
-        # Each renewal of a lease writes its row anew, into the room that its page has.
-        migrations.RunSQL(
-            'ALTER TABLE devices_device SET (fillfactor = 50)', 'ALTER TABLE devices_device RESET (fillfactor)'
         ),
         migrations.CreateModel(
             name='OutboxRecord',
