@@ -207,6 +207,7 @@ CELERY_BEAT_SCHEDULE = {
         "task": "agents.settle_plans",
         "schedule": schedule(timedelta(minutes=5)),
     },
+    "agents: check what plans hold": {"task": "agents.check_plans", "schedule": schedule(timedelta(days=1))},
     "agents: resume what waits for money": {
         "task": "agents.resume_with_budget",
         "schedule": schedule(timedelta(seconds=60)),
@@ -216,6 +217,7 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": schedule(timedelta(seconds=15)),
     },
     "billing: end what is over": {"task": "billing.sweep", "schedule": schedule(timedelta(seconds=60))},
+    "billing: check plans": {"task": "billing.check_plans", "schedule": schedule(timedelta(days=1))},
     "billing: ask Stripe": {"task": "billing.sync", "schedule": schedule(timedelta(seconds=10))},
     "billing: settle with developers": {
         "task": "billing.settle_developers",

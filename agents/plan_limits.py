@@ -8,6 +8,7 @@ choose others (`keep`).
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from collections.abc import Collection, Sequence
 from typing import Final
@@ -15,6 +16,7 @@ from typing import Final
 import structlog
 from django.conf import settings
 from django.db import connection, transaction
+from django.utils import timezone
 
 from adiuva.accounts.keys import NoSuchUser
 from adiuva.core.errors import NotFound
@@ -22,6 +24,7 @@ from agents import schedules
 from agents.models import Agent, AgentType
 from billing import entitlements
 from billing.entitlements import Account
+from billing.models import PlanChange
 
 log = structlog.get_logger(__name__)
 
@@ -155,13 +158,26 @@ JOIN (
 WHERE theirs.any_held OR theirs.running > plan.agents_enabled OR theirs.providers > plan.providers
 ORDER BY account.id
 """
-_HELD: Final = "SELECT DISTINCT user_id FROM agents_agent WHERE enabled AND held_by_plan"
+_HELD: Final = "SELECT DISTINCT user_id FROM agents_agent WHERE held_by_plan"
+_EDITED_LATELY: Final = dt.timedelta(hours=1)
 
 
 def sweep() -> int:
-    """Settle all users whose agents do not fit their plan: its limits were edited. Returns how many agents changed."""
+    """Settle users of whose agents some are held, and all users if a plan was edited lately. Returns how many agents
+    changed."""
+    newest = PlanChange.objects.order_by("-id").values_list("at", flat=True).first()
+    edited = newest is not None and newest > timezone.now() - _EDITED_LATELY
+    return _settle_all(_UNSETTLED if settings.PLANS and edited else _HELD)
+
+
+def check() -> int:
+    """Settle all users whose agents do not fit their plan, which reads all enabled agents. Returns as `sweep` does."""
+    return _settle_all(_UNSETTLED if settings.PLANS else _HELD)
+
+
+def _settle_all(statement: str) -> int:
     with connection.cursor() as cursor:
-        cursor.execute(_UNSETTLED if settings.PLANS else _HELD)
+        cursor.execute(statement)
         found = [user_id for (user_id,) in cursor.fetchall()]
     changed = 0
     for user_id in found:

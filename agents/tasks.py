@@ -58,6 +58,11 @@ def settle_plans() -> None:
     plan_limits.sweep()
 
 
+@shared_task(name="agents.check_plans")
+def check_plans() -> None:
+    plan_limits.check()
+
+
 @shared_task(name="agents.forget_journeys")
 def forget_journeys() -> None:
     journeys.delete_expired()

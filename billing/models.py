@@ -174,6 +174,7 @@ class Override(models.Model):
         indexes = [
             models.Index(fields=["user", "-created_at"], name="overrides_of_user"),
             models.Index(fields=["-created_at", "-id"], name="overrides_newest"),
+            models.Index(fields=["until"], condition=Q(until__isnull=False), name="overrides_that_end"),
         ]
         constraints = [
             models.CheckConstraint(condition=Q(tier__in=PlanName.values), name="override_plan_known"),

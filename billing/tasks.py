@@ -32,6 +32,11 @@ def sweep() -> None:
     budget_sweep.delete_old()
 
 
+@shared_task(name="billing.check_plans")
+def check_plans() -> None:
+    tiers.check()
+
+
 @shared_task(name="billing.sync")
 def sync_payments() -> None:
     """What is new at Stripe, and what Stripe is to do."""

@@ -1,12 +1,13 @@
 """Which plan a user has: the largest of those that something gives them, else the free one.
 
 `User.tier` is a copy of it that only this module writes, in the transaction that changes what it derives from. A sweep
-computes all of them anew, for what ends by itself with time.
+finds what ended by itself, by its time; once a day, `check` computes all of them anew.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 from typing import Any, Final
 from uuid import UUID
 
@@ -64,6 +65,24 @@ _DIFFERENCES: Final = f"""
 WHERE account.id IN (SELECT id FROM accounts_user WHERE tier <> 'free' UNION SELECT user_id FROM given)
     AND account.tier <> coalesce(plan.tier, 'free')
 """  # noqa: S608
+# Whose plan, or whose team's, was to end by itself lately. So a beat that stood still for a week missed nothing.
+_ENDED_LATELY: Final = f"""
+WITH ended AS (
+    SELECT user_id FROM billing_override
+    WHERE until BETWEEN statement_timestamp() - interval '7 days' AND statement_timestamp()
+    UNION
+    SELECT user_id FROM billing_subscription
+    WHERE user_id IS NOT NULL AND status = 'past_due' AND past_due_since
+        BETWEEN statement_timestamp() - interval '{7 + GRACE.days} days'
+        AND statement_timestamp() - interval '{GRACE.days} days'
+)
+SELECT id FROM accounts_user WHERE tier <> 'free' AND id IN (
+    SELECT user_id FROM ended
+    UNION
+    SELECT member.user_id FROM ended JOIN billing_team AS team ON team.owner_id = ended.user_id
+    JOIN billing_membership AS member ON member.team_id = team.id WHERE member.state = 'active'
+)
+"""  # noqa: S608
 
 
 def _rows(statement: str, *values: Any) -> list[tuple[UUID, str, str]]:
@@ -86,14 +105,28 @@ def recompute(user_id: UUID) -> str:
 
 
 def differences() -> list[UUID]:
-    """Users whose tier is not what it should be: something has ended by itself."""
+    """Users whose tier is not what it should be."""
     return [user_id for user_id, _, _ in _rows(_DIFFERENCES)]
 
 
 def sweep() -> int:
     """Set right what has ended by itself. Returns how many users it concerned."""
+    with connection.cursor() as cursor:
+        cursor.execute(_ENDED_LATELY)
+        found = [user_id for (user_id,) in cursor.fetchall()]
+    return _recompute_all(
+        [user_id for user_id in found for _, tier, before in _rows(_OF_USER, user_id) if tier != before]
+    )
+
+
+def check() -> int:
+    """Set right all that is not as it should be, which reads all users with a plan. Returns how many it concerned."""
+    return _recompute_all(differences())
+
+
+def _recompute_all(user_ids: Iterable[UUID]) -> int:
     changed = 0
-    for user_id in differences():
+    for user_id in user_ids:
         try:
             with db.conflicts_put_off("plan.not_recomputed", user_id=str(user_id)):
                 recompute(user_id)

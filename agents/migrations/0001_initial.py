@@ -50,6 +50,7 @@ class Migration(migrations.Migration):
                     models.Index(fields=['-created_at'], name='agents_newest'),
                     models.Index(condition=models.Q(('enabled', True), ('next_run_at__isnull', False)), fields=['next_run_at'], name='agents_due'),
                     models.Index(condition=models.Q(('enabled', True), ('next_run_at__isnull', False)), fields=['user', 'next_run_at'], name='agents_due_of_user'),
+                    models.Index(condition=models.Q(('held_by_plan', True)), fields=['user'], name='agents_held'),
                 ],
                 'constraints': [
                     models.CheckConstraint(condition=models.Q(('held_by_plan', False), ('enabled', True), _connector='OR'), name='agent_held_is_enabled'),

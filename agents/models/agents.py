@@ -159,6 +159,7 @@ class Agent(models.Model):
                 condition=Q(enabled=True, next_run_at__isnull=False),
                 name="agents_due_of_user",
             ),
+            models.Index(fields=["user"], condition=Q(held_by_plan=True), name="agents_held"),
         ]
         constraints = [
             models.CheckConstraint(

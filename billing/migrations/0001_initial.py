@@ -110,7 +110,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-created_at', '-id'],
-                'indexes': [models.Index(fields=['user', '-created_at'], name='overrides_of_user'), models.Index(fields=['-created_at', '-id'], name='overrides_newest')],
+                'indexes': [models.Index(fields=['user', '-created_at'], name='overrides_of_user'), models.Index(fields=['-created_at', '-id'], name='overrides_newest'), models.Index(condition=models.Q(('until__isnull', False)), fields=['until'], name='overrides_that_end')],
                 'constraints': [models.CheckConstraint(condition=models.Q(('tier__in', ['free', 'pro', 'power', 'team'])), name='override_plan_known'), models.CheckConstraint(condition=models.Q(('reason', ''), _negated=True), name='override_has_a_reason'), models.CheckConstraint(condition=models.Q(('until', None), ('until__gte', models.F('created_at')), _connector='OR'), name='override_ends_later')],
             },
         ),
@@ -264,7 +264,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-started_at', '-id'],
-                'indexes': [models.Index(fields=['user'], name='subscriptions_of_user'), models.Index(condition=models.Q(('wanted__gt', models.F('synced'))), fields=['not_before'], name='subscriptions_unsynced')],
+                'indexes': [models.Index(fields=['user'], name='subscriptions_of_user'), models.Index(condition=models.Q(('wanted__gt', models.F('synced'))), fields=['not_before'], name='subscriptions_unsynced'), models.Index(condition=models.Q(('status', 'past_due')), fields=['past_due_since'], name='subscriptions_in_grace')],
                 'constraints': [models.UniqueConstraint(condition=models.Q(('doubled', False), ('status__in', ['incomplete', 'trialing', 'active', 'past_due'])), fields=('user',), name='subscription_one_live'), models.CheckConstraint(condition=models.Q(('tier__in', ['free', 'pro', 'power', 'team'])), name='subscription_plan_known'), models.CheckConstraint(condition=models.Q(('synced__lte', models.F('wanted'))), name='subscription_synced_as_wanted')],
             },
         ),

@@ -94,6 +94,9 @@ class Subscription(Copied):
             models.Index(
                 fields=["not_before"], condition=Q(wanted__gt=F("synced")), name="subscriptions_unsynced"
             ),
+            models.Index(
+                fields=["past_due_since"], condition=Q(status="past_due"), name="subscriptions_in_grace"
+            ),
         ]
         constraints = [
             models.UniqueConstraint(

@@ -20,7 +20,7 @@ from agents import claimed_runs, plan_limits, runs, schedules, services, set_up
 from agents.models import Agent, Run
 from billing import entitlements, plans, tiers
 from billing.entitlements import QuotaExceeded
-from billing.models import Override
+from billing.models import Override, PlanChange
 from integrations import connections, oauth
 from integrations.models import Connection
 from integrations.oauth_clients import Grant
@@ -258,6 +258,20 @@ def test_a_sweep_settles_all_whose_plan_was_edited(mara: Person) -> None:
     plan_limits.sweep()
     assert states(mara) == ["runs", "runs"]
     assert plan_limits.sweep() == 0
+
+
+def test_between_edits_a_sweep_looks_at_held_agents_alone_and_a_check_at_all(mara: Person) -> None:
+    for _ in range(2):
+        create_agent(mara.id)
+    plans.edit(tier="free", values={"agents_enabled": 1}, by=STAFF)
+    plans.forget()
+    PlanChange.objects.update(at=timezone.now() - dt.timedelta(hours=2))
+    assert plan_limits.sweep() == 0
+    assert plan_limits.check() == 1
+    assert sorted(states(mara)) == ["held", "runs"]
+    Agent.objects.of(mara.id).filter(held_by_plan=False).delete()
+    assert plan_limits.sweep() == 1
+    assert states(mara) == ["runs"]
 
 
 # ── At once ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,11 +6,13 @@ import datetime as dt
 import uuid
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from adiuva.accounts.models import User
 from billing import tiers
 from billing.models import Override
+from billing.teams.models import Membership, Team
 from tests.factories import somebody
 
 pytestmark = pytest.mark.django_db
@@ -44,9 +46,34 @@ def test_the_sweep_ends_what_time_has_ended_and_finds_nothing_more() -> None:
     past = timezone.now() - dt.timedelta(seconds=1)
     Override.objects.filter(pk=given.pk).update(created_at=past - DAY, until=past)
     assert {late, never} <= set(tiers.differences())  # one plan was written by nobody who may
-    assert tiers.sweep() >= 2  # other tests leave users as well
+    assert tiers.sweep() >= 1  # other tests leave users as well
+    assert [tier_of(user) for user in (late, lasting, never)] == ["free", "pro", "team"]
+    assert tiers.check() >= 1
     assert [tier_of(user) for user in (late, lasting, never)] == ["free", "pro", "free"]
     assert not {late, lasting, never} & set(tiers.differences())
+
+
+def test_the_sweep_ends_seats_with_the_plan_of_their_team() -> None:
+    owner, member = somebody().id, somebody().id
+    given = give(owner, "team", timezone.now() + DAY)
+    team = Team.objects.create(owner_id=owner)
+    Membership.objects.create(
+        team=team, user_id=member, state=Membership.State.ACTIVE, joined_at=timezone.now()
+    )
+    assert tiers.recompute(member) == "team"
+    past = timezone.now() - dt.timedelta(hours=30)
+    Override.objects.filter(pk=given.pk).update(created_at=past - DAY, until=past)
+    tiers.sweep()
+    assert [tier_of(user) for user in (owner, member)] == ["free", "free"]
+    assert tiers.sweep() == 0
+
+
+def test_the_sweep_looks_at_an_index_and_at_nobody_whose_plan_goes_on() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute(f"EXPLAIN {tiers._ENDED_LATELY}")
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert "overrides_that_end" in plan and "subscriptions_in_grace" in plan and "Seq Scan" not in plan
 
 
 def test_a_plan_that_the_sweep_did_not_write_yet_is_found() -> None:
