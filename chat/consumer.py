@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from adiuva.core.channel_layer import Message
 from adiuva.core.websocket import SocketConsumer
 from adiuva.devices.codec import BadFrame, FrameTooLarge
 from adiuva.devices.device_handler import DeviceHandler
@@ -34,7 +33,10 @@ class ClientConsumer(SocketConsumer):
             await self.device.refuse(bad)
             await self.chat.refuse(bad)
 
-    async def channel_message(self, message: dict[str, Any]) -> None:
+    def take_message(self, message: Message) -> bool:
+        return self.device.take_message(message)
+
+    async def channel_message(self, message: Message) -> None:
         # A newer release may send types that this one lacks.
         if (handler := self._channel_handlers.get(message["type"])) is not None:
             await handler(message)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from channels.layers import get_channel_layer
 
+from adiuva.core.channel_layer import Message
 from chat.stream_replay import follow_up_request
 from chat.turn_bus import (
     ChannelListener,
-    Message,
     refused_message,
     steer_late_message,
     stream_over_message,

@@ -16,7 +16,7 @@ import structlog
 from channels.layers import get_channel_layer
 
 from adiuva.core.background import BackgroundTasks
-from adiuva.core.channel_layer import INTERRUPTED
+from adiuva.core.channel_layer import INTERRUPTED, Message
 from adiuva.core.errors import AdiuvaError, packed
 from chat.stream import StreamFrame
 
@@ -25,8 +25,6 @@ _SEND_ATTEMPTS: Final = 20
 _RETRY_S: Final = 0.25
 
 log = structlog.get_logger(__name__)
-
-Message = dict[str, Any]
 
 
 class TurnBus:
@@ -45,13 +43,11 @@ class TurnBus:
         """The channel on which other processes reach this one's turns; "" while Redis is away, when none can."""
         async with self._opening:
             if not self.channel:
-                layer = get_channel_layer()
                 try:
-                    self.channel = await layer.new_channel("turns.")
+                    self.channel = await get_channel_layer().new_channel("turns.", self._arrived)
                 except ConnectionError:
                     log.warning("turn_bus.open_failed")
                     return ""
-                self._tasks.spawn(self._listen(layer), "turn bus")
         return self.channel
 
     async def send(self, owner: str, kind: str, user_id: uuid.UUID, **fields: Any) -> bool:
@@ -67,11 +63,9 @@ class TurnBus:
             log.warning("turn_bus.send_failed", kind=kind)
             raise
 
-    async def _listen(self, layer: Any) -> None:
-        while True:
-            message = await layer.receive(self.channel)
-            if message is not INTERRUPTED:  # a process whose message was lost sends it again
-                self._tasks.spawn(self._handle(message), "turn bus message")
+    def _arrived(self, message: Message) -> None:
+        if message is not INTERRUPTED:  # a process whose message was lost sends it again
+            self._tasks.spawn(self._handle(message), "turn bus message")
 
 
 @dataclass(frozen=True)

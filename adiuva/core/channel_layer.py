@@ -1,321 +1,379 @@
-"""The channel layer: channels_redis' pub/sub layer with sealed messages, on a Redis connection of its own.
+"""The channel layer: Channels' interface on Redis' publish and subscribe, with sealed messages.
 
-Why it is ours and not channels_redis' own:
+Each event loop has one inbox in Redis, and its channels are names in that inbox: Channels' own form for a channel of a
+process, `inbox!name`. What one turn of the loop sends to an inbox is one message, sealed once. So a call costs Redis
+and both ends little where there are many, and neither a channel nor a socket costs a subscription.
 
-- Messages are sealed for their channel. A frame that crosses Redis holds a user's rows; someone who can read or write
-  Redis must be able neither to read it nor to move it to another user's channel.
-- `send` returns how many subscribers received the message, so a caller knows at once that nobody did.
-- A subscriber receives INTERRUPTED when the connection was lost and messages may have been missed.
+Why it is ours and not channels_redis':
 
-Speed alone would not justify it. It takes over a connection that redis-py has opened and signed in (its private
-`_writer` and `_reader`), parses what arrives with hiredis, and writes everything sent in one turn of the event loop
-at once. After an upgrade of redis-py or channels_redis run tests/core/test_channel_layer.py.
+- Messages are sealed for their inbox. A frame that crosses Redis holds a user's rows; someone who can read or write
+  Redis must be able neither to read it nor to move it to another process.
+- `send` returns how many listened, so a caller knows at once that nobody did.
+- A listener is told (INTERRUPTED) when the connection was lost and messages may have been missed.
+- Many channels share a connection, and a callback gets a message where it arrives, without a queue and a task.
+
+Messages do not expire, and a channel's queue has no capacity: they are handed over as they arrive, or not at all.
 """
 
 from __future__ import annotations
 
 import asyncio
-from asyncio import Future, Queue, Transport
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, cast
+import itertools
+import uuid
+from asyncio import Future, Queue
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-import hiredis
 import orjson
 import structlog
-from channels_redis.pubsub import RedisPubSubChannelLayer, RedisPubSubLoopLayer
+from channels.layers import BaseChannelLayer
 from django.conf import settings
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
-from redis.exceptions import RedisError
 
-from adiuva.core.crypto import SealBroken
-from adiuva.core.errors import Unavailable
+from adiuva.core.channel_envelope import Message, pack, pack_batch, unpack_batch
+from adiuva.core.crypto import SealBroken, TransitCipher
+from adiuva.core.logging import log_failure
+from adiuva.core.pubsub_connection import ANSWER_TIMEOUT_S, ChannelLayerUnavailable, Fate, PubSubConnection
+
+__all__ = ["INTERRUPTED", "ChannelLayerUnavailable", "Message", "SealedPubSubLayer"]
 
 log = structlog.get_logger(__name__)
 
-Message = dict[str, Any]
-
-# What a subscriber receives once the connection is back after a loss: messages may have been missed.
+# What a listener receives once the connection is back after a loss: messages may have been missed.
 INTERRUPTED: Final[Message] = {"type": "interrupted"}
 
 _PREFIX: Final = "adiuva."
 # The associated data of messages to a group: its members do not know the group's name.
 _GROUPS: Final = b"groups"
-_CHECK_INTERVAL_S: Final = 0.25  # how often the connection is looked after
-_RECONNECT_PAUSE_S: Final = 1.0
-_PING_AFTER_S: Final = 10.0  # of silence; the PING shows whether Redis still answers
-_ANSWER_TIMEOUT_S: Final = 10.0
+# What is sealed and published at once; a larger message goes alone.
+_BATCH_BYTES: Final = 256 * 1024
+
+Callback = Callable[[Message], object]
 
 
-class ChannelLayerUnavailable(Unavailable, ConnectionError):
-    """Redis cannot be reached, and nothing was sent. After a plain ConnectionError the message may have been sent."""
-
-    code = "channel_layer_away"
-
-    def __init__(self) -> None:
-        super().__init__("the servers cannot reach each other for now")
-
-
-class SealedPubSubLayer(RedisPubSubChannelLayer):  # type: ignore[misc]  # channels_redis has no types
+class SealedPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # channels has no types
     """Each channel made with `new_channel` must be ended with `end_channel`."""
+
+    extensions = ("groups", "flush")
 
     def __init__(self, hosts: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
         (self._host,) = hosts
-        self.cipher = settings.KEY_RING.transit
+        self.cipher: TransitCipher = settings.KEY_RING.transit
+        self._layers: dict[asyncio.AbstractEventLoop, _LoopLayer] = {}
 
-    async def send(self, channel: str, message: Message) -> int:
-        """Send a message; returns how many listened (0: nobody got it).
+    async def send(self, channel: str, message: Message, body: bytes = b"") -> int:
+        """Send a message; returns how many listened (0: nobody got it). A `body` arrives as the key of this name.
 
-        Raises ChannelLayerUnavailable, or ConnectionError if the connection broke before Redis answered.
+        Raises ChannelLayerUnavailable, or ConnectionError if it is not known whether it arrived.
         """
-        return await self._get_layer().send(channel, message)
+        return await self._here().send(channel, message, body)
 
-    async def new_channel(self, prefix: str = "") -> str:
-        """The name of a new channel, which is subscribed to already. Raises ConnectionError."""
-        return await self._get_layer().new_channel(prefix)
+    def post(self, channel: str, message: Message, body: bytes = b"") -> None:
+        """Send a message without waiting to hear what becomes of it.
+
+        If the message names a channel of this process as its `reply`, and did not or perhaps not arrive, that channel
+        receives {"type": "returned", "why": …, "message": the message without its body}. `why` is "nobody" (listens),
+        "unavailable" (is Redis, and nothing was sent) or "lost" (it is not known).
+        """
+        self._here().post(channel, message, body)
+
+    async def new_channel(self, prefix: str = "", callback: Callback | None = None) -> str:
+        """The name of a new channel that can be sent to already. Raises ConnectionError.
+
+        Its messages go to `callback`, where they arrive and in their order; without one, to `receive`.
+        """
+        return await self._here().new_channel(prefix, callback)
+
+    async def receive(self, channel: str) -> Message:
+        """The next message of a channel of this loop that has no callback."""
+        return await self._here().queues[channel].get()
 
     def end_channel(self, channel: str) -> list[Message]:
-        """Unsubscribe from a channel; returns the messages that had arrived and were not received."""
-        return self._get_layer().end_channel(channel)
+        """End a channel; returns the messages that had arrived and were not received."""
+        return self._here().end_channel(channel)
 
-    def serialize(self, message: Message) -> bytes:
-        """The bytes that channels_redis sends to a group."""
-        sealed: bytes = self.cipher.seal(orjson.dumps(message), _GROUPS)
-        return sealed
+    async def group_add(self, group: str, channel: str) -> None:
+        """Add a channel of this loop to a group. Raises ConnectionError."""
+        await self._here().group_add(group, channel)
 
-    def _get_layer(self) -> _LoopLayer:
+    async def group_discard(self, group: str, channel: str) -> None:
+        """Take a channel out of a group, if it is in it."""
+        self._here().group_discard(group, channel)
+
+    async def group_send(self, group: str, message: Message) -> None:
+        """Send a message to all members of a group. Raises ChannelLayerUnavailable or ConnectionError."""
+        await self._here().group_send(group, message)
+
+    async def flush(self) -> None:
+        """Forget the channels and groups of this loop, and close its connection; the next use opens a new one."""
+        self._here().flush()
+
+    def _here(self) -> _LoopLayer:
         loop = asyncio.get_running_loop()
-        found: _LoopLayer | None = self._layers.get(loop)
+        found = self._layers.get(loop)
         if found is None:
-            found = self._layers[loop] = _LoopLayer(self, self._host, loop)
+            found = self._layers[loop] = _LoopLayer(
+                self.cipher, self._host, loop, lambda: self._layers.pop(loop, None)
+            )
         return found
 
 
-class _LoopLayer(RedisPubSubLoopLayer):  # type: ignore[misc]
-    """One event loop's channels and groups, on one connection instead of channels_redis' shards."""
+class _Posted(NamedTuple):
+    """`number`: of a message whose sender waits for word of it; 0 if none does. `returnable`: to whom it names."""
 
-    def __init__(
-        self, layer: SealedPubSubLayer, host: Mapping[str, Any], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        super().__init__(prefix=_PREFIX, channel_layer=layer)
-        self._cipher = layer.cipher
-        self._connection = _RedisConnection(self, host, loop, lambda: layer._layers.pop(loop, None))
-        self._shards = [self._connection]
-
-    async def send(self, channel: str, message: Message) -> int:
-        return await self._connection.publish(
-            channel, self._cipher.seal(orjson.dumps(message), channel.encode())
-        )
-
-    async def new_channel(self, prefix: str = "") -> str:
-        return cast(str, await super().new_channel(prefix))
-
-    async def _subscribe_to_channel(self, channel: str) -> None:
-        await (
-            self._connection.ready()
-        )  # before it is registered, or it would receive INTERRUPTED for this connect
-        self.channels[channel] = Queue()
-        try:
-            await self._connection.subscribe(channel)
-        except BaseException:
-            self.end_channel(channel)
-            raise
-
-    async def receive(self, channel: str) -> Message:
-        """The next message on a channel of this loop."""
-        queue = self.channels[channel]
-        while True:
-            if (message := self._unseal(channel, await queue.get())) is not None:
-                return message
-
-    def end_channel(self, channel: str) -> list[Message]:
-        queue: Queue[bytes | None] | None = self.channels.pop(channel, None)
-        if queue is None:
-            return []
-        self._connection.unsubscribe_soon(channel)
-        left = [self._unseal(channel, queue.get_nowait()) for _ in range(queue.qsize())]
-        return [message for message in left if message is not None]
-
-    def message_arrived(self, name: str, sealed: bytes) -> None:
-        for channel in (name, *self.groups.get(name, ())):
-            if (queue := self.channels.get(channel)) is not None:
-                queue.put_nowait(sealed)
-
-    def interrupted(self) -> None:
-        for queue in self.channels.values():
-            queue.put_nowait(None)
-
-    def names(self) -> list[str]:
-        """The names to subscribe to after a reconnect."""
-        return [*self.channels, *self.groups]
-
-    def _unseal(self, channel: str, sealed: bytes | None) -> Message | None:
-        if sealed is None:
-            return INTERRUPTED
-        for where in (channel.encode(), _GROUPS):
-            try:
-                return cast(Message, orjson.loads(self._cipher.unseal(sealed, where)))
-            except SealBroken:
-                continue
-        log.error("channel_layer.seal_broken", channel=channel)
-        return None
+    packed: bytes
+    number: int
+    returnable: Message | None
 
 
-# More than 15 methods: asyncio calls some, and reconnecting is a chain of small steps over the same state.
-class _RedisConnection(asyncio.Protocol):
-    """One event loop's connection. It reconnects while a channel is open, and closes with the loop's tasks."""
+# More than 15 methods: those of the layer, and what the connection calls.
+class _LoopLayer:
+    """One event loop's inbox, channels and groups, on one connection."""
 
     def __init__(
         self,
-        layer: _LoopLayer,
+        cipher: TransitCipher,
         host: Mapping[str, Any],
         loop: asyncio.AbstractEventLoop,
         on_close: Callable[[], object],
     ) -> None:
-        # With RESP3 a connection can both subscribe and send commands.
-        options = {name: value for name, value in host.items() if name != "address"}
-        self._pool: ConnectionPool = ConnectionPool.from_url(host["address"], protocol=3, **options)
-        self._layer, self._loop = layer, loop
-        self._transport: Transport | None = None
-        self._stream: asyncio.StreamWriter  # kept: it closes the transport when it is garbage-collected
-        self._connecting = asyncio.Lock()
-        self._reader = hiredis.Reader()
-        self._outgoing: list[bytes] = []
-        self._unanswered: deque[tuple[Future[int], float]] = deque()
-        self._subscribing: dict[bytes, Future[None]] = {}
-        self._last_read_at = 0.0
-        self._maintenance = loop.create_task(self._maintain(on_close), name="channel layer")
+        self.queues: dict[str, Queue[Message]] = {}
+        self._on_close = on_close
+        self._cipher, self._loop = cipher, loop
+        self._inbox = f"{_PREFIX}{uuid.uuid4().hex}"
+        self._is_subscribed = False
+        # By name within the inbox; and the names of each group's members.
+        self._callbacks: dict[str, Callback] = {}
+        self._groups: dict[str, set[str]] = {}
+        self._numbers = itertools.count(1)
+        self._outgoing: dict[str, list[_Posted]] = {}
+        self._awaited: dict[int, Future[int]] = {}
+        self._connecting: asyncio.Task[None] | None = None
+        self._connection = PubSubConnection(host, self, loop)
 
-    async def publish(self, channel: str, message: bytes) -> int:
-        if self._transport is None:
-            await self._connect()
-        return await self._command("PUBLISH", channel, message)
+    # ── Channels and groups ─────────────────────────────────────────────────────────────────────────────
 
-    async def ready(self) -> None:
-        """Raises ChannelLayerUnavailable if Redis cannot be reached."""
-        if self._transport is None:
-            await self._connect()
+    async def new_channel(self, prefix: str, callback: Callback | None) -> str:
+        # Before the channel is registered, or it would receive INTERRUPTED for this connect.
+        await self._open()
+        name = f"{prefix}{next(self._numbers)}"
+        channel = f"{self._inbox}!{name}"
+        if callback is None:
+            queue = self.queues[channel] = Queue()
+            callback = queue.put_nowait
+        self._callbacks[name] = callback
+        return channel
 
-    async def subscribe(self, name: str) -> None:
-        await self.ready()
-        await self._confirm_subscription(name)
+    async def _open(self) -> None:
+        await self._connection.ready()
+        if not self._is_subscribed:
+            await self._connection.subscribe(self._inbox)
+            self._is_subscribed = True
 
-    async def unsubscribe(self, name: str) -> None:
-        self.unsubscribe_soon(name)
+    def end_channel(self, channel: str) -> list[Message]:
+        self._callbacks.pop(channel.partition("!")[2], None)
+        queue = self.queues.pop(channel, None)
+        return [] if queue is None else [queue.get_nowait() for _ in range(queue.qsize())]
 
-    def unsubscribe_soon(self, name: str) -> None:
-        if self._transport is not None:
-            self._write("UNSUBSCRIBE", name)
+    async def group_add(self, group: str, channel: str) -> None:
+        name = channel.partition("!")[2]
+        if name not in self._callbacks:
+            raise RuntimeError("only channels of this process can be added to a group")
+        await self._connection.subscribe(_group_name(group))
+        self._groups.setdefault(_group_name(group), set()).add(name)
 
-    async def flush(self) -> None:
-        """Close the connection; the next use opens a new one."""
-        if self._transport is not None:
-            self._transport.abort()
+    def group_discard(self, group: str, channel: str) -> None:
+        members = self._groups.get(_group_name(group), set())
+        members.discard(channel.partition("!")[2])
+        if not members and self._groups.pop(_group_name(group), None) is not None:
+            self._connection.unsubscribe(_group_name(group))
 
-    def _command(self, *command: str | bytes) -> Future[int]:
+    async def group_send(self, group: str, message: Message) -> None:
+        sealed = self._cipher.seal(orjson.dumps(message), _GROUPS)
+        await self._connection.ready()
         future: Future[int] = self._loop.create_future()
-        self._unanswered.append((future, self._loop.time()))
-        self._write(*command)
-        return future
+        self._connection.publish(_group_name(group), sealed, lambda fate: _settle(future, fate))
+        await future
 
-    async def _confirm_subscription(self, channel: str) -> None:
-        future = self._subscribing[channel.encode()] = self._loop.create_future()
-        self._write("SUBSCRIBE", channel)
+    def flush(self) -> None:
+        self._callbacks.clear()
+        self.queues.clear()
+        self._groups.clear()
+        self._connection.abort()
+
+    # ── Sending ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def send(self, channel: str, message: Message, body: bytes) -> int:
+        inbox, _, name = channel.partition("!")
+        number = next(self._numbers)
+        packed = pack(name, message, body, number)
+        if not name:
+            return 0
+        if not self._is_subscribed:  # the inbox gets word of the message
+            await self._open()
+        future = self._awaited[number] = self._loop.create_future()
+        self._put(inbox, _Posted(packed, number, None))
         try:
-            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                await future
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                heard: int = await future
+            return heard
         except TimeoutError:
-            raise ConnectionError("Redis did not confirm a subscription") from None
+            raise ConnectionError("the process that was sent a message does not answer") from None
+        finally:
+            del self._awaited[number]
 
-    def _write(self, *command: str | bytes) -> None:
+    def post(self, channel: str, message: Message, body: bytes) -> None:
+        inbox, _, name = channel.partition("!")
+        self._put(inbox, _Posted(pack(name, message, body), 0, message if "reply" in message else None))
+
+    def _put(self, inbox: str, posted: _Posted) -> None:
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        self._outgoing.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub knows no str and bytes
+        if (waiting := self._outgoing.get(inbox)) is None:
+            waiting = self._outgoing[inbox] = []
+        waiting.append(posted)
 
     def _flush(self) -> None:
-        batch, self._outgoing = self._outgoing, []
-        if self._transport is not None:
-            self._transport.write(b"".join(batch))
+        if not self._connection.is_open:
+            self._connecting = self._loop.create_task(self._flush_when_open(), name="channel layer")
+            return
+        outgoing, self._outgoing = self._outgoing, {}
+        sender = self._inbox if self._is_subscribed else ""
+        for inbox, waiting in outgoing.items():
+            for batch in _batches(waiting):
+                sealed = self._cipher.seal(
+                    pack_batch(sender, [each.packed for each in batch]), inbox.encode()
+                )
+                self._connection.publish(inbox, sealed, _Answer(self, batch))
 
-    # ── What Redis sends ────────────────────────────────────────────────────────────────────────────────
-
-    def data_received(self, data: bytes) -> None:
-        self._last_read_at = self._loop.time()
-        self._reader.feed(data)
-        while (reply := self._reader.gets()) is not False:
-            if type(reply) is not hiredis.PushNotification:
-                future, _ = self._unanswered.popleft()
-                if future.done():
-                    continue  # its caller was cancelled
-                if isinstance(reply, Exception):
-                    future.set_exception(ChannelLayerUnavailable())  # read only, out of memory, loading
-                else:
-                    future.set_result(reply)
-            elif reply[0] == b"message":
-                self._layer.message_arrived(reply[1].decode(), reply[2])
-            elif reply[0] == b"subscribe":
-                confirmed = self._subscribing.pop(reply[1], None)
-                if confirmed is not None and not confirmed.done():
-                    confirmed.set_result(None)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        self._outgoing = []
-        waiting = [future for future, _ in self._unanswered] + list(self._subscribing.values())
-        self._unanswered.clear()
-        self._subscribing.clear()
-        for future in waiting:
-            if not future.done():
-                future.set_exception(ConnectionError("the connection to Redis was lost"))
-
-    # ── Connecting and reconnecting ─────────────────────────────────────────────────────────────────────
-
-    async def _connect(self) -> None:
-        async with self._connecting:
-            if self._transport is not None:
-                return
-            connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-            try:
-                async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                    await connection.connect()  # type: ignore[no-untyped-call]
-            except (RedisError, OSError) as error:
-                raise ChannelLayerUnavailable from error
-            assert connection._writer is not None
-            self._reader = hiredis.Reader()
-            self._last_read_at = self._loop.time()
-            # redis-py has signed in and awaits no reply, so this protocol can take over the transport.
-            self._stream = connection._writer
-            connection._reader = connection._writer = None
-            self._transport = cast(Transport, self._stream.transport)
-            self._transport.set_protocol(self)
-            if names := self._layer.names():
-                self._write("SUBSCRIBE", *names)
-                self._layer.interrupted()
-
-    async def _maintain(self, on_close: Callable[[], object]) -> None:
-        """Reconnect while there are subscriptions, detect a Redis that hangs, close when this task is cancelled."""
+    async def _flush_when_open(self) -> None:
         try:
-            while True:
-                await asyncio.sleep(_CHECK_INTERVAL_S)
-                if self._transport is None:
-                    if self._layer.names():
-                        await self._reconnect()
-                elif self._unanswered and self._loop.time() - self._unanswered[0][1] > _ANSWER_TIMEOUT_S:
-                    log.warning("channel_layer.redis_hung")
-                    self._transport.abort()
-                elif not self._unanswered and self._loop.time() - self._last_read_at > _PING_AFTER_S:
-                    self._command("PING").add_done_callback(Future.exception)
-        finally:
-            on_close()
-            if self._transport is not None:
-                self._transport.close()
-
-    async def _reconnect(self) -> None:
-        try:
-            await self._connect()
-        except ChannelLayerUnavailable:
-            log.warning("channel_layer.disconnected", channels=len(self._layer.names()))
-            await asyncio.sleep(_RECONNECT_PAUSE_S)
+            await self._connection.ready()
+        except ConnectionError:
+            outgoing, self._outgoing = self._outgoing, {}
+            for waiting in outgoing.values():
+                self.published(waiting, "unavailable")
         else:
-            log.info("channel_layer.reconnected", channels=len(self._layer.names()))
+            self._flush()
+
+    def published(self, batch: Sequence[_Posted], fate: Fate) -> None:
+        """Tell senders what became of their messages, unless their process has them and will say so itself."""
+        if fate not in (0, "unavailable", "lost"):
+            return
+        unheard = 0
+        for _, number, returnable in batch:
+            if number:
+                if (future := self._awaited.get(number)) is not None:
+                    _settle(future, fate)
+            elif returnable is not None:
+                inbox, _, name = returnable["reply"].partition("!")
+                if inbox == self._inbox:
+                    self._receive(name, _returned(returnable, fate or "nobody"))
+            else:
+                unheard += 1
+        if unheard and fate:
+            log.warning("channel_layer.messages_lost", count=unheard)
+
+    # ── Receiving ───────────────────────────────────────────────────────────────────────────────────────
+
+    def names(self) -> list[str]:
+        return [*([self._inbox] if self._is_subscribed else []), *self._groups]
+
+    def closed(self) -> None:
+        self._on_close()
+
+    def lost(self) -> None:
+        """Word of what was sent may have been missed."""
+        unsent = {posted.number for waiting in self._outgoing.values() for posted in waiting}
+        for number, future in self._awaited.items():
+            if number not in unsent:
+                _settle(future, "lost")
+
+    def interrupted(self) -> None:
+        for name in list(self._callbacks):
+            self._receive(name, INTERRUPTED)
+
+    def arrived(self, name: bytes, payload: bytes) -> None:
+        where = name.decode()
+        try:
+            if where == self._inbox:
+                self._open_batch(self._cipher.unseal(payload, name))
+            else:
+                content = self._cipher.unseal(payload, _GROUPS)
+                for member in list(self._groups.get(where, ())):
+                    self._receive(member, orjson.loads(content))
+        except (SealBroken, ValueError):
+            log.error("channel_layer.message_unreadable", name=where)
+
+    def _open_batch(self, content: bytes) -> None:
+        sender, messages = unpack_batch(content)
+        # By number: 1 if somebody listened, 0 if nobody did.
+        heard: list[tuple[int, int]] = []
+        for number, name, message in messages:
+            if not name:
+                self._hear(message["heard"])
+                continue
+            is_heard = self._receive(name, message)
+            if number:
+                heard.append((number, int(is_heard)))
+            elif not is_heard and "reply" in message:
+                message.pop("body", None)
+                self.post(message["reply"], _returned(message, "nobody"), b"")
+        if heard and sender:
+            self._put(sender, _Posted(pack("", {"heard": heard}), 0, None))
+
+    def _hear(self, heard: Sequence[tuple[int, int]]) -> None:
+        for number, count in heard:
+            if (future := self._awaited.get(number)) is not None:
+                _settle(future, count)
+
+    def _receive(self, name: str, message: Message) -> bool:
+        if (callback := self._callbacks.get(name)) is None:
+            return False
+        try:
+            callback(message)
+        except Exception as error:  # others have messages in this batch too
+            log_failure("channel_layer.callback_failed", error, channel=name)
+        return True
+
+
+class _Answer:
+    """Takes Redis' answer about a batch. An object costs less than a closure, and there is one for each batch."""
+
+    __slots__ = ("_batch", "_layer")
+
+    def __init__(self, layer: _LoopLayer, batch: Sequence[_Posted]) -> None:
+        self._layer, self._batch = layer, batch
+
+    def __call__(self, fate: Fate) -> None:
+        self._layer.published(self._batch, fate)
+
+
+def _batches(waiting: Sequence[_Posted]) -> Iterator[Sequence[_Posted]]:
+    """Split what waits for one inbox, in order, into batches of at most _BATCH_BYTES; what is larger goes alone."""
+    start = size = 0
+    for place, posted in enumerate(waiting):
+        if size and size + len(posted.packed) > _BATCH_BYTES:
+            yield waiting[start:place]
+            start, size = place, 0
+        size += len(posted.packed)
+    yield waiting[start:]
+
+
+def _settle(future: Future[int], fate: Fate) -> None:
+    if future.done():
+        return  # whoever waited was cancelled
+    if isinstance(fate, int):
+        future.set_result(fate)
+    elif fate == "unavailable":
+        future.set_exception(ChannelLayerUnavailable())
+    else:
+        future.set_exception(ConnectionError("the connection to Redis was lost"))
+
+
+def _returned(message: Message, why: str) -> Message:
+    return {"type": "returned", "why": why, "message": message}
+
+
+def _group_name(group: str) -> str:
+    return f"{_PREFIX}group.{group}"

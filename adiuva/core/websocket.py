@@ -2,12 +2,13 @@
 
 Channels' AsyncConsumer hops to a shared thread before each message to tend database connections, and waits on two
 sources with `asyncio.wait`. One socket's slow query then stalls every other. Here a frame is one `await receive()`
-and one call; a task of its own reads the channel layer, and the database is reached through adiuva.core.db.
+and one call; the channel layer calls the socket, and the database is reached through adiuva.core.db.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -15,6 +16,7 @@ import structlog
 from channels.consumer import AsyncConsumer
 from channels.layers import get_channel_layer
 
+from adiuva.core.channel_layer import Message
 from adiuva.core.logging import log_failure
 
 log = structlog.get_logger(__name__)
@@ -41,6 +43,9 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         self._waiting_sends = 0
         self._asgi_send: Callable[[dict[str, Any]], Awaitable[None]]
         self._tasks: set[asyncio.Task[object]] = set()
+        # Channel messages that wait for the one that is being handled.
+        self._messages: deque[Message] = deque()
+        self._handling = False
         self._loop = asyncio.get_running_loop()
 
     # ── For subclasses to define ────────────────────────────────────────────────────────────────────────
@@ -53,8 +58,12 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         """A frame has arrived; None stands for a binary one."""
         raise NotImplementedError
 
-    async def channel_message(self, message: dict[str, Any]) -> None:
-        """A message has arrived on this socket's channel."""
+    def take_message(self, message: Message) -> bool:
+        """Handle a message on this socket's channel at once, if that needs no waiting. Returns whether it did."""
+        return False
+
+    async def channel_message(self, message: Message) -> None:
+        """A message has arrived on this socket's channel that was not taken at once."""
         raise NotImplementedError
 
     async def disconnect(self) -> None:
@@ -122,6 +131,24 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             self.sending_since = self._loop.time() if self._waiting_sends else 0.0
         return True
 
+    @property
+    def can_send_now(self) -> bool:
+        """Whether a frame can be sent without waiting. It is known of uvicorn's connections alone."""
+        writable = getattr(getattr(self._asgi_send, "__self__", None), "writable", None)
+        return writable is not None and not self.closing and writable.is_set()
+
+    def send_now(self, text: str) -> bool:
+        """Send one frame without a task. Only where `can_send_now`; False if the peer is gone."""
+        sending = self._asgi_send({"type": "websocket.send", "text": text}).__await__()
+        try:
+            next(sending)
+        except StopIteration:
+            return True
+        except (OSError, RuntimeError):
+            log.info("socket.send_failed", channel=self.channel_name)
+            return False
+        raise RuntimeError("a connection that was writable is not")
+
     async def close(self, code: int) -> None:
         if self.closing:
             return
@@ -148,22 +175,30 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
     # ── The channel layer ───────────────────────────────────────────────────────────────────────────────
 
     async def subscribe(self) -> None:
-        """Open a channel for this socket, whose messages go to `channel_message`."""
-        layer = get_channel_layer()
-        self.channel_name = await layer.new_channel("socket.")
-        self.spawn(self._listen(layer), "listen")
+        """Open a channel for this socket, whose messages go to `take_message` or `channel_message`, in their order."""
+        self.channel_name = await get_channel_layer().new_channel("socket.", self._message_arrived)
 
-    def unsubscribe(self) -> list[dict[str, Any]]:
+    def unsubscribe(self) -> list[Message]:
         """Close the socket's channel. Returns the messages that had arrived and were not handled."""
-        if not self.channel_name:
-            return []
-        left: list[dict[str, Any]] = get_channel_layer().end_channel(self.channel_name)
+        if self.channel_name:
+            get_channel_layer().end_channel(self.channel_name)
+        left, self._messages = list(self._messages), deque()
         return left
 
-    async def _listen(self, layer: Any) -> None:
-        while True:
-            message = await layer.receive(self.channel_name)
-            await self._run_handler(self.channel_message, message)
+    def _message_arrived(self, message: Message) -> None:
+        if not self._handling and self.take_message(message):
+            return
+        self._messages.append(message)
+        if not self._handling:
+            self._handling = True
+            self.spawn(self._handle_messages(), "channel messages")
+
+    async def _handle_messages(self) -> None:
+        try:
+            while self._messages:
+                await self._run_handler(self.channel_message, self._messages.popleft())
+        finally:
+            self._handling = False
 
     # ── Tasks ───────────────────────────────────────────────────────────────────────────────────────────
 

@@ -127,8 +127,9 @@ class CallBatches:
         finally:
             for call_id in futures:
                 self._link.pending.remove(call_id)
-        if found and all(isinstance(answer, NotSent) for answer in found):
-            raise NotSent
+        for failure in (NotSent, DeviceUnreachable):  # of a batch, all calls are sent or none is
+            if found and all(isinstance(answer, failure) for answer in found):
+                raise failure
         return dict(zip(futures, found, strict=True))
 
     async def _settle_single(self, call: ToolCall, attempt: int) -> ToolResultBody | AdiuvaError:

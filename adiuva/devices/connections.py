@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -42,7 +42,7 @@ class Connection(Protocol):
     session_id: uuid.UUID
     tier: str
 
-    async def deliver(self, text: str, reply: Reply, *, calls: list[str], run: str | None) -> bool:
+    async def deliver(self, text: str, reply: Reply, *, calls: Sequence[str], run: str | None) -> bool:
         """Send a frame. Answers to `calls` and frames of `run` go to `reply`. Returns False if nothing was sent."""
         ...
 

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qs
 
 import structlog
@@ -20,6 +20,7 @@ from django.utils.translation import gettext_noop
 
 from adiuva.accounts import services as accounts
 from adiuva.core import db, origins
+from adiuva.core.channel_layer import Message
 from adiuva.core.errors import NotAuthenticated
 from adiuva.core.language import said, speaking
 from adiuva.core.outages import as_unavailable
@@ -46,6 +47,8 @@ from adiuva.devices.replies import ChannelReply, Reply, close_message
 # A socket that sends this many bad frames within this time is closed.
 _MAX_BAD_FRAMES: Final = 20
 _BAD_FRAMES_WINDOW_S: Final = 60.0
+# A result of so many characters is within the limit of a frame, whatever they are in UTF-8.
+_MAX_UNREAD_CHARS: Final = MAX_FRAME_BYTES // 4
 # Nobody waits for the answer to a call that is older than this.
 _CALL_EXPIRES_S: Final = 300.0
 # How much longer a pong may take while other frames arrive: it may queue behind files that the device is sending.
@@ -83,6 +86,7 @@ class DeviceHandler:
         self.protocol = 1
         self.channel_handlers = {
             "frame": self._on_frame_message,
+            "bad_frame": self._on_bad_frame_message,
             "run_over": self._on_run_over_message,
             "close": self._on_close_message,
         }
@@ -136,17 +140,26 @@ class DeviceHandler:
         self._heard_at = self._loop.time()
         if text is None:
             raise BadFrame("bad_json", "frames are text")
+        # Results are the most frequent frames. The process that waits for one reads it; here its call is enough.
+        if (
+            (call := tool_results.leading_id(text)) is not None
+            and (waiting := self._calls.get(call)) is not None
+            and waiting[0].is_remote
+            and len(text) <= _MAX_UNREAD_CHARS
+        ):
+            del self._calls[call]
+            waiting[0].result(text, [call], None)
+            return None
         try:
             frame = parse(text)
         except BadFrame as bad:
-            if await self._fail_answered_calls(text, bad) and isinstance(bad, FrameTooLarge):
+            if self._fail_answered_calls(text, bad) and isinstance(bad, FrameTooLarge):
                 # Whoever asked asks for less. Closing the socket would cost the device its other calls.
                 await self.send_frame(Error(code=bad.code, message=bad.message))
                 return None
             raise
-        # Tool results are the most frequent frames, so they are matched first.
         if type(frame) is ToolResult and (waiting := self._calls.pop(frame.id, None)):
-            await waiting[0]("result", text, frame)
+            waiting[0].result(text, [frame.id], frame)
             return None
         if self.pk is None and not isinstance(frame, DeviceHello | Pong):
             raise BadFrame("hello_first", "the first frame is device_hello", _ref(frame))
@@ -154,9 +167,12 @@ class DeviceHandler:
             case ToolResult():
                 return None  # nobody waits for it any more, or it is a repeat
             case ToolBatchResult():
-                replies = [self._calls.pop(result.id, None) for result in frame.results]
-                for reply in {waiting[0] for waiting in replies if waiting}:
-                    await reply("result", text, frame)
+                answered: dict[Reply, list[str]] = {}
+                for result in frame.results:
+                    if (waiting := self._calls.pop(result.id, None)) is not None:
+                        answered.setdefault(waiting[0], []).append(result.id)
+                for reply, calls in answered.items():
+                    reply.result(text, calls, frame)
                 return None
             case AgentManifest() | AgentData() | AgentComplete():
                 await self._pass_to_run(frame, text)
@@ -168,24 +184,24 @@ class DeviceHandler:
                 await self._greet(frame)
         return frame
 
-    async def _fail_answered_calls(self, text: str, bad: BadFrame) -> bool:
+    def _fail_answered_calls(self, text: str, bad: BadFrame) -> bool:
         """End the calls that a frame answers which cannot be read. Returns whether there are any."""
         if not tool_results.may_be_result(text):
             return False
         code = tool_results.TOO_LARGE if isinstance(bad, FrameTooLarge) else tool_results.MALFORMED
         named = [call for call in self._calls if call in text]
-        await self._fail_calls(named, code)
+        self._fail_calls(named, code)
         return bool(named)
 
-    async def _fail_calls(self, calls: Sequence[str], code: str) -> None:
+    def _fail_calls(self, calls: Sequence[str], code: str) -> None:
         for call in calls:
             reply, _ = self._calls.pop(call)
             result = tool_results.failed(call, code)
-            await reply("result", dump(result), result)
+            reply.result(dump(result), [call], result)
 
     async def _pass_to_run(self, frame: AgentManifest | AgentData | AgentComplete, text: str) -> None:
         reply = self._runs.get(frame.run_id)
-        if reply is not None and await reply("frame", text, frame):
+        if reply is not None and await reply.run_frame(text, frame):
             return
         # A run that has missed a frame must not get later ones: it would look complete.
         self._runs.pop(frame.run_id, None)
@@ -226,7 +242,8 @@ class DeviceHandler:
         if older is not None:
             older.end(code)
         elif opened.superseded:
-            await self._supersede(opened.superseded, code)
+            # If this is lost, the older connection ends all the same, once its lease is not renewed.
+            get_channel_layer().post(opened.superseded, close_message(code))
         if self.protocol >= 2 and presence.has_unknown_zone(hello):
             await self.send_error("unknown_timezone", _UNKNOWN_ZONE)
         self.locale = await db.run(accounts.locale_of, self.user_id)
@@ -237,13 +254,6 @@ class DeviceHandler:
             epoch=opened.epoch,
             protocol=self.protocol,
         )
-
-    async def _supersede(self, channel: str, code: int) -> None:
-        try:
-            await get_channel_layer().send(channel, close_message(code))
-        except ConnectionError:
-            # The older connection ends all the same, once its lease is not renewed.
-            log.warning("device.supersede_failed", user_id=str(self.user_id))
 
     async def refuse(self, bad: BadFrame) -> None:
         """Answer a bad frame with an error frame, or close the socket after too many of them."""
@@ -283,33 +293,53 @@ class DeviceHandler:
             dump(frame, self.protocol)
         )
 
-    async def deliver(self, text: str, reply: Reply, *, calls: list[str], run: str | None) -> bool:
+    async def deliver(self, text: str, reply: Reply, *, calls: Sequence[str], run: str | None) -> bool:
         if not self._acknowledged.is_set():
             await self._acknowledged.wait()
-        # Replies are registered before the frame leaves: the answer may be faster than this coroutine.
+        self._expect(reply, calls, run)
+        if await self.socket.send_text(text):
+            return True
+        self._forget_calls(calls)
+        return False
+
+    def _expect(self, reply: Reply, calls: Sequence[str], run: str | None) -> None:
+        """Register a reply before its frame leaves: the answer may be faster than whoever sends."""
         now = self._loop.time()
         for call in calls:
             self._calls[call] = (reply, now)
         if run is not None:
             self._runs[run] = reply
-        if await self.socket.send_text(text):
-            return True
+
+    def _forget_calls(self, calls: Sequence[str]) -> None:
         for call in calls:
             self._calls.pop(call, None)
-        return False
 
     def run_over(self, run: str) -> None:
         self._runs.pop(run, None)
 
-    async def _on_frame_message(self, message: dict[str, Any]) -> None:
+    def take_message(self, message: Message) -> bool:
+        """Handle a channel message at once, if that needs no waiting. Returns whether it did."""
+        if message["type"] != "frame" or not self._acknowledged.is_set() or not self.socket.can_send_now:
+            return False
         reply, calls = ChannelReply(message["reply"]), message["calls"]
-        if not await self.deliver(message["text"], reply, calls=calls, run=message["run"]) and calls:
-            await reply("unsent", "\n".join(calls), None)
+        self._expect(reply, calls, message["run"])
+        if not self.socket.send_now(message["body"].decode()):
+            self._forget_calls(calls)
+            reply.unsent(calls)
+        return True
 
-    async def _on_run_over_message(self, message: dict[str, Any]) -> None:
+    async def _on_frame_message(self, message: Message) -> None:
+        reply, calls, text = ChannelReply(message["reply"]), message["calls"], message["body"].decode()
+        if not await self.deliver(text, reply, calls=calls, run=message["run"]) and calls:
+            reply.unsent(calls)
+
+    async def _on_bad_frame_message(self, message: Message) -> None:
+        await self.refuse(BadFrame(message["code"], message["message"], message["ref"]))
+
+    async def _on_run_over_message(self, message: Message) -> None:
         self.run_over(message["run"])
 
-    async def _on_close_message(self, message: dict[str, Any]) -> None:
+    async def _on_close_message(self, message: Message) -> None:
         await self.socket.close(message["code"])
 
     # The timer
@@ -351,12 +381,12 @@ class DeviceHandler:
     async def disconnect(self) -> None:
         """Tell all who wait for this device that it is gone."""
         if self.socket.peer_close_code == _MESSAGE_TOO_BIG:
-            await self._fail_calls(list(self._calls), tool_results.TOO_LARGE)
+            self._fail_calls(list(self._calls), tool_results.TOO_LARGE)
         replies = {reply for reply, _ in self._calls.values()} | set(self._runs.values())
         self._calls.clear()
         self._runs.clear()
         for reply in replies:
-            await reply("gone", str(self.epoch), None)
+            reply.gone(self.epoch)
         if self.pk is not None:
             await db.run(presence.close_connection, pk=self.pk, epoch=self.epoch)
             log.info("device.disconnected", user_id=str(self.user_id), device=str(self.pk), epoch=self.epoch)

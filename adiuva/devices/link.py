@@ -12,18 +12,18 @@ import contextlib
 import uuid
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from channels.layers import get_channel_layer
 from django.db import Error as DatabaseError
 
 from adiuva.core import db
-from adiuva.core.channel_layer import INTERRUPTED, ChannelLayerUnavailable
+from adiuva.core.channel_layer import ChannelLayerUnavailable
 from adiuva.core.errors import AdiuvaError
 from adiuva.devices import connections, presence, tool_results
 from adiuva.devices.call_batches import CallBatches
 from adiuva.devices.calls import MAX_ATTEMPTS, MAX_SAME_SELECTS, may_repeat
-from adiuva.devices.codec import dump, is_in_protocol, parse
+from adiuva.devices.codec import dump, is_in_protocol
 from adiuva.devices.large_selects import select_in_pieces
 from adiuva.devices.link_errors import (
     AnswerUnreadable,
@@ -32,6 +32,7 @@ from adiuva.devices.link_errors import (
     DeviceUnreachable,
     OutcomeUnknown,
 )
+from adiuva.devices.link_inbox import LinkInbox
 from adiuva.devices.pending_calls import (
     ConnectionGone,
     NoAnswer,
@@ -42,15 +43,9 @@ from adiuva.devices.presence import Target
 from adiuva.devices.protocol import (
     WRITES,
     AgentAck,
-    AgentComplete,
-    AgentData,
-    AgentManifest,
     AgentRun,
-    ClientFrame,
     Sent,
-    ToolBatchResult,
     ToolCall,
-    ToolResult,
     ToolResultBody,
 )
 from adiuva.devices.replies import frame_message, run_over_message
@@ -88,14 +83,12 @@ class DeviceLink:
         self.current_target: Target | None = None
         # The id that the device gave itself; None until a call was sent to it.
         self.device_id: str | None = None
-        self._channel = ""
-        self._reader: asyncio.Task[None] | None = None
-        self._opening = asyncio.Lock()
+        self.closed = False
+        self._inbox = LinkInbox(self)
         self._connections = connections.current()
         # Run id → epoch of the connection that it was started over.
         self._runs: dict[str, int] = {}
         self.call_slots = asyncio.Semaphore(_MAX_CALLS_IN_FLIGHT)
-        self._closed = False
         self._loop = asyncio.get_running_loop()
 
     async def __aenter__(self) -> Self:
@@ -107,18 +100,14 @@ class DeviceLink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._closed = True
+        self.closed = True
         self.frames.close()
         if self.current_target is not None:
             for run in self._runs:
                 with contextlib.suppress(ConnectionError):
                     await self._end_run(run, self.current_target)
         self.pending.close()
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
-            get_channel_layer().end_channel(self._channel)
+        self._inbox.close()
 
     async def target(self, wait_s: float | None = None, *, not_at: Sequence[str] = ()) -> Target:
         """Where the device is connected, except on the channels `not_at`. Raises DeviceOffline after the wait."""
@@ -241,9 +230,9 @@ class DeviceLink:
         try:
             await self.send(target, frame)
         except NotSent:
-            self._lost(target.epoch)
+            self.lost(target.epoch)
         except (DeviceUnreachable, ConnectionError):
-            self._interrupted()  # the device may wait for this frame forever
+            self.interrupted()  # the device may wait for this frame forever
 
     async def _end_run(self, run: str, target: Target) -> None:
         local = self._connections.find(target.pk, target.epoch)
@@ -255,63 +244,33 @@ class DeviceLink:
     # Sending and replies
 
     async def send(
-        self, target: Target, frame: Sent, *, calls: list[str] | None = None, run: str | None = None
+        self, target: Target, frame: Sent, *, calls: Sequence[str] = (), run: str | None = None
     ) -> None:
         """Send a frame; `calls` and `run` name the calls that it makes and the run that it starts.
 
         Raises NotSent if nobody took it, DeviceUnreachable if it cannot be sent, ConnectionError if it may have been.
+        Pending calls may be failed with these reasons later, too.
         """
         text = dump(frame, target.protocol)
         local = self._connections.find(target.pk, target.epoch)
         if local is not None:
-            sent: int = await local.deliver(text, self._on_reply, calls=calls or [], run=run)
+            sent: int = await local.deliver(text, self._inbox, calls=calls, run=run)
         else:
-            try:
-                if self._reader is None:
-                    await self._open_reply_channel()
-                message = frame_message(text, calls=calls or [], run=run, reply=self._channel)
-                sent = await get_channel_layer().send(target.channel, message)
-            except ChannelLayerUnavailable:
-                raise DeviceUnreachable from None
+            layer, reply = get_channel_layer(), await self._inbox.open()
+            message = frame_message(calls=calls, run=run, reply=reply)
+            if calls and self.device is not None:
+                layer.post(target.channel, message, text.encode())
+                sent = True
+            else:  # with the first frame the link chooses the device, so it must know that it arrived
+                try:
+                    sent = await layer.send(target.channel, message, text.encode())
+                except ChannelLayerUnavailable:
+                    raise DeviceUnreachable from None
         if not sent:
             raise NotSent
         self.device, self.device_id = target.pk, target.device_id
 
-    async def _open_reply_channel(self) -> None:
-        async with self._opening:
-            if self._reader is None:
-                layer = get_channel_layer()
-                try:
-                    self._channel = await layer.new_channel("reply.")
-                except ConnectionError:
-                    raise DeviceUnreachable from None
-                self._reader = asyncio.create_task(self._read(layer), name="link reader")
-
-    async def _read(self, layer: Any) -> None:
-        while True:
-            message = await layer.receive(self._channel)
-            if message is INTERRUPTED:
-                self._interrupted()
-                continue
-            kind, text = message["type"], message["text"]
-            await self._on_reply(kind, text, parse(text) if kind in ("result", "frame") else None)
-
-    async def _on_reply(self, kind: str, text: str, frame: ClientFrame | None) -> bool:
-        match frame:
-            case ToolResult():
-                self.pending.resolve(frame)
-            case ToolBatchResult():
-                for result in frame.results:
-                    self.pending.resolve(result)
-            case AgentManifest() | AgentData() | AgentComplete():
-                self.frames.put(frame, text)
-            case None if kind == "gone":
-                self._lost(int(text))
-            case None if kind == "unsent":
-                self.pending.fail_unsent(text.split("\n"))
-        return not self._closed
-
-    def _lost(self, epoch: int) -> None:
+    def lost(self, epoch: int) -> None:
         """The connection ended. Ignores late notices about a superseded connection."""
         if self.current_target is not None and self.current_target.epoch == epoch:
             self.current_target = None
@@ -319,7 +278,7 @@ class DeviceLink:
         if epoch in self._runs.values():
             self.frames.end()
 
-    def _interrupted(self) -> None:
+    def interrupted(self) -> None:
         """Messages may have been lost: repeat the pending calls that may be, and end runs, as frames may be missing."""
         self.pending.fail(ConnectionGone)
         if self._runs:

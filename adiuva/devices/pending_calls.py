@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
+from adiuva.devices.link_errors import DeviceUnreachable
 from adiuva.devices.protocol import ToolResultBody
 
 
@@ -77,11 +78,10 @@ class PendingCalls:
         if call is not None and not call.future.done():
             call.future.set_result(result)
 
-    def fail_unsent(self, call_ids: Iterable[str]) -> None:
-        """Fail calls that never left with NotSent."""
+    def fail_calls(self, call_ids: Iterable[str], reason: type[Exception]) -> None:
         for call_id in call_ids:
             if (call := self._calls.get(call_id)) is not None and not call.future.done():
-                call.future.set_exception(NotSent())
+                call.future.set_exception(reason())
 
     def fail(self, reason: type[Exception], *, epoch: int | None = None) -> None:
         """Fail the calls that were sent over the connection `epoch`; without it, all of them."""
@@ -100,5 +100,5 @@ async def outcome_of(future: asyncio.Future[ToolResultBody]) -> ToolResultBody |
     """Wait for an answer; returns it, or the reason why there is none."""
     try:
         return await future
-    except (NotSent, ConnectionGone, NoAnswer) as error:
+    except (NotSent, ConnectionGone, NoAnswer, DeviceUnreachable) as error:
         return error

@@ -3,30 +3,60 @@ processes send to each other's connections for it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import structlog
 from channels.layers import get_channel_layer
 
-from adiuva.devices.protocol import ClientFrame
+from adiuva.devices.codec import BadFrame
+from adiuva.devices.protocol import (
+    AgentComplete,
+    AgentData,
+    AgentManifest,
+    ToolBatchResult,
+    ToolResult,
+)
 
 log = structlog.get_logger(__name__)
 
+ResultFrame = ToolResult | ToolBatchResult
+RunFrame = AgentManifest | AgentData | AgentComplete
+
 
 class Reply(Protocol):
-    """Where a device's answers go. Returns False if nobody is there any more.
+    """Where a device's answers go."""
 
-    `kind` is "result" or "frame" (a frame of a run), with the frame; "unsent" (calls that were never sent, one id a
-    line in `text`); or "gone" (the connection whose epoch is in `text` has ended).
-    """
+    # Whether it reads the text of a result itself, which then need not be parsed before.
+    is_remote: bool
 
-    async def __call__(self, kind: str, text: str, frame: ClientFrame | None) -> bool: ...
+    def result(self, text: str, calls: Sequence[str], frame: ResultFrame | None) -> None:
+        """Hand over the answer to `calls`. `frame` is None only if the reply is remote."""
+        ...
+
+    async def run_frame(self, text: str, frame: RunFrame) -> bool:
+        """Hand over a frame of a run. Returns False if nobody reads it any more."""
+        ...
+
+    def unsent(self, calls: Sequence[str]) -> None:
+        """Say that calls were never sent."""
+        ...
+
+    def gone(self, epoch: int) -> None:
+        """Say that the connection of this epoch has ended."""
+        ...
 
 
 class ChannelReply:
-    """Sends answers to another process over the channel layer. Equal to others of the same channel."""
+    """Sends answers to another process over the channel layer. Equal to others of the same channel.
+
+    What is lost on the way is not said here: the layer tells the waiting link that it was interrupted, and the link
+    repeats what it may.
+    """
 
     __slots__ = ("channel",)
+
+    is_remote = True
 
     def __init__(self, channel: str) -> None:
         self.channel = channel
@@ -37,18 +67,26 @@ class ChannelReply:
     def __hash__(self) -> int:
         return hash(self.channel)
 
-    async def __call__(self, kind: str, text: str, frame: ClientFrame | None) -> bool:
+    def result(self, text: str, calls: Sequence[str], frame: ResultFrame | None) -> None:
+        get_channel_layer().post(self.channel, {"type": "result", "calls": calls}, text.encode())
+
+    async def run_frame(self, text: str, frame: RunFrame) -> bool:
         try:
-            return bool(await get_channel_layer().send(self.channel, {"type": kind, "text": text}))
+            return bool(await get_channel_layer().send(self.channel, {"type": "run_frame"}, text.encode()))
         except ConnectionError:
-            # The layer tells the waiting link about the interruption, and the link repeats what it may.
-            log.warning("device.reply_lost", kind=kind)
+            log.warning("device.reply_lost", kind=frame.type)
             return False
 
+    def unsent(self, calls: Sequence[str]) -> None:
+        get_channel_layer().post(self.channel, {"type": "unsent", "calls": calls})
 
-def frame_message(text: str, *, calls: list[str], run: str | None, reply: str) -> dict[str, Any]:
-    """Message that makes a connection send a frame; its answers go to the channel `reply`."""
-    return {"type": "frame", "text": text, "calls": calls, "run": run, "reply": reply}
+    def gone(self, epoch: int) -> None:
+        get_channel_layer().post(self.channel, {"type": "gone", "epoch": epoch})
+
+
+def frame_message(*, calls: Sequence[str], run: str | None, reply: str) -> dict[str, Any]:
+    """Message that makes a connection send the frame which is its body; its answers go to the channel `reply`."""
+    return {"type": "frame", "calls": calls, "run": run, "reply": reply}
 
 
 def run_over_message(run: str) -> dict[str, Any]:
@@ -59,3 +97,8 @@ def run_over_message(run: str) -> dict[str, Any]:
 def close_message(code: int) -> dict[str, Any]:
     """Message that makes a connection close itself."""
     return {"type": "close", "code": code}
+
+
+def bad_frame_message(bad: BadFrame) -> dict[str, Any]:
+    """Message that makes a connection refuse a frame that it had passed on unread."""
+    return {"type": "bad_frame", "code": bad.code, "message": str(bad), "ref": bad.ref}

@@ -22,6 +22,10 @@ _WORDS: Final = {
 # Devices that know no codes say it in words.
 _SAYS_TOO_LARGE: Final = re.compile(r"\btoo[ _]large\b", re.IGNORECASE)
 _RESULT_TYPES: Final = ("tool_result", "tool_batch_result")
+# The id at the beginning of a result, before or after its type.
+_LEADING_ID: Final = re.compile(
+    r'\s*\{\s*(?:"type"\s*:\s*"tool_result"\s*,\s*)?"id"\s*:\s*"([^"\\]{1,200})"', re.ASCII
+)
 
 
 def failed(call_id: str, code: str) -> ToolResult:
@@ -44,6 +48,13 @@ def is_unreadable(result: ToolResultBody) -> bool:
 def may_be_result(text: str) -> bool:
     """Whether the text of a frame, which may not be JSON, looks like a tool result."""
     return any(f'"{name}"' in text for name in _RESULT_TYPES)
+
+
+def leading_id(text: str) -> str | None:
+    """The id at the beginning of a frame, if it can be told without parsing. A frame that begins with a call's id is
+    meant as its answer, whatever it is."""
+    found = _LEADING_ID.match(text)
+    return found[1] if found is not None else None
 
 
 def repaired(content: Data) -> Data | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from channels.layers import get_channel_layer
 from django.conf import settings
 
 from adiuva.core import db
@@ -240,7 +240,7 @@ async def test_a_connection_that_ends_while_it_is_asked_about_is_not_there(
     def lost_meanwhile(**of: Any) -> Target | None:
         found = find(**of)
         assert found is not None
-        loop.call_soon_threadsafe(link._lost, found.epoch)
+        loop.call_soon_threadsafe(link.lost, found.epoch)
         return found
 
     async with connect(person) as socket, DeviceLink(person.id) as link:
@@ -351,29 +351,39 @@ async def test_whoever_waits_on_a_link_that_closes_is_told_that_the_outcome_is_u
             await calling
 
 
-async def test_ended_sockets_and_links_listen_to_nothing(
-    through_redis: Open, person: Person, listening: Callable[[], Any]
-) -> None:
+async def test_nobody_listens_for_ended_sockets_and_links(through_redis: Open, person: Person) -> None:
+    layer = get_channel_layer()
     async with through_redis(person) as socket, answering(socket), DeviceLink(person.id) as link:
         await link.call(new_call("select", "tasks"))
-        target = await link.target()
-        channels = {target.channel, link._channel}
-        assert channels <= await listening()
-    while channels & await listening():  # the socket's end is heard of in its own time
-        pass
+        channels = [(await link.target()).channel, await link._inbox.open()]
+        assert [await layer.send(channel, {"type": "nothing"}) for channel in channels] == [1, 1]
+    for channel in channels:
+        while await layer.send(channel, {"type": "nothing"}):  # the socket's end is heard of in its own time
+            pass
 
 
-@pytest.fixture
-async def listening() -> Any:
-    from django.conf import settings
-    from redis.asyncio import Redis
-
-    async with Redis.from_url(settings.REDIS_URL) as redis:
-
-        async def channels() -> set[str]:
-            return {name.decode() for name in await redis.pubsub_channels()}
-
-        yield channels
+async def test_a_call_to_a_socket_that_has_ended_goes_to_the_devices_next_one(
+    through_redis: Open, person: Person
+) -> None:
+    """The process is there, so Redis has passed the call on; the process gives it back."""
+    async with (
+        through_redis(person) as socket,
+        answering(socket, device_id="laptop"),
+        DeviceLink(person.id) as link,
+    ):
+        ended = await link.target()
+    async with (
+        through_redis(person) as socket,
+        answering(socket, device_id="laptop") as seen,
+        DeviceLink(person.id, ended.pk) as link,
+    ):
+        for write in inserts(4):
+            link.current_target = ended
+            outcome = (await link.send_calls([write]))[0]
+            assert isinstance(outcome, ToolResultBody) and outcome.row
+        link.current_target = ended
+        assert (await link.call(new_call("get", "tasks", data={"id": "1"}))).row
+    assert len(seen) == 5
 
 
 async def test_a_killed_servers_device_is_offline_at_once_for_calls_and_comes_back_elsewhere(

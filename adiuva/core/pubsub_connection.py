@@ -1,0 +1,213 @@
+"""One connection to Redis for publishing and for what is subscribed to, read where the bytes arrive.
+
+It takes over a connection that redis-py has opened and signed in (its private `_writer` and `_reader`), parses what
+arrives with hiredis, and writes everything sent in one turn of the event loop at once. After an upgrade of redis-py run
+tests/core/test_channel_layer.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future, Transport
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, Protocol, cast
+
+import hiredis
+import structlog
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.exceptions import RedisError
+
+from adiuva.core.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
+_CHECK_INTERVAL_S: Final = 0.25  # how often the connection is looked after
+_RECONNECT_PAUSE_S: Final = 1.0
+_PING_AFTER_S: Final = 10.0  # of silence; the PING shows whether Redis still answers
+ANSWER_TIMEOUT_S: Final = 10.0
+
+# What became of something published: how many subscribers got it, "unavailable" (Redis refused it, so nobody did), or
+# "lost" (the connection broke before Redis answered, so perhaps).
+Fate = int | Literal["unavailable", "lost"]
+
+
+class ChannelLayerUnavailable(Unavailable, ConnectionError):
+    """Redis cannot be reached, and nothing was sent. After a plain ConnectionError the message may have been sent."""
+
+    code = "channel_layer_away"
+
+    def __init__(self) -> None:
+        super().__init__("the servers cannot reach each other for now")
+
+
+class Subscriber(Protocol):
+    """What a connection is for."""
+
+    def names(self) -> list[str]:
+        """What to subscribe to, also after a reconnect."""
+        ...
+
+    def arrived(self, name: bytes, payload: bytes) -> None:
+        """Something was published under a name that is subscribed to."""
+        ...
+
+    def lost(self) -> None:
+        """The connection is lost: what was published and not answered is "lost", and something may be missed."""
+        ...
+
+    def interrupted(self) -> None:
+        """The connection is back after a loss: something may have been missed."""
+        ...
+
+    def closed(self) -> None:
+        """The event loop's tasks were cancelled, and the connection with them."""
+        ...
+
+
+# More than 15 methods: asyncio calls some, and reconnecting is a chain of small steps over the same state.
+class PubSubConnection(asyncio.Protocol):
+    """It is opened when first needed, reconnects while there are subscriptions, and closes with the loop's tasks."""
+
+    def __init__(
+        self, host: Mapping[str, Any], subscriber: Subscriber, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        # With RESP3 a connection can both subscribe and send commands.
+        options = {name: value for name, value in host.items() if name != "address"}
+        self._pool: ConnectionPool = ConnectionPool.from_url(host["address"], protocol=3, **options)
+        self._subscriber, self._loop = subscriber, loop
+        self._transport: Transport | None = None
+        self._stream: asyncio.StreamWriter  # kept: it closes the transport when it is garbage-collected
+        self._connecting = asyncio.Lock()
+        self._reader = hiredis.Reader()
+        self._outgoing: list[bytes] = []
+        self._unanswered: deque[tuple[Callable[[Fate], object], float]] = deque()
+        self._subscribing: dict[bytes, Future[None]] = {}
+        self._last_read_at = 0.0
+        self._maintenance = loop.create_task(self._maintain(), name="channel layer")
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
+
+    async def ready(self) -> None:
+        """Raises ChannelLayerUnavailable if Redis cannot be reached."""
+        if self._transport is None:
+            await self._connect()
+
+    def publish(self, name: str, payload: bytes, answered: Callable[[Fate], object]) -> None:
+        """`answered` is called once, with what became of it. The connection must be open."""
+        self._unanswered.append((answered, self._loop.time()))
+        self._write("PUBLISH", name, payload)
+
+    async def subscribe(self, name: str) -> None:
+        """Raises ConnectionError."""
+        await self.ready()
+        if (future := self._subscribing.get(name.encode())) is None:
+            future = self._subscribing[name.encode()] = self._loop.create_future()
+            self._write("SUBSCRIBE", name)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await asyncio.shield(future)  # others may wait for it too
+        except TimeoutError:
+            raise ConnectionError("Redis did not confirm a subscription") from None
+
+    def unsubscribe(self, name: str) -> None:
+        if self._transport is not None:
+            self._write("UNSUBSCRIBE", name)
+
+    def abort(self) -> None:
+        """Close the connection; the next use opens a new one."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _write(self, *command: str | bytes) -> None:
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub knows no str and bytes
+
+    def _flush(self) -> None:
+        batch, self._outgoing = self._outgoing, []
+        if self._transport is not None:
+            self._transport.write(b"".join(batch))
+
+    # ── What Redis sends ────────────────────────────────────────────────────────────────────────────────
+
+    def data_received(self, data: bytes) -> None:
+        self._last_read_at = self._loop.time()
+        self._reader.feed(data)
+        while (reply := self._reader.gets()) is not False:
+            if type(reply) is not hiredis.PushNotification:
+                answered, _ = self._unanswered.popleft()
+                # Read only, out of memory, loading: whatever Redis says, it has not done it.
+                answered("unavailable" if isinstance(reply, Exception) else cast(int, reply))
+            elif reply[0] == b"message":
+                self._subscriber.arrived(reply[1], reply[2])
+            elif reply[0] == b"subscribe":
+                confirmed = self._subscribing.pop(reply[1], None)
+                if confirmed is not None and not confirmed.done():
+                    confirmed.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._outgoing = []
+        unanswered, self._unanswered = self._unanswered, deque()
+        subscribing, self._subscribing = self._subscribing, {}
+        for future in subscribing.values():
+            if not future.done():
+                future.set_exception(ConnectionError("the connection to Redis was lost"))
+        for answered, _ in unanswered:
+            answered("lost")
+        self._subscriber.lost()
+
+    # ── Connecting and reconnecting ─────────────────────────────────────────────────────────────────────
+
+    async def _connect(self) -> None:
+        async with self._connecting:
+            if self._transport is not None:
+                return
+            connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    await connection.connect()  # type: ignore[no-untyped-call]
+            except (RedisError, OSError) as error:
+                raise ChannelLayerUnavailable from error
+            assert connection._writer is not None
+            self._reader = hiredis.Reader()
+            self._last_read_at = self._loop.time()
+            # redis-py has signed in and awaits no reply, so this protocol can take over the transport.
+            self._stream = connection._writer
+            connection._reader = connection._writer = None
+            self._transport = cast(Transport, self._stream.transport)
+            self._transport.set_protocol(self)
+            if names := self._subscriber.names():
+                self._write("SUBSCRIBE", *names)
+                self._subscriber.interrupted()
+
+    async def _maintain(self) -> None:
+        """Reconnect while there are subscriptions, detect a Redis that hangs, close when this task is cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(_CHECK_INTERVAL_S)
+                if self._transport is None:
+                    if self._subscriber.names():
+                        await self._reconnect()
+                elif self._unanswered and self._loop.time() - self._unanswered[0][1] > ANSWER_TIMEOUT_S:
+                    log.warning("channel_layer.redis_hung")
+                    self._transport.abort()
+                elif not self._unanswered and self._loop.time() - self._last_read_at > _PING_AFTER_S:
+                    self._unanswered.append((lambda _: None, self._loop.time()))
+                    self._write("PING")
+        finally:
+            self._subscriber.closed()
+            if self._transport is not None:
+                self._transport.close()
+
+    async def _reconnect(self) -> None:
+        try:
+            await self._connect()
+        except ChannelLayerUnavailable:
+            log.warning("channel_layer.disconnected")
+            await asyncio.sleep(_RECONNECT_PAUSE_S)
+        else:
+            log.info("channel_layer.reconnected")

@@ -1,0 +1,112 @@
+"""Where a link's answers arrive: from a socket in this process, or over the channel layer from another one's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from channels.layers import get_channel_layer
+
+from adiuva.core.channel_layer import Message
+from adiuva.devices import tool_results
+from adiuva.devices.codec import BadFrame, parse
+from adiuva.devices.link_errors import DeviceUnreachable
+from adiuva.devices.pending_calls import ConnectionGone, NotSent
+from adiuva.devices.protocol import AgentComplete, AgentData, AgentManifest, ToolBatchResult, ToolResult
+from adiuva.devices.replies import ResultFrame, RunFrame, bad_frame_message
+
+if TYPE_CHECKING:
+    from adiuva.devices.link import DeviceLink
+
+# What becomes of a call whose frame came back, by the layer's reason.
+_FATES: dict[str, type[Exception]] = {
+    "nobody": NotSent,
+    "unavailable": DeviceUnreachable,
+    "lost": ConnectionGone,
+}
+
+
+class LinkInbox:
+    """Of one link, which it tells what has become of its calls and runs. It is the reply that sockets of this process
+    are given; those of others send to its channel, which is opened when first needed."""
+
+    is_remote = False
+
+    def __init__(self, link: DeviceLink) -> None:
+        self._link = link
+        self._layer: Any = None
+        self._channel = ""
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> str:
+        """The channel for answers. Raises DeviceUnreachable."""
+        if not self._channel:
+            async with self._opening:
+                if not self._channel:
+                    self._layer = get_channel_layer()
+                    try:
+                        self._channel = await self._layer.new_channel("reply.", self._arrived)
+                    except ConnectionError:
+                        raise DeviceUnreachable from None
+        return self._channel
+
+    def close(self) -> None:
+        if self._channel:
+            self._layer.end_channel(self._channel)
+
+    # ── As a reply ──────────────────────────────────────────────────────────────────────────────────────
+
+    def result(self, text: str, calls: Sequence[str], frame: ResultFrame | None) -> None:
+        if isinstance(frame, ToolBatchResult):
+            for result in frame.results:
+                self._link.pending.resolve(result)
+        elif frame is not None:
+            self._link.pending.resolve(frame)
+
+    async def run_frame(self, text: str, frame: RunFrame) -> bool:
+        self._link.frames.put(frame, text)
+        return not self._link.closed
+
+    def unsent(self, calls: Sequence[str]) -> None:
+        self._link.pending.fail_calls(calls, NotSent)
+
+    def gone(self, epoch: int) -> None:
+        self._link.lost(epoch)
+
+    # ── From other processes ────────────────────────────────────────────────────────────────────────────
+
+    def _arrived(self, message: Message) -> None:
+        match message["type"]:
+            case "result":
+                self._read_result(message["body"].decode(), message["calls"])
+            case "run_frame":
+                text = message["body"].decode()
+                frame = parse(text)
+                assert isinstance(frame, AgentManifest | AgentData | AgentComplete)
+                self._link.frames.put(frame, text)
+            case "returned":
+                returned = message["message"]
+                self._link.pending.fail_calls(returned["calls"], _FATES[message["why"]])
+            case "unsent":
+                self.unsent(message["calls"])
+            case "gone":
+                self.gone(message["epoch"])
+            case "interrupted":
+                self._link.interrupted()
+
+    def _read_result(self, text: str, calls: Sequence[str]) -> None:
+        """The socket's process has read no more of a single result than which call it is about."""
+        try:
+            frame = parse(text)
+            if not isinstance(frame, ToolResult | ToolBatchResult):
+                raise BadFrame("bad_frame", "this is no result")
+        except BadFrame as bad:
+            for call in calls:
+                self._link.pending.resolve(tool_results.failed(call, tool_results.MALFORMED))
+            if (target := self._link.current_target) is not None:
+                self._layer.post(target.channel, bad_frame_message(bad))
+            return
+        if isinstance(frame, ToolResult) and frame.id not in calls:  # it names two calls
+            frame = tool_results.failed(calls[0], tool_results.MALFORMED)
+        self.result(text, calls, frame)
