@@ -239,7 +239,6 @@ CELERY_BEAT_SCHEDULE = {
     "chat: end lost turns": {"task": "chat.sweep", "schedule": schedule(timedelta(seconds=10))},
     "chat: follow up runs": {"task": "chat.follow_up", "schedule": schedule(timedelta(seconds=10))},
     "memory: record what was said": {"task": "memory.sweep", "schedule": schedule(timedelta(seconds=60))},
-    "memory: tend indexes": {"task": "memory.tend", "schedule": schedule(timedelta(hours=1))},
     "memory: consolidate": {"task": "memory.consolidate", "schedule": schedule(timedelta(minutes=5))},
     "exports: sweep archives": {"task": "export.sweep", "schedule": schedule(timedelta(seconds=60))},
     "accounts: end old sessions": {"task": "accounts.prune", "schedule": schedule(timedelta(hours=6))},

@@ -126,6 +126,6 @@ def _save(
         rows,
         update_conflicts=True,
         unique_fields=["entry"],
-        update_fields=["embedding_model", "vector"],
+        update_fields=["embedding_model", "vector", "bits"],
     )
     return len(rows)

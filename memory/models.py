@@ -18,6 +18,7 @@ from pgvector.django import HalfVectorField
 
 from adiuva.core.leases import Leased
 from adiuva.core.sealed import SealedJSONField
+from memory.sign_bits import SignBitsField
 
 
 class Tier(models.TextChoices):
@@ -229,7 +230,8 @@ class EntrySource(models.Model):
 class Embedding(models.Model):
     """The vector of an entry, made by one model. Vectors of different models are never compared.
 
-    It is not encrypted: whoever has the model can tell from a vector what a text is about.
+    It is not encrypted: whoever has the model can tell from a vector what a text is about. The bits are made from the
+    vector and say less.
     """
 
     entry = models.OneToOneField(Entry, models.CASCADE, primary_key=True, related_name="embedding")
@@ -237,9 +239,15 @@ class Embedding(models.Model):
     embedding_model = models.CharField(max_length=200)
     # Without a fixed length: each model has its own.
     vector = HalfVectorField()
+    bits = SignBitsField(of="vector")
 
     class Meta:
-        indexes = [models.Index(fields=["user", "embedding_model"], name="embeddings_of_user")]
+        # The bits of a user with many vectors are compared in the index alone.
+        indexes = [
+            models.Index(
+                fields=["user", "embedding_model"], include=["entry", "bits"], name="embeddings_of_user"
+            )
+        ]
 
     def __str__(self) -> str:
         return f"embedding of {self.pk}"

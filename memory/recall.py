@@ -14,12 +14,11 @@ from typing import Final, NamedTuple
 
 import orjson
 import structlog
-from django.db import connection
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import SealBroken
 from adiuva.core.db import prepared_cursor
-from memory import entry_content, ranking, vector_indexes
+from memory import entry_content, ranking
 from memory.models import Entry, Memory, Tier
 from memory.preferences import readable_tiers
 from memory.search import search
@@ -42,8 +41,7 @@ _ENTRY_BUDGET_TOKENS: Final = 4_000
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class RecalledEntry:
+class RecalledEntry(NamedTuple):
     """An unsealed entry. It has been true since `since`."""
 
     id: uuid.UUID
@@ -78,20 +76,30 @@ def recall(
     `vector` is the question's, of the current space; without one, only words are compared. `provider` is that of the
     model that will read the entries.
     """
+    by_bits = user_id in _have_many
     parameters = ranking.parameters(
-        user_id, question, vector, list(Tier), per_tier=_PER_TIER, max_near=_MAX_NEAR, now=now
+        user_id,
+        question,
+        vector,
+        list(Tier),
+        per_tier=_PER_TIER,
+        max_near=_MAX_NEAR,
+        now=now,
+        by_bits=by_bits,
     )
     parameters |= {
         "min_confidence": MIN_PATTERN_CONFIDENCE,
         "recent": _RECENT_EPISODES,
         "patterns": _PER_TIER,
     }
-    # A prepared statement has one plan for all users, which cannot use the index of one of them.
-    with connection.cursor() if vector_indexes.has_index(user_id) else prepared_cursor() as cursor:
-        cursor.execute(_RECALL.format(near=ranking.near_sql(vector)), parameters)
+    with prepared_cursor() as cursor:
+        near, has_many = ranking.near_sql(vector, by_bits=by_bits), "NULL" if by_bits else ranking.HAS_MANY
+        cursor.execute(_RECALL.format(near=near, has_many=has_many), parameters)
         rows = cursor.fetchall()
+    if rows[0][2]:
+        _note_many(user_id)
     allowed = readable_tiers(orjson.loads(rows[0][1] or b"null"), provider)
-    found = [_Row(*row[2:]) for row in rows if row[2] is not None]
+    found = [_Row(*row[3:]) for row in rows if row[3] is not None]
     withheld = {Tier(tier) for tier in {row.tier for row in found}} - allowed
     readable = sorted((row for row in found if row.tier in allowed), key=_best_first)
     return RecallResult(_unseal_within(user_id, readable, limit_tokens), withheld)
@@ -155,7 +163,7 @@ WITH fits AS ({ranking.LISTS}
         AND confidence >= %(min_confidence)s
      ORDER BY confidence DESC LIMIT %(patterns)s)
 )
-SELECT memory.enabled, memory.policy::text, fit.*
+SELECT memory.enabled, memory.policy::text, {{has_many}}, fit.*
 FROM (VALUES (1)) AS one
 LEFT JOIN memory_memory AS memory ON memory.user_id = %(user)s
 LEFT JOIN LATERAL (
@@ -164,6 +172,17 @@ LEFT JOIN LATERAL (
     WHERE memory.enabled IS NOT FALSE AND (e.tier <> 'proactive' OR e.confidence >= %(min_confidence)s)
 ) AS fit ON true
 """  # noqa: S608
+
+
+# Users of whom this process knows that they have many vectors.
+_have_many: Final[set[uuid.UUID]] = set()
+_MOST_NOTED: Final = 50_000
+
+
+def _note_many(user_id: uuid.UUID) -> None:
+    if len(_have_many) >= _MOST_NOTED:
+        _have_many.clear()
+    _have_many.add(user_id)
 
 
 def _best_first(row: _Row) -> tuple[bool, float, float]:

@@ -11,7 +11,7 @@ from celery import shared_task
 
 from adiuva import llm
 from adiuva.core.thread_shares import Share, within
-from memory import consolidation, embedding, episodes, fact_extraction, vector_indexes
+from memory import consolidation, embedding, episodes, fact_extraction
 
 
 @shared_task(name="memory.record")
@@ -49,11 +49,6 @@ def embed(user_id: str) -> None:
 @within(Share.MODELS)
 def consolidate() -> None:
     _run(consolidation.consolidate_due())
-
-
-@shared_task(name="memory.tend")
-def maintain_vector_indexes() -> None:
-    vector_indexes.maintain()
 
 
 def _run(work: Coroutine[Any, Any, object]) -> None:

@@ -4,6 +4,7 @@ import django.contrib.postgres.fields
 import django.contrib.postgres.indexes
 import django.db.models.deletion
 import django.db.models.functions.datetime
+import memory.sign_bits
 import pgvector.django
 import pgvector.django.halfvec
 import uuid
@@ -160,11 +161,12 @@ class Migration(migrations.Migration):
                 ('entry', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='embedding', serialize=False, to='memory.entry')),
                 ('embedding_model', models.CharField(max_length=200)),
                 ('vector', pgvector.django.halfvec.HalfVectorField()),
+                ('bits', memory.sign_bits.SignBitsField(of='vector')),
                 ('user', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
             ],
             options={
                 'indexes': [
-                    models.Index(fields=['user', 'embedding_model'], name='embeddings_of_user'),
+                    models.Index(fields=['user', 'embedding_model'], include=['entry', 'bits'], name='embeddings_of_user'),
                 ],
             },
         ),

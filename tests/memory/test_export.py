@@ -51,7 +51,7 @@ from billing.models import (
 from chat.claimed_turn import NewSummary
 from chat.models import Message
 from integrations.models import Connection
-from memory import entries, exchanges, vector_indexes
+from memory import entries, exchanges
 from memory.entries import BY_HAND, EntryDetails, SourceRef
 from memory.models import Embedding, Entry, Receipt, SourceKind, Tier
 from tests.agents.factories import claim_run, commit_tasks, create_agent, create_device, create_run
@@ -434,19 +434,11 @@ def test_what_is_given_up_or_breaks_while_it_is_made_leaves_no_chunk(
 # ── The account's end ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_deleted_account_leaves_no_row_no_vector_and_no_index(
-    ada: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (
-        monkeypatch.setattr(vector_indexes, "CREATE_FROM_ROWS", 1),
-        monkeypatch.setattr(vector_indexes, "DROP_BELOW_ROWS", 1),
-    )
+def test_a_deleted_account_leaves_no_row_and_no_vector(ada: Person) -> None:
     stays = somebody()
     lived(ada, "heron"), lived(stays, "falcon")
     export = exported(ada)
     ids = {ada.id, export.pk, *Entry.objects.of(ada.id).values_list("pk", flat=True)}
-    vector_indexes.maintain()
-    assert any(ada.id.hex in name for name in _indexes())
     rooms = {table for table, _ in _rows_with(ids)}
     assert {
         *(model._meta.db_table for model in (Entry, Embedding, Receipt, Export, ExportChunk)),
@@ -454,11 +446,7 @@ def test_a_deleted_account_leaves_no_row_no_vector_and_no_index(
     } <= rooms
     assert client_of(ada).delete("/api/v1/auth/me", {"password": ada.password}).json() == {"ok": True}
     assert _rows_with(ids) == []
-    vector_indexes.maintain()
-    assert not any(ada.id.hex in name for name in _indexes())
     assert Entry.objects.of(stays.id).count() == 5
-    monkeypatch.undo()
-    vector_indexes.maintain()
 
 
 def _rows_with(ids: set[uuid.UUID]) -> list[tuple[str, str]]:
@@ -474,9 +462,3 @@ def _rows_with(ids: set[uuid.UUID]) -> list[tuple[str, str]]:
             if cursor.fetchone():
                 found.append((table, column))
     return found
-
-
-def _indexes() -> list[str]:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT indexname FROM pg_indexes WHERE tablename = 'memory_embedding'")
-        return [name for (name,) in cursor.fetchall()]

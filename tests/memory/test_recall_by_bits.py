@@ -1,0 +1,82 @@
+"""Of a user with many vectors, only those are compared whose bits are nearest."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from memory import entries, ranking, recall, vector_space
+from memory.entries import BY_HAND
+from memory.models import Embedding, Tier
+from memory.sign_bits import sign_bits
+from tests.factories import somebody
+
+TEXTS = [f"Anna {number} visits place {number * 7}" for number in range(40)]
+
+
+@pytest.fixture
+def user(committed_db: str, monkeypatch: pytest.MonkeyPatch) -> uuid.UUID:
+    monkeypatch.setattr(ranking, "_MANY", len(TEXTS))
+    monkeypatch.setattr(ranking, "_COMPARED", 20)
+    monkeypatch.setattr(recall, "_have_many", set())
+    return with_entries(TEXTS)
+
+
+def with_entries(texts: list[str]) -> uuid.UUID:
+    owner = somebody().id
+    for text in texts:
+        entries.remember(user_id=owner, tier=Tier.ASSOCIATIVE, content=text, source=BY_HAND)
+    return owner
+
+
+def nearest(user_id: uuid.UUID, text: str, most: int = 3) -> list[str]:
+    found = recall.recall(
+        user_id=user_id,
+        question="",
+        vector=vector_space.embed_now(text, user_id),
+        provider="acme",
+        limit_tokens=500,
+        now=dt.datetime.now(dt.UTC),
+    )
+    return [known.content for known in found.entries][:most]
+
+
+def test_the_same_is_recalled_once_a_process_knows_that_a_user_has_many(user: uuid.UUID) -> None:
+    few = with_entries(TEXTS[:-1])
+    nearest(few, TEXTS[3])
+    exact = [nearest(user, text)[0] for text in TEXTS[:1]]
+    assert recall._have_many == {user}
+    with CaptureQueriesContext(connection) as queries:
+        assert [nearest(user, text)[0] for text in TEXTS[:1]] == exact == TEXTS[:1]
+        assert [nearest(user, text)[0] for text in TEXTS] == TEXTS
+        assert nearest(few, TEXTS[3])[0] == TEXTS[3]
+    by_bits = ["bits <~>" in query["sql"] for query in queries]
+    assert by_bits == [True] * (len(TEXTS) + 1) + [False]
+
+
+def test_the_bits_of_all_are_read_in_the_index_alone(user: uuid.UUID) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET enable_seqscan = off")
+        try:
+            cursor.execute(
+                "EXPLAIN SELECT entry_id FROM memory_embedding WHERE user_id = %s AND embedding_model = %s"
+                " ORDER BY bits <~> (SELECT %s::bit(1024)) LIMIT 20",
+                [user, vector_space.current_space(), sign_bits([1.0])],
+            )
+            plan = " ".join(line for (line,) in cursor.fetchall())
+        finally:
+            cursor.execute("RESET enable_seqscan")
+    assert "Index Only Scan using embeddings_of_user" in plan, plan
+
+
+def test_a_vector_that_is_stored_anew_has_its_own_bits(user: uuid.UUID) -> None:
+    row = Embedding.objects.filter(user_id=user).first()
+    assert row is not None and row.bits == sign_bits(row.vector)
+    row.vector = [-value for value in row.vector]
+    row.save()
+    row.refresh_from_db()
+    assert row.bits == sign_bits(row.vector)
