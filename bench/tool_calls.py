@@ -121,7 +121,7 @@ async def measure_ours() -> float:
 
         def __init__(self) -> None:
             super().__init__()
-            self.device = DeviceHandler(self)
+            self.device = DeviceHandler(self, lambda **_: None)
 
         async def connect(self) -> None:
             await self.accept()

@@ -30,7 +30,6 @@ from adiuva.devices.protocol import (
     StreamResume,
     StreamText,
 )
-from agents import schedules
 from billing import request_limits
 from chat import turn_control
 from chat.device_choice import find_device
@@ -95,7 +94,7 @@ class ChatHandler:
     async def receive(self, frame: ClientFrame) -> None:
         """Handle a frame about the chat, or the hello once the device half has acknowledged it."""
         if isinstance(frame, DeviceHello):
-            await self._greet(frame)
+            self._greet(frame)
             return
         if self._is_over_limit():
             await self.socket.close(Close.TOO_MANY)
@@ -120,14 +119,13 @@ class ChatHandler:
                 )
                 self._start(decision, frame.id)
 
-    async def _greet(self, hello: DeviceHello) -> None:
-        """Resume the device's streams, and start what was waiting for it."""
+    def _greet(self, hello: DeviceHello) -> None:
+        """Resume the device's streams."""
         self._can_approve = self.device.protocol >= 2 and "approval" in hello.capabilities
         registry().waiting.search()
         for stream in hello.streams or ():
             key = stream.request_id
             self._start(registry().resume(self.device.user_id, key, stream.after, self), key)
-        await db.run(schedules.device_connected, user_id=self.device.user_id, device_id=hello.device_id)
 
     def _is_over_limit(self) -> bool:
         now = self._loop.time()

@@ -7,6 +7,7 @@ from adiuva.core.websocket import SocketConsumer
 from adiuva.devices.codec import BadFrame, FrameTooLarge
 from adiuva.devices.device_handler import DeviceHandler
 from adiuva.devices.protocol import Close
+from agents import schedules
 from chat.chat_handler import ChatHandler
 
 
@@ -15,7 +16,7 @@ class ClientConsumer(SocketConsumer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.device = DeviceHandler(self)
+        self.device = DeviceHandler(self, schedules.device_connected)
         self.chat = ChatHandler(self, self.device)
         self._channel_handlers = {**self.device.channel_handlers, **self.chat.channel_handlers}
 

@@ -203,12 +203,6 @@ def find_browser_session(*, user_id: UUID, session_id: UUID) -> Session | None:
 # ── The device socket ──────────────────────────────────────────────────────────────────────────────────
 
 
-def authenticate_socket(access_token: str) -> tuple[UUID, UUID]:
-    """(user id, session id) of a live session. Raises NotAuthenticated."""
-    session = authenticate(access_token=access_token)
-    return session.user_id, session.pk
-
-
 def issue_ticket(*, session: Session) -> tuple[str, int]:
     """A one-time ticket for the device socket, and when it expires, in Unix seconds. Browsers need it."""
     ticket = secrets.token_urlsafe(32)
@@ -216,17 +210,18 @@ def issue_ticket(*, session: Session) -> tuple[str, int]:
     return ticket, int((timezone.now() + settings.TICKET_LIFE).timestamp())
 
 
-def redeem_ticket(ticket: str) -> tuple[UUID, UUID]:
-    """(user id, session id) of a ticket that has not expired and was not redeemed. Raises NotAuthenticated."""
+def redeem_ticket(ticket: str) -> Session:
+    """The session, with its user, of a ticket that has not expired and was not redeemed. Raises NotAuthenticated."""
     key = _ticket_key(ticket)
     found = cache.get(key)
     # Several requests may read it, but only one deletes it.
     if not isinstance(found, str) or not cache.delete(key):
         raise NotAuthenticated("the ticket is not valid, or was used, or has expired")
     user_id, session_id = (UUID(part) for part in found.split())
-    if session_check.find_live(session_id=session_id, user_id=user_id) is None:
+    session = session_check.find_live(session_id=session_id, user_id=user_id)
+    if session is None:
         raise NotAuthenticated("the session is over: sign in again")
-    return user_id, session_id
+    return session
 
 
 # ── Signing out ──────────────────────────────────────────────────────────────────────────────────────────
@@ -380,8 +375,3 @@ def tier_of(user_id: UUID) -> str:
     if found is None:
         raise keys.NoSuchUser("this account no longer exists")
     return found
-
-
-def locale_of(user_id: UUID) -> str:
-    """The locale of an account, for texts that are said to its user; "" if it is gone."""
-    return User.objects.filter(pk=user_id).values_list("locale", flat=True).first() or ""

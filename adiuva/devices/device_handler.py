@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import parse_qs
 
 import structlog
@@ -19,10 +19,12 @@ from django.conf import settings
 from django.utils.translation import gettext_noop
 
 from adiuva.accounts import services as accounts
+from adiuva.accounts.models import Session
 from adiuva.core import db, origins
 from adiuva.core.channel_layer import Message
 from adiuva.core.errors import NotAuthenticated
 from adiuva.core.language import said, speaking
+from adiuva.core.logging import log_failure
 from adiuva.core.outages import as_unavailable
 from adiuva.core.websocket import SocketConsumer
 from adiuva.devices import connections, presence, tool_results
@@ -63,6 +65,12 @@ _MESSAGE_TOO_BIG: Final = 1009
 log = structlog.get_logger(__name__)
 
 
+class StartWaitingWork(Protocol):
+    """What the apps above do in the thread in which a device's arrival was written, before it is acknowledged."""
+
+    def __call__(self, *, user_id: uuid.UUID, device_id: str) -> object: ...
+
+
 # More than 15 methods: one small one for each kind of frame, channel message and event of the socket.
 class DeviceHandler:
     """Handles the handshake, the hello, pings, tool results and frames of runs for `socket`.
@@ -71,17 +79,16 @@ class DeviceHandler:
     `connect`, `receive`, `disconnect` and the channel messages in `channel_handlers`.
     """
 
-    def __init__(self, socket: SocketConsumer) -> None:
-        self.socket = socket
+    def __init__(self, socket: SocketConsumer, start_waiting_work: StartWaitingWork) -> None:
+        self.socket, self._start_waiting_work = socket, start_waiting_work
         socket.close_timeout_s = settings.SOCKET["pong_timeout_s"]
         self.user_id: uuid.UUID
         self.session_id: uuid.UUID
-        # The user's plan, once the first check of the session has read it.
-        self.tier = ""
+        # Of the user: their plan, and their language.
+        self.tier = self.locale = ""
         # Set by the hello.
         self.pk: uuid.UUID | None = None
         self.device_id = ""
-        self.locale = ""
         self.epoch = 0
         self.protocol = 1
         self.channel_handlers = {
@@ -112,22 +119,24 @@ class DeviceHandler:
             await self.socket.close(Close.ORIGIN_REFUSED)
             return
         try:
-            self.user_id, self.session_id = await self._authenticate(headers.get(b"authorization", ""))
+            session = await self._authenticate(headers.get(b"authorization", ""))
         except NotAuthenticated:
             await self.socket.close(Close.NOT_AUTHENTICATED)
             return
+        self.user_id, self.session_id = session.user_id, session.pk
+        self.tier, self.locale = session.user.tier, session.user.locale
         self._opened_at = self._loop.time()
         self._registry.add(self)
 
-    async def _authenticate(self, authorization: str) -> tuple[uuid.UUID, uuid.UUID]:
+    async def _authenticate(self, authorization: str) -> Session:
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() == "bearer" and token:
-            return await db.run(accounts.authenticate_socket, token.strip())
+            return await db.run(accounts.authenticate, access_token=token.strip())
         query = parse_qs(self.socket.scope.get("query_string", b"").decode("latin-1"))
         if ticket := query.get("ticket"):
             return await db.run(accounts.redeem_ticket, ticket[0])
         if token_in_url := query.get("token"):
-            return await db.run(accounts.authenticate_socket, token_in_url[0])
+            return await db.run(accounts.authenticate, access_token=token_in_url[0])
         raise NotAuthenticated("no credentials")
 
     # Frames from the device
@@ -213,14 +222,7 @@ class DeviceHandler:
             raise BadFrame("hello_twice", "this connection has said hello")
         self.protocol = 2 if hello.protocol >= 2 else 1
         await self.socket.subscribe()
-        opened = await db.run(
-            presence.open_connection,
-            process=self._registry.process,
-            user_id=self.user_id,
-            session_id=self.session_id,
-            hello=hello,
-            channel=self.socket.channel_name,
-        )
+        opened = await db.run(self._arrive, hello)
         self.device_id = hello.device_id
         older = self._registry.register(self, opened.pk, opened.epoch)
         self._ping_due = self._loop.time() + settings.SOCKET["ping_interval_s"]
@@ -246,7 +248,6 @@ class DeviceHandler:
             get_channel_layer().post(opened.superseded, close_message(code))
         if self.protocol >= 2 and presence.has_unknown_zone(hello):
             await self.send_error("unknown_timezone", _UNKNOWN_ZONE)
-        self.locale = await db.run(accounts.locale_of, self.user_id)
         log.info(
             "device.connected",
             user_id=str(self.user_id),
@@ -254,6 +255,20 @@ class DeviceHandler:
             epoch=opened.epoch,
             protocol=self.protocol,
         )
+
+    def _arrive(self, hello: DeviceHello) -> presence.OpenedConnection:
+        opened = presence.open_connection(
+            process=self._registry.process,
+            user_id=self.user_id,
+            session_id=self.session_id,
+            hello=hello,
+            channel=self.socket.channel_name,
+        )
+        try:
+            self._start_waiting_work(user_id=self.user_id, device_id=hello.device_id)
+        except Exception as error:  # the device is here all the same, and sweeps find what waits for it
+            log_failure("device.waiting_work_not_started", error, logger=log)
+        return opened
 
     async def refuse(self, bad: BadFrame) -> None:
         """Answer a bad frame with an error frame, or close the socket after too many of them."""

@@ -163,12 +163,12 @@ def test_sessions_are_listed_with_the_current_one_marked(me: APIClient, person: 
 
 def test_a_signed_out_session_opens_nothing(me: APIClient, person: Person) -> None:
     (session,) = Session.objects.filter(user_id=person.id)
-    assert services.authenticate_socket(person.access_token) == (person.id, session.pk)
+    assert services.authenticate(access_token=person.access_token).pk == session.pk
     assert me.post(f"{AUTH}/logout").json() == {"ok": True}
     assert me.get(f"{AUTH}/me").status_code == 401
     assert set(session_check.live_sessions({session.pk})) == set()
     with pytest.raises(errors.NotAuthenticated):
-        services.authenticate_socket(person.access_token)
+        services.authenticate(access_token=person.access_token)
     session.refresh_from_db()
     assert session.revoked_reason == RevokedReason.LOGOUT
 
@@ -240,7 +240,7 @@ def test_a_ticket_opens_a_socket_once(me: APIClient, person: Person) -> None:
     assert sorted(answer.json()) == ["expires_at", "ticket"]
     ticket = answer.json()["ticket"]
     (session,) = Session.objects.filter(user_id=person.id)
-    assert services.redeem_ticket(ticket) == (person.id, session.pk)
+    assert services.redeem_ticket(ticket) == session
     for used in (ticket, "", "no ticket", "\ud800", "x" * 10_000):
         with pytest.raises(errors.NotAuthenticated):
             services.redeem_ticket(used)
