@@ -43,6 +43,16 @@ def wal_position() -> int:
         return int(cursor.fetchone()[0])
 
 
+def settle() -> None:
+    """Do now what PostgreSQL does once after many rows were written."""
+    from django.db import connection
+
+    time.sleep(5)
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE")
+        cursor.execute("CHECKPOINT")
+
+
 def create_users(count: int) -> list[str]:
     """Create users; returns their access tokens."""
     from adiuva.accounts import services
@@ -162,7 +172,7 @@ def main(servers: BenchServers, devices: int) -> None:
     record("the web process' CPU for it, a device", cpu / devices * 1000, "ms")
     record("memory a device", (full - empty) / devices / 1024, "KiB", most=28)
     show("memory of the web process, without devices and with them", f"{empty >> 20}, {full >> 20} MiB")
-    time.sleep(5)  # until what follows connecting is written
+    settle()
     before, wal, began = cpu_s(web), wal_position(), time.monotonic()
     time.sleep(60)  # each is pinged twice, and the process' lease renewed four times
     passed = time.monotonic() - began
