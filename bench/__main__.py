@@ -67,6 +67,7 @@ BENCHES: Final = {
     "budget_limits": Arguments(quick=("turns", "refusals")),
     "plans": Arguments(quick=("limiter",)),
     "growth": Arguments(quick=("50000",)),
+    "processes": Arguments(quick=(), full=("3",)),
     "plugins": Arguments(quick=("catalogue",)),
     "memory_meaning": Arguments(),
     "vault_vectors": Arguments(),
