@@ -22,6 +22,10 @@ def main() -> None:
         from adiuva.embedded.up import main as up
 
         sys.exit(up(sys.argv[2:]))
+    if sys.argv[1:2] == ["device"]:  # needs no server, and runs on machines with little memory
+        from adiuva.devices.client.program import main as device
+
+        sys.exit(device(sys.argv[2:]))
 
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line

@@ -23,6 +23,12 @@ class BadWorkspace(DeviceError):
     code = "bad_workspace"
 
 
+class BadUse(DeviceError):
+    """The command was called with what it cannot do, or lacks what it needs."""
+
+    code = "bad_use"
+
+
 class SignInRefused(DeviceError):
     """The server refused the e-mail and password, or the session ended and there is no password."""
 

@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import orjson
 
-from adiuva.devices.client import vectors
 from adiuva.devices.client.errors import BadWorkspace, CallRefused
 from adiuva.devices.client.query import column_sql, select_sql
 from adiuva.devices.protocol import WRITES
@@ -136,15 +135,20 @@ class Store:
                 return {"row": self._update(_table(call), _key(data), _mapping(data, "updates"))}
             case "delete":
                 return {"deleted": self._delete(_table(call), _key(data))}
-            case "vector_upsert":
-                project, content = data.get("projectId"), data.get("content")
-                if not isinstance(content, str) or not isinstance(project, str | None):
-                    raise CallRefused("a vector needs its content, a text, and may have a projectId")
-                vectors.upsert(self._db, call.get("vector"), key=_key(data), project=project, content=content)
-                return {"ok": True}
-            case "vector_search":
-                return {"results": vectors.search(self._db, call.get("vector"), call.get("limit"))}
+            case "vector_upsert" | "vector_search":
+                return self._vector_call(call, data)
         raise CallRefused("this device does not know that action")
+
+    def _vector_call(self, call: Call, data: Mapping[str, Any]) -> Row:
+        from adiuva.devices.client import vectors  # numpy takes 14 MB, and most workspaces have no vector
+
+        if call["action"] == "vector_search":
+            return {"results": vectors.search(self._db, call.get("vector"), call.get("limit"))}
+        project, content = data.get("projectId"), data.get("content")
+        if not isinstance(content, str) or not isinstance(project, str | None):
+            raise CallRefused("a vector needs its content, a text, and may have a projectId")
+        vectors.upsert(self._db, call.get("vector"), key=_key(data), project=project, content=content)
+        return {"ok": True}
 
     def select(
         self,
