@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import socket
+import threading
 from collections.abc import Mapping
 from typing import Any, Final, Literal, cast
 
@@ -26,6 +27,8 @@ INTERVAL_S = 10.0  # between a worker's heartbeats
 ALIVE_FOR_S = 30  # after its last heartbeat a node counts as dead
 
 log = structlog.get_logger(__name__)
+
+_beat_thread = 0  # in which this process's beat runs, if it has one
 
 
 def _redis() -> redis.Redis:
@@ -114,11 +117,14 @@ def _worker_stopped(**_: Any) -> None:
 
 
 def _beat_started(**_: Any) -> None:
+    global _beat_thread
+    _beat_thread = threading.get_ident()
     beat("beat")
     # A task that the broker has accepted proves that beat's loop runs; some job is due every few seconds.
-    signals.after_task_publish.connect(_beat_published, weak=False)
+    signals.after_task_publish.connect(_published, weak=False)
     atexit.register(sign_off, "beat")
 
 
-def _beat_published(**_: Any) -> None:
-    beat("beat")
+def _published(**_: Any) -> None:
+    if threading.get_ident() == _beat_thread:  # a worker that beat is a thread of publishes, too
+        beat("beat")

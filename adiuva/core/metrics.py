@@ -1,6 +1,6 @@
 """Counters for operators, in Prometheus' format, served on a port of their own (ADIUVA_METRICS_PORT).
 
-Each process counts for itself and has its own port: no process of ours forks, so nothing has to be added up between
+Each process counts for itself and has its own port: none that counts forks, so nothing has to be added up between
 processes here; Prometheus adds. What the database knows of the whole installation (`at_scrape`) is told by beat alone.
 
 Labels are names of ours: routes as patterns, states, codes, configured models. Never ids, never what somebody wrote.
@@ -186,12 +186,20 @@ class StoreFacts(Collector):
 
 
 REGISTRY.register(_ProcessCounts())
+_served: set[tuple[int, CollectorRegistry]] = set()
+_with_store_facts: set[CollectorRegistry] = set()
 
 
 def serve(*, with_store_facts: bool = False, registry: CollectorRegistry = REGISTRY) -> None:
-    """Serve this process's counters from a thread, if a port is set. Raises OSError if the port is taken."""
+    """Serve this process's counters from a thread, if a port is set. Raises OSError if the port is taken.
+
+    Called again, as by beat in a thread of a worker, it only adds what was not served so far.
+    """
     if not settings.METRICS_PORT:
         return
-    if with_store_facts:
+    if with_store_facts and registry not in _with_store_facts:
         registry.register(StoreFacts())
-    start_http_server(settings.METRICS_PORT, addr=settings.METRICS_HOST, registry=registry)
+        _with_store_facts.add(registry)
+    if (settings.METRICS_PORT, registry) not in _served:
+        start_http_server(settings.METRICS_PORT, addr=settings.METRICS_HOST, registry=registry)
+        _served.add((settings.METRICS_PORT, registry))
