@@ -3,8 +3,7 @@
 One of our web processes takes 3 s of CPU before it serves, nearly all of it to import modules and to set Django up, and
 the suite starts more than a hundred processes. The server does that once, and then forgets Django's settings and what
 was computed from them. So a fork reads its own environment and runs the same code as a new interpreter, in 0.1 s.
-Whether modules can be imported in the order of a real start is told by the tests of `manage.py up`, which start each
-kind of process anew.
+Whether modules can be imported in the order of a real start is told by tests/embedded/test_started_anew.py.
 
 An environment variable tells other processes where the server listens. A fork ends with the process that asked for it,
 and all forks end with the process that started the server.
@@ -14,27 +13,19 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 import os
-import runpy
-import select
-import signal
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 
-from adiuva.embedded import parent_death
-from adiuva.embedded.processes import Child, python
+from adiuva.embedded import forks, parent_death
+from adiuva.embedded.processes import Child, Process, python
 
 _SOCKET_VARIABLE = "TESTS_FORKSERVER_SOCKET"
-_PID_DIGITS, _LENGTH_DIGITS = 10, 8
 _ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = (
     "aiohttp",
@@ -125,42 +116,17 @@ _OUR_PACKAGES = ("adiuva", "agents", "billing", "chat", "integrations", "memory"
 # ── The client ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-class ForkedProcess:
-    """A process that the server forked for us, with the interface of `subprocess.Popen`.
+@dataclass(frozen=True)
+class _Server:
+    """The server that listens at this path."""
 
-    It is not our child, so the server waits for it and reports its exit code.
-    """
+    path: str
+    alive = True
 
-    stdin = None
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self.returncode: int | None = None
-        self.pid = int(connection.recv(_PID_DIGITS, socket.MSG_WAITALL))
-
-    def poll(self) -> int | None:
-        with suppress(subprocess.TimeoutExpired):
-            self.wait(0)
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None:
-            if not select.select([self._connection], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
-            self.returncode = int(self._connection.recv(64) or -signal.SIGKILL)
-            self._connection.close()
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+    def fork(self, child: Child) -> Process:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self.path)
+        return forks.ask(connection, child)
 
 
 class ForkedChild(Child):
@@ -168,19 +134,8 @@ class ForkedChild(Child):
 
     def start(self) -> None:
         path = os.environ.get(_SOCKET_VARIABLE)
-        if not path:
-            super().start()
-            return
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(path)
-        request = {"argv": [str(part) for part in self.argv], "env": dict(self.env or os.environ)}
-        body = json.dumps(request).encode()
-        with self.log.open("ab") as out:
-            socket.send_fds(connection, [b"%0*d" % (_LENGTH_DIGITS, len(body))], [out.fileno()])
-            connection.sendall(body)
-            self.process = ForkedProcess(connection)  # type: ignore[assignment]  # as good as one
-        self.since, self._gone = time.monotonic(), False
+        self.forked_by = _Server(path) if path else None
+        super().start()
 
 
 def start(folder: Path) -> Child | None:
@@ -196,6 +151,7 @@ def start(folder: Path) -> Child | None:
         "forkserver",
         python("-m", "tests.forkserver", str(number)),
         folder / "forkserver.log",
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # for numpy, which is not to start threads here
         cwd=_ROOT,
         keeps=(number,),
     )
@@ -206,86 +162,6 @@ def start(folder: Path) -> Child | None:
 
 
 # ── The server ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass
-class _ForkRequest:
-    argv: Sequence[str]
-    env: Mapping[str, str]
-    out: int
-
-
-def _serve(listening: socket.socket) -> _ForkRequest:
-    """Fork for each request. Returns only in the forks, with the request to carry out."""
-    wakeup_read, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    connections: dict[int, socket.socket] = {}
-    while True:
-        ready = select.select([listening, wakeup_read, *connections.values()], [], [])[0]
-        for pid, connection in list(connections.items()):
-            if connection in ready:  # the client closed it: it has ended
-                with suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-        if wakeup_read in ready:
-            os.read(wakeup_read, 4096)
-        _report_ended(connections)
-        if listening in ready:
-            connection, _ = listening.accept()
-            request = _read(connection)
-            server = os.getpid()
-            if pid := os.fork():
-                with suppress(ProcessLookupError, PermissionError):
-                    os.setpgid(pid, pid)  # in parent and child, because either may run first
-                os.close(request.out)
-                connections[pid] = connection
-                connection.sendall(b"%0*d" % (_PID_DIGITS, pid))
-                continue
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            # A shell ignores it for what it starts in the background, and Twisted leaves an ignored signal alone.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.setpgid(0, 0)
-            parent_death.request_death_signal(server, signal.SIGKILL)()
-            for end in (listening, connection, *connections.values()):
-                end.close()
-            os.close(wakeup_read)
-            os.close(wakeup_write)
-            return request
-
-
-def _report_ended(connections: dict[int, socket.socket]) -> None:
-    for pid in list(connections):
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            with connections.pop(pid) as connection, suppress(OSError):
-                connection.sendall(b"%d" % os.waitstatus_to_exitcode(status))
-
-
-def _read(connection: socket.socket) -> _ForkRequest:
-    length, [out], _, _ = socket.recv_fds(connection, _LENGTH_DIGITS, 1)
-    with connection.makefile("rb") as file:
-        request = json.loads(file.read(int(length)))
-    return _ForkRequest(request["argv"], request["env"], out)
-
-
-def _run_as_requested(request: _ForkRequest) -> None:
-    """Do what a new interpreter would do with these arguments."""
-    os.dup2(request.out, 1)
-    os.dup2(request.out, 2)
-    os.close(request.out)
-    os.environ.clear()
-    os.environ.update(request.env)
-    time.tzset()
-    _, kind, what, *arguments = request.argv
-    if kind == "-m":
-        sys.argv = [what, *arguments]
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
-    else:
-        assert kind == "-c"
-        sys.argv = ["-c", *arguments]
-        main = sys.modules["__main__"] = ModuleType("__main__")
-        exec(compile(what, "<string>", "exec"), main.__dict__)  # as `python -c` does
 
 
 def _import_modules() -> None:
@@ -358,4 +234,5 @@ def _forget_settings() -> None:
 
 if __name__ == "__main__":
     _import_modules()
-    _run_as_requested(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    listening = socket.socket(fileno=int(sys.argv[1]))
+    forks.run(forks.serve(listening, lambda: listening.accept()[0]))

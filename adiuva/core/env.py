@@ -55,6 +55,12 @@ def _all_values() -> Mapping[str, str]:
     return ChainMap(dict(os.environ), _dotenv(), _file(state_dir() / "env"))
 
 
+def forget() -> None:
+    """Have the next read look up everything anew, in a process that has been given another environment."""
+    for looked_up in (_dotenv, _configured, _all_values):
+        looked_up.cache_clear()
+
+
 def _file(path: Path) -> dict[str, str]:
     if not os.access(path, os.R_OK):
         return {}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from adiuva.core.errors import Unavailable
 from adiuva.embedded import parent_death
@@ -37,6 +38,27 @@ def tail(log: Path, lines: int = 1) -> str:
     return "\n".join([line.strip() for line in found if line.strip()][-lines:])
 
 
+class Process(Protocol):
+    """What is used of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+
+
+class Forks(Protocol):
+    """A server that runs programs as forks of itself."""
+
+    @property
+    def alive(self) -> bool: ...
+    def fork(self, child: Child) -> Process:
+        """Raises OSError if the server is gone."""
+
+
 @dataclass
 class Child:
     """One program in its own process group, so that Ctrl-C reaches only the supervisor."""
@@ -54,42 +76,47 @@ class Child:
     vital: bool = True  # the stack stops if this one keeps ending
     is_watched: bool = not parent_death.HAS_KERNEL_SUPPORT
     cwd: Path | None = None
-    keeps: tuple[int, ...] = ()  # file descriptors that the child inherits
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    keeps: tuple[int, ...] = ()  # file descriptors that the child inherits; a fork has those of its server
+    forked_by: Forks | None = None  # None: it is started anew, with an interpreter of its own
+    stdin_from: int = field(default=subprocess.DEVNULL, init=False)
+    process: Process | None = field(default=None, init=False)
     since: float = field(default=0.0, init=False)
     _gone: bool = field(default=False, init=False)
 
     def start(self) -> None:
         """Start it. The calling thread must outlive the child: the kernel watches the thread, not the process."""
-        argv = [str(part) for part in self.argv]
-        owner = self.owner
-        if self.is_watched:
-            argv, owner = parent_death.watched_command(argv, self.death_signal, owner), None
         self.log.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.log.open("ab") as out:
-                self.process = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.PIPE if self.stdin else subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    env=dict(self.env) if self.env is not None else None,
-                    cwd=self.cwd,
-                    process_group=0,
-                    pass_fds=self.keeps,
-                    user=owner.uid if owner else None,
-                    group=owner.gid if owner else None,
-                    extra_groups=[] if owner else None,
-                    preexec_fn=None
-                    if self.is_watched
-                    else parent_death.request_death_signal(os.getpid(), self.death_signal),
-                )
+            self.process = self.forked_by.fork(self) if self.forked_by else self._start_anew()
         except OSError as error:
             raise StackError(f"{self.name} cannot be started: {error}") from None
         self.since, self._gone = time.monotonic(), False
-        if self.process.stdin:
-            with self.process.stdin as into:
+
+    def _start_anew(self) -> Process:
+        argv, owner = [str(part) for part in self.argv], self.owner
+        if self.is_watched:
+            argv, owner = parent_death.watched_command(argv, self.death_signal, owner), None
+        with self.log.open("ab") as out:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE if self.stdin else self.stdin_from,
+                stdout=out,
+                stderr=out,
+                env=dict(self.env) if self.env is not None else None,
+                cwd=self.cwd,
+                process_group=0,
+                pass_fds=self.keeps,
+                user=owner.uid if owner else None,
+                group=owner.gid if owner else None,
+                extra_groups=[] if owner else None,
+                preexec_fn=None
+                if self.is_watched
+                else parent_death.request_death_signal(os.getpid(), self.death_signal),
+            )
+        if process.stdin:
+            with process.stdin as into:
                 into.write(self.stdin)
+        return process
 
     @property
     def alive(self) -> bool:
@@ -190,7 +217,7 @@ class Supervisor:
         """Restart children that have ended by themselves. Raises StackError if a vital one keeps ending."""
         now = time.monotonic()
         for child in list(self.children):
-            if child.alive:
+            if child.alive or (child.forked_by and not child.forked_by.alive):
                 continue
             endings = [at for at in self._ended_at.get(child.name, []) if now - at < self.WINDOW_S]
             due = child.since + self.backoff_s * (
@@ -206,10 +233,15 @@ class Supervisor:
                 self.say(f"{said}; it stays ended")
                 self.children.remove(child)
                 continue
-            self._ended_at[child.name] = [*endings, now]
             code = child.process.returncode if child.process else None
+            try:
+                child.start()
+            except StackError:
+                if child.forked_by is None:
+                    raise
+                continue  # what it is forked from has just ended, too, and comes first
+            self._ended_at[child.name] = [*endings, now]
             self.say(f"{child.name} ended by itself (code {code}) and is started again; see {child.log}")
-            child.start()
 
     def stop(self) -> None:
         """Stop all children, the last one first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import shlex
 import signal
@@ -20,7 +19,8 @@ from adiuva.core.env import BASE_DIR, state_dir
 from adiuva.embedded.demo import DEMO_EMAIL, Demo
 from adiuva.embedded.ports import free_port, why_unavailable
 from adiuva.embedded.postgres import Postgres
-from adiuva.embedded.processes import Child, StackError, Supervisor, python, tail
+from adiuva.embedded.processes import Child, StackError, Supervisor, tail
+from adiuva.embedded.programs import Programs
 from adiuva.embedded.rest_client import ApiClient, failing_checks, is_up
 from adiuva.embedded.state_folder import StateFolder
 from adiuva.embedded.terminal import Terminal
@@ -38,40 +38,6 @@ _MODEL = "openai/adiuva-offline"
 _LEXICAL = "lexical"
 _MODELS = (env.MODEL, env.MODEL_CHAT, env.MODEL_EXTRACTION, env.MODEL_MEMORY, env.MODEL_FALLBACKS)
 _MODEL_VARIABLES = (env.MODEL, env.MODEL_API_BASE, env.EMBEDDING_MODEL, env.EMBEDDING_MODEL_API_BASE)
-_PROVIDER_SECRETS = frozenset(
-    variable.name
-    for variable in (
-        env.MODEL_API_KEY,
-        env.EMBEDDING_MODEL_API_KEY,
-        env.GOOGLE_CLIENT_SECRET,
-        env.MICROSOFT_CLIENT_SECRET,
-        env.MAIL_URL,
-        env.STRIPE_SECRET_KEY,
-        env.STRIPE_WEBHOOK_SECRETS,
-    )
-)
-# What only processes of the server open: the device and the models are programs of their own.
-_SERVER_SECRETS = _PROVIDER_SECRETS | frozenset(
-    variable.name
-    for variable in (
-        env.SECRET_KEY,
-        env.SECRET_KEY_FALLBACKS,
-        env.KEYS,
-        env.PLUGIN_KEYS,
-        env.DATABASE_URL,
-        env.KEYS_DATABASE_URL,
-        env.REDIS_URL,
-    )
-)
-# What is kept from a process; one that is not named gets none of them.
-_SECRETS_KEPT_FROM: dict[str, frozenset[str]] = {
-    "web": frozenset(),
-    "worker-runs": frozenset(),
-    "worker-short": frozenset(),
-    "beat": _PROVIDER_SECRETS,
-    "migrate": _PROVIDER_SECRETS,
-    "publish-examples": _PROVIDER_SECRETS,
-}
 _SINGLE_WORKER = (
     "--without-mingle",
     "--without-gossip",
@@ -106,7 +72,7 @@ class Stack:
         self.port = env.PORT.read_configured()
         # A server that listens on all addresses is reached at the loopback address.
         self.base = f"http://{'127.0.0.1' if self.host in {'0.0.0.0', '::'} else self.host}:{self.port}"  # noqa: S104
-        self.env: dict[str, str] = {}
+        self.programs = Programs(self.state, self.supervisor)
         self.postgres: Postgres | None = None
         self.valkey: Valkey | None = None
         self.demo: Demo | None = None
@@ -137,7 +103,8 @@ class Stack:
                 f"`make run ADIUVA_PORT={self.port + 1}`"
             )
         self._start_servers()
-        self.state.publish(self.env)
+        self.state.publish(self.programs.env)
+        self.programs.preload_application()
         if folder := self._mail_folder():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_models()
@@ -145,15 +112,16 @@ class Stack:
         is_schema_current = self._is_schema_current()
         if not is_schema_current:
             self._finish_migration(self.migration)
-        self.terminal.say("Web, workers and beat …")
-        self._start_python("beat", "-m", "celery", "-A", "adiuva", "beat", "--pidfile=")
+        self.terminal.say("Web and workers …")
         for lane in ("runs", "short"):  # a process for each, so that work in one takes no CPU from the other
-            self._start_python(
+            self.programs.start(
                 f"worker-{lane}",
                 *("-m", "celery", "-A", "adiuva", "worker", f"-Q{lane}"),
                 *(*_SINGLE_WORKER, f"-n{lane}-{self.port}@%h"),
+                *(("--with-beat",) if lane == "short" else ()),
+                CELERY_SKIP_CHECKS="1",  # Django's: they look at all models, for those who write them
             )
-        web = self._start_python("web", "-m", "adiuva.server")
+        web = self.programs.start("web", "-m", "adiuva.server")
         web.wait_until(lambda: is_up(self.base), within_s=_STEP_TIMEOUT_S, every_s=0.1)
         if is_schema_current:
             self._finish_migration(self.migration)
@@ -166,6 +134,7 @@ class Stack:
         made, keeps = self.state.secrets(), (self.state.lock,)
         database, redis = env.DATABASE_URL.read_configured(), env.REDIS_URL.read_configured("")
         keys = env.KEYS_DATABASE_URL.read_configured()
+        self.programs.preload_libraries()
         if not database:
             self.terminal.say("PostgreSQL …")
             self.postgres = Postgres(
@@ -188,7 +157,7 @@ class Stack:
             )
             redis = self.valkey.start()
             self._supervise(self.valkey.child)
-        self.env = {
+        self.programs.env = {
             "ADIUVA_EMBEDDED": "1",
             "ADIUVA_HOST": self.host,
             "ADIUVA_PORT": str(self.port),
@@ -212,9 +181,9 @@ class Stack:
     def _start_offline_model(self) -> None:
         port = free_port()
         api = f"http://127.0.0.1:{port}/v1"
-        self.env |= {"ADIUVA_MODEL": _MODEL, "ADIUVA_MODEL_API_BASE": api}
-        self.env[env.MODEL_PRICE.name] = with_offline_price(env.MODEL_PRICE.read_configured())
-        self._start_python("offline-model", "-m", "adiuva.offline_model", "--port", str(port))
+        self.programs.env |= {"ADIUVA_MODEL": _MODEL, "ADIUVA_MODEL_API_BASE": api}
+        self.programs.env[env.MODEL_PRICE.name] = with_offline_price(env.MODEL_PRICE.read_configured())
+        self.programs.start("offline-model", "-m", "adiuva.offline_model", "--port", str(port))
 
     def _start_stripe_double(self) -> None:
         """Let plans be bought without Stripe: a double takes its place, which takes no money."""
@@ -222,20 +191,20 @@ class Stack:
             return  # not a checkout of the repository
         port, secret = free_port(), f"whsec_{secrets.token_hex(16)}"
         self.stripe_double = f"http://127.0.0.1:{port}"
-        self.env |= {
+        self.programs.has_stripe_double = True
+        self.programs.env |= {
             env.STRIPE_SECRET_KEY.name: "sk_test_double",
             env.STRIPE_WEBHOOK_SECRETS.name: secret,
             env.STRIPE_API.name: self.stripe_double,
         }
-        child = self._python(
+        self.programs.start(
             "stripe-double",
             *("-m", "tests.fakes.stripe", "--port", str(port)),
             *("--webhook", f"{self.base}/api/v1/billing/webhook"),
             *("--state", str(self.state.folder / "stripe-double.json")),
+            vital=False,
             STRIPE_WEBHOOK_SECRET=secret,
         )
-        child.vital = False
-        self.supervisor.start(child)
 
     def _start_local_embeddings(self) -> None:
         """Serve the local embedding model; where its weights are missing, words are compared and that is said."""
@@ -245,22 +214,16 @@ class Stack:
             find_file()
         except WeightsMissing as error:
             self.terminal.say(f"Memory and notes are searched by words, not by meaning: {error}.")
-            self.env[env.EMBEDDING_MODEL.name] = _LEXICAL
+            self.programs.env[env.EMBEDDING_MODEL.name] = _LEXICAL
             return
         port = free_port()
-        self.env |= {
+        self.programs.env |= {
             env.EMBEDDING_MODEL.name: CONFIGURED_NAME,
             env.EMBEDDING_MODEL_API_BASE.name: f"http://127.0.0.1:{port}/v1",
         }
-        child = self._python(
-            "local-embeddings",
-            "-m",
-            "adiuva.local_embeddings",
-            "--port",
-            str(port),
+        self.programs.start(
+            "local-embeddings", "-m", "adiuva.local_embeddings", "--port", str(port), vital=False
         )
-        child.vital = False
-        self.supervisor.start(child)
 
     def _check_models(self) -> None:
         """Say at once if a model that is configured elsewhere does not work, and what to do; the start goes on."""
@@ -268,7 +231,9 @@ class Stack:
             return  # those of this machine are ours
         log = self.state.log("check-models")
         log.unlink(missing_ok=True)
-        child = self._python("check-models", "manage.py", "check_models", **{env.LOG_LEVEL.name: "CRITICAL"})
+        child = self.programs.child(
+            "check-models", "manage.py", "check_models", **{env.LOG_LEVEL.name: "CRITICAL"}
+        )
         child.start()
         threading.Thread(target=self._say_checked, args=(child,), name="check-models", daemon=True).start()
 
@@ -288,28 +253,11 @@ class Stack:
         if not self.demo:
             return
         try:
-            child = self._python("device", *self.demo.device(), ADIUVA_DEVICE_PASSWORD=self.demo.password)
-            child.vital = False
-            self.supervisor.start(child)
+            arguments, password = self.demo.device(), self.demo.password
+            self.programs.start("device", *arguments, vital=False, ADIUVA_DEVICE_PASSWORD=password)
         except (StackError, OSError) as error:
             self.terminal.say(self.terminal.styled(f"There will be no demo: {error}", "red"))
             self.demo = None
-
-    def _start_python(self, name: str, *arguments: str) -> Child:
-        return self.supervisor.start(self._python(name, *arguments))
-
-    def _python(self, name: str, *arguments: str, **more: str) -> Child:
-        kept = _SECRETS_KEPT_FROM.get(name, _SERVER_SECRETS)
-        if self.stripe_double:  # its key opens nothing
-            kept -= {env.STRIPE_SECRET_KEY.name}
-        return Child(
-            name,
-            python(*arguments),
-            self.state.log(name),
-            env={each: value for each, value in (os.environ | self.env | more).items() if each not in kept},
-            cwd=BASE_DIR,
-            keeps=(self.state.lock,),
-        )
 
     def _supervise(self, child: Child | None) -> None:
         if child:
@@ -320,7 +268,7 @@ class Stack:
         account = {}
         if self.demo:
             account = {env.DEMO_EMAIL.name: DEMO_EMAIL, env.DEMO_PASSWORD.name: self.demo.password}
-        child = self._python("migrate", "-m", "adiuva.embedded.migrate", **account)
+        child = self.programs.child("migrate", "-m", "adiuva.embedded.migrate", **account)
         child.start()
         return child
 
@@ -430,7 +378,7 @@ class Stack:
             or self.state.remembered("examples") == _fingerprint_of_examples()
         ):
             return None
-        child = self._python(
+        child = self.programs.child(
             "publish-examples", "manage.py", "publish_examples", DEMO_EMAIL, "--price", _EXAMPLE_PRICE
         )
         child.vital = False
@@ -452,7 +400,7 @@ class Stack:
     def _end(self) -> None:
         if self.demo:
             self.demo.stopping.set()
-        if self.env:  # only after we have published it
+        if self.programs.env:  # only after we have published it
             self.state.withdraw()
         for child in (self.migration, self.examples):
             if child:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from adiuva.embedded.ports import free_port
+from adiuva.embedded.rest_client import failing_checks
 from adiuva.embedded.state_folder import StateFolder
 from tests.server_processes import ROOT
 
@@ -71,7 +73,7 @@ def _environment(folder: Path, port: int) -> Mapping[str, str]:
 
 def test_it_starts_shows_the_records_and_comes_back_with_them_after_a_kill(folder: Path) -> None:
     port = free_port()
-    first = Up(folder, port, ADIUVA_MODEL_API_KEY="a-key-of-the-tests")
+    first = Up(folder, port, ADIUVA_GOOGLE_CLIENT_SECRET="a-secret-of-the-tests")
     assert "15 of 15 files" in first.wait_for("Read ")
     assert "new" in first.wait_for("Tasks: ")
     first.wait_for("Adiuva is up")
@@ -82,8 +84,11 @@ def test_it_starts_shows_the_records_and_comes_back_with_them_after_a_kill(folde
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/health/ready", timeout=60) as answer:
         assert answer.status == 200
     assert _elsewhere(folder, port) == "up"
-    assert _who_holds("ADIUVA_KEYS", folder) == {"adiuva.server", "worker", "beat"}
-    assert _who_holds("ADIUVA_MODEL_API_KEY", folder) == {"adiuva.server", "worker"}
+    if sys.platform == "linux":
+        knowing = {"preload-django", "web", "worker-runs", "worker-short"}
+        made = StateFolder(folder / "state").secrets()
+        for secret in ("a-secret-of-the-tests", made.keys, made.database_password):
+            assert _who_holds(secret.encode(), folder) == knowing
 
     second = Up(folder, free_port())
     assert second.wait() == 1
@@ -102,24 +107,74 @@ def test_it_starts_shows_the_records_and_comes_back_with_them_after_a_kill(folde
     again.wait_for("nothing was uploaded and nothing made")
     assert "none new" in again.wait_for("Tasks: ")
     assert again.wait_for("Sign in as").split()[-1] == password
-    assert again.end(signal.SIGTERM) == 0
+    if sys.platform == "linux":
+        _kill_each(again, folder, port)
+    assert again.end(signal.SIGINT) == 0
+    assert _processes(folder) == {}
     assert not (folder / "state" / "env").exists()
     assert "Traceback" not in "".join(first.said + again.said)
 
 
-def _who_holds(variable: str, folder: Path) -> set[str]:
-    """Which Python processes of this stack, except the first, have the variable in their environment."""
-    found = set()
+def _processes(folder: Path) -> dict[str, int]:
+    """The Python processes of this stack, except the first, by their names."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended, or is another user's
             variables = process.joinpath("environ").read_bytes().split(b"\0")
             words = process.joinpath("cmdline").read_text().split("\0")
-            if "-m" not in words or f"ADIUVA_STATE_DIR={folder / 'state'}".encode() not in variables:
-                continue
-            if any(one.startswith(f"{variable}=".encode()) for one in variables):
-                module = words[words.index("-m") + 1]
-                found.add(words[words.index("-A") + 2] if module == "celery" else module)
+            if (
+                "adiuva.embedded.preload" in words
+                and f"ADIUVA_STATE_DIR={folder / 'state'}".encode() in variables
+            ):
+                found[process.joinpath("comm").read_text().strip()] = int(process.name)
     return found
+
+
+def _who_holds(secret: bytes, folder: Path) -> set[str]:
+    """Which of the processes have the secret in their environment or memory."""
+    return {name for name, pid in _processes(folder).items() if _holds(pid, secret)}
+
+
+def _holds(pid: int, secret: bytes) -> bool:
+    process = Path(f"/proc/{pid}")
+    if secret in process.joinpath("environ").read_bytes():
+        return True
+    with process.joinpath("mem").open("rb", buffering=0) as memory:
+        for line in process.joinpath("maps").read_text().splitlines():
+            place, rights = line.split()[:2]
+            if rights.startswith("rw"):
+                start, end = (int(address, 16) for address in place.split("-"))
+                memory.seek(start)
+                with contextlib.suppress(OSError):  # what cannot be read, such as the kernel's own
+                    if secret in memory.read(end - start):
+                        return True
+    return False
+
+
+def _kill_each(up: Up, folder: Path, port: int) -> None:
+    """Kill each process of a stack, and then what they are forked from: each time all come back."""
+    before = _processes(folder)
+    assert {"preload", "preload-django", "web", "worker-runs", "worker-short", "device"} < set(before)
+    for name in ("web", "worker-runs", "worker-short", "device", "offline-model"):
+        os.kill(before[name], signal.SIGKILL)
+        up.wait_for(f"{name} ended by itself (code -9) and is started again")
+    _wait_until_ready(port)
+    for server, last in (("preload-django", "web"), ("preload", "device")):
+        before = _processes(folder)
+        os.kill(before[server], signal.SIGKILL)
+        up.wait_for(f"{server} ended by itself")
+        up.wait_for(f"{last} ended by itself")
+        _wait_until_ready(port)
+    after = _processes(folder)
+    assert set(after) == set(before)
+    assert not set(after.values()) & set(before.values())
+
+
+def _wait_until_ready(port: int) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while missing := failing_checks(f"http://127.0.0.1:{port}"):
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.1)
 
 
 def _elsewhere(folder: Path, port: int) -> str:
