@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -212,8 +213,9 @@ async def test_what_was_answered_is_not_asked_again_and_one_thing_is_asked_at_a_
     provider.script({"question": "Hello. What should it find? How often? For example tasks. And where?"})
     session = await begin(desk)
     assert session["message"] == "Hello. What should it find? For example tasks."
-    day = f"{dt.datetime.now(dt.UTC):%A %Y-%m-%d}"
-    assert f"Today: {day}" in told(provider.chats[-1]) and "company: Lovelace Ltd" in told(provider.chats[-1])
+    zone = ZoneInfo((await desk.rest.get("/auth/me")).json()["timezone"])
+    assert f"Today: {dt.datetime.now(zone):%A %Y-%m-%d}" in told(provider.chats[-1])
+    assert "company: Lovelace Ltd" in told(provider.chats[-1])
     again = {"question": "Hello, what should it find? For example tasks."}
     provider.script(again, {"question": "How often should it look?"}, again, again)
     session = await said(desk, session, "tasks")
