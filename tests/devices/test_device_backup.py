@@ -8,6 +8,7 @@ import io
 import secrets
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command
 
-from adiuva.devices.client import BadWorkspace, Store
+from adiuva.devices.client import BadWorkspace, Store, backup
 from adiuva.devices.client.account import Account, ServerAddress, ServerUnavailable
 from adiuva.devices.client.backup import BackupRefused, Backups
 from adiuva.devices.client.backup_blocks import BLOCK
@@ -24,6 +25,12 @@ from adiuva.vault.models import Backup
 from tests.factories import Person, somebody
 
 PASSPHRASE = "correct horse battery"
+
+
+@pytest.fixture
+def quick_seals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A passphrase becomes a key in an eighth of the time, which is most of what these tests would take."""
+    monkeypatch.setattr(backup, "seal", partial(seal, log_n=14))
 
 
 def backups_of(person: Person, web: str, folder: Path) -> Backups:
@@ -75,6 +82,7 @@ def large(folder: Path) -> Store:
     return store
 
 
+@pytest.mark.usefixtures("quick_seals")
 def test_what_changed_is_sent_alone_and_restored_with_what_it_builds_on(web: str, tmp_path: Path) -> None:
     mara, here = somebody(tier="pro"), tmp_path / "here"
     mine = backups_of(mara, web, here)
@@ -105,6 +113,7 @@ def test_what_changed_is_sent_alone_and_restored_with_what_it_builds_on(web: str
     store.close()
 
 
+@pytest.mark.usefixtures("quick_seals")
 def test_differences_end_with_a_new_whole_when_they_are_as_much(web: str, tmp_path: Path) -> None:
     mara, here = somebody(tier="pro"), tmp_path / "here"
     mine, store, wholes = backups_of(mara, web, here), large(here), 0
@@ -119,6 +128,7 @@ def test_differences_end_with_a_new_whole_when_they_are_as_much(web: str, tmp_pa
 
 
 @pytest.mark.parametrize("harm", ["gone", "flipped", "another"])
+@pytest.mark.usefixtures("quick_seals")
 def test_a_difference_whose_base_is_harmed_is_not_restored_and_the_next_is_whole(
     web: str, tmp_path: Path, harm: str
 ) -> None:
@@ -156,6 +166,7 @@ def test_a_difference_whose_base_is_harmed_is_not_restored_and_the_next_is_whole
     store.close()
 
 
+@pytest.mark.usefixtures("quick_seals")
 def test_nothing_is_built_on_what_cannot_be_read(web: str, tmp_path: Path) -> None:
     mara, here = somebody(tier="pro"), tmp_path / "here"
     mine, store = backups_of(mara, web, here), large(here)
