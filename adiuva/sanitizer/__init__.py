@@ -12,6 +12,8 @@ Text passes through four stages. Each holds back what it cannot judge yet:
     prompt_leaks.py   eight consecutive words of a prompt, and canaries, are removed
     links.py          images and HTML are removed; links pass if their address is known
 
+Plain words mostly skip them (short_way.py), with the same result.
+
 The result does not depend on how the text was cut into pieces: every decision is made at a position in the text, never
 at the end of a piece. At most MAX_HELD_CHARS characters are held back. Counters name kinds of findings; content is
 never counted or logged.
@@ -27,6 +29,7 @@ from adiuva.sanitizer.links import LinkStage, addresses_in
 from adiuva.sanitizer.markup import MAX_HELD_CHARS, MarkupStage
 from adiuva.sanitizer.patterns import LeakPatterns
 from adiuva.sanitizer.prompt_leaks import PromptLeakStage
+from adiuva.sanitizer.short_way import ShortWay
 
 __all__ = ["MAX_HELD_CHARS", "LeakPatterns", "Sanitizer", "addresses_in"]
 
@@ -78,11 +81,18 @@ class Sanitizer:
             clean=self._clean,
             removed=self.removed,
         )
+        self._short_way = ShortWay(
+            patterns, self._markup, self._identifiers, self._prompt_leaks, self._links, self._take_output
+        )
 
     def feed(self, text: str) -> str:
         """Take more text; return what may be shown now."""
-        self._markup.feed(text)
-        return self._take_output()
+        shown = self._short_way.take(text)
+        if shown is None:
+            self._markup.feed(text)
+            self._short_way.note_state()
+            shown = self._take_output()
+        return shown
 
     def finish(self) -> str:
         """End the answer; return the rest that may be shown."""

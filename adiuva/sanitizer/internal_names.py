@@ -54,7 +54,7 @@ _TAIL = re.compile(
 )
 # Text in which no unit can have started, apart from its last token and the word "id".
 _PLAIN = re.compile(rf"[^\d_`(\[\\{UNSPACED}]*\Z")
-_ID = re.compile(r"(?<![A-Za-z])[Ii][Dd]s?(?![A-Za-z])")
+LABEL = re.compile(r"(?<![A-Za-z])[Ii][Dd]s?(?![A-Za-z])")
 _LONG = re.compile(rf"{_T}{{{MAX_TOKEN_CHARS + 1},}}")
 _TOKEN_CHARACTERS = re.compile(rf"{_T}*")
 _MAY_HOLD_UNIT = re.compile(r"[_0-9]")
@@ -81,25 +81,25 @@ class InternalNameStage:
         self._id_of = id_of
         self._next_feed, self._next_opaque = following.feed, following.opaque
         # Longest first, so that of two that start at the same position the longer one is removed.
-        self._private = sorted(
+        self.private = sorted(
             {_lower(p) for p in private if len(p) >= _MIN_PRIVATE_CHARS}, key=len, reverse=True
         )
-        self._shortest = min(map(len, self._private), default=0)
-        self._longest = max(map(len, self._private), default=1)
+        self._shortest = min(map(len, self.private), default=0)
+        self._longest = max(map(len, self.private), default=1)
         # Private strings that do not look like a row's id; and those of them that span several tokens.
-        self._odd = [p for p in self._private if not _ROW_ID.fullmatch(p)]
-        self._spaced = [p for p in self._odd if len(p) != _token_end(p, 0)]
-        self._held = ""
-        self._in_long = False  # inside a token longer than MAX_TOKEN_CHARS
+        self._odd = [p for p in self.private if not _ROW_ID.fullmatch(p)]
+        self.spaced = [p for p in self._odd if len(p) != _token_end(p, 0)]
+        self.held = ""
+        self.in_long = False  # inside a token longer than MAX_TOKEN_CHARS
 
     def feed(self, text: str) -> None:
-        held = self._held + text
-        if len(held) > MAX_TOKEN_CHARS or self._in_long:
+        held = self.held + text
+        if len(held) > MAX_TOKEN_CHARS or self.in_long:
             held = self._without_long_tokens(held)
-            if self._in_long:
-                self._held = held
+            if self.in_long:
+                self.held = held
                 return
-        elif _PLAIN.match(held) and not _ID.search(held):
+        elif _PLAIN.match(held) and not LABEL.search(held):
             cut = max(held.rfind(" "), held.rfind("\n"))
             self._pass(held, max(cut, 0))
             return
@@ -113,19 +113,19 @@ class InternalNameStage:
 
     def finish(self) -> None:
         """Decide on the held text: the prose ends here."""
-        held, self._held = self._held, ""
-        if self._in_long:
-            self._in_long = False
+        held, self.held = self.held, ""
+        if self.in_long:
+            self.in_long = False
             self._pass_opaque(held, len(held))
         elif held:
             self._judge(held)
 
     def _pass(self, held: str, cut: int) -> None:
-        if self._spaced:
+        if self.spaced:
             cut = self._before_spaced(held, cut)
         if cut:
             self._judge(held[:cut])
-        self._held = held[cut:]
+        self.held = held[cut:]
 
     def _judge(self, text: str) -> None:
         """Filter and pass on a text that splits no unit."""
@@ -144,7 +144,7 @@ class InternalNameStage:
 
     def _pass_prose(self, text: str) -> None:
         if self._shortest and len(text) >= self._shortest:
-            text = self._without(self._private, text)
+            text = self._without(self.private, text)
         if text:
             self._next_feed(text)
 
@@ -181,7 +181,7 @@ class InternalNameStage:
 
     def _kind(self, word: str) -> str:
         """The kind of a word that must not be shown; "" if it may be shown."""
-        if _lower(word) in self._private:
+        if _lower(word) in self.private:
             return "private_id"
         return "row_id" if word in self._known or word.strip("_-") in self._known else ""
 
@@ -194,7 +194,7 @@ class InternalNameStage:
                 text = text[:at] + text[at + len(secret) :]
                 lowered = lowered[:at] + lowered[at + len(secret) :]
                 # Removing one from within a token may create another.
-                at = lowered.find(secret, at if secret in self._spaced else 0)
+                at = lowered.find(secret, at if secret in self.spaced else 0)
         return text
 
     def _before_spaced(self, held: str, cut: int) -> int:
@@ -202,7 +202,7 @@ class InternalNameStage:
         lowered, wanted = _lower(held), -1
         while cut != wanted:
             wanted = cut
-            for secret in self._spaced:
+            for secret in self.spaced:
                 at = lowered.find(secret, max(0, cut - len(secret) + 1))
                 if 0 <= at < cut < at + len(secret):
                     cut = at
@@ -218,25 +218,25 @@ class InternalNameStage:
         """Pass on the text up to the end of the last overlong token; return the rest."""
         at = 0
         while True:
-            if not self._in_long:
+            if not self.in_long:
                 long = _LONG.search(held, at)
                 if long is None:
                     return held[at:]
                 if long.start() > at:
                     self._judge(held[at : long.start()])
-                at, self._in_long = long.start(), True
+                at, self.in_long = long.start(), True
             end = _token_end(held, at)
             if end == len(held):
                 return self._pass_opaque(held[at:], end - at - self._longest + 1)
             self._pass_opaque(held[at:end], end - at)
-            self._in_long, at = False, end
+            self.in_long, at = False, end
 
     def _pass_opaque(self, text: str, until: int) -> str:
         """Pass on the text before `until` without private strings; return the rest."""
         lowered = _lower(text)
         at = 0
         while at < until:
-            found = [(start, -len(p)) for p in self._private if 0 <= (start := lowered.find(p, at)) < until]
+            found = [(start, -len(p)) for p in self.private if 0 <= (start := lowered.find(p, at)) < until]
             start, length = min(found, default=(until, 0))
             if start > at:
                 self._next_opaque(text[at:start])

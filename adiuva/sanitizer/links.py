@@ -21,7 +21,7 @@ _SCHEME = r"[A-Za-z][A-Za-z0-9+.\-]{1,31}"
 # Addresses that clients make links of without any markup.
 _BARE = r"https?://|ftp://|www\."
 _BARE_START = re.compile(_BARE, re.IGNORECASE)
-_BARE_BEGUN = re.compile(r"(?:h(?:t(?:t(?:ps?(?::/?)?)?)?)?|f(?:t(?:p(?::/?)?)?)?|ww?w?)\Z", re.IGNORECASE)
+BARE_BEGUN = re.compile(r"(?:h(?:t(?:t(?:ps?(?::/?)?)?)?)?|f(?:t(?:p(?::/?)?)?)?|ww?w?)\Z", re.IGNORECASE)
 _ADDRESS = re.compile(r"[^\s<>`\"”“]*")
 # Markdown's bare addresses end before these.
 _TRAILING: Final = ".,;:!?'\"*_~)]}»”’"
@@ -49,7 +49,7 @@ _AUTOLINK = re.compile(rf"<({_SCHEME}:[^\s<>]*)>")
 # As in “Mara <mara@example.com>”. Clients make links of these without brackets, too; they open nothing by themselves.
 _MAIL_ADDRESS = re.compile(r"<[\w.+\-]{1,64}@(?!www\.)[\w\-]+(?:\.[\w\-]+)+>", re.ASCII)
 # The longest start of a bare address.
-_TAIL_CHARS: Final = 8
+TAIL_CHARS: Final = 8
 
 
 def addresses_in(text: str) -> set[str]:
@@ -72,28 +72,28 @@ class LinkStage:
         self, emit: Callable[[str], None], *, is_known: Callable[[str], bool], removed: Counter[str]
     ) -> None:
         self._emit, self._is_known, self._removed = emit, is_known, removed
-        self._held = ""
-        self._tail = ""  # the last characters that were shown
-        self._has_cut = False  # whether something was left out behind them
+        self.held = ""
+        self.tail = ""  # the last characters that were shown
+        self.has_cut = False  # whether something was left out behind them
 
     def feed(self, text: str) -> None:
-        self._process(self._held + text, final=False)
+        self._process(self.held + text, final=False)
 
     def show(self, text: str) -> None:
         """Pass on text that was checked elsewhere, after deciding on all that is held before it."""
         self.finish()
-        self._tail, self._has_cut = text[-1:], True
+        self.tail, self.has_cut = text[-1:], True
         self._emit(text)
 
     def finish(self) -> None:
-        self._process(self._held, final=True)
+        self._process(self.held, final=True)
 
     def _process(self, held: str, *, final: bool) -> None:
         at = 0
         while at < len(held):
             trigger = _TRIGGER.search(held, at)
             if trigger is None:
-                begun = None if final else _BARE_BEGUN.search(held, at)
+                begun = None if final else BARE_BEGUN.search(held, at)
                 end = begun.start() if begun else len(held)
                 self._say(held[at:end])
                 at = end
@@ -104,7 +104,7 @@ class LinkStage:
             if following == _WAIT:
                 break
             at = following
-        self._held = held[at:]
+        self.held = held[at:]
 
     def _construct(self, held: str, at: int, final: bool) -> int:
         """Judge what may start at `at`; return where to continue, or _WAIT for more text."""
@@ -218,15 +218,15 @@ class LinkStage:
 
     def _cut(self, kind: str, said_instead: str) -> None:
         self._removed[kind] += 1
-        self._has_cut = True
+        self.has_cut = True
         self._say(said_instead)
-        self._has_cut = True
+        self.has_cut = True
 
     def _say(self, text: str) -> None:
         """Show a text. What was judged apart must not become a link, an image or a tag where it meets."""
         if not text:
             return
-        first, tail = text[0], self._tail
+        first, tail = text[0], self.tail
         if tail.endswith("]"):
             apart = first in "(:"
         elif tail.endswith("!"):
@@ -234,11 +234,11 @@ class LinkStage:
         elif tail.endswith("<"):
             apart = first.isalpha() or first in "/!?"
         else:
-            apart = self._has_cut and not first.isspace() and _BARE_BEGUN.search(tail) is not None
+            apart = self.has_cut and not first.isspace() and BARE_BEGUN.search(tail) is not None
         if apart:
             text = f" {text}"
-        self._has_cut = False
-        self._tail = (tail + text)[-_TAIL_CHARS:]
+        self.has_cut = False
+        self.tail = (tail + text)[-TAIL_CHARS:]
         self._emit(text)
 
 

@@ -99,34 +99,34 @@ class MarkupStage:
     ) -> None:
         self._tools, self._prose, self._whole = patterns.tool_names, prose, whole
         self._allowed, self._clean, self._removed, self._id_of = allowed, clean, removed, id_of
-        self._held = ""
+        self.held = ""
         # How far the JSON value at the start of the held text was scanned, and the nesting depth there.
         self._scanned: tuple[int, int] | None = None
         # The end of a construct that is being dropped because it is too long to be held.
-        self._skip_until: re.Pattern[str] | None = None
-        self._has_cut = False  # whether something was removed at this position
-        self._last = ""  # the last character of the prose
-        self._has_text = False  # whether the answer has had more than blanks
+        self.skip_until: re.Pattern[str] | None = None
+        self.has_cut = False  # whether something was removed at this position
+        self.last = ""  # the last character of the prose
+        self.has_text = False  # whether the answer has had more than blanks
 
     def feed(self, text: str) -> None:
-        if self._held or self._skip_until:
-            self._held += text
+        if self.held or self.skip_until:
+            self.held += text
         elif text and not _TRIGGER.search(text):
             self._say(text)
             return
         else:
-            self._held = text
+            self.held = text
         self._process(final=False)
 
     def finish(self) -> None:
         self._process(final=True)
 
     def _process(self, final: bool) -> None:
-        held, at = self._held, 0
+        held, at = self.held, 0
         while at < len(held):
-            if self._skip_until:
-                at = self._skipped(self._skip_until, at)
-                if self._skip_until:
+            if self.skip_until:
+                at = self._skipped(self.skip_until, at)
+                if self.skip_until:
                     break
             trigger = _TRIGGER.search(held, at)
             start = trigger.start() if trigger else len(held)
@@ -138,31 +138,31 @@ class MarkupStage:
                 if following == _WAIT:
                     break
                 at, self._scanned = following, None
-        self._held = held[at:]
+        self.held = held[at:]
         if self._scanned:
             self._scanned = self._scanned[0] - at, self._scanned[1]
 
     def _construct(self, at: int, final: bool) -> int:
         """Judge a construct that may start at `at`; return where to continue, or _WAIT for more text."""
-        match self._held[at]:
+        match self.held[at]:
             case "<":
                 return self._angle(at, final)
             case "{":
-                if _BRACE.match(self._held, at):
+                if _BRACE.match(self.held, at):
                     return self._value(at, final)
                 begun = _BRACE_BEGUN
             case "`":
                 begun = _FENCED_BEGUN
-                if found := _FENCED.match(self._held, at):
+                if found := _FENCED.match(self.held, at):
                     return self._fenced(at, found, final)
             case _:
                 begun = _SQUARE_BEGUN
-                if (found := _SQUARE.match(self._held, at)) and (final or not begun.match(self._held, at)):
+                if (found := _SQUARE.match(self.held, at)) and (final or not begun.match(self.held, at)):
                     return self._square(at, found, final)
-        return _WAIT if not final and begun.match(self._held, at) else self._literal(at)
+        return _WAIT if not final and begun.match(self.held, at) else self._literal(at)
 
     def _angle(self, at: int, final: bool) -> int:
-        held = self._held
+        held = self.held
         found = _ANGLE.match(held, at)
         if found is None:
             if not final:
@@ -172,16 +172,16 @@ class MarkupStage:
             return _WAIT
         match found.lastgroup:
             case "channel":
-                self._skip_until = _CHANNEL_END
+                self.skip_until = _CHANNEL_END
                 return self._dropped("thought", found.end())
             case "entity":
                 return self._entity(at, found, final)
             case "chart":
                 return self._chart(at, found.end("chart"), final)
             case "thought":
-                if self._has_text:  # models think before they answer; later the tag is part of the text
+                if self.has_text:  # models think before they answer; later the tag is part of the text
                     return self._literal(at)
-                self._skip_until = _THOUGHT_END
+                self.skip_until = _THOUGHT_END
                 return self._dropped("thought", found.end())
             case "call":
                 return self._call(at, found.end(), re.compile(f"</{found['call']}>"), final)
@@ -193,7 +193,7 @@ class MarkupStage:
                 return self._dropped("markup", found.end())
 
     def _entity(self, at: int, opening: re.Match[str], final: bool) -> int:
-        held, start = self._held, opening.end()
+        held, start = self.held, opening.end()
         end = _ENTITY_BODY_END.search(held, start, at + MAX_HELD_CHARS)
         if end is None:
             if len(held) - at >= MAX_HELD_CHARS:
@@ -229,7 +229,7 @@ class MarkupStage:
         return self._id_of(word) or word
 
     def _chart(self, at: int, start: int, final: bool) -> int:
-        held = self._held
+        held = self.held
         close = held.find(_CHART_END, start, at + MAX_HELD_CHARS)
         end = self._end_of_value(start, close if close >= 0 else at + MAX_HELD_CHARS)
         if end == _WAIT:
@@ -246,7 +246,7 @@ class MarkupStage:
         return closing.end() if closing else end
 
     def _call(self, at: int, start: int, close: re.Pattern[str], final: bool) -> int:
-        closing = close.search(self._held, start, at + MAX_HELD_CHARS)
+        closing = close.search(self.held, start, at + MAX_HELD_CHARS)
         if closing:
             return self._dropped("markup", closing.end())
         return self._unended("markup", at, start, close, final)
@@ -263,7 +263,7 @@ class MarkupStage:
 
     def _value(self, at: int, final: bool) -> int:
         """JSON that starts like a tool call or schema. A blank line ends it too, in case its last brace is missing."""
-        held, stop = self._held, at + MAX_HELD_CHARS
+        held, stop = self.held, at + MAX_HELD_CHARS
         blank = _BLANK_LINE.search(held, at, stop)
         end = self._end_of_value(at, blank.start() if blank else stop)
         if end == _WAIT:
@@ -277,7 +277,7 @@ class MarkupStage:
 
     def _fenced(self, at: int, found: re.Match[str], final: bool) -> int:
         """A block of code that may hold a tool call and nothing else."""
-        held, stop = self._held, at + MAX_HELD_CHARS
+        held, stop = self.held, at + MAX_HELD_CHARS
         if found["own"]:
             return self._call(at, found.end(), _FENCE_END, final)
         end = self._end_of_value(found.start("value"), stop)
@@ -300,7 +300,7 @@ class MarkupStage:
     def _end_of_value(self, start: int, stop: int) -> int:
         """The end of a JSON value; _WAIT if it does not end before `stop`. Scans each part only once."""
         place, depth = self._scanned or (start, 0)
-        for part in _JSON_PART.finditer(self._held, place, stop):
+        for part in _JSON_PART.finditer(self.held, place, stop):
             match part[0]:
                 case '"':
                     place = part.start()  # a string that has not ended yet
@@ -317,9 +317,9 @@ class MarkupStage:
 
     def _unended(self, kind: str, at: int, start: int, close: re.Pattern[str], final: bool) -> int:
         """A construct to be dropped whose end is missing: it is too long, cut off, or has not arrived yet."""
-        held = self._held
+        held = self.held
         if len(held) - at >= MAX_HELD_CHARS:
-            self._skip_until = (
+            self.skip_until = (
                 close if close is _BLANK_LINE else re.compile(f"{close.pattern}|{_BLANK_LINE.pattern}")
             )
             return self._dropped(kind, at + MAX_HELD_CHARS)
@@ -329,33 +329,33 @@ class MarkupStage:
         return self._dropped(kind, blank.start() if blank else len(held))
 
     def _skipped(self, end: re.Pattern[str], at: int) -> int:
-        found = end.search(self._held, at)
+        found = end.search(self.held, at)
         if found is None:
-            return max(at, len(self._held) - _SKIPPED_TAIL)
-        self._skip_until = None
+            return max(at, len(self.held) - _SKIPPED_TAIL)
+        self.skip_until = None
         return found.start() if found[0].isspace() else found.end()
 
     def _literal(self, at: int) -> int:
-        self._say(self._held[at])
+        self._say(self.held[at])
         return at + 1
 
     def _dropped(self, kind: str, following: int) -> int:
         self._removed[kind] += 1
-        self._has_cut = True
+        self.has_cut = True
         return following
 
     def _say(self, text: str) -> None:
-        if self._has_cut:
+        if self.has_cut:
             # The text on both sides must not merge, perhaps into a tag.
-            if text[0].isalnum() and self._last and not self._last.isspace():
+            if text[0].isalnum() and self.last and not self.last.isspace():
                 self._prose(" ")
-            self._has_cut = False
-        self._last = text[-1]
-        self._has_text = self._has_text or not text.isspace()
+            self.has_cut = False
+        self.last = text[-1]
+        self.has_text = self.has_text or not text.isspace()
         self._prose(text)
 
     def _show(self, text: str) -> None:
-        self._has_cut, self._last, self._has_text = False, "", True
+        self.has_cut, self.last, self.has_text = False, "", True
         self._whole(text)
 
 

@@ -57,7 +57,7 @@ class WordRuns:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._next: list[dict[str, int]] = [{}]
+        self.following: list[dict[str, int]] = [{}]
         self._link = [-1]
         self._length = [0]
         last = 0
@@ -68,7 +68,7 @@ class WordRuns:
 
     def step(self, state: int, length: int, word: str) -> tuple[int, int]:
         """State and length of the longest run that ends with `word`, given those before it; (0, 0) if there is none."""
-        following = self._next
+        following = self.following
         while word not in following[state]:
             if state == 0:
                 return 0, 0
@@ -79,27 +79,27 @@ class WordRuns:
     def _extended(self, last: int, word: str) -> int:
         new = self._state(self._length[last] + 1, {}, 0)
         at = last
-        while at >= 0 and word not in self._next[at]:
-            self._next[at][word] = new
+        while at >= 0 and word not in self.following[at]:
+            self.following[at][word] = new
             at = self._link[at]
         if at < 0:
             return new
-        found = self._next[at][word]
+        found = self.following[at][word]
         if self._length[found] == self._length[at] + 1:
             self._link[new] = found
             return new
-        twin = self._state(self._length[at] + 1, dict(self._next[found]), self._link[found])
-        while at >= 0 and self._next[at].get(word) == found:
-            self._next[at][word] = twin
+        twin = self._state(self._length[at] + 1, dict(self.following[found]), self._link[found])
+        while at >= 0 and self.following[at].get(word) == found:
+            self.following[at][word] = twin
             at = self._link[at]
         self._link[found] = self._link[new] = twin
         return new
 
     def _state(self, length: int, following: dict[str, int], link: int) -> int:
-        self._next.append(following)
+        self.following.append(following)
         self._link.append(link)
         self._length.append(length)
-        return len(self._next) - 1
+        return len(self.following) - 1
 
 
 def _letters(canary: str) -> str:

@@ -33,29 +33,29 @@ class PromptLeakStage:
         )
         self._emit, self._emit_whole, self._removed = emit, emit_whole, removed
         # The current run: its state in the automaton, its length, and the text from its second word on.
-        self._state = self._length = 0
-        self._held = ""
+        self.state = self.length = 0
+        self.held = ""
         self._starts: list[int] = []  # where the words after the run's first begin in the held text
         self._last = 0  # where its last word ends in the held text
-        self._dropping = False  # whether the rest of a sentence is being dropped
-        self._canary_start = ""  # held text that may be the start of a canary
+        self.dropping = False  # whether the rest of a sentence is being dropped
+        self.canary_start = ""  # held text that may be the start of a canary
         self._marks = 0
-        self._just_marked = False
+        self.just_marked = False
 
     def feed(self, text: str) -> None:
         """Filter a text that neither starts nor ends inside a word."""
-        seen = len(self._held)
-        held = self._held + text if seen else text
+        seen = len(self.held)
+        held = self.held + text if seen else text
         shown = 0  # up to where the held text has been shown or dropped
-        state, length, starts, last = self._state, self._length, self._starts, self._last
+        state, length, starts, last = self.state, self.length, self._starts, self._last
         for match in words(held, seen):
             start, end = match.span()
-            if length >= 2 or self._dropping:
+            if length >= 2 or self.dropping:
                 if start - last > _MAX_GAP_CHARS:
                     shown = self._stop_dropping(held, last, shown)
                     state = length = 0
-                elif self._dropping and (stop := _SENTENCE_END.search(held, last, start)):
-                    self._dropping, shown = False, stop.end()
+                elif self.dropping and (stop := _SENTENCE_END.search(held, last, start)):
+                    self.dropping, shown = False, stop.end()
             state, length = self._step(state, length, normalized(match[0]))
             last = end
             if length < 2:
@@ -64,18 +64,18 @@ class PromptLeakStage:
             else:
                 starts.append(start)
                 del starts[: 1 - min(length, MIN_LEAKED_WORDS)]
-                if length >= MIN_LEAKED_WORDS and not self._dropping:
+                if length >= MIN_LEAKED_WORDS and not self.dropping:
                     self._removed["prompt"] += 1
                     self._say(held[shown : max(shown, starts[0])])
                     self._mark("[…]" if not self._marks else "…")
-                    self._dropping = True
-            if self._dropping:
+                    self.dropping = True
+            if self.dropping:
                 shown = end
-        if (length >= 2 or self._dropping) and len(held) - last > _MAX_GAP_CHARS:
+        if (length >= 2 or self.dropping) and len(held) - last > _MAX_GAP_CHARS:
             shown = self._stop_dropping(held, last, shown)
             state = length = 0
             starts.clear()
-        if self._dropping:
+        if self.dropping:
             kept = shown
         elif starts:
             kept = max(shown, starts[0])
@@ -83,9 +83,9 @@ class PromptLeakStage:
             kept = len(held)
         if kept > shown:
             self._say(held[shown:kept])
-        self._state, self._length = state, length
-        self._held = held[kept:]
-        self._last = max(0, last - kept) if self._held else 0
+        self.state, self.length = state, length
+        self.held = held[kept:]
+        self._last = max(0, last - kept) if self.held else 0
         if starts:
             self._starts = [max(0, start - kept) for start in starts]
 
@@ -96,13 +96,13 @@ class PromptLeakStage:
 
     def show(self, text: str) -> None:
         """Pass on text that was checked elsewhere."""
-        self._just_marked = False
+        self.just_marked = False
         self._emit_whole(text)
 
     def finish(self) -> None:
         """Decide on all held text: nothing that follows belongs to it."""
         self._stop()
-        start, self._canary_start = self._canary_start, ""
+        start, self.canary_start = self.canary_start, ""
         if not start:
             return
         if sum(map(str.isalnum, start)) > self._half:
@@ -112,50 +112,50 @@ class PromptLeakStage:
             self._emit(start)
 
     def _stop(self) -> None:
-        if self._held:
-            rest = self._held[self._stop_dropping(self._held, self._last, 0) if self._dropping else 0 :]
-            self._held = ""
+        if self.held:
+            rest = self.held[self._stop_dropping(self.held, self._last, 0) if self.dropping else 0 :]
+            self.held = ""
             self._say(rest)
-        self._dropping = False
-        self._state = self._length = self._last = 0
+        self.dropping = False
+        self.state = self.length = self._last = 0
         self._starts = []
 
     def _stop_dropping(self, held: str, last: int, shown: int) -> int:
         """Where the shown text continues after the last word, if a sentence was being dropped."""
-        if not self._dropping:
+        if not self.dropping:
             return shown
-        self._dropping = False
+        self.dropping = False
         stop = _SENTENCE_END.search(held, last, last + _MAX_GAP_CHARS)
         return stop.end() if stop else min(len(held), last + _MAX_GAP_CHARS)
 
     def _mark(self, mark: str) -> None:
-        if self._just_marked and not self._canary_start:
+        if self.just_marked and not self.canary_start:
             return
         self._say(mark)
         self._marks += 1
-        self._just_marked = True
+        self.just_marked = True
 
     def _say(self, text: str) -> None:
         """Pass on a text without canaries; hold back what may be the start of one."""
         if not text:
             return
-        if self._canary_start:
-            text, self._canary_start = self._canary_start + text, ""
+        if self.canary_start:
+            text, self.canary_start = self.canary_start + text, ""
         shown = 0
         for match in self._canary.finditer(text) if self._canary else ():
             self._emit_words(text[shown : match.start()])
             if match.lastindex is None:
-                self._canary_start = match[0]
+                self.canary_start = match[0]
                 return
             self._removed["canary"] += 1
             self._emit("[…]")
             self._marks += 1
-            self._just_marked = True
+            self.just_marked = True
             shown = match.end()
         self._emit_words(text[shown:] if shown else text)
 
     def _emit_words(self, text: str) -> None:
         if text:
-            if self._just_marked and not text.isspace():
-                self._just_marked = False
+            if self.just_marked and not text.isspace():
+                self.just_marked = False
             self._emit(text)

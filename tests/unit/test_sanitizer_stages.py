@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -188,6 +189,83 @@ def test_what_holds_nothing_to_hide_comes_out_as_it_went_in(text: str, places: l
     assert said(*cut(text, places)) == text
 
 
+PLAIN = [
+    *(
+        "the",
+        "You are the",
+        "of the user",
+        "a freelancer",
+        "with",
+        "which",
+        "right",
+        "of",
+        "left",
+        "how",
+        "w",
+        "ww",
+    ),
+    *(
+        "id",
+        "ids",
+        "Idea",
+        "said",
+        "www.",
+        "www",
+        "don't",
+        "e.g.",
+        "Say:",
+        "- ",
+        "**bold**",
+        "what?",
+        "A|B",
+        '"',
+        "'",
+    ),
+    *("Larken", "l", "L a r", "Answer in the language of", "larkenmoor", "x" * 90, "\n", "\n\n", ", ", ". "),
+]
+plain_parts = st.lists(
+    st.one_of(
+        st.sampled_from(PLAIN), st.sampled_from(PLAIN), st.sampled_from(PLAIN), st.sampled_from(WHOLE), runs
+    ),
+    max_size=30,
+)
+plain_texts = st.builds(
+    lambda joined, between: between.join(joined), plain_parts, st.sampled_from([" ", " ", ""])
+)
+
+
+@settings(max_examples=fewer(600), deadline=None)
+@given(plain_texts, st.lists(st.integers(0, 2_000), max_size=40), st.booleans())
+def test_the_short_way_says_what_the_long_one_does_piece_by_piece(
+    text: str, places: list[int], is_by_word: bool
+) -> None:
+    short, long = (Sanitizer(GUARD, known={ROW, OTHER}, private=[PRIVATE]) for _ in range(2))
+    long._short_way.take = lambda text: None  # type: ignore[method-assign]
+    pieces = re.findall(r"\s*\S+|\s+", text) if is_by_word else cut(text, places)
+    for piece in pieces:
+        assert short.feed(piece) == long.feed(piece), piece
+    assert short.finish() == long.finish()
+    assert short.removed == long.removed
+
+
+def test_most_plain_words_take_the_short_way() -> None:
+    one = Sanitizer(GUARD, known=set(), private=[PRIVATE])
+    taken = [
+        one._short_way.take(piece) or one.feed(piece) is None
+        for piece in re.findall(
+            r"\S+\s*", "The harbour has asked for another week before it signs what we sent. " * 9
+        )
+    ]
+    assert sum(map(bool, taken)) > len(taken) * 0.8
+
+
+@pytest.mark.parametrize("secret", ["request-of-today", "a plain request", "word 7 of nine", "ends in 9"])
+def test_private_strings_of_plain_words_are_looked_for(secret: str) -> None:
+    one = Sanitizer(GUARD, known=set(), private=[secret])
+    text = f"There was {secret}, and more."
+    assert "".join([*map(one.feed, text), one.finish()]) == "There was , and more."
+
+
 def test_a_canary_does_not_come_through_wherever_it_is_cut() -> None:
     for canary in (CANARY, CANARY.upper(), " ".join(CANARY), "*".join(CANARY)):
         text = f"It says {canary}, and goes on."
@@ -238,7 +316,7 @@ def test_nothing_is_held_back_beyond_the_limit() -> None:
             for _ in range(2 * MAX_HELD_CHARS // 5_000):
                 one.feed(filling * (5_000 // len(filling)))
             # What is dropped looks like what is held from outside, so this looks inside.
-            state = sum(len(stage._held) for stage in (one._markup, one._identifiers, one._prompt_leaks))
+            state = sum(len(stage.held) for stage in (one._markup, one._identifiers, one._prompt_leaks))
             assert state <= MAX_HELD_CHARS + 6_000, (kind, filling)
 
 
