@@ -41,6 +41,7 @@ def _run_uvicorn(host: str, port: int) -> None:
     import adiuva.asgi  # noqa: F401  # uvicorn finds it by name
     from adiuva.core import shutdown
     from adiuva.uvicorn_protocol import KEEP_ALIVE_S, TimedH11Protocol
+    from adiuva.uvicorn_websocket import PushingWebSocket
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: Any = None) -> None:
@@ -55,7 +56,7 @@ def _run_uvicorn(host: str, port: int) -> None:
         host=host,
         port=port,
         http=TimedH11Protocol,
-        ws="websockets-sansio",
+        ws=PushingWebSocket,
         ws_per_message_deflate=False,  # a socket costs 19 KB of memory without it, 65 KB with it
         ws_max_size=_MAX_WEBSOCKET_MESSAGE_BYTES,
         ws_ping_interval=None,  # the protocol has its own ping; uvicorn's would close with 1011

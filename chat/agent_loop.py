@@ -204,19 +204,24 @@ async def _stream_answer(
     texts: list[str] = []
     calls: list[llm.ToolCall] = []
     ended_by, size, check_at = "", 0, _SHORT_REPETITION_CHARS
-    # Closed at once, also when `on_text` raises, so that the request to the model ends.
-    async with aclosing(_stream(assistant, messages, context)) as source:
+
+    def take(text: str) -> None:
+        nonlocal size, check_at
+        texts.append(text)
+        hooks.on_text(text)
+        size += len(text)
+        if size >= check_at:
+            check_at = size + _REPETITION_CHECK_CHARS
+            if _repeats("".join(texts)):
+                raise LimitReached("answer_repeats")
+
+    # Closed at once, also when `take` raises, so that the request to the model ends.
+    async with aclosing(_stream(assistant, messages, context, take)) as source:
         async for deltas in source:
             for delta in deltas:
                 match delta:
                     case llm.Text(text):
-                        texts.append(text)
-                        hooks.on_text(text)
-                        size += len(text)
-                        if size >= check_at:
-                            check_at = size + _REPETITION_CHECK_CHARS
-                            if _repeats("".join(texts)):
-                                raise LimitReached("answer_repeats")
+                        take(text)
                     case llm.ToolCall():
                         calls.append(delta)
                     case llm.Finish(reason):
@@ -228,7 +233,10 @@ async def _stream_answer(
 
 
 def _stream(
-    assistant: Assistant, messages: Sequence[BaseMessage], context: TurnContext
+    assistant: Assistant,
+    messages: Sequence[BaseMessage],
+    context: TurnContext,
+    on_text: Callable[[str], None],
 ) -> AsyncGenerator[list[llm.Delta], None]:
     budget = context.budget
     fitted = budget.fit(messages, assistant.schemas, _size_of)
@@ -238,6 +246,7 @@ def _stream(
         max_tokens=budget.answer_tokens,
         temperature=CHAT_TEMPERATURE,
         size=fitted.size,
+        on_text=on_text,
     )
 
 

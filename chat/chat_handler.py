@@ -233,6 +233,10 @@ class ChatHandler:
             await self.device.send_frame(frame)
         return not self.socket.closing
 
+    def push(self, text: bytes) -> bool:
+        """Send the text of a frame at once. False if that is not possible: nothing was sent."""
+        return self.device.protocol >= 2 and self.socket.push(text)
+
     async def _explain_end(self, request_id: str, end: StreamEnd) -> None:
         """Say in words why a turn ended, as protocol 1 has no codes."""
         with speaking(self.device.locale):

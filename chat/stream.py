@@ -82,6 +82,10 @@ class Listener(Protocol):
         """Pass frames on, in order. Returns False if the client is gone."""
         ...
 
+    def push(self, text: bytes) -> bool:
+        """Pass the text of a frame on at once. False if that is not possible: nothing was passed on."""
+        ...
+
 
 # More than 15 methods: one of a few lines for each kind of frame.
 class Stream:
@@ -110,7 +114,10 @@ class Stream:
         # The text of a StreamText, without creating one, since this runs for each token. A test compares the two.
         seq = self._next()
         frame = {"type": "stream_text", "request_id": self.request_id, "chunk": chunk, "seq": seq}
-        self._enter(StreamFrame(None, orjson.dumps(frame).decode(), "stream_text", seq))
+        text = orjson.dumps(frame)
+        self.entries.append(StreamFrame(None, text.decode(), "stream_text", seq))
+        for follower in self._followers.values():
+            follower.push(text)
 
     def status(self, label: str) -> None:
         self._add(StreamStatus(request_id=self.request_id, seq=self._next(), label=label))
@@ -221,7 +228,7 @@ def refusal_frames(
 
 
 class _Follower:
-    """The task that sends a stream's frames to one listener."""
+    """The task that sends a stream's frames to one listener. What the listener takes at once does not wake it."""
 
     # Frames that are passed to the listener in one call.
     _MAX_FRAMES = 256
@@ -233,6 +240,15 @@ class _Follower:
         # Set while it waits for more frames.
         self._more: asyncio.Future[None] | None = None
         self.task = self._loop.create_task(self._run(), name="stream follower")
+
+    def push(self, text: bytes) -> None:
+        """Pass on the text of the newest entry: at once if all before it was passed on and the listener can take it,
+        else by the task."""
+        waits = self._more is not None and not self._more.done()
+        if waits and self._position == len(self._stream.entries) - 1 and self._listener.push(text):
+            self._position += 1
+        else:
+            self.wake()
 
     def wake(self) -> None:
         if self._more is not None and not self._more.done():

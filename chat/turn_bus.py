@@ -74,6 +74,9 @@ class ChannelListener:
 
     channel: str
 
+    def push(self, text: bytes) -> bool:
+        return False  # Redis is never written to at once
+
     async def send_frames(self, request_id: str, frames: Sequence[StreamFrame]) -> bool:
         message = {"type": "stream", "request": request_id, "texts": [frame.text for frame in frames]}
         for _ in range(_SEND_ATTEMPTS):

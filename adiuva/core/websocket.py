@@ -42,6 +42,9 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         self.sending_since = 0.0
         self._waiting_sends = 0
         self._asgi_send: Callable[[dict[str, Any]], Awaitable[None]]
+        # Sends the text of a frame at once, where the server can. False if nothing was sent: `send_text` waits until it
+        # can be, or says that the peer is gone.
+        self.push: Callable[[bytes], bool] = _cannot_push
         self._tasks: set[asyncio.Task[object]] = set()
         # Channel messages that wait for the one that is being handled.
         self._messages: deque[Message] = deque()
@@ -82,6 +85,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
         self.scope, self._asgi_send = scope, send
+        self.push = getattr(getattr(send, "__self__", None), "push", _cannot_push)
         if (await receive())["type"] != "websocket.connect":
             return
         try:
@@ -213,3 +217,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log_failure("socket.task_failed", error, logger=log, task=task.get_name())
+
+
+def _cannot_push(text: bytes) -> bool:
+    return False

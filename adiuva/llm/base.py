@@ -12,7 +12,7 @@ from adiuva.llm import errors, transport
 from adiuva.llm.context_window import ContextWindow
 from adiuva.llm.json_extraction import read_json
 from adiuva.llm.metering import count_embedding
-from adiuva.llm.types import Delta, Message, Reply, Schema, StructuredReply, Tool
+from adiuva.llm.types import Delta, Message, OnText, Reply, Schema, StructuredReply, Tool
 
 EMBEDDING_BATCH_SIZE = 64
 
@@ -72,10 +72,13 @@ class ChatModel(ABC):
         max_tokens: int | None = None,
         temperature: float | None = None,
         size: int | None = None,
+        on_text: OnText | None = None,
     ) -> AsyncGenerator[list[Delta], None]:
         """Yield deltas as they arrive, those of one read as one list; tool calls and a Finish come last.
 
-        `size`: the request_size of messages and tools, if the caller knows it. Transient faults are retried until the
+        `size`: the request_size of messages and tools, if the caller knows it. `on_text`: gets text as soon as it is
+        there, outside of the task that reads, instead of waking it; some text is yielded nevertheless, the first above
+        all. Both come in order, and only while the generator is asked for more. Transient faults are retried until the
         first delta, and raised after it. A stream that breaks off raises ModelInterrupted. Closing the generator, or
         cancelling its reader, closes the HTTP request at once.
         """

@@ -25,6 +25,7 @@ from adiuva.llm.types import (
     Delta,
     Finish,
     Message,
+    OnText,
     Reply,
     Schema,
     Text,
@@ -91,6 +92,7 @@ class EndpointChat(ChatModel):
         max_tokens: int | None = None,
         temperature: float | None = None,
         size: int | None = None,
+        on_text: OnText | None = None,
     ) -> AsyncGenerator[list[Delta], None]:
         await self._learnt.read()
         request, size = self._request(messages, tools, None, max_tokens, temperature, size)
@@ -102,7 +104,7 @@ class EndpointChat(ChatModel):
                 try:
                     async with (
                         transport.stream_limit(self.endpoint).slot(transport.caller.get()),
-                        aclosing(await self._begin_stream(request)) as source,
+                        aclosing(await self._begin_stream(request, thoughts.then(on_text))) as source,
                     ):
                         async for deltas in source:
                             has_begun = True
@@ -165,7 +167,9 @@ class EndpointChat(ChatModel):
         try:
             async with (
                 asyncio.timeout(settings.MODEL_TIMEOUT_S * _LONGEST_ANSWER),
-                aclosing(self._requests.stream(request, self._stream_once(request, refused))) as source,
+                aclosing(
+                    self._requests.stream(request, partial(self._stream_once, request, refused))
+                ) as source,
             ):
                 async for deltas in source:
                     began()
@@ -181,11 +185,13 @@ class EndpointChat(ChatModel):
             raise errors.ModelTimeout("the model did not come to the end of its answer") from None
         raise errors.ModelInterrupted("the model's answer broke off")
 
-    async def _begin_stream(self, request: ChatRequest) -> AsyncGenerator[list[Delta], None]:
+    async def _begin_stream(
+        self, request: ChatRequest, on_text: OnText | None
+    ) -> AsyncGenerator[list[Delta], None]:
         """A stream whose first deltas have arrived, so that the endpoint has taken the request."""
 
         async def begin(refused: Features) -> AsyncGenerator[list[Delta], None]:
-            source = self._requests.stream(request, self._stream_once(request, refused))
+            source = self._requests.stream(request, partial(self._stream_once, request, refused), on_text)
             try:
                 first = await anext(source, None)
             except BaseException:
@@ -200,8 +206,11 @@ class EndpointChat(ChatModel):
         """One attempt at a whole answer, without the features that the endpoint refuses."""
 
     @abstractmethod
-    def _stream_once(self, request: ChatRequest, refused: Features) -> AsyncGenerator[list[Delta], None]:
-        """One attempt at a stream, without the features that the endpoint refuses."""
+    def _stream_once(
+        self, request: ChatRequest, refused: Features, on_text: OnText | None = None
+    ) -> AsyncGenerator[list[Delta], None]:
+        """One attempt at a stream, without the features that the endpoint refuses. Text behind the first deltas may go
+        to `on_text` as it arrives, instead of being yielded."""
 
 
 async def _chain(

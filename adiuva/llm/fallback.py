@@ -13,7 +13,7 @@ from adiuva.core.errors import Text
 from adiuva.llm import errors
 from adiuva.llm.base import ChatModel
 from adiuva.llm.context_window import ContextWindow
-from adiuva.llm.types import Delta, Message, Reply, Schema, Tool
+from adiuva.llm.types import Delta, Message, OnText, Reply, Schema, Tool
 
 # For so long a model that could not answer is not the first to be asked.
 _AVOIDED_FOR_S: Final = 30.0
@@ -83,12 +83,25 @@ class FallbackChat(ChatModel):
         max_tokens: int | None = None,
         temperature: float | None = None,
         size: int | None = None,
+        on_text: OnText | None = None,
     ) -> AsyncGenerator[list[Delta], None]:
         """As a model's own. Another one takes over only before the first delta."""
+        is_shown = False
+
+        def show(text: str) -> None:
+            nonlocal is_shown
+            is_shown = True
+            if on_text is not None:
+                on_text(text)
 
         async def begin(model: ChatModel) -> tuple[list[Delta] | None, AsyncGenerator[list[Delta], None]]:
             source = model.stream(
-                messages, tools=tools, max_tokens=max_tokens, temperature=temperature, size=size
+                messages,
+                tools=tools,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                size=size,
+                on_text=show if on_text is not None else None,
             )
             try:
                 return await anext(source, None), source
@@ -96,21 +109,23 @@ class FallbackChat(ChatModel):
                 await source.aclose()
                 raise
 
-        first, source = await self._first_that_answers(begin)
+        first, source = await self._first_that_answers(begin, lambda: is_shown)
         async with aclosing(source):
             if first is not None:
                 yield first
             async for deltas in source:
                 yield deltas
 
-    async def _first_that_answers(self, ask: Callable[[ChatModel], Awaitable[T]]) -> T:
-        """Raises the first model's error if none answers."""
+    async def _first_that_answers(
+        self, ask: Callable[[ChatModel], Awaitable[T]], has_begun: Callable[[], bool] = lambda: False
+    ) -> T:
+        """Raises the first model's error if none answers, or the error of one that had begun to."""
         failure: errors.ModelError | None = None
         for model in self._in_order():
             try:
                 answer = await ask(model)
             except errors.ModelError as error:
-                if not can_another_answer(error):
+                if has_begun() or not can_another_answer(error):
                     raise
                 failure = failure or error
                 self._avoided_until[model] = time.monotonic() + _AVOIDED_FOR_S

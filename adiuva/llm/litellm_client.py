@@ -21,7 +21,7 @@ from adiuva.llm.base import EmbeddingModel
 from adiuva.llm.capabilities import Feature, Features, messages_for, response_format_for, tools_for
 from adiuva.llm.context_window import listed_window
 from adiuva.llm.endpoint_chat import EndpointChat
-from adiuva.llm.types import ChatRequest, Delta, Reply
+from adiuva.llm.types import ChatRequest, Delta, OnText, Reply
 
 _module: Any = None
 
@@ -78,7 +78,7 @@ class LiteLLMChat(EndpointChat):
         return openai_format.parse_completion(answer.model_dump())
 
     async def _stream_once(
-        self, request: ChatRequest, refused: Features
+        self, request: ChatRequest, refused: Features, on_text: OnText | None = None
     ) -> AsyncGenerator[list[Delta], None]:
         litellm = await _litellm()
         arguments = self._arguments(request, refused) | {"stream": True}

@@ -21,7 +21,7 @@ import structlog
 from adiuva.llm import errors
 from adiuva.llm.context_window import ContextWindow, request_size
 from adiuva.llm.prices import Price, find_price
-from adiuva.llm.types import ChatRequest, Delta, Finish, Reply, Text, ToolCall, Usage
+from adiuva.llm.types import ChatRequest, Delta, Finish, OnText, Reply, Text, ToolCall, Usage
 
 # Of an answer; its own ratio is learnt beside that of requests (adiuva.llm.context_window).
 _FIRST_BYTES_PER_TOKEN: Final = 4.0
@@ -156,12 +156,22 @@ class RequestMeter:
         self._answers = AnswerRatio()
 
     async def stream(
-        self, request: ChatRequest, source: AsyncGenerator[list[Delta], None]
+        self,
+        request: ChatRequest,
+        begin: Callable[[OnText | None], AsyncGenerator[list[Delta], None]],
+        on_text: OnText | None = None,
     ) -> AsyncGenerator[list[Delta], None]:
-        """The deltas of a request that `source` makes once it is asked for the first. Raises BudgetSpent."""
+        """The deltas of a request that `begin` makes, except for text that it gives to the function it is given, which
+        then goes to `on_text`. Raises BudgetSpent."""
         attempt = await self._begin(request)
+
+        def count(text: str) -> None:
+            attempt.size += _bytes_of(text)
+            if on_text is not None:
+                on_text(text)
+
         try:
-            async with aclosing(source):
+            async with aclosing(begin(count if on_text is not None else None)) as source:
                 async for deltas in source:
                     attempt.saw(deltas)
                     yield deltas
@@ -218,7 +228,7 @@ class _Attempt:
         for delta in deltas:
             match delta:
                 case Text(text):
-                    self.size += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+                    self.size += _bytes_of(text)
                 case ToolCall(_, name, arguments):
                     self.size += len(name) + len(arguments)
                 case Finish(_, usage):
@@ -245,6 +255,10 @@ class _Attempt:
         request = self.request
         schema = len(str(request.schema.body)) if request.schema else 0
         return self.window.tokens_of(request_size(request.messages, request.tools) + schema)
+
+
+def _bytes_of(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
 async def count_embedding(model: str, texts: Sequence[str], tokens: int) -> None:

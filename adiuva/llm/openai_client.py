@@ -15,8 +15,9 @@ from adiuva.llm.base import EmbeddingModel
 from adiuva.llm.capabilities import Feature, Features, messages_for, response_format_for, tools_for
 from adiuva.llm.context_window import listed_window, window_in_models, window_in_props
 from adiuva.llm.endpoint_chat import EndpointChat
+from adiuva.llm.streamed_body import Body
 from adiuva.llm.transport import Endpoint
-from adiuva.llm.types import ChatRequest, Delta, Reply, Text
+from adiuva.llm.types import ChatRequest, Delta, OnText, Reply, Text
 
 DEFAULT_BASE = "https://api.openai.com/v1"
 _OPENAI = "api.openai.com"
@@ -48,7 +49,7 @@ class OpenAIChat(EndpointChat):
         )
 
     async def _stream_once(
-        self, request: ChatRequest, refused: Features
+        self, request: ChatRequest, refused: Features, on_text: OnText | None = None
     ) -> AsyncGenerator[list[Delta], None]:
         body = self._body(request, refused)
         if Feature.STREAM not in refused:
@@ -68,16 +69,20 @@ class OpenAIChat(EndpointChat):
                 raise errors.ModelGarbled(
                     "the model's address answers, but not as a model: check the api_base"
                 )
-            lines, deltas = openai_format.EventStreamParser(), openai_format.DeltaAssembler()
-            source = transport.chunks(response, timeout_s)
-            while not deltas.done:
-                piece = await _next_chunk(source, _AFTER_FINISH_TIMEOUT_S if deltas.reason else None)
-                if found := deltas.feed(lines.feed(piece) if piece else lines.close()):
-                    yield found
-                if not piece:
-                    break
-            yield deltas.finish()
-            await _next_chunk(source, _DRAIN_TIMEOUT_S)
+            async with transport.streamed_body(response, timeout_s) as source:
+                answer, goes_on = _StreamedAnswer(), True
+                while goes_on and not answer.deltas.done:
+                    if not answer.deltas.reason:
+                        goes_on = await source.pass_on(answer.take)
+                    elif goes_on := bool(piece := await _late_piece(source, _AFTER_FINISH_TIMEOUT_S)):
+                        answer.take(piece)
+                    if not goes_on:
+                        answer.end()
+                    if text := answer.taken():
+                        yield [Text(text)]
+                        answer.on_text = on_text  # from now on nobody asks another model instead
+                yield answer.deltas.finish()
+                await _late_piece(source, _DRAIN_TIMEOUT_S)
 
     def _body(self, request: ChatRequest, refused: Features) -> dict[str, Any]:
         messages = list(messages_for(request, refused))
@@ -119,16 +124,46 @@ def _deltas_of_whole_answer(raw: bytes) -> list[Delta]:
     return [*([Text(reply.text)] if reply.text else []), *reply.tool_calls, reply.finish_delta]
 
 
-async def _next_chunk(source: AsyncGenerator[bytes, None], within: float | None = None) -> bytes:
-    """The next chunk, or nothing at the end of the stream.
+class _StreamedAnswer:
+    """An answer on its way. `on_text` gets its text as it comes; without it, the text is kept for whoever waits."""
 
-    `within` is given once the answer is complete: then a stream that stays open for so many seconds, breaks or never
-    stops counts as ended.
-    """
-    if within is None:
-        return await anext(source, b"")
+    def __init__(self) -> None:
+        self.deltas = openai_format.DeltaAssembler()
+        self.on_text: OnText | None = None
+        self._lines = openai_format.EventStreamParser()
+        self._kept = ""
+
+    def take(self, piece: bytes) -> bool:
+        """Take a piece of the stream. Returns whether there is something to do beyond showing its text."""
+        deltas = self.deltas
+        text = deltas.text_of(self._lines.feed(piece))
+        if self.on_text is None:
+            self._kept += text
+        elif text:
+            self.on_text(text)
+        return bool(self._kept or deltas.reason or deltas.done)
+
+    def end(self) -> None:
+        self._kept += self.deltas.text_of(self._lines.close())
+
+    def taken(self) -> str:
+        """The text that was kept."""
+        kept, self._kept = self._kept, ""
+        return kept
+
+
+async def _late_piece(source: Body, within_s: float) -> bytes:
+    """The next piece behind the end of an answer. A stream that stays open for so many seconds, breaks or never stops
+    counts as ended then."""
+    pieces: list[bytes] = []
+
+    def take(piece: bytes) -> bool:
+        pieces.append(piece)
+        return True
+
     try:
-        async with asyncio.timeout(within):
-            return await anext(source, b"")
+        async with asyncio.timeout(within_s):
+            await source.pass_on(take)
     except (TimeoutError, aiohttp.ClientError, errors.ModelGarbled):
-        return b""
+        pass
+    return b"".join(pieces)

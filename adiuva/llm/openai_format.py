@@ -54,6 +54,14 @@ class EventStreamParser:
 
     def feed(self, piece: bytes) -> list[bytes]:
         end = piece.rfind(b"\n")
+        if (
+            piece.find(b"\n") == end - 1
+            and end == len(piece) - 1
+            and piece[:5] == b"data:"
+            and not (self._rest or self._data)
+            and end <= MAX_EVENT_BYTES
+        ):
+            return [piece[5:-2].strip()]  # one event, whole, as nearly always
         if end < 0:
             self._rest.append(piece)
             self._check_size(len(piece))
@@ -126,6 +134,16 @@ class DeltaAssembler:
 
     def feed(self, events: list[bytes]) -> list[Delta]:
         """The text in these events as one delta. Raises the error that an error object among them describes."""
+        text = self.text_of(events)
+        return [Text(text)] if text else []
+
+    def feed_chunks(self, chunks: list[Any]) -> list[Delta]:
+        """The same for parsed chunks."""
+        text = self._text_of_chunks(chunks)
+        return [Text(text)] if text else []
+
+    def text_of(self, events: list[bytes]) -> str:
+        """The same as a text, "" without any."""
         chunks: list[Any] = []
         for data in events:
             if data == DONE:
@@ -135,10 +153,9 @@ class DeltaAssembler:
                 chunks.append(orjson.loads(data))
             except orjson.JSONDecodeError:
                 chunks.append(_parse_chunk(data))
-        return self.feed_chunks(chunks)
+        return self._text_of_chunks(chunks)
 
-    def feed_chunks(self, chunks: list[Any]) -> list[Delta]:
-        """The same for parsed chunks."""
+    def _text_of_chunks(self, chunks: list[Any]) -> str:
         texts: list[str] = []
         try:
             for chunk in chunks:
@@ -163,8 +180,7 @@ class DeltaAssembler:
                     self._usage = parse_usage(chunk["usage"])
                 if chunk.get("error"):
                     raise errors.from_error_object(chunk["error"])
-            text = "".join(texts)
-            return [Text(text)] if text else []
+            return "".join(texts)
         except (AttributeError, TypeError, LookupError):
             raise errors.ModelGarbled("the model's stream holds a chunk of an unknown shape") from None
 

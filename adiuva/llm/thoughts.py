@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from adiuva.llm.learnt import LearntFacts
-from adiuva.llm.types import Delta, Finish, Reply, Text
+from adiuva.llm.types import Delta, Finish, OnText, Reply, Text
 
 _OPENING: Final = re.compile(r"\s*<think(?:ing)?>")
 _END: Final = re.compile(r"</think(?:ing)?>\s*")
@@ -91,8 +91,7 @@ class ThoughtFilter:
         shown: list[Delta] = []
         for delta in deltas:
             if isinstance(delta, Text):
-                self.has_text = self.has_text or not delta.text.isspace()
-                if text := self._take(delta.text):
+                if text := self.take(delta.text):
                     shown.append(Text(text))
             else:  # calls and the finish come last
                 if isinstance(delta, Finish) and delta.reason == "length":
@@ -104,12 +103,16 @@ class ThoughtFilter:
                 shown.append(delta)
         return shown
 
-    def _take(self, text: str) -> str:
+    def take(self, text: str) -> str:
+        """The same for a text; "" while it is held."""
         if not self._watches:
             return text
+        self.has_text = self.has_text or not text.isspace()
         if not self._holds:
             window = self._tail + text
-            if "<think" in window:
+            if "<" not in window:
+                pass
+            elif "<think" in window:
                 self._watches = (
                     False  # a thought with a beginning, or a text about one: the sanitizer sees to it
                 )
@@ -128,6 +131,17 @@ class ThoughtFilter:
             self._held.clear()
             return whole[end.end() :]
         return ""
+
+    def then(self, on_text: OnText | None) -> OnText | None:
+        """What takes text and gives what may be shown of it to `on_text`."""
+        if on_text is None:
+            return None
+
+        def show(text: str) -> None:
+            if shown := self.take(text):
+                on_text(shown)
+
+        return show
 
     def _drop_unfinished_thought(self) -> None:
         whole = "".join(self._held)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 from uuid import UUID
@@ -23,6 +23,7 @@ from adiuva.core.per_loop import PerLoop
 from adiuva.llm import errors
 from adiuva.llm.concurrency import AdaptiveLimit
 from adiuva.llm.openai_format import loads
+from adiuva.llm.streamed_body import Body, ReadBody, StreamedBody, StreamingConnector, StreamingProtocol
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BODY_BYTES = 64 * 1024
@@ -53,7 +54,7 @@ class _Connections:
     def session(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=300),
+                connector=StreamingConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=300),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": "adiuva", "Accept-Encoding": "identity"},
             )
@@ -204,6 +205,27 @@ async def chunks(
     finally:
         if watch is not None:
             watch.end()
+
+
+@asynccontextmanager
+async def streamed_body(response: aiohttp.ClientResponse, silence_s: float) -> AsyncIterator[Body]:
+    """The body of an answer that is to be shown as it comes.
+
+    Its readers get TimeoutError when nothing arrives for `silence_s`.
+    """
+    protocol = response.connection.protocol if response.connection is not None else None
+    headers = response.headers
+    is_plain = headers.get("Transfer-Encoding", "").lower() == "chunked" and "Content-Encoding" not in headers
+    if is_plain and isinstance(protocol, StreamingProtocol):
+        body = StreamedBody(protocol, response.content, silence_s=silence_s, max_bytes=MAX_ANSWER_BYTES)
+        try:
+            if body.begin():
+                yield body
+                return
+        finally:
+            body.close()
+    async with aclosing(chunks(response, silence_s)) as pieces:
+        yield ReadBody(pieces)
 
 
 class _SilenceTimer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -98,6 +98,9 @@ class Finish:
 
 
 Delta = Text | ToolCall | Finish
+
+OnText = Callable[[str], None]
+"""Called with text as it arrives. What it raises ends the answer."""
 
 
 @dataclass(frozen=True, slots=True)

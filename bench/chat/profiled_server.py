@@ -136,8 +136,8 @@ def instrument() -> None:
 
         setattr(DeviceLink, name, timed(getattr(DeviceLink, name)))
 
-    async def timed_listen(self: Any, request: Any, refused: Any) -> Any:
-        source = listen(self, request, refused)
+    async def timed_listen(self: Any, *args: Any) -> Any:
+        source = listen(self, *args)
         while True:
             with span("model: waiting for it"):
                 found = await anext(source, None)
@@ -145,7 +145,7 @@ def instrument() -> None:
                 return
             yield found
 
-    OpenAIChat._stream_once = timed_listen  # type: ignore[method-assign]
+    OpenAIChat._stream_once = timed_listen  # type: ignore[method-assign,assignment]
 
 
 def instrument_garbage_collector() -> None:

@@ -318,6 +318,9 @@ class Ear:
     def __init__(self) -> None:
         self.heard: list[StreamFrame] = []
 
+    def push(self, text: bytes) -> bool:
+        return False
+
     async def send_frames(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
         self.heard += entries
         return True

@@ -42,7 +42,15 @@ async def model(provider: Provider) -> AsyncIterator[llm.ChatModel]:
 
 
 async def everything(model: llm.ChatModel, **more: Any) -> list[llm.Delta]:
-    return [delta async for deltas in model.stream(ASK, **more) for delta in deltas]
+    """All deltas, those included whose text went to `on_text`."""
+    found: list[llm.Delta] = []
+
+    def take(text: str) -> None:
+        found.append(llm.Text(text))
+
+    async for deltas in model.stream(ASK, on_text=take, **more):
+        found.extend(deltas)
+    return found
 
 
 def text_of(deltas: list[llm.Delta]) -> str:
@@ -354,6 +362,29 @@ async def test_a_stream_may_be_cut_anywhere_and_lack_its_done_mark(
     deltas = await everything(model)
     assert text_of(deltas) == "Grüße 🐝 an Ada"
     assert isinstance(deltas[-1], llm.Finish) and deltas[-1].reason == "stop"
+
+
+async def test_text_behind_the_first_goes_to_its_taker_whose_error_ends_the_request(
+    provider: Provider, model: llm.ChatModel
+) -> None:
+    class Enough(Exception):
+        pass
+
+    taken: list[str] = []
+
+    def take(text: str) -> None:
+        taken.append(text)
+        if len(taken) == 3:
+            raise Enough
+
+    provider.script(Endless())
+    yielded: list[llm.Delta] = []
+    with pytest.raises(Enough):
+        async for deltas in model.stream(ASK, on_text=take):
+            yielded += deltas
+    assert yielded and len(taken) == 3
+    assert set(text_of(yielded) + "".join(taken)) == set("again and ")
+    assert await asyncio.to_thread(provider.calls[0].gone.wait, 5)
 
 
 async def test_an_endpoint_that_does_not_stream_is_understood(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
 
 import pytest
@@ -26,6 +27,7 @@ class Ear:
         self.name = name
         self.heard: list[StreamFrame] = []
         self.gone = False
+        self.pushed = 0  # of what it heard
         self._room = asyncio.Semaphore(0)
 
     def __eq__(self, other: object) -> bool:
@@ -37,6 +39,15 @@ class Ear:
     def let(self, frames: int) -> None:
         for _ in range(frames):
             self._room.release()
+
+    def push(self, text: bytes) -> bool:
+        if self.gone or self._room.locked():
+            return False
+        with suppress(StopIteration):  # it does not wait
+            self._room.acquire().send(None)
+        self.heard.append(StreamFrame.from_text(text.decode()))
+        self.pushed += 1
+        return True
 
     async def send_frames(self, request_id: str, entries: Sequence[StreamFrame]) -> bool:
         for entry in entries:
@@ -53,9 +64,9 @@ def approval(key: int) -> ApprovalRequest:
     )
 
 
-def frames(entries: Sequence[StreamFrame]) -> list[StreamFrame]:
-    """Without approvals, which are asked again or no more, as they are decided."""
-    return [entry for entry in entries if not isinstance(entry.frame, ApprovalRequest)]
+def frames(entries: Sequence[StreamFrame]) -> list[str]:
+    """Their texts, without approvals, which are asked again or no more, as they are decided."""
+    return [entry.text for entry in entries if not isinstance(entry.frame, ApprovalRequest)]
 
 
 class Streams(RuleBasedStateMachine):
@@ -209,6 +220,9 @@ TestStreams = Streams.TestCase
 class Full(Ear):
     """One that takes everything, and can be waited for."""
 
+    def push(self, text: bytes) -> bool:
+        return False
+
     def __init__(self, name: str, until: int) -> None:
         super().__init__(name)
         self.let(until)
@@ -237,6 +251,27 @@ async def test_a_listener_that_never_takes_anything_delays_nobody() -> None:
         entry.frame.chunk for entry in quick.heard if isinstance(entry.frame, StreamText)
     ) == "".join(map(str, range(5000)))
     stream.unfollow(stuck)
+
+
+async def test_a_listener_that_keeps_up_hears_text_before_any_task_has_run() -> None:
+    stream, ear = Stream("r"), Ear("quick")
+    ear.let(4)
+    stream.follow(ear)
+    stream.start(None)
+    await asyncio.sleep(0.01)
+    stream.write("one")
+    stream.write("two")
+    assert [entry.kind for entry in ear.heard] == ["stream_start", "stream_text", "stream_text"]
+    assert ear.pushed == 2
+    stream.status("Looking")  # waits for the task, and what follows it stays behind it
+    stream.write("three")
+    assert len(ear.heard) == 3
+    await asyncio.sleep(0.01)
+    assert len(ear.heard) == 4, "it has room for one more"
+    ear.let(1)
+    await asyncio.sleep(0.01)
+    assert frames(ear.heard) == frames(stream.entries)
+    stream.unfollow(ear)
 
 
 async def test_a_listener_that_fails_is_forgotten_and_the_others_hear_on() -> None:

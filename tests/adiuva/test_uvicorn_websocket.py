@@ -1,0 +1,117 @@
+"""Frames that are pushed and frames that wait, to readers that are quick, slow and gone; many messages at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from websockets.asyncio.client import ClientConnection, connect
+
+from adiuva.uvicorn_websocket import PushingWebSocket
+
+SIZES = (0, 1, 125, 126, 127, 1000, 65_535, 65_536, 70_000)
+
+
+@asynccontextmanager
+async def served(application: Callable[..., Any]) -> AsyncIterator[str]:
+    options: dict[str, Any] = {"ws": PushingWebSocket, "ws_per_message_deflate": False, "lifespan": "off"}
+    server = uvicorn.Server(uvicorn.Config(application, port=0, log_config=None, **options))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield f"ws://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+def texts(count: int) -> list[str]:
+    chance = random.Random(count)
+    return [
+        f"{number} {'é' if number % 7 else 'x'}".ljust(chance.choice(SIZES), "-") for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+async def test_pushed_frames_arrive_whole_and_in_order_among_those_that_wait(is_slow: bool) -> None:
+    said, pushed, waited = texts(600), 0, 0
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal pushed, waited
+        await receive()
+        assert not send.__self__.push(b"too early")
+        await send({"type": "websocket.accept"})
+        for text in said:
+            if send.__self__.push(text.encode()):
+                pushed += 1
+            else:
+                waited += 1
+                await send({"type": "websocket.send", "text": text})
+        await receive()
+
+    async with served(application) as address, connect(address, compression=None, max_size=None) as socket:
+        if is_slow:
+            await asyncio.sleep(0.5)
+        heard = []
+        for _ in said:
+            heard.append(await socket.recv())
+            if is_slow:
+                await asyncio.sleep(0.001)
+    assert heard == said
+    assert pushed and bool(waited) >= is_slow
+
+
+@pytest.mark.parametrize("end", ["peer", "own", "cut"])
+async def test_nothing_is_pushed_to_who_is_gone(end: str) -> None:
+    ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        if end == "own":
+            await send({"type": "websocket.close", "code": 4000})
+        assert (await receive())["type"] == "websocket.disconnect"
+        ended.set_result(send.__self__.push(b"late"))
+
+    async with served(application) as address, connect(address, compression=None) as socket:
+        if end == "peer":
+            await socket.close()
+        elif end == "cut":
+            socket.transport.abort()
+        async with asyncio.timeout(10):
+            assert await ended is False
+
+
+async def test_a_peer_that_says_more_than_is_taken_is_read_no_further() -> None:
+    go_on, taken, most = asyncio.Event(), [], 0
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal most
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go_on.wait()
+        while (message := await receive())["type"] == "websocket.receive":
+            most = max(most, send.__self__.queue.qsize())
+            taken.append(message["text"])
+
+    async def say(socket: ClientConnection) -> None:
+        for number in range(2000):
+            await socket.send(str(number).ljust(20_000))
+
+    async with served(application) as address, connect(address, compression=None) as socket:
+        saying = asyncio.create_task(say(socket))
+        await asyncio.sleep(0.5)
+        assert not saying.done(), "the connection takes no more"
+        go_on.set()
+        async with asyncio.timeout(60):
+            await saying
+            while len(taken) < 2000:
+                await asyncio.sleep(0.01)
+    assert [int(text) for text in taken] == list(range(2000))
+    assert most < 64
