@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import django
-from channels.routing import ProtocolTypeRouter, URLRouter
-from django.urls import re_path
+from channels.routing import ProtocolTypeRouter
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
 
@@ -20,17 +18,11 @@ django.setup(set_prefix=False)
 from adiuva.body_guard import BodyGuard  # noqa: E402
 from adiuva.body_streams import BodyStreams  # noqa: E402
 from adiuva.http_handler import ThreadedHandler  # noqa: E402
-from chat.routing import websocket_urlpatterns  # noqa: E402
-
-
-async def refuse_websocket(scope: Any, receive: Any, send: Any) -> None:
-    """Refuse any other path before the handshake; the router would raise an error instead."""
-    await send({"type": "websocket.close"})
-
+from chat.routing import serve_websocket  # noqa: E402
 
 application = ProtocolTypeRouter(
     {
         "http": BodyStreams(BodyGuard(ThreadedHandler())),
-        "websocket": URLRouter([*websocket_urlpatterns, re_path("", refuse_websocket)]),  # type: ignore[arg-type]
+        "websocket": serve_websocket,
     }
 )

@@ -128,7 +128,7 @@ async def measure_ours() -> float:
             self.device.user_id = self.device.session_id = uuid4()
             self.device.protocol = 2
             connections.current().register(self.device, pk, 1)
-            self.device._acknowledged.set()
+            self.device._acknowledged = None
 
         async def receive(self, text: str | None) -> None:
             await self.device.receive(text)

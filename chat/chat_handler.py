@@ -63,20 +63,11 @@ class TooManyRequests(AdiuvaError):
 class ChatHandler:
     """Handles chat frames for `socket`, each in a task of its own, and listens to the turns that it asked for.
 
-    The consumer passes on `receive`, `refuse`, `disconnect` and the channel messages in `channel_handlers`.
+    The consumer passes on `receive`, `refuse`, `disconnect` and the channel messages.
     """
 
     def __init__(self, socket: SocketConsumer, device: DeviceHandler) -> None:
         self.socket, self.device = socket, device
-        self.channel_handlers = {
-            "stream": self._on_remote_stream,
-            "stream_over": self._on_remote_stream,
-            "interrupted": self._on_remote_stream,
-            "steer_late": self._on_steer_late,
-            "refused": self._on_refused,
-            "notice": self._on_notice,
-            "turn_started": self._on_turn_started,
-        }
         self._loop = asyncio.get_running_loop()
         self._can_approve = False
         self._requests = self._frames_this_minute = 0
@@ -245,6 +236,20 @@ class ChatHandler:
             chunk = f"\n\n{words}" if request_id in self._answered_with_text else words
             await self.device.send_frame(StreamText(request_id=request_id, chunk=chunk))
         self._answered_with_text.discard(request_id)
+
+    async def channel_message(self, message: dict[str, Any]) -> None:
+        match message["type"]:
+            case "stream" | "stream_over" | "interrupted":
+                await self._on_remote_stream(message)
+            case "steer_late":
+                await self._on_steer_late(message)
+            case "refused":
+                await self._on_refused(message)
+            case "notice":
+                await self._on_notice(message)
+            case "turn_started":
+                await self._on_turn_started(message)
+            # A newer release may send types that this one lacks.
 
     async def _on_remote_stream(self, message: dict[str, Any]) -> None:
         await registry().remote_streams.channel_message(self, message)

@@ -18,7 +18,6 @@ class ClientConsumer(SocketConsumer):
         super().__init__()
         self.device = DeviceHandler(self, schedules.device_connected)
         self.chat = ChatHandler(self, self.device)
-        self._channel_handlers = {**self.device.channel_handlers, **self.chat.channel_handlers}
 
     async def connect(self) -> None:
         await self.device.connect()
@@ -38,9 +37,8 @@ class ClientConsumer(SocketConsumer):
         return self.device.take_message(message)
 
     async def channel_message(self, message: Message) -> None:
-        # A newer release may send types that this one lacks.
-        if (handler := self._channel_handlers.get(message["type"])) is not None:
-            await handler(message)
+        if not await self.device.channel_message(message):
+            await self.chat.channel_message(message)
 
     async def handler_failed(self, error: Exception) -> None:
         await self.device.handler_failed(error)

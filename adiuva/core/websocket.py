@@ -47,7 +47,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         self.push: Callable[[bytes], bool] = _cannot_push
         self._tasks: set[asyncio.Task[object]] = set()
         # Channel messages that wait for the one that is being handled.
-        self._messages: deque[Message] = deque()
+        self._messages: deque[Message] | None = None
         self._handling = False
         self._loop = asyncio.get_running_loop()
 
@@ -90,6 +90,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             return
         try:
             await self._run_handler(self.connect)
+            scope["headers"] = []  # with thousands of sockets they would take their room
             while (message := await receive())["type"] == "websocket.receive":
                 if not self.closing:
                     try:  # not `_run_handler`: this is the hot path
@@ -186,12 +187,14 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         """Close the socket's channel. Returns the messages that had arrived and were not handled."""
         if self.channel_name:
             get_channel_layer().end_channel(self.channel_name)
-        left, self._messages = list(self._messages), deque()
+        left, self._messages = list(self._messages or ()), None
         return left
 
     def _message_arrived(self, message: Message) -> None:
         if not self._handling and self.take_message(message):
             return
+        if self._messages is None:
+            self._messages = deque()
         self._messages.append(message)
         if not self._handling:
             self._handling = True

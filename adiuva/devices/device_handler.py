@@ -76,7 +76,8 @@ class DeviceHandler:
     """Handles the handshake, the hello, pings, tool results and frames of runs for `socket`.
 
     It is the connection (adiuva.devices.connections) through which links reach the device. The consumer passes on
-    `connect`, `receive`, `disconnect` and the channel messages in `channel_handlers`.
+    `connect`, `receive`, `disconnect` and the channel messages. What it holds, thousands of sockets hold: what few of
+    them need is made when they do.
     """
 
     def __init__(self, socket: SocketConsumer, start_waiting_work: StartWaitingWork) -> None:
@@ -91,23 +92,18 @@ class DeviceHandler:
         self.device_id = ""
         self.epoch = 0
         self.protocol = 1
-        self.channel_handlers = {
-            "frame": self._on_frame_message,
-            "bad_frame": self._on_bad_frame_message,
-            "run_over": self._on_run_over_message,
-            "close": self._on_close_message,
-        }
         self._loop = asyncio.get_running_loop()
         self._registry = connections.current()
         self._opened_at = self._heard_at = self._loop.time()
         self._ping_due = self._pinged_at = 0.0
-        self._bad_frames_at: deque[float] = deque(maxlen=_MAX_BAD_FRAMES)
+        self._bad_frames_at: deque[float] | None = None
         # Call id → the reply for its answer, and when it was sent.
         self._calls: dict[str, tuple[Reply, float]] = {}
         # Run id → the reply for its frames.
         self._runs: dict[str, Reply] = {}
         # Other processes find the device as soon as its row is committed, but the first frame it gets is hello_ack.
-        self._acknowledged = asyncio.Event()
+        # None afterwards.
+        self._acknowledged: asyncio.Event | None = asyncio.Event()
 
     # Opening
 
@@ -238,7 +234,9 @@ class DeviceHandler:
                 )
             )
         finally:
-            self._acknowledged.set()
+            if self._acknowledged is not None:
+                self._acknowledged.set()
+                self._acknowledged = None
         # A device that left while its hello was queued may have replaced its own newer connection, which must return.
         code = Close.SUPERSEDED if is_open else Close.RESTARTING
         if older is not None:
@@ -274,6 +272,8 @@ class DeviceHandler:
         """Answer a bad frame with an error frame, or close the socket after too many of them."""
         if bad.code != "unknown_type":
             now = self._loop.time()
+            if self._bad_frames_at is None:
+                self._bad_frames_at = deque(maxlen=_MAX_BAD_FRAMES)
             self._bad_frames_at.append(now)
             if (
                 len(self._bad_frames_at) == _MAX_BAD_FRAMES
@@ -309,7 +309,7 @@ class DeviceHandler:
         )
 
     async def deliver(self, text: str, reply: Reply, *, calls: Sequence[str], run: str | None) -> bool:
-        if not self._acknowledged.is_set():
+        if self._acknowledged is not None:
             await self._acknowledged.wait()
         self._expect(reply, calls, run)
         if await self.socket.send_text(text):
@@ -334,7 +334,7 @@ class DeviceHandler:
 
     def take_message(self, message: Message) -> bool:
         """Handle a channel message at once, if that needs no waiting. Returns whether it did."""
-        if message["type"] != "frame" or not self._acknowledged.is_set() or not self.socket.can_send_now:
+        if message["type"] != "frame" or self._acknowledged is not None or not self.socket.can_send_now:
             return False
         reply, calls = ChannelReply(message["reply"]), message["calls"]
         self._expect(reply, calls, message["run"])
@@ -343,19 +343,25 @@ class DeviceHandler:
             reply.unsent(calls)
         return True
 
+    async def channel_message(self, message: Message) -> bool:
+        """Handle a channel message. Returns False if it is not about the device."""
+        match message["type"]:
+            case "frame":
+                await self._on_frame_message(message)
+            case "bad_frame":
+                await self.refuse(BadFrame(message["code"], message["message"], message["ref"]))
+            case "run_over":
+                self.run_over(message["run"])
+            case "close":
+                await self.socket.close(message["code"])
+            case _:
+                return False
+        return True
+
     async def _on_frame_message(self, message: Message) -> None:
         reply, calls, text = ChannelReply(message["reply"]), message["calls"], message["body"].decode()
         if not await self.deliver(text, reply, calls=calls, run=message["run"]) and calls:
             reply.unsent(calls)
-
-    async def _on_bad_frame_message(self, message: Message) -> None:
-        await self.refuse(BadFrame(message["code"], message["message"], message["ref"]))
-
-    async def _on_run_over_message(self, message: Message) -> None:
-        self.run_over(message["run"])
-
-    async def _on_close_message(self, message: Message) -> None:
-        await self.socket.close(message["code"])
 
     # The timer
 
