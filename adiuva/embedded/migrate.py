@@ -6,6 +6,7 @@ stack's supervisor has started before the database. ADIUVA_DEMO_EMAIL and ADIUVA
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -57,6 +58,7 @@ def main() -> None:
     from django.core.exceptions import ImproperlyConfigured
     from django.db import Error
 
+    gc.set_threshold(100_000, 20, 100)  # it makes thousands of classes: a fifth less CPU
     try:
         django.setup()
         migrate()

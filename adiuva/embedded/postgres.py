@@ -20,9 +20,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import psycopg
-from psycopg import sql
-
 from adiuva.embedded.parent_death import Owner
 from adiuva.embedded.processes import Child, Say, StackError, server_environment, start_server
 
@@ -186,6 +183,8 @@ class Postgres:
 
         pgvector goes into the template, so that test databases have it too.
         """
+        import psycopg  # 0.2 s that `make run` spends while its preloading has begun
+        from psycopg import sql
 
         def url(database: str) -> str:
             return f"postgresql://{_ROLE}:{self._password}@{_LOOPBACK}:{self._port}/{database}"

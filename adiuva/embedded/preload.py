@@ -39,7 +39,6 @@ _LIBRARIES = (
     "httpx",
     "jsonschema",
     "kombu.transport.redis",
-    "langchain_core.language_models.chat_models",
     "langchain_core.tools",
     "langchain_core.utils.function_calling",
     "orjson",
@@ -71,8 +70,8 @@ def main() -> None:
     else:
         forks.show_as("preload")
         _import(_LIBRARIES)
-    gc.collect()
-    gc.freeze()  # its memory stays shared for as long as nothing walks over it
+    # Its memory stays shared while nothing walks over it. To look for garbage first would take 0.3 s and find 2 MB.
+    gc.freeze()
     gc.enable()
     request = forks.serve_parent()
     forget()  # a fork reads variables of its own

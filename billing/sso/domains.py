@@ -5,20 +5,13 @@ A file on a web server would show less: who may publish a page of a domain need 
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Final
 
-import dns.exception
-import dns.nameserver
-import dns.rdatatype
-import dns.resolver
 import structlog
-from django.conf import settings
 
 from adiuva.core.errors import Conflict, Unavailable
 
 _TOTAL_S: Final = 6.0
-_PORT: Final = 53
 _LABEL: Final = "_adiuva"
 _KEY: Final = "adiuva-domain"
 
@@ -48,31 +41,13 @@ def record_of(name: str, token: str) -> tuple[str, str]:
 
 def require_proven(name: str, token: str) -> None:
     """Ask the DNS. Blocks. Raises DomainUnproven, DnsAway."""
+    from billing.sso.dns_texts import NotAnswered, texts_at
+
     place, wanted = record_of(name, token)
     try:
-        answer = _resolver().resolve(place, dns.rdatatype.TXT, search=False, lifetime=_TOTAL_S)
-    except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
-        raise DomainUnproven from None
-    except dns.exception.DNSException as error:
-        log.warning("domain.not_looked_up", reason=type(error).__name__)
+        texts = texts_at(place, within_s=_TOTAL_S)
+    except NotAnswered as error:
+        log.warning("domain.not_looked_up", reason=str(error))
         raise DnsAway from None
-    if not any(b"".join(record.strings) == wanted.encode() for record in answer):
+    if wanted.encode() not in texts:
         raise DomainUnproven
-
-
-def _resolver() -> dns.resolver.Resolver:
-    servers = settings.SSO_DNS
-    resolver = dns.resolver.Resolver(configure=not servers)
-    if servers:
-        resolver.nameservers = [_server(each) for each in servers]
-    resolver.cache = None
-    return resolver
-
-
-def _server(text: str) -> dns.nameserver.Nameserver:
-    """Of `address`, `address:port` or `[address]:port`."""
-    try:
-        return dns.nameserver.Do53Nameserver(str(ipaddress.ip_address(text)), _PORT)
-    except ValueError:
-        address, _, port = text.rpartition(":")
-        return dns.nameserver.Do53Nameserver(str(ipaddress.ip_address(address.strip("[]"))), int(port))
