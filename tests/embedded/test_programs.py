@@ -25,3 +25,15 @@ def test_secrets_go_to_programs_of_the_server_alone(tmp_path: Path, monkeypatch:
         assert knows(name) == {"ADIUVA_KEYS", "ADIUVA_MODEL_API_KEY"}, name
     for name in ("device", "offline-model", "local-embeddings", "stripe-double", "another"):
         assert knows(name) == set(), name
+
+
+def test_where_forks_are_not_safe_each_program_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adiuva.embedded.forks.ARE_SAFE", False)
+    supervisor = Supervisor(say=print)
+    programs = Programs(StateFolder(tmp_path), supervisor)
+    programs.preload_libraries()
+    programs.preload_application()
+    assert supervisor.children == []
+    assert programs.child("web", "-c", "pass").forked_by is None
