@@ -28,6 +28,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from adiuva.accounts.models import User
+from adiuva.core.db import prepared_cursor
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.devices.models import Device
 from agents import runs
@@ -81,7 +82,7 @@ def tick(now: dt.datetime | None = None) -> int:
 def device_connected(*, user_id: uuid.UUID, device_id: str) -> int:
     """A device has connected: start its agents that are due and resume the runs that wait for it. Returns how many."""
     # After a restart thousands connect at once, and most find nothing: that must cost one statement.
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(_PENDING_WORK, {"user": user_id, "device": device_id})
         is_due, waits, undelivered, untold, ends_are_due = cursor.fetchone()
     if ends_are_due:  # of runs that were started from chats: what tells them may need a device
