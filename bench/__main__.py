@@ -51,6 +51,7 @@ class Arguments:
 
 BENCHES: Final = {
     "rest": Arguments(quick=()),
+    "statements": Arguments(quick=()),
     "tool_calls": Arguments(quick=(), full=("34000",)),
     "chat_turn": Arguments(quick=("ours",)),
     "chat_stream": Arguments(quick=("bare",)),

@@ -73,20 +73,8 @@ class UserWithDevice:
         return f"http://127.0.0.1:{port}"
 
     def worker_with(self, model_url: str, at_once: int, **env: str) -> Child:
-        name = f"worker-{uuid4().hex[:8]}"
-        return self.servers.run(
-            name,
-            *(
-                "-m",
-                "celery",
-                "-A",
-                "adiuva",
-                "worker",
-                "--without-mingle",
-                "--without-gossip",
-                "-n",
-                f"{name}@localhost",
-            ),
+        return start_worker(
+            self.servers,
             ADIUVA_MODEL="openai/scripted",
             ADIUVA_MODEL_API_BASE=model_url,
             ADIUVA_MODEL_CONCURRENCY_PER_USER=str(at_once),
@@ -140,6 +128,12 @@ class UserWithDevice:
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
+
+
+def start_worker(servers: BenchServers, **env: str) -> Child:
+    name = f"worker-{uuid4().hex[:8]}"
+    options = ("--without-mingle", "--without-gossip", "-n", f"{name}@localhost")
+    return servers.run(name, "-m", "celery", "-A", "adiuva", "worker", *options, **env)
 
 
 def write(folder: Path, files: int, size: int = 0) -> None:

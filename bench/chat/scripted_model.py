@@ -1,8 +1,9 @@
 """A model that answers at once, or streams words at a steady pace: `python -m bench.chat.scripted_model PORT`.
 
 It is told what to do by the last paragraph of the user's last message: `stream N` streams N words, WORDS_A_S of them a
-second; with `list` in it the model first calls list_tasks; everything else is answered. When each word of a stream was
-sent is told at /times, by the message that asked for it, on the monotonic clock that all processes of a machine share.
+second; with `list` in it the model first calls list_tasks; everything else is answered, and where JSON is asked for,
+with nothing that the memory should keep. When each word of a stream was sent is told at /times, by the message that
+asked for it, on the monotonic clock that all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ TEXT = (
     "offer to the bakery and the two calls that were put off last week."
 )
 WORDS = TEXT.split(" ")
+NOTHING_TO_REMEMBER = '{"operations": []}'
 ANSWER = "You have twenty tasks; the first of them is due on Friday."
 
 
@@ -63,9 +65,10 @@ class Model(asyncio.Protocol):
             elif lines[0].startswith("get"):
                 self._send_body(b"{}", "application/json")
             else:
-                self._answer(orjson.loads(body)["messages"])
+                request = orjson.loads(body)
+                self._answer(request["messages"], wants_json="response_format" in request)
 
-    def _answer(self, messages: list[dict[str, Any]]) -> None:
+    def _answer(self, messages: list[dict[str, Any]], *, wants_json: bool) -> None:
         asked = next(_text(one) for one in reversed(messages) if one["role"] == "user")
         asked = asked.rpartition("\n\n")[2]  # what belongs to the turn comes before the user's message
         if asked.startswith("stream "):
@@ -78,7 +81,8 @@ class Model(asyncio.Protocol):
             self._begin()
             self._transport.write(_chunk(_event({"tool_calls": [call]})) + _end("tool_calls"))
         else:
-            events = [_event({"content": f"{part} "}) for part in ANSWER.split(" ")]
+            answer = NOTHING_TO_REMEMBER if wants_json else ANSWER
+            events = [_event({"content": f"{part} "}) for part in answer.split(" ")]
             self._begin()
             self._transport.write(_chunk(b"".join(events)) + _end("stop"))
 
