@@ -102,7 +102,7 @@ def lease_duration() -> dt.timedelta:
     return dt.timedelta(seconds=settings.RUNS["lease_s"])
 
 
-@transaction.atomic
+@transaction.atomic(savepoint=False)
 def claim(run_id: UUID) -> ClaimedRun | None:
     """Take a queued run. None: another worker has it, it ended, or it is not to be tried again yet."""
     queued = Run.objects.filter(runs.retry_is_due(), pk=run_id, state=Run.State.QUEUED)
@@ -249,7 +249,6 @@ def current_run(claimed: ClaimedRun) -> Run:
     return run
 
 
-@transaction.atomic
 def add_counts(
     claimed: ClaimedRun,
     *,
@@ -263,18 +262,30 @@ def add_counts(
     passed_over: Mapping[str, int] | None = None,
 ) -> None:
     """Add to a run's counts and journal; `passed_over` replaces what was counted so far. `due`: of a dry run, how many
-    sources a real one would read. Raises LeaseLost."""
+    sources a real one would read. One statement if there are no entries. Raises LeaseLost."""
+    added = {
+        "files_seen": seen,
+        "files_done": done,
+        "files_unchanged": unchanged,
+        "files_failed": failed,
+        "sources_due": due,
+    }
+    changes: dict[str, Any] = {name: F(name) + count for name, count in added.items() if count}
+    if phase is not None:
+        changes["phase"] = phase
+    if passed_over is not None:
+        changes["passed_over"] = dict(passed_over)
+    if entries := list(entries):
+        _write_with_entries(claimed, changes, entries)
+    elif changes:
+        claimed.lease.write(**changes)
+
+
+@transaction.atomic
+def _write_with_entries(claimed: ClaimedRun, changes: dict[str, Any], entries: list[JournalEntry]) -> None:
     run = held(claimed)
-    run.set(
-        files_seen=run.files_seen + seen,
-        files_done=run.files_done + done,
-        files_unchanged=run.files_unchanged + unchanged,
-        files_failed=run.files_failed + failed,
-        sources_due=run.sources_due + due,
-        problems=run.problems + count_problems(journal.write(run, entries)),
-        phase=phase or run.phase,
-        passed_over=run.passed_over if passed_over is None else dict(passed_over),
-    )
+    problems = count_problems(journal.write(run, entries))
+    claimed.lease.write(**changes, problems=F("problems") + problems)
 
 
 def add_used(run_id: UUID, uses: Sequence[ModelUse]) -> None:

@@ -197,16 +197,22 @@ class Listing:
                 JournalEntry(EventKind.NOTE, code, source=file.path, key=f"{key} {file.path}")
             )
 
-    @transaction.atomic
     def finish(self) -> list[JournalEntry]:
         """Once all that was due is read: enter copies into the ledger, and count what is gone. Returns what to note."""
+        # A folder in which there is nothing at all may be a drive that is not connected.
+        may_have_gone = bool(self._seen) and self._may_have_gone()
+        if not may_have_gone and not self._copies and not self._missed:
+            return []
+        return self._write_end(may_have_gone=may_have_gone)
+
+    @transaction.atomic
+    def _write_end(self, *, may_have_gone: bool) -> list[JournalEntry]:
         claimed_runs.held_with_agent(self._claimed)
         found = Compared()
         self._enter_copies(found)
         if self._missed:
             Source.objects.filter(agent_id=self._claimed.agent_id, key__in=self._missed).update(missed=0)
-        # A folder in which there is nothing at all may be a drive that is not connected.
-        if self._seen and self._may_have_gone():
+        if may_have_gone:
             self._count_gone()
         return found.entries
 

@@ -84,6 +84,7 @@ class Pipeline:
         self._results = GroupCommit(claimed, meter)
         self._identities: dict[bytes, Identity] = {}  # of documents that are in work
         self._read_before: set[UUID] = set()  # documents with records
+        self._may_wait = True  # records, to be delivered
 
     @property
     def needs_device(self) -> bool:
@@ -142,16 +143,21 @@ class Pipeline:
 
     async def _deliver_waiting(self) -> None:
         """Deliver records that are waiting since an interruption of this run, or of one before it."""
-        while self.device is not None and (
-            waiting := await db.run(
-                outbox.waiting,
-                cipher=self._claimed.cipher,
-                user_id=self._claimed.user_id,
-                run_id=self._claimed.run_id,
-                device=None if self.needs_device else self.device,
+        while (
+            self._may_wait
+            and self.device is not None
+            and (
+                waiting := await db.run(
+                    outbox.waiting,
+                    cipher=self._claimed.cipher,
+                    user_id=self._claimed.user_id,
+                    run_id=self._claimed.run_id,
+                    device=None if self.needs_device else self.device,
+                )
             )
         ):
             await self._deliver(waiting, "")
+        self._may_wait = self.device is None
 
     async def _follow_sources(self) -> None:
         """Bring what changed in the sources to the rows that were found in them."""
@@ -269,6 +275,7 @@ class Pipeline:
         await self.source.settled(document)
         self.found.update(record.table for record in new)
         if new:
+            self._may_wait = True
             await self._deliver(new, document.path)
 
     async def _extraction_failed(

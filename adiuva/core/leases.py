@@ -12,6 +12,7 @@ lease ran out may go on as long as nobody has claimed the row; after that its ne
     lease = found[0].lease(LEASE)
 
     lease.renew()                                   # one UPDATE, now and then while the work lasts
+    lease.write(progress=3)                         # one UPDATE as well
     leases.renew_all(all_of_this_process)           # one UPDATE for all of them, however many
 
     with transaction.atomic():
@@ -100,13 +101,14 @@ class Lease(Generic[M]):
 
     def renew(self, **changes: Any) -> None:
         """Hold the row for `duration` from now on, and write `changes` into it. One UPDATE. Raises LeaseLost."""
-        self._write(lease_until=Now() + self.duration, **changes)
+        self.write(lease_until=Now() + self.duration, **changes)
 
     def release(self, **changes: Any) -> None:
         """Let go of the row, and write `changes` into it. One UPDATE. Raises LeaseLost."""
-        self._write(lease_until=None, fence=F("fence") + 1, **changes)
+        self.write(lease_until=None, fence=F("fence") + 1, **changes)
 
-    def _write(self, **changes: Any) -> None:
+    def write(self, **changes: Any) -> None:
+        """Write `changes` into the row. One UPDATE. Raises LeaseLost."""
         if not self.row.update(**changes):
             raise LeaseLost
 
@@ -165,7 +167,7 @@ def is_over() -> Q:
     return Q(lease_until__lt=Now())
 
 
-@transaction.atomic
+@transaction.atomic(savepoint=False)
 def claim(
     queryset: QuerySet[M], duration: dt.timedelta, *, most: int = 1, skip_locked: bool = True, **changes: Any
 ) -> list[M]:
@@ -178,7 +180,7 @@ def claim(
     return _hand_over(rows, duration, changes)
 
 
-@transaction.atomic
+@transaction.atomic(savepoint=False)
 def reclaim(queryset: QuerySet[M], *, most: int = 500, **changes: Any) -> list[M]:
     """Take rows whose lease ran out from their holders, and write `changes` into them: a SELECT and, if any, an UPDATE.
 
