@@ -150,18 +150,26 @@ class TurnOutcome:
 
 
 # The account is locked first, as its deletion does, so that no message is added between that and the deletion of its
-# conversations.
+# conversations. A message that was sealed for its place is added with it, if the place is the next one.
 _ADVANCE_SQL = """
-WITH owner AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE)
-UPDATE chat_conversation AS conversation SET message_count = message_count + 1, updated_at = now(),
-    has_private = has_private OR NOT %(memory)s, has_foreign = has_foreign OR %(foreign)s,
-    title = COALESCE(title, %(title)s),
-    summary = CASE WHEN %(upto)s > conversation.summary_upto THEN %(summary)s ELSE conversation.summary END,
-    summary_upto = GREATEST(conversation.summary_upto, %(upto)s)
-FROM owner WHERE conversation.id = %(id)s AND conversation.user_id = owner.id
-RETURNING message_count, title, summary, conversation.summary_upto, conversation.memory, has_private, has_foreign,
-    (SELECT role FROM chat_message AS last
-     WHERE last.conversation_id = conversation.id AND last.seq = conversation.message_count - 1)
+WITH owner AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE),
+advanced AS (
+    UPDATE chat_conversation AS conversation SET message_count = message_count + 1, updated_at = now(),
+        has_private = has_private OR NOT %(memory)s, has_foreign = has_foreign OR %(foreign)s,
+        title = COALESCE(title, %(title)s),
+        summary = CASE WHEN %(upto)s > conversation.summary_upto THEN %(summary)s ELSE conversation.summary END,
+        summary_upto = GREATEST(conversation.summary_upto, %(upto)s)
+    FROM owner WHERE conversation.id = %(id)s AND conversation.user_id = owner.id
+    RETURNING conversation.id, message_count, title, summary, conversation.summary_upto, conversation.memory,
+        has_private, has_foreign
+),
+added AS (
+    INSERT INTO chat_message (id, conversation_id, seq, role, sealed)
+    SELECT %(message)s::uuid, id, message_count, %(role)s, %(sealed)s::bytea FROM advanced WHERE message_count = %(seq)s
+)
+SELECT message_count, title, summary, summary_upto, memory, has_private, has_foreign,
+    (SELECT role FROM chat_message AS last WHERE last.conversation_id = advanced.id AND last.seq = message_count - 1)
+FROM advanced
 """
 
 _INSERT_MESSAGE_SQL = """
@@ -188,19 +196,32 @@ class ConversationState(NamedTuple):
     last_role: str | None
 
 
+class _PlacedMessage(NamedTuple):
+    """A message for a certain place in its conversation."""
+
+    seq: int
+    role: Message.Role
+    body: dict[str, Any]
+
+
 def append_message(
     claimed: ClaimedTurn,
     request: ChatRequest,
     role: Message.Role,
     body: dict[str, Any],
     *,
+    expected: int | None = None,
     title: str | None = None,
     summary: NewSummary | None = None,
     foreign: bool = False,
 ) -> ConversationState | None:
-    """Append a message to the turn's conversation. None if that does not exist, or is not the user's."""
-    state = advance(claimed, request, title=title, summary=summary, foreign=foreign)
-    if state is not None:
+    """Append a message to the turn's conversation. None if that does not exist, or is not the user's.
+
+    One statement if it gets the place that is `expected`, else two.
+    """
+    message = None if expected is None else _PlacedMessage(expected, role, body)
+    state = advance(claimed, request, message=message, title=title, summary=summary, foreign=foreign)
+    if state is not None and state.seq != expected:
         insert_message(claimed, state.seq, role, body)
     return state
 
@@ -209,12 +230,20 @@ def advance(
     claimed: ClaimedTurn,
     request: ChatRequest,
     *,
+    message: _PlacedMessage | None = None,
     title: str | None = None,
     summary: NewSummary | None = None,
     foreign: bool = False,
 ) -> ConversationState | None:
-    """Make room for one more message, and lock the conversation. None if it does not exist, or is not the user's."""
+    """Make room for one more message, and lock the conversation. None if it does not exist, or is not the user's.
+
+    `message` is written if its place is the one that there is room for.
+    """
     cipher, conversation_id = claimed.cipher, claimed.conversation_id
+    sealed = None
+    if message is not None:
+        place = (conversation_id, message.seq, message.role)
+        sealed = Message.sealed.seal(cipher, message.body, *place)
     with connection.cursor() as cursor:
         cursor.execute(
             _ADVANCE_SQL,
@@ -228,6 +257,10 @@ def advance(
                 else None,
                 "upto": summary.upto if summary else 0,
                 "foreign": foreign,
+                "message": uuid.uuid4(),
+                "seq": message.seq if message else None,
+                "role": message.role if message else None,
+                "sealed": sealed,
             },
         )
         row = cursor.fetchone()

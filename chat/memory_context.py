@@ -86,16 +86,19 @@ class MemoryContext:
         if not self.enabled:
             return None
         try:
-            vector = await self._vector(self._question())
-            self._recalled = await db.run(
-                recall.recall,
-                user_id=self.user_id,
-                question=self._question(),
-                vector=vector,
-                provider=self.model.provider,
-                limit_tokens=_MAX_RECALL_TOKENS,
-                now=now,
-            )
+            question = self._question()
+            wanted: dict[str, Any] = {
+                "user_id": self.user_id,
+                "question": question,
+                "provider": self.model.provider,
+                "limit_tokens": _MAX_RECALL_TOKENS,
+                "now": now,
+            }
+            found = await db.run(recall.embed_and_recall, **wanted)
+            if found is None:
+                vector = await vector_space.embed_question(question, self.user_id)
+                found = await db.run(recall.recall, vector=vector, **wanted)
+            self._recalled = found
         except Exception as error:
             log_failure("memory.recall_failed", error, user_id=str(self.user_id))
             return None

@@ -147,14 +147,17 @@ def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) 
         if request.origin is not None and not _has_to_tell(request, claimed, result):
             return StoredEnd(_store_untold(request, claimed, result))
         places = []
-        for said in result.steered:
-            placed = append_message(claimed, request, Message.Role.USER, said.body())
+        after = claimed.seq or 0
+        for number, said in enumerate(result.steered, 1):
+            placed = append_message(claimed, request, Message.Role.USER, said.body(), expected=after + number)
             places.append(placed.seq if placed is not None else None)
+        expected = after + len(result.steered) + 1
         state = append_message(
             claimed,
             request,
             Message.Role.ASSISTANT,
             _answer_body(result, places) | ({"origin": request.origin.body()} if request.origin else {}),
+            expected=expected,
             title=title,
             summary=result.summary,
             foreign=bool(result.foreign),
@@ -164,7 +167,6 @@ def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) 
         if not end.ended:
             # The lock on the conversation makes this certain: nobody can say something between here and the commit.
             # What a lost turn was to tell of runs is told by another.
-            expected = (claimed.seq or 0) + len(result.steered) + 1
             if state is not None and (state.seq != expected or request.origin is not None):
                 raise _ConversationWentOn
             _add_late_end(claimed, result)

@@ -79,10 +79,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Leased exchanges, in the order in which they were said, by the labels that the model sees."""
+    """Leased exchanges, in the order in which they were said, by the labels that the model sees.
+
+    `is_last`: no others were unread.
+    """
 
     exchanges: Mapping[str, UnsealedExchange]
     leases: Sequence[Lease[Exchange]]
+    is_last: bool
 
     @property
     def attempt(self) -> int:
@@ -136,6 +140,8 @@ async def extract_facts(user_id: uuid.UUID) -> int:
         except NoSuchUser:
             break
         read += len(batch.exchanges)
+        if batch.is_last:
+            break
     return read
 
 
@@ -183,7 +189,8 @@ def _claim(user_id: uuid.UUID, most_chars: int) -> Batch | None:
         log.error("facts.extraction_abandoned", user_id=str(user_id), exchanges=given_up)
     picked: list[UnsealedExchange] = []
     chars = 0
-    for row in unread.annotate(now=Now())[:_BATCH_EXCHANGES]:
+    rows = list(unread.annotate(now=Now())[: _BATCH_EXCHANGES + 1])
+    for row in rows[:_BATCH_EXCHANGES]:
         if row.lease_until is not None and row.lease_until > row.now:
             break
         row.attempts += 1
@@ -210,6 +217,7 @@ def _claim(user_id: uuid.UUID, most_chars: int) -> Batch | None:
     return Batch(
         {f"e{number}": exchange for number, exchange in enumerate(picked, 1)},
         [row.lease(duration) for row in claimed],
+        is_last=len(picked) == len(rows),
     )
 
 

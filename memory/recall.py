@@ -18,10 +18,10 @@ import structlog
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import SealBroken
 from adiuva.core.db import prepared_cursor
-from memory import entry_content, ranking
+from memory import entry_content, ranking, vector_space
 from memory.models import Entry, Memory, Tier
 from memory.preferences import readable_tiers
-from memory.search import search
+from memory.search import needs_vector, search
 
 # Patterns of less confidence are not recalled.
 MIN_PATTERN_CONFIDENCE: Final = 0.6
@@ -103,6 +103,24 @@ def recall(
     withheld = {Tier(tier) for tier in {row.tier for row in found}} - allowed
     readable = sorted((row for row in found if row.tier in allowed), key=_best_first)
     return RecallResult(_unseal_within(user_id, readable, limit_tokens), withheld)
+
+
+def embed_and_recall(
+    *, user_id: uuid.UUID, question: str, provider: str, limit_tokens: int, now: dt.datetime
+) -> RecallResult | None:
+    """The same with the question's vector. None if that takes a request to the embedding model, which pays only for a
+    user who has entries that it may read."""
+    vector = vector_space.embed_now(question, user_id)
+    if vector is None and needs_vector(user_id):
+        return None
+    return recall(
+        user_id=user_id,
+        question=question,
+        vector=vector,
+        provider=provider,
+        limit_tokens=limit_tokens,
+        now=now,
+    )
 
 
 def search_for_model(

@@ -111,6 +111,12 @@ WHERE user_id = %(user)s AND lease_until > now() AND channel <> ALL(%(not_at)s::
 ORDER BY last_seen DESC LIMIT 1
 """
 
+_CHANNELS = """
+SELECT device.id, channel
+FROM devices_device AS device JOIN devices_process AS process ON process.id = device.process_id
+WHERE user_id = %s AND lease_until > now() AND capabilities @> ARRAY[%s]::varchar[]
+"""
+
 
 def has_unknown_zone(hello: DeviceHello) -> bool:
     """Whether a hello names a time zone that the IANA database does not have. What was known of the device stays."""
@@ -197,8 +203,9 @@ def find(*, user_id: uuid.UUID, pk: uuid.UUID | None = None, not_at: Collection[
 
 def channels_with(*, user_id: uuid.UUID, capability: str) -> list[tuple[uuid.UUID, str]]:
     """The user's connected devices with a capability: row id and channel of each."""
-    found = Device.objects.of(user_id).online().filter(capabilities__contains=[capability])
-    return list(found.values_list("pk", "channel"))
+    with prepared_cursor() as cursor:
+        cursor.execute(_CHANNELS, [user_id, capability])
+        return list(cursor.fetchall())
 
 
 @transaction.atomic

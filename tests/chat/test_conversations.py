@@ -413,7 +413,7 @@ def test_a_claim_and_an_end_cost_few_statements(ada: Person) -> None:
         with CaptureQueriesContext(connection) as ending:
             finish_turn(request, turn)
         counts += [sum("SAVEPOINT" not in each["sql"] for each in queries) for queries in (claiming, ending)]
-    assert counts == [2, 1, 5, 3]
+    assert counts == [2, 1, 5, 2]
 
 
 def test_deleting_an_account_leaves_nothing_of_its_chats(ada: Person) -> None:
