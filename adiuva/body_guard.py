@@ -219,6 +219,9 @@ class BodyGuard:
         if not has_body(headers):
             await self._application(scope, receive, send)
             return
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            await _refuse_unclear_end(send)
+            return
         started = False
 
         async def send_and_see(message: dict[str, Any]) -> None:
@@ -236,6 +239,14 @@ class BodyGuard:
             if started:
                 raise
             await refuse(error, headers, receive, send)
+
+
+async def _refuse_unclear_end(send: Send) -> None:
+    """Refuse a body with a length and chunks as well, as the server does what is no request. A proxy that goes by the
+    length would see other requests on this connection than we do (RFC 9112, 6.1)."""
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": b"Invalid HTTP request received."})
 
 
 _REFUSALS: Final = (NotAuthenticated, TooLarge, BodyTimeout)

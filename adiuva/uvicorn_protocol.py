@@ -1,4 +1,9 @@
-"""uvicorn's HTTP protocol, which by itself waits for ever for the headers of a request."""
+"""uvicorn's HTTP protocol, which by itself waits for ever for the headers of a request.
+
+h11 reads the requests. With httptools 0.9 one costs 0.10 ms less CPU, of 1.7 to 3.4; but behind an offer of HTTP/2 it
+loses the body and the next request, takes what follows chunks for headers, asks for no Host, and bounds neither heads
+nor the extensions of chunks.
+"""
 
 from __future__ import annotations
 

@@ -46,6 +46,27 @@ async def answer_to_headers(
 
 
 @both_servers
+async def test_a_body_with_a_length_and_chunks_as_well_is_refused_and_its_connection_closed(
+    web_on: str,
+) -> None:
+    address = urlsplit(web_on)
+    for headers in (
+        ("Content-Length: 4", "Transfer-Encoding: chunked"),
+        (
+            "Transfer-Encoding: chunked",
+            "Content-Length: 4",
+        ),
+    ):
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        lines = ["POST /api/v1/auth/login HTTP/1.1", f"Host: {address.netloc}", *headers, "", "0", "", ""]
+        writer.write("\r\n".join(lines).encode() + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(20):
+            answered = await reader.read()
+        assert answered.startswith(b"HTTP/1.1 400 ") and answered.count(b"HTTP/1.1 ") == 1
+        writer.close()
+
+
+@both_servers
 async def test_a_large_body_is_refused_from_its_headers(web_on: str, person: Person) -> None:
     for path, most in (
         ("/api/v1/auth/login", 64 * 1024),
