@@ -34,6 +34,9 @@ _REPETITION_CHARS: Final = 1_200
 _LONG_REPETITION_CHARS: Final = 8_000
 _LONG_TIMES: Final = 4
 _LONG_PASSAGE_ENDING: Final = 100
+_PASSAGE_ENDING: Final = 8
+_LEAST_PASSAGE: Final = 8
+_LEAST_LETTERS: Final = 8
 _REPETITION_CHECK_CHARS: Final = 300
 _THOUGHT: Final = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
 _UNOPENED_THOUGHT: Final = re.compile(r"\A(?:(?!<think(?:ing)?>).)*</think(?:ing)?>", re.DOTALL)
@@ -203,16 +206,17 @@ async def _stream_answer(
         context.count_model_call()
     texts: list[str] = []
     calls: list[llm.ToolCall] = []
-    ended_by, size, check_at = "", 0, _SHORT_REPETITION_CHARS
+    ended_by, unchecked, tail, looked_through = "", 0, "", 0
 
     def take(text: str) -> None:
-        nonlocal size, check_at
+        nonlocal unchecked, tail, looked_through
         texts.append(text)
         hooks.on_text(text)
-        size += len(text)
-        if size >= check_at:
-            check_at = size + _REPETITION_CHECK_CHARS
-            if _repeats("".join(texts)):
+        unchecked += len(text)
+        if unchecked >= _REPETITION_CHECK_CHARS:
+            tail = (tail + "".join(texts[looked_through:]))[-_LONG_REPETITION_CHARS:]
+            unchecked, looked_through = 0, len(texts)
+            if _repeats(tail):
                 raise LimitReached("answer_repeats")
 
     # Closed at once, also when `take` raises, so that the request to the model ends.
@@ -264,14 +268,21 @@ def _repeats(text: str) -> bool:
 
 
 def _ends_in_repetition(text: str, chars: int, times: int) -> bool:
+    """The length of a passage is found by where its ending was before."""
     tail = text[-chars:]
-    if len(tail) < chars or len(set(tail)) < 8:
+    if len(tail) < chars:
         return False
-    return any(tail[size:] == tail[:-size] for size in range(8, chars // times + 1))
+    ending, place = tail[-_PASSAGE_ENDING:], chars - _PASSAGE_ENDING
+    first = place - chars // times
+    while (place := tail.rfind(ending, first, place + _PASSAGE_ENDING - 1)) >= 0:
+        size = chars - _PASSAGE_ENDING - place
+        if size >= _LEAST_PASSAGE and tail[size:] == tail[:-size]:
+            return len(set(tail)) >= _LEAST_LETTERS
+    return False
 
 
 def _ends_in_long_repetition(text: str) -> bool:
-    """The same for passages of 200 characters or more, whose length is found by where their ending was before."""
+    """The same for passages of 200 characters or more."""
     ending = text[-_LONG_PASSAGE_ENDING:]
     place = len(text) - _LONG_PASSAGE_ENDING
     while (place := text.rfind(ending, 0, place + _LONG_PASSAGE_ENDING - 1)) >= 0:
@@ -279,6 +290,10 @@ def _ends_in_long_repetition(text: str) -> bool:
         if size * _LONG_TIMES > len(text):
             return False
         tail = text[-size * _LONG_TIMES :]
-        if size >= _REPETITION_CHARS // 6 and tail[size:] == tail[:-size] and len(set(tail)) >= 8:
+        if (
+            size >= _REPETITION_CHARS // 6
+            and tail[size:] == tail[:-size]
+            and len(set(tail)) >= _LEAST_LETTERS
+        ):
             return True
     return False

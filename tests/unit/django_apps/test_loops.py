@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 
 from adiuva import llm
 from adiuva.llm.context_window import ContextWindow
 from adiuva.llm.learnt import LearntFacts
-from chat.agent_loop import OutputHooks, _repeats, run_agent_loop, without_thoughts
+from chat.agent_loop import OutputHooks, _ends_in_repetition, _repeats, run_agent_loop, without_thoughts
 from chat.tool_calls import Assistant
 from chat.turn_context import LimitReached, TurnContext
 
@@ -30,6 +32,24 @@ async def test_the_same_failing_call_ends_the_turn() -> None:
     with pytest.raises(LimitReached) as limit:
         await run_agent_loop(assistant, [AIMessage("")], context, OutputHooks())
     assert (limit.value.code, context.model_calls) == ("same_call_fails", 3)
+
+
+@given(
+    st.text("abcdefghij .", max_size=30),
+    st.text("abcdefghij .", min_size=1, max_size=220),
+    st.integers(1, 130),
+    st.integers(0, 200),
+    st.sampled_from([(1_200, 6), (600, 10)]),
+)
+def test_a_passage_is_found_as_if_all_lengths_were_tried(
+    before: str, passage: str, count: int, left_out: int, form: tuple[int, int]
+) -> None:
+    chars, times = form
+    text = (before + passage * count)[: -left_out or None]
+    tail = text[-chars:]
+    found = len(tail) == chars and len(set(tail)) >= 8
+    found = found and any(tail[size:] == tail[:-size] for size in range(8, chars // times + 1))
+    assert _ends_in_repetition(text, chars, times) == found
 
 
 def test_a_text_that_repeats_itself_is_told_from_one_that_does_not() -> None:
