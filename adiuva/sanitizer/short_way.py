@@ -97,9 +97,9 @@ class ShortWay:
                 state, length = after, 1
         if self._canary is not None and self._canary.search(passed):
             return None
-        if lowered[cut - 1] in _ENDS_OF_BEGUN and BARE_BEGUN.search(passed):
-            return None
-        tail, shown = links.tail, passed
+        tail, shown, begun = links.tail, passed, ""
+        if lowered[cut - 1] in _ENDS_OF_BEGUN and (match := BARE_BEGUN.search(passed)):
+            shown, begun = passed[: match.start()], match[0]
         if tail or links.held:
             if passed[0] not in " \n":
                 return None
@@ -111,8 +111,10 @@ class ShortWay:
                     or tail.endswith(_MEANS_SOMETHING_BEFORE_A_LETTER)
                 ):
                     return None
-                shown, links.held = links.held + passed, ""
-        links.tail, links.has_cut = (tail + shown)[-TAIL_CHARS:], False
+                shown = links.held + shown
+        links.held = begun
+        if shown:
+            links.tail, links.has_cut = (tail + shown)[-TAIL_CHARS:], False
         leaks.state, leaks.length = state, length
         if leaks.just_marked and not passed.isspace():
             leaks.just_marked = False
