@@ -26,10 +26,11 @@ from pathlib import Path
 from types import ModuleType
 
 from adiuva.embedded import parent_death
-from adiuva.embedded.processes import Child
+from adiuva.embedded.processes import Child, StackError, tail
 
 ARE_SAFE = parent_death.HAS_KERNEL_SUPPORT
 _PID_DIGITS, _LENGTH_DIGITS = 10, 8
+_ENDING_S = 2.0
 _HANDED = b"c"  # the byte that goes with a connection that is handed over
 
 
@@ -115,7 +116,17 @@ class ForkServer(Child):
             super().start()
 
     def fork(self, child: Child) -> ForkedProcess:
-        """Raises OSError if this server is gone."""
+        """Raises OSError, with the end of this server's log, if it is gone."""
+        try:
+            return ask(self._connect(), child)
+        except OSError:
+            with suppress(StackError):  # it may be about to end
+                self.wait(within_s=_ENDING_S)
+            raise ConnectionRefusedError(
+                f"{self.name} has ended: {tail(self.log)} (see {self.log})"
+            ) from None
+
+    def _connect(self) -> socket.socket:
         if self._control is None:
             raise ConnectionRefusedError(f"{self.name} was never started")
         ours, theirs = socket.socketpair()
@@ -125,7 +136,7 @@ class ForkServer(Child):
             except OSError:
                 ours.close()
                 raise
-        return ask(ours, child)
+        return ours
 
 
 # ── The server ──────────────────────────────────────────────────────────────────────────────────────────

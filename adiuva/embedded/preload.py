@@ -12,6 +12,8 @@ import os
 import sys
 from collections.abc import Iterable
 
+from django.core.exceptions import ImproperlyConfigured
+
 from adiuva.core.env import forget
 from adiuva.embedded import forks
 
@@ -66,7 +68,10 @@ _APPLICATION = (
 def main() -> None:
     gc.disable()  # what is imported stays
     if sys.argv[1:] == ["django"]:
-        _set_up_application()
+        try:
+            _set_up_application()
+        except ImproperlyConfigured as error:
+            sys.exit(" ".join(str(error).split()))
     else:
         forks.show_as("preload")
         _import(_LIBRARIES)

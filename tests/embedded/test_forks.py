@@ -98,10 +98,24 @@ def test_forks_end_with_their_server_and_come_back_with_it(server: ForkServer) -
     child.stop()
 
 
-def test_without_its_server_nothing_is_forked(server: ForkServer) -> None:
-    server.kill()
-    with pytest.raises(StackError, match="cannot be started"):
-        fork(server, "late", _WAITS)
+def test_each_fork_draws_random_numbers_of_its_own(server: ForkServer) -> None:
+    drawn = set()
+    for name in ("one", "two"):
+        child = fork(server, name, "import random, uuid; print(random.random(), uuid.uuid4())")
+        assert child.wait(within_s=60) == 0
+        drawn |= set(child.log.read_text().split())
+    assert len(drawn) == 4
+
+
+def test_why_a_server_has_ended_is_said_by_what_it_was_to_fork(tmp_path: Path) -> None:
+    script = "import sys; sys.exit('ADIUVA_KEYS must be keys')"
+    server = ForkServer("server", python("-c", script), tmp_path / "server.log")
+    server.start()
+    for _ in range(2):  # while it ends, and after
+        with pytest.raises(StackError) as told:
+            fork(server, "late", _WAITS)
+        expected = f"late cannot be started: server has ended: ADIUVA_KEYS must be keys (see {server.log})"
+        assert told.value.message == expected
 
 
 def test_a_server_with_a_thread_refuses_to_fork(tmp_path: Path) -> None:
