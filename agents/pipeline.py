@@ -212,9 +212,9 @@ class Pipeline:
         A document over which a worker crashed is read while no other of this run is; one over which two crashed, while
         no other such document is in this process. So the next crash shows which document it was.
         """
-        identities = await db.run(ledger.identify, self._claimed, batch)
+        identities, read_before = await db.run(_identify, self._claimed, batch)
         self._identities |= identities
-        self._read_before |= await db.run(found_records.with_records, self._claimed, identities.values())
+        self._read_before |= read_before
         crashes = self._claimed.crash_counts
         for document in [document for document in batch if document.key in crashes]:
             if crashes[document.key] >= settings.RUNS["max_worker_crashes"]:
@@ -291,6 +291,12 @@ class Pipeline:
         is_unavailable = self._failures >= _MAX_MODEL_FAILURES or len(self.unread) >= _MAX_UNREAD
         if is_unavailable and not isinstance(error, llm.BadOutput):
             raise ModelKeepsFailing(error) from None
+
+
+def _identify(claimed: ClaimedRun, batch: list[SourceDocument]) -> tuple[dict[bytes, Identity], set[UUID]]:
+    """What these documents are, by key, and in which of them records were found before."""
+    identities = ledger.identify(claimed, batch)
+    return identities, found_records.with_records(claimed, identities.values())
 
 
 def _entries(document: SourceDocument, extraction: Extraction) -> list[JournalEntry]:

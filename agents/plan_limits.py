@@ -19,6 +19,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from adiuva.accounts.keys import NoSuchUser
+from adiuva.core.db import prepared_value
 from adiuva.core.errors import NotFound
 from agents import schedules
 from agents.models import Agent, AgentType
@@ -30,12 +31,16 @@ log = structlog.get_logger(__name__)
 
 
 def count(user_id: uuid.UUID) -> int:
-    return Agent.objects.of(user_id).count()
+    found: int = prepared_value("SELECT count(*) FROM agents_agent WHERE user_id = %s", user_id)
+    return found
 
 
 def count_running(user_id: uuid.UUID) -> int:
     """Enabled agents that are not held."""
-    return Agent.objects.of(user_id).running().count()
+    found: int = prepared_value(
+        "SELECT count(*) FROM agents_agent WHERE user_id = %s AND enabled AND NOT held_by_plan", user_id
+    )
+    return found
 
 
 def claim_new(agent: Agent) -> None:

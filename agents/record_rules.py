@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Final, Literal
 from zoneinfo import ZoneInfo
 
@@ -118,21 +119,9 @@ class RecordRules:
     zone: ZoneInfo
 
     def schema(self, *, with_known: bool = False) -> dict[str, Any]:
-        """The JSON Schema of an answer. `with_known`: the model is shown what was found in the document before."""
-        properties: dict[str, Any] = {}
-        if with_known:
-            properties["known"] = {
-                "type": "array",
-                "items": _known_item([TABLES[name] for name in self.tables]),
-            }
-        branches = [_branch(TABLES[name]) for name in self.tables]
-        properties["records"] = {"type": "array", "items": {"anyOf": branches}}
-        return {
-            "type": "object",
-            "properties": properties,
-            "required": list(properties),
-            "additionalProperties": False,
-        }
+        """The JSON Schema of an answer. `with_known`: the model is shown what was found in the document before.
+        It is the same object each time."""
+        return _schema(self.tables, with_known)
 
     def check(self, *answers: Any, part: int = 0) -> tuple[list[Record], list[RejectedRecord]]:
         """Sort the values of an answer into records (parents first) and rejected ones. `part`: for their places."""
@@ -287,6 +276,26 @@ def _listed(answers: Sequence[Any], name: str) -> list[Any] | None:
         if isinstance(items, list):
             found = [*(found or []), *items]
     return found
+
+
+@cache
+def _schema(tables: tuple[str, ...], with_known: bool) -> dict[str, Any]:
+    properties: dict[str, Any] = {}
+    if with_known:
+        properties["known"] = {
+            "type": "array",
+            "items": _known_item([TABLES[name] for name in tables]),
+        }
+    properties["records"] = {
+        "type": "array",
+        "items": {"anyOf": [_branch(TABLES[name]) for name in tables]},
+    }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def _table_name(said: Any, tables: Sequence[str]) -> str | None:

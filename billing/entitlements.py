@@ -20,9 +20,10 @@ from django.utils.translation import gettext_noop
 
 from adiuva.accounts.keys import NoSuchUser
 from adiuva.accounts.models import User
+from adiuva.core.db import prepared_cursor
 from adiuva.core.errors import AdiuvaError, Text
 from billing import plans
-from billing.models import Plan, StoredAmount
+from billing.models import Plan
 
 Feature = Literal["agents", "agents_enabled", "providers", "storage_bytes", "backup_bytes", "vectors"]
 Extra = Literal["plugins", "sso"]
@@ -178,7 +179,9 @@ def plan_limits(plan: Plan) -> dict[str, int | bool | None]:
 
 def usage_of(user_id: UUID) -> dict[Feature, int]:
     """How much of each feature the user has."""
-    stored = dict(StoredAmount.objects.filter(user_id=user_id).values_list("kind", "used"))
+    with prepared_cursor() as cursor:
+        cursor.execute("SELECT kind, used FROM billing_storedamount WHERE user_id = %s", [user_id])
+        stored: dict[str, int] = dict(cursor.fetchall())
     counted = {feature: count(user_id) for feature, count in _counts.items()}
     return {feature: counted.get(feature, stored.get(feature, 0)) for feature in FEATURES}
 

@@ -107,6 +107,13 @@ def prepared_cursor() -> CursorWrapper:
     return wrap(_Prepared(connection.connection))  # type: ignore[arg-type]  # Django wraps psycopg's cursors as well
 
 
+def prepared_value(statement: str, *parameters: Any) -> Any:
+    """The one value of a prepared statement's one row."""
+    with prepared_cursor() as cursor:
+        cursor.execute(statement, parameters)
+        return cursor.fetchone()[0]
+
+
 class _Prepared(psycopg.Cursor[Any]):
     def execute(self, query: Any, params: Any = None, **_: Any) -> _Prepared:
         return super().execute(query, params, prepare=True, binary=True)

@@ -19,6 +19,7 @@ from django.db.models import Count, Q, QuerySet
 from django.db.models.functions import Now
 
 from adiuva.core.crypto import UserCipher
+from adiuva.core.db import prepared_cursor
 from adiuva.core.errors import AdiuvaError
 from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
@@ -53,6 +54,16 @@ SET state = said.state, row_id_sealed = said.row_id, row_hash = said.row_hash, s
     sealed = CASE WHEN said.state = 'uncertain' THEN record.sealed END
 FROM unnest(%s::uuid[], %s::text[], %s::bytea[], %s::bytea[]) AS said (id, state, row_id, row_hash)
 WHERE record.id = said.id
+"""
+
+
+# Each part has an index of its states.
+_OUTSTANDING: Final = """
+SELECT source_run, 'waiting', count(*) FROM devices_outboxrecord
+WHERE source_run = ANY(%(runs)s::uuid[]) AND state IN ('waiting', 'sent') GROUP BY source_run
+UNION ALL
+SELECT source_run, 'expired', count(*) FROM devices_outboxrecord
+WHERE source_run = ANY(%(runs)s::uuid[]) AND state = 'expired' GROUP BY source_run
 """
 
 
@@ -248,14 +259,10 @@ def count_undelivered() -> dict[str, int]:
 def count_outstanding(run_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Counter[str]]:
     """For each run, how many records wait for their device ("waiting") and how many have "expired"."""
     found = {run_id: Counter[str]() for run_id in run_ids}
-    open_states = OutboxRecord.objects.waiting(), OutboxRecord.objects.filter(state=State.EXPIRED)
-    waiting, expired = (
-        rows.filter(source_run__in=run_ids).order_by().values_list("source_run", "state")
-        for rows in open_states
-    )
-    each = [rows.annotate(n=Count("pk")) for rows in (waiting, expired)]
-    for run_id, state, count in each[0].union(each[1], all=True):
-        found[run_id]["expired" if state == State.EXPIRED else "waiting"] += count
+    with prepared_cursor() as cursor:
+        cursor.execute(_OUTSTANDING, {"runs": list(run_ids)})
+        for run_id, what, count in cursor.fetchall():
+            found[run_id][what] = count
     return found
 
 
