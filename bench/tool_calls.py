@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import subprocess
 import sys
 import time
@@ -184,7 +183,7 @@ async def measure_bare_socket() -> float:
 
     async with serve(ask, "127.0.0.1", 0, compression=None, ping_interval=None) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        command = [sys.executable, "-m", "bench.tool_calls", "device", f"ws://127.0.0.1:{port}", "-"]
+        command = [sys.executable, "-m", "bench.lean_device", f"ws://127.0.0.1:{port}", "-"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as device:
             seconds = await found
             device.terminate()
@@ -200,12 +199,13 @@ async def measure_over_redis(base: str, web: Child, calls: int) -> None:
 
     signed_in = await db.run(services.register, email=f"{uuid4().hex}@example.com", password="correct horse")
     url = base.replace("http", "ws") + "/api/v1/ws/device"
-    command = [sys.executable, "-m", "bench.tool_calls", "device", url, signed_in.access_token]
+    command = [sys.executable, "-m", "bench.lean_device", url, signed_in.access_token]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as device:
         assert device.stdout is not None
         assert await asyncio.to_thread(device.stdout.readline) == "ready\n"
         row = await db.run(Device.objects.select_related(None).get, session_id__isnull=False)
-        rates, cpus, lost = [], [], 0
+        rates, lost = [], 0
+        cpus: list[dict[str, float]] = []
         async with DeviceLink(row.user_id, row.pk) as link:
 
             async def call() -> None:
@@ -215,48 +215,30 @@ async def measure_over_redis(base: str, web: Child, calls: int) -> None:
 
             await call()
             for _ in range(ROUNDS):
-                before = await cpu_of_all(web)
+                before = await cpu_of_each(web)
                 rates.append(await measure_rate(call, calls))
-                cpus.append((await cpu_of_all(web) - before) / calls * 1e6)
+                after = await cpu_of_each(web)
+                cpus.append({who: (after[who] - before[who]) / calls * 1e6 for who in after})
             one = await measure_latency(call)
         device.terminate()
     plain = await measure_bare_socket()
     way = "from a worker to a device and back"
-    record(f"CPU of a call {way}", cpus, "µs", most=100)
+    record(f"CPU of a call {way}", [sum(each.values()) for each in cpus], "µs", most=100)
+    for who in cpus[0]:
+        record(f"of it {who}", [each[who] for each in cpus], "µs")
     record(f"calls a second {way}", rates, least=LEAST_RATE)
     record(f"lost of {ROUNDS * calls:,}", lost, most=0)
     name = "a bare socket to the same device"
     record(f"one alone, {way}", one * 1000, "ms", beside=plain * 1000, name=name)
 
 
-async def cpu_of_all(web: Child) -> float:
+async def cpu_of_each(web: Child) -> dict[str, float]:
     """CPU seconds so far of this process, of the web process and of Redis."""
     from adiuva.core.redis import sync_redis
 
     seen: Any = await asyncio.to_thread(sync_redis("heartbeat").info, "cpu")
-    return time.process_time() + cpu_s(web) + float(seen["used_cpu_user"]) + float(seen["used_cpu_sys"])
-
-
-async def run_device(url: str, token: str) -> None:
-    """A device that answers at once; runs in a process of its own."""
-    from websockets.asyncio.client import connect
-
-    headers = {"Authorization": f"Bearer {token}"}
-    async with connect(url, additional_headers=headers, compression=None, ping_interval=None) as socket:
-        await socket.send(
-            json.dumps(
-                {"type": "device_hello", "device_id": "bench", "protocol": 2, "capabilities": ["dedupe"]}
-            )
-        )
-        assert orjson.loads(await socket.recv())["type"] == "hello_ack"
-        print("ready", flush=True)
-        async for text in socket:
-            call = orjson.loads(text)
-            if call["type"] == "tool_call":
-                answer = {"type": "tool_result", "id": call["id"], "row": {"id": "1", "title": "x"}}
-                await socket.send(orjson.dumps(answer).decode())
-            elif call["type"] == "ping":
-                await socket.send('{"type":"pong"}')
+    redis = float(seen["used_cpu_user"]) + float(seen["used_cpu_sys"])
+    return {"in the caller": time.process_time(), "in the web process": cpu_s(web), "in Redis": redis}
 
 
 def main(servers: BenchServers, calls: int = CALLS) -> None:
@@ -266,8 +248,5 @@ def main(servers: BenchServers, calls: int = CALLS) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["device"]:
-        asyncio.run(run_device(*sys.argv[2:4]))
-    else:
-        with bench_servers() as started:
-            main(started, *map(int, sys.argv[1:]))
+    with bench_servers() as started:
+        main(started, *map(int, sys.argv[1:]))
