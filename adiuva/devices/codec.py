@@ -72,7 +72,8 @@ def parse_trusted(text: str) -> ServerFrame:
 def dump(frame: Sent | Received, protocol: int = 2) -> str:
     """A frame's text for a peer of this protocol version. Fields without a value are left out."""
     left_out = _newer_fields(type(frame)) if protocol < 2 else None
-    return frame.model_dump_json(exclude_none=True, exclude=left_out)
+    # What `model_dump_json` does, in half the time: it has a dozen options to pass on.
+    return frame.__pydantic_serializer__.to_json(frame, exclude_none=True, exclude=left_out).decode()
 
 
 def is_in_protocol(frame: type[Sent], protocol: int) -> bool:
