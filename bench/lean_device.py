@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-_TEXT = 0x81
+_TEXT, _CLOSE = 0x81, 0x88
 _MASK = b"\0\0\0\0"
 
 
@@ -64,6 +64,9 @@ class LeanDevice(asyncio.Protocol):
         """The text of the frame that begins at a place of the buffer, and where it ends."""
         buffer = self._buffer
         if len(buffer) < at + 4:
+            return None
+        if buffer[at] == _CLOSE:
+            self._transport.close()
             return None
         assert buffer[at] == _TEXT, buffer[at]
         length, start = buffer[at + 1], at + 2
