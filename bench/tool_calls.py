@@ -183,7 +183,7 @@ async def measure_bare_socket() -> float:
 
     async with serve(ask, "127.0.0.1", 0, compression=None, ping_interval=None) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        command = [sys.executable, "-m", "bench.lean_device", f"ws://127.0.0.1:{port}", "-"]
+        command = [sys.executable, "-m", "bench.chat.lean_device", f"ws://127.0.0.1:{port}", "-"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as device:
             seconds = await found
             device.terminate()
@@ -199,7 +199,7 @@ async def measure_over_redis(base: str, web: Child, calls: int) -> None:
 
     signed_in = await db.run(services.register, email=f"{uuid4().hex}@example.com", password="correct horse")
     url = base.replace("http", "ws") + "/api/v1/ws/device"
-    command = [sys.executable, "-m", "bench.lean_device", url, signed_in.access_token]
+    command = [sys.executable, "-m", "bench.chat.lean_device", url, signed_in.access_token]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as device:
         assert device.stdout is not None
         assert await asyncio.to_thread(device.stdout.readline) == "ready\n"
