@@ -1,7 +1,7 @@
 """A device that answers tool calls at once and costs little, so that a bench measures the server and not the device.
 
-`python -m bench.chat.lean_device URL TOKEN` prints "ready" once it has said hello, and runs until it is ended. The WebSocket
-is spoken by hand, for text frames in one piece only; frames are masked with zeros, which RFC 6455 allows.
+`python -m bench.chat.lean_device URL TOKEN` prints "ready" once it has said hello, and runs until it is ended. The
+WebSocket is spoken by hand, for text frames in one piece only; frames are masked with zeros, which RFC 6455 allows.
 """
 
 from __future__ import annotations
