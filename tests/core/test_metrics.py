@@ -91,7 +91,10 @@ def test_the_database_is_asked_by_beat_alone_and_its_silence_is_no_zero(
 ) -> None:
     assert not any(name == "adiuva_store_readable" for name, _ in scrape(port))  # a web process's port
     settings.METRICS_PORT = free_port()
-    metrics.serve(with_store_facts=True, registry=CollectorRegistry())
+    served = CollectorRegistry()
+    metrics.serve(registry=served)
+    for _ in range(2):  # beat in a worker, which serves its own counters already, and beat that started again
+        metrics.serve(with_store_facts=True, registry=served)
     found = scrape(settings.METRICS_PORT)
     assert value(found, "adiuva_store_readable") == 1
     for name in ("adiuva_runs_queued", "adiuva_run_queue_age_seconds", "adiuva_devices_online"):
