@@ -10,7 +10,6 @@ import threading
 from typing import Any, Final
 
 from celery import Celery, bootsteps
-from celery.beat import Service
 from click import Option
 
 from adiuva.core.logging import log_failure
@@ -39,6 +38,8 @@ class BeatThread(bootsteps.StartStopStep):
         self._thread.join(_LONGEST_SLEEP_S * 3)
 
     def _run(self, app: Celery) -> None:
+        from celery.beat import Service  # web processes import this module, too
+
         app.set_current()
         while not self._ending.is_set():
             try:
