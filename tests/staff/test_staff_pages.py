@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from adiuva.accounts.models import User
-from adiuva.devices.models import OutboxRecord
+from adiuva.devices.models import Device, OutboxRecord
 from adiuva.staff import roles, start_page
 from agents import claimed_runs, outcomes
 from agents.journal import EventKind, JournalEntry
@@ -24,7 +26,7 @@ from agents.models import Run
 from chat.models import Turn
 from tests.agents.factories import claim_run, commit_tasks, create_agent, create_device, create_run
 from tests.chat.factories import claim, finish_turn, make_request
-from tests.factories import Person, somebody
+from tests.factories import Person, a_process, somebody
 
 FIND, ACCOUNT = "staff-find", "admin:accounts_user_change"
 
@@ -185,6 +187,22 @@ def test_addresses_are_found_by_any_of_their_words_and_rows_by_their_codes(
         staff.get(reverse("admin:agents_run_changelist"), {"created_at__within": "nonsense"}).status_code
         == 200
     )
+
+
+def test_devices_that_are_connected_are_counted_and_listed_however_long_they_are(
+    staff: Client, ada: Person
+) -> None:
+    long_ago = timezone.now() - timedelta(days=60)
+    here, lost = (
+        Device.objects.create(user_id=ada.id, device_id=name, process=process, last_seen=long_ago)
+        for name, process in [("here", a_process()), ("lost", a_process(timedelta(hours=-1)))]
+    )
+    listed = staff.get(reverse("admin:devices_device_changelist"), {"online": "yes", "q": str(ada.id)})
+    assert [row.pk for row in listed.context["cl"].result_list] == [here.pk]
+    ((online, _, day, *_rest),) = start_page._rows(start_page._ACTIVITY)
+    Device.objects.filter(pk=here.pk).update(process=lost.process)
+    ((online_then, _, day_then, *_rest),) = start_page._rows(start_page._ACTIVITY)
+    assert (online - online_then, day - day_then) == (1, 1)
 
 
 @pytest.mark.parametrize("term", ["\x00", "'", "%", "a" * 10_000, "ä ö", "-", "é@ü", "\\", ":*"])
