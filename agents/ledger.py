@@ -8,12 +8,12 @@ import datetime as dt
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import BooleanField, Case, Q, QuerySet, When
 from django.db.models.functions import Now
 
 from agents import journal
@@ -45,10 +45,30 @@ def needs_reading(claimed: ClaimedRun, sources: Collection[tuple[bytes, bytes]])
 
 def read_sources(claimed: ClaimedRun) -> QuerySet[Source]:
     """Sources of any agent that were read with this configuration, without those whose quarantine is over."""
+    return Source.objects.filter(_is_read(claimed))
+
+
+class KnownSource(NamedTuple):
+    """What the ledger has of a source. `is_read`: with this configuration (`read_sources`); `missed`: in how many
+    listings in a row it was not."""
+
+    content: bytes
+    missed: int
+    is_read: bool
+
+
+def known_sources(claimed: ClaimedRun, keys: Collection[bytes]) -> dict[bytes, KnownSource]:
+    """Those of these sources that the agent's ledger has, by key."""
+    rows = Source.objects.filter(agent_id=claimed.agent_id, key__in=keys)
+    is_read = Case(When(_is_read(claimed), then=True), default=False, output_field=BooleanField())
+    fields = rows.annotate(is_read=is_read).values_list("key", "content_hash", "missed", "is_read")
+    return {bytes(key): KnownSource(bytes(content), missed, read) for key, content, missed, read in fields}
+
+
+def _is_read(claimed: ClaimedRun) -> Q:
     quarantine = dt.timedelta(seconds=settings.RUNS["quarantine_s"])
-    return Source.objects.filter(config_version=claimed.config_version).exclude(
-        outcome=Source.Outcome.POISON, updated_at__lt=Now() - quarantine
-    )
+    is_over = Q(outcome=Source.Outcome.POISON, updated_at__lt=Now() - quarantine)
+    return Q(config_version=claimed.config_version) & ~is_over
 
 
 def identify(claimed: ClaimedRun, documents: Sequence[SourceDocument]) -> dict[bytes, Identity]:

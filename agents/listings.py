@@ -85,29 +85,22 @@ class Listing:
     def compare(self, files: Sequence[ListedFile], *, last: bool) -> Compared:
         """Sort a piece of the list. `last`: nothing follows, so files that waited are sorted too."""
         found = Compared()
-        mine = {
-            bytes(row.key): row
-            for row in Source.objects.filter(
-                agent_id=self._claimed.agent_id, key__in=[file.key for file in files]
-            ).only("key", "missed", "content_hash")
-        }
-        due = ledger.needs_reading(self._claimed, [(file.key, file.content_hash) for file in files])
+        mine = ledger.known_sources(self._claimed, [file.key for file in files])
         self._seen.update((file.key, file.content_key) for file in files)
         self._is_new = self._is_new or len(mine) < len(files)
         self._missed.update(key for key, row in mine.items() if row.missed)
         new = []
-        for file, is_due in zip(files, due, strict=True):
-            if not is_due:
-                found.unchanged += 1
-            elif file.key in mine and bytes(mine[file.key].content_hash) != file.content_key:
+        for file in files:
+            row = mine.get(file.key)
+            if row is not None and row.content != file.content_key:
                 self._contents.add(file.content_key)
                 self._changed.append(file)
-            elif file.key in mine or file.is_empty:
+            elif row is not None and row.is_read:
+                found.unchanged += 1
+            elif row is not None or file.is_empty:
                 self._read(file, found)
-            else:
-                new.append(
-                    file
-                )  # after those that are known, because it may be a copy of one that has changed
+            else:  # after those that are known, because it may be a copy of one that has changed
+                new.append(file)
         known = set(
             map(
                 bytes,
