@@ -124,6 +124,8 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         if self.closing:
             return False
         if not self._waiting_sends:
+            if self.push(text.encode()):
+                return True
             self.sending_since = self._loop.time()
         self._waiting_sends += 1
         try:
@@ -135,24 +137,6 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             self._waiting_sends -= 1
             self.sending_since = self._loop.time() if self._waiting_sends else 0.0
         return True
-
-    @property
-    def can_send_now(self) -> bool:
-        """Whether a frame can be sent without waiting. It is known of uvicorn's connections alone."""
-        writable = getattr(getattr(self._asgi_send, "__self__", None), "writable", None)
-        return writable is not None and not self.closing and writable.is_set()
-
-    def send_now(self, text: str) -> bool:
-        """Send one frame without a task. Only where `can_send_now`; False if the peer is gone."""
-        sending = self._asgi_send({"type": "websocket.send", "text": text}).__await__()
-        try:
-            next(sending)
-        except StopIteration:
-            return True
-        except (OSError, RuntimeError):
-            log.info("socket.send_failed", channel=self.channel_name)
-            return False
-        raise RuntimeError("a connection that was writable is not")
 
     async def close(self, code: int) -> None:
         if self.closing:

@@ -317,7 +317,8 @@ class DeviceHandler:
         self._expect(reply, calls, run)
         if await self.socket.send_text(text):
             return True
-        self._forget_calls(calls)
+        for call in calls:
+            self._calls.pop(call, None)
         return False
 
     def _expect(self, reply: Reply, calls: Sequence[str], run: str | None) -> None:
@@ -328,10 +329,6 @@ class DeviceHandler:
         if run is not None:
             self._runs[run] = reply
 
-    def _forget_calls(self, calls: Sequence[str]) -> None:
-        for call in calls:
-            self._calls.pop(call, None)
-
     def run_over(self, run: str) -> None:
         self._runs.pop(run, None)
 
@@ -341,14 +338,11 @@ class DeviceHandler:
             message["type"] != "frame"
             or len(message["body"]) > _MAX_AT_ONCE_BYTES
             or self._acknowledged is not None
-            or not self.socket.can_send_now
+            or self.socket.closing
+            or not self.socket.push(message["body"])
         ):
             return False
-        reply, calls = ChannelReply(message["reply"]), message["calls"]
-        self._expect(reply, calls, message["run"])
-        if not self.socket.send_now(message["body"].decode()):
-            self._forget_calls(calls)
-            reply.unsent(calls)
+        self._expect(ChannelReply(message["reply"]), message["calls"], message["run"])
         return True
 
     async def channel_message(self, message: Message) -> bool:
