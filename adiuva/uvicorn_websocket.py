@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -14,6 +15,8 @@ _EIGHT_BYTES: Final = 127
 # Reading goes on while fewer messages wait for the application than this, and none larger than this.
 _MOST_WAITING: Final = 16
 _LARGE_BYTES: Final = 64 * 1024
+# Frames that are to be sent soon are kept up to this size; then they are sent now.
+_KEPT_BYTES: Final = 16 * 1024
 
 
 class PushingWebSocket(WebSocketsSansIOProtocol):
@@ -21,6 +24,9 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
 
     # As `writable`, without a call to look.
     _takes_more = True
+    # Frames that are to be sent soon, and their size; a tuple while there are none.
+    _kept: Sequence[bytes] = ()
+    _kept_bytes = 0
 
     def pause_writing(self) -> None:
         self._takes_more = False
@@ -32,24 +38,50 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
 
     def push(self, text: bytes) -> bool:
         """Send a text frame now. False if that is not possible: nothing was sent, and `send` waits or says why."""
-        if (
+        if not self._can_push():
+            return False
+        if self._kept:
+            self._send_kept()
+        self.transport.write(_head(len(text)) + text)
+        return True
+
+    def push_soon(self, text: bytes) -> bool:
+        """The same in this turn of the loop, together with whatever else it sends in this way: one call of the system
+        for a burst."""
+        if not self._can_push():
+            return False
+        if not self._kept:
+            self._kept = []
+            self.loop.call_soon(self._send_kept)
+        self._kept += (_head(len(text)), text)  # type: ignore[operator]  # it is a list
+        self._kept_bytes += len(text)
+        if self._kept_bytes > _KEPT_BYTES:
+            self._send_kept()
+        return True
+
+    def _can_push(self) -> bool:
+        return not (
             not self._takes_more
             or not self.handshake_complete
             or self.close_sent
             or self.disconnected
             or self.conn.extensions  # they would change the frame
             or self.transport.is_closing()
-        ):
-            return False
-        size = len(text)
-        if size <= _MAX_SHORT:
-            head = bytes((_TEXT, size))
-        elif size < 1 << 16:
-            head = bytes((_TEXT, _TWO_BYTES)) + size.to_bytes(2, "big")
-        else:
-            head = bytes((_TEXT, _EIGHT_BYTES)) + size.to_bytes(8, "big")
-        self.transport.write(head + text)
-        return True
+        )
+
+    def _send_kept(self) -> None:
+        kept, self._kept, self._kept_bytes = self._kept, (), 0
+        if kept and not self.close_sent and not self.transport.is_closing():
+            self.transport.write(b"".join(kept))
+
+    async def send(self, message: Any) -> None:
+        if self._kept:
+            self._send_kept()  # what was pushed comes first
+        await super().send(message)
+
+    def shutdown(self) -> None:
+        self._send_kept()
+        super().shutdown()
 
     def send_receive_event_to_app(self) -> None:
         """Hand a message to the application. uvicorn would stop reading after each one, and go on when it is taken."""
@@ -61,3 +93,11 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
         if is_full and not was_paused and not self.close_sent and not self.transport.is_closing():
             self.read_paused = True
             self.transport.pause_reading()
+
+
+def _head(size: int) -> bytes:
+    if size <= _MAX_SHORT:
+        return bytes((_TEXT, size))
+    if size < 1 << 16:
+        return bytes((_TEXT, _TWO_BYTES)) + size.to_bytes(2, "big")
+    return bytes((_TEXT, _EIGHT_BYTES)) + size.to_bytes(8, "big")

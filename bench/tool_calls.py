@@ -11,11 +11,12 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
 import orjson
+import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
 from adiuva.embedded.processes import Child
@@ -30,34 +31,80 @@ LEAST_RATE = 9_800  # three times the rate with which this began
 Call = Callable[[], Awaitable[Any]]
 
 
+HELLO = {"type": "device_hello", "device_id": "bench", "protocol": 2, "capabilities": ["dedupe"]}
+
+
 class InProcessDevice:
     """The other end of an ASGI socket, in process: it answers each tool call at once."""
 
     def __init__(self, app: Any) -> None:
         self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.inbox.put_nowait({"type": "websocket.connect"})
+        self.inbox.put_nowait({"type": "websocket.receive", "text": orjson.dumps(HELLO).decode()})
         scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b"", "subprotocols": []}
         self.task = asyncio.create_task(app(scope, self.inbox.get, self.send))
-        self.accepted = asyncio.Event()
+        self.greeted = asyncio.Event()
 
     async def send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "websocket.accept":
-            self.accepted.set()
-        elif message["type"] == "websocket.send":
-            call = orjson.loads(message["text"])
-            answer = {"type": "tool_result", "id": call["id"], "row": {"id": "1", "title": "x"}}
-            self.inbox.put_nowait({"type": "websocket.receive", "text": orjson.dumps(answer).decode()})
+        if message["type"] != "websocket.send":
+            return
+        call = orjson.loads(message["text"])
+        if call["type"] == "hello_ack":
+            self.greeted.set()
+            return
+        answer = {"type": "tool_result", "id": call["id"], "row": {"id": "1", "title": "x"}}
+        self.inbox.put_nowait({"type": "websocket.receive", "text": orjson.dumps(answer).decode()})
 
     async def ready(self) -> None:
-        """Wait until the socket is accepted; raise what ended the application instead."""
-        accepted = asyncio.create_task(self.accepted.wait())
-        await asyncio.wait({accepted, self.task}, return_when=asyncio.FIRST_COMPLETED)
+        """Wait until the hello is acknowledged; raise what ended the application instead."""
+        greeted = asyncio.create_task(self.greeted.wait())
+        await asyncio.wait({greeted, self.task}, return_when=asyncio.FIRST_COMPLETED)
         if self.task.done():
             self.task.result()
 
     async def end(self) -> None:
         self.inbox.put_nowait({"type": "websocket.disconnect", "code": 1000})
         await self.task
+
+
+@contextlib.asynccontextmanager
+async def in_process(app: Any, _: Any) -> AsyncIterator[None]:
+    """A device without a server in between."""
+    device = InProcessDevice(app)
+    await device.ready()
+    yield
+    await device.end()
+
+
+@contextlib.asynccontextmanager
+async def behind_uvicorn(app: Any, protocol: Any) -> AsyncIterator[None]:
+    """A device in a process of its own, at a uvicorn in this one."""
+    config = uvicorn.Config(
+        app,
+        port=0,
+        ws=protocol,
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+        lifespan="off",
+        log_config=None,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    command = [sys.executable, "-m", "bench.chat.lean_device", f"ws://127.0.0.1:{port}/ws", "-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as device:
+        assert device.stdout is not None
+        assert await asyncio.to_thread(device.stdout.readline) == "ready\n"
+        yield
+        device.terminate()
+    server.should_exit = True
+    await serving
+
+
+Connected = Callable[[Any, Any], contextlib.AbstractAsyncContextManager[None]]
+Measure = Callable[[Call], Awaitable[float]]
 
 
 async def measure_rate(call: Call, calls: int = CALLS) -> float:
@@ -72,7 +119,14 @@ async def measure_rate(call: Call, calls: int = CALLS) -> float:
     return calls / watch.wall
 
 
-async def measure_fastapi() -> float:
+async def measure_cpu(call: Call) -> float:
+    """µs of this process for a call, with AT_ONCE concurrent callers."""
+    with Stopwatch() as watch:
+        await measure_rate(call)
+    return watch.cpu / CALLS * 1e6
+
+
+async def measure_fastapi(connected: Connected, measure: Measure) -> float:
     """The plain implementation: JSON both ways, a future for each call."""
     app = FastAPI()
     waiting: dict[str, asyncio.Future[Any]] = {}
@@ -81,6 +135,8 @@ async def measure_fastapi() -> float:
     @app.websocket("/ws")
     async def ws(socket: WebSocket) -> None:
         await socket.accept()
+        await socket.receive_json()
+        await socket.send_json({"type": "hello_ack"})
         sockets.put_nowait(socket)
         with contextlib.suppress(WebSocketDisconnect):
             while True:
@@ -96,15 +152,12 @@ async def measure_fastapi() -> float:
         )
         return await asyncio.wait_for(future, 30)
 
-    device = InProcessDevice(app)
-    await device.ready()
-    socket = await sockets.get()
-    found = await measure_rate(call)
-    await device.end()
-    return found
+    async with connected(app, "websockets-sansio"):
+        socket = await sockets.get()
+        return await measure(call)
 
 
-async def measure_ours() -> float:
+async def measure_ours(connected: Connected, measure: Measure) -> float:
     """The product's consumer and link: typed, checked frames both ways, with all bookkeeping."""
     from adiuva.core.websocket import SocketConsumer
     from adiuva.devices import connections
@@ -112,11 +165,12 @@ async def measure_ours() -> float:
     from adiuva.devices.device_handler import DeviceHandler
     from adiuva.devices.link import DeviceLink
     from adiuva.devices.presence import Target
+    from adiuva.uvicorn_websocket import PushingWebSocket
 
     pk = uuid4()
 
     class Registered(SocketConsumer):
-        """A device's socket that is registered as if it had said hello."""
+        """A device's socket that is registered without the database once it says hello."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -125,32 +179,38 @@ async def measure_ours() -> float:
         async def connect(self) -> None:
             await self.accept()
             self.device.user_id = self.device.session_id = uuid4()
+
+        async def receive(self, text: str | None) -> None:
+            if self.device.pk is not None:
+                await self.device.receive(text)
+                return
             self.device.protocol = 2
             connections.current().register(self.device, pk, 1)
             self.device._acknowledged = None
-
-        async def receive(self, text: str | None) -> None:
-            await self.device.receive(text)
+            await self.send_text('{"type":"hello_ack"}')
 
         async def disconnect(self) -> None:
             self.device.unregister()
 
-    device = InProcessDevice(Registered.as_asgi())
-    await device.ready()
-    async with DeviceLink(uuid4(), pk) as link:
+    async with connected(Registered.as_asgi(), PushingWebSocket), DeviceLink(uuid4(), pk) as link:
         link.current_target = Target(pk, "bench", 1, "", 2, frozenset({"dedupe", "batch"}))
-        found = await measure_rate(lambda: link.call(new_call("get", "tasks", data={"id": "1"})))
-    await device.end()
-    return found
+        return await measure(lambda: link.call(new_call("get", "tasks", data={"id": "1"})))
 
 
 async def measure_in_process() -> None:
-    fastapi_rates, adiuva_rates = [], []
+    rates: list[tuple[float, float]] = []
+    cpus: list[tuple[float, float]] = []
     for _ in range(ROUNDS):  # by turns, so that both see the same machine
-        fastapi_rates.append(await measure_fastapi())
-        adiuva_rates.append(await measure_ours())
-    what, peer = "calls a second in one process", "FastAPI's socket with futures"
-    record(what, adiuva_rates, beside=fastapi_rates, name=peer, ratio_least=1.5)
+        for found, connected, measure in (
+            (rates, in_process, measure_rate),
+            (cpus, behind_uvicorn, measure_cpu),
+        ):
+            found.append((await measure_fastapi(connected, measure), await measure_ours(connected, measure)))
+    peer = "FastAPI's socket with futures"
+    theirs, ours = zip(*rates, strict=True)
+    record("calls a second in one process", ours, beside=theirs, name=peer, ratio_least=1.5)
+    theirs, ours = zip(*cpus, strict=True)
+    record("CPU of a call behind uvicorn", ours, "µs", beside=theirs, name=peer, ratio_most=0.67)
 
 
 async def measure_latency(call: Call) -> float:

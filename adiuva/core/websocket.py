@@ -45,6 +45,8 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         # Sends the text of a frame at once, where the server can. False if nothing was sent: `send_text` waits until it
         # can be, or says that the peer is gone.
         self.push: Callable[[bytes], bool] = _cannot_push
+        # The same, with what else is sent in this way in this turn of the loop.
+        self.push_soon: Callable[[bytes], bool] = _cannot_push
         self._tasks: set[asyncio.Task[object]] = set()
         # Channel messages that wait for the one that is being handled.
         self._messages: deque[Message] | None = None
@@ -85,7 +87,9 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
         self.scope, self._asgi_send = scope, send
-        self.push = getattr(getattr(send, "__self__", None), "push", _cannot_push)
+        server = getattr(send, "__self__", None)
+        self.push = getattr(server, "push", _cannot_push)
+        self.push_soon = getattr(server, "push_soon", _cannot_push)
         if (await receive())["type"] != "websocket.connect":
             return
         try:

@@ -315,7 +315,7 @@ class DeviceHandler:
         if self._acknowledged is not None:
             await self._acknowledged.wait()
         self._expect(reply, calls, run)
-        if await self.socket.send_text(text):
+        if self.socket.push_soon(text.encode()) or await self.socket.send_text(text):
             return True
         for call in calls:
             self._calls.pop(call, None)
@@ -339,7 +339,7 @@ class DeviceHandler:
             or len(message["body"]) > _MAX_AT_ONCE_BYTES
             or self._acknowledged is not None
             or self.socket.closing
-            or not self.socket.push(message["body"])
+            or not self.socket.push_soon(message["body"])
         ):
             return False
         self._expect(ChannelReply(message["reply"]), message["calls"], message["run"])

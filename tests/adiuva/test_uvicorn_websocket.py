@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from adiuva.uvicorn_websocket import PushingWebSocket
 
@@ -45,10 +46,11 @@ async def test_pushed_frames_arrive_whole_and_in_order_among_those_that_wait(is_
     async def application(scope: Any, receive: Any, send: Any) -> None:
         nonlocal pushed, waited
         await receive()
-        assert not send.__self__.push(b"too early")
+        assert not send.__self__.push(b"too early") and not send.__self__.push_soon(b"too early")
         await send({"type": "websocket.accept"})
+        ways = (send.__self__.push, send.__self__.push_soon, lambda _: False)
         for text in said:
-            if send.__self__.push(text.encode()):
+            if random.choice(ways)(text.encode()):
                 pushed += 1
             else:
                 waited += 1
@@ -67,6 +69,46 @@ async def test_pushed_frames_arrive_whole_and_in_order_among_those_that_wait(is_
     assert pushed and bool(waited) >= is_slow
 
 
+async def test_what_is_to_be_sent_soon_is_sent_at_once_and_before_a_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = [str(number).ljust(100, "-") for number in range(400)]
+    writes: list[int] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        transport = send.__self__.transport
+        write = transport.write
+        monkeypatch.setattr(
+            send.__self__,
+            "transport",
+            _Transport(transport, lambda data: (writes.append(len(data)), write(data))),
+        )
+        for text in said[:100]:
+            assert send.__self__.push_soon(text.encode())
+        await asyncio.sleep(0)
+        for text in said[100:]:
+            assert send.__self__.push_soon(text.encode())
+        await send({"type": "websocket.close", "code": 4000})
+
+    async with served(application) as address, connect(address, compression=None) as socket:
+        assert [await socket.recv() for _ in said] == said
+        with pytest.raises(ConnectionClosed):
+            await socket.recv()
+    assert len(writes) == 4, "a burst; another, of which the first 16 KiB did not wait; and the close"
+
+
+class _Transport:
+    """A transport whose writes are seen."""
+
+    def __init__(self, transport: asyncio.Transport, write: Callable[[bytes], Any]) -> None:
+        self._transport, self.write = transport, write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 @pytest.mark.parametrize("end", ["peer", "own", "cut"])
 async def test_nothing_is_pushed_to_who_is_gone(end: str) -> None:
     ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -77,7 +119,7 @@ async def test_nothing_is_pushed_to_who_is_gone(end: str) -> None:
         if end == "own":
             await send({"type": "websocket.close", "code": 4000})
         assert (await receive())["type"] == "websocket.disconnect"
-        ended.set_result(send.__self__.push(b"late"))
+        ended.set_result(send.__self__.push(b"late") or send.__self__.push_soon(b"late"))
 
     async with served(application) as address, connect(address, compression=None) as socket:
         if end == "peer":
