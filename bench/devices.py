@@ -14,12 +14,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
-import orjson
-
 from adiuva.embedded.processes import Child
+from bench.chat import lean_device
+from bench.chat.lean_device import LeanDevice
 from bench.harness import BenchServers, Stopwatch, bench_servers, cpu_s, listens, record, show
 
 DEVICES: Final = 5_000
@@ -84,14 +84,22 @@ class DeviceProcesses:
             )
             process.stdin.flush()
             self._processes.append(process)
+        self._wait_for("ready")
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write("connect\n")
+            process.stdin.flush()
+
+    def _wait_for(self, word: str) -> None:
+        for process in self._processes:
+            assert process.stdout is not None
+            if process.stdout.readline() != f"{word}\n":
+                raise RuntimeError(f"a process of devices did not say {word}")
 
     def wait_until_connected(self) -> float:
         """Wait until the server has acknowledged all hellos; returns the seconds."""
         with Stopwatch() as watch:
-            for process in self._processes:
-                assert process.stdout is not None
-                if process.stdout.readline() != "connected\n":
-                    raise RuntimeError("the devices did not all connect")
+            self._wait_for("connected")
         return watch.wall
 
     def end(self) -> None:
@@ -105,51 +113,27 @@ class DeviceProcesses:
 async def run_devices(url: str) -> None:
     """Connect all devices and report it; when all have lost their connection, start over."""
     devices: list[tuple[str, str]] = json.loads(await asyncio.to_thread(sys.stdin.readline))
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
     while True:
         gate = asyncio.Semaphore(AT_ONCE)
-        sockets = await asyncio.gather(*(connect(url, *device, gate) for device in devices))
+        connected = await asyncio.gather(*(connect(url, *device, gate) for device in devices))
         print("connected", flush=True)
-        await asyncio.gather(*(answer_pings(socket) for socket in sockets))
+        await asyncio.gather(*(device.ended for device in connected))
 
 
-async def connect(url: str, device_id: str, token: str, gate: asyncio.Semaphore) -> Any:
-    from websockets.asyncio.client import connect
-    from websockets.exceptions import WebSocketException
-
-    headers = {"Authorization": f"Bearer {token}"}
-    hello = {
-        "type": "device_hello",
-        "device_id": device_id,
-        "protocol": 2,
-        "capabilities": ["dedupe", "batch"],
-    }
+async def connect(url: str, device_id: str, token: str, gate: asyncio.Semaphore) -> LeanDevice:
     until = time.monotonic() + WITHIN_S
     while True:
         async with gate:
             try:
-                socket = await connect(
-                    url, additional_headers=headers, compression=None, ping_interval=None, open_timeout=30
-                )
-                await socket.send(json.dumps(hello))
-                if orjson.loads(await socket.recv())["type"] == "hello_ack":
-                    return socket
-            except (OSError, TimeoutError, WebSocketException):
+                async with asyncio.timeout(30):
+                    return await lean_device.connect(url, token, device_id)
+            except OSError:
                 if time.monotonic() > until:
                     raise
-        await asyncio.sleep(
-            random.uniform(0.5, 1.5)
-        )  # as clients do, which find nobody while the server starts
-
-
-async def answer_pings(socket: Any) -> None:
-    from websockets.exceptions import ConnectionClosed
-
-    try:
-        async for text in socket:
-            if orjson.loads(text)["type"] == "ping":
-                await socket.send('{"type":"pong"}')
-    except ConnectionClosed:
-        return
+        # As clients do, which find nobody while the server starts.
+        await asyncio.sleep(random.uniform(0.5, 1.5))
 
 
 def main(servers: BenchServers, devices: int) -> None:

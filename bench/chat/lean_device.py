@@ -20,10 +20,17 @@ _MASK = b"\0\0\0\0"
 
 
 class LeanDevice(asyncio.Protocol):
-    """`ended` is done when the connection is."""
+    """`greeted` is done once its hello is acknowledged, or raises ConnectionError; `ended` when the connection is."""
 
-    def __init__(self, host: str, path: str, token: str) -> None:
+    def __init__(self, host: str, path: str, token: str, device_id: str = "bench") -> None:
         self.ended = asyncio.get_running_loop().create_future()
+        self.greeted = asyncio.get_running_loop().create_future()
+        self._hello = {
+            "type": "device_hello",
+            "device_id": device_id,
+            "protocol": 2,
+            "capabilities": ["dedupe"],
+        }
         key = base64.b64encode(os.urandom(16)).decode()
         self._request = (
             f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -37,6 +44,8 @@ class LeanDevice(asyncio.Protocol):
         self._transport.write(self._request.encode())
 
     def connection_lost(self, error: Exception | None) -> None:
+        if not self.greeted.done():
+            self.greeted.set_exception(ConnectionError("the server has ended the connection"))
         self.ended.set_result(None)
 
     def data_received(self, data: bytes) -> None:
@@ -48,13 +57,12 @@ class LeanDevice(asyncio.Protocol):
                 return
             assert head.startswith(b"HTTP/1.1 101"), head
             self._open = True
-            hello = {"type": "device_hello", "device_id": "bench", "protocol": 2, "capabilities": ["dedupe"]}
-            self._transport.write(_framed(orjson.dumps(hello)))
+            self._transport.write(_framed(orjson.dumps(self._hello)))
         answers = []
         at = 0
         while (frame := self._frame(at)) is not None:
             text, at = frame
-            if (answer := _answer(text)) is not None:
+            if (answer := self._answer(text)) is not None:
                 answers.append(_framed(answer))
         self._buffer = self._buffer[at:]
         if answers:
@@ -76,17 +84,18 @@ class LeanDevice(asyncio.Protocol):
         end = start + length
         return (buffer[start:end], end) if len(buffer) >= end else None
 
-
-def _answer(text: bytes) -> bytes | None:
-    frame = orjson.loads(text)
-    match frame["type"]:
-        case "tool_call":
-            return orjson.dumps({"type": "tool_result", "id": frame["id"], "row": {"id": "1", "title": "x"}})
-        case "ping":
-            return b'{"type":"pong"}'
-        case "hello_ack":
-            print("ready", flush=True)
-    return None
+    def _answer(self, text: bytes) -> bytes | None:
+        frame = orjson.loads(text)
+        match frame["type"]:
+            case "tool_call":
+                return orjson.dumps(
+                    {"type": "tool_result", "id": frame["id"], "row": {"id": "1", "title": "x"}}
+                )
+            case "ping":
+                return b'{"type":"pong"}'
+            case "hello_ack":
+                self.greeted.set_result(None)
+        return None
 
 
 def _framed(text: bytes) -> bytes:
@@ -96,12 +105,20 @@ def _framed(text: bytes) -> bytes:
     return bytes((_TEXT, 0x80 | 126)) + length.to_bytes(2) + _MASK + text
 
 
-async def run(url: str, token: str) -> None:
+async def connect(url: str, token: str, device_id: str = "bench") -> LeanDevice:
+    """Raises OSError."""
     parts = urlsplit(url)
     assert parts.hostname and parts.port
     _, device = await asyncio.get_running_loop().create_connection(
-        lambda: LeanDevice(parts.netloc, parts.path or "/", token), parts.hostname, parts.port
+        lambda: LeanDevice(parts.netloc, parts.path or "/", token, device_id), parts.hostname, parts.port
     )
+    await device.greeted
+    return device
+
+
+async def run(url: str, token: str) -> None:
+    device = await connect(url, token)
+    print("ready", flush=True)
     await device.ended
 
 
