@@ -168,7 +168,7 @@ class EndpointChat(ChatModel):
             async with (
                 asyncio.timeout(settings.MODEL_TIMEOUT_S * _LONGEST_ANSWER),
                 aclosing(
-                    self._requests.stream(request, partial(self._stream_once, request, refused))
+                    self._requests.stream(request, partial(self._stream_once, request, refused), text.append)
                 ) as source,
             ):
                 async for deltas in source:
