@@ -22,19 +22,15 @@ _KEPT_BYTES: Final = 16 * 1024
 class PushingWebSocket(WebSocketsSansIOProtocol):
     """A connection to which text can be pushed."""
 
-    # As `writable`, without a call to look.
-    _takes_more = True
+    # Whether text can be pushed, unless the connection is being closed. Found out anew after each pause of writing.
+    _is_open = False
     # Frames that are to be sent soon, and their size; a tuple while there are none.
     _kept: Sequence[bytes] = ()
     _kept_bytes = 0
 
     def pause_writing(self) -> None:
-        self._takes_more = False
+        self._is_open = False
         super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._takes_more = True
-        super().resume_writing()
 
     def push(self, text: bytes) -> bool:
         """Send a text frame now. False if that is not possible: nothing was sent, and `send` waits or says why."""
@@ -60,14 +56,10 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
         return True
 
     def _can_push(self) -> bool:
-        return not (
-            not self._takes_more
-            or not self.handshake_complete
-            or self.close_sent
-            or self.disconnected
-            or self.conn.extensions  # they would change the frame
-            or self.transport.is_closing()
-        )
+        if not self._is_open:
+            # An extension would change the frame.
+            self._is_open = self.handshake_complete and self.writable.is_set() and not self.conn.extensions
+        return self._is_open and not self.close_sent and not self.transport.is_closing()
 
     def _send_kept(self) -> None:
         kept, self._kept, self._kept_bytes = self._kept, (), 0
