@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 import threading
@@ -18,6 +19,7 @@ from pytest_django import Settings
 from adiuva import llm
 from adiuva.core.language import body_of
 from adiuva.llm import transport
+from adiuva.llm.streamed_body import StreamedBody
 from tests.fakes.provider import Break, Call, Endless, Fail, Hold, Provider, Raw, Request, Say
 from tests.llm.learnt import forget_all, know_that_it_shows_no_thoughts
 
@@ -362,6 +364,36 @@ async def test_a_stream_may_be_cut_anywhere_and_lack_its_done_mark(
     deltas = await everything(model)
     assert text_of(deltas) == "Grüße 🐝 an Ada"
     assert isinstance(deltas[-1], llm.Finish) and deltas[-1].reason == "stop"
+
+
+async def test_only_a_chunked_body_is_taken_over_from_aiohttp_and_all_are_read(
+    provider: Provider, model: llm.ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+    take_over = StreamedBody.begin
+
+    def begin(body: StreamedBody) -> bool:
+        taken.append(take_over(body))
+        return taken[-1]
+
+    monkeypatch.setattr(StreamedBody, "begin", begin)
+    now = threading.Event()
+    provider.script(Break("text", "Half an ans", now=now))
+    with pytest.raises(llm.ModelInterrupted):
+        async for _ in model.stream(ASK):
+            now.set()
+    assert taken == [True]
+    taken.clear()
+    events: list[Any] = [{"delta": {"content": piece}} for piece in ("Grü", "ße")]
+    events.append({"delta": {}, "finish_reason": "stop"})
+    body = b"".join(b"data: " + json.dumps({"choices": [event]}).encode() + b"\n\n" for event in events)
+    compressed = Raw(
+        gzip.compress(body), content_type="text/event-stream", headers={"Content-Encoding": "gzip"}
+    )
+    for step in (Raw(body, content_type="text/event-stream"), compressed):
+        provider.script(step)
+        assert text_of(await everything(model)) == "Grüße"
+    assert taken == []
 
 
 async def test_text_behind_the_first_goes_to_its_taker_whose_error_ends_the_request(
