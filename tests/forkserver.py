@@ -34,7 +34,7 @@ _LIBRARIES = (
     "celery.apps.worker",
     "celery.backends.redis",
     "celery.bin.celery",
-    "channels.layers",
+    "channels_redis.pubsub",
     "cryptography.hazmat.primitives.ciphers.aead",
     "django.contrib.admin",
     "django.contrib.postgres.fields",
