@@ -34,7 +34,7 @@ _LIBRARIES = (
     "celery.apps.worker",
     "celery.backends.redis",
     "celery.bin.celery",
-    "channels_redis.pubsub",
+    "channels_redis.utils",
     "cryptography.hazmat.primitives.ciphers.aead",
     "django.contrib.admin",
     "django.contrib.postgres.fields",

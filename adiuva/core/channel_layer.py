@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 import structlog
 from channels.layers import BaseChannelLayer
+from channels_redis.utils import decode_hosts
 from django.conf import settings
 
 from adiuva.core.channel_envelope import Message, pack, pack_batch, unpack_batch
@@ -51,13 +52,17 @@ Callback = Callable[[Message], object]
 
 
 class SealedPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # channels has no types
-    """Each channel made with `new_channel` must be ended with `end_channel`."""
+    """Each channel made with `new_channel` must be ended with `end_channel`.
+
+    `hosts` names one Redis as channels_redis' layers have it named: a URL, host and port, or options of a connection,
+    of Sentinels too.
+    """
 
     extensions = ("groups", "flush")
 
-    def __init__(self, hosts: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, hosts: Sequence[Any]) -> None:
         super().__init__()
-        (self._host,) = hosts
+        (self._host,) = decode_hosts(hosts)
         self.cipher: TransitCipher = settings.KEY_RING.transit
         self._layers: dict[asyncio.AbstractEventLoop, _LoopLayer] = {}
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, Protocol, cast
 
 import hiredis
 import structlog
+from channels_redis.utils import create_pool
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import RedisError
 
@@ -73,8 +74,7 @@ class PubSubConnection(asyncio.Protocol):
         self, host: Mapping[str, Any], subscriber: Subscriber, loop: asyncio.AbstractEventLoop
     ) -> None:
         # With RESP3 a connection can both subscribe and send commands.
-        options = {name: value for name, value in host.items() if name != "address"}
-        self._pool: ConnectionPool = ConnectionPool.from_url(host["address"], protocol=3, **options)
+        self._pool: ConnectionPool = create_pool({**host, "protocol": 3})
         self._subscriber, self._loop = subscriber, loop
         self._transport: Transport | None = None
         self._stream: asyncio.StreamWriter  # kept: it closes the transport when it is garbage-collected

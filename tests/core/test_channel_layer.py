@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -69,6 +70,17 @@ async def until(asked: Callable[[], Awaitable[Any]]) -> Any:
         while not (found := await asked()):
             await asyncio.sleep(0)
         return found
+
+
+async def test_redis_is_named_as_for_the_layers_of_channels_redis(layer: SealedPubSubLayer, url: str) -> None:
+    address = urlsplit(url)
+    channel = await layer.new_channel()
+    for named in (url, {"host": address.hostname, "port": address.port, "password": address.password}):
+        assert await SealedPubSubLayer([named]).send(channel, {"n": 1}) == 1
+        assert await layer.receive(channel) == {"n": 1}
+    with pytest.raises(ValueError, match="list"):
+        SealedPubSubLayer(url)
+    layer.end_channel(channel)
 
 
 async def test_a_message_arrives_unchanged_and_send_returns_the_number_of_listeners(
