@@ -16,10 +16,14 @@ PACKAGES = ("adiuva", "agents", "billing", "chat", "integrations", "memory")
 # Tools around the server: they print to a terminal, and do not import its logging.
 TOOLS = ("adiuva/embedded/", "adiuva/offline_model/", "adiuva/devices/client/")
 # Functions that keep an error in a handler, and raise it in another task.
-RAISED_LATER = {"agents/mailbox.py:_read", "agents/result_commits.py:_write"}
+RAISED_LATER = {
+    "adiuva/llm/streamed_body.py:hand_on",
+    "agents/mailbox.py:_read",
+    "agents/result_commits.py:_write",
+}
 # Functions that log with frames whatever they did not expect.
 LOGGING = {"log_failure", "as_client_error"}
-# Where a lease is written by hand: presence renews all connections of a process in one statement.
+# Where a lease is written by hand: presence's is that of a process, which nobody claims.
 OWN_LEASES = {"adiuva/core/leases.py", "adiuva/devices/presence.py"}
 
 # Each with the name of its file.
