@@ -154,20 +154,28 @@ def _holds(pid: int, secret: bytes) -> bool:
 def _kill_each(up: Up, folder: Path, port: int) -> None:
     """Kill each process of a stack, and then what they are forked from: each time all come back."""
     before = _processes(folder)
-    assert {"preload", "preload-django", "web", "worker-runs", "worker-short", "device"} < set(before)
+    names = set(before)
+    assert {"preload", "preload-django", "web", "worker-runs", "worker-short", "device"} < names
     for name in ("web", "worker-runs", "worker-short", "device", "offline-model"):
         os.kill(before[name], signal.SIGKILL)
         up.wait_for(f"{name} ended by itself (code -9) and is started again")
-    _wait_until_ready(port)
+    _wait_until_back(names, folder, port)
     for server, last in (("preload-django", "web"), ("preload", "device")):
         before = _processes(folder)
         os.kill(before[server], signal.SIGKILL)
         up.wait_for(f"{server} ended by itself")
         up.wait_for(f"{last} ended by itself")
-        _wait_until_ready(port)
-    after = _processes(folder)
-    assert set(after) == set(before)
-    assert not set(after.values()) & set(before.values())
+        _wait_until_back(names, folder, port)
+    assert not set(_processes(folder).values()) & set(before.values())
+
+
+def _wait_until_back(names: set[str], folder: Path, port: int) -> None:
+    """Until these processes run, and no others, and the server is ready."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while (running := set(_processes(folder))) != names:
+        assert time.monotonic() < deadline, running ^ names
+        time.sleep(0.1)
+    _wait_until_ready(port)
 
 
 def _wait_until_ready(port: int) -> None:
