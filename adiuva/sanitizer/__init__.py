@@ -12,7 +12,7 @@ Text passes through four stages. Each holds back what it cannot judge yet:
     prompt_leaks.py   eight consecutive words of a prompt, and canaries, are removed
     links.py          images and HTML are removed; links pass if their address is known
 
-Plain words mostly skip them (short_way.py), with the same result.
+Plain words mostly skip them (fast_path.py), with the same result.
 
 The result does not depend on how the text was cut into pieces: every decision is made at a position in the text, never
 at the end of a piece. At most MAX_HELD_CHARS characters are held back. Counters name kinds of findings; content is
@@ -24,12 +24,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Container
 
+from adiuva.sanitizer.fast_path import FastPath
 from adiuva.sanitizer.internal_names import InternalNameStage
 from adiuva.sanitizer.links import LinkStage, addresses_in
 from adiuva.sanitizer.markup import MAX_HELD_CHARS, MarkupStage
 from adiuva.sanitizer.patterns import LeakPatterns
 from adiuva.sanitizer.prompt_leaks import PromptLeakStage
-from adiuva.sanitizer.short_way import ShortWay
 
 __all__ = ["MAX_HELD_CHARS", "LeakPatterns", "Sanitizer", "addresses_in"]
 
@@ -81,16 +81,16 @@ class Sanitizer:
             clean=self._clean,
             removed=self.removed,
         )
-        self._short_way = ShortWay(
+        self._fast_path = FastPath(
             patterns, self._markup, self._identifiers, self._prompt_leaks, self._links, self._take_output
         )
 
     def feed(self, text: str) -> str:
         """Take more text; return what may be shown now."""
-        shown = self._short_way.take(text)
+        shown = self._fast_path.take(text)
         if shown is None:
             self._markup.feed(text)
-            self._short_way.note_state()
+            self._fast_path.note_state()
             shown = self._take_output()
         return shown
 

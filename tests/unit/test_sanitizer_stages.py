@@ -236,22 +236,22 @@ plain_texts = st.builds(
 
 @settings(max_examples=fewer(600), deadline=None)
 @given(plain_texts, st.lists(st.integers(0, 2_000), max_size=40), st.booleans())
-def test_the_short_way_says_what_the_long_one_does_piece_by_piece(
+def test_the_fast_path_says_what_the_stages_do_piece_by_piece(
     text: str, places: list[int], is_by_word: bool
 ) -> None:
-    short, long = (Sanitizer(GUARD, known={ROW, OTHER}, private=[PRIVATE]) for _ in range(2))
-    long._short_way.take = lambda text: None  # type: ignore[method-assign]
+    fast, whole = (Sanitizer(GUARD, known={ROW, OTHER}, private=[PRIVATE]) for _ in range(2))
+    whole._fast_path.take = lambda text: None  # type: ignore[method-assign]
     pieces = re.findall(r"\s*\S+|\s+", text) if is_by_word else cut(text, places)
     for piece in pieces:
-        assert short.feed(piece) == long.feed(piece), piece
-    assert short.finish() == long.finish()
-    assert short.removed == long.removed
+        assert fast.feed(piece) == whole.feed(piece), piece
+    assert fast.finish() == whole.finish()
+    assert fast.removed == whole.removed
 
 
-def test_most_plain_words_take_the_short_way() -> None:
+def test_most_plain_words_take_the_fast_path() -> None:
     one = Sanitizer(GUARD, known=set(), private=[PRIVATE])
     taken = [
-        one._short_way.take(piece) or one.feed(piece) is None
+        one._fast_path.take(piece) or one.feed(piece) is None
         for piece in re.findall(
             r"\S+\s*", "The harbour has asked for another week before it signs what we sent. " * 9
         )

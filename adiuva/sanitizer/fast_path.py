@@ -1,8 +1,8 @@
-"""A short way through all four stages for plain words, which are nearly all of an answer.
+"""A fast path through all four stages for plain words, which are nearly all of an answer.
 
 A word on its way costs more for the code that it passes than for what is decided. So this decides in one place, for
 ordinary letters and punctuation and while no stage holds anything back, that no stage would change or hold anything;
-what it is not sure of takes the long way. It does to the stages what the word itself would have done, so that what
+what it is not sure of goes through the stages. It does to the stages what the word itself would have done, so that what
 comes out is the same, piece by piece.
 """
 
@@ -29,7 +29,7 @@ _ENDS_OF_BEGUN: Final = frozenset("htpsfw:")
 _MEANS_SOMETHING_BEFORE_A_LETTER: Final = ("]", "!", "<")
 
 
-class ShortWay:
+class FastPath:
     """Reads and sets the state of the stages of one answer. `take_output` returns what the last stage has shown."""
 
     def __init__(
@@ -50,14 +50,14 @@ class ShortWay:
         self.note_state()
 
     def note_state(self) -> None:
-        """Find out whether the way is open, after a text took the long one."""
+        """Find out whether it is open, after a text went through the stages."""
         markup = self._markup
         self._is_open = self._is_there and not (
             markup.held or markup.skip_until or markup.has_cut or self._names.in_long
         )
 
     def take(self, text: str) -> str | None:
-        """What may be shown once this text has come, or None if it must take the long way."""
+        """What may be shown once this text has come, or None if it must go through the stages."""
         if not self._is_open or not text:
             return None
         names, markup = self._names, self._markup
