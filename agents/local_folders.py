@@ -71,6 +71,7 @@ class _Parts:
     got: dict[int, str] = field(default_factory=dict)
 
 
+# More than 250 lines: listing, choosing, asking and receiving go on at once, over the same few sets of files.
 class LocalFolders:
     """Reads folders on a device: only new or changed files if the device can list them first in a manifest."""
 

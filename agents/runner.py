@@ -78,6 +78,7 @@ async def _requeue(claimed: ClaimedRun) -> None:
             await asyncio.sleep(_RETRY_REQUEUE_S)
 
 
+# More than 15 methods: the steps of a run, and one for each way in which it stops.
 class Execution:
     """A claimed run in the hands of this process."""
 

@@ -74,6 +74,7 @@ class TurnHooks:
     send_notices: Callable[[Sequence[RunEnded | ConversationChanged], Collection[str]], None]
 
 
+# More than 15 methods: one of a few lines for each thing that the registry, tools and other processes ask of a turn.
 class Turn:
     """`start()` it, then listen to its `stream`. `ended` is set once the turn is over and stored.
 

@@ -38,6 +38,7 @@ _MOST_ABANDONED: Final = 8
 log = structlog.get_logger(__name__)
 
 
+# More than 15 methods: one for each way in which a turn comes to wait, or waits no longer.
 class WaitingTurns:
     """Belongs to one TurnRegistry, in which its turns are as well."""
 

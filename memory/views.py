@@ -49,6 +49,7 @@ _MAX_SHOWN: Final = 100
 _TIER: Final = OpenApiParameter("tier", str, OpenApiParameter.PATH, enum=Tier.values)
 
 
+# More than 15 methods: an action for each route, and what REST framework asks a view set for.
 @extend_schema(parameters=[_TIER])
 @extend_schema_view(
     list=extend_schema(

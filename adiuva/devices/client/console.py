@@ -30,6 +30,7 @@ class Unclear(Exception):
     """What was typed cannot be done; the message says why."""
 
 
+# More than 15 methods: one for each command, and what they share to find the rows that are meant.
 class Console:
     """One line at a time: `answer` returns what to print, or None for quit. Numbers are those of the last list."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,28 @@ def is_found_again(handler: ast.ExceptHandler) -> bool:
 
 def _name(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def test_a_large_class_says_why_it_is_one(trees: list[tuple[str, ast.Module]]) -> None:
+    """In a comment above it: that it has more than 15 methods or 250 lines, and the reason."""
+    large = [
+        (name, node.name, min([node.lineno, *(each.lineno for each in node.decorator_list)]))
+        for name, tree in trees
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        and (
+            sum(isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) for each in node.body) > 15
+            or (node.end_lineno or 0) - node.lineno >= 250
+        )
+    ]
+    assert len(large) > 5
+    silent = [f"{name}:{of}" for name, of, line in large if "# More than " not in _comment_above(name, line)]
+    assert silent == []
+
+
+def _comment_above(name: str, line: int) -> str:
+    above = (ROOT / name).read_text().splitlines()[line - 2 :: -1]
+    return "\n".join(itertools.takewhile(lambda each: each.startswith("#"), above))
 
 
 def test_every_broad_except_raises_or_calls_log_failure(trees: list[tuple[str, ast.Module]]) -> None:
