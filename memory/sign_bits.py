@@ -14,6 +14,7 @@ from operator import add, mul, sub
 from typing import Any, Final
 
 from django.db import models
+from pgvector import HalfVector
 from pgvector.django import BitField
 
 BITS: Final = 1_024
@@ -58,6 +59,6 @@ class SignBitsField(BitField):
         return bits
 
 
-def _components(vector: Any) -> Sequence[float]:
-    """Of a vector as a program gives it, or as the database does."""
-    return vector if isinstance(vector, list) else vector.to_list()
+def _components(vector: list[float]) -> list[float]:
+    """As the database keeps them: where components cancel each other out, rounding decides the sign."""
+    return HalfVector(vector).to_list()
