@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -24,8 +23,8 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
 
     # Whether text can be pushed, unless the connection is being closed. Found out anew after each pause of writing.
     _is_open = False
-    # Frames that are to be sent soon, and their size; a tuple while there are none.
-    _kept: Sequence[bytes] = ()
+    # Frames that are to be sent soon, and their size; thousands of sockets have none.
+    _kept: list[bytes] | None = None
     _kept_bytes = 0
 
     def pause_writing(self) -> None:
@@ -46,10 +45,10 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
         for a burst."""
         if not self._can_push():
             return False
-        if not self._kept:
+        if self._kept is None:
             self._kept = []
             self.loop.call_soon(self._send_kept)
-        self._kept += (_head(len(text)), text)  # type: ignore[operator]  # it is a list
+        self._kept += (_head(len(text)), text)
         self._kept_bytes += len(text)
         if self._kept_bytes > _KEPT_BYTES:
             self._send_kept()
@@ -62,7 +61,7 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
         return self._is_open and not self.close_sent and not self.transport.is_closing()
 
     def _send_kept(self) -> None:
-        kept, self._kept, self._kept_bytes = self._kept, (), 0
+        kept, self._kept, self._kept_bytes = self._kept, None, 0
         if kept and not self.close_sent and not self.transport.is_closing():
             self.transport.write(b"".join(kept))
 
