@@ -103,7 +103,13 @@ def run_bench(module: str, arguments: Sequence[str], limit_s: float) -> Result:
         command = [sys.executable, "-m", module, *arguments]
         # If we are killed, it stops its servers and ends, too.
         end_with_us = request_death_signal(os.getpid(), signal.SIGINT) if HAS_KERNEL_SUPPORT else None
-        with subprocess.Popen(command, env=env, cwd=ROOT, preexec_fn=end_with_us) as process:
+
+        def prepare() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background commands ignore it
+            if end_with_us is not None:
+                end_with_us()
+
+        with subprocess.Popen(command, env=env, cwd=ROOT, preexec_fn=prepare) as process:
             failure = _wait(process, limit_s)
         return Result(name, time.monotonic() - began, read_rows(file), failure)
 

@@ -269,12 +269,13 @@ def provider(_provider: Provider, unlearnt_limits: None) -> Iterator[Provider]:
     No server takes up a turn that an earlier test has left: it would take a step of this test's script.
     """
     from chat.models import Turn
-    from tests.llm.learnt import know_that_it_shows_no_thoughts
+    from tests.llm.learnt import know_that_it_shows_no_thoughts, know_that_it_takes_everything
 
     if _stacks:
         Turn.objects.filter(state__in=[Turn.State.WAITING, Turn.State.RUNNING]).delete()
     _provider.reset()
     know_that_it_shows_no_thoughts(_provider.url, "openai/scripted")
+    know_that_it_takes_everything(_provider.url, "openai/scripted")
     yield _provider
     _provider.reset()  # tests that do not ask for it get plain answers
 

@@ -235,6 +235,7 @@ async def test_a_floating_request_that_fails_is_about_something_all_the_same(
         refused = await client.say(" ", scope=WORKSPACE)
     assert (domain(failed.frames), domain(refused.frames)) == ("notes", "tasks")
     assert failed.kinds()[-1] == refused.kinds()[-1] == "stream_end"
+    assert len(provider.chats) == 1
 
 
 async def test_a_floating_conversation_goes_on(

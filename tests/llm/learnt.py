@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adiuva.core.redis import sync_redis
 from adiuva.llm import learnt
+from adiuva.llm.capabilities import Feature
 
 
 def forget_all() -> None:
@@ -17,3 +18,9 @@ def forget_all() -> None:
 def know_that_it_shows_no_thoughts(endpoint: str, model: str) -> None:
     """The model's first answer streams: nothing of it is held back to see whether it begins within a thought."""
     sync_redis("heartbeat").hset(learnt.redis_key(endpoint, model), "thoughts", "none")
+
+
+def know_that_it_takes_everything(endpoint: str, model: str) -> None:
+    """A 400 of the model is final: it is not asked again with less, nor are later tests' requests sent with less."""
+    facts = dict.fromkeys(Feature, "taken")
+    sync_redis("heartbeat").hset(learnt.redis_key(endpoint, model), mapping=facts)
