@@ -1,6 +1,6 @@
 """Takes large bodies from the network before Django, which would store them first.
 
-A view class names which of its methods do so (`body_streams`, see adiuva.blobs.bodies). Such a request is
+A view class names which of its methods do so (`body_streams`, see adiuva.object_store.bodies). Such a request is
 authenticated from its headers, refused by them if it must be, and then read as fast as its bytes can be stored: while a
 piece is written nothing is received, so that the server's own buffer fills, and then the sender waits.
 """
@@ -21,14 +21,14 @@ from django.urls import Resolver404, resolve
 
 from adiuva import body_guard
 from adiuva.accounts import services
-from adiuva.blobs import threads
-from adiuva.blobs.bodies import WRITE_BYTES, Answer, Begin, Body, Request, TooSlow
 from adiuva.body_guard import Receive, Send
 from adiuva.core import origins
 from adiuva.core.errors import AdiuvaError, NotAuthenticated
 from adiuva.core.logging import log_failure
 from adiuva.core.outages import as_unavailable
 from adiuva.core.security_headers import SECURITY_HEADERS
+from adiuva.object_store import threads
+from adiuva.object_store.bodies import WRITE_BYTES, Answer, Begin, Body, Request, TooSlow
 
 IDLE_S: Final = 60.0
 

@@ -72,7 +72,7 @@ INSTALLED_APPS = [
     "adiuva",
     "adiuva.accounts",
     "adiuva.devices",
-    "adiuva.blobs",
+    "adiuva.object_store",
     "adiuva.vault",
     "billing",
     "memory",
@@ -286,8 +286,8 @@ CELERY_BEAT_SCHEDULE |= {
     "vault: end what is over": {"task": "vault.sweep", "schedule": schedule(timedelta(seconds=60))},
     "vault: verify what is stored": {"task": "vault.scrub", "schedule": schedule(timedelta(hours=1))},
     "vault: compare what is counted": {"task": "vault.compare", "schedule": schedule(timedelta(days=1))},
-    "store: delete garbage": {"task": "blobs.collect", "schedule": schedule(timedelta(seconds=60))},
-    "store: compare with rows": {"task": "blobs.compare", "schedule": schedule(timedelta(hours=1))},
+    "store: delete garbage": {"task": "object_store.collect", "schedule": schedule(timedelta(seconds=60))},
+    "store: compare with rows": {"task": "object_store.compare", "schedule": schedule(timedelta(hours=1))},
 }
 
 # ── Payments ────────────────────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from adiuva.documents import Unreadable
 from adiuva.documents.reading import read_document
-from adiuva.offline_model.messages import delimited_text
+from adiuva.offline_llm.messages import delimited_text
 from bench.agents_run import UserWithDevice
 from bench.harness import bench_servers, record, show
 from tests.fakes.provider import Provider, Request

@@ -11,7 +11,7 @@ class BillingConfig(AppConfig):
     def ready(self) -> None:
         post_migrate.connect(_create_plans, sender=self, dispatch_uid="billing.create_plans")
         from adiuva.accounts.models import User
-        from adiuva.blobs import garbage
+        from adiuva.object_store import garbage
         from adiuva.vault import limits
         from billing import request_limits, stored
         from billing.marketplace import objects

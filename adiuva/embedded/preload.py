@@ -22,7 +22,7 @@ _LIBRARIES = (
     "aiohttp.web",
     "argon2",
     "adiuva.devices.client.program",
-    "adiuva.offline_model.server",
+    "adiuva.offline_llm.server",
     "celery.apps.worker",
     "celery.backends.redis",
     "celery.bin.celery",

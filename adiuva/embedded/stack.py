@@ -170,7 +170,7 @@ class Stack:
             **{each.name: value for each in _MODEL_VARIABLES if (value := each.read_configured())},
         }
         if not env.MODEL.read_configured():
-            self._start_offline_model()
+            self._start_offline_llm()
         if env.EMBEDDING_MODEL.read_configured(CONFIGURED_NAME) == CONFIGURED_NAME:
             self._start_local_embeddings()
         if not env.STRIPE_SECRET_KEY.read_configured():
@@ -178,12 +178,12 @@ class Stack:
         if env.DEMO.read_configured():
             self.demo = Demo(ApiClient(self.base), self.state, self.terminal, made.demo_password)
 
-    def _start_offline_model(self) -> None:
+    def _start_offline_llm(self) -> None:
         port = free_port()
         api = f"http://127.0.0.1:{port}/v1"
         self.programs.env |= {"ADIUVA_MODEL": _MODEL, "ADIUVA_MODEL_API_BASE": api}
         self.programs.env[env.MODEL_PRICE.name] = with_offline_price(env.MODEL_PRICE.read_configured())
-        self.programs.start("offline-model", "-m", "adiuva.offline_model", "--port", str(port))
+        self.programs.start("offline-model", "-m", "adiuva.offline_llm", "--port", str(port))
 
     def _start_stripe_double(self) -> None:
         """Let plans be bought without Stripe: a double takes its place, which takes no money."""

@@ -11,7 +11,7 @@ class VaultConfig(AppConfig):
 
     def ready(self) -> None:
         from adiuva.accounts.models import User
-        from adiuva.blobs import garbage
+        from adiuva.object_store import garbage
         from adiuva.vault import objects
 
         garbage.refers_with(objects)

@@ -1,6 +1,6 @@
 """The two requests that bring large bodies: `PUT /backup`, and `PATCH /storage/uploads/{id}`.
 
-What each does before, while and after its bytes come (`adiuva.blobs.bodies.Body`).
+What each does before, while and after its bytes come (`adiuva.object_store.bodies.Body`).
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 
-from adiuva.blobs.bodies import Answer, Body, Request
 from adiuva.core.errors import AdiuvaError
+from adiuva.object_store.bodies import Answer, Body, Request
 from adiuva.vault import backups, headers, limits, receiving, uploads
 from adiuva.vault.backups import Description
 from adiuva.vault.errors import BodyIncomplete, InvalidHeader, LengthRequired, TooLong

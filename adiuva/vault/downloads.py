@@ -19,9 +19,9 @@ from django.http.response import HttpResponseBase
 from django.utils.cache import get_conditional_response
 from django.utils.http import http_date, parse_http_date_safe
 
-from adiuva.blobs import threads
-from adiuva.blobs.store import ObjectMissing, store
 from adiuva.core import db
+from adiuva.object_store import threads
+from adiuva.object_store.store import ObjectMissing, store
 from adiuva.vault import scrub
 from adiuva.vault.checksums import etag
 from adiuva.vault.errors import ChangedMeanwhile, Corrupt, RangeNotSatisfiable

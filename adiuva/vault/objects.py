@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection
 
-from adiuva.blobs.models import Garbage
+from adiuva.object_store.models import Garbage
 from adiuva.vault import scrub
 from adiuva.vault.models import Backup, Record, Upload
 

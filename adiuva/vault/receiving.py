@@ -15,8 +15,8 @@ import structlog
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from adiuva.blobs.store import ObjectMissing, Progress, Sink, StorageAway, StorageFull, store
 from adiuva.core.leases import Lease, LeaseLost
+from adiuva.object_store.store import ObjectMissing, Progress, Sink, StorageAway, StorageFull, store
 from adiuva.vault import uploads
 from adiuva.vault.errors import OffsetMismatch, TooLong, TooManyUploads, UploadChecksumMismatch, UploadExpired
 from adiuva.vault.models import Upload

@@ -12,7 +12,7 @@ from typing import Final
 from django.conf import settings
 from django.db.models import F, Sum
 
-from adiuva.blobs.store import StorageFull, store
+from adiuva.object_store.store import StorageFull, store
 from adiuva.vault import limits
 from adiuva.vault.models import Upload
 

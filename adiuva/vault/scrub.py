@@ -21,7 +21,7 @@ from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from adiuva.blobs.store import ObjectMissing, store
+from adiuva.object_store.store import ObjectMissing, store
 from adiuva.vault.models import Backup, Record, Vector, VectorSpace
 
 log = structlog.get_logger(__name__)

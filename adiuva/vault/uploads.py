@@ -27,10 +27,10 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from adiuva.blobs.models import queue
-from adiuva.blobs.store import ObjectMissing, Progress, new_name, store
 from adiuva.core import leases
 from adiuva.core.leases import Lease, LeaseLost
+from adiuva.object_store.models import queue
+from adiuva.object_store.store import ObjectMissing, Progress, new_name, store
 from adiuva.vault import limits, room
 from adiuva.vault.errors import (
     ChecksumMismatch,

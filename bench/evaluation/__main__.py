@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adiuva.embedded.ports import free_port
-from adiuva.offline_model import CHAT_MODEL
+from adiuva.offline_llm import CHAT_MODEL
 from bench.evaluation.cases import Cases, load_cases, sample
 from bench.evaluation.endpoint import Endpoint, Recording
 from bench.harness import BenchServers, bench_servers, listens
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     cases = _chosen(load_cases(), options.sample)
     with bench_servers() as servers, ExitStack() as running:
         os.environ["ADIUVA_EMBEDDING_MODEL"] = os.environ.get("ADIUVA_EMBEDDING_MODEL", "")
-        offline = _offline_model(servers)
+        offline = _offline_llm(servers)
         name = os.environ.get("ADIUVA_MODEL") or OFFLINE
         base = os.environ.get("ADIUVA_MODEL_API_BASE", "")
         key = os.environ.get("ADIUVA_MODEL_API_KEY", "")
@@ -118,9 +118,9 @@ def _chosen(cases: Cases, most: int) -> Cases:
     return Cases(sample(cases.documents, most), sample(cases.chats, most), sessions, questions, cases.rows)
 
 
-def _offline_model(servers: BenchServers) -> Model:
+def _offline_llm(servers: BenchServers) -> Model:
     port = free_port()
-    child = servers.run("offline-model", "-m", "adiuva.offline_model", "--port", str(port))
+    child = servers.run("offline-model", "-m", "adiuva.offline_llm", "--port", str(port))
     child.wait_until(lambda: listens(port), within_s=30)
     nothing = {f"ADIUVA_MODEL_{name}": "" for name in _OTHER_SETTINGS}
     return Model(OFFLINE, f"http://127.0.0.1:{port}/v1", env=nothing)

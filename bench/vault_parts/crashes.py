@@ -123,9 +123,9 @@ class Crashes:
         from django.db.models import Sum
         from django.db.models.functions import Now
 
-        from adiuva.blobs import garbage
-        from adiuva.blobs.models import Garbage
-        from adiuva.blobs.store import SHARDS, store
+        from adiuva.object_store import garbage
+        from adiuva.object_store.models import Garbage
+        from adiuva.object_store.store import SHARDS, store
         from adiuva.vault import objects, sweep
         from adiuva.vault.models import Backup, Record, Upload
         from billing.models import StoredAmount

@@ -17,9 +17,9 @@ from django.utils.safestring import SafeString
 
 from adiuva.accounts.admin_base import PeriodFilter, ReadOnlyAdmin
 from adiuva.accounts.models import User
-from adiuva.blobs.store import ObjectMissing
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log_failure
+from adiuva.object_store.store import ObjectMissing
 from billing.marketplace import buying, diffs, listing, staff_reviews
 from billing.marketplace.findings import Finding
 from billing.marketplace.models import Developer, Plugin, PluginVersion, Revocation

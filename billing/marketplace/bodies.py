@@ -1,4 +1,4 @@
-"""The request that brings a package: `POST /plugins/{id}/versions` (`adiuva.blobs.bodies.Body`)."""
+"""The request that brings a package: `POST /plugins/{id}/versions` (`adiuva.object_store.bodies.Body`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import tempfile
 from typing import IO, Final
 from uuid import UUID
 
-from adiuva.blobs.bodies import Answer, Body, Request
 from adiuva.core.errors import AdiuvaError, Text
+from adiuva.object_store.bodies import Answer, Body, Request
 from billing import request_limits
 from billing.marketplace import drafts, own
 from billing.marketplace.package import MAX_PACKAGE_BYTES

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass, field
 from typing import Final
 
-from adiuva.blobs.store import store
+from adiuva.object_store.store import store
 from billing.marketplace.checks.text_files import text_of
 from billing.marketplace.manifest import MANIFEST_NAME
 from billing.marketplace.models import PluginVersion

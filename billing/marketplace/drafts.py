@@ -14,9 +14,9 @@ import structlog
 from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
-from adiuva.blobs.models import Garbage
-from adiuva.blobs.store import PIECE_BYTES, new_name, store
 from adiuva.core.errors import Conflict, Invalid, Text, Unavailable
+from adiuva.object_store.models import Garbage
+from adiuva.object_store.store import PIECE_BYTES, new_name, store
 from billing.marketplace import developers, isolated_checks
 from billing.marketplace.checks import Report
 from billing.marketplace.developers import NameTaken, NameTooClose

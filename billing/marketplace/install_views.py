@@ -15,9 +15,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from adiuva.blobs import threads
-from adiuva.blobs.store import store
 from adiuva.core.rest import Done, Problem, error_responses, user_id
+from adiuva.object_store import threads
+from adiuva.object_store.store import store
 from billing.marketplace import installs
 from billing.marketplace.install_serializers import (
     InstalledPluginSerializer,

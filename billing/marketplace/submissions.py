@@ -16,12 +16,12 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from adiuva.blobs.store import ObjectMissing, StorageAway, store
 from adiuva.core import leases
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import Text
 from adiuva.core.leases import Lease, LeaseLost
 from adiuva.core.logging import log_failure
+from adiuva.object_store.store import ObjectMissing, StorageAway, store
 from billing.marketplace import developers, drafts, isolated_checks, scanner, states
 from billing.marketplace.checks import Report, Result
 from billing.marketplace.developers import NameTooClose

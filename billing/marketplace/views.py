@@ -13,8 +13,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from adiuva.blobs.views import StreamedBodies
 from adiuva.core.rest import Done, error_responses, user_id
+from adiuva.object_store.views import StreamedBodies
 from billing.marketplace import (
     bodies,
     catalogue,

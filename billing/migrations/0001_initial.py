@@ -13,7 +13,7 @@ import uuid
 from django.conf import settings
 from django.db import migrations, models
 
-from adiuva.blobs.triggers import queue_garbage_of
+from adiuva.object_store.triggers import queue_garbage_of
 from billing.migrations._marketplace_triggers import MARKETPLACE, MARKETPLACE_BACK
 
 # Each entry of the ledger sums to zero in each currency when its transaction ends, and stays as it was written.
@@ -51,7 +51,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
-        ('blobs', '0001_initial'),
+        ('object_store', '0001_initial'),
     ]
 
     operations = [

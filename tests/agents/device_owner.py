@@ -15,7 +15,7 @@ import httpx
 from adiuva.core import db
 from adiuva.devices.client import Device, DeviceConfig, FrameReceived
 from adiuva.devices.protocol import AgentFetch, AgentProgress
-from adiuva.offline_model.messages import delimited_text
+from adiuva.offline_llm.messages import delimited_text
 from agents.models import Run
 from tests.factories import Person
 from tests.fakes.provider import Request

@@ -11,7 +11,7 @@ import pytest
 
 from adiuva import llm
 from adiuva.documents import Part, cut_into_parts
-from adiuva.offline_model.messages import delimited_text
+from adiuva.offline_llm.messages import delimited_text
 from agents.extraction import PART_CHARS, Extraction, Extractor, SourceDocument
 from agents.record_rules import RecordRules
 from tests.agents.device_owner import document_text

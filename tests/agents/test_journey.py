@@ -64,7 +64,7 @@ async def desk(stack: Stack, provider: Provider, tmp_path: Path) -> AsyncIterato
 
 def offline(request: Request) -> Any:
     """What the offline model says to a request."""
-    from adiuva.offline_model import server
+    from adiuva.offline_llm import server
 
     return server._answer(
         server._read_messages(request.body),
@@ -98,7 +98,7 @@ def told(request: Request) -> str:
 # ── To its end ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_with_the_offline_model_it_ends_with_an_agent_that_extracts_from_the_sample_workspace(
+async def test_with_the_offline_llm_it_ends_with_an_agent_that_extracts_from_the_sample_workspace(
     desk: DeviceOwner, provider: Provider, worker: None
 ) -> None:
     from tests.agents.device_owner import connected
@@ -242,10 +242,10 @@ OFFLINE: list[tuple[list[str], bool, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("answers", "present", "expected"), OFFLINE)
-def test_the_offline_model_knows_when_it_has_heard_enough(
+def test_the_offline_llm_knows_when_it_has_heard_enough(
     answers: list[str], present: bool, expected: dict[str, Any]
 ) -> None:
-    from adiuva.offline_model import agent_interview
+    from adiuva.offline_llm import agent_interview
     from agents.journeys import interview
     from agents.journeys.interview import AgentProposal, AnsweredQuestion, GoBack, InterviewBrief, Question
     from agents.models import AgentType

@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
-from adiuva.offline_model import memory_extraction
+from adiuva.offline_llm import memory_extraction
 from chat import conversations
 from chat.claimed_turn import Steered
 from chat.models import Conversation

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import aiohttp
 
-from adiuva.offline_model.server import _answer as offline_answer
+from adiuva.offline_llm.server import _answer as offline_answer
 from bench.evaluation import report
 from bench.evaluation.cases import load_cases, sample
 from bench.evaluation.chats_part import hold_chats

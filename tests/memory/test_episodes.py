@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
-from adiuva.offline_model import memory_extraction
+from adiuva.offline_llm import memory_extraction
 from memory import entry_content, episodes, forgetting
 from memory.models import Embedding, Entry, EntrySource, Exchange, Memory, SourceKind, Tier
 from tests.factories import somebody

@@ -21,7 +21,7 @@ from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import Cipher, UserCipher
 from adiuva.llm.structured import UnusableAnswer
-from adiuva.offline_model import memory_extraction
+from adiuva.offline_llm import memory_extraction
 from memory import entries, entry_content, fact_extraction, forgetting, search
 from memory.entries import BY_HAND
 from memory.models import Entry, EntrySource, Exchange, Memory, Receipt, SourceKind, Tier

@@ -19,7 +19,7 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
         for path in sorted((ROOT / app).rglob("*.py")):
             name = str(path.relative_to(ROOT))
             # The headless device and the offline model are programs of their own, which log for their owner.
-            if "/migrations/" not in name and "devices/client" not in name and "offline_model" not in name:
+            if "/migrations/" not in name and "devices/client" not in name and "offline_llm" not in name:
                 yield name, ast.parse(path.read_text("utf-8"))
 
 

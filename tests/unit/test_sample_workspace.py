@@ -12,7 +12,7 @@ import pytest
 
 from adiuva.documents.reading import read_document
 from adiuva.embedded import sample_workspace
-from adiuva.offline_model.document_rules import Document, find_records
+from adiuva.offline_llm.document_rules import Document, find_records
 
 DAYS = [
     *(date(2026, 11, 23) + timedelta(days=number) for number in range(7)),  # every weekday

@@ -18,8 +18,8 @@ from django.utils.timezone import now
 
 from adiuva.accounts import services
 from adiuva.accounts.models import User
-from adiuva.blobs import garbage
-from adiuva.blobs.models import Garbage
+from adiuva.object_store import garbage
+from adiuva.object_store.models import Garbage
 from adiuva.vault import backups, limits, receiving, scrub, uploads
 from adiuva.vault.backups import Description
 from adiuva.vault.errors import BaseMissing, OthersBuildOnIt

@@ -12,8 +12,8 @@ import orjson
 import pytest
 
 from adiuva import body_guard, body_streams
-from adiuva.blobs.store import StorageFull
 from adiuva.body_streams import BodyStreams
+from adiuva.object_store.store import StorageFull
 from adiuva.vault import counting, receiving, records, room, uploads, vectors
 from adiuva.vault.models import Upload
 from adiuva.vault.vectors import NewVector

@@ -14,8 +14,8 @@ import httpx
 import pytest
 from django.db.models.functions import Now
 
-from adiuva.blobs.models import Garbage
-from adiuva.blobs.store import store
+from adiuva.object_store.models import Garbage
+from adiuva.object_store.store import store
 from adiuva.vault import receiving, uploads
 from adiuva.vault.errors import TooManyUploads
 from adiuva.vault.models import Upload

@@ -9,7 +9,7 @@ import uuid
 from django.conf import settings
 from django.db import migrations, models
 
-from adiuva.blobs.triggers import queue_garbage_of
+from adiuva.object_store.triggers import queue_garbage_of
 
 
 class Migration(migrations.Migration):
@@ -19,7 +19,7 @@ class Migration(migrations.Migration):
     dependencies = [
         ('accounts', '0001_initial'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
-        ('blobs', '0001_initial'),
+        ('object_store', '0001_initial'),
     ]
 
     operations = [

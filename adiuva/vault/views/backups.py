@@ -13,9 +13,9 @@ from rest_framework.generics import ListAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from adiuva.blobs.views import StreamedBodies
 from adiuva.core.paging import TOTAL_COUNT
 from adiuva.core.rest import Done, error_responses, user_id
+from adiuva.object_store.views import StreamedBodies
 from adiuva.vault import backups, bodies, downloads, headers, uploads
 from adiuva.vault.errors import NotStored
 from adiuva.vault.models import Backup

@@ -13,8 +13,8 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 from rest_framework.views import APIView
 
-from adiuva.blobs.views import StreamedBodies
 from adiuva.core.rest import error_responses, user_id
+from adiuva.object_store.views import StreamedBodies
 from adiuva.vault import bodies, headers, uploads
 from adiuva.vault.models import Upload
 from adiuva.vault.views.bytes_view import EMPTY, header

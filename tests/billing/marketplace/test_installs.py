@@ -15,7 +15,7 @@ from django.test import Client
 from django.utils.timezone import now
 from rest_framework.test import APIClient
 
-from adiuva.blobs.store import new_name, store
+from adiuva.object_store.store import new_name, store
 from billing.models import Developer, Plugin, PluginInstall, PluginVersion
 from tests.billing.marketplace.factories import a_developer, a_listed_plugin, a_plugin, a_version, approve
 from tests.factories import Person, somebody

@@ -13,7 +13,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from adiuva.accounts.models import User
-from adiuva.blobs.store import store
+from adiuva.object_store.store import store
 from adiuva.staff import roles
 from billing.marketplace import catalogue, isolated_checks, listing, revocations, staff_reviews, submissions
 from billing.marketplace.errors import ChecklistOpen, NotReviewed, OwnVersion

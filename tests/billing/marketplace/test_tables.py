@@ -39,7 +39,7 @@ def test_only_a_draft_is_deleted_and_its_package_with_it() -> None:
     version = a_version(a_plugin())
     version.delete()
     with connection.cursor() as cursor:
-        cursor.execute("SELECT owner FROM blobs_garbage WHERE name = %s", [version.object])
+        cursor.execute("SELECT owner FROM object_store_garbage WHERE name = %s", [version.object])
         assert cursor.fetchone() == (None,)
     kept = approve(a_version(a_plugin()))
     with pytest.raises(IntegrityError), transaction.atomic():

@@ -15,7 +15,7 @@ from adiuva.celery import app
 ROOT = Path(settings.BASE_DIR)
 PACKAGES = ("adiuva", "agents", "billing", "chat", "integrations", "memory")
 # Tools around the server: they print to a terminal, and do not import its logging.
-TOOLS = ("adiuva/embedded/", "adiuva/offline_model/", "adiuva/devices/client/")
+TOOLS = ("adiuva/embedded/", "adiuva/offline_llm/", "adiuva/devices/client/")
 # Functions that keep an error in a handler, and raise it in another task.
 RAISED_LATER = {
     "adiuva/llm/streamed_body.py:hand_on",

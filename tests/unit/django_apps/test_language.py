@@ -60,7 +60,7 @@ _PROGRAMS: Final = (
     "devices/client",
     "devices/management",
     "management",
-    "offline_model",
+    "offline_llm",
     "local_embeddings",
 )
 

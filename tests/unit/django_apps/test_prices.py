@@ -109,7 +109,7 @@ def test_months_follow_each_other_without_a_gap(seconds: int, day: int) -> None:
 @pytest.mark.parametrize(
     "set_to", ["", "gpt-x=0.4,1.6;", "openai/adiuva-offline=1,2", "1,2", "gpt-x=1,2; 3,4"]
 )
-def test_make_run_gives_the_offline_model_a_price_and_keeps_what_was_set(set_to: str) -> None:
+def test_make_run_gives_the_offline_llm_a_price_and_keeps_what_was_set(set_to: str) -> None:
     before, after = (prices.configured_prices(each) for each in (set_to, with_offline_price(set_to)))
     named = before.get("openai/adiuva-offline") or before.get("")
     assert {name: after[name] for name in before} == before
