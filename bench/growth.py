@@ -175,6 +175,7 @@ def requests(people: People, rows: int) -> dict[str, Callable[[], Any]]:
     from rest_framework.test import APIClient
 
     from adiuva.accounts.models import User
+    from adiuva.core import paging
     from agents.models import Run
 
     rest, staff = APIClient(SERVER_NAME="localhost"), Client(SERVER_NAME="localhost")
@@ -197,16 +198,17 @@ def requests(people: People, rows: int) -> dict[str, Callable[[], Any]]:
 
         return ask
 
-    # A page in the middle of the user's runs, and the cursor that leads there.
-    page = rows // 4 // _LIMIT
-    cursor = listed(page=page)()["Link"].split("cursor=")[1].split("&")[0].split(">")[0]
-    middle = Run.objects.filter(user_id=people.owner).latest("created_at").pk
+    # The last page that has a number, and the cursor that leads to the middle of the user's runs.
+    page = min(rows // 4, paging.MOST_COUNTED) // _LIMIT
+    mine = Run.objects.filter(user_id=people.owner).order_by("-created_at", "-id")
+    middle = mine[rows // 4]
+    cursor = paging.total_order(mine).cursor(middle)
     return {
         "first page of a user's runs": listed(),
-        "page in the middle, by number": listed(page=page),
+        "last page by number": listed(page=page),
         "page in the middle, by cursor": listed(cursor=cursor),
         "runs of an agent that has few": listed(agent_id=people.rare),
-        "a run with its journal": lambda: rest.get(f"/api/v1/agents/runs/{middle}"),
+        "a run with its journal": lambda: rest.get(f"/api/v1/agents/runs/{middle.pk}"),
         "staff: all runs": shown(),
         "staff: all runs, far down": shown(p=min(150, rows // _LIMIT)),
         "staff: runs in a state": shown(state__exact="error"),
@@ -217,12 +219,16 @@ def requests(people: People, rows: int) -> dict[str, Callable[[], Any]]:
 
 def plain(people: People, rows: int) -> dict[str, Cost]:
     """The same by OFFSET and an exact count."""
+    from adiuva.core import paging
+
     of_user = f"FROM agents_run WHERE user_id = '{people.owner}'"
     ordered = f"SELECT * {of_user} ORDER BY created_at DESC LIMIT {_LIMIT}"
     count = f"SELECT count(*) {of_user}"
     return {
         "first page of a user's runs": statement_cost(count, ordered),
-        "page in the middle, by number": statement_cost(count, f"{ordered} OFFSET {rows // 4}"),
+        "last page by number": statement_cost(
+            count, f"{ordered} OFFSET {min(rows // 4, paging.MOST_COUNTED) - _LIMIT}"
+        ),
         "page in the middle, by cursor": statement_cost(count, f"{ordered} OFFSET {rows // 4}"),
         "staff: all runs": statement_cost(
             "SELECT count(*) FROM agents_run",

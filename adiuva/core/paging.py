@@ -22,7 +22,8 @@ from rest_framework.utils.urls import remove_query_param, replace_query_param
 if TYPE_CHECKING:
     from rest_framework.views import APIView
 
-# Of a list that is longer, so many rows are counted: counting reads an entry of the index for each.
+# Of a list that is longer, so many rows are counted, and so many are passed over: either reads an entry of the index
+# for each.
 MOST_COUNTED: Final = 100_000
 _MAX_CURSOR_CHARS: Final = 500
 
@@ -39,14 +40,15 @@ class PageLimitPagination(PageNumberPagination):
     """`page` (from 1) or `cursor`, and `limit` (50, at most 100).
 
     The answer is the plain list; `X-Total-Count` says how many there are in all, `Link` (RFC 8288) where the other
-    pages are. A page past the end is empty. `rel="next"` leads on by a cursor: the position of the last row in the
-    list's order, so that rows which come or go meanwhile neither repeat others nor hide them.
+    pages are. A page past the end is empty; one that begins after MOST_COUNTED rows is refused. `rel="next"` leads on
+    by a cursor: the position of the last row in the list's order, so that rows which come or go meanwhile neither
+    repeat others nor hide them.
     """
 
     page_size = 50
     page_size_query_param = "limit"
     max_page_size = 100
-    page_query_description = "From 1."
+    page_query_description = f"From 1. After {MOST_COUNTED:,} rows only `cursor` leads on (400)."
     page_size_query_description = f"How many on a page; 50 if not given, and never more than {max_page_size}."
     cursor_query_description = (
         'Where to go on, instead of `page`: the address in `Link` with `rel="next"` has it. However far it is, such a'
@@ -57,7 +59,7 @@ class PageLimitPagination(PageNumberPagination):
         self.request = request
         number = _positive(request, "page", 1)
         limit = min(_positive(request, "limit", self.page_size), self.max_page_size)
-        order = _total_order(queryset)
+        order = total_order(queryset)
         url = request.build_absolute_uri()
         if cursor := request.query_params.get("cursor", ""):
             found = list(order.after(cursor)[: limit + 1])
@@ -66,8 +68,8 @@ class PageLimitPagination(PageNumberPagination):
             self._headers = {}
         else:
             start = (number - 1) * limit
-            found = order.cut(start, start + limit + 1)
-            paginator = _Counted(queryset, limit, _total(queryset, start, len(found), limit))
+            found, total = _cut(order, start, limit)
+            paginator = _Counted(queryset, limit, total)
             self.page = Page(found[:limit], number, paginator)
             self.display_page_controls = 1 < paginator.num_pages >= number
             links = _links_by_number(url, number, paginator)
@@ -108,11 +110,17 @@ class _Counted(Paginator):  # type: ignore[type-arg]  # not generic at run time
         self.count = count
 
 
-def _total(rows: QuerySet[Any], start: int, found: int, limit: int) -> int:
-    """How many rows there are, of which `found` were read from `start` on, one more than a page has if there are."""
-    if found <= limit and (found or not start):
-        return start + found
-    return rows.order_by()[:MOST_COUNTED].count()
+def _cut(order: _Order, start: int, limit: int) -> tuple[list[Any], int]:
+    """The rows of a page, with one more if there are more, and how many the list has. Raises ValidationError."""
+    found = order.cut(start, start + limit + 1) if start < MOST_COUNTED else []
+    end = start + len(found)
+    if (found and len(found) <= limit) or not end:
+        return found, end
+    total = MOST_COUNTED if start < MOST_COUNTED <= end else order.rows.order_by()[:MOST_COUNTED].count()
+    if start >= MOST_COUNTED == total:
+        why = gettext("By number, pages go to row {most}. Follow the links to the next page instead.")
+        raise exceptions.ValidationError({"page": [why.format(most=MOST_COUNTED)]})
+    return found, total
 
 
 def _links_by_number(url: str, number: int, paginator: _Counted) -> dict[str, str]:
@@ -168,7 +176,7 @@ class _Order:
             raise exceptions.ValidationError({"cursor": [gettext("Not a cursor of this list.")]}) from None
 
 
-def _total_order(queryset: QuerySet[Any]) -> _Order:
+def total_order(queryset: QuerySet[Any]) -> _Order:
     """With the key as its last column, so that no two rows are equal: else a page could repeat what another had."""
     names = list(queryset.query.order_by or queryset.model._meta.ordering)
     if not all(isinstance(name, str) for name in names):

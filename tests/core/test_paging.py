@@ -109,8 +109,21 @@ def test_of_a_very_long_list_only_so_many_rows_are_counted_and_all_are_reached(
     monkeypatch.setattr(paging, "MOST_COUNTED", 3)
     rows, answer = page(rest, five, "limit=1")
     assert (rows, answer["X-Total-Count"], sorted(links(answer))) == ([0], "3", ["next"])
-    assert page(rest, five, "limit=1&page=5")[0] == [4]
+    assert page(rest, five, "limit=1&page=3")[0] == [2]
     assert [numbers(each) for each in pages(rest, f"{USERS}?of={five}&limit=2")] == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.urls("tests.core.failing_urls")
+def test_by_number_no_more_rows_are_passed_over_than_are_counted(
+    rest: APIClient, five: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paging, "MOST_COUNTED", 3)
+    for query in ("limit=1&page=4", "limit=2&page=9", "page=999999999"):
+        answer = rest.get(f"{USERS}?of={five}&{query}")
+        assert (answer.status_code, list(answer.json()["fields"])) == (400, ["page"])
+        assert "3" in answer.json()["fields"]["page"][0]
+    monkeypatch.setattr(paging, "MOST_COUNTED", 6)
+    assert page(rest, five, "page=999999999")[0] == []
 
 
 @pytest.mark.urls("tests.core.failing_urls")
@@ -244,7 +257,7 @@ def test_a_page_far_down_a_list_reads_as_many_pages_of_the_database_as_the_first
             cursor.execute(_RUNS, [each.user_id, each.pk, each.pk, bytes(each.name_sealed)])
         cursor.execute("ANALYZE agents_run")
     row = Run.objects.filter(user_id=ada.id).order_by("created_at")[100]
-    at = paging._total_order(Run.objects.all()).cursor(row)
+    at = paging.total_order(Run.objects.all()).cursor(row)
     for query in ("", f"agent_id={agent.pk}&"):
         first, deep = (touched(rest, f"/api/v1/agents/runs?{query}{more}") for more in ("", f"cursor={at}"))
         assert deep <= first + 10 and deep < 120, (query, first, deep)
