@@ -241,6 +241,10 @@ CELERY_BEAT_SCHEDULE = {
     "memory: record what was said": {"task": "memory.sweep", "schedule": schedule(timedelta(seconds=60))},
     "memory: consolidate": {"task": "memory.consolidate", "schedule": schedule(timedelta(minutes=5))},
     "exports: sweep archives": {"task": "export.sweep", "schedule": schedule(timedelta(seconds=60))},
+    "accounts: go on with deletions": {
+        "task": "accounts.sweep_deletions",
+        "schedule": schedule(timedelta(seconds=60)),
+    },
     "accounts: end old sessions": {"task": "accounts.prune", "schedule": schedule(timedelta(hours=6))},
 }
 

@@ -6,6 +6,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.db.models.signals import post_save
 
+from adiuva.accounts.signals import closing
 from adiuva.core import metrics, readiness
 from adiuva.core.enqueue import enqueue_on_commit
 from billing.marketplace import schedule_words
@@ -25,6 +26,7 @@ class AgentsConfig(AppConfig):
         reconnected.connect(_reconnected, dispatch_uid="agents.reconnected")
         tier_changed.connect(_tier_changed, dispatch_uid="agents.tier_changed")
         plans_edited.connect(_plans_edited, dispatch_uid="agents.plans_edited")
+        closing.connect(_account_closing, dispatch_uid="agents.account_closing")
         _count_for_plans()
         _name_for_usage()
         add_manifest_check("agent_template", _look_at_template)
@@ -53,6 +55,12 @@ def _reconnected(connection_id: UUID, **_: Any) -> None:
     from agents import schedules
 
     schedules.connection_restored(connection_id=connection_id)
+
+
+def _account_closing(user_id: UUID, **_: Any) -> None:
+    from agents import services
+
+    services.stop_all(user_id=user_id)
 
 
 def _tier_changed(user_id: UUID, **_: Any) -> None:

@@ -150,6 +150,13 @@ def delete(*, agent: Agent) -> None:
         plan_limits.settle(agent.user_id)  # its room is another's
 
 
+def stop_all(*, user_id: UUID) -> None:
+    """In the transaction that closes an account: none of its agents runs again, and runs in progress end."""
+    Agent.objects.of(user_id).update(enabled=False, held_by_plan=False, next_run_at=None)
+    for run in Run.objects.of(user_id).live():
+        runs.cancel(run=run)
+
+
 def _cancel_live(agent: Agent) -> None:
     for run in agent.runs.live():
         runs.cancel(run=run)

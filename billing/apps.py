@@ -4,6 +4,8 @@ from uuid import UUID
 from django.apps import AppConfig
 from django.db.models.signals import post_migrate, pre_delete
 
+from adiuva.accounts.signals import closing
+
 
 class BillingConfig(AppConfig):
     name = "billing"
@@ -18,7 +20,8 @@ class BillingConfig(AppConfig):
 
         garbage.refers_with(objects)
         limits.register(stored, request_limits.require)
-        pre_delete.connect(_end_payments, sender=User, dispatch_uid="billing.end_payments")
+        pre_delete.connect(_account_deleted, sender=User, dispatch_uid="billing.end_payments")
+        closing.connect(_end_payments, dispatch_uid="billing.account_closing")
         from adiuva.accounts import sign_in_rules
         from billing.signals import tier_changed
 
@@ -42,14 +45,18 @@ def _create_plans(using: str, **_: Any) -> None:
         plans.create_missing()
 
 
-def _end_payments(instance: Any, **_: Any) -> None:
+def _account_deleted(instance: Any, **_: Any) -> None:
+    _end_payments(instance.pk)
+
+
+def _end_payments(user_id: UUID, **_: Any) -> None:
     from billing.marketplace import developers
     from billing.payments import stripe_jobs
     from billing.teams import members
 
-    stripe_jobs.end_payments(instance.pk)
-    members.dissolve(instance.pk)
-    developers.part(instance.pk)
+    stripe_jobs.end_payments(user_id)
+    members.dissolve(user_id)
+    developers.part(user_id)
 
 
 def _check_sign_in(user_id: UUID, way: Any) -> None:

@@ -156,7 +156,7 @@ def finish_interrupted() -> int:
     before = timezone.now() - _DELETION_TIMEOUT
     with separate_keys() as separate:
         doomed = set(separate.filter(doomed_at__lt=before).values_list("pk", flat=True))
-    alive = set(User.objects.filter(pk__in=doomed).values_list("pk", flat=True))
+    alive = set(User.objects.filter(pk__in=doomed, deletion=None).values_list("pk", flat=True))
     with separate_keys() as separate:
         separate.filter(pk__in=alive, doomed_at__lt=before).update(doomed_at=None)
         return separate.filter(pk__in=doomed - alive).delete()[0]
@@ -170,7 +170,7 @@ def audit(batch: int = 1000) -> KeyAudit:
     found.doubled = UserKey.objects.exclude(ring_key=UserKey.SEPARATE).count()
     after = _BEFORE_ALL
     while page := _next_page(SeparateKey, after, batch):
-        users = set(User.objects.filter(pk__in=page).values_list("pk", flat=True))
+        users = set(User.objects.filter(pk__in=page, deletion=None).values_list("pk", flat=True))
         _write_markers(users)
         with separate_keys() as separate:
             orphans = separate.filter(pk__in=set(page) - users, created_at__lt=timezone.now() - _NEW_KEY_AGE)

@@ -22,7 +22,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from adiuva.accounts.key_store import copy_of, has_own_database, is_same_key, separate_keys, unwrap
-from adiuva.accounts.models import SeparateKey, User, UserKey, WrappedKey
+from adiuva.accounts.models import Deletion, SeparateKey, User, UserKey, WrappedKey
 from adiuva.core import crypto
 from adiuva.core.errors import NotFound, Unavailable
 
@@ -115,7 +115,8 @@ def _find(user_id: UUID) -> WrappedKey | None:
 @transaction.atomic
 def _create(user_id: UUID) -> WrappedKey:
     # The lock allows one process to create the key, and none while the user is being deleted.
-    if User.objects.select_for_update(no_key=True).filter(pk=user_id).only("pk").first() is None:
+    user = User.objects.select_for_update(no_key=True).filter(pk=user_id).only("pk").first()
+    if user is None or Deletion.objects.filter(pk=user_id).exists():
         raise NoSuchUser("this account no longer exists")
     here = UserKey.objects.select_for_update().filter(pk=user_id).first()
     if not has_own_database():

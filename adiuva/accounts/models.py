@@ -234,6 +234,16 @@ class Mail(Leased):
         return f"mail {self.pk}"
 
 
+class Deletion(Leased):
+    """A closed account: its key is destroyed, and a worker deletes its rows. It goes with the last of them."""
+
+    user = models.OneToOneField(User, models.CASCADE, primary_key=True, related_name="deletion")
+    began_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    def __str__(self) -> str:
+        return f"deletion of {self.pk}"
+
+
 class RevokedReason(models.TextChoices):
     """Why a session ended before it expired."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 from datetime import timedelta
 from hashlib import sha256
 from uuid import UUID
@@ -14,17 +13,25 @@ from django.contrib.auth.hashers import make_password
 from django.contrib.auth.password_validation import validate_password
 from django.core.cache import cache
 from django.core.exceptions import ValidationError
-from django.db import OperationalError, connection, transaction
-from django.db.models import CASCADE, Model, QuerySet
+from django.db import connection, transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
-from adiuva.accounts import keys, mails, passkeys, second_factors, session_check, sign_in_rules, tokens
+from adiuva.accounts import (
+    deletion,
+    keys,
+    mails,
+    passkeys,
+    second_factors,
+    session_check,
+    sign_in_rules,
+    tokens,
+)
 from adiuva.accounts.models import Mail, RevokedReason, Session, User
 from adiuva.accounts.passkeys import Assertion
 from adiuva.accounts.second_factors import Proof
 from adiuva.accounts.sign_in_rules import Way
 from adiuva.accounts.tokens import TokenPair
-from adiuva.core import db
 from adiuva.core.errors import Conflict, Invalid, NotAuthenticated, NotFound, Text
 from adiuva.core.pruning import delete_in_batches
 
@@ -32,7 +39,6 @@ log = structlog.get_logger(__name__)
 
 MAX_PASSWORD_CHARS = 1000  # longer ones add no security and cost time to hash
 _HASHES_OF_A_REFUSAL = 2  # as many accounts as one sign-in compares the password with
-_DELETE_ATTEMPTS = 5
 _LAST_USED_STEP = timedelta(minutes=1)  # a session's `last_used_at` is written at most this often
 _ENDED_SESSIONS_KEPT = timedelta(days=30)  # users and staff can see how a session ended
 
@@ -290,51 +296,12 @@ def _deactivate(user_id: UUID) -> bool:
 
 
 def delete_account(*, user: User) -> None:
-    """Destroy the user's key and delete all of their rows in one transaction. This cannot be undone.
+    """Destroy the user's key and delete all of their rows; of an account with many, a worker deletes them soon after.
 
-    Raises keys.KeyUnavailable if the key cannot be reached: while the key exists, the data is not deleted for good.
+    This cannot be undone. Raises keys.KeyUnavailable if the key cannot be reached: while the key exists, the data is
+    not deleted for good.
     """
-    for attempts_left in range(_DELETE_ATTEMPTS - 1, -1, -1):
-        try:
-            _delete_account(user)
-            return
-        except OperationalError as error:
-            # A worker that holds one of the rows was waiting for another: PostgreSQL ends one of the two.
-            if not db.is_conflict(error) or not attempts_left:
-                raise
-            log.info("account.deletion_repeated", user_id=str(user.pk))
-
-
-@transaction.atomic
-def _delete_account(user: User) -> None:
-    User.objects.select_for_update().filter(pk=user.pk).first()
-    for model, owner in _models_with_parts(User):
-        # Whoever adds a part waits for us, and finds that what it belongs to is gone. Otherwise a part that is added
-        # between our deletion of the others and that of the whole would make the deletion fail.
-        mine = model._base_manager.filter(**{owner: user.pk})
-        list(mine.order_by("pk").select_for_update(of=("self",)).values_list("pk", flat=True))
-    user_id = user.pk
-    keys.shred(user_id)
-    user.delete()
-    log.info("account.deleted", user_id=str(user_id))
-
-
-def _models_with_parts(
-    whole: type[Model], owner: str = "", above: frozenset[type[Model]] = frozenset()
-) -> Iterator[tuple[type[Model], str]]:
-    """Models of a user's rows that others belong to, wholes before parts, each with its path to the user.
-
-    A model that refers to itself, by whatever way, is not followed a second time.
-    """
-    above |= {whole}
-    for relation in whole._meta.related_objects:
-        model = relation.related_model
-        if relation.on_delete is not CASCADE or not isinstance(model, type) or model in above:
-            continue
-        path = f"{relation.field.name}__{owner}" if owner else relation.field.name
-        if any(part.on_delete is CASCADE for part in model._meta.related_objects):
-            yield model, path
-            yield from _models_with_parts(model, path, above)
+    deletion.begin(user)
 
 
 def _open_session(user: User, user_agent: str) -> Session:

@@ -2,7 +2,7 @@ from uuid import UUID
 
 from celery import shared_task
 
-from adiuva.accounts import browser_sessions, key_maintenance, mails, services
+from adiuva.accounts import browser_sessions, deletion, key_maintenance, mails, services
 
 
 @shared_task(name="accounts.prune")
@@ -21,3 +21,13 @@ def send_mail(mail_id: str) -> None:
 @shared_task(name="accounts.sweep_mails")
 def sweep_mails() -> None:
     mails.sweep()
+
+
+@shared_task(name="accounts.delete")
+def delete(user_id: str) -> None:
+    deletion.go_on(UUID(user_id))
+
+
+@shared_task(name="accounts.sweep_deletions")
+def sweep_deletions() -> None:
+    deletion.sweep()

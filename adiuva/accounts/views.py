@@ -165,6 +165,10 @@ class MeView(AuthView):
     def delete(self, request: Request) -> Response:
         """Delete the account with everything the server holds of it, for ever.
 
+        Of an account with more than 10,000 rows, the key is destroyed and the account closed when this is answered:
+        what was sealed for it can be read by nobody, nobody can sign in, and the address is free. Its rows are deleted
+        within minutes.
+
         The body confirms that it is the user (`{"password": …}`); else 403 `confirmation_required`.
         """
         require_confirmation(self, request)

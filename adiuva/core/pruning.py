@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
-from django.db.models import QuerySet
+from django.db import transaction
+from django.db.models import CASCADE, ForeignObjectRel, Model, QuerySet
 
 BATCH: Final = 1_000
+# Of rows that others belong to, which are looked for in each table of those.
+_WHOLES: Final = 100
 # In one call of what runs by a schedule; its next call goes on.
 MOST: Final = 50_000
 
@@ -22,3 +26,30 @@ def delete_in_batches(rows: QuerySet[Any], *, most: int | None = MOST) -> int:
         if len(ids) < BATCH:
             break
     return deleted
+
+
+def delete_with_parts(rows: QuerySet[Any]) -> Iterator[int]:
+    """Delete all `rows`, and before them what belongs to them, however much that is. Each step is a transaction.
+
+    Yields after each step how many rows it took. Nobody can add a part to what is deleted in the same step.
+    """
+    model = rows.model
+    parts = parts_of(model)
+    while ids := list(rows.order_by().values_list("pk", flat=True)[: _WHOLES if parts else BATCH]):
+        for part, whole in parts:
+            yield from delete_with_parts(part._base_manager.filter(**{f"{whole}__in": ids}))
+        chosen = model._base_manager.filter(pk__in=ids)
+        with transaction.atomic():
+            list(chosen.order_by("pk").select_for_update(of=("self",)).values_list("pk"))
+            chosen.delete()
+        yield len(ids)
+
+
+def parts_of(model: type[Model]) -> list[tuple[type[Model], str]]:
+    """Models whose rows go when the row of `model` goes to which they refer, each with the name of that reference."""
+    relations = [field for field in model._meta.get_fields(include_hidden=True) if field.auto_created]
+    return [
+        (relation.related_model, relation.field.name)
+        for relation in relations
+        if isinstance(relation, ForeignObjectRel) and relation.on_delete is CASCADE
+    ]

@@ -14,7 +14,7 @@ from django.db import connections, transaction
 from django.db.models import Q
 from django.utils.timezone import now
 
-from adiuva.accounts import services
+from adiuva.accounts import deletion, services
 from adiuva.accounts.models import User
 from billing import tiers
 from billing.marketplace import payouts, purchase_sync
@@ -34,7 +34,7 @@ LEASE = dt.timedelta(minutes=1)
 
 def deletion_of(person: Person) -> Callable[[], None]:
     """Without what is done when PostgreSQL ends it: it is begun again."""
-    return lambda: services._delete_account(User.objects.get(pk=person.id))
+    return lambda: deletion.delete_at_once(User.objects.get(pk=person.id))
 
 
 def sales_of(developer: Developer, number: int = 20, buyer: Person | None = None) -> list[PluginPurchase]:

@@ -74,6 +74,18 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='Deletion',
+            fields=[
+                ('lease_until', models.DateTimeField(editable=False, null=True)),
+                ('fence', models.PositiveIntegerField(default=0, editable=False)),
+                ('user', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='deletion', serialize=False, to=settings.AUTH_USER_MODEL)),
+                ('began_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
+            ],
+            options={
+                'abstract': False,
+            },
+        ),
+        migrations.CreateModel(
             name='Session',
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
