@@ -20,6 +20,7 @@ from adiuva.core import db, metrics
 from adiuva.core.logging import log_failure
 from adiuva.core.per_loop import PerLoop
 from adiuva.devices import presence
+from adiuva.devices.presence import Target
 from adiuva.devices.protocol import Close
 from adiuva.devices.replies import Reply
 
@@ -39,8 +40,13 @@ class Connection(Protocol):
 
     pk: uuid.UUID | None
     epoch: int
+    user_id: uuid.UUID
     session_id: uuid.UUID
     tier: str
+
+    def target(self) -> Target:
+        """What a link needs to know of it, once the device has said hello."""
+        ...
 
     async def deliver(self, text: str, reply: Reply, *, calls: Sequence[str], run: str | None) -> bool:
         """Send a frame. Answers to `calls` and frames of `run` go to `reply`. Returns False if nothing was sent."""
@@ -101,6 +107,10 @@ class ConnectionRegistry:
         """Return a device's connection of this epoch, if it is in this process."""
         found = self._by_device.get(pk)
         return found if found is not None and found.epoch == epoch else None
+
+    def newest(self, pk: uuid.UUID) -> Connection | None:
+        """Return a device's newest connection in this process."""
+        return self._by_device.get(pk)
 
     async def close_all(self, code: int, *, within_s: float) -> None:
         """Close every connection and wait until they are gone, those that are opened meanwhile included."""

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, Protocol
 from urllib.parse import parse_qs
 
@@ -29,6 +30,7 @@ from adiuva.core.outages import as_unavailable
 from adiuva.core.websocket import SocketConsumer
 from adiuva.devices import connections, presence, tool_results
 from adiuva.devices.codec import MAX_FRAME_BYTES, BadFrame, FrameTooLarge, dump, is_in_protocol, parse
+from adiuva.devices.presence import Target
 from adiuva.devices.protocol import (
     AgentComplete,
     AgentData,
@@ -95,6 +97,7 @@ class DeviceHandler:
         self.device_id = ""
         self.epoch = 0
         self.protocol = 1
+        self._capabilities = frozenset[str]()
         self._loop = asyncio.get_running_loop()
         self._registry = connections.current()
         self._opened_at = self._heard_at = self._loop.time()
@@ -222,7 +225,7 @@ class DeviceHandler:
         self.protocol = 2 if hello.protocol >= 2 else 1
         await self.socket.subscribe()
         opened = await db.run(self._arrive, hello)
-        self.device_id = hello.device_id
+        self.device_id, self._capabilities = hello.device_id, _shared(opened.capabilities)
         older = self._registry.register(self, opened.pk, opened.epoch)
         self._ping_due = self._loop.time() + settings.SOCKET["ping_interval_s"]
         try:
@@ -310,6 +313,11 @@ class DeviceHandler:
         return not is_in_protocol(type(frame), self.protocol) or await self.socket.send_text(
             dump(frame, self.protocol)
         )
+
+    def target(self) -> Target:
+        assert self.pk is not None
+        channel = self.socket.channel_name
+        return Target(self.pk, self.device_id, self.epoch, channel, self.protocol, self._capabilities)
 
     async def deliver(self, text: str, reply: Reply, *, calls: Sequence[str], run: str | None) -> bool:
         if self._acknowledged is not None:
@@ -413,6 +421,12 @@ class DeviceHandler:
         if self.pk is not None:
             await db.run(presence.close_connection, pk=self.pk, epoch=self.epoch)
             log.info("device.disconnected", user_id=str(self.user_id), device=str(self.pk), epoch=self.epoch)
+
+
+@lru_cache(256)
+def _shared(capabilities: frozenset[str]) -> frozenset[str]:
+    """One object for all connections that have the same."""
+    return capabilities
 
 
 def _ref(frame: ClientFrame) -> str | None:

@@ -113,6 +113,9 @@ class DeviceLink:
         """Where the device is connected, except on the channels `not_at`. Raises DeviceOffline after the wait."""
         if self.current_target is not None and self.current_target.channel not in not_at:
             return self.current_target
+        if (here := self._target_here()) is not None and here.channel not in not_at:
+            self.current_target = here
+            return here
         until = self._loop.time() + (self.wait_s if wait_s is None else wait_s)
         while True:
             try:
@@ -125,6 +128,12 @@ class DeviceLink:
             if self._loop.time() >= until:
                 raise DeviceOffline
             await asyncio.sleep(_POLL_S)
+
+    def _target_here(self) -> Target | None:
+        """The device's connection in this process. If it has a newer one elsewhere, this one is about to be closed,
+        which is as if the device had come back a moment later."""
+        found = self._connections.newest(self.device) if self.device is not None else None
+        return found.target() if found is not None and found.user_id == self.user_id else None
 
     async def is_current(self) -> bool:
         """Whether the connection in use is the device's newest. A killed process never sends a disconnect."""

@@ -50,6 +50,7 @@ class OpenedConnection:
     pk: uuid.UUID
     epoch: int
     superseded: str | None  # channel of the connection that this one replaces
+    capabilities: frozenset[str]
 
 
 # The process' row is written only where it lacks one, or has not renewed it because it held no device.
@@ -139,6 +140,8 @@ def open_connection(
         if cipher and hello.grants is not None and hello.protocol >= 2
         else None
     )
+    # Capabilities belong to protocol 2; those of a protocol 1 client are ignored.
+    capabilities = frozenset(name[:50] for name in hello.capabilities if hello.protocol >= 2)
     with prepared_cursor() as cursor:
         cursor.execute(
             _ARRIVE,
@@ -152,8 +155,7 @@ def open_connection(
                 "version": hello.app_version or "",
                 "timezone": "" if has_unknown_zone(hello) or hello.protocol < 2 else hello.timezone or "",
                 "protocol": min(hello.protocol, 2),
-                # Capabilities belong to protocol 2; those of a protocol 1 client are ignored.
-                "capabilities": sorted({name[:50] for name in hello.capabilities if hello.protocol >= 2}),
+                "capabilities": sorted(capabilities),
                 "session": session_id,
                 "channel": channel,
                 "process": process,
@@ -162,7 +164,7 @@ def open_connection(
             },
         )
         pk, epoch, superseded = cursor.fetchone()
-    return OpenedConnection(pk, epoch, superseded or None)
+    return OpenedConnection(pk, epoch, superseded or None, capabilities)
 
 
 def renew(process: uuid.UUID, mine: Collection[tuple[uuid.UUID, int]]) -> set[uuid.UUID]:
