@@ -1,11 +1,13 @@
-"""A turn of the chat with a model that answers at once, beside deepagents on LiteLLM.
+"""A turn of the chat with a model that answers at once, beside its floor, and beside deepagents on LiteLLM.
 
 `python -m bench.chat_turn`, or with `ours` without deepagents.
 
 One turn at a time on warm processes: the milliseconds from home_request to the first stream_text, and the CPU of the
-web process for a whole turn, for an answer and for a turn of two model calls that lists twenty tasks. Device, model and
-web process are processes of their own; deepagents has no socket and no database. `python -m bench.chat_turn profile`
-says where the time of a turn with two model calls goes.
+web process for a whole turn, for an answer and for a turn of two model calls that lists twenty tasks. Device, model,
+PostgreSQL, Redis and web process are processes of their own, and only the web process' CPU counts: what all its threads
+use, without what it uses while nothing is asked. The floor is bench/chat/bare_turn.py, which does no more than talk to
+the same neighbours; deepagents has no socket and no database. `python -m bench.chat_turn profile` says where the time
+of a turn with two model calls goes.
 """
 
 from __future__ import annotations
@@ -15,21 +17,34 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from adiuva.embedded.ports import free_port
 from adiuva.embedded.processes import Child
 from bench.chat.device import TASKS, Device
 from bench.chat.profiled_server import Profile
-from bench.harness import ROOT, BenchServers, bench_servers, cpu_s, median, record, show, stock_python
+from bench.harness import (
+    ROOT,
+    BenchServers,
+    bench_servers,
+    cpu_s,
+    listens,
+    median,
+    record,
+    show,
+    stock_python,
+)
 
 KINDS = {"plain": "an answer", "list": "two model calls, a list of 20"}
 MESSAGES = {"plain": "hello", "list": "list my tasks"}
+FLOOR = "aiohttp, uvicorn, psycopg"
 ROUNDS, OURS, THEIRS = 5, 100, 20
 WARM = 30
 IDLE_S = 3.0
-ACCOUNT = 1500
+ACCOUNT = 1000  # a socket may send 1,200 frames a minute
 
 
 @dataclass
@@ -67,6 +82,19 @@ def measure_stock(stock: subprocess.Popen[str], kind: str, number: int, found: M
     found.cpus.append(said["cpu_ms"])
 
 
+def _kinds(name: str) -> Sequence[str]:
+    return ["list"] if name == FLOOR else list(KINDS)
+
+
+def start_floor(servers: BenchServers, model: str) -> tuple[str, Child]:
+    port = free_port()
+    command = ["-m", "uvicorn", "bench.chat.bare_turn:application", "--port", str(port)]
+    options = ["--ws", "websockets-sansio", "--no-access-log", "--lifespan", "off", "--log-level", "error"]
+    child = servers.run(f"floor-{port}", *command, *options, BARE_API_BASE=model)
+    child.wait_until(lambda: listens(port), within_s=60, every_s=0.1)
+    return f"http://127.0.0.1:{port}", child
+
+
 def new_token() -> str:
     from adiuva.accounts import services
 
@@ -83,7 +111,7 @@ async def compare(
     measurements = {(name, kind): Measurements() for name in (*servers, "deepagents") for kind in KINDS}
     idle = {}
     for name, device in devices.items():
-        for kind in KINDS:
+        for kind in _kinds(name):
             await run_turns(device, kind, WARM)
         web = servers[name][1]
         cpu = cpu_s(web)
@@ -95,10 +123,14 @@ async def compare(
     for _ in range(ROUNDS):  # by turns, so that all see the same machine
         for kind in KINDS:
             for name, device in devices.items():
+                if kind not in _kinds(name):
+                    continue
                 await measure_ours(device, servers[name][1], idle[name], kind, measurements[name, kind])
             if stock:
                 measure_stock(stock, kind, THEIRS, measurements["deepagents", kind])
     for name in servers:
+        if name == FLOOR:
+            continue
         for kind in KINDS:
             found, theirs = measurements[name, kind], measurements["deepagents", kind]
             what, peer = f"{name}, {KINDS[kind]}", "deepagents" if stock else ""
@@ -110,10 +142,16 @@ async def compare(
                 name=peer,
                 most=15,
             )
-            aim = 3 if kind == "list" else None
-            record(
-                f"{what}: CPU of a turn", found.cpus, "ms", beside=theirs.cpus or None, name=peer, most=aim
-            )
+            record(f"{what}: CPU of a turn", found.cpus, "ms", beside=theirs.cpus or None, name=peer)
+        found, least = measurements[name, "list"], measurements[FLOOR, "list"]
+        record(
+            f"{name}, {KINDS['list']}: CPU beside its floor",
+            found.cpus,
+            "ms",
+            beside=least.cpus,
+            name=FLOOR,
+            most=3,
+        )
 
 
 async def compare_all(
@@ -159,6 +197,7 @@ def main(servers: BenchServers, what: str = "") -> None:
     web_servers = {
         name: servers.web_process(ADIUVA_SERVER=name, **model_env(model)) for name in ("uvicorn", "daphne")
     }
+    web_servers[FLOOR] = start_floor(servers, model)
     tokens = [new_token() for _ in web_servers]
     asyncio.run(compare_all(web_servers, tokens, model, with_stock=what != "ours"))
 
