@@ -18,6 +18,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import connection
+from psycopg.types.numeric import Int8
 
 from adiuva import llm
 from adiuva.core import db
@@ -64,16 +65,18 @@ SELECT granted, spent, cap, low FROM decided
 """
 
 # Common table expressions that settle `cost` of a hold, and give back the rest of it if the work is over. They follow
-# the `spender` of billing.usage, which is locked first; then the allowances are, then the hold.
+# the `spender` of billing.usage, which is locked first; then the allowances are, then the hold. `first`: what they
+# follow it by. Nothing is settled unless it has a row.
 SETTLE_SQL: Final = """
 settled AS (
-    SELECT allowance.id FROM (SELECT count(*) FROM spender) AS account, billing_allowance AS allowance
+    SELECT allowance.id FROM {first} AS account, billing_allowance AS allowance
     WHERE allowance.id = ANY(%(hold_allowances)s::bigint[]) ORDER BY allowance.id FOR NO KEY UPDATE OF allowance
 ),
 hold AS (
     SELECT held.id, held.amount, CASE WHEN %(hold_is_over)s THEN held.amount ELSE LEAST(held.amount, %(hold_cost)s) END
         AS freed
-    FROM (SELECT count(*) FROM settled) AS first, billing_hold AS held WHERE held.id = %(hold)s FOR UPDATE OF held
+    FROM (SELECT count(*) FROM settled) AS allowances, {first} AS account, billing_hold AS held
+    WHERE held.id = %(hold)s FOR UPDATE OF held
 ),
 hold_left AS (
     UPDATE billing_hold SET amount = billing_hold.amount - hold.freed,
@@ -103,7 +106,7 @@ def settle_values(
 ) -> dict[str, Any]:
     """The parameters of SETTLE_SQL. `is_expected`: money was held; if it is gone, the sweep has settled it all."""
     return {
-        "hold": hold, "hold_allowances": list(allowances), "hold_cost": cost, "hold_is_over": is_over,
+        "hold": hold, "hold_allowances": list(map(Int8, allowances)), "hold_cost": Int8(cost), "hold_is_over": is_over,
         "hold_is_expected": is_expected, "hold_lasts_s": lasts_s,
     }  # fmt: skip
 

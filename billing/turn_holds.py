@@ -10,6 +10,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from django.conf import settings
+from psycopg.types.numeric import Int8
 
 from billing.allowances import Limits
 from billing.windows import Window
@@ -65,7 +66,7 @@ class Wish:
     def values(self, lasts_s: float) -> dict[str, Any]:
         """The parameters of CLAIM_SQL."""
         return {
-            "hold": self.hold, "hold_amount": self.amount, "hold_model": self.model,
+            "hold": self.hold, "hold_amount": Int8(self.amount), "hold_model": self.model,
             "hold_lasts_s": lasts_s + GRACE.total_seconds(), "low_percent": LOW_PERCENT,
         }  # fmt: skip
 

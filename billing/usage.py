@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 from django.db import connection, transaction
+from psycopg.types.numeric import Int8
 
 from adiuva import llm
 from adiuva.core import db
@@ -61,12 +62,16 @@ use_of_models AS (
         unpriced_calls = known.unpriced_calls + excluded.unpriced_calls
 )
 """
-# With `used_values`: adds to what was used.
-USED_SQL: Final = f"{_SPENDER_SQL}, {_USE_SQL.format(is_new='true')}"
+# Behind a `spender` that a statement finds by itself. With `used_values`: adds to what was used.
+USE_SQL: Final = _USE_SQL.format(is_new="true")
 # With `settled_values`: pays it from what is held, too. What was held and is gone was spent in full by the sweep, which
 # counted it as used: then there is nothing to add.
-USED_AND_PAID_SQL: Final = f"{_SPENDER_SQL}, {budgets.SETTLE_SQL}, " + _USE_SQL.format(
-    is_new="NOT %(hold_is_expected)s OR EXISTS (SELECT FROM hold)"
+_USE_ONCE_SQL: Final = _USE_SQL.format(is_new="NOT %(hold_is_expected)s OR EXISTS (SELECT FROM hold)")
+USE_AND_PAY_SQL: Final = f"{budgets.SETTLE_SQL.format(first='spender')}, {_USE_ONCE_SQL}"
+# With the account, which may be gone: what is held for it is paid all the same.
+USED_SQL: Final = f"{_SPENDER_SQL}, {USE_SQL}"
+USED_AND_PAID_SQL: Final = ", ".join(
+    (_SPENDER_SQL, budgets.SETTLE_SQL.format(first="(SELECT count(*) FROM spender)"), _USE_ONCE_SQL)
 )
 _RECORD_SQL: Final = f"WITH {USED_SQL} SELECT"
 SETTLED_SQL: Final = f"WITH {USED_AND_PAID_SQL} SELECT"
@@ -76,8 +81,16 @@ def used_values(
     user_id: UUID, purpose: Purpose | str, uses: Sequence[ModelUse], agent: UUID | None = None
 ) -> dict[str, Any]:
     """The parameters of USED_SQL."""
-    lists = {f"use_{name}": [getattr(use, name) for use in uses] for name in ("model", *_COUNTS)}
-    return {"use_user": user_id, "use_purpose": str(purpose), "use_agent": agent, **lists}
+    # Of one width, whatever their size: a prepared statement is one for each.
+    lists = {f"use_{name}": [Int8(getattr(use, name)) for use in uses] for name in _COUNTS}
+    models = [use.model for use in uses]
+    return {
+        "use_user": user_id,
+        "use_purpose": str(purpose),
+        "use_agent": agent,
+        "use_model": models,
+        **lists,
+    }
 
 
 def record(

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from django.conf import settings
-from django.db import connection
 from django.db.models import Sum
 
 from adiuva.core.crypto import UserCipher
+from adiuva.core.db import prepared_cursor
 from adiuva.core.leases import Lease
 from adiuva.devices.protocol import Mutation, Usage
 from adiuva.llm import Meter, ModelUse
@@ -22,6 +22,7 @@ from chat.models import Conversation, Message, Turn
 from chat.request import ChatRequest
 from chat.run_notes import RunNotes
 from chat.turn_changes import TurnRecord
+from memory.recall import RecallResult
 
 FIRST_FENCE: Final = 1
 # The code of a turn whose model's provider has cut the answer off.
@@ -49,6 +50,7 @@ class ClaimedTurn:
     `seq`: the request's place in its conversation; None if it has none, or not yet.
     `fence`: of the turn's lease. `queued`: whether it waits for the turn before it, or has waited.
     `ends_are_due`: whether ends of runs are to be told in its chat. `held`: the money that its claim has held.
+    `recalled`: from the memory; None if that was not looked for yet.
     """
 
     turn_id: uuid.UUID
@@ -68,6 +70,7 @@ class ClaimedTurn:
     queued: bool = False
     ends_are_due: bool = False
     held: Held | None = None
+    recalled: RecallResult | None = None
 
     @property
     def lease(self) -> Lease[Turn]:
@@ -149,13 +152,12 @@ class TurnOutcome:
         return self.state == Turn.State.STOP or (self.has_answered and self.code != CONTENT_FILTER)
 
 
-# The account is locked first, as its deletion does, so that no message is added between that and the deletion of its
-# conversations. A message that was sealed for its place is added with it, if the place is the next one.
-_ADVANCE_SQL = """
-WITH owner AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE),
+# Common table expressions behind the conversation's `owner`. A message that was sealed for its place is added, if the
+# place is the next one.
+ADVANCED_SQL: Final = """
 advanced AS (
     UPDATE chat_conversation AS conversation SET message_count = message_count + 1, updated_at = now(),
-        has_private = has_private OR NOT %(memory)s, has_foreign = has_foreign OR %(foreign)s,
+        has_private = has_private OR NOT %(memory)s, has_foreign = has_foreign OR %(is_foreign)s,
         title = COALESCE(title, %(title)s),
         summary = CASE WHEN %(upto)s > conversation.summary_upto THEN %(summary)s ELSE conversation.summary END,
         summary_upto = GREATEST(conversation.summary_upto, %(upto)s)
@@ -167,10 +169,15 @@ added AS (
     INSERT INTO chat_message (id, conversation_id, seq, role, sealed)
     SELECT %(message)s::uuid, id, message_count, %(role)s, %(sealed)s::bytea FROM advanced WHERE message_count = %(seq)s
 )
+"""
+# The account is locked first, as its deletion does, so that no message is added between that and the deletion of its
+# conversations.
+_ADVANCE_SQL: Final = f"""
+WITH owner AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE), {ADVANCED_SQL}
 SELECT message_count, title, summary, summary_upto, memory, has_private, has_foreign,
     (SELECT role FROM chat_message AS last WHERE last.conversation_id = advanced.id AND last.seq = message_count - 1)
 FROM advanced
-"""
+"""  # noqa: S608
 
 _INSERT_MESSAGE_SQL = """
 INSERT INTO chat_message (id, conversation_id, seq, role, sealed)
@@ -196,7 +203,7 @@ class ConversationState(NamedTuple):
     last_role: str | None
 
 
-class _PlacedMessage(NamedTuple):
+class PlacedMessage(NamedTuple):
     """A message for a certain place in its conversation."""
 
     seq: int
@@ -219,7 +226,7 @@ def append_message(
 
     One statement if it gets the place that is `expected`, else two.
     """
-    message = None if expected is None else _PlacedMessage(expected, role, body)
+    message = None if expected is None else PlacedMessage(expected, role, body)
     state = advance(claimed, request, message=message, title=title, summary=summary, foreign=foreign)
     if state is not None and state.seq != expected:
         insert_message(claimed, state.seq, role, body)
@@ -230,7 +237,7 @@ def advance(
     claimed: ClaimedTurn,
     request: ChatRequest,
     *,
-    message: _PlacedMessage | None = None,
+    message: PlacedMessage | None = None,
     title: str | None = None,
     summary: NewSummary | None = None,
     foreign: bool = False,
@@ -239,39 +246,48 @@ def advance(
 
     `message` is written if its place is the one that there is room for.
     """
+    values = advance_values(claimed, request, message=message, title=title, summary=summary, foreign=foreign)
+    with prepared_cursor() as cursor:
+        cursor.execute(_ADVANCE_SQL, values)
+        row = cursor.fetchone()
+    return None if row is None else ConversationState(*row)
+
+
+def advance_values(
+    claimed: ClaimedTurn,
+    request: ChatRequest,
+    *,
+    message: PlacedMessage | None,
+    title: str | None,
+    summary: NewSummary | None,
+    foreign: bool,
+) -> dict[str, Any]:
+    """The parameters of ADVANCED_SQL, and the user."""
     cipher, conversation_id = claimed.cipher, claimed.conversation_id
     sealed = None
     if message is not None:
         place = (conversation_id, message.seq, message.role)
         sealed = Message.sealed.seal(cipher, message.body, *place)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _ADVANCE_SQL,
-            {
-                "id": conversation_id,
-                "user": request.user_id,
-                "memory": request.memory,
-                "title": None if title is None else Conversation.title.seal(cipher, title, conversation_id),
-                "summary": Conversation.summary.seal(cipher, summary.text, conversation_id)
-                if summary
-                else None,
-                "upto": summary.upto if summary else 0,
-                "foreign": foreign,
-                "message": uuid.uuid4(),
-                "seq": message.seq if message else None,
-                "role": message.role if message else None,
-                "sealed": sealed,
-            },
-        )
-        row = cursor.fetchone()
-    return None if row is None else ConversationState(*row)
+    return {
+        "id": conversation_id,
+        "user": request.user_id,
+        "memory": request.memory,
+        "title": None if title is None else Conversation.title.seal(cipher, title, conversation_id),
+        "summary": Conversation.summary.seal(cipher, summary.text, conversation_id) if summary else None,
+        "upto": summary.upto if summary else 0,
+        "is_foreign": foreign,
+        "message": uuid.uuid4(),
+        "seq": message.seq if message else None,
+        "role": message.role.value if message else None,
+        "sealed": sealed,
+    }
 
 
 def insert_message(
     claimed: ClaimedTurn, seq: int, role: Message.Role, body: dict[str, Any], *, is_request: bool = False
 ) -> None:
     """Write a message where `advance` has made room. `is_request`: it is what the turn answers."""
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(
             _INSERT_REQUEST_SQL if is_request else _INSERT_MESSAGE_SQL,
             {
@@ -279,7 +295,7 @@ def insert_message(
                 "turn": claimed.turn_id,
                 "conversation": claimed.conversation_id,
                 "seq": seq,
-                "role": role,
+                "role": role.value,
                 "sealed": Message.sealed.seal(claimed.cipher, body, claimed.conversation_id, seq, role),
             },
         )

@@ -22,12 +22,19 @@ CAPABILITY: Final = "followups"
 Notice = TurnStarted | RunEnded | ConversationChanged
 
 
-async def send(user_id: uuid.UUID, frames: Iterable[Notice], *, but: Collection[str] = ()) -> None:
-    """Send frames to the user's devices but those with certain channels. What is lost on the way, a client finds in the
-    conversation."""
+def channels_of(user_id: uuid.UUID) -> frozenset[str]:
+    """Where the user's devices are connected that take such frames."""
+    found = presence.channels_with(user_id=user_id, capability=CAPABILITY)
+    return frozenset(channel for _, channel in found)
+
+
+async def send(user_id: uuid.UUID, frames: Iterable[Notice], channels: Collection[str] | None = None) -> None:
+    """Send frames to the user's devices, or to those with certain channels. What is lost on the way, a client finds in
+    the conversation."""
     try:
-        found = await db.run(presence.channels_with, user_id=user_id, capability=CAPABILITY)
-        for channel in {channel for _, channel in found}.difference(but):
+        if channels is None:
+            channels = await db.run(channels_of, user_id)
+        for channel in channels:
             for frame in frames:
                 message = (
                     turn_started_message(dump(frame), frame.request_id)

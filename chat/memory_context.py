@@ -86,18 +86,12 @@ class MemoryContext:
         if not self.enabled:
             return None
         try:
-            question = self._question()
-            wanted: dict[str, Any] = {
-                "user_id": self.user_id,
-                "question": question,
-                "provider": self.model.provider,
-                "limit_tokens": _MAX_RECALL_TOKENS,
-                "now": now,
-            }
-            found = await db.run(recall.embed_and_recall, **wanted)
-            if found is None:
-                vector = await vector_space.embed_question(question, self.user_id)
-                found = await db.run(recall.recall, vector=vector, **wanted)
+            if (found := self.claimed.recalled) is None:
+                wanted = _wanted(self.request, self.claimed, self.model, now)
+                found = await db.run(recall.embed_and_recall, **wanted)
+                if found is None:
+                    vector = await vector_space.embed_question(wanted["question"], self.user_id)
+                    found = await db.run(recall.recall, vector=vector, **wanted)
             self._recalled = found
         except Exception as error:
             log_failure("memory.recall_failed", error, user_id=str(self.user_id))
@@ -156,14 +150,6 @@ class MemoryContext:
             )
         except DatabaseError as error:
             log_failure("receipt.write_failed", error, turn=str(self.claimed.turn_id))
-
-    def _question(self) -> str:
-        """The message; a short one, such as "and that one?", with the messages right before it."""
-        message = self.request.message
-        if len(message) >= _SHORT_MESSAGE_CHARS:
-            return message[:_MAX_QUESTION_CHARS]
-        before = [said.text[-_PRECEDING_CHARS:] for said in self.claimed.history[-_PRECEDING_MESSAGES:]]
-        return "\n".join([message, *before])
 
     # ── How entries are written for a model ─────────────────────────────────────────────────────────────
 
@@ -254,6 +240,44 @@ class MemoryContext:
         """The arguments of `with_entry_id`, with a label of this turn in place of the id."""
         known = await db.run(recall.read_entry, self.user_id, uuid.UUID(arguments[MEMORY]))
         return arguments | {MEMORY: self.label(known) if known else "m0"}
+
+
+def recall_at_once(request: ChatRequest, claimed: ClaimedTurn) -> RecallResult | None:
+    """What a turn will recall, in the thread in which it was claimed. None if that takes more than a statement: then
+    the turn recalls it itself."""
+    if not (request.memory and claimed.memory):
+        return None
+    try:
+        wanted = _wanted(request, claimed, llm.chat_model(), datetime.now(ZoneInfo(claimed.timezone)))
+        vector = vector_space.embed_now(wanted["question"], request.user_id)
+        return recall.recall(vector=vector, **wanted) if vector is not None else None
+    except llm.ModelError:
+        return None  # there is no model, as the turn will say
+    except Exception as error:
+        log_failure("memory.recall_failed", error, user_id=str(request.user_id))
+        return RecallResult()
+
+
+def _wanted(
+    request: ChatRequest, claimed: ClaimedTurn, model: llm.ChatModel, now: datetime
+) -> dict[str, Any]:
+    """The parameters of a turn's recall, but for the vector."""
+    return {
+        "user_id": request.user_id,
+        "question": _question(request, claimed),
+        "provider": model.provider,
+        "limit_tokens": _MAX_RECALL_TOKENS,
+        "now": now,
+    }
+
+
+def _question(request: ChatRequest, claimed: ClaimedTurn) -> str:
+    """The message; a short one, such as "and that one?", with the messages right before it."""
+    message = request.message
+    if len(message) >= _SHORT_MESSAGE_CHARS:
+        return message[:_MAX_QUESTION_CHARS]
+    before = [said.text[-_PRECEDING_CHARS:] for said in claimed.history[-_PRECEDING_MESSAGES:]]
+    return "\n".join([message, *before])
 
 
 def entry_text(known: RecalledEntry, most: int = MAX_CONTENT_CHARS) -> str:

@@ -64,14 +64,14 @@ class TurnHooks:
     `announce` brings an approval request to the user's other devices. `saved` is called once the stream log holds all
     of the turn, so that this process need not. `joined` is called with the messages of waiting turns that this turn's
     model has read. `hand_over` begins who is next in the conversation. `send_notices` sends frames to the user's
-    devices, but for those with certain channels.
+    devices with certain channels; without them, to all.
     """
 
     announce: Callable[[ApprovalRequest], Awaitable[None]]
     saved: Callable[[], None]
     joined: Callable[[Sequence[Steered]], None]
     hand_over: Callable[[HandedOver], None]
-    send_notices: Callable[[Sequence[RunEnded | ConversationChanged], Collection[str]], None]
+    send_notices: Callable[[Sequence[RunEnded | ConversationChanged], Collection[str] | None], None]
 
 
 # More than 15 methods: one of a few lines for each thing that the registry, tools and other processes ask of a turn.
@@ -116,7 +116,7 @@ class Turn:
             steers=self._steers,
             notes=self._notes,
             announce=self._hooks.announce,
-            send_notices=lambda frames: self._hooks.send_notices(frames, ()),
+            send_notices=lambda frames: self._hooks.send_notices(frames, None),
         )
 
     def _record(self) -> StreamRecording:
@@ -330,12 +330,12 @@ class Turn:
 
     def _is_stored(self, end: StoredEnd, told: Collection[str] = ()) -> None:
         """Begin who is next, and tell the devices that have not got the answer as a stream; `told`: the channels of
-        those that have. A turn that nobody's message began was announced to all of them."""
+        those that have."""
         if end.next is not None:
             self._hooks.hand_over(end.next)
-        if end.seq is not None and self.request.origin is None:
+        if end.seq is not None and (channels := frozenset(end.channels).difference(told)):
             changed = ConversationChanged(conversation_id=str(self.claimed.conversation_id), seq=end.seq)
-            self._hooks.send_notices([changed], told)
+            self._hooks.send_notices([changed], channels)
 
     def _send_end(self) -> None:
         self.output.start()

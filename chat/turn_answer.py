@@ -284,7 +284,7 @@ class TurnAnswer:
     async def _take_granted_calls(self, memory: MemoryContext) -> list[DeferredCall]:
         """The deferred calls that this message says yes to. Any message discards what was deferred before it."""
         request = self.request
-        if request.origin is not None:
+        if request.origin is not None or self.claimed.seq == 1:  # it begins its conversation
             return []
         answers = [message.content for message in request.history if message.role == "assistant"]
         deferred = await deferred_calls.take(

@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models.functions import Now
 
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.accounts.models import User
 from adiuva.core import leases
 from adiuva.core.crypto import UserCipher
+from adiuva.core.db import prepared_cursor
 from adiuva.core.errors import Conflict
 from adiuva.devices.protocol import Mutation
 from billing import turn_holds
@@ -129,7 +130,7 @@ def _insert_claim(
         )
     wish = turn_holds.wish_for_turn()
     to_hold = wish.values(settings.CHAT["turn_deadline_s"]) if wish else {}
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(
             _CLAIM_AND_HOLD_SQL if wish else _CLAIM_ALONE_SQL,
             {
@@ -137,7 +138,7 @@ def _insert_claim(
                 "user": request.user_id,
                 "turn": turn_id,
                 "request": request.request_id,
-                "kind": request.kind,
+                "kind": request.kind.value,
                 "owner": owner,
                 "lease": lease_duration().total_seconds(),
                 "fence": FIRST_FENCE,

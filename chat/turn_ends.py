@@ -10,18 +10,20 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import structlog
+from django.db import Error as DatabaseError
 from django.db import connection, transaction
 
 from adiuva.core.enqueue import enqueue_on_commit
+from adiuva.core.logging import log_failure
 from agents import watches
 from billing import usage
-from billing.budgets import BudgetedMeter
-from billing.models import Purpose
+from chat import device_notices
 from chat.claimed_turn import CONTENT_FILTER, ClaimedTurn, TurnOutcome, append_message
 from chat.conversations import lock
 from chat.models import Message, Turn, TurnChanges
 from chat.request import ChatRequest
 from chat.titles import derive_title
+from chat.turn_end_rows import add_late_end, answer_and_end, end_row
 from chat.turn_queue import Ended, HandedOver, and_hand_over, close_joined, read_end
 from memory import exchanges
 from memory.models import SourceKind
@@ -30,24 +32,13 @@ log = structlog.get_logger(__name__)
 
 
 class StoredEnd(NamedTuple):
-    """`next`: whose time in the conversation has come. `seq`: the answer's place in it; None if it has none."""
+    """`next`: whose time in the conversation has come. `seq`: the answer's place in it; None if it has none.
+    `channels`: of the user's devices that are to hear of it."""
 
     next: HandedOver | None = None
     seq: int | None = None
+    channels: Collection[str] = ()
 
-
-# The turn's end, behind what it used, and before the first that waits in its conversation.
-_ENDED_SQL: Final = """
-UPDATE chat_turn SET state = %(state)s, code = %(code)s, ended_at = now(), lease_until = NULL, fence = fence + 1,
-    model = %(model)s, input_tokens = %(input_tokens)s, cached_tokens = %(cached_tokens)s,
-    output_tokens = %(output_tokens)s, cost_micro = %(cost_micro)s, model_calls = %(model_calls)s,
-    tool_calls = %(tool_calls)s, mutations = %(mutations)s, "foreign" = %(foreign)s, is_stored = true
-FROM spender
-WHERE chat_turn.id = %(turn)s AND user_id = spender.id AND fence = %(fence)s AND state = 'running'
-RETURNING conversation_id
-"""
-_END_SQL: Final = and_hand_over(_ENDED_SQL, after=usage.USED_SQL)
-_END_AND_SETTLE_SQL: Final = and_hand_over(_ENDED_SQL, after=usage.USED_AND_PAID_SQL)
 
 _LOSE_SQL: Final = and_hand_over("""
 UPDATE chat_turn SET state = 'error', code = %(code)s, ended_at = now(), lease_until = NULL, fence = fence + 1,
@@ -55,15 +46,6 @@ UPDATE chat_turn SET state = 'error', code = %(code)s, ended_at = now(), lease_u
 WHERE id = %(turn)s AND fence = %(fence)s AND owner = %(owner)s AND state = 'running'
     AND (lease_until < now() OR NOT %(only_over)s) RETURNING conversation_id
 """)
-
-# What a turn that was lost has cost and changed all the same. Its end stays.
-_ADD_LATE_END_SQL = """
-UPDATE chat_turn SET model = %(model)s, input_tokens = %(input_tokens)s, cached_tokens = %(cached_tokens)s,
-    output_tokens = %(output_tokens)s, cost_micro = %(cost_micro)s, model_calls = %(model_calls)s,
-    tool_calls = %(tool_calls)s, mutations = %(mutations)s, "foreign" = %(foreign)s, late_answer = %(late_answer)s,
-    is_stored = true
-WHERE id = %(turn)s
-"""
 
 
 def finish_turn(
@@ -81,11 +63,24 @@ def finish_turn(
             _remember(request, claimed, result)
         return StoredEnd()
     try:
-        return _store_end(request, claimed, result)
+        end = _store_end(request, claimed, result)
+        return end._replace(channels=_channels_to_tell(request)) if end.seq is not None else end
     except _ConversationWentOn:
         log.warning("turn.answer_too_late", turn=str(claimed.turn_id), user_id=str(request.user_id))
         _store_late_end(request, claimed, result)
         return StoredEnd()
+
+
+def _channels_to_tell(request: ChatRequest) -> Collection[str]:
+    """Of the devices that are to hear of an answer: a turn that nobody's message began was announced to them. What
+    they miss they find in the conversation."""
+    if request.origin is not None:
+        return ()
+    try:
+        return device_notices.channels_of(request.user_id)
+    except DatabaseError as error:
+        log_failure("followup.notice_failed", error, level="warning", user_id=str(request.user_id))
+        return ()
 
 
 def lose_turn(*, turn: Turn, code: str, only_over: bool = False) -> Ended:
@@ -117,7 +112,7 @@ class _ConversationWentOn(Exception):
 def _store_late_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> None:
     """Store an end whose answer is kept out of the history, and so out of the memory."""
     with transaction.atomic():
-        _add_late_end(
+        add_late_end(
             claimed, result, {**_answer_body(result), "steered": [said.text for said in result.steered]}
         )
         close_joined(result.steered)
@@ -134,14 +129,19 @@ def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) 
         # One statement needs no transaction around it, and most turns change nothing.
         is_more = _has_changes(result) or result.may_hold_runs
         with transaction.atomic() if is_more else nullcontext():
-            if not _end_row(request.user_id, claimed, result).ended:
-                _add_late_end(claimed, result)
+            if not end_row(request.user_id, claimed, result).ended:
+                add_late_end(claimed, result)
                 _settle_late(claimed, result)
             _store_changes(claimed, result)
             _settle_heard_runs(request, claimed, result)
         _remember(request, claimed, result)
         return StoredEnd()
     title = (derive_title(request.message, result.text) or None) if claimed.untitled else None
+    if _is_only_an_answer(request, result):
+        exchange = _exchange(request, claimed, result, has_private=claimed.has_private)
+        end = answer_and_end(request, claimed, result, _answer_body(result), title=title, exchange=exchange)
+        if end.ended:
+            return StoredEnd(end.next, (claimed.seq or 0) + 1)
     # The messages first: account and conversation are locked before turns, here as in their deletion.
     with transaction.atomic():
         if request.origin is not None and not _has_to_tell(request, claimed, result):
@@ -163,13 +163,13 @@ def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) 
             foreign=bool(result.foreign),
         )
         close_joined(result.steered)
-        end = _end_row(request.user_id, claimed, result)
+        end = end_row(request.user_id, claimed, result)
         if not end.ended:
             # The lock on the conversation makes this certain: nobody can say something between here and the commit.
             # What a lost turn was to tell of runs is told by another.
             if state is not None and (state.seq != expected or request.origin is not None):
                 raise _ConversationWentOn
-            _add_late_end(claimed, result)
+            add_late_end(claimed, result)
             _settle_late(claimed, result)
         _store_changes(claimed, result)
         _settle_heard_runs(request, claimed, result)
@@ -179,23 +179,37 @@ def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) 
     return StoredEnd(end.next, state.seq if state is not None else None)
 
 
+def _is_only_an_answer(request: ChatRequest, result: TurnOutcome) -> bool:
+    """Whether a turn has done nothing else that is to be stored in the conversation or beside it."""
+    is_more = result.steered or result.may_hold_runs or result.notes.is_due or _has_changes(result)
+    return request.origin is None and not is_more
+
+
 def _remember(
     request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome, *, has_private: bool = False
 ) -> None:
     """Hand the exchange to memory where that is on."""
+    if (kept := _exchange(request, claimed, result, has_private=has_private)) is not None:
+        exchanges.store(user_id=request.user_id, **kept)
+
+
+def _exchange(
+    request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome, *, has_private: bool
+) -> dict[str, Any] | None:
+    """What memory is to read of the turn; None if it is off. `has_private`: whether anything in the conversation was
+    not to be remembered, which is known from the claim on: nothing else is said there while the turn runs."""
     if not (request.memory and claimed.memory and result.text.strip()):
-        return
-    exchanges.store(
-        user_id=request.user_id,
-        cipher=claimed.cipher,
-        said=[*request.words, *(said.text for said in result.steered)],
-        foreign=result.foreign.listed(),
+        return None
+    return {
+        "cipher": claimed.cipher,
+        "said": [*request.words, *(said.text for said in result.steered)],
+        "foreign": result.foreign.listed(),
         # After a private message, an answer may tell what was said in it.
-        answer="" if has_private else _answer_to_keep(claimed, result),
-        kind=SourceKind.REQUEST if claimed.conversation_id is None else SourceKind.CONVERSATION,
-        source_id=claimed.conversation_id or claimed.turn_id,
-        seq=None if claimed.conversation_id is None else claimed.seq,
-    )
+        "answer": "" if has_private else _answer_to_keep(claimed, result),
+        "kind": SourceKind.REQUEST if claimed.conversation_id is None else SourceKind.CONVERSATION,
+        "source_id": claimed.conversation_id or claimed.turn_id,
+        "seq": None if claimed.conversation_id is None else claimed.seq,
+    }
 
 
 def _has_to_tell(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> bool:
@@ -208,9 +222,9 @@ def _has_to_tell(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome
 def _store_untold(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> HandedOver | None:
     """Nobody has asked for it, so the conversation, which is locked, need not show that it failed: it is tried again if
     there is still something to tell."""
-    end = _end_row(request.user_id, claimed, result)
+    end = end_row(request.user_id, claimed, result)
     if not end.ended:
-        _add_late_end(claimed, result)
+        add_late_end(claimed, result)
     _store_changes(claimed, result)
     if result.retry_after_s is not None:
         watches.postpone(claimed.turn_id, result.retry_after_s)
@@ -289,52 +303,3 @@ def _settle_heard_runs(request: ChatRequest, claimed: ClaimedTurn, result: TurnO
         watches.settle_told(claimed.turn_id, **_told(result))
     if result.notes.is_due:  # the hint came too late for it
         enqueue_on_commit("chat.follow_up")
-
-
-def _end_row(user_id: uuid.UUID, claimed: ClaimedTurn, result: TurnOutcome) -> Ended:
-    """End the turn's row and settle what it cost. It is not ended here if it was lost meanwhile, or deleted with its
-    account."""
-    if isinstance(meter := result.meter, BudgetedMeter):
-        statement, used = _END_AND_SETTLE_SQL, usage.settled_values(meter, result.uses, is_over=True)
-    else:
-        purpose = meter.purpose if meter is not None else Purpose.CHAT
-        statement, used = _END_SQL, usage.used_values(user_id, purpose, result.uses)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            statement,
-            {
-                **_row_of(claimed, result),
-                **used,
-                "state": result.state,
-                "code": result.code,
-                "fence": claimed.fence,
-            },
-        )
-        row = cursor.fetchone()
-    return read_end(row)
-
-
-def _add_late_end(
-    claimed: ClaimedTurn, result: TurnOutcome, late_answer: dict[str, Any] | None = None
-) -> None:
-    sealed = None
-    if late_answer is not None:
-        sealed = Turn.late_answer.seal(claimed.cipher, late_answer, claimed.turn_id)
-    with connection.cursor() as cursor:
-        cursor.execute(_ADD_LATE_END_SQL, {**_row_of(claimed, result), "late_answer": sealed})
-
-
-def _row_of(claimed: ClaimedTurn, result: TurnOutcome) -> dict[str, uuid.UUID | int | bytes | str | None]:
-    listed, used = result.foreign.listed(), result.usage
-    return {
-        "turn": claimed.turn_id,
-        "tool_calls": result.tool_calls,
-        "mutations": len(result.mutations),
-        "foreign": Turn.foreign.seal(claimed.cipher, listed, claimed.turn_id) if listed else None,
-        "model": used.model or "",
-        "input_tokens": used.input_tokens,
-        "cached_tokens": used.cached_tokens or 0,
-        "output_tokens": used.output_tokens,
-        "cost_micro": used.cost_micro or 0,
-        "model_calls": used.model_calls,
-    }

@@ -37,6 +37,7 @@ from chat import (
 from chat.assistants import supervisor
 from chat.claimed_turn import ClaimedTurn
 from chat.cross_process_stream import RemoteStream, RemoteStreams
+from chat.memory_context import recall_at_once
 from chat.models import Turn as Row
 from chat.request import MAX_MESSAGE_CHARS, ChatRequest
 from chat.stream import FROM_START, Listener
@@ -206,12 +207,7 @@ class TurnRegistry:
 
     async def _start(self, request: ChatRequest) -> Turn:
         try:
-            claimed = await db.run(
-                turn_claims.claim_turn,
-                request=request,
-                owner=await self._bus.open(),
-                prompt_version=supervisor(request.kind, None).prompt.version,
-            )
+            claimed = await db.run(_claim, request, await self._bus.open())
             turn = self.add(request, claimed)
             if claimed.queued:
                 self.waiting.add(turn)
@@ -245,8 +241,8 @@ class TurnRegistry:
             saved=partial(self._forget, request),
             joined=lambda steered: self.spawn(self.waiting.end_joined(steered), "end joined turns"),
             hand_over=lambda following: self.spawn(self.waiting.hand_over(following), "hand over"),
-            send_notices=lambda frames, told: self.spawn(
-                device_notices.send(request.user_id, frames, but=told), "send notices"
+            send_notices=lambda frames, channels: self.spawn(
+                device_notices.send(request.user_id, frames, channels), "send notices"
             ),
         )
         turn = self._turns[request.key] = Turn(request, claimed, hooks)
@@ -351,6 +347,15 @@ class TurnRegistry:
         for turn in list(self._turns.values()):
             await turn.stream.wait_until_sent()
         await stream_log.log_writer().flush()
+
+
+def _claim(request: ChatRequest, owner: str) -> ClaimedTurn:
+    """Claim a request and, if it can begin, recall what its model is told, in one visit to the database."""
+    version = supervisor(request.kind, None).prompt.version
+    claimed = turn_claims.claim_turn(request=request, owner=owner, prompt_version=version)
+    if not claimed.queued:
+        claimed.recalled = recall_at_once(request, claimed)
+    return claimed
 
 
 def check_length(message: str) -> None:

@@ -6,28 +6,47 @@ import datetime as dt
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from django.db import connection, transaction
+from django.db import transaction
 
 from adiuva.core.crypto import UserCipher
+from adiuva.core.db import prepared_cursor
 from memory import intent
 from memory.entries import SourceRef, lock_memory
 from memory.models import EntrySource, Exchange, SourceKind
 
-_STORE: Final = """
-INSERT INTO memory_exchange (id, user_id, kind, source_id, seq, sealed, attempts, fence)
-SELECT %(id)s, owner.id, %(kind)s, %(source)s, %(seq)s, %(sealed)s, 0, 0 FROM accounts_user AS owner
-WHERE owner.id = %(user)s
-    AND NOT EXISTS (SELECT FROM memory_memory WHERE memory_memory.user_id = owner.id AND NOT enabled)
-FOR KEY SHARE OF owner
-ON CONFLICT DO NOTHING
+# A common table expression that keeps the exchange of `exchange_values`, if there is one. `owner`: its account, locked
+# against its deletion; none if nothing is to be kept.
+KEPT_SQL: Final = """
+kept AS (
+    INSERT INTO memory_exchange (id, user_id, kind, source_id, seq, sealed, attempts, fence)
+    SELECT %(exchange)s, owner.id, %(exchange_kind)s, %(exchange_source)s, %(exchange_seq)s, %(exchange_sealed)s, 0, 0
+    FROM {owner} AS owner
+    WHERE %(exchange)s::uuid IS NOT NULL
+        AND NOT EXISTS (SELECT FROM memory_memory WHERE memory_memory.user_id = owner.id AND NOT enabled)
+    ON CONFLICT DO NOTHING
+)
 """
+_STORE: Final = f"""
+WITH account AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE), {KEPT_SQL.format(owner="account")}
+SELECT
+"""  # noqa: S608
+NO_EXCHANGE: Final = dict.fromkeys(f"exchange{part}" for part in ("", "_kind", "_source", "_seq", "_sealed"))
 
 
-def store(
+def store(*, user_id: uuid.UUID, **exchange: Any) -> None:
+    """Keep what a user said in a turn and what was answered. One statement; does nothing while the memory is off.
+
+    `exchange`: the parameters of `exchange_values`. Facts are extracted once the user has been quiet for a while
+    (fact_extraction.enqueue_due).
+    """
+    with prepared_cursor() as cursor:
+        cursor.execute(_STORE, {"user": user_id, **exchange_values(**exchange)})
+
+
+def exchange_values(
     *,
-    user_id: uuid.UUID,
     cipher: UserCipher,
     kind: SourceKind,
     source_id: uuid.UUID,
@@ -35,27 +54,20 @@ def store(
     said: Sequence[str],
     answer: str,
     foreign: Sequence[Mapping[str, str]] = (),
-) -> None:
-    """Keep what a user said in a turn and what was answered. One statement; does nothing while the memory is off.
+) -> dict[str, Any]:
+    """What is kept of a turn, as the parameters of KEPT_SQL.
 
-    Facts are extracted once the user has been quiet for a while (fact_extraction.enqueue_due).
     `foreign`: `{table, id}` of the texts that the turn read and that the user did not write.
     """
     key = uuid.uuid4()
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _STORE,
-            {
-                "id": key,
-                "user": user_id,
-                "kind": kind,
-                "source": source_id,
-                "seq": seq,
-                "sealed": Exchange.sealed.seal(
-                    cipher, {"said": list(said), "answer": answer, "foreign": list(foreign)}, key
-                ),
-            },
-        )
+    body = {"said": list(said), "answer": answer, "foreign": list(foreign)}
+    return {
+        "exchange": key,
+        "exchange_kind": kind.value,
+        "exchange_source": source_id,
+        "exchange_seq": seq,
+        "exchange_sealed": Exchange.sealed.seal(cipher, body, key),
+    }
 
 
 @transaction.atomic
