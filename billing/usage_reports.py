@@ -52,8 +52,8 @@ def of_user(user_id: UUID, window: Window) -> dict[str, Any]:
     return {
         **_sum(found),
         "by_purpose": {str(purpose): purposes.get(purpose, _sum(())) for purpose in Purpose.values},
-        "by_agent": [{"agent_id": agent, **figures} for agent, figures in _dearest(agents)],
-        "by_model": [{"model": model, **figures} for model, figures in _dearest(_added(found, "model"))],
+        "by_agent": [{"agent_id": agent, **used} for agent, used in _dearest(agents)],
+        "by_model": [{"model": model, **used} for model, used in _dearest(_added(found, "model"))],
     }
 
 

@@ -173,8 +173,8 @@ def fetched(export: Export) -> bytes:
     return asyncio.run(read())
 
 
-def files(archive: bytes) -> dict[str, list[dict[str, Any]]]:
-    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+def files(content: bytes) -> dict[str, list[dict[str, Any]]]:
+    with zipfile.ZipFile(io.BytesIO(content)) as opened:
         assert opened.testzip() is None
         return {
             name: [json.loads(line) for line in opened.read(name).splitlines()]
@@ -190,9 +190,9 @@ def test_everything_of_the_account_is_in_it_in_clear_and_nothing_of_others(ada: 
     other = somebody()
     lived(ada, "heron"), lived(other, "falcon")
     export = exported(ada)
-    archive = fetched(export)
-    assert (export.state, export.size) == (State.READY, len(archive))
-    found = files(archive)
+    content = fetched(export)
+    assert (export.state, export.size) == (State.READY, len(content))
+    found = files(content)
     assert found.keys() == {part.name for part in registered_parts()}
     assert [name for name, rows in found.items() if not rows] == []
     text = json.dumps(found)
@@ -242,7 +242,7 @@ def test_everything_of_the_account_is_in_it_in_clear_and_nothing_of_others(ada: 
         "key_hash",
     ]
     assert [secret for secret in secrets if secret in text] == []
-    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+    with zipfile.ZipFile(io.BytesIO(content)) as opened:
         readme = opened.read("README.txt").decode()
     assert all(part.name in readme for part in registered_parts()) and str(ada.id) in readme
 
