@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from adiuva.embedded.postgres import Postgres
 from adiuva.embedded.state_folder import is_process
 from adiuva.embedded.valkey import Valkey
+from tests import database_template
 
 if TYPE_CHECKING:
     import psycopg
@@ -34,7 +35,8 @@ class LazyServers:
 
     def __init__(self) -> None:
         self._closing = ExitStack()
-        self._password = secrets.token_hex(16)
+        self._password = database_template.password() or secrets.token_hex(16)
+        self.has_test_database = False  # a copy of the template
         self._reserved: dict[str, socket.socket] = {}
         self._test_database = ""
         self._tables: list[str] = []
@@ -68,10 +70,9 @@ class LazyServers:
 
     def start_postgres(self) -> None:
         if port := self._take("postgres"):
-            log = self.folder / "postgres.log"
-            server = Postgres(
-                self.folder / "postgres", password=self._password, log=log, durable=False, port=port
-            )
+            log, home = self.folder / "postgres.log", self.folder / "postgres"
+            self.has_test_database = database_template.copy(home)
+            server = Postgres(home, password=self._password, log=log, durable=False, port=port)
             # Its data is not always below our folder.
             self.at_close(lambda: shutil.rmtree(server.home, ignore_errors=True))
             self.at_close(server.stop)
