@@ -1,7 +1,7 @@
-"""An agent of a template that somebody names in a chat: found in the catalogue, filled into their wish, and installed
-once they have said yes.
+"""Setting up an agent from a template that a user names in a chat: the template is found in the catalogue, merged with
+the request, and installed once the user has agreed.
 
-What a wish says itself goes before what the template says.
+Values in the request take precedence over those of the template.
 """
 
 from __future__ import annotations

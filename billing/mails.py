@@ -1,4 +1,4 @@
-"""What billing mails: invitations to teams, and what becomes of a plan that was not paid.
+"""Billing's mails: invitations to teams, and notices about a plan whose payment failed.
 
 A row says when a mail is sent; whether there is still a reason for it is looked up then. So the reminder and the end of
 a plan are ordered with the first mail, in the transaction that learns of the failed payment, and each is sent once. If

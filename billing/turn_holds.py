@@ -1,4 +1,4 @@
-"""What a turn holds from its claim on: usually enough for all of its requests, so that money costs no round trip."""
+"""Budget that is reserved in the claim of a turn: usually enough for all its requests, which saves round trips."""
 
 from __future__ import annotations
 

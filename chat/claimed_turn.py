@@ -1,4 +1,4 @@
-"""What a turn's row and the messages of its conversation hold: the values that its claim, its run and its end share."""
+"""Data classes of a turn and its conversation's messages, shared by the code that claims, runs and ends the turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ends of runs that a turn tells which is under way anyway, because the user has said something.
+"""Reports ends of agent runs in a turn that is already running, because the user wrote something in that chat.
 
 The end of a run that was started from a chat is given to the turn that runs there, as data with a sentence of ours,
 before its next call of the model. It counts as told in the transaction that stores the answer, if the model has

@@ -1,6 +1,6 @@
-"""A turn's answer: what it knows of the user and their device, and the model's work with both, up to the last word.
+"""Produces a turn's answer: loads what is known of the user and the device, and runs the model to its last word.
 
-The turn around it (chat.turn) is what clients reach; this is what the model sees and does.
+chat.turn around it is what clients reach; this is what the model sees and does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Asking once more who it is, in the very request that cannot be taken back: a stolen token alone is not enough."""
+"""Re-authentication within the request for an action that cannot be undone: a stolen token alone is not enough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When and how the second factor of an account was last used: a factor that is used is not lost."""
+"""Use of an account's second factor: when and how it was last used. A recent use shows that it is not lost."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Password hasher: Argon2id with the parameters that OWASP recommends."""
+
 from django.contrib.auth.hashers import Argon2PasswordHasher
 
 

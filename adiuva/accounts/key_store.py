@@ -1,4 +1,4 @@
-"""Where wrapped data keys are stored: with their accounts, or in a database that holds nothing else."""
+"""Storage of wrapped data keys: with their accounts, or in a database that holds nothing else."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""URLs of the account pages: sign-in, security settings, and links in mails."""
+
 from django.urls import path
 
 from adiuva.accounts.pages import links, security, sign_in

@@ -1,5 +1,4 @@
-"""What users do through links in mails: confirm an address, set a new password, change the address, and remove a second
-factor that is lost."""
+"""Actions through mailed links: confirm or change an address, set a new password, remove a lost second factor."""
 
 from __future__ import annotations
 

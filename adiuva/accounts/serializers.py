@@ -1,3 +1,5 @@
+"""REST serializers of accounts, sign-in, tokens and second factors."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Who may sign in how, and whose sessions go on: apps above accounts say it.
+"""Rules that apps above accounts register: who may sign in how, and whose sessions may be refreshed.
 
 An app registers its rules when it is ready. Each raises an AdiuvaError to refuse; what it refuses with is shown.
 """

@@ -1,4 +1,4 @@
-"""What other apps are told of accounts."""
+"""Signals that accounts send to other apps."""
 
 from django.dispatch import Signal
 

@@ -1,4 +1,4 @@
-"""What staff did to an account, in rows that its owner can read: who may do more than the owner is seen doing it."""
+"""Records what staff did to an account. Its owner can read the rows, because staff may do more than the owner."""
 
 from __future__ import annotations
 

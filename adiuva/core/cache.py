@@ -1,4 +1,4 @@
-"""How Django's cache writes values into Redis: as JSON. The default would unpickle, and so run, whatever is there."""
+"""JSON serializer of Django's Redis cache. The default would unpickle, and so execute, whatever is stored there."""
 
 from __future__ import annotations
 

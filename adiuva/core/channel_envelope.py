@@ -1,4 +1,4 @@
-"""How messages are packed that one process sends another in one go: each as JSON, and its body as the bytes they are.
+"""Binary format of a batch of messages from one process to another: JSON for each, and its body as raw bytes.
 
     batch = version ‖ length of the sender's name ‖ name ‖ message …
     message = number ‖ lengths of channel, head and body ‖ channel ‖ head ‖ body

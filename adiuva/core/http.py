@@ -1,4 +1,4 @@
-"""What our HTTP clients share: Retry-After, bounded bodies, backoff, and which statuses are worth a retry."""
+"""Helpers of our HTTP clients: Retry-After, bounded bodies, backoff, and which statuses are worth a retry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Django's mail settings from one address, as DATABASE_URL holds those of a database."""
+"""Parses Django's mail settings from a single URL, as DATABASE_URL configures a database."""
 
 from __future__ import annotations
 

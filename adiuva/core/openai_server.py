@@ -1,4 +1,4 @@
-"""What servers of the OpenAI HTTP API on this machine share: requests, errors in that API's form, start and end.
+"""Base of the local servers of the OpenAI HTTP API: requests, errors in that API's form, start and shutdown.
 
 They serve models that need no provider, listen on loopback only and keep nothing.
 """

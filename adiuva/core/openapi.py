@@ -1,4 +1,4 @@
-"""How the published OpenAPI document differs from what drf-spectacular makes of the views."""
+"""Adjusts the OpenAPI document that drf-spectacular generates from the views."""
 
 from __future__ import annotations
 

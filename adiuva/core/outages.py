@@ -1,4 +1,4 @@
-"""Which errors mean that a store is unavailable: PostgreSQL or Redis is away, has no room, or takes no writes.
+"""Recognises errors that mean a store is unavailable: PostgreSQL or Redis is away, has no room, or takes no writes.
 
 All of them pass without a change of ours, so a request is answered with 503 and a worker waits and tries again. A full
 disk shows in many ways: PostgreSQL refuses a statement (53100) or restarts, a standby takes no writes (25006), Redis

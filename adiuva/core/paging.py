@@ -1,4 +1,4 @@
-"""How lists are cut: by number, as deployed clients ask, and by a cursor, which costs the same wherever it stands."""
+"""Pagination: by number, as deployed clients ask, and by a cursor, which costs the same on every page."""
 
 from __future__ import annotations
 

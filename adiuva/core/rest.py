@@ -1,4 +1,4 @@
-"""What all REST endpoints share: how errors look, and how they are described."""
+"""Common parts of all REST endpoints: the form of errors, and their description in OpenAPI."""
 
 from __future__ import annotations
 

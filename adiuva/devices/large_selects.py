@@ -1,4 +1,4 @@
-"""Selects whose result is too large for a frame: they are asked for again in pieces, and never the same again."""
+"""Selects whose result is too large for a frame: they are fetched in pieces, since the same select would fail again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a link's answers arrive: from a socket in this process, or over the channel layer from another one's."""
+"""Receives a link's answers: from a socket in this process, or over the channel layer from another process's."""
 
 from __future__ import annotations
 

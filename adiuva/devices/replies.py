@@ -1,5 +1,6 @@
-"""Replies lead a device's answers back to the link that asked, in this process or another; and the messages that
-processes send to each other's connections for it."""
+"""Routes a device's answers to the link that made the call, in this process or another, and builds the messages that
+processes send to each other's connections for it.
+"""
 
 from __future__ import annotations
 

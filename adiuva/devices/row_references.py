@@ -1,4 +1,4 @@
-"""Which of a device's rows others refer to: an undo leaves those."""
+"""Finds rows of a device that other rows refer to: an undo leaves those."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""REST serializer of a user's devices."""
+
 from __future__ import annotations
 
 from rest_framework import serializers

@@ -1,4 +1,5 @@
-"""What the names of the device socket mean: capabilities, filters, close codes, error codes. docs/protocol.md shows it.
+"""Meanings of the names on the device socket: capabilities, filters, close codes, error codes. docs/protocol.md shows
+it.
 
 Like the frames themselves, this module imports no framework.
 """

@@ -1,4 +1,4 @@
-"""What every text goes through before a model sees it: one kind of line end, nothing unseen, no encoded data."""
+"""Normalises every text before a model sees it: one kind of line end, no invisible characters, no encoded data."""
 
 from __future__ import annotations
 

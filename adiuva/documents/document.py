@@ -1,4 +1,4 @@
-"""What a file or message says, in the form in which devices, mailboxes and agents hand it on."""
+"""The extracted text and metadata of a file or message, in the form that devices, mailboxes and agents pass on."""
 
 from __future__ import annotations
 

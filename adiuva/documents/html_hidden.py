@@ -1,4 +1,4 @@
-"""What the styles of an HTML page hide: its author does not want it read, and the reader leaves it out."""
+"""Detects what the styles of an HTML page hide: its author does not want it read, and the reader leaves it out."""
 
 from __future__ import annotations
 

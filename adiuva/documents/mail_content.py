@@ -1,4 +1,4 @@
-"""The content of one part of a mail: its bytes out of their transfer encoding, its text, out of its signature."""
+"""Decodes one part of a mail: the transfer encoding, flowed text, and the wrapping of PGP and S/MIME signatures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads PDF with PDFium, which repairs damaged files. Pages that are pictures are said, since nothing reads them."""
+"""Reads PDF with PDFium, which repairs damaged files. Pages that are only pictures are reported: there is no OCR."""
 
 from __future__ import annotations
 

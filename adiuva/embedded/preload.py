@@ -1,4 +1,4 @@
-"""What the processes of `make run` share: two servers that import modules once and fork programs.
+"""Preloading for `make run`: two servers that import modules once and fork the programs.
 
 `python -m adiuva.embedded.preload` knows no setting and no secret. It forks the device and the models, and the second
 server, `… django`, which sets Django up with the whole configuration and forks what needs that.

@@ -1,3 +1,5 @@
+"""REST serializer of a data export's state."""
+
 from __future__ import annotations
 
 from drf_spectacular.utils import extend_schema_field

@@ -1,4 +1,4 @@
-"""What may be done to an export from outside: ask for it, fetch it, give it up, sweep. Making it is in making.py."""
+"""Requests, downloads, cancels and sweeps exports. The archive itself is made in build.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an endpoint does for a model, learnt from its refusals and remembered by all processes.
+"""Capabilities of an endpoint for a model, learnt from its refusals and remembered by all processes.
 
 Endpoints with the OpenAI API differ in what they take: schemas, JSON mode, streams, usage in streams, a temperature,
 tools. A refused request (400 or 422) is sent again without what the refusal names, in whatever words, or without all of

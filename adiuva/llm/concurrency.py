@@ -1,4 +1,4 @@
-"""How many whole answers may be under way at one endpoint: as many as it takes, which is found out.
+"""Adaptive limit of concurrent whole answers at one endpoint: as many as it turns out to take.
 
 The limit grows with each answer that began soon and is halved when the endpoint times out or refuses for being busy
 (additive increase, multiplicative decrease). A cloud provider soon gets all that ADIUVA_MODEL_CONCURRENCY allows, a

@@ -1,4 +1,4 @@
-"""How many tokens a model reads at once, its answer included, and how many a request has.
+"""The context window of a model in tokens, its answer included, and the size of a request in tokens.
 
 The window is what ADIUVA_MODEL_CONTEXT_WINDOW says; or the smallest of what the endpoint says of itself, what a refusal
 has taught, and, for providers that LiteLLM knows, its list of models. If none of them says anything, it is unknown, and

@@ -1,4 +1,4 @@
-"""What is learnt of a model at an endpoint: facts with names, shared by all processes through Redis.
+"""Facts learnt about a model at an endpoint, each with a name, shared by all processes through Redis.
 
 Facts that nobody changes any more are forgotten after a day, and when `manage.py check_models` asks the model: servers
 are upgraded, and models replaced behind their names. While Redis is away each process goes on with what it knows.

@@ -1,4 +1,4 @@
-"""Handles words together where a process streams many.
+"""Batches the pieces of streamed answers in a process that handles many streams.
 
 Each piece of a stream wakes the process by itself, and most of its cost is that the caches are cold: handled right
 after another one, the same piece costs a third. Where many come, each waits for a few milliseconds until the others of

@@ -1,4 +1,4 @@
-"""What a model's tokens cost: as ADIUVA_MODEL_PRICE says, or else as LiteLLM's list has it.
+"""Prices of a model's tokens: from ADIUVA_MODEL_PRICE, or else from LiteLLM's list.
 
 All sums are whole numbers: a price is billionths of a micro-unit of the currency (1e-12 of it) a token, and a call
 costs whole micro-units, rounded up, so that many small calls never come to nothing.

@@ -1,4 +1,4 @@
-"""Thoughts that end with a tag and begin with none.
+"""Filters reasoning that an answer closes with a tag without having opened it.
 
 Some chat templates open a thought in the prompt (`<think>`), so the answer holds only its end (`</think>`). While it
 arrives, nothing tells its thought from its answer. So it is learnt from a model's answers, for all processes. The

@@ -1,4 +1,4 @@
-"""The base of views that take large bodies, where no ASGI route is in front of Django: then Django feeds them."""
+"""Base class of views that take large bodies. It reads them where no ASGI route in front of Django does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the staff pages are made of: small tables, whose cells may lead to the admin's lists."""
+"""Building blocks of the staff pages: small tables, whose cells may link to the admin's lists."""
 
 from __future__ import annotations
 

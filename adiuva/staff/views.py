@@ -1,3 +1,5 @@
+"""The search page of the staff site."""
+
 from __future__ import annotations
 
 from django.contrib import admin

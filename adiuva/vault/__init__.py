@@ -1,1 +1,1 @@
-"""What clients keep on the server sealed with keys of their own: records, and backups. The server cannot read it."""
+"""Records and backups that clients store on the server, sealed with keys of their own. The server cannot read them."""

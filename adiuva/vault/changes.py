@@ -1,4 +1,4 @@
-"""What has changed since a client last looked.
+"""Changes since a client's last cursor.
 
 Only a tombstone says that something was deleted: what a part of the list does not name is unchanged, or comes later.
 """

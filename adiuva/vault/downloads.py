@@ -1,4 +1,4 @@
-"""Answers that are stored bytes: whole or a part (RFC 9110: one range, If-Range), and not at all if they are known.
+"""Responses of stored bytes: all or one range (RFC 9110, with If-Range), or 304 if the client has them.
 
 Bytes that are read whole are compared with their checksum: the last piece is sent only if they are right, so that a
 damaged object never ends like a good one.

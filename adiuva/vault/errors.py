@@ -1,4 +1,4 @@
-"""What the vault refuses, and why."""
+"""Errors with which the vault refuses a request, with their reasons."""
 
 from __future__ import annotations
 

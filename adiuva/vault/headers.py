@@ -1,4 +1,4 @@
-"""What requests say in headers: preconditions, backups, tus."""
+"""Parses request headers: preconditions, backups, tus."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""How much an account may store. What counts is an app above this one, which registers itself when it is ready. Without
-one, everything is granted, as long as the installation has room (room.py).
+"""Limits of what an account may store. The app that counts is above this one and registers itself when it is ready.
+Without one, everything is granted, as long as the installation has room (room.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which objects of the store the vault's rows refer to."""
+"""References from the vault's rows to objects of the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much the installation stores at most: a cap for all accounts together, and what the store's disk has room for.
+"""Limit of what the installation stores: a cap for all accounts together, and the free space of the store's disk.
 
 What one account may store is in limits.py.
 """

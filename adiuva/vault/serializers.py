@@ -1,3 +1,5 @@
+"""REST serializers of the vault: sealed records and their changes, backups, vectors and storage usage."""
+
 from __future__ import annotations
 
 import base64

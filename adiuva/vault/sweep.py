@@ -1,4 +1,4 @@
-"""What time ends in the vault: uploads that nobody goes on with, and the bytes of deleted records."""
+"""Sweeps the vault: abandoned uploads, and the bytes of records that were deleted long enough ago."""
 
 from __future__ import annotations
 

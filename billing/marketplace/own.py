@@ -1,4 +1,4 @@
-"""A developer's own plugins and versions, as they are told of them."""
+"""Descriptions of a developer's own plugins and versions, for REST and the developer's pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies what Stripe says of the payments of plugins, as `payments.copies` has it."""
+"""Copies the payments of plugins from Stripe. The rules of copying are in billing/payments/copies.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Disputes: what staff have to answer at Stripe, and what becomes of the plan.
+"""Disputes of payments: what staff have to answer at Stripe, and what becomes of the plan.
 
-They are copied as `copies` has it. A dispute goes through its states in one direction, so a copy never goes back from
-an end to what was before.
+The rules of copying are in copies.py. A dispute goes through its states in one direction, so a copy never goes back
+from an end to what was before.
 """
 
 from __future__ import annotations

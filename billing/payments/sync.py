@@ -1,4 +1,4 @@
-"""Copies subscriptions from Stripe, as `copies` has it, and lets plans and seats follow."""
+"""Copies subscriptions from Stripe (the rules of copying are in copies.py) and updates plans and seats."""
 
 from __future__ import annotations
 

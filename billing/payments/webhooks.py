@@ -1,4 +1,4 @@
-"""What Stripe tells us: checked, stored once as ids, and turned into wishes for new copies.
+"""Stripe's webhook events: verified, stored once as ids only, and turned into requests to copy the objects anew.
 
 An event is a hint. One that never comes is found again by `catch_up` within a quarter of an hour, and a subscription
 that no event names by `compare` within a day.

@@ -1,6 +1,7 @@
-"""Whose account it is that a provider's person signs in to: it is known, made, or linked by who has its password.
+"""Finds, creates or links the account of a person whom an identity provider has authenticated. An existing account is
+linked only after its password was given.
 
-Who has an account takes a seat of the team.
+Each of these accounts takes a seat of the team.
 """
 
 from __future__ import annotations

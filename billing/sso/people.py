@@ -1,4 +1,4 @@
-"""What a provider says of who signed in, once its answer is proven to be its own and about its own domains."""
+"""Reads who signed in from a provider's answer: verifies its ID token and requires an address of a proven domain."""
 
 from __future__ import annotations
 

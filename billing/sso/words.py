@@ -1,4 +1,4 @@
-"""The random words of a sign-in, and what is derived from them instead of being kept."""
+"""Random secrets of a sign-in: their hashes, and the nonce and PKCE verifier, which are derived and not stored."""
 
 from __future__ import annotations
 

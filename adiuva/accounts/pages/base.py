@@ -1,4 +1,4 @@
-"""What the pages for people share. They work without scripts, except for passkeys."""
+"""Base of the HTML pages of accounts. They work without scripts, except for passkeys."""
 
 from __future__ import annotations
 

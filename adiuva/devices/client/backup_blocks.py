@@ -1,8 +1,8 @@
-"""What of a file differs from how it was at an earlier backup: the blocks that changed, and how to put them together.
+"""Differences between a file and its earlier backup: the blocks that changed, and how to rebuild the file from both.
 
-SQLite writes whole pages where they were, so a file that is copied page by page differs in few blocks. A difference is
-sealed as a whole file is (`sealed_file`), under the same passphrase. It names its base by the checksum of the sealed
-bytes, and has the checksum of the result, so that nothing is put together that was not one.
+SQLite writes pages in place, so a file that is copied page by page differs in few blocks. A difference is sealed as a
+whole file is (`sealed_file`), under the same passphrase. It names its base by the checksum of the sealed bytes, and
+holds the checksum of the result, so a rebuilt file is always one that was backed up.
 """
 
 from __future__ import annotations

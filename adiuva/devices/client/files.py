@@ -1,4 +1,4 @@
-"""Which files a device may read: those below a folder that its owner granted and below a path that the agent names.
+"""Access to files on a device: only below a folder that its owner granted and below a path that the agent names.
 
 Links are resolved before paths are compared, and never followed while walking: the target of a link is found at its own
 place, or it is outside. Because a folder can change between walking and reading, an opened file is checked again: it

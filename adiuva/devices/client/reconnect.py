@@ -1,4 +1,4 @@
-"""How long to wait before reconnecting."""
+"""Backoff before a device reconnects."""
 
 from __future__ import annotations
 

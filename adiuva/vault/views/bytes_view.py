@@ -1,4 +1,4 @@
-"""What views that answer or take bytes have in common, and how OpenAPI describes it."""
+"""Base class of views that answer or take bytes, and their description in OpenAPI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much an account stores."""
+"""The view of how much an account stores."""
 
 from __future__ import annotations
 
