@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import datetime as dt
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import psycopg
 from django.conf import settings
@@ -23,6 +24,8 @@ from django.utils import translation
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
 from adiuva.core.logging import log_failure
+
+_PARAMETER: Final = re.compile(r"%(?:%|s|\((\w+)\)s)")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -114,6 +117,33 @@ def prepared_value(statement: str, *parameters: Any) -> Any:
         return cursor.fetchone()[0]
 
 
-class _Prepared(psycopg.Cursor[Any]):
+class _Prepared(psycopg.RawCursor[Any]):
     def execute(self, query: Any, params: Any = None, **_: Any) -> _Prepared:
+        if params is not None:
+            query, names = _numbered(query)
+            params = [params[name] for name in names] if names is not None else params
         return super().execute(query, params, prepare=True, binary=True)
+
+
+@cache
+def _numbered(statement: str) -> tuple[bytes, list[str] | None]:
+    """A statement as PostgreSQL takes it, with numbered parameters, and their names in that order, if they have names.
+
+    psycopg would do this anew at each execution of a long statement.
+    """
+    names: list[str] = []
+
+    def number(found: re.Match[str]) -> str:
+        match found[0], found[1]:
+            case "%%", _:
+                return "%"
+            case "%s", _:
+                names.append("")
+                return f"${len(names)}"
+            case _, name:
+                if name not in names:
+                    names.append(name)
+                return f"${names.index(name) + 1}"
+
+    numbered = _PARAMETER.sub(number, statement).encode()
+    return numbered, names if any(names) else None

@@ -20,7 +20,7 @@ def embed(text: str, key: bytes = b"") -> list[float]:
     With a key (of at most 64 bytes), only vectors of the same key can be compared, and without the key nobody can tell
     whether a vector is that of a certain text.
     """
-    vector = [0.0] * DIMENSIONS
+    found: dict[int, float] = {}  # most places of a short text's vector are zero
     words = _WORD.findall(unicodedata.normalize("NFKC", text[:_MOST_CHARS]).casefold())
     counts: dict[str, int] = {}
     for feature in _features(words):
@@ -30,9 +30,13 @@ def embed(text: str, key: bytes = b"") -> list[float]:
         number = int.from_bytes(blake2b(raw, digest_size=4, key=key).digest(), "big") if key else crc32(raw)
         weight = _weight(feature) * (1 + math.log(count))
         # A sign of the hash keeps features that meet in one place from adding up.
-        vector[number % DIMENSIONS] += weight if number & 0x8000_0000 else -weight
-    length = math.sqrt(sum(x * x for x in vector))
-    return [round(x / length, 7) for x in vector] if length else vector
+        place = number % DIMENSIONS
+        found[place] = found.get(place, 0.0) + (weight if number & 0x8000_0000 else -weight)
+    vector = [0.0] * DIMENSIONS
+    if length := math.sqrt(sum(x * x for _, x in sorted(found.items()))):
+        for place, x in found.items():
+            vector[place] = round(x / length, 7)
+    return vector
 
 
 def _features(words: list[str]) -> list[str]:

@@ -128,7 +128,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         if self.closing:
             return False
         if not self._waiting_sends:
-            if self.push(text.encode()):
+            if self.push_soon(text.encode()):
                 return True
             self.sending_since = self._loop.time()
         self._waiting_sends += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from adiuva.core.errors import AdiuvaError
@@ -37,6 +38,10 @@ class CallBatches:
         Raises DeviceOffline if the device is offline at the start. If it disconnects later, the rest is not sent.
         """
         target = await self._link.target()
+        batches = split_into_batches(calls, max_bytes=_MAX_BATCH_BYTES)
+        first = next(batches, [])
+        if len(first) == len(calls):  # most often one is enough
+            return await self._settle(first)
         # A device that does not dedupe gets few at once: if the connection drops, their outcome is unknown.
         in_flight = asyncio.Semaphore(_MAX_BATCHES_IN_FLIGHT if target.can("dedupe") else 1)
         gone: DeviceOffline | None = None
@@ -53,7 +58,7 @@ class CallBatches:
 
         settling = []
         async with asyncio.TaskGroup() as group:
-            for batch in split_into_batches(calls, max_bytes=_MAX_BATCH_BYTES):
+            for batch in chain([first], batches):
                 settling.append(group.create_task(settle(batch)))
                 await asyncio.sleep(0)  # send this batch while the next is prepared
         return [outcome for task in settling for outcome in task.result()]

@@ -28,6 +28,8 @@ from billing import allowances, budget_sweep, budgets, plans, turn_holds, usage
 from billing.budgets import BudgetedMeter
 from billing.models import Allowance, Hold, Plan, Purpose, Use
 from billing.windows import month_of
+from chat.models import Conversation, Turn
+from chat.turn_ends import lose_turn
 from tests.chat.factories import claim, finish_turn, make_conversation, make_request
 from tests.factories import Person, somebody
 
@@ -325,6 +327,22 @@ def test_reserving_is_one_statement_once_the_months_row_is_known(django_assert_n
         assert meter._reserve("a-model", CALL)
     with django_assert_num_queries(1):
         usage.settle(meter, (), is_over=True)
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_an_answer_in_a_conversation_pays_from_what_its_turn_holds_once(is_lost: bool) -> None:
+    person = somebody()
+    asked = make_request(person.id)
+    claimed = claim(asked)
+    meter = meter_of(person)
+    asyncio.run(request(meter, 40))
+    if is_lost:
+        assert lose_turn(turn=Turn.objects.get(pk=claimed.turn_id), code="turn_lost").ended
+    finish_turn(asked, claimed, meter=meter, uses=meter.uses())
+    assert (own_month(person).spent, own_month(person).reserved) == (40, 0)
+    assert not Hold.objects.filter(pk=meter.hold).exists()
+    assert [use.cost_micro for use in Use.objects.of(person.id)] == [40]
+    assert Conversation.objects.get(pk=claimed.conversation_id).message_count == 2
 
 
 def test_a_turn_of_two_requests_reserves_in_its_claim_and_settles_in_its_end(

@@ -82,6 +82,12 @@ def test_a_prepared_statement_is_captured_with_its_text(db: None) -> None:
     assert [query["sql"] for query in queries] == ["SELECT %s::int + 1"]
 
 
+def test_a_prepared_statement_takes_named_parameters_in_any_order(db: None) -> None:
+    with prepared_cursor() as cursor:
+        cursor.execute("SELECT %(a)s::int + %(b)s::int * %(a)s::int, '100 %%'", {"b": 2, "c": 0, "a": 3})
+        assert cursor.fetchone() == (9, "100 %")
+
+
 # Tables of Django and its applications, whose indexes are theirs.
 _OF_OTHERS = ("auth_", "django_", "accounts_user_groups", "accounts_user_user_permissions")
 _REDUNDANT = """
