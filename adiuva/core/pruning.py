@@ -35,14 +35,18 @@ def delete_with_parts(rows: QuerySet[Any]) -> Iterator[int]:
     """
     model = rows.model
     parts = parts_of(model)
-    while ids := list(rows.order_by().values_list("pk", flat=True)[: _WHOLES if parts else BATCH]):
+    size = _WHOLES if parts else BATCH
+    while ids := list(rows.order_by().values_list("pk", flat=True)[:size]):
         for part, whole in parts:
             yield from delete_with_parts(part._base_manager.filter(**{f"{whole}__in": ids}))
         chosen = model._base_manager.filter(pk__in=ids)
         with transaction.atomic():
-            list(chosen.order_by("pk").select_for_update(of=("self",)).values_list("pk"))
+            if parts:
+                list(chosen.order_by("pk").select_for_update(of=("self",)).values_list("pk"))
             chosen.delete()
         yield len(ids)
+        if len(ids) < size:
+            break
 
 
 def parts_of(model: type[Model]) -> list[tuple[type[Model], str]]:
