@@ -94,11 +94,14 @@ _entries: list[UUID] = []
 
 def _keep_vectors(user_id: UUID, vectors: Sequence[Sequence[float]]) -> None:
     from adiuva import llm
-    from memory.models import Embedding
+    from memory.models import Embedding, Entry
 
     name = llm.embedding_model().name
     for pk, vector in zip(_entries[-len(PARAPHRASES) :], vectors, strict=True):
-        Embedding.objects.create(entry_id=pk, user_id=user_id, embedding_model=name, vector=list(vector))
+        entry = Entry.objects.get(pk=pk)
+        Embedding.objects.create(
+            entry=entry, user_id=user_id, tier=entry.tier, embedding_model=name, vector=list(vector)
+        )
 
 
 def _place(user_id: UUID, index: int, question: str, vector: Sequence[float] | None) -> int:

@@ -89,7 +89,13 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
         if entry.valid_to is None:
             vector = vector_space.embed_now(content.searchable_text, user_id)
             vectors.append(
-                Embedding(entry=entry, user_id=user_id, embedding_model=embedding_model().name, vector=vector)
+                Embedding(
+                    entry=entry,
+                    user_id=user_id,
+                    tier=tier,
+                    embedding_model=embedding_model().name,
+                    vector=vector,
+                )
             )
     language.random.shuffle(made)
     Entry.objects.bulk_create(made, batch_size=1_000)
@@ -111,11 +117,11 @@ made AS (
               FROM generate_series(number, number + 15) AS word),
         false, false, 0, now() - number * interval '1 hour'
     FROM generate_series(1, %(entries)s) AS number CROSS JOIN person
-    RETURNING id, user_id
+    RETURNING id, user_id, tier
 )
-INSERT INTO memory_embedding (entry_id, user_id, embedding_model, vector, bits)
-SELECT id, user_id, 'lexical', (%(vectors)s::text[])[number]::halfvec, (%(bits)s::text[])[number]::bit(1024)
-FROM (SELECT id, user_id, 1 + abs(hashtext(id::text)) %% %(count)s AS number FROM made) AS made
+INSERT INTO memory_embedding (entry_id, user_id, tier, embedding_model, vector, bits)
+SELECT id, user_id, tier, 'lexical', (%(vectors)s::text[])[number]::halfvec, (%(bits)s::text[])[number]::bit(1024)
+FROM (SELECT id, user_id, tier, 1 + abs(hashtext(id::text)) %% %(count)s AS number FROM made) AS made
 """
 
 

@@ -11,7 +11,6 @@ from django.db.models import Exists, OuterRef
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
-from adiuva.core.pruning import delete_in_batches
 from billing import usage
 from billing.models import Purpose
 from memory import entries, entry_content, vector_space
@@ -69,12 +68,6 @@ def users_to_embed(after: uuid.UUID, max_users: int = 100) -> list[uuid.UUID]:
     return list(memories.order_by("pk").values_list("pk", flat=True)[:max_users])
 
 
-def delete_old_history_vectors(user_id: uuid.UUID) -> int:
-    """Delete vectors of other models that belong to history. Returns how many."""
-    old = Embedding.objects.filter(user_id=user_id, entry__valid_to__isnull=False)
-    return delete_in_batches(old.exclude(embedding_model=llm.embedding_model().name).order_by(), most=None)
-
-
 @transaction.atomic
 def _read_batch(
     user_id: uuid.UUID, model: llm.EmbeddingModel, max_entries: int
@@ -111,16 +104,14 @@ def _save(
 ) -> int:
     entries.lock_memory(user_id)
     # Entries that were changed or forgotten meanwhile must not get a vector of their former content.
-    fingerprints = dict(
-        Entry.objects.of(user_id)
-        .current()
-        .filter(pk__in=[pk for pk, _, _ in batch])
-        .values_list("pk", "fingerprint")
-    )
+    current = Entry.objects.of(user_id).current().only("pk", "tier", "fingerprint")
+    found = current.in_bulk([pk for pk, _, _ in batch])
     rows = [
-        Embedding(entry_id=pk, user_id=user_id, embedding_model=model.name, vector=vector)
+        Embedding(
+            entry_id=pk, user_id=user_id, tier=found[pk].tier, embedding_model=model.name, vector=vector
+        )
         for (pk, _, fingerprint), vector in zip(batch, vectors, strict=True)
-        if pk in fingerprints and bytes(fingerprints[pk]) == fingerprint
+        if pk in found and bytes(found[pk].fingerprint) == fingerprint
     ]
     Embedding.objects.bulk_create(
         rows,

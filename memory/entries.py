@@ -311,6 +311,7 @@ def end_validity(*, user_id: uuid.UUID, ids: Collection[uuid.UUID], source: Sour
     if source is not None:
         for entry in current:
             add_sources(entry, [source], ended=True)
+    Embedding.objects.filter(entry__in=current).delete()
     # Two changes in one moment, or a clock that was set back, must not end an entry before it began.
     return current.update(valid_to=Greatest(F("valid_from"), Now()), updated_at=Now())
 
@@ -432,7 +433,11 @@ def _embed(entry: Entry, content: EntryContent) -> None:
         enqueue_on_commit("memory.embed", entry.user_id)
         return
     Embedding.objects.create(
-        entry=entry, user_id=entry.user_id, embedding_model=llm.embedding_model().name, vector=vector
+        entry=entry,
+        user_id=entry.user_id,
+        tier=entry.tier,
+        embedding_model=llm.embedding_model().name,
+        vector=vector,
     )
 
 

@@ -236,6 +236,7 @@ class Embedding(models.Model):
 
     entry = models.OneToOneField(Entry, models.CASCADE, primary_key=True, related_name="embedding")
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+", db_index=False)
+    tier = models.CharField(max_length=11, choices=Tier, help_text="the entry's, which never changes")
     embedding_model = models.CharField(max_length=200)
     # Without a fixed length: each model has its own.
     vector = HalfVectorField()

@@ -20,18 +20,19 @@ from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import orjson
+from django.db import connection
 
 from adiuva.accounts.keys import cipher_for
 from memory import vector_space
 from memory.models import Tier
-from memory.sign_bits import sign_bits
+from memory.sign_bits import question_bits
 from memory.terms import hash_terms
 
 # Characters of a question that are used.
 MAX_QUESTION_CHARS: Final = 4_000
-# Vectors whose bits are nearest, and which are compared themselves. Of the ten nearest among 10,000, 99.6 % are among
-# them, and 99.0 % of those among 30,000; with 200, 99.2 and 97.7 %.
-_COMPARED: Final = 300
+# Vectors whose bits are nearest, and which are compared themselves. Of the ten nearest among 10,000, 99.7 % are among
+# them, and 99.6 % of those among 30,000; with 150, 99.3 and 99.0 %.
+_COMPARED: Final = 200
 # From so many vectors on, comparing the bits first is faster.
 _MANY: Final = 2_000
 # Entries examined for one word. A word that more entries have says little; it weighs _COMMON_WORD_WEIGHT, where a word
@@ -40,6 +41,10 @@ _MAX_ENTRIES_PER_WORD: Final = 40
 _COMMON_WORD_WEIGHT: Final = 0.05
 # Term hashes of a question that are looked up.
 _MAX_TERMS: Final = 60
+# Entries that are looked through for the user's common words, and how many of them have such a word at least. Reading
+# in the index which entries have it takes longer than its weight is worth.
+_SAMPLE: Final = 500
+_COMMON_IN_SAMPLE: Final = 10
 # Damping of reciprocal ranks: the larger, the less the first places differ.
 _DAMPING: Final = 60
 # The largest bonus for being new, and for being used, as a fraction of the score.
@@ -48,24 +53,26 @@ _NOVELTY_HALF_LIFE: Final = dt.timedelta(days=90)
 # Half-precision vectors overflow beyond this.
 _MAX_COMPONENT: Final = 65_000
 
+# Entries have a vector while they hold; ENTRY makes sure of it.
 _NEAR: Final = """
-    SELECT e.id, e.tier, row_number() OVER (PARTITION BY e.tier ORDER BY v.distance, e.id) AS place
+    SELECT entry_id AS id, tier, row_number() OVER (PARTITION BY tier ORDER BY distance, entry_id) AS place
     FROM (
-        SELECT entry_id, vector <=> (SELECT %(vector)s::halfvec) AS distance
+        SELECT entry_id, tier, vector <=> (SELECT %(vector)s::halfvec) AS distance
         FROM {compared} WHERE vector_dims(vector) = {dimensions}
         ORDER BY distance LIMIT %(max_near)s
     ) AS v
-    JOIN memory_entry AS e ON e.id = v.entry_id
-    WHERE e.user_id = %(user)s AND e.valid_to IS NULL AND e.tier = ANY(%(tiers)s) AND v.distance < 1
+    WHERE tier = ANY(%(tiers)s::text[]) AND distance < 1
 """
 _ALL: Final = """(
-    SELECT entry_id, vector FROM memory_embedding WHERE user_id = %(user)s AND embedding_model = %(space)s
+    SELECT entry_id, tier, vector FROM memory_embedding
+    WHERE user_id = %(user)s AND embedding_model = %(space)s
 ) AS of_user"""
 # The inner query reads the index alone.
 _NEAREST_BITS: Final = """(
-    SELECT entry_id, vector FROM memory_embedding WHERE entry_id = ANY(ARRAY(
+    SELECT entry_id, tier, vector FROM memory_embedding WHERE entry_id = ANY(ARRAY(
         SELECT entry_id FROM memory_embedding WHERE user_id = %(user)s AND embedding_model = %(space)s
-        ORDER BY bits <~> (SELECT %(bits)s::bit(1024)) LIMIT %(compared)s
+        ORDER BY (bits <~> (SELECT %(bits)s::bit(1024))) + (bits <~> (SELECT %(inverted)s::bit(1024)))
+        LIMIT %(compared)s
     ))
 ) AS alike"""
 # Whether a user has so many vectors that comparing the bits first is faster.
@@ -92,7 +99,7 @@ _WITH_WORDS: Final = """
                 WHERE user_id = %(user)s AND valid_to IS NULL LIMIT %(per_word)s
             ) AS first
         ) AS e
-        WHERE e.tier = ANY(%(tiers)s)
+        WHERE e.tier = ANY(%(tiers)s::text[])
     ), question AS (
         SELECT cardinality(%(terms)s::bigint[]) - count(*) + COALESCE(sum(rarity), 0) AS rarity
         FROM (SELECT min(rarity) AS rarity FROM hits GROUP BY term) AS known
@@ -111,7 +118,10 @@ LISTS: Final = f"""
 """  # noqa: S608
 
 # Entries are looked up by id one by one (LIMIT): the planner overestimates the lists and would scan the table instead.
-ENTRY: Final = "SELECT * FROM memory_entry WHERE memory_entry.id = fused.id AND user_id = %(user)s LIMIT 1"
+ENTRY: Final = """
+    SELECT * FROM memory_entry
+    WHERE memory_entry.id = fused.id AND user_id = %(user)s AND valid_to IS NULL LIMIT 1
+"""
 FUSED_RANK: Final = "COALESCE(sum(weight / (%(damping)s + place)), 0) AS score"
 SCORE: Final = """
     (fused.score * (1 + %(bonus)s * e.uses / (e.uses + 10.0)
@@ -140,17 +150,25 @@ def parameters(
     max_near: int,
     now: dt.datetime,
     by_bits: bool = False,
+    common: Collection[int] = (),
 ) -> dict[str, Any]:
-    """Parameters of LISTS and SCORE. Each list brings `per_tier` entries; `max_near` vectors are examined."""
+    """Parameters of LISTS and SCORE. Each list brings `per_tier` entries; `max_near` vectors are examined.
+
+    `common`: hashes of words that are not looked up, unless the question has no others.
+    """
+    terms = hash_terms(question[:MAX_QUESTION_CHARS], cipher_for(user_id))
+    terms = [term for term in terms if term not in common] or terms
+    bits, inverted = question_bits(vector) if by_bits and vector else (None, None)
     return {
         "user": user_id,
         "vector": orjson.dumps(vector).decode() if vector is not None else None,
         "space": vector_space.current_space(),
-        "terms": hash_terms(question[:MAX_QUESTION_CHARS], cipher_for(user_id))[:_MAX_TERMS],
-        "tiers": [str(tier) for tier in tiers],
+        "terms": _array(terms[:_MAX_TERMS]),
+        "tiers": _array(tiers),
         "per_tier": per_tier,
         "max_near": max_near,
-        "bits": sign_bits(vector) if by_bits and vector else None,
+        "bits": bits,
+        "inverted": inverted,
         "compared": _COMPARED,
         "many": _MANY,
         "per_word": _MAX_ENTRIES_PER_WORD,
@@ -160,3 +178,21 @@ def parameters(
         "half_life": _NOVELTY_HALF_LIFE.total_seconds(),
         "now": now,
     }
+
+
+def _array(values: Collection[object]) -> str:
+    """As PostgreSQL reads an array: psycopg takes ten times as long to pass a list."""
+    return f"{{{','.join(map(str, values))}}}"
+
+
+def common_terms(user_id: uuid.UUID) -> frozenset[int]:
+    """Hashes of the words that many of a user's newest entries have."""
+    statement = """
+        SELECT term FROM (
+            SELECT terms FROM memory_entry WHERE user_id = %s AND valid_to IS NULL
+            ORDER BY tier, valid_from DESC LIMIT %s
+        ) AS newest, unnest(terms) AS term GROUP BY term HAVING count(*) >= %s
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [user_id, _SAMPLE, _COMMON_IN_SAMPLE])
+        return frozenset(term for (term,) in cursor.fetchall())

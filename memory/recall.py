@@ -1,12 +1,13 @@
 """Recall: the entries that a model is given, chosen by policy, fitted to a budget and unsealed.
 
 A turn's recall is one statement. To the two lists of memory.ranking it adds all core entries, the latest episodes and
-the most certain patterns.
+the most certain patterns. Core entries come first, then those that fit best, then the newest.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ def recall(
     `vector` is the question's, of the current space; without one, only words are compared. `provider` is that of the
     model that will read the entries.
     """
-    by_bits = user_id in _have_many
+    size = _size_of(user_id)
+    by_bits = size is not None and size.is_many
     parameters = ranking.parameters(
         user_id,
         question,
@@ -86,6 +88,7 @@ def recall(
         max_near=_MAX_NEAR,
         now=now,
         by_bits=by_bits,
+        common=size.common if size else (),
     )
     parameters |= {
         "min_confidence": MIN_PATTERN_CONFIDENCE,
@@ -93,15 +96,15 @@ def recall(
         "patterns": _PER_TIER,
     }
     with prepared_cursor() as cursor:
-        near, has_many = ranking.near_sql(vector, by_bits=by_bits), "NULL" if by_bits else ranking.HAS_MANY
+        near, has_many = ranking.near_sql(vector, by_bits=by_bits), "NULL" if size else ranking.HAS_MANY
         cursor.execute(_RECALL.format(near=near, has_many=has_many), parameters)
         rows = cursor.fetchall()
-    if rows[0][2]:
-        _note_many(user_id)
+    if size is None:
+        _note(user_id, is_many=rows[0][2])
     allowed = readable_tiers(orjson.loads(rows[0][1] or b"null"), provider)
-    found = [_Row(*row[3:]) for row in rows if row[3] is not None]
-    withheld = {Tier(tier) for tier in {row.tier for row in found}} - allowed
-    readable = sorted((row for row in found if row.tier in allowed), key=_best_first)
+    found = [_Row._make(row[3:]) for row in rows if row[3] is not None]
+    withheld = {_TIERS[row.tier] for row in found} - allowed
+    readable = [row for row in found if row.tier in allowed] if withheld else found
     return RecallResult(_unseal_within(user_id, readable, limit_tokens), withheld)
 
 
@@ -165,12 +168,11 @@ class _Row(NamedTuple):
 
 
 _COLUMNS: Final = _Row._fields[:-1]
+_TIERS: Final = {str(tier): tier for tier in Tier}
+_SELECTED: Final = ", ".join(f"e.{name}" for name in _COLUMNS)
 
 _RECALL: Final = f"""
 WITH fits AS ({ranking.LISTS}
-    UNION ALL
-    (SELECT id, NULL, NULL FROM memory_entry
-     WHERE user_id = %(user)s AND tier = 'core' AND valid_to IS NULL AND NOT proposed)
     UNION ALL
     (SELECT id, row_number() OVER (ORDER BY valid_from DESC), 1 FROM memory_entry
      WHERE user_id = %(user)s AND tier = 'episodic' AND valid_to IS NULL AND NOT proposed
@@ -180,32 +182,50 @@ WITH fits AS ({ranking.LISTS}
      WHERE user_id = %(user)s AND tier = 'proactive' AND valid_to IS NULL AND NOT proposed
         AND confidence >= %(min_confidence)s
      ORDER BY confidence DESC LIMIT %(patterns)s)
+), fused AS (
+    SELECT id, {ranking.FUSED_RANK} FROM fits GROUP BY id
 )
 SELECT memory.enabled, memory.policy::text, {{has_many}}, fit.*
 FROM (VALUES (1)) AS one
 LEFT JOIN memory_memory AS memory ON memory.user_id = %(user)s
 LEFT JOIN LATERAL (
-    SELECT e.id, e.tier, e.sealed, e.confidence, e.valid_from, e.began_at, e.ended_at, {ranking.SCORE} AS score
-    FROM (SELECT id, {ranking.FUSED_RANK} FROM fits GROUP BY id) AS fused CROSS JOIN LATERAL ({ranking.ENTRY}) AS e
-    WHERE memory.enabled IS NOT FALSE AND (e.tier <> 'proactive' OR e.confidence >= %(min_confidence)s)
+    SELECT {_SELECTED}, COALESCE({ranking.SCORE}, 0) AS score
+    FROM memory_entry AS e LEFT JOIN fused ON fused.id = e.id
+    WHERE e.user_id = %(user)s AND e.tier = 'core' AND e.valid_to IS NULL AND NOT e.proposed
+        AND memory.enabled IS NOT FALSE
+    UNION ALL
+    SELECT {_SELECTED}, {ranking.SCORE} AS score
+    FROM fused CROSS JOIN LATERAL ({ranking.ENTRY}) AS e
+    WHERE memory.enabled IS NOT FALSE AND e.tier <> 'core'
+        AND (e.tier <> 'proactive' OR e.confidence >= %(min_confidence)s)
 ) AS fit ON true
+ORDER BY fit.tier <> 'core', fit.score DESC, fit.valid_from DESC
 """  # noqa: S608
 
 
-# Users of whom this process knows that they have many vectors.
-_have_many: Final[set[uuid.UUID]] = set()
-_MOST_NOTED: Final = 50_000
+class _Size(NamedTuple):
+    """What this process knows of a user's memory until some time of its monotonic clock."""
+
+    is_many: bool
+    common: frozenset[int]
+    until: float
 
 
-def _note_many(user_id: uuid.UUID) -> None:
-    if len(_have_many) >= _MOST_NOTED:
-        _have_many.clear()
-    _have_many.add(user_id)
+_sizes: Final[dict[uuid.UUID, _Size]] = {}
+_MOST_NOTED: Final = 5_000
+_NOTED_S: Final = 600.0
 
 
-def _best_first(row: _Row) -> tuple[bool, float, float]:
-    """Core entries before all others; among each, those that fit best, then the newest."""
-    return row.tier != Tier.CORE, -row.score, -row.valid_from.timestamp()
+def _size_of(user_id: uuid.UUID) -> _Size | None:
+    found = _sizes.get(user_id)
+    return found if found and time.monotonic() < found.until else None
+
+
+def _note(user_id: uuid.UUID, *, is_many: bool) -> None:
+    if len(_sizes) >= _MOST_NOTED:
+        _sizes.clear()
+    common = ranking.common_terms(user_id) if is_many else frozenset[int]()
+    _sizes[user_id] = _Size(is_many, common, time.monotonic() + _NOTED_S)
 
 
 def _unseal_within(user_id: uuid.UUID, rows: Iterable[_Row], limit_tokens: int) -> list[RecalledEntry]:
@@ -227,16 +247,17 @@ def _unseal_within(user_id: uuid.UUID, rows: Iterable[_Row], limit_tokens: int) 
                 break
             continue
         left -= size
+        # By position: it is made for every entry of every turn.
         found.append(
             RecalledEntry(
-                id=row.id,
-                tier=Tier(row.tier),
-                content=content.content,
-                key=content.key,
-                since=row.valid_from,
-                confidence=row.confidence,
-                began_at=row.began_at,
-                ended_at=row.ended_at,
+                row.id,
+                _TIERS[row.tier],
+                content.content,
+                content.key,
+                row.valid_from,
+                row.confidence,
+                row.began_at,
+                row.ended_at,
             )
         )
     return found

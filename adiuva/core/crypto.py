@@ -41,11 +41,8 @@ def derive_key(key: bytes, purpose: str) -> bytes:
 
 def associated_data(*parts: object) -> bytes:
     """Associated data from parts, each with its length, so that ("ab", "c") is not ("a", "bc")."""
-    data = b""
-    for part in parts:
-        text = str(part).encode()
-        data += len(text).to_bytes(4, "big") + text
-    return data
+    texts = [str(part).encode() for part in parts]
+    return b"".join([len(text).to_bytes(4, "big") + text for text in texts])
 
 
 class Cipher:

@@ -159,6 +159,7 @@ class Migration(migrations.Migration):
             name='Embedding',
             fields=[
                 ('entry', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='embedding', serialize=False, to='memory.entry')),
+                ('tier', models.CharField(choices=[('core', 'preferences and facts by key'), ('associative', 'statements, one sentence each'), ('episodic', 'accounts of what happened'), ('proactive', 'patterns with a confidence')], help_text="the entry's, which never changes", max_length=11)),
                 ('embedding_model', models.CharField(max_length=200)),
                 ('vector', pgvector.django.halfvec.HalfVectorField()),
                 ('bits', memory.sign_bits.SignBitsField(of='vector')),

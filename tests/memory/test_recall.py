@@ -103,7 +103,8 @@ def test_recall_is_planned_once_for_all_users_and_questions(user: uuid.UUID) -> 
             count: int = cursor.fetchone()[0]
         return count
 
-    assert says(user, "Turin", vector=embed(user, "Turin")) == ["Anna moves to Turin in March."]
+    for _ in range(2):  # the first also asks how much the user has
+        assert says(user, "Turin", vector=embed(user, "Turin")) == ["Anna moves to Turin in March."]
     before = planned()
     assert before >= 1
     assert says(other, "boats", vector=embed(other, "boats")) == ["Bob likes boats."]

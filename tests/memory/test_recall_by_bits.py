@@ -10,10 +10,12 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from pgvector import HalfVector
 
+from adiuva.accounts.keys import cipher_for
 from memory import entries, ranking, recall, vector_space
 from memory.entries import BY_HAND
 from memory.models import Embedding, Tier
-from memory.sign_bits import sign_bits
+from memory.sign_bits import question_bits, sign_bits
+from memory.terms import hash_terms
 from tests.factories import somebody
 
 TEXTS = [f"Anna {number} visits place {number * 7}" for number in range(40)]
@@ -23,7 +25,7 @@ TEXTS = [f"Anna {number} visits place {number * 7}" for number in range(40)]
 def user(committed_db: str, monkeypatch: pytest.MonkeyPatch) -> uuid.UUID:
     monkeypatch.setattr(ranking, "_MANY", len(TEXTS))
     monkeypatch.setattr(ranking, "_COMPARED", 20)
-    monkeypatch.setattr(recall, "_have_many", set())
+    monkeypatch.setattr(recall, "_sizes", {})
     return with_entries(TEXTS)
 
 
@@ -50,7 +52,7 @@ def test_the_same_is_recalled_once_a_process_knows_that_a_user_has_many(user: uu
     few = with_entries(TEXTS[:-1])
     nearest(few, TEXTS[3])
     exact = [nearest(user, text)[0] for text in TEXTS[:1]]
-    assert recall._have_many == {user}
+    assert {key: size.is_many for key, size in recall._sizes.items()} == {user: True, few: False}
     with CaptureQueriesContext(connection) as queries:
         assert [nearest(user, text)[0] for text in TEXTS[:1]] == exact == TEXTS[:1]
         assert [nearest(user, text)[0] for text in TEXTS] == TEXTS
@@ -59,14 +61,58 @@ def test_the_same_is_recalled_once_a_process_knows_that_a_user_has_many(user: uu
     assert by_bits == [True] * (len(TEXTS) + 1) + [False]
 
 
+def test_what_a_process_knows_of_a_user_is_asked_again(
+    user: uuid.UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recall, "_NOTED_S", -1.0)
+    with CaptureQueriesContext(connection) as queries:
+        assert [nearest(user, TEXTS[1])[0] for _ in range(2)] == [TEXTS[1]] * 2
+    assert not any("bits <~>" in query["sql"] for query in queries)
+
+
+def test_common_words_are_looked_up_only_where_a_question_has_no_others(
+    user: uuid.UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "_COMMON_IN_SAMPLE", len(TEXTS))
+    common = ranking.common_terms(user)
+    cipher = cipher_for(user)
+    assert common == set(hash_terms("Anna visits place", cipher))
+
+    def looked_up(question: str) -> list[int]:
+        found = ranking.parameters(
+            user,
+            question,
+            None,
+            list(Tier),
+            per_tier=1,
+            max_near=1,
+            now=dt.datetime.now(dt.UTC),
+            common=common,
+        )
+        return [int(term) for term in found["terms"].strip("{}").split(",")]
+
+    assert looked_up("Anna will fly to Turin") == hash_terms("will fly to Turin", cipher)
+    assert set(looked_up("Anna visits")) == set(hash_terms("Anna visits", cipher))
+    nearest(user, TEXTS[0])
+    assert recall._sizes[user].common == common
+
+
+def test_an_entry_that_has_ended_has_no_vector_and_takes_no_place(user: uuid.UUID) -> None:
+    ended = Embedding.objects.filter(user_id=user).values_list("entry_id", flat=True)[:5]
+    gone = list(ended)
+    assert entries.end_validity(user_id=user, ids=gone) == 5
+    assert not Embedding.objects.filter(entry_id__in=gone).exists()
+    assert set(Embedding.objects.filter(user_id=user).values_list("tier", flat=True)) == {Tier.ASSOCIATIVE}
+
+
 def test_the_bits_of_all_are_read_in_the_index_alone(user: uuid.UUID) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET enable_seqscan = off")
         try:
             cursor.execute(
                 "EXPLAIN SELECT entry_id FROM memory_embedding WHERE user_id = %s AND embedding_model = %s"
-                " ORDER BY bits <~> (SELECT %s::bit(1024)) LIMIT 20",
-                [user, vector_space.current_space(), sign_bits([1.0])],
+                " ORDER BY (bits <~> (SELECT %s::bit(1024))) + (bits <~> (SELECT %s::bit(1024))) LIMIT 20",
+                [user, vector_space.current_space(), *question_bits([1.0])],
             )
             plan = " ".join(line for (line,) in cursor.fetchall())
         finally:

