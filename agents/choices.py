@@ -1,4 +1,4 @@
-"""What a person chooses from in the forms of agents: (value, label)."""
+"""Choices for the forms of agents, as (value, label)."""
 
 from __future__ import annotations
 

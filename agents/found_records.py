@@ -1,4 +1,4 @@
-"""What was found in documents, as rows: read it for the next reading, and write what that reading changes.
+"""Stores the records found in documents: read before the next reading, and updated with its changes.
 
 The words are sealed and bounded. A record is remembered as long as its document may come back.
 """

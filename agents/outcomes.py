@@ -1,4 +1,4 @@
-"""How a worker lets go of a run: it waits for its device or account, is tried again later, or ends.
+"""Releases a run from its worker: it waits for its device or account, is retried later, or ends.
 
 Each function raises LeaseLost if the worker does not hold the run any more.
 """

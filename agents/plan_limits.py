@@ -1,4 +1,4 @@
-"""How many agents a plan lets run, and which do when there are more.
+"""Plan limits of agents: how many may run, and which ones do when there are more.
 
 A plan limits the agents that there are, those that are enabled, and the providers that these read. After a downgrade
 nothing is deleted and nothing is switched off: enabled agents beyond the plan are held (`Agent.held_by_plan`), do not

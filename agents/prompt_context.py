@@ -1,4 +1,4 @@
-"""What a model is told beside a document, bounded: the nearest of the user's projects, and of what was found before."""
+"""Context for a model beside a document, bounded: the user's nearest projects and the nearest records found before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs updated and withdrew on devices, as rows: an undo of the run takes it back."""
+"""Stores which rows on devices a run updated or withdrew, so that an undo of the run can restore them."""
 
 from __future__ import annotations
 

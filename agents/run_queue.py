@@ -1,4 +1,4 @@
-"""Whose queued run is next: users take turns, and each has at most a few runs at once.
+"""The queue of runs: users take turns, and each has at most a few runs at once.
 
 PostgreSQL decides, so the order and the bound hold over all worker processes, and survive the death of any of them.
 Among the users who have a run to start and a slot free, the one whose last turn is longest ago is next; of that user's

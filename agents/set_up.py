@@ -1,4 +1,4 @@
-"""What somebody wants of an agent, checked and planned, tried out, and then saved. Nothing is saved before `save`.
+"""Sets up an agent from a request: checked and planned, tried out, and then saved. Nothing is saved before `save`.
 
 The checks are those of the forms, and the trial is that of a journey.
 """

@@ -1,4 +1,4 @@
-"""Who wants to hear of a run's end, and in which conversation.
+"""Watches on runs: the chats in which users are told of a run's end.
 
 A run that is started from a chat gets a row in the same transaction. `run_ended`, which is called where every run ends,
 makes the row due; from then on it is the chat's to tell it. A turn that hears of the end itself holds the row until its

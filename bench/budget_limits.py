@@ -1,4 +1,4 @@
-"""What a budget costs, and what happens where it ends: `python -m bench.budget_limits [turns|refusals|run]`
+"""The cost of budgets, and the behaviour at their limits: `python -m bench.budget_limits [turns|refusals|run]`
 
 turns     the CPU of a turn with two requests to a model, of a user whose month is limited, beside that of one whose
           month is not, by turns in one web process

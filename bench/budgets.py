@@ -1,4 +1,4 @@
-"""Whether anybody can spend more than their month has: `python -m bench.budgets`
+"""A check that nobody can spend more than their month has: `python -m bench.budgets`
 
 50 threads make requests for 200 users in random order, three times as many as each has money for. One in seven is
 cancelled, which is billed by estimate; one in forty is lost with its process: all that it held is then spent.

@@ -1,4 +1,4 @@
-"""What is asked of PostgreSQL again and again, beside the plain way to ask it.
+"""The cost of frequent database operations, compared with the plain way to do them.
 
 `python -m bench.database_costs [SOCKETS]`. CPU is of the thread that asks and of its PostgreSQL process together. Both
 ways take turns in the same run.

@@ -1,4 +1,4 @@
-"""What lists and pages cost as tables grow: `python -m bench.growth [RUNS]`
+"""The cost of lists and pages as tables grow: `python -m bench.growth [RUNS]`
 
 One user has half of the runs, in twenty agents of which one has hardly any; a thousand users have the rest. Each run
 has ten events. Everything is measured with a tenth of RUNS and with all of them: pages of the database that a request's

@@ -1,4 +1,4 @@
-"""How often the memory finds an entry by its meaning: `python -m bench.memory_meaning`
+"""Hit rate of the memory's search by meaning: `python -m bench.memory_meaning`
 
 Sixty entries of one user in four languages are searched with sixty questions in other words, through the product's own
 search: by the words alone, by the vectors of the local embedding model alone, and by both as the product does it; and

@@ -1,4 +1,4 @@
-"""Whether what we count is what the provider bills: `python -m bench.model_bill [--quick]`
+"""Compares our count of model use with the provider's bill: `python -m bench.model_bill [--quick]`
 
 Users chat through two web processes and a worker remembers what they say, at a provider that keeps a bill. Some answers
 are cancelled, some come without usage. Then web processes and workers are killed in the middle of their requests. Who

@@ -1,4 +1,4 @@
-"""What a bystander feels of another user's twenty agents whose device is silent, or whose model hangs.
+"""Delays of a bystander while twenty agents of another user wait for a silent device or a hanging model.
 
 `python -m bench.neighbours`. Web, a worker for each lane, and real devices; the bystander runs an agent over one file,
 exports the account and chats, alone and beside those agents, by turns.

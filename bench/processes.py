@@ -1,4 +1,4 @@
-"""What `make run` takes: the time to its last table on a first and on a second start, CPU, and memory a process.
+"""Resources of `make run`: the time to its last table on a first and on a second start, CPU, and memory a process.
 
     python -m bench.processes [TURNS]
 

@@ -1,4 +1,4 @@
-"""What a bench found, as rows: a figure, what stands beside it, and what it should be."""
+"""Rows of a bench's results: a figure, the one that it is compared with, and its aim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much sockets are delayed by others that wait 200 ms for the database.
+"""Delay of sockets while others wait 200 ms for the database.
 
 `python -m bench.slow_database [SECONDS]`, so long each phase.
 

@@ -1,4 +1,4 @@
-"""How many statements a turn and a run send to PostgreSQL: `python -m bench.statements`
+"""The number of statements that a turn and a run send to PostgreSQL: `python -m bench.statements`
 
 BEGIN and COMMIT count, as every round trip does. Turns are those of bench.chat_turn: without a conversation, as device
 clients of protocol 1 send them, and in one. What the worker does for the memory of eight turns is counted together, as

@@ -1,4 +1,4 @@
-"""What a month's work may cost: the allowances that limit it, and what each of them may spend.
+"""Allowances, which limit the cost of a month's work, and the amounts that each may spend.
 
 They are rows: a user's month, what of it their memory and follow-ups may take, an agent's own, the installation's.
 

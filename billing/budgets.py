@@ -1,4 +1,4 @@
-"""What work may cost: money is reserved before a model is asked, and settled by what the request did cost.
+"""Budgets of work: money is reserved before each request to a model, and settled by the actual cost.
 
 A reservation is one statement that takes from all allowances that apply (billing.allowances), or from none; their rows
 are locked in the order of their ids. A hold keeps what is reserved until the work settles; if its process dies, the

@@ -1,4 +1,4 @@
-"""What a plan lets a user have, and the one way to claim it.
+"""The limits and features of a user's plan, and the one way to claim them.
 
 Every way in that makes something which a plan limits calls `claim` in the transaction that makes it. The claim locks
 the account, so whatever comes at once is counted one after the other, and counts what is there. Locks are taken in the

@@ -1,4 +1,4 @@
-"""What a user's data export says of their plan."""
+"""The plan in a user's data export."""
 
 from __future__ import annotations
 

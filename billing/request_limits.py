@@ -1,4 +1,4 @@
-"""How many requests a plan lets its user make: the same count for REST and for the socket.
+"""Rate limits of plans: requests over REST and over the socket share one count.
 
 What answers the server (tool results, approvals, pongs) and what ends work (cancel) is never counted. While Redis is
 away each process counts alone, so nobody is refused for that and nobody gets more than a few times their share.

@@ -1,4 +1,4 @@
-"""What apps above billing are told."""
+"""Signals that billing sends to the apps above it."""
 
 from django.dispatch import Signal
 

@@ -1,4 +1,4 @@
-"""How much a user stores on the server, by kind, and room that is reserved before the first byte comes.
+"""Storage quotas: amounts that a user stores, by kind, and room that is reserved before the first byte comes.
 
 A reservation is one statement that compares with the plan: what comes at once is granted exactly what fits. It is kept
 (`keep`) with what was really stored, in the transaction that stores it, or let go (`let_go`); one that its process has

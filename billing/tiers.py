@@ -1,4 +1,4 @@
-"""Which plan a user has: the largest of those that something gives them, else the free one.
+"""Computes a user's plan: the largest of those that anything grants them, else the free one.
 
 `User.tier` is a copy of it that only this module writes, in the transaction that changes what it derives from. A sweep
 finds what ended by itself, by its time; once a day, `check` computes all of them anew.

@@ -1,4 +1,4 @@
-"""What users' work asks of models: counted by adiuva.llm.metering, and written here once for each piece of work.
+"""Stores the use of models by users' work: counted by adiuva.llm.metering, and written once for each piece of work.
 
 Where the work ends in a statement of its own, as a turn does, the figures are written by that statement (`USED_SQL`
 with `used_values`). All else runs within `metered`, which writes what is left when it ends.

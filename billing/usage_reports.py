@@ -1,4 +1,4 @@
-"""What users' work has used of models, added up: for the user, and for staff."""
+"""Reports of the use of models, added up for the user and for staff."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What REST says of the use of models."""
+"""REST serializers of the use of models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user's work has used of models, over REST."""
+"""REST view of a user's use of models."""
 
 from __future__ import annotations
 

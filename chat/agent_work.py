@@ -1,4 +1,4 @@
-"""What the agents' tools know of their turn: whose it is, what the user has said, and how long they may wait."""
+"""The turn as the agents' tools see it: its user, the user's words, and the time that they may wait for runs."""
 
 from __future__ import annotations
 

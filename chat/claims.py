@@ -1,4 +1,4 @@
-"""Whether an answer claims that something was changed.
+"""Detects an answer's claim that something was changed.
 
 A model may say "I have created the task" and call no tool. The turn knows what was changed; if nothing was, the answer
 is searched for such a claim, in the languages that the server speaks. It is a search for words: a claim in other words

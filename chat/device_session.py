@@ -1,4 +1,4 @@
-"""What a turn's tools work with: the link to the user's device, the user's clock, and what was read and changed.
+"""The device as a turn's tools use it: the link, the user's clock, and what was read and changed.
 
 A device's answer is untrusted data. If it does not fit the call, the model is told so in plain words, as it is when the
 device is away; such an answer never looks like an empty list.

@@ -1,4 +1,4 @@
-"""Which texts a turn has read that the user did not write, such as a note, a record that an agent found, or a comment.
+"""Texts that a turn has read and its user did not write, such as a note, a record that an agent found, or a comment.
 
 Such a text may try to steer the model. Whoever decides what a turn may do asks here: writes that the user did not ask
 for, and what is to be remembered. The list is kept, sealed, on the turn and with the exchange that the memory reads.

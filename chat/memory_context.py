@@ -1,4 +1,4 @@
-"""What a turn recalls from the user's memory, under labels that stand for ids, and the receipts of that."""
+"""Memory entries that a turn recalls, under labels that stand for ids, and the receipts of them."""
 
 from __future__ import annotations
 

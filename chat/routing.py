@@ -1,4 +1,4 @@
-"""Which consumer serves a WebSocket."""
+"""Routes a WebSocket to its consumer."""
 
 from __future__ import annotations
 

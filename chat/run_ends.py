@@ -1,4 +1,4 @@
-"""What is told of the end of an agent's run: facts for a model, a notice for people, a frame for devices."""
+"""Describes the end of an agent's run: facts for a model, a notice for people, a frame for devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a turn changed on the device, with what is needed to take it back."""
+"""Changes that a turn made on the device, with the rows that are needed to undo them."""
 
 from __future__ import annotations
 

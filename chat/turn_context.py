@@ -1,4 +1,4 @@
-"""What all model calls of a turn share: its model, limits and counts, and what its tools are given."""
+"""Context that all model calls of a turn share: its model, limits and counts, and the data for its tools."""
 
 from __future__ import annotations
 

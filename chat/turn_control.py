@@ -1,4 +1,4 @@
-"""What users ask of a turn while it runs, in whichever process: to cancel it, hear them, or go on after a question."""
+"""Controls a running turn from any process: cancel it, send it a message, or answer its question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a turn did, for people: which tools in which of its model calls, and whether they were carried out.
+"""The steps of a turn, for people: which tools each model call used, and whether they were carried out.
 
 It names tools as people see them (their labels) and holds nothing of what was given to them or what they returned.
 """

@@ -1,4 +1,4 @@
-"""Whether the user's own words ask for a change that the model wants to make.
+"""Checks that the user's own words ask for a change that the model wants to make.
 
 After a turn has read text that the user did not write, the model may act for that text. So what it then writes must be
 found in the user's words: that something is to be written, the row that is meant, and each value. It is a comparison of

@@ -1,4 +1,4 @@
-"""What the user's own words ask of an entry: do they name it, want it changed, want it forgotten?
+"""Recognises in the user's own words what they ask of an entry: do they name it, want it changed, want it forgotten?
 
 Like memory.grounding this compares words. Where it finds no wish, nothing is changed: what was meant can be said again.
 """

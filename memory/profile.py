@@ -1,4 +1,4 @@
-"""Who the user is: the entries of the core tier that name them, for models that read their documents.
+"""The user's profile: core entries that name the user, for models that read their documents.
 
 The user writes them like any entry of that tier (in a chat, or by REST under these keys), and the memory proposes them
 from what the user says.

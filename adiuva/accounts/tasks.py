@@ -1,3 +1,5 @@
+"""Celery tasks of accounts."""
+
 from uuid import UUID
 
 from celery import shared_task

@@ -1,4 +1,4 @@
-"""Why a document cannot be read."""
+"""Reasons for which a document cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which mailbox a journey is about, for clients that say `cloud` and no more."""
+"""Chooses the mailbox of a journey, for clients that send only `cloud`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who wants to hear of a run's end."""
+"""Watches: the chats that are told of a run's end."""
 
 from __future__ import annotations
 

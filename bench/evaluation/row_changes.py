@@ -1,4 +1,4 @@
-"""What a request changed on a device, compared with what it should have changed. Pure functions."""
+"""Compares a request's changes on a device with the expected ones. Pure functions."""
 
 from __future__ import annotations
 

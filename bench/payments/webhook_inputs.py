@@ -1,4 +1,4 @@
-"""What may come to the webhook: events, forgeries and garbage, the same for a seed.
+"""Random inputs of the webhook: events, forgeries and garbage, the same for a seed.
 
 An event that is signed may claim anything; nothing of it may be believed, since it is only a reason to ask Stripe.
 """

@@ -1,4 +1,4 @@
-"""What the parts of bench.vault share: how much of everything, and requests."""
+"""Helpers that the parts of bench.vault share: sizes and requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is listed: searched, by category, in three orders.
+"""The catalogue of listed plugins: search, categories, three orders.
 
 A page is one query, and a count that is kept for a minute.
 """

@@ -1,4 +1,4 @@
-"""Who publishes plugins: a handle of their own, an account at Stripe if they sell some, and what is left of them."""
+"""Publishers of plugins: their handles, their accounts at Stripe if they sell, and the deletion of their accounts."""
 
 from __future__ import annotations
 

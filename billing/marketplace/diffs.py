@@ -1,4 +1,4 @@
-"""What changed between two packages, for who reviews the newer one. Both have passed the checks when they came."""
+"""The difference between two packages, for the reviewer of the newer one. Both passed the checks when they came."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What developers do with plugins of theirs that nobody has looked at yet: make one, change it, upload versions of it.
+"""A developer's work on plugins before review: create and change them, upload and delete versions.
 
 A package is checked before it is stored. One that cannot be published as it is leaves nothing behind, and its version's
 number stays free.

@@ -1,4 +1,4 @@
-"""What a developer earned: by month and currency, from the rows of their sales and of what went to them."""
+"""A developer's earnings by month and currency, from the rows of sales and of transfers to the developer."""
 
 from __future__ import annotations
 

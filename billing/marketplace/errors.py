@@ -1,4 +1,4 @@
-"""What refuses a step on the way of a plugin from draft to listing."""
+"""Errors that refuse a step of a plugin from draft to listing."""
 
 from __future__ import annotations
 

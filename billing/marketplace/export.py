@@ -1,4 +1,4 @@
-"""What a user's data export says of the plugins that they publish, and of those that they use."""
+"""The plugins in a user's data export: those that they publish, and those that they use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the checks of a package say about it."""
+"""Findings of the checks of a package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to a version after its approval: listed when its hold is over, yanked, revoked, restored.
+"""States of a version after its approval: listed when its hold is over, yanked, revoked, restored.
 
 Yanked: nobody installs it any more, and who has it keeps it. Revoked: clients disable it, and delete nothing; so it can
 be restored.

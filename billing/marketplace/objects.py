@@ -1,4 +1,4 @@
-"""Which objects of the store the marketplace's rows refer to."""
+"""References from the marketplace's rows to objects of the store."""
 
 from __future__ import annotations
 

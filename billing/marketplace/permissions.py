@@ -1,4 +1,4 @@
-"""What a plugin may ask for. The client shows it before an installation, and holds the plugin to it."""
+"""Permissions of plugins. The client shows them before an installation and enforces them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users say of plugins: ratings, by who has had one installed for a day, and reports, which staff read."""
+"""Ratings of plugins, by users who have had one installed for a day, and reports, which staff read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What staff decide about a version. Nobody decides about one of their own, nor of a plugin of their own.
+"""Staff's decisions about versions. Nobody decides about a version or a plugin of their own.
 
 An approval is signed at once, and the version is listed when its hold is over: a day in which a developer whose account
 was taken over, or a second look, can still stop it.

@@ -1,4 +1,4 @@
-"""What users do with plugins: install, rate, report; and how a plugin gets another owner."""
+"""Models of plugins in use: installations, ratings, reports, and transfers to another owner."""
 
 from __future__ import annotations
 

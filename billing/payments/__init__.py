@@ -1,4 +1,4 @@
-"""What is paid, through Stripe: customers, checkouts, subscriptions, and the events that tell of them.
+"""Payments through Stripe: customers, checkouts, subscriptions, and the events about them.
 
 The truth is at Stripe and is fetched under a lease; an event only says that something changed. What Stripe is asked to
 do has a row first (a `StripeJob`), and is asked with a key made of that row, so that no crash does it twice.

@@ -1,4 +1,4 @@
-"""What Stripe tells of: which events are asked for, and what is kept of one."""
+"""Stripe's events: the types that are subscribed to, and the fields that are kept."""
 
 from __future__ import annotations
 

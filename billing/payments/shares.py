@@ -1,4 +1,4 @@
-"""How the price of a plugin is shared, in whole cents.
+"""Splits the price of a plugin between developer and platform, in whole cents.
 
 All that moves money is the difference of two of these sums, so that any sequence of partial refunds ends exact.
 """

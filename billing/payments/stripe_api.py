@@ -1,4 +1,4 @@
-"""How Stripe is called, and the calls about prices, customers and subscriptions.
+"""Client of Stripe's API, with the calls about prices, customers and subscriptions.
 
 Only this module imports Stripe's library, and only for the first call: it takes 30 MB.
 

@@ -1,4 +1,4 @@
-"""What a user does about what they pay: check out, change, cancel, resume, and see it."""
+"""A user's actions on their subscription: check out, change, cancel, resume, and see it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a team's owner does: set the provider, prove domains, and require it of members.
+"""Single sign-on settings of a team, made by its owner: set the provider, prove domains, and require it of members.
 
 A new issuer or client is a new sign-in: nobody is who they were at the other one, so members prove anew that an account
 is theirs, and it is required of nobody until it worked once.

@@ -1,4 +1,4 @@
-"""What the DNS holds at a name. Apart from `domains`, which imports it at the first question: dnspython takes 8 MB."""
+"""Looks up TXT records. Apart from `domains`, which imports it at the first lookup, since dnspython takes 8 MB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a domain is a team's: a TXT record in its DNS says so, which only who runs the domain can write.
+"""Proof that a domain is a team's: a TXT record in its DNS, which only who runs the domain can write.
 
 A file on a web server would show less: who may publish a page of a domain need not be who answers for its addresses.
 """

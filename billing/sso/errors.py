@@ -1,4 +1,4 @@
-"""What can go wrong at an organisation's sign-in, for people and programs."""
+"""Errors of an organisation's sign-in, for people and programs."""
 
 from __future__ import annotations
 

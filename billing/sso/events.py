@@ -1,4 +1,4 @@
-"""What happened at a team's sign-in, kept for its owner and for staff, and logged."""
+"""Events of a team's sign-in, kept for its owner and for staff, and logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a team's members sign in through their organisation, who has, and what happened."""
+"""Models of single sign-on: a team's identity provider, its domains, the identities of members, sessions and events."""
 
 from __future__ import annotations
 

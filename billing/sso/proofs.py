@@ -1,4 +1,4 @@
-"""Whether domains are still a team's: their records in the DNS are looked at once a week.
+"""Weekly checks that domains are still a team's, by their DNS records.
 
 A domain whose record is gone is the team's for two more weeks, so that a mistake in a zone locks nobody out, and may be
 proven by another team at once. Name servers that do not answer change nothing.

@@ -1,4 +1,4 @@
-"""What REST says of single sign-on. The secret of a provider is never said."""
+"""REST serializers of single sign-on. None returns a provider's secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What owners and members of a team do: invite, accept, remove, leave, and see the team."""
+"""Membership of teams: owners and members invite, accept, remove, leave, and see the team."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who sits on the seats of a team: the owner, then its members in the order in which they joined.
+"""Assignment of a team's seats: to the owner, then to members in the order in which they joined.
 
 Whatever changes seats or members locks the owner's account first, then the accounts of members, then memberships. An
 owner is no member of another team, which is seen before they are locked as one, so that nobody waits for each other.

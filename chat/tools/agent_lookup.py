@@ -1,4 +1,4 @@
-"""Which agent or run a model means by a name or a label."""
+"""Finds the agent or run that a model means by a name or a label."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How agents and their runs are written for a model: facts first, a failure before all, then what there is to do."""
+"""Texts about agents and their runs for a model: facts first, failures before all else, then possible actions."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Password hashers of the tests: a fast one, and one that counts."""
+
 from adiuva.accounts.hashers import Argon2id
 
 

@@ -1,4 +1,4 @@
-"""What links in mails do: confirm an address, set a new password, change the address. Each works once, for a time."""
+"""Mailed links: confirm an address, set a new password, change the address. Each works once, for a limited time."""
 
 from __future__ import annotations
 

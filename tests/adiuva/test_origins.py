@@ -1,4 +1,4 @@
-"""Which browser origins may use the API and the socket, by one list for both."""
+"""Allowed browser origins: one list for the API and the socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept no longer is found by an index, and deleted a few rows at a time."""
+"""Pruning of expired rows: found by an index, and deleted a few at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every page and answer tells browsers."""
+"""Security headers of every page and answer."""
 
 from __future__ import annotations
 

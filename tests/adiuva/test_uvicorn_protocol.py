@@ -1,4 +1,4 @@
-"""How long a connection is kept, and what is read as a request on it: bytes through a raw socket.
+"""Keep-alive, timeouts and the parsing of requests: bytes through a raw socket.
 
 The second half says what a parser has to hold that takes h11's place.
 """

@@ -1,4 +1,4 @@
-"""What schedules mean, worked out in another way than agents.cron does it, with nothing of it imported.
+"""An oracle for schedules: works out their meaning in another way than agents.cron, and imports nothing of it.
 
 Here a rule is no text that is parsed but a predicate over wall clock readings, applied to every minute of ten years at
 once; a zone is the list of its offsets, found by asking for its time every six hours and searching for each change; and

@@ -1,4 +1,4 @@
-"""What becomes of a run when something fails: the model, the device, its worker, or the patience of its user."""
+"""Runs under faults of the model, the device or the worker, and runs that are cancelled or reach their deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was read before costs nothing, until it, or what is looked for in it, changes; and then nothing comes twice."""
+"""The ledger of sources: one is read again only if it, or what the agent looks for, changed; nothing comes twice."""
 
 from __future__ import annotations
 

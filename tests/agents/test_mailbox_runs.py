@@ -1,4 +1,4 @@
-"""What a run over a mailbox makes of a reading that breaks off, and of faults that pass."""
+"""Runs over a mailbox: readings that break off, and transient faults."""
 
 from __future__ import annotations
 

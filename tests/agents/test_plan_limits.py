@@ -1,4 +1,4 @@
-"""What plans let agents do: at each way in, and after a downgrade."""
+"""Plan limits of agents: at each way in, and after a downgrade."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lanes bring at the same time is committed together, as if it had come one after the other."""
+"""Group commits of concurrent results: the same as if each had been committed alone, one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a collector of OpenTelemetry traces gets of a run: one tree of its documents and model calls, never content.
+"""OpenTelemetry traces of a run: one tree of its documents and model calls, never content.
 
 The run is executed in the test's process: spans of the workers of other tests go nowhere.
 """

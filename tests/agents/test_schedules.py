@@ -1,4 +1,4 @@
-"""What is due starts once, whoever ticks; what was missed becomes one run that says so."""
+"""Scheduled runs: a due one starts once, however many tick; missed slots become one run that says so."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What a source is: a file stays the same when it is renamed or moved, a copy brings nothing twice, and a mail is its
-Message-ID, wherever it lies."""
+"""Identity of sources: a file stays the same when it is renamed or moved, a copy brings nothing twice, and a mail is
+its Message-ID, wherever it lies.
+"""
 
 from __future__ import annotations
 

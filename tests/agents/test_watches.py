@@ -1,4 +1,4 @@
-"""Who is told of a run's end: rows that follow the run, and the bounds of what a chat may start."""
+"""Watches on runs: rows that follow the run, and the limits of what a chat may start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""That transactions which lock the same rows do so in one order: run again and again side by side, none is ended."""
+"""Lock order of transactions on the same rows: run again and again side by side, none is aborted for a deadlock."""
 
 from __future__ import annotations
 

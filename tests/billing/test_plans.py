@@ -1,4 +1,4 @@
-"""What each plan allows."""
+"""The plans of a new installation, and that making them again keeps edits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many requests a plan allows, over REST and over the socket."""
+"""Request limits of plans, over REST and over the socket."""
 
 from __future__ import annotations
 

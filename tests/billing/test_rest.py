@@ -1,4 +1,4 @@
-"""What the API says of plans."""
+"""Plans and subscriptions in the REST API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which plan a user has, and who gives it to them."""
+"""A user's plan, and the sources that grant it."""
 
 from __future__ import annotations
 

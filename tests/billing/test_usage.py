@@ -1,4 +1,4 @@
-"""What users' work used of models: written once, added up, and shown to them and to staff."""
+"""Use of models: written once, added up, and shown to users and to staff."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What agents tell of their scheduled runs: one message without a model, in a conversation of its own."""
+"""Announcements of scheduled runs: one message without a model, in a conversation of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model answered and what it cannot do: said to the user, and in the end of the stream."""
+"""Answers of stand-in models: which one answered, and what it cannot do, told to the user and at the stream's end."""
 
 from __future__ import annotations
 

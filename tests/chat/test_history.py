@@ -1,4 +1,4 @@
-"""What a turn knows of before: the user's clock, the conversation it continues, and the summary of a long one."""
+"""The history that a turn gets: the user's clock, the conversation that it continues, and the summary of a long one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What turns leave in the memory: over a real socket, read by the offline model's rules, and gone with its source."""
+"""The memory of turns: over a real socket, read by the offline model's rules, and gone with its source."""
 
 from __future__ import annotations
 

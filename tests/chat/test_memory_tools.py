@@ -1,4 +1,4 @@
-"""What a turn knows of its user's memory, what it may change there, and what is written down about it."""
+"""The user's memory in a turn: what it recalls, what it may change, and the receipts."""
 
 from __future__ import annotations
 

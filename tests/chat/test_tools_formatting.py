@@ -1,4 +1,4 @@
-"""What rows say cannot pose as the tools' own words, and what is left out is counted."""
+"""Formatting of tool results: rows cannot pose as the tools' own words, and what is left out is counted."""
 
 from __future__ import annotations
 

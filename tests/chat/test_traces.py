@@ -1,4 +1,4 @@
-"""What a collector of OpenTelemetry traces gets from a web process: one tree for each turn, and never content."""
+"""OpenTelemetry traces of a web process: one tree for each turn, and never content."""
 
 from __future__ import annotations
 

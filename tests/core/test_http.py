@@ -1,4 +1,4 @@
-"""What our HTTP clients share."""
+"""Helpers of our HTTP clients."""
 
 from __future__ import annotations
 

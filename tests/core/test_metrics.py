@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: the work that was done, in bounded labels, never content."""
+"""Prometheus metrics: counts of work, in bounded labels, never content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which errors say that a store is unavailable, and what a client is told then."""
+"""Recognition of errors that mean a store is unavailable, and the answer to the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How lists are cut: by number and by cursor, and that no page of a long list reads what is before it."""
+"""Pagination by number and by cursor: no page of a long list reads the rows before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How every endpoint refuses and reads bodies."""
+"""Refusals and request bodies, the same at every endpoint."""
 
 from __future__ import annotations
 

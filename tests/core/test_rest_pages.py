@@ -1,4 +1,4 @@
-"""What the API shows to people: pages, forms, documentation."""
+"""The API's pages for people: pages, forms, documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one client does to the others: nothing."""
+"""Isolation of clients: nothing that one does affects the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is connected, and where: epochs and leases, on a real database with real races."""
+"""Presence of devices: epochs and leases, on a real database with real races."""
 
 from __future__ import annotations
 

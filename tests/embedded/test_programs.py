@@ -1,4 +1,4 @@
-"""Which programs of `make run` are given what only the server may know."""
+"""Secrets of `make run`: only the server's programs get them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the families of endpoints stream an answer, as steps of tests.fakes.provider: each speaks its own OpenAI API.
+"""Streams of the families of endpoints, as steps of tests.fakes.provider: each speaks its own OpenAI API.
 
     ollama = DIALECTS["ollama"]
     provider.script(ollama("", [Call("create_task", {"title": "Call Bob"})]), ollama("Created."))

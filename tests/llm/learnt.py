@@ -1,4 +1,4 @@
-"""What processes have learnt of models, for tests that need to know where they begin."""
+"""Resets and presets what processes have learnt of models, for tests that need a known start."""
 
 from __future__ import annotations
 

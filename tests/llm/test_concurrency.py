@@ -1,4 +1,4 @@
-"""How many answers are under way at an endpoint, found out with a provider that has few slots, over a real Redis."""
+"""Adaptive limit of concurrent answers at an endpoint, with a provider that has few slots, over a real Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's endpoint takes, and its window: learnt once, for all processes."""
+"""Capabilities and window of a model's endpoint: learnt once, for all processes."""
 
 from __future__ import annotations
 

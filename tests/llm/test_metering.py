@@ -1,4 +1,4 @@
-"""What requests to models are counted as, however they end, against what the fake provider says it has done."""
+"""Metering of requests to models, however they end, compared with the fake provider's own counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the settings of models do to requests, as the provider sees them."""
+"""Settings of models, by their effect on requests, as the provider sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be done to what is remembered: kept once, changed with history, forgotten whole."""
+"""Operations on entries of the memory: kept once, changed with history, forgotten whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What was said is read once, in order, and compared with what is there; whatever the model says, and whoever dies."""
+"""Extraction of facts: exchanges are read once, in order, and compared with the entries, whatever a model says or
+whoever dies.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who the user is, as the model that reads documents is told."""
+"""The user's profile, as the model that reads documents gets it."""
 
 from __future__ import annotations
 

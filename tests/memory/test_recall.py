@@ -1,4 +1,4 @@
-"""What is found of all that is remembered: by words and by vectors, of this user alone, within a budget."""
+"""Recall from the memory: by words and by vectors, of this user alone, within a budget."""
 
 from __future__ import annotations
 

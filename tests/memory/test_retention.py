@@ -1,4 +1,4 @@
-"""What time takes away, and what it does not."""
+"""Retention of the memory: what expires, and what does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person types at a headless device."""
+"""Commands at the console of a headless device."""
 
 from __future__ import annotations
 

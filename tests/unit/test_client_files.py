@@ -1,4 +1,4 @@
-"""What the headless device may read: the guard, with real folders and links."""
+"""The headless device's guard of files, with real folders and links."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be remembered as the user's, and what the user's words ask of an entry."""
+"""Grounding of memories in the user's words, and recognition of what these words ask of an entry."""
 
 from __future__ import annotations
 

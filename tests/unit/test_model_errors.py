@@ -1,4 +1,4 @@
-"""What refusals of providers mean, in the bodies that the providers send."""
+"""Meanings of providers' refusals, in the bodies that the providers send."""
 
 from __future__ import annotations
 

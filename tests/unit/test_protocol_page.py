@@ -1,4 +1,4 @@
-"""What docs/protocol.md and the published types say of the socket is what the code does."""
+"""Consistency of docs/protocol.md and the published types with the socket's code."""
 
 from __future__ import annotations
 

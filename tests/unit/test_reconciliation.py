@@ -1,4 +1,4 @@
-"""What a second reading of a document gives is compared with what was found before, whatever the model says of it."""
+"""Reconciliation of a second reading of a document with the records found before, whatever the model says of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user may see of what a model says, and what not."""
+"""The sanitizer: what users may see of a model's words, and what not."""
 
 from __future__ import annotations
 

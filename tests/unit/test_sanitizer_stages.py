@@ -1,4 +1,4 @@
-"""What comes out does not depend on how the text was cut, and is held back only so far."""
+"""Streaming through the sanitizer: the result does not depend on how the text was cut, and the delay is bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user's words ask for is carried out after a turn has read foreign text; anything else is asked for."""
+"""The user's intent after a turn has read foreign text: what their words ask for is done, else approval is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients of the vault do: sealed bytes with their checksum, and accounts that may store."""
+"""Helpers of vault tests: sealed bytes with their checksum, requests of clients, and accounts that may store."""
 
 from __future__ import annotations
 

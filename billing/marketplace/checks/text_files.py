@@ -1,4 +1,4 @@
-"""What is a text in a package, and where in it a place is."""
+"""Reads text files of a package and finds the lines of positions in them."""
 
 from __future__ import annotations
 

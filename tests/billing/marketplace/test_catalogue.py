@@ -1,4 +1,4 @@
-"""What is listed: found by words and category, in three orders, in few queries; rated by who has it."""
+"""The catalogue: searched by words and category, in three orders, in few queries; rated by users of the plugins."""
 
 from __future__ import annotations
 

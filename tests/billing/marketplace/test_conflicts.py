@@ -1,4 +1,4 @@
-"""What becomes of the work of a poller that PostgreSQL ends for the sake of another transaction."""
+"""Work of pollers that PostgreSQL aborts in favour of another transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds in the marketplace's tables whatever code does."""
+"""Invariants of the marketplace's tables, whatever code does."""
 
 from __future__ import annotations
 

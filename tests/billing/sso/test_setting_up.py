@@ -1,4 +1,4 @@
-"""What an owner sets up and what staff see of it: the page, domains that two teams want, silent name servers, mails."""
+"""Set-up of single sign-on by an owner, and the staff's view: page, contested domains, silent name servers, mails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fake Stripe knows: objects by id, a clock that can be moved, events, and what several kinds share."""
+"""State of the fake Stripe: objects by id, a clock that can be moved, events, and parts that several kinds share."""
 
 from __future__ import annotations
 

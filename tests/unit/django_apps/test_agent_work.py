@@ -1,4 +1,4 @@
-"""How long a turn's tools may wait for an agent's run."""
+"""Waiting times of a turn's tools for an agent's run."""
 
 from __future__ import annotations
 

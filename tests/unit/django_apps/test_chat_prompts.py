@@ -1,4 +1,4 @@
-"""What the assistants are told: stable heads, tails for one turn, marks that data cannot close."""
+"""Prompts of the assistants: stable heads, tails for one turn, marks that data cannot close."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left out of a model call so that it fits the window, and how large windows and requests are."""
+"""Trimming of a model call to the context window, and the sizes of windows and requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server says to people comes in their language, and no text is left out of a catalogue."""
+"""Translation of the server's texts for people; no text is missing from a catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mail says: its author's words, then what they quote. Whatever a mail is, it ends in text or a reason."""
+"""Text of mails: the author's words, then what they quote. Every mail ends in text or a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which agents a plan lets run: pure arithmetic, so tried with many mixtures."""
+"""Agents that a plan lets run: pure arithmetic, so tried with many mixtures."""
 
 from __future__ import annotations
 

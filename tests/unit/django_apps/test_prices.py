@@ -1,4 +1,4 @@
-"""What a call costs, and when a month begins: whole numbers, rounded up, and midnights of the user's zone."""
+"""Prices of calls and starts of months: whole numbers, rounded up, and midnights of the user's zone."""
 
 from __future__ import annotations
 

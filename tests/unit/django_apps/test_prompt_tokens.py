@@ -1,4 +1,4 @@
-"""What prompts cost: the tokens of everyday requests, counted with a real tokenizer (o200k, which LiteLLM ships)."""
+"""Size of prompts: the tokens of everyday requests, counted with a real tokenizer (o200k, which LiteLLM ships)."""
 
 from __future__ import annotations
 

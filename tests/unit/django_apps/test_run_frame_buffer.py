@@ -1,4 +1,4 @@
-"""What a device sends waits in order, in bounded room, and what waits in a file can be read by nobody else."""
+"""Buffer of a device's frames: in order, bounded, and unreadable for others where it waits in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which names are time zones: those of the IANA database, and not the files that lie beside them."""
+"""Names of time zones: those of the IANA database, and not the files that lie beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no reader sees does not reach the model, and encoded data is a word."""
+"""Cleaning of texts: invisible characters do not reach the model, and encoded data becomes a word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which names can be taken for others, and which version comes before which."""
+"""Confusable names of plugins, and the order of versions."""
 
 from __future__ import annotations
 

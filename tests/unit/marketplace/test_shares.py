@@ -1,4 +1,4 @@
-"""How a plugin's price is shared: exact to the cent, however it goes back."""
+"""Shares of a plugin's price: exact to the cent, in whatever parts it is refunded."""
 
 from __future__ import annotations
 
