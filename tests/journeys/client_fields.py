@@ -6,6 +6,7 @@ A new field of a frame, body or address is in it by itself.
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Any, Final
@@ -15,7 +16,7 @@ import yaml
 from tests.journeys.test_what_memory_leaves import Canaries
 from tests.server_processes import ROOT
 
-FIELDS: Final = 700
+FIELDS: Final = 700  # three digits tell their words apart
 _DOCS: Final = ROOT / "docs"
 
 
@@ -35,8 +36,8 @@ class Words:
         """The fields whose words are there; "?" if they are there in a form that does not tell which."""
         if not self.canaries.there(said):
             return set()
-        lower = said.lower()
-        return {field for word, field in self.fields.items() if word.encode() in lower} or {"?"}
+        given = re.findall(rb"%s\d{3}" % self.canaries.stem.encode(), said.lower())
+        return {self.fields[word] for each in set(given) if (word := each.decode()) in self.fields} or {"?"}
 
 
 def _value(schema: dict[str, Any], root: dict[str, Any], words: Words, field: str, depth: int = 0) -> Any:

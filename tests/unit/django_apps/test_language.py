@@ -77,6 +77,12 @@ def server_modules() -> dict[Path, ast.Module]:
     }
 
 
+@cache
+def nodes() -> dict[Path, list[ast.AST]]:
+    """All nodes of each module: to walk through one takes longer than to parse it."""
+    return {path: [*ast.walk(tree)] for path, tree in server_modules().items()}
+
+
 def texts_of(tree: ast.AST) -> Iterator[tuple[str, ...]]:
     """The texts that are wrapped in a call of gettext or of Text; two of them for a plural."""
     for node in ast.walk(tree):
@@ -125,12 +131,7 @@ def _called(node: ast.AST) -> str:
 @cache
 def error_classes() -> dict[str, int]:
     """The errors, and which of their arguments is the message; −1 if they have a message of their own."""
-    classes = [
-        node
-        for tree in server_modules().values()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef)
-    ]
+    classes = [node for each in nodes().values() for node in each if isinstance(node, ast.ClassDef)]
     found = {"AdiuvaError": 0, "BadPart": 0, "BadCron": 0}
     while more := {
         node.name: _message_at(node, found[base])
@@ -169,11 +170,11 @@ def error_messages() -> frozenset[tuple[str, str]]:
         }
         own = {
             id(node)
-            for error in ast.walk(tree)
+            for error in nodes()[path]
             if isinstance(error, ast.ClassDef) and error.name in names
             for node in ast.walk(error)
         }
-        for function in ast.walk(tree):
+        for function in nodes()[path]:
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Module):
                 for node in _own_nodes(function):
                     for said in _said_by(node, names, in_error=id(node) in own):
@@ -190,9 +191,9 @@ def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
 
 
 def _said_by(node: ast.AST, names: dict[str, int], *, in_error: bool) -> Iterator[ast.expr]:
-    name = _called(node)
     if not isinstance(node, ast.Call):
         return
+    name = _called(node)
     if name == "__init__" and in_error and isinstance(node.func, ast.Attribute):
         at = 0 if ast.unparse(node.func.value) == "super()" else 1
     else:
@@ -327,8 +328,8 @@ def test_what_is_wrong_with_a_form_is_said_in_their_language() -> None:
     """Django's and REST framework's own validators speak it; what ours say is wrapped where it is raised."""
     plain = sorted(
         f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path, tree in server_modules().items()
-        for node in ast.walk(tree)
+        for path, each in nodes().items()
+        for node in each
         if isinstance(node, ast.Call) and _called(node) == "ValidationError"
         for problem in _problems(node.args[0])
         if isinstance(problem, ast.Constant | ast.JoinedStr | ast.BinOp)
