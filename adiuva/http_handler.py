@@ -15,19 +15,23 @@ from functools import cache
 from typing import IO, Any, Final, TypeVar
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from django.conf import settings
 from django.core import signals
 from django.core.exceptions import RequestAborted
 from django.core.handlers import base
 from django.core.handlers.asgi import ASGIHandler, get_script_prefix
 from django.db import connections
-from django.http import FileResponse
+from django.http import FileResponse, HttpRequest
 from django.http.response import HttpResponseBase
-from django.urls import set_script_prefix
+from django.urls import ResolverMatch, set_script_prefix
 
 T = TypeVar("T")
 
 # Requests that may be answered at once: some wait minutes for a model or a device. More of them wait for these.
 _MOST_THREADS: Final = 500
+# Paths of which it is kept where they lead, and how long they are at most.
+_MOST_PATHS: Final = 2_000
+_LONGEST_PATH: Final = 200
 
 
 @cache
@@ -39,6 +43,8 @@ class ThreadedHandler(ASGIHandler):
     def __init__(self) -> None:
         base.BaseHandler.__init__(self)
         self.load_middleware(is_async=False)
+        self._answer_in_thread = _in_thread(self._answer)
+        self._views: dict[tuple[str, str], ResolverMatch] = {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -49,17 +55,26 @@ class ThreadedHandler(ASGIHandler):
             await self._serve(scope, body, receive, send)
 
     async def _serve(self, scope: Any, body: IO[bytes], receive: Any, send: Any) -> None:
-        answering = asyncio.create_task(self._answer_and_send(scope, body, send))
+        """Who has gone is waited for no longer, as by a view that waits for a turn; the turn itself goes on."""
+        answering = asyncio.current_task()
+        assert answering is not None
+        is_answered = False
+
+        def stop(_: asyncio.Task[None]) -> None:
+            if not is_answered:
+                answering.cancel()
+
         leaving = asyncio.create_task(self._leave(receive))
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        # Who has gone is waited for no longer, as by a view that waits for the end of a turn; the turn itself goes on.
-        for task in (leaving, answering):
-            if not task.done():
-                task.cancel()
-        ended = await asyncio.gather(answering, leaving, return_exceptions=True)
-        for error in ended:
-            if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
-                raise error
+        leaving.add_done_callback(stop)
+        try:
+            await self._answer_and_send(scope, body, send)
+        except asyncio.CancelledError:
+            if not leaving.done() or answering.uncancel():  # the server ends
+                raise
+            leaving.result()  # raises if it was no client that has gone
+        finally:
+            is_answered = True
+            leaving.cancel()
 
     async def _leave(self, receive: Any) -> None:
         """Return when the client has gone."""
@@ -67,7 +82,7 @@ class ThreadedHandler(ASGIHandler):
             pass
 
     async def _answer_and_send(self, scope: Any, body: IO[bytes], send: Any) -> None:
-        response = await _in_thread(self._answer)(scope, body)
+        response = await self._answer_in_thread(scope, body)
         if not response.streaming:
             await self.send_response(response, send)
             return
@@ -93,6 +108,19 @@ class ThreadedHandler(ASGIHandler):
         else:
             response.close()
         return response
+
+    def resolve_request(self, request: HttpRequest) -> ResolverMatch:
+        """A path leads to the same view each time: it is looked for among all routes once, if it comes again."""
+        place = settings.ROOT_URLCONF, request.path_info
+        found = self._views.get(place)
+        if found is None or hasattr(request, "urlconf"):
+            found = super().resolve_request(request)
+            if not hasattr(request, "urlconf") and len(request.path_info) < _LONGEST_PATH:
+                if len(self._views) >= _MOST_PATHS:
+                    self._views.clear()
+                self._views[place] = found
+        request.resolver_match = found
+        return found
 
 
 def _in_thread(function: Callable[..., T]) -> Callable[..., Awaitable[T]]:

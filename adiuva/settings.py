@@ -91,12 +91,12 @@ MIDDLEWARE = [
     "corsheaders.middleware.CorsMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
+    "adiuva.core.browsers.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "adiuva.core.browsers.AuthenticationMiddleware",
     "adiuva.accounts.browser_sessions.BrowserSessions",
-    "django.contrib.messages.middleware.MessageMiddleware",
+    "adiuva.core.browsers.MessageMiddleware",
 ]
 ROOT_URLCONF = "adiuva.urls"
 ASGI_APPLICATION = "adiuva.asgi.application"
@@ -330,9 +330,10 @@ REST_FRAMEWORK = {
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": [
-        "rest_framework.renderers.JSONRenderer",
+        "adiuva.core.renderers.JSONRenderer",
         "adiuva.core.browsable_api.BrowsableRenderer",
     ],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "adiuva.core.negotiation.Negotiation",
     "DEFAULT_PARSER_CLASSES": [
         "adiuva.core.parsers.JSONParser",
         "rest_framework.parsers.FormParser",

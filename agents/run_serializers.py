@@ -9,12 +9,13 @@ from django.utils.translation import gettext
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from adiuva.core.representation import ModelSerializer
 from agents import journal, preview, run_reports, watches
 from agents.models import AgentFamily, AgentType, Run
 from agents.serializers import FAMILY_HELP
 
 
-class RunSerializer(serializers.ModelSerializer[Run]):
+class RunSerializer(ModelSerializer[Run]):
     agent_id = serializers.UUIDField(source="agent_ref")
     agent_name = serializers.CharField(read_only=True)
     agent_type = serializers.ChoiceField(

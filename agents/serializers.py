@@ -13,6 +13,7 @@ from rest_framework.permissions import SAFE_METHODS
 
 from adiuva.core.form_fields import ChecksField, FilterConfigField, LinesField
 from adiuva.core.language import said
+from adiuva.core.representation import ModelSerializer
 from agents import choices, configuration, schedules, services
 from agents.catalog import DATA_TYPES
 from agents.configuration import BadPart
@@ -54,7 +55,7 @@ def _checked(check: Callable[[Given], Checked], given: Given) -> Checked:
         raise serializers.ValidationError(said(error.problem)) from None
 
 
-class LocalAgentSerializer(serializers.ModelSerializer[Agent]):
+class LocalAgentSerializer(ModelSerializer[Agent]):
     agent_type = serializers.ChoiceField(
         choices=AgentFamily.choices, source="family", read_only=True, help_text=FAMILY_HELP
     )

@@ -20,7 +20,7 @@ from rest_framework.views import APIView
 
 from adiuva.core.browsable_api import PageAction, undo_action
 from adiuva.core.errors import Invalid, Text
-from adiuva.core.paging import TOTAL_COUNT
+from adiuva.core.paging import TOTAL_COUNT, PreparedList
 from adiuva.core.rest import Done, Problem, error_responses, user_id
 from adiuva.devices import outbox
 from agents import journal, plan_limits, runs, services, undo, watches
@@ -52,6 +52,14 @@ from agents.serializers import (
 )
 
 _MAX_EVENTS: Final = 1_000
+_LOCAL: Final = PreparedList(lambda user_id: Agent.objects.of(user_id).local().select_related("user"))
+_CLOUD: Final = PreparedList(
+    lambda user_id: Agent.objects.of(user_id).cloud().select_related("user", "connection")
+)
+_RUNS: Final = PreparedList(lambda user_id: Run.objects.of(user_id))
+_RUNS_OF_AGENT: Final = PreparedList(
+    lambda user_id, agent_id: Run.objects.of(user_id).filter(agent_ref=agent_id)
+)
 
 
 class CatalogView(APIView):
@@ -68,6 +76,12 @@ class CatalogView(APIView):
 
 class _AgentViewSet(viewsets.ModelViewSet[Agent]):
     page_for_people = True
+    queryset = Agent.objects.none()
+    agents: PreparedList[Agent]
+
+    def get_queryset(self) -> Any:
+        mine = self.agents.of(user_id(self.request))
+        return mine if self.action == "list" else mine.rows
 
     def page_actions(self, data: Mapping[str, Any]) -> list[PageAction]:
         run = reverse("agent-run", kwargs={"agent_id": data["id"]}) if "id" in data else ""
@@ -109,10 +123,7 @@ class LocalAgentViewSet(_AgentViewSet):
     """Agents that read folders on a device and find tasks, notes and dates in them."""
 
     serializer_class = LocalAgentSerializer
-    queryset = Agent.objects.none()
-
-    def get_queryset(self) -> Any:
-        return Agent.objects.of(user_id(self.request)).local().select_related("user")
+    agents = _LOCAL
 
     def perform_create(self, serializer: Any) -> None:
         serializer.instance = services.create_local(
@@ -156,10 +167,7 @@ class CloudAgentViewSet(_AgentViewSet):
     """Agents that read an account you have connected. They run without a device; what they find waits for one."""
 
     serializer_class = CloudAgentSerializer
-    queryset = Agent.objects.none()
-
-    def get_queryset(self) -> Any:
-        return Agent.objects.of(user_id(self.request)).cloud().select_related("user", "connection")
+    agents = _CLOUD
 
     def perform_create(self, serializer: Any) -> None:
         serializer.instance = services.create_cloud(
@@ -268,13 +276,15 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         return []
 
     def get_queryset(self) -> Any:
-        found = Run.objects.of(user_id(self.request))
-        if self.action == "list" and (agent_id := self.request.query_params.get("agent_id")):
+        mine = user_id(self.request)
+        if self.action != "list":
+            return Run.objects.of(mine)
+        if agent_id := self.request.query_params.get("agent_id"):
             try:
-                found = found.filter(agent_ref=UUID(agent_id))
+                return _RUNS_OF_AGENT.of(mine, UUID(agent_id))
             except ValueError:
                 raise Invalid("agent_id is not a UUID", fields={"agent_id": ["Not a UUID."]}) from None
-        return found
+        return _RUNS.of(mine)
 
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         page = self.paginate_queryset(self.get_queryset())

@@ -11,6 +11,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from adiuva.core.leases import Leased
+from adiuva.core.rows import QuicklyRead
 from adiuva.core.sealed import SealedJSONField, SealedTextField
 
 
@@ -24,7 +25,7 @@ class ConversationQuerySet(models.QuerySet["Conversation"]):
         return self.filter(user_id=user_id)
 
 
-class Conversation(models.Model):
+class Conversation(QuicklyRead):
     """A thread of messages. Its title and the summary of its older messages are sealed."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

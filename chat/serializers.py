@@ -9,6 +9,7 @@ from django.utils.translation import gettext
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from adiuva.core.representation import ModelSerializer
 from adiuva.core.rest import Problem
 from adiuva.devices.vocabulary import NOTICES
 from chat.conversations import MAX_TITLE_CHARS
@@ -18,7 +19,7 @@ from chat.request import MAX_MESSAGE_CHARS
 MAX_CONTEXT_BYTES = 256 * 1024
 
 
-class ConversationSerializer(serializers.ModelSerializer[Conversation]):
+class ConversationSerializer(ModelSerializer[Conversation]):
     # Decrypted titles come in the context.
     kind = serializers.ChoiceField(choices=AssistantKind.choices, read_only=True)
     title = serializers.SerializerMethodField(help_text="Empty until the first answer.")

@@ -21,7 +21,7 @@ from rest_framework.views import APIView
 from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.core.browsable_api import PageAction, PageRow, undo_action
 from adiuva.core.errors import AdiuvaError, Invalid, Unavailable
-from adiuva.core.paging import TOTAL_COUNT
+from adiuva.core.paging import TOTAL_COUNT, PreparedList
 from adiuva.core.rest import Done, error_responses, user_id
 from adiuva.devices.link_errors import DeviceOffline
 from adiuva.devices.protocol import HistoryMessage, StreamEnd
@@ -45,6 +45,8 @@ from chat.untrusted_text import one_line
 
 if TYPE_CHECKING:
     from chat.whole_turns import TurnResult
+
+_CONVERSATIONS: Final = PreparedList(lambda user_id: Conversation.objects.of(user_id).defer("summary"))
 
 
 @extend_schema_view(
@@ -71,7 +73,8 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
     queryset = Conversation.objects.none()
 
     def get_queryset(self) -> Any:
-        return Conversation.objects.of(user_id(self.request)).defer("summary")
+        mine = _CONVERSATIONS.of(user_id(self.request))
+        return mine if self.action == "list" else mine.rows
 
     def page_rows(self, data: Mapping[str, Any]) -> list[PageRow]:
         """The turns that changed something, each below the message that asked for it."""

@@ -17,6 +17,7 @@ from django.db.models.functions import Now
 from pgvector.django import HalfVectorField
 
 from adiuva.core.leases import Leased
+from adiuva.core.rows import QuicklyRead
 from adiuva.core.sealed import SealedJSONField
 from memory.sign_bits import SignBitsField
 
@@ -73,7 +74,7 @@ class EntryQuerySet(models.QuerySet["Entry"]):
         return self.filter(proposed=True)
 
 
-class Entry(models.Model):
+class Entry(QuicklyRead):
     """One remembered thing. The sealed value is `{content, key?, replaces?}`; only core entries have a key.
 
     An entry keeps its id when it is changed. Its former content moves to a new row, whose `successor` is this entry.

@@ -80,7 +80,7 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
 
     def to_representation(self, entry: Entry) -> dict[str, Any]:
         cipher: UserCipher = self.context["cipher"]
-        found: dict[str, Any] = {"id": str(entry.pk), "tier": entry.tier, "state": entry.state}
+        found: dict[str, Any] = {"id": entry.pk, "tier": entry.tier, "state": entry.state}
         try:
             content = entry_content.unseal_entry(entry, cipher)
         except SealBroken:
@@ -94,18 +94,15 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
         if entry.tier == Tier.PROACTIVE:
             found["confidence"] = entry.confidence
         if entry.tier == Tier.EPISODIC:
-            found |= {"began_at": entry.began_at, "ended_at": entry.ended_at}
-        found |= {"valid_from": entry.valid_from, "valid_to": entry.valid_to}
+            found["began_at"], found["ended_at"] = entry.began_at, entry.ended_at
+        found["valid_from"], found["valid_to"] = entry.valid_from, entry.valid_to
         if entry.successor_id is not None:
-            found["replaced_by"] = str(entry.successor_id)
+            found["replaced_by"] = entry.successor_id
         if content.replaces is not None:
-            found["replaces"] = str(content.replaces)
-        return found | {
-            "uses": entry.uses,
-            "used_at": entry.used_at,
-            "created_at": entry.created_at,
-            "updated_at": entry.updated_at,
-        }
+            found["replaces"] = content.replaces
+        found["uses"], found["used_at"] = entry.uses, entry.used_at
+        found["created_at"], found["updated_at"] = entry.created_at, entry.updated_at
+        return found
 
 
 class OpenedSerializer(serializers.Serializer[Any]):

@@ -21,11 +21,11 @@ from rest_framework.reverse import reverse
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.browsable_api import PageAction
 from adiuva.core.crypto import UserCipher
-from adiuva.core.paging import TOTAL_COUNT
+from adiuva.core.paging import TOTAL_COUNT, PreparedList
 from adiuva.core.rest import Done, Problem, error_responses, user_id
 from memory import entries, forgetting, preferences, search, sent_texts, taking_back
 from memory.entries import BY_HAND, EntryDetails, RememberOutcome
-from memory.models import Entry, Memory, Receipt, SourceKind, Tier
+from memory.models import Entry, EntryQuerySet, Memory, Receipt, SourceKind, Tier
 from memory.policy_serializers import PolicySerializer, ReceiptQuerySerializer, ReceiptSerializer
 from memory.serializers import (
     CorrectionSerializer,
@@ -47,6 +47,21 @@ from memory.serializers import (
 # Sources, and former versions, that are shown with an entry.
 _MAX_SHOWN: Final = 100
 _TIER: Final = OpenApiParameter("tier", str, OpenApiParameter.PATH, enum=Tier.values)
+
+
+def _of_tier(user_id: Any, tier: Any) -> EntryQuerySet:
+    return Entry.objects.of(user_id).filter(tier=tier).defer("terms")
+
+
+# By `current` of the query.
+_LISTS: Final[Mapping[str, PreparedList[Entry]]] = {
+    "true": PreparedList(lambda user_id, tier: _of_tier(user_id, tier).current()),
+    "proposed": PreparedList(
+        lambda user_id, tier: _of_tier(user_id, tier).filter(valid_to=None, proposed=True)
+    ),
+    "false": PreparedList(lambda user_id, tier: _of_tier(user_id, tier).filter(valid_to__isnull=False)),
+    "all": PreparedList(_of_tier),
+}
 
 
 # More than 15 methods: an action for each route, and what REST framework asks a view set for.
@@ -85,13 +100,13 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
         return cipher_for(user_id(self.request))
 
     def get_queryset(self) -> Any:
-        found = Entry.objects.of(user_id(self.request)).filter(tier=self.tier).defer("terms")
+        mine = user_id(self.request), str(self.tier)
         if self.action != "list":
-            return found
-        current = _query(EntryQuerySerializer, self.request)["current"]
-        if current in {"proposed", "true"}:
-            return found.filter(valid_to__isnull=True, proposed=current == "proposed")
-        return found if current == "all" else found.filter(valid_to__isnull=False)
+            return _of_tier(*mine)
+        current = self.request.query_params.get("current") or "true"
+        if current not in _LISTS:
+            _query(EntryQuerySerializer, self.request)  # which says what is wrong with it
+        return _LISTS[current].of(*mine)
 
     def get_serializer_class(self) -> Any:
         forms = {"create": NewEntrySerializer, "partial_update": CorrectionSerializer}

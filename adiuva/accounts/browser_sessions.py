@@ -22,6 +22,7 @@ from django.utils import timezone
 from adiuva.accounts import services
 from adiuva.accounts.models import Session, User
 from adiuva.accounts.sign_in_rules import Way
+from adiuva.core.browsers import has_token
 from adiuva.core.pruning import delete_in_batches
 
 _KEY: Final = "adiuva_session"  # in Django's session: the id of ours
@@ -56,7 +57,11 @@ class BrowserSessions:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         request.browser_session = None  # type: ignore[attr-defined]
-        if settings.SESSION_COOKIE_NAME in request.COOKIES and request.user.is_authenticated:
+        if (
+            not has_token(request)
+            and settings.SESSION_COOKIE_NAME in request.COOKIES
+            and request.user.is_authenticated
+        ):
             session_id = _id(request.session.get(_KEY))
             session = session_id and services.find_browser_session(
                 user_id=request.user.pk, session_id=session_id

@@ -20,6 +20,7 @@ from adiuva.accounts.address_search import EMAIL_WORDS, address_query
 from adiuva.accounts.validators import validate_locale, validate_timezone
 from adiuva.core.language import said
 from adiuva.core.leases import Leased
+from adiuva.core.rows import QuicklyRead
 from adiuva.core.sealed import SealedTextField
 
 
@@ -95,7 +96,7 @@ class UserManager(BaseUserManager["User"]):
         return found[-1]
 
 
-class User(AbstractBaseUser, PermissionsMixin):
+class User(QuicklyRead, AbstractBaseUser, PermissionsMixin):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     email = models.EmailField("e-mail", db_index=True)
     email_verified_at = models.DateTimeField(
@@ -260,16 +261,16 @@ class SessionQuerySet(models.QuerySet["Session"]):
     def unrevoked(self) -> SessionQuerySet:
         return self.filter(revoked_at__isnull=True)
 
-    def live(self) -> SessionQuerySet:
-        """Sessions that still authenticate."""
-        return self.unrevoked().filter(expires_at__gt=now(), user__is_active=True)
+    def live(self, at: Any = None) -> SessionQuerySet:
+        """Sessions that still authenticate: now, or at some time."""
+        return self.unrevoked().filter(expires_at__gt=now() if at is None else at, user__is_active=True)
 
     def end(self, reason: RevokedReason) -> int:
         """Revoke them all. Those revoked before keep their reason and are not counted. Returns how many ended."""
         return self.unrevoked().update(revoked_at=Now(), revoked_reason=reason)
 
 
-class Session(models.Model):
+class Session(QuicklyRead):
     """A signed-in device or browser, with its family of refresh tokens.
 
     Only a token of the newest `generation` refreshes it; see services.refresh.

@@ -12,6 +12,7 @@ from adiuva.accounts.models import Passkey, Session, StaffAction, User
 from adiuva.accounts.passkeys import Assertion
 from adiuva.accounts.services import MAX_PASSWORD_CHARS
 from adiuva.core.language import said
+from adiuva.core.representation import ModelSerializer
 
 
 class PasswordField(serializers.CharField):
@@ -174,7 +175,7 @@ class SecondFactorsSerializer(serializers.Serializer[Any]):
     recovery_codes_left = serializers.IntegerField()
 
 
-class MeSerializer(serializers.ModelSerializer[User]):
+class MeSerializer(ModelSerializer[User]):
     email_verified = serializers.SerializerMethodField(help_text="Whether the address was confirmed.")
     new_email = serializers.CharField(
         read_only=True, help_text="An address that was asked for and waits to be confirmed, or blank."
@@ -199,7 +200,7 @@ class MeSerializer(serializers.ModelSerializer[User]):
         return user.email_verified_at is not None
 
 
-class SessionSerializer(serializers.ModelSerializer[Session]):
+class SessionSerializer(ModelSerializer[Session]):
     current = serializers.SerializerMethodField(help_text="Whether this request comes from it.")
 
     class Meta:

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Set
-from functools import cache
 from typing import Final
 from uuid import UUID
 
-from django.db import DEFAULT_DB_ALIAS
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from adiuva.accounts.models import Session, SessionChange, User
+from adiuva.accounts.models import Session, SessionChange
 from adiuva.core.db import prepared_cursor
-
-_SESSION_FIELDS: Final = [field.attname for field in Session._meta.concrete_fields]
-_USER_FIELDS: Final = [field.attname for field in User._meta.concrete_fields]
+from adiuva.core.prepared import PreparedQuery
 
 # Whoever was away from the database for longer looks at each session again.
 _CHANGES_KEPT: Final = dt.timedelta(days=1)
@@ -41,26 +37,15 @@ WHERE session.revoked_at IS NULL AND session.expires_at > %s AND account.is_acti
 
 def find_live(*, session_id: UUID, user_id: UUID) -> Session | None:
     """A session that still authenticates (see SessionQuerySet.live), with its user."""
-    with prepared_cursor() as cursor:
-        cursor.execute(_statement(), [session_id, user_id, timezone.now()])
-        row = cursor.fetchone()
-    if row is None:
-        return None
-    session = Session.from_db(DEFAULT_DB_ALIAS, _SESSION_FIELDS, row[: len(_SESSION_FIELDS)])
-    session.user = User.from_db(DEFAULT_DB_ALIAS, _USER_FIELDS, row[len(_SESSION_FIELDS) :])
-    return session
+    found = _live(session_id, user_id, timezone.now())
+    return found[0] if found else None
 
 
-@cache
-def _statement() -> str:
-    columns = [f'session."{field.column}"' for field in Session._meta.concrete_fields]
-    columns += [f'account."{field.column}"' for field in User._meta.concrete_fields]
-    return f"""
-        SELECT {", ".join(columns)} FROM accounts_session AS session
-        JOIN accounts_user AS account ON account.id = session.user_id
-        WHERE session.id = %s AND session.user_id = %s AND session.revoked_at IS NULL AND session.expires_at > %s
-            AND account.is_active
-    """  # noqa: S608  # the names of our own columns
+_live: Final = PreparedQuery(
+    lambda session_id, user_id, now: (
+        Session.objects.live(now).filter(pk=session_id, user_id=user_id).select_related("user")
+    )
+)
 
 
 def live_sessions(ids: Collection[UUID]) -> dict[UUID, str]:

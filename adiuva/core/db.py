@@ -18,7 +18,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import psycopg
 from django.conf import settings
-from django.db import OperationalError, connection, connections
+from django.db import DEFAULT_DB_ALIAS, OperationalError, connection, connections
 from django.db.backends.utils import CursorWrapper
 from django.utils import translation
 from psycopg.errors import DeadlockDetected, SerializationFailure
@@ -105,9 +105,10 @@ def prepared_cursor() -> CursorWrapper:
     into the text, which makes each a new statement. Where PostgreSQL cannot infer a parameter's type, the statement
     must cast it.
     """
-    connection.ensure_connection()
-    wrap = connection.make_debug_cursor if connection.queries_logged else connection.make_cursor
-    return wrap(_Prepared(connection.connection))  # type: ignore[arg-type]  # Django wraps psycopg's cursors as well
+    database = connections[DEFAULT_DB_ALIAS]  # each access through the proxy `connection` looks for it anew
+    database.ensure_connection()
+    wrap = database.make_debug_cursor if database.queries_logged else database.make_cursor
+    return wrap(_Prepared(database.connection))  # type: ignore[arg-type]  # Django wraps psycopg's cursors as well
 
 
 def prepared_value(statement: str, *parameters: Any) -> Any:

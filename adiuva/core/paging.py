@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import orjson
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.core.paginator import Page, Paginator
-from django.db.models import F, Field, QuerySet
+from django.db.models import F, Field, Model, QuerySet
 from django.db.models.fields.tuple_lookups import Tuple, TupleGreaterThan, TupleLessThan
 from django.utils.translation import gettext
 from drf_spectacular.utils import OpenApiParameter
@@ -19,8 +21,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.utils.urls import remove_query_param, replace_query_param
 
+from adiuva.core.prepared import PreparedQuery, placeholders
+
 if TYPE_CHECKING:
     from rest_framework.views import APIView
+
+M = TypeVar("M", bound=Model)
 
 # Of a list that is longer, so many rows are counted, and so many are passed over: either reads an entry of the index
 # for each.
@@ -59,26 +65,24 @@ class PageLimitPagination(PageNumberPagination):
         self.request = request
         number = _positive(request, "page", 1)
         limit = min(_positive(request, "limit", self.page_size), self.max_page_size)
-        order = total_order(queryset)
-        url = request.build_absolute_uri()
+        order = queryset if isinstance(queryset, OrderedRows) else total_order(queryset)
         if cursor := request.query_params.get("cursor", ""):
             found = list(order.after(cursor)[: limit + 1])
             self.display_page_controls = False
-            links = {"first": remove_query_param(url, "cursor")}
+            links = {"first": remove_query_param(request.build_absolute_uri(), "cursor")}
             self._headers = {}
         else:
             start = (number - 1) * limit
             found, total = _cut(order, start, limit)
-            paginator = _Counted(queryset, limit, total)
+            paginator = _Counted((), limit, total)
             self.page = Page(found[:limit], number, paginator)
             self.display_page_controls = 1 < paginator.num_pages >= number
-            links = _links_by_number(url, number, paginator)
+            links = _links_by_number(request, number, paginator)
             self._headers = {"X-Total-Count": str(paginator.count)}
         rows = found[:limit]
         if len(found) > limit and order.fields:
-            links["next"] = replace_query_param(
-                remove_query_param(url, "page"), "cursor", order.cursor(rows[-1])
-            )
+            url = remove_query_param(request.build_absolute_uri(), "page")
+            links["next"] = replace_query_param(url, "cursor", order.cursor(rows[-1]))
         if links:
             self._headers["Link"] = ", ".join(f'<{to}>; rel="{rel}"' for rel, to in links.items())
         return rows
@@ -105,12 +109,12 @@ class _Counted(Paginator):  # type: ignore[type-arg]  # not generic at run time
 
     count = 0
 
-    def __init__(self, rows: QuerySet[Any], limit: int, count: int) -> None:
+    def __init__(self, rows: Sequence[Any], limit: int, count: int) -> None:
         super().__init__(rows, limit)
         self.count = count
 
 
-def _cut(order: _Order, start: int, limit: int) -> tuple[list[Any], int]:
+def _cut(order: OrderedRows[Any], start: int, limit: int) -> tuple[list[Any], int]:
     """The rows of a page, with one more if there are more, and how many the list has. Raises ValidationError."""
     found = order.cut(start, start + limit + 1) if start < MOST_COUNTED else []
     end = start + len(found)
@@ -123,12 +127,12 @@ def _cut(order: _Order, start: int, limit: int) -> tuple[list[Any], int]:
     return found, total
 
 
-def _links_by_number(url: str, number: int, paginator: _Counted) -> dict[str, str]:
+def _links_by_number(request: Request, number: int, paginator: _Counted) -> dict[str, str]:
     others = {"first": 1, "prev": number - 1, "next": number + 1}
     if paginator.count < MOST_COUNTED:
         others["last"] = paginator.num_pages
     return {
-        rel: replace_query_param(url, "page", other)
+        rel: replace_query_param(request.build_absolute_uri(), "page", other)
         for rel, other in others.items()
         if 1 <= other <= paginator.num_pages and other != number
     }
@@ -137,30 +141,65 @@ def _links_by_number(url: str, number: int, paginator: _Counted) -> dict[str, st
 # ── The order of a list ─────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Order:
-    """`fields` are the columns of `rows`' order; none, where a row's values do not say where it stands."""
+    """The names by which a list is ordered, and the columns of that order; none, where a row's values do not say where
+    it stands."""
 
-    rows: QuerySet[Any]
+    names: tuple[Any, ...]
     fields: tuple[Field[Any, Any], ...] = ()
     is_down: bool = False
 
-    def cut(self, start: int, end: int) -> list[Any]:
+    @classmethod
+    def total(cls, queryset: QuerySet[Any]) -> _Order:
+        """The queryset's own, with the key as its last column, so that no two rows are equal: else a page could repeat
+        what another had."""
+        names = list(queryset.query.order_by or queryset.model._meta.ordering)
+        if not all(isinstance(name, str) for name in names):
+            return cls(tuple(names))
+        meta = queryset.model._meta
+        is_down = bool(names) and names[-1].startswith("-")
+        if meta.pk.name not in {name.lstrip("-") for name in names}:
+            names.append("-" * is_down + meta.pk.name)
+        columns = {field.name: field for field in meta.concrete_fields if not field.null}
+        fields = [columns[name.lstrip("-")] for name in names if name.lstrip("-") in columns]
+        is_plain = len(fields) == len(names) and all(name.startswith("-") == is_down for name in names)
+        return cls(tuple(names), tuple(fields) if is_plain else (), is_down)
+
+
+class OrderedRows(Generic[M]):
+    """The rows of a list in a total order."""
+
+    def __init__(self, rows: QuerySet[M], order: _Order) -> None:
+        self._rows, self._order = rows, order
+
+    @property
+    def fields(self) -> tuple[Field[Any, Any], ...]:
+        return self._order.fields
+
+    @property
+    def rows(self) -> QuerySet[M]:
+        return self._rows.order_by(*self._order.names)
+
+    def first(self, length: int) -> list[M]:
+        return list(self.rows[:length])
+
+    def cut(self, start: int, end: int) -> list[M]:
         if not start:
-            return list(self.rows[:end])
+            return self.first(end)
         # What is before a page is passed over in the index alone; only the page's own rows are read. Their keys are
         # asked for first: as a part of one statement, PostgreSQL estimates them badly, and joins them row by row.
         keys = list(self.rows.values_list("pk", flat=True)[start:end])
         return list(self.rows.filter(pk__in=keys)) if keys else []
 
-    def cursor(self, row: Any) -> str:
+    def cursor(self, row: M) -> str:
         """The position of a row."""
         values = [getattr(row, field.attname) for field in self.fields]
         return base64.urlsafe_b64encode(orjson.dumps(values)).decode().rstrip("=")
 
-    def after(self, cursor: str) -> QuerySet[Any]:
+    def after(self, cursor: str) -> QuerySet[M]:
         """Raises ValidationError."""
-        compare = TupleLessThan if self.is_down else TupleGreaterThan
+        compare = TupleLessThan if self._order.is_down else TupleGreaterThan
         columns = Tuple(*(F(field.name) for field in self.fields))
         return self.rows.filter(compare(columns, self._position(cursor)))
 
@@ -176,19 +215,43 @@ class _Order:
             raise exceptions.ValidationError({"cursor": [gettext("Not a cursor of this list.")]}) from None
 
 
-def total_order(queryset: QuerySet[Any]) -> _Order:
-    """With the key as its last column, so that no two rows are equal: else a page could repeat what another had."""
-    names = list(queryset.query.order_by or queryset.model._meta.ordering)
-    if not all(isinstance(name, str) for name in names):
-        return _Order(queryset)
-    meta = queryset.model._meta
-    is_down = bool(names) and names[-1].startswith("-")
-    if meta.pk.name not in {name.lstrip("-") for name in names}:
-        names.append("-" * is_down + meta.pk.name)
-    columns = {field.name: field for field in meta.concrete_fields if not field.null}
-    fields = [columns[name.lstrip("-")] for name in names if name.lstrip("-") in columns]
-    is_plain = len(fields) == len(names) and all(name.startswith("-") == is_down for name in names)
-    return _Order(queryset.order_by(*names), tuple(fields) if is_plain else (), is_down)
+def total_order(queryset: QuerySet[M]) -> OrderedRows[M]:
+    return OrderedRows(queryset, _Order.total(queryset))
+
+
+class PreparedList(Generic[M]):
+    """A list whose first page, which is asked for most, is read by a statement that is compiled once (core.prepared).
+
+    _MINE = PreparedList(lambda user_id: Agent.objects.of(user_id))
+    _MINE.of(me)           # for `paginate_queryset`, instead of Agent.objects.of(me)
+    _MINE.of(me).rows      # the queryset, for all else
+    """
+
+    def __init__(self, build: Callable[..., QuerySet[M]]) -> None:
+        self.build = build
+        self.first = cache(self._first)
+
+    def of(self, *values: Any) -> OrderedRows[M]:
+        return _PreparedRows(self, values)
+
+    @cached_property
+    def order(self) -> _Order:
+        return _Order.total(self.build(*placeholders(self.build)))
+
+    def _first(self, length: int) -> PreparedQuery[M]:
+        return PreparedQuery(self.build, lambda rows: rows.order_by(*self.order.names)[:length])
+
+
+class _PreparedRows(OrderedRows[M]):
+    def __init__(self, listed: PreparedList[M], values: tuple[Any, ...]) -> None:
+        self._list, self._values, self._order = listed, values, listed.order
+
+    @property
+    def rows(self) -> QuerySet[M]:
+        return self._list.build(*self._values).order_by(*self._order.names)
+
+    def first(self, length: int) -> list[M]:
+        return self._list.first(length)(*self._values)
 
 
 def _positive(request: Request, name: str, default: int) -> int:

@@ -15,6 +15,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
+from adiuva.core.rows import QuicklyRead
 from adiuva.core.sealed import SealedJSONField, SealedTextField
 from integrations.models import Connection, Health
 
@@ -87,7 +88,8 @@ def _configured(name: str, default: Any) -> Any:
     """A property of an agent that is kept in its sealed configuration, and read and set like a column."""
 
     def get(agent: Agent) -> Any:
-        return agent.opened_configuration().get(name, deepcopy(default))
+        values = agent.opened_configuration()
+        return values[name] if name in values else deepcopy(default)
 
     def set(agent: Agent, value: Any) -> None:
         agent.seal_configuration({**agent.opened_configuration(), name: value})
@@ -95,7 +97,7 @@ def _configured(name: str, default: Any) -> Any:
     return property(get, set)
 
 
-class Agent(models.Model):
+class Agent(QuicklyRead):
     """What to read, what to look for in it, and when. Its words are sealed: the name, paths, filters and the prompt."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

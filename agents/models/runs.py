@@ -13,6 +13,7 @@ from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.leases import LEASE_FIELDS, Leased
+from adiuva.core.rows import QuicklyRead
 from adiuva.core.sealed import SealedJSONField, SealedTextField
 from agents.models.agents import Agent, AgentFamily, AgentType
 
@@ -35,7 +36,7 @@ class RunManager(_RunManager["Run"]):
         return RunQuerySet(self.model, using=self._db).defer("preview")
 
 
-class Run(Leased):
+class Run(QuicklyRead, Leased):
     """One execution of an agent. Its worker holds the lease while it runs; after its end an undo or a delivery may."""
 
     class State(models.TextChoices):

@@ -1,0 +1,42 @@
+"""Middleware that only browsers need: a request to the API that brings an access token has no cookie to be read.
+
+Each is Django's own otherwise. Sessions, who is signed in by one, and messages from page to page are theirs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib.auth import middleware as auth
+from django.contrib.messages import middleware as messages
+from django.contrib.sessions import middleware as sessions
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+
+
+def has_token(request: HttpRequest) -> bool:
+    """Whether it is a program's request. It is authenticated by its token alone, and refused if that is not valid."""
+    scheme: str = request.META.get("HTTP_AUTHORIZATION", "")[:7]
+    return scheme.lower() == "bearer " and request.path.startswith("/api/")
+
+
+class _BrowsersOnly:
+    get_response: Any
+
+    def __call__(self, request: HttpRequest) -> Any:
+        if has_token(request):
+            return self.get_response(request)
+        return super().__call__(request)  # type: ignore[misc]
+
+
+class SessionMiddleware(_BrowsersOnly, sessions.SessionMiddleware):
+    pass
+
+
+class AuthenticationMiddleware(_BrowsersOnly, auth.AuthenticationMiddleware):
+    pass
+
+
+class MessageMiddleware(_BrowsersOnly, messages.MessageMiddleware):
+    pass
