@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Final
 
+from django.db import transaction
 from psycopg.types.numeric import Int8
 
 from adiuva.core.db import prepared_cursor
@@ -31,9 +32,16 @@ RETURNING conversation_id
 _END_SQL: Final = and_hand_over(_ENDED_SQL, after=usage.USED_SQL)
 _END_AND_SETTLE_SQL: Final = and_hand_over(_ENDED_SQL, after=usage.USED_AND_PAID_SQL)
 
-# The same with the answer in its conversation, and what the memory is to read of it: all of that is stored, or nothing,
-# if the turn was lost meanwhile or the answer's place is taken. Rows are locked in the order in which all others do:
-# the account, the conversation, the turn, then what the turn's money comes from.
+# Of a conversation and its account, in the order in which all others lock them.
+_LOCK_SQL: Final = """
+WITH account AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE)
+SELECT conversation.id FROM chat_conversation AS conversation JOIN account ON conversation.user_id = account.id
+WHERE conversation.id = %(id)s FOR NO KEY UPDATE OF conversation
+"""
+
+# The same with the answer in its conversation, which is locked, and what the memory is to read of it: all of that is
+# stored, or nothing, if the turn was lost meanwhile or the answer's place is taken. Behind the account and the
+# conversation the turn is locked, then what its money comes from, as others do.
 _ANSWERED_SQL: Final = f"""
 account AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE),
 place AS (
@@ -82,8 +90,8 @@ def answer_and_end(
     title: str | None,
     exchange: Mapping[str, Any] | None,
 ) -> Ended:
-    """End the turn's row and store its answer, whose place is the next one in its conversation, in one statement. Not
-    ended: nothing is stored, because the turn was lost, or its place is taken.
+    """End the turn's row and store its answer, whose place is the next one in its conversation. Not ended: nothing is
+    stored, because the turn was lost, or its place is taken.
 
     `exchange`: what the memory is to read, as the parameters of exchanges.exchange_values.
     """
@@ -101,7 +109,10 @@ def answer_and_end(
         **(exchanges.exchange_values(**exchange) if exchange is not None else exchanges.NO_EXCHANGE),
         **ended,
     }
-    with prepared_cursor() as cursor:
+    # A statement sees what was committed before it began. If it waited for the lock itself, it would overlook who came
+    # to wait in the conversation meanwhile.
+    with transaction.atomic(), prepared_cursor() as cursor:
+        cursor.execute(_LOCK_SQL, values)
         cursor.execute(statement, values)
         return read_end(cursor.fetchone())
 

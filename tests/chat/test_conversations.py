@@ -413,7 +413,7 @@ def test_a_claim_and_an_end_cost_few_statements(ada: Person) -> None:
         with CaptureQueriesContext(connection) as ending:
             finish_turn(request, turn)
         counts += [sum("SAVEPOINT" not in each["sql"] for each in queries) for queries in (claiming, ending)]
-    assert counts == [2, 1, 5, 2, 2, 2]  # one of each claim reads the key
+    assert counts == [2, 1, 5, 3, 2, 3]  # one of each claim reads the key
 
 
 def test_deleting_an_account_leaves_nothing_of_its_chats(ada: Person) -> None:
@@ -541,6 +541,19 @@ def test_deleting_a_conversation_while_an_answer_is_being_stored_deletes_both(
     outcome.result(30)
     assert not Message.objects.filter(conversation_id=place.pk).exists()
     assert Turn.objects.get(pk=turn.turn_id).state == "stop"
+
+
+def test_who_comes_to_wait_just_before_an_answer_is_stored_is_next(pool: ThreadPoolExecutor) -> None:
+    person = somebody()
+    request = make_request(person.id)
+    turn = claim(request)
+    late = make_request(person.id, "And then?", conversation_id=str(turn.conversation_id))
+    come = Halfway(pool, lambda: claim(late))
+    with come:
+        outcome = on_thread(pool, lambda: finish_turn(request, turn))
+        come.wait_until_in_the_way(outcome)
+    outcome.result(30)
+    assert Turn.objects.to_begin().filter(user=person.id, request_id=late.request_id).exists()
 
 
 def test_deleting_an_account_while_an_answer_is_being_stored_deletes_both(pool: ThreadPoolExecutor) -> None:
