@@ -18,7 +18,7 @@ from agents import watches
 from agents.models import Run, Watch
 from agents.watches import ChatPlace
 from chat.claimed_turn import NewSummary
-from chat.models import Conversation, Turn
+from chat.models import AssistantKind, Conversation, Turn
 from tests.agents.factories import create_agent, create_run
 from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request, make_turn
 from tests.factories import Person, somebody
@@ -50,7 +50,7 @@ def test_conversations_and_turns_are_found_by_id_and_address_and_filtered(staff:
     place, foreign = make_conversation(ada.id), make_conversation(somebody().id)
     alone, floating = (
         make_turn(ada.id, starts_conversation=False),
-        claim(make_request(ada.id, starts_conversation=False, kind="floating")),
+        claim(make_request(ada.id, starts_conversation=False, kind=AssistantKind.FLOATING)),
     )
     kept = Turn.objects.get(conversation=place)
     assert listed(staff, CONVERSATIONS, q=str(place.pk)) == listed(staff, CONVERSATIONS, q=ada.email[:20])

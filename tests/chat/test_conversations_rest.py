@@ -19,7 +19,7 @@ from django.test.utils import CaptureQueriesContext
 from adiuva.accounts import keys
 from adiuva.accounts.models import User, UserKey
 from adiuva.core import db
-from chat.models import Conversation, Message, Turn, TurnChanges
+from chat.models import AssistantKind, Conversation, Message, Turn, TurnChanges
 from chat.turn_changes import RecordedChange, TurnRecord
 from tests.chat.chat_client import DeviceRows, connect, end_frame
 from tests.chat.factories import TASK_INSERTED, claim, finish_turn, make_conversation, make_request, make_turn
@@ -60,7 +60,7 @@ def test_conversations_are_listed_with_their_titles_the_latest_first(rest: APICl
         make_conversation(ada.id),
         make_conversation(ada.id, ("Which notes are there?", "Two."), ("And?", ".")),
     )
-    unanswered = claim(make_request(ada.id, kind="floating")).conversation_id
+    unanswered = claim(make_request(ada.id, kind=AssistantKind.FLOATING)).conversation_id
     for place, days in ((unanswered, 0), (new.pk, 1), (old.pk, 2)):
         when = datetime.now(UTC) - timedelta(days=days)
         Conversation.objects.filter(pk=place).update(updated_at=when)
