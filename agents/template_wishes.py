@@ -1,5 +1,5 @@
-"""Setting up an agent from a template that a user names in a chat: the template is found in the catalogue, merged with
-the request, and installed once the user has agreed.
+"""Sets up an agent from a template that a user names in a chat: finds it in the catalogue, merges it with the request,
+and installs it once the user has agreed.
 
 Values in the request take precedence over those of the template.
 """

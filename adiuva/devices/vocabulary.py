@@ -1,5 +1,4 @@
-"""Meanings of the names on the device socket: capabilities, filters, close codes, error codes. docs/protocol.md shows
-it.
+"""The device socket's names explained: capabilities, filters, close codes, error codes. docs/protocol.md shows them.
 
 Like the frames themselves, this module imports no framework.
 """

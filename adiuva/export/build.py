@@ -1,4 +1,4 @@
-"""Builds an export archive: the rows of all apps, zipped as they are read and sealed in chunks, never whole in memory.
+"""Builds an export archive: rows of all apps, zipped as they are read, sealed in chunks, never whole in memory.
 
 It is no snapshot: what is said while it is made may be in it or not.
 """
