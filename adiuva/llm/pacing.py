@@ -1,8 +1,9 @@
 """Batches the pieces of streamed answers in a process that handles many streams.
 
 Each piece of a stream wakes the process by itself, and most of its cost is that the caches are cold: handled right
-after another one, the same piece costs a third. Where many come, each waits for a few milliseconds until the others of
-that time have come, too; below that nothing waits.
+after another one, the same piece costs a third. Where many come, each is only put aside as it arrives, and after a pause
+all that was put aside is handed on; below that nothing waits. The more come, the longer is the pause, up to what lies
+between two words of a quick model.
 """
 
 from __future__ import annotations
@@ -14,40 +15,74 @@ from adiuva.core.per_loop import PerLoop
 
 # A process that gets fewer pieces a second handles each at once.
 _MANY_A_S: Final = 500
-_PAUSE_S: Final = 0.004
+# The pause, for each piece that comes in a second, and its bounds.
+_PAUSE_S: Final = 0.000_004
+_LEAST_PAUSE_S: Final = 0.004
+_MOST_PAUSE_S: Final = 0.020
 _WINDOW_S: Final = 0.25
 
 
-class Deferrable(Protocol):
-    def hand_on(self) -> None: ...
+class Paced(Protocol):
+    """What pieces arrive at. It must not raise."""
+
+    # Pieces that were put aside.
+    put_aside: list[bytes]
+
+    def put_pieces_aside(self, is_on: bool) -> None:
+        """Whether pieces are put aside, or handed on as they arrive."""
+        ...
+
+    def hand_on(self) -> None:
+        """Hand on what was put aside."""
+        ...
 
 
 class Pacer:
-    """Of one event loop."""
+    """Of one event loop. It counts pieces, and says to all that are added whether they put them aside."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[Deferrable] = []
-        self._arrivals, self._counted_since, self._are_many = 0, 0.0, False
+        self._all: dict[Paced, None] = {}
+        self._are_many, self._pause_s = False, _LEAST_PAUSE_S
+        self._arrivals, self._counted_since = 0, self._loop.time()
 
-    def defers(self, now: float, arrived: Deferrable) -> bool:
-        """Count what has arrived now, on the loop's clock. True: its `hand_on` is called in a few milliseconds."""
+    def add(self, one: Paced) -> None:
+        self._all[one] = None
+        one.put_pieces_aside(self._are_many)
+
+    def remove(self, one: Paced) -> None:
+        self._all.pop(one, None)
+
+    def count(self, now: float) -> None:
+        """A piece has arrived now, on the loop's clock, and is handed on at once."""
         self._arrivals += 1
-        took_s = now - self._counted_since
-        if took_s >= _WINDOW_S:
-            self._are_many = self._arrivals > _MANY_A_S * took_s
-            self._arrivals, self._counted_since = 0, now
-        if not self._are_many:
-            return False
-        if not self._waiting:
-            self._loop.call_later(_PAUSE_S, self._hand_on)
-        self._waiting.append(arrived)
-        return True
+        if now - self._counted_since >= _WINDOW_S:
+            self._look(now)
+
+    def _look(self, now: float) -> None:
+        a_second = self._arrivals / (now - self._counted_since)
+        self._arrivals, self._counted_since = 0, now
+        self._pause_s = min(max(_PAUSE_S * a_second, _LEAST_PAUSE_S), _MOST_PAUSE_S)
+        are_many = a_second > _MANY_A_S
+        if are_many == self._are_many:
+            return
+        self._are_many = are_many
+        for one in self._all:
+            one.put_pieces_aside(are_many)
+        if are_many:
+            self._loop.call_later(self._pause_s, self._hand_on)
 
     def _hand_on(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            each.hand_on()
+        try:
+            for one in list(self._all):
+                if one.put_aside:
+                    self._arrivals += len(one.put_aside)
+                    one.hand_on()
+            if (now := self._loop.time()) - self._counted_since >= _WINDOW_S:
+                self._look(now)
+        finally:
+            if self._are_many:
+                self._loop.call_later(self._pause_s, self._hand_on)
 
 
 _pacers = PerLoop(Pacer)

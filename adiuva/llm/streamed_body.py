@@ -151,6 +151,15 @@ class StreamingProtocol(ResponseHandler):
             self._seen_bytes += len(data)
         super().data_received(data)
 
+    def put_aside(self, pieces: list[bytes] | None) -> None:
+        """Add what arrives to a list, and nothing else: no code of ours runs then. None: handle it again."""
+        if pieces is None:
+            vars(self).pop("data_received", None)
+        else:
+            self.data_received = pieces.append  # type: ignore[assignment,method-assign]
+        if self.transport is not None:
+            self.transport.set_protocol(self)  # uvloop keeps `data_received`, and looks it up anew only here
+
     def connection_lost(self, exc: BaseException | None) -> None:
         body, self._body = self._body, None
         super().connection_lost(exc)
@@ -196,7 +205,8 @@ class StreamedBody:
         self._loop = asyncio.get_running_loop()
         self._pacer = pacer()
         self._decoder = ChunkDecoder()
-        self._raw: list[bytes] = []  # has come, and is handed on after the pacer's pause
+        self.put_aside: list[bytes] = []
+        self._puts_aside = False
         self._pieces: deque[bytes] = deque()  # nobody waits for these
         self._waiting_bytes = self._bytes = 0
         self._is_paused = self._has_ended = False
@@ -214,8 +224,10 @@ class StreamedBody:
             self._timer.cancel()
             return False
         if begun:
-            self._raw.append(begun)
+            self.put_aside.append(begun)
             self.hand_on()
+        if not self._has_ended:
+            self._pacer.add(self)
         return True
 
     async def pass_on(self, take: Take) -> bool:
@@ -240,27 +252,37 @@ class StreamedBody:
 
     def close(self) -> None:
         """Hand on nothing more."""
-        self._timer.cancel()
+        self._end()
+        self.put_aside.clear()
+
+    def _end(self) -> None:
         self._has_ended = True
-        self._raw.clear()
+        self._timer.cancel()
+        self._pacer.remove(self)
+        self.put_pieces_aside(False)
 
     # ── The connection's side ───────────────────────────────────────────────────────────────────────────
 
     def arrived(self, data: bytes) -> None:
         if self._has_ended:
             return
-        self._heard_at = now = self._loop.time()
-        self._raw.append(data)
-        if len(self._raw) == 1 and not self._pacer.defers(now, self):
+        self.put_aside.append(data)
+        self._pacer.count(self._loop.time())
+        if not self._puts_aside:
             self.hand_on()
 
+    def put_pieces_aside(self, is_on: bool) -> None:
+        if is_on != self._puts_aside:
+            self._puts_aside = is_on
+            self._protocol.put_aside(self.put_aside if is_on else None)
+
     def hand_on(self) -> None:
-        """Hand on what has arrived."""
-        raw = self._raw
-        if not raw or self._has_ended:
+        arrived = self.put_aside
+        if not arrived or self._has_ended:
             return
-        data = raw[0] if len(raw) == 1 else b"".join(raw)
-        raw.clear()
+        data = arrived[0] if len(arrived) == 1 else b"".join(arrived)
+        arrived.clear()
+        self._heard_at = self._loop.time()
         try:
             piece = self._decoder.feed(data)
         except ValueError:
@@ -282,8 +304,7 @@ class StreamedBody:
             except Exception as error:
                 waiter.set_exception(error)
         if self._decoder.ended:
-            self._has_ended = True
-            self._timer.cancel()
+            self._end()
             self._protocol.give_back(self._content, is_clean=not self._decoder.rest)
             if waiter is not None and not waiter.done():
                 waiter.set_result(False)
@@ -302,8 +323,8 @@ class StreamedBody:
             self._fail(aiohttp.ClientPayloadError("the connection has ended before the answer"))
 
     def _fail(self, error: Exception) -> None:
-        self._error, self._has_ended = error, True
-        self._timer.cancel()
+        self._error = error
+        self._end()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adiuva.llm import errors
+from adiuva.llm import errors, pacing
 from adiuva.llm.streamed_body import ChunkDecoder, StreamedBody, StreamingProtocol
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -111,6 +111,11 @@ class Line(asyncio.Transport):
     def resume_reading(self) -> None:
         self.is_paused = False
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """As uvloop does, keep the method that data is given to."""
+        assert isinstance(protocol, asyncio.Protocol)
+        self.give = protocol.data_received
+
 
 class Connection:
     """A connection without a socket, on which an answer has begun."""
@@ -118,6 +123,7 @@ class Connection:
     def __init__(self) -> None:
         self.line = Line()
         self.protocol = StreamingProtocol(asyncio.get_running_loop())
+        self.line.set_protocol(self.protocol)
         self.protocol.connection_made(self.line)
         self.protocol.set_response_params()
 
@@ -295,3 +301,49 @@ async def test_some_bodies_stay_with_aiohttp(head: bytes) -> None:
     _, content = await connection.protocol.read()
     options: dict[str, Any] = {"silence_s": 1, "max_bytes": 1}
     assert not StreamedBody(connection.protocol, content, **options).begin()
+
+
+async def test_where_many_pieces_come_they_are_handed_on_together_and_none_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pacing, "_WINDOW_S", 0.02)
+    connections = [Connection() for _ in range(4)]
+    bodies = [await connection.begin(HEAD) for connection in connections]
+    got: list[list[bytes]] = [[] for _ in bodies]
+    readings = [
+        asyncio.create_task(body.pass_on(taker(found))) for body, found in zip(bodies, got, strict=True)
+    ]
+    await settle()
+    together, sent = 0, 0
+    async with asyncio.timeout(10):
+        while together < 50:  # of these, no code has seen any when they came
+            before = sum(map(len, got))
+            for connection in connections:
+                connection.line.give(chunk(b"%d " % sent))
+            together += sum(map(len, got)) == before
+            sent += 1
+            if not sent % 5:
+                await asyncio.sleep(0.001)
+    late = Connection()
+    late_body = await late.begin(HEAD, chunk(b"late"))
+    late.line.give(chunk(b"r"))
+    found: list[bytes] = []
+    assert await late_body.pass_on(taker(found, lambda piece: piece == b"r"))
+    assert b"".join(found) == b"later"
+    connections[0].line.give(b"0\r\n\r\n")
+    assert await readings[0] is False
+    assert "data_received" not in vars(connections[0].protocol), "the connection is for other requests again"
+    connections[1].protocol.connection_lost(None)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await readings[1]
+    bodies[2].close()
+    readings[2].cancel()
+    connections[2].line.give(chunk(b"too late"))
+    await asyncio.sleep(0.1)  # few come by now
+    connections[3].line.give(chunk(b"at once"))
+    assert got[3].pop() == b"at once"
+    whole = b"".join(b"%d " % number for number in range(sent))
+    for place in (0, 1, 3):
+        assert b"".join(got[place]) == whole
+    connections[3].line.give(b"0\r\n\r\n")
+    assert await readings[3] is False
