@@ -13,6 +13,7 @@ count as late. The stock stack gets only as many chats as it can carry.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ import sys
 import time
 import urllib.request
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -57,11 +59,12 @@ class Load:
     cpu_us: float  # of the web process, per word that the model sent meanwhile
     words_a_s: float
     delays_ms: list[float]  # of each word, from the model to the device
+    late_at: list[float]  # of each word that was late, seconds since the first chat began to stream
     words: int
 
     @property
     def late(self) -> int:
-        return sum(1 for delay in self.delays_ms if delay > LATE_MS)
+        return len(self.late_at)
 
 
 async def measure_load(
@@ -73,6 +76,7 @@ async def measure_load(
     seconds: int = SECONDS,
 ) -> Load:
     words = WORDS_A_S * seconds
+    gc.disable()  # a pause of this process would make words seem late
     async with AsyncExitStack() as exit_stack:
         devices = [await exit_stack.enter_async_context(Device(base, token)) for token in tokens]
         await devices[0].ask("hello")  # of a model that is not known yet, Adiuva holds the first answer back
@@ -93,9 +97,15 @@ async def measure_load(
     times = json.load(await asyncio.to_thread(urllib.request.urlopen, f"{model.removesuffix('/v1')}/times"))
     sent = [times[f"stream {words} {run}.{number}"] for number in range(len(devices))]
     meanwhile = sum(began <= moment < ended for moments in sent for moment in moments)
-    delays = [delay for moments, one in zip(sent, answer, strict=True) for delay in delays_of(moments, one)]
+    gc.enable()
+    first = min(moments[0] for moments in sent)
+    delays, late_at = [], []
+    for moments, one in zip(sent, answer, strict=True):
+        found = delays_of(moments, one)
+        delays += found
+        late_at += [(at - first) / 1e9 for at, ms in zip(moments, found, strict=True) if ms > LATE_MS]
     took_s = (ended - began) / 1e9
-    return Load(cpu / meanwhile * 1e6, meanwhile / took_s, delays, words * len(devices))
+    return Load(cpu / meanwhile * 1e6, meanwhile / took_s, delays, late_at, words * len(devices))
 
 
 _runs = itertools.count()
@@ -126,6 +136,9 @@ def record_load(name: str, seen: Sequence[Load], floor: Sequence[Load] | None = 
     show(f"{name}: words a second", f"{percentile([each.words_a_s for each in seen], 50):,.0f}")
     show(f"{name}: delay p50 / p99 / most", f"{spread} ms")
     late, words = sum(each.late for each in seen), sum(each.words for each in seen)
+    if moments := Counter(int(at) for each in seen for at in each.late_at):
+        most = ", ".join(f"second {second}: {count}" for second, count in sorted(moments.items()))
+        show(f"{name}: late words by when they were sent", most)
     what = f"{name}: more than {LATE_MS} ms late, of 100,000 words"
     record(what, late / words * 100_000, most=None if floor is None else 0)
 
