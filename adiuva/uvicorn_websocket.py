@@ -1,7 +1,9 @@
-"""uvicorn's WebSocket protocol, with a way to send a frame without a task, and fewer pauses of reading."""
+"""uvicorn's WebSocket protocol, with ways to send and to take a frame without a task, and fewer pauses of reading."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -18,14 +20,58 @@ _LARGE_BYTES: Final = 64 * 1024
 _KEPT_BYTES: Final = 16 * 1024
 
 
-class PushingWebSocket(WebSocketsSansIOProtocol):
-    """A connection to which text can be pushed."""
+class _Messages:
+    """What waits for the application, which reads it from one task. It does as much of asyncio.Queue as uvicorn uses,
+    and a socket without messages holds a tenth of a kilobyte for it instead of three."""
 
+    __slots__ = ("_loop", "_reader", "_waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: list[Any] = []
+        self._reader: asyncio.Future[None] | None = None
+
+    @property
+    def are_awaited(self) -> bool:
+        """Whether the application has done with all that came before, and waits for more."""
+        return not self._waiting and self._reader is not None and not self._reader.done()
+
+    def put_nowait(self, message: Any) -> None:
+        self._waiting.append(message)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def get(self) -> Any:
+        while not self._waiting:
+            self._reader = self._loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        return self._waiting.pop(0)
+
+    def empty(self) -> bool:
+        return not self._waiting
+
+    def qsize(self) -> int:
+        return len(self._waiting)
+
+
+class PushingWebSocket(WebSocketsSansIOProtocol):
+    """A connection to which text can be pushed, and which may hand text over where it arrives."""
+
+    queue: _Messages  # type: ignore[assignment]  # as much of a queue as is used
+    # Takes a text frame at once if the application waits for one; False if it is to get it as a message.
+    take: Callable[[str], bool] | None = None
     # Whether text can be pushed, unless the connection is being closed. Found out anew after each pause of writing.
     _is_open = False
     # Frames that are to be sent soon, and their size; thousands of sockets have none.
     _kept: list[bytes] | None = None
     _kept_bytes = 0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.queue = _Messages(self.loop)
 
     def pause_writing(self) -> None:
         self._is_open = False
@@ -69,6 +115,8 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
         if self._kept:
             self._send_kept()  # what was pushed comes first
         await super().send(message)
+        if message["type"] == "websocket.accept":
+            self.request = self.response = None  # type: ignore[assignment]  # with thousands of sockets they take room
 
     def shutdown(self) -> None:
         self._send_kept()
@@ -76,6 +124,9 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         """Hand a message to the application. uvicorn would stop reading after each one, and go on when it is taken."""
+        if self.take is not None and self.queue.are_awaited and self._is_taken():
+            self.frames = []
+            return
         is_large = sum(map(len, self.frames)) > _LARGE_BYTES
         was_paused, self.read_paused = self.read_paused, True  # so that it does not
         super().send_receive_event_to_app()
@@ -84,6 +135,16 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
         if is_full and not was_paused and not self.close_sent and not self.transport.is_closing():
             self.read_paused = True
             self.transport.pause_reading()
+
+    def _is_taken(self) -> bool:
+        if self.curr_msg_data_type != "text" or len(self.frames) != 1 or self.close_sent:
+            return False
+        try:
+            text = self.frames[0].decode()
+        except UnicodeDecodeError:
+            return False  # uvicorn closes the connection over it
+        assert self.take is not None
+        return self.take(text)
 
 
 def _head(size: int) -> bytes:

@@ -22,6 +22,9 @@ class ClientConsumer(SocketConsumer):
     async def connect(self) -> None:
         await self.device.connect()
 
+    def take_text(self, text: str) -> bool:
+        return self.device.take_result(text)
+
     async def receive(self, text: str | None) -> None:
         try:
             frame = await self.device.receive(text)

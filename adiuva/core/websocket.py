@@ -59,8 +59,12 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         """The handshake has arrived: accept or close."""
         raise NotImplementedError
 
+    def take_text(self, text: str) -> bool:
+        """Handle a frame at once, if that needs no waiting. Returns whether it did: else `receive` gets it."""
+        return False
+
     async def receive(self, text: str | None) -> None:
-        """A frame has arrived; None stands for a binary one."""
+        """A frame has arrived that was not taken at once; None stands for a binary one."""
         raise NotImplementedError
 
     def take_message(self, message: Message) -> bool:
@@ -95,10 +99,13 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         try:
             await self._run_handler(self.connect)
             scope["headers"] = []  # with thousands of sockets they would take their room
+            if server is not None and hasattr(server, "take"):
+                server.take = self._take_text
             while (message := await receive())["type"] == "websocket.receive":
-                if not self.closing:
+                text = message.get("text")
+                if not self.closing and (text is None or not self._take_text(text)):
                     try:  # not `_run_handler`: this is the hot path
-                        await self.receive(message.get("text"))
+                        await self.receive(text)
                     except Exception as error:
                         log_failure("socket.handler_failed", error, logger=log, handler="receive")
                         await self.handler_failed(error)
@@ -110,6 +117,15 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
                     task.cancel()
                 await asyncio.wait(tasks)
             await self._run_handler(self.disconnect)
+
+    def _take_text(self, text: str) -> bool:
+        if self.closing:
+            return False
+        try:
+            return self.take_text(text)
+        except Exception as error:  # of which `receive` then tells the peer
+            log_failure("socket.handler_failed", error, logger=log, handler="take_text")
+            return False
 
     async def _run_handler(self, handler: Callable[..., Awaitable[None]], *args: object) -> None:
         try:

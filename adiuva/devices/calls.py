@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import secrets
-from collections.abc import Iterator, Sequence
-from typing import Final, TypedDict, Unpack
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypedDict, Unpack, get_args
 
 from django.conf import settings
 
-from adiuva.devices.codec import dump
+from adiuva.devices.codec import construct, dump
 from adiuva.devices.presence import Target
 from adiuva.devices.protocol import (
     MAX_BATCH,
@@ -26,6 +28,24 @@ MAX_ATTEMPTS: Final = 3
 # After so many connections that were lost over a select, its result is taken to be too large: not every web server says
 # so when it closes a socket over a frame.
 MAX_SAME_SELECTS: Final = 2
+
+_ACTIONS: Final = frozenset(get_args(Action))
+_TABLES: Final = frozenset(get_args(TableName))
+# All fields of a call, so that one can be made without pydantic's checks, which took a sixth of what a call costs:
+# whoever makes one has checked what it is about.
+_BLANK: Final = vars(ToolCall(id="0", action="get"))
+
+
+def _begin_ids() -> None:
+    """Ids of calls are unique without asking the system for chance for each. No secret depends on them: an answer
+    counts only on the connection that its call was sent over."""
+    global _new_id
+    _new_id = map(f"{secrets.token_hex(12)}{{:08x}}".format, itertools.count()).__next__
+
+
+_new_id: Callable[[], str]
+_begin_ids()
+os.register_at_fork(after_in_child=_begin_ids)
 
 
 class CallFields(TypedDict, total=False):
@@ -45,14 +65,20 @@ def new_call(
     call_id: str | None = None,
     **fields: Unpack[CallFields],
 ) -> ToolCall:
-    """A call for a DeviceLink. Its id is new unless `call_id` is given."""
-    return ToolCall(
-        id=call_id or secrets.token_hex(16),
-        action=action,
-        table=table,
-        attempt=1,
-        deadline_ms=_deadline_ms(),
-        **fields,
+    """A call for a DeviceLink. Its id is new unless `call_id` is given. Raises ValueError for what no device knows."""
+    if action not in _ACTIONS or not (table is None or table in _TABLES):
+        raise ValueError("no such action or table")
+    return construct(
+        ToolCall,
+        {
+            **_BLANK,
+            "id": call_id or _new_id(),
+            "action": action,
+            "table": table,
+            "attempt": 1,
+            "deadline_ms": _deadline_ms(),
+            **fields,
+        },
     )
 
 

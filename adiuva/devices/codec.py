@@ -8,21 +8,28 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast, get_args
 
 import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from adiuva.devices import tool_results
-from adiuva.devices.protocol import SINCE_2, ClientFrame, Data, Received, Sent, ServerFrame
+from adiuva.devices.protocol import SINCE_2, ClientFrame, Data, Received, Sent, ServerFrame, ToolResult
 
 MAX_FRAME_BYTES: Final = 1024 * 1024
 MAX_DEPTH: Final = 32
 PART_BYTES: Final = 512 * 1024
 INT64_MAX: Final = 2**63 - 1
 
+Frame = TypeVar("Frame", bound=Sent | Received)
+
 client_frames: TypeAdapter[ClientFrame] = TypeAdapter(ClientFrame)
 server_frames: TypeAdapter[ServerFrame] = TypeAdapter(ServerFrame)
+
+# By type: to let the union choose costs as much again as to check a frame.
+_CLIENT_FRAMES: Final[dict[Any, type[Received]]] = {
+    model.model_fields["type"].default: model for model in get_args(get_args(ClientFrame)[0])
+}
 
 # Finds a run of digits ten times faster than a regular expression does, and every frame is searched.
 _DIGITS_TO_ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
@@ -46,6 +53,14 @@ class FrameTooLarge(BadFrame):
 def parse(text: str) -> ClientFrame:
     """One frame from a client. Raises BadFrame, with the code `unknown_type` if its type is not known."""
     content = decode(text)
+    kind = content.get("type")
+    if kind == "tool_result" and (result := _plain_result(content)) is not None:
+        return result
+    if isinstance(kind, str) and (model := _CLIENT_FRAMES.get(kind)) is not None:
+        try:
+            return cast(ClientFrame, model.__pydantic_validator__.validate_python(content))
+        except ValidationError:
+            pass  # the union says better where it is wrong
     try:
         return client_frames.validate_python(content)
     except ValidationError as error:
@@ -53,6 +68,38 @@ def parse(text: str) -> ClientFrame:
             with suppress(ValidationError):
                 return client_frames.validate_python(repaired)
         raise _explain(content, error) from None
+
+
+def _plain_result(content: Data) -> ToolResult | None:
+    """What pydantic would make of a result, if that can be told at a glance. JSON's objects have texts for keys, and
+    pydantic would look at each key of each row, and copy them."""
+    fields = _NO_RESULT.copy()
+    for name, value in content.items():
+        if value is not None and (kind := _RESULT_TYPES.get(name)) is not None:
+            if type(value) is not kind:
+                return None
+            fields[name] = value
+    if not 0 < len(fields["id"]) <= _MAX_ID_CHARS:
+        return None
+    for rows in (fields["rows"], fields["results"]):
+        if rows is not None and not all(type(row) is dict for row in rows):
+            return None
+    return construct(ToolResult, fields)
+
+
+# Without an id, pydantic sees to it.
+_NO_RESULT: Final[Data] = {**vars(ToolResult(id="-")), "id": ""}
+_RESULT_TYPES: Final = {
+    "id": str,
+    "row": dict,
+    "rows": list,
+    "results": list,
+    "deleted": bool,
+    "ok": bool,
+    "error": str,
+    "code": str,
+}
+_MAX_ID_CHARS: Final = 200
 
 
 def parse_server(text: str) -> ServerFrame:
@@ -71,9 +118,28 @@ def parse_trusted(text: str) -> ServerFrame:
 
 def dump(frame: Sent | Received, protocol: int = 2) -> str:
     """A frame's text for a peer of this protocol version. Fields without a value are left out."""
+    return dump_bytes(frame, protocol).decode()
+
+
+def dump_bytes(frame: Sent | Received, protocol: int = 2) -> bytes:
+    """The same in UTF-8."""
     left_out = _newer_fields(type(frame)) if protocol < 2 else None
     # What `model_dump_json` does, in half the time: it has a dozen options to pass on.
-    return frame.__pydantic_serializer__.to_json(frame, exclude_none=True, exclude=left_out).decode()
+    return frame.__pydantic_serializer__.to_json(frame, exclude_none=True, exclude=left_out)
+
+
+def construct(model: type[Frame], fields: Data) -> Frame:
+    """A frame of these fields, which are all that it has, in their order, and are not checked.
+
+    What `model_construct` does, in a tenth of the time.
+    """
+    made = model.__new__(model)
+    put = object.__setattr__
+    put(made, "__dict__", fields)
+    put(made, "__pydantic_fields_set__", set())
+    put(made, "__pydantic_extra__", None)
+    put(made, "__pydantic_private__", None)
+    return made
 
 
 def is_in_protocol(frame: type[Sent], protocol: int) -> bool:

@@ -48,7 +48,7 @@ class Connection(Protocol):
         """What a link needs to know of it, once the device has said hello."""
         ...
 
-    async def deliver(self, text: str, reply: Reply, *, calls: Sequence[str], run: str | None) -> bool:
+    async def deliver(self, text: bytes, reply: Reply, *, calls: Sequence[str], run: str | None) -> bool:
         """Send a frame. Answers to `calls` and frames of `run` go to `reply`. Returns False if nothing was sent."""
         ...
 
@@ -72,8 +72,8 @@ class ConnectionRegistry:
         # Under this id the rows of devices name this process, while they are connected here.
         self.process = uuid.uuid4()
         self._connections: set[Connection] = set()
-        # Device → its newest connection, once the device has said hello.
-        self._by_device: dict[uuid.UUID, Connection] = {}
+        # The device's key as a number → its newest connection, once it has said hello. A UUID hashes itself in Python.
+        self._by_device: dict[int, Connection] = {}
         self._task: asyncio.Task[None] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
         # When sessions were checked last, by PostgreSQL's clock, and whose turn it is.
@@ -89,28 +89,28 @@ class ConnectionRegistry:
     def register(self, connection: Connection, pk: uuid.UUID, epoch: int) -> Connection | None:
         """Make a connection its device's newest; returns the one in this process that it replaces."""
         connection.pk, connection.epoch = pk, epoch
-        older = self._by_device.get(pk)
-        self._by_device[pk] = connection
+        older = self._by_device.get(pk.int)
+        self._by_device[pk.int] = connection
         return older
 
     def remove(self, connection: Connection) -> None:
         if connection in self._connections:
             self._connections.remove(connection)
             metrics.SOCKETS.dec()
-        if connection.pk is not None and self._by_device.get(connection.pk) is connection:
-            del self._by_device[connection.pk]
+        if connection.pk is not None and self._by_device.get(connection.pk.int) is connection:
+            del self._by_device[connection.pk.int]
         if not self._connections and self._task is not None:
             self._task.cancel()
             self._task = None
 
     def find(self, pk: uuid.UUID, epoch: int) -> Connection | None:
         """Return a device's connection of this epoch, if it is in this process."""
-        found = self._by_device.get(pk)
+        found = self._by_device.get(pk.int)
         return found if found is not None and found.epoch == epoch else None
 
     def newest(self, pk: uuid.UUID) -> Connection | None:
         """Return a device's newest connection in this process."""
-        return self._by_device.get(pk)
+        return self._by_device.get(pk.int)
 
     async def close_all(self, code: int, *, within_s: float) -> None:
         """Close every connection and wait until they are gone, those that are opened meanwhile included."""
@@ -185,9 +185,9 @@ class ConnectionRegistry:
     async def _renew_lease(self) -> None:
         if not (connections := dict(self._by_device)):
             return
-        mine = [(pk, connection.epoch) for pk, connection in connections.items()]
+        mine = [(uuid.UUID(int=key), connection.epoch) for key, connection in connections.items()]
         for pk in await db.run(presence.renew, self.process, mine):
-            connections[pk].end(Close.SUPERSEDED)
+            connections[pk.int].end(Close.SUPERSEDED)
         await db.run(_forget_lost)
 
 

@@ -144,23 +144,14 @@ class DeviceHandler:
     # Frames from the device
 
     async def receive(self, text: str | None) -> ClientFrame | None:
-        """Handle a frame about the device. Returns any other frame, and the hello once it is acknowledged.
+        """Handle a frame about the device that `take_result` has not taken. Returns any other frame, and the hello once
+        it is acknowledged.
 
         Raises BadFrame.
         """
         self._heard_at = self._loop.time()
         if text is None:
             raise BadFrame("bad_json", "frames are text")
-        # Results are the most frequent frames. The process that waits for one reads it; here its call is enough.
-        if (
-            (call := tool_results.leading_id(text)) is not None
-            and (waiting := self._calls.get(call)) is not None
-            and waiting[0].is_remote
-            and len(text) <= _MAX_UNREAD_CHARS
-        ):
-            del self._calls[call]
-            waiting[0].result(text, [call], None)
-            return None
         try:
             frame = parse(text)
         except BadFrame as bad:
@@ -194,6 +185,28 @@ class DeviceHandler:
             case DeviceHello():
                 await self._greet(frame)
         return frame
+
+    def take_result(self, text: str) -> bool:
+        """Hand the answer to a call to whoever waits for it. False if it is none, or none that can be read.
+
+        Results are the most frequent frames. The process that waits for one reads it; here its call is enough.
+        """
+        call = tool_results.leading_id(text)
+        if call is None or (waiting := self._calls.get(call)) is None or len(text) > _MAX_UNREAD_CHARS:
+            return False
+        reply, result = waiting[0], None
+        if not reply.is_remote:
+            try:
+                frame = parse(text)
+            except BadFrame:
+                return False
+            if not isinstance(frame, ToolResult) or frame.id != call:
+                return False
+            result = frame
+        self._heard_at = self._loop.time()
+        del self._calls[call]
+        reply.result(text, [call], result)
+        return True
 
     def _fail_answered_calls(self, text: str, bad: BadFrame) -> bool:
         """End the calls that a frame answers which cannot be read. Returns whether there are any."""
@@ -319,11 +332,11 @@ class DeviceHandler:
         channel = self.socket.channel_name
         return Target(self.pk, self.device_id, self.epoch, channel, self.protocol, self._capabilities)
 
-    async def deliver(self, text: str, reply: Reply, *, calls: Sequence[str], run: str | None) -> bool:
+    async def deliver(self, text: bytes, reply: Reply, *, calls: Sequence[str], run: str | None) -> bool:
         if self._acknowledged is not None:
             await self._acknowledged.wait()
         self._expect(reply, calls, run)
-        if self.socket.push_soon(text.encode()) or await self.socket.send_text(text):
+        if self.socket.push_soon(text) or await self.socket.send_text(text.decode()):
             return True
         for call in calls:
             self._calls.pop(call, None)
@@ -369,7 +382,7 @@ class DeviceHandler:
         return True
 
     async def _on_frame_message(self, message: Message) -> None:
-        reply, calls, text = ChannelReply(message["reply"]), message["calls"], message["body"].decode()
+        reply, calls, text = ChannelReply(message["reply"]), message["calls"], message["body"]
         if not await self.deliver(text, reply, calls=calls, run=message["run"]) and calls:
             reply.unsent(calls)
 

@@ -23,7 +23,7 @@ from adiuva.core.errors import AdiuvaError
 from adiuva.devices import connections, presence, tool_results
 from adiuva.devices.call_batches import CallBatches
 from adiuva.devices.calls import MAX_ATTEMPTS, MAX_SAME_SELECTS, may_repeat
-from adiuva.devices.codec import dump, is_in_protocol
+from adiuva.devices.codec import dump_bytes, is_in_protocol
 from adiuva.devices.large_selects import select_in_pieces
 from adiuva.devices.link_errors import (
     AnswerUnreadable,
@@ -260,7 +260,7 @@ class DeviceLink:
         Raises NotSent if nobody took it, DeviceUnreachable if it cannot be sent, ConnectionError if it may have been.
         Pending calls may be failed with these reasons later, too.
         """
-        text = dump(frame, target.protocol)
+        text = dump_bytes(frame, target.protocol)
         local = self._connections.find(target.pk, target.epoch)
         if local is not None:
             sent: int = await local.deliver(text, self._inbox, calls=calls, run=run)
@@ -268,11 +268,11 @@ class DeviceLink:
             layer, reply = get_channel_layer(), await self._inbox.open()
             message = frame_message(calls=calls, run=run, reply=reply)
             if calls and self.device is not None:
-                layer.post(target.channel, message, text.encode())
+                layer.post(target.channel, message, text)
                 sent = True
             else:  # with the first frame the link chooses the device, so it must know that it arrived
                 try:
-                    sent = await layer.send(target.channel, message, text.encode())
+                    sent = await layer.send(target.channel, message, text)
                 except ChannelLayerUnavailable:
                     raise DeviceUnreachable from None
         if not sent:

@@ -58,11 +58,11 @@ class LinkInbox:
     # ── As a reply ──────────────────────────────────────────────────────────────────────────────────────
 
     def result(self, text: str, calls: Sequence[str], frame: ResultFrame | None) -> None:
-        if isinstance(frame, ToolBatchResult):
+        if type(frame) is ToolResult:  # pydantic makes an isinstance with others slow
+            self._link.pending.resolve(frame)
+        elif isinstance(frame, ToolBatchResult):
             for result in frame.results:
                 self._link.pending.resolve(result)
-        elif frame is not None:
-            self._link.pending.resolve(frame)
 
     async def run_frame(self, text: str, frame: RunFrame) -> bool:
         self._link.frames.put(frame, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from django.conf import settings
 
@@ -24,8 +24,7 @@ class NoAnswer(Exception):
     """The device did not answer in time."""
 
 
-@dataclass(slots=True)
-class _PendingCall:
+class _PendingCall(NamedTuple):
     """`due` is on the loop's clock; `epoch` is that of the connection that the call was sent over."""
 
     future: asyncio.Future[ToolResultBody]

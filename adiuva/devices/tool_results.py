@@ -22,7 +22,9 @@ _WORDS: Final = {
 # Devices that know no codes say it in words.
 _SAYS_TOO_LARGE: Final = re.compile(r"\btoo[ _]large\b", re.IGNORECASE)
 _RESULT_TYPES: Final = ("tool_result", "tool_batch_result")
-# The id at the beginning of a result, before or after its type.
+# The id at the beginning of a result, before or after its type. Nearly all begin in the same way.
+_USUAL_START: Final = '{"type":"tool_result","id":"'
+_LONGEST_ID: Final = 200
 _LEADING_ID: Final = re.compile(
     r'\s*\{\s*(?:"type"\s*:\s*"tool_result"\s*,\s*)?"id"\s*:\s*"([^"\\]{1,200})"', re.ASCII
 )
@@ -53,6 +55,11 @@ def may_be_result(text: str) -> bool:
 def leading_id(text: str) -> str | None:
     """The id at the beginning of a frame, if it can be told without parsing. A frame that begins with a call's id is
     meant as its answer, whatever it is."""
+    if text.startswith(_USUAL_START):
+        start = len(_USUAL_START)
+        end = text.find('"', start, start + _LONGEST_ID + 1)
+        if end > start and "\\" not in (call := text[start:end]):
+            return call
     found = _LEADING_ID.match(text)
     return found[1] if found is not None else None
 

@@ -157,3 +157,52 @@ async def test_a_peer_that_says_more_than_is_taken_is_read_no_further() -> None:
                 await asyncio.sleep(0.01)
     assert [int(text) for text in taken] == list(range(2000))
     assert most < 64
+
+
+async def test_who_waits_for_text_may_be_given_it_where_it_arrives() -> None:
+    heard: list[str] = []
+    socket_of_server: Any = None
+
+    def take(text: str) -> bool:
+        if text in {"not this", "be busy"}:
+            return False
+        heard.append(f"taken: {text}")
+        return bool(socket_of_server.push(b"heard"))
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal socket_of_server
+        await receive()
+        await send({"type": "websocket.accept"})
+        socket_of_server = send.__self__
+        socket_of_server.take = take
+        while (message := await receive())["type"] == "websocket.receive":
+            if (text := message.get("text")) == "be busy":
+                await asyncio.sleep(0.2)
+            heard.append(text or "bytes")
+            await send({"type": "websocket.send", "text": "heard"})
+
+    async with served(application) as address, connect(address, compression=None) as socket:
+        said: list[Any] = ["one", ["in ", "parts"], "two", "not this", b"no text", "three"]
+        for each in said:
+            await socket.send(each)
+            assert await socket.recv() == "heard"
+        for text in ("be busy", "behind it", "and that"):
+            await socket.send(text)
+        for _ in range(3):
+            assert await socket.recv() == "heard"
+    taken = ["taken: one", "in parts", "taken: two", "not this", "bytes", "taken: three"]
+    assert heard == [*taken, "be busy", "behind it", "and that"]
+
+
+async def test_text_that_is_no_utf_8_ends_the_connection_whoever_takes_text() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        send.__self__.take = lambda text: True
+        assert (await receive())["type"] == "websocket.disconnect"
+
+    async with served(application) as address, connect(address, compression=None) as socket:
+        await socket.send(b"\xff", text=True)
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv()
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 1007

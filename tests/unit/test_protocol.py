@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adiuva.devices import codec, protocol, schema_export
+from adiuva.devices import codec, protocol, schema_export, tool_results
 from adiuva.devices.codec import BadFrame
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -144,3 +144,49 @@ def test_only_users_and_assistants_speak_in_a_history() -> None:
             codec.parse(
                 json.dumps({"type": "home_request", "message": "hi", "conversation_history": history})
             )
+
+
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ('{"type":"tool_result","id":"a1","row":{}}', "a1"),
+        ('{"id":"a1","type":"tool_result"}', "a1"),
+        (' { "type" : "tool_result" , "id" : "a1" }', "a1"),
+        ('{"type":"tool_result","id":"é"}', "é"),
+        (f'{{"type":"tool_result","id":"{"a" * 200}"}}', "a" * 200),
+        (f'{{"type":"tool_result","id":"{"a" * 201}"}}', None),
+        ('{"type":"tool_result","id":"a\\u0031"}', None),
+        ('{"type":"tool_result","id":""}', None),
+        ('{"type":"tool_result","id":"a1', None),
+        ('{"type":"tool_result","row":{},"id":"a1"}', None),
+        ('{"type":"pong","id":"a1"}', None),
+    ],
+)
+def test_the_call_that_a_result_begins_with_is_told_without_parsing(text: str, call: str | None) -> None:
+    assert tool_results.leading_id(text) == call
+
+
+odd = (
+    values | st.text(max_size=3) | st.sampled_from([[], [{}], [{"a": 1}, None], {"b": [1]}, True, 0, "true"])
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["id", "row", "rows", "results", "deleted", "ok", "error", "code", "more"]), odd
+    ),
+    st.sampled_from(["", "a", "a" * 200, "a" * 201, 1, None]),
+)
+def test_a_result_that_is_read_at_a_glance_is_read_as_pydantic_would(
+    content: dict[str, Any], key: Any
+) -> None:
+    content = {"type": "tool_result", "id": key, **content}
+    try:
+        expected = protocol.ToolResult.model_validate(content)
+    except ValueError:
+        assert codec._plain_result(content) is None
+    else:
+        found = codec.parse(json.dumps(content))
+        assert type(found) is protocol.ToolResult and vars(found) == vars(expected)
+        assert codec.dump(found) == codec.dump(expected) and repr(found) == repr(expected)
+        assert found.model_copy(update={"ok": False}) == expected.model_copy(update={"ok": False})
