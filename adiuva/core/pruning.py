@@ -33,19 +33,23 @@ def delete_with_parts(rows: QuerySet[Any]) -> Iterator[int]:
 
     Yields after each step how many rows it took. Nobody can add a part to what is deleted in the same step.
     """
-    model = rows.model
-    parts = parts_of(model)
-    size = _WHOLES if parts else BATCH
-    while ids := list(rows.order_by().values_list("pk", flat=True)[:size]):
+    model, manager = rows.model, rows.model._base_manager
+    if not (parts := parts_of(model)):
+        batch = manager.filter(pk__in=rows.order_by().values("pk")[:BATCH])
+        while deleted := batch.delete()[0]:
+            yield deleted
+            if deleted < BATCH:
+                break
+        return
+    while ids := list(rows.order_by().values_list("pk", flat=True)[:_WHOLES]):
         for part, whole in parts:
             yield from delete_with_parts(part._base_manager.filter(**{f"{whole}__in": ids}))
-        chosen = model._base_manager.filter(pk__in=ids)
+        chosen = manager.filter(pk__in=ids)
         with transaction.atomic():
-            if parts:
-                list(chosen.order_by("pk").select_for_update(of=("self",)).values_list("pk"))
+            list(chosen.order_by("pk").select_for_update(of=("self",)).values_list("pk"))
             chosen.delete()
         yield len(ids)
-        if len(ids) < size:
+        if len(ids) < _WHOLES:
             break
 
 
