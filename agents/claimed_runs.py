@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import time
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Now
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core import leases
+from adiuva.core import db, leases
 from adiuva.core.crypto import UserCipher
 from adiuva.core.leases import Lease, LeaseLost
 from adiuva.devices.models import Device, OutboxRecord
@@ -29,7 +30,7 @@ from adiuva.llm import ModelUse
 from agents import journal, runs
 from agents.extraction import PROMPT_VERSION
 from agents.journal import EventKind, JournalEntry
-from agents.models import RUN_DEADLINE, Agent, AgentCursor, Run, RunEvent, SourceInFlight
+from agents.models import RUN_DEADLINE, Agent, AgentCursor, FoundRecord, Run, RunEvent, SourceInFlight
 from billing import usage
 from integrations.models import Provider
 
@@ -76,6 +77,9 @@ class ClaimedRun:
     config_version: bytes
     seconds_to_deadline: float
     started_before: bool
+    records_wait: bool
+    changes_wait: bool
+    others_wait: bool
     crash_counts: Mapping[bytes, int]
     account: MailAccount | None
     budget_micro: int | None
@@ -105,13 +109,35 @@ def lease_duration() -> dt.timedelta:
 @transaction.atomic(savepoint=False)
 def claim(run_id: UUID) -> ClaimedRun | None:
     """Take a queued run. None: another worker has it, it ended, or it is not to be tried again yet."""
-    queued = Run.objects.filter(runs.retry_is_due(), pk=run_id, state=Run.State.QUEUED)
-    found = leases.claim(queued.select_related("agent__connection", "user"), lease_duration())
-    if not found:
-        return None
-    run, now = found[0], found[0].claimed_at
+    queued = Run.objects.filter(runs.retry_is_due(), state=Run.State.QUEUED)
+    run = lock_queued(queued.filter(pk=run_id), others=queued)
+    return begin(run) if run is not None else None
+
+
+def lock_queued(queued: QuerySet[Run], *, others: QuerySet[Run]) -> Run | None:
+    """The first of these runs that nobody has, locked until the end of the transaction, with all that `begin` wants to
+    know: one statement. `others` are those of which a worker is to be told whether there are more."""
+    of_agent = Run.objects.filter(agent_ref=OuterRef(OuterRef("agent_ref"))).order_by().values("pk")
+    waiting = OutboxRecord.objects.waiting().filter(user_id=OuterRef("user_id"), source_run__in=of_agent)
+    same_device = Device.objects.filter(user_id=OuterRef("user_id"), device_id=OuterRef("device_id"))
+    changes = FoundRecord.objects.filter(agent_id=OuterRef("agent_id"), pending__isnull=False)
+    found = leases.lock_free(
+        queued.select_related("agent__connection", "user").annotate(
+            device_row=Subquery(same_device.values("pk")[:1]),
+            records_wait=Exists(waiting),
+            changes_wait=Exists(changes),
+            sources_in_flight=Exists(SourceInFlight.objects.filter(agent_id=OuterRef("agent_id"))),
+            others_wait=Exists(others.exclude(pk=OuterRef("pk"))),
+        )
+    )
+    return found[0] if found else None
+
+
+def begin(run: Run) -> ClaimedRun | None:
+    """Give a run that `lock_queued` has found to the caller. None: it could not begin, and has ended."""
+    known: Any = run  # with what `lock_queued` has annotated
+    now, agent = run.claimed_at, run.agent
     started_before = run.started_at is not None
-    agent = run.agent
     if agent is None or agent.device_id != run.device_id:
         runs.end(run, Run.State.CANCELLED, "agent_deleted" if agent is None else "device_changed")
         return None
@@ -125,7 +151,9 @@ def claim(run_id: UUID) -> ClaimedRun | None:
         runs.end(run, Run.State.TIMEOUT, "deadline")
         return None
     deadline = run.deadline_at or now + RUN_DEADLINE
-    run.set(
+    leases.hand_over(
+        [run],
+        lease_duration(),
         state=Run.State.RUNNING,
         phase=Run.Phase.COLLECTING,
         not_before=None,
@@ -145,12 +173,11 @@ def claim(run_id: UUID) -> ClaimedRun | None:
     # After the commit: whoever deletes the agent holds its row and waits for the run's.
     if not run.dry_run:
         transaction.on_commit(lambda: Agent.objects.filter(pk=agent.pk).update(last_run_at=now))
-    same_device = Device.objects.of(run.user_id).filter(device_id=run.device_id)
-    device = None if run.is_cloud else same_device.values_list("pk", flat=True).first()
+    device = None if run.is_cloud else known.device_row
     entries = [JournalEntry(EventKind.STARTED, count=run.attempt)]
     if run.slots > 1 and not started_before:
         entries.append(JournalEntry(EventKind.NOTE, "slots_missed", count=run.slots))
-    if device and not run.dry_run and (adopted := _adopt_records(run, device)):
+    if known.records_wait and device and not run.dry_run and (adopted := _adopt_records(run, device)):
         entries.append(JournalEntry(EventKind.NOTE, "records_taken_over", count=adopted))
     journal.write(run, entries)
     cipher = cipher_for(run.user_id)
@@ -173,7 +200,10 @@ def claim(run_id: UUID) -> ClaimedRun | None:
         config_version=version,
         seconds_to_deadline=(deadline - now).total_seconds(),
         started_before=started_before,
-        crash_counts=_clear_previous_attempt(agent),
+        records_wait=known.records_wait,
+        changes_wait=known.changes_wait,
+        others_wait=known.others_wait,
+        crash_counts=_clear_previous_attempt(agent) if known.sources_in_flight else {},
         account=_account(agent, cipher, version),
         budget_micro=agent.budget_micro,
         cost_micro=run.cost_micro,
@@ -249,28 +279,31 @@ def current_run(claimed: ClaimedRun) -> Run:
     return run
 
 
+# The columns of a run's counts, by the names under which they are added to.
+_COUNTS: Final = {
+    "seen": "files_seen",
+    "done": "files_done",
+    "unchanged": "files_unchanged",
+    "failed": "files_failed",
+    "due": "sources_due",
+}
+# How long counts wait that nobody needs at once.
+_HOLD_COUNTS_S: Final = 1.0
+
+
 def add_counts(
     claimed: ClaimedRun,
     *,
-    seen: int = 0,
-    done: int = 0,
-    unchanged: int = 0,
-    failed: int = 0,
-    due: int = 0,
     entries: Iterable[JournalEntry] = (),
     phase: Run.Phase | None = None,
     passed_over: Mapping[str, int] | None = None,
+    **counts: int,
 ) -> None:
-    """Add to a run's counts and journal; `passed_over` replaces what was counted so far. `due`: of a dry run, how many
-    sources a real one would read. One statement if there are no entries. Raises LeaseLost."""
-    added = {
-        "files_seen": seen,
-        "files_done": done,
-        "files_unchanged": unchanged,
-        "files_failed": failed,
-        "sources_due": due,
+    """Add to a run's counts (`_COUNTS`) and journal; `passed_over` replaces what was counted so far. `due`: of a dry
+    run, how many sources a real one would read. One statement if there are no entries. Raises LeaseLost."""
+    changes: dict[str, Any] = {
+        column: F(column) + counts[name] for name, column in _COUNTS.items() if counts.get(name)
     }
-    changes: dict[str, Any] = {name: F(name) + count for name, count in added.items() if count}
     if phase is not None:
         changes["phase"] = phase
     if passed_over is not None:
@@ -279,6 +312,38 @@ def add_counts(
         _write_with_entries(claimed, changes, entries)
     elif changes:
         claimed.lease.write(**changes)
+
+
+def add_counts_to(run: Run, *, passed_over: Mapping[str, int] | None = None, **counts: Any) -> None:
+    """The same to a row that is locked and about to be saved. A phase is over then."""
+    for name, column in _COUNTS.items():
+        setattr(run, column, getattr(run, column) + counts.get(name, 0))
+    if passed_over is not None:
+        run.passed_over = dict(passed_over)
+
+
+class HeldCounts:
+    """Counts of a run that nobody needs at once: they go with the next ones that somebody does, or with the run's end.
+
+    Nothing is lost with them if the worker dies, because each attempt counts its files anew.
+    """
+
+    def __init__(self, claimed: ClaimedRun) -> None:
+        self._claimed = claimed
+        self._held: dict[str, Any] = {}
+        self._since = time.monotonic()
+
+    async def add(self, *, hold: bool, entries: Sequence[JournalEntry] = (), **counts: Any) -> None:
+        """As `add_counts`. With `hold` they are written within a second or so, but those with entries at once."""
+        for name, value in counts.items():
+            self._held[name] = self._held.get(name, 0) + value if name in _COUNTS else value
+        if entries or not hold or time.monotonic() - self._since > _HOLD_COUNTS_S:
+            await db.run(add_counts, self._claimed, entries=entries, **self.take())
+
+    def take(self) -> dict[str, Any]:
+        """What is held, for who writes it."""
+        held, self._held, self._since = self._held, {}, time.monotonic()
+        return held
 
 
 @transaction.atomic

@@ -16,6 +16,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
 from adiuva.core.crypto import UserCipher
+from adiuva.core.db import prepared_cursor
 from adiuva.devices.models import OutboxRecord
 from agents.claimed_runs import ClaimedRun
 from agents.ledger import Identity
@@ -34,7 +35,7 @@ _NEVER_THERE: Final = (OutboxRecord.State.UNDONE, OutboxRecord.State.WITHDRAWN)
 # The times keep the order within a document.
 _INSERT: Final = """
 INSERT INTO agents_foundrecord (id, user_id, agent_id, document, "table", found, updated_at)
-SELECT id, %s, %s, document, name, found, statement_timestamp() + place * interval '1 microsecond'
+SELECT id, %s::uuid, %s::uuid, document, name, found, statement_timestamp() + place * interval '1 microsecond'
 FROM unnest(%s::uuid[], %s::uuid[], %s::text[], %s::bytea[]) WITH ORDINALITY AS new (id, document, name, found, place)
 ON CONFLICT (id) DO UPDATE SET found = excluded.found, updated_at = excluded.updated_at
 """
@@ -103,7 +104,7 @@ def add(claimed: ClaimedRun, found: Sequence[tuple[UUID, UUID, Record]]) -> None
         [record.table for _, _, record in found],
         [_sealed(claimed.cipher, key, record.data) for key, _, record in found],
     ]
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(_INSERT, [claimed.user_id, claimed.agent_id, *columns])
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import orjson
-from django.db import connection
 from django.utils.translation import gettext, gettext_noop
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
+from adiuva.core.db import prepared_cursor
 from adiuva.core.errors import packed, unpacked
 from adiuva.core.language import said
 from adiuva.documents import Document
@@ -104,12 +104,12 @@ def _conflicts(run: Run, again: Sequence[tuple[UUID, JournalEntry]]) -> list[Jou
     return found
 
 
-# ORDER BY: the numbers are given in this order.
-_INSERT = """
+# ORDER BY: the numbers are given in this order. With `insert_values`; also as a part of other statements.
+INSERT_SQL: Final = """
 INSERT INTO agents_runevent AS known (run_id, nonce, kind, code, count, details)
-SELECT %s, nonce, kind, code, count, details
-FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::int[], %s::bytea[]) WITH ORDINALITY
-    AS entry (nonce, kind, code, count, details, place)
+SELECT %(run)s::uuid, nonce, kind, code, count, details
+FROM unnest(%(nonces)s::uuid[], %(kinds)s::text[], %(codes)s::text[], %(counts)s::int[], %(details)s::bytea[])
+    WITH ORDINALITY AS entry (nonce, kind, code, count, details, place)
 ORDER BY place
 ON CONFLICT (run_id, nonce) DO UPDATE SET is_over = false
     WHERE known.is_over AND known.count IS NOT DISTINCT FROM excluded.count
@@ -117,18 +117,27 @@ RETURNING nonce
 """
 
 
+def insert_values(run: Run, entries: Sequence[JournalEntry]) -> dict[str, Any]:
+    """The parameters of INSERT_SQL for entries of which each is a new event."""
+    return _insert_values(run, {_nonce(run, entry): entry for entry in entries})
+
+
+def _insert_values(run: Run, entries: Mapping[UUID, JournalEntry]) -> dict[str, Any]:
+    return {
+        "run": run.pk,
+        "nonces": list(entries),
+        "kinds": [str(entry.kind) for entry in entries.values()],
+        "codes": [entry.code for entry in entries.values()],
+        "counts": [entry.count for entry in entries.values()],
+        "details": [_seal(run, nonce, entry) for nonce, entry in entries.items()],
+    }
+
+
 def _insert(run: Run, entries: Mapping[UUID, JournalEntry]) -> set[UUID]:
     if not entries:
         return set()
-    columns: list[list[Any]] = [
-        list(entries),
-        [str(entry.kind) for entry in entries.values()],
-        [entry.code for entry in entries.values()],
-        [entry.count for entry in entries.values()],
-        [_seal(run, nonce, entry) for nonce, entry in entries.items()],
-    ]
-    with connection.cursor() as cursor:
-        cursor.execute(_INSERT, [run.pk, *columns])
+    with prepared_cursor() as cursor:
+        cursor.execute(INSERT_SQL, _insert_values(run, entries))
         return {nonce for (nonce,) in cursor.fetchall()}
 
 

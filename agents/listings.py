@@ -55,6 +55,7 @@ class Listing:
         self._claimed = claimed
         self._seen: dict[bytes, bytes] = {}  # content hash by key
         self._is_new = False  # whether anything is listed that the ledger does not hold
+        self._of_agent: int | None = None  # sources of the ledger, counted with the end of the list
         self._missed: set[bytes] = set()  # seen again after they were missed
         self._contents: set[bytes] = set()  # being read in this run
         self._changed: list[ListedFile] = []
@@ -85,7 +86,8 @@ class Listing:
     def compare(self, files: Sequence[ListedFile], *, last: bool) -> Compared:
         """Sort a piece of the list. `last`: nothing follows, so files that waited are sorted too."""
         found = Compared()
-        mine = ledger.known_sources(self._claimed, [file.key for file in files])
+        mine = ledger.known_sources(self._claimed, [file.key for file in files], counted=last)
+        self._of_agent = mine.of_agent
         self._seen.update((file.key, file.content_key) for file in files)
         self._is_new = self._is_new or len(mine) < len(files)
         self._missed.update(key for key, row in mine.items() if row.missed)
@@ -213,7 +215,9 @@ class Listing:
         """Whether the ledger may hold sources that were not listed. If nothing was new, their number says it."""
         if self._is_new:
             return True
-        return Source.objects.filter(agent_id=self._claimed.agent_id).count() > len(self._seen)
+        if self._of_agent is None:
+            self._of_agent = Source.objects.filter(agent_id=self._claimed.agent_id).count()
+        return self._of_agent > len(self._seen)
 
     def _enter_copies(self, found: Compared) -> None:
         if not self._copies:

@@ -75,8 +75,10 @@ class _Parts:
 class LocalFolders:
     """Reads folders on a device: only new or changed files if the device can list them first in a manifest."""
 
-    def __init__(self, link: DeviceLink, claimed: claimed_runs.ClaimedRun) -> None:
-        self._link, self._claimed = link, claimed
+    def __init__(
+        self, link: DeviceLink, claimed: claimed_runs.ClaimedRun, counts: claimed_runs.HeldCounts
+    ) -> None:
+        self._link, self._claimed, self._counts = link, claimed, counts
         self._run_id = str(claimed.run_id)
         # Files requested and not received: path → content hash.
         self._requested: dict[str, bytes] = {}
@@ -97,7 +99,7 @@ class LocalFolders:
         if self._sample is None:
             entries = await db.run(self._listing.finish)
             if entries:
-                await db.run(claimed_runs.add_counts, self._claimed, entries=entries)
+                await self._counts.add(hold=False, entries=entries)
 
     async def batches(self) -> AsyncGenerator[list[SourceDocument], None]:
         """Documents as they arrive.
@@ -165,9 +167,8 @@ class LocalFolders:
             for file in again[:_MAX_ENTRIES]
         ]
         self._requested |= {file.path: file.content_hash for file in found.due}
-        await db.run(
-            claimed_runs.add_counts,
-            self._claimed,
+        await self._counts.add(
+            hold=not found.due,
             seen=len(listed),
             done=found.unchanged + len(again),
             unchanged=found.unchanged + len(again),
@@ -318,9 +319,8 @@ class LocalFolders:
         passed_over = _passed_over(complete.passed_over or {})
         if passed_over:
             entries.append(_passed_over_entry(passed_over))
-        await db.run(
-            claimed_runs.add_counts,
-            self._claimed,
+        await self._counts.add(
+            hold=True,
             seen=failed - known,
             done=failed,
             failed=failed,

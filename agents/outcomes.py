@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from collections.abc import Mapping
 from typing import Any, Final
 
 from django.conf import settings
@@ -17,7 +18,7 @@ from adiuva.core.errors import Text
 from adiuva.devices import outbox
 from adiuva.devices.models import Device
 from agents import journal, runs
-from agents.claimed_runs import ClaimedRun, held
+from agents.claimed_runs import ClaimedRun, add_counts_to, held
 from agents.journal import EventKind, JournalEntry
 from agents.models import Run
 from integrations.models import Connection, Health, reconnect_text
@@ -143,9 +144,17 @@ def requeue_interrupted(claimed: ClaimedRun) -> None:
 
 
 @transaction.atomic
-def finish(claimed: ClaimedRun, state: Run.State | None = None, code: str = "", message: str = "") -> Run:
-    """End a run. Without a state its counts decide: success, partial, or error if nothing could be read."""
+def finish(
+    claimed: ClaimedRun,
+    state: Run.State | None = None,
+    code: str = "",
+    message: str = "",
+    counts: Mapping[str, Any] | None = None,
+) -> Run:
+    """End a run. Without a state its counts decide: success, partial, or error if nothing could be read. `counts` are
+    those that were not written yet."""
     run = held(claimed)
+    add_counts_to(run, **counts or {})
     if state is None:
         _count_never_read(run)
         if not run.problems:
@@ -165,5 +174,6 @@ def _count_never_read(run: Run) -> None:
     """Count sources that were seen and not done as failed. There should be none; if there are, it is no success."""
     lost = run.files_seen - run.files_done
     if lost > 0:
-        run.set(files_done=run.files_seen, files_failed=run.files_failed + lost, problems=run.problems + lost)
+        run.files_done, run.files_failed = run.files_seen, run.files_failed + lost
+        run.problems += lost
         journal.write(run, [JournalEntry(EventKind.SOURCE_FAILED, "never_read", count=lost)])

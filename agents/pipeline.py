@@ -21,8 +21,8 @@ from adiuva.core import db, tracing
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.outbox import PendingRecord
-from agents import claimed_runs, delivery, follow_up, found_records, ledger
-from agents.claimed_runs import ClaimedRun
+from agents import delivery, follow_up, found_records, ledger
+from agents.claimed_runs import ClaimedRun, HeldCounts
 from agents.extraction import Extraction, Extractor, SourceDocument
 from agents.journal import EventKind, JournalEntry
 from agents.ledger import Identity
@@ -57,8 +57,9 @@ class ModelKeepsFailing(Exception):
 class Pipeline:
     """Reads, extracts, commits and delivers everything of one run.
 
-    `progressed_at`: when a document last arrived or was read, by the monotonic clock. `found` counts what was found, by
-    table. `unread` holds the sources that failed for a transient reason.
+    `counts`: what of its counts is not written yet. `progressed_at`: when a document last arrived or was read, by the
+    monotonic clock. `found` counts what was found, by table. `unread` holds the sources that failed for a transient
+    reason.
     """
 
     source: LocalFolders | Mailbox
@@ -74,6 +75,7 @@ class Pipeline:
         self._claimed, self._link, self._progress = claimed, link, progress
         self.device = device
         self.epoch: int | None = None
+        self.counts = HeldCounts(claimed)
         self.progressed_at = time.monotonic()
         self.unread: list[JournalEntry] = []
         self.found: Counter[str] = Counter()
@@ -84,7 +86,8 @@ class Pipeline:
         self._results = GroupCommit(claimed, meter)
         self._identities: dict[bytes, Identity] = {}  # of documents that are in work
         self._read_before: set[UUID] = set()  # documents with records
-        self._may_wait = True  # records, to be delivered
+        self._may_wait = claimed.records_wait  # records, to be delivered
+        self._may_follow = claimed.changes_wait  # changes of sources, to be brought to their rows
 
     @property
     def needs_device(self) -> bool:
@@ -108,34 +111,38 @@ class Pipeline:
         elif self.needs_device:
             raise DeviceOffline  # it never connected; a link that names no device would take any
         await self._deliver_waiting()
-        rules = RecordRules(self._claimed.data_types, await self._projects(), self._claimed.zone)
-        model = llm.chat_model(purpose="extraction")
-        profile = await db.run(read_profile, self._claimed.user_id, model)
-        extractor = Extractor(model, self._claimed.prompt_template, rules, profile)
+        projects = await self._projects()
+        extractor: Extractor | None = None  # it is made when there is something to read
         at_once = settings.MODEL_CONCURRENCY_PER_USER
         # The model's client limits its calls. Twice as many lanes, because those that commit or deliver make none.
         lanes = 2 * at_once
         # Bounded: the source acknowledges no batch before its documents have found a place here.
         documents: asyncio.Queue[SourceDocument | None] = asyncio.Queue(at_once)
-        self.source = LocalFolders(self._link, self._claimed) if self.needs_device else Mailbox(self._claimed)
+        self.source = (
+            LocalFolders(self._link, self._claimed, self.counts)
+            if self.needs_device
+            else Mailbox(self._claimed)
+        )
         async with asyncio.TaskGroup() as group:
-            for lane in range(lanes):
-                group.create_task(self._lane(documents, extractor), name=f"lane {lane}")
             async with aclosing(self.source.batches()) as batches:
                 async for batch in batches:
                     if self._spent:
                         break
                     self.progressed_at = time.monotonic()
+                    if extractor is None:
+                        extractor = await self._new_extractor(projects)
+                        for lane in range(lanes):
+                            group.create_task(self._lane(documents, extractor), name=f"lane {lane}")
                     for start in range(0, len(batch), at_once):
                         await self._hand_out(batch[start : start + at_once], documents, extractor)
                         await self._progress.report()
-            await db.run(claimed_runs.add_counts, self._claimed, phase=Run.Phase.EXTRACTING)
-            for _ in range(lanes):
+            await self.counts.add(hold=extractor is None, phase=Run.Phase.EXTRACTING)
+            for _ in range(lanes if extractor else 0):
                 await documents.put(None)
         if self._spent:  # what was under way is done and delivered
             raise self._spent
         await self.source.finish()
-        await db.run(claimed_runs.add_counts, self._claimed, phase=Run.Phase.DELIVERING)
+        await self.counts.add(hold=extractor is None, phase=Run.Phase.DELIVERING)
         await self._deliver_waiting()
         await self._follow_sources()
         if self.unread and self._last_failure is not None:
@@ -161,7 +168,7 @@ class Pipeline:
 
     async def _follow_sources(self) -> None:
         """Bring what changed in the sources to the rows that were found in them."""
-        if self.device is None or self._claimed.dry_run:
+        if self.device is None or self._claimed.dry_run or not self._may_follow:
             return
         try:
             await follow_up.follow_sources(self._claimed, self._link, self.device)
@@ -188,6 +195,12 @@ class Pipeline:
                 await delivery.deliver_unassigned(self._link, self.device, records, settle)
             except (DeviceOffline, DeviceSilent):
                 self.device_lost()
+
+    async def _new_extractor(self, projects: dict[str, str]) -> Extractor:
+        model = llm.chat_model(purpose="extraction")
+        profile = await db.run(read_profile, self._claimed.user_id, model)
+        rules = RecordRules(self._claimed.data_types, projects, self._claimed.zone)
+        return Extractor(model, self._claimed.prompt_template, rules, profile)
 
     async def _projects(self) -> dict[str, str]:
         """The user's projects, so that records can refer to real ones. Without a device, none are known."""
@@ -271,6 +284,7 @@ class Pipeline:
             identity,
             extraction.verdicts,
         )
+        self._may_follow = True
         new = await self._results.commit(extracted)
         await self.source.settled(document)
         self.found.update(record.table for record in new)

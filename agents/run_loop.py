@@ -113,15 +113,21 @@ class RunLoop:
         # Without a message, only runs that have waited for one in vain.
         queued_for = dt.timedelta(seconds=0 if self._backlog else _LOST_AFTER_S)
         try:
+            if not self._backlog and not await db.run(run_queue.has_waiting):
+                return
             while self._has_room() and not self._stopped:
+                messages = self._messages
                 claimed = await db.run(run_queue.claim_next, queued_for=queued_for)
                 if claimed is None:
                     if self._backlog:
-                        messages = self._messages
                         waits = await db.run(run_queue.has_waiting)
                         self._backlog = waits or self._messages != messages  # one may have come meanwhile
                     return
                 self._spawn(runner.Execution(claimed))
+                if self._backlog and not claimed.others_wait:
+                    self._backlog = self._messages != messages
+                    if not self._backlog:
+                        return
         except Exception as error:
             # Without its database a worker waits; whatever else happens, the loop must outlive it.
             if store_of(error):

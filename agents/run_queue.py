@@ -8,15 +8,17 @@ runs, the one that was queued first. A run takes its user's slot while its lease
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from django.conf import settings
-from django.db import connection, transaction
-from django.db.models import Count, F, IntegerField, Max, Min, OuterRef, QuerySet, Subquery
+from django.db import transaction
+from django.db.models import Count, F, IntegerField, Min, QuerySet, Subquery
 from django.db.models.functions import Coalesce, Greatest, Now
 
+from adiuva.core.db import prepared_cursor
 from agents import claimed_runs, runs
 from agents.claimed_runs import ClaimedRun
 from agents.models import Run
@@ -25,6 +27,29 @@ from agents.models import Run
 _CANDIDATES: Final = 32
 # The class of the advisory locks by which one worker at a time claims for a user.
 _LOCK_CLASS: Final = 0x41444956
+# Users with a waiting run and a free slot, those first whose last turn is longest ago. Their locks are tried in that
+# order, up to the first that is free: a filter on a set that is MATERIALIZED comes after its LIMIT.
+_NEXT_USER: Final = """
+WITH waiting AS (
+    SELECT user_id, min(greatest(enqueued_at, not_before)) AS queued_at FROM agents_run
+    WHERE state = 'queued' AND enqueued_at <= statement_timestamp()
+        AND (not_before IS NULL OR not_before <= statement_timestamp()) AND user_id <> ALL(%(passed)s::uuid[])
+    GROUP BY user_id
+),
+in_turn AS MATERIALIZED (
+    SELECT user_id FROM waiting
+    WHERE queued_at <= statement_timestamp() - %(queued_for)s::interval AND (
+        SELECT count(*) FROM agents_run AS held
+        WHERE held.user_id = waiting.user_id AND state = 'running' AND lease_until > statement_timestamp()
+    ) < %(slots)s::int
+    ORDER BY (
+        SELECT max(attempted_at) FROM agents_run AS taken
+        WHERE taken.user_id = waiting.user_id AND attempted_at IS NOT NULL
+    ) NULLS FIRST, queued_at, user_id
+    LIMIT %(most)s::int
+)
+SELECT user_id FROM in_turn WHERE pg_try_advisory_xact_lock(%(locks)s::int, hashtext(user_id::text)) LIMIT 1
+"""
 # When a run could first have been claimed.
 _QUEUED_AT: Final = Greatest(F("enqueued_at"), Coalesce(F("not_before"), F("enqueued_at")))
 
@@ -37,15 +62,18 @@ class Backlog:
     oldest_s: float
 
 
+@transaction.atomic
 def claim_next(*, queued_for: dt.timedelta = dt.timedelta()) -> ClaimedRun | None:
     """Claim the run whose turn it is, if any has waited at least `queued_for`.
 
     Returns None if no run waits whose user has a slot free, or if other workers are claiming for these users.
     """
-    for user_id in _users_in_turn(queued_for):
+    passed: list[UUID] = []
+    while len(passed) < _CANDIDATES and (user_id := _lock_next_user(queued_for, passed)):
         claimed = _claim_for(user_id)
         if claimed is not None:
             return claimed
+        passed.append(user_id)
     return None
 
 
@@ -70,46 +98,40 @@ def _running() -> QuerySet[Run]:
     return Run.objects.filter(state=Run.State.RUNNING, lease_until__gt=Now()).order_by()
 
 
-def _users_in_turn(queued_for: dt.timedelta) -> list[UUID]:
-    """Users with a waiting run and a free slot, those first whose last turn is longest ago."""
-    theirs = Run.objects.filter(user_id=OuterRef("user_id")).order_by()
-    held = _running().filter(user_id=OuterRef("user_id")).values("user_id").annotate(held=Count("pk"))
-    last_turn = theirs.filter(attempted_at__isnull=False).values("user_id").annotate(at=Max("attempted_at"))
-    found = (
-        _waiting()
-        .values("user_id")
-        .annotate(queued_at=Min(_QUEUED_AT))
-        .filter(queued_at__lte=Now() - queued_for)
-        .annotate(
-            held=Coalesce(Subquery(held.values("held"), output_field=IntegerField()), 0),
-            last_turn=Subquery(last_turn.values("at")),
+def _lock_next_user(queued_for: dt.timedelta, passed: Sequence[UUID]) -> UUID | None:
+    """The user whose turn it is, but for those in `passed`. Until the end of the transaction, no other worker claims
+    for that user."""
+    with prepared_cursor() as cursor:
+        cursor.execute(
+            _NEXT_USER,
+            {
+                "queued_for": queued_for,
+                "passed": list(passed),
+                "slots": settings.RUNS["slots_per_user"],
+                "most": _CANDIDATES,
+                "locks": _LOCK_CLASS,
+            },
         )
-        .filter(held__lt=settings.RUNS["slots_per_user"])
-        .order_by(F("last_turn").asc(nulls_first=True), "queued_at", "user_id")
-    )
-    return list(found.values_list("user_id", flat=True)[:_CANDIDATES])
+        row = cursor.fetchone()
+    return row[0] if row else None
 
 
-@transaction.atomic
 def _claim_for(user_id: UUID) -> ClaimedRun | None:
-    """Claim a user's first run, unless another worker claims for that user or the slots are taken by now."""
-    if not _try_lock(user_id):
-        return None
-    # Counted again under the lock: what was true when the users were listed may be over.
-    free = settings.RUNS["slots_per_user"] - _running().filter(user_id=user_id).count()
-    if free <= 0:
-        return None
-    mine = _waiting().filter(user_id=user_id).order_by(_QUEUED_AT, "pk")
-    for run_id in mine.values_list("pk", flat=True)[:_CANDIDATES]:
-        claimed = claimed_runs.claim(run_id)
+    """Claim a user's first run, unless the slots are taken by now."""
+    # Counted again under the lock: what was true when the user was found may be over.
+    held = _running().filter(user_id=user_id).values("user_id").annotate(held=Count("pk")).values("held")
+    mine = (
+        _waiting()
+        .filter(user_id=user_id)
+        .alias(held=Coalesce(Subquery(held, output_field=IntegerField()), 0))
+        .filter(held__lt=settings.RUNS["slots_per_user"])
+        .order_by(_QUEUED_AT, "pk")
+    )
+    for _ in range(_CANDIDATES):
+        run = claimed_runs.lock_queued(mine, others=_waiting())
+        if run is None:
+            return None
+        claimed = claimed_runs.begin(run)
         if claimed is not None:
             return claimed  # the others ended: their agent is gone, or their time is over
     return None
-
-
-def _try_lock(user_id: UUID) -> bool:
-    """Take the user's advisory lock until the end of the transaction, unless another transaction has it."""
-    key: Any = int.from_bytes(user_id.bytes[-4:], "big", signed=True)
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", [_LOCK_CLASS, key])
-        return bool(cursor.fetchone()[0])

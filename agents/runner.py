@@ -282,7 +282,8 @@ class Execution:
         unread = self.pipeline.unread
         if failed := len(unread):
             await db.run(claimed_runs.add_counts, self.claimed, done=failed, failed=failed, entries=unread)
-        run = await db.run(outcomes.finish, self.claimed, state, code, message)
+        counts = self.pipeline.counts.take()
+        run = await db.run(outcomes.finish, self.claimed, state, code, message, counts)
         self._span.set(adiuva__state=str(run.state))
         if code:
             self._span.set(adiuva__code=code)

@@ -17,8 +17,10 @@ import structlog
 from django.db import transaction
 from django.db.models import CharField, Exists, F, OuterRef, Q, QuerySet, Value
 from django.db.models.functions import Now
+from psycopg.types.json import Jsonb
 
 from adiuva.core import db, enqueue, leases, metrics
+from adiuva.core.db import prepared_cursor
 from adiuva.core.errors import Conflict, NotFound
 from adiuva.devices import outbox
 from adiuva.devices.models import Device, OutboxRecord
@@ -367,24 +369,53 @@ def _expire_records() -> int:
     return expired
 
 
+# All of a run's end, since every run has one: its row with what was counted last, who is told of it, and its last line.
+_END = f"""
+WITH ended AS (
+    UPDATE agents_run SET state = %(state)s, verdict = %(verdict)s, phase = '', not_before = NULL,
+        completed_at = statement_timestamp(), undelivered = %(undelivered)s, announcement = %(announcement)s,
+        problems = %(problems)s, files_seen = %(seen)s, files_done = %(done)s, files_unchanged = %(unchanged)s,
+        files_failed = %(failed)s, passed_over = %(passed_over)s, {leases.REVOKE_SQL}
+    WHERE id = %(run)s::uuid RETURNING completed_at
+),
+{watches.RUN_ENDED_SQL},
+written AS ({journal.INSERT_SQL})
+SELECT completed_at, (SELECT count(*) FROM watches_due) FROM ended
+"""  # noqa: S608  # of our own texts
+
+
 def end(run: Run, state: Run.State, code: str, message: str = "") -> None:
-    """End a run, whose row is locked. Its holder cannot write it any more."""
-    run.revoke(
-        state=state,
-        verdict=run.verdict,
-        completed_at=db.clock(),
-        phase="",
-        not_before=None,
-        # What a local agent's run could not deliver, the agent's next run does.
-        undelivered=run.is_cloud and outbox.count_waiting(run.pk) > 0,
-        announcement=Run.Announcement.DUE if announcements.wanted(run, state, code) else "",
-    )
+    """End a run, whose row is locked. Its holder cannot write it any more. One statement for most runs."""
+    run.state, run.phase, run.not_before = state, "", None
+    # What a local agent's run could not deliver, the agent's next run does.
+    run.undelivered = run.is_cloud and outbox.count_waiting(run.pk) > 0
+    run.announcement = Run.Announcement.DUE if announcements.wanted(run, state, code) else ""
+    run.revoke_lease()
+    line = JournalEntry(EventKind.FINISHED, code, message=message)
+    with prepared_cursor() as cursor:
+        cursor.execute(
+            _END,
+            {
+                "run": run.pk,
+                "state": str(state),
+                "verdict": str(run.verdict),
+                "undelivered": run.undelivered,
+                "announcement": str(run.announcement),
+                "problems": run.problems,
+                "seen": run.files_seen,
+                "done": run.files_done,
+                "unchanged": run.files_unchanged,
+                "failed": run.files_failed,
+                "passed_over": Jsonb(run.passed_over),
+                **watches.run_ended_values(by_user=code == "cancelled"),
+                **journal.insert_values(run, [line]),
+            },
+        )
+        run.completed_at, due = cursor.fetchone()
     if run.undelivered:
         enqueue_delivery([run.user_id])
-    if run.announcement:
+    if run.announcement or due:
         enqueue.enqueue_on_commit("chat.follow_up")
-    watches.run_ended(run, by_user=code == "cancelled")
-    journal.write(run, [JournalEntry(EventKind.FINISHED, code, message=message)])
     transaction.on_commit(partial(_count, str(state), code))
     log.info("run.finished", run_id=str(run.pk), user_id=str(run.user_id), state=str(state), code=code)
 

@@ -1,7 +1,7 @@
 """Watches on runs: the chats in which users are told of a run's end.
 
-A run that is started from a chat gets a row in the same transaction. `run_ended`, which is called where every run ends,
-makes the row due; from then on it is the chat's to tell it. A turn that hears of the end itself holds the row until its
+A run that is started from a chat gets a row in the same transaction. The statement that ends a run makes the row due
+(RUN_ENDED_SQL); from then on it is the chat's to tell it. A turn that hears of the end itself holds the row until its
 answer is stored: then it is told, or due again.
 """
 
@@ -145,14 +145,20 @@ def join(run_id: UUID, place: ChatPlace) -> None:
         add(run, place, started=False)
 
 
-def run_ended(run: Run, *, by_user: bool) -> None:
-    """A run, whose row is locked, ends: whoever waits for it is to be told.
+# A run, whose row is locked, ends: whoever waits for it is to be told. A common table expression for the statement that
+# ends it, with `run` and `run_ended_values`; `watches_due` are those for which chat.follow_up is to be sent.
+RUN_ENDED_SQL: Final = """
+watches_ended AS (
+    UPDATE agents_watch SET state = %(watch_state)s, due_at = statement_timestamp()
+    WHERE run_id = %(run)s::uuid AND state = 'waiting' RETURNING state
+),
+watches_due AS (SELECT FROM watches_ended WHERE state = 'due')
+"""
 
-    `by_user`: they have cancelled it themselves, and are told nothing.
-    """
-    waiting = Watch.objects.filter(run=run, state=State.WAITING)
-    if waiting.update(state=State.TOLD if by_user else State.DUE, due_at=Now()) and not by_user:
-        enqueue_on_commit("chat.follow_up")
+
+def run_ended_values(*, by_user: bool) -> dict[str, str]:
+    """`by_user`: they have cancelled the run themselves, and are told nothing."""
+    return {"watch_state": str(State.TOLD if by_user else State.DUE)}
 
 
 def hold(run_id: UUID, place: ChatPlace) -> bool:

@@ -13,11 +13,12 @@ from typing import Any, Final
 from uuid import UUID
 
 import structlog
-from django.db import connection, transaction
+from django.db import transaction
 from psycopg.types.numeric import Int8
 
 from adiuva import llm
 from adiuva.core import db
+from adiuva.core.db import prepared_cursor
 from adiuva.core.logging import log_failure
 from adiuva.core.pruning import delete_in_batches
 from adiuva.llm import Meter, ModelUse
@@ -98,7 +99,7 @@ def record(
 ) -> None:
     """Add to what a user used today, in one statement; none if there is nothing to add."""
     if uses:
-        with connection.cursor() as cursor:
+        with prepared_cursor() as cursor:
             cursor.execute(_RECORD_SQL, used_values(user_id, purpose, uses, agent))
 
 
@@ -108,7 +109,7 @@ def settle(meter: Meter, uses: Sequence[ModelUse], *, is_over: bool) -> None:
     if not isinstance(meter, BudgetedMeter):
         record(meter.user_id, meter.purpose, uses, meter.agent)
     elif uses or (is_over and meter.has_held):
-        with connection.cursor() as cursor:
+        with prepared_cursor() as cursor:
             cursor.execute(SETTLED_SQL, settled_values(meter, uses, is_over=is_over))
 
 

@@ -44,6 +44,9 @@ from django.db.models.functions import Now
 
 LEASE_FIELDS: Final = ("lease_until", "fence")
 
+# For an UPDATE in SQL of rows that are locked: what `revoke_lease` does to an instance.
+REVOKE_SQL: Final = "lease_until = NULL, fence = fence + 1"
+
 
 class LeaseLost(Exception):
     """Another worker holds the row, or it was taken from its holder, or it is gone: stop, and write nothing."""
@@ -176,8 +179,15 @@ def claim(
     Returns at most `most` rows as they are after the claim (expressions among `changes` are not evaluated in them);
     none where others hold them or are claiming them. Without `skip_locked` it waits for those who are.
     """
-    rows = _lock(queryset.filter(is_free()), most, skip_locked)
-    return _hand_over(rows, duration, changes)
+    rows = lock_free(queryset, most=most, skip_locked=skip_locked)
+    hand_over(rows, duration, **changes)
+    return rows
+
+
+def lock_free(queryset: QuerySet[M], *, most: int = 1, skip_locked: bool = True) -> list[M]:
+    """The first half of `claim`, for those who look at rows before they take them: lock free ones until the end of the
+    transaction. They have `claimed_at`."""
+    return _lock(queryset.filter(is_free()), most, skip_locked)
 
 
 @transaction.atomic(savepoint=False)
@@ -187,26 +197,28 @@ def reclaim(queryset: QuerySet[M], *, most: int = 500, **changes: Any) -> list[M
     Returns at most `most` rows, as `claim` does, now held by nobody. In a transaction around it they stay locked.
     """
     rows = _lock(queryset.filter(is_over()), most, skip_locked=True)
-    return _hand_over(rows, None, changes)
+    hand_over(rows, None, **changes)
+    return rows
 
 
 def _lock(queryset: QuerySet[M], most: int, skip_locked: bool) -> list[M]:
     locked = queryset.select_for_update(of=("self",), no_key=True, skip_locked=skip_locked)
-    return list(locked.annotate(lease_now=Now())[:most])
+    return list(locked.annotate(claimed_at=Now())[:most])
 
 
-def _hand_over(rows: list[M], duration: dt.timedelta | None, changes: dict[str, Any]) -> list[M]:
+def hand_over(rows: Collection[M], duration: dt.timedelta | None, **changes: Any) -> None:
+    """Give rows that are locked to the caller for `duration`, or to nobody, and write `changes` into them. One UPDATE.
+    The rows become what they are then (expressions among `changes` are not evaluated in them)."""
     if not rows:
-        return []
-    now: dt.datetime = rows[0].lease_now  # type: ignore[attr-defined]  # annotated in `_lock`
+        return
+    now = next(iter(rows)).claimed_at
     until = now + duration if duration is not None else None
     _update(rows, lease_until=until, **changes)
     for row in rows:
-        row.claimed_at, row.lease_until, row.fence = now, until, row.fence + 1
+        row.lease_until, row.fence = until, row.fence + 1
         for name, value in changes.items():
             if not hasattr(value, "resolve_expression"):
                 setattr(row, name, value)
-    return rows
 
 
 def _update(rows: Collection[M], **changes: Any) -> None:

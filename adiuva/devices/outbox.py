@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import orjson
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Count, Q, QuerySet
 from django.db.models.functions import Now
 
@@ -37,7 +37,7 @@ _NOT_EDITED_BY_USER: Final = ("isApproved", "updatedAt")
 # record is queued again under its old id: a device that has it after all answers with the row that it has.
 _ADD: Final = """
 INSERT INTO devices_outboxrecord AS known (id, user_id, device_id, source_run, source, position, "table", state, sealed)
-SELECT id, %s, %s, %s, source, position, name, 'waiting', sealed
+SELECT id, %s::uuid, %s::uuid, %s::uuid, source, position, name, 'waiting', sealed
 FROM unnest(%s::uuid[], %s::bytea[], %s::bigint[], %s::text[], %s::bytea[])
     AS new (id, source, position, name, sealed)
 ON CONFLICT (id) DO UPDATE SET device_id = excluded.device_id, source_run = excluded.source_run,
@@ -47,6 +47,7 @@ WHERE known.state = 'expired'
 RETURNING id
 """
 
+_TABLES: Final = 'SELECT id, "table" FROM devices_outboxrecord WHERE id = ANY(%s::uuid[])'
 # A delivered record is no longer kept here.
 _SETTLE: Final = """
 UPDATE devices_outboxrecord AS record
@@ -118,7 +119,7 @@ def add(
     if not rows:
         return []
     columns = [list(column) for column in zip(*rows, strict=True)]
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(_ADD, [user_id, device, run_id, *columns])
         added = {key for (key,) in cursor.fetchall()}
     return [record for key, record in new.items() if key in added]
@@ -210,7 +211,11 @@ def settle(
     *, cipher: UserCipher, outcomes: Mapping[uuid.UUID, ToolResultBody | AdiuvaError]
 ) -> dict[uuid.UUID, State]:
     """Write the outcomes of records; those that were not sent stay queued. Returns the new states of the others."""
-    tables = dict(OutboxRecord.objects.filter(pk__in=outcomes).values_list("pk", "table")) if outcomes else {}
+    if not outcomes:
+        return {}
+    with prepared_cursor() as cursor:
+        cursor.execute(_TABLES, [list(outcomes)])
+        tables = dict(cursor.fetchall())
     settled: list[tuple[uuid.UUID, State, bytes | None, bytes | None]] = []
     for key, outcome in outcomes.items():
         if isinstance(outcome, DeviceOffline) or key not in tables:
@@ -224,7 +229,7 @@ def settle(
             settled.append((key, State.DELIVERED, row_id, row_hash(cipher, tables[key], outcome.row)))
     if settled:
         keys, states, row_ids, hashes = (list(column) for column in zip(*settled, strict=True))
-        with connection.cursor() as cursor:
+        with prepared_cursor() as cursor:
             cursor.execute(_SETTLE, [keys, [str(state) for state in states], row_ids, hashes])
     return {key: state for key, state, _, _ in settled}
 
