@@ -8,10 +8,10 @@ from __future__ import annotations
 import datetime as dt
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
@@ -32,37 +32,54 @@ _KEEP_WITHOUT_SOURCE: Final = dt.timedelta(days=180)
 # States of a record that is not, and will not be, on a device: the same thing found again is new.
 _NEVER_THERE: Final = (OutboxRecord.State.UNDONE, OutboxRecord.State.WITHDRAWN)
 
-# The times keep the order within a document.
-_INSERT: Final = """
+# With `insert_values`, as a part of the statement that commits results. The times keep the order within a document.
+INSERT_SQL: Final = """
 INSERT INTO agents_foundrecord (id, user_id, agent_id, document, "table", found, updated_at)
-SELECT id, %s::uuid, %s::uuid, document, name, found, statement_timestamp() + place * interval '1 microsecond'
-FROM unnest(%s::uuid[], %s::uuid[], %s::text[], %s::bytea[]) WITH ORDINALITY AS new (id, document, name, found, place)
+SELECT id, %(user)s::uuid, %(agent)s::uuid, document, name, found,
+    statement_timestamp() + place * interval '1 microsecond'
+FROM unnest(%(found_ids)s::uuid[], %(found_documents)s::uuid[], %(found_tables)s::text[], %(found)s::bytea[])
+    WITH ORDINALITY AS new (id, document, name, found, place)
 ON CONFLICT (id) DO UPDATE SET found = excluded.found, updated_at = excluded.updated_at
+"""
+_KNOWN: Final = """
+SELECT known.id, document, agent_id, known."table", found, record.state
+FROM agents_foundrecord AS known LEFT JOIN devices_outboxrecord AS record
+    ON record.id = known.id AND record.state IN ('undone', 'withdrawn', 'expired')
+WHERE known.user_id = %s AND document = ANY(%s::uuid[]) ORDER BY known.updated_at DESC, known.id LIMIT %s
+"""
+_WITH_RECORDS: Final = """
+SELECT DISTINCT document FROM agents_foundrecord WHERE user_id = %s AND document = ANY(%s::uuid[])
 """
 
 
-def lock(user_id: UUID) -> None:
-    """Let no other run of the user commit records until this transaction ends: two agents may read one document."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"records of {user_id}"])
+class _Row(NamedTuple):
+    """A record as `_KNOWN` finds it. `state` is that of its delivery, where that matters."""
+
+    id: UUID
+    document: UUID
+    agent_id: UUID | None
+    table: str
+    found: bytes
+    state: str | None
+
+
+def lock_name(user_id: UUID) -> str:
+    """Whoever holds this advisory lock lets no other run of the user commit records until its transaction ends: two
+    agents may read one document."""
+    return f"records of {user_id}"
 
 
 def known_records(claimed: ClaimedRun, identities: Iterable[Identity]) -> dict[UUID, list[KnownRecord]]:
-    """What stands in each document, by document, in the order in which it was found. One or two queries."""
+    """What stands in each document, by document, in the order in which it was found. One query."""
     wanted = list(identities)
     documents = {each.document for each in wanted} | {each.copy_of for each in wanted if each.copy_of}
-    rows: defaultdict[UUID, list[FoundRecord]] = defaultdict(list)
-    found = FoundRecord.objects.filter(user_id=claimed.user_id, document__in=documents)
-    for row in found.order_by("-updated_at", "pk")[: _MAX_OF_DOCUMENT * len(documents)]:
-        rows[row.document].append(row)
+    with prepared_cursor() as cursor:
+        cursor.execute(_KNOWN, [claimed.user_id, list(documents), _MAX_OF_DOCUMENT * len(documents)])
+        rows: defaultdict[UUID, list[_Row]] = defaultdict(list)
+        for row in map(_Row._make, cursor.fetchall()):
+            rows[row.document].append(row)
     if not rows:
         return {}
-    ids = [row.pk for each in rows.values() for row in each]
-    states = dict(
-        OutboxRecord.objects.filter(
-            pk__in=ids, state__in=(*_NEVER_THERE, OutboxRecord.State.EXPIRED)
-        ).values_list("pk", "state")
-    )
     known: dict[UUID, list[KnownRecord]] = {}
     for identity in wanted:
         listed = [(row, _relation(claimed, row)) for row in rows[identity.document]]
@@ -70,13 +87,13 @@ def known_records(claimed: ClaimedRun, identities: Iterable[Identity]) -> dict[U
             listed += [(row, "other_document") for row in rows[identity.copy_of]]
         known[identity.document] = [
             KnownRecord(
-                row.pk,
-                Record(row.table, FoundRecord.found.unseal_from(claimed.cipher, row)),
+                row.id,
+                Record(row.table, FoundRecord.found.unseal(claimed.cipher, row.found, row.id)),
                 relation,
-                lost=states.get(row.pk) == OutboxRecord.State.EXPIRED,
+                lost=row.state == OutboxRecord.State.EXPIRED,
             )
             for row, relation in reversed(listed[:_MAX_OF_DOCUMENT])
-            if states.get(row.pk) not in _NEVER_THERE
+            if row.state not in _NEVER_THERE
         ]
     return known
 
@@ -85,27 +102,26 @@ def with_records(claimed: ClaimedRun, identities: Iterable[Identity]) -> set[UUI
     """Which of these documents, or of those they are copies of, records were found in."""
     wanted = list(identities)
     documents = {each.document for each in wanted} | {each.copy_of for each in wanted if each.copy_of}
-    rows = FoundRecord.objects.filter(user_id=claimed.user_id, document__in=documents)
-    there = set(rows.values_list("document", flat=True).distinct())
+    with prepared_cursor() as cursor:
+        cursor.execute(_WITH_RECORDS, [claimed.user_id, list(documents)])
+        there = {document for (document,) in cursor.fetchall()}
     return {each.document for each in wanted if each.document in there or each.copy_of in there}
 
 
-def _relation(claimed: ClaimedRun, row: FoundRecord) -> Relation:
+def _relation(claimed: ClaimedRun, row: _Row) -> Relation:
     return "own" if row.agent_id in (claimed.agent_id, None) else "other_agent"
 
 
-def add(claimed: ClaimedRun, found: Sequence[tuple[UUID, UUID, Record]]) -> None:
-    """Remember records: (id, document, record)."""
-    if not found:
-        return
-    columns: list[list[Any]] = [
-        [key for key, _, _ in found],
-        [document for _, document, _ in found],
-        [record.table for _, _, record in found],
-        [_sealed(claimed.cipher, key, record.data) for key, _, record in found],
-    ]
-    with prepared_cursor() as cursor:
-        cursor.execute(_INSERT, [claimed.user_id, claimed.agent_id, *columns])
+def insert_values(claimed: ClaimedRun, found: Sequence[tuple[UUID, UUID, Record]]) -> dict[str, Any]:
+    """The parameters of INSERT_SQL, by which records are remembered: (id, document, record)."""
+    return {
+        "user": claimed.user_id,
+        "agent": claimed.agent_id,
+        "found_ids": [key for key, _, _ in found],
+        "found_documents": [document for _, document, _ in found],
+        "found_tables": [record.table for _, _, record in found],
+        "found": [_sealed(claimed.cipher, key, record.data) for key, _, record in found],
+    }
 
 
 def change(claimed: ClaimedRun, changes: Sequence[tuple[Change, str]]) -> None:

@@ -6,7 +6,7 @@ that should be the same but have different counts are both kept, with a note tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -69,32 +69,72 @@ def write(run: Run, entries: Iterable[JournalEntry]) -> list[JournalEntry]:
     Call it in the transaction that makes the change, with the run's row locked: then a reader who has seen a number
     has seen all smaller numbers of that run.
     """
+    prepared = prepare(run.pk, cipher_for(run.user_id), entries)
+    if not prepared.wanted:
+        return []
+    with prepared_cursor() as cursor:
+        cursor.execute(INSERT_SQL, {"run": run.pk, **prepared.values()})
+        inserted = {row[0] for row in cursor.fetchall()}
+    return settle(prepared, inserted)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Entries on their way into the journal of a run, by nonce. `again`: those that are there twice."""
+
+    run_id: UUID
+    cipher: UserCipher
+    wanted: Mapping[UUID, JournalEntry]
+    again: Sequence[tuple[UUID, JournalEntry]] = ()
+
+    def values(self) -> dict[str, Any]:
+        """The parameters of INSERT_SQL, but for `run`."""
+        return {
+            "nonces": list(self.wanted),
+            "kinds": [str(entry.kind) for entry in self.wanted.values()],
+            "codes": [entry.code for entry in self.wanted.values()],
+            "counts": [entry.count for entry in self.wanted.values()],
+            "details": [_seal(self.cipher, nonce, entry) for nonce, entry in self.wanted.items()],
+        }
+
+
+def prepare(run_id: UUID, cipher: UserCipher, entries: Iterable[JournalEntry]) -> Prepared:
+    """Entries for INSERT_SQL, after which `settle` is to be called."""
     wanted: dict[UUID, JournalEntry] = {}
     again: list[tuple[UUID, JournalEntry]] = []
     for entry in entries:
-        nonce = _nonce(run, entry)
+        nonce = _nonce(run_id, cipher, entry)
         if nonce in wanted:
             again.append((nonce, entry))
         else:
             wanted[nonce] = entry
-    inserted = _insert(run, wanted)
-    again += [(nonce, entry) for nonce, entry in wanted.items() if nonce not in inserted]
-    new = [entry for nonce, entry in wanted.items() if nonce in inserted]
-    if again:
-        new += write(run, _conflicts(run, again))
+    return Prepared(run_id, cipher, wanted, again)
+
+
+def settle(prepared: Prepared, inserted: Collection[UUID]) -> list[JournalEntry]:
+    """Write what is still to be said of entries of which these were inserted: others are there with another count.
+    Returns those that are new."""
+    new = [entry for nonce, entry in prepared.wanted.items() if nonce in inserted]
+    again = list(prepared.again)
+    again += [(nonce, entry) for nonce, entry in prepared.wanted.items() if nonce not in inserted]
+    if again and (found := _conflicts(prepared.run_id, again)):
+        more = prepare(prepared.run_id, prepared.cipher, found)
+        with prepared_cursor() as cursor:
+            cursor.execute(INSERT_SQL, {"run": more.run_id, **more.values()})
+            new += settle(more, {row[0] for row in cursor.fetchall()})
     return new
 
 
-def _nonce(run: Run, entry: JournalEntry) -> UUID:
+def _nonce(run_id: UUID, cipher: UserCipher, entry: JournalEntry) -> UUID:
     if not entry.key and not ((entry.source or entry.message) and entry.kind in _ABOUT_SOURCES):
         return uuid4()
     identity = orjson.dumps([entry.kind, entry.code, entry.source, entry.message, entry.key])
-    return UUID(bytes=cipher_for(run.user_id).fingerprint(identity, f"event of {run.pk}")[:16])
+    return UUID(bytes=cipher.fingerprint(identity, f"event of {run_id}")[:16])
 
 
-def _conflicts(run: Run, again: Sequence[tuple[UUID, JournalEntry]]) -> list[JournalEntry]:
+def _conflicts(run_id: UUID, again: Sequence[tuple[UUID, JournalEntry]]) -> list[JournalEntry]:
     """Entries for events that exist with another count: each as a new event, and a note that they differ."""
-    there = RunEvent.objects.filter(run=run, nonce__in=[nonce for nonce, _ in again])
+    there = RunEvent.objects.filter(run=run_id, nonce__in=[nonce for nonce, _ in again])
     counts = dict(there.values_list("nonce", "count"))
     found = []
     for nonce, entry in again:
@@ -104,7 +144,7 @@ def _conflicts(run: Run, again: Sequence[tuple[UUID, JournalEntry]]) -> list[Jou
     return found
 
 
-# ORDER BY: the numbers are given in this order. With `insert_values`; also as a part of other statements.
+# ORDER BY: the numbers are given in this order. With the values of `Prepared`; also as a part of other statements.
 INSERT_SQL: Final = """
 INSERT INTO agents_runevent AS known (run_id, nonce, kind, code, count, details)
 SELECT %(run)s::uuid, nonce, kind, code, count, details
@@ -113,38 +153,14 @@ FROM unnest(%(nonces)s::uuid[], %(kinds)s::text[], %(codes)s::text[], %(counts)s
 ORDER BY place
 ON CONFLICT (run_id, nonce) DO UPDATE SET is_over = false
     WHERE known.is_over AND known.count IS NOT DISTINCT FROM excluded.count
-RETURNING nonce
+RETURNING nonce, kind, count
 """
 
 
-def insert_values(run: Run, entries: Sequence[JournalEntry]) -> dict[str, Any]:
-    """The parameters of INSERT_SQL for entries of which each is a new event."""
-    return _insert_values(run, {_nonce(run, entry): entry for entry in entries})
-
-
-def _insert_values(run: Run, entries: Mapping[UUID, JournalEntry]) -> dict[str, Any]:
-    return {
-        "run": run.pk,
-        "nonces": list(entries),
-        "kinds": [str(entry.kind) for entry in entries.values()],
-        "codes": [entry.code for entry in entries.values()],
-        "counts": [entry.count for entry in entries.values()],
-        "details": [_seal(run, nonce, entry) for nonce, entry in entries.items()],
-    }
-
-
-def _insert(run: Run, entries: Mapping[UUID, JournalEntry]) -> set[UUID]:
-    if not entries:
-        return set()
-    with prepared_cursor() as cursor:
-        cursor.execute(INSERT_SQL, _insert_values(run, entries))
-        return {nonce for (nonce,) in cursor.fetchall()}
-
-
-def _seal(run: Run, nonce: UUID, entry: JournalEntry) -> bytes | None:
+def _seal(cipher: UserCipher, nonce: UUID, entry: JournalEntry) -> bytes | None:
     if not entry.source and not entry.message:
         return None
-    return RunEvent.details.seal(cipher_for(run.user_id), [entry.source, packed(entry.message)], nonce)
+    return RunEvent.details.seal(cipher, [entry.source, packed(entry.message)], nonce)
 
 
 def resolve_failures(run: Run) -> int:

@@ -8,7 +8,7 @@ import datetime as dt
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
@@ -38,15 +38,26 @@ marked AS (
 )
 SELECT agent_id FROM held
 """
-_CLEAR_IN_FLIGHT: Final = "DELETE FROM agents_sourceinflight WHERE agent_id = %s AND key = ANY(%s::bytea[])"
-_RECORD_SOURCES: Final = """
+# Forget the marks of sources that the worker has read without a crash.
+CLEAR_IN_FLIGHT_SQL: Final = """
+DELETE FROM agents_sourceinflight WHERE agent_id = %(agent)s::uuid AND key = ANY(%(keys_read)s::bytea[])
+"""
+# Write how sources were read, with `record_values`. One that is there keeps its identity.
+RECORD_SQL: Final = """
 INSERT INTO agents_source (agent_id, config_version, key, document, copy_of, content_hash, outcome, missed, updated_at)
-SELECT %s::uuid, %s::bytea, key, document, copy_of, content, outcome, 0, statement_timestamp()
-FROM unnest(%s::bytea[], %s::uuid[], %s::uuid[], %s::bytea[], %s::text[])
-    AS new (key, document, copy_of, content, outcome)
+SELECT %(agent)s::uuid, %(config_version)s::bytea, key, document, copy_of, content, outcome, 0, statement_timestamp()
+FROM unnest(%(source_keys)s::bytea[], %(documents)s::uuid[], %(copies_of)s::uuid[], %(contents)s::bytea[],
+    %(outcomes)s::text[]) AS new (key, document, copy_of, content, outcome)
 ON CONFLICT (agent_id, key) DO UPDATE SET content_hash = excluded.content_hash,
     config_version = excluded.config_version, outcome = excluded.outcome, updated_at = excluded.updated_at
 """
+# Sources of all agents of a user: agent, key, document, copy of which, content.
+_OF_USER = """
+SELECT agent_id, key, document, copy_of, content_hash
+FROM agents_source AS source JOIN agents_agent AS agent ON agent.id = source.agent_id WHERE agent.user_id = %s
+"""
+_BY_KEY = f"{_OF_USER} AND key = ANY(%s::bytea[])"
+_NEAR = f"{_OF_USER} AND (document = ANY(%s::uuid[]) OR content_hash = ANY(%s::bytea[]))"
 
 
 @dataclass(frozen=True)
@@ -112,13 +123,11 @@ def _is_read(claimed: ClaimedRun) -> Q:
 
 def identify(claimed: ClaimedRun, documents: Sequence[SourceDocument]) -> dict[bytes, Identity]:
     """What these sources are, by key. One query if all of them are known to the agent, two otherwise."""
-    of_user = Source.objects.filter(agent__user_id=claimed.user_id)
-    keys = [document.key for document in documents]
-    fields = ("agent_id", "key", "document", "copy_of", "content_hash")
     found: dict[bytes, Identity] = {}
     elsewhere: dict[bytes, Identity] = {}  # what other agents know
-    for agent, key, document, copy_of, _ in of_user.filter(key__in=keys).values_list(*fields):
-        (found if agent == claimed.agent_id else elsewhere)[bytes(key)] = Identity(document, copy_of)
+    keys = [document.key for document in documents]
+    for agent, key, document, copy_of, _ in _sources(_BY_KEY, claimed.user_id, keys):
+        (found if agent == claimed.agent_id else elsewhere)[key] = Identity(document, copy_of)
     new = [document for document in documents if document.key not in found]
     if not new:
         return found
@@ -126,15 +135,13 @@ def identify(claimed: ClaimedRun, documents: Sequence[SourceDocument]) -> dict[b
     contents = (
         [] if claimed.account else [claimed.content_key(each.content_hash) for each in new if each.content]
     )
-    near = of_user.filter(
-        Q(document__in=[each.document for each in wanted.values()]) | Q(content_hash__in=contents)
-    ).values_list(*fields)
+    near = _sources(_NEAR, claimed.user_id, [each.document for each in wanted.values()], contents)
     taken: set[UUID] = set()
     same_content: dict[bytes, UUID] = {}
     for agent, key, document, _, content in near:
-        if agent == claimed.agent_id and bytes(key) not in wanted:
+        if agent == claimed.agent_id and key not in wanted:
             taken.add(document)
-        same_content.setdefault(bytes(content), document)
+        same_content.setdefault(content, document)
     for each in new:
         identity = wanted[each.key]
         if is_mail(each):
@@ -147,6 +154,12 @@ def identify(claimed: ClaimedRun, documents: Sequence[SourceDocument]) -> dict[b
             identity = Identity(identity.document, original)
         found[each.key] = identity
     return found
+
+
+def _sources(query: str, *values: Any) -> list[tuple[UUID, bytes, UUID, UUID | None, bytes]]:
+    with prepared_cursor() as cursor:
+        cursor.execute(query, values)
+        return list(cursor.fetchall())
 
 
 def is_mail(document: SourceDocument) -> bool:
@@ -186,35 +199,29 @@ def mark_in_flight(claimed: ClaimedRun, keys: Collection[bytes]) -> None:
         raise AgentGone
 
 
-def clear_in_flight(claimed: ClaimedRun, keys: Collection[bytes]) -> None:
-    """Forget the marks of sources that the worker has read without a crash."""
-    if keys:
-        with prepared_cursor() as cursor:
-            cursor.execute(_CLEAR_IN_FLIGHT, [claimed.agent_id, list(keys)])
-
-
-def record_outcomes(
-    claimed: ClaimedRun, read: Iterable[tuple[SourceDocument, Identity, Source.Outcome]]
-) -> None:
-    """Write how sources were read. Call it in the transaction that commits what they gave."""
-    record_sources(
-        claimed,
-        [(document.key, document.content_hash, identity, outcome) for document, identity, outcome in read],
-    )
-
-
 def record_sources(
     claimed: ClaimedRun, sources: Iterable[tuple[bytes, bytes, Identity, Source.Outcome]]
 ) -> None:
     """Write sources into the ledger: (key, content hash, identity, outcome). One that is there keeps its identity."""
-    rows = {
-        key: (key, identity.document, identity.copy_of, claimed.content_key(content), str(outcome))
-        for key, content, identity, outcome in sources
-    }
-    if rows:
-        columns = [list(column) for column in zip(*rows.values(), strict=True)]
+    if sources := list(sources):
         with prepared_cursor() as cursor:
-            cursor.execute(_RECORD_SOURCES, [claimed.agent_id, claimed.config_version, *columns])
+            cursor.execute(RECORD_SQL, record_values(claimed, sources))
+
+
+def record_values(
+    claimed: ClaimedRun, sources: Iterable[tuple[bytes, bytes, Identity, Source.Outcome]]
+) -> dict[str, Any]:
+    """The parameters of RECORD_SQL for sources as `record_sources` takes them."""
+    rows = {key: (content, identity, outcome) for key, content, identity, outcome in sources}
+    return {
+        "agent": claimed.agent_id,
+        "config_version": claimed.config_version,
+        "source_keys": list(rows),
+        "documents": [identity.document for _, identity, _ in rows.values()],
+        "copies_of": [identity.copy_of for _, identity, _ in rows.values()],
+        "contents": [claimed.content_key(content) for content, _, _ in rows.values()],
+        "outcomes": [str(outcome) for _, _, outcome in rows.values()],
+    }
 
 
 @transaction.atomic
@@ -225,7 +232,7 @@ def quarantine(claimed: ClaimedRun, document: SourceDocument) -> None:
     """
     run = held_with_agent(claimed)
     identity = identify(claimed, [document])[document.key]
-    record_outcomes(claimed, [(document, identity, Source.Outcome.POISON)])
+    record_sources(claimed, [(document.key, document.content_hash, identity, Source.Outcome.POISON)])
     SourceInFlight.objects.filter(agent_id=claimed.agent_id, key=document.key).update(
         in_flight=False, crashes=settings.RUNS["max_worker_crashes"] - 1
     )

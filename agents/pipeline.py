@@ -24,6 +24,7 @@ from adiuva.devices.outbox import PendingRecord
 from agents import delivery, follow_up, found_records, ledger
 from agents.claimed_runs import ClaimedRun, HeldCounts
 from agents.extraction import Extraction, Extractor, SourceDocument
+from agents.group_commit import GroupCommit
 from agents.journal import EventKind, JournalEntry
 from agents.ledger import Identity
 from agents.local_folders import DeviceSilent, LocalFolders, list_projects
@@ -32,7 +33,7 @@ from agents.models import Run
 from agents.progress import ProgressReporter
 from agents.reconciliation import KnownRecord
 from agents.record_rules import RecordRules
-from agents.result_commits import DeviceAnswered, Extracted, ExtractionFailed, GroupCommit
+from agents.result_commits import DeviceAnswered, Extracted, ExtractionFailed
 from memory.profile import read_profile
 
 # Failures of the model in a row, after which it counts as unavailable.
@@ -185,8 +186,10 @@ class Pipeline:
         return found.get(identity.document, [])
 
     async def _deliver(self, records: list[PendingRecord], path: str) -> None:
+        tables: dict[UUID, str] = {record.id: record.table for record in records}
+
         async def settle(outcomes: delivery.Outcomes) -> None:
-            await self._results.commit(DeviceAnswered(outcomes, path))
+            await self._results.commit(DeviceAnswered(outcomes, path, tables))
 
         if self.needs_device:
             await delivery.deliver_records(self._link, records, settle)

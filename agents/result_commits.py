@@ -1,12 +1,11 @@
 """Commit what documents gave and what devices answered: all or nothing, and never for a worker that lost its lease.
 
-A transaction costs much the same for one document as for twenty. Results that arrive while one runs are committed
-together in the next one. There is no timer: a result that arrives while none runs starts one at once.
+A transaction costs much the same for one document as for twenty, so several results are written together
+(`agents.group_commit`).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,10 +13,12 @@ from typing import Final
 from uuid import UUID, uuid4
 
 from django.db import transaction
+from django.db.models import F
 
-from adiuva.core import db
 from adiuva.core.crypto import UserCipher
+from adiuva.core.db import prepared_cursor
 from adiuva.core.errors import AdiuvaError, Text
+from adiuva.core.leases import LeaseLost
 from adiuva.devices import outbox
 from adiuva.devices.models import OutboxRecord
 from adiuva.devices.outbox import NewRecord, PendingRecord
@@ -28,11 +29,10 @@ from agents.claimed_runs import AgentGone, ClaimedRun, used_columns
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
 from agents.ledger import Identity
-from agents.models import Run, RunEvent, Source
+from agents.models import RunEvent, Source
 from agents.reconciliation import Change, KnownRecord, Reconciled, Repeat, reconcile
 from agents.record_rules import Record, Verdict
 from billing import usage
-from billing.models import Purpose
 
 # Records of a document are numbered from a multiple of this, so that they keep their order within the run.
 _POSITIONS_PER_DOCUMENT: Final = 1_000
@@ -69,13 +69,63 @@ class ExtractionFailed:
 
 @dataclass(frozen=True)
 class DeviceAnswered:
-    """What a device answered, by record. `path` is that of the document in which they were found."""
+    """What a device answered, by record. `path` is that of the document in which they were found; `tables` are those
+    of the records, if they are at hand."""
 
     outcomes: Mapping[UUID, ToolResultBody | AdiuvaError]
     path: str = ""
+    tables: Mapping[UUID, str] = field(default_factory=dict)
 
 
 Result = Extracted | ExtractionFailed | DeviceAnswered
+
+
+# Locks the run and then, until the end of the transaction, what may be found in documents of its user.
+_HOLD: Final = """
+WITH held AS MATERIALIZED (
+    SELECT agent_id, files_done FROM agents_run WHERE id = %(run)s::uuid AND fence = %(fence)s FOR NO KEY UPDATE
+)
+SELECT agent_id, files_done, CASE WHEN %(locks)s THEN pg_advisory_xact_lock(hashtextextended(%(lock)s, 0))::text END
+FROM held
+"""
+_USED_SQL: Final = """
+    input_tokens = input_tokens + %(input_tokens)s, cached_tokens = cached_tokens + %(cached_tokens)s,
+    output_tokens = output_tokens + %(output_tokens)s, cost_micro = cost_micro + %(cost_micro)s
+"""
+
+
+@cache
+def _commit_sql(settling: str) -> str:
+    """All that is written of results but for the outbox, whose answer it needs. `settling`: what pays for them."""
+    return f"""
+WITH found AS ({found_records.INSERT_SQL}),
+read AS ({ledger.RECORD_SQL}),
+cleared AS ({ledger.CLEAR_IN_FLIGHT_SQL}),
+written AS ({journal.INSERT_SQL}),
+counted AS (
+    UPDATE agents_run SET files_done = files_done + %(done)s, files_failed = files_failed + %(failed)s,
+        model_calls = model_calls + %(model_calls)s, items_created = items_created + %(created)s,
+        problems = problems + (
+            SELECT COALESCE(sum(COALESCE(NULLIF(count, 0), 1)), 0) FROM written WHERE kind = ANY(%(problems)s::text[])
+        ), {_USED_SQL}
+    WHERE id = %(run)s::uuid
+){"," if settling else ""} {settling}
+SELECT nonce FROM written
+"""  # noqa: S608  # of our own texts
+
+
+# What a device created, in one statement, which is a transaction of its own.
+_CREATED: Final = f"""
+WITH held AS MATERIALIZED (
+    SELECT id FROM agents_run WHERE id = %(run)s::uuid AND fence = %(fence)s FOR NO KEY UPDATE
+),
+settled AS ({outbox.SETTLE_SQL} AND EXISTS (SELECT FROM held) RETURNING record.id),
+counted AS (
+    UPDATE agents_run SET items_created = items_created + (SELECT count(*) FROM settled)
+    FROM held WHERE agents_run.id = held.id
+)
+SELECT FROM held
+"""  # noqa: S608  # of our own texts
 
 
 def commit_results(
@@ -90,50 +140,120 @@ def commit_results(
     After this, nothing is lost if the worker dies. A dry run adds its records to the preview instead. Raises LeaseLost,
     and AgentGone, which still commits what the device answered.
     """
+    if not uses and (created := _only_created(results)) is not None:
+        _commit_created(claimed, created)
+        return [[] for _ in results]
     read = [result for result in results if isinstance(result, Extracted)]
     unread = [result for result in results if isinstance(result, ExtractionFailed)]
     with transaction.atomic():
-        run = claimed_runs.held(claimed)
-        is_gone = run.agent_id is None
+        agent_id, files_done = _hold(
+            claimed, records=any(result.records or result.verdicts for result in read)
+        )
+        is_gone = agent_id is None
         if is_gone:
             read = []
-        new, entries = (_show if claimed.dry_run else _keep)(run, claimed, read)
+        kept = _show(claimed, read) if claimed.dry_run else _keep(files_done, claimed, read)
+        entries = kept.entries
         entries += [result.entry for result in unread if result.entry is not None]
         answered = [result for result in results if isinstance(result, DeviceAnswered)]
-        created, answer_entries = settle_answers(claimed.cipher, answered)
+        created_here, answer_entries = settle_answers(claimed.cipher, answered)
         entries += answer_entries
         done: list[Extracted | ExtractionFailed] = [*read, *unread]
-        ledger.clear_in_flight(claimed, [result.document.key for result in done])
         failed = sum(result.entry is not None for result in unread)
-        run.set(
-            files_done=run.files_done + len(read) + failed,
-            files_failed=run.files_failed + failed,
-            model_calls=run.model_calls + sum(result.model_calls for result in done),
-            items_created=run.items_created + created,
-            **{name: getattr(run, name) + value for name, value in used_columns(uses).items()},
-            problems=run.problems + claimed_runs.count_problems(journal.write(run, entries)),
-        )
-        if meter is not None:
-            usage.settle(meter, uses, is_over=False)
+        settling, paid = usage.settling(meter, uses) if meter is not None else ("", {})
+        prepared = journal.prepare(claimed.run_id, claimed.cipher, entries)
+        with prepared_cursor() as cursor:
+            cursor.execute(
+                _commit_sql(settling),
+                {
+                    "run": claimed.run_id,
+                    "done": len(read) + failed,
+                    "failed": failed,
+                    "model_calls": sum(result.model_calls for result in done),
+                    "created": created_here,
+                    "problems": [str(kind) for kind in RunEvent.PROBLEMS],
+                    "keys_read": [result.document.key for result in done],
+                    **used_columns(uses),
+                    **found_records.insert_values(claimed, kept.remembered),
+                    **ledger.record_values(claimed, kept.sources),
+                    **prepared.values(),
+                    **paid,
+                },
+            )
+            inserted = {nonce for (nonce,) in cursor.fetchall()}
+        counted = [prepared.wanted[nonce] for nonce in inserted]
+        new_entries = journal.settle(prepared, inserted)
+        if len(new_entries) > len(counted):  # events that are there with another count are there twice now
+            problems = claimed_runs.count_problems(new_entries) - claimed_runs.count_problems(counted)
+            claimed.lease.write(problems=F("problems") + problems)
     if is_gone and any(isinstance(result, Extracted) for result in results):
         raise AgentGone
-    each = iter(new)
+    each = iter(kept.new)
     return [next(each) if isinstance(result, Extracted) else [] for result in results]
 
 
-def _keep(
-    run: Run, claimed: ClaimedRun, read: Sequence[Extracted]
-) -> tuple[list[list[PendingRecord]], list[JournalEntry]]:
-    """Add the new records to the outbox and the documents to the ledger, and note what became of known records."""
+def _hold(claimed: ClaimedRun, *, records: bool) -> tuple[UUID | None, int]:
+    """Lock the run, and what its user's runs find if there are `records`. Returns its agent, None if that was deleted,
+    and how many files are done. Raises LeaseLost."""
+    with prepared_cursor() as cursor:
+        cursor.execute(
+            _HOLD,
+            {
+                "run": claimed.run_id,
+                "fence": claimed.lease.fence,
+                "locks": records and not claimed.dry_run,
+                "lock": found_records.lock_name(claimed.user_id),
+            },
+        )
+        row = cursor.fetchone()
+    if row is None:
+        raise LeaseLost
+    return row[0], row[1]
+
+
+def _only_created(results: Sequence[Result]) -> list[DeviceAnswered] | None:
+    """The results, if all of them are rows that a device has created; nothing else is to be said of these."""
+    answered = [result for result in results if isinstance(result, DeviceAnswered) and result.tables]
+    if len(answered) < len(results):
+        return None
+    for result in answered:
+        for outcome in result.outcomes.values():
+            if not isinstance(outcome, ToolResultBody) or outcome.error is not None or outcome.row is None:
+                return None
+    return answered
+
+
+def _commit_created(claimed: ClaimedRun, answered: Sequence[DeviceAnswered]) -> None:
+    outcomes = {key: outcome for result in answered for key, outcome in result.outcomes.items()}
+    tables = {key: table for result in answered for key, table in result.tables.items()}
+    values = outbox.settle_values(claimed.cipher, outcomes, tables)
+    with prepared_cursor() as cursor:
+        cursor.execute(_CREATED, {"run": claimed.run_id, "fence": claimed.lease.fence, **values})
+        if cursor.fetchone() is None:
+            raise LeaseLost
+
+
+@dataclass
+class _Kept:
+    """What is to be written of documents: `remembered` and `sources` as found_records and ledger take them, `new` the
+    records of each that are in the outbox by now."""
+
+    new: list[list[PendingRecord]] = field(default_factory=list)
+    entries: list[JournalEntry] = field(default_factory=list)
+    remembered: list[tuple[UUID, UUID, Record]] = field(default_factory=list)
+    sources: list[tuple[bytes, bytes, Identity, Source.Outcome]] = field(default_factory=list)
+
+
+def _keep(files_done: int, claimed: ClaimedRun, read: Sequence[Extracted]) -> _Kept:
+    """Add the new records to the outbox, and note what became of known records."""
     if not read:
-        return [], []
+        return _Kept()
     assert (
         claimed.device is not None or claimed.account is not None
     )  # records of cloud agents get a device when they are sent
     identities = _identities(claimed, read)
     known: dict[UUID, list[KnownRecord]] = {}
     if any(result.records or result.verdicts for result in read):
-        found_records.lock(claimed.user_id)
         known = found_records.known_records(claimed, identities)
     found: list[NewRecord] = []
     remembered: list[tuple[UUID, UUID, Record]] = []
@@ -141,7 +261,7 @@ def _keep(
     repeats: list[list[Repeat]] = []
     of_result: dict[UUID, int] = {}
     for place, (result, identity) in enumerate(zip(read, identities, strict=True)):
-        document, start = result.document, (run.files_done + place) * _POSITIONS_PER_DOCUMENT
+        document, start = result.document, (files_done + place) * _POSITIONS_PER_DOCUMENT
         there = known.setdefault(identity.document, [])
         gave = _reconcile(result, there)
         for number, (record, lost) in enumerate(gave.new, start):
@@ -162,18 +282,15 @@ def _keep(
     )
     for pending in added:
         new[of_result[pending.id]].append(pending)
-    found_records.add(claimed, remembered)
     found_records.change(claimed, changes)
     outcomes = {True: Source.Outcome.QUARANTINED, False: Source.Outcome.DONE}
-    ledger.record_outcomes(
-        claimed,
-        [
-            (result.document, identity, outcomes[_has_problems(result)])
-            for result, identity in zip(read, identities, strict=True)
-        ],
-    )
+    sources = [
+        (result.document.key, result.document.content_hash, identity, outcomes[_has_problems(result)])
+        for result, identity in zip(read, identities, strict=True)
+    ]
     counted = zip(read, map(len, new), repeats, strict=True)
-    return new, [entry for result, count, again in counted for entry in _about(result, count, again)]
+    entries = [entry for result, count, again in counted for entry in _about(result, count, again)]
+    return _Kept(new, entries, remembered, sources)
 
 
 def _has_problems(result: Extracted) -> bool:
@@ -197,10 +314,9 @@ def _reconcile(result: Extracted, known: Sequence[KnownRecord]) -> Reconciled:
     return reconcile(result.records, result.verdicts, known, occurrences)
 
 
-def _show(
-    run: Run, claimed: ClaimedRun, read: Sequence[Extracted]
-) -> tuple[list[list[PendingRecord]], list[JournalEntry]]:
+def _show(claimed: ClaimedRun, read: Sequence[Extracted]) -> _Kept:
     """Add a dry run's records to its preview. None counts as new, because none is delivered."""
+    run = claimed_runs.held(claimed)
     entries: list[JournalEntry] = []
     identities = _identities(claimed, read)
     known = found_records.known_records(claimed, identities) if read else {}
@@ -211,7 +327,7 @@ def _show(
         entries += _about(result, len(gave.new))
         if not room:
             entries.append(JournalEntry(EventKind.NOTE, "preview_full", key="once"))
-    return [[] for _ in read], entries
+    return _Kept([[] for _ in read], entries)
 
 
 def _about(result: Extracted, found: int, repeats: Sequence[Repeat] = ()) -> list[JournalEntry]:
@@ -261,47 +377,3 @@ def settle_answers(cipher: UserCipher, answered: Sequence[DeviceAnswered]) -> tu
                 JournalEntry(EventKind.RECORD_UNCERTAIN, "outcome_unknown", uncertain, result.path)
             )
     return created, entries
-
-
-class _PendingResult:
-    def __init__(self, result: Result) -> None:
-        self.result = result
-        self.new: list[PendingRecord] | None = None
-        self.error: BaseException | None = None
-
-
-class GroupCommit:
-    """Commits the results of a run's lanes, together if they arrive together."""
-
-    def __init__(self, claimed: ClaimedRun, meter: Meter | None = None) -> None:
-        self._claimed, self._meter = claimed, meter or Meter(claimed.user_id, Purpose.AGENTS)
-        self._waiting: list[_PendingResult] = []
-        self._writing = asyncio.Lock()
-
-    async def commit(self, result: Result) -> list[PendingRecord]:
-        """As `commit_results`, for one result. The lane that gets the lock writes for all that wait for it."""
-        place = _PendingResult(result)
-        self._waiting.append(place)
-        async with self._writing:
-            if place.new is None and place.error is None:
-                await self._write()
-        if place.error is not None:
-            raise place.error
-        assert place.new is not None
-        return place.new
-
-    async def _write(self) -> None:
-        places, self._waiting = self._waiting, []
-        uses = self._meter.take()
-        try:
-            new = await db.run(
-                commit_results, self._claimed, [place.result for place in places], uses, self._meter
-            )
-        except BaseException as error:
-            if not isinstance(error, AgentGone):  # which has written them
-                self._meter.give_back(uses)
-            for place in places:
-                place.error = error
-            return
-        for place, found in zip(places, new, strict=True):
-            place.new = found

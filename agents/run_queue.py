@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from django.conf import settings
@@ -101,17 +101,15 @@ def _running() -> QuerySet[Run]:
 def _lock_next_user(queued_for: dt.timedelta, passed: Sequence[UUID]) -> UUID | None:
     """The user whose turn it is, but for those in `passed`. Until the end of the transaction, no other worker claims
     for that user."""
+    values: dict[str, Any] = {
+        "queued_for": queued_for,
+        "passed": list(passed),
+        "slots": settings.RUNS["slots_per_user"],
+        "most": _CANDIDATES,
+        "locks": _LOCK_CLASS,
+    }
     with prepared_cursor() as cursor:
-        cursor.execute(
-            _NEXT_USER,
-            {
-                "queued_for": queued_for,
-                "passed": list(passed),
-                "slots": settings.RUNS["slots_per_user"],
-                "most": _CANDIDATES,
-                "locks": _LOCK_CLASS,
-            },
-        )
+        cursor.execute(_NEXT_USER, values)
         row = cursor.fetchone()
     return row[0] if row else None
 

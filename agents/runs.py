@@ -19,6 +19,7 @@ from django.db.models import CharField, Exists, F, OuterRef, Q, QuerySet, Value
 from django.db.models.functions import Now
 from psycopg.types.json import Jsonb
 
+from adiuva.accounts.keys import cipher_for
 from adiuva.core import db, enqueue, leases, metrics
 from adiuva.core.db import prepared_cursor
 from adiuva.core.errors import Conflict, NotFound
@@ -392,25 +393,23 @@ def end(run: Run, state: Run.State, code: str, message: str = "") -> None:
     run.announcement = Run.Announcement.DUE if announcements.wanted(run, state, code) else ""
     run.revoke_lease()
     line = JournalEntry(EventKind.FINISHED, code, message=message)
+    values: dict[str, Any] = {
+        "run": run.pk,
+        "state": str(state),
+        "verdict": str(run.verdict),
+        "undelivered": run.undelivered,
+        "announcement": str(run.announcement),
+        "problems": run.problems,
+        "seen": run.files_seen,
+        "done": run.files_done,
+        "unchanged": run.files_unchanged,
+        "failed": run.files_failed,
+        "passed_over": Jsonb(run.passed_over),
+        **watches.run_ended_values(by_user=code == "cancelled"),
+        **journal.prepare(run.pk, cipher_for(run.user_id), [line]).values(),
+    }
     with prepared_cursor() as cursor:
-        cursor.execute(
-            _END,
-            {
-                "run": run.pk,
-                "state": str(state),
-                "verdict": str(run.verdict),
-                "undelivered": run.undelivered,
-                "announcement": str(run.announcement),
-                "problems": run.problems,
-                "seen": run.files_seen,
-                "done": run.files_done,
-                "unchanged": run.files_unchanged,
-                "failed": run.files_failed,
-                "passed_over": Jsonb(run.passed_over),
-                **watches.run_ended_values(by_user=code == "cancelled"),
-                **journal.insert_values(run, [line]),
-            },
-        )
+        cursor.execute(_END, values)
         run.completed_at, due = cursor.fetchone()
     if run.undelivered:
         enqueue_delivery([run.user_id])

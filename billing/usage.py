@@ -113,6 +113,16 @@ def settle(meter: Meter, uses: Sequence[ModelUse], *, is_over: bool) -> None:
             cursor.execute(SETTLED_SQL, settled_values(meter, uses, is_over=is_over))
 
 
+def settling(meter: Meter, uses: Sequence[ModelUse]) -> tuple[str, dict[str, Any]]:
+    """What `settle` does for work that goes on, as common table expressions of a statement, and their parameters;
+    none if there is nothing to write."""
+    if not uses:
+        return "", {}
+    if isinstance(meter, BudgetedMeter):
+        return USED_AND_PAID_SQL, settled_values(meter, uses, is_over=False)
+    return USED_SQL, used_values(meter.user_id, meter.purpose, uses, meter.agent)
+
+
 def settled_values(meter: BudgetedMeter, uses: Sequence[ModelUse], *, is_over: bool) -> dict[str, Any]:
     """The parameters of USED_AND_PAID_SQL."""
     cost = sum(use.cost_micro for use in uses)

@@ -48,12 +48,13 @@ RETURNING id
 """
 
 _TABLES: Final = 'SELECT id, "table" FROM devices_outboxrecord WHERE id = ANY(%s::uuid[])'
-# A delivered record is no longer kept here.
-_SETTLE: Final = """
+# Writes outcomes, with `settle_values`; also as a part of other statements. A delivered record is no longer kept here.
+SETTLE_SQL: Final = """
 UPDATE devices_outboxrecord AS record
 SET state = said.state, row_id_sealed = said.row_id, row_hash = said.row_hash, settled_at = statement_timestamp(),
     sealed = CASE WHEN said.state = 'uncertain' THEN record.sealed END
-FROM unnest(%s::uuid[], %s::text[], %s::bytea[], %s::bytea[]) AS said (id, state, row_id, row_hash)
+FROM unnest(%(ids)s::uuid[], %(states)s::text[], %(row_ids)s::bytea[], %(row_hashes)s::bytea[])
+    AS said (id, state, row_id, row_hash)
 WHERE record.id = said.id
 """
 
@@ -215,23 +216,34 @@ def settle(
         return {}
     with prepared_cursor() as cursor:
         cursor.execute(_TABLES, [list(outcomes)])
-        tables = dict(cursor.fetchall())
-    settled: list[tuple[uuid.UUID, State, bytes | None, bytes | None]] = []
+        settled = settle_values(cipher, outcomes, dict(cursor.fetchall()))
+        if settled["ids"]:
+            cursor.execute(SETTLE_SQL, settled)
+    return dict(zip(settled["ids"], map(State, settled["states"]), strict=True))
+
+
+def settle_values(
+    cipher: UserCipher,
+    outcomes: Mapping[uuid.UUID, ToolResultBody | AdiuvaError],
+    tables: Mapping[uuid.UUID, str],
+) -> dict[str, list[Any]]:
+    """The parameters of SETTLE_SQL for records of which `tables` has the table; without those that were not sent."""
+    settled: dict[str, list[Any]] = {"ids": [], "states": [], "row_ids": [], "row_hashes": []}
     for key, outcome in outcomes.items():
         if isinstance(outcome, DeviceOffline) or key not in tables:
             continue
+        row_id = hashed = None
         if isinstance(outcome, AdiuvaError):
-            settled.append((key, State.UNCERTAIN, None, None))
+            state = State.UNCERTAIN
         elif outcome.error is not None or outcome.row is None:
-            settled.append((key, State.REFUSED, None, None))
+            state = State.REFUSED
         else:
+            state = State.DELIVERED
             row_id = OutboxRecord.row_id_sealed.seal(cipher, str(outcome.row.get("id", "")), key)
-            settled.append((key, State.DELIVERED, row_id, row_hash(cipher, tables[key], outcome.row)))
-    if settled:
-        keys, states, row_ids, hashes = (list(column) for column in zip(*settled, strict=True))
-        with prepared_cursor() as cursor:
-            cursor.execute(_SETTLE, [keys, [str(state) for state in states], row_ids, hashes])
-    return {key: state for key, state, _, _ in settled}
+            hashed = row_hash(cipher, tables[key], outcome.row)
+        for column, value in zip(settled.values(), (key, str(state), row_id, hashed), strict=True):
+            column.append(value)
+    return settled
 
 
 def row_hash(cipher: UserCipher, table: str, row: Mapping[str, Any]) -> bytes:

@@ -36,7 +36,8 @@ def with_premature_ledger() -> None:
         found = expected(job, files)
         new = [SourceDocument("", "", "", *pair) for pair, is_due in zip(files, found, strict=True) if is_due]
         known = ledger.identify(job, new)
-        ledger.record_outcomes(job, [(each, known[each.key], Source.Outcome.DONE) for each in new])
+        done = Source.Outcome.DONE
+        ledger.record_sources(job, [(each.key, each.content_hash, known[each.key], done) for each in new])
         return found
 
     ledger.needs_reading = due_once

@@ -13,16 +13,18 @@ from django.test.utils import CaptureQueriesContext
 
 from adiuva.core import db
 from adiuva.core.leases import LeaseLost
+from adiuva.devices import outbox
 from adiuva.devices.link import DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import OutboxRecord
 from adiuva.devices.protocol import ToolResultBody
 from agents import claimed_runs, journal, ledger, result_commits, runs, services
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
+from agents.group_commit import GroupCommit
 from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, RunEvent, Source, SourceInFlight
 from agents.record_rules import Record
-from agents.result_commits import DeviceAnswered, Extracted, ExtractionFailed, GroupCommit, Result
+from agents.result_commits import DeviceAnswered, Extracted, ExtractionFailed, Result
 from tests.agents.factories import (
     accepted_by_device,
     claim_run,
@@ -140,6 +142,37 @@ def test_a_group_needs_as_many_statements_as_one_result(claimed: ClaimedRun) -> 
     ids = commit_tasks(claimed, *"abcd", path="also before")
     many = [gave(claimed, f"file {number}", "call Ada", "rest") for number in range(10)]
     assert statements([*many, *(DeviceAnswered(accepted_by_device(key)) for key in ids)]) == alone
+
+
+def test_what_a_device_created_is_one_statement_with_the_same_result(claimed: ClaimedRun) -> None:
+    alone, together = commit_tasks(claimed, "call Ada", "rest"), commit_tasks(claimed, "another", path="two")
+    unknown = uuid.uuid4()
+    answered = DeviceAnswered(
+        accepted_by_device(*alone, unknown), tables=dict.fromkeys([*alone, unknown], "tasks")
+    )
+    with CaptureQueriesContext(connection) as queries:
+        assert result_commits.commit_results(claimed, [answered]) == [[]]
+    assert len(queries) == 1
+    result_commits.commit_results(claimed, [DeviceAnswered(accepted_by_device(*together))])
+    rows = OutboxRecord.objects.filter(source_run=claimed.run_id)
+    assert {(row.state, row.sealed, bytes(row.row_hash or b"")) for row in rows} == {
+        (State.DELIVERED, None, outbox.row_hash(claimed.cipher, "tasks", {"id": "a-row"}))
+    }
+    assert {OutboxRecord.row_id_sealed.unseal_from(claimed.cipher, row) for row in rows} == {"a-row"}
+    assert run_of(claimed).items_created == 3
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing_that_a_device_created(claimed: ClaimedRun) -> None:
+    run, (waiting,) = run_of(claimed), commit_tasks(claimed, "call Ada")
+    lose_worker(run)
+    runs.sweep()
+    claim_run(run)
+    before = all_of(claimed)
+    with pytest.raises(LeaseLost):
+        result_commits.commit_results(
+            claimed, [DeviceAnswered(accepted_by_device(waiting), tables={waiting: "tasks"})]
+        )
+    assert all_of(claimed) == before
 
 
 def test_nothing_of_a_group_is_committed_by_a_worker_that_lost_its_lease(claimed: ClaimedRun) -> None:
