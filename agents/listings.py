@@ -241,15 +241,12 @@ class Listing:
 
     def _count_gone(self) -> None:
         """Count sources that are not listed any more. A copy of one that is gone takes its place."""
-        gone = self._without_those_taken_over(
-            [
-                row
-                for row in Source.objects.filter(agent_id=self._claimed.agent_id).only(
-                    "pk", "key", "document", "missed"
-                )
-                if bytes(row.key) not in self._seen
-            ]
-        )
+        mine = Source.objects.filter(agent_id=self._claimed.agent_id)
+        # Of all that is there, and mostly none has gone, no model instances are made.
+        unlisted = [pk for pk, key in mine.values_list("pk", "key") if bytes(key) not in self._seen]
+        if not unlisted:
+            return
+        gone = self._without_those_taken_over(list(mine.filter(pk__in=unlisted)))
         over = [row.pk for row in gone if row.missed + 1 >= MAX_MISSED]
         Source.objects.filter(pk__in=over).delete()
         Source.objects.filter(pk__in=[row.pk for row in gone if row.pk not in over]).update(

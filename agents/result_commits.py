@@ -359,8 +359,11 @@ def _about(result: Extracted, found: int, repeats: Sequence[Repeat] = ()) -> lis
 
 def settle_answers(cipher: UserCipher, answered: Sequence[DeviceAnswered]) -> tuple[int, list[JournalEntry]]:
     """Write what the device answered for records. Returns how many it created, and the journal entries to write."""
+    tables = {key: table for result in answered for key, table in result.tables.items()}
     settled = outbox.settle(
-        cipher=cipher, outcomes={key: o for result in answered for key, o in result.outcomes.items()}
+        cipher=cipher,
+        outcomes={key: o for result in answered for key, o in result.outcomes.items()},
+        tables=tables if all(result.tables for result in answered) else None,
     )
     created = sum(state == OutboxRecord.State.DELIVERED for state in settled.values())
     entries = []

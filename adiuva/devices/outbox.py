@@ -209,17 +209,26 @@ def mark_sent(ids: Collection[uuid.UUID]) -> None:
 
 
 def settle(
-    *, cipher: UserCipher, outcomes: Mapping[uuid.UUID, ToolResultBody | AdiuvaError]
+    *,
+    cipher: UserCipher,
+    outcomes: Mapping[uuid.UUID, ToolResultBody | AdiuvaError],
+    tables: Mapping[uuid.UUID, str] | None = None,
 ) -> dict[uuid.UUID, State]:
-    """Write the outcomes of records; those that were not sent stay queued. Returns the new states of the others."""
+    """Write the outcomes of records; those that were not sent stay queued. Returns the new states of the others.
+
+    `tables` are those of the records, which are looked up if they are not at hand.
+    """
     if not outcomes:
         return {}
     with prepared_cursor() as cursor:
-        cursor.execute(_TABLES, [list(outcomes)])
-        settled = settle_values(cipher, outcomes, dict(cursor.fetchall()))
-        if settled["ids"]:
-            cursor.execute(SETTLE_SQL, settled)
-    return dict(zip(settled["ids"], map(State, settled["states"]), strict=True))
+        if tables is None:
+            cursor.execute(_TABLES, [list(outcomes)])
+            tables = dict(cursor.fetchall())
+        values = settle_values(cipher, outcomes, tables)
+        if not values["ids"]:
+            return {}
+        cursor.execute(f"{SETTLE_SQL} RETURNING record.id, record.state", values)
+        return {key: State(state) for key, state in cursor.fetchall()}
 
 
 def settle_values(

@@ -163,7 +163,7 @@ def test_what_a_device_created_is_one_statement_with_the_same_result(claimed: Cl
 
 
 def test_a_worker_that_lost_its_lease_writes_nothing_that_a_device_created(claimed: ClaimedRun) -> None:
-    run, (waiting,) = run_of(claimed), commit_tasks(claimed, "call Ada")
+    run, (waiting,) = run_of(claimed), commit_tasks(claimed, "call Ada", path="before")
     lose_worker(run)
     runs.sweep()
     claim_run(run)
