@@ -6,7 +6,7 @@ import os
 
 from celery import Celery, signals
 
-from adiuva.core import celery_beat, celery_heartbeat
+from adiuva.core import celery_beat, celery_heartbeat, garbage
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
 
@@ -33,6 +33,11 @@ def _start_worker_metrics_and_traces(**_: object) -> None:
 
     metrics.serve()
     tracing.start("worker")
+
+
+@signals.worker_ready.connect
+def _tune_garbage_collector(**_: object) -> None:
+    garbage.tune()
 
 
 @signals.beat_init.connect

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import logging
 import os
 import sys
 from typing import Any, Final
+
+from adiuva.core import garbage
 
 # Above the protocol's limit of 1 MiB, so that our own close code (4413) answers a frame that is too large.
 _MAX_WEBSOCKET_MESSAGE_BYTES: Final = 4 * 1024 * 1024
@@ -50,7 +51,7 @@ def _run_uvicorn(host: str, port: int) -> None:
             await shutdown.run_hooks()
             await super().shutdown(sockets)
 
-    _tune_garbage_collector()
+    garbage.tune()
     config = uvicorn.Config(
         "adiuva.asgi:application",
         host=host,
@@ -83,7 +84,7 @@ def _run_daphne(host: str, port: int) -> None:
     from adiuva.asgi import application  # isort: split
     from adiuva import daphne_server
 
-    _tune_garbage_collector()
+    garbage.tune()
     daphne_server.make(
         application,
         host=host,
@@ -116,18 +117,6 @@ def _return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _RETURN_BLOCKS_FROM_BYTES)
     except (OSError, AttributeError):  # another system's allocator
         pass
-
-
-def _tune_garbage_collector() -> None:
-    """Collect less often, and never look through what was loaded at the start.
-
-    A full collection went through all loaded modules and stopped every stream for 0.4 s. What streams allocate lives
-    for minutes, so a collection every 700 allocations finds nothing. Full collections must not become rarer than this:
-    REST requests leave reference cycles, and 3,000 requests then grew a process to 360 MB instead of 250 MB.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 5)
 
 
 if __name__ == "__main__":
