@@ -33,7 +33,7 @@ PRIOR_RATINGS: Final = 10
 class Developer(Copied):
     """Who publishes plugins. The row outlives the account, without a name: who bought something still has it.
 
-    What is copied, as `payments.copies` has it, is the account at Stripe.
+    The account at Stripe is copied (`payments.copies`).
     """
 
     class State(models.TextChoices):
