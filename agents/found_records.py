@@ -125,7 +125,7 @@ def insert_values(claimed: ClaimedRun, found: Sequence[tuple[UUID, UUID, Record]
 
 
 def change(claimed: ClaimedRun, changes: Sequence[tuple[Change, str]]) -> None:
-    """Note what became of records, with the path of their source: the device is told later (`agents.follow_up`)."""
+    """Note what became of records, and the path of their source. The device is told later (`agents.follow_up`)."""
     if not changes:
         return
     rows = FoundRecord.objects.in_bulk([each.known.id for each, _ in changes])

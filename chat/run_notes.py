@@ -2,8 +2,8 @@
 
 The end of a run that was started from a chat is given to the turn that runs there, as data with a sentence of ours,
 before its next call of the model. It counts as told in the transaction that stores the answer, if the model has
-answered after it; else it is due again, and a turn of its own tells it (chat.followups). Rows decide: what reaches a
-turn's process is only the hint that it may look.
+answered after it; else it is due again, and a turn of its own tells it (chat.followups). Rows decide: a turn's process
+gets only the hint that it may look.
 """
 
 from __future__ import annotations
