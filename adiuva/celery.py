@@ -6,7 +6,7 @@ import os
 
 from celery import Celery, signals
 
-from adiuva.core import celery_beat, celery_heartbeat, garbage
+from adiuva.core import celery_beat_thread, celery_heartbeat, garbage
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
 
@@ -23,7 +23,7 @@ app.set_default()  # also for other threads, where Celery knows no current app
 app.on_configure.connect(_refuse_unsafe_start)
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
-celery_beat.connect(app)
+celery_beat_thread.connect(app)
 celery_heartbeat.connect(app)
 
 

@@ -175,7 +175,7 @@ CACHES = {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
         "LOCATION": REDIS_URL,
         "KEY_PREFIX": "adiuva",
-        "OPTIONS": {"serializer": "adiuva.core.cache.JSONSerializer"},
+        "OPTIONS": {"serializer": "adiuva.core.cache_serializer.JSONSerializer"},
     }
 }
 

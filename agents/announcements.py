@@ -1,4 +1,4 @@
-"""Decides which ends of scheduled runs are announced to users unasked (chat.announcements writes the message).
+"""Decides which ends of scheduled runs are announced to users unasked (chat.run_announcements writes the message).
 
 `runs.end` asks here, so the mark stands in the transaction in which a run ends.
 """

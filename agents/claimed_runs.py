@@ -1,7 +1,7 @@
 """A run in a worker's hands: claim it, keep its lease, and write to it.
 
 A claim gives the worker a lease with a new fence (`adiuva.core.leases`). Every later write goes through that lease, so
-a worker that was thought dead cannot overwrite its successor. How a worker lets go of a run is in `agents.outcomes`.
+a worker that was thought dead cannot overwrite its successor. How a worker lets go of a run is in `agents.run_release`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Final
 
 from adiuva.accounts.validators import timezones
 from adiuva.core.errors import Text
-from agents.catalog import DATA_TYPES
+from agents.agent_types import DATA_TYPES
 from agents.cron import BadCron, Cron
 
 _ABSOLUTE: Final = re.compile(r"^(/|[A-Za-z]:[\\/]|\\\\[^\\/]+[\\/][^\\/]+)")

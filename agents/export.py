@@ -8,8 +8,8 @@ from typing import Any, Final
 from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from adiuva.core.crypto import UserCipher
+from adiuva.core.export_archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from agents import journal, preview, run_changes
 from agents.models import Agent, FoundRecord, Run, RunEvent, Watch
 

@@ -22,7 +22,7 @@ from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.documents import Head, Part, cut_into_parts
 from agents.prompt_context import describe_known, nearest_known, nearest_projects
 from agents.reconciliation import KnownRecord
-from agents.record_rules import Record, RecordRules, RejectedRecord, Verdict, in_order
+from agents.record_validation import Record, RecordRules, RejectedRecord, Verdict, in_order
 
 PART_CHARS: Final = 8_000
 # How much of an unusable answer is shown to the model again.

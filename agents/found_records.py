@@ -22,7 +22,7 @@ from agents.claimed_runs import ClaimedRun
 from agents.ledger import Identity
 from agents.models import FoundRecord, Run, Source
 from agents.reconciliation import KEPT_FIELDS, Change, KnownRecord, Relation
-from agents.record_rules import Record
+from agents.record_validation import Record
 
 # Of one document; the latest.
 _MAX_OF_DOCUMENT: Final = 2_000
@@ -125,7 +125,7 @@ def insert_values(claimed: ClaimedRun, found: Sequence[tuple[UUID, UUID, Record]
 
 
 def change(claimed: ClaimedRun, changes: Sequence[tuple[Change, str]]) -> None:
-    """Note what became of records, and the path of their source. The device is told later (`agents.follow_up`)."""
+    """Note what became of records, and the path of their source. The device is told later (`agents.source_changes`)."""
     if not changes:
         return
     rows = FoundRecord.objects.in_bulk([each.known.id for each, _ in changes])

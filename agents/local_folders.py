@@ -31,8 +31,8 @@ from adiuva.devices.protocol import (
 from adiuva.documents import Document
 from agents import claimed_runs, journal, ledger, preview
 from agents.extraction import SourceDocument
+from agents.folder_listings import ListedFile, Listing
 from agents.journal import EventKind, JournalEntry
-from agents.listings import ListedFile, Listing
 
 MAX_DOCUMENT_CHARS: Final = 32 * 1024 * 1024
 # Files requested and not received, beyond which further manifests wait.

@@ -22,10 +22,10 @@ from agents.runs import NoConnection
 from agents.services import connection_for
 from integrations import tokens
 from integrations.gmail import GmailSync
-from integrations.mail.documents import DueFilter, MailItem
-from integrations.mail.documents import MailDocument as Message
 from integrations.mail.filters import Filters
-from integrations.mail.provider_client import MailboxAccount
+from integrations.mail.mailbox_types import DueFilter, MailItem
+from integrations.mail.mailbox_types import MailDocument as Message
+from integrations.mail.provider_http import MailboxAccount
 from integrations.mail.sync import MailboxSync
 from integrations.models import Provider
 from integrations.outlook import OutlookSync

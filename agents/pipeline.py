@@ -21,7 +21,7 @@ from adiuva.core import db, tracing
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.outbox import PendingRecord
-from agents import delivery, follow_up, found_records, ledger
+from agents import delivery, found_records, ledger, source_changes
 from agents.claimed_runs import ClaimedRun, HeldCounts
 from agents.extraction import Extraction, Extractor, SourceDocument
 from agents.group_commit import GroupCommit
@@ -32,7 +32,7 @@ from agents.mailbox import Mailbox
 from agents.models import Run
 from agents.progress import ProgressReporter
 from agents.reconciliation import KnownRecord
-from agents.record_rules import RecordRules
+from agents.record_validation import RecordRules
 from agents.result_commits import DeviceAnswered, Extracted, ExtractionFailed
 from memory.profile import read_profile
 
@@ -172,7 +172,7 @@ class Pipeline:
         if self.device is None or self._claimed.dry_run or not self._may_follow:
             return
         try:
-            await follow_up.follow_sources(self._claimed, self._link, self.device)
+            await source_changes.follow_sources(self._claimed, self._link, self.device)
         except (DeviceOffline, DeviceSilent):
             if self.needs_device:
                 raise

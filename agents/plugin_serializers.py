@@ -8,7 +8,7 @@ from rest_framework import serializers
 
 from adiuva.core.language import said
 from agents import configuration
-from agents.catalog import DATA_TYPES
+from agents.agent_types import DATA_TYPES
 from agents.configuration import BadPart
 from agents.models import AgentFamily, AgentType
 from integrations.models import Provider

@@ -14,7 +14,7 @@ import orjson
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import UserCipher
 from agents.models import Run
-from agents.record_rules import Record
+from agents.record_validation import Record
 
 MAX_RECORDS: Final = 1_000
 _MAX_CHARS: Final = 2 * 1024 * 1024

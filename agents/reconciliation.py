@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from uuid import UUID
 
 from adiuva.devices.tables import TABLES
-from agents.record_rules import ENTITIES, Record, Verdict, date_of, people_of
+from agents.record_validation import ENTITIES, Record, Verdict, date_of, people_of
 
 # Of an agent's own, the document says what becomes of them. Of another agent's, that agent asks. Those of another
 # document, of which this one is a copy, only say what is a repeat.

@@ -31,7 +31,7 @@ from agents.journal import EventKind, JournalEntry
 from agents.ledger import Identity
 from agents.models import RunEvent, Source
 from agents.reconciliation import Change, KnownRecord, Reconciled, Repeat, reconcile
-from agents.record_rules import Record, Verdict
+from agents.record_validation import Record, Verdict
 from billing import usage
 
 # Records of a document are numbered from a multiple of this, so that they keep their order within the run.

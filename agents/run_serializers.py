@@ -10,7 +10,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from adiuva.core.representation import ModelSerializer
-from agents import journal, preview, run_reports, watches
+from agents import journal, preview, run_reports, run_watches
 from agents.models import AgentFamily, AgentType, Run
 from agents.serializers import FAMILY_HELP
 
@@ -165,7 +165,7 @@ class RunDetailSerializer(RunSerializer):
 
     @extend_schema_field(serializers.UUIDField(allow_null=True))
     def get_conversation_id(self, run: Run) -> UUID | None:
-        return watches.conversation_of(run)
+        return run_watches.conversation_of(run)
 
     def get_journal(self, run: Run) -> list[dict[str, Any]]:
         return list(EventSerializer(self.context["journal"], many=True).data)

@@ -24,7 +24,7 @@ from adiuva.devices import presence
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.protocol import AgentCancel, Error
 from adiuva.devices.run_frame_buffer import FlowExceeded
-from agents import claimed_runs, outcomes
+from agents import claimed_runs, run_release
 from agents.claimed_runs import AgentGone, ClaimedRun
 from agents.local_folders import DeviceSilent
 from agents.models import Run
@@ -69,7 +69,7 @@ async def _requeue(claimed: ClaimedRun) -> None:
     until = time.monotonic() + claimed_runs.lease_duration().total_seconds()
     while time.monotonic() < until:
         try:
-            await db.run(outcomes.requeue_interrupted, claimed)
+            await db.run(run_release.requeue_interrupted, claimed)
             return
         except LeaseLost:
             return
@@ -148,7 +148,7 @@ class Execution:
         try:
             await self._first(self.pipeline.run(), self._watch())
         except DeviceOffline:
-            await db.run(outcomes.wait_for_device, self.claimed, epoch=self.pipeline.epoch)
+            await db.run(run_release.wait_for_device, self.claimed, epoch=self.pipeline.epoch)
         except (_Cancelled, AgentGone):
             await self._stop(Run.State.CANCELLED, "cancelled")
         except _DeadlineReached:
@@ -163,7 +163,7 @@ class Execution:
         except llm.BudgetSpent:
             await self._wait_for_budget()
         except NeedsReauth as error:
-            waits = await db.run(outcomes.wait_for_reauth, self.claimed)
+            waits = await db.run(run_release.wait_for_reauth, self.claimed)
             if not waits and not await self._retry_later(error.code):
                 await self._stop(Run.State.ERROR, error.code, error.message)
         except ProviderUnavailable as error:
@@ -228,13 +228,13 @@ class Execution:
             await self._stop(Run.State.ERROR, error.code, error.message)
 
     async def _wait_for_budget(self) -> None:
-        await db.run(outcomes.wait_for_budget, self.claimed)
+        await db.run(run_release.wait_for_budget, self.claimed)
         await self._cancel_on_device()
         await self.progress.report(last=await db.run(claimed_runs.current_run, self.claimed))
 
     async def _retry_later(self, code: str, message: str = "", retry_after: float | None = None) -> bool:
         """Queue the run for a later attempt. False: its retries or its time are used up."""
-        if not await db.run(outcomes.retry_later, self.claimed, code, message, retry_after=retry_after):
+        if not await db.run(run_release.retry_later, self.claimed, code, message, retry_after=retry_after):
             return False
         await self._cancel_on_device()
         await self.progress.report(last=await db.run(claimed_runs.current_run, self.claimed))
@@ -283,7 +283,7 @@ class Execution:
         if failed := len(unread):
             await db.run(claimed_runs.add_counts, self.claimed, done=failed, failed=failed, entries=unread)
         counts = self.pipeline.counts.take()
-        run = await db.run(outcomes.finish, self.claimed, state, code, message, counts)
+        run = await db.run(run_release.finish, self.claimed, state, code, message, counts)
         self._span.set(adiuva__state=str(run.state))
         if code:
             self._span.set(adiuva__code=code)

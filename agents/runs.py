@@ -25,10 +25,10 @@ from adiuva.core.db import prepared_cursor
 from adiuva.core.errors import Conflict, NotFound
 from adiuva.devices import outbox
 from adiuva.devices.models import Device, OutboxRecord
-from agents import announcements, journal, watches
+from agents import announcements, journal, run_watches
 from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, SourceInFlight
-from agents.watches import ChatPlace
+from agents.run_watches import ChatPlace
 from billing import allowances
 from billing.models import Purpose
 from integrations.models import Connection, Health
@@ -115,7 +115,7 @@ def start(
     and, from a chat, TooManyStarts.
     """
     if place is not None:
-        watches.check_starts(place)
+        run_watches.check_starts(place)
     locked = Agent.objects.select_for_update(no_key=True).filter(pk=agent.pk).first()
     if locked is None:
         raise NotFound("there is no such agent")
@@ -130,7 +130,7 @@ def start(
     run.dry_run, run.max_sources = dry_run, max_sources
     run.save(force_insert=True)
     if place is not None:
-        watches.add(run, place, started=True)
+        run_watches.add(run, place, started=True)
     wake_workers()
     return run
 
@@ -379,7 +379,7 @@ WITH ended AS (
         files_failed = %(failed)s, passed_over = %(passed_over)s, {leases.REVOKE_SQL}
     WHERE id = %(run)s::uuid RETURNING completed_at
 ),
-{watches.RUN_ENDED_SQL},
+{run_watches.RUN_ENDED_SQL},
 written AS ({journal.INSERT_SQL})
 SELECT completed_at, (SELECT count(*) FROM watches_due) FROM ended
 """  # noqa: S608  # of our own texts
@@ -405,7 +405,7 @@ def end(run: Run, state: Run.State, code: str, message: str = "") -> None:
         "unchanged": run.files_unchanged,
         "failed": run.files_failed,
         "passed_over": Jsonb(run.passed_over),
-        **watches.run_ended_values(by_user=code == "cancelled"),
+        **run_watches.run_ended_values(by_user=code == "cancelled"),
         **journal.prepare(run.pk, cipher_for(run.user_id), [line]).values(),
     }
     with prepared_cursor() as cursor:

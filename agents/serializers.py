@@ -11,11 +11,11 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.permissions import SAFE_METHODS
 
-from adiuva.core.form_fields import ChecksField, FilterConfigField, LinesField
 from adiuva.core.language import said
 from adiuva.core.representation import ModelSerializer
-from agents import choices, configuration, schedules, services
-from agents.catalog import DATA_TYPES
+from adiuva.core.serializer_fields import ChecksField, FilterConfigField, LinesField
+from agents import configuration, form_choices, schedules, services
+from agents.agent_types import DATA_TYPES
 from agents.configuration import BadPart
 from agents.models import (
     MAX_BUDGET_MICRO,
@@ -66,7 +66,7 @@ class LocalAgentSerializer(ModelSerializer[Agent]):
     device_id = serializers.CharField(
         max_length=200,
         help_text="The device whose folders are read, as it names itself in its hello.",
-        style={"options": choices.devices, "first": True},
+        style={"options": form_choices.devices, "first": True},
     )
     directory_paths = LinesField(
         child=serializers.CharField(max_length=4096, trim_whitespace=False),
@@ -100,7 +100,7 @@ class LocalAgentSerializer(ModelSerializer[Agent]):
         allow_blank=True,
         allow_null=True,
         required=False,
-        style={"options": choices.schedules},
+        style={"options": form_choices.schedules},
         help_text='Five cron fields or "@daily" and friends, such as "0 8 * * 1-5". Empty: only by hand. '
         "A local time that does not exist runs at the first minute that does; one that comes twice runs once if the "
         "hour is fixed and each time if it is a wildcard.",
@@ -110,7 +110,7 @@ class LocalAgentSerializer(ModelSerializer[Agent]):
         allow_blank=True,
         required=False,
         help_text="IANA zone of the schedule, such as Europe/Rome. Empty: your own.",
-        style={"options": choices.zones},
+        style={"options": form_choices.zones},
     )
     catch_up = serializers.ChoiceField(
         choices=CatchUp.choices,
@@ -245,7 +245,7 @@ class CloudAgentSerializer(LocalAgentSerializer):
         source="connection_id",
         required=False,
         allow_null=True,
-        style={"base_template": "choice.html", "options": choices.connections},
+        style={"base_template": "choice.html", "options": form_choices.connections},
         help_text="The account, from GET /api/v1/connections. Without it, your only one at the provider that works.",
     )
     filter_config = FilterConfigField(

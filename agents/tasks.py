@@ -9,7 +9,7 @@ from uuid import UUID
 
 from celery import shared_task, signals
 
-from adiuva.core.thread_shares import Share, within
+from adiuva.core.celery_thread_shares import Share, within
 from agents import delivery, found_records, plan_limits, reauth_notices, retention, runs, schedules
 from agents.journeys import services as journeys
 from agents.run_loop import run_loop

@@ -23,8 +23,8 @@ from adiuva.core.errors import Invalid, Text
 from adiuva.core.paging import TOTAL_COUNT, PreparedList
 from adiuva.core.rest import Done, Problem, error_responses, user_id
 from adiuva.devices import outbox
-from agents import journal, plan_limits, runs, services, undo, watches
-from agents.catalog import catalog
+from agents import journal, plan_limits, run_watches, runs, services, undo
+from agents.agent_types import catalog
 from agents.journeys import services as journeys
 from agents.journeys.serializers import (
     JourneyAnswerSerializer,
@@ -237,7 +237,7 @@ class StartRunView(APIView):
         conversation_id, follow_up = asked.pop("conversation_id", None), asked.pop("follow_up", True)
         place = None
         if conversation_id is not None:
-            place = watches.place_in(user_id(request), conversation_id, follow_up=follow_up)
+            place = run_watches.place_in(user_id(request), conversation_id, follow_up=follow_up)
         run = runs.start(agent=agent, place=place, **asked)
         return Response({"ok": True, "run_id": str(run.pk)}, status=202)
 

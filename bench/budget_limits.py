@@ -109,7 +109,7 @@ def _spend_all(user: UUID, budget: int) -> None:
     from django.utils import timezone
 
     from billing.models import Allowance
-    from billing.windows import month_of
+    from billing.months import month_of
 
     month = month_of(timezone.now(), ZoneInfo("UTC"))
     Allowance.objects.create(

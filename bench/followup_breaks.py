@@ -23,7 +23,7 @@ _OF_A_PERSON: Final = 20
 
 def mark_behind_the_message() -> None:
     """Take the mark out of the transaction of the message, as systems do that write one and then the other."""
-    from agents import watches
+    from agents import run_watches
     from chat import turn_ends
     from tests.chat.followup_breaks import Broken
 
@@ -34,7 +34,7 @@ def mark_behind_the_message() -> None:
         following = finish(**given)
         if given["request"].origin is not None and random.random() < 0.5:
             raise Broken
-        watches.settle(given["claimed"].turn_id, told=True)
+        run_watches.settle(given["claimed"].turn_id, told=True)
         return following
 
     turn_ends.finish_turn = finish_then_mark

@@ -97,7 +97,7 @@ async def _extract(model: llm.ChatModel) -> None:
 
     from adiuva.documents import cut_into_parts
     from agents.extraction import Extractor
-    from agents.record_rules import RecordRules
+    from agents.record_validation import RecordRules
     from bench.evaluation.cases import ZONE, load_cases, sample
 
     rules = RecordRules(("tasks", "timelines", "notes"), {"a": "Keller website"}, ZONE)

@@ -59,7 +59,7 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
 
     from adiuva.accounts.keys import cipher_for
     from adiuva.llm import embedding_model
-    from memory import vector_space
+    from memory import text_embedding
     from memory.entry_content import EntryContent, set_content
     from memory.models import Embedding, Entry, Memory, Tier
 
@@ -87,7 +87,7 @@ def fill(user_id: UUID, entries: int, language: Language) -> None:
         set_content(entry, content, cipher)
         made.append(entry)
         if entry.valid_to is None:
-            vector = vector_space.embed_now(content.searchable_text, user_id)
+            vector = text_embedding.embed_now(content.searchable_text, user_id)
             vectors.append(
                 Embedding(
                     entry=entry,
@@ -209,7 +209,7 @@ def cpu_of_database() -> Callable[[], float]:
 
 
 def measure(user_id: UUID, language: Language, entries: int, aim: float) -> None:
-    from memory import vector_space
+    from memory import text_embedding
 
     in_database = cpu_of_database()
     ours, cpu, orm, cpu_of_orm = [], [], [], []
@@ -232,7 +232,7 @@ def measure(user_id: UUID, language: Language, entries: int, aim: float) -> None
         questions = [language.sentence(6, 12) for _ in range(AT_A_TIME)]
         for way in (time_recall, time_orm):
             for question in questions:
-                way(question, vector_space.embed_now(question, user_id) or [])
+                way(question, text_embedding.embed_now(question, user_id) or [])
     show(
         "recall of all tiers, unsealed; four queries of the ORM", f"{median(ours):.1f}, {median(orm):.1f} ms"
     )
@@ -247,7 +247,7 @@ def _by_turns(values: list[float]) -> list[float]:
 
 
 def main(others: int = OTHERS) -> None:
-    from memory import vector_space
+    from memory import text_embedding
 
     language = Language(1)
     with Stopwatch() as watch:
@@ -263,7 +263,7 @@ def main(others: int = OTHERS) -> None:
         measure(user_id, language, entries, aim)
     for user_id, entries, aim in ((many, MANY, 0.99), (few, FEW, 1.0)):
         questions = [
-            vector_space.embed_now(language.sentence(6, 12), user_id) or [] for _ in range(QUESTIONS)
+            text_embedding.embed_now(language.sentence(6, 12), user_id) or [] for _ in range(QUESTIONS)
         ]
         hits = sum(
             len(nearest & set(recalled(user_id, "", vector, limit_tokens=100_000)))

@@ -91,7 +91,7 @@ def invite(owner: UUID) -> None:
 
 
 def limits() -> None:
-    from billing import request_limits, stored
+    from billing import request_limits, storage_quota
     from billing.models import Override
     from billing.teams.models import Team
 
@@ -103,14 +103,17 @@ def limits() -> None:
     report("providers", users, granted(users, 3, lambda user, number: connect(user, providers[number])), 1)
     for kind in ("storage_bytes", "backup_bytes"):
         users = people("pro")
-        reserve = partial(stored.reserve, kind=kind, n=GB, lifetime=HOUR)
+        reserve = partial(storage_quota.reserve, kind=kind, n=GB, lifetime=HOUR)
         found = granted(users, 10, lambda user, _, reserve=reserve: reserve(user))  # type: ignore[misc]
         report(kind, users, found, 5)
 
     # Of 100,000 vectors, a quarter in each request.
     users = people("pro")
     report(
-        "vectors / 25,000", users, granted(users, 8, lambda user, _: stored.add(user, "vectors", 25_000)), 4
+        "vectors / 25,000",
+        users,
+        granted(users, 8, lambda user, _: storage_quota.add(user, "vectors", 25_000)),
+        4,
     )
     users = people("team")
     Team.objects.bulk_create([Team(owner_id=user, seats_given=4) for user in users])

@@ -228,7 +228,7 @@ def _to_review(version: Any) -> None:
 def _act(
     chance: random.Random, plugins: list[Any], versions: list[Any], fresh: list[Any], users: list[Any]
 ) -> tuple[str, Callable[[], str]]:
-    from billing.marketplace import listing, staff_reviews
+    from billing.marketplace import publication, staff_reviews
 
     version, new, user = chance.choice(versions + fresh), chance.choice(fresh), chance.choice(users).pk
     owner = {"user_id": version.author.user_id, "plugin_id": version.plugin_id, "version": version.version}
@@ -246,13 +246,13 @@ def _act(
     plugin = chance.choice(plugins).pk
     ways: dict[str, Callable[[], Any]] = {
         "approve": approve,
-        "list": lambda: listing.list_now(version_id=version.pk),
-        "yank": lambda: listing.yank(**owner, reason="x"),
-        "unyank": lambda: listing.unyank(**owner),
-        "revoke": lambda: listing.revoke(version_id=version.pk, by=staff, reason="x"),
-        "restore": lambda: listing.restore(version_id=version.pk, by=staff),
-        "suspend": lambda: listing.suspend(plugin_id=plugin, suspended=True),
-        "allow": lambda: listing.suspend(plugin_id=plugin, suspended=False),
+        "list": lambda: publication.list_now(version_id=version.pk),
+        "yank": lambda: publication.yank(**owner, reason="x"),
+        "unyank": lambda: publication.unyank(**owner),
+        "revoke": lambda: publication.revoke(version_id=version.pk, by=staff, reason="x"),
+        "restore": lambda: publication.restore(version_id=version.pk, by=staff),
+        "suspend": lambda: publication.suspend(plugin_id=plugin, suspended=True),
+        "allow": lambda: publication.suspend(plugin_id=plugin, suspended=False),
         "install": lambda: _install(user, plugin),
     }
     name = chance.choices(list(ways), [10, 12, 10, 10, 4, 6, 2, 6, 40])[0]

@@ -49,7 +49,7 @@ def mark_late() -> None:
 
 def mark_early() -> None:
     """Count as told what a model was given, whether it has answered or not."""
-    from agents import watches
+    from agents import run_watches
     from chat import run_notes
 
     take = run_notes.take
@@ -57,7 +57,7 @@ def mark_early() -> None:
     def take_and_mark(place: Any, fence: int) -> Any:
         note = take(place, fence)
         if note is not None:
-            watches.settle(place.turn_id, told=True)
+            run_watches.settle(place.turn_id, told=True)
         return note
 
     run_notes.take = take_and_mark

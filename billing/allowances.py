@@ -24,7 +24,7 @@ from adiuva.accounts.models import User
 from adiuva.llm import BudgetSpent
 from billing import plans
 from billing.models import AddedAllowance, Allowance, Purpose
-from billing.windows import Window, month_of
+from billing.months import Window, month_of
 
 log = structlog.get_logger(__name__)
 

@@ -15,11 +15,11 @@ class BillingConfig(AppConfig):
         from adiuva.accounts.models import User
         from adiuva.object_store import garbage
         from adiuva.vault import limits
-        from billing import request_limits, stored
-        from billing.marketplace import objects
+        from billing import request_limits, storage_quota
+        from billing.marketplace import object_references
 
-        garbage.refers_with(objects)
-        limits.register(stored, request_limits.require)
+        garbage.refers_with(object_references)
+        limits.register(storage_quota, request_limits.require)
         pre_delete.connect(_account_deleted, sender=User, dispatch_uid="billing.end_payments")
         closing.connect(_end_payments, dispatch_uid="billing.account_closing")
         from adiuva.accounts import sign_in_rules

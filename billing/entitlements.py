@@ -5,7 +5,7 @@ the account, so whatever comes at once is counted one after the other, and count
 order account, subscription, usage, agent: claim before you lock anything of the user's.
 
 An app whose rows a plan limits registers how they are counted (`count_with`); of what is stored in bytes or by the
-thousands, `billing.stored` keeps the sums and reserves room. With ADIUVA_PLANS=0 nothing is limited.
+thousands, `billing.storage_quota` keeps the sums and reserves room. With ADIUVA_PLANS=0 nothing is limited.
 """
 
 from __future__ import annotations

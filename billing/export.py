@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import billing.marketplace.export  # noqa: F401  # registers its parts
-from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, register
+from adiuva.core.export_archive import ROWS_PER_BATCH, ArchivePart, exported_columns, register
 from billing.models import (
     AddedAllowance,
     Allowance,

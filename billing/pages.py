@@ -15,10 +15,10 @@ from django.views import View
 from django.views.decorators.csrf import csrf_protect
 
 from adiuva.accounts.models import PlanName, User
-from adiuva.core import figures
+from adiuva.core import number_formats
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.language import in_their_language, sentence
-from billing import entitlements, plans, subscriptions, usage_reports
+from billing import entitlements, plan_summary, plans, usage_reports
 from billing.payments import subscribing
 
 # How often the page after a payment asks again, at most, and after how many seconds each time.
@@ -39,7 +39,7 @@ def _offers(user: Any) -> list[dict[str, Any]]:
         {
             "tier": plan.tier,
             "name": str(plan),
-            "price": figures.money(plan.price_cents * 10_000, plan.currency, locale),
+            "price": number_formats.money(plan.price_cents * 10_000, plan.currency, locale),
             "is_free": not plan.price_cents,
             "per_seat": plan.per_seat,
             "limits": _shown(entitlements.plan_limits(plan)),
@@ -51,7 +51,7 @@ def _offers(user: Any) -> list[dict[str, Any]]:
 def _shown(limits: Mapping[str, Any]) -> dict[str, Any]:
     """With the storage as people read it."""
     stored = limits["storage_bytes"]
-    return {**limits, "storage": stored and figures.size(stored)}
+    return {**limits, "storage": stored and number_formats.size(stored)}
 
 
 @method_decorator(in_their_language, name="dispatch")
@@ -102,7 +102,7 @@ class SubscriptionPage(_SignedInPage):
         return redirect(f"{request.path}?done={said}")
 
     def _show(self, request: HttpRequest, problem: str = "", status: int = 200) -> HttpResponse:
-        found = subscriptions.describe(self.me)
+        found = plan_summary.describe(self.me)
         used = [
             {
                 "feature": feature,
@@ -144,7 +144,7 @@ class ReturnPage(_SignedInPage):
         checkout = request.GET.get("checkout", "")
         is_paid = subscribing.is_paid(user_id=self.me, checkout=checkout)
         again = f"?checkout={checkout}&looks={count + 1}" if not is_paid and count < _MOST_LOOKS else ""
-        plan_name = PlanName(subscriptions.describe(self.me)["tier"]).label
+        plan_name = PlanName(plan_summary.describe(self.me)["tier"]).label
         return _page(
             request, "return", is_paid=is_paid, again=again, seconds=_LOOK_AGAIN_S, plan_name=plan_name
         )

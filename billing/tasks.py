@@ -7,17 +7,17 @@ from uuid import UUID
 from celery import shared_task
 
 from adiuva.core import db
-from billing import budget_sweep, stored, tiers, usage
+from billing import budget_sweep, storage_quota, tiers, usage
 from billing.marketplace import (
     connected_accounts,
-    listing,
-    ownership,
+    ownership_transfers,
     payouts,
+    publication,
     purchase_sync,
     submissions,
 )
 from billing.payments import disputes, ledger, stripe_jobs, sync, webhooks
-from billing.sso import events, proofs, signing_in
+from billing.sso import domain_rechecks, events, signing_in
 from billing.teams import seats
 
 
@@ -25,7 +25,7 @@ from billing.teams import seats
 def sweep() -> None:
     tiers.sweep()
     seats.sweep()
-    stored.expire()
+    storage_quota.expire()
     signing_in.forget_old()
     events.forget_old()
     usage.delete_old()
@@ -57,7 +57,7 @@ def sync_payments() -> None:
 def settle_developers() -> None:
     """Send developers what is due to them, and take back what is not."""
     payouts.sweep()
-    ownership.sweep()
+    ownership_transfers.sweep()
 
 
 @shared_task(name="billing.catch_up")
@@ -83,7 +83,7 @@ def compare() -> None:
 
 @shared_task(name="billing.recheck_domains")
 def recheck_domains() -> None:
-    proofs.recheck()
+    domain_rechecks.recheck()
 
 
 @shared_task(name="billing.settle_lost")
@@ -100,4 +100,4 @@ def check_plugin(version_id: str) -> None:
 def tend_plugins() -> None:
     """Check what was submitted, and list what has been held long enough."""
     submissions.sweep()
-    listing.list_due()
+    publication.list_due()

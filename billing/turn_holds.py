@@ -13,7 +13,7 @@ from django.conf import settings
 from psycopg.types.numeric import Int8
 
 from billing.allowances import Limits
-from billing.windows import Window
+from billing.months import Window
 
 # From here on a user is told that little is left.
 LOW_PERCENT: Final = 80

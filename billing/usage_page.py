@@ -15,11 +15,11 @@ from django.utils.translation import gettext, gettext_lazy
 from django.views import View
 
 from adiuva.accounts.models import User
-from adiuva.core import figures
+from adiuva.core import number_formats
 from adiuva.core.language import in_their_language
 from billing import allowances, entitlements, usage_reports
 from billing.models import Purpose
-from billing.windows import month_of
+from billing.months import month_of
 
 _PURPOSES: Final = {
     Purpose.CHAT: gettext_lazy("Chat"),
@@ -51,7 +51,9 @@ def _shown(user: User) -> dict[str, Any]:
     names = usage_reports.names_of_agents(user.pk, [each["agent_id"] for each in found["by_agent"]])
 
     def row(name: Any, used: dict[str, Any]) -> dict[str, Any]:
-        counts = {each: figures.count(used[each]) for each in ("calls", "input_tokens", "output_tokens")}
+        counts = {
+            each: number_formats.count(used[each]) for each in ("calls", "input_tokens", "output_tokens")
+        }
         return {"name": name, "cost": _money(used["cost_micro"], user), **counts}
 
     return {
@@ -80,7 +82,7 @@ def _shown(user: User) -> dict[str, Any]:
 
 
 def _money(micro: int, user: User) -> str:
-    return figures.money(micro, settings.BUDGET_CURRENCY, user.locale)
+    return number_formats.money(micro, settings.BUDGET_CURRENCY, user.locale)
 
 
 def _budget(user: User, status: dict[str, int | None]) -> dict[str, Any] | None:

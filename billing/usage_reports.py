@@ -10,10 +10,10 @@ from uuid import UUID
 from django.db.models import Sum
 from django.utils.translation import gettext, gettext_noop
 
-from adiuva.core import figures
+from adiuva.core import number_formats
 from billing import entitlements
 from billing.models import Purpose, Use
-from billing.windows import Window
+from billing.months import Window
 
 FIGURES: Final = (
     "calls", "input_tokens", "cached_tokens", "output_tokens", "cost_micro", "estimated_micro", "unpriced_calls",
@@ -75,7 +75,7 @@ def amount(feature: str, number: int | None) -> str | None:
     """How much of a feature of plans, as people read it; None is no limit."""
     if number is None:
         return None
-    return figures.size(number) if feature.endswith("_bytes") else figures.count(number)
+    return number_formats.size(number) if feature.endswith("_bytes") else number_formats.count(number)
 
 
 def by_day_and_model(

@@ -14,11 +14,11 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from adiuva.accounts.models import User
-from adiuva.core import figures
+from adiuva.core import number_formats
 from adiuva.core.rest import error_responses, user_id
 from billing import allowances, usage_reports
+from billing.months import month_of
 from billing.usage_serializers import UsageOfMonthSerializer
-from billing.windows import month_of
 
 
 class UsageView(APIView):
@@ -48,7 +48,7 @@ class UsageView(APIView):
         user = cast(User, self.request.user)
 
         def said(micro: int) -> str:
-            return figures.money(micro, data["currency"], user.locale)
+            return number_formats.money(micro, data["currency"], user.locale)
 
         limit = data["limit_micro"]
         rows = [("Spent", said(data["spent_micro"]) + ("" if limit is None else f" of {said(limit)}"))]

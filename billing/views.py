@@ -13,7 +13,7 @@ from rest_framework.views import APIView
 
 from adiuva.accounts import views as accounts
 from adiuva.core.rest import error_responses, user_id
-from billing import plans, subscriptions, usage_reports
+from billing import plan_summary, plans, usage_reports
 from billing.payments import subscribing
 from billing.serializers import MeSerializer, PlanSerializer, SubscriptionSerializer
 
@@ -82,4 +82,4 @@ class SubscriptionView(APIView):
 
 
 def _described(request: Request) -> Any:
-    return SubscriptionSerializer(subscriptions.describe(user_id(request))).data
+    return SubscriptionSerializer(plan_summary.describe(user_id(request))).data

@@ -8,7 +8,7 @@ from django.http import HttpRequest
 
 from adiuva.accounts.admin_base import PeriodFilter, ReadOnlyAdmin
 from adiuva.accounts.models import StaffAction
-from agents import watches
+from agents import run_watches
 from agents.models import Watch
 from chat.models import Conversation, Turn
 
@@ -115,6 +115,6 @@ class WatchAdmin(ReadOnlyAdmin):
     @admin.action(description="Try again", permissions=["retry"])
     def try_again(self, request: HttpRequest, chosen: QuerySet[Watch]) -> None:
         given_up = list(chosen.filter(state__in=(Watch.State.DEAD, Watch.State.EXPIRED)))
-        count = watches.try_again(Watch.objects.filter(pk__in=[watch.pk for watch in given_up]))
+        count = run_watches.try_again(Watch.objects.filter(pk__in=[watch.pk for watch in given_up]))
         self.audit(request, StaffAction.Kind.RETRIED, *given_up)
         self.message_user(request, f"{count} to be told again.")

@@ -21,9 +21,9 @@ from adiuva import llm
 from adiuva.llm.base import CHAT_TEMPERATURE
 from adiuva.llm.context_window import request_size
 from adiuva.llm.metering import current_meter
+from chat.langchain_messages import answer_message, to_wire
 from chat.tool_calls import Assistant, run_tool_calls
 from chat.turn_context import LimitReached, TurnContext
-from chat.wire_messages import answer_message, to_wire
 
 # How often a call that was refused as too long is shortened and made again.
 _MAX_FITS: Final = 3

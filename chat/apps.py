@@ -13,9 +13,9 @@ class ChatConfig(AppConfig):
 
 
 def _backlog() -> dict[str, float]:
-    from agents import watches
+    from agents import run_watches
 
-    due, dead = watches.backlog()
+    due, dead = run_watches.backlog()
     return {"due": due, "dead": dead}
 
 

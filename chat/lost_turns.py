@@ -36,7 +36,7 @@ def mark_lost(*, turn: Turn, code: str) -> Ended:
 def end_lost_turns() -> int:
     """End turns whose lease ran out. Returns how many.
 
-    Who is next in their conversations is begun by its process, which looks for it (chat.waiting_turns).
+    Who is next in their conversations is begun by its process, which looks for it (chat.queued_turns).
     """
     given_up = Q(lease_until__lt=Now() - GIVE_UP)
     over = Turn.objects.running().filter(leases.is_over()).filter(Q(waiting_request=None) | given_up)

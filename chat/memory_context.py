@@ -21,7 +21,7 @@ from chat.claimed_turn import ClaimedTurn
 from chat.foreign_text import ForeignTexts
 from chat.request import ChatRequest
 from chat.untrusted_text import one_line
-from memory import grounding, intent, recall, search, vector_space
+from memory import grounding, intent, recall, search, text_embedding
 from memory.entries import SourceRef
 from memory.entry_content import MAX_CONTENT_CHARS
 from memory.exchanges import seal_foreign
@@ -90,7 +90,7 @@ class MemoryContext:
                 wanted = _wanted(self.request, self.claimed, self.model, now)
                 found = await db.run(recall.embed_and_recall, **wanted)
                 if found is None:
-                    vector = await vector_space.embed_question(wanted["question"], self.user_id)
+                    vector = await text_embedding.embed_question(wanted["question"], self.user_id)
                     found = await db.run(recall.recall, vector=vector, **wanted)
             self._recalled = found
         except Exception as error:
@@ -128,10 +128,10 @@ class MemoryContext:
 
     async def _vector(self, question: str) -> list[float] | None:
         """The question's embedding. Where that costs a request, only for users who have embedded entries to find."""
-        if (vector := await db.run(vector_space.embed_now, question, self.user_id)) is not None:
+        if (vector := await db.run(text_embedding.embed_now, question, self.user_id)) is not None:
             return vector
         return (
-            await vector_space.embed_question(question, self.user_id)
+            await text_embedding.embed_question(question, self.user_id)
             if await db.run(search.needs_vector, self.user_id)
             else None
         )
@@ -249,7 +249,7 @@ def recall_at_once(request: ChatRequest, claimed: ClaimedTurn) -> RecallResult |
         return None
     try:
         wanted = _wanted(request, claimed, llm.chat_model(), datetime.now(ZoneInfo(claimed.timezone)))
-        vector = vector_space.embed_now(wanted["question"], request.user_id)
+        vector = text_embedding.embed_now(wanted["question"], request.user_id)
         return recall.recall(vector=vector, **wanted) if vector is not None else None
     except llm.ModelError:
         return None  # there is no model, as the turn will say

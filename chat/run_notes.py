@@ -2,8 +2,8 @@
 
 The end of a run that was started from a chat is given to the turn that runs there, as data with a sentence of ours,
 before its next call of the model. It counts as told in the transaction that stores the answer, if the model has
-answered after it; else it is due again, and a turn of its own tells it (chat.followups). Rows decide: a turn's process
-gets only the hint that it may look.
+answered after it; else it is due again, and a turn of its own tells it (chat.run_followups). Rows decide: a turn's
+process gets only the hint that it may look.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from adiuva.core import db
 from adiuva.core.logging import log_failure
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.devices.protocol import RunEnded
-from agents import watches
+from agents import run_watches
 from agents.models import Watch
-from agents.watches import ChatPlace
+from agents.run_watches import ChatPlace
 from chat import run_ends
 from chat.models import Turn
 
@@ -52,7 +52,7 @@ def take(place: ChatPlace, fence: int) -> Note | None:
     running = Turn.objects.running().filter(pk=place.turn_id, fence=fence)
     if running.select_for_update(no_key=True).only("pk").first() is None:
         return None
-    held = watches.hold_due(place)
+    held = run_watches.hold_due(place)
     if not held:
         return None
     ends = run_ends.read(held)

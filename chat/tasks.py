@@ -7,19 +7,19 @@ from uuid import UUID
 
 from celery import shared_task
 
-from agents import watches
-from chat import announcements, device_notices, followups, lost_turns, run_notes, turn_queue
+from agents import run_watches
+from chat import device_notices, lost_turns, run_announcements, run_followups, run_notes, turn_queue
 from chat.run_notes import TurnToTell
 
 
 @shared_task(name="chat.follow_up")
 def follow_up() -> None:
     """Have ends of runs told that are due: in the conversations that they were started from, and of scheduled ones."""
-    told = [*followups.follow_up_due(), *announcements.announce_due()]
+    told = [*run_followups.follow_up_due(), *run_announcements.announce_due()]
     asyncio.run(_tell(run_notes.turns_to_tell(), told))
 
 
-async def _tell(running: list[TurnToTell], told: list[tuple[UUID, followups.Frames]]) -> None:
+async def _tell(running: list[TurnToTell], told: list[tuple[UUID, run_followups.Frames]]) -> None:
     await run_notes.tell(running)
     for user_id, frames in told:
         if frames:
@@ -32,5 +32,5 @@ def sweep() -> None:
     lost_turns.end_lost_turns()
     turn_queue.hand_over_stuck()
     run_notes.release_lost()
-    watches.expire()
+    run_watches.expire()
     lost_turns.delete_old_turns()

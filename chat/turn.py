@@ -42,10 +42,10 @@ from chat.run_notes import RunNotes
 from chat.steering import SteerQueue
 from chat.stream import Listener, Stream
 from chat.stream_log import StreamRecording, log_writer
-from chat.turn_answer import TurnAnswer, domain_of
 from chat.turn_context import LimitReached
 from chat.turn_ends import StoredEnd
 from chat.turn_errors import ServerRestarting
+from chat.turn_generation import TurnAnswer, domain_of
 from chat.turn_output import TurnOutput
 from chat.turn_queue import HandedOver
 

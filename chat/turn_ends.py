@@ -15,7 +15,7 @@ from django.db import connection, transaction
 
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.logging import log_failure
-from agents import watches
+from agents import run_watches
 from billing import usage
 from chat import device_notices
 from chat.claimed_turn import CONTENT_FILTER, ClaimedTurn, TurnOutcome, append_message
@@ -101,7 +101,7 @@ def lose_turn(*, turn: Turn, code: str, only_over: bool = False) -> Ended:
             )
             end = read_end(cursor.fetchone())
         if end.ended:
-            watches.settle(turn.pk, told=False)
+            run_watches.settle(turn.pk, told=False)
     return end
 
 
@@ -120,7 +120,7 @@ def _store_late_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutc
             usage.settle(result.meter, result.uses, is_over=True)
         _store_changes(claimed, result)
         if result.may_hold_runs:
-            watches.settle(claimed.turn_id, told=False)
+            run_watches.settle(claimed.turn_id, told=False)
 
 
 def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> StoredEnd:
@@ -216,7 +216,7 @@ def _has_to_tell(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome
     """Whether a turn that follows up runs has an answer, and nobody has told the same meanwhile."""
     assert claimed.conversation_id is not None
     lock(request.user_id, claimed.conversation_id)
-    return _follows_up(result) and watches.holds(claimed.turn_id)
+    return _follows_up(result) and run_watches.holds(claimed.turn_id)
 
 
 def _store_untold(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> HandedOver | None:
@@ -227,7 +227,7 @@ def _store_untold(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcom
         add_late_end(claimed, result)
     _store_changes(claimed, result)
     if result.retry_after_s is not None:
-        watches.postpone(claimed.turn_id, result.retry_after_s)
+        run_watches.postpone(claimed.turn_id, result.retry_after_s)
     _settle_heard_runs(request, claimed, result)
     return end.next
 
@@ -292,14 +292,14 @@ def _told(result: TurnOutcome) -> dict[str, Collection[uuid.UUID]]:
 def _settle_late(claimed: ClaimedTurn, result: TurnOutcome) -> None:
     """What a turn that was thought lost has told all the same need not be told by another."""
     if any((told := _told(result)).values()):
-        watches.settle_late(claimed.turn_id, claimed.conversation_id, **told)
+        run_watches.settle_late(claimed.turn_id, claimed.conversation_id, **told)
 
 
 def _settle_heard_runs(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> None:
     if request.origin is not None:
-        watches.settle(claimed.turn_id, told=_follows_up(result))
+        run_watches.settle(claimed.turn_id, told=_follows_up(result))
         return
     if result.may_hold_runs:
-        watches.settle_told(claimed.turn_id, **_told(result))
+        run_watches.settle_told(claimed.turn_id, **_told(result))
     if result.notes.is_due:  # the hint came too late for it
         enqueue_on_commit("chat.follow_up")

@@ -26,7 +26,7 @@ from adiuva.core import leases
 from adiuva.core.crypto import UserCipher
 from adiuva.core.errors import AdiuvaError, Conflict, Text
 from adiuva.devices.protocol import Scope
-from agents import watches
+from agents import run_watches
 from chat.claimed_turn import ClaimedTurn, Steered
 from chat.conversations import lock
 from chat.models import AssistantKind, Turn
@@ -202,7 +202,9 @@ def cancel(*, turn: Turn) -> bool:
     ended = {"state": Turn.State.CANCELLED, "ended_at": Now(), "queue_no": None, "waiting_request": None}
     if not Turn.objects.waiting().filter(pk=turn.pk).update(**ended):
         return False
-    watches.settle(turn.pk, told=True)  # the user does not want to hear of the runs that it was to tell of
+    run_watches.settle(
+        turn.pk, told=True
+    )  # the user does not want to hear of the runs that it was to tell of
     return True
 
 

@@ -27,8 +27,8 @@ from adiuva.core.per_loop import PerLoop
 from adiuva.devices.protocol import ApprovalRequest
 from chat import (
     approval_routing,
+    cross_process_requests,
     device_notices,
-    peer_requests,
     stream_log,
     turn_claims,
     turn_queue,
@@ -39,6 +39,7 @@ from chat.claimed_turn import ClaimedTurn
 from chat.cross_process_stream import RemoteStream, RemoteStreams
 from chat.memory_context import recall_at_once
 from chat.models import Turn as Row
+from chat.queued_turns import WaitingTurns
 from chat.request import MAX_MESSAGE_CHARS, ChatRequest
 from chat.stream import FROM_START, Listener
 from chat.stream_replay import (
@@ -59,7 +60,6 @@ from chat.turn_errors import (
     refusal_of,
 )
 from chat.turn_leases import TurnLeases
-from chat.waiting_turns import WaitingTurns
 
 # How long listeners may take to receive the end of a turn that could not be stored before the process stops.
 _SEND_ENDS_S: Final = 1.0
@@ -86,7 +86,7 @@ class TurnRegistry:
         self._tasks = BackgroundTasks("turn_registry.task_failed", log)
         self._leases = TurnLeases(self._held)
         self.waiting = WaitingTurns(self)
-        self._bus = TurnBus(partial(peer_requests.handle, self))
+        self._bus = TurnBus(partial(cross_process_requests.handle, self))
         self.remote_streams = RemoteStreams(self._bus)
 
     # Starting and following

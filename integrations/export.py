@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
+from adiuva.core.export_archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from integrations.models import Connection
 
 

@@ -16,12 +16,12 @@ from functools import cache
 from typing import Any, Final
 
 from adiuva.documents.mail import is_read
-from integrations.mail import message_parts
+from integrations.mail import message_documents
 from integrations.mail.cursor import Cursor, sync_start
-from integrations.mail.documents import MailItem, SkippedMessage, fingerprint
 from integrations.mail.errors import InvalidResponse, NoSuchFolder, PageLoop, ResourceGone
 from integrations.mail.filters import Filters
-from integrations.mail.provider_client import ProviderClient, api_base
+from integrations.mail.mailbox_types import MailItem, SkippedMessage, fingerprint
+from integrations.mail.provider_http import ProviderClient, api_base
 from integrations.mail.sync import ListedPage, MailboxSync, MessageRef
 from integrations.models import Provider
 
@@ -200,7 +200,7 @@ class GmailSync(MailboxSync):
         message = parts.message(payload)
         if parts.is_cut:
             return SkippedMessage(ref.source_id, "unreadable", "its parts are nested too deeply")
-        item = await message_parts.read_document(
+        item = await message_documents.read_document(
             message, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
         )
         sender = item.sender if not isinstance(item, SkippedMessage) else str(message.get("From", ""))
@@ -274,7 +274,7 @@ def _is_text(part: dict[str, Any]) -> bool:
 
 def _is_read(part: dict[str, Any], body: dict[str, Any]) -> bool:
     size = body.get("size")
-    named = message_parts.clean_text(part.get("filename"))
+    named = message_documents.clean_text(part.get("filename"))
     return is_read(str(part.get("mimeType")), named) and isinstance(size, int) and size <= _MAX_ATTACHED_BYTES
 
 
@@ -299,13 +299,13 @@ class MessageBuilder:
 
     def message(self, part: dict[str, Any], depth: int = 0) -> Message:
         self._made += 1
-        kind = message_parts.clean_text(part.get("mimeType")) or "text/plain"
+        kind = message_documents.clean_text(part.get("mimeType")) or "text/plain"
         message = Message()
         for header in _dicts(part.get("headers")):
-            name = message_parts.clean_text(header.get("name"))
+            name = message_documents.clean_text(header.get("name"))
             # Gmail has already decoded the body.
             if name and name.lower() != "content-transfer-encoding":
-                message[name] = message_parts.clean_text(header.get("value"))
+                message[name] = message_documents.clean_text(header.get("value"))
         if message.get_content_type() != kind.lower():
             del message["Content-Type"]
             message["Content-Type"] = kind
@@ -325,7 +325,7 @@ class MessageBuilder:
         raw = _decoded(body.get("data"))
         if filename and not message.get_filename():
             message.add_header(
-                "Content-Disposition", "attachment", filename=message_parts.clean_text(filename)
+                "Content-Disposition", "attachment", filename=message_documents.clean_text(filename)
             )
         if not raw and isinstance(body.get("size"), int) and body["size"]:
             if "Content-Disposition" not in message:

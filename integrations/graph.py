@@ -12,7 +12,7 @@ from adiuva.core.errors import Text
 from integrations.errors import ForbiddenHost
 from integrations.mail.cursor import Cursor
 from integrations.mail.errors import InvalidResponse, PageLoop, ProviderRefused
-from integrations.mail.provider_client import ProviderClient
+from integrations.mail.provider_http import ProviderClient
 
 MAX_PAGES: Final = 20_000
 # Graph's codes, with status 400 or 410, for an expired delta link.

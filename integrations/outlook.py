@@ -25,12 +25,12 @@ from integrations.graph import (
     parse_time,
     rows,
 )
-from integrations.mail import message_parts
+from integrations.mail import message_documents
 from integrations.mail.cursor import Cursor, sync_start
-from integrations.mail.documents import MailItem, SkippedMessage, fingerprint
 from integrations.mail.errors import NoSuchFolder, PageLoop, ProviderRefused, ResourceGone, ResponseTooLarge
 from integrations.mail.filters import Filters
-from integrations.mail.provider_client import ProviderClient
+from integrations.mail.mailbox_types import MailItem, SkippedMessage, fingerprint
+from integrations.mail.provider_http import ProviderClient
 from integrations.mail.sync import ListedPage, MailboxSync, MessageRef
 from integrations.models import Provider
 
@@ -180,13 +180,13 @@ class OutlookSync(MailboxSync):
             return None
         attachments = dicts(answer.get("attachments"))
         if _is_read_whole(answer, attachments) and (raw := await self._whole(client, ref.source_id)):
-            return await message_parts.read_raw(
+            return await message_documents.read_raw(
                 raw, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
             )
-        message.attach(message_parts.text_part(*_body(answer.get("body"))))
+        message.attach(message_documents.text_part(*_body(answer.get("body"))))
         for number, attachment in enumerate(attachments):
             message.attach(await self._attached(client, ref.source_id, attachment, number))
-        return await message_parts.read_document(
+        return await message_documents.read_document(
             message, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
         )
 
@@ -201,10 +201,10 @@ class OutlookSync(MailboxSync):
         self, client: ProviderClient, source_id: str, attachment: dict[str, Any], number: int
     ) -> Message:
         """An attachment as a part: mails, texts and calendars with their content, anything else by name only."""
-        name, size = message_parts.clean_text(attachment.get("name")), attachment.get("size")
+        name, size = message_documents.clean_text(attachment.get("name")), attachment.get("size")
         is_item = str(attachment.get("@odata.type", "")).endswith("itemAttachment")
-        kind = "message/rfc822" if is_item else message_parts.clean_text(attachment.get("contentType"))
-        part = message_parts.attachment_part(name, kind, size)
+        kind = "message/rfc822" if is_item else message_documents.clean_text(attachment.get("contentType"))
+        part = message_documents.attachment_part(name, kind, size)
         most = _MAX_NESTED_BYTES if is_item else _MAX_ATTACHED_BYTES
         if (
             isinstance(attachment.get("id"), str)
@@ -284,8 +284,8 @@ def _mailbox_address(recipient: dict[str, Any]) -> str:
     found = recipient.get("emailAddress")
     found = found if isinstance(found, dict) else {}
     name, mailbox = (
-        message_parts.clean_text(found.get("name")),
-        message_parts.clean_text(found.get("address")),
+        message_documents.clean_text(found.get("name")),
+        message_documents.clean_text(found.get("address")),
     )
     if not name or name == mailbox:
         return mailbox
@@ -311,12 +311,12 @@ def _message(answer: dict[str, Any]) -> Message:
     for header, field in (("To", "toRecipients"), ("Cc", "ccRecipients")):
         if people := ", ".join(filter(None, map(_mailbox_address, dicts(answer.get(field))))):
             message[header] = people
-    message["Subject"] = message_parts.clean_text(answer.get("subject"))
-    message["Message-ID"] = message_parts.clean_text(answer.get("internetMessageId"))
+    message["Subject"] = message_documents.clean_text(answer.get("subject"))
+    message["Message-ID"] = message_documents.clean_text(answer.get("internetMessageId"))
     return message
 
 
 def _body(body: object) -> tuple[bytes, str]:
     found = body if isinstance(body, dict) else {}
     kind = "text/html" if str(found.get("contentType", "")).lower() == "html" else "text/plain"
-    return message_parts.clean_text(found.get("content")).encode(), kind
+    return message_documents.clean_text(found.get("content")).encode(), kind

@@ -28,12 +28,12 @@ from integrations.graph import (
     parse_time,
     rows,
 )
-from integrations.mail import message_parts
+from integrations.mail import message_documents
 from integrations.mail.cursor import Cursor, sync_start
-from integrations.mail.documents import MailDocument, MailItem, SkippedMessage, fingerprint
 from integrations.mail.errors import NoSuchFolder, ProviderRefused
 from integrations.mail.filters import Filters
-from integrations.mail.provider_client import ProviderClient
+from integrations.mail.mailbox_types import MailDocument, MailItem, SkippedMessage, fingerprint
+from integrations.mail.provider_http import ProviderClient
 from integrations.mail.sync import ListedPage, MailboxSync, MessageRef
 from integrations.models import Provider
 
@@ -149,24 +149,24 @@ class TeamsSync(MailboxSync):
         """Convert the listed row: the listing holds the whole message."""
         channel, row, thread = ref.handle
         sender, sent_at = _sender(row), parse_time(row.get("createdDateTime"))
-        subject = message_parts.clean_text(row.get("subject"))
+        subject = message_documents.clean_text(row.get("subject"))
         headers = {
             "Date": sent_at.isoformat() if sent_at else "",
             "From": sender,
-            "Channel": message_parts.clean_text(channel.name),
+            "Channel": message_documents.clean_text(channel.name),
             "Subject": subject,
         }
         if thread is not None and thread is not row:
             try:
-                begun = message_parts.clean_text(thread.get("subject")) or await _text(thread)
+                begun = message_documents.clean_text(thread.get("subject")) or await _text(thread)
             except Unreadable:
                 begun = ""
             beginning = " ".join(begun.split())
             headers["In reply to"] = beginning[:_MAX_CONTEXT_CHARS]
         attachments = tuple(
             Attachment(
-                message_parts.clean_text(each.get("name"))[:100],
-                message_parts.clean_text(each.get("contentType"))[:100],
+                message_documents.clean_text(each.get("name"))[:100],
+                message_documents.clean_text(each.get("contentType"))[:100],
             )
             for each in dicts(row.get("attachments"))
             if each.get("name")
@@ -218,7 +218,9 @@ def _sender(row: dict[str, Any]) -> str:
     for kind in ("user", "application"):
         who = found.get(kind) if isinstance(found, dict) else None
         if isinstance(who, dict):
-            return message_parts.clean_text(who.get("displayName")) or message_parts.clean_text(who.get("id"))
+            return message_documents.clean_text(who.get("displayName")) or message_documents.clean_text(
+                who.get("id")
+            )
     return ""
 
 
@@ -226,7 +228,7 @@ async def _text(row: dict[str, Any]) -> str:
     """Raises Unreadable."""
     body = row.get("body")
     found = body if isinstance(body, dict) else {}
-    content = message_parts.clean_text(found.get("content"))
+    content = message_documents.clean_text(found.get("content"))
     if not content or str(found.get("contentType", "")).lower() != "html":
         return content
-    return await message_parts.html_to_text(content)
+    return await message_documents.html_to_text(content)

@@ -15,11 +15,11 @@ from operator import mul
 from typing import Final
 
 from adiuva.core.crypto import SealBroken, UserCipher
-from memory import entries, entry_content, forgetting, intent, vector_space
+from memory import entries, entry_content, forgetting, intent, text_embedding
 from memory.entries import DuplicateEntry, EntryDetails, Remembered
 from memory.exchanges import UnsealedExchange
 from memory.models import Embedding, Entry, Tier
-from memory.operations import Operation, may_be_the_same
+from memory.operation_validation import Operation, may_be_the_same
 from memory.search import search
 from memory.terms import hash_terms
 
@@ -186,7 +186,7 @@ class OperationWriter:
 
 def _nearest(vector: Sequence[float], ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
     """Those entries whose vectors are so close to a vector of the current space that they may say the same."""
-    rows = Embedding.objects.filter(pk__in=ids, embedding_model=vector_space.current_space()).values_list(
+    rows = Embedding.objects.filter(pk__in=ids, embedding_model=text_embedding.current_space()).values_list(
         "pk", "vector"
     )
     return {pk for pk, other in rows if _cosine(vector, other) > _SAME_COSINE}

@@ -24,7 +24,7 @@ from adiuva.core import db
 from adiuva.core.crypto import UserCipher
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.errors import Conflict, NotFound, Text
-from memory import vector_space
+from memory import text_embedding
 from memory.entry_content import (
     EntryContent,
     fingerprint_of,
@@ -428,7 +428,7 @@ def _replace(
 
 def _embed(entry: Entry, content: EntryContent) -> None:
     """Store the entry's vector now if it can be computed here, else in a worker."""
-    vector = vector_space.embed_now(content.searchable_text, entry.user_id)
+    vector = text_embedding.embed_now(content.searchable_text, entry.user_id)
     if vector is None:
         enqueue_on_commit("memory.embed", entry.user_id)
         return

@@ -38,11 +38,11 @@ from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.llm.context_window import ContextWindow
 from billing import usage
 from billing.models import Purpose
-from memory import entries, entry_content, structured, vector_space
+from memory import entries, entry_content, structured, text_embedding
 from memory.apply_operations import OperationWriter, ShownEntry
 from memory.exchanges import UnsealedExchange, shorten, unseal_exchange
 from memory.models import Entry, Exchange, Receipt, SourceKind, Tier
-from memory.operations import NotTheUsersWords, Operation, OperationValidator, ValidOperations
+from memory.operation_validation import NotTheUsersWords, Operation, OperationValidator, ValidOperations
 from memory.preferences import readable_tiers
 from memory.receipts import write_receipt
 from memory.search import needs_vector, search
@@ -225,7 +225,7 @@ async def _read(user_id: uuid.UUID, batch: Batch) -> None:
     model = llm.chat_model(purpose="memory")
     vector = None
     if await db.run(needs_vector, user_id):
-        vector = await vector_space.embed_question(batch.said[:_QUESTION_CHARS], user_id)
+        vector = await text_embedding.embed_question(batch.said[:_QUESTION_CHARS], user_id)
     context = await db.run(_prepare, user_id, batch, vector, model)
     found, vectors = ValidOperations(), dict[str, list[float]]()
     if context.tiers:
@@ -367,7 +367,7 @@ async def _vectors(
         return {}
     try:
         async with asyncio.timeout(_MODEL_TIMEOUT_S):
-            return dict(zip(texts, await vector_space.embed_texts(texts, user_id), strict=True))
+            return dict(zip(texts, await text_embedding.embed_texts(texts, user_id), strict=True))
     except (llm.ModelError, TimeoutError):
         return {}
 

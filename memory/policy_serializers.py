@@ -8,7 +8,7 @@ from typing import Any
 from django.utils.translation import gettext
 from rest_framework import serializers
 
-from adiuva.core.form_fields import LinesField
+from adiuva.core.serializer_fields import LinesField
 from memory.models import Receipt, Tier
 
 _PROVIDER = re.compile(r"[a-z0-9](?:[a-z0-9._:-]{0,253}[a-z0-9])?")

@@ -23,7 +23,7 @@ import orjson
 from django.db import connection
 
 from adiuva.accounts.keys import cipher_for
-from memory import vector_space
+from memory import text_embedding
 from memory.models import Tier
 from memory.sign_bits import question_bits
 from memory.terms import hash_terms
@@ -162,7 +162,7 @@ def parameters(
     return {
         "user": user_id,
         "vector": orjson.dumps(vector).decode() if vector is not None else None,
-        "space": vector_space.current_space(),
+        "space": text_embedding.current_space(),
         "terms": _array(terms[:_MAX_TERMS]),
         "tiers": _array(tiers),
         "per_tier": per_tier,

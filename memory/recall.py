@@ -19,7 +19,7 @@ import structlog
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.crypto import SealBroken
 from adiuva.core.db import prepared_cursor
-from memory import entry_content, ranking, vector_space
+from memory import entry_content, ranking, text_embedding
 from memory.models import Entry, Memory, Tier
 from memory.preferences import readable_tiers
 from memory.search import needs_vector, search
@@ -113,7 +113,7 @@ def embed_and_recall(
 ) -> RecallResult | None:
     """The same with the question's vector. None if that takes a request to the embedding model, which pays only for a
     user who has entries that it may read."""
-    vector = vector_space.embed_now(question, user_id)
+    vector = text_embedding.embed_now(question, user_id)
     if vector is None and needs_vector(user_id):
         return None
     return recall(

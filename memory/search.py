@@ -18,7 +18,7 @@ from django.utils import timezone
 from adiuva import llm
 from billing import usage
 from billing.models import Purpose
-from memory import ranking, vector_space
+from memory import ranking, text_embedding
 from memory.models import Entry, Memory, Tier
 from memory.preferences import readable_tiers
 
@@ -67,7 +67,7 @@ def embed_and_search(
     *, user_id: uuid.UUID, question: str, tiers: Collection[Tier], limit: int
 ) -> list[SearchHit]:
     """The same, from a thread without an event loop. By words alone if the model gives no vector in time."""
-    vector = vector_space.embed_now(question, user_id)
+    vector = text_embedding.embed_now(question, user_id)
     if vector is None and needs_vector(user_id):
         close_old_connections()  # the model may take a while, and other threads wait for the pool's connections
         vector = async_to_sync(_embed)(question, user_id)
@@ -78,7 +78,7 @@ def embed_and_search(
 
 async def _embed(question: str, user_id: uuid.UUID) -> list[float] | None:
     async with usage.metered(user_id, Purpose.MEMORY):
-        return await vector_space.embed_question(question, user_id)
+        return await text_embedding.embed_question(question, user_id)
 
 
 def needs_vector(user_id: uuid.UUID) -> bool:

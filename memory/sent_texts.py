@@ -17,7 +17,7 @@ from adiuva.core.errors import Forbidden, Text
 from adiuva.llm import EmbeddingModel
 from billing import usage
 from billing.models import Purpose
-from memory import vector_space
+from memory import text_embedding
 from memory.models import Receipt
 from memory.preferences import ALL_TIERS, get_memory, readable_tiers
 
@@ -50,7 +50,7 @@ class Embedded:
 def embed(*, user_id: UUID, text: str) -> Embedded:
     """The vector of a text, from a thread without an event loop. Raises ProviderWithheld or ModelError."""
     model = llm.embedding_model()
-    vector = vector_space.embed_now(text, user_id)
+    vector = text_embedding.embed_now(text, user_id)
     if vector is None:
         _require_allowed(user_id, model.provider)
         if model.provider:

@@ -10,8 +10,8 @@ from uuid import UUID
 from celery import shared_task
 
 from adiuva import llm
-from adiuva.core.thread_shares import Share, within
-from memory import consolidation, embedding, episodes, fact_extraction
+from adiuva.core.celery_thread_shares import Share, within
+from memory import consolidation, entry_embedding, episodes, fact_extraction
 
 
 @shared_task(name="memory.record")
@@ -42,7 +42,7 @@ def sweep() -> None:
 )
 @within(Share.MODELS)
 def embed(user_id: str) -> None:
-    _run(embedding.embed_missing(UUID(user_id)))
+    _run(entry_embedding.embed_missing(UUID(user_id)))
 
 
 @shared_task(name="memory.consolidate")

@@ -12,7 +12,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 
-from adiuva.accounts import mails, recovery, services
+from adiuva.accounts import mail_link_actions, mails, services
 from adiuva.accounts.admin_base import (
     AuditedAdmin,
     CappedPaginator,
@@ -120,10 +120,10 @@ class AccountAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]  # not ge
 
     @admin.action(description="Mail a link to remove a lost second factor", permissions=["change"])
     def send_factor_removal(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
-        """It is sent after a day, unless the factor is used meanwhile (accounts.recovery)."""
+        """It is sent after a day, unless the factor is used meanwhile (accounts.mail_link_actions)."""
         for user in queryset:
             try:
-                recovery.ask_factor_removal(user=user)
+                mail_link_actions.ask_factor_removal(user=user)
             except AdiuvaError as error:
                 self.message_user(request, f"{user.pk}: {error.message}", messages.ERROR)
                 continue

@@ -19,7 +19,7 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from adiuva.accounts import staff_actions
+from adiuva.accounts import staff_log
 from adiuva.accounts.models import StaffAction, User
 
 MAX_OWNERS: Final = 200
@@ -133,7 +133,7 @@ class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic a
             what = str(obj._meta.verbose_name)[:30]
             owners = [self.owner_id(obj)]
             staff = cast(User, request.user)
-            staff_actions.record(staff=staff, action=action, owners=owners, what=what, id=obj.pk)
+            staff_log.record(staff=staff, action=action, owners=owners, what=what, id=obj.pk)
 
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
         self.audit(request, StaffAction.Kind.CHANGED, obj)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import Passkey, RecoveryCode, Session, StaffAction, Totp, User
-from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, register
+from adiuva.core.export_archive import ROWS_PER_BATCH, ArchivePart, exported_columns, register
 
 
 def _account(user_id: UUID) -> Iterator[Mapping[str, Any]]:

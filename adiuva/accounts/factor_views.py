@@ -10,7 +10,7 @@ from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from adiuva.accounts import confirmation, passkeys, second_factors, services, throttles
+from adiuva.accounts import passkeys, reauthentication, second_factors, services, throttles
 from adiuva.accounts.models import Passkey, Totp
 from adiuva.accounts.second_factors import Proof
 from adiuva.accounts.serializers import (
@@ -153,7 +153,7 @@ class PasskeyConfirmOptionsView(AuthView):
 
     @extend_schema(request=None, responses={200: PasskeyOptionsSerializer, **error_responses(401)})
     def post(self, request: Request) -> Response:
-        return _challenge(passkeys.challenge(confirmation.PURPOSE, self.me))
+        return _challenge(passkeys.challenge(reauthentication.PURPOSE, self.me))
 
 
 class PasskeysView(AuthView):

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from django.core import signing
 
-from adiuva.accounts import factor_use
+from adiuva.accounts import factor_last_use
 from adiuva.accounts.models import User
 from adiuva.core.errors import AdiuvaError
 
@@ -82,5 +82,5 @@ def _read(purpose: Purpose, token: str) -> tuple[UUID, str]:
 def _fingerprint(purpose: Purpose, user: User) -> str:
     parts = [str(getattr(user, name)) for name in purpose.columns]
     if purpose is Purpose.FACTORS:
-        parts.append(factor_use.describe(user))
+        parts.append(factor_last_use.describe(user))
     return sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -22,7 +22,7 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
 
-from adiuva.accounts.factor_use import used_since
+from adiuva.accounts.factor_last_use import used_since
 from adiuva.accounts.mail_links import Purpose, make_token
 from adiuva.accounts.models import Mail, User
 from adiuva.core import leases

@@ -15,7 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from adiuva.accounts import confirmation, recovery, services, throttles
+from adiuva.accounts import mail_link_actions, reauthentication, services, throttles
 from adiuva.accounts.authentication import BearerAuthentication
 from adiuva.accounts.models import RevokedReason, Session, StaffAction, User
 from adiuva.accounts.serializers import (
@@ -54,7 +54,7 @@ def require_confirmation(
         throttle = throttles.UserThrottle()
         if not throttle.allow_request(request, view):
             raise Throttled(throttle.wait())
-    confirmation.require(user=cast(User, request.user), **given)
+    reauthentication.require(user=cast(User, request.user), **given)
     return data
 
 
@@ -265,7 +265,7 @@ class SendVerificationView(AuthView):
 
     @extend_schema(request=None, responses={202: Done, **error_responses(401, 429, 503)})
     def post(self, request: Request) -> Response:
-        recovery.ask_verification(user=self.me)
+        mail_link_actions.ask_verification(user=self.me)
         return Response({"ok": True}, status=202)
 
 
@@ -277,7 +277,7 @@ class VerifyView(AnonymousView):
 
     @extend_schema(auth=[], responses={200: Done, **error_responses(400, 409, 429)})
     def post(self, request: Request) -> Response:
-        recovery.verify_address(**self.body(request))
+        mail_link_actions.verify_address(**self.body(request))
         return Response({"ok": True})
 
 
@@ -289,7 +289,7 @@ class PasswordResetView(AnonymousView):
 
     @extend_schema(auth=[], responses={202: Done, **error_responses(400, 429, 503)})
     def post(self, request: Request) -> Response:
-        recovery.ask_password_reset(**self.body(request))
+        mail_link_actions.ask_password_reset(**self.body(request))
         return Response({"ok": True}, status=202)
 
 
@@ -301,7 +301,7 @@ class PasswordResetConfirmView(AnonymousView):
 
     @extend_schema(auth=[], responses={200: Done, **error_responses(400, 409, 429)})
     def post(self, request: Request) -> Response:
-        recovery.reset_password(**self.body(request))
+        mail_link_actions.reset_password(**self.body(request))
         return Response({"ok": True})
 
 
@@ -314,7 +314,7 @@ class AddressChangeView(AuthView):
     @extend_schema(responses={202: Done, **error_responses(400, 401, 403, 429, 503)})
     def post(self, request: Request) -> Response:
         new = require_confirmation(self, request, AddressChangeSerializer)
-        recovery.ask_address_change(user=self.me, **new)
+        mail_link_actions.ask_address_change(user=self.me, **new)
         return Response({"ok": True}, status=202)
 
 
@@ -326,5 +326,5 @@ class AddressConfirmView(AnonymousView):
 
     @extend_schema(auth=[], responses={200: Done, **error_responses(400, 409, 429)})
     def post(self, request: Request) -> Response:
-        recovery.confirm_address_change(**self.body(request))
+        mail_link_actions.confirm_address_change(**self.body(request))
         return Response({"ok": True})

@@ -22,7 +22,7 @@ from adiuva.core.per_loop import PerLoop
 from adiuva.devices import presence
 from adiuva.devices.presence import Target
 from adiuva.devices.protocol import Close
-from adiuva.devices.replies import Reply
+from adiuva.devices.reply_routing import Reply
 
 _TICK_S: Final = 0.5
 # How often `close_all` looks whether all connections are closed.

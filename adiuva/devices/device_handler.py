@@ -46,7 +46,7 @@ from adiuva.devices.protocol import (
     ToolBatchResult,
     ToolResult,
 )
-from adiuva.devices.replies import ChannelReply, Reply, close_message
+from adiuva.devices.reply_routing import ChannelReply, Reply, close_message
 
 # A socket that sends this many bad frames within this time is closed.
 _MAX_BAD_FRAMES: Final = 20

@@ -9,8 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from adiuva.accounts.keys import cipher_for
-from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from adiuva.core.crypto import UserCipher
+from adiuva.core.export_archive import ROWS_PER_BATCH, ArchivePart, exported_columns, readable, register
 from adiuva.devices.models import Device, OutboxRecord
 
 

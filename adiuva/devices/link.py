@@ -48,7 +48,7 @@ from adiuva.devices.protocol import (
     ToolCall,
     ToolResultBody,
 )
-from adiuva.devices.replies import frame_message, run_over_message
+from adiuva.devices.reply_routing import frame_message, run_over_message
 from adiuva.devices.run_frame_buffer import RunFrameBuffer
 
 # How often a link looks whether a device that it waits for has connected.

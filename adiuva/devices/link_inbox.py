@@ -14,7 +14,7 @@ from adiuva.devices.codec import BadFrame, parse
 from adiuva.devices.link_errors import DeviceUnreachable
 from adiuva.devices.pending_calls import ConnectionGone, NotSent
 from adiuva.devices.protocol import AgentComplete, AgentData, AgentManifest, ToolBatchResult, ToolResult
-from adiuva.devices.replies import ResultFrame, RunFrame, bad_frame_message
+from adiuva.devices.reply_routing import ResultFrame, RunFrame, bad_frame_message
 
 if TYPE_CHECKING:
     from adiuva.devices.link import DeviceLink

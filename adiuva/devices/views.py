@@ -19,7 +19,7 @@ from adiuva.core.rest import Done, error_responses, user_id
 from adiuva.devices import presence
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import Close
-from adiuva.devices.replies import close_message
+from adiuva.devices.reply_routing import close_message
 from adiuva.devices.serializers import DeviceSerializer
 
 

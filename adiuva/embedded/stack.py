@@ -20,7 +20,7 @@ from adiuva.embedded.demo import DEMO_EMAIL, Demo
 from adiuva.embedded.ports import free_port, why_unavailable
 from adiuva.embedded.postgres import Postgres
 from adiuva.embedded.processes import Child, StackError, Supervisor, tail
-from adiuva.embedded.programs import Programs
+from adiuva.embedded.python_programs import Programs
 from adiuva.embedded.rest_client import ApiClient, failing_checks, is_up
 from adiuva.embedded.state_folder import StateFolder
 from adiuva.embedded.terminal import Terminal

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from adiuva import __version__
 from adiuva.accounts.keys import cipher_for
-from adiuva.core import archive as archives
+from adiuva.core import export_archive as archives
 from adiuva.core import leases
 from adiuva.core.errors import Unavailable
 from adiuva.core.leases import Lease, LeaseLost

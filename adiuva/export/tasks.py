@@ -6,7 +6,7 @@ from uuid import UUID
 
 from celery import shared_task
 
-from adiuva.core.thread_shares import Share, within
+from adiuva.core.celery_thread_shares import Share, within
 from adiuva.export import build, services
 
 

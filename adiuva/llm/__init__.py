@@ -43,7 +43,7 @@ from adiuva.llm.fallback import FallbackChat
 from adiuva.llm.json_extraction import find_json
 from adiuva.llm.learnt import learnt_facts
 from adiuva.llm.lexical import LEXICAL, LexicalEmbeddings
-from adiuva.llm.local import LOCAL, LocalEmbeddings
+from adiuva.llm.local_embedding import LOCAL, LocalEmbeddings
 from adiuva.llm.metering import Meter, ModelUse, counting_into
 from adiuva.llm.types import (
     Delta,

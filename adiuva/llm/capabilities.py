@@ -18,7 +18,7 @@ import structlog
 from adiuva.llm.errors import ModelRejected
 from adiuva.llm.json_extraction import with_schema_in_prompt
 from adiuva.llm.learnt import LearntFacts
-from adiuva.llm.messages import told_of_no_tools, without_system_role
+from adiuva.llm.message_normalization import told_of_no_tools, without_system_role
 from adiuva.llm.types import ChatRequest, Message, Tool
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ import structlog
 from django.conf import settings
 
 from adiuva.llm.learnt import LearntFacts
-from adiuva.llm.listed_models import listed_entry
+from adiuva.llm.litellm_models import listed_entry
 from adiuva.llm.types import Message, Tool
 
 # Fields by which servers with the OpenAI API tell a model's window in their list of models. What is loaded counts more

@@ -17,7 +17,7 @@ from adiuva.llm.base import ChatModel
 from adiuva.llm.capabilities import Feature, Features, send_adapted
 from adiuva.llm.context_window import ContextWindow, request_size
 from adiuva.llm.learnt import learnt_facts
-from adiuva.llm.messages import calls_in_words, in_strict_order
+from adiuva.llm.message_normalization import calls_in_words, in_strict_order
 from adiuva.llm.metering import RequestMeter
 from adiuva.llm.thoughts import ThoughtHabit
 from adiuva.llm.types import (

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from django.conf import settings
 
-from adiuva.llm.listed_models import listed_entry
+from adiuva.llm.litellm_models import listed_entry
 from adiuva.llm.types import Usage
 
 _PICO: Final = 10**12

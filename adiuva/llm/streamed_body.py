@@ -18,7 +18,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from adiuva.llm import errors
-from adiuva.llm.pacing import pacer
+from adiuva.llm.stream_coalescing import pacer
 
 # What a connection may bring before its body is taken over; with more, aiohttp keeps it.
 _MAX_HEAD_BYTES: Final = 128 * 1024

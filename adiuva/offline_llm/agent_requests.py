@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from adiuva.offline_llm import tool_results
-from adiuva.offline_llm.turn import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, Turn
 
 _WAIT_S = 60
 # The name of an agent, before or after the word: "my sample agent", "l'agent Clients", "den Beispiel-Agenten".

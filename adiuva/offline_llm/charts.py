@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from adiuva.offline_llm import row_facts, tool_results
 from adiuva.offline_llm.row_facts import Facts
-from adiuva.offline_llm.turn import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, Turn
 
 _STATES = {"todo": "to do", "in_progress": "in progress", "done": "done"}
 _BY: list[tuple[str, str, Callable[[Facts], str]]] = [

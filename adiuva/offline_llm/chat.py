@@ -17,7 +17,7 @@ from adiuva.offline_llm import (
     task_groups,
     write_requests,
 )
-from adiuva.offline_llm.turn import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, Turn
 
 WHAT_IT_IS = (
     f"I am {CHAT_MODEL}, a set of rules for trying Adiuva without a model. I am no language model: I know a few "

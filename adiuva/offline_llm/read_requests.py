@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from adiuva.offline_llm import dates, task_groups, time_spans, tool_results
-from adiuva.offline_llm.turn import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, Turn
 
 _TABLE_PATTERNS = {
     "tasks": re.compile(r"\b(?:tasks?|to-?dos?|to dos)\b"),

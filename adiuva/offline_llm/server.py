@@ -23,7 +23,7 @@ from adiuva.offline_llm import (
     memory_extraction,
 )
 from adiuva.offline_llm.messages import message_text
-from adiuva.offline_llm.turn import Answer
+from adiuva.offline_llm.turn_state import Answer
 
 _ROLES = {"system", "developer", "user", "assistant", "tool"}
 _WORD_AND_SPACE = re.compile(r"\S+\s*|\s+")

@@ -8,7 +8,7 @@ from datetime import date, timedelta
 
 from adiuva.offline_llm import row_facts, tool_results
 from adiuva.offline_llm.row_facts import Facts
-from adiuva.offline_llm.turn import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, Turn
 
 # Up to this many rows a list is told as the tool wrote it.
 _FEW = 12

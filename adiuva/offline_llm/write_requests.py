@@ -9,7 +9,7 @@ from typing import Any
 
 from adiuva.offline_llm import dates, read_requests, tool_results
 from adiuva.offline_llm.tool_results import Row
-from adiuva.offline_llm.turn import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, Turn
 
 _SURROUNDING_PUNCTUATION = " .,!?\"'“”„"
 _KIND_SYNONYMS = {"to-do": "task", "todo": "task", "to do": "task", "reminder": "task"}

@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Container
 from adiuva.sanitizer.fast_path import FastPath
 from adiuva.sanitizer.internal_names import InternalNameStage
 from adiuva.sanitizer.links import LinkStage, addresses_in
-from adiuva.sanitizer.markup import MAX_HELD_CHARS, MarkupStage
+from adiuva.sanitizer.model_markup import MAX_HELD_CHARS, MarkupStage
 from adiuva.sanitizer.patterns import LeakPatterns
 from adiuva.sanitizer.prompt_leaks import PromptLeakStage
 

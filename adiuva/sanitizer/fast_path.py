@@ -14,7 +14,7 @@ from typing import Final
 
 from adiuva.sanitizer.internal_names import LABEL, MAX_TOKEN_CHARS, InternalNameStage
 from adiuva.sanitizer.links import BARE_BEGUN, TAIL_CHARS, LinkStage
-from adiuva.sanitizer.markup import MarkupStage
+from adiuva.sanitizer.model_markup import MarkupStage
 from adiuva.sanitizer.patterns import LeakPatterns
 from adiuva.sanitizer.prompt_leaks import PromptLeakStage
 

@@ -12,13 +12,13 @@ class VaultConfig(AppConfig):
     def ready(self) -> None:
         from adiuva.accounts.models import User
         from adiuva.object_store import garbage
-        from adiuva.vault import objects
+        from adiuva.vault import object_references
 
-        garbage.refers_with(objects)
+        garbage.refers_with(object_references)
         post_delete.connect(_forget_owner, sender=User, dispatch_uid="vault.forget_owner")
 
 
 def _forget_owner(instance: Any, **_: Any) -> None:
-    from adiuva.vault import objects
+    from adiuva.vault import object_references
 
-    objects.forget_owner(instance.pk)
+    object_references.forget_owner(instance.pk)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from uuid import UUID
 
-from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, register
+from adiuva.core.export_archive import ROWS_PER_BATCH, ArchivePart, exported_columns, register
 from adiuva.core.leases import LEASE_FIELDS
 from adiuva.object_store.store import ObjectMissing, store
 from adiuva.vault.models import Backup, Record, Upload, Vector, VectorSpace

@@ -12,7 +12,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from adiuva.core.errors import Invalid
-from adiuva.vault import limits, room, uploads
+from adiuva.vault import capacity, limits, uploads
 from adiuva.vault.errors import ChangedMeanwhile, ChecksumMismatch, IdTaken, NotStored
 from adiuva.vault.models import Record
 from adiuva.vault.uploads import Whole
@@ -147,7 +147,7 @@ def _count(user_id: uuid.UUID, content: Content, *, instead_of: int) -> None:
         uploads.take(content, instead_of=instead_of)
     else:
         added = len(content.data) - instead_of
-        room.require(added)
+        capacity.require(added)
         limits.amounts().add(user_id, "storage_bytes", added)
 
 

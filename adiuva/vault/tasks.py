@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from adiuva.core.thread_shares import Share, within
-from adiuva.vault import counting
+from adiuva.core.celery_thread_shares import Share, within
+from adiuva.vault import recount
 from adiuva.vault import scrub as scrubbing
 from adiuva.vault import sweep as sweeping
 
@@ -18,7 +18,7 @@ def sweep() -> None:
 @shared_task(name="vault.compare")
 @within(Share.EXPORTS)
 def compare() -> None:
-    counting.compare()
+    recount.compare()
 
 
 @shared_task(name="vault.scrub")

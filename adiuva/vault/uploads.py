@@ -31,7 +31,7 @@ from adiuva.core import leases
 from adiuva.core.leases import Lease, LeaseLost
 from adiuva.object_store.models import queue
 from adiuva.object_store.store import ObjectMissing, Progress, new_name, store
-from adiuva.vault import limits, room
+from adiuva.vault import capacity, limits
 from adiuva.vault.errors import (
     ChecksumMismatch,
     NotStored,
@@ -81,8 +81,8 @@ def begin(
         raise TooLong(MOST_BYTES)
     if Upload.objects.of(user_id).count() >= MOST_OPEN:
         raise TooManyUploads(MOST_OPEN)
-    room.require_in_store(length)
-    room.require(length)
+    capacity.require_in_store(length)
+    capacity.require(length)
     with transaction.atomic():
         reservation = limits.amounts().reserve(
             user_id, _KINDS[purpose], length, lifetime=LONGEST + dt.timedelta(days=1)

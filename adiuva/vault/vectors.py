@@ -21,7 +21,7 @@ from django.db.models.functions import Now
 from pgvector import HalfVector
 
 from adiuva.core.errors import Text
-from adiuva.vault import limits, room
+from adiuva.vault import capacity, limits
 from adiuva.vault.errors import ChecksumMismatch, TooManyVectors, VectorRefused
 from adiuva.vault.models import Vector, VectorSpace
 
@@ -117,7 +117,7 @@ def upsert(*, user_id: uuid.UUID, space: int, given: Sequence[NewVector]) -> int
     _require_room(user_id, added)
     # In one order, so that two accounts' locks never cross: bytes, then vectors.
     size = sum(len(each.blob) for each in new.values()) - sum(there.values())
-    room.require(size)
+    capacity.require(size)
     limits.amounts().add(user_id, "storage_bytes", size)
     limits.amounts().add(user_id, "vectors", added)
     Vector.objects.bulk_create(

@@ -25,7 +25,7 @@ from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.devices.tables import TABLES
 from adiuva.llm.structured import UnusableAnswer, ask_structured
 from adiuva.sanitizer import LeakPatterns, Sanitizer
-from agents.catalog import DATA_TYPES
+from agents.agent_types import DATA_TYPES
 from agents.cron import BadCron, Cron
 from agents.models import AgentType
 from integrations.mail.filters import Filters

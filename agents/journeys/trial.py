@@ -21,7 +21,7 @@ from agents.extraction import Extraction, Extractor, SourceDocument
 from agents.journeys import samples
 from agents.journeys.samples import NothingToSample, SampleRequest
 from agents.local_folders import DeviceSilent
-from agents.record_rules import RecordRules
+from agents.record_validation import RecordRules
 from integrations.errors import NeedsReauth, ProviderUnavailable
 from integrations.mail.errors import NoSuchFolder
 from memory.profile import read_profile

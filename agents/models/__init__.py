@@ -16,9 +16,9 @@ from agents.models.agents import (
     CatchUp,
     JourneySession,
 )
+from agents.models.run_watches import Watch, WatchQuerySet
 from agents.models.runs import Run, RunChanges, RunEvent, RunManager, RunQuerySet
 from agents.models.sources import FoundRecord, Source, SourceInFlight
-from agents.models.watches import Watch, WatchQuerySet
 
 __all__ = [
     "MAX_BUDGET_MICRO",

@@ -35,11 +35,11 @@ def without_questions() -> None:
 
 def without_grounding() -> None:
     """Whatever a model proposes counts as said by the user."""
-    from memory import grounding, operations
+    from memory import grounding, operation_validation
 
     grounding.problem = lambda content, said, *, day=None: ""
     grounding.foreign_facts = lambda text, material, *, day=None: []
-    operations.grounding = grounding  # type: ignore[attr-defined]
+    operation_validation.grounding = grounding  # type: ignore[attr-defined]
 
 
 def without_answers() -> None:
@@ -51,16 +51,16 @@ def without_answers() -> None:
 
 def without_records() -> None:
     """Whatever fields a model proposes are sent to the device, review flags included."""
-    from agents import record_rules
+    from agents import record_validation
 
-    check = record_rules.RecordRules._record
+    check = record_validation.RecordRules._record
 
     def trusting(rules: Any, item: Any) -> Any:
         record = check(rules, item)
         record.data.update(item["data"])
         return record
 
-    record_rules.RecordRules._record = trusting  # type: ignore[assignment,method-assign]
+    record_validation.RecordRules._record = trusting  # type: ignore[assignment,method-assign]
 
 
 def without_proposals() -> None:

@@ -126,7 +126,7 @@ class Crashes:
         from adiuva.object_store import garbage
         from adiuva.object_store.models import Garbage
         from adiuva.object_store.store import SHARDS, store
-        from adiuva.vault import objects, sweep
+        from adiuva.vault import object_references, sweep
         from adiuva.vault.models import Backup, Record, Upload
         from billing.models import StoredAmount
 
@@ -148,7 +148,9 @@ class Crashes:
         there = {each.name for shard in SHARDS for each in store().list(shard)}
         show("operations, kills of the server", f"{self.done}, {kills}")
         record("bytes off after kills", off, most=0)
-        record("objects of the store that no row knows", len(there - objects.referred(there)), most=0)
+        record(
+            "objects of the store that no row knows", len(there - object_references.referred(there)), most=0
+        )
         rows = [model._default_manager.exclude(object=None) for model in (Record, Backup)]
         known = {name for found in rows for name in found.values_list("object", flat=True)}
         record("rows whose object is missing", len(known - there), most=0)

@@ -20,7 +20,7 @@ from adiuva.accounts.models import User
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.logging import log_failure
 from adiuva.object_store.store import ObjectMissing
-from billing.marketplace import buying, diffs, listing, staff_reviews
+from billing.marketplace import buying, diffs, publication, staff_reviews
 from billing.marketplace.findings import Finding
 from billing.marketplace.models import Developer, Plugin, PluginVersion, Revocation
 from billing.marketplace.package import BadPackage
@@ -99,7 +99,7 @@ class PluginAdmin(_OfDeveloper):
     def _set(self, request: HttpRequest, chosen: QuerySet[Plugin], *, suspended: bool) -> None:
         ids = list(chosen.values_list("pk", flat=True))
         for plugin_id in ids:
-            listing.suspend(plugin_id=plugin_id, suspended=suspended)
+            publication.suspend(plugin_id=plugin_id, suspended=suspended)
         self.message_user(request, f"{len(ids)} done.", messages.SUCCESS)
 
 
@@ -169,11 +169,11 @@ class PluginVersionAdmin(_OfDeveloper):
                         checklist=given.getlist("checklist"),
                     )
                 case "list_now":
-                    listing.list_now(version_id=version_id)
+                    publication.list_now(version_id=version_id)
                 case "revoke":
-                    listing.revoke(version_id=version_id, by=me, reason=given.get("notes", "")[:500])
+                    publication.revoke(version_id=version_id, by=me, reason=given.get("notes", "")[:500])
                 case "restore":
-                    listing.restore(version_id=version_id, by=me)
+                    publication.restore(version_id=version_id, by=me)
                 case _:
                     raise PermissionDenied
         except AdiuvaError as error:

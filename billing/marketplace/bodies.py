@@ -10,7 +10,7 @@ from uuid import UUID
 from adiuva.core.errors import AdiuvaError, Text
 from adiuva.object_store.bodies import Answer, Body, Request
 from billing import request_limits
-from billing.marketplace import drafts, own
+from billing.marketplace import drafts, own_plugins
 from billing.marketplace.package import MAX_PACKAGE_BYTES
 
 # Which of these a ZIP file is sent as depends on the browser and the system; some name none.
@@ -64,7 +64,7 @@ class PackageBody:
         with self._file:
             self._file.flush()
             version = drafts.upload(user_id=self._user_id, plugin_id=self._plugin_id, package=self._file)
-        return Answer(201, own.version_body(version), {})
+        return Answer(201, own_plugins.version_body(version), {})
 
     def break_off(self, error: BaseException | None) -> None:
         with contextlib.suppress(OSError):

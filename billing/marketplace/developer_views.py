@@ -10,7 +10,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from adiuva.core.rest import Done, error_responses, user_id
-from billing.marketplace import connected_accounts, developers, earnings, ownership
+from billing.marketplace import connected_accounts, developers, earnings, ownership_transfers
 from billing.marketplace.developer_serializers import (
     BecomeDeveloperSerializer,
     DeveloperSerializer,
@@ -97,8 +97,8 @@ class TransferPluginView(APIView):
     def post(self, request: Request, plugin_id: UUID) -> Response:
         body = GivePluginSerializer(data=request.data)
         body.is_valid(raise_exception=True)
-        made = ownership.ask(user_id=user_id(request), plugin_id=plugin_id, **body.validated_data)
-        return Response(ownership.describe(made), status=201)
+        made = ownership_transfers.ask(user_id=user_id(request), plugin_id=plugin_id, **body.validated_data)
+        return Response(ownership_transfers.describe(made), status=201)
 
 
 class PluginTransfersView(APIView):
@@ -110,7 +110,7 @@ class PluginTransfersView(APIView):
         responses={200: PluginTransferSerializer(many=True), **error_responses(401)},
     )
     def get(self, request: Request) -> Response:
-        return Response(ownership.of_user(user_id(request)))
+        return Response(ownership_transfers.of_user(user_id(request)))
 
 
 class PluginTransferView(APIView):
@@ -123,8 +123,8 @@ class PluginTransferView(APIView):
         responses={200: PluginTransferSerializer, **error_responses(401, 403, 404)},
     )
     def post(self, request: Request, transfer_id: UUID) -> Response:
-        row = ownership.accept(user_id=user_id(request), transfer_id=transfer_id)
-        return Response(ownership.describe(row))
+        row = ownership_transfers.accept(user_id=user_id(request), transfer_id=transfer_id)
+        return Response(ownership_transfers.describe(row))
 
     @extend_schema(
         summary="Stop a transfer, or decline it",
@@ -132,5 +132,5 @@ class PluginTransferView(APIView):
         responses={200: Done, **error_responses(401, 404)},
     )
     def delete(self, request: Request, transfer_id: UUID) -> Response:
-        ownership.cancel(user_id=user_id(request), transfer_id=transfer_id)
+        ownership_transfers.cancel(user_id=user_id(request), transfer_id=transfer_id)
         return Response({"ok": True})

@@ -16,7 +16,14 @@ from uuid import UUID
 from django.db import transaction
 
 from adiuva.accounts.models import User
-from billing.marketplace import connected_accounts, developers, drafts, listing, staff_reviews, submissions
+from billing.marketplace import (
+    connected_accounts,
+    developers,
+    drafts,
+    publication,
+    staff_reviews,
+    submissions,
+)
 from billing.marketplace.build import build_package
 from billing.marketplace.manifest import Manifest
 from billing.marketplace.models import Developer, Plugin, PluginVersion
@@ -98,7 +105,7 @@ def _listed(version: PluginVersion, reviewer_id: UUID) -> PluginVersion:
         )
         version.refresh_from_db()
     if version.state == State.APPROVED:
-        listing.list_now(version_id=version.pk)
+        publication.list_now(version_id=version.pk)
         version.refresh_from_db()
     return version
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.db import models
 
-from adiuva.core.archive import ROWS_PER_BATCH, ArchivePart, exported_columns, register
+from adiuva.core.export_archive import ROWS_PER_BATCH, ArchivePart, exported_columns, register
 from adiuva.core.leases import LEASE_FIELDS
 from billing.marketplace.models import (
     Developer,

@@ -17,7 +17,7 @@ from django.utils.translation import gettext, gettext_lazy
 
 from adiuva.accounts.models import User
 from adiuva.accounts.pages.base import add_errors
-from adiuva.core import figures
+from adiuva.core import number_formats
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.language import said, sentence
 from billing import request_limits
@@ -28,9 +28,9 @@ from billing.marketplace import (
     drafts,
     earnings,
     installs,
-    listing,
-    own,
-    ownership,
+    own_plugins,
+    ownership_transfers,
+    publication,
     submissions,
 )
 from billing.marketplace.errors import PackageRefused
@@ -103,7 +103,7 @@ class OwnPluginsPage(_OwnPage):
         return redirect(request.path)
 
     def _move(self, act: str, transfer: str) -> None:
-        acts = {"accept": ownership.accept, "stop": ownership.cancel}
+        acts = {"accept": ownership_transfers.accept, "stop": ownership_transfers.cancel}
         try:
             which, do = UUID(transfer), acts[act]
         except (ValueError, KeyError):
@@ -115,8 +115,11 @@ class OwnPluginsPage(_OwnPage):
         developer = Developer.objects.filter(user_id=me).first()
         handle = developer.handle if developer is not None else None
         transfers = [
-            {**each, "is_offered": each["receiver"] == handle and each["state"] == ownership.State.ASKED}
-            for each in ownership.of_user(me)
+            {
+                **each,
+                "is_offered": each["receiver"] == handle and each["state"] == ownership_transfers.State.ASKED,
+            }
+            for each in ownership_transfers.of_user(me)
         ]
         return self.private(
             "own",
@@ -137,7 +140,7 @@ class OwnPluginsPage(_OwnPage):
         """By currency, what became of the shares."""
 
         def money(row: dict[str, Any], name: str) -> str:
-            return figures.money(row[name] * 10_000, row["currency"], self.user.locale)
+            return number_formats.money(row[name] * 10_000, row["currency"], self.user.locale)
 
         return [
             {
@@ -238,21 +241,23 @@ class OwnPluginPage(_OwnPage):
     def _give(self, plugin: Plugin, form: GiveForm) -> str | None:
         if not form.is_valid():
             return None
-        ownership.ask(user_id=self.user.pk, plugin_id=plugin.pk, handle=form.cleaned_data["handle"].lower())
+        ownership_transfers.ask(
+            user_id=self.user.pk, plugin_id=plugin.pk, handle=form.cleaned_data["handle"].lower()
+        )
         return "offered"
 
     def _step(self, plugin: Plugin, act: str) -> str:
         mine = {"user_id": self.user.pk, "plugin_id": plugin.pk}
         if act in ("take_out", "offer_again"):
-            (listing.withdraw if act == "take_out" else listing.offer_again)(**mine)
+            (publication.withdraw if act == "take_out" else publication.offer_again)(**mine)
             return "saved"
         words = self.request.POST.get("words", "").strip()
         steps: dict[str, tuple[Any, dict[str, str]]] = {
             "submit": (submissions.submit, {"notes": words[:_NOTES_CHARS]}),
             "withdraw": (submissions.withdraw, {}),
             "delete": (drafts.delete, {}),
-            "yank": (listing.yank, {"reason": words[:_REASON_CHARS]}),
-            "unyank": (listing.unyank, {}),
+            "yank": (publication.yank, {"reason": words[:_REASON_CHARS]}),
+            "unyank": (publication.unyank, {}),
         }
         if act not in steps:
             raise Http404
@@ -277,7 +282,7 @@ class OwnPluginPage(_OwnPage):
             status=status,
             plugin=plugin,
             said=_PLUGIN_STATES[Plugin.State(plugin.state)],
-            versions=[_with_steps(each) for each in own.versions(self.user.pk, plugin.pk)],
+            versions=[_with_steps(each) for each in own_plugins.versions(self.user.pk, plugin.pk)],
             problem=problem,
             findings=findings,
             upload=upload,

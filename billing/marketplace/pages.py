@@ -19,7 +19,7 @@ from django.views import View
 from django.views.decorators.csrf import csrf_protect
 
 from adiuva.accounts.models import User
-from adiuva.core import figures
+from adiuva.core import number_formats
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.language import in_their_language, said, sentence
 from adiuva.devices.tables import NOUNS
@@ -124,7 +124,7 @@ class PluginPage(Page):
             status=status,
             plugin=self.shown(plugin),
             version=version,
-            size=figures.size(version.size),
+            size=number_formats.size(version.size),
             hosts=version.manifest.get("hosts", []),
             license=version.manifest["license"],
             homepage=version.manifest.get("homepage", ""),
@@ -213,7 +213,7 @@ class DeveloperPage(Page):
 
 
 def _shown(plugin: Plugin, locale: str) -> dict[str, Any]:
-    price = figures.money(plugin.price_cents * 10_000, plugin.currency, locale)
+    price = number_formats.money(plugin.price_cents * 10_000, plugin.currency, locale)
     return {
         "slug": plugin.slug,
         "name": plugin.name,

@@ -10,7 +10,7 @@ import structlog
 from django.db import transaction
 from django.db.models.functions import Now
 
-from billing.marketplace import catalogue, listing
+from billing.marketplace import catalogue, publication
 from billing.marketplace.errors import NotInstalled
 from billing.marketplace.models import Plugin
 from billing.marketplace.user_models import PluginInstall, PluginRating, PluginReport
@@ -60,7 +60,7 @@ def report(*, user_id: UUID, plugin_id: UUID, reason: str, text: str = "") -> No
     )
     log.warning("plugin.reported", plugin_id=str(plugin.pk), reason=reason)
     if plugin.state == Plugin.State.LISTED and _weight(plugin) >= HIDES_FROM:
-        listing.suspend(plugin_id=plugin.pk, suspended=True)
+        publication.suspend(plugin_id=plugin.pk, suspended=True)
         log.error("plugin.suspended", plugin_id=str(plugin.pk))
 
 

@@ -22,7 +22,7 @@ from adiuva.core.errors import Text
 from adiuva.core.leases import Lease, LeaseLost
 from adiuva.core.logging import log_failure
 from adiuva.object_store.store import ObjectMissing, StorageAway, store
-from billing.marketplace import developers, drafts, isolated_checks, scanner, states
+from billing.marketplace import developers, drafts, isolated_checks, states, virus_scanner
 from billing.marketplace.checks import Report, Result
 from billing.marketplace.developers import NameTooClose
 from billing.marketplace.errors import NoSuchVersion
@@ -121,7 +121,7 @@ def _report(version: PluginVersion) -> Report:
             log_failure("plugin_check.failed", error, logger=log, level="warning", check="structure")
             return Report(results={"structure": Result.ERROR})
         _look_at_names(version, report)
-        if scanner.is_on():
+        if virus_scanner.is_on():
             _scan(package, report)
     if report.manifest is not None and report.sha256 != version.sha256:
         report.results["structure"] = Result.ERROR
@@ -153,8 +153,8 @@ def _look_at_names(version: PluginVersion, report: Report) -> None:
 def _scan(package: IO[bytes], report: Report) -> None:
     report.results["scanner"] = Result.PASSED
     try:
-        found = scanner.scan(package)
-    except scanner.ScannerAway as error:
+        found = virus_scanner.scan(package)
+    except virus_scanner.ScannerAway as error:
         log_failure("plugin_check.failed", error, logger=log, level="warning", check="scanner")
         report.results["scanner"] = Result.ERROR
         return

@@ -19,8 +19,8 @@ from billing.marketplace import (
     bodies,
     catalogue,
     drafts,
-    listing,
-    own,
+    own_plugins,
+    publication,
     ratings_and_reports,
     revocations,
     staff_reviews,
@@ -92,7 +92,7 @@ class OwnPluginsView(APIView):
         responses={200: OwnPluginSerializer(many=True), **error_responses(401)},
     )
     def get(self, request: Request) -> Response:
-        return Response(OwnPluginSerializer(own.plugins(user_id(request)), many=True).data)
+        return Response(OwnPluginSerializer(own_plugins.plugins(user_id(request)), many=True).data)
 
 
 class PluginView(APIView):
@@ -121,7 +121,9 @@ class PluginView(APIView):
         me = user_id(request)
         plugin = drafts.change(user_id=me, plugin_id=plugin_id, **given)
         if listed is not None:
-            plugin = (listing.offer_again if listed else listing.withdraw)(user_id=me, plugin_id=plugin_id)
+            plugin = (publication.offer_again if listed else publication.withdraw)(
+                user_id=me, plugin_id=plugin_id
+            )
         return Response(_own(plugin))
 
 
@@ -136,7 +138,7 @@ class VersionsView(StreamedBodies):
         responses={200: OwnVersionSerializer(many=True), **error_responses(401, 404)},
     )
     def get(self, request: Request, plugin_id: UUID) -> Response:
-        found = own.versions(user_id(request), plugin_id)
+        found = own_plugins.versions(user_id(request), plugin_id)
         return Response(OwnVersionSerializer(found, many=True).data)
 
     @extend_schema(
@@ -175,7 +177,7 @@ class VersionView(APIView):
 
 
 def _version(request: Request, plugin_id: UUID, version: str) -> Response:
-    return Response(OwnVersionSerializer(own.version(user_id(request), plugin_id, version)).data)
+    return Response(OwnVersionSerializer(own_plugins.version(user_id(request), plugin_id, version)).data)
 
 
 _STEP: Any = {"responses": {200: OwnVersionSerializer, **error_responses(400, 401, 403, 404, 409)}}
@@ -214,12 +216,12 @@ class YankView(APIView):
     def post(self, request: Request, plugin_id: UUID, version: str) -> Response:
         """Nobody installs it any more; who has it keeps it."""
         reason = _valid(YankSerializer, request.data)["reason"]
-        listing.yank(user_id=user_id(request), plugin_id=plugin_id, version=version, reason=reason)
+        publication.yank(user_id=user_id(request), plugin_id=plugin_id, version=version, reason=reason)
         return _version(request, plugin_id, version)
 
     @extend_schema(summary="Put a yanked version back", operation_id="plugins_unyank", **_STEP)
     def delete(self, request: Request, plugin_id: UUID, version: str) -> Response:
-        listing.unyank(user_id=user_id(request), plugin_id=plugin_id, version=version)
+        publication.unyank(user_id=user_id(request), plugin_id=plugin_id, version=version)
         return _version(request, plugin_id, version)
 
 

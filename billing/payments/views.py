@@ -9,7 +9,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from adiuva.core.rest import Done, error_responses, user_id
-from billing import subscriptions
+from billing import plan_summary
 from billing.payments import subscribing, webhooks
 from billing.payments.serializers import (
     CheckoutAddressSerializer,
@@ -66,7 +66,7 @@ class ResumeView(APIView):
     )
     def post(self, request: Request) -> Response:
         is_known = subscribing.resume(user_id=user_id(request))
-        found = SubscriptionSerializer(subscriptions.describe(user_id(request))).data
+        found = SubscriptionSerializer(plan_summary.describe(user_id(request))).data
         return Response(found, status=200 if is_known else 202)
 
 

@@ -15,8 +15,8 @@ from adiuva.accounts.models import User
 from billing.entitlements import QuotaExceeded
 from billing.sso import events
 from billing.sso.errors import NoFreeSeat, SsoExpired, SsoRefused
+from billing.sso.identities import Person
 from billing.sso.models import Identity, IdentityProvider, SsoEvent
-from billing.sso.people import Person
 from billing.teams import members, seats
 from billing.teams.models import Membership
 

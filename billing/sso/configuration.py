@@ -21,7 +21,7 @@ from adiuva.accounts.models import RevokedReason, Session, User
 from adiuva.core import public_http
 from adiuva.core.errors import Conflict, Invalid, NotFound
 from billing import entitlements
-from billing.sso import domains, events, mails, oidc, proofs
+from billing.sso import domain_rechecks, domains, events, mails, oidc
 from billing.sso.models import Domain, Identity, IdentityProvider, SsoEvent, SsoSession
 from billing.teams import members
 from billing.teams.models import Membership, Team
@@ -207,7 +207,7 @@ def prove_domain(*, owner_id: UUID, domain_id: UUID) -> Domain:
     if found.proven_at is not None:
         return found
     domains.require_proven(found.name, found.token)
-    if not proofs.lose_if_gone(found.name):
+    if not domain_rechecks.lose_if_gone(found.name):
         raise DomainTaken
     try:
         with transaction.atomic():

@@ -19,7 +19,7 @@ from django.views import View
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 
-from adiuva.accounts import confirmation, services
+from adiuva.accounts import reauthentication, services
 from adiuva.accounts.browser_sessions import session_id_of
 from adiuva.accounts.forms import ConfirmationForm, too_many_tries
 from adiuva.accounts.models import Session, User
@@ -230,7 +230,7 @@ class TeamSsoPage(LoginRequiredMixin, View):
                     if wait is not None:
                         form.add_error(None, too_many_tries(wait))
                         return self._show(act, form)
-                    confirmation.require(user=self.me, password=data.pop("password"))
+                    reauthentication.require(user=self.me, password=data.pop("password"))
                 self._act(act, mine, data)
                 return redirect(f"{request.path}?done={act}")
             except AdiuvaError as error:

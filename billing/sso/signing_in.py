@@ -33,10 +33,10 @@ from adiuva.accounts.models import Session, User
 from adiuva.accounts.second_factors import Proof
 from adiuva.core.errors import AdiuvaError, Invalid
 from adiuva.core.pruning import delete_in_batches
-from billing.sso import accounts, configuration, events, oidc, people, rules, words
+from billing.sso import accounts, configuration, events, identities, nonces, oidc, rules
 from billing.sso.errors import SsoExpired, SsoUnknown
+from billing.sso.identities import Person
 from billing.sso.models import SIGN_IN_LASTS, Domain, IdentityProvider, SignIn, SsoEvent, SsoSession
-from billing.sso.people import Person
 
 _CHALLENGE_CHARS: Final = 43
 Kind = SsoEvent.Kind
@@ -82,7 +82,7 @@ def begin(*, email: str, challenge: str = "") -> tuple[str, str]:
     meta = oidc.discover(provider.issuer)
     word = secrets.token_urlsafe(32)
     SignIn.objects.create(
-        state_hash=words.hash_of(word),
+        state_hash=nonces.hash_of(word),
         provider=provider,
         challenge=challenge,
         expires_at=timezone.now() + SIGN_IN_LASTS,
@@ -91,8 +91,8 @@ def begin(*, email: str, challenge: str = "") -> tuple[str, str]:
         configuration.client_of(provider),
         meta,
         state=word,
-        nonce=words.derived(word, "nonce"),
-        challenge=words.s256(words.derived(word, "verifier")),
+        nonce=nonces.derived(word, "nonce"),
+        challenge=nonces.s256(nonces.derived(word, "verifier")),
         redirect_uri=configuration.redirect_uri(),
         hint=address,
     )
@@ -122,7 +122,7 @@ def come_back(answer: Mapping[str, str], *, kept: str = "") -> Recognised | Pass
     row = _redeem(word, kept)
     provider = row.provider
     try:
-        person = people.person_of(provider, word, answer)
+        person = identities.person_of(provider, word, answer)
         user = accounts.account_of(provider, person)
     except AdiuvaError as error:
         events.note(provider.team_id, Kind.REFUSED, code=error.code)
@@ -134,9 +134,9 @@ def come_back(answer: Mapping[str, str], *, kept: str = "") -> Recognised | Pass
 
 def _redeem(word: str, kept: str) -> SignIn:
     """Use up a word. Raises SsoExpired."""
-    if not word or len(word) > people.MAX_CHARS or not word.isascii():
+    if not word or len(word) > identities.MAX_CHARS or not word.isascii():
         raise SsoExpired
-    mine = SignIn.objects.filter(state_hash=words.hash_of(word))
+    mine = SignIn.objects.filter(state_hash=nonces.hash_of(word))
     row = mine.select_related("provider__team").first()
     # An app's sign-in comes back in whatever browser; what it brings is of use to that app alone.
     if row is None or not (row.challenge or hmac.compare_digest(word.encode(), kept.encode())):
@@ -152,7 +152,7 @@ def _redeem(word: str, kept: str) -> SignIn:
 def _want_password(row: SignIn, person: Person) -> PasswordWanted:
     word = secrets.token_urlsafe(32)
     SignIn.person.seal_into(cipher_for(row.provider.team.owner_id), row, json.dumps(asdict(person)))
-    row.next_hash = words.hash_of(word)
+    row.next_hash = nonces.hash_of(word)
     row.save(update_fields=["person", "next_hash"])
     return PasswordWanted(word, person.address, accounts.may_be_new(person.address))
 
@@ -184,13 +184,13 @@ def link(
     except AdiuvaError as error:
         events.note(provider.team_id, Kind.REFUSED, code=error.code)
         raise
-    if not SignIn.objects.open().filter(pk=row.pk, next_hash=words.hash_of(word)).update(next_hash=None):
+    if not SignIn.objects.open().filter(pk=row.pk, next_hash=nonces.hash_of(word)).update(next_hash=None):
         raise SsoExpired
     return _recognised(row, user, person)
 
 
 def _waiting(word: str) -> SignIn:
-    rows = SignIn.objects.open().filter(next_hash=words.hash_of(word), user=None, person__isnull=False)
+    rows = SignIn.objects.open().filter(next_hash=nonces.hash_of(word), user=None, person__isnull=False)
     row = rows.select_related("provider__team").first()
     if row is None:
         raise SsoExpired
@@ -209,16 +209,16 @@ def _recognised(row: SignIn, user: User, person: Person) -> Recognised | ForApp:
         return Recognised(user, row.provider, person)
     code = secrets.token_urlsafe(32)
     SignIn.person.seal_into(cipher_for(row.provider.team.owner_id), row, json.dumps(asdict(person)))
-    row.user, row.next_hash = user, words.hash_of(code)
+    row.user, row.next_hash = user, nonces.hash_of(code)
     row.save(update_fields=["user", "person", "next_hash"])
     return ForApp(code)
 
 
 def finish_app(*, code: str, verifier: str, user_agent: str = "") -> Session:
     """Open the session of the app that began. Raises SsoExpired, and what opening a session raises."""
-    rows = SignIn.objects.open().filter(next_hash=words.hash_of(code), user__isnull=False)
+    rows = SignIn.objects.open().filter(next_hash=nonces.hash_of(code), user__isnull=False)
     row = rows.select_related("provider__team", "user").first()
-    if row is None or not verifier or not hmac.compare_digest(words.s256(verifier), row.challenge):
+    if row is None or not verifier or not hmac.compare_digest(nonces.s256(verifier), row.challenge):
         raise SsoExpired
     if not rows.update(next_hash=None):  # of several at once, one
         raise SsoExpired

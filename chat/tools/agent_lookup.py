@@ -11,7 +11,7 @@ from langchain_core.tools import ToolException
 from adiuva.core import db
 from agents import run_reports
 from agents.run_reports import OpenedAgent, RunReport
-from chat.agent_work import AgentWork
+from chat.agent_tool_context import AgentWork
 from chat.device_session import DeviceSession
 from chat.tools import agent_texts
 from chat.tools.agent_texts import agent_label

@@ -18,15 +18,15 @@ from adiuva.core.errors import AdiuvaError
 from adiuva.devices.calls import new_call
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import Data, ToolResultBody
-from agents import run_reports, runs, set_up, undo, watches
+from agents import run_reports, run_watches, runs, set_up, undo
 from agents.models import Agent, Run
 from agents.run_reports import Now, RunReport
+from agents.run_waits import TooManyWaits
+from agents.run_watches import TooManyStarts
 from agents.runs import NoConnection, RunIsLive
-from agents.waiting import TooManyWaits
-from agents.watches import TooManyStarts
-from chat.agent_work import AGENTS, AgentWork, Started, agent_work_of
+from chat.agent_tool_context import AGENTS, AgentWork, Started, agent_work_of
 from chat.device_session import DeviceSession, device_session_of
-from chat.tools import agent_questions, agent_texts, dates
+from chat.tools import agent_confirmations, agent_texts, dates
 from chat.tools.agent_lookup import find_agent, read_report, run_id_of
 from chat.tools.agent_texts import TOLD_LATER, agent_label, run_label
 from chat.tools.base import OrNull, assistant_tool
@@ -71,7 +71,7 @@ async def run_agent(
     is_away = await db.run(_check_source, found.agent)
     if not work.user_words().want_run(found.name, misled=work.is_misled, is_only=len(mine) == 1):
         arguments = {"agent": str(found.id), "dry_run": dry_run, "max_documents": max_documents}
-        question = agent_questions.run_question(found.name, dry_run=dry_run)
+        question = agent_confirmations.run_question(found.name, dry_run=dry_run)
         await work.approvals.confirm(run_agent.name, arguments, "run", AGENTS, question)
     place = work.chat_place(follow_up=follow_up)
     try:
@@ -139,7 +139,7 @@ async def _under_way(
 ) -> str:
     report = await read_report(work, run_id)
     if follow_up:
-        await db.run(watches.join, run_id, work.chat_place())
+        await db.run(run_watches.join, run_id, work.chat_place())
     if wait and report.run.is_live:
         return await _wait(work, session, run_id, report.agent_name, wait, follow_up=follow_up)
     said = agent_texts.underway_text(session, report, clock.now())
@@ -227,7 +227,7 @@ async def _view(work: AgentWork, session: DeviceSession, run_id: uuid.UUID, wait
     if not report.run.is_live:
         return await _ended(work, session, report)
     if wait and report.run.state in (Run.State.QUEUED, Run.State.RUNNING):
-        await db.run(watches.join, run_id, work.chat_place())
+        await db.run(run_watches.join, run_id, work.chat_place())
         return await _wait(work, session, run_id, report.agent_name, wait, follow_up=True)
     return f"“{one_line(report.agent_name)}” {agent_texts.underway_text(session, report, clock.now())}."
 
@@ -241,7 +241,7 @@ async def _ended(work: AgentWork, session: DeviceSession, report: RunReport) -> 
     listed = agent_texts.records_text(session, report, rows, fates, unseen)
     # Noted before: if the turn is cancelled meanwhile, its end has to let go of what the thread may still hold.
     work.asked_runs.add(report.run.pk)
-    await db.run(watches.hold, report.run.pk, work.chat_place())
+    await db.run(run_watches.hold, report.run.pk, work.chat_place())
     work.answered_runs.add(report.run.pk)
     return f"{said}\n{listed}" if listed else said
 
@@ -281,12 +281,12 @@ async def stop_run(config: RunnableConfig, run_or_agent: str, undo: bool = False
     if not run.is_live and not undo:
         return f"Nothing was stopped, since it does not run. {agent_texts.ended_text(session, report)}"
     if undo or not work.user_words().want_stop(report.agent_name, misled=work.is_misled, is_only=only):
-        question = agent_questions.stop_question(report.agent_name, undo=undo, is_live=run.is_live)
+        question = agent_confirmations.stop_question(report.agent_name, undo=undo, is_live=run.is_live)
         arguments = {"run_or_agent": str(run.pk), "undo": undo}
         await work.approvals.confirm(stop_run.name, arguments, "delete" if undo else "stop", AGENTS, question)
     said = []
     if run.is_live:
-        await db.run(watches.drop, run.pk)
+        await db.run(run_watches.drop, run.pk)
         await db.run(_cancel, run)
         end = await work.wait(run.pk, report.agent_name, work.longest_wait_s(_STOP_S))
         report = await read_report(work, run.pk)
@@ -327,7 +327,7 @@ def _cancel(run: Run) -> None:
 
 async def _undone(run: Run, name: str) -> str:
     try:
-        await db.run(watches.drop, run.pk)
+        await db.run(run_watches.drop, run.pk)
         done = await undo.undo(run=run)
     except undo.UndoStopped as error:
         return f"Failed: the undo has stopped ({error.message}). What was done until then stays done."

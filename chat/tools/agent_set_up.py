@@ -13,14 +13,14 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
 from adiuva.devices.models import Device
-from agents import run_reports, schedule_words, schedules, services, set_up, template_wishes
+from agents import run_reports, schedule_words, schedules, services, set_up, template_set_up
 from agents.journeys.trial import trial_summary
 from agents.models import Agent
 from agents.run_reports import OpenedAgent
 from agents.set_up import CannotSetUp, NothingToChange, Plan, Wish
-from chat.agent_work import AGENTS, AgentWork, agent_work_of
+from chat.agent_tool_context import AGENTS, AgentWork, agent_work_of
 from chat.device_session import DeviceSession, device_session_of
-from chat.tools import agent_questions
+from chat.tools import agent_confirmations
 from chat.tools.agent_lookup import find_agent
 from chat.tools.agent_texts import agent_label
 from chat.tools.base import OrNull, assistant_tool
@@ -79,8 +79,8 @@ async def set_up_agent(config: RunnableConfig, **arguments: Any) -> str:
     wishes = {"first_day" if n == "from_" else "last_day" if n == "to" else n: v for n, v in given.items()}
     try:
         if wanted is not None:
-            chosen = await db.run(template_wishes.choose, work.user_id, wanted, before)
-            wishes = await db.run(template_wishes.parts, work.user_id, chosen, wishes)
+            chosen = await db.run(template_set_up.choose, work.user_id, wanted, before)
+            wishes = await db.run(template_set_up.parts, work.user_id, chosen, wishes)
         plan = await db.run(set_up.plan, work.user_id, before, Wish(**wishes), work.request.device_id)
     except NothingToChange:  # what the user wants is so: models take a failure for a reason to try again
         assert before is not None
@@ -94,7 +94,7 @@ async def set_up_agent(config: RunnableConfig, **arguments: Any) -> str:
     await _confirm(work, session, plan, asked, chosen.name if chosen else "")
     try:
         if chosen is not None:
-            await db.run(template_wishes.install, work.user_id, chosen)
+            await db.run(template_set_up.install, work.user_id, chosen)
         saved = await db.run(set_up.save, plan)
     except AdiuvaError as error:
         raise ToolException(f"Failed: {error.message}. Nothing was saved.") from None
@@ -109,7 +109,7 @@ async def _confirm(
 ) -> None:
     """Return once the user has said yes to a plan. Raises ToolException, with what the plan would find."""
     question, found, approvals = (
-        await db.run(agent_questions.plan_question, plan, template),
+        await db.run(agent_confirmations.plan_question, plan, template),
         "",
         work.approvals,
     )

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from django.conf import settings
 from django.utils import translation
 
-from adiuva.core import figures
+from adiuva.core import number_formats
 from adiuva.devices.protocol import Data
 from agents import schedule_words
 from agents.models import Agent, Run
@@ -171,7 +171,7 @@ def _counts(report: RunReport) -> str:
     cost = report.would_cost_micro
     if cost is None:
         return counted
-    price = figures.money(cost, settings.BUDGET_CURRENCY, "en")
+    price = number_formats.money(cost, settings.BUDGET_CURRENCY, "en")
     return f"{counted} A real run would read {_documents(run.sources_due)}, for about {price}."
 
 

@@ -15,7 +15,7 @@ from adiuva.core import db
 from agents import run_reports
 from agents.models import Run
 from agents.run_reports import OpenedAgent
-from chat.agent_work import AGENTS, agent_work_of
+from chat.agent_tool_context import AGENTS, agent_work_of
 from chat.device_session import device_session_of
 from chat.tools import agent_texts
 from chat.tools.agent_lookup import MOST_LISTED, plain_name

@@ -15,7 +15,6 @@ from django.utils import timezone
 
 from integrations.errors import ProviderUnavailable
 from integrations.mail.cursor import Cursor, cursor_owner
-from integrations.mail.documents import DueFilter, MailItem, SkippedMessage
 from integrations.mail.errors import (
     InvalidResponse,
     ProviderRefused,
@@ -25,7 +24,8 @@ from integrations.mail.errors import (
     ResponseTooLarge,
 )
 from integrations.mail.filters import Filters
-from integrations.mail.provider_client import MailboxAccount, ProviderClient, Timeouts
+from integrations.mail.mailbox_types import DueFilter, MailItem, SkippedMessage
+from integrations.mail.provider_http import MailboxAccount, ProviderClient, Timeouts
 from integrations.models import Provider
 
 _PREFETCHED_MESSAGES: Final = 4

@@ -20,7 +20,7 @@ from adiuva.accounts.models import Passkey, RecoveryCode, Session, Totp, User
 from tests.accounts.authenticator import Authenticator
 from tests.accounts.mailbox import mail_to, mails_to
 from tests.accounts.test_account import client_of
-from tests.accounts.test_recovery import reset_token
+from tests.accounts.test_mail_link_actions import reset_token
 from tests.factories import Person, confirmed, somebody
 
 AUTH = "/api/v1/auth"

@@ -16,7 +16,7 @@ from agents import claimed_runs, result_commits, runs, services
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
 from agents.models import Agent, Run
-from agents.record_rules import Record
+from agents.record_validation import Record
 from agents.result_commits import DeviceAnswered, Extracted
 from tests.factories import Person, somebody
 

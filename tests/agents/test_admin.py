@@ -16,11 +16,11 @@ from django.urls import reverse
 from django.utils import timezone
 
 from adiuva.accounts.admin_base import NewestChangeList
-from agents import claimed_runs, journal, outcomes
+from agents import claimed_runs, journal, run_release
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run
-from agents.record_rules import Record
+from agents.record_validation import Record
 from tests.agents.factories import (
     accepted_by_device,
     claim_run,
@@ -115,7 +115,7 @@ def test_nothing_of_the_users_is_on_any_page(staff: Client, ada: Person) -> None
         EventKind.SOURCE_FAILED, "unreadable", source=f"/{canary}-source", message=f"{canary}-words"
     )
     claimed_runs.add_counts(claimed, seen=1, done=1, failed=1, entries=[failed])
-    outcomes.finish(claimed)
+    run_release.finish(claimed)
     assert canary in json.dumps(journal.read(Run.objects.get(pk=claimed.run_id)), default=str)
     pages = [
         *(reverse(page) for page in (AGENTS, RUNS)),
@@ -144,7 +144,7 @@ def test_a_run_shows_its_verdict_and_its_records_by_state_and_what_a_dry_run_fou
     claimed = claim_run(create_run(agent))
     ids = commit_tasks(claimed, "a", "b", "c")
     commit_answers(claimed, accepted_by_device(*ids[:2]))
-    outcomes.finish(claimed)
+    run_release.finish(claimed)
     Run.objects.filter(pk=claimed.run_id).update(undone_at=timezone.now())
     shown = staff.get(reverse("admin:agents_run_change", args=[claimed.run_id])).content.decode()
     assert "2 delivered, 1 waiting" in shown and str(Run.Verdict.COMPLETED.label) in shown
@@ -152,7 +152,7 @@ def test_a_run_shows_its_verdict_and_its_records_by_state_and_what_a_dry_run_fou
     document = SourceDocument("a", "/canary", "text", dry.source_key("/canary"), b"hash")
     found = [Record("tasks", {"title": "canary"})]
     commit_document(dry, document, found)
-    outcomes.finish(dry)
+    run_release.finish(dry)
     for page in (reverse("admin:agents_run_change", args=[dry.run_id]), reverse(RUNS)):
         shown = staff.get(page).content.decode()
         assert "canary" not in shown

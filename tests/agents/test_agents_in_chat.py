@@ -18,10 +18,10 @@ from django.db import connection
 from redis.asyncio import Redis
 
 from adiuva.core import db
-from agents import runs, watches
+from agents import run_watches, runs
 from agents.models import Agent, Run, Watch
 from agents.run_reports import agents_of
-from agents.watches import ChatPlace
+from agents.run_watches import ChatPlace
 from integrations import connections
 from integrations.models import Connection, Health, Reason
 from integrations.oauth_clients import SCOPES, Grant
@@ -149,9 +149,9 @@ async def test_the_eleventh_run_an_hour_is_refused_in_words_but_not_in_another_c
     model = script(provider, "Hello.", start, "Not now.", start, "Started.")
 
     def start_ten(conversation: str) -> None:
-        for number in range(watches.MOST_AN_HOUR):
+        for number in range(run_watches.MOST_AN_HOUR):
             run = create_run(create_agent(person.id, name=str(number), device_id="desk"))
-            watches.add(run, ChatPlace(person.id, uuid4(), UUID(conversation)), started=True)
+            run_watches.add(run, ChatPlace(person.id, uuid4(), UUID(conversation)), started=True)
             runs.end(run, Run.State.CANCELLED, "cancelled")
 
     async with connect(web, person, DeviceRows(), device_id="desk") as client:

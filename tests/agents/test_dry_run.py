@@ -11,11 +11,11 @@ from django.utils import timezone
 
 from adiuva.core import db
 from adiuva.devices.models import OutboxRecord
-from agents import claimed_runs, outcomes, preview, runs
+from agents import claimed_runs, preview, run_release, runs
 from agents.extraction import SourceDocument
 from agents.models import Agent, Run, Source
 from agents.preview import SourceSample
-from agents.record_rules import Record
+from agents.record_validation import Record
 from tests.agents.device_owner import (
     END_STATES,
     DeviceOwner,
@@ -165,7 +165,7 @@ def test_a_preview_is_bounded_and_the_journal_says_so_once(db: None) -> None:
     for number in range(3):
         shown(claimed, f"/{number}.md", *(f"{number} {place}" for place in range(490)))
     shown(claimed, "/last.md", "one more")
-    run = outcomes.finish(claimed)
+    run = run_release.finish(claimed)
     assert len(preview.read_records(Run.objects.get(pk=run.pk))) == preview.MAX_RECORDS
     assert [event.code for event in run.events.all()].count("preview_full") == 1
     long = claim_dry_run(agent)
@@ -200,8 +200,8 @@ def test_a_dry_run_leaves_waiting_records_to_a_real_run(db: None) -> None:
     create_device(agent)
     cancelled = claim_run(create_run(agent))
     ids = commit_tasks(cancelled, "call Ada")
-    outcomes.finish(cancelled, Run.State.CANCELLED, "cancelled")
-    outcomes.finish(claim_dry_run(agent))
+    run_release.finish(cancelled, Run.State.CANCELLED, "cancelled")
+    run_release.finish(claim_dry_run(agent))
     assert OutboxRecord.objects.get(pk=ids[0]).source_run == cancelled.run_id
     real = claim_run(create_run(agent))
     assert OutboxRecord.objects.get(pk=ids[0]).source_run == real.run_id

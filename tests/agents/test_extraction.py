@@ -13,7 +13,7 @@ from adiuva import llm
 from adiuva.documents import Part, cut_into_parts
 from adiuva.offline_llm.messages import delimited_text
 from agents.extraction import PART_CHARS, Extraction, Extractor, SourceDocument
-from agents.record_rules import RecordRules
+from agents.record_validation import RecordRules
 from tests.agents.device_owner import document_text
 from tests.fakes.provider import Fail, Hold, Provider, Raw, Request, Say
 

@@ -15,7 +15,7 @@ from django.utils import timezone
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
 from adiuva.core.leases import LeaseLost
-from agents import claimed_runs, journal, ledger, outcomes, result_commits, run_queue, runs, services
+from agents import claimed_runs, journal, ledger, result_commits, run_queue, run_release, runs, services
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
@@ -164,7 +164,7 @@ def test_the_delay_of_retries_grows_and_retries_are_limited(claimed: ClaimedRun)
     rules = settings.RUNS
     for number in range(rules["retries"]):
         before = db.clock()
-        assert outcomes.retry_later(claimed, "model_unavailable", "the model cannot be reached")
+        assert run_release.retry_later(claimed, "model_unavailable", "the model cannot be reached")
         run = seen(claimed)
         assert (run.state, run.status, run.retries, run.lease_until) == (
             State.QUEUED,
@@ -178,18 +178,18 @@ def test_the_delay_of_retries_grows_and_retries_are_limited(claimed: ClaimedRun)
         assert claimed_runs.claim(run.pk) is None or run.not_before <= db.clock()
         change(run, not_before=None, state=State.QUEUED, lease_until=None)
         claimed = claim_run(run)
-    assert not outcomes.retry_later(claimed, "model_unavailable")
-    assert outcomes.finish(claimed, State.ERROR, "model_unavailable").state == State.ERROR
+    assert not run_release.retry_later(claimed, "model_unavailable")
+    assert run_release.finish(claimed, State.ERROR, "model_unavailable").state == State.ERROR
 
 
 def test_a_provider_is_not_asked_before_its_retry_after(claimed: ClaimedRun) -> None:
-    assert outcomes.retry_later(claimed, "model_rate_limited", retry_after=1_000)
+    assert run_release.retry_later(claimed, "model_rate_limited", retry_after=1_000)
     run = seen(claimed)
     assert run.not_before is not None and run.not_before > db.clock() + 990 * SECOND
 
 
 def test_no_run_is_retried_after_its_deadline(claimed: ClaimedRun) -> None:
-    assert not outcomes.retry_later(claimed, "model_rate_limited", retry_after=3 * 3600)
+    assert not run_release.retry_later(claimed, "model_rate_limited", retry_after=3 * 3600)
     assert seen(claimed).state == State.RUNNING
 
 
@@ -210,11 +210,11 @@ def test_a_worker_that_lost_its_database_requeues_its_run_and_no_source_is_blame
     claimed: ClaimedRun,
 ) -> None:
     ledger.mark_in_flight(claimed, [b"one", b"two"])
-    outcomes.requeue_interrupted(claimed)
+    run_release.requeue_interrupted(claimed)
     run = seen(claimed)
     assert (run.state, run.workers_lost, codes(run)[-1]) == (State.QUEUED, 0, "interrupted")
     with pytest.raises(LeaseLost):
-        outcomes.requeue_interrupted(claimed)
+        run_release.requeue_interrupted(claimed)
     change(run, not_before=None)
     assert claim_run(run).crash_counts == {}
     assert runs.sweep()["lost"] == 0
@@ -312,7 +312,7 @@ def test_a_suspect_not_in_flight_at_the_next_crash_is_not_counted(
     ledger.mark_in_flight(claimed, [b"one"])
     claimed = again(run)
     assert claimed.crash_counts == {b"one": 2, b"two": 1}
-    outcomes.finish(claimed, State.CANCELLED, "cancelled")
+    run_release.finish(claimed, State.CANCELLED, "cancelled")
     # Nor does the next run forget.
     assert claim_run(create_run(Agent.objects.get(pk=claimed.agent_id))).crash_counts == {
         b"one": 2,
@@ -341,7 +341,7 @@ def test_a_quarantined_source_is_read_again_when_it_or_the_configuration_changes
         claimed.content_key(b"hash"),
     )
     assert ledger.needs_reading(claimed, [(poison.key, b"hash"), (poison.key, b"other")]) == [False, True]
-    assert outcomes.finish(claimed).state == State.ERROR  # there was nothing else
+    assert run_release.finish(claimed).state == State.ERROR  # there was nothing else
     services.update(agent=Agent.objects.get(pk=claimed.agent_id), values={"prompt_template": "Other."})
     assert ledger.needs_reading(
         claim_run(create_run(Agent.objects.get(pk=claimed.agent_id))), [(poison.key, b"hash")]
@@ -458,7 +458,7 @@ async def _with_deadline(agent: str) -> str:
 
 
 def _put_off(run: Run) -> None:
-    assert outcomes.retry_later(claim_run(run), "model_unavailable")
+    assert run_release.retry_later(claim_run(run), "model_unavailable")
 
 
 def _hanging(run: Run) -> None:

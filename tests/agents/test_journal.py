@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents import claimed_runs, journal, outcomes, runs
+from agents import claimed_runs, journal, run_release, runs
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
@@ -104,7 +104,7 @@ def test_a_conflict_is_kept_beside_what_it_conflicts_with_and_noted_once(claimed
 def test_an_event_of_one_run_is_none_of_another(claimed: ClaimedRun) -> None:
     entry = JournalEntry(EventKind.SOURCE_FAILED, "unreadable", source="/a.md")
     claimed_runs.add_counts(claimed, entries=[entry])
-    outcomes.finish(claimed)
+    run_release.finish(claimed)
     other = claim_run(create_run(run_of(claimed).agent))  # type: ignore[arg-type]
     claimed_runs.add_counts(other, entries=[entry])
     assert lines(other) == [("unreadable", None, "/a.md")]
@@ -160,7 +160,7 @@ def test_what_a_later_attempt_has_read_is_no_problem_and_what_it_has_not_is_stil
         for entry in entries:
             claimed_runs.add_counts(claimed, entries=[entry])
     claimed_runs.add_counts(claimed, seen=1, done=1)
-    ended = outcomes.finish(claimed)
+    ended = run_release.finish(claimed)
     assert (ended.state, ended.problems) == (Run.State.PARTIAL if problems else Run.State.SUCCESS, problems)
     assert len(rest.get(f"{API}/runs/{run.pk}").json()["errors"]) == errors
     kinds = {str(kind) for kind in RunEvent.PROBLEMS}
@@ -185,14 +185,14 @@ def test_a_run_that_ended_in_order_has_a_verdict(
         JournalEntry(EventKind.SOURCE_FAILED, "unreadable", source=f"/{n}.md") for n in range(problems)
     ]
     claimed_runs.add_counts(claimed, seen=files, done=files, failed=problems, entries=entries)
-    outcomes.finish(claimed)
+    run_release.finish(claimed)
     assert rest.get(f"{API}/runs/{claimed.run_id}").json()["verdict"] == verdict
     assert rest.get(f"{API}/runs").json()[0]["verdict"] == verdict
 
 
 def test_a_run_that_did_not_come_to_its_end_has_none(claimed: ClaimedRun) -> None:
     commit_tasks(claimed, "call Ada")
-    assert outcomes.finish(claimed, Run.State.TIMEOUT, "deadline").verdict == ""
+    assert run_release.finish(claimed, Run.State.TIMEOUT, "deadline").verdict == ""
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=8)

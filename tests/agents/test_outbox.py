@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from adiuva.devices import outbox
 from adiuva.devices.models import OutboxRecord
-from agents import journal, outcomes, runs, services
+from agents import journal, run_release, runs, services
 from agents.claimed_runs import ClaimedRun
 from agents.models import Agent, Run
 from tests.agents.factories import (
@@ -46,7 +46,7 @@ def codes(claimed: ClaimedRun) -> list[tuple[str, int]]:
 
 
 def cancelled(claimed: ClaimedRun) -> None:
-    outcomes.finish(claimed, Run.State.CANCELLED, "cancelled")
+    run_release.finish(claimed, Run.State.CANCELLED, "cancelled")
 
 
 def test_undelivered_records_expire_and_are_counted(rest: APIClient, claimed: ClaimedRun) -> None:

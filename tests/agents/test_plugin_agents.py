@@ -10,7 +10,7 @@ from django.utils.timezone import now
 
 from adiuva.core import db
 from agents.models import Agent, Run
-from billing.marketplace import listing
+from billing.marketplace import publication
 from billing.models import Plugin, PluginVersion
 from tests.billing.marketplace.factories import a_plugin, a_version, approve
 from tests.fakes.provider import Provider
@@ -112,7 +112,7 @@ async def test_what_a_template_cannot_be_tried_out_on_is_told(desk: DeviceOwner)
         refused = await desk.rest.post(f"/plugins/{tried.pk}/agent/try_out", json=body)
         assert refused.status_code == 400 and field in refused.json()["fields"], refused.text
     version = await db.run(PluginVersion.objects.get, plugin=plugin)
-    await db.run(lambda: listing.revoke(version_id=version.pk, by=uuid.uuid4(), reason="It lies."))
+    await db.run(lambda: publication.revoke(version_id=version.pk, by=uuid.uuid4(), reason="It lies."))
     unusable = await desk.rest.get(f"{path}/agent")
     assert (unusable.status_code, unusable.json()["code"]) == (409, "template_unusable")
     assert (await desk.rest.delete(f"{path}/install")).status_code == 200

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adiuva.accounts.keys import cipher_for
-from agents import claimed_runs, outcomes, runs
+from agents import claimed_runs, run_release, runs
 from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, Watch
 from chat import run_ends
@@ -235,7 +235,7 @@ def test_a_run_shows_what_the_contract_names(rest: APIClient, ada: Person) -> No
         )
     ]
     claimed_runs.add_counts(claimed, seen=1, done=1, failed=1, entries=entries)
-    outcomes.finish(claimed)
+    run_release.finish(claimed)
     (run,) = rest.get(f"{API}/runs").json()
     assert (run["agent_id"], run["agent_type"]) == (str(claimed.agent_id), "local")
     assert run["agent_kind"] == "local_directory"

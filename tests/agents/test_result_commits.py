@@ -23,7 +23,7 @@ from agents.extraction import SourceDocument
 from agents.group_commit import GroupCommit
 from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, RunEvent, Source, SourceInFlight
-from agents.record_rules import Record
+from agents.record_validation import Record
 from agents.result_commits import DeviceAnswered, Extracted, ExtractionFailed, Result
 from tests.agents.factories import (
     accepted_by_device,

@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from agents import outcomes, run_queue, runs
+from agents import run_queue, run_release, runs
 from agents.claimed_runs import ClaimedRun
 from agents.models import Agent, Run
 from agents.run_loop import RunLoop
@@ -70,7 +70,7 @@ def test_who_was_served_longest_ago_is_next_however_many_others_wait(db: None) -
     order = []
     while (claimed := run_queue.claim_next()) is not None:  # one slot: each run ends before the next begins
         order.append(claimed.user_id)
-        outcomes.finish(claimed)
+        run_release.finish(claimed)
     assert order == [busy, other] * 3 + [busy] * 3
 
 
@@ -95,7 +95,7 @@ def test_a_run_whose_worker_died_takes_no_slot(db: None) -> None:
     assert run_queue.claim_next() is not None  # before any sweep has found the dead
     assert runs.sweep()["lost"] == 1
     assert run_queue.claim_next() is None  # the lost run is queued again, behind the bound
-    outcomes.finish(living)
+    run_release.finish(living)
     again = run_queue.claim_next()
     assert again is not None and (again.run_id, again.attempt) == (dying.run_id, 2)
 
@@ -152,7 +152,7 @@ def test_turns_and_bound_hold_through_every_history(queued: list[int], steps: li
                 last_turn[claimed.user_id] = number
                 held[claimed.run_id] = claimed
         elif step == "end" and held:
-            outcomes.finish(held.pop(choose.choice(sorted(held))))
+            run_release.finish(held.pop(choose.choice(sorted(held))))
         elif step == "die" and held:
             lose_worker(Run.objects.get(pk=held.pop(choose.choice(sorted(held))).run_id))
         elif step == "sweep":
@@ -160,9 +160,9 @@ def test_turns_and_bound_hold_through_every_history(queued: list[int], steps: li
     # Nobody starves: with room for each, all are claimed.
     runs.sweep()
     for claimed in held.values():
-        outcomes.finish(claimed)
+        run_release.finish(claimed)
     while (claimed := run_queue.claim_next()) is not None:
-        outcomes.finish(claimed)
+        run_release.finish(claimed)
     assert not Run.objects.filter(user_id__in=users, state__in=Run.LIVE).exists()
 
 

@@ -21,14 +21,14 @@ from adiuva.devices import outbox
 from adiuva.devices.link import OutcomeUnknown
 from adiuva.devices.models import Device, OutboxRecord
 from adiuva.devices.protocol import ToolResultBody
-from agents import claimed_runs, journal, ledger, outcomes, result_commits, runs, schedules, services
+from agents import claimed_runs, journal, ledger, result_commits, run_release, runs, schedules, services
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, Source, Watch
-from agents.record_rules import Record
+from agents.record_validation import Record
 from agents.result_commits import Extracted
-from agents.watches import ChatPlace
+from agents.run_watches import ChatPlace
 from tests.agents.factories import (
     accepted_by_device,
     claim_run,
@@ -141,15 +141,15 @@ def test_a_worker_that_lost_its_lease_writes_nothing(db: None) -> None:
         lambda: commit_answers(old, accepted_by_device(uuid.uuid4())),
         lambda: claimed_runs.heartbeat(old, renew=True),
         lambda: claimed_runs.heartbeat(old, renew=False),
-        lambda: outcomes.wait_for_device(old, epoch=None),
-        lambda: outcomes.finish(old),
+        lambda: run_release.wait_for_device(old, epoch=None),
+        lambda: run_release.finish(old),
     ]
     for attempt in tries:
         with pytest.raises(LeaseLost):
             attempt()
     assert (Run.objects.filter(pk=run.pk).values().get(), len(journal.read(run))) == before
     assert not OutboxRecord.objects.filter(source_run=run.pk).exists()
-    assert outcomes.finish(new).state == State.SUCCESS
+    assert run_release.finish(new).state == State.SUCCESS
 
 
 def test_a_lost_run_is_finished_by_the_next_worker_without_duplicates(db: None) -> None:
@@ -167,7 +167,7 @@ def test_a_lost_run_is_finished_by_the_next_worker_without_duplicates(db: None) 
     assert [record.id for record in waiting] == ids[1:]
     commit_answers(second, accepted_by_device(*ids[1:]))
     assert commit_tasks(second, "call Ada", "write the offer") == []  # the same things found again are known
-    assert outcomes.finish(second).items_created == 2
+    assert run_release.finish(second).items_created == 2
 
 
 def test_a_run_whose_workers_keep_crashing_without_progress_ends_in_an_error(db: None) -> None:
@@ -199,7 +199,7 @@ def test_a_run_that_a_worker_holds_is_asked_to_end(claimed: ClaimedRun) -> None:
     assert claimed_runs.heartbeat(claimed, renew=False)
     assert runs.cancel(run=run_of(claimed)).state == State.RUNNING
     assert not claimed_runs.heartbeat(claimed, renew=False)
-    outcomes.finish(claimed, State.CANCELLED, "cancelled")
+    run_release.finish(claimed, State.CANCELLED, "cancelled")
     assert run_of(claimed).status == "error"
 
 
@@ -215,7 +215,7 @@ def test_a_cancel_survives_the_loss_of_the_device_or_worker(db: None) -> None:
     device_gone, worker_gone = create_run(agent), create_run(create_agent())
     claimed = claim_run(device_gone)
     runs.cancel(run=device_gone)
-    outcomes.wait_for_device(claimed, epoch=None)
+    run_release.wait_for_device(claimed, epoch=None)
     claim_run(worker_gone)
     runs.cancel(run=worker_gone)
     lose_worker(worker_gone)
@@ -225,7 +225,7 @@ def test_a_cancel_survives_the_loss_of_the_device_or_worker(db: None) -> None:
 
 def test_the_next_run_adopts_records_that_a_cancelled_run_did_not_deliver(claimed: ClaimedRun) -> None:
     ids = commit_tasks(claimed, "call Ada")
-    outcomes.finish(claimed, State.CANCELLED, "cancelled")
+    run_release.finish(claimed, State.CANCELLED, "cancelled")
     assert codes(run_of(claimed))[-2:] == ["records_left_over", "cancelled"]
     following = claim_run(create_run(Agent.objects.get(pk=claimed.agent_id)))
     waiting = outbox.waiting(cipher=following.cipher, user_id=following.user_id, run_id=following.run_id)
@@ -235,7 +235,7 @@ def test_the_next_run_adopts_records_that_a_cancelled_run_did_not_deliver(claime
 
 def test_records_of_another_agent_are_not_adopted(claimed: ClaimedRun) -> None:
     commit_tasks(claimed, "call Ada")
-    outcomes.finish(claimed, State.CANCELLED, "cancelled")
+    run_release.finish(claimed, State.CANCELLED, "cancelled")
     other = claim_run(create_run(create_agent(claimed.user_id)))
     assert outbox.count_waiting(other.run_id) == 0
 
@@ -243,7 +243,7 @@ def test_records_of_another_agent_are_not_adopted(claimed: ClaimedRun) -> None:
 def test_only_its_own_device_resumes_a_waiting_run(db: None) -> None:
     agent = create_agent()
     run = create_run(agent)
-    outcomes.wait_for_device(claim_run(run), epoch=None)
+    run_release.wait_for_device(claim_run(run), epoch=None)
     assert (seen(run).state, seen(run).attempt) == (State.WAITING_DEVICE, 0)
     assert runs.resume_waiting(user_id=agent.user_id, device_id="another") == 0
     assert runs.resume_waiting(user_id=agent.user_id, device_id=agent.device_id) == 1
@@ -261,7 +261,7 @@ def test_a_run_that_lost_a_device_which_is_back_already_is_resumed(
         Run.objects.filter(pk=run.pk).update(state=State.QUEUED)
         claimed = claim_run(run)
         with django_capture_on_commit_callbacks() as callbacks:
-            outcomes.wait_for_device(claimed, epoch=lost)
+            run_release.wait_for_device(claimed, epoch=lost)
         callbacks[0]()
         assert seen(run).state == state
 
@@ -304,7 +304,7 @@ def test_no_document_is_committed_for_a_deleted_agent(claimed: ClaimedRun) -> No
     assert not claimed_runs.heartbeat(claimed, renew=False)
     with pytest.raises(claimed_runs.AgentGone):
         commit_tasks(claimed, "call Ada")
-    assert outcomes.finish(claimed, State.CANCELLED, "cancelled").agent_ref == claimed.agent_id
+    assert run_release.finish(claimed, State.CANCELLED, "cancelled").agent_ref == claimed.agent_id
 
 
 def test_a_user_who_is_deleted_during_a_run_ends_it_without_a_trace(claimed: ClaimedRun) -> None:
@@ -336,7 +336,7 @@ def test_a_change_of_the_agent_counts_from_the_next_run(claimed: ClaimedRun) -> 
     commit_tasks(claimed, "call Ada", path="/a.md")
     pair = (claimed.source_key("/a.md"), b"hash")
     assert ledger.needs_reading(claimed, [pair]) == [False]
-    outcomes.finish(claimed)
+    run_release.finish(claimed)
     assert ledger.needs_reading(claim_run(create_run(Agent.objects.get(pk=claimed.agent_id))), [pair]) == [
         True
     ]
@@ -348,7 +348,7 @@ def test_refused_and_uncertain_records_are_problems_of_the_run_and_stay_known(cl
     commit_answers(
         claimed, {**accepted_by_device(delivered), refused: error, unknown: OutcomeUnknown()}, "/a.md"
     )
-    run = outcomes.finish(claimed)
+    run = run_release.finish(claimed)
     assert (run.state, run.items_created, run.problems) == (State.PARTIAL, 1, 2)
     found = journal.problems_of([run])[run.pk]
     assert [(event["kind"], event["source"]) for event in found] == [
@@ -363,7 +363,7 @@ def test_refused_and_uncertain_records_are_problems_of_the_run_and_stay_known(cl
 
 def test_counts_add_up_at_the_end_and_missing_files_are_no_success(claimed: ClaimedRun) -> None:
     claimed_runs.add_counts(claimed, seen=3, done=1, unchanged=1)
-    run = outcomes.finish(claimed)
+    run = run_release.finish(claimed)
     assert (run.state, run.files_seen, run.files_done, run.files_failed) == (State.PARTIAL, 3, 3, 2)
     assert run.items_processed == 0
     assert "never_read" in codes(run)

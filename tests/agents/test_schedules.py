@@ -19,7 +19,7 @@ from pytest_django.plugin import DjangoDbBlocker
 
 from adiuva.accounts.models import User
 from adiuva.devices.models import Device
-from agents import claimed_runs, journal, outcomes, runs, schedules, services
+from agents import claimed_runs, journal, run_release, runs, schedules, services
 from agents.models import ON_TIME_WINDOW, Agent, Run
 from tests.agents.factories import claim_run, create_agent, create_run
 from tests.factories import a_process, somebody
@@ -162,7 +162,7 @@ def test_a_run_whose_device_turned_out_to_be_away_absorbs_them_as_well(db: None)
     ticked(agent, first)
     claimed = claim_run(Run.objects.get(agent=agent))
     Device.objects.update(process=None)
-    outcomes.wait_for_device(claimed, epoch=None)  # it never got through to it
+    run_release.wait_for_device(claimed, epoch=None)  # it never got through to it
     ticked(agent, first + HOUR)
     assert runs_of(agent) == [("waiting_device", 2, first + HOUR)]
 
@@ -173,7 +173,7 @@ def test_a_run_that_has_begun_does_not_absorb_later_slots(db: None) -> None:
     first = set_due(agent)
     ticked(agent, first)
     claimed = claim_run(Run.objects.get(agent=agent))
-    outcomes.wait_for_device(claimed, epoch=1)
+    run_release.wait_for_device(claimed, epoch=1)
     ticked(agent, first + HOUR)
     assert runs_of(agent) == [("waiting_device", 1, first)]
 

@@ -14,9 +14,9 @@ from adiuva.core import db
 from adiuva.documents import Head
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
-from agents.listings import MAX_MISSED
+from agents.folder_listings import MAX_MISSED
 from agents.models import Source
-from agents.record_rules import Record
+from agents.record_validation import Record
 from tests.agents.device_owner import DeviceOwner, connected, tasks_from_lines
 from tests.agents.factories import claim_run, commit_document, create_agent, create_run
 from tests.fakes.provider import Provider

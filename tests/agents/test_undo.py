@@ -14,7 +14,7 @@ from adiuva.core import db
 from adiuva.devices import outbox
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import ToolResultBody
-from agents import outcomes
+from agents import run_release
 from agents.models import Agent, Run
 from tests.agents.device_owner import DeviceOwner, connected, tasks_from_lines
 from tests.agents.document_reader import Item, Reader
@@ -279,7 +279,7 @@ def create_cancelled_run(agent: str, *found: str) -> tuple[str, list[uuid.UUID]]
     """A run that found tasks, and was cancelled before anybody wrote what the device said."""
     claimed = claim_run(create_run(Agent.objects.get(pk=agent)))
     ids = commit_tasks(claimed, *found)
-    outcomes.finish(claimed, Run.State.CANCELLED, "cancelled")
+    run_release.finish(claimed, Run.State.CANCELLED, "cancelled")
     return str(claimed.run_id), ids
 
 
@@ -351,7 +351,7 @@ def create_run_with_rows(agent: str, *found: str) -> tuple[str, dict[str, dict[s
         row = {"id": f"row of {title}", "title": title, "isApproved": 0}
         rows[str(row["id"])] = row
         commit_answers(claimed, {key: ToolResultBody(id=str(key), row=row)})
-    outcomes.finish(claimed)
+    run_release.finish(claimed)
     return str(claimed.run_id), rows
 
 

@@ -27,7 +27,7 @@ from adiuva.llm.types import Usage
 from billing import allowances, budget_sweep, budgets, plans, turn_holds, usage
 from billing.budgets import BudgetedMeter
 from billing.models import Allowance, Hold, Plan, Purpose, Use
-from billing.windows import month_of
+from billing.months import month_of
 from chat.models import Conversation, Turn
 from chat.turn_ends import lose_turn
 from tests.chat.factories import claim, finish_turn, make_conversation, make_request

@@ -17,7 +17,7 @@ from adiuva.llm import ModelUse
 from agents.models import Agent
 from billing import allowances, usage
 from billing.models import Allowance, Purpose, StoredAmount
-from billing.windows import month_of
+from billing.months import month_of
 from tests.factories import Person, somebody
 
 PAGE = "/account/usage"

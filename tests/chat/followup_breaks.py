@@ -17,10 +17,10 @@ from typing import Any, Final
 from django.db import connection
 
 from adiuva.devices.models import Device
-from agents import runs, watches
+from agents import run_watches, runs
 from agents.models import Run, Watch
-from agents.watches import ChatPlace
-from chat import conversations, followups, lost_turns, run_notes, turn_ends
+from agents.run_watches import ChatPlace
+from chat import conversations, lost_turns, run_followups, run_notes, turn_ends
 from chat.claimed_turn import ClaimedTurn, TurnOutcome
 from chat.models import Conversation, Turn
 from chat.request import ChatRequest
@@ -72,7 +72,7 @@ class Way:
             )
         run = create_run(create_agent(person.id, name=uuid.uuid4().hex[:8]))
         place = ChatPlace(person.id, uuid.uuid4(), self.place.pk, asked="run it and tell me")
-        self.watch = watches.add(run, place, started=True)
+        self.watch = run_watches.add(run, place, started=True)
         runs.end(run, Run.State.SUCCESS, "completed")
 
     def go(self) -> None:
@@ -85,7 +85,7 @@ class Way:
             mine = Watch.objects.filter(pk=self.watch.pk, state=Watch.State.DUE)
             if mine.update(not_before=None, attempts=0):
                 tried = Turn.objects.of(self.person.id).filter(
-                    request_id__startswith=followups.REQUEST_PREFIX
+                    request_id__startswith=run_followups.REQUEST_PREFIX
                 )
                 tried.exclude(ended_at=None).delete()
             run_notes.release_lost()
@@ -100,7 +100,7 @@ class Way:
     def _step(self) -> None:
         turn = Turn.objects.of(self.person.id).filter(conversation=self.place, ended_at=None).first()
         if turn is None:
-            self._perhaps_broken(followups.follow_up_in, self.person.id, self.place.pk)
+            self._perhaps_broken(run_followups.follow_up_in, self.person.id, self.place.pk)
             return
         begun = self._perhaps_broken(
             begin_turn, turn_id=turn.pk, user_id=self.person.id, owner="a process that dies"

@@ -21,11 +21,11 @@ from typing import Any, Final
 
 from adiuva.core import db
 from adiuva.devices.models import Device
-from adiuva.llm.messages import AFTER_RESULTS
-from agents import run_reports, runs, watches
+from adiuva.llm.message_normalization import AFTER_RESULTS
+from agents import run_reports, run_watches, runs
 from agents.models import Run, Watch
-from agents.watches import ChatPlace
-from chat import conversations, followups, lost_turns, run_notes, turn_control, turn_queue
+from agents.run_watches import ChatPlace
+from chat import conversations, lost_turns, run_followups, run_notes, turn_control, turn_queue
 from chat.models import AssistantKind, Turn
 from chat.request import ChatRequest
 from chat.stream_replay import NotRunning
@@ -128,7 +128,7 @@ class Timing:
     def _start(self, name: str) -> Watch:
         run = create_run(create_agent(self.person.id, name=name))
         asked = ChatPlace(self.person.id, uuid.uuid4(), self.place.pk, asked=f"run {name}")
-        return watches.add(run, asked, started=True)
+        return run_watches.add(run, asked, started=True)
 
     async def go(self) -> None:
         """Have the turn answered while the run ends, and wait until that is settled, or for a minute."""
@@ -274,7 +274,7 @@ class Timing:
     async def look(self) -> None:
         """Tell what is due in this conversation, and mend what was lost on the way."""
         await run_notes.tell(await db.run(self._turns_to_tell))
-        await db.run(followups.follow_up_in, self.person.id, self.place.pk)
+        await db.run(run_followups.follow_up_in, self.person.id, self.place.pk)
         await db.run(run_notes.release_lost)
         await db.run(self._do_not_wait)
         for handed_over in await db.run(self._abandoned):

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from adiuva.core import db
 from billing.models import Allowance, Hold, Plan
-from billing.windows import month_of
+from billing.months import month_of
 from tests.chat.chat_client import connect, end_frame, small_limits_web
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Provider, Say

@@ -14,9 +14,9 @@ from django.urls import reverse
 
 from adiuva.accounts.models import StaffAction
 from adiuva.health import run_checks
-from agents import watches
+from agents import run_watches
 from agents.models import Run, Watch
-from agents.watches import ChatPlace
+from agents.run_watches import ChatPlace
 from chat.claimed_turn import NewSummary
 from chat.models import AssistantKind, Conversation, Turn
 from tests.agents.factories import create_agent, create_run
@@ -196,14 +196,14 @@ def test_staff_have_an_end_told_again_that_was_given_up(staff: Client, ada: Pers
 
 def ended_watch(user_id: uuid.UUID, place: Conversation, turn: uuid.UUID, state: str) -> uuid.UUID:
     run = create_run(create_agent(user_id), state=Run.State.SUCCESS)
-    watch = watches.add(run, ChatPlace(user_id, turn, place.pk), started=True)
+    watch = run_watches.add(run, ChatPlace(user_id, turn, place.pk), started=True)
     Watch.objects.filter(pk=watch.pk).update(state=state, attempts=8)
     return watch.pk
 
 
 def test_what_no_turn_could_tell_is_counted(ada: Person) -> None:
     place = make_conversation(ada.id)
-    due, dead = watches.backlog()
+    due, dead = run_watches.backlog()
     for state in ("due", "dead", "dead", "told"):
         ended_watch(ada.id, place, uuid.uuid4(), state)
     assert run_checks()["followups"].items() >= {"ok": True, "due": due + 1, "dead": dead + 2}.items()

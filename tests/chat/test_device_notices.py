@@ -5,10 +5,10 @@ from __future__ import annotations
 import uuid
 
 from adiuva.core import db
-from agents import runs, watches
+from agents import run_watches, runs
 from agents.models import Run, Watch
-from agents.watches import ChatPlace
-from chat import followups
+from agents.run_watches import ChatPlace
+from chat import run_followups
 from chat.models import Turn
 from tests.agents.factories import create_agent, create_run
 from tests.chat.chat_client import CAPABILITIES, connect, conversation_of, wait_for
@@ -67,7 +67,7 @@ async def test_the_end_of_a_run_waits_for_a_device_and_is_told_once_one_is_back(
         place = conversation_of(await desk.say("run Clients"))
     await no_device_connected(person.id)
     watch = await db.run(_ended_run, person.id, place)
-    await db.run(followups.follow_up_due)
+    await db.run(run_followups.follow_up_due)
     assert (await db.run(_fresh, watch)).attempts == 0 and len(provider.chats) == 1
     async with connect(chat_web, person, capabilities=KNOWS) as desk:  # its hello starts it
         await desk.until(lambda: any(stream.end for stream in desk.streams.values()))
@@ -77,7 +77,9 @@ async def test_the_end_of_a_run_waits_for_a_device_and_is_told_once_one_is_back(
 
 def _ended_run(user_id: uuid.UUID, place: str) -> Watch:
     run = create_run(create_agent(user_id, name="Clients"))
-    watch = watches.add(run, ChatPlace(user_id, uuid.uuid4(), uuid.UUID(place), asked="run it"), started=True)
+    watch = run_watches.add(
+        run, ChatPlace(user_id, uuid.uuid4(), uuid.UUID(place), asked="run it"), started=True
+    )
     runs.end(run, Run.State.SUCCESS, "completed")
     return watch
 

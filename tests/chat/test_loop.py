@@ -12,10 +12,10 @@ from langchain_core.tools import BaseTool, ToolException, tool
 
 from adiuva import llm
 from chat.agent_loop import OutputHooks, answer_request, run_agent_loop
+from chat.langchain_messages import to_wire
 from chat.prompts import system_prompt
 from chat.tool_calls import Assistant
 from chat.turn_context import LimitReached, TurnContext
-from chat.wire_messages import to_wire
 from tests.chat.chat_client import DeviceRows, connect, end_frame, prompt_messages, small_limits_web
 from tests.factories import Person
 from tests.fakes.provider import Call, Fail, Provider, Say

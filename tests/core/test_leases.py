@@ -49,6 +49,7 @@ def _plugin_version_of(user_id: uuid.UUID) -> dict[str, Any]:
 
 # By a model's label, the fields of a row of this user. Each model with leases has its line here.
 FIELDS: dict[str, Callable[[uuid.UUID], dict[str, Any]]] = {
+    "accounts.Deletion": lambda user: {"user_id": user},
     "accounts.Mail": lambda user: {"user_id": user, "kind": "verify", "not_before": now() + DAY},
     "agents.Run": lambda user: {
         "user_id": user,

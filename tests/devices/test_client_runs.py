@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from adiuva.devices.client import RunEnded, RunStarted
-from adiuva.devices.client.files import FoundFile, ReadableArea
+from adiuva.devices.client.file_access import FoundFile, ReadableArea
 from adiuva.devices.codec import PART_BYTES
 from adiuva.devices.protocol import (
     AgentAck,

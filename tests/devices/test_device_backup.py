@@ -19,7 +19,7 @@ from django.core.management import CommandError, call_command
 from adiuva.devices.client import BadWorkspace, Store, backup
 from adiuva.devices.client.account import Account, ServerAddress, ServerUnavailable
 from adiuva.devices.client.backup import BackupRefused, Backups
-from adiuva.devices.client.backup_blocks import BLOCK
+from adiuva.devices.client.backup_delta import BLOCK
 from adiuva.devices.client.sealed_file import DamagedFile, WrongPassphrase, seal
 from adiuva.vault.models import Backup
 from tests.factories import Person, somebody

@@ -10,9 +10,9 @@ from typing import Any
 from uuid import uuid4
 
 from integrations.gmail import GmailSync
-from integrations.mail.documents import MailDocument, MailItem, SkippedMessage
 from integrations.mail.filters import Filters
-from integrations.mail.provider_client import MailboxAccount, Timeouts
+from integrations.mail.mailbox_types import MailDocument, MailItem, SkippedMessage
+from integrations.mail.provider_http import MailboxAccount, Timeouts
 from integrations.mail.sync import MailboxSync
 from integrations.outlook import OutlookSync
 from integrations.teams import TeamsSync

@@ -17,10 +17,10 @@ from adiuva.core.errors import NotFound
 from adiuva.core.language import body_of
 from integrations.errors import NeedsReauth, ProviderUnavailable
 from integrations.gmail import GmailSync
-from integrations.mail import provider_client
-from integrations.mail.documents import MailDocument
+from integrations.mail import provider_http
 from integrations.mail.errors import NoSuchFolder, PageLoop, ProviderRefused, ProviderThrottled
-from integrations.mail.provider_client import MailboxAccount, Timeouts
+from integrations.mail.mailbox_types import MailDocument
+from integrations.mail.provider_http import MailboxAccount, Timeouts
 from tests.fakes.google import Google
 from tests.fakes.mailboxes import Bytes, Change, Cut, Fail, Slow
 from tests.integrations.sync_harness import SWIFT, Run, gmail, skipped, titles, use
@@ -323,7 +323,7 @@ async def test_a_reading_ends_soon_after_its_account_was_disconnected(
     google: Google, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the token would serve for an hour: not every provider takes it back."""
-    monkeypatch.setattr(provider_client, "_TOKEN_REUSE_S", 0.0)
+    monkeypatch.setattr(provider_http, "_TOKEN_REUSE_S", 0.0)
     box = google.mailbox("disconnected")
     for number in range(20):
         box.add(mail(str(number)))
@@ -393,7 +393,7 @@ async def test_what_cannot_be_overcome_is_an_error_that_quotes_nothing_and_moves
     ],
 )
 def test_a_refusals_reason_is_one_word_in_whatever_form_it_comes(error: Any, reason: str) -> None:
-    assert provider_client._error_reason(orjson.dumps({"error": error})) == reason
+    assert provider_http._error_reason(orjson.dumps({"error": error})) == reason
 
 
 async def test_a_slow_answer_is_given_up_and_asked_for_again(google: Google) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from integrations.errors import ForbiddenHost
-from integrations.mail.documents import MailDocument
 from integrations.mail.errors import InvalidResponse, NoSuchFolder, PageLoop
+from integrations.mail.mailbox_types import MailDocument
 from tests.fakes.graph import Graph
 from tests.fakes.mailboxes import Change, Fail
 from tests.integrations.sync_harness import Run, outlook, skipped, titles, use

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from integrations.mail.documents import MailDocument
 from integrations.mail.errors import NoSuchFolder
+from integrations.mail.mailbox_types import MailDocument
 from tests.fakes.graph import Graph, stamp
 from tests.fakes.mailboxes import Change, Fail
 from tests.integrations.sync_harness import Run, skipped, teams, use

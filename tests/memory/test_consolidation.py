@@ -15,7 +15,7 @@ from django.conf import LazySettings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Now
 
-from memory import consolidation, embedding, entries, forgetting, pattern_review, patterns
+from memory import consolidation, entries, entry_embedding, forgetting, pattern_review, patterns
 from memory.entries import BY_HAND, EntryDetails
 from memory.models import Embedding, Entry, Memory, Receipt, SourceKind, Tier
 from tests.factories import somebody
@@ -174,7 +174,7 @@ def test_parts_condensed_with_a_forgotten_one_become_current_again(user: uuid.UU
     assert now[again].pk == anew.pk
     assert {it.source_id for it in anew.sources.all()} == {place("three"), place("four")}
     assert Entry.objects.of(user).count() == 3
-    asyncio.run(embedding.embed_missing(user))
+    asyncio.run(entry_embedding.embed_missing(user))
     assert Embedding.objects.filter(user_id=user).count() == 3
 
 

@@ -21,9 +21,9 @@ from django.utils import timezone
 
 from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import Passkey, StaffAction, User
-from adiuva.core import archive
-from adiuva.core.archive import ArchivePart, registered_parts
+from adiuva.core import export_archive
 from adiuva.core.crypto import SealBroken
+from adiuva.core.export_archive import ArchivePart, registered_parts
 from adiuva.core.leases import LeaseLost
 from adiuva.export import build, services
 from adiuva.export.models import Export, ExportChunk
@@ -31,11 +31,11 @@ from adiuva.vault import backups, receiving, uploads, vectors
 from adiuva.vault.backups import Description
 from adiuva.vault.records import Precondition, inline, put
 from adiuva.vault.vectors import NewVector
-from agents import claimed_runs, watches
+from agents import claimed_runs, run_watches
 from agents.journal import EventKind
 from agents.journal import JournalEntry as Line
 from agents.models import FoundRecord
-from agents.watches import ChatPlace
+from agents.run_watches import ChatPlace
 from billing import allowances
 from billing.models import (
     Domain,
@@ -122,7 +122,7 @@ def lived(person: Person, word: str) -> None:
         request, turn, f"Added {word}", mutations=[TASK_INSERTED], summary=NewSummary(1, f"Of {word}")
     )
     chat = ChatPlace(me, turn.turn_id, turn.conversation_id, asked=f"Run Desk {word}")
-    watches.add(create_run(create_agent(me, name="Other")), chat, started=True)
+    run_watches.add(create_run(create_agent(me, name="Other")), chat, started=True)
     place = SourceRef(SourceKind.CONVERSATION, turn.conversation_id, 1)
     for content in (f"tea for {word}", f"water for {word}"):
         core = entries.remember(user_id=me, tier=Tier.CORE, key="Drink", content=content, source=place).entry
@@ -425,7 +425,7 @@ def test_what_is_given_up_or_breaks_while_it_is_made_leaves_no_chunk(
             raise ValueError("what a row says")
 
     monkeypatch.setattr(build, "_CHUNK_BYTES", 100)
-    monkeypatch.setattr(archive, "_parts", [*registered_parts(), ArchivePart("last.jsonl", "", rows)])
+    monkeypatch.setattr(export_archive, "_parts", [*registered_parts(), ArchivePart("last.jsonl", "", rows)])
     export = exported(ada)
     assert (export.state, export.chunks) == (state, 0)
     assert not ExportChunk.objects.filter(export=export).exists()

@@ -27,7 +27,7 @@ from adiuva.offline_llm import memory_extraction
 from memory import entries, entry_content, fact_extraction, forgetting, search
 from memory.entries import BY_HAND
 from memory.models import Entry, EntrySource, Exchange, Memory, Receipt, SourceKind, Tier
-from memory.operations import MAX_OPERATIONS, OperationValidator, may_be_the_same
+from memory.operation_validation import MAX_OPERATIONS, OperationValidator, may_be_the_same
 from tests.factories import somebody
 from tests.fakes.provider import Fail, Hold, Provider, Raw, Request
 from tests.sampling import fewer

@@ -11,7 +11,7 @@ from pytest_django import Settings
 from adiuva import llm
 from adiuva.core import db
 from bench.paraphrases import PARAPHRASES
-from memory.embedding import embed_missing
+from memory.entry_embedding import embed_missing
 from memory.search import search
 from tests.factories import Person
 from tests.local_embeddings.conftest import address

@@ -11,7 +11,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from adiuva.accounts.keys import cipher_for
-from memory import entries, entry_content, recall, search, vector_space
+from memory import entries, entry_content, recall, search, text_embedding
 from memory.entries import BY_HAND, EntryDetails
 from memory.models import Embedding, Entry, Memory, Receipt, Tier
 from memory.receipts import TurnReader, write_turn_receipt
@@ -28,7 +28,7 @@ def user() -> uuid.UUID:
 
 
 def embed(user: uuid.UUID, text: str) -> list[float] | None:
-    return vector_space.embed_now(text, user)
+    return text_embedding.embed_now(text, user)
 
 
 def put(user: uuid.UUID, tier: Tier, content: str, *, key: str | None = None, **more: Any) -> Entry:

@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from pgvector import HalfVector
 
 from adiuva.accounts.keys import cipher_for
-from memory import entries, ranking, recall, vector_space
+from memory import entries, ranking, recall, text_embedding
 from memory.entries import BY_HAND
 from memory.models import Embedding, Tier
 from memory.sign_bits import question_bits, sign_bits
@@ -40,7 +40,7 @@ def nearest(user_id: uuid.UUID, text: str, most: int = 3) -> list[str]:
     found = recall.recall(
         user_id=user_id,
         question="",
-        vector=vector_space.embed_now(text, user_id),
+        vector=text_embedding.embed_now(text, user_id),
         provider="acme",
         limit_tokens=500,
         now=dt.datetime.now(dt.UTC),
@@ -112,7 +112,7 @@ def test_the_bits_of_all_are_read_in_the_index_alone(user: uuid.UUID) -> None:
             cursor.execute(
                 "EXPLAIN SELECT entry_id FROM memory_embedding WHERE user_id = %s AND embedding_model = %s"
                 " ORDER BY (bits <~> (SELECT %s::bit(1024))) + (bits <~> (SELECT %s::bit(1024))) LIMIT 20",
-                [user, vector_space.current_space(), *question_bits([1.0])],
+                [user, text_embedding.current_space(), *question_bits([1.0])],
             )
             plan = " ".join(line for (line,) in cursor.fetchall())
         finally:

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.offline_llm.extraction import extract_records
-from agents.record_rules import RecordRules
+from agents.record_validation import RecordRules
 
 RULES = RecordRules(("tasks",), {}, ZoneInfo("UTC"))
 BEFORE = """# Plan

@@ -20,7 +20,7 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from adiuva.accounts.models import User
 from adiuva.devices.models import Device, OutboxRecord
 from adiuva.staff import roles, start_page
-from agents import claimed_runs, outcomes
+from agents import claimed_runs, run_release
 from agents.journal import EventKind, JournalEntry
 from agents.models import Run
 from chat.models import Turn
@@ -68,7 +68,7 @@ def what_happened(person: Person) -> Run:
     commit_tasks(claimed, "canary-title", path="/home/canary-file.md")
     failed = JournalEntry(EventKind.SOURCE_FAILED, "unreadable", source="/canary", message="canary-words")
     claimed_runs.add_counts(claimed, seen=1, done=1, failed=1, entries=[failed])
-    outcomes.finish(claimed)
+    run_release.finish(claimed)
     for code in ("", "model_timeout"):
         request = make_request(person.id)
         finish_turn(request, claim(request), state="error" if code else "stop", code=code)

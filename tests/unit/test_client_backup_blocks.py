@@ -10,25 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from adiuva.devices.client import backup_blocks
-from adiuva.devices.client.backup_blocks import BLOCK, Base
+from adiuva.devices.client import backup_delta
+from adiuva.devices.client.backup_delta import BLOCK, Base
 from adiuva.devices.client.sealed_file import DamagedFile
 
 
 def difference(folder: Path, before: bytes, now: bytes) -> bytes:
     (folder / "before").write_bytes(before)
     (folder / "now").write_bytes(now)
-    base = Base(7, b"c" * 32, backup_blocks.digests(folder / "before"))
+    base = Base(7, b"c" * 32, backup_delta.digests(folder / "before"))
     written = io.BytesIO()
-    backup_blocks.write(folder / "now", hashlib.sha256(now).digest(), base, written)
+    backup_delta.write(folder / "now", hashlib.sha256(now).digest(), base, written)
     return written.getvalue()
 
 
 def put_together(sent: bytes, before: bytes) -> bytes:
     file, target = io.BytesIO(sent), io.BytesIO()
-    found = backup_blocks.read(file)
+    found = backup_delta.read(file)
     assert (found.base_ms, found.base_checksum) == (7, b"c" * 32)
-    backup_blocks.put_together(found, file, io.BytesIO(before), target)
+    backup_delta.put_together(found, file, io.BytesIO(before), target)
     return target.getvalue()
 
 

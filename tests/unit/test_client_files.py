@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adiuva.devices.client.files import MAX_FILE_BYTES, FoundFile, Listing, ReadableArea, resolve_grant
+from adiuva.devices.client.file_access import MAX_FILE_BYTES, FoundFile, Listing, ReadableArea, resolve_grant
 from adiuva.documents import Unreadable
 from adiuva.documents.kinds import READABLE
 

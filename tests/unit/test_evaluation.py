@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agents.record_rules import RecordRules
+from agents.record_validation import RecordRules
 from bench.evaluation import cases, endpoint
 from bench.evaluation.cases import ZONE, BadCase, load_cases
 from bench.evaluation.label_model import LabelModel

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adiuva.devices import codec, protocol, schema_export, tool_results
+from adiuva.devices import codec, protocol, protocol_schema, tool_results
 from adiuva.devices.codec import BadFrame
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -30,7 +30,7 @@ PROTOCOL_1_SERVER_TYPES = {
     "ping", "tool_call", "agent_run", "floating_domain", "stream_start", "stream_text", "stream_end",
 }  # fmt: skip
 
-VALIDATOR = jsonschema.Draft202012Validator(schema_export.json_schema())
+VALIDATOR = jsonschema.Draft202012Validator(protocol_schema.json_schema())
 
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=20)
 values = st.recursive(
@@ -50,7 +50,7 @@ frames = st.dictionaries(fields, values, max_size=8) | st.builds(
 
 
 def types_of(union: Any) -> dict[str, Any]:
-    return {model.model_fields["type"].default: model for model in schema_export._members(union)}
+    return {model.model_fields["type"].default: model for model in protocol_schema._members(union)}
 
 
 def test_the_vocabulary_is_that_of_the_contract() -> None:
@@ -63,7 +63,7 @@ def test_the_vocabulary_is_that_of_the_contract() -> None:
 
 
 def test_the_published_contract_is_fresh() -> None:
-    for name, content in schema_export.files(DOCS.parent).items():
+    for name, content in protocol_schema.files(DOCS.parent).items():
         published = (DOCS.parent / name).read_text("utf-8")
         assert published == content, f"{name}: run `python manage.py protocol`"
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.reconciliation import KnownRecord, Reconciled, Relation, reconcile
-from agents.record_rules import Record, Verdict
+from agents.record_validation import Record, Verdict
 
 DAY = 86_400_000
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adiuva.llm import errors, pacing
+from adiuva.llm import errors, stream_coalescing
 from adiuva.llm.streamed_body import ChunkDecoder, StreamedBody, StreamingProtocol
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -306,7 +306,7 @@ async def test_some_bodies_stay_with_aiohttp(head: bytes) -> None:
 async def test_where_many_pieces_come_they_are_handed_on_together_and_none_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pacing, "_WINDOW_S", 0.02)
+    monkeypatch.setattr(stream_coalescing, "_WINDOW_S", 0.02)
     connections = [Connection() for _ in range(4)]
     bodies = [await connection.begin(HEAD) for connection in connections]
     got: list[list[bytes]] = [[] for _ in bodies]

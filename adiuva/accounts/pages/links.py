@@ -15,7 +15,7 @@ from django.views import View
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 
-from adiuva.accounts import recovery
+from adiuva.accounts import mail_link_actions
 from adiuva.accounts.forms import AskResetForm, LinkForm, RemoveFactorsForm, ResetForm
 from adiuva.accounts.mail_links import LinkInvalid, Purpose, is_valid
 from adiuva.accounts.models import User
@@ -62,22 +62,22 @@ class _LinkPage(View):
 
 class VerifyPage(_LinkPage):
     purpose, template = Purpose.VERIFY, "verify"
-    act = staticmethod(recovery.verify_address)
+    act = staticmethod(mail_link_actions.verify_address)
 
 
 class ConfirmAddressPage(_LinkPage):
     purpose, template = Purpose.NEW_ADDRESS, "confirm_address"
-    act = staticmethod(recovery.confirm_address_change)
+    act = staticmethod(mail_link_actions.confirm_address_change)
 
 
 class ResetPage(_LinkPage):
     purpose, template, form_class = Purpose.RESET, "reset", ResetForm
-    act = staticmethod(recovery.reset_password)
+    act = staticmethod(mail_link_actions.reset_password)
 
 
 class RemoveFactorsPage(_LinkPage):
     purpose, template, form_class = Purpose.FACTORS, "remove_factors", RemoveFactorsForm
-    act = staticmethod(recovery.remove_factors)
+    act = staticmethod(mail_link_actions.remove_factors)
 
     def counters(self, request: HttpRequest) -> list[tuple[str, ...]]:
         return [("login", "link", request.POST.get("token", ""))]  # guesses of the password
@@ -98,7 +98,7 @@ class AskResetPage(View):
             email, here = form.cleaned_data["email"], client_address(request)
             if throttle(form, ("mail", here, User.normalize_username(email)), ("login_address", here)):
                 try:
-                    recovery.ask_password_reset(email=email)
+                    mail_link_actions.ask_password_reset(email=email)
                     return page(request, "ask_reset_done", email=email)
                 except AdiuvaError as error:
                     add_errors(form, error)

@@ -19,7 +19,7 @@ from django.views import View
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 
-from adiuva.accounts import confirmation, passkeys, recovery, second_factors, services
+from adiuva.accounts import mail_link_actions, passkeys, reauthentication, second_factors, services
 from adiuva.accounts.forms import (
     AddressForm,
     CodeForm,
@@ -89,7 +89,7 @@ class _Change(_SignedInPage):
             data = dict(form.cleaned_data)
             try:
                 if "password" in form.fields:
-                    confirmation.require(user=self.me, password=data.pop("password"))
+                    reauthentication.require(user=self.me, password=data.pop("password"))
                 return self.act(data)
             except AdiuvaError as error:
                 add_errors(form, error)
@@ -118,7 +118,7 @@ class ChangeAddressPage(_Change):
     def act(self, data: dict[str, Any]) -> HttpResponse:
         if count_attempt("mail", "user", str(self.me.pk)) is not None:
             raise Invalid("too many mails were asked for: try again in an hour")
-        recovery.ask_address_change(user=self.me, **data)
+        mail_link_actions.ask_address_change(user=self.me, **data)
         return back("address")
 
 

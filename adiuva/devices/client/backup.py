@@ -5,7 +5,7 @@
     await backups.restore(passphrase)               # into a folder that has no data yet
 
 What goes up is a copy of the data as of one moment: whole, or the blocks in which it differs from a whole one before
-(`backup_blocks`), which the server keeps as long as what builds on it. An upload whose line breaks goes on where it
+(`backup_delta`), which the server keeps as long as what builds on it. An upload whose line breaks goes on where it
 was.
 """
 
@@ -27,9 +27,9 @@ from typing import Any, BinaryIO, Final
 
 import aiohttp
 
-from adiuva.devices.client import backup_blocks
+from adiuva.devices.client import backup_delta
 from adiuva.devices.client.account import Account, ServerAddress, ServerUnavailable
-from adiuva.devices.client.backup_blocks import Base
+from adiuva.devices.client.backup_delta import Base
 from adiuva.devices.client.errors import BadWorkspace, DeviceError
 from adiuva.devices.client.sealed_file import BEGINNING, FORMAT, DamagedFile, open_sealed, opens, seal
 from adiuva.devices.client.store import DATA_FILE, now_ms
@@ -131,7 +131,7 @@ class Backups:
                 checksum = await asyncio.to_thread(_sha256, sealed)
                 headers = {
                     "X-Upload-Id": upload,
-                    "X-Backup-Version": str(backup_blocks.FORMAT if base else FORMAT),
+                    "X-Backup-Version": str(backup_delta.FORMAT if base else FORMAT),
                     "X-Backup-Timestamp": str(made.timestamp_ms),
                     "X-Backup-Checksum": checksum,
                     "X-Backup-Chunks": str(chunks),
@@ -139,7 +139,7 @@ class Backups:
                 }
                 await self._ask(http, "PUT", "backup", headers=headers)
             if base is None:
-                blocks = await asyncio.to_thread(backup_blocks.digests, plain)
+                blocks = await asyncio.to_thread(backup_delta.digests, plain)
                 base = Base(made.timestamp_ms, bytes.fromhex(checksum), blocks)
         _Note(content, made.timestamp_ms, base, built).write(self._folder / _NOTE, self._address.base)
         return made
@@ -157,7 +157,7 @@ class Backups:
             async with aiohttp.ClientSession(timeout=_TIMEOUT) as http:
                 newest = await self._download(http, "backup", sealed)
                 made_at = int(newest["X-Backup-Timestamp"])
-                if newest["X-Backup-Version"] == str(backup_blocks.FORMAT):
+                if newest["X-Backup-Version"] == str(backup_delta.FORMAT):
                     await asyncio.to_thread(_open, sealed, changes, passphrase)
                     await self._restore_on_base(http, changes, Path(place), plain, passphrase)
                 else:
@@ -234,7 +234,7 @@ class Backups:
     ) -> None:
         """Put what changed together with what it builds on. Raises BackupRefused if that is gone, and DamagedFile."""
         with changes.open("rb") as file:
-            difference = backup_blocks.read(file)
+            difference = backup_delta.read(file)
             row = (await self._history(http)).get(difference.base_ms)
             if row is None:
                 raise BackupRefused("The backup that the newest one builds on is gone, or damaged.")
@@ -244,7 +244,7 @@ class Backups:
                 raise DamagedFile
             await asyncio.to_thread(_open, sealed, whole, passphrase)
             with whole.open("rb") as base, _new_file(plain) as target:
-                await asyncio.to_thread(backup_blocks.put_together, difference, file, base, target)
+                await asyncio.to_thread(backup_delta.put_together, difference, file, base, target)
                 target.flush()
                 os.fsync(target.fileno())
 
@@ -336,7 +336,7 @@ def _seal(plain: Path, sealed: Path, passphrase: str) -> int:
 def _write_changes(plain: Path, digest: str, base: Base, target: Path) -> int:
     """Write how the data differs from its base. Returns how many bytes that is."""
     with _new_file(target) as file:
-        backup_blocks.write(plain, bytes.fromhex(digest), base, file)
+        backup_delta.write(plain, bytes.fromhex(digest), base, file)
         return file.tell()
 
 

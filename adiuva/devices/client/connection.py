@@ -21,10 +21,10 @@ from pydantic import ValidationError
 
 from adiuva.core.logging import log_failure
 from adiuva.devices.client import events
+from adiuva.devices.client.agent_run import Upload
 from adiuva.devices.client.errors import DeviceError
-from adiuva.devices.client.files import ReadableArea
+from adiuva.devices.client.file_access import ReadableArea
 from adiuva.devices.client.store import Call, Row, Store
-from adiuva.devices.client.upload import Upload
 from adiuva.devices.codec import MAX_FRAME_BYTES, BadFrame, decode, dump, server_frames
 from adiuva.devices.protocol import (
     WRITES,

@@ -24,7 +24,7 @@ from adiuva.devices.client.account import Account, ServerAddress, ServerUnavaila
 from adiuva.devices.client.config import IN_MEMORY, DeviceConfig
 from adiuva.devices.client.connection import Connection
 from adiuva.devices.client.errors import BadWorkspace, DeviceError, ServerRefused, Superseded
-from adiuva.devices.client.files import resolve_grant
+from adiuva.devices.client.file_access import resolve_grant
 from adiuva.devices.client.reconnect import Backoff, ConnectionEnd
 from adiuva.devices.client.store import DATA_FILE, Store
 from adiuva.devices.codec import MAX_FRAME_BYTES

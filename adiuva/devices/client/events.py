@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adiuva.devices.client.files import Problem
+from adiuva.devices.client.file_access import Problem
 from adiuva.devices.protocol import Sent
 
 

@@ -13,7 +13,7 @@ from adiuva import llm
 from adiuva.accounts.keys import KeyUnavailable, NoSuchUser
 from adiuva.core import db
 from adiuva.core.crypto import SealBroken
-from memory import embedding
+from memory import entry_embedding
 
 _FIRST: Final = uuid.UUID(int=0)
 _HELP = """\
@@ -45,7 +45,7 @@ class Command(BaseCommand):
         try:
             await self._embed_all(user, batch)
         except llm.ModelError as error:
-            left, _ = await db.run(embedding.count_missing)
+            left, _ = await db.run(entry_embedding.count_missing)
             raise CommandError(
                 f"The embedding model failed ({error.code}). Vectors computed so far are kept; {left:,} are left. "
                 "Run this command again when the model is available."
@@ -55,7 +55,7 @@ class Command(BaseCommand):
 
     async def _embed_all(self, user: uuid.UUID | None, batch: int) -> None:
         model = llm.embedding_model()
-        todo, withheld = await db.run(embedding.count_missing)
+        todo, withheld = await db.run(entry_embedding.count_missing)
         self._say(f"{todo:,} entries of all users have no vector of {model.name}.")
         if withheld:
             self._say(
@@ -64,10 +64,10 @@ class Command(BaseCommand):
         done = 0
         unreadable: list[uuid.UUID] = []
         after = _FIRST
-        while users := [user] if user else await db.run(embedding.users_to_embed, after):
+        while users := [user] if user else await db.run(entry_embedding.users_to_embed, after):
             for user_id in users:
                 try:
-                    while (count := await embedding.embed_batch(user_id, batch)) is not None:
+                    while (count := await entry_embedding.embed_batch(user_id, batch)) is not None:
                         done += count
                         # Entries added meanwhile have their vectors already, so fewer may be left than this says.
                         self._say(f"{done:,} entries embedded, {max(todo - done, 0):,} left")

@@ -191,7 +191,7 @@ def test_what_is_not_listed_is_not_installed_whatever_happens_at_once() -> None:
 
 
 def test_a_plugin_changes_hands_after_a_hold_in_which_it_can_be_stopped() -> None:
-    from billing.marketplace import ownership
+    from billing.marketplace import ownership_transfers
     from billing.models import PluginTransfer
 
     owner, other = somebody(tier="power"), somebody()
@@ -205,12 +205,12 @@ def test_a_plugin_changes_hands_after_a_hold_in_which_it_can_be_stopped() -> Non
         one = f"/api/v1/developer/transfers/{asked.data['id']}"
         assert client(owner).post(one).status_code == 404  # only who is to have it accepts
         assert client(other).post(one).data["state"] == "accepted"
-        ownership.sweep()
+        ownership_transfers.sweep()
         assert Plugin.objects.get(pk=plugin.pk).developer_id == plugin.developer_id
         if stops:
             assert client(owner).delete(one).status_code == 200
         PluginTransfer.objects.filter(pk=asked.data["id"]).update(due_at=now())
-        ownership.sweep()
+        ownership_transfers.sweep()
     assert Plugin.objects.get(pk=plugin.pk).developer_id == receiver.pk
 
 
@@ -219,7 +219,7 @@ def test_both_sides_of_a_change_of_hands_get_mails_and_a_page_to_act_on(
 ) -> None:
     from adiuva.accounts import mails
     from adiuva.accounts.models import Mail, User
-    from billing.marketplace import ownership
+    from billing.marketplace import ownership_transfers
     from billing.models import PluginTransfer
 
     owner, other = somebody(), somebody(locale="de")
@@ -252,7 +252,7 @@ def test_both_sides_of_a_change_of_hands_get_mails_and_a_page_to_act_on(
     assert "Your plugin “Counted hours” goes to" in (letter := told(owner)) and page in letter
     with transaction.atomic():  # by this process, whose mails wait
         PluginTransfer.objects.filter(pk=transfer.pk).update(due_at=now())
-        ownership.sweep()
+        ownership_transfers.sweep()
     assert "went to" in told(owner)
     assert mine.post(page, {"transfer": transfer.pk, "act": "stop"}).status_code == 404  # it is over
     for wrong in ({"transfer": "x", "act": "stop"}, {"transfer": transfer.pk, "act": "x"}):

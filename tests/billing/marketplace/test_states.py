@@ -11,7 +11,7 @@ from django.db import connection, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing.marketplace import listing, revocations, states, submissions
+from billing.marketplace import publication, revocations, states, submissions
 from billing.marketplace.errors import WrongState
 from billing.marketplace.versions import version_key
 from billing.models import Plugin, PluginVersion
@@ -40,16 +40,19 @@ def _of_plugin(act: Callable[..., Any]) -> Callable[[PluginVersion], Any]:
 
 # By name: what is done, and to which state it leads; None where it is not about the version.
 ACTS: dict[str, tuple[Callable[[PluginVersion], Any], str | None]] = {
-    "list": (lambda version: listing.list_now(version_id=version.pk), State.LISTED),
-    "yank": (_of_developer(listing.yank), State.YANKED),
-    "unyank": (_of_developer(listing.unyank), State.LISTED),
+    "list": (lambda version: publication.list_now(version_id=version.pk), State.LISTED),
+    "yank": (_of_developer(publication.yank), State.YANKED),
+    "unyank": (_of_developer(publication.unyank), State.LISTED),
     "take back": (_of_developer(submissions.withdraw), State.WITHDRAWN),
-    "revoke": (lambda version: listing.revoke(version_id=version.pk, by=STAFF, reason="x"), State.REVOKED),
-    "restore": (lambda version: listing.restore(version_id=version.pk, by=STAFF), None),
-    "withdraw": (_of_plugin(listing.withdraw), None),
-    "offer": (_of_plugin(listing.offer_again), None),
-    "suspend": (lambda version: listing.suspend(plugin_id=version.plugin_id, suspended=True), None),
-    "allow": (lambda version: listing.suspend(plugin_id=version.plugin_id, suspended=False), None),
+    "revoke": (
+        lambda version: publication.revoke(version_id=version.pk, by=STAFF, reason="x"),
+        State.REVOKED,
+    ),
+    "restore": (lambda version: publication.restore(version_id=version.pk, by=STAFF), None),
+    "withdraw": (_of_plugin(publication.withdraw), None),
+    "offer": (_of_plugin(publication.offer_again), None),
+    "suspend": (lambda version: publication.suspend(plugin_id=version.plugin_id, suspended=True), None),
+    "allow": (lambda version: publication.suspend(plugin_id=version.plugin_id, suspended=False), None),
 }
 
 NARROW = ("list", "unyank")

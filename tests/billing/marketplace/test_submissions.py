@@ -15,7 +15,14 @@ from rest_framework.test import APIClient
 from adiuva.accounts.models import User
 from adiuva.object_store.store import store
 from adiuva.staff import roles
-from billing.marketplace import catalogue, isolated_checks, listing, revocations, staff_reviews, submissions
+from billing.marketplace import (
+    catalogue,
+    isolated_checks,
+    publication,
+    revocations,
+    staff_reviews,
+    submissions,
+)
 from billing.marketplace.errors import ChecklistOpen, NotReviewed, OwnVersion
 from billing.marketplace.signing import BadSignature, Signed, plugin_statement, verify
 from billing.models import Plugin, PluginCheck, PluginVersion
@@ -87,10 +94,10 @@ def test_a_version_is_checked_reviewed_held_and_listed_with_its_signature() -> N
     version = developer.handed_in()
     assert (version.state, reader.get(developer.path).status_code) == ("in_review", 404)
     approve(version)
-    listing.list_due()
+    publication.list_due()
     assert developer.state() == "approved"  # for a day
     PluginVersion.objects.filter(pk=version.pk).update(list_at=timezone.now())
-    listing.list_due()
+    publication.list_due()
     catalogue.forget_counts()
     found = reader.get("/api/v1/plugins", {"q": developer.slug}).json()
     assert (found["total"], found["page"], found["plugins"][0]["id"]) == (1, 1, str(developer.plugin.pk))
@@ -198,11 +205,11 @@ def test_other_bytes_in_the_store_do_not_pass() -> None:
 def test_a_revocation_is_told_until_it_is_restored_and_its_number_grows() -> None:
     developer, staff = Developer(), uuid.uuid4()
     version = approve(developer.handed_in())
-    listing.list_now(version_id=version.pk)
+    publication.list_now(version_id=version.pk)
     counters = []
     for act in (
-        lambda: listing.revoke(version_id=version.pk, by=staff, reason="it sends files away"),
-        lambda: listing.restore(version_id=version.pk, by=staff),
+        lambda: publication.revoke(version_id=version.pk, by=staff, reason="it sends files away"),
+        lambda: publication.restore(version_id=version.pk, by=staff),
     ):
         act()
         answer = APIClient().get("/api/v1/plugins/revocations").json()

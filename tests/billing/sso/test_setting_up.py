@@ -11,7 +11,7 @@ from django.test import Client
 from django.urls import reverse
 
 from adiuva.accounts.models import Mail, User
-from billing.sso import proofs
+from billing.sso import domain_rechecks
 from billing.sso.models import Domain
 from tests.accounts.mailbox import mail_to
 from tests.billing.sso.teams import TeamOf, account
@@ -38,7 +38,7 @@ def row_of(team: TeamOf) -> Domain:
 
 def look_now(team: TeamOf) -> None:
     Domain.objects.filter(provider=team.provider).update(look_at=Now())
-    proofs.recheck()
+    domain_rechecks.recheck()
 
 
 def test_an_owner_sets_it_up_on_the_page(team: TeamOf) -> None:
@@ -97,7 +97,7 @@ def test_a_record_that_is_gone_is_missed_for_two_weeks_and_can_come_back(team: T
 def test_only_what_is_due_is_looked_at(team: TeamOf) -> None:
     look_now(team)
     team.name_server.records.clear()
-    proofs.recheck()
+    domain_rechecks.recheck()
     assert row_of(team).missing_since is None
 
 

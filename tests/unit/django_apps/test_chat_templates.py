@@ -24,16 +24,16 @@ from adiuva import llm
 from adiuva.core import prompt_files
 from adiuva.core.prompt_delimiting import delimit_untrusted
 from adiuva.documents import Part
-from adiuva.llm.messages import in_strict_order, without_system_role
+from adiuva.llm.message_normalization import in_strict_order, without_system_role
 from agents.extraction import Extractor
 from agents.journeys import interview
 from agents.models import AgentType
-from agents.record_rules import RecordRules
+from agents.record_validation import RecordRules
 from chat import prompts
 from chat.assistants import HOME as HOME_ASSISTANT
 from chat.claimed_turn import ChatMessage
 from chat.history import FittedHistory
-from chat.wire_messages import to_wire
+from chat.langchain_messages import to_wire
 
 ZONE = ZoneInfo("Europe/Rome")
 TURN = prompts.turn_prompt(

@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from adiuva.llm.context_window import ContextWindow, listed_window, window_in_models, window_in_props
 from adiuva.llm.learnt import LearntFacts
 from chat.context_budget import REQUEST, ContextBudget, LeftOut
-from chat.wire_messages import to_wire
+from chat.langchain_messages import to_wire
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "description": "d" * 200, "parameters": {}}}

@@ -104,15 +104,15 @@ _HELPERS: Final = {"_no_connection": 0, "_bad_filter": 1, "_bad_field": 1, "Addr
 # Errors of these are results of a tool, which a model reads, and the model speaks the user's language.
 _FOR_MODELS: Final = {
     "agents/set_up.py",
-    "agents/template_wishes.py",
-    "agents/waiting.py",
-    "agents/watches.py",
+    "agents/template_set_up.py",
+    "agents/run_waits.py",
+    "agents/run_watches.py",
 }
 # Texts that others wrote, or that were translated where they were made: the validators of Django and of REST framework.
 _FROM_ELSEWHERE: Final = {
     "adiuva/core/rest.py": {"problems[0]", "dict(_flat(detail))"},
     "adiuva/accounts/services.py": {"error.messages", "error.message_dict"},
-    "adiuva/accounts/recovery.py": {"error.message"},
+    "adiuva/accounts/mail_link_actions.py": {"error.message"},
     "adiuva/documents/isolation.py": {"one_line(said['unreadable']) or _CRASHED"},
     **{f"adiuva/documents/{name}.py": {"problems[0]"} for name in ("epub", "office", "pdf")},
     "agents/services.py": {"(error.fields or {'': []}).popitem()[1]"},

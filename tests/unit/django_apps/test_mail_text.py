@@ -14,8 +14,8 @@ from adiuva.documents import Unreadable, quotation
 from adiuva.documents.html import html_to_text
 from adiuva.documents.mail import parse_message, read_mail
 from integrations.gmail import MessageBuilder
-from integrations.mail import message_parts
-from integrations.mail.documents import MailDocument, SkippedMessage
+from integrations.mail import message_documents
+from integrations.mail.mailbox_types import MailDocument, SkippedMessage
 from tests.fakes.google import payload_of
 from tests.sampling import fewer
 
@@ -135,8 +135,8 @@ async def test_a_mail_in_any_language_reads_the_same_from_gmail_and_as_it_was_se
     raw: bytes, text: str
 ) -> None:
     from_gmail = MessageBuilder().message(payload_of(message_from_bytes(raw), iter(range(99))))
-    for whole in (raw, message_parts.to_bytes(from_gmail)):
-        item = await message_parts.read_raw(whole, source_id="1", content_hash=b"", sent_at=None)
+    for whole in (raw, message_documents.to_bytes(from_gmail)):
+        item = await message_documents.read_raw(whole, source_id="1", content_hash=b"", sent_at=None)
         assert isinstance(item, MailDocument)
         assert item.title == "x" and text in item.text
 
@@ -177,16 +177,18 @@ async def test_whatever_gmail_gives_as_a_payload_ends_in_a_document_or_a_reason(
         payload = made(5)
         if isinstance(payload, dict):
             message = MessageBuilder().message(payload)
-            item = await message_parts.read_document(message, source_id="1", content_hash=b"", sent_at=None)
+            item = await message_documents.read_document(
+                message, source_id="1", content_hash=b"", sent_at=None
+            )
             assert isinstance(item, MailDocument | SkippedMessage)
 
 
 async def test_what_is_attached_is_listed_with_its_size_and_a_name_can_be_anything() -> None:
-    part = message_parts.attachment_part('a"\r\nX: b\u2028é.pdf', "application/pdf\nX: y", 1234)
-    message = message_parts.text_part(b"text", "text/plain")
+    part = message_documents.attachment_part('a"\r\nX: b\u2028é.pdf', "application/pdf\nX: y", 1234)
+    message = message_documents.text_part(b"text", "text/plain")
     whole = message_from_bytes(b"Subject: x\nContent-Type: multipart/mixed\n\n")
     whole.set_payload([message, part])
-    item = await message_parts.read_document(whole, source_id="1", content_hash=b"", sent_at=None)
+    item = await message_documents.read_document(whole, source_id="1", content_hash=b"", sent_at=None)
     assert isinstance(item, MailDocument)
     [attachment] = item.document.attachments
     assert (attachment.type, attachment.size) == ("application/octet-stream", 1234)
@@ -197,7 +199,7 @@ async def test_ten_megabytes_of_a_page_are_read() -> None:
     line = b"<p>A line of <b>text</b>" + b" in a large mail" * 60 + b"</p>\n"
     page = b"Subject: large\nContent-Type: text/html\n\n" + line * 10_300
     assert len(page) > 10_000_000
-    item = await message_parts.read_document(
+    item = await message_documents.read_document(
         parse_message(page), source_id="1", content_hash=b"", sent_at=None
     )
     assert isinstance(item, MailDocument) and item.text.count("A line of text") == 10_300

@@ -15,7 +15,7 @@ from adiuva.embedded.stack import with_offline_price
 from adiuva.llm import prices
 from adiuva.llm.metering import ModelUse
 from adiuva.llm.types import Usage
-from billing.windows import month_of
+from billing.months import month_of
 from tests.sampling import fewer
 
 ROME = ZoneInfo("Europe/Rome")

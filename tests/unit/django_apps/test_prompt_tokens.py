@@ -19,13 +19,13 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from adiuva.core import prompt_files
 from adiuva.documents import Part
 from agents.extraction import Extractor
-from agents.record_rules import RecordRules
+from agents.record_validation import RecordRules
 from chat import assistants, prompts
 from chat.device_session import DeviceSession
+from chat.langchain_messages import to_wire
 from chat.models import AssistantKind
 from chat.tool_calls import Assistant
 from chat.tools import formatting
-from chat.wire_messages import to_wire
 
 ZONE = ZoneInfo("Europe/Rome")
 NOW = dt.datetime(2026, 11, 28, 9, 30, tzinfo=ZONE)

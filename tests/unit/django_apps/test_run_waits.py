@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from agents.models import Run
-from agents.waiting import MOST_OF_A_USER, Progress, RunWaits, TooManyWaits
+from agents.run_waits import MOST_OF_A_USER, Progress, RunWaits, TooManyWaits
 
 RUNNING = Progress(Run.State.RUNNING, 40, 12)
 

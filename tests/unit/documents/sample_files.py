@@ -13,9 +13,9 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from adiuva.devices.client.files import ReadableArea
+from adiuva.devices.client.agent_run import Upload
+from adiuva.devices.client.file_access import ReadableArea
 from adiuva.devices.client.store import Store
-from adiuva.devices.client.upload import Upload
 from adiuva.devices.protocol import (
     AgentAck,
     AgentComplete,

@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adiuva.devices.client.files import ReadableArea
+from adiuva.devices.client.file_access import ReadableArea
 from adiuva.documents.kinds import READABLE
 from adiuva.documents.mbox import mail_bytes, mails_of_mbox
 from tests.sampling import fewer

@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
-from adiuva.devices import schema_export
+from adiuva.devices import protocol_schema
 
 
 class Command(BaseCommand):
@@ -15,7 +15,7 @@ class Command(BaseCommand):
     requires_system_checks = []
 
     def handle(self, *args: Any, **options: Any) -> None:
-        changed = schema_export.write(settings.BASE_DIR)
+        changed = protocol_schema.write(settings.BASE_DIR)
         for path in changed:
             self.stdout.write(f"wrote {path.name}")
         if not changed:

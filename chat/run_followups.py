@@ -1,4 +1,4 @@
-"""Brings the end of a run that was started from a chat back into its conversation, exactly once (agents.watches).
+"""Brings the end of a run that was started from a chat back into its conversation, exactly once (agents.run_watches).
 
 An end goes to the turn that runs there, if one does (chat.run_notes). Else all that are due in a conversation become
 one turn that nobody's message began: its model gets the facts as data, and its answer is stored in the transaction in
@@ -29,7 +29,7 @@ from adiuva.core.language import speaking
 from adiuva.core.logging import log_failure
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import ConversationChanged, RunEnded
-from agents import watches
+from agents import run_watches
 from agents.models import Watch
 from billing import allowances
 from billing.models import Purpose
@@ -116,7 +116,7 @@ def follow_up_in(user_id: uuid.UUID, conversation_id: uuid.UUID) -> Frames:
         return []
     rows = Watch.objects.filter(conversation_id=conversation_id, user_id=user_id, state=Watch.State.DUE)
     rows = rows.filter(_is_ready()).select_related("run").order_by("due_at")
-    found = list(rows.select_for_update(of=("self",), no_key=True)[: watches.MOST_AT_ONCE])
+    found = list(rows.select_for_update(of=("self",), no_key=True)[: run_watches.MOST_AT_ONCE])
     if not found:
         return []
     cipher = cipher_for(user_id)

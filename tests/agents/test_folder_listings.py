@@ -8,7 +8,7 @@ from django.test.utils import CaptureQueriesContext
 
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
-from agents.listings import ListedFile, Listing
+from agents.folder_listings import ListedFile, Listing
 from tests.agents.factories import commit_document
 
 FILES = 40

@@ -19,12 +19,12 @@ from adiuva.accounts import services as accounts
 from adiuva.accounts.models import User
 from adiuva.core import db
 from adiuva.devices.models import Device
-from agents import runs, watches
+from agents import run_watches, runs
 from agents.models import Run, Watch
-from agents.watches import ChatPlace
+from agents.run_watches import ChatPlace
 from billing.models import Allowance, Plan, Use
-from billing.windows import month_of
-from chat import conversations, device_notices, followups, lost_turns, run_notes, turn_ends, turn_queue
+from billing.months import month_of
+from chat import conversations, device_notices, lost_turns, run_followups, run_notes, turn_ends, turn_queue
 from chat.claimed_turn import TurnOutcome
 from chat.models import Conversation, Turn
 from chat.turn_claims import begin_turn
@@ -55,7 +55,7 @@ def ended_run(
     run = create_run(create_agent(user_id, name=name))
     conversation = uuid.UUID(str(place)) if place is not None else None
     here = ChatPlace(user_id, uuid.uuid4(), conversation, asked=f"run {name} and tell me")
-    watch = watches.add(run, here, started=True)
+    watch = run_watches.add(run, here, started=True)
     Watch.objects.filter(pk=watch.pk).update(device_id=fields.pop("device_id", ""))
     runs.end(run, Run.State.SUCCESS, "completed")
     Watch.objects.filter(pk=watch.pk).update(**fields)
@@ -81,13 +81,13 @@ def test_what_no_turn_could_tell_is_told_in_a_notice_once(committed_db: str, why
     place = make_conversation(person.id)
     fields = {"attempts": 8} if why == "tries" else {"due_at": Now() - timedelta(hours=25)}
     watch = ended_run(person.id, place.pk, **fields)
-    frames = dict(followups.follow_up_due()).get(person.id)
+    frames = dict(run_followups.follow_up_due()).get(person.id)
     if frames:  # unless a server of another test was quicker
         assert [frame.type for frame in frames] == [
             *(["run_ended"] if why == "a day" else []),
             "conversation_changed",
         ]
-    assert not dict(followups.follow_up_due()).get(person.id)
+    assert not dict(run_followups.follow_up_due()).get(person.id)
     assert state(watch) == State.DEAD
     notice = messages(place)[-1]
     assert len(messages(place)) == 3 and notice["role"] == "assistant"
@@ -106,10 +106,10 @@ def test_a_notice_waits_for_the_turn_that_runs(committed_db: str) -> None:
     request = make_request(person.id, "One")
     running = claim(request)
     watch = ended_run(person.id, running.conversation_id, attempts=8)
-    followups.follow_up_due()
+    run_followups.follow_up_due()
     assert state(watch) == State.DUE
     finish_turn(request, running, "1")
-    followups.follow_up_due()
+    run_followups.follow_up_due()
     assert state(watch) == State.DEAD
     texts = [message["text"] for message in messages(Conversation.objects.get(pk=running.conversation_id))]
     assert texts[:2] == ["One", "1"] and len(texts) == 3
@@ -122,14 +122,14 @@ def test_beyond_six_turns_an_hour_notices_tell_all_that_is_due_together(committe
     for number in range(6):
         Turn.objects.create(
             user_id=person.id,
-            request_id=f"{followups.REQUEST_PREFIX}{number}",
+            request_id=f"{run_followups.REQUEST_PREFIX}{number}",
             kind="home",
             conversation=place,
             state="stop",
             ended_at=Now(),
         )
     due = [ended_run(person.id, place.pk, name) for name in ("Clients", "Mail")]
-    followups.follow_up_due()
+    run_followups.follow_up_due()
     assert {state(watch) for watch in due} == {State.DONE}
     assert messages(place)[-1]["origin"]["agent_names"] == ["Clients", "Mail"]
     assert len(messages(place)) == 3
@@ -150,20 +150,20 @@ def test_where_the_money_for_it_is_used_up_a_notice_tells(db: None, settings: Se
     allowance.spent = budget if scope == "user" else budget // 5
     allowance.save()
     watch = ended_run(person.id, place.pk)
-    followups.follow_up_in(person.id, place.pk)
+    run_followups.follow_up_in(person.id, place.pk)
     assert state(watch) == State.DONE and not Turn.objects.of(person.id).filter(ended_at=None).exists()
     assert messages(place)[-1]["text"] == "The agent “Clients” has ended and found nothing new."
     allowance.spent //= 2
     allowance.save()
     later = ended_run(person.id, place.pk, "Mail")
-    followups.follow_up_in(person.id, place.pk)
+    run_followups.follow_up_in(person.id, place.pk)
     assert state(later) == State.HELD and Turn.objects.of(person.id).filter(ended_at=None).exists()
 
 
 def test_nothing_is_spent_while_no_device_is_there(committed_db: str) -> None:
     person = somebody()
     watch = ended_run(person.id, make_conversation(person.id).pk)
-    followups.follow_up_due()
+    run_followups.follow_up_due()
     assert (state(watch), watch.attempts) == (State.DUE, 0)
     assert not Turn.objects.of(person.id).filter(ended_at=None).exists()
 
@@ -181,11 +181,11 @@ def test_where_nobody_is_left_to_hear_it_nothing_is_told_and_nothing_is_left(db:
         accounts.delete_account(user=User.objects.get(pk=person.id))
     else:
         User.objects.filter(pk=person.id).update(is_active=False)
-    followups.follow_up_due()
+    run_followups.follow_up_due()
     if gone == "the account is locked":
         assert (state(watch), len(messages(place))) == (State.DUE, 2)
         User.objects.filter(pk=person.id).update(is_active=True)
-        followups.follow_up_due()
+        run_followups.follow_up_due()
         assert (state(watch), len(messages(place))) == (State.DEAD, 3)
     else:
         assert not Watch.objects.filter(pk=watch.pk).exists()
@@ -201,11 +201,11 @@ def test_who_has_no_device_connected_does_not_stand_in_the_way_of_others(db: Non
         ended_run(person.id, place, due_at=Now() - timedelta(hours=hours))
         for person, place, hours in ((away, places[0], 3), (here, places[1], 1), (here, places[2], 2))
     ]
-    mine = [row for row in followups.due_places() if row[0] in (away.id, here.id)]
+    mine = [row for row in run_followups.due_places() if row[0] in (away.id, here.id)]
     assert mine == [(here.id, places[2]), (here.id, places[1])]  # the longest due first
     Watch.objects.filter(pk=newest.pk).update(not_before=Now() + timedelta(minutes=1))
     Watch.objects.filter(pk=late.pk).update(due_at=Now() - timedelta(hours=25))  # a notice needs no device
-    mine = [row for row in followups.due_places() if row[0] in (away.id, here.id)]
+    mine = [row for row in run_followups.due_places() if row[0] in (away.id, here.id)]
     assert mine == [(away.id, places[0]), (here.id, places[1])]
 
 
@@ -215,7 +215,7 @@ def test_who_has_no_device_connected_does_not_stand_in_the_way_of_others(db: Non
 async def tell_due() -> None:
     """What a worker does when a run has ended, and every ten seconds."""
     await run_notes.tell(await db.run(run_notes.turns_to_tell))
-    for user_id, frames in await db.run(followups.follow_up_due):
+    for user_id, frames in await db.run(run_followups.follow_up_due):
         await device_notices.send(user_id, frames)
 
 
@@ -235,7 +235,7 @@ async def test_all_ends_of_a_conversation_become_one_turn_without_a_user(
         place = conversation_of(await session.say("run Clients and Mail"))
     due = [await db.run(ended_run, person.id, place, name) for name in names]
     await no_device_connected(person.id)
-    await db.run(followups.follow_up_due)
+    await db.run(run_followups.follow_up_due)
     async with (
         connect(chat_web, person) as session,
         connect(chat_web, person, device_id="old", protocol=1) as old,
@@ -276,15 +276,15 @@ async def test_a_turn_that_fails_leaves_no_message_and_is_tried_again_later_or_b
     async with connect(chat_web, person) as session:
         place = conversation_of(await session.say("run Clients"))
         watch = await db.run(ended_run, person.id, place)
-        await db.run(followups.follow_up_due)
+        await db.run(run_followups.follow_up_due)
         await settled(watch, State.DUE, State.DEAD)
         not_told = Watch.objects.filter(pk=watch.pk, state=State.DUE)
         if await db.run(not_told.update, not_before=Now() + timedelta(minutes=1)):  # no server was quicker
             assert len(await stored_messages(chat_web, person, place)) == 2
-            await db.run(followups.follow_up_due)  # it is not time yet
+            await db.run(run_followups.follow_up_due)  # it is not time yet
             assert (await db.run(state, watch), watch.attempts) == (State.DUE, 1)
             await db.run(not_told.update, not_before=Now())
-        await db.run(followups.follow_up_due)  # the model has refused: a second try would end the same
+        await db.run(run_followups.follow_up_due)  # the model has refused: a second try would end the same
         assert await db.run(state, watch) == State.DEAD
         found = await stored_messages(chat_web, person, place)
     assert len(found) == 3 and found[-1]["text"].startswith("The agent “Clients” has ended")
@@ -305,7 +305,7 @@ async def test_the_turn_that_runs_tells_an_end_that_comes_meanwhile_in_its_own_a
         await wait_for(hold.reached)
         watch = await db.run(ended_run, person.id, place)
         await tell_due()
-        await db.run(followups.follow_up_due)
+        await db.run(run_followups.follow_up_due)
         assert await db.run(state, watch) == State.DUE  # the model has not read it yet
         hold.release()
         stream = await session.ended(request)
@@ -364,7 +364,7 @@ def test_what_a_turn_does_not_know_that_it_holds_is_due_after_it(committed_db: s
         ended_run(person.id, running.conversation_id, name) for name in ("Given", "Unknown", "Heard")
     )
     place = ChatPlace(person.id, running.turn_id, running.conversation_id)
-    assert watches.hold(heard.run_id, place)
+    assert run_watches.hold(heard.run_id, place)
     notes = run_notes.RunNotes()
     notes.asked, notes.told = True, [given.pk]
     assert run_notes.take(place, running.fence) is not None
@@ -439,8 +439,8 @@ def test_what_a_device_does_not_come_to_hear_expires_and_what_no_turn_can_tell_i
     person = somebody()
     fresh = ended_run(person.id, None, device_id="a")
     old = ended_run(person.id, None, device_id="b", due_at=Now() - timedelta(days=8))
-    tried = ended_run(person.id, None, device_id="c", attempts=watches.MOST_TRIES_IN_TURNS)
-    watches.expire()
+    tried = ended_run(person.id, None, device_id="c", attempts=run_watches.MOST_TRIES_IN_TURNS)
+    run_watches.expire()
     assert [state(watch) for watch in (fresh, old, tried)] == [State.DUE, State.EXPIRED, State.DEAD]
 
 
@@ -476,7 +476,7 @@ def test_a_models_absence_is_tried_eight_times_at_the_stated_times_and_then_told
     began = Turn.objects.of(person.id).get().started_at  # all in one transaction, which has one time
     waits_s: list[float] = []
     while state(watch) == State.DUE and len(waits_s) < 20:
-        followups.follow_up_in(person.id, place.pk)
+        run_followups.follow_up_in(person.id, place.pk)
         turn = Turn.objects.of(person.id).filter(conversation=place, ended_at=None).first()
         if turn is None:
             break
@@ -502,7 +502,7 @@ def test_what_the_model_refuses_to_tell_is_told_in_a_notice(db: None, code: str)
     place = make_conversation(person.id)
     refused, other = ended_run(person.id, place.pk), ended_run(person.id, place.pk, "Mail")
     Watch.objects.filter(pk=other.pk).update(not_before=Now() + timedelta(hours=1))
-    followups.follow_up_in(person.id, place.pk)
+    run_followups.follow_up_in(person.id, place.pk)
     turn = Turn.objects.of(person.id).get(conversation=place, ended_at=None)
     begun = begin_turn(turn_id=turn.pk, user_id=person.id, owner="ours")
     assert begun is not None
@@ -510,7 +510,7 @@ def test_what_the_model_refuses_to_tell_is_told_in_a_notice(db: None, code: str)
     turn_ends.finish_turn(request=begun.request, claimed=begun.claimed, result=outcome)
     assert len(messages(place)) == 2
     Watch.objects.filter(conversation=place).update(not_before=Now())
-    followups.follow_up_in(person.id, place.pk)
+    run_followups.follow_up_in(person.id, place.pk)
     assert (state(refused), state(other)) == (State.DEAD, State.DUE)
     assert len(messages(place)) == 3
 
@@ -523,7 +523,7 @@ def test_a_turn_that_ends_tells_what_it_heard_or_lets_go_of_it(committed_db: Non
         turn = claim(request)
         watch = ended_run(person.id, turn.conversation_id)
         here = ChatPlace(person.id, turn.turn_id, turn.conversation_id)
-        assert watches.hold(watch.run_id, here)
+        assert run_watches.hold(watch.run_id, here)
         finish_turn(request, turn, **outcome, heard_runs={watch.run_id}, may_hold_runs=True)
         return state(watch)
 
@@ -541,7 +541,7 @@ def test_a_turn_that_was_thought_lost_and_tells_an_end_all_the_same_is_the_only_
     request = make_request(person.id)
     turn = claim(request)
     watch = ended_run(person.id, turn.conversation_id)
-    assert watches.hold(watch.run_id, ChatPlace(person.id, turn.turn_id, turn.conversation_id))
+    assert run_watches.hold(watch.run_id, ChatPlace(person.id, turn.turn_id, turn.conversation_id))
     lost_turns.mark_lost(turn=Turn.objects.get(pk=turn.turn_id), code="turn_lost")
     assert state(watch) == State.DUE
     finish_turn(request, turn, "It has ended.", heard_runs={watch.run_id}, may_hold_runs=True)
@@ -560,9 +560,9 @@ def test_a_turn_that_was_thought_lost_and_one_that_has_begun_in_its_place_do_not
     turn = claim(request)
     assert turn.conversation_id is not None
     watch = ended_run(person.id, turn.conversation_id)
-    assert watches.hold(watch.run_id, ChatPlace(person.id, turn.turn_id, turn.conversation_id))
+    assert run_watches.hold(watch.run_id, ChatPlace(person.id, turn.turn_id, turn.conversation_id))
     lost_turns.mark_lost(turn=Turn.objects.get(pk=turn.turn_id), code="turn_lost")
-    followups.follow_up_in(person.id, turn.conversation_id)
+    run_followups.follow_up_in(person.id, turn.conversation_id)
     own = Turn.objects.get(conversation=turn.conversation_id, ended_at=None)
     begun = begin_turn(turn_id=own.pk, user_id=person.id, owner="ours")
     assert begun is not None and state(watch) == State.HELD

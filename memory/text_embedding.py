@@ -1,6 +1,6 @@
 """Vectors of texts, by the configured embedding model or the lexical one. Each model has its own vector space.
 
-Texts that are not stored (questions) are embedded here; entries in a worker, by memory.embedding.
+Texts that are not stored (questions) are embedded here; entries in a worker, by memory.entry_embedding.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
 from billing import usage
 from billing.models import Purpose
-from memory import entries, entry_content, vector_space
+from memory import entries, entry_content, text_embedding
 from memory.models import Embedding, Entry, Memory, Receipt
 from memory.preferences import readable_tiers
 from memory.receipts import write_receipt
@@ -39,7 +39,7 @@ async def embed_batch(user_id: uuid.UUID, max_entries: int = _BATCH) -> int | No
     if not batch:
         return None
     async with usage.metered(user_id, Purpose.MEMORY):
-        vectors = await vector_space.embed_texts([text for _, text, _ in batch], user_id)
+        vectors = await text_embedding.embed_texts([text for _, text, _ in batch], user_id)
     return await db.run(_save, user_id, model, batch, vectors)
 
 

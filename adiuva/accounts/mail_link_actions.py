@@ -11,7 +11,7 @@ import structlog
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from adiuva.accounts import addresses, confirmation, mails, second_factors, services
+from adiuva.accounts import addresses, mails, reauthentication, second_factors, services
 from adiuva.accounts.mail_links import Purpose, user_of
 from adiuva.accounts.models import Mail, User
 from adiuva.core.errors import Conflict, Invalid
@@ -112,7 +112,7 @@ def remove_factors(*, token: str, password: str) -> User:
     """Remove all second factors; the password is enough from now on. Raises LinkInvalid, ConfirmationRequired."""
     with transaction.atomic():
         user = user_of(Purpose.FACTORS, token)
-        confirmation.require(user=user, password=password)
+        reauthentication.require(user=user, password=password)
         second_factors.remove_all(user=user)
     log.info("account.factors_removed", user_id=str(user.pk))
     return user

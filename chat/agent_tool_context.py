@@ -11,8 +11,8 @@ from typing import Final, Literal
 from django.utils.translation import gettext
 from langchain_core.runnables import RunnableConfig
 
-from agents.waiting import Progress, run_waits
-from agents.watches import ChatPlace
+from agents.run_waits import Progress, run_waits
+from agents.run_watches import ChatPlace
 from chat.approvals import Approvals
 from chat.claimed_turn import ClaimedTurn
 from chat.request import ChatRequest

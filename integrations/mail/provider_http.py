@@ -20,7 +20,6 @@ from adiuva.core.errors import Text
 from adiuva.core.http import BodyTooLarge, backoff_s, is_transient, read_bounded, retry_after_s
 from integrations import egress
 from integrations.errors import ForbiddenHost, NeedsReauth, ProviderUnavailable
-from integrations.mail.documents import TokenSource
 from integrations.mail.errors import (
     InvalidResponse,
     ProviderRefused,
@@ -30,6 +29,7 @@ from integrations.mail.errors import (
     ResponseTooLarge,
 )
 from integrations.mail.mailbox_limiter import MAX_WAIT_S, MailboxLimiter, limiter_of
+from integrations.mail.mailbox_types import TokenSource
 from integrations.models import Provider
 
 # Room for a text of 16 MB in Gmail's encoding.

@@ -10,8 +10,8 @@ import pytest
 from celery import Celery
 from celery.beat import Scheduler
 
-from adiuva.core import celery_beat, celery_heartbeat
-from adiuva.core.celery_beat import BeatThread
+from adiuva.core import celery_beat_thread, celery_heartbeat
+from adiuva.core.celery_beat_thread import BeatThread
 
 
 class Failing(Scheduler):
@@ -29,7 +29,7 @@ class Failing(Scheduler):
 
 
 def test_beat_goes_on_after_a_failure_and_ends_with_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(celery_beat, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(celery_beat_thread, "_PAUSE_S", 0.01)
     app = Celery("of a test", set_as_current=False, broker="memory://")
     app.conf.beat_scheduler = Failing
     step = BeatThread(SimpleNamespace(app=app), with_beat=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chat.claims import claims_a_change
+from chat.answer_claims import claims_a_change
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from adiuva.devices import protocol, schema_export, vocabulary
+from adiuva.devices import protocol, protocol_schema, vocabulary
 from adiuva.devices.client import query
 from adiuva.devices.client.config import DeviceConfig
 
@@ -52,7 +52,7 @@ def test_each_notice_is_explained() -> None:
 
 
 def test_no_exported_type_hides_one_of_the_language() -> None:
-    types = schema_export.files(PROJECT)[schema_export.TYPES_FILE]
+    types = protocol_schema.files(PROJECT)[protocol_schema.TYPES_FILE]
     names = re.findall(r"^export (?:interface|type|declare const) (\w+)", types, re.M)
     assert len(names) == len(set(names))
     assert not {"Error", "Object", "Record", "Map", "Set", "Request", "Response"} & set(names)
@@ -62,7 +62,7 @@ def test_no_exported_type_hides_one_of_the_language() -> None:
 def test_the_page_has_every_frame_column_and_block() -> None:
     page = (PROJECT / "docs" / "protocol.md").read_text()
     assert page.count("<!-- made: ") == 11
-    for name in schema_export.json_schema()["$defs"]:
+    for name in protocol_schema.json_schema()["$defs"]:
         if name.endswith("Frame") and name != "ErrorFrame":
             continue
         words = re.sub(r"(?<!^)(?=[A-Z])", "_", name.removesuffix("Frame")).lower()

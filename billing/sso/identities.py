@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 
 from adiuva.accounts import addresses
 from adiuva.accounts.validators import validate_locale
-from billing.sso import configuration, oidc, words
+from billing.sso import configuration, nonces, oidc
 from billing.sso.errors import SsoRefused
 from billing.sso.models import IdentityProvider
 
@@ -41,10 +41,10 @@ def person_of(provider: IdentityProvider, word: str, answer: Mapping[str, str]) 
         client,
         meta,
         code=code,
-        verifier=words.derived(word, "verifier"),
+        verifier=nonces.derived(word, "verifier"),
         redirect_uri=configuration.redirect_uri(),
     )
-    claims = oidc.claims_of(client, meta, tokens.id_token, nonce=words.derived(word, "nonce"))
+    claims = oidc.claims_of(client, meta, tokens.id_token, nonce=nonces.derived(word, "nonce"))
     address = _address(claims)
     if not provider.domains.filter(name=address.rpartition("@")[2], proven_at__isnull=False).exists():
         raise SsoRefused("your address is not of a domain that your organisation has proven here")

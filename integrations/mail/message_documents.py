@@ -12,7 +12,7 @@ from typing import Final
 
 from adiuva.core.per_loop import PerLoop
 from adiuva.documents import Document, Unreadable, isolation
-from integrations.mail.documents import MailDocument, SkippedMessage
+from integrations.mail.mailbox_types import MailDocument, SkippedMessage
 
 _HEADER_NAME: Final = re.compile(r"[!-9;-~]{1,100}")
 # Set anew: the content is never encoded as a provider's headers say, and a boundary could be part of a text.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chat.agent_work import AgentWork
+from chat.agent_tool_context import AgentWork
 from chat.request import RunEnds
 
 _SPARE_S = 1.0  # between what is asked for and what is left of a turn

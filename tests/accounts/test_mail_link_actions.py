@@ -15,7 +15,7 @@ from django.core import mail, signing
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from adiuva.accounts import mails, recovery, services
+from adiuva.accounts import mail_link_actions, mails, services
 from adiuva.accounts.mail_links import Purpose, make_token
 from adiuva.accounts.models import Mail, User
 from tests.accounts.mailbox import link_in, mail_to, mails_to, token_in
@@ -89,7 +89,7 @@ def test_a_mail_is_in_the_language_of_the_account(rest: APIClient) -> None:
 
 def test_a_reset_confirms_an_address(rest: APIClient) -> None:
     person = somebody()
-    recovery.reset_password(token=reset_token(rest, person), new_password=NEW)
+    mail_link_actions.reset_password(token=reset_token(rest, person), new_password=NEW)
     assert User.objects.get(pk=person.id).email_verified_at
 
 
@@ -107,8 +107,8 @@ def deactivate(person: Person) -> None:
 
 def change_address(person: Person) -> None:
     user = User.objects.get(pk=person.id)
-    recovery.ask_address_change(user=user, email=new_email())
-    recovery.confirm_address_change(token=make_token(Purpose.NEW_ADDRESS, user))
+    mail_link_actions.ask_address_change(user=user, email=new_email())
+    mail_link_actions.confirm_address_change(token=make_token(Purpose.NEW_ADDRESS, user))
 
 
 @pytest.mark.parametrize("happened", [change_password, sign_in, deactivate, change_address])

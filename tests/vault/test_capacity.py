@@ -14,10 +14,10 @@ import pytest
 from adiuva import body_guard, body_streams
 from adiuva.body_streams import BodyStreams
 from adiuva.object_store.store import StorageFull
-from adiuva.vault import counting, receiving, records, room, uploads, vectors
+from adiuva.vault import capacity, receiving, records, recount, uploads, vectors
 from adiuva.vault.models import Upload
 from adiuva.vault.vectors import NewVector
-from billing import stored
+from billing import storage_quota
 from billing.models import StoredAmount
 from tests.factories import Person
 from tests.vault.helpers import backup_headers, sealed
@@ -81,7 +81,7 @@ def test_a_silent_sender_of_a_backup_leaves_nothing(mara: Person) -> None:
     status, told = ask(mara, "PUT", "/backup", headers, [data[:50]])
     assert (status, told["code"]) == (408, "too_slow")
     assert not Upload.objects.of(mara.id).exists()
-    assert stored.amounts(mara.id)["backup_bytes"][:2] == (0, 0)
+    assert storage_quota.amounts(mara.id)["backup_bytes"][:2] == (0, 0)
 
 
 def test_a_disk_without_room_is_told_and_what_came_is_kept(mara: Person, settings: Any) -> None:
@@ -95,7 +95,7 @@ def test_a_disk_without_room_is_told_and_what_came_is_kept(mara: Person, setting
     data = sealed()
     status, told = ask(mara, "PUT", "/backup", {**backup_headers(data, 1), "Content-Length": "100"}, [data])
     assert (status, told["code"]) == (507, "storage_full")
-    assert stored.amounts(mara.id)["backup_bytes"][:2] == (0, 0)
+    assert storage_quota.amounts(mara.id)["backup_bytes"][:2] == (0, 0)
     settings.STORE = {**settings.STORE, "least_free_bytes": 0}
     upload.refresh_from_db()
     assert (upload.offset, upload.lease_until) == (0, None)
@@ -106,7 +106,7 @@ def test_a_disk_without_room_is_told_and_what_came_is_kept(mara: Person, setting
 
 
 def test_the_installation_has_a_cap(mara: Person, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_total", room.Known(lambda: held(mara)))  # other tests store too
+    monkeypatch.setattr(capacity, "_total", capacity.Known(lambda: held(mara)))  # other tests store too
     settings.STORE = {**settings.STORE, "most_bytes": 100}
     uploads.begin(user_id=mara.id, purpose="backup", length=60)
     for refused in (
@@ -122,7 +122,7 @@ def test_the_installation_has_a_cap(mara: Person, settings: Any, monkeypatch: py
         record(mara, 1)
     settings.STORE = {**settings.STORE, "most_bytes": 0}
     record(mara, 1)
-    monkeypatch.setattr(room, "_total", room.Known(lambda: held(mara)))
+    monkeypatch.setattr(capacity, "_total", capacity.Known(lambda: held(mara)))
     settings.STORE = {**settings.STORE, "most_bytes": 102}
     record(mara, 1)  # what is there is counted by rows
     with pytest.raises(StorageFull):
@@ -130,7 +130,7 @@ def test_the_installation_has_a_cap(mara: Person, settings: Any, monkeypatch: py
 
 
 def held(person: Person) -> int:
-    found = stored.amounts(person.id)
+    found = storage_quota.amounts(person.id)
     return sum(sum(found[kind][:2]) for kind in ("storage_bytes", "backup_bytes") if kind in found)
 
 
@@ -143,8 +143,8 @@ def test_room_that_became_free_is_seen_before_a_refusal(
         counts[0] += 1
         return bytes_[0]
 
-    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    known = room.Known(count)
+    monkeypatch.setattr(capacity, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    known = capacity.Known(count)
     known.take(10, 100)
     with pytest.raises(StorageFull):
         known.take(1, 100)
@@ -168,12 +168,12 @@ def test_beginning_an_upload_reads_all_others_only_where_room_is_short(
         sums[0] += 1
         return 0
 
-    monkeypatch.setattr(room, "_expected", room.Known(count))
+    monkeypatch.setattr(capacity, "_expected", capacity.Known(count))
     for _ in range(5):
         uploads.begin(user_id=mara.id, purpose="storage", length=1)
     assert sums == [1]
     settings.STORE = {**settings.STORE, "url": "s3://bucket/vault"}
-    monkeypatch.setattr(room, "_expected", room.Known(count))
+    monkeypatch.setattr(capacity, "_expected", capacity.Known(count))
     uploads.begin(user_id=mara.id, purpose="storage", length=1)
     assert sums == [1]  # nobody knows how much room a bucket has
 
@@ -195,8 +195,8 @@ def test_what_is_counted_wrongly_is_logged_and_set_right(mara: Person) -> None:
     vector(mara, 20)
     uploads.begin(user_id=mara.id, purpose="backup", length=60)
 
-    def mine() -> list[counting.Difference]:
-        return [each for each in counting.compare() if each.user_id == mara.id]
+    def mine() -> list[recount.Difference]:
+        return [each for each in recount.compare() if each.user_id == mara.id]
 
     assert mine() == []
     amounts = StoredAmount.objects.filter(user_id=mara.id)
@@ -209,5 +209,5 @@ def test_what_is_counted_wrongly_is_logged_and_set_right(mara: Person) -> None:
     assert [(each.kind, each.reserved) for each in mine()] == [
         ("backup_bytes", 1)
     ]  # it ends with its uploads
-    assert stored.amounts(mara.id)["storage_bytes"][:2] == (120, 0)
-    assert stored.amounts(mara.id)["vectors"][:2] == (1, 0)
+    assert storage_quota.amounts(mara.id)["storage_bytes"][:2] == (120, 0)
+    assert storage_quota.amounts(mara.id)["vectors"][:2] == (1, 0)

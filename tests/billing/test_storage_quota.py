@@ -12,7 +12,7 @@ from django.db import connection
 from django.utils import timezone
 
 from adiuva.accounts.models import User
-from billing import entitlements, plans, stored
+from billing import entitlements, plans, storage_quota
 from billing.entitlements import NotInPlan, QuotaExceeded
 from billing.models import StorageReservation, StoredAmount
 from tests.factories import somebody
@@ -28,7 +28,7 @@ def plans_on(settings: Any) -> None:
 
 
 def reserve(user_id: uuid.UUID, n: int) -> uuid.UUID:
-    return stored.reserve(user_id, "storage_bytes", n, lifetime=HOUR)
+    return storage_quota.reserve(user_id, "storage_bytes", n, lifetime=HOUR)
 
 
 def amounts(user_id: uuid.UUID) -> tuple[int, int]:
@@ -42,33 +42,33 @@ def test_room_is_reserved_kept_and_given_back() -> None:
     with pytest.raises(QuotaExceeded) as refused:
         reserve(mara, 1)
     assert refused.value.extra["upgrade_to"] == "power" and refused.value.extra["used"] == 5 * GB
-    assert stored.keep(first, 2 * GB)
-    stored.let_go(second)
+    assert storage_quota.keep(first, 2 * GB)
+    storage_quota.let_go(second)
     assert amounts(mara) == (2 * GB, 0)
-    assert not stored.keep(first, 2 * GB)  # counted once
+    assert not storage_quota.keep(first, 2 * GB)  # counted once
     third = reserve(mara, 3 * GB)
-    assert stored.keep(third, GB, instead_of=2 * GB)
+    assert storage_quota.keep(third, GB, instead_of=2 * GB)
     assert amounts(mara) == (GB, 0)
     with pytest.raises(ValueError, match="more is stored"):
-        stored.keep(reserve(mara, 1), 2)
+        storage_quota.keep(reserve(mara, 1), 2)
     assert entitlements.usage_of(mara)["storage_bytes"] == GB
 
 
 @pytest.mark.django_db
 def test_a_smaller_plan_refuses_what_is_new_and_takes_what_is_given_back() -> None:
     mara = somebody(tier="pro").id
-    stored.keep(reserve(mara, 4 * GB), 4 * GB)
+    storage_quota.keep(reserve(mara, 4 * GB), 4 * GB)
     User.objects.filter(pk=mara).update(tier="free")
     with pytest.raises(QuotaExceeded):
         reserve(mara, 1)
-    stored.add(mara, "storage_bytes", 0)  # in place of as much
+    storage_quota.add(mara, "storage_bytes", 0)  # in place of as much
     with pytest.raises(QuotaExceeded):
-        stored.add(mara, "storage_bytes", 1)
+        storage_quota.add(mara, "storage_bytes", 1)
     assert entitlements.over("free", entitlements.usage_of(mara)) == ["storage_bytes"]
-    stored.give_back(mara, "storage_bytes", 4 * GB)
+    storage_quota.give_back(mara, "storage_bytes", 4 * GB)
     assert amounts(mara) == (0, 0)
     with pytest.raises(NotInPlan):
-        stored.add(mara, "storage_bytes", 0)  # there is nothing whose place it could take
+        storage_quota.add(mara, "storage_bytes", 0)  # there is nothing whose place it could take
 
 
 @pytest.mark.django_db
@@ -77,9 +77,9 @@ def test_a_forgotten_reservation_is_given_back_and_cannot_be_kept() -> None:
     lost, alive = reserve(mara, GB), reserve(mara, GB)
     past = timezone.now() - HOUR
     StorageReservation.objects.filter(pk=lost).update(expires_at=past)
-    stored.expire()
+    storage_quota.expire()
     assert amounts(mara) == (0, GB)
-    assert not stored.keep(lost, GB) and stored.keep(alive, GB)
+    assert not storage_quota.keep(lost, GB) and storage_quota.keep(alive, GB)
 
 
 def test_what_comes_at_once_is_granted_exactly_what_fits(committed_db: str) -> None:

@@ -13,7 +13,7 @@ from adiuva.accounts.models import User
 from adiuva.core import db
 from agents import runs
 from agents.models import Agent, Run
-from chat import announcements, conversations, device_notices
+from chat import conversations, device_notices, run_announcements
 from chat.models import Conversation, Message
 from tests.agents.factories import create_agent, create_run
 from tests.chat.chat_client import CAPABILITIES, connect, stored_messages
@@ -80,7 +80,7 @@ def test_what_comes_together_is_one_message_and_what_follows_waits_a_minute(ada:
     User.objects.filter(pk=ada.id).update(locale="de")
     agents = [create_agent(ada.id, name=name, announce="always") for name in ("Akten", "Post")]
     due = [ended(agents[0]), ended(agents[1], *FAILED)]
-    frames = dict(announcements.announce_due())[ada.id]
+    frames = dict(run_announcements.announce_due())[ada.id]
     assert [frame.type for frame in frames] == ["run_ended", "run_ended", "conversation_changed"]
     (message,) = told(ada.id)
     assert message["text"] == (
@@ -90,27 +90,27 @@ def test_what_comes_together_is_one_message_and_what_follows_waits_a_minute(ada:
     assert message["role"] == "assistant"
     assert message["origin"]["run_ids"] == [str(run.pk) for run in due]
     ended(agents[0])
-    assert not dict(announcements.announce_due())[ada.id]
+    assert not dict(run_announcements.announce_due())[ada.id]
     Message.objects.filter(conversation__user=ada.id).update(created_at=Now() - timedelta(minutes=2))
-    assert dict(announcements.announce_due())[ada.id]
-    assert ada.id not in dict(announcements.announce_due())
+    assert dict(run_announcements.announce_due())[ada.id]
+    assert ada.id not in dict(run_announcements.announce_due())
     assert len(told(ada.id)) == 2
 
 
 def test_a_conversation_that_was_deleted_is_made_anew_and_no_turn_is_parted(ada: Person) -> None:
     agent = create_agent(ada.id, announce="always")
     ended(agent)
-    announcements.announce_due()
+    run_announcements.announce_due()
     conversations.delete(conversation=Conversation.objects.of(ada.id).get(for_agents=True))
     ended(agent)
-    announcements.announce_due()
+    run_announcements.announce_due()
     assert len(told(ada.id)) == 1
     place = Conversation.objects.of(ada.id).get(for_agents=True)
     Message.objects.filter(conversation=place).update(created_at=Now() - timedelta(minutes=2))
     claim(make_request(ada.id, "What was it?", conversation_id=str(place.pk)))
     Message.objects.filter(conversation=place).update(created_at=Now() - timedelta(minutes=2))
     ended(agent)
-    assert not dict(announcements.announce_due())[ada.id]
+    assert not dict(run_announcements.announce_due())[ada.id]
 
 
 async def test_devices_hear_of_it_and_the_conversation_goes_on_like_any(
@@ -120,7 +120,7 @@ async def test_devices_hear_of_it_and_the_conversation_goes_on_like_any(
     provider.script("It found nothing.")
     async with connect(chat_web, person, capabilities=[*CAPABILITIES, "followups"]) as session:
         await db.run(ended, agent)
-        for user_id, frames in await db.run(announcements.announce_due):  # unless a worker was quicker
+        for user_id, frames in await db.run(run_announcements.announce_due):  # unless a worker was quicker
             await device_notices.send(user_id, frames)
         await session.until(lambda: len(session.others) == 2)
         ran, changed = session.others

@@ -14,7 +14,14 @@ from adiuva.devices.client.store import Store
 from adiuva.devices.codec import dump
 from adiuva.devices.protocol import ToolCall
 from adiuva.devices.tables import TABLES, is_value
-from agents.record_rules import MAX_RECORDS, MAX_TITLE_CHARS, Record, RecordRules, RejectedRecord, in_order
+from agents.record_validation import (
+    MAX_RECORDS,
+    MAX_TITLE_CHARS,
+    Record,
+    RecordRules,
+    RejectedRecord,
+    in_order,
+)
 from tests.sampling import fewer
 
 ROME = ZoneInfo("Europe/Rome")

@@ -9,14 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from pytest_django import Settings
 
-from adiuva.core import thread_shares
-from adiuva.core.thread_shares import Share, within
+from adiuva.core import celery_thread_shares
+from adiuva.core.celery_thread_shares import Share, within
 
 
 @pytest.fixture
 def sent_again(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
-    monkeypatch.setattr(thread_shares, "_send_again", found.append)
+    monkeypatch.setattr(celery_thread_shares, "_send_again", found.append)
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adiuva.embedded.processes import Supervisor
-from adiuva.embedded.programs import Programs
+from adiuva.embedded.python_programs import Programs
 from adiuva.embedded.state_folder import StateFolder
 
 

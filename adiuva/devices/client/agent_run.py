@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from adiuva.devices.client.files import FoundFile, Problem, ReadableArea, unreadable_file
+from adiuva.devices.client.file_access import FoundFile, Problem, ReadableArea, unreadable_file
 from adiuva.devices.client.store import Store
 from adiuva.devices.codec import MAX_FRAME_BYTES, PART_BYTES
 from adiuva.devices.protocol import (

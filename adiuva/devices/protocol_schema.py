@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 from pydantic.json_schema import models_json_schema
 
-from adiuva.devices import protocol, protocol_page, vocabulary
+from adiuva.devices import protocol, protocol_docs, vocabulary
 from adiuva.devices.tables import TABLES, Column
 
 SCHEMA_FILE: Final = "docs/protocol.schema.json"
@@ -31,7 +31,7 @@ def files(project: Path) -> dict[str, str]:
         SCHEMA_FILE: json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
         TYPES_FILE: types + _constants(declared=True),
         CLIENT_FILE: types + _constants(declared=False),
-        PAGE_FILE: protocol_page.refreshed(page, schema),
+        PAGE_FILE: protocol_docs.refreshed(page, schema),
     }
 
 

@@ -32,11 +32,11 @@ from billing.budgets import BudgetedMeter
 from billing.models import Purpose
 from chat import approvals, claimed_turn, deferred_calls, history
 from chat.agent_loop import OutputHooks, answer_request
-from chat.agent_work import AGENTS, AgentWork
+from chat.agent_tool_context import AGENTS, AgentWork
+from chat.answer_claims import claims_a_change
 from chat.approvals import Approvals
 from chat.assistants import FOLLOW_UP, supervisor
 from chat.claimed_turn import ClaimedTurn, NewSummary
-from chat.claims import claims_a_change
 from chat.deferred_calls import DeferredCall
 from chat.device_session import DeviceSession
 from chat.end_messages import said_in_answer
