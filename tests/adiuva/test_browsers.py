@@ -37,6 +37,13 @@ def test_pages_and_errors_of_the_api_need_no_session(path: str, accept: str) -> 
         assert answer.status_code == 404 if path.endswith("x") else answer.status_code in {200, status}
 
 
+@pytest.mark.parametrize(("path", "status"), [("callback", 400), ("finish", 302)])
+def test_pages_below_the_api_are_for_browsers_alone(path: str, status: int) -> None:
+    """A token signs nobody in there."""
+    headers = {"Authorization": f"Bearer {somebody().access_token}"}
+    assert Client().get(f"/api/v1/oauth/gmail/{path}", headers=headers).status_code == status
+
+
 def test_elsewhere_a_token_changes_nothing() -> None:
     client = Client()
     client.force_login(User.objects.get(pk=somebody().id))

@@ -221,7 +221,8 @@ def test_pages_of_the_admin_are_for_those_who_may(
     model: Any, owner: Person, strangers: dict[str, Person | None], word: str
 ) -> None:
     place = f"/admin/{model._meta.app_label}/{model._meta.model_name}/"
-    row = model._base_manager.filter(**({"user_id": owner.id} if hasattr(model, "user_id") else {})).first()
+    owners = {"pk": owner.id} if model is User else {"user_id": owner.id} if hasattr(model, "user_id") else {}
+    row = model._base_manager.filter(**owners).first()
     pages = [place, f"{place}add/"]
     pages += [f"{place}{row.pk}/{view}/" for view in ("change", "delete", "history")] if row else []
     for who, person in {**strangers, "owner": owner}.items():

@@ -20,7 +20,7 @@ TOOLS = ("adiuva/embedded/", "adiuva/offline_llm/", "adiuva/devices/client/")
 RAISED_LATER = {
     "adiuva/llm/streamed_body.py:hand_on",
     "agents/mailbox.py:_read",
-    "agents/result_commits.py:_write",
+    "agents/group_commit.py:_write",
 }
 # Functions that log with frames whatever they did not expect.
 LOGGING = {"log_failure", "as_client_error"}
