@@ -129,6 +129,9 @@ def fill(people: People, since: int, until: int) -> None:
 # ── What a request costs ────────────────────────────────────────────────────────────────────────────────
 
 
+Statement = tuple[str, Any]  # and its parameters
+
+
 @dataclass(frozen=True)
 class Cost:
     pages: int
@@ -138,23 +141,30 @@ class Cost:
 def cost(request: Callable[[], Any]) -> Cost:
     """Of what a request asks of the database. What Django makes of the answers does not depend on the tables."""
     from django.db import connection
-    from django.test.utils import CaptureQueriesContext
 
-    with CaptureQueriesContext(connection) as queries:
+    found: list[Statement] = []
+
+    def note(execute: Any, sql: str, parameters: Any, *more: Any) -> Any:
+        """Django's own log has no parameters of prepared statements."""
+        found.append((sql, parameters))
+        return execute(sql, parameters, *more)
+
+    with connection.execute_wrapper(note):
         request()
-    return statement_cost(*(each["sql"] for each in queries if each["sql"].startswith("SELECT")))
+    return statement_cost(*(each for each in found if each[0].startswith("SELECT")))
 
 
-def touched(statement: str) -> int:
+def touched(statement: Statement) -> int:
     from django.db import connection
 
+    sql, parameters = statement
     with connection.cursor() as cursor:
-        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {statement}")
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {sql}", parameters)
         plan = cursor.fetchone()[0][0]["Plan"]
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
-def statement_cost(*statements: str) -> Cost:
+def statement_cost(*statements: Statement) -> Cost:
     """Pages of the database that they touch, and how long they take together, warm."""
     from django.db import connection
 
@@ -163,7 +173,7 @@ def statement_cost(*statements: str) -> Cost:
         for _ in range(TURNS):
             began = time.perf_counter()
             for each in statements:
-                cursor.execute(each)
+                cursor.execute(*each)
                 cursor.fetchall()
             took.append((time.perf_counter() - began) * 1_000)
     return Cost(pages, took)
@@ -221,16 +231,19 @@ def plain(people: People, rows: int) -> dict[str, Cost]:
     """The same by OFFSET and an exact count."""
     from adiuva.core import paging
 
+    def asked(*statements: str) -> Cost:
+        return statement_cost(*((each, None) for each in statements))
+
     of_user = f"FROM agents_run WHERE user_id = '{people.owner}'"
     ordered = f"SELECT * {of_user} ORDER BY created_at DESC LIMIT {_LIMIT}"
     count = f"SELECT count(*) {of_user}"
     return {
-        "first page of a user's runs": statement_cost(count, ordered),
-        "last page by number": statement_cost(
+        "first page of a user's runs": asked(count, ordered),
+        "last page by number": asked(
             count, f"{ordered} OFFSET {min(rows // 4, paging.MOST_COUNTED) - _LIMIT}"
         ),
-        "page in the middle, by cursor": statement_cost(count, f"{ordered} OFFSET {rows // 4}"),
-        "staff: all runs": statement_cost(
+        "page in the middle, by cursor": asked(count, f"{ordered} OFFSET {rows // 4}"),
+        "staff: all runs": asked(
             "SELECT count(*) FROM agents_run",
             f"SELECT * FROM agents_run ORDER BY created_at DESC LIMIT {_LIMIT}",
         ),
