@@ -32,8 +32,8 @@ log = structlog.get_logger(__name__)
 
 
 class StoredEnd(NamedTuple):
-    """`next`: whose time in the conversation has come. `seq`: the answer's place in it; None if it has none.
-    `channels`: of the user's devices that are to hear of it."""
+    """`next`: the waiting turn of the conversation that may begin now. `seq`: the answer's place in the conversation;
+    None if it has none. `channels`: of the user's devices that are to hear of it."""
 
     next: HandedOver | None = None
     seq: int | None = None

@@ -1,6 +1,6 @@
-"""Middleware that only browsers need: a request to the API that brings an access token has no cookie to be read.
+"""Django's middleware for sessions, sign-in and messages, which API requests with an access token skip.
 
-Each is Django's own otherwise. Sessions, who is signed in by one, and messages from page to page are theirs.
+Programs send such requests and no cookies. All others, those of browsers, take Django's way.
 """
 
 from __future__ import annotations

@@ -152,8 +152,8 @@ class _Order:
 
     @classmethod
     def total(cls, queryset: QuerySet[Any]) -> _Order:
-        """The queryset's own, with the key as its last column, so that no two rows are equal: else a page could repeat
-        what another had."""
+        """The queryset's order with the primary key behind it. Otherwise rows that are equal in that order could be
+        repeated on the next page."""
         names = list(queryset.query.order_by or queryset.model._meta.ordering)
         if not all(isinstance(name, str) for name in names):
             return cls(tuple(names))

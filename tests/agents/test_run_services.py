@@ -385,9 +385,9 @@ def test_a_document_costs_few_queries(claimed: ClaimedRun) -> None:
         )
 
     commit_tasks(claimed, "first")
-    # The run; then ledger, in hand no more, the run again and the journal together.
+    # One locks the run; one writes ledger, marks of sources being read, counts of the run, and journal.
     assert statements("/a") == 2
-    # What is known, the outbox.
+    # With a record, two more: one reads what was found before, one adds to the outbox.
     assert statements("/b", Record("tasks", {"title": "call Ada"})) == 4
     assert Source.objects.filter(agent_id=claimed.agent_id).count() == 3
 
