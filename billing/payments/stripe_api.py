@@ -18,6 +18,7 @@ import structlog
 from django.conf import settings
 
 from adiuva.core.errors import AdiuvaError, Unavailable
+from adiuva.core.http import retry_after_s
 
 if TYPE_CHECKING:
     from stripe import StripeClient
@@ -121,10 +122,8 @@ def call(act: Callable[[Any], T]) -> T:
     try:
         return act(client.v1)
     except stripe.RateLimitError as error:
-        after = (error.headers or {}).get("Retry-After")
-        raise StripeAway(
-            "rate_limited", may_be_done=False, retry_after_s=float(after) if after else None
-        ) from None
+        wait_s = retry_after_s((error.headers or {}).get("Retry-After"))
+        raise StripeAway("rate_limited", may_be_done=False, retry_after_s=wait_s) from None
     except (stripe.AuthenticationError, stripe.PermissionError) as error:
         log.error("stripe.key_refused", status=error.http_status)
         raise StripeAway("key_refused", may_be_done=False) from None

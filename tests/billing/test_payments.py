@@ -247,7 +247,16 @@ def test_a_second_live_subscription_gives_nothing_and_is_seen(payer: Payer) -> N
 
 @pytest.mark.parametrize(
     "fault",
-    [Fail(500), Fail(500, done=True), Cut(), Cut(done=True), Raw(), Fail(429, retry_after=1), Fail(409)],
+    [
+        Fail(500),
+        Fail(500, done=True),
+        Cut(),
+        Cut(done=True),
+        Raw(),
+        Fail(429, retry_after=1),
+        Fail(429, retry_after="Sun, 01 Nov 2026 08:00:00 GMT"),
+        Fail(409),
+    ],
 )
 @pytest.mark.parametrize("call", ["POST /v1/customers", "POST /v1/checkout"])
 def test_whatever_breaks_there_is_one_customer_and_one_page(payer: Payer, call: str, fault: Any) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from adiuva.core.http import retry_after_s
 from adiuva.devices.client.errors import BadAddress, BadWorkspace, SignInRefused
 
 _REST_TIMEOUT: Final = aiohttp.ClientTimeout(total=30)
@@ -129,7 +130,7 @@ class Account:
                 if response.status != HTTPStatus.OK:
                     raise ServerUnavailable(
                         f"the server answered {response.status}",
-                        retry_after(response.headers.get("Retry-After")),
+                        retry_after_s(response.headers.get("Retry-After")),
                     )
                 answer = await response.json()
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
@@ -184,8 +185,3 @@ class Account:
             Path(temporary).replace(self._file)
         except OSError as error:
             raise BadWorkspace(f"The session cannot be kept in the workspace ({error.strerror}).") from error
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds from a Retry-After header; its form as a date is not one that our server uses."""
-    return float(value) if value is not None and value.isascii() and value.isdigit() else None

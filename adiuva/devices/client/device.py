@@ -18,9 +18,10 @@ import aiohttp
 import structlog
 
 from adiuva import __version__
+from adiuva.core.http import retry_after_s
 from adiuva.core.logging import log_failure
 from adiuva.devices.client import events
-from adiuva.devices.client.account import Account, ServerAddress, ServerUnavailable, retry_after
+from adiuva.devices.client.account import Account, ServerAddress, ServerUnavailable
 from adiuva.devices.client.config import IN_MEMORY, DeviceConfig
 from adiuva.devices.client.connection import Connection
 from adiuva.devices.client.errors import BadWorkspace, DeviceError, ServerRefused, Superseded
@@ -211,7 +212,7 @@ class Device:
                 )
         except aiohttp.WSServerHandshakeError as refused:
             code = _HANDSHAKE_CODES.get(refused.status)
-            wait = retry_after(refused.headers.get("Retry-After") if refused.headers else None)
+            wait = retry_after_s(refused.headers.get("Retry-After") if refused.headers else None)
             return self._ended(code, f"the server answered {refused.status}", wait)
         except ServerUnavailable as away:
             return ConnectionEnd(str(away), retry_after_s=away.retry_after)

@@ -30,7 +30,7 @@ class Fail:
     status: int = 500
     done: bool = False
     code: str = ""
-    retry_after: int | None = None
+    retry_after: int | str | None = None
 
 
 @dataclass
