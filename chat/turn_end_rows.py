@@ -9,6 +9,7 @@ from typing import Any, Final
 from django.db import transaction
 from psycopg.types.numeric import Int8
 
+from adiuva.core import leases
 from adiuva.core.db import prepared_cursor
 from billing import usage
 from billing.budgets import BudgetedMeter
@@ -20,15 +21,15 @@ from chat.turn_queue import Ended, and_hand_over, read_end
 from memory import exchanges
 
 # The turn's end, behind what it used, and before the first that waits in its conversation.
-_ENDED_SQL: Final = """
-UPDATE chat_turn SET state = %(state)s, code = %(code)s, ended_at = now(), lease_until = NULL, fence = fence + 1,
+_ENDED_SQL: Final = f"""
+UPDATE chat_turn SET state = %(state)s, code = %(code)s, ended_at = now(), {leases.REVOKE_SQL},
     model = %(model)s, input_tokens = %(input_tokens)s, cached_tokens = %(cached_tokens)s,
     output_tokens = %(output_tokens)s, cost_micro = %(cost_micro)s, model_calls = %(model_calls)s,
     tool_calls = %(tool_calls)s, mutations = %(mutations)s, "foreign" = %(foreign)s, is_stored = true
 FROM spender
 WHERE chat_turn.id = %(turn)s AND user_id = spender.id AND fence = %(fence)s AND state = 'running'
 RETURNING conversation_id
-"""
+"""  # noqa: S608  # of our own texts
 _END_SQL: Final = and_hand_over(_ENDED_SQL, after=usage.USED_SQL)
 _END_AND_SETTLE_SQL: Final = and_hand_over(_ENDED_SQL, after=usage.USED_AND_PAID_SQL)
 

@@ -13,6 +13,7 @@ import structlog
 from django.db import Error as DatabaseError
 from django.db import connection, transaction
 
+from adiuva.core import leases
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.logging import log_failure
 from agents import run_watches
@@ -40,12 +41,12 @@ class StoredEnd(NamedTuple):
     channels: Collection[str] = ()
 
 
-_LOSE_SQL: Final = and_hand_over("""
-UPDATE chat_turn SET state = 'error', code = %(code)s, ended_at = now(), lease_until = NULL, fence = fence + 1,
+_LOSE_SQL: Final = and_hand_over(f"""
+UPDATE chat_turn SET state = 'error', code = %(code)s, ended_at = now(), {leases.REVOKE_SQL},
     waiting_request = NULL
 WHERE id = %(turn)s AND fence = %(fence)s AND owner = %(owner)s AND state = 'running'
     AND (lease_until < now() OR NOT %(only_over)s) RETURNING conversation_id
-""")
+""")  # noqa: S608  # of our own texts
 
 
 def finish_turn(
