@@ -28,7 +28,7 @@ from adiuva.core.logging import log_failure
 from adiuva.core.outages import as_unavailable
 from adiuva.core.security_headers import SECURITY_HEADERS
 from adiuva.object_store import threads
-from adiuva.object_store.bodies import WRITE_BYTES, Answer, Begin, Body, Request, TooSlow
+from adiuva.object_store.bodies import WRITE_BYTES, Begin, Body, BodyResponse, Request, TooSlow
 
 IDLE_S: Final = 60.0
 
@@ -124,7 +124,7 @@ def _wsgi_name(name: bytes) -> str:
     return found if found in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{found}"
 
 
-async def _take(begin: Begin, request: Request, receive: Receive) -> Answer:
+async def _take(begin: Begin, request: Request, receive: Receive) -> BodyResponse:
     body = await threads.run(begin, request)
     try:
         await _feed(body, receive)
@@ -169,7 +169,7 @@ async def _feed(body: Body, receive: Receive) -> None:
             raise Disconnected
 
 
-async def _answer(answer: Answer, headers: dict[bytes, bytes], send: Send) -> None:
+async def _answer(answer: BodyResponse, headers: dict[bytes, bytes], send: Send) -> None:
     body = orjson.dumps(answer.body) if answer.body is not None else b""
     origin, host = (headers.get(name, b"").decode("latin-1") for name in (b"origin", b"host"))
     request_id = headers.get(b"x-request-id", b"").decode("latin-1")

@@ -145,7 +145,11 @@ class _PartAnswer:
 
 
 class _PartReading:
-    """The conversation about one part: a question, at most one repair, and the rest of answers that break off."""
+    """The conversation about one part: a question, at most one repair, and the rest of answers that break off.
+
+    It does not use `llm.structured.ask_structured`, which takes an answer as a whole or not at all: here the records
+    that can be used are kept, and only the others are asked for again.
+    """
 
     def __init__(
         self, extractor: Extractor, name: str, part: Part, known: Sequence[KnownRecord], found: Extraction

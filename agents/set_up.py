@@ -82,7 +82,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedChange:
     """What a wish comes to. `agent`: as it would be; not saved. `values`: the columns that change, of `before` if that
     is given. `device`: the row id of the device whose folders are read."""
 
@@ -94,12 +94,12 @@ class Plan:
     device_name: str = ""
 
 
-def plan(user_id: uuid.UUID, before: Agent | None, wish: Wish, device_id: uuid.UUID | None) -> Plan:
+def plan(user_id: uuid.UUID, before: Agent | None, wish: Wish, device_id: uuid.UUID | None) -> PlannedChange:
     """Check a wish. `device_id`: the row of the device that asks. Raises CannotSetUp, NothingToChange."""
     if wish.delete:
         if before is None:
             raise CannotSetUp("to delete an agent, name it")
-        return Plan("delete", before, before)
+        return PlannedChange("delete", before, before)
     user = User.objects.get(pk=user_id)
     agent_type = _type_of(before, wish)
     values = _common_values(wish)
@@ -122,7 +122,7 @@ def plan(user_id: uuid.UUID, before: Agent | None, wish: Wish, device_id: uuid.U
     if agent.catch_up != CatchUp.WITHIN:
         agent.catch_up_hours = None
     name = (device.name or device.device_id) if device else ""
-    return Plan(
+    return PlannedChange(
         "insert" if before is None else "update", agent, before, values, device.pk if device else None, name
     )
 
@@ -296,7 +296,7 @@ def _defaults(agent_type: AgentType, values: dict[str, Any], wish: Wish) -> dict
 # ── Try out, and save ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def preview(plan: Plan, zone: ZoneInfo) -> TrialResult:
+async def preview(plan: PlannedChange, zone: ZoneInfo) -> TrialResult:
     """What the agent would find in up to three documents. It raises nothing."""
     agent = plan.agent
     proposal = AgentProposal(
@@ -321,13 +321,13 @@ async def preview(plan: Plan, zone: ZoneInfo) -> TrialResult:
     )
 
 
-def needs_preview(plan: Plan) -> bool:
+def needs_preview(plan: PlannedChange) -> bool:
     """Whether what is read or looked for changes."""
     parts = {"prompt_template", "data_types", "directory_paths", "file_extensions", "filter_config"}
     return plan.action != "delete" and bool(parts & plan.values.keys())
 
 
-def save(plan: Plan) -> Agent | None:
+def save(plan: PlannedChange) -> Agent | None:
     """Carry a plan out; None once the agent is deleted. Raises NotFound, Invalid."""
     values = dict(plan.values)
     if plan.action == "delete":

@@ -75,7 +75,7 @@ def _remark(text: str) -> None:
         remarks.append(text)
 
 
-class DeviceRefused(ToolException):
+class DeviceToolError(ToolException):
     """The device answered with an error of its own."""
 
 
@@ -235,7 +235,7 @@ class DeviceSession:
             return ToolException(_TOO_LARGE)
         if answer.error is not None:
             reason = one_line(answer.error, 300).rstrip(".") or "it gave no reason"
-            return DeviceRefused(Text("Failed: the device refused: {reason}.", reason=reason))
+            return DeviceToolError(Text("Failed: the device refused: {reason}.", reason=reason))
         key = (call.data or {}).get("id")
         match call.action, answer:
             case "select", ToolResultBody(rows=list() as rows) if _has_valid_row(rows):

@@ -20,10 +20,10 @@ from adiuva.core.logging import log_failure
 from adiuva.devices.protocol import TurnOrigin, TurnStarted
 from chat import device_notices, turn_claims, turn_queue
 from chat.claimed_turn import Steered
-from chat.models import Turn as Row
+from chat.models import Turn
 from chat.request import ChatRequest, RunEnds
 from chat.stream_replay import find_turn
-from chat.turn import Finish, Turn
+from chat.turn import Finish, LiveTurn
 from chat.turn_queue import HandedOver
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ class WaitingTurns:
 
     def __init__(self, registry: TurnRegistry) -> None:
         self._registry = registry
-        self._turns: dict[uuid.UUID, Turn] = {}
+        self._turns: dict[uuid.UUID, LiveTurn] = {}
         self._changed = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self._searching: asyncio.Task[None] | None = None
 
-    def add(self, turn: Turn) -> None:
+    def add(self, turn: LiveTurn) -> None:
         self._turns[turn.claimed.turn_id] = turn
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._keep_looking(), name="waiting turns")
@@ -119,7 +119,7 @@ class WaitingTurns:
         """Care for a waiting turn, since its process is gone."""
         registry, key = self._registry, (user_id, request_id)
         row = await db.run(find_turn, user_id, request_id)
-        if row.state == Row.State.RUNNING and row.waiting_request is not None:
+        if row.state == Turn.State.RUNNING and row.waiting_request is not None:
             await self.begin(HandedOver(row.pk, user_id, request_id, row.owner))
             await asyncio.sleep(_ADOPT_AGAIN_S)  # another process may have begun it
             return
@@ -130,14 +130,14 @@ class WaitingTurns:
                 return
         await asyncio.sleep(_ADOPT_AGAIN_S)
 
-    async def cancel(self, row: Row) -> bool:
+    async def cancel(self, row: Turn) -> bool:
         """Take a waiting turn out, wherever it waits. False if it does not wait any more."""
         if not await db.run(turn_queue.cancel, turn=row):
             return False
         await self._say_changed(row)
         return True
 
-    async def tell_running(self, turn: Turn) -> None:
+    async def tell_running(self, turn: LiveTurn) -> None:
         """Tell the turn that runs before a waiting one that the user has said something."""
         registry, request = self._registry, turn.request
         if turn.claimed.conversation_id is None:
@@ -156,7 +156,7 @@ class WaitingTurns:
         for row in await db.run(turn_queue.join, steered=steered):
             await self._say_changed(row)
 
-    async def _say_changed(self, row: Row) -> None:
+    async def _say_changed(self, row: Turn) -> None:
         """Tell the process that cares for a waiting turn that something has happened to it."""
         if row.owner in ("", self._registry.channel):
             self.look()
@@ -182,7 +182,7 @@ class WaitingTurns:
             except TimeoutError:
                 pass
 
-    async def _follow_row(self, turn: Turn, row: Row | None) -> None:
+    async def _follow_row(self, turn: LiveTurn, row: Turn | None) -> None:
         key = turn.claimed.turn_id
         if not turn.waits:
             self._turns.pop(key, None)
@@ -190,13 +190,13 @@ class WaitingTurns:
             self._end(turn, "error", "user_gone")
         elif row.ended_at is not None:
             self._end(turn, _finish_of(row), row.code)
-        elif row.state == Row.State.RUNNING and row.waiting_request is not None:
+        elif row.state == Turn.State.RUNNING and row.waiting_request is not None:
             await self.begin(HandedOver(key, row.user_id, row.request_id, row.owner))
         elif row.owner and row.owner != self._registry.channel:
             self._turns.pop(key, None)
             self._registry.move_away(turn)
 
-    def _end(self, turn: Turn, finish: Finish, code: str) -> None:
+    def _end(self, turn: LiveTurn, finish: Finish, code: str) -> None:
         self._turns.pop(turn.claimed.turn_id, None)
         turn.end_waiting(finish, code)
 
@@ -224,12 +224,12 @@ def _turn_started(request: ChatRequest, origin: RunEnds) -> TurnStarted:
     )
 
 
-def _finish_of(row: Row) -> Finish:
+def _finish_of(row: Turn) -> Finish:
     match row.state:
-        case Row.State.STOP:
+        case Turn.State.STOP:
             return "stop"
-        case Row.State.CANCELLED:
+        case Turn.State.CANCELLED:
             return "cancelled"
-        case Row.State.LIMIT:
+        case Turn.State.LIMIT:
             return "limit"
     return "error"

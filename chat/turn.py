@@ -75,7 +75,7 @@ class TurnHooks:
 
 
 # More than 15 methods: one of a few lines for each thing that the registry, tools and other processes ask of a turn.
-class Turn:
+class LiveTurn:
     """`start()` it, then listen to its `stream`. `ended` is set once the turn is over and stored.
 
     One that has to wait (`claimed.queued`) says so in its stream at once, and is started with `begin()`. `has_come_up`

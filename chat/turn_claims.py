@@ -185,7 +185,7 @@ def _insert_claim(
     )
 
 
-class Begun(NamedTuple):
+class BegunTurn(NamedTuple):
     """A turn that has waited, and that this process runs now."""
 
     request: ChatRequest
@@ -193,7 +193,7 @@ class Begun(NamedTuple):
 
 
 @transaction.atomic
-def begin_turn(*, turn_id: uuid.UUID, user_id: uuid.UUID, owner: str) -> Begun | None:
+def begin_turn(*, turn_id: uuid.UUID, user_id: uuid.UUID, owner: str) -> BegunTurn | None:
     """Begin a turn that was handed over, for `owner`: store its message, and read what it needs.
 
     None if it was begun or ended by others. Raises NoSuchUser.
@@ -230,17 +230,17 @@ def begin_turn(*, turn_id: uuid.UUID, user_id: uuid.UUID, owner: str) -> Begun |
         queued=True,
     )
     _continue_conversation(claimed, request, conversation_id)
-    return Begun(request, claimed)
+    return BegunTurn(request, claimed)
 
 
-def adopt_turn(*, row: Turn, owner: str) -> Begun | None:
+def adopt_turn(*, row: Turn, owner: str) -> BegunTurn | None:
     """Care for a waiting turn whose process is gone, without beginning it. None if it does not wait any more."""
     if not turn_queue.adopt(row=row, owner=owner):
         return None
     cipher = cipher_for(row.user_id)
     user = User.objects.get(pk=row.user_id)
     claimed = ClaimedTurn(row.pk, user.timezone, user.locale, cipher, row.conversation_id, queued=True)
-    return Begun(turn_queue.read_request(cipher, row), claimed)
+    return BegunTurn(turn_queue.read_request(cipher, row), claimed)
 
 
 def _continue_conversation(claimed: ClaimedTurn, request: ChatRequest, conversation_id: uuid.UUID) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from adiuva.core import db
 from chat import approval_routing
-from chat.models import Turn as Row
+from chat.models import Turn
 from chat.request import ChatRequest
 from chat.stream_replay import NotRunning, find_turn, follow_up_request
-from chat.turn import Turn
+from chat.turn import LiveTurn
 from chat.turn_errors import ApprovalOver
 from chat.turn_registry import check_length
 
@@ -28,7 +28,7 @@ async def cancel(turns: TurnRegistry, user_id: uuid.UUID, request_id: str) -> No
         turn.cancel()
         return
     row = await db.run(find_turn, user_id, request_id)
-    if row.state == Row.State.WAITING and await turns.waiting.cancel(row):
+    if row.state == Turn.State.WAITING and await turns.waiting.cancel(row):
         return
     if turn is not None:  # its time has just come
         turn.cancel()
@@ -70,7 +70,7 @@ async def steer(
 
 
 async def _finish_steering(
-    turns: TurnRegistry, turn: Turn, message: str, steering: asyncio.Task[bool]
+    turns: TurnRegistry, turn: LiveTurn, message: str, steering: asyncio.Task[bool]
 ) -> None:
     if not await steering:
         await turns.start(turn.follow_up(message))

@@ -38,7 +38,7 @@ from chat.assistants import supervisor
 from chat.claimed_turn import ClaimedTurn
 from chat.cross_process_stream import RemoteStream, RemoteStreams
 from chat.memory_context import recall_at_once
-from chat.models import Turn as Row
+from chat.models import Turn
 from chat.queued_turns import WaitingTurns
 from chat.request import MAX_MESSAGE_CHARS, ChatRequest
 from chat.stream import FROM_START, Listener
@@ -49,7 +49,7 @@ from chat.stream_replay import (
     find_turn,
     replay,
 )
-from chat.turn import Turn, TurnHooks
+from chat.turn import LiveTurn, TurnHooks
 from chat.turn_bus import ChannelListener, TurnBus
 from chat.turn_claims import AlreadyClaimed
 from chat.turn_errors import (
@@ -79,7 +79,7 @@ class TurnRegistry:
     """The turns of one event loop, and the way to those of other processes."""
 
     def __init__(self) -> None:
-        self._turns: dict[tuple[uuid.UUID, str], Turn] = {}
+        self._turns: dict[tuple[uuid.UUID, str], LiveTurn] = {}
         # Turns whose rows are being written; the event is set when that is done.
         self._starting: dict[tuple[uuid.UUID, str], asyncio.Event] = {}
         self._stopping = False
@@ -171,7 +171,7 @@ class TurnRegistry:
         await replay(row, after, listener)
         return None
 
-    async def find_or_start(self, request: ChatRequest) -> Turn:
+    async def find_or_start(self, request: ChatRequest) -> LiveTurn:
         """This process's turn for a request, started if need be. Raises what `start` does, and RequestIdReused."""
         if (turn := await self.find(request.key)) is None:
             return await self.start(request)
@@ -179,17 +179,17 @@ class TurnRegistry:
             raise RequestIdReused
         return turn
 
-    async def find(self, key: tuple[uuid.UUID, str]) -> Turn | None:
+    async def find(self, key: tuple[uuid.UUID, str]) -> LiveTurn | None:
         """This process's turn of a user and request id. Waits for one that is being started."""
         while (starting := self._starting.get(key)) is not None:
             await starting.wait()
         return self._turns.get(key)
 
-    def here(self, key: tuple[uuid.UUID, str]) -> Turn | None:
+    def here(self, key: tuple[uuid.UUID, str]) -> LiveTurn | None:
         """The same without waiting."""
         return self._turns.get(key)
 
-    async def start(self, request: ChatRequest) -> Turn:
+    async def start(self, request: ChatRequest) -> LiveTurn:
         """Start a turn.
 
         Raises AlreadyClaimed, TooManyTurns, ServerRestarting, ConversationNotFound, Invalid or NoSuchUser.
@@ -205,7 +205,7 @@ class TurnRegistry:
         self._starting[request.key] = asyncio.Event()
         return await asyncio.shield(self._tasks.spawn(self._start(request), "start turn"))
 
-    async def _start(self, request: ChatRequest) -> Turn:
+    async def _start(self, request: ChatRequest) -> LiveTurn:
         try:
             claimed = await db.run(_claim, request, await self._bus.open())
             turn = self.add(request, claimed)
@@ -234,7 +234,7 @@ class TurnRegistry:
         finally:
             self._starting.pop(key).set()
 
-    def add(self, request: ChatRequest, claimed: ClaimedTurn) -> Turn:
+    def add(self, request: ChatRequest, claimed: ClaimedTurn) -> LiveTurn:
         """Care for a turn from now on, and let it be found."""
         hooks = TurnHooks(
             announce=partial(self._announce, request),
@@ -245,13 +245,13 @@ class TurnRegistry:
                 device_notices.send(request.user_id, frames, channels), "send notices"
             ),
         )
-        turn = self._turns[request.key] = Turn(request, claimed, hooks)
+        turn = self._turns[request.key] = LiveTurn(request, claimed, hooks)
         return turn
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._tasks.spawn(work, name)
 
-    def _held(self) -> list[Lease[Row]]:
+    def _held(self) -> list[Lease[Turn]]:
         running = [
             turn.claimed
             for turn in self._turns.values()
@@ -288,14 +288,14 @@ class TurnRegistry:
         """Tell another process. False if it is gone. Raises ConnectionError."""
         return await self._bus.send(owner, kind, user_id, **fields)
 
-    def move_away(self, turn: Turn) -> None:
+    def move_away(self, turn: LiveTurn) -> None:
         """Another process has a turn that waited here: those who listened follow it there."""
         self._forget(turn.request)
         for listener in turn.give_away():
             if not isinstance(listener, ChannelListener):  # a socket of another process looks for it itself
                 self.spawn(self._follow_elsewhere(turn, listener), "follow elsewhere")
 
-    async def _follow_elsewhere(self, turn: Turn, listener: Listener) -> None:
+    async def _follow_elsewhere(self, turn: LiveTurn, listener: Listener) -> None:
         request, seen = turn.request, Seen(turn.stream.seq)
         try:
             await self._follow(request.user_id, request.request_id, listener, seen)

@@ -38,7 +38,7 @@ class NotReached(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A whole answer. It may hold secrets, which its repr does not show."""
 
     status: int
@@ -91,7 +91,7 @@ def request(
     headers: Mapping[str, str] | None = None,
     max_bytes: int,
     total_s: float,
-) -> Answer:
+) -> Response:
     """Send one blocking request. Raises AddressRefused; NotReached, also for a redirect or a body that is too large."""
     address, until = checked(url, allowed), time.monotonic() + total_s
     try:
@@ -114,7 +114,7 @@ def request(
         raise NotReached(type(error).__name__) from None
     if 300 <= response.status_code < 400:
         raise NotReached("a redirect, which is not followed")
-    return Answer(response.status_code, bytes(body))
+    return Response(response.status_code, bytes(body))
 
 
 @cache

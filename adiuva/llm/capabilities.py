@@ -19,7 +19,7 @@ from adiuva.llm.errors import ModelRejected
 from adiuva.llm.json_extraction import with_schema_in_prompt
 from adiuva.llm.learnt import LearntFacts
 from adiuva.llm.message_normalization import told_of_no_tools, without_system_role
-from adiuva.llm.types import ChatRequest, Message, Tool
+from adiuva.llm.types import Message, ModelRequest, Tool
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ _TAKEN: Final = "taken"
 _UNKNOWN: Final = ""
 
 
-def used_features(request: ChatRequest, *, streams: bool, refused: Features) -> Features:
+def used_features(request: ModelRequest, *, streams: bool, refused: Features) -> Features:
     """The features of a request once the refused ones are left out."""
     used: set[Feature] = set()
     if streams and Feature.STREAM not in refused:
@@ -77,7 +77,7 @@ def used_features(request: ChatRequest, *, streams: bool, refused: Features) -> 
 
 
 async def send_adapted(
-    learnt: LearntFacts, request: ChatRequest, *, streams: bool, send: Callable[[Features], Awaitable[T]]
+    learnt: LearntFacts, request: ModelRequest, *, streams: bool, send: Callable[[Features], Awaitable[T]]
 ) -> T:
     """Send a request with what the endpoint takes. `send` gets what to leave out.
 
@@ -136,7 +136,7 @@ def _names(refusal: ModelRejected, feature: Feature) -> bool:
     return any(word in refusal.named for word in _WORDS[feature])
 
 
-def messages_for(request: ChatRequest, refused: Features) -> Sequence[Message]:
+def messages_for(request: ModelRequest, refused: Features) -> Sequence[Message]:
     """The request's messages, with the schema in the prompt for an endpoint that takes none, and likewise without a
     system message, or without calls of tools."""
     messages = request.messages
@@ -147,7 +147,7 @@ def messages_for(request: ChatRequest, refused: Features) -> Sequence[Message]:
     return without_system_role(messages) if Feature.SYSTEM_ROLE in refused else messages
 
 
-def response_format_for(request: ChatRequest, refused: Features) -> dict[str, Any] | None:
+def response_format_for(request: ModelRequest, refused: Features) -> dict[str, Any] | None:
     """The API's response_format: the schema, or JSON mode, or nothing."""
     if request.schema is None:
         return None
@@ -157,6 +157,6 @@ def response_format_for(request: ChatRequest, refused: Features) -> dict[str, An
     return None if Feature.JSON_MODE in refused else {"type": "json_object"}
 
 
-def tools_for(request: ChatRequest, refused: Features) -> list[Tool] | None:
+def tools_for(request: ModelRequest, refused: Features) -> list[Tool] | None:
     """The tools that the request may offer; None without any."""
     return list(request.tools) if request.tools and Feature.TOOLS not in refused else None

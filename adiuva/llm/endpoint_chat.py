@@ -21,10 +21,10 @@ from adiuva.llm.message_normalization import calls_in_words, in_strict_order
 from adiuva.llm.metering import RequestMeter
 from adiuva.llm.thoughts import ThoughtHabit
 from adiuva.llm.types import (
-    ChatRequest,
     Delta,
     Finish,
     Message,
+    ModelRequest,
     OnText,
     Reply,
     Schema,
@@ -137,7 +137,7 @@ class EndpointChat(ChatModel):
         max_tokens: int | None,
         temperature: float | None,
         size: int | None = None,
-    ) -> tuple[ChatRequest, int]:
+    ) -> tuple[ModelRequest, int]:
         """The request and its size in bytes. Its answer gets no more than what the window has left: some servers refuse
         a request that could not be answered in full length."""
         ordered = in_strict_order(messages if tools else calls_in_words(messages))
@@ -145,13 +145,13 @@ class EndpointChat(ChatModel):
             size = request_size(ordered, tools)
         if max_tokens is not None and (window := self._window.tokens):
             max_tokens = max(_LEAST_ANSWER_TOKENS, min(max_tokens, window - self._window.tokens_of(size)))
-        return ChatRequest(ordered, tools, schema, max_tokens, temperature), size
+        return ModelRequest(ordered, tools, schema, max_tokens, temperature), size
 
     async def _ask_window(self) -> int:
         """What the endpoint says of its window; 0 if it says nothing."""
         return 0
 
-    async def _complete_adapted(self, request: ChatRequest, began: Callable[[], None]) -> Reply:
+    async def _complete_adapted(self, request: ModelRequest, began: Callable[[], None]) -> Reply:
         return await send_adapted(
             self._learnt,
             request,
@@ -159,7 +159,7 @@ class EndpointChat(ChatModel):
             send=partial(self._complete, request, began),
         )
 
-    async def _complete(self, request: ChatRequest, began: Callable[[], None], refused: Features) -> Reply:
+    async def _complete(self, request: ModelRequest, began: Callable[[], None], refused: Features) -> Reply:
         if not self.reads_whole_answers_from_streams or Feature.STREAM in refused:
             return await self._requests.reply(request, partial(self._complete_once, request, refused))
         text: list[str] = []
@@ -186,7 +186,7 @@ class EndpointChat(ChatModel):
         raise errors.ModelInterrupted("the model's answer broke off")
 
     async def _begin_stream(
-        self, request: ChatRequest, on_text: OnText | None
+        self, request: ModelRequest, on_text: OnText | None
     ) -> AsyncGenerator[list[Delta], None]:
         """A stream whose first deltas have arrived, so that the endpoint has taken the request."""
 
@@ -202,12 +202,12 @@ class EndpointChat(ChatModel):
         return await send_adapted(self._learnt, request, streams=True, send=begin)
 
     @abstractmethod
-    async def _complete_once(self, request: ChatRequest, refused: Features) -> Reply:
+    async def _complete_once(self, request: ModelRequest, refused: Features) -> Reply:
         """One attempt at a whole answer, without the features that the endpoint refuses."""
 
     @abstractmethod
     def _stream_once(
-        self, request: ChatRequest, refused: Features, on_text: OnText | None = None
+        self, request: ModelRequest, refused: Features, on_text: OnText | None = None
     ) -> AsyncGenerator[list[Delta], None]:
         """One attempt at a stream, without the features that the endpoint refuses. Text behind the first deltas may go
         to `on_text` as it arrives, instead of being yielded."""

@@ -21,7 +21,7 @@ from adiuva.llm.base import EmbeddingModel
 from adiuva.llm.capabilities import Feature, Features, messages_for, response_format_for, tools_for
 from adiuva.llm.context_window import listed_window
 from adiuva.llm.endpoint_chat import EndpointChat
-from adiuva.llm.types import ChatRequest, Delta, OnText, Reply
+from adiuva.llm.types import Delta, ModelRequest, OnText, Reply
 
 _module: Any = None
 
@@ -68,7 +68,7 @@ class LiteLLMChat(EndpointChat):
     async def _ask_window(self) -> int:
         return await asyncio.to_thread(listed_window, self.name)
 
-    async def _complete_once(self, request: ChatRequest, refused: Features) -> Reply:
+    async def _complete_once(self, request: ModelRequest, refused: Features) -> Reply:
         litellm = await _litellm()
         try:
             async with asyncio.timeout(settings.MODEL_TIMEOUT_S):
@@ -78,7 +78,7 @@ class LiteLLMChat(EndpointChat):
         return openai_format.parse_completion(answer.model_dump())
 
     async def _stream_once(
-        self, request: ChatRequest, refused: Features, on_text: OnText | None = None
+        self, request: ModelRequest, refused: Features, on_text: OnText | None = None
     ) -> AsyncGenerator[list[Delta], None]:
         litellm = await _litellm()
         arguments = self._arguments(request, refused) | {"stream": True}
@@ -108,7 +108,7 @@ class LiteLLMChat(EndpointChat):
                 await stream.aclose()
         yield deltas.finish()
 
-    def _arguments(self, request: ChatRequest, refused: Features) -> dict[str, Any]:
+    def _arguments(self, request: ModelRequest, refused: Features) -> dict[str, Any]:
         given: dict[str, Any] = {
             "model": self.name,
             "messages": list(messages_for(request, refused)),

@@ -21,7 +21,7 @@ import structlog
 from adiuva.llm import errors
 from adiuva.llm.context_window import ContextWindow, request_size
 from adiuva.llm.prices import Price, find_price
-from adiuva.llm.types import ChatRequest, Delta, Finish, OnText, Reply, Text, ToolCall, Usage
+from adiuva.llm.types import Delta, Finish, ModelRequest, OnText, Reply, Text, ToolCall, Usage
 
 # Of an answer; its own ratio is learnt beside that of requests (adiuva.llm.context_window).
 _FIRST_BYTES_PER_TOKEN: Final = 4.0
@@ -157,7 +157,7 @@ class RequestMeter:
 
     async def stream(
         self,
-        request: ChatRequest,
+        request: ModelRequest,
         begin: Callable[[OnText | None], AsyncGenerator[list[Delta], None]],
         on_text: OnText | None = None,
     ) -> AsyncGenerator[list[Delta], None]:
@@ -180,7 +180,7 @@ class RequestMeter:
             raise
         attempt.end()
 
-    async def reply(self, request: ChatRequest, ask: Callable[[], Awaitable[Reply]]) -> Reply:
+    async def reply(self, request: ModelRequest, ask: Callable[[], Awaitable[Reply]]) -> Reply:
         """The same for an answer that comes as a whole."""
         attempt = await self._begin(request)
         try:
@@ -192,7 +192,7 @@ class RequestMeter:
         attempt.end()
         return found
 
-    async def _begin(self, request: ChatRequest) -> _Attempt:
+    async def _begin(self, request: ModelRequest) -> _Attempt:
         meter = _meter.get()
         attempt = _Attempt(meter, self._model, request, self._window, self._answers)
         if meter is None:
@@ -210,7 +210,7 @@ class _Attempt:
 
     meter: Meter | None
     model: str
-    request: ChatRequest
+    request: ModelRequest
     window: ContextWindow
     answers: AnswerRatio
     price: Price | None = None

@@ -17,7 +17,7 @@ from adiuva.llm.context_window import listed_window, window_in_models, window_in
 from adiuva.llm.endpoint_chat import EndpointChat
 from adiuva.llm.streamed_body import Body
 from adiuva.llm.transport import Endpoint
-from adiuva.llm.types import ChatRequest, Delta, OnText, Reply, Text
+from adiuva.llm.types import Delta, ModelRequest, OnText, Reply, Text
 
 DEFAULT_BASE = "https://api.openai.com/v1"
 _OPENAI = "api.openai.com"
@@ -43,13 +43,13 @@ class OpenAIChat(EndpointChat):
             await self._endpoint.look_up("models"), self._model
         )
 
-    async def _complete_once(self, request: ChatRequest, refused: Features) -> Reply:
+    async def _complete_once(self, request: ModelRequest, refused: Features) -> Reply:
         return openai_format.parse_completion(
             await self._endpoint.post_json("chat/completions", self._body(request, refused))
         )
 
     async def _stream_once(
-        self, request: ChatRequest, refused: Features, on_text: OnText | None = None
+        self, request: ModelRequest, refused: Features, on_text: OnText | None = None
     ) -> AsyncGenerator[list[Delta], None]:
         body = self._body(request, refused)
         if Feature.STREAM not in refused:
@@ -84,7 +84,7 @@ class OpenAIChat(EndpointChat):
                 yield answer.deltas.finish()
                 await _late_piece(source, _DRAIN_TIMEOUT_S)
 
-    def _body(self, request: ChatRequest, refused: Features) -> dict[str, Any]:
+    def _body(self, request: ModelRequest, refused: Features) -> dict[str, Any]:
         messages = list(messages_for(request, refused))
         body: dict[str, Any] = {**settings.MODEL_EXTRAS, "model": self._model, "messages": messages}
         if self._endpoint.host == _OPENAI and messages and messages[0]["role"] == "system":

@@ -131,7 +131,7 @@ class StructuredReply:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ModelRequest:
     """One request to a chat model."""
 
     messages: Sequence[Message]

@@ -30,7 +30,7 @@ class TooSlow(AdiuvaError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BodyResponse:
     status: int
     body: dict[str, Any] | None
     headers: dict[str, str]
@@ -41,7 +41,7 @@ class Body(Protocol):
 
     def write(self, data: bytes) -> None: ...
 
-    def end(self) -> Answer:
+    def end(self) -> BodyResponse:
         """All of the body came."""
 
     def break_off(self, error: BaseException | None) -> None:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from adiuva.offline_llm import tool_results
-from adiuva.offline_llm.turn_state import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, TurnState
 
 _WAIT_S = 60
 # The name of an agent, before or after the word: "my sample agent", "l'agent Clients", "den Beispiel-Agenten".
@@ -128,7 +128,7 @@ def schedule_of(text: str) -> str | None:
 # ── Answering ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def answer(turn: Turn) -> Answer | None:
+def answer(turn: TurnState) -> Answer | None:
     """Returns the next step if the request is about agents and tools for them are offered, else None."""
     said = " ".join(turn.request.split())
     schedule = schedule_of(said)
@@ -150,14 +150,14 @@ def answer(turn: Turn) -> Answer | None:
     return None
 
 
-def _once(turn: Turn, tool: str, **arguments: Any) -> Answer | None:
+def _once(turn: TurnState, tool: str, **arguments: Any) -> Answer | None:
     if turn.completed:
         return turn.describe_results()
     return turn.call_named(tool, arguments)
 
 
 def _with_agent(
-    turn: Turn, name: str, tool: str, parameter: str, *, running: bool = False, **arguments: Any
+    turn: TurnState, name: str, tool: str, parameter: str, *, running: bool = False, **arguments: Any
 ) -> Answer | None:
     """Calls the tool with the named agent; with the only one, or the one that was spoken of, if none is named."""
     if not turn.completed:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from adiuva.offline_llm import row_facts, tool_results
 from adiuva.offline_llm.row_facts import Facts
-from adiuva.offline_llm.turn_state import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, TurnState
 
 _STATES = {"todo": "to do", "in_progress": "in progress", "done": "done"}
 _BY: list[tuple[str, str, Callable[[Facts], str]]] = [
@@ -25,7 +25,7 @@ _MOST_BARS = 12
 _ORDER = ("high", "medium", "low", "to do", "todo", "in progress", "done")
 
 
-def draw(turn: Turn, match: re.Match[str]) -> Answer | None:
+def draw(turn: TurnState, match: re.Match[str]) -> Answer | None:
     """Counts tasks with the tools, then answers with a sentence and the chart."""
     said = turn.request.casefold()
     by, key = next(((name, key) for name, words, key in _BY if re.search(words, said)), ("state", None))
@@ -62,7 +62,7 @@ def draw(turn: Turn, match: re.Match[str]) -> Answer | None:
     return Answer(f"{title}: {told}.{part}\n<chart>{json.dumps(chart, ensure_ascii=False)}</chart>")
 
 
-def _ask(turn: Turn, by: str) -> Answer | None:
+def _ask(turn: TurnState, by: str) -> Answer | None:
     """Calls whose results hold all that is counted: the number of each state, or the list from both its ends."""
     asked = (
         [{"status": state} for state in _STATES]

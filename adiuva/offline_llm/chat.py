@@ -17,7 +17,7 @@ from adiuva.offline_llm import (
     task_groups,
     write_requests,
 )
-from adiuva.offline_llm.turn_state import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, TurnState
 
 WHAT_IT_IS = (
     f"I am {CHAT_MODEL}, a set of rules for trying Adiuva without a model. I am no language model: I know a few "
@@ -38,7 +38,7 @@ def answer(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, A
     if not tools and (summary := conversation_summary.summarize_conversation(messages)):
         return Answer(summary)
     messages, told = run_ends.take(messages)
-    turn = Turn.from_messages(messages, tools)
+    turn = TurnState.from_messages(messages, tools)
     if told and not (turn.request and run_ends.has_request(messages)):
         return Answer(" ".join(told))
     found = _answer(turn)
@@ -46,7 +46,7 @@ def answer(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, A
     return Answer(f"{news}\n\n{found.text}") if news else found
 
 
-def _answer(turn: Turn) -> Answer:
+def _answer(turn: TurnState) -> Answer:
     if turn.confirmed:
         return write_requests.run_confirmed_calls(turn)
     if (found := agent_requests.answer(turn)) is not None:
@@ -65,7 +65,7 @@ def _answer(turn: Turn) -> Answer:
 
 # ── Request patterns ────────────────────────────────────────────────────────────────────────────────────────
 
-Handler = Callable[[Turn, re.Match[str]], Answer | None]
+Handler = Callable[[TurnState, re.Match[str]], Answer | None]
 
 _OPENING = r"^(?:hi |hello |hey )?(?:please |can you |could you |would you |now |and |then )*"
 _KIND = (

@@ -85,7 +85,7 @@ _MAX_TITLE_CHARS = 160
 
 
 @dataclass
-class Document:
+class PromptDocument:
     name: str
     text: str
     part: int = 1
@@ -94,7 +94,7 @@ class Document:
     projects: list[tuple[str, str]] = field(default_factory=list)  # (id, name)
 
 
-def find_records(document: Document, tables: set[str]) -> list[Record]:
+def find_records(document: PromptDocument, tables: set[str]) -> list[Record]:
     """Returns the records of these tables in the document's order, each title once for each date and assignee."""
     seen: set[tuple[str, str, str]] = set()
     found: list[Record] = []
@@ -108,7 +108,7 @@ def find_records(document: Document, tables: set[str]) -> list[Record]:
 
 
 class _RecordFinder:
-    def __init__(self, document: Document, tables: set[str]) -> None:
+    def __init__(self, document: PromptDocument, tables: set[str]) -> None:
         self.document = document
         self.tables = tables
         self.mail = mail.parse_mail(document.text) if document.part == 1 else None

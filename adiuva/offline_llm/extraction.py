@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
-from adiuva.offline_llm.document_rules import Document, find_records
+from adiuva.offline_llm.document_rules import PromptDocument, find_records
 from adiuva.offline_llm.known_records import compare, parse_known
 from adiuva.offline_llm.messages import DELIMITED_BLOCK, message_text
 
@@ -84,11 +84,11 @@ def _split(message: str) -> tuple[str, str] | None:
     return (message[: block.start()], block["text"]) if block else None
 
 
-def _parse_document(message: str, preamble: str) -> Document:
+def _parse_document(message: str, preamble: str) -> PromptDocument:
     head = _DOCUMENT_HEADER.match(message)
     if head is None:
-        return Document("", "")
-    return Document(
+        return PromptDocument("", "")
+    return PromptDocument(
         name=head[1],
         text=message[head.end() :],
         part=int(head[2] or 1),

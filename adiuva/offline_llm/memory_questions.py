@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from adiuva.offline_llm.turn_state import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, TurnState
 
 _MAX_LINES = 3
 _MAX_TOLD = 20
@@ -37,7 +37,7 @@ class MemoryLine(NamedTuple):
     core: bool
 
 
-def answer_from_memory(turn: Turn, match: re.Match[str]) -> Answer | None:
+def answer_from_memory(turn: TurnState, match: re.Match[str]) -> Answer | None:
     """Tells the memory lines that share most words with the question."""
     lines = _lines(turn)
     asked = _words(turn.request)
@@ -46,7 +46,7 @@ def answer_from_memory(turn: Turn, match: re.Match[str]) -> Answer | None:
     return Answer("\n".join(map(_sentence, fit))) if fit else None
 
 
-def tell_everything(turn: Turn, match: re.Match[str]) -> Answer | None:
+def tell_everything(turn: TurnState, match: re.Match[str]) -> Answer | None:
     """Tells all that the memory lines of the turn say: what has one value first."""
     lines = _lines(turn)
     if not lines:
@@ -59,7 +59,7 @@ def tell_everything(turn: Turn, match: re.Match[str]) -> Answer | None:
     return Answer("\n".join(["This is what I know about you:", *said, *more]))
 
 
-def _lines(turn: Turn) -> list[MemoryLine]:
+def _lines(turn: TurnState) -> list[MemoryLine]:
     return [
         MemoryLine(found["said"], found["core"] is not None) for found in _MEMORY_LINE.finditer(turn.memory)
     ]

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from adiuva.offline_llm import dates, task_groups, time_spans, tool_results
-from adiuva.offline_llm.turn_state import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, TurnState
 
 _TABLE_PATTERNS = {
     "tasks": re.compile(r"\b(?:tasks?|to-?dos?|to dos)\b"),
@@ -31,13 +31,13 @@ _UNKNOWN_TIME = re.compile(
 _THIS_PROJECT = re.compile(r"\b(?:this|the) project\b|\bhere\b", re.IGNORECASE)
 
 
-def task_status(turn: Turn, said: str) -> str | None:
+def task_status(turn: TurnState, said: str) -> str | None:
     """Returns the status that the text names, as the tool spells it, or None."""
     found = next((name for name, pattern in _STATUS_PATTERNS.items() if pattern.search(said)), None)
     return "todo" if found == "open" and not turn.tools.accepts("list tasks", "status", "open") else found
 
 
-def list_rows(turn: Turn, match: re.Match[str]) -> Answer | None:
+def list_rows(turn: TurnState, match: re.Match[str]) -> Answer | None:
     """Lists or counts the tables that the request names, with one call for each in a single round."""
     said = turn.request.lower()
     kinds = [kind for kind, pattern in _TABLE_PATTERNS.items() if pattern.search(said)]
@@ -60,7 +60,7 @@ def list_rows(turn: Turn, match: re.Match[str]) -> Answer | None:
     return _call_each(turn, operations, given)
 
 
-def list_due_tasks(turn: Turn, match: re.Match[str]) -> Answer | None:
+def list_due_tasks(turn: TurnState, match: re.Match[str]) -> Answer | None:
     """Lists the tasks that are due on a day, in a week or month, or overdue."""
     if turn.completed:
         return task_groups.describe(turn)
@@ -84,7 +84,7 @@ def list_due_tasks(turn: Turn, match: re.Match[str]) -> Answer | None:
     return turn.call_tool("due today", {"status": "due"}) or turn.call_tool("list tasks")
 
 
-def search_notes(turn: Turn, match: re.Match[str]) -> Answer | None:
+def search_notes(turn: TurnState, match: re.Match[str]) -> Answer | None:
     """Searches the notes."""
     if turn.completed:
         return turn.describe_results()
@@ -92,7 +92,7 @@ def search_notes(turn: Turn, match: re.Match[str]) -> Answer | None:
     return turn.call_tool("search notes", {"query": query}) or turn.call_tool("list notes", {"search": query})
 
 
-def read_note(turn: Turn, match: re.Match[str]) -> Answer | None:
+def read_note(turn: TurnState, match: re.Match[str]) -> Answer | None:
     """Reads one note: finds it by its title, then opens it."""
     wanted = match["what"].strip(" .?!\"'“”")
     if not turn.completed:
@@ -105,7 +105,7 @@ def read_note(turn: Turn, match: re.Match[str]) -> Answer | None:
     return turn.call_tool("read note", {"id": found[0].id}) or turn.describe_results()
 
 
-def list_comments(turn: Turn, match: re.Match[str]) -> Answer | None:
+def list_comments(turn: TurnState, match: re.Match[str]) -> Answer | None:
     """Lists the comments on the current task."""
     if turn.completed:
         return turn.describe_results()
@@ -113,7 +113,7 @@ def list_comments(turn: Turn, match: re.Match[str]) -> Answer | None:
     return turn.call_tool("list comments", {"id": row.id}) if row and row.kind == "task" else None
 
 
-def describe_current_row(turn: Turn, match: re.Match[str]) -> Answer | None:
+def describe_current_row(turn: TurnState, match: re.Match[str]) -> Answer | None:
     """Describes the row that the user has open."""
     if turn.scope is None:
         return None
@@ -128,14 +128,14 @@ def _details_suffix(more: str) -> str:
     return f": {more.strip(' (),')}" if more else ""
 
 
-def _call_each(turn: Turn, operations: list[str], given: Mapping[str, Any]) -> Answer | None:
+def _call_each(turn: TurnState, operations: list[str], given: Mapping[str, Any]) -> Answer | None:
     calls = [
         call for operation in operations if (call := turn.tools.build_call(operation, given)) is not None
     ]
     return Answer(tool_calls=tuple(calls)) if calls else None
 
 
-def _describe_counts(turn: Turn, given: Mapping[str, Any]) -> Answer:
+def _describe_counts(turn: TurnState, given: Mapping[str, Any]) -> Answer:
     """Tells the counts in one sentence, or repeats the results if a call failed."""
     numbers = []
     for tool, result in turn.completed:

@@ -8,7 +8,7 @@ from datetime import date, timedelta
 
 from adiuva.offline_llm import row_facts, tool_results
 from adiuva.offline_llm.row_facts import Facts
-from adiuva.offline_llm.turn_state import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, TurnState
 
 # Up to this many rows a list is told as the tool wrote it.
 _FEW = 12
@@ -17,12 +17,12 @@ _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Su
 _WEEK_DAYS = 7
 
 
-def describe(turn: Turn) -> Answer:
+def describe(turn: TurnState) -> Answer:
     """Tells the results; many tasks grouped."""
     return Answer("\n\n".join(_describe(turn, *pair) for pair in turn.completed))
 
 
-def _describe(turn: Turn, tool: str, result: str) -> str:
+def _describe(turn: TurnState, tool: str, result: str) -> str:
     found = row_facts.read_tasks([result]) if tool == "list_tasks" else []
     if len(found) <= _FEW or tool_results.is_failure(result):
         return tool_results.describe_results([(tool, result)])
@@ -72,7 +72,7 @@ def _tag(rows: Sequence[Facts]) -> str:
     return tool_results.entity_tag("task", (each.row.id for each in rows if each.row.id))
 
 
-def plan_week(turn: Turn, match: re.Match[str]) -> Answer | None:
+def plan_week(turn: TurnState, match: re.Match[str]) -> Answer | None:
     """Tells what is overdue, and the tasks and dates of the next seven days, a list for each day."""
     last = turn.today + timedelta(days=_WEEK_DAYS - 1)
     if not turn.completed:

@@ -34,7 +34,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Turn:
+class TurnState:
     """The latest request, and the results of the tools that were called for it.
 
     `scope` is the row that the user has open, `mentioned` the row that the last answer showed. `confirmed` holds the
@@ -65,7 +65,9 @@ class Turn:
         return Answer(tool_results.describe_results(self.completed))
 
     @classmethod
-    def from_messages(cls, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Turn:
+    def from_messages(
+        cls, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> TurnState:
         start = max(
             (place for place, message in enumerate(messages) if message.get("role") == "user"), default=-1
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from adiuva.offline_llm import dates, read_requests, tool_results
 from adiuva.offline_llm.tool_results import Row
-from adiuva.offline_llm.turn_state import Answer, Turn
+from adiuva.offline_llm.turn_state import Answer, TurnState
 
 _SURROUNDING_PUNCTUATION = " .,!?\"'“”„"
 _KIND_SYNONYMS = {"to-do": "task", "todo": "task", "to do": "task", "reminder": "task"}
@@ -58,7 +58,7 @@ def _row_description(match: re.Match[str]) -> str:
 # ── Creating ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def create(turn: Turn, match: re.Match[str]) -> Answer | None:
+def create(turn: TurnState, match: re.Match[str]) -> Answer | None:
     kind, said = kind_of_row(match), _row_description(match)
     if not said:
         return Answer(f"What is the {kind} to be called?")
@@ -138,7 +138,7 @@ def _split_off_date(said: str, today: date) -> tuple[str, date | None]:
     return rest or said, day
 
 
-def remember(turn: Turn, match: re.Match[str]) -> Answer | None:
+def remember(turn: TurnState, match: re.Match[str]) -> Answer | None:
     """Keeps a fact in the memory, or in a note if no memory tool is offered, and tells which."""
     fact = _row_description(match)
     if not turn.completed:
@@ -162,14 +162,14 @@ def _short_title(text: str) -> str:
 # ── Changing ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def set_status(turn: Turn, match: re.Match[str]) -> Answer | None:
+def set_status(turn: TurnState, match: re.Match[str]) -> Answer | None:
     said = match.groupdict().get("status") or "done"
     found = next((name for name, pattern in _STATUS_PATTERNS.items() if pattern.fullmatch(said)), "done")
     told = f"Marked {{}} as {_STATUS_LABELS[found]}."
     return _find_and_apply(turn, "update", "task", _row_description(match), {"status": found}, told)
 
 
-def rename(turn: Turn, match: re.Match[str]) -> Answer | None:
+def rename(turn: TurnState, match: re.Match[str]) -> Answer | None:
     title = match["title"].strip(_SURROUNDING_PUNCTUATION)
     kind = _kind_of_current_row(turn, kind_of_row(match), _row_description(match), match["kind"])
     return _find_and_apply(
@@ -177,7 +177,7 @@ def rename(turn: Turn, match: re.Match[str]) -> Answer | None:
     )
 
 
-def reschedule(turn: Turn, match: re.Match[str]) -> Answer | None:
+def reschedule(turn: TurnState, match: re.Match[str]) -> Answer | None:
     """Moves a row to another date."""
     _, when = _split_off_date(f"x {match['when']}", turn.today)
     if when is None:
@@ -187,19 +187,19 @@ def reschedule(turn: Turn, match: re.Match[str]) -> Answer | None:
     return _find_and_apply(turn, "update", kind, _row_description(match), {"due": when}, told)
 
 
-def set_priority(turn: Turn, match: re.Match[str]) -> Answer | None:
+def set_priority(turn: TurnState, match: re.Match[str]) -> Answer | None:
     level = match["priority"].lower()
     told = f"{{}} has {level} priority now."
     return _find_and_apply(turn, "update", "task", _row_description(match), {"priority": level}, told)
 
 
-def archive(turn: Turn, match: re.Match[str]) -> Answer | None:
+def archive(turn: TurnState, match: re.Match[str]) -> Answer | None:
     return _find_and_apply(
         turn, "update", "project", _row_description(match), {"status": "archived"}, "Archived {}."
     )
 
 
-def add_comment(turn: Turn, match: re.Match[str]) -> Answer | None:
+def add_comment(turn: TurnState, match: re.Match[str]) -> Answer | None:
     text = match["text"].strip()
     wanted = (match.groupdict().get("what") or "").strip(_SURROUNDING_PUNCTUATION)
     return _find_and_apply(
@@ -213,12 +213,12 @@ def add_comment(turn: Turn, match: re.Match[str]) -> Answer | None:
     )
 
 
-def delete(turn: Turn, match: re.Match[str]) -> Answer | None:
+def delete(turn: TurnState, match: re.Match[str]) -> Answer | None:
     kind = _kind_of_current_row(turn, kind_of_row(match), _row_description(match), match["kind"])
     return _find_and_apply(turn, "delete", kind, _row_description(match), {}, "Deleted {}.")
 
 
-def run_confirmed_calls(turn: Turn) -> Answer:
+def run_confirmed_calls(turn: TurnState) -> Answer:
     """Makes exactly the calls that the user confirmed, once, then tells the results."""
     if not turn.completed:
         return Answer(tool_calls=turn.confirmed)
@@ -233,14 +233,21 @@ def run_confirmed_calls(turn: Turn) -> Answer:
     )
 
 
-def _kind_of_current_row(turn: Turn, kind: str, wanted: str, named: str | None) -> str:
+def _kind_of_current_row(turn: TurnState, kind: str, wanted: str, named: str | None) -> str:
     """Returns the kind of the current row if the request means it and names no kind itself, else `kind`."""
     row = turn.scope or turn.mentioned
     return row.kind if not named and row is not None and _CURRENT_ROW.fullmatch(wanted) else kind
 
 
 def _find_and_apply(
-    turn: Turn, verb: str, kind: str, wanted: str, given: Mapping[str, Any], told: str, *, operation: str = ""
+    turn: TurnState,
+    verb: str,
+    kind: str,
+    wanted: str,
+    given: Mapping[str, Any],
+    told: str,
+    *,
+    operation: str = "",
 ) -> Answer | None:
     """Finds the rows, applies the change to all in one round, and tells the outcome.
 
@@ -275,7 +282,7 @@ def _find_and_apply(
 
 
 def _list_filters(
-    turn: Turn, kind: str, wanted: str, every: re.Match[str] | None, verb: str
+    turn: TurnState, kind: str, wanted: str, every: re.Match[str] | None, verb: str
 ) -> dict[str, Any]:
     """Returns the filters that keep the list short and still include the rows that are meant."""
     if every is None:

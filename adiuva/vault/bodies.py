@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping
 
 from adiuva.core.errors import AdiuvaError
-from adiuva.object_store.bodies import Answer, Body, Request
+from adiuva.object_store.bodies import Body, BodyResponse, Request
 from adiuva.vault import backups, headers, limits, receiving, uploads
 from adiuva.vault.backups import Description
 from adiuva.vault.errors import BodyIncomplete, InvalidHeader, LengthRequired, TooLong
@@ -49,8 +49,8 @@ class _KnownBackup:
 
     def write(self, data: bytes) -> None: ...
 
-    def end(self) -> Answer:
-        return Answer(200, {"ok": True}, {})
+    def end(self) -> BodyResponse:
+        return BodyResponse(200, {"ok": True}, {})
 
     def break_off(self, error: BaseException | None) -> None: ...
 
@@ -62,12 +62,12 @@ class _NewBackup:
     def write(self, data: bytes) -> None:
         self._receiver.write(data)
 
-    def end(self) -> Answer:
+    def end(self) -> BodyResponse:
         if self._receiver.room:
             raise BodyIncomplete(self._receiver.upload.length, self._receiver.offset)
         backups.store(self._user_id, self._described, self._receiver.finish())
         self._receiver.close()
-        return Answer(200, {"ok": True}, {})
+        return BodyResponse(200, {"ok": True}, {})
 
     def break_off(self, error: BaseException | None) -> None:
         try:
@@ -104,11 +104,11 @@ class _Part:
     def write(self, data: bytes) -> None:
         self._receiver.write(data)
 
-    def end(self) -> Answer:
+    def end(self) -> BodyResponse:
         self._ended = True
         offset = self._receiver.end()
         self._receiver.close()
-        return Answer(204, None, {"Tus-Resumable": headers.TUS, "Upload-Offset": str(offset)})
+        return BodyResponse(204, None, {"Tus-Resumable": headers.TUS, "Upload-Offset": str(offset)})
 
     def break_off(self, error: BaseException | None) -> None:
         """What came before the body broke off is kept, unless the store failed or it has a checksum of its own."""

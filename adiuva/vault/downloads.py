@@ -35,12 +35,12 @@ class Damaged(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ByteRange:
     start: int
     end: int  # exclusive
 
 
-def parse_range(header: str, size: int) -> Part | None:
+def parse_range(header: str, size: int) -> ByteRange | None:
     """The part that a Range header asks for; None for all of it, also where there are several or it is no range.
 
     Raises RangeNotSatisfiable.
@@ -52,14 +52,14 @@ def parse_range(header: str, size: int) -> Part | None:
         last = int(found[2])
         if last == 0 or size == 0:
             raise RangeNotSatisfiable(size)
-        return Part(max(0, size - last), size)
+        return ByteRange(max(0, size - last), size)
     start = int(found[1])
     end = min(size, int(found[2]) + 1) if found[2] else size
     if found[2] and int(found[2]) < start:
         return None  # an invalid range is ignored
     if start >= size:
         raise RangeNotSatisfiable(size)
-    return Part(start, end)
+    return ByteRange(start, end)
 
 
 def respond(

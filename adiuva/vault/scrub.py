@@ -37,16 +37,16 @@ ON CONFLICT (day) DO UPDATE SET checked = today.checked + excluded.checked, byte
 
 
 @dataclass
-class Found:
+class ScrubCounts:
     checked: int = 0
     bytes: int = 0
     corrupt: int = 0
     missing: int = 0
 
 
-def run(*, older_than: dt.timedelta = EVERY, within_s: float = 300.0) -> Found:
+def run(*, older_than: dt.timedelta = EVERY, within_s: float = 300.0) -> ScrubCounts:
     """Verify what was not verified for this long, until the time is over. Raises StorageAway: it goes on later."""
-    found, end = Found(), time.monotonic() + within_s
+    found, end = ScrubCounts(), time.monotonic() + within_s
     before = timezone.now() - older_than
     try:
         for model in (Backup, Record):
@@ -61,7 +61,7 @@ def run(*, older_than: dt.timedelta = EVERY, within_s: float = 300.0) -> Found:
     return found
 
 
-def _count(found: Found) -> None:
+def _count(found: ScrubCounts) -> None:
     if found.checked:
         with connection.cursor() as cursor:
             cursor.execute(_COUNT, {"day": timezone.now().date(), **vars(found)})
@@ -78,7 +78,7 @@ def _due(model: type[Backup] | type[Record], before: dt.datetime) -> Iterator[Ba
                 yield row
 
 
-def _verify(row: Backup | Record, found: Found) -> None:
+def _verify(row: Backup | Record, found: ScrubCounts) -> None:
     same = type(row)._default_manager.filter(pk=row.pk, checksum=row.checksum)
     if row.object is not None:
         same = same.filter(object=row.object)
@@ -106,7 +106,7 @@ def _digest(row: Backup | Record) -> bytes:
     return digest.digest()
 
 
-def _verify_vectors(before: dt.datetime, found: Found) -> bool:
+def _verify_vectors(before: dt.datetime, found: ScrubCounts) -> bool:
     """Some vectors of the space that is due first. Returns False if none is due."""
     space = VectorSpace.objects.filter(verified_at__lt=before).order_by("verified_at").first()
     if space is None:
@@ -132,7 +132,7 @@ def _verify_vectors(before: dt.datetime, found: Found) -> bool:
 def note_lost(row: Backup | Record) -> None:
     """Mark a row whose object is not in the store as damaged, and count it."""
     if mark(row):
-        _count(Found(checked=1, corrupt=1, missing=1))
+        _count(ScrubCounts(checked=1, corrupt=1, missing=1))
 
 
 def mark(row: Backup | Record) -> bool:

@@ -68,7 +68,7 @@ class NewVector:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class VectorMatch:
     """`score` is the cosine similarity, from -1 to 1. `corrupt`: the stored bytes are damaged."""
 
     id: str
@@ -188,7 +188,7 @@ def search(
     top_k: int,
     tags: Collection[str] = (),
     min_score: float | None = None,
-) -> list[Found]:
+) -> list[VectorMatch]:
     """The nearest by cosine, best first, of those with all these tags. A space that nobody filled has none.
 
     Raises VectorRefused if the space has other dimensions.
@@ -220,10 +220,10 @@ def _text(vector: HalfVector) -> str:
 
 def _found(
     id_: str, distance: float, blob: bytes | memoryview, checksum: bytes | memoryview, tags: Sequence[str]
-) -> Found:
+) -> VectorMatch:
     stored, known = bytes(blob), bytes(checksum)
     damaged = hashlib.sha256(stored).digest() != known
-    return Found(id_, 1 - distance, b"" if damaged else stored, known, tags, damaged)
+    return VectorMatch(id_, 1 - distance, b"" if damaged else stored, known, tags, damaged)
 
 
 @transaction.atomic

@@ -76,7 +76,7 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RecordedAnswer:
     status: int
     headers: Mapping[str, str]
     body: str
@@ -86,8 +86,8 @@ class Recording:
     """Answers by the hash of their request. The same request may have several: they are given in turn."""
 
     def __init__(self) -> None:
-        self._answers: defaultdict[str, deque[Answer]] = defaultdict(deque)
-        self._by_words: defaultdict[str, deque[Answer]] = defaultdict(deque)
+        self._answers: defaultdict[str, deque[RecordedAnswer]] = defaultdict(deque)
+        self._by_words: defaultdict[str, deque[RecordedAnswer]] = defaultdict(deque)
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -95,7 +95,7 @@ class Recording:
         with _open(file, "rt") as lines:
             for line in lines:
                 row = json.loads(line)
-                answer = Answer(row["status"], row["headers"], row["body"])
+                answer = RecordedAnswer(row["status"], row["headers"], row["body"])
                 found.add(row["request"], row["words"], answer)
         return found
 
@@ -109,11 +109,11 @@ class Recording:
         with _open(file, "wt") as out:
             out.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 
-    def add(self, key: str, words: str, answer: Answer) -> None:
+    def add(self, key: str, words: str, answer: RecordedAnswer) -> None:
         self._answers[key].append(answer)
         self._by_words[words].append(answer)
 
-    def take(self, key: str, words: str) -> tuple[Answer | None, bool]:
+    def take(self, key: str, words: str) -> tuple[RecordedAnswer | None, bool]:
         """The answer to a request, and whether to exactly that one."""
         for found, is_exact in ((self._answers.get(key), True), (self._by_words.get(words), False)):
             if found:
@@ -255,7 +255,7 @@ class Endpoint:
 
     async def _forward(
         self, request: web.Request, path: str, body: bytes
-    ) -> tuple[web.StreamResponse, Answer]:
+    ) -> tuple[web.StreamResponse, RecordedAnswer]:
         headers = {
             name: value
             for name, value in request.headers.items()
@@ -278,13 +278,15 @@ class Endpoint:
                 if b"data: [DONE]" not in b"".join(pieces[-2:]):
                     raise
         text = b"".join(pieces).decode("utf-8", "replace")
-        return response, Answer(given.status, kept, text.replace(self._key, "…") if self._key else text)
+        return response, RecordedAnswer(
+            given.status, kept, text.replace(self._key, "…") if self._key else text
+        )
 
-    def _replay(self, key: str, words: str) -> tuple[web.StreamResponse, Answer]:
+    def _replay(self, key: str, words: str) -> tuple[web.StreamResponse, RecordedAnswer]:
         answer, is_exact = self.recording.take(key, words) if self.recording is not None else (None, False)
         self.by_words += answer is not None and not is_exact
         if answer is None:
             self.missing += 1
             error = {"message": "the recording does not hold this request", "code": NOT_IN_RECORDING}
-            answer = Answer(404, {"Content-Type": "application/json"}, json.dumps({"error": error}))
+            answer = RecordedAnswer(404, {"Content-Type": "application/json"}, json.dumps({"error": error}))
         return web.Response(text=answer.body, status=answer.status, headers=dict(answer.headers)), answer

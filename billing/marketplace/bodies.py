@@ -8,7 +8,7 @@ from typing import IO, Final
 from uuid import UUID
 
 from adiuva.core.errors import AdiuvaError, Text
-from adiuva.object_store.bodies import Answer, Body, Request
+from adiuva.object_store.bodies import Body, BodyResponse, Request
 from billing import request_limits
 from billing.marketplace import drafts, own_plugins
 from billing.marketplace.package import MAX_PACKAGE_BYTES
@@ -60,11 +60,11 @@ class PackageBody:
             raise PackageTooLarge
         self._file.write(data)
 
-    def end(self) -> Answer:
+    def end(self) -> BodyResponse:
         with self._file:
             self._file.flush()
             version = drafts.upload(user_id=self._user_id, plugin_id=self._plugin_id, package=self._file)
-        return Answer(201, own_plugins.version_body(version), {})
+        return BodyResponse(201, own_plugins.version_body(version), {})
 
     def break_off(self, error: BaseException | None) -> None:
         with contextlib.suppress(OSError):

@@ -30,13 +30,15 @@ _counts: dict[str, tuple[int, float]] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CatalogueResult:
     plugins: list[Plugin]
     total: int
     page: int
 
 
-def find(*, q: str = "", category: str = "", sort: str = "rating", page: int = 1, limit: int = 50) -> Found:
+def find(
+    *, q: str = "", category: str = "", sort: str = "rating", page: int = 1, limit: int = 50
+) -> CatalogueResult:
     """A page of what is listed, from 1. Words are found by how they begin; all of them must be there."""
     rows = Plugin.objects.listed()
     if category:
@@ -44,7 +46,7 @@ def find(*, q: str = "", category: str = "", sort: str = "rating", page: int = 1
     if q.strip():
         terms = re.findall(r"\w+", q.lower())[:_MAX_TERMS]
         if not terms:
-            return Found([], 0, page)
+            return CatalogueResult([], 0, page)
         wanted = " & ".join(f"{term}:*" for term in terms)
         rows = rows.filter(words=SearchQuery(wanted, config="simple", search_type="raw"))
         total = rows.count()
@@ -52,12 +54,12 @@ def find(*, q: str = "", category: str = "", sort: str = "rating", page: int = 1
         total = _count(category, rows)
     start = (page - 1) * limit
     if start >= total:
-        return Found([], total, page)
+        return CatalogueResult([], total, page)
     order = (SORTS[sort], "id")
     # What is before a page is passed over in the index alone, however deep the page; only its own rows are read.
     ids = rows.order_by(*order).values("pk")[start : start + limit]
     shown = Plugin.objects.filter(pk__in=ids).select_related("developer", "current_version")
-    return Found(list(shown.defer("current_version__manifest").order_by(*order)), total, page)
+    return CatalogueResult(list(shown.defer("current_version__manifest").order_by(*order)), total, page)
 
 
 def _count(category: str, rows: QuerySet[Plugin]) -> int:

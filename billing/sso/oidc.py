@@ -346,7 +346,7 @@ def _error_of(problem: object) -> Exception:
     return SsoMisconfigured(Text("the provider refuses this server's requests ({reason})", reason=word))
 
 
-def _ask(method: str, url: str, **more: Any) -> public_http.Answer:
+def _ask(method: str, url: str, **more: Any) -> public_http.Response:
     try:
         answer = public_http.request(
             method, url, allowed=_networks(), max_bytes=_MAX_BYTES, total_s=_TOTAL_S, **more
@@ -365,7 +365,7 @@ def _ask(method: str, url: str, **more: Any) -> public_http.Answer:
     return answer
 
 
-def _json(answer: public_http.Answer) -> dict[str, Any] | None:
+def _json(answer: public_http.Response) -> dict[str, Any] | None:
     try:
         return answer.json()
     except ValueError:

@@ -10,7 +10,7 @@ from django.utils.translation import gettext, ngettext
 from adiuva.devices.tables import NOUNS
 from agents import schedule_words
 from agents.models import Agent, Announce, CatchUp
-from agents.set_up import Plan
+from agents.set_up import PlannedChange
 from chat.untrusted_text import quotable
 
 _PATH_CHARS: Final = 500
@@ -30,7 +30,7 @@ _ALL: Final = (
 )
 
 
-def plan_question(plan: Plan, template: str = "") -> str:
+def plan_question(plan: PlannedChange, template: str = "") -> str:
     """`Make the agent “Clients”: read /home/you/Documents/clients on “Studio”; …`. `template`: the plugin it is of."""
     if plan.action == "delete":
         return gettext("Delete the agent “{name}”").format(name=quotable(plan.agent.name))
@@ -57,7 +57,7 @@ def stop_question(name: str, *, undo: bool, is_live: bool) -> str:
     return said.format(name=quotable(name))
 
 
-def _changed(plan: Plan) -> Collection[str]:
+def _changed(plan: PlannedChange) -> Collection[str]:
     if plan.before is None:
         return [name for name in _ALL if name != "name"]
     names = set(plan.values)
@@ -68,7 +68,7 @@ def _changed(plan: Plan) -> Collection[str]:
     return [name for name in _ALL if name in names]
 
 
-def _facts(plan: Plan, names: Collection[str]) -> list[str]:
+def _facts(plan: PlannedChange, names: Collection[str]) -> list[str]:
     agent, is_new = plan.agent, plan.before is None
     facts: list[str] = []
     if "name" in names:

@@ -17,7 +17,7 @@ from agents import run_reports, schedule_words, schedules, services, set_up, tem
 from agents.journeys.trial import trial_summary
 from agents.models import Agent
 from agents.run_reports import OpenedAgent
-from agents.set_up import CannotSetUp, NothingToChange, Plan, Wish
+from agents.set_up import CannotSetUp, NothingToChange, PlannedChange, Wish
 from chat.agent_tool_context import AGENTS, AgentWork, agent_work_of
 from chat.device_session import DeviceSession, device_session_of
 from chat.tools import agent_confirmations
@@ -105,7 +105,7 @@ async def set_up_agent(config: RunnableConfig, **arguments: Any) -> str:
 
 
 async def _confirm(
-    work: AgentWork, session: DeviceSession, plan: Plan, arguments: dict[str, Any], template: str
+    work: AgentWork, session: DeviceSession, plan: PlannedChange, arguments: dict[str, Any], template: str
 ) -> None:
     """Return once the user has said yes to a plan. Raises ToolException, with what the plan would find."""
     question, found, approvals = (

@@ -16,7 +16,7 @@ from pydantic import Field
 from adiuva import llm
 from adiuva.devices.calls import new_call
 from adiuva.devices.protocol import Data, ToolCall, ToolResultBody
-from chat.device_session import DeviceRefused, DeviceSession, device_session_of, missing_row_text
+from chat.device_session import DeviceSession, DeviceToolError, device_session_of, missing_row_text
 from chat.tools import base, formatting
 from chat.tools.base import OrNull, ProjectId, assistant_tool
 from chat.untrusted_text import one_line
@@ -183,7 +183,7 @@ async def _read_notes(session: DeviceSession, keys: list[str]) -> dict[str, Data
     calls: list[ToolCall] = [new_call("get", "notes", data={"id": key}) for key in keys]
     outcomes = await session.call_many(calls)
     for outcome in outcomes:
-        if isinstance(outcome, ToolException) and not isinstance(outcome, DeviceRefused):
+        if isinstance(outcome, ToolException) and not isinstance(outcome, DeviceToolError):
             raise outcome
     return {
         outcome.row["id"]: outcome.row

@@ -21,7 +21,7 @@ from chat import conversations, lost_turns, turn_queue
 from chat.claimed_turn import Steered
 from chat.conversations import ConversationNotFound
 from chat.models import Conversation, Turn
-from chat.turn_claims import AlreadyClaimed, Begun, begin_turn
+from chat.turn_claims import AlreadyClaimed, BegunTurn, begin_turn
 from chat.turn_queue import ConversationBusy, QueueFull, TooManySteers
 from tests.chat.chat_client import (
     ChatClient,
@@ -59,7 +59,7 @@ def said(place: uuid.UUID | None) -> list[tuple[str, str]]:
 # ── Rows ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def begin(turn_id: uuid.UUID, user_id: uuid.UUID) -> Begun | None:
+def begin(turn_id: uuid.UUID, user_id: uuid.UUID) -> BegunTurn | None:
     return begin_turn(turn_id=turn_id, user_id=user_id, owner="another-process")
 
 

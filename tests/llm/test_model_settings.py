@@ -10,7 +10,7 @@ from pytest_django import Settings
 from adiuva import llm
 from adiuva.llm.openai_client import DEFAULT_BASE, OpenAIChat
 from adiuva.llm.transport import Endpoint
-from adiuva.llm.types import ChatRequest
+from adiuva.llm.types import ModelRequest
 from tests.fakes.provider import Provider
 from tests.llm.test_llm import ASK, SCHEMA, everything, provider
 
@@ -56,7 +56,7 @@ def test_openai_gets_a_cache_key_that_follows_the_system_message_alone(base: str
             {"role": "system", "content": system},
             {"role": "user", "content": user},
         ]
-        return model._body(ChatRequest(messages, None, None, 5, 0.0), frozenset())
+        return model._body(ModelRequest(messages, None, None, 5, 0.0), frozenset())
 
     keys = [body(*said).get("prompt_cache_key") for said in (("a", "x"), ("a", "y"), ("b", "x"))]
     assert (keys[0] == keys[1] != keys[2] and len(str(keys[0])) == 32) if is_openai else set(keys) == {None}

@@ -12,7 +12,7 @@ import pytest
 
 from adiuva.documents.reading import read_document
 from adiuva.embedded import sample_workspace
-from adiuva.offline_llm.document_rules import Document, find_records
+from adiuva.offline_llm.document_rules import PromptDocument, find_records
 
 DAYS = [
     *(date(2026, 11, 23) + timedelta(days=number) for number in range(7)),  # every weekday
@@ -30,7 +30,7 @@ def _due_dates(folder: Path, today: date) -> list[date]:
     found = []
     for path in (path for path in folder.rglob("*") if path.is_file()):
         text = read_document(path.name, path.read_bytes()).text
-        for _, data in find_records(Document(path.name, text, today=today), {"tasks"}):
+        for _, data in find_records(PromptDocument(path.name, text, today=today), {"tasks"}):
             if due := data.get("dueDate"):
                 found.append(date.fromisoformat(str(due)[:10]))
     return found

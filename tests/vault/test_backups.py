@@ -215,7 +215,7 @@ def test_scrubbing_finds_each_flipped_bit(mara: Person) -> None:
     place_of(made[5].object).unlink()
     mine = Backup.objects.of(mara.id)
     for backup in mine:
-        scrub._verify(backup, found := scrub.Found())
+        scrub._verify(backup, found := scrub.ScrubCounts())
         assert found.checked == 1
     assert set(mine.filter(corrupt=True)) == set(made[:6])
 

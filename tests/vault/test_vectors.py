@@ -179,7 +179,7 @@ def test_damaged_bytes_are_found_without_a_search(
     mine.filter(id__in=["b", "e"]).update(blob=b"seaLed")
     long_ago = timezone.now() - dt.timedelta(days=3_000)
     VectorSpace.objects.of(mara.id).update(verified_at=long_ago)
-    found = scrub.Found()
+    found = scrub.ScrubCounts()
     while scrub._verify_vectors(long_ago + dt.timedelta(days=1), found):
         pass
     assert (found.checked, found.bytes, found.corrupt) == (5, 30, 2)
