@@ -51,6 +51,8 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         # Channel messages that wait for the one that is being handled.
         self._messages: deque[Message] | None = None
         self._handling = False
+        # The server has offered the next frame to `take_text` already, which left it to `receive`.
+        self._was_offered = False
         self._loop = asyncio.get_running_loop()
 
     # ── For subclasses to define ────────────────────────────────────────────────────────────────────────
@@ -100,10 +102,11 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             await self._run_handler(self.connect)
             scope["headers"] = []  # with thousands of sockets they would take their room
             if server is not None and hasattr(server, "take"):
-                server.take = self._take_text
+                server.take = self._offer_text
             while (message := await receive())["type"] == "websocket.receive":
                 text = message.get("text")
-                if not self.closing and (text is None or not self._take_text(text)):
+                was_offered, self._was_offered = self._was_offered, False
+                if not self.closing and (text is None or was_offered or not self._take_text(text)):
                     try:  # not `_run_handler`: this is the hot path
                         await self.receive(text)
                     except Exception as error:
@@ -117,6 +120,12 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
                     task.cancel()
                 await asyncio.wait(tasks)
             await self._run_handler(self.disconnect)
+
+    def _offer_text(self, text: str) -> bool:
+        """The server calls it where a frame arrives and none waits: one that is not taken is the next message."""
+        is_taken = self._take_text(text)
+        self._was_offered = not is_taken
+        return is_taken
 
     def _take_text(self, text: str) -> bool:
         if self.closing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from adiuva.core.websocket import SocketConsumer
 from adiuva.uvicorn_websocket import PushingWebSocket
 
 SIZES = (0, 1, 125, 126, 127, 1000, 65_535, 65_536, 70_000)
@@ -192,6 +194,44 @@ async def test_who_waits_for_text_may_be_given_it_where_it_arrives() -> None:
             assert await socket.recv() == "heard"
     taken = ["taken: one", "in parts", "taken: two", "not this", "bytes", "taken: three"]
     assert heard == [*taken, "be busy", "behind it", "and that"]
+
+
+class Counting(SocketConsumer):
+    """Takes texts that end in "!" at once, and answers each frame with how often it was asked about it."""
+
+    async def connect(self) -> None:
+        self.offers: Counter[str] = Counter()
+        await self.accept()
+
+    def take_text(self, text: str) -> bool:
+        self.offers[text] += 1
+        return text.endswith("!") and self.push(f"taken {self.offers[text]}".encode())
+
+    async def receive(self, text: str | None) -> None:
+        if text == "be busy":
+            await asyncio.sleep(0.2)
+        await self.send_text(f"received {self.offers[text or '']}")
+
+    async def disconnect(self) -> None:
+        pass
+
+
+async def test_a_consumer_is_asked_once_whether_it_takes_a_frame() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await Counting()(scope, receive, send)
+
+    async with served(application) as address, connect(address, compression=None) as socket:
+        for text, answer in (
+            ("a", "received 1"),
+            ("b!", "taken 1"),
+            ("c", "received 1"),
+            (b"", "received 0"),
+        ):
+            await socket.send(text)
+            assert await socket.recv() == answer
+        for text in ("be busy", "d", "e!"):
+            await socket.send(text)
+        assert [await socket.recv() for _ in range(3)] == ["received 1", "received 1", "taken 1"]
 
 
 async def test_text_that_is_no_utf_8_ends_the_connection_whoever_takes_text() -> None:
