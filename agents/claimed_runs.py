@@ -25,6 +25,7 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core import db, leases
 from adiuva.core.crypto import UserCipher
 from adiuva.core.leases import Lease, LeaseLost
+from adiuva.core.prepared import PreparedQuery
 from adiuva.devices.models import Device, OutboxRecord
 from adiuva.llm import ModelUse
 from agents import journal, runs
@@ -273,11 +274,14 @@ def heartbeat(claimed: ClaimedRun, *, renew: bool) -> bool:
 
 def current_run(claimed: ClaimedRun) -> Run:
     """The run as it is now, whoever holds it. Raises LeaseLost if it was deleted with its user."""
-    run = Run.objects.filter(pk=claimed.run_id).first()
-    if run is None:
+    found = _by_id(claimed.run_id)
+    if not found:
         raise LeaseLost
-    return run
+    return found[0]
 
+
+# It is read for each report of progress.
+_by_id: Final = PreparedQuery(lambda run_id: Run.objects.filter(pk=run_id))
 
 # The columns of a run's counts, by the names under which they are added to.
 _COUNTS: Final = {

@@ -1,4 +1,4 @@
-"""Commit the results of a run's lanes together.
+"""Commit the results of a run's lanes together, and deliver the records of such a group together.
 
 Results that arrive while a transaction runs are committed together in the next one. There is no timer: a result that
 arrives while none runs starts one at once.
@@ -7,6 +7,8 @@ arrives while none runs starts one at once.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 from adiuva.core import db
 from adiuva.devices.outbox import PendingRecord
@@ -17,11 +19,25 @@ from agents.result_commits import DeviceAnswered, Result
 from billing.models import Purpose
 
 
-class _PendingResult:
-    def __init__(self, result: Result) -> None:
-        self.result = result
-        self.new: list[PendingRecord] | None = None
+class _PendingResults:
+    """What a lane brings together. It is `woken` when its results are written, or when it is its turn to write."""
+
+    def __init__(self, results: Sequence[Result]) -> None:
+        self.results = results
+        self.new: list[list[PendingRecord]] | None = None
         self.error: BaseException | None = None
+        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_open(self) -> bool:
+        return self.new is None and self.error is None
+
+    def wake(self) -> bool:
+        """Whether there is a lane to be woken; it may have been cancelled."""
+        if self.woken.done():
+            return False
+        self.woken.set_result(None)
+        return True
 
 
 class GroupCommit:
@@ -29,39 +45,94 @@ class GroupCommit:
 
     def __init__(self, claimed: ClaimedRun, meter: Meter | None = None) -> None:
         self._claimed, self._meter = claimed, meter or Meter(claimed.user_id, Purpose.AGENTS)
-        self._waiting: list[_PendingResult] = []
-        self._writing = asyncio.Lock()
+        self._waiting: list[_PendingResults] = []
+        self._is_writing = False
 
     async def commit(self, result: Result) -> list[PendingRecord]:
-        """As `commit_results`, for one result. The lane that gets the lock writes for all that wait for it."""
-        place = _PendingResult(result)
+        """As `commit_results`, for one result."""
+        return (await self.commit_all([result]))[0]
+
+    async def commit_all(self, results: Sequence[Result]) -> list[list[PendingRecord]]:
+        """As `commit_results`. One lane writes for all that wait; all of them go on in the same turn of the loop."""
+        place = _PendingResults(results)
         self._waiting.append(place)
-        async with self._writing:
-            if place.new is None and place.error is None:
+        if self._is_writing:
+            try:
+                await place.woken
+            except asyncio.CancelledError:
+                if place.is_open and not place.woken.cancelled():
+                    self._hand_over()  # it was this lane's turn
+                raise
+        if place.is_open:
+            self._is_writing = True
+            try:
                 await self._write()
+            finally:
+                self._hand_over()
         if place.error is not None:
             raise place.error
         assert place.new is not None
         return place.new
 
+    def _hand_over(self) -> None:
+        self._is_writing = any(place.wake() for place in self._waiting)
+
     async def _write(self) -> None:
         places, self._waiting = self._waiting, []
+        results = [result for place in places for result in place.results]
         # What requests have cost waits for what they gave: answers of a device alone are a shorter statement.
-        is_answers = all(isinstance(place.result, DeviceAnswered) for place in places)
+        is_answers = all(isinstance(result, DeviceAnswered) for result in results)
         uses = [] if is_answers else self._meter.take()
         try:
-            new = await db.run(
-                result_commits.commit_results,
-                self._claimed,
-                [place.result for place in places],
-                uses,
-                self._meter,
-            )
+            new = await db.run(result_commits.commit_results, self._claimed, results, uses, self._meter)
         except BaseException as error:
             if not isinstance(error, AgentGone):  # which has written them
                 self._meter.give_back(uses)
             for place in places:
                 place.error = error
+        else:
+            each = iter(new)
+            for place in places:
+                place.new = [next(each) for _ in place.results]
+        for place in places:
+            place.wake()
+
+
+class FoundRecords(NamedTuple):
+    """New records, and the path of the document that they were found in."""
+
+    records: Sequence[PendingRecord]
+    path: str
+
+
+class GroupDelivery:
+    """Delivers what several documents gave as one. Documents that are committed together bring their records in the
+    same turn of the loop, so a device gets them in one frame, and its answers are committed together, too."""
+
+    def __init__(self, deliver: Callable[[Sequence[FoundRecords]], Awaitable[None]]) -> None:
+        self._deliver = deliver
+        self._waiting: list[FoundRecords] = []
+        self._delivered: asyncio.Future[None] | None = None
+
+    async def deliver(self, found: FoundRecords) -> None:
+        """Returns when the records are settled. Raises what came of any that were delivered with them."""
+        self._waiting.append(found)
+        if self._delivered is not None:
+            await asyncio.shield(self._delivered)
             return
-        for place, found in zip(places, new, strict=True):
-            place.new = found
+        # The first lane of a group delivers for all of it.
+        self._delivered = delivered = asyncio.get_running_loop().create_future()
+        try:
+            try:
+                await asyncio.sleep(0)  # the others bring theirs
+            finally:
+                group, self._waiting, self._delivered = self._waiting, [], None
+            await self._deliver(group)
+        except asyncio.CancelledError:
+            delivered.cancel()
+            raise
+        except Exception as error:
+            delivered.set_exception(error)
+            delivered.exception()  # it is raised here, whether others wait or not
+            raise
+        delivered.set_result(None)

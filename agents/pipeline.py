@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from typing import Final
 from uuid import UUID
@@ -20,11 +20,10 @@ from adiuva import llm
 from adiuva.core import db, tracing
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline
-from adiuva.devices.outbox import PendingRecord
 from agents import delivery, found_records, ledger, source_changes
 from agents.claimed_runs import ClaimedRun, HeldCounts
 from agents.extraction import Extraction, Extractor, SourceDocument
-from agents.group_commit import GroupCommit
+from agents.group_commit import FoundRecords, GroupCommit, GroupDelivery
 from agents.journal import EventKind, JournalEntry
 from agents.ledger import Identity
 from agents.local_folders import DeviceSilent, LocalFolders, list_projects
@@ -86,6 +85,7 @@ class Pipeline:
         self._spent: llm.BudgetSpent | None = None  # why there is no money for further requests
         self._budget = _CharBudget()
         self._results = GroupCommit(claimed, meter)
+        self._deliveries = GroupDelivery(self._deliver)
         self._identities: dict[bytes, Identity] = {}  # of documents that are in work
         self._read_before: set[UUID] = set()  # documents with records
         self._may_wait = claimed.records_wait  # records, to be delivered
@@ -165,7 +165,7 @@ class Pipeline:
                 )
             )
         ):
-            await self._deliver(waiting, "")
+            await self._deliver([FoundRecords(waiting, "")])
         self._may_wait = self.device is None
 
     async def _follow_sources(self) -> None:
@@ -186,11 +186,17 @@ class Pipeline:
         found = await db.run(found_records.known_records, self._claimed, [identity])
         return found.get(identity.document, [])
 
-    async def _deliver(self, records: list[PendingRecord], path: str) -> None:
-        tables: dict[UUID, str] = {record.id: record.table for record in records}
+    async def _deliver(self, found: Sequence[FoundRecords]) -> None:
+        """Deliver the records of documents together, and commit what the device answers."""
+        records = [record for each in found for record in each.records]
 
         async def settle(outcomes: delivery.Outcomes) -> None:
-            await self._results.commit(DeviceAnswered(outcomes, path, tables))
+            answered = []
+            for of_document, path in found:
+                tables: dict[UUID, str] = {record.id: record.table for record in of_document}
+                said = {key: outcomes[key] for key in tables if key in outcomes}
+                answered.append(DeviceAnswered(said, path, tables))
+            await self._results.commit_all(answered)
 
         if self.needs_device:
             await delivery.deliver_records(self._link, records, settle)
@@ -229,10 +235,12 @@ class Pipeline:
         A document over which a worker crashed is read while no other of this run is; one over which two crashed, while
         no other such document is in this process. So the next crash shows which document it was.
         """
-        identities, read_before = await db.run(_identify, self._claimed, batch)
+        crashes = self._claimed.crash_counts
+        others = [document for document in batch if document.key not in crashes]
+        is_plain = len(others) == len(batch)
+        identities, read_before = await db.run(_identify, self._claimed, batch, marked=is_plain)
         self._identities |= identities
         self._read_before |= read_before
-        crashes = self._claimed.crash_counts
         for document in [document for document in batch if document.key in crashes]:
             if crashes[document.key] >= settings.RUNS["max_worker_crashes"]:
                 await db.run(ledger.quarantine, self._claimed, document)
@@ -242,8 +250,8 @@ class Pipeline:
             async with _one_suspect_at_a_time() if crashes[document.key] > 1 else nullcontext():
                 await db.run(ledger.mark_in_flight, self._claimed, [document.key])
                 await self._process(document, extractor)
-        others = [document for document in batch if document.key not in crashes]
-        await db.run(ledger.mark_in_flight, self._claimed, [document.key for document in others])
+        if not is_plain:
+            await db.run(ledger.mark_in_flight, self._claimed, [document.key for document in others])
         for document in others:
             await self._budget.acquire(len(document.content))
             await documents.put(document)
@@ -294,7 +302,7 @@ class Pipeline:
         self.found.update(record.table for record in new)
         if new:
             self._may_wait = True
-            await self._deliver(new, document.path)
+            await self._deliveries.deliver(FoundRecords(new, document.path))
 
     async def _extraction_failed(
         self, document: SourceDocument, error: llm.ModelError, model_calls: int
@@ -311,10 +319,16 @@ class Pipeline:
             raise ModelKeepsFailing(error) from None
 
 
-def _identify(claimed: ClaimedRun, batch: list[SourceDocument]) -> tuple[dict[bytes, Identity], set[UUID]]:
-    """What these documents are, by key, and in which of them records were found before."""
+def _identify(
+    claimed: ClaimedRun, batch: list[SourceDocument], *, marked: bool
+) -> tuple[dict[bytes, Identity], set[UUID]]:
+    """What these documents are, by key, and in which of them records were found before. `marked`: their reading begins
+    at once."""
     identities = ledger.identify(claimed, batch)
-    return identities, found_records.with_records(claimed, identities.values())
+    read_before = found_records.with_records(claimed, identities.values())
+    if marked:
+        ledger.mark_in_flight(claimed, [document.key for document in batch])
+    return identities, read_before
 
 
 def _entries(document: SourceDocument, extraction: Extraction) -> list[JournalEntry]:

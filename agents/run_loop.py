@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import random
+import sys
 import threading
 from typing import Final
 
@@ -35,6 +36,11 @@ _MAX_OUTAGE_PAUSE_S: Final = 5.0
 # How long runs may take to be queued again when the process ends.
 _STOP_WITHIN_S: Final = 8.0
 
+if sys.platform == "win32":
+    from asyncio import new_event_loop
+else:  # as in web processes
+    from uvloop import new_event_loop
+
 log = structlog.get_logger(__name__)
 
 
@@ -56,9 +62,7 @@ class RunLoop:
         """Start the loop on a thread of its own, unless it runs or was stopped."""
         with self._lock:
             if self._thread is None and not self._stopped:
-                self._thread = threading.Thread(
-                    target=lambda: asyncio.run(self._live()), name="runs", daemon=True
-                )
+                self._thread = threading.Thread(target=self._run, name="runs", daemon=True)
                 self._thread.start()
                 self._ready.wait()
 
@@ -81,6 +85,10 @@ class RunLoop:
         if thread is not None and self._loop is not None and thread.is_alive():
             self._loop.call_soon_threadsafe(self._woken.set)
             thread.join(_STOP_WITHIN_S)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(self._live())
 
     # On the loop
 

@@ -23,6 +23,7 @@ from django.db.backends.utils import CursorWrapper
 from django.utils import translation
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
+from adiuva.core.array_parameters import array
 from adiuva.core.logging import log_failure
 
 _PARAMETER: Final = re.compile(r"%(?:%|s|\((\w+)\)s)")
@@ -122,7 +123,8 @@ class _Prepared(psycopg.RawCursor[Any]):
     def execute(self, query: Any, params: Any = None, **_: Any) -> _Prepared:
         if params is not None:
             query, names = _numbered(query)
-            params = [params[name] for name in names] if names is not None else params
+            given = [params[name] for name in names] if names is not None else params
+            params = [array(value) if type(value) is list else value for value in given]
         return super().execute(query, params, prepare=True, binary=True)
 
 

@@ -20,7 +20,7 @@ from adiuva.devices.protocol import ToolResultBody
 from agents import claimed_runs, journal, ledger, result_commits, runs, services
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
-from agents.group_commit import GroupCommit
+from agents.group_commit import FoundRecords, GroupCommit, GroupDelivery
 from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, RunEvent, Source, SourceInFlight
 from agents.record_validation import Record
@@ -244,3 +244,62 @@ async def test_a_failed_group_fails_its_own_results_only(committed_db: str) -> N
     assert [type(failure) for failure in failures] == [LeaseLost] * 5
     await db.run(Run.objects.filter(pk=claimed.run_id).update, fence=fence)
     assert len(await group.commit(gave(claimed, "another", "task"))) == 1
+
+
+async def test_a_lane_that_is_cancelled_on_its_turn_leaves_it_to_the_next(
+    committed_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = await db.run(claim_new_run)
+    group = GroupCommit(claimed)
+    lanes = [asyncio.create_task(group.commit(gave(claimed, f"file {n}", f"task {n}"))) for n in range(3)]
+    hand_over = group._hand_over
+
+    def and_cancel() -> None:
+        hand_over()
+        lanes[1].cancel()  # woken and has not run yet
+
+    monkeypatch.setattr(group, "_hand_over", and_cancel)
+    await lanes[0]
+    monkeypatch.undo()
+    async with asyncio.timeout(30):
+        assert [record.data["title"] for record in await lanes[2]] == ["task 2"]
+    assert lanes[1].cancelled()
+
+
+async def test_documents_that_are_committed_together_are_delivered_together() -> None:
+    delivered: list[list[str]] = []
+    go_on = asyncio.Event()
+
+    async def deliver(found: Sequence[FoundRecords]) -> None:
+        delivered.append([path for _, path in found])
+        await go_on.wait()
+
+    group = GroupDelivery(deliver)
+    lanes = [asyncio.create_task(group.deliver(FoundRecords([], path))) for path in ("one", "two", "three")]
+    await asyncio.sleep(0.01)
+    late = asyncio.create_task(group.deliver(FoundRecords([], "late")))  # it waits for nobody
+    await asyncio.sleep(0.01)
+    assert delivered == [["one", "two", "three"], ["late"]]
+    assert not any(lane.done() for lane in [*lanes, late])
+    go_on.set()
+    await asyncio.gather(*lanes, late)
+
+
+async def test_a_delivery_that_fails_fails_for_all_documents_in_it() -> None:
+    async def deliver(found: Sequence[FoundRecords]) -> None:
+        raise DeviceOffline
+
+    group = GroupDelivery(deliver)
+    lanes = [group.deliver(FoundRecords([], path)) for path in ("one", "two", "three")]
+    failures = await asyncio.gather(*lanes, return_exceptions=True)
+    assert [type(failure) for failure in failures] == [DeviceOffline] * 3
+
+
+async def test_a_delivery_that_is_cancelled_leaves_nobody_waiting() -> None:
+    group = GroupDelivery(lambda _: asyncio.Event().wait())  # type: ignore[arg-type, return-value]
+    lanes = [asyncio.create_task(group.deliver(FoundRecords([], path))) for path in ("one", "two")]
+    await asyncio.sleep(0.01)
+    lanes[0].cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait(lanes)
+    assert all(lane.cancelled() for lane in lanes)

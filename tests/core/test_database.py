@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 
 import psycopg
 import pytest
-from django.db import connection
+from django.db import DataError, connection
 from django.test.utils import CaptureQueriesContext
 from psycopg_pool import ConnectionPool
 
@@ -86,6 +87,39 @@ def test_a_prepared_statement_takes_named_parameters_in_any_order(db: None) -> N
     with prepared_cursor() as cursor:
         cursor.execute("SELECT %(a)s::int + %(b)s::int * %(a)s::int, '100 %%'", {"b": 2, "c": 0, "a": 3})
         assert cursor.fetchone() == (9, "100 %")
+
+
+def test_lists_come_to_the_database_as_they_are(db: None) -> None:
+    texts = ["", "NULL", "a,b", '"', "\\", '\\"{}', " ", "zwei\nZeilen\tß", "\u2028", "😀", None]
+    uuids = [uuid.UUID(int=0), None, uuid.uuid4()]
+    raw = [b"", bytes(range(256)), None, b"{,}"]
+    with prepared_cursor() as cursor:
+        statement = "SELECT %s::text[], %s::uuid[], %s::bytea[], %s::int[]"
+        for given in (
+            [texts, uuids, raw, [1, None, 70_000]],
+            [[], [], [], []],
+            [[None], [None], [None], [None]],
+        ):
+            cursor.execute(statement, given)
+            assert list(cursor.fetchone()) == given
+        cursor.execute("SELECT %s::text[]", [[str(uuids[0])]])
+        cursor.execute("SELECT %s::uuid[]", [[str(uuids[0])]])
+        assert cursor.fetchone()[0] == [uuids[0]]
+
+
+def test_a_text_in_a_list_that_the_database_cannot_hold_is_refused(db: None) -> None:
+    with pytest.raises(DataError), prepared_cursor() as cursor:
+        cursor.execute("SELECT %s::text[]", [["a", "b\x00c"]])
+
+
+def test_a_statement_is_prepared_once_whether_its_lists_are_empty_or_not(db: None) -> None:
+    with prepared_cursor() as cursor:
+        for given in ([], [uuid.uuid4()], [None]):
+            cursor.execute("SELECT 'prepared once', %s::uuid[]", [given])
+        cursor.execute(
+            "SELECT count(*) FROM pg_prepared_statements WHERE statement ~ '^SELECT .prepared once'"
+        )
+        assert cursor.fetchone() == (1,)
 
 
 # Tables of Django and its applications, whose indexes are theirs.

@@ -1,0 +1,80 @@
+"""Lists as parameters of prepared statements, in PostgreSQL's own form.
+
+psycopg sends a list as text, bytes as hexadecimal digits among it, and looks at each value several times. Here lists of
+UUIDs and of bytes are sent as they are, and lists of texts are quoted without a look at each. None of them names its
+type: so a statement is the same, and planned once, whether a list is empty or not.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+from psycopg.adapt import Dumper
+from psycopg.postgres import types
+from psycopg.pq import Format
+
+
+class _BinaryArray(bytes):
+    """A list as PostgreSQL's array_recv takes it."""
+
+
+class _TextArray(bytes):
+    """A list as PostgreSQL's array_in takes it."""
+
+
+class _BinaryDumper(Dumper):
+    format = Format.BINARY
+    oid = 0
+
+    def dump(self, obj: bytes) -> bytes:
+        return obj
+
+
+class _TextDumper(_BinaryDumper):
+    format = Format.TEXT
+
+
+psycopg.adapters.register_dumper(_BinaryArray, _BinaryDumper)
+psycopg.adapters.register_dumper(_TextArray, _TextDumper)
+
+_UUID_OID: Final = types["uuid"].oid
+_BYTES_OID: Final = types["bytea"].oid
+# Dimensions, whether some are NULL, type of the values; how many they are, number of the first.
+_head = struct.Struct("!iiIii").pack
+_size = struct.Struct("!i").pack
+_NULL: Final = _size(-1)
+_UUID_SIZE: Final = _size(16)
+_NONE: Final = type(None)
+
+
+def array(values: list[Any]) -> Any:
+    """What to send for a list; the list itself where psycopg sees to it. The statement says of which type it is."""
+    kinds = set(map(type, values))
+    has_null = _NONE in kinds
+    kinds.discard(_NONE)
+    if not kinds:
+        return _TextArray(b"{%s}" % b",".join([b"NULL"] * len(values)))
+    kind = kinds.pop()
+    if kinds:
+        return values
+    if kind is str:
+        text = ",".join([_quoted(value) for value in values])
+        return values if "\0" in text else _TextArray(b"{%s}" % text.encode())
+    if kind is UUID:
+        oid, found = _UUID_OID, [_NULL if value is None else _UUID_SIZE + value.bytes for value in values]
+    elif kind is bytes:
+        oid, found = _BYTES_OID, [_NULL if value is None else _size(len(value)) + value for value in values]
+    else:
+        return values
+    return _BinaryArray(b"".join([_head(1, has_null, oid, len(values), 1), *found]))
+
+
+def _quoted(value: str | None) -> str:
+    if value is None:
+        return "NULL"
+    if "\\" in value or '"' in value:
+        value = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{value}"'
