@@ -53,15 +53,16 @@ class EventStreamParser:
         self._size = 0
 
     def feed(self, piece: bytes) -> list[bytes]:
-        end = piece.rfind(b"\n")
         if (
-            piece.find(b"\n") == end - 1
-            and end == len(piece) - 1
-            and piece[:5] == b"data:"
+            piece[:5] == b"data:"
+            and piece[-2:] == b"\n\n"
             and not (self._rest or self._data)
-            and end <= MAX_EVENT_BYTES
+            and len(piece) <= MAX_EVENT_BYTES
         ):
-            return [piece[5:-2].strip()]  # one event, whole, as nearly always
+            events = piece[:-2].split(b"\n\n")  # whole events of one line each, as nearly always
+            if piece.count(b"\n") == 2 * len(events) and all(event[:5] == b"data:" for event in events):
+                return [event[5:].strip() for event in events]
+        end = piece.rfind(b"\n")
         if end < 0:
             self._rest.append(piece)
             self._check_size(len(piece))

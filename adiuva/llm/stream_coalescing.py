@@ -2,8 +2,9 @@
 
 Each piece of a stream wakes the process by itself, and most of its cost is that the caches are cold: handled right
 after another one, the same piece costs a third. Where many come, each is only put aside as it arrives, and after a
-pause all that was put aside is handed on; below that nothing waits. The more come, the longer is the pause, up to half
-of what lies between two words of a quick model.
+pause all that was put aside is handed on; below that nothing waits. The more come, the longer is the pause, up to what
+lies between two words of a quick model: then what is handed on of one stream is often several words, which cost what one
+does, and still nobody sees that they came together.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from adiuva.core.per_loop import PerLoop
 # A process that gets fewer pieces a second handles each at once.
 _MANY_A_S: Final = 500
 # The pause, for each piece that comes in a second, and its bounds.
-_PAUSE_S: Final = 0.000_002
+_PAUSE_S: Final = 0.000_004
 _LEAST_PAUSE_S: Final = 0.004
-_MOST_PAUSE_S: Final = 0.010
+_MOST_PAUSE_S: Final = 0.020
 _WINDOW_S: Final = 0.25
 
 

@@ -73,13 +73,21 @@ class ChunkDecoder:
     def feed(self, data: bytes) -> bytes:
         """The part of the body in these bytes. Raises ValueError if they are not chunked."""
         if not self._left and not self._line and not self._is_behind_chunk and self._trailers < 0:
-            # Nearly always one read brings one whole chunk.
-            end = data.find(b"\r\n", 0, _MAX_SIZE_DIGITS + 2)
-            digits = data[:end]
-            if end > 0 and not digits.strip(_DIGITS):
-                size = int(digits, 16)
-                if size and end + size + 4 == len(data) and data.endswith(b"\r\n"):
-                    return data[end + 2 : -2]
+            # Nearly always they are one whole chunk, or some of them.
+            at, found = 0, []
+            while True:
+                end = data.find(b"\r\n", at, at + _MAX_SIZE_DIGITS + 2)
+                digits = data[at:end]
+                if end <= at or digits.strip(_DIGITS):
+                    break
+                begin = end + 2
+                end = begin + int(digits, 16)
+                if end == begin or data[end : end + 2] != b"\r\n":
+                    break
+                found.append(data[begin:end])
+                at = end + 2
+                if at == len(data):
+                    return found[0] if len(found) == 1 else b"".join(found)
         return self._feed(data)
 
     def _feed(self, data: bytes) -> bytes:
