@@ -39,7 +39,7 @@ class Assistant:
         self._prompt = prompt
         self.tools = {tool.name: tool for tool in (*tools, *unlisted)}
         self._listed = ", ".join(tool.name for tool in tools)
-        self.schemas: list[dict[str, Any]] = [_tool_schema(tool) for tool in tools]
+        self.schemas = llm.Tools(_tool_schema(tool) for tool in tools)
         # Built once because LangChain builds them again at each access.
         self._checks = {tool.name: tool.tool_call_schema for tool in (*tools, *unlisted)}
         self._arguments = {

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Protocol
 
 from django.conf import settings
@@ -105,10 +106,10 @@ def model_call(model: str) -> Iterator[ModelCall]:
         outcome = "ok" if call.usage else "cancelled"
         raise
     finally:
-        MODEL_CALLS.labels(model, _bounded(outcome)).inc()
+        _labelled(MODEL_CALLS, model, _bounded(outcome)).inc()
         if call.usage:
-            TOKENS.labels(model, "input").inc(call.usage.input_tokens)
-            TOKENS.labels(model, "output").inc(call.usage.output_tokens)
+            _labelled(TOKENS, model, "input").inc(call.usage.input_tokens)
+            _labelled(TOKENS, model, "output").inc(call.usage.output_tokens)
             span.set(
                 gen_ai__usage__input_tokens=call.usage.input_tokens,
                 gen_ai__usage__output_tokens=call.usage.output_tokens,
@@ -116,6 +117,12 @@ def model_call(model: str) -> Iterator[ModelCall]:
         if outcome != "ok":
             span.fail(outcome)
         span.end()
+
+
+@cache
+def _labelled(counter: Counter, *labels: str) -> Counter:
+    """A counter's time series with these labels, which are few. Counters look for it under a lock at each call."""
+    return counter.labels(*labels)
 
 
 def _bounded(code: str) -> str:

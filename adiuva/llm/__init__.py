@@ -55,6 +55,7 @@ from adiuva.llm.types import (
     Text,
     Tool,
     ToolCall,
+    Tools,
     Usage,
     WireToolCall,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "Text",
     "Tool",
     "ToolCall",
+    "Tools",
     "Usage",
     "WireToolCall",
     "WorkBudgetSpent",

@@ -39,6 +39,7 @@ class Feature(StrEnum):
 
 
 Features = frozenset[Feature]
+_ALL: Final = frozenset[str](Feature)
 
 # Words by which a refusal names a feature. The first feature that is named and in use is left out first.
 _WORDS: Final = {
@@ -83,11 +84,13 @@ async def send_adapted(
 
     Raises ModelRejected with the first refusal if the request is refused whatever is left out.
     """
-    suspects, taken = _known_as(learnt, _SUSPECT), _known_as(learnt, _TAKEN)
+    suspects = _known_as(learnt, _SUSPECT)
     refused = known = _known_as(learnt, _REFUSED) | suspects
-    wanted = used_features(request, streams=streams, refused=frozenset())
-    if on_trial := next(iter(sorted(suspects & wanted)), None):
-        refused -= {on_trial}
+    on_trial = None
+    if suspects:
+        wanted = used_features(request, streams=streams, refused=frozenset())
+        if on_trial := next(iter(sorted(suspects & wanted)), None):
+            refused -= {on_trial}
     found: dict[str, str] = {}
     first: ModelRejected | None = None
     while True:
@@ -97,7 +100,10 @@ async def send_adapted(
             if not refusal.about_request:
                 raise
             first = first or refusal
-            used = used_features(request, streams=streams, refused=refused)
+            used, taken = (
+                used_features(request, streams=streams, refused=refused),
+                _known_as(learnt, _TAKEN),
+            )
             sheddable = used - ({Feature.TOOLS} & taken)
             if on_trial in used:
                 more, why = frozenset({on_trial}), _REFUSED  # for the second time: it was the reason
@@ -129,7 +135,7 @@ async def send_adapted(
 
 
 def _known_as(learnt: LearntFacts, what: str) -> Features:
-    return frozenset(feature for feature in Feature if learnt.get(feature) == what)
+    return frozenset(map(Feature, learnt.named(what) & _ALL))
 
 
 def _names(refusal: ModelRejected, feature: Feature) -> bool:
@@ -157,6 +163,6 @@ def response_format_for(request: ModelRequest, refused: Features) -> dict[str, A
     return None if Feature.JSON_MODE in refused else {"type": "json_object"}
 
 
-def tools_for(request: ModelRequest, refused: Features) -> list[Tool] | None:
+def tools_for(request: ModelRequest, refused: Features) -> Sequence[Tool] | None:
     """The tools that the request may offer; None without any."""
-    return list(request.tools) if request.tools and Feature.TOOLS not in refused else None
+    return request.tools if request.tools and Feature.TOOLS not in refused else None

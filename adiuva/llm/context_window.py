@@ -14,13 +14,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-import orjson
 import structlog
 from django.conf import settings
 
 from adiuva.llm.learnt import LearntFacts
 from adiuva.llm.litellm_models import listed_entry
-from adiuva.llm.types import Message, Tool
+from adiuva.llm.types import Message, ModelRequest, Tool
 
 # Fields by which servers with the OpenAI API tell a model's window in their list of models. What is loaded counts more
 # than what the model could take.
@@ -58,9 +57,8 @@ class ContextWindow:
     @property
     def tokens(self) -> int:
         """The window as far as it is known now."""
-        if configured := int(settings.MODEL_CONTEXT_WINDOW):
-            return min(configured, self._learnt or configured)
-        return min(filter(None, (self._told, self._learnt)), default=0)
+        told, learnt = int(settings.MODEL_CONTEXT_WINDOW) or self._told, self._learnt
+        return min(told, learnt) if told and learnt else told or learnt
 
     async def find(self, ask: Callable[[], Awaitable[int]]) -> int:
         """The window; `ask` is called for it when nothing is known, and not again for ten minutes."""
@@ -107,7 +105,7 @@ class ContextWindow:
 
 def request_size(messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> int:
     """Bytes of a request's messages and tools."""
-    return len(orjson.dumps(messages)) + (len(orjson.dumps(tools)) if tools else 0)
+    return ModelRequest(messages, tools).size
 
 
 def plausible_window(value: Any) -> int:

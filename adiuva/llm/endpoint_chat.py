@@ -15,7 +15,7 @@ from adiuva.core import metrics
 from adiuva.llm import errors, transport
 from adiuva.llm.base import ChatModel
 from adiuva.llm.capabilities import Feature, Features, send_adapted
-from adiuva.llm.context_window import ContextWindow, request_size
+from adiuva.llm.context_window import ContextWindow
 from adiuva.llm.learnt import learnt_facts
 from adiuva.llm.message_normalization import calls_in_words, in_strict_order
 from adiuva.llm.metering import RequestMeter
@@ -82,7 +82,7 @@ class EndpointChat(ChatModel):
             raise
         self._window.note_usage(size, reply.usage.input_tokens)
         await self._thoughts.note_whole_answer(reply, is_free=schema is None)
-        return replace(reply, usage=replace(reply.usage, model=self.name))
+        return replace(reply, usage=reply.usage.by(self.name))
 
     async def stream(
         self,
@@ -111,7 +111,7 @@ class EndpointChat(ChatModel):
                             if isinstance(last := deltas[-1] if deltas else None, Finish):
                                 self._window.note_usage(size, last.usage.input_tokens)
                                 call.usage = last.usage
-                                deltas[-1] = replace(last, usage=replace(last.usage, model=self.name))
+                                deltas[-1] = last.by(self.name)
                             if shown := thoughts.feed(deltas):
                                 yield shown
                     await self._thoughts.note_stream(thoughts)
@@ -141,11 +141,13 @@ class EndpointChat(ChatModel):
         """The request and its size in bytes. Its answer gets no more than what the window has left: some servers refuse
         a request that could not be answered in full length."""
         ordered = in_strict_order(messages if tools else calls_in_words(messages))
+        request = ModelRequest(ordered, tools, schema, max_tokens, temperature)
         if size is None:
-            size = request_size(ordered, tools)
+            size = request.size
         if max_tokens is not None and (window := self._window.tokens):
-            max_tokens = max(_LEAST_ANSWER_TOKENS, min(max_tokens, window - self._window.tokens_of(size)))
-        return ModelRequest(ordered, tools, schema, max_tokens, temperature), size
+            left = min(max_tokens, window - self._window.tokens_of(size))
+            request = replace(request, max_tokens=max(_LEAST_ANSWER_TOKENS, left))
+        return request, size
 
     async def _ask_window(self) -> int:
         """What the endpoint says of its window; 0 if it says nothing."""

@@ -30,10 +30,22 @@ class LearntFacts:
         self.endpoint, self.model = endpoint, model
         self._key = redis_key(endpoint, model)
         self._facts: dict[str, str] = {}
+        self._named: dict[str, frozenset[str]] = {}  # by value, found out once until facts change
         self._read_at = 0.0
 
     def get(self, name: str) -> str:
         return self._facts.get(name, "")
+
+    def named(self, value: str) -> frozenset[str]:
+        """The names of the facts that have this value."""
+        if (names := self._named.get(value)) is None:
+            names = frozenset(name for name, known in self._facts.items() if known == value)
+            self._named[value] = names
+        return names
+
+    def _know(self, facts: Mapping[str, str]) -> None:
+        self._facts = dict(facts)
+        self._named.clear()
 
     async def read(self) -> None:
         """Take over what other processes have learnt, once a minute."""
@@ -48,14 +60,14 @@ class LearntFacts:
             _note_redis(error)
             return
         _note_redis(None)
-        self._facts = {name.decode(): value.decode() for name, value in found.items()}
+        self._know({name.decode(): value.decode() for name, value in found.items()})
 
     async def note(self, facts: Mapping[str, str]) -> None:
         """Keep facts, each beside those of other names."""
         changed = {name: value for name, value in facts.items() if self._facts.get(name) != value}
         if not changed:
             return
-        self._facts |= changed
+        self._know(self._facts | changed)
         try:
             async with async_redis("model_limits").pipeline(transaction=False) as pipeline:
                 pipeline.hset(self._key, mapping=changed)
@@ -66,7 +78,7 @@ class LearntFacts:
 
     async def forget(self) -> None:
         """Forget all facts; other processes do so when they read again."""
-        self._facts.clear()
+        self._know({})
         try:
             await async_redis("model_limits").delete(self._key)
         except (RedisError, OSError) as error:
@@ -89,7 +101,7 @@ def learnt_facts(endpoint: str, model: str) -> LearntFacts:
 def forget() -> None:
     """Forget what this process knows, for tests."""
     for facts in _facts.values():
-        facts._facts.clear()
+        facts._know({})
         facts._read_at = 0.0
 
 

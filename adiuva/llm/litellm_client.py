@@ -112,7 +112,7 @@ class LiteLLMChat(EndpointChat):
         given: dict[str, Any] = {
             "model": self.name,
             "messages": list(messages_for(request, refused)),
-            "tools": tools_for(request, refused),
+            "tools": list(tools) if (tools := tools_for(request, refused)) else None,
             "response_format": response_format_for(request, refused),
             "max_tokens": None if Feature.MAX_TOKENS in refused else request.max_tokens,
             "temperature": None if Feature.TEMPERATURE in refused else request.temperature,

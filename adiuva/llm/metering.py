@@ -19,7 +19,7 @@ from uuid import UUID
 import structlog
 
 from adiuva.llm import errors
-from adiuva.llm.context_window import ContextWindow, request_size
+from adiuva.llm.context_window import ContextWindow
 from adiuva.llm.prices import Price, find_price
 from adiuva.llm.types import Delta, Finish, ModelRequest, OnText, Reply, Text, ToolCall, Usage
 
@@ -254,7 +254,7 @@ class _Attempt:
     def _input_tokens(self) -> int:
         request = self.request
         schema = len(str(request.schema.body)) if request.schema else 0
-        return self.window.tokens_of(request_size(request.messages, request.tools) + schema)
+        return self.window.tokens_of(request.size + schema)
 
 
 def _bytes_of(text: str) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
+from functools import lru_cache
 from typing import Any
 
 import aiohttp
+import orjson
 from django.conf import settings
 
 from adiuva.llm import errors, openai_format, transport
@@ -17,7 +19,7 @@ from adiuva.llm.context_window import listed_window, window_in_models, window_in
 from adiuva.llm.endpoint_chat import EndpointChat
 from adiuva.llm.streamed_body import Body
 from adiuva.llm.transport import Endpoint
-from adiuva.llm.types import Delta, ModelRequest, OnText, Reply, Text
+from adiuva.llm.types import Delta, ModelRequest, OnText, Reply, Text, json_of_tools
 
 DEFAULT_BASE = "https://api.openai.com/v1"
 _OPENAI = "api.openai.com"
@@ -57,10 +59,7 @@ class OpenAIChat(EndpointChat):
             if Feature.STREAM_USAGE not in refused:
                 body["stream_options"] = {"include_usage": True}
         timeout_s = settings.MODEL_TIMEOUT_S
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=transport.CONNECT_TIMEOUT_S, sock_read=timeout_s
-        )
-        async with self._endpoint.post("chat/completions", body, timeout) as response:
+        async with self._endpoint.post("chat/completions", body, _stream_timeout(timeout_s)) as response:
             if response.content_type == "application/json":  # the endpoint does not stream
                 raw = b"".join([piece async for piece in transport.chunks(response, timeout_s)])
                 yield _deltas_of_whole_answer(raw)
@@ -82,16 +81,22 @@ class OpenAIChat(EndpointChat):
                         yield [Text(text)]
                         answer.on_text = on_text  # from now on nobody asks another model instead
                 yield answer.deltas.finish()
-                await _late_piece(source, _DRAIN_TIMEOUT_S)
+                if not source.is_over:
+                    await _late_piece(source, _DRAIN_TIMEOUT_S)
 
     def _body(self, request: ModelRequest, refused: Features) -> dict[str, Any]:
-        messages = list(messages_for(request, refused))
-        body: dict[str, Any] = {**settings.MODEL_EXTRAS, "model": self._model, "messages": messages}
+        messages = messages_for(request, refused)
+        written = request.messages_json if messages is request.messages else orjson.dumps(messages)
+        body: dict[str, Any] = {
+            **settings.MODEL_EXTRAS,
+            "model": self._model,
+            "messages": orjson.Fragment(written),
+        }
         if self._endpoint.host == _OPENAI and messages and messages[0]["role"] == "system":
             # Requests with the same prefix go to the same machine, whose cache holds it.
             body["prompt_cache_key"] = hashlib.sha256(str(messages[0]["content"]).encode()).hexdigest()[:32]
         if tools := tools_for(request, refused):
-            body["tools"] = tools
+            body["tools"] = orjson.Fragment(json_of_tools(tools))
         if response_format := response_format_for(request, refused):
             body["response_format"] = response_format
         if request.max_tokens is not None and Feature.MAX_TOKENS not in refused:
@@ -113,6 +118,11 @@ class OpenAIEmbeddings(EmbeddingModel):
         body = {"model": model, "input": texts, "encoding_format": "float"}
         answer = await self._endpoint.post_json("embeddings", body)
         return openai_format.parse_embeddings(answer, len(texts)), openai_format.embedding_tokens(answer)
+
+
+@lru_cache(maxsize=8)
+def _stream_timeout(silence_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=transport.CONNECT_TIMEOUT_S, sock_read=silence_s)
 
 
 def _deltas_of_whole_answer(raw: bytes) -> list[Delta]:

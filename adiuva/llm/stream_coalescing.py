@@ -3,8 +3,7 @@
 Each piece of a stream wakes the process by itself, and most of its cost is that the caches are cold: handled right
 after another one, the same piece costs a third. Where many come, each is only put aside as it arrives, and after a
 pause all that was put aside is handed on; below that nothing waits. The more come, the longer is the pause, up to what
-lies between two words of a quick model: then what is handed on of one stream is often several words, which cost what one
-does, and still nobody sees that they came together.
+lies between two words of a quick model: then some words of one stream are handed on together, and cost what one does.
 """
 
 from __future__ import annotations

@@ -37,6 +37,11 @@ Take = Callable[[bytes], bool]
 class Body(Protocol):
     """A body that is being read."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes."""
+        ...
+
     async def pass_on(self, take: Take) -> bool:
         """Give each piece to `take`, in order, until it returns True. False: the body has ended.
 
@@ -49,8 +54,13 @@ class Body(Protocol):
 class ReadBody:
     """A body that aiohttp reads."""
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
-        self._chunks = chunks
+    def __init__(self, chunks: AsyncGenerator[bytes, None], content: aiohttp.StreamReader) -> None:
+        """`chunks` yields what `content` brings."""
+        self._chunks, self._content = chunks, content
+
+    @property
+    def is_over(self) -> bool:
+        return self._content.at_eof()
 
     async def pass_on(self, take: Take) -> bool:
         while piece := await anext(self._chunks, b""):
@@ -237,6 +247,10 @@ class StreamedBody:
         if not self._has_ended:
             self._pacer.add(self)
         return True
+
+    @property
+    def is_over(self) -> bool:
+        return self._has_ended and not self._pieces
 
     async def pass_on(self, take: Take) -> bool:
         while self._pieces:

@@ -136,6 +136,7 @@ class Endpoint:
             raise errors.ModelNotConfigured("the model's api_base is not a plain http or https address")
         self._base = url
         self.name = str(url.with_query(None)).rstrip("/")
+        self._urls: dict[str, URL] = {}
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -173,7 +174,8 @@ class Endpoint:
 
         Leaving the context early closes the connection at once.
         """
-        url = self._base.joinpath(path).with_query(self._base.query)
+        if (url := self._urls.get(path)) is None:
+            url = self._urls[path] = self._base.joinpath(path).with_query(self._base.query)
         try:
             response = await session().post(
                 url, data=orjson.dumps(body), headers=self._headers, timeout=timeout, allow_redirects=False
@@ -225,7 +227,7 @@ async def streamed_body(response: aiohttp.ClientResponse, silence_s: float) -> A
         finally:
             body.close()
     async with aclosing(chunks(response, silence_s)) as pieces:
-        yield ReadBody(pieces)
+        yield ReadBody(pieces, response.content)
 
 
 class _SilenceTimer:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypedDict
+
+import orjson
 
 
 class FunctionCall(TypedDict):
@@ -31,6 +34,18 @@ class Message(_Role, total=False):
 
 Tool = Mapping[str, Any]
 """`{"type": "function", "function": {"name", "description", "parameters": JSON Schema}}`"""
+
+
+class Tools(list[Tool]):
+    """Tools that many requests offer, and that are never changed: their JSON is written once."""
+
+    @cached_property
+    def json(self) -> bytes:
+        return orjson.dumps(self)
+
+
+def json_of_tools(tools: Sequence[Tool]) -> bytes:
+    return tools.json if isinstance(tools, Tools) else orjson.dumps(tools)
 
 
 class Schema(NamedTuple):
@@ -61,6 +76,12 @@ class Usage:
             self.cached_tokens + other.cached_tokens,
             self.written_tokens + other.written_tokens,
             other.model or self.model,
+        )
+
+    def by(self, model: str) -> Usage:
+        """The same, used by this model."""
+        return Usage(
+            self.input_tokens, self.output_tokens, self.cached_tokens, self.written_tokens, model=model
         )
 
 
@@ -96,6 +117,10 @@ class Finish:
     usage: Usage
     lacks_tools: bool = False
 
+    def by(self, model: str) -> Finish:
+        """The same, of an answer of this model."""
+        return Finish(self.reason, self.usage.by(model), self.lacks_tools)
+
 
 Delta = Text | ToolCall | Finish
 
@@ -130,12 +155,21 @@ class StructuredReply:
     cut: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelRequest:
-    """One request to a chat model."""
+    """One request to a chat model. Its messages are written as JSON once, to be measured and to be sent."""
 
     messages: Sequence[Message]
     tools: Sequence[Tool] | None = None
     schema: Schema | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+
+    @cached_property
+    def messages_json(self) -> bytes:
+        return orjson.dumps(self.messages)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its messages and tools, as `request_size` gives them."""
+        return len(self.messages_json) + (len(json_of_tools(self.tools)) if self.tools else 0)
