@@ -283,18 +283,17 @@ class DeviceSession:
                 _remark(f"Besides, {large} {nouns[large > 1]} could not be read: too large for a list.")
             if isinstance(answer, PartialSelect) and answer.has_more:
                 _remark(f"There are more {nouns[1]}: the device could not send all at once. Narrow the list.")
-        return answer.model_copy(update={"rows": valid})
+        return answer.model_copy(update={"rows": valid}) if len(valid) < len(rows) else answer
 
     def _record_rows(self, table: TableName | None, rows: Sequence[Data]) -> None:
         assert table is not None
         column = TABLES[table].title
+        self._rows.extend(rows)
         for row in rows:
             key = row["id"]
             self.titles[key] = one_line(row.get(column)) or "(untitled)"
             self._tables[key] = table
-        self._rows.extend(rows)
-        self._latest |= {(table, row["id"]): row for row in rows}
-        for row in rows:
+            self._latest[table, key] = row
             for value in row.values():
                 if isinstance(value, str) and (":" in value or "www." in value):
                     self.addresses |= addresses_in(value)

@@ -14,11 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import structlog
+from django.conf import settings
 from redis.exceptions import RedisError
 
 from adiuva.core.crypto import SealBroken, UserCipher
 from adiuva.core.logging import log_failure
 from adiuva.core.per_loop import PerLoop
+from adiuva.core.pubsub_connection import Fate, NoSubscriber, PubSubConnection
 from adiuva.core.redis import async_redis
 from adiuva.core.sealed import seal_for_redis, unseal_from_redis
 from adiuva.devices.protocol import Mutation
@@ -112,6 +114,10 @@ class StreamLogWriter:
         self._recordings: set[StreamRecording] = set()
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        # redis-py's pipeline would cost a short turn more than all else of its log.
+        self._redis = PubSubConnection(
+            {"address": settings.REDIS_URL}, NoSubscriber(), asyncio.get_running_loop()
+        )
 
     def add(self, recording: StreamRecording) -> None:
         self._recordings.add(recording)
@@ -144,25 +150,42 @@ class StreamLogWriter:
     async def _write(self) -> None:
         parts = [(recording, part) for recording in self._recordings if (part := recording.next_part())]
         try:
-            if parts:
-                async with async_redis("chat").pipeline(transaction=False) as pipeline:
-                    for recording, part in parts:
-                        pipeline.rpush(recording.key, part.sealed)
-                        pipeline.expire(recording.key, LOG_TTL_S)
-                    answers = await pipeline.execute()
-        except (RedisError, OSError) as error:
+            lengths = await self._append([(recording.key, part.sealed) for recording, part in parts])
+        except OSError as error:
             log_failure("stream_log.write_failed", error, level="warning", streams=len(parts))
             for recording, _ in parts:
                 recording.start_again()
                 self._count_try(recording)
             return
-        for place, (recording, part) in enumerate(parts):
-            recording.mark_written(part, parts=answers[2 * place])
+        for (recording, part), length in zip(parts, lengths, strict=True):
+            recording.mark_written(part, parts=length)
         for recording in [recording for recording in self._recordings if recording.is_whole]:
             self._recordings.discard(recording)
             recording.saved()
         if any(recording.stream.ended for recording in self._recordings):
             self._ended.set()
+
+    async def _append(self, parts: Sequence[tuple[str, bytes]]) -> list[int]:
+        """Append to the logs of these keys; returns how many parts each has then. Raises OSError."""
+        if not parts:
+            return []
+        await self._redis.ready()
+        answers: list[Fate] = []
+        done = asyncio.get_running_loop().create_future()
+
+        def answered(fate: Fate) -> None:
+            answers.append(fate)
+            if len(answers) == 2 * len(parts) and not done.done():
+                done.set_result(None)
+
+        for key, sealed in parts:
+            self._redis.command(answered, "RPUSH", key, sealed)
+            self._redis.command(answered, "EXPIRE", key, str(LOG_TTL_S))
+        await done
+        numbers = [answer for answer in answers if isinstance(answer, int)]
+        if len(numbers) < len(answers):
+            raise ConnectionError("Redis has not taken all of the stream log")
+        return numbers[::2]
 
     def _count_try(self, recording: StreamRecording) -> None:
         if recording.stream.ended:

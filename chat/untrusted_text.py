@@ -25,6 +25,11 @@ def one_line(text: object, max_chars: int = MAX_TITLE_CHARS) -> str:
     """A text from the user's data on one line, so that it cannot pose as another line, or as a row's id."""
     if not isinstance(text, str):
         return ""
+    if (
+        len(text) <= max_chars and text.isprintable()
+        and "[" not in text and "  " not in text and text[:1] != " " and text[-1:] != " "
+    ):  # fmt: skip
+        return text  # as most are
     text = text[: 4 * max_chars]
     if not text.isprintable():
         text = _CONTROL.sub(" ", _INVISIBLE.sub("", text))

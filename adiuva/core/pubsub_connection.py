@@ -1,4 +1,4 @@
-"""One connection to Redis for publishing and for what is subscribed to, read where the bytes arrive.
+"""One connection to Redis for what is published, subscribed to and commanded, read where the bytes arrive.
 
 It takes over a connection that redis-py has opened and signed in (its private `_writer` and `_reader`), parses what
 arrives with hiredis, and writes everything sent in one turn of the event loop at once. After an upgrade of redis-py run
@@ -28,8 +28,9 @@ _RECONNECT_PAUSE_S: Final = 1.0
 _PING_AFTER_S: Final = 10.0  # of silence; the PING shows whether Redis still answers
 ANSWER_TIMEOUT_S: Final = 10.0
 
-# What became of something published: how many subscribers got it, "unavailable" (Redis refused it, so nobody did), or
-# "lost" (the connection broke before Redis answered, so perhaps).
+# What became of a command: the number that Redis answered (of something published, how many subscribers got it),
+# "unavailable" (Redis refused it, so nothing happened), or "lost" (the connection broke before Redis answered, so
+# perhaps).
 Fate = int | Literal["unavailable", "lost"]
 
 
@@ -43,7 +44,7 @@ class ChannelLayerUnavailable(Unavailable, ConnectionError):
 
 
 class Subscriber(Protocol):
-    """What a connection is for."""
+    """What a connection is for. `NoSubscriber` is where it subscribes to nothing."""
 
     def names(self) -> list[str]:
         """What to subscribe to, also after a reconnect."""
@@ -64,6 +65,23 @@ class Subscriber(Protocol):
     def closed(self) -> None:
         """The event loop's tasks were cancelled, and the connection with them."""
         ...
+
+
+class NoSubscriber:
+    def names(self) -> list[str]:
+        return []
+
+    def arrived(self, name: bytes, payload: bytes) -> None:
+        pass
+
+    def lost(self) -> None:
+        pass
+
+    def interrupted(self) -> None:
+        pass
+
+    def closed(self) -> None:
+        pass
 
 
 # More than 15 methods: asyncio calls some, and reconnecting is a chain of small steps over the same state.
@@ -97,8 +115,12 @@ class PubSubConnection(asyncio.Protocol):
 
     def publish(self, name: str, payload: bytes, answered: Callable[[Fate], object]) -> None:
         """`answered` is called once, with what became of it. The connection must be open."""
+        self.command(answered, "PUBLISH", name, payload)
+
+    def command(self, answered: Callable[[Fate], object], *words: str | bytes) -> None:
+        """The same for any command that Redis answers with a number."""
         self._unanswered.append((answered, self._loop.time()))
-        self._write("PUBLISH", name, payload)
+        self._write(*words)
 
     async def subscribe(self, name: str) -> None:
         """Raises ConnectionError."""

@@ -14,7 +14,18 @@ import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from adiuva.devices import tool_results
-from adiuva.devices.protocol import SINCE_2, ClientFrame, Data, Received, Sent, ServerFrame, ToolResult
+from adiuva.devices.protocol import (
+    MAX_BATCH,
+    SINCE_2,
+    ClientFrame,
+    Data,
+    Received,
+    Sent,
+    ServerFrame,
+    ToolBatchResult,
+    ToolResult,
+    ToolResultBody,
+)
 
 MAX_FRAME_BYTES: Final = 1024 * 1024
 MAX_DEPTH: Final = 32
@@ -22,6 +33,7 @@ PART_BYTES: Final = 512 * 1024
 INT64_MAX: Final = 2**63 - 1
 
 Frame = TypeVar("Frame", bound=Sent | Received)
+Result = TypeVar("Result", bound=ToolResultBody)
 
 client_frames: TypeAdapter[ClientFrame] = TypeAdapter(ClientFrame)
 server_frames: TypeAdapter[ServerFrame] = TypeAdapter(ServerFrame)
@@ -54,8 +66,10 @@ def parse(text: str) -> ClientFrame:
     """One frame from a client. Raises BadFrame, with the code `unknown_type` if its type is not known."""
     content = decode(text)
     kind = content.get("type")
-    if kind == "tool_result" and (result := _plain_result(content)) is not None:
+    if kind == "tool_result" and (result := _plain_result(ToolResult, content)) is not None:
         return result
+    if kind == "tool_batch_result" and (batch := _plain_batch(content)) is not None:
+        return batch
     if isinstance(kind, str) and (model := _CLIENT_FRAMES.get(kind)) is not None:
         try:
             return cast(ClientFrame, model.__pydantic_validator__.validate_python(content))
@@ -70,10 +84,10 @@ def parse(text: str) -> ClientFrame:
         raise _explain(content, error) from None
 
 
-def _plain_result(content: Data) -> ToolResult | None:
+def _plain_result(model: type[Result], content: Data) -> Result | None:
     """What pydantic would make of a result, if that can be told at a glance. JSON's objects have texts for keys, and
     pydantic would look at each key of each row, and copy them."""
-    fields = _NO_RESULT.copy()
+    fields = _NO_RESULT[model].copy()
     for name, value in content.items():
         if value is not None and (kind := _RESULT_TYPES.get(name)) is not None:
             if type(value) is not kind:
@@ -84,11 +98,26 @@ def _plain_result(content: Data) -> ToolResult | None:
     for rows in (fields["rows"], fields["results"]):
         if rows is not None and not all(type(row) is dict for row in rows):
             return None
-    return construct(ToolResult, fields)
+    return construct(model, fields)
+
+
+def _plain_batch(content: Data) -> ToolBatchResult | None:
+    """The same for the results of a batch."""
+    given = content.get("results")
+    if type(given) is not list or len(given) > MAX_BATCH:
+        return None
+    results: list[ToolResultBody] = []
+    for each in given:
+        if type(each) is not dict or (result := _plain_result(ToolResultBody, each)) is None:
+            return None
+        results.append(result)
+    return construct(ToolBatchResult, {"type": "tool_batch_result", "results": results})
 
 
 # Without an id, pydantic sees to it.
-_NO_RESULT: Final[Data] = {**vars(ToolResult(id="-")), "id": ""}
+_NO_RESULT: Final[dict[type[ToolResultBody], Data]] = {
+    model: {**vars(model(id="-")), "id": ""} for model in (ToolResult, ToolResultBody)
+}
 _RESULT_TYPES: Final = {
     "id": str,
     "row": dict,

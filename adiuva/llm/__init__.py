@@ -123,7 +123,7 @@ def embedding_model(configured: Mapping[str, str] | None = None) -> EmbeddingMod
     """The model of settings.EMBEDDING_MODEL, or of a mapping like it; the lexical one if none is configured."""
     given = settings.EMBEDDING_MODEL if configured is None else configured
     if given.get("model", "") in ("", LEXICAL):
-        return LexicalEmbeddings()
+        return _lexical_embeddings()
     if given["model"] == LOCAL:
         return LocalEmbeddings(given.get("api_base", ""))
     return _embedding_model(*_named(given, "ADIUVA_EMBEDDING_MODEL"))
@@ -150,6 +150,11 @@ def _named(configured: Mapping[str, str], variable: str) -> tuple[str, str, str]
     if not name or name == "openai/":
         raise not_configured(variable)
     return name, configured.get("api_base", ""), configured.get("api_key", "")
+
+
+@cache
+def _lexical_embeddings() -> LexicalEmbeddings:
+    return LexicalEmbeddings()
 
 
 @cache

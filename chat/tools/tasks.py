@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Annotated, Any, Final, Literal
 
 from langchain_core.runnables import RunnableConfig
@@ -211,9 +212,10 @@ def _sorted(
             return found.casefold() if isinstance(found, str) else None
         return found if isinstance(found, int) else None
 
-    have = sorted((row for row in rows if value(row) is not None), key=value, reverse=descending)
-    have += [row for row in rows if value(row) is None]
-    return sorted(have, key=lambda row: row.get("status") == "done") if open_first else have
+    valued = [(value(row), row) for row in rows]
+    have = sorted((pair for pair in valued if pair[0] is not None), key=itemgetter(0), reverse=descending)
+    ordered = [row for _, row in have] + [row for found, row in valued if found is None]
+    return sorted(ordered, key=lambda row: row.get("status") == "done") if open_first else ordered
 
 
 def _due(row: Data) -> Any:

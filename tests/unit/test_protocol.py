@@ -184,9 +184,24 @@ def test_a_result_that_is_read_at_a_glance_is_read_as_pydantic_would(
     try:
         expected = protocol.ToolResult.model_validate(content)
     except ValueError:
-        assert codec._plain_result(content) is None
+        assert codec._plain_result(protocol.ToolResult, content) is None
     else:
         found = codec.parse(json.dumps(content))
         assert type(found) is protocol.ToolResult and vars(found) == vars(expected)
         assert codec.dump(found) == codec.dump(expected) and repr(found) == repr(expected)
         assert found.model_copy(update={"ok": False}) == expected.model_copy(update={"ok": False})
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(["id", "row", "rows", "error", "more"]), odd) | odd, max_size=3)
+)
+def test_a_batch_that_is_read_at_a_glance_is_read_as_pydantic_would(results: list[Any]) -> None:
+    content = {"type": "tool_batch_result", "results": results}
+    try:
+        expected = protocol.ToolBatchResult.model_validate(content)
+    except ValueError:
+        assert codec._plain_batch(content) is None
+    else:
+        found = codec.parse(json.dumps(content))
+        assert type(found) is protocol.ToolBatchResult and found.results == expected.results
+        assert codec.dump(found) == codec.dump(expected) and repr(found) == repr(expected)
