@@ -15,11 +15,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import orjson
 import psycopg
 from django.db.backends.postgresql import base, operations
+from psycopg.types.json import JsonbBinaryLoader
 from psycopg_pool import ConnectionPool
 
 Connection = psycopg.Connection[Any]
+
+
+class _JSONLoader(JsonbBinaryLoader):
+    """Of what prepared statements read. Of Django's own, its fields read the text."""
+
+    _loads = orjson.loads  # type: ignore[assignment]  # takes what json.loads takes
 
 
 class DatabaseOperations(operations.DatabaseOperations):
@@ -30,6 +38,19 @@ class DatabaseOperations(operations.DatabaseOperations):
 
 class DatabaseWrapper(base.DatabaseWrapper):
     ops_class = DatabaseOperations
+
+    def get_connection_params(self) -> dict[str, Any]:
+        """None to take a connection from the pool, which has them since it was made."""
+        if self.alias in self._connection_pools and self.pool:  # type: ignore[attr-defined]  # not in the stubs
+            return {}
+        found: dict[str, Any] = super().get_connection_params()
+        found["context"].adapters.register_loader("jsonb", _JSONLoader)
+        return found
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        """psycopg asks the connection's state of the transaction before it sets what is set."""
+        if self.connection.autocommit != autocommit:
+            super()._set_autocommit(autocommit)  # type: ignore[misc]  # the same
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         take = partial(super().get_new_connection, conn_params)
