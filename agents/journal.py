@@ -6,6 +6,7 @@ that should be the same but have different counts are both kept, with a note tha
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -184,8 +185,9 @@ def read(run: Run, *, after: int = 0, most: int = 1000) -> list[dict[str, Any]]:
 
 
 def problems_of(runs: Sequence[Run], *, most: int = 50) -> dict[UUID, list[dict[str, Any]]]:
-    """Why each of several runs of one user ended, if that was no success, and its first problems; in one query."""
-    found: dict[UUID, list[dict[str, Any]]] = {run.pk: [] for run in runs}
+    """Why each of several runs of one user ended, if that was no success, and its first problems; in one query. Empty
+    if there are none."""
+    found: defaultdict[UUID, list[dict[str, Any]]] = defaultdict(list)
     troubled = [run for run in runs if run.problems or not (run.is_live or run.state == Run.State.SUCCESS)]
     if troubled:
         cipher = cipher_for(troubled[0].user_id)

@@ -86,13 +86,18 @@ class RunSerializer(ModelSerializer[Run]):
         read_only_fields = fields
 
     def get_errors(self, run: Run) -> list[str]:
-        return [journal.problem_text(event) for event in self.context["problems"].get(run.pk, [])]
+        known = self.context["problems"]
+        return [journal.problem_text(event) for event in known[run.pk]] if known else []
 
     def get_records_waiting(self, run: Run) -> int:
-        return int(self.context["left"][run.pk]["waiting"])
+        return self._count_left(run, "waiting")
 
     def get_records_expired(self, run: Run) -> int:
-        return int(self.context["left"][run.pk]["expired"])
+        return self._count_left(run, "expired")
+
+    def _count_left(self, run: Run, what: str) -> int:
+        left = self.context["left"]  # mostly of none, and to look for a UUID takes a while
+        return int(left[run.pk][what]) if left else 0
 
 
 class EventSerializer(serializers.Serializer[Any]):

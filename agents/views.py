@@ -21,6 +21,7 @@ from rest_framework.views import APIView
 from adiuva.core.browsable_api import PageAction, undo_action
 from adiuva.core.errors import Invalid, Text
 from adiuva.core.paging import TOTAL_COUNT, PreparedList
+from adiuva.core.representation import rows_of
 from adiuva.core.rest import Done, Problem, error_responses, user_id
 from adiuva.devices import outbox
 from agents import journal, plan_limits, run_watches, runs, services, undo
@@ -95,6 +96,11 @@ class _AgentViewSet(viewsets.ModelViewSet[Agent]):
     def update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """PUT too changes what it names: deployed clients send a part of the configuration."""
         return super().update(request, *args, **kwargs | {"partial": True})
+
+    def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        page = self.paginate_queryset(self.get_queryset())
+        assert page is not None
+        return self.get_paginated_response(rows_of(self.get_serializer(), page))
 
 
 @extend_schema_view(
@@ -289,8 +295,7 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         page = self.paginate_queryset(self.get_queryset())
         assert page is not None and self.paginator is not None
-        context = _run_context(page)
-        return self.paginator.get_paginated_response(RunSerializer(page, many=True, context=context).data)
+        return self.paginator.get_paginated_response(rows_of(RunSerializer(context=_run_context(page)), page))
 
     def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         run = self.get_object()

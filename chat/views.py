@@ -22,6 +22,7 @@ from adiuva.accounts.keys import NoSuchUser, cipher_for
 from adiuva.core.browsable_api import PageAction, PageRow, undo_action
 from adiuva.core.errors import AdiuvaError, Invalid, Unavailable
 from adiuva.core.paging import TOTAL_COUNT, PreparedList
+from adiuva.core.representation import rows_of
 from adiuva.core.rest import Done, error_responses, user_id
 from adiuva.devices.link_errors import DeviceOffline
 from adiuva.devices.protocol import HistoryMessage, StreamEnd
@@ -97,8 +98,8 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         page = self.paginate_queryset(self.get_queryset())
         assert page is not None and self.paginator is not None
-        found = ConversationSerializer(page, many=True, context=_title_context(request, page))
-        return self.paginator.get_paginated_response(found.data)
+        one = ConversationSerializer(context=_title_context(request, page))
+        return self.paginator.get_paginated_response(rows_of(one, page))
 
     def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         after = request.query_params.get("after") or "0"

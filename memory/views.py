@@ -22,6 +22,7 @@ from adiuva.accounts.keys import cipher_for
 from adiuva.core.browsable_api import PageAction
 from adiuva.core.crypto import UserCipher
 from adiuva.core.paging import TOTAL_COUNT, PreparedList
+from adiuva.core.representation import rows_of
 from adiuva.core.rest import Done, Problem, error_responses, user_id
 from memory import entries, forgetting, preferences, search, sent_texts, taking_back
 from memory.entries import BY_HAND, EntryDetails, RememberOutcome
@@ -213,8 +214,8 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
 
     def _page(self, rows: Any) -> Response:
         page = self.paginate_queryset(rows)
-        found = EntrySerializer(page, many=True, context={"cipher": self.cipher})
-        return self.get_paginated_response(found.data)
+        assert page is not None
+        return self.get_paginated_response(rows_of(EntrySerializer(context={"cipher": self.cipher}), page))
 
     def _row(self, entry: Entry, status: int = 200) -> Response:
         """Answer with the entry as it is stored: the database has set some of its times."""

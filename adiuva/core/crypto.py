@@ -41,8 +41,11 @@ def derive_key(key: bytes, purpose: str) -> bytes:
 
 def associated_data(*parts: object) -> bytes:
     """Associated data from parts, each with its length, so that ("ab", "c") is not ("a", "bc")."""
-    texts = [str(part).encode() for part in parts]
-    return b"".join([len(text).to_bytes(4, "big") + text for text in texts])
+    found = b""
+    for part in parts:
+        text = str(part).encode()
+        found += len(text).to_bytes(4, "big") + text
+    return found
 
 
 class Cipher:

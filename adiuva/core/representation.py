@@ -9,7 +9,7 @@ Times and ids stay as they are in what comes out (`serializer.data`): our render
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeVar
@@ -55,6 +55,12 @@ class ModelSerializer(serializers.ModelSerializer[M]):
         for name, method in plan.methods:
             found[name] = getattr(self, method)(instance)
         return found
+
+
+def rows_of(serializer: serializers.BaseSerializer[M], rows: Iterable[M]) -> list[Any]:
+    """The rows of a list, as `many=True` gives them: without the two further serializers that DRF makes for it, and
+    with a context that is not looked for behind a parent for each row."""
+    return [serializer.to_representation(row) for row in rows]
 
 
 class _Plan(NamedTuple):

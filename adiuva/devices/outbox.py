@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -283,8 +283,9 @@ def count_undelivered() -> dict[str, int]:
 
 
 def count_outstanding(run_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Counter[str]]:
-    """For each run, how many records wait for their device ("waiting") and how many have "expired"."""
-    found = {run_id: Counter[str]() for run_id in run_ids}
+    """For each run, how many records wait for their device ("waiting") and how many have "expired"; empty if none are
+    left."""
+    found: defaultdict[uuid.UUID, Counter[str]] = defaultdict(Counter)
     with prepared_cursor() as cursor:
         cursor.execute(_OUTSTANDING, {"runs": list(run_ids)})
         for run_id, what, count in cursor.fetchall():
