@@ -16,7 +16,6 @@ from typing import IO, Any, Final, TypeVar
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.conf import settings
-from django.core import signals
 from django.core.exceptions import RequestAborted
 from django.core.handlers import base
 from django.core.handlers.asgi import ASGIHandler, get_script_prefix
@@ -32,6 +31,8 @@ _MOST_THREADS: Final = 500
 # Paths of which it is kept where they lead, and how long they are at most.
 _MOST_PATHS: Final = 2_000
 _LONGEST_PATH: Final = 200
+# Whether a client leaves is asked after so long: most answers are there by then, and need no task beside them.
+_PATIENCE_S: Final = 0.05
 
 
 @cache
@@ -58,23 +59,30 @@ class ThreadedHandler(ASGIHandler):
         """Who has gone is waited for no longer, as by a view that waits for a turn; the turn itself goes on."""
         answering = asyncio.current_task()
         assert answering is not None
+        leaving: asyncio.Task[None] | None = None
         is_answered = False
 
         def stop(_: asyncio.Task[None]) -> None:
             if not is_answered:
                 answering.cancel()
 
-        leaving = asyncio.create_task(self._leave(receive))
-        leaving.add_done_callback(stop)
+        def look() -> None:
+            nonlocal leaving
+            leaving = asyncio.create_task(self._leave(receive))
+            leaving.add_done_callback(stop)
+
+        looking = asyncio.get_running_loop().call_later(_PATIENCE_S, look)
         try:
             await self._answer_and_send(scope, body, send)
         except asyncio.CancelledError:
-            if not leaving.done() or answering.uncancel():  # the server ends
+            if leaving is None or not leaving.done() or answering.uncancel():  # the server ends
                 raise
             leaving.result()  # raises if it was no client that has gone
         finally:
             is_answered = True
-            leaving.cancel()
+            looking.cancel()
+            if leaving is not None:
+                leaving.cancel()
 
     async def _leave(self, receive: Any) -> None:
         """Return when the client has gone."""
@@ -93,9 +101,13 @@ class ThreadedHandler(ASGIHandler):
             await _in_thread(response.close)()
 
     def _answer(self, scope: Any, body: IO[bytes]) -> HttpResponseBase:
-        """What Django's WSGI handler does. A response that streams is still to be closed."""
-        set_script_prefix(get_script_prefix(scope))
-        signals.request_started.send(sender=type(self), scope=scope)
+        """What Django's WSGI handler does. A response that streams is still to be closed.
+
+        `request_started` is not sent: its receivers look for connections that an earlier request left in the thread,
+        and none does here.
+        """
+        if prefix := get_script_prefix(scope):
+            set_script_prefix(prefix)
         request, response = self.create_request(scope, body)
         if request is not None:
             response = self.get_response(request)

@@ -88,7 +88,7 @@ MIDDLEWARE = [
     "adiuva.core.outages.OutageResponses",
     "adiuva.core.language.ApiLanguage",
     "adiuva.core.security_headers.SecurityHeaders",
-    "corsheaders.middleware.CorsMiddleware",
+    "adiuva.core.origins.CorsMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "adiuva.core.browsers.SessionMiddleware",

@@ -17,7 +17,7 @@ class BearerAuthentication(BaseAuthentication):
     query."""
 
     def authenticate(self, request: Request) -> tuple[User, Session] | None:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        scheme, _, token = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() != "bearer":
             return None
         try:

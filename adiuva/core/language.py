@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Final
 
+from django.conf import settings
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils import translation
@@ -58,7 +59,17 @@ def speaking_by_header(accept_language: str) -> translation.override:
 
 def speak_to(user: Any) -> None:
     """From now on, within the API's middleware, the request is answered in this user's language."""
-    translation.activate(language_of(user.locale))
+    _speak(language_of(user.locale))
+
+
+def _speak(language: str | None) -> None:
+    """Speak it from now on. To choose it anew costs more than to see that it is spoken already, as it mostly is."""
+    if language == translation.get_language():
+        return
+    if language is None:
+        translation.deactivate_all()
+    else:
+        translation.activate(language)
 
 
 class ApiLanguage:
@@ -70,12 +81,23 @@ class ApiLanguage:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         if not request.path.startswith("/api/"):
             return self._get_response(request)
-        with speaking(translation.get_language_from_request(request)):
+        before = translation.get_language()
+        _speak(_asked_for(request))
+        try:
             response = self._get_response(request)
             if response.status_code >= 400 or response.get("Content-Type", "").startswith("text/html"):
                 response.headers.setdefault("Content-Language", translation.get_language() or DEFAULT)
                 patch_vary_headers(response, ["Accept-Language"])
+        finally:
+            _speak(before)
         return response
+
+
+def _asked_for(request: HttpRequest) -> str:
+    """The language of a cookie or of Accept-Language, of which most programs send neither."""
+    if "HTTP_ACCEPT_LANGUAGE" in request.META or "HTTP_COOKIE" in request.META:
+        return language_of(translation.get_language_from_request(request))
+    return language_of(settings.LANGUAGE_CODE)
 
 
 def said(text: str) -> str:

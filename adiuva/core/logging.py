@@ -246,10 +246,11 @@ class RequestLog:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        given = request.headers.get("X-Request-ID", "")
+        given = request.META.get("HTTP_X_REQUEST_ID", "")
         request_id = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
         started = time.perf_counter()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        bound = structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
             response = self.get_response(request)
             user = getattr(request, "api_user_id", None) or getattr(
                 getattr(request, "user", None), "pk", None
@@ -262,5 +263,7 @@ class RequestLog:
                 ms=round((time.perf_counter() - started) * 1000, 1),
                 user_id=str(user) if user else None,
             )
+        finally:
+            structlog.contextvars.reset_contextvars(**bound)
         response["X-Request-ID"] = request_id
         return response

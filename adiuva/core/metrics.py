@@ -66,9 +66,16 @@ class RequestCount:
             if response.status_code >= 500:
                 span.fail(str(response.status_code))
         seconds = time.perf_counter() - started
-        REQUESTS.labels(method, route, response.status_code).inc()
-        REQUEST_SECONDS.labels(method, route).observe(seconds)
+        requests, request_seconds = _counters_of(method, route, response.status_code)
+        requests.inc()
+        request_seconds.observe(seconds)
         return response
+
+
+@cache
+def _counters_of(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    """As prometheus_client finds them by their labels each time; they stay as long as the process."""
+    return REQUESTS.labels(method, route, status), REQUEST_SECONDS.labels(method, route)
 
 
 def count_error(where: str, code: str) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from corsheaders import middleware
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
 from django.http.request import split_domain_port, validate_host
+from django.utils.cache import patch_vary_headers
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -48,6 +50,21 @@ def _pattern(entry: str) -> re.Pattern[str]:
     """An entry of the list: an origin, in which `:*` is any port or none, and any other `*` part of a name."""
     text = re.escape(entry.rstrip("/")).replace(r":\*", r"(:\d+)?").replace(r"\*", r"[\w.-]*")
     return re.compile(text, re.IGNORECASE)
+
+
+class CorsMiddleware(middleware.CorsMiddleware):
+    """django-cors-headers', which other programs than browsers pass by: they name no origin."""
+
+    def __call__(self, request: HttpRequest) -> Any:
+        if (
+            "HTTP_ORIGIN" in request.META
+            or request.method == "OPTIONS"
+            or not request.path_info.startswith("/api/")
+        ):
+            return super().__call__(request)
+        response: Any = self.get_response(request)
+        patch_vary_headers(response, ("origin",))
+        return response
 
 
 def allows_cors(sender: object, request: HttpRequest, **_: object) -> bool:

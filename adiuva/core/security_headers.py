@@ -29,6 +29,10 @@ SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+# As Django keeps headers. Its way of setting one looks at each character, and these are known.
+_KEPT: Final = {
+    name.lower(): (name, value) for name, value in {**SECURITY_HEADERS, "Cache-Control": "no-store"}.items()
+}
 
 
 class SecurityHeaders:
@@ -39,7 +43,6 @@ class SecurityHeaders:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         response = self.get_response(request)
-        for name, value in SECURITY_HEADERS.items():
-            response.setdefault(name, value)
-        response.setdefault("Cache-Control", "no-store")
+        own = response.headers._store
+        response.headers._store = {**_KEPT, **own}
         return response
