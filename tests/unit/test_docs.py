@@ -32,6 +32,15 @@ def test_paths_in_code_spans_exist(page: Path) -> None:
     assert [path for path in paths if not (ROOT / path).exists() and not (page.parent / path).exists()] == []
 
 
+def test_functions_that_the_recipes_call_exist() -> None:
+    called = set(re.findall(r"`@?([a-z_]\w+)\(", (ROOT / "CONTRIBUTING.md").read_text("utf-8")))
+    code = "\n".join(
+        path.read_text("utf-8") for app in ("adiuva", "agents", "chat") for path in (ROOT / app).rglob("*.py")
+    )
+    assert "assistant_tool" in called
+    assert {name for name in called if not re.search(rf"\b{name}\b", code)} == set()
+
+
 def test_the_commands_that_the_readme_names_exist() -> None:
     """Its requests are those of docs/guide.md, whose examples tests/clients/test_guide.py runs."""
     readme = (ROOT / "README.md").read_text("utf-8")

@@ -159,6 +159,31 @@ def test_a_lease_is_written_by_nobody_but_core_leases(calls: Calls) -> None:
     assert written - OWN_LEASES == set()
 
 
+def _at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """What is evaluated when a module is imported: all but the bodies of functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            inner = [*child.decorator_list, *child.args.defaults, *filter(None, child.args.kw_defaults)]
+        else:
+            inner = [] if isinstance(child, ast.Lambda) else [child]
+        for each in inner:
+            yield each
+            yield from _at_import(each)
+
+
+def test_no_setting_is_read_at_import(trees: list[tuple[str, ast.Module]]) -> None:
+    """`override_settings` must work. Django's models are the exception: they name the model of users."""
+    read = {
+        f"{name}:{node.lineno}"
+        for name, tree in trees
+        if name != "adiuva/settings.py"
+        for node in _at_import(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "settings"
+        if node.attr != "AUTH_USER_MODEL"
+    }
+    assert read == set()
+
+
 def test_every_call_of_a_model_has_a_limit_and_a_temperature(calls: Calls) -> None:
     """`structured` has its own for both; the model's own clients are below them."""
     missing = [
