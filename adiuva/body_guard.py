@@ -69,7 +69,7 @@ class BodyTimeout(AdiuvaError):
 
 
 def is_request_id(given: str) -> bool:
-    """Whether a client's X-Request-ID may stand in logs."""
+    """Return whether a client's X-Request-ID may stand in logs."""
     return _REQUEST_ID.fullmatch(given.encode("latin-1", "replace")) is not None
 
 
@@ -78,7 +78,7 @@ def has_body(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def check_headers(path: str, headers: Mapping[bytes, bytes]) -> int:
-    """How many bytes the body of this request may have. `headers` has lower-case names.
+    """Return how many bytes the body of this request may have. `headers` has lower-case names.
 
     Raises NotAuthenticated if the path needs sign-in and no credential is there, or a token that is not ours;
     TooLarge if the declared length is above the bound.
@@ -122,7 +122,7 @@ def too_large(bound: int) -> TooLarge:
 
 
 def takes_files(path: str) -> bool:
-    """Whether there is a page with a form for files."""
+    """Return whether there is a page with a form for files."""
     return _bound_of(path).of_form is not None
 
 
@@ -292,7 +292,7 @@ async def refuse(error: AdiuvaError, headers: Mapping[bytes, bytes], receive: Re
 
 
 def most_lingering(error: AdiuvaError, headers: Mapping[bytes, bytes]) -> int | None:
-    """How many bytes of what is refused are read after the answer; None as many as come in time."""
+    """Return how many bytes of what is refused are read after the answer; None as many as come in time."""
     if isinstance(error, NotAuthenticated):
         return LINGER_BYTES
     if (token := bearer_token(headers)) is None:

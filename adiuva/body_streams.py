@@ -47,7 +47,7 @@ class Disconnected(Exception):
 
 
 def stream_of(method: str, path: str) -> tuple[Begin, dict[str, Any]] | None:
-    """What takes the body of such a request, and what its path names; None if Django does."""
+    """Return what takes the body of such a request, and what its path names; None if Django does."""
     if method not in ("PUT", "PATCH", "POST"):
         return None
     try:

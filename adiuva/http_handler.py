@@ -56,7 +56,7 @@ class ThreadedHandler(ASGIHandler):
             await self._serve(scope, body, receive, send)
 
     async def _serve(self, scope: Any, body: IO[bytes], receive: Any, send: Any) -> None:
-        """Who has gone is waited for no longer, as by a view that waits for a turn; the turn itself goes on."""
+        """Answer a request. A client that leaves ends the wait for its answer; a turn that a view waits for goes on."""
         answering = asyncio.current_task()
         assert answering is not None
         leaving: asyncio.Task[None] | None = None
@@ -101,7 +101,7 @@ class ThreadedHandler(ASGIHandler):
             await _in_thread(response.close)()
 
     def _answer(self, scope: Any, body: IO[bytes]) -> HttpResponseBase:
-        """What Django's WSGI handler does. A response that streams is still to be closed.
+        """Answer as Django's WSGI handler does. The caller must close a response that streams.
 
         `request_started` is not sent: its receivers look for connections that an earlier request left in the thread,
         and none does here.

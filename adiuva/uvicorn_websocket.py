@@ -33,7 +33,7 @@ class _Messages:
 
     @property
     def are_awaited(self) -> bool:
-        """Whether the application has done with all that came before, and waits for more."""
+        """True if the application has done with all that came before, and waits for more."""
         return not self._waiting and self._reader is not None and not self._reader.done()
 
     def put_nowait(self, message: Any) -> None:
@@ -87,8 +87,8 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
         return True
 
     def push_soon(self, text: bytes) -> bool:
-        """The same in this turn of the loop, together with whatever else it sends in this way: one call of the system
-        for a burst."""
+        """The same in this turn of the loop, together with whatever else it sends in this
+        way: one call of the system for a burst."""
         if not self._can_push():
             return False
         if self._kept is None:

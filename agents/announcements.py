@@ -18,7 +18,7 @@ _FAILED: Final = (Run.State.ERROR, Run.State.TIMEOUT, Run.State.PARTIAL)
 
 
 def wanted(run: Run, state: Run.State, code: str) -> bool:
-    """Whether the end of a run, whose row is locked, is to be told. `code`: as its journal names that end."""
+    """Return whether the end of a run, whose row is locked, is to be told. `code`: as its journal names that end."""
     if run.trigger != Run.Trigger.SCHEDULE or state == Run.State.CANCELLED or run.agent_id is None:
         return False
     announce = Agent.objects.filter(pk=run.agent_id).values_list("announce", flat=True).first()
@@ -29,7 +29,7 @@ def wanted(run: Run, state: Run.State, code: str) -> bool:
 
 
 def _is_known(run: Run, code: str) -> bool:
-    """Whether the user was told of the same problem a short while ago, and it has not gone since."""
+    """Return whether the user was told of the same problem a short while ago, and it has not gone since."""
     before = Run.objects.filter(agent_ref=run.agent_ref).exclude(pk=run.pk)
     told = before.exclude(announcement="").filter(completed_at__gt=Now() - _SAME_PROBLEM)
     last = told.order_by("-completed_at").first()

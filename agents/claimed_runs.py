@@ -103,7 +103,7 @@ class ClaimedRun:
 
 
 def lease_duration() -> dt.timedelta:
-    """How long a run stays with a worker that does not renew its lease."""
+    """Return how long a run stays with a worker that does not renew its lease."""
     return dt.timedelta(seconds=settings.RUNS["lease_s"])
 
 
@@ -263,7 +263,7 @@ def held_with_agent(claimed: ClaimedRun) -> Run:
 
 
 def heartbeat(claimed: ClaimedRun, *, renew: bool) -> bool:
-    """Whether the run may continue; False: its user asked to cancel it. Raises LeaseLost."""
+    """Return whether the run may continue; False: its user asked to cancel it. Raises LeaseLost."""
     if renew:
         claimed.lease.renew()
     requested = list(claimed.lease.row.values_list("cancel_requested_at", flat=True))
@@ -345,7 +345,7 @@ class HeldCounts:
             await db.run(add_counts, self._claimed, entries=entries, **self.take())
 
     def take(self) -> dict[str, Any]:
-        """What is held, for who writes it."""
+        """Return the counts that are held, for the caller to write, and hold none."""
         held, self._held, self._since = self._held, {}, time.monotonic()
         return held
 
@@ -365,14 +365,14 @@ def add_used(run_id: UUID, uses: Sequence[ModelUse]) -> None:
 
 
 def used_columns(uses: Sequence[ModelUse]) -> dict[str, int]:
-    """What requests used, by the columns of a run."""
+    """Return what requests used, by the columns of a run."""
     used = usage.total(uses)
     names = ("input_tokens", "cached_tokens", "output_tokens", "cost_micro")
     return {name: getattr(used, name) for name in names}
 
 
 def count_problems(entries: Iterable[JournalEntry]) -> int:
-    """How many problems these journal entries stand for."""
+    """Return how many problems these journal entries stand for."""
     return sum(entry.count or 1 for entry in entries if entry.kind in RunEvent.PROBLEMS)
 
 

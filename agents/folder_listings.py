@@ -212,7 +212,7 @@ class Listing:
         return found.entries
 
     def _may_have_gone(self) -> bool:
-        """Whether the ledger may hold sources that were not listed. If nothing was new, their number says it."""
+        """Return whether the ledger may hold sources that were not listed. If nothing was new, their number says it."""
         if self._is_new:
             return True
         if self._of_agent is None:

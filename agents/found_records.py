@@ -64,13 +64,13 @@ class _Row(NamedTuple):
 
 
 def lock_name(user_id: UUID) -> str:
-    """Whoever holds this advisory lock lets no other run of the user commit records until its transaction ends: two
-    agents may read one document."""
+    """Return the name of an advisory lock. While a run holds it, no other run of the user commits records: two agents
+    may read one document."""
     return f"records of {user_id}"
 
 
 def known_records(claimed: ClaimedRun, identities: Iterable[Identity]) -> dict[UUID, list[KnownRecord]]:
-    """What stands in each document, by document, in the order in which it was found. One query."""
+    """Return what stands in each document, by document, in the order in which it was found. One query."""
     wanted = list(identities)
     documents = {each.document for each in wanted} | {each.copy_of for each in wanted if each.copy_of}
     with prepared_cursor() as cursor:
@@ -99,7 +99,7 @@ def known_records(claimed: ClaimedRun, identities: Iterable[Identity]) -> dict[U
 
 
 def with_records(claimed: ClaimedRun, identities: Iterable[Identity]) -> set[UUID]:
-    """Which of these documents, or of those they are copies of, records were found in."""
+    """Return those of these documents in which records were found, or in the documents that they are copies of."""
     wanted = list(identities)
     documents = {each.document for each in wanted} | {each.copy_of for each in wanted if each.copy_of}
     with prepared_cursor() as cursor:

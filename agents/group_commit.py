@@ -33,7 +33,7 @@ class _PendingResults:
         return self.new is None and self.error is None
 
     def wake(self) -> bool:
-        """Whether there is a lane to be woken; it may have been cancelled."""
+        """Return whether there is a lane to be woken; it may have been cancelled."""
         if self.woken.done():
             return False
         self.woken.set_result(None)

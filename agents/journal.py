@@ -51,7 +51,8 @@ class JournalEntry:
 
 
 def entries_about(document: Document, source: str) -> list[JournalEntry]:
-    """What is to be said of how a document was read: parts that could not be, and where its reading was a guess."""
+    """Return what is to be said of how a document was read: parts that could not
+    be, and where its reading was a guess."""
     return [
         *(
             JournalEntry(EventKind.SOURCE_PARTIAL, "partly_read", source=source, message=each)

@@ -122,7 +122,7 @@ def _is_read(claimed: ClaimedRun) -> Q:
 
 
 def identify(claimed: ClaimedRun, documents: Sequence[SourceDocument]) -> dict[bytes, Identity]:
-    """What these sources are, by key. One query if all of them are known to the agent, two otherwise."""
+    """Tell what these sources are, by key. One query if all of them are known to the agent, two otherwise."""
     found: dict[bytes, Identity] = {}
     elsewhere: dict[bytes, Identity] = {}  # what other agents know
     keys = [document.key for document in documents]

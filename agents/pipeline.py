@@ -93,7 +93,7 @@ class Pipeline:
 
     @property
     def needs_device(self) -> bool:
-        """Whether nothing can be read without the device. Records from a mailbox wait for one."""
+        """True if nothing can be read without the device. Records from a mailbox wait for one."""
         return self._claimed.account is None
 
     def device_lost(self) -> None:
@@ -103,8 +103,8 @@ class Pipeline:
         self.device = None
 
     async def run(self) -> None:
-        """Raises ModelKeepsFailing, DeviceOffline, DeviceSilent, AgentGone, LeaseLost, BudgetSpent, and errors of the
-        source."""
+        """Raises ModelKeepsFailing, DeviceOffline, DeviceSilent, AgentGone, LeaseLost,
+        BudgetSpent, and errors of the source."""
         if self.device is not None:
             try:
                 self.epoch = (await self._link.target()).epoch
@@ -180,7 +180,7 @@ class Pipeline:
             self.device_lost()
 
     async def _known(self, identity: Identity | None) -> list[KnownRecord]:
-        """What was found in a document before, to be told to the model."""
+        """Return what was found in a document before, to be shown to the model."""
         if identity is None or identity.document not in self._read_before:
             return []
         found = await db.run(found_records.known_records, self._claimed, [identity])
@@ -322,8 +322,8 @@ class Pipeline:
 def _identify(
     claimed: ClaimedRun, batch: list[SourceDocument], *, marked: bool
 ) -> tuple[dict[bytes, Identity], set[UUID]]:
-    """What these documents are, by key, and in which of them records were found before. `marked`: their reading begins
-    at once."""
+    """Return what these documents are, by key, and in which of them records were found
+    before. `marked`: their reading begins at once."""
     identities = ledger.identify(claimed, batch)
     read_before = found_records.with_records(claimed, identities.values())
     if marked:
@@ -332,7 +332,8 @@ def _identify(
 
 
 def _entries(document: SourceDocument, extraction: Extraction) -> list[JournalEntry]:
-    """What could not be used: one line for each kind of mistake, however often the model made it, with its places."""
+    """Return journal entries about what could not be used: one for each kind of mistake, however often the model made
+    it, with its places."""
     rejected: dict[tuple[str, str], list[str]] = {}
     left_out: dict[str, list[str]] = {}
     for item in extraction.rejected:

@@ -51,7 +51,7 @@ class TemplateUnusable(Conflict):
 
 
 def template_of(user_id: UUID, plugin_id: UUID) -> AgentTemplate:
-    """What a template that the user has installed says. Raises NoTemplate, TemplateUnusable."""
+    """Return what a template that the user has installed says. Raises NoTemplate, TemplateUnusable."""
     mine = PluginInstall.objects.of(user_id).present().filter(plugin_id=plugin_id)
     found = mine.filter(plugin__kind=PluginKind.AGENT_TEMPLATE).select_related("version").first()
     if found is None:
@@ -62,7 +62,7 @@ def template_of(user_id: UUID, plugin_id: UUID) -> AgentTemplate:
 
 
 def template_in(version: PluginVersion | None) -> AgentTemplate:
-    """What a version of a template says. Raises TemplateUnusable."""
+    """Return what a version of a template says. Raises TemplateUnusable."""
     try:
         return AgentTemplate.model_validate(version.manifest.get("agent") if version is not None else None)
     except ValidationError:
@@ -95,7 +95,7 @@ async def try_out(
     provider: str = "",
     connection: UUID | None = None,
 ) -> TrialResult:
-    """What an agent of the template would find in up to three documents. Nothing is created.
+    """Return what an agent of the template would find in up to three documents. Nothing is created.
 
     Raises NoTemplate, TemplateUnusable and Invalid; what prevents the reading itself is said in the result.
     """

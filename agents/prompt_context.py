@@ -80,7 +80,7 @@ def _words(text: str) -> set[str]:
 
 
 def _share(name: str, words: set[str]) -> float:
-    """Which share of a name's words is among these."""
+    """Return the share of a name's words that are among these."""
     own = _words(name)
     return len(own & words) / len(own) if own else 0.0
 

@@ -208,8 +208,8 @@ def _may_be_same(record: Record, known: KnownRecord) -> bool:
 
 
 def _likeness(one: str, other: str) -> float:
-    """How many of their words two titles share, from 0 to 1; 0 if each names somebody or a number that the other does
-    not."""
+    """Return how many of their words two titles share, from 0 to 1; 0 if each names
+    somebody or a number that the other does not."""
     first, second = _words(one), _words(other)
     # A name or a number that only one of them has does not matter, as long as the other has none of its own.
     if all(

@@ -145,7 +145,7 @@ class RecordRules:
         return in_order(records), rejected
 
     def verdicts(self, *answers: Any, tables: Mapping[int, str]) -> list[Verdict]:
-        """What an answer says of the records that were found before. `tables`: the table of each, by its number.
+        """Return what an answer says of the records that were found before. `tables`: the table of each, by its number.
 
         Of a number that is named several times, the first counts. What cannot be understood is as if it was not said.
         """

@@ -78,7 +78,7 @@ def claim_next(*, queued_for: dt.timedelta = dt.timedelta()) -> ClaimedRun | Non
 
 
 def has_waiting() -> bool:
-    """Whether any run waits for a worker, or for a slot of its user's."""
+    """Return whether any run waits for a worker, or for a slot of its user's."""
     return _waiting().exists()
 
 
@@ -99,8 +99,8 @@ def _running() -> QuerySet[Run]:
 
 
 def _lock_next_user(queued_for: dt.timedelta, passed: Sequence[UUID]) -> UUID | None:
-    """The user whose turn it is, but for those in `passed`. Until the end of the transaction, no other worker claims
-    for that user."""
+    """The user whose turn it is, but for those in `passed`. Until the end of the
+    transaction, no other worker claims for that user."""
     values: dict[str, Any] = {
         "queued_for": queued_for,
         "passed": list(passed),

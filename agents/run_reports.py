@@ -42,7 +42,7 @@ class ReportedRecord:
     device: UUID | None = None
 
     def now(self, cipher: UserCipher, row: Mapping[str, Any] | None) -> Now:
-        """What has become of it. `row`: as the device has it now; None if it has not."""
+        """Return what has become of it. `row`: as the device has it now; None if it has not."""
         if row is None:
             return "gone"
         if row.get("isApproved") in (1, True):
@@ -162,7 +162,7 @@ def _waits_for(run: Run) -> str:
 
 
 def device_name(user_id: UUID, device_id: str) -> str:
-    """What the owner of a device calls it; else its own id."""
+    """Return what the owner of a device calls it; else its own id."""
     device = Device.objects.of(user_id).filter(device_id=device_id).first()
     try:
         return (device.name if device else "") or device_id

@@ -36,7 +36,7 @@ class Progress:
 
     @property
     def is_moving(self) -> bool:
-        """Whether it can be expected to end by itself: it neither has ended nor waits for its user."""
+        """True if it can be expected to end by itself: it neither has ended nor waits for its user."""
         return self.state in (Run.State.QUEUED, Run.State.RUNNING)
 
 
@@ -48,7 +48,7 @@ class TooManyWaits(AdiuvaError):
 
 
 def look(run_ids: Collection[UUID]) -> dict[UUID, Progress]:
-    """How far runs have come; without those that are gone."""
+    """Return how far runs have come; runs that no longer exist are left out."""
     found = Run.objects.filter(pk__in=run_ids).order_by()
     rows = found.values_list("pk", "state", "files_seen", "files_done")
     return {key: Progress(state, seen, done) for key, state, seen, done in rows}

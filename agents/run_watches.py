@@ -185,22 +185,23 @@ def hold_due(place: ChatPlace) -> list[Watch]:
 
 
 def settle(turn_id: UUID, *, told: bool) -> None:
-    """What a turn has held is told, or due again because nobody has read an answer after it."""
+    """Mark what a turn has held as told, or as due again because nobody has read an answer after it."""
     held = Watch.objects.filter(turn=turn_id, state=State.HELD)
     if held.update(state=State.TOLD if told else State.DUE) and not told:
         enqueue_on_commit("chat.follow_up")
 
 
 def settle_told(turn_id: UUID, *, told: Collection[UUID], runs: Collection[UUID]) -> None:
-    """Of what a turn has held, these watches and those of these runs are told. The rest is due again, also what the
-    turn does not know that it holds, because it was cancelled or lost its connection while it asked."""
+    """Mark these watches, and those of these runs, as told among those that a turn has held. The rest is due again,
+    also watches that the turn does not know that it holds, because it was cancelled or lost its connection while it
+    asked."""
     known = Watch.objects.filter(Q(pk__in=told) | Q(run__in=runs), turn=turn_id, state=State.HELD)
     known.update(state=State.TOLD)
     settle(turn_id, told=False)
 
 
 def postpone(turn_id: UUID, seconds: float) -> None:
-    """What a turn has held is not to be told again before so long: the model's provider has named the time."""
+    """Let what a turn has held be due after this time, not before: the model's provider has named it."""
     until = Now() + dt.timedelta(seconds=min(seconds, _LONGEST_PAUSE_S))
     held = Watch.objects.filter(turn=turn_id, state=State.HELD)
     held.update(
@@ -218,7 +219,7 @@ def try_again(chosen: QuerySet[Watch]) -> int:
 
 
 def backlog() -> tuple[int, int]:
-    """How many ends of runs are due, and how many no turn could tell."""
+    """Return how many ends of runs are due, and how many no turn could tell."""
     left = Watch.objects.filter(state__in=(State.DUE, State.DEAD))
     counts = left.aggregate(
         due=Count("pk", filter=Q(state=State.DUE)), dead=Count("pk", filter=Q(state=State.DEAD))
@@ -252,7 +253,7 @@ def settle_late(
 
 
 def holds(turn_id: UUID) -> bool:
-    """Whether a turn still has anything to tell."""
+    """Return whether a turn still has anything to tell."""
     return Watch.objects.filter(turn=turn_id, state=State.HELD).exists()
 
 

@@ -92,7 +92,7 @@ class Execution:
         self._started = time.monotonic()
 
     def is_waiting(self) -> bool:
-        """Whether nothing has happened in the run for a moment: it waits for its device or for the model."""
+        """Return whether nothing has happened in the run for a moment: it waits for its device or for the model."""
         pipeline = getattr(self, "pipeline", None)
         return pipeline is not None and time.monotonic() - pipeline.progressed_at > _WAITS_AFTER_S
 
@@ -291,8 +291,8 @@ class Execution:
 
 
 def _is_outage(error: Exception) -> bool:
-    """Whether the database, Redis, a disk or the network is unavailable: the next worker to claim the run resumes it,
-    at the latest when its lease has run out."""
+    """Return whether the database, Redis, a disk or the network is unavailable: the next worker to claim the run
+    resumes it, at the latest when its lease has run out."""
     return store_of(error) is not None or isinstance(error, RedisError | OSError)
 
 

@@ -44,7 +44,7 @@ def create_cloud(*, user_id: UUID, values: dict[str, Any]) -> Agent:
 
 
 def is_device_known(agent: Agent) -> bool:
-    """Whether the device that an agent reads has ever connected."""
+    """Return whether the device that an agent reads has ever connected."""
     return Device.objects.of(agent.user_id).filter(device_id=agent.device_id).exists()
 
 
@@ -62,7 +62,7 @@ def overlapping(agent: Agent) -> list[Agent]:
 
 
 def _share_folders(some: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether one of these folders is, or lies in, one of the others, or the other way round."""
+    """Return whether one of these folders is, or lies in, one of the others, or the other way round."""
     mine, theirs = (
         [f"{path.replace(chr(92), '/').rstrip('/')}/" for path in paths] for paths in (some, others)
     )

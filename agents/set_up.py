@@ -297,7 +297,7 @@ def _defaults(agent_type: AgentType, values: dict[str, Any], wish: Wish) -> dict
 
 
 async def preview(plan: PlannedChange, zone: ZoneInfo) -> TrialResult:
-    """What the agent would find in up to three documents. It raises nothing."""
+    """Return what the agent would find in up to three documents. It raises nothing."""
     agent = plan.agent
     proposal = AgentProposal(
         prompt_template=agent.prompt_template,
@@ -322,7 +322,7 @@ async def preview(plan: PlannedChange, zone: ZoneInfo) -> TrialResult:
 
 
 def needs_preview(plan: PlannedChange) -> bool:
-    """Whether what is read or looked for changes."""
+    """Return whether what is read or looked for changes."""
     parts = {"prompt_template", "data_types", "directory_paths", "file_extensions", "filter_config"}
     return plan.action != "delete" and bool(parts & plan.values.keys())
 

@@ -208,7 +208,7 @@ def _settle(claimed: ClaimedRun, device: UUID, settled: Sequence[_Settled]) -> N
 
 
 def _change(claimed: ClaimedRun, each: _Settled) -> RunChange | None:
-    """What an undo of the run takes back; None if the run changed nothing."""
+    """Return what an undo of the run takes back; None if the run changed nothing."""
     row = each.row
     if each.before is None:
         return None

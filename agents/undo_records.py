@@ -216,7 +216,7 @@ def created_rows(claimed: ClaimedUndo, device: UUID, table: str) -> list[Created
 
 
 def changes_of(claimed: ClaimedUndo) -> tuple[UUID, list[RunChange]] | None:
-    """What the run updated and withdrew, and on which device."""
+    """Return what the run updated and withdrew, and on which device."""
     return run_changes.of(claimed.run_id, claimed.cipher)
 
 

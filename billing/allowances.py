@@ -58,7 +58,7 @@ class Limits:
 
 
 def limits_of(user_id: UUID, purpose: str, agent: UUID | None, agent_cap: int | None) -> Limits | None:
-    """What limits some work now; None if nothing does. It makes the rows of a new month."""
+    """Return what limits some work now; None if nothing does. It makes the rows of a new month."""
     account = User.objects.filter(pk=user_id).values_list("tier", "timezone").first()
     if account is None:
         raise BudgetSpent
@@ -115,7 +115,7 @@ def _rows_of(windows: dict[Any, Window]) -> dict[Any, int]:
 
 
 def has_room(user_id: UUID, purpose: Purpose, agent: UUID | None, agent_cap: int | None) -> bool:
-    """Whether enough is left that it is worth while to begin: a tenth of each allowance."""
+    """Return whether enough is left that it is worth while to begin: a tenth of each allowance."""
     limits = limits_of(user_id, purpose, agent, agent_cap)
     if limits is None:
         return True
@@ -144,12 +144,12 @@ def add(*, user_id: UUID, micro: int, reason: str, by: UUID) -> AddedAllowance:
 
 
 def additions_to(user_id: UUID, window: Window) -> list[AddedAllowance]:
-    """What staff gave in a month, the latest first."""
+    """Return what staff gave in a month, the latest first."""
     return list(AddedAllowance.objects.filter(user=user_id, month=window.first_day))
 
 
 def status_of(user_id: UUID, tier: str, window: Window) -> dict[str, int | None]:
-    """How much of a user's month may be spent, is spent, and is held."""
+    """Return how much of a user's month may be spent, is spent, and is held."""
     row = Allowance.objects.filter(scope="user", user=user_id, starts_at=window.starts_at).first()
     spent, reserved, added = (row.spent, row.reserved, row.added) if row else (0, 0, 0)
     budget = plans.plan_of(tier).budget_micro if settings.PLANS else None

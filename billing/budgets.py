@@ -171,7 +171,7 @@ class BudgetedMeter(Meter):
                 turn_holds.note_usual(model, most_micro)
 
     async def _has_room(self, model: str, most_micro: int) -> bool:
-        """Whether a request's cost is held, or could be reserved. Raises WorkBudgetSpent."""
+        """Return whether a request's cost is held, or could be reserved. Raises WorkBudgetSpent."""
         assert self._limits is not None
         kept = most_micro if self.keeps_answer and not self.is_last else 0
         wanted = self._used + self._pending + most_micro + kept
@@ -225,7 +225,7 @@ class BudgetedMeter(Meter):
 
     @property
     def has_held(self) -> bool:
-        """Whether there is, or was, money on hold for it."""
+        """True if there is, or was, money on hold for it."""
         return self._has_held
 
     @property

@@ -85,7 +85,7 @@ class Account:
     plan: Plan | None
 
     def limit(self, feature: Feature) -> int | None:
-        """How much of it the plan allows; None: any."""
+        """Return how much of it the plan allows; None: any."""
         found: int | None = getattr(self.plan, feature) if self.plan is not None else None
         return found
 
@@ -167,7 +167,7 @@ def require(user_id: UUID, feature: Extra, *, locked: bool = False) -> None:
 
 
 def limits_of(tier: str) -> dict[str, int | bool | None]:
-    """What a tier allows, as it is shown; None is no limit."""
+    """Return what a tier allows, as it is shown; None is no limit."""
     if not settings.PLANS:
         return {**dict.fromkeys(FEATURES), "plugins": True, "sso": True, "requests_per_minute": None}
     return plan_limits(plans.plan_of(tier))
@@ -178,7 +178,7 @@ def plan_limits(plan: Plan) -> dict[str, int | bool | None]:
 
 
 def usage_of(user_id: UUID) -> dict[Feature, int]:
-    """How much of each feature the user has."""
+    """Return how much of each feature the user has."""
     with prepared_cursor() as cursor:
         cursor.execute("SELECT kind, used FROM billing_storedamount WHERE user_id = %s", [user_id])
         stored: dict[str, int] = dict(cursor.fetchall())

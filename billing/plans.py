@@ -83,7 +83,7 @@ def _edited() -> None:
 
 
 def is_fresh() -> bool:
-    """Whether `by_tier` can answer without asking the database."""
+    """Return whether `by_tier` can answer without asking the database."""
     return bool(_known[1]) and time.monotonic() - _known[0] < MAX_AGE_S
 
 

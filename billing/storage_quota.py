@@ -140,7 +140,7 @@ def total() -> int:
 
 
 def counted() -> Iterator[tuple[uuid.UUID, Kind, int, int]]:
-    """Of each user and kind: used, and reserved."""
+    """Return the bytes used and reserved, by user and kind."""
     rows: QuerySet[Any, Any] = StoredAmount.objects.values_list("user_id", "kind", "used", "reserved")
     yield from rows.iterator(chunk_size=2_000)
 
@@ -156,7 +156,7 @@ def recount(user_id: uuid.UUID, kind: Kind, count: Callable[[], int]) -> None:
 
 
 def give_back(user_id: uuid.UUID, kind: Kind, n: int) -> None:
-    """What was stored was deleted; in the transaction that deletes it."""
+    """Give back the room of what was deleted, in the transaction that deletes it."""
     StoredAmount.objects.filter(user_id=user_id, kind=kind).update(used=F("used") - n)
 
 

@@ -39,7 +39,7 @@ def check_plans() -> None:
 
 @shared_task(name="billing.sync")
 def sync_payments() -> None:
-    """What is new at Stripe, and what Stripe is to do."""
+    """Fetch what is new at Stripe, and send what Stripe is to do."""
     # One that PostgreSQL ended for the sake of another transaction does not keep the others from their work.
     for step in (
         webhooks.process,

@@ -87,7 +87,7 @@ _usual: tuple[str, int] = ("", 0)
 
 
 def wish_for_turn() -> Wish | None:
-    """What a turn is to hold from its claim on. None unless its user's month alone limits it, and this process
+    """Return what a turn is to hold from its claim on. None unless its user's month alone limits it, and this process
     knows what a turn costs."""
     model, most = _usual
     if not settings.PLANS or settings.INSTALLATION_BUDGET or not most:
@@ -96,7 +96,7 @@ def wish_for_turn() -> Wish | None:
 
 
 def held(wish: Wish, row: Sequence[Any]) -> Held | None:
-    """What CLAIM_SQL has held, from the values of CLAIM_COLUMNS."""
+    """Return what CLAIM_SQL has held, from the values of CLAIM_COLUMNS."""
     allowance, starts_at, ends_at, budget, each, spent, cap, is_low = row
     if allowance is None:
         return None

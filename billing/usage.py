@@ -114,8 +114,8 @@ def settle(meter: Meter, uses: Sequence[ModelUse], *, is_over: bool) -> None:
 
 
 def settling(meter: Meter, uses: Sequence[ModelUse]) -> tuple[str, dict[str, Any]]:
-    """What `settle` does for work that goes on, as common table expressions of a statement, and their parameters;
-    none if there is nothing to write."""
+    """Return what `settle` does for work that goes on, as common table expressions of a statement, and their
+    parameters; none if there is nothing to write."""
     if not uses:
         return "", {}
     if isinstance(meter, BudgetedMeter):

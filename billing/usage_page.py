@@ -44,7 +44,7 @@ class UsagePage(LoginRequiredMixin, View):
 
 
 def _shown(user: User) -> dict[str, Any]:
-    """What the template says, in the language that is spoken now."""
+    """Return what the template shows, in the current language."""
     window = month_of(timezone.now(), ZoneInfo(user.timezone))
     found = usage_reports.of_user(user.pk, window)
     limits = entitlements.limits_of(user.tier)

@@ -58,7 +58,7 @@ def of_user(user_id: UUID, window: Window) -> dict[str, Any]:
 
 
 def stored(user_id: UUID, tier: str) -> list[dict[str, Any]]:
-    """What the server keeps for a user and how much it may be, for people: sizes in the language that is spoken now."""
+    """Return what the server keeps for a user and how much it may be, for people: sizes in the current language."""
     used, limits = entitlements.usage_of(user_id), entitlements.limits_of(tier)
     return [
         {
@@ -72,7 +72,7 @@ def stored(user_id: UUID, tier: str) -> list[dict[str, Any]]:
 
 
 def amount(feature: str, number: int | None) -> str | None:
-    """How much of a feature of plans, as people read it; None is no limit."""
+    """Return how much of a feature of plans, as people read it; None is no limit."""
     if number is None:
         return None
     return number_formats.size(number) if feature.endswith("_bytes") else number_formats.count(number)

@@ -259,7 +259,7 @@ def _size_of(messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
 
 
 def _repeats(text: str) -> bool:
-    """Whether a text ends in one passage over and over. Rules of tables and blanks are no passages."""
+    """Return whether a text ends in one passage over and over. Rules of tables and blanks are no passages."""
     return (
         _ends_in_repetition(text, _REPETITION_CHARS, 6)
         or _ends_in_repetition(text, _SHORT_REPETITION_CHARS, 10)

@@ -52,7 +52,7 @@ class Started:
     heard: int
 
     def is_recent(self, now: float, heard: int) -> bool:
-        """Whether it was started a moment ago, and the user has said nothing since."""
+        """Return whether it was started a moment ago, and the user has said nothing since."""
         return now - self.at < _NOT_AGAIN_S and heard == self.heard
 
 
@@ -86,7 +86,7 @@ class AgentWork:
 
     @property
     def is_misled(self) -> bool:
-        """Whether a text that the user did not write may have led the model."""
+        """True if a text that the user did not write may have led the model."""
         foreign = self.approvals.session.foreign
         return bool(foreign) or foreign.earlier
 
@@ -96,7 +96,7 @@ class AgentWork:
         return len(self.steers.given)
 
     def give_results(self) -> None:
-        """What tools have answered is given to the model."""
+        """Note that the model is given what tools have answered."""
         self.heard_runs |= self.answered_runs
 
     @staticmethod

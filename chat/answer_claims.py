@@ -57,7 +57,7 @@ _SENTENCE: Final = re.compile(r"[^.!?\n]+\??")
 
 
 def claims_a_change(text: str) -> bool:
-    """Whether a sentence of the text says that something was changed. One that denies or asks says nothing."""
+    """Return whether a sentence of the text says that something was changed. One that denies or asks says nothing."""
     return any(
         _CLAIM.search(sentence) and not _NOT.search(sentence) and not sentence.endswith("?")
         for sentence in _SENTENCE.findall(text)

@@ -167,7 +167,7 @@ class Approvals:
             raise ToolException(f"Failed: {_REFUSED}.")
 
     def has_grant(self, tool: str, arguments: dict[str, Any]) -> bool:
-        """Whether the user has just said yes, in words, to exactly this call."""
+        """Return whether the user has just said yes, in words, to exactly this call."""
         return any(call.tool == tool and _given(call.arguments) == _given(arguments) for call in self.granted)
 
     async def _over_bounds(self, writes: Sequence[ToolInvocation]) -> set[str]:
@@ -183,7 +183,7 @@ class Approvals:
         return {call.id for call in writes[room:]}
 
     def _is_wanted(self, call: ToolInvocation, row: dict[str, Any]) -> bool:
-        """Whether the user's own words ask for an insert or update."""
+        """Return whether the user's own words ask for an insert or update."""
         values = {name: value for name, value in _given(call.arguments).items() if name != call.row_argument}
         refers_to = [str(value) for name, value in values.items() if name.endswith("_id")]
         named = [self.session.titles[key] for key in refers_to if key in self.session.titles]
@@ -303,7 +303,7 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(action: str, table: str, questions: Sequence[CallToApprove]) -> str:
-    """What the calls would do: every row's title, and the new values of updates."""
+    """Return what the calls would do: every row's title, and the new values of updates."""
     count = len(questions)
     noun = ngettext(*_NOUNS[table], count)
     verb = gettext("Forget") if table == MEMORY else gettext(_VERBS[action])
@@ -333,7 +333,7 @@ def _short(value: Any) -> str:
 
 
 def _destroys(old: object, new: object) -> bool:
-    """Whether an update would remove most of a text."""
+    """Return whether an update would remove most of a text."""
     if not isinstance(old, str) or not isinstance(new, str):
         return False
     lines = [line for line in map(_words, old.splitlines()) if line]

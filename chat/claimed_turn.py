@@ -78,7 +78,7 @@ class ClaimedTurn:
 
 
 def lease_duration() -> dt.timedelta:
-    """How long a process may be silent before its turns are lost."""
+    """Return how long a process may be silent before its turns are lost."""
     return dt.timedelta(seconds=settings.CHAT["turn_lease_s"])
 
 
@@ -148,7 +148,7 @@ class TurnOutcome:
 
     @property
     def tells_runs(self) -> bool:
-        """Whether the user knows now of the runs that it was to tell of."""
+        """True if the user knows now of the runs that it was to tell of."""
         return self.state == Turn.State.STOP or (self.has_answered and self.code != CONTENT_FILTER)
 
 
@@ -302,7 +302,8 @@ def insert_message(
 
 
 def count_recent_writes(*, user_id: uuid.UUID, conversation_id: uuid.UUID | None) -> int:
-    """How many rows the turns of a conversation changed within the last hour; without one, all turns that had none."""
+    """Return how many rows the turns of a conversation changed within the last hour;
+    without one, all turns that had none."""
     since = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
     turns = Turn.objects.of(user_id).filter(started_at__gt=since)
     turns = (

@@ -81,7 +81,7 @@ class ContextBudget:
         return most if size is None else min(most, size // share)
 
     def notice(self) -> str:
-        """What the user is told of what was left out; "" if they need not know."""
+        """Return what the user is told of what was left out; "" if they need not know."""
         if {LeftOut.MESSAGES, LeftOut.RESULTS} <= self.left_out:
             return gettext(
                 "The model reads little at once: earlier messages and parts of what was read were left out."
@@ -212,7 +212,7 @@ class _Call:
             self.messages[place] = _with(self.messages[place], f"{words}\n\n{self.messages[place].content}")
 
     def _newest_results(self) -> int:
-        """Where the results of the newest calls begin."""
+        """Return where the results of the newest calls begin."""
         place = len(self.messages)
         while place and not (isinstance(one := self.messages[place - 1], AIMessage) and one.tool_calls):
             place -= 1

@@ -119,7 +119,8 @@ def delete(*, conversation: Conversation) -> None:
 
 
 def lock_and_check_memory(*, user_id: uuid.UUID, conversation_id: uuid.UUID) -> bool:
-    """Whether the conversation exists with memory on. The answer holds until the surrounding transaction ends."""
+    """Return whether the conversation exists with memory on. The answer holds
+    until the surrounding transaction ends."""
     lock(user_id, conversation_id)
     return Conversation.objects.of(user_id).filter(pk=conversation_id, memory=True).exists()
 

@@ -136,7 +136,7 @@ class DeferredCall:
 
 
 def is_yes(message: str) -> bool:
-    """Whether a message is a plain yes and nothing else but thanks and please."""
+    """Return whether a message is a plain yes and nothing else but thanks and please."""
     text = unicodedata.normalize("NFKC", message).casefold().replace("’", "'")
     text = _EMOJI_VARIANTS.sub("", text).strip(" \t\n.,!")
     place, has_yes = 0, False
@@ -200,7 +200,7 @@ async def take(
 
 
 def _is_of(answer: str, shown: str) -> bool:
-    """Whether a client's copy of an answer is of this one. Some clients keep only a part of it."""
+    """Return whether a client's copy of an answer is of this one. Some clients keep only a part of it."""
     copy, whole = " ".join(answer.split()), " ".join(shown.split())
     return copy == whole or (len(copy) >= _MIN_COPY_CHARS and copy in whole)
 

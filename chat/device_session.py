@@ -112,8 +112,8 @@ class DeviceSession:
     async def call(
         self, action: Action, table: TableName | None = None, **fields: Unpack[CallFields]
     ) -> ToolResultBody:
-        """Send one call; returns the device's answer, which fits what was asked. Raises ToolException in words for the
-        model."""
+        """Send one call; returns the device's answer, which fits what was asked. Raises
+        ToolException in words for the model."""
         call = new_call(action, table, **fields)
         if (unfit := _check_sendable(call)) is not None:
             raise unfit
@@ -215,11 +215,12 @@ class DeviceSession:
         return self.titles[key] if answer.row is not None else None
 
     def shown_id(self, table: str | None, key: object) -> object:
-        """How a model reads an id: the row's alias, or what the model made up."""
+        """Return an id as a model reads it: the row's alias, or what the model made up."""
         return self.aliases.alias(table or "", key) if isinstance(key, str) and key in self.titles else key
 
     def has_recent_word(self, word: str) -> bool:
-        """Whether one of the last rows that were returned contains the word, so that it comes from the user's data."""
+        """Return whether one of the last rows that were returned contains the word,
+        so that it comes from the user's data."""
         if not word:
             return False
         pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
@@ -328,17 +329,17 @@ def device_session_of(config: RunnableConfig) -> DeviceSession:
 
 
 def missing_row_text(table: str | None, key: object) -> str:
-    """What the model is told about a row that does not exist."""
+    """Return what the model is told about a row that does not exist."""
     return f"Failed: there is no {NOUNS[table or ''][0]} with the id {one_line(key) or '(none)'}."
 
 
 def _is_valid_row(row: Data, key: object = None) -> bool:
-    """Whether its id can be written, and is the one that was asked for, if one was."""
+    """Return whether its id can be written, and is the one that was asked for, if one was."""
     return is_row_id(row.get("id")) and key in (None, row["id"])
 
 
 def _has_valid_row(rows: list[Data]) -> bool:
-    """Whether a list is empty or has a row that can be read: one bad row costs that row only."""
+    """Return whether a list is empty or has a row that can be read: one bad row costs that row only."""
     return not rows or any(_is_valid_row(row) for row in rows)
 
 

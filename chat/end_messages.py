@@ -82,7 +82,8 @@ def unsaid_end_message(end: StreamEnd) -> str:
 
 
 def said_in_answer(code: str, *, follows_up: bool) -> str:
-    """What is said of a turn's end below its answer, if anything. `follows_up`: nobody's message began the turn."""
+    """Return the message about a turn's end that stands below its answer, if any.
+    `follows_up`: nobody's message began the turn."""
     if follows_up and code == "budget_spent":
         # Perhaps only the share of such turns is used up, and the user has money still.
         return gettext("I could not go on with it by myself.")
@@ -90,6 +91,6 @@ def said_in_answer(code: str, *, follows_up: bool) -> str:
 
 
 def message_of(code: str) -> str:
-    """What a code of a turn's end means, in words."""
+    """Return what a code of a turn's end means, in words."""
     text = _MESSAGES.get(code) or (_MODEL_FAILED if code.startswith("model_") else _UNKNOWN_CODE)
     return gettext(text)

@@ -21,7 +21,7 @@ CONTEXT: Final = "context"
 
 
 def is_foreign(table: str, row: Mapping[str, Any]) -> bool:
-    """Whether a row of the device holds text that the user may not have written."""
+    """Return whether a row of the device holds text that the user may not have written."""
     text = row.get(_TEXT_COLUMNS.get(table, ""))
     return table in _ALWAYS or row.get("isAiSuggested") == 1 or (isinstance(text, str) and bool(text.strip()))
 

@@ -94,7 +94,7 @@ async def fit_history(
 
 
 def _messages_to_summarise(messages: Sequence[ChatMessage], budget: int) -> int:
-    """How many of the oldest to summarise: down to half the budget, so that not every turn needs a summary."""
+    """Return how many of the oldest to summarise: down to half the budget, so that not every turn needs a summary."""
     if _total_chars(messages) <= budget:
         return 0
     cut = 0
@@ -143,7 +143,7 @@ def _total_chars(messages: Sequence[ChatMessage]) -> int:
 async def _read_cached_summary(
     user_id: uuid.UUID, cipher: UserCipher, messages: Sequence[ChatMessage]
 ) -> tuple[int, str]:
-    """How many messages are already summarised, and their summary; (0, "") if none are."""
+    """Return how many messages are already summarised, and their summary; (0, "") if none are."""
     keys = _cache_keys(user_id, cipher, messages[:-1])
     try:
         found = await async_redis("chat").mget(keys)

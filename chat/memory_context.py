@@ -82,7 +82,8 @@ class MemoryContext:
     # ── Recall ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def recall(self, now: datetime) -> str | None:
-        """What the turn prompt says of it; None if nothing was. A failure is logged and does not end the turn."""
+        """Return what the turn prompt says of the memory; None if nothing was recalled. A
+        failure is logged and does not end the turn."""
         if not self.enabled:
             return None
         try:
@@ -107,7 +108,7 @@ class MemoryContext:
             self._receipts.append(receipt)
 
     async def search(self, question: str) -> str:
-        """What matches a question of the model's; "" if nothing does."""
+        """Return what matches a question of the model's; "" if nothing does."""
         recalled = await db.run(
             recall.search_for_model,
             user_id=self.user_id,
@@ -205,7 +206,7 @@ class MemoryContext:
         return grounding.problem(content, said, day=self._day(datetime.now(self.zone)))
 
     def only_proposes(self, content: str) -> bool:
-        """Whether a text is kept as a proposal: texts of others may have led the model to it.
+        """Return whether a text is kept as a proposal: texts of others may have led the model to it.
 
         They have been read in this turn; or they may be quoted in earlier answers, and the user says it neither now nor
         with a plain yes.
@@ -243,8 +244,8 @@ class MemoryContext:
 
 
 def recall_at_once(request: ChatRequest, claimed: ClaimedTurn) -> RecallResult | None:
-    """What a turn will recall, in the thread in which it was claimed. None if that takes more than a statement: then
-    the turn recalls it itself."""
+    """Recall for a turn, in the thread in which it was claimed. None if that takes more than a
+    statement: then the turn recalls by itself."""
     if not (request.memory and claimed.memory):
         return None
     try:

@@ -76,7 +76,7 @@ def turn_prompt(
     confirmed: Sequence[str] = (),
     changed: Sequence[str] = (),
 ) -> str:
-    """What is true of this turn alone. Everything but time and locale is delimited as untrusted data.
+    """Return what is true of this turn alone. Everything but time and locale is delimited as untrusted data.
 
     `now`: in the user's time zone; ValueError if it has none.
     `scope`: the row that a floating request is about.

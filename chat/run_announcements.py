@@ -88,7 +88,8 @@ def _conversation(user_id: uuid.UUID, cipher: UserCipher) -> uuid.UUID:
 
 
 def _has_to_wait(place: uuid.UUID) -> bool:
-    """Whether a turn is under way there, whose question and answer are not to be parted, or the last message is new."""
+    """Return whether a turn is under way there, whose question and answer are not to
+    be parted, or the last message is new."""
     if Turn.objects.filter(conversation_id=place, ended_at=None).exists():
         return True
     recent = Message.objects.filter(conversation_id=place, created_at__gt=Now() - _PAUSE)

@@ -102,7 +102,7 @@ def due_places() -> QuerySet[Watch, tuple[uuid.UUID, uuid.UUID]]:
 
 
 def _is_ready() -> Q:
-    """Whether it is time: also after the last try, which nothing but a notice follows."""
+    """Return whether it is time: also after the last try, which nothing but a notice follows."""
     return Q(not_before=None) | Q(not_before__lte=Now()) | Q(attempts__gte=_MOST_ATTEMPTS)
 
 
@@ -146,7 +146,7 @@ def _refused(tried: Sequence[Watch]) -> set[uuid.UUID]:
 
 
 def _has_enough(user_id: uuid.UUID, conversation_id: uuid.UUID) -> bool:
-    """Whether so many turns have followed up runs that only notices may."""
+    """Return whether so many turns have followed up runs that only notices may."""
     day = Turn.objects.of(user_id).filter(
         request_id__startswith=REQUEST_PREFIX, started_at__gt=Now() - dt.timedelta(days=1)
     )
@@ -159,7 +159,7 @@ def _has_enough(user_id: uuid.UUID, conversation_id: uuid.UUID) -> bool:
 
 
 def _has_money(user_id: uuid.UUID) -> bool:
-    """Whether the share of such turns in the user's month, and the month itself, have room for another."""
+    """Return whether the share of such turns in the user's month, and the month itself, have room for another."""
     return allowances.has_room(user_id, Purpose.FOLLOWUPS, None, None)
 
 

@@ -48,7 +48,7 @@ class Note:
 
 @transaction.atomic
 def take(place: ChatPlace, fence: int) -> Note | None:
-    """What is due in a turn's chat, for the turn to tell. None if there is nothing, or the turn runs no more."""
+    """Return what is due in a turn's chat, for the turn to tell. None if there is nothing, or the turn runs no more."""
     running = Turn.objects.running().filter(pk=place.turn_id, fence=fence)
     if running.select_for_update(no_key=True).only("pk").first() is None:
         return None
@@ -75,7 +75,8 @@ class RunNotes:
         self._unread: list[uuid.UUID] = []  # what the model was given and has not answered yet
 
     async def take(self, place: ChatPlace, fence: int) -> Note | None:
-        """The note for the next call of the model, if there is one."""
+        """Return what is due in a turn's chat, for the turn to tell. None if there
+        is nothing, or the turn runs no more."""
         if not self.is_due:
             return None
         self.is_due, self.asked = False, True

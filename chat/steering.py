@@ -127,7 +127,7 @@ class SteerQueue:
             steer.settle(False)
 
     def _fits(self, message: str) -> bool:
-        """Whether it may be read together with those that are unread: they are as long as one message may be."""
+        """Return whether it may be read together with those that are unread: they are as long as one message may be."""
         unread = sum(len(steer.said.text) for steer in self._unread())
         return not unread or unread + len(message) <= MAX_MESSAGE_CHARS
 

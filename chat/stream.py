@@ -127,7 +127,7 @@ class Stream:
         self.open[frame.id] = self._add(frame)
 
     def is_over(self, entry: StreamFrame) -> bool:
-        """Whether a frame asks for an approval that has been decided."""
+        """Return whether a frame asks for an approval that has been decided."""
         return entry.is_approval_request and entry not in self.open.values()
 
     def end(self, frame: StreamEnd) -> None:
@@ -242,8 +242,8 @@ class _Follower:
         self.task = self._loop.create_task(self._run(), name="stream follower")
 
     def push(self, text: bytes) -> None:
-        """Pass on the text of the newest entry: at once if all before it was passed on and the listener can take it,
-        else by the task."""
+        """Pass on the text of the newest entry: at once if all before it was passed on and
+        the listener can take it, else by the task."""
         waits = self._more is not None and not self._more.done()
         if waits and self._position == len(self._stream.entries) - 1 and self._listener.push(text):
             self._position += 1

@@ -46,7 +46,7 @@ class LogPart(NamedTuple):
 
 
 def is_end(text: str) -> bool:
-    """Whether a frame's text is that of a stream_end. Safe, since quotes inside of strings are escaped."""
+    """Return whether a frame's text is that of a stream_end. Safe, since quotes inside of strings are escaped."""
     return '"type":"stream_end"' in text
 
 
@@ -74,7 +74,7 @@ class StreamRecording:
         self._written = self._frames = self._mutations = self._parts = 0
 
     def next_part(self) -> LogPart | None:
-        """What is not in the log yet; None if there is nothing."""
+        """Return what is not in the log yet; None if there is nothing."""
         new = self.stream.entries[self._written :]
         changed = () if self.stream.ended else self._changes()[self._mutations :]
         if not new and not changed:

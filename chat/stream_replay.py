@@ -106,7 +106,7 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
 
 
 def _finish_without_words(row: Turn) -> Literal["stop", "cancelled", "error"]:
-    """How a turn has ended whose log lacks the end: by losing its process, or without ever having begun."""
+    """Return how a turn has ended whose log lacks the end: by losing its process, or without ever having begun."""
     if row.code == JOINED:
         return "stop"
     return "cancelled" if row.state == Turn.State.CANCELLED else "error"

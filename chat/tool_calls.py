@@ -34,8 +34,8 @@ class Assistant:
     """A prompt and its tools, which are built once."""
 
     def __init__(self, prompt: str, tools: Sequence[BaseTool], unlisted: Sequence[BaseTool] = ()) -> None:
-        """`prompt`: its name. `unlisted`: tools that the model is not told of and whose calls are carried out all the
-        same."""
+        """`prompt`: its name. `unlisted`: tools that the model is not told of and
+        whose calls are carried out all the same."""
         self._prompt = prompt
         self.tools = {tool.name: tool for tool in (*tools, *unlisted)}
         self._listed = ", ".join(tool.name for tool in tools)
@@ -77,7 +77,8 @@ class Assistant:
 
 
 def _tool_schema(tool: BaseTool) -> dict[str, Any]:
-    """What a model reads of a tool, without defaults: they cost tokens, and some chat templates break on null."""
+    """Return what a model reads of a tool, without defaults: they cost tokens,
+    and some chat templates break on null."""
     schema = convert_to_openai_tool(tool)
     if "parameters" in schema["function"]:
         found = schema["function"]["parameters"]["properties"]

@@ -154,7 +154,7 @@ class LiveTurn:
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for its time, or for being begun."""
+        """True if it waits for its time, or for being begun."""
         return self._started_at is None and not self.ended.is_set()
 
     def begin(self, claimed: ClaimedTurn) -> None:
@@ -198,7 +198,7 @@ class LiveTurn:
 
     @property
     def hangs(self) -> bool:
-        """Whether it should have ended long ago."""
+        """True if it should have ended long ago."""
         if self._started_at is None or self.ended.is_set():
             return False
         most = float(settings.CHAT["turn_deadline_s"]) + _END_WITHIN_S
@@ -232,8 +232,8 @@ class LiveTurn:
         return self._steers.coming()
 
     def user_has_spoken(self) -> None:
-        """Something waits in the conversation: this turn reads it if it was said to it, and waits no longer for runs
-        of agents."""
+        """Something waits in the conversation: this turn reads it if it was said to it,
+        and waits no longer for runs of agents."""
         self._steers.look_again()
 
     def decide(self, approval_id: str, approved: bool) -> bool:
@@ -329,8 +329,8 @@ class LiveTurn:
         self._is_stored(saved.end, followers)
 
     def _is_stored(self, end: StoredEnd, told: Collection[str] = ()) -> None:
-        """Begin who is next, and tell the devices that have not got the answer as a stream; `told`: the channels of
-        those that have."""
+        """Begin who is next, and tell the devices that have not got the answer as a stream;
+        `told`: the channels of those that have."""
         if end.next is not None:
             self._hooks.hand_over(end.next)
         if end.seq is not None and (channels := frozenset(end.channels).difference(told)):

@@ -73,8 +73,8 @@ def finish_turn(
 
 
 def _channels_to_tell(request: ChatRequest) -> Collection[str]:
-    """Of the devices that are to hear of an answer: a turn that nobody's message began was announced to them. What
-    they miss they find in the conversation."""
+    """Return the channels of the devices that are to hear of an answer: those to which a turn that nobody's message
+    began was announced. What they miss they find in the conversation."""
     if request.origin is not None:
         return ()
     try:
@@ -181,7 +181,7 @@ def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) 
 
 
 def _is_only_an_answer(request: ChatRequest, result: TurnOutcome) -> bool:
-    """Whether a turn has done nothing else that is to be stored in the conversation or beside it."""
+    """Return whether a turn has done nothing else that is to be stored in the conversation or beside it."""
     is_more = result.steered or result.may_hold_runs or result.notes.is_due or _has_changes(result)
     return request.origin is None and not is_more
 
@@ -197,8 +197,8 @@ def _remember(
 def _exchange(
     request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome, *, has_private: bool
 ) -> dict[str, Any] | None:
-    """What memory is to read of the turn; None if it is off. `has_private`: whether anything in the conversation was
-    not to be remembered, which is known from the claim on: nothing else is said there while the turn runs."""
+    """Return what memory is to read of the turn; None if it is off. `has_private`: whether anything in the conversation
+    was not to be remembered, which is known from the claim on: nothing else is said there while the turn runs."""
     if not (request.memory and claimed.memory and result.text.strip()):
         return None
     return {
@@ -214,7 +214,7 @@ def _exchange(
 
 
 def _has_to_tell(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> bool:
-    """Whether a turn that follows up runs has an answer, and nobody has told the same meanwhile."""
+    """Return whether a turn that follows up runs has an answer, and nobody has told the same meanwhile."""
     assert claimed.conversation_id is not None
     lock(request.user_id, claimed.conversation_id)
     return _follows_up(result) and run_watches.holds(claimed.turn_id)
@@ -234,7 +234,7 @@ def _store_untold(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcom
 
 
 def _answer_to_keep(claimed: ClaimedTurn, result: TurnOutcome) -> str:
-    """What the memory reads of an answer: not one that may quote texts that the user did not write."""
+    """Return what the memory reads of an answer: not one that may quote texts that the user did not write."""
     if not result.foreign and not claimed.has_foreign:
         return result.text
     changes = Counter(f"{mutation.action} in {mutation.table}" for mutation in result.mutations)
@@ -278,12 +278,13 @@ def _store_changes(claimed: ClaimedTurn, result: TurnOutcome) -> None:
 
 
 def _follows_up(result: TurnOutcome) -> bool:
-    """Whether a turn that follows up runs needs no other after it: it tells of them, or the user has cancelled it."""
+    """Return whether a turn that follows up runs needs no other after it: it tells
+    of them, or the user has cancelled it."""
     return result.tells_runs or result.state == Turn.State.CANCELLED
 
 
 def _told(result: TurnOutcome) -> dict[str, Collection[uuid.UUID]]:
-    """What a turn has told: the watches that it was given, and the runs of which it heard from its tools."""
+    """Return the watches that a turn was given and told, and the runs that it heard of from its tools."""
     return {
         "told": result.notes.told if result.code != CONTENT_FILTER else (),
         "runs": result.heard_runs if result.tells_runs else (),
@@ -291,7 +292,7 @@ def _told(result: TurnOutcome) -> dict[str, Collection[uuid.UUID]]:
 
 
 def _settle_late(claimed: ClaimedTurn, result: TurnOutcome) -> None:
-    """What a turn that was thought lost has told all the same need not be told by another."""
+    """Mark as told what was told by a turn that was thought lost, so that no other turn tells it."""
     if any((told := _told(result)).values()):
         run_watches.settle_late(claimed.turn_id, claimed.conversation_id, **told)
 

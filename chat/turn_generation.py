@@ -76,7 +76,7 @@ _MOST_S_OF_FOLLOW_UP: Final = 120.0
 
 
 def _last_answer_s(deadline_s: float) -> float:
-    """How much of a turn's time is kept for an answer: then no more tools are waited for."""
+    """Return how much of a turn's time is kept for an answer: then no more tools are waited for."""
     return min(30.0, deadline_s / 5)
 
 
@@ -262,13 +262,13 @@ class TurnAnswer:
         return self._agent_work
 
     def _all_user_words(self) -> UserWords:
-        """What the user has said in this conversation, as far as it is known here."""
+        """Return what the user has said in this conversation, as far as it is known here."""
         said = [message.text for message in self.claimed.history if message.role == "user"]
         said += [message.content for message in self.request.history if message.role == "user"]
         return UserWords([*said, *self.request.words])
 
     def _user_words(self, memory: MemoryContext) -> UserWords:
-        """What the user has said in this turn; if it has read nothing foreign itself, in this conversation."""
+        """Return what the user has said in this turn; if it has read nothing foreign itself, in this conversation."""
         said = [*self.request.words, *self._steers.given]
         history = [] if self.foreign else self.claimed.history
         said += [message.text for message in history if message.role == "user"]
@@ -332,7 +332,7 @@ class TurnAnswer:
         return self._steers.take()
 
     async def _take_notes(self) -> list[str]:
-        """What the model is to tell of runs that have ended. Titles that it quotes are nobody's words."""
+        """Return what the model is to tell of runs that have ended. Titles that it quotes are nobody's words."""
         assert self._agent_work is not None
         self._agent_work.give_results()
         note = await self._notes.take(self._agent_work.chat_place(), self.claimed.fence)
@@ -467,7 +467,7 @@ class TurnAnswer:
         return self._context.tool_calls if self._context else 0
 
     def steps(self) -> list[dict[str, Any]]:
-        """What it did, for people (chat.turn_steps)."""
+        """Return the steps of the turn, for people (chat.turn_steps)."""
         return self._context.steps.listed() if self._context else []
 
     @property
@@ -477,7 +477,7 @@ class TurnAnswer:
 
     @property
     def may_hold_runs(self) -> bool:
-        """Whether it has tried to take it upon itself to tell how runs ended."""
+        """True if it has tried to take it upon itself to tell how runs ended."""
         return self._notes.asked or bool(self._agent_work and self._agent_work.asked_runs)
 
     def record(self) -> TurnRecord | None:

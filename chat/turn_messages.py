@@ -75,7 +75,7 @@ def _within(text: str | None, most: int) -> str | None:
 async def describe_scope(
     scope: Scope | None, session: DeviceSession, *, most_chars: int = MAX_SCOPE_CHARS
 ) -> str | None:
-    """What a floating request is about, in words for the model; reads the row from the device."""
+    """Return what a floating request is about, in words for the model; reads the row from the device."""
     if scope is None:
         return None
     table = SCOPE_TABLES.get(scope.type)
@@ -106,7 +106,7 @@ def _context(summary: str, client_context: str) -> str | None:
 
 
 def _earlier_changes(claimed: ClaimedTurn, session: DeviceSession) -> list[str]:
-    """What earlier turns of the conversation changed, so that the model understands "undo that"."""
+    """Return what earlier turns of the conversation changed, so that the model understands "undo that"."""
     changes = [
         f"{mutation.action} in {mutation.table}: {_identifying_fields(mutation, session)}"
         for message in claimed.history

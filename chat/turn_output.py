@@ -101,7 +101,7 @@ class TurnOutput:
         self._private |= {secret.hex for secret in secrets if isinstance(secret, uuid.UUID)}
 
     def _knows_address(self, address: str) -> bool:
-        """Whether the user has written this address, or this turn has read it."""
+        """Return whether the user has written this address, or this turn has read it."""
         return address in self._own_addresses or (
             self._session is not None and address in self._session.addresses
         )

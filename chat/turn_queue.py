@@ -212,7 +212,7 @@ def cancel(*, turn: Turn) -> bool:
 
 
 def said_to(*, claimed: ClaimedTurn) -> list[Steered]:
-    """What waits to be read by a turn, in the order in which it was said."""
+    """Return what waits to be read by a turn, in the order in which it was said."""
     assert claimed.conversation_id is not None
     rows = Turn.objects.waiting().filter(conversation_id=claimed.conversation_id, joins=claimed.turn_id)
     rows = rows.order_by("queue_no")
@@ -254,7 +254,8 @@ def close_joined(steered: Iterable[Steered]) -> None:
 
 
 def take_joined(*, user_id: uuid.UUID, conversation_id: uuid.UUID, cipher: UserCipher) -> list[Steered]:
-    """What was said to a turn that was lost before it could store it. The conversation is locked, and none runs."""
+    """Take what was said to a turn that was lost before it could store it. The
+    conversation is locked, and none runs."""
     rows = Turn.objects.of(user_id).filter(conversation_id=conversation_id, code=JOINED)
     rows = rows.exclude(waiting_request=None).order_by("ended_at", "started_at")
     bodies = [Turn.waiting_request.unseal_from(cipher, row) for row in rows]
@@ -310,5 +311,5 @@ def hand_over_stuck() -> list[HandedOver]:
 
 
 def read_end(row: tuple[Any, ...]) -> Ended:
-    """What a statement made by `and_hand_over` has returned."""
+    """Return what a statement made by `and_hand_over` has returned."""
     return Ended(row[0], HandedOver(*row[1:]) if row[1] is not None else None)

@@ -48,5 +48,5 @@ def quotable(text: object, max_chars: int = MAX_TITLE_CHARS) -> str:
 
 
 def is_row_id(key: object) -> bool:
-    """Whether an id can be written in the texts that the model gets."""
+    """Return whether an id can be written in the texts that the model gets."""
     return isinstance(key, str) and key.isprintable() and _ROW_ID.fullmatch(key) is not None

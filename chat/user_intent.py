@@ -121,7 +121,7 @@ class UserWords:
 
     @property
     def want_change(self) -> bool:
-        """Whether they ask for any change, or agree to one."""
+        """True if they ask for any change, or agree to one."""
         return self._agreed or self._has_start_of(_WISHES)
 
     @property
@@ -129,7 +129,7 @@ class UserWords:
         return self._has_start_of(_WORDS_ABOUT_AGENTS)
 
     def ask_for(self, title: str | None, values: Mapping[str, Any], named: Sequence[str] = ()) -> bool:
-        """Whether they ask for a write.
+        """Return whether they ask for a write.
 
         `title`: of the row that is changed; None for a new row, and for one that the user is looking at. `values`: the
         call's arguments, without the row's id. `named`: the titles of rows that `values` refer to.
@@ -141,7 +141,7 @@ class UserWords:
         return all(self._ask_for_value(name, value, named) for name, value in values.items() if value)
 
     def want_run(self, name: str, *, misled: bool, is_only: bool) -> bool:
-        """Whether they ask to run an agent, by name or otherwise.
+        """Return whether they ask to run an agent, by name or otherwise.
 
         `misled`: a text of others may want it, so the name alone is not enough, nor a word for running alone, nor one
         in a question such as "when did it last run?".
@@ -154,7 +154,7 @@ class UserWords:
         return self._want_with_agent(_STOP_WORDS, name, misled=misled, is_only=is_only)
 
     def want_set_up(self, *, misled: bool) -> bool:
-        """Whether they may ask to make or change an agent; if `misled`, one sentence must order it."""
+        """Return whether they may ask to make or change an agent; if `misled`, one sentence must order it."""
         orders = [UserWords([sentence]) for sentence in self._orders(_WISHES)]
         return not misled or any(order.want_change and order._has_start_of(_AGENT_WORDS) for order in orders)
 
@@ -188,7 +188,7 @@ class UserWords:
         return self._say(value if isinstance(value, str) else orjson.dumps(value).decode())
 
     def _say(self, text: str) -> bool:
-        """Whether the words of a text are the user's, and all its numbers and addresses."""
+        """Return whether the words of a text are the user's, and all its numbers and addresses."""
         words = _words(text) - _FILLERS
         if not words:
             return False

@@ -123,7 +123,7 @@ def _is_connected(user_id: UUID, provider: str) -> bool:
 
 
 def has_refresh_token(*, user_id: UUID, provider: str, account: str) -> bool:
-    """Whether a refresh token for this account is stored already."""
+    """Return whether a refresh token for this account is stored already."""
     account_hash = cipher_for(user_id).fingerprint(account.lower(), f"account at {provider}")
     mine = Connection.objects.of(user_id).filter(provider=provider, account_hash=account_hash)
     return mine.filter(refresh_token__isnull=False, health=Health.OK).exists()

@@ -37,7 +37,7 @@ class Reason(models.TextChoices):
 
 
 def reconnect_text(provider: str, reason: str) -> Text:
-    """What is said of a connection that must be connected again."""
+    """Return what is said of a connection that must be connected again."""
     return Text(
         "connect {provider} again: {reason}",
         provider=Provider(provider).label,

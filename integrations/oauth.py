@@ -44,7 +44,7 @@ _MAX_PENDING_CONSENTS: Final = 20
 
 
 def redirect_uri(provider: str) -> str:
-    """Where a provider sends the browser back to. It must be registered there exactly as it is."""
+    """Return where a provider sends the browser back to. It must be registered there exactly as it is."""
     return settings.PUBLIC_URL + reverse("oauth-callback", kwargs={"provider": provider})
 
 

@@ -84,7 +84,7 @@ class OutlookSync(MailboxSync):
     async def _changes(
         self, client: ProviderClient, folder: str, url: str, links: DeltaLinks, filters: Filters
     ) -> AsyncGenerator[ListedPage, None]:
-        """What changed in a folder since its delta link. Raises DeltaLinkExpired or ResourceGone."""
+        """Yield what changed in a folder since its delta link. Raises DeltaLinkExpired or ResourceGone."""
         delta = DeltaQuery(client, url, _HEADERS)
         async for found in delta.pages():
             yield ListedPage(_refs(found, filters))
@@ -294,7 +294,7 @@ def _mailbox_address(recipient: dict[str, Any]) -> str:
 
 
 def _is_read_whole(answer: dict[str, Any], attachments: list[dict[str, Any]]) -> bool:
-    """Whether it is an invitation or signed: then what it says is not in Graph's body."""
+    """Return whether it is an invitation or signed: then what it says is not in Graph's body."""
     return "eventMessage" in str(answer.get("@odata.type", "")) or any(
         is_signed(str(each.get("contentType")), str(each.get("name"))) for each in attachments
     )

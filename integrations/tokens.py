@@ -167,7 +167,7 @@ def announce_loss(connection_id: UUID) -> None:
 
 
 def claim_notice(connection_id: UUID) -> bool:
-    """Whether the caller is to notify the user of a loss. True for exactly one caller."""
+    """Return whether the caller is to notify the user of a loss. True for exactly one caller."""
     return bool(Connection.objects.unannounced().filter(pk=connection_id).update(told_at=Now()))
 
 

@@ -101,7 +101,7 @@ class OperationWriter:
         return remembered
 
     def _may_change(self, entry: Entry, content: str, exchange: UnsealedExchange) -> bool:
-        """Whether the model was shown the entry, and the user's own words name it and say what holds instead."""
+        """Return whether the model was shown the entry, and the user's own words name it and say what holds instead."""
         if entry.pk not in self.written and entry.pk not in {shown.id for shown in self.known.values()}:
             return False
         text = entry_content.unseal_entry(entry, self.cipher).searchable_text

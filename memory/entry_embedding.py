@@ -44,7 +44,7 @@ async def embed_batch(user_id: uuid.UUID, max_entries: int = _BATCH) -> int | No
 
 
 def count_missing() -> tuple[int, int]:
-    """How many entries of all users lack a vector of the configured model.
+    """Return how many entries of all users lack a vector of the configured model.
 
     Returns two counts: entries that may get one, and entries that a policy withholds from the model's provider.
     """

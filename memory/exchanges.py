@@ -55,7 +55,7 @@ def exchange_values(
     answer: str,
     foreign: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
-    """What is kept of a turn, as the parameters of KEPT_SQL.
+    """Return what is kept of a turn, as the parameters of KEPT_SQL.
 
     `foreign`: `{table, id}` of the texts that the turn read and that the user did not write.
     """

@@ -162,7 +162,7 @@ def _count_no_attempt(user_id: uuid.UUID, batch: Batch) -> None:
 
 
 async def _find_batch_chars() -> int:
-    """How much of what was said one call reads: a third of a small window."""
+    """Return how much of what was said one call reads: a third of a small window."""
     try:
         model = llm.chat_model(purpose="memory")
     except llm.ModelNotConfigured:

@@ -92,7 +92,7 @@ def foreign_facts(text: str, material: str, *, day: dt.date | None = None) -> li
 
 
 def is_own(word: str, own: frozenset[str]) -> bool:
-    """Whether the user said a word in any form: the same first letters, and little else."""
+    """Return whether the user said a word in any form: the same first letters, and little else."""
     return word in own or (not _has_digit(word) and any(_same_stem(word, other) for other in own))
 
 
@@ -182,7 +182,7 @@ def _foreign_names(text: str, own: frozenset[str]) -> Iterator[str]:
 
 
 def _is_inflected(word: str, own: Iterable[str]) -> bool:
-    """Whether the user said a name, perhaps with another ending (Roms, Rom)."""
+    """Return whether the user said a name, perhaps with another ending (Roms, Rom)."""
     return any(
         word == other
         or (
@@ -206,7 +206,7 @@ def _same_stem(word: str, other: str) -> bool:
 
 
 def _turns_a_denial(content: str, said: str) -> bool:
-    """Whether a part of the content denies what the user did not, or states what they only denied."""
+    """Return whether a part of the content denies what the user did not, or states what they only denied."""
     clauses = [(frozenset(content_words(clause)), is_denial(clause)) for clause in _clauses(said)]
     denied = frozenset[str]().union(*(words for words, denial in clauses if denial))
     for clause in _clauses(content):

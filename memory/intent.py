@@ -36,14 +36,15 @@ _KEEP = re.compile(
 
 
 def own_words(text: str) -> str:
-    """What of a message the user says themselves: without quoted lines, code, forwarded mails and long quotations."""
+    """Return what of a message the user says themselves: without quoted lines,
+    code, forwarded mails and long quotations."""
     text = _FORWARDED.sub("\n", _FENCE.sub("\n", text))
     text = _QUOTED_LINE.sub("", text)
     return _QUOTATION.sub(lambda quote: quote[0] if len(quote[0]) <= _MAX_QUOTE_CHARS else " ", text)
 
 
 def names(entry: str, said: str) -> bool:
-    """Whether the user speaks of what an entry is about.
+    """Return whether the user speaks of what an entry is about.
 
     `entry`: its content, and in front of it its key and a colon, if it has one.
     """
@@ -57,7 +58,7 @@ def names(entry: str, said: str) -> bool:
 
 
 def wants_change(entry: str, content: str, said: Iterable[str]) -> bool:
-    """Whether the user says, and does not merely ask, what an entry is to say from now on."""
+    """Return whether the user says, and does not merely ask, what an entry is to say from now on."""
     words = content_words(content)
     for message in said:
         if not names(entry, message):
@@ -72,7 +73,7 @@ def wants_change(entry: str, content: str, said: Iterable[str]) -> bool:
 
 
 def wants_forgotten(entry: str, said: Iterable[str]) -> bool:
-    """Whether the user asks to forget an entry."""
+    """Return whether the user asks to forget an entry."""
     for message in said:
         sentences = _sentences(message)
         for place, sentence in enumerate(sentences):
@@ -86,7 +87,7 @@ def wants_forgotten(entry: str, said: Iterable[str]) -> bool:
 
 
 def denies(entry: str, said: Iterable[str]) -> bool:
-    """Whether the user says that an entry does not hold, or no longer."""
+    """Return whether the user says that an entry does not hold, or no longer."""
     for message in said:
         for sentence in _sentences(message):
             if sentence.rstrip().endswith("?") or _KEEP.search(sentence) or not names(entry, sentence):

@@ -184,7 +184,7 @@ senza niente pas jamais sans rien nunca sin nada
 
 
 def may_be_the_same(one: str, other: str) -> bool:
-    """Whether two otherwise similar texts could say the same: they differ in no number and no negation."""
+    """Return whether two otherwise similar texts could say the same: they differ in no number and no negation."""
     first, second = _words(one), _words(other)
     return not any(
         word in _NEGATIONS or any(letter.isdigit() for letter in word)

@@ -125,7 +125,7 @@ async def review(
 
 
 def has_new_evidence(user_id: uuid.UUID, after: dt.datetime) -> bool:
-    """Whether entries in which patterns could be found were written or changed after a time."""
+    """Return whether entries in which patterns could be found were written or changed after a time."""
     return _evidence(user_id, _EVIDENCE_TIERS).filter(updated_at__gt=after).exists()
 
 

@@ -39,7 +39,8 @@ log = structlog.get_logger(__name__)
 
 
 def is_unchanged(user_id: uuid.UUID, review: PatternReview) -> bool:
-    """Whether all entries that the model was shown are unchanged. If not, a claim may reveal what was forgotten."""
+    """Return whether all entries that the model was shown are unchanged. If not, a
+    claim may reveal what was forgotten."""
     shown = [*review.evidence.values(), *review.patterns.values()]
     rows = Entry.objects.of(user_id).current().filter(pk__in=[text.id for text in shown])
     fingerprints = {pk: bytes(value) for pk, value in rows.values_list("pk", "fingerprint")}

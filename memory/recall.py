@@ -72,7 +72,7 @@ def recall(
     limit_tokens: int,
     now: dt.datetime,
 ) -> RecallResult:
-    """What a turn should know: all core entries, then those that fit best. Empty while the memory is off.
+    """Return what a turn should know: all core entries, then those that fit best. Empty while the memory is off.
 
     `vector` is the question's, of the current space; without one, only words are compared. `provider` is that of the
     model that will read the entries.
@@ -135,7 +135,7 @@ def search_for_model(
     limit: int,
     now: dt.datetime,
 ) -> RecallResult:
-    """What fits a question that a model asks, of any tier, best first. Empty while the memory is off."""
+    """Return what fits a question that a model asks, of any tier, best first. Empty while the memory is off."""
     memory = Memory.objects.filter(pk=user_id).first()
     if memory is None or not memory.enabled:
         return RecallResult()

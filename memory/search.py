@@ -82,7 +82,8 @@ async def _embed(question: str, user_id: uuid.UUID) -> list[float] | None:
 
 
 def needs_vector(user_id: uuid.UUID) -> bool:
-    """Whether the embedding model should see a question: only if there are entries that its provider may read."""
+    """Return whether the embedding model should see a question: only if there are
+    entries that its provider may read."""
     policy = Memory.objects.filter(pk=user_id).values_list("policy", flat=True).first()
     tiers = readable_tiers(policy, llm.embedding_model().provider)
     return Entry.objects.of(user_id).current().filter(tier__in=tiers).exists()

@@ -37,7 +37,7 @@ async def ask_or_none(
     schema: Mapping[str, Any],
     read: Callable[[Any], T],
 ) -> T | None:
-    """What `read` makes of the answer. None, and a log event, if neither the answer nor its repair was usable.
+    """Return what `read` makes of the answer. None, and a log event, if neither the answer nor its repair was usable.
 
     `prompt` names a file in memory/prompts; `material` is delimited; `read` raises UnusableAnswer. Raises ModelError
     when there was no answer.

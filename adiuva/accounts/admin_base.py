@@ -124,7 +124,7 @@ class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic a
     """
 
     def owner_id(self, obj: Any) -> UUID:
-        """Whose row it is."""
+        """Return the id of the account that the row belongs to."""
         found: UUID = obj.user_id
         return found
 
@@ -161,7 +161,7 @@ class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic a
         return field
 
     def all_rows(self, request: HttpRequest) -> QuerySet[Any]:
-        """What the page is about, before rows of superusers are taken out."""
+        """Return what the page is about, before rows of superusers are taken out."""
         return super().get_queryset(request)
 
 

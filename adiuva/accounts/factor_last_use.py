@@ -10,7 +10,7 @@ _STEP_S = 30  # of Totp.last_step
 
 
 def used_since(user: User, moment: datetime) -> bool:
-    """Whether an app, a passkey or a recovery code of the user was accepted at or after a moment."""
+    """Return whether an app, a passkey or a recovery code of the user was accepted at or after a moment."""
     steps = Totp.objects.filter(user=user, last_step__gte=int(moment.timestamp()) // _STEP_S)
     passkeys = Passkey.objects.filter(user=user, last_used_at__gte=moment)
     codes = RecoveryCode.objects.filter(user=user, used_at__gte=moment)
@@ -18,7 +18,7 @@ def used_since(user: User, moment: datetime) -> bool:
 
 
 def describe(user: User) -> str:
-    """What the user's second factor consists of and when each was used: another text after any change or use."""
+    """Return what the user's second factor consists of and when each was used: another text after any change or use."""
     apps = Totp.objects.filter(user=user).values_list("created_at", "last_step")
     passkeys = Passkey.objects.filter(user=user).values_list("pk", "last_used_at")
     codes = RecoveryCode.objects.filter(user=user).values_list("pk", "used_at")

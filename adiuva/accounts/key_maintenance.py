@@ -89,7 +89,7 @@ def _rewrap(older: list[str], after: UUID, batch: int, wait: bool) -> KeyBatch |
 
 
 def count_by_ring_key() -> Counter[str]:
-    """How many data keys each key of the ring wraps, in both databases."""
+    """Return how many data keys each key of the ring wraps, in both databases."""
     found: Counter[str] = Counter()
     with keys_in_use() as table:
         found.update(_by_ring_key(table))

@@ -19,7 +19,7 @@ _prepared: set[str] = set()  # names of databases that have the table
 
 
 def has_own_database() -> bool:
-    """Whether the keys have a database of their own."""
+    """Return whether the keys have a database of their own."""
     return KEYS_DATABASE in connections
 
 
@@ -72,7 +72,7 @@ def copy_of(row: UserKey) -> SeparateKey:
 
 
 def is_same_key(one: WrappedKey, other: WrappedKey) -> bool:
-    """Whether both are the same data key. False also if the ring opens only one of them."""
+    """Return whether both are the same data key. False also if the ring opens only one of them."""
     if (one.ring_key, bytes(one.wrapped)) == (other.ring_key, bytes(other.wrapped)):
         return True
     try:

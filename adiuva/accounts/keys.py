@@ -144,7 +144,8 @@ def _new_key(user_id: UUID) -> dict[str, Any]:
 
 
 def _is_committed(row: WrappedKey) -> bool:
-    """Whether the key is committed for certain. If not, the current transaction may roll it back: do not cache it."""
+    """Return whether the key is committed for certain. If not, the current
+    transaction may roll it back: do not cache it."""
     if isinstance(row, SeparateKey) or not transaction.get_connection().in_atomic_block:
         return True
     return row.created_at < timezone.now() - _LONGEST_TRANSACTION

@@ -60,7 +60,7 @@ def user_of(purpose: Purpose, token: str) -> User:
 
 
 def is_valid(purpose: Purpose, token: str) -> bool:
-    """Whether the token would be accepted now."""
+    """Return whether the token would be accepted now."""
     try:
         user_id, fingerprint = _read(purpose, token)
     except LinkInvalid:

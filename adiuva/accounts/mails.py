@@ -155,7 +155,7 @@ def compose_with(kinds: Iterable[Mail.Kind], compose: Compose) -> None:
 
 
 def _letters(mail: Mail) -> Iterator[Letter]:
-    """What there is to send: often one letter, none if the reason for the mail is gone."""
+    """Return the mails to send: often one, none if the reason for the mail is gone."""
     if (compose := _composers.get(mail.kind)) is not None:
         yield from compose(mail)
         return

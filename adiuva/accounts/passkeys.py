@@ -110,7 +110,7 @@ def register(answer: Assertion, *, user: User, name: str) -> Passkey:
 
 
 def accepts(answer: Assertion, *, purpose: str, user: User) -> bool:
-    """Whether it is a passkey of this user, and a fresh answer to a challenge for this purpose."""
+    """Return whether it is a passkey of this user, and a fresh answer to a challenge for this purpose."""
     state = _take(answer.handle, purpose, user)
     return state is not None and _verified(answer, state, Passkey.objects.filter(user=user)) is not None
 

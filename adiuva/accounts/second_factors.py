@@ -128,7 +128,7 @@ def _use_totp(user: User, code: str) -> bool:
 
 
 def _use_step(row: Totp, code: str) -> bool:
-    """Whether the code is that of these 30 seconds, or of those before or after them, and was not used."""
+    """Return whether the code is that of these 30 seconds, or of those before or after them, and was not used."""
     typed = "".join(code.split())
     if not (typed.isascii() and typed.isdigit()):
         return False

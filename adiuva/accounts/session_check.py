@@ -49,7 +49,8 @@ _live: Final = PreparedQuery(
 
 
 def live_sessions(ids: Collection[UUID]) -> dict[UUID, str]:
-    """Which of these sessions are live, each with its user's tier, in one query. Sockets close when theirs is not."""
+    """Return those of these sessions that are live, each with its user's tier. One
+    query. Sockets close when theirs is not."""
     if not ids:
         return {}
     with prepared_cursor() as cursor:

@@ -66,11 +66,11 @@ class _Throttle(BaseThrottle):
     _wait: float | None = None
 
     def who(self, request: Request) -> tuple[str, ...] | None:
-        """What identifies the client in the counter; None if the request is not counted."""
+        """Return what identifies the client in the counter; None if the request is not counted."""
         return (client_address(request),)
 
     def counters(self, request: Request) -> list[tuple[str, ...]]:
-        """What is counted: each a scope, and who."""
+        """Return what is counted: each a scope, and who."""
         who = self.who(request)
         return [(self.scope, *who)] if who else []
 
@@ -90,8 +90,8 @@ class AddressThrottle(_Throttle):
 
 
 class AddressAndEmailThrottle(AddressThrottle):
-    """Counts attempts of an address, and those on an account from an address. Per account alone, anyone could lock its
-    owner out."""
+    """Counts attempts of an address, and those on an account from an address. Per account
+    alone, anyone could lock its owner out."""
 
     account_scope = "login"
 
@@ -131,8 +131,8 @@ class UserThrottle(_Throttle):
 
 
 class TicketThrottle(AddressThrottle):
-    """Counts tries of the second step of an address, and for an account. Only who knows its password can use the
-    latter up."""
+    """Counts tries of the second step of an address, and for an account. Only who
+    knows its password can use the latter up."""
 
     def counters(self, request: Request) -> list[tuple[str, ...]]:
         who = self.account(request)

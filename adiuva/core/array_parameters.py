@@ -51,7 +51,8 @@ _NONE: Final = type(None)
 
 
 def array(values: list[Any]) -> Any:
-    """What to send for a list; the list itself where psycopg sees to it. The statement says of which type it is."""
+    """Return what to send for a list; the list itself where psycopg sees to it. The
+    statement says of which type it is."""
     kinds = set(map(type, values))
     has_null = _NONE in kinds
     kinds.discard(_NONE)

@@ -163,7 +163,7 @@ class BrowsableRenderer(BrowsableAPIRenderer):
         return None
 
     def _present(self, data: Any, view: Any, method: str) -> dict[str, Any]:
-        """What a form for a change begins with: the object, or what the answer says of it."""
+        """Return what a form for a change begins with: the object, or what the answer says of it."""
         if method == "POST" or not isinstance(data, Mapping):
             return {}
         instance = getattr(getattr(data, "serializer", None), "instance", None)

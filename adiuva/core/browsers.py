@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def has_token(request: HttpRequest) -> bool:
-    """Whether it is a program's request. It is authenticated by its token alone, and refused if that is not valid."""
+    """Return whether it is a program's request. It is authenticated by its token
+    alone, and refused if that is not valid."""
     scheme: str = request.META.get("HTTP_AUTHORIZATION", "")[:7]
     return scheme.lower() == "bearer " and request.path.startswith("/api/")
 

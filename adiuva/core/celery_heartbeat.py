@@ -77,7 +77,7 @@ def write_something() -> None:
 
 
 def count_alive(role: Role) -> int:
-    """How many nodes of the role were heard in the last ALIVE_FOR_S seconds. Raises redis.RedisError."""
+    """Return how many nodes of the role were heard in the last ALIVE_FOR_S seconds. Raises redis.RedisError."""
     return cast(int, _redis().zcount(_key(role), _now() - ALIVE_FOR_S, "+inf"))
 
 

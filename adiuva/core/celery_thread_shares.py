@@ -49,7 +49,7 @@ class _Threads:
             return True
 
     def leave(self, share: Share, task: str, args: tuple[str, ...]) -> bool:
-        """Whether the same was sent meanwhile."""
+        """Return whether the same was sent meanwhile."""
         with self._lock:
             return self._under_way.pop((share, task, args))
 

@@ -78,8 +78,8 @@ def clock() -> dt.datetime:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether PostgreSQL ended a transaction for the sake of another: nothing of it was written, and it may succeed
-    when it is done again."""
+    """Return whether PostgreSQL ended a transaction for the sake of another: nothing of it was written, and it may
+    succeed when it is done again."""
     return isinstance(error, OperationalError) and isinstance(
         error.__cause__, (DeadlockDetected, SerializationFailure)
     )

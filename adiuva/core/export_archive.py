@@ -52,7 +52,8 @@ def exported_columns(model: type[Model], *, but: Collection[str] = ()) -> list[s
 
 
 def readable(unseal: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What `unseal` returns, or `{"unreadable": true}` where the seal is broken: the owner still gets the rest."""
+    """Return what `unseal` returns, or `{"unreadable": true}` where the seal is
+    broken: the owner still gets the rest."""
     try:
         return unseal()
     except SealBroken:

@@ -31,7 +31,7 @@ class FairLimit:
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether a caller waits for a place."""
+        """True if a caller waits for a place."""
         return bool(self._waiting)
 
     def resize(self, most: int, *, per_caller: int | None = None) -> None:

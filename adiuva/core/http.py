@@ -43,7 +43,7 @@ def retry_after_s(value: str | None, *, now: dt.datetime | None = None) -> float
 
 
 def is_transient(status: int) -> bool:
-    """Whether the same request may succeed later."""
+    """Return whether the same request may succeed later."""
     return status in {408, 425, 429} or status >= 500
 
 

@@ -64,7 +64,8 @@ def log_failure(
 
 
 def count_failures() -> int:
-    """How many unexpected errors this process has logged with `log_failure` at level "error" since it started."""
+    """Return how many unexpected errors this process has logged with
+    `log_failure` at level "error" since it started."""
     return _failure_count
 
 
@@ -93,7 +94,7 @@ def _frame(frame: FrameType, line: int) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """What an error came from, nearest first. Each error once: contexts can be circular."""
+    """Return the errors that led to an error, nearest first. Each once: contexts can be circular."""
     seen, waiting = {id(error)}, _nearest_causes(error)
     while waiting:
         cause = waiting.pop(0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def is_allowed(origin: str, host: str) -> bool:
-    """Whether the `Origin` of a request to `host` (its Host header) is on the list, or is this server itself.
+    """Return whether the `Origin` of a request to `host` (its Host header) is on the list, or is this server itself.
 
     The server's own origins are those of the names that settings.ALLOWED_HOSTS takes.
     """
@@ -34,7 +34,7 @@ def is_allowed(origin: str, host: str) -> bool:
 
 
 def cors_headers(origin: str, host: str) -> dict[str, str]:
-    """What lets a page read an answer that Django does not give. Empty for origins that may not."""
+    """Return what lets a page read an answer that Django does not give. Empty for origins that may not."""
     if not origin or not is_allowed(origin, host):
         return {}
     exposed = ", ".join(settings.CORS_EXPOSE_HEADERS)

@@ -63,7 +63,7 @@ class StoreUnavailable(Unavailable):
 
 
 def store_of(error: BaseException | None) -> Store | None:
-    """Which store the error says is unavailable; None if it says no such thing."""
+    """Return the store that the error says is unavailable; None if it says no such thing."""
     for each in _causes(error):
         match each:
             case OperationalError() | InterfaceError():

@@ -51,7 +51,7 @@ class PreparedQuery(Generic[M]):
 
 
 def placeholders(build: Callable[..., Any]) -> list[Value]:
-    """What stands for the arguments of `build` in a statement."""
+    """Return what stands for the arguments of `build` in a statement."""
     return [Value(_Place(index)) for index in range(len(signature(build).parameters))]
 
 

@@ -58,7 +58,7 @@ def networks_of(words: Iterable[str]) -> tuple[Network, ...]:
 
 
 def may_reach(address: Address, allowed: Sequence[Network] = ()) -> bool:
-    """Whether an address is public, or in a network that the operator allowed."""
+    """Return whether an address is public, or in a network that the operator allowed."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped
     if any(address in network for network in allowed):

@@ -47,7 +47,7 @@ class Subscriber(Protocol):
     """What a connection is for. `NoSubscriber` is where it subscribes to nothing."""
 
     def names(self) -> list[str]:
-        """What to subscribe to, also after a reconnect."""
+        """Return the channels to subscribe to, also after a reconnect."""
         ...
 
     def arrived(self, name: bytes, payload: bytes) -> None:

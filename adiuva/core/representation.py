@@ -98,21 +98,21 @@ def _plan_of(kind: type[ModelSerializer[Any]]) -> _Plan | None:
 
 
 def _is_context_free(field: Any) -> bool:
-    """Whether the form of its values depends on nothing else."""
+    """Return whether the form of its values depends on nothing else."""
     if type(field).get_attribute is not fields.Field.get_attribute or _method(field) not in _STORED:
         return False
     return not isinstance(field, fields.ListField) or _is_context_free(field.child)
 
 
 def _is_plain(model: type[models.Model], source: str) -> bool:
-    """Whether it is a column or a property, so that nothing has to be followed or called."""
+    """Return whether it is a column or a property, so that nothing has to be followed or called."""
     return _column(model, source) is not None or isinstance(
         getattr(model, source, None), property | cached_property
     )
 
 
 def _is_stored(model: type[models.Model], field: Any) -> bool:
-    """Whether its column's values have the form already."""
+    """Return whether its column's values have the form already."""
     match field:
         case fields.ChoiceField() if not _has_texts(field):
             return False

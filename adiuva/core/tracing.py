@@ -109,7 +109,7 @@ def span(name: str, **attributes: Value) -> Iterator[Span]:
 
 
 def is_installed() -> bool:
-    """Whether the packages of requirements-traces.txt are there."""
+    """Return whether the packages of requirements-traces.txt are there."""
     try:
         return (
             find_spec("opentelemetry.sdk") is not None

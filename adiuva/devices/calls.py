@@ -83,7 +83,7 @@ def new_call(
 
 
 def may_repeat(call: ToolCall, target: Target) -> bool:
-    """Whether a call whose outcome is unknown may be sent again."""
+    """Return whether a call whose outcome is unknown may be sent again."""
     return call.action not in WRITES or target.can("dedupe")
 
 

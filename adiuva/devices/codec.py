@@ -85,8 +85,8 @@ def parse(text: str) -> ClientFrame:
 
 
 def _plain_result(model: type[Result], content: Data) -> Result | None:
-    """What pydantic would make of a result, if that can be told at a glance. JSON's objects have texts for keys, and
-    pydantic would look at each key of each row, and copy them."""
+    """Return what pydantic would make of a result, if that can be told at a glance. JSON's objects have texts for keys,
+    and pydantic would look at each key of each row, and copy them."""
     fields = _NO_RESULT[model].copy()
     for name, value in content.items():
         if value is not None and (kind := _RESULT_TYPES.get(name)) is not None:
@@ -172,7 +172,7 @@ def construct(model: type[Frame], fields: Data) -> Frame:
 
 
 def is_in_protocol(frame: type[Sent], protocol: int) -> bool:
-    """Whether this protocol version has the type of frame."""
+    """Return whether this protocol version has the type of frame."""
     return protocol >= 2 or frame.model_config.get("json_schema_extra") is not SINCE_2
 
 
@@ -195,7 +195,7 @@ def decode(text: str) -> Data:
 
 
 def nests_over(value: Any, levels: int) -> bool:
-    """Whether lists and objects nest more than `levels` deep."""
+    """Return whether lists and objects nest more than `levels` deep."""
     # Level by level: a frame of many rows is wide, and one call per value would cost more than the rest of parsing.
     layer = [value] if isinstance(value, (dict, list)) else []
     for _ in range(levels):

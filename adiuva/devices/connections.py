@@ -45,7 +45,7 @@ class Connection(Protocol):
     tier: str
 
     def target(self) -> Target:
-        """What a link needs to know of it, once the device has said hello."""
+        """Return what a link needs to know of it, once the device has said hello."""
         ...
 
     async def deliver(self, text: bytes, reply: Reply, *, calls: Sequence[str], run: str | None) -> bool:

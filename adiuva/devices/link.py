@@ -110,7 +110,8 @@ class DeviceLink:
         self._inbox.close()
 
     async def target(self, wait_s: float | None = None, *, not_at: Sequence[str] = ()) -> Target:
-        """Where the device is connected, except on the channels `not_at`. Raises DeviceOffline after the wait."""
+        """Return where the device is connected, except on the channels `not_at`.
+        Raises DeviceOffline after the wait."""
         if self.current_target is not None and self.current_target.channel not in not_at:
             return self.current_target
         if (here := self._target_here()) is not None and here.channel not in not_at:
@@ -136,7 +137,7 @@ class DeviceLink:
         return found.target() if found is not None and found.user_id == self.user_id else None
 
     async def is_current(self) -> bool:
-        """Whether the connection in use is the device's newest. A killed process never sends a disconnect."""
+        """Return whether the connection in use is the device's newest. A killed process never sends a disconnect."""
         target = self.current_target
         if target is None:
             return False

@@ -151,8 +151,8 @@ def waiting(
     device: uuid.UUID | None = None,
     most: int = 500,
 ) -> list[PendingRecord]:
-    """A run's records that no device has answered yet, in order. With `device`, only those assigned to it or to
-    none."""
+    """A run's records that no device has answered yet, in order. With `device`,
+    only those assigned to it or to none."""
     found = OutboxRecord.objects.waiting().filter(user_id=user_id, source_run=run_id)
     if device is not None:
         found = found.filter(Q(device=device) | Q(device=None))
@@ -277,7 +277,7 @@ def count_waiting(run_id: uuid.UUID) -> int:
 
 
 def count_undelivered() -> dict[str, int]:
-    """How many records of all users wait for a device or for its answer, by state."""
+    """Return how many records of all users wait for a device or for its answer, by state."""
     rows = OutboxRecord.objects.waiting().order_by().values_list("state").annotate(n=Count("pk"))
     return {State.WAITING.value: 0, State.SENT.value: 0, **{str(state): count for state, count in rows}}
 
@@ -294,7 +294,7 @@ def count_outstanding(run_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Counter
 
 
 def count_by_state(run_id: uuid.UUID) -> dict[str, int]:
-    """How many records of a run are in each state."""
+    """Return how many records of a run are in each state."""
     rows = OutboxRecord.objects.filter(source_run=run_id).order_by("state").values_list("state")
     return dict(rows.annotate(n=Count("pk")))
 

@@ -120,7 +120,8 @@ WHERE user_id = %s AND lease_until > now() AND capabilities @> ARRAY[%s]::varcha
 
 
 def has_unknown_zone(hello: DeviceHello) -> bool:
-    """Whether a hello names a time zone that the IANA database does not have. What was known of the device stays."""
+    """Return whether a hello names a time zone that the IANA database does not
+    have. What was known of the device stays."""
     return hello.timezone is not None and hello.timezone not in timezones()
 
 

@@ -51,7 +51,7 @@ class Table:
 
     @cached_property
     def reviewed(self) -> bool:
-        """Whether rows have the flags that mark an assistant's suggestion for the user's approval."""
+        """True if rows have the flags that mark an assistant's suggestion for the user's approval."""
         return "isAiSuggested" in self.by_name
 
 
@@ -148,7 +148,7 @@ TABLES: Final[Mapping[str, Table]] = {
 
 
 def is_value(column: Column, value: Any) -> bool:
-    """Whether a value is valid for a column in the form of the wire. None means no value."""
+    """Return whether a value is valid for a column in the form of the wire. None means no value."""
     if value is None:
         return not column.required
     if column.kind in {"int", "time"}:

@@ -36,19 +36,19 @@ def failed(call_id: str, code: str) -> ToolResult:
 
 
 def is_large_select(action: str, result: ToolResultBody) -> bool:
-    """Whether the rows of a select did not fit into a frame."""
+    """Return whether the rows of a select did not fit into a frame."""
     if action != "select" or result.error is None:
         return False
     return result.code == TOO_LARGE or (result.code is None and bool(_SAYS_TOO_LARGE.search(result.error)))
 
 
 def is_unreadable(result: ToolResultBody) -> bool:
-    """Whether the device has answered, and what it answered is unknown: a write may have happened."""
+    """Return whether the device has answered, and what it answered is unknown: a write may have happened."""
     return result.error is not None and result.code in (MALFORMED, TOO_LARGE)
 
 
 def may_be_result(text: str) -> bool:
-    """Whether the text of a frame, which may not be JSON, looks like a tool result."""
+    """Return whether the text of a frame, which may not be JSON, looks like a tool result."""
     return any(f'"{name}"' in text for name in _RESULT_TYPES)
 
 

@@ -70,8 +70,8 @@ _BAD: Final = re.compile("[\ufffd]")
 
 
 class Decoded(NamedTuple):
-    """`problem` says in words what of the text is lost, `note` how it was read if that was not plain; both may be
-    empty."""
+    """`problem` says in words what of the text is lost, `note` how it was read if
+    that was not plain; both may be empty."""
 
     text: str
     problem: str = ""
@@ -210,7 +210,7 @@ def _detected(raw: bytes, declared: str) -> Decoded:
 
 
 def _is_plain_western(raw: bytes) -> bool:
-    """Whether bytes read as Windows-1252 are words of a western language with a few accents: of so few signs, a
+    """Return whether bytes read as Windows-1252 are words of a western language with a few accents: of so few signs, a
     detector's guess at a rare charset is worth less."""
     text = _lenient(raw[:_DETECTED_BYTES], "cp1252")
     letters = sum(map(str.isalpha, text))

@@ -262,7 +262,7 @@ _VOIDS: Final = frozenset(
 
 
 def _checkbox(name: str, said: dict[str, str]) -> bool | None:
-    """Whether a box is ticked; None for what is no box."""
+    """Return whether a box is ticked; None for what is no box."""
     if name == "input" and said.get("type", "").lower() == "checkbox":
         return "checked" in said
     if name == "en-todo":

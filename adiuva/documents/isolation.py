@@ -178,7 +178,7 @@ def _read(descriptor: int, size: int, deadline: float) -> bytes:
 
 
 def _document(answer: bytes) -> Document:
-    """What the child says, checked, because a hostile document may have taken it over."""
+    """Check what the child says, because a hostile document may have taken it over."""
     try:
         said: dict[str, Any] = orjson.loads(answer)
     except orjson.JSONDecodeError:

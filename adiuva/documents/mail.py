@@ -175,13 +175,14 @@ def read_mail(message: Message) -> Document:
 
 
 def is_read(kind: str, name: str) -> bool:
-    """Whether an attachment of this media type and name is read, so that a provider need be asked for its content."""
+    """Return whether an attachment of this media type and name is read, so that a
+    provider need be asked for its content."""
     kind = _kind(kind.lower(), name)
     return kind in _TEXTS or kind in _CALENDARS or kind in _SIGNED or kind == KIND
 
 
 def is_signed(kind: str, name: str) -> bool:
-    """Whether a part with this media type and name holds a mail that is signed, or encrypted."""
+    """Return whether a part with this media type and name holds a mail that is signed, or encrypted."""
     return kind.lower() in (*_SIGNED, "multipart/signed") or name.lower() == "smime.p7m"
 
 
@@ -276,7 +277,8 @@ def _leaf(part: Message, kind: str, found: _Found, depth: int, *, is_root: bool)
 
 
 def _alternatives(children: list[Message], found: _Found, depth: int) -> str:
-    """Of the forms of one text the plain one, unless the other says more; both if each says something of its own."""
+    """Choose among the forms of one text: the plain one, unless the other says more;
+    both if each says something of its own."""
     texts = [(child.get_content_type(), _body(child, found, depth)) for child in children]
     said = [(kind, text) for kind, text in texts if text.strip()]
     plain = next((text for kind, text in said if kind == "text/plain"), "")

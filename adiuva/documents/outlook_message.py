@@ -44,7 +44,7 @@ def read_msg(raw: bytes, kind: str) -> Document:
 
 
 def _as_mail(found: oxmsg.Message) -> Message:
-    """What the sender's headers do not say, its properties may."""
+    """Make a mail of a message: what the sender's headers lack is taken from its properties."""
     headers = HeaderParser().parsestr(found.properties.str_prop_value(_TRANSPORT_HEADERS) or "")
     said = {name: str(headers[name]) for name in _HEADERS if headers[name]}
     sent = found.sent_date
@@ -72,7 +72,8 @@ def _as_mail(found: oxmsg.Message) -> Message:
 
 
 def _attached(attachment: Attachment, number: int) -> Message:
-    """What is read of its kinds, and no more of them than of other mails; else its name and size."""
+    """Make a part of an attachment: its content if its kind is read, up to the bounds
+    of other mails; else its name and size."""
     name = " ".join((attachment.file_name or "").split())
     said = attachment.mime_type or ""
     kind = said if "/" in said else "application/octet-stream"

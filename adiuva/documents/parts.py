@@ -120,7 +120,7 @@ def _lines(text: str) -> list[tuple[int, int]]:
 
 
 def _look(line: str) -> Look:
-    """What a line may be, at a glance. Most lines are plain, and are not looked at again."""
+    """Return what a line may be, at a glance. Most lines are plain, and are not looked at again."""
     stripped = line.strip()
     if not stripped:
         return "blank"
@@ -145,7 +145,7 @@ def _marked_unit(text: str, lines: list[tuple[int, int]], number: int) -> _Unit 
 
 
 def _continues(text: str, lines: list[tuple[int, int]], looks: list[Look], number: int) -> bool:
-    """Whether a line belongs to the item of the line before it."""
+    """Return whether a line belongs to the item of the line before it."""
     if looks[number] != "marked":
         return looks[number] == "plain"
     line = text[lines[number][0] : lines[number][1]].rstrip("\n")
@@ -249,7 +249,7 @@ def _without_blank(text: str, pieces: list[tuple[int, int]]) -> list[tuple[int, 
 
 
 def _sentence_end(text: str, least: int, most: int) -> int:
-    """Where to cut an item that is too long: after its last line, sentence or word in this stretch."""
+    """Return where to cut an item that is too long: after its last line, sentence or word in this stretch."""
     if (line := text.rfind("\n", least, most)) >= 0:
         return line + 1
     ends = [found.end() for found in _SENTENCE_END.finditer(text, least, most)]

@@ -133,7 +133,7 @@ def _with_attribution(lines: list[str], begin: int) -> int:
 
 
 def _attribution(lines: list[str], number: int) -> int:
-    """How many lines from here say who wrote when: 1, 2 if the line was wrapped, or 0."""
+    """Return how many lines from here say who wrote when: 1, 2 if the line was wrapped, or 0."""
     line = lines[number].strip()
     if len(line) > _MAX_MARK_CHARS or not _WROTE_BEGINS.match(line):
         return 0
@@ -146,7 +146,7 @@ def _attribution(lines: list[str], number: int) -> int:
 
 
 def _is_header_block(lines: list[str], number: int) -> bool:
-    """Whether the older mail's headers start here: several in a row, the sender first, a subject among them."""
+    """Return whether the older mail's headers start here: several in a row, the sender first, a subject among them."""
     kinds = []
     for line in lines[number : number + _HEADER_LINES]:
         match = _HEADER.fullmatch(line.strip()) if len(line) <= _MAX_MARK_CHARS else None

@@ -109,7 +109,7 @@ class _About(TypedDict):
 
 
 def _about(decoded: Decoded) -> _About:
-    """What is to be said of a text, for its document."""
+    """Return what is to be said of a text, for its document."""
     return {
         "problems": (decoded.problem,) if decoded.problem else (),
         "notes": (decoded.note,) if decoded.note else (),

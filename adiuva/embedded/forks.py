@@ -223,7 +223,7 @@ def serve(listening: socket.socket, accept: Callable[[], socket.socket]) -> Fork
 
 
 def _exit_code(pid: int) -> int | None:
-    """Of a child that has ended."""
+    """Return the exit code of a child that has ended."""
     ended, status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if ended else None
 

@@ -228,7 +228,7 @@ def _who_runs_it(places: Sequence[Path]) -> Owner | None:
 
 
 def _places(asked: Path) -> list[Path]:
-    """Where the data is, or, for a new folder, where it may be, best first."""
+    """Return the folder of the data, or, for a new one, those in which it may be, best first."""
     asked.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         chosen = Path((asked / _ELSEWHERE).read_text().strip())
@@ -316,6 +316,6 @@ def _status(data: Path) -> list[str]:
 
 
 def _is_ready(data: Path, port: int) -> bool:
-    """Whether the server of this port says so in its status file; one that was killed has left its own there."""
+    """Return whether the server of this port says so in its status file; one that was killed has left its own there."""
     lines = _status(data)
     return len(lines) > 7 and lines[3] == str(port) and lines[7].strip() == "ready"

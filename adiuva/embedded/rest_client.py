@@ -92,7 +92,7 @@ def _json(raw: bytes) -> dict[str, Any]:
 
 
 def is_up(base: str) -> bool:
-    """Whether the web server answers."""
+    """Return whether the web server answers."""
     try:
         with urllib.request.urlopen(f"{base}/api/v1/health", timeout=_TIMEOUT_S):  # noqa: S310
             return True

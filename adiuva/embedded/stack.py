@@ -281,8 +281,8 @@ class Stack:
             child.kill()
 
     def _is_schema_current(self) -> bool:
-        """Whether our own database has all migrations already. The other processes then start while what else is to be
-        prepared is done, which saves its time on a second start."""
+        """Return whether our own database has all migrations already. The other processes then start while what else is
+        to be prepared is done, which saves its time on a second start."""
         if self.postgres is None or self.postgres.is_new or env.KEYS_DATABASE_URL.read_configured():
             return False
         return self.state.remembered("schema") == schema_fingerprint()
@@ -312,7 +312,7 @@ class Stack:
             time.sleep(_POLL_INTERVAL_S)
 
     def _mail_folder(self) -> Path | None:
-        """Where mails are written as files, unless a mail server is configured."""
+        """Return where mails are written as files, unless a mail server is configured."""
         url = env.MAIL_URL.read_configured()
         if not url:
             return self.state.folder / "mail"

@@ -145,7 +145,7 @@ class StateFolder:
         self.write(name, f"{text}\n")
 
     def remembered(self, name: str) -> str:
-        """What was last written down; empty if nothing was, or if it cannot be read."""
+        """Return what was last written down; empty if nothing was, or if it cannot be read."""
         try:
             return (self.folder / name).read_text().strip()
         except (OSError, ValueError):
@@ -173,7 +173,7 @@ class StateFolder:
 
 
 def is_process(pid: int) -> bool:
-    """Whether a process with this id exists, of whichever user."""
+    """Return whether a process with this id exists, of whichever user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

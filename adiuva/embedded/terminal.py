@@ -91,7 +91,7 @@ def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def display_width(text: str) -> int:
-    """How many columns a terminal needs for the text."""
+    """Return how many columns a terminal needs for the text."""
     return sum(_cells(char) for char in text)
 
 

@@ -85,7 +85,7 @@ def _binary() -> Path:
 
 
 def _answers(password: str, port: int) -> bool:
-    """Whether it has read its data and serves. Until then it answers with an error, or not at all."""
+    """Return whether it has read its data and serves. Until then it answers with an error, or not at all."""
     try:
         with socket.create_connection((_LOOPBACK, port), timeout=5) as connection:
             connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())

@@ -111,7 +111,7 @@ def require_ready(export: Export) -> Export:
 
 
 def is_expired(export: Export) -> bool:
-    """Whether its archive is gone, or goes with the next sweep."""
+    """Return whether its archive is gone, or goes with the next sweep."""
     late = export.expires_at is not None and export.expires_at <= timezone.now()
     return export.state == State.EXPIRED or (export.state == State.READY and late)
 

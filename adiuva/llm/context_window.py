@@ -74,11 +74,11 @@ class ContextWindow:
         return int(size / self._bytes_per_token) + 1
 
     def bytes_of(self, tokens: int) -> int:
-        """How many bytes of a request have at most about so many tokens."""
+        """Return how many bytes of a request have at most about so many tokens."""
         return int(tokens * self._bytes_per_token)
 
     def part(self, share: int, most: int) -> int:
-        """How many characters a text may have that gets one in `share` parts of the window: at most `most`."""
+        """Return how many characters a text may have that gets one in `share` parts of the window: at most `most`."""
         return min(most, self.bytes_of(self.tokens) // share) if self.tokens else most
 
     def note_usage(self, size: int, tokens: int) -> None:

@@ -150,7 +150,7 @@ class EndpointChat(ChatModel):
         return request, size
 
     async def _ask_window(self) -> int:
-        """What the endpoint says of its window; 0 if it says nothing."""
+        """Return what the endpoint says of its window; 0 if it says nothing."""
         return 0
 
     async def _complete_adapted(self, request: ModelRequest, began: Callable[[], None]) -> Reply:

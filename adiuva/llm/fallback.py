@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 def can_another_answer(error: errors.ModelError) -> bool:
-    """Whether the fault lies with the model or its account, and not with what is asked of it."""
+    """Return whether the fault lies with the model or its account, and not with what is asked of it."""
     if isinstance(error, errors.ModelRejected):
         return not error.about_request and not isinstance(error, errors.ModelContextExceeded)
     return isinstance(error, (errors.ModelUnavailable, errors.ModelRateLimited, errors.ModelTimeout))

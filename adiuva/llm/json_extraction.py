@@ -115,7 +115,8 @@ def _decode(text: str, start: int) -> tuple[Any, int | _Cut | None]:
 
 
 def _after_malformed(text: str, start: int) -> int:
-    """Where to look on behind something that looked like JSON and is not: at the error, or at a tag before it."""
+    """Return where to look on behind something that looked like JSON and is not:
+    at the error, or at a tag before it."""
     try:
         _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
@@ -164,7 +165,7 @@ def _whole_items(text: str, start: int) -> list[Any]:
 
 
 def _is_whole(text: str, value: Any, end: int) -> bool:
-    """Whether a value that ends here is over: a number or a word is only if something follows it."""
+    """Return whether a value that ends here is over: a number or a word is only if something follows it."""
     return isinstance(value, dict | list | str) or text[_skip(text, end, "") :][:1] in {",", "]", "}"}
 
 

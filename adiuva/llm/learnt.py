@@ -94,7 +94,7 @@ _is_redis_away = False
 
 
 def learnt_facts(endpoint: str, model: str) -> LearntFacts:
-    """What this process knows of a model at an endpoint: one object for all that ask."""
+    """Return what this process knows of a model at an endpoint: one object for all that ask."""
     return _facts.setdefault((endpoint, model), LearntFacts(endpoint, model))
 
 

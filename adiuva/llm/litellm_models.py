@@ -11,7 +11,7 @@ import orjson
 
 
 def listed_entry(model: str) -> Mapping[str, Any]:
-    """What the list says of a model by its LiteLLM name, with or without the provider; empty if it is not there.
+    """Return what the list says of a model by its LiteLLM name, with or without the provider; empty if it is not there.
 
     It reads 3 MB: call it in a thread, and keep what it gave.
     """

@@ -103,7 +103,7 @@ class Meter:
             return [replace(use) for use in self._uses.values()]
 
     def take(self) -> list[ModelUse]:
-        """What was used since this was last called."""
+        """Return what was used since the last call."""
         with self._lock:
             taken, self._uses = list(self._uses.values()), {}
         return taken

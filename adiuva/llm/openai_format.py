@@ -216,7 +216,7 @@ class DeltaAssembler:
 
 
 def _begins_another(call: _PartialToolCall, call_id: str, name: str) -> bool:
-    """Whether a piece at the place of `call` begins another call.
+    """Return whether a piece at the place of `call` begins another call.
 
     Providers give all calls the index 0, or none; others give each piece of one call a new id. So only a piece with a
     name begins a call, and not if it repeats the name of a call that is not complete yet.

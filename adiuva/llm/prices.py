@@ -55,11 +55,12 @@ class Price:
     above: tuple[tuple[int, Rates], ...] = ()
 
     def cost_micro(self, usage: Usage) -> int:
-        """What a call costs, in micro-units of the currency."""
+        """Return what a call costs, in micro-units of the currency."""
         return self._rates_for(usage.input_tokens).cost_micro(usage)
 
     def most_micro(self, input_tokens: int, output_tokens: int) -> int:
-        """What a call may cost at most: none of its input is cached, and all of it may be written to the cache."""
+        """Return what a call may cost at most: none of its input is cached, and all
+        of it may be written to the cache."""
         rates = self._rates_for(input_tokens)
         pico = input_tokens * max(rates.input, rates.written) + output_tokens * rates.output
         return -(-pico // _PICO_A_MICRO)

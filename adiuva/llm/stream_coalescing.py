@@ -29,7 +29,7 @@ class Paced(Protocol):
     put_aside: list[bytes]
 
     def put_pieces_aside(self, is_on: bool) -> None:
-        """Whether pieces are put aside, or handed on as they arrive."""
+        """Return whether pieces are put aside, or handed on as they arrive."""
         ...
 
     def hand_on(self) -> None:

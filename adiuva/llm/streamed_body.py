@@ -39,7 +39,7 @@ class Body(Protocol):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more comes."""
+        """True if nothing more comes."""
         ...
 
     async def pass_on(self, take: Take) -> bool:

@@ -40,7 +40,7 @@ class ThoughtHabit:
 
     @property
     def is_expected(self) -> bool:
-        """Whether the next answer may begin within a thought."""
+        """True if the next answer may begin within a thought."""
         known = self._facts.get(_FACT)
         return known == _UNOPENED or (not known and not self._is_unknown_trusted)
 
@@ -65,7 +65,7 @@ class ThoughtHabit:
 
 
 def ends_unopened_thought(text: str) -> bool:
-    """Whether a text begins within a thought: it holds an end of one before any beginning."""
+    """Return whether a text begins within a thought: it holds an end of one before any beginning."""
     end = _END.search(text)
     return end is not None and "<think" not in text[: end.start()]
 
@@ -133,7 +133,7 @@ class ThoughtFilter:
         return ""
 
     def then(self, on_text: OnText | None) -> OnText | None:
-        """What takes text and gives what may be shown of it to `on_text`."""
+        """Return a function that takes text and gives what may be shown of it to `on_text`."""
         if on_text is None:
             return None
 
@@ -149,7 +149,7 @@ class ThoughtFilter:
             self._held.clear()
 
     def _release(self) -> str:
-        """What is held, at the end of the answer or because it is no unopened thought."""
+        """Return the text that is held, at the end of the answer or because it is no unopened thought."""
         whole, self._watches = "".join(self._held), False
         self._held.clear()
         if (end := _END.search(whole)) and not _OPENING.match(whole):

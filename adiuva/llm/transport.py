@@ -75,7 +75,7 @@ def session() -> aiohttp.ClientSession:
 
 
 def concurrency_limit(endpoint: str) -> AdaptiveLimit:
-    """What limits this event loop's whole answers from an endpoint."""
+    """Return the limit of this event loop's whole answers from an endpoint."""
     limits = _connections.get().limits
     if endpoint not in limits:
         limits[endpoint] = AdaptiveLimit(endpoint)
@@ -83,7 +83,8 @@ def concurrency_limit(endpoint: str) -> AdaptiveLimit:
 
 
 def stream_limit(endpoint: str) -> FairLimit:
-    """What limits this event loop's streams from an endpoint, which do not queue behind runs: people wait for them."""
+    """Return the limit of this event loop's streams from an endpoint. They do not
+    queue behind runs: people wait for them."""
     streams = _connections.get().streams
     if endpoint not in streams:
         streams[endpoint] = FairLimit(settings.MODEL_STREAMS)

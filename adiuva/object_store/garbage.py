@@ -54,7 +54,7 @@ def _referred(names: Collection[str]) -> set[str]:
 
 
 def keep_for() -> dt.timedelta:
-    """How long objects wait that a restored database could still refer to."""
+    """Return how long objects wait that a restored database could still refer to."""
     return dt.timedelta(days=settings.STORE["keep_days"])
 
 

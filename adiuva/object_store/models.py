@@ -13,7 +13,8 @@ from django.db.models.functions import Now
 
 class GarbageQuerySet(models.QuerySet["Garbage"]):
     def due(self, keep: dt.timedelta) -> Self:
-        """What may be deleted now: at once if it is nobody's, else after `keep`. Failed tries wait longer each time."""
+        """Select objects that may be deleted now: at once if they are nobody's, else after
+        `keep`. Failed tries wait longer each time."""
         over = Q(owner=None) | Q(since__lt=Now() - keep)
         return self.filter(over, not_before__lte=Now()).order_by("not_before", "name")
 

@@ -74,7 +74,7 @@ class Sink(Protocol):
         """Raises StorageFull or StorageAway."""
 
     def checkpoint(self) -> Progress:
-        """How much is safe by now, at little cost: what a crash would leave."""
+        """Return how many bytes are safe by now: what a crash would leave. Costs little."""
 
     def save(self) -> Progress:
         """Make all that was written safe."""
@@ -106,7 +106,7 @@ class Store(Protocol):
         """All objects of one of SHARDS."""
 
     def room(self) -> int | None:
-        """How many more bytes it takes; None if nobody knows."""
+        """Return how many more bytes the store takes; None if nobody knows."""
 
 
 def new_name() -> str:

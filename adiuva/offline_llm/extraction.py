@@ -78,7 +78,7 @@ def _list_value(schema: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _split(message: str) -> tuple[str, str] | None:
-    """What stands before the document in a message, and the document with its header. None if it holds none."""
+    """Return what stands before the document in a message, and the document with its header. None if it holds none."""
     blocks = (block for block in DELIMITED_BLOCK.finditer(message) if block["name"] == "document")
     block = next(blocks, None)
     return (message[: block.start()], block["text"]) if block else None

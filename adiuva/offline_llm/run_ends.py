@@ -47,7 +47,7 @@ def not_in(answer: str, told: Sequence[str]) -> str:
 
 
 def has_request(messages: Sequence[Message]) -> bool:
-    """Whether the user waits for an answer beside what is told."""
+    """Return whether the user waits for an answer beside what is told."""
     return bool(messages) and not _is_answer(messages[-1])
 
 

@@ -236,7 +236,8 @@ def to_user(said: str) -> str:
 
 
 def tell_user(result: str) -> str:
-    """What a tool for agents answered, without labels and hints; of many rows the first ones, and how many more."""
+    """Return what a tool for agents answered, without labels and hints; of many
+    rows the first ones, and how many more."""
     text = _RUN_LABEL.sub(lambda match: f" ({match['more']})" if match["more"] else "", to_user(result))
     kept: list[str] = []
     dropped = 0

@@ -57,7 +57,7 @@ class FastPath:
         )
 
     def take(self, text: str) -> str | None:
-        """What may be shown once this text has come, or None if it must go through the stages."""
+        """Return what may be shown once this text has come, or None if it must go through the stages."""
         if not self._is_open or not text:
             return None
         names, markup = self._names, self._markup

@@ -243,7 +243,7 @@ class LinkStage:
 
 
 def _closing(held: str, at: int, stop: int) -> int:
-    """Where the bracket that opens at `at` is closed, at most at `stop`; _WAIT if that is still open, else -2.
+    """Return where the bracket that opens at `at` is closed, at most at `stop`; _WAIT if that is still open, else -2.
 
     A blank line ends every construct of Markdown within a line.
     """
@@ -266,6 +266,6 @@ def _closing(held: str, at: int, stop: int) -> int:
 
 
 def _host(address: str) -> str:
-    """What is shown of an address that may not be: its host, which can carry little."""
+    """Return what is shown of an address that may not be shown: its host, which can carry little."""
     found = _HOST.match(address)
     return found[1].strip(".") if found and found[1].strip(".") else _LEFT_OUT

@@ -121,7 +121,7 @@ class PromptLeakStage:
         self._starts = []
 
     def _stop_dropping(self, held: str, last: int, shown: int) -> int:
-        """Where the shown text continues after the last word, if a sentence was being dropped."""
+        """Return where the shown text continues after the last word, if a sentence was being dropped."""
         if not self.dropping:
             return shown
         self.dropping = False

@@ -17,7 +17,7 @@ _FUNCTION = re.compile(r'"type"\s*:\s*"function"')
 
 
 def contains_tool_call(text: str, tools: Collection[str]) -> bool:
-    """Whether a JSON text, valid or broken, is or contains a tool call or a tool's schema."""
+    """Return whether a JSON text, valid or broken, is or contains a tool call or a tool's schema."""
     try:
         waiting = [orjson.loads(text)]
     except orjson.JSONDecodeError:

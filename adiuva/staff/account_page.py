@@ -40,7 +40,7 @@ _LISTS: Final[tuple[tuple[Any, str, tuple[str, ...], str], ...]] = (
 
 
 def panels(account: User, viewer: Any) -> Iterator[Panel]:
-    """What this member of staff may see of it."""
+    """Return the panels that this member of staff may see."""
     for model, title, columns, order in _LISTS:
         if not may_view(viewer, model):
             continue
@@ -63,7 +63,7 @@ def panels(account: User, viewer: Any) -> Iterator[Panel]:
 
 
 def _usage(account: User) -> Panel:
-    """Of the last 7 days, by the day."""
+    """Show the usage of the last 7 days, by day."""
     since = timezone.now() - PeriodFilter.PERIODS["week"]
     days = (
         Turn.objects.of(account.pk)

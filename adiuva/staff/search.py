@@ -20,7 +20,7 @@ _MAX_FOUND: Final = 20
 
 
 def find(term: str, viewer: Any) -> list[Panel]:
-    """What the term names, as far as this member of staff may see it. Superusers' rows are left to the lists."""
+    """Find what the term names, as far as this member of staff may see it. Superusers' rows are left to the lists."""
     return [*_by_id(term, viewer), *_by_text(term, viewer)]
 
 

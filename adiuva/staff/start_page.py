@@ -30,7 +30,7 @@ _BAD_STATES: Final = {"error", "timeout", "partial", "limit"}
 
 
 def panels(user: Any) -> Iterator[Panel]:
-    """What this member of staff may see."""
+    """Return the panels that this member of staff may see."""
     yield _health()
     if may_view(user, Run):
         yield _queues()
@@ -241,7 +241,7 @@ def _tokens() -> Panel:
 
 
 def model_costs(account: User | None = None) -> Panel:
-    """What models were asked for and what it cost, by day and model, of 7 days."""
+    """Show what models were asked for and what it cost, by day and model, for 7 days."""
     since = (timezone.now() - PeriodFilter.PERIODS["week"]).date()
     found = usage_reports.by_day_and_model(since, user_id=account.pk if account else None, most=MAX_ROWS)
     rows: list[list[Any]] = [
@@ -269,7 +269,7 @@ _COUNT: Final = "(SELECT count(*) FROM (SELECT FROM {} LIMIT %(counted)s) AS fir
 
 
 def _sizes() -> Panel:
-    """How large the tables are: the first rows are counted, and beyond those the planner's estimate tells."""
+    """Show how large the tables are: the first rows are counted, and beyond those the planner's estimate tells."""
     models = {model._meta.db_table: model for model in (User, Device, Agent, Run, Turn, OutboxRecord)}
     estimates = dict(_rows(_SIZES, tables=list(models)))
     counts = ", ".join(_COUNT.format(connection.ops.quote_name(table)) for table in models)

@@ -48,7 +48,7 @@ def get(user_id: uuid.UUID, backup_id: uuid.UUID) -> Backup:
 
 
 def is_there(user_id: uuid.UUID, wanted: Description) -> bool:
-    """Whether this very backup is stored, unharmed.
+    """Return whether this very backup is stored, unharmed.
 
     Raises TimestampTaken if another one of its time is, or BaseMissing.
     """

@@ -111,7 +111,7 @@ class _Part:
         return BodyResponse(204, None, {"Tus-Resumable": headers.TUS, "Upload-Offset": str(offset)})
 
     def break_off(self, error: BaseException | None) -> None:
-        """What came before the body broke off is kept, unless the store failed or it has a checksum of its own."""
+        """Keep what came before the body broke off, unless the store failed or it has a checksum of its own."""
         try:
             if self._ended or (error is not None and not isinstance(error, AdiuvaError)):
                 self._receiver.give_up()

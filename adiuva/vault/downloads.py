@@ -107,7 +107,7 @@ def _bytes(request: HttpRequest, row: Record | Backup, tag: str, changed: int) -
 
 
 def _holds(condition: str, tag: str, changed: int) -> bool:
-    """Whether an If-Range header means what is stored: a strong ETag, or exactly this date."""
+    """Return whether an If-Range header means what is stored: a strong ETag, or exactly this date."""
     return condition == tag or parse_http_date_safe(condition) == changed
 
 

@@ -72,7 +72,8 @@ def upload_length(headers: Mapping[str, str]) -> int:
 
 
 def upload_purpose(headers: Mapping[str, str]) -> tuple[str, str]:
-    """What an upload is for, by the key `purpose` of its metadata (storage by default), and the metadata as it stands.
+    """Return what an upload is for, by the key `purpose` of its metadata (storage by default), and the metadata as it
+    stands.
 
     Raises Invalid.
     """

@@ -35,7 +35,7 @@ class Amounts(Protocol):
         """The bytes of all accounts, with those that are reserved."""
 
     def counted(self) -> Iterable[tuple[uuid.UUID, Kind, int, int]]:
-        """Of each account and kind: used, and reserved."""
+        """Return the bytes used and reserved, by account and kind."""
 
     def recount(self, user_id: uuid.UUID, kind: Kind, count: Callable[[], int], /) -> None:
         """Set what is used to what `count` finds, while nobody else changes it."""

@@ -68,7 +68,7 @@ def _differences() -> list[Difference]:
 
 
 def _sums(user_id: uuid.UUID | None = None) -> Iterable[tuple[Kind, Iterable[tuple[uuid.UUID, int]]]]:
-    """What rows hold, by kind and account: of all accounts, or of one."""
+    """Return how many bytes the rows hold, by kind and account: of all accounts, or of one."""
     records, backups, vectors = Record.objects.live(), Backup.objects.all(), Vector.objects.all()
     if user_id is not None:
         records, backups, vectors = records.of(user_id), backups.of(user_id), vectors.of(user_id)

@@ -246,7 +246,7 @@ def _read(answer: Any, brief: InterviewBrief, answered: Sequence[AnsweredQuestio
 
 
 def _is_same(question: str, other: str) -> bool:
-    """Whether a question is another one in almost the same words."""
+    """Return whether a question is another one in almost the same words."""
     words, others = (set(re.findall(r"\w+", text.casefold())) for text in (question, other))
     return len(words & others) >= _SAME_WORDS * len(words | others)
 

@@ -116,7 +116,7 @@ async def _read_document(document: SourceDocument, extractor: Extractor, trial: 
 
 
 def trial_summary(trial: TrialResult) -> str:
-    """What the trial found, in a sentence."""
+    """Return what the trial found, in a sentence."""
     if not trial.sources and trial.message:
         return trial.message
     counted = ", ".join(f"{count} {ngettext(*NOUNS[table], count)}" for table, count in trial.counts.items())

@@ -65,7 +65,7 @@ class AgentQuerySet(models.QuerySet["Agent"]):
         return self.filter(user_id=user_id)
 
     def names(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, str]:
-        """What those of these agents that are still there are called."""
+        """Return the names of those of these agents that still exist."""
         return {agent.pk: agent.name for agent in self.filter(pk__in=ids).only("user_id", "name_sealed")}
 
     def local(self) -> Self:
@@ -231,7 +231,7 @@ class Agent(QuicklyRead):
         return "" if self.connection.health == Health.OK else "needs_reauth"
 
     def accepts_slot(self, slot: dt.datetime, now: dt.datetime) -> bool:
-        """Whether a slot still deserves a run: yes while it is on time, afterwards as `catch_up` says."""
+        """Return whether a slot still deserves a run: yes while it is on time, afterwards as `catch_up` says."""
         late = now - slot
         if late <= ON_TIME_WINDOW or self.catch_up == CatchUp.ONCE:
             return True

@@ -55,7 +55,7 @@ class PayoutsNotReady(Conflict):
 
 
 def may_have(user_id: UUID, plugin: Plugin) -> bool:
-    """Whether a user may install a plugin as far as money goes: it is free, theirs, or bought."""
+    """Return whether a user may install a plugin as far as money goes: it is free, theirs, or bought."""
     return (
         not plugin.price_cents
         or plugin.developer.user_id == user_id
@@ -95,7 +95,7 @@ def check_out(*, user_id: UUID, plugin: Plugin, site: str = "") -> str:
 
 
 def can_be_paid(developer: Developer) -> bool:
-    """Whether a developer's plugins are sold: they have an account, and Stripe has not restricted it.
+    """Return whether a developer's plugins are sold: they have an account, and Stripe has not restricted it.
 
     Who is only asked by Stripe may sell already: the shares wait.
     """
@@ -190,7 +190,7 @@ stripe_jobs.register(StripeJob.Kind.PURCHASE, stripe_jobs.Kind(_send, _look, _do
 
 
 def is_bought(*, user_id: UUID, purchase_id: UUID) -> bool:
-    """Whether a user has what they come back from paying. Asks Stripe if it is not known yet."""
+    """Return whether a user has what they come back from paying. Asks Stripe if it is not known yet."""
     mine = PluginPurchase.objects.of(user_id).filter(pk=purchase_id)
     if mine.filter(state=State.OPEN).exclude(session=None).exists():
         try:

@@ -99,7 +99,7 @@ def by_slug(slug: str) -> Plugin:
 
 
 def history(plugin: Plugin) -> list[PluginVersion]:
-    """What was listed of it, the newest first."""
+    """Return the versions that were listed, newest first."""
     shown = (PluginVersion.State.LISTED, PluginVersion.State.YANKED, PluginVersion.State.REVOKED)
     rows = plugin.versions.filter(state__in=shown, listed_at__isnull=False).defer("manifest")
     return list(rows.order_by("-listed_at")[:MAX_LIMIT])

@@ -94,7 +94,7 @@ def _bad_field(field: str, problem: str) -> Invalid:
 
 
 def account_state(developer: Developer) -> AccountState:
-    """How far a developer's account at Stripe is. `restricted`: Stripe pays nothing out until it knows more."""
+    """Return how far a developer's account at Stripe is. `restricted`: Stripe pays nothing out until it knows more."""
     if developer.stripe_account is None:
         return "none"
     if developer.payouts_enabled:

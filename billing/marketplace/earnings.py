@@ -61,7 +61,7 @@ def _sum(when: Q, cents: Any) -> Sum:
 
 
 def payments(developer: Developer) -> Iterable[dict[str, Any]]:
-    """What went to a developer and came back, newest first: the last hundred."""
+    """Return the last hundred payments to a developer and back, newest first."""
     rows = developer.payments.filter(state__in=DeveloperPayment.State.values).select_related(
         "purchase__plugin"
     )

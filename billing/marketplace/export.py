@@ -70,7 +70,7 @@ def _published(user_id: UUID) -> Rows:
 
 
 def _sold(user_id: UUID) -> Rows:
-    """Who bought it is not the developer's data."""
+    """List a developer's sales and payments. Buyers are left out: they are not the developer's data."""
     but = ["user", "developer", "session", "payment_intent", "charge", *COPY_FIELDS]
     for row in _rows(PluginPurchase, but, "plugin__slug", developer__user_id=user_id):
         yield {"row": "sale", **row}

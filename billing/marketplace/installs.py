@@ -203,7 +203,8 @@ def installed(user_id: UUID) -> list[dict[str, Any]]:
 
 
 def _is_refunded(user_id: UUID) -> Q:
-    """Of installs: that the user bought the plugin and has their money back. What is free by now is free for them."""
+    """Select installs whose plugin the user bought and got the money back for. A
+    plugin that is free by now is free for them."""
     bought = PluginPurchase.objects.of(user_id).filter(plugin=OuterRef("plugin"))
     back = bought.filter(state__in=(PluginPurchase.State.REFUNDED, PluginPurchase.State.LOST))
     return Q(Exists(back)) & ~Q(Exists(bought.owning())) & Q(plugin__price_cents__gt=0)

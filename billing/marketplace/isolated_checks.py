@@ -70,7 +70,7 @@ def refusal(problem: str) -> Report:
 
 
 def _report(answer: bytes) -> Report:
-    """What the process says, checked again: a hostile package may have taken it over."""
+    """Check what the process says, because a hostile package may have taken it over."""
     try:
         found: dict[str, Any] = orjson.loads(answer)
         manifest = found["manifest"]

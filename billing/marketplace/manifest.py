@@ -185,13 +185,13 @@ def parse_manifest(raw: bytes) -> Manifest:
 
 
 def _said(error: Any) -> str:
-    """What is wrong with a part. For the commonest mistakes, in words of ours."""
+    """Return what is wrong with a part; for the commonest mistakes, in words of ours."""
     ours = {"missing": Text("it is missing"), "extra_forbidden": Text("there is no such part")}
     return ours.get(error["type"]) or str(error["msg"])
 
 
 def parse_json(raw: bytes) -> Any:
-    """What a manifest holds, before its parts are looked at. Raises BadManifest."""
+    """Return what a manifest holds, before its parts are looked at. Raises BadManifest."""
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BadManifest(Text("it is larger than {most} KiB", most=MAX_MANIFEST_BYTES // 1024))
     try:

@@ -38,7 +38,7 @@ _SHORT: Final = 5
 
 
 def skeleton(name: str) -> str:
-    """What is left of a name when that which people overlook is taken away. Equal ones can be taken for each other."""
+    """Reduce a name to what people see of it. Names with equal skeletons can be taken for each other."""
     text = unicodedata.normalize("NFKD", name).casefold()
     text = "".join(sign for sign in text if not unicodedata.combining(sign)).translate(_LOOK_ALIKES)
     text = "".join(sign for sign in text if sign.isalnum())
@@ -48,7 +48,7 @@ def skeleton(name: str) -> str:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a shown name has no hidden or strange characters, and no word of several scripts."""
+    """Return whether a shown name has no hidden or strange characters, and no word of several scripts."""
     if unicodedata.normalize("NFC", name) != name or not _PLAIN.fullmatch(name):
         return False
     return all(_is_one_script(word) for word in re.findall(r"\w+", name))
@@ -71,7 +71,7 @@ def too_close(name: str, others: Iterable[str]) -> str | None:
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a name is one of ours, or begins as ours do. Raises nothing."""
+    """Return whether a name is one of ours, or begins as ours do. Raises nothing."""
     mine = skeleton(name)
     return mine in _RESERVED_SKELETONS or mine.startswith(skeleton("adiuva"))
 

@@ -223,7 +223,7 @@ class OwnPluginPage(_OwnPage):
         return found
 
     def _upload(self, plugin: Plugin, form: PackageForm) -> str | None:
-        """What is said of it; None if the form is wrong. Raises AdiuvaError."""
+        """Upload the package and return the message to show; None if the form is wrong. Raises AdiuvaError."""
         if not form.is_valid():
             return None
         request_limits.require(self.user.pk, self.user.tier)

@@ -190,7 +190,7 @@ def _check_layout(file: IO[bytes], archive: zipfile.ZipFile, infos: list[zipfile
 
 
 def _is_strange(extra: bytes) -> bool:
-    """Whether the extra fields of a file could hide something, or give it another name."""
+    """Return whether the extra fields of a file could hide something, or give it another name."""
     return len(extra) > _MOST_EXTRA_BYTES or _OTHER_NAME in extra
 
 

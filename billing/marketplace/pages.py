@@ -163,7 +163,7 @@ def _listed(slug: str) -> Plugin:
 
 
 def _agent_in_words(template: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What an agent template offers, as the page shows it."""
+    """Return what an agent template offers, as the page shows it."""
     if template is None:
         return None
     cron, filters = template.get("schedule_cron", ""), template.get("filters", {})

@@ -249,7 +249,7 @@ def check() -> list[UUID]:
 
 
 def sent_to(developer: Developer) -> int:
-    """What went to a developer's account, less what came back, in cents."""
+    """Return the cents that went to a developer's account, less those that came back."""
     done = developer.payments.filter(state=State.DONE).values_list("kind").annotate(sum=Sum("cents"))
     sums = dict(done)
     return int(sums.get(Kind.TRANSFER, 0) - sums.get(Kind.REVERSAL, 0))

@@ -72,7 +72,8 @@ class SigningKeys:
 
 
 def signed_bytes(purpose: Purpose, statement: Mapping[str, Any]) -> bytes:
-    """What is signed. The purpose stands in front, so that no statement can be taken for one of another kind."""
+    """Return the bytes to sign. The purpose stands in front, so that no statement
+    can be taken for one of another kind."""
     text = json.dumps(statement, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return f"adiuva {purpose} v1\n{text}".encode()
 
@@ -95,7 +96,7 @@ def plugin_statement(
     permissions: Iterable[str],
     reviewed_at: dt.datetime,
 ) -> dict[str, Any]:
-    """What reviewers vouch for. Times are UTC, to the second, since a client compares text."""
+    """Return what reviewers vouch for. Times are UTC, to the second, since a client compares text."""
     return {
         "id": plugin,
         "version": version,

@@ -112,7 +112,7 @@ def _check(version: PluginVersion, lease: Lease[PluginVersion]) -> None:
 
 
 def _report(version: PluginVersion) -> Report:
-    """What all checks say. `Result.ERROR` for those that could not be made."""
+    """Return what all checks say; `Result.ERROR` for those that could not be made."""
     with tempfile.TemporaryFile() as package:
         try:
             _fetch(version, package)

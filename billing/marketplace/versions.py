@@ -50,7 +50,7 @@ def parse_range(text: str) -> tuple[tuple[str, Key], ...]:
 
 
 def in_range(version: str, text: str) -> bool:
-    """Whether a version is in a range. Raises ValueError if either cannot be read."""
+    """Return whether a version is in a range. Raises ValueError if either cannot be read."""
     key = version_key(version)
     return all(
         {">=": key >= bound, "<=": key <= bound, ">": key > bound, "<": key < bound, "=": key == bound}[sign]

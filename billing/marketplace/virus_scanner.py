@@ -28,7 +28,7 @@ def is_on() -> bool:
 
 
 def scan(package: IO[bytes]) -> list[Finding]:
-    """What the scanner finds in a file. Raises ScannerAway."""
+    """Return what the scanner finds in a file. Raises ScannerAway."""
     package.seek(0)
     try:
         with _connection() as line:

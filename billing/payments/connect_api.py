@@ -153,7 +153,7 @@ def get_purchase(session_id: str) -> PurchaseState:
 
 
 def _disputed(charge_id: str) -> tuple[int, bool]:
-    """How much of a charge was lost, and whether something is not decided."""
+    """Return how much of a charge was lost, and whether something is not decided."""
     found = stripe_api.call(
         lambda api: api.disputes.list({"charge": charge_id, "limit": stripe_api.PAGE})
     ).data
@@ -226,7 +226,7 @@ def find_reversal(*, transfer_id: str, row: str) -> str | None:
 
 
 def sent(account: str) -> int:
-    """What went to an account in all, less what was taken back, in cents."""
+    """Return the cents that went to an account in all, less those that were taken back."""
     params: dict[str, Any] = {"destination": account, "limit": stripe_api.PAGE}
     cents: int = 0
     while True:

@@ -74,7 +74,7 @@ def finish(lease: Lease[M], row: M, wanted: int) -> None:
 
 
 def _keep(row: M, reason: str) -> None:
-    """What was copied earlier stays as it is."""
+    """Leave what was copied earlier as it is."""
 
 
 @dataclass(frozen=True, slots=True)

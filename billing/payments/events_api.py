@@ -83,7 +83,7 @@ def events_since(since: dt.datetime) -> Iterator[EventState]:
 
 
 def read_event(event: Any) -> EventState | None:
-    """What is kept of an event's JSON; None if it has not the form of one."""
+    """Return what is kept of an event's JSON; None if it does not have the form of an event."""
     try:
         about = event["data"]["object"]
         subscription = about["id"] if about.get("object") == "subscription" else about.get("subscription")

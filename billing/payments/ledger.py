@@ -108,7 +108,7 @@ def _write(movement: Movement, paid: Paid) -> None:
 
 
 def _gone_before(movement: Movement, paid: Paid) -> int:
-    """What of this charge had gone back already: by refunds, and for a plugin by disputes as well."""
+    """Return how much of this charge had gone back already: by refunds, and for a plugin by disputes as well."""
     if not movement.charge_id or movement.kind in _CHARGES:
         return 0
     with connection.cursor() as cursor:  # so that two processes do not both take theirs for the next
@@ -152,7 +152,7 @@ def _tax_of(cents: int, paid: Paid) -> int:
 
 
 def sums() -> dict[str, dict[str, int]]:
-    """What is on each account, by currency."""
+    """Return what is on each account, by currency."""
     found: dict[str, dict[str, int]] = {}
     rows = LedgerLine.objects.values_list("currency", "account").annotate(sum=Sum("cents"))
     for currency, account, cents in rows.order_by("currency", "account"):

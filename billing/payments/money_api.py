@@ -92,7 +92,8 @@ def paid_for(payment_id: str) -> Paid:
 
 
 def paid_by_invoices(since: dt.datetime) -> dict[str, Paid]:
-    """What the payments of invoices that were made since a time paid, by the payments' ids: a hundred in a call."""
+    """Return the amounts of payments of invoices that were made since a time, by
+    the payments' ids: a hundred in a call."""
     params: dict[str, Any] = {
         "created": {"gte": int(since.timestamp())},
         "status": "paid",
@@ -138,7 +139,7 @@ def _bought_with(payment_id: str) -> Paid:
 
 
 def balance() -> dict[str, int]:
-    """What Stripe keeps for us, by currency, with what is on its way to us."""
+    """Return what Stripe keeps for us, by currency, with what is on its way to us."""
     found = stripe_api.call(lambda api: api.balance.retrieve()).to_dict()
     sums: dict[str, int] = {}
     for each in (*found["available"], *found["pending"]):

@@ -13,7 +13,7 @@ _REFUNDS = ("refund", "payment_refund", "refund_failure")
 
 
 def left_of(charge: LedgerEntry) -> int:
-    """How many cents of a charge are not refunded."""
+    """Return how many cents of a charge are not refunded."""
     back = LedgerEntry.objects.filter(charge_id=charge.charge_id, kind__in=_REFUNDS).aggregate(
         sum=Sum("cents")
     )

@@ -11,7 +11,7 @@ DEVELOPER_PERCENT: Final = 70
 
 
 def tax_of(cents: int, *, total: int, tax: int) -> int:
-    """What is tax of `cents`, a part of `total` of which `tax` is tax."""
+    """Return the tax in `cents`, which are a part of `total`, of which `tax` is tax."""
     return cents * tax // total if total > 0 else 0
 
 
@@ -21,6 +21,7 @@ def share_of(*, total: int, tax: int) -> int:
 
 
 def due_of(*, total: int, tax: int, gone: int) -> int:
-    """What of the share is still the developer's when `gone` cents of the price went back, by refund or dispute."""
+    """Return what of the share is still the developer's when `gone` cents of the
+    price went back, by refund or dispute."""
     gone_net = gone - tax_of(gone, total=total, tax=tax)
     return share_of(total=total, tax=tax) - gone_net * DEVELOPER_PERCENT // 100

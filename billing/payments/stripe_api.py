@@ -138,7 +138,7 @@ def call(act: Callable[[Any], T]) -> T:
 
 
 def note(found: Any, name: str) -> str:
-    """What we wrote on an object of Stripe; empty if nothing."""
+    """Return what we wrote on an object of Stripe; empty if nothing."""
     return str(found.metadata.to_dict().get(name, "")) if found.metadata else ""
 
 

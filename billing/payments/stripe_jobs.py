@@ -83,7 +83,7 @@ def want(kind: str, subject: str, user_id: UUID | None, **detail: Any) -> Stripe
 
 
 def drop(kind: str, subject: str) -> None:
-    """What was wanted is no longer. A call that is under way may still be carried out."""
+    """Give up jobs that are no longer wanted. A call that is under way may still be carried out."""
     leases.revoke(
         StripeJob.objects.filter(kind=kind, subject=subject, state__in=StripeJob.OPEN),
         state=StripeJob.State.DROPPED,

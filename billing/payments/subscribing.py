@@ -142,7 +142,7 @@ def _still_open(former: StripeJob, wish: dict[str, Any], user_id: UUID) -> str:
 
 
 def _is_paid_now(subscription_id: str, user_id: UUID) -> bool:
-    """Whether a completed session gave a subscription that lives; its event may not have come yet."""
+    """Return whether a completed session gave a subscription that lives; its event may not have come yet."""
     if not subscription_id:
         return False
     sync.fetch_now(subscription_id)
@@ -150,7 +150,8 @@ def _is_paid_now(subscription_id: str, user_id: UUID) -> bool:
 
 
 def is_paid(*, user_id: UUID, checkout: str) -> bool:
-    """Whether the user has what they paid for in this checkout (a job's id). Asks Stripe if it is not known yet."""
+    """Return whether the user has what they paid for in this checkout (a job's
+    id). Asks Stripe if it is not known yet."""
     try:
         pk = UUID(checkout)
     except ValueError:
@@ -226,13 +227,13 @@ def _toggle(user_id: UUID, kind: str, opposite: str, *, cancels: bool) -> bool:
 
 
 def pays(*, user_id: UUID) -> bool:
-    """Whether the user has a subscription that is charged again."""
+    """Return whether the user has a subscription that is charged again."""
     live = _live(user_id)
     return live is not None and not live.cancel_at_period_end
 
 
 def describe(user_id: UUID) -> dict[str, Any]:
-    """Of the live subscription, or of the latest one: the fields that GET /billing/subscription adds."""
+    """Describe the live subscription, or the latest one: the fields that GET /billing/subscription adds."""
     row = _live(user_id) or Subscription.objects.of(user_id).order_by("-started_at").first()
     if row is None:
         return {"status": "none"}

@@ -135,7 +135,7 @@ def _tier_of(price_id: str, said: str) -> str:
 
 
 def _is_doubled(row: Subscription) -> bool:
-    """Whether the user has another live subscription, which is older."""
+    """Return whether the user has another live subscription, which is older."""
     if row.user_id is None or row.status not in Subscription.LIVE:
         return False
     others = Subscription.objects.of(row.user_id).live().exclude(pk=row.pk).filter(doubled=False)

@@ -70,7 +70,7 @@ def receive(body: bytes, signature: str) -> None:
 
 
 def _is_signed(body: bytes, signature: str, secrets: Iterable[str]) -> bool:
-    """Whether a `Stripe-Signature` header signs the body, now: not 300 s ago and not 300 s ahead."""
+    """Return whether a `Stripe-Signature` header signs the body, now: not 300 s ago and not 300 s ahead."""
     pieces = [piece.strip().partition("=") for piece in signature[:4096].split(",")]
     times = [value for name, _, value in pieces if name == "t"]
     given = [value for name, _, value in pieces if name == "v1"]

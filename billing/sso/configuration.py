@@ -50,7 +50,7 @@ class DomainTaken(Conflict):
 
 
 def redirect_uri() -> str:
-    """Where a provider sends the browser back to. It must be registered there exactly as it is."""
+    """Return where a provider sends the browser back to. It must be registered there exactly as it is."""
     return settings.PUBLIC_URL + reverse("sso-callback")
 
 

@@ -39,7 +39,7 @@ def _resolver() -> dns.resolver.Resolver:
 
 
 def _server(text: str) -> dns.nameserver.Nameserver:
-    """Of `address`, `address:port` or `[address]:port`."""
+    """Parse `address`, `address:port` or `[address]:port`."""
     try:
         return dns.nameserver.Do53Nameserver(str(ipaddress.ip_address(text)), _PORT)
     except ValueError:

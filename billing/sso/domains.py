@@ -35,7 +35,7 @@ class DnsAway(Unavailable):
 
 
 def record_of(name: str, token: str) -> tuple[str, str]:
-    """Where the record is to be, and what it is to hold."""
+    """Return the name that the record is to have, and its content."""
     return f"{_LABEL}.{name}", f"{_KEY}={token}"
 
 

@@ -16,7 +16,7 @@ def hash_of(word: str) -> bytes:
 
 
 def derived(word: str, purpose: str) -> str:
-    """What only this server can tell from a word."""
+    """Derive from a word a value that only this server can compute."""
     key = derive_key(settings.SECRET_KEY.encode(), f"adiuva sso {purpose}")
     return _base64(hmac.digest(key, word.encode(), hashlib.sha256))
 

@@ -211,7 +211,7 @@ def authorization_url(
     redirect_uri: str,
     hint: str = "",
 ) -> str:
-    """Where the browser signs in. `challenge` is the S256 of PKCE's verifier."""
+    """Return where the browser signs in. `challenge` is the S256 of PKCE's verifier."""
     scopes = [*SCOPES, *(["offline_access"] if meta.gives_refresh else [])]
     query = {
         "client_id": client.client_id,

@@ -114,7 +114,7 @@ def _provider_of(address: str) -> IdentityProvider:
 
 
 def come_back(answer: Mapping[str, str], *, kept: str = "") -> Recognised | PasswordWanted | ForApp:
-    """What becomes of the parameters that a provider's redirect brings. Blocks.
+    """Sign in with the parameters that a provider's redirect brings, or return what is still needed. Blocks.
 
     `kept`: the word that this browser's session holds. Raises AdiuvaError with a message for who sits there.
     """
@@ -158,7 +158,7 @@ def _want_password(row: SignIn, person: Person) -> PasswordWanted:
 
 
 def waiting(word: str) -> PasswordWanted:
-    """What a page to link an account is about. Raises SsoExpired."""
+    """Return what a page to link an account is about. Raises SsoExpired."""
     row = _waiting(word)
     address = _kept_person(row).address
     return PasswordWanted(word, address, accounts.may_be_new(address))

@@ -64,7 +64,8 @@ def change(*, owner_id: UUID, number: int) -> bool:
 
 
 def _wish(paid: Subscription, number: int, owner_id: UUID) -> StripeJob | None:
-    """What Stripe is to do; None if it is so already. One change at a time: the later of two calls could come first."""
+    """Return what Stripe is to do; None if it is so already. One change at a time:
+    the later of two calls could come first."""
     subject = paid.stripe_id
     under_way = StripeJob.objects.filter(kind=StripeJob.Kind.SEATS, subject=subject, state__in=StripeJob.OPEN)
     if under_way.filter(lease_until__gt=Now()).exclude(detail__seats=number).exists():

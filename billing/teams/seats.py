@@ -40,7 +40,7 @@ def lock_members(user_ids: Iterable[UUID | None]) -> set[UUID]:
 
 
 def of_owner(owner_id: UUID) -> int | None:
-    """How many seats there are, the owner's among them. None: any number, where plans limit nothing.
+    """Return how many seats there are, the owner's among them. None: any number, where plans limit nothing.
 
     While a change of the number is on its way, the smaller of both counts.
     """
@@ -69,7 +69,7 @@ def _wished(paid: Subscription) -> int | None:
 
 
 def taken(team: Team | None) -> int:
-    """How many seats are taken or kept free for who is invited; one of them by the owner."""
+    """Count the seats that are taken or kept free for invited people; one of them by the owner."""
     return 1 + (team.memberships.all() & Membership.objects.taking_seats()).count() if team else 1
 
 

@@ -133,7 +133,8 @@ async def _confirm(
 
 
 def _about_saved(saved: Agent) -> tuple[OpenedAgent, str]:
-    """What is to be said of an agent that was saved: when it runs, from its row, and which others read the same."""
+    """Return what is to be said of an agent that was saved: when it runs, from its
+    row, and which others read the same."""
     agent = Agent.objects.select_related("user", "connection").get(pk=saved.pk)
     said = []
     with translation.override("en"):

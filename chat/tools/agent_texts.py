@@ -91,7 +91,7 @@ def _last_run(session: DeviceSession, run: Run) -> str:
 
 
 def never_run_text(agent: Agent, zone: ZoneInfo) -> str:
-    """Of an agent without runs, which old ones are not kept for ever (agents/retention.py)."""
+    """Describe an agent without runs. It may have run before: old runs are deleted (agents/retention.py)."""
     if agent.last_run_at is None:
         return "has never run"
     return f"last ran {moment_text(agent.last_run_at, zone)}, of which nothing is kept any more"
@@ -136,7 +136,7 @@ def _ago(span: dt.timedelta) -> str:
 
 
 def ended_text(session: DeviceSession, report: RunReport) -> str:
-    """How a run ended, without its records."""
+    """Tell how a run ended, without its records."""
     run, name = report.run, f"“{one_line(report.agent_name)}”"
     label = run_label(session, run.pk)
     if run.state == Run.State.CANCELLED:
@@ -197,8 +197,8 @@ def records_text(
     fates: Mapping[str, Now],
     unseen: str,
 ) -> str:
-    """The records of a run, each with what has become of it. `rows`, `fates`: by row id. `unseen`: why there is no
-    row of some."""
+    """The records of a run, each with what has become of it. `rows`, `fates`: by row
+    id. `unseen`: why there is no row of some."""
     total = sum(report.found.values())
     if not total:
         return ""

@@ -202,7 +202,7 @@ def _fuse_ranks(*rankings: list[str]) -> list[str]:
 
 
 def _snippet(note: Data, words: str) -> str:
-    """Where a word of the query first stands, else the beginning."""
+    """Return where a word of the query first stands, else the beginning."""
     content = note.get("content")
     if not isinstance(content, str):
         return ""

@@ -70,7 +70,7 @@ async def list_tasks(
 
 
 async def _list_due_today(session: DeviceSession) -> str:
-    """What is due today in the user's time zone and not done, and what is overdue."""
+    """Return what is due today in the user's time zone and not done, and what is overdue."""
     begin, end = (
         dates.day_start_ms(session.today, session.zone),
         dates.day_end_ms(session.today, session.zone),

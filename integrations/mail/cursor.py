@@ -48,7 +48,7 @@ class Cursor:
 
 
 def sync_start(filters: Filters, read_at: dt.datetime | None) -> dt.datetime:
-    """Where listing starts without a valid position. `read_at`: up to when the mailbox was read, if it was."""
+    """Return where listing starts without a valid position. `read_at`: up to when the mailbox was read, if it was."""
     if read_at is None:
         now = timezone.now()
         return filters.start or min(filters.end or now, now) - BACKFILL

@@ -36,7 +36,7 @@ class _LinkPage(View):
     act: Callable[..., User]
 
     def counters(self, request: HttpRequest) -> list[tuple[str, ...]]:
-        """What else counts as an attempt: a scope and who."""
+        """Return what else counts as an attempt: a scope and who."""
         return []
 
     def get(self, request: HttpRequest) -> HttpResponse:

@@ -33,7 +33,7 @@ _TICKET: Final = "second_factor_ticket"  # in the browser's session, between the
 
 
 def passkey_form(challenge: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the template passkey_form.html needs to ask the browser for a passkey."""
+    """Return what the template passkey_form.html needs to ask the browser for a passkey."""
     handle, options = challenge
     return {"passkey": PasskeyForm(initial={"handle": handle}), "options": json.dumps(options)}
 

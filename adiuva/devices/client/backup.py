@@ -188,7 +188,7 @@ class Backups:
         return body, response
 
     async def _history(self, http: aiohttp.ClientSession) -> dict[int, dict[str, Any]]:
-        """What the server has that is not damaged, by when it was made."""
+        """Return what the server has that is not damaged, by when it was made."""
         found: dict[int, dict[str, Any]] = {}
         page = 1
         while rows := (await self._ask(http, "GET", f"backup/history?limit={_PAGE}&page={page}"))[0]:

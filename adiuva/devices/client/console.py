@@ -241,7 +241,7 @@ def _title(table: Table, row: Mapping[str, Any]) -> str:
 
 
 def _value(column: Column, text: str) -> Any:
-    """What a column holds for a text that was typed. Raises Unclear."""
+    """Return what a column holds for a text that was typed. Raises Unclear."""
     if not text:
         if column.required:
             raise Unclear(f"{column.name} cannot be empty.")

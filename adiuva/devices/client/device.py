@@ -238,7 +238,8 @@ class Device:
         return ended
 
     def _superseded_by_own_connection(self) -> bool:
-        """Whether an older connection of this device, whose hello the server read late, may have replaced this one."""
+        """Return whether an older connection of this device, whose hello the server
+        read late, may have replaced this one."""
         since, self._unanswered_at = self._unanswered_at, None
         return since is not None and time.monotonic() - since < _LATEST_ANSWER_S
 

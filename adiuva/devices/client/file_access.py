@@ -157,7 +157,7 @@ class ReadableArea:
                 raise Unreadable(_reason(error)) from error
 
     def _starts(self, path: str, listing: Listing) -> Iterator[tuple[str, Path]]:
-        """Where to walk for one path of the agent: itself if it is granted, else the grants inside it."""
+        """Yield where to walk for one path of the agent: itself if it is granted, else the grants inside it."""
         if not Path(path).is_absolute():
             listing.problems.append(unreadable_file(path, "it is not an absolute path"))
             return

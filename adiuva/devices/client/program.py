@@ -230,7 +230,7 @@ def _password(workspace: Path, email: str | None) -> str | None:
 
 
 def _passphrase(*, is_new: bool) -> str:
-    """Of the backup. A new one is asked for twice: a mistake in it could not be mended."""
+    """Ask for the backup's passphrase. A new one is asked for twice: a mistake in it could not be mended."""
     given = os.environ.get("ADIUVA_DEVICE_PASSPHRASE")
     if not given and sys.stdin.isatty():
         given = getpass.getpass("Passphrase of the backup: ")

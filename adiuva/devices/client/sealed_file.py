@@ -65,7 +65,7 @@ def seal(source: Path, target: BinaryIO, passphrase: str, *, log_n: int = _LOG_N
 
 
 def opens(beginning: bytes, passphrase: str) -> bool:
-    """Whether a sealed file that begins so opens with this passphrase. Raises DamagedFile if it is none."""
+    """Return whether a sealed file that begins so opens with this passphrase. Raises DamagedFile if it is none."""
     header = beginning[: _HEADER.size]
     try:
         _cipher(passphrase, header).decrypt(_CHECK, beginning[_HEADER.size : BEGINNING], header)

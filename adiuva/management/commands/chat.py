@@ -227,7 +227,7 @@ def _console(workspace: Path | None, client: Client) -> Console | None:
 
 
 def _command(client: Client, typed: str, suggestions: Console | None) -> str:
-    """What a command of the terminal answers. Raises ChatFailed."""
+    """Carry out a command of the terminal and return its answer. Raises ChatFailed."""
     if typed.split()[0] in _SUGGESTIONS or typed == "/help list":
         if suggestions is None:
             return (

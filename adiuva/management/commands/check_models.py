@@ -71,7 +71,7 @@ class Command(BaseCommand):
         variables: tuple[Any, Any],
         ask: Callable[[], Awaitable[Any]],
     ) -> bool:
-        """Whether it failed. `variables`: where its name is configured, and its address and key."""
+        """Return whether it failed. `variables`: where its name is configured, and its address and key."""
         base = _without_secrets(configured["api_base"])
         model = f"Model {name or '(none)'} {use}{f' at {base}' if base else ''}"
         started = time.monotonic()
@@ -109,7 +109,7 @@ async def _embeds() -> None:
 
 
 def _advice(error: Exception, named: str, variable: str, base: str) -> str:
-    """What to do, in a sentence."""
+    """Return what to do, in a sentence."""
     there = f"at {base}" if base else "there"
     match error:
         case llm.ModelNotConfigured():

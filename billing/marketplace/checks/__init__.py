@@ -62,7 +62,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether a person may review it: no check has failed, and none has found what blocks."""
+        """True if a person may review it: no check has failed, and none has found what blocks."""
         return (
             self.manifest is not None
             and Result.ERROR not in self.results.values()

@@ -32,7 +32,7 @@ _NUMBERS: Final = re.compile(
 
 
 def look(manifest: Manifest, file: PackageFile) -> Iterator[Finding]:
-    """What blocks comes first: only the first findings of a file are kept."""
+    """Look for what blocks first: only the first findings of a file are kept."""
     text = text_of(file)
     allowed = {*manifest.hosts, *_NAMESPACES}
     if manifest.homepage:
