@@ -35,23 +35,28 @@ MAX_QUESTION_CHARS: Final = 4_000
 _COMPARED: Final = 200
 # From so many vectors on, comparing the bits first is faster.
 _MANY: Final = 2_000
+# One in so many is in the sample, and so many times as many as are compared are sorted: of 10,000, the 20th of 500 lets
+# 400 pass, give or take 90.
+_SAMPLED: Final = 20
+_SORTED: Final = 2
 # Entries examined for one word. A word that more entries have says little; it weighs _COMMON_WORD_WEIGHT, where a word
 # of a single entry weighs 1.
 _MAX_ENTRIES_PER_WORD: Final = 40
 _COMMON_WORD_WEIGHT: Final = 0.05
 # Term hashes of a question that are looked up.
 _MAX_TERMS: Final = 60
-# Entries that are looked through for the user's common words, and how many of them have such a word at least. Reading
-# in the index which entries have it takes longer than its weight is worth.
-_SAMPLE: Final = 500
-_COMMON_IN_SAMPLE: Final = 10
+# Entries that are looked through for the user's common words, and how many of all have such a word at least, by what is
+# seen there: so many that few are taken for common that are not. To read which entries have it takes longer than its
+# weight is worth.
+_SAMPLE: Final = 1_000
+_ENTRIES_OF_COMMON_WORD: Final = 60
 # Damping of reciprocal ranks: the larger, the less the first places differ.
 _DAMPING: Final = 60
 # The largest bonus for being new, and for being used, as a fraction of the score.
 _MAX_BONUS: Final = 0.1
 _NOVELTY_HALF_LIFE: Final = dt.timedelta(days=90)
-# Half-precision vectors overflow beyond this.
-_MAX_COMPONENT: Final = 65_000
+# Components in half precision overflow beyond this.
+_MAX_LENGTH: Final = 65_000
 
 # Entries have a vector while they hold; ENTRY makes sure of it.
 _NEAR: Final = """
@@ -67,18 +72,29 @@ _ALL: Final = """(
     SELECT entry_id, tier, vector FROM memory_embedding
     WHERE user_id = %(user)s AND embedding_model = %(space)s
 ) AS of_user"""
-# The inner query reads the index alone.
-_NEAREST_BITS: Final = """(
-    SELECT entry_id, tier, vector FROM memory_embedding WHERE entry_id = ANY(ARRAY(
-        SELECT entry_id FROM memory_embedding WHERE user_id = %(user)s AND embedding_model = %(space)s
-        ORDER BY (bits <~> (SELECT %(bits)s::bit(1024))) + (bits <~> (SELECT %(inverted)s::bit(1024)))
-        LIMIT %(compared)s
+_DISTANCE: Final = "(bits <~> (SELECT %(bits)s::bit(1024))) + (bits <~> (SELECT %(inverted)s::bit(1024)))"
+# The inner queries read the index alone; the outer one finds the rows by the same pages of it, while by the primary key
+# each would be on a page of its own. Only what is nearer than most of a sample is sorted, since PostgreSQL copies what
+# it sorts, which takes as long as to compare the bits. Ids are random, and so are the first of them.
+_NEAREST_BITS: Final = f"""(
+    SELECT entry_id, tier, vector FROM memory_embedding
+    WHERE user_id = %(user)s AND embedding_model = %(space)s AND entry_id = ANY(ARRAY(
+        SELECT entry_id FROM memory_embedding
+        WHERE user_id = %(user)s AND embedding_model = %(space)s AND {_DISTANCE} <= (
+            SELECT max(distance) FROM (
+                SELECT distance FROM (
+                    SELECT {_DISTANCE} AS distance FROM memory_embedding
+                    WHERE user_id = %(user)s AND embedding_model = %(space)s
+                    ORDER BY entry_id LIMIT %(sampled)s
+                ) AS sample ORDER BY distance LIMIT %(nearest_of_sample)s
+            ) AS nearest
+        )
+        ORDER BY {_DISTANCE} LIMIT %(compared)s
     ))
-) AS alike"""
-# Whether a user has so many vectors that comparing the bits first is faster.
-HAS_MANY: Final = """
-    (SELECT count(*) = %(many)s FROM (SELECT FROM memory_embedding
-     WHERE user_id = %(user)s AND embedding_model = %(space)s LIMIT %(many)s) AS counted)
+) AS alike"""  # noqa: S608
+# How many vectors a user has, which decides how they are compared.
+COUNT: Final = """
+    (SELECT count(*) FROM memory_embedding WHERE user_id = %(user)s AND embedding_model = %(space)s)
 """
 _NOTHING_NEAR: Final = "SELECT NULL::uuid AS id, NULL::varchar AS tier, NULL::bigint AS place WHERE false"
 
@@ -124,20 +140,24 @@ ENTRY: Final = """
 """
 FUSED_RANK: Final = "COALESCE(sum(weight / (%(damping)s + place)), 0) AS score"
 SCORE: Final = """
-    (fused.score * (1 + %(bonus)s * e.uses / (e.uses + 10.0)
-        + %(bonus)s * power(0.5, GREATEST(0, extract(epoch FROM %(now)s - e.valid_from)) / %(half_life)s)))::float8
+    (fused.score * (1 + %(bonus)s * e.uses / (e.uses + 10.0::float8)
+        + %(bonus)s * power(0.5::float8, GREATEST(0, date_part('epoch', %(now)s - e.valid_from)) / %(half_life)s)))
 """
 
 
-def near_sql(vector: Sequence[float] | None, *, by_bits: bool = False) -> str:
-    """The list of entries near a vector: an empty one for no vector, zeros, or what no half-precision number holds.
+def has_many(vectors: int) -> bool:
+    """Whether comparing the bits first is faster."""
+    return vectors >= _MANY
 
-    `by_bits`: of those whose sign bits are nearest, which is faster for a user who HAS_MANY vectors.
+
+def near_sql(vector: Sequence[float] | None, *, vectors: int = 0) -> str:
+    """The list of entries near a vector: an empty one for no vector, zeros, or what half precision does not hold.
+
+    `vectors`: how many the user has, if that is known. Of many, only those are compared whose sign bits are nearest.
     """
-    largest = max(map(abs, vector or ()), default=0)
-    if vector is None or not 0 < largest < _MAX_COMPONENT or math.isnan(sum(vector)):
+    if vector is None or not 0 < math.hypot(*vector) < _MAX_LENGTH:
         return _NOTHING_NEAR
-    return _NEAR.format(dimensions=len(vector), compared=_NEAREST_BITS if by_bits else _ALL)
+    return _NEAR.format(dimensions=len(vector), compared=_NEAREST_BITS if has_many(vectors) else _ALL)
 
 
 def parameters(
@@ -149,16 +169,16 @@ def parameters(
     per_tier: int,
     max_near: int,
     now: dt.datetime,
-    by_bits: bool = False,
+    vectors: int = 0,
     common: Collection[int] = (),
 ) -> dict[str, Any]:
-    """Parameters of LISTS and SCORE. Each list brings `per_tier` entries; `max_near` vectors are examined.
+    """Parameters of LISTS and SCORE. Each list brings `per_tier` entries; `max_near` vectors of `vectors` are examined.
 
     `common`: hashes of words that are not looked up, unless the question has no others.
     """
     terms = hash_terms(question[:MAX_QUESTION_CHARS], cipher_for(user_id))
     terms = [term for term in terms if term not in common] or terms
-    bits, inverted = question_bits(vector) if by_bits and vector else (None, None)
+    bits, inverted = question_bits(vector) if vector and has_many(vectors) else (None, None)
     return {
         "user": user_id,
         "vector": orjson.dumps(vector).decode() if vector is not None else None,
@@ -170,7 +190,8 @@ def parameters(
         "bits": bits,
         "inverted": inverted,
         "compared": _COMPARED,
-        "many": _MANY,
+        "sampled": max(1, vectors // _SAMPLED),
+        "nearest_of_sample": max(1, _SORTED * _COMPARED // _SAMPLED),
         "per_word": _MAX_ENTRIES_PER_WORD,
         "common": _COMMON_WORD_WEIGHT,
         "damping": _DAMPING,
@@ -185,14 +206,15 @@ def _array(values: Collection[object]) -> str:
     return f"{{{','.join(map(str, values))}}}"
 
 
-def common_terms(user_id: uuid.UUID) -> frozenset[int]:
-    """Hashes of the words that many of a user's newest entries have."""
+def common_terms(user_id: uuid.UUID, entries: int) -> frozenset[int]:
+    """Hashes of the words that many of a user's `entries` have, by the newest of them."""
     statement = """
         SELECT term FROM (
             SELECT terms FROM memory_entry WHERE user_id = %s AND valid_to IS NULL
             ORDER BY tier, valid_from DESC LIMIT %s
         ) AS newest, unnest(terms) AS term GROUP BY term HAVING count(*) >= %s
     """
+    seen = min(1, _SAMPLE / max(1, entries))
     with connection.cursor() as cursor:
-        cursor.execute(statement, [user_id, _SAMPLE, _COMMON_IN_SAMPLE])
+        cursor.execute(statement, [user_id, _SAMPLE, _ENTRIES_OF_COMMON_WORD * seen])
         return frozenset(term for (term,) in cursor.fetchall())

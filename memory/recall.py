@@ -11,7 +11,9 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from functools import lru_cache
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 import orjson
 import structlog
@@ -32,6 +34,8 @@ _PER_TIER: Final = 12
 _RECENT_EPISODES: Final = 3
 # Nearest vectors, of all tiers, that are examined for a turn.
 _MAX_NEAR: Final = 100
+# Rows that are read at once.
+_AT_A_TIME: Final = 32
 # What a prompt adds to each entry: label, date and punctuation.
 _LINE_OVERHEAD_CHARS: Final = 40
 # Entries other than core that may be too long for what is left of the budget before no shorter one is looked for.
@@ -78,7 +82,7 @@ def recall(
     model that will read the entries.
     """
     size = _size_of(user_id)
-    by_bits = size is not None and size.is_many
+    vectors = size.vectors if size else 0
     parameters = ranking.parameters(
         user_id,
         question,
@@ -87,7 +91,7 @@ def recall(
         per_tier=_PER_TIER,
         max_near=_MAX_NEAR,
         now=now,
-        by_bits=by_bits,
+        vectors=vectors,
         common=size.common if size else (),
     )
     parameters |= {
@@ -95,17 +99,25 @@ def recall(
         "recent": _RECENT_EPISODES,
         "patterns": _PER_TIER,
     }
+    near = ranking.near_sql(vector, vectors=vectors)
     with prepared_cursor() as cursor:
-        near, has_many = ranking.near_sql(vector, by_bits=by_bits), "NULL" if size else ranking.HAS_MANY
-        cursor.execute(_RECALL.format(near=near, has_many=has_many), parameters)
-        rows = cursor.fetchall()
+        cursor.execute(_statement(near, "NULL" if size else ranking.COUNT), parameters)
+        first = cursor.fetchone()
+        *_, policy, counted = first
+        # Not all of them fit, so not all are made Python's objects.
+        rows: Iterable[Any] = chain(
+            [first], chain.from_iterable(iter(lambda: cursor.fetchmany(_AT_A_TIME), []))
+        )
+        allowed = readable_tiers(orjson.loads(policy or b"null"), provider)
+        withheld: set[Tier] = set()
+        if len(allowed) < len(Tier):
+            every = [row for row in rows if row[0] is not None]
+            withheld = {_TIERS[row[1]] for row in every} - allowed
+            rows = (row for row in every if row[1] in allowed)
+        found = _unseal_within(user_id, rows if first[0] is not None else (), limit_tokens)
     if size is None:
-        _note(user_id, is_many=rows[0][2])
-    allowed = readable_tiers(orjson.loads(rows[0][1] or b"null"), provider)
-    found = [_Row._make(row[3:]) for row in rows if row[3] is not None]
-    withheld = {_TIERS[row.tier] for row in found} - allowed
-    readable = [row for row in found if row.tier in allowed] if withheld else found
-    return RecallResult(_unseal_within(user_id, readable, limit_tokens), withheld)
+        _note(user_id, counted)
+    return RecallResult(found, withheld)
 
 
 def embed_and_recall(
@@ -141,10 +153,9 @@ def search_for_model(
         return RecallResult()
     allowed = readable_tiers(memory.policy, provider)
     hits = search(user_id=user_id, question=question, vector=vector, now=now, limit=limit)
-    rows = (_Row._make([*(getattr(hit.entry, name) for name in _COLUMNS), hit.score]) for hit in hits)
-    readable = (row for row in rows if row.tier in allowed)
+    rows = ([getattr(hit.entry, name) for name in _COLUMNS] for hit in hits if hit.entry.tier in allowed)
     return RecallResult(
-        _unseal_within(user_id, readable, limit * _ENTRY_BUDGET_TOKENS),
+        _unseal_within(user_id, rows, limit * _ENTRY_BUDGET_TOKENS),
         {Tier(hit.entry.tier) for hit in hits} - allowed,
     )
 
@@ -152,22 +163,12 @@ def search_for_model(
 def read_entry(user_id: uuid.UUID, entry_id: uuid.UUID) -> RecalledEntry | None:
     """One entry; None if it does not exist, belongs to another user or cannot be unsealed."""
     rows = Entry.objects.of(user_id).filter(pk=entry_id).values_list(*_COLUMNS)
-    found = _unseal_within(user_id, (_Row._make([*row, 0.0]) for row in rows), _ENTRY_BUDGET_TOKENS)
+    found = _unseal_within(user_id, rows, _ENTRY_BUDGET_TOKENS)
     return found[0] if found else None
 
 
-class _Row(NamedTuple):
-    id: uuid.UUID
-    tier: str
-    sealed: bytes
-    confidence: float | None
-    valid_from: dt.datetime
-    began_at: dt.datetime | None
-    ended_at: dt.datetime | None
-    score: float
-
-
-_COLUMNS: Final = _Row._fields[:-1]
+# What an entry is unsealed from, in this order.
+_COLUMNS: Final = ("id", "tier", "sealed", "valid_from", "confidence", "began_at", "ended_at")
 _TIERS: Final = {str(tier): tier for tier in Tier}
 _SELECTED: Final = ", ".join(f"e.{name}" for name in _COLUMNS)
 
@@ -185,9 +186,11 @@ WITH fits AS ({ranking.LISTS}
 ), fused AS (
     SELECT id, {ranking.FUSED_RANK} FROM fits GROUP BY id
 )
-SELECT memory.enabled, memory.policy::text, {{has_many}}, fit.*
-FROM (VALUES (1)) AS one
-LEFT JOIN memory_memory AS memory ON memory.user_id = %(user)s
+SELECT fit.*, memory.policy, {{count}}
+FROM (
+    SELECT enabled, policy::text AS policy
+    FROM (VALUES (1)) AS one LEFT JOIN memory_memory ON user_id = %(user)s OFFSET 0
+) AS memory
 LEFT JOIN LATERAL (
     SELECT {_SELECTED}, COALESCE({ranking.SCORE}, 0) AS score
     FROM memory_entry AS e LEFT JOIN fused ON fused.id = e.id
@@ -202,11 +205,14 @@ LEFT JOIN LATERAL (
 ORDER BY fit.tier <> 'core', fit.score DESC, fit.valid_from DESC
 """  # noqa: S608
 
+# The text depends on little, and is long to put together.
+_statement: Final = lru_cache(64)(lambda near, count: _RECALL.format(near=near, count=count))
+
 
 class _Size(NamedTuple):
     """What this process knows of a user's memory until some time of its monotonic clock."""
 
-    is_many: bool
+    vectors: int
     common: frozenset[int]
     until: float
 
@@ -221,28 +227,33 @@ def _size_of(user_id: uuid.UUID) -> _Size | None:
     return found if found and time.monotonic() < found.until else None
 
 
-def _note(user_id: uuid.UUID, *, is_many: bool) -> None:
+def _note(user_id: uuid.UUID, vectors: int) -> None:
     if len(_sizes) >= _MOST_NOTED:
         _sizes.clear()
-    common = ranking.common_terms(user_id) if is_many else frozenset[int]()
-    _sizes[user_id] = _Size(is_many, common, time.monotonic() + _NOTED_S)
+    common = ranking.common_terms(user_id, vectors) if ranking.has_many(vectors) else frozenset[int]()
+    _sizes[user_id] = _Size(vectors, common, time.monotonic() + _NOTED_S)
 
 
-def _unseal_within(user_id: uuid.UUID, rows: Iterable[_Row], limit_tokens: int) -> list[RecalledEntry]:
-    """As many entries as fit the budget, none of them cut."""
+def _unseal_within(
+    user_id: uuid.UUID, rows: Iterable[Sequence[Any]], limit_tokens: int
+) -> list[RecalledEntry]:
+    """As many entries as fit the budget, none of them cut. Rows begin with _COLUMNS."""
     cipher = cipher_for(user_id)
     left, too_long = limit_tokens * CHARS_PER_TOKEN, 0
     found = []
     for row in rows:
+        if left <= _LINE_OVERHEAD_CHARS:
+            break
+        entry_id, tier, sealed, since, confidence, began_at, ended_at, *_ = row
         try:
-            content = entry_content.unseal_content(row.sealed, row.id, row.tier, cipher)
+            content = entry_content.unseal_content(sealed, entry_id, tier, cipher)
         except SealBroken:
-            log.error("memory.seal_broken", user_id=str(user_id), entry_id=str(row.id))
+            log.error("memory.seal_broken", user_id=str(user_id), entry_id=str(entry_id))
             continue
         size = len(content.searchable_text) + _LINE_OVERHEAD_CHARS
         if size > left:
             # A shorter one may still fit. Every core entry that fits is given.
-            too_long += row.tier != Tier.CORE
+            too_long += tier != Tier.CORE
             if too_long == _MAX_TOO_LONG:
                 break
             continue
@@ -250,14 +261,14 @@ def _unseal_within(user_id: uuid.UUID, rows: Iterable[_Row], limit_tokens: int) 
         # By position: it is made for every entry of every turn.
         found.append(
             RecalledEntry(
-                row.id,
-                _TIERS[row.tier],
+                entry_id,
+                _TIERS[tier],
                 content.content,
                 content.key,
-                row.valid_from,
-                row.confidence,
-                row.began_at,
-                row.ended_at,
+                since,
+                confidence,
+                began_at,
+                ended_at,
             )
         )
     return found

@@ -167,7 +167,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'indexes': [
-                    models.Index(fields=['user', 'embedding_model'], include=['entry', 'bits'], name='embeddings_of_user'),
+                    models.Index(fields=['user', 'embedding_model', 'entry'], include=['bits'], name='embeddings_of_user'),
                 ],
             },
         ),

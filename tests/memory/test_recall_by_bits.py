@@ -52,7 +52,10 @@ def test_the_same_is_recalled_once_a_process_knows_that_a_user_has_many(user: uu
     few = with_entries(TEXTS[:-1])
     nearest(few, TEXTS[3])
     exact = [nearest(user, text)[0] for text in TEXTS[:1]]
-    assert {key: size.is_many for key, size in recall._sizes.items()} == {user: True, few: False}
+    assert {key: size.vectors for key, size in recall._sizes.items()} == {
+        user: len(TEXTS),
+        few: len(TEXTS) - 1,
+    }
     with CaptureQueriesContext(connection) as queries:
         assert [nearest(user, text)[0] for text in TEXTS[:1]] == exact == TEXTS[:1]
         assert [nearest(user, text)[0] for text in TEXTS] == TEXTS
@@ -73,8 +76,8 @@ def test_what_a_process_knows_of_a_user_is_asked_again(
 def test_common_words_are_looked_up_only_where_a_question_has_no_others(
     user: uuid.UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranking, "_COMMON_IN_SAMPLE", len(TEXTS))
-    common = ranking.common_terms(user)
+    monkeypatch.setattr(ranking, "_ENTRIES_OF_COMMON_WORD", len(TEXTS))
+    common = ranking.common_terms(user, len(TEXTS))
     cipher = cipher_for(user)
     assert common == set(hash_terms("Anna visits place", cipher))
 
@@ -106,18 +109,28 @@ def test_an_entry_that_has_ended_has_no_vector_and_takes_no_place(user: uuid.UUI
 
 
 def test_the_bits_of_all_are_read_in_the_index_alone(user: uuid.UUID) -> None:
+    bits, inverted = question_bits([1.0])
     with connection.cursor() as cursor:
         cursor.execute("SET enable_seqscan = off")
         try:
             cursor.execute(
-                "EXPLAIN SELECT entry_id FROM memory_embedding WHERE user_id = %s AND embedding_model = %s"
-                " ORDER BY (bits <~> (SELECT %s::bit(1024))) + (bits <~> (SELECT %s::bit(1024))) LIMIT 20",
-                [user, text_embedding.current_space(), *question_bits([1.0])],
+                f"EXPLAIN SELECT entry_id, vector FROM {ranking._NEAREST_BITS}",
+                {
+                    "user": user,
+                    "space": text_embedding.current_space(),
+                    "bits": bits,
+                    "inverted": inverted,
+                    "sampled": 2,
+                    "nearest_of_sample": 2,
+                    "compared": 20,
+                },
             )
             plan = " ".join(line for (line,) in cursor.fetchall())
         finally:
             cursor.execute("RESET enable_seqscan")
-    assert "Index Only Scan using embeddings_of_user" in plan, plan
+    assert plan.count("Index Only Scan using embeddings_of_user") == 2, plan
+    assert plan.count("Index Scan using embeddings_of_user") == 1, plan
+    assert "(entry_id = ANY" in plan, plan
 
 
 def test_bits_are_those_of_the_vector_as_it_is_stored(user: uuid.UUID) -> None:
