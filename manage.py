@@ -27,6 +27,9 @@ def main() -> None:
 
         sys.exit(device(sys.argv[2:]))
 
+    from adiuva.core import garbage
+
+    garbage.collect_rarely_while_loading()
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 

@@ -9,6 +9,7 @@ from celery import Celery, signals
 from adiuva.core import celery_beat_thread, celery_heartbeat, garbage
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
+garbage.collect_rarely_while_loading()
 
 
 def _refuse_unsafe_start(**_: object) -> None:

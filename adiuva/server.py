@@ -21,6 +21,7 @@ _M_MMAP_THRESHOLD: Final = -3  # mallopt's parameter, from glibc's malloc.h
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
+    garbage.collect_rarely_while_loading()
     from django.conf import settings
 
     from adiuva.core import metrics, tracing
